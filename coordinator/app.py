@@ -55,7 +55,7 @@ class App:
         self,
         context: ApiContext,
         hub: NodeHub,
-        answers: ResponseStore,
+        responses: ResponseStore,
         *,
         retention: Retention | None = None,
         intake: IntakeLimits | None = None,
@@ -64,7 +64,7 @@ class App:
         """`manners`: what strangers have cost, shared with the hub."""
         limits = intake or IntakeLimits()
         shared, bodies = rate_limiter or RateLimiter(limits, time.monotonic), RequestBodies(limits)
-        self._jobs = JobsRoute(context.market, answers, intake=limits, retention=retention, rate_limiter=shared, bodies=bodies)
+        self._jobs = JobsRoute(context.market, responses, intake=limits, retention=retention, rate_limiter=shared, bodies=bodies)
         self._hub, self._control = hub, RequestLimiter(build_control_plane(context), shared, bodies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -23,7 +23,9 @@ myst_enable_extensions = ["colon_fence", "deflist", "fieldlist", "attrs_block"]
 myst_fence_as_directive = ["mermaid"]
 myst_heading_anchors = 4
 default_role = "code"
+suppress_warnings = ["misc.highlighting_failure"]  # console blocks hold output, which is no code
 
+smartquotes = False  # it would turn options such as --json into dashes
 html_theme = "furo"
 html_title = f"Tallystick {__version__}"
 html_static_path = ["_static"]

@@ -1,6 +1,6 @@
-"""Everything that reads bytes from outside, as functions of bytes that must not fail otherwise than with an error of ours.
+"""Fuzz targets: all parsers of untrusted bytes, which may raise only errors of this project.
 
-`scripts/fuzz` drives them guided by coverage, tests/test_fuzz.py in every run of the tests.
+`scripts/fuzz` runs them guided by coverage, and tests/test_fuzz.py runs them with every test run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whatever bytes come from outside: an error of ours, or nothing. scripts/fuzz looks further, guided by coverage."""
+"""Parsers of untrusted bytes return or raise an error of ours. scripts/fuzz searches further, guided by coverage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SEEDS = fuzz.seeds()
 
 @st.composite
 def _damaged(draw: st.DrawFn, seed: bytes) -> bytes:
-    """A good input with some bytes replaced, left out, repeated or put in."""
+    """A valid input with some bytes replaced, removed, repeated or inserted."""
     data = bytearray(seed)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(data)))
@@ -23,7 +23,7 @@ def _damaged(draw: st.DrawFn, seed: bytes) -> bytes:
 
 
 def test_every_target_has_seeds() -> None:
-    """The seeds are good inputs of all targets."""
+    """The seeds are valid inputs of all targets."""
     assert SEEDS.keys() == fuzz.TARGETS.keys()
     for name in ("submission", "dispatch", "frames", "events"):
         for seed in SEEDS[name]:
@@ -34,6 +34,6 @@ def test_every_target_has_seeds() -> None:
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_bytes_from_outside(name: str, data: st.DataObject) -> None:
-    """No input fails otherwise than in our words."""
+    """No input raises anything but an error of ours."""
     some = data.draw(st.binary(max_size=200) | st.sampled_from(SEEDS[name]).flatmap(_damaged))
     fuzz.run(fuzz.TARGETS[name], some)

@@ -1,4 +1,4 @@
-"""What `from tallystick import …` gives."""
+"""The public names of the package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_every_name_is_there(name: str) -> None:
 
 
 def _below(error: type[TallyError]) -> list[type[TallyError]]:
-    return [error, *(one for child in error.__subclasses__() for one in _below(child))]
+    return [error, *(below for child in error.__subclasses__() for below in _below(child))]
 
 
 def test_errors_say_whose_fault_and_whether_to_retry() -> None:

@@ -23,6 +23,7 @@ import structlog
 
 from coordinator.domain.limits import JobLimits, check_order
 from coordinator.domain.peer_errors import error_for_peers
+from coordinator.jobs.deadlines import enforce_deadlines
 from coordinator.jobs.deferred_writes import DeferredWrites
 from coordinator.jobs.live_job import Attempt, LiveJob, link_payload
 from coordinator.jobs.matchmaker import Matchmaker
@@ -67,16 +68,10 @@ class Market:
         self.matchmaker = maker = Matchmaker(domain=domain, funds=funds, limits=limits, now=now, tick=tick, chance=chance)
         self.book, self.exposure = maker.book, maker.exposure
         self.reputation, self.decision_log = maker.reputation, maker.decision_log
+        exposure, reputation = self.exposure, self.reputation
         self._signer, self._bus, self._store = signer, bus, store
         self._receipts = Receipts(
-            domain=domain,
-            store=store,
-            bus=bus,
-            exposure=self.exposure,
-            reputation=self.reputation,
-            funds=funds,
-            now=now,
-            tick=tick,
+            domain=domain, store=store, bus=bus, exposure=exposure, reputation=reputation, funds=funds, now=now, tick=tick
         )
         self._now, self._tick = now, tick
         self._live: dict[JobId, LiveJob] = {}
@@ -387,39 +382,16 @@ class Market:
         if await self.accept_receipt(provider, job_id, dumps(late.receipt.to_json())):
             return
         if (late.order.message.coordinator, late.order.message.provider) != (self.address, provider):
-            raise BadReceipt(
-                f"receipt: expected an order on {provider} through {self.address}, got another provider or coordinator"
-            )
+            raise BadReceipt(f"receipt: expected an order on {provider} through {self.address}, got another party")
         await self._receipts.accept_unknown(job_id, late)
         self._seen.setdefault(job_id, int(self._now()))
-
-    # Time
 
     def sweep(self) -> None:
         """Runs once a second: ends overdue jobs, sends signs of life for silent ones, forgets old ids, retries failed writes."""
         tick, horizon = self._tick(), int(self._now()) - self.limits.max_order_seconds
         for job in list(self._live.values()):
             if job.at_node:
-                self._watch(job, tick)
+                enforce_deadlines(job, tick, self.limits, cancel=self.cancel, stop=self._stop)
         while self._seen and next(iter(self._seen.values())) <= horizon:
             self._seen.popitem(last=False)
         self._writes.retry()
-
-    def _watch(self, job: LiveJob, tick: float) -> None:
-        """Checks the deadlines of a job at a node.
-
-        The node is not late while the reader has a frame or frames wait in the inbox, unless it was told to stop or the job's
-        total time is up.
-        """
-        if job.reader_seconds(tick) > self.limits.reader:
-            self.cancel(job.id)
-        over = job.spent(tick) > self.limits.total
-        late = tick > job.due(tick) and (job.cancelled or job.inbox.empty())
-        if (over or late) and not job.overdue:
-            error = Unavailable(Code.TIMED_OUT, "the provider did not meet the deadline of this phase", fault=Fault.PROVIDER)
-            job.overdue = True
-            self._stop(job, CancelReason.TIMED_OUT)
-            job.interrupt(pack_link(Kind.FAIL, job.id, dumps(error.as_json())))
-        elif tick > job.last_frame_at + self.limits.beat and job.inbox.empty():
-            job.last_frame_at = tick
-            job.inbox.put_nowait(pack_link(Kind.BEAT, job.id))

@@ -60,8 +60,8 @@ reputations = sa.Table(
     sa.Column("bad", sa.Float),
     sa.Column("jobs", sa.BigInteger),
 )
-answers = sa.Table(
-    "answers",
+responses = sa.Table(
+    "responses",
     metadata,
     sa.Column("job", sa.String(32), primary_key=True),
     sa.Column("fingerprint", sa.String(64)),

@@ -28,7 +28,7 @@ from coordinator.ports import (
     StoredState,
     too_many_claims,
 )
-from coordinator.storage.schema import answers, claims, cursors, jobs, receipts, reputations, settlements
+from coordinator.storage.schema import claims, cursors, jobs, receipts, reputations, responses, settlements
 from tallystick.protocol.eip712 import Verified, loads_signed, read_signed
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.jobs import TERMINAL, State
@@ -182,8 +182,8 @@ class Store:
         check_room = self._put % ROOM_CHECK_INTERVAL == 0
 
         def work(connection: Connection) -> None:
-            connection.execute(sa.delete(answers).where(answers.c.ended_at < since))
-            _upsert(connection, answers, row, ("job",))
+            connection.execute(sa.delete(responses).where(responses.c.ended_at < since))
+            _upsert(connection, responses, row, ("job",))
             if check_room:
                 _evict_responses(connection, max_bytes)
 
@@ -191,7 +191,7 @@ class Store:
 
     async def response(self, job: JobId, since: int) -> StoredResponse | None:
         """See ports.ResponseStore."""
-        query = sa.select(answers).where(answers.c.job == job.hex(), answers.c.ended_at >= since)
+        query = sa.select(responses).where(responses.c.job == job.hex(), responses.c.ended_at >= since)
         row = await self._db.read(lambda c: c.execute(query).mappings().one_or_none())
         if row is None:
             return None
@@ -281,13 +281,14 @@ class Store:
 
 def _evict_responses(connection: Connection, max_bytes: int) -> None:
     """Deletes the oldest responses of the payer that holds most, until all fit."""
-    taken = sa.func.sum(answers.c.size)
-    held = {payer: int(size) for payer, size in connection.execute(sa.select(answers.c.payer, taken).group_by(answers.c.payer))}
+    columns = responses.c
+    sizes = sa.select(columns.payer, sa.func.sum(columns.size)).group_by(columns.payer)
+    held = {payer: int(size) for payer, size in connection.execute(sizes)}
     while sum(held.values()) > max_bytes:
         most = max(held, key=held.__getitem__)
-        oldest = sa.select(answers.c.job, answers.c.size).where(answers.c.payer == most).order_by(answers.c.ended_at).limit(1)
+        oldest = sa.select(columns.job, columns.size).where(columns.payer == most).order_by(columns.ended_at).limit(1)
         job, size = connection.execute(oldest).one()
-        connection.execute(sa.delete(answers).where(answers.c.job == job))
+        connection.execute(sa.delete(responses).where(responses.c.job == job))
         held[most] -= size
 
 

@@ -9,7 +9,7 @@ from docs.generate.markdown import code, table
 from tallystick.protocol.errors import PUBLIC, Code
 
 ROOT = Path(__file__).parent.parent.parent
-_RAISED = re.compile(r"\b(Refusal|Unavailable|Unfinished)\(\s*Code\.([A-Z_]+)")
+_RAISED = re.compile(r"\b(Refusal|Unavailable|StreamInterrupted)\(\s*Code\.([A-Z_]+)")
 
 INTRODUCTION = """# Error codes
 
@@ -32,8 +32,8 @@ same request may succeed later. The gateway and the coordinator send it as JSON 
 In Python an error is a `TallyError`. Its subclasses are `PeerError` (the other side broke a rule: keep the evidence, never
 retry), `Refusal` (a lawful no, final for this request) and `Unavailable` (try again).
 
-The column *retry* says whether the code raises the error as `Unavailable` (yes), as something final (no), or as either: then the
-member `retry` tells. The column *fault* is the usual one; the member `fault` decides.
+The second column has the usual fault (the member `fault` decides) and whether the error is raised as `Unavailable` (*retry*), as
+something final, or as either: then the member `retry` tells.
 
 """
 
@@ -189,7 +189,7 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
     Code.CLIENT_BUSY: (
         "This client has as many jobs or bytes under way as it allows.",
         "client",
-        "Retry later, or raise `max_jobs` or `max_bodies_bytes`.",
+        "Retry later, or raise `max_jobs` or `max_total_body_bytes`.",
     ),
     Code.UNAUTHENTICATED: (
         "The caller did not prove an account or an API key, or not the right one.",
@@ -217,15 +217,24 @@ def pages() -> dict[str, str]:
         raise SystemExit(f"docs/generate/errors.py: no advice for {', '.join(missing)}")
     retries = _retries()
     rows = (_row(member, retries.get(member.name, set())) for member in Code)
-    return {"errors.md": INTRODUCTION + table(("code", "HTTP", "meaning", "fault", "retry", "what to do"), rows)}
+    types: dict[str, set[int]] = {}
+    for public in PUBLIC.values():
+        types.setdefault(public.type, set()).add(public.status)
+    statuses = ((code(name), ", ".join(map(str, sorted(numbers)))) for name, numbers in types.items())
+    parts = [
+        INTRODUCTION,
+        table(("code, HTTP status", "fault, retry", "meaning, and what to do"), rows),
+        "\nOpenAI's member `type` follows from the status:\n",
+        table(("type", "HTTP status"), statuses),
+    ]
+    return {"errors.md": "\n".join(parts)}
 
 
-def _row(member: Code, raised: set[str]) -> tuple[str, ...]:
+def _row(member: Code, raised: set[str]) -> tuple[str, str, str]:
     meaning, fault, action = ADVICE[member]
     final, again = "Refusal" in raised or not raised, bool(raised - {"Refusal"})
-    retry = "see `retry`" if final and again else "yes" if again else "no"
-    public = PUBLIC[member]
-    return code(member.value), f"{public.status} `{public.type}`", meaning, fault, retry, action
+    retry = "see `retry`" if final and again else "retry" if again else "final"
+    return f"{code(member.value)}<br>{PUBLIC[member].status}", f"{fault}<br>{retry}", f"{meaning}<br>{action}"
 
 
 def _retries() -> dict[str, set[str]]:

@@ -11,8 +11,8 @@ from typing import Any
 import tallystick
 
 GROUPS = {
-    "Markets": ("Market", "SyncMarket", "ClientConfig", "Options", "Requirements", "Done"),
-    "Jobs and answers": ("Job", "Result", "TextStream", "SyncJob", "SyncTextStream", "Unfinished"),
+    "Markets": ("Market", "SyncMarket", "ClientConfig", "RequestOptions", "Requirements", "BatchResult"),
+    "Jobs and answers": ("Job", "Result", "TextStream", "SyncJob", "SyncTextStream", "StreamInterrupted"),
     "Wallets and amounts": ("open_wallet", "Signer", "Amount", "parse_amount", "format_amount"),
     "Proofs": ("Proof", "read_proof"),
     "Errors": (

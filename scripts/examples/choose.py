@@ -2,7 +2,7 @@
 
 import os
 
-from tallystick import Options, Requirements, SyncMarket, TallyError, format_amount, open_wallet, parse_amount
+from tallystick import RequestOptions, Requirements, SyncMarket, TallyError, format_amount, open_wallet, parse_amount
 
 wallet = open_wallet(os.environ.get("TALLYSTICK_WALLET", "default"))
 with SyncMarket(os.environ.get("TALLYSTICK_COORDINATOR", "http://127.0.0.1:8420"), wallet) as market:
@@ -11,7 +11,12 @@ with SyncMarket(os.environ.get("TALLYSTICK_COORDINATOR", "http://127.0.0.1:8420"
     for explained in market.explain(model, require=region, max_output_price=max_price):
         price = format_amount(explained.ask.output_price)
         print(f"{explained.ask.provider} at {price} in {explained.ask.spec.region}: {explained.reason or 'qualifies'}")
-    options: Options = {"require": region, "max_output_price": max_price, "max_cost": parse_amount("0.01"), "sort": "latency"}
+    options: RequestOptions = {
+        "require": region,
+        "max_output_price": max_price,
+        "max_cost": parse_amount("0.01"),
+        "sort": "latency",
+    }
     try:
         result = market.chat(model, [{"role": "user", "content": "Where are you?"}], max_tokens=100, tally=options)
     except TallyError as error:

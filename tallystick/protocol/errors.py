@@ -161,26 +161,29 @@ class PeerError(TallyError):
 
 
 class BadMessage(PeerError):
-    """A message does not parse. Never retry the same message."""
+    """A message does not parse. The fault of its sender; never retry the same message."""
 
     code = Code.BAD_MESSAGE
 
 
 class BadSignature(PeerError):
-    """A message is not signed by the account that it names. Never retry."""
+    """A message is not signed by the account that it names. The fault of its sender; never retry."""
 
     code = Code.BAD_SIGNATURE
 
 
 class BadReceipt(PeerError):
-    """A receipt contradicts its order, its prices, its transcript or the tab. Never retry with that provider."""
+    """A receipt contradicts its order, its prices, its transcript or the tab. The provider's fault; never retry with it."""
 
     code = Code.BAD_RECEIPT
     fault = Fault.PROVIDER
 
 
 class BadSeal(PeerError):
-    """Ciphertext does not open, or chunks of a stream were altered, reordered, dropped or repeated. Never retry."""
+    """Ciphertext does not open, or chunks of a stream were altered, reordered, dropped or repeated.
+
+    The fault of the party that sealed or forwarded it; never retry.
+    """
 
     code = Code.BAD_SEAL
 

@@ -13,12 +13,12 @@ EXAMPLE = Path(tallystick.client.__file__).parent / "example.toml"
 
 
 def test_example_is_the_defaults() -> None:
-    """The example file loads, and says what the defaults are."""
+    """The example file loads and has the default values."""
     assert load_config(EXAMPLE) == ClientConfig()
 
 
 def test_commented_settings_are_right(tmp_path: Path) -> None:
-    """The settings that the example only shows in comments are known and parse."""
+    """The settings that the example has only in comments are known and parse."""
     lines = [
         line.removeprefix("# ") if line.startswith("# ") and (" = " in line or line.startswith("# [")) else line
         for line in EXAMPLE.read_text().splitlines()
@@ -50,14 +50,14 @@ def test_sources(monkeypatch: pytest.MonkeyPatch) -> None:
         {"stream_idle_seconds": 0.0},
     ],
 )
-def test_settings_that_cannot_work(wrong: dict[str, object]) -> None:
-    """A value that can't work is refused at once, by its name."""
+def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
+    """An impossible value is refused at once, with the setting's name."""
     with pytest.raises(BadMessage, match=next(iter(wrong))):
         load_config(None, wrong)
 
 
-def test_state_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The ledger file is the wallet's own, in the home folder, unless another is named."""
+def test_ledger_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The ledger file is the wallet's own, in the home folder, unless another is configured."""
     monkeypatch.setenv("TALLYSTICK_HOME", str(tmp_path))
     wallet = Address("0x" + "12" * 20)
     assert ClientConfig().ledger_path(wallet) == tmp_path / "client" / f"{wallet}.db"

@@ -1,1 +1,1 @@
-"""Unmodified clients of others, each in an environment of its own, through the whole market."""
+"""Tests with unmodified third-party clients, each in its own environment, through a whole market."""

@@ -1,4 +1,4 @@
-"""Other clients are asked for by name: `scripts/test clients`."""
+"""Third-party clients run only on request: `scripts/test clients`."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""An engine with fixed answers that remembers what it was asked: words, parallel tool calls, JSON, several choices, logprobs."""
+"""An engine with fixed answers that records its requests: words, parallel tool calls, JSON, several choices, logprobs."""
 
 from __future__ import annotations
 
@@ -36,51 +36,52 @@ class Engine:
         return JSONResponse({"object": "list", "data": [{"id": MODEL, "object": "model", "created": 1, "owned_by": "us"}]})
 
     async def _embed(self, request: Request) -> Response:
-        asked = await request.json()
-        self.asked.append(asked)
-        count = len(asked["input"]) if isinstance(asked["input"], list) else 1
+        request_body = await request.json()
+        self.asked.append(request_body)
+        count = len(request_body["input"]) if isinstance(request_body["input"], list) else 1
         data = [{"object": "embedding", "index": at, "embedding": VECTOR} for at in range(count)]
         return JSONResponse({"object": "list", "model": MODEL, "data": data, "usage": {"prompt_tokens": 3, "total_tokens": 3}})
 
     async def _chat(self, request: Request) -> Response:
-        asked = await request.json()
-        self.asked.append(asked)
-        if asked.get("user") == "wrong":
+        request_body = await request.json()
+        self.asked.append(request_body)
+        if request_body.get("user") == "wrong":
             return JSONResponse({"error": {"message": "no such user", "type": "invalid_request_error", "code": None}}, 400)
-        said = _said(asked)
-        if asked.get("stream"):
-            usage = bool((asked.get("stream_options") or {}).get("include_usage"))
-            return StreamingResponse(_stream(said, usage=usage), media_type="text/event-stream")
-        reason = "tool_calls" if "tool_calls" in said else "stop"
+        message = _message(request_body)
+        if request_body.get("stream"):
+            usage = bool((request_body.get("stream_options") or {}).get("include_usage"))
+            return StreamingResponse(_stream(message, usage=usage), media_type="text/event-stream")
+        reason = "tool_calls" if "tool_calls" in message else "stop"
         logprobs = {"content": [{"token": TEXT, "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
         choices = [
-            {"index": at, "message": said, "finish_reason": reason} | ({"logprobs": logprobs} if asked.get("logprobs") else {})
-            for at in range(asked.get("n") or 1)
+            {"index": at, "message": message, "finish_reason": reason}
+            | ({"logprobs": logprobs} if request_body.get("logprobs") else {})
+            for at in range(request_body.get("n") or 1)
         ]
         return JSONResponse(_envelope("chat.completion") | {"choices": choices, "usage": USAGE})
 
 
-def _said(asked: dict[str, Any]) -> dict[str, Any]:
-    wants_tool = asked.get("tools") and asked["messages"][-1]["role"] == "user"
+def _message(request_body: dict[str, Any]) -> dict[str, Any]:
+    wants_tool = request_body.get("tools") and request_body["messages"][-1]["role"] == "user"
     if wants_tool:
-        name = asked["tools"][0]["function"]["name"]
+        name = request_body["tools"][0]["function"]["name"]
         calls = [
             {"id": f"call_{at}", "type": "function", "function": {"name": name, "arguments": json.dumps({"city": city})}}
             for at, city in enumerate(CITIES)
         ]
         return {"role": "assistant", "content": None, "tool_calls": calls}
-    return {"role": "assistant", "content": DOCUMENT if asked.get("response_format") else TEXT}
+    return {"role": "assistant", "content": DOCUMENT if request_body.get("response_format") else TEXT}
 
 
 def _envelope(kind: str) -> dict[str, Any]:
     return {"id": "c", "object": kind, "created": 1, "model": MODEL}
 
 
-async def _stream(said: dict[str, Any], *, usage: bool) -> AsyncIterator[bytes]:
-    if calls := said.get("tool_calls"):
+async def _stream(message: dict[str, Any], *, usage: bool) -> AsyncIterator[bytes]:
+    if calls := message.get("tool_calls"):
         deltas: list[dict[str, Any]] = [{"tool_calls": [{"index": at} | call]} for at, call in enumerate(calls)]
     else:
-        deltas = [{"content": word} for word in (WORDS if said["content"] == TEXT else [said["content"]])]
+        deltas = [{"content": word} for word in (WORDS if message["content"] == TEXT else [message["content"]])]
     for delta in ({"role": "assistant", "content": None}, *deltas):
         yield _event([{"index": 0, "delta": delta, "finish_reason": None}])
     yield _event([{"index": 0, "delta": {}, "finish_reason": "tool_calls" if calls else "stop"}])

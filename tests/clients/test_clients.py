@@ -1,4 +1,4 @@
-"""Unmodified clients through the whole market: what they ask reaches the engine, what it answers reaches them."""
+"""Unmodified clients through a whole market: requests reach the engine, and answers reach the clients."""
 
 from __future__ import annotations
 
@@ -43,20 +43,24 @@ SAID: dict[str, Any] = {
 
 @dataclass
 class Site:
-    """A market that runs, and the engine behind it."""
+    """A running market and the engine behind it."""
 
     url: str
     engine: Engine
     folder: Path
 
     async def run(self, *command: str, **environment: str) -> str:
-        """What a program says that is told of the market as any client is: by environment variables."""
-        told = {"OPENAI_BASE_URL": f"{self.url}/v1", "OPENAI_API_KEY": "unused", "HOME": str(self.folder)} | {
+        """The output of a program that gets the market's address from environment variables, as any client does."""
+        variables = {"OPENAI_BASE_URL": f"{self.url}/v1", "OPENAI_API_KEY": "unused", "HOME": str(self.folder)} | {
             "LITELLM_LOCAL_MODEL_COST_MAP": "True"
         }
         pipe = asyncio.subprocess.PIPE
         started = await asyncio.create_subprocess_exec(
-            *command, env=clean_environment() | told | environment, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+            *command,
+            env=clean_environment() | variables | environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
         )
         out, err = await started.communicate()
         assert started.returncode == 0, (out + err).decode()[-3000:]
@@ -65,7 +69,7 @@ class Site:
 
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    """Every part a process of its own but the engine."""
+    """A market whose parts, except the engine, are processes of their own."""
     engine = Engine()
     async with (
         serving(engine.app, "127.0.0.1", 0) as port,
@@ -74,10 +78,10 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         yield Site(market.gateway, engine, tmp_path)
 
 
-def _check(said: dict[str, Any], engine: Engine) -> None:
-    fault = said.pop("fault", None)
+def _check(output: dict[str, Any], engine: Engine) -> None:
+    fault = output.pop("fault", None)
     assert fault is None or "no such user" in fault
-    assert said == {name: SAID[name] for name in said}
+    assert output == {name: SAID[name] for name in output}
     assert any(asked.get("seed") == 7 for asked in engine.asked)
 
 
@@ -87,9 +91,9 @@ async def test_a_python_client(program: str, site: Site) -> None:
     """Whole and streamed answers, parallel tools, JSON, embeddings, errors."""
     commands = await asyncio.to_thread(install, *PYTHON[program])
     assert commands is not None
-    said = json.loads((await site.run(str(commands / "python"), str(PROGRAMS / f"{program}.py"))).splitlines()[-1])
-    assert said.keys() >= {"text", "stream", "tools", "tokens"}
-    _check(said, site.engine)
+    output = json.loads((await site.run(str(commands / "python"), str(PROGRAMS / f"{program}.py"))).splitlines()[-1])
+    assert output.keys() >= {"text", "stream", "tools", "tokens"}
+    _check(output, site.engine)
 
 
 @pytest.mark.timeout(600)
@@ -117,18 +121,18 @@ async def test_the_javascript_package(site: Site) -> None:
         command = [npm, "install", "--no-fund", "--no-audit", "--silent", "--prefix", str(folder), JAVASCRIPT]
         await asyncio.to_thread(subprocess.run, command, check=True)
     shutil.copy(PROGRAMS / "js_openai.mjs", folder)
-    said = json.loads(await site.run(shutil.which("node") or "node", str(folder / "js_openai.mjs"), PATH=os.environ["PATH"]))
-    assert said.keys() == {*SAID.keys(), "fault"} - {"json"}
-    _check(said, site.engine)
+    output = json.loads(await site.run(shutil.which("node") or "node", str(folder / "js_openai.mjs"), PATH=os.environ["PATH"]))
+    assert output.keys() == {*SAID.keys(), "fault"} - {"json"}
+    _check(output, site.engine)
 
 
 async def test_curl(site: Site) -> None:
-    """As the README of any OpenAI-compatible server has it."""
+    """curl, used as in the README of any OpenAI-compatible server."""
     body = '{"model": "bench", "messages": [{"role": "user", "content": "hi"}], "n": 2, "logprobs": true}'
     address = f"{site.url}/v1/chat/completions"
-    said = json.loads(await site.run("curl", "-sS", address, "-H", "content-type: application/json", "-d", body))
-    assert [choice["message"]["content"] for choice in said["choices"]] == [TEXT, TEXT]
-    assert all(choice["logprobs"]["content"][0]["logprob"] == -0.5 for choice in said["choices"])
+    output = json.loads(await site.run("curl", "-sS", address, "-H", "content-type: application/json", "-d", body))
+    assert [choice["message"]["content"] for choice in output["choices"]] == [TEXT, TEXT]
+    assert all(choice["logprobs"]["content"][0]["logprob"] == -0.5 for choice in output["choices"])
     streamed = await site.run(
         "curl", "-sSN", address, "-H", "content-type: application/json", "-d", body[:-1] + ', "stream": true}'
     )

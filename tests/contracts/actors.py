@@ -68,7 +68,7 @@ evidence = st.fixed_dictionaries(
 def begin() -> tuple[Market, Book]:
     """The market and the book of a new example."""
     market, book, mark = _made()
-    market.ground.back(mark)
+    market.chain.back(mark)
     return market, copy.deepcopy(book)
 
 
@@ -76,7 +76,7 @@ def begin() -> tuple[Market, Book]:
 def _made() -> tuple[Market, Book, tuple[bytes, int]]:
     """A market with money in it, to start every example from."""
     market = Market(rules=RULES)
-    book = Book(market.domain, market.token, RULES, market.ground.now)
+    book = Book(market.domain, market.token, RULES, market.chain.now)
     for who in PEOPLE:
         market.fund(who.address, WEALTH)
         book.coins[who.address], book.allowance[who.address] = WEALTH, U96
@@ -88,7 +88,7 @@ def _made() -> tuple[Market, Book, tuple[bytes, int]]:
     for function, sender, *arguments in setup:
         getattr(book, snake_case(function))(sender, *arguments)
         market.call(sender, function, *arguments)
-    return market, book, market.ground.mark()
+    return market, book, market.chain.mark()
 
 
 def coin_domain(market: Market) -> Domain:

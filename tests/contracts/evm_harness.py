@@ -1,5 +1,6 @@
-"""The real bytecode on bare py-evm, in this process: no blocks, no port, no signatures of transactions. A call takes a
-millisecond or two, and any state can be marked and come back to.
+"""The real bytecode on bare py-evm in this process, without blocks, ports or signed transactions.
+
+A call takes a millisecond or two, and any state can be saved and restored.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ CHAIN_ID = 31337
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """A call that went through. `gas` is what the whole transaction would cost, calldata and refunds included."""
+class Executed:
+    """A successful call. `gas` is the cost of the whole transaction, including calldata and refunds."""
 
     output: bytes
     gas: int
     logs: tuple[dict[str, Any], ...]
 
     def events(self, escrow: Address) -> tuple[Event, ...]:
-        """The escrow's facts, all at one position: a test compares what happened, not where."""
+        """The escrow's events, all with the same position, so tests compare events without positions."""
         return tuple(replace(event, at=NOWHERE) for event in read_logs(self.logs, escrow))
 
 
 NOWHERE = LogPosition(0, 0, "", "")
 
 
-class Ground:
-    """An EVM state of one's own at a time of one's own."""
+class MemoryChain:
+    """An EVM state in memory, with its own clock."""
 
     def __init__(self, chain_id: int = CHAIN_ID) -> None:
         self._context = ExecutionContext(
@@ -83,7 +84,7 @@ class Ground:
         self._finish(self.state.computation_class.apply_create_message(self.state, message, self._transaction(raw)))
         return _address(address)
 
-    def send(self, sender: Address, to: Address, data: bytes, *, gas: int = 1 << 40) -> Done:
+    def send(self, sender: Address, to: Address, data: bytes, *, gas: int = 1 << 40) -> Executed:
         """One transaction. Raises what the contract says, and then nothing has happened."""
         raw, target = _raw(sender), _raw(to)
         self.state.mark_address_warm(raw)
@@ -93,7 +94,7 @@ class Ground:
         self._finish(computation)
         logs = tuple(map(_log, computation.get_log_entries()))
         used = gas - computation.get_gas_remaining()
-        return Done(computation.output, _whole_gas(data, used, computation.get_gas_refund()), logs)
+        return Executed(computation.output, _whole_gas(data, used, computation.get_gas_refund()), logs)
 
     def ask(self, to: Address, data: bytes) -> bytes:
         """The answer of a view."""
@@ -146,4 +147,4 @@ def _address(raw: bytes) -> Address:
     return Address("0x" + raw.hex())
 
 
-__all__ = ["CHAIN_ID", "MAX_TRANSACTION_GAS", "NOWHERE", "START", "Done", "Ground"]
+__all__ = ["CHAIN_ID", "MAX_TRANSACTION_GAS", "NOWHERE", "START", "Executed", "MemoryChain"]

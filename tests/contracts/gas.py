@@ -20,7 +20,7 @@ from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Domain, Message, Signer
 from tallystick.protocol.messages import Bind, Claim, ClaimRow, Release
 from tallystick.protocol.types import ZERO_HASH, Amount, Hash
-from tests.contracts.evm_harness import START, Done
+from tests.contracts.evm_harness import START, Executed
 from tests.contracts.market_harness import DOLLAR, RULES, Market, person
 
 QUOTED = {"x402_row_1": 48_333, "x402_row_10": 23_824, "x402_row_100": 21_413, "x402_deposit_per_pair": 82_000}
@@ -56,13 +56,13 @@ class Bench(Market):
             "reserve_target": Amount(DOLLAR),
             "deadline": START + 600,
             "claim_by": START + 7 * _DAY,
-            "terms_hash": Hash(keccak(b"%d" % self._seq)),
+            "terms_hash": Hash(keccak(b"%d" % self.seq)),
         }
         if self.fee:
             terms |= {"coordinator": COORDINATOR.address, "max_fee_bps": 100}
         return self.row(payer, provider.address, self.total + DOLLAR // 2, self.total, **terms)
 
-    def batch(self) -> Done:
+    def batch(self) -> Executed:
         """One settlement of everything. It costs the same whoever sends it."""
         return self.send(RELAY.address, "settle", self.claims())
 
@@ -104,14 +104,14 @@ def largest_batch() -> int:
         claims = bench.claims()[0].rows
         for start in range(0, size, 200):
             bench.collect(bench.providers[0], *claims[start : start + 200])
-    mark, payers = bench.ground.mark(), bench.payers
+    mark, payers = bench.chain.mark(), bench.payers
     while True:
         gas = bench.batch().gas
         if gas <= MAX_TRANSACTION_GAS:
             return size
         size -= max(1, (gas - MAX_TRANSACTION_GAS) // 22_000)
         bench.payers = payers[:size]
-        bench.ground.back(mark)
+        bench.chain.back(mark)
 
 
 # ------------------------------------------------------------------------------------------------------------- every call
@@ -156,7 +156,7 @@ def _purse_calls(bench: Bench, take: Any) -> None:
     take("thaw", OWNER, "thaw", key.address, DOLLAR)
     take("cancel_thaw", OWNER, "cancelThaw", key.address)
     bench.call(OWNER.address, "thaw", key.address, DOLLAR)
-    bench.ground.now += RULES.thaw
+    bench.chain.now += RULES.thaw
     take("withdraw", OWNER, "withdraw", key.address)
 
 
@@ -169,7 +169,7 @@ def _tab_calls(bench: Bench, take: Any) -> None:
     take("secure_first", RELAY, "secure", order.message, order.signature)
     take("settle_opening_a_tab", person("new"), "settle", [_opening(bench, payer)])
     take("release", OWNER, "release", payer.address, provider.address)
-    bench.ground.now += RULES.release
+    bench.chain.now += RULES.release
     take("finish_release", OWNER, "finishRelease", payer.address, provider.address)
     take("give_back", second, "giveBack", payer.address, DOLLAR // 2)
     consent = Release(payer=payer.address, provider=second.address, floor=Amount(DOLLAR // 4), deadline=START + _DAY)
@@ -199,7 +199,7 @@ def _stake_calls(bench: Bench, take: Any) -> None:
     claim = provider.sign(Claim(provider=provider.address, rows=claimed), bench.domain)
     evidence = (claim.message, 0, claim.signature, pair[0].message, pair[0].signature)
     take("slash_overclaim", REPORTER, "slashOverclaim", *evidence)
-    bench.ground.now += RULES.unstake
+    bench.chain.now += RULES.unstake
     take("withdraw_stake", provider, "withdrawStake")
 
 

@@ -61,10 +61,10 @@ def test_thaw_race(market: Market) -> None:
     with refused("InsufficientFree", available=7 * DOLLAR, wanted=7 * DOLLAR + 1):
         market.call(OWNER.address, "thaw", KEY.address, 7 * DOLLAR + 1)
     market.call(OWNER.address, "thaw", KEY.address, 7 * DOLLAR)
-    market.ground.now += RULES.thaw - 1
-    with refused("TooEarly", readyAt=market.ground.now + 1):
+    market.chain.now += RULES.thaw - 1
+    with refused("TooEarly", readyAt=market.chain.now + 1):
         market.call(OWNER.address, "withdraw", KEY.address)
-    market.ground.now += 1
+    market.chain.now += 1
     market.call(OWNER.address, "withdraw", KEY.address)
     row = market.row(KEY, PROVIDER.address, 9 * DOLLAR)
     assert paid(market.collect(PROVIDER, row)) == [3 * DOLLAR]
@@ -74,7 +74,7 @@ def test_thaw_race(market: Market) -> None:
 def test_thaw_race_won_by_the_provider(market: Market) -> None:
     """What a provider collects before the withdrawal is not withdrawn again."""
     market.call(OWNER.address, "thaw", KEY.address, 10 * DOLLAR)
-    market.ground.now += RULES.thaw
+    market.chain.now += RULES.thaw
     assert paid(market.collect(PROVIDER, market.row(KEY, PROVIDER.address, 9 * DOLLAR))) == [9 * DOLLAR]
     market.call(OWNER.address, "withdraw", KEY.address)
     assert market.balance(OWNER.address) == DOLLAR
@@ -84,9 +84,9 @@ def test_thaw_race_won_by_the_provider(market: Market) -> None:
 def test_an_early_thaw_is_no_stock_of_freedom(market: Market) -> None:
     """A thaw that was announced for a little, long ago, lets out that little; more is a new announcement with a new wait."""
     market.call(OWNER.address, "thaw", KEY.address, 1)
-    market.ground.now += 10 * RULES.thaw
+    market.chain.now += 10 * RULES.thaw
     market.call(OWNER.address, "thaw", KEY.address, 10 * DOLLAR)
-    with refused("TooEarly", readyAt=market.ground.now + RULES.thaw):
+    with refused("TooEarly", readyAt=market.chain.now + RULES.thaw):
         market.call(OWNER.address, "withdraw", KEY.address)
 
 
@@ -94,8 +94,8 @@ def test_release_of_what_was_just_earned(market: Market) -> None:
     """A payer cannot take a reservation back faster than its provider can collect from it."""
     market.call(OWNER.address, "reserve", KEY.address, PROVIDER.address, 10 * DOLLAR)
     market.call(OWNER.address, "release", KEY.address, PROVIDER.address)
-    market.ground.now += RULES.release - 1
-    with refused("TooEarly", readyAt=market.ground.now + 1):
+    market.chain.now += RULES.release - 1
+    with refused("TooEarly", readyAt=market.chain.now + 1):
         market.call(OWNER.address, "finishRelease", KEY.address, PROVIDER.address)
     assert paid(market.collect(PROVIDER, market.row(KEY, PROVIDER.address, 10 * DOLLAR))) == [10 * DOLLAR]
 
@@ -115,8 +115,8 @@ def test_a_payer_key_with_code(market: Market, code: str, delegation: bool) -> N
     signed = market.row(KEY, PROVIDER.address, DOLLAR)
     order = market.row(KEY, PROVIDER.address, 5 * DOLLAR, reserve_target=Amount(DOLLAR)).order.message
     forged = Signed(order, THIEF.sign_digest(order.digest(market.domain)))
-    market.ground.etch(wallet, bytes.fromhex(code))
-    market.ground.etch(KEY.address, b"\xef\x01\x00" + bytes.fromhex(wallet[2:]) if delegation else bytes.fromhex(code))
+    market.chain.etch(wallet, bytes.fromhex(code))
+    market.chain.etch(KEY.address, b"\xef\x01\x00" + bytes.fromhex(wallet[2:]) if delegation else bytes.fromhex(code))
     events = market.collect(PROVIDER, replace(signed, order=forged, cumulative_cost=Amount(5 * DOLLAR)), signed)
     assert (skipped(events), paid(events)) == ([SkipReason.BAD_SIGNATURE], [DOLLAR])
     with refused("BadSignature", signer=KEY.address):
@@ -156,7 +156,7 @@ def test_refill_during_a_thaw(market: Market) -> None:
     market.collect(PROVIDER, market.row(KEY, PROVIDER.address, DOLLAR, None, **greedy))
     assert market.tab(KEY.address, PROVIDER.address) == (DOLLAR, 0)
     market.call(OWNER.address, "thaw", KEY.address, 9 * DOLLAR)
-    market.ground.now += RULES.thaw
+    market.chain.now += RULES.thaw
     market.call(OWNER.address, "withdraw", KEY.address)
     assert market.balance(OWNER.address) == 9 * DOLLAR
 
@@ -169,22 +169,22 @@ def test_pledging_again_what_was_released(market: Market) -> None:
     market.fund(OWNER.address, 1)
     market.call(OWNER.address, "deposit", KEY.address, 1)
     market.call(OWNER.address, "thaw", KEY.address, 1)
-    market.ground.now += RULES.release
+    market.chain.now += RULES.release
     market.call(OWNER.address, "finishRelease", KEY.address, PROVIDER.address)
     with refused("Thawing", key=KEY.address):
         market.call(PROVIDER.address, "secure", order.message, order.signature)
     market.call(OWNER.address, "thaw", KEY.address, 10 * DOLLAR + 1)
-    market.ground.now += RULES.thaw
+    market.chain.now += RULES.thaw
     market.call(OWNER.address, "withdraw", KEY.address)
     assert market.balance(OWNER.address) == 10 * DOLLAR + 1
 
 
 def test_claim_at_the_edge_of_claim_by(market: Market) -> None:
     """The last second of claimBy pays, the next does not; no later order is harmed by an expired one."""
-    edge = market.row(KEY, PROVIDER.address, 2 * DOLLAR, DOLLAR, claim_by=market.ground.now + 50)
-    market.ground.now += 50
+    edge = market.row(KEY, PROVIDER.address, 2 * DOLLAR, DOLLAR, claim_by=market.chain.now + 50)
+    market.chain.now += 50
     assert paid(market.collect(PROVIDER, edge)) == [DOLLAR]
-    market.ground.now += 1
+    market.chain.now += 1
     rest = replace(edge, cumulative_cost=Amount(2 * DOLLAR))
     assert skipped(market.collect(PROVIDER, rest)) == [SkipReason.EXPIRED]
     assert paid(market.collect(PROVIDER, market.row(KEY, PROVIDER.address, 2 * DOLLAR))) == [DOLLAR]
@@ -204,7 +204,7 @@ def test_an_equivocating_provider(market: Market) -> None:
     pair = [market.receipt(PROVIDER, KEY.address, 7, total) for total in (DOLLAR, 2 * DOLLAR)]
     evidence = [part for receipt in pair for part in (receipt.message, receipt.signature)]
     market.call(PROVIDER.address, "unstake", 8 * DOLLAR)
-    market.ground.now += RULES.unstake - 1
+    market.chain.now += RULES.unstake - 1
     with refused("TooEarly"):
         market.call(PROVIDER.address, "withdrawStake")
     (slashed,) = market.call(REPORTER.address, "slashEquivocation", *evidence)
@@ -286,7 +286,7 @@ def test_a_provider_cannot_collect_above_its_receipts_and_leave_no_evidence(mark
     assert skipped(market.settle(PROVIDER.address, ClaimBatch(PROVIDER.address, (row,)))) == [SkipReason.BAD_CLAIM]
     claim = market.claim(PROVIDER, market.row(KEY, PROVIDER.address, DOLLAR), row)
     calldata = market.escrow_abi.call("settle", [claim.encode()])
-    assert market.ground.send(PROVIDER.address, market.escrow, calldata).events(market.escrow)
+    assert market.chain.send(PROVIDER.address, market.escrow, calldata).events(market.escrow)
     (found,) = find_claims(calldata, PROVIDER.address, KEY.address, market.domain)
     evidence = (found.claim.message, 1, found.claim.signature, receipt.message, receipt.signature)
     market.call(THIEF.address, "slashOverclaim", *evidence)
@@ -307,7 +307,7 @@ def test_order_replay_on_a_fork(market: Market) -> None:
     pair = [market.receipt(PROVIDER, KEY.address, 1, total) for total in (1, 2)]
     market.stake(PROVIDER.address, DOLLAR)
     market.call(OWNER.address, "reserve", KEY.address, PROVIDER.address, DOLLAR)
-    market.ground.fork(1)
+    market.chain.fork(1)
     there = ClaimBatch.sign(PROVIDER, [row], Domain(chain_id=1, contract=market.escrow))
     assert skipped(market.settle(PROVIDER.address, *there)) == [SkipReason.BAD_SIGNATURE]
     assert skipped(market.settle(THIEF.address, claim)) == [SkipReason.BAD_CLAIM]
@@ -325,7 +325,7 @@ def test_order_replay_on_a_fork(market: Market) -> None:
 
 def test_order_replay_on_another_contract(market: Market) -> None:
     """An order pays at the contract for which it was signed, and at no twin of it on the same chain."""
-    twin = Market(market.ground)
+    twin = Market(market.chain)
     twin.purse(KEY, OWNER.address, 10 * DOLLAR)
     row = market.row(KEY, PROVIDER.address, DOLLAR)
     assert skipped(twin.collect(PROVIDER, row)) == [SkipReason.BAD_SIGNATURE]
@@ -422,7 +422,7 @@ def test_reverting_token(hostile: Market) -> None:
     hostile.coin(THIEF.address, "setBlocked", hostile.escrow, True)
     assert paid(hostile.collect(PROVIDER, hostile.row(KEY, PROVIDER.address, DOLLAR))) == [DOLLAR]
     hostile.call(OWNER.address, "thaw", KEY.address, 9 * DOLLAR)
-    hostile.ground.now += RULES.thaw
+    hostile.chain.now += RULES.thaw
     for who, function, argument in ((THIEF, "cashOut", PROVIDER.address), (OWNER, "withdraw", KEY.address)):
         with pytest.raises(Refusal):
             hostile.call(who.address, function, argument)
@@ -466,7 +466,7 @@ def test_a_blacklisted_party_blocks_only_itself(hostile: Market) -> None:
             hostile.call(THIEF.address, "cashOut", who.address)
     hostile.call(THIEF.address, "cashOut", SYBIL.address)
     hostile.call(SYBIL.address, "thaw", other.address, DOLLAR)
-    hostile.ground.now += RULES.thaw
+    hostile.chain.now += RULES.thaw
     hostile.call(SYBIL.address, "withdraw", other.address)
     assert hostile.balance(SYBIL.address) == DOLLAR + DOLLAR * 9 // 10
     hostile.call(PROVIDER.address, "setPayout", REPORTER.address)
@@ -521,12 +521,12 @@ def test_reentrant_token(hostile: Market, outer: str, inner: str, patient: bool)
         "max_fee_bps": 10_000,
     }  # it signs no claim, but may be paid
     act(hostile.escrow_abi.call("settle", [hostile.claim(PROVIDER, hostile.row(KEY, PROVIDER.address, 6, **fee)).encode()]))
-    hostile.ground.now += RULES.unstake
-    before, mark = (hostile.balance(token), hostile.free(SYBIL.address)), hostile.ground.mark()
+    hostile.chain.now += RULES.unstake
+    before, mark = (hostile.balance(token), hostile.free(SYBIL.address)), hostile.chain.mark()
 
     act(_call(hostile, outer))
     alone = (hostile.balance(token), hostile.free(SYBIL.address), hostile.credit(token), hostile.ask("stakeOf", token))
-    hostile.ground.back(mark)
+    hostile.chain.back(mark)
     claim = hostile.claim(PROVIDER, hostile.row(KEY, PROVIDER.address, 7, **fee))
     more = hostile.escrow_abi.call("settle", [claim.encode()])
     hostile.coin(THIEF.address, "setCallback", hostile.escrow, more if inner == "settle" else _call(hostile, inner), patient)

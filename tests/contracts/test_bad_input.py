@@ -34,7 +34,7 @@ def _market() -> Market:
 
 def _papers(market: Market) -> dict[str, Any]:
     """Signed things with a fault each, by name."""
-    now = market.ground.now
+    now = market.chain.now
     orders = {
         "own order": market.order(PROVIDER, PROVIDER.address, DOLLAR),
         "late order": market.order(KEY, PROVIDER.address, DOLLAR, deadline=now - 1),
@@ -134,11 +134,11 @@ def test_bad_input(case: tuple[str, Address, tuple[object, ...], str]) -> None:
     """The call is refused by name, and not a bit of the state is another one."""
     function, sender, wanted, error = case
     market = _market()
-    before = market.ground.mark()
+    before = market.chain.mark()
     with pytest.raises(ContractError) as caught:
         market.call(sender, function, *_filled(market, wanted))
     assert caught.value.name == error, caught.value
-    assert market.ground.mark() == before
+    assert market.chain.mark() == before
 
 
 def _filled(market: Market, wanted: tuple[object, ...]) -> list[object]:
@@ -166,7 +166,7 @@ def test_every_entry_has_bad_input() -> None:
 def test_errors_in_the_order_of_their_causes() -> None:
     """Where several things are wrong, a call that was refused for one is refused for the next one when that is mended."""
     market = _market()
-    mark = market.ground.mark()
+    mark = market.chain.mark()
     market.call(OWNER.address, "cancelThaw", KEY.address)
     papers = _papers(market)
     for name, error in (("order", "Releasing"), ("other order", None), ("other order", "NothingToReserve")):
@@ -180,6 +180,6 @@ def test_errors_in_the_order_of_their_causes() -> None:
         market.call(OWNER.address, "cancelThaw", KEY.address)
     with pytest.raises(ContractError, match="NotThawing"):
         market.call(OWNER.address, "withdraw", KEY.address)
-    market.ground.now += RULES.release
+    market.chain.now += RULES.release
     market.call(OWNER.address, "finishRelease", KEY.address, PROVIDER.address)
-    market.ground.back(mark)
+    market.chain.back(mark)

@@ -47,7 +47,7 @@ def test_the_measure_is_what_receipts_say() -> None:
     for code in (market.token_abi.create(), market.escrow_abi.create(market.token, rules)):
         send(DEPLOYER, None, code)
     row = market.row(KEY, PROVIDER.address, DOLLAR, reserve_target=Amount(DOLLAR))
-    market.ground.now = evm.next_timestamp()
+    market.chain.now = evm.next_timestamp()
     for who, function, arguments in (
         (OWNER, "mint", (OWNER.address, 5 * DOLLAR)),
         (OWNER, "approve", (market.escrow, 5 * DOLLAR)),
@@ -60,4 +60,4 @@ def test_the_measure_is_what_receipts_say() -> None:
     ):
         abi, to = (market.token_abi, market.token) if function in {"mint", "approve"} else (market.escrow_abi, market.escrow)
         data = abi.call(function, *arguments)
-        assert market.ground.send(who.address, to, data).gas == send(who, to, data), function
+        assert market.chain.send(who.address, to, data).gas == send(who, to, data), function

@@ -208,7 +208,7 @@ class Escrow(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, RULES.thaw - 1, RULES.thaw, RULES.release, RULES.unstake]))
     def wait(self, seconds: int) -> None:
-        self.book.now = self.market.ground.now = self.book.now + seconds
+        self.book.now = self.market.chain.now = self.book.now + seconds
 
     # --------------------------------------------------------------------------------------------------------------- tabs
 

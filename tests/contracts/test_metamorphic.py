@@ -30,7 +30,7 @@ def _made() -> tuple[Market, tuple[bytes, int]]:
     for payer in PAYERS:
         market.purse(payer, OWNER.address, 100 * DOLLAR)
     market.call(COORDINATOR.address, "setFee", 200)
-    return market, market.ground.mark()
+    return market, market.chain.mark()
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def market() -> Market:
 
 def _fresh() -> Market:
     made, mark = _made()
-    made.ground.back(mark)
+    made.chain.back(mark)
     return made
 
 
@@ -149,7 +149,7 @@ def _poison(market: Market, name: str, provider: Signer) -> tuple[SettleRow, Ski
         ),
         "no cost": lambda: (replace(good, cumulative_cost=Amount(0)), SkipReason.NOTHING_OWED),
         "no ceiling": lambda: (market.row(payer, me, 0, U96), SkipReason.NOTHING_OWED),
-        "too late": lambda: (market.row(payer, me, 9 * DOLLAR, claim_by=market.ground.now - 1), SkipReason.EXPIRED),
+        "too late": lambda: (market.row(payer, me, 9 * DOLLAR, claim_by=market.chain.now - 1), SkipReason.EXPIRED),
         "in the year 1970": lambda: (market.row(payer, me, 9 * DOLLAR, claim_by=0), SkipReason.EXPIRED),
         "no purse": lambda: (market.row(STRANGER, me, 9 * DOLLAR), SkipReason.UNKNOWN_PURSE),
         "no purse and no bounds": lambda: (market.row(STRANGER, me, U96, reserve_target=Amount(U96)), SkipReason.UNKNOWN_PURSE),
@@ -179,13 +179,13 @@ POISONS = [
 def test_a_poisoned_row_harms_only_itself(market: Market, name: str) -> None:
     """First, between others, last, or twice: the good rows pay exactly what they pay without it."""
     market.call(person("poor").address, "open", person("poor").address, OWNER.address, b"")
-    provider, mark = PROVIDERS[0], market.ground.mark()
+    provider, mark = PROVIDERS[0], market.chain.mark()
     poison, reason = _poison(market, name, provider)
     good = [_row(market, payer, provider, (n + 1) * DOLLAR) for n, payer in enumerate(PAYERS)]
     assert len(paid(market.collect(provider, *good))) == len(good)
     wanted = _state(market)
     for place in range(len(good) + 1):
-        market.ground.back(mark)
+        market.chain.back(mark)
         events = market.collect(provider, *good[:place], poison, *good[place:], poison)
         assert (paid(events), skipped(events)) == ([DOLLAR, 2 * DOLLAR, 3 * DOLLAR], [reason, reason])
         assert _state(market) == wanted
@@ -205,7 +205,7 @@ def test_a_poisoned_claim_harms_only_itself(market: Market, how: str) -> None:
     }[how]
     market.settle(RELAY.address, first, last)
     wanted, mark = _state(market), _made()[1]
-    market.ground.back(mark)
+    market.chain.back(mark)
     events = market.settle(RELAY.address, first, replace(bad, signature=signature), last)
     assert (paid(events), skipped(events)) == ([DOLLAR, DOLLAR], [SkipReason.BAD_CLAIM])
     assert _state(market) == wanted
@@ -232,7 +232,7 @@ def test_a_blacklisted_payee_harms_only_itself() -> None:
 def test_a_partial_payment_is_completed_exactly_once(owed: int, reserved: int, deposits: list[int], again: int) -> None:
     """However often the row comes back between top-ups: in all it pays what is owed, as far as there is money, and no more."""
     market, mark = _made()
-    market.ground.back(mark)
+    market.chain.back(mark)
     payer, provider = person("slow payer"), PROVIDERS[0]
     market.purse(payer, OWNER.address, 20)
     market.call(OWNER.address, "reserve", payer.address, provider.address, reserved) if reserved else ()

@@ -110,7 +110,7 @@ def test_no_escrow_without_a_token() -> None:
     market = Market()
     code = market.escrow_abi.create(ZERO_ADDRESS, astuple(market.rules))
     with refused("ZeroAddress"):
-        market.ground.create(STRANGER.address, code)
+        market.chain.create(STRANGER.address, code)
 
 
 async def test_the_faucet_is_bounded(world: World) -> None:

@@ -22,7 +22,7 @@ SAID = {
     "stream.py": ("stand-in", "of this tab", "output tokens, 0.0000"),
     "cancel.py": ("stand-in", "client_cancelled: ", "output tokens, 0.0000"),
     "many.py": ("24 of 24 answered for 0.00", "100%"),
-    "choose.py": ("in eu-west: will do", "answered for 0.0000"),
+    "choose.py": ("in eu-west: qualifies", "answered for 0.0000"),
     "verify.py": ("order: signed by the payer", "transcript: the whole answer", "not valid: "),
     "openai_sdk.py": ("stand-in",),
 }

@@ -1,4 +1,4 @@
-"""Real engines are asked for by name: `scripts/test engines`, with `--all` also the large ones."""
+"""Real engines run only on request: `scripts/test engines`, with `--all` also the large ones."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A GGUF file as a folder that transformers serves: FILE FOLDER. Run by that engine's Python, not by ours."""
+"""Converts a GGUF file to a folder that transformers can serve: FILE FOLDER. Runs under that engine's Python."""
 
 import sys
 from pathlib import Path

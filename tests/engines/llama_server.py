@@ -1,4 +1,4 @@
-"""llama.cpp's own server, out of the xllamacpp wheel: MODEL PORT [embedding]. Run by that wheel's Python, not by ours."""
+"""Starts llama.cpp's own server from the xllamacpp wheel: MODEL PORT [embedding]. Runs under that wheel's Python."""
 
 import sys
 import threading

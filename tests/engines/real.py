@@ -1,4 +1,4 @@
-"""How each real engine is installed, started, killed, and what it is expected to be able to do."""
+"""Installs, starts and kills each real engine, and lists its expected capabilities."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ START_SECONDS = 180
 
 @dataclass
 class Process:
-    """One engine process, on a port of its own, started again on the same."""
+    """One engine process, which restarts on the same port."""
 
     command: Sequence[str]
     port: int
@@ -40,7 +40,7 @@ class Process:
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Starts it and waits until it answers."""
+        """Starts the process and waits until it answers."""
         with self.log.open("ab") as log:
             self.running = await asyncio.create_subprocess_exec(
                 *self.command, stdout=log, stderr=log, env=os.environ | self.environment, start_new_session=True
@@ -57,7 +57,7 @@ class Process:
         raise AssertionError(f"{self.command[0]} does not answer: {self.log.read_text()[-3000:]}")
 
     async def kill(self) -> None:
-        """Kills it and all that it started with -9."""
+        """Kills the process and its children with SIGKILL."""
         if self.running is not None and self.running.returncode is None:
             os.killpg(self.running.pid, signal.SIGKILL)
             await self.running.wait()
@@ -65,7 +65,7 @@ class Process:
 
 @dataclass
 class Engine:
-    """A real engine that runs. `abilities`: what it must be found to do at least; `slow` members make its answers slower."""
+    """A running real engine. `features`: the least that probing must find; `slow`: members that make its answers slower."""
 
     kind: EngineKind
     process: Process
@@ -79,9 +79,9 @@ class Engine:
 
 
 def _commands(name: str, *requirements: str) -> Path:
-    found = install(name, requirements)
-    assert found is not None, f"{name} cannot be installed"
-    return found
+    commands = install(name, requirements)
+    assert commands is not None, f"{name} cannot be installed"
+    return commands
 
 
 @asynccontextmanager
@@ -141,7 +141,7 @@ async def litellm(folder: Path) -> AsyncIterator[Engine]:
 
 @asynccontextmanager
 async def llama_cpp_python(folder: Path) -> AsyncIterator[Engine]:
-    """The server of llama-cpp-python, which is another program on the same library."""
+    """The server of llama-cpp-python, another program on the same library."""
     python = _commands("llama-cpp-python", "llama-cpp-python[server]==0.3.36") / "python"
     port = free_port(0)
     command = (str(python), "-m", "llama_cpp.server", "--model", str(GGUF), "--port", str(port), "--n_ctx", "512")

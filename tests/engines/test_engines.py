@@ -1,4 +1,4 @@
-"""Real engines behind a real market: what each is found to be, and that its work is sold, counted, cancelled and survived."""
+"""Real engines behind a real market: identified, sold, counted, cancelled and killed."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def _toml(engine: Engine) -> str:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ENGINES)
 async def test_a_real_engine(name: str, tmp_path: Path) -> None:
-    """Found for what it is; chat, stream, cancel, embeddings; each receipt with the engine's own count; killed and back."""
+    """Discovery, chat, stream, cancel and embeddings work; receipts have the engine's counts; a killed engine comes back."""
     async with ENGINES[name](tmp_path) as engine:
-        await _is_found(engine)
+        await _check_discovery(engine)
         folder = tmp_path / "market"
         async with (
             processes.upstream() as mock,
@@ -57,27 +57,28 @@ async def test_a_real_engine(name: str, tmp_path: Path) -> None:
             assert node.returncode is None
 
 
-async def _is_found(engine: Engine) -> None:
-    """By asking it, as `tally node init` does."""
-    found = await inspect_engine(engine.process.url, seconds=30)
-    able = await probe(engine.process.url, engine.model)
-    print(found.kind.value, found.version, found.slots, [model.context_tokens for model in found.models], able)  # noqa: T201
-    assert found.kind is engine.kind
-    assert (able.chat, able.completions, able.streams) == (True, True, engine.streams)
-    assert engine.features <= set(able.features)
+async def _check_discovery(engine: Engine) -> None:
+    """The engine is identified and probed as `tally node init` does it."""
+    discovered = await inspect_engine(engine.process.url, seconds=30)
+    capabilities = await probe(engine.process.url, engine.model)
+    contexts = [model.context_tokens for model in discovered.models]
+    print(discovered.kind.value, discovered.version, discovered.slots, contexts, capabilities)  # noqa: T201
+    assert discovered.kind is engine.kind
+    assert (capabilities.chat, capabilities.completions, capabilities.streams) == (True, True, engine.streams)
+    assert engine.features <= set(capabilities.features)
     if engine.context:
-        assert [model.context_tokens for model in found.models] == [engine.context]
+        assert [model.context_tokens for model in discovered.models] == [engine.context]
     # LiteLLM lets a model rest for seconds after it was asked for what it cannot do.
     async with httpx.AsyncClient(trust_env=False, timeout=30) as direct:
-        asked = {"model": engine.model, "messages": SAY, "max_tokens": 1}
+        request = {"model": engine.model, "messages": SAY, "max_tokens": 1}
         for _ in range(60):
-            if (await direct.post(f"{engine.process.url}/v1/chat/completions", json=asked)).status_code == 200:
+            if (await direct.post(f"{engine.process.url}/v1/chat/completions", json=request)).status_code == 200:
                 break
             await asyncio.sleep(0.5)
 
 
 async def _receipt(http: httpx.AsyncClient, job: str) -> dict[str, Any]:
-    """What the job's receipt says, once the client has it."""
+    """The content of the job's receipt, once the client has it."""
     for _ in range(200):
         story = (await http.get(f"/tally/jobs/{job}")).json()
         if story.get("receipt"):
@@ -117,7 +118,7 @@ async def _streams(client: AsyncOpenAI, http: httpx.AsyncClient, engine: Engine)
 
 
 async def _is_cancelled(site: processes.Site, http: httpx.AsyncClient, engine: Engine) -> None:
-    """A client that leaves stops the engine, and pays for what it had."""
+    """A client that disconnects stops the engine and pays for what it got."""
     body = {"model": "tinycode", "messages": SAY, "max_tokens": 440, "stream": True} | engine.slow
     async with http.stream("POST", "/v1/chat/completions", json=body) as response:
         job = response.headers["x-tally-job"]
@@ -153,7 +154,7 @@ async def _read_until_killed(stream: AsyncIterator[Any], engine: Engine) -> None
 
 
 async def _is_killed(site: processes.Site, client: AsyncOpenAI, http: httpx.AsyncClient, engine: Engine) -> None:
-    """An engine that dies in the middle of an answer: the client is told, nothing is charged, and the next one is sold."""
+    """If an engine dies in mid-answer, the client gets an error, nothing is charged, and the next request is sold."""
     stream: Any = await client.chat.completions.create(
         model="tinycode", messages=SAY, max_tokens=440, stream=True, extra_body=engine.slow
     )

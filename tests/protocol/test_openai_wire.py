@@ -38,7 +38,7 @@ from tallystick.protocol.wire import dumps
     ],
 )
 def test_output_is_what_a_user_would_see(document: dict[str, object], output: bool, text: int, finish: str | None) -> None:
-    """A role, an empty delta or an end alone are no output; text, reasoning and tool calls are."""
+    """Text, reasoning and tool calls are output; a role, an empty delta or an end alone is none."""
     reading = read_completion(dumps(document))
     assert (reading.has_output, reading.text_bytes, reading.finish_reason) == (output, text, finish)
 
@@ -57,23 +57,23 @@ def test_output_is_what_a_user_would_see(document: dict[str, object], output: bo
         ("many", None),
     ],
 )
-def test_usage_is_taken_only_where_it_makes_sense(usage: object, counted: ReportedUsage | None) -> None:
-    """Counts come from OpenAI's usage object; anything else counts as no usage at all."""
+def test_usage_is_read_only_if_it_is_valid(usage: object, counted: ReportedUsage | None) -> None:
+    """Counts come from OpenAI's usage object; an invalid one counts as no usage."""
     reading = read_completion(dumps({"choices": [], "usage": usage}))
     assert reading.usage == counted
     assert reading.usage_only is (counted is not None)
 
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b'"x"', b'{"error": {"message": "no"}}', b""])
-def test_what_is_no_answer_is_malformed(data: bytes) -> None:
-    """Broken JSON, other JSON and an error object in place of an answer are not taken for one."""
+def test_malformed_answers(data: bytes) -> None:
+    """Broken JSON, other JSON and error objects are malformed answers."""
     with pytest.raises(MalformedAnswer):
         read_completion(data)
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_crash_the_reader(data: bytes) -> None:
-    """Whatever an engine sends is an answer or malformed, never a crash."""
+    """Any bytes of an engine are an answer or malformed, and never crash the reader."""
     reader = EventReader(100)
     try:
         for event in reader.feed(data):

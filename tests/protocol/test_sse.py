@@ -12,30 +12,30 @@ STREAM = b'data: {"a":1}\n\n: keep-alive\n\nevent: x\ndata: {"b":\ndata: 2}\n\nd
 
 
 def events(parts: list[bytes], limit: int = 1_000) -> list[bytes]:
-    """All events of a stream that comes in these parts."""
+    """All events of a stream that arrives in these parts."""
     reader = EventReader(limit)
     return [event for part in parts for event in reader.feed(part)]
 
 
 @given(cuts=st.lists(st.integers(0, len(STREAM)), max_size=8), newline=st.sampled_from([b"\n", b"\r\n", b"\r"]))
 def test_events_are_the_same_however_they_are_cut(cuts: list[int], newline: bytes) -> None:
-    """Events come out whole and equal, wherever the network cut the stream, with any of the three line endings."""
+    """Events are equal wherever the network cuts the stream, with each of the three line ends."""
     stream = STREAM.replace(b"\n", newline)
     edges = [0, *sorted(cuts), len(stream)]
     parts = [stream[a:b] for a, b in pairwise(edges)]
     # A lone CR at the very end could still become a CRLF, so the last event may have to wait for what follows.
-    found = events([*parts, b": end\n\n"])
-    assert [event for event in found if b"end" not in event] == events([STREAM])
+    whole = events([*parts, b": end\n\n"])
+    assert [event for event in whole if b"end" not in event] == events([STREAM])
 
 
-def test_data_is_what_follows_its_name() -> None:
-    """An event's data lines are joined; a comment has none."""
+def test_event_data() -> None:
+    """An event's data lines are joined; a comment has no data."""
     assert [event_data(event) for event in events([STREAM])] == [b'{"a":1}', None, b'{"b":\n2}', b"[DONE]"]
     assert event_data(b'data:{"a":1}\n\n') == b'{"a":1}'
 
 
 def test_an_event_without_end_is_bounded() -> None:
-    """Bytes without a blank line are not gathered for ever, and a long event that did end is refused too."""
+    """An endless event is not gathered for ever, and a complete event beyond the limit is refused too."""
     for parts in ([b"data: " + b"x" * 600, b"x" * 600], [b"data: " + b"x" * 1_200 + b"\n\n"]):
         with pytest.raises(MalformedAnswer):
             events(parts)

@@ -238,21 +238,21 @@ class Job:
 
         A job with an idempotency key goes on for a while, because a retry may resume it.
         """
-        arrived = await self._record_arrived(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
+        deliveries = await self._record_arrived(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
         if not self._keyed:
             self._context.reconciler.abandon(self.id)
-        return arrived
+        return deliveries
 
     async def _record_arrived(self, stream: StreamEnd) -> dict[Hash, Delivery]:
         """Records what arrived on a stream that was lost or left: nothing for orders without a match. Returns what arrived for
         the matched orders.
         """
         ledger, response = self._context.ledger, self._response
-        arrived = self._delivered_by_order(stream)
-        await ledger.store_deliveries(arrived)
+        deliveries = self._delivered_by_order(stream)
+        await ledger.store_deliveries(deliveries)
         unmatched = response.unmatched(self._body_bytes, bounded=self._summary.bounded, stream=stream)
         await ledger.store_deliveries(unmatched, matched=False)
-        return arrived
+        return deliveries
 
     def _delivered_by_order(self, stream: StreamEnd = StreamEnd.ENDED) -> dict[Hash, Delivery]:
         cancelled = self._cancelling or self._resumed or stream is not StreamEnd.ENDED
@@ -341,10 +341,10 @@ class Job:
         receipt: Verified[Receipt] | None = None
         over = False
         try:
-            arrived = await self._record_arrived(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
+            deliveries = await self._record_arrived(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
             if response.complete:
-                await self._record_delivery(arrived)
-            remote, receipt = await self._context.reconciler.reconcile(self.id, arrived, self._doubt)
+                await self._record_delivery(deliveries)
+            remote, receipt = await self._context.reconciler.reconcile(self.id, deliveries, self._doubt)
             report = f"the coordinator reports the job as {remote.state.value}"
             over = remote.state in TERMINAL
             if receipt is None and remote.receipt is None and not response.complete:
@@ -366,10 +366,10 @@ class Job:
 
     # The end of the job
 
-    async def _record_delivery(self, arrived: dict[Hash, Delivery]) -> None:
+    async def _record_delivery(self, deliveries: dict[Hash, Delivery]) -> None:
         """Records that the whole answer came while its receipt is outstanding."""
         text = "the whole answer came; its receipt is outstanding"
-        await self._context.ledger.end_job(self.id, JobState.COMPLETED, text, self._context.now(), deliveries=arrived)
+        await self._context.ledger.end_job(self.id, JobState.COMPLETED, text, self._context.now(), deliveries=deliveries)
 
     async def _finish_failed(self, failure: TallyError) -> None:
         """Ends a job that the coordinator reported as failed. Raises that failure, unless the whole answer had come."""
@@ -397,26 +397,26 @@ class Job:
         delivered = response.delivered(
             self._body_bytes, bounded=self._summary.bounded, cancelled=self._cancelling or self._resumed
         )
-        took = None if self._began is None else int((asyncio.get_running_loop().time() - self._began) * 1_000)
+        took_ms = None if self._began is None else int((asyncio.get_running_loop().time() - self._began) * 1_000)
         doubt = await self._doubt(response.receipt.message)
-        arrival = IncomingReceipt(
+        incoming = IncomingReceipt(
             context.domain,
             self.id,
             response.match,
             response.receipt,
             delivered,
             context.now(),
-            took,
+            took_ms,
             doubt,
             self.proof,
             other_deliveries=self._delivered_by_order(),
         )
-        complaint = await context.ledger.record_receipt(arrival)
+        objection = await context.ledger.record_receipt(incoming)
         if response.failed_providers:
             context.reconciler.recover_tabs(response.failed_providers)
         if context.proof_folder is not None and self.proof is not None:
             await context.proof_folder.put(self.id, self.proof)
-        error = complaint or outcome_error(response, response.receipt.message, cancelling=self._cancelling)
+        error = objection or outcome_error(response, response.receipt.message, cancelling=self._cancelling)
         if error is not None:
             self._end_with(error)
         self._finish_reading()

@@ -64,7 +64,7 @@ class _JobOptions:
 
 
 class Market(ConvenienceMethods):
-    """A client of one coordinator with one wallet. Use it as an async context manager; many jobs may run at a time.
+    """A client of one coordinator with one wallet, and an async context manager. Many jobs may run at a time.
 
     Entering raises BadMessage for an unreadable deployment file and Unavailable for an unusable ledger file. The coordinator is
     first contacted when it is needed. Leaving cancels the jobs that still run.
@@ -143,13 +143,7 @@ class Market(ConvenienceMethods):
         self._ledger = await Ledger.open(self.config.ledger_path(self.address), self.address)
         await self._coordinator.__aenter__()
         recovery = TabRecovery.of(
-            self._ledger,
-            self._coordinator,
-            self.wallet,
-            self.info,
-            now=self._now,
-            config=self.config,
-            escrow=self._onchain,
+            self._ledger, self._coordinator, self.wallet, self.info, now=self._now, config=self.config, escrow=self._onchain
         )
         self._reconciler = Reconciler(
             self._ledger,
@@ -337,8 +331,8 @@ class Market(ConvenienceMethods):
                 return await self._submit_to_shortlist(request, demand, options)
             idempotency.check_same(keyed, fingerprint)
             info, context = await self._open_context()
-            keep_bytes = self._bytes_to_keep(context, request, keep)
-            job = await resume_job(context, info.coordinator, keyed, request, keep_bytes=keep_bytes)
+            kept = self._bytes_to_keep(context, request, keep)
+            job = await resume_job(context, info.coordinator, keyed, request, keep_bytes=kept)
             self._live.add(job)
             return job
 

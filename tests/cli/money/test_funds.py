@@ -209,14 +209,14 @@ def test_inspect_as_text(market: Tally) -> None:
     market("reserve", "node", "3")
     market("thaw", "2.5")
     purse = market.says("contract", "inspect", "purse")
-    for expected in ("purse: thawing", "4.5 dollars is free", "2.5 dollars is leaving", "tally withdraw", "the owner"):
+    for expected in ("purse: thawing", "4.5 dollars is free", "2.5 dollars is under thaw", "tally withdraw", "the owner"):
         assert expected in purse
     tab = market.says("contract", "inspect", "tab", "default", "node")
-    for expected in ("tab: reserved", "3 dollars is reserved: nobody but this provider", "giveBack()", "the provider, or"):
+    for expected in ("tab: reserved", "3 dollars is reserved: only this provider", "giveBack()", "the provider, or"):
         assert expected in tab
     assert "evidence against this account would cost it nothing" in market.says("contract", "inspect", "provider", "node")
     rules = market.says("contract", "inspect", "rules")
-    for expected in ("5 seconds after it was announced (thaw)", "no owner, no upgrade and no pause", "token decimals"):
+    for expected in ("5 seconds after it announced that (thaw)", "no owner, no upgrade and no pause", "token decimals"):
         assert expected in rules
     assert "error: nothing is reserved for" in market.says("release", person("stranger").address, code=1)
 
@@ -237,7 +237,7 @@ def test_inspect_as_json(market: Tally) -> None:
     assert inspected["next"][1] == {
         "who": "the purse's owner",
         "account": Address(KEY.address),
-        "what": "pledge more",
+        "what": "reserve more",
         "call": "reserve",
         "command": "tally reserve PROVIDER AMOUNT",
         "at": None,

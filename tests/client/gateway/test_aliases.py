@@ -16,14 +16,14 @@ BEST = Alias(name="best", models=("a", "b", "c"), weights=(1, 0, 3))
 
 @given(st.floats(0, 1, exclude_max=True))
 def test_every_draw_has_its_order(draw: float) -> None:
-    """All models once, the drawn one first, the rest as listed."""
-    found = order_models(BEST, draw)
-    assert found == (("a", "b", "c") if draw < 0.25 else ("c", "a", "b"))
+    """Each order has all models once: the drawn one first, the others as listed."""
+    models = order_models(BEST, draw)
+    assert models == (("a", "b", "c") if draw < 0.25 else ("c", "a", "b"))
     assert order_models(Alias(name="plain", models=("x", "y")), draw) == ("x", "y")
 
 
 def test_shares() -> None:
-    """Keys spread by weight, and a key always gets the same."""
+    """Keys spread over the models by weight, and a key always gets the same model."""
     first = Counter(order_models(BEST, weight_draw(str(key)))[0] for key in range(4_000))
     assert first.keys() == {"a", "c"}
     assert 900 < first["a"] < 1_100
@@ -31,7 +31,7 @@ def test_shares() -> None:
 
 
 def test_a_request_for_each_model() -> None:
-    """Members other than the model stay; nothing is parsed where nothing is configured."""
+    """Members other than the model stay; nothing is parsed if nothing is configured."""
     names, none = AliasRouter([BEST], {}), AliasRouter([], {})
     bodies = names.plan(b'{"model": "best", "seed": 7}', ["b", "d"], 0.5).bodies
     assert [loads(body, "body") for body in bodies] == [{"model": name, "seed": 7} for name in ("c", "a", "b", "d")]
@@ -56,14 +56,14 @@ def test_a_request_for_each_model() -> None:
         (Unavailable(Code.COORDINATOR_UNAVAILABLE, ""), False),
     ],
 )
-def test_what_another_model_may_mend(error: TallyError, may: bool) -> None:
-    """Not the client's own faults, and not what may have been billed."""
+def test_errors_that_allow_a_fallback(error: TallyError, may: bool) -> None:
+    """No fallback follows the client's own faults or errors of jobs that may have been billed."""
     assert may_fall_back(error) is may
 
 
 @pytest.mark.parametrize("weights", [(1,), (0, 0), (-1, 2)])
-def test_aliases_that_make_no_sense(weights: tuple[int, ...]) -> None:
-    """Said when the config is read."""
+def test_impossible_aliases_are_refused(weights: tuple[int, ...]) -> None:
+    """Impossible aliases are refused when the config is read."""
     with pytest.raises(BadMessage, match="weights"):
         Alias(name="x", models=("a", "b"), weights=weights)
     with pytest.raises(BadMessage, match="models"):

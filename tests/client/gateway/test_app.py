@@ -45,20 +45,20 @@ async def url(market: Market) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def gateway(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> AsyncIterator[str]:
-    """A gateway with settings of its own."""
+    """A gateway with these settings."""
     async with Market(fake.url, wallet, config) as market, serving(build_app(market), "127.0.0.1", 0) as port:
         yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture
 async def http(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    """Bare HTTP."""
+    """A plain HTTP client."""
     async with httpx.AsyncClient(base_url=url, timeout=10) as client:
         yield client
 
 
 async def test_stream_that_fails_before_output_is_an_http_error(http: httpx.AsyncClient, fake: FakeMarket) -> None:
-    """A streamed request that fails before its first byte gets a status of its own, not an empty stream."""
+    """A streamed request that fails before its first byte gets an error status, not an empty stream."""
 
     async def fails(session: Session) -> None:
         await session.match()
@@ -69,8 +69,8 @@ async def test_stream_that_fails_before_output_is_an_http_error(http: httpx.Asyn
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "node_gone")
 
 
-async def test_bytes_are_untouched(http: httpx.AsyncClient, fake: FakeMarket) -> None:
-    """Unknown members, order and spacing of a body reach the engine as they were, and its bytes come back as they were."""
+async def test_bytes_are_unchanged(http: httpx.AsyncClient, fake: FakeMarket) -> None:
+    """Unknown members, order and spacing of a body reach the engine unchanged, and so does the answer on its way back."""
     odd = b'{ "zzz": [1, 2.50],"model":"' + MODEL.encode() + b'",  "messages": [], "tools": [{"x": "\\u00e9"}] }\n'
     answer = await http.post(CHAT, content=odd)
     assert fake.last.body == odd
@@ -79,7 +79,7 @@ async def test_bytes_are_untouched(http: httpx.AsyncClient, fake: FakeMarket) ->
 
 
 async def test_stream_is_flushed_chunk_by_chunk(http: httpx.AsyncClient, fake: FakeMarket) -> None:
-    """Each chunk is with the caller before the engine has the next one."""
+    """Each chunk reaches the caller before the engine sends the next one."""
     step = asyncio.Event()
 
     async def stepwise(session: Session) -> None:
@@ -120,7 +120,7 @@ async def test_stream_is_flushed_chunk_by_chunk(http: httpx.AsyncClient, fake: F
     ],
 )
 async def test_bad_bodies(http: httpx.AsyncClient, fake: FakeMarket, body: bytes, text: str) -> None:
-    """A body that is not what it must be is a 400 in OpenAI's shape that says what is wrong, and nothing is ordered."""
+    """A malformed body gets status 400 in OpenAI's format with the reason, and nothing is ordered."""
     answer = await http.post(CHAT, content=body)
     error = answer.json()["error"]
     assert (answer.status_code, error["type"], error["code"]) == (400, "invalid_request_error", "bad_message")
@@ -136,7 +136,7 @@ async def test_body_limit(fake: FakeMarket, wallet: Signer, config: ClientConfig
 
 
 async def test_unknown_routes(http: httpx.AsyncClient) -> None:
-    """Unknown routes and wrong methods are 404s in OpenAI's shape; a route that nobody serves is asked for in vain."""
+    """Unknown routes and wrong methods get 404 in OpenAI's format; a route without a provider gets a refusal."""
     for answer in (await http.post("/v1/Images", json={}), await http.get(CHAT), await http.get("/")):
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_route")
     answer = await http.post("/v1/images/generations", json={"model": MODEL})
@@ -144,13 +144,13 @@ async def test_unknown_routes(http: httpx.AsyncClient) -> None:
 
 
 async def test_health(http: httpx.AsyncClient, wallet: Signer) -> None:
-    """The gateway says that it is up, and for whom it pays."""
+    """GET /health reports the payer's account."""
     answer = await http.get("/health")
     assert (answer.status_code, answer.json()["payer"]) == (200, wallet.address)
 
 
-async def test_the_story_of_a_job(http: httpx.AsyncClient, fake: FakeMarket) -> None:
-    """What the client knows of a job has order and receipt as typed data that an independent library recovers."""
+async def test_a_job_is_exported_as_typed_data(http: httpx.AsyncClient, fake: FakeMarket) -> None:
+    """The exported job has order and receipt as typed data, whose signers an independent library recovers."""
     from eth_account import Account
     from eth_account.messages import encode_typed_data
 
@@ -169,7 +169,7 @@ async def test_the_story_of_a_job(http: httpx.AsyncClient, fake: FakeMarket) -> 
 
 
 async def test_a_client_that_leaves_cancels_its_job(http: httpx.AsyncClient, market: Market, fake: FakeMarket) -> None:
-    """When the caller goes away in mid-stream the job is cancelled, and what was delivered is still booked."""
+    """A caller that disconnects in mid-stream cancels the job, and what was delivered is still recorded."""
     fake.script = until_cancelled
     async with http.stream("POST", CHAT, json=STREAM) as answer:
         await anext(answer.aiter_raw())
@@ -184,7 +184,7 @@ async def test_a_client_that_leaves_cancels_its_job(http: httpx.AsyncClient, mar
 
 
 async def test_a_client_that_leaves_before_the_answer(http: httpx.AsyncClient, market: Market, fake: FakeMarket) -> None:
-    """A caller that gives up while it waits for the first byte cancels the job too."""
+    """A caller that disconnects before the first byte cancels the job."""
     waiting = asyncio.Event()
 
     async def waits(session: Session) -> None:
@@ -206,7 +206,7 @@ async def test_a_client_that_leaves_before_the_answer(http: httpx.AsyncClient, m
 
 
 async def test_api_key(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """With an API key set, only those who have it get in; health needs none."""
+    """With an API key set, only its holders are served; /health needs none."""
     async with gateway(fake, wallet, replace(config, api_key="secret")) as url, httpx.AsyncClient(base_url=url) as http:
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
             answer = await http.post(CHAT, json=BODY, headers=headers)
@@ -218,7 +218,7 @@ async def test_api_key(fake: FakeMarket, wallet: Signer, config: ClientConfig) -
 
 
 async def test_web_pages_may_not_spend(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Requests of web pages, or to a name that only points here, are refused, unless the config allows the page."""
+    """Requests of web pages, or to a foreign host name, are refused unless the config allows the page."""
     allowed = replace(config, allow_origins=("http://localhost:3000",))
     async with gateway(fake, wallet, allowed) as url, httpx.AsyncClient(base_url=url) as http:
         for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}, {"host": "[bad"}):
@@ -231,8 +231,8 @@ async def test_web_pages_may_not_spend(fake: FakeMarket, wallet: Signer, config:
     assert len(fake.submissions) == 1
 
 
-def test_exposed_gateway_needs_a_key(config: ClientConfig) -> None:
-    """A gateway bound beyond this machine does not start without an API key."""
+def test_public_gateway_needs_a_key(config: ClientConfig) -> None:
+    """A gateway that other machines can reach does not start without an API key."""
     for host in ("0.0.0.0", "::", "192.168.1.5", "gateway.example"):
         with pytest.raises(BadMessage, match="api_key"):
             check_public_access(replace(config, host=host))

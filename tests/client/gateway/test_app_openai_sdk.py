@@ -37,13 +37,13 @@ async def url(market: Market) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def sdk(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The official client, with nothing changed but its base URL."""
+    """The official client with only its base URL changed."""
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client:
         yield client
 
 
 async def ask(sdk: openai.AsyncOpenAI) -> ChatCompletion:
-    """One plain question."""
+    """Sends one plain question."""
     return await sdk.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hi"}])
 
 
@@ -67,7 +67,7 @@ async def test_openai_stream(sdk: openai.AsyncOpenAI) -> None:
 
 
 async def test_openai_sync(url: str) -> None:
-    """The synchronous SDK works as well, streamed and not."""
+    """The synchronous SDK works, streamed and not."""
 
     def use() -> tuple[str | None, str]:
         with openai.OpenAI(base_url=f"{url}/v1", api_key="unused") as client:
@@ -91,7 +91,7 @@ async def test_openai_raw_response(sdk: openai.AsyncOpenAI, market: Market, fake
 
 
 async def test_openai_models(sdk: openai.AsyncOpenAI) -> None:
-    """Models are listed and looked up, also by names with a slash; an unknown one is a 404."""
+    """Models are listed and found by name, also names with a slash; an unknown one gets 404."""
     listed = [model async for model in sdk.models.list()]
     assert [model.id for model in listed] == [MODEL]
     assert (await sdk.models.retrieve(MODEL)).owned_by == "tallystick"
@@ -100,7 +100,7 @@ async def test_openai_models(sdk: openai.AsyncOpenAI) -> None:
 
 
 async def test_openai_completions_and_embeddings(sdk: openai.AsyncOpenAI, fake: FakeMarket) -> None:
-    """Completions and embeddings go the same way."""
+    """Completions and embeddings work like chats."""
 
     async def completes(session: Session) -> None:
         await session.match()
@@ -132,7 +132,7 @@ async def test_openai_completions_and_embeddings(sdk: openai.AsyncOpenAI, fake: 
 async def test_openai_errors(
     sdk: openai.AsyncOpenAI, fake: FakeMarket, refusal: Refusal, kind: type[openai.APIStatusError], status: int
 ) -> None:
-    """What the market refuses arrives as the official SDK's own exception, with our code, and says whether to retry."""
+    """The market's refusals arrive as the official SDK's own exceptions, with our code and whether to retry."""
     fake.refusals = [refusal] * 3
     with pytest.raises(kind) as caught:
         await ask(sdk)
@@ -145,14 +145,14 @@ async def test_openai_errors(
 
 
 async def test_openai_retries_by_itself(url: str, fake: FakeMarket) -> None:
-    """The official SDK's own retries heal a passing refusal, and each attempt is a job of its own."""
+    """The official SDK's own retries recover from a temporary refusal, and each attempt is a job of its own."""
     fake.refusals = [Unavailable(Code.NODE_BUSY, "busy")]
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=2) as client:
         assert (await ask(client)).choices[0].message.content == TEXT
 
 
 async def test_dishonest_cost(sdk: openai.AsyncOpenAI, market: Market, fake: FakeMarket) -> None:
-    """A node that signs a wrong cost is a 502 that is not to be retried; nothing is accepted, and the gateway lives on."""
+    """A receipt with a wrong cost gets status 502 without retry; nothing is accepted, and the gateway keeps working."""
 
     async def lies(session: Session) -> None:
         await session.match()
@@ -198,7 +198,7 @@ async def test_error_inside_a_stream(sdk: openai.AsyncOpenAI, fake: FakeMarket) 
 
 
 async def test_engine_error_passes_through(sdk: openai.AsyncOpenAI, fake: FakeMarket) -> None:
-    """The engine's own 4xx reaches the caller as the engine wrote it, also for a streamed request."""
+    """The engine's own 4xx answer reaches the caller unchanged, also for a streamed request."""
 
     async def rejects(session: Session) -> None:
         await session.match()
@@ -214,7 +214,7 @@ async def test_engine_error_passes_through(sdk: openai.AsyncOpenAI, fake: FakeMa
 
 
 async def test_a_budget_stops_a_workload(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """What does not fit a budget is refused as an exhausted quota, which the SDK does not ask again; other work goes on."""
+    """A request beyond its budget is refused as an exhausted quota, which the SDK does not retry; other workloads go on."""
     bounded = replace(config, budgets=(Budget(per_day=Amount(0), label="research"),))
     async with (
         Market(fake.url, wallet, bounded) as market,
@@ -229,7 +229,7 @@ async def test_a_budget_stops_a_workload(fake: FakeMarket, wallet: Signer, confi
 
 
 async def test_another_model_answers(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Where a model cannot be had, the next one of an alias or of the request's own fallbacks is asked; the answer is its own."""
+    """If a model is not available, the next one of the alias or of the request's fallbacks answers under its own name."""
     named = replace(
         config, aliases=(Alias(name="best", models=("missing", MODEL)), Alias(name="none", models=("missing", "too")))
     )
@@ -240,10 +240,10 @@ async def test_another_model_answers(fake: FakeMarket, wallet: Signer, config: C
     ):
 
         async def answers(model: str, **headers: str) -> str | None:
-            made = await sdk.chat.completions.create(
+            completion = await sdk.chat.completions.create(
                 model=model, messages=[{"role": "user", "content": "hi"}], extra_headers=dict(headers)
             )
-            return made.choices[0].message.content
+            return completion.choices[0].message.content
 
         assert await answers("best") == TEXT
         assert fake.last.request["model"] == MODEL
@@ -265,16 +265,16 @@ async def test_another_model_answers(fake: FakeMarket, wallet: Signer, config: C
 
 
 @pytest.mark.parametrize(
-    ("failure", "says"),
+    ("failure", "message"),
     [
         (Unavailable(Code.ENGINE_UNAVAILABLE, "gone", fault=Fault.ENGINE), "no provider offers the model 'never'"),
         (Refusal(Code.ORDER_TERMS, "not so"), "not so"),
     ],
 )
-async def test_a_placed_job_that_fails(
-    failure: TallyError, says: str, fake: FakeMarket, wallet: Signer, config: ClientConfig
+async def test_a_submitted_job_that_fails(
+    failure: TallyError, message: str, fake: FakeMarket, wallet: Signer, config: ClientConfig
 ) -> None:
-    """Another model is asked as long as nothing came, but not for what it would say too."""
+    """Another model is tried if nothing came yet, but not after an error that it would return too."""
 
     async def fail(session: Session) -> None:
         await session.match()
@@ -286,6 +286,6 @@ async def test_a_placed_job_that_fails(
         async with openai.AsyncOpenAI(
             base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=0, default_headers=headers
         ) as sdk:
-            with pytest.raises(openai.APIStatusError, match=says):
+            with pytest.raises(openai.APIStatusError, match=message):
                 await ask(sdk)
     assert len(fake.sessions) == 1

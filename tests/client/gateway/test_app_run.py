@@ -37,7 +37,7 @@ async def start(fake: FakeMarket, state: Path) -> tuple[asyncio.subprocess.Proce
 
 
 async def test_sigterm_ends_in_order(fake: FakeMarket, tmp_path: Path) -> None:
-    """On SIGTERM the gateway cancels what runs, tells its callers, books the receipts, and exits with 0."""
+    """On SIGTERM the gateway cancels running jobs, answers their callers, records the receipts, and exits with 0."""
     fake.script = until_cancelled
     state = tmp_path / "state.db"
     process, url = await start(fake, state)
@@ -57,7 +57,7 @@ async def test_sigterm_ends_in_order(fake: FakeMarket, tmp_path: Path) -> None:
 
 
 async def test_kill_loses_nothing(fake: FakeMarket, tmp_path: Path) -> None:
-    """After kill -9 in mid-stream the next gateway knows the order, settles it, and goes on with the same tab."""
+    """After kill -9 in mid-stream the next gateway finds the order, reconciles it, and continues the same tab."""
     fake.script = until_cancelled
     state = tmp_path / "state.db"
     process, url = await start(fake, state)

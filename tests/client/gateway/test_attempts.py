@@ -1,4 +1,4 @@
-"""Several attempts at one request: what may have been billed is not bought again without a word, by nobody's retry."""
+"""Several attempts at one request: no retry silently buys again what may have been billed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GONE = Unavailable(Code.NODE_GONE, "the node left", fault=Fault.PROVIDER)
 
 @asynccontextmanager
 async def gateway(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> AsyncIterator[httpx.AsyncClient]:
-    """A gateway with settings of its own."""
+    """A gateway with these settings."""
     async with (
         Market(fake.url, wallet, config) as market,
         serving(build_app(market), "127.0.0.1", 0) as port,
@@ -45,7 +45,7 @@ async def market_of_two() -> AsyncIterator[FakeMarket]:
 
 
 def failing(error: TallyError, *, released: bool, model: str = "first") -> Script:
-    """The provider of a model takes the job and does not do it; `released`: it signs that it charges nothing."""
+    """The provider of a model accepts the job and fails; `released`: it signs a receipt at no cost."""
 
     async def script(session: Session) -> None:
         if _model_of(session) != model:
@@ -64,13 +64,13 @@ def _model_of(session: Session) -> str:
 
 
 def cap(fake: FakeMarket) -> int:
-    """What one order of these requests may cost."""
+    """The most that one order of these requests may cost."""
     return int(fake.submissions[0].candidates[0].terms.max_cost)
 
 
 @pytest.fixture
 def secured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever more a provider wants reserved is reserved."""
+    """Every top-up of a reservation succeeds."""
 
     async def top_up(_upkeep: Maintenance, _job: object) -> bool:
         return True
@@ -82,7 +82,7 @@ TWO = Alias(name="any", models=("first", "second"))
 
 
 async def ask(http: httpx.AsyncClient, body: dict[str, Any] | None = None, **options: Any) -> httpx.Response:
-    """One request to both models."""
+    """Sends one request for both models."""
     return await http.post(CHAT, json=(body or BODY) | {"model": "any"}, headers={"x-tally-options": json.dumps(options)})
 
 
@@ -90,7 +90,7 @@ async def ask(http: httpx.AsyncClient, body: dict[str, Any] | None = None, **opt
 async def test_a_fallback_is_not_bought_beyond_max_cost(
     market_of_two: FakeMarket, wallet: Signer, config: ClientConfig, body: dict[str, Any]
 ) -> None:
-    """What a failed attempt may still cost is taken off max_cost, and the caller is told of it; what is released is not."""
+    """The possible cost of a failed attempt is deducted from max_cost and reported to the caller; a released one is not."""
     fake = market_of_two
     fake.script = failing(GONE, released=False)
     async with gateway(fake, wallet, replace(config, aliases=(TWO,))) as http:
@@ -111,8 +111,8 @@ async def test_a_fallback_is_not_bought_beyond_max_cost(
         assert (answer.status_code, "x-tally-at-stake" in answer.headers) == (200, False)
 
 
-async def test_what_is_final_falls_back_on_nobody(market_of_two: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """A failure of a placed job that is not to be tried again ends the request, though its code would let another model try."""
+async def test_a_final_failure_has_no_fallback(market_of_two: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A submitted job's failure that forbids a retry ends the request, although its code would allow a fallback."""
     fake = market_of_two
     for code in (Code.PROVIDER_FAILED, Code.NODE_GONE, Code.ENGINE_UNAVAILABLE):
         fake.script = failing(Refusal(code, "charged and not delivered", fault=Fault.PROVIDER), released=False)
@@ -127,7 +127,7 @@ async def test_what_is_final_falls_back_on_nobody(market_of_two: FakeMarket, wal
 async def test_the_official_sdk_buys_one_cap_a_call(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, released: bool, jobs: int
 ) -> None:
-    """With its default retries: a provider that vanishes without a receipt is not asked again, one that released its order is."""
+    """With its default retries, the SDK does not retry after a provider vanished without a receipt, and does after a release."""
     fake.script = failing(GONE, released=released, model=MODEL)
     async with (
         gateway(fake, wallet, config) as http,
@@ -143,7 +143,7 @@ async def test_the_official_sdk_buys_one_cap_a_call(
 async def test_the_gateways_own_retry_buys_nothing_twice(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, released: bool, jobs: int
 ) -> None:
-    """It asks once more where more was reserved, unless the first attempt may still be billed."""
+    """The gateway retries once after a top-up, unless the first attempt may still be billed."""
     fake.script = failing(Refusal(Code.UNSECURED, "too little is reserved"), released=released, model=MODEL)
     async with gateway(fake, wallet, config) as http:
         assert (await http.post(CHAT, json=BODY)).status_code == 402
@@ -151,10 +151,10 @@ async def test_the_gateways_own_retry_buys_nothing_twice(
 
 
 @pytest.mark.parametrize(("key", "retry"), [(None, False), ("k", True)])
-async def test_a_lost_submission_is_not_told_to_be_sent_again(
+async def test_a_lost_submission_is_not_retried(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, key: str | None, retry: bool
 ) -> None:
-    """Nobody knows whether the coordinator has it; only with its idempotency key it is the same job, and not a second one."""
+    """A submission may have arrived; only with an idempotency key is a retry the same job."""
     fake.drops, fake.keeps = 2, True
     async with gateway(fake, wallet, config) as http:
         answer = await http.post(CHAT, json=BODY, headers={} if key is None else {"idempotency-key": key})
@@ -162,8 +162,8 @@ async def test_a_lost_submission_is_not_told_to_be_sent_again(
     assert answer.headers["x-should-retry"] == str(retry).lower()
 
 
-async def test_a_shortlist_that_was_lost_may_be_asked_for_again(wallet: Signer, config: ClientConfig) -> None:
-    """Nothing was ordered yet."""
+async def test_a_lost_shortlist_may_be_retried(wallet: Signer, config: ClientConfig) -> None:
+    """Nothing was ordered yet when the shortlist was lost."""
     fake = FakeMarket()
     async with fake.serve():
         pass
@@ -172,10 +172,10 @@ async def test_a_shortlist_that_was_lost_may_be_asked_for_again(wallet: Signer, 
 
 
 @pytest.mark.parametrize(("key", "retry"), [(None, False), ("k", True)])
-async def test_a_cut_stream_says_whether_to_ask_again(
+async def test_a_cut_stream_says_whether_to_retry(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, key: str | None, retry: bool
 ) -> None:
-    """Its last event is an error that is not to be tried again by itself, as long as what came may be billed."""
+    """The last event of a cut stream forbids a retry as long as what arrived may be billed."""
 
     async def cuts(session: Session) -> None:
         session.survives = True

@@ -1,4 +1,4 @@
-"""Who is let into the gateway: no web page without leave, and callers with a key as far as the config says of it."""
+"""Authentication of callers: no foreign web page, and callers with a key within the limits of that key."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ANN, BOB = "ann-secret-0123456789", "bob-secret-0123456789"
 
 @asynccontextmanager
 async def callers(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> AsyncIterator[tuple[openai.AsyncOpenAI, Market]]:
-    """A gateway, as whoever has a key sees it."""
+    """A gateway, and a client for each key."""
     async with (
         Market(fake.url, wallet, config) as market,
         serving(build_app(market), "127.0.0.1", 0) as port,
@@ -41,13 +41,13 @@ async def callers(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> Asy
 
 
 async def ask(sdk: openai.AsyncOpenAI, key: str, options: str = "{}", model: str = MODEL) -> None:
-    """One chat completion of one caller."""
+    """Sends one chat completion of one caller."""
     caller = sdk.with_options(api_key=key, default_headers={"x-tally-options": options})
     await caller.chat.completions.create(model=model, messages=[{"role": "user", "content": "hi"}])
 
 
 async def test_each_key_has_its_limits(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """What a key's requests may name, cost and require; nothing in a request widens it, and other callers are not held to it."""
+    """A key limits the models, cost and requirements of its requests; no request widens them. Other callers are not affected."""
     keys = (
         ApiKey(label="ann", secret=ANN, models=(MODEL,), max_cost=Amount(1)),
         ApiKey(label="bob", secret=BOB, require=Requirements(region=("eu",))),
@@ -58,7 +58,7 @@ async def test_each_key_has_its_limits(fake: FakeMarket, wallet: Signer, config:
         assert caught.value.status_code == 402
         with pytest.raises(openai.NotFoundError, match="model: expected one of those allowed here"):
             await ask(sdk, ANN, model="other")
-        with pytest.raises(openai.APIStatusError, match="expected one of eu, got us"):
+        with pytest.raises(openai.APIStatusError, match=r"require\.region: expected one of eu, got us"):
             await ask(sdk, BOB, '{"require": {"region": "us"}}')
         with pytest.raises(openai.APIStatusError):  # nobody in this market is in the eu
             await ask(sdk, BOB)
@@ -70,7 +70,7 @@ async def test_each_key_has_its_limits(fake: FakeMarket, wallet: Signer, config:
 
 
 async def test_a_key_is_a_workload(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Its jobs are spent under its label, whatever its requests call theirs, so that its budget holds."""
+    """A key's jobs count under its label, whatever label its requests name, so that its budget holds."""
     keys = (ApiKey(label="ann", secret=ANN), ApiKey(label="annex", secret=BOB))
     bounded = replace(config, api_keys=keys, budgets=(Budget(per_day=Amount(10_000), label="ann"),))
     async with callers(fake, wallet, bounded) as (sdk, market):
@@ -78,7 +78,7 @@ async def test_a_key_is_a_workload(fake: FakeMarket, wallet: Signer, config: Cli
         await ask(sdk, ANN, '{"label": "papers"}')
         await ask(sdk, BOB)
         spent = await market._ledger.spending(0, ("label",))
-        assert {one.group[0]: one.requests for one in spent} == {"ann": 1, "ann/papers": 1, "annex": 1}
+        assert {entry.group[0]: entry.requests for entry in spent} == {"ann": 1, "ann/papers": 1, "annex": 1}
         standing = await market._ledger.budget_status(bounded.budgets[0], market._now())
         assert standing.spent == 2 * spent[0].cost
         with pytest.raises(openai.BadRequestError, match="label"):
@@ -86,15 +86,15 @@ async def test_a_key_is_a_workload(fake: FakeMarket, wallet: Signer, config: Cli
 
 
 async def test_idempotency_keys_are_each_callers_own(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """The same key of two callers stands for two jobs, and neither learns of the other's."""
+    """The same idempotency key of two callers means two jobs, and neither sees the other's."""
     keys = (ApiKey(label="ann", secret=ANN), ApiKey(label="ann/x", secret=BOB))
     async with callers(fake, wallet, replace(config, api_keys=keys)) as (sdk, _):
 
         async def job(secret: str, key: str, text: str = "hi") -> str:
             caller = sdk.with_options(api_key=secret).chat.completions.with_raw_response
             messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": text}]
-            made = await caller.create(model=MODEL, messages=messages, extra_headers={"idempotency-key": key})
-            return made.headers["x-tally-job"]
+            completion = await caller.create(model=MODEL, messages=messages, extra_headers={"idempotency-key": key})
+            return completion.headers["x-tally-job"]
 
         assert await job(ANN, "x/k") != await job(BOB, "k")
         first = await job(ANN, "shared")
@@ -102,7 +102,7 @@ async def test_idempotency_keys_are_each_callers_own(fake: FakeMarket, wallet: S
 
 
 async def test_a_key_sees_its_models(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """GET /v1/models lists what the key may ask for."""
+    """GET /v1/models lists only the models that the key may use."""
     keys = (ApiKey(label="ann", secret=ANN, models=("other",)), ApiKey(label="bob", secret=BOB))
     async with callers(fake, wallet, replace(config, api_keys=keys)) as (sdk, _):
         assert [model.id async for model in sdk.with_options(api_key=ANN).models.list()] == []
@@ -110,7 +110,7 @@ async def test_a_key_sees_its_models(fake: FakeMarket, wallet: Signer, config: C
 
 
 def test_keys_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Secrets may come from the environment, are never shown, and must be hard to guess and each caller's own."""
+    """Secrets may come from the environment, are never shown, and must be long and unique."""
     path = tmp_path / "client.toml"
     path.write_text('[[api_keys]]\nlabel = "ann"\nsecret_env = "ANN"\nmax_cost = "0.05"\n[api_keys.require]\nregion = ["eu"]\n')
     monkeypatch.setenv("ANN", ANN)
@@ -138,7 +138,7 @@ def test_keys_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_budget_covers_what_is_under_its_label() -> None:
-    """What is named under a label is part of it: "research/papers" of "research", but not "researchers"."""
+    """A budget covers labels below its own: "research/papers" counts as "research", and "researchers" does not."""
     budget = Budget(per_day=Amount(1), label="research")
     labels = {"research": True, "research/papers": True, "researchers": False, "Research": False, "": False, "x/research": False}
     assert {label: budget.covers(label) for label in labels} == labels
@@ -146,12 +146,12 @@ def test_a_budget_covers_what_is_under_its_label() -> None:
 
 # Web pages, and names that point here
 
-Door = Callable[..., Awaitable[tuple[int, bytes]]]
+Sender = Callable[..., Awaitable[tuple[int, bytes]]]
 
 
 @asynccontextmanager
-async def door(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> AsyncIterator[Door]:
-    """Sends requests whose head lines are given as they are; status and body of the answer."""
+async def raw_http(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> AsyncIterator[Sender]:
+    """Sends requests with these exact head lines; returns status and body of the answer."""
     async with Market(fake.url, wallet, config) as market, serving(build_app(market), "127.0.0.1", 0) as port:
 
         async def send(*lines: str, body: bytes = b"") -> tuple[int, bytes]:
@@ -160,8 +160,8 @@ async def door(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> AsyncI
             writer.write(head + b"\r\n\r\n" + body)
             answer = await asyncio.wait_for(reader.read(), 10)
             writer.close()
-            told, _, rest = answer.partition(b"\r\n\r\n")
-            return int(told.split()[1]), rest
+            answer, _, rest = answer.partition(b"\r\n\r\n")
+            return int(answer.split()[1]), rest
 
         yield send
 
@@ -211,22 +211,22 @@ STRANGE = [
 PAGE = ("http://localhost:3000",)
 
 
-async def test_no_stranger_spends_or_learns_who_pays(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """None of these requests places a job, sees a job or the models, or is told by /health who pays, and at which coordinator."""
-    async with door(fake, wallet, replace(config, allow_origins=PAGE)) as send:
+async def test_unauthenticated_requests_spend_and_learn_nothing(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """None of these requests places a job, sees a job or a model, or learns payer and coordinator from /health."""
+    async with raw_http(fake, wallet, replace(config, allow_origins=PAGE)) as send:
         for lines in STRANGE:
             for first in (POST, "GET /v1/models HTTP/1.1", f"GET /tally/jobs/{'0' * 32} HTTP/1.1"):
                 status, _ = await send(first, *lines, body=BODY_BYTES if first is POST else b"")
                 assert status in (400, 401), (first, lines)
-            status, told = await send(GET, *lines)
-            assert status == 400 or json.loads(told) == {"status": "ok"}, lines
-            assert wallet.address.encode() not in told
+            status, answer = await send(GET, *lines)
+            assert status == 400 or json.loads(answer) == {"status": "ok"}, lines
+            assert wallet.address.encode() not in answer
     assert fake.submissions == []
 
 
-async def test_an_absolute_target_opens_no_door(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """What a proxy would be sent is held to its Host header like any other request."""
-    async with door(fake, wallet, config) as send:
+async def test_an_absolute_target_is_checked_by_its_host(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A request with an absolute target, as sent to proxies, is checked by its Host header like any other."""
+    async with raw_http(fake, wallet, config) as send:
         for target in ("http://localhost/v1/chat/completions", "http://127.0.0.1:8421/v1/chat/completions"):
             status, _ = await send(f"POST {target} HTTP/1.1", "host: evil.example", body=BODY_BYTES)
             assert status == 401
@@ -248,24 +248,24 @@ async def test_an_absolute_target_opens_no_door(fake: FakeMarket, wallet: Signer
         (HERE, "sec-fetch-site: same-origin"),
     ],
 )
-async def test_who_is_at_home_is_let_in(fake: FakeMarket, wallet: Signer, config: ClientConfig, lines: tuple[str, ...]) -> None:
-    """Programs of this machine by any of its names, and the pages that the config allows; to them /health says who pays."""
-    async with door(fake, wallet, replace(config, allow_origins=PAGE)) as send:
+async def test_local_programs_are_served(fake: FakeMarket, wallet: Signer, config: ClientConfig, lines: tuple[str, ...]) -> None:
+    """Local programs by any of the machine's names, and allowed pages, are served; /health tells them the payer."""
+    async with raw_http(fake, wallet, replace(config, allow_origins=PAGE)) as send:
         assert (await send(POST, *lines, body=BODY_BYTES))[0] == 200
-        told = json.loads((await send(GET, *lines))[1])
-        assert (told["payer"], told["coordinator"]) == (wallet.address, fake.url)
+        answer = json.loads((await send(GET, *lines))[1])
+        assert (answer["payer"], answer["coordinator"]) == (wallet.address, fake.url)
 
 
-async def test_health_tells_nobody_without_a_key_who_pays(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """With keys, it says that the gateway is up, and the rest to their holders."""
-    async with door(fake, wallet, replace(config, api_key="everything-goes")) as send:
+async def test_health_reports_the_payer_only_to_key_holders(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """With keys, /health tells others only that the gateway is up."""
+    async with raw_http(fake, wallet, replace(config, api_key="everything-goes")) as send:
         assert await send(GET, HERE) == (200, b'{"status":"ok"}')
-        told = json.loads((await send(GET, "host: elsewhere.example", "authorization: Bearer everything-goes"))[1])
-        assert told["payer"] == wallet.address
+        answer = json.loads((await send(GET, "host: elsewhere.example", "authorization: Bearer everything-goes"))[1])
+        assert answer["payer"] == wallet.address
 
 
 @pytest.mark.parametrize("origin", ["*", "http://*.example", "localhost:3000", "http://localhost:3000/", "", "null"])
 def test_origins_are_named_one_by_one(origin: str) -> None:
-    """What would let in any page, or never match one, is refused at the start."""
+    """Origins that would allow any page, or never match one, are refused at the start."""
     with pytest.raises(BadMessage, match="allow_origins"):
         ClientConfig(allow_origins=(origin,))

@@ -1,4 +1,4 @@
-"""The gateway's ways to an answer: from its cache, from a small model and then a larger one, from the provider that knows it."""
+"""The gateway's routes: cached answers, a small model before a larger one, conversations that stay with a provider."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COLD = BODY | {"temperature": 0}
 
 @asynccontextmanager
 async def gateway(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> AsyncIterator[tuple[httpx.AsyncClient, Market]]:
-    """A gateway with settings of its own, and its market."""
+    """A gateway with these settings, and its market."""
     async with (
         Market(fake.url, wallet, config) as market,
         serving(build_app(market), "127.0.0.1", 0) as port,
@@ -54,20 +54,20 @@ async def _ask(http: httpx.AsyncClient, body: dict[str, Any], key: str = "", **o
 
 @pytest.fixture
 def caching(config: ClientConfig, tmp_path: Path) -> ClientConfig:
-    """Settings with a cache."""
+    """Settings with a response cache."""
     return replace(config, cache_folder=tmp_path / "cache")
 
 
-async def test_the_same_request_again(fake: FakeMarket, wallet: Signer, caching: ClientConfig) -> None:
-    """With temperature 0 it is answered from the cache, byte for byte, streamed or not, and costs nothing; spend tells."""
+async def test_a_repeated_request_is_cached(fake: FakeMarket, wallet: Signer, caching: ClientConfig) -> None:
+    """With temperature 0, a repeated request is answered from the cache, byte for byte, at no cost; the ledger counts it."""
     async with gateway(fake, wallet, caching) as (http, market):
         for body in (COLD, COLD | {"stream": True}):
             first = await _ask(http, body)
             assert first.headers["x-tally-cache"] == "miss"
-            again = await _ask(http, dict(reversed(body.items())))
-            assert (again.headers["x-tally-cache"], again.headers["x-tally-cost"]) == ("hit", "0")
-            assert again.headers["x-tally-job"] == first.headers["x-tally-job"]
-            assert (again.content, again.headers["content-type"]) == (first.content, first.headers["content-type"])
+            second = await _ask(http, dict(reversed(body.items())))
+            assert (second.headers["x-tally-cache"], second.headers["x-tally-cost"]) == ("hit", "0")
+            assert second.headers["x-tally-job"] == first.headers["x-tally-job"]
+            assert (second.content, second.headers["content-type"]) == (first.content, first.headers["content-type"])
         assert len(fake.sessions) == 2
         (spent,) = await market._ledger.spending(0, ())
         assert (spent.requests, spent.hits, spent.saved) == (2, 2, spent.cost)
@@ -76,7 +76,7 @@ async def test_the_same_request_again(fake: FakeMarket, wallet: Signer, caching:
 
 
 async def test_what_is_not_cached(fake: FakeMarket, wallet: Signer, caching: ClientConfig) -> None:
-    """Other temperatures unless asked for, whatever says no, keyed requests, other requirements, other callers, errors."""
+    """Not cached: other temperatures, opt-outs, keyed requests, other requirements, other callers, errors."""
     keys = (ApiKey(label="ann", secret="ann-0123456789abcdef"), ApiKey(label="bob", secret="bob-0123456789abcdef"))
     async with gateway(fake, wallet, replace(caching, api_keys=keys)) as (http, _):
 
@@ -104,7 +104,7 @@ async def test_what_is_not_cached(fake: FakeMarket, wallet: Signer, caching: Cli
 
 
 async def test_the_disk_tells_nothing(fake: FakeMarket, wallet: Signer, caching: ClientConfig) -> None:
-    """No name and no content without the wallet; what was changed or is of another wallet is not believed."""
+    """The disk reveals neither names nor contents; changed files and those of another wallet are ignored."""
     async with gateway(fake, wallet, caching) as (http, _):
         await _ask(http, COLD)
     assert caching.cache_folder is not None
@@ -120,31 +120,31 @@ async def test_the_disk_tells_nothing(fake: FakeMarket, wallet: Signer, caching:
 
 
 async def test_old_and_large_answers_go(tmp_path: Path, wallet: Signer) -> None:
-    """An answer is good for so long; the oldest make room; a disk that fails is no obstacle."""
+    """Old answers expire, the oldest are deleted first, and a failing disk does not fail requests."""
     clock = [0.0]
     cache = ResponseCache(tmp_path / "c", 3_000, 60, wallet, lambda: clock[0])
-    kept = CachedResponse("application/json", b"x" * 1_000, "ab", Address("0x" + "11" * 20), "m", Amount(3), "0x00")
+    cached = CachedResponse("application/json", b"x" * 1_000, "ab", Address("0x" + "11" * 20), "m", Amount(3), "0x00")
     demand = Demand("m")
     bodies = [json.dumps({"model": "m", "temperature": 0, "n": n}).encode() for n in range(4)]
     names = [cache.name(CHAT, [body], demand, "", requested=None) for body in bodies]
     assert len(set(names)) == 4
     for name in names:
         assert name is not None
-        await cache.put(name, kept)
+        await cache.put(name, cached)
     assert [bool(await cache.get(str(name))) for name in names] == [False, False, True, True]
     (tmp_path / "c" / str(names[3])).touch()
-    assert await cache.get(str(names[3])) == kept
+    assert await cache.get(str(names[3])) == cached
     clock[0] = (tmp_path / "c" / str(names[3])).stat().st_mtime + 61
     assert await cache.get(str(names[3])) is None
     long = b'{"model": "m", "temperature": 0, "seed": 1180591620717411303424}'
     for body in (b"{", b"[]", b'{"model": "m", "temperature": 0.1}', b'{"temperature": 0}', long):
         assert cache.name(CHAT, [body], demand, "", requested=None) is None
     (tmp_path / "f").write_text("")
-    await ResponseCache(tmp_path / "f", 3_000, 60, wallet).put(str(names[0]), kept)
+    await ResponseCache(tmp_path / "f", 3_000, 60, wallet).put(str(names[0]), cached)
 
 
-async def test_another_models_answer_is_not_kept(wallet: Signer, caching: ClientConfig) -> None:
-    """What a fallback answered while a model was away is nobody's answer later; a key's models are what its aliases lead to."""
+async def test_a_fallbacks_answer_is_not_cached(wallet: Signer, caching: ClientConfig) -> None:
+    """A fallback's answer is not cached in place of the missing model's; a key's aliases resolve to its models."""
     key = ApiKey(label="ann", secret="ann-0123456789abcdef", models=("tiny", "big"))
     named = replace(caching, api_keys=(key,), aliases=(Alias(name="any", models=("big", "tiny")),))
     async with FakeMarket(Provider.make("alice", model="tiny")).serve() as fake, gateway(fake, wallet, named) as (http, market):
@@ -160,7 +160,7 @@ async def test_another_models_answer_is_not_kept(wallet: Signer, caching: Client
 
 
 async def test_deep_json(fake: FakeMarket, wallet: Signer, caching: ClientConfig) -> None:
-    """What can be read but not written again is refused in words."""
+    """JSON that can be read and not written again is refused with a message."""
     deep: Any = 0
     for _ in range(300):
         deep = [deep]
@@ -174,41 +174,41 @@ async def test_deep_json(fake: FakeMarket, wallet: Signer, caching: ClientConfig
 # Small models first
 
 
-async def test_a_larger_model_where_the_small_one_will_not_do(wallet: Signer, config: ClientConfig) -> None:
-    """Both are paid, and the answer says so; where the larger one can't be had, the small one's answer is better than none."""
+async def test_a_rejected_answer_goes_to_the_larger_model(wallet: Signer, config: ClientConfig) -> None:
+    """Both answers are paid and reported; if the larger model is not available, the small one's answer is sent."""
     small, large = Provider.make("alice", model="small"), Provider.make("bob", model="large")
     fake = FakeMarket(small, large)
-    asked: list[str] = []
+    models_asked: list[str] = []
 
     async def script(session: Session) -> None:
         await session.match()
-        asked.append(session.request["model"])
+        models_asked.append(session.request["model"])
         await session.answer()
-        await session.chunk(completion("" if asked[-1] == "small" else "better"), last=True)
+        await session.chunk(completion("" if models_asked[-1] == "small" else "better"), last=True)
         await session.finish()
 
     fake.script = script
     rules = replace(config, aliases=(Alias(name="thrifty", models=("small", "large"), rule="small-model-first"),))
     async with fake.serve(), gateway(fake, wallet, rules) as (http, market):
         answer = await _ask(http, BODY | {"model": "thrifty"})
-        assert asked == ["small", "large"]
+        assert models_asked == ["small", "large"]
         assert answer.json()["choices"][0]["message"]["content"] == "better"
         model, job, cost = answer.headers["x-tally-escalated"].split("; ")
         assert (model, cost, answer.headers["x-tally-cost"]) == ("small", "cost=3", "6")
         known = await market.find(parse_job_id(job.removeprefix("job=")))
         assert known is not None
-        asked.clear()
+        models_asked.clear()
         await _ask(http, BODY | {"model": "thrifty", "tools": [{"type": "function"}]})
-        assert asked == ["large"]
-        asked.clear()
+        assert models_asked == ["large"]
+        models_asked.clear()
         fake.asks = lambda: [{"ask": small.ask.to_json(), "free": 1}]
         market._shortlists.forget()
         answer = await _ask(http, BODY | {"model": "thrifty"})
-        assert (asked, "x-tally-escalated" in answer.headers) == (["small"], False)
+        assert (models_asked, "x-tally-escalated" in answer.headers) == (["small"], False)
 
 
 async def test_max_cost_is_for_all_attempts(wallet: Signer, config: ClientConfig) -> None:
-    """What a small model's answer cost is not there any more for the larger one; then its own answer is the answer."""
+    """A rejected answer's cost is deducted from max_cost; if that leaves too little, the rejected answer is sent."""
     fake = FakeMarket(Provider.make("alice", model="small"), Provider.make("bob", model="large"))
 
     async def script(session: Session) -> None:
@@ -230,10 +230,8 @@ async def test_max_cost_is_for_all_attempts(wallet: Signer, config: ClientConfig
 # Books that lack something
 
 
-async def test_a_lost_state_file_costs_no_request(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """What a provider refuses since this wallet's books lack receipts is asked again once they were learnt; the caller sees an
-    answer.
-    """
+async def test_a_lost_ledger_fails_no_request(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """If a provider refuses because this ledger lacks receipts, they are recovered and the request is repeated."""
 
     async def strict(session: Session) -> None:
         try:
@@ -261,8 +259,8 @@ async def test_a_lost_state_file_costs_no_request(fake: FakeMarket, wallet: Sign
 # Conversations
 
 
-async def test_a_conversation_stays(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """With who answered it last, where that one is no dearer; others begin with the best; a choice of order is kept."""
+async def test_a_conversation_stays_with_its_provider(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A conversation stays with its provider unless another is cheaper; an explicit order of providers is kept."""
     seen: list[tuple[bool, str]] = []
 
     def script(index: int) -> Any:

@@ -1,4 +1,4 @@
-"""What callers can make the gateway hold is bounded: bodies under way, questions that wait, answers that nobody takes."""
+"""The gateway bounds what callers make it hold: request bodies, model lists, and answers that nobody reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def gateway(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> Asy
 
 
 async def post(port: int, body: bytes, declared: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A request whose body may not be all there yet."""
+    """Sends a request whose body may be incomplete."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {declared}\r\n\r\n".encode() + body)
     await writer.drain()
@@ -38,7 +38,7 @@ async def post(port: int, body: bytes, declared: int) -> tuple[asyncio.StreamRea
 
 
 async def test_unfinished_bodies_do_not_fill_the_memory(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Beyond max_total_body_bytes of all requests together, more are told to come again; what is given back is free again."""
+    """Beyond max_total_body_bytes further requests are refused as retryable; released bytes are free again."""
     small = replace(config, max_body_bytes=100_000, max_total_body_bytes=250_000)
     async with gateway(fake, wallet, small) as (port, _), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
         held = [await post(port, b"x" * 80_000, 99_999) for _ in range(3)]
@@ -59,8 +59,8 @@ async def test_unfinished_bodies_do_not_fill_the_memory(fake: FakeMarket, wallet
 
 
 @pytest.mark.parametrize("size", [100, 101])
-async def test_a_body_has_room_until_its_request_is_over(size: int) -> None:
-    """Its bytes count inside the block, however it ends, and none afterwards; limits hold at equality."""
+async def test_a_body_counts_until_its_request_is_over(size: int) -> None:
+    """A body counts inside the block, however it ends, and not afterwards; limits are inclusive."""
     rooms = RequestBodies(100, 150)
 
     async def receive() -> Message:
@@ -84,8 +84,8 @@ async def test_a_body_has_room_until_its_request_is_over(size: int) -> None:
     assert rooms.held == 0
 
 
-async def test_a_body_that_trickles_or_ends_early_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After BODY_TIMEOUT_SECONDS it is refused; a caller that leaves meanwhile holds nothing."""
+async def test_a_slow_or_incomplete_body_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After BODY_TIMEOUT_SECONDS a body is refused; a caller that disconnects holds nothing."""
     monkeypatch.setattr(request_bodies, "BODY_TIMEOUT_SECONDS", 0.05)
     rooms = RequestBodies(100, 150)
 
@@ -107,8 +107,8 @@ async def test_a_body_that_trickles_or_ends_early_is_let_go(monkeypatch: pytest.
     assert rooms.held == 0
 
 
-async def test_a_caller_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After SEND_TIMEOUT_SECONDS without a byte taken."""
+async def test_a_caller_that_reads_nothing_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that reads nothing for SEND_TIMEOUT_SECONDS is disconnected."""
     monkeypatch.setattr(request_bodies, "SEND_TIMEOUT_SECONDS", 0.02)
     taken: list[Message] = []
 
@@ -125,7 +125,7 @@ async def test_a_caller_that_takes_nothing_is_given_up(monkeypatch: pytest.Monke
 async def test_a_stream_that_nobody_reads_ends_its_job(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The job is cancelled and the connection dropped, so that neither is held for ever."""
+    """If nobody reads a stream, its job is cancelled and its connection closed."""
     monkeypatch.setattr(request_bodies, "SEND_TIMEOUT_SECONDS", 0.3)
 
     async def pours(session: Session) -> None:
@@ -146,30 +146,30 @@ async def test_a_stream_that_nobody_reads_ends_its_job(
         writer.close()
 
 
-async def test_callers_share_a_question_for_the_models(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """However many ask at once, the coordinator is asked once, also where some of them leave; and again afterwards."""
-    asked = [0]
+async def test_callers_share_one_model_list_request(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Concurrent callers cause one request to the coordinator, also if some disconnect; later callers cause another."""
+    calls = [0]
 
     async def told() -> None:
-        asked[0] += 1
+        calls[0] += 1
         await asyncio.sleep(0.5)
 
     fake.before_models = told
     async with gateway(fake, wallet, config) as (port, _), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
         tasks = [asyncio.create_task(http.get("/v1/models")) for _ in range(20)]
-        await eventually(lambda: asked[0] == 1)
+        await eventually(lambda: calls[0] == 1)
         tasks[0].cancel()
         answers = await asyncio.gather(*tasks[1:])
         assert {answer.status_code for answer in answers} == {200}
-        assert asked == [1]
+        assert calls == [1]
         assert (await http.get("/v1/models")).status_code == 200
-        assert asked == [2]
+        assert calls == [2]
 
 
-def test_the_numbers_fit_each_other() -> None:
-    """A gateway whose bodies together may be smaller than one could answer no large request."""
+def test_body_limits_are_consistent() -> None:
+    """A total body limit below the limit of one body is refused."""
     assert ClientConfig().max_total_body_bytes == 256 * MIB
     assert ClientConfig(max_body_bytes=7, max_total_body_bytes=7).max_body_bytes == 7
-    for one, together in ((8, 7), (0, 7), (0, 0), (-1, -1)):
+    for max_body, max_total in ((8, 7), (0, 7), (0, 0), (-1, -1)):
         with pytest.raises(BadMessage, match="max_total_body_bytes"):
-            ClientConfig(max_body_bytes=one, max_total_body_bytes=together)
+            ClientConfig(max_body_bytes=max_body, max_total_body_bytes=max_total)

@@ -1,4 +1,4 @@
-"""The rule by which simple requests go to small models, and which answers send them on to a larger one."""
+"""The rule that sends simple requests to small models, and the answers after which a larger model is tried."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _asks(text: Any = "hi", **more: Any) -> dict[str, Any]:
     ],
 )
 def test_what_is_simple(request_: dict[str, Any], simple: bool) -> None:
-    """As the rule says it; what is not goes to the largest first."""
+    """Simple requests go to the smallest model first, others to the largest."""
     assert is_simple(request_) is simple
     assert RULE.order(request_, MODELS) == (MODELS if simple or "input" in request_ else MODELS[::-1])
 
@@ -72,13 +72,13 @@ def _says(text: Any = "yes", ending: str = "stop", **more: Any) -> dict[str, Any
         ({"input": "hi"}, {"object": "response"}, True),
     ],
 )
-def test_which_answers_will_do(request_: dict[str, Any], answer: Any, good: bool) -> None:
-    """As the rule says it."""
+def test_accepted_answers(request_: dict[str, Any], answer: Any, good: bool) -> None:
+    """Empty, cut off, filtered, refused and wrongly formatted answers are not accepted."""
     assert RULE.accepts(request_, answer) is good
 
 
 class Broken:
-    """A rule with a bug."""
+    """A rule with bugs."""
 
     def order(self, _request: Any, models: Any) -> Any:
         """Nobody, or a crash."""
@@ -89,16 +89,16 @@ class Broken:
         return bool(answer["no such member"])
 
 
-def test_a_rule_that_fails_costs_no_answer() -> None:
-    """Then the models are asked as they are listed, and whatever comes will do."""
+def test_a_failing_rule_fails_no_request() -> None:
+    """If a rule fails, the models are tried as listed, and every answer is accepted."""
     for models in (MODELS, MODELS[:1]):
         plan = AliasRouter([Alias(name="thrifty", models=models, rule="x")], {"thrifty": Broken()}).plan(dumps(_asks()), (), 0)
         assert [loads(body, "body")["model"] for body in plan.bodies] == list(models)
         assert plan.accepts({})
 
 
-class Backwards:
-    """A rule of somebody's own."""
+class ReversedModels:
+    """A custom rule."""
 
     def order(self, _request: Any, models: Any) -> Any:
         """The other way round."""
@@ -109,20 +109,20 @@ class Backwards:
         return bool(answer["good"])
 
 
-def test_rules_of_ones_own() -> None:
-    """By name, as a class or an object; what is no rule is said when the gateway starts."""
+def test_custom_rules() -> None:
+    """Custom rules are loaded by name, as a class or an object; anything else is refused when the gateway starts."""
     assert isinstance(load_rule("small-model-first"), SmallModelFirst)
-    rule = load_rule(f"{__name__}:Backwards") if "." in __name__ else Backwards()
-    names = AliasRouter([Alias(name="thrifty", models=MODELS, rule="x")], {"thrifty": rule})
-    plan = names.plan(dumps(_asks()), ["other"], 0.5)
+    rule = load_rule(f"{__name__}:ReversedModels") if "." in __name__ else ReversedModels()
+    router = AliasRouter([Alias(name="thrifty", models=MODELS, rule="x")], {"thrifty": rule})
+    plan = router.plan(dumps(_asks()), ["other"], 0.5)
     assert [loads(body, "body")["model"] for body in plan.bodies] == ["large", "middle", "small", "other"]
     assert [plan.accepts({"good": good}) for good in (True, False)] == [True, False]
-    for name, says in (
+    for name, message in (
         ("no.such.module:rule", "ModuleNotFoundError"),
         ("json:nothing", "AttributeError"),
         ("json:dumps", "order"),
     ):
-        with pytest.raises(BadMessage, match=says):
+        with pytest.raises(BadMessage, match=message):
             load_rule(name)
     with pytest.raises(BadMessage, match="got both"):
         Alias(name="x", models=MODELS, weights=(1, 1, 1), rule="small-model-first")

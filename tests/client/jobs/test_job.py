@@ -45,7 +45,7 @@ from tests.client.parties import DOMAIN, MODEL, signer
 
 
 async def test_failover_restarts_the_answer(market: Market, fake: FakeMarket) -> None:
-    """A second match before any output goes on with the next provider; the first one's receipt at no cost releases its cap."""
+    """A second match before any output continues with the next provider; the first one's receipt at no cost releases its cap."""
 
     async def second(session: Session) -> None:
         await session.match(0)
@@ -93,7 +93,9 @@ async def test_fail_frame(market: Market, fake: FakeMarket) -> None:
 
 
 async def test_engine_error_is_an_answer(market: Market, fake: FakeMarket) -> None:
-    """A deterministic error of the engine passes through whole and is not charged; `chat` raises it in the engine's words."""
+    """A deterministic error of the engine passes through unchanged and is not charged; `chat` raises it with the engine's
+    message.
+    """
 
     async def rejects(session: Session) -> None:
         await session.match()
@@ -110,7 +112,7 @@ async def test_engine_error_is_an_answer(market: Market, fake: FakeMarket) -> No
 
 
 async def test_broken_answer_costs_nothing(market: Market, fake: FakeMarket) -> None:
-    """An answer that the provider broke off raises an error that says so, and its receipt of zero is booked."""
+    """An answer that its provider broke off raises an error, and its receipt of zero is recorded."""
 
     async def breaks(session: Session) -> None:
         await session.match()
@@ -135,8 +137,8 @@ LIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("lie", [*LIES, "input", "output"])
-async def test_dishonest_receipt_freezes_the_tab(market: Market, fake: FakeMarket, lie: str) -> None:
-    """A receipt with a false cost, total, transcript or usage raises BadReceipt, is kept as evidence, and ends the trade."""
+async def test_dishonest_receipt_blocks_the_provider(market: Market, fake: FakeMarket, lie: str) -> None:
+    """A receipt with a false cost, total, transcript or usage raises BadReceipt, is kept as evidence, and blocks its provider."""
 
     async def lies(session: Session) -> None:
         await session.match()
@@ -179,8 +181,8 @@ async def test_same_seq_twice_is_equivocation(market: Market, fake: FakeMarket) 
     assert len(await market.evidence()) == 1
 
 
-async def test_receipt_of_another_order_accuses_nobody(market: Market, fake: FakeMarket) -> None:
-    """A genuine receipt that the coordinator attached to the wrong job is refused, but no provider is frozen for it."""
+async def test_receipt_of_another_order_blocks_no_provider(market: Market, fake: FakeMarket) -> None:
+    """A genuine receipt that the coordinator attached to the wrong job is refused, and no provider is blocked for it."""
 
     async def swaps(session: Session) -> None:
         await session.match()
@@ -305,8 +307,8 @@ async def test_broken_protocol_is_the_coordinators_fault(
     fake.crash = None
 
 
-async def test_truncated_stream_says_what_came(market: Market, fake: FakeMarket) -> None:
-    """A stream that ends without receipt or failure raises an error with what was received, and closes the job if it failed."""
+async def test_truncated_stream_reports_what_arrived(market: Market, fake: FakeMarket) -> None:
+    """A stream that ends without a receipt or a failure raises an error that says how much arrived, and ends a failed job."""
 
     async def ends(session: Session) -> None:
         await session.match()
@@ -324,7 +326,7 @@ async def test_truncated_stream_says_what_came(market: Market, fake: FakeMarket)
 
 
 async def test_receipt_is_fetched_when_the_connection_breaks(market: Market, fake: FakeMarket) -> None:
-    """If the connection breaks after the job was billed, the receipt is fetched and booked, and no retry is suggested."""
+    """If the connection breaks after the job was billed, the receipt is fetched and recorded, and no retry is suggested."""
 
     async def breaks(session: Session) -> None:
         await session.match()
@@ -343,7 +345,7 @@ async def test_receipt_is_fetched_when_the_connection_breaks(market: Market, fak
 
 
 async def test_silence_has_a_deadline(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """A stream on which nothing comes, not even a beat, is given up, and the job is cancelled."""
+    """A stream without any data, not even a heartbeat, counts as lost, and the job is cancelled."""
 
     async def silent(session: Session) -> None:
         await session.match()
@@ -356,8 +358,8 @@ async def test_silence_has_a_deadline(fake: FakeMarket, wallet: Signer, config: 
     assert fake.cancels
 
 
-async def test_cancel_brings_the_receipt(market: Market, fake: FakeMarket) -> None:
-    """Cancelling stops the job, waits for the receipt of what was delivered, and books it."""
+async def test_cancel_returns_the_receipt(market: Market, fake: FakeMarket) -> None:
+    """Cancelling stops the job, waits for the receipt of what was delivered, and records it."""
     fake.script = until_cancelled
     job = await market.submit(CHAT, STREAM)
     async for chunk in job:
@@ -371,7 +373,7 @@ async def test_cancel_brings_the_receipt(market: Market, fake: FakeMarket) -> No
 
 
 async def test_leaving_a_job_cancels_it(market: Market, fake: FakeMarket) -> None:
-    """A job that is left before its end is cancelled, and what was delivered is booked."""
+    """Leaving a job before its end cancels it, and what was delivered is recorded."""
     fake.script = until_cancelled
     async with await market.submit(CHAT, STREAM) as job:
         await job.start()
@@ -382,7 +384,7 @@ async def test_leaving_a_job_cancels_it(market: Market, fake: FakeMarket) -> Non
 
 
 async def test_cancel_is_bounded(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """If the receipt of a cancelled job does not come, cancelling ends all the same, and the orders go on counting."""
+    """If the receipt of a cancelled job does not come, cancelling still ends, and the orders keep counting."""
 
     async def deaf(session: Session) -> None:
         await session.match()
@@ -400,7 +402,7 @@ async def test_cancel_is_bounded(fake: FakeMarket, wallet: Signer, config: Clien
 
 
 async def test_cancelled_while_being_placed(market: Market, fake: FakeMarket) -> None:
-    """A caller that gives up while the job is being posted leaves no running job behind."""
+    """A caller that is cancelled while the job is posted leaves no running job behind."""
     fake.script = until_cancelled
     task = asyncio.create_task(run(market, STREAM))
     await eventually(lambda: bool(fake.submissions))
@@ -411,7 +413,7 @@ async def test_cancelled_while_being_placed(market: Market, fake: FakeMarket) ->
 
 
 async def test_answer_too_long_to_keep(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """An answer beyond the limit is not gathered in memory: it is cancelled, and the error says to stream it."""
+    """An answer beyond the limit is not gathered in memory: the job is cancelled, and the error suggests streaming."""
 
     async def floods(session: Session) -> None:
         await session.match()

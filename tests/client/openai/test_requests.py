@@ -15,8 +15,8 @@ from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, Code, Fa
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, RESPONSES
 
 
-def call(path: str, **members: Any) -> RequestSummary:
-    """A request with these members."""
+def request_summary(path: str, **members: Any) -> RequestSummary:
+    """The summary of a JSON request with these members."""
     return summarise(path, orjson.dumps({"model": "m"} | members))
 
 
@@ -38,16 +38,16 @@ def call(path: str, **members: Any) -> RequestSummary:
     ],
 )
 def test_output_limit(path: str, members: dict[str, Any], output: int | None) -> None:
-    """The most output that a request can ask for counts every answer to every prompt."""
-    assert call(path, **members).output_tokens == output
+    """The most output that a request can ask for counts every choice of every prompt."""
+    assert request_summary(path, **members).output_tokens == output
 
 
 def test_default_output() -> None:
-    """Where a request sets no limit, the default counts for each answer, within what is sold."""
-    assert call(CHAT).tokens_to_order(100, 1_000) == 100
-    assert call(CHAT, n=3).tokens_to_order(100, 1_000) == 300
-    assert call(CHAT, n=30).tokens_to_order(100, 1_000) == 1_000
-    assert call(CHAT, max_tokens=7).tokens_to_order(100, 1_000) == 7
+    """If a request sets no limit, the default applies to each choice, up to what is sold."""
+    assert request_summary(CHAT).tokens_to_order(100, 1_000) == 100
+    assert request_summary(CHAT, n=3).tokens_to_order(100, 1_000) == 300
+    assert request_summary(CHAT, n=30).tokens_to_order(100, 1_000) == 1_000
+    assert request_summary(CHAT, max_tokens=7).tokens_to_order(100, 1_000) == 7
 
 
 def test_media_is_not_bounded_by_bytes() -> None:
@@ -56,47 +56,47 @@ def test_media_is_not_bounded_by_bytes() -> None:
         {"type": "text", "text": "What is this?"},
         {"type": "image_url", "image_url": {"url": "https://example.org/x.png"}},
     ]
-    assert not call(CHAT, messages=[{"role": "user", "content": picture}]).bounded
+    assert not request_summary(CHAT, messages=[{"role": "user", "content": picture}]).bounded
     texts: list[Any] = [{"role": "user", "content": "image_url"}, {"role": "assistant", "content": None, "tool_calls": []}]
-    said = call(CHAT, messages=[*texts, {"role": "user", "content": picture[:1]}, 7, {}], stream=True)
-    assert said == RequestSummary("m", stream=True, output_tokens=None, choices=1, bounded=True)
+    summary = request_summary(CHAT, messages=[*texts, {"role": "user", "content": picture[:1]}, 7, {}], stream=True)
+    assert summary == RequestSummary("m", stream=True, output_tokens=None, choices=1, bounded=True)
 
 
 def test_other_routes() -> None:
-    """Any path that can be a route is read for its model; only responses limit their output, and say when bytes bound tokens."""
-    assert call("/v1/rerank", query="q", documents=["a"]) == RequestSummary(
+    """Requests to any valid path are read for their model. Only responses have an output limit and may be bounded by bytes."""
+    assert request_summary("/v1/rerank", query="q", documents=["a"]) == RequestSummary(
         "m", stream=False, output_tokens=None, choices=1, bounded=False
     )
     words = [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]
-    said = call(RESPONSES, input=words, max_output_tokens=5, stream=True)
-    assert said == RequestSummary("m", stream=True, output_tokens=5, choices=1, bounded=True)
-    assert call(RESPONSES, input="hi").bounded
+    summary = request_summary(RESPONSES, input=words, max_output_tokens=5, stream=True)
+    assert summary == RequestSummary("m", stream=True, output_tokens=5, choices=1, bounded=True)
+    assert request_summary(RESPONSES, input="hi").bounded
     picture = [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]
-    assert not call(RESPONSES, input=picture).bounded
-    assert not call(RESPONSES, input="hi", previous_response_id="r").bounded
+    assert not request_summary(RESPONSES, input=picture).bounded
+    assert not request_summary(RESPONSES, input="hi", previous_response_id="r").bounded
     form = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--b--\r\n'
     transcription = summarise("/v1/audio/transcriptions", form, "multipart/form-data; boundary=b")
     assert transcription == RequestSummary("m", stream=False, output_tokens=None, choices=1, bounded=False)
-    for kind, says in (("text/plain", "content-type"), ("multipart/form-data", "boundary")):
-        with pytest.raises(BadMessage, match=says):
-            summarise("/v1/audio/transcriptions", form, kind)
+    for content_type, message in (("text/plain", "content-type"), ("multipart/form-data", "boundary")):
+        with pytest.raises(BadMessage, match=message):
+            summarise("/v1/audio/transcriptions", form, content_type)
     for path in ("/v1", "/v1/", "/v1/../x", "/v1/x/../y", "/v1//x", "/health", "/v1/X", "/v1/x?y", "/v1/" + "x/" * 9 + "x"):
         with pytest.raises(Refusal, match="expected a path such as"):
-            call(path)
+            request_summary(path)
 
 
 @given(st.binary() | st.text().map(str.encode))
 @settings(deadline=None)
-def test_any_bytes(body: bytes) -> None:
-    """Whatever bytes a caller sends, they are read or refused, never a crash."""
+def test_any_bytes_are_read_or_refused(body: bytes) -> None:
+    """Any bytes from a caller are read or refused, and never crash the reader."""
     for path in (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, "/v1/rerank"):
-        for kind in ("application/json", f"{FORM}; boundary=b"):
+        for content_type in ("application/json", f"{FORM}; boundary=b"):
             with contextlib.suppress(BadMessage):
-                assert summarise(path, body, kind).model
+                assert summarise(path, body, content_type).model
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "kind"),
+    ("error", "status", "error_type"),
     [
         (BadMessage("x"), 400, "invalid_request_error"),
         (BadMessage("x", fault=Fault.COORDINATOR), 502, "server_error"),
@@ -108,26 +108,31 @@ def test_any_bytes(body: bytes) -> None:
         (Unavailable(Code.NO_PROVIDER, "x"), 503, "server_error"),
     ],
 )
-def test_errors_blame_the_right_side(error: TallyError, status: int, kind: str) -> None:
-    """A status of 400 or 401 is for the caller's own faults; retryable errors say when to come again."""
-    shown = render_error(error)
-    document = orjson.loads(shown.body)["error"]
-    assert (shown.status, document["type"], document["code"]) == (status, kind, error.code.value)
-    assert shown.headers.get("retry-after") == ("1" if error.retry else None)
-    assert render_error_event(error) == b"data: " + shown.body + b"\n\n"
+def test_error_status_shows_whose_fault_it_is(error: TallyError, status: int, error_type: str) -> None:
+    """Status 400 and 401 are only for the caller's own faults; retryable errors say when to retry."""
+    response = render_error(error)
+    document = orjson.loads(response.body)["error"]
+    assert (response.status, document["type"], document["code"]) == (status, error_type, error.code.value)
+    assert response.headers.get("retry-after") == ("1" if error.retry else None)
+    assert render_error_event(error) == b"data: " + response.body + b"\n\n"
 
 
 def test_engine_errors() -> None:
-    """An engine's error is told in its own words, whatever shape it has."""
-    said = {b'{"error": {"message": "too hot"}}': "too hot", b'{"error": "cold"}': "cold", b"<html>": "<html>", b"\xff": "\ufffd"}
-    for body, words in said.items():
+    """An engine's error message is kept, in whatever format the engine sends it."""
+    summary = {
+        b'{"error": {"message": "too hot"}}': "too hot",
+        b'{"error": "cold"}': "cold",
+        b"<html>": "<html>",
+        b"\xff": "\ufffd",
+    }
+    for body, words in summary.items():
         assert words in str(read_engine_error(418, body))
     assert read_engine_error(418, b"").retry is False
     assert (read_engine_error(503, b"").retry, read_engine_error(503, b"").fault) == (True, Fault.ENGINE)
 
 
 def test_text_of_an_answer() -> None:
-    """The text of chat and plain completions is read; anything else says that it is none."""
+    """The text of chats and plain completions is read; other documents are refused."""
     assert read_text(b'{"choices": [{"message": {"content": "a"}}]}') == "a"
     assert read_text(b'{"choices": [{"message": {"content": null}}]}') == ""
     assert read_text(b'{"choices": [{"text": "b"}]}') == "b"

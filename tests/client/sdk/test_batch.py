@@ -19,51 +19,51 @@ from tests.client.parties import MODEL
 
 
 @pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries that do not keep a test waiting."""
+def _short_retry_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes retries fast enough for a test."""
     monkeypatch.setattr(batch, "LONGEST_RETRY_SECONDS", 0.01)
 
 
 def numbered(count: int | None = None) -> Iterator[dict[str, Any]]:
-    """Requests that can be told apart."""
+    """Requests with a number in their text."""
     numbers = itertools.count() if count is None else range(count)
     return (BODY | {"messages": [{"role": "user", "content": str(number)}]} for number in numbers)
 
 
 def number(session: Session) -> int:
-    """Which one it is."""
+    """The number in the session's request."""
     return int(session.request["messages"][0]["content"])
 
 
 async def echo(session: Session) -> None:
-    """Answers with the request's number; the later ones of four are faster."""
+    """Answers with the request's number; of four requests, the later ones are faster."""
     await session.match()
     await asyncio.sleep(0.01 * (4 - number(session) % 4))
     await say(session)
 
 
 async def say(session: Session) -> None:
-    """The answer, once matched."""
+    """Answers after the match."""
     await session.answer()
     await session.chunk(completion(str(number(session))), last=True)
     await session.finish()
 
 
 async def test_results_in_order_or_as_they_end(market: Market, fake: FakeMarket) -> None:
-    """Every request has exactly one result, in the order of the requests or as they end; each has its receipt."""
+    """Each request has exactly one result with its receipt, in the order of the requests or as they end."""
     fake.script = echo
-    done = [one async for one in market.map(numbered(12), concurrency=4)]
-    assert [one.index for one in done] == list(range(12))
-    assert [one.unwrap().text for one in done] == [str(at) for at in range(12)]
-    assert all(one.unwrap().cost == 3 and one.attempts == 1 for one in done)
-    loose = [one async for one in market.map(numbered(12), concurrency=4, ordered=False)]
-    assert sorted(one.index for one in loose) == list(range(12))
-    assert all(one.unwrap().text == str(one.index) for one in loose)
+    results = [result async for result in market.map(numbered(12), concurrency=4)]
+    assert [result.index for result in results] == list(range(12))
+    assert [result.unwrap().text for result in results] == [str(at) for at in range(12)]
+    assert all(result.unwrap().cost == 3 and result.attempts == 1 for result in results)
+    unordered = [result async for result in market.map(numbered(12), concurrency=4, ordered=False)]
+    assert sorted(result.index for result in unordered) == list(range(12))
+    assert all(result.unwrap().text == str(result.index) for result in unordered)
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-async def test_no_more_than_so_many_at_once(market: Market, fake: FakeMarket, ordered: bool) -> None:
-    """An endless iterator is taken as far as there is room: jobs under way and results that were not taken are bounded."""
+async def test_concurrency_is_bounded(market: Market, fake: FakeMarket, ordered: bool) -> None:
+    """An endless iterator is read only as far as running jobs and results that nobody took allow."""
     taken, most = 0, 0
 
     async def endless() -> AsyncIterator[dict[str, Any]]:
@@ -88,7 +88,7 @@ async def test_no_more_than_so_many_at_once(market: Market, fake: FakeMarket, or
 
 
 async def test_one_failure_loses_nothing(market: Market, fake: FakeMarket) -> None:
-    """What fails for good is a Done with a typed error, once; what may succeed later is tried again; the others go on."""
+    """A permanent failure becomes a BatchResult with its error, a temporary one is retried, and the other requests go on."""
     attempts: dict[int, int] = {}
 
     async def fickle(session: Session) -> None:
@@ -107,26 +107,26 @@ async def test_one_failure_loses_nothing(market: Market, fake: FakeMarket) -> No
             await say(session)
 
     fake.script = fickle
-    done = [one async for one in market.map(numbered(6), concurrency=2, retries=2)]
-    assert [one.error is None for one in done] == [True, False, True, False, True, True]
-    assert [one.attempts for one in done] == [1, 1, 3, 3, 1, 1]
+    results = [result async for result in market.map(numbered(6), concurrency=2, retries=2)]
+    assert [result.error is None for result in results] == [True, False, True, False, True, True]
+    assert [result.attempts for result in results] == [1, 1, 3, 3, 1, 1]
     with pytest.raises(Refusal, match="never"):
-        done[1].unwrap()
-    assert done[3].error is not None
-    assert done[3].error.retry
-    assert "never" not in repr(done[0])
+        results[1].unwrap()
+    assert results[3].error is not None
+    assert results[3].error.retry
+    assert "never" not in repr(results[0])
 
 
-async def test_what_may_be_billed_is_not_tried_again(market: Market, fake: FakeMarket) -> None:
-    """A provider that vanishes without a receipt costs one cap a request, however many attempts are allowed."""
+async def test_a_request_that_may_be_billed_is_not_retried(market: Market, fake: FakeMarket) -> None:
+    """A provider that vanishes without a receipt costs one cap a request, however many retries are allowed."""
 
     async def vanishes(session: Session) -> None:
         await session.match()
         await session.fail(Unavailable(Code.NODE_GONE, "gone", fault=Fault.PROVIDER))
 
     fake.script = vanishes
-    done = [one async for one in market.map(numbered(2), retries=5)]
-    assert [(one.attempts, one.error is None) for one in done] == [(1, False)] * 2
+    results = [result async for result in market.map(numbered(2), retries=5)]
+    assert [(result.attempts, result.error is None) for result in results] == [(1, False)] * 2
     assert len(fake.submissions) == 2
 
 
@@ -140,14 +140,14 @@ async def test_an_error_answer_is_an_error(market: Market, fake: FakeMarket) -> 
         await session.finish()
 
     fake.script = wrong
-    (done,) = [one async for one in market.map([BODY])]
-    assert isinstance(done.error, Refusal)
-    assert "no such thing" in str(done.error)
+    (results,) = [result async for result in market.map([BODY])]
+    assert isinstance(results.error, Refusal)
+    assert "no such thing" in str(results.error)
 
 
 @pytest.mark.parametrize("ordered", [True, False])
 async def test_leaving_early_cancels(market: Market, fake: FakeMarket, ordered: bool) -> None:
-    """What still runs when the loop is left is cancelled, with its provider too."""
+    """Leaving the loop cancels running jobs, also at their providers."""
 
     async def first_only(session: Session) -> None:
         await session.match()
@@ -168,11 +168,11 @@ async def test_leaving_early_cancels(market: Market, fake: FakeMarket, ordered: 
 
 
 async def test_cancelling_the_task_cancels_the_jobs(market: Market, fake: FakeMarket) -> None:
-    """So does cancelling the task that takes the results."""
+    """Cancelling the task that reads the results cancels running jobs."""
     fake.script = until_cancelled
 
     async def take() -> list[BatchResult]:
-        return [one async for one in market.map(numbered(), concurrency=2)]
+        return [result async for result in market.map(numbered(), concurrency=2)]
 
     task = asyncio.create_task(take())
     await eventually(lambda: market.running == 2)
@@ -185,44 +185,44 @@ async def test_cancelling_the_task_cancels_the_jobs(market: Market, fake: FakeMa
 
 @pytest.mark.parametrize("ordered", [True, False])
 async def test_a_broken_iterator(market: Market, ordered: bool) -> None:
-    """Its error is raised once all that it had given has ended."""
+    """The error of a broken iterator is raised after all earlier requests have ended."""
 
     def breaks() -> Iterator[dict[str, Any]]:
         yield from numbered(3)
         raise ZeroDivisionError
 
-    done: list[BatchResult] = []
+    results: list[BatchResult] = []
 
     async def take() -> None:
-        async for one in market.map(breaks(), ordered=ordered):
-            done.append(one)  # noqa: PERF401 - what came before the error counts
+        async for result in market.map(breaks(), ordered=ordered):
+            results.append(result)  # noqa: PERF401 - what came before the error counts
 
     with pytest.raises(ZeroDivisionError):
         await take()
-    assert sorted(one.index for one in done) == [0, 1, 2]
-    assert all(one.error is None for one in done)
+    assert sorted(result.index for result in results) == [0, 1, 2]
+    assert all(result.error is None for result in results)
 
 
 async def test_a_market_that_closes_ends_the_run(market: Market, fake: FakeMarket) -> None:
-    """Jobs under way end with errors that say so, nothing is tried again, and no new request is taken."""
+    """When the market closes, running jobs end with errors, nothing is retried, and no further request is read."""
     fake.script = until_cancelled
     run = market.map(numbered(), concurrency=2)
     first = asyncio.create_task(anext(run))
     await eventually(lambda: market.running == 2)
     await market.drain(0)
-    done = [await first, *[one async for one in run]]
-    assert all(one.error is not None and one.attempts == 1 for one in done)
-    assert len(done) <= 4
+    results = [await first, *[result async for result in run]]
+    assert all(result.error is not None and result.attempts == 1 for result in results)
+    assert len(results) <= 4
 
 
 async def test_options_reach_every_job(market: Market, fake: FakeMarket) -> None:
-    """Route and options are those of `submit`; numbers that cannot work are refused at once."""
+    """Route and options reach `submit`; impossible numbers are refused at once."""
     bob = fake.providers[1].address
     body = {"model": MODEL, "input": "x"}
-    done = [one async for one in market.map([body, body], path="/v1/embeddings", pin=[bob])]
-    assert [one.unwrap().provider for one in done] == [bob, bob]
+    results = [result async for result in market.map([body, body], path="/v1/embeddings", pin=[bob])]
+    assert [result.unwrap().provider for result in results] == [bob, bob]
     with pytest.raises(BadMessage, match="concurrency"):
         market.map([], concurrency=0)
     with pytest.raises(BadMessage, match="retries"):
         market.map([], retries=-1)
-    assert [one async for one in market.map([], path=CHAT)] == []
+    assert [result async for result in market.map([], path=CHAT)] == []

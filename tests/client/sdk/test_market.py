@@ -41,8 +41,8 @@ from tests.client.fake_coordinator import (
 from tests.client.parties import DOMAIN, MODEL, Provider
 
 
-async def test_a_chat_brings_text_receipt_and_cost(market: Market, fake: FakeMarket) -> None:
-    """One call answers with the text, the order, the receipt and what it cost."""
+async def test_a_chat_returns_text_receipt_and_cost(market: Market, fake: FakeMarket) -> None:
+    """One call returns the text, the order, the receipt and the cost."""
     result = await market.chat(MODEL, MESSAGES, max_tokens=50)
     assert result.text == "".join(WORDS)
     assert result.usage == Usage(10, 0, 5)
@@ -57,7 +57,7 @@ async def test_a_chat_brings_text_receipt_and_cost(market: Market, fake: FakeMar
 
 
 async def test_bytes_pass_untouched_both_ways(market: Market, fake: FakeMarket) -> None:
-    """The engine gets the bytes that were submitted, and the caller those that the engine sent, chunk by chunk."""
+    """The engine gets the bytes that were submitted, and the caller gets the engine's bytes, chunk by chunk."""
     raw = orjson.dumps(STREAM) + b"  \n"
     async with await market.submit(CHAT, raw) as job:
         head = await job.start()
@@ -69,7 +69,7 @@ async def test_bytes_pass_untouched_both_ways(market: Market, fake: FakeMarket) 
 
 
 async def test_tab_follows_the_receipts(market: Market, fake: FakeMarket) -> None:
-    """Each order's ceiling is the cost of all accepted receipts plus its own cap, and losers of a shortlist do not count."""
+    """Each order's signed cap is the cost of all accepted receipts plus its own cap; unmatched orders do not count."""
     for _ in range(3):
         await run(market)
     first, second, third = fake.orders()[::2]
@@ -82,7 +82,7 @@ async def test_tab_follows_the_receipts(market: Market, fake: FakeMarket) -> Non
 
 
 async def test_concurrent_jobs_add_up(market: Market, fake: FakeMarket) -> None:
-    """Jobs at the same time each get a ceiling of their own above the others' caps, and every receipt is booked."""
+    """Concurrent jobs each get a signed cap above those of the others, and every receipt is recorded."""
 
     async def slow(session: Session) -> None:
         await asyncio.sleep(0.01 * (len(fake.submissions) % 3))
@@ -98,7 +98,7 @@ async def test_concurrent_jobs_add_up(market: Market, fake: FakeMarket) -> None:
 
 
 async def test_a_market_can_be_opened_and_closed_again(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Without a block: closing twice does nothing more, and what was closed can be opened."""
+    """Without a block: closing twice is harmless, and a closed market can be opened again."""
     market = Market(fake.url, wallet, config)
     for _ in range(2):
         assert await market.open() is market
@@ -108,7 +108,7 @@ async def test_a_market_can_be_opened_and_closed_again(fake: FakeMarket, wallet:
     assert len(fake.submissions) == 2
 
 
-async def test_shortlist_is_remembered(market: Market, fake: FakeMarket) -> None:
+async def test_shortlist_is_cached(market: Market, fake: FakeMarket) -> None:
     """The coordinator is asked for a shortlist once in a few seconds, also by jobs that start together."""
     await asyncio.gather(*(run(market) for _ in range(5)))
     await run(market)
@@ -116,7 +116,7 @@ async def test_shortlist_is_remembered(market: Market, fake: FakeMarket) -> None
 
 
 async def test_constraints_reach_the_coordinator(market: Market, fake: FakeMarket) -> None:
-    """Prices, pins and exclusions of a request are passed on, and held against the asks that come back."""
+    """Prices, pins and exclusions of a request are sent, and checked against the asks that come back."""
     alice, bob = fake.providers
     async with await market.submit(CHAT, BODY, pin=[bob.address], max_input_price=200_000, max_output_price=500_000) as job:
         await job.result()
@@ -131,24 +131,24 @@ async def test_constraints_reach_the_coordinator(market: Market, fake: FakeMarke
 
 
 async def test_asks_are_verified(market: Market, fake: FakeMarket) -> None:
-    """An ask that is forged, expired, of another model, or garbage is left out."""
+    """Asks that are forged, expired, for another model, or garbage are dropped."""
     good = fake.providers[0].ask
     forged = replace(good, message=replace(good.message, output_price=1))
     expired, other = Provider.make("old", valid_until=5), Provider.make("other", model="else")
-    told = [{"ask": ask.to_json(), "free": 1} for ask in (forged, expired.ask, other.ask)]
-    fake.asks = lambda: [*told, {"ask": 7}, "?", {"ask": good.to_json(), "free": 1}]
-    found = await market.shortlist(MODEL)
-    assert [ask.digest for ask in found] == [good.digest]
+    entries = [{"ask": ask.to_json(), "free": 1} for ask in (forged, expired.ask, other.ask)]
+    fake.asks = lambda: [*entries, {"ask": 7}, "?", {"ask": good.to_json(), "free": 1}]
+    asks = await market.shortlist(MODEL)
+    assert [ask.digest for ask in asks] == [good.digest]
 
 
 async def test_models(market: Market) -> None:
-    """The models on offer come with their lowest prices."""
+    """The models on offer are listed with their lowest prices."""
     (offer,) = await market.models()
     assert (offer.id, offer.input_price, offer.max_output_tokens) == (MODEL, 100_000, 8_192)
 
 
 async def test_refusals_carry_their_code(market: Market, fake: FakeMarket) -> None:
-    """What the coordinator refuses comes out as the same typed error, and its orders stop counting."""
+    """A coordinator's refusal is raised as the same typed error, and its orders stop counting."""
     fake.refusals = [Refusal(Code.UNKNOWN_MODEL, "no such model")]
     with pytest.raises(Refusal) as caught:
         await run(market)
@@ -161,7 +161,7 @@ async def test_refusals_carry_their_code(market: Market, fake: FakeMarket) -> No
 
 
 async def test_stale_shortlist_is_refreshed(market: Market, fake: FakeMarket) -> None:
-    """If no provider of a remembered shortlist can take the job, it is offered once more to a fresh one."""
+    """If no provider of a cached shortlist can take the job, it is offered once more to a fresh shortlist."""
     await run(market)
     fake.refusals = [Unavailable(Code.NO_PROVIDER, "busy")]
     await run(market)
@@ -172,7 +172,7 @@ async def test_stale_shortlist_is_refreshed(market: Market, fake: FakeMarket) ->
 
 
 async def test_earlier_jobs_are_settled_at_the_next_start(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """A job whose end this process never saw is settled by the next one, from what the coordinator knows."""
+    """A job whose end this process never saw is reconciled by the next process, from the coordinator's report."""
     now = 1_000_000_000_000_000_000
 
     async def breaks(session: Session) -> None:
@@ -225,7 +225,7 @@ async def test_wrong_deployment_is_refused(fake: FakeMarket, wallet: Signer, con
 
 
 async def test_fee_above_the_maximum_is_refused(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """A coordinator that keeps more than the client allows gets no order."""
+    """A coordinator whose fee is above the client's maximum gets no order."""
     fake.info["feeBps"] = 600
     async with Market(fake.url, wallet, config) as market:
         with pytest.raises(Refusal, match="600 bps"):
@@ -233,7 +233,7 @@ async def test_fee_above_the_maximum_is_refused(fake: FakeMarket, wallet: Signer
 
 
 async def test_caps_on_cost_and_output(market: Market, fake: FakeMarket) -> None:
-    """A request that could cost more than allowed, or asks for more output than is sold, is refused before any order."""
+    """A request that could cost more than allowed, or needs more output than is sold, is refused before any order."""
     with pytest.raises(Refusal) as caught:
         await market.submit(CHAT, BODY, max_cost=Amount(10))
     assert caught.value.code is Code.COST_ABOVE_CAP
@@ -244,7 +244,7 @@ async def test_caps_on_cost_and_output(market: Market, fake: FakeMarket) -> None
 
 
 async def test_default_output_limit(market: Market, fake: FakeMarket) -> None:
-    """A request without max_tokens is ordered with the configured default for each answer, within what the ask sells."""
+    """A request without max_tokens is ordered with the configured default for each choice, up to what the ask sells."""
     await run(market, {"model": MODEL, "messages": MESSAGES})
     await run(market, {"model": MODEL, "messages": MESSAGES, "n": 3})
     assert [submission.candidates[0].terms.max_output_tokens for submission in fake.submissions] == [4_096, 8_192]
@@ -252,7 +252,7 @@ async def test_default_output_limit(market: Market, fake: FakeMarket) -> None:
 
 
 async def test_body_limit_and_bad_bodies(market: Market, wallet: Signer, fake: FakeMarket, config: ClientConfig) -> None:
-    """Bodies that are too long, not JSON, or for another route or model are refused here, and nothing is sent."""
+    """Bodies that are too long, not JSON, or for another route or model are refused locally, and nothing is sent."""
     async with Market(fake.url, wallet, replace(config, max_body_bytes=100)) as small:
         with pytest.raises(Refusal) as caught:
             await small.submit(CHAT, b" " * 101)
@@ -267,7 +267,7 @@ async def test_body_limit_and_bad_bodies(market: Market, wallet: Signer, fake: F
 
 
 async def test_too_many_jobs(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """A client runs so many jobs at once and tells the next to come again."""
+    """A client at its limit of concurrent jobs refuses the next one as retryable."""
     fake.script = until_cancelled
     async with Market(fake.url, wallet, replace(config, max_jobs=1)) as market, await market.submit(CHAT, STREAM):
         with pytest.raises(Unavailable) as caught:
@@ -276,7 +276,7 @@ async def test_too_many_jobs(fake: FakeMarket, wallet: Signer, config: ClientCon
 
 
 async def test_no_coordinator(wallet: Signer, config: ClientConfig) -> None:
-    """Without a coordinator every call raises Unavailable, and the client lives on."""
+    """Without a coordinator every call raises Unavailable, and the client keeps working."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -287,8 +287,8 @@ async def test_no_coordinator(wallet: Signer, config: ClientConfig) -> None:
             assert caught.value.code is Code.COORDINATOR_UNAVAILABLE
 
 
-async def test_closing_the_market_cancels_what_runs(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Jobs that nobody ended are cancelled and billed when the market is left."""
+async def test_closing_the_market_cancels_running_jobs(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Jobs that still run are cancelled and billed when the market closes."""
     fake.script = until_cancelled
     async with Market(fake.url, wallet, config) as market:
         job = await market.submit(CHAT, STREAM)
@@ -297,7 +297,7 @@ async def test_closing_the_market_cancels_what_runs(fake: FakeMarket, wallet: Si
 
 
 async def test_unusable_sealing_key(market: Market, fake: FakeMarket) -> None:
-    """A provider whose sealing key is unusable is passed over."""
+    """A provider with an unusable sealing key is skipped."""
     broken = Provider.make("broken", sealing_key=b"\0" * 5)
     fake.providers.insert(0, broken)
     await run(market)
@@ -317,8 +317,8 @@ async def test_stale_connection_is_replaced(market: Market, fake: FakeMarket) ->
     assert (await market.tab(fake.providers[0].address)).accepted == 6
 
 
-async def test_connection_lost_after_the_job_was_taken(market: Market, fake: FakeMarket) -> None:
-    """If the job had arrived all the same, it is not run twice: its end is found out, and the caller may try again."""
+async def test_connection_lost_after_the_job_was_admitted(market: Market, fake: FakeMarket) -> None:
+    """If the job had been admitted, it does not run twice: its end is found out, and the caller may retry."""
     await run(market)
     fake.drops, fake.keeps = 1, True
     with pytest.raises(Unavailable, match="had admitted the job"):
@@ -328,7 +328,7 @@ async def test_connection_lost_after_the_job_was_taken(market: Market, fake: Fak
 
 
 async def test_connections_are_reused(market: Market, fake: FakeMarket) -> None:
-    """Jobs one after the other share the connections that asked for the tabs of the providers, before the first job."""
+    """Jobs in sequence share the connections that were opened to ask for the tabs of the providers."""
     for _ in range(9):
         await run(market)
     assert len(fake.connections) <= len(fake.providers)

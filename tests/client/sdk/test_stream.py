@@ -28,7 +28,7 @@ from tests.client.parties import MODEL
 TEXT = "".join(WORDS)
 
 
-async def test_a_stream_brings_text_then_receipt(market: Market, fake: FakeMarket) -> None:
+async def test_a_stream_yields_text_then_receipt(market: Market, fake: FakeMarket) -> None:
     """The text comes piece by piece; result() afterwards has the receipt and the cost."""
     stream = market.stream(MODEL, MESSAGES, max_tokens=9, tally={"label": "tests"})
     assert stream.job is None
@@ -40,7 +40,7 @@ async def test_a_stream_brings_text_then_receipt(market: Market, fake: FakeMarke
 
 
 async def test_result_alone_has_all_the_text(market: Market) -> None:
-    """What iterating leaves is in the result, all of it where nobody iterated."""
+    """The result has the text that iterating left: all of it if nothing was iterated."""
     assert (await market.stream(MODEL, MESSAGES).result()).text == TEXT
     async with await market.submit(CHAT, STREAM) as job:
         assert [text async for text in job.text()] == [*WORDS]
@@ -48,13 +48,13 @@ async def test_result_alone_has_all_the_text(market: Market) -> None:
 
 
 async def test_text_of_an_answer_that_is_not_streamed(market: Market) -> None:
-    """It comes at once."""
+    """The text of an answer that is not streamed comes in one piece."""
     async with await market.submit(CHAT, BODY) as job:
         assert [text async for text in job.text()] == [TEXT]
 
 
 async def test_leaving_the_loop_cancels(market: Market, fake: FakeMarket) -> None:
-    """A loop that is left cancels its job; a block does so at once; cancel() brings the bill."""
+    """Leaving the loop cancels its job, leaving a block does so at once, and cancel() returns the bill."""
     fake.script = until_cancelled
     async for _ in market.stream(MODEL, MESSAGES):
         break
@@ -73,7 +73,7 @@ async def test_leaving_the_loop_cancels(market: Market, fake: FakeMarket) -> Non
 
 
 async def test_cancelling_the_task_cancels_the_job(market: Market, fake: FakeMarket) -> None:
-    """As a notebook does with a cell that is stopped."""
+    """Cancelling the task cancels the job, as a notebook does when a cell is stopped."""
     fake.script = until_cancelled
     begun = asyncio.Event()
 
@@ -91,7 +91,7 @@ async def test_cancelling_the_task_cancels_the_job(market: Market, fake: FakeMar
 
 
 async def test_an_engines_error_is_raised(market: Market, fake: FakeMarket) -> None:
-    """An error answer, and an error event in the stream, are exceptions of the class that says whether to retry."""
+    """An error answer and an error event in the stream are raised as errors that say whether to retry."""
 
     async def wrong(session: Session) -> None:
         await session.match()
@@ -110,15 +110,15 @@ async def test_an_engines_error_is_raised(market: Market, fake: FakeMarket) -> N
     with pytest.raises(Refusal, match="no such thing"):
         [_ async for _ in market.stream(MODEL, MESSAGES)]
     fake.script = breaks
-    said: list[str] = []
+    texts: list[str] = []
 
     async def read() -> None:
         async for text in market.stream(MODEL, MESSAGES):
-            said.append(text)  # noqa: PERF401 - what came before the error counts
+            texts.append(text)  # noqa: PERF401 - what came before the error counts
 
     with pytest.raises(Unavailable, match="out of memory") as caught:
         await read()
-    assert said == ["so "]
+    assert texts == ["so "]
     assert (caught.value.code, caught.value.fault) == (Code.ENGINE_UNAVAILABLE, Fault.ENGINE)
 
 
@@ -128,7 +128,7 @@ def _data(*documents: Any) -> bytes:
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
 def test_deltas_do_not_depend_on_the_cuts(size: int) -> None:
-    """Events of chats, completions and responses, cut anywhere, with either line end, give the first answer's text alone."""
+    """Events of chats, completions and responses, cut anywhere, with either line end, yield only the first choice's text."""
     stream = _data(
         {"choices": [{"index": 0, "delta": {"role": "assistant", "content": None}}]},
         {"choices": [{"index": 0, "delta": {"content": "grüß "}}, {"index": 1, "delta": {"content": "other"}}]},
@@ -145,8 +145,8 @@ def test_deltas_do_not_depend_on_the_cuts(size: int) -> None:
     assert "".join(pieces) == "grüß dich 🙂"
 
 
-def test_what_is_no_stream() -> None:
-    """It is the engine's fault, and an endless event is not kept."""
+def test_malformed_streams_are_the_engines_fault() -> None:
+    """A malformed event is the engine's fault, and an endless event is not kept."""
     with pytest.raises(BadMessage) as caught:
         TextDeltas().feed(b"data: {not json\n\n")
     assert caught.value.fault is Fault.ENGINE

@@ -23,7 +23,7 @@ from tests.client.parties import MODEL
 
 
 async def test_everything_without_async(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Models, chat, streaming and what is remembered work without async, also beside a running loop."""
+    """Models, chat, streaming and the ledger work without async, also beside a running loop."""
 
     def use() -> None:
         with SyncMarket(fake.url, wallet, config) as market:
@@ -48,8 +48,8 @@ def _public(thing: object) -> set[str]:
     return {name for name in dir(thing) if not name.startswith("_")}
 
 
-def test_both_faces_have_the_same_names(wallet: Signer) -> None:
-    """Whatever the async classes offer, their sync twins offer by the same name, with the same parameters, and nothing else."""
+def test_both_interfaces_have_the_same_names(wallet: Signer) -> None:
+    """Every public name of an async class exists in its synchronous class, with the same parameters, and no other."""
     twins: list[tuple[type, type]] = [(Market, SyncMarket), (Job, SyncJob), (TextStream, SyncTextStream)]
     attributes = _public(Market("http://x", wallet)) - _public(Market)
     for waits, sync in twins:
@@ -65,8 +65,8 @@ def test_both_faces_have_the_same_names(wallet: Signer) -> None:
 
 
 def _parameters(method: Any) -> list[tuple[str, object, object]]:
-    found = inspect.signature(method, follow_wrapped=True).parameters.values()
-    return [(one.name, one.kind, one.default) for one in found if one.name != "self"]
+    parameters = inspect.signature(method, follow_wrapped=True).parameters.values()
+    return [(entry.name, entry.kind, entry.default) for entry in parameters if entry.name != "self"]
 
 
 async def test_stream_and_map_without_async(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
@@ -82,8 +82,8 @@ async def test_stream_and_map_without_async(fake: FakeMarket, wallet: Signer, co
             assert next(iter(stream)) == WORDS[0]
         with market.submit(CHAT, STREAM) as job:
             assert "".join(job.text()) == "".join(WORDS)
-        done = list(market.map((BODY for _ in range(5)), concurrency=2))
-        assert [one.unwrap().text for one in done] == ["".join(WORDS)] * 5
+        results = list(market.map((BODY for _ in range(5)), concurrency=2))
+        assert [entry.unwrap().text for entry in results] == ["".join(WORDS)] * 5
         assert market.tab(fake.providers[0].address).accepted > 0
         assert market.info().coordinator == fake.signer.address
         assert not market.evidence()
@@ -97,7 +97,7 @@ async def test_stream_and_map_without_async(fake: FakeMarket, wallet: Signer, co
 
 @contextlib.contextmanager
 def _served(fake: FakeMarket) -> Iterator[None]:
-    """The fake in a thread of its own, so that the test has the main one."""
+    """Runs the fake coordinator in its own thread, so that the test has the main one."""
     ready, stop = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
 
@@ -132,7 +132,7 @@ WAYS: dict[str, Callable[[SyncMarket], object]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_interrupt_cancels_the_job(way: str, wallet: Signer, config: ClientConfig) -> None:
-    """Ctrl-C while a call waits cancels its job, and the market goes on."""
+    """Ctrl-C while a call waits cancels its job, and the market stays usable."""
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals reach the main thread only")
     fake = FakeMarket()
@@ -155,7 +155,7 @@ def test_an_interrupt_cancels_the_job(way: str, wallet: Signer, config: ClientCo
 
 
 async def test_leaving_cancels(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """A job that is left before its end is cancelled."""
+    """Leaving a job before its end cancels it."""
     fake.script = until_cancelled
 
     def use() -> None:
@@ -166,8 +166,8 @@ async def test_leaving_cancels(fake: FakeMarket, wallet: Signer, config: ClientC
     assert len(fake.cancels) == 1
 
 
-def test_unusable_state_file(wallet: Signer, config: ClientConfig) -> None:
-    """A market that can't be opened leaves no thread behind."""
+def test_unusable_ledger_file(wallet: Signer, config: ClientConfig) -> None:
+    """A market that cannot be opened leaves no thread behind."""
     assert config.ledger_file is not None
     config.ledger_file.mkdir()
     with pytest.raises(Unavailable, match="ledger file"), SyncMarket("http://127.0.0.1:1", wallet, config):

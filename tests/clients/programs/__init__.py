@@ -1,1 +1,1 @@
-"""Run by the environments of those clients, not by ours."""
+"""Programs that run in the clients' environments."""

@@ -31,7 +31,7 @@ try:
     ChatOpenAI(model="bench", model_kwargs={"user": "wrong"}).invoke("hi")
 except openai.BadRequestError as error:
     fault = str(error)
-told = {
+output = {
     "text": whole.content,
     "stream": stream,
     "tools": [(call["name"], call["args"]) for call in calls],
@@ -41,4 +41,4 @@ told = {
     "vectors": vectors,
     "fault": fault,
 }
-print(json.dumps(told))  # noqa: T201
+print(json.dumps(output))  # noqa: T201

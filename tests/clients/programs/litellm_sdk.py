@@ -22,15 +22,15 @@ try:
     litellm.completion(**AT, messages=HI, extra_body={"user": "wrong"})
 except litellm.BadRequestError as error:
     fault = str(error)
-said = whole.choices[0].message.content
+text = whole.choices[0].message.content
 print(  # noqa: T201
     json.dumps(
         {
-            "text": said,
+            "text": text,
             "stream": text,
             "tools": calls,
             "tokens": whole.usage.total_tokens,
-            "vectors": [one["embedding"] for one in vectors.data],
+            "vectors": [entry["embedding"] for entry in vectors.data],
             "fault": fault,
         }
     )

@@ -16,18 +16,18 @@ def weather(city: str) -> str:
 
 common = {"model": "bench", "api_base": os.environ["OPENAI_BASE_URL"], "api_key": os.environ["OPENAI_API_KEY"]}
 model = OpenAILike(**common, is_chat_model=True, is_function_calling_model=True, additional_kwargs={"seed": 7})
-asked = [ChatMessage(role="user", content="hi")]
+prompts = [ChatMessage(role="user", content="hi")]
 tools = [FunctionTool.from_defaults(weather)]
-whole = model.chat(asked)
-stream = "".join(part.delta for part in model.stream_chat(asked))
+whole = model.chat(prompts)
+stream = "".join(part.delta for part in model.stream_chat(prompts))
 calls = model.get_tool_calls_from_response(model.chat_with_tools(tools, user_msg="hi", allow_parallel_tool_calls=True))
 *_, last = model.stream_chat_with_tools(tools, user_msg="hi", allow_parallel_tool_calls=True)
 streamed_calls = model.get_tool_calls_from_response(last)
 try:
-    OpenAILike(**common, is_chat_model=True, additional_kwargs={"user": "wrong"}).chat(asked)
+    OpenAILike(**common, is_chat_model=True, additional_kwargs={"user": "wrong"}).chat(prompts)
 except openai.BadRequestError as error:
     fault = str(error)
-told = {
+output = {
     "text": whole.message.content,
     "stream": stream,
     "tools": [(call.tool_name, call.tool_kwargs) for call in calls],
@@ -35,4 +35,4 @@ told = {
     "tokens": whole.raw.usage.total_tokens,
     "fault": fault,
 }
-print(json.dumps(told))  # noqa: T201
+print(json.dumps(output))  # noqa: T201

@@ -1,4 +1,4 @@
-"""Runs the example notebook, then stops cells of its own in mid-answer, as Jupyter's stop button does; says what came of it."""
+"""Runs the example notebook, then interrupts cells in mid-answer as Jupyter's stop button does; prints the outcome."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ class Kernel:
         self.manager, self.client = start_new_kernel()
 
     def run(self, code: str, *, stop: bool = False) -> tuple[str, str]:
-        """What a cell prints, and the error that ends it. With `stop`, it is interrupted as soon as it prints."""
+        """Returns a cell's output and its error. With `stop`, the cell is interrupted at its first output."""
         asked = self.client.execute(code)
         printed, error = "", ""
         while True:

@@ -27,8 +27,8 @@ async def main() -> None:
     assert after.output == whole.output
     usage = whole.usage() if callable(whole.usage) else whole.usage
     called.sort(key=lambda call: call[1]["city"])
-    told = {"text": whole.output, "stream": stream, "tools": called, "tokens": usage.input_tokens + usage.output_tokens}
-    print(json.dumps(told))  # noqa: T201
+    output = {"text": whole.output, "stream": stream, "tools": called, "tokens": usage.input_tokens + usage.output_tokens}
+    print(json.dumps(output))  # noqa: T201
 
 
 asyncio.run(main())

@@ -16,22 +16,22 @@ from tests.node.harness import OFFER
 
 
 def sent(fields: dict[str, Any], path: str = CHAT, limit: int = 100, **offer: Any) -> dict[str, Any]:
-    """What the engine gets of a request."""
+    """The body that the engine gets for a request."""
     body: dict[str, Any] = loads(prepare(RequestHead(path), dumps(fields), replace(OFFER, **offer), limit).body, "body")
     return body
 
 
 def test_unknown_fields_pass_through() -> None:
-    """Everything that the order does not bound reaches the engine as it was."""
+    """Members that the order does not bound reach the engine unchanged."""
     fields = {"model": "model", "messages": [{"role": "user", "content": "héllo"}], "temperature": 0.3, "x": {"y": [None, 1]}}
     assert sent(fields) == fields | {"max_tokens": 100}
 
 
 def test_the_model_is_the_one_that_was_ordered() -> None:
-    """Whatever the body says, the engine is asked for its own name of the ordered model; the answer is mapped back."""
-    call = prepare(RequestHead(CHAT), dumps({"model": "dearer"}), replace(OFFER, upstream="org/model"), 10)
-    assert loads(call.body, "body")["model"] == "org/model"
-    assert call.rename == ("org/model", "model")
+    """The engine is asked for its own name of the ordered model, whatever the body names; the answer is mapped back."""
+    engine_request = prepare(RequestHead(CHAT), dumps({"model": "dearer"}), replace(OFFER, upstream="org/model"), 10)
+    assert loads(engine_request.body, "body")["model"] == "org/model"
+    assert engine_request.rename == ("org/model", "model")
     assert prepare(RequestHead(CHAT), b"{}", OFFER, 10).rename is None
 
 
@@ -51,13 +51,13 @@ def test_the_model_is_the_one_that_was_ordered() -> None:
         ({"input": "text"}, EMBEDDINGS, {"input": "text"}),
     ],
 )
-def test_output_is_capped_over_all_answers(given_fields: dict[str, Any], path: str, expected: dict[str, Any]) -> None:
-    """No request can make the engine write more than was ordered, whichever limit, number of answers or prompts it uses."""
+def test_output_is_capped_over_all_choices(given_fields: dict[str, Any], path: str, expected: dict[str, Any]) -> None:
+    """No request gets more output than was ordered, whatever limits, choices or prompts it names."""
     assert sent(given_fields, path) == expected | {"model": "model"}
 
 
-def test_an_engine_may_name_the_limit_otherwise() -> None:
-    """Where a request sets no limit, the engine's own name for it is used; completions only know one."""
+def test_an_engine_may_use_another_limit_member() -> None:
+    """A request without a limit gets the engine's own limit member; completions have only one."""
     assert sent({}, output_limit_field="max_completion_tokens")["max_completion_tokens"] == 100
     assert sent({}, COMPLETIONS, output_limit_field="max_completion_tokens")["max_tokens"] == 100
 
@@ -73,26 +73,26 @@ def test_an_engine_may_name_the_limit_otherwise() -> None:
     ],
 )
 def test_usage_is_asked_for_on_streams(fields: dict[str, Any], strip: bool) -> None:
-    """Streams are asked for usage, and it is taken out again unless the client had asked for it too."""
-    call = prepare(RequestHead(CHAT), dumps(fields), OFFER, 10)
-    assert call.strip_usage is strip
-    assert call.stream is bool(fields["stream"])
-    options = loads(call.body, "body").get("stream_options")
-    assert (options or {}).get("include_usage", False) is call.stream
+    """Streams are asked for usage, and its event is removed again unless the client asked for it."""
+    engine_request = prepare(RequestHead(CHAT), dumps(fields), OFFER, 10)
+    assert engine_request.strip_usage is strip
+    assert engine_request.stream is bool(fields["stream"])
+    options = loads(engine_request.body, "body").get("stream_options")
+    assert (options or {}).get("include_usage", False) is engine_request.stream
 
 
-def test_usage_is_not_asked_of_an_engine_that_can_not() -> None:
+def test_usage_is_not_requested_without_support() -> None:
     """An engine without that option gets the request without it."""
     assert "stream_options" not in sent({"stream": True}, supports_stream_usage=False)
 
 
 def test_routes_that_the_ask_declares() -> None:
-    """They are served by asks that list them, with every field untouched but the model and a response's output limit."""
+    """Declared routes are served with every member unchanged except the model and a response's output limit."""
     offer = replace(OFFER, upstream="org/model", spec=Spec(features=(RESPONSES, "/v1/rerank", "/v1/audio/transcriptions")))
-    asked = {"input": "hi", "max_output_tokens": 500, "stream": True}
-    call = prepare(RequestHead(RESPONSES), dumps(asked), offer, 100)
-    assert loads(call.body, "body") == asked | {"model": "org/model", "max_output_tokens": 100}
-    assert (call.stream, call.strip_usage, call.is_completion) == (True, False, False)
+    request = {"input": "hi", "max_output_tokens": 500, "stream": True}
+    engine_request = prepare(RequestHead(RESPONSES), dumps(request), offer, 100)
+    assert loads(engine_request.body, "body") == request | {"model": "org/model", "max_output_tokens": 100}
+    assert (engine_request.stream, engine_request.strip_usage, engine_request.is_completion) == (True, False, False)
     bare = loads(prepare(RequestHead(RESPONSES), b"{}", offer, 100).body, "body")
     assert (bare["max_output_tokens"], bare["stream"]) == (100, False)
     ranks = prepare(RequestHead("/v1/rerank"), dumps({"query": "q", "max_tokens": 7}), offer, 100)
@@ -109,7 +109,7 @@ def test_routes_that_the_ask_declares() -> None:
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions/../models", "http://elsewhere/v1/embeddings", ""])
 def test_only_known_routes_are_reached(path: str) -> None:
-    """A request can't choose any other address at the engine."""
+    """A request cannot reach any other address of the engine."""
     with pytest.raises(Refusal) as caught:
         prepare(RequestHead(path), b"{}", OFFER, 10)
     assert caught.value.code is Code.UNKNOWN_ROUTE
@@ -132,14 +132,14 @@ def test_only_known_routes_are_reached(path: str) -> None:
         b'{"stream": true, "stream_options": 3}',
     ],
 )
-def test_bad_bodies_are_told(body: bytes) -> None:
-    """A body that no engine could serve within the order is the client's error, and the text shows nothing of it."""
+def test_bad_bodies_are_refused(body: bytes) -> None:
+    """A body that no engine could serve within the order is the client's error, whose text quotes nothing of it."""
     with pytest.raises(BadMessage):
         prepare(RequestHead(CHAT), body, OFFER, 100)
 
 
 def test_other_content_types_are_refused() -> None:
-    """Only JSON goes to these routes."""
+    """These routes accept only JSON."""
     with pytest.raises(BadMessage):
         prepare(RequestHead(CHAT, "multipart/form-data"), b"{}", OFFER, 100)
     prepare(RequestHead(CHAT, "Application/JSON; charset=utf-8"), b"{}", OFFER, 100)
@@ -155,7 +155,7 @@ limits = st.none() | st.integers(0, 2_000)
     fields=st.fixed_dictionaries({}, optional={"n": st.integers(1, 20), "max_tokens": limits, "max_completion_tokens": limits}),
 )
 def test_no_request_gets_more_than_was_ordered(limit: int, fields: dict[str, Any]) -> None:
-    """For any limits that a request sets, answers times tokens stay within the order, or the request is refused."""
+    """For any limits of a request, choices times tokens stay within the order, or the request is refused."""
     try:
         out = sent(fields, limit=limit)
     except BadMessage:

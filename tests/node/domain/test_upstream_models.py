@@ -8,7 +8,7 @@ from tallystick.protocol.wire import dumps
 
 
 def test_models_are_read_with_their_context() -> None:
-    """Names, owners and context lengths as vLLM, hosted APIs and llama.cpp tell them; entries that are none are left out."""
+    """Names, owners and context lengths are read in the formats of vLLM, hosted APIs and llama.cpp; others are dropped."""
     listed = [
         {"id": "a", "owned_by": "vllm", "max_model_len": 4_096},
         {"id": "b", "context_length": 8_192},

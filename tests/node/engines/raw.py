@@ -1,4 +1,4 @@
-"""An HTTP server that sends exactly the bytes that it is told, for engines that misbehave."""
+"""An HTTP server that sends exactly the given bytes, for engines that misbehave."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 Write = Callable[[bytes], Awaitable[None]]
-Behaviour = Callable[[Write], Awaitable[None]]
+ConnectionHandler = Callable[[Write], Awaitable[None]]
 
 
 def head(status: int = 200, content_type: str = "text/event-stream", *extra: str) -> bytes:
@@ -17,30 +17,30 @@ def head(status: int = 200, content_type: str = "text/event-stream", *extra: str
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def says(*parts: bytes) -> Behaviour:
+def answers_with(*parts: bytes) -> ConnectionHandler:
     """Sends these parts and closes the connection."""
 
-    async def behave(write: Write) -> None:
+    async def handler(write: Write) -> None:
         for part in parts:
             await write(part)
 
-    return behave
+    return handler
 
 
-def then_hangs(*parts: bytes) -> Behaviour:
+def answers_then_hangs(*parts: bytes) -> ConnectionHandler:
     """Sends these parts and keeps the connection, silently."""
 
-    async def behave(write: Write) -> None:
+    async def handler(write: Write) -> None:
         for part in parts:
             await write(part)
         await asyncio.Event().wait()
 
-    return behave
+    return handler
 
 
 @dataclass
 class RawServer:
-    """What came in, and whether a client has closed its connection."""
+    """The received bytes, and whether a client has closed its connection."""
 
     url: str = ""
     requests: list[bytes] = field(default_factory=list)
@@ -48,8 +48,8 @@ class RawServer:
 
 
 @asynccontextmanager
-async def raw_server(behave: Behaviour) -> AsyncIterator[RawServer]:
-    """Serves every connection the same behaviour."""
+async def raw_server(handler: ConnectionHandler) -> AsyncIterator[RawServer]:
+    """Handles every connection with the same handler."""
     state = RawServer()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -62,7 +62,7 @@ async def raw_server(behave: Behaviour) -> AsyncIterator[RawServer]:
             writer.write(data)
             await writer.drain()
 
-        work = asyncio.create_task(_quietly(behave(write)))
+        work = asyncio.create_task(_quietly(handler(write)))
         gone = asyncio.create_task(_until_gone(reader))
         tasks.update((work, gone))
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)

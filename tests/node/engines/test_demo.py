@@ -17,13 +17,13 @@ ASK: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "conten
 
 @pytest.fixture
 def engine() -> DemoEngine:
-    """The stand-in."""
+    """The demo engine."""
     return DemoEngine()
 
 
 @pytest.fixture
 async def url(engine: DemoEngine) -> AsyncIterator[str]:
-    """Where it serves."""
+    """Its base URL."""
     async with serving(engine.app, "127.0.0.1", 0) as port:
         yield f"http://127.0.0.1:{port}"
 
@@ -36,14 +36,14 @@ async def client(url: str) -> AsyncIterator[AsyncOpenAI]:
 
 
 @asynccontextmanager
-async def told(url: str, **behaviour: Any) -> AsyncIterator[dict[str, Any]]:
-    """Tells the engine how to behave; what it says about itself."""
+async def simulate(url: str, **behaviour: Any) -> AsyncIterator[dict[str, Any]]:
+    """Sets what the engine simulates; yields the state that it reports."""
     async with aiohttp.ClientSession() as session, session.post(url + "/demo/behaviour", json=behaviour) as response:
         yield await response.json()
 
 
-async def test_it_says_that_it_is_no_model(client: AsyncOpenAI) -> None:
-    """Model name, answer and fingerprint say that this is a stand-in; the answer repeats what was asked."""
+async def test_it_declares_itself_a_stand_in(client: AsyncOpenAI) -> None:
+    """Model name, answer and fingerprint say that this is a stand-in; the answer repeats the prompt."""
     assert [model.id async for model in client.models.list()] == [MODEL]
     answer = await client.chat.completions.create(model=MODEL, messages=ASK)
     text = answer.choices[0].message.content or ""
@@ -73,14 +73,14 @@ async def test_streams_add_up_to_the_answer(client: AsyncOpenAI) -> None:
 
 
 async def test_the_limit_is_kept(client: AsyncOpenAI) -> None:
-    """An answer cut at max_tokens has that many tokens and says so."""
+    """An answer cut at max_tokens has exactly that many tokens and the finish reason "length"."""
     answer = await client.chat.completions.create(model=MODEL, messages=ASK, max_tokens=3)
     assert answer.usage is not None
     assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (3, "length")
 
 
 async def test_completions_and_embeddings(client: AsyncOpenAI) -> None:
-    """The older completions route and embeddings work too; an embedding is the same for the same text."""
+    """The completions route and embeddings work too; equal texts have equal embeddings."""
     answer = await client.completions.create(model=MODEL, prompt="once upon", max_tokens=4)
     assert len(answer.choices[0].text.split()) == 4
     stream = await client.completions.create(model=MODEL, prompt="once upon", max_tokens=4, stream=True)
@@ -90,40 +90,40 @@ async def test_completions_and_embeddings(client: AsyncOpenAI) -> None:
     assert vectors.usage.prompt_tokens == 5
 
 
-async def test_it_fails_as_it_is_told(client: AsyncOpenAI, url: str) -> None:
-    """Each way to fail does what it says, for as many requests as it was told; then the engine answers again."""
+async def test_simulated_failures(client: AsyncOpenAI, url: str) -> None:
+    """Each simulated failure has its effect for the given number of requests; then the engine answers again."""
     for fail, error in (
         ("bad_request", openai.BadRequestError),
         ("busy", openai.RateLimitError),
         ("error", openai.InternalServerError),
     ):
-        async with told(url, fail=fail, times=1):
+        async with simulate(url, fail=fail, times=1):
             with pytest.raises(error):
                 await client.chat.completions.create(model=MODEL, messages=ASK)
         await client.chat.completions.create(model=MODEL, messages=ASK, max_tokens=1)
     for fail in ("die", "garbage"):
-        async with told(url, fail=fail, after=2, times=1):
+        async with simulate(url, fail=fail, after=2, times=1):
             stream = await client.chat.completions.create(model=MODEL, messages=ASK, stream=True)
             with pytest.raises(Exception, match=r".*"):  # the SDK has no error class of its own for either
                 [chunk async for chunk in stream]
-    async with told(url, fail="no_usage", times=1):
+    async with simulate(url, fail="no_usage", times=1):
         assert (await client.chat.completions.create(model=MODEL, messages=ASK)).usage is None
 
 
-async def test_it_hangs_as_it_is_told(client: AsyncOpenAI, url: str, engine: DemoEngine) -> None:
-    """It can take a request and say nothing, or fall silent in mid-answer, until its client leaves."""
-    async with told(url, fail="hang", times=1):
+async def test_simulated_silence(client: AsyncOpenAI, url: str, engine: DemoEngine) -> None:
+    """The engine can hang before or during an answer until its client disconnects."""
+    async with simulate(url, fail="hang", times=1):
         with pytest.raises(openai.APITimeoutError):
             await client.with_options(timeout=0.2).chat.completions.create(model=MODEL, messages=ASK)
-    async with told(url, fail="stall", after=3, times=1):
+    async with simulate(url, fail="stall", after=3, times=1):
         stream = await client.with_options(timeout=0.2).chat.completions.create(model=MODEL, messages=ASK, stream=True)
         with pytest.raises(openai.APITimeoutError):
             [chunk async for chunk in stream]
     assert engine.seen == 2
 
 
-async def test_bad_requests_are_told(url: str) -> None:
-    """Bodies that are no requests, and behaviours that do not exist, get an error in OpenAI's shape."""
+async def test_bad_requests(url: str) -> None:
+    """Malformed bodies and unknown simulations get an error in OpenAI's format."""
     async with aiohttp.ClientSession() as session:
         for path, body in (
             ("/v1/chat/completions", b"{"),
@@ -136,5 +136,5 @@ async def test_bad_requests_are_told(url: str) -> None:
             async with session.post(url + path, data=body) as response:
                 assert response.status == 400
                 assert (await response.json())["error"]["message"]
-    async with told(url, token_seconds=0.001) as state:
+    async with simulate(url, token_seconds=0.001) as state:
         assert state["usual"]["token_seconds"] == 0.001

@@ -16,7 +16,7 @@ from node.engines.kinds import DEFAULT_URLS, OLLAMA_CONTEXT, EngineKind
 from node.engines.openai_http import EngineSettings
 from tallystick.protocol.errors import Unavailable
 from tallystick.runtime.serving import serving
-from tests.node.engines.raw import head, raw_server, says, then_hangs
+from tests.node.engines.raw import answers_then_hangs, answers_with, head, raw_server
 
 Serve = Callable[..., AbstractAsyncContextManager[str]]
 NOWHERE = "http://127.0.0.1:1"
@@ -73,13 +73,13 @@ SGLANG = {"model_path": "org/model"}
         ("me", {"/props": [], "/info": "text", "/api/version": {}}, EngineKind.OTHER, "unknown"),
     ],
 )
-async def test_engines_are_told_apart(owner: str, said: dict[str, Any], kind: EngineKind, version: str) -> None:
-    """Each kind of engine is known by what it says of itself, or by an endpoint that only it has."""
+async def test_engines_are_identified(owner: str, said: dict[str, Any], kind: EngineKind, version: str) -> None:
+    """Each kind of engine is identified by its model owner or by an endpoint that only it has."""
     async with engine(owner, said=said) as url:
-        found = await inspect_engine(url)
-    assert (found.url, found.kind, found.version) == (url, kind, version)
-    assert [(model.name, model.owner) for model in found.models] == [("model", owner)]
-    assert (found.spec("model").engine, found.spec("model").engine_version) == (kind.value, version)
+        discovered = await inspect_engine(url)
+    assert (discovered.url, discovered.kind, discovered.version) == (url, kind, version)
+    assert [(model.name, model.owner) for model in discovered.models] == [("model", owner)]
+    assert (discovered.spec("model").engine, discovered.spec("model").engine_version) == (kind.value, version)
 
 
 @pytest.mark.parametrize(
@@ -95,44 +95,48 @@ async def test_engines_are_told_apart(owner: str, said: dict[str, Any], kind: En
         ({"/get_model_info": SGLANG, "/get_server_info": {"max_running_requests": True}}, None, 4_096, "unknown"),
     ],
 )
-async def test_what_engines_say_of_themselves(said: dict[str, Any], slots: int | None, context: int, precision: str) -> None:
-    """How many requests at once, how long a context really is, what precision: read where the engine tells it, never guessed."""
+async def test_engine_settings(said: dict[str, Any], slots: int | None, context: int, precision: str) -> None:
+    """Concurrent requests, context lengths and precision are read if the engine tells them, and never guessed."""
     async with engine(said=said) as url:
-        found = await inspect_engine(url)
-    assert (found.slots, found.models[0].context_tokens, found.spec("model").precision) == (slots, context, precision)
+        discovered = await inspect_engine(url)
+    assert (discovered.slots, discovered.models[0].context_tokens, discovered.spec("model").precision) == (
+        slots,
+        context,
+        precision,
+    )
 
 
-def test_the_usual_ports() -> None:
-    """Every engine that can be told apart has its port among those that are asked."""
+def test_default_ports() -> None:
+    """The default port of every identifiable engine is probed."""
     assert {url.rpartition(":")[2] for url in DEFAULT_URLS} == {
         "11434", "8000", "30000", "8080", "1234", "3000", "4000", "5000", "9000",
     }  # fmt: skip
 
 
-async def test_only_what_answers_is_found() -> None:
-    """Of the usual addresses those count that list a model; silence, refusals and other web servers are passed over."""
+async def test_only_engines_with_models_are_discovered() -> None:
+    """Only addresses with a model list count; silence, refusals and other web servers are skipped."""
     async with (
         serving(build_app(), "127.0.0.1", 0) as port,
-        raw_server(then_hangs()) as silent,
-        raw_server(says(head(200, "text/html"), b"<html>")) as website,
-        raw_server(says(head(200, "application/json"), b'{"data": []}')) as empty,
+        raw_server(answers_then_hangs()) as silent,
+        raw_server(answers_with(head(200, "text/html"), b"<html>")) as website,
+        raw_server(answers_with(head(200, "application/json"), b'{"data": []}')) as empty,
     ):
         urls = (NOWHERE, silent.url, f"http://127.0.0.1:{port}", website.url, empty.url)
-        found = await discover({}, urls)
-    assert [(finding.kind, finding.models[0].name) for finding in found] == [(EngineKind.DEMO, MODEL)]
+        discovered = await discover({}, urls)
+    assert [(engine_found.kind, engine_found.models[0].name) for engine_found in discovered] == [(EngineKind.DEMO, MODEL)]
 
 
-async def test_what_was_named_is_what_is_used() -> None:
-    """OPENAI_BASE_URL, with its key, is looked at instead of the usual ports; the key is not shown."""
+async def test_a_configured_engine_is_used() -> None:
+    """OPENAI_BASE_URL, with its key, replaces the default ports; the key is not shown."""
     async with engine(key="s3cret") as url:
-        (found,) = await discover({"OPENAI_BASE_URL": url + "/v1/", "OPENAI_API_KEY": "s3cret"}, (NOWHERE,))
-    assert (found.api_key, found.models[0].name) == ("s3cret", "model")
-    assert EngineSettings(found.url).address("/v1/models") == url + "/v1/models"
-    assert "s3cret" not in repr(found)
+        (discovered,) = await discover({"OPENAI_BASE_URL": url + "/v1/", "OPENAI_API_KEY": "s3cret"}, (NOWHERE,))
+    assert (discovered.api_key, discovered.models[0].name) == ("s3cret", "model")
+    assert EngineSettings(discovered.url).address("/v1/models") == url + "/v1/models"
+    assert "s3cret" not in repr(discovered)
 
 
-async def test_nothing_takes_the_place_of_what_was_named() -> None:
-    """If the named engine does not answer, that is said; an engine on a usual port is not used instead."""
+async def test_a_configured_engine_is_not_replaced() -> None:
+    """If the configured engine does not answer, discovery fails, and no engine on a default port takes its place."""
     async with engine() as url:
         with pytest.raises(Unavailable):
             await discover({"OPENAI_BASE_URL": NOWHERE}, (url,))

@@ -14,7 +14,7 @@ from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.routes import CHAT, EMBEDDINGS, RESPONSES
 from tallystick.protocol.wire import dumps, loads
-from tests.node.engines.raw import Behaviour, Write, head, raw_server, says, then_hangs
+from tests.node.engines.raw import ConnectionHandler, Write, answers_then_hangs, answers_with, head, raw_server
 
 STREAM = EngineRequest(CHAT, b'{"stream": true}', stream=True, strip_usage=True, rename=None)
 WHOLE = EngineRequest(CHAT, b"{}", stream=False, strip_usage=False, rename=None)
@@ -26,21 +26,21 @@ USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2}}
 DONE = b"data: [DONE]\n\n"
 
 
-async def ask(behave: Behaviour, call: EngineRequest = STREAM) -> list[EngineEvent]:
+async def ask(handler: ConnectionHandler, request: EngineRequest = STREAM) -> list[EngineEvent]:
     """All events of one answer."""
-    async with raw_server(behave) as server:
+    async with raw_server(handler) as server:
         engine = OpenAIEngine(EngineSettings(server.url, **SMALL))  # type: ignore[arg-type]
         try:
-            async with asyncio.timeout(10), aclosing(engine.answer(call)) as events:
+            async with asyncio.timeout(10), aclosing(engine.answer(request)) as events:
                 return [event async for event in events]
         finally:
             await engine.close()
 
 
-async def fault(behave: Behaviour, call: EngineRequest = STREAM) -> Unavailable:
-    """The error that an answer ends with."""
+async def fault(handler: ConnectionHandler, request: EngineRequest = STREAM) -> Unavailable:
+    """The error with which an answer ends."""
     with pytest.raises(Unavailable) as caught:
-        await ask(behave, call)
+        await ask(handler, request)
     assert caught.value.fault is Fault.ENGINE
     return caught.value
 
@@ -51,8 +51,8 @@ def body(events: list[EngineEvent]) -> bytes:
 
 
 async def test_a_stream_passes_through() -> None:
-    """Events come out as they came in, with what is output marked and the usage that nobody had asked to see held back."""
-    events = await ask(says(head(), ROLE, WORD + WORD[:20], WORD[20:] + STOP, USAGE + DONE))
+    """Events come out unchanged, with output marked and without the usage event that the client did not ask for."""
+    events = await ask(answers_with(head(), ROLE, WORD + WORD[:20], WORD[20:] + STOP, USAGE + DONE))
     assert events[0] == ResponseStart(200, "text/event-stream")
     assert events[-1] == ResponseEnd(DONE, usage=ReportedUsage(5, 0, 2))
     assert body(events) == ROLE + WORD * 2 + STOP + DONE
@@ -60,21 +60,21 @@ async def test_a_stream_passes_through() -> None:
 
 
 async def test_usage_stays_for_a_client_that_asked() -> None:
-    """A client that asked for usage itself gets the event."""
-    call = EngineRequest(CHAT, b"{}", stream=True, strip_usage=False, rename=None)
-    assert USAGE in body(await ask(says(head(), WORD, STOP, USAGE, DONE), call))
+    """A client that asked for usage itself gets its event."""
+    request = EngineRequest(CHAT, b"{}", stream=True, strip_usage=False, rename=None)
+    assert USAGE in body(await ask(answers_with(head(), WORD, STOP, USAGE, DONE), request))
 
 
 async def test_role_and_empty_deltas_are_no_output() -> None:
-    """A piece with nothing that a user would see is marked as such, so that failover stays possible."""
+    """A part without visible output is marked as such, so that failover stays possible."""
     seen = asyncio.Event()
 
-    async def behave(write: Write) -> None:
+    async def handler(write: Write) -> None:
         await write(head() + b": ping\n\n" + ROLE + STOP[:10])
         await seen.wait()
         await write(STOP[10:] + DONE)
 
-    async with raw_server(behave) as server:
+    async with raw_server(handler) as server:
         engine = OpenAIEngine(EngineSettings(server.url))
         async with aclosing(engine.answer(STREAM)) as events:
             await anext(events)
@@ -88,38 +88,38 @@ async def test_role_and_empty_deltas_are_no_output() -> None:
         await engine.close()
 
 
-async def test_a_stream_may_end_without_its_mark() -> None:
-    """An engine that closes after its finish reason has finished."""
-    events = await ask(says(head(), WORD, STOP.replace(b"stop", b"length")))
+async def test_a_stream_may_end_without_done() -> None:
+    """A stream that closes after its finish reason is complete."""
+    events = await ask(answers_with(head(), WORD, STOP.replace(b"stop", b"length")))
     assert events[-1] == ResponseEnd(truncated=True)
 
 
 async def test_model_names_are_mapped_back() -> None:
-    """The client sees the name that it ordered, in events and in whole answers."""
-    call = EngineRequest(CHAT, b"{}", stream=True, strip_usage=True, rename=("org/model", "model"))
+    """The client sees the model name that it ordered, in events and in whole answers."""
+    request = EngineRequest(CHAT, b"{}", stream=True, strip_usage=True, rename=("org/model", "model"))
     named = b'data: {"model":"org/model","choices":[{"delta":{"content":"a"}}]}\n\n'
-    events = await ask(says(head(), named, STOP, DONE), call)
+    events = await ask(answers_with(head(), named, STOP, DONE), request)
     assert b"org/model" not in body(events)
     whole = {"model": "org/model", "choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}
-    call = EngineRequest(CHAT, b"{}", stream=False, strip_usage=False, rename=("org/model", "model"))
-    events = await ask(says(head(200, "application/json"), dumps(whole)), call)
+    request = EngineRequest(CHAT, b"{}", stream=False, strip_usage=False, rename=("org/model", "model"))
+    events = await ask(answers_with(head(200, "application/json"), dumps(whole)), request)
     assert loads(body(events), "answer")["model"] == "model"
 
 
 async def test_whole_answers() -> None:
-    """An answer in one piece is read for its usage, its text and its finish reason; embeddings have no choices."""
+    """A whole answer is read for its usage, its text and its finish reason; embeddings have no choices."""
     document = {
         "choices": [{"message": {"content": "four"}, "finish_reason": "length"}],
         "usage": {"prompt_tokens": 3, "completion_tokens": 1},
     }
-    events = await ask(says(head(200, "application/json"), dumps(document)), WHOLE)
+    events = await ask(answers_with(head(200, "application/json"), dumps(document)), WHOLE)
     assert events == [
         ResponseStart(200, "application/json"),
         ResponseEnd(dumps(document), 4, ReportedUsage(3, 0, 1), truncated=True),
     ]
-    call = EngineRequest(EMBEDDINGS, b"{}", stream=False, strip_usage=False, rename=None)
+    request = EngineRequest(EMBEDDINGS, b"{}", stream=False, strip_usage=False, rename=None)
     vectors = dumps({"data": [], "usage": {"prompt_tokens": 3, "total_tokens": 3}})
-    events = await ask(says(head(200, "application/json"), vectors), call)
+    events = await ask(answers_with(head(200, "application/json"), vectors), request)
     assert events[1] == ResponseEnd(vectors, usage=ReportedUsage(3, 0, 0))
 
 
@@ -132,8 +132,8 @@ def _event(kind: str, **members: object) -> bytes:
 
 
 async def test_a_streamed_response() -> None:
-    """OpenAI's Responses API: nothing is output before the first delta, usage is in the last event, no mark ends the stream."""
-    call = _other(RESPONSES, stream=True, rename=("org/model", "model"))
+    """OpenAI's Responses API: output starts with the first delta, the last event has the usage, and no [DONE] follows."""
+    request = _other(RESPONSES, stream=True, rename=("org/model", "model"))
     created = _event("response.created", response={"model": "org/model", "status": "in_progress"})
     added = _event("response.output_item.added", item={"type": "message"})
     words = [_event("response.output_text.delta", delta=word) for word in ("four", "five")]
@@ -141,12 +141,12 @@ async def test_a_streamed_response() -> None:
     done = _event("response.completed", response={"model": "org/model", "status": "completed", "usage": usage})
     sent: list[bytes] = []
 
-    async def behave(write: Write) -> None:
+    async def handler(write: Write) -> None:
         for part in (head(), created, added, *words, done):
             await write(part)
             await asyncio.sleep(0.02)
 
-    events = await ask(behave, call)
+    events = await ask(handler, request)
     sent = [event.data for event in events if isinstance(event, ResponsePart)]
     assert [(event.has_output, event.text_bytes) for event in events if isinstance(event, ResponsePart)] == [
         (False, 0), (False, 0), (True, 4), (True, 4), (True, 0)
@@ -156,7 +156,7 @@ async def test_a_streamed_response() -> None:
     assert sent[2:4] == words
     assert events[-1] == ResponseEnd(usage=ReportedUsage(9, 4, 2))
     limited = _event("response.incomplete", response={"status": "incomplete", "usage": usage})
-    assert (await ask(says(head(), *words, limited), _other(RESPONSES, stream=True)))[-1] == ResponseEnd(
+    assert (await ask(answers_with(head(), *words, limited), _other(RESPONSES, stream=True)))[-1] == ResponseEnd(
         usage=ReportedUsage(9, 4, 2), truncated=True
     )
 
@@ -172,105 +172,105 @@ async def test_a_streamed_response() -> None:
     ids=["cut off", "error", "failed", "error in an end"],
 )
 async def test_a_response_that_fails(parts: tuple[bytes, ...]) -> None:
-    """A response that is cut off or says that it failed is a broken answer, not a whole one."""
+    """A response that is cut off or reports a failure is a broken answer."""
     with pytest.raises(Unavailable) as caught:
-        await ask(says(head(), *parts), _other(RESPONSES, stream=True))
+        await ask(answers_with(head(), *parts), _other(RESPONSES, stream=True))
     assert caught.value.code is Code.ENGINE_UNAVAILABLE
 
 
 async def test_a_response_in_one_piece() -> None:
-    """Text, usage and end are read; the model's name is mapped back."""
+    """Text, usage and end of a whole response are read, and the model's name is mapped back."""
     output = [{"type": "message", "content": [{"type": "output_text", "text": "four"}]}]
     document = {"model": "org/model", "status": "incomplete", "error": None, "output": output}
     usage = {"usage": {"input_tokens": 3, "output_tokens": 1}}
-    call = _other(RESPONSES, rename=("org/model", "model"))
-    (_, end) = await ask(says(head(200, "application/json"), dumps(document | usage)), call)
+    request = _other(RESPONSES, rename=("org/model", "model"))
+    (_, end) = await ask(answers_with(head(200, "application/json"), dumps(document | usage)), request)
     assert end == ResponseEnd(dumps(document | usage | {"model": "model"}), 4, ReportedUsage(3, 0, 1), truncated=True)
 
 
 async def test_answers_that_are_not_completions() -> None:
-    """Ranks say their usage as a total; speech is bytes that pass through as they come, and a stream of unknown events too."""
+    """Ranks report usage as a total; speech passes through as bytes, and so does a stream of unknown events."""
     ranks = dumps({"results": [{"index": 0, "relevance_score": 0.5}], "usage": {"total_tokens": 7}})
-    (_, end) = await ask(says(head(200, "application/json"), ranks), _other("/v1/rerank"))
+    (_, end) = await ask(answers_with(head(200, "application/json"), ranks), _other("/v1/rerank"))
     assert end == ResponseEnd(ranks, usage=ReportedUsage(7, 0, 0))
-    speech = await ask(says(head(200, "audio/mpeg"), b"\xff\xfb" * 500), _other("/v1/audio/speech"))
+    speech = await ask(answers_with(head(200, "audio/mpeg"), b"\xff\xfb" * 500), _other("/v1/audio/speech"))
     assert speech[0] == ResponseStart(200, "audio/mpeg")
     assert (body(speech), speech[-1]) == (b"\xff\xfb" * 500, ResponseEnd())
     assert all(event.has_output for event in speech if isinstance(event, ResponsePart))
     parts = [_event("image_generation.partial_image", b64_json="aaaa"), b"data: 1\n\n"[:0]]
-    streamed = await ask(says(head(), *parts), _other("/v1/images/generations", stream=True))
+    streamed = await ask(answers_with(head(), *parts), _other("/v1/images/generations", stream=True))
     assert (body(streamed), streamed[-1]) == (parts[0], ResponseEnd())
     with pytest.raises(Unavailable):
-        await ask(says(head(200, "audio/mpeg"), bytes(3_000)), _other("/v1/audio/speech"))
+        await ask(answers_with(head(200, "audio/mpeg"), bytes(3_000)), _other("/v1/audio/speech"))
     with pytest.raises(Unavailable):
-        await ask(says(head(200, "audio/mpeg"), b"x"), _other("/v1/images/generations", stream=True))
+        await ask(answers_with(head(200, "audio/mpeg"), b"x"), _other("/v1/images/generations", stream=True))
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 async def test_the_clients_fault_is_passed_on(status: int) -> None:
-    """What any provider would refuse is an answer, with its status and the engine's own words."""
+    """A request that every provider would refuse gets the engine's own status and body."""
     error = b'{"error": {"message": "context too long"}}'
-    events = await ask(says(head(status, "application/json"), error))
+    events = await ask(answers_with(head(status, "application/json"), error))
     assert events == [ResponseStart(status, "application/json"), ResponseEnd(error)]
 
 
 @pytest.mark.parametrize("status", [408, 429, 503])
 async def test_a_busy_engine_is_busy(status: int) -> None:
-    """An engine without room now is no broken engine."""
-    assert (await fault(says(head(status), b"later"))).code is Code.NODE_BUSY
+    """A busy engine is not a broken engine."""
+    assert (await fault(answers_with(head(status), b"later"))).code is Code.NODE_BUSY
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 404, 500, 502])
-async def test_what_the_provider_must_mend_is_not_the_clients_fault(status: int) -> None:
-    """A wrong key, a model that is gone or a crash is the engine's fault, and another provider may do better."""
-    error = await fault(says(head(status), b"secret details"))
+async def test_the_providers_faults_are_not_the_clients(status: int) -> None:
+    """A wrong key, a missing model or a crash is the engine's fault, and another provider may succeed."""
+    error = await fault(answers_with(head(status), b"secret details"))
     assert (error.code, error.retry) == (Code.ENGINE_UNAVAILABLE, True)
     assert "secret" not in str(error)
 
 
-BAD_STREAMS: dict[str, Behaviour] = {
-    "cut off before any end": says(head(), ROLE, WORD),
-    "half an SSE line": says(head(), WORD, b'data: {"choices":[{"del'),
-    "half an SSE line after the end": says(head(), WORD, STOP, b"data: [DO"),
-    "invalid JSON": says(head(), WORD, b"data: {broken\n\n", DONE),
-    "an error in mid-stream": says(head(), WORD, b'data: {"error":{"message":"oom"}}\n\n', DONE),
-    "10 MB without a newline": says(head(), b"data: " + b"x" * 10_000_000),
-    "10 MB in one event": says(head(), b"data: " + b"x" * 10_000_000 + b"\n\n"),
-    "a redirect": says(head(302, "text/html", "location: http://127.0.0.1:1/")),
-    "the wrong content type": says(head(200, "text/html"), b"<html>"),
-    "JSON instead of a stream": says(head(200, "application/json"), b"{}"),
-    "an end without an answer": says(head(), ROLE, DONE),
-    "nothing": says(),
-    "no HTTP": says(b"SSH-2.0-OpenSSH\r\n\r\n"),
-    "a broken chunk size": says(head(200, "text/event-stream", "transfer-encoding: chunked"), b"zz\r\n" + WORD),
-    "fewer bytes than promised": says(head(200, "text/event-stream", "content-length: 1000"), WORD + STOP),
-    "endless headers": says(b"HTTP/1.1 200 OK\r\n" + b"x: " + b"y" * 100_000 + b"\r\n\r\n"),
+BAD_STREAMS: dict[str, ConnectionHandler] = {
+    "cut off before any end": answers_with(head(), ROLE, WORD),
+    "half an SSE line": answers_with(head(), WORD, b'data: {"choices":[{"del'),
+    "half an SSE line after the end": answers_with(head(), WORD, STOP, b"data: [DO"),
+    "invalid JSON": answers_with(head(), WORD, b"data: {broken\n\n", DONE),
+    "an error in mid-stream": answers_with(head(), WORD, b'data: {"error":{"message":"oom"}}\n\n', DONE),
+    "10 MB without a newline": answers_with(head(), b"data: " + b"x" * 10_000_000),
+    "10 MB in one event": answers_with(head(), b"data: " + b"x" * 10_000_000 + b"\n\n"),
+    "a redirect": answers_with(head(302, "text/html", "location: http://127.0.0.1:1/")),
+    "the wrong content type": answers_with(head(200, "text/html"), b"<html>"),
+    "JSON instead of a stream": answers_with(head(200, "application/json"), b"{}"),
+    "an end without an answer": answers_with(head(), ROLE, DONE),
+    "nothing": answers_with(),
+    "no HTTP": answers_with(b"SSH-2.0-OpenSSH\r\n\r\n"),
+    "a broken chunk size": answers_with(head(200, "text/event-stream", "transfer-encoding: chunked"), b"zz\r\n" + WORD),
+    "fewer bytes than promised": answers_with(head(200, "text/event-stream", "content-length: 1000"), WORD + STOP),
+    "endless headers": answers_with(b"HTTP/1.1 200 OK\r\n" + b"x: " + b"y" * 100_000 + b"\r\n\r\n"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_STREAMS)
 async def test_a_misbehaving_engine_has_a_named_fault(name: str) -> None:
-    """Whatever a streaming engine does wrong comes out as an unavailable engine, never as a crash or as an answer."""
+    """Every misbehaviour of a streaming engine becomes an unavailable engine, never a crash or an answer."""
     assert (await fault(BAD_STREAMS[name])).code is Code.ENGINE_UNAVAILABLE
 
 
-BAD_ANSWERS: dict[str, Behaviour] = {
-    "invalid JSON": says(head(200, "application/json"), b'{"choices":'),
-    "no choice": says(head(200, "application/json"), b'{"choices":[]}'),
-    "an error with status 200": says(head(200, "application/json"), b'{"error":"no"}'),
-    "too long": says(head(200, "application/json"), b'"' + b"x" * 3_000 + b'"'),
-    "a stream instead of JSON": says(head(), WORD, STOP, DONE),
-    "too long an error": says(head(400, "application/json"), b"x" * 100_000),
+BAD_ANSWERS: dict[str, ConnectionHandler] = {
+    "invalid JSON": answers_with(head(200, "application/json"), b'{"choices":'),
+    "no choice": answers_with(head(200, "application/json"), b'{"choices":[]}'),
+    "an error with status 200": answers_with(head(200, "application/json"), b'{"error":"no"}'),
+    "too long": answers_with(head(200, "application/json"), b'"' + b"x" * 3_000 + b'"'),
+    "a stream instead of JSON": answers_with(head(), WORD, STOP, DONE),
+    "too long an error": answers_with(head(400, "application/json"), b"x" * 100_000),
 }
 
 
 @pytest.mark.parametrize("name", BAD_ANSWERS)
 async def test_a_misbehaving_answer_has_a_named_fault(name: str) -> None:
-    """The same for answers in one piece."""
+    """Every misbehaviour of a whole answer becomes an unavailable engine, too."""
     assert (await fault(BAD_ANSWERS[name], WHOLE)).code is Code.ENGINE_UNAVAILABLE
 
 
-async def test_an_engine_that_is_not_there() -> None:
+async def test_an_engine_that_refuses_connections() -> None:
     """A refused connection is an unavailable engine."""
     engine = OpenAIEngine(EngineSettings("http://127.0.0.1:1"))
     with pytest.raises(Unavailable, match="cannot be reached"):
@@ -279,8 +279,8 @@ async def test_an_engine_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize(("deaf", "answered"), [(False, True), (True, False)])
-async def test_a_connection_closed_without_a_word(deaf: bool, answered: bool) -> None:
-    """A request that met a connection which the engine had given up is asked on a new one; one that met none there fails."""
+async def test_a_silently_closed_connection(deaf: bool, answered: bool) -> None:
+    """A request on a connection that the engine had closed is repeated on a new one; if that fails too, it fails."""
     heard: list[int] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -309,8 +309,8 @@ async def test_a_connection_closed_without_a_word(deaf: bool, answered: bool) ->
 
 
 async def test_a_stopped_answer_stops_the_engine() -> None:
-    """Closing an answer in the middle closes the connection, which is how an engine learns to stop."""
-    async with raw_server(then_hangs(head(), WORD)) as server:
+    """Closing an answer before its end closes the connection, which stops the engine."""
+    async with raw_server(answers_then_hangs(head(), WORD)) as server:
         engine = OpenAIEngine(EngineSettings(server.url))
         async with aclosing(engine.answer(STREAM)) as events:
             assert await anext(events) == ResponseStart(200, "text/event-stream")
@@ -320,10 +320,10 @@ async def test_a_stopped_answer_stops_the_engine() -> None:
         await engine.close()
 
 
-async def test_an_engine_has_a_request_before_it_says_anything() -> None:
-    """The request is heard once it went to the engine, which may think for long before its first byte."""
+async def test_on_sent_is_called_before_the_answer() -> None:
+    """The callback runs once the request was sent, which may be long before the first byte of the answer."""
     heard = asyncio.Event()
-    async with raw_server(then_hangs()) as server:
+    async with raw_server(answers_then_hangs()) as server:
         engine = OpenAIEngine(EngineSettings(server.url))
         answer = engine.answer(replace(STREAM, on_sent=heard.set))
         first = asyncio.create_task(anext(answer))
@@ -336,8 +336,8 @@ async def test_an_engine_has_a_request_before_it_says_anything() -> None:
         await engine.close()
 
 
-async def test_an_engine_that_is_down_has_no_request() -> None:
-    """Where nobody listens, nothing was heard, and a client that cancels meanwhile owes nothing."""
+async def test_on_sent_is_not_called_without_a_connection() -> None:
+    """Without a connection nothing was sent, and a client that cancels meanwhile owes nothing."""
     heard: list[bool] = []
     engine = OpenAIEngine(EngineSettings("http://127.0.0.1:1"))
     with pytest.raises(Unavailable):
@@ -346,14 +346,14 @@ async def test_an_engine_that_is_down_has_no_request() -> None:
     assert not heard
 
 
-async def test_the_end_is_not_waited_for() -> None:
-    """After its end mark an answer is over, even if the engine keeps the connection open."""
-    assert (await ask(then_hangs(head(), WORD, STOP, DONE)))[-1] == ResponseEnd(DONE)
+async def test_done_ends_the_answer() -> None:
+    """After [DONE] an answer is over, even if the engine keeps the connection open."""
+    assert (await ask(answers_then_hangs(head(), WORD, STOP, DONE)))[-1] == ResponseEnd(DONE)
 
 
 async def test_the_key_goes_to_the_engine_and_is_not_shown() -> None:
-    """The API key is sent as a bearer token to the address that was configured, and appears in no representation."""
-    async with raw_server(says(head(), WORD, STOP, DONE)) as server:
+    """The API key is sent as a bearer token to the configured address, and appears in no representation."""
+    async with raw_server(answers_with(head(), WORD, STOP, DONE)) as server:
         settings = EngineSettings(server.url + "/v1/", "s3cret")
         engine = OpenAIEngine(settings)
         async with aclosing(engine.answer(STREAM)) as events:
@@ -367,10 +367,10 @@ async def test_the_key_goes_to_the_engine_and_is_not_shown() -> None:
 
 
 async def test_models_are_the_health_check() -> None:
-    """The list of models tells what the engine serves; an endpoint without a list is healthy and has none to tell."""
+    """The model list is the health check; an endpoint without a list is healthy and has no models."""
 
-    async def models(behave: Behaviour) -> tuple[UpstreamModel, ...]:
-        async with raw_server(behave) as server:
+    async def models(handler: ConnectionHandler) -> tuple[UpstreamModel, ...]:
+        async with raw_server(handler) as server:
             engine = OpenAIEngine(EngineSettings(server.url, **SMALL))  # type: ignore[arg-type]
             try:
                 return await engine.models()
@@ -378,9 +378,14 @@ async def test_models_are_the_health_check() -> None:
                 await engine.close()
 
     listed = dumps({"data": [{"id": "a"}]})
-    assert await models(says(head(200, "application/json"), listed)) == (UpstreamModel("a"),)
-    assert await models(says(head(404), b"not found")) == ()
-    for bad in (says(head(500)), says(head(200, "text/html"), b"<html>"), then_hangs(), says(head(307))):
+    assert await models(answers_with(head(200, "application/json"), listed)) == (UpstreamModel("a"),)
+    assert await models(answers_with(head(404), b"not found")) == ()
+    for bad in (
+        answers_with(head(500)),
+        answers_with(head(200, "text/html"), b"<html>"),
+        answers_then_hangs(),
+        answers_with(head(307)),
+    ):
         with pytest.raises(Unavailable):
             await models(bad)
 
@@ -397,17 +402,17 @@ async def test_models_are_the_health_check() -> None:
         (b"\xff\xfe", None),
     ],
 )
-async def test_what_an_engine_says_of_its_queue(metrics: bytes, load: EngineLoad | None) -> None:
-    """Its waiting requests and its KV cache, where its metrics have them; whatever else is there is nothing."""
-    async with raw_server(says(head(200, "text/plain"), metrics)) as server:
+async def test_engine_load(metrics: bytes, load: EngineLoad | None) -> None:
+    """Waiting requests and KV cache use are read from the engine's metrics; other metrics give no load."""
+    async with raw_server(answers_with(head(200, "text/plain"), metrics)) as server:
         engine = OpenAIEngine(EngineSettings(server.url))
         assert await engine.load() == load
         await engine.close()
 
 
 async def test_an_engine_without_metrics_is_not_asked_again() -> None:
-    """One no is enough; trouble is not a no."""
-    async with raw_server(says(head(404, "text/html"), b"no")) as server:
+    """One refusal is final; a failure is not."""
+    async with raw_server(answers_with(head(404, "text/html"), b"no")) as server:
         engine = OpenAIEngine(EngineSettings(server.url))
         assert [await engine.load(), await engine.load()] == [None, None]
         assert len(server.requests) == 1
@@ -418,6 +423,6 @@ async def test_an_engine_without_metrics_is_not_asked_again() -> None:
 
 
 def test_a_crowded_engine() -> None:
-    """One more request would wait."""
+    """An engine is crowded if one more request would wait."""
     assert [EngineLoad(0, 0.5).has_queue, EngineLoad(0).has_queue] == [False, False]
     assert [EngineLoad(1).has_queue, EngineLoad(0, 0.96).has_queue] == [True, True]

@@ -1,4 +1,4 @@
-"""Asking a model what it can do."""
+"""Probing the capabilities of a model."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ COUNTED = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1
 
 
 @asynccontextmanager
-async def engine(**can: Any) -> AsyncIterator[str]:
-    """An engine that refuses what it is not told it can do; `can` maps a member of a request, or a route, to its answer."""
+async def engine(**answers: Any) -> AsyncIterator[str]:
+    """An engine that refuses unknown options; `answers` maps a member of a request, or a route, to its answer."""
 
     async def chat(request: Request) -> Response:
-        asked = await request.json()
-        extra = asked.keys() - {"model", "messages", "max_tokens"}
+        request_body = await request.json()
+        extra = request_body.keys() - {"model", "messages", "max_tokens"}
         for name in extra:
-            if name not in can:
+            if name not in answers:
                 return JSONResponse({"error": {"message": f"unknown {name}"}}, 400)
-        if asked.get("stream"):
-            counted = COUNTED if can.get("stream_options") and "stream_options" in asked else b""
+        if request_body.get("stream"):
+            counted = COUNTED if answers.get("stream_options") and "stream_options" in request_body else b""
             return Response(counted + EVENT, media_type="text/event-stream")
-        logprobs = {"content": [{"token": "a"}]} if can.get("logprobs") and "logprobs" in asked else None
+        logprobs = {"content": [{"token": "a"}]} if answers.get("logprobs") and "logprobs" in request_body else None
         return JSONResponse({"choices": [{"message": {"content": "a"}, "logprobs": logprobs, "finish_reason": "length"}]})
 
-    def says(document: Any) -> Any:
+    def answer_with(document: Any) -> Any:
         async def respond(_: Request) -> Response:
             return document if isinstance(document, Response) else JSONResponse(document)
 
         return respond
 
-    routes = [Route(path, says(document), methods=["POST"]) for path, document in can.items() if path.startswith("/")]
-    if can.get("chat", True):
+    routes = [Route(path, answer_with(document), methods=["POST"]) for path, document in answers.items() if path.startswith("/")]
+    if answers.get("chat", True):
         routes.append(Route("/v1/chat/completions", chat, methods=["POST"]))
     async with serving(Starlette(routes=routes), "127.0.0.1", 0) as port:
         yield f"http://127.0.0.1:{port}/v1/"
 
 
 @pytest.mark.parametrize(
-    ("can", "found"),
+    ("answers", "capabilities"),
     [
         ({}, Capabilities(True, False, "no", ())),
         ({"stream": True}, Capabilities(True, False, "yes", ())),
@@ -76,15 +76,15 @@ async def engine(**can: Any) -> AsyncIterator[str]:
         ({"chat": False, "/v1/rerank": Response(b"{", media_type="application/json")}, Capabilities(False, False, "no", ())),
     ],
 )
-async def test_abilities(can: dict[str, Any], found: Capabilities) -> None:
-    """Only what was asked for and came counts: an option that is refused, ignored or answered with nothing is not there."""
-    async with engine(**can) as url:
-        assert await probe(url, "model") == found
+async def test_capabilities(answers: dict[str, Any], capabilities: Capabilities) -> None:
+    """Only answered options count; refused, ignored and empty ones are absent."""
+    async with engine(**answers) as url:
+        assert await probe(url, "model") == capabilities
 
 
-async def test_the_stand_in_and_nobody() -> None:
-    """The demo's engine streams with usage; where nobody answers nothing is there."""
+async def test_the_demo_engine_and_a_dead_address() -> None:
+    """The demo engine streams with usage; a dead address has no capabilities."""
     async with serving(build_app(), "127.0.0.1", 0) as port:
-        found = await probe(f"http://127.0.0.1:{port}", MODEL)
-    assert (found.chat, found.streams) == (True, "usage")
+        capabilities = await probe(f"http://127.0.0.1:{port}", MODEL)
+    assert (capabilities.chat, capabilities.streams) == (True, "usage")
     assert await probe("http://127.0.0.1:1", "model", seconds=2) == Capabilities(False, False, "no", ())
