@@ -74,7 +74,7 @@ class EngineLoad:
 class Engine(Protocol):
     """One endpoint that answers inference requests."""
 
-    def answer(self, call: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+    def answer(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """Yields one ResponseStart, any number of ResponseParts, and one ResponseEnd. Closing the generator stops the engine at
         once.
 

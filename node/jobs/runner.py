@@ -21,6 +21,7 @@ from node.domain.order_admission import Admission, AdmissionRules, AdmittedJob, 
 from node.domain.published_asks import PublishedAsks
 from node.domain.tabs import Tabs
 from node.domain.usage_meter import NOTHING, Throughput
+from node.jobs.billing import confirm_charge, final_usage, unpaid_work
 from node.jobs.coordinator_credit import CoordinatorCredit
 from node.jobs.job import Deadlines, Job, JobResult, StopReason
 from node.jobs.pooled_engine import PooledEngine
@@ -29,10 +30,8 @@ from node.jobs.refusal_receipts import RefusalReceipts
 from node.ports import ChainView, JobReport, JobStore, Link, Observer
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
-from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.link import Capacity
-from tallystick.protocol.messages import Outcome, Receipt
-from tallystick.protocol.pricing import Usage, charge
+from tallystick.protocol.messages import Receipt
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
 from tallystick.protocol.wire import MAX_HEADER, CancelReason, Dispatch, Failure, Kind, dumps
@@ -56,8 +55,7 @@ class JobRunner:
     """See the module's docstring.
 
     `on_capacity_change` is called whenever the free capacity changed. `consumed_orders`: orders that must not run again, with
-    their deadlines. `may_take_jobs` returns whether state recovery with a link's coordinator is complete, so that receipts may be
-    signed.
+    their deadlines. `may_take_jobs` returns whether state recovery with a link's coordinator is complete.
     """
 
     def __init__(
@@ -246,9 +244,7 @@ class JobRunner:
                 del self._pending[job_id]
 
     async def _refuse_unread(self, link: Link, job_id: JobId, head: bytes, cause: TallyError) -> None:
-        """Refuses a job without reading its request; with a receipt if the order is addressed to this node. `head`: start of the
-        payload.
-        """
+        """Refuses a job of which only the start of the payload, `head`, is read; with a receipt if the order is on this node."""
         try:
             matched = self._match(link, job_id, Dispatch.loads(head))
         except TallyError as error:
@@ -298,7 +294,7 @@ class JobRunner:
         return job
 
     def _consume_order(self, matched: MatchedOrder) -> bool:
-        """Consumes a refused order; returns False if it was seen meanwhile, since another task then closes it."""
+        """Consumes a refused order; returns False if it was seen meanwhile, since another task closes it then."""
         if matched.order.digest in self._consumed_orders or matched.job in self._jobs:
             return False
         self._remember(matched, int(self._now()))
@@ -338,12 +334,12 @@ class JobRunner:
 
     async def _settle(self, job: Job, result: JobResult) -> None:
         """Signs and stores the receipt, then sends it with the last chunk."""
-        result = await self._confirmed(job, result)
-        admitted, unpaid = job.admitted, self._unpaid_work(job) if result.unpaid else Amount(0)
+        result = await confirm_charge(job, result)
+        admitted, unpaid = job.admitted, unpaid_work(job) if result.unpaid else Amount(0)
         if unpaid:  # recorded at once, because other jobs wait for this job's slot
             self._coordinator_credit.record_unpaid(job.link.endpoint, unpaid)
             self._stop_queued_jobs(job.link.endpoint)
-        last, usage, commitment = self._final_usage(job, result.outcome) if job.request_opened else ((), NOTHING, ZERO_HASH)
+        last, usage, commitment = final_usage(job, result.outcome) if job.request_opened else ((), NOTHING, ZERO_HASH)
         receipt = await self._receipt_signer.sign_for_job(admitted, job.order_stored, usage, result.outcome, commitment)
         if receipt is None:
             self._tabs.drop(admitted.payer, admitted.max_cost)
@@ -367,53 +363,6 @@ class JobRunner:
             for job in list(self._jobs.values()):
                 if job.link.endpoint == endpoint and not job.engine_asked:
                     job.stop(StopReason.COORDINATOR_SUSPENDED)
-
-    def _final_usage(self, job: Job, outcome: Outcome) -> tuple[tuple[bytes, ...], Usage, Hash]:
-        """Returns the chunks that close the response, its usage, and the commitment to all chunks.
-
-        Only a paid response and the engine's own refusal get a last chunk: a client may take any response with a last chunk for
-        complete.
-        """
-        delivery, meter = job.delivery, job.delivery.meter
-        last: tuple[bytes, ...] = ()
-        if outcome is Outcome.CLIENT_CANCELLED:
-            last = delivery.seal_abort()
-        elif CHARGES[outcome] is Charge.USAGE or outcome is Outcome.UPSTREAM_ERROR:
-            last = delivery.seal_last()
-        free = outcome is Outcome.UPSTREAM_ERROR or (not job.has_output and not last)
-        usage = NOTHING if free else meter.usage(cancelled=outcome is Outcome.CLIENT_CANCELLED)
-        if meter.was_clamped:
-            log.warning("the engine reported impossible usage; it was clamped", job=job.admitted.job.hex())
-        return last, usage, meter.commitment
-
-    async def _confirmed(self, job: Job, result: JobResult) -> JobResult:
-        """Returns the result, uncharged if the coordinator has no output of this attempt or does not want it any more.
-
-        Otherwise the coordinator may be giving the job to another provider, and two providers would charge for it.
-        """
-        if CHARGES[result.outcome] is Charge.NOTHING:
-            return result
-        cancelled = result.outcome is Outcome.CLIENT_CANCELLED
-        if cancelled and job.delivery.meter.usage(cancelled=True) == NOTHING:
-            return result
-        if not job.has_output:
-            job.delivery.send_head()
-        if await job.delivery.confirmed() and not job.coordinator_stopped:
-            return result
-        reason = (
-            "the coordinator stopped the job after it had ended"
-            if job.coordinator_stopped
-            else "the coordinator did not confirm that it has output"
-        )
-        log.warning("response not charged", job=job.admitted.job.hex(), reason=reason)
-        return JobResult(Outcome.PROVIDER_ERROR, reason, result.error, unpaid=True)
-
-    def _unpaid_work(self, job: Job) -> Amount:
-        """Returns what the work done so far would have cost, in base units."""
-        if not job.request_opened:
-            return Amount(0)
-        usage = job.delivery.meter.work_done(*job.delivery.undelivered)
-        return charge(job.admitted.terms, usage, Outcome.COMPLETED)
 
     def _fail(self, link: Link, job: JobId, error: TallyError, receipt: Verified[Receipt] | None = None) -> None:
         link.post(Kind.FAIL, job, Failure(error, receipt).dumps())

@@ -78,14 +78,12 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
     now = int(time.time())
     tabs = Tabs(config.credit_limits, await store.tabs(now))
     tabs.expire(now)
-    seller = Seller(signer.address, config.sealing_suite, resources.sealing_key.public, config.ask_validity)
-    asks = PublishedAsks(seller, lambda ask: signer.sign(ask, domain))
+    asks = _published_asks(config, resources)
     metrics = _metrics(config, tabs, engine_suspected)
     links: list[NodeLink] = []
     state_recovery = await _state_recovery(config, signer, resources, tabs, links)
-    coordinator_credit = CoordinatorCredit(
-        store, config.admission, await store.coordinator_hours(now // HOUR - HOURS), alarm=metrics.coordinator_suspended
-    )
+    hours = await store.coordinator_hours(now // HOUR - HOURS)
+    coordinator_credit = CoordinatorCredit(store, config.admission, hours, alarm=metrics.coordinator_suspended)
     receipt_signer = ReceiptSigner(
         signer=signer, domain=domain, tabs=tabs, store=store, unfinished=await store.unfinished_orders(now)
     )
@@ -133,6 +131,13 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         coordinator_credit=coordinator_credit,
     )
     return node
+
+
+def _published_asks(config: NodeConfig, resources: Resources) -> PublishedAsks:
+    """Makes the asks of this node, none published yet."""
+    signer, domain = resources.signer, resources.domain
+    seller = Seller(signer.address, config.sealing_suite, resources.sealing_key.public, config.ask_validity)
+    return PublishedAsks(seller, lambda ask: signer.sign(ask, domain))
 
 
 def _metrics(config: NodeConfig, tabs: Tabs, engine_suspected: asyncio.Event) -> NodeMetrics:

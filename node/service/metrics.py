@@ -95,6 +95,9 @@ class NodeMetrics:
         )
         self._alarms = Counter("tally_node_alarms", "Events that the operator should see", ["event"], registry=self.registry)
         self.registry.register(_CreditCollector(unsecured_by_payer, credit_summary))
+        self._add_gpu_gauges(gpus, gpu_hour_cost)
+
+    def _add_gpu_gauges(self, gpus: int, gpu_hour_cost: Amount | None) -> None:
         if gpus:
             Gauge("tally_node_gpus", "Number of GPUs behind this node", registry=self.registry).set(gpus)
             hour = Gauge(

@@ -16,13 +16,14 @@ from node.domain.order_admission import AdmittedJob, MatchedOrder
 from node.domain.signed_caps import SignedCap
 from node.domain.tabs import Funds, StoredTab
 from node.ports import ClaimableTab, CoordinatorHour, ReceiptRecord, UnacknowledgedReceipt, WriteOff
+from node.storage.rows import read_claimable_tab, read_order, read_stored_tab, to_job_row, to_order_row, to_receipt_row
 from node.storage.schema import claims, completed_recoveries, coordinator_hours, gas, identity, jobs, orders, receipts, tabs
 from tallystick.protocol.eip712 import Domain, Signed, Verified, loads_signed
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Claim, Order, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, Hash, JobId
-from tallystick.protocol.wire import dumps, loads
+from tallystick.protocol.wire import loads
 from tallystick.runtime.storage import Database
 
 R = TypeVar("R")
@@ -65,7 +66,7 @@ class SqlStore:
 
     async def begin(self, admitted: AdmittedJob, at: int) -> None:
         """See ports.JobStore."""
-        order_row, job_row = _order_row(admitted.order, admitted.terms), _job_row(admitted, at)
+        order_row, job_row = to_order_row(admitted.order, admitted.terms), to_job_row(admitted, at)
 
         def work(connection: Connection) -> None:
             connection.execute(_NEW_ORDER, order_row)
@@ -82,8 +83,8 @@ class SqlStore:
         """See ports.JobStore."""
         refused, end = record.matched, _end_rows(record)
         # With a cap of 0 no claim rests on the order, because its terms, such as the fee, may be unacceptable.
-        order_row = _order_row(refused.order, refused.terms) | {"cap": Amount(0)}
-        job_row = _job_row(refused, record.receipt.message.finished_at)
+        order_row = to_order_row(refused.order, refused.terms) | {"cap": Amount(0)}
+        job_row = to_job_row(refused, record.receipt.message.finished_at)
 
         def work(connection: Connection) -> None:
             connection.execute(_NEW_ORDER, order_row)
@@ -127,8 +128,8 @@ class SqlStore:
     async def record_recovered(self, receipt: Verified[Receipt], order: Verified[Order], late: LateReceipt) -> None:
         """See ports.RecoveryStore."""
         message, digest = receipt.message, order.digest.hex()
-        order_row = _order_row(order, late.terms)
-        receipt_row = _receipt_row(receipt, digest, late.terms.job, order.message.coordinator) | {"acknowledged": True}
+        order_row = to_order_row(order, late.terms)
+        receipt_row = to_receipt_row(receipt, digest, late.terms.job, order.message.coordinator) | {"acknowledged": True}
         tab = {"payer": message.payer, "since": message.finished_at, "seq": message.seq, "cumulative": message.cumulative_cost}
 
         def work(connection: Connection) -> None:
@@ -164,7 +165,7 @@ class SqlStore:
             .offset(skip)
         )
         rows = await self._db.read(lambda c: c.execute(query).mappings().all())
-        return [_claimable(row) for row in rows]
+        return [read_claimable_tab(row) for row in rows]
 
     async def record_funds(self, payer: Address, funds: Funds, at: int) -> None:
         """See ports.ClaimStore."""
@@ -226,7 +227,7 @@ class SqlStore:
         caps: dict[str, list[SignedCap]] = {}
         for payer, cap, claim_by in caps_rows:
             caps.setdefault(payer, []).append(SignedCap(cap, claim_by))
-        return [_tab_row(row, caps.get(row["payer"], [])) for row in rows]
+        return [read_stored_tab(row, caps.get(row["payer"], [])) for row in rows]
 
     async def consumed_orders(self, now: int) -> list[tuple[Hash, int]]:
         """See ports.StartupStore."""
@@ -246,7 +247,7 @@ class SqlStore:
         return [
             MatchedOrder(
                 JobId(bytes.fromhex(job)),
-                _stored_order(digest, order),
+                read_order(digest, order),
                 Terms.from_json(loads(terms, "stored terms")),
                 attempt,
             )
@@ -340,7 +341,7 @@ def _end_rows(record: ReceiptRecord) -> _EndRows:
     matched, receipt = record.matched, record.receipt.message
     digest = matched.order.digest.hex()
     return _EndRows(
-        _receipt_row(record.receipt, digest, matched.job, matched.order.message.coordinator),
+        to_receipt_row(record.receipt, digest, matched.job, matched.order.message.coordinator),
         {"of_order": digest, "to_ended": receipt.finished_at, "to_outcome": int(receipt.outcome)},
         {"payer": receipt.payer, "since": receipt.finished_at, "seq": receipt.seq, "cumulative": receipt.cumulative_cost},
     )
@@ -350,82 +351,3 @@ def _write_end(connection: Connection, end: _EndRows) -> None:
     connection.execute(_NEW_RECEIPT, end.receipt)
     connection.execute(_END_JOB, end.job)
     connection.execute(_UPDATE_TAB, _NEW_TAB | end.tab)
-
-
-def _job_row(matched: MatchedOrder, at: int) -> dict[str, Any]:
-    return {
-        "order_digest": matched.order.digest.hex(),
-        "job": matched.job.hex(),
-        "coordinator": matched.order.message.coordinator,
-        "model": matched.terms.model,
-        "attempt": matched.attempt,
-        "admitted_at": at,
-    }
-
-
-def _stored_order(digest: str, document: str) -> Verified[Order]:
-    """Restores a verified order; the store holds only verified ones."""
-    order = loads_signed(Order, document)
-    return Verified(order.message, order.signature, Hash(bytes.fromhex(digest)))
-
-
-def _order_row(order: Verified[Order], terms: Terms) -> dict[str, Any]:
-    message = order.message
-    return {
-        "digest": order.digest.hex(),
-        "payer": message.payer,
-        "cap": message.ceiling,
-        "deadline": message.deadline,
-        "claim_by": message.claim_by,
-        "order_doc": order.dumps(),
-        "terms_doc": dumps(terms.to_json()).decode(),
-    }
-
-
-def _receipt_row(receipt: Verified[Receipt], order: str, job: JobId, coordinator: Address) -> dict[str, Any]:
-    message = receipt.message
-    return {
-        "order_digest": order,
-        "job": job.hex(),
-        "payer": message.payer,
-        "coordinator": coordinator,
-        "seq": message.seq,
-        "cumulative": message.cumulative_cost,
-        "cost": message.cost,
-        "input_tokens": message.input_tokens,
-        "cached_input_tokens": message.cached_input_tokens,
-        "output_tokens": message.output_tokens,
-        "finished_at": message.finished_at,
-        "acknowledged": False,
-        "receipt_doc": receipt.dumps(),
-    }
-
-
-def _claimable(row: Any) -> ClaimableTab:
-    return ClaimableTab(
-        payer=Address(row["payer"]),
-        seq=row["seq"],
-        cumulative=row["cumulative"],
-        settled=row["settled"],
-        reserved=row["reserved"],
-        order=_stored_order(row["digest"], row["order_doc"]),
-        since=row["since"],
-        claimed_at=row["claimed_at"],
-        claimed=row["claimed"],
-    )
-
-
-def _tab_row(row: Any, caps: list[SignedCap]) -> StoredTab:
-    best, *lower = caps or [SignedCap(Amount(0), 0)]
-    return StoredTab(
-        payer=Address(row["payer"]),
-        seq=row["seq"],
-        cumulative=row["cumulative"],
-        cap=best.amount,
-        claim_by=best.claim_by,
-        settled=row["settled"],
-        reserved=row["reserved"],
-        lower_caps=tuple(lower),
-        last_order_at=row["finished_at"] or 0,
-        claimed=row["claimed"],
-    )

@@ -44,19 +44,19 @@ class ScriptedEngine:
         self.steps: tuple[Step, ...] = steps
         self.model_names = list(models)
         self.fault: TallyError | None = None
-        self.calls: list[EngineRequest] = []
+        self.requests: list[EngineRequest] = []
         self.called = asyncio.Event()
         self.stopped = 0
         self.receives_request = True
         self.reported_load: EngineLoad | None = None
         self.checks = 0
 
-    async def answer(self, call: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+    async def answer(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """See ports.Engine."""
-        self.calls.append(call)
+        self.requests.append(request)
         self.called.set()
         if self.receives_request:
-            call.on_sent()
+            request.on_sent()
         finished = False
         try:
             for step in self.steps:

@@ -56,7 +56,7 @@ async def test_choice_of_provider(tmp_path: Path) -> None:
             status, why = await provider(require={"region": ["us"]})
             assert (status, "not in a region asked for" in why) == (503, True)
             status, why = await provider(mood="good")
-            assert (status, "unknown: mood" in why) == (400, True)
+            assert (status, "unknown options: mood" in why) == (400, True)
 
             common = ("--coordinator", site.coordinator)
             names = {model["id"]: model for model in await _tally(folder, "models", *common, "--json")}

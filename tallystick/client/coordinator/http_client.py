@@ -297,7 +297,7 @@ class CoordinatorClient:
         return [entry for entry in listed if isinstance(entry, dict)][:MAX_EXPLAINED]
 
     async def connected(self, provider: Address) -> bool:
-        """GET /v1/providers/{provider}/why: whether this provider's node is connected, so that its asks stand."""
+        """GET /v1/providers/{provider}/why: returns whether the provider's node is connected; its asks are valid only then."""
         raw = await self._request_json("GET", f"/v1/providers/{provider}/why?limit=1")
         if not isinstance(raw, dict) or not isinstance(raw.get("connected"), bool):
             raise BadMessage("why.connected: expected true or false", fault=Fault.COORDINATOR)

@@ -314,7 +314,7 @@ def _end_with_receipt(c: Connection, incoming: IncomingReceipt, *, counted: bool
     spending.add_receipt(c, incoming.job, receipt, incoming.now, failed=state is JobState.FAILED, counted=counted)
     reason = "" if state is JobState.COMPLETED else outcome.name.lower()
     if incoming.audit_finding is not None:
-        reason = f"doubted: {incoming.audit_finding.reason}"
+        reason = f"flagged: {incoming.audit_finding.reason}"
     open_orders.store_deliveries(c, incoming.other_deliveries)
     open_orders.mark_dispatched(c, incoming.other_deliveries)
     change = {

@@ -158,7 +158,7 @@ async def test_excessive_bills_are_flagged_or_refused(
         assert await _run(market, fake, _bills(honest + 1)) == (JobState.COMPLETED, "")
         state, reason = await _run(market, fake, _bills(honest + 4))
         assert state is JobState.COMPLETED
-        assert reason.startswith("doubted: 24 output tokens billed, 4 counted (and 16 allowed")
+        assert reason.startswith("flagged: 24 output tokens billed, 4 counted (and 16 allowed")
         _, reason = await _run(market, fake, _bills(4, 120))
         assert "120 input tokens billed" in reason
         tab = await market.tab(fake.providers[0].address)

@@ -29,9 +29,9 @@ def test_unknown_fields_pass_through() -> None:
 
 def test_the_model_is_the_one_that_was_ordered() -> None:
     """The engine is asked for its own name of the ordered model, whatever the body names; the answer is mapped back."""
-    call = prepare(RequestHead(CHAT), dumps({"model": "dearer"}), replace(OFFER, upstream="org/model"), 10)
-    assert loads(call.body, "body")["model"] == "org/model"
-    assert call.rename == ("org/model", "model")
+    engine_request = prepare(RequestHead(CHAT), dumps({"model": "dearer"}), replace(OFFER, upstream="org/model"), 10)
+    assert loads(engine_request.body, "body")["model"] == "org/model"
+    assert engine_request.rename == ("org/model", "model")
     assert prepare(RequestHead(CHAT), b"{}", OFFER, 10).rename is None
 
 
@@ -74,11 +74,11 @@ def test_an_engine_may_use_another_limit_member() -> None:
 )
 def test_usage_is_asked_for_on_streams(fields: dict[str, Any], strip: bool) -> None:
     """Streams are asked for usage, and its event is removed again unless the client asked for it."""
-    call = prepare(RequestHead(CHAT), dumps(fields), OFFER, 10)
-    assert call.strip_usage is strip
-    assert call.stream is bool(fields["stream"])
-    options = loads(call.body, "body").get("stream_options")
-    assert (options or {}).get("include_usage", False) is call.stream
+    engine_request = prepare(RequestHead(CHAT), dumps(fields), OFFER, 10)
+    assert engine_request.strip_usage is strip
+    assert engine_request.stream is bool(fields["stream"])
+    options = loads(engine_request.body, "body").get("stream_options")
+    assert (options or {}).get("include_usage", False) is engine_request.stream
 
 
 def test_usage_is_not_requested_without_support() -> None:
@@ -90,9 +90,9 @@ def test_routes_that_the_ask_declares() -> None:
     """Declared routes are served with every member unchanged except the model and a response's output limit."""
     offer = replace(OFFER, upstream="org/model", spec=Spec(features=(RESPONSES, "/v1/rerank", "/v1/audio/transcriptions")))
     request = {"input": "hi", "max_output_tokens": 500, "stream": True}
-    call = prepare(RequestHead(RESPONSES), dumps(request), offer, 100)
-    assert loads(call.body, "body") == request | {"model": "org/model", "max_output_tokens": 100}
-    assert (call.stream, call.strip_usage, call.is_completion) == (True, False, False)
+    engine_request = prepare(RequestHead(RESPONSES), dumps(request), offer, 100)
+    assert loads(engine_request.body, "body") == request | {"model": "org/model", "max_output_tokens": 100}
+    assert (engine_request.stream, engine_request.strip_usage, engine_request.is_completion) == (True, False, False)
     bare = loads(prepare(RequestHead(RESPONSES), b"{}", offer, 100).body, "body")
     assert (bare["max_output_tokens"], bare["stream"]) == (100, False)
     ranks = prepare(RequestHead("/v1/rerank"), dumps({"query": "q", "max_tokens": 7}), offer, 100)

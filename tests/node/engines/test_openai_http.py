@@ -26,21 +26,21 @@ USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2}}
 DONE = b"data: [DONE]\n\n"
 
 
-async def ask(handler: ConnectionHandler, call: EngineRequest = STREAM) -> list[EngineEvent]:
+async def ask(handler: ConnectionHandler, request: EngineRequest = STREAM) -> list[EngineEvent]:
     """All events of one answer."""
     async with raw_server(handler) as server:
         engine = OpenAIEngine(EngineSettings(server.url, **SMALL))  # type: ignore[arg-type]
         try:
-            async with asyncio.timeout(10), aclosing(engine.answer(call)) as events:
+            async with asyncio.timeout(10), aclosing(engine.answer(request)) as events:
                 return [event async for event in events]
         finally:
             await engine.close()
 
 
-async def fault(handler: ConnectionHandler, call: EngineRequest = STREAM) -> Unavailable:
+async def fault(handler: ConnectionHandler, request: EngineRequest = STREAM) -> Unavailable:
     """The error with which an answer ends."""
     with pytest.raises(Unavailable) as caught:
-        await ask(handler, call)
+        await ask(handler, request)
     assert caught.value.fault is Fault.ENGINE
     return caught.value
 
@@ -61,8 +61,8 @@ async def test_a_stream_passes_through() -> None:
 
 async def test_usage_stays_for_a_client_that_asked() -> None:
     """A client that asked for usage itself gets its event."""
-    call = EngineRequest(CHAT, b"{}", stream=True, strip_usage=False, rename=None)
-    assert USAGE in body(await ask(answers_with(head(), WORD, STOP, USAGE, DONE), call))
+    request = EngineRequest(CHAT, b"{}", stream=True, strip_usage=False, rename=None)
+    assert USAGE in body(await ask(answers_with(head(), WORD, STOP, USAGE, DONE), request))
 
 
 async def test_role_and_empty_deltas_are_no_output() -> None:
@@ -96,13 +96,13 @@ async def test_a_stream_may_end_without_done() -> None:
 
 async def test_model_names_are_mapped_back() -> None:
     """The client sees the model name that it ordered, in events and in whole answers."""
-    call = EngineRequest(CHAT, b"{}", stream=True, strip_usage=True, rename=("org/model", "model"))
+    request = EngineRequest(CHAT, b"{}", stream=True, strip_usage=True, rename=("org/model", "model"))
     named = b'data: {"model":"org/model","choices":[{"delta":{"content":"a"}}]}\n\n'
-    events = await ask(answers_with(head(), named, STOP, DONE), call)
+    events = await ask(answers_with(head(), named, STOP, DONE), request)
     assert b"org/model" not in body(events)
     whole = {"model": "org/model", "choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}
-    call = EngineRequest(CHAT, b"{}", stream=False, strip_usage=False, rename=("org/model", "model"))
-    events = await ask(answers_with(head(200, "application/json"), dumps(whole)), call)
+    request = EngineRequest(CHAT, b"{}", stream=False, strip_usage=False, rename=("org/model", "model"))
+    events = await ask(answers_with(head(200, "application/json"), dumps(whole)), request)
     assert loads(body(events), "answer")["model"] == "model"
 
 
@@ -117,9 +117,9 @@ async def test_whole_answers() -> None:
         ResponseStart(200, "application/json"),
         ResponseEnd(dumps(document), 4, ReportedUsage(3, 0, 1), truncated=True),
     ]
-    call = EngineRequest(EMBEDDINGS, b"{}", stream=False, strip_usage=False, rename=None)
+    request = EngineRequest(EMBEDDINGS, b"{}", stream=False, strip_usage=False, rename=None)
     vectors = dumps({"data": [], "usage": {"prompt_tokens": 3, "total_tokens": 3}})
-    events = await ask(answers_with(head(200, "application/json"), vectors), call)
+    events = await ask(answers_with(head(200, "application/json"), vectors), request)
     assert events[1] == ResponseEnd(vectors, usage=ReportedUsage(3, 0, 0))
 
 
@@ -133,7 +133,7 @@ def _event(kind: str, **members: object) -> bytes:
 
 async def test_a_streamed_response() -> None:
     """OpenAI's Responses API: output starts with the first delta, the last event has the usage, and no [DONE] follows."""
-    call = _other(RESPONSES, stream=True, rename=("org/model", "model"))
+    request = _other(RESPONSES, stream=True, rename=("org/model", "model"))
     created = _event("response.created", response={"model": "org/model", "status": "in_progress"})
     added = _event("response.output_item.added", item={"type": "message"})
     words = [_event("response.output_text.delta", delta=word) for word in ("four", "five")]
@@ -146,7 +146,7 @@ async def test_a_streamed_response() -> None:
             await write(part)
             await asyncio.sleep(0.02)
 
-    events = await ask(handler, call)
+    events = await ask(handler, request)
     sent = [event.data for event in events if isinstance(event, ResponsePart)]
     assert [(event.has_output, event.text_bytes) for event in events if isinstance(event, ResponsePart)] == [
         (False, 0), (False, 0), (True, 4), (True, 4), (True, 0)
@@ -183,8 +183,8 @@ async def test_a_response_in_one_piece() -> None:
     output = [{"type": "message", "content": [{"type": "output_text", "text": "four"}]}]
     document = {"model": "org/model", "status": "incomplete", "error": None, "output": output}
     usage = {"usage": {"input_tokens": 3, "output_tokens": 1}}
-    call = _other(RESPONSES, rename=("org/model", "model"))
-    (_, end) = await ask(answers_with(head(200, "application/json"), dumps(document | usage)), call)
+    request = _other(RESPONSES, rename=("org/model", "model"))
+    (_, end) = await ask(answers_with(head(200, "application/json"), dumps(document | usage)), request)
     assert end == ResponseEnd(dumps(document | usage | {"model": "model"}), 4, ReportedUsage(3, 0, 1), truncated=True)
 
 

@@ -263,5 +263,5 @@ async def test_queued_jobs_of_a_suspended_coordinator_do_not_start() -> None:
         assert (await harness.failure(placed_job))["fault"] == "coordinator"
         assert (await harness.refusal_receipt(placed_job)).outcome == Outcome.REFUSED
     await harness.ended()
-    assert len(engine.calls) == 2
+    assert len(engine.requests) == 2
     assert 0 < harness.coordinator_credit.totals(HERE)[1] <= 2 * placed[0].terms.max_cost

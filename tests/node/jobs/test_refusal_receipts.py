@@ -63,7 +63,7 @@ async def test_a_released_order_never_runs(code: str) -> None:
     later = RunnerHarness(engine, store=harness.store)
     later.dispatch_again(placed)
     assert (await refused(later, placed)).receipt is None
-    assert not engine.calls
+    assert not engine.requests
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ async def test_no_receipt_before_state_recovery() -> None:
     harness.runner._may_take_jobs = lambda _link: False
     failure = await refused(harness, harness.dispatch())
     assert (failure.error.code, failure.receipt) == (Code.NODE_BUSY, None)
-    assert not engine.calls
+    assert not engine.requests
     assert not harness.store.receipt_records
 
 
@@ -221,7 +221,7 @@ async def test_a_second_dispatch_does_not_release_a_running_order() -> None:
     opening.set()
     assert (await refused(harness, placed)).receipt is None
     await harness.receipt(placed)
-    assert (len(engine.calls), len(harness.store.receipt_records)) == (1, 1)
+    assert (len(engine.requests), len(harness.store.receipt_records)) == (1, 1)
 
 
 async def test_all_receipts_of_one_tab_are_numbered_in_order() -> None:

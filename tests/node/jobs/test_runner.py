@@ -164,7 +164,7 @@ async def test_a_failed_order_does_not_run_again() -> None:
     harness.dispatch_again(placed)
     second = Failure.loads(await harness.link.until(Kind.FAIL, placed.job, 2))
     assert (second.error.code, second.receipt) == (Code.ORDER_REPLAYED, None)
-    assert (len(engine.calls), len(harness.store.receipt_records)) == (1, 1)
+    assert (len(engine.requests), len(harness.store.receipt_records)) == (1, 1)
 
 
 async def test_a_failure_after_output_costs_nothing() -> None:
@@ -277,7 +277,7 @@ async def test_an_input_that_no_engine_received_is_not_charged() -> None:
         harness.runner.cancel(harness.link, placed.job)
         receipt = await harness.receipt(placed)
         assert (receipt.outcome, receipt.cost, receipt.input_tokens) == (Outcome.CLIENT_CANCELLED, 0, 0)
-    assert len(engine.calls) == 1
+    assert len(engine.requests) == 1
 
 
 async def test_cancel_during_admission() -> None:
@@ -299,7 +299,7 @@ async def test_cancel_during_admission() -> None:
     go_on.set()
     assert (await harness.failure(placed))["code"] == "cancelled"
     assert (await harness.refusal_receipt(placed)).outcome == Outcome.REFUSED
-    assert not engine.calls
+    assert not engine.requests
 
 
 async def test_cancel_of_another_link_changes_nothing() -> None:
@@ -441,7 +441,7 @@ async def test_jobs_beyond_the_slots_wait_their_turn() -> None:
     harness = RunnerHarness(engine := ScriptedEngine(HEAD, opening.wait, ONE, END), slots=1)
     first, second = harness.dispatch(), harness.dispatch()
     await harness.link.until(Kind.ACCEPT, second.job)
-    assert len(engine.calls) <= 1
+    assert len(engine.requests) <= 1
     assert harness.runner.capacity().free == 0
     opening.set()
     await harness.receipt(first)
@@ -517,7 +517,7 @@ async def test_a_replayed_order_runs_once() -> None:
     harness.dispatch_again(placed)
     assert (await harness.failure(placed))["code"] == "order_replayed"
     await harness.receipt(placed)
-    assert len(engine.calls) == 1
+    assert len(engine.requests) == 1
 
 
 async def test_consumed_orders_do_not_run_again_after_a_restart() -> None:

@@ -1,0 +1,98 @@
+"""Conversion between the node's objects and the rows of its tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from node.domain.order_admission import MatchedOrder
+from node.domain.signed_caps import SignedCap
+from node.domain.tabs import StoredTab
+from node.ports import ClaimableTab
+from tallystick.protocol.eip712 import Verified, loads_signed
+from tallystick.protocol.messages import Order, Receipt, Terms
+from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.protocol.wire import dumps
+
+
+def to_job_row(matched: MatchedOrder, at: int) -> dict[str, Any]:
+    """Returns the row of a job that was admitted at `at` (Unix seconds)."""
+    return {
+        "order_digest": matched.order.digest.hex(),
+        "job": matched.job.hex(),
+        "coordinator": matched.order.message.coordinator,
+        "model": matched.terms.model,
+        "attempt": matched.attempt,
+        "admitted_at": at,
+    }
+
+
+def read_order(digest: str, document: str) -> Verified[Order]:
+    """Restores a verified order; the store holds only verified ones."""
+    order = loads_signed(Order, document)
+    return Verified(order.message, order.signature, Hash(bytes.fromhex(digest)))
+
+
+def to_order_row(order: Verified[Order], terms: Terms) -> dict[str, Any]:
+    """Returns the row of an order."""
+    message = order.message
+    return {
+        "digest": order.digest.hex(),
+        "payer": message.payer,
+        "cap": message.ceiling,
+        "deadline": message.deadline,
+        "claim_by": message.claim_by,
+        "order_doc": order.dumps(),
+        "terms_doc": dumps(terms.to_json()).decode(),
+    }
+
+
+def to_receipt_row(receipt: Verified[Receipt], order: str, job: JobId, coordinator: Address) -> dict[str, Any]:
+    """Returns the row of a receipt that is not acknowledged yet."""
+    message = receipt.message
+    return {
+        "order_digest": order,
+        "job": job.hex(),
+        "payer": message.payer,
+        "coordinator": coordinator,
+        "seq": message.seq,
+        "cumulative": message.cumulative_cost,
+        "cost": message.cost,
+        "input_tokens": message.input_tokens,
+        "cached_input_tokens": message.cached_input_tokens,
+        "output_tokens": message.output_tokens,
+        "finished_at": message.finished_at,
+        "acknowledged": False,
+        "receipt_doc": receipt.dumps(),
+    }
+
+
+def read_claimable_tab(row: Any) -> ClaimableTab:
+    """Reads a claimable tab from a row of the tab and its best order."""
+    return ClaimableTab(
+        payer=Address(row["payer"]),
+        seq=row["seq"],
+        cumulative=row["cumulative"],
+        settled=row["settled"],
+        reserved=row["reserved"],
+        order=read_order(row["digest"], row["order_doc"]),
+        since=row["since"],
+        claimed_at=row["claimed_at"],
+        claimed=row["claimed"],
+    )
+
+
+def read_stored_tab(row: Any, caps: list[SignedCap]) -> StoredTab:
+    """Reads a stored tab; `caps` are its live caps, highest first."""
+    best, *lower = caps or [SignedCap(Amount(0), 0)]
+    return StoredTab(
+        payer=Address(row["payer"]),
+        seq=row["seq"],
+        cumulative=row["cumulative"],
+        cap=best.amount,
+        claim_by=best.claim_by,
+        settled=row["settled"],
+        reserved=row["reserved"],
+        lower_caps=tuple(lower),
+        last_order_at=row["finished_at"] or 0,
+        claimed=row["claimed"],
+    )

@@ -1,0 +1,75 @@
+"""Ledgers of earlier versions: they open, and keep what they hold."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+from tallystick.client.ledger.ledger import MIGRATIONS, Ledger
+from tallystick.client.ledger.schema import OrderState, metadata
+from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
+from tallystick.protocol.types import ZERO_HASH, Hash
+from tallystick.protocol.wire import dumps
+from tallystick.runtime import storage
+from tests.client.parties import ALICE, DOMAIN, NOW_S, PAYER, place
+
+DEPLOYMENT = f"{DOMAIN.chain_id}:{DOMAIN.contract}"
+
+
+def _migrate(path: Path, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(storage.__file__).parent / "alembic"))
+    config.set_main_option("version_locations", str(MIGRATIONS / "versions"))
+    config.set_main_option("path_separator", "newline")
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    engine.dispose()
+
+
+def _insert(file: Path, table: str, /, **row: object) -> None:
+    with closing(sqlite3.connect(file)) as database, database:
+        columns, marks = ", ".join(row), ", ".join("?" * len(row))
+        database.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", tuple(row.values()))
+
+
+async def test_a_ledger_from_before_the_renaming_of_columns(tmp_path: Path) -> None:
+    """Its blocked tab, its recorded order and a stored delivery read as they were."""
+    path, placed = tmp_path / "state.db", place()
+    _migrate(path, "0007")
+    owner = {"venue": DEPLOYMENT, "payer": PAYER.address}
+    counts = {"accepted": 3, "total": 3, "total_mark": 1, "ceiling": 100, "order_seq": 1}
+    _insert(path, "tabs", **owner, provider=ALICE.address, **counts, frozen="it lied", undelivered=5)
+    job = {"job": "00" * 16, "model": "m", "path": "/", "state": "completed", "reason": "", "created_at": NOW_S}
+    _insert(path, "jobs", **owner, **job, commitment_key=b"k")
+    order = {"digest": placed.order.digest.hex(), "job": "00" * 16, "provider": ALICE.address, "seq": 1, "cap": 3, "ceiling": 3}
+    delivery = Delivery(1, 2, ZERO_HASH, finished=False, stream=StreamEnd.ABANDONED)
+    stored = dumps(delivery.to_json() | {"stream": "left"}).decode()
+    docs = {"order_doc": placed.order.dumps(), "terms_doc": dumps(placed.terms.to_json()).decode(), "delivered_doc": stored}
+    _insert(path, "orders", **owner, **order, **docs, claim_by=NOW_S, state="booked", quarters=1, counted_at=NOW_S)
+
+    ledger = await Ledger.open(path, PAYER.address)
+    tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
+    assert (tab.accepted, tab.blocked_reason, tab.undelivered_quarters) == (3, "it lied", 5)
+    (job_known,) = await ledger.latest_jobs(1)
+    assert [(known.state, known.digest) for known in job_known.orders] == [(OrderState.RECORDED, Hash(placed.order.digest))]
+    await ledger.close()
+    with closing(sqlite3.connect(path)) as database:
+        (document,) = database.execute("SELECT delivered_doc FROM orders").fetchone()
+    assert document == dumps(delivery.to_json()).decode()
+
+
+@pytest.mark.parametrize("table", sorted(metadata.tables))
+def test_the_migrations_create_the_tables_of_the_schema(tmp_path: Path, table: str) -> None:
+    """Each column that the code names exists, and no other."""
+    _migrate(tmp_path / "state.db", "head")
+    with closing(sqlite3.connect(tmp_path / "state.db")) as database:
+        columns = {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
+    assert columns == set(metadata.tables[table].columns.keys())
