@@ -46,7 +46,8 @@ def _problems(page: Page) -> Iterator[str]:
         return
     if page.path.name != "CHANGELOG.md":  # it also names what was there before
         for line, span in page.spans():
-            for problem in (*_unknown_names(span), *_unknown_words(span)):
+            words = () if page.generated else _unknown_words(span)  # generated names come from the code itself
+            for problem in (*_unknown_names(span), *words):
                 yield f"{name}:{line}: {problem}"
         for block in page.blocks:
             for problem in _block_problems(block, generated=page.generated):
@@ -71,8 +72,13 @@ def _exists(path: str) -> bool:
     return any(ROOT.glob(path)) if "*" in path else (ROOT / path).exists()
 
 
+@functools.cache
+def _known_commands() -> dict[tuple[str, ...], Any]:
+    return dict(commands())
+
+
 def _unknown_commands(text: str) -> Iterator[str]:
-    known = dict(commands())
+    known = _known_commands()
     for match in _COMMAND.finditer(text):
         words = [word.strip("\"'.,:[]") for word in match[1].split()]
         path: tuple[str, ...] = ("tally",)
