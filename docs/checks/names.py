@@ -46,7 +46,8 @@ def _problems(page: Page) -> Iterator[str]:
         return
     if page.path.name != "CHANGELOG.md":  # it also names what was there before
         for line, span in page.spans():
-            for problem in (*_unknown_names(span), *(() if page.generated else _unknown_words(span))):
+            words = () if page.generated else _unknown_words(span)  # generated names come from the code itself
+            for problem in (*_unknown_names(span), *words):
                 yield f"{name}:{line}: {problem}"
         for block in page.blocks:
             for problem in _block_problems(block, generated=page.generated):
@@ -69,6 +70,11 @@ def _unknown_names(text: str) -> Iterator[str]:
 
 def _exists(path: str) -> bool:
     return any(ROOT.glob(path)) if "*" in path else (ROOT / path).exists()
+
+
+@functools.cache
+def _known_commands() -> dict[tuple[str, ...], Any]:
+    return dict(commands())
 
 
 def _unknown_commands(text: str) -> Iterator[str]:
@@ -108,11 +114,6 @@ def _words_in_code() -> frozenset[str]:
     folders = ("tallystick", "node", "coordinator", "contracts/src")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in {".py", ".toml", ".sol"}]
     return frozenset(word for path in files for word in re.findall(r"[a-z]\w*", path.read_text(encoding="utf-8")))
-
-
-@functools.cache
-def _known_commands() -> dict[tuple[str, ...], Any]:
-    return dict(commands())
 
 
 def _known_variable(name: str) -> bool:
