@@ -97,7 +97,7 @@ def _unknown_commands(text: str) -> Iterator[str]:
 
 def _unknown_words(span: str) -> Iterator[str]:
     """A code span that is one name: `top_up_total` must be a word in the sources, `[[budgets]]` a table of the settings."""
-    if re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", span) and span not in _words_in_code():
+    if re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", span) and not {span, span.removesuffix("_total")} & _words_in_code():
         yield f"no such name in the code: {span}"
     table = re.fullmatch(r"\[{1,2}([a-z_.]+)\]{1,2}", span)
     if table and not any(_has_table(config, table[1].split(".")) for config in CONFIGS.values()):
