@@ -102,6 +102,7 @@ CHECKED: dict[str, tuple[str, ...]] = {
     ),
     "tallystick/client/receipts/token_audit.py": ("tests/client/receipts/test_token_audit.py",),
     "tallystick/client/ledger/budgets.py": ("tests/client/ledger/test_budgets.py",),
+    "tallystick/client/ledger/spending.py": ("tests/client/ledger/test_budgets.py",),
 }
 """The modules on the money path, with their tests."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import json
 import re
 import sys
@@ -45,7 +46,8 @@ def _problems(page: Page) -> Iterator[str]:
         return
     if page.path.name != "CHANGELOG.md":  # it also names what was there before
         for line, span in page.spans():
-            for problem in _unknown_names(span):
+            words = () if page.generated else _unknown_words(span)  # generated names come from the code itself
+            for problem in (*_unknown_names(span), *words):
                 yield f"{name}:{line}: {problem}"
         for block in page.blocks:
             for problem in _block_problems(block, generated=page.generated):
@@ -70,8 +72,13 @@ def _exists(path: str) -> bool:
     return any(ROOT.glob(path)) if "*" in path else (ROOT / path).exists()
 
 
+@functools.cache
+def _known_commands() -> dict[tuple[str, ...], Any]:
+    return dict(commands())
+
+
 def _unknown_commands(text: str) -> Iterator[str]:
-    known = dict(commands())
+    known = _known_commands()
     for match in _COMMAND.finditer(text):
         words = [word.strip("\"'.,:[]") for word in match[1].split()]
         path: tuple[str, ...] = ("tally",)
@@ -86,6 +93,27 @@ def _unknown_commands(text: str) -> Iterator[str]:
             option = word.partition("=")[0]
             if re.match(r"--?[a-z]", option) and option not in options:
                 yield f"{' '.join(path)}: no such option: {option}"
+
+
+def _unknown_words(span: str) -> Iterator[str]:
+    """A code span that is one name: `top_up_total` must be a word in the sources, `[[budgets]]` a table of the settings."""
+    if re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", span) and not {span, span.removesuffix("_total")} & _words_in_code():
+        yield f"no such name in the code: {span}"
+    table = re.fullmatch(r"\[{1,2}([a-z_.]+)\]{1,2}", span)
+    if table and not any(_has_table(config, table[1].split(".")) for config in CONFIGS.values()):
+        yield f"no such table in the settings: {span}"
+
+
+def _has_table(config: Any, path: list[str]) -> bool:
+    inner = _dataclass_in(get_type_hints(config).get(path[0]))
+    return inner is not None and (len(path) == 1 or _has_table(inner, path[1:]))
+
+
+@functools.cache
+def _words_in_code() -> frozenset[str]:
+    folders = ("tallystick", "node", "coordinator", "contracts/src")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in {".py", ".toml", ".sol"}]
+    return frozenset(word for path in files for word in re.findall(r"[a-z]\w*", path.read_text(encoding="utf-8")))
 
 
 def _known_variable(name: str) -> bool:

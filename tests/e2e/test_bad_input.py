@@ -90,7 +90,7 @@ def test_forged_order(market: dict[str, Any], buyer: Buyer) -> None:
     thief = Signer(b"\x07" * 32)
     forged = replace(candidate.order, signature=thief.sign_digest(candidate.order.message.digest(buyer.domain)))
     response = buyer.post(replace(submission, candidates=(replace(candidate, order=forged),)))
-    assert "signed by" in refused(response, 401, "bad_signature")
+    assert "expected a signature of" in refused(response, 401, "bad_signature")
 
 
 def test_altered_order(market: dict[str, Any], buyer: Buyer) -> None:

@@ -40,4 +40,4 @@ async def test_client_that_does_not_read(tmp_path: Path) -> None:
         async with asyncio.timeout(10):
             while (record := _last_job(folder / "node.log"))["outcome"] != "client_cancelled":  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.05)
-    assert record["reason"] == "it was cancelled"
+    assert record["reason"] == "the job was cancelled"

@@ -64,7 +64,7 @@ def test_the_wire_reveals_only_the_size_bucket(first: str, other: str) -> None:
 # Fees are what was told
 
 
-async def test_no_order_allows_a_fee_that_nobody_told(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+async def test_no_order_allows_an_unannounced_fee(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """Orders allow exactly the coordinator's fee. A fee that rose is read again when an order is refused for it, within the
     client's own maximum.
     """
@@ -78,7 +78,7 @@ async def test_no_order_allows_a_fee_that_nobody_told(fake: FakeMarket, wallet: 
         await _refused_once(fake, market, refused)
         assert fake.orders()[-1].max_fee_bps == 30
         fake.info["feeBps"] = 31
-        with pytest.raises(Refusal, match="max_fee_bps 30"):
+        with pytest.raises(Refusal, match="max_fee_bps = 30"):
             await _refused_once(fake, market, refused)
         fake.info["feeBps"] = 30
         with pytest.raises(Refusal, match="fee is 30"):
