@@ -212,9 +212,8 @@ class Tabs:
         if order.claim_by <= margin:
             raise Refusal(
                 Code.UNAUTHORISED_TAB,
-                f"order.claimBy: expected more than {self._limits.claim_margin} s from now, got {order.claim_by - now} s; sign "
-                "an order "
-                "that stays claimable for longer",
+                f"order.claimBy: expected more than {self._limits.claim_margin} s from now, got {order.claim_by - now} s; "
+                "sign an order that stays claimable for longer",
             )
         caps = add(after(former.caps, now), SignedCap(order.ceiling, order.claim_by))
         best = highest(caps, margin)
@@ -224,9 +223,9 @@ class Tabs:
         if seen.known and account.owed > seen.free + seen.reserved:
             raise Refusal(
                 Code.INSUFFICIENT_FUNDS,
-                f"the payer would owe {format_amount(Amount(account.owed))}, but its purse has {format_amount(seen.free)} free "
-                "and "
-                f"{format_amount(seen.reserved)} reserved for this provider that are not being withdrawn; add funds to the purse",
+                f"the payer would owe {format_amount(Amount(account.owed))} dollars, but its purse has "
+                f"{format_amount(seen.free)} free and {format_amount(seen.reserved)} reserved for this provider that are not "
+                "being withdrawn; add funds to the purse",
             )
         self._put(order.payer, account, now)
 
@@ -257,7 +256,7 @@ class Tabs:
             self._note_ahead(payer, settled)
             raise Unavailable(
                 Code.PROVIDER_FAILED,
-                f"the chain has settled {format_amount(Amount(settled))} on this tab, but this node's record ends at "
+                f"the chain has settled {format_amount(Amount(settled))} dollars on this tab, but this node's record ends at "
                 f"{format_amount(tab.cumulative)}: its state was lost",
                 fault=Fault.PROVIDER,
             )

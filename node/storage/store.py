@@ -256,13 +256,13 @@ class SqlStore:
 
     # Coordinators
 
-    async def record_coordinator_hour(self, dealing: CoordinatorHour) -> None:
+    async def record_coordinator_hour(self, total: CoordinatorHour) -> None:
         """See ports.CoordinatorCreditStore."""
-        amounts = {"earned": dealing.earned, "written_off": dealing.written_off}
+        amounts = {"earned": total.earned, "written_off": total.written_off}
         query = sa.dialects.sqlite.insert(coordinator_hours).on_conflict_do_update(
             index_elements=["endpoint", "hour"], set_=amounts
         )
-        row = {"endpoint": dealing.endpoint, "hour": dealing.hour} | amounts
+        row = {"endpoint": total.endpoint, "hour": total.hour} | amounts
         await self._db.write(lambda c: c.execute(query, row))
 
     async def coordinator_hours(self, since: int) -> list[CoordinatorHour]:

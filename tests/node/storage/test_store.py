@@ -139,8 +139,8 @@ async def test_unfinished_orders(store: Store) -> None:
 async def test_coordinator_hours(store: Store) -> None:
     """Later totals of an hour replace earlier ones; a query names its first hour."""
     first, later = CoordinatorHour("a:443", 5, Amount(1), Amount(2)), CoordinatorHour("a:443", 6, Amount(10**20), Amount(4))
-    for dealing in (replace(first, earned=Amount(0)), first, later):
-        await store.record_coordinator_hour(dealing)
+    for total in (replace(first, earned=Amount(0)), first, later):
+        await store.record_coordinator_hour(total)
     assert sorted(await store.coordinator_hours(5), key=lambda row: row.hour) == [first, later]
     assert await store.coordinator_hours(6) == [later]
 
