@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.openai_wire import (
     MAX_CHOICES,
-    ReportedUsage,
     completion_text,
     count_choices,
     delta_text,
@@ -15,6 +14,7 @@ from tallystick.protocol.openai_wire import (
 )
 from tallystick.protocol.routes import CHAT, COMPLETIONS
 from tallystick.protocol.sse import EventReader, MalformedAnswer, event_data
+from tallystick.protocol.usage_reports import ReportedUsage
 from tallystick.protocol.wire import dumps
 
 

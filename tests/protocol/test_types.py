@@ -187,6 +187,20 @@ def test_what_is_no_address_is_refused_by_name(value: object) -> None:
         parse_address(value, "purse.owner")
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"), [("0x12", "'0x12'"), (5, "int"), ("0x" + "1" * 64, "66 characters"), ("\x1b[2J", r"'\x1b[2J'")]
+)
+def test_errors_say_what_came(value: object, shown: str) -> None:
+    """Errors quote a short value. A long one may be a private key, so only its length is shown."""
+    with pytest.raises(BadMessage) as caught:
+        parse_address(value)
+    assert str(caught.value) == f"address: expected a 20-byte address as 0x and 40 hex digits, got {shown}"
+    if isinstance(value, str):
+        with pytest.raises(BadMessage) as caught:
+            parse_job_id(value, "ID")
+        assert str(caught.value) == f"ID: expected 32 hex digits, got {shown}"
+
+
 @given(st.binary(min_size=16, max_size=16))
 @some
 def test_a_job_id_is_read_from_its_digits(raw: bytes) -> None:

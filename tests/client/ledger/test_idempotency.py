@@ -10,7 +10,7 @@ import pytest
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.ledger import idempotency
-from tallystick.client.ledger.idempotency import IdempotencyKey
+from tallystick.client.ledger.idempotency import IdempotencyKey, scope_key
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
@@ -48,6 +48,15 @@ async def test_a_refused_job_frees_its_key(market: Market, fake: FakeMarket) -> 
     with pytest.raises(Unavailable, match="stopping"):
         await _ask(market, "mine")
     assert await _ask(market, "mine")
+
+
+async def test_errors_show_the_key_that_the_caller_sent(market: Market) -> None:
+    """Errors about a key of one of a gateway's callers leave out the namespace that the gateway put before it."""
+    await _ask(market, scope_key("team", "mine"))
+    with pytest.raises(Refusal, match=r"^idempotency key: 'mine' was already used"):
+        await _ask(market, scope_key("team", "mine"), max_tokens=7)
+    with pytest.raises(BadMessage, match=r"^idempotency key: expected 1 to 250 printable characters, got 251: 'xx"):
+        await _ask(market, scope_key("team", "x" * 251))
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\nb"])
