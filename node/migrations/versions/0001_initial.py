@@ -22,13 +22,13 @@ def upgrade() -> None:
         "orders",
         sa.Column("digest", sa.String(64), primary_key=True),
         sa.Column("payer", sa.String(42), nullable=False),
-        sa.Column("cap", sa.String(29), nullable=False),
+        sa.Column("ceiling", sa.String(29), nullable=False),
         sa.Column("deadline", sa.BigInteger, nullable=False, index=True),
         sa.Column("claim_by", sa.BigInteger, nullable=False),
         sa.Column("order_doc", sa.Text, nullable=False),
         sa.Column("terms_doc", sa.Text, nullable=False),
     )
-    op.create_index("orders_evidence", "orders", ["payer", "cap"])
+    op.create_index("orders_evidence", "orders", ["payer", "ceiling"])
     op.create_table(
         "jobs",
         sa.Column("order_digest", sa.String(64), primary_key=True),

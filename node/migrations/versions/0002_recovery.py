@@ -13,7 +13,7 @@ down_revision = "0001"
 def upgrade() -> None:
     """Creates the tables. A fee is in wei, as 29 digits of text."""
     op.create_table(
-        "completed_recoveries",
+        "recalled",
         sa.Column("coordinator", sa.String(42), primary_key=True),
         sa.Column("at", sa.BigInteger, nullable=False),
     )
@@ -29,4 +29,4 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Drops the tables."""
     op.drop_table("gas")
-    op.drop_table("completed_recoveries")
+    op.drop_table("recalled")

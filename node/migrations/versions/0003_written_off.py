@@ -15,9 +15,9 @@ down_revision = "0002"
 def upgrade() -> None:
     """Adds the column and recreates `completed_recoveries`."""
     op.add_column("tabs", sa.Column("written_off", sa.String(29), nullable=False, server_default="0" * 29))
-    op.drop_table("completed_recoveries")
+    op.drop_table("recalled")
     op.create_table(
-        "completed_recoveries",
+        "recalled",
         sa.Column("coordinator", sa.String(42), primary_key=True),
         sa.Column("url", sa.String, primary_key=True),
         sa.Column("at", sa.BigInteger, nullable=False),
@@ -26,9 +26,9 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Reverts both changes."""
-    op.drop_table("completed_recoveries")
+    op.drop_table("recalled")
     op.create_table(
-        "completed_recoveries",
+        "recalled",
         sa.Column("coordinator", sa.String(42), primary_key=True),
         sa.Column("at", sa.BigInteger, nullable=False),
     )

@@ -13,7 +13,7 @@ down_revision = "0003"
 def upgrade() -> None:
     """Creates the table. A coordinator is identified by its dialled address; amounts are 29 digits as text."""
     op.create_table(
-        "coordinator_hours",
+        "dealings",
         sa.Column("endpoint", sa.String(300), primary_key=True),
         sa.Column("hour", sa.BigInteger, primary_key=True),
         sa.Column("earned", sa.String(29), nullable=False),
@@ -23,4 +23,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drops the table."""
-    op.drop_table("coordinator_hours")
+    op.drop_table("dealings")

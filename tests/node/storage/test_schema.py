@@ -1,0 +1,41 @@
+"""State of earlier versions: it opens, and keeps what it holds."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+from node.ports import CoordinatorHour
+from node.storage.store import MIGRATIONS, SqlStore
+from tallystick.protocol.types import Amount
+from tallystick.runtime import storage
+from tests.node.harness import DOMAIN, PROVIDER
+
+
+def _migrate(path: Path, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(storage.__file__).parent / "alembic"))
+    config.set_main_option("version_locations", str(MIGRATIONS / "versions"))
+    config.set_main_option("path_separator", "newline")
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    engine.dispose()
+
+
+async def test_state_from_before_the_renaming_of_tables(tmp_path: Path) -> None:
+    """What coordinators earned and left unpaid is still known."""
+    path = tmp_path / "node.db"
+    _migrate(path, "0004")
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("INSERT INTO dealings VALUES ('coordinator.example:443', 5, ?, ?)", (f"{7:029}", f"{3:029}"))
+    store = SqlStore(f"sqlite:///{path}", PROVIDER.address, DOMAIN)
+    await store.start()
+    assert await store.coordinator_hours(0) == [CoordinatorHour("coordinator.example:443", 5, Amount(7), Amount(3))]
+    await store.close()
