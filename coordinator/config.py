@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from coordinator.domain.endpoints import endpoints_of, is_loopback
@@ -11,7 +11,7 @@ from coordinator.domain.limits import IntakeLimits, JobLimits
 from coordinator.http.response_buffer import Retention
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Amount
-from tallystick.runtime.config import load
+from tallystick.runtime.config import home, load
 from tallystick.runtime.connection_limiter import ConnectionLimits
 
 ENV_PREFIX = "TALLY_COORDINATOR_"
@@ -35,7 +35,7 @@ _ABOVE_ZERO = (
 class CoordinatorConfig:
     """Times are seconds. Relative paths start at the working directory of the process."""
 
-    deployment: Path
+    deployment: Path = field(default_factory=lambda: home() / "deployment.json")
     """The deployment file of the settlement contract, written by `tally deploy`."""
     name: str = "tallystick"
     host: str = "127.0.0.1"

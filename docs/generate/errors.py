@@ -154,7 +154,11 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "provider",
         "Retry if `retry` is true, with a smaller `max_tokens` if answers are long.",
     ),
-    Code.CHAIN_UNAVAILABLE: ("The chain's JSON-RPC does not answer, or answers nonsense.", "nobody", "Check `rpc`; retry."),
+    Code.CHAIN_UNAVAILABLE: (
+        "The chain's JSON-RPC gives no answer, or a malformed one.",
+        "nobody",
+        "Check `rpc`; retry.",
+    ),
     Code.CHAIN_REFUSED: (
         "The contract or the chain refused a transaction.",
         "client",
@@ -179,6 +183,11 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "Another process already uses this state.",
         "nobody",
         "Stop the other process, or give this one a state of its own.",
+    ),
+    Code.NOT_RUNNING: (
+        "The process that the command asks does not run here.",
+        "nobody",
+        "Start it, or give the command the settings file that the process uses.",
     ),
     Code.PROCESS_FAILED: (
         "A process that the command started ended by itself.",

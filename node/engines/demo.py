@@ -329,7 +329,7 @@ def build_app(simulation: Simulation | None = None) -> Starlette:
 async def serve(host: str, port: int, simulation: Simulation | None = None) -> None:
     """Prints the address and serves until SIGTERM or SIGINT. Raises Unavailable if the port cannot be bound."""
     async with serving(build_app(simulation), host, port) as bound:
-        sys.stdout.write(f"http://{host}:{bound}\n")
+        sys.stdout.write(f"stand-in engine on http://{host}:{bound}/v1\n")
         sys.stdout.flush()
         await wait_for_stop_signal()
 

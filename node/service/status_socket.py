@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Unavailable
 from tallystick.protocol.wire import dumps, loads
 
 log = structlog.get_logger()
@@ -63,8 +63,7 @@ async def read_status(state: Path) -> dict[str, Any]:
             writer.close()
         report = loads(body, "status")
     except (OSError, TimeoutError, BadMessage):
-        text = f"no node runs on {state}; start one with: tally node run"
-        raise Unavailable(Code.PROVIDER_FAILED, text, fault=Fault.PROVIDER) from None
+        raise Unavailable(Code.NOT_RUNNING, f"no node runs on {state}; start one with: tally node run") from None
     if not isinstance(report, dict):
         raise BadMessage(f"status: expected an object, got {type(report).__name__}")
     return report

@@ -147,7 +147,9 @@ class Rpc:
                 raw, status = await _read(response), response.status
         except (ClientError, TimeoutError, OSError, ValueError) as error:
             reason = str(error) or type(error).__name__
-            raise _RequestFailed(f"the chain at {self.url} does not answer {name}: {reason}") from error
+            raise _RequestFailed(
+                f"the chain at {self.url} does not answer {name}: {reason}; start its node, or correct the JSON-RPC URL (rpc)"
+            ) from error
         answer = _decode(raw)
         if status == 200 and answer is not None:
             return answer

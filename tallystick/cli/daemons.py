@@ -20,7 +20,6 @@ from tallystick.cli.options import (
     deployment_path,
     unlock,
 )
-from tallystick.cli.output import err
 
 node = typer.Typer(no_args_is_help=True, help="Sell inference: run and operate a provider's node.")
 coordinator = typer.Typer(
@@ -74,7 +73,6 @@ def node_demo_engine(
     """Run a stand-in engine: an OpenAI-compatible endpoint whose answers say that it is no model."""
     from node.engines.demo import serve
 
-    err.print(f"stand-in engine on http://{host}:{port}/v1")
     run_daemon(serve(host, port))
 
 
@@ -99,9 +97,10 @@ def coordinator_run(
     from coordinator.app import run
     from coordinator.config import load_config
 
-    path = deployment if config or deployment else deployment_path(None)
-    flags = {"deployment": path, "host": host, "port": port, "db": db, "rpc": rpc, "public_urls": public_url or None}
-    run_daemon(run(load_config(config, flags), unlock(wallet, password_file)))
+    flags = {"deployment": deployment, "host": host, "port": port, "db": db, "rpc": rpc, "public_urls": public_url or None}
+    loaded = load_config(config, flags)
+    deployment_path(loaded.deployment)
+    run_daemon(run(loaded, unlock(wallet, password_file)))
 
 
 def gateway(

@@ -63,6 +63,7 @@ class Code(str, Enum):
     DATABASE_UNAVAILABLE = "database_unavailable"
     PORT_UNAVAILABLE = "port_unavailable"
     ALREADY_RUNNING = "already_running"
+    NOT_RUNNING = "not_running"
     PROCESS_FAILED = "process_failed"
     SHUTTING_DOWN = "shutting_down"
     CLIENT_BUSY = "client_busy"
@@ -111,6 +112,7 @@ PUBLIC: dict[Code, Public] = {
     Code.DATABASE_UNAVAILABLE: Public(503, _SERVER),
     Code.PORT_UNAVAILABLE: Public(503, _SERVER),
     Code.ALREADY_RUNNING: Public(503, _SERVER),
+    Code.NOT_RUNNING: Public(503, _SERVER),
     Code.PROCESS_FAILED: Public(503, _SERVER),
     Code.SHUTTING_DOWN: Public(503, _SERVER),
     Code.CLIENT_BUSY: Public(503, _SERVER),

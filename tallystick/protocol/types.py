@@ -23,6 +23,7 @@ ZERO_ADDRESS = Address("0x" + "00" * 20)
 ZERO_HASH = Hash(bytes(32))
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
+_MAX_QUOTED = 50
 
 
 class Amount(int):
@@ -95,15 +96,22 @@ def _whole(value: int) -> int:
 def parse_address(value: object, field: str = "address") -> Address:
     """The canonical form of an address in hex. `field` names it in errors. Raises BadMessage."""
     if not isinstance(value, str) or not _ADDRESS.fullmatch(value):
-        raise BadMessage(f"{field}: expected a 20-byte address as 0x and 40 hex digits")
+        raise BadMessage(f"{field}: expected a 20-byte address as 0x and 40 hex digits, got {_quote(value)}")
     return Address(value.lower())
 
 
-def parse_job_id(value: str) -> JobId:
-    """A job id from its 32 hex digits. Raises BadMessage."""
+def parse_job_id(value: str, field: str = "job") -> JobId:
+    """A job id from its 32 hex digits. `field` names it in errors. Raises BadMessage."""
     if not re.fullmatch(r"(0x)?[0-9a-fA-F]{32}", value):
-        raise BadMessage("job: expected 32 hex digits")
+        raise BadMessage(f"{field}: expected 32 hex digits, got {_quote(value)}")
     return JobId(bytes.fromhex(value.removeprefix("0x")))
+
+
+def _quote(value: object) -> str:
+    """A value for an error message. A long text may be a private key, so only its length is shown."""
+    if not isinstance(value, str):
+        return type(value).__name__
+    return repr(value) if len(value) <= _MAX_QUOTED else f"{len(value)} characters"
 
 
 def parse_amount(text: str, decimals: int = 6, field: str = "amount") -> Amount:

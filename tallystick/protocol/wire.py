@@ -166,7 +166,7 @@ class Submission:
         if not isinstance(ranked, bool):
             raise BadMessage("submission.ranked: expected true or false")
         submission = cls(
-            parse_job_id(read_text(job, "submission.job")),
+            parse_job_id(read_text(job, "submission.job"), "submission.job"),
             tuple(Candidate.from_json(raw, f"candidates[{i}]") for i, raw in enumerate(listed)),
             sealed,
             ranked,

@@ -143,7 +143,8 @@ def open_keystore(path: Path, password: str) -> Signer:
         signer = Signer(bytes(_account().decrypt(store, password)))
         named = str(store.get("address") or signer.address)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, NotImplementedError, MemoryError):
-        raise BadMessage(f"{path}: the password does not open it, or the file is damaged") from None
+        remedy = "try another password, or restore the file from a backup"
+        raise BadMessage(f"{path}: the password does not open it, or the file is damaged; {remedy}") from None
     if _address(named) != signer.address:  # the keystore's checksum does not cover the address
         raise BadMessage(f"{path}: damaged: it holds the key of {signer.address}, not of {named[:42]}")
     return signer

@@ -35,10 +35,12 @@ def test_flags_win_over_environment_over_file(monkeypatch: pytest.MonkeyPatch) -
     assert config.job_limits.fee_bps == 25
 
 
-def test_a_config_needs_a_deployment() -> None:
-    """Without a deployment file the config is refused, and the error names the missing setting."""
-    with pytest.raises(BadMessage, match="missing setting deployment"):
-        load_config()
+def test_the_default_deployment_file_is_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config without `deployment` uses the home folder's file."""
+    monkeypatch.setenv("TALLYSTICK_HOME", str(tmp_path))
+    config = tmp_path / "coordinator.toml"
+    config.write_text('name = "other"\n')
+    assert load_config().deployment == load_config(config).deployment == tmp_path / "deployment.json"
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,8 @@ async def test_choice_of_provider(tmp_path: Path) -> None:
             assert "at most" in await _tally(folder, *whole)
             explained = await _tally(folder, "explain", MODEL, "--min-stake", "1", *common, "--wallet", "payer", "--json")
             assert {row["why"] for row in explained} == {"it has staked less than asked for"}
+            shown = await _tally(tmp_path / "empty", "explain", MODEL, *common, "--json")
+            assert all(row["offered"] for row in shown), "without a wallet, no provider is blocked"
             status, why = await provider(min_stake="1")
             assert (status, "staked less than asked for" in why) == (503, True)
 

@@ -42,9 +42,9 @@ def show(
     therefore needs one. There is no prompt: without a password from a file or the environment, the ledger alone is shown.
     """
     try:
-        wanted = parse_job_id(job_id)
-    except BadMessage:
-        raise BadMessage(f"ID: expected 32 hex digits, got {job_id[:40]!r}; see: tally job list") from None
+        wanted = parse_job_id(job_id, "ID")
+    except BadMessage as error:
+        raise BadMessage(f"{error}; see: tally job list") from None
 
     async def find(ledger: Ledger, loaded: ClientConfig) -> None:
         known = await ledger.find_job(wanted)

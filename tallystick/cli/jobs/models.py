@@ -14,7 +14,8 @@ from tallystick.cli.jobs.jobs import with_ledger
 from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, Wallet
 from tallystick.cli.output import out, show_json, show_table, strip_control
 from tallystick.protocol.errors import BadMessage, Code, Refusal
-from tallystick.protocol.types import Amount, format_amount, parse_amount
+from tallystick.protocol.types import ZERO_ADDRESS, Amount, format_amount, parse_amount
+from tallystick.runtime.keystore import keystore_path
 
 if TYPE_CHECKING:
     from tallystick.client.config import ClientConfig
@@ -80,7 +81,11 @@ def explain(
     coordinator_url: CoordinatorUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Show which providers would be offered a request, and why the others would not. Sends no order; needs no password."""
+    """Show which providers would be offered a request, and why the others would not. Sends no order.
+
+    Needs no wallet. If there is one, the providers that its ledger blocks are shown as such; no password is needed.
+    """
+    from tallystick.client.config import load_config
     from tallystick.client.coordinator.http_client import CoordinatorClient
     from tallystick.client.selection.options import ProviderCriteria, demand_of, explain_asks
     from tallystick.protocol.requirements import Requirements
@@ -97,17 +102,21 @@ def explain(
     if sort is not None:
         choice["sort"] = sort
 
-    async def ask(ledger: Ledger, loaded: ClientConfig) -> None:
+    async def ask(ledger: Ledger | None, loaded: ClientConfig) -> None:
         answers: list[tuple[str, AskExplanation, ApiRequest | None]] = []
         async with CoordinatorClient(loaded.coordinator, loaded) as coordinator:
-            blocked = await ledger.excluded((await coordinator.info()).domain, int(time.time()))
+            domain = (await coordinator.info()).domain
+            blocked = {} if ledger is None else await ledger.excluded(domain, int(time.time()))
             for model, asked in _requests(request, route, loaded):
                 demand = demand_of(loaded, model, route, choice)
-                listed = await coordinator.explain(demand.to_json(ledger.payer))
+                listed = await coordinator.explain(demand.to_json(ZERO_ADDRESS if ledger is None else ledger.payer))
                 answers += [(model, provider, asked) for provider in explain_asks(listed, demand, blocked, int(time.time()))]
         _show(answers, request, loaded, as_json=as_json)
 
-    with_ledger(config, wallet, coordinator_url, ask)
+    if wallet == DEFAULT_WALLET and not keystore_path(wallet).exists():  # without a wallet, no provider is blocked
+        asyncio.run(ask(None, load_config(config, {"coordinator": coordinator_url})))
+    else:
+        with_ledger(config, wallet, coordinator_url, ask)
 
 
 def _add_amounts(choice: ProviderCriteria, max_input: str | None, max_output: str | None, min_stake: str | None) -> None:

@@ -20,7 +20,7 @@ from tallystick.client.gateway.response_cache import MAX_CACHED_BYTES, CachedRes
 from tallystick.client.gateway.routing_rules import load_rule
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
-from tallystick.client.ledger.idempotency import fingerprint
+from tallystick.client.ledger.idempotency import fingerprint, scope_key
 from tallystick.client.ledger.spending import CacheHit
 from tallystick.client.openai.errors import render_error, render_error_event
 from tallystick.client.recovery.lost_state import TabRecovered
@@ -80,21 +80,17 @@ class _GatewayRequest:
         headers = Headers(scope=scope)
         content_type = headers.get("content-type", "")
         caller: ApiKey | None = scope.get(CALLER_KEY)
+        key = headers.get("idempotency-key")
         options, extras = read_options(headers.get(HEADER))
         return cls(
             scope["path"],
             body,
             content_type if media_type(content_type) == FORM else JSON,
-            _scoped_key(caller, headers.get("idempotency-key")),
+            key if caller is None or key is None else scope_key(caller.label, key),
             restrict_to_key(config, caller, options),
             extras,
             caller,
         )
-
-
-def _scoped_key(caller: ApiKey | None, key: str | None) -> str | None:
-    """The idempotency key within its caller's namespace: the same key of another caller means another job."""
-    return key if caller is None or key is None else f"{caller.label}\N{SYMBOL FOR UNIT SEPARATOR}{key}"
 
 
 class RequestHandler:
@@ -187,7 +183,7 @@ class RequestHandler:
     async def _try_models(self, request: _GatewayRequest, plan: RoutingPlan, sender: _ResponseSender, attempts: Attempts) -> None:
         """Tries one model after another until one answers and its answer is accepted.
 
-        Raises TallyError if nothing was sent: the first model's error if max_cost leaves nothing for another model.
+        Raises TallyError if nothing was sent; of several errors, the one that `Attempts.decisive_error` selects.
         """
         first_error: TallyError | None = None
         for remaining, body in zip(range(len(plan.bodies) - 1, -1, -1), plan.bodies, strict=True):
@@ -197,10 +193,9 @@ class RequestHandler:
                 sender.cache_name = None  # the answer of another model is not cached in place of this one's
                 submitted = request.key is not None and await self._maintenance.find_key(request.key) is not None
                 if submitted or not remaining or not attempts.may_fall_back(error):
-                    if not attempts.results:
-                        over_limit = first_error is not None and error.code is Code.COST_ABOVE_CAP
-                        raise (first_error if over_limit and first_error is not None else error) from None
-                    break
+                    if attempts.results:
+                        break
+                    raise (error if first_error is None else attempts.decisive_error(first_error, error)) from None
                 log.info(
                     "falling back to another model",
                     code=error.code.value,

@@ -22,6 +22,8 @@ MAX_KEY = 255
 """Characters of a key."""
 MAX_KEYS = 10_000
 """Keys of one payer that are stored; beyond it the oldest are deleted."""
+_SCOPE_END = "\N{SYMBOL FOR UNIT SEPARATOR}"
+"""Ends the label of a gateway's caller in its keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +38,22 @@ class IdempotencyKey:
     made_at: int
 
 
+def scope_key(label: str, key: str) -> str:
+    """Returns a key within the namespace of one of a gateway's callers: the same key of another caller means another job."""
+    return f"{label}{_SCOPE_END}{key}"
+
+
+def _caller_key(key: str) -> str:
+    """Returns the key as its caller sent it, without the namespace."""
+    return key.partition(_SCOPE_END)[2] or key
+
+
 def check_key(key: str) -> str:
     """Returns the key. Raises BadMessage if it is empty, too long or not printable."""
     if not 0 < len(key) <= MAX_KEY or not key.isprintable():
-        raise BadMessage(f"idempotency key: expected 1 to {MAX_KEY} printable characters, got {len(key)}: {key[:50]!r}")
+        sent = _caller_key(key)
+        most = MAX_KEY - (len(key) - len(sent))
+        raise BadMessage(f"idempotency key: expected 1 to {most} printable characters, got {len(sent)}: {sent[:50]!r}")
     return key
 
 
@@ -52,8 +66,8 @@ def check_same(known: IdempotencyKey, request: str) -> None:
     """Compares a request's fingerprint with the key's. Raises Refusal (order_replayed) if the key belongs to another request."""
     if known.fingerprint != request:
         text = (
-            f"idempotency key: {known.key!r} was already used for another request (job {known.job.hex()}); send each "
-            "request body with a key of its own"
+            f"idempotency key: {_caller_key(known.key)!r} was already used for another request (job {known.job.hex()}); "
+            "send each request body with a key of its own"
         )
         raise Refusal(Code.ORDER_REPLAYED, text)
 

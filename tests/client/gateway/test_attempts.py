@@ -111,6 +111,16 @@ async def test_a_fallback_is_not_bought_beyond_max_cost(
         assert (answer.status_code, "x-tally-at-stake" in answer.headers) == (200, False)
 
 
+async def test_a_model_that_max_cost_does_not_allow_is_the_error(
+    market_of_two: FakeMarket, wallet: Signer, config: ClientConfig
+) -> None:
+    """If one model of an alias is not sold and the other costs more than max_cost, the caller learns about max_cost."""
+    alias = Alias(name="any", models=("missing", "second"))
+    async with gateway(market_of_two, wallet, replace(config, aliases=(alias,))) as http:
+        answer = await ask(http, max_cost="0.000001")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (402, "cost_above_cap")
+
+
 async def test_a_final_failure_has_no_fallback(market_of_two: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """A submitted job's failure that forbids a retry ends the request, although its code would allow a fallback."""
     fake = market_of_two

@@ -1,4 +1,4 @@
-"""The window into a node that works."""
+"""The status socket of a running node."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from node.service.status_socket import NAME, read_status, serve_status
-from tallystick.protocol.errors import Unavailable
+from tallystick.protocol.errors import Code, Unavailable
 
 
 async def test_the_socket_serves_the_current_status(tmp_path: Path) -> None:
     """Each connection gets the current status; only the owner may use the socket, and it disappears with the node."""
     count = iter(range(100))
-    with pytest.raises(Unavailable, match="no node runs"):
+    with pytest.raises(Unavailable, match="no node runs") as caught:
         await read_status(tmp_path)
+    assert caught.value.code is Code.NOT_RUNNING
     (tmp_path / NAME).write_text("left by a node that was killed")
     async with serve_status(tmp_path, lambda: {"count": next(count)}):
         assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o600

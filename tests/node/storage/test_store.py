@@ -169,9 +169,9 @@ async def test_recovered_receipts(tmp_path: Path) -> None:
     records = await finish(other, client, 1)
     store = open_store(tmp_path)
     await store.start()
-    late = LateReceipt(records.receipt, records.matched.order, records.matched.terms)
+    late_receipt = LateReceipt(records.receipt, records.matched.order, records.matched.terms)
     for _ in range(2):
-        await store.record_recovered(records.receipt, records.matched.order, late)
+        await store.record_recovered(records.receipt, records.matched.order, late_receipt)
     assert await store.completed_recoveries() == []
     for url in ("ws://a/v1/node", "ws://a/v1/node", "ws://b/v1/node"):
         await store.record_recovery_complete(COORDINATOR.address, url, NOW)
