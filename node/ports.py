@@ -16,8 +16,8 @@ from node.domain.upstream_models import UpstreamModel
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Claim, Order, Outcome, Receipt
-from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.protocol.usage_reports import ReportedUsage
 from tallystick.protocol.wire import Kind
 
 # Engine

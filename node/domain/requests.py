@@ -13,9 +13,22 @@ from typing import Any
 
 from node.domain.published_asks import Offer
 from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.lenient_json import dump_lenient, load_lenient
 from tallystick.protocol.openai_wire import OUTPUT_LIMITS, count_choices, read_count
-from tallystick.protocol.routes import ALWAYS, CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, RESPONSES, declared, media_type, serves
-from tallystick.protocol.wire import RequestHead, dumps, loads
+from tallystick.protocol.routes import (
+    ALWAYS,
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    FORM,
+    JSON,
+    MESSAGES,
+    RESPONSES,
+    declared,
+    media_type,
+    serves,
+)
+from tallystick.protocol.wire import RequestHead
 from tallystick.runtime.multipart import replace_field
 
 
@@ -57,7 +70,7 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
         return EngineRequest(head.path, form, stream=False, strip_usage=False, rename=rename, content_type=head.content_type)
     if kind != JSON:
         raise BadMessage(f"request.contentType: expected {JSON} for this route")
-    members = loads(body, "request body")
+    members = _load(body)
     if not isinstance(members, dict):
         raise BadMessage("request body: expected a JSON object")
     stream = members.get("stream", False)
@@ -70,9 +83,20 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
         requested = read_count(members, "max_output_tokens")
         members["max_output_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
         members.setdefault("stream", False)  # some engines stream by default
+    elif head.path == MESSAGES:
+        requested = read_count(members, "max_tokens")
+        members["max_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
     asks_usage = stream and offer.supports_stream_usage and head.path in (CHAT, COMPLETIONS)
     strip_usage = _ask_usage(members) if asks_usage else False
-    return EngineRequest(head.path, dumps(members), bool(stream), strip_usage, rename)
+    return EngineRequest(head.path, dump_lenient(members), bool(stream), strip_usage, rename)
+
+
+def _load(body: bytes) -> Any:
+    """The request's JSON, with integers of any size (a seed) unchanged. Raises BadMessage, which quotes nothing of it."""
+    try:
+        return load_lenient(body)
+    except ValueError:
+        raise BadMessage("request body: not JSON") from None
 
 
 def _limit_choices(members: dict[str, Any], path: str, offer: Offer, limit: int) -> None:

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
-from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Usage, charge
 from tallystick.protocol.sealing import ContentKey, Transcript
 from tallystick.protocol.tab import ProviderTab
 from tallystick.protocol.types import ZERO_HASH, Amount, Hash
+from tallystick.protocol.usage_reports import ReportedUsage
 
 BYTES_PER_TOKEN = 4
 NOTHING = Usage(0, 0, 0)
+_UNREPORTED = ReportedUsage(None, 0, None)
 
 
 def estimate(size: int) -> int:
@@ -53,8 +54,8 @@ class UsageMeter:
         self._text_bytes += text
 
     def set_reported(self, counted: ReportedUsage | None) -> None:
-        """Sets the usage that the engine reported; the last report counts."""
-        self._reported = counted or self._reported
+        """Sets the usage that the engine reported; the last report counts, but no zero or missing count replaces another."""
+        self._reported = self._reported.updated(counted) if self._reported is not None else counted
 
     def mark_request_sent(self) -> None:
         """Records that the engine has the whole request."""
@@ -72,20 +73,28 @@ class UsageMeter:
         return self._usage(produced, self._text_bytes + text) if produced else self.usage(cancelled=True)
 
     def _usage(self, size: int, text: int) -> Usage:
-        input_tokens = self._input_tokens()
-        reported = self._reported or ReportedUsage(0, 0, estimate(text))
-        output_tokens = min(max(reported.output, 0), self._terms.max_output_tokens, size)
+        reported = self._reported if self._reported is not None else _UNREPORTED
+        if reported.is_empty and text:  # an engine that sends zeros instead of counting
+            reported = _UNREPORTED
+        input_tokens = self._bound_input(reported.input)
+        output = estimate(text) if reported.output is None else reported.output
+        output_tokens = min(max(output, 0), self._terms.max_output_tokens, size)
         return Usage(input_tokens, min(max(reported.cached, 0), input_tokens), output_tokens)
 
     def _input_tokens(self) -> int:
-        reported = self._reported.input if self._reported is not None else estimate(self._body_bytes)
-        return min(max(reported, 0), self._body_bytes + TEMPLATE_ALLOWANCE)
+        return self._bound_input(self._reported.input if self._reported is not None else None)
+
+    def _bound_input(self, reported: int | None) -> int:
+        tokens = estimate(self._body_bytes) if reported is None else reported
+        return min(max(tokens, 0), self._body_bytes + TEMPLATE_ALLOWANCE)
 
     @property
     def was_clamped(self) -> bool:
         """Whether the engine reported more than can be true."""
         reported, usage = self._reported, self.usage()
-        return reported is not None and usage != NOTHING and (reported.input, reported.output) != (usage.input, usage.output)
+        if reported is None or usage == NOTHING:
+            return False
+        return (reported.input or 0) > usage.input or (reported.output or 0) > usage.output
 
 
 def make_receipt(

@@ -15,24 +15,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import orjson
 import structlog
 
 from node.domain.requests import EngineRequest
 from node.domain.upstream_models import UpstreamModel, read_models
+from node.engines.framing import answer_form, as_document, as_stream
 from node.engines.kinds import read_load
+from node.engines.streams import EngineBroken, StreamReader, rename_model
 from node.ports import EngineEvent, EngineLoad, ResponseEnd, ResponsePart, ResponseStart
+from tallystick.protocol.engine_errors import BUSY, CLIENT_FAULTS, error_status
 from tallystick.protocol.errors import Code, Fault, Unavailable
-from tallystick.protocol.openai_wire import AnswerDocument, ReportedUsage, read_completion, read_other_answer
-from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, JSON, RESPONSES
+from tallystick.protocol.lenient_json import dump_lenient, load_lenient
+from tallystick.protocol.openai_wire import EngineError, read_completion, read_other_answer
+from tallystick.protocol.routes import EMBEDDINGS, JSON, MESSAGES, RESPONSES
 from tallystick.protocol.sse import DONE, EVENT_STREAM, EventReader, MalformedAnswer, event_data
 
 log = structlog.get_logger()
-CLIENT_FAULTS = frozenset({400, 405, 406, 411, 413, 414, 415, 422, 431, 451})
-"""Statuses that are the client's fault: every provider would answer the same."""
-BUSY = frozenset({408, 409, 425, 429, 503, 529})
-"""Statuses of an engine that may answer the same request later."""
 _DRAIN_SECONDS = 0.02
+_MAX_BLANK_BYTES = 64 << 10
+"""White space that an engine may send before its answer, to keep the connection open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,6 @@ class EngineSettings:
     def address(self, path: str) -> str:
         """The address of a route such as /v1/models."""
         return self.url.rstrip("/").removesuffix("/v1") + path
-
-
-class _EngineBroken(Exception):
-    """A fault of the engine. The text completes "the engine answered with" and quotes nothing of the answer."""
 
 
 class OpenAIEngine:
@@ -106,7 +103,7 @@ class OpenAIEngine:
                 if response.status != 200 or response.content_type != "text/plain":
                     return None
                 return read_load(await self._read_all(response, settings.max_answer_bytes))
-        except (_EngineBroken, aiohttp.ClientError, TimeoutError, OSError):
+        except (EngineBroken, aiohttp.ClientError, TimeoutError, OSError):
             return None
 
     async def answer(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
@@ -115,32 +112,68 @@ class OpenAIEngine:
         headers = {"content-type": request.content_type, "accept": accept}
         address = self._settings.address(request.path)
         async with self._faults(), self._post(address, request, headers) as response:
-            if response.status in CLIENT_FAULTS:
-                body = await self._read_all(response, self._settings.max_error_bytes)
-                yield ResponseStart(response.status, _bounded_type(response.content_type))
-                yield ResponseEnd(body)
-                return
-            self._check_status(response.status)
-            expected = EVENT_STREAM if request.stream else JSON
-            content_type = response.content_type
-            strict = request.is_completion or request.path == EMBEDDINGS or request.stream or content_type == EVENT_STREAM
-            if strict and content_type != expected:
-                raise _EngineBroken(f"the content type {content_type[:60]!r} instead of {expected}")
-            yield ResponseStart(200, _bounded_type(content_type))
-            if content_type == JSON:
-                yield self._read_whole(await self._read_all(response, self._settings.max_answer_bytes), request)
-                return
-            async with aclosing(self._read_stream(response, request) if request.stream else self._read_bytes(response)) as events:
-                async for event in events:
+            if response.status != 200:
+                for event in await self._read_error(response):
                     yield event
+                return
+            start = await _read_start(response)
+            form = answer_form(response.content_type, start, request)
+            if form is None:
+                expected = EVENT_STREAM if request.stream else JSON
+                raise EngineBroken(f"the content type {response.content_type[:60]!r} instead of {expected}")
+            if form == JSON:
+                for event in self._read_whole(start + await self._read_all(response, self._settings.max_answer_bytes), request):
+                    yield event
+            elif form == EVENT_STREAM and not request.stream and (request.is_completion or request.path in (RESPONSES, MESSAGES)):
+                for event in await self._assemble(response, start, request):
+                    yield event
+            else:
+                read = self._read_stream if form == EVENT_STREAM else self._read_bytes
+                yield ResponseStart(200, _bounded_type(form))
+                async with aclosing(read(response, start, request)) as events:
+                    async for event in events:
+                        yield event
 
-    async def _read_bytes(self, response: aiohttp.ClientResponse) -> AsyncGenerator[EngineEvent, None]:
+    async def _read_error(self, response: aiohttp.ClientResponse) -> tuple[EngineEvent, ...]:
+        """The engine's own error if it blames the request. Raises Unavailable if the engine is busy, and EngineBroken."""
+        status = response.status
+        if status in BUSY or status < 400:
+            self._check_status(status)
+        limit = self._settings.max_error_bytes
+        try:
+            body = await self._read_all(response, limit)
+        except EngineBroken:
+            if status in CLIENT_FAULTS:
+                raise
+            body = b""
+        if status not in CLIENT_FAULTS:
+            try:
+                document = load_lenient(body)
+            except ValueError:
+                document = None
+            blamed = error_status(document) if status >= 500 and isinstance(document, dict) else None
+            if blamed is None or blamed in BUSY:
+                self._check_status(blamed or status)
+        # A status from 500 on would make clients send the same request again.
+        return ResponseStart(400 if status >= 500 else status, _bounded_type(response.content_type)), ResponseEnd(body)
+
+    def _own_error(self, error: EngineError) -> tuple[EngineEvent, ...]:
+        """The engine's own error, which came instead of an answer. Raises it if it is a failure of the engine."""
+        if error.blamed_status is None:
+            raise error
+        if error.blamed_status in BUSY:
+            self._check_status(error.blamed_status)
+        return ResponseStart(error.blamed_status, JSON), ResponseEnd(dump_lenient(error.document))
+
+    async def _read_bytes(
+        self, response: aiohttp.ClientResponse, start: bytes, _request: EngineRequest
+    ) -> AsyncGenerator[EngineEvent, None]:
         """Passes on a body that is neither JSON nor an event stream (speech, an image) as it comes."""
         size = 0
-        while data := await response.content.readany():
+        async for data in _read_on(response, start):
             size += len(data)
             if size > self._settings.max_answer_bytes:
-                raise _EngineBroken(f"an answer of more than {self._settings.max_answer_bytes} bytes")
+                raise EngineBroken(f"an answer of more than {self._settings.max_answer_bytes} bytes")
             yield ResponsePart(data, has_output=True)
         yield ResponseEnd()
 
@@ -164,40 +197,51 @@ class OpenAIEngine:
         async with response:
             yield response
 
-    async def _read_stream(self, response: aiohttp.ClientResponse, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
-        """Yields one ResponsePart for the events that each read completed. The last event is part of ResponseEnd."""
-        reader = EventReader(self._settings.max_event_bytes)
-        read = read_completion if request.is_completion else read_other_answer
-        finish: str | None = None
-        usage: ReportedUsage | None = None
-        has_output = False
-        while data := await response.content.readany():
-            batch = _EventBatch()
-            for event in reader.feed(data):
-                payload = event_data(event)
-                if payload == DONE:
-                    if finish is None and not (has_output or batch.has_output):
-                        raise _EngineBroken("a stream without an answer")
-                    if batch.data:
-                        yield batch.piece()
+    async def _read_stream(
+        self, response: aiohttp.ClientResponse, start: bytes, request: EngineRequest
+    ) -> AsyncGenerator[EngineEvent, None]:
+        """Yields one ResponsePart for the events that each read completed. The last event is part of ResponseEnd.
+
+        An error of the engine before any output yields a new ResponseStart.
+        """
+        stream = StreamReader(request, self._settings.max_event_bytes)
+        try:
+            async for data in _read_on(response, start):
+                for part in stream.feed(data):
+                    yield part
+                if stream.ended:
                     await self._drain(response)
-                    yield ResponseEnd(event, usage=usage, truncated=finish == "length")
-                    return
-                if payload is None:
-                    batch.data += event
+                    break
+            for last in stream.finish():
+                yield last
+        except EngineError as error:
+            if stream.has_output:
+                raise
+            for own in self._own_error(error):
+                yield own
+
+    async def _assemble(self, response: aiohttp.ClientResponse, start: bytes, request: EngineRequest) -> tuple[EngineEvent, ...]:
+        """Reads an event stream to its end, and returns it as the one document that the client asked for."""
+        body, text_bytes, end, head = bytearray(), 0, ResponseEnd(), ResponseStart(200, JSON)
+        async with aclosing(self._read_stream(response, start, request)) as events:
+            async for event in events:
+                if isinstance(event, ResponseStart):
+                    head, body = event, bytearray()
                     continue
-                document = read(payload)
-                finish, usage = document.finish_reason or finish, document.usage or usage
-                if not (document.usage_only and request.strip_usage):
-                    batch.add(_render(event, document, request), document)
-                batch.usage = usage
-            has_output = has_output or batch.has_output
-            if batch.data:
-                yield batch.piece()
-        complete = finish is not None or (has_output and request.path not in (CHAT, COMPLETIONS, RESPONSES))
-        if not complete or reader.rest.strip():
-            raise _EngineBroken("a stream that was cut off")
-        yield ResponseEnd(usage=usage, truncated=finish == "length")
+                body += event.data if isinstance(event, ResponsePart) else event.tail
+                text_bytes += event.text_bytes
+                end = event if isinstance(event, ResponseEnd) else end
+                if len(body) > self._settings.max_answer_bytes:
+                    raise EngineBroken(f"an answer of more than {self._settings.max_answer_bytes} bytes")
+        if head.status != 200:
+            return head, end
+        payloads = map(event_data, EventReader(len(body)).feed(bytes(body)))
+        documents = (load_lenient(payload) for payload in payloads if payload and payload != DONE)
+        document = as_document((entry for entry in documents if isinstance(entry, dict)), request)
+        if document is None:
+            raise EngineBroken("an event stream instead of a document")
+        rename_model(document, request)
+        return head, ResponseEnd(dump_lenient(document), text_bytes, end.usage, truncated=end.truncated)
 
     async def _drain(self, response: aiohttp.ClientResponse) -> None:
         """Reads the response to its end, so that its connection can be reused."""
@@ -205,37 +249,48 @@ class OpenAIEngine:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 await response.content.readany()
 
-    def _read_whole(self, body: bytes, request: EngineRequest) -> ResponseEnd:
-        document = read_completion(body) if request.is_completion or request.path == EMBEDDINGS else read_other_answer(body)
-        finished = not request.is_completion or document.finish_reason is not None or document.has_output
+    def _read_whole(self, body: bytes, request: EngineRequest) -> tuple[EngineEvent, ...]:
+        try:
+            document = read_completion(body) if request.is_completion or request.path == EMBEDDINGS else read_other_answer(body)
+        except EngineError as error:
+            return self._own_error(error)
+        finished = not request.is_completion or document.finish_reason or (document.finish_reason is None and document.has_output)
         if not finished:
-            raise _EngineBroken("an answer without any choice")
-        if _renamed(document.members, request):
-            body = orjson.dumps(document.members)
-        return ResponseEnd(body, document.text_bytes, document.usage, truncated=document.finish_reason == "length")
+            raise EngineBroken("an answer without any choice that ended")
+        if rename_model(document.members, request):
+            body = dump_lenient(document.members)
+        kind = JSON
+        if request.stream:
+            body, kind = as_stream(document.members, request), EVENT_STREAM
+        end = ResponseEnd(body, document.text_bytes, document.usage, truncated=document.finish_reason == "length")
+        return ResponseStart(200, kind), end
 
     async def _read_all(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
         body = bytearray()
         while data := await response.content.readany():
             body += data
             if len(body) > limit:
-                raise _EngineBroken(f"an answer of more than {limit} bytes")
+                raise EngineBroken(f"an answer of more than {limit} bytes")
         return bytes(body)
 
     def _check_status(self, status: int) -> None:
         if status in BUSY:
             raise Unavailable(Code.NODE_BUSY, f"the engine is busy ({status})", fault=Fault.ENGINE)
         if 300 <= status < 400:
-            raise _EngineBroken(f"a redirect ({status}), which is never followed")
+            raise EngineBroken(f"a redirect ({status}), which is never followed")
+        if status in (401, 403):
+            raise EngineBroken(f"the status {status}: it refuses the provider's API key")
+        if status == 404:
+            raise EngineBroken("the status 404: it does not have this model or this route")
         if status != 200:
-            raise _EngineBroken(f"the status {status}")
+            raise EngineBroken(f"the status {status}")
 
     @asynccontextmanager
     async def _faults(self) -> AsyncIterator[None]:
         """Raises Unavailable, with the engine's fault, for everything that goes wrong with the engine."""
         try:
             yield
-        except _EngineBroken as error:
+        except EngineBroken as error:
             text = f"the engine answered with {error}"
         except MalformedAnswer as error:
             text = f"the engine's answer is malformed: {error}"
@@ -292,41 +347,22 @@ async def _mark_sent(_session: aiohttp.ClientSession, context: Any, _params: aio
         context.trace_request_ctx.request.on_sent()
 
 
-class _EventBatch:
-    """Collects the events of one read into one ResponsePart."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self.has_output = False
-        self.text = 0
-        self.usage: ReportedUsage | None = None
-
-    def add(self, event: bytes, document: AnswerDocument) -> None:
-        self.data += event
-        self.has_output = self.has_output or document.has_output or document.finish_reason is not None
-        self.text += document.text_bytes
-
-    def piece(self) -> ResponsePart:
-        return ResponsePart(bytes(self.data), self.has_output, self.text, self.usage)
+async def _read_start(response: aiohttp.ClientResponse) -> bytes:
+    """The bytes of a body up to its first that is no white space; all of them if it has no other."""
+    start = bytearray()
+    while data := await response.content.readany():
+        start += data
+        if start.strip() or len(start) > _MAX_BLANK_BYTES:
+            break
+    return bytes(start)
 
 
-def _render(event: bytes, document: AnswerDocument, request: EngineRequest) -> bytes:
-    """The event as the client gets it: unchanged, unless the model is sold under another name."""
-    if not _renamed(document.members, request):
-        return event
-    named = b"".join(line + b"\n" for line in event.splitlines() if line.startswith(b"event:"))
-    return named + b"data: " + orjson.dumps(document.members) + b"\n\n"
-
-
-def _renamed(document: dict[str, Any], request: EngineRequest) -> bool:
-    """Replaces the engine's name of the model by the name that it is sold under. Returns whether the document changed."""
-    changed = False
-    for part in (document, document.get("response")):
-        named = isinstance(part, dict) and ("model" in part or (part is document and request.is_completion))
-        if request.rename is not None and isinstance(part, dict) and named and part.get("model") != request.rename[1]:
-            part["model"] = request.rename[1]
-            changed = True
-    return changed
+async def _read_on(response: aiohttp.ClientResponse, start: bytes) -> AsyncIterator[bytes]:
+    """A body that begins with `start`, as it comes."""
+    if start:
+        yield start
+    while data := await response.content.readany():
+        yield data
 
 
 def _bounded_type(content_type: str) -> str:

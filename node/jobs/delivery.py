@@ -116,8 +116,9 @@ class Delivery:
         return False
 
     def set_head(self, head: ResponseStart) -> None:
-        """Sets the response's head, which leaves with the first output."""
+        """Sets the response's head, which leaves with the first output. A later head begins the response anew."""
         self._head = head
+        self._held.clear()
 
     def hold_back(self, data: bytes) -> int:
         """Holds back bytes that precede any output; they leave with it. Returns the number of bytes held back."""

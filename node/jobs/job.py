@@ -247,8 +247,9 @@ class Job:
                 status = 200
                 async for event in events:
                     if isinstance(event, ResponsePart):
-                        if await self._deliver(event, phase):
-                            phase.reschedule(clock() + limits.between_tokens)
+                        # Signs of life before any output, such as comments, extend the wait for it.
+                        sent = await self._deliver(event, phase)
+                        phase.reschedule(clock() + (limits.between_tokens if sent else limits.first_token))
                     elif isinstance(event, ResponseStart):
                         status = event.status
                         self.delivery.meter.mark_request_sent()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from node.domain.order_admission import AdmittedJob, MatchedOrder
 from node.domain.requests import EngineRequest
-from node.domain.signed_caps import SignedCap, SignedCaps, add, after
+from node.domain.signed_ceilings import SignedCeiling, SignedCeilings, add, after
 from node.domain.tabs import Funds, StoredTab
 from node.domain.upstream_models import UpstreamModel
 from node.ports import (
@@ -237,11 +237,11 @@ class MemoryStore:
         )
 
     def _row(self, payer: Address, tab: _Tab, now: int) -> StoredTab:
-        caps: SignedCaps = ()
+        ceilings: SignedCeilings = ()
         for digest, matched in self.orders.items():
             if matched.payer == payer and digest not in self.refused:
-                caps = add(caps, SignedCap(matched.order.message.ceiling, matched.order.message.claim_by))
-        best, *lower = after(caps, now) or (SignedCap(Amount(0), 0),)
+                ceilings = add(ceilings, SignedCeiling(matched.order.message.ceiling, matched.order.message.claim_by))
+        best, *lower = after(ceilings, now) or (SignedCeiling(Amount(0), 0),)
         return StoredTab(
             payer,
             tab.seq,

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
-
+from tallystick.protocol.engine_errors import FAILED_FINISHES, NO_FINISHES, error_status, has_error
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.routes import CHAT, COMPLETIONS, RESPONSES
+from tallystick.protocol.lenient_json import load_lenient
+from tallystick.protocol.routes import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from tallystick.protocol.sse import MalformedAnswer
+from tallystick.protocol.usage_reports import ReportedUsage, find_usage
 
 MAX_CHOICES: Final = 1_024
 """The most choices that one request may ask for."""
@@ -24,6 +25,7 @@ OUTPUT_LIMITS: Final[Mapping[str, tuple[str, ...]]] = {
     CHAT: ("max_completion_tokens", "max_tokens"),
     COMPLETIONS: ("max_tokens",),
     RESPONSES: ("max_output_tokens",),
+    MESSAGES: ("max_tokens",),
 }
 """The members that limit the output tokens of each choice, by route. The first one present decides."""
 TEXT_PARTS: Final = frozenset({"text", "refusal", "input_text", "output_text"})
@@ -34,9 +36,26 @@ TEXT_MEMBERS: Final = ("content", "reasoning_content", "reasoning", "refusal", "
 _ABSENT: Final = object()
 _SILENT = frozenset({"role", "index", "type", "id", "name"})
 """Members of a message or a delta that are no output by themselves."""
-_PREAMBLE = frozenset({"response.created", "response.queued", "response.in_progress"})
+_PREAMBLE = frozenset(
+    {
+        "response.created",
+        "response.queued",
+        "response.in_progress",
+        "message_start",
+        "message_delta",
+        "ping",
+        "content_block_stop",
+    }
+)
+"""Events of responses and messages that show a user nothing."""
+_OPENING = (".added", "content_block_start")
+"""Events that begin an item or a block, and show a user something only if they have text."""
+_LAST_EVENTS = frozenset({"response.completed", "response.incomplete", "message_stop"})
+"""The events with which responses and messages end. A stream without them was cut off."""
 _FINISH = {"response.completed": "stop", "response.incomplete": "length", "completed": "stop", "incomplete": "length"}
-_FAILED = frozenset({"error", "response.failed", "failed"})
+_FAILED = frozenset({"error", "response.failed", "failed", "response.cancelled", "cancelled", "canceled"})
+_LENGTHS = frozenset({"length", "max_tokens", "max_length", "model_length", "max_output_tokens", "max_new_tokens"})
+"""Finish reasons that stand for "length"."""
 
 
 # Requests
@@ -74,13 +93,15 @@ def _count_prompts(path: str, request: Mapping[str, Any]) -> int:
 # Answers
 
 
-@dataclass(frozen=True, slots=True)
-class ReportedUsage:
-    """Token counts as an engine reported them: not yet checked against anything."""
+class EngineError(MalformedAnswer):
+    """An error that an engine reports in an answer. `document`: the engine's own words, which must travel sealed only.
 
-    input: int
-    cached: int
-    output: int
+    `blamed_status`: the HTTP status that it stands for, if it is not a failure of the engine; see `error_status`.
+    """
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        super().__init__("expected an answer, got an error")
+        self.document, self.blamed_status = document, error_status(document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +109,8 @@ class AnswerDocument:
     """One JSON document of an answer: the whole answer, or the data of one event of its stream.
 
     `members`: the parsed document. `has_output`: whether a user would see anything of it. `text_bytes`: bytes of generated text.
-    `usage_only`: whether it is the extra event that reports usage and has no choices.
+    `finish_reason`: "" if the document has a text that stands for none. `usage_only`: whether it is the extra event that reports
+    usage and has no choices. `is_last`: whether it is the event that ends a stream of responses or messages.
     """
 
     members: dict[str, Any]
@@ -97,54 +119,58 @@ class AnswerDocument:
     finish_reason: str | None
     usage: ReportedUsage | None
     usage_only: bool = False
+    is_last: bool = False
 
 
 def read_completion(data: bytes) -> AnswerDocument:
-    """Reads a document of a chat, completion or embeddings answer. Raises MalformedAnswer, also for an error object."""
+    """Reads a document of a chat, completion or embeddings answer.
+
+    Raises MalformedAnswer, and EngineError for an error object or a finish reason that says that the engine failed.
+    """
     document = _load_object(data)
     text_bytes, has_output, finish_reason = 0, False, None
     for choice in choices_of(document):
         choice_bytes, choice_output = _measure_choice(choice)
         text_bytes, has_output = text_bytes + choice_bytes, has_output or choice_output
         if isinstance(choice.get("finish_reason"), str):
-            finish_reason = "length" if finish_reason == "length" else choice["finish_reason"]
-    usage = read_usage(document.get("usage"))
+            finish_reason = _merge_finish(finish_reason, choice["finish_reason"], document)
+    usage = find_usage(document)
     usage_only = usage is not None and document.get("choices") == []
     return AnswerDocument(document, has_output, text_bytes, finish_reason, usage, usage_only)
 
 
 def read_other_answer(data: bytes) -> AnswerDocument:
-    """Reads a document of any other route's answer, such as a response and its events (OpenAI's Responses API), images or ranks.
+    """Reads a document of any other route's answer: responses and messages, whole or as events, images, ranks and others.
 
-    Documents of unknown kinds count as output. Raises MalformedAnswer, also for an error object.
+    Documents of unknown kinds count as output. Raises as `read_completion`. Sources: OpenAI's and Anthropic's API references.
     """
     document = _load_object(data)
     inner = document.get("response")
     response = inner if isinstance(inner, dict) else document
     kind = str(document.get("type") or document.get("status") or "")
     if kind in _FAILED or (inner is response and response.get("status") in _FAILED):
-        raise MalformedAnswer("expected an answer, got an error")
+        raise EngineError(document)
     delta = document.get("delta")
-    text_bytes = _count_text_bytes(document.get("output") if delta is None else delta)
-    has_output = kind not in _PREAMBLE and not (kind.endswith(".added") and not text_bytes)
-    return AnswerDocument(document, has_output, text_bytes, _FINISH.get(kind), read_usage(response.get("usage")))
+    outputs = (delta, document.get("output"), document.get("content_block"), document.get("content"))
+    output = next((part for part in outputs if part is not None), None)
+    text_bytes = 0 if kind == "message_delta" else _count_text_bytes(output)
+    has_output = kind not in _PREAMBLE and not (kind.endswith(_OPENING) and not text_bytes)
+    holder = delta if isinstance(delta, dict) and kind == "message_delta" else response
+    stop_reason, finish_reason = holder.get("stop_reason"), _FINISH.get(kind)
+    if isinstance(stop_reason, str):
+        finish_reason = _merge_finish(finish_reason, stop_reason, document)
+    is_last = kind in _LAST_EVENTS
+    return AnswerDocument(document, has_output, text_bytes, finish_reason, find_usage(document), is_last=is_last)
 
 
-def read_usage(usage: object) -> ReportedUsage | None:
-    """OpenAI's usage object, of completions or of responses and images. None if it is missing or a count is no whole number.
-
-    A total alone (embeddings, ranks) is all input.
-    """
-    if not isinstance(usage, dict):
-        return None
-    input_name, output_name = ("input", "output") if "input_tokens" in usage else ("prompt", "completion")
-    details = usage.get(f"{input_name}_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    total_input = usage.get(f"{input_name}_tokens", usage.get("total_tokens"))
-    counts: list[Any] = [total_input, cached or 0, usage.get(f"{output_name}_tokens") or 0]
-    if any(isinstance(count, bool) or not isinstance(count, int) for count in counts):
-        return None
-    return ReportedUsage(*counts)
+def _merge_finish(earlier: str | None, reason: str, document: dict[str, Any]) -> str:
+    """The finish reason of several choices: "length" if one has it. Raises EngineError for one that reports a failure."""
+    reason = reason.strip()
+    if reason.lower() in FAILED_FINISHES:
+        raise EngineError({"error": {"message": f"the engine stopped: {reason}"}, "answer": document})
+    if reason.lower() in NO_FINISHES:
+        return earlier or ""
+    return "length" if earlier == "length" or reason.lower() in _LENGTHS else reason
 
 
 def choices_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -187,13 +213,13 @@ def _text_or_empty(value: object) -> str:
 
 def _load_object(data: bytes) -> dict[str, Any]:
     try:
-        document = orjson.loads(data)
-    except orjson.JSONDecodeError:
+        document = load_lenient(data)
+    except ValueError:
         raise MalformedAnswer("expected JSON") from None
     if not isinstance(document, dict):
         raise MalformedAnswer("expected a JSON object")
-    if document.get("error"):
-        raise MalformedAnswer("expected an answer, got an error")
+    if has_error(document):
+        raise EngineError(document)
     return document
 
 

@@ -16,6 +16,7 @@ CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
 EMBEDDINGS: Final = "/v1/embeddings"
 RESPONSES: Final = "/v1/responses"
+MESSAGES: Final = "/v1/messages"
 ALWAYS: Final = (CHAT, COMPLETIONS, EMBEDDINGS)
 JSON: Final = "application/json"
 FORM: Final = "multipart/form-data"

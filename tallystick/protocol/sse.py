@@ -11,6 +11,8 @@ EVENT_STREAM: Final = "text/event-stream"
 """The media type of an event stream."""
 DONE: Final = b"[DONE]"
 """The data of the event that ends OpenAI's streams."""
+BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+"""The mark that may precede a stream, and is no part of its first line."""
 
 
 class MalformedAnswer(BadMessage):
@@ -47,10 +49,11 @@ class EventReader:
                 yield bytes(event) + b"\n\n"
         self._check_size(self._buffer)
 
-    @property
-    def rest(self) -> bytes:
-        """The bytes after the last complete event."""
-        return bytes(self._buffer) + (b"\r" if self._ends_with_cr else b"")
+    def finish(self) -> bytes | None:
+        """The event that the end of the stream completes, with the blank line that it lacks; None if there is none."""
+        rest = bytes(self._buffer).strip(b"\n")
+        self._buffer.clear()
+        return rest + b"\n\n" if rest.strip() else None
 
     def _normalise(self, data: bytes) -> bytes:
         """`data` with LF line ends. A CR at its end is held back, because it may be the first half of a CRLF."""
@@ -68,6 +71,7 @@ class EventReader:
 
 def event_data(event: bytes) -> bytes | None:
     """The data of an event: its `data` lines, joined by LF. None for an event without any, such as a comment."""
+    event = event.removeprefix(BYTE_ORDER_MARK)
     if event.startswith(b"data:") and event.count(b"\n") == 2:
         return event[5:].strip()
     lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]

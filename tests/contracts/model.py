@@ -1,7 +1,5 @@
-"""The escrow in plain Python: what every call must do, written from the rules and not from the contract.
-
-A call is refused with No, which names the contract's error, or gives the facts that the contract must tell. Amounts are plain
-integers of any size, so nothing can overflow here: where the contract differs, it is the contract that did.
+"""The escrow in plain Python, written from the rules and not from the contract. A call raises No with the contract's error
+name, or returns the events that the contract must emit. Amounts are Python integers and cannot overflow.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ from tests.contracts.model_state import Holdings, No, Purse, sane
 
 
 class Book(Holdings):
-    """The escrow. Every public method is a call of the contract by its name, sender first."""
+    """The escrow. Every public method is a call of the contract by its name, with the sender first."""
 
     # ------------------------------------------------------------------------------------------------------------ purses
 
@@ -256,13 +254,13 @@ class Book(Holdings):
             return SkipReason.UNKNOWN_PURSE
         return SkipReason.NONE if tab.reserved + self.purses[order.payer].free else SkipReason.UNFUNDED
 
-    def cash_out(self, _sender: Address, who: Address) -> list[Event]:
-        amount, payout = self.accounts[who].credit, self.payout_of(who)
+    def cash_out(self, _sender: Address, account: Address) -> list[Event]:
+        amount, payout = self.accounts[account].credit, self.payout_of(account)
         if not amount:
-            raise No("NoCredit", account=who)
-        self.accounts[who].credit = 0
+            raise No("NoCredit", account=account)
+        self.accounts[account].credit = 0
         self.push(payout, amount)
-        return [CashedOut(at=NOWHERE, account=who, payout=payout, amount=Amount(amount))]
+        return [CashedOut(at=NOWHERE, account=account, payout=payout, amount=Amount(amount))]
 
     def set_payout(self, sender: Address, payout: Address) -> list[Event]:
         if payout in {self.domain.contract, self.token}:
@@ -304,29 +302,29 @@ class Book(Holdings):
         self.push(sender, amount)
         return [Unstaked(at=NOWHERE, provider=sender, amount=Amount(amount))]
 
-    def slash_equivocation(self, sender: Address, one: Signed[Receipt], other: Signed[Receipt]) -> list[Event]:
-        first, second = one.message, other.message
+    def slash_equivocation(self, sender: Address, receipt: Signed[Receipt], contradiction: Signed[Receipt]) -> list[Event]:
+        first, second = receipt.message, contradiction.message
         same = (first.provider, first.payer, first.seq) == (second.provider, second.payer, second.seq)
         if not same or first == second:
             raise No("NotEvidence")
-        self.require_signed(first.provider, first, one.signature)
-        self.require_signed(first.provider, second, other.signature)
+        self.require_signed(first.provider, first, receipt.signature)
+        self.require_signed(first.provider, second, contradiction.signature)
         return self._slash(sender, first.provider, f"equivocation {first.payer} {first.seq}")
 
     def slash_overclaim(self, sender: Address, claim: Signed[Claim], row: int, receipt: Signed[Receipt]) -> list[Event]:
         provider, paper = claim.message.provider, receipt.message
         if row >= len(claim.message.rows):
             raise No("NotEvidence")
-        said = claim.message.rows[row]
-        same = (provider, said.payer) == (paper.provider, paper.payer)
-        if not same or said.seq > paper.seq or said.cumulative_cost <= paper.cumulative_cost:
+        claimed = claim.message.rows[row]
+        same = (provider, claimed.payer) == (paper.provider, paper.payer)
+        if not same or claimed.seq > paper.seq or claimed.cumulative_cost <= paper.cumulative_cost:
             raise No("NotEvidence")
         self.require_signed(provider, claim.message, claim.signature)
         self.require_signed(provider, paper, receipt.signature)
-        return self._slash(sender, provider, f"overclaim {said.payer} {said.seq}")
+        return self._slash(sender, provider, f"overclaim {claimed.payer} {claimed.seq}")
 
-    def _slash(self, reporter: Address, provider: Address, what: str) -> list[Event]:
-        evidence, bond = keccak(f"{provider} {what}".encode()), self.bonds[provider]
+    def _slash(self, reporter: Address, provider: Address, fault: str) -> list[Event]:
+        evidence, bond = keccak(f"{provider} {fault}".encode()), self.bonds[provider]
         due = self.rules.penalty - self.taken[evidence]
         if not due:
             raise No("EvidenceUsed")
@@ -341,10 +339,10 @@ class Book(Holdings):
         reward = amount // 5
         self.accounts[reporter].credit += reward
         self.accounts[self.rules.treasury].credit += amount - reward
-        said = {"amount": Amount(amount), "reward": Amount(reward)}
-        return [Slashed(at=NOWHERE, provider=provider, reporter=reporter, evidence=Hash(bytes(32)), **said)]
+        amounts = {"amount": Amount(amount), "reward": Amount(reward)}
+        return [Slashed(at=NOWHERE, provider=provider, reporter=reporter, evidence=Hash(bytes(32)), **amounts)]
 
 
 def without_fees(events: Sequence[Event]) -> Iterator[Event]:
-    """What is told of a settlement but for how fees were summed up."""
+    """The events of a settlement without those about summed fees."""
     return (event for event in events if not isinstance(event, FeeEarned))

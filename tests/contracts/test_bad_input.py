@@ -1,4 +1,4 @@
-"""Bad input at every entry: a named error, and nothing has changed."""
+"""Bad input to every entry point gives a named error and changes nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SALT = bytes(32)
 
 @cache
 def _market() -> Market:
-    """A purse with something free, reserved, under thaw and under release; a stake with something on its way out; credit."""
+    """A purse with free, reserved, thawing and releasing money; a stake that is partly leaving; credit."""
     market = Market()
     market.purse(KEY, OWNER.address, 10 * DOLLAR)
     market.stake(PROVIDER.address, 10 * DOLLAR)
@@ -33,7 +33,7 @@ def _market() -> Market:
 
 
 def _papers(market: Market) -> dict[str, Any]:
-    """Signed things with a fault each, by name."""
+    """Signed messages with one fault each, by name."""
     now = market.chain.now
     orders = {
         "own order": market.order(PROVIDER, PROVIDER.address, DOLLAR),
@@ -131,7 +131,7 @@ CASES: list[tuple[str, Address, tuple[object, ...], str]] = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]} {case[3]}")
 def test_bad_input(case: tuple[str, Address, tuple[object, ...], str]) -> None:
-    """The call is refused by name, and not a bit of the state is another one."""
+    """The call is refused with a named error, and the state is unchanged."""
     function, sender, wanted, error = case
     market = _market()
     before = market.chain.mark()
@@ -142,7 +142,7 @@ def test_bad_input(case: tuple[str, Address, tuple[object, ...], str]) -> None:
 
 
 def _filled(market: Market, wanted: tuple[object, ...]) -> list[object]:
-    """The arguments, with papers and addresses of this market put in for their names."""
+    """Returns the arguments, with this market's messages and addresses in place of their names."""
     papers, arguments = _papers(market), list[object]()
     for name in wanted:
         if not isinstance(name, str) or name not in {*papers, "escrow", "token", "claim 0", "claim 1"}:
@@ -157,14 +157,14 @@ def _filled(market: Market, wanted: tuple[object, ...]) -> list[object]:
 
 
 def test_every_entry_has_bad_input() -> None:
-    """No call that changes anything is left out."""
+    """Every state-changing call of the contract is in the tables."""
     views = {"purse", "tab", "account", "stakeOf", "authorizationNonce", "evidenceUsed", "eip712Domain", "token", "penalty"}
     views |= {"thawPeriod", "releasePeriod", "unstakePeriod", "treasury", "MAX_WAIT", "REPORTER_BPS"}
     assert {case[0] for case in CASES} == set(_market().escrow_abi._functions) - views
 
 
 def test_errors_in_the_order_of_their_causes() -> None:
-    """Where several things are wrong, a call that was refused for one is refused for the next one when that is mended."""
+    """With several faults, a call is refused for the first, and after its correction for the next."""
     market = _market()
     mark = market.chain.mark()
     market.call(OWNER.address, "cancelThaw", KEY.address)

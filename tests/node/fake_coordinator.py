@@ -35,7 +35,7 @@ class Connection:
 
     def of(self, kind: Kind, job: JobId | None = None) -> list[bytes]:
         """The payloads of one kind so far, of one job or all."""
-        return [payload for found, of, payload in self.frames if found is kind and job in (None, of)]
+        return [payload for frame_kind, frame_job, payload in self.frames if frame_kind is kind and job in (None, frame_job)]
 
     async def until(self, kind: Kind, count: int = 1, job: JobId | None = None) -> bytes:
         """Waits for the n-th frame of a kind and returns its payload."""
@@ -46,12 +46,12 @@ class Connection:
 
     async def asks(self) -> tuple[Signed[Ask], ...]:
         """What the node offered first, with its HELLO or, where it had to recall, after that."""
-        told = list(self.hello.asks)
+        asks = list(self.hello.asks)
         number = 0
-        while not told:
+        while not asks:
             number += 1
-            told = list(read_asks(loads(await self.until(Kind.ASKS, number), "asks")["asks"]))
-        return tuple(told)
+            asks = list(read_asks(loads(await self.until(Kind.ASKS, number), "asks")["asks"]))
+        return tuple(asks)
 
     async def send(self, kind: Kind, job: JobId = NO_JOB, payload: bytes = b"") -> None:
         """Sends a frame to the node."""
@@ -88,8 +88,8 @@ class FakeCoordinator:
 
     def page(self, after: str) -> bytes:
         """What it answers to a node that recalls."""
-        left = [late for late in self.remembered if late.receipt.message.payer > after]
-        return dumps({"receipts": [late.to_json() for late in left[:1]], "more": len(left) > 1})
+        left = [receipt for receipt in self.remembered if receipt.receipt.message.payer > after]
+        return dumps({"receipts": [receipt.to_json() for receipt in left[:1]], "more": len(left) > 1})
 
     async def _attend(self, socket: ServerConnection) -> None:
         assert socket.request is not None

@@ -117,7 +117,7 @@ async def find_engine() -> DiscoveredEngine | None:
 
 async def prepare_embedded_engine() -> Path | None:
     """Installs the embedded engine if no engine runs here; returns its folder. None: there is an engine, or it cannot be had."""
-    from tallystick.cli.embedded_engine import install_embedded_engine
+    from tallystick.cli.local.embedded_engine import install_embedded_engine
 
     if await find_engine() is not None:
         return None

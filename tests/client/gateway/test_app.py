@@ -159,9 +159,9 @@ async def test_a_job_is_exported_as_typed_data(http: httpx.AsyncClient, fake: Fa
     assert (story["state"], story["provider"], story["cost"]) == ("completed", fake.providers[0].address, "3")
     assert story["usage"] == {"inputTokens": 10, "cachedInputTokens": 0, "outputTokens": 5}
     assert [entry["state"] for entry in story["shortlist"]] == ["recorded", "closed"]
-    for name, who in (("order", story["payer"]), ("receipt", story["provider"])):
+    for name, signer in (("order", story["payer"]), ("receipt", story["provider"])):
         signable = encode_typed_data(full_message=story[name]["typedData"])
-        assert Account.recover_message(signable, signature=story[name]["signature"]).lower() == who
+        assert Account.recover_message(signable, signature=story[name]["signature"]).lower() == signer
     assert story["receipt"]["typedData"]["message"]["orderHash"] == story["order"]["digest"]
     missing = await http.get(f"/tally/jobs/{'0' * 32}")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "unknown_job")

@@ -1,4 +1,4 @@
-"""What is kept of orders without a receipt, and how what did not arrive is counted: each of its own."""
+"""Records about orders without a receipt: how much was delivered, and how missing deliveries are counted."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ T = TypeVar("T")
 
 
 class Harness:
-    """A ledger whose functions are called one by one."""
+    """A ledger whose functions are called one at a time."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
     async def do(self, work: Callable[[Connection], T]) -> T:
-        """One transaction."""
+        """Runs a function in one transaction."""
         return await self.ledger._database.write(work)
 
     async def read_delivery(
         self, job: JobId, placed: PlacedOrder, seen: Delivery | None = None, outcome: Outcome = Outcome.COMPLETED
     ) -> Delivery | None:
-        """What a receipt of this order would be held against."""
+        """Returns the delivery against which a receipt of this order is checked."""
         receipt = bill(placed, outcome=outcome)
         return await self.do(lambda c: read_delivery(c, job, receipt, seen))
 
     async def undelivered(self, provider: Address = ALICE.address) -> int:
-        """Quarters of an answer."""
+        """Counted quarters of an answer."""
         return (await self.ledger.tab(DOMAIN, provider, NOW_S)).undelivered_quarters
 
     async def frozen(self, provider: Address = ALICE.address) -> str:
-        """Why it gets no orders."""
+        """Returns the reason why a provider gets no orders."""
         return (await self.ledger.tab(DOMAIN, provider, NOW_S)).blocked_reason
 
 
@@ -75,7 +75,7 @@ def _where(provider: Address = ALICE.address) -> dict[str, object]:
 
 
 async def test_a_delivery_is_stored_for_its_order_only(harness: Harness) -> None:
-    """The latest part is kept until the whole answer came; no later part takes that one's place."""
+    """The latest partial delivery is stored until the whole answer has arrived; no later part replaces the whole one."""
     job, (placed,) = await take(harness.ledger)
     other, (beside,) = await take(harness.ledger)
     longer = replace(PART, response_bytes=60)
@@ -87,7 +87,7 @@ async def test_a_delivery_is_stored_for_its_order_only(harness: Harness) -> None
 
 
 async def test_orders_without_a_stored_delivery(harness: Harness) -> None:
-    """Of one that nobody was told to have, nothing arrived; of one that is open or was dispatched, nobody knows."""
+    """An order that was never dispatched has an empty delivery; that of an open or dispatched order is unknown."""
     job, (matched, unmatched) = await take(harness.ledger, ALICE, BOB)
     assert await harness.read_delivery(job, matched) is None
     await harness.ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[matched.order.digest])
@@ -100,7 +100,7 @@ async def test_orders_without_a_stored_delivery(harness: Harness) -> None:
 
 
 async def test_a_cancel_counts_for_its_own_job(harness: Harness) -> None:
-    """A receipt may say client_cancelled where this job's end was asked for, whoever reads it; no other outcome is touched."""
+    """A receipt may say client_cancelled if this job was cancelled, whichever process reads it; no other outcome is affected."""
     job, (placed,) = await take(harness.ledger)
     other, (beside,) = await take(harness.ledger)
     await harness.ledger.mark_cancelled(job)
@@ -114,7 +114,7 @@ async def test_a_cancel_counts_for_its_own_job(harness: Harness) -> None:
 
 
 async def test_a_process_becomes_the_reader_of_one_job(harness: Harness) -> None:
-    """The other jobs keep theirs; where a job is, is known of those in the ledger."""
+    """Other jobs keep their readers, and only jobs in the ledger have one."""
     job, _ = await take(harness.ledger)
     other, _ = await take(harness.ledger)
     await harness.do(lambda c: open_orders.set_reader(c, job, "another"))
@@ -129,7 +129,7 @@ async def test_a_process_becomes_the_reader_of_one_job(harness: Harness) -> None
 
 
 async def test_the_last_count_of_an_order_replaces_earlier_ones(harness: Harness) -> None:
-    """Said twice it counts once, and what it counted before is taken back; an order that is not known counts each time."""
+    """A second count for an order replaces its first one; unknown orders are counted each time."""
     _, (placed,) = await take(harness.ledger)
     await take(harness.ledger, BOB)
     for quarters, order, total in (
@@ -148,7 +148,9 @@ async def test_the_last_count_of_an_order_replaces_earlier_ones(harness: Harness
 
 
 async def test_a_provider_is_blocked_at_the_limit(harness: Harness) -> None:
-    """With one quarter less it is not; the first reason stays; no other provider, payer or deployment is touched."""
+    """Below the limit a provider is not blocked. The first reason stays, and other providers, payers and deployments are
+    unaffected.
+    """
     await take(harness.ledger, ALICE, BOB)
 
     def others(c: Connection) -> None:
@@ -192,7 +194,7 @@ async def test_a_provider_is_blocked_at_the_limit(harness: Harness) -> None:
 
 
 async def test_a_refused_receipt_leaves_its_order_counting(harness: Harness) -> None:
-    """Its order is dispatched, what was seen is kept, and the answer counts as not delivered; other orders stay as they were."""
+    """The order stays dispatched, its delivery is stored, and the answer counts as not delivered; other orders are unchanged."""
     job, (placed, beside) = await take(harness.ledger, ALICE, BOB)
     complaint = UndeliveredCharge("its last chunk never came")
     for seen, kept in ((None, None), (PART, PART), (None, PART)):

@@ -18,25 +18,25 @@ from tests.client.fake_coordinator import CHAT, EVENTS, STREAM, FakeMarket, Sess
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short pauses between questions."""
+    """Short intervals between queries."""
     monkeypatch.setattr(reconciler, "POLLS", (0.01, 0.05))
 
 
 @pytest.fixture
 async def keen(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> AsyncIterator[Market]:
-    """A client that looks after its open jobs every second."""
+    """A client that reconciles its open jobs every second."""
     async with Market(fake.url, wallet, replace(config, start_seconds=1, cancel_seconds=0.2)) as market:
         yield market
 
 
 async def state_of(market: Market, job: JobId) -> JobState | None:
-    """Where a job is."""
+    """Returns the state of a job."""
     known = await market.find(job)
     return None if known is None else known.state
 
 
 async def survives(session: Session) -> None:
-    """Breaks the stream of a job that runs on."""
+    """Breaks the stream of a job that continues."""
     await session.match()
     await session.answer(200, EVENTS)
     session.survives = True
@@ -44,7 +44,7 @@ async def survives(session: Session) -> None:
 
 
 async def test_lost_job_is_settled_when_its_end_is_known(keen: Market, fake: FakeMarket) -> None:
-    """A job that ran on without us is recorded once the coordinator has its receipt, while the client runs."""
+    """A job whose stream broke is recorded by the running client once the coordinator has its receipt."""
     fake.script = survives
     with pytest.raises(Unavailable):
         await run(keen, STREAM)
@@ -65,8 +65,8 @@ async def test_lost_job_is_settled_when_its_end_is_known(keen: Market, fake: Fak
 
 
 async def test_job_that_never_got_there_is_given_up(keen: Market, fake: FakeMarket) -> None:
-    """A job of which the coordinator says that it never heard is given up; that nobody has its orders is its word alone, so that
-    these count until nobody can collect on them.
+    """A job that the coordinator does not know is given up. That nobody has its orders is only the coordinator's claim, so
+    they count until nobody can collect on them.
     """
     fake.script = until_cancelled
     task = asyncio.create_task(run(keen, STREAM))
@@ -85,21 +85,21 @@ async def test_job_that_never_got_there_is_given_up(keen: Market, fake: FakeMark
 
 
 async def test_dishonest_receipt_of_a_lost_job(keen: Market, fake: FakeMarket) -> None:
-    """A false receipt that is fetched later is evidence all the same."""
+    """A dishonest receipt that is fetched later is still evidence."""
     fake.script = survives
     with pytest.raises(Unavailable):
         await run(keen, STREAM)
     fake.last.bill(cost=Amount(50), cumulative_cost=Amount(50))
 
-    async def found() -> bool:
+    async def evidence_stored() -> bool:
         return len(await keen.evidence()) == 1
 
-    await eventually(found)
+    await eventually(evidence_stored)
     assert await state_of(keen, fake.last.job) is JobState.DISPUTED
 
 
 async def test_jobs_that_run_here_are_left_alone(keen: Market, fake: FakeMarket) -> None:
-    """A job that is being read is not asked for, however long it runs."""
+    """A job that is being read is not queried, however long it runs."""
     fake.script = until_cancelled
     async with await keen.submit(CHAT, STREAM) as job:
         await job.start()

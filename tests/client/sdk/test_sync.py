@@ -57,11 +57,11 @@ def test_both_interfaces_have_the_same_names(wallet: Signer) -> None:
         assert hasattr(waits, "__aenter__") == hasattr(sync, "__enter__")
         assert hasattr(waits, "__aiter__") == hasattr(sync, "__iter__")
         for name in _public(waits):
-            ours, theirs = getattr(waits, name), getattr(sync, name)
-            assert isinstance(ours, property) == isinstance(theirs, property)
-            if not isinstance(ours, property):
-                assert _parameters(ours) == _parameters(theirs), name
-                assert theirs.__doc__, name
+            async_member, sync_member = getattr(waits, name), getattr(sync, name)
+            assert isinstance(async_member, property) == isinstance(sync_member, property)
+            if not isinstance(async_member, property):
+                assert _parameters(async_member) == _parameters(sync_member), name
+                assert sync_member.__doc__, name
 
 
 def _parameters(method: Any) -> list[tuple[str, object, object]]:

@@ -59,8 +59,8 @@ async def test_one_address_has_only_so_many_node_links(small: Served) -> None:
     nodes = [await LinkNode.join(small, person(f"node {n}")) for n in range(FEW - 1)]
     silent = await LinkNode.open(small, ANN)
     await silent.expect(Kind.CHALLENGE)
-    late = await LinkNode.open(small, BOB)
-    error = await late.refusal()
+    refused = await LinkNode.open(small, BOB)
+    error = await refused.refusal()
     assert (error.code, error.retry) == (Code.RATE_LIMITED, True)
     assert "3 node links" in str(error)
     assert small.hub.connected == FEW - 1
@@ -136,9 +136,9 @@ async def test_one_address_has_only_so_many_asks_checked(at: Served, monkeypatch
         asks = [make_ask(ANN, seq=n, model=f"m{n}") for n in range(40)]
         await LinkNode.join(tight, ANN, *asks)
         await LinkNode.join(tight, BOB, *[make_ask(BOB, seq=n, model=f"m{n}") for n in range(40)])
-        late = await LinkNode.open(tight, person("late"))
-        await late.hello()
-        assert (await late.refusal()).code is Code.RATE_LIMITED
+        refused = await LinkNode.open(tight, person("late"))
+        await refused.hello()
+        assert (await refused.refusal()).code is Code.RATE_LIMITED
 
 
 async def test_unrequested_frames_are_read_slowly(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from coordinator.http.api import TAB_RECEIPTS
 from coordinator.ports import Cursor, Settlement
 from tallystick import __version__
 from tallystick.protocol.access import ACCESS_SECONDS, dump_access
-from tallystick.protocol.demand import Reason
+from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import Signed, Signer, read_signed
 from tallystick.protocol.link import MAX_ASK_BYTES, Capacity, LateReceipt
 from tallystick.protocol.messages import Access, Ask, Inquiry, Outcome, Receipt, Spec
@@ -266,8 +266,8 @@ async def test_what_is_required(at: Served) -> None:
     at.world.market.matchmaker.set_capacity(dear.address, Capacity(1, 1, 90, 100))
     asked = {"model": MODEL, "payer": PAYER.address}
 
-    async def listed(**how: Any) -> list[str]:
-        response = await at.http.post("/v1/shortlist", json=asked | how)
+    async def listed(**requirements: Any) -> list[str]:
+        response = await at.http.post("/v1/shortlist", json=asked | requirements)
         return [each["ask"]["message"]["provider"] for each in response.json().get("asks", ())]
 
     assert await listed() == [cheap.address, dear.address]
@@ -315,10 +315,10 @@ async def test_a_payer_reads_its_own_tab(at: Served) -> None:
         node.complete(client.job.id, seq=number + 1, cumulative_cost=Amount(100 * (number + 1)))
         await quiet()
     body = (await _inquire(at, node.address)).json()["receipts"]
-    late_receipts = [LateReceipt.from_json(late) for late in body]
-    assert [late.receipt.message.seq for late in late_receipts] == [*range(TAB_RECEIPTS + 3, 3, -1), 2]
-    for late in late_receipts:
-        check_receipt(late.order.verify(DOMAIN), late.terms, late.receipt.verify(DOMAIN).message)
+    late_receipts = [LateReceipt.from_json(late_receipt) for late_receipt in body]
+    assert [late_receipt.receipt.message.seq for late_receipt in late_receipts] == [*range(TAB_RECEIPTS + 3, 3, -1), 2]
+    for late_receipt in late_receipts:
+        check_receipt(late_receipt.order.verify(DOMAIN), late_receipt.terms, late_receipt.receipt.verify(DOMAIN).message)
     assert (await _inquire(at, node.address, person("stranger"))).json() == {"receipts": []}
     assert (await _inquire(at, person("bob").address)).json() == {"receipts": []}
     forged = (

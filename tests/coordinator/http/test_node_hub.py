@@ -298,12 +298,12 @@ async def test_bad_late_receipts_are_refused(at: Served) -> None:
     await node.finish(job, receipt)
     await until(lambda: client.ended)
     order, terms = client.job.submission.candidates[0].order, client.job.submission.candidates[0].terms
-    late = LateReceipt(receipt, order, terms)
-    await node.send(Kind.LATE_RECEIPT, JOB, dumps(late.to_json()))
+    late_receipt = LateReceipt(receipt, order, terms)
+    await node.send(Kind.LATE_RECEIPT, JOB, dumps(late_receipt.to_json()))
     for payload in (b"nonsense", b"{}"):
         await node.send(Kind.RECEIPT, job, payload)
         await node.send(Kind.LATE_RECEIPT, job, payload)
-    await node.send(Kind.LATE_RECEIPT, job, dumps(late.to_json()))
+    await node.send(Kind.LATE_RECEIPT, job, dumps(late_receipt.to_json()))
     await node.expect(Kind.RECEIPT_ACK)
     await node.finish(job, receipt)
     assert [kind for kind, _, _ in node.seen].count(Kind.RECEIPT_ACK) == 3
@@ -324,8 +324,8 @@ async def test_a_node_that_recalls(at: Served) -> None:
         await node.send(Kind.RECALL, NO_JOB, dumps({"after": after}))
         answers.append(loads(await node.expect(Kind.RECALLED), "recalled"))
     assert [(len(first_link["receipts"]), first_link["more"]) for first_link in answers] == [(1, False), (0, False), (0, False)]
-    late = LateReceipt.from_json(answers[0]["receipts"][0])
-    assert (late.receipt.signature, late.terms.job) == (receipt.signature, job)
+    late_receipt = LateReceipt.from_json(answers[0]["receipts"][0])
+    assert (late_receipt.receipt.signature, late_receipt.terms.job) == (receipt.signature, job)
     await ann.send(Kind.RECALL, NO_JOB, b"{}")
     assert (await ann.refusal()).code is Code.BAD_MESSAGE
 
@@ -391,8 +391,8 @@ async def test_closing_the_hub() -> None:
                 await node.expect(Kind.WELCOME)
         await until(lambda: client.ended)
         assert client.failure.code is Code.COORDINATOR_UNAVAILABLE
-        late = await LinkNode.open(at, ANN)
-        assert "is stopping" in str(await late.refusal())
+        refused = await LinkNode.open(at, ANN)
+        assert "is stopping" in str(await refused.refusal())
         at.world.assert_idle()
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith(("to 0x", "farewell", "funds"))] == []
 

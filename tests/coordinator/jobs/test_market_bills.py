@@ -409,8 +409,8 @@ async def test_a_bill_for_nothing_is_refused_on_the_link() -> None:
         await node.send(Kind.RECEIPT, job, dumps(receipt.to_json()))
         refusals = [loads(await node.expect(Kind.RECEIPT_REFUSED), "refused")]
         candidate = submission.candidates[0]
-        late = LateReceipt(unchecked(receipt), candidate.order, candidate.terms)
-        await node.send(Kind.LATE_RECEIPT, job, dumps(late.to_json()))
+        late_receipt = LateReceipt(unchecked(receipt), candidate.order, candidate.terms)
+        await node.send(Kind.LATE_RECEIPT, job, dumps(late_receipt.to_json()))
         refusals.append(loads(await node.expect(Kind.RECEIPT_REFUSED), "refused"))
         assert [refusal["error"]["code"] for refusal in refusals] == ["bad_receipt"] * 2
         kind, payload = list(FrameReader().feed((await post).content))[-1]

@@ -51,9 +51,9 @@ def _late(provider: Signer, payer: Signer, number: int, outcome: Outcome = Outco
 
 
 async def _hand_in(world: World, provider: Signer, payer: Signer, number: int) -> Exception | None:
-    job, late = _late(provider, payer, number)
+    job, late_receipt = _late(provider, payer, number)
     try:
-        await world.market.accept_late(provider.address, job, late)
+        await world.market.accept_late(provider.address, job, late_receipt)
     except TallyError as error:
         return error
     return None
@@ -83,9 +83,9 @@ async def test_one_provider_does_not_fill_the_store(funded: bool) -> None:
         await _hand_in(world, provider, PAYER if funded else person(f"nobody {number}"), number)
         for number in range(UNKNOWN_JOBS_BURST + 100)
     ]
-    late = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]
-    assert len(late) == 100
-    assert {outcome.code for outcome in late} == {Code.RATE_LIMITED}
+    refusals = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]
+    assert len(refusals) == 100
+    assert {outcome.code for outcome in refusals} == {Code.RATE_LIMITED}
     assert (funds.asked, store.looked) == (UNKNOWN_JOBS_BURST, UNKNOWN_JOBS_BURST)
     assert len(store.jobs) == (UNKNOWN_JOBS_BURST if funded else 0)
     world.clock.seconds += 3 / UNKNOWN_JOBS_PER_SECOND
@@ -132,8 +132,8 @@ async def test_void_receipts_of_lost_jobs_fill_no_memory() -> None:
     """A receipt at no cost for a job that was lost is stored, but makes no tab."""
     world, _, store = _world()
     provider = person("ann")
-    job, late = _late(provider, PAYER, 1, Outcome.PROVIDER_ERROR)
-    await world.market.accept_late(provider.address, job, late)
+    job, late_receipt = _late(provider, PAYER, 1, Outcome.PROVIDER_ERROR)
+    await world.market.accept_late(provider.address, job, late_receipt)
     assert (set(store.jobs), world.market.exposure.size) == ({job}, 0)
 
 

@@ -302,7 +302,7 @@ async def test_the_last_receipt_of_each_tab(store: AnyStore) -> None:
     assert await store.last_receipts(person("nobody").address, "", 10) == []
     first, *others = await store.receipts_of(payers[1].address, ANN.address, 2)
     assert first == last[1], "highest total first, not by digits"
-    assert [late.receipt.message.seq for late in others] == [2]
+    assert [late_receipt.receipt.message.seq for late_receipt in others] == [2]
     assert len(await store.receipts_of(payers[1].address, ANN.address, 9)) == 3
     assert await store.receipts_of(person("nobody").address, ANN.address, 9) == []
 

@@ -37,9 +37,9 @@ async def test_open_receipts_are_sent_on_every_welcome() -> None:
         sender.connected(first)
         for record in records:
             raw = await first.until(Kind.LATE_RECEIPT, record.matched.job)
-            late = LateReceipt.from_json(loads(raw, "receipt"))
-            assert late.receipt.signature == record.receipt.signature
-            assert late.order.signature == record.matched.order.signature
+            late_receipt = LateReceipt.from_json(loads(raw, "receipt"))
+            assert late_receipt.receipt.signature == record.receipt.signature
+            assert late_receipt.order.signature == record.matched.order.signature
         sender.acknowledged(first, records[0].matched.job)
         sender.disconnected(first)
         second = MemoryLink(COORDINATOR.address)

@@ -5,11 +5,11 @@ from hypothesis import strategies as st
 
 from node.domain.usage_meter import NOTHING, Throughput, UsageMeter, estimate, make_receipt
 from tallystick.protocol.messages import Outcome
-from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Usage, usage_of
 from tallystick.protocol.sealing import Transcript
 from tallystick.protocol.tab import ProviderTab, check_continuity, check_receipt
 from tallystick.protocol.types import Amount
+from tallystick.protocol.usage_reports import ReportedUsage
 from tests.node.harness import NOW, Client, make_asks
 
 PLACED = Client().order(make_asks().current[0])
@@ -37,6 +37,26 @@ def test_without_a_report_bytes_are_counted() -> None:
     counted.add_output(5_000, 90)
     assert counted.usage() == Usage(251, 0, 23)
     assert (estimate(0), estimate(1), estimate(4), estimate(5)) == (0, 1, 1, 2)
+
+
+def test_counts_that_are_missing_are_estimated() -> None:
+    """A missing count is estimated alone; zeros with text are no count, and zeros of an echoed prompt alone are one."""
+    counted = meter(body=1_000)
+    counted.add_output(5_000, 90)
+    counted.set_reported(ReportedUsage(200, 50, None))
+    assert counted.usage() == Usage(200, 50, 23)
+    assert not counted.was_clamped
+    counted.set_reported(ReportedUsage(None, 0, 80))
+    assert counted.usage() == Usage(200, 50, 80), "what was reported before stays"
+    for text, usage in ((90, Usage(250, 0, 23)), (0, Usage(0, 0, 0))):
+        counted = meter(body=1_000)
+        counted.add_output(5_000, text)
+        counted.set_reported(ReportedUsage(0, 0, 0))
+        assert counted.usage() == usage
+    counted = meter(body=1_000)
+    counted.add_output(5_000, 90)
+    counted.set_reported(ReportedUsage(4, 0, 0))
+    assert counted.usage() == Usage(4, 0, 0)
 
 
 def test_nothing_delivered_is_nothing_billed() -> None:

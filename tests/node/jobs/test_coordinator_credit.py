@@ -14,8 +14,8 @@ from node.ports import CoordinatorHour, ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryLink, MemoryStore, ScriptedEngine
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.messages import Outcome
-from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.types import Amount
+from tallystick.protocol.usage_reports import ReportedUsage
 from tallystick.protocol.wire import CancelReason, Kind
 from tests.node.harness import COORDINATOR, NOW, PAYER, PRICES, Client, PlacedJob, RunnerHarness, signer
 

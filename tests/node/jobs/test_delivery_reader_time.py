@@ -13,7 +13,7 @@ from node.ports import ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryLink, ScriptedEngine
 from tallystick.protocol.errors import Fault
 from tallystick.protocol.messages import Outcome
-from tallystick.protocol.openai_wire import ReportedUsage
+from tallystick.protocol.usage_reports import ReportedUsage
 from tallystick.protocol.wire import INITIAL_CREDIT, CancelReason, Kind
 from tests.node.harness import PlacedJob, RunnerHarness
 

@@ -14,9 +14,9 @@ from node.ports import ReceiptRecord, ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryChain, ScriptedEngine
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.messages import Outcome
-from tallystick.protocol.openai_wire import ReportedUsage
 from tallystick.protocol.sealing import HYBRID, SealingKey
 from tallystick.protocol.types import Amount
+from tallystick.protocol.usage_reports import ReportedUsage
 from tallystick.protocol.wire import INITIAL_CREDIT, CancelReason, Failure, Kind, ResponseHead
 from tests.node.harness import NOW, PRICES, Client, PlacedJob, RunnerHarness, signer
 
@@ -247,7 +247,7 @@ async def test_cancel_before_any_output(counted: ReportedUsage | None) -> None:
     await asyncio.sleep(0.01)
     harness.runner.cancel(harness.link, placed.job)
     receipt = await harness.receipt(placed)
-    tokens = counted.input if counted else -(-len(placed.body) // 4)
+    tokens = (counted and counted.input) or -(-len(placed.body) // 4)
     assert (receipt.outcome, receipt.input_tokens, receipt.cached_input_tokens) == (Outcome.CLIENT_CANCELLED, tokens, 0)
     assert (receipt.output_tokens, receipt.cost) == (0, -(-tokens * PRICES.input // 1_000_000))
     assert harness.answer(placed)[:2] == (ResponseHead(499, "application/json"), b"")

@@ -1,0 +1,129 @@
+"""Event streams of engines: which of their bytes are output, what they report, and whether they are complete. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from node.domain.requests import EngineRequest
+from node.ports import ResponseEnd, ResponsePart
+from tallystick.protocol.lenient_json import dump_lenient
+from tallystick.protocol.openai_wire import AnswerDocument, read_completion, read_other_answer
+from tallystick.protocol.routes import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from tallystick.protocol.sse import DONE, EventReader, event_data
+from tallystick.protocol.usage_reports import ReportedUsage
+
+
+class EngineBroken(Exception):
+    """A fault of the engine. The text completes "the engine answered with" and quotes nothing of the answer."""
+
+
+class _EventBatch:
+    """Collects the events of one read into one ResponsePart."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.has_output = False
+        self.text = 0
+        self.usage: ReportedUsage | None = None
+
+    def add(self, event: bytes, document: AnswerDocument) -> None:
+        self.data += event
+        self.has_output = self.has_output or document.has_output or bool(document.finish_reason)
+        self.text += document.text_bytes
+
+    def piece(self) -> ResponsePart:
+        return ResponsePart(bytes(self.data), self.has_output, self.text, self.usage)
+
+
+class StreamReader:
+    """Reads a stream's bytes into the events of an engine's answer, and knows whether the stream is complete.
+
+    `has_output`: whether any output was read. `ended`: whether the stream ended with [DONE].
+    """
+
+    def __init__(self, request: EngineRequest, max_event_bytes: int) -> None:
+        self._request = request
+        self._events = EventReader(max_event_bytes)
+        self._read = read_completion if request.is_completion else read_other_answer
+        self._finish: str | None = None
+        self._usage: ReportedUsage | None = None
+        self._is_last = False
+        self._tail = b""
+        self.has_output = self.ended = False
+
+    def feed(self, data: bytes) -> Iterator[ResponsePart]:
+        """Yields one part for the events that `data` completes. Raises MalformedAnswer and EngineBroken."""
+        batch = _EventBatch()
+        for event in self._events.feed(data):
+            self._add(event, batch)
+            if self.ended:
+                break
+        if batch.data:
+            yield batch.piece()
+
+    def finish(self) -> Iterator[ResponsePart | ResponseEnd]:
+        """Yields what remains at the end of the stream, and the end. Raises MalformedAnswer and EngineBroken."""
+        batch = _EventBatch()
+        rest = None if self.ended else self._events.finish()
+        if rest is not None:
+            self._add(rest, batch)
+            if not self.ended and event_data(rest) is None and not rest.startswith(b":"):
+                raise EngineBroken("a stream that was cut off")
+        self._check_end()
+        if batch.data:
+            yield batch.piece()
+        yield ResponseEnd(self._tail, usage=self._usage, truncated=self._finish == "length")
+
+    def _add(self, event: bytes, batch: _EventBatch) -> None:
+        payload = event_data(event)
+        if payload == DONE:
+            self.ended, self._tail = True, event
+            self._check_end()
+            return
+        if not payload:
+            batch.data += event
+            return
+        document = self._read(payload)
+        if document.finish_reason or self._finish is None:
+            self._finish = document.finish_reason
+        self._usage = self._usage.updated(document.usage) if self._usage is not None else document.usage
+        self._is_last = self._is_last or document.is_last
+        if not (document.usage_only and self._request.strip_usage):
+            batch.add(_render(event, document, self._request), document)
+        batch.usage = self._usage
+        self.has_output = self.has_output or batch.has_output
+
+    def _check_end(self) -> None:
+        """Raises EngineBroken if the stream may not end here.
+
+        [DONE] ends a stream that never had a finish reason; one whose finish reason was an empty text was cut off.
+        """
+        if self._request.path in (RESPONSES, MESSAGES):
+            complete = self._is_last
+        elif self._finish:
+            complete = True
+        else:
+            without_reason = self.ended or self._request.path not in (CHAT, COMPLETIONS)
+            complete = self.has_output and without_reason and self._finish is None
+        if not complete:
+            raise EngineBroken("a stream that was cut off" if self.has_output else "a stream without an answer")
+
+
+def _render(event: bytes, document: AnswerDocument, request: EngineRequest) -> bytes:
+    """The event as the client gets it: unchanged, unless the model is sold under another name."""
+    if not rename_model(document.members, request):
+        return event
+    named = b"".join(line + b"\n" for line in event.splitlines() if line.startswith(b"event:"))
+    return named + b"data: " + dump_lenient(document.members) + b"\n\n"
+
+
+def rename_model(document: dict[str, Any], request: EngineRequest) -> bool:
+    """Replaces the engine's name of the model by the name that it is sold under. Returns whether the document changed."""
+    changed = False
+    for part in (document, document.get("response"), document.get("message")):
+        named = isinstance(part, dict) and ("model" in part or (part is document and request.is_completion))
+        if request.rename is not None and isinstance(part, dict) and named and part.get("model") != request.rename[1]:
+            part["model"] = request.rename[1]
+            changed = True
+    return changed

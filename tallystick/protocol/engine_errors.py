@@ -1,0 +1,130 @@
+"""Errors in the answers of engines: the forms in which engines report them, also with status 200, and whose fault they are. Pure.
+
+Forms: OpenAI's `error` member; vLLM's {"object": "error"}; Anthropic's {"type": "error"}; FastAPI's {"detail": …}; RFC 9457's
+problem details; {"error_type", "error_message"}; {"message", "code"}.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+CLIENT_FAULTS: Final = frozenset({400, 405, 406, 411, 413, 414, 415, 422, 431, 451, 501, 505})
+"""Statuses that every provider would answer to the same request."""
+BUSY: Final = frozenset({408, 409, 425, 429, 503, 529})
+"""Statuses of an engine that may answer the same request later."""
+FAILED_FINISHES: Final = frozenset(
+    {
+        "error",
+        "abort",
+        "aborted",
+        "cancel",
+        "cancelled",
+        "canceled",
+        "failed",
+        "failure",
+        "timeout",
+        "network_error",
+        "internal_error",
+        "server_error",
+        "engine_error",
+        "engine_overloaded",
+        "insufficient_system_resource",
+        "malformed_response",
+        "unknown_error",
+    }
+)
+"""Finish reasons that say that the engine did not finish: an answer that ends so is cut short, and never charged."""
+NO_FINISHES: Final = frozenset({"", "null", "none", "nil", "undefined"})
+"""Texts that stand for a missing finish reason."""
+
+_RESULTS = frozenset(
+    {
+        "choices",
+        "output",
+        "data",
+        "results",
+        "text",
+        "content",
+        "delta",
+        "response",
+        "embedding",
+        "embeddings",
+        "candidates",
+    }
+)
+"""Members that hold the results of an answer."""
+_DESCRIPTIONS = ("detail", "message", "msg", "errors", "title", "error_msg", "errorMessage")
+_CODES = ("code", "status", "status_code", "statusCode", "type", "error_code", "errorCode", "param", "name")
+_WAITING = frozenset(
+    {
+        "queued",
+        "queue",
+        "pending",
+        "processing",
+        "in_progress",
+        "waiting",
+        "loading",
+        "running",
+        "ok",
+        "success",
+        "ping",
+        "progress",
+    }
+)
+_REQUEST_WORDS = re.compile(
+    r"context.{0,8}(length|window|size)|too (long|many tokens|large)|maximum.{0,20}(length|tokens)|invalid.?request|bad.?request|"
+    r"not.{0,3}support|unsupported|not_supported|does(n't| not) support|start it with|must be|must have|is required|"
+    r"invalid (value|param|argument|type|image|json|schema|role)|unprocessable|validation|badrequest|content.?(filter|policy)",
+    re.IGNORECASE,
+)
+"""Words that blame the request: another provider of the same model would say the same."""
+_SERVER_WORDS = re.compile(r"internal|unavailable|overload|out of memory|\boom\b|cuda|crash|died|timed? ?out", re.IGNORECASE)
+_BUSY_WORDS = re.compile(r"rate.?limit|too many requests|overloaded|queue is full|try again later", re.IGNORECASE)
+
+
+def has_error(document: Mapping[str, Any]) -> bool:
+    """Whether a document of an answer reports an error, in any of the forms above."""
+    kinds = (document.get("object"), document.get("type"))
+    named = any(document.get(name) for name in ("error", "error_type", "error_message", "error_msg", "errorMessage"))
+    if named or "error" in kinds:
+        return True
+    if _RESULTS & document.keys():
+        return False
+    if document.get("success") is False or document.get("status") in ("error", "fail", "failed"):
+        return True
+    if isinstance(document.get("detail"), str | list) or isinstance(document.get("errors"), str | list):
+        return bool(document.get("detail") or document.get("errors"))
+    states = {str(document[name]).lower() for name in _CODES if document.get(name) is not None}
+    described = any(isinstance(document.get(name), str) and document[name] for name in _DESCRIPTIONS)
+    return described and bool(states) and not states & _WAITING
+
+
+def error_status(document: Mapping[str, Any], status: int | None = None) -> int | None:
+    """The HTTP status that an engine's error stands for: 400 if it blames the request, 429 or 503 if the engine is busy.
+
+    `status`: the HTTP status that came with it; None for an error in an answer with status 200, whose own code then counts. None
+    is returned for a failure of the engine.
+    """
+    inner = document.get("error")
+    error = inner if isinstance(inner, dict) else document
+    code = status or next((c for name in _CODES if (c := _read_status(error.get(name))) is not None), None)
+    if code in CLIENT_FAULTS:
+        return 400 if code in (501, 505) else code
+    if code in BUSY:
+        return code
+    text = " ".join(str(value) for value in (*error.values(), inner) if isinstance(value, str | list))
+    if _BUSY_WORDS.search(text):
+        return 429
+    return 400 if _REQUEST_WORDS.search(text) and not _SERVER_WORDS.search(_without_types(error, text)) else None
+
+
+def _without_types(error: Mapping[str, Any], text: str) -> str:
+    """The words of an error without its type, which llama.cpp sets to server_error for errors of the request."""
+    return text.replace(str(error.get("type", "")) or "\0", "")
+
+
+def _read_status(value: object) -> int | None:
+    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    return int(text) if re.fullmatch(r"[45]\d\d", text) else None

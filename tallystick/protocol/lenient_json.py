@@ -1,0 +1,38 @@
+"""JSON as engines and clients write it, beyond what RFC 8259 allows. Pure.
+
+Python's parser accepts lone UTF-16 surrogates, NaN and Infinity, control characters in strings and integers of any size. It runs
+only for documents that the fast parser refuses or would change.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import orjson
+
+_LONG_INTEGER = re.compile(rb"\d{19}")
+"""Nineteen digits may exceed 64 bits, which the fast parser would turn into a floating-point number."""
+
+
+def load_lenient(data: bytes) -> Any:
+    """Parses JSON; invalid UTF-8 becomes U+FFFD. Raises ValueError if the document is no JSON even by these rules."""
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if not _LONG_INTEGER.search(data):
+        try:
+            return orjson.loads(data)
+        except orjson.JSONDecodeError:
+            pass
+    try:
+        return json.loads(data.decode(errors="replace"), strict=False)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def dump_lenient(value: Any) -> bytes:
+    """Compact JSON of what `load_lenient` returned. Lone surrogates become escapes again."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
