@@ -134,10 +134,10 @@ def _named(data: bytes) -> ContractError:
 
 # ----------------------------------------------------------------------------------------------- either chain, a bad line to it
 
-TROUBLE = [fault for fault in Fault if fault not in {Fault.SWALLOW, Fault.NO_METHOD}]
+RETRIED_FAULTS = [fault for fault in Fault if fault not in {Fault.SWALLOW, Fault.NO_METHOD}]
 
 
-@pytest.mark.parametrize("fault", TROUBLE, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", RETRIED_FAULTS, ids=lambda fault: fault.name)
 async def test_a_bad_line_is_bridged(through: Rpc, proxy: Proxy, fault: Fault) -> None:
     """With a real chain, one failed exchange is retried and goes unnoticed; lasting failure raises Unavailable with the
     endpoint's name.

@@ -288,11 +288,11 @@ async def test_what_are_no_logs(world: World, proxy_of_world: Proxy, logs: objec
     if logs == "spoiled":
         wanted = {"address": world.deployment.escrow, "fromBlock": hex(start)}
         (log,) = await world.rpc.request("eth_getLogs", wanted)
-        spoiled = [{"data": "0x"}, {"data": "zz"}, {"topics": log["topics"][:1]}, {"blockNumber": None}, {"logIndex": "x"}]
+        malformed = [{"data": "0x"}, {"data": "zz"}, {"topics": log["topics"][:1]}, {"blockNumber": None}, {"logIndex": "x"}]
     else:
-        log, spoiled = {}, [{}]
+        log, malformed = {}, [{}]
     rpc = Rpc(proxy_of_world.url)
-    for change in spoiled:
+    for change in malformed:
         proxy_of_world.answers["eth_getLogs"] = [log | change] if log else logs
         with pytest.raises(Unavailable):
             await read_events(rpc, world.deployment, start)

@@ -68,7 +68,7 @@ evidence = st.fixed_dictionaries(
 def begin() -> tuple[Market, Book]:
     """Makes the market and the book of a new example."""
     market, book, mark = _made()
-    market.chain.back(mark)
+    market.chain.restore(mark)
     return market, copy.deepcopy(book)
 
 
@@ -88,7 +88,7 @@ def _made() -> tuple[Market, Book, tuple[bytes, int]]:
     for function, sender, *arguments in setup:
         getattr(book, snake_case(function))(sender, *arguments)
         market.call(sender, function, *arguments)
-    return market, book, market.chain.mark()
+    return market, book, market.chain.snapshot()
 
 
 def coin_domain(market: Market) -> Domain:

@@ -217,9 +217,9 @@ class RunnerHarness:
             self._changes.clear()
             await self._changes.wait()
 
-    def dispatch(self, body: dict[str, Any] | bytes | None = None, **spoilt: Any) -> PlacedJob:
+    def dispatch(self, body: dict[str, Any] | bytes | None = None, **changes: Any) -> PlacedJob:
         """Dispatches a new job to the node."""
-        placed = self.client.order(self.asks.current[0], body, **spoilt)
+        placed = self.client.order(self.asks.current[0], body, **changes)
         self.dispatch_again(placed)
         return placed
 

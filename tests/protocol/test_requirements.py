@@ -49,13 +49,17 @@ def test_unknown_meets_nothing() -> None:
 
 def test_narrowing() -> None:
     """The intersection requires what both require; neither widens the other."""
-    house = Requirements(region=("eu-west", "eu-north"), features=("tools",), context_tokens=100)
+    config_requirements = Requirements(region=("eu-west", "eu-north"), features=("tools",), context_tokens=100)
     asked = Requirements(region=("US", "EU-north"), features=("logprobs",), precision=("fp8",), context_tokens=50)
-    both = house.intersection(asked)
+    both = config_requirements.intersection(asked)
     assert both == Requirements(region=("EU-north",), precision=("fp8",), features=("tools", "logprobs"), context_tokens=100)
-    assert house.intersection(NO_REQUIREMENTS) == NO_REQUIREMENTS.intersection(house) == house
+    assert (
+        config_requirements.intersection(NO_REQUIREMENTS)
+        == NO_REQUIREMENTS.intersection(config_requirements)
+        == config_requirements
+    )
     with pytest.raises(Refusal, match=r"require.region: expected one of eu-west, eu-north, got us") as caught:
-        house.intersection(Requirements(region=("us",)))
+        config_requirements.intersection(Requirements(region=("us",)))
     assert caught.value.code is Code.NO_PROVIDER
 
 

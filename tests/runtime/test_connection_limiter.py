@@ -228,7 +228,7 @@ async def test_refused_connections_do_not_pile_up(monkeypatch: pytest.MonkeyPatc
             super().connection_made(transport)
             seen.append(limiter.lingering)
 
-    monkeypatch.setattr(ConnectionLimiter, "protocols", lambda _doors: (Watched, _))
+    monkeypatch.setattr(ConnectionLimiter, "protocols", lambda _limiter: (Watched, _))
     async with serving(_app, "127.0.0.1", 0) as port:
         refused = [await Caller.call(port) for _ in range(6)]
         assert [await caller.status() for caller in refused] == [429] * 6

@@ -303,7 +303,7 @@ async def test_orders_that_ended_explain_nothing(ledger: Ledger) -> None:
 # Forgiving
 
 
-async def _other_payers_freeze(ledger: Ledger) -> None:
+async def _block_for_another_payer(ledger: Ledger) -> None:
     row = {"total": 0, "total_order_seq": 0, "accepted": 0, "ceiling": 0, "order_seq": 0, "blocked_reason": "by another wallet"}
     row |= {"deployment_id": deployment_id(DOMAIN), "payer": BOB.address, "provider": ALICE.address}
     await ledger._database.write(lambda c: c.execute(tabs.insert(), [row]))
@@ -311,7 +311,7 @@ async def _other_payers_freeze(ledger: Ledger) -> None:
 
 async def test_one_provider_is_unblocked(ledger: Ledger) -> None:
     """Unblocking affects only this payer and provider, and only if there was a block; other blocks stay."""
-    await _other_payers_freeze(ledger)
+    await _block_for_another_payer(ledger)
     assert not await ledger.unblock(ALICE.address, NOW_S)
     for provider in (ALICE, BOB):
         job, (placed,) = await take(ledger, provider)
@@ -321,8 +321,8 @@ async def test_one_provider_is_unblocked(ledger: Ledger) -> None:
     assert not await ledger.unblock(ALICE.address, NOW_S)
     assert list(await ledger.blocked()) == [BOB.address]
     assert (await _tab(ledger)).accepted == 0, "a lie is forgiven, and not booked"
-    frozen = [row.blocked_reason for row in await ledger._database.read(lambda c: c.execute(tabs.select()).all())]
-    assert "by another wallet" in frozen
+    block_reasons = [row.blocked_reason for row in await ledger._database.read(lambda c: c.execute(tabs.select()).all())]
+    assert "by another wallet" in block_reasons
 
 
 @pytest.mark.parametrize("seen", [FINE, None])

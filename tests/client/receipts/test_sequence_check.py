@@ -32,11 +32,11 @@ def test_any_order_of_arrival_is_fine(costs: list[int], data: st.DataObject) -> 
     arriving = data.draw(st.permutations(receipts))[: data.draw(st.integers(1, len(receipts)))]
     held: list[Receipt] = []
     for receipt in arriving:
-        check_sequence(receipt, around(held, receipt))
+        check_sequence(receipt, adjacent_receipts(held, receipt))
         held.append(receipt)
 
 
-def around(held: list[Receipt], receipt: Receipt) -> AdjacentReceipts:
+def adjacent_receipts(held: list[Receipt], receipt: Receipt) -> AdjacentReceipts:
     """The adjacent receipts among those held."""
     below = [r for r in held if r.seq < receipt.seq]
     above = [r for r in held if r.seq > receipt.seq]

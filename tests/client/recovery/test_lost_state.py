@@ -28,7 +28,7 @@ from tests.client.parties import DOMAIN, Provider, bill, place, signer
 
 
 @pytest.fixture(autouse=True)
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+def query_at_any_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allows queries about tabs at any interval."""
     monkeypatch.setattr(lost_state, "QUERY_INTERVAL_SECONDS", 0.0)
 
@@ -37,11 +37,11 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 async def fake() -> AsyncIterator[FakeMarket]:
     """A market with one provider, which refuses orders that its tab does not allow and bills most of each order."""
     async with FakeMarket(Provider.make("alice")).serve() as market:
-        market.script = strict
+        market.script = refuse_unauthorised
         yield market
 
 
-async def strict(session: Session) -> None:
+async def refuse_unauthorised(session: Session) -> None:
     """A node that knows its tab."""
     try:
         await session.match()
@@ -61,7 +61,7 @@ async def opened(fake: FakeMarket, wallet: Signer, config: ClientConfig, name: s
         yield market
 
 
-def lose(config: ClientConfig, wallet: Signer, name: str) -> None:
+def delete_ledger(config: ClientConfig, wallet: Signer, name: str) -> None:
     """Deletes a ledger file and SQLite's files beside it."""
     path = config.ledger_path(wallet.address).with_name(name)
     for each in path.parent.glob(f"{name}*"):
@@ -78,7 +78,7 @@ async def test_lost_ledger_file(fake: FakeMarket, wallet: Signer, config: Client
         cumulative = fake.providers[0].tab.cumulative
         assert (tab.total, tab.blocked_reason) == (cumulative, "")
         assert fake.orders()[-1].ceiling - cumulative < fake.submissions[-1].candidates[0].terms.max_cost
-        lose(config, wallet, "a.db")
+        delete_ledger(config, wallet, "a.db")
         assert len({order.seq for order in fake.orders()}) == 2 * (turn + 1)
 
 

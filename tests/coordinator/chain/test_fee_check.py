@@ -59,7 +59,7 @@ async def test_a_chain_that_is_away_stops_no_start(escrow: FakeEscrow, monkeypat
     with capture_logs() as logs:
         await check.check_at_start()
         monkeypatch.setattr(fee_check, "START_SECONDS", 0.01)
-        monkeypatch.setattr(escrow, "fee_bps", lambda _who: asyncio.sleep(TIMEOUT_SECONDS))
+        monkeypatch.setattr(escrow, "fee_bps", lambda _account: asyncio.sleep(TIMEOUT_SECONDS))
         await check.check_at_start()
     assert [(entry["log_level"], entry["fee_bps"], bool(entry["reason"])) for entry in logs] == [("warning", 7, True)] * 2
 

@@ -124,8 +124,8 @@ def test_many_cheap_strangers_hide_nobody() -> None:
     book, reputation = AskBook(), _known(good=30)
     for number in range(400):
         _stand(book, person(f"stranger {number}"), 0)
-    crowd = person("crowd")
-    book.replace(crowd.address, [make_ask(crowd, **_prices(0), seq=seq) for seq in range(256)], Capacity(4, 4))
+    cheap_seller = person("crowd")
+    book.replace(cheap_seller.address, [make_ask(cheap_seller, **_prices(0), seq=seq) for seq in range(256)], Capacity(4, 4))
     _stand(book, GOOD, 5_000_000)
     ranked_providers = _listed(book, reputation)
     assert ranked_providers[0] == GOOD.address

@@ -53,11 +53,11 @@ async def test_it_can_be_cut_from_outside() -> None:
 async def test_a_cancelled_task_stays_cancelled() -> None:
     """Cancelling the task is not mistaken for a timeout, even if both happen at once."""
     caught: list[type[BaseException]] = []
-    patiences: list[Watchdog] = []
+    watchdogs: list[Watchdog] = []
 
     async def work() -> None:
         with closing(Watchdog(60)) as watchdog:
-            patiences.append(watchdog)
+            watchdogs.append(watchdog)
             try:
                 await watchdog.wait(asyncio.Event().wait())
             except BaseException as error:
@@ -68,7 +68,7 @@ async def test_a_cancelled_task_stays_cancelled() -> None:
         task = asyncio.create_task(work())
         await asyncio.sleep(0)
         if together:
-            patiences[-1].trip()
+            watchdogs[-1].trip()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -70,10 +70,10 @@ async def test_the_match_is_signed_for_client_and_node(world: World) -> None:
 
 async def test_the_cheapest_candidate_gets_the_job(world: World) -> None:
     """Of the orders that a client signed, the one on the cheapest ask is matched, and no other node gets the job."""
-    dear, cheap = world.node("ann", output_price=9_000_000), world.node("bob")
-    client = await world.started(dear, cheap)
+    expensive, cheap = world.node("ann", output_price=9_000_000), world.node("bob")
+    client = await world.started(expensive, cheap)
     assert client.job.provider == cheap.address
-    assert dear.sent == []
+    assert expensive.sent == []
 
 
 @pytest.mark.parametrize(

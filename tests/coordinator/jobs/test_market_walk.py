@@ -73,7 +73,7 @@ class Walk:
             await self.random.choice(moves)()
             if self.random.random() < 0.5:
                 await quiet()
-        await self.come_to_rest()
+        await self.wait_until_idle()
 
     # What may happen
 
@@ -142,7 +142,7 @@ class Walk:
 
     # What must hold
 
-    async def come_to_rest(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Clients read on, the store recovers, and time passes: every job must then end."""
         self.store.healthy = True
         for client in self.world.clients:

@@ -27,12 +27,12 @@ class FakeEscrow:
         self.release_at = 0
         self.waits = (86_400, 86_400)
         self.rate, self.rates_asked = 150, 0
-        self.trouble: Callable[[], Awaitable[None]] | None = None
+        self.before_read: Callable[[], Awaitable[None]] | None = None
 
     async def purse(self, key: Address) -> Purse:
         self.asked += 1
-        if self.trouble is not None:
-            await self.trouble()
+        if self.before_read is not None:
+            await self.before_read()
         return Purse(None, Amount(self.free + 2), Amount(2), Seconds(0))
 
     async def tab(self, payer: Address, provider: Address) -> TabState:
@@ -45,8 +45,8 @@ class FakeEscrow:
     async def read(self, function: str, *arguments: object) -> tuple[object, ...]:
         assert function == "account"
         self.rates_asked += 1
-        if self.trouble is not None:
-            await self.trouble()
+        if self.before_read is not None:
+            await self.before_read()
         return 0, arguments[0], self.rate
 
 
@@ -106,11 +106,11 @@ async def test_an_outage_leaves_what_was_known() -> None:
     """While the chain is away the last answer stays good, and a stranger is unknown; afterwards the view recovers by itself."""
     world = World()
     await world.view.funds(PAYER.address)
-    world.escrow.trouble, world.tick = away, 1_000.0
+    world.escrow.before_read, world.tick = away, 1_000.0
     assert await world.view.funds(PAYER.address) == KNOWN
     assert await world.view.funds(PROVIDER.address) == Funds()
     assert not world.view.reachable
-    world.escrow.trouble, world.escrow.free, world.tick = None, 8, 1_006.0
+    world.escrow.before_read, world.escrow.free, world.tick = None, 8, 1_006.0
     assert (await world.view.funds(PAYER.address)).free == 8
     assert world.view.reachable
 
@@ -118,7 +118,7 @@ async def test_an_outage_leaves_what_was_known() -> None:
 async def test_a_chain_in_trouble_is_left_alone() -> None:
     """After a failure nobody waits for the chain for some seconds."""
     world = World()
-    world.escrow.trouble = away
+    world.escrow.before_read = away
     for _ in range(5):
         assert await world.view.funds(PAYER.address) == Funds()
     assert world.escrow.asked == 1
@@ -127,7 +127,7 @@ async def test_a_chain_in_trouble_is_left_alone() -> None:
 async def test_a_silent_chain_is_not_waited_for() -> None:
     """A chain that takes a question and says nothing costs a job its patience, once."""
     world = World(timeout=0.01)
-    world.escrow.trouble = asyncio.Event().wait  # type: ignore[assignment]
+    world.escrow.before_read = asyncio.Event().wait  # type: ignore[assignment]
     assert await world.view.funds(PAYER.address) == Funds()
     await world.view.close()
 
@@ -135,7 +135,7 @@ async def test_a_silent_chain_is_not_waited_for() -> None:
 async def test_closing_stops_what_is_asked() -> None:
     """Nothing is left waiting after the end."""
     world = World()
-    world.escrow.trouble = asyncio.Event().wait  # type: ignore[assignment]
+    world.escrow.before_read = asyncio.Event().wait  # type: ignore[assignment]
     asking = asyncio.create_task(world.view.funds(PAYER.address))
     await asyncio.sleep(0)
     await world.view.close()
@@ -170,7 +170,7 @@ async def test_a_silent_chain_keeps_no_reservation_for_ever() -> None:
     world = World(refresh_interval=0.0)
     world.escrow.waits = (86_400, 200)
     await world.view.funds(PAYER.address)
-    world.escrow.trouble, world.tick = away, 100.0
+    world.escrow.before_read, world.tick = away, 100.0
     assert await world.view.funds(PAYER.address) == KNOWN
     world.tick = 100.1
     assert await world.view.funds(PAYER.address) == Funds(settled=Amount(3))
@@ -185,9 +185,9 @@ async def test_the_age_of_an_answer_counts_from_the_question() -> None:
     async def slow() -> None:
         world.tick += 2.5
 
-    world.escrow.trouble = slow
+    world.escrow.before_read = slow
     await world.view.funds(PAYER.address)
-    world.escrow.trouble, world.escrow.free = None, 8
+    world.escrow.before_read, world.escrow.free = None, 8
     assert (await world.view.funds(PAYER.address)).free == 8
 
 
@@ -206,7 +206,7 @@ async def test_a_coordinators_rate_costs_few_reads() -> None:
     assert world.escrow.rates_asked == 1
     world.escrow.rate, world.tick = 200, 301.0
     assert await world.view.rate(PROVIDER.address) == 200
-    world.escrow.trouble, world.tick = away, 1_000.0
+    world.escrow.before_read, world.tick = away, 1_000.0
     for _ in range(5):
         assert await world.view.rate(PROVIDER.address) == 200
         assert await world.view.rate(PAYER.address) is None
@@ -224,15 +224,15 @@ async def test_every_time_is_counted_from_the_last_answer_and_to_its_end() -> No
     world.tick = 1_001.0
     await world.view.funds(PAYER.address)
     assert not world.view._funds._reads
-    world.escrow.trouble, world.tick = away, 1_010.0
+    world.escrow.before_read, world.tick = away, 1_010.0
     assert (await world.view.funds(PAYER.address)).free == 7
     assert world.view._funds._reads, "and is asked for meanwhile"
     await asyncio.gather(*world.view._funds._reads.values(), return_exceptions=True)
-    world.escrow.trouble, world.tick = None, 1_014.9
+    world.escrow.before_read, world.tick = None, 1_014.9
     assert (await world.view.refresh(PAYER.address)).free == 7, "the chain is left alone"
     world.tick = 1_015.0
     assert (await world.view.refresh(PAYER.address)).free == 8
-    world.escrow.trouble, world.tick = away, 1_015.0 + 43_200
+    world.escrow.before_read, world.tick = away, 1_015.0 + 43_200
     assert (await world.view.refresh(PAYER.address)).known
     world.tick += 6
     assert not (await world.view.refresh(PAYER.address)).known

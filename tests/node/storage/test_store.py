@@ -41,9 +41,9 @@ def receipt_record(placed: PlacedJob, tab: ProviderTab, *, output: int = 100, at
     return ReceiptRecord(admitted(placed), PROVIDER.sign(receipt, DOMAIN))
 
 
-async def finish(store: Store, client: Client, seq: int = 0, *, at: int = NOW, **spoilt: object) -> ReceiptRecord:
+async def finish(store: Store, client: Client, seq: int = 0, *, at: int = NOW, **changes: object) -> ReceiptRecord:
     """Stores one job from begin to receipt, on a tab that stands at `seq` jobs of 40 units."""
-    placed = client.order(ASK, order_with=spoilt)
+    placed = client.order(ASK, order_with=changes)
     await store.begin(admitted(placed), at)
     records = receipt_record(placed, ProviderTab(seq, Amount(40 * seq)), at=at)
     await store.record_receipt(records)
