@@ -31,7 +31,7 @@ def test_every_event_of_the_contract_is_a_class() -> None:
     events = {
         e.name: [snake_case(n) for n in e.names] for e in load_abi("Escrow").events.values() if e.name != "EIP712DomainChanged"
     }
-    assert events.pop("RowsSettled") == ["provider", "results"]  # packs these two, which no event of the contract spells out
+    assert events.pop("RowsSettled") == ["provider", "results"]  # contains these two events in packed form
     assert classes.keys() - events.keys() == {"Settled", "RowSkipped"}
     for name, fields in events.items():
         assert list(classes[name].__annotations__) == fields
@@ -169,7 +169,11 @@ async def test_a_reorg_below_the_depth_is_told(either: World) -> None:
     await _back(either, mark)
     await rpc.request("evm_increaseTime", 60)
     behind = await read_events(rpc, either.deployment, page.cursor, after=page.tip, confirmations=2)
-    assert (behind.events, behind.cursor, behind.tip) == ((), page.cursor, page.tip)  # shorter than before: nothing is certain
+    assert (behind.events, behind.cursor, behind.tip) == (
+        (),
+        page.cursor,
+        page.tip,
+    )  # the chain is shorter than before, so nothing is final
     await _set(either, 3)
     await _mine(rpc, 5)
     with pytest.raises(DeepReorg, match="dropped block") as caught:

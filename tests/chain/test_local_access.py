@@ -69,7 +69,7 @@ async def test_a_name_that_was_pointed_here_is_not_served(chain_url: str, host: 
     Origin.
     """
     answer = await _send(chain_url, {"host": host})
-    assert answer.status_code in {400, 403}  # the server itself refuses what is no name at all
+    assert answer.status_code in {400, 403}  # the server itself refuses an invalid host name
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,9 @@ async def test_refused_sends_among_others_leave_no_hole(either: World) -> None:
     async def send(number: int) -> None:
         if number % 3:
             await sender.send(payee, b"", value=number)
-        elif number % 2:  # refused by the estimate, before it leaves
+        elif number % 2:  # refused by the gas estimate, before it is sent
             await sender.send(either.deployment.escrow, refused)
-        else:  # refused by the node: more than the account has
+        else:  # refused by the node: more than the account's balance
             await sender.send(payee, b"", value=2 * COIN, gas=21_000)
 
     results = await asyncio.gather(*map(send, range(1, 19)), return_exceptions=True)
@@ -199,7 +199,7 @@ async def test_the_original_may_win(proxy: Proxy, through: Rpc, either_rpc: Rpc)
     """If the original is mined after its replacement was sent, the original's receipt is returned."""
     signer = await _funded_key(either_rpc, "original")
     proxy.plan("eth_sendRawTransaction", Fault.LOSE)
-    proxy.answers["eth_getTransactionReceipt"] = None  # the node is slow to say so
+    proxy.answers["eth_getTransactionReceipt"] = None  # the node reports the receipt late
 
     async def speak() -> None:
         await _until(lambda: _sent(proxy, 3))
@@ -207,7 +207,7 @@ async def test_the_original_may_win(proxy: Proxy, through: Rpc, either_rpc: Rpc)
 
     sender = Sender(through, signer, poll=0.01, bump_after=0.1)
     mined, _ = await asyncio.gather(sender.send(ALICE.address, b"", value=3), speak(), return_exceptions=True)
-    if isinstance(mined, Replaced):  # it looked twice, and was told that the nonce is gone and nothing is known
+    if isinstance(mined, Replaced):  # two queries found the nonce used and no receipt
         pytest.fail("the original was taken for lost")
     assert not isinstance(mined, BaseException)
     assert mined.gas_used == 21_000

@@ -59,7 +59,7 @@ class Bond:
 
 
 class Holdings:
-    """The whole state of the escrow, and its token's as far as the escrow depends on it, with the queries that every call
+    """The whole state of the escrow and the part of its token's state that it depends on, with the queries that every call
     needs.
     """
 

@@ -127,7 +127,7 @@ def test_a_payer_key_with_code(market: Market, code: str, delegation: bool) -> N
 
 async def test_eip_7702_delegated_payer_key(world: World) -> None:
     """With a real delegation (a type-4 transaction), the payer's key becomes a smart account, and its order pays."""
-    key = person("smart account")  # of its own: the chain is shared, and this key takes no coins any more
+    key = person("smart account")  # a separate key, since the chain is shared and this key no longer accepts coins
     await world.purse(key, OWNER, 10 * DOLLAR)
     row = world.row(key, PROVIDER.address, DOLLAR)
     await world.sender(THIEF)

@@ -235,7 +235,7 @@ def test_a_blacklisted_payee_harms_only_itself() -> None:
     again=st.integers(1, 3),
 )
 def test_a_partial_payment_is_completed_exactly_once(owed: int, reserved: int, deposits: list[int], again: int) -> None:
-    """However often the row is repeated between top-ups, it pays the debt as far as there is money, and no more."""
+    """However often a row is repeated between top-ups, it pays the debt up to the available money, and no more."""
     market, mark = _made()
     market.chain.restore(mark)
     payer, provider = person("slow payer"), PROVIDERS[0]

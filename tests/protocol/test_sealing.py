@@ -389,7 +389,7 @@ def test_an_unusable_sealing_key_is_named(suite: str, size: int) -> None:
     """Unknown suites, keys of a wrong size, and invalid points (all zero, all ones) are the ask's fault."""
     for raw in (bytes(size), b"\xff" * size):
         if (suite, raw) == (X25519, b"\xff" * 32):
-            continue  # lawful: RFC 7748 masks the top bit
+            continue  # allowed: RFC 7748 masks the top bit
         with pytest.raises(BadSeal, match=r"ask\.sealingKey: expected a usable"):
             wrap_key(KEY, suite, raw, job=JOB, order_hash=ORDER, provider=PROVIDER)
 

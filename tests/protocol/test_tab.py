@@ -31,7 +31,7 @@ def order_of(ceiling: int, terms_hash: Hash = ZERO_HASH) -> Order:
     return build_order(PAYER.address, PROVIDER.address, ceiling, terms_hash=terms_hash)
 
 
-# The provider's half
+# The provider's side
 
 
 @given(amounts(10**9), amounts(10**9), amounts(10**9), amounts(10**9), amounts(10**9))

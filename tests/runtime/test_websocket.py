@@ -92,10 +92,10 @@ async def test_frames_however_they_are_mixed_and_cut(listener: tuple[Listener, C
     "bad",
     [
         b"\x82\x05hello",  # not masked
-        b"\xc2\x80\x00\x00\x00\x00",  # a bit of an extension that nobody agreed on
+        b"\xc2\x80\x00\x00\x00\x00",  # an extension bit that was not negotiated
         b"\x82\xff" + (MAX_MESSAGE + 1).to_bytes(8, "big") + bytes(4),  # too long
-        _frame(b"x", Opcode.CONT),  # of no message
-        b"\x83\x80\x00\x00\x00\x00",  # no such kind
+        _frame(b"x", Opcode.CONT),  # a continuation without a message
+        b"\x83\x80\x00\x00\x00\x00",  # unknown opcode
     ],
     ids=["not masked", "an extension", "too long", "of no message", "no such kind"],
 )

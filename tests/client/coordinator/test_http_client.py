@@ -252,7 +252,7 @@ def test_reading_a_hostile_list_is_bounded(filler: bytes) -> None:
     assert reader._tokens <= MAX_TOKENS + 1
     kept = reader.close()
     assert len(kept) < MAX_CONTROL
-    if filler not in (b",", b"1,"):  # two commas in a row were never JSON
+    if filler not in (b",", b"1,"):  # two commas in a row are not JSON
         assert len(json.loads(kept)["asks"]) <= MAX_ITEMS + 1
 
 
@@ -343,7 +343,7 @@ async def test_pages_without_an_end_are_not_followed_for_ever() -> None:
         assert count[0] == MAX_RAW // MAX_CONTROL + 1
 
 
-# Who asks
+# Access tokens
 
 
 async def test_a_token_is_signed_for_one_coordinator_and_reused_for_a_while() -> None:

@@ -227,7 +227,7 @@ async def test_max_cost_is_for_all_attempts(wallet: Signer, config: ClientConfig
         assert (len(fake.submissions), answer.headers["x-tally-cost"]) == (3, "3")
 
 
-# Books that lack something
+# Incomplete ledgers
 
 
 async def test_a_lost_ledger_fails_no_request(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:

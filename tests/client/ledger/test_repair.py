@@ -300,7 +300,7 @@ async def test_orders_that_ended_explain_nothing(ledger: Ledger) -> None:
     assert (await _tab(ledger)).undelivered_quarters == 0
 
 
-# Forgiving
+# Unblocking
 
 
 async def _block_for_another_payer(ledger: Ledger) -> None:

@@ -34,7 +34,7 @@ from tests.client.parties import ALICE, DOMAIN, MODEL, NOW_S, PAYER, Provider, b
 JOB = JobId(bytes(16))
 
 
-# Caps tell no lengths
+# Caps reveal no lengths
 
 
 @given(st.integers(0, 40_000), st.integers(0, 40_000), st.integers(0, 8_000))
@@ -61,7 +61,7 @@ def test_the_wire_reveals_only_the_size_bucket(first: str, other: str) -> None:
     assert sizes[0] == sizes[1] or sizes[0][0] != sizes[1][0]
 
 
-# Fees are what was told
+# Fees
 
 
 async def test_no_order_allows_an_unannounced_fee(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
@@ -89,12 +89,12 @@ async def test_no_order_allows_an_unannounced_fee(fake: FakeMarket, wallet: Sign
 
 
 async def _refused_once(fake: FakeMarket, market: Market, refusal: Refusal) -> None:
-    await market.shortlist(MODEL)  # remembered, so that the refusal is that of the job
+    await market.shortlist(MODEL)  # cached, so the job itself is refused
     fake.refusals.append(refusal)
     await run(market)
 
 
-# Reservations follow use
+# Reservations
 
 
 async def test_sybils_lock_no_purse(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
@@ -117,7 +117,7 @@ async def test_sybils_lock_no_purse(fake: FakeMarket, wallet: Signer, config: Cl
         assert [order.reserve_target for order in fake.orders()[-3:]] == [4 * 3, 0, 0]
 
 
-# Whose word on the chain counts
+# RPC endpoints
 
 
 @pytest.mark.parametrize(

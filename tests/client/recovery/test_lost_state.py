@@ -366,7 +366,7 @@ async def test_the_interval_between_queries_about_a_tab(fake: FakeMarket, wallet
         assert await recovery.recover([alice], chain=False, interval=60.0) == [RecoveryResult()]
         assert await recovery.recover([alice], chain=False, interval=60.0) == []
         assert await recovery.recover([alice], chain=False) == [RecoveryResult()]
-        far = 1e300  # so long that the clock adds nothing to it
+        far = 1e300  # too large for the clock to change it
         recovery.asked_at[alice] = -far
         assert await recovery.recover([alice], chain=False, interval=far) == []
         assert len(fake.inquiries) == 2

@@ -1,4 +1,4 @@
-"""A tab's total is only its provider's claim: it counts as far as orders of this key explain it."""
+"""A tab's total is only its provider's claim: it counts up to the amount that orders of this key explain."""
 
 from __future__ import annotations
 

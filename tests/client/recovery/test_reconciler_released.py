@@ -284,7 +284,7 @@ async def test_a_receipt_at_no_cost_ends_no_job_that_goes_on(ledger: Ledger) -> 
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).open_caps == alice.terms.max_cost, "it counts again"
 
 
-# A whole answer is delivered
+# Whole answers
 
 
 async def whole_then_fail(session: Session) -> None:

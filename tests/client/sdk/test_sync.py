@@ -97,7 +97,7 @@ async def test_stream_and_map_without_async(fake: FakeMarket, wallet: Signer, co
 
 @contextlib.contextmanager
 def _served(fake: FakeMarket) -> Iterator[None]:
-    """Runs the fake coordinator in its own thread, so that the test has the main one."""
+    """Runs the fake coordinator in a thread of its own and leaves the main thread to the test."""
     ready, stop = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
 

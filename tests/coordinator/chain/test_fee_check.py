@@ -66,7 +66,7 @@ async def test_a_chain_that_is_away_stops_no_start(escrow: FakeEscrow, monkeypat
 
 async def test_a_fee_that_is_raised_later_does_not_go_unnoticed(escrow: FakeEscrow) -> None:
     """Each new rate is one error in the log, not one per check; a return to the old rate is logged; a dead chain ends nothing."""
-    configure(json=True)  # whatever level another test left
+    configure(json=True)  # another test may have changed the level
     escrow.fees[COORDINATOR.address] = 100
     check = FeeCheck(escrow, COORDINATOR.address, 100, interval=0.001)
     await check.check_at_start()

@@ -57,7 +57,7 @@ def _closed(store: MemoryStore) -> list[str | None]:
     return [tx for _, tx in store.claims.values()]
 
 
-# Taking
+# Accepting claims
 
 
 async def test_a_good_claim_waits(settler: Settler, store: MemoryStore) -> None:
@@ -209,7 +209,7 @@ async def test_a_claim_with_one_good_row_is_sent(settler: Settler, escrow: FakeE
 
 
 async def test_a_shortfall_can_be_claimed_again(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
-    """What a purse could not pay is not lost: sending the same claim again collects the rest."""
+    """An amount that a purse could not pay is not lost: sending the same claim again collects the rest."""
     escrow.free[PAYER.address] = 5
     for _ in range(2):
         await settler.accept_claim(ANN.address, _claim(total=20))
@@ -220,7 +220,7 @@ async def test_a_shortfall_can_be_claimed_again(settler: Settler, store: MemoryS
     assert len(store.claims) == 1
 
 
-# When things fail
+# Failures
 
 
 async def test_a_chain_that_is_down(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
@@ -276,11 +276,11 @@ async def test_a_crash_between_send_and_close(store: MemoryStore, escrow: FakeEs
     assert escrow.settled == {(PAYER.address, ANN.address): 20}
 
 
-# Following
+# Following the chain
 
 
 async def test_what_was_settled_is_learnt(escrow: FakeEscrow, store: MemoryStore) -> None:
-    """Settlements on chain, whoever sent them, are stored with their transaction and lower what a payer owes."""
+    """Settlements on chain by any sender are stored with their transaction and lower a payer's debt."""
     exposure = Exposure()
     exposure.record_receipt(PAYER.address, ANN.address, Amount(20), Amount(20))
     settler = make_settler(escrow, store, exposure=exposure)

@@ -180,7 +180,7 @@ def test_exploring_costs_the_client_nothing() -> None:
 
 
 def test_among_newcomers_nothing_is_left_to_chance() -> None:
-    """If no provider is known yet, the cheapest comes first, whatever the draw."""
+    """If no provider is known yet, the cheapest comes first with any draw."""
     book = AskBook()
     _stand(book, GOOD, 5)
     _stand(book, NEW, 4)

@@ -34,7 +34,7 @@ def test_good_work_raises_it(outcome: Outcome) -> None:
 def test_what_is_not_its_fault_costs_nothing(outcome: Outcome) -> None:
     """Requests that an engine or a node refused, and clients that leave, do not change a score."""
     assert _after(outcome) == _after()
-    assert _after(Outcome.TIMED_OUT, outcome) == _after(Outcome.TIMED_OUT), "nor do they mend one"
+    assert _after(Outcome.TIMED_OUT, outcome) == _after(Outcome.TIMED_OUT), "nor do they raise it"
 
 
 @pytest.mark.parametrize("outcome", [Outcome.PROVIDER_ERROR, Outcome.TIMED_OUT])

@@ -1,4 +1,4 @@
-"""What one stranger can make a coordinator hold and spend: tests of the numbers in resource_bounds.py over sockets."""
+"""Limits on memory and work that one stranger can cause: tests of the numbers in resource_bounds.py over sockets."""
 
 from __future__ import annotations
 

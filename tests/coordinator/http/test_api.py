@@ -56,7 +56,7 @@ def _error(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, error["code"]
 
 
-# What it tells
+# Public information
 
 
 async def test_info(at: Served) -> None:

@@ -119,7 +119,7 @@ async def test_a_reconnected_node_starts_with_its_own_count(world: World) -> Non
     node, other = world.node("ann", slots=1), world.node("bob", output_price=9_000_000)
     old = await world.started(node, other)
     node.bus.detach(f"node.{node.address}", node.receive)
-    world.market.book.drop(node.address)  # what the job does not hear of yet
+    world.market.book.drop(node.address)  # the job has no notice of this yet
     node.connect()
     new = await world.started(node)
     assert new.job.provider == node.address

@@ -125,7 +125,7 @@ async def test_a_payer_runs_only_so_many_jobs() -> None:
 
 
 async def test_a_node_is_given_only_so_many_jobs() -> None:
-    """The limit holds whatever number of slots a node reports."""
+    """The limit holds for any number of slots that a node reports."""
     world = World(limits=JobLimits(jobs_per_node=1))
     node = world.node("ann", slots=1_000)
     client = await world.started(node)

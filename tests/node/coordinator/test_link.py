@@ -66,12 +66,12 @@ class Node:
         )
 
     async def next_event(self) -> tuple[str, Any]:
-        """What the handler is told next."""
+        """Returns the handler's next event."""
         async with asyncio.timeout(5):
             return await self.handler.events.get()
 
     async def troubled(self, *words: str) -> None:
-        """Waits until the link says that it has this trouble. It has no event for that, since nobody else needs one."""
+        """Waits until the link reports this problem, for which there is no event."""
         while not any(word in self.link.problem for word in words):  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.01)
 

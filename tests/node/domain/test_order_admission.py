@@ -84,13 +84,13 @@ def test_each_violation_has_its_code(changes: dict[str, Any], code: Code) -> Non
     ],
 )
 def test_the_limits_themselves_are_allowed(limit: dict[str, Any]) -> None:
-    """Allowed are the whole output limit, the first and last deadline, the shortest claim window, and the whole fee."""
+    """The whole output limit, the first and last deadline, the shortest claim window and the whole fee are allowed."""
     placed = Client().order(ASK, **limit)
     assert admission(BOOK).verify(LINK, placed.job, placed.dispatch, NOW).order == placed.order
 
 
 def test_a_late_order_names_the_delay() -> None:
-    """The refusal names the seconds, so that clock differences can be found."""
+    """The refusal states the difference in seconds, which reveals wrong clocks."""
     placed = Client().order(ASK, order_with={"deadline": NOW - 5})
     with pytest.raises(Refusal, match="passed 5 s ago"):
         admission(BOOK).verify(LINK, placed.job, placed.dispatch, NOW)

@@ -105,8 +105,8 @@ def refusal(placed: PlacedJob, tab: ProviderTab) -> ReceiptRecord:
 
 
 async def test_a_refused_order_backs_no_claim(store: Store) -> None:
-    """A refused order moves its tab's seq, is consumed, and is sent as any receipt; whatever its cap, no claim and no job rests
-    on it.
+    """A refused order advances its tab's seq, is consumed, and its receipt is sent like any other; neither claims nor jobs
+    use it, whatever its cap.
     """
     client = Client()
     records = await finish(store, client)
@@ -343,7 +343,7 @@ async def test_huge_numbers_are_stored(tmp_path: Path) -> None:
 
 
 async def test_the_schema_is_the_migrations(tmp_path: Path) -> None:
-    """The tables that the code names are the ones that the migrations make."""
+    """The migrations create exactly the tables that the code names."""
     store = open_store(tmp_path)
     await store.start()
     await store.close()
