@@ -158,7 +158,7 @@ async def test_what_was_taken_back_within_the_depth_is_never_reported(either: Wo
     assert seen == [2]
 
 
-async def test_a_reorg_below_the_depth_is_told(either: World) -> None:
+async def test_a_reorg_below_the_depth_is_reported(either: World) -> None:
     """If final blocks are replaced, reading from the stored cursor and tip raises an error that names the block."""
     rpc, start = either.rpc, await either.rpc.block_number() + 1
     mark = await rpc.request("evm_snapshot")
@@ -185,7 +185,7 @@ async def test_a_reorg_below_the_depth_is_told(either: World) -> None:
     assert _rates(again) == [3]
 
 
-async def test_a_follower_notices_by_itself(either: World) -> None:
+async def test_a_follower_detects_a_reorg(either: World) -> None:
     """A follower keeps the tip between its own pages and detects a reorganization itself."""
     rpc = either.rpc
     mark, start = await rpc.request("evm_snapshot"), await rpc.block_number() + 1
@@ -223,7 +223,7 @@ async def test_a_real_reorg_of_a_few_blocks(anvil_url: str) -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault.HANG, Fault.CUT, Fault.BROKEN, Fault.RATE_LIMIT, Fault.GARBAGE], ids=lambda f: f.name)
-async def test_reading_over_a_bad_line(either: World, proxy: Proxy, through: Rpc, fault: Fault) -> None:
+async def test_reading_over_a_failing_connection(either: World, proxy: Proxy, through: Rpc, fault: Fault) -> None:
     """A failing connection goes unnoticed or raises Unavailable; the cursor does not move, and no event is lost."""
     start = await either.rpc.block_number() + 1
     await _set(either, 1, 2)
@@ -254,7 +254,7 @@ async def test_a_chain_that_changes_while_it_is_read(either: World, proxy: Proxy
     assert (page.events, page.cursor) == ((), start)
 
 
-async def test_small_appetites_are_respected(either: World, proxy: Proxy, through: Rpc) -> None:
+async def test_pages_shrink_for_limited_nodes(either: World, proxy: Proxy, through: Rpc) -> None:
     """If a node returns logs of few blocks at a time, the reader asks for fewer until it gets an answer."""
     start = await either.rpc.block_number() + 1
     await _set(either, *range(8))
@@ -269,7 +269,7 @@ async def test_small_appetites_are_respected(either: World, proxy: Proxy, throug
         await read_events(through, either.deployment, cursor)
 
 
-async def test_a_reader_that_dies_anywhere_reads_on(either: World) -> None:
+async def test_a_reader_continues_after_any_restart(either: World) -> None:
     """With any page size, and any number of restarts from the stored cursor, the events are those of one reading."""
     start = await either.rpc.block_number() + 1
     await _set(either, *range(6))
@@ -285,7 +285,7 @@ async def test_a_reader_that_dies_anywhere_reads_on(either: World) -> None:
 
 
 @pytest.mark.parametrize("logs", [None, 5, [5], [{}], [{"address": 5}], "spoiled"], ids=str)
-async def test_what_are_no_logs(world: World, proxy_of_world: Proxy, logs: object) -> None:
+async def test_malformed_logs(world: World, proxy_of_world: Proxy, logs: object) -> None:
     """Any malformed logs raise Unavailable or are read as events, and the reader does not move on."""
     start = await world.rpc.block_number() + 1
     await _set(world, 1)

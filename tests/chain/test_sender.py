@@ -195,7 +195,7 @@ async def test_a_stuck_transaction_is_replaced(manual: Rpc) -> None:
     assert (await manual.balance(BOB.address) - before, await _count(manual, sender.address, "pending")) == (7, 1)
 
 
-async def test_the_original_may_win(proxy: Proxy, through: Rpc, either_rpc: Rpc) -> None:
+async def test_the_original_may_be_mined(proxy: Proxy, through: Rpc, either_rpc: Rpc) -> None:
     """If the original is mined after its replacement was sent, the original's receipt is returned."""
     signer = await _funded_key(either_rpc, "original")
     proxy.plan("eth_sendRawTransaction", Fault.LOSE)
@@ -242,7 +242,7 @@ async def test_waiting_outlasts_an_endpoint_that_fails(proxy: Proxy, through: Rp
     assert mined.gas_used == 21_000
 
 
-async def test_somebody_elses_transaction_is_told(proxy: Proxy, through: Rpc, either_rpc: Rpc) -> None:
+async def test_a_foreign_transaction_at_the_nonce_is_reported(proxy: Proxy, through: Rpc, either_rpc: Rpc) -> None:
     """If another program's transaction takes the nonce of a sent one, the latter is reported as replaced; the next one
     succeeds.
     """
@@ -338,7 +338,7 @@ async def test_too_few_confirmations_have_a_deadline(either_rpc: Rpc) -> None:
         await sender.send(ALICE.address, b"", value=1)
 
 
-async def test_a_sender_believes_a_chain_that_went_back(either_rpc: Rpc) -> None:
+async def test_nonces_are_reused_after_a_reorg(either_rpc: Rpc) -> None:
     """After a reorganization that dropped its transactions, a sender uses their nonces again."""
     signer, payee = await _funded_key(either_rpc, "rewound"), person("rewound payee").address
     sender = Sender(either_rpc, signer, poll=0.001)

@@ -47,7 +47,7 @@ def _text(meaning: Explanation) -> str:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_a_purse_lets_whom_do(purse: Purse, state: str, calls: list[tuple[str, int]]) -> None:
+def test_states_and_calls_of_a_purse(purse: Purse, state: str, calls: list[tuple[str, int]]) -> None:
     """Each state of a purse has its name, and exactly the calls that the contract accepts now or from an announced time on."""
     meaning = EXPLAIN.purse(purse)
     assert (meaning.state, _calls(meaning)) == (state, calls)
@@ -81,7 +81,7 @@ def test_what_a_purse_lets_whom_do(purse: Purse, state: str, calls: list[tuple[s
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_a_tab_lets_whom_do(tab: TabState, purse: Purse, state: str, calls: list[tuple[str, int]]) -> None:
+def test_states_and_calls_of_a_tab(tab: TabState, purse: Purse, state: str, calls: list[tuple[str, int]]) -> None:
     """Each state of a tab has its name and its possible calls, also after the provider collected during a release."""
     meaning = EXPLAIN.tab(tab, purse)
     assert (meaning.state, _calls(meaning)) == (state, calls)

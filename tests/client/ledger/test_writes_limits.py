@@ -141,7 +141,7 @@ def test_no_rpc_address_of_a_stranger_is_believed(rpc: str | None, use: bool, de
     assert rpc_of(ClientConfig(rpc=rpc, use_deployment_rpc=use), deployed) == believed
 
 
-def test_a_chain_that_is_not_asked_is_told_of(tmp_path: Path) -> None:
+def test_a_chain_without_an_endpoint_is_logged(tmp_path: Path) -> None:
     """Without an RPC address of its own, the client does not query the chain, and the log says what to set."""
     file = tmp_path / "deployment.json"
     Deployment(31337, DOMAIN.contract, Address("0x" + "cd" * 20), 6, 0, "https://rpc.example").save(file)

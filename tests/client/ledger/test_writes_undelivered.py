@@ -280,7 +280,7 @@ async def test_a_keyed_answer_that_is_fetched_later_is_whole(fake: FakeMarket, w
     await ledger.close()
 
 
-async def test_the_books_forget_nothing_that_did_not_arrive(tmp_path: Path) -> None:
+async def test_charges_for_undelivered_answers_are_remembered(tmp_path: Path) -> None:
     """A receipt without its answer counts once, however often and by whichever process it is read; unblocking does not
     record it.
     """
@@ -338,7 +338,7 @@ async def test_an_attempt_that_was_passed_over_bills_nothing(market: Market, fak
     assert known.state is JobState.COMPLETED
 
 
-async def test_a_gateway_does_not_book_what_another_process_reads(config: ClientConfig, wallet: Signer) -> None:
+async def test_a_gateway_does_not_record_a_job_that_another_process_reads(config: ClientConfig, wallet: Signer) -> None:
     """While the process that reads a job is alive, no other process records its receipt: only the reader knows what arrived."""
     path = config.ledger_path(wallet.address)
     reader, other = await Ledger.open(path, wallet.address), await Ledger.open(path, wallet.address)

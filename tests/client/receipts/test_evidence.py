@@ -123,7 +123,7 @@ async def test_receipts_that_contradict_each_other(market: Market, fake: FakeMar
         replace(file, others=(replace(other, signature=file.receipt.signature),)).check()
 
 
-async def test_who_is_left_out_is_said_and_can_be_forgiven(
+async def test_excluded_receipts_are_named_and_can_be_accepted(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path
 ) -> None:
     """A refusal names the receipts behind it. A receipt refused by a count alone, for example with a wrong tokenizer, can be
@@ -146,7 +146,7 @@ async def test_who_is_left_out_is_said_and_can_be_forgiven(
         assert len(await market.evidence()) == 1, "what was found stays"
 
 
-async def test_a_lie_is_unblocked_but_not_booked(market: Market, fake: FakeMarket) -> None:
+async def test_unblocking_does_not_record_a_dishonest_receipt(market: Market, fake: FakeMarket) -> None:
     """After unblocking, the provider may get orders again, and its dishonest receipt counts for nothing."""
     await _cheated(market, fake, cost=Amount(9), cumulative_cost=Amount(9))
     address = fake.providers[0].address

@@ -163,7 +163,7 @@ def _files(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("*")}
 
 
-async def test_the_oldest_proofs_go(proof: Proof, tmp_path: Path) -> None:
+async def test_the_oldest_proofs_are_deleted(proof: Proof, tmp_path: Path) -> None:
     """A folder never exceeds its limit of bytes, also after a restart; a larger proof is not written."""
     path = tmp_path / "proofs"
     size = len(proof.dumps())

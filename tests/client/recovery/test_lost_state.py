@@ -212,7 +212,7 @@ async def test_failover_hides_no_missing_tab(wallet: Signer, config: ClientConfi
             await eventually(learnt)
 
 
-async def test_silence_costs_no_job(
+async def test_an_unanswered_query_delays_no_job(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A coordinator that does not answer the query delays the first job only for a bounded time."""

@@ -176,7 +176,7 @@ async def test_what_running_jobs_explain_blames_nobody(ledger: Ledger) -> None:
     assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(4 + cap), NOW_S, paid=[])).blocked_reason
 
 
-async def test_a_barred_provider_is_asked_for_its_receipts(
+async def test_an_excluded_provider_is_asked_for_its_receipts(
     market: Market, fake: FakeMarket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A provider that is excluded because it owes receipts gets orders again soon after the coordinator has them, without a
