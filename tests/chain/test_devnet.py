@@ -42,7 +42,7 @@ async def _nonce(http: httpx.AsyncClient) -> int:
     return int(await _ask(http, "eth_getTransactionCount", BOB.address, "pending"), 16)
 
 
-def test_the_accounts_are_the_ones_that_everybody_knows() -> None:
+def test_the_accounts_are_the_well_known_test_accounts() -> None:
     """The funded accounts are the first two keys of the common test mnemonic, which wallets and other test chains also have."""
     assert [a.address for a in dev_accounts(2)] == [
         "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266",

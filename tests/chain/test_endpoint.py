@@ -115,7 +115,7 @@ def _selector(name: str) -> str:
     return next(key.hex() for key, entry in load_abi("Escrow").errors.items() if entry.name == name)
 
 
-def test_what_contracts_say() -> None:
+def test_contract_errors_are_named() -> None:
     """Our custom errors, OpenZeppelin's, Error(string) and panics are named; any other revert is a refusal with its text."""
     text = bytes.fromhex("08c379a0" + f"{32:064x}{2:064x}" + b"no".hex().ljust(64, "0"))
     assert (_named(text).name, _named(text).values) == ("Error", {"message": "no"})

@@ -156,7 +156,7 @@ async def test_events_equal_those_that_calls_returned(either: World) -> None:
     assert [block and block.hash for block in blocks] == [event.at.block_hash for event in page.events]
 
 
-async def test_the_rules_are_what_was_deployed(either: World) -> None:
+async def test_the_rules_are_those_that_were_deployed(either: World) -> None:
     """The waits and the penalty read from the chain are those that were deployed, and the deployment passes its check."""
     assert await either.escrow.rules() == RULES
     await either.escrow.check()

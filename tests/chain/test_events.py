@@ -130,7 +130,7 @@ async def _back(world: World, mark: str) -> str:
     return str(await world.rpc.request("evm_snapshot"))
 
 
-async def test_what_was_taken_back_within_the_depth_is_never_reported(either: World) -> None:
+async def test_events_removed_within_the_depth_are_never_reported(either: World) -> None:
     """With three confirmations, an event whose block is replaced after two is never reported; its replacement is reported
     once.
     """

@@ -289,7 +289,7 @@ async def test_fees_stop_at_their_limit(manual: Rpc) -> None:
     assert (await sending).hash == waiting["hash"]
 
 
-async def test_what_was_not_mined_in_time_is_taken_over(manual: Rpc) -> None:
+async def test_the_nonce_of_an_abandoned_transaction_is_used_again(manual: Rpc) -> None:
     """After the deadline the send raises an error, and the next transaction takes its nonce, so only one of the two can
     happen.
     """

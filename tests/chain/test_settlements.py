@@ -118,7 +118,7 @@ async def test_an_endpoint_that_makes_settlements_up_shows_no_order(world: World
 
 
 @pytest.mark.parametrize("answer", [5, {}, {"input": None}, {"input": "0xzz"}, {"input": ["0x"]}], ids=str)
-async def test_what_is_no_transaction_is_the_endpoints_fault(world: World, proxy_of_world: Proxy, answer: object) -> None:
+async def test_a_malformed_transaction_is_the_endpoints_fault(world: World, proxy_of_world: Proxy, answer: object) -> None:
     """A malformed transaction raises Unavailable and never gives an order."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     await _paid(world, world.row(KEY, PROVIDER.address, 5))

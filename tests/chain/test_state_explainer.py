@@ -106,7 +106,7 @@ def test_states_and_calls_of_a_tab(tab: TabState, purse: Purse, state: str, call
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_an_account_can_do(account: ProviderAccount, state: str, calls: list[tuple[str, int]]) -> None:
+def test_states_and_calls_of_an_account(account: ProviderAccount, state: str, calls: list[tuple[str, int]]) -> None:
     """Each state of an account's credit and stake has its name and its possible calls."""
     meaning = EXPLAIN.provider(account, PROVIDER)
     assert (meaning.state, _calls(meaning)) == (state, calls)

@@ -161,7 +161,7 @@ def test_refill_during_a_thaw(market: Market) -> None:
     assert market.balance(OWNER.address) == 9 * DOLLAR
 
 
-def test_pledging_again_what_was_released(market: Market) -> None:
+def test_reserving_released_money_again(market: Market) -> None:
     """An owner with everything reserved can withdraw, although a provider has an order that would reserve it again."""
     order = market.order(KEY, PROVIDER.address, DOLLAR, reserve_target=Amount(U96))
     market.call(PROVIDER.address, "secure", order.message, order.signature)
@@ -355,7 +355,7 @@ def _mirror(signature: bytes) -> bytes:
     return signature[:32] + s.to_bytes(32, "big") + bytes((55 - signature[64],))
 
 
-def test_bits_that_nobody_signed(market: Market) -> None:
+def test_unsigned_bits(market: Market) -> None:
     """The unused bits of a row have no meaning: with them set, the row is the same."""
     claim = market.claim(PROVIDER, market.row(KEY, PROVIDER.address, DOLLAR))
     words = list(claim.rows[0].encode())

@@ -103,7 +103,7 @@ def test_order_repetition_and_cuts_do_not_matter(arrangement: Any) -> None:
 
 @some
 @given(arrangement=_arrangements(), left_out=st.randoms(use_true_random=False))
-def test_what_a_later_row_contains_may_be_left_out(arrangement: Any, left_out: Any) -> None:
+def test_earlier_rows_may_be_left_out(arrangement: Any, left_out: Any) -> None:
     """Only the highest of a tab's rows counts: leaving out any others changes nothing."""
     totals, _ = arrangement
 

@@ -34,7 +34,7 @@ ASK = replace(make_ask(person("ann")).message, spec=SPEC)
         ({"context_tokens": 8_193}, "context_tokens"),
     ],
 )
-def test_what_an_ask_lacks(required: dict[str, Any], lacks: str | None) -> None:
+def test_unmet_requirements(required: dict[str, Any], lacks: str | None) -> None:
     """An ask needs one of the names of each kind, all features, and at least the context; case does not matter."""
     assert Requirements(**required).first_unmet(ASK) == lacks
 
@@ -99,7 +99,7 @@ def test_the_wire_form(required: Requirements) -> None:
         ({"contextTokens": "many"}, r"require\.contextTokens"),
     ],
 )
-def test_what_is_no_requirement(raw: object, says: str) -> None:
+def test_invalid_requirements(raw: object, says: str) -> None:
     """An invalid member is refused by name."""
     with pytest.raises(BadMessage, match=says):
         Requirements.from_json(raw)

@@ -142,7 +142,7 @@ def test_a_flood_of_refusals_does_not_fill_the_log(written: Callable[[], str]) -
     assert "coordinator ready" in output
 
 
-def test_what_was_left_out_is_counted() -> None:
+def test_omitted_events_are_counted() -> None:
     """The next logged event states how many were omitted; errors are never omitted."""
     now = 0.0
     pace = logs.LogRateLimiter(lambda: now)

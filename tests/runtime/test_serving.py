@@ -52,7 +52,7 @@ async def test_a_request_under_way_is_answered_before_the_end() -> None:
         assert (await asking).text == "/slow"
 
 
-async def test_a_port_that_is_taken_is_said_and_not_a_crash() -> None:
+async def test_a_used_port_is_reported() -> None:
     """A second server on the same port, a foreign address and a port out of range raise Unavailable with the reason."""
     async with serving(echo, LOOPBACK, 0) as port:
         for host, number in ((LOOPBACK, port), ("192.0.2.1", 0), (LOOPBACK, 70_000), ("no.such.host.invalid", 0)):

@@ -99,7 +99,7 @@ async def test_frames_however_they_are_mixed_and_cut(listener: tuple[Listener, C
     ],
     ids=["not masked", "an extension", "too long", "of no message", "no such kind"],
 )
-async def test_what_breaks_the_protocol(listener: tuple[Listener, ClientConnection], bad: bytes) -> None:
+async def test_protocol_violations(listener: tuple[Listener, ClientConnection], bad: bytes) -> None:
     """Protocol violations close the connection, also after valid messages in the same packet."""
     app, socket = listener
     socket.transport.write(_frame(b"good") + bad)
@@ -159,7 +159,7 @@ async def test_an_app_sets_the_limit_of_a_connection(listener: tuple[Listener, C
     assert [len(frame) for frame in app.heard] == [100, 1_000]
 
 
-async def test_pings_that_nobody_reads_the_answers_of_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unread_pongs_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that sends pings without reading the answers gets a limited number, and is disconnected after a while."""
     held: list[int] = []
     plain = connection_limiter._WebSocket.handle_ping

@@ -162,7 +162,7 @@ DEEP = (b"[" * 100_000, b'{"asks":' * 100_000)
 @pytest.mark.parametrize(
     "body", [b"", b"null", b"[]", b"7", b'"x"', b"{", b"\xff", b'{"asks": {}}', b"NaN", b'{"next": 1}', *DEEP]
 )
-async def test_what_is_no_answer_is_an_error_in_words(body: bytes) -> None:
+async def test_a_malformed_answer_is_a_readable_error(body: bytes) -> None:
     """An answer that does not parse, or is nested too deeply, is the coordinator's fault."""
     async with coordinator_with_answer(body) as coordinator:
         for call in calls(coordinator)[:8]:

@@ -176,7 +176,7 @@ async def test_a_ceiling_above_all_receipts_bears_every_open_cap(ledger: Ledger)
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).open_caps == cap
 
 
-def test_what_is_undelivered_is_no_evidence() -> None:
+def test_an_undelivered_answer_is_no_evidence() -> None:
     """A receipt for an undelivered answer is refused as the coordinator's bad receipt, and is never retried."""
     error: TallyError = UndeliveredCharge("x")
     assert isinstance(error, BadReceipt)

@@ -89,7 +89,7 @@ def test_adjacent_receipts_are_the_nearest_on_each_side() -> None:
 
 
 @pytest.mark.parametrize(("gap", "total", "fits"), [(1, 30, True), (1, 31, False), (1, 29, False), (2, 30, True), (2, 29, False)])
-def test_totals_leave_room_for_what_lies_between(gap: int, total: int, fits: bool) -> None:
+def test_totals_leave_room_for_missing_receipts(gap: int, total: int, fits: bool) -> None:
     """Totals of adjacent seqs are exact; across a gap they may be higher, and they are never lower."""
     lower = bill(place(), seq=5, cost=Amount(10), cumulative_cost=Amount(10))
     higher = bill(place(), seq=5 + gap, cost=Amount(20), cumulative_cost=Amount(total))

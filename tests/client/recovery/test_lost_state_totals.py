@@ -108,7 +108,7 @@ async def test_an_order_that_only_reserves_proves_no_payment(ledger: Ledger) -> 
     assert result.blocked_reason
 
 
-async def test_what_was_recovered_stays_known(ledger: Ledger) -> None:
+async def test_a_recovered_total_stays_known(ledger: Ledger) -> None:
     """A recovered tab counts from its proven total on; later receipts raise it only by their costs."""
     backing = place(Tab(accepted=Amount(400)))
     most = backing.order.message.ceiling
@@ -142,7 +142,7 @@ async def _recover_receipt(ledger: Ledger, total: int) -> int:
     return result.raised
 
 
-async def test_what_open_orders_explain_is_not_recovered(ledger: Ledger) -> None:
+async def test_a_total_that_open_orders_explain_is_not_recovered(ledger: Ledger) -> None:
     """Missing orders raise ceiling and seq. The total rises only by what they prove beyond the receipts and what it already
     had.
     """
@@ -168,7 +168,7 @@ async def test_the_highest_order_that_was_paid_on_proves(ledger: Ledger) -> None
     assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(80), NOW_S, paid=paid)).raised == 80
 
 
-async def test_what_running_jobs_explain_blames_nobody(ledger: Ledger) -> None:
+async def test_a_payment_that_running_jobs_explain_blocks_nobody(ledger: Ledger) -> None:
     """A payment up to the cap of a running job blocks nobody; one unit more blocks its provider."""
     cap = await _record_and_take_another(ledger)
     assert not (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(3 + cap), NOW_S, paid=[])).blocked_reason
@@ -209,7 +209,7 @@ async def test_an_excluded_provider_is_asked_for_its_receipts(
     assert not await market._ledger.excluded(DOMAIN, market._now())
 
 
-async def test_a_job_that_nobody_knew_is_asked_about_again(ledger: Ledger) -> None:
+async def test_a_lost_job_is_queried_again(ledger: Ledger) -> None:
     """The orders of a job that its coordinator lost still count, so their receipts are queried."""
     job, (placed,) = await take(ledger)
     assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == []
@@ -226,7 +226,7 @@ async def test_a_job_that_nobody_knew_is_asked_about_again(ledger: Ledger) -> No
     assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == [job]
 
 
-async def test_a_charge_for_an_order_that_nobody_had_counts(market: Market, fake: FakeMarket) -> None:
+async def test_a_charge_for_an_unmatched_order_counts(market: Market, fake: FakeMarket) -> None:
     """A charge for an order that the coordinator reported as never matched is not recorded. It counts against its provider,
     and the order's cap counts again.
     """
@@ -252,7 +252,7 @@ async def test_a_charge_for_an_order_that_nobody_had_counts(market: Market, fake
     assert known.orders[0].state is OrderState.DISPATCHED
 
 
-async def test_unblocking_what_was_not_paid_spends_nothing(ledger: Ledger) -> None:
+async def test_unblocking_an_unpaid_total_spends_nothing(ledger: Ledger) -> None:
     """If the chain paid nothing beyond the ledger, unblocking changes neither the spending nor the tab."""
     job, (placed,) = await take(ledger)
     lie = ALICE.signer.sign(bill(placed, result_commitment=Hash(b"\1" * 32)), DOMAIN)
@@ -264,7 +264,7 @@ async def test_unblocking_what_was_not_paid_spends_nothing(ledger: Ledger) -> No
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).recovered == 0
 
 
-async def test_what_is_excused_is_what_receipts_lack(ledger: Ledger) -> None:
+async def test_an_excused_payment_is_spent_once(ledger: Ledger) -> None:
     """Of an excused payment, the part with receipts was spent already; the rest is spent now and added to the tab."""
     cap = await _record_and_take_another(ledger)
     paid = Amount(3 + cap + 2)

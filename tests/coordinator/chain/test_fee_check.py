@@ -28,7 +28,7 @@ def escrow() -> FakeEscrow:
 
 
 @pytest.mark.parametrize(("configured", "registered"), [(0, 1), (0, 500), (100, 101), (100, 99), (10_000, 0)])
-async def test_no_coordinator_starts_with_a_fee_that_nobody_was_told(
+async def test_no_coordinator_starts_with_an_unregistered_fee(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, escrow: FakeEscrow, configured: int, registered: int
 ) -> None:
     """Higher or lower, the error names both rates, the setting and the command."""

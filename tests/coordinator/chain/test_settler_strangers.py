@@ -193,7 +193,7 @@ async def test_claims_of_one_provider_do_not_fill_the_store(
     assert _closed(store) == [None]
 
 
-async def test_what_is_read_once_is_not_read_again(escrow: FakeEscrow, store: MemoryStore) -> None:
+async def test_reads_are_not_repeated(escrow: FakeEscrow, store: MemoryStore) -> None:
     """The claims of many providers on one payer read its purse once a batch, and each tab once."""
     settler = make_settler(escrow, store)
     providers = [person(f"provider {number}") for number in range(10)]

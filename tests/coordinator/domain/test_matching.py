@@ -58,12 +58,12 @@ def _refusal(book: AskBook, **demand: Any) -> TallyError:
         (Reason.ASK_EXPIRED, {}, {"valid_from": START + 1}),
     ],
 )
-def test_each_predicate_says_why(reason: Reason, demand: dict[str, Any], ask: dict[str, Any]) -> None:
+def test_each_predicate_has_a_reason(reason: Reason, demand: dict[str, Any], ask: dict[str, Any]) -> None:
     """Each requirement that an ask does not meet has a reason of its own."""
     assert rejection(_standing(**ask), Demand(model=MODEL, **demand), START) is reason
 
 
-def test_a_busy_node_is_told_apart() -> None:
+def test_a_busy_node_has_its_own_reason() -> None:
     """A node without a free slot is refused with exactly that reason."""
     assert rejection(_standing(free=0), Demand(model=MODEL), START) is Reason.BUSY
 
@@ -76,7 +76,7 @@ def test_a_busy_node_is_told_apart() -> None:
         {"max_input_price": 1_000_000, "max_output_price": 2_000_000},
     ],
 )
-def test_what_fits_exactly_fits(demand: dict[str, Any]) -> None:
+def test_bounds_are_inclusive(demand: dict[str, Any]) -> None:
     """Maxima include their bound; an ask is valid from its first second to the last one before its end."""
     fits = _standing(valid_from=START, valid_until=START + 1)
     assert rejection(fits, Demand(model=MODEL, **demand), START) is None
@@ -108,7 +108,7 @@ def test_the_shortlist_is_sorted_as_asked() -> None:
         Demand(model=MODEL, sort="beauty")
 
 
-def test_who_failed_too_often_is_left_out() -> None:
+def test_unreliable_providers_can_be_excluded() -> None:
     """A client may require providers whose recent jobs mostly succeeded."""
     book, _ = _book_of((ANN, {}), (BOB, {}))
     scores = {ANN.address: 0.89, BOB.address: 0.9}
@@ -194,7 +194,7 @@ def test_all_busy() -> None:
         ({"min_stake": 1, "exclude": frozenset({BOB.address})}, f"1 x {Reason.EXCLUDED.value}"),
     ],
 )
-def test_nobody_fits(demand: dict[str, Any], reason: str) -> None:
+def test_no_provider_is_suitable(demand: dict[str, Any], reason: str) -> None:
     """If no provider is suitable, the refusal counts the reasons."""
     book, _ = _book_of((ANN, {}), (BOB, {}))
     error = _refusal(book, **demand)

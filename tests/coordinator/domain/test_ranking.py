@@ -84,7 +84,7 @@ def test_a_dear_provider_is_not_first_for_a_few_good_jobs(good: int, first: Sign
     assert _listed(book, reputation)[0] == first.address
 
 
-def test_who_fails_half_of_its_jobs_is_not_first_for_nothing() -> None:
+def test_an_unreliable_provider_at_price_zero_is_not_first() -> None:
     """A provider that fails every other job at price 0 comes after one that hardly fails."""
     book, reputation = AskBook(), _known(good=500)
     for _ in range(250):
@@ -218,7 +218,7 @@ async def test_a_match_explores_unless_the_client_chose_the_order() -> None:
         assert client.job.provider == first.address
 
 
-async def test_who_fails_as_a_newcomer_is_not_explored_for_ever() -> None:
+async def test_failing_newcomers_are_explored_briefly() -> None:
     """After its first jobs, however they ended, a provider has no share of exploration any more."""
     world = World(chance=0.0)
     known, new = world.node("known"), world.node("new")

@@ -350,7 +350,7 @@ async def _finished(world: World) -> Client:
     return client
 
 
-async def test_a_job_is_told_whole(at: Served) -> None:
+async def test_the_whole_job_is_reported(at: Served) -> None:
     """A job's payer reads its state, its attempts with their reasons, its receipt, and that it is not settled yet."""
     client = await _finished(at.world)
     ann, bob = at.world.nodes
@@ -565,7 +565,7 @@ async def test_all_providers_are_busy(at: Served) -> None:
     assert response.json()["error"]["retry"] is True
 
 
-async def test_a_bug_is_told_in_the_same_shape(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_is_reported_in_the_same_shape(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that meets a bug gets an error in the same shape without internals, and the process continues."""
 
     async def broken(_job: object) -> None:

@@ -130,7 +130,7 @@ async def test_silence_at_the_door(at: Served, monkeypatch: pytest.MonkeyPatch) 
     assert "the node was silent for too long" in str(await node.refusal())
 
 
-async def test_a_full_house() -> None:
+async def test_a_full_coordinator() -> None:
     """A full coordinator refuses new nodes, but lets its own nodes reconnect, and others in when one has left."""
     async with served(max_nodes=1) as at:
         await LinkNode.join(at, ANN)

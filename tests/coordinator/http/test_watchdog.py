@@ -8,7 +8,7 @@ import pytest
 from coordinator.http.watchdog import Watchdog
 
 
-async def test_what_comes_in_time_is_returned() -> None:
+async def test_a_result_in_time_is_returned() -> None:
     """An await that is fast enough returns its result or raises its error, any number of times."""
 
     async def fail() -> None:
@@ -21,7 +21,7 @@ async def test_what_comes_in_time_is_returned() -> None:
             await watchdog.wait(fail())
 
 
-async def test_what_takes_too_long_is_cut_off() -> None:
+async def test_a_slow_operation_is_stopped() -> None:
     """An await that takes too long is interrupted; the task continues and can wait again."""
     with closing(Watchdog(0.01)) as watchdog:
         for _ in range(2):

@@ -73,7 +73,7 @@ async def test_a_forged_or_altered_order(world: World, change: Callable[[Order],
         ({"terms": {"max_output_tokens": 1_025}}, Code.ORDER_TERMS, 400),
     ],
 )
-async def test_what_an_order_may_not_say(world: World, order: dict[str, Any], code: Code, status: int) -> None:
+async def test_orders_with_invalid_members(world: World, order: dict[str, Any], code: Code, status: int) -> None:
     """Expired, too far ahead, for another coordinator, above its ceiling, or at other terms than the ask's: refused for good."""
     error = await _refused(world, world.submission(world.node("ann"), **order))
     assert isinstance(error, Refusal)

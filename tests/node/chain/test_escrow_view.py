@@ -64,7 +64,7 @@ class World:
         self.view = EscrowView(self.escrow, PROVIDER.address, clock=lambda: self.tick, **settings)  # type: ignore[arg-type]
 
 
-async def test_funds_are_what_the_chain_says() -> None:
+async def test_funds_are_read_from_the_chain() -> None:
     """Settled and reserved amounts come from the tab, free money from the purse; thawing money does not count."""
     assert await World().view.funds(PAYER.address) == KNOWN
 
@@ -132,7 +132,7 @@ async def test_a_silent_chain_is_not_waited_for() -> None:
     await world.view.close()
 
 
-async def test_closing_stops_what_is_asked() -> None:
+async def test_closing_cancels_reads() -> None:
     """After the end no read is running."""
     world = World()
     world.escrow.before_read = asyncio.Event().wait  # type: ignore[assignment]
