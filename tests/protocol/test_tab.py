@@ -82,7 +82,7 @@ def test_the_limits_themselves_are_allowed() -> None:
     assert ProviderTab(cumulative=Amount(10)).admit(order_of(15), Amount(5), security).in_flight == 5
     with pytest.raises(Refusal, match="expected at least 16 base units"):
         ProviderTab(cumulative=Amount(10)).admit(order_of(15), Amount(6), security)
-    with pytest.raises(Refusal, match=r"would owe 0\.000012, but only 0\.000008 is reserved"):
+    with pytest.raises(Refusal, match=r"would owe 0\.000012 dollars, but only 0\.000008 is reserved"):
         ProviderTab(cumulative=Amount(10)).admit(order_of(16), Amount(6), security)
 
 

@@ -221,7 +221,7 @@ async def test_a_budget_stops_a_workload(fake: FakeMarket, wallet: Signer, confi
         serving(build_app(market), "127.0.0.1", 0) as port,
         openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=3) as sdk,
     ):
-        with pytest.raises(openai.APIStatusError, match="the day's budget of 'research' has 0 left") as caught:
+        with pytest.raises(openai.APIStatusError, match="the day's budget of 'research' has 0 dollars left") as caught:
             await ask(sdk.with_options(default_headers={"x-tally-options": '{"label": "research"}'}))
         assert (caught.value.status_code, caught.value.code, caught.value.type) == (402, "over_budget", "insufficient_quota")
         assert not fake.sessions

@@ -16,7 +16,7 @@ from tallystick.client.config import Alias, ApiKey, ClientConfig
 from tallystick.client.gateway.app import build_app
 from tallystick.client.gateway.response_cache import CachedResponse, ResponseCache
 from tallystick.client.sdk.market import Market
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Refusal
 from tallystick.protocol.pricing import Usage

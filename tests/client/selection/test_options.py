@@ -9,7 +9,7 @@ import pytest
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.selection.options import HEADER, GatewayOptions, ProviderCriteria, demand_of, explain_asks, read_options
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.errors import BadMessage, Fault, Refusal, TallyError
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.requirements import Requirements

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.domain.decision_log import MAX_DECISIONS, DecisionLog
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.types import Address

@@ -101,7 +101,7 @@ def test_strangers_are_not_remembered() -> None:
 
 def test_a_refusal_says_what_is_missing() -> None:
     """The refusal names both sums in decimal form, and what to do."""
-    with pytest.raises(Refusal, match=r"has 1\.5 free.* may cost 2\.25.*tally deposit") as caught:
+    with pytest.raises(Refusal, match=r"has 1\.5 dollars free.* may cost 2\.25.*tally deposit") as caught:
         _make().admit(PAYER, A, Amount(2_250_000), Amount(1_500_000))
     assert caught.value.code is Code.INSUFFICIENT_FUNDS
 

@@ -7,7 +7,7 @@ import pytest
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
 from coordinator.domain.matching import rank_candidates, rejection, shortlist
-from tallystick.protocol.demand import Demand, Reason
+from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import Capacity

@@ -11,7 +11,7 @@ from coordinator.domain.ask_book import AskBook, ListedAsk
 from coordinator.domain.matching import rank_candidates, shortlist
 from coordinator.domain.ranking import EXPLORED, sort_by_cost, with_exploration
 from coordinator.domain.reputation import NEWCOMER_JOBS, Reputation
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Outcome

@@ -13,7 +13,7 @@ from coordinator.http.api import TAB_RECEIPTS
 from coordinator.ports import Cursor, Settlement
 from tallystick import __version__
 from tallystick.protocol.access import ACCESS_SECONDS, dump_access
-from tallystick.protocol.demand import Reason
+from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import Signed, Signer, read_signed
 from tallystick.protocol.link import MAX_ASK_BYTES, Capacity, LateReceipt
 from tallystick.protocol.messages import Access, Ask, Inquiry, Outcome, Receipt, Spec

@@ -9,7 +9,7 @@ import pytest
 
 from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.jobs.market import CREDIT_STEP
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import read_signed
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Unavailable
 from tallystick.protocol.jobs import State

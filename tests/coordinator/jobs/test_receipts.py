@@ -11,7 +11,7 @@ from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.jobs.matchmaker import RETURN_SECONDS
 from coordinator.ports import JobRecord
 from coordinator.storage.memory import MemoryStore
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.jobs import State

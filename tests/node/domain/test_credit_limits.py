@@ -282,7 +282,7 @@ def test_a_recovered_receipt_of_an_expired_order_is_written_off() -> None:
 
 
 def test_a_high_cap_backs_no_jobs_beyond_its_expiry() -> None:
-    """When an order with a high cap is about to expire, jobs rest on lower caps that last."""
+    """When an order with a high ceiling is about to expire, jobs rest on lower ceilings that last."""
     limits = replace(LIMITS, claim_margin=1_800)
     rich = Funds(reserved=Amount(10**9), known=True)
     tabs = Tabs(limits)
@@ -304,7 +304,7 @@ def test_of_equal_caps_the_longest_lived_counts() -> None:
         for time in times:
             tabs.admit(order(1_000, payer(1), NOW + time), Amount(1), FREE, NOW)
         assert tabs.account(payer(1)).claim_by == NOW + 200
-        assert len(tabs.account(payer(1)).caps) == 1
+        assert len(tabs.account(payer(1)).ceilings) == 1
 
 
 # Credit by time

@@ -15,8 +15,8 @@ from node.engines.discover import inspect_engine
 from node.engines.probe import probe
 from scripts.relay import processes
 from tests.e2e.extra_node import node_beside, sells
-from tests.engines.conftest import WANTED
-from tests.engines.real import LARGE, QUICK, Engine
+from tests.real_engines.conftest import WANTED
+from tests.real_engines.real import LARGE, QUICK, Engine
 
 ENGINES = QUICK | (LARGE if WANTED == "all" else {})
 SAY: Any = [{"role": "user", "content": "def "}]
