@@ -34,7 +34,7 @@ from coordinator.http.schemas import (
 from coordinator.jobs.market import Market
 from coordinator.ports import ClaimStore, JobStore, KnownJob, TabStore
 from tallystick.protocol.access import load_access
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import LateReceipt

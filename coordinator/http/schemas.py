@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.domain.ask_pages import CURSOR_PATTERN, MAX_MODEL_NAME
 from coordinator.domain.resource_bounds import MAX_PAGE_ENTRIES
-from tallystick.protocol.demand import DEFAULT_LIMIT, MAX_ADDRESSES, Demand, Sort
+from tallystick.protocol.criteria import DEFAULT_LIMIT, MAX_ADDRESSES, Demand, Sort
 from tallystick.protocol.requirements import MAX_NAMES
 from tallystick.protocol.wire import MAX_CANDIDATES
 

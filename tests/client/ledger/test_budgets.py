@@ -111,7 +111,7 @@ async def test_a_budget_holds_back_the_worst_case(harness: Harness) -> None:
     budget = Budget(per_day=Amount(3 * cap))
     first, (alice, _) = await harness.take(budget, providers=(ALICE, BOB))
     await harness.take(budget)
-    with pytest.raises(Refusal, match="the day's budget has 0 left") as caught:
+    with pytest.raises(Refusal, match="the day's budget has 0 dollars left") as caught:
         await harness.take(budget)
     assert (caught.value.code, caught.value.fault, caught.value.status) == (Code.OVER_BUDGET, Fault.CLIENT, 402)
     await harness.book(first, alice)
@@ -180,7 +180,7 @@ def test_a_refusal_names_the_tightest_budget() -> None:
         with pytest.raises(Refusal) as caught:
             fit_budgets(drafts, statuses)
         text = str(caught.value)
-        assert "of 'lowered' has 0 left" in text
+        assert "of 'lowered' has 0 dollars left" in text
         assert "(0.5 spent, 2 reserved" in text
         assert f"may cost {format_amount(least)};" in text
     room = BudgetStatus(Budget(per_day=Amount(least)), Amount(0), Amount(0))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick.protocol.demand import DEFAULT_LIMIT, SORTS, Demand, Facts, Reason
+from tallystick.protocol.criteria import DEFAULT_LIMIT, SORTS, Demand, Facts, Reason
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.requirements import Requirements
