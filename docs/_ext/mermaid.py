@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parent.parent
-FITS_PHONES = 520
+FITS_PHONES = 640
 """Pixels. Diagrams that are wider are not shrunk to a phone's width; they scroll."""
 RENDERER = DOCS / "_ext" / "render_mermaid.mjs"
 _WEB_FONT = re.compile(r"\s*@import url\([^)]*\);")

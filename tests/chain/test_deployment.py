@@ -45,7 +45,7 @@ def test_a_bad_file_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
     assert Deployment.load(path) == SAMPLE
 
 
-async def test_deploying_tells_where(world: World) -> None:
+async def test_a_new_deployment_records_its_addresses(world: World) -> None:
     """A deployment records the chain, the contracts and the first block to read; a given token is used."""
     made = await deploy(world.rpc, world.deployer, rules=RULES, token=world.deployment.token)
     assert (made.chain_id, made.token, made.token_decimals, made.rpc) == (31337, world.deployment.token, 6, world.rpc.url)

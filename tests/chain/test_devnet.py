@@ -42,7 +42,7 @@ async def _nonce(http: httpx.AsyncClient) -> int:
     return int(await _ask(http, "eth_getTransactionCount", BOB.address, "pending"), 16)
 
 
-def test_the_accounts_are_the_ones_that_everybody_knows() -> None:
+def test_the_accounts_are_the_well_known_test_accounts() -> None:
     """The funded accounts are the first two keys of the common test mnemonic, which wallets and other test chains also have."""
     assert [a.address for a in dev_accounts(2)] == [
         "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266",
@@ -62,7 +62,7 @@ async def test_a_fresh_chain() -> None:
             assert int(await _ask(http, "eth_getBalance", dev_accounts(4)[3].address, "latest"), 16) == 0
 
 
-async def test_a_web3_library_feels_at_home(chain_url: str) -> None:
+async def test_web3_works_with_the_chain(chain_url: str) -> None:
     """web3's own calls work: balances, blocks, fees, a signed transfer and its receipt, code, logs and custom errors."""
     web3 = AsyncWeb3(AsyncHTTPProvider(chain_url))
     assert await web3.eth.chain_id == 31337
@@ -157,7 +157,7 @@ async def test_nonces(http: httpx.AsyncClient) -> None:
     assert await _nonce(http) == nonce + 2
 
 
-async def test_the_waiting_room_is_bounded() -> None:
+async def test_pending_transactions_are_bounded() -> None:
     """The number of pending transactions that can never run is bounded."""
     with serving(build_app()) as url:
         async with httpx.AsyncClient(base_url=url) as http:
@@ -170,7 +170,7 @@ async def test_the_waiting_room_is_bounded() -> None:
             assert "full" in (await _ask(http, "eth_sendRawTransaction", _transfer(MAX_QUEUED + 1)))["message"]
 
 
-async def test_time_travel(http: httpx.AsyncClient) -> None:
+async def test_the_clock_can_be_moved(http: httpx.AsyncClient) -> None:
     """The clock moves by the requested interval, or to the requested second."""
     before = int((await _ask(http, "eth_getBlockByNumber", "latest", False))["timestamp"], 16)
     await _ask(http, "evm_increaseTime", 1_000)
@@ -183,7 +183,7 @@ async def test_time_travel(http: httpx.AsyncClient) -> None:
     assert int((await _ask(http, "eth_getBlockByNumber", hex(blocks - 2), False))["timestamp"], 16) == after + 500
 
 
-async def test_the_block_to_come(either: World) -> None:
+async def test_the_pending_block(either: World) -> None:
     """The pending block has the time that a transaction would get now: at least the last block's, and moved with the clock."""
     last = await either.rpc.timestamp()
     assert last <= await either.rpc.now() <= last + 60
@@ -211,7 +211,7 @@ async def test_snapshot_and_revert(http: httpx.AsyncClient) -> None:
     assert await _ask(http, "eth_sendRawTransaction", _transfer(nonce)) == sent
 
 
-async def test_the_past_can_be_asked(http: httpx.AsyncClient) -> None:
+async def test_earlier_states_can_be_read(http: httpx.AsyncClient) -> None:
     """The state of earlier blocks can be read by number, by tag and by hash."""
     payee, nonce = person("historian").address, await _nonce(http)
     to = bytes.fromhex(payee[2:])

@@ -64,7 +64,7 @@ def _error(code: int, message: str, **extra: object) -> dict[str, object]:
     ],
     ids=["429", "503", "html", "list", "limit", "error 429", "time-out"],
 )
-async def test_trouble_is_tried_again_and_then_reported(trouble: object) -> None:
+async def test_failures_are_retried_and_then_reported(trouble: object) -> None:
     """A single failed exchange is retried; repeated failures raise Unavailable after a bounded number of attempts."""
     passing, lasting = Endpoint(trouble, {"result": "0x2a"}), Endpoint(trouble)
     with serving(passing.app) as url:
@@ -79,7 +79,7 @@ async def test_trouble_is_tried_again_and_then_reported(trouble: object) -> None
     assert (caught.value.code, caught.value.retry, len(lasting.calls)) == (Code.CHAIN_UNAVAILABLE, True, 3)
 
 
-async def test_nobody_listens() -> None:
+async def test_a_refused_connection() -> None:
     """A refused connection raises Unavailable with the endpoint's name."""
     rpc = Rpc("http://127.0.0.1:9", attempts=2, backoff=0.001)
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9"):
@@ -115,7 +115,7 @@ def _selector(name: str) -> str:
     return next(key.hex() for key, entry in load_abi("Escrow").errors.items() if entry.name == name)
 
 
-def test_what_contracts_say() -> None:
+def test_contract_errors_are_named() -> None:
     """Our custom errors, OpenZeppelin's, Error(string) and panics are named; any other revert is a refusal with its text."""
     text = bytes.fromhex("08c379a0" + f"{32:064x}{2:064x}" + b"no".hex().ljust(64, "0"))
     assert (_named(text).name, _named(text).values) == ("Error", {"message": "no"})
@@ -134,11 +134,11 @@ def _named(data: bytes) -> ContractError:
 
 # ----------------------------------------------------------------------------------------------- either chain, a bad line to it
 
-TROUBLE = [fault for fault in Fault if fault not in {Fault.SWALLOW, Fault.NO_METHOD}]
+RETRIED_FAULTS = [fault for fault in Fault if fault not in {Fault.SWALLOW, Fault.NO_METHOD}]
 
 
-@pytest.mark.parametrize("fault", TROUBLE, ids=lambda fault: fault.name)
-async def test_a_bad_line_is_bridged(through: Rpc, proxy: Proxy, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", RETRIED_FAULTS, ids=lambda fault: fault.name)
+async def test_a_failed_exchange_is_retried(through: Rpc, proxy: Proxy, fault: Fault) -> None:
     """With a real chain, one failed exchange is retried and goes unnoticed; lasting failure raises Unavailable with the
     endpoint's name.
     """
@@ -170,7 +170,7 @@ async def test_a_batch_is_tried_again_too(through: Rpc, proxy: Proxy, fault: Fau
     assert len(await through.batch(("eth_blockNumber",), ("eth_chainId",))) == 2
 
 
-async def test_another_chain_is_told_at_once(either: World) -> None:
+async def test_another_chain_is_refused_at_once(either: World) -> None:
     """A deployment of another chain is refused at the first call, before anything is read or signed; the error says what to
     do.
     """
@@ -184,7 +184,7 @@ async def test_another_chain_is_told_at_once(either: World) -> None:
     await rpc.close()
 
 
-async def test_a_deployment_that_is_gone_is_told(either: World) -> None:
+async def test_a_missing_deployment_is_reported(either: World) -> None:
     """If a local chain was restarted empty, reading, writing and checking report that the contract is missing."""
     gone = Escrow(either.rpc, replace(either.deployment, escrow=ALICE.address))
     for attempt in (gone.check, lambda: gone.purse(ALICE.address), lambda: gone.set_fee(either.deployer, 1)):
@@ -228,7 +228,7 @@ async def test_a_refusal_of_the_endpoint_is_passed_on(status: int, answer: objec
     assert (caught.value.number, len(endpoint.calls)) == (status, 1)
 
 
-async def test_a_patient_endpoint_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retry_after_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A 429's Retry-After is obeyed up to a limit."""
     slept: list[float] = []
 
@@ -257,7 +257,7 @@ async def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> 
         await rpc.close()
 
 
-def test_the_room_is_cheap_to_enter() -> None:
+def test_importing_the_chain_package_is_cheap() -> None:
     """Calling a chain does not import web3 or eth_account, whose import takes most of a second."""
     code = "import sys, tallystick.chain.escrow; print([name for name in ('web3', 'eth_account') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -144,7 +144,7 @@ async def test_the_life_of_a_stake(either: World) -> None:
     assert (account.credit, (await escrow.provider(RULES.treasury)).credit) == (4 * DOLLAR, 16 * DOLLAR)
 
 
-async def test_the_log_tells_the_same_story(either: World) -> None:
+async def test_events_equal_those_that_calls_returned(either: World) -> None:
     """A follower later reads exactly the events that the calls returned, each once and in order."""
     await either.purse(KEY, OWNER, DOLLAR)
     await either.stake(PROVIDER, DOLLAR)
@@ -156,7 +156,7 @@ async def test_the_log_tells_the_same_story(either: World) -> None:
     assert [block and block.hash for block in blocks] == [event.at.block_hash for event in page.events]
 
 
-async def test_the_rules_are_what_was_deployed(either: World) -> None:
+async def test_the_rules_are_those_that_were_deployed(either: World) -> None:
     """The waits and the penalty read from the chain are those that were deployed, and the deployment passes its check."""
     assert await either.escrow.rules() == RULES
     await either.escrow.check()

@@ -31,7 +31,7 @@ def test_every_event_of_the_contract_is_a_class() -> None:
     events = {
         e.name: [snake_case(n) for n in e.names] for e in load_abi("Escrow").events.values() if e.name != "EIP712DomainChanged"
     }
-    assert events.pop("RowsSettled") == ["provider", "results"]  # packs these two, which no event of the contract spells out
+    assert events.pop("RowsSettled") == ["provider", "results"]  # contains these two events in packed form
     assert classes.keys() - events.keys() == {"Settled", "RowSkipped"}
     for name, fields in events.items():
         assert list(classes[name].__annotations__) == fields
@@ -130,7 +130,7 @@ async def _back(world: World, mark: str) -> str:
     return str(await world.rpc.request("evm_snapshot"))
 
 
-async def test_what_was_taken_back_within_the_depth_is_never_reported(either: World) -> None:
+async def test_events_removed_within_the_depth_are_never_reported(either: World) -> None:
     """With three confirmations, an event whose block is replaced after two is never reported; its replacement is reported
     once.
     """
@@ -158,7 +158,7 @@ async def test_what_was_taken_back_within_the_depth_is_never_reported(either: Wo
     assert seen == [2]
 
 
-async def test_a_reorg_below_the_depth_is_told(either: World) -> None:
+async def test_a_reorg_below_the_depth_is_reported(either: World) -> None:
     """If final blocks are replaced, reading from the stored cursor and tip raises an error that names the block."""
     rpc, start = either.rpc, await either.rpc.block_number() + 1
     mark = await rpc.request("evm_snapshot")
@@ -169,7 +169,11 @@ async def test_a_reorg_below_the_depth_is_told(either: World) -> None:
     await _back(either, mark)
     await rpc.request("evm_increaseTime", 60)
     behind = await read_events(rpc, either.deployment, page.cursor, after=page.tip, confirmations=2)
-    assert (behind.events, behind.cursor, behind.tip) == ((), page.cursor, page.tip)  # shorter than before: nothing is certain
+    assert (behind.events, behind.cursor, behind.tip) == (
+        (),
+        page.cursor,
+        page.tip,
+    )  # the chain is shorter than before, so nothing is final
     await _set(either, 3)
     await _mine(rpc, 5)
     with pytest.raises(DeepReorg, match="dropped block") as caught:
@@ -181,7 +185,7 @@ async def test_a_reorg_below_the_depth_is_told(either: World) -> None:
     assert _rates(again) == [3]
 
 
-async def test_a_follower_notices_by_itself(either: World) -> None:
+async def test_a_follower_detects_a_reorg(either: World) -> None:
     """A follower keeps the tip between its own pages and detects a reorganization itself."""
     rpc = either.rpc
     mark, start = await rpc.request("evm_snapshot"), await rpc.block_number() + 1
@@ -219,7 +223,7 @@ async def test_a_real_reorg_of_a_few_blocks(anvil_url: str) -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault.HANG, Fault.CUT, Fault.BROKEN, Fault.RATE_LIMIT, Fault.GARBAGE], ids=lambda f: f.name)
-async def test_reading_over_a_bad_line(either: World, proxy: Proxy, through: Rpc, fault: Fault) -> None:
+async def test_reading_over_a_failing_connection(either: World, proxy: Proxy, through: Rpc, fault: Fault) -> None:
     """A failing connection goes unnoticed or raises Unavailable; the cursor does not move, and no event is lost."""
     start = await either.rpc.block_number() + 1
     await _set(either, 1, 2)
@@ -250,7 +254,7 @@ async def test_a_chain_that_changes_while_it_is_read(either: World, proxy: Proxy
     assert (page.events, page.cursor) == ((), start)
 
 
-async def test_small_appetites_are_respected(either: World, proxy: Proxy, through: Rpc) -> None:
+async def test_pages_shrink_for_limited_nodes(either: World, proxy: Proxy, through: Rpc) -> None:
     """If a node returns logs of few blocks at a time, the reader asks for fewer until it gets an answer."""
     start = await either.rpc.block_number() + 1
     await _set(either, *range(8))
@@ -265,7 +269,7 @@ async def test_small_appetites_are_respected(either: World, proxy: Proxy, throug
         await read_events(through, either.deployment, cursor)
 
 
-async def test_a_reader_that_dies_anywhere_reads_on(either: World) -> None:
+async def test_a_reader_continues_after_any_restart(either: World) -> None:
     """With any page size, and any number of restarts from the stored cursor, the events are those of one reading."""
     start = await either.rpc.block_number() + 1
     await _set(either, *range(6))
@@ -281,18 +285,18 @@ async def test_a_reader_that_dies_anywhere_reads_on(either: World) -> None:
 
 
 @pytest.mark.parametrize("logs", [None, 5, [5], [{}], [{"address": 5}], "spoiled"], ids=str)
-async def test_what_are_no_logs(world: World, proxy_of_world: Proxy, logs: object) -> None:
+async def test_malformed_logs(world: World, proxy_of_world: Proxy, logs: object) -> None:
     """Any malformed logs raise Unavailable or are read as events, and the reader does not move on."""
     start = await world.rpc.block_number() + 1
     await _set(world, 1)
     if logs == "spoiled":
         wanted = {"address": world.deployment.escrow, "fromBlock": hex(start)}
         (log,) = await world.rpc.request("eth_getLogs", wanted)
-        spoiled = [{"data": "0x"}, {"data": "zz"}, {"topics": log["topics"][:1]}, {"blockNumber": None}, {"logIndex": "x"}]
+        malformed = [{"data": "0x"}, {"data": "zz"}, {"topics": log["topics"][:1]}, {"blockNumber": None}, {"logIndex": "x"}]
     else:
-        log, spoiled = {}, [{}]
+        log, malformed = {}, [{}]
     rpc = Rpc(proxy_of_world.url)
-    for change in spoiled:
+    for change in malformed:
         proxy_of_world.answers["eth_getLogs"] = [log | change] if log else logs
         with pytest.raises(Unavailable):
             await read_events(rpc, world.deployment, start)

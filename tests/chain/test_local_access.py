@@ -69,13 +69,13 @@ async def test_a_name_that_was_pointed_here_is_not_served(chain_url: str, host: 
     Origin.
     """
     answer = await _send(chain_url, {"host": host})
-    assert answer.status_code in {400, 403}  # the server itself refuses what is no name at all
+    assert answer.status_code in {400, 403}  # the server itself refuses an invalid host name
 
 
 @pytest.mark.parametrize(
     "host", ["localhost", "LOCALHOST:{port}", "127.0.0.1:{port}", "[::1]:{port}", "10.1.2.3", "chain.localhost"]
 )
-async def test_local_programs_travel_in_time(chain_url: str, host: str) -> None:
+async def test_local_programs_move_the_clock(chain_url: str, host: str) -> None:
     """Programs that send no Origin (web3 libraries, forge, cast and curl) are served."""
     port = str(urlsplit(chain_url).port)
     for headers in ({}, {"user-agent": "foundry"}, {"sec-fetch-mode": "cors"}, {"sec-fetch-site": "none"}):

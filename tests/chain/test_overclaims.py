@@ -30,9 +30,7 @@ def _claim(*rows: tuple[int, int]) -> SettlingClaim:
 
 
 @given(claimed=st.lists(pairs, max_size=4), signed=st.lists(pairs, max_size=5))
-def test_what_the_contract_would_punish_is_found_and_nothing_else(
-    claimed: list[tuple[int, int]], signed: list[tuple[int, int]]
-) -> None:
+def test_exactly_the_slashable_overclaims_are_found(claimed: list[tuple[int, int]], signed: list[tuple[int, int]]) -> None:
     """A claimed seq is reported exactly if a receipt of the same or a later seq has a lower total, with the greatest excess."""
     wanted: dict[int, int] = {}
     for seq, total in claimed:
@@ -48,7 +46,7 @@ def test_what_the_contract_would_punish_is_found_and_nothing_else(
         assert overclaim.claimed.cumulative_cost > overclaim.receipt.message.cumulative_cost
 
 
-async def test_what_is_found_is_what_the_contract_takes(world: World) -> None:
+async def test_found_evidence_is_accepted_by_the_contract(world: World) -> None:
     """Evidence found on the chain beside other payers' rows slashes the provider, and its id is the contract's."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     await world.purse(OTHER, OWNER, 10 * DOLLAR)

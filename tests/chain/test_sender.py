@@ -20,7 +20,7 @@ ALICE, BOB = dev_accounts(2)
 COIN = 10**18
 
 
-async def _rich(rpc: Rpc, name: str) -> Signer:
+async def _funded_key(rpc: Rpc, name: str) -> Signer:
     """A key with coins that no other test uses, so its transactions are only this test's."""
     signer = person(f"{name} {await rpc.block_number()}")
     await Sender(rpc, BOB, poll=0.001).send(signer.address, b"", value=COIN)
@@ -53,7 +53,7 @@ async def _until(condition: Any, seconds: float = 60.0) -> None:
 
 async def test_concurrent_sends_never_collide(either_rpc: Rpc) -> None:
     """Forty concurrent sends from one key all arrive, each once."""
-    signer, payee = await _rich(either_rpc, "busy"), person("many").address
+    signer, payee = await _funded_key(either_rpc, "busy"), person("many").address
     before = await either_rpc.balance(payee)
     sender = Sender(either_rpc, signer, poll=0.001)
     results = await asyncio.gather(*(sender.send(payee, b"", value=1) for _ in range(40)))
@@ -64,15 +64,15 @@ async def test_concurrent_sends_never_collide(either_rpc: Rpc) -> None:
 
 async def test_refused_sends_among_others_leave_no_hole(either: World) -> None:
     """Refused sends among many concurrent ones use no nonce, and the others all succeed."""
-    sender, payee = Sender(either.rpc, await _rich(either.rpc, "mixed"), poll=0.001), person("payee").address
+    sender, payee = Sender(either.rpc, await _funded_key(either.rpc, "mixed"), poll=0.001), person("payee").address
     refused = either.escrow.calldata("cashOut", payee)
 
     async def send(number: int) -> None:
         if number % 3:
             await sender.send(payee, b"", value=number)
-        elif number % 2:  # refused by the estimate, before it leaves
+        elif number % 2:  # refused by the gas estimate, before it is sent
             await sender.send(either.deployment.escrow, refused)
-        else:  # refused by the node: more than the account has
+        else:  # refused by the node: more than the account's balance
             await sender.send(payee, b"", value=2 * COIN, gas=21_000)
 
     results = await asyncio.gather(*map(send, range(1, 19)), return_exceptions=True)
@@ -85,7 +85,7 @@ async def test_refused_sends_among_others_leave_no_hole(either: World) -> None:
 
 async def test_a_foreign_transaction_does_not_stop_a_sender(either_rpc: Rpc) -> None:
     """If another program used the next nonce, the sender continues with the nonce after it."""
-    signer = await _rich(either_rpc, "shared")
+    signer = await _funded_key(either_rpc, "shared")
     first, second = Sender(either_rpc, signer, poll=0.001), Sender(either_rpc, signer, poll=0.001)
     payee = person("shared payee").address
     before = await either_rpc.balance(payee)
@@ -96,7 +96,7 @@ async def test_a_foreign_transaction_does_not_stop_a_sender(either_rpc: Rpc) -> 
 
 async def test_two_programs_of_one_key_at_once(either_rpc: Rpc) -> None:
     """With two programs sending from one key, each send happens exactly once or raises an error."""
-    signer, payee = await _rich(either_rpc, "torn"), person("torn payee").address
+    signer, payee = await _funded_key(either_rpc, "torn"), person("torn payee").address
     before = await either_rpc.balance(payee)
     senders = [Sender(either_rpc, signer, poll=0.001, bump_after=0.2) for _ in range(2)]
     values = [1 << number for number in range(16)]
@@ -195,11 +195,11 @@ async def test_a_stuck_transaction_is_replaced(manual: Rpc) -> None:
     assert (await manual.balance(BOB.address) - before, await _count(manual, sender.address, "pending")) == (7, 1)
 
 
-async def test_the_original_may_win(proxy: Proxy, through: Rpc, either_rpc: Rpc) -> None:
+async def test_the_original_may_be_mined(proxy: Proxy, through: Rpc, either_rpc: Rpc) -> None:
     """If the original is mined after its replacement was sent, the original's receipt is returned."""
-    signer = await _rich(either_rpc, "original")
+    signer = await _funded_key(either_rpc, "original")
     proxy.plan("eth_sendRawTransaction", Fault.LOSE)
-    proxy.answers["eth_getTransactionReceipt"] = None  # the node is slow to say so
+    proxy.answers["eth_getTransactionReceipt"] = None  # the node reports the receipt late
 
     async def speak() -> None:
         await _until(lambda: _sent(proxy, 3))
@@ -207,7 +207,7 @@ async def test_the_original_may_win(proxy: Proxy, through: Rpc, either_rpc: Rpc)
 
     sender = Sender(through, signer, poll=0.01, bump_after=0.1)
     mined, _ = await asyncio.gather(sender.send(ALICE.address, b"", value=3), speak(), return_exceptions=True)
-    if isinstance(mined, Replaced):  # it looked twice, and was told that the nonce is gone and nothing is known
+    if isinstance(mined, Replaced):  # two queries found the nonce used and no receipt
         pytest.fail("the original was taken for lost")
     assert not isinstance(mined, BaseException)
     assert mined.gas_used == 21_000
@@ -221,7 +221,7 @@ async def _sent(proxy: Proxy, times: int) -> bool:
 @pytest.mark.parametrize("fault", [Fault.SWALLOW, Fault.LOSE, Fault.HANG, Fault.CUT, Fault.BROKEN], ids=lambda f: f.name)
 async def test_a_send_that_goes_wrong_arrives_once(proxy: Proxy, through: Rpc, either_rpc: Rpc, fault: Fault) -> None:
     """A transaction that is lost on either way, or dropped by the node, is sent again and happens once."""
-    signer, payee = await _rich(either_rpc, "once"), person(f"once {fault.name}").address
+    signer, payee = await _funded_key(either_rpc, "once"), person(f"once {fault.name}").address
     before = await either_rpc.balance(payee)
     proxy.plan("eth_sendRawTransaction", fault, fault, fault)
     sender = Sender(through, signer, poll=0.01, bump_after=0.3)
@@ -237,16 +237,16 @@ async def test_a_send_that_goes_wrong_arrives_once(proxy: Proxy, through: Rpc, e
 async def test_waiting_outlasts_an_endpoint_that_fails(proxy: Proxy, through: Rpc, either_rpc: Rpc, fault: Fault) -> None:
     """While a transaction is pending, the sender waits for an endpoint that does not answer."""
     proxy.plan("eth_getTransactionReceipt", *[fault] * 5)
-    signer = await _rich(either_rpc, "patient")
+    signer = await _funded_key(either_rpc, "patient")
     mined = await Sender(through, signer, poll=0.01).send(ALICE.address, b"", value=1)
     assert mined.gas_used == 21_000
 
 
-async def test_somebody_elses_transaction_is_told(proxy: Proxy, through: Rpc, either_rpc: Rpc) -> None:
+async def test_a_foreign_transaction_at_the_nonce_is_reported(proxy: Proxy, through: Rpc, either_rpc: Rpc) -> None:
     """If another program's transaction takes the nonce of a sent one, the latter is reported as replaced; the next one
     succeeds.
     """
-    signer, payee = await _rich(either_rpc, "stolen"), person("thief's payee").address
+    signer, payee = await _funded_key(either_rpc, "stolen"), person("thief's payee").address
     before = await either_rpc.balance(payee)
     proxy.plan("eth_sendRawTransaction", Fault.SWALLOW)
     ours = Sender(through, signer, poll=0.01, bump_after=0.2)
@@ -289,7 +289,7 @@ async def test_fees_stop_at_their_limit(manual: Rpc) -> None:
     assert (await sending).hash == waiting["hash"]
 
 
-async def test_what_was_not_mined_in_time_is_taken_over(manual: Rpc) -> None:
+async def test_the_nonce_of_an_abandoned_transaction_is_used_again(manual: Rpc) -> None:
     """After the deadline the send raises an error, and the next transaction takes its nonce, so only one of the two can
     happen.
     """
@@ -333,14 +333,14 @@ async def test_a_transaction_comes_back_after_a_reorg(manual: Rpc) -> None:
 
 async def test_too_few_confirmations_have_a_deadline(either_rpc: Rpc) -> None:
     """If no further block is mined, the wait for confirmations ends with an error that says so."""
-    sender = Sender(either_rpc, await _rich(either_rpc, "lonely"), poll=0.01, deadline=0.3, confirmations=3)
+    sender = Sender(either_rpc, await _funded_key(either_rpc, "lonely"), poll=0.01, deadline=0.3, confirmations=3)
     with pytest.raises(Unavailable, match="fewer than 3 confirmations within"):
         await sender.send(ALICE.address, b"", value=1)
 
 
-async def test_a_sender_believes_a_chain_that_went_back(either_rpc: Rpc) -> None:
+async def test_nonces_are_reused_after_a_reorg(either_rpc: Rpc) -> None:
     """After a reorganization that dropped its transactions, a sender uses their nonces again."""
-    signer, payee = await _rich(either_rpc, "rewound"), person("rewound payee").address
+    signer, payee = await _funded_key(either_rpc, "rewound"), person("rewound payee").address
     sender = Sender(either_rpc, signer, poll=0.001)
     mark, before = await either_rpc.request("evm_snapshot"), await either_rpc.balance(payee)
     for _ in range(3):
@@ -352,7 +352,7 @@ async def test_a_sender_believes_a_chain_that_went_back(either_rpc: Rpc) -> None
 
 async def test_cancelling_a_send_leaves_no_hole(proxy: Proxy, through: Rpc, either_rpc: Rpc) -> None:
     """Cancelling a caller whose transaction is not sent yet does not block later transactions."""
-    signer = await _rich(either_rpc, "fickle")
+    signer = await _funded_key(either_rpc, "fickle")
     proxy.plan("eth_sendRawTransaction", Fault.SWALLOW)
     sender = Sender(through, signer, poll=0.01)
     sending = asyncio.create_task(sender.send(ALICE.address, b"", value=1))

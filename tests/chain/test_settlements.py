@@ -118,7 +118,7 @@ async def test_an_endpoint_that_makes_settlements_up_shows_no_order(world: World
 
 
 @pytest.mark.parametrize("answer", [5, {}, {"input": None}, {"input": "0xzz"}, {"input": ["0x"]}], ids=str)
-async def test_what_is_no_transaction_is_the_endpoints_fault(world: World, proxy_of_world: Proxy, answer: object) -> None:
+async def test_a_malformed_transaction_is_the_endpoints_fault(world: World, proxy_of_world: Proxy, answer: object) -> None:
     """A malformed transaction raises Unavailable and never gives an order."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     await _paid(world, world.row(KEY, PROVIDER.address, 5))
@@ -188,7 +188,7 @@ async def test_claims_are_read_as_the_contract_reads_them(world: World) -> None:
     assert order.order.message == claim.rows[0].order.message
 
 
-def _bomb(provider: Address, payer: Address, claims: int, rows: int) -> bytes:
+def _overlapping_claims(provider: Address, payer: Address, claims: int, rows: int) -> bytes:
     """Claims that share all their rows: short calldata with much work to decode."""
     row = bytes.fromhex(payer[2:]) + bytes(204)
     region = rows.to_bytes(32, "big") + row * rows
@@ -202,7 +202,7 @@ def _bomb(provider: Address, payer: Address, claims: int, rows: int) -> bytes:
 
 async def test_overlapping_claims_do_not_cost_a_reader_more_than_it_allows(world: World) -> None:
     """Calldata in which hundreds of claims share their rows is given up after MAX_ROWS rows."""
-    call = _bomb(PROVIDER.address, KEY.address, 400, 4_000)
+    call = _overlapping_claims(PROVIDER.address, KEY.address, 400, 4_000)
     assert MAX_ROWS * 50 < 400 * 4_000
     assert list(find_claims(call, PROVIDER.address, KEY.address, world.domain)) == []
     assert list(find_orders(call, KEY.address, PROVIDER.address, world.domain)) == []

@@ -47,7 +47,7 @@ def _text(meaning: Explanation) -> str:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_a_purse_lets_whom_do(purse: Purse, state: str, calls: list[tuple[str, int]]) -> None:
+def test_states_and_calls_of_a_purse(purse: Purse, state: str, calls: list[tuple[str, int]]) -> None:
     """Each state of a purse has its name, and exactly the calls that the contract accepts now or from an announced time on."""
     meaning = EXPLAIN.purse(purse)
     assert (meaning.state, _calls(meaning)) == (state, calls)
@@ -81,7 +81,7 @@ def test_what_a_purse_lets_whom_do(purse: Purse, state: str, calls: list[tuple[s
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_a_tab_lets_whom_do(tab: TabState, purse: Purse, state: str, calls: list[tuple[str, int]]) -> None:
+def test_states_and_calls_of_a_tab(tab: TabState, purse: Purse, state: str, calls: list[tuple[str, int]]) -> None:
     """Each state of a tab has its name and its possible calls, also after the provider collected during a release."""
     meaning = EXPLAIN.tab(tab, purse)
     assert (meaning.state, _calls(meaning)) == (state, calls)
@@ -106,7 +106,7 @@ def test_what_a_tab_lets_whom_do(tab: TabState, purse: Purse, state: str, calls:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_an_account_can_do(account: ProviderAccount, state: str, calls: list[tuple[str, int]]) -> None:
+def test_states_and_calls_of_an_account(account: ProviderAccount, state: str, calls: list[tuple[str, int]]) -> None:
     """Each state of an account's credit and stake has its name and its possible calls."""
     meaning = EXPLAIN.provider(account, PROVIDER)
     assert (meaning.state, _calls(meaning)) == (state, calls)

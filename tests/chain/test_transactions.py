@@ -59,7 +59,7 @@ def test_the_lowest_free_nonce_goes_first() -> None:
     assert nonces.floor == 6
 
 
-def test_what_was_given_up_is_taken_over() -> None:
+def test_an_abandoned_nonce_goes_to_the_next_transaction() -> None:
     """The nonce of an abandoned transaction goes to the next one, which must exceed its fees unless it was mined."""
     nonces = Nonces()
     first, second = nonces.take(5), nonces.take(5)
@@ -73,7 +73,7 @@ def test_what_was_given_up_is_taken_over() -> None:
     assert nonces.pop_abandoned_fees(7) is None
 
 
-def test_a_hole_below_goes_before_what_was_given_up() -> None:
+def test_a_lower_gap_precedes_an_abandoned_nonce() -> None:
     """If the chain lost a transaction, its nonce is used first, since all later ones wait for it."""
     nonces = Nonces()
     assert nonces.take(10) == 10

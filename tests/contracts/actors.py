@@ -30,7 +30,7 @@ amounts = st.integers(1, 90) | st.sampled_from([0, 1, 10, WEALTH, WEALTH + 1, U9
 deltas = st.integers(1, 40) | st.sampled_from([0, -5, U96])
 rates = st.sampled_from([5_000, 10_000, 100, 0])
 rarely_wrong = st.sampled_from([False] * 5 + [True])
-papers = st.tuples(st.integers(0, 2), st.sampled_from([9, 9, 0]))  # an authorization's salt, and for how long it is valid
+papers = st.tuples(st.integers(0, 2), st.sampled_from([9, 9, 0]))  # an authorization's salt and validity
 poisons = st.sampled_from(
     [""] * 8 + ["forged", "altered", "foreign chain", "foreign contract", "another provider's", "late", "own"]
 )
@@ -68,7 +68,7 @@ evidence = st.fixed_dictionaries(
 def begin() -> tuple[Market, Book]:
     """Makes the market and the book of a new example."""
     market, book, mark = _made()
-    market.chain.back(mark)
+    market.chain.restore(mark)
     return market, copy.deepcopy(book)
 
 
@@ -88,7 +88,7 @@ def _made() -> tuple[Market, Book, tuple[bytes, int]]:
     for function, sender, *arguments in setup:
         getattr(book, snake_case(function))(sender, *arguments)
         market.call(sender, function, *arguments)
-    return market, book, market.chain.mark()
+    return market, book, market.chain.snapshot()
 
 
 def coin_domain(market: Market) -> Domain:

@@ -104,14 +104,14 @@ class MemoryChain:
         """Puts code at an address."""
         self.state.set_code(_raw(at), code)
 
-    def mark(self) -> tuple[bytes, int]:
+    def snapshot(self) -> tuple[bytes, int]:
         """Takes a snapshot of the state."""
         self.state.persist()
         return self.state.state_root, self.now
 
-    def back(self, mark: tuple[bytes, int]) -> None:
+    def restore(self, snapshot: tuple[bytes, int]) -> None:
         """Restores a snapshot's state and time."""
-        root, self.now = mark
+        root, self.now = snapshot
         self.state = PragueState(self._db, self._context, root)  # type: ignore[arg-type]
 
     def _transaction(self, sender: RawAddress) -> CancunTransactionContext:

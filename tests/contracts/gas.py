@@ -47,9 +47,9 @@ class Bench(Market):
     def claims(self) -> list[ClaimBatch]:
         """The next row of every payer with every provider: another 0.12 dollars, and the reservation filled up again."""
         self.total += 123_457
-        return [self.claim(provider, *(self.paper(payer, provider) for payer in self.payers)) for provider in self.providers]
+        return [self.claim(provider, *(self.next_row(payer, provider) for payer in self.payers)) for provider in self.providers]
 
-    def paper(self, payer: Signer, provider: Signer) -> Any:
+    def next_row(self, payer: Signer, provider: Signer) -> Any:
         """A row under the order's terms on an existing tab."""
         terms: dict[str, Any] = {
             "reserve_target": Amount(DOLLAR),
@@ -103,14 +103,14 @@ def largest_batch() -> int:
         claims = bench.claims()[0].rows
         for start in range(0, size, 200):
             bench.collect(bench.providers[0], *claims[start : start + 200])
-    mark, payers = bench.chain.mark(), bench.payers
+    mark, payers = bench.chain.snapshot(), bench.payers
     while True:
         gas = bench.batch().gas
         if gas <= MAX_TRANSACTION_GAS:
             return size
         size -= max(1, (gas - MAX_TRANSACTION_GAS) // 22_000)
         bench.payers = payers[:size]
-        bench.chain.back(mark)
+        bench.chain.restore(mark)
 
 
 # ------------------------------------------------------------------------------------------------------------- every call

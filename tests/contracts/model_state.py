@@ -13,7 +13,7 @@ from tallystick.protocol.types import ZERO_ADDRESS, Address, Hash
 TOP = 1 << 96
 
 
-class No(Exception):
+class ModelRefusal(Exception):
     """The contract must refuse the call with this error."""
 
     def __init__(self, name: str, **values: object) -> None:
@@ -59,7 +59,7 @@ class Bond:
 
 
 class Holdings:
-    """The whole state of the escrow, and its token's as far as the escrow depends on it, with the queries that every call
+    """The whole state of the escrow and the part of its token's state that it depends on, with the queries that every call
     needs.
     """
 
@@ -98,9 +98,9 @@ class Holdings:
 
     def owned(self, sender: Address, key: Address) -> Purse:
         if key not in self.purses:
-            raise No("UnknownPurse", key=key)
+            raise ModelRefusal("UnknownPurse", key=key)
         if self.purses[key].owner != sender:
-            raise No("NotOwner", key=key, caller=sender)
+            raise ModelRefusal("NotOwner", key=key, caller=sender)
         return self.purses[key]
 
     def is_signed(self, signer: Address, digest: Hash, signature: bytes) -> bool:
@@ -111,13 +111,15 @@ class Holdings:
 
     def require_signed(self, signer: Address, message: Message, signature: bytes) -> None:
         if not self.is_signed(signer, message.digest(self.domain), signature):
-            raise No("BadSignature", signer=signer)
+            raise ModelRefusal("BadSignature", signer=signer)
 
     def pull(self, account: Address, amount: int) -> None:
         if self.allowance[account] < amount:
-            raise No("ERC20InsufficientAllowance", spender=self.domain.contract, allowance=self.allowance[account], needed=amount)
+            raise ModelRefusal(
+                "ERC20InsufficientAllowance", spender=self.domain.contract, allowance=self.allowance[account], needed=amount
+            )
         if self.coins[account] < amount:
-            raise No("ERC20InsufficientBalance", sender=account, balance=self.coins[account], needed=amount)
+            raise ModelRefusal("ERC20InsufficientBalance", sender=account, balance=self.coins[account], needed=amount)
         self.coins[account] -= amount
         self.allowance[account] -= amount
         self.coins[self.domain.contract] += amount
@@ -127,9 +129,9 @@ class Holdings:
         self.coins[account] += amount
 
 
-def sane(amount: int) -> None:
+def require_amount(amount: int) -> None:
     """Refuses invalid amounts."""
     if not amount:
-        raise No("ZeroAmount")
+        raise ModelRefusal("ZeroAmount")
     if amount >= TOP:
-        raise No("AmountTooLarge", amount=amount)
+        raise ModelRefusal("AmountTooLarge", amount=amount)

@@ -127,7 +127,7 @@ def test_a_payer_key_with_code(market: Market, code: str, delegation: bool) -> N
 
 async def test_eip_7702_delegated_payer_key(world: World) -> None:
     """With a real delegation (a type-4 transaction), the payer's key becomes a smart account, and its order pays."""
-    key = person("smart account")  # of its own: the chain is shared, and this key takes no coins any more
+    key = person("smart account")  # a separate key, since the chain is shared and this key no longer accepts coins
     await world.purse(key, OWNER, 10 * DOLLAR)
     row = world.row(key, PROVIDER.address, DOLLAR)
     await world.sender(THIEF)
@@ -161,7 +161,7 @@ def test_refill_during_a_thaw(market: Market) -> None:
     assert market.balance(OWNER.address) == 9 * DOLLAR
 
 
-def test_pledging_again_what_was_released(market: Market) -> None:
+def test_reserving_released_money_again(market: Market) -> None:
     """An owner with everything reserved can withdraw, although a provider has an order that would reserve it again."""
     order = market.order(KEY, PROVIDER.address, DOLLAR, reserve_target=Amount(U96))
     market.call(PROVIDER.address, "secure", order.message, order.signature)
@@ -192,9 +192,9 @@ def test_claim_at_the_edge_of_claim_by(market: Market) -> None:
 
 def test_one_order_claimed_many_times(market: Market) -> None:
     """The same row pays once in one claim, in many claims and in many transactions; so do two orders with one ceiling."""
-    row, twin = (market.row(KEY, PROVIDER.address, DOLLAR) for _ in range(2))
-    claim = market.claim(PROVIDER, row, twin, row)
-    assert sum(paid(market.settle(THIEF.address, claim, claim, market.claim(PROVIDER, twin)))) == DOLLAR
+    row, second_row = (market.row(KEY, PROVIDER.address, DOLLAR) for _ in range(2))
+    claim = market.claim(PROVIDER, row, second_row, row)
+    assert sum(paid(market.settle(THIEF.address, claim, claim, market.claim(PROVIDER, second_row)))) == DOLLAR
     assert paid(market.settle(THIEF.address, claim)) == []
 
 
@@ -327,11 +327,11 @@ def test_order_replay_on_a_fork(market: Market) -> None:
 
 def test_order_replay_on_another_contract(market: Market) -> None:
     """An order pays only at the contract for which it was signed, and at no identical contract on the same chain."""
-    twin = Market(market.chain)
-    twin.purse(KEY, OWNER.address, 10 * DOLLAR)
+    other_escrow = Market(market.chain)
+    other_escrow.purse(KEY, OWNER.address, 10 * DOLLAR)
     row = market.row(KEY, PROVIDER.address, DOLLAR)
-    assert skipped(twin.collect(PROVIDER, row)) == [SkipReason.BAD_SIGNATURE]
-    assert skipped(twin.settle(THIEF.address, market.claim(PROVIDER, row))) == [SkipReason.BAD_CLAIM]
+    assert skipped(other_escrow.collect(PROVIDER, row)) == [SkipReason.BAD_SIGNATURE]
+    assert skipped(other_escrow.settle(THIEF.address, market.claim(PROVIDER, row))) == [SkipReason.BAD_CLAIM]
     assert paid(market.collect(PROVIDER, row)) == [DOLLAR]
 
 
@@ -355,7 +355,7 @@ def _mirror(signature: bytes) -> bytes:
     return signature[:32] + s.to_bytes(32, "big") + bytes((55 - signature[64],))
 
 
-def test_bits_that_nobody_signed(market: Market) -> None:
+def test_unsigned_bits(market: Market) -> None:
     """The unused bits of a row have no meaning: with them set, the row is the same."""
     claim = market.claim(PROVIDER, market.row(KEY, PROVIDER.address, DOLLAR))
     words = list(claim.rows[0].encode())
@@ -524,11 +524,11 @@ def test_reentrant_token(hostile: Market, outer: str, inner: str, patient: bool)
     }  # it signs no claim, but may be paid
     act(hostile.escrow_abi.call("settle", [hostile.claim(PROVIDER, hostile.row(KEY, PROVIDER.address, 6, **fee)).encode()]))
     hostile.chain.now += RULES.unstake
-    before, mark = (hostile.balance(token), hostile.free(SYBIL.address)), hostile.chain.mark()
+    before, mark = (hostile.balance(token), hostile.free(SYBIL.address)), hostile.chain.snapshot()
 
     act(_call(hostile, outer))
     alone = (hostile.balance(token), hostile.free(SYBIL.address), hostile.credit(token), hostile.ask("stakeOf", token))
-    hostile.chain.back(mark)
+    hostile.chain.restore(mark)
     claim = hostile.claim(PROVIDER, hostile.row(KEY, PROVIDER.address, 7, **fee))
     more = hostile.escrow_abi.call("settle", [claim.encode()])
     hostile.coin(THIEF.address, "setCallback", hostile.escrow, more if inner == "settle" else _call(hostile, inner), patient)

@@ -27,7 +27,7 @@ def test_the_targets_that_are_met_stay_met() -> None:
     assert measured["max_rows"] * measured["settle_row_100"] < 1.05 * MAX_TRANSACTION_GAS
 
 
-def test_the_measure_is_what_receipts_say() -> None:
+def test_measured_gas_equals_gas_used() -> None:
     """The gas computed here equals gasUsed of the same transactions on the embedded chain."""
     people = (DEPLOYER, KEY, OWNER, PROVIDER)
     market = Market()

@@ -60,7 +60,7 @@ from tests.contracts.actors import (
 )
 from tests.contracts.market_harness import FAR, U96
 from tests.contracts.model import without_fees
-from tests.contracts.model_state import No
+from tests.contracts.model_state import ModelRefusal
 
 
 class Escrow(RuleBasedStateMachine):
@@ -81,13 +81,13 @@ class Escrow(RuleBasedStateMachine):
         """Makes one call: contract and model both refuse alike, or both succeed with the same events."""
         self.broken = True
         before = {person.address: self.book.wealth(person.address) for person in PEOPLE}
-        facts, no = _outcome(must)
-        if no is not None:
+        facts, refusal = _outcome(must)
+        if refusal is not None:
             with pytest.raises(ContractError) as caught:
                 call()
-            assert caught.value.name == no.name, f"{caught.value}, but it must be {no}"
-            assert no.values.items() <= caught.value.values.items()
-        events = () if no else call()
+            assert caught.value.name == refusal.name, f"{caught.value}, but it must be {refusal}"
+            assert refusal.values.items() <= caught.value.values.items()
+        events = () if refusal else call()
         fees = sum(event.fee for event in events if isinstance(event, Settled))
         assert sum(event.amount for event in events if isinstance(event, FeeEarned)) == fees
         same = [replace(e, evidence=ZERO_HASH) if isinstance(e, Slashed) else e for e in without_fees(events)]
@@ -136,16 +136,16 @@ class Escrow(RuleBasedStateMachine):
         purse = self.book.purses.get(key.address)
         return THIEF.address if wrong or purse is None else purse.owner
 
-    def purse_where(self, state: str, place: int, *, astray: bool) -> Signer:
+    def purse_where(self, state: str, place: int, *, arbitrary: bool) -> Signer:
         """One of the purses in this state, such as thawing, or any."""
-        candidates = [key for key in KEYS if not astray and getattr(self.book.purses.get(key.address), state, None)]
+        candidates = [key for key in KEYS if not arbitrary and getattr(self.book.purses.get(key.address), state, None)]
         return (candidates or KEYS)[place % len(candidates or KEYS)]
 
-    def tab_where(self, state: str, place: int, *, astray: bool) -> tuple[Signer, Signer]:
+    def tab_where(self, state: str, place: int, *, arbitrary: bool) -> tuple[Signer, Signer]:
         """One of the tabs in this state, such as reserved, or any."""
         every = [(key, provider) for key in KEYS for provider in PROVIDERS]
         tabs = self.book.tabs
-        candidates = [(k, p) for k, p in every if not astray and (k.address, p.address) in tabs]
+        candidates = [(k, p) for k, p in every if not arbitrary and (k.address, p.address) in tabs]
         candidates = [(k, p) for k, p in candidates if getattr(tabs[k.address, p.address], state)]
         return (candidates or every)[place % len(candidates or every)]
 
@@ -195,14 +195,14 @@ class Escrow(RuleBasedStateMachine):
     def thaw(self, key: Signer, amount: int, wrong: bool) -> None:
         self.do(self.owner(key, wrong=wrong), "thaw", key.address, amount)
 
-    @rule(place=places, astray=rarely_wrong, wrong=rarely_wrong)
-    def cancel_thaw(self, place: int, astray: bool, wrong: bool) -> None:
-        key = self.purse_where("thawing", place, astray=astray)
+    @rule(place=places, arbitrary=rarely_wrong, wrong=rarely_wrong)
+    def cancel_thaw(self, place: int, arbitrary: bool, wrong: bool) -> None:
+        key = self.purse_where("thawing", place, arbitrary=arbitrary)
         self.do(self.owner(key, wrong=wrong), "cancelThaw", key.address)
 
-    @rule(place=places, astray=rarely_wrong, wrong=rarely_wrong)
-    def withdraw(self, place: int, astray: bool, wrong: bool) -> None:
-        key = self.purse_where("thawing", place, astray=astray)
+    @rule(place=places, arbitrary=rarely_wrong, wrong=rarely_wrong)
+    def withdraw(self, place: int, arbitrary: bool, wrong: bool) -> None:
+        key = self.purse_where("thawing", place, arbitrary=arbitrary)
         self.do(self.owner(key, wrong=wrong), "withdraw", key.address)
 
     @rule(seconds=st.sampled_from([1, RULES.thaw - 1, RULES.thaw, RULES.release, RULES.unstake]))
@@ -223,24 +223,24 @@ class Escrow(RuleBasedStateMachine):
             order = Signed(order.message, THIEF.sign_digest(order.message.digest(self.market.domain)))
         self.do(THIEF.address, "secure", order)
 
-    @rule(place=places, astray=rarely_wrong, wrong=rarely_wrong)
-    def release(self, place: int, astray: bool, wrong: bool) -> None:
-        key, provider = self.tab_where("reserved", place, astray=astray)
+    @rule(place=places, arbitrary=rarely_wrong, wrong=rarely_wrong)
+    def release(self, place: int, arbitrary: bool, wrong: bool) -> None:
+        key, provider = self.tab_where("reserved", place, arbitrary=arbitrary)
         self.do(self.owner(key, wrong=wrong), "release", key.address, provider.address)
 
-    @rule(place=places, astray=rarely_wrong, wrong=rarely_wrong)
-    def finish_release(self, place: int, astray: bool, wrong: bool) -> None:
-        key, provider = self.tab_where("release_at", place, astray=astray)
+    @rule(place=places, arbitrary=rarely_wrong, wrong=rarely_wrong)
+    def finish_release(self, place: int, arbitrary: bool, wrong: bool) -> None:
+        key, provider = self.tab_where("release_at", place, arbitrary=arbitrary)
         self.do(self.owner(key, wrong=wrong), "finishRelease", key.address, provider.address)
 
-    @rule(place=places, astray=rarely_wrong, floor=st.integers(0, 20) | amounts)
-    def give_back(self, place: int, astray: bool, floor: int) -> None:
-        key, provider = self.tab_where("reserved", place, astray=astray)
+    @rule(place=places, arbitrary=rarely_wrong, floor=st.integers(0, 20) | amounts)
+    def give_back(self, place: int, arbitrary: bool, floor: int) -> None:
+        key, provider = self.tab_where("reserved", place, arbitrary=arbitrary)
         self.do(provider.address, "giveBack", key.address, floor)
 
     @rule(place=places, floor=st.integers(0, 20) | amounts, expired=rarely_wrong, wrong=rarely_wrong)
     def give_back_signed(self, place: int, floor: int, expired: bool, wrong: bool) -> None:
-        key, provider = self.tab_where("reserved", place, astray=False)
+        key, provider = self.tab_where("reserved", place, arbitrary=False)
         floor = min(floor, U96)
         text = Release(payer=key.address, provider=provider.address, floor=Amount(floor), deadline=self.book.now - expired)
         signer = THIEF if wrong else provider
@@ -248,21 +248,21 @@ class Escrow(RuleBasedStateMachine):
 
     # --------------------------------------------------------------------------------------------------------- settlement
 
-    def row(self, provider: Address, wish: dict[str, Any]) -> SettleRow:
+    def row(self, provider: Address, options: dict[str, Any]) -> SettleRow:
         """A row to collect: an earlier one, or one above the settled total, with or without a fault."""
         known = self.rows[provider]
-        if 0 <= wish["again"] < len(known):
-            return known[-1 - int(wish["again"])]
-        poison, key = wish["poison"], wish["key"]
+        if 0 <= options["again"] < len(known):
+            return known[-1 - int(options["again"])]
+        poison, key = options["poison"], options["key"]
         payer = provider if poison == "own" else key.address
         settled = self.book.tabs[payer, provider].settled if (payer, provider) in self.book.tabs else 0
-        ceiling, cost = (Amount(min(max(settled + wish[name], 0), U96)) for name in ("ceiling", "cost"))
+        ceiling, cost = (Amount(min(max(settled + options[name], 0), U96)) for name in ("ceiling", "cost"))
         terms = {
             "payer": payer,
-            "reserve_target": Amount(wish["target"]),
+            "reserve_target": Amount(options["target"]),
             "claim_by": self.book.now - (poison == "late"),
-            "max_fee_bps": wish["rate"],
-            "coordinator": wish["coordinator"].address,
+            "max_fee_bps": options["rate"],
+            "coordinator": options["coordinator"].address,
         }
         named = THIEF.address if poison == "another provider's" else provider
         domain = self.market.domain
@@ -281,13 +281,13 @@ class Escrow(RuleBasedStateMachine):
     def settle(self, wishes: list[dict[str, Any]], sender: Signer, by_provider: bool) -> None:
         """Settles claims of several providers, with any contents."""
         batches = []
-        for wish in wishes:
-            provider = wish["provider"]
-            batch = ClaimBatch(provider.address, tuple(self.row(provider.address, row) for row in wish["rows"]))
-            if wish["how"] != "unsigned":
+        for options in wishes:
+            provider = options["provider"]
+            batch = ClaimBatch(provider.address, tuple(self.row(provider.address, row) for row in options["rows"]))
+            if options["how"] != "unsigned":
                 digest = as_read(batch, self.market.domain).digest(self.market.domain)
-                signature = (THIEF if wish["how"] == "forged" else provider).sign_digest(digest)
-                batch = replace(batch, signature=signature[: 64 if wish["how"] == "cut" else 65])
+                signature = (THIEF if options["how"] == "forged" else provider).sign_digest(digest)
+                batch = replace(batch, signature=signature[: 64 if options["how"] == "cut" else 65])
             batches.append(batch)
         by = wishes[0]["provider"] if wishes and by_provider else sender
         self.do(by.address, "settle", batches)
@@ -295,14 +295,14 @@ class Escrow(RuleBasedStateMachine):
     @rule(provider=providers, wishes=st.lists(rows, min_size=1, max_size=3))
     def collect(self, provider: Signer, wishes: list[dict[str, Any]]) -> None:
         """Collects a provider's own valid rows."""
-        made = tuple(self.row(provider.address, wish | {"poison": "", "again": -1}) for wish in wishes)
+        made = tuple(self.row(provider.address, options | {"poison": "", "again": -1}) for options in wishes)
         batch = ClaimBatch(provider.address, made)
         signature = provider.sign_digest(as_read(batch, self.market.domain).digest(self.market.domain))
         self.do(provider.address, "settle", [replace(batch, signature=signature)])
 
-    @rule(place=places, astray=rarely_wrong)
-    def cash_out(self, place: int, astray: bool) -> None:
-        creditors = [p.address for p in PEOPLE if astray or self.book.accounts[p.address].credit]
+    @rule(place=places, arbitrary=rarely_wrong)
+    def cash_out(self, place: int, arbitrary: bool) -> None:
+        creditors = [p.address for p in PEOPLE if arbitrary or self.book.accounts[p.address].credit]
         self.do(THIEF.address, "cashOut", creditors[place % len(creditors)] if creditors else THIEF.address)
 
     @rule(account=anyone, payout=addresses, wrong=rarely_wrong)
@@ -341,20 +341,20 @@ class Escrow(RuleBasedStateMachine):
         made = self.market.receipt(provider, payer, seq, total)
         return Signed(made.message, THIEF.sign_digest(made.message.digest(self.market.domain))) if wrong else made
 
-    @rule(provider=providers, sender=anyone, wish=evidence)
-    def slash_equivocation(self, provider: Signer, sender: Signer, wish: dict[str, Any]) -> None:
-        payers, seqs = _payers(wish), (wish["seq"], wish["seq"] + wish["later"])
-        pair = [self.receipt(provider, payers[i], seqs[i], wish["totals"][i], wrong=wish["wrong"][i]) for i in (0, 1)]
+    @rule(provider=providers, sender=anyone, options=evidence)
+    def slash_equivocation(self, provider: Signer, sender: Signer, options: dict[str, Any]) -> None:
+        payers, seqs = _payers(options), (options["seq"], options["seq"] + options["later"])
+        pair = [self.receipt(provider, payers[i], seqs[i], options["totals"][i], wrong=options["wrong"][i]) for i in (0, 1)]
         self.do(sender.address, "slashEquivocation", *pair)
 
-    @rule(provider=providers, sender=anyone, wish=evidence)
-    def slash_overclaim(self, provider: Signer, sender: Signer, wish: dict[str, Any]) -> None:
-        (payer, other), (total, claimed) = _payers(wish), wish["totals"]
-        claimed_row = ClaimRow(payer=other, order_hash=ZERO_HASH, seq=wish["seq"], cumulative_cost=Amount(claimed))
+    @rule(provider=providers, sender=anyone, options=evidence)
+    def slash_overclaim(self, provider: Signer, sender: Signer, options: dict[str, Any]) -> None:
+        (payer, other), (total, claimed) = _payers(options), options["totals"]
+        claimed_row = ClaimRow(payer=other, order_hash=ZERO_HASH, seq=options["seq"], cumulative_cost=Amount(claimed))
         text = Claim(provider=provider.address, rows=(claimed_row, replace(claimed_row, cumulative_cost=Amount(0))))
-        signature = (THIEF if wish["wrong"][0] else provider).sign_digest(text.digest(self.market.domain))
-        receipt = self.receipt(provider, payer, wish["seq"] + wish["later"], total, wrong=wish["wrong"][1])
-        claim, place = Signed(text, signature), wish["place"]
+        signature = (THIEF if options["wrong"][0] else provider).sign_digest(text.digest(self.market.domain))
+        receipt = self.receipt(provider, payer, options["seq"] + options["later"], total, wrong=options["wrong"][1])
+        claim, place = Signed(text, signature), options["place"]
         self.play(
             lambda: self.book.slash_overclaim(sender.address, claim, place, receipt),
             lambda: self.market.call(
@@ -435,15 +435,15 @@ class Escrow(RuleBasedStateMachine):
 _NONE = (ZERO_ADDRESS, 0, 0, 0)
 
 
-def _outcome(must: Callable[[], list[Event]]) -> tuple[list[Event], No | None]:
+def _outcome(must: Callable[[], list[Event]]) -> tuple[list[Event], ModelRefusal | None]:
     try:
         return must(), None
-    except No as no:
-        return [], no
+    except ModelRefusal as refusal:
+        return [], refusal
 
 
-def _payers(wish: dict[str, Any]) -> tuple[Address, Address]:
-    return KEYS[0].address, KEYS[wish["other payer"]].address
+def _payers(options: dict[str, Any]) -> tuple[Address, Address]:
+    return KEYS[0].address, KEYS[options["other payer"]].address
 
 
 TestEscrow = pytest.mark.timeout(3_600)(Escrow.TestCase)

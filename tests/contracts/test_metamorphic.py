@@ -30,7 +30,7 @@ def _made() -> tuple[Market, tuple[bytes, int]]:
     for payer in PAYERS:
         market.purse(payer, OWNER.address, 100 * DOLLAR)
     market.call(COORDINATOR.address, "setFee", 200)
-    return market, market.chain.mark()
+    return market, market.chain.snapshot()
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def market() -> Market:
 
 def _fresh() -> Market:
     made, mark = _made()
-    made.chain.back(mark)
+    made.chain.restore(mark)
     return made
 
 
@@ -64,7 +64,7 @@ def _row(market: Market, payer: Signer, provider: Signer, total: int) -> SettleR
 
 
 @st.composite
-def _hands(draw: st.DrawFn) -> tuple[dict[tuple[int, int], list[int]], Callable[[Sequence[Any]], list[list[Any]]]]:
+def _arrangements(draw: st.DrawFn) -> tuple[dict[tuple[int, int], list[int]], Callable[[Sequence[Any]], list[list[Any]]]]:
     """The totals of some tabs, and a way to order, repeat and split the rows."""
     tabs = st.tuples(st.integers(0, 2), st.integers(0, 2))
     totals = draw(st.dictionaries(tabs, st.lists(st.integers(1, 400), min_size=1, max_size=3), min_size=1, max_size=5))
@@ -82,10 +82,10 @@ def _hands(draw: st.DrawFn) -> tuple[dict[tuple[int, int], list[int]], Callable[
 
 
 @some
-@given(hands=_hands())
-def test_order_repetition_and_cuts_do_not_matter(hands: Any) -> None:
+@given(arrangement=_arrangements())
+def test_order_repetition_and_cuts_do_not_matter(arrangement: Any) -> None:
     """Rows permuted, repeated, and split into claims and batches end in the same state as each tab's last row alone."""
-    totals, cut = hands
+    totals, cut = arrangement
     market = _fresh()
     ends = [_row(market, PAYERS[i], PROVIDERS[j], max(costs) * CENT) for (i, j), costs in totals.items()]
     for (_, j), row in zip(totals, ends, strict=True):
@@ -102,10 +102,10 @@ def test_order_repetition_and_cuts_do_not_matter(hands: Any) -> None:
 
 
 @some
-@given(hands=_hands(), left_out=st.randoms(use_true_random=False))
-def test_what_a_later_row_contains_may_be_left_out(hands: Any, left_out: Any) -> None:
+@given(arrangement=_arrangements(), left_out=st.randoms(use_true_random=False))
+def test_earlier_rows_may_be_left_out(arrangement: Any, left_out: Any) -> None:
     """Only the highest of a tab's rows counts: leaving out any others changes nothing."""
-    totals, _ = hands
+    totals, _ = arrangement
 
     def collect(keep: Callable[[], bool]) -> list[Any]:
         market = _fresh()
@@ -129,8 +129,8 @@ def _altered(row: SettleRow, **changes: Any) -> SettleRow:
 
 def _poison(market: Market, name: str, provider: Signer) -> tuple[SettleRow, SkipReason]:
     """An unpayable row and the reason."""
-    payer, me = PAYERS[0], provider.address
-    good = market.row(payer, me, 9 * DOLLAR)
+    payer, provider_address = PAYERS[0], provider.address
+    good = market.row(payer, provider_address, 9 * DOLLAR)
     domain = market.domain
     made: dict[str, Callable[[], tuple[SettleRow, SkipReason]]] = {
         "no signature": lambda: (replace(good, order=Signed(good.order.message, bytes(64) + b"\x1b")), SkipReason.BAD_SIGNATURE),
@@ -148,13 +148,16 @@ def _poison(market: Market, name: str, provider: Signer) -> tuple[SettleRow, Ski
             SkipReason.BAD_SIGNATURE,
         ),
         "no cost": lambda: (replace(good, cumulative_cost=Amount(0)), SkipReason.NOTHING_OWED),
-        "no ceiling": lambda: (market.row(payer, me, 0, U96), SkipReason.NOTHING_OWED),
-        "too late": lambda: (market.row(payer, me, 9 * DOLLAR, claim_by=market.chain.now - 1), SkipReason.EXPIRED),
-        "in the year 1970": lambda: (market.row(payer, me, 9 * DOLLAR, claim_by=0), SkipReason.EXPIRED),
-        "no purse": lambda: (market.row(STRANGER, me, 9 * DOLLAR), SkipReason.UNKNOWN_PURSE),
-        "no purse and no bounds": lambda: (market.row(STRANGER, me, U96, reserve_target=Amount(U96)), SkipReason.UNKNOWN_PURSE),
-        "an empty purse": lambda: (market.row(person("poor"), me, 9 * DOLLAR), SkipReason.UNFUNDED),
-        "its own payer": lambda: (market.row(provider, me, 9 * DOLLAR), SkipReason.SELF_DEALING),
+        "no ceiling": lambda: (market.row(payer, provider_address, 0, U96), SkipReason.NOTHING_OWED),
+        "too late": lambda: (market.row(payer, provider_address, 9 * DOLLAR, claim_by=market.chain.now - 1), SkipReason.EXPIRED),
+        "in the year 1970": lambda: (market.row(payer, provider_address, 9 * DOLLAR, claim_by=0), SkipReason.EXPIRED),
+        "no purse": lambda: (market.row(STRANGER, provider_address, 9 * DOLLAR), SkipReason.UNKNOWN_PURSE),
+        "no purse and no bounds": lambda: (
+            market.row(STRANGER, provider_address, U96, reserve_target=Amount(U96)),
+            SkipReason.UNKNOWN_PURSE,
+        ),
+        "an empty purse": lambda: (market.row(person("poor"), provider_address, 9 * DOLLAR), SkipReason.UNFUNDED),
+        "its own payer": lambda: (market.row(provider, provider_address, 9 * DOLLAR), SkipReason.SELF_DEALING),
     }
     return made[name]()
 
@@ -179,13 +182,13 @@ POISONS = [
 def test_a_poisoned_row_harms_only_itself(market: Market, name: str) -> None:
     """A bad row first, between others, last, or twice: the good rows pay exactly the same as without it."""
     market.call(person("poor").address, "open", person("poor").address, OWNER.address, b"")
-    provider, mark = PROVIDERS[0], market.chain.mark()
+    provider, mark = PROVIDERS[0], market.chain.snapshot()
     poison, reason = _poison(market, name, provider)
     good = [_row(market, payer, provider, (n + 1) * DOLLAR) for n, payer in enumerate(PAYERS)]
     assert len(paid(market.collect(provider, *good))) == len(good)
     wanted = _state(market)
     for place in range(len(good) + 1):
-        market.chain.back(mark)
+        market.chain.restore(mark)
         events = market.collect(provider, *good[:place], poison, *good[place:], poison)
         assert (paid(events), skipped(events)) == ([DOLLAR, 2 * DOLLAR, 3 * DOLLAR], [reason, reason])
         assert _state(market) == wanted
@@ -207,7 +210,7 @@ def test_a_poisoned_claim_harms_only_itself(market: Market, poison: str) -> None
     }[poison]
     market.settle(RELAY.address, first, last)
     wanted, mark = _state(market), _made()[1]
-    market.chain.back(mark)
+    market.chain.restore(mark)
     events = market.settle(RELAY.address, first, replace(bad, signature=signature), last)
     assert (paid(events), skipped(events)) == ([DOLLAR, DOLLAR], [SkipReason.BAD_CLAIM])
     assert _state(market) == wanted
@@ -232,9 +235,9 @@ def test_a_blacklisted_payee_harms_only_itself() -> None:
     again=st.integers(1, 3),
 )
 def test_a_partial_payment_is_completed_exactly_once(owed: int, reserved: int, deposits: list[int], again: int) -> None:
-    """However often the row is repeated between top-ups, it pays the debt as far as there is money, and no more."""
+    """However often a row is repeated between top-ups, it pays the debt up to the available money, and no more."""
     market, mark = _made()
-    market.chain.back(mark)
+    market.chain.restore(mark)
     payer, provider = person("slow payer"), PROVIDERS[0]
     market.purse(payer, OWNER.address, 20)
     market.call(OWNER.address, "reserve", payer.address, provider.address, reserved) if reserved else ()

@@ -170,7 +170,7 @@ async def test_a_new_thaw_starts_the_wait_again(world: World) -> None:
         await world.escrow.withdraw(owner, KEY.address)
 
 
-async def test_what_comes_after_a_thaw_does_not_leave_with_it(world: World) -> None:
+async def test_a_deposit_during_a_thaw_needs_its_own_thaw(world: World) -> None:
     """A deposit made during a thaw needs a thaw of its own."""
     owner = await world.purse(KEY, OWNER, 10 * DOLLAR)
     await world.escrow.thaw(owner, KEY.address, Amount(10 * DOLLAR))

@@ -259,7 +259,7 @@ async def test_an_empty_batch_is_a_mistake(world: World, provider: Sender) -> No
     assert (await world.escrow.settle(provider, [ClaimBatch(PROVIDER.address, ())])).events == ()
 
 
-async def test_cash_out_goes_where_the_account_said(world: World, provider: Sender) -> None:
+async def test_cash_out_goes_to_the_payout_address(world: World, provider: Sender) -> None:
     """Anyone may pay out credit, only to the payout address that the account set, and never to the escrow or the token."""
     vault = person("vault").address
     await world.settle(provider, world.row(KEY, PROVIDER.address, DOLLAR))

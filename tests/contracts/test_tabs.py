@@ -60,7 +60,7 @@ async def test_a_reservation_needs_sense(world: World) -> None:
 
 
 async def test_anyone_secures_an_order(world: World) -> None:
-    """The order alone raises the reservation to its target, as far as free money allows, and pays nothing."""
+    """The order alone raises the reservation towards its target with the available free money, and pays nothing."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     stranger = await world.sender(STRANGER)
     order = world.order(KEY, PROVIDER.address, DOLLAR, reserve_target=Amount(4 * DOLLAR))

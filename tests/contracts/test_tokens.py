@@ -99,7 +99,7 @@ async def test_an_authorization_is_no_way_around(hostile: World) -> None:
     await _tell(hostile, "setCallback", hostile.deployment.escrow, again, False)
     with refused("ReentrancyGuardReentrantCall"):
         await hostile.escrow.deposit_with_authorization(stranger, KEY.address, _authorized(hostile, DOLLAR))
-    # A token that shrugs the refusal off: the deposit stands, and nothing left on the way.
+    # The token ignores the refusal: the deposit stands, and no money left meanwhile.
     await _tell(hostile, "setCallback", hostile.deployment.escrow, again, True)
     await hostile.escrow.deposit_with_authorization(stranger, KEY.address, _authorized(hostile, DOLLAR))
     assert (await hostile.escrow.provider(PROVIDER.address)).credit == DOLLAR

@@ -326,9 +326,9 @@ def test_the_malleable_twin_of_a_signature_is_refused(signer: Signer, digest: Ha
     r, s, v = signature[:32], int.from_bytes(signature[32:64], "big"), signature[64]
     assert s <= ORDER_OF_CURVE // 2
     assert recover(digest, signature) == signer.address
-    twin = r + (ORDER_OF_CURVE - s).to_bytes(32, "big") + bytes((55 - v,))
+    high_s_signature = r + (ORDER_OF_CURVE - s).to_bytes(32, "big") + bytes((55 - v,))
     with pytest.raises(BadSignature, match="malleable"):
-        recover(digest, twin)
+        recover(digest, high_s_signature)
 
 
 @pytest.mark.parametrize("v", [0, 1, 2, 26, 29, 35, 36, 255])

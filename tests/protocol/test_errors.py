@@ -72,7 +72,7 @@ def test_statuses_are_these() -> None:
         assert [PUBLIC[Code(code)].status for code in codes.split()] == [status] * len(codes.split())
 
 
-def test_every_concrete_error_knows_its_code_and_fault() -> None:
+def test_every_concrete_error_has_a_code_and_a_fault() -> None:
     """Every class that can be raised has a code, a fault and a retry class."""
     for error in (BadMessage("x"), BadSignature("x"), BadReceipt("x"), BadSeal("x")):
         assert isinstance(error, PeerError)

@@ -98,7 +98,7 @@ def test_messages_are_frozen_and_take_keywords_only() -> None:
         Spec("x")  # type: ignore[call-arg]  # that is the test
 
 
-def test_a_spec_that_knows_nothing_says_so() -> None:
+def test_an_empty_spec_is_unknown() -> None:
     """Every unset text of a spec is "unknown"."""
     written = Spec().to_json()
     assert written.pop("features") == []

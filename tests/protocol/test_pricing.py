@@ -118,7 +118,7 @@ def test_usage_that_contradicts_itself_is_a_bad_receipt(counts: tuple[int, int, 
 
 @given(messages(Receipt))
 @some
-def test_a_receipt_says_its_usage(receipt: Receipt) -> None:
+def test_a_receipt_states_its_usage(receipt: Receipt) -> None:
     """The three counts of a receipt are its usage, unless they contradict each other."""
     if receipt.cached_input_tokens > receipt.input_tokens:
         with pytest.raises(BadReceipt):

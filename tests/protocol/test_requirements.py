@@ -34,7 +34,7 @@ ASK = replace(make_ask(person("ann")).message, spec=SPEC)
         ({"context_tokens": 8_193}, "context_tokens"),
     ],
 )
-def test_what_an_ask_lacks(required: dict[str, Any], lacks: str | None) -> None:
+def test_unmet_requirements(required: dict[str, Any], lacks: str | None) -> None:
     """An ask needs one of the names of each kind, all features, and at least the context; case does not matter."""
     assert Requirements(**required).first_unmet(ASK) == lacks
 
@@ -49,13 +49,17 @@ def test_unknown_meets_nothing() -> None:
 
 def test_narrowing() -> None:
     """The intersection requires what both require; neither widens the other."""
-    house = Requirements(region=("eu-west", "eu-north"), features=("tools",), context_tokens=100)
+    config_requirements = Requirements(region=("eu-west", "eu-north"), features=("tools",), context_tokens=100)
     asked = Requirements(region=("US", "EU-north"), features=("logprobs",), precision=("fp8",), context_tokens=50)
-    both = house.intersection(asked)
+    both = config_requirements.intersection(asked)
     assert both == Requirements(region=("EU-north",), precision=("fp8",), features=("tools", "logprobs"), context_tokens=100)
-    assert house.intersection(NO_REQUIREMENTS) == NO_REQUIREMENTS.intersection(house) == house
+    assert (
+        config_requirements.intersection(NO_REQUIREMENTS)
+        == NO_REQUIREMENTS.intersection(config_requirements)
+        == config_requirements
+    )
     with pytest.raises(Refusal, match=r"require.region: expected one of eu-west, eu-north, got us") as caught:
-        house.intersection(Requirements(region=("us",)))
+        config_requirements.intersection(Requirements(region=("us",)))
     assert caught.value.code is Code.NO_PROVIDER
 
 
@@ -95,7 +99,7 @@ def test_the_wire_form(required: Requirements) -> None:
         ({"contextTokens": "many"}, r"require\.contextTokens"),
     ],
 )
-def test_what_is_no_requirement(raw: object, says: str) -> None:
+def test_invalid_requirements(raw: object, says: str) -> None:
     """An invalid member is refused by name."""
     with pytest.raises(BadMessage, match=says):
         Requirements.from_json(raw)

@@ -148,7 +148,7 @@ def test_nothing_of_the_text_is_in_the_ciphertext(text: bytes) -> None:
     assert not any(text[i : i + 4] in carried for i in range(len(text) - 3))
 
 
-def test_a_padding_that_lies_about_the_length_is_refused() -> None:
+def test_a_false_length_in_the_padding_is_refused() -> None:
     """A sealed length beyond the padding, which only a key holder could write, raises BadSeal."""
     cipher = KEY.response_cipher(ORDER)
     for plain in (b"", b"\0", b"\0\0\0\1", b"\xff\xff\xff\xff" + bytes(124)):
@@ -225,7 +225,7 @@ def test_nothing_follows_the_last_chunk() -> None:
 
 @given(st.lists(st.integers(0, 5) | st.none(), max_size=30))
 @many
-def test_whatever_arrives_what_was_opened_is_a_prefix(arrivals: list[int | None]) -> None:
+def test_opened_chunks_are_always_a_prefix(arrivals: list[int | None]) -> None:
     """With chunks in any order, repeated, or mixed with garbage, what opens is a prefix of the response."""
     chunks = [bytes((i,)) * 3 for i in range(6)]
     stream = sealed_stream(chunks)
@@ -389,7 +389,7 @@ def test_an_unusable_sealing_key_is_named(suite: str, size: int) -> None:
     """Unknown suites, keys of a wrong size, and invalid points (all zero, all ones) are the ask's fault."""
     for raw in (bytes(size), b"\xff" * size):
         if (suite, raw) == (X25519, b"\xff" * 32):
-            continue  # lawful: RFC 7748 masks the top bit
+            continue  # allowed: RFC 7748 masks the top bit
         with pytest.raises(BadSeal, match=r"ask\.sealingKey: expected a usable"):
             wrap_key(KEY, suite, raw, job=JOB, order_hash=ORDER, provider=PROVIDER)
 

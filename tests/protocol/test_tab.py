@@ -31,19 +31,19 @@ def order_of(ceiling: int, terms_hash: Hash = ZERO_HASH) -> Order:
     return build_order(PAYER.address, PROVIDER.address, ceiling, terms_hash=terms_hash)
 
 
-# The provider's half
+# The provider's side
 
 
 @given(amounts(10**9), amounts(10**9), amounts(10**9), amounts(10**9), amounts(10**9))
 @many
 def test_a_job_is_admitted_exactly_if_it_is_authorised(
-    cumulative: Amount, flying: Amount, known: Amount, signed: Amount, cap: Amount
+    cumulative: Amount, in_flight: Amount, known: Amount, signed: Amount, cap: Amount
 ) -> None:
     """Total, jobs in flight and the new job must fit the highest signed ceiling, of the new order or an older one."""
-    tab = ProviderTab(seq=3, cumulative=cumulative, ceiling=known, in_flight=flying)
-    if cumulative + flying + cap <= max(known, signed):
+    tab = ProviderTab(seq=3, cumulative=cumulative, ceiling=known, in_flight=in_flight)
+    if cumulative + in_flight + cap <= max(known, signed):
         after = tab.admit(order_of(signed), cap, RICH)
-        assert after == ProviderTab(3, cumulative, Amount(max(known, signed)), flying + cap)
+        assert after == ProviderTab(3, cumulative, Amount(max(known, signed)), in_flight + cap)
     else:
         with pytest.raises(Refusal) as caught:
             tab.admit(order_of(signed), cap, RICH)
@@ -52,11 +52,13 @@ def test_a_job_is_admitted_exactly_if_it_is_authorised(
 
 @given(amounts(10**9), amounts(10**9), amounts(10**9), st.builds(Security, *[amounts(10**9)] * 3))
 @many
-def test_a_job_is_admitted_exactly_if_it_is_secured(cumulative: Amount, flying: Amount, cap: Amount, security: Security) -> None:
+def test_a_job_is_admitted_exactly_if_it_is_secured(
+    cumulative: Amount, in_flight: Amount, cap: Amount, security: Security
+) -> None:
     """The debt beyond what the chain has paid must fit the reservation and the provider's own credit limit."""
-    tab = ProviderTab(cumulative=cumulative, in_flight=flying)
-    if cumulative + flying + cap - security.settled <= security.reserved + security.unsecured_limit:
-        assert tab.admit(order_of(2**96 - 1), cap, security).in_flight == flying + cap
+    tab = ProviderTab(cumulative=cumulative, in_flight=in_flight)
+    if cumulative + in_flight + cap - security.settled <= security.reserved + security.unsecured_limit:
+        assert tab.admit(order_of(2**96 - 1), cap, security).in_flight == in_flight + cap
     else:
         with pytest.raises(Refusal) as caught:
             tab.admit(order_of(2**96 - 1), cap, security)
@@ -139,7 +141,7 @@ class ProviderTabMachine(RuleBasedStateMachine):
         self.settled, self.reserved = self.tab.cumulative, reserved
 
     @invariant()
-    def books_agree(self) -> None:
+    def tab_equals_model(self) -> None:
         """The tab is the sum of its receipts, its jobs in flight are those of the model, and all stay below the highest
         ceiling.
         """
@@ -228,7 +230,7 @@ class HonestPairMachine(RuleBasedStateMachine):
         self.accepted += paid
 
     @invariant()
-    def nobody_is_cheated(self) -> None:
+    def claims_stay_within_the_signed_ceiling(self) -> None:
         """The provider's claim is the sum of receipts and never exceeds the highest signed ceiling."""
         assert self.tab.cumulative == self.accepted + sum(paid for paid, _ in self.on_the_way)
         assert self.tab.cumulative + self.tab.in_flight <= self.tab.ceiling <= self.signed

@@ -105,7 +105,7 @@ def test_money_travels_through_copies_and_json(amount: Amount) -> None:
 
 @given(amounts(), st.integers(0, 18))
 @many
-def test_what_people_read_parses_back(amount: Amount, decimals: int) -> None:
+def test_formatted_amounts_parse_back(amount: Amount, decimals: int) -> None:
     """`format_amount` is exact: its text parses to the same amount, without an exponent or trailing zeros."""
     shown = format_amount(amount, decimals)
     assert parse_amount(shown, decimals) == amount
@@ -156,7 +156,7 @@ def test_amounts_as_people_write_them(text: str, amount: int) -> None:
         "1\n2",
     ],
 )
-def test_what_is_no_amount_is_refused(text: str) -> None:
+def test_malformed_amounts_are_refused(text: str) -> None:
     """Signs, exponents, foreign digits, too many decimals and other texts are refused with the offending text."""
     with pytest.raises(BadMessage, match="amount: expected a decimal number with at most 6 places"):
         parse_amount(text)
@@ -181,7 +181,7 @@ def test_an_address_has_one_canonical_form(raw: bytes) -> None:
     "value",
     ["", "0x", "0x" + "0" * 39, "0x" + "0" * 41, "0" * 40, "0X" + "0" * 40, "0x" + "g" * 40, " 0x" + "0" * 40, None, 5, b"", []],
 )
-def test_what_is_no_address_is_refused_by_name(value: object) -> None:
+def test_malformed_addresses_are_refused_by_name(value: object) -> None:
     """The error names the field of the invalid address."""
     with pytest.raises(BadMessage, match=r"^purse\.owner: expected a 20-byte address"):
         parse_address(value, "purse.owner")
@@ -211,7 +211,7 @@ def test_a_job_id_is_read_from_its_digits(raw: bytes) -> None:
 
 @given(st.text(max_size=40))
 @some
-def test_what_is_no_job_id_is_refused(text: str) -> None:
+def test_malformed_job_ids_are_refused(text: str) -> None:
     """Any other text raises BadMessage."""
     with pytest.raises(BadMessage, match=r"^job: expected 32 hex digits"):
         parse_job_id(text)

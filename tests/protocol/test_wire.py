@@ -398,7 +398,7 @@ def test_any_json_as_asks_raises_nothing_but_badmessage(raw: Any) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b"nan", b"1" * 5_000 + b"x", '"\ud800"', b"{} {}"]
 )
-def test_what_is_not_json_is_named(data: bytes | str) -> None:
+def test_invalid_json_is_named(data: bytes | str) -> None:
     """Deep nesting, wrong encodings and cut texts raise BadMessage that names the document."""
     with pytest.raises(BadMessage, match=r"^hello: not JSON: "):
         loads(data, "hello")

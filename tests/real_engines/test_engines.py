@@ -68,7 +68,7 @@ async def _check_discovery(engine: Engine) -> None:
     assert engine.features <= set(capabilities.features)
     if engine.context:
         assert [model.context_tokens for model in discovered.models] == [engine.context]
-    # LiteLLM lets a model rest for seconds after it was asked for what it cannot do.
+    # LiteLLM pauses a model for seconds after a request that it cannot serve.
     async with httpx.AsyncClient(trust_env=False, timeout=30) as direct:
         request = {"model": engine.model, "messages": SAY, "max_tokens": 1}
         for _ in range(60):

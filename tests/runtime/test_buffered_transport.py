@@ -50,7 +50,7 @@ async def test_what_is_written_in_one_turn_leaves_at_once_and_in_order(wire: Wir
     assert wire.done == [b"headbody", b"more"]
 
 
-async def test_much_does_not_wait(wire: Wire) -> None:
+async def test_large_parts_are_written_at_once(wire: Wire) -> None:
     """A large part is written at once, together with the buffered ones."""
     transport = buffered(wire)
     transport.write(b"x")
@@ -88,7 +88,7 @@ async def test_a_connection_lost_meanwhile_is_left_alone(wire: Wire) -> None:
     assert wire.done == []
 
 
-async def test_it_is_corked_once_and_asks_the_transport_for_the_rest(wire: Wire) -> None:
+async def test_a_transport_is_wrapped_once(wire: Wire) -> None:
     """A transport is wrapped only once, and other calls go to the underlying transport."""
     transport = buffered(wire)
     assert buffered(transport) is transport

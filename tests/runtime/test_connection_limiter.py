@@ -98,7 +98,7 @@ async def test_a_head_that_does_not_end(port: int, sent: bytes) -> None:
     assert await caller.reader.read() != b""
 
 
-async def test_a_second_request_may_not_dawdle_either(port: int) -> None:
+async def test_the_time_limit_holds_for_each_request(port: int) -> None:
     """The time limit starts again with each request of a connection."""
     caller = await Caller.call(port)
     assert await caller.ask() == 200
@@ -145,7 +145,7 @@ def test_what_counts_as_one_address(host: str, key: str) -> None:
     assert address_key(host) == key
 
 
-def test_a_household_does_not_get_a_share_for_each_of_its_addresses() -> None:
+def test_an_ipv6_network_shares_one_limit() -> None:
     """Connections of one /64 share one limit."""
     limiter = ConnectionLimiter(TIGHT)
     assert [limiter.acquire(f"2001:db8::{n}") for n in range(TIGHT.per_address)] == [None] * TIGHT.per_address
@@ -228,7 +228,7 @@ async def test_refused_connections_do_not_pile_up(monkeypatch: pytest.MonkeyPatc
             super().connection_made(transport)
             seen.append(limiter.lingering)
 
-    monkeypatch.setattr(ConnectionLimiter, "protocols", lambda _doors: (Watched, _))
+    monkeypatch.setattr(ConnectionLimiter, "protocols", lambda _limiter: (Watched, _))
     async with serving(_app, "127.0.0.1", 0) as port:
         refused = [await Caller.call(port) for _ in range(6)]
         assert [await caller.status() for caller in refused] == [429] * 6

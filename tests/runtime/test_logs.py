@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from tallystick.runtime import logs
-from tests.runtime.processes import PATIENCE, script
+from tests.runtime.processes import TIMEOUT_SECONDS, script
 
 LOGGING = """
 import logging, sys
@@ -35,7 +35,7 @@ except ZeroDivisionError:
 
 def _run(form: str, level: str) -> tuple[str, list[str]]:
     with script(LOGGING, form, level) as process:
-        out, errors = process.communicate(timeout=PATIENCE)
+        out, errors = process.communicate(timeout=TIMEOUT_SECONDS)
         assert process.returncode == 0, errors
         return out, errors.splitlines()
 
@@ -73,7 +73,7 @@ def test_the_level_decides(level: str, shown: bool) -> None:
 def test_errors_of_a_child_are_readable() -> None:
     """The error of a failing script contains its standard error."""
     with script("raise SystemExit('reason')") as process:
-        assert process.communicate(timeout=PATIENCE)[1] == "reason\n"
+        assert process.communicate(timeout=TIMEOUT_SECONDS)[1] == "reason\n"
     assert isinstance(process, subprocess.Popen)
 
 
@@ -142,7 +142,7 @@ def test_a_flood_of_refusals_does_not_fill_the_log(written: Callable[[], str]) -
     assert "coordinator ready" in output
 
 
-def test_what_was_left_out_is_counted() -> None:
+def test_omitted_events_are_counted() -> None:
     """The next logged event states how many were omitted; errors are never omitted."""
     now = 0.0
     pace = logs.LogRateLimiter(lambda: now)

@@ -37,7 +37,7 @@ def test_a_field_is_read_and_replaced() -> None:
         (KIND, b"--b\r\nA: 1\r\n\r\n\r\n" * 1_001 + b"--b--\r\n", "parts"),
     ],
 )
-def test_what_is_no_form(kind: str, body: bytes, says: str) -> None:
+def test_bodies_that_are_no_form(kind: str, body: bytes, says: str) -> None:
     """A body that is not a form is refused by name."""
     with pytest.raises(BadMessage, match=says):
         read_field(kind, body, "model")

@@ -14,7 +14,7 @@ import pytest
 
 from tallystick.protocol.errors import Unavailable
 from tallystick.runtime.serving import MAX_RECURSION, serving, wait_for_stop_signal
-from tests.runtime.processes import PATIENCE, line, script
+from tests.runtime.processes import TIMEOUT_SECONDS, line, script
 
 LOOPBACK = "127.0.0.1"
 
@@ -52,7 +52,7 @@ async def test_a_request_under_way_is_answered_before_the_end() -> None:
         assert (await asking).text == "/slow"
 
 
-async def test_a_port_that_is_taken_is_said_and_not_a_crash() -> None:
+async def test_a_used_port_is_reported() -> None:
     """A second server on the same port, a foreign address and a port out of range raise Unavailable with the reason."""
     async with serving(echo, LOOPBACK, 0) as port:
         for host, number in ((LOOPBACK, port), ("192.0.2.1", 0), (LOOPBACK, 70_000), ("no.such.host.invalid", 0)):
@@ -117,7 +117,7 @@ def test_a_signal_stops_in_order(number: signal.Signals) -> None:
         process.send_signal(number)
         assert line(process) == "stopping"
         assert line(process) == "stopped"
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(TIMEOUT_SECONDS) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -128,7 +128,7 @@ def test_a_second_signal_does_not_wait(number: signal.Signals) -> None:
         process.send_signal(number)
         assert line(process) == "stopping"
         process.send_signal(number)
-        assert process.wait(PATIENCE) != 0
+        assert process.wait(TIMEOUT_SECONDS) != 0
 
 
 JSON_SERVER = """

@@ -123,7 +123,7 @@ async def test_a_database_in_memory_is_nobody_elses(url: str) -> None:
         await lock.release()
 
 
-async def test_no_server_is_told_as_such() -> None:
+async def test_an_unreachable_server_is_reported() -> None:
     """If the database does not answer, the error says so instead of reporting a held lock."""
     with pytest.raises(Unavailable, match="database: "):
         await instance_lock("postgresql+asyncpg://nobody@127.0.0.1:1/nothing", "test").acquire()

@@ -158,7 +158,7 @@ async def test_a_write_out_of_which_stopiteration_comes_does_not_hang(url: str) 
         assert await database.write(insert(1)) == 1
 
 
-async def test_a_caller_that_went_away_does_not_stop_the_others(sqlite: str) -> None:
+async def test_a_cancelled_write_does_not_stop_the_others(sqlite: str) -> None:
     """A cancelled write may still happen, and the writes queued behind it do."""
     async with opened(sqlite) as database:
         async with stuck(database):
@@ -327,7 +327,7 @@ async def test_two_that_start_together_make_the_tables_once(url: str) -> None:
         await database.close()
 
 
-async def test_stores_that_start_together_do_not_meet(tmp_path: Path) -> None:
+async def test_concurrently_opened_databases_are_independent(tmp_path: Path) -> None:
     """Several databases that one process opens at once migrate independently, although Alembic uses module globals."""
     databases = [Database(f"sqlite:///{tmp_path}/{n}.db") for n in range(12)]
     await asyncio.gather(*(database.start(MIGRATIONS) for database in databases))

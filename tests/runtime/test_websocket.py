@@ -92,14 +92,14 @@ async def test_frames_however_they_are_mixed_and_cut(listener: tuple[Listener, C
     "bad",
     [
         b"\x82\x05hello",  # not masked
-        b"\xc2\x80\x00\x00\x00\x00",  # a bit of an extension that nobody agreed on
+        b"\xc2\x80\x00\x00\x00\x00",  # an extension bit that was not negotiated
         b"\x82\xff" + (MAX_MESSAGE + 1).to_bytes(8, "big") + bytes(4),  # too long
-        _frame(b"x", Opcode.CONT),  # of no message
-        b"\x83\x80\x00\x00\x00\x00",  # no such kind
+        _frame(b"x", Opcode.CONT),  # a continuation without a message
+        b"\x83\x80\x00\x00\x00\x00",  # unknown opcode
     ],
     ids=["not masked", "an extension", "too long", "of no message", "no such kind"],
 )
-async def test_what_breaks_the_protocol(listener: tuple[Listener, ClientConnection], bad: bytes) -> None:
+async def test_protocol_violations(listener: tuple[Listener, ClientConnection], bad: bytes) -> None:
     """Protocol violations close the connection, also after valid messages in the same packet."""
     app, socket = listener
     socket.transport.write(_frame(b"good") + bad)
@@ -159,7 +159,7 @@ async def test_an_app_sets_the_limit_of_a_connection(listener: tuple[Listener, C
     assert [len(frame) for frame in app.heard] == [100, 1_000]
 
 
-async def test_pings_that_nobody_reads_the_answers_of_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unread_pongs_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that sends pings without reading the answers gets a limited number, and is disconnected after a while."""
     held: list[int] = []
     plain = connection_limiter._WebSocket.handle_ping

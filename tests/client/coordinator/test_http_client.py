@@ -63,7 +63,7 @@ async def token() -> str:
 
 
 @asynccontextmanager
-async def answering(handler: Handler) -> AsyncIterator[CoordinatorClient]:
+async def coordinator_with_handler(handler: Handler) -> AsyncIterator[CoordinatorClient]:
     """A client of a coordinator that gives this answer to every request."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
@@ -81,13 +81,13 @@ async def answering(handler: Handler) -> AsyncIterator[CoordinatorClient]:
 
 
 @asynccontextmanager
-async def saying(body: bytes, status: int = 200) -> AsyncIterator[CoordinatorClient]:
+async def coordinator_with_answer(body: bytes, status: int = 200) -> AsyncIterator[CoordinatorClient]:
     """A coordinator that always gives the same answer."""
 
     async def handler(_request: web.Request) -> web.Response:
         return web.Response(body=body, status=status, content_type="application/json")
 
-    async with answering(handler) as coordinator:
+    async with coordinator_with_handler(handler) as coordinator:
         yield coordinator
 
 
@@ -146,7 +146,7 @@ async def test_no_answer_crashes_a_client(seed: int) -> None:
     async def handler(_request: web.Request) -> web.Response:
         return web.Response(body=bodies[0], status=rng.choice((200, 200, 400, 500)), content_type="application/json")
 
-    async with answering(handler) as coordinator:
+    async with coordinator_with_handler(handler) as coordinator:
         for _ in range(40):
             bodies[0] = json.dumps(_mutated(honest, rng)).encode()
             for call in calls(coordinator):
@@ -162,9 +162,9 @@ DEEP = (b"[" * 100_000, b'{"asks":' * 100_000)
 @pytest.mark.parametrize(
     "body", [b"", b"null", b"[]", b"7", b'"x"', b"{", b"\xff", b'{"asks": {}}', b"NaN", b'{"next": 1}', *DEEP]
 )
-async def test_what_is_no_answer_is_an_error_in_words(body: bytes) -> None:
+async def test_a_malformed_answer_is_a_readable_error(body: bytes) -> None:
     """An answer that does not parse, or is nested too deeply, is the coordinator's fault."""
-    async with saying(body) as coordinator:
+    async with coordinator_with_answer(body) as coordinator:
         for call in calls(coordinator)[:8]:
             with pytest.raises(BadMessage) as caught:
                 await call()
@@ -174,7 +174,7 @@ async def test_what_is_no_answer_is_an_error_in_words(body: bytes) -> None:
 async def test_an_error_is_not_trusted_either() -> None:
     """An error answer with malformed members becomes a general error."""
     odd: dict[str, Any] = {"code": [], "fault": {}, "retry": "yes", "message": ["x"] * 9}
-    async with saying(json.dumps({"error": odd}).encode(), 500) as coordinator:
+    async with coordinator_with_answer(json.dumps({"error": odd}).encode(), 500) as coordinator:
         for call in calls(coordinator):
             with pytest.raises(TallyError):
                 await call()
@@ -183,10 +183,10 @@ async def test_an_error_is_not_trusted_either() -> None:
 # Sizes
 
 
-FAT = Spec(features=tuple("\u0001" * 1_024 for _ in range(1_024)))
+LARGE_SPEC = Spec(features=tuple("\u0001" * 1_024 for _ in range(1_024)))
 
 
-def fat(provider: Provider, spec: Spec = FAT) -> dict[str, Any]:
+def large_ask(provider: Provider, spec: Spec = LARGE_SPEC) -> dict[str, Any]:
     """An ask of about 6 MiB, at a price that puts it first on every list."""
     made = provider.signer.sign(replace(provider.ask.message, spec=spec, output_price=0), DOMAIN)
     return {"ask": made.to_json(), "free": 1}
@@ -195,7 +195,7 @@ def fat(provider: Provider, spec: Spec = FAT) -> dict[str, Any]:
 async def test_oversized_asks_do_not_take_a_model_away(wallet: Signer, config: ClientConfig) -> None:
     """After two asks of 6 MiB, the gateway still uses the honest ask and explains the model."""
     async with FakeMarket(*map(Provider.make, ("alice", "eve", "mal"))).serve() as fake:
-        fake.asks = lambda: [fat(fake.providers[1]), fat(fake.providers[2]), *fake._asks()[:1]]
+        fake.asks = lambda: [large_ask(fake.providers[1]), large_ask(fake.providers[2]), *fake._asks()[:1]]
         async with Market(fake.url, wallet, config) as market, serving(build_app(market), "127.0.0.1", 0) as port:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as http:
                 answer = await http.post(CHAT, json=BODY)
@@ -212,7 +212,7 @@ async def test_oversized_asks_do_not_take_a_model_away(wallet: Signer, config: C
 )
 async def test_asks_beyond_the_limits_are_left_out(fake: FakeMarket, wallet: Signer, config: ClientConfig, spec: Spec) -> None:
     """An ask above any size limit is left out, and the others are offered."""
-    fake.asks = lambda: [fat(fake.providers[0], spec), *fake._asks()[1:], None, 7, {"ask": None}, {}]
+    fake.asks = lambda: [large_ask(fake.providers[0], spec), *fake._asks()[1:], None, 7, {"ask": None}, {}]
     async with Market(fake.url, wallet, config) as market:
         assert [ask.message.provider for ask in await market.shortlist(MODEL)] == [fake.providers[1].address]
         await run(market)
@@ -235,7 +235,7 @@ async def test_a_list_without_an_end_is_cut() -> None:
             pass
         return response
 
-    async with answering(handler) as coordinator:
+    async with coordinator_with_handler(handler) as coordinator:
         assert len(await coordinator.shortlist({})) == 1
     assert sent[0] <= 2 * MAX_RAW
 
@@ -252,7 +252,7 @@ def test_reading_a_hostile_list_is_bounded(filler: bytes) -> None:
     assert reader._tokens <= MAX_TOKENS + 1
     kept = reader.close()
     assert len(kept) < MAX_CONTROL
-    if filler not in (b",", b"1,"):  # two commas in a row were never JSON
+    if filler not in (b",", b"1,"):  # two commas in a row are not JSON
         assert len(json.loads(kept)["asks"]) <= MAX_ITEMS + 1
 
 
@@ -307,7 +307,7 @@ async def test_listings_are_read_to_their_end() -> None:
         asks = [{"ask": Provider.make(f"p{page}").ask.to_json()}, {"ask": {}}]
         return web.json_response({"data": offers, "asks": asks, "next": more})
 
-    async with answering(handler) as coordinator:
+    async with coordinator_with_handler(handler) as coordinator:
         assert [offer.id for offer in await coordinator.models()] == ["m0", "m1", "m2", "m3", "m4"]
         asks = await coordinator.asks("a&b=c/d")
     assert [ask.message.provider for ask in asks] == [Provider.make(f"p{page}").address for page in range(5)]
@@ -327,7 +327,7 @@ async def test_pages_without_an_end_are_not_followed_for_ever() -> None:
         following: Any = {"circle": "a", "number": 7, "long": "x" * 5_000}.get(after, str(count[0]))
         return web.json_response({"asks": [], "next": following, "padding": "x" * wide[0]})
 
-    async with answering(handler) as coordinator:
+    async with coordinator_with_handler(handler) as coordinator:
         assert await coordinator.asks("endless") == []
         assert count[0] == MAX_PAGES
         coordinator._config = ClientConfig(request_seconds=0.2)
@@ -343,7 +343,7 @@ async def test_pages_without_an_end_are_not_followed_for_ever() -> None:
         assert count[0] == MAX_RAW // MAX_CONTROL + 1
 
 
-# Who asks
+# Access tokens
 
 
 async def test_a_token_is_signed_for_one_coordinator_and_reused_for_a_while() -> None:
@@ -401,7 +401,7 @@ async def test_a_redirect_gets_neither_tokens_nor_jobs() -> None:
         seen.append(request.path)
         return web.Response(status=307, headers={"location": "/elsewhere"})
 
-    async with answering(handler) as coordinator:
+    async with coordinator_with_handler(handler) as coordinator:
         for call in calls(coordinator):
             with pytest.raises(BadMessage, match="redirects to '/elsewhere'"):
                 await call()
@@ -420,7 +420,7 @@ async def test_a_coordinator_that_trickles_is_given_up(config: ClientConfig) -> 
         return response
 
     async with (
-        answering(handler) as coordinator,
+        coordinator_with_handler(handler) as coordinator,
         CoordinatorClient(coordinator.url, replace(config, request_seconds=0.3)) as hasty,
     ):
         with pytest.raises(Unavailable):

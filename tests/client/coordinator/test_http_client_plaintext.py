@@ -33,7 +33,7 @@ from tallystick.runtime.plaintext import is_plaintext
         ("", False),
     ],
 )
-def test_who_can_read_along(url: str, readable: bool) -> None:
+def test_readers_of_a_connection(url: str, readable: bool) -> None:
     """Names everybody who can read a connection: nobody with TLS or on the same machine."""
     assert is_plaintext(url) is readable
 

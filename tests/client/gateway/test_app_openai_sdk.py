@@ -255,9 +255,7 @@ async def test_another_model_answers(fake: FakeMarket, wallet: Signer, config: C
                 await answers(name)
         key = {"idempotency-key": "k"}
         assert await answers("best", **key) == TEXT
-        with pytest.raises(
-            openai.ConflictError, match="ended as completed"
-        ):  # the same job, whose answer this market keeps no longer
+        with pytest.raises(openai.ConflictError, match="ended as completed"):  # the same job, whose answer is no longer stored
             await answers("best", **key)
         assert len(fake.sessions) == 4
         assert [model.id async for model in sdk.models.list()][-2:] == ["best", "none"]

@@ -332,7 +332,7 @@ async def test_receipt_is_fetched_when_the_connection_breaks(market: Market, fak
         await session.match()
         await session.answer(200, EVENTS)
         await session.chunk(event("half "))
-        session.transcript.add(b"data: [DONE]\n\n")  # the last chunk is lost on its way
+        session.transcript.add(b"data: [DONE]\n\n")  # the last chunk is lost
         session.bill()
         await session.cut()
 

@@ -184,10 +184,12 @@ asyncio.run(main())
 def test_processes_share_a_wallet(tmp_path: Path) -> None:
     """Processes that start and sign at the same time never sign the same ceiling, and a killed process loses nothing."""
     path = tmp_path / "state.db"
-    fates = ("end", "stay")
+    endings = ("end", "stay")
     processes = [
-        subprocess.Popen([sys.executable, "-c", TAKER, str(path), fate], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for fate in fates
+        subprocess.Popen(
+            [sys.executable, "-c", TAKER, str(path), ending], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for ending in endings
     ]
     ceilings: list[int] = []
     for process in processes:
@@ -197,10 +199,10 @@ def test_processes_share_a_wallet(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    for process, fate in zip(processes, fates, strict=True):
+    for process, ending in zip(processes, endings, strict=True):
         assert process.stdout is not None
         ceilings += [int(process.stdout.readline()) for _ in range(15)]
-        if fate == "stay":
+        if ending == "stay":
             process.kill()
         process.communicate()
     cap = min(ceilings)

@@ -57,7 +57,7 @@ class Harness:
         """Counted quarters of an answer."""
         return (await self.ledger.tab(DOMAIN, provider, NOW_S)).undelivered_quarters
 
-    async def frozen(self, provider: Address = ALICE.address) -> str:
+    async def block_reason(self, provider: Address = ALICE.address) -> str:
         """Returns the reason why a provider gets no orders."""
         return (await self.ledger.tab(DOMAIN, provider, NOW_S)).blocked_reason
 
@@ -70,7 +70,7 @@ async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
     await ledger.close()
 
 
-def _where(provider: Address = ALICE.address) -> dict[str, object]:
+def _tab_key(provider: Address = ALICE.address) -> dict[str, object]:
     return {"of_deployment_id": deployment_id(DOMAIN), "of_payer": PAYER.address, "of_provider": provider}
 
 
@@ -140,7 +140,13 @@ async def test_the_last_count_of_an_order_replaces_earlier_ones(harness: Harness
         (QUARTERS_DELIVERED, placed.order.digest, 3),
     ):
         counting = partial(
-            open_orders.count_undelivered, tab_key=_where(), order=order, quarters=quarters, reason="x", delivery=None, now=NOW_S
+            open_orders.count_undelivered,
+            tab_key=_tab_key(),
+            order=order,
+            quarters=quarters,
+            reason="x",
+            delivery=None,
+            now=NOW_S,
         )
         await harness.do(counting)
         assert await harness.undelivered() == total
@@ -172,23 +178,23 @@ async def test_a_provider_is_blocked_at_the_limit(harness: Harness) -> None:
         )
 
     await harness.do(others)
-    for quarters, reason, frozen in (
+    for quarters, reason, blocked in (
         (-1, "no credit", False),
         (MAX_UNDELIVERED_QUARTERS - 1, "nearly", False),
         (1, "job 7", True),
         (QUARTERS_UNDELIVERED, "job 8", True),
         (-1, "late", True),
     ):
-        await harness.do(partial(open_orders.add_undelivered, tab_key=_where(), quarters=quarters, reason=reason))
-        assert bool(await harness.frozen()) is frozen
-    assert await harness.frozen() == "it charged for 3 or more answers that did not arrive; the last: job 7"
+        await harness.do(partial(open_orders.add_undelivered, tab_key=_tab_key(), quarters=quarters, reason=reason))
+        assert bool(await harness.block_reason()) is blocked
+    assert await harness.block_reason() == "it charged for 3 or more answers that did not arrive; the last: job 7"
     assert await harness.undelivered() == MAX_UNDELIVERED_QUARTERS + QUARTERS_UNDELIVERED - 1
     rest = [(row.blocked_reason, row.undelivered_quarters) for row in await harness.do(lambda c: c.execute(tabs.select()).all())]
     assert sorted(rest)[:3] == [("", 0), ("", 5), ("", 5)]
     await harness.do(lambda c: open_orders.reset_undelivered(c, PAYER.address, ALICE.address))
     counted = sorted(row.undelivered_quarters for row in await harness.do(lambda c: c.execute(tabs.select()).all()))
     assert counted == [0, 0, 0, 5], "forgiven in every deployment, by this payer alone"
-    await harness.do(lambda c: open_orders.add_undelivered(c, _where(BOB.address), QUARTERS_CUT_SHORT, "x"))
+    await harness.do(lambda c: open_orders.add_undelivered(c, _tab_key(BOB.address), QUARTERS_CUT_SHORT, "x"))
     await harness.do(lambda c: open_orders.reset_undelivered(c, PAYER.address, ALICE.address))
     assert await harness.undelivered(BOB.address) == QUARTERS_CUT_SHORT
 
@@ -199,7 +205,7 @@ async def test_a_refused_receipt_leaves_its_order_counting(harness: Harness) -> 
     complaint = UndeliveredCharge("its last chunk never came")
     for seen, kept in ((None, None), (PART, PART), (None, PART)):
         refusing = partial(
-            open_orders.refuse_receipt, tab_key=_where(), order=placed.order.digest, delivery=seen, error=complaint, now=NOW_S
+            open_orders.refuse_receipt, tab_key=_tab_key(), order=placed.order.digest, delivery=seen, error=complaint, now=NOW_S
         )
         await harness.do(refusing)
         assert await harness.read_delivery(job, placed) == kept

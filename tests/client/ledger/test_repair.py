@@ -162,7 +162,7 @@ async def test_a_tab_with_receipts_needs_them(ledger: Ledger) -> None:
     assert "tally receipt report" in result.blocked_reason
 
 
-async def test_the_highest_of_what_is_shown_counts(ledger: Ledger) -> None:
+async def test_the_highest_evidence_counts(ledger: Ledger) -> None:
     """Of several orders and receipts, the highest ceiling, total and seq count; lower ones than the known lower nothing."""
     shown = [_evidence(500, 80, 7), _evidence(900, 60, 9), _evidence(700, 70, 8)]
     result = await ledger.merge_proven(DOMAIN, ALICE.address, shown, Amount(0), NOW_S)
@@ -225,7 +225,7 @@ async def test_when_an_order_was_signed_elsewhere(ledger: Ledger) -> None:
     assert (await _merge_payment(ledger, 0)).elsewhere == 0
 
 
-async def test_what_the_ledger_knows_proves_nothing_by_being_paid(ledger: Ledger) -> None:
+async def test_payment_of_a_known_order_proves_nothing(ledger: Ledger) -> None:
     """An order of this ledger in a settling transaction, beside a missing one, does not raise the tab by either ceiling alone."""
     _, (own,) = await take(ledger)
     known = PaidOrder(own.order, "0xold")
@@ -300,10 +300,10 @@ async def test_orders_that_ended_explain_nothing(ledger: Ledger) -> None:
     assert (await _tab(ledger)).undelivered_quarters == 0
 
 
-# Forgiving
+# Unblocking
 
 
-async def _other_payers_freeze(ledger: Ledger) -> None:
+async def _block_for_another_payer(ledger: Ledger) -> None:
     row = {"total": 0, "total_order_seq": 0, "accepted": 0, "ceiling": 0, "order_seq": 0, "blocked_reason": "by another wallet"}
     row |= {"deployment_id": deployment_id(DOMAIN), "payer": BOB.address, "provider": ALICE.address}
     await ledger._database.write(lambda c: c.execute(tabs.insert(), [row]))
@@ -311,7 +311,7 @@ async def _other_payers_freeze(ledger: Ledger) -> None:
 
 async def test_one_provider_is_unblocked(ledger: Ledger) -> None:
     """Unblocking affects only this payer and provider, and only if there was a block; other blocks stay."""
-    await _other_payers_freeze(ledger)
+    await _block_for_another_payer(ledger)
     assert not await ledger.unblock(ALICE.address, NOW_S)
     for provider in (ALICE, BOB):
         job, (placed,) = await take(ledger, provider)
@@ -321,8 +321,8 @@ async def test_one_provider_is_unblocked(ledger: Ledger) -> None:
     assert not await ledger.unblock(ALICE.address, NOW_S)
     assert list(await ledger.blocked()) == [BOB.address]
     assert (await _tab(ledger)).accepted == 0, "a lie is forgiven, and not booked"
-    frozen = [row.blocked_reason for row in await ledger._database.read(lambda c: c.execute(tabs.select()).all())]
-    assert "by another wallet" in frozen
+    block_reasons = [row.blocked_reason for row in await ledger._database.read(lambda c: c.execute(tabs.select()).all())]
+    assert "by another wallet" in block_reasons
 
 
 @pytest.mark.parametrize("seen", [FINE, None])
@@ -341,7 +341,7 @@ async def test_receipts_refused_by_the_audit_alone_are_recorded(ledger: Ledger, 
         assert (tab.accepted, tab.total, tab.blocked_reason) == (3, 3, "")
 
 
-async def test_what_the_chain_paid_is_believed_up_to_the_ceiling(ledger: Ledger) -> None:
+async def test_a_payment_is_believed_up_to_the_ceiling(ledger: Ledger) -> None:
     """Unblocking counts the payment as spent up to the signed ceilings; orders that were open then may explain it."""
     await _recorded(ledger)
     _, (second,) = await take(ledger)
@@ -364,7 +364,7 @@ async def test_a_payment_within_the_ceilings_is_believed_as_it_is(ledger: Ledger
     assert (await _tab(ledger)).total == 5
 
 
-async def test_unblocking_what_cost_nothing_spends_nothing(ledger: Ledger) -> None:
+async def test_unblocking_without_a_payment_spends_nothing(ledger: Ledger) -> None:
     """If the chain paid no more than the receipts, neither the spending nor the orders that may explain the total change."""
     await _recorded(ledger)
     job, (placed,) = await take(ledger)

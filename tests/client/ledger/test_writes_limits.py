@@ -34,7 +34,7 @@ from tests.client.parties import ALICE, DOMAIN, MODEL, NOW_S, PAYER, Provider, b
 JOB = JobId(bytes(16))
 
 
-# Caps tell no lengths
+# Caps reveal no lengths
 
 
 @given(st.integers(0, 40_000), st.integers(0, 40_000), st.integers(0, 8_000))
@@ -61,7 +61,7 @@ def test_the_wire_reveals_only_the_size_bucket(first: str, other: str) -> None:
     assert sizes[0] == sizes[1] or sizes[0][0] != sizes[1][0]
 
 
-# Fees are what was told
+# Fees
 
 
 async def test_no_order_allows_an_unannounced_fee(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
@@ -89,12 +89,12 @@ async def test_no_order_allows_an_unannounced_fee(fake: FakeMarket, wallet: Sign
 
 
 async def _refused_once(fake: FakeMarket, market: Market, refusal: Refusal) -> None:
-    await market.shortlist(MODEL)  # remembered, so that the refusal is that of the job
+    await market.shortlist(MODEL)  # cached, so the job itself is refused
     fake.refusals.append(refusal)
     await run(market)
 
 
-# Reservations follow use
+# Reservations
 
 
 async def test_sybils_lock_no_purse(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
@@ -117,7 +117,7 @@ async def test_sybils_lock_no_purse(fake: FakeMarket, wallet: Signer, config: Cl
         assert [order.reserve_target for order in fake.orders()[-3:]] == [4 * 3, 0, 0]
 
 
-# Whose word on the chain counts
+# RPC endpoints
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_no_rpc_address_of_a_stranger_is_believed(rpc: str | None, use: bool, de
     assert rpc_of(ClientConfig(rpc=rpc, use_deployment_rpc=use), deployed) == believed
 
 
-def test_a_chain_that_is_not_asked_is_told_of(tmp_path: Path) -> None:
+def test_a_chain_without_an_endpoint_is_logged(tmp_path: Path) -> None:
     """Without an RPC address of its own, the client does not query the chain, and the log says what to set."""
     file = tmp_path / "deployment.json"
     Deployment(31337, DOMAIN.contract, Address("0x" + "cd" * 20), 6, 0, "https://rpc.example").save(file)
@@ -176,7 +176,7 @@ async def test_a_ceiling_above_all_receipts_bears_every_open_cap(ledger: Ledger)
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).open_caps == cap
 
 
-def test_what_is_undelivered_is_no_evidence() -> None:
+def test_an_undelivered_answer_is_no_evidence() -> None:
     """A receipt for an undelivered answer is refused as the coordinator's bad receipt, and is never retried."""
     error: TallyError = UndeliveredCharge("x")
     assert isinstance(error, BadReceipt)

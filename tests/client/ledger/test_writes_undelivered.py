@@ -68,7 +68,7 @@ async def fake() -> AsyncIterator[FakeMarket]:
         yield market
 
 
-def keeps_back(outcome: Outcome, words: int) -> Callable[[Session], Awaitable[None]]:
+def withholding_last_chunk(outcome: Outcome, words: int) -> Callable[[Session], Awaitable[None]]:
     """Sends a number of words without the end of the answer, and bills the whole answer."""
 
     async def script(session: Session) -> None:
@@ -88,7 +88,7 @@ async def test_no_answer_that_did_not_arrive_is_paid(market: Market, fake: FakeM
     """A receipt that charges without the last chunk is neither recorded nor retried, and its order counts in full. After
     three such answers the provider gets no more orders until it is unblocked.
     """
-    fake.script, mallory = keeps_back(outcome, words), fake.providers[0].address
+    fake.script, mallory = withholding_last_chunk(outcome, words), fake.providers[0].address
     for number in range(1, 4):
         with pytest.raises(UndeliveredCharge) as caught:
             await run(market, STREAM)
@@ -113,7 +113,7 @@ async def test_whole_answers_pay_back_a_quarter(market: Market, fake: FakeMarket
     """Four whole answers offset one charged answer that did not arrive; there is no credit in advance."""
     mallory = fake.providers[0].address
     await run(market)
-    fake.script = keeps_back(Outcome.COMPLETED, 1)
+    fake.script = withholding_last_chunk(Outcome.COMPLETED, 1)
     with pytest.raises(UndeliveredCharge):
         await run(market, STREAM)
     fake.script = honest
@@ -125,7 +125,7 @@ async def test_whole_answers_pay_back_a_quarter(market: Market, fake: FakeMarket
 async def test_the_official_sdk_does_not_buy_again(market: Market, fake: FakeMarket) -> None:
     """One create() of OpenAI's own client, with its default retries, buys a charged but withheld answer only once."""
     for outcome in (Outcome.COMPLETED, Outcome.CLIENT_CANCELLED):
-        fake.script = keeps_back(outcome, 0)
+        fake.script = withholding_last_chunk(outcome, 0)
         async with serving(build_app(market), "127.0.0.1", 0) as port:
             client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x")
             create: Any = client.chat.completions.create
@@ -209,7 +209,7 @@ async def test_cancelling_before_the_first_byte_pays_the_input(market: Market, f
     assert (tab.accepted, tab.open_caps, tab.undelivered_quarters, tab.blocked_reason) == (2, 0, 0, "")
 
 
-async def lost(session: Session) -> None:
+async def cut_after_one_word(session: Session) -> None:
     """Cuts the stream after one word; the job continues."""
     await session.match()
     await session.answer(200, EVENTS)
@@ -233,7 +233,7 @@ async def test_a_lost_stream_pays_what_arrived_and_what_was_in_flight(
     """A later receipt of a broken stream is checked against what had arrived, also by the next process. Charges for the
     undelivered part are remembered.
     """
-    fake.script = lost
+    fake.script = cut_after_one_word
     dear = STREAM | {"max_tokens": 8_000}
     async with Market(fake.url, wallet, replace(config, cancel_seconds=0.05)) as market:
         with pytest.raises(Unavailable):
@@ -280,7 +280,7 @@ async def test_a_keyed_answer_that_is_fetched_later_is_whole(fake: FakeMarket, w
     await ledger.close()
 
 
-async def test_the_books_forget_nothing_that_did_not_arrive(tmp_path: Path) -> None:
+async def test_charges_for_undelivered_answers_are_remembered(tmp_path: Path) -> None:
     """A receipt without its answer counts once, however often and by whichever process it is read; unblocking does not
     record it.
     """
@@ -338,7 +338,7 @@ async def test_an_attempt_that_was_passed_over_bills_nothing(market: Market, fak
     assert known.state is JobState.COMPLETED
 
 
-async def test_a_gateway_does_not_book_what_another_process_reads(config: ClientConfig, wallet: Signer) -> None:
+async def test_a_gateway_does_not_record_a_job_that_another_process_reads(config: ClientConfig, wallet: Signer) -> None:
     """While the process that reads a job is alive, no other process records its receipt: only the reader knows what arrived."""
     path = config.ledger_path(wallet.address)
     reader, other = await Ledger.open(path, wallet.address), await Ledger.open(path, wallet.address)
@@ -355,7 +355,7 @@ async def test_a_gateway_does_not_book_what_another_process_reads(config: Client
 
 async def test_http_shape_of_an_undelivered_answer(market: Market, fake: FakeMarket) -> None:
     """The gateway answers 502 and says not to retry."""
-    fake.script = keeps_back(Outcome.COMPLETED, 0)
+    fake.script = withholding_last_chunk(Outcome.COMPLETED, 0)
     async with (
         serving(build_app(market), "127.0.0.1", 0) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http,

@@ -25,7 +25,7 @@ def test_seq_grows(last: int, now_ns: int) -> None:
     assert seq >= now_ns
 
 
-def test_order_says_what_the_policy_says() -> None:
+def test_an_order_follows_the_policy() -> None:
     """Deadline, claim time, reservation and fee come from the policy, and the order commits to the terms by their hash."""
     placed = place()
     order = placed.order.message

@@ -19,7 +19,7 @@ from tallystick.protocol.types import Amount
 from tests.client.parties import bill, place
 
 
-def around(held: list[Receipt], receipt: Receipt) -> AdjacentReceipts:
+def adjacent_receipts(held: list[Receipt], receipt: Receipt) -> AdjacentReceipts:
     """The adjacent receipts among those held."""
     below = [r for r in held if r.seq < receipt.seq]
     above = [r for r in held if r.seq > receipt.seq]
@@ -115,7 +115,7 @@ class Trade(RuleBasedStateMachine):
             self.provider = self.provider.drop(job.placed.terms.max_cost)
             return
         check_against_order(job.placed, job.receipt, None)
-        check_sequence(job.receipt, around(self.payer.held, job.receipt))
+        check_sequence(job.receipt, adjacent_receipts(self.payer.held, job.receipt))
         assert job.receipt.cumulative_cost <= self.payer.ceiling
         if job.receipt.cumulative_cost >= self.payer.tab.total:
             self.payer.mark = self.payer.seq
@@ -132,14 +132,14 @@ class Trade(RuleBasedStateMachine):
             self.clean = False
 
     @invariant()
-    def never_above_what_was_signed(self) -> None:
+    def claims_and_receipts_stay_within_ceilings(self) -> None:
         """What the provider can claim, and what the payer accepted, stay within the highest signed ceiling."""
         tab = self.payer.tab
         assert self.provider.cumulative <= self.payer.ceiling
         assert tab.accepted <= tab.total <= self.payer.ceiling
 
     @invariant()
-    def recovers(self) -> None:
+    def node_takes_the_next_order(self) -> None:
         """After a later receipt has revealed a lost one and no order is open, the node can take the next order."""
         tab = self.payer.tab
         if not self.payer.open and tab.total == self.provider.cumulative:

@@ -109,7 +109,7 @@ def test_free_receipts_need_no_delivery() -> None:
     assert undelivered_quarters(free, SEEN) == 0
 
 
-def test_answers_without_bounds_need_a_sign_of_life() -> None:
+def test_answers_without_bounds_need_a_proper_end() -> None:
     """If bytes do not limit the tokens, an empty answer that ended properly is still whole."""
     placed = place(output=8_000)
     drawn = Delivery(200, 0, ZERO_HASH, finished=True, bounded=False)

@@ -58,7 +58,7 @@ async def _honest(market: Market, fake: FakeMarket) -> None:
         await job.result()
 
 
-async def test_what_signatures_alone_show(market: Market, fake: FakeMarket, config: ClientConfig) -> None:
+async def test_evidence_from_signatures_alone(market: Market, fake: FakeMarket, config: ClientConfig) -> None:
     """A wrong price convinces anyone; a forged file is refused at once."""
     why = await _cheated(market, fake, cost=Amount(9), cumulative_cost=Amount(9))
     file = _file(config, market)
@@ -74,7 +74,7 @@ async def test_what_signatures_alone_show(market: Market, fake: FakeMarket, conf
         replace(file, terms=replace(file.terms, max_output_tokens=1)).check()
 
 
-def test_honest_parts_do_not_make_a_lie() -> None:
+def test_honest_parts_are_no_evidence() -> None:
     """An honest receipt with another order, or with a stranger's, is no evidence."""
     first, second = place(now_ns=NOW), place(now_ns=NOW + 1)
     receipt = ALICE.signer.sign(bill(first), DOMAIN)
@@ -123,7 +123,7 @@ async def test_receipts_that_contradict_each_other(market: Market, fake: FakeMar
         replace(file, others=(replace(other, signature=file.receipt.signature),)).check()
 
 
-async def test_who_is_left_out_is_said_and_can_be_forgiven(
+async def test_excluded_receipts_are_named_and_can_be_accepted(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path
 ) -> None:
     """A refusal names the receipts behind it. A receipt refused by a count alone, for example with a wrong tokenizer, can be
@@ -146,7 +146,7 @@ async def test_who_is_left_out_is_said_and_can_be_forgiven(
         assert len(await market.evidence()) == 1, "what was found stays"
 
 
-async def test_a_lie_is_unblocked_but_not_booked(market: Market, fake: FakeMarket) -> None:
+async def test_unblocking_does_not_record_a_dishonest_receipt(market: Market, fake: FakeMarket) -> None:
     """After unblocking, the provider may get orders again, and its dishonest receipt counts for nothing."""
     await _cheated(market, fake, cost=Amount(9), cumulative_cost=Amount(9))
     address = fake.providers[0].address
@@ -155,7 +155,7 @@ async def test_a_lie_is_unblocked_but_not_booked(market: Market, fake: FakeMarke
     assert (tab.accepted, tab.total, tab.blocked_reason) == (0, 0, "")
 
 
-async def test_what_the_signed_bytes_show(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+async def test_evidence_from_signed_bytes(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """With stored plaintexts that the provider signed, more tokens than bytes are proven to anyone."""
     async with Market(fake.url, wallet, config) as market:
         why = await _cheated(market, fake, Usage(10, 0, 100 + 64 + 1_000_000), cost=Amount(0))
@@ -170,7 +170,7 @@ async def test_what_the_signed_bytes_show(fake: FakeMarket, wallet: Signer, conf
             replace(file, proof=None).check()
 
 
-async def test_what_nobody_else_can_know(market: Market, fake: FakeMarket, config: ClientConfig) -> None:
+async def test_evidence_that_others_cannot_check(market: Market, fake: FakeMarket, config: ClientConfig) -> None:
     """An answer that differs from the signed one convinces nobody else, since the payer could have changed it."""
     await _cheated(market, fake, result_commitment=bytes(32))
     with pytest.raises(BadReceipt, match="nothing in this file proves") as caught:

@@ -131,7 +131,7 @@ async def test_a_stolen_answer_proves_nothing(proof: Proof, wallet: Signer) -> N
     "data",
     [b"", b"[]", b"{}", b"\xff", json.dumps({"tallystick": FORMAT}).encode(), b'{"tallystick": "proof/9"}', b"[" * 100_000],
 )
-def test_what_is_no_proof(data: bytes) -> None:
+def test_files_that_are_no_proof(data: bytes) -> None:
     """A file that is not a proof is refused with an error."""
     with pytest.raises(BadMessage, match="proof"):
         read_proof(data)
@@ -163,7 +163,7 @@ def _files(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("*")}
 
 
-async def test_the_oldest_proofs_go(proof: Proof, tmp_path: Path) -> None:
+async def test_the_oldest_proofs_are_deleted(proof: Proof, tmp_path: Path) -> None:
     """A folder never exceeds its limit of bytes, also after a restart; a larger proof is not written."""
     path = tmp_path / "proofs"
     size = len(proof.dumps())

@@ -32,11 +32,11 @@ def test_any_order_of_arrival_is_fine(costs: list[int], data: st.DataObject) -> 
     arriving = data.draw(st.permutations(receipts))[: data.draw(st.integers(1, len(receipts)))]
     held: list[Receipt] = []
     for receipt in arriving:
-        check_sequence(receipt, around(held, receipt))
+        check_sequence(receipt, adjacent_receipts(held, receipt))
         held.append(receipt)
 
 
-def around(held: list[Receipt], receipt: Receipt) -> AdjacentReceipts:
+def adjacent_receipts(held: list[Receipt], receipt: Receipt) -> AdjacentReceipts:
     """The adjacent receipts among those held."""
     below = [r for r in held if r.seq < receipt.seq]
     above = [r for r in held if r.seq > receipt.seq]
@@ -89,7 +89,7 @@ def test_adjacent_receipts_are_the_nearest_on_each_side() -> None:
 
 
 @pytest.mark.parametrize(("gap", "total", "fits"), [(1, 30, True), (1, 31, False), (1, 29, False), (2, 30, True), (2, 29, False)])
-def test_totals_leave_room_for_what_lies_between(gap: int, total: int, fits: bool) -> None:
+def test_totals_leave_room_for_missing_receipts(gap: int, total: int, fits: bool) -> None:
     """Totals of adjacent seqs are exact; across a gap they may be higher, and they are never lower."""
     lower = bill(place(), seq=5, cost=Amount(10), cumulative_cost=Amount(10))
     higher = bill(place(), seq=5 + gap, cost=Amount(20), cumulative_cost=Amount(total))

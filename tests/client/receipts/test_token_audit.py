@@ -275,7 +275,7 @@ def test_the_texts_of_a_request() -> None:
     assert request_texts(CHAT, b"[]") is None
 
 
-def test_a_audit_finding_refuses_only_if_it_says_so() -> None:
+def test_only_a_refusing_finding_refuses() -> None:
     """A flagged receipt is recorded, and a refused one is not."""
     check_audit(None)
     check_audit(AuditFinding("a little much", refuse=False))

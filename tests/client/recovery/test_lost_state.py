@@ -28,7 +28,7 @@ from tests.client.parties import DOMAIN, Provider, bill, place, signer
 
 
 @pytest.fixture(autouse=True)
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+def query_at_any_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allows queries about tabs at any interval."""
     monkeypatch.setattr(lost_state, "QUERY_INTERVAL_SECONDS", 0.0)
 
@@ -37,11 +37,11 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 async def fake() -> AsyncIterator[FakeMarket]:
     """A market with one provider, which refuses orders that its tab does not allow and bills most of each order."""
     async with FakeMarket(Provider.make("alice")).serve() as market:
-        market.script = strict
+        market.script = refuse_unauthorised
         yield market
 
 
-async def strict(session: Session) -> None:
+async def refuse_unauthorised(session: Session) -> None:
     """A node that knows its tab."""
     try:
         await session.match()
@@ -61,7 +61,7 @@ async def opened(fake: FakeMarket, wallet: Signer, config: ClientConfig, name: s
         yield market
 
 
-def lose(config: ClientConfig, wallet: Signer, name: str) -> None:
+def delete_ledger(config: ClientConfig, wallet: Signer, name: str) -> None:
     """Deletes a ledger file and SQLite's files beside it."""
     path = config.ledger_path(wallet.address).with_name(name)
     for each in path.parent.glob(f"{name}*"):
@@ -78,7 +78,7 @@ async def test_lost_ledger_file(fake: FakeMarket, wallet: Signer, config: Client
         cumulative = fake.providers[0].tab.cumulative
         assert (tab.total, tab.blocked_reason) == (cumulative, "")
         assert fake.orders()[-1].ceiling - cumulative < fake.submissions[-1].candidates[0].terms.max_cost
-        lose(config, wallet, "a.db")
+        delete_ledger(config, wallet, "a.db")
         assert len({order.seq for order in fake.orders()}) == 2 * (turn + 1)
 
 
@@ -212,7 +212,7 @@ async def test_failover_hides_no_missing_tab(wallet: Signer, config: ClientConfi
             await eventually(learnt)
 
 
-async def test_silence_costs_no_job(
+async def test_an_unanswered_query_delays_no_job(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A coordinator that does not answer the query delays the first job only for a bounded time."""
@@ -366,7 +366,7 @@ async def test_the_interval_between_queries_about_a_tab(fake: FakeMarket, wallet
         assert await recovery.recover([alice], chain=False, interval=60.0) == [RecoveryResult()]
         assert await recovery.recover([alice], chain=False, interval=60.0) == []
         assert await recovery.recover([alice], chain=False) == [RecoveryResult()]
-        far = 1e300  # so long that the clock adds nothing to it
+        far = 1e300  # too large for the clock to change it
         recovery.asked_at[alice] = -far
         assert await recovery.recover([alice], chain=False, interval=far) == []
         assert len(fake.inquiries) == 2

@@ -1,4 +1,4 @@
-"""A tab's total is only its provider's claim: it counts as far as orders of this key explain it."""
+"""A tab's total is only its provider's claim: it counts up to the amount that orders of this key explain."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def test_an_order_that_only_reserves_proves_no_payment(ledger: Ledger) -> 
     assert result.blocked_reason
 
 
-async def test_what_was_recovered_stays_known(ledger: Ledger) -> None:
+async def test_a_recovered_total_stays_known(ledger: Ledger) -> None:
     """A recovered tab counts from its proven total on; later receipts raise it only by their costs."""
     backing = place(Tab(accepted=Amount(400)))
     most = backing.order.message.ceiling
@@ -124,7 +124,7 @@ async def test_what_was_recovered_stays_known(ledger: Ledger) -> None:
         assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).explained_total == most + 3 * number
 
 
-async def _climbed(ledger: Ledger) -> Amount:
+async def _record_and_take_another(ledger: Ledger) -> Amount:
     """Records a receipt of 3 and takes another order. Returns that order's cap."""
     job, (placed,) = await take(ledger)
     receipt = ALICE.signer.sign(bill(placed, seq=1), DOMAIN)
@@ -133,7 +133,7 @@ async def _climbed(ledger: Ledger) -> Amount:
     return running.terms.max_cost
 
 
-async def _merge(ledger: Ledger, total: int) -> int:
+async def _recover_receipt(ledger: Ledger, total: int) -> int:
     """Recovers a receipt with this total for an order that the ledger lacks. Returns the rise of the tab."""
     job = JobId(bytes([total % 251]) * 16)
     backing = place(Tab(accepted=Amount(2_000)), job=job, now_ns=10**9 * (NOW_S + total))
@@ -142,23 +142,23 @@ async def _merge(ledger: Ledger, total: int) -> int:
     return result.raised
 
 
-async def test_what_open_orders_explain_is_not_recovered(ledger: Ledger) -> None:
+async def test_a_total_that_open_orders_explain_is_not_recovered(ledger: Ledger) -> None:
     """Missing orders raise ceiling and seq. The total rises only by what they prove beyond the receipts and what it already
     had.
     """
     assert await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(0), NOW_S, paid=[]) == RecoveryResult()
     assert await ledger.providers_with_tab(DOMAIN, [ALICE.address]) == set()
-    cap = await _climbed(ledger)
+    cap = await _record_and_take_another(ledger)
     before = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert await _merge(ledger, 3) == 0
+    assert await _recover_receipt(ledger, 3) == 0
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert (tab.explained_total, tab.recovered, tab.early_caps) == (3, 0, 0)
     assert tab.ceiling > before.ceiling
     assert tab.order_seq == 10**9 * (NOW_S + 3) > before.order_seq
-    assert await _merge(ledger, 700) == 697
+    assert await _recover_receipt(ledger, 700) == 697
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert (tab.explained_total, tab.recovered, tab.early_caps, tab.protocol_tab.accepted) == (700, 697, cap, 700 - cap)
-    assert await _merge(ledger, 600) == 0
+    assert await _recover_receipt(ledger, 600) == 0
     assert await ledger.tab(DOMAIN, ALICE.address, NOW_S) == tab
 
 
@@ -168,15 +168,15 @@ async def test_the_highest_order_that_was_paid_on_proves(ledger: Ledger) -> None
     assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(80), NOW_S, paid=paid)).raised == 80
 
 
-async def test_what_running_jobs_explain_blames_nobody(ledger: Ledger) -> None:
+async def test_a_payment_that_running_jobs_explain_blocks_nobody(ledger: Ledger) -> None:
     """A payment up to the cap of a running job blocks nobody; one unit more blocks its provider."""
-    cap = await _climbed(ledger)
+    cap = await _record_and_take_another(ledger)
     assert not (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(3 + cap), NOW_S, paid=[])).blocked_reason
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).undelivered_quarters == 0
     assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(4 + cap), NOW_S, paid=[])).blocked_reason
 
 
-async def test_a_barred_provider_is_asked_for_its_receipts(
+async def test_an_excluded_provider_is_asked_for_its_receipts(
     market: Market, fake: FakeMarket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A provider that is excluded because it owes receipts gets orders again soon after the coordinator has them, without a
@@ -209,7 +209,7 @@ async def test_a_barred_provider_is_asked_for_its_receipts(
     assert not await market._ledger.excluded(DOMAIN, market._now())
 
 
-async def test_a_job_that_nobody_knew_is_asked_about_again(ledger: Ledger) -> None:
+async def test_a_lost_job_is_queried_again(ledger: Ledger) -> None:
     """The orders of a job that its coordinator lost still count, so their receipts are queried."""
     job, (placed,) = await take(ledger)
     assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == []
@@ -226,7 +226,7 @@ async def test_a_job_that_nobody_knew_is_asked_about_again(ledger: Ledger) -> No
     assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == [job]
 
 
-async def test_a_charge_for_an_order_that_nobody_had_counts(market: Market, fake: FakeMarket) -> None:
+async def test_a_charge_for_an_unmatched_order_counts(market: Market, fake: FakeMarket) -> None:
     """A charge for an order that the coordinator reported as never matched is not recorded. It counts against its provider,
     and the order's cap counts again.
     """
@@ -252,7 +252,7 @@ async def test_a_charge_for_an_order_that_nobody_had_counts(market: Market, fake
     assert known.orders[0].state is OrderState.DISPATCHED
 
 
-async def test_unblocking_what_was_not_paid_spends_nothing(ledger: Ledger) -> None:
+async def test_unblocking_an_unpaid_total_spends_nothing(ledger: Ledger) -> None:
     """If the chain paid nothing beyond the ledger, unblocking changes neither the spending nor the tab."""
     job, (placed,) = await take(ledger)
     lie = ALICE.signer.sign(bill(placed, result_commitment=Hash(b"\1" * 32)), DOMAIN)
@@ -264,9 +264,9 @@ async def test_unblocking_what_was_not_paid_spends_nothing(ledger: Ledger) -> No
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).recovered == 0
 
 
-async def test_what_is_excused_is_what_receipts_lack(ledger: Ledger) -> None:
+async def test_an_excused_payment_is_spent_once(ledger: Ledger) -> None:
     """Of an excused payment, the part with receipts was spent already; the rest is spent now and added to the tab."""
-    cap = await _climbed(ledger)
+    cap = await _record_and_take_another(ledger)
     paid = Amount(3 + cap + 2)
     assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], paid, NOW_S, paid=[])).blocked_reason
     assert await ledger.unblock(ALICE.address, NOW_S)
@@ -282,6 +282,6 @@ async def test_an_order_that_proves_nothing_new_recovers_nothing(ledger: Ledger)
     job, (placed,) = await take(ledger)
     receipt = ALICE.signer.sign(bill(placed, seq=2, cumulative_cost=Amount(13)), DOMAIN)
     assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, None, NOW_S)) is None
-    assert await _merge(ledger, 3) == 0
+    assert await _recover_receipt(ledger, 3) == 0
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert (tab.explained_total, tab.recovered) == (13, 0)

@@ -37,7 +37,7 @@ async def fake() -> AsyncIterator[FakeMarket]:
         yield market
 
 
-async def unannounced(session: Session) -> None:
+async def cut_before_match(session: Session) -> None:
     """The provider takes the job and bills all of it; the client gets no match, and its stream is cut."""
     session.take(0)
     session.bill(ALL, result_commitment=OTHER)
@@ -50,7 +50,7 @@ async def test_no_answer_is_billed_for_ever_before_its_match(market: Market, fak
     """A stream that is cut before the client knows its provider causes no crash. The bill counts as not delivered, and the
     third one blocks the provider.
     """
-    fake.script, mallory = unannounced, fake.providers[0].address
+    fake.script, mallory = cut_before_match, fake.providers[0].address
     for number in range(1, 4):
         with pytest.raises(TallyError) as caught:
             async with await market.submit(CHAT, BODY, key=f"key {number}" if keyed else None) as job:

@@ -196,7 +196,7 @@ async def _chunk_after_void(session: Session) -> None:
 @pytest.mark.parametrize(
     "script", [_void_first, _void_that_charges, _void_with_a_cost, _void_of_another, _forged_void, _two_voids, _chunk_after_void]
 )
-async def test_no_cap_is_released_by_what_is_no_receipt_at_no_cost(
+async def test_only_a_valid_void_releases_a_cap(
     market: Market, fake: FakeMarket, script: Callable[[Session], Awaitable[None]]
 ) -> None:
     """A VOID that is misplaced, forged, of another order or not free ends the job as the coordinator's fault."""
@@ -250,7 +250,7 @@ async def test_outstanding_receipts_are_asked_for_less_and_less(ledger: Ledger) 
     assert other.order.message.ceiling == placed.terms.max_cost + other.terms.max_cost
 
 
-async def test_a_coordinator_that_knows_nothing_frees_nothing(ledger: Ledger) -> None:
+async def test_an_unknown_job_releases_no_order(ledger: Ledger) -> None:
     """If it is unknown which orders of a job were matched, all count; if it is known, the others stop counting."""
     job, (alice, bob) = await take(ledger, ALICE, BOB)
     await ledger.end_job(job, JobState.FAILED, "never admitted", NOW_S, keep_orders_open=True)
@@ -284,7 +284,7 @@ async def test_a_receipt_at_no_cost_ends_no_job_that_goes_on(ledger: Ledger) -> 
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).open_caps == alice.terms.max_cost, "it counts again"
 
 
-# A whole answer is delivered
+# Whole answers
 
 
 async def whole_then_fail(session: Session) -> None:
@@ -324,7 +324,7 @@ async def test_a_whole_answer_is_not_thrown_away(market: Market, fake: FakeMarke
     assert (await market._ledger.spending(0, ()))[0].failed == 0
 
 
-async def test_a_whole_answer_whose_receipt_lies_is_not_paid(market: Market, fake: FakeMarket) -> None:
+async def test_a_whole_answer_with_a_dishonest_receipt_is_not_paid(market: Market, fake: FakeMarket) -> None:
     """A later receipt is checked against the answer that had arrived."""
     fake.script = whole_then_fail
     await run(market)
@@ -359,7 +359,7 @@ async def test_a_connection_that_breaks_after_the_end_loses_nothing(market: Mark
     assert fake.cancels == []
 
 
-async def test_the_gateway_says_that_a_receipt_is_outstanding(market: Market, fake: FakeMarket) -> None:
+async def test_the_gateway_reports_an_outstanding_receipt(market: Market, fake: FakeMarket) -> None:
     """The response is a 200 with its body; headers say that the receipt is outstanding, and the highest possible cost."""
     fake.script = whole_then_fail
     async with (

@@ -19,7 +19,7 @@ from tests.coordinator.harness import MODEL, START, make_ask, person, unchecked
 ANN, BOB = person("ann").address, person("bob").address
 
 
-def test_a_request_narrows_what_the_config_says() -> None:
+def test_a_request_narrows_the_config() -> None:
     """Order and preferences come from the request if it names them; exclusions add up; limits are never relaxed."""
     config = ClientConfig(
         max_input_price=Amount(5),

@@ -1,4 +1,4 @@
-"""What one stranger can make a coordinator hold and spend: tests of the numbers in resource_bounds.py over sockets."""
+"""Limits on memory and work that one stranger can cause: tests of the numbers in resource_bounds.py over sockets."""
 
 from __future__ import annotations
 
@@ -116,9 +116,9 @@ async def test_an_honest_node_fits(at: Served) -> None:
 
 async def test_oversized_asks_are_refused(at: Served) -> None:
     """Asks above 16 KiB, or above 64 KiB per node, end the link, in the HELLO or later."""
-    fat = make_ask(ANN, spec=Spec(features=("\u0001" * 45,) * 64))
+    large_ask = make_ask(ANN, spec=Spec(features=("\u0001" * 45,) * 64))
     many = [make_ask(BOB, seq=n, spec=Spec(features=("\u0001" * 36,) * 64)) for n in range(5)]
-    for signer, asks, most in ((ANN, [fat], MAX_ASK_BYTES), (BOB, many, MAX_NODE_ASK_BYTES)):
+    for signer, asks, most in ((ANN, [large_ask], MAX_ASK_BYTES), (BOB, many, MAX_NODE_ASK_BYTES)):
         node = await LinkNode.open(at, signer, *asks)
         await node.hello()
         assert f"at most {most}" in str(await node.refusal())

@@ -1,4 +1,4 @@
-"""Receipts: invalid ones, late ones, and that none is acknowledged before it is on disk."""
+"""Receipts: invalid ones, late ones, and acknowledgements, which follow only after storage."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_a_bad_receipt_ends_the_job_uncharged(world: World, changes: dict[
 
 
 async def test_the_longest_tab_there_may_be(world: World) -> None:
-    """A seq is taken up to the protocol's maximum, which databases can count on from."""
+    """A seq is accepted up to the protocol's maximum, which fits the databases' numbers."""
     node = world.node("ann")
     client = await world.started(node)
     node.complete(client.job.id, seq=MAX_SEQ)
@@ -134,7 +134,7 @@ async def test_an_inflated_total_does_not_use_up_the_purse(world: World) -> None
     assert tab.cumulative == 5_000
 
 
-# Late ones
+# Late receipts
 
 
 async def _unknown_jobs(world: World, node: FakeNode) -> tuple[Client, Verified[Receipt]]:
@@ -211,7 +211,7 @@ async def test_a_receipt_of_a_former_attempt(world: World) -> None:
 
 
 async def test_a_former_attempts_receipt_after_the_end(world: World) -> None:
-    """It is acknowledged because it was stored: another provider's receipt does not count for it."""
+    """The stored receipt is acknowledged to its own provider; another provider's receipt does not count for it."""
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(ann, bob)
     await world.pass_time(11)
@@ -262,12 +262,12 @@ async def _forgotten(world: World) -> None:
     [(Outcome.COMPLETED, State.COMPLETED), (Outcome.CLIENT_CANCELLED, State.CANCELLED), (Outcome.TIMED_OUT, State.EXPIRED)],
 )
 async def test_a_job_that_was_lost_is_known_again_by_its_receipt(world: World, outcome: Outcome, state: State) -> None:
-    """A receipt with its order restores a lost job: how it ended, and what is owed."""
+    """A receipt with its order restores a lost job's outcome and its debt."""
     node = world.node("ann")
     client = await world.started(node)
     late_receipt = _late(node, client, outcome=outcome)
     await _forgotten(world)
-    assert not await node.hand_in_late(client.job.id, late_receipt.receipt), "alone, it says nothing"
+    assert not await node.hand_in_late(client.job.id, late_receipt.receipt), "without its order it proves nothing"
     await world.market.accept_late(node.address, client.job.id, late_receipt)
     known = await world.store.job(client.job.id)
     assert known is not None
@@ -339,7 +339,7 @@ async def test_models_are_unavailable_right_after_a_restart(world: World) -> Non
 
 
 async def test_a_restart_remembers_jobs_and_totals(world: World) -> None:
-    """After a restart replays are refused, and what is owed still counts."""
+    """After a restart replays are refused, and debts still count."""
     node = world.node("ann")
     client = await world.started(node)
     node.complete(client.job.id)

@@ -107,7 +107,7 @@ async def test_many_providers_do_not_fill_it_either() -> None:
 
 
 async def test_strangers_do_not_keep_an_honest_receipt_out() -> None:
-    """A receipt of a known job is examined, whatever others send."""
+    """A receipt of a known job is examined, whatever other nodes send."""
     world, _, _ = _world()
     node = world.node("ann")
     client = await world.started(node)
@@ -129,7 +129,7 @@ async def test_receipts_without_an_order_are_paced_too() -> None:
 
 
 async def test_void_receipts_of_lost_jobs_fill_no_memory() -> None:
-    """A receipt at no cost for a job that was lost is stored, but makes no tab."""
+    """A receipt at no cost for a lost job is stored, but creates no tab."""
     world, _, store = _world()
     provider = person("ann")
     job, late_receipt = _late(provider, PAYER, 1, Outcome.PROVIDER_ERROR)
@@ -138,7 +138,7 @@ async def test_void_receipts_of_lost_jobs_fill_no_memory() -> None:
 
 
 async def test_an_empty_purse_may_still_owe() -> None:
-    """A receipt of a payer whose purse is empty is stored: the payer may still owe it."""
+    """A receipt of a payer with an empty purse is stored, since the payer may still owe it."""
     world, _, store = _world()
     world.funds.free[PAYER.address] = Amount(0)
     assert await _hand_in(world, person("ann"), PAYER, 1) is None
@@ -146,7 +146,7 @@ async def test_an_empty_purse_may_still_owe() -> None:
 
 
 def test_the_stated_numbers() -> None:
-    """All strangers together can add a thousand rows at once to the database, then 172,800 a day."""
+    """All strangers together can add a thousand rows at once to the database, then 172,800 per day."""
     assert (UNKNOWN_JOBS_BURST, UNKNOWN_JOBS_PER_SECOND, ALL_UNKNOWN_JOBS_BURST, ALL_UNKNOWN_JOBS_PER_SECOND) == (
         100,
         0.1,

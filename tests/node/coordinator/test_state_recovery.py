@@ -33,7 +33,7 @@ class World:
     finished: int = 0
 
     async def recovery(self, *without: str) -> StateRecovery:
-        """As it is when a node starts on this state."""
+        """Returns the recovery of a node that starts on this state."""
 
         def finish() -> None:
             self.finished += 1

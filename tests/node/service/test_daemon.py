@@ -199,7 +199,7 @@ async def test_an_order_cut_off_by_a_kill_is_released(site: Site) -> None:
         refused = Failure.loads(await connection.until(Kind.FAIL, job=cut.job))
         assert (refused.error.code, refused.receipt) == (Code.ORDER_REPLAYED, None)
         assert (await receipt(connection, await site.place(connection, ask))).seq == 4
-        process.terminate()  # so that what was confirmed is on disk
+        process.terminate()  # a clean stop stores the confirmations
         assert await process.wait() == 0
     async with node(site) as (_, connection, ask):
         assert (await receipt(connection, await site.place(connection, ask))).seq == 5
@@ -447,7 +447,7 @@ async def test_recovery_waits_for_all_coordinators(site: Site) -> None:
             process.kill()
             await process.communicate()
     async with node(site, **settings) as (process, first, ask):
-        assert first.hello.asks, "all have told, so a coordinator that is away keeps nobody from work"
+        assert first.hello.asks, "all have answered, so an absent coordinator blocks no work"
 
 
 async def test_an_operator_may_skip_a_coordinator(site: Site) -> None:

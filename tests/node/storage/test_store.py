@@ -41,9 +41,9 @@ def receipt_record(placed: PlacedJob, tab: ProviderTab, *, output: int = 100, at
     return ReceiptRecord(admitted(placed), PROVIDER.sign(receipt, DOMAIN))
 
 
-async def finish(store: Store, client: Client, seq: int = 0, *, at: int = NOW, **spoilt: object) -> ReceiptRecord:
+async def finish(store: Store, client: Client, seq: int = 0, *, at: int = NOW, **changes: object) -> ReceiptRecord:
     """Stores one job from begin to receipt, on a tab that stands at `seq` jobs of 40 units."""
-    placed = client.order(ASK, order_with=spoilt)
+    placed = client.order(ASK, order_with=changes)
     await store.begin(admitted(placed), at)
     records = receipt_record(placed, ProviderTab(seq, Amount(40 * seq)), at=at)
     await store.record_receipt(records)
@@ -105,8 +105,8 @@ def refusal(placed: PlacedJob, tab: ProviderTab) -> ReceiptRecord:
 
 
 async def test_a_refused_order_backs_no_claim(store: Store) -> None:
-    """A refused order moves its tab's seq, is consumed, and is sent as any receipt; whatever its cap, no claim and no job rests
-    on it.
+    """A refused order advances its tab's seq, is consumed, and its receipt is sent like any other; neither claims nor jobs
+    use it, whatever its cap.
     """
     client = Client()
     records = await finish(store, client)
@@ -343,7 +343,7 @@ async def test_huge_numbers_are_stored(tmp_path: Path) -> None:
 
 
 async def test_the_schema_is_the_migrations(tmp_path: Path) -> None:
-    """The tables that the code names are the ones that the migrations make."""
+    """The migrations create exactly the tables that the code names."""
     store = open_store(tmp_path)
     await store.start()
     await store.close()
