@@ -32,8 +32,8 @@ same request may succeed later. The gateway and the coordinator send it as JSON 
 In Python an error is a `TallyError`. Its subclasses are `PeerError` (the other side broke a rule: keep the evidence, never
 retry), `Refusal` (a lawful no, final for this request) and `Unavailable` (try again).
 
-Below each code are its HTTP status, the usual fault (the member `fault` decides), and whether a retry can help: *retry* (raised as
-`Unavailable`), *final*, or *see `retry`* if both occur.
+Below each code are its HTTP status, the usual fault (the member `fault` decides), and whether a retry can help: *retry* (raised
+as `Unavailable`), *final*, or *see `retry`* if both occur.
 
 """
 
