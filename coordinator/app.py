@@ -61,7 +61,7 @@ class App:
         intake: IntakeLimits | None = None,
         rate_limiter: RateLimiter | None = None,
     ) -> None:
-        """`manners`: what strangers have cost, shared with the hub."""
+        """`rate_limiter`: the limits per address, shared with the node hub."""
         limits = intake or IntakeLimits()
         shared, bodies = rate_limiter or RateLimiter(limits, time.monotonic), RequestBodies(limits)
         self._jobs = JobsRoute(context.market, responses, intake=limits, retention=retention, rate_limiter=shared, bodies=bodies)

@@ -165,7 +165,7 @@ class CoordinatorHour:
 class CoordinatorCreditStore(Protocol):
     """The store that coordinator credit needs."""
 
-    async def record_coordinator_hour(self, dealing: CoordinatorHour) -> None:
+    async def record_coordinator_hour(self, total: CoordinatorHour) -> None:
         """Stores the totals of an hour so far. Raises Unavailable."""
         ...
 

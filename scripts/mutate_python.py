@@ -67,7 +67,7 @@ CHECKED: dict[str, tuple[str, ...]] = {
         "tests/coordinator/jobs/test_market_failover.py",
     ),
     "node/domain/tabs.py": ("tests/node/domain/test_tabs.py", "tests/node/domain/test_credit_limits.py"),
-    "node/domain/signed_caps.py": ("tests/node/domain/test_signed_caps.py",),
+    "node/domain/signed_ceilings.py": ("tests/node/domain/test_signed_ceilings.py",),
     "node/domain/credit_limits.py": ("tests/node/domain/test_credit_limits.py",),
     "node/domain/order_admission.py": ("tests/node/domain/test_order_admission.py",),
     "node/domain/usage_meter.py": ("tests/node/domain/test_usage_meter.py",),

@@ -1,6 +1,5 @@
-"""Messages with a default for every member, so that a test names only the members that it is about.
-
-Defaults are valid and dull: first of its tab, cheap, never expiring. A change replaces a member by name; nothing is signed here.
+"""Builders of messages with a default for every member, so a test names only the members that matter to it. The defaults are
+valid: the first order of a tab, cheap, never expiring. Keyword arguments replace members by name. Nothing is signed here.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ NO_USAGE = Usage(0, 0, 0)
 
 
 def build_ask(provider: Address, /, **changes: Any) -> Ask:
-    """An ask of one base unit a token, half of it if cached, two for output."""
+    """An ask at one base unit per token, half of that for cached input, and two for output."""
     values: dict[str, Any] = {
         "provider": provider,
         "model": "m",

@@ -1,6 +1,5 @@
-"""Fuzz targets: all parsers of untrusted bytes, which may raise only errors of this project.
-
-`scripts/fuzz` runs them guided by coverage, and tests/test_fuzz.py runs them with every test run.
+"""Fuzz targets for all parsers of untrusted bytes, which may raise only errors of this project. `scripts/fuzz` runs them
+guided by coverage, and tests/test_fuzz.py runs them with every test run.
 """
 
 from __future__ import annotations
@@ -55,26 +54,26 @@ DOMAIN = Domain(31_337, ZERO_ADDRESS)
 
 
 def frames(data: bytes) -> None:
-    """The response of a job, cut anywhere."""
+    """A job's response, split anywhere."""
     whole, parts = FrameReader(limit=1_024), FrameReader(limit=1_024)
-    found = _read(whole, [data])
+    expected = _read(whole, [data])
     cut = data[0] if data else 0
-    assert _read(parts, [data[:cut], data[cut:]]) == found
+    assert _read(parts, [data[:cut], data[cut:]]) == expected
     assert whole.pending <= len(data)
 
 
 def _read(reader: FrameReader, parts: list[bytes]) -> list[object]:
-    found: list[object] = []
+    results: list[object] = []
     try:
         for part in parts:
-            found.extend(reader.feed(part))
+            results.extend(reader.feed(part))
     except TallyError as error:
-        found.append(type(error))
-    return found
+        results.append(type(error))
+    return results
 
 
 def link(data: bytes) -> None:
-    """A message of the node link, and what its payload may be."""
+    """A message of the node link and its possible payloads."""
     _, _, payload = unpack_link(data)
     raw = loads(payload, "payload")
     readers = (Challenge, Hello, Capacity, ClaimRequest, LateReceipt)
@@ -84,7 +83,7 @@ def link(data: bytes) -> None:
 
 
 def submission(data: bytes) -> None:
-    """A posted job. What was read is written again as it was read."""
+    """A posted job, which is written again as it was read."""
     read = Submission.loads(data)
     assert Submission.loads(read.dumps()) == read
     for candidate in read.candidates:
@@ -93,7 +92,7 @@ def submission(data: bytes) -> None:
 
 
 def dispatch(data: bytes) -> None:
-    """A job as a node gets it."""
+    """A job as a node receives it."""
     assert Dispatch.loads(Dispatch.loads(data).dumps()) == Dispatch.loads(data)
 
 
@@ -109,7 +108,7 @@ def signed(data: bytes) -> None:
 
 
 def seals(data: bytes) -> None:
-    """What pretends to be sealed: only what was sealed opens, and what does not changes nothing."""
+    """Bytes that pretend to be sealed: only sealed ones open, and others change nothing."""
     with contextlib.suppress(BadSeal):
         KEY.open_request(JOB, data)
     with contextlib.suppress(BadSeal):
@@ -125,7 +124,7 @@ def seals(data: bytes) -> None:
 
 
 def events(data: bytes) -> None:
-    """An engine's event stream, cut anywhere, and what its events say."""
+    """An engine's event stream, split anywhere, and the contents of its events."""
     try:
         whole = list(_events([data]))
         cut = data[0] if data else 0
@@ -133,10 +132,10 @@ def events(data: bytes) -> None:
     except MalformedAnswer:
         return
     for event in whole:
-        said = event_data(event)
-        if said is not None:
+        text = event_data(event)
+        if text is not None:
             with contextlib.suppress(MalformedAnswer):
-                read_completion(said)
+                read_completion(text)
 
 
 def _events(parts: list[bytes]) -> Iterator[bytes]:
@@ -146,7 +145,7 @@ def _events(parts: list[bytes]) -> Iterator[bytes]:
 
 
 def answers(data: bytes) -> None:
-    """An engine's documents, as the node and as the client read them; and errors of anybody."""
+    """An engine's documents, as the node and as the client read them, and anybody's error documents."""
     for read in (read_completion, read_other_answer, read_models, read_load):
         with contextlib.suppress(MalformedAnswer, TallyError):
             read(data)
@@ -171,18 +170,18 @@ def requests(data: bytes) -> None:
 
 
 def proofs(data: bytes) -> None:
-    """A file that says it is a proof."""
+    """A proof file."""
     read_proof(data).check()
 
 
 def evidence(data: bytes) -> None:
-    """A file that says it is evidence."""
+    """An evidence file."""
     raw = loads(data, "file")
     EvidenceFile.from_json(raw if isinstance(raw, dict) else {}).check()
 
 
 def texts(data: bytes) -> None:
-    """What is counted again of requests and answers."""
+    """The texts of requests and answers for a recount of tokens."""
     for path in ("/v1/chat/completions", "/v1/completions"):
         request_texts(path, data)
     for kind in ("application/json", "text/event-stream"):
@@ -197,7 +196,7 @@ TARGETS: dict[str, Target] = {
 
 
 def seeds() -> dict[str, list[bytes]]:
-    """Good inputs of each target, to begin with."""
+    """Valid inputs of each target, as seeds."""
     ann, job = person("ann"), JobId(bytes(16))
     ask = make_ask(ann)
     terms = make_terms(ask, job)
@@ -239,6 +238,6 @@ def seeds() -> dict[str, list[bytes]]:
 
 
 def run(target: Target, data: bytes) -> None:
-    """One input. What is bad in it is refused in our words, or nothing is."""
+    """Runs one input, which may raise only errors of this project."""
     with contextlib.suppress(TallyError):
         target(data)

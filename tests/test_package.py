@@ -13,7 +13,7 @@ from tallystick import TallyError
 
 @pytest.mark.parametrize("name", tallystick.__all__)
 def test_every_name_is_there(name: str) -> None:
-    """What the package lists can be imported from it and is documented."""
+    """Every name that the package lists can be imported from it and is documented."""
     assert getattr(tallystick, name)
     assert name in dir(tallystick)
     assert name == "__version__" or getattr(tallystick, name).__doc__

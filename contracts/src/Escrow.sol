@@ -3,7 +3,7 @@ pragma solidity ^0.8.28;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 
-import {Ledger} from "./parts/Ledger.sol";
+import {EscrowStorage} from "./parts/EscrowStorage.sol";
 import {Purses} from "./parts/Purses.sol";
 import {Settlement} from "./parts/Settlement.sol";
 import {Stakes} from "./parts/Stakes.sol";
@@ -15,7 +15,7 @@ contract Escrow is Purses, Settlement, Stakes {
     uint40 public constant MAX_WAIT = 365 days;
 
     constructor(IERC20 token_, Rules memory rules)
-        Ledger(token_)
+        EscrowStorage(token_)
         Purses(rules.thaw)
         Tabs(rules.release)
         Stakes(rules.unstake, rules.penalty, rules.treasury)

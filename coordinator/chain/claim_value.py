@@ -1,7 +1,7 @@
 """The value of a claim: what it would pay as the chain stands, and whether that is worth its gas. It reads as little as it must.
 
 One valuer serves one batch of claims. It reads each purse and each tab once and deducts what a claim will pay from both, so the
-same money does not make two claims worth sending. All rows of one payer are one debt, whatever their orders.
+same money does not make two claims worth sending. All rows of one payer are one debt, even with different orders.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from coordinator.domain.ask_book import AskBook
-from tallystick.protocol.demand import Demand, Reason
+from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.types import Address
 
 MAX_DECISIONS = 2_000

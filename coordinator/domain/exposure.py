@@ -60,7 +60,7 @@ class Exposure:
             self._forget_if_idle(payer, provider)
             raise Refusal(
                 Code.INSUFFICIENT_FUNDS,
-                f"the purse of {payer} has {format_amount(free)} free; this job and what is owed may cost "
+                f"the purse of {payer} has {format_amount(free)} dollars free; this job and what is owed may cost "
                 f"{format_amount(need)}. Deposit with: tally deposit AMOUNT",
             )
         chosen.in_flight += cap

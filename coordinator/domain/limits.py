@@ -79,5 +79,5 @@ def check_order(order: Order, terms: Terms, *, coordinator: Address, limits: Job
         text = f"order.maxFeeBps: expected at least this coordinator's fee of {limits.fee_bps}, got {order.max_fee_bps}"
         raise Refusal(Code.ORDER_TERMS, text)
     if order.ceiling < terms.max_cost:
-        text = f"order.ceiling: expected at least the job's own cap of {format_amount(terms.max_cost)}, "
+        text = f"order.ceiling: expected at least the job's own cap of {format_amount(terms.max_cost)} dollars, "
         raise Refusal(Code.UNAUTHORISED_TAB, f"{text}got {format_amount(order.ceiling)}")

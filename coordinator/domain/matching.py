@@ -19,7 +19,7 @@ from coordinator.domain.ranking import (
     sort_reliable_first,
     with_exploration,
 )
-from tallystick.protocol.demand import Demand, Facts, Reason
+from tallystick.protocol.criteria import Demand, Facts, Reason
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.types import Address, format_amount
 from tallystick.protocol.wire import Candidate

@@ -34,7 +34,7 @@ from coordinator.http.schemas import (
 from coordinator.jobs.market import Market
 from coordinator.ports import ClaimStore, JobStore, KnownJob, TabStore
 from tallystick.protocol.access import load_access
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import LateReceipt
@@ -104,26 +104,32 @@ def _document(api: FastAPI) -> dict[str, Any]:
 def _add_market_routes(api: FastAPI, context: ApiContext) -> None:
     @api.get("/v1/info")
     async def info() -> Info:
-        """The identity of this coordinator, and the chain and contract that every signature must bind."""
+        """Returns the identity of this coordinator, and the chain and contract for which every message must be signed."""
         return context.info
 
     @api.get("/v1/models")
     async def models(after: AfterModel = "", limit: Limit = DEFAULT_PAGE_ENTRIES) -> Response:
-        """The models on offer, with their lowest prices (base units per 1,000,000 tokens), by name. `next` is the `after` of the
-        next page, null on the last. A page may have fewer entries than requested.
+        """Lists the models on offer in `data`, by name, with their lowest prices in base units per 1,000,000 tokens.
+
+        `next` is the `after` of the next page, or null on the last page. A page may have fewer entries than requested.
         """
         return _page("data", *models_page(context.market.book, after, limit))
 
     @api.get("/v1/asks")
     async def asks(model: ModelName, after: AfterAsk = "", limit: Limit = DEFAULT_PAGE_ENTRIES) -> Response:
-        """The signed asks for a model, cheapest first, by pages. `next` is the `after` of the next page, null on the last.
-        A page may have fewer entries than requested.
+        """Lists the signed asks for a model in `asks`, cheapest first.
+
+        `next` is the `after` of the next page, or null on the last page. A page may have fewer entries than requested.
         """
         return _page("asks", *asks_page(context.market.book, model, after, limit))
 
     @api.post("/v1/explain")
     async def explain(request: ShortlistRequest) -> dict[str, Any]:
-        """Every ask for the model, and why it would not be on the shortlist, in the order that the demand sorts by."""
+        """Returns every ask for the model in the order that the demand sorts by; `tally explain` shows this.
+
+        `why` is the reason for which the ask would not be on the shortlist, or null if it would be. `tokensPerSecond` and
+        `firstTokenMs` are the node's own measurements, and `reputation` is a percentage.
+        """
         explained = context.market.matchmaker.explain(await _demand(context, request))
         score = context.market.reputation.score
         return {
@@ -141,7 +147,7 @@ def _add_market_routes(api: FastAPI, context: ApiContext) -> None:
 
     @api.post("/v1/shortlist")
     async def shortlist(request: ShortlistRequest) -> dict[str, Any]:
-        """The best signed asks for a demand, best first. If there is none, the error says why."""
+        """Returns the best signed asks for a demand in `asks`, best first. If there is none, the error says why."""
         demand = await _demand(context, request)
         return {"asks": [ask_entry(listed_ask) for listed_ask in context.market.matchmaker.shortlist(demand)]}
 
@@ -156,7 +162,10 @@ async def _demand(context: ApiContext, request: ShortlistRequest) -> Demand:
 def _add_provider_routes(api: FastAPI, context: ApiContext) -> None:
     @api.get("/v1/providers/{provider}/why")
     async def why(provider: ProviderPath, limit: Annotated[int, Query(ge=1, le=500)] = 50) -> dict[str, Any]:
-        """Why a provider got work or did not: the last decisions that concerned it, newest first. No payer is named."""
+        """Returns the latest decisions about a provider, newest first: which jobs it got, and why it did not get others.
+
+        `tally node why` shows them. No decision names a payer.
+        """
         address, market = parse_address(provider), context.market
         return {
             "provider": address,
@@ -168,8 +177,10 @@ def _add_provider_routes(api: FastAPI, context: ApiContext) -> None:
 def _add_job_routes(api: FastAPI, context: ApiContext) -> None:
     @api.get("/v1/jobs/{job}")
     async def show(job: Hex32, token: Token = None) -> dict[str, Any]:
-        """A job's state, its attempts, its receipt and what the chain paid. Its payer reads all of it; a provider of one of its
-        attempts reads that attempt alone.
+        """Returns a job's state, its attempts, its receipt and its settlement on chain.
+
+        The payer reads everything. A provider of one of the attempts reads that attempt alone. `settlement` is null until the
+        chain has paid the receipt; then it has the transaction (`tx`), the block, and what the tab has paid in all (base units).
         """
         caller = _caller(context, token)
         known = await context.jobs.job(parse_job_id(job))
@@ -186,7 +197,10 @@ def _add_job_routes(api: FastAPI, context: ApiContext) -> None:
 
     @api.post("/v1/jobs/{job}/cancel", status_code=202)
     async def cancel(job: Hex32, token: Token = None) -> dict[str, bool]:
-        """Stops a running job of the caller; its receipt ends the job's stream. `cancelling` is false if the job does not run."""
+        """Cancels a running job of the caller. The job's receipt still ends its stream, and charges for what was delivered.
+
+        `cancelling` is false if no such job runs.
+        """
         caller, job_id = _caller(context, token), parse_job_id(job)
         payer = context.market.payer_of(job_id)
         if payer not in {None, caller}:
@@ -205,9 +219,10 @@ def _caller(context: ApiContext, token: str | None) -> Address:
 def _add_tab_routes(api: FastAPI, context: ApiContext) -> None:
     @api.post("/v1/tabs")
     async def tab(question: SignedInquiry) -> dict[str, Any]:
-        """A payer's own last receipts of a provider, highest total first, each with its order, for a client that lost its ledger.
-        They include the receipts with the newest seqs, and the one whose order has the highest ceiling. The signed inquiry proves
-        that the caller has the payer's key.
+        """Returns the payer's latest receipts from one provider, each with its order, for a client that lost its ledger.
+
+        Receipts with the highest cumulative cost come first. The one whose order has the highest cap is always among them. The
+        signed inquiry proves that the caller has the payer's key.
         """
         market = context.market
         inquiry = read_signed(Inquiry, question.model_dump()).verify(market.domain).message
@@ -239,7 +254,7 @@ def _add_operations_routes(api: FastAPI, context: ApiContext) -> None:
 
     @api.get("/v1/health")
     async def health() -> dict[str, Any]:
-        """Whether this process serves requests, and its number of nodes, asks and live jobs."""
+        """Returns whether this process serves requests, and its numbers of connected nodes, asks and running jobs."""
         return {"status": "ok", "nodes": context.connected(), "asks": context.market.book.size, "jobs": context.market.live}
 
     @api.get("/metrics", include_in_schema=False)

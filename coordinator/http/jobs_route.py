@@ -36,7 +36,7 @@ FRAMES = b"application/vnd.tallystick.frames"
 LINGER = b"x-tally-linger"
 _SECONDS = re.compile(rb"[0-9]{1,9}")
 STALL_SECONDS = 45
-"""A client that takes nothing for this long counts as gone. A provider may stay silent for longer, so it is not blamed."""
+"""A client that takes nothing for this long counts as gone. A provider may stay silent for longer, so it is not at fault."""
 
 
 class JobsRoute:

@@ -177,7 +177,7 @@ class ResponseBuffer:
         try:
             while True:
                 if position < self._first:
-                    raise ConnectionAbortedError("another reader of a response that is not kept was faster")
+                    raise ConnectionAbortedError("the response is not kept, and another reader took it first")
                 end = self._first + len(self._frames)
                 if position < end:
                     waiting = self._frames[position - self._first :]

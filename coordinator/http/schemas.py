@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.domain.ask_pages import CURSOR_PATTERN, MAX_MODEL_NAME
 from coordinator.domain.resource_bounds import MAX_PAGE_ENTRIES
-from tallystick.protocol.demand import DEFAULT_LIMIT, MAX_ADDRESSES, Demand, Sort
+from tallystick.protocol.criteria import DEFAULT_LIMIT, MAX_ADDRESSES, Demand, Sort
 from tallystick.protocol.requirements import MAX_NAMES
 from tallystick.protocol.wire import MAX_CANDIDATES
 
@@ -18,19 +18,19 @@ Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's 
 ProviderPath = Annotated[str, Path(pattern="^0x[0-9a-fA-F]{40}$", description="The provider's account.")]
 Account = Annotated[str, Field(pattern="^0x[0-9a-fA-F]{40}$")]
 Price = Annotated[int, Field(ge=0, le=10**18)]
-ModelName = Annotated[str, Query(max_length=MAX_MODEL_NAME)]
-_NEXT = "The `next` of a former page; empty for the first."
+ModelName = Annotated[str, Query(max_length=MAX_MODEL_NAME, description="The model's name.")]
+_NEXT = "The `next` of the previous page; empty for the first page."
 AfterModel = Annotated[str, Query(max_length=MAX_MODEL_NAME, description=_NEXT)]
 AfterAsk = Annotated[str, Query(pattern=f"^({CURSOR_PATTERN})?$", description=_NEXT)]
-Limit = Annotated[int, Query(ge=1, le=MAX_PAGE_ENTRIES, description="Entries of a page, at most.")]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE_ENTRIES, description="Maximum number of entries in the page.")]
 Token = Annotated[
     str | None,
     Security(
         APIKeyHeader(
             name="Authorization",
             scheme_name="Tally",
-            description="`Tally TOKEN`: an Access message that the account's key signed for this coordinator, minutes old at"
-            " most (see tallystick/protocol/access.py).",
+            description="`Tally TOKEN`: an Access message that the account's key signed for this coordinator a few minutes ago"
+            " at most. The SDK creates it; tallystick/protocol/access.py defines it.",
             auto_error=False,
         )
     ),
@@ -38,7 +38,7 @@ Token = Annotated[
 
 
 class Problem(BaseModel):
-    """What was wrong, whose fault it is (`client`, `provider`, `coordinator` or `nobody`), and whether a retry may help."""
+    """The error, the party at fault (`client`, `provider`, `coordinator` or `nobody`), and whether a retry may help."""
 
     message: str
     type: str
@@ -71,7 +71,7 @@ Names = Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=
 
 
 class Required(BaseModel):
-    """What an ask's spec must say: one of the named regions, tiers, precisions and engines, and all named features."""
+    """Requirements on an ask's spec: one of the named regions, tiers, precisions and engines, and every named feature."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -84,7 +84,7 @@ class Required(BaseModel):
 
 
 class ShortlistRequest(BaseModel):
-    """A client's demand. Prices are maxima in base units per 1,000,000 tokens, `minStake` is base units."""
+    """A client's demand. Prices are maxima in base units per 1,000,000 tokens; `minStake` is in base units."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -107,7 +107,7 @@ class ShortlistRequest(BaseModel):
 
 
 class InquiryMembers(BaseModel):
-    """A payer's question to this coordinator, and the Unix time at which it was asked."""
+    """A payer's question to this coordinator about one provider, and its time in Unix seconds."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -7,7 +7,7 @@ comes from two clocks.
 While the reader of a job's frames takes one, no deadline runs against the provider. The reader has an allowance of its own
 (`JobLimits.reader`), shorter than the nodes' own allowance. When it is used up, the job is cancelled for its client.
 
-Whatever node, client and store do, a job ends in one terminal state, and its exposure and its node's slot are released.
+However node, client and store behave, a job ends in one terminal state, and its exposure and its node's slot are released.
 """
 
 from __future__ import annotations

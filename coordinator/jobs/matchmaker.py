@@ -17,7 +17,7 @@ from coordinator.domain.matching import rank_candidates, rejection, shortlist, s
 from coordinator.domain.reputation import Reputation
 from coordinator.jobs.live_job import Attempt, LiveJob
 from coordinator.ports import Funds
-from tallystick.protocol.demand import Demand, Reason
+from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.link import Capacity

@@ -26,7 +26,7 @@ from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.tab import MAX_SEQ, check_receipt
 from tallystick.protocol.types import Address, JobId, format_amount
-from tallystick.protocol.wire import Kind, loads, pack_link
+from tallystick.protocol.wire import Failure, Kind, loads, pack_link
 
 UNKNOWN_JOBS_PER_SECOND, UNKNOWN_JOBS_BURST = 0.1, 100
 """Receipts of one provider for unknown jobs: each costs a lookup and up to two signature checks."""
@@ -67,11 +67,7 @@ class Receipts:
 
     def read_void(self, attempt: AttemptRecord, order: Verified[Order], payload: bytes) -> Verified[Receipt] | None:
         """Reads the receipt at no cost that a FAIL may carry; None if it carries none. Raises BadReceipt."""
-        try:
-            raw = loads(payload, "failure")
-        except BadMessage:
-            return None
-        raw_receipt = raw.get("receipt") if isinstance(raw, dict) else None
+        raw_receipt = Failure.members(payload).get("receipt")
         if raw_receipt is None:
             return None
         try:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from coordinator.domain.reputation import Reputation
 from coordinator.jobs.live_job import LiveJob
-from tallystick.protocol.errors import BadMessage, BadReceipt, Code, Fault, TallyError, Unavailable, error_from_json
+from tallystick.protocol.errors import BadReceipt, Code, Fault, TallyError, Unavailable, error_from_json
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome
-from tallystick.protocol.wire import loads
+from tallystick.protocol.wire import Failure
 
 
 def count_failure(reputation: Reputation, job: LiveJob, error: TallyError) -> None:
@@ -37,11 +37,8 @@ def count_receipt(reputation: Reputation, job: LiveJob, outcome: Outcome) -> Non
 
 def read_failure(job: LiveJob, payload: bytes) -> TallyError:
     """Returns the error that a node's FAIL reports."""
-    try:
-        raw = loads(payload, "failure")
-    except BadMessage:
-        raw = None
-    if not isinstance(raw, dict) or not isinstance(raw.get("error"), dict):
+    raw = Failure.members(payload)
+    if not isinstance(raw.get("error"), dict):
         text = f"provider {job.provider} failed and gave no reason"
         return Unavailable(Code.PROVIDER_FAILED, text, fault=Fault.PROVIDER)
     error = error_from_json(raw, 502)

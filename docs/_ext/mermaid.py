@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parent.parent
+FITS_PHONES = 640
+"""Pixels. Diagrams that are wider are not shrunk to a phone's width; they scroll."""
 RENDERER = DOCS / "_ext" / "render_mermaid.mjs"
 _WEB_FONT = re.compile(r"\s*@import url\([^)]*\);")
 _logger = getLogger(__name__)
@@ -74,7 +76,8 @@ def _with_title(svg: str, source: str) -> str:
     head, _, rest = _WEB_FONT.sub("", svg).partition(">")
     escaped = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     width = re.search(r'\bwidth="([0-9.]+)"', head)
-    head = head.replace('style="', f'style="--natural-width:{width[1] if width else 0}px;', 1)
+    phone = "0" if width and float(width[1]) <= FITS_PHONES else "34rem"
+    head = head.replace('style="', f'style="--phone-width:{phone};', 1)
     return f'{head} role="img" aria-label="{escaped}">{rest}'
 
 

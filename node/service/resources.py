@@ -45,15 +45,15 @@ async def open_resources(config: NodeConfig, signer: Signer, stack: AsyncExitSta
     store = SqlStore(config.database, signer.address, deployment.domain)
     await store.start()
     stack.push_async_callback(store.close)
-    fleet = EnginePool(config.engines or await discover_engines(os.environ), os.environ)
-    stack.push_async_callback(fleet.close)
+    engine_pool = EnginePool(config.engines or await discover_engines(os.environ), os.environ)
+    stack.push_async_callback(engine_pool.close)
     rpc = Rpc(config.rpc or deployment.rpc)
     stack.push_async_callback(rpc.close)
     escrow = Escrow(rpc, deployment)
     chain = EscrowView(escrow, signer.address)
     stack.push_async_callback(chain.close)
     settlement = DirectSettlement(escrow, Sender(rpc, signer), store.record_gas)
-    return Resources(signer, deployment.domain, store, chain, settlement, fleet, _sealing_key(config))
+    return Resources(signer, deployment.domain, store, chain, settlement, engine_pool, _sealing_key(config))
 
 
 def _deployment(path: Path) -> Deployment:

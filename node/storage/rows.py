@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from node.domain.order_admission import MatchedOrder
-from node.domain.signed_caps import SignedCap
+from node.domain.signed_ceilings import SignedCeiling
 from node.domain.tabs import StoredTab
 from node.ports import ClaimableTab
 from tallystick.protocol.eip712 import Verified, loads_signed
@@ -38,7 +38,7 @@ def to_order_row(order: Verified[Order], terms: Terms) -> dict[str, Any]:
     return {
         "digest": order.digest.hex(),
         "payer": message.payer,
-        "cap": message.ceiling,
+        "ceiling": message.ceiling,
         "deadline": message.deadline,
         "claim_by": message.claim_by,
         "order_doc": order.dumps(),
@@ -81,18 +81,18 @@ def read_claimable_tab(row: Any) -> ClaimableTab:
     )
 
 
-def read_stored_tab(row: Any, caps: list[SignedCap]) -> StoredTab:
-    """Reads a stored tab; `caps` are its live caps, highest first."""
-    best, *lower = caps or [SignedCap(Amount(0), 0)]
+def read_stored_tab(row: Any, ceilings: list[SignedCeiling]) -> StoredTab:
+    """Reads a stored tab; `ceilings` are its live ceilings, highest first."""
+    best, *lower = ceilings or [SignedCeiling(Amount(0), 0)]
     return StoredTab(
         payer=Address(row["payer"]),
         seq=row["seq"],
         cumulative=row["cumulative"],
-        cap=best.amount,
+        ceiling=best.amount,
         claim_by=best.claim_by,
         settled=row["settled"],
         reserved=row["reserved"],
-        lower_caps=tuple(lower),
+        lower_ceilings=tuple(lower),
         last_order_at=row["finished_at"] or 0,
         claimed=row["claimed"],
     )

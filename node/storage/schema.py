@@ -52,7 +52,7 @@ orders = sa.Table(
     metadata,
     sa.Column("digest", sa.String, primary_key=True),
     sa.Column("payer", sa.String),
-    sa.Column("cap", Money),
+    sa.Column("ceiling", Money),
     sa.Column("deadline", Time),
     sa.Column("claim_by", Time),
     sa.Column("order_doc", sa.Text),

@@ -13,7 +13,7 @@ import sqlalchemy.dialects.sqlite
 from sqlalchemy import Connection
 
 from node.domain.order_admission import AdmittedJob, MatchedOrder
-from node.domain.signed_caps import SignedCap
+from node.domain.signed_ceilings import SignedCeiling
 from node.domain.tabs import Funds, StoredTab
 from node.ports import ClaimableTab, CoordinatorHour, ReceiptRecord, UnacknowledgedReceipt, WriteOff
 from node.storage.rows import read_claimable_tab, read_order, read_stored_tab, to_job_row, to_order_row, to_receipt_row
@@ -82,8 +82,8 @@ class SqlStore:
     async def record_refusal(self, record: ReceiptRecord) -> None:
         """See ports.JobStore."""
         refused, end = record.matched, _end_rows(record)
-        # With a cap of 0 no claim rests on the order, because its terms, such as the fee, may be unacceptable.
-        order_row = to_order_row(refused.order, refused.terms) | {"cap": Amount(0)}
+        # With a ceiling of 0 no claim rests on the order, because its terms, such as the fee, may be unacceptable.
+        order_row = to_order_row(refused.order, refused.terms) | {"ceiling": Amount(0)}
         job_row = to_job_row(refused, record.receipt.message.finished_at)
 
         def work(connection: Connection) -> None:
@@ -159,7 +159,7 @@ class SqlStore:
         query = (
             sa.select(tabs, orders.c.digest, orders.c.order_doc)
             .join(orders, orders.c.digest == best)
-            .where(tabs.c.cumulative > tabs.c.settled, orders.c.cap > tabs.c.settled)
+            .where(tabs.c.cumulative > tabs.c.settled, orders.c.ceiling > tabs.c.settled)
             .order_by(tabs.c.since, tabs.c.payer)
             .limit(limit)
             .offset(skip)
@@ -189,14 +189,14 @@ class SqlStore:
     async def write_off(self, now: int) -> list[WriteOff]:
         """See ports.ClaimStore."""
         best = _best_order(now)
-        columns = (tabs.c.payer, tabs.c.cumulative, tabs.c.settled, tabs.c.written_off, orders.c.cap)
+        columns = (tabs.c.payer, tabs.c.cumulative, tabs.c.settled, tabs.c.written_off, orders.c.ceiling)
         query = sa.select(*columns).select_from(tabs.outerjoin(orders, orders.c.digest == best))
         query = query.where(sa.or_(tabs.c.cumulative > tabs.c.settled, tabs.c.written_off > Amount(0)))
 
         def work(connection: Connection) -> list[WriteOff]:
             write_offs = []
             for row in connection.execute(query).all():
-                unclaimable = max(0, row.cumulative - max(row.settled, row.cap or 0))
+                unclaimable = max(0, row.cumulative - max(row.settled, row.ceiling or 0))
                 if unclaimable != row.written_off:
                     write_offs.append(WriteOff(Address(row.payer), Amount(unclaimable), unclaimable - row.written_off))
             for write_off in write_offs:
@@ -221,13 +221,13 @@ class SqlStore:
         )
 
         def work(connection: Connection) -> tuple[Any, Any]:
-            return connection.execute(query).mappings().all(), connection.execute(_live_caps(now)).all()
+            return connection.execute(query).mappings().all(), connection.execute(_live_ceilings(now)).all()
 
-        rows, caps_rows = await self._db.read(work)
-        caps: dict[str, list[SignedCap]] = {}
-        for payer, cap, claim_by in caps_rows:
-            caps.setdefault(payer, []).append(SignedCap(cap, claim_by))
-        return [read_stored_tab(row, caps.get(row["payer"], [])) for row in rows]
+        rows, ceiling_rows = await self._db.read(work)
+        ceilings: dict[str, list[SignedCeiling]] = {}
+        for payer, ceiling, claim_by in ceiling_rows:
+            ceilings.setdefault(payer, []).append(SignedCeiling(ceiling, claim_by))
+        return [read_stored_tab(row, ceilings.get(row["payer"], [])) for row in rows]
 
     async def consumed_orders(self, now: int) -> list[tuple[Hash, int]]:
         """See ports.StartupStore."""
@@ -256,13 +256,13 @@ class SqlStore:
 
     # Coordinators
 
-    async def record_coordinator_hour(self, dealing: CoordinatorHour) -> None:
+    async def record_coordinator_hour(self, total: CoordinatorHour) -> None:
         """See ports.CoordinatorCreditStore."""
-        amounts = {"earned": dealing.earned, "written_off": dealing.written_off}
+        amounts = {"earned": total.earned, "written_off": total.written_off}
         query = sa.dialects.sqlite.insert(coordinator_hours).on_conflict_do_update(
             index_elements=["endpoint", "hour"], set_=amounts
         )
-        row = {"endpoint": dealing.endpoint, "hour": dealing.hour} | amounts
+        row = {"endpoint": total.endpoint, "hour": total.hour} | amounts
         await self._db.write(lambda c: c.execute(query, row))
 
     async def coordinator_hours(self, since: int) -> list[CoordinatorHour]:
@@ -307,22 +307,22 @@ _UPDATE_TAB = _update_tab()
 
 
 def _best_order(now: int) -> sa.ScalarSelect[Any]:
-    """Selects the digest of the payer's order with the highest cap that stays claimable after `now`."""
+    """Selects the digest of the payer's order with the highest ceiling that stays claimable after `now`."""
     query = sa.select(orders.c.digest).where(orders.c.payer == tabs.c.payer, orders.c.claim_by > now)
-    query = query.order_by(orders.c.cap.desc(), orders.c.claim_by.desc()).limit(1)
+    query = query.order_by(orders.c.ceiling.desc(), orders.c.claim_by.desc()).limit(1)
     return query.correlate(tabs).scalar_subquery()
 
 
-def _live_caps(now: int) -> sa.Select[Any]:
-    """Selects payer, cap and claimBy of live orders, highest cap first, without orders that another one exceeds in both."""
-    live = sa.select(orders.c.payer, orders.c.cap, orders.c.claim_by).where(orders.c.claim_by > now)
+def _live_ceilings(now: int) -> sa.Select[Any]:
+    """Selects payer, ceiling and claimBy of live orders, highest ceiling first, without orders that another exceeds in both."""
+    live = sa.select(orders.c.payer, orders.c.ceiling, orders.c.claim_by).where(orders.c.claim_by > now)
     above = sa.func.max(orders.c.claim_by).over(
-        partition_by=orders.c.payer, order_by=(orders.c.cap.desc(), orders.c.claim_by.desc()), rows=(None, -1)
+        partition_by=orders.c.payer, order_by=(orders.c.ceiling.desc(), orders.c.claim_by.desc()), rows=(None, -1)
     )
     ranked = live.add_columns(above.label("above")).subquery()
-    query = sa.select(ranked.c.payer, ranked.c.cap, ranked.c.claim_by)
+    query = sa.select(ranked.c.payer, ranked.c.ceiling, ranked.c.claim_by)
     query = query.where(sa.or_(ranked.c.above.is_(None), ranked.c.claim_by > ranked.c.above))
-    return query.order_by(ranked.c.payer, ranked.c.cap.desc())
+    return query.order_by(ranked.c.payer, ranked.c.ceiling.desc())
 
 
 def _describe(identity: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from node.domain.order_admission import AdmittedJob, MatchedOrder
 from node.domain.requests import EngineRequest
-from node.domain.signed_caps import SignedCap, SignedCaps, add, after
+from node.domain.signed_ceilings import SignedCeiling, SignedCeilings, add, after
 from node.domain.tabs import Funds, StoredTab
 from node.domain.upstream_models import UpstreamModel
 from node.ports import (
@@ -141,14 +141,14 @@ class MemoryStore:
 
     async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[UnacknowledgedReceipt]:
         """See ports.ReceiptStore."""
-        found = [
+        receipts = [
             UnacknowledgedReceipt(record.matched.job, LateReceipt(record.receipt, record.matched.order, record.matched.terms))
             for record in self.receipt_records
             if record.matched.order.message.coordinator == coordinator
             and record.matched.job not in self.acknowledged_jobs
             and record.receipt.message.finished_at < before
         ]
-        return found[page * size : (page + 1) * size]
+        return receipts[page * size : (page + 1) * size]
 
     async def acknowledge(self, coordinator: Address, jobs: Iterable[JobId]) -> None:  # noqa: ARG002 - the port's signature
         """See ports.ReceiptStore."""
@@ -202,14 +202,14 @@ class MemoryStore:
             if digest not in ended and matched.order.message.claim_by > now
         ]
 
-    async def record_coordinator_hour(self, dealing: CoordinatorHour) -> None:
+    async def record_coordinator_hour(self, total: CoordinatorHour) -> None:
         """See ports.CoordinatorCreditStore."""
         self._check()
-        self._coordinator_hours[dealing.endpoint, dealing.hour] = dealing
+        self._coordinator_hours[total.endpoint, total.hour] = total
 
     async def coordinator_hours(self, since: int) -> list[CoordinatorHour]:
         """See ports.CoordinatorCreditStore."""
-        return [dealing for dealing in self._coordinator_hours.values() if dealing.hour >= since]
+        return [total for total in self._coordinator_hours.values() if total.hour >= since]
 
     def _check(self) -> None:
         if self.fault is not None:
@@ -237,11 +237,11 @@ class MemoryStore:
         )
 
     def _row(self, payer: Address, tab: _Tab, now: int) -> StoredTab:
-        caps: SignedCaps = ()
+        ceilings: SignedCeilings = ()
         for digest, matched in self.orders.items():
             if matched.payer == payer and digest not in self.refused:
-                caps = add(caps, SignedCap(matched.order.message.ceiling, matched.order.message.claim_by))
-        best, *lower = after(caps, now) or (SignedCap(Amount(0), 0),)
+                ceilings = add(ceilings, SignedCeiling(matched.order.message.ceiling, matched.order.message.claim_by))
+        best, *lower = after(ceilings, now) or (SignedCeiling(Amount(0), 0),)
         return StoredTab(
             payer,
             tab.seq,

@@ -59,7 +59,7 @@ class ReadCache(Generic[K, V]):
         return await self.refresh(key)
 
     async def refresh(self, key: K) -> V:
-        """A new value, whatever is cached. Raises what `read` raises."""
+        """A new value, even if one is cached. Raises what `read` raises."""
         return await asyncio.shield(self._start_read(key))
 
     def last(self, key: K) -> CachedRead[V] | None:

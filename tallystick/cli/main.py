@@ -11,9 +11,9 @@ from tallystick.cli import daemons
 from tallystick.cli.chain import chain, contract, coordinator_fee, deploy
 from tallystick.cli.chat import chat
 from tallystick.cli.jobs import jobs, models, receipts
-from tallystick.cli.local import demo, start
+from tallystick.cli.local import demo, engine, start
 from tallystick.cli.money import balance, funds, rotate, safe, spending, wallet
-from tallystick.cli.node import backup, doctor, earnings, engine, init, status, why
+from tallystick.cli.node import backup, doctor, earnings, init, status, why
 from tallystick.cli.output import exit_with_error
 from tallystick.protocol.errors import TallyError
 from tallystick.runtime.logs import configure_quiet

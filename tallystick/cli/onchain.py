@@ -71,9 +71,8 @@ def parse_account(text: str, field: str) -> Address:
     path = keystore_path(text)
     if not path.exists():
         raise BadMessage(
-            f"{field}: no wallet {text[:100]!r} in the home folder (tally wallet list). Make one with `tally wallet new`, give "
-            "an "
-            "address (0x…), or let `tally start` set everything up"
+            f"{field}: no wallet {text[:100]!r} in the home folder (tally wallet list). Make one with `tally wallet new`, "
+            "give an address (0x…), or let `tally start` set everything up"
         )
     return parse_address(keystore_address(path), field)
 

@@ -68,7 +68,6 @@ def deployment_path(path: Path | None) -> Path:
     if not path.exists():
         raise BadMessage(
             f"no deployment file at {path}: deploy the contracts with `tally deploy`, or name the file that the market's "
-            "operator "
-            "gave you with --deployment"
+            "operator gave you with --deployment"
         )
     return path

@@ -55,7 +55,7 @@ class ProviderTab:
         if exposure - security.settled > security.reserved + security.unsecured_limit:
             raise Refusal(
                 Code.UNSECURED,
-                f"this payer would owe {format_amount(exposure - security.settled)}, but only "
+                f"this payer would owe {format_amount(exposure - security.settled)} dollars, but only "
                 f"{format_amount(security.reserved)} is reserved for this provider, which trusts this payer with "
                 f"{format_amount(security.unsecured_limit)} more. Reserve more: tally reserve PROVIDER AMOUNT",
             )

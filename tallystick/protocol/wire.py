@@ -212,6 +212,15 @@ class Failure:
         receipt = {} if self.receipt is None else {"receipt": self.receipt.to_json()}
         return dumps(self.error.as_json() | receipt)
 
+    @staticmethod
+    def members(data: bytes) -> dict[str, Any]:
+        """The members of the wire form, unchecked; empty if it is no JSON object."""
+        try:
+            raw = loads(data, "failure")
+        except BadMessage:
+            return {}
+        return raw if isinstance(raw, dict) else {}
+
     @classmethod
     def loads(cls, data: bytes) -> Failure:
         """Reads the wire form; see `error_from_json` for the error. Raises BadMessage for a malformed receipt."""

@@ -146,14 +146,29 @@ class _StallWatch:
             self._transport.abort()
 
 
-class _Http(HttpToolsProtocol):
+class _WatchedProtocol(asyncio.Protocol):
+    """Starts the connection's stall watch while the client does not read."""
+
+    _stall: _StallWatch | None = None
+
+    def pause_writing(self) -> None:
+        if self._stall is not None:
+            self._stall.begin()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._stall is not None:
+            self._stall.end()
+        super().resume_writing()
+
+
+class _Http(_WatchedProtocol, HttpToolsProtocol):
     """One HTTP connection. `_address` is set while the limiter counts it."""
 
     LIMITER: ConnectionLimiter
     _address: str | None = None
     _timer: asyncio.TimerHandle | None = None
     _rest: asyncio.TimerHandle | None = None
-    _stall: _StallWatch | None = None
     _head = 0
     _refused = False
 
@@ -208,16 +223,6 @@ class _Http(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._end_rest()
         super().on_message_complete()
-
-    def pause_writing(self) -> None:
-        if self._stall is not None:
-            self._stall.begin()
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        if self._stall is not None:
-            self._stall.end()
-        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         if not self._refused:
@@ -279,12 +284,11 @@ class _Http(HttpToolsProtocol):
         self.transport.close()
 
 
-class _WebSocket(FastPathWebSocket):
+class _WebSocket(_WatchedProtocol, FastPathWebSocket):
     """One WebSocket connection. The limiter counted it as an HTTP connection before, so there is room for it."""
 
     LIMITER: ConnectionLimiter
     _address: str | None = None
-    _stall: _StallWatch | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(buffered(transport))
@@ -307,13 +311,3 @@ class _WebSocket(FastPathWebSocket):
             super().handle_ping()
         else:
             self.conn.data_to_send()
-
-    def pause_writing(self) -> None:
-        if self._stall is not None:
-            self._stall.begin()
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        if self._stall is not None:
-            self._stall.end()
-        super().resume_writing()

@@ -39,7 +39,7 @@ async def world(rpc: Rpc) -> World:
 
 @pytest.fixture
 def anvil_url() -> Iterator[str]:
-    """The anvil chain, for one test at a time: its clock and its mining are everybody's."""
+    """The anvil chain. Its clock and its mining are shared, so one test uses it at a time."""
     url = os.environ.get("TALLYSTICK_TEST_ANVIL")
     if not url:
         if os.environ.get("TALLYSTICK_REQUIRE_SERVICES"):

@@ -1,4 +1,4 @@
-"""A JSON-RPC endpoint that stands before a real chain and misbehaves as a test says."""
+"""A JSON-RPC proxy in front of a real chain that injects the faults a test asks for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.chain.harness import serving
 
 
 class Fault(Enum):
-    """What the proxy does instead of passing a request on and the answer back."""
+    """The fault that the proxy injects instead of forwarding a request and its answer."""
 
     RATE_LIMIT = "429"
     LIMIT_ERROR = "a JSON-RPC error that means 429"
@@ -42,14 +42,14 @@ class Proxy:
         self.reset()
 
     def reset(self) -> None:
-        """Behaves, and has seen nothing."""
+        """Clears all faults, altered answers and counts."""
         self.faults: dict[str, list[Fault]] = {}
         self.answers: dict[str, Any] = {}
         self.calls: Counter[str] = Counter()
         self.alter_from, self.most_blocks = 0, 1 << 32
 
     def plan(self, method: str, *faults: Fault) -> None:
-        """These happen to the next requests of a method."""
+        """Applies these faults to the next requests of a method."""
         self.faults.setdefault(method, []).extend(faults)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -61,7 +61,7 @@ class Proxy:
             event = await receive()
             body, more = body + event.get("body", b""), event.get("more_body", False)
         requests = json.loads(body)
-        methods = [one["method"] for one in (requests if isinstance(requests, list) else [requests])]
+        methods = [request["method"] for request in (requests if isinstance(requests, list) else [requests])]
         self.calls.update(methods)
         fault = next((self.faults[m].pop(0) for m in methods if self.faults.get(m)), None)
         if fault is None:
@@ -124,7 +124,7 @@ async def _reply(send: Any, status: int, body: bytes, *headers: tuple[bytes, byt
 
 @contextmanager
 def misbehaving(target: str) -> Iterator[Proxy]:
-    """A proxy before a chain, on a port of its own."""
+    """Serves a proxy in front of a chain on a port of its own."""
     proxy = Proxy(target)
     with serving(proxy) as proxy.url:
         yield proxy

@@ -114,7 +114,7 @@ class World(MessageSigner):
         return await self.escrow.settle(provider, [self.claim(provider.signer, *rows)])
 
     def forget_nonces(self) -> None:
-        """Makes every sender request its nonce again, after a revert of the chain."""
+        """Makes every sender read its nonce from the chain again, after the chain was reverted."""
         for sender in (self.deployer, *self.senders.values()):
             sender.forget_nonce()
 

@@ -25,7 +25,7 @@ class MessageSigner:
     seq: int = 0
 
     def order(self, key: Signer, provider: Address, ceiling: int, **changes: object) -> Signed[Order]:
-        """A signed order; `changes` replace fields."""
+        """Returns a signed order; `changes` replace fields."""
         self.seq += 1
         fields: dict[str, object] = {"seq": self.seq, "terms_hash": Hash(bytes(range(32)))}
         order = build_order(key.address, provider, ceiling, **(fields | changes))
@@ -41,7 +41,7 @@ class MessageSigner:
         return replace(batch, signature=provider.sign(as_read(batch, self.domain), self.domain).signature)
 
     def receipt(self, provider: Signer, payer: Address, seq: int, total: int, **changes: object) -> Signed[Receipt]:
-        """A signed receipt; `changes` replace fields."""
+        """Returns a signed receipt; `changes` replace fields."""
         fields: dict[str, object] = {"seq": seq, "cumulative_cost": Amount(total), "cost": Amount(1)}
         return provider.sign(build_receipt(payer, provider.address, Usage(1, 0, 1), **(fields | changes)), self.domain)
 

@@ -28,7 +28,7 @@ def _batch(rows: int, signature: bytes = b"") -> ClaimBatch:
 
 
 def test_a_claim_is_rebuilt_from_its_message() -> None:
-    """A signed claim and its orders, in any order, give the batch that gives the claim again."""
+    """A signed claim and its orders, in any order, give a batch from which the same claim is rebuilt."""
     rows = tuple(SettleRow(_order(n), n, Amount(n)) for n in (1, 2, 3))
     claim = PROVIDER.sign(ClaimBatch(PROVIDER.address, rows).claim(DOMAIN), DOMAIN)
     orders = [row.order for row in reversed(rows)]
@@ -41,13 +41,13 @@ def test_a_claim_is_rebuilt_from_its_message() -> None:
 
 @pytest.mark.parametrize("signature", [b"", bytes(64), bytes(65), bytes(32) + b"\x80" + bytes(31) + b"\x1b"])
 def test_a_signature_without_compact_form_never_leaves(signature: bytes) -> None:
-    """Rather than corrupt a row, encoding refuses what no wallet signs."""
+    """A signature without a compact form is refused at encoding instead of corrupting the row."""
     with pytest.raises(BadSignature):
         SettleRow(Signed(_order(1).message, signature), 1, Amount(1)).encode()
 
 
 def test_batches_fit() -> None:
-    """Every batch's bound is below the limit, nothing is lost, and the order stays."""
+    """Each batch stays within its bound, no row is lost, and the order of rows is kept."""
     claims = [_batch(n, b"signed") for n in (300, 20, 15, 1, 320, 2)]
     batches = list(pack_batches(claims))
     assert [claim for batch in batches for claim in batch] == claims
@@ -59,7 +59,7 @@ def test_batches_fit() -> None:
 
 
 def test_a_providers_rows_are_divided_before_it_signs() -> None:
-    """Each of its claims fits a transaction and is signed; none is divided afterwards, and no row is lost."""
+    """Each claim of the provider fits a transaction when it is signed, so none is divided later, and no row is lost."""
     rows = _batch(1_000).rows
     claims = ClaimBatch.sign(PROVIDER, rows, DOMAIN)
     assert tuple(row for claim in claims for row in claim.rows) == rows
@@ -72,7 +72,7 @@ def test_a_providers_rows_are_divided_before_it_signs() -> None:
 
 
 async def test_the_bounds_hold_on_chain(world: World) -> None:
-    """Rows that open their tabs, from reservations, with fees of a new coordinator each, stay below the planned gas."""
+    """Rows that open their tabs, use reservations and pay a new coordinator's fee each stay below the planned gas."""
     count, rows = 8, []
     for n in range(count):
         key, coordinator = person(f"key {n}"), person(f"coordinator {n}")
@@ -87,7 +87,7 @@ async def test_the_bounds_hold_on_chain(world: World) -> None:
 
 
 async def test_settle_all_pays_everything(world: World) -> None:
-    """Claims beyond one transaction are paid by several."""
+    """Claims that exceed one transaction are settled by several transactions."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     sender = await world.sender(PROVIDER)
     rows = tuple(world.row(KEY, PROVIDER.address, n + 1) for n in range(340))

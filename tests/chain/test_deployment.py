@@ -19,7 +19,7 @@ SAMPLE = Deployment(1, Address("0x" + "a1" * 20), Address("0x" + "b2" * 20), 6, 
 
 
 def test_a_deployment_survives_its_file(tmp_path: Path) -> None:
-    """What was saved is what is loaded, in a folder that did not exist."""
+    """A deployment that is saved in a new folder is equal when it is loaded."""
     path = tmp_path / "new" / "deployment.json"
     SAMPLE.save(path)
     assert Deployment.load(path) == SAMPLE
@@ -32,7 +32,7 @@ def test_a_deployment_survives_its_file(tmp_path: Path) -> None:
     [{"escrow": "0x12"}, {"block": -1}, {"block": "9"}, {"chain_id": True}, {"rpc": 5}, {"extra": 1}, {"token": None}],
 )
 def test_a_bad_file_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
-    """A file that is not a deployment raises BadMessage; addresses are brought to one form."""
+    """A file that is not a deployment raises BadMessage; addresses are normalized."""
     path = tmp_path / "deployment.json"
     path.write_text(json.dumps(SAMPLE.to_json() | change))
     with pytest.raises(BadMessage, match="deployment"):
@@ -45,8 +45,8 @@ def test_a_bad_file_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
     assert Deployment.load(path) == SAMPLE
 
 
-async def test_deploying_tells_where(world: World) -> None:
-    """The deployment names chain, contracts and the block before which there is nothing to read; a given token is used."""
+async def test_a_new_deployment_records_its_addresses(world: World) -> None:
+    """A deployment records the chain, the contracts and the first block to read; a given token is used."""
     made = await deploy(world.rpc, world.deployer, rules=RULES, token=world.deployment.token)
     assert (made.chain_id, made.token, made.token_decimals, made.rpc) == (31337, world.deployment.token, 6, world.rpc.url)
     code = await world.rpc.request("eth_getCode", made.escrow, hex(made.block - 1))
@@ -56,7 +56,7 @@ async def test_deploying_tells_where(world: World) -> None:
 
 
 async def test_a_wrong_address_is_noticed(world: World) -> None:
-    """Reading a deployment that is not there says so instead of inventing numbers."""
+    """Reading from an address without a deployment raises an error that says so."""
     nowhere = Deployment(31337, person("nobody").address, world.deployment.token, 6, 0, world.rpc.url)
     with pytest.raises(WrongContract, match="another contract"):
         await Escrow(world.rpc, nowhere).purse(person("key").address)

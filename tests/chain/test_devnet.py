@@ -42,8 +42,8 @@ async def _nonce(http: httpx.AsyncClient) -> int:
     return int(await _ask(http, "eth_getTransactionCount", BOB.address, "pending"), 16)
 
 
-def test_the_accounts_are_the_ones_that_everybody_knows() -> None:
-    """The first two keys of the common test phrase, so that wallets and other test chains have them too."""
+def test_the_accounts_are_the_well_known_test_accounts() -> None:
+    """The funded accounts are the first two keys of the common test mnemonic, which wallets and other test chains also have."""
     assert [a.address for a in dev_accounts(2)] == [
         "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266",
         "0x70997970c51812dc3a010c7d01b50e0d17dc79c8",
@@ -51,7 +51,7 @@ def test_the_accounts_are_the_ones_that_everybody_knows() -> None:
 
 
 async def test_a_fresh_chain() -> None:
-    """It has the asked-for id, funded accounts and one block."""
+    """A new chain has the requested id, funded accounts and one block."""
     with serving(build_app(chain_id=4242, accounts=3)) as url:
         async with httpx.AsyncClient(base_url=url) as http:
             assert await _ask(http, "eth_chainId") == hex(4242)
@@ -62,8 +62,8 @@ async def test_a_fresh_chain() -> None:
             assert int(await _ask(http, "eth_getBalance", dev_accounts(4)[3].address, "latest"), 16) == 0
 
 
-async def test_a_web3_library_feels_at_home(chain_url: str) -> None:
-    """web3's own calls work unchanged: balances, blocks, fees, a signed transfer and its receipt, code, logs, custom errors."""
+async def test_web3_works_with_the_chain(chain_url: str) -> None:
+    """web3's own calls work: balances, blocks, fees, a signed transfer and its receipt, code, logs and custom errors."""
     web3 = AsyncWeb3(AsyncHTTPProvider(chain_url))
     assert await web3.eth.chain_id == 31337
     tip, price, history = await asyncio.gather(
@@ -85,7 +85,7 @@ async def test_a_web3_library_feels_at_home(chain_url: str) -> None:
 
 
 async def test_custom_errors_reach_a_web3_library(world: World, chain_url: str) -> None:
-    """A revert carries its data, in calls and in estimates."""
+    """A revert's data is returned by calls and by gas estimates."""
     web3 = AsyncWeb3(AsyncHTTPProvider(chain_url))
     to, data = web3.to_checksum_address(world.deployment.escrow), load_abi("Escrow").call("cashOut", BOB.address)
     for attempt in (web3.eth.call({"to": to, "data": data}), web3.eth.estimate_gas({"to": to, "data": data})):
@@ -96,7 +96,7 @@ async def test_custom_errors_reach_a_web3_library(world: World, chain_url: str) 
 
 
 async def test_batches(http: httpx.AsyncClient) -> None:
-    """A list of requests gets a list of answers in order; a bad one among them is answered too."""
+    """A batch is answered in order, including a malformed request within it."""
     batch = [{"jsonrpc": "2.0", "id": i, "method": m, "params": []} for i, m in enumerate(("eth_chainId", "nonsense"))]
     answers = (await http.post("/", json=[*batch, 5])).json()
     assert answers[0]["result"] == "0x7a69"
@@ -128,21 +128,21 @@ async def test_batches(http: httpx.AsyncClient) -> None:
     ],
 )
 async def test_malformed_requests_are_answered(http: httpx.AsyncClient, body: bytes, code: int) -> None:
-    """Whatever arrives, the answer is a JSON-RPC error and the chain lives on."""
+    """Every malformed request gets a JSON-RPC error, and the chain keeps working."""
     answer = await http.post("/", content=body)
     assert answer.json()["error"]["code"] == code
     assert await _ask(http, "eth_chainId") == "0x7a69"
 
 
 async def test_sizes_are_bounded(http: httpx.AsyncClient) -> None:
-    """A body or a batch beyond the limit is refused."""
+    """A body or a batch above the limit is refused."""
     assert (await http.post("/", content=b" " * (MAX_BODY + 1))).status_code == 413
     batch = [{"jsonrpc": "2.0", "id": 1, "method": "eth_chainId"}] * (MAX_BATCH + 1)
     assert (await http.post("/", json=batch)).json()["error"]["code"] == -32600
 
 
 async def test_nonces(http: httpx.AsyncClient) -> None:
-    """A later nonce waits for those before it; a used one, a poor sender and a foreign chain are refused."""
+    """A transaction with a later nonce waits; a used nonce, an account without funds and another chain id are refused."""
     nonce = await _nonce(http)
     later = await _ask(http, "eth_sendRawTransaction", _transfer(nonce + 1))
     assert await _ask(http, "eth_getTransactionReceipt", later) is None
@@ -157,8 +157,8 @@ async def test_nonces(http: httpx.AsyncClient) -> None:
     assert await _nonce(http) == nonce + 2
 
 
-async def test_the_waiting_room_is_bounded() -> None:
-    """Transactions that can never run do not pile up without end."""
+async def test_pending_transactions_are_bounded() -> None:
+    """The number of pending transactions that can never run is bounded."""
     with serving(build_app()) as url:
         async with httpx.AsyncClient(base_url=url) as http:
             for start in range(1, MAX_QUEUED + 1, MAX_BATCH):
@@ -170,8 +170,8 @@ async def test_the_waiting_room_is_bounded() -> None:
             assert "full" in (await _ask(http, "eth_sendRawTransaction", _transfer(MAX_QUEUED + 1)))["message"]
 
 
-async def test_time_travel(http: httpx.AsyncClient) -> None:
-    """The clock moves by what was asked, or to the second that was asked."""
+async def test_the_clock_can_be_moved(http: httpx.AsyncClient) -> None:
+    """The clock moves by the requested interval, or to the requested second."""
     before = int((await _ask(http, "eth_getBlockByNumber", "latest", False))["timestamp"], 16)
     await _ask(http, "evm_increaseTime", 1_000)
     await _ask(http, "evm_mine")
@@ -183,8 +183,8 @@ async def test_time_travel(http: httpx.AsyncClient) -> None:
     assert int((await _ask(http, "eth_getBlockByNumber", hex(blocks - 2), False))["timestamp"], 16) == after + 500
 
 
-async def test_the_block_to_come(either: World) -> None:
-    """Its time is the one that a transaction would have now: no earlier than the last block's, and moved with the clock."""
+async def test_the_pending_block(either: World) -> None:
+    """The pending block has the time that a transaction would get now: at least the last block's, and moved with the clock."""
     last = await either.rpc.timestamp()
     assert last <= await either.rpc.now() <= last + 60
     await either.rpc.request("evm_increaseTime", 1_000)
@@ -196,23 +196,23 @@ async def test_the_block_to_come(either: World) -> None:
 
 
 async def test_snapshot_and_revert(http: httpx.AsyncClient) -> None:
-    """Reverting forgets blocks, balances, receipts and logs after the mark; a mark that is gone is not found."""
+    """A revert removes blocks, balances, receipts and logs after the snapshot; a snapshot that was reverted is unknown."""
     payee = person("payee").address
     mark, nonce = await _ask(http, "evm_snapshot"), await _nonce(http)
     balance = await _ask(http, "eth_getBalance", payee, "latest")
     sent = await _ask(http, "eth_sendRawTransaction", _transfer(nonce))
-    late = await _ask(http, "evm_snapshot")
+    reverted_snapshot = await _ask(http, "evm_snapshot")
     assert await _ask(http, "eth_getBalance", payee, "latest") != balance
     assert await _ask(http, "evm_revert", mark) is True
     assert await _ask(http, "eth_getBalance", payee, "latest") == balance
     assert await _ask(http, "eth_getTransactionReceipt", sent) is None
     assert await _nonce(http) == nonce
-    assert await _ask(http, "evm_revert", late) is False
+    assert await _ask(http, "evm_revert", reverted_snapshot) is False
     assert await _ask(http, "eth_sendRawTransaction", _transfer(nonce)) == sent
 
 
-async def test_the_past_can_be_asked(http: httpx.AsyncClient) -> None:
-    """State of earlier blocks is there, by number, by tag and by hash."""
+async def test_earlier_states_can_be_read(http: httpx.AsyncClient) -> None:
+    """The state of earlier blocks can be read by number, by tag and by hash."""
     payee, nonce = person("historian").address, await _nonce(http)
     to = bytes.fromhex(payee[2:])
     await _ask(http, "eth_sendRawTransaction", _transfer(nonce, to=to))
@@ -225,14 +225,14 @@ async def test_the_past_can_be_asked(http: httpx.AsyncClient) -> None:
 
 
 async def test_logs_are_filtered(world: World, rpc: Rpc) -> None:
-    """By address, by topics with alternatives and wildcards, by block range and by block hash."""
+    """Logs are filtered by address, by topics with alternatives and wildcards, by block range and by block hash."""
     start = hex(await rpc.block_number() + 1)
     for name in ("a", "b"):
         await world.purse(person(f"{name} key"), person("owner"), 0)
     opened = [log async for log in _logs(rpc, {"address": world.deployment.escrow, "fromBlock": start})]
     assert len(opened) == 2
     kind, key = opened[0]["topics"][0], opened[1]["topics"][1]
-    for wanted, found in (
+    for criteria, expected_count in (
         ({"topics": [kind]}, 2),
         ({"topics": [None, key]}, 1),
         ({"topics": [kind, [key, opened[0]["topics"][1]]]}, 2),
@@ -242,8 +242,8 @@ async def test_logs_are_filtered(world: World, rpc: Rpc) -> None:
         ({"address": [world.deployment.escrow, world.deployment.token]}, 2),
         ({"address": person("nobody").address}, 0),
     ):
-        fields = {"address": world.deployment.escrow, "fromBlock": start} | wanted
-        assert len([log async for log in _logs(rpc, fields)]) == found, wanted
+        fields = {"address": world.deployment.escrow, "fromBlock": start} | criteria
+        assert len([log async for log in _logs(rpc, fields)]) == expected_count, criteria
     assert [log async for log in _logs(rpc, {"blockHash": opened[0]["blockHash"]})] == opened[:1]
 
 
@@ -253,7 +253,7 @@ async def _logs(rpc: Rpc, wanted: dict[str, Any]) -> AsyncIterator[dict[str, Any
 
 
 async def test_health_does_not_wait_for_the_chain(http: httpx.AsyncClient) -> None:
-    """While the worker mines a thousand blocks, the health endpoint answers."""
+    """The health endpoint answers while the chain mines a thousand blocks."""
     busy = asyncio.create_task(_ask(http, "evm_mine", 1_000))
     await asyncio.sleep(0.1)
     answer = await asyncio.wait_for(http.get("/health"), 2)

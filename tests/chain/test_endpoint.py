@@ -28,14 +28,14 @@ Answer = Callable[[dict[str, Any]], Awaitable[Response]]
 
 
 class Endpoint:
-    """A JSON-RPC endpoint that answers as a test says; counts its calls."""
+    """A JSON-RPC endpoint that gives scripted answers and counts its calls."""
 
     def __init__(self, *answers: object) -> None:
         self.answers, self.calls = list(answers), list[dict[str, Any]]()
         self.app = Starlette(routes=[Route("/", self.serve, methods=["POST"])])
 
     async def serve(self, request: Request) -> Response:
-        """The next answer; the last one for ever."""
+        """Returns the next answer; the last one is repeated."""
         self.calls.append(await request.json())
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Response):
@@ -64,8 +64,8 @@ def _error(code: int, message: str, **extra: object) -> dict[str, object]:
     ],
     ids=["429", "503", "html", "list", "limit", "error 429", "time-out"],
 )
-async def test_trouble_is_tried_again_and_then_reported(trouble: object) -> None:
-    """One bad exchange is bridged; many are Unavailable after a bounded number of attempts."""
+async def test_failures_are_retried_and_then_reported(trouble: object) -> None:
+    """A single failed exchange is retried; repeated failures raise Unavailable after a bounded number of attempts."""
     passing, lasting = Endpoint(trouble, {"result": "0x2a"}), Endpoint(trouble)
     with serving(passing.app) as url:
         rpc = Rpc(url, timeout=0.2, backoff=0.001)
@@ -79,8 +79,8 @@ async def test_trouble_is_tried_again_and_then_reported(trouble: object) -> None
     assert (caught.value.code, caught.value.retry, len(lasting.calls)) == (Code.CHAIN_UNAVAILABLE, True, 3)
 
 
-async def test_nobody_listens() -> None:
-    """A refused connection is Unavailable and names the endpoint."""
+async def test_a_refused_connection() -> None:
+    """A refused connection raises Unavailable with the endpoint's name."""
     rpc = Rpc("http://127.0.0.1:9", attempts=2, backoff=0.001)
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9"):
         await rpc.chain_id()
@@ -88,7 +88,7 @@ async def test_nobody_listens() -> None:
 
 
 async def test_a_lasting_error_is_not_tried_again() -> None:
-    """An answer that will not change is passed on at once."""
+    """A permanent error is raised at once, without a retry."""
     endpoint = Endpoint(_error(-32601, "no such method"))
     with serving(endpoint.app) as url:
         rpc = Rpc(url)
@@ -100,7 +100,7 @@ async def test_a_lasting_error_is_not_tried_again() -> None:
 
 @pytest.mark.parametrize("wrap", [lambda d: d, lambda d: {"data": d}], ids=["plain", "wrapped"])
 async def test_a_revert_is_named(wrap: Callable[[str], object]) -> None:
-    """Revert data becomes the contract's error by name, however the node wraps it."""
+    """Revert data becomes the contract's named error in every form in which nodes wrap it."""
     data = "0x" + _selector("TooEarly") + f"{99:064x}"
     endpoint = Endpoint(_error(3, "execution reverted", data=wrap(data)))
     with serving(endpoint.app) as url:
@@ -115,8 +115,8 @@ def _selector(name: str) -> str:
     return next(key.hex() for key, entry in load_abi("Escrow").errors.items() if entry.name == name)
 
 
-def test_what_contracts_say() -> None:
-    """Custom errors of ours and of OpenZeppelin, Error(string) and panics are named; anything else is a refusal in words."""
+def test_contract_errors_are_named() -> None:
+    """Our custom errors, OpenZeppelin's, Error(string) and panics are named; any other revert is a refusal with its text."""
     text = bytes.fromhex("08c379a0" + f"{32:064x}{2:064x}" + b"no".hex().ljust(64, "0"))
     assert (_named(text).name, _named(text).values) == ("Error", {"message": "no"})
     assert _named(bytes.fromhex("4e487b71" + f"{17:064x}")).values == {"code": 17}
@@ -134,12 +134,14 @@ def _named(data: bytes) -> ContractError:
 
 # ----------------------------------------------------------------------------------------------- either chain, a bad line to it
 
-TROUBLE = [fault for fault in Fault if fault not in {Fault.SWALLOW, Fault.NO_METHOD}]
+RETRIED_FAULTS = [fault for fault in Fault if fault not in {Fault.SWALLOW, Fault.NO_METHOD}]
 
 
-@pytest.mark.parametrize("fault", TROUBLE, ids=lambda fault: fault.name)
-async def test_a_bad_line_is_bridged(through: Rpc, proxy: Proxy, fault: Fault) -> None:
-    """One bad exchange with a real chain is tried again and goes unnoticed; lasting trouble is Unavailable, by name."""
+@pytest.mark.parametrize("fault", RETRIED_FAULTS, ids=lambda fault: fault.name)
+async def test_a_failed_exchange_is_retried(through: Rpc, proxy: Proxy, fault: Fault) -> None:
+    """With a real chain, one failed exchange is retried and goes unnoticed; lasting failure raises Unavailable with the
+    endpoint's name.
+    """
     proxy.plan("eth_blockNumber", fault)
     assert await through.block_number() >= 0
     proxy.plan("eth_blockNumber", fault, fault)
@@ -152,7 +154,7 @@ async def test_a_bad_line_is_bridged(through: Rpc, proxy: Proxy, fault: Fault) -
 
 
 async def test_a_batch_is_one_exchange(either_rpc: Rpc) -> None:
-    """Answers come in the order of the questions; one that fails does not spoil the others."""
+    """A batch's answers have the order of its requests; one failing request does not affect the others."""
     number, nothing, wrong, chain_id = await either_rpc.batch(
         ("eth_blockNumber",), ("eth_getTransactionByHash", "0x" + "11" * 32), ("eth_teapot",), ("eth_chainId",)
     )
@@ -163,13 +165,15 @@ async def test_a_batch_is_one_exchange(either_rpc: Rpc) -> None:
 
 @pytest.mark.parametrize("fault", [Fault.CUT, Fault.NONSENSE, Fault.BROKEN], ids=lambda fault: fault.name)
 async def test_a_batch_is_tried_again_too(through: Rpc, proxy: Proxy, fault: Fault) -> None:
-    """A batch that went wrong as a whole is asked again."""
+    """A batch that failed as a whole is retried."""
     proxy.plan("eth_blockNumber", fault)
     assert len(await through.batch(("eth_blockNumber",), ("eth_chainId",))) == 2
 
 
-async def test_another_chain_is_told_at_once(either: World) -> None:
-    """A deployment of another chain is refused at the first call, before anything is read or signed, with what to do."""
+async def test_another_chain_is_refused_at_once(either: World) -> None:
+    """A deployment of another chain is refused at the first call, before anything is read or signed; the error says what to
+    do.
+    """
     foreign = replace(either.deployment, chain_id=1)
     rpc = Rpc(either.rpc.url)
     escrow = Escrow(rpc, foreign)
@@ -180,8 +184,8 @@ async def test_another_chain_is_told_at_once(either: World) -> None:
     await rpc.close()
 
 
-async def test_a_deployment_that_is_gone_is_told(either: World) -> None:
-    """Where a local chain was started afresh, reading, writing and checking say that the contract is not there."""
+async def test_a_missing_deployment_is_reported(either: World) -> None:
+    """If a local chain was restarted empty, reading, writing and checking report that the contract is missing."""
     gone = Escrow(either.rpc, replace(either.deployment, escrow=ALICE.address))
     for attempt in (gone.check, lambda: gone.purse(ALICE.address), lambda: gone.set_fee(either.deployer, 1)):
         with pytest.raises(WrongContract):
@@ -193,7 +197,7 @@ async def test_a_deployment_that_is_gone_is_told(either: World) -> None:
 
 @pytest.mark.parametrize("answer", [None, "", "0x", "0xzz", 5, [], {}, "0x" + "f" * 64], ids=str)
 async def test_nonsense_is_never_a_number(answer: object) -> None:
-    """A result that is no number where one is due is Unavailable; no other error escapes."""
+    """A result that should be a number and is not raises Unavailable and no other error."""
     endpoint = Endpoint({"result": answer})
     with serving(endpoint.app) as url:
         rpc = Rpc(url)
@@ -214,7 +218,7 @@ async def test_nonsense_is_never_a_number(answer: object) -> None:
     ids=["401", "403", "400 with an error"],
 )
 async def test_a_refusal_of_the_endpoint_is_passed_on(status: int, answer: object) -> None:
-    """An HTTP refusal that will not change is not tried again; one that carries a JSON-RPC error is that error."""
+    """A permanent HTTP refusal is not retried; a refusal that carries a JSON-RPC error raises that error."""
     endpoint = Endpoint(answer)
     with serving(endpoint.app) as url:
         rpc = Rpc(url)
@@ -224,8 +228,8 @@ async def test_a_refusal_of_the_endpoint_is_passed_on(status: int, answer: objec
     assert (caught.value.number, len(endpoint.calls)) == (status, 1)
 
 
-async def test_a_patient_endpoint_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long a 429 wants to be left alone is how long it is left alone, within reason."""
+async def test_retry_after_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 429's Retry-After is obeyed up to a limit."""
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -243,7 +247,7 @@ async def test_a_patient_endpoint_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer beyond the largest size is not read to its end."""
+    """Reading an answer stops at the largest permitted size."""
     monkeypatch.setattr("tallystick.chain.endpoint.MAX_RESPONSE_BYTES", 1_000)
     endpoint = Endpoint({"result": "0x" + "00" * 1_000})
     with serving(endpoint.app) as url:
@@ -253,7 +257,7 @@ async def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> 
         await rpc.close()
 
 
-def test_the_room_is_cheap_to_enter() -> None:
-    """Calling a chain loads neither web3 nor eth_account, which take most of a second and need not."""
+def test_importing_the_chain_package_is_cheap() -> None:
+    """Calling a chain does not import web3 or eth_account, whose import takes most of a second."""
     code = "import sys, tallystick.chain.escrow; print([name for name in ('web3', 'eth_account') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

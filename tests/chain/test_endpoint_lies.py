@@ -1,4 +1,4 @@
-"""Endpoints that lie: whatever they answer ends in an error of ours, and costs no more than a stated number."""
+"""Endpoints with false answers: each answer ends in an error of this project and has a bounded cost."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ hostile = st.builds(lambda words, cut: b"".join(words)[cut:], st.lists(_word, ma
 
 @given(error=st.sampled_from(ERRORS), data=hostile)
 def test_no_revert_is_a_crash(error: bytes, data: bytes) -> None:
-    """A contract may fail with any bytes, which may begin like an error that is known."""
+    """A revert with arbitrary bytes, also such that begin like a known error, never crashes the reader."""
     assert isinstance(revert_error(error + data), TallyError)
 
 
-@given(which=st.sampled_from(FUNCTIONS), data=hostile)
-def test_no_result_is_a_crash(which: tuple[str, str], data: bytes) -> None:
-    """What a view gives is values of its types, or another contract's."""
+@given(function=st.sampled_from(FUNCTIONS), data=hostile)
+def test_no_result_is_a_crash(function: tuple[str, str], data: bytes) -> None:
+    """Any result of a view gives values of the declared types, or an error that it may be another contract's."""
     try:
-        load_abi(which[0]).result(which[1], data)
+        load_abi(function[0]).result(function[1], data)
     except WrongContract:
         return
 
 
 @given(event=st.sampled_from([*load_abi("Escrow").events]), topics=st.lists(_word, max_size=4), data=hostile)
 def test_no_log_is_a_crash(event: bytes, topics: list[bytes], data: bytes) -> None:
-    """A log of the escrow's address is facts, or nonsense that is called so."""
+    """Any log of the escrow's address gives events, or is reported as malformed."""
     log = {"address": "0x1", "topics": ["0x" + topic.hex() for topic in (event, *topics)], "data": "0x" + data.hex()}
     try:
         read_logs([log | PLACE], Address("0x1"))
@@ -74,7 +74,7 @@ PLACES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("change", PLACES, ids=str)
 def test_no_place_that_a_chain_cannot_have_reaches_a_database(change: dict[str, Any]) -> None:
-    """Numbers beyond 63 bits and hashes that are none end the reading; the same log in a good place is a fact."""
+    """Block numbers above 63 bits and malformed hashes end the reading; the same log at a valid position is an event."""
     (event,) = (key for key, entry in load_abi("Escrow").events.items() if entry.name == "FeeSet")
     log = {"address": "0x1", "topics": ["0x" + event.hex(), "0x" + bytes(32).hex()], "data": "0x" + bytes(32).hex()} | PLACE
     assert read_logs([log], Address("0x1"))
@@ -86,7 +86,9 @@ def test_no_place_that_a_chain_cannot_have_reaches_a_database(change: dict[str, 
     "change", [{"hash": "0x" + "11" * 1_000}, {"hash": None}, {"number": hex(1 << 63)}, {"timestamp": hex(1 << 80)}], ids=str
 )
 def test_no_block_that_a_chain_cannot_have_is_believed(change: dict[str, Any]) -> None:
-    """A block's hash is stored as the tip of what was read, its time is compared with deadlines."""
+    """Malformed block hashes and times are refused, since the hash is stored as the tip and the time is compared with
+    deadlines.
+    """
     block = {"hash": "0x" + "11" * 32, "number": "0x1", "timestamp": "0x1"}
     assert Rpc("http://127.0.0.1:1").read_block(block)
     with pytest.raises(Unavailable):
@@ -95,7 +97,7 @@ def test_no_block_that_a_chain_cannot_have_is_believed(change: dict[str, Any]) -
 
 @pytest.mark.parametrize("number", [[], {}, None, "1", True], ids=str)
 async def test_an_answer_to_no_request_is_no_crash(number: object) -> None:
-    """An id that is no number answers nothing."""
+    """An answer whose id is not a number is ignored."""
 
     async def answer(_: Request) -> JSONResponse:
         return JSONResponse([{"jsonrpc": "2.0", "id": number, "result": "0x1"}])
@@ -124,7 +126,7 @@ SPOILED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("change", SPOILED, ids=str)
 async def test_no_receipt_is_a_crash(chain_url: str, proxies: Callable[[str], Proxy], change: dict[str, Any]) -> None:
-    """A receipt that is none ends the send with an error of ours."""
+    """A malformed transaction receipt ends the send with an error of this project."""
     proxy = proxies(chain_url)
     receipt: dict[str, Any] = {"transactionHash": "0x" + "11" * 32, "status": "0x1", "blockNumber": "0x1", "gasUsed": "0x5208"}
     proxy.answers["eth_getTransactionReceipt"] = receipt | {"logs": [], "effectiveGasPrice": "0x1"} | change
@@ -135,7 +137,7 @@ async def test_no_receipt_is_a_crash(chain_url: str, proxies: Callable[[str], Pr
 
 
 async def test_an_endpoint_does_not_turn_coins_into_tips(chain_url: str, proxies: Callable[[str], Proxy]) -> None:
-    """However much it says that the market asks, a unit of gas costs MAX_FEE at most."""
+    """A unit of gas costs at most MAX_FEE, however high a fee the endpoint reports."""
     proxy = proxies(chain_url)
     proxy.answers["eth_maxPriorityFeePerGas"] = hex(10**30)
     rpc = Rpc(proxy.url)
@@ -148,7 +150,7 @@ async def test_an_endpoint_does_not_turn_coins_into_tips(chain_url: str, proxies
 async def test_no_permit_is_signed_for_another_chain(
     world: World, proxies: Callable[[str], Proxy], chain_url: str, chain: int, contract: str | None
 ) -> None:
-    """A token's domain that names another chain or contract is refused: a permit for it would move money there."""
+    """A token domain that names another chain or contract is refused, because a permit for it would move money there."""
     types = ["bytes1", "string", "string", "uint256", "address", "bytes32", "uint256[]"]
     token = world.deployment.token
     raw = encode(types, [b"\x0f", "USD Coin", "2", chain, contract or token, bytes(32), []])

@@ -1,4 +1,4 @@
-"""The whole life of everything that the escrow keeps, through the typed wrapper, on the embedded chain and on anvil."""
+"""The life cycle of each kind of state in the escrow, through the typed wrapper, on the embedded chain and on anvil."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ KEY, OWNER, PROVIDER, COORDINATOR, STRANGER = map(person, ("key", "owner", "prov
 
 
 async def test_the_life_of_a_purse(either: World) -> None:
-    """Opened by a stranger on the key's signature, filled in three ways, thawed, thought better of, thawed again, withdrawn."""
+    """A purse is opened by a stranger with the key's signature, filled in three ways, thawed, cancelled, thawed again and
+    withdrawn.
+    """
     escrow, token = either.escrow, either.escrow.token
     owner, stranger = await either.sender(OWNER), await either.sender(STRANGER)
     bind = KEY.sign(Bind(key=KEY.address, owner=OWNER.address), either.domain)
@@ -66,7 +68,9 @@ async def test_the_life_of_a_purse(either: World) -> None:
 
 
 async def test_the_life_of_a_tab(either: World) -> None:
-    """Reserved by the owner, secured by an order, released after its wait, given back by the provider in both ways."""
+    """A reservation is made by the owner, raised by an order, released after its wait, and given back by the provider in
+    both ways.
+    """
     escrow = either.escrow
     owner, provider = await either.purse(KEY, OWNER, 10 * DOLLAR), await either.sender(PROVIDER)
     (reserved,) = (await escrow.reserve(owner, KEY.address, PROVIDER.address, Amount(2 * DOLLAR))).of(Reserved)
@@ -86,8 +90,8 @@ async def test_the_life_of_a_tab(either: World) -> None:
 
 
 async def test_the_life_of_a_settlement(either: World) -> None:
-    """A stranger collects for a provider: in part when money is short, the rest once there is more, the fee within the limit,
-    a bad row beside it skipped with its reason; then both cash out.
+    """A stranger settles for a provider: part of the amount while the purse is short, and the rest later. The fee stays
+    within its limit, a bad row is skipped with its reason, and both parties cash out.
     """
     escrow, token = either.escrow, either.escrow.token
     await either.purse(KEY, OWNER, 3 * DOLLAR)
@@ -115,7 +119,9 @@ async def test_the_life_of_a_settlement(either: World) -> None:
 
 
 async def test_the_life_of_a_stake(either: World) -> None:
-    """Staked, announced to leave, slashed for both kinds of evidence, the reporter paid, the rest withdrawn."""
+    """A stake is deposited, announced for withdrawal, slashed for both kinds of evidence, and the rest is withdrawn; the
+    reporter is paid.
+    """
     escrow = either.escrow
     provider, reporter = await either.stake(PROVIDER, 30 * DOLLAR), await either.sender(STRANGER)
     held = await escrow.token.balance_of(PROVIDER.address)
@@ -138,8 +144,8 @@ async def test_the_life_of_a_stake(either: World) -> None:
     assert (account.credit, (await escrow.provider(RULES.treasury)).credit) == (4 * DOLLAR, 16 * DOLLAR)
 
 
-async def test_the_log_tells_the_same_story(either: World) -> None:
-    """What the calls returned is what a follower reads later, each fact once and in order."""
+async def test_events_equal_those_that_calls_returned(either: World) -> None:
+    """A follower later reads exactly the events that the calls returned, each once and in order."""
     await either.purse(KEY, OWNER, DOLLAR)
     await either.stake(PROVIDER, DOLLAR)
     await either.settle(await either.sender(PROVIDER), either.row(KEY, PROVIDER.address, DOLLAR))
@@ -150,8 +156,8 @@ async def test_the_log_tells_the_same_story(either: World) -> None:
     assert [block and block.hash for block in blocks] == [event.at.block_hash for event in page.events]
 
 
-async def test_the_rules_are_what_was_deployed(either: World) -> None:
-    """The waits and the penalty come back from the chain as they went in, and the deployment proves to be there."""
+async def test_the_rules_are_those_that_were_deployed(either: World) -> None:
+    """The waits and the penalty read from the chain are those that were deployed, and the deployment passes its check."""
     assert await either.escrow.rules() == RULES
     await either.escrow.check()
 
@@ -176,7 +182,7 @@ REFUSALS: dict[str, Callable[[World], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("name", REFUSALS)
 async def test_refusals_have_the_same_name_everywhere(either: World, name: str) -> None:
-    """A custom error is decoded alike from both chains, and refusing changes nothing."""
+    """A custom error is decoded alike on both chains, and a refused call changes nothing."""
     before = await either.rpc.quantity("eth_getTransactionCount", either.deployer.address, "latest")
     with refused(name):
         await REFUSALS[name](either)

@@ -26,19 +26,19 @@ KEY, OWNER, PROVIDER = person("key"), person("owner"), person("provider")
 
 
 def test_every_event_of_the_contract_is_a_class() -> None:
-    """Names and fields of the facts are those of the contract's events, so that neither drifts."""
+    """Names and fields of the event classes are those of the contract's events."""
     classes = {cls.__name__: cls for cls in Event.__subclasses__()}
     events = {
         e.name: [snake_case(n) for n in e.names] for e in load_abi("Escrow").events.values() if e.name != "EIP712DomainChanged"
     }
-    assert events.pop("RowsSettled") == ["provider", "results"]  # packs these two, which no event of the contract spells out
+    assert events.pop("RowsSettled") == ["provider", "results"]  # contains these two events in packed form
     assert classes.keys() - events.keys() == {"Settled", "RowSkipped"}
     for name, fields in events.items():
         assert list(classes[name].__annotations__) == fields
 
 
 async def test_facts_are_read_from_a_cursor(world: World, rpc: Rpc) -> None:
-    """Each fact comes once, in order, with its place; the same cursor gives the same facts again."""
+    """Each event is read once, in order, with its position; the same cursor gives the same events again."""
     start = world.deployment.block
     await world.purse(KEY, OWNER, 5 * DOLLAR)
     page = await read_events(rpc, world.deployment, start)
@@ -53,7 +53,7 @@ async def test_facts_are_read_from_a_cursor(world: World, rpc: Rpc) -> None:
 
 
 async def test_a_fact_is_final_after_its_confirmations(world: World, rpc: Rpc) -> None:
-    """With three confirmations a fact appears when three blocks stand on its own."""
+    """With three confirmations, an event is reported after three blocks on top of its own."""
     start = await rpc.block_number() + 1
     await world.escrow.set_fee(world.deployer, 7)
     for _ in range(3):
@@ -63,20 +63,20 @@ async def test_a_fact_is_final_after_its_confirmations(world: World, rpc: Rpc) -
 
 
 async def test_long_ranges_come_in_pages(world: World, rpc: Rpc) -> None:
-    """A reader that is far behind reads a bounded number of blocks at a time."""
-    start, found = await rpc.block_number() + 1, list[Event]()
+    """A reader that is far behind reads a bounded number of blocks per page."""
+    start, events = await rpc.block_number() + 1, list[Event]()
     for bps in range(5):
         await world.escrow.set_fee(world.deployer, bps)
     cursor = start
     for _ in range(3):
         page = await read_events(rpc, world.deployment, cursor, span=2)
         assert len(page.events) <= 2
-        cursor, found = page.cursor, [*found, *page.events]
-    assert len(found) == 5
+        cursor, events = page.cursor, [*events, *page.events]
+    assert len(events) == 5
 
 
 async def test_following_waits_for_news(world: World, rpc: Rpc) -> None:
-    """A follower yields what is there and then what comes."""
+    """A follower yields the existing events and then new ones."""
     start = await rpc.block_number() + 1
     await world.escrow.set_fee(world.deployer, 1)
     pages = follow_events(rpc, world.deployment, start, interval=0.01)
@@ -91,7 +91,7 @@ async def test_following_waits_for_news(world: World, rpc: Rpc) -> None:
 
 
 async def test_other_contracts_say_nothing_here(world: World, rpc: Rpc) -> None:
-    """Transfers of the token and events of another market are not facts of this one."""
+    """The token's transfers and events of another market are ignored."""
     other = await World.make(rpc)
     start = await rpc.block_number() + 1
     await other.escrow.set_fee(other.deployer, 1)
@@ -102,7 +102,7 @@ async def test_other_contracts_say_nothing_here(world: World, rpc: Rpc) -> None:
 
 @pytest.mark.parametrize("name", ["Escrow", "TestUSD"])
 def test_abis_are_loaded_once(name: str) -> None:
-    """Reading the interface is not repeated for every call."""
+    """The ABI is loaded once and not for each call."""
     assert load_abi(name) is load_abi(name)
 
 
@@ -124,14 +124,16 @@ def _rates(page: EventPage) -> list[int]:
 
 
 async def _back(world: World, mark: str) -> str:
-    """Takes back the blocks after a mark; the new mark."""
+    """Reverts the blocks after a snapshot. Returns the new snapshot."""
     assert await world.rpc.request("evm_revert", mark)
     world.forget_nonces()
     return str(await world.rpc.request("evm_snapshot"))
 
 
-async def test_what_was_taken_back_within_the_depth_is_never_reported(either: World) -> None:
-    """With three confirmations, a fact whose block is replaced after two is not seen; the one in its place is, once."""
+async def test_events_removed_within_the_depth_are_never_reported(either: World) -> None:
+    """With three confirmations, an event whose block is replaced after two is never reported; its replacement is reported
+    once.
+    """
     rpc, start = either.rpc, await either.rpc.block_number() + 1
     mark, seen = await rpc.request("evm_snapshot"), list[int]()
     cursor, tip = start, ""
@@ -156,8 +158,8 @@ async def test_what_was_taken_back_within_the_depth_is_never_reported(either: Wo
     assert seen == [2]
 
 
-async def test_a_reorg_below_the_depth_is_told(either: World) -> None:
-    """When blocks that were final are replaced, reading from the stored cursor and tip raises an error that names the block."""
+async def test_a_reorg_below_the_depth_is_reported(either: World) -> None:
+    """If final blocks are replaced, reading from the stored cursor and tip raises an error that names the block."""
     rpc, start = either.rpc, await either.rpc.block_number() + 1
     mark = await rpc.request("evm_snapshot")
     await _set(either, 1)
@@ -167,7 +169,11 @@ async def test_a_reorg_below_the_depth_is_told(either: World) -> None:
     await _back(either, mark)
     await rpc.request("evm_increaseTime", 60)
     behind = await read_events(rpc, either.deployment, page.cursor, after=page.tip, confirmations=2)
-    assert (behind.events, behind.cursor, behind.tip) == ((), page.cursor, page.tip)  # shorter than before: nothing is certain
+    assert (behind.events, behind.cursor, behind.tip) == (
+        (),
+        page.cursor,
+        page.tip,
+    )  # the chain is shorter than before, so nothing is final
     await _set(either, 3)
     await _mine(rpc, 5)
     with pytest.raises(DeepReorg, match="dropped block") as caught:
@@ -179,8 +185,8 @@ async def test_a_reorg_below_the_depth_is_told(either: World) -> None:
     assert _rates(again) == [3]
 
 
-async def test_a_follower_notices_by_itself(either: World) -> None:
-    """A follower keeps the tip between its own pages."""
+async def test_a_follower_detects_a_reorg(either: World) -> None:
+    """A follower keeps the tip between its own pages and detects a reorganization itself."""
     rpc = either.rpc
     mark, start = await rpc.request("evm_snapshot"), await rpc.block_number() + 1
     pages = follow_events(rpc, either.deployment, start, interval=0.01)
@@ -194,7 +200,7 @@ async def test_a_follower_notices_by_itself(either: World) -> None:
 
 
 async def test_a_real_reorg_of_a_few_blocks(anvil_url: str) -> None:
-    """Anvil replaces its last blocks as a network would: facts above the depth move, those below stay, none comes twice."""
+    """After a reorganization by anvil, events above the depth move, those below stay, and none is reported twice."""
     rpc = Rpc(anvil_url)
     world = await World.make(rpc)
     start = await rpc.block_number() + 1
@@ -217,8 +223,8 @@ async def test_a_real_reorg_of_a_few_blocks(anvil_url: str) -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault.HANG, Fault.CUT, Fault.BROKEN, Fault.RATE_LIMIT, Fault.GARBAGE], ids=lambda f: f.name)
-async def test_reading_over_a_bad_line(either: World, proxy: Proxy, through: Rpc, fault: Fault) -> None:
-    """Trouble on the way either goes unnoticed or is Unavailable; the cursor does not move and no fact is lost."""
+async def test_reading_over_a_failing_connection(either: World, proxy: Proxy, through: Rpc, fault: Fault) -> None:
+    """A failing connection goes unnoticed or raises Unavailable; the cursor does not move, and no event is lost."""
     start = await either.rpc.block_number() + 1
     await _set(either, 1, 2)
     proxy.plan("eth_getLogs", fault, fault, fault)
@@ -228,7 +234,7 @@ async def test_reading_over_a_bad_line(either: World, proxy: Proxy, through: Rpc
 
 
 async def test_a_node_that_is_behind_loses_nothing(either: World, proxy: Proxy, through: Rpc) -> None:
-    """When the node that gives the number of the last block is ahead of the one that gives the logs, nothing is passed over."""
+    """No event is missed if the node that reports the last block is ahead of the one that returns the logs."""
     start = await either.rpc.block_number() + 1
     await _set(either, 1)
     proxy.answers["eth_blockNumber"] = hex(start + 5)
@@ -239,7 +245,7 @@ async def test_a_node_that_is_behind_loses_nothing(either: World, proxy: Proxy, 
 
 
 async def test_a_chain_that_changes_while_it_is_read(either: World, proxy: Proxy, through: Rpc) -> None:
-    """Logs beside two different versions of the last block are not believed."""
+    """Logs between two different versions of the last block are discarded."""
     start = await either.rpc.block_number() + 1
     await _set(either, 1)
     proxy.answers["eth_getBlockByNumber"] = {"hash": "0x" + "11" * 32, "number": "0x1", "timestamp": "0x1"}
@@ -248,49 +254,49 @@ async def test_a_chain_that_changes_while_it_is_read(either: World, proxy: Proxy
     assert (page.events, page.cursor) == ((), start)
 
 
-async def test_small_appetites_are_respected(either: World, proxy: Proxy, through: Rpc) -> None:
-    """A node that gives logs of few blocks at a time is asked for fewer, until it answers."""
+async def test_pages_shrink_for_limited_nodes(either: World, proxy: Proxy, through: Rpc) -> None:
+    """If a node returns logs of few blocks at a time, the reader asks for fewer until it gets an answer."""
     start = await either.rpc.block_number() + 1
     await _set(either, *range(8))
     proxy.most_blocks = 3
-    found, cursor = list[int](), start
+    rates, cursor = list[int](), start
     while (page := await read_events(through, either.deployment, cursor)).cursor != cursor:
-        found, cursor = [*found, *_rates(page)], page.cursor
-    assert found == list(range(8))
+        rates, cursor = [*rates, *_rates(page)], page.cursor
+    assert rates == list(range(8))
     proxy.most_blocks = 0
     await _set(either, 9)
     with pytest.raises(RpcError, match="range"):
         await read_events(through, either.deployment, cursor)
 
 
-async def test_a_reader_that_dies_anywhere_reads_on(either: World) -> None:
-    """Whatever page size, and however often it is repeated from the stored cursor, the facts are those of one reading."""
+async def test_a_reader_continues_after_any_restart(either: World) -> None:
+    """With any page size, and any number of restarts from the stored cursor, the events are those of one reading."""
     start = await either.rpc.block_number() + 1
     await _set(either, *range(6))
     whole = await read_events(either.rpc, either.deployment, start)
     for span in (1, 2, 5):
-        cursor, tip, found = start, "", list[Event]()
+        cursor, tip, events = start, "", list[Event]()
         while cursor < whole.cursor:
             pages = [await read_events(either.rpc, either.deployment, cursor, after=tip, span=span) for _ in range(2)]
             assert pages[0] == pages[1]
-            cursor, tip, found = pages[0].cursor, pages[0].tip, [*found, *pages[0].events]
-        assert tuple(found) == whole.events
+            cursor, tip, events = pages[0].cursor, pages[0].tip, [*events, *pages[0].events]
+        assert tuple(events) == whole.events
         assert tip == whole.tip
 
 
 @pytest.mark.parametrize("logs", [None, 5, [5], [{}], [{"address": 5}], "spoiled"], ids=str)
-async def test_what_are_no_logs(world: World, proxy_of_world: Proxy, logs: object) -> None:
-    """Whatever an endpoint calls logs, the reader ends in Unavailable or in facts, and does not move on."""
+async def test_malformed_logs(world: World, proxy_of_world: Proxy, logs: object) -> None:
+    """Any malformed logs raise Unavailable or are read as events, and the reader does not move on."""
     start = await world.rpc.block_number() + 1
     await _set(world, 1)
     if logs == "spoiled":
         wanted = {"address": world.deployment.escrow, "fromBlock": hex(start)}
         (log,) = await world.rpc.request("eth_getLogs", wanted)
-        spoiled = [{"data": "0x"}, {"data": "zz"}, {"topics": log["topics"][:1]}, {"blockNumber": None}, {"logIndex": "x"}]
+        malformed = [{"data": "0x"}, {"data": "zz"}, {"topics": log["topics"][:1]}, {"blockNumber": None}, {"logIndex": "x"}]
     else:
-        log, spoiled = {}, [{}]
+        log, malformed = {}, [{}]
     rpc = Rpc(proxy_of_world.url)
-    for change in spoiled:
+    for change in malformed:
         proxy_of_world.answers["eth_getLogs"] = [log | change] if log else logs
         with pytest.raises(Unavailable):
             await read_events(rpc, world.deployment, start)
@@ -301,5 +307,5 @@ async def test_what_are_no_logs(world: World, proxy_of_world: Proxy, logs: objec
 
 @pytest.fixture
 def proxy_of_world(chain_url: str, proxies: Callable[[str], Proxy]) -> Proxy:
-    """A proxy before the embedded chain."""
+    """A proxy in front of the embedded chain."""
     return proxies(chain_url)

@@ -1,4 +1,4 @@
-"""Whom a local chain serves, by real HTTP: programs of this machine, and no web page that its operator did not name."""
+"""Access to a local chain over real HTTP: programs on this machine, and only web pages that the operator named."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def _send(url: str, headers: dict[str, str], method: str = "POST", path: s
 
 
 def _clock(answer: httpx.Response) -> bool:
-    """Whether the request reached the chain."""
+    """Returns whether the request reached the chain."""
     return answer.status_code == 200 and "result" in answer.json()
 
 
@@ -50,7 +50,7 @@ PAGES = [
 
 @pytest.mark.parametrize("headers", PAGES, ids=str)
 async def test_a_foreign_web_page_does_not_move_the_clock(chain_url: str, named: str, headers: dict[str, str]) -> None:
-    """What a browser sends for a page that nobody named is refused, on a chain that names none and on one that names another."""
+    """A browser's request for a page that was not named is refused, whether the chain names no page or another one."""
     for url in (chain_url, named):
         for answer in (await _send(url, headers), await _send(url, headers, "GET", "/health")):
             assert answer.status_code == 403
@@ -65,16 +65,18 @@ async def test_a_foreign_web_page_does_not_move_the_clock(chain_url: str, named:
     "host", ["evil.example", "evil.example:8545", "127.0.0.1.evil.example", "localhost.evil.example", "127.1", "[", "a b", ""]
 )
 async def test_a_name_that_was_pointed_here_is_not_served(chain_url: str, host: str) -> None:
-    """DNS rebinding: a page whose own name resolves to this machine sends no foreign Origin, but its name as Host."""
+    """DNS rebinding is refused: a page whose own name resolves to this machine sends its name as Host, without a foreign
+    Origin.
+    """
     answer = await _send(chain_url, {"host": host})
-    assert answer.status_code in {400, 403}  # the server itself refuses what is no name at all
+    assert answer.status_code in {400, 403}  # the server itself refuses an invalid host name
 
 
 @pytest.mark.parametrize(
     "host", ["localhost", "LOCALHOST:{port}", "127.0.0.1:{port}", "[::1]:{port}", "10.1.2.3", "chain.localhost"]
 )
-async def test_local_programs_travel_in_time(chain_url: str, host: str) -> None:
-    """web3 libraries, forge, cast and curl send no Origin: to them nothing changes."""
+async def test_local_programs_move_the_clock(chain_url: str, host: str) -> None:
+    """Programs that send no Origin (web3 libraries, forge, cast and curl) are served."""
     port = str(urlsplit(chain_url).port)
     for headers in ({}, {"user-agent": "foundry"}, {"sec-fetch-mode": "cors"}, {"sec-fetch-site": "none"}):
         answer = await _send(chain_url, {"host": host.format(port=port)} | headers)
@@ -83,7 +85,7 @@ async def test_local_programs_travel_in_time(chain_url: str, host: str) -> None:
 
 
 async def test_a_named_wallet_page_is_served(named: str) -> None:
-    """Its preflight and its requests are answered with CORS headers for this origin alone."""
+    """A named page's preflight and requests are answered with CORS headers for its origin alone."""
     asked = await _send(named, {"origin": WALLET, "sec-fetch-site": "cross-site"} | PREFLIGHT, "OPTIONS")
     assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, WALLET)
     answer = await _send(named, {"origin": WALLET, "sec-fetch-site": "cross-site"})
@@ -94,13 +96,13 @@ async def test_a_named_wallet_page_is_served(named: str) -> None:
 
 
 async def test_a_named_host_is_served(chain_url: str, named: str) -> None:
-    """A name in a container network is served where the operator says so, and nowhere else."""
+    """A container network's host name is served only if the operator named it."""
     assert _clock(await _send(named, {"host": "chain.internal:8545"}))
     assert (await _send(chain_url, {"host": "chain.internal:8545"})).status_code == 403
 
 
 async def test_all_pages_only_where_the_operator_says_so() -> None:
-    """With "*" any page is served, as on other test chains; a foreign Host still is not."""
+    """With "*" any page is served, as on other test chains; a foreign Host is still refused."""
     with serving(build_app(origins=["*"])) as url:
         assert _clock(await _send(url, {"origin": "https://any.example"}))
         assert (await _send(url, {"origin": "https://any.example", "host": "any.example"})).status_code == 403

@@ -30,43 +30,41 @@ def _claim(*rows: tuple[int, int]) -> SettlingClaim:
 
 
 @given(claimed=st.lists(pairs, max_size=4), signed=st.lists(pairs, max_size=5))
-def test_what_the_contract_would_punish_is_found_and_nothing_else(
-    claimed: list[tuple[int, int]], signed: list[tuple[int, int]]
-) -> None:
-    """A claimed seq is found exactly if some receipt of the same or a later seq has a lower total, with the greatest excess."""
+def test_exactly_the_slashable_overclaims_are_found(claimed: list[tuple[int, int]], signed: list[tuple[int, int]]) -> None:
+    """A claimed seq is reported exactly if a receipt of the same or a later seq has a lower total, with the greatest excess."""
     wanted: dict[int, int] = {}
     for seq, total in claimed:
         for other, signed_for in signed:
             if seq <= other and total > signed_for:
                 wanted[seq] = max(wanted.get(seq, 0), total - signed_for)
-    found = find_overclaims([_claim(row) for row in claimed], [_receipt(*pair) for pair in signed])
-    assert {one.claimed.seq: int(one.excess) for one in found} == wanted
+    overclaims = find_overclaims([_claim(row) for row in claimed], [_receipt(*pair) for pair in signed])
+    assert {overclaim.claimed.seq: int(overclaim.excess) for overclaim in overclaims} == wanted
     together = find_overclaims([_claim(*claimed)] if claimed else [], [_receipt(*pair) for pair in signed])
-    assert {one.claimed.seq: int(one.excess) for one in together} == wanted
-    for one in found:
-        assert one.claimed.seq <= one.receipt.message.seq
-        assert one.claimed.cumulative_cost > one.receipt.message.cumulative_cost
+    assert {overclaim.claimed.seq: int(overclaim.excess) for overclaim in together} == wanted
+    for overclaim in overclaims:
+        assert overclaim.claimed.seq <= overclaim.receipt.message.seq
+        assert overclaim.claimed.cumulative_cost > overclaim.receipt.message.cumulative_cost
 
 
-async def test_what_is_found_is_what_the_contract_takes(world: World) -> None:
-    """From the chain alone, beside rows of other payers: the evidence slashes, and has the name that the contract gives it."""
+async def test_found_evidence_is_accepted_by_the_contract(world: World) -> None:
+    """Evidence found on the chain beside other payers' rows slashes the provider, and its id is the contract's."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     await world.purse(OTHER, OWNER, 10 * DOLLAR)
     await world.stake(PROVIDER, 50 * DOLLAR)
     receipts = [world.receipt(PROVIDER, KEY.address, seq, seq) for seq in (1, 2, 3)]
-    mine, theirs = world.row(KEY, PROVIDER.address, 5), world.row(OTHER, PROVIDER.address, 9)
-    await world.settle(await world.sender(PROVIDER), theirs, mine)
+    own_row, other_row = world.row(KEY, PROVIDER.address, 5), world.row(OTHER, PROVIDER.address, 9)
+    await world.settle(await world.sender(PROVIDER), other_row, own_row)
     claims = await settling_claims(world.escrow, KEY.address, PROVIDER.address)
-    (found,) = find_overclaims(claims, receipts)
-    assert (found.row, found.excess) == (1, 4)
-    assert not await world.escrow.evidence_used(found.evidence_id)
-    tx = await world.escrow.slash_overclaim(await world.sender(REPORTER), found.claim, found.row, found.receipt)
-    assert tx.of(Slashed)[0].evidence == found.evidence_id
-    assert await world.escrow.evidence_used(found.evidence_id)
+    (overclaim,) = find_overclaims(claims, receipts)
+    assert (overclaim.row, overclaim.excess) == (1, 4)
+    assert not await world.escrow.evidence_used(overclaim.evidence_id)
+    tx = await world.escrow.slash_overclaim(await world.sender(REPORTER), overclaim.claim, overclaim.row, overclaim.receipt)
+    assert tx.of(Slashed)[0].evidence == overclaim.evidence_id
+    assert await world.escrow.evidence_used(overclaim.evidence_id)
 
 
 async def test_a_claim_that_was_not_paid_is_evidence_too(world: World) -> None:
-    """A provider that tries and is skipped, since the purse is empty, signed the claim all the same."""
+    """A signed claim is evidence even if it was skipped because the purse was empty."""
     await world.purse(KEY, OWNER, 0)
     await world.settle(await world.sender(PROVIDER), world.row(KEY, PROVIDER.address, 5))
     claims = await settling_claims(world.escrow, KEY.address, PROVIDER.address)

@@ -33,7 +33,7 @@ async def _settle() -> None:
 
 
 async def test_a_young_value_is_not_read_again() -> None:
-    """Up to max_age, to the very second, the cached value is returned; after that a new one."""
+    """Up to and including max_age, the cached value is returned; afterwards a new one is read."""
     chain = _Chain()
     assert await chain.cache.get("a", max_age=5) == 1
     chain.seconds, chain.value = 5.0, 2
@@ -44,7 +44,7 @@ async def test_a_young_value_is_not_read_again() -> None:
 
 
 async def test_a_stale_value_is_returned_while_a_new_one_is_read() -> None:
-    """Between max_age and max_stale nobody waits, and the next caller gets the new value."""
+    """Between max_age and max_stale, callers get the cached value at once, and the next caller gets the new value."""
     chain = _Chain()
     await chain.cache.get("a", max_age=5, max_stale=50)
     chain.seconds, chain.value = 50.0, 2
@@ -56,7 +56,7 @@ async def test_a_stale_value_is_returned_while_a_new_one_is_read() -> None:
 
 
 async def test_concurrent_callers_share_a_read() -> None:
-    """Many callers of one key start one read, and a caller that is cancelled does not cancel it for the others."""
+    """Concurrent callers of one key share one read, which goes on if one of them is cancelled."""
     chain = _Chain()
     chain.answers.clear()
     callers = [asyncio.create_task(chain.cache.get("a", max_age=5)) for _ in range(3)]
@@ -68,7 +68,7 @@ async def test_concurrent_callers_share_a_read() -> None:
 
 
 async def test_a_refresh_ignores_the_cache() -> None:
-    """A refresh reads however young the value is."""
+    """A refresh reads the value again regardless of its age."""
     chain = _Chain()
     await chain.cache.get("a", max_age=5)
     chain.value = 2
@@ -76,7 +76,7 @@ async def test_a_refresh_ignores_the_cache() -> None:
 
 
 async def test_the_age_counts_from_the_start_of_the_read() -> None:
-    """A value that took long to read is as old as its request."""
+    """A value's age counts from the start of its read."""
     chain = _Chain()
     chain.answers.clear()
     caller = asyncio.create_task(chain.cache.get("a", max_age=5))
@@ -89,7 +89,7 @@ async def test_the_age_counts_from_the_start_of_the_read() -> None:
 
 
 async def test_a_failed_read_raises_and_keeps_the_last_value() -> None:
-    """Callers that wait get the error; the last value stays available, and `renew` puts the next read off."""
+    """Waiting callers get the error; the last value stays available, and `renew` postpones the next read."""
     chain = _Chain()
     await chain.cache.get("a", max_age=5)
     chain.down, chain.seconds = True, 6.0
@@ -106,7 +106,7 @@ async def test_a_failed_read_raises_and_keeps_the_last_value() -> None:
 
 
 async def test_a_failed_background_read_is_silent() -> None:
-    """No task ends with an exception that nobody retrieved, and the stale value is still returned."""
+    """A failed background read leaves no unretrieved exception, and the stale value is still returned."""
     chain = _Chain()
     unhandled: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
@@ -120,7 +120,7 @@ async def test_a_failed_background_read_is_silent() -> None:
 
 
 async def test_the_oldest_values_are_dropped() -> None:
-    """At most `capacity` values are kept; the one that was read longest ago goes first."""
+    """At most `capacity` values are kept; the one that was read longest ago is dropped first."""
     chain = _Chain(capacity=2)
     for key in ("a", "b", "a", "c"):
         await chain.cache.refresh(key)
@@ -129,7 +129,7 @@ async def test_the_oldest_values_are_dropped() -> None:
 
 
 async def test_close_cancels_reads() -> None:
-    """After a close nothing is left running."""
+    """After close, no read is running."""
     chain = _Chain()
     chain.answers.clear()
     caller = asyncio.create_task(chain.cache.get("a", max_age=5))

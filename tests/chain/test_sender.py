@@ -20,20 +20,20 @@ ALICE, BOB = dev_accounts(2)
 COIN = 10**18
 
 
-async def _rich(rpc: Rpc, name: str) -> Signer:
-    """A key with coins that no other test uses: its transactions are all that there are."""
+async def _funded_key(rpc: Rpc, name: str) -> Signer:
+    """A key with coins that no other test uses, so its transactions are only this test's."""
     signer = person(f"{name} {await rpc.block_number()}")
     await Sender(rpc, BOB, poll=0.001).send(signer.address, b"", value=COIN)
     return signer
 
 
-async def _count(rpc: Rpc, who: Address, block: str = "latest") -> int:
-    return await rpc.quantity("eth_getTransactionCount", who, block)
+async def _count(rpc: Rpc, account: Address, block: str = "latest") -> int:
+    return await rpc.quantity("eth_getTransactionCount", account, block)
 
 
 @pytest.fixture
 async def manual(anvil_url: str) -> AsyncIterator[Rpc]:
-    """Anvil while it mines only when it is told to."""
+    """An anvil chain that mines only on request."""
     rpc = Rpc(anvil_url)
     await rpc.request("evm_setAutomine", False)
     yield rpc
@@ -52,8 +52,8 @@ async def _until(condition: Any, seconds: float = 60.0) -> None:
 
 
 async def test_concurrent_sends_never_collide(either_rpc: Rpc) -> None:
-    """Forty sends at once from one key all arrive, each once."""
-    signer, payee = await _rich(either_rpc, "busy"), person("many").address
+    """Forty concurrent sends from one key all arrive, each once."""
+    signer, payee = await _funded_key(either_rpc, "busy"), person("many").address
     before = await either_rpc.balance(payee)
     sender = Sender(either_rpc, signer, poll=0.001)
     results = await asyncio.gather(*(sender.send(payee, b"", value=1) for _ in range(40)))
@@ -63,16 +63,16 @@ async def test_concurrent_sends_never_collide(either_rpc: Rpc) -> None:
 
 
 async def test_refused_sends_among_others_leave_no_hole(either: World) -> None:
-    """Of many concurrent sends, those that are refused use no nonce, and the others all go through."""
-    sender, payee = Sender(either.rpc, await _rich(either.rpc, "mixed"), poll=0.001), person("payee").address
+    """Refused sends among many concurrent ones use no nonce, and the others all succeed."""
+    sender, payee = Sender(either.rpc, await _funded_key(either.rpc, "mixed"), poll=0.001), person("payee").address
     refused = either.escrow.calldata("cashOut", payee)
 
     async def send(number: int) -> None:
         if number % 3:
             await sender.send(payee, b"", value=number)
-        elif number % 2:  # refused by the estimate, before it leaves
+        elif number % 2:  # refused by the gas estimate, before it is sent
             await sender.send(either.deployment.escrow, refused)
-        else:  # refused by the node: more than the account has
+        else:  # refused by the node: more than the account's balance
             await sender.send(payee, b"", value=2 * COIN, gas=21_000)
 
     results = await asyncio.gather(*map(send, range(1, 19)), return_exceptions=True)
@@ -84,8 +84,8 @@ async def test_refused_sends_among_others_leave_no_hole(either: World) -> None:
 
 
 async def test_a_foreign_transaction_does_not_stop_a_sender(either_rpc: Rpc) -> None:
-    """When something else used the next nonce, the sender goes on with the one after it."""
-    signer = await _rich(either_rpc, "shared")
+    """If another program used the next nonce, the sender continues with the nonce after it."""
+    signer = await _funded_key(either_rpc, "shared")
     first, second = Sender(either_rpc, signer, poll=0.001), Sender(either_rpc, signer, poll=0.001)
     payee = person("shared payee").address
     before = await either_rpc.balance(payee)
@@ -95,8 +95,8 @@ async def test_a_foreign_transaction_does_not_stop_a_sender(either_rpc: Rpc) -> 
 
 
 async def test_two_programs_of_one_key_at_once(either_rpc: Rpc) -> None:
-    """It is not to be done; but each of their sends either happens once or says that it did not."""
-    signer, payee = await _rich(either_rpc, "torn"), person("torn payee").address
+    """With two programs sending from one key, each send happens exactly once or raises an error."""
+    signer, payee = await _funded_key(either_rpc, "torn"), person("torn payee").address
     before = await either_rpc.balance(payee)
     senders = [Sender(either_rpc, signer, poll=0.001, bump_after=0.2) for _ in range(2)]
     values = [1 << number for number in range(16)]
@@ -108,7 +108,7 @@ async def test_two_programs_of_one_key_at_once(either_rpc: Rpc) -> None:
 
 
 async def test_a_refused_send_uses_no_nonce(either: World) -> None:
-    """After a refusal the next transaction goes through."""
+    """After a refused send the next transaction succeeds."""
     sender = await either.sender(person("clumsy"))
     with pytest.raises(ContractError, match="NoCredit"):
         await either.escrow.cash_out(sender, sender.address)
@@ -120,7 +120,7 @@ async def test_a_refused_send_uses_no_nonce(either: World) -> None:
 
 
 async def test_a_mined_failure_is_named_too(either: World) -> None:
-    """A transaction that is mined and fails raises what the contract said, and the sender goes on."""
+    """A transaction that is mined and fails raises the contract's error, and the sender continues."""
     sender = await either.sender(person("late"))
     call = either.escrow.calldata("cashOut", sender.address)
     with pytest.raises(ContractError, match="NoCredit") as caught:
@@ -130,14 +130,14 @@ async def test_a_mined_failure_is_named_too(either: World) -> None:
 
 
 async def test_a_contract_error_without_a_better_code_is_chain_refused(either: World) -> None:
-    """Programs can tell a contract's no from a message that does not parse."""
+    """A contract's refusal has another code than a malformed message."""
     with pytest.raises(ContractError) as caught:
         await either.escrow.withdraw_stake(either.deployer)
     assert (caught.value.code, caught.value.status) == (Code.CHAIN_REFUSED, 409)
 
 
 async def test_fees_follow_the_market(manual: Rpc) -> None:
-    """When the base fee has grown tenfold, the next transaction offers enough: nothing in it is a constant."""
+    """After a tenfold rise of the base fee, the next transaction offers enough."""
     sender = Sender(manual, await _fund(manual, "market"), poll=0.001)
     bids = []
     for base in (10**9, 10**10):
@@ -154,28 +154,28 @@ async def test_fees_follow_the_market(manual: Rpc) -> None:
 
 
 async def _fund(rpc: Rpc, name: str) -> Signer:
-    """Coins out of thin air, where nothing is mined by itself."""
+    """Gives an account coins while nothing is mined automatically."""
     signer = person(f"{name} {await rpc.block_number()}")
     await rpc.request("anvil_setBalance", signer.address, hex(COIN))
     return signer
 
 
-async def _waiting(rpc: Rpc, who: Address) -> list[dict[str, Any]]:
-    """The transactions of an account that wait for a block, by nonce."""
+async def _waiting(rpc: Rpc, account: Address) -> list[dict[str, Any]]:
+    """Returns an account's pending transactions, by nonce."""
     pool: dict[str, dict[str, dict[str, Any]]] = (await rpc.request("txpool_content"))["pending"]
-    mine: dict[str, dict[str, Any]] = next((queue for address, queue in pool.items() if address.lower() == who), {})
-    return [mine[nonce] for nonce in sorted(mine, key=int)]
+    transactions: dict[str, dict[str, Any]] = next((queue for address, queue in pool.items() if address.lower() == account), {})
+    return [transactions[nonce] for nonce in sorted(transactions, key=int)]
 
 
-async def _is_pending(rpc: Rpc, who: Address) -> bool:
-    return bool(await _waiting(rpc, who))
+async def _is_pending(rpc: Rpc, account: Address) -> bool:
+    return bool(await _waiting(rpc, account))
 
 
 # ------------------------------------------------------------------------------------------------- stuck, replaced, taken back
 
 
 async def test_a_stuck_transaction_is_replaced(manual: Rpc) -> None:
-    """What waits too long is offered again with fees a tenth higher, with the same nonce, until a block has it: once."""
+    """A transaction that waits too long is replaced at the same nonce, with fees 10 % higher, until one version is mined."""
     sender = Sender(manual, await _fund(manual, "stuck"), poll=0.01, bump_after=0.2)
     before = await manual.balance(BOB.address)
     sending = asyncio.create_task(sender.send(BOB.address, b"", value=7))
@@ -183,7 +183,7 @@ async def test_a_stuck_transaction_is_replaced(manual: Rpc) -> None:
     (first,) = await _waiting(manual, sender.address)
 
     async def replaced() -> bool:
-        return [one["hash"] for one in await _waiting(manual, sender.address)] != [first["hash"]]
+        return [waiting["hash"] for waiting in await _waiting(manual, sender.address)] != [first["hash"]]
 
     await _until(replaced)
     await manual.request("evm_mine")
@@ -195,11 +195,11 @@ async def test_a_stuck_transaction_is_replaced(manual: Rpc) -> None:
     assert (await manual.balance(BOB.address) - before, await _count(manual, sender.address, "pending")) == (7, 1)
 
 
-async def test_the_original_may_win(proxy: Proxy, through: Rpc, either_rpc: Rpc) -> None:
-    """When the first version is mined although a second was made, the first one's receipt counts."""
-    signer = await _rich(either_rpc, "original")
+async def test_the_original_may_be_mined(proxy: Proxy, through: Rpc, either_rpc: Rpc) -> None:
+    """If the original is mined after its replacement was sent, the original's receipt is returned."""
+    signer = await _funded_key(either_rpc, "original")
     proxy.plan("eth_sendRawTransaction", Fault.LOSE)
-    proxy.answers["eth_getTransactionReceipt"] = None  # the node is slow to say so
+    proxy.answers["eth_getTransactionReceipt"] = None  # the node reports the receipt late
 
     async def speak() -> None:
         await _until(lambda: _sent(proxy, 3))
@@ -207,7 +207,7 @@ async def test_the_original_may_win(proxy: Proxy, through: Rpc, either_rpc: Rpc)
 
     sender = Sender(through, signer, poll=0.01, bump_after=0.1)
     mined, _ = await asyncio.gather(sender.send(ALICE.address, b"", value=3), speak(), return_exceptions=True)
-    if isinstance(mined, Replaced):  # it looked twice, and was told that the nonce is gone and nothing is known
+    if isinstance(mined, Replaced):  # two queries found the nonce used and no receipt
         pytest.fail("the original was taken for lost")
     assert not isinstance(mined, BaseException)
     assert mined.gas_used == 21_000
@@ -220,13 +220,13 @@ async def _sent(proxy: Proxy, times: int) -> bool:
 
 @pytest.mark.parametrize("fault", [Fault.SWALLOW, Fault.LOSE, Fault.HANG, Fault.CUT, Fault.BROKEN], ids=lambda f: f.name)
 async def test_a_send_that_goes_wrong_arrives_once(proxy: Proxy, through: Rpc, either_rpc: Rpc, fault: Fault) -> None:
-    """Lost on the way or on the way back, or dropped by the node: the transaction is sent again, and happens once."""
-    signer, payee = await _rich(either_rpc, "once"), person(f"once {fault.name}").address
+    """A transaction that is lost on either way, or dropped by the node, is sent again and happens once."""
+    signer, payee = await _funded_key(either_rpc, "once"), person(f"once {fault.name}").address
     before = await either_rpc.balance(payee)
     proxy.plan("eth_sendRawTransaction", fault, fault, fault)
     sender = Sender(through, signer, poll=0.01, bump_after=0.3)
     mined = await asyncio.gather(*(sender.send(payee, b"", value=1) for _ in range(3)))
-    assert len({one.hash for one in mined}) == 3
+    assert len({transaction.hash for transaction in mined}) == 3
     assert await either_rpc.balance(payee) - before == 3
     assert await _count(either_rpc, signer.address, "pending") == 3
 
@@ -235,16 +235,18 @@ async def test_a_send_that_goes_wrong_arrives_once(proxy: Proxy, through: Rpc, e
     "fault", [Fault.RATE_LIMIT, Fault.LIMIT_ERROR, Fault.GARBAGE, Fault.CUT, Fault.HANG], ids=lambda f: f.name
 )
 async def test_waiting_outlasts_an_endpoint_that_fails(proxy: Proxy, through: Rpc, either_rpc: Rpc, fault: Fault) -> None:
-    """While a transaction is under way, an endpoint that does not answer is waited for instead of losing sight of it."""
+    """While a transaction is pending, the sender waits for an endpoint that does not answer."""
     proxy.plan("eth_getTransactionReceipt", *[fault] * 5)
-    signer = await _rich(either_rpc, "patient")
+    signer = await _funded_key(either_rpc, "patient")
     mined = await Sender(through, signer, poll=0.01).send(ALICE.address, b"", value=1)
     assert mined.gas_used == 21_000
 
 
-async def test_somebody_elses_transaction_is_told(proxy: Proxy, through: Rpc, either_rpc: Rpc) -> None:
-    """When another program's transaction takes the nonce after ours had left, ours is reported as replaced; the next goes on."""
-    signer, payee = await _rich(either_rpc, "stolen"), person("thief's payee").address
+async def test_a_foreign_transaction_at_the_nonce_is_reported(proxy: Proxy, through: Rpc, either_rpc: Rpc) -> None:
+    """If another program's transaction takes the nonce of a sent one, the latter is reported as replaced; the next one
+    succeeds.
+    """
+    signer, payee = await _funded_key(either_rpc, "stolen"), person("thief's payee").address
     before = await either_rpc.balance(payee)
     proxy.plan("eth_sendRawTransaction", Fault.SWALLOW)
     ours = Sender(through, signer, poll=0.01, bump_after=0.2)
@@ -259,7 +261,7 @@ async def test_somebody_elses_transaction_is_told(proxy: Proxy, through: Rpc, ei
 
 
 async def test_higher_fees_that_the_account_cannot_pay(manual: Rpc) -> None:
-    """An account that has no money for a replacement keeps waiting with what it sent."""
+    """If the account cannot pay for a replacement, the sender keeps waiting for the original."""
     signer = await _fund(manual, "poor")
     sender = Sender(manual, signer, poll=0.01, bump_after=0.1)
     sending = asyncio.create_task(sender.send(ALICE.address, b"", value=1, gas=21_000))
@@ -272,7 +274,7 @@ async def test_higher_fees_that_the_account_cannot_pay(manual: Rpc) -> None:
 
 
 async def test_fees_stop_at_their_limit(manual: Rpc) -> None:
-    """A limit on fees allows the replacements that fit under it, and no more."""
+    """A fee limit allows only replacements below it."""
     signer = await _fund(manual, "limited")
     latest, tip = await manual.block(), await manual.quantity("eth_maxPriorityFeePerGas")
     assert latest is not None
@@ -287,8 +289,10 @@ async def test_fees_stop_at_their_limit(manual: Rpc) -> None:
     assert (await sending).hash == waiting["hash"]
 
 
-async def test_what_was_not_mined_in_time_is_taken_over(manual: Rpc) -> None:
-    """After the deadline the caller is told, and the next transaction takes the nonce: of the two, only one can ever happen."""
+async def test_the_nonce_of_an_abandoned_transaction_is_used_again(manual: Rpc) -> None:
+    """After the deadline the send raises an error, and the next transaction takes its nonce, so only one of the two can
+    happen.
+    """
     sender = Sender(manual, await _fund(manual, "deadline"), poll=0.01, deadline=0.3)
     before = await manual.balance(BOB.address)
     with pytest.raises(Unavailable, match="not mined within"):
@@ -296,7 +300,7 @@ async def test_what_was_not_mined_in_time_is_taken_over(manual: Rpc) -> None:
     sending = asyncio.create_task(sender.send(BOB.address, b"", value=1))
 
     async def taken_over() -> bool:
-        return [int(one["value"], 16) for one in await _waiting(manual, sender.address)] == [1]
+        return [int(waiting["value"], 16) for waiting in await _waiting(manual, sender.address)] == [1]
 
     await _until(taken_over)
     await manual.request("evm_mine")
@@ -306,7 +310,7 @@ async def test_what_was_not_mined_in_time_is_taken_over(manual: Rpc) -> None:
 
 
 async def test_a_transaction_comes_back_after_a_reorg(manual: Rpc) -> None:
-    """With confirmations a block that is taken back does not count: the transaction is sent again and confirmed in another."""
+    """With confirmations, a transaction in a removed block does not count: it is sent again and confirmed in another block."""
     sender = Sender(manual, await _fund(manual, "confirmed"), poll=0.01, bump_after=0.5, confirmations=2)
     before = await manual.balance(BOB.address)
     mark = await manual.request("evm_snapshot")
@@ -328,15 +332,15 @@ async def test_a_transaction_comes_back_after_a_reorg(manual: Rpc) -> None:
 
 
 async def test_too_few_confirmations_have_a_deadline(either_rpc: Rpc) -> None:
-    """Where no block follows, waiting ends, and says that it was for confirmations."""
-    sender = Sender(either_rpc, await _rich(either_rpc, "lonely"), poll=0.01, deadline=0.3, confirmations=3)
+    """If no further block is mined, the wait for confirmations ends with an error that says so."""
+    sender = Sender(either_rpc, await _funded_key(either_rpc, "lonely"), poll=0.01, deadline=0.3, confirmations=3)
     with pytest.raises(Unavailable, match="fewer than 3 confirmations within"):
         await sender.send(ALICE.address, b"", value=1)
 
 
-async def test_a_sender_believes_a_chain_that_went_back(either_rpc: Rpc) -> None:
-    """After a reorg that dropped its transactions a sender uses their nonces again, by itself."""
-    signer, payee = await _rich(either_rpc, "rewound"), person("rewound payee").address
+async def test_nonces_are_reused_after_a_reorg(either_rpc: Rpc) -> None:
+    """After a reorganization that dropped its transactions, a sender uses their nonces again."""
+    signer, payee = await _funded_key(either_rpc, "rewound"), person("rewound payee").address
     sender = Sender(either_rpc, signer, poll=0.001)
     mark, before = await either_rpc.request("evm_snapshot"), await either_rpc.balance(payee)
     for _ in range(3):
@@ -347,8 +351,8 @@ async def test_a_sender_believes_a_chain_that_went_back(either_rpc: Rpc) -> None
 
 
 async def test_cancelling_a_send_leaves_no_hole(proxy: Proxy, through: Rpc, either_rpc: Rpc) -> None:
-    """A caller that gives up while its transaction is nowhere does not stop those that follow."""
-    signer = await _rich(either_rpc, "fickle")
+    """Cancelling a caller whose transaction is not sent yet does not block later transactions."""
+    signer = await _funded_key(either_rpc, "fickle")
     proxy.plan("eth_sendRawTransaction", Fault.SWALLOW)
     sender = Sender(through, signer, poll=0.01)
     sending = asyncio.create_task(sender.send(ALICE.address, b"", value=1))
@@ -361,7 +365,7 @@ async def test_cancelling_a_send_leaves_no_hole(proxy: Proxy, through: Rpc, eith
 
 
 async def test_a_sender_shows_no_secret(world: World) -> None:
-    """Neither the sender nor its signer prints the key."""
+    """The representations of the sender and of its signer do not contain the key."""
     sender = await world.sender(person("quiet"))
     assert person("quiet").secret.hex() not in f"{sender!r} {sender.signer!r} {vars(sender)!r}"
     assert Amount(0) == await world.escrow.token.balance_of(sender.address)

@@ -37,14 +37,14 @@ async def _paid(world: World, *rows: SettleRow, by: ClaimBatch | None = None) ->
 
 
 async def test_a_payment_is_explained_by_the_order_of_the_payers_own_key(world: World) -> None:
-    """The newest settlement shows an order that the payer's key signed, with a ceiling of at least what was settled."""
+    """The newest settlement has an order that the payer's key signed, with a ceiling of at least the settled total."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     first = await _paid(world, world.row(KEY, PROVIDER.address, 5))
     row = SettleRow(world.order(KEY, PROVIDER.address, DOLLAR), 7, Amount(DOLLAR - 1))
     second = await _paid(world, row)
-    found = await settling_orders(world.escrow, KEY.address, PROVIDER.address)
-    assert [one.transaction for one in found] == [second, first]
-    newest = found[0]
+    orders = await settling_orders(world.escrow, KEY.address, PROVIDER.address)
+    assert [settling.transaction for settling in orders] == [second, first]
+    newest = orders[0]
     assert (newest.order.message, newest.seq, newest.cumulative_cost) == (row.order.message, 7, DOLLAR - 1)
     settled = (await world.escrow.tab(KEY.address, PROVIDER.address)).settled
     assert newest.order.message.ceiling >= settled
@@ -52,19 +52,19 @@ async def test_a_payment_is_explained_by_the_order_of_the_payers_own_key(world: 
 
 
 async def test_orders_of_other_tabs_explain_nothing(world: World) -> None:
-    """Beside rows of other payers and providers in one transaction, only the tab's own order is found."""
+    """Among rows of other payers and providers in one transaction, only the tab's own order is found."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     await world.purse(OTHER, OWNER, 10 * DOLLAR)
-    mine, theirs = world.row(KEY, PROVIDER.address, 3), world.row(OTHER, PROVIDER.address, 4)
+    own_row, other_row = world.row(KEY, PROVIDER.address, 3), world.row(OTHER, PROVIDER.address, 4)
     elsewhere = world.claim(STRANGER, world.row(KEY, STRANGER.address, 9))
-    await world.escrow.settle(world.deployer, [elsewhere, world.claim(PROVIDER, theirs, mine)])
-    (found,) = await settling_orders(world.escrow, KEY.address, PROVIDER.address)
-    assert found.order.message == mine.order.message
+    await world.escrow.settle(world.deployer, [elsewhere, world.claim(PROVIDER, other_row, own_row)])
+    (settling,) = await settling_orders(world.escrow, KEY.address, PROVIDER.address)
+    assert settling.order.message == own_row.order.message
     assert await settling_orders(world.escrow, KEY.address, OTHER.address) == []
 
 
 async def test_a_settlement_through_another_contract_is_found(world: World) -> None:
-    """A wallet or a multicall that makes the call hides nothing: order and claim are found in its own calldata."""
+    """If a wallet or a multicall makes the call, order and claim are found in the outer call's calldata."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     forwarder = (await world.deployer.send(None, FORWARDER)).created
     row = world.row(KEY, PROVIDER.address, 5)
@@ -78,7 +78,7 @@ async def test_a_settlement_through_another_contract_is_found(world: World) -> N
 
 
 async def test_a_settlement_out_of_other_data_is_found_where_the_endpoint_traces(world: World, proxy_of_world: Proxy) -> None:
-    """A contract that makes the call from nothing in its own calldata hides nothing from debug_traceTransaction."""
+    """If a contract builds the call from data outside its calldata, it is found with debug_traceTransaction."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     row = world.row(KEY, PROVIDER.address, 5)
     claim = world.claim(PROVIDER, row)
@@ -94,9 +94,9 @@ async def test_a_settlement_out_of_other_data_is_found_where_the_endpoint_traces
     }
     proxy_of_world.answers["debug_traceTransaction"] = trace
     (order,) = await settling_orders(escrow, KEY.address, PROVIDER.address)
-    (found,) = await settling_claims(escrow, KEY.address, PROVIDER.address)
+    (settling,) = await settling_claims(escrow, KEY.address, PROVIDER.address)
     assert order.order.message == row.order.message
-    assert found.calldata_claim.claim.message == claim.claim(world.domain)
+    assert settling.calldata_claim.claim.message == claim.claim(world.domain)
     for nonsense in NONSENSE:
         proxy_of_world.answers["debug_traceTransaction"] = nonsense
         assert await settling_claims(escrow, KEY.address, PROVIDER.address) == []
@@ -104,7 +104,7 @@ async def test_a_settlement_out_of_other_data_is_found_where_the_endpoint_traces
 
 
 async def test_an_endpoint_that_makes_settlements_up_shows_no_order(world: World, proxy_of_world: Proxy) -> None:
-    """Calldata with a payment that the key never allowed, its order altered or unsigned, gives no order."""
+    """Calldata with a payment that the key never allowed, or with an altered or unsigned order, gives no order."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     await _paid(world, world.row(KEY, PROVIDER.address, 5))
     lies = world.order(STRANGER, PROVIDER.address, 9 * DOLLAR)
@@ -118,8 +118,8 @@ async def test_an_endpoint_that_makes_settlements_up_shows_no_order(world: World
 
 
 @pytest.mark.parametrize("answer", [5, {}, {"input": None}, {"input": "0xzz"}, {"input": ["0x"]}], ids=str)
-async def test_what_is_no_transaction_is_the_endpoints_fault(world: World, proxy_of_world: Proxy, answer: object) -> None:
-    """Nonsense in place of a transaction ends in Unavailable, never in an order or a crash."""
+async def test_a_malformed_transaction_is_the_endpoints_fault(world: World, proxy_of_world: Proxy, answer: object) -> None:
+    """A malformed transaction raises Unavailable and never gives an order."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     await _paid(world, world.row(KEY, PROVIDER.address, 5))
     proxy_of_world.answers["eth_getTransactionByHash"] = answer
@@ -130,7 +130,7 @@ async def test_what_is_no_transaction_is_the_endpoints_fault(world: World, proxy
 
 
 async def test_an_endpoint_cannot_keep_a_search_busy_for_ever(world: World, proxy_of_world: Proxy) -> None:
-    """A chain that claims 2^60 empty blocks, or gives any number of payments, costs a bounded number of requests."""
+    """A chain that reports 2^60 empty blocks, or any number of payments, causes a bounded number of requests."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     escrow = type(world.escrow)(Rpc(proxy_of_world.url), world.deployment)
     proxy_of_world.most_blocks = 4_000
@@ -146,14 +146,14 @@ async def test_an_endpoint_cannot_keep_a_search_busy_for_ever(world: World, prox
 
 
 async def test_a_search_goes_back_over_many_ranges(world: World, proxy_of_world: Proxy) -> None:
-    """An endpoint that gives few blocks at a time is asked for fewer, until the payment is found."""
+    """If an endpoint serves few blocks at a time, the search asks for fewer until the payment is found."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
-    mine = await _paid(world, world.row(KEY, PROVIDER.address, 5))
+    transaction = await _paid(world, world.row(KEY, PROVIDER.address, 5))
     for _ in range(30):
         await world.rpc.request("evm_mine")
     proxy_of_world.most_blocks = 3
     escrow = type(world.escrow)(Rpc(proxy_of_world.url), world.deployment)
-    assert [one.transaction for one in await settling_orders(escrow, KEY.address, PROVIDER.address)] == [mine]
+    assert [settling.transaction for settling in await settling_orders(escrow, KEY.address, PROVIDER.address)] == [transaction]
     await escrow.rpc.close()
 
 
@@ -161,7 +161,7 @@ async def test_a_search_goes_back_over_many_ranges(world: World, proxy_of_world:
 
 
 async def test_claims_are_read_as_the_contract_reads_them(world: World) -> None:
-    """A claim whose rows stand before it, by an offset that goes backwards, and with unused bits set, pays and is found."""
+    """A claim whose rows precede it, with a backward offset and unused bits set, pays and is found."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     claim = world.claim(PROVIDER, world.row(KEY, PROVIDER.address, 5))
     _, (row,), signature = claim.encode()
@@ -179,8 +179,8 @@ async def test_claims_are_read_as_the_contract_reads_them(world: World) -> None:
     mined = await world.deployer.send(world.deployment.escrow, call)
     assert mined.logs
     assert (await world.escrow.tab(KEY.address, PROVIDER.address)).settled == 5
-    (found,) = await settling_claims(world.escrow, KEY.address, PROVIDER.address)
-    assert (found.calldata_claim.claim.message, found.calldata_claim.claim.signature) == (
+    (settling,) = await settling_claims(world.escrow, KEY.address, PROVIDER.address)
+    assert (settling.calldata_claim.claim.message, settling.calldata_claim.claim.signature) == (
         claim.claim(world.domain),
         claim.signature,
     )
@@ -188,8 +188,8 @@ async def test_claims_are_read_as_the_contract_reads_them(world: World) -> None:
     assert order.order.message == claim.rows[0].order.message
 
 
-def _bomb(provider: Address, payer: Address, claims: int, rows: int) -> bytes:
-    """Claims that all have the same rows: a little calldata that is a lot of work to spell out."""
+def _overlapping_claims(provider: Address, payer: Address, claims: int, rows: int) -> bytes:
+    """Claims that share all their rows: short calldata with much work to decode."""
     row = bytes.fromhex(payer[2:]) + bytes(204)
     region = rows.to_bytes(32, "big") + row * rows
     data = region
@@ -201,8 +201,8 @@ def _bomb(provider: Address, payer: Address, claims: int, rows: int) -> bytes:
 
 
 async def test_overlapping_claims_do_not_cost_a_reader_more_than_it_allows(world: World) -> None:
-    """Calldata in which hundreds of claims share their rows is given up after MAX_ROWS rows, not after all of them."""
-    call = _bomb(PROVIDER.address, KEY.address, 400, 4_000)
+    """Calldata in which hundreds of claims share their rows is given up after MAX_ROWS rows."""
+    call = _overlapping_claims(PROVIDER.address, KEY.address, 400, 4_000)
     assert MAX_ROWS * 50 < 400 * 4_000
     assert list(find_claims(call, PROVIDER.address, KEY.address, world.domain)) == []
     assert list(find_orders(call, KEY.address, PROVIDER.address, world.domain)) == []
@@ -210,5 +210,5 @@ async def test_overlapping_claims_do_not_cost_a_reader_more_than_it_allows(world
 
 @pytest.fixture
 def proxy_of_world(chain_url: str, proxies: Callable[[str], Proxy]) -> Proxy:
-    """A proxy before the embedded chain."""
+    """A proxy in front of the embedded chain."""
     return proxies(chain_url)

@@ -47,8 +47,8 @@ def _text(meaning: Explanation) -> str:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_a_purse_lets_whom_do(purse: Purse, state: str, calls: list[tuple[str, int]]) -> None:
-    """Each state has its name and exactly the calls that the contract would take now, or from the announced moment on."""
+def test_states_and_calls_of_a_purse(purse: Purse, state: str, calls: list[tuple[str, int]]) -> None:
+    """Each state of a purse has its name, and exactly the calls that the contract accepts now or from an announced time on."""
     meaning = EXPLAIN.purse(purse)
     assert (meaning.state, _calls(meaning)) == (state, calls)
     assert all(step.account == OWNER for step in meaning.next_steps if state != "unopened")
@@ -81,8 +81,8 @@ def test_what_a_purse_lets_whom_do(purse: Purse, state: str, calls: list[tuple[s
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_a_tab_lets_whom_do(tab: TabState, purse: Purse, state: str, calls: list[tuple[str, int]]) -> None:
-    """The same for a tab, also where what was being taken back was collected meanwhile."""
+def test_states_and_calls_of_a_tab(tab: TabState, purse: Purse, state: str, calls: list[tuple[str, int]]) -> None:
+    """Each state of a tab has its name and its possible calls, also after the provider collected during a release."""
     meaning = EXPLAIN.tab(tab, purse)
     assert (meaning.state, _calls(meaning)) == (state, calls)
 
@@ -106,8 +106,8 @@ def test_what_a_tab_lets_whom_do(tab: TabState, purse: Purse, state: str, calls:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_an_account_can_do(account: ProviderAccount, state: str, calls: list[tuple[str, int]]) -> None:
-    """The same for credit and stake."""
+def test_states_and_calls_of_an_account(account: ProviderAccount, state: str, calls: list[tuple[str, int]]) -> None:
+    """Each state of an account's credit and stake has its name and its possible calls."""
     meaning = EXPLAIN.provider(account, PROVIDER)
     assert (meaning.state, _calls(meaning)) == (state, calls)
 
@@ -126,16 +126,16 @@ def test_money_and_times_are_written_for_people() -> None:
 
 @given(st.integers(0, 10**10))
 def test_any_length_of_time_has_words(seconds: int) -> None:
-    """Two units at most, never more than the time itself, and less than one small unit off."""
+    """A duration is written with at most two units, rounded down by less than one smaller unit."""
     words = span(seconds).split()
     units = {"day": 86_400, "hour": 3_600, "minute": 60, "second": 1}
-    said = sum(int(count) * units[name.rstrip("s")] for count, name in zip(words[::2], words[1::2], strict=True))
+    stated_seconds = sum(int(count) * units[name.rstrip("s")] for count, name in zip(words[::2], words[1::2], strict=True))
     assert len(words) in {2, 4}
-    assert said <= seconds
-    assert seconds - said < max(60, said)
+    assert stated_seconds <= seconds
+    assert seconds - stated_seconds < max(60, stated_seconds)
 
 
 async def test_the_reporters_part_is_the_contracts(world: World) -> None:
-    """The share that the words name is the one that the contract pays."""
+    """The share in the text is the one that the contract pays."""
     (bps,) = await world.escrow.read("REPORTER_BPS")
     assert bps == REPORTER_PERCENT * 100

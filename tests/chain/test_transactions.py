@@ -21,21 +21,23 @@ wei = st.integers(0, 2**128)
 )
 @settings(max_examples=60, deadline=None)
 def test_a_transaction_is_signed_as_everybody_signs_it(to: bytes | None, data: bytes, numbers: tuple[int, ...]) -> None:
-    """Hash and bytes are those of eth_account, for calls and creations of any content."""
+    """Hash and bytes equal those of eth_account, for calls and contract creations of any content."""
     value, chain_id, nonce, gas, tip, more = numbers
     fees = Fees(tip, tip + more)
     call = Call(KEY.address, Address("0x" + to.hex()) if to else None, data, value)
     made = sign(KEY, call, chain_id=chain_id, nonce=nonce, gas=gas, fees=fees)
     fields: dict[str, Any] = {"type": 2, "chainId": chain_id, "nonce": nonce, "gas": gas, "value": value, "data": data}
     fields |= {"maxPriorityFeePerGas": fees.tip, "maxFeePerGas": fees.maximum} | ({"to": to} if to else {})
-    theirs = Account.sign_transaction(fields, KEY.secret)
-    assert (made.raw, made.hash) == ("0x" + theirs.raw_transaction.hex(), "0x" + theirs.hash.hex())
+    reference = Account.sign_transaction(fields, KEY.secret)
+    assert (made.raw, made.hash) == ("0x" + reference.raw_transaction.hex(), "0x" + reference.hash.hex())
 
 
 @given(wei, wei, wei, wei)
 @settings(max_examples=100, deadline=None)
 def test_a_replacement_pays_a_tenth_more_of_both(tip: int, more: int, fresh_tip: int, fresh_more: int) -> None:
-    """Whatever the market does, both fees rise by more than 10 %, never stay below the market's, and the tip fits the whole."""
+    """In any market, a replacement raises both fees by more than 10 %, stays at or above the market, and its tip is below
+    its fee.
+    """
     old, fresh = Fees(tip, tip + more), Fees(fresh_tip, fresh_tip + fresh_more)
     new = old.raised(fresh)
     assert 10 * new.tip > 11 * old.tip
@@ -47,7 +49,7 @@ def test_a_replacement_pays_a_tenth_more_of_both(tip: int, more: int, fresh_tip:
 
 
 def test_the_lowest_free_nonce_goes_first() -> None:
-    """A nonce that was not used is used next; those in flight, and those of others, are passed over."""
+    """The lowest unused nonce is next; pending nonces and those of other programs are skipped."""
     nonces = Nonces()
     assert [nonces.take(5) for _ in range(3)] == [5, 6, 7]
     nonces.release(6)
@@ -57,8 +59,8 @@ def test_the_lowest_free_nonce_goes_first() -> None:
     assert nonces.floor == 6
 
 
-def test_what_was_given_up_is_taken_over() -> None:
-    """The nonce of a transaction that was not mined in time goes to the next one, which must beat its fees, unless it landed."""
+def test_an_abandoned_nonce_goes_to_the_next_transaction() -> None:
+    """The nonce of an abandoned transaction goes to the next one, which must exceed its fees unless it was mined."""
     nonces = Nonces()
     first, second = nonces.take(5), nonces.take(5)
     nonces.abandon(first, Fees(1, 2))
@@ -71,8 +73,8 @@ def test_what_was_given_up_is_taken_over() -> None:
     assert nonces.pop_abandoned_fees(7) is None
 
 
-def test_a_hole_below_goes_before_what_was_given_up() -> None:
-    """Where the chain lost a transaction, the hole that it left is filled first: all others wait behind it."""
+def test_a_lower_gap_precedes_an_abandoned_nonce() -> None:
+    """If the chain lost a transaction, its nonce is used first, since all later ones wait for it."""
     nonces = Nonces()
     assert nonces.take(10) == 10
     nonces.abandon(10, Fees(1, 1))

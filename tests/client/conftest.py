@@ -33,6 +33,6 @@ async def fake() -> AsyncIterator[FakeMarket]:
 
 @pytest.fixture
 async def market(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> AsyncIterator[Market]:
-    """A client of it."""
+    """A client of the fake market."""
     async with Market(fake.url, wallet, config) as market:
         yield market

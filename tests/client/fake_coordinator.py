@@ -1,7 +1,6 @@
-"""The other side of the network: a coordinator and its providers in one, with real keys, over real HTTP.
-
-A script plays one job: `honest` by default, anything else in the tests. What the client sends is held against the protocol's own
-rules, so that every test also proves that orders, seals and commitments are right.
+"""A fake coordinator and its providers in one, with real keys, over real HTTP. A script plays one job: `honest` by default.
+The fake checks what the client sends by the protocol's rules, so every test also proves that orders, seals and
+commitments are right.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ TRUST = Security(Amount(0), Amount(10**12), Amount(0))
 
 
 class Session:
-    """One job as its script plays it. `survives`: the job runs on when its stream has ended."""
+    """One job and its script. `survives`: the job goes on after its stream has ended."""
 
     def __init__(self, market: FakeMarket, submission: Submission, response: web.StreamResponse) -> None:
         self.market, self.submission, self.response = market, submission, response
@@ -79,7 +78,7 @@ class Session:
         await self.response.write(pack_frame(kind, payload))
 
     async def match(self, index: int = 0, *, by: Signer | None = None, **changes: Any) -> None:
-        """Matches a candidate and opens its seal, as its node would."""
+        """Matches a candidate and opens its sealed request, as its node would."""
         self.take(index)
         coordinator = by or self.market.signer
         values: dict[str, Any] = {
@@ -105,7 +104,7 @@ class Session:
         self.transcript = Transcript(self.key.commitment_key, self.order.digest)
 
     def open_seal(self, candidate: Candidate, provider: Provider) -> ContentKey:
-        """What a node checks of a job, in short."""
+        """The node's checks of a job, in short."""
         terms, digest = candidate.terms, candidate.order.message.digest(DOMAIN)
         key = provider.sealing.unwrap(candidate.wrapped_key, job=self.job, order_hash=digest, provider=provider.address)
         plain = key.open_request(self.job, self.submission.sealed)
@@ -121,11 +120,11 @@ class Session:
         await self.send(Kind.CHUNK, self.sealer.seal(data, last=last))
 
     async def answer(self, status: int = 200, content_type: str = JSON) -> None:
-        """The response head."""
+        """Sends the response head."""
         await self.chunk(dump_response_head(ResponseHead(status, content_type)))
 
     def bill(self, usage: Usage | None = None, outcome: Outcome = Outcome.COMPLETED, **changes: Any) -> Verified[Receipt]:
-        """The receipt that follows; the provider's tab moves on."""
+        """Returns the provider's next receipt and advances its tab."""
         used = usage or Usage(min(10, len(self.body)), 0, 5)
         terms, provider = self.candidate.terms, self.provider
         tab = provider.tab
@@ -166,7 +165,7 @@ class Session:
             transport.abort()
 
     def late(self, provider: Address) -> LateReceipt | None:
-        """What a client that lost its ledger may be shown of it."""
+        """Returns the late receipt that a client without its ledger may be shown."""
         if self.receipt is None or self.provider.address != provider:
             return None
         return LateReceipt(self.receipt, self.candidate.order, self.candidate.terms)
@@ -197,7 +196,7 @@ WORDS = ("A ", "split ", "tally ", "stick.")
 
 
 async def honest(session: Session) -> None:
-    """Answers with WORDS, as a stream if that is asked for."""
+    """Answers with WORDS, streamed if the request asks for a stream."""
     await session.match()
     await session.send(Kind.BEAT)
     if session.request.get("stream"):
@@ -219,7 +218,7 @@ async def honest(session: Session) -> None:
 
 
 class FakeMarket:
-    """Start with `async with market.serve()`; then `url` is a coordinator."""
+    """A fake market. Use `async with market.serve()`; then `url` is a coordinator's URL."""
 
     def __init__(self, *providers: Provider) -> None:
         self.signer = signer("coordinator")
@@ -259,7 +258,7 @@ class FakeMarket:
         return list(self.sessions.values())[-1]
 
     def orders(self) -> list[Order]:
-        """Every order that came, in turn."""
+        """All orders received, oldest first."""
         return [candidate.order.message for submission in self.submissions for candidate in submission.candidates]
 
     @contextlib.asynccontextmanager
@@ -334,7 +333,7 @@ class FakeMarket:
         if self.forgets:
             return web.Response(status=404)
         receipts = [session.late(inquiry.provider) for session in self.sessions.values()]
-        return web.json_response({"receipts": [late.to_json() for late in [*receipts, *self.shows] if late is not None]})
+        return web.json_response({"receipts": [receipt.to_json() for receipt in [*receipts, *self.shows] if receipt is not None]})
 
     async def _jobs(self, request: web.Request) -> web.StreamResponse:
         assert request.content_type == "application/vnd.tallystick.job"
@@ -395,9 +394,7 @@ class FakeMarket:
         )
 
     def _stranger(self, request: web.Request, session: Session | None) -> web.Response | None:
-        """The refusal of whoever does not show the payer's key. Clients of the tests have clocks of their own, so a token's time
-        is not checked here.
-        """
+        """Refuses requests without the payer's key. Test clients have clocks of their own, so a token's time is not checked."""
         header = request.headers.get("authorization")
         try:
             account = load_access(header, DOMAIN, self.signer.address, _issued_at(header))
@@ -418,7 +415,7 @@ class FakeMarket:
 
 
 async def _at_once() -> None:
-    """Nothing to wait for."""
+    """Does nothing."""
 
 
 def _issued_at(header: str | None) -> int:
@@ -451,13 +448,13 @@ async def until_cancelled(session: Session) -> None:
 
 
 async def run(market: Market, body: dict[str, Any] | None = None) -> bytes:
-    """One chat job, to its end."""
+    """Runs one chat job to its end."""
     async with await market.submit(CHAT, body or BODY) as job:
         return (await job.result()).body
 
 
 async def eventually(ready: Callable[[], Awaitable[bool] | bool]) -> None:
-    """Waits until it holds."""
+    """Waits until the condition holds."""
     async with asyncio.timeout(30):
         while True:
             result = ready()

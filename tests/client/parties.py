@@ -1,4 +1,4 @@
-"""Who trades in the tests, and the messages that they sign."""
+"""The payer and the providers of the tests, and the messages that they sign."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def signer(name: str) -> Signer:
 
 @dataclass
 class Provider:
-    """A provider: its keys, its ask, its half of the tab."""
+    """A provider with its keys, its ask, and its side of the tab."""
 
     signer: Signer
     sealing: SealingKey
@@ -67,7 +67,7 @@ NEW, SOME = Tab(), Usage(10, 0, 5)
 
 
 def place(tab: Tab = NEW, *, output: int = 100, body: int = 200, now_ns: int = NOW, job: JobId = JOB) -> PlacedOrder:
-    """An order on alice."""
+    """Returns an order on Alice."""
     terms = terms_for(ALICE.ask, job=job, commitment=ZERO_HASH, output_tokens=output, body_bytes=body)
     return sign_order(
         tab,
@@ -82,7 +82,7 @@ def place(tab: Tab = NEW, *, output: int = 100, body: int = 200, now_ns: int = N
 
 
 def bill(placed: PlacedOrder, usage: Usage = SOME, outcome: Outcome = Outcome.COMPLETED, **changes: Any) -> Receipt:
-    """An honest first receipt for it, with changes."""
+    """Returns an honest first receipt for an order, with changes."""
     return receipt_for(placed.order, placed.terms, usage, outcome, **changes)
 
 
@@ -101,7 +101,7 @@ def sign(tab: Tab, provider: Address, terms: Terms) -> PlacedOrder:
 
 
 async def take(ledger: Ledger, *providers: Provider, at: int = NOW_S, domain: Domain = DOMAIN) -> tuple[JobId, list[PlacedOrder]]:
-    """Orders for one new job."""
+    """Takes orders for one new job."""
     job = JobId(os.urandom(16))
     new = NewJob(domain, PAYER.address, job, "model", "/v1/chat/completions", b"k" * 32, at)
     drafts = [

@@ -31,7 +31,7 @@ def test_commented_settings_are_right(tmp_path: Path) -> None:
 
 
 def test_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Environment wins over the file, flags win over both."""
+    """The environment overrides the file, and flags override both."""
     monkeypatch.setenv("TALLY_GATEWAY_PORT", "1234")
     monkeypatch.setenv("TALLY_GATEWAY_MAX_OUTPUT_PRICE", "1.25")
     monkeypatch.setenv("TALLY_GATEWAY_ALLOW_ORIGINS", "http://a,http://b")

@@ -1,4 +1,4 @@
-"""Who takes part in the invariants' market, and what they may wish for."""
+"""The participants of the invariants' market, and the strategies for their actions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ amounts = st.integers(1, 90) | st.sampled_from([0, 1, 10, WEALTH, WEALTH + 1, U9
 deltas = st.integers(1, 40) | st.sampled_from([0, -5, U96])
 rates = st.sampled_from([5_000, 10_000, 100, 0])
 rarely_wrong = st.sampled_from([False] * 5 + [True])
-papers = st.tuples(st.integers(0, 2), st.sampled_from([9, 9, 0]))  # an authorization's salt, and for how long it is valid
+papers = st.tuples(st.integers(0, 2), st.sampled_from([9, 9, 0]))  # an authorization's salt and validity
 poisons = st.sampled_from(
     [""] * 8 + ["forged", "altered", "foreign chain", "foreign contract", "another provider's", "late", "own"]
 )
@@ -66,20 +66,20 @@ evidence = st.fixed_dictionaries(
 
 
 def begin() -> tuple[Market, Book]:
-    """The market and the book of a new example."""
+    """Makes the market and the book of a new example."""
     market, book, mark = _made()
-    market.chain.back(mark)
+    market.chain.restore(mark)
     return market, copy.deepcopy(book)
 
 
 @cache
 def _made() -> tuple[Market, Book, tuple[bytes, int]]:
-    """A market with money in it, to start every example from."""
+    """A market with money in it, from which every example starts."""
     market = Market(rules=RULES)
     book = Book(market.domain, market.token, RULES, market.chain.now)
-    for who in PEOPLE:
-        market.fund(who.address, WEALTH)
-        book.coins[who.address], book.allowance[who.address] = WEALTH, U96
+    for holder in PEOPLE:
+        market.fund(holder.address, WEALTH)
+        book.coins[holder.address], book.allowance[holder.address] = WEALTH, U96
     setup: list[tuple[Any, ...]] = []
     for key, owner in zip(KEYS, [*OWNERS, OWNERS[0]], strict=False):
         setup += [("open", key.address, key.address, owner.address, b""), ("deposit", owner.address, key.address, 100)]
@@ -88,19 +88,19 @@ def _made() -> tuple[Market, Book, tuple[bytes, int]]:
     for function, sender, *arguments in setup:
         getattr(book, snake_case(function))(sender, *arguments)
         market.call(sender, function, *arguments)
-    return market, book, market.chain.mark()
+    return market, book, market.chain.snapshot()
 
 
 def coin_domain(market: Market) -> Domain:
-    """What permits and authorizations are signed for."""
+    """The domain for signing permits and authorizations."""
     return Domain(chain_id=market.domain.chain_id, contract=market.token, name="Test USD", version="1")
 
 
-def person_at(who: Address) -> Signer:
-    """Whose address this is."""
-    return next((person for person in PEOPLE if person.address == who), THIEF)
+def person_at(address: Address) -> Signer:
+    """The person with this address."""
+    return next((person for person in PEOPLE if person.address == address), THIEF)
 
 
 def snake_case(name: str) -> str:
-    """A contract's name for a call as Python writes it."""
+    """The contract's name of a call with this Python name."""
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name)

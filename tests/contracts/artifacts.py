@@ -1,4 +1,4 @@
-"""Contracts that exist for tests only, as compiled by scripts/build-contracts."""
+"""Test-only contracts, as compiled by scripts/build-contracts."""
 
 from __future__ import annotations
 

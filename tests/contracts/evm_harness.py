@@ -72,11 +72,11 @@ class MemoryChain:
         self._context._timestamp = seconds
 
     def fork(self, chain_id: int) -> None:
-        """The same state goes on as another chain."""
+        """Continues the same state under another chain id."""
         self._context._chain_id = chain_id
 
     def create(self, sender: Address, code: bytes) -> Address:
-        """Makes a contract. Raises what its constructor says."""
+        """Deploys a contract. Raises the constructor's error."""
         raw = _raw(sender)
         self.state.increment_nonce(raw)
         address = generate_contract_address(raw, self.state.get_nonce(raw) - 1)
@@ -85,7 +85,7 @@ class MemoryChain:
         return _address(address)
 
     def send(self, sender: Address, to: Address, data: bytes, *, gas: int = 1 << 40) -> Executed:
-        """One transaction. Raises what the contract says, and then nothing has happened."""
+        """Executes one transaction. Raises the contract's error, and then nothing has changed."""
         raw, target = _raw(sender), _raw(to)
         self.state.mark_address_warm(raw)
         self.state.mark_address_warm(target)
@@ -97,21 +97,21 @@ class MemoryChain:
         return Executed(computation.output, _whole_gas(data, used, computation.get_gas_refund()), logs)
 
     def ask(self, to: Address, data: bytes) -> bytes:
-        """The answer of a view."""
+        """Returns the result of a view."""
         return self.send(Address("0x" + "00" * 20), to, data).output
 
     def etch(self, at: Address, code: bytes) -> None:
-        """Puts code at any address."""
+        """Puts code at an address."""
         self.state.set_code(_raw(at), code)
 
-    def mark(self) -> tuple[bytes, int]:
-        """A state to come back to."""
+    def snapshot(self) -> tuple[bytes, int]:
+        """Takes a snapshot of the state."""
         self.state.persist()
         return self.state.state_root, self.now
 
-    def back(self, mark: tuple[bytes, int]) -> None:
-        """To a marked state and time."""
-        root, self.now = mark
+    def restore(self, snapshot: tuple[bytes, int]) -> None:
+        """Restores a snapshot's state and time."""
+        root, self.now = snapshot
         self.state = PragueState(self._db, self._context, root)  # type: ignore[arg-type]
 
     def _transaction(self, sender: RawAddress) -> CancunTransactionContext:
@@ -125,7 +125,7 @@ class MemoryChain:
 
 
 def _whole_gas(data: bytes, used: int, refund: int) -> int:
-    """What a receipt says: EIP-2028 calldata, EIP-3529 refunds, EIP-7623 floor."""
+    """The gas of a transaction by its receipt: EIP-2028 calldata, EIP-3529 refunds, EIP-7623 floor."""
     zeros = data.count(0)
     tokens = zeros + 4 * (len(data) - zeros)
     gross = 21_000 + 4 * tokens + used

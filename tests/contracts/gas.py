@@ -1,6 +1,5 @@
-"""What every call of the escrow costs, whole transactions on the real bytecode, in the steady state of a market that runs.
-
-`scripts/bench gas` prints it; contracts/gas.json holds what was announced last.
+"""The gas of every call of the escrow: whole transactions on the real bytecode, in the steady state of a running market.
+`scripts/bench gas` prints it; contracts/gas.json has the figures announced last.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _DAY = 86_400
 
 
 class Bench(Market):
-    """A market whose papers look like a real one's: amounts of some cents, times of these days, commitments without zeros."""
+    """A market with realistic messages: amounts of some cents, present times, and commitments without zero bytes."""
 
     def __init__(self, payers: int, providers: int, *, fee: bool = False) -> None:
         super().__init__()
@@ -46,12 +45,12 @@ class Bench(Market):
         self.call(COORDINATOR.address, "setFee", 100)
 
     def claims(self) -> list[ClaimBatch]:
-        """The next row of every payer with every provider: another 0.12 of a dollar, and the reservation filled up again."""
+        """The next row of every payer with every provider: another 0.12 dollars, and the reservation filled up again."""
         self.total += 123_457
-        return [self.claim(provider, *(self.paper(payer, provider) for payer in self.payers)) for provider in self.providers]
+        return [self.claim(provider, *(self.next_row(payer, provider) for payer in self.payers)) for provider in self.providers]
 
-    def paper(self, payer: Signer, provider: Signer) -> Any:
-        """A row under the order's terms of a running tab."""
+    def next_row(self, payer: Signer, provider: Signer) -> Any:
+        """A row under the order's terms on an existing tab."""
         terms: dict[str, Any] = {
             "reserve_target": Amount(DOLLAR),
             "deadline": START + 600,
@@ -63,12 +62,12 @@ class Bench(Market):
         return self.row(payer, provider.address, self.total + DOLLAR // 2, self.total, **terms)
 
     def batch(self) -> Executed:
-        """One settlement of everything. It costs the same whoever sends it."""
+        """Settles everything in one transaction, which costs the same for any sender."""
         return self.send(RELAY.address, "settle", self.claims())
 
 
 def rows(payers: int, providers: int = 1, *, fee: bool = False) -> int:
-    """Gas a row of the third settlement of so many payers with so many providers."""
+    """Gas per row of the third settlement between this many payers and providers."""
     bench = Bench(payers, providers, fee=fee)
     for _ in range(2):
         bench.batch()
@@ -76,7 +75,7 @@ def rows(payers: int, providers: int = 1, *, fee: bool = False) -> int:
 
 
 def settling() -> dict[str, int]:
-    """Settlement a row, without and with a coordinator's fee."""
+    """Settlement gas per row, without and with a coordinator's fee."""
     return {
         "settle_row_1": rows(1),
         "settle_row_1_with_fee": rows(1, fee=True),
@@ -91,44 +90,44 @@ def settling() -> dict[str, int]:
 
 def _transfer() -> int:
     bench = Bench(1, 1)
-    for who in (OWNER, RELAY):
-        bench.fund(who.address, DOLLAR)
+    for account in (OWNER, RELAY):
+        bench.fund(account.address, DOLLAR)
     return bench.coin(OWNER.address, "transfer", RELAY.address, 123_457).gas
 
 
 def largest_batch() -> int:
-    """Rows of distinct payers under one signed claim that still fit a transaction (EIP-7825)."""
+    """The number of rows of distinct payers under one signed claim that fit a transaction (EIP-7825)."""
     size = 1 + MAX_TRANSACTION_GAS // rows(100)
     bench = Bench(size, 1)
     for _ in range(2):
         claims = bench.claims()[0].rows
         for start in range(0, size, 200):
             bench.collect(bench.providers[0], *claims[start : start + 200])
-    mark, payers = bench.chain.mark(), bench.payers
+    mark, payers = bench.chain.snapshot(), bench.payers
     while True:
         gas = bench.batch().gas
         if gas <= MAX_TRANSACTION_GAS:
             return size
         size -= max(1, (gas - MAX_TRANSACTION_GAS) // 22_000)
         bench.payers = payers[:size]
-        bench.chain.back(mark)
+        bench.chain.restore(mark)
 
 
 # ------------------------------------------------------------------------------------------------------------- every call
 
 
 def calls() -> dict[str, int]:
-    """Every other call, in the order in which a market meets them; "first" where a word is written for the first time."""
+    """Gas of every other call, in the order in which a market makes them; "first" marks a storage word's first write."""
     bench = Bench(1, 2)
-    found: dict[str, int] = {}
+    gas_by_call: dict[str, int] = {}
 
     def take(name: str, sender: Signer, function: str, *arguments: object) -> None:
-        found[name] = bench.send(sender.address, function, *arguments).gas
+        gas_by_call[name] = bench.send(sender.address, function, *arguments).gas
 
     _purse_calls(bench, take)
     _tab_calls(bench, take)
     _stake_calls(bench, take)
-    return dict(sorted(found.items()))
+    return dict(sorted(gas_by_call.items()))
 
 
 def _purse_calls(bench: Bench, take: Any) -> None:
@@ -208,7 +207,7 @@ def _stake_calls(bench: Bench, take: Any) -> None:
 
 @contextmanager
 def _spending() -> Iterator[Counter[str]]:
-    """Gas by instruction of what runs in the block."""
+    """Gas by instruction of the calls in the block."""
     names = {value: name for name, value in vars(opcode_values).items() if isinstance(value, int)}
     spent: Counter[str] = Counter()
 
@@ -231,7 +230,7 @@ def _spending() -> Iterator[Counter[str]]:
 
 
 def floor() -> dict[str, int]:
-    """Where the gas of a row of the dense batch goes: what no code can avoid, item by item, and the rest."""
+    """The gas of a row of the dense batch: each unavoidable item, and the rest."""
     bench = Bench(20, 20)
     for _ in range(2):
         bench.batch()

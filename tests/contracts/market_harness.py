@@ -1,4 +1,4 @@
-"""A market on a chain in memory: one escrow, its token, and the signed messages of its parties."""
+"""An in-memory market: one escrow, its token, and the signed messages of its parties."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Market(MessageSigner):
     # ------------------------------------------------------------------------------------------------------------- calls
 
     def send(self, sender: Address, function: str, *arguments: object) -> Executed:
-        """A transaction to the escrow. Raises ContractError."""
+        """Sends a transaction to the escrow. Raises ContractError."""
         return self.chain.send(sender, self.escrow, self.escrow_abi.call(function, *map(_abi, arguments)))
 
     def call(self, sender: Address, function: str, *arguments: object) -> tuple[Event, ...]:
@@ -44,7 +44,7 @@ class Market(MessageSigner):
         return self.send(sender, function, *arguments).events(self.escrow)
 
     def settle(self, sender: Address, *claims: ClaimBatch) -> tuple[Event, ...]:
-        """Collects claims."""
+        """Settles claims."""
         return self.call(sender, "settle", list(claims))
 
     def collect(self, provider: Signer, *rows: SettleRow) -> tuple[Event, ...]:
@@ -52,13 +52,13 @@ class Market(MessageSigner):
         return self.settle(provider.address, self.claim(provider, *rows))
 
     def coin(self, sender: Address, function: str, *arguments: object) -> Executed:
-        """A transaction to the token. Raises ContractError."""
+        """Sends a transaction to the token. Raises ContractError."""
         return self.chain.send(sender, self.token, self.token_abi.call(function, *arguments))
 
-    def fund(self, who: Address, amount: int) -> None:
-        """Mints test dollars and lets the escrow take them."""
-        self.coin(who, "mint", who, amount)
-        self.coin(who, "approve", self.escrow, U96)
+    def fund(self, account: Address, amount: int) -> None:
+        """Mints test dollars and approves the escrow to take them."""
+        self.coin(account, "mint", account, amount)
+        self.coin(account, "approve", self.escrow, U96)
 
     def purse(self, key: Signer, owner: Address, amount: int) -> None:
         """Opens and fills a purse."""
@@ -78,9 +78,9 @@ class Market(MessageSigner):
         """The result of a view of the escrow."""
         return self.escrow_abi.result(function, self.chain.ask(self.escrow, self.escrow_abi.call(function, *arguments)))
 
-    def balance(self, who: Address) -> int:
-        """Tokens of an account."""
-        (value,) = self.token_abi.result("balanceOf", self.chain.ask(self.token, self.token_abi.call("balanceOf", who)))
+    def balance(self, account: Address) -> int:
+        """The token balance of an account."""
+        (value,) = self.token_abi.result("balanceOf", self.chain.ask(self.token, self.token_abi.call("balanceOf", account)))
         return int(value)
 
     def free(self, key: Address) -> int:
@@ -92,13 +92,13 @@ class Market(MessageSigner):
         settled, reserved, _ = self.ask("tab", payer, provider)
         return settled, reserved
 
-    def credit(self, who: Address) -> int:
+    def credit(self, account: Address) -> int:
         """The credit of an account."""
-        return int(self.ask("account", who)[0])
+        return int(self.ask("account", account)[0])
 
 
 def _abi(value: object) -> object:
-    """Claims and messages as ABI arguments."""
+    """Encodes claims and messages as ABI arguments."""
     if isinstance(value, ClaimBatch):
         return value.encode()
     if isinstance(value, Message):

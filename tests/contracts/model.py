@@ -1,7 +1,5 @@
-"""The escrow in plain Python: what every call must do, written from the rules and not from the contract.
-
-A call is refused with No, which names the contract's error, or gives the facts that the contract must tell. Amounts are plain
-integers of any size, so nothing can overflow here: where the contract differs, it is the contract that did.
+"""The escrow in plain Python, written from the rules and not from the contract. A call raises No with the contract's error
+name, or returns the events that the contract must emit. Amounts are Python integers and cannot overflow.
 """
 
 from __future__ import annotations
@@ -39,19 +37,19 @@ from tallystick.protocol.messages import Bind, Claim, Order, Receipt, Release
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount, Hash, Seconds
 from tests.chain.harness import as_read, read_for
 from tests.contracts.evm_harness import NOWHERE
-from tests.contracts.model_state import Holdings, No, Purse, sane
+from tests.contracts.model_state import Holdings, ModelRefusal, Purse, require_amount
 
 
 class Book(Holdings):
-    """The escrow. Every public method is a call of the contract by its name, sender first."""
+    """The escrow. Every public method is a call of the contract by its name, with the sender first."""
 
     # ------------------------------------------------------------------------------------------------------------ purses
 
     def open(self, sender: Address, key: Address, owner: Address, signature: bytes) -> list[Event]:
         if ZERO_ADDRESS in {key, owner}:
-            raise No("ZeroAddress")
+            raise ModelRefusal("ZeroAddress")
         if key in self.purses:
-            raise No("PurseExists", key=key)
+            raise ModelRefusal("PurseExists", key=key)
         if sender != key:
             self.require_signed(key, Bind(key=key, owner=owner), signature)
         self.purses[key] = Purse(owner)
@@ -59,7 +57,7 @@ class Book(Holdings):
 
     def deposit(self, sender: Address, key: Address, amount: int) -> list[Event]:
         purse = self.owned(sender, key)
-        sane(amount)
+        require_amount(amount)
         self.pull(sender, amount)
         purse.free += amount
         return [Deposited(at=NOWHERE, key=key, amount=Amount(amount))]
@@ -70,7 +68,7 @@ class Book(Holdings):
             self.allowance[sender] = permit.amount
         try:
             facts = self.deposit(sender, key, permit.amount)
-        except No:
+        except ModelRefusal:
             self.allowance[sender] = before
             raise
         self.nonces[sender] += valid
@@ -78,18 +76,18 @@ class Book(Holdings):
 
     def deposit_with_authorization(self, key: Address, signed: SignedAuthorization, *, signer: Address) -> list[Event]:
         if key not in self.purses:
-            raise No("UnknownPurse", key=key)
-        sane(signed.amount)
+            raise ModelRefusal("UnknownPurse", key=key)
+        require_amount(signed.amount)
         owner = self.purses[key].owner
         nonce = (owner, key.encode() + signed.salt)
         if not signed.valid_after < self.now < signed.valid_before:
-            raise No("OutsideValidity", validAfter=signed.valid_after, validBefore=signed.valid_before)
+            raise ModelRefusal("OutsideValidity", validAfter=signed.valid_after, validBefore=signed.valid_before)
         if nonce in self.used:
-            raise No("AuthorizationAlreadyUsed")
+            raise ModelRefusal("AuthorizationAlreadyUsed")
         if signer != owner:
-            raise No("BadAuthorization", authorizer=owner)
+            raise ModelRefusal("BadAuthorization", authorizer=owner)
         if self.coins[owner] < signed.amount:
-            raise No("ERC20InsufficientBalance", sender=owner, balance=self.coins[owner], needed=signed.amount)
+            raise ModelRefusal("ERC20InsufficientBalance", sender=owner, balance=self.coins[owner], needed=signed.amount)
         self.used.add(nonce)
         self.coins[owner] -= signed.amount
         self.coins[self.domain.contract] += signed.amount
@@ -98,25 +96,25 @@ class Book(Holdings):
 
     def thaw(self, sender: Address, key: Address, amount: int) -> list[Event]:
         purse = self.owned(sender, key)
-        sane(amount)
+        require_amount(amount)
         if amount > purse.free:
-            raise No("InsufficientFree", available=purse.free, wanted=amount)
+            raise ModelRefusal("InsufficientFree", available=purse.free, wanted=amount)
         purse.thawing, purse.thaw_at = amount, self.now + self.rules.thaw
         return [ThawStarted(at=NOWHERE, key=key, amount=Amount(amount), thaw_at=Seconds(purse.thaw_at))]
 
     def cancel_thaw(self, sender: Address, key: Address) -> list[Event]:
         purse = self.owned(sender, key)
         if not purse.thawing:
-            raise No("NotThawing", key=key)
+            raise ModelRefusal("NotThawing", key=key)
         purse.thawing = purse.thaw_at = 0
         return [ThawCancelled(at=NOWHERE, key=key)]
 
     def withdraw(self, sender: Address, key: Address) -> list[Event]:
         purse = self.owned(sender, key)
         if not purse.thawing:
-            raise No("NotThawing", key=key)
+            raise ModelRefusal("NotThawing", key=key)
         if self.now < purse.thaw_at:
-            raise No("TooEarly", readyAt=purse.thaw_at)
+            raise ModelRefusal("TooEarly", readyAt=purse.thaw_at)
         amount = purse.thawing
         purse.free -= amount
         purse.thawing = purse.thaw_at = 0
@@ -127,33 +125,33 @@ class Book(Holdings):
 
     def reserve(self, sender: Address, key: Address, provider: Address, amount: int) -> list[Event]:
         purse = self.owned(sender, key)
-        sane(amount)
+        require_amount(amount)
         if provider == ZERO_ADDRESS:
-            raise No("ZeroAddress")
+            raise ModelRefusal("ZeroAddress")
         if provider in {key, sender}:
-            raise No("SelfDealing", account=provider)
+            raise ModelRefusal("SelfDealing", account=provider)
         if amount > purse.free - purse.thawing:
-            raise No("InsufficientFree", available=purse.free - purse.thawing, wanted=amount)
+            raise ModelRefusal("InsufficientFree", available=purse.free - purse.thawing, wanted=amount)
         return self._pledge(key, provider, amount)
 
     def secure(self, _sender: Address, signed: Signed[Order]) -> list[Event]:
         order = signed.message
         payer, provider = order.payer, order.provider
         if payer == provider:
-            raise No("SelfDealing", account=provider)
+            raise ModelRefusal("SelfDealing", account=provider)
         if self.now > order.deadline:
-            raise No("Expired", deadline=order.deadline)
+            raise ModelRefusal("Expired", deadline=order.deadline)
         self.require_signed(payer, order, signed.signature)
         if payer not in self.purses:
-            raise No("UnknownPurse", key=payer)
+            raise ModelRefusal("UnknownPurse", key=payer)
         if self.purses[payer].thawing:
-            raise No("Thawing", key=payer)
+            raise ModelRefusal("Thawing", key=payer)
         tab = self.tabs[payer, provider]
         if tab.release_at:
-            raise No("Releasing", payer=payer, provider=provider)
+            raise ModelRefusal("Releasing", payer=payer, provider=provider)
         added = min(self.purses[payer].free, order.reserve_target - tab.reserved)
         if added <= 0:
-            raise No("NothingToReserve", payer=payer, provider=provider)
+            raise ModelRefusal("NothingToReserve", payer=payer, provider=provider)
         return self._pledge(payer, provider, added)
 
     def _pledge(self, key: Address, provider: Address, amount: int) -> list[Event]:
@@ -167,9 +165,9 @@ class Book(Holdings):
         self.owned(sender, key)
         tab = self.tabs[key, provider]
         if not tab.reserved:
-            raise No("NothingReserved", payer=key, provider=provider)
+            raise ModelRefusal("NothingReserved", payer=key, provider=provider)
         if tab.release_at:
-            raise No("Releasing", payer=key, provider=provider)
+            raise ModelRefusal("Releasing", payer=key, provider=provider)
         tab.release_at = self.now + self.rules.release
         return [ReleaseStarted(at=NOWHERE, payer=key, provider=provider, release_at=Seconds(tab.release_at))]
 
@@ -177,20 +175,20 @@ class Book(Holdings):
         self.owned(sender, key)
         tab = self.tabs[key, provider]
         if not tab.release_at:
-            raise No("NotReleasing", payer=key, provider=provider)
+            raise ModelRefusal("NotReleasing", payer=key, provider=provider)
         if self.now < tab.release_at:
-            raise No("TooEarly", readyAt=tab.release_at)
+            raise ModelRefusal("TooEarly", readyAt=tab.release_at)
         return self._unpledge(key, provider, 0)
 
     def give_back(self, sender: Address, payer: Address, floor: int) -> list[Event]:
         if self.tabs[payer, sender].reserved <= floor:
-            raise No("NothingReserved", payer=payer, provider=sender)
+            raise ModelRefusal("NothingReserved", payer=payer, provider=sender)
         return self._unpledge(payer, sender, floor)
 
     def give_back_signed(self, _sender: Address, signed: Signed[Release]) -> list[Event]:
         consent = signed.message
         if self.now > consent.deadline:
-            raise No("Expired", deadline=consent.deadline)
+            raise ModelRefusal("Expired", deadline=consent.deadline)
         self.require_signed(consent.provider, consent, signed.signature)
         return self.give_back(consent.provider, consent.payer, consent.floor)
 
@@ -206,7 +204,7 @@ class Book(Holdings):
 
     def settle(self, _sender: Address, claims: Sequence[ClaimBatch]) -> list[Event]:
         if not claims:
-            raise No("EmptyBatch")
+            raise ModelRefusal("EmptyBatch")
         facts: list[Event] = []
         fees: Counter[Address] = Counter()
         for claim in claims:
@@ -256,30 +254,30 @@ class Book(Holdings):
             return SkipReason.UNKNOWN_PURSE
         return SkipReason.NONE if tab.reserved + self.purses[order.payer].free else SkipReason.UNFUNDED
 
-    def cash_out(self, _sender: Address, who: Address) -> list[Event]:
-        amount, payout = self.accounts[who].credit, self.payout_of(who)
+    def cash_out(self, _sender: Address, account: Address) -> list[Event]:
+        amount, payout = self.accounts[account].credit, self.payout_of(account)
         if not amount:
-            raise No("NoCredit", account=who)
-        self.accounts[who].credit = 0
+            raise ModelRefusal("NoCredit", account=account)
+        self.accounts[account].credit = 0
         self.push(payout, amount)
-        return [CashedOut(at=NOWHERE, account=who, payout=payout, amount=Amount(amount))]
+        return [CashedOut(at=NOWHERE, account=account, payout=payout, amount=Amount(amount))]
 
     def set_payout(self, sender: Address, payout: Address) -> list[Event]:
         if payout in {self.domain.contract, self.token}:
-            raise No("BadPayee", payee=payout)
+            raise ModelRefusal("BadPayee", payee=payout)
         self.accounts[sender].payout = payout
         return [PayoutSet(at=NOWHERE, account=sender, payout=self.payout_of(sender))]
 
     def set_fee(self, sender: Address, bps: int) -> list[Event]:
         if bps > 10_000:
-            raise No("FeeTooHigh", bps=bps)
+            raise ModelRefusal("FeeTooHigh", bps=bps)
         self.accounts[sender].fee_bps = bps
         return [FeeSet(at=NOWHERE, coordinator=sender, bps=bps)]
 
     # ------------------------------------------------------------------------------------------------------------ stakes
 
     def stake(self, sender: Address, amount: int) -> list[Event]:
-        sane(amount)
+        require_amount(amount)
         self.pull(sender, amount)
         self.bonds[sender].staked += amount
         return [Staked(at=NOWHERE, provider=sender, amount=Amount(amount))]
@@ -288,7 +286,7 @@ class Book(Holdings):
         bond = self.bonds[sender]
         total = bond.staked + bond.unstaking
         if amount > total:
-            raise No("InsufficientStake", available=total, wanted=amount)
+            raise ModelRefusal("InsufficientStake", available=total, wanted=amount)
         bond.staked, bond.unstaking = total - amount, amount
         bond.unstake_at = self.now + self.rules.unstake if amount else 0
         at = Seconds(bond.unstake_at)
@@ -297,42 +295,42 @@ class Book(Holdings):
     def withdraw_stake(self, sender: Address) -> list[Event]:
         bond = self.bonds[sender]
         if not bond.unstaking:
-            raise No("NotUnstaking", provider=sender)
+            raise ModelRefusal("NotUnstaking", provider=sender)
         if self.now < bond.unstake_at:
-            raise No("TooEarly", readyAt=bond.unstake_at)
+            raise ModelRefusal("TooEarly", readyAt=bond.unstake_at)
         amount, bond.unstaking, bond.unstake_at = bond.unstaking, 0, 0
         self.push(sender, amount)
         return [Unstaked(at=NOWHERE, provider=sender, amount=Amount(amount))]
 
-    def slash_equivocation(self, sender: Address, one: Signed[Receipt], other: Signed[Receipt]) -> list[Event]:
-        first, second = one.message, other.message
+    def slash_equivocation(self, sender: Address, receipt: Signed[Receipt], contradiction: Signed[Receipt]) -> list[Event]:
+        first, second = receipt.message, contradiction.message
         same = (first.provider, first.payer, first.seq) == (second.provider, second.payer, second.seq)
         if not same or first == second:
-            raise No("NotEvidence")
-        self.require_signed(first.provider, first, one.signature)
-        self.require_signed(first.provider, second, other.signature)
+            raise ModelRefusal("NotEvidence")
+        self.require_signed(first.provider, first, receipt.signature)
+        self.require_signed(first.provider, second, contradiction.signature)
         return self._slash(sender, first.provider, f"equivocation {first.payer} {first.seq}")
 
     def slash_overclaim(self, sender: Address, claim: Signed[Claim], row: int, receipt: Signed[Receipt]) -> list[Event]:
-        provider, paper = claim.message.provider, receipt.message
+        provider, receipt_message = claim.message.provider, receipt.message
         if row >= len(claim.message.rows):
-            raise No("NotEvidence")
-        said = claim.message.rows[row]
-        same = (provider, said.payer) == (paper.provider, paper.payer)
-        if not same or said.seq > paper.seq or said.cumulative_cost <= paper.cumulative_cost:
-            raise No("NotEvidence")
+            raise ModelRefusal("NotEvidence")
+        claimed = claim.message.rows[row]
+        same = (provider, claimed.payer) == (receipt_message.provider, receipt_message.payer)
+        if not same or claimed.seq > receipt_message.seq or claimed.cumulative_cost <= receipt_message.cumulative_cost:
+            raise ModelRefusal("NotEvidence")
         self.require_signed(provider, claim.message, claim.signature)
-        self.require_signed(provider, paper, receipt.signature)
-        return self._slash(sender, provider, f"overclaim {said.payer} {said.seq}")
+        self.require_signed(provider, receipt_message, receipt.signature)
+        return self._slash(sender, provider, f"overclaim {claimed.payer} {claimed.seq}")
 
-    def _slash(self, reporter: Address, provider: Address, what: str) -> list[Event]:
-        evidence, bond = keccak(f"{provider} {what}".encode()), self.bonds[provider]
+    def _slash(self, reporter: Address, provider: Address, fault: str) -> list[Event]:
+        evidence, bond = keccak(f"{provider} {fault}".encode()), self.bonds[provider]
         due = self.rules.penalty - self.taken[evidence]
         if not due:
-            raise No("EvidenceUsed")
+            raise ModelRefusal("EvidenceUsed")
         amount = min(due, bond.staked + bond.unstaking)
         if not amount:
-            raise No("NothingAtStake", provider=provider)
+            raise ModelRefusal("NothingAtStake", provider=provider)
         self.taken[evidence] += amount
         from_staked = min(amount, bond.staked)
         bond.staked -= from_staked
@@ -341,10 +339,10 @@ class Book(Holdings):
         reward = amount // 5
         self.accounts[reporter].credit += reward
         self.accounts[self.rules.treasury].credit += amount - reward
-        said = {"amount": Amount(amount), "reward": Amount(reward)}
-        return [Slashed(at=NOWHERE, provider=provider, reporter=reporter, evidence=Hash(bytes(32)), **said)]
+        amounts = {"amount": Amount(amount), "reward": Amount(reward)}
+        return [Slashed(at=NOWHERE, provider=provider, reporter=reporter, evidence=Hash(bytes(32)), **amounts)]
 
 
 def without_fees(events: Sequence[Event]) -> Iterator[Event]:
-    """What is told of a settlement but for how fees were summed up."""
+    """The events of a settlement without those about summed fees."""
     return (event for event in events if not isinstance(event, FeeEarned))

@@ -1,4 +1,4 @@
-"""What the model of the escrow holds: the state behind model.py's calls."""
+"""The state of the escrow's model, behind the calls in model.py."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tallystick.protocol.types import ZERO_ADDRESS, Address, Hash
 TOP = 1 << 96
 
 
-class No(Exception):
-    """The contract must refuse with this error."""
+class ModelRefusal(Exception):
+    """The contract must refuse the call with this error."""
 
     def __init__(self, name: str, **values: object) -> None:
         super().__init__(name, values)
@@ -33,7 +33,7 @@ class Purse:
 
 @dataclass
 class Tab:
-    """One payer with one provider."""
+    """The tab between one payer and one provider."""
 
     settled: int = 0
     reserved: int = 0
@@ -59,7 +59,9 @@ class Bond:
 
 
 class Holdings:
-    """The escrow's whole state, its token's as far as it matters, and what every call asks of them."""
+    """The whole state of the escrow and the part of its token's state that it depends on, with the queries that every call
+    needs.
+    """
 
     def __init__(self, domain: Domain, token: Address, rules: EscrowRules, now: int) -> None:
         self.domain, self.token, self.rules, self.now = domain, token, rules, now
@@ -81,24 +83,24 @@ class Holdings:
         return purses + credit + sum(bond.staked + bond.unstaking for bond in self.bonds.values())
 
     def reserved(self, key: Address) -> int:
-        """What a purse has pledged in all."""
+        """The amount that a purse has reserved in all."""
         return sum(tab.reserved for (payer, _), tab in self.tabs.items() if payer == key)
 
-    def wealth(self, who: Address) -> int:
-        """All that is somebody's: wallet, purses, credit, stake."""
-        purses = sum(purse.free + self.reserved(key) for key, purse in self.purses.items() if purse.owner == who)
-        bond = self.bonds[who]
-        return self.coins[who] + purses + self.accounts[who].credit + bond.staked + bond.unstaking
+    def wealth(self, account: Address) -> int:
+        """Everything that an account owns: wallet, purses, credit, stake."""
+        purses = sum(purse.free + self.reserved(key) for key, purse in self.purses.items() if purse.owner == account)
+        bond = self.bonds[account]
+        return self.coins[account] + purses + self.accounts[account].credit + bond.staked + bond.unstaking
 
-    def payout_of(self, who: Address) -> Address:
-        """Where credit goes."""
-        return who if self.accounts[who].payout == ZERO_ADDRESS else self.accounts[who].payout
+    def payout_of(self, account: Address) -> Address:
+        """The address to which an account's credit is paid."""
+        return account if self.accounts[account].payout == ZERO_ADDRESS else self.accounts[account].payout
 
     def owned(self, sender: Address, key: Address) -> Purse:
         if key not in self.purses:
-            raise No("UnknownPurse", key=key)
+            raise ModelRefusal("UnknownPurse", key=key)
         if self.purses[key].owner != sender:
-            raise No("NotOwner", key=key, caller=sender)
+            raise ModelRefusal("NotOwner", key=key, caller=sender)
         return self.purses[key]
 
     def is_signed(self, signer: Address, digest: Hash, signature: bytes) -> bool:
@@ -109,25 +111,27 @@ class Holdings:
 
     def require_signed(self, signer: Address, message: Message, signature: bytes) -> None:
         if not self.is_signed(signer, message.digest(self.domain), signature):
-            raise No("BadSignature", signer=signer)
+            raise ModelRefusal("BadSignature", signer=signer)
 
-    def pull(self, who: Address, amount: int) -> None:
-        if self.allowance[who] < amount:
-            raise No("ERC20InsufficientAllowance", spender=self.domain.contract, allowance=self.allowance[who], needed=amount)
-        if self.coins[who] < amount:
-            raise No("ERC20InsufficientBalance", sender=who, balance=self.coins[who], needed=amount)
-        self.coins[who] -= amount
-        self.allowance[who] -= amount
+    def pull(self, account: Address, amount: int) -> None:
+        if self.allowance[account] < amount:
+            raise ModelRefusal(
+                "ERC20InsufficientAllowance", spender=self.domain.contract, allowance=self.allowance[account], needed=amount
+            )
+        if self.coins[account] < amount:
+            raise ModelRefusal("ERC20InsufficientBalance", sender=account, balance=self.coins[account], needed=amount)
+        self.coins[account] -= amount
+        self.allowance[account] -= amount
         self.coins[self.domain.contract] += amount
 
-    def push(self, who: Address, amount: int) -> None:
+    def push(self, account: Address, amount: int) -> None:
         self.coins[self.domain.contract] -= amount
-        self.coins[who] += amount
+        self.coins[account] += amount
 
 
-def sane(amount: int) -> None:
-    """Refuses amounts that are none."""
+def require_amount(amount: int) -> None:
+    """Refuses invalid amounts."""
     if not amount:
-        raise No("ZeroAmount")
+        raise ModelRefusal("ZeroAmount")
     if amount >= TOP:
-        raise No("AmountTooLarge", amount=amount)
+        raise ModelRefusal("AmountTooLarge", amount=amount)

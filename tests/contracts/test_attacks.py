@@ -1,4 +1,4 @@
-"""Attacks, each by name: what somebody would try, and what it gets them."""
+"""Attacks by name: what the attacker tries, and what the attack gains."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SYBIL, THIEF, REPORTER = (person(n) for n in ("sybil", "thief", "reporter"))
 
 @contextmanager
 def refused(name: str, **values: object) -> Iterator[None]:
-    """The block ends in the contract's error of this name."""
+    """Asserts that the block raises the contract's error of this name."""
     with pytest.raises(ContractError) as caught:
         yield
     assert caught.value.name == name, caught.value
@@ -48,7 +48,7 @@ def market() -> Market:
 
 
 def test_drain_through_a_sybil_payee(market: Market) -> None:
-    """A payer that pays its own sybil all it has takes nothing of what is reserved for an honest provider."""
+    """A payer that pays everything to its own sybil takes nothing from an honest provider's reservation."""
     market.call(OWNER.address, "reserve", KEY.address, PROVIDER.address, 4 * DOLLAR)
     drained = market.collect(SYBIL, market.row(KEY, SYBIL.address, U96, reserve_target=Amount(U96)))
     assert paid(drained) == [6 * DOLLAR]
@@ -56,7 +56,7 @@ def test_drain_through_a_sybil_payee(market: Market) -> None:
 
 
 def test_thaw_race(market: Market) -> None:
-    """An owner that withdraws in the first second in which it can leaves a provider exactly what was reserved for it."""
+    """An owner that withdraws in the first possible second leaves a provider exactly its reservation."""
     market.call(OWNER.address, "reserve", KEY.address, PROVIDER.address, 3 * DOLLAR)
     with refused("InsufficientFree", available=7 * DOLLAR, wanted=7 * DOLLAR + 1):
         market.call(OWNER.address, "thaw", KEY.address, 7 * DOLLAR + 1)
@@ -72,7 +72,7 @@ def test_thaw_race(market: Market) -> None:
 
 
 def test_thaw_race_won_by_the_provider(market: Market) -> None:
-    """What a provider collects before the withdrawal is not withdrawn again."""
+    """Money that a provider collects before the withdrawal is not withdrawn again."""
     market.call(OWNER.address, "thaw", KEY.address, 10 * DOLLAR)
     market.chain.now += RULES.thaw
     assert paid(market.collect(PROVIDER, market.row(KEY, PROVIDER.address, 9 * DOLLAR))) == [9 * DOLLAR]
@@ -82,7 +82,7 @@ def test_thaw_race_won_by_the_provider(market: Market) -> None:
 
 
 def test_an_early_thaw_is_no_stock_of_freedom(market: Market) -> None:
-    """A thaw that was announced for a little, long ago, lets out that little; more is a new announcement with a new wait."""
+    """An old thaw of a small amount releases only that amount; more needs a new announcement with a new wait."""
     market.call(OWNER.address, "thaw", KEY.address, 1)
     market.chain.now += 10 * RULES.thaw
     market.call(OWNER.address, "thaw", KEY.address, 10 * DOLLAR)
@@ -91,7 +91,7 @@ def test_an_early_thaw_is_no_stock_of_freedom(market: Market) -> None:
 
 
 def test_release_of_what_was_just_earned(market: Market) -> None:
-    """A payer cannot take a reservation back faster than its provider can collect from it."""
+    """A payer cannot take a reservation back before its provider can collect from it."""
     market.call(OWNER.address, "reserve", KEY.address, PROVIDER.address, 10 * DOLLAR)
     market.call(OWNER.address, "release", KEY.address, PROVIDER.address)
     market.chain.now += RULES.release - 1
@@ -110,7 +110,7 @@ DELEGATED = {
 @pytest.mark.parametrize("code", DELEGATED.values(), ids=DELEGATED)
 @pytest.mark.parametrize("delegation", [True, False], ids=["delegated", "code of its own"])
 def test_a_payer_key_with_code(market: Market, code: str, delegation: bool) -> None:
-    """EIP-7702: code behind a payer's key neither voids the orders that it signed nor signs any that it did not."""
+    """EIP-7702: code at a payer's address neither voids its signed orders nor signs others."""
     wallet = person("a wallet implementation").address
     signed = market.row(KEY, PROVIDER.address, DOLLAR)
     order = market.row(KEY, PROVIDER.address, 5 * DOLLAR, reserve_target=Amount(DOLLAR)).order.message
@@ -126,8 +126,8 @@ def test_a_payer_key_with_code(market: Market, code: str, delegation: bool) -> N
 
 
 async def test_eip_7702_delegated_payer_key(world: World) -> None:
-    """The same with a real delegation: a type-4 transaction turns the payer's key into a smart account, and its order pays."""
-    key = person("smart account")  # of its own: the chain is shared, and this key takes no coins any more
+    """With a real delegation (a type-4 transaction), the payer's key becomes a smart account, and its order pays."""
+    key = person("smart account")  # a separate key, since the chain is shared and this key no longer accepts coins
     await world.purse(key, OWNER, 10 * DOLLAR)
     row = world.row(key, PROVIDER.address, DOLLAR)
     await world.sender(THIEF)
@@ -147,7 +147,7 @@ async def test_eip_7702_delegated_payer_key(world: World) -> None:
 
 
 def test_refill_during_a_thaw(market: Market) -> None:
-    """A provider with an old order for a huge reservation cannot hold back money that was announced to leave."""
+    """A provider with an old order for a huge reservation cannot hold back money that is announced for withdrawal."""
     greedy = {"reserve_target": Amount(U96)}
     market.call(OWNER.address, "thaw", KEY.address, DOLLAR)
     order = market.order(KEY, PROVIDER.address, DOLLAR, **greedy)
@@ -161,8 +161,8 @@ def test_refill_during_a_thaw(market: Market) -> None:
     assert market.balance(OWNER.address) == 9 * DOLLAR
 
 
-def test_pledging_again_what_was_released(market: Market) -> None:
-    """An owner with everything pledged gets out although a provider has an order that would pledge it again for ever."""
+def test_reserving_released_money_again(market: Market) -> None:
+    """An owner with everything reserved can withdraw, although a provider has an order that would reserve it again."""
     order = market.order(KEY, PROVIDER.address, DOLLAR, reserve_target=Amount(U96))
     market.call(PROVIDER.address, "secure", order.message, order.signature)
     market.call(OWNER.address, "release", KEY.address, PROVIDER.address)
@@ -180,7 +180,7 @@ def test_pledging_again_what_was_released(market: Market) -> None:
 
 
 def test_claim_at_the_edge_of_claim_by(market: Market) -> None:
-    """The last second of claimBy pays, the next does not; no later order is harmed by an expired one."""
+    """A row pays in the last second of claimBy and not in the next; no later order is affected by an expired one."""
     edge = market.row(KEY, PROVIDER.address, 2 * DOLLAR, DOLLAR, claim_by=market.chain.now + 50)
     market.chain.now += 50
     assert paid(market.collect(PROVIDER, edge)) == [DOLLAR]
@@ -191,15 +191,15 @@ def test_claim_at_the_edge_of_claim_by(market: Market) -> None:
 
 
 def test_one_order_claimed_many_times(market: Market) -> None:
-    """The same row in one claim, in many claims and in many transactions pays once; so do two orders with one ceiling."""
-    row, twin = (market.row(KEY, PROVIDER.address, DOLLAR) for _ in range(2))
-    claim = market.claim(PROVIDER, row, twin, row)
-    assert sum(paid(market.settle(THIEF.address, claim, claim, market.claim(PROVIDER, twin)))) == DOLLAR
+    """The same row pays once in one claim, in many claims and in many transactions; so do two orders with one ceiling."""
+    row, second_row = (market.row(KEY, PROVIDER.address, DOLLAR) for _ in range(2))
+    claim = market.claim(PROVIDER, row, second_row, row)
+    assert sum(paid(market.settle(THIEF.address, claim, claim, market.claim(PROVIDER, second_row)))) == DOLLAR
     assert paid(market.settle(THIEF.address, claim)) == []
 
 
 def test_an_equivocating_provider(market: Market) -> None:
-    """Two receipts with one number cost the stake, also one that is already leaving, to the last second of its wait."""
+    """Two receipts with one number cost the stake, also a leaving one, until the last second of its wait."""
     market.stake(PROVIDER.address, 8 * DOLLAR)
     pair = [market.receipt(PROVIDER, KEY.address, 7, total) for total in (DOLLAR, 2 * DOLLAR)]
     evidence = [part for receipt in pair for part in (receipt.message, receipt.signature)]
@@ -217,7 +217,7 @@ def test_an_equivocating_provider(market: Market) -> None:
 
 
 def test_self_slash_to_unstake_early(market: Market) -> None:
-    """A provider that reports itself gets a fifth at once and loses the rest; waiting would have given all of it."""
+    """A provider that reports itself gets a fifth at once and loses the rest; waiting would have returned everything."""
     market.stake(PROVIDER.address, 10 * DOLLAR)
     pair = [market.receipt(PROVIDER, KEY.address, 1, total) for total in (1, 2)]
     market.call(PROVIDER.address, "slashEquivocation", *(part for r in pair for part in (r.message, r.signature)))
@@ -227,7 +227,7 @@ def test_self_slash_to_unstake_early(market: Market) -> None:
 
 
 def test_evidence_worn_out_before_staking(market: Market) -> None:
-    """Reporting oneself with next to nothing at stake does not use the evidence up."""
+    """Reporting oneself with almost no stake does not use up the evidence."""
     pairs = [[market.receipt(PROVIDER, KEY.address, seq, total) for total in (1, 2)] for seq in (1, 2)]
     evidence = [[part for r in pair for part in (r.message, r.signature)] for pair in pairs]
     with refused("NothingAtStake"):
@@ -247,7 +247,7 @@ def test_evidence_worn_out_before_staking(market: Market) -> None:
 
 
 def test_fee_above_the_signed_limit(market: Market) -> None:
-    """A coordinator that raises its rate to everything just before it settles gets what the payer signed, no more."""
+    """A coordinator that raises its rate to 100 % just before it settles gets only the fee that the payer signed."""
     terms: dict[str, Any] = {"coordinator": COORDINATOR.address, "max_fee_bps": 100}
     claim = market.claim(PROVIDER, market.row(KEY, PROVIDER.address, DOLLAR, **terms))
     market.call(COORDINATOR.address, "setFee", 10_000)
@@ -257,20 +257,20 @@ def test_fee_above_the_signed_limit(market: Market) -> None:
 
 
 def test_a_coordinator_redirects_a_claim(market: Market) -> None:
-    """Rows under another payee, or another coordinator's name, are nobody's."""
+    """Rows with another payee, or with another coordinator's name, pay nobody."""
     terms: dict[str, Any] = {"coordinator": COORDINATOR.address, "max_fee_bps": 100}
     row = market.row(KEY, PROVIDER.address, DOLLAR, **terms)
     claim = market.claim(PROVIDER, row)
     assert skipped(market.settle(THIEF.address, replace(claim, provider=SYBIL.address))) == [SkipReason.BAD_CLAIM]
     assert skipped(market.collect(SYBIL, row)) == [SkipReason.BAD_SIGNATURE]
     renamed = replace(row.order.message, coordinator=THIEF.address)
-    mine = replace(row, order=Signed(renamed, row.order.signature))
-    assert skipped(market.settle(THIEF.address, replace(claim, rows=(mine,)))) == [SkipReason.BAD_CLAIM]
-    assert skipped(market.collect(PROVIDER, mine)) == [SkipReason.BAD_SIGNATURE]
+    redirected = replace(row, order=Signed(renamed, row.order.signature))
+    assert skipped(market.settle(THIEF.address, replace(claim, rows=(redirected,)))) == [SkipReason.BAD_CLAIM]
+    assert skipped(market.collect(PROVIDER, redirected)) == [SkipReason.BAD_SIGNATURE]
 
 
 def test_an_inflated_claim(market: Market) -> None:
-    """What a provider signed for one receipt cannot be handed in for more, or for another receipt."""
+    """A provider's signature for one receipt is valid neither for a larger amount nor for another receipt."""
     claim = market.claim(PROVIDER, market.row(KEY, PROVIDER.address, 5 * DOLLAR, DOLLAR))
     for change in ({"cumulative_cost": Amount(2 * DOLLAR)}, {"seq": 2}):
         inflated = replace(claim, rows=(replace(claim.rows[0], **change),))
@@ -279,7 +279,9 @@ def test_an_inflated_claim(market: Market) -> None:
 
 
 def test_a_provider_cannot_collect_above_its_receipts_and_leave_no_evidence(market: Market) -> None:
-    """Its own transaction pays nothing without its signature; with it, that transaction is what costs the provider its stake."""
+    """Without its signature a provider's transaction pays nothing; with it, the transaction is the evidence that costs the
+    stake.
+    """
     market.stake(PROVIDER.address, 10 * DOLLAR)
     receipt = market.receipt(PROVIDER, KEY.address, 1, 1)
     row = market.row(KEY, PROVIDER.address, 5 * DOLLAR)
@@ -287,8 +289,8 @@ def test_a_provider_cannot_collect_above_its_receipts_and_leave_no_evidence(mark
     claim = market.claim(PROVIDER, market.row(KEY, PROVIDER.address, DOLLAR), row)
     calldata = market.escrow_abi.call("settle", [claim.encode()])
     assert market.chain.send(PROVIDER.address, market.escrow, calldata).events(market.escrow)
-    (found,) = find_claims(calldata, PROVIDER.address, KEY.address, market.domain)
-    evidence = (found.claim.message, 1, found.claim.signature, receipt.message, receipt.signature)
+    (calldata_claim,) = find_claims(calldata, PROVIDER.address, KEY.address, market.domain)
+    evidence = (calldata_claim.claim.message, 1, calldata_claim.claim.signature, receipt.message, receipt.signature)
     market.call(THIEF.address, "slashOverclaim", *evidence)
     assert market.ask("stakeOf", PROVIDER.address)[0] == 0
     assert market.credit(THIEF.address) == 2 * DOLLAR
@@ -298,7 +300,7 @@ def test_a_provider_cannot_collect_above_its_receipts_and_leave_no_evidence(mark
 
 
 def test_order_replay_on_a_fork(market: Market) -> None:
-    """After a fork with a new chain id, everything signed before is void there, and what is signed for it is good."""
+    """After a fork with a new chain id, earlier signatures are void on the fork, and new ones for it are valid."""
     order = market.order(KEY, PROVIDER.address, DOLLAR, reserve_target=Amount(DOLLAR))
     row = market.row(KEY, PROVIDER.address, DOLLAR)
     bind = Bind(key=SYBIL.address, owner=OWNER.address)
@@ -308,8 +310,8 @@ def test_order_replay_on_a_fork(market: Market) -> None:
     market.stake(PROVIDER.address, DOLLAR)
     market.call(OWNER.address, "reserve", KEY.address, PROVIDER.address, DOLLAR)
     market.chain.fork(1)
-    there = ClaimBatch.sign(PROVIDER, [row], Domain(chain_id=1, contract=market.escrow))
-    assert skipped(market.settle(PROVIDER.address, *there)) == [SkipReason.BAD_SIGNATURE]
+    fork_batch = ClaimBatch.sign(PROVIDER, [row], Domain(chain_id=1, contract=market.escrow))
+    assert skipped(market.settle(PROVIDER.address, *fork_batch)) == [SkipReason.BAD_SIGNATURE]
     assert skipped(market.settle(THIEF.address, claim)) == [SkipReason.BAD_CLAIM]
     for function, *arguments in (
         ("secure", order.message, order.signature),
@@ -324,17 +326,17 @@ def test_order_replay_on_a_fork(market: Market) -> None:
 
 
 def test_order_replay_on_another_contract(market: Market) -> None:
-    """An order pays at the contract for which it was signed, and at no twin of it on the same chain."""
-    twin = Market(market.chain)
-    twin.purse(KEY, OWNER.address, 10 * DOLLAR)
+    """An order pays only at the contract for which it was signed, and at no identical contract on the same chain."""
+    other_escrow = Market(market.chain)
+    other_escrow.purse(KEY, OWNER.address, 10 * DOLLAR)
     row = market.row(KEY, PROVIDER.address, DOLLAR)
-    assert skipped(twin.collect(PROVIDER, row)) == [SkipReason.BAD_SIGNATURE]
-    assert skipped(twin.settle(THIEF.address, market.claim(PROVIDER, row))) == [SkipReason.BAD_CLAIM]
+    assert skipped(other_escrow.collect(PROVIDER, row)) == [SkipReason.BAD_SIGNATURE]
+    assert skipped(other_escrow.settle(THIEF.address, market.claim(PROVIDER, row))) == [SkipReason.BAD_CLAIM]
     assert paid(market.collect(PROVIDER, row)) == [DOLLAR]
 
 
 def test_malleable_signature(market: Market) -> None:
-    """The mirror image of a signature, which recovers the same key, is taken nowhere."""
+    """The high-s form of a signature, which recovers the same key, is refused everywhere."""
     order = market.order(KEY, PROVIDER.address, DOLLAR, reserve_target=Amount(DOLLAR))
     with refused("BadSignature", signer=KEY.address):
         market.call(THIEF.address, "secure", order.message, _mirror(order.signature))
@@ -353,8 +355,8 @@ def _mirror(signature: bytes) -> bytes:
     return signature[:32] + s.to_bytes(32, "big") + bytes((55 - signature[64],))
 
 
-def test_bits_that_nobody_signed(market: Market) -> None:
-    """The unused bits of a row carry nothing: with them set, the row is the same row."""
+def test_unsigned_bits(market: Market) -> None:
+    """The unused bits of a row have no meaning: with them set, the row is the same."""
     claim = market.claim(PROVIDER, market.row(KEY, PROVIDER.address, DOLLAR))
     words = list(claim.rows[0].encode())
     words[3] |= ((1 << 144) - 1) << 112
@@ -362,7 +364,7 @@ def test_bits_that_nobody_signed(market: Market) -> None:
 
 
 def test_permit_front_run(market: Market) -> None:
-    """Whoever sends the owner's permit first has given the allowance, and the deposit goes on."""
+    """If somebody else sends the owner's permit first, the allowance is set, and the deposit succeeds."""
     market.coin(OWNER.address, "mint", OWNER.address, DOLLAR)
     market.coin(OWNER.address, "approve", market.escrow, 0)
     coin = Domain(chain_id=market.domain.chain_id, contract=market.token, name="Test USD", version="1")
@@ -374,7 +376,7 @@ def test_permit_front_run(market: Market) -> None:
 
 
 def test_purse_squatting(market: Market) -> None:
-    """Nobody opens a purse for a key that is not theirs, and what the key signed for one owner opens it for no other."""
+    """Nobody opens a purse for another's key, and a key's signature for one owner opens the purse for no other."""
     bind = SYBIL.sign(Bind(key=SYBIL.address, owner=OWNER.address), market.domain)
     for owner, signature in ((THIEF.address, bind.signature), (THIEF.address, b""), (OWNER.address, bytes(65))):
         with refused("BadSignature", signer=SYBIL.address):
@@ -389,23 +391,23 @@ def test_purse_squatting(market: Market) -> None:
 
 @pytest.fixture
 def hostile() -> Market:
-    """A payer with ten units of a token that obeys the attacker. It has nobody's trust but this market's."""
+    """A market whose token obeys the attacker, with a payer of ten units."""
     made = Market(token=load("HostileToken"))
     made.purse(KEY, OWNER.address, 10 * DOLLAR)
     return made
 
 
 def _sums(market: Market) -> int:
-    """Tokens held, less all that the escrow owes in these tests."""
+    """The held tokens minus everything that the escrow owes in these tests."""
     people = (PROVIDER.address, SYBIL.address, market.token)
-    stakes = sum(sum(market.ask("stakeOf", who)[:2]) for who in people)
-    credit = sum(market.credit(who) for who in people)
+    stakes = sum(sum(market.ask("stakeOf", account)[:2]) for account in people)
+    credit = sum(market.credit(account) for account in people)
     pledged = sum(market.tab(key.address, p)[1] for key in (KEY, SYBIL) for p in people)
     return market.balance(market.escrow) - stakes - credit - pledged - market.free(KEY.address) - market.free(SYBIL.address)
 
 
 def test_fee_on_transfer(hostile: Market) -> None:
-    """A token that begins to keep a fee is refused on its way in; on its way out the receiver bears it, nobody else."""
+    """A fee-taking token is refused on deposit; on payout only the receiver bears its fee."""
     hostile.fund(OWNER.address, DOLLAR)
     hostile.coin(THIEF.address, "setFee", 1)
     for function, arguments in (("deposit", (KEY.address, DOLLAR)), ("stake", (DOLLAR,))):
@@ -418,14 +420,14 @@ def test_fee_on_transfer(hostile: Market) -> None:
 
 
 def test_reverting_token(hostile: Market) -> None:
-    """While the token refuses everything, settling goes on; when it comes back, all is still there."""
+    """While the token refuses every transfer, settling works; afterwards all the money is still there."""
     hostile.coin(THIEF.address, "setBlocked", hostile.escrow, True)
     assert paid(hostile.collect(PROVIDER, hostile.row(KEY, PROVIDER.address, DOLLAR))) == [DOLLAR]
     hostile.call(OWNER.address, "thaw", KEY.address, 9 * DOLLAR)
     hostile.chain.now += RULES.thaw
-    for who, function, argument in ((THIEF, "cashOut", PROVIDER.address), (OWNER, "withdraw", KEY.address)):
+    for sender, function, argument in ((THIEF, "cashOut", PROVIDER.address), (OWNER, "withdraw", KEY.address)):
         with pytest.raises(Refusal):
-            hostile.call(who.address, function, argument)
+            hostile.call(sender.address, function, argument)
     hostile.coin(THIEF.address, "setBlocked", hostile.escrow, False)
     hostile.call(THIEF.address, "cashOut", PROVIDER.address)
     hostile.call(OWNER.address, "withdraw", KEY.address)
@@ -433,26 +435,26 @@ def test_reverting_token(hostile: Market) -> None:
 
 
 def test_lying_token(hostile: Market) -> None:
-    """A token that answers false moves nothing and credits nothing; one that answers nothing is taken at its deeds."""
+    """A token that returns false moves and credits nothing; one that returns nothing is judged by its balances."""
     hostile.fund(OWNER.address, DOLLAR)
     hostile.collect(PROVIDER, hostile.row(KEY, PROVIDER.address, DOLLAR))
     for answer in (1, 2):
         hostile.coin(THIEF.address, "setAnswer", answer)
-        for who, function, arguments in (
+        for sender, function, arguments in (
             (OWNER, "deposit", (KEY.address, DOLLAR)),
             (THIEF, "cashOut", (PROVIDER.address,)),
         ):
             if answer == 1:
                 with refused("SafeERC20FailedOperation", token=hostile.token):
-                    hostile.call(who.address, function, *arguments)
+                    hostile.call(sender.address, function, *arguments)
             else:
-                hostile.call(who.address, function, *arguments)
+                hostile.call(sender.address, function, *arguments)
             assert _sums(hostile) == 0
     assert (hostile.free(KEY.address), hostile.balance(PROVIDER.address)) == (10 * DOLLAR, DOLLAR)
 
 
 def test_a_blacklisted_party_blocks_only_itself(hostile: Market) -> None:
-    """Owner, provider and coordinator whom the token refuses each lose their own way out and nobody else's."""
+    """An owner, a provider and a coordinator whom the token refuses each lose only their own payout."""
     other = person("other key")
     hostile.purse(other, SYBIL.address, DOLLAR)
     for banned in (OWNER, PROVIDER, COORDINATOR):
@@ -461,9 +463,9 @@ def test_a_blacklisted_party_blocks_only_itself(hostile: Market) -> None:
     terms: dict[str, Any] = {"coordinator": COORDINATOR.address, "max_fee_bps": 1_000}
     claims = [hostile.claim(p, hostile.row(KEY, p.address, DOLLAR, **terms)) for p in (PROVIDER, SYBIL)]
     assert paid(hostile.settle(THIEF.address, *claims)) == [DOLLAR, DOLLAR]
-    for who in (PROVIDER, COORDINATOR):
+    for party in (PROVIDER, COORDINATOR):
         with pytest.raises(Refusal):
-            hostile.call(THIEF.address, "cashOut", who.address)
+            hostile.call(THIEF.address, "cashOut", party.address)
     hostile.call(THIEF.address, "cashOut", SYBIL.address)
     hostile.call(SYBIL.address, "thaw", other.address, DOLLAR)
     hostile.chain.now += RULES.thaw
@@ -475,7 +477,7 @@ def test_a_blacklisted_party_blocks_only_itself(hostile: Market) -> None:
 
 
 def test_dust_sent_to_the_escrow(hostile: Market) -> None:
-    """Tokens that come without a call are credited to nobody and stop nobody's deposit."""
+    """Tokens that arrive without a call are credited to nobody and block no deposit."""
     hostile.fund(THIEF.address, 5)
     hostile.coin(THIEF.address, "transfer", hostile.escrow, 5)
     hostile.fund(OWNER.address, DOLLAR)
@@ -487,7 +489,7 @@ CALLS = ["deposit", "stake", "withdraw", "withdrawStake", "cashOut"]
 
 
 def _call(market: Market, function: str) -> bytes:
-    """One of the calls that move tokens, as the token itself makes it for what is its own."""
+    """One of the calls that move tokens, made by the token for itself."""
     arguments: dict[str, tuple[object, ...]] = {
         "deposit": (SYBIL.address, 3),
         "stake": (4,),
@@ -502,7 +504,7 @@ def _call(market: Market, function: str) -> bytes:
 @pytest.mark.parametrize("inner", [*CALLS, "settle"])
 @pytest.mark.parametrize("outer", CALLS)
 def test_reentrant_token(hostile: Market, outer: str, inner: str, patient: bool) -> None:
-    """A token that is owner, coordinator and payee at once, and calls back during its own transfers, gets nothing twice."""
+    """A token that is owner, coordinator and payee, and re-enters during its own transfers, gets nothing twice."""
     token = hostile.token
 
     def act(data: bytes) -> None:
@@ -522,11 +524,11 @@ def test_reentrant_token(hostile: Market, outer: str, inner: str, patient: bool)
     }  # it signs no claim, but may be paid
     act(hostile.escrow_abi.call("settle", [hostile.claim(PROVIDER, hostile.row(KEY, PROVIDER.address, 6, **fee)).encode()]))
     hostile.chain.now += RULES.unstake
-    before, mark = (hostile.balance(token), hostile.free(SYBIL.address)), hostile.chain.mark()
+    before, mark = (hostile.balance(token), hostile.free(SYBIL.address)), hostile.chain.snapshot()
 
     act(_call(hostile, outer))
     alone = (hostile.balance(token), hostile.free(SYBIL.address), hostile.credit(token), hostile.ask("stakeOf", token))
-    hostile.chain.back(mark)
+    hostile.chain.restore(mark)
     claim = hostile.claim(PROVIDER, hostile.row(KEY, PROVIDER.address, 7, **fee))
     more = hostile.escrow_abi.call("settle", [claim.encode()])
     hostile.coin(THIEF.address, "setCallback", hostile.escrow, more if inner == "settle" else _call(hostile, inner), patient)
@@ -543,7 +545,7 @@ def test_reentrant_token(hostile: Market, outer: str, inner: str, patient: bool)
 
 
 def test_a_token_that_takes_back(hostile: Market) -> None:
-    """A delivery during which the escrow becomes poorer is refused by name, and undone."""
+    """A transfer that makes the escrow poorer is refused by name and undone."""
     hostile.fund(OWNER.address, DOLLAR)
     theft = hostile.token_abi.call("burn", hostile.escrow, 2 * DOLLAR)
     hostile.coin(THIEF.address, "setCallback", hostile.token, theft, False)

@@ -1,4 +1,4 @@
-"""Bad input at every entry: a named error, and nothing has changed."""
+"""Bad input to every entry point gives a named error and changes nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SALT = bytes(32)
 
 @cache
 def _market() -> Market:
-    """A purse with something free, reserved, under thaw and under release; a stake with something on its way out; credit."""
+    """A purse with free, reserved, thawing and releasing money; a stake that is partly leaving; credit."""
     market = Market()
     market.purse(KEY, OWNER.address, 10 * DOLLAR)
     market.stake(PROVIDER.address, 10 * DOLLAR)
@@ -32,8 +32,8 @@ def _market() -> Market:
     return market
 
 
-def _papers(market: Market) -> dict[str, Any]:
-    """Signed things with a fault each, by name."""
+def _messages(market: Market) -> dict[str, Any]:
+    """Signed messages with one fault each, by name."""
     now = market.chain.now
     orders = {
         "own order": market.order(PROVIDER, PROVIDER.address, DOLLAR),
@@ -131,50 +131,50 @@ CASES: list[tuple[str, Address, tuple[object, ...], str]] = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]} {case[3]}")
 def test_bad_input(case: tuple[str, Address, tuple[object, ...], str]) -> None:
-    """The call is refused by name, and not a bit of the state is another one."""
+    """The call is refused with a named error, and the state is unchanged."""
     function, sender, wanted, error = case
     market = _market()
-    before = market.chain.mark()
+    before = market.chain.snapshot()
     with pytest.raises(ContractError) as caught:
         market.call(sender, function, *_filled(market, wanted))
     assert caught.value.name == error, caught.value
-    assert market.chain.mark() == before
+    assert market.chain.snapshot() == before
 
 
 def _filled(market: Market, wanted: tuple[object, ...]) -> list[object]:
-    """The arguments, with papers and addresses of this market put in for their names."""
-    papers, arguments = _papers(market), list[object]()
+    """Returns the arguments, with this market's messages and addresses in place of their names."""
+    messages, arguments = _messages(market), list[object]()
     for name in wanted:
-        if not isinstance(name, str) or name not in {*papers, "escrow", "token", "claim 0", "claim 1"}:
+        if not isinstance(name, str) or name not in {*messages, "escrow", "token", "claim 0", "claim 1"}:
             arguments.append(name)
-        elif name in papers:
-            arguments += [papers[name].message, papers[name].signature]
+        elif name in messages:
+            arguments += [messages[name].message, messages[name].signature]
         elif name.startswith("claim "):
-            arguments += [papers["claim"].message, int(name.removeprefix("claim ")), papers["claim"].signature]
+            arguments += [messages["claim"].message, int(name.removeprefix("claim ")), messages["claim"].signature]
         else:
             arguments.append(getattr(market, name))
     return arguments
 
 
 def test_every_entry_has_bad_input() -> None:
-    """No call that changes anything is left out."""
+    """Every state-changing call of the contract is in the tables."""
     views = {"purse", "tab", "account", "stakeOf", "authorizationNonce", "evidenceUsed", "eip712Domain", "token", "penalty"}
     views |= {"thawPeriod", "releasePeriod", "unstakePeriod", "treasury", "MAX_WAIT", "REPORTER_BPS"}
     assert {case[0] for case in CASES} == set(_market().escrow_abi._functions) - views
 
 
 def test_errors_in_the_order_of_their_causes() -> None:
-    """Where several things are wrong, a call that was refused for one is refused for the next one when that is mended."""
+    """With several faults, a call is refused for the first, and after its correction for the next."""
     market = _market()
-    mark = market.chain.mark()
+    mark = market.chain.snapshot()
     market.call(OWNER.address, "cancelThaw", KEY.address)
-    papers = _papers(market)
+    messages = _messages(market)
     for name, error in (("order", "Releasing"), ("other order", None), ("other order", "NothingToReserve")):
         if error is None:
-            market.call(STRANGER.address, "secure", papers[name].message, papers[name].signature)
+            market.call(STRANGER.address, "secure", messages[name].message, messages[name].signature)
             continue
         with pytest.raises(ContractError) as caught:
-            market.call(STRANGER.address, "secure", papers[name].message, papers[name].signature)
+            market.call(STRANGER.address, "secure", messages[name].message, messages[name].signature)
         assert caught.value.name == error
     with pytest.raises(ContractError, match="NotThawing"):
         market.call(OWNER.address, "cancelThaw", KEY.address)
@@ -182,4 +182,4 @@ def test_errors_in_the_order_of_their_causes() -> None:
         market.call(OWNER.address, "withdraw", KEY.address)
     market.chain.now += RULES.release
     market.call(OWNER.address, "finishRelease", KEY.address, PROVIDER.address)
-    market.chain.back(mark)
+    market.chain.restore(mark)

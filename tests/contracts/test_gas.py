@@ -18,27 +18,27 @@ KEY, OWNER, PROVIDER, DEPLOYER = (person(n) for n in ("key", "owner", "provider"
 
 
 def test_the_targets_that_are_met_stay_met() -> None:
-    """Signed by payer and provider, a row alone costs at most 57,700, of 100 rows 20,400, with a fee 20,900; less than x402."""
-    found = json.loads((Path(__file__).parents[2] / "contracts" / "gas.json").read_text())
+    """A row signed by both parties costs at most 57,700 gas alone, 20,400 among 100, 20,900 with a fee, and less than x402."""
+    measured = json.loads((Path(__file__).parents[2] / "contracts" / "gas.json").read_text())
     for name in ("settle_row_1", "settle_row_100", "settle_row_100_with_fee"):
-        assert found[name] <= gas.TARGETS[name]
+        assert measured[name] <= gas.TARGETS[name]
     for rows in (10, 100):
-        assert found[f"settle_row_{rows}"] < gas.QUOTED[f"x402_row_{rows}"]
-    assert found["max_rows"] * found["settle_row_100"] < 1.05 * MAX_TRANSACTION_GAS
+        assert measured[f"settle_row_{rows}"] < gas.QUOTED[f"x402_row_{rows}"]
+    assert measured["max_rows"] * measured["settle_row_100"] < 1.05 * MAX_TRANSACTION_GAS
 
 
-def test_the_measure_is_what_receipts_say() -> None:
-    """Gas as computed here is the gasUsed of the same transactions in blocks of the embedded chain."""
+def test_measured_gas_equals_gas_used() -> None:
+    """The gas computed here equals gasUsed of the same transactions on the embedded chain."""
     people = (DEPLOYER, KEY, OWNER, PROVIDER)
     market = Market()
-    evm = Evm(CHAIN_ID, [bytes.fromhex(who.address[2:]) for who in people])
-    nonces = dict.fromkeys((who.address for who in people), 0)
+    evm = Evm(CHAIN_ID, [bytes.fromhex(signer.address[2:]) for signer in people])
+    nonces = dict.fromkeys((signer.address for signer in people), 0)
 
-    def send(who: Signer, to: str | None, data: bytes) -> int:
-        fields: dict[str, Any] = {"type": 2, "chainId": CHAIN_ID, "nonce": nonces[who.address], "gas": 10**7, "data": data}
+    def send(signer: Signer, to: str | None, data: bytes) -> int:
+        fields: dict[str, Any] = {"type": 2, "chainId": CHAIN_ID, "nonce": nonces[signer.address], "gas": 10**7, "data": data}
         fees = {"maxFeePerGas": 10**11, "maxPriorityFeePerGas": 10**9, "value": 0} | ({"to": checksum(to)} if to else {})
-        nonces[who.address] += 1
-        raw = bytes(Account.sign_transaction(fields | fees, who.secret).raw_transaction)
+        nonces[signer.address] += 1
+        raw = bytes(Account.sign_transaction(fields | fees, signer.secret).raw_transaction)
         receipt = evm.receipts[evm.send_raw(raw)]
         assert receipt["status"] == "0x1"
         return int(receipt["gasUsed"], 16)
@@ -48,7 +48,7 @@ def test_the_measure_is_what_receipts_say() -> None:
         send(DEPLOYER, None, code)
     row = market.row(KEY, PROVIDER.address, DOLLAR, reserve_target=Amount(DOLLAR))
     market.chain.now = evm.next_timestamp()
-    for who, function, arguments in (
+    for signer, function, arguments in (
         (OWNER, "mint", (OWNER.address, 5 * DOLLAR)),
         (OWNER, "approve", (market.escrow, 5 * DOLLAR)),
         (KEY, "open", (KEY.address, OWNER.address, b"")),
@@ -60,4 +60,4 @@ def test_the_measure_is_what_receipts_say() -> None:
     ):
         abi, to = (market.token_abi, market.token) if function in {"mint", "approve"} else (market.escrow_abi, market.escrow)
         data = abi.call(function, *arguments)
-        assert market.chain.send(who.address, to, data).gas == send(who, to, data), function
+        assert market.chain.send(signer.address, to, data).gas == send(signer, to, data), function

@@ -1,6 +1,5 @@
-"""Whatever anyone does in whatever order: the contract does what the model says, and the sentences below hold.
-
-The machine drives the real bytecode. TALLYSTICK_PROOF=deep runs it for many times longer, brief for a fraction.
+"""For any calls in any order, the contract does what the model says, and the invariants below hold. The state machine drives
+the real bytecode. TALLYSTICK_PROOF=deep runs many times longer, and brief a fraction.
 """
 
 from __future__ import annotations
@@ -61,11 +60,11 @@ from tests.contracts.actors import (
 )
 from tests.contracts.market_harness import FAR, U96
 from tests.contracts.model import without_fees
-from tests.contracts.model_state import No
+from tests.contracts.model_state import ModelRefusal
 
 
 class Escrow(RuleBasedStateMachine):
-    """People, purses, tabs and stakes on one chain, beside the book that says what they must be."""
+    """People, purses, tabs and stakes on one chain, beside the book with their expected state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,32 +78,32 @@ class Escrow(RuleBasedStateMachine):
     # ------------------------------------------------------------------------------------------------------------- a call
 
     def play(self, must: Callable[[], list[Event]], call: Callable[[], tuple[Event, ...]]) -> None:
-        """One call: both refuse alike, or both do and tell the same."""
+        """Makes one call: contract and model both refuse alike, or both succeed with the same events."""
         self.broken = True
-        before = {who.address: self.book.wealth(who.address) for who in PEOPLE}
-        facts, no = _outcome(must)
-        if no is not None:
+        before = {person.address: self.book.wealth(person.address) for person in PEOPLE}
+        facts, refusal = _outcome(must)
+        if refusal is not None:
             with pytest.raises(ContractError) as caught:
                 call()
-            assert caught.value.name == no.name, f"{caught.value}, but it must be {no}"
-            assert no.values.items() <= caught.value.values.items()
-        told = () if no else call()
-        fees = sum(event.fee for event in told if isinstance(event, Settled))
-        assert sum(event.amount for event in told if isinstance(event, FeeEarned)) == fees
-        same = [replace(e, evidence=ZERO_HASH) if isinstance(e, Slashed) else e for e in without_fees(told)]
+            assert caught.value.name == refusal.name, f"{caught.value}, but it must be {refusal}"
+            assert refusal.values.items() <= caught.value.values.items()
+        events = () if refusal else call()
+        fees = sum(event.fee for event in events if isinstance(event, Settled))
+        assert sum(event.amount for event in events if isinstance(event, FeeEarned)) == fees
+        same = [replace(e, evidence=ZERO_HASH) if isinstance(e, Slashed) else e for e in without_fees(events)]
         assert same == facts
         self.follow(facts)
         self.losers(before, facts)
         self.broken = False
 
     def do(self, sender: Address, function: str, *arguments: object) -> None:
-        """A call that the model knows by the same name and arguments."""
+        """Makes a call that the model has under the same name and with the same arguments."""
         must = getattr(self.book, snake_case(function))
         given = [part for a in arguments for part in ((a.message, a.signature) if isinstance(a, Signed) else (a,))]
         self.play(lambda: must(sender, *arguments), lambda: self.market.call(sender, function, *given))
 
     def follow(self, facts: list[Event]) -> None:
-        """Nothing free leaves to an owner, and no stake to a provider, but what was announced long enough ago."""
+        """Free money leaves to an owner, and a stake to a provider, only if it was announced long enough ago."""
         now = self.book.now
         for fact in facts:
             match fact:
@@ -124,31 +123,31 @@ class Escrow(RuleBasedStateMachine):
                     assert now >= since + RULES.unstake
 
     def losers(self, before: dict[Address, int], facts: list[Event]) -> None:
-        """Nobody becomes poorer but by the signature of a key, a receipt, or a payout address of their own."""
+        """An account becomes poorer only by a signature of its key, a receipt, or its own payout address."""
         willing = {self.book.purses[fact.payer].owner for fact in facts if isinstance(fact, Settled)}
         willing |= {fact.provider for fact in facts if isinstance(fact, Slashed)}
         willing |= {fact.account for fact in facts if isinstance(fact, CashedOut) and fact.payout != fact.account}
-        assert {who for who, wealth in before.items() if self.book.wealth(who) < wealth} <= willing
+        assert {account for account, wealth in before.items() if self.book.wealth(account) < wealth} <= willing
 
     # ------------------------------------------------------------------------------------------------------------- purses
 
     def owner(self, key: Signer, *, wrong: bool) -> Address:
-        """Who may do things with a purse, or a thief."""
+        """The owner of a purse, who may act on it, or a thief."""
         purse = self.book.purses.get(key.address)
         return THIEF.address if wrong or purse is None else purse.owner
 
-    def purse_where(self, state: str, place: int, *, astray: bool) -> Signer:
-        """One of the purses in which there is something, such as a thaw; or any."""
-        found = [key for key in KEYS if not astray and getattr(self.book.purses.get(key.address), state, None)]
-        return (found or KEYS)[place % len(found or KEYS)]
+    def purse_where(self, state: str, place: int, *, arbitrary: bool) -> Signer:
+        """One of the purses in this state, such as thawing, or any."""
+        candidates = [key for key in KEYS if not arbitrary and getattr(self.book.purses.get(key.address), state, None)]
+        return (candidates or KEYS)[place % len(candidates or KEYS)]
 
-    def tab_where(self, state: str, place: int, *, astray: bool) -> tuple[Signer, Signer]:
-        """One of the tabs in which there is something, such as a reservation; or any."""
+    def tab_where(self, state: str, place: int, *, arbitrary: bool) -> tuple[Signer, Signer]:
+        """One of the tabs in this state, such as reserved, or any."""
         every = [(key, provider) for key in KEYS for provider in PROVIDERS]
         tabs = self.book.tabs
-        found = [(k, p) for k, p in every if not astray and (k.address, p.address) in tabs]
-        found = [(k, p) for k, p in found if getattr(tabs[k.address, p.address], state)]
-        return (found or every)[place % len(found or every)]
+        candidates = [(k, p) for k, p in every if not arbitrary and (k.address, p.address) in tabs]
+        candidates = [(k, p) for k, p in candidates if getattr(tabs[k.address, p.address], state)]
+        return (candidates or every)[place % len(candidates or every)]
 
     @rule(sender=anyone, key=keys, owner=addresses, wrong=rarely_wrong)
     def open(self, sender: Signer, key: Signer, owner: Address, wrong: bool) -> None:
@@ -176,7 +175,7 @@ class Escrow(RuleBasedStateMachine):
 
     @rule(key=keys, signed_for=keys, amount=amounts, paper=papers, wrong=rarely_wrong)
     def deposit_with_authorization(self, key: Signer, signed_for: Signer, amount: int, paper: Any, wrong: bool) -> None:
-        """Anyone sends it; what was signed for another purse, or by another than the owner, is nothing."""
+        """Anyone sends it; a signature for another purse, or by anyone but the owner, has no effect."""
         salt, lasts = paper
         by, given, until = person_at(self.owner(key, wrong=wrong)), Hash(salt.to_bytes(32, "big")), Seconds(self.book.now + lasts)
         (nonce,) = self.market.ask("authorizationNonce", signed_for.address, given)
@@ -196,14 +195,14 @@ class Escrow(RuleBasedStateMachine):
     def thaw(self, key: Signer, amount: int, wrong: bool) -> None:
         self.do(self.owner(key, wrong=wrong), "thaw", key.address, amount)
 
-    @rule(place=places, astray=rarely_wrong, wrong=rarely_wrong)
-    def cancel_thaw(self, place: int, astray: bool, wrong: bool) -> None:
-        key = self.purse_where("thawing", place, astray=astray)
+    @rule(place=places, arbitrary=rarely_wrong, wrong=rarely_wrong)
+    def cancel_thaw(self, place: int, arbitrary: bool, wrong: bool) -> None:
+        key = self.purse_where("thawing", place, arbitrary=arbitrary)
         self.do(self.owner(key, wrong=wrong), "cancelThaw", key.address)
 
-    @rule(place=places, astray=rarely_wrong, wrong=rarely_wrong)
-    def withdraw(self, place: int, astray: bool, wrong: bool) -> None:
-        key = self.purse_where("thawing", place, astray=astray)
+    @rule(place=places, arbitrary=rarely_wrong, wrong=rarely_wrong)
+    def withdraw(self, place: int, arbitrary: bool, wrong: bool) -> None:
+        key = self.purse_where("thawing", place, arbitrary=arbitrary)
         self.do(self.owner(key, wrong=wrong), "withdraw", key.address)
 
     @rule(seconds=st.sampled_from([1, RULES.thaw - 1, RULES.thaw, RULES.release, RULES.unstake]))
@@ -216,54 +215,54 @@ class Escrow(RuleBasedStateMachine):
     def reserve(self, key: Signer, provider: Address, amount: int, wrong: bool) -> None:
         self.do(self.owner(key, wrong=wrong), "reserve", key.address, provider, amount)
 
-    @rule(key=keys, provider=providers, goal=amounts, late=rarely_wrong, wrong=rarely_wrong)
-    def secure(self, key: Signer, provider: Signer, goal: int, late: bool, wrong: bool) -> None:
-        terms = {"reserve_target": Amount(min(goal, U96)), "deadline": self.book.now - late}
+    @rule(key=keys, provider=providers, goal=amounts, expired=rarely_wrong, wrong=rarely_wrong)
+    def secure(self, key: Signer, provider: Signer, goal: int, expired: bool, wrong: bool) -> None:
+        terms = {"reserve_target": Amount(min(goal, U96)), "deadline": self.book.now - expired}
         order = self.market.order(key, provider.address, 0, **terms)
         if wrong:
             order = Signed(order.message, THIEF.sign_digest(order.message.digest(self.market.domain)))
         self.do(THIEF.address, "secure", order)
 
-    @rule(place=places, astray=rarely_wrong, wrong=rarely_wrong)
-    def release(self, place: int, astray: bool, wrong: bool) -> None:
-        key, provider = self.tab_where("reserved", place, astray=astray)
+    @rule(place=places, arbitrary=rarely_wrong, wrong=rarely_wrong)
+    def release(self, place: int, arbitrary: bool, wrong: bool) -> None:
+        key, provider = self.tab_where("reserved", place, arbitrary=arbitrary)
         self.do(self.owner(key, wrong=wrong), "release", key.address, provider.address)
 
-    @rule(place=places, astray=rarely_wrong, wrong=rarely_wrong)
-    def finish_release(self, place: int, astray: bool, wrong: bool) -> None:
-        key, provider = self.tab_where("release_at", place, astray=astray)
+    @rule(place=places, arbitrary=rarely_wrong, wrong=rarely_wrong)
+    def finish_release(self, place: int, arbitrary: bool, wrong: bool) -> None:
+        key, provider = self.tab_where("release_at", place, arbitrary=arbitrary)
         self.do(self.owner(key, wrong=wrong), "finishRelease", key.address, provider.address)
 
-    @rule(place=places, astray=rarely_wrong, floor=st.integers(0, 20) | amounts)
-    def give_back(self, place: int, astray: bool, floor: int) -> None:
-        key, provider = self.tab_where("reserved", place, astray=astray)
+    @rule(place=places, arbitrary=rarely_wrong, floor=st.integers(0, 20) | amounts)
+    def give_back(self, place: int, arbitrary: bool, floor: int) -> None:
+        key, provider = self.tab_where("reserved", place, arbitrary=arbitrary)
         self.do(provider.address, "giveBack", key.address, floor)
 
-    @rule(place=places, floor=st.integers(0, 20) | amounts, late=rarely_wrong, wrong=rarely_wrong)
-    def give_back_signed(self, place: int, floor: int, late: bool, wrong: bool) -> None:
-        key, provider = self.tab_where("reserved", place, astray=False)
+    @rule(place=places, floor=st.integers(0, 20) | amounts, expired=rarely_wrong, wrong=rarely_wrong)
+    def give_back_signed(self, place: int, floor: int, expired: bool, wrong: bool) -> None:
+        key, provider = self.tab_where("reserved", place, arbitrary=False)
         floor = min(floor, U96)
-        text = Release(payer=key.address, provider=provider.address, floor=Amount(floor), deadline=self.book.now - late)
+        text = Release(payer=key.address, provider=provider.address, floor=Amount(floor), deadline=self.book.now - expired)
         signer = THIEF if wrong else provider
         self.do(THIEF.address, "giveBackSigned", Signed(text, signer.sign_digest(text.digest(self.market.domain))))
 
     # --------------------------------------------------------------------------------------------------------- settlement
 
-    def row(self, provider: Address, wish: dict[str, Any]) -> SettleRow:
-        """A row to collect: an earlier one, or one that asks for more than the tab has settled, with or without a fault."""
+    def row(self, provider: Address, options: dict[str, Any]) -> SettleRow:
+        """A row to collect: an earlier one, or one above the settled total, with or without a fault."""
         known = self.rows[provider]
-        if 0 <= wish["again"] < len(known):
-            return known[-1 - int(wish["again"])]
-        poison, key = wish["poison"], wish["key"]
+        if 0 <= options["again"] < len(known):
+            return known[-1 - int(options["again"])]
+        poison, key = options["poison"], options["key"]
         payer = provider if poison == "own" else key.address
         settled = self.book.tabs[payer, provider].settled if (payer, provider) in self.book.tabs else 0
-        ceiling, cost = (Amount(min(max(settled + wish[name], 0), U96)) for name in ("ceiling", "cost"))
+        ceiling, cost = (Amount(min(max(settled + options[name], 0), U96)) for name in ("ceiling", "cost"))
         terms = {
             "payer": payer,
-            "reserve_target": Amount(wish["target"]),
+            "reserve_target": Amount(options["target"]),
             "claim_by": self.book.now - (poison == "late"),
-            "max_fee_bps": wish["rate"],
-            "coordinator": wish["coordinator"].address,
+            "max_fee_bps": options["rate"],
+            "coordinator": options["coordinator"].address,
         }
         named = THIEF.address if poison == "another provider's" else provider
         domain = self.market.domain
@@ -280,82 +279,82 @@ class Escrow(RuleBasedStateMachine):
 
     @rule(wishes=st.lists(claims, max_size=3), sender=anyone, by_provider=st.booleans())
     def settle(self, wishes: list[dict[str, Any]], sender: Signer, by_provider: bool) -> None:
-        """Claims of several providers, whatever is in them."""
+        """Settles claims of several providers, with any contents."""
         batches = []
-        for wish in wishes:
-            provider = wish["provider"]
-            batch = ClaimBatch(provider.address, tuple(self.row(provider.address, row) for row in wish["rows"]))
-            if wish["how"] != "unsigned":
+        for options in wishes:
+            provider = options["provider"]
+            batch = ClaimBatch(provider.address, tuple(self.row(provider.address, row) for row in options["rows"]))
+            if options["how"] != "unsigned":
                 digest = as_read(batch, self.market.domain).digest(self.market.domain)
-                signature = (THIEF if wish["how"] == "forged" else provider).sign_digest(digest)
-                batch = replace(batch, signature=signature[: 64 if wish["how"] == "cut" else 65])
+                signature = (THIEF if options["how"] == "forged" else provider).sign_digest(digest)
+                batch = replace(batch, signature=signature[: 64 if options["how"] == "cut" else 65])
             batches.append(batch)
         by = wishes[0]["provider"] if wishes and by_provider else sender
         self.do(by.address, "settle", batches)
 
     @rule(provider=providers, wishes=st.lists(rows, min_size=1, max_size=3))
     def collect(self, provider: Signer, wishes: list[dict[str, Any]]) -> None:
-        """A provider's own rows without a fault."""
-        made = tuple(self.row(provider.address, wish | {"poison": "", "again": -1}) for wish in wishes)
+        """Collects a provider's own valid rows."""
+        made = tuple(self.row(provider.address, options | {"poison": "", "again": -1}) for options in wishes)
         batch = ClaimBatch(provider.address, made)
         signature = provider.sign_digest(as_read(batch, self.market.domain).digest(self.market.domain))
         self.do(provider.address, "settle", [replace(batch, signature=signature)])
 
-    @rule(place=places, astray=rarely_wrong)
-    def cash_out(self, place: int, astray: bool) -> None:
-        found = [p.address for p in PEOPLE if astray or self.book.accounts[p.address].credit]
-        self.do(THIEF.address, "cashOut", found[place % len(found)] if found else THIEF.address)
+    @rule(place=places, arbitrary=rarely_wrong)
+    def cash_out(self, place: int, arbitrary: bool) -> None:
+        creditors = [p.address for p in PEOPLE if arbitrary or self.book.accounts[p.address].credit]
+        self.do(THIEF.address, "cashOut", creditors[place % len(creditors)] if creditors else THIEF.address)
 
-    @rule(who=anyone, payout=addresses, wrong=rarely_wrong)
-    def set_payout(self, who: Signer, payout: Address, wrong: bool) -> None:
-        self.do(who.address, "setPayout", self.market.escrow if wrong else payout)
+    @rule(account=anyone, payout=addresses, wrong=rarely_wrong)
+    def set_payout(self, account: Signer, payout: Address, wrong: bool) -> None:
+        self.do(account.address, "setPayout", self.market.escrow if wrong else payout)
 
-    @rule(who=coordinators | anyone, bps=rates | st.just(10_001))
-    def set_fee(self, who: Signer, bps: int) -> None:
-        self.do(who.address, "setFee", bps)
+    @rule(coordinator=coordinators | anyone, bps=rates | st.just(10_001))
+    def set_fee(self, coordinator: Signer, bps: int) -> None:
+        self.do(coordinator.address, "setFee", bps)
 
-    @rule(who=anyone, amount=st.integers(1, 5))
-    def donate(self, who: Signer, amount: int) -> None:
-        """Tokens that come without a call belong to nobody, and to nobody's harm."""
-        if self.book.coins[who.address] >= amount:
-            self.market.coin(who.address, "transfer", self.market.escrow, amount)
-            self.book.coins[who.address] -= amount
+    @rule(donor=anyone, amount=st.integers(1, 5))
+    def donate(self, donor: Signer, amount: int) -> None:
+        """Tokens that come without a call belong to nobody and harm nobody."""
+        if self.book.coins[donor.address] >= amount:
+            self.market.coin(donor.address, "transfer", self.market.escrow, amount)
+            self.book.coins[donor.address] -= amount
             self.book.coins[self.market.escrow] += amount
             self.donated += amount
 
     # ------------------------------------------------------------------------------------------------------------- stakes
 
-    @rule(who=providers | anyone, amount=amounts)
-    def stake(self, who: Signer, amount: int) -> None:
-        self.do(who.address, "stake", amount)
+    @rule(provider=providers | anyone, amount=amounts)
+    def stake(self, provider: Signer, amount: int) -> None:
+        self.do(provider.address, "stake", amount)
 
-    @rule(who=providers, amount=amounts)
-    def unstake(self, who: Signer, amount: int) -> None:
-        self.do(who.address, "unstake", amount)
+    @rule(provider=providers, amount=amounts)
+    def unstake(self, provider: Signer, amount: int) -> None:
+        self.do(provider.address, "unstake", amount)
 
-    @rule(who=providers)
-    def withdraw_stake(self, who: Signer) -> None:
-        self.do(who.address, "withdrawStake")
+    @rule(provider=providers)
+    def withdraw_stake(self, provider: Signer) -> None:
+        self.do(provider.address, "withdrawStake")
 
     def receipt(self, provider: Signer, payer: Address, seq: int, total: int, *, wrong: bool) -> Signed[Receipt]:
-        """A provider's receipt, or one that somebody made up for it."""
+        """A provider's receipt, or a forged one."""
         made = self.market.receipt(provider, payer, seq, total)
         return Signed(made.message, THIEF.sign_digest(made.message.digest(self.market.domain))) if wrong else made
 
-    @rule(who=providers, sender=anyone, wish=evidence)
-    def slash_equivocation(self, who: Signer, sender: Signer, wish: dict[str, Any]) -> None:
-        payers, seqs = _payers(wish), (wish["seq"], wish["seq"] + wish["later"])
-        pair = [self.receipt(who, payers[i], seqs[i], wish["totals"][i], wrong=wish["wrong"][i]) for i in (0, 1)]
+    @rule(provider=providers, sender=anyone, options=evidence)
+    def slash_equivocation(self, provider: Signer, sender: Signer, options: dict[str, Any]) -> None:
+        payers, seqs = _payers(options), (options["seq"], options["seq"] + options["later"])
+        pair = [self.receipt(provider, payers[i], seqs[i], options["totals"][i], wrong=options["wrong"][i]) for i in (0, 1)]
         self.do(sender.address, "slashEquivocation", *pair)
 
-    @rule(who=providers, sender=anyone, wish=evidence)
-    def slash_overclaim(self, who: Signer, sender: Signer, wish: dict[str, Any]) -> None:
-        (payer, other), (total, claimed) = _payers(wish), wish["totals"]
-        said = ClaimRow(payer=other, order_hash=ZERO_HASH, seq=wish["seq"], cumulative_cost=Amount(claimed))
-        text = Claim(provider=who.address, rows=(said, replace(said, cumulative_cost=Amount(0))))
-        signature = (THIEF if wish["wrong"][0] else who).sign_digest(text.digest(self.market.domain))
-        receipt = self.receipt(who, payer, wish["seq"] + wish["later"], total, wrong=wish["wrong"][1])
-        claim, place = Signed(text, signature), wish["place"]
+    @rule(provider=providers, sender=anyone, options=evidence)
+    def slash_overclaim(self, provider: Signer, sender: Signer, options: dict[str, Any]) -> None:
+        (payer, other), (total, claimed) = _payers(options), options["totals"]
+        claimed_row = ClaimRow(payer=other, order_hash=ZERO_HASH, seq=options["seq"], cumulative_cost=Amount(claimed))
+        text = Claim(provider=provider.address, rows=(claimed_row, replace(claimed_row, cumulative_cost=Amount(0))))
+        signature = (THIEF if options["wrong"][0] else provider).sign_digest(text.digest(self.market.domain))
+        receipt = self.receipt(provider, payer, options["seq"] + options["later"], total, wrong=options["wrong"][1])
+        claim, place = Signed(text, signature), options["place"]
         self.play(
             lambda: self.book.slash_overclaim(sender.address, claim, place, receipt),
             lambda: self.market.call(
@@ -367,7 +366,7 @@ class Escrow(RuleBasedStateMachine):
 
     @invariant()
     def it_holds_what_it_owes_to_the_unit(self) -> None:
-        """Tokens held = purses + credit + stakes, and what was given away."""
+        """The held tokens equal purses plus credit plus stakes plus donations."""
         assert self.market.balance(self.market.escrow) == self.book.owed + self.donated
 
     @invariant()
@@ -381,7 +380,7 @@ class Escrow(RuleBasedStateMachine):
         assert all(0 <= purse.thawing <= purse.free for purse in self.book.purses.values())
 
     def compare(self) -> None:
-        """The contract's whole state is the book's."""
+        """The contract's whole state equals the book's."""
         ask, book = self.market.ask, self.book
         for key in KEYS:
             state = book.purses.get(key.address)
@@ -389,14 +388,14 @@ class Escrow(RuleBasedStateMachine):
         for payer, provider in book.tabs:
             tab = book.tabs[payer, provider]
             assert ask("tab", payer, provider) == (tab.settled, tab.reserved, tab.release_at)
-        for who in [*(p.address for p in PEOPLE), RULES.treasury]:
-            account, bond = book.accounts[who], book.bonds[who]
-            assert ask("account", who) == (account.credit, book.payout_of(who), account.fee_bps)
-            assert ask("stakeOf", who) == (bond.staked, bond.unstaking, bond.unstake_at)
-            assert self.market.balance(who) == book.coins[who]
+        for address in [*(p.address for p in PEOPLE), RULES.treasury]:
+            account, bond = book.accounts[address], book.bonds[address]
+            assert ask("account", address) == (account.credit, book.payout_of(address), account.fee_bps)
+            assert ask("stakeOf", address) == (bond.staked, bond.unstaking, bond.unstake_at)
+            assert self.market.balance(address) == book.coins[address]
 
     def everyone_leaves(self) -> None:
-        """From wherever they are, all get out what is theirs: in the end the contract holds what was given away."""
+        """From any state, everyone withdraws everything: in the end the contract holds only the donations."""
         tabs = [
             (self.book.purses[key].owner, key, provider, tab) for (key, provider), tab in self.book.tabs.items() if tab.reserved
         ]
@@ -407,22 +406,26 @@ class Escrow(RuleBasedStateMachine):
         for owner, key, provider, _ in tabs:
             self.do(owner, "finishRelease", key, provider)
         purses = [(purse.owner, key, purse.free) for key, purse in self.book.purses.items() if purse.free]
-        bonds = [(who, bond.staked + bond.unstaking) for who, bond in self.book.bonds.items() if bond.staked + bond.unstaking]
+        bonds = [
+            (account_address, bond.staked + bond.unstaking)
+            for account_address, bond in self.book.bonds.items()
+            if bond.staked + bond.unstaking
+        ]
         for owner, key, amount in purses:
             self.do(owner, "thaw", key, amount)
-        for who, amount in bonds:
-            self.do(who, "unstake", amount)
+        for account_address, amount in bonds:
+            self.do(account_address, "unstake", amount)
         self.wait(RULES.unstake)
         for owner, key, _ in purses:
             self.do(owner, "withdraw", key)
-        for who, _ in bonds:
-            self.do(who, "withdrawStake")
-        for who in [w for w, account in self.book.accounts.items() if account.credit]:
-            self.do(THIEF.address, "cashOut", who)
+        for account_address, _ in bonds:
+            self.do(account_address, "withdrawStake")
+        for account_address in [w for w, account in self.book.accounts.items() if account.credit]:
+            self.do(THIEF.address, "cashOut", account_address)
         assert self.market.balance(self.market.escrow) == self.donated
 
     def teardown(self) -> None:
-        """An example ends with a look at everything, and with everybody's leaving."""
+        """Each example ends with a full comparison and with everyone's withdrawal."""
         if not self.broken:
             self.compare()
             self.everyone_leaves()
@@ -432,15 +435,15 @@ class Escrow(RuleBasedStateMachine):
 _NONE = (ZERO_ADDRESS, 0, 0, 0)
 
 
-def _outcome(must: Callable[[], list[Event]]) -> tuple[list[Event], No | None]:
+def _outcome(must: Callable[[], list[Event]]) -> tuple[list[Event], ModelRefusal | None]:
     try:
         return must(), None
-    except No as no:
-        return [], no
+    except ModelRefusal as refusal:
+        return [], refusal
 
 
-def _payers(wish: dict[str, Any]) -> tuple[Address, Address]:
-    return KEYS[0].address, KEYS[wish["other payer"]].address
+def _payers(options: dict[str, Any]) -> tuple[Address, Address]:
+    return KEYS[0].address, KEYS[options["other payer"]].address
 
 
 TestEscrow = pytest.mark.timeout(3_600)(Escrow.TestCase)

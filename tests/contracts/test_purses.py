@@ -13,7 +13,7 @@ SALT = Hash(bytes(31) + b"\x01")
 
 
 async def test_a_key_binds_itself_without_a_signature(world: World) -> None:
-    """The key's own transaction is proof of possession."""
+    """The key's own transaction proves possession of the key."""
     result = await world.escrow.open_purse(await world.sender(KEY), KEY.address, OWNER.address)
     (opened,) = result.of(PurseOpened)
     assert (opened.key, opened.owner) == (KEY.address, OWNER.address)
@@ -21,7 +21,7 @@ async def test_a_key_binds_itself_without_a_signature(world: World) -> None:
 
 
 async def test_anyone_may_send_a_keys_consent(world: World) -> None:
-    """With the key's signature a stranger can open the purse, for the owner that the key named and no other."""
+    """With the key's signature a stranger can open the purse, only for the owner that the key named."""
     stranger = await world.sender(STRANGER)
     bind = KEY.sign(Bind(key=KEY.address, owner=OWNER.address), world.domain)
     with refused("BadSignature", signer=KEY.address):
@@ -42,7 +42,7 @@ async def test_a_key_is_bound_once(world: World) -> None:
 
 
 async def test_nobody_owns_a_purse_or_is_its_key(world: World) -> None:
-    """The zero address is neither key nor owner."""
+    """The zero address can be neither key nor owner."""
     sender = await world.sender(KEY)
     with refused("ZeroAddress"):
         await world.escrow.open_purse(sender, KEY.address, ZERO_ADDRESS)
@@ -68,7 +68,7 @@ async def test_deposit_after_approval(world: World) -> None:
 
 
 async def test_deposits_have_an_owner_and_an_amount(world: World) -> None:
-    """Zero, too much, an unknown purse and somebody else's purse are refused by name."""
+    """Zero, too large an amount, an unknown purse and somebody else's purse are refused by name."""
     owner = await world.purse(KEY, OWNER, 0)
     with refused("ZeroAmount"):
         await world.escrow.deposit(owner, KEY.address, Amount(0))
@@ -81,7 +81,7 @@ async def test_deposits_have_an_owner_and_an_amount(world: World) -> None:
 
 
 async def test_deposit_with_permit(world: World) -> None:
-    """A permit spares the approval."""
+    """A permit replaces the approval."""
     owner = await world.purse(KEY, OWNER, 0)
     await world.give(OWNER.address, DOLLAR)
     permit = await world.escrow.token.permit(OWNER, world.deployment.escrow, Amount(DOLLAR), Seconds(FAR))
@@ -100,7 +100,7 @@ async def test_a_front_run_permit_does_no_harm(world: World) -> None:
 
 
 async def test_a_permit_fills_only_its_owners_purse(world: World) -> None:
-    """A stranger with somebody's permit can fill neither that purse nor its own with it."""
+    """A stranger with somebody's permit can fill neither that person's purse nor its own."""
     await world.purse(KEY, OWNER, 0)
     stranger = await world.purse(STRANGER, STRANGER, 0)
     await world.give(OWNER.address, DOLLAR)
@@ -112,7 +112,7 @@ async def test_a_permit_fills_only_its_owners_purse(world: World) -> None:
 
 
 async def test_deposit_with_authorization(world: World) -> None:
-    """An owner without gas signs, a stranger sends, once; the money cannot be led into another purse."""
+    """An owner without gas signs and a stranger sends, once; the money cannot go to another purse."""
     await world.purse(KEY, OWNER, 0)
     stranger = await world.purse(STRANGER, STRANGER, 0)
     await world.give(OWNER.address, 2 * DOLLAR)
@@ -129,21 +129,21 @@ async def test_deposit_with_authorization(world: World) -> None:
 
 
 async def test_an_authorization_does_not_leave_its_window(world: World) -> None:
-    """Past valid_before it moves nothing, and zero it never moves."""
+    """After valid_before an authorization moves nothing, and a zero amount never moves."""
     await world.purse(KEY, OWNER, 0)
     await world.give(OWNER.address, DOLLAR)
     sender, to = await world.sender(STRANGER), world.deployment.escrow
     now = await world.rpc.timestamp()
-    late = await world.escrow.token.authorize(OWNER, to, KEY.address, Amount(1), SALT, valid_before=Seconds(now - 1))
+    expired = await world.escrow.token.authorize(OWNER, to, KEY.address, Amount(1), SALT, valid_before=Seconds(now - 1))
     with refused("OutsideValidity"):
-        await world.escrow.deposit_with_authorization(sender, KEY.address, late)
+        await world.escrow.deposit_with_authorization(sender, KEY.address, expired)
     nothing = await world.escrow.token.authorize(OWNER, to, KEY.address, Amount(0), SALT, valid_before=Seconds(FAR))
     with refused("ZeroAmount"):
         await world.escrow.deposit_with_authorization(sender, KEY.address, nothing)
 
 
 async def test_thaw_and_withdraw(world: World) -> None:
-    """Free money leaves after the announced wait, and only what was announced."""
+    """Only the announced free money leaves, after its wait."""
     owner = await world.purse(KEY, OWNER, 10 * DOLLAR)
     result = await world.escrow.thaw(owner, KEY.address, Amount(4 * DOLLAR))
     (started,) = result.of(ThawStarted)
@@ -161,7 +161,7 @@ async def test_thaw_and_withdraw(world: World) -> None:
 
 
 async def test_a_new_thaw_starts_the_wait_again(world: World) -> None:
-    """Announcing more cannot ride on an older announcement."""
+    """Announcing more starts a new wait and cannot use an older announcement."""
     owner = await world.purse(KEY, OWNER, 10 * DOLLAR)
     await world.escrow.thaw(owner, KEY.address, Amount(DOLLAR))
     await world.advance(RULES.thaw)
@@ -170,7 +170,7 @@ async def test_a_new_thaw_starts_the_wait_again(world: World) -> None:
         await world.escrow.withdraw(owner, KEY.address)
 
 
-async def test_what_comes_after_a_thaw_does_not_leave_with_it(world: World) -> None:
+async def test_a_deposit_during_a_thaw_needs_its_own_thaw(world: World) -> None:
     """A deposit made during a thaw needs a thaw of its own."""
     owner = await world.purse(KEY, OWNER, 10 * DOLLAR)
     await world.escrow.thaw(owner, KEY.address, Amount(10 * DOLLAR))
@@ -186,7 +186,7 @@ async def test_what_comes_after_a_thaw_does_not_leave_with_it(world: World) -> N
 
 
 async def test_a_thaw_can_be_called_off(world: World) -> None:
-    """After cancelling nothing leaves, and nothing is left to cancel."""
+    """After cancelling, nothing can be withdrawn or cancelled."""
     owner = await world.purse(KEY, OWNER, DOLLAR)
     await world.escrow.thaw(owner, KEY.address, Amount(DOLLAR))
     await world.escrow.cancel_thaw(owner, KEY.address)
@@ -198,7 +198,7 @@ async def test_a_thaw_can_be_called_off(world: World) -> None:
 
 
 async def test_only_the_owner_takes_money_out(world: World) -> None:
-    """Neither the hot key nor a stranger can thaw, cancel or withdraw, and nobody thaws what is not there."""
+    """Neither the hot key nor a stranger can thaw, cancel or withdraw, and nobody can thaw more than there is."""
     owner = await world.purse(KEY, OWNER, DOLLAR)
     for thief in (KEY, STRANGER):
         sender = await world.sender(thief)

@@ -29,7 +29,7 @@ async def _credit(world: World) -> int:
 
 
 async def test_life_of_a_tab(world: World, provider: Sender) -> None:
-    """A provider collects what receipts add up to, twice, and cashes out; the payer keeps the rest."""
+    """A provider collects its receipts' sum, twice, and cashes out; the payer keeps the rest."""
     (first,) = (await world.settle(provider, world.row(KEY, PROVIDER.address, 5 * DOLLAR, 3 * DOLLAR))).of(Settled)
     assert (first.payer, first.provider, first.paid, first.fee, first.settled) == (
         KEY.address,
@@ -49,13 +49,13 @@ async def test_life_of_a_tab(world: World, provider: Sender) -> None:
 
 
 async def test_never_above_the_ceiling(world: World, provider: Sender) -> None:
-    """A total above what the payer signed pays up to the ceiling."""
+    """A total above the payer's signed ceiling pays up to the ceiling."""
     (paid,) = (await world.settle(provider, world.row(KEY, PROVIDER.address, 2 * DOLLAR, 9 * DOLLAR))).of(Settled)
     assert paid.paid == 2 * DOLLAR
 
 
 async def test_reservation_first_then_free(world: World, provider: Sender) -> None:
-    """What is pledged is spent first, then the free balance; without a target nothing is refilled."""
+    """The reservation is spent first, then the free balance; without a target nothing is refilled."""
     await world.escrow.reserve(await world.sender(OWNER), KEY.address, PROVIDER.address, Amount(2 * DOLLAR))
     await world.settle(provider, world.row(KEY, PROVIDER.address, DOLLAR))
     assert (await world.escrow.tab(KEY.address, PROVIDER.address)).reserved == DOLLAR
@@ -74,7 +74,7 @@ async def test_another_providers_reservation_is_not_touched(world: World, provid
 
 
 async def test_a_settlement_refills_the_reservation(world: World, provider: Sender) -> None:
-    """After paying, the reservation is lifted to the order's target from what is free."""
+    """After paying, the reservation is filled to the order's target from the free balance."""
     target = {"reserve_target": Amount(4 * DOLLAR)}
     await world.settle(provider, world.row(KEY, PROVIDER.address, DOLLAR, **target))
     assert (await world.escrow.tab(KEY.address, PROVIDER.address)).reserved == 4 * DOLLAR
@@ -84,7 +84,7 @@ async def test_a_settlement_refills_the_reservation(world: World, provider: Send
 
 
 async def test_short_money_pays_in_part_and_the_rest_later(world: World, provider: Sender) -> None:
-    """A shortfall burns nothing: after a top-up the same row collects exactly the rest, once."""
+    """A shortfall loses nothing: after a top-up the same row collects exactly the rest, once."""
     row = world.row(KEY, PROVIDER.address, 14 * DOLLAR)
     (paid,) = (await world.settle(provider, row)).of(Settled)
     assert (paid.paid, paid.settled) == (10 * DOLLAR, 10 * DOLLAR)
@@ -99,7 +99,7 @@ async def test_short_money_pays_in_part_and_the_rest_later(world: World, provide
 
 
 async def test_money_under_thaw_still_pays(world: World, provider: Sender) -> None:
-    """Until it is withdrawn, free money pays what the key signed; the thaw shrinks with it."""
+    """Free money pays signed orders until it is withdrawn; the thaw shrinks accordingly."""
     owner = await world.sender(OWNER)
     await world.escrow.thaw(owner, KEY.address, Amount(10 * DOLLAR))
     await world.settle(provider, world.row(KEY, PROVIDER.address, 7 * DOLLAR))
@@ -111,11 +111,11 @@ async def test_money_under_thaw_still_pays(world: World, provider: Sender) -> No
         await world.escrow.withdraw(owner, KEY.address)
 
 
-@pytest.mark.parametrize("who", [STRANGER, PROVIDER], ids=["a stranger", "the provider itself"])
-async def test_nothing_is_paid_without_the_providers_signature(world: World, provider: Sender, who: Signer) -> None:
-    """Whoever sends, the provider itself too, needs the provider's signature over exactly these rows."""
+@pytest.mark.parametrize("signer", [STRANGER, PROVIDER], ids=["a stranger", "the provider itself"])
+async def test_nothing_is_paid_without_the_providers_signature(world: World, provider: Sender, signer: Signer) -> None:
+    """Any sender, including the provider, needs the provider's signature over exactly these rows."""
     row, other = world.row(KEY, PROVIDER.address, DOLLAR), world.row(KEY, PROVIDER.address, 2 * DOLLAR)
-    relay = await world.sender(who)
+    relay = await world.sender(signer)
     signed = world.claim(PROVIDER, row)
     forged = replace(signed, signature=STRANGER.sign_digest(signed.claim(world.domain).digest(world.domain)))
     inflated = replace(signed, rows=(replace(row, cumulative_cost=Amount(2 * DOLLAR)),))
@@ -135,7 +135,7 @@ async def test_nothing_is_paid_without_the_providers_signature(world: World, pro
 
 @pytest.mark.parametrize("reason", [r for r in SkipReason if r not in (SkipReason.NONE, SkipReason.BAD_CLAIM)])
 async def test_every_reason_to_skip(world: World, provider: Sender, reason: SkipReason) -> None:
-    """Each bad row is skipped by name, changes nothing, and the good rows around it are paid."""
+    """Each bad row is skipped with its reason and changes nothing, and the good rows around it are paid."""
     good = [world.row(KEY, PROVIDER.address, DOLLAR), world.row(KEY, PROVIDER.address, 2 * DOLLAR)]
     poor = person("poor")
     await world.purse(poor, OWNER, 0)
@@ -169,7 +169,7 @@ async def test_every_reason_to_skip(world: World, provider: Sender, reason: Skip
 
 
 def _foreign(world: World, **changes: object) -> Signed:  # type: ignore[type-arg]
-    """A good order for another chain or contract."""
+    """A valid order for another chain or contract."""
     order = world.order(KEY, PROVIDER.address, 5 * DOLLAR).message
     fields = {"chain_id": world.domain.chain_id, "contract": world.domain.contract} | changes
     return Signed(order, KEY.sign_digest(order.digest(Domain(**fields))))  # type: ignore[arg-type]
@@ -181,8 +181,8 @@ async def test_claim_by_is_the_last_second(world: World, provider: Sender) -> No
     row = world.row(KEY, PROVIDER.address, DOLLAR, claim_by=at)
     await world.rpc.request("evm_setNextBlockTimestamp", at)
     assert (await world.settle(provider, row)).of(Settled)
-    late = world.row(KEY, PROVIDER.address, 2 * DOLLAR, claim_by=at)
-    assert (await world.settle(provider, late)).of(RowSkipped)[0].reason == SkipReason.EXPIRED
+    expiring = world.row(KEY, PROVIDER.address, 2 * DOLLAR, claim_by=at)
+    assert (await world.settle(provider, expiring)).of(RowSkipped)[0].reason == SkipReason.EXPIRED
 
 
 async def test_one_bad_claim_leaves_the_others(world: World, provider: Sender) -> None:
@@ -197,7 +197,7 @@ async def test_one_bad_claim_leaves_the_others(world: World, provider: Sender) -
 
 
 async def test_order_of_rows_does_not_matter(world: World) -> None:
-    """Any permutation, with duplicates, ends in the same balances."""
+    """Any permutation, also with duplicates, ends in the same balances."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     provider = await world.sender(PROVIDER)
     rows = [world.row(KEY, PROVIDER.address, n * DOLLAR) for n in (1, 2, 3)]
@@ -210,7 +210,7 @@ async def test_order_of_rows_does_not_matter(world: World) -> None:
 
 
 async def test_the_fee_is_inside_the_signed_limit(world: World, provider: Sender) -> None:
-    """The coordinator gets its own rate of what is paid, or the rate that the payer signed where that is lower."""
+    """The coordinator gets its own rate of the payment, or the payer's signed rate if that is lower."""
     coordinator = await world.sender(COORDINATOR)
     await world.escrow.set_fee(coordinator, 500)
     terms: dict[str, Any] = {"coordinator": COORDINATOR.address}
@@ -233,16 +233,16 @@ async def test_the_fee_is_inside_the_signed_limit(world: World, provider: Sender
 async def test_fees_of_several_coordinators(world: World, provider: Sender) -> None:
     """Each row's fee goes to the coordinator that its order names."""
     others = [person("c1"), person("c2")]
-    for who in others:
-        await world.escrow.set_fee(await world.sender(who), 100)
+    for coordinator in others:
+        await world.escrow.set_fee(await world.sender(coordinator), 100)
     rows = [world.row(KEY, PROVIDER.address, n * DOLLAR, coordinator=others[n % 2].address, max_fee_bps=100) for n in range(1, 6)]
     await world.settle(provider, *rows)
-    credits_ = [(await world.escrow.provider(who.address)).credit for who in others]
+    credits_ = [(await world.escrow.provider(coordinator.address)).credit for coordinator in others]
     assert credits_ == [20_000, 30_000]
 
 
 async def test_a_rate_is_at_most_everything(world: World, provider: Sender) -> None:
-    """Rates stop at 100 %, where the provider gets nothing."""
+    """Rates are limited to 100 %, at which the provider gets nothing."""
     with refused("FeeTooHigh", bps=10_001):
         await world.escrow.set_fee(provider, 10_001)
     await world.escrow.set_fee(await world.sender(COORDINATOR), 10_000)
@@ -259,8 +259,8 @@ async def test_an_empty_batch_is_a_mistake(world: World, provider: Sender) -> No
     assert (await world.escrow.settle(provider, [ClaimBatch(PROVIDER.address, ())])).events == ()
 
 
-async def test_cash_out_goes_where_the_account_said(world: World, provider: Sender) -> None:
-    """Anyone may push the credit, only to the payout address, which only the account sets, and never to where it is lost."""
+async def test_cash_out_goes_to_the_payout_address(world: World, provider: Sender) -> None:
+    """Anyone may pay out credit, only to the payout address that the account set, and never to the escrow or the token."""
     vault = person("vault").address
     await world.settle(provider, world.row(KEY, PROVIDER.address, DOLLAR))
     (changed,) = (await world.escrow.set_payout(provider, vault)).of(PayoutSet)
@@ -275,7 +275,7 @@ async def test_cash_out_goes_where_the_account_said(world: World, provider: Send
 
 
 async def test_the_largest_amounts(world: World, provider: Sender) -> None:
-    """Totals and ceilings of 96 bits pay what there is and overflow nothing."""
+    """Totals and ceilings of 96 bits pay what is available and overflow nothing."""
     most = (1 << 96) - 1
     (paid,) = (await world.settle(provider, world.row(KEY, PROVIDER.address, most, reserve_target=Amount(most)))).of(Settled)
     assert paid.paid == 10 * DOLLAR

@@ -37,7 +37,7 @@ async def reporter(world: World) -> Sender:
 
 
 async def test_stake_and_unstake(world: World) -> None:
-    """A stake leaves after its wait, in full; what was announced counts no longer."""
+    """A stake leaves after its wait, in full; the leaving part no longer counts."""
     sender = await world.stake(PROVIDER, 5 * DOLLAR)
     await world.give(PROVIDER.address, DOLLAR)
     await world.escrow.token.approve(sender, world.deployment.escrow, Amount(DOLLAR))
@@ -57,7 +57,7 @@ async def test_stake_and_unstake(world: World) -> None:
 
 
 async def test_unstaking_can_be_changed_and_called_off(world: World) -> None:
-    """A new announcement replaces the old one and waits again; zero brings everything back to the stake."""
+    """A new announcement replaces the old one and waits again; announcing zero returns everything to the stake."""
     sender = await world.stake(PROVIDER, 5 * DOLLAR)
     await world.escrow.unstake(sender, Amount(DOLLAR))
     await world.advance(RULES.unstake)
@@ -73,7 +73,7 @@ async def test_unstaking_can_be_changed_and_called_off(world: World) -> None:
 
 
 async def test_equivocation_is_slashed(world: World, reporter: Sender) -> None:
-    """Two different receipts for one payer and seq cost the penalty, a fifth of it to the reporter."""
+    """Two different receipts for one payer and seq cost the penalty, of which the reporter gets a fifth."""
     first = world.receipt(PROVIDER, PAYER, 1, DOLLAR)
     second = world.receipt(PROVIDER, PAYER, 1, DOLLAR, finished_at=7)
     (slashed,) = (await world.escrow.slash_equivocation(reporter, first, second)).of(Slashed)
@@ -88,7 +88,7 @@ async def test_equivocation_is_slashed(world: World, reporter: Sender) -> None:
 
 
 async def test_what_is_no_equivocation(world: World, reporter: Sender) -> None:
-    """The same receipt twice, another seq, another payer, another provider or a forged half is no evidence."""
+    """The same receipt twice, another seq, payer or provider, or a forged receipt is no evidence."""
     first = world.receipt(PROVIDER, PAYER, 1, DOLLAR)
     for other in (
         first,
@@ -119,7 +119,7 @@ async def test_an_overclaim_is_slashed(world: World, reporter: Sender) -> None:
 
 
 async def test_what_is_no_overclaim(world: World, reporter: Sender) -> None:
-    """An honest claim, a later one, another payer's receipt, a row that is not there or a forged half is no evidence."""
+    """An honest or later claim, another payer's receipt, a missing row or a forged message is no evidence."""
     receipt = world.receipt(PROVIDER, PAYER, 5, DOLLAR)
     foreign = world.receipt(PROVIDER, REPORTER.address, 5, 1)
     for evidence in (
@@ -141,7 +141,7 @@ async def test_what_is_no_overclaim(world: World, reporter: Sender) -> None:
 
 
 async def test_a_penalty_takes_what_is_there(world: World, reporter: Sender) -> None:
-    """The stake that counts goes first, then what is leaving; an empty stake has nothing to lose, which is said by name."""
+    """The penalty takes the active stake first, then the leaving one; an empty stake is refused by name."""
     provider = await world.sender(PROVIDER)
     await world.escrow.unstake(provider, Amount(20 * DOLLAR))
     taken = []
@@ -160,7 +160,7 @@ async def test_a_penalty_takes_what_is_there(world: World, reporter: Sender) -> 
 
 
 async def test_evidence_does_not_wear_out(world: World, reporter: Sender) -> None:
-    """What a stake could not pay stays due: reporting oneself with little or nothing at stake buys no immunity."""
+    """A penalty beyond the stake stays due, so reporting oneself with little or no stake gives no immunity."""
     cheat = person("cheat")
     pair = [world.receipt(cheat, PAYER, 1, total) for total in (DOLLAR, 2 * DOLLAR)]
     with refused("NothingAtStake", provider=cheat.address):
@@ -186,7 +186,7 @@ async def test_reporting_oneself_is_no_early_way_out(world: World) -> None:
 
 
 async def test_rules_must_make_sense(world: World) -> None:
-    """Unstaking outlasts every other wait and ends within a year; a penalty, a treasury and a token must be there."""
+    """Unstaking waits longer than every other wait and at most a year; a penalty, a treasury and a token are required."""
     sender, token = world.deployer, world.deployment.token
     for rules in (replace(RULES, unstake=RULES.release), replace(RULES, thaw=RULES.unstake)):
         with refused("UnstakeTooShort"):

@@ -35,7 +35,9 @@ async def test_the_owner_reserves(world: World) -> None:
 
 
 async def test_a_reservation_needs_sense(world: World) -> None:
-    """Nothing, too much, money under thaw, nobody, oneself, an unknown purse, somebody else's purse: each has its error."""
+    """Zero, too large an amount, thawing money, no provider, oneself, an unknown purse and another's purse each have their
+    error.
+    """
     owner = await world.purse(KEY, OWNER, 10 * DOLLAR)
     reserve = world.escrow.reserve
     with refused("ZeroAmount"):
@@ -58,7 +60,7 @@ async def test_a_reservation_needs_sense(world: World) -> None:
 
 
 async def test_anyone_secures_an_order(world: World) -> None:
-    """The order alone lifts the reservation to its target, as far as free money goes, and pays nothing."""
+    """The order alone raises the reservation towards its target with the available free money, and pays nothing."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     stranger = await world.sender(STRANGER)
     order = world.order(KEY, PROVIDER.address, DOLLAR, reserve_target=Amount(4 * DOLLAR))
@@ -72,7 +74,7 @@ async def test_anyone_secures_an_order(world: World) -> None:
 
 
 async def test_securing_needs_a_good_order(world: World) -> None:
-    """Forged, malleable, late, self-dealing, unknown: refused by name."""
+    """Forged, malleable, late, self-dealing and unknown orders are refused by name."""
     await world.purse(KEY, OWNER, 10 * DOLLAR)
     stranger, target = await world.sender(STRANGER), {"reserve_target": Amount(DOLLAR)}
     secure = world.escrow.secure
@@ -94,7 +96,7 @@ async def test_securing_needs_a_good_order(world: World) -> None:
 
 
 async def test_no_refill_during_a_thaw(world: World) -> None:
-    """While money thaws, neither an order nor a settlement takes more of it into a reservation."""
+    """During a thaw, neither an order nor a settlement moves more of the thawing money into a reservation."""
     owner = await world.purse(KEY, OWNER, 10 * DOLLAR)
     await world.escrow.reserve(owner, KEY.address, PROVIDER.address, Amount(2 * DOLLAR))
     await world.escrow.thaw(owner, KEY.address, Amount(1))
@@ -109,7 +111,7 @@ async def test_no_refill_during_a_thaw(world: World) -> None:
 
 
 async def test_release_after_the_wait(world: World) -> None:
-    """The owner announces, waits, and takes back what the provider has not collected meanwhile."""
+    """The owner announces, waits, and takes back what the provider has not collected."""
     owner = await world.purse(KEY, OWNER, 10 * DOLLAR)
     await world.escrow.reserve(owner, KEY.address, PROVIDER.address, Amount(4 * DOLLAR))
     (started,) = (await world.escrow.release(owner, KEY.address, PROVIDER.address)).of(ReleaseStarted)
@@ -125,7 +127,7 @@ async def test_release_after_the_wait(world: World) -> None:
 
 
 async def test_no_refill_during_a_release(world: World) -> None:
-    """An earlier order cannot pull money back into the reservation; the owner's own reserve ends the release."""
+    """An earlier order cannot move money back into the reservation; the owner's own reserve ends the release."""
     owner = await world.purse(KEY, OWNER, 10 * DOLLAR)
     await world.escrow.reserve(owner, KEY.address, PROVIDER.address, Amount(2 * DOLLAR))
     await world.escrow.release(owner, KEY.address, PROVIDER.address)
@@ -140,7 +142,7 @@ async def test_no_refill_during_a_release(world: World) -> None:
 
 
 async def test_a_release_needs_a_reservation_and_its_owner(world: World) -> None:
-    """Nothing to release, a release that runs already, somebody else's purse: refused by name."""
+    """An empty reservation, a running release and another's purse are refused by name."""
     owner = await world.purse(KEY, OWNER, 10 * DOLLAR)
     with refused("NothingReserved"):
         await world.escrow.release(owner, KEY.address, PROVIDER.address)
@@ -158,7 +160,7 @@ async def test_a_release_needs_a_reservation_and_its_owner(world: World) -> None
 
 
 async def test_the_provider_gives_back(world: World) -> None:
-    """A provider can let its reservation go at once, in part or whole, by its own transaction."""
+    """A provider can release its reservation at once, in part or whole, with its own transaction."""
     owner = await world.purse(KEY, OWNER, 10 * DOLLAR)
     await world.escrow.reserve(owner, KEY.address, PROVIDER.address, Amount(4 * DOLLAR))
     provider = await world.sender(PROVIDER)
@@ -175,7 +177,7 @@ async def test_the_provider_gives_back(world: World) -> None:
 
 
 async def test_a_signed_release(world: World) -> None:
-    """The provider's signature lets anyone drop the reservation to the floor that it names, until the deadline."""
+    """With the provider's signature anyone can lower the reservation to the stated floor, until the deadline."""
     owner = await world.purse(KEY, OWNER, 10 * DOLLAR)
     await world.escrow.reserve(owner, KEY.address, PROVIDER.address, Amount(4 * DOLLAR))
     stranger, now = await world.sender(STRANGER), await world.rpc.timestamp()
@@ -196,7 +198,7 @@ async def test_a_signed_release(world: World) -> None:
 
 
 async def test_a_cooperative_release_is_no_way_around_the_thaw(world: World) -> None:
-    """Money that goes free -> own sybil's reservation -> free still waits for a thaw of its own."""
+    """Money that goes through a sybil's reservation back to the free balance still needs a thaw of its own."""
     owner = await world.purse(KEY, OWNER, 10 * DOLLAR)
     await world.escrow.thaw(owner, KEY.address, Amount(1))
     await world.advance(RULES.thaw)

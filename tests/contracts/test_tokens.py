@@ -34,7 +34,7 @@ async def _tell(world: World, function: str, *arguments: object) -> None:
 
 
 async def test_a_token_that_keeps_a_fee_is_refused(hostile: World) -> None:
-    """A purse is credited with exactly what arrived, or not at all."""
+    """A purse is credited with exactly the received amount, or not at all."""
     await _tell(hostile, "setFee", 5)
     with refused("ShortDelivery", expected=DOLLAR, received=DOLLAR - 5):
         await hostile.top_up(KEY, OWNER, DOLLAR)
@@ -44,7 +44,7 @@ async def test_a_token_that_keeps_a_fee_is_refused(hostile: World) -> None:
 
 
 async def test_the_escrow_holds_at_most_96_bits(hostile: World) -> None:
-    """A token with a larger supply cannot make sums overflow."""
+    """A token with a supply above 96 bits cannot make sums overflow."""
     most = (1 << 96) - 1
     with refused("AmountTooLarge", amount=most + 10 * DOLLAR):
         await hostile.top_up(KEY, OWNER, most)
@@ -53,7 +53,7 @@ async def test_the_escrow_holds_at_most_96_bits(hostile: World) -> None:
 
 
 async def test_a_blocked_account_blocks_only_itself(hostile: World) -> None:
-    """A payee that the token refuses cannot stop a batch; it collects credit and cashes out elsewhere."""
+    """A payee that the token refuses cannot block a batch; its credit grows, and it cashes out to another address."""
     other = person("other")
     await _tell(hostile, "setBlocked", PROVIDER.address, True)
     relay = await hostile.sender(STRANGER)
@@ -80,12 +80,12 @@ async def test_a_token_that_calls_back_gets_nowhere(hostile: World) -> None:
 
 
 def _authorized(world: World, amount: int) -> SignedAuthorization:
-    """As good as any to a token that believes everybody."""
+    """A signature that is valid to a token that accepts any signature."""
     return SignedAuthorization(Amount(amount), Seconds(0), Seconds(FAR), Hash(bytes(32)), bytes(64) + b"\x1b")
 
 
 async def test_an_authorization_is_no_way_around(hostile: World) -> None:
-    """A deposit by authorization, too, credits exactly what arrived, and nobody gets in during it."""
+    """A deposit by authorization also credits exactly the received amount and cannot be re-entered."""
     stranger = await hostile.sender(STRANGER)
     await _tell(hostile, "mint", OWNER.address, 10 * DOLLAR)
     await hostile.escrow.deposit_with_authorization(stranger, KEY.address, _authorized(hostile, DOLLAR))
@@ -99,14 +99,14 @@ async def test_an_authorization_is_no_way_around(hostile: World) -> None:
     await _tell(hostile, "setCallback", hostile.deployment.escrow, again, False)
     with refused("ReentrancyGuardReentrantCall"):
         await hostile.escrow.deposit_with_authorization(stranger, KEY.address, _authorized(hostile, DOLLAR))
-    # A token that shrugs the refusal off: the deposit stands, and nothing left on the way.
+    # The token ignores the refusal: the deposit stands, and no money left meanwhile.
     await _tell(hostile, "setCallback", hostile.deployment.escrow, again, True)
     await hostile.escrow.deposit_with_authorization(stranger, KEY.address, _authorized(hostile, DOLLAR))
     assert (await hostile.escrow.provider(PROVIDER.address)).credit == DOLLAR
 
 
 def test_no_escrow_without_a_token() -> None:
-    """The zero address is no token."""
+    """The zero address is not accepted as a token."""
     market = Market()
     code = market.escrow_abi.create(ZERO_ADDRESS, astuple(market.rules))
     with refused("ZeroAddress"):
@@ -114,7 +114,7 @@ def test_no_escrow_without_a_token() -> None:
 
 
 async def test_the_faucet_is_bounded(world: World) -> None:
-    """Anyone mints play money, a billion dollars at a time."""
+    """Anyone can mint test dollars, up to a billion at a time."""
     token, sender = world.escrow.token, await world.sender(STRANGER)
     await token.mint(sender, OWNER.address, Amount(10**15))
     with refused("MintTooLarge", limit=10**15):
@@ -124,7 +124,7 @@ async def test_the_faucet_is_bounded(world: World) -> None:
 
 
 async def test_only_the_payee_executes_an_authorization(world: World) -> None:
-    """An authorization for the escrow is of no use to anyone who calls the token itself."""
+    """An authorization for the escrow is useless to anyone who calls the token directly."""
     token, stranger = world.escrow.token, await world.sender(STRANGER)
     signed = await token.authorize(
         OWNER, world.deployment.escrow, KEY.address, Amount(1), Hash(bytes(32)), valid_before=Seconds(FAR)
@@ -140,6 +140,6 @@ def _fetch(world: World, signed: SignedAuthorization) -> tuple[object, ...]:
 
 
 async def test_a_market_needs_a_token(world: World) -> None:
-    """An escrow cannot be made for no token at all."""
+    """An escrow cannot be deployed without a token."""
     with pytest.raises(Refusal):
         await deploy(world.rpc, world.deployer, rules=RULES, token=Address("0x" + "12" * 20))

@@ -31,7 +31,7 @@ def _read(case: dict[str, Any]) -> Message:
 @pytest.mark.parametrize("oracle", ORACLES)
 @pytest.mark.parametrize("case", INPUT["cases"], ids=lambda case: case["name"])
 def test_python_agrees_with(oracle: str, case: dict[str, Any]) -> None:
-    """Digest and signature of every struct are what an independent implementation computes."""
+    """The digest and signature of every struct equal those of an independent implementation."""
     vector = next(v for v in ORACLES[oracle]["vectors"] if v["name"] == case["name"])
     message, signer = _read(case), Signer(bytes.fromhex(INPUT["secret"][2:]))
     digest = message.digest(DOMAIN)
@@ -41,14 +41,14 @@ def test_python_agrees_with(oracle: str, case: dict[str, Any]) -> None:
 
 
 def test_every_signed_message_has_vectors() -> None:
-    """No message class that is hashed is left out."""
+    """Every hashed message class is included."""
     classes = {n for n, c in vars(messages).items() if isinstance(c, type) and issubclass(c, Message) and c is not Message}
     assert classes - {"ClaimRow"} == {case["primaryType"] for case in INPUT["cases"]}
     assert INPUT["types"] == {n: getattr(messages, n).SCHEMA.types() for n in INPUT["types"]}
 
 
 async def test_the_contract_agrees(world: World) -> None:
-    """The chain hashes every struct that it reads as both oracles do; an order also from its packed row."""
+    """The contract hashes every struct as both reference implementations do, an order also from its packed row."""
     artifact = load("MessageHashes")
     address, _ = await create_contract(world.deployer, artifact.create())
 

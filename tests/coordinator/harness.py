@@ -45,7 +45,7 @@ COORDINATOR, PAYER = person("coordinator"), person("payer")
 
 @dataclass
 class Clock:
-    """Both clocks of a market. Time passes only when the test says so."""
+    """Both clocks of a market, which only the test moves."""
 
     seconds: float = 0.0
 

@@ -8,11 +8,11 @@ from tests.coordinator.harness import PAYER
 
 def test_a_frame_goes_to_the_subjects_handler() -> None:
     """A frame reaches the handler of its subject at once, and no other."""
-    bus, ours, theirs = InProcessBus(), list[bytes](), list[bytes]()
-    bus.attach("a", ours.append)
-    bus.attach("b", theirs.append)
+    bus, first_frames, second_frames = InProcessBus(), list[bytes](), list[bytes]()
+    bus.attach("a", first_frames.append)
+    bus.attach("b", second_frames.append)
     assert bus.send("a", b"frame")
-    assert (ours, theirs) == ([b"frame"], [])
+    assert (first_frames, second_frames) == ([b"frame"], [])
 
 
 def test_a_subject_without_a_handler() -> None:

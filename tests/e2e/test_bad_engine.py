@@ -117,7 +117,7 @@ async def _ask(site: processes.Site, behaviour: str) -> tuple[int, str, str | No
         return answer.status_code, answer.text, answer.headers.get("x-tally-job")
 
 
-async def _story(site: processes.Site, job: str) -> dict[str, Any]:
+async def _outcome(site: processes.Site, job: str) -> dict[str, Any]:
     async with httpx.AsyncClient(base_url=site.gateway, trust_env=False) as http:
         for _ in range(100):
             record: dict[str, Any] = (await http.get(f"/tally/jobs/{job}")).json()
@@ -141,7 +141,7 @@ async def test_misbehaving_engines(tmp_path: Path) -> None:
         for behaviour in (*(name for name in BEHAVIOURS if name != "good"), "good"):
             status, text, job = await _ask(site, behaviour)
             assert "secret trace" not in text
-            record: dict[str, Any] = await _story(site, job) if job else {"outcome": None, "cost": "0"}
+            record: dict[str, Any] = await _outcome(site, job) if job else {"outcome": None, "cost": "0"}
             outcomes[behaviour] = (status, record["outcome"])
             if record["outcome"] == "completed":
                 assert "[DONE]" in text

@@ -46,7 +46,7 @@ async def test_second_coordinator_refuses_to_start(tmp_path: Path, monkeypatch: 
     the first, a coordinator starts.
     """
     folder = tmp_path / "market"
-    monkeypatch.setenv("TALLY_COORDINATOR_ACCEPT_TIMEOUT", "3000")  # the job outlasts the second one's start, however slow
+    monkeypatch.setenv("TALLY_COORDINATOR_ACCEPT_TIMEOUT", "3000")  # the job outlasts a slow start of the second coordinator
     async with processes.upstream() as mock, processes.market(folder, mock) as site:
         node = await load.EnginelessNode.join(site.coordinator, Signer(os.urandom(32)), site.deployment.domain)
         async with aiohttp.ClientSession() as session:

@@ -30,7 +30,7 @@ def _forms(text: str) -> list[bytes]:
     return [plain, plain[:20], plain[-20:], *other, *based, *safe]
 
 
-def _found(data: bytes) -> list[str]:
+def _leaked_forms(data: bytes) -> list[str]:
     """Returns the secrets that the data contains in any form."""
     return [text for text in (SECRET, *ANSWERED) if any(form in data for form in _forms(text))]
 
@@ -102,26 +102,26 @@ def test_search_finds_every_form() -> None:
         *(base64.b64encode(b"y" * shift + text.encode()) for shift in range(3)),
         SECRET[:25].encode(),
     ):
-        assert _found(data) == [SECRET]
-    assert _found(b"nothing") == []
+        assert _leaked_forms(data) == [SECRET]
+    assert _leaked_forms(b"nothing") == []
 
 
 async def test_coordinator_never_has_the_plaintext(tmp_path: Path) -> None:
     """After streamed and whole answers, the coordinator's files, debug log, both connections and memory have no plaintext."""
     listen, proxy_port = free_port(0), free_port(0)
-    tap = RecordingProxy(listen)
-    async with processes.upstream() as mock, tap.open(proxy_port):
+    recorder = RecordingProxy(listen)
+    async with processes.upstream() as mock, recorder.open(proxy_port):
         folder = tmp_path / "market"
         async with processes.market(folder, mock, coordinator_port=listen, proxy_port=proxy_port, log_level="debug") as site:
             answers = [await _chat(site.gateway, stream=stream) for stream in (True, False, True)]
             memory = _memory(site.pids["coordinator"])
             stored = {path.name: path.read_bytes() for path in folder.glob("coordinator*") if path.is_file()}
             plain = _memory(site.pids["gateway"])
-    assert _found(answers[0]) == list(ANSWERED)
+    assert _leaked_forms(answers[0]) == list(ANSWERED)
     assert {"coordinator.db", "coordinator.db-wal", "coordinator.log"} <= stored.keys()
     for name, data in stored.items():
-        assert (name, _found(data)) == (name, [])
-    assert len(tap.heard) > 10_000
-    assert _found(bytes(tap.heard)) == []
-    assert _found(memory) == []
-    assert not plain or SECRET in _found(plain), "the same search finds it where it is: in the gateway"
+        assert (name, _leaked_forms(data)) == (name, [])
+    assert len(recorder.heard) > 10_000
+    assert _leaked_forms(bytes(recorder.heard)) == []
+    assert _leaked_forms(memory) == []
+    assert not plain or SECRET in _leaked_forms(plain), "the same search finds it where it is: in the gateway"

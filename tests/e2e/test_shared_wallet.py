@@ -268,7 +268,7 @@ async def test_lost_ledger_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         for turn in range(2):
             requests = [asyncio.create_task(cluster.ask(GATEWAYS[n % 2], f"before-{turn}-{n}")) for n in range(6)]
             await asyncio.sleep(STREAM_SECONDS)
-            for name in GATEWAYS[turn:]:  # in the second turn one goes on with the file that is gone
+            for name in GATEWAYS[turn:]:  # in the second turn a gateway continues with the deleted file
                 await cluster.kill(name)
             _lose(cluster.ledger_file)
             for name in GATEWAYS[turn:]:
@@ -301,7 +301,7 @@ async def test_lost_ledger_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         for number in range(4):
             await cluster.ask_until_answered(
                 f"from-the-chain-{number}", tokens=4_000 if number % 2 else 200
-            )  # more than old ceilings bear
+            )  # more than the old ceilings allow
         assert not _blocked(cluster.ledger_file)
         await _check_chain(cluster, _totals(cluster))
 
@@ -328,7 +328,7 @@ async def test_two_machines_by_mistake(tmp_path: Path, monkeypatch: pytest.Monke
             for name in GATEWAYS:
                 await persist(cluster, name, f"alone-{turn}")
         await asyncio.gather(*(persist(cluster, name, f"both-{n}") for n in range(4) for name in GATEWAYS))
-        assert all("one ledger file" in text for text in messages)  # how many are refused is chance
+        assert all("one ledger file" in text for text in messages)  # the number of refusals is random
         for file in (cluster.ledger_file, cluster.other_ledger_file):
             assert not _blocked(file)
         await _check_chain(cluster, _totals(cluster))

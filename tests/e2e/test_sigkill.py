@@ -74,7 +74,7 @@ class Cluster:
             return database.execute(query).fetchall()
 
 
-async def _until(ready: Callable[[], Any], what: str) -> Any:
+async def _until(ready: Callable[[], Any], condition: str) -> Any:
     """Repeats a request until it succeeds; a process may be down meanwhile."""
     value: object = None
     for _ in range(TIMEOUT_SECONDS * 10):
@@ -83,7 +83,7 @@ async def _until(ready: Callable[[], Any], what: str) -> Any:
             if value:
                 return value
         await asyncio.sleep(0.1)
-    pytest.fail(f"{what}: not within {TIMEOUT_SECONDS} s; last seen {value}")
+    pytest.fail(f"{condition}: not within {TIMEOUT_SECONDS} s; last seen {value}")
 
 
 async def _ask(cluster: Cluster, key: str) -> tuple[int, bytes]:

@@ -24,7 +24,7 @@ ROUTE = "/v1/node"
 
 @dataclass(eq=False)
 class Connection:
-    """One node that connected: what it said first, and every frame since. `confirm`: say that output came."""
+    """A connected node: its HELLO and every later frame. `confirm`: confirm that output arrived."""
 
     socket: ServerConnection
     hello: Hello
@@ -34,8 +34,8 @@ class Connection:
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def of(self, kind: Kind, job: JobId | None = None) -> list[bytes]:
-        """The payloads of one kind so far, of one job or all."""
-        return [payload for found, of, payload in self.frames if found is kind and job in (None, of)]
+        """Returns the payloads received of one kind, for one job or all."""
+        return [payload for frame_kind, frame_job, payload in self.frames if frame_kind is kind and job in (None, frame_job)]
 
     async def until(self, kind: Kind, count: int = 1, job: JobId | None = None) -> bytes:
         """Waits for the n-th frame of a kind and returns its payload."""
@@ -45,13 +45,13 @@ class Connection:
         return self.of(kind, job)[count - 1]
 
     async def asks(self) -> tuple[Signed[Ask], ...]:
-        """What the node offered first, with its HELLO or, where it had to recall, after that."""
-        told = list(self.hello.asks)
+        """Returns the node's first asks, from its HELLO or, if it had to recover, from a later frame."""
+        asks = list(self.hello.asks)
         number = 0
-        while not told:
+        while not asks:
             number += 1
-            told = list(read_asks(loads(await self.until(Kind.ASKS, number), "asks")["asks"]))
-        return tuple(told)
+            asks = list(read_asks(loads(await self.until(Kind.ASKS, number), "asks")["asks"]))
+        return tuple(asks)
 
     async def send(self, kind: Kind, job: JobId = NO_JOB, payload: bytes = b"") -> None:
         """Sends a frame to the node."""
@@ -60,8 +60,8 @@ class Connection:
 
 @dataclass
 class FakeCoordinator:
-    """Takes nodes. `domain` is what it says it works on, `account` who it says it is; `acknowledge`: confirm receipts as they
-    come; `recalls`: answer nodes that recall.
+    """Accepts nodes. `domain` and `account` are the ones that it claims; `acknowledge`: confirm receipts on arrival;
+    `recalls`: answer nodes that recover their state.
     """
 
     domain: Domain = DOMAIN
@@ -75,7 +75,7 @@ class FakeCoordinator:
 
     @property
     def url(self) -> str:
-        """Its base address."""
+        """The base URL."""
         return f"http://127.0.0.1:{self.port}"
 
     @asynccontextmanager
@@ -87,9 +87,9 @@ class FakeCoordinator:
             server.close(close_connections=True)
 
     def page(self, after: str) -> bytes:
-        """What it answers to a node that recalls."""
-        left = [late for late in self.remembered if late.receipt.message.payer > after]
-        return dumps({"receipts": [late.to_json() for late in left[:1]], "more": len(left) > 1})
+        """Returns the answer to a node that recovers its state."""
+        left = [receipt for receipt in self.remembered if receipt.receipt.message.payer > after]
+        return dumps({"receipts": [receipt.to_json() for receipt in left[:1]], "more": len(left) > 1})
 
     async def _attend(self, socket: ServerConnection) -> None:
         assert socket.request is not None

@@ -1,4 +1,4 @@
-"""The other side of the node, for tests: a payer and a coordinator with what they sign, and a client that opens the responses."""
+"""The peers of a node in tests: a payer and a coordinator with their signatures, and a client that opens the responses."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def make_asks(*offers: Offer, now: int = NOW, sealing: SealingKey = SEALING) -> 
 
 @dataclass
 class PlacedJob:
-    """A job as its client made it."""
+    """A job as its client created it."""
 
     job: JobId
     key: ContentKey
@@ -156,7 +156,7 @@ class Client:
 
 
 def admitted(placed: PlacedJob) -> AdmittedJob:
-    """Returns a job past admission."""
+    """Returns an admitted job."""
     return AdmittedJob(placed.job, placed.order, placed.terms, 0, OFFER)
 
 
@@ -217,9 +217,9 @@ class RunnerHarness:
             self._changes.clear()
             await self._changes.wait()
 
-    def dispatch(self, body: dict[str, Any] | bytes | None = None, **spoilt: Any) -> PlacedJob:
+    def dispatch(self, body: dict[str, Any] | bytes | None = None, **changes: Any) -> PlacedJob:
         """Dispatches a new job to the node."""
-        placed = self.client.order(self.asks.current[0], body, **spoilt)
+        placed = self.client.order(self.asks.current[0], body, **changes)
         self.dispatch_again(placed)
         return placed
 

@@ -1,4 +1,4 @@
-"""Strategies for every message class, derived from its fields, and for the things that messages are made of."""
+"""Hypothesis strategies for every message class, derived from its fields, and for the values in messages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ domains = st.builds(Domain, chain_id=st.sampled_from([0, 1, 31_337, 2**53 + 1, 2
 
 
 def uints(bits: int) -> st.SearchStrategy[int]:
-    """Whole numbers of so many bits, with a liking for the edges of types."""
+    """Whole numbers of this many bits, which favour the edges of types."""
     top = (1 << bits) - 1
     edges = sorted({0, 1, top, top - 1, *(1 << width for width in range(8, bits, 8))})
     return st.sampled_from(edges) | st.integers(0, top)

@@ -24,28 +24,28 @@ def _read(header: str | None, now: float = NOW) -> Address:
 
 
 def test_a_token_names_its_account() -> None:
-    """Whoever signed it is who calls."""
+    """A token's signer is the caller."""
     assert _read(_token()) == PAYER.address
     assert _read(_token(OTHER)) == OTHER.address
 
 
 @pytest.mark.parametrize("header", [None, "", "Tally", "Tally ", "Bearer abc", "tally abc"])
 def test_without_a_token(header: str | None) -> None:
-    """No token, or another scheme, is told how to get one."""
-    with pytest.raises(Refusal, match="signed access token") as told:
+    """A request without a token, or with another scheme, is refused with an explanation of how to get one."""
+    with pytest.raises(Refusal, match="signed access token") as caught:
         _read(header)
-    assert told.value.code is Code.UNAUTHENTICATED
+    assert caught.value.code is Code.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize("header", ["Tally ***", "Tally " + "A" * (MAX_TOKEN + 1), "Tally e30", "Tally \u00e9", "Tally W10"])
 def test_a_malformed_token(header: str) -> None:
-    """What is no signed message is a bad message, never a crash."""
+    """A malformed token is a bad message and never crashes."""
     with pytest.raises(BadMessage, match="access"):
         _read(header)
 
 
 def test_a_token_for_another_coordinator_or_chain() -> None:
-    """A coordinator cannot use the token that it was shown at another one."""
+    """A token for one coordinator is invalid at another one."""
     with pytest.raises(Refusal, match=r"access\.coordinator"):
         _read(_token(coordinator=OTHER.address))
     with pytest.raises(BadSignature):
@@ -54,8 +54,8 @@ def test_a_token_for_another_coordinator_or_chain() -> None:
 
 @pytest.mark.parametrize("shift", [-ACCESS_SECONDS, ACCESS_SECONDS])
 def test_a_token_lasts_for_minutes(shift: int) -> None:
-    """It counts up to its last second, and no longer."""
+    """A token is valid up to and including its last second."""
     assert _read(_token(at=NOW + shift)) == PAYER.address
-    late: type[TallyError] = Refusal
-    with pytest.raises(late, match="clock"):
+    error_type: type[TallyError] = Refusal
+    with pytest.raises(error_type, match="clock"):
         _read(_token(at=NOW + shift + (1 if shift > 0 else -1)))

@@ -1,4 +1,4 @@
-"""The generic half of every signed message: schema, JSON, digest, signature."""
+"""The generic part of every signed message: schema, JSON, digest, signature."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ASK_JSON = {
 
 @message(signer="who")
 class Everything(Message):
-    """A message with every type that a field may have, also those that no message of the market uses yet."""
+    """A message with every type that a field may have, including types that no message of the market uses yet."""
 
     who: Address
     flag: bool
@@ -81,20 +81,20 @@ def test_digest_is_that_of_an_independent_implementation(subject: Message, domai
 def test_signature_and_recovery_are_those_of_an_independent_implementation(
     data: st.DataObject, signer: Signer, domain: Domain
 ) -> None:
-    """A wallet library signs a message to the same bytes, and each side recovers the other's signer."""
+    """A wallet library produces the same signature, and each side recovers the other's signer."""
     cls = data.draw(st.sampled_from(SIGNED))
     subject = data.draw(messages(cls, **{str(cls.SIGNER): signer.address}))
     signed = signer.sign(subject, domain)
     signable = encode_typed_data(full_message=typed_data(subject, domain))
-    theirs = Account.sign_message(signable, signer.secret)
-    assert signed.signature == bytes(theirs.signature)
-    assert signed.digest == bytes(theirs.message_hash)
+    reference = Account.sign_message(signable, signer.secret)
+    assert signed.signature == bytes(reference.signature)
+    assert signed.digest == bytes(reference.message_hash)
     assert Account.recover_message(signable, signature=signed.signature).lower() == signer.address
-    assert Signed(subject, bytes(theirs.signature)).verify(domain) == signed
+    assert Signed(subject, bytes(reference.signature)).verify(domain) == signed
 
 
 def test_a_signature_is_the_one_pinned_here() -> None:
-    """One order's digest and signature, made once by eth_account, so that both implementations cannot drift together."""
+    """An order's digest and signature equal constants made by eth_account, so both implementations cannot drift together."""
     signer = Signer(bytes.fromhex("4646464646464646464646464646464646464646464646464646464646464646"))
     order = Order(
         payer=signer.address,
@@ -131,7 +131,7 @@ def test_every_message_survives_its_json(subject: Message) -> None:
 @given(st.data(), signers, domains)
 @few
 def test_signed_messages_survive_the_store(data: st.DataObject, signer: Signer, domain: Domain) -> None:
-    """What `dumps` wrote, `loads_signed` reads, and it verifies as before."""
+    """`loads_signed` reads the output of `dumps`, and the signature stays valid."""
     cls = data.draw(st.sampled_from(SIGNED))
     signed = signer.sign(data.draw(messages(cls, **{str(cls.SIGNER): signer.address})), domain)
     again = loads_signed(cls, signed.dumps())
@@ -141,7 +141,7 @@ def test_signed_messages_survive_the_store(data: st.DataObject, signer: Signer, 
 
 
 def test_long_tuples_hash_and_travel() -> None:
-    """A claim of as many rows as are allowed hashes as eth_account says and survives its JSON; one row more is refused."""
+    """A claim of the most permitted rows has eth_account's hash and survives JSON; one more row is refused."""
     row = ClaimRow(payer=ZERO_ADDRESS, order_hash=Hash(b"\1" * 32), seq=2**64 - 1, cumulative_cost=Amount(2**96 - 1))
     claim = Claim(provider=ZERO_ADDRESS, rows=(row,) * MAX_ITEMS)
     signable = encode_typed_data(full_message=typed_data(claim, DOMAIN))
@@ -157,14 +157,14 @@ def test_long_tuples_hash_and_travel() -> None:
 def test_types_that_no_message_uses_yet_are_right_too(
     who: Address, flag: bool, several: list[int], blobs: list[bytes], domain: Domain
 ) -> None:
-    """Booleans, arrays of integers, of bytes and of structs hash as eth_account says and survive JSON."""
+    """Booleans and arrays of integers, bytes and structs have eth_account's hash and survive JSON."""
     made = Everything(who=who, flag=flag, small=255, several=tuple(several), blobs=tuple(blobs), nested=(Spec(), Spec(tier="a")))
     assert made.struct_hash() == encode_typed_data(full_message=typed_data(made, domain)).body
     assert Everything.from_json(made.to_json()) == made
 
 
 def test_a_field_without_an_eip712_type_is_refused_when_the_class_is_made() -> None:
-    """A class with a float or an optional field never comes to be."""
+    """A class with a float or an optional field cannot be defined."""
     for hint in (float, int, str | None, dict):
         body = {"__annotations__": {"field": hint}, "__module__": __name__}
         with pytest.raises(TypeError, match="no EIP-712 type"):
@@ -211,7 +211,7 @@ WRONG |= {f"uint{bits}": [*UINT, 1 << bits, str(1 << bits), str(10**78)] for bit
 
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
 def test_every_ill_typed_member_is_named(cls: type[Message]) -> None:
-    """Whatever is wrong with a member (type, range, form, length), the error is BadMessage and names the member."""
+    """A member of a wrong type, range, form or length raises BadMessage with the member's name."""
     good = _example(cls)
     assert cls.from_json(good).to_json() == good
     for codec, name in zip(cls.SCHEMA.codecs, cls.SCHEMA.wire_names, strict=True):
@@ -224,7 +224,7 @@ def test_every_ill_typed_member_is_named(cls: type[Message]) -> None:
 
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
 def test_missing_and_unknown_members_are_named(cls: type[Message]) -> None:
-    """A member too few, a member too many and a misspelt one are refused by name."""
+    """A missing, an additional and a misspelt member are refused by name."""
     good = _example(cls)
     for name in good:
         with pytest.raises(BadMessage, match=rf"{cls.__name__.lower()}: missing or unknown members: {name}$"):
@@ -239,7 +239,7 @@ def test_missing_and_unknown_members_are_named(cls: type[Message]) -> None:
 
 
 def test_nested_members_are_named_by_their_path() -> None:
-    """An error inside a nested message or a list says where, by names and numbers."""
+    """An error inside a nested message or a list gives its path of names and indices."""
     with pytest.raises(BadMessage, match=r"^ask\.spec\.features\[1\]: expected a string"):
         Ask.from_json({**ASK_JSON, "spec": {**Spec().to_json(), "features": ["a", 1]}})
     row = {"payer": "0x" + "00" * 20, "orderHash": "0x" + "00" * 32, "seq": "x", "cumulativeCost": "1"}
@@ -248,7 +248,7 @@ def test_nested_members_are_named_by_their_path() -> None:
 
 
 def test_wide_integers_travel_as_text_and_narrow_ones_as_numbers() -> None:
-    """JSON numbers lose digits past 2**53: only integers of up to 32 bits are written as numbers; either form is read."""
+    """JSON numbers lose digits above 2**53, so only integers of up to 32 bits are written as numbers; both forms are read."""
     written = Ask.from_json(ASK_JSON).to_json()
     assert (written["inputPrice"], written["contextTokens"]) == ("1", 1)
     lenient = Ask.from_json({**ASK_JSON, "inputPrice": 1, "contextTokens": "1"})
@@ -256,7 +256,7 @@ def test_wide_integers_travel_as_text_and_narrow_ones_as_numbers() -> None:
 
 
 def test_addresses_are_read_in_any_case_and_kept_in_lower_case() -> None:
-    """Two spellings of one address are one address."""
+    """Two spellings of one address are equal."""
     mixed = "0x" + "aB" * 20
     assert Bind.from_json({"key": mixed, "owner": mixed}).key == mixed.lower()
 
@@ -265,7 +265,7 @@ def test_addresses_are_read_in_any_case_and_kept_in_lower_case() -> None:
 @given(st.data())
 @some
 def test_reading_anything_raises_nothing_but_badmessage(cls: type[Message], data: st.DataObject) -> None:
-    """Any JSON at all, and any small change of a right message, is read or refused; nothing else happens."""
+    """Any JSON, and any small change of a valid message, is read or refused with BadMessage."""
     for raw in (data.draw(json_values), data.draw(mutated(_example(cls)))):
         with contextlib.suppress(BadMessage):
             cls.from_json(raw).digest(DOMAIN)
@@ -284,14 +284,14 @@ def test_reading_any_stored_text_raises_nothing_but_badmessage(text: bytes | str
     ["[" * 100_000, '{"a":' * 100_000, "1" * 5_000, b"\xff\xfe", "", "{}", "null", '{"message":{},"signature":"0x","x":1}'],
 )
 def test_hostile_texts_are_refused(text: str | bytes) -> None:
-    """Deep nesting, endless numbers, wrong encodings and other shapes are BadMessage."""
+    """Deep nesting, endless numbers, wrong encodings and wrong shapes raise BadMessage."""
     with pytest.raises(BadMessage):
         loads_signed(Order, text)
 
 
 @pytest.mark.parametrize("signature", ["", "0x", "0x" + "00" * 64, "0x" + "00" * 66, "00" * 65, 65, None, ["0x"]])
 def test_a_signature_member_of_another_form_is_named(signature: object) -> None:
-    """A signature that is not 65 bytes of hex is refused where it is read."""
+    """A signature that is not 65 bytes of hex is refused when it is read."""
     with pytest.raises(BadMessage, match=r"^bind\.signature: expected"):
         read_signed(Bind, {"message": BIND.to_json(), "signature": signature})
 
@@ -300,7 +300,7 @@ def test_a_signature_member_of_another_form_is_named(signature: object) -> None:
 
 
 def test_values_that_do_not_fit_their_type_have_no_digest() -> None:
-    """A locally made message whose value is out of range, of another length or not encodable raises BadMessage, not a bug."""
+    """A message with a value out of range, of a wrong length or not encodable raises BadMessage when it is created."""
     order = Order.from_json(_example(Order))
     terms = Terms.from_json(_example(Terms))
     for wrong in (
@@ -321,19 +321,19 @@ def test_values_that_do_not_fit_their_type_have_no_digest() -> None:
 @given(signers, st.binary(min_size=32, max_size=32).map(Hash))
 @some
 def test_the_malleable_twin_of_a_signature_is_refused(signer: Signer, digest: Hash) -> None:
-    """Signatures are low-s, and the high-s twin that Ethereum would recover to the same key is refused."""
+    """Signatures are low-s, and the equivalent high-s signature, which Ethereum would accept, is refused."""
     signature = signer.sign_digest(digest)
     r, s, v = signature[:32], int.from_bytes(signature[32:64], "big"), signature[64]
     assert s <= ORDER_OF_CURVE // 2
     assert recover(digest, signature) == signer.address
-    twin = r + (ORDER_OF_CURVE - s).to_bytes(32, "big") + bytes((55 - v,))
+    high_s_signature = r + (ORDER_OF_CURVE - s).to_bytes(32, "big") + bytes((55 - v,))
     with pytest.raises(BadSignature, match="malleable"):
-        recover(digest, twin)
+        recover(digest, high_s_signature)
 
 
 @pytest.mark.parametrize("v", [0, 1, 2, 26, 29, 35, 36, 255])
 def test_only_27_and_28_are_recovery_values(v: int) -> None:
-    """Every other v is refused, also 0 and 1, which some libraries write."""
+    """Every other v is refused, including 0 and 1, which some libraries write."""
     signature = SIGNER.sign_digest(Hash(bytes(32)))
     with pytest.raises(BadSignature, match="27 or 28"):
         recover(Hash(bytes(32)), signature[:64] + bytes((v,)))
@@ -341,7 +341,7 @@ def test_only_27_and_28_are_recovery_values(v: int) -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 64, 66, 130])
 def test_only_65_bytes_are_a_signature(length: int) -> None:
-    """Any other length is refused."""
+    """A signature of any other length is refused."""
     with pytest.raises(BadSignature, match="65 bytes"):
         recover(Hash(bytes(32)), b"\x1b" * length)
 
@@ -350,7 +350,7 @@ def test_only_65_bytes_are_a_signature(length: int) -> None:
     ("r", "s"), [(0, 1), (1, 0), (0, 0), (ORDER_OF_CURVE, 1), (2**256 - 1, 1), (1, ORDER_OF_CURVE // 2 + 1), (5, 1)]
 )
 def test_impossible_points_are_refused(r: int, s: int) -> None:
-    """Zero, overflowing and off-curve values recover to nobody."""
+    """Zero, overflowing and off-curve values recover no signer."""
     with pytest.raises(BadSignature):
         recover(Hash(b"\1" * 32), r.to_bytes(32, "big") + s.to_bytes(32, "big") + b"\x1b")
 
@@ -358,7 +358,7 @@ def test_impossible_points_are_refused(r: int, s: int) -> None:
 @given(st.binary(min_size=0, max_size=70) | st.binary(min_size=64, max_size=64).map(lambda raw: raw + b"\x1b"))
 @many
 def test_garbage_is_nobodys_signature(signature: bytes) -> None:
-    """Random bytes are refused, or recover to a stranger; they never verify and never raise anything else."""
+    """Random bytes are refused, or recover another account; they never verify and raise no other error."""
     with pytest.raises(BadSignature):
         Signed(BIND, signature).verify(DOMAIN)
 
@@ -366,11 +366,11 @@ def test_garbage_is_nobodys_signature(signature: bytes) -> None:
 @given(st.data(), signers)
 @few
 def test_any_change_of_a_signed_message_breaks_its_signature(data: st.DataObject, signer: Signer) -> None:
-    """Another value in any field, another chain or another contract: the signature no longer verifies."""
+    """After a change of any field, the chain or the contract, the signature is invalid."""
     cls = data.draw(st.sampled_from(SIGNED))
-    mine = {str(cls.SIGNER): signer.address}
-    signed = signer.sign(data.draw(messages(cls, **mine)), DOMAIN)
-    other = data.draw(messages(cls, **mine).filter(lambda made: made != signed.message))
+    signer_member = {str(cls.SIGNER): signer.address}
+    signed = signer.sign(data.draw(messages(cls, **signer_member)), DOMAIN)
+    other = data.draw(messages(cls, **signer_member).filter(lambda made: made != signed.message))
     for name in cls.SCHEMA.fields:
         if getattr(other, name) != getattr(signed.message, name):
             with pytest.raises(BadSignature):
@@ -395,7 +395,7 @@ def test_other_chains_and_contracts_have_other_digests(subject: Message) -> None
 
 
 def test_a_message_signed_by_another_key_says_by_whom() -> None:
-    """The error names the account that signed and the field that it should have matched."""
+    """The error names the account that signed and the field that it should match."""
     stranger = Signer(keccak(b"stranger"))
     forged = Signed(BIND, stranger.sign_digest(BIND.digest(DOMAIN)))
     with pytest.raises(
@@ -405,7 +405,7 @@ def test_a_message_signed_by_another_key_says_by_whom() -> None:
 
 
 def test_a_part_of_a_message_is_never_signed_by_itself() -> None:
-    """Spec, Terms and ClaimRow name no signer: signing or verifying one is a bug, not a peer's error."""
+    """Spec, Terms and ClaimRow name no signer: signing or verifying one is a programming error, not a peer's error."""
     spec = Spec()
     with pytest.raises(ValueError, match="does not name this key"):
         SIGNER.sign(spec, DOMAIN)
@@ -421,7 +421,7 @@ def test_a_key_signs_only_in_its_own_name() -> None:
 
 @pytest.mark.parametrize("secret", [b"", b"\1", bytes(32), b"\xff" * 32, b"\1" * 31, b"\1" * 33])
 def test_only_32_bytes_in_range_are_a_key(secret: bytes) -> None:
-    """A cut secret is refused, not padded to another key; so are zero and numbers above the curve's order."""
+    """A secret that is too short, zero or above the curve's order is refused, and never padded."""
     with pytest.raises(ValueError, match=r"\w"):
         Signer(secret)
 
@@ -429,7 +429,7 @@ def test_only_32_bytes_in_range_are_a_key(secret: bytes) -> None:
 @given(signers)
 @few
 def test_a_signer_never_shows_its_secret(signer: Signer) -> None:
-    """Neither repr nor str, nor a format of it or of what holds it, contains the key."""
+    """Neither repr, str nor a format of a signer, or of its container, contains the key."""
     shown = f"{signer!r} {signer!s} {signer} {[signer]} {vars(signer)}"
     assert signer.address in shown
     assert signer.secret.hex() not in shown
@@ -437,7 +437,7 @@ def test_a_signer_never_shows_its_secret(signer: Signer) -> None:
 
 
 def test_errors_of_this_module_are_in_the_tree() -> None:
-    """Both are errors of ours, so that a server answers them."""
+    """Both errors are of this project, so a server can answer them."""
     assert issubclass(BadMessage, TallyError)
     assert issubclass(BadSignature, TallyError)
 
@@ -448,7 +448,7 @@ def _with(subject: Any, **changes: Any) -> Any:
 
 
 def _example(cls: type[Message]) -> dict[str, Any]:
-    """A right message of a class as JSON, built from the names of its types."""
+    """Builds a valid message of a class as JSON from the names of its types."""
     if cls is Ask:
         return ASK_JSON
     scalars: dict[str, Any] = {

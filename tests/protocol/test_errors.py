@@ -1,4 +1,4 @@
-"""The error tree, its one table, and its way over the wire."""
+"""The error classes, their table, and their form on the wire."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ made: st.SearchStrategy[TallyError] = st.one_of(
 
 
 def test_every_code_has_a_public_row() -> None:
-    """The table covers the enum: each code has an HTTP error status and a type of OpenAI's."""
+    """The table is complete: each code has an HTTP error status and a type of OpenAI's."""
     assert PUBLIC.keys() == set(Code)
     for public in PUBLIC.values():
         assert 400 <= public.status < 600
@@ -67,13 +67,13 @@ STATUSES = {
 
 
 def test_statuses_are_these() -> None:
-    """SDKs decide by status whether to try again: codes may be added, but what one was answered with stays."""
+    """SDKs decide by the status whether to retry, so an existing code's status never changes."""
     for status, codes in STATUSES.items():
         assert [PUBLIC[Code(code)].status for code in codes.split()] == [status] * len(codes.split())
 
 
-def test_every_concrete_error_knows_its_code_and_fault() -> None:
-    """No class of the tree that can be raised is without a code, a fault and a retry class."""
+def test_every_concrete_error_has_a_code_and_a_fault() -> None:
+    """Every class that can be raised has a code, a fault and a retry class."""
     for error in (BadMessage("x"), BadSignature("x"), BadReceipt("x"), BadSeal("x")):
         assert isinstance(error, PeerError)
         assert not error.retry
@@ -86,7 +86,7 @@ def test_every_concrete_error_knows_its_code_and_fault() -> None:
 
 
 def test_the_tree_is_three_branches() -> None:
-    """A caller can tell a broken rule, a lawful no and a not-now apart by class alone."""
+    """The class alone tells a violated rule, a valid refusal and a temporary failure apart."""
     branches = (PeerError, Refusal, Unavailable)
     for cls in vars(errors).values():
         if isinstance(cls, type) and issubclass(cls, TallyError) and cls is not TallyError:
@@ -96,7 +96,7 @@ def test_the_tree_is_three_branches() -> None:
 @given(made, st.integers(400, 599))
 @many
 def test_an_error_keeps_its_code_fault_and_retry_over_the_wire(error: TallyError, status: int) -> None:
-    """Written as JSON and read by the other side, code, fault, retry class and text are the same, whatever the status said."""
+    """Code, fault, retry class and text survive JSON, whatever the HTTP status."""
     for body in (orjson.loads(orjson.dumps(error.as_json())), json.loads(json.dumps(error.as_json()))):
         again = error_from_json(body, status)
         assert (again.code, again.fault, again.retry, str(again)) == (error.code, error.fault, error.retry, str(error))
@@ -105,7 +105,7 @@ def test_an_error_keeps_its_code_fault_and_retry_over_the_wire(error: TallyError
 
 
 def test_the_shape_is_that_of_openai() -> None:
-    """An OpenAI SDK finds message, type, param and code where it looks for them."""
+    """An OpenAI SDK finds message, type, param and code in their usual places."""
     body = Refusal(Code.UNSECURED, "not enough").as_json()
     assert body == {
         "error": {
@@ -149,7 +149,7 @@ HOSTILE: list[Any] = [
 @pytest.mark.parametrize("body", HOSTILE, ids=range(len(HOSTILE)))
 @pytest.mark.parametrize("status", [200, 400, 404, 500, 503, 0, -1])
 def test_hostile_shapes_become_errors_that_can_be_shown(body: Any, status: int) -> None:
-    """Whatever a peer sends as an error, the result is an error of ours, of bounded size, that can be sent on as JSON."""
+    """Any error document of a peer becomes an error of this project, of bounded size, that can be sent on as JSON."""
     error = error_from_json(body, status)
     assert isinstance(error, TallyError)
     assert len(orjson.dumps(error.as_json())) < 5_000
@@ -172,13 +172,13 @@ def test_any_json_becomes_an_error(body: Any) -> None:
 @given(st.integers(500, 599), st.integers(0, 499))
 @some
 def test_an_unknown_shape_is_judged_by_its_status(broken: int, refused: int) -> None:
-    """Without an error in the known shape, a 5xx may be tried again, anything else not."""
+    """An error document of unknown shape may be retried only with a 5xx status."""
     assert isinstance(error_from_json("<html>", broken), Unavailable)
     assert isinstance(error_from_json("<html>", refused), BadMessage)
 
 
 def test_an_unknown_code_does_not_hide_the_known_fault() -> None:
-    """A newer peer's code becomes a general one; the fault that came beside it is kept, and the other way round."""
+    """A newer peer's unknown code becomes a general one, and its fault is kept; the same holds for an unknown fault."""
     newer = error_from_json({"error": {"message": "m", "code": "quite_new", "fault": "engine", "retry": True}}, 503)
     assert (newer.code, newer.fault, newer.retry) == (Code.COORDINATOR_UNAVAILABLE, Fault.ENGINE, True)
     foreign = error_from_json({"error": {"message": "m", "code": "unknown_model", "type": "x", "param": None}}, 404)
@@ -187,5 +187,5 @@ def test_an_unknown_code_does_not_hide_the_known_fault() -> None:
 
 @pytest.mark.parametrize("retry", ["false", "no", 1, [0], {"a": 1}, None, 0])
 def test_only_true_means_try_again(retry: object) -> None:
-    """A retry member that is not the boolean true asks nobody to try again."""
+    """Only the boolean true in the retry member allows a retry."""
     assert not error_from_json({"error": {"message": "m", "code": "node_busy", "fault": "nobody", "retry": retry}}, 503).retry

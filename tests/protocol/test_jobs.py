@@ -1,4 +1,4 @@
-"""The life of a job: two tables, and what they imply."""
+"""The life of a job: its two tables, and their consequences."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ ENDINGS = {Event.FINISH, Event.CANCEL, Event.FAIL, Event.EXPIRE}
 def _reachable(start: State) -> set[State]:
     seen, open_ = {start}, [start]
     while open_:
-        here = open_.pop()
+        reached = open_.pop()
         for (state, _), to in TRANSITIONS.items():
-            if state is here and to not in seen:
+            if state is reached and to not in seen:
                 seen.add(to)
                 open_.append(to)
     return seen
 
 
 def test_every_state_is_reached_from_the_first() -> None:
-    """No state is dead wood."""
+    """Every state is reachable."""
     assert _reachable(State.QUEUED) == set(State)
 
 
 @pytest.mark.parametrize("state", sorted(TERMINAL))
 @pytest.mark.parametrize("event", Event)
 def test_there_is_no_way_out_of_the_end(state: State, event: Event) -> None:
-    """A terminal state takes no event at all."""
+    """A terminal state accepts no event."""
     with pytest.raises(IllegalTransition, match=f"{event.value} in state {state.value}"):
         step(state, event)
 
 
 @pytest.mark.parametrize("state", sorted(set(State) - TERMINAL))
 def test_every_live_job_can_end(state: State) -> None:
-    """From every other state, cancelling, failing and expiring are possible at once, so that no job is ever stuck."""
+    """From every other state, a job can be cancelled, fail or expire, so no job is ever stuck."""
     for event, end in ((Event.CANCEL, State.CANCELLED), (Event.FAIL, State.FAILED), (Event.EXPIRE, State.EXPIRED)):
         assert step(state, event) is end
     assert _reachable(state) & TERMINAL == TERMINAL
 
 
 def test_the_ends_are_exactly_the_states_without_events() -> None:
-    """TERMINAL and the table tell the same story, and only ending events lead there."""
+    """TERMINAL and the table agree, and only ending events lead to terminal states."""
     assert {state for state, _ in TRANSITIONS} == set(State) - TERMINAL
     for (_, event), to in TRANSITIONS.items():
         assert (to in TERMINAL) == (event in ENDINGS)
 
 
 def test_every_event_happens_somewhere() -> None:
-    """No event is dead wood."""
+    """Every event occurs in some state."""
     assert {event for _, event in TRANSITIONS} == set(Event)
 
 
 def test_a_failed_attempt_is_retried_only_before_the_first_output() -> None:
-    """Until the answer begins a failed attempt goes back to the queue; from then on the attempt is the job."""
+    """Before any output, a failed attempt returns to the queue; afterwards the job fails with it."""
     assert step(State.MATCHED, Event.ATTEMPT_FAILED) is State.QUEUED
     assert step(State.RUNNING, Event.ATTEMPT_FAILED) is State.QUEUED
     with pytest.raises(IllegalTransition):
@@ -67,12 +67,12 @@ def test_a_failed_attempt_is_retried_only_before_the_first_output() -> None:
 
 @pytest.mark.parametrize("state", [State.MATCHED, State.RUNNING])
 def test_output_begins_the_stream(state: State) -> None:
-    """The first output makes a job that a provider has a stream, whether the provider accepted it in words or not."""
+    """The first output starts the stream of a matched job, whether or not the provider accepted the job explicitly."""
     assert step(state, Event.OUTPUT) is State.STREAMING
 
 
 def test_every_outcome_has_a_charge_and_an_ending_event() -> None:
-    """Both tables cover all outcomes, and the event that a receipt is can happen to a job that was handed to a provider."""
+    """Both tables cover all outcomes, and a matched job accepts each receipt's event."""
     assert CHARGES.keys() == ENDS.keys() == set(Outcome)
     for outcome in Outcome:
         assert ENDS[outcome] in ENDINGS
@@ -81,7 +81,7 @@ def test_every_outcome_has_a_charge_and_an_ending_event() -> None:
 
 
 def test_an_answer_that_broke_costs_nothing() -> None:
-    """Only what ended by itself, or was stopped by the payer, may be charged."""
+    """Only an answer that ended by itself, or was cancelled by the payer, may be charged."""
     charged = {outcome for outcome, charge in CHARGES.items() if charge is Charge.USAGE}
     assert charged == {Outcome.COMPLETED, Outcome.LENGTH, Outcome.CLIENT_CANCELLED}
     assert {ENDS[outcome] for outcome in charged} == {Event.FINISH, Event.CANCEL}
@@ -90,7 +90,7 @@ def test_an_answer_that_broke_costs_nothing() -> None:
 @given(st.lists(st.sampled_from(Event), max_size=60))
 @many
 def test_any_walk_ends_in_at_most_one_terminal_state(events: list[Event]) -> None:
-    """Whatever happens to a job in whatever order, illegal events change nothing and it ends at most once."""
+    """In any sequence of events, illegal ones change nothing, and the job ends at most once."""
     state, ended = State.QUEUED, 0
     for event in events:
         try:
@@ -107,7 +107,7 @@ def test_any_walk_ends_in_at_most_one_terminal_state(events: list[Event]) -> Non
 @given(st.lists(st.sampled_from(Event), max_size=60))
 @many
 def test_each_attempt_is_matched_before_it_runs(events: list[Event]) -> None:
-    """A walk has as many attempts behind it as matches, and streams only after one."""
+    """Each attempt was matched first, and a stream begins only after a match."""
     state, matches, failures = State.QUEUED, 0, 0
     for event in events:
         if (state, event) not in TRANSITIONS:

@@ -1,4 +1,4 @@
-"""The messages of the market: their type strings, to the letter, and who signs them."""
+"""The market's messages: their exact type strings, and their signers."""
 
 from __future__ import annotations
 
@@ -64,47 +64,49 @@ SIGNERS = {
 
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
 def test_the_type_string_is_this_one(cls: type[Message]) -> None:
-    """A changed name, type or order of members would void every signature and part us from the contract: it fails here."""
+    """A changed name, type or order of members would invalidate every signature and differ from the contract."""
     assert cls.SCHEMA.type_string == TYPE_STRINGS[cls.__name__]
     assert cls.SCHEMA.type_hash == keccak(TYPE_STRINGS[cls.__name__].encode())
 
 
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
 def test_the_signer_is_this_member(cls: type[Message]) -> None:
-    """Who must sign a message does not change by accident, and is one of its own addresses."""
+    """A message's signer is one of its own addresses, and does not change by accident."""
     assert SIGNERS[cls.__name__] == cls.SIGNER
     if cls.SIGNER is not None:
         assert f"address {cls.SIGNER}" in cls.SCHEMA.type_string
 
 
 def test_no_message_is_forgotten_here() -> None:
-    """Every message class of the module stands in the tables of these tests."""
-    found = {v.__name__ for v in vars(module).values() if isinstance(v, type) and issubclass(v, Message) and v is not Message}
-    assert found == {cls.__name__ for cls in ALL} == set(TYPE_STRINGS) == set(SIGNERS)
+    """The tables of these tests contain every message class of the module."""
+    message_classes = {
+        v.__name__ for v in vars(module).values() if isinstance(v, type) and issubclass(v, Message) and v is not Message
+    }
+    assert message_classes == {cls.__name__ for cls in ALL} == set(TYPE_STRINGS) == set(SIGNERS)
 
 
 def test_no_two_messages_share_a_type_hash() -> None:
-    """A signature over one kind of message is never one over another."""
+    """No two messages have the same type hash, so a signature is valid for one kind of message only."""
     assert len({cls.SCHEMA.type_hash for cls in ALL}) == len(ALL)
 
 
 def test_messages_are_frozen_and_take_keywords_only() -> None:
-    """A message cannot change after it was checked, and its fields cannot be swapped by position."""
+    """A message is immutable after its check, and its fields cannot be swapped by position."""
     with pytest.raises(AttributeError):
         Spec().revision = "x"  # type: ignore[misc]  # that is the test
     with pytest.raises(TypeError):
         Spec("x")  # type: ignore[call-arg]  # that is the test
 
 
-def test_a_spec_that_knows_nothing_says_so() -> None:
-    """Every unset text of a spec is the word "unknown"."""
+def test_an_empty_spec_is_unknown() -> None:
+    """Every unset text of a spec is "unknown"."""
     written = Spec().to_json()
     assert written.pop("features") == []
     assert set(written.values()) == {UNKNOWN}
 
 
 def test_the_numbers_of_the_outcomes_are_the_wire() -> None:
-    """Outcomes travel and are signed as these numbers."""
+    """Outcomes are sent and signed as these numbers."""
     assert {outcome.name: outcome.value for outcome in Outcome} == {
         "COMPLETED": 0,
         "LENGTH": 1,

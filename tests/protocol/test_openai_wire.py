@@ -38,7 +38,7 @@ from tallystick.protocol.wire import dumps
     ],
 )
 def test_output_is_what_a_user_would_see(document: dict[str, object], output: bool, text: int, finish: str | None) -> None:
-    """Text, reasoning and tool calls are output; a role, an empty delta or an end alone is none."""
+    """Text, reasoning and tool calls are output; a role, an empty delta or an end marker is not."""
     reading = read_completion(dumps(document))
     assert (reading.has_output, reading.text_bytes, reading.finish_reason) == (output, text, finish)
 
@@ -66,7 +66,7 @@ def test_usage_is_read_only_if_it_is_valid(usage: object, counted: ReportedUsage
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b'"x"', b'{"error": {"message": "no"}}', b""])
 def test_malformed_answers(data: bytes) -> None:
-    """Broken JSON, other JSON and error objects are malformed answers."""
+    """Invalid JSON, other JSON and error objects are malformed answers."""
     with pytest.raises(MalformedAnswer):
         read_completion(data)
 
@@ -103,13 +103,13 @@ def test_choices_are_counted_over_all_prompts(path: str, request_members: dict[s
 
 @pytest.mark.parametrize("members", [{"n": MAX_CHOICES + 1}, {"n": 0}, {"n": True}, {"n": 1.5}, {"best_of": 1 << 31}])
 def test_impossible_numbers_of_choices_are_refused(members: dict[str, object]) -> None:
-    """Too many choices, none, and counts that are no whole number are the caller's error."""
+    """Too many choices, none, and counts that are not whole numbers are the caller's error."""
     with pytest.raises(BadMessage):
         count_choices(CHAT, members)
 
 
 def test_the_text_of_the_first_choice_is_extracted() -> None:
-    """Only the first choice's visible text counts, of a whole answer and of an event; a document without any has none."""
+    """Only the first choice's visible text counts, in a whole answer and in an event; without text the result is empty."""
     assert delta_text({"choices": [{"index": 1, "delta": {"content": "b"}}, {"delta": {"content": "a"}}, 7]}) == "a"
     assert delta_text({"choices": [{"text": "a"}]}) == "a"
     assert delta_text({"choices": [{"delta": {"reasoning_content": "hm"}}]}) == ""

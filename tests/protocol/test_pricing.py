@@ -1,4 +1,4 @@
-"""What a job costs, against a model in fractions."""
+"""The cost of a job, compared with a model that uses fractions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ all_prices = st.builds(Prices, uints(64), uints(64), uints(64))
 
 @st.composite
 def usages(draw: st.DrawFn) -> Usage:
-    """Token counts that do not contradict themselves."""
+    """Consistent token counts."""
     taken = draw(tokens)
     return Usage(taken, draw(st.integers(0, taken)), draw(tokens))
 
@@ -30,7 +30,7 @@ def usages(draw: st.DrawFn) -> Usage:
 @given(usages(), all_prices)
 @many
 def test_cost_is_the_exact_sum_rounded_up(usage: Usage, prices: Prices) -> None:
-    """In fractions: fresh input, cached input and output at their prices per million, rounded up to a base unit once."""
+    """The cost is fresh input, cached input and output at their prices per million, rounded up once to a base unit."""
     exact = (
         Fraction(prices.input, 10**6) * (usage.input - usage.cached)
         + Fraction(prices.cached_input, 10**6) * usage.cached
@@ -44,7 +44,7 @@ def test_cost_is_the_exact_sum_rounded_up(usage: Usage, prices: Prices) -> None:
 @given(usages(), all_prices, st.integers(0, 2**20))
 @many
 def test_cost_is_monotone(usage: Usage, prices: Prices, more: int) -> None:
-    """More tokens or dearer prices never cost less; cached tokens that are cheaper never cost more."""
+    """More tokens or higher prices never cost less; cheaper cached tokens never cost more."""
     base = cost(usage, prices)
     assert base >= 0
     assert cost(Usage(usage.input + more, usage.cached, usage.output), prices) >= base
@@ -72,14 +72,14 @@ def test_cost_is_monotone(usage: Usage, prices: Prices, more: int) -> None:
     ],
 )
 def test_some_costs(usage: Usage, expected: int) -> None:
-    """Half a dollar in, five cents cached, one dollar fifty out, per million tokens."""
+    """Costs at 0.50 dollars for input, 0.05 for cached input and 1.50 for output, per million tokens."""
     assert cost(usage, Prices(500_000, 50_000, 1_500_000)) == expected
 
 
 @given(messages(Terms), usages(), st.sampled_from(Outcome))
 @many
 def test_a_charge_is_never_above_the_cap(terms: Terms, usage: Usage, outcome: Outcome) -> None:
-    """A job is billed its cost, at most the cap that was signed, and nothing for an outcome that may charge nothing."""
+    """A job is billed its cost, at most the signed cap, and nothing for an outcome that may not charge."""
     billed = charge(terms, usage, outcome)
     assert type(billed) is Amount
     assert 0 <= billed <= terms.max_cost
@@ -92,7 +92,7 @@ def test_a_charge_is_never_above_the_cap(terms: Terms, usage: Usage, outcome: Ou
 @given(st.data(), all_prices, st.integers(0, 2**25), tokens)
 @many
 def test_the_worst_case_bounds_every_honest_charge(data: st.DataObject, prices: Prices, body: int, most: int) -> None:
-    """No usage that the body's bytes and the ordered output allow costs more, also where cached tokens are the dearer ones."""
+    """No usage within the body's bytes and the ordered output costs more, also if cached tokens are more expensive."""
     bound = worst_case(body, most, prices)
     top = body + TEMPLATE_ALLOWANCE
     taken = data.draw(st.sampled_from([0, body, top]) | st.integers(0, top))
@@ -104,22 +104,22 @@ def test_the_worst_case_bounds_every_honest_charge(data: st.DataObject, prices: 
 @given(all_prices, st.integers(0, 2**25), tokens)
 @some
 def test_the_worst_case_is_tight(prices: Prices, body: int, most: int) -> None:
-    """Some allowed usage costs exactly the worst case: a payer pledges no more than it must."""
+    """Some allowed usage costs exactly the worst case, so a payer never pledges more than necessary."""
     top = body + TEMPLATE_ALLOWANCE
     assert worst_case(body, most, prices) in {cost(Usage(top, 0, most), prices), cost(Usage(top, top, most), prices)}
 
 
 @pytest.mark.parametrize("counts", [(-1, 0, 0), (0, -1, 0), (0, 0, -1), (1, 2, 0), (0, 1, 0), (-1, -2, 0)])
 def test_usage_that_contradicts_itself_is_a_bad_receipt(counts: tuple[int, int, int]) -> None:
-    """Negative counts, and more cached input than input."""
+    """Negative counts, and more cached input than input, are refused."""
     with pytest.raises(BadReceipt, match=r"^usage: "):
         Usage(*counts)
 
 
 @given(messages(Receipt))
 @some
-def test_a_receipt_says_its_usage(receipt: Receipt) -> None:
-    """The three counts of a receipt are its usage, unless they contradict themselves."""
+def test_a_receipt_states_its_usage(receipt: Receipt) -> None:
+    """The three counts of a receipt are its usage, unless they contradict each other."""
     if receipt.cached_input_tokens > receipt.input_tokens:
         with pytest.raises(BadReceipt):
             usage_of(receipt)
@@ -130,5 +130,5 @@ def test_a_receipt_says_its_usage(receipt: Receipt) -> None:
 @given(messages(Terms))
 @some
 def test_prices_are_those_of_the_terms(terms: Terms) -> None:
-    """Each price lands in its place."""
+    """Each price is used for its own kind of tokens."""
     assert prices_of(terms) == Prices(terms.input_price, terms.cached_input_price, terms.output_price)

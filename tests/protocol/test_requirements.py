@@ -1,4 +1,4 @@
-"""What a client requires of an ask."""
+"""A client's requirements of an ask."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ ASK = replace(make_ask(person("ann")).message, spec=SPEC)
         ({"context_tokens": 8_193}, "context_tokens"),
     ],
 )
-def test_what_an_ask_lacks(required: dict[str, Any], lacks: str | None) -> None:
-    """One of the names of each kind, all of the features, at least the context; case does not matter."""
+def test_unmet_requirements(required: dict[str, Any], lacks: str | None) -> None:
+    """An ask needs one of the names of each kind, all features, and at least the context; case does not matter."""
     assert Requirements(**required).first_unmet(ASK) == lacks
 
 
 def test_unknown_meets_nothing() -> None:
-    """A provider that does not say where it is, is not in Europe."""
+    """A provider without a stated region does not meet a required region."""
     silent = replace(ASK, spec=Spec())
     for name in ("region", "tier", "precision", "engine"):
         assert Requirements.from_json({name: ["eu"]}).first_unmet(silent) == name
@@ -48,14 +48,18 @@ def test_unknown_meets_nothing() -> None:
 
 
 def test_narrowing() -> None:
-    """What holds for both; what one restricts the other never widens."""
-    house = Requirements(region=("eu-west", "eu-north"), features=("tools",), context_tokens=100)
+    """The intersection requires what both require; neither widens the other."""
+    config_requirements = Requirements(region=("eu-west", "eu-north"), features=("tools",), context_tokens=100)
     asked = Requirements(region=("US", "EU-north"), features=("logprobs",), precision=("fp8",), context_tokens=50)
-    both = house.intersection(asked)
+    both = config_requirements.intersection(asked)
     assert both == Requirements(region=("EU-north",), precision=("fp8",), features=("tools", "logprobs"), context_tokens=100)
-    assert house.intersection(NO_REQUIREMENTS) == NO_REQUIREMENTS.intersection(house) == house
+    assert (
+        config_requirements.intersection(NO_REQUIREMENTS)
+        == NO_REQUIREMENTS.intersection(config_requirements)
+        == config_requirements
+    )
     with pytest.raises(Refusal, match=r"require.region: expected one of eu-west, eu-north, got us") as caught:
-        house.intersection(Requirements(region=("us",)))
+        config_requirements.intersection(Requirements(region=("us",)))
     assert caught.value.code is Code.NO_PROVIDER
 
 
@@ -65,12 +69,12 @@ SPECS = st.builds(Spec, region=st.sampled_from(["eu", "us", "unknown"]), tier=st
 
 
 @given(ANY, ANY, SPECS)
-def test_narrowed_is_both(one: Requirements, other: Requirements, spec: Spec) -> None:
-    """An ask meets what was narrowed exactly if it meets each of the two."""
+def test_narrowed_is_both(first: Requirements, second: Requirements, spec: Spec) -> None:
+    """An ask meets an intersection exactly if it meets both requirements."""
     ask: Ask = replace(ASK, spec=spec)
-    both = one.first_unmet(ask) is None and other.first_unmet(ask) is None
+    both = first.first_unmet(ask) is None and second.first_unmet(ask) is None
     try:
-        narrowed = one.intersection(other)
+        narrowed = first.intersection(second)
     except Refusal:
         assert not both
     else:
@@ -79,7 +83,7 @@ def test_narrowed_is_both(one: Requirements, other: Requirements, spec: Spec) ->
 
 @given(ANY)
 def test_the_wire_form(required: Requirements) -> None:
-    """What is written is read back; what does not restrict is not written."""
+    """Requirements survive JSON; members without a restriction are not written."""
     assert Requirements.from_json(required.to_json()) == required
     assert all(required.to_json().values())
 
@@ -95,8 +99,8 @@ def test_the_wire_form(required: Requirements) -> None:
         ({"contextTokens": "many"}, r"require\.contextTokens"),
     ],
 )
-def test_what_is_no_requirement(raw: object, says: str) -> None:
-    """It is refused by name."""
+def test_invalid_requirements(raw: object, says: str) -> None:
+    """An invalid member is refused by name."""
     with pytest.raises(BadMessage, match=says):
         Requirements.from_json(raw)
     assert Requirements.from_json({"region": "eu"}) == Requirements(region=("eu",))

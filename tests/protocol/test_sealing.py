@@ -1,4 +1,4 @@
-"""What the middle carries but cannot read, alter, reorder or match up."""
+"""Sealed requests and responses, which the coordinator can forward but not read, alter, reorder or correlate."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ chunk_lists = st.lists(st.binary(max_size=300), min_size=1, max_size=6)
 
 
 def sealed_stream(chunks: list[bytes], key: ContentKey = KEY, order: Hash = ORDER) -> list[bytes]:
-    """All chunks of a response, sealed, the last one marked."""
+    """Seals all chunks of a response, with the last one marked."""
     sealer = Sealer(key, JOB, order)
     return [sealer.seal(chunk, last=i == len(chunks) - 1) for i, chunk in enumerate(chunks)]
 
 
 def flipped(data: bytes, bit: int) -> bytes:
-    """The data with one bit changed."""
+    """Returns the data with one bit changed."""
     changed = bytearray(data)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
@@ -61,13 +61,13 @@ def flipped(data: bytes, bit: int) -> bytes:
 @given(keys, bodies)
 @some
 def test_a_request_opens_with_its_key_and_job(key: ContentKey, body: bytes) -> None:
-    """What was sealed comes out again, byte for byte."""
+    """A sealed request opens to the same bytes."""
     assert key.open_request(JOB, key.seal_request(JOB, body)) == body
 
 
 @pytest.mark.parametrize("size", [0, 1, 123, 124, 125, 16_380, 16_381, 1_000_000])
 def test_requests_of_every_size_travel(size: int) -> None:
-    """Sizes around the edges of the buckets, and large ones."""
+    """Requests of sizes around the bucket edges, and large ones, survive sealing."""
     body = os.urandom(size)
     assert KEY.open_request(JOB, KEY.seal_request(JOB, body)) == body
 
@@ -75,7 +75,7 @@ def test_requests_of_every_size_travel(size: int) -> None:
 @given(bodies, st.data())
 @many
 def test_a_request_with_any_bit_flipped_does_not_open(body: bytes, data: st.DataObject) -> None:
-    """One changed bit anywhere, in text, padding or tag, is BadSeal."""
+    """One changed bit in text, padding or tag raises BadSeal."""
     sealed = KEY.seal_request(JOB, body)
     with pytest.raises(BadSeal):
         KEY.open_request(JOB, flipped(sealed, data.draw(st.integers(0, len(sealed) * 8 - 1))))
@@ -84,7 +84,7 @@ def test_a_request_with_any_bit_flipped_does_not_open(body: bytes, data: st.Data
 @given(bodies, st.data())
 @some
 def test_a_request_cut_or_grown_does_not_open(body: bytes, data: st.DataObject) -> None:
-    """A request that lost or gained bytes at the end is BadSeal, the empty one too."""
+    """A request with bytes removed or added at the end, also an empty one, raises BadSeal."""
     sealed = KEY.seal_request(JOB, body)
     for wrong in (sealed[: data.draw(st.integers(0, len(sealed) - 1))], sealed + b"\0", b""):
         with pytest.raises(BadSeal):
@@ -92,7 +92,7 @@ def test_a_request_cut_or_grown_does_not_open(body: bytes, data: st.DataObject) 
 
 
 def test_a_request_is_bound_to_its_job_and_key() -> None:
-    """The same bytes under another job id or another key do not open."""
+    """A request does not open with another job id or another key."""
     sealed = KEY.seal_request(JOB, b"body")
     with pytest.raises(BadSeal, match="the request was altered"):
         KEY.open_request(OTHER_JOB, sealed)
@@ -103,7 +103,7 @@ def test_a_request_is_bound_to_its_job_and_key() -> None:
 @given(st.binary(max_size=2_000))
 @some
 def test_random_bytes_are_no_request_and_no_chunk(garbage: bytes) -> None:
-    """Nothing but BadSeal is raised for what was never sealed."""
+    """Bytes that were never sealed raise BadSeal and nothing else."""
     with pytest.raises(BadSeal):
         KEY.open_request(JOB, garbage)
     with pytest.raises(BadSeal):
@@ -116,7 +116,7 @@ def test_random_bytes_are_no_request_and_no_chunk(garbage: bytes) -> None:
 @given(st.integers(0, 2_000_000))
 @many
 def test_buckets_hide_sizes(size: int) -> None:
-    """A bucket holds its size, is a power of two from 128 or a multiple of 16 KiB, and above 128 more than half full."""
+    """A bucket holds its size; it is a power of two from 128 on or a multiple of 16 KiB, and above 128 more than half full."""
     padded = bucket(size)
     assert padded >= size
     assert padded >= 128
@@ -131,25 +131,25 @@ def test_buckets_hide_sizes(size: int) -> None:
 
 @given(st.integers(0, 20_000), st.integers(0, 20_000))
 @some
-def test_only_the_bucket_shows_outside(one: int, two: int) -> None:
-    """Two bodies, or two chunks, of one bucket have ciphertexts of one length: the bucket and the tag, nothing of the length."""
-    for size in (one, two):
+def test_only_the_bucket_shows_outside(first_size: int, second_size: int) -> None:
+    """Two bodies, or two chunks, of one bucket have ciphertexts of equal length, which reveals only the bucket."""
+    for size in (first_size, second_size):
         assert len(KEY.seal_request(JOB, bytes(size))) == bucket(size + 4) + OVERHEAD
         assert len(Sealer(KEY, JOB, ORDER).seal(bytes(size))) == 1 + bucket(size + 4) + OVERHEAD
-    same = bucket(one + 4) == bucket(two + 4)
-    assert (len(KEY.seal_request(JOB, bytes(one))) == len(KEY.seal_request(JOB, bytes(two)))) == same
+    same = bucket(first_size + 4) == bucket(second_size + 4)
+    assert (len(KEY.seal_request(JOB, bytes(first_size))) == len(KEY.seal_request(JOB, bytes(second_size)))) == same
 
 
 @given(st.text(min_size=4, max_size=200).map(str.encode))
 @some
 def test_nothing_of_the_text_is_in_the_ciphertext(text: bytes) -> None:
-    """No four bytes of a prompt or an answer appear in what is carried."""
+    """No four bytes of a prompt or an answer appear in the ciphertext."""
     carried = KEY.seal_request(JOB, text) + b"".join(sealed_stream([text, text]))
     assert not any(text[i : i + 4] in carried for i in range(len(text) - 3))
 
 
-def test_a_padding_that_lies_about_the_length_is_refused() -> None:
-    """A sealer that writes a length beyond the padding (only a key holder could) is told BadSeal, not handed other bytes."""
+def test_a_false_length_in_the_padding_is_refused() -> None:
+    """A sealed length beyond the padding, which only a key holder could write, raises BadSeal."""
     cipher = KEY.response_cipher(ORDER)
     for plain in (b"", b"\0", b"\0\0\0\1", b"\xff\xff\xff\xff" + bytes(124)):
         lying = b"\0" + cipher.encrypt(bytes(12), plain, JOB + ORDER + b"\0")
@@ -163,7 +163,7 @@ def test_a_padding_that_lies_about_the_length_is_refused() -> None:
 @given(keys, chunk_lists)
 @some
 def test_a_response_opens_in_order(key: ContentKey, chunks: list[bytes]) -> None:
-    """Every chunk comes out as it went in, and only the last one finishes the stream."""
+    """Every chunk opens to its plaintext, and only the last one finishes the stream."""
     opener = Opener(key, JOB, ORDER)
     for i, sealed in enumerate(sealed_stream(chunks, key)):
         assert not opener.finished
@@ -174,7 +174,7 @@ def test_a_response_opens_in_order(key: ContentKey, chunks: list[bytes]) -> None
 @given(chunk_lists, st.data())
 @many
 def test_a_chunk_with_any_bit_flipped_does_not_open(chunks: list[bytes], data: st.DataObject) -> None:
-    """One changed bit, the flag byte's included, is BadSeal."""
+    """One changed bit, including the flag byte, raises BadSeal."""
     stream = sealed_stream(chunks)
     at = data.draw(st.integers(0, len(stream) - 1))
     opener = Opener(KEY, JOB, ORDER)
@@ -186,7 +186,7 @@ def test_a_chunk_with_any_bit_flipped_does_not_open(chunks: list[bytes], data: s
 
 
 def test_no_reordering_of_a_response_opens() -> None:
-    """Of all orders in which four equal chunks can arrive, only the right one opens."""
+    """Of all orders of four equal chunks, only the right one opens."""
     stream = sealed_stream([b"same"] * 4)
     opened = 0
     for order in permutations(stream):
@@ -201,7 +201,7 @@ def test_no_reordering_of_a_response_opens() -> None:
 @given(st.integers(2, 6), st.data())
 @some
 def test_a_dropped_or_repeated_chunk_is_seen(count: int, data: st.DataObject) -> None:
-    """A response with a chunk missing or doubled does not open past it; one cut at its end is never finished."""
+    """A response with a chunk missing or repeated does not open beyond it; a response cut at its end is never finished."""
     stream = sealed_stream([bytes((i,)) for i in range(count)])
     at = data.draw(st.integers(0, count - 2))
     with pytest.raises(BadSeal, match=f"chunk {at} "):
@@ -212,7 +212,7 @@ def test_a_dropped_or_repeated_chunk_is_seen(count: int, data: st.DataObject) ->
 
 
 def test_nothing_follows_the_last_chunk() -> None:
-    """Neither side goes on after the end."""
+    """Neither side continues after the end."""
     opener = _open_all(sealed_stream([b"a", b"b"]))
     assert opener.finished
     with pytest.raises(BadSeal, match="follows the last one"):
@@ -225,8 +225,8 @@ def test_nothing_follows_the_last_chunk() -> None:
 
 @given(st.lists(st.integers(0, 5) | st.none(), max_size=30))
 @many
-def test_whatever_arrives_what_was_opened_is_a_prefix(arrivals: list[int | None]) -> None:
-    """Chunks in any order, repeated, with garbage between: all that ever opens is the response from its start, without a gap."""
+def test_opened_chunks_are_always_a_prefix(arrivals: list[int | None]) -> None:
+    """With chunks in any order, repeated, or mixed with garbage, what opens is a prefix of the response."""
     chunks = [bytes((i,)) * 3 for i in range(6)]
     stream = sealed_stream(chunks)
     opener, opened = Opener(KEY, JOB, ORDER), list[bytes]()
@@ -240,7 +240,7 @@ def test_whatever_arrives_what_was_opened_is_a_prefix(arrivals: list[int | None]
 
 
 def test_a_response_is_bound_to_key_job_and_order() -> None:
-    """The same chunk for another key, job or order does not open."""
+    """A chunk does not open with another key, job or order."""
     (sealed,) = sealed_stream([b"answer"])
     for opener in (Opener(OTHER_KEY, JOB, ORDER), Opener(KEY, OTHER_JOB, ORDER), Opener(KEY, JOB, OTHER_ORDER)):
         with pytest.raises(BadSeal):
@@ -250,23 +250,25 @@ def test_a_response_is_bound_to_key_job_and_order() -> None:
 @given(keys, st.binary(max_size=300), st.integers(0, 3))
 @some
 def test_two_providers_of_a_shortlist_never_share_a_key_stream(key: ContentKey, chunk: bytes, number: int) -> None:
-    """Same content key, counter and plaintext, other order: other ciphertext, and their XOR is not that of the plaintexts."""
-    one = sealed_stream([chunk] * 4, key)[number]
-    two = sealed_stream([chunk] * 4, key, OTHER_ORDER)[number]
-    assert len(one) == len(two)
-    assert one[1:17] != two[1:17], "with one key stream, equal texts would show as equal"
+    """The same key, counter and plaintext under another order give another ciphertext; their XOR is not that of the
+    plaintexts.
+    """
+    first = sealed_stream([chunk] * 4, key)[number]
+    second = sealed_stream([chunk] * 4, key, OTHER_ORDER)[number]
+    assert len(first) == len(second)
+    assert first[1:17] != second[1:17], "with one key stream, equal texts would show as equal"
 
 
 @given(keys, st.binary(max_size=300))
 @some
 def test_equal_chunks_look_different(key: ContentKey, chunk: bytes) -> None:
-    """Repeated text in one response, or in the request and the response, is not seen to repeat."""
+    """Repeated text in one response, or in request and response, gives different ciphertexts."""
     first, second, _ = sealed_stream([chunk] * 3, key)
     assert len({first[1:17], second[1:17], key.seal_request(JOB, chunk)[:16]}) == 3
 
 
 def test_sealed_bytes_are_these() -> None:
-    """Labels, nonces, padding and bound data are the wire: what an older peer sealed or committed to, a newer one opens."""
+    """Labels, nonces, padding and associated data are fixed, so a newer peer opens what an older one sealed."""
     parts = (
         KEY.seal_request(JOB, b"body"),
         *sealed_stream([b"first", b"last"]),
@@ -314,7 +316,7 @@ def test_sealed_bytes_are_these() -> None:
     ],
 )
 def test_a_key_that_was_wrapped_long_ago_still_opens(suite: str, wrapped: str) -> None:
-    """One wrapped key of each suite, made when this test was written: the suite's parameters and what is bound do not drift."""
+    """Wrapped keys of each suite, stored when this test was written, still open."""
     sealed = base64.b64decode(wrapped)
     assert SEALING[suite].unwrap(sealed, job=JOB, order_hash=ORDER, provider=PROVIDER) == KEY
 
@@ -326,7 +328,7 @@ def test_a_key_that_was_wrapped_long_ago_still_opens(suite: str, wrapped: str) -
 @given(keys)
 @few
 def test_a_wrapped_key_opens_for_its_provider(suite: str, key: ContentKey) -> None:
-    """For both suites the provider gets the same content key back, and two wraps of it differ."""
+    """With both suites the provider gets the same content key, and two wraps of one key differ."""
     sealing = SEALING[suite]
     wraps = [wrap_key(key, suite, sealing.public, job=JOB, order_hash=ORDER, provider=PROVIDER) for _ in range(2)]
     assert wraps[0] != wraps[1]
@@ -337,7 +339,7 @@ def test_a_wrapped_key_opens_for_its_provider(suite: str, key: ContentKey) -> No
 
 @pytest.mark.parametrize("suite", sorted(SUITES))
 def test_a_wrapped_key_is_bound_to_job_order_and_provider(suite: str) -> None:
-    """It opens under no other job, order or provider, and with no other sealing key."""
+    """A wrapped key opens with no other job, order, provider or sealing key."""
     sealing = SEALING[suite]
     wrapped = wrap_key(KEY, suite, sealing.public, job=JOB, order_hash=ORDER, provider=PROVIDER)
     for job, order, provider in (
@@ -356,7 +358,7 @@ def test_a_wrapped_key_is_bound_to_job_order_and_provider(suite: str) -> None:
 @given(st.data())
 @few
 def test_a_damaged_wrapped_key_does_not_open(suite: str, data: st.DataObject) -> None:
-    """A flipped bit, a cut, an extension, or bytes that never were a wrapped key: BadSeal and nothing else."""
+    """A flipped bit, a cut, an extension and random bytes raise BadSeal and nothing else."""
     sealing = SEALING[suite]
     wrapped = wrap_key(KEY, suite, sealing.public, job=JOB, order_hash=ORDER, provider=PROVIDER)
     for wrong in (
@@ -374,7 +376,7 @@ def test_a_damaged_wrapped_key_does_not_open(suite: str, data: st.DataObject) ->
 @pytest.mark.parametrize("suite", sorted(SUITES))
 @pytest.mark.parametrize("size", [0, 1, 31, 33, 1_000])
 def test_a_content_key_of_another_size_is_refused(suite: str, size: int) -> None:
-    """A payer that wraps something else than a 32-byte key is told so."""
+    """A wrapped content key that is not 32 bytes long is refused."""
     sealing = SEALING[suite]
     wrapped = wrap_key(ContentKey(bytes(size)), suite, sealing.public, job=JOB, order_hash=ORDER, provider=PROVIDER)
     with pytest.raises(BadSeal, match=f"expected a content key of 32 bytes, got {size}"):
@@ -384,17 +386,17 @@ def test_a_content_key_of_another_size_is_refused(suite: str, size: int) -> None
 @pytest.mark.parametrize("suite", [*sorted(SUITES), "", "rot13", "X25519"])
 @pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 1_184, 1_216, 4_096])
 def test_an_unusable_sealing_key_is_named(suite: str, size: int) -> None:
-    """Unknown suites, keys of the wrong size, and keys that are no points (all zero, all ones) are the ask's fault."""
+    """Unknown suites, keys of a wrong size, and invalid points (all zero, all ones) are the ask's fault."""
     for raw in (bytes(size), b"\xff" * size):
         if (suite, raw) == (X25519, b"\xff" * 32):
-            continue  # lawful: RFC 7748 masks the top bit
+            continue  # allowed: RFC 7748 masks the top bit
         with pytest.raises(BadSeal, match=r"ask\.sealingKey: expected a usable"):
             wrap_key(KEY, suite, raw, job=JOB, order_hash=ORDER, provider=PROVIDER)
 
 
 @pytest.mark.parametrize("suite", sorted(SUITES))
 def test_a_sealing_key_is_made_from_exactly_its_secret(suite: str) -> None:
-    """The same secret gives the same key, and a secret of another size is refused instead of cut."""
+    """A secret always gives the same key; a secret of another size is refused and never cut."""
     size = SealingKey.secret_bytes(suite)
     assert SealingKey(suite, bytes(range(size))).public == SEALING[suite].public
     for wrong in (size - 1, size + 1, 128 - size):
@@ -403,7 +405,7 @@ def test_a_sealing_key_is_made_from_exactly_its_secret(suite: str) -> None:
 
 
 def test_the_suites_have_these_sizes() -> None:
-    """An ask's key and a wrapped key fit what the wire allows them."""
+    """The sizes of sealing keys and wrapped keys are those that the wire allows."""
     sizes = {
         s: (len(k.public), len(wrap_key(KEY, s, k.public, job=JOB, order_hash=ORDER, provider=PROVIDER)))
         for s, k in SEALING.items()
@@ -417,7 +419,7 @@ def test_the_suites_have_these_sizes() -> None:
 @given(chunk_lists)
 @some
 def test_the_transcript_depends_on_every_chunk(chunks: list[bytes]) -> None:
-    """Any chunk changed, dropped, added or swapped gives another commitment; the same chunks give the same one."""
+    """A changed, dropped, added or swapped chunk gives another commitment; the same chunks give the same one."""
     right = _transcript(chunks)
     assert _transcript(list(chunks)) == right
     for i, chunk in enumerate(chunks):
@@ -431,22 +433,25 @@ def test_the_transcript_depends_on_every_chunk(chunks: list[bytes]) -> None:
 @given(st.binary(min_size=1, max_size=60), st.data())
 @some
 def test_the_transcript_depends_on_the_boundaries(text: bytes, data: st.DataObject) -> None:
-    """The same bytes cut elsewhere are another transcript."""
+    """The same bytes with other boundaries give another transcript."""
     cuts = data.draw(st.lists(st.integers(0, len(text)), min_size=2, max_size=2, unique=True))
-    one, two = (_transcript([text[:cut], text[cut:]]) for cut in cuts)
-    assert one != two
-    assert _transcript([text]) not in {one, two}
+    first, second = (_transcript([text[:cut], text[cut:]]) for cut in cuts)
+    assert first != second
+    assert _transcript([text]) not in {first, second}
 
 
 def test_commitments_are_keyed_and_bound() -> None:
-    """Who lacks the key cannot confirm a guessed prompt or answer; another job or order has another commitment."""
-    one, two = KEY.commitment_key, OTHER_KEY.commitment_key
-    assert len({commit_request(k, job, body) for k in (one, two) for job in (JOB, OTHER_JOB) for body in (b"", b"a")}) == 8
-    assert len({_transcript([b"a"], k, order) for k in (one, two) for order in (ORDER, OTHER_ORDER)}) == 4
+    """Without the key nobody can confirm a guessed prompt or answer; another job or order gives another commitment."""
+    first_key, second_key = KEY.commitment_key, OTHER_KEY.commitment_key
+    assert (
+        len({commit_request(k, job, body) for k in (first_key, second_key) for job in (JOB, OTHER_JOB) for body in (b"", b"a")})
+        == 8
+    )
+    assert len({_transcript([b"a"], k, order) for k in (first_key, second_key) for order in (ORDER, OTHER_ORDER)}) == 4
 
 
 def test_the_commitment_key_opens_commitments_only() -> None:
-    """The derived key that a payer may reveal is not the content key and does not open what was sealed with it."""
+    """The derived key that a payer may reveal differs from the content key and does not open sealed data."""
     revealed = KEY.commitment_key
     assert len(revealed) == KEY_BYTES
     assert revealed != KEY.secret
@@ -458,7 +463,7 @@ def test_the_commitment_key_opens_commitments_only() -> None:
 
 
 def test_a_content_key_shows_nothing() -> None:
-    """Neither repr nor str of it, or of what holds it, contains the secret."""
+    """Neither repr nor str of a content key, or of its container, contains the secret."""
     key = ContentKey(b"SecretSecretSecretSecretSecret!!")
     shown = f"{key!r} {key} {[key]!r} {(key,)} {KEY!r}"
     assert "Secret" not in shown
@@ -468,7 +473,7 @@ def test_a_content_key_shows_nothing() -> None:
 
 @pytest.mark.parametrize("suite", sorted(SUITES))
 def test_a_sealing_key_shows_nothing(suite: str) -> None:
-    """Its repr holds neither its secret nor a part of it."""
+    """The repr of a sealing key contains no part of its secret."""
     secret = b"0123456789abcdef" * (SealingKey.secret_bytes(suite) // 16)
     key = SealingKey(suite, secret)
     shown = f"{key!r} {key} {vars(key)}"
@@ -477,7 +482,7 @@ def test_a_sealing_key_shows_nothing(suite: str) -> None:
 
 
 def test_a_fresh_key_comes_from_the_given_randomness() -> None:
-    """`ContentKey.new` takes 32 bytes from its source, the system's by default."""
+    """`ContentKey.new` takes 32 bytes from its source, by default the system's."""
     assert ContentKey.new(random.Random(1).randbytes) == ContentKey(random.Random(1).randbytes(32))
     assert ContentKey.new() != ContentKey.new()
     assert len(ContentKey.new().secret) == KEY_BYTES

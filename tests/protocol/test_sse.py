@@ -19,7 +19,7 @@ def events(parts: list[bytes], limit: int = 1_000) -> list[bytes]:
 
 @given(cuts=st.lists(st.integers(0, len(STREAM)), max_size=8), newline=st.sampled_from([b"\n", b"\r\n", b"\r"]))
 def test_events_are_the_same_however_they_are_cut(cuts: list[int], newline: bytes) -> None:
-    """Events are equal wherever the network cuts the stream, with each of the three line ends."""
+    """Events are equal for any split of the stream, with each of the three line endings."""
     stream = STREAM.replace(b"\n", newline)
     edges = [0, *sorted(cuts), len(stream)]
     parts = [stream[a:b] for a, b in pairwise(edges)]
@@ -35,7 +35,7 @@ def test_event_data() -> None:
 
 
 def test_an_event_without_end_is_bounded() -> None:
-    """An endless event is not gathered for ever, and a complete event beyond the limit is refused too."""
+    """An endless event is not stored, and a complete event above the limit is refused too."""
     for parts in ([b"data: " + b"x" * 600, b"x" * 600], [b"data: " + b"x" * 1_200 + b"\n\n"]):
         with pytest.raises(MalformedAnswer):
             events(parts)

@@ -1,4 +1,4 @@
-"""Both halves of a tab, and the one check of a receipt."""
+"""Both sides of a tab, and the check of a receipt."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ RICH = Security(Amount(0), Amount(0), Amount(2**96))
 
 
 def order_of(ceiling: int, terms_hash: Hash = ZERO_HASH) -> Order:
-    """An order between the two, with this ceiling."""
+    """An order between the two parties, with this ceiling."""
     return build_order(PAYER.address, PROVIDER.address, ceiling, terms_hash=terms_hash)
 
 
-# The provider's half
+# The provider's side
 
 
 @given(amounts(10**9), amounts(10**9), amounts(10**9), amounts(10**9), amounts(10**9))
 @many
 def test_a_job_is_admitted_exactly_if_it_is_authorised(
-    cumulative: Amount, flying: Amount, known: Amount, signed: Amount, cap: Amount
+    cumulative: Amount, in_flight: Amount, known: Amount, signed: Amount, cap: Amount
 ) -> None:
-    """Total, jobs in flight and this one must fit the highest ceiling ever signed, the new order's or an older one."""
-    tab = ProviderTab(seq=3, cumulative=cumulative, ceiling=known, in_flight=flying)
-    if cumulative + flying + cap <= max(known, signed):
+    """Total, jobs in flight and the new job must fit the highest signed ceiling, of the new order or an older one."""
+    tab = ProviderTab(seq=3, cumulative=cumulative, ceiling=known, in_flight=in_flight)
+    if cumulative + in_flight + cap <= max(known, signed):
         after = tab.admit(order_of(signed), cap, RICH)
-        assert after == ProviderTab(3, cumulative, Amount(max(known, signed)), flying + cap)
+        assert after == ProviderTab(3, cumulative, Amount(max(known, signed)), in_flight + cap)
     else:
         with pytest.raises(Refusal) as caught:
             tab.admit(order_of(signed), cap, RICH)
@@ -52,11 +52,13 @@ def test_a_job_is_admitted_exactly_if_it_is_authorised(
 
 @given(amounts(10**9), amounts(10**9), amounts(10**9), st.builds(Security, *[amounts(10**9)] * 3))
 @many
-def test_a_job_is_admitted_exactly_if_it_is_secured(cumulative: Amount, flying: Amount, cap: Amount, security: Security) -> None:
-    """What would be owed beyond what the chain has paid must fit the reservation and the provider's own trust."""
-    tab = ProviderTab(cumulative=cumulative, in_flight=flying)
-    if cumulative + flying + cap - security.settled <= security.reserved + security.unsecured_limit:
-        assert tab.admit(order_of(2**96 - 1), cap, security).in_flight == flying + cap
+def test_a_job_is_admitted_exactly_if_it_is_secured(
+    cumulative: Amount, in_flight: Amount, cap: Amount, security: Security
+) -> None:
+    """The debt beyond what the chain has paid must fit the reservation and the provider's own credit limit."""
+    tab = ProviderTab(cumulative=cumulative, in_flight=in_flight)
+    if cumulative + in_flight + cap - security.settled <= security.reserved + security.unsecured_limit:
+        assert tab.admit(order_of(2**96 - 1), cap, security).in_flight == in_flight + cap
     else:
         with pytest.raises(Refusal) as caught:
             tab.admit(order_of(2**96 - 1), cap, security)
@@ -64,7 +66,7 @@ def test_a_job_is_admitted_exactly_if_it_is_secured(cumulative: Amount, flying: 
 
 
 def test_a_fresh_tab_is_empty_and_tabs_are_values() -> None:
-    """Nothing is owed, signed or in flight at first; a tab never changes under whoever holds it."""
+    """A new tab is empty; a tab is immutable."""
     assert PayerTab().ceiling_for(Amount(7)) == 7
     assert ProviderTab() == ProviderTab(0, Amount(0), Amount(0), Amount(0))
     for tab in (PayerTab(), ProviderTab(), RICH):
@@ -73,19 +75,19 @@ def test_a_fresh_tab_is_empty_and_tabs_are_values() -> None:
 
 
 def test_the_limits_themselves_are_allowed() -> None:
-    """Exactly the ceiling and exactly the security are enough; one base unit more is not."""
+    """A cost equal to the ceiling and the security is allowed; one base unit more is not."""
     tab = ProviderTab(cumulative=Amount(10), in_flight=Amount(5))
     security = Security(Amount(4), Amount(8), Amount(3))
     assert tab.admit(order_of(15), Amount(0), security).ceiling == 15
     assert ProviderTab(cumulative=Amount(10)).admit(order_of(15), Amount(5), security).in_flight == 5
     with pytest.raises(Refusal, match="expected at least 16 base units"):
         ProviderTab(cumulative=Amount(10)).admit(order_of(15), Amount(6), security)
-    with pytest.raises(Refusal, match=r"would owe 0\.000012, but only 0\.000008 is reserved"):
+    with pytest.raises(Refusal, match=r"would owe 0\.000012 dollars, but only 0\.000008 is reserved"):
         ProviderTab(cumulative=Amount(10)).admit(order_of(16), Amount(6), security)
 
 
 class ProviderTabMachine(RuleBasedStateMachine):
-    """A provider's tab under any sequence of orders, receipts and lost jobs."""
+    """A provider's tab with any sequence of orders, receipts and lost jobs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +100,7 @@ class ProviderTabMachine(RuleBasedStateMachine):
 
     @rule(cap=amounts(1_000), slack=st.integers(-50, 400))
     def order(self, cap: Amount, slack: int) -> None:
-        """A new order, its ceiling around what it needs: admitted if it fits, refused without a trace if not."""
+        """A new order with a ceiling near its need is admitted if it fits, and refused without any change if not."""
         need = sum(self.receipts) + sum(self.flying) + cap
         ceiling = max(0, need + slack)
         security = Security(self.settled, self.reserved, self.trust)
@@ -117,7 +119,7 @@ class ProviderTabMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.flying)
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
-        """Any job in flight ends with a receipt over at most its cap: seq rises by one, the total by the cost."""
+        """Any job in flight ends with a receipt of at most its cap: seq rises by one, and the total by the cost."""
         cap = self.flying.pop(data.draw(st.integers(0, len(self.flying) - 1)))
         paid = Amount(data.draw(st.integers(0, cap)))
         before, self.tab = self.tab, self.tab.record(paid, cap)
@@ -128,19 +130,21 @@ class ProviderTabMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.flying)
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
-        """Any job in flight ends without a receipt: nothing but the worst case changes."""
+        """Any job in flight ends without a receipt: only the worst case changes."""
         cap = self.flying.pop(data.draw(st.integers(0, len(self.flying) - 1)))
         before, self.tab = self.tab, self.tab.drop(cap)
         assert replace(self.tab, in_flight=before.in_flight) == before
 
     @rule(reserved=amounts(2_000))
     def settle(self, reserved: Amount) -> None:
-        """The chain pays what is owed and reserves anew."""
+        """The chain pays the debt and reserves again."""
         self.settled, self.reserved = self.tab.cumulative, reserved
 
     @invariant()
-    def books_agree(self) -> None:
-        """The tab is the sum of its receipts, its jobs in flight are theirs, and all stays below the highest ceiling."""
+    def tab_equals_model(self) -> None:
+        """The tab is the sum of its receipts, its jobs in flight are those of the model, and all stay below the highest
+        ceiling.
+        """
         assert self.tab.seq == len(self.receipts)
         assert self.tab.cumulative == sum(self.receipts)
         assert self.tab.in_flight == sum(self.flying)
@@ -149,14 +153,14 @@ class ProviderTabMachine(RuleBasedStateMachine):
         assert all(type(value) is Amount for value in (self.tab.cumulative, self.tab.ceiling, self.tab.in_flight))
 
     def teardown(self) -> None:
-        """When the last job ends, nothing is in flight."""
+        """After the last job has ended, nothing is in flight."""
         while self.flying:
             self.tab = self.tab.drop(self.flying.pop())
         assert self.tab.in_flight == 0
 
 
 class HonestPairMachine(RuleBasedStateMachine):
-    """An honest payer and an honest provider, with orders and receipts overtaking each other on the way."""
+    """An honest payer and an honest provider, whose orders and receipts overtake each other on the way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +178,7 @@ class HonestPairMachine(RuleBasedStateMachine):
 
     @rule(cap=amounts(1_000))
     def sign(self, cap: Amount) -> None:
-        """The payer signs an order; its ceiling covers all that is open."""
+        """The payer signs an order, whose ceiling covers everything open."""
         payer = PayerTab(self.accepted, self._caps())
         ceiling = payer.ceiling_for(cap)
         assert ceiling == self.accepted + self._caps() + cap
@@ -184,7 +188,7 @@ class HonestPairMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def arrive(self, data: st.DataObject) -> None:
-        """Any of the open orders arrives: it is always authorised."""
+        """Any of the open orders arrives and is always authorised."""
         cap, order = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
         self.tab = self.tab.admit(order, cap, RICH)
         self.running.append(cap)
@@ -192,7 +196,7 @@ class HonestPairMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def never_arrive(self, data: st.DataObject) -> None:
-        """An order of a shortlist that was not chosen ends at the payer."""
+        """A shortlist's order that was not chosen ends at the payer."""
         self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
 
     @precondition(lambda self: self.running)
@@ -226,8 +230,8 @@ class HonestPairMachine(RuleBasedStateMachine):
         self.accepted += paid
 
     @invariant()
-    def nobody_is_cheated(self) -> None:
-        """The provider's claim is the sum of receipts and never above the highest ceiling that was signed."""
+    def claims_stay_within_the_signed_ceiling(self) -> None:
+        """The provider's claim is the sum of receipts and never exceeds the highest signed ceiling."""
         assert self.tab.cumulative == self.accepted + sum(paid for paid, _ in self.on_the_way)
         assert self.tab.cumulative + self.tab.in_flight <= self.tab.ceiling <= self.signed
 
@@ -274,14 +278,14 @@ Case = tuple[Verified[Order], Terms, Receipt]
 @given(cases())
 @many
 def test_an_honest_receipt_is_accepted(case: Case) -> None:
-    """Whatever prices, usage and outcome, a receipt that charges what they give passes."""
+    """For any prices, usage and outcome, a receipt with the resulting charge passes."""
     check_receipt(*case)
 
 
 @given(cases(), st.data())
 @many
 def test_every_alteration_of_a_receipt_that_matters_is_refused(case: Case, data: st.DataObject) -> None:
-    """Other parties or order, an unknown outcome, any other cost, a total below the cost, output above the order: refused."""
+    """Wrong parties or order, an unknown outcome, another cost, a total below the cost and too much output are refused."""
     order, terms, receipt = case
     mask = (1 << 64) - 1
     wrong: list[tuple[str, dict[str, Any]]] = [
@@ -305,7 +309,7 @@ def test_every_alteration_of_a_receipt_that_matters_is_refused(case: Case, data:
 @given(cases(), st.data())
 @many
 def test_a_receipt_with_other_usage_or_outcome_passes_only_at_its_right_price(case: Case, data: st.DataObject) -> None:
-    """Counts and outcome may be anything lawful, but then the cost must be theirs to the base unit."""
+    """With any valid counts and outcome, the cost must match them to the base unit."""
     order, terms, receipt = case
     taken = data.draw(st.integers(0, 2**32 - 1))
     usage = Usage(taken, data.draw(st.integers(0, taken)), data.draw(st.integers(0, terms.max_output_tokens)))
@@ -328,7 +332,7 @@ def test_a_receipt_with_other_usage_or_outcome_passes_only_at_its_right_price(ca
 @given(cases())
 @some
 def test_a_broken_answer_cannot_be_charged(case: Case) -> None:
-    """A receipt that charges for an outcome of the provider's own failure is refused, whatever the usage."""
+    """A receipt that charges for the provider's own failure is refused, whatever the usage."""
     order, terms, receipt = case
     assume(receipt.cost > 0)
     for outcome in Outcome:
@@ -340,7 +344,7 @@ def test_a_broken_answer_cannot_be_charged(case: Case) -> None:
 @given(cases())
 @some
 def test_the_total_may_lie_above_the_orders_own_ceiling(case: Case) -> None:
-    """A later order of the tab may have finished first: the payer holds the total against its highest ceiling, not here."""
+    """A later order of the tab may finish first, so the total is checked against the payer's highest ceiling, not here."""
     order, terms, receipt = case
     check_receipt(order, terms, altered(receipt, cumulative_cost=Amount(2**96 - 1)))
 
@@ -348,7 +352,7 @@ def test_the_total_may_lie_above_the_orders_own_ceiling(case: Case) -> None:
 @given(cases(), amounts(10**12), st.integers(1, 2**32))
 @some
 def test_a_receipt_follows_the_one_before(case: Case, due: Amount, gap: int) -> None:
-    """The next receipt has the next seq and a total that is larger by exactly its cost; nothing else follows."""
+    """The next receipt has the next seq and a total that is higher by exactly its cost; no other receipt follows."""
     _, _, previous = case
     following = altered(previous, seq=previous.seq + 1, cost=due, cumulative_cost=previous.cumulative_cost + due)
     check_continuity(previous, following)
@@ -361,5 +365,5 @@ def test_a_receipt_follows_the_one_before(case: Case, due: Amount, gap: int) -> 
 
 
 def altered(receipt: Receipt, **changes: Any) -> Receipt:
-    """A receipt with some other fields."""
+    """Returns a receipt with some fields changed."""
     return Receipt(**({name: getattr(receipt, name) for name in Receipt.SCHEMA.fields} | changes))

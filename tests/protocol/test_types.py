@@ -26,7 +26,7 @@ money = whole.map(Amount)
 @given(money, whole)
 @many
 def test_sums_differences_and_products_are_exact_amounts(amount: Amount, number: int) -> None:
-    """Adding, subtracting and multiplying with whole numbers, from either side, is integer arithmetic and stays money."""
+    """Sums, differences and products with whole numbers, from either side, are exact amounts."""
     plain = int(amount)
     for other in (number, Amount(number)):
         for result, expected in (
@@ -46,7 +46,7 @@ def test_sums_differences_and_products_are_exact_amounts(amount: Amount, number:
 @given(money, whole.filter(bool))
 @some
 def test_whole_division_is_a_plain_number(amount: Amount, number: int) -> None:
-    """Division to whole numbers and its rest are Python's own; the result is a count, not money."""
+    """Whole division and remainder are Python's own, and the result is a plain number."""
     assert (amount // number, amount % number) == divmod(int(amount), number) == divmod(amount, number)
     assert type(amount // number) is int
 
@@ -66,14 +66,14 @@ MIXES: list[tuple[str, Callable[[Any, Any], Any]]] = [
 @pytest.mark.parametrize(("name", "mix"), MIXES, ids=[name for name, _ in MIXES])
 @pytest.mark.parametrize("other", [2.0, 0.1, float("nan"), float("inf"), True, False, Fraction(1, 2), "2", None])
 def test_money_meets_no_float_and_no_boolean(name: str, mix: Callable[[Any, Any], Any], other: Any) -> None:
-    """A float, a boolean or anything else that is no whole number on the right of money is a TypeError."""
+    """A float, a boolean or any other operand that is not a whole number raises TypeError."""
     with pytest.raises(TypeError):
         mix(Amount(5), other)
 
 
 @pytest.mark.parametrize("value", [1.0, 0.5, True, False, "1", None, b"1", Fraction(1), float("nan")])
 def test_an_amount_is_made_of_whole_numbers_only(value: Any) -> None:
-    """Floats, booleans and texts do not become money; what a float on the left of money gave does not become money again."""
+    """Floats, booleans and texts cannot become amounts, nor can the result of a float operation."""
     with pytest.raises(TypeError, match="expected an integer"):
         Amount(value)
     with pytest.raises(TypeError, match="expected an integer"):
@@ -84,7 +84,7 @@ def test_an_amount_is_made_of_whole_numbers_only(value: Any) -> None:
     "render", [float, complex, "{:.2f}".format, "%f".__mod__, lambda a: a / 2, lambda a: 2 / a, lambda a: a**2]
 )
 def test_money_is_never_rendered_or_divided_as_a_float(render: Callable[[Amount], Any]) -> None:
-    """There is no way to a float, to a ratio or to a power."""
+    """An amount cannot become a float, a ratio or a power."""
     with pytest.raises(TypeError):
         render(Amount(3))
 
@@ -92,7 +92,7 @@ def test_money_is_never_rendered_or_divided_as_a_float(render: Callable[[Amount]
 @given(money)
 @some
 def test_money_travels_through_copies_and_json(amount: Amount) -> None:
-    """Pickles and copies are amounts; JSON shows the digits."""
+    """Pickled and copied amounts stay amounts; JSON contains their digits."""
     for again in (pickle.loads(pickle.dumps(amount)), copy.copy(amount), copy.deepcopy(amount)):
         assert again == amount
         assert type(again) is Amount
@@ -105,8 +105,8 @@ def test_money_travels_through_copies_and_json(amount: Amount) -> None:
 
 @given(amounts(), st.integers(0, 18))
 @many
-def test_what_people_read_parses_back(amount: Amount, decimals: int) -> None:
-    """`format_amount` is exact: parsed again it is the same amount, and it never uses an exponent or trailing zeros."""
+def test_formatted_amounts_parse_back(amount: Amount, decimals: int) -> None:
+    """`format_amount` is exact: its text parses to the same amount, without an exponent or trailing zeros."""
     shown = format_amount(amount, decimals)
     assert parse_amount(shown, decimals) == amount
     assert type(parse_amount(shown, decimals)) is Amount
@@ -120,7 +120,7 @@ def test_what_people_read_parses_back(amount: Amount, decimals: int) -> None:
     [(0, "0"), (1, "0.000001"), (10, "0.00001"), (1_000_000, "1"), (1_250_000, "1.25"), (100_000_000, "100"), (-1, "-0.000001")],
 )
 def test_amounts_for_people(amount: int, shown: str) -> None:
-    """Some amounts as people read them."""
+    """Some amounts as they are shown to people."""
     assert format_amount(amount) == shown
 
 
@@ -128,7 +128,7 @@ def test_amounts_for_people(amount: int, shown: str) -> None:
     ("text", "amount"), [("0", 0), ("1.25", 1_250_000), (" 7 ", 7_000_000), ("007.10", 7_100_000), ("0.000001", 1)]
 )
 def test_amounts_as_people_write_them(text: str, amount: int) -> None:
-    """Some texts and what they mean."""
+    """Some texts and the amounts that they mean."""
     assert parse_amount(text) == amount
 
 
@@ -156,14 +156,14 @@ def test_amounts_as_people_write_them(text: str, amount: int) -> None:
         "1\n2",
     ],
 )
-def test_what_is_no_amount_is_refused(text: str) -> None:
-    """Signs, exponents, foreign digits, too fine fractions and nonsense are refused with the offending text."""
+def test_malformed_amounts_are_refused(text: str) -> None:
+    """Signs, exponents, foreign digits, too many decimals and other texts are refused with the offending text."""
     with pytest.raises(BadMessage, match="amount: expected a decimal number with at most 6 places"):
         parse_amount(text)
 
 
 def test_the_refusal_of_an_amount_is_short_and_names_its_field() -> None:
-    """An endless text is not repeated in full, and the caller may name the field."""
+    """A long text is shortened in the error, and the caller may name the field."""
     with pytest.raises(BadMessage, match=r"^max_cost: expected") as caught:
         parse_amount("x" * 1_000_000, field="max_cost")
     assert len(str(caught.value)) < 300
@@ -181,8 +181,8 @@ def test_an_address_has_one_canonical_form(raw: bytes) -> None:
     "value",
     ["", "0x", "0x" + "0" * 39, "0x" + "0" * 41, "0" * 40, "0X" + "0" * 40, "0x" + "g" * 40, " 0x" + "0" * 40, None, 5, b"", []],
 )
-def test_what_is_no_address_is_refused_by_name(value: object) -> None:
-    """The error names the field that holds it."""
+def test_malformed_addresses_are_refused_by_name(value: object) -> None:
+    """The error names the field of the invalid address."""
     with pytest.raises(BadMessage, match=r"^purse\.owner: expected a 20-byte address"):
         parse_address(value, "purse.owner")
 
@@ -204,14 +204,14 @@ def test_errors_say_what_came(value: object, shown: str) -> None:
 @given(st.binary(min_size=16, max_size=16))
 @some
 def test_a_job_id_is_read_from_its_digits(raw: bytes) -> None:
-    """32 hex digits of either case, with or without 0x."""
+    """A job id is 32 hex digits of either case, with or without 0x."""
     for text in (raw.hex(), raw.hex().upper(), "0x" + raw.hex()):
         assert parse_job_id(text) == raw
 
 
 @given(st.text(max_size=40))
 @some
-def test_what_is_no_job_id_is_refused(text: str) -> None:
-    """Any other text is BadMessage."""
+def test_malformed_job_ids_are_refused(text: str) -> None:
+    """Any other text raises BadMessage."""
     with pytest.raises(BadMessage, match=r"^job: expected 32 hex digits"):
         parse_job_id(text)

@@ -1,4 +1,4 @@
-"""How bytes travel, and what happens to bytes that should not."""
+"""Wire formats: round trips, and the refusal of malformed bytes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def order_for(terms: Terms, payer: Signer = PAYER) -> Signed[Order]:
 
 
 def unverified(signed: Any) -> Any:
-    """A signed message as it is after a journey."""
+    """A signed message after a JSON round trip."""
     return Signed(signed.message, signed.signature)
 
 
@@ -125,7 +125,7 @@ BINARIES: dict[str, tuple[Any, Callable[[bytes], Any]]] = {
 
 
 def orjson_or_nothing(value: Any) -> bytes:
-    """A value as JSON, or nothing where JSON cannot hold it."""
+    """A value as JSON, or nothing if JSON cannot represent it."""
     try:
         return orjson.dumps(value)
     except (TypeError, orjson.JSONEncodeError):
@@ -133,7 +133,7 @@ def orjson_or_nothing(value: Any) -> bytes:
 
 
 def as_submission(value: Any) -> bytes:
-    """A value where a header should be, with something sealed behind it."""
+    """A value in place of a header, followed by sealed bytes."""
     head = orjson_or_nothing(value)
     return len(head).to_bytes(4, "big") + head + b"sealed"
 
@@ -144,7 +144,7 @@ def as_submission(value: Any) -> bytes:
 @given(messages(Terms, job=JOB), st.binary(max_size=2_000), st.binary(max_size=300), st.integers(1, MAX_CANDIDATES))
 @few
 def test_submissions_and_dispatches_survive_the_journey(terms: Terms, sealed: bytes, wrapped: bytes, count: int) -> None:
-    """What client and coordinator wrote, coordinator and node read, the sealed bytes untouched."""
+    """Coordinator and node read what client and coordinator wrote, with the sealed bytes unchanged."""
     candidate = Candidate(order_for(terms), terms, wrapped)
     submission = Submission(JOB, (candidate,) * count, sealed)
     assert Submission.loads(submission.dumps()) == submission
@@ -154,7 +154,7 @@ def test_submissions_and_dispatches_survive_the_journey(terms: Terms, sealed: by
 
 @pytest.mark.parametrize("name", TREES)
 def test_json_messages_survive_the_journey(name: str) -> None:
-    """Every JSON payload of the link is read as it was written."""
+    """Every JSON payload of the link survives a round trip."""
     subject, read = TREES[name]
     assert read(loads(dumps(subject.to_json()), name)) == subject
 
@@ -164,7 +164,7 @@ def test_json_messages_survive_the_journey(name: str) -> None:
 def test_challenges_and_capacities_of_any_value_survive(
     nonce: Hash, coordinator: Address, chain: int, contract: Address, counts: list[int]
 ) -> None:
-    """Chain ids go beyond 32 bits, as those of real chains do; counts use all of their 32 bits."""
+    """Chain ids may exceed 32 bits, as on real chains; counts use all of their 32 bits."""
     challenge = Challenge(nonce, coordinator, chain, contract)
     assert Challenge.from_json(loads(dumps(challenge.to_json()), "challenge")) == challenge
     capacity = Capacity(*counts)
@@ -177,7 +177,7 @@ printable = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size
 @given(st.text(max_size=256), printable, st.binary(max_size=500), st.integers(100, 599))
 @some
 def test_heads_survive_the_journey(path: str, content_type: str, body: bytes, status: int) -> None:
-    """Request and response heads come out as they went in, whatever the body's bytes (newlines too)."""
+    """Request and response heads survive a round trip with any bytes in the body, including newlines."""
     head = RequestHead(path, content_type)
     assert split_request(join_request(head, body)) == (head, body)
     answer = ResponseHead(status, content_type)
@@ -187,13 +187,13 @@ def test_heads_survive_the_journey(path: str, content_type: str, body: bytes, st
 @given(st.sampled_from(Kind), job_ids, st.binary(max_size=300))
 @some
 def test_link_frames_survive_the_journey(kind: Kind, job: JobId, payload: bytes) -> None:
-    """Kind, job and payload of a link frame come out as they went in."""
+    """Kind, job and payload of a link frame survive a round trip."""
     assert unpack_link(pack_link(kind, job, payload)) == (kind, job, payload)
     assert unpack_link(pack_link(kind)) == (kind, NO_JOB, b"")
 
 
 def test_the_numbers_of_the_kinds_are_the_wire() -> None:
-    """Frame kinds travel as these numbers; a change would part old peers from new ones."""
+    """Frame kinds are sent as these numbers; a change would break older peers."""
     assert {kind.name: kind.value for kind in Kind} == {
         "MATCH": 1,
         "CHUNK": 2,
@@ -220,7 +220,7 @@ def test_the_numbers_of_the_kinds_are_the_wire() -> None:
 
 
 def test_the_layout_is_this_one() -> None:
-    """One of each binary layout, byte for byte."""
+    """An example of each binary layout, byte for byte."""
     assert pack_frame(Kind.CHUNK, b"abc") == b"\x02\x00\x00\x00\x03abc"
     assert pack_link(Kind.CREDIT, JOB, b"\0\0\0\1") == b"\x17" + b"j" * 16 + b"\0\0\0\1"
     assert join_request(RequestHead("/v1/x"), b"{}") == b'{"path":"/v1/x","contentType":"application/json"}\n{}'
@@ -235,26 +235,26 @@ def test_the_layout_is_this_one() -> None:
 @given(st.lists(st.tuples(st.sampled_from(Kind), st.binary(max_size=200)), max_size=12), st.data())
 @many
 def test_frames_are_cut_the_same_from_any_split_of_the_stream(frames: list[tuple[Kind, bytes]], data: st.DataObject) -> None:
-    """Wherever the network cuts the stream, the same frames come out, each as soon as its last byte is there."""
+    """For any split of the stream the same frames are read, each as soon as its last byte has arrived."""
     stream = b"".join(pack_frame(*frame) for frame in frames)
     ends = [0]
     for _, payload in frames:
         ends.append(ends[-1] + 5 + len(payload))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=20)))
-    reader, found = FrameReader(), list[tuple[Kind, bytes]]()
+    reader, parsed = FrameReader(), list[tuple[Kind, bytes]]()
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
-        found += reader.feed(stream[start:end])
+        parsed += reader.feed(stream[start:end])
         whole = sum(1 for at in ends[1:] if at <= end)
-        assert found == frames[:whole]
+        assert parsed == frames[:whole]
         assert reader.pending == end - ends[whole]
-    assert found == frames
+    assert parsed == frames
     assert reader.pending == 0
 
 
 @given(st.lists(st.tuples(st.sampled_from(Kind), st.binary(max_size=20)), min_size=2, max_size=6))
 @few
 def test_frames_may_be_taken_one_at_a_time(frames: list[tuple[Kind, bytes]]) -> None:
-    """Who stops in the middle of what `feed` gives loses nothing: the next call goes on there."""
+    """A consumer that stops in the middle of `feed` loses nothing: the next call continues there."""
     reader = FrameReader()
     first = next(reader.feed(b"".join(pack_frame(*frame) for frame in frames)))
     assert [first, *reader.feed(b"")] == frames
@@ -263,7 +263,7 @@ def test_frames_may_be_taken_one_at_a_time(frames: list[tuple[Kind, bytes]]) -> 
 @given(st.integers(0, 40), st.integers(0, 60))
 @some
 def test_an_oversized_frame_is_refused_by_its_head(limit: int, size: int) -> None:
-    """A frame above the limit is refused before its payload is awaited; one at the limit passes."""
+    """A frame above the limit is refused before its payload is read; a frame at the limit passes."""
     reader = FrameReader(limit)
     head = b"\x02" + size.to_bytes(4, "big")
     if size > limit:
@@ -274,7 +274,7 @@ def test_an_oversized_frame_is_refused_by_its_head(limit: int, size: int) -> Non
 
 
 def test_the_reader_holds_at_most_one_frame() -> None:
-    """A peer that announces the largest frame and trickles it makes the reader hold that frame and no more."""
+    """A peer that announces the largest frame and sends it slowly makes the reader hold only that frame."""
     reader = FrameReader()
     assert not list(reader.feed(b"\x02" + MAX_FRAME.to_bytes(4, "big")))
     for _ in range(15):
@@ -286,7 +286,7 @@ def test_the_reader_holds_at_most_one_frame() -> None:
 
 @pytest.mark.parametrize("number", sorted(set(range(256)) - set(Kind)))
 def test_unknown_kinds_are_refused(number: int) -> None:
-    """On either kind of connection."""
+    """Unknown kinds are refused on both kinds of connection."""
     with pytest.raises(BadMessage, match="frame: expected a known kind"):
         list(FrameReader().feed(bytes((number, 0, 0, 0, 0))))
     with pytest.raises(BadMessage, match="frame: expected a known kind"):
@@ -298,7 +298,7 @@ def test_unknown_kinds_are_refused(number: int) -> None:
 @given(st.lists(st.binary(max_size=60), max_size=8))
 @many
 def test_random_bytes_as_frames_raise_nothing_but_badmessage(pieces: list[bytes]) -> None:
-    """Any stream is frames, an unfinished frame, or BadMessage."""
+    """Any stream consists of frames, an unfinished frame, or raises BadMessage."""
     reader = FrameReader(100)
     with contextlib.suppress(BadMessage):
         for piece in pieces:
@@ -310,7 +310,7 @@ def test_random_bytes_as_frames_raise_nothing_but_badmessage(pieces: list[bytes]
 @given(st.binary(max_size=60) | st.text(max_size=60))
 @some
 def test_random_link_frames_raise_nothing_but_badmessage(data: bytes | str) -> None:
-    """Text messages and messages shorter than a head are refused, unknown kinds too."""
+    """Text messages, messages shorter than a head, and unknown kinds are refused."""
     if isinstance(data, str) or len(data) < LINK_HEAD:
         with pytest.raises(BadMessage, match="at least 17 bytes"):
             unpack_link(data)
@@ -333,7 +333,7 @@ READERS: list[Callable[[bytes], Any]] = [Submission.loads, Dispatch.loads, split
 )
 @some
 def test_random_bytes_raise_nothing_but_badmessage(read: Callable[[bytes], Any], data: bytes) -> None:
-    """Random bytes, and any JSON where a header should be, are refused."""
+    """Random bytes, and any JSON in place of a header, are refused."""
     with contextlib.suppress(BadMessage):
         read(data)
 
@@ -342,7 +342,7 @@ def test_random_bytes_raise_nothing_but_badmessage(read: Callable[[bytes], Any],
 @given(st.data())
 @many
 def test_mutated_json_raises_nothing_but_badmessage(name: str, data: st.DataObject) -> None:
-    """Any JSON at all, and a right payload with any node replaced, removed, renamed or added to, is read or refused."""
+    """Any JSON, and a valid payload with a node replaced, removed, renamed or added, is read or refused."""
     subject, read = TREES[name]
     for raw in (data.draw(mutated(subject.to_json())), data.draw(json_values)):
         with contextlib.suppress(BadMessage):
@@ -353,7 +353,7 @@ def test_mutated_json_raises_nothing_but_badmessage(name: str, data: st.DataObje
 @given(st.data())
 @some
 def test_mutated_headers_raise_nothing_but_badmessage(name: str, data: st.DataObject) -> None:
-    """A submission or dispatch whose header is any variation of a right one is read or refused."""
+    """A submission or dispatch with any variation of a valid header is read or refused."""
     subject, read = BINARIES[name]
     right = subject.dumps()
     size = int.from_bytes(right[:4], "big")
@@ -365,7 +365,7 @@ def test_mutated_headers_raise_nothing_but_badmessage(name: str, data: st.DataOb
 @given(st.data())
 @some
 def test_damaged_bytes_raise_nothing_but_badmessage(name: str, data: st.DataObject) -> None:
-    """A submission or dispatch with any byte changed, or cut anywhere, is read or refused; one cut in its header is refused."""
+    """A submission or dispatch with any byte changed or cut off is read or refused; one with a cut header is refused."""
     subject, read = BINARIES[name]
     right = subject.dumps()
     at = data.draw(st.integers(0, 3) | st.integers(0, len(right) - 1))
@@ -378,7 +378,7 @@ def test_damaged_bytes_raise_nothing_but_badmessage(name: str, data: st.DataObje
 @given(st.data())
 @some
 def test_mutated_heads_raise_nothing_but_badmessage(data: st.DataObject) -> None:
-    """The heads that only the two ends see are as hostile as any."""
+    """Mutated request and response heads are read or refused."""
     for written, read in (
         ({"path": "/v1/x", "contentType": "a"}, split_request),
         ({"status": 200, "contentType": "a"}, load_response_head),
@@ -390,7 +390,7 @@ def test_mutated_heads_raise_nothing_but_badmessage(data: st.DataObject) -> None
 @given(json_values | st.lists(json_values, max_size=3))
 @some
 def test_any_json_as_asks_raises_nothing_but_badmessage(raw: Any) -> None:
-    """A list of asks is read whole or refused."""
+    """A list of asks is read completely or refused."""
     with contextlib.suppress(BadMessage):
         assert read_asks(raw) == ()
 
@@ -398,8 +398,8 @@ def test_any_json_as_asks_raises_nothing_but_badmessage(raw: Any) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b"nan", b"1" * 5_000 + b"x", '"\ud800"', b"{} {}"]
 )
-def test_what_is_not_json_is_named(data: bytes | str) -> None:
-    """Deep nesting, wrong encodings and cut texts are BadMessage that says what was being read."""
+def test_invalid_json_is_named(data: bytes | str) -> None:
+    """Deep nesting, wrong encodings and cut texts raise BadMessage that names the document."""
     with pytest.raises(BadMessage, match=r"^hello: not JSON: "):
         loads(data, "hello")
 
@@ -408,7 +408,7 @@ def test_what_is_not_json_is_named(data: bytes | str) -> None:
 
 
 def test_an_order_must_commit_to_the_terms_beside_it() -> None:
-    """Terms that were swapped on the way are refused by name."""
+    """Swapped terms are refused by name."""
     other = Terms(**({n: getattr(TERMS, n) for n in Terms.SCHEMA.fields} | {"max_cost": Amount(2)}))
     with pytest.raises(BadMessage, match=r"candidates\[0\]\.order\.termsHash: expected the hash of the "):
         Submission.loads(Submission(JOB, (Candidate(CANDIDATE.order, other, b""),), b"").dumps())
@@ -431,7 +431,7 @@ def test_a_submission_is_of_one_payer_and_one_job() -> None:
 
 
 def test_a_full_shortlist_fits_the_header() -> None:
-    """As many candidates as are allowed, with the longest model names and wrapped keys, stay below the header's limit."""
+    """The maximum number of candidates, with the longest model names and wrapped keys, stays below the header's limit."""
     terms = Terms(
         **({n: getattr(TERMS, n) for n in Terms.SCHEMA.fields} | {"model": "\u20ac" * 1_024, "max_cost": Amount(2**96 - 1)})
     )
@@ -442,13 +442,13 @@ def test_a_full_shortlist_fits_the_header() -> None:
 
 
 def test_the_limits_are_these() -> None:
-    """Limits are a part of the wire: a peer that lowers one breaks those that use it."""
+    """The limits are part of the wire format: a peer with lower ones would break others."""
     assert (MAX_HEADER, MAX_BODY, MAX_FRAME) == (262_144, 33_554_432, 1_048_576)
     assert (MAX_CANDIDATES, MAX_WRAPPED, INITIAL_CREDIT, LINK_HEAD) == (8, 4_096, 64, 17)
 
 
 def test_a_header_has_a_limit() -> None:
-    """A header that says it is longer than the limit, or than what came, is refused before it is parsed."""
+    """A header with a length above the limit, or above the received bytes, is refused before it is parsed."""
     for size, rest in ((MAX_HEADER + 1, bytes(MAX_HEADER + 1)), (5, b"{}"), (2**32 - 1, b"")):
         for read in (Submission.loads, Dispatch.loads):
             with pytest.raises(BadMessage, match="cut off, or its header is longer"):
@@ -456,7 +456,7 @@ def test_a_header_has_a_limit() -> None:
 
 
 def test_a_claim_brings_one_order_a_row() -> None:
-    """An order too few or too many is refused."""
+    """A claim with too few or too many orders is refused."""
     for count in (0, 1, 3):
         with pytest.raises(BadMessage, match="expected one per row"):
             ClaimRequest.from_json(ClaimRequest(CLAIM_REQUEST.claim, (CANDIDATE.order,) * count).to_json())
@@ -479,7 +479,7 @@ def test_a_wrapped_key_is_strict_base64(wrapped: object) -> None:
     ],
 )
 def test_each_member_of_a_challenge_is_checked_by_name(member: str, values: list[object]) -> None:
-    """A node signs nothing for a challenge that it cannot read."""
+    """A node signs nothing for an unreadable challenge."""
     for value in values:
         with pytest.raises(BadMessage, match=rf"^challenge\.{member}: expected"):
             Challenge.from_json({**CHALLENGE.to_json(), member: value})
@@ -488,14 +488,14 @@ def test_each_member_of_a_challenge_is_checked_by_name(member: str, values: list
 @pytest.mark.parametrize("member", ["free", "slots", "tokensPerSecond", "firstTokenMs"])
 @pytest.mark.parametrize("value", [-1, 1 << 32, 1.0, True, "1", None])
 def test_each_member_of_a_capacity_is_checked_by_name(member: str, value: object) -> None:
-    """A capacity counts in whole numbers of 32 bits."""
+    """A capacity consists of whole numbers of 32 bits."""
     with pytest.raises(BadMessage, match=rf"^capacity\.{member}: expected a whole number from 0 to 4294967295"):
         Capacity.from_json({**CAPACITY.to_json(), member: value})
 
 
 @pytest.mark.parametrize("status", [0, 99, 600, 99_999, -200, 200.0, "200", True, None])
 def test_a_response_head_carries_a_real_status(status: object) -> None:
-    """A status that no HTTP server could send on is refused where it is read."""
+    """A status that no HTTP server could send is refused when it is read."""
     with pytest.raises(BadMessage, match=r"^response\.status: expected a whole number from 100 to 599"):
         load_response_head(orjson.dumps({"status": status, "contentType": "text/plain"}))
 
@@ -504,7 +504,7 @@ def test_a_response_head_carries_a_real_status(status: object) -> None:
     "content_type", ["text/plain\r\nSet-Cookie: a=b", "a\nb", "a\0b", "\x7f", "t\u00e9xt", "a" * 257, 5, None]
 )
 def test_a_content_type_cannot_break_out_of_its_header(content_type: object) -> None:
-    """Line ends, controls and other characters that a header cannot hold are refused at both ends."""
+    """Line ends, control characters and other characters that a header cannot contain are refused at both ends."""
     with pytest.raises(BadMessage, match=r"^response\.contentType: expected"):
         load_response_head(orjson.dumps({"status": 200, "contentType": content_type}))
     with pytest.raises(BadMessage, match=r"^request\.contentType: expected"):
@@ -512,13 +512,13 @@ def test_a_content_type_cannot_break_out_of_its_header(content_type: object) -> 
 
 
 def test_a_request_without_a_line_end_has_no_head() -> None:
-    """A head that was cut off is not taken for a request without a body."""
+    """A truncated head is not read as a request without a body."""
     with pytest.raises(BadMessage, match="expected a head line"):
         split_request(b'{"path":"/","contentType":"a"}')
 
 
 def test_members_that_a_newer_peer_adds_are_ignored() -> None:
-    """Unsigned envelopes may grow: unknown members do no harm (signed messages are strict)."""
+    """Unsigned envelopes may have unknown members (signed messages may not)."""
     for name, (subject, read) in TREES.items():
         if name != "Candidate":
             assert read({**subject.to_json(), "later": 1}) == subject

@@ -1,4 +1,4 @@
-"""Real processes for tests: a script of ours runs in a fresh interpreter, and talks through its standard output."""
+"""Processes for tests: a script of this project runs in a new interpreter and reports on its standard output."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60
+TIMEOUT_SECONDS = 60
 
 
 @contextmanager
 def script(text: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Runs Python source in a process of its own, which is killed at the end if it still runs."""
+    """Runs Python source in a process of its own, which is killed at the end if it is still running."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", text, *arguments],
@@ -33,7 +33,7 @@ def script(text: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def line(process: subprocess.Popen[str]) -> str:
-    """The next line that the process prints; fails with its errors if it ended instead."""
+    """Returns the next line that the process prints; fails with its errors if it ended instead."""
     assert process.stdout is not None
     printed = process.stdout.readline()
     assert printed, f"it ended: {process.communicate()[1]}"

@@ -1,4 +1,4 @@
-"""A buffered transport: one write a turn, in order, nothing lost at the end."""
+"""A buffered transport: one write per turn of the event loop, in order, with nothing lost at the end."""
 
 import asyncio
 from typing import Any
@@ -9,7 +9,7 @@ from tallystick.runtime.buffered_transport import buffered
 
 
 class Wire:
-    """A transport that notes what is done to it."""
+    """A transport that records the calls on it."""
 
     def __init__(self) -> None:
         self.done: list[Any] = []
@@ -34,12 +34,12 @@ class Wire:
 
 @pytest.fixture
 async def wire() -> Wire:
-    """The transport underneath."""
+    """The underlying transport."""
     return Wire()
 
 
 async def test_what_is_written_in_one_turn_leaves_at_once_and_in_order(wire: Wire) -> None:
-    """Parts of one turn are one write; those of the next another."""
+    """Parts of one turn are one write; parts of the next turn are another."""
     transport = buffered(wire)
     for part in (b"head", b"", b"body"):
         transport.write(part)
@@ -50,8 +50,8 @@ async def test_what_is_written_in_one_turn_leaves_at_once_and_in_order(wire: Wir
     assert wire.done == [b"headbody", b"more"]
 
 
-async def test_much_does_not_wait(wire: Wire) -> None:
-    """A large part leaves at once, with what was held."""
+async def test_large_parts_are_written_at_once(wire: Wire) -> None:
+    """A large part is written at once, together with the buffered ones."""
     transport = buffered(wire)
     transport.write(b"x")
     transport.write(bytes(20_000))
@@ -62,7 +62,7 @@ async def test_much_does_not_wait(wire: Wire) -> None:
 
 @pytest.mark.parametrize("end", ["close", "write_eof"])
 async def test_an_end_comes_after_what_was_written(wire: Wire, end: str) -> None:
-    """Closing loses nothing."""
+    """Closing writes the buffer first."""
     transport = buffered(wire)
     transport.write(b"last")
     getattr(transport, end)()
@@ -80,7 +80,7 @@ async def test_an_abort_drops_it(wire: Wire) -> None:
 
 
 async def test_a_connection_lost_meanwhile_is_left_alone(wire: Wire) -> None:
-    """A transport that closed before the turn was over is not written to."""
+    """Nothing is written if the transport closed during the turn."""
     transport = buffered(wire)
     transport.write(b"last")
     wire.closing = True
@@ -88,8 +88,8 @@ async def test_a_connection_lost_meanwhile_is_left_alone(wire: Wire) -> None:
     assert wire.done == []
 
 
-async def test_it_is_corked_once_and_asks_the_transport_for_the_rest(wire: Wire) -> None:
-    """A second cork changes nothing."""
+async def test_a_transport_is_wrapped_once(wire: Wire) -> None:
+    """A transport is wrapped only once, and other calls go to the underlying transport."""
     transport = buffered(wire)
     assert buffered(transport) is transport
     assert not transport.is_closing()

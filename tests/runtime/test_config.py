@@ -1,4 +1,4 @@
-"""Config: TOML, then environment, then flags; every type; errors that say where."""
+"""Config: TOML, then environment, then flags; every type; errors with their source."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Settings:
-    """One field of every type that config knows."""
+    """One field of every type that the config supports."""
 
     name: str
     port: int = 1
@@ -69,14 +69,14 @@ url = "http://main"
 
 
 def loaded(tmp_path: Path, text: str, **more: Any) -> Settings:
-    """The settings from this TOML."""
+    """Loads the settings from this TOML."""
     path = tmp_path / "c.toml"
     path.write_text(text, encoding="utf-8")
     return load(Settings, path, **({"environment": {}} | more))
 
 
 def test_every_type_is_read_from_toml(tmp_path: Path) -> None:
-    """Each field gets a value of its own type."""
+    """Each field gets a value of its declared type."""
     assert loaded(tmp_path, TOML) == Settings(
         name="toml",
         port=9000,
@@ -99,7 +99,7 @@ def test_every_type_is_read_from_toml(tmp_path: Path) -> None:
 
 
 def test_every_flat_type_is_read_from_the_environment() -> None:
-    """Variables are texts: numbers, booleans, amounts, addresses, paths and comma-separated lists are made of them."""
+    """Variables are texts, from which numbers, booleans, amounts, addresses, paths and comma-separated lists are parsed."""
     texts = {
         "name": "env",
         "port": "9001",
@@ -134,7 +134,7 @@ def test_every_flat_type_is_read_from_the_environment() -> None:
 
 
 def test_flags_beat_the_environment_beats_toml(tmp_path: Path) -> None:
-    """Each source overrides the one before, setting by setting; a flag that was not given (None) overrides nothing."""
+    """Each source overrides the previous one for each setting; a flag that was not given (None) overrides nothing."""
     environment = {"T_PORT": "2", "T_RATE": "2", "PORT": "99"}
     made = loaded(
         tmp_path,
@@ -147,7 +147,7 @@ def test_flags_beat_the_environment_beats_toml(tmp_path: Path) -> None:
 
 
 def test_the_environment_counts_only_with_a_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a prefix no variable is read; with one, those of the process are."""
+    """Without a prefix no variable is read; with a prefix the process's variables are read."""
     monkeypatch.setenv("NAME", "shell")
     monkeypatch.setenv("T_NAME", "ours")
     assert loaded(tmp_path, 'name = "toml"', environment=None).name == "toml"
@@ -155,7 +155,7 @@ def test_the_environment_counts_only_with_a_prefix(tmp_path: Path, monkeypatch: 
 
 
 def test_values_that_are_made_already_pass(tmp_path: Path) -> None:
-    """Flags may bring values of the field's own type."""
+    """Flags may have values of the field's own type."""
     flags = {"cap": Amount(3), "folder": Path("y"), "engines": [Engine("u")], "main": Engine("v")}
     made = loaded(tmp_path, 'name = "n"', flags=flags)
     assert (made.cap, made.folder, made.engines, made.main) == (Amount(3), Path("y"), (Engine("u"),), Engine("v"))
@@ -195,13 +195,13 @@ def test_a_wrong_value_is_named_with_its_file(tmp_path: Path, name: str, value: 
     text = f"{name} = {value}" if name == "name" else f'name = "n"\n{name} = {value}'
     with pytest.raises(BadMessage) as caught:
         loaded(tmp_path, text)
-    said = str(caught.value)
-    assert said.startswith(f"{tmp_path}/c.toml: {name}")
-    assert reason in said
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}/c.toml: {name}")
+    assert reason in message
 
 
 def test_values_inside_lists_and_tables_are_named_by_their_path(tmp_path: Path) -> None:
-    """An error inside a list or a nested table says which item and which member."""
+    """An error inside a list or a nested table names the item and the member."""
     with pytest.raises(BadMessage, match=r"c\.toml: numbers\[1\]: expected int"):
         loaded(tmp_path, 'name = "n"\nnumbers = [1, "x"]')
     with pytest.raises(BadMessage, match=r"c\.toml: engines\[0\]: weight: expected float"):
@@ -213,7 +213,7 @@ def test_values_inside_lists_and_tables_are_named_by_their_path(tmp_path: Path) 
 
 
 def test_an_error_names_the_source_that_it_came_from(tmp_path: Path) -> None:
-    """A wrong variable or flag is not blamed on the file."""
+    """An error in a variable or a flag names its own source, not the file."""
     with pytest.raises(BadMessage, match=r"^environment variable T_PORT: expected int, got 'x'$"):
         loaded(tmp_path, 'name = "n"', prefix="T_", environment={"T_PORT": "x"})
     with pytest.raises(BadMessage, match=r"^flag cap: expected a decimal number"):
@@ -230,7 +230,7 @@ def test_a_text_that_may_be_a_secret_is_not_repeated(tmp_path: Path) -> None:
 
 
 def test_unknown_and_missing_settings_are_named(tmp_path: Path) -> None:
-    """A misspelt setting is an error that lists the known ones; a missing one says that it must be set."""
+    """An unknown setting gives an error that lists the known ones; a missing setting gives an error that says to set it."""
     with pytest.raises(BadMessage, match=r"c\.toml: unknown setting prot; did you mean port"):
         loaded(tmp_path, 'name = "n"\nprot = 1')
     with pytest.raises(BadMessage, match=r"^config: unknown setting prot"):
@@ -240,7 +240,7 @@ def test_unknown_and_missing_settings_are_named(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """Missing files, folders, broken TOML and other encodings are errors of ours that name the path."""
+    """Missing files, folders, invalid TOML and other encodings give errors of this project that name the path."""
     with pytest.raises(BadMessage, match=r"config .*/none\.toml: No such file"):
         load(Settings, tmp_path / "none.toml")
     with pytest.raises(BadMessage, match="Is a directory"):
@@ -253,12 +253,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_toml_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
-    """Names beyond ASCII survive."""
+    """Names with characters outside ASCII are read correctly."""
     assert loaded(tmp_path, 'name = "caf\u00e9 \u20ac"').name == "caf\u00e9 \u20ac"
 
 
 def test_home_is_the_variable_or_a_folder_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """TALLYSTICK_HOME counts unless it is empty; ~ is expanded."""
+    """TALLYSTICK_HOME is used unless it is empty; ~ is expanded."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for value, expected in (("/srv/t", Path("/srv/t")), ("~/t", tmp_path / "t"), ("", tmp_path / ".tallystick")):
         monkeypatch.setenv("TALLYSTICK_HOME", value)
@@ -294,7 +294,9 @@ BAD_NUMBERS = [
 @pytest.mark.parametrize("text", BAD_NUMBERS, ids=range(len(BAD_NUMBERS)))
 @pytest.mark.parametrize("name", ["whole", "real"])
 def test_a_number_that_no_machine_holds_does_not_crash_the_start(name: str, text: str) -> None:
-    """A setting of hundreds of digits, of no finite value or in other digits than ASCII's is refused, and named."""
+    """A number with hundreds of digits, an infinite one, or one in other digits than ASCII's is refused with the setting's
+    name.
+    """
     with pytest.raises(BadMessage, match=name.upper()):
         load(Numbers, prefix="T_", environment={f"T_{name.upper()}": text})
 
@@ -302,14 +304,14 @@ def test_a_number_that_no_machine_holds_does_not_crash_the_start(name: str, text
 @pytest.mark.parametrize("text", ["9" * 400, "9" * 5_000, "1e400", "inf", "nan", "-9223372036854775809"], ids=range(6))
 @pytest.mark.parametrize("name", ["whole", "real"])
 def test_a_number_in_a_file_does_not_crash_the_start_either(tmp_path: Path, name: str, text: str) -> None:
-    """The same of a TOML file, whose numbers have other ways to be too large."""
+    """The same holds for a TOML file, in which numbers can be too large in other ways."""
     (tmp_path / "c.toml").write_text(f"{name} = {text}\n")
     with pytest.raises(BadMessage, match=r"c\.toml"):
         load(Numbers, tmp_path / "c.toml")
 
 
 def test_plain_numbers_are_read() -> None:
-    """Whole numbers, fractions and exponents are what they say."""
+    """Whole numbers, fractions and exponents are read as their values."""
     environment = {"T_WHOLE": " 7 ", "T_REAL": "2.5e1"}
     assert load(Numbers, prefix="T_", environment=environment) == Numbers(7, 25.0)
     assert load(Numbers, flags={"whole": -3, "real": 2}) == Numbers(-3, 2.0)

@@ -26,7 +26,7 @@ async def _app(scope: Any, _receive: Any, send: Any) -> None:
 
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
-    """A server behind narrow limiter."""
+    """A server with low limits."""
     async with serving(_app, "127.0.0.1", 0, limits=TIGHT) as bound:
         yield bound
 
@@ -43,31 +43,31 @@ class Caller:
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 
     async def status(self) -> int:
-        """Of the next answer; 0 if the connection was closed without one."""
+        """Reads the next answer's status; 0 if the connection was closed without an answer."""
         async with asyncio.timeout(10):
             line = await self.reader.readline()
             return int(line.split()[1]) if line else 0
 
     async def ask(self, head: bytes = GET) -> int:
-        """Sends a request and reads the status of its answer, and the rest of it."""
+        """Sends a request and reads its answer. Returns the status."""
         self.writer.write(head + b"\r\n")
-        found = await self.status()
+        status = await self.status()
         while (await self.reader.readline()).strip():
             pass
-        await self.reader.readexactly(2) if found == 200 else None
-        return found
+        await self.reader.readexactly(2) if status == 200 else None
+        return status
 
     def close(self) -> None:
-        """Hangs up."""
+        """Closes the connection."""
         self.writer.close()
 
 
 async def test_an_address_has_only_so_many_connections(port: int) -> None:
-    """One more than its share is told so; one that hangs up makes room."""
+    """One connection above an address's share is refused with the reason; a closed connection makes room."""
     callers = [await Caller.call(port) for _ in range(TIGHT.per_address)]
     assert [await caller.ask() for caller in callers] == [200] * TIGHT.per_address
-    late = await Caller.call(port)
-    assert await late.status() == 429
+    refused = await Caller.call(port)
+    assert await refused.status() == 429
     callers[0].close()
     async with asyncio.timeout(10):
         while await (await Caller.call(port)).ask() != 200:
@@ -75,7 +75,7 @@ async def test_an_address_has_only_so_many_connections(port: int) -> None:
 
 
 async def test_all_together_have_only_so_many() -> None:
-    """Addresses within their shares fill the server up; the reason says which of the two it is."""
+    """Addresses within their shares fill the server; the reason tells which of the two limits was reached."""
     limiter = ConnectionLimiter(TIGHT)
     assert [limiter.acquire(name) for name in "aaabb"] == [None] * 5
     full = limiter.acquire("c")
@@ -91,15 +91,15 @@ async def test_all_together_have_only_so_many() -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"GET", GET, GET + b"x: " + b"y" * 100])
 async def test_a_head_that_does_not_end(port: int, sent: bytes) -> None:
-    """Slowloris: whoever does not finish asking is told so and closed, whatever was sent by then."""
+    """Slowloris: a request head that is not finished in time is refused and closed, whatever was sent until then."""
     caller = await Caller.call(port)
     caller.writer.write(sent)
     assert await caller.status() == 408
     assert await caller.reader.read() != b""
 
 
-async def test_a_second_request_may_not_dawdle_either(port: int) -> None:
-    """The time starts anew with each request of a connection."""
+async def test_the_time_limit_holds_for_each_request(port: int) -> None:
+    """The time limit starts again with each request of a connection."""
     caller = await Caller.call(port)
     assert await caller.ask() == 200
     caller.writer.write(b"GET / HT")
@@ -108,7 +108,7 @@ async def test_a_second_request_may_not_dawdle_either(port: int) -> None:
 
 @pytest.mark.parametrize("at_once", [True, False])
 async def test_too_long_a_head(port: int, at_once: bool) -> None:
-    """Headers above the limit are refused, in one piece or in many."""
+    """Headers above the limit are refused, in one part or in many."""
     caller = await Caller.call(port)
     lines = [b"x-%d: " % n + b"y" * 90 + b"\r\n" for n in range(30)]
     if at_once:
@@ -122,7 +122,7 @@ async def test_too_long_a_head(port: int, at_once: bool) -> None:
 
 
 async def test_a_body_is_not_a_head(port: int) -> None:
-    """Only the head is measured by these limits."""
+    """These limits apply only to the head."""
     caller = await Caller.call(port)
     assert await caller.ask(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n\r\n" + b"z" * 4_998) == 200
 
@@ -141,12 +141,12 @@ async def test_a_body_is_not_a_head(port: int) -> None:
     ],
 )
 def test_what_counts_as_one_address(host: str, key: str) -> None:
-    """An IPv4 address is one, however it is written; of IPv6, all that a single household has."""
+    """An IPv4 address counts as one however it is written; an IPv6 address counts with its whole /64."""
     assert address_key(host) == key
 
 
-def test_a_household_does_not_get_a_share_for_each_of_its_addresses() -> None:
-    """Connections of one /64 count together."""
+def test_an_ipv6_network_shares_one_limit() -> None:
+    """Connections of one /64 share one limit."""
     limiter = ConnectionLimiter(TIGHT)
     assert [limiter.acquire(f"2001:db8::{n}") for n in range(TIGHT.per_address)] == [None] * TIGHT.per_address
     refused = limiter.acquire("2001:db8::ffff")
@@ -159,7 +159,7 @@ def test_a_household_does_not_get_a_share_for_each_of_its_addresses() -> None:
 
 
 async def test_requests_do_not_pile_up_on_a_connection(port: int) -> None:
-    """Thousands of requests in one piece are not all held: a connection with more than some that wait is closed."""
+    """A connection with more than a few pipelined requests is refused and closed."""
     caller = await Caller.call(port)
     caller.writer.write((GET + b"\r\n") * 3_000)
     async with asyncio.timeout(10):
@@ -169,7 +169,7 @@ async def test_requests_do_not_pile_up_on_a_connection(port: int) -> None:
 
 
 async def test_a_few_requests_may_wait(port: int) -> None:
-    """A client that does not wait for one answer before it asks again gets all of them, in order."""
+    """A client that sends further requests before the first answer gets all answers, in order."""
     caller = await Caller.call(port)
     caller.writer.write((GET + b"\r\n") * 10)
     async with asyncio.timeout(10):
@@ -178,7 +178,7 @@ async def test_a_few_requests_may_wait(port: int) -> None:
 
 
 async def test_an_answer_that_is_not_read_is_not_held_for_ever() -> None:
-    """A client that leaves what it was sent unread is cut; one that reads slowly, but reads, gets all of it."""
+    """A client that does not read its answer is disconnected; one that reads slowly gets all of it."""
     limits = ConnectionLimits(stall_seconds=0.3)
     async with serving(_app, "127.0.0.1", 0, limits=limits) as port:
         lazy, slow = await Caller.call(port), await Caller.call(port)
@@ -198,7 +198,7 @@ async def test_an_answer_that_is_not_read_is_not_held_for_ever() -> None:
 
 
 async def test_a_body_after_the_answer_is_not_taken_for_ever() -> None:
-    """A request that was answered before it ended may go on for a while only."""
+    """A request body that continues after its answer is read only for a limited time."""
     async with serving(_app, "127.0.0.1", 0, limits=ConnectionLimits(stall_seconds=0.2)) as port:
         caller = await Caller.call(port)
         assert await caller.ask(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n") == 200
@@ -214,7 +214,9 @@ async def test_a_body_after_the_answer_is_not_taken_for_ever() -> None:
 
 
 async def test_refused_connections_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only so many refused connections are kept open until their clients have read why; further ones are closed at once."""
+    """A limited number of refused connections stays open until the clients have read the reason; further ones are closed at
+    once.
+    """
     monkeypatch.setattr(module, "LINGERING", 2)
     monkeypatch.setattr(module, "_LINGER_SECONDS", 0.3)
     limiter = ConnectionLimiter(ConnectionLimits(per_address=0))
@@ -226,7 +228,7 @@ async def test_refused_connections_do_not_pile_up(monkeypatch: pytest.MonkeyPatc
             super().connection_made(transport)
             seen.append(limiter.lingering)
 
-    monkeypatch.setattr(ConnectionLimiter, "protocols", lambda _doors: (Watched, _))
+    monkeypatch.setattr(ConnectionLimiter, "protocols", lambda _limiter: (Watched, _))
     async with serving(_app, "127.0.0.1", 0) as port:
         refused = [await Caller.call(port) for _ in range(6)]
         assert [await caller.status() for caller in refused] == [429] * 6

@@ -38,7 +38,7 @@ SECRET = keccak(b"a secret")
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shell's passwords do not reach these tests."""
+    """Removes the shell's password variables for these tests."""
     monkeypatch.delenv(keystore.PASSWORD_ENV, raising=False)
     monkeypatch.delenv(keystore.PASSWORD_FILE_ENV, raising=False)
 
@@ -52,7 +52,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def mode(path: Path) -> int:
-    """A file's permission bits."""
+    """Returns a file's permission bits."""
     return stat.S_IMODE(path.stat().st_mode)
 
 
@@ -60,7 +60,7 @@ def mode(path: Path) -> int:
 
 
 def test_a_keystore_gives_its_key_back(tmp_path: Path) -> None:
-    """A created keystore opens with its password and holds the same key; a fresh one differs each time."""
+    """A new keystore opens with its password and holds the same key; each keystore file is different."""
     made = create_keystore(tmp_path / "a.json", "pass", cost=CHEAP)
     assert open_keystore(tmp_path / "a.json", "pass").secret == made.secret
     assert keystore_address(tmp_path / "a.json") == made.address
@@ -69,7 +69,7 @@ def test_a_keystore_gives_its_key_back(tmp_path: Path) -> None:
 
 
 def test_a_wallet_opens_by_name_or_by_file(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name is looked up in the home folder; the password is the given one, else that of the environment, else the prompt's."""
+    """A name is looked up in the home folder; the password is the given one, else the environment's, else the prompt's."""
     monkeypatch.setenv("TALLYSTICK_HOME", str(tmp_path))
     create_keystore(tmp_path / "keys" / "mine.json", "right", SECRET, cost=CHEAP)
     assert open_wallet("mine", "right").secret == SECRET
@@ -82,7 +82,7 @@ def test_a_wallet_opens_by_name_or_by_file(store: Path, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("password", ["\u20ac\u00fc \u2603", " ", "a" * 10_000, "tab\tand\nline"])
 def test_any_password_works(tmp_path: Path, password: str) -> None:
-    """Spaces, other alphabets and long ones; a password that differs in one character does not open."""
+    """Passwords with spaces, in other alphabets and long ones work; one different character does not open the keystore."""
     create_keystore(tmp_path / "k.json", password, SECRET, cost=CHEAP)
     assert open_keystore(tmp_path / "k.json", password).secret == SECRET
     with pytest.raises(BadMessage, match="the password does not open it"):
@@ -90,7 +90,7 @@ def test_any_password_works(tmp_path: Path, password: str) -> None:
 
 
 def test_a_keystore_is_readable_by_its_owner_only(tmp_path: Path) -> None:
-    """The file is 0600 and every folder that had to be made is 0700, whatever the umask; the secret is not in it."""
+    """The file has mode 0600 and every created folder 0700 with any umask; the file does not contain the secret."""
     former = os.umask(0)
     try:
         create_keystore(tmp_path / "x" / "y" / "k.json", "pass", SECRET, cost=CHEAP)
@@ -103,7 +103,7 @@ def test_a_keystore_is_readable_by_its_owner_only(tmp_path: Path) -> None:
 
 
 def test_an_existing_key_is_never_overwritten(store: Path) -> None:
-    """Making a keystore where a file is fails and leaves the file alone."""
+    """Creating a keystore in place of a file fails and leaves the file unchanged."""
     before = store.read_bytes()
     with pytest.raises(BadMessage, match="exists, and a key is never overwritten"):
         create_keystore(store, "other", cost=CHEAP)
@@ -111,7 +111,7 @@ def test_an_existing_key_is_never_overwritten(store: Path) -> None:
 
 
 def test_of_two_that_make_one_keystore_at_once_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where both looked before either wrote, the second is refused: the first one's key is not lost."""
+    """If two processes create one keystore at once, the second is refused and the first one's key is kept."""
     path = tmp_path / "k.json"
     encrypt = Account.encrypt
 
@@ -131,20 +131,20 @@ def test_of_two_that_make_one_keystore_at_once_one_wins(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("secret", [b"", b"\1", bytes(32), b"\xff" * 32, b"\1" * 33])
 def test_an_unusable_secret_is_refused(tmp_path: Path, secret: bytes) -> None:
-    """A key that is no key is an error of ours and leaves no file; an empty one is not taken for a wish for a fresh one."""
+    """An invalid key gives an error of this project and leaves no file; an empty key does not mean a new key."""
     with pytest.raises(BadMessage, match="expected a usable private key"):
         create_keystore(tmp_path / "k.json", "pass", secret, cost=CHEAP)
     assert not (tmp_path / "k.json").exists()
 
 
 def test_an_empty_password_is_refused(tmp_path: Path) -> None:
-    """An unset variable or an empty password file does not end in a key that anyone can open."""
+    """An unset variable or an empty password file never leads to a keystore without a password."""
     with pytest.raises(BadMessage, match="password: expected a text"):
         create_keystore(tmp_path / "k.json", "", cost=CHEAP)
 
 
 def test_the_secret_appears_in_no_error(store: Path) -> None:
-    """Neither a wrong password nor the right one's key is printed."""
+    """Neither a wrong password nor the key is printed."""
     with pytest.raises(BadMessage) as caught:
         open_keystore(store, "hunter2")
     assert "hunter2" not in str(caught.value)
@@ -153,7 +153,7 @@ def test_the_secret_appears_in_no_error(store: Path) -> None:
 
 @pytest.mark.parametrize("bits", [0o640, 0o604, 0o610, 0o666, 0o755])
 def test_a_keystore_that_others_can_touch_is_refused(store: Path, bits: int) -> None:
-    """Any permission for group or others stops it, and the error says how to mend that."""
+    """A keystore with permissions for group or others is refused, and the error says how to change them."""
     store.chmod(bits)
     with pytest.raises(BadMessage, match=rf"can be read by others; run: chmod 600 {store}"):
         open_keystore(store, "right")
@@ -162,7 +162,7 @@ def test_a_keystore_that_others_can_touch_is_refused(store: Path, bits: int) -> 
 
 
 def test_a_missing_keystore_says_how_to_make_one(tmp_path: Path) -> None:
-    """The error names the path and the command."""
+    """The error names the path and the command that creates a keystore."""
     with pytest.raises(BadMessage, match=rf"no keystore at {tmp_path}/k\.json; create one with: tally wallet new"):
         open_keystore(tmp_path / "k.json", "pass")
     with pytest.raises(BadMessage, match="expected a keystore"):
@@ -189,7 +189,7 @@ DAMAGED: list[Any] = [
 
 @pytest.mark.parametrize("data", DAMAGED)
 def test_a_file_that_is_no_keystore_is_refused(store: Path, data: bytes) -> None:
-    """Whatever the file holds, opening it is BadMessage that names it, and so is reading its address."""
+    """Any other file raises BadMessage that names it, when it is opened and when its address is read."""
     store.write_bytes(data)
     with pytest.raises(BadMessage, match=r"key\.json"):
         open_keystore(store, "right")
@@ -217,7 +217,7 @@ ODD: list[Any] = [None, "", "zz", "00", -1, 0, 3, 2**70, 1.5, True, [], {}, "0" 
 
 
 def test_any_damaged_member_is_refused_or_harmless(store: Path) -> None:
-    """Every member of a keystore replaced by odd values: it opens to the right key, or is BadMessage; never another key."""
+    """With odd values in any member, a keystore opens to the right key or raises BadMessage, and never gives another key."""
     right = json.loads(store.read_text())
     for path in _paths(right):
         for value in ODD:
@@ -233,7 +233,7 @@ def test_any_damaged_member_is_refused_or_harmless(store: Path) -> None:
 @given(data=st.data())
 @few
 def test_a_flipped_digit_never_opens_another_key(store: Path, data: st.DataObject) -> None:
-    """The checksum of a keystore does not cover its IV or its address; the key itself is held against the address."""
+    """A keystore's checksum does not cover its IV or its address, so the key is compared with the address."""
     tree = _tree()
     crypto = tree["crypto"]
     where = data.draw(
@@ -254,7 +254,7 @@ def test_a_flipped_digit_never_opens_another_key(store: Path, data: st.DataObjec
 
 
 def test_a_keystore_of_another_wallet_opens(store: Path) -> None:
-    """Keystores of other tools work: with pbkdf2, without an address, with 0x and mixed case in it."""
+    """Keystores of other tools open: with pbkdf2, without an address, and with 0x and mixed case in the address."""
     foreign = Account.encrypt(SECRET, "right", kdf="pbkdf2", iterations=1)
     for address in (None, foreign["address"], "0x" + foreign["address"].upper(), Signer(SECRET).address):
         tree = {k: v for k, v in foreign.items() if k != "address"} | ({} if address is None else {"address": address})
@@ -268,7 +268,7 @@ def test_a_keystore_of_another_wallet_opens(store: Path) -> None:
 
 
 def test_the_sources_of_a_password_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A named file beats the variable that names one, which beats the password variable, which beats the prompt."""
+    """A named file precedes the variable that names one, which precedes the password variable, which precedes the prompt."""
     for name in ("named", "pointed"):
         (tmp_path / name).write_text(f"from {name}\n")
     assert find_password(prompt=lambda: "from prompt") == "from prompt"
@@ -280,26 +280,26 @@ def test_the_sources_of_a_password_in_their_order(tmp_path: Path, monkeypatch: p
 
 
 def test_without_any_source_the_error_names_them() -> None:
-    """A service without a terminal is told what to set."""
+    """A service without a terminal gets an error that says what to set."""
     with pytest.raises(BadMessage, match="set TALLYSTICK_PASSWORD_FILE or TALLYSTICK_PASSWORD, or give --password-file"):
         find_password()
 
 
 def test_an_empty_file_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that a compose file left empty does not point at the current folder."""
+    """An empty variable, as a compose file leaves it, does not mean the current folder."""
     monkeypatch.setenv(keystore.PASSWORD_FILE_ENV, "")
     assert find_password(prompt=lambda: "from prompt") == "from prompt"
 
 
 @pytest.mark.parametrize(("written", "password"), [(b"a\n", "a"), (b"a\r\n", "a"), (b" a ", " a "), (b"a\nb", "a\nb"), (b"", "")])
 def test_only_line_ends_are_cut_from_a_password_file(tmp_path: Path, written: bytes, password: str) -> None:
-    """Editors add a line end; everything else is the password."""
+    """One line end, which editors add, is removed; everything else is the password."""
     (tmp_path / "p").write_bytes(written)
     assert find_password(tmp_path / "p") == password
 
 
 def test_a_password_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """Missing, a folder, or not text: an error of ours with the path, without the contents."""
+    """A missing file, a folder and a binary file give an error of this project with the path and without the contents."""
     (tmp_path / "binary").write_bytes(b"\xff\xfesecret")
     for path, reason in (
         (tmp_path / "none", "No such file"),
@@ -315,7 +315,7 @@ def test_a_password_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_a_private_file_is_replaced_whole(tmp_path: Path) -> None:
-    """Writing again replaces the contents and tightens the permissions."""
+    """Writing again replaces the contents and restricts the permissions."""
     path = tmp_path / "f"
     path.write_bytes(b"old and long")
     path.chmod(0o666)
@@ -327,7 +327,7 @@ def test_a_private_file_is_replaced_whole(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    """A full disk in the middle of a write leaves what was there, and no half-written secret beside it."""
+    """If the disk becomes full during a write, the old file stays, and no partial secret remains beside it."""
 
     def fail(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
@@ -342,7 +342,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(
 
 
 def test_a_private_file_and_its_name_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contents are on disk before the name is, and the name before the call returns; a folder that cannot sync is borne."""
+    """The contents are synced before the name, and the name before the call returns; a folder that cannot sync is tolerated."""
     synced: list[str] = []
     fsync = os.fsync
 
@@ -361,7 +361,7 @@ def test_a_private_file_and_its_name_are_synced(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_private_file_can_insist_on_being_new(tmp_path: Path) -> None:
-    """Without `replace` an existing file stays as it is."""
+    """Without `replace`, an existing file is not changed."""
     write_private(tmp_path / "f", b"old", replace=False)
     with pytest.raises(FileExistsError):
         write_private(tmp_path / "f", b"new", replace=False)
@@ -370,7 +370,7 @@ def test_a_private_file_can_insist_on_being_new(tmp_path: Path) -> None:
 
 
 def test_a_secret_file_is_made_once(tmp_path: Path) -> None:
-    """The first use makes random bytes of that size, 0600; later uses read the same."""
+    """The first use creates random bytes of the size, with mode 0600; later uses read the same bytes."""
     path = tmp_path / "deep" / "secret"
     made = load_or_create_secret(path, 96)
     assert len(made) == 96
@@ -380,7 +380,7 @@ def test_a_secret_file_is_made_once(tmp_path: Path) -> None:
 
 
 def test_all_that_make_a_secret_file_at_once_get_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of processes that start together none keeps a secret that is not the one on disk."""
+    """Of several processes that start together, all use the secret on disk."""
     path = tmp_path / "secret"
     exists: Callable[[Path], bool] = Path.exists
     monkeypatch.setattr(Path, "exists", lambda self: False if self == path else exists(self))
@@ -390,7 +390,7 @@ def test_all_that_make_a_secret_file_at_once_get_the_same(tmp_path: Path, monkey
 
 
 def test_a_secret_file_of_another_size_or_readable_by_others_is_refused(tmp_path: Path) -> None:
-    """It is neither cut nor used as it is."""
+    """A secret file of another size, or readable by others, is neither cut nor used."""
     path = tmp_path / "secret"
     load_or_create_secret(path, 32)
     with pytest.raises(BadMessage, match="expected 96 bytes, got 32"):

@@ -1,4 +1,4 @@
-"""Logs: one line of JSON an event, or text for people, both on standard error."""
+"""Logs: a line of JSON per event, or text for people, both on standard error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from tallystick.runtime import logs
-from tests.runtime.processes import PATIENCE, script
+from tests.runtime.processes import TIMEOUT_SECONDS, script
 
 LOGGING = """
 import logging, sys
@@ -35,13 +35,13 @@ except ZeroDivisionError:
 
 def _run(form: str, level: str) -> tuple[str, list[str]]:
     with script(LOGGING, form, level) as process:
-        out, errors = process.communicate(timeout=PATIENCE)
+        out, errors = process.communicate(timeout=TIMEOUT_SECONDS)
         assert process.returncode == 0, errors
         return out, errors.splitlines()
 
 
 def test_machines_get_one_json_object_a_line() -> None:
-    """Every event, a library's and a traceback too, is one line of JSON with level and time; standard output stays empty."""
+    """Every event, also a library's and a traceback, is one line of JSON with level and time; standard output stays empty."""
     out, lines = _run("json", "info")
     assert out == ""
     events = [json.loads(text) for text in lines]
@@ -54,7 +54,7 @@ def test_machines_get_one_json_object_a_line() -> None:
 
 
 def test_people_get_text() -> None:
-    """The same events as readable lines, without colour codes where no terminal is."""
+    """The same events are readable lines, without colour codes if the output is no terminal."""
     out, lines = _run("text", "info")
     assert out == ""
     text = "\n".join(lines)
@@ -66,14 +66,14 @@ def test_people_get_text() -> None:
 
 @pytest.mark.parametrize(("level", "shown"), [("debug", True), ("info", False), ("no such level", False)])
 def test_the_level_decides(level: str, shown: bool) -> None:
-    """Below the level nothing is written; an unknown level counts as info."""
+    """Events below the level are not written; an unknown level counts as info."""
     assert any('"quiet"' in text for text in _run("json", level)[1]) == shown
 
 
 def test_errors_of_a_child_are_readable() -> None:
-    """A failing script reports what it wrote to standard error."""
+    """The error of a failing script contains its standard error."""
     with script("raise SystemExit('reason')") as process:
-        assert process.communicate(timeout=PATIENCE)[1] == "reason\n"
+        assert process.communicate(timeout=TIMEOUT_SECONDS)[1] == "reason\n"
     assert isinstance(process, subprocess.Popen)
 
 
@@ -83,7 +83,7 @@ HOSTILE = ["\x1b[2J", "\x1b]0;owned\x07", "\x9b2J", "\r", FORGED, "\u2028line", 
 
 @pytest.fixture
 def written(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """What was logged, as text for people."""
+    """Returns the logged text."""
     handlers = logging.root.handlers[:]
     logs.configure(json=False)
     yield lambda: capsys.readouterr().err
@@ -92,9 +92,9 @@ def written(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
 
 
 @pytest.mark.parametrize("evil", HOSTILE, ids=range(len(HOSTILE)))
-@pytest.mark.parametrize("how", ["value", "event", "library", "exception", "list", "object", "quiet"])
-def test_a_stranger_does_not_write_to_the_terminal(written: Callable[[], str], evil: str, how: str) -> None:
-    """Whatever a stranger's text holds, a log of it has no control characters, and no line that begins as one of ours does."""
+@pytest.mark.parametrize("placement", ["value", "event", "library", "exception", "list", "object", "quiet"])
+def test_a_stranger_does_not_write_to_the_terminal(written: Callable[[], str], evil: str, placement: str) -> None:
+    """A log of any hostile text has no control characters and no line that looks like the start of an event."""
 
     class Told:
         def __str__(self) -> str:
@@ -103,47 +103,47 @@ def test_a_stranger_does_not_write_to_the_terminal(written: Callable[[], str], e
         __repr__ = __str__
 
     log, text = structlog.get_logger(), f"before{evil}after"
-    if how == "quiet":
+    if placement == "quiet":
         logs.configure_quiet()
         log = structlog.get_logger()
     try:
-        if how == "exception":
+        if placement == "exception":
             int(text)
-        if how == "library":
+        if placement == "library":
             logging.getLogger("library").warning("it says %s", text)
-        elif how == "event":
+        elif placement == "event":
             log.warning(text)
         else:
-            log.warning("refused", reason={"list": [text], "object": Told()}.get(how, text))
+            log.warning("refused", reason={"list": [text], "object": Told()}.get(placement, text))
     except ValueError:
         log.exception("broke")
-    told = written()
-    assert told
-    assert not logs._CONTROLS.search(told.replace("\n", ""))
-    assert not any(line.startswith("2026-11-28T00:00:00Z") for line in told.splitlines())
+    output = written()
+    assert output
+    assert not logs._CONTROLS.search(output.replace("\n", ""))
+    assert not any(line.startswith("2026-11-28T00:00:00Z") for line in output.splitlines())
 
 
 def test_half_a_surrogate_pair_does_not_break_the_log() -> None:
-    """What no encoding can write is escaped, too; ordinary text of any script stays as it is."""
+    """Characters that cannot be encoded are escaped; ordinary text of any script stays unchanged."""
     assert logs.printable("a\ud800b") == "a\\ud800b"
     assert logs.printable("größer, 東京, مرحبا") == "größer, 東京, مرحبا"
 
 
 def test_a_flood_of_refusals_does_not_fill_the_log(written: Callable[[], str]) -> None:
-    """An event that comes thousands of times is told some hundred times, and each value is cut; other events are told."""
+    """An event that occurs thousands of times is logged about a hundred times, with values cut; other events are still logged."""
     log = structlog.get_logger()
     for _ in range(5_000):
         log.info("connection refused", reason="x" * 100_000)
         logging.getLogger("library").warning("connection refused")
     log.info("coordinator ready")
-    told = written()
-    assert told.count("connection refused") < 2 * (logs.EVENTS_AT_ONCE + 20 * logs.EVENTS_PER_SECOND)
-    assert len(told) < 3 * logs.EVENTS_AT_ONCE * (logs.MAX_TEXT + 1_000)
-    assert "coordinator ready" in told
+    output = written()
+    assert output.count("connection refused") < 2 * (logs.EVENTS_AT_ONCE + 20 * logs.EVENTS_PER_SECOND)
+    assert len(output) < 3 * logs.EVENTS_AT_ONCE * (logs.MAX_TEXT + 1_000)
+    assert "coordinator ready" in output
 
 
-def test_what_was_left_out_is_counted() -> None:
-    """When an event is told again, it says how many were not; errors are never left out."""
+def test_omitted_events_are_counted() -> None:
+    """The next logged event states how many were omitted; errors are never omitted."""
     now = 0.0
     pace = logs.LogRateLimiter(lambda: now)
     for _ in range(logs.EVENTS_AT_ONCE):

@@ -1,4 +1,4 @@
-"""Fields of multipart forms: found, replaced, and nothing else touched."""
+"""Fields of multipart forms are read and replaced without changing anything else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORM = (
 
 
 def test_a_field_is_read_and_replaced() -> None:
-    """A field by its name, not a file of that name; the rest of the form stays as it was."""
+    """A field is found by its name, unlike a file of that name; the rest of the form stays unchanged."""
     assert read_field(KIND, FORM, "model") == "whisper-1"
     assert read_field(KIND, FORM, "stream") is None
     assert replace_field(KIND, FORM, "model", "org/other") == FORM.replace(b"whisper-1", b"org/other")
@@ -37,21 +37,21 @@ def test_a_field_is_read_and_replaced() -> None:
         (KIND, b"--b\r\nA: 1\r\n\r\n\r\n" * 1_001 + b"--b--\r\n", "parts"),
     ],
 )
-def test_what_is_no_form(kind: str, body: bytes, says: str) -> None:
-    """It is refused by name."""
+def test_bodies_that_are_no_form(kind: str, body: bytes, says: str) -> None:
+    """A body that is not a form is refused by name."""
     with pytest.raises(BadMessage, match=says):
         read_field(kind, body, "model")
 
 
 def test_a_field_that_is_not_there_is_not_replaced() -> None:
-    """The form would say nothing of it."""
+    """Replacing a missing field is refused, since the form would not contain it."""
     with pytest.raises(BadMessage, match="missing"):
         replace_field(KIND, FORM, "voice", "x")
 
 
 @given(st.binary(max_size=200), st.text(min_size=1, max_size=50), st.text(min_size=1, max_size=50))
 def test_as_a_client_writes_it(content: bytes, model: str, other: str) -> None:
-    """What httpx writes is read back, and what replaces it too, whatever bytes lie beside it."""
+    """A form written by httpx is read, also after a replacement, with any bytes beside the field."""
     request = httpx.Request("POST", "http://x", data={"model": model}, files={"file": ("a.wav", content)})
     kind, body = request.headers["content-type"], request.read()
     assert read_field(kind, body, "model") == model
@@ -65,11 +65,11 @@ def test_as_a_client_writes_it(content: bytes, model: str, other: str) -> None:
     st.lists(st.sampled_from([b"--b", b"\r\n", b"--", b"b", b"x", b'Content-Disposition: form-data; name="model"', b"\r\n\r\n"]))
 )
 def test_pieces_of_forms(parts: list[bytes]) -> None:
-    """Whatever is made of a form's pieces is a form or is refused."""
+    """Any combination of a form's parts is a form or is refused."""
     body = b"".join(parts)
     try:
-        found = read_field(KIND, body, "model")
+        value = read_field(KIND, body, "model")
     except BadMessage:
         return
-    if found:
-        assert found.encode() in body
+    if value:
+        assert value.encode() in body

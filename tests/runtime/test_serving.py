@@ -1,4 +1,4 @@
-"""Serving: real HTTP, an orderly stop, real signals."""
+"""Serving with real HTTP: an orderly stop, and signals."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import pytest
 
 from tallystick.protocol.errors import Unavailable
 from tallystick.runtime.serving import MAX_RECURSION, serving, wait_for_stop_signal
-from tests.runtime.processes import PATIENCE, line, script
+from tests.runtime.processes import TIMEOUT_SECONDS, line, script
 
 LOOPBACK = "127.0.0.1"
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """An ASGI app that answers with the path it was asked for."""
+    """An ASGI app that answers with the requested path."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
     await send({"type": "http.response.body", "body": scope["path"].encode()})
 
 
 async def test_an_app_is_served_on_a_free_port() -> None:
-    """Port 0 gives a port that answers as soon as the context is entered, and no longer once it is left."""
+    """With port 0, the chosen port answers while the context is open and not afterwards."""
     async with httpx.AsyncClient() as client:
         async with serving(echo, LOOPBACK, 0) as port:
             assert port > 0
@@ -52,7 +52,7 @@ async def test_a_request_under_way_is_answered_before_the_end() -> None:
         assert (await asking).text == "/slow"
 
 
-async def test_a_port_that_is_taken_is_said_and_not_a_crash() -> None:
+async def test_a_used_port_is_reported() -> None:
     """A second server on the same port, a foreign address and a port out of range raise Unavailable with the reason."""
     async with serving(echo, LOOPBACK, 0) as port:
         for host, number in ((LOOPBACK, port), ("192.0.2.1", 0), (LOOPBACK, 70_000), ("no.such.host.invalid", 0)):
@@ -72,7 +72,7 @@ async def test_the_port_is_free_again_at_once() -> None:
 
 
 async def test_an_error_inside_passes_through_and_the_server_stops() -> None:
-    """The context closes the server whatever ends it, and does not hide the reason."""
+    """The context closes the server after any error, and does not hide the error."""
     with pytest.raises(LookupError, match="mine"):
         async with serving(echo, LOOPBACK, 0) as port:
             raise LookupError("mine")
@@ -81,7 +81,7 @@ async def test_an_error_inside_passes_through_and_the_server_stops() -> None:
 
 
 async def test_ipv6_is_served_where_there_is_one() -> None:
-    """An address with colons is IPv6."""
+    """A host with colons is an IPv6 address."""
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
@@ -117,18 +117,18 @@ def test_a_signal_stops_in_order(number: signal.Signals) -> None:
         process.send_signal(number)
         assert line(process) == "stopping"
         assert line(process) == "stopped"
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(TIMEOUT_SECONDS) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_does_not_wait(number: signal.Signals) -> None:
-    """A stop that takes too long is cut short by the same signal again."""
+    """A second signal ends a slow stop at once."""
     with script(SERVER, "linger") as process:
         line(process)
         process.send_signal(number)
         assert line(process) == "stopping"
         process.send_signal(number)
-        assert process.wait(PATIENCE) != 0
+        assert process.wait(TIMEOUT_SECONDS) != 0
 
 
 JSON_SERVER = """
@@ -154,7 +154,7 @@ asyncio.run(main())
 
 
 def test_a_deeply_nested_body_does_not_kill_the_process() -> None:
-    """eth-account's libraries lift Python's recursion limit so far that JSON can overflow the stack: serving lowers it."""
+    """eth-account's libraries raise Python's recursion limit to a depth at which JSON overflows the stack; serving lowers it."""
     with script(JSON_SERVER) as process:
         assert int(line(process)) > MAX_RECURSION, "if this fails, those libraries were mended, and so may be serving"
         url = f"http://{LOOPBACK}:{line(process)}/"
@@ -181,13 +181,13 @@ asyncio.run(main())
 
 
 def test_a_cancelled_wait_gives_the_signals_back() -> None:
-    """Whoever stops waiting leaves the process with the signals' default effects."""
+    """After a cancelled wait, the signals have their default effects again."""
     with script(CANCELLED) as process:
         assert line(process) == "True True"
 
 
 def test_these_tests_run_from_the_repository() -> None:
-    """The processes above import this module by name."""
+    """The processes above can import this module by name."""
     assert Path(__file__).name == "test_serving.py"
     assert callable(wait_for_stop_signal)
 
@@ -206,8 +206,10 @@ print(limits.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
 @pytest.mark.parametrize(("hard", "connections", "files"), [(4_096, 2_000, 2_384), (1_000, 616, 1_000), (256, 128, 256)])
 def test_connections_do_not_use_up_the_open_files(hard: int, connections: int, files: int) -> None:
-    """A server asks for as many open files as its connections need, and takes fewer where the system allows fewer."""
+    """A server requests as many open files as its connections need, and accepts fewer connections if the system allows fewer
+    files.
+    """
     with script(FILES, str(hard)) as process:
-        while "files=" in (told := line(process)):
-            assert "the open file limit is too low" in told
-        assert told == f"{connections} {files}"
+        while "files=" in (output := line(process)):
+            assert "the open file limit is too low" in output
+        assert output == f"{connections} {files}"

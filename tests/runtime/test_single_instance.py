@@ -1,4 +1,4 @@
-"""The sole user of a database: one process at a time, however the former one ended, and no longer than its lock is sure."""
+"""Exclusive use of a database: one process at a time, after any end of the former one, and only while its lock is certain."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.skipif(os.name != "posix", reason="the lock on a file is POSIX's")
 async def test_a_second_process_does_not_use_the_database(url: str) -> None:
-    """While one holds the lock, a second is refused with the reason and the way out; when it lets go, the next one gets it."""
+    """While one process holds the lock, a second is refused with the reason and the remedy; after a release the next one
+    gets it.
+    """
     first, second = instance_lock(url, "coordinator"), instance_lock(url, "coordinator")
     await first.acquire()
     with pytest.raises(Unavailable, match=r"runs a coordinator on the database .*stop it first") as caught:
@@ -58,7 +60,9 @@ async def test_a_second_process_does_not_use_the_database(url: str) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 async def test_a_killed_process_does_not_keep_the_database(tmp_path: Path) -> None:
-    """A lock ends with its process, kill -9 too; while it is held its holder is named. Another path to the file is no help."""
+    """A lock ends with its process, also after SIGKILL. The refusal names the holder, and another path to the file has the
+    same lock.
+    """
     (tmp_path / "alias").symlink_to(tmp_path, target_is_directory=True)
     with script(HOLDER, f"sqlite:///{tmp_path}/facts.db") as process:
         assert line(process) == "held"
@@ -88,7 +92,7 @@ async def test_a_killed_process_does_not_keep_a_postgres_database() -> None:
 
 @pytest.mark.skipif(not POSTGRES, reason="TALLYSTICK_TEST_POSTGRES is not set")
 async def test_a_lost_lock_is_not_taken_for_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the connection that holds the lock is cut by the server, its holder is told, and another may take it."""
+    """If the server cuts the connection that holds the lock, the holder is told, and another process may take the lock."""
     monkeypatch.setattr(single_instance, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(single_instance, "ADVISORY_LOCK", 0x7A14)
     first = instance_lock(POSTGRES, "test")
@@ -109,7 +113,7 @@ async def test_a_lost_lock_is_not_taken_for_held(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_a_database_in_memory_is_nobody_elses(url: str) -> None:
-    """Many may each have one, and it is never lost."""
+    """Any number of in-memory databases can be open, each with a lock that is never lost."""
     locks = [instance_lock("sqlite://", "test") for _ in range(2)]
     for lock in locks:
         await lock.acquire()
@@ -119,8 +123,8 @@ async def test_a_database_in_memory_is_nobody_elses(url: str) -> None:
         await lock.release()
 
 
-async def test_no_server_is_told_as_such() -> None:
-    """A database that does not answer is the error, not a lock that is held."""
+async def test_an_unreachable_server_is_reported() -> None:
+    """If the database does not answer, the error says so instead of reporting a held lock."""
     with pytest.raises(Unavailable, match="database: "):
         await instance_lock("postgresql+asyncpg://nobody@127.0.0.1:1/nothing", "test").acquire()
 
@@ -128,7 +132,7 @@ async def test_no_server_is_told_as_such() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="the lock on a file is POSIX's")
 @pytest.mark.parametrize("uri", ["file:{}?uri=true", "file://{}?mode=rwc&uri=true", "file://localhost{}?uri=true"])
 async def test_a_uri_is_no_way_around_the_lock(tmp_path: Path, uri: str) -> None:
-    """A database that is named by a URI has the lock of its file, and no other."""
+    """A database that is named by a URI has exactly its file's lock."""
     path = tmp_path / "facts.db"
     first, second = (
         instance_lock(f"sqlite:///{path}", "coordinator"),

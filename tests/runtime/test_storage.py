@@ -1,7 +1,6 @@
-"""Durable storage: what was acknowledged stays, what fails fails alone, nobody waits for ever.
-
-PostgreSQL takes part where TALLYSTICK_TEST_POSTGRES names one (scripts/with-postgres). What is proved on SQLite only either is
-about its file, or holds up the writer's thread, which PostgreSQL has none of.
+"""Durable storage: acknowledged writes persist, a failing write fails alone, and nobody waits forever. PostgreSQL is tested
+too if TALLYSTICK_TEST_POSTGRES names a server (scripts/with-postgres). Tests on SQLite alone concern its file or its
+writer thread, which PostgreSQL does not have.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
 
 @pytest.fixture
 def sqlite(tmp_path: Path) -> str:
-    """A database that does not exist yet, in a folder that does not either."""
+    """A path to a new database in a new folder."""
     return f"sqlite:///{tmp_path}/state/facts.db"
 
 
@@ -66,7 +65,7 @@ async def opened(url: str) -> AsyncIterator[Database]:
 
 
 def insert(number: int, word: str | None = None) -> Callable[[Connection], int]:
-    """Work that adds a row."""
+    """Returns work that inserts a row."""
 
     def work(connection: Connection) -> int:
         connection.execute(sa.text("INSERT INTO facts (id, word) VALUES (:i, :w)"), {"i": number, "w": word or f"word {number}"})
@@ -76,12 +75,12 @@ def insert(number: int, word: str | None = None) -> Callable[[Connection], int]:
 
 
 def ids(connection: Connection) -> list[int]:
-    """All rows."""
+    """Returns all rows."""
     return list(connection.execute(sa.text("SELECT id FROM facts ORDER BY id")).scalars())
 
 
 def commits(database: Database) -> list[int]:
-    """A list that grows with every commit of the database."""
+    """A list that gets an entry with every commit of the database."""
     counted: list[int] = []
     engine = database._backend._engine  # type: ignore[attr-defined]  # both backends have one
     event.listen(getattr(engine, "sync_engine", engine), "commit", lambda _connection: counted.append(1))
@@ -90,7 +89,7 @@ def commits(database: Database) -> list[int]:
 
 @asynccontextmanager
 async def stuck(database: Database) -> AsyncIterator[None]:
-    """Inside, the writer hangs in a transaction, so that everything else queues."""
+    """Blocks the writer in a transaction inside the context, so all other writes queue."""
     entered, leave = threading.Event(), threading.Event()
 
     def work(_connection: Connection) -> None:
@@ -107,7 +106,7 @@ async def stuck(database: Database) -> AsyncIterator[None]:
 
 
 async def test_a_write_returns_its_result_and_survives_reopening(url: str) -> None:
-    """What `write` returned is there after the database was closed and opened again."""
+    """A row that `write` acknowledged is there after the database was reopened."""
     async with opened(url) as database:
         assert await database.write(insert(1)) == 1
     async with opened(url) as database:
@@ -115,7 +114,7 @@ async def test_a_write_returns_its_result_and_survives_reopening(url: str) -> No
 
 
 async def test_concurrent_writes_share_transactions(url: str) -> None:
-    """A thousand writes that arrive together take a handful of commits, and each gets its own result."""
+    """A thousand concurrent writes take a handful of commits, and each gets its own result."""
     async with opened(url) as database:
         counted = commits(database)
         assert await asyncio.gather(*(database.write(insert(n)) for n in range(1, 1_001))) == list(range(1, 1_001))
@@ -124,7 +123,7 @@ async def test_concurrent_writes_share_transactions(url: str) -> None:
 
 
 async def test_writes_that_wait_for_a_commit_share_the_next(sqlite: str) -> None:
-    """Whatever arrives while a transaction runs goes into one that follows."""
+    """Writes that arrive during a transaction share the next ones."""
     async with opened(sqlite) as database:
         async with stuck(database):
             counted = commits(database)
@@ -135,7 +134,7 @@ async def test_writes_that_wait_for_a_commit_share_the_next(sqlite: str) -> None
 
 
 async def test_a_failing_write_fails_alone(url: str) -> None:
-    """In a group where some fail, each gets its own error, leaves nothing behind, and all the others are written."""
+    """Failing writes of a group get their own errors and leave nothing behind; all other writes are stored."""
 
     def halfway(connection: Connection) -> None:
         insert(500)(connection)
@@ -150,7 +149,7 @@ async def test_a_failing_write_fails_alone(url: str) -> None:
 
 
 async def test_a_write_out_of_which_stopiteration_comes_does_not_hang(url: str) -> None:
-    """An exception that no future can carry becomes one that it can; the writer goes on."""
+    """An exception that a future cannot carry is replaced by one that it can, and the writer continues."""
     nothing: list[int] = []
     async with opened(url) as database:
         for access in (database.write, database.read):
@@ -159,8 +158,8 @@ async def test_a_write_out_of_which_stopiteration_comes_does_not_hang(url: str) 
         assert await database.write(insert(1)) == 1
 
 
-async def test_a_caller_that_went_away_does_not_stop_the_others(sqlite: str) -> None:
-    """A cancelled write may still happen; those queued behind it do."""
+async def test_a_cancelled_write_does_not_stop_the_others(sqlite: str) -> None:
+    """A cancelled write may still happen, and the writes queued behind it do."""
     async with opened(sqlite) as database:
         async with stuck(database):
             gone, stays = (asyncio.create_task(database.write(insert(n))) for n in (1, 2))
@@ -171,7 +170,7 @@ async def test_a_caller_that_went_away_does_not_stop_the_others(sqlite: str) -> 
 
 
 async def test_a_note_is_durable_before_any_later_write(url: str) -> None:
-    """When a write returns, every note made before it is on disk, in order."""
+    """When a write returns, every earlier note is on disk, in order."""
     async with opened(url) as database:
         order: list[int] = []
 
@@ -190,12 +189,12 @@ async def test_a_note_is_durable_before_any_later_write(url: str) -> None:
 
 
 async def test_a_note_that_fails_is_logged_and_harms_nobody(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lost note is said in the log; the writes around it are kept."""
-    said: list[str] = []
+    """A failed note is logged; the writes around it are kept."""
+    events: list[str] = []
 
     class Log:
         def error(self, text: str, **_more: object) -> None:
-            said.append(text)
+            events.append(text)
 
     monkeypatch.setattr(storage, "log", Log())
     async with opened(url) as database:
@@ -203,26 +202,26 @@ async def test_a_note_that_fails_is_logged_and_harms_nobody(url: str, monkeypatc
         database.enqueue(insert(1))
         await database.write(insert(2))
         assert await database.read(ids) == [0, 1, 2]
-    assert said == ["queued write lost"]
+    assert events == ["queued write lost"]
 
 
 async def test_a_full_queue_refuses_notes_and_makes_writes_wait(sqlite: str) -> None:
-    """Beyond the queue's size a note is Unavailable at once, and a write waits for room; nothing that was taken is lost."""
+    """With a full queue, a note raises Unavailable at once and a write waits for room; no accepted write is lost."""
     async with opened(sqlite) as database:
         async with stuck(database):
             for n in range(1, MAX_QUEUED + 1):
                 database.enqueue(insert(n))
             with pytest.raises(Unavailable, match="too slow"):
                 database.enqueue(insert(MAX_QUEUED + 1))
-            late = asyncio.create_task(database.write(insert(MAX_QUEUED + 2)))
+            waiting = asyncio.create_task(database.write(insert(MAX_QUEUED + 2)))
             await asyncio.sleep(0)
-            assert not late.done()
-        await asyncio.wait_for(late, IN_TIME)
+            assert not waiting.done()
+        await asyncio.wait_for(waiting, IN_TIME)
         assert await database.read(ids) == [*range(MAX_QUEUED + 1), MAX_QUEUED + 2]
 
 
 async def test_close_writes_what_is_queued(url: str) -> None:
-    """Everything that was noted or being written when `close` was called is there afterwards."""
+    """All notes and writes that preceded `close` are stored."""
     database = Database(url)
     await database.start(MIGRATIONS)
     writes = [asyncio.create_task(database.write(insert(n))) for n in range(1, 400)]
@@ -236,7 +235,7 @@ async def test_close_writes_what_is_queued(url: str) -> None:
 
 
 async def test_nobody_waits_for_a_closed_database(url: str) -> None:
-    """Writes, notes and reads after `close` are Unavailable at once, instead of queueing for ever."""
+    """After `close`, writes, notes and reads raise Unavailable at once instead of waiting forever."""
     database = Database(url)
     await database.start(MIGRATIONS)
     closing = asyncio.create_task(database.close())
@@ -253,23 +252,23 @@ async def test_nobody_waits_for_a_closed_database(url: str) -> None:
 
 
 async def test_writers_that_waited_for_room_are_served_before_the_end(sqlite: str) -> None:
-    """Writes that were let in while the queue was full are written, even if `close` queued its mark before them."""
+    """Writes that waited for room in the full queue are stored, even if `close` was queued before them."""
     database = Database(sqlite)
     await database.start(MIGRATIONS)
     async with stuck(database):
         for n in range(1, MAX_QUEUED + 1):
             database.enqueue(insert(n))
-        late = [asyncio.create_task(database.write(insert(n))) for n in range(MAX_QUEUED + 1, MAX_QUEUED + 600)]
+        waiting = [asyncio.create_task(database.write(insert(n))) for n in range(MAX_QUEUED + 1, MAX_QUEUED + 600)]
         await asyncio.sleep(0)
         closing = asyncio.create_task(database.close())
         await asyncio.sleep(0)
-    await asyncio.wait_for(asyncio.gather(*late, closing), IN_TIME)
+    await asyncio.wait_for(asyncio.gather(*waiting, closing), IN_TIME)
     async with opened(sqlite) as database:
         assert await database.read(ids) == list(range(MAX_QUEUED + 600))
 
 
 async def test_close_lets_go_of_the_file(sqlite: str, tmp_path: Path) -> None:
-    """After `close` no write-ahead log is left, and the file can be moved away."""
+    """After `close` there is no write-ahead log, and the file can be moved."""
     async with opened(sqlite) as database:
         await database.write(insert(1))
         await database.read(ids)
@@ -278,26 +277,26 @@ async def test_close_lets_go_of_the_file(sqlite: str, tmp_path: Path) -> None:
 
 
 async def test_closing_what_was_never_started_is_allowed(url: str) -> None:
-    """A composition root may close in its `finally` whatever happened before."""
+    """A database that was never started may be closed, as in a `finally`."""
     await Database(url).close()
 
 
 async def test_two_databases_on_one_file_lose_no_update(sqlite: str) -> None:
-    """Processes that share a file read and change it under its write lock: counting up from both sides loses nothing."""
+    """Two databases on one file read and change it under its write lock: no increment from either side is lost."""
 
     def count(connection: Connection) -> None:
         number = connection.execute(sa.text("SELECT word FROM facts WHERE id = 1")).scalar_one()
         connection.execute(sa.text("UPDATE facts SET word = :n WHERE id = 1"), {"n": str(int(number) + 1)})
 
-    async with opened(sqlite) as one, opened(sqlite) as two:
-        await one.write(insert(1, "0"))
+    async with opened(sqlite) as first, opened(sqlite) as second:
+        await first.write(insert(1, "0"))
 
         async def many(database: Database) -> None:
             for _ in range(50):
                 await database.write(count)
 
-        await asyncio.gather(many(one), many(two))
-        assert await one.read(lambda c: c.execute(sa.text("SELECT word FROM facts WHERE id = 1")).scalar_one()) == "100"
+        await asyncio.gather(many(first), many(second))
+        assert await first.read(lambda c: c.execute(sa.text("SELECT word FROM facts WHERE id = 1")).scalar_one()) == "100"
 
 
 async def test_a_read_sees_one_moment(sqlite: str) -> None:
@@ -320,7 +319,7 @@ async def test_a_read_sees_one_moment(sqlite: str) -> None:
 
 
 async def test_two_that_start_together_make_the_tables_once(url: str) -> None:
-    """Migrations run under the write lock: of several starting at once, one migrates and the others find it done."""
+    """Migrations run under the write lock: of several concurrent starts, one migrates and the others find the result."""
     databases = [Database(url) for _ in range(4)]
     await asyncio.gather(*(database.start(MIGRATIONS) for database in databases))
     assert [await database.read(ids) for database in databases] == [[0]] * 4
@@ -328,8 +327,8 @@ async def test_two_that_start_together_make_the_tables_once(url: str) -> None:
         await database.close()
 
 
-async def test_stores_that_start_together_do_not_meet(tmp_path: Path) -> None:
-    """Alembic keeps what it migrates in module globals: several databases of one process, opened at once, have their own."""
+async def test_concurrently_opened_databases_are_independent(tmp_path: Path) -> None:
+    """Several databases that one process opens at once migrate independently, although Alembic uses module globals."""
     databases = [Database(f"sqlite:///{tmp_path}/{n}.db") for n in range(12)]
     await asyncio.gather(*(database.start(MIGRATIONS) for database in databases))
     for number, database in enumerate(databases, 1):
@@ -339,14 +338,14 @@ async def test_stores_that_start_together_do_not_meet(tmp_path: Path) -> None:
 
 
 async def test_a_database_in_memory_works() -> None:
-    """Tests and demos may keep nothing."""
+    """An in-memory database works and stores nothing."""
     async with opened("sqlite:///:memory:") as database:
         await database.write(insert(1))
         assert await database.read(ids) == [0, 1]
 
 
 async def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> None:
-    """A folder, or a file that is no database or holds a newer one, is a TallyError with a reason, not a traceback."""
+    """A folder, another file and a newer database raise a TallyError with the reason, not a traceback."""
     (tmp_path / "folder").mkdir()
     database = Database(f"sqlite:///{tmp_path}/folder")
     with pytest.raises(Unavailable, match="unable to open database file"):
@@ -363,7 +362,7 @@ async def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path: Path) -
 
 @pytest.mark.parametrize("at", [0, 4_096])
 async def test_a_damaged_file_is_unavailable_and_says_what_to_do(tmp_path: Path, at: int) -> None:
-    """A file whose header or whose pages are overwritten: the error says so and how to save it, and the file is left alone."""
+    """If header or pages are overwritten, the error says so and how to recover; the file is not changed."""
     file = tmp_path / "facts.db"
     async with opened(f"sqlite:///{file}") as database:
         await database.write(insert(1))
@@ -378,7 +377,7 @@ async def test_a_damaged_file_is_unavailable_and_says_what_to_do(tmp_path: Path,
 
 
 class Failing:
-    """A backend whose database went away: fails before the work begins, or after it."""
+    """A backend that loses its database before the work begins, or after it."""
 
     def __init__(self, error: Exception, *, late: bool) -> None:
         self.error, self.late = error, late
@@ -405,7 +404,7 @@ GONE = [
 
 @pytest.mark.parametrize("error", GONE, ids=lambda error: type(error).__name__)
 async def test_a_database_that_went_away_is_unavailable(error: Exception) -> None:
-    """Whatever the driver raises when the server is gone, callers see Unavailable with the reason, for writes and reads alike."""
+    """Any driver error after the server is gone becomes Unavailable with the reason, for writes and reads."""
     database = Database("sqlite://")
     await database._backend.close()
     database._backend = Failing(error, late=True)
@@ -418,7 +417,7 @@ async def test_a_database_that_went_away_is_unavailable(error: Exception) -> Non
 
 
 async def test_a_transaction_that_cannot_begin_fails_the_whole_group_at_once() -> None:
-    """Where no work has run, nobody's work is at fault: a locked or lost database is not asked again for each of a group."""
+    """If no work has run, no write is at fault: a locked or lost database is not queried again for each write of a group."""
     database = Database("sqlite://")
     await database._backend.close()
     backend = database._backend = Failing(GONE[0], late=False)
@@ -432,7 +431,7 @@ async def test_a_transaction_that_cannot_begin_fails_the_whole_group_at_once() -
 
 
 async def test_errors_of_the_work_itself_come_through_unchanged(url: str) -> None:
-    """A lawful no and a bug inside work are raised as they are; only a lost database is translated."""
+    """Refusals and bugs inside work are raised unchanged; only a lost database is translated."""
     errors: list[Exception] = [Refusal(Code.UNSECURED, "no"), KeyError("bug"), ZeroDivisionError()]
     async with opened(url) as database:
         for error in errors:
@@ -467,7 +466,7 @@ asyncio.run(main())
 
 
 async def test_kill_9_loses_nothing_that_was_acknowledged(url: str) -> None:
-    """A process that is killed at any moment leaves every write it reported, and a database that opens at once."""
+    """After SIGKILL at any moment, every reported write is there, and the database opens at once."""
     for round_ in range(2):
         with script(WRITER.replace("range(start", f"range({round_} * 500_000 + start"), url, str(MIGRATIONS)) as process:
             reported = [int(line(process)) for _ in range(100 + 57 * round_)]
@@ -489,8 +488,8 @@ def _modes(folder: Path) -> dict[str, int]:
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
 @pytest.mark.parametrize("umask", [0, 0o022, 0o002])
 async def test_others_do_not_read_a_database(tmp_path: Path, umask: int) -> None:
-    """Whatever the umask is, a database, its write-ahead log and the folders made for it are their owner's alone; a folder that
-    was there keeps its mode.
+    """With any umask, only the owner can read a database, its write-ahead log and the created folders; an existing folder
+    keeps its mode.
     """
     (tmp_path / "there").mkdir(mode=0o755)
     (tmp_path / "there").chmod(0o755)
@@ -510,7 +509,7 @@ async def test_others_do_not_read_a_database(tmp_path: Path, umask: int) -> None
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
 async def test_others_do_not_read_an_old_database_any_more(sqlite: str, tmp_path: Path) -> None:
-    """Files that an earlier version left readable, a write-ahead log of a killed process among them, are closed to others."""
+    """Files that an earlier version left readable, including a killed process's write-ahead log, become private."""
     async with opened(sqlite) as database:
         await database.write(insert(1))
         for file in (tmp_path / "state").iterdir():

@@ -19,30 +19,30 @@ MAX_MESSAGE = 200_000
 
 
 class Listener:
-    """An ASGI app that keeps what comes, and says how many messages came when it is sent the text "count"."""
+    """An ASGI app that stores messages and answers the text "count" with their number."""
 
     def __init__(self) -> None:
         self.heard: list[bytes | str] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One connection."""
+        """Serves one connection."""
         assert scope["type"] == "websocket"
         await receive()
         await send({"type": "websocket.accept"})
         while (event := await receive())["type"] == "websocket.receive":
-            said = event.get("bytes") if event.get("bytes") is not None else event["text"]
-            if isinstance(said, str) and said.startswith("limit "):
-                scope["extensions"][FRAME_LIMIT_EXTENSION](int(said.split()[1]))
+            text = event.get("bytes") if event.get("bytes") is not None else event["text"]
+            if isinstance(text, str) and text.startswith("limit "):
+                scope["extensions"][FRAME_LIMIT_EXTENSION](int(text.split()[1]))
                 await send({"type": "websocket.send", "text": "set"})
-            elif said == "count":
+            elif text == "count":
                 await send({"type": "websocket.send", "text": str(len(self.heard))})
             else:
-                self.heard.append(said)
+                self.heard.append(text)
 
 
 @pytest.fixture
 async def listener() -> AsyncIterator[tuple[Listener, ClientConnection]]:
-    """One that listens, and a connection to it."""
+    """A listener and a connection to it."""
     app = Listener()
     async with (
         serving(app, "127.0.0.1", 0, ws_max_size=MAX_MESSAGE) as port,
@@ -57,7 +57,7 @@ def _frame(data: bytes, opcode: Opcode = Opcode.BINARY, *, fin: bool = True) -> 
 
 @pytest.mark.parametrize("seed", range(12))
 async def test_frames_however_they_are_mixed_and_cut(listener: tuple[Listener, ClientConnection], seed: int) -> None:
-    """Whole, fragmented, empty and long messages, texts and pings among them, come out as they went in, wherever TCP cuts."""
+    """Whole, fragmented, empty and long messages, mixed with pings, arrive unchanged wherever TCP splits the stream."""
     app, socket = listener
     rng, sent, wire = random.Random(seed), list[bytes | str](), bytearray()
     for number in range(200):
@@ -92,15 +92,15 @@ async def test_frames_however_they_are_mixed_and_cut(listener: tuple[Listener, C
     "bad",
     [
         b"\x82\x05hello",  # not masked
-        b"\xc2\x80\x00\x00\x00\x00",  # a bit of an extension that nobody agreed on
+        b"\xc2\x80\x00\x00\x00\x00",  # an extension bit that was not negotiated
         b"\x82\xff" + (MAX_MESSAGE + 1).to_bytes(8, "big") + bytes(4),  # too long
-        _frame(b"x", Opcode.CONT),  # of no message
-        b"\x83\x80\x00\x00\x00\x00",  # no such kind
+        _frame(b"x", Opcode.CONT),  # a continuation without a message
+        b"\x83\x80\x00\x00\x00\x00",  # unknown opcode
     ],
     ids=["not masked", "an extension", "too long", "of no message", "no such kind"],
 )
-async def test_what_breaks_the_protocol(listener: tuple[Listener, ClientConnection], bad: bytes) -> None:
-    """After good messages in the same packet, these close the connection all the same."""
+async def test_protocol_violations(listener: tuple[Listener, ClientConnection], bad: bytes) -> None:
+    """Protocol violations close the connection, also after valid messages in the same packet."""
     app, socket = listener
     socket.transport.write(_frame(b"good") + bad)
     with pytest.raises(ConnectionClosed):
@@ -110,7 +110,7 @@ async def test_what_breaks_the_protocol(listener: tuple[Listener, ClientConnecti
 
 
 async def test_the_longest_message(listener: tuple[Listener, ClientConnection]) -> None:
-    """As long as is allowed passes."""
+    """A message of the largest permitted size passes."""
     app, socket = listener
     await socket.send(bytes(MAX_MESSAGE))
     await socket.send("count")
@@ -120,7 +120,7 @@ async def test_the_longest_message(listener: tuple[Listener, ClientConnection]) 
 
 @pytest.mark.parametrize("piece", [b"", b"x"])
 async def test_a_message_does_not_come_in_endless_fragments(listener: tuple[Listener, ClientConnection], piece: bytes) -> None:
-    """Fragments are counted, since empty ones add nothing to a message's size and still take room."""
+    """The number of fragments is limited, since empty ones use memory without adding to the message's size."""
     app, socket = listener
     whole = _frame(b"begin", fin=False) + _frame(b"", Opcode.CONT, fin=False) * (MAX_FRAGMENTS - 2) + _frame(b"end", Opcode.CONT)
     socket.transport.write(whole)
@@ -136,7 +136,7 @@ async def test_a_message_does_not_come_in_endless_fragments(listener: tuple[List
 
 @pytest.mark.parametrize("fragmented", [False, True])
 async def test_an_app_sets_the_limit_of_a_connection(listener: tuple[Listener, ClientConnection], fragmented: bool) -> None:
-    """What an app allows a connection to send holds from its next message on, whole or in fragments."""
+    """An app's limit for a connection holds from its next message on, whole or fragmented."""
     app, socket = listener
     for limit in (100, 1_000):
         await socket.send(f"limit {limit}")
@@ -156,11 +156,11 @@ async def test_an_app_sets_the_limit_of_a_connection(listener: tuple[Listener, C
         async with asyncio.timeout(20):
             await socket.recv()
     assert socket.close_code == 1009
-    assert [len(one) for one in app.heard] == [100, 1_000]
+    assert [len(frame) for frame in app.heard] == [100, 1_000]
 
 
-async def test_pings_that_nobody_reads_the_answers_of_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who sends pings and does not read gets no more answers than fit, and is cut after a while."""
+async def test_unread_pongs_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends pings without reading the answers gets a limited number, and is disconnected after a while."""
     held: list[int] = []
     plain = connection_limiter._WebSocket.handle_ping
 

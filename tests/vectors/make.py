@@ -113,13 +113,13 @@ def main() -> None:
     inputs: list[dict[str, Any]] = [{"name": n, "primaryType": m.SCHEMA.name, "message": m.to_json()} for n, m in made]
     document = {"secret": SECRET, "domain": DOMAIN, "types": types, "cases": inputs}
     (FOLDER / "messages.json").write_text(json.dumps(document, indent=2) + "\n")
-    found = []
+    vectors = []
     for case in inputs:
         signed = Account.sign_message(encode_typed_data(DOMAIN, types[case["primaryType"]], case["message"]), SECRET)
         digest, signature = bytes(signed.message_hash).hex(), bytes(signed.signature).hex()
-        found.append({"name": case["name"], "digest": "0x" + digest, "signature": "0x" + signature})
+        vectors.append({"name": case["name"], "digest": "0x" + digest, "signature": "0x" + signature})
     signer = Account.from_key(SECRET).address.lower()
-    (FOLDER / "eth_account.json").write_text(json.dumps({"signer": signer, "vectors": found}, indent=2) + "\n")
+    (FOLDER / "eth_account.json").write_text(json.dumps({"signer": signer, "vectors": vectors}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

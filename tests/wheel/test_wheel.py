@@ -41,7 +41,7 @@ def commands(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_has_every_data_file(wheel: Path) -> None:
-    """Whatever lies beside the modules in the checkout is in the wheel: migrations, ABIs, example configs, type markers."""
+    """All other files beside the modules are in the wheel: migrations, ABIs, example configs, type markers."""
     with zipfile.ZipFile(wheel) as archive:
         packed = set(archive.namelist())
     tracked = subprocess.run(["git", "ls-files", *PACKAGES], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()

@@ -6,10 +6,10 @@ import {IERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/IERC2
 import {IERC3009} from "../interfaces/IERC3009.sol";
 import {Messages} from "../Messages.sol";
 import {PackedStorage} from "../PackedStorage.sol";
-import {Ledger} from "./Ledger.sol";
+import {EscrowStorage} from "./EscrowStorage.sol";
 
 /// @title Purses: opened once per signing key, filled and emptied by their owner.
-abstract contract Purses is Ledger {
+abstract contract Purses is EscrowStorage {
     using PackedStorage for PackedStorage.Funds;
 
     uint40 public immutable thawPeriod;

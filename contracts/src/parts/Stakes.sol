@@ -4,10 +4,10 @@ pragma solidity ^0.8.28;
 import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 
 import {Messages} from "../Messages.sol";
-import {Ledger} from "./Ledger.sol";
+import {EscrowStorage} from "./EscrowStorage.sol";
 
 /// @title Stakes: a provider's bond, slashed on two kinds of signed evidence.
-abstract contract Stakes is Ledger {
+abstract contract Stakes is EscrowStorage {
     /// @notice The reporter's share of a penalty. It is a minority, so self-reporting is no way around the unstake wait.
     uint256 public constant REPORTER_BPS = 2_000;
 

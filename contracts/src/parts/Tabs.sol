@@ -5,10 +5,10 @@ import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 
 import {Messages} from "../Messages.sol";
 import {PackedStorage} from "../PackedStorage.sol";
-import {Ledger} from "./Ledger.sol";
+import {EscrowStorage} from "./EscrowStorage.sol";
 
 /// @title Tabs: reservations of a purse for one provider, and their release.
-abstract contract Tabs is Ledger {
+abstract contract Tabs is EscrowStorage {
     using PackedStorage for PackedStorage.Funds;
     using PackedStorage for PackedStorage.Tab;
 

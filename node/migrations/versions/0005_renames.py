@@ -1,4 +1,4 @@
-"""Renames a column and two tables to the words of the glossary.
+"""Renames two tables to the words of the glossary.
 
 Revision ID: 0005
 """
@@ -11,7 +11,6 @@ down_revision = "0004"
 
 def upgrade() -> None:
     """Renames them."""
-    op.alter_column("orders", "ceiling", new_column_name="cap")
     op.rename_table("recalled", "completed_recoveries")
     op.rename_table("dealings", "coordinator_hours")
 
@@ -20,4 +19,3 @@ def downgrade() -> None:
     """Restores the former names."""
     op.rename_table("coordinator_hours", "dealings")
     op.rename_table("completed_recoveries", "recalled")
-    op.alter_column("orders", "cap", new_column_name="ceiling")

@@ -102,8 +102,8 @@ def _rules(waits: dict[str, str | None], penalty: str | None, treasury: str | No
         raise BadMessage("--unstake-wait: expected at most 365d, so that no mistake locks money for good")
     if rules.unstake <= max(rules.thaw, rules.release):
         raise BadMessage(
-            "--unstake-wait: expected longer than --thaw-wait and --release-wait, so that evidence against a provider is never "
-            "late"
+            "--unstake-wait: expected longer than --thaw-wait and --release-wait, so that evidence against a "
+            "provider is never late"
         )
     return rules
 

@@ -14,7 +14,7 @@ from tallystick.cli.jobs.jobs import with_ledger
 from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, Wallet
 from tallystick.cli.output import out, show_json, show_table, strip_control
 from tallystick.protocol.errors import BadMessage, Code, Refusal
-from tallystick.protocol.types import ZERO_ADDRESS, Amount, format_amount, parse_amount
+from tallystick.protocol.types import ZERO_ADDRESS, format_amount, parse_amount
 from tallystick.runtime.keystore import keystore_path
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_jso
         (
             offer.id,
             f"{offer.live} of {offer.providers}",
-            _dollars(offer.input_price),
-            _dollars(offer.output_price),
+            format_amount(offer.input_price),
+            format_amount(offer.output_price),
             offer.context_tokens,
             offer.tokens_per_second or "unknown",
             offer.first_token_ms or "unknown",
@@ -162,7 +162,7 @@ def _show(
         why = provider.reason or too_dear
         documents.append({"model": model, "atMost": None if max_cost is None else str(int(max_cost))} | _json(provider, why))
         row = {"provider": provider.ask.provider, "model": model, "offered": "no" if why else "yes"}
-        rows.append(row | {"at most": "" if max_cost is None else _dollars(max_cost)} | _row(provider))
+        rows.append(row | {"at most": "" if max_cost is None else format_amount(max_cost)} | _row(provider))
         refusals += [f"{provider.ask.provider} ({model}): {why}"] if why else []
     if not documents:
         raise Refusal(Code.UNKNOWN_MODEL, f"REQUEST: no provider offers {request}; see what is on offer: tally models")
@@ -181,8 +181,8 @@ def _show(
 def _row(provider: AskExplanation) -> dict[str, object]:
     spec, ask = provider.ask.spec, provider.ask
     return {
-        "input": _dollars(ask.input_price),
-        "output": _dollars(ask.output_price),
+        "input": format_amount(ask.input_price),
+        "output": format_amount(ask.output_price),
         "region": spec.region,
         "tier": spec.tier,
         "precision": spec.precision,
@@ -203,7 +203,3 @@ def _json(provider: AskExplanation, why: str) -> dict[str, Any]:
         "reputation": provider.reputation,
         "ask": provider.ask.to_json(),
     }
-
-
-def _dollars(units: int) -> str:
-    return format_amount(Amount(units))

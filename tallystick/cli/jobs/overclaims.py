@@ -62,17 +62,17 @@ def _reason_for_none(
         kind = NoOverclaim if transaction is None else Refusal
         return kind(
             Code.BAD_MESSAGE,
-            f"{context}no claim that {last.provider} signed with a row of {last.payer} is in {searched}. Name the transaction "
-            "with "
-            "--claim TX; if a contract made the call from other data, use an endpoint (--rpc) that has debug_traceTransaction",
+            f"{context}no claim that {last.provider} signed with a row of {last.payer} is in {searched}. Name the "
+            "transaction with --claim TX; if a contract made the call from other data, use an endpoint (--rpc) that has "
+            "debug_traceTransaction",
         )
     text = f"{context}the provider's highest claim in {searched} is {dollars(top.cumulative_cost)} as of receipt {top.seq}"
     if top.seq > last.seq:
         return Refusal(
             Code.BAD_MESSAGE,
-            f"{text}, and the last receipt here is number {last.seq}, of {dollars(last.cumulative_cost)}. The contract compares "
-            "a "
-            f"claim with a receipt of the same or a later number: bring one of {top.seq} or more with a total below the claim",
+            f"{text}, and the last receipt here is number {last.seq}, of {dollars(last.cumulative_cost)}. The contract "
+            f"compares a claim with a receipt of the same or a later number: bring one of {top.seq} or more with a total below "
+            "the claim",
         )
     return NoOverclaim(Code.BAD_MESSAGE, f"{text}, which is not above the receipts here: nothing to slash")
 

@@ -180,16 +180,15 @@ def report(
             if escrow.deployment.domain != domain:
                 raise BadMessage(
                     f"{file}: its receipts are for contract {domain.contract} on chain {domain.chain_id}, another deployment "
-                    "than "
-                    "this one; name its file with --deployment"
+                    "than this one; name its file with --deployment"
                 )
             signer = unlock(wallet, password_file)
             if contradicting is not None and claim is None:
                 await _slash_equivocation(escrow, signer, receipt, contradicting, as_json=as_json)
                 return
             context = f"{file}: no two receipts of the same number; " if contradicting is None else ""
-            found = await overclaims.find(escrow, [receipt, *others], claim, context)
-            await overclaims.slash(escrow, signer, found, as_json=as_json)
+            overclaim_list = await overclaims.find(escrow, [receipt, *others], claim, context)
+            await overclaims.slash(escrow, signer, overclaim_list, as_json=as_json)
 
     asyncio.run(run())
 
@@ -251,7 +250,7 @@ def find_overclaims(
             if not receipts:
                 raise Refusal(Code.BAD_MESSAGE, f"PROVIDER: this wallet's ledger has no receipt of {address} to compare with")
             try:
-                found = await overclaims.find(escrow, receipts, claim)
+                overclaim_list = await overclaims.find(escrow, receipts, claim)
             except overclaims.NoOverclaim as none:
                 if report_them or claim is not None:
                     raise
@@ -261,12 +260,12 @@ def find_overclaims(
                     step(str(none))
                 return
             if report_them:
-                await overclaims.slash(escrow, unlock(wallet, password_file), found, as_json=as_json)
+                await overclaims.slash(escrow, unlock(wallet, password_file), overclaim_list, as_json=as_json)
             elif as_json:
-                documents = [overclaims.describe(overclaim) for overclaim in found]
+                documents = [overclaims.describe(overclaim) for overclaim in overclaim_list]
                 show_json({"provider": address, "slashed": None, "overclaims": documents})
             else:
-                overclaims.show(found)
+                overclaims.show(overclaim_list)
                 step(f"the contract slashes for this: tally receipt overclaims {address} --report")
 
     with_ledger(config, wallet, None, act)

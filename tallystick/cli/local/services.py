@@ -117,7 +117,7 @@ async def find_engine() -> DiscoveredEngine | None:
 
 async def prepare_embedded_engine() -> Path | None:
     """Installs the embedded engine if no engine runs here; returns its folder. None: there is an engine, or it cannot be had."""
-    from tallystick.cli.embedded_engine import install_embedded_engine
+    from tallystick.cli.local.embedded_engine import install_embedded_engine
 
     if await find_engine() is not None:
         return None
@@ -132,10 +132,10 @@ async def start_engines(market: LocalMarket, processes: ProcessGroup, embedded: 
     """Returns the engine that the nodes sell: one that runs here, else the embedded one of this folder, else a stand-in for each
     node, of which the first is returned. Raises Unavailable.
     """
-    found = await find_engine()
-    if found is not None:
-        step(f"engine: {found.kind.value} at {found.url}, model {found.models[0].name}")
-        return found
+    engine = await find_engine()
+    if engine is not None:
+        step(f"engine: {engine.kind.value} at {engine.url}, model {engine.models[0].name}")
+        return engine
     ports = list(market.ports.engines.values())
     url = market.url(ports[0])
     if embedded is not None:

@@ -221,9 +221,8 @@ async def _complete(
     if {"chain", "coordinator", "offers"} & set(missing):
         if background.running() is not None:
             raise BadMessage(
-                f"the local market is running, but these parts are missing: {', '.join(missing)}. Stop it with `tally start "
-                "--stop`, "
-                "then run `tally start` again"
+                f"the local market is running, but these parts are missing: {', '.join(missing)}. Stop it with "
+                "`tally start --stop`, then run `tally start` again"
             )
         embedded = None if stand_in else await prepare_embedded_engine()
         await background.spawn(location, embedded)

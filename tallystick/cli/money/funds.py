@@ -177,9 +177,8 @@ def cash_out(
         if not earned.credit:
             raise Refusal(
                 Code.INSUFFICIENT_FUNDS,
-                f"{payee} has no credit. Receipts become credit when their claims are settled on chain; a running node submits "
-                "them "
-                "by itself, `tally node collect` at once",
+                f"{payee} has no credit. Receipts become credit when their claims are settled on chain; a running node "
+                "submits them by itself, `tally node collect` at once",
             )
         if payout is not None:
             await escrow.set_payout(sender, payout)

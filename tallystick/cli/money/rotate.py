@@ -196,6 +196,6 @@ def _read_start_block(record: Path) -> int:
         return int(json.loads(record.read_bytes())["since"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BadMessage(
-            f"{record}: damaged ({error}). Remove it and repeat the command; money withdrawn before that must be deposited by "
-            "hand"
+            f"{record}: damaged ({error}). Remove it and repeat the command; money withdrawn before that must be "
+            "deposited by hand"
         ) from None

@@ -89,10 +89,12 @@ def _draw(report: dict[str, Any]) -> RenderableType:
 
 
 def _summary(report: dict[str, Any]) -> Table:
+    from tallystick.chain.state_explainer import span
+
     links = (f"{url} {'connected' if provider else 'disconnected'}" for url, provider in report["coordinators"].items())
     grid = Table.grid(padding=(0, 2))
     for name, value in (
-        ("up for", _span(int(report["upSeconds"]))),
+        ("up for", span(int(report["upSeconds"]))),
         ("coordinators", ", ".join(links)),
         ("chain", "reachable" if report["chain_reachable"] else "unreachable: settlement waits, jobs continue"),
         ("running jobs", f"{report['running']}; free slots: {report['free_slots']}"),
@@ -140,11 +142,11 @@ def _jobs(report: dict[str, Any]) -> Table:
     return table
 
 
-def _unpaid(dealings: dict[str, Any]) -> str:
+def _unpaid(accounts: dict[str, Any]) -> str:
     """What coordinators left unpaid within a day, and whether they are still served."""
     lines = [
         f"{_dollars(account['writtenOff'])} dollars by {url}{'' if account['served'] else ', which is not served for now'}"
-        for url, account in dealings.items()
+        for url, account in accounts.items()
         if account["writtenOff"] != "0"
     ]
     return "; ".join(lines) or "nothing within a day"
@@ -165,9 +167,3 @@ def _fees(report: dict[str, Any]) -> str:
 
 def _dollars(units: str) -> str:
     return format_amount(Amount(int(units)))
-
-
-def _span(seconds: int) -> str:
-    days, rest = divmod(seconds, 86_400)
-    hours, rest = divmod(rest, 3_600)
-    return f"{days} d {hours} h" if days else f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"

@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tallystick.client.config import MIB, ClientConfig
 from tallystick.client.receipts.file_store import FileStore
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
-from tallystick.protocol.types import Address, Amount
+from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount
 from tallystick.protocol.wire import dumps, loads
 
 ROUTES = (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES)
@@ -83,8 +83,9 @@ class ResponseCache:
             return None
         if not (requested or request.get("temperature") == 0):
             return None
-        limits = [demand.require.to_json(), sorted(demand.pin), sorted(demand.exclude), demand.min_reputation, demand.min_stake]
-        identity = [path, caller, limits, demand.sort, demand.prefer, models, request]
+        # Every criterion but the price, which a cached answer does not have; `models` names the models.
+        criteria = replace(demand, model="", max_input_price=None, max_output_price=None).to_json(ZERO_ADDRESS)
+        identity = [path, caller, criteria, demand.prefer, models, request]
         try:
             plaintext = orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)
         except orjson.JSONEncodeError:

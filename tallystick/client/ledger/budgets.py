@@ -93,7 +93,7 @@ def fit_budgets(drafts: Sequence[tuple[Address, Terms]], statuses: Sequence[Budg
         tightest = min(statuses, key=lambda status: status.left)
         raise Refusal(
             Code.OVER_BUDGET,
-            f"{tightest.budget.name} has {format_amount(Amount(max(tightest.left, 0)))} left until midnight UTC "
+            f"{tightest.budget.name} has {format_amount(Amount(max(tightest.left, 0)))} dollars left until midnight UTC "
             f"({format_amount(tightest.spent)} spent, {format_amount(tightest.reserved)} reserved for orders that may still be "
             f"collected), but this request may cost {format_amount(cheapest)}; lower max_tokens or raise the budget",
         )

@@ -153,7 +153,7 @@ def _judge_payment(c: Connection, tab_key: dict[str, object], settled: Amount, n
         c.execute(_BLOCK, tab_key | {"to_blocked_reason": reason})
         return reason
     if new_payment and excess > tab.open_caps - _dispatched_caps(c, tab_key, now):
-        reason = f"{format_amount(Amount(excess))} collected on chain without a receipt"
+        reason = f"{format_amount(Amount(excess))} dollars collected on chain without a receipt"
         open_orders.add_undelivered(c, tab_key, QUARTERS_UNDELIVERED, reason)
     return ""
 
@@ -175,8 +175,8 @@ def _blocked_reason(tab: Tab, settled: Amount, paid: Sequence[PaidOrder]) -> str
         finding = f"its receipts show {explained}, and open orders explain {open_caps} more"
         advice = "A claim above its receipts can be slashed: tally receipt report"
     return (
-        f"the chain says that it was paid {format_amount(settled)}, but {finding} (transactions: {transactions}). {advice}. To "
-        "accept the payment: tally receipt unblock PROVIDER"
+        f"the chain says that it was paid {format_amount(settled)} dollars, but {finding} (transactions: {transactions}). "
+        f"{advice}. To accept the payment: tally receipt unblock PROVIDER"
     )
 
 

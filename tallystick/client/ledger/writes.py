@@ -245,7 +245,7 @@ def _count_undelivered(c: Connection, incoming: IncomingReceipt) -> None:
     receipt = incoming.receipt.message
     quarters = undelivered_quarters(receipt, incoming.delivery)
     if quarters:
-        reason = f"job {incoming.job.hex()}, which charged {format_amount(receipt.cost)}"
+        reason = f"job {incoming.job.hex()}, which charged {format_amount(receipt.cost)} dollars"
         open_orders.count_undelivered(
             c, incoming.tab_key, receipt.order_hash, quarters, reason, delivery=incoming.delivery, now=incoming.now
         )

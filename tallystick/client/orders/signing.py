@@ -92,8 +92,8 @@ def check_cap(terms: Terms, max_cost: Amount | None) -> None:
     if terms.max_cost > limit:
         raise Refusal(
             Code.COST_ABOVE_CAP,
-            f"this request may cost up to {format_amount(terms.max_cost)}, above the {format_amount(limit)} allowed for one "
-            "request; lower max_tokens or raise max_cost",
+            f"this request may cost up to {format_amount(terms.max_cost)} dollars, above the {format_amount(limit)} allowed for "
+            "one request; lower max_tokens or raise max_cost",
         )
 
 

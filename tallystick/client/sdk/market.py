@@ -39,7 +39,7 @@ from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.selection.affinity import Affinity
 from tallystick.client.selection.options import AskExplanation, ProviderCriteria, demand_of, explain_asks, smallest_limit
 from tallystick.client.selection.shortlist import ShortlistCache
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.json_members import read_text

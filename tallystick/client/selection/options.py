@@ -8,7 +8,7 @@ from typing import Any, TypedDict, cast
 
 from tallystick.client.config import MAX_LABEL, ApiKey, ClientConfig
 from tallystick.client.selection.shortlist import objection
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.errors import BadMessage, Fault
 from tallystick.protocol.json_members import read_count, read_items, read_text
 from tallystick.protocol.link import read_ask

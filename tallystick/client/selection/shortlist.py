@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from tallystick.client.coordinator.http_client import CoordinatorClient
-from tallystick.protocol.demand import Demand, Facts, Reason
+from tallystick.protocol.criteria import Demand, Facts, Reason
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Ask

@@ -128,12 +128,12 @@ def test_overclaims_are_found_in_the_ledger(market: Tally) -> None:
 def test_claim_in_a_named_transaction(market: Tally, tmp_path: Path) -> None:
     """A claim is found also if it paid nothing; other, empty and malformed transactions are refused."""
     (receipt,) = _receipts(market, (2, 5))
-    honest, late = _collect(market, 5, 2), _collect(market, 6, 1)
+    honest, overclaiming = _collect(market, 5, 2), _collect(market, 6, 1)
     file = _evidence(market, tmp_path / "evidence.json", receipt)
     assert "nothing to slash" in market("receipt", "report", file, "--claim", honest, fails=True)["message"]
     assert "no claim" in market("receipt", "report", file, "--claim", "0x" + "00" * 32, fails=True)["message"]
     assert market("receipt", "report", file, "--claim", "nonsense", fails=True)["code"]
-    assert market("receipt", "report", file, "--claim", late)["overclaims"][0]["claimTx"] == late
+    assert market("receipt", "report", file, "--claim", overclaiming)["overclaims"][0]["claimTx"] == overclaiming
 
 
 def test_honest_provider_is_no_error(market: Tally) -> None:

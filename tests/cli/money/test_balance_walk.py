@@ -58,7 +58,7 @@ def tally(rpc: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
         "50s",
         "--unstake-wait",
         "55s",
-    )  # longer than two commands take on a busy machine
+    )  # longer than two commands on a busy machine
     run("deploy", "--rpc", rpc, "--dev-account", "0", "--short-waits", *waits, "--fund", "default")
     return run
 

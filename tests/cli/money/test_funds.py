@@ -30,9 +30,9 @@ def market(tally: Tally, chain_url: str) -> Tally:
     return tally
 
 
-def _inspect(market: Tally, *what: str) -> tuple[str, list[str]]:
+def _inspect(market: Tally, *arguments: str) -> tuple[str, list[str]]:
     """Returns the state of `tally contract inspect`, and the calls that it lists as possible now."""
-    inspected = market("contract", "inspect", *what)
+    inspected = market("contract", "inspect", *arguments)
     assert inspected["says"]
     return inspected["state"], [step["call"] for step in inspected["next"] if step["at"] is None]
 

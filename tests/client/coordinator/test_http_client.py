@@ -1,4 +1,6 @@
-"""What a hostile or broken coordinator answers: left out or refused in words, in bounded time and memory, never a crash."""
+"""Answers of a hostile or broken coordinator: the client drops or refuses them with an error, in bounded time and memory,
+and never crashes.
+"""
 
 from __future__ import annotations
 
@@ -56,13 +58,13 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 async def token() -> str:
-    """Any header does here."""
+    """Builds request headers; any headers do here."""
     return "Tally x"
 
 
 @asynccontextmanager
-async def answering(handler: Handler) -> AsyncIterator[CoordinatorClient]:
-    """A client of a coordinator that answers every question so."""
+async def coordinator_with_handler(handler: Handler) -> AsyncIterator[CoordinatorClient]:
+    """A client of a coordinator that gives this answer to every request."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -79,18 +81,18 @@ async def answering(handler: Handler) -> AsyncIterator[CoordinatorClient]:
 
 
 @asynccontextmanager
-async def saying(body: bytes, status: int = 200) -> AsyncIterator[CoordinatorClient]:
-    """A coordinator that always says the same."""
+async def coordinator_with_answer(body: bytes, status: int = 200) -> AsyncIterator[CoordinatorClient]:
+    """A coordinator that always gives the same answer."""
 
     async def handler(_request: web.Request) -> web.Response:
         return web.Response(body=body, status=status, content_type="application/json")
 
-    async with answering(handler) as coordinator:
+    async with coordinator_with_handler(handler) as coordinator:
         yield coordinator
 
 
 def calls(coordinator: CoordinatorClient) -> tuple[Callable[[], Awaitable[Any]], ...]:
-    """Every question that a client has."""
+    """Every request that a client can make of a coordinator."""
     question = PAYER.sign(Inquiry(payer=PAYER.address, provider=ALICE.address, coordinator=COORDINATOR, asked_at=1), DOMAIN)
     return (
         coordinator.info,
@@ -107,7 +109,7 @@ def calls(coordinator: CoordinatorClient) -> tuple[Callable[[], Awaitable[Any]],
 
 
 def _mutated(value: Any, rng: random.Random) -> Any:
-    """The value with one place in it made into something else."""
+    """The value with one random member replaced."""
     odd: tuple[Any, ...] = (
         None,
         -1,
@@ -135,23 +137,23 @@ def _mutated(value: Any, rng: random.Random) -> Any:
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_no_answer_crashes_a_client(seed: int) -> None:
-    """Answers of which one place is of the wrong type or size end in a value or in an error of ours, at every question."""
+    """Answers with one member of a wrong type or size give a value or an error of this project, for every request."""
     rng = random.Random(seed)
     job: dict[str, Any] = {"state": "completed", "receipt": None, "attempts": []}
     honest = INFO | {"data": [OFFER], "asks": [{"ask": ALICE.ask.to_json(), "free": 1}], "receipts": [], "next": None} | job
-    said = [b""]
+    bodies = [b""]
 
     async def handler(_request: web.Request) -> web.Response:
-        return web.Response(body=said[0], status=rng.choice((200, 200, 400, 500)), content_type="application/json")
+        return web.Response(body=bodies[0], status=rng.choice((200, 200, 400, 500)), content_type="application/json")
 
-    async with answering(handler) as coordinator:
+    async with coordinator_with_handler(handler) as coordinator:
         for _ in range(40):
-            said[0] = json.dumps(_mutated(honest, rng)).encode()
+            bodies[0] = json.dumps(_mutated(honest, rng)).encode()
             for call in calls(coordinator):
                 with contextlib.suppress(TallyError):
-                    found = await call()
-                    if isinstance(found, aiohttp.ClientResponse):
-                        found.close()
+                    answer = await call()
+                    if isinstance(answer, aiohttp.ClientResponse):
+                        answer.close()
 
 
 DEEP = (b"[" * 100_000, b'{"asks":' * 100_000)
@@ -160,9 +162,9 @@ DEEP = (b"[" * 100_000, b'{"asks":' * 100_000)
 @pytest.mark.parametrize(
     "body", [b"", b"null", b"[]", b"7", b'"x"', b"{", b"\xff", b'{"asks": {}}', b"NaN", b'{"next": 1}', *DEEP]
 )
-async def test_what_is_no_answer_is_an_error_in_words(body: bytes) -> None:
-    """What does not parse, or is nested to exhaust a stack, is the coordinator's fault."""
-    async with saying(body) as coordinator:
+async def test_a_malformed_answer_is_a_readable_error(body: bytes) -> None:
+    """An answer that does not parse, or is nested too deeply, is the coordinator's fault."""
+    async with coordinator_with_answer(body) as coordinator:
         for call in calls(coordinator)[:8]:
             with pytest.raises(BadMessage) as caught:
                 await call()
@@ -170,9 +172,9 @@ async def test_what_is_no_answer_is_an_error_in_words(body: bytes) -> None:
 
 
 async def test_an_error_is_not_trusted_either() -> None:
-    """An error answer with odd members becomes a general one."""
+    """An error answer with malformed members becomes a general error."""
     odd: dict[str, Any] = {"code": [], "fault": {}, "retry": "yes", "message": ["x"] * 9}
-    async with saying(json.dumps({"error": odd}).encode(), 500) as coordinator:
+    async with coordinator_with_answer(json.dumps({"error": odd}).encode(), 500) as coordinator:
         for call in calls(coordinator):
             with pytest.raises(TallyError):
                 await call()
@@ -181,19 +183,19 @@ async def test_an_error_is_not_trusted_either() -> None:
 # Sizes
 
 
-FAT = Spec(features=tuple("\u0001" * 1_024 for _ in range(1_024)))
+LARGE_SPEC = Spec(features=tuple("\u0001" * 1_024 for _ in range(1_024)))
 
 
-def fat(provider: Provider, spec: Spec = FAT) -> dict[str, Any]:
-    """An ask of some 6 MiB, at a price that is first on every list."""
+def large_ask(provider: Provider, spec: Spec = LARGE_SPEC) -> dict[str, Any]:
+    """An ask of about 6 MiB, at a price that puts it first on every list."""
     made = provider.signer.sign(replace(provider.ask.message, spec=spec, output_price=0), DOMAIN)
     return {"ask": made.to_json(), "free": 1}
 
 
 async def test_oversized_asks_do_not_take_a_model_away(wallet: Signer, config: ClientConfig) -> None:
-    """Two asks of 6 MiB before an honest one: the gateway answers, from the honest one, and explains the model."""
+    """After two asks of 6 MiB, the gateway still uses the honest ask and explains the model."""
     async with FakeMarket(*map(Provider.make, ("alice", "eve", "mal"))).serve() as fake:
-        fake.asks = lambda: [fat(fake.providers[1]), fat(fake.providers[2]), *fake._asks()[:1]]
+        fake.asks = lambda: [large_ask(fake.providers[1]), large_ask(fake.providers[2]), *fake._asks()[:1]]
         async with Market(fake.url, wallet, config) as market, serving(build_app(market), "127.0.0.1", 0) as port:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as http:
                 answer = await http.post(CHAT, json=BODY)
@@ -209,15 +211,15 @@ async def test_oversized_asks_do_not_take_a_model_away(wallet: Signer, config: C
     ],
 )
 async def test_asks_beyond_the_limits_are_left_out(fake: FakeMarket, wallet: Signer, config: ClientConfig, spec: Spec) -> None:
-    """Whatever makes an ask too large, it is not offered, and the others are."""
-    fake.asks = lambda: [fat(fake.providers[0], spec), *fake._asks()[1:], None, 7, {"ask": None}, {}]
+    """An ask above any size limit is left out, and the others are offered."""
+    fake.asks = lambda: [large_ask(fake.providers[0], spec), *fake._asks()[1:], None, 7, {"ask": None}, {}]
     async with Market(fake.url, wallet, config) as market:
         assert [ask.message.provider for ask in await market.shortlist(MODEL)] == [fake.providers[1].address]
         await run(market)
 
 
 async def test_a_list_without_an_end_is_cut() -> None:
-    """What came before the bound is used; the rest is not read, whatever it is made of."""
+    """The part of a list within the limit is used, and the rest is not read."""
     good = json.dumps({"ask": ALICE.ask.to_json(), "free": 1}).encode()
     sent = [0]
 
@@ -233,14 +235,14 @@ async def test_a_list_without_an_end_is_cut() -> None:
             pass
         return response
 
-    async with answering(handler) as coordinator:
+    async with coordinator_with_handler(handler) as coordinator:
         assert len(await coordinator.shortlist({})) == 1
     assert sent[0] <= 2 * MAX_RAW
 
 
 @pytest.mark.parametrize("filler", [b"[", b"{", b'""', b",", b'"\\"', b"[],", b"1,", b'{"a":1},'])
 def test_reading_a_hostile_list_is_bounded(filler: bytes) -> None:
-    """Kept bytes, items and work of any 40 MiB are bounded, and what is kept is JSON."""
+    """Stored bytes, items and work are bounded for any 40 MiB, and what is stored is JSON."""
     reader, piece = BoundedJsonReader(), filler * ((1 << 18) // len(filler))
     reader.feed(b'{"asks": [')
     began = time.process_time()
@@ -250,19 +252,19 @@ def test_reading_a_hostile_list_is_bounded(filler: bytes) -> None:
     assert reader._tokens <= MAX_TOKENS + 1
     kept = reader.close()
     assert len(kept) < MAX_CONTROL
-    if filler not in (b",", b"1,"):  # two commas in a row were never JSON
+    if filler not in (b",", b"1,"):  # two commas in a row are not JSON
         assert len(json.loads(kept)["asks"]) <= MAX_ITEMS + 1
 
 
 def test_an_answer_that_is_no_list_is_bounded() -> None:
-    """Beside lists, MAX_CONTROL bytes are all that is kept."""
+    """Of an answer without lists, at most MAX_CONTROL bytes are stored."""
     with pytest.raises(BadMessage, match="expected a response of at most"):
         BoundedJsonReader().feed(b'{"x": "' + b"y" * MAX_CONTROL)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_trimming_leaves_all_else_alone(seed: int) -> None:
-    """Random documents in random pieces: what is not trimmed is as it was, and an item is null only where it is too long."""
+    """Random documents in random pieces are unchanged except that items above the limit become null."""
     rng = random.Random(seed)
 
     def value(depth: int = 0) -> Any:
@@ -294,7 +296,7 @@ def test_trimming_leaves_all_else_alone(seed: int) -> None:
 
 
 async def test_listings_are_read_to_their_end() -> None:
-    """Page after page, by what each says comes next, for models and for the asks of one."""
+    """All pages are read by following each page's cursor, for models and for the asks of one model."""
     asked: list[dict[str, str]] = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -305,7 +307,7 @@ async def test_listings_are_read_to_their_end() -> None:
         asks = [{"ask": Provider.make(f"p{page}").ask.to_json()}, {"ask": {}}]
         return web.json_response({"data": offers, "asks": asks, "next": more})
 
-    async with answering(handler) as coordinator:
+    async with coordinator_with_handler(handler) as coordinator:
         assert [offer.id for offer in await coordinator.models()] == ["m0", "m1", "m2", "m3", "m4"]
         asks = await coordinator.asks("a&b=c/d")
     assert [ask.message.provider for ask in asks] == [Provider.make(f"p{page}").address for page in range(5)]
@@ -314,7 +316,7 @@ async def test_listings_are_read_to_their_end() -> None:
 
 
 async def test_pages_without_an_end_are_not_followed_for_ever() -> None:
-    """MAX_PAGES pages, MAX_RAW bytes and request_seconds at most; pages that go in a circle, or nowhere, are refused."""
+    """At most MAX_PAGES pages, MAX_RAW bytes and request_seconds are used; cursors that repeat are refused."""
     count = [0]
     wide, pause = [0], [0.0]
 
@@ -325,7 +327,7 @@ async def test_pages_without_an_end_are_not_followed_for_ever() -> None:
         following: Any = {"circle": "a", "number": 7, "long": "x" * 5_000}.get(after, str(count[0]))
         return web.json_response({"asks": [], "next": following, "padding": "x" * wide[0]})
 
-    async with answering(handler) as coordinator:
+    async with coordinator_with_handler(handler) as coordinator:
         assert await coordinator.asks("endless") == []
         assert count[0] == MAX_PAGES
         coordinator._config = ClientConfig(request_seconds=0.2)
@@ -341,11 +343,11 @@ async def test_pages_without_an_end_are_not_followed_for_ever() -> None:
         assert count[0] == MAX_RAW // MAX_CONTROL + 1
 
 
-# Who asks
+# Access tokens
 
 
 async def test_a_token_is_signed_for_one_coordinator_and_reused_for_a_while() -> None:
-    """The coordinator recovers the payer; a new one is signed before the old one runs out, and where a clock was put back."""
+    """The coordinator recovers the payer; the token is renewed before it expires, and after the clock was set back."""
     clock = [1_000_000]
     asked = [0]
 
@@ -369,7 +371,7 @@ async def test_a_token_is_signed_for_one_coordinator_and_reused_for_a_while() ->
 
 
 async def test_without_a_key_nothing_is_asked_of_a_job(fake: FakeMarket) -> None:
-    """Refused here, with what to do, before the coordinator is troubled; and a stranger's key is refused there."""
+    """A request without a key is refused locally with what to do; another wallet's key is refused by the coordinator."""
     async with CoordinatorClient(fake.url, ClientConfig()) as coordinator:
         for call in (coordinator.job, coordinator.cancel):
             with pytest.raises(Refusal, match="--password-file") as caught:
@@ -379,7 +381,7 @@ async def test_without_a_key_nothing_is_asked_of_a_job(fake: FakeMarket) -> None
 
 
 async def test_another_wallet_neither_reads_nor_cancels_a_job(fake: FakeMarket, market: Market, config: ClientConfig) -> None:
-    """The id alone opens nothing."""
+    """A job's id alone gives no access to it."""
     await run(market)
     job = fake.last.job
     async with CoordinatorClient(fake.url, config) as coordinator:
@@ -392,14 +394,14 @@ async def test_another_wallet_neither_reads_nor_cancels_a_job(fake: FakeMarket, 
 
 
 async def test_a_redirect_gets_neither_tokens_nor_jobs() -> None:
-    """Who answers for the coordinator is what the config names."""
+    """Only the configured host answers for the coordinator; redirects are not followed."""
     seen: list[str] = []
 
     async def handler(request: web.Request) -> web.Response:
         seen.append(request.path)
         return web.Response(status=307, headers={"location": "/elsewhere"})
 
-    async with answering(handler) as coordinator:
+    async with coordinator_with_handler(handler) as coordinator:
         for call in calls(coordinator):
             with pytest.raises(BadMessage, match="redirects to '/elsewhere'"):
                 await call()
@@ -407,7 +409,7 @@ async def test_a_redirect_gets_neither_tokens_nor_jobs() -> None:
 
 
 async def test_a_coordinator_that_trickles_is_given_up(config: ClientConfig) -> None:
-    """Control questions have a deadline for the whole answer."""
+    """Control requests have a deadline for the whole answer."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -418,7 +420,7 @@ async def test_a_coordinator_that_trickles_is_given_up(config: ClientConfig) -> 
         return response
 
     async with (
-        answering(handler) as coordinator,
+        coordinator_with_handler(handler) as coordinator,
         CoordinatorClient(coordinator.url, replace(config, request_seconds=0.3)) as hasty,
     ):
         with pytest.raises(Unavailable):
@@ -426,6 +428,6 @@ async def test_a_coordinator_that_trickles_is_given_up(config: ClientConfig) -> 
 
 
 def test_limits_are_what_asks_need() -> None:
-    """An ask of the largest size fits an item with what is said beside it, and 200 of them fit an answer."""
+    """An ask of the largest size fits an item with its additional members, and 200 of them fit an answer."""
     assert MAX_ASK_BYTES + 4_096 <= MAX_ITEM
     assert 200 * MAX_ITEM <= MAX_CONTROL <= MAX_RAW

@@ -1,4 +1,4 @@
-"""Plain http to another machine is said loudly, and to this one not at all."""
+"""Plain HTTP to another machine causes a warning; to this machine it does not."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from tallystick.runtime.plaintext import is_plaintext
         ("", False),
     ],
 )
-def test_who_can_read_along(url: str, readable: bool) -> None:
-    """Everybody on the way, where there is no TLS and a way."""
+def test_readers_of_a_connection(url: str, readable: bool) -> None:
+    """Names everybody who can read a connection: nobody with TLS or on the same machine."""
     assert is_plaintext(url) is readable
 
 
 async def test_plain_http_to_a_coordinator_is_never_silent(config: ClientConfig, wallet: Signer) -> None:
-    """A client that opens warns what leaks; one beside its coordinator, or with TLS, does not."""
+    """Opening a client warns about readable data; a client with TLS, or on the coordinator's machine, does not warn."""
     for url, warned in (("http://market.example:8420", 1), ("http://127.0.0.1:1", 0), ("https://market.example", 0)):
         with structlog.testing.capture_logs() as logs:
             async with Market(url, wallet, config):

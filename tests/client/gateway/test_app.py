@@ -155,14 +155,14 @@ async def test_a_job_is_exported_as_typed_data(http: httpx.AsyncClient, fake: Fa
     from eth_account.messages import encode_typed_data
 
     sent = await http.post(CHAT, json=BODY)
-    story = (await http.get(f"/tally/jobs/{sent.headers['x-tally-job']}")).json()
-    assert (story["state"], story["provider"], story["cost"]) == ("completed", fake.providers[0].address, "3")
-    assert story["usage"] == {"inputTokens": 10, "cachedInputTokens": 0, "outputTokens": 5}
-    assert [entry["state"] for entry in story["shortlist"]] == ["recorded", "closed"]
-    for name, who in (("order", story["payer"]), ("receipt", story["provider"])):
-        signable = encode_typed_data(full_message=story[name]["typedData"])
-        assert Account.recover_message(signable, signature=story[name]["signature"]).lower() == who
-    assert story["receipt"]["typedData"]["message"]["orderHash"] == story["order"]["digest"]
+    exported = (await http.get(f"/tally/jobs/{sent.headers['x-tally-job']}")).json()
+    assert (exported["state"], exported["provider"], exported["cost"]) == ("completed", fake.providers[0].address, "3")
+    assert exported["usage"] == {"inputTokens": 10, "cachedInputTokens": 0, "outputTokens": 5}
+    assert [entry["state"] for entry in exported["shortlist"]] == ["recorded", "closed"]
+    for name, signer in (("order", exported["payer"]), ("receipt", exported["provider"])):
+        signable = encode_typed_data(full_message=exported[name]["typedData"])
+        assert Account.recover_message(signable, signature=exported[name]["signature"]).lower() == signer
+    assert exported["receipt"]["typedData"]["message"]["orderHash"] == exported["order"]["digest"]
     missing = await http.get(f"/tally/jobs/{'0' * 32}")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "unknown_job")
     assert (await http.get("/tally/jobs/nonsense")).status_code == 400

@@ -221,7 +221,7 @@ async def test_a_budget_stops_a_workload(fake: FakeMarket, wallet: Signer, confi
         serving(build_app(market), "127.0.0.1", 0) as port,
         openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=3) as sdk,
     ):
-        with pytest.raises(openai.APIStatusError, match="the day's budget of 'research' has 0 left") as caught:
+        with pytest.raises(openai.APIStatusError, match="the day's budget of 'research' has 0 dollars left") as caught:
             await ask(sdk.with_options(default_headers={"x-tally-options": '{"label": "research"}'}))
         assert (caught.value.status_code, caught.value.code, caught.value.type) == (402, "over_budget", "insufficient_quota")
         assert not fake.sessions
@@ -255,9 +255,7 @@ async def test_another_model_answers(fake: FakeMarket, wallet: Signer, config: C
                 await answers(name)
         key = {"idempotency-key": "k"}
         assert await answers("best", **key) == TEXT
-        with pytest.raises(
-            openai.ConflictError, match="ended as completed"
-        ):  # the same job, whose answer this market keeps no longer
+        with pytest.raises(openai.ConflictError, match="ended as completed"):  # the same job, whose answer is no longer stored
             await answers("best", **key)
         assert len(fake.sessions) == 4
         assert [model.id async for model in sdk.models.list()][-2:] == ["best", "none"]

@@ -60,7 +60,7 @@ async def test_each_key_has_its_limits(fake: FakeMarket, wallet: Signer, config:
             await ask(sdk, ANN, model="other")
         with pytest.raises(openai.APIStatusError, match=r"require\.region: expected one of eu, got us"):
             await ask(sdk, BOB, '{"require": {"region": "us"}}')
-        with pytest.raises(openai.APIStatusError):  # nobody in this market is in the eu
+        with pytest.raises(openai.APIStatusError):  # no provider of this market is in the EU
             await ask(sdk, BOB)
         for wrong in ("none", ANN[:-1], ""):
             with pytest.raises(openai.AuthenticationError):
@@ -70,7 +70,7 @@ async def test_each_key_has_its_limits(fake: FakeMarket, wallet: Signer, config:
 
 
 async def test_a_key_is_a_workload(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """A key's jobs count under its label, whatever label its requests name, so that its budget holds."""
+    """A key's jobs count under its label, whichever label its requests name, so its budget holds."""
     keys = (ApiKey(label="ann", secret=ANN), ApiKey(label="annex", secret=BOB))
     bounded = replace(config, api_keys=keys, budgets=(Budget(per_day=Amount(10_000), label="ann"),))
     async with callers(fake, wallet, bounded) as (sdk, market):
@@ -144,7 +144,7 @@ def test_a_budget_covers_what_is_under_its_label() -> None:
     assert {label: budget.covers(label) for label in labels} == labels
 
 
-# Web pages, and names that point here
+# Web pages, and host names of this machine
 
 Sender = Callable[..., Awaitable[tuple[int, bytes]]]
 

@@ -16,7 +16,7 @@ from tallystick.client.config import Alias, ApiKey, ClientConfig
 from tallystick.client.gateway.app import build_app
 from tallystick.client.gateway.response_cache import CachedResponse, ResponseCache
 from tallystick.client.sdk.market import Market
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Refusal
 from tallystick.protocol.pricing import Usage
@@ -103,7 +103,7 @@ async def test_what_is_not_cached(fake: FakeMarket, wallet: Signer, caching: Cli
             assert (await http.post(CHAT, json=COLD | {"seed": 2}, headers=headers | {"idempotency-key": ""})).status_code >= 400
 
 
-async def test_the_disk_tells_nothing(fake: FakeMarket, wallet: Signer, caching: ClientConfig) -> None:
+async def test_the_disk_reveals_nothing(fake: FakeMarket, wallet: Signer, caching: ClientConfig) -> None:
     """The disk reveals neither names nor contents; changed files and those of another wallet are ignored."""
     async with gateway(fake, wallet, caching) as (http, _):
         await _ask(http, COLD)
@@ -227,7 +227,7 @@ async def test_max_cost_is_for_all_attempts(wallet: Signer, config: ClientConfig
         assert (len(fake.submissions), answer.headers["x-tally-cost"]) == (3, "3")
 
 
-# Books that lack something
+# Incomplete ledgers
 
 
 async def test_a_lost_ledger_fails_no_request(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:

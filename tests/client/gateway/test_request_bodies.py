@@ -150,11 +150,11 @@ async def test_callers_share_one_model_list_request(fake: FakeMarket, wallet: Si
     """Concurrent callers cause one request to the coordinator, also if some disconnect; later callers cause another."""
     calls = [0]
 
-    async def told() -> None:
+    async def before_models() -> None:
         calls[0] += 1
         await asyncio.sleep(0.5)
 
-    fake.before_models = told
+    fake.before_models = before_models
     async with gateway(fake, wallet, config) as (port, _), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
         tasks = [asyncio.create_task(http.get("/v1/models")) for _ in range(20)]
         await eventually(lambda: calls[0] == 1)

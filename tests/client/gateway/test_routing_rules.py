@@ -78,14 +78,14 @@ def test_accepted_answers(request_: dict[str, Any], answer: Any, good: bool) -> 
 
 
 class Broken:
-    """A rule with bugs."""
+    """A rule that raises or returns nonsense."""
 
     def order(self, _request: Any, models: Any) -> Any:
-        """Nobody, or a crash."""
+        """Returns no model, or raises."""
         return [] if len(models) > 1 else 1 / 0
 
     def accepts(self, _request: Any, answer: Any) -> bool:
-        """A crash."""
+        """Raises an error."""
         return bool(answer["no such member"])
 
 
@@ -101,11 +101,11 @@ class ReversedModels:
     """A custom rule."""
 
     def order(self, _request: Any, models: Any) -> Any:
-        """The other way round."""
+        """Returns the models in reverse order."""
         return models[::-1]
 
     def accepts(self, _request: Any, answer: Any) -> bool:
-        """Whatever says that it is."""
+        """Accepts an answer that says that it is acceptable."""
         return bool(answer["good"])
 
 

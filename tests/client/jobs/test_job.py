@@ -152,9 +152,9 @@ async def test_dishonest_receipt_blocks_the_provider(market: Market, fake: FakeM
         await run(market, BODY | {"max_tokens": 1_000})
     assert caught.value.fault is Fault.PROVIDER
     alice, bob = fake.providers
-    (found,) = await market.evidence()
-    assert (found.provider, found.reason) == (alice.address, str(caught.value))
-    assert found.receipt.verify(DOMAIN).message.order_hash == found.order.verify(DOMAIN).digest
+    (evidence,) = await market.evidence()
+    assert (evidence.provider, evidence.reason) == (alice.address, str(caught.value))
+    assert evidence.receipt.verify(DOMAIN).message.order_hash == evidence.order.verify(DOMAIN).digest
     assert (await market.tab(alice.address)).blocked_reason
     fake.script = honest
     assert (await market.chat(MODEL, MESSAGES)).provider == bob.address
@@ -332,7 +332,7 @@ async def test_receipt_is_fetched_when_the_connection_breaks(market: Market, fak
         await session.match()
         await session.answer(200, EVENTS)
         await session.chunk(event("half "))
-        session.transcript.add(b"data: [DONE]\n\n")  # the last chunk is lost on its way
+        session.transcript.add(b"data: [DONE]\n\n")  # the last chunk is lost
         session.bill()
         await session.cut()
 

@@ -1,4 +1,4 @@
-"""Stale asks: what a provider replaced is not ordered on, however long it is valid."""
+"""Stale asks: no order uses an ask that its provider has replaced, even within the ask's validity."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def signed(provider: Provider = ALICE, domain: Domain = DOMAIN, **changes: Any) 
 
 
 async def refused(ledger: Ledger, *asks: Verified[Ask], domain: Domain = DOMAIN, now: int = NOW) -> list[bool]:
-    """Which of them are, in this order."""
+    """Returns the stale asks among these, in this order."""
     reasons = await ledger.stale_asks(domain, asks, now)
     return [ask.digest in reasons for ask in asks]
 
@@ -57,7 +57,7 @@ async def refused(ledger: Ledger, *asks: Verified[Ask], domain: Domain = DOMAIN,
     ],
 )
 async def test_a_stale_ask_on_other_terms_is_never_ordered_on(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """Whatever got more expensive, and an old sealing key: refused beside the newest, after it, and after a restart."""
+    """A stale ask with any lower price or an old sealing key is refused beside the newest ask, after it, and after a restart."""
     old, new = signed(**{"seq": 5} | changes), signed(seq=6)
     for shown in ((old, new), (new, old)):
         assert find_stale(shown, {})[0].keys() == {old.digest}
@@ -72,7 +72,7 @@ async def test_a_stale_ask_on_other_terms_is_never_ordered_on(tmp_path: Path, ch
 
 
 async def test_two_asks_with_one_seq_are_not_both_believed(ledger: Ledger) -> None:
-    """The first stands; another with its seq is refused even where it is cheaper, and the next seq is taken."""
+    """Of two asks with one seq only the first is accepted, even if the second is cheaper; the next seq is accepted."""
     first, other = signed(seq=7), signed(seq=7, output_price=1)
     assert await refused(ledger, first, other) == [False, True]
     assert await refused(ledger, other) == [True]
@@ -80,7 +80,9 @@ async def test_two_asks_with_one_seq_are_not_both_believed(ledger: Ledger) -> No
 
 
 async def test_asks_of_other_products_are_not_stale(ledger: Ledger) -> None:
-    """Other models, providers, deployments, precision classes, regions and tiers; and engines that sell the same at one price."""
+    """Asks of other models, providers, deployments, precision classes, regions and tiers, and of equal engines at one price,
+    are not stale.
+    """
     assert await refused(ledger, signed(seq=9)) == [False]
     dear: dict[str, Any] = {"seq": 1, "output_price": 900_000}
     specs = (Spec(precision="x"), Spec(kv_precision="x"), Spec(region="x"), Spec(tier="x"))
@@ -97,7 +99,7 @@ async def test_asks_of_other_products_are_not_stale(ledger: Ledger) -> None:
 
 
 async def test_made_up_providers_do_not_make_a_real_one_be_forgotten(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is remembered is bounded; a flood of keys pushes out its own, and not the providers that this wallet trades with."""
+    """The stored asks are bounded; a flood of keys displaces only its own asks, not those of this wallet's providers."""
     monkeypatch.setattr(ask_freshness, "MAX_REMEMBERED", 8)
     await take(ledger, ALICE)
     assert await refused(ledger, signed(seq=9)) == [False]
@@ -110,14 +112,14 @@ async def test_made_up_providers_do_not_make_a_real_one_be_forgotten(ledger: Led
 
 
 async def test_a_seq_beyond_the_database_is_no_crash(ledger: Ledger) -> None:
-    """Seqs and prices have 64 bits, one more than the database's numbers."""
+    """An ask whose seq or price exceeds the database's 63 bits causes no crash."""
     top = (1 << 64) - 1
     assert await refused(ledger, signed(seq=top, input_price=top)) == [False]
     assert await refused(ledger, signed(seq=top - 1, output_price=top)) == [True]
 
 
 async def test_a_coordinator_cannot_sell_a_replaced_price(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """The stale ask is left out while the newest of others is taken; alone, it is no offer at all, in the next process too."""
+    """A stale ask is left out while other providers' newest asks are used; alone, it is no offer, also in the next process."""
     alice = fake.providers[0]
     new, old = signed(alice, seq=2), signed(alice, seq=1, output_price=4_000_000)
     fake.asks = lambda: [{"ask": new.to_json(), "free": 1}]

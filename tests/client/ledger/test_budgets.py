@@ -36,7 +36,7 @@ class Harness:
     async def take(
         self, *budgets: Budget, label: str = "", at: int = NOW_S, providers: tuple[Provider, ...] = (ALICE,)
     ) -> tuple[JobId, list[PlacedOrder]]:
-        """Orders for one new job."""
+        """Takes orders for one new job."""
         self.jobs += 1
         job = JobId(self.jobs.to_bytes(16))
         new = NewJob(DOMAIN, PAYER.address, job, "model", "/v1/chat/completions", b"k" * 32, at, label)
@@ -46,7 +46,7 @@ class Harness:
         return job, await self.ledger.sign_orders(new, drafts, sign, budgets)
 
     async def book(self, job: JobId, placed: PlacedOrder, seq: int = 1, took: int | None = None) -> None:
-        """Alice's receipt of that number comes, twice."""
+        """Records Alice's receipt of that number twice."""
         receipt = ALICE.signer.sign(bill(placed, seq=seq, cumulative_cost=3 * seq), DOMAIN)
         for _ in range(2):
             assert await self.ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, FINE, NOW_S, took)) is None
@@ -61,14 +61,16 @@ async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
 
 
 async def _cap(harness: Harness) -> int:
-    """The worst case of one job."""
+    """The highest possible cost of one job."""
     job, (placed,) = await harness.take(label="probe")
     await harness.ledger.end_job(job, JobState.FAILED, "", NOW_S)
     return int(placed.terms.max_cost)
 
 
 async def test_spending_adds_up(harness: Harness) -> None:
-    """By each member and by several; a receipt twice counts once; a job without a receipt counts as failed, and once."""
+    """Spending is grouped by one or several members; a repeated receipt counts once, and a job without a receipt counts as
+    failed once.
+    """
     for seq, label in enumerate(("a", "a", "b"), 1):
         job, (placed,) = await harness.take(label=label)
         await harness.book(job, placed, seq)
@@ -90,7 +92,7 @@ async def test_spending_adds_up(harness: Harness) -> None:
 
 
 async def test_latency_percentiles(harness: Harness) -> None:
-    """The nearest ranks of those whose time is known, by group."""
+    """Percentiles are the nearest ranks of the requests with a known duration, by group."""
     for seq, took in enumerate((None, *range(20, 0, -1)), 1):
         job, (placed,) = await harness.take(label="a" if seq % 2 else "b")
         await harness.book(job, placed, seq, took)
@@ -104,12 +106,12 @@ async def test_latency_percentiles(harness: Harness) -> None:
 
 
 async def test_a_budget_holds_back_the_worst_case(harness: Harness) -> None:
-    """All signed orders count with their caps, those of a whole shortlist too; what a job costs takes the place of its caps."""
+    """All signed orders count with their caps, including a whole shortlist's; a job's cost then replaces its caps."""
     cap = await _cap(harness)
     budget = Budget(per_day=Amount(3 * cap))
     first, (alice, _) = await harness.take(budget, providers=(ALICE, BOB))
     await harness.take(budget)
-    with pytest.raises(Refusal, match="the day's budget has 0 left") as caught:
+    with pytest.raises(Refusal, match="the day's budget has 0 dollars left") as caught:
         await harness.take(budget)
     assert (caught.value.code, caught.value.fault, caught.value.status) == (Code.OVER_BUDGET, Fault.CLIENT, 402)
     await harness.book(first, alice)
@@ -122,7 +124,7 @@ async def test_a_budget_holds_back_the_worst_case(harness: Harness) -> None:
 
 
 async def test_a_budget_of_a_workload(harness: Harness) -> None:
-    """It bounds jobs of its label alone, and the one for everything bounds them too."""
+    """A workload's budget limits only jobs of its label; the general budget limits them too."""
     cap = await _cap(harness)
     research, everything = Budget(per_day=Amount(cap), label="research"), Budget(per_day=Amount(2 * cap))
     await harness.take(research, everything, label="research")
@@ -134,7 +136,7 @@ async def test_a_budget_of_a_workload(harness: Harness) -> None:
 
 
 async def test_concurrent_orders_do_not_overspend(harness: Harness) -> None:
-    """Whoever signs second finds what the first reserved."""
+    """Of two concurrent orders, the second one sees what the first reserved."""
     cap = await _cap(harness)
     budget = Budget(per_day=Amount(3 * cap))
     ends = await asyncio.gather(*(harness.take(budget) for _ in range(12)), return_exceptions=True)
@@ -142,7 +144,9 @@ async def test_concurrent_orders_do_not_overspend(harness: Harness) -> None:
 
 
 async def test_the_duration_of_a_request_is_that_of_its_answer(harness: Harness) -> None:
-    """Each request counts once, with the provider whose receipt ended it; a receipt at no cost of another one took no time."""
+    """Each request counts once, with the provider whose receipt ended it; another provider's receipt at no cost has no
+    duration.
+    """
     job, (placed,) = await harness.take()
     await harness.book(job, placed, took=10)
     job, (passed, placed) = await harness.take(providers=(ALICE, BOB))
@@ -167,7 +171,7 @@ def _drafts(*outputs: int) -> list[tuple[Address, Terms]]:
 
 
 def test_a_refusal_names_the_tightest_budget() -> None:
-    """It says what that budget has left, which is never below zero, and what the cheapest draft may cost."""
+    """The refusal states what the budget has left, never below zero, and what the cheapest draft may cost."""
     drafts = _drafts(300, 100, 200)
     least = drafts[1][1].max_cost
     wide = BudgetStatus(Budget(per_day=Amount(least), label="wide"), Amount(1), Amount(0))
@@ -176,7 +180,7 @@ def test_a_refusal_names_the_tightest_budget() -> None:
         with pytest.raises(Refusal) as caught:
             fit_budgets(drafts, statuses)
         text = str(caught.value)
-        assert "of 'lowered' has 0 left" in text
+        assert "of 'lowered' has 0 dollars left" in text
         assert "(0.5 spent, 2 reserved" in text
         assert f"may cost {format_amount(least)};" in text
     room = BudgetStatus(Budget(per_day=Amount(least)), Amount(0), Amount(0))
@@ -186,14 +190,14 @@ def test_a_refusal_names_the_tightest_budget() -> None:
 
 
 def test_percentage_of_a_budget() -> None:
-    """What was spent and what may still be collected, together; a budget of nothing is used up."""
+    """The percentage counts spent and still collectable amounts together; a budget of zero is used up."""
     half = BudgetStatus(Budget(per_day=Amount(200)), Amount(70), Amount(30))
     assert (half.left, half.percent) == (100, 50)
     assert BudgetStatus(Budget(per_day=Amount(0)), Amount(0), Amount(0)).percent == 100
 
 
 async def test_a_budget_covers_the_workloads_below_its_label(harness: Harness) -> None:
-    """Those whose label begins with its own and a slash; not one that merely begins alike, or differs in case."""
+    """A budget covers labels that begin with its own label and a slash, and not those with a longer or differently cased name."""
     cap = await _cap(harness)
     budget = Budget(per_day=Amount(10 * cap), label="research")
     for seq, label in enumerate(("research", "research/a", "researcher", "Research/a", "other"), 1):
@@ -205,7 +209,7 @@ async def test_a_budget_covers_the_workloads_below_its_label(harness: Harness) -
 
 
 async def test_cache_hits_and_unproven_payments_add_up(harness: Harness) -> None:
-    """The cache's savings count beside requests, by day; what the chain paid without a receipt is a cost of its provider."""
+    """Savings by the cache are counted by day; payments on chain without a receipt are a cost of their provider."""
     hit = CacheHit("a", "model", ALICE.address, Amount(7))
     for now in (NOW_S, NOW_S, NOW_S + DAY_SECONDS):
         await harness.ledger.record_cache_hit(hit, now)
@@ -224,14 +228,14 @@ async def test_cache_hits_and_unproven_payments_add_up(harness: Harness) -> None
 
 
 async def test_a_request_counts_once(harness: Harness) -> None:
-    """One that failed by its receipt, and one that failed without it and was charged afterwards, are one failed request each."""
+    """A job that failed with a receipt, and one that failed without and was charged later, count as one failed request each."""
     job, (placed,) = await harness.take(label="failed")
     broken = ALICE.signer.sign(bill(placed, Usage(0, 0, 0), Outcome.UPSTREAM_ERROR), DOMAIN)
     assert await harness.ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, broken, FINE, NOW_S)) is None
     job, (placed,) = await harness.take(label="late")
     await harness.ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[placed.order.digest])
-    late = ALICE.signer.sign(bill(placed, seq=2), DOMAIN)
-    assert await harness.ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, late, FINE, NOW_S)) is None
+    late_receipt = ALICE.signer.sign(bill(placed, seq=2), DOMAIN)
+    assert await harness.ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, late_receipt, FINE, NOW_S)) is None
     read = {row.group[0]: row for row in await harness.ledger.spending(NOW_S, ("label",))}
     assert {label: (row.requests, row.failed, row.cost) for label, row in read.items()} == {
         "failed": (1, 1, 0),
@@ -240,7 +244,7 @@ async def test_a_request_counts_once(harness: Harness) -> None:
 
 
 async def test_a_warning_once_a_day(harness: Harness) -> None:
-    """From warn_percent on, in the log."""
+    """The warning is logged once a day, from warn_percent on."""
     cap = await _cap(harness)
     budget = Budget(per_day=Amount(10 * cap), warn_percent=20)
     with capture_logs() as logs:
@@ -250,7 +254,7 @@ async def test_a_warning_once_a_day(harness: Harness) -> None:
 
 
 def test_budgets_in_a_config() -> None:
-    """What makes no sense is refused."""
+    """Invalid budgets are refused."""
     with pytest.raises(BadMessage, match="warn_percent"):
         Budget(per_day=Amount(1), warn_percent=101)
     with pytest.raises(BadMessage, match="label"):

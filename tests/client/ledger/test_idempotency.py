@@ -1,4 +1,6 @@
-"""Idempotency keys at the client: one job a key, clear errors, bounded memory. tests.e2e.test_sigkill.py proves the rest."""
+"""Idempotency keys at the client: one job per key, clear errors, bounded memory. tests/e2e/test_sigkill.py proves recovery
+after kills.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ async def _ask(market: Market, key: str, **changes: object) -> bytes:
 
 
 async def test_a_key_is_one_job(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Asked again, also by another process, the key's job is told with what it cost; nothing is ordered anew."""
+    """A repeated request, also from another process, reports the key's job and its cost, and orders nothing."""
     async with Market(fake.url, wallet, config) as market:
         assert await _ask(market, "mine")
     async with Market(fake.url, wallet, config) as market:
@@ -33,7 +35,7 @@ async def test_a_key_is_one_job(fake: FakeMarket, wallet: Signer, config: Client
 
 
 async def test_another_body_under_a_key(market: Market, fake: FakeMarket) -> None:
-    """A key belongs to one request; another one is refused and says so."""
+    """A different request under a used key is refused with the reason."""
     await _ask(market, "mine")
     with pytest.raises(Refusal, match="'mine' was already used for another request") as caught:
         await _ask(market, "mine", max_tokens=7)
@@ -41,7 +43,7 @@ async def test_another_body_under_a_key(market: Market, fake: FakeMarket) -> Non
 
 
 async def test_a_refused_job_frees_its_key(market: Market, fake: FakeMarket) -> None:
-    """What was never admitted leaves the key free: the next request with it is a new job."""
+    """If the coordinator did not admit a job, the next request with its key is a new job."""
     fake.refusals = [Unavailable(Code.COORDINATOR_UNAVAILABLE, "stopping")]
     with pytest.raises(Unavailable, match="stopping"):
         await _ask(market, "mine")
@@ -59,14 +61,14 @@ async def test_errors_show_the_key_that_the_caller_sent(market: Market) -> None:
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\nb"])
 async def test_invalid_keys(market: Market, fake: FakeMarket, key: str) -> None:
-    """A key that cannot be one is refused before anything is signed."""
+    """An invalid key is refused before anything is signed."""
     with pytest.raises(BadMessage, match="idempotency key"):
         await _ask(market, key)
     assert not fake.submissions
 
 
 async def test_keys_are_forgotten(tmp_path: Path, wallet: Signer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Old keys go, and the oldest beyond the bound; what a key stands for does not change."""
+    """Expired keys, and the oldest ones above the limit, are forgotten; a key's job never changes."""
     monkeypatch.setattr(idempotency, "MAX_KEYS", 2)
     ledger = await Ledger.open(tmp_path / "client.db", wallet.address)
     for number in range(4):

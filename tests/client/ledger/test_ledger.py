@@ -32,13 +32,13 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
 
 
 def arrival(job: JobId, placed: PlacedOrder, receipt: Receipt, delivered: Delivery | None = FINE) -> IncomingReceipt:
-    """A signed receipt that came."""
+    """A signed receipt as it arrives."""
     key = next(p for p in (ALICE, BOB) if p.address == placed.provider).signer
     return IncomingReceipt(DOMAIN, job, placed, key.sign(receipt, DOMAIN), delivered, NOW_S)
 
 
 async def test_orders_are_open_until_their_job_ends(ledger: Ledger) -> None:
-    """Orders of the whole shortlist count as open until the job has its receipt; then only the receipt counts."""
+    """All orders of a shortlist count as open until the job has its receipt; then only the receipt counts."""
     job, (alice, _) = await take(ledger, ALICE, BOB)
     cap = alice.terms.max_cost
     assert (await ledger.tab(DOMAIN, BOB.address, NOW_S)).open_caps == cap
@@ -53,8 +53,8 @@ async def test_orders_are_open_until_their_job_ends(ledger: Ledger) -> None:
 
 
 async def test_orders_expire(ledger: Ledger) -> None:
-    """An order whose job's end was never learnt counts until its provider can no longer collect on it, to the second; its receipt
-    may still come.
+    """If the end of an order's job is unknown, the order counts until the second after which its provider can no longer
+    collect on it. A receipt that comes later is still recorded.
     """
     job, (alice,) = await take(ledger)
     await ledger.end_job(job, JobState.LOST, "gone", NOW_S)
@@ -75,8 +75,8 @@ async def test_the_same_receipt_twice_counts_once(ledger: Ledger) -> None:
 
 
 async def test_lost_receipts_are_learnt_from_later_ones(ledger: Ledger) -> None:
-    """A total that contains a receipt which never came raises the next ceiling, once its order expired, so that the provider can
-    go on.
+    """If an order expired without its receipt, a later total that includes it raises the next ceiling, and the provider
+    continues.
     """
     lost, (first,) = await take(ledger)
     cap, until = first.terms.max_cost, first.order.message.claim_by
@@ -91,18 +91,18 @@ async def test_lost_receipts_are_learnt_from_later_ones(ledger: Ledger) -> None:
 
 
 async def test_in_flight_receipts_explain_a_total(ledger: Ledger) -> None:
-    """A total that an order still open explains does not raise the ceiling beyond accepted plus open."""
-    first, (one,) = await take(ledger)
+    """A total that an open order explains does not raise the ceiling above accepted plus open."""
+    first, (first_placed,) = await take(ledger)
     second, (two,) = await take(ledger)
     assert await ledger.record_receipt(arrival(second, two, bill(two, seq=2, cumulative_cost=Amount(6)))) is None
     _, (three,) = await take(ledger)
-    assert three.order.message.ceiling == 3 + 2 * one.terms.max_cost
-    assert await ledger.record_receipt(arrival(first, one, bill(one))) is None
+    assert three.order.message.ceiling == 3 + 2 * first_placed.terms.max_cost
+    assert await ledger.record_receipt(arrival(first, first_placed, bill(first_placed))) is None
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).accepted == 6
 
 
 async def test_dishonest_receipt_is_kept_and_blocks(ledger: Ledger) -> None:
-    """Evidence is durable, the provider gets no more orders, and others do."""
+    """Evidence is stored durably, and only its provider gets no more orders."""
     job, (alice, _) = await take(ledger, ALICE, BOB)
     complaint = await ledger.record_receipt(arrival(job, alice, bill(alice, result_commitment=Hash(b"\1" * 32))))
     assert complaint is not None
@@ -118,7 +118,7 @@ async def test_dishonest_receipt_is_kept_and_blocks(ledger: Ledger) -> None:
 
 
 async def test_deployments_have_tabs_of_their_own(ledger: Ledger) -> None:
-    """What was signed for one contract does not count for another."""
+    """Orders for one contract do not count for another."""
     await take(ledger)
     other = Domain(1, Address("0x" + "11" * 20))
     _, (placed,) = await take(ledger, domain=other)
@@ -126,7 +126,7 @@ async def test_deployments_have_tabs_of_their_own(ledger: Ledger) -> None:
 
 
 async def test_state_survives(tmp_path: Path) -> None:
-    """What was taken and recorded is there after a restart, in a file that only its owner can read."""
+    """Orders and receipts survive a restart, in a file that only its owner can read."""
     path = tmp_path / "deep" / "state.db"
     ledger = await Ledger.open(path, PAYER.address)
     job, (alice,) = await take(ledger)
@@ -141,14 +141,14 @@ async def test_state_survives(tmp_path: Path) -> None:
 
 
 async def test_unusable_file(tmp_path: Path) -> None:
-    """A ledger file that can't be made or read says so."""
+    """A ledger file that cannot be created or read gives an error that says so."""
     (tmp_path / "folder").mkdir()
     with pytest.raises(Unavailable, match="ledger file"):
         await Ledger.open(tmp_path / "folder", PAYER.address)
 
 
 async def test_two_ledgers_in_one_process(tmp_path: Path) -> None:
-    """Two users of one file never sign from the same state of the tab."""
+    """Two ledgers on one file never sign from the same state of the tab."""
     path = tmp_path / "state.db"
     ledgers = [await Ledger.open(path, PAYER.address) for _ in range(2)]
     taken = await asyncio.gather(*(take(ledgers[i % 2]) for i in range(40)))
@@ -182,12 +182,14 @@ asyncio.run(main())
 
 
 def test_processes_share_a_wallet(tmp_path: Path) -> None:
-    """Processes that start and sign at the same time never sign the same ceiling, and one that is killed loses nothing."""
+    """Processes that start and sign at the same time never sign the same ceiling, and a killed process loses nothing."""
     path = tmp_path / "state.db"
-    fates = ("end", "stay")
+    endings = ("end", "stay")
     processes = [
-        subprocess.Popen([sys.executable, "-c", TAKER, str(path), fate], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for fate in fates
+        subprocess.Popen(
+            [sys.executable, "-c", TAKER, str(path), ending], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for ending in endings
     ]
     ceilings: list[int] = []
     for process in processes:
@@ -197,10 +199,10 @@ def test_processes_share_a_wallet(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    for process, fate in zip(processes, fates, strict=True):
+    for process, ending in zip(processes, endings, strict=True):
         assert process.stdout is not None
         ceilings += [int(process.stdout.readline()) for _ in range(15)]
-        if fate == "stay":
+        if ending == "stay":
             process.kill()
         process.communicate()
     cap = min(ceilings)

@@ -23,8 +23,8 @@ print("let go", flush=True)
 
 
 async def test_a_stopped_process_that_holds_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where another process was stopped while it held the ledger file, orders and new processes get an error after a bounded
-    wait, which names the file and what to do; once it goes on, so does everybody.
+    """While a stopped process holds the ledger file, orders and new processes get an error after a bounded wait. It names
+    the file and what to do. When that process continues, all others do.
     """
     monkeypatch.setattr(storage, "BUSY_SECONDS", 0.2)
     path = tmp_path / "state.db"

@@ -1,4 +1,4 @@
-"""What is kept of orders without a receipt, and how what did not arrive is counted: each of its own."""
+"""Records about orders without a receipt: how much was delivered, and how missing deliveries are counted."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ T = TypeVar("T")
 
 
 class Harness:
-    """A ledger whose functions are called one by one."""
+    """A ledger whose functions are called one at a time."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
     async def do(self, work: Callable[[Connection], T]) -> T:
-        """One transaction."""
+        """Runs a function in one transaction."""
         return await self.ledger._database.write(work)
 
     async def read_delivery(
         self, job: JobId, placed: PlacedOrder, seen: Delivery | None = None, outcome: Outcome = Outcome.COMPLETED
     ) -> Delivery | None:
-        """What a receipt of this order would be held against."""
+        """Returns the delivery against which a receipt of this order is checked."""
         receipt = bill(placed, outcome=outcome)
         return await self.do(lambda c: read_delivery(c, job, receipt, seen))
 
     async def undelivered(self, provider: Address = ALICE.address) -> int:
-        """Quarters of an answer."""
+        """Counted quarters of an answer."""
         return (await self.ledger.tab(DOMAIN, provider, NOW_S)).undelivered_quarters
 
-    async def frozen(self, provider: Address = ALICE.address) -> str:
-        """Why it gets no orders."""
+    async def block_reason(self, provider: Address = ALICE.address) -> str:
+        """Returns the reason why a provider gets no orders."""
         return (await self.ledger.tab(DOMAIN, provider, NOW_S)).blocked_reason
 
 
@@ -70,12 +70,12 @@ async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
     await ledger.close()
 
 
-def _where(provider: Address = ALICE.address) -> dict[str, object]:
+def _tab_key(provider: Address = ALICE.address) -> dict[str, object]:
     return {"of_deployment_id": deployment_id(DOMAIN), "of_payer": PAYER.address, "of_provider": provider}
 
 
 async def test_a_delivery_is_stored_for_its_order_only(harness: Harness) -> None:
-    """The latest part is kept until the whole answer came; no later part takes that one's place."""
+    """The latest partial delivery is stored until the whole answer has arrived; no later part replaces the whole one."""
     job, (placed,) = await take(harness.ledger)
     other, (beside,) = await take(harness.ledger)
     longer = replace(PART, response_bytes=60)
@@ -87,7 +87,7 @@ async def test_a_delivery_is_stored_for_its_order_only(harness: Harness) -> None
 
 
 async def test_orders_without_a_stored_delivery(harness: Harness) -> None:
-    """Of one that nobody was told to have, nothing arrived; of one that is open or was dispatched, nobody knows."""
+    """An order that was never dispatched has an empty delivery; that of an open or dispatched order is unknown."""
     job, (matched, unmatched) = await take(harness.ledger, ALICE, BOB)
     assert await harness.read_delivery(job, matched) is None
     await harness.ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[matched.order.digest])
@@ -100,7 +100,7 @@ async def test_orders_without_a_stored_delivery(harness: Harness) -> None:
 
 
 async def test_a_cancel_counts_for_its_own_job(harness: Harness) -> None:
-    """A receipt may say client_cancelled where this job's end was asked for, whoever reads it; no other outcome is touched."""
+    """A receipt may say client_cancelled if this job was cancelled, whichever process reads it; no other outcome is affected."""
     job, (placed,) = await take(harness.ledger)
     other, (beside,) = await take(harness.ledger)
     await harness.ledger.mark_cancelled(job)
@@ -114,7 +114,7 @@ async def test_a_cancel_counts_for_its_own_job(harness: Harness) -> None:
 
 
 async def test_a_process_becomes_the_reader_of_one_job(harness: Harness) -> None:
-    """The other jobs keep theirs; where a job is, is known of those in the ledger."""
+    """Other jobs keep their readers, and only jobs in the ledger have one."""
     job, _ = await take(harness.ledger)
     other, _ = await take(harness.ledger)
     await harness.do(lambda c: open_orders.set_reader(c, job, "another"))
@@ -129,7 +129,7 @@ async def test_a_process_becomes_the_reader_of_one_job(harness: Harness) -> None
 
 
 async def test_the_last_count_of_an_order_replaces_earlier_ones(harness: Harness) -> None:
-    """Said twice it counts once, and what it counted before is taken back; an order that is not known counts each time."""
+    """A second count for an order replaces its first one; unknown orders are counted each time."""
     _, (placed,) = await take(harness.ledger)
     await take(harness.ledger, BOB)
     for quarters, order, total in (
@@ -140,7 +140,13 @@ async def test_the_last_count_of_an_order_replaces_earlier_ones(harness: Harness
         (QUARTERS_DELIVERED, placed.order.digest, 3),
     ):
         counting = partial(
-            open_orders.count_undelivered, tab_key=_where(), order=order, quarters=quarters, reason="x", delivery=None, now=NOW_S
+            open_orders.count_undelivered,
+            tab_key=_tab_key(),
+            order=order,
+            quarters=quarters,
+            reason="x",
+            delivery=None,
+            now=NOW_S,
         )
         await harness.do(counting)
         assert await harness.undelivered() == total
@@ -148,7 +154,9 @@ async def test_the_last_count_of_an_order_replaces_earlier_ones(harness: Harness
 
 
 async def test_a_provider_is_blocked_at_the_limit(harness: Harness) -> None:
-    """With one quarter less it is not; the first reason stays; no other provider, payer or deployment is touched."""
+    """Below the limit a provider is not blocked. The first reason stays, and other providers, payers and deployments are
+    unaffected.
+    """
     await take(harness.ledger, ALICE, BOB)
 
     def others(c: Connection) -> None:
@@ -170,34 +178,34 @@ async def test_a_provider_is_blocked_at_the_limit(harness: Harness) -> None:
         )
 
     await harness.do(others)
-    for quarters, reason, frozen in (
+    for quarters, reason, blocked in (
         (-1, "no credit", False),
         (MAX_UNDELIVERED_QUARTERS - 1, "nearly", False),
         (1, "job 7", True),
         (QUARTERS_UNDELIVERED, "job 8", True),
         (-1, "late", True),
     ):
-        await harness.do(partial(open_orders.add_undelivered, tab_key=_where(), quarters=quarters, reason=reason))
-        assert bool(await harness.frozen()) is frozen
-    assert await harness.frozen() == "it charged for 3 or more answers that did not arrive; the last: job 7"
+        await harness.do(partial(open_orders.add_undelivered, tab_key=_tab_key(), quarters=quarters, reason=reason))
+        assert bool(await harness.block_reason()) is blocked
+    assert await harness.block_reason() == "it charged for 3 or more answers that did not arrive; the last: job 7"
     assert await harness.undelivered() == MAX_UNDELIVERED_QUARTERS + QUARTERS_UNDELIVERED - 1
     rest = [(row.blocked_reason, row.undelivered_quarters) for row in await harness.do(lambda c: c.execute(tabs.select()).all())]
     assert sorted(rest)[:3] == [("", 0), ("", 5), ("", 5)]
     await harness.do(lambda c: open_orders.reset_undelivered(c, PAYER.address, ALICE.address))
     counted = sorted(row.undelivered_quarters for row in await harness.do(lambda c: c.execute(tabs.select()).all()))
     assert counted == [0, 0, 0, 5], "forgiven in every deployment, by this payer alone"
-    await harness.do(lambda c: open_orders.add_undelivered(c, _where(BOB.address), QUARTERS_CUT_SHORT, "x"))
+    await harness.do(lambda c: open_orders.add_undelivered(c, _tab_key(BOB.address), QUARTERS_CUT_SHORT, "x"))
     await harness.do(lambda c: open_orders.reset_undelivered(c, PAYER.address, ALICE.address))
     assert await harness.undelivered(BOB.address) == QUARTERS_CUT_SHORT
 
 
 async def test_a_refused_receipt_leaves_its_order_counting(harness: Harness) -> None:
-    """Its order is dispatched, what was seen is kept, and the answer counts as not delivered; other orders stay as they were."""
+    """The order stays dispatched, its delivery is stored, and the answer counts as not delivered; other orders are unchanged."""
     job, (placed, beside) = await take(harness.ledger, ALICE, BOB)
     complaint = UndeliveredCharge("its last chunk never came")
     for seen, kept in ((None, None), (PART, PART), (None, PART)):
         refusing = partial(
-            open_orders.refuse_receipt, tab_key=_where(), order=placed.order.digest, delivery=seen, error=complaint, now=NOW_S
+            open_orders.refuse_receipt, tab_key=_tab_key(), order=placed.order.digest, delivery=seen, error=complaint, now=NOW_S
         )
         await harness.do(refusing)
         assert await harness.read_delivery(job, placed) == kept

@@ -1,4 +1,4 @@
-"""What other orders and the chain prove beyond the ledger, what the chain paid without proof, and unblocking: all on a ledger."""
+"""Repair of a ledger: from orders and chain data that it lacks, from payments without proof, and by unblocking."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
 
 
 def _paid(ceiling: int, seq: int = NOW, transaction: str = "0xtx") -> PaidOrder:
-    """An order of this key that this ledger lacks, as it stood in a settling transaction."""
+    """An order of this key that the ledger lacks, as found in a settling transaction."""
     order = replace(place().order.message, ceiling=Amount(ceiling), seq=seq)
     return PaidOrder(PAYER.sign(order, DOMAIN), transaction)
 
 
 def _evidence(ceiling: int, total: int, seq: int = NOW) -> OrderEvidence:
-    """An order of this key that this ledger lacks, and a receipt for it."""
+    """An order of this key that the ledger lacks, and a receipt for it."""
     placed = replace(place(), order=_paid(ceiling, seq).order)
     return OrderEvidence(placed.order, ALICE.signer.sign(bill(placed, seq=9, cumulative_cost=Amount(total)), DOMAIN))
 
@@ -68,7 +68,7 @@ async def _merge_payment(
 
 
 async def test_refused_orders_prove_nothing(ledger: Ledger) -> None:
-    """A provider cannot climb: orders that this ledger knows, and it may have refused, do not raise what is believed."""
+    """Orders that the ledger knows, which the provider may have refused, do not raise the recovered total."""
     _, (own,) = await take(ledger)
     huge = ALICE.signer.sign(bill(own, seq=9, cumulative_cost=Amount(10**12)), DOMAIN)
     assert (
@@ -78,7 +78,7 @@ async def test_refused_orders_prove_nothing(ledger: Ledger) -> None:
 
 
 async def test_payments_with_orders_raise_the_tab(ledger: Ledger) -> None:
-    """What was settled counts where the order of this key is shown that allowed it, and up to that; it never lowers a tab."""
+    """A settled total counts up to the ceiling of the order that allowed it; it never lowers a tab."""
     result = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(70), NOW_S, paid=[_paid(100)])
     assert (result.raised, result.unexplained, result.blocked_reason) == (70, 0, "")
     assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(30), NOW_S)).raised == 0
@@ -89,7 +89,7 @@ async def test_payments_with_orders_raise_the_tab(ledger: Ledger) -> None:
 @pytest.mark.parametrize("settled", [1, 9_000_000_000])
 @pytest.mark.parametrize("known", [False, True])
 async def test_no_number_of_a_chain_raises_a_ceiling(ledger: Ledger, settled: int, known: bool) -> None:
-    """What a chain says that it settled, without an order of this key, raises nothing: a person is asked, and told what to do."""
+    """A settled total without an order of this key raises nothing; the user is asked and told what to do."""
     most = 0
     if known:
         job, (placed,) = await take(ledger)
@@ -115,13 +115,13 @@ async def test_no_number_of_a_chain_raises_a_ceiling(ledger: Ledger, settled: in
 
 
 async def test_a_chain_that_cannot_be_searched_blocks_nobody(ledger: Ledger) -> None:
-    """Where the settling transactions cannot be had, a payment above all known ceilings neither raises nor blocks a tab."""
+    """If the settling transactions cannot be read, a payment above all known ceilings neither raises nor blocks a tab."""
     result = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(70), NOW_S, paid=None)
     assert (result.raised, result.unexplained, result.blocked_reason) == (0, 70, "")
 
 
 async def test_an_order_below_the_payment_proves_no_more_than_itself(ledger: Ledger) -> None:
-    """A settling order of this key raises a tab to its own ceiling, and the rest of the payment is asked about."""
+    """A settling order of this key raises a tab to its own ceiling, and the user is asked about the rest of the payment."""
     result = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(71), NOW_S, paid=[_paid(70)])
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert (result.raised, tab.total, tab.ceiling) == (70, 70, 70)
@@ -130,8 +130,8 @@ async def test_an_order_below_the_payment_proves_no_more_than_itself(ledger: Led
 
 
 async def test_collected_caps_of_refused_jobs(ledger: Ledger) -> None:
-    """A provider that fails jobs, gives no receipt and collects their caps does not climb: as long as the orders explain it, it
-    counts as not delivered; what they do not explain blocks the provider.
+    """A provider that fails jobs, gives no receipts and collects their caps does not raise its tab. While orders explain the
+    payment, it counts as not delivered; the unexplained part blocks the provider.
     """
     job, (placed,) = await take(ledger)
     cap = placed.terms.max_cost
@@ -148,7 +148,7 @@ async def test_collected_caps_of_refused_jobs(ledger: Ledger) -> None:
 
 
 async def test_a_tab_with_receipts_needs_them(ledger: Ledger) -> None:
-    """A job that was released at no cost and was paid on chain blocks its provider at once."""
+    """If a job was released at no cost and still paid on chain, its provider is blocked at once."""
     job, (placed,) = await take(ledger)
     receipt = ALICE.signer.sign(bill(placed), DOMAIN)
     assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, None, NOW_S)) is None
@@ -162,8 +162,8 @@ async def test_a_tab_with_receipts_needs_them(ledger: Ledger) -> None:
     assert "tally receipt report" in result.blocked_reason
 
 
-async def test_the_highest_of_what_is_shown_counts(ledger: Ledger) -> None:
-    """Of several orders and receipts, the highest ceiling, total and seq; less than what is known lowers nothing."""
+async def test_the_highest_evidence_counts(ledger: Ledger) -> None:
+    """Of several orders and receipts, the highest ceiling, total and seq count; lower ones than the known lower nothing."""
     shown = [_evidence(500, 80, 7), _evidence(900, 60, 9), _evidence(700, 70, 8)]
     result = await ledger.merge_proven(DOMAIN, ALICE.address, shown, Amount(0), NOW_S)
     tab = await _tab(ledger)
@@ -176,7 +176,7 @@ async def test_the_highest_of_what_is_shown_counts(ledger: Ledger) -> None:
 
 
 async def test_an_order_raises_the_ceiling_where_its_receipt_raises_nothing(ledger: Ledger) -> None:
-    """What this key signed elsewhere counts as signed, also on a tab that is new or has the total already."""
+    """An order signed elsewhere counts as signed, also on a new tab and on a tab that has its total already."""
     free = _evidence(40, 0)
     free = OrderEvidence(
         free.order, ALICE.signer.sign(replace(free.receipt.message, cost=Amount(0), cumulative_cost=Amount(0)), DOMAIN)
@@ -188,13 +188,13 @@ async def test_an_order_raises_the_ceiling_where_its_receipt_raises_nothing(ledg
 
 
 async def test_nothing_shown_makes_no_tab(ledger: Ledger) -> None:
-    """A provider of whom nothing is known stays unknown."""
+    """Recovering nothing creates no tab for a provider."""
     assert await _merge_payment(ledger, 0) == RecoveryResult()
     assert await ledger.providers_with_tab(DOMAIN, [ALICE.address]) == set()
 
 
 async def test_open_orders_may_explain_a_total_that_was_learnt(ledger: Ledger) -> None:
-    """Those signed before a higher total was learnt; where it did not rise, those that counted as early go on alone."""
+    """Open orders older than a higher total may explain it. If the total does not rise, later orders do not join them."""
     _, (placed,) = await take(ledger)
     cap = placed.terms.max_cost
     await ledger.merge_proven(DOMAIN, ALICE.address, [_evidence(50, 0)], Amount(0), NOW_S)
@@ -207,7 +207,7 @@ async def test_open_orders_may_explain_a_total_that_was_learnt(ledger: Ledger) -
 
 
 async def test_when_an_order_was_signed_elsewhere(ledger: Ledger) -> None:
-    """The last order that this ledger lacks tells, unless all are older than this ledger; other deployments say nothing."""
+    """The newest missing order gives the time, unless all are older than the ledger; other deployments do not count."""
     await take(ledger, domain=Domain(1, Address("0x" + "11" * 20)))
     second = 10**9
     assert (
@@ -225,8 +225,8 @@ async def test_when_an_order_was_signed_elsewhere(ledger: Ledger) -> None:
     assert (await _merge_payment(ledger, 0)).elsewhere == 0
 
 
-async def test_what_the_ledger_knows_proves_nothing_by_being_paid(ledger: Ledger) -> None:
-    """An order of this ledger in a settling transaction, beside one that they lack, raises the tab by neither's ceiling alone."""
+async def test_payment_of_a_known_order_proves_nothing(ledger: Ledger) -> None:
+    """An order of this ledger in a settling transaction, beside a missing one, does not raise the tab by either ceiling alone."""
     _, (own,) = await take(ledger)
     known = PaidOrder(own.order, "0xold")
     result = await _merge_payment(ledger, own.terms.max_cost, paid=[known])
@@ -236,7 +236,7 @@ async def test_what_the_ledger_knows_proves_nothing_by_being_paid(ledger: Ledger
 
 
 async def test_open_orders_explain_a_payment_to_the_unit(ledger: Ledger) -> None:
-    """What was paid within the receipts and the open caps blocks nobody and counts as nothing; one unit more is asked about."""
+    """A payment within receipts plus open caps blocks nobody and counts as nothing; one unit more is questioned."""
     placed = await _recorded(ledger)
     _, (second,) = await take(ledger)
     most = 3 + second.terms.max_cost
@@ -252,7 +252,7 @@ async def test_open_orders_explain_a_payment_to_the_unit(ledger: Ledger) -> None
 
 
 async def test_a_payment_at_the_ceiling_for_a_released_order_is_slashable(ledger: Ledger) -> None:
-    """What a signed ceiling allowed and no open order explains is a claim above the receipts, not a foreign signature."""
+    """A payment within a signed ceiling that no open order explains is an overclaim, not a foreign signature."""
     job, (placed,) = await take(ledger)
     void = ALICE.signer.sign(bill(placed, NOTHING_USED, Outcome.REFUSED), DOMAIN)
     assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, void, None, NOW_S)) is None
@@ -264,8 +264,8 @@ async def test_a_payment_at_the_ceiling_for_a_released_order_is_slashable(ledger
 
 
 async def test_a_payment_counts_as_undelivered_beyond_the_jobs_under_way(ledger: Ledger) -> None:
-    """Jobs that still run may have earned it; what they leave was taken for jobs that ended without a receipt, and counts once
-    for each rise.
+    """Running jobs may have earned a payment. The rest was taken for jobs that ended without a receipt, and counts once per
+    rise.
     """
     job, (placed,) = await take(ledger)
     await ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[placed.order.digest])
@@ -300,18 +300,18 @@ async def test_orders_that_ended_explain_nothing(ledger: Ledger) -> None:
     assert (await _tab(ledger)).undelivered_quarters == 0
 
 
-# Forgiving
+# Unblocking
 
 
-async def _other_payers_freeze(ledger: Ledger) -> None:
+async def _block_for_another_payer(ledger: Ledger) -> None:
     row = {"total": 0, "total_order_seq": 0, "accepted": 0, "ceiling": 0, "order_seq": 0, "blocked_reason": "by another wallet"}
     row |= {"deployment_id": deployment_id(DOMAIN), "payer": BOB.address, "provider": ALICE.address}
     await ledger._database.write(lambda c: c.execute(tabs.insert(), [row]))
 
 
 async def test_one_provider_is_unblocked(ledger: Ledger) -> None:
-    """By this payer, where there was something to unblock; the blocks of other providers and other payers stay."""
-    await _other_payers_freeze(ledger)
+    """Unblocking affects only this payer and provider, and only if there was a block; other blocks stay."""
+    await _block_for_another_payer(ledger)
     assert not await ledger.unblock(ALICE.address, NOW_S)
     for provider in (ALICE, BOB):
         job, (placed,) = await take(ledger, provider)
@@ -321,13 +321,13 @@ async def test_one_provider_is_unblocked(ledger: Ledger) -> None:
     assert not await ledger.unblock(ALICE.address, NOW_S)
     assert list(await ledger.blocked()) == [BOB.address]
     assert (await _tab(ledger)).accepted == 0, "a lie is forgiven, and not booked"
-    frozen = [row.blocked_reason for row in await ledger._database.read(lambda c: c.execute(tabs.select()).all())]
-    assert "by another wallet" in frozen
+    block_reasons = [row.blocked_reason for row in await ledger._database.read(lambda c: c.execute(tabs.select()).all())]
+    assert "by another wallet" in block_reasons
 
 
 @pytest.mark.parametrize("seen", [FINE, None])
 async def test_receipts_refused_by_the_audit_alone_are_recorded(ledger: Ledger, seen: Delivery | None) -> None:
-    """Once, however often its provider is unblocked: after that its tab is as the provider has it."""
+    """Refused receipts are recorded once, however often their provider is unblocked; then both sides' tabs are equal."""
     job, (placed,) = await take(ledger)
     later, (other,) = await take(ledger)
     receipt, lie = bill(placed), bill(other, seq=2, result_commitment=Hash(b"\1" * 32))
@@ -341,8 +341,8 @@ async def test_receipts_refused_by_the_audit_alone_are_recorded(ledger: Ledger, 
         assert (tab.accepted, tab.total, tab.blocked_reason) == (3, 3, "")
 
 
-async def test_what_the_chain_paid_is_believed_up_to_the_ceiling(ledger: Ledger) -> None:
-    """Forgiving counts it as spent, as far as ceilings were signed; orders that were open then may explain it."""
+async def test_a_payment_is_believed_up_to_the_ceiling(ledger: Ledger) -> None:
+    """Unblocking counts the payment as spent up to the signed ceilings; orders that were open then may explain it."""
     await _recorded(ledger)
     _, (second,) = await take(ledger)
     most = second.order.message.ceiling
@@ -355,7 +355,7 @@ async def test_what_the_chain_paid_is_believed_up_to_the_ceiling(ledger: Ledger)
 
 
 async def test_a_payment_within_the_ceilings_is_believed_as_it_is(ledger: Ledger) -> None:
-    """No more than the chain paid becomes the total."""
+    """The total becomes at most what the chain paid."""
     job, (placed,) = await take(ledger)
     void = ALICE.signer.sign(bill(placed, NOTHING_USED, Outcome.REFUSED), DOMAIN)
     assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, void, None, NOW_S)) is None
@@ -364,8 +364,8 @@ async def test_a_payment_within_the_ceilings_is_believed_as_it_is(ledger: Ledger
     assert (await _tab(ledger)).total == 5
 
 
-async def test_unblocking_what_cost_nothing_spends_nothing(ledger: Ledger) -> None:
-    """Where the chain paid no more than the receipts, neither the spending nor the orders that may explain the total change."""
+async def test_unblocking_without_a_payment_spends_nothing(ledger: Ledger) -> None:
+    """If the chain paid no more than the receipts, neither the spending nor the orders that may explain the total change."""
     await _recorded(ledger)
     job, (placed,) = await take(ledger)
     lie = ALICE.signer.sign(bill(placed, seq=2, result_commitment=Hash(b"\1" * 32)), DOMAIN)

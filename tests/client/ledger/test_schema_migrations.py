@@ -1,4 +1,4 @@
-"""Ledgers of earlier versions: they open, and keep what they hold."""
+"""Ledgers of earlier versions open and keep their contents."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _insert(file: Path, table: str, /, **row: object) -> None:
 
 
 async def test_a_ledger_from_before_the_renaming_of_columns(tmp_path: Path) -> None:
-    """Its blocked tab, its recorded order and a stored delivery read as they were."""
+    """A blocked tab, a recorded order and a stored delivery of an earlier version are read unchanged."""
     path, placed = tmp_path / "state.db", place()
     _migrate(path, "0007")
     owner = {"venue": DEPLOYMENT, "payer": PAYER.address}
@@ -68,7 +68,7 @@ async def test_a_ledger_from_before_the_renaming_of_columns(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("table", sorted(metadata.tables))
 def test_the_migrations_create_the_tables_of_the_schema(tmp_path: Path, table: str) -> None:
-    """Each column that the code names exists, and no other."""
+    """The migrated tables have exactly the columns that the code names."""
     _migrate(tmp_path / "state.db", "head")
     with closing(sqlite3.connect(tmp_path / "state.db")) as database:
         columns = {row[1] for row in database.execute(f"PRAGMA table_info({table})")}

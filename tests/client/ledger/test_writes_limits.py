@@ -1,4 +1,4 @@
-"""What an order says of its cap, fee and reservation, and every limit of a receipt among its neighbours, at equality."""
+"""An order's cap, fee and reservation, and a receipt's limits, each at equality."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from tests.client.parties import ALICE, DOMAIN, MODEL, NOW_S, PAYER, Provider, b
 JOB = JobId(bytes(16))
 
 
-# Caps tell no lengths
+# Caps reveal no lengths
 
 
 @given(st.integers(0, 40_000), st.integers(0, 40_000), st.integers(0, 8_000))
 @settings(deadline=None)
 def test_a_cap_reveals_no_length(first: int, other: int, output: int) -> None:
-    """Two requests that are sealed to first size have first cap; and a cap covers every request of its size."""
+    """Two requests of one sealed size have one cap, and a cap covers every request of its size."""
     caps = {cap_for(ALICE.ask.message, size, output) for size in (first, other)}
     assert len(caps) == 1 or padded_size(first) != padded_size(other)
     assert cap_for(ALICE.ask.message, first, output) == cap_for(ALICE.ask.message, padded_size(first) - 4, output)
@@ -49,7 +49,7 @@ def test_a_cap_reveals_no_length(first: int, other: int, output: int) -> None:
 @given(st.text(max_size=3_000), st.text(max_size=3_000))
 @settings(deadline=None, max_examples=50)
 def test_the_wire_reveals_only_the_size_bucket(first: str, other: str) -> None:
-    """Where two sealed bodies have one length, their orders have one cap, and so has what the client foresees."""
+    """If two sealed bodies have one length, their orders have the same cap, and the client's estimate is the same."""
     key, sizes = ContentKey(bytes(32)), list[tuple[int, int, int]]()
     for text in (first, other):
         body = orjson.dumps({"model": MODEL, "max_tokens": 50, "messages": [{"role": "user", "content": text}]})
@@ -61,12 +61,12 @@ def test_the_wire_reveals_only_the_size_bucket(first: str, other: str) -> None:
     assert sizes[0] == sizes[1] or sizes[0][0] != sizes[1][0]
 
 
-# Fees are what was told
+# Fees
 
 
 async def test_no_order_allows_an_unannounced_fee(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Orders allow exactly the coordinator's fee. A fee that rose is read again when an order is refused for it, within the
-    client's own maximum.
+    """Orders allow exactly the coordinator's fee. If an order is refused because the fee rose, the fee is read again, up to
+    the client's own maximum.
     """
     fake.info["feeBps"] = 20
     async with Market(fake.url, wallet, replace(config, max_fee_bps=30)) as market:
@@ -89,16 +89,16 @@ async def test_no_order_allows_an_unannounced_fee(fake: FakeMarket, wallet: Sign
 
 
 async def _refused_once(fake: FakeMarket, market: Market, refusal: Refusal) -> None:
-    await market.shortlist(MODEL)  # remembered, so that the refusal is that of the job
+    await market.shortlist(MODEL)  # cached, so the job itself is refused
     fake.refusals.append(refusal)
     await run(market)
 
 
-# Reservations follow use
+# Reservations
 
 
 async def test_sybils_lock_no_purse(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Failed jobs of any number of providers reserve nothing; one that was paid has four times that reserved."""
+    """Failed jobs of any number of providers reserve nothing; a paid provider has four times its earnings reserved."""
     fake.providers = [Provider.make(f"sybil{n}") for n in range(3)]
 
     async def fails(session: Session) -> None:
@@ -117,7 +117,7 @@ async def test_sybils_lock_no_purse(fake: FakeMarket, wallet: Signer, config: Cl
         assert [order.reserve_target for order in fake.orders()[-3:]] == [4 * 3, 0, 0]
 
 
-# Whose word on the chain counts
+# RPC endpoints
 
 
 @pytest.mark.parametrize(
@@ -137,12 +137,12 @@ async def test_sybils_lock_no_purse(fake: FakeMarket, wallet: Signer, config: Cl
     ],
 )
 def test_no_rpc_address_of_a_stranger_is_believed(rpc: str | None, use: bool, deployed: str, believed: str | None) -> None:
-    """The address in a deployment file counts where it is on this machine, or where the config says so."""
+    """An RPC address in a deployment file is used only if it is on this machine or the config allows it."""
     assert rpc_of(ClientConfig(rpc=rpc, use_deployment_rpc=use), deployed) == believed
 
 
-def test_a_chain_that_is_not_asked_is_told_of(tmp_path: Path) -> None:
-    """Without an RPC address of one's own the chain is not asked, and the log says what to set."""
+def test_a_chain_without_an_endpoint_is_logged(tmp_path: Path) -> None:
+    """Without an RPC address of its own, the client does not query the chain, and the log says what to set."""
     file = tmp_path / "deployment.json"
     Deployment(31337, DOMAIN.contract, Address("0x" + "cd" * 20), 6, 0, "https://rpc.example").save(file)
     with capture_logs() as logs:
@@ -160,8 +160,8 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
 
 
 async def test_a_ceiling_above_all_receipts_bears_every_open_cap(ledger: Ledger) -> None:
-    """After a job without a receipt the next ceiling bears both caps, so that its provider can take the next job and the first
-    one's receipt may still come; once released it bears one.
+    """After a job without a receipt, the next ceiling covers both caps, so its provider can take the next job and the first
+    receipt may still come. After a release it covers one cap.
     """
     job, (first,) = await take(ledger)
     await ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[first.order.digest])
@@ -176,8 +176,8 @@ async def test_a_ceiling_above_all_receipts_bears_every_open_cap(ledger: Ledger)
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).open_caps == cap
 
 
-def test_what_is_undelivered_is_no_evidence() -> None:
-    """It is a bad receipt of the coordinator's, that is never retried."""
+def test_an_undelivered_answer_is_no_evidence() -> None:
+    """A receipt for an undelivered answer is refused as the coordinator's bad receipt, and is never retried."""
     error: TallyError = UndeliveredCharge("x")
     assert isinstance(error, BadReceipt)
     assert (error.retry, error.code, error.fault.value) == (False, Code.BAD_RECEIPT, "coordinator")

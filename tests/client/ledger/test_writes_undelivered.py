@@ -1,4 +1,4 @@
-"""A receipt charges for what arrived, by whichever path it comes to the ledger, and what cannot be told is remembered."""
+"""A receipt charges at most for what arrived, by whichever path it comes; charges that cannot be checked are remembered."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ ALL = Usage(100, 0, 100)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short pauses between questions."""
+    """Short intervals between queries."""
     monkeypatch.setattr(reconciler, "POLLS", (0.01, 0.05))
 
 
@@ -68,8 +68,8 @@ async def fake() -> AsyncIterator[FakeMarket]:
         yield market
 
 
-def keeps_back(outcome: Outcome, words: int) -> Callable[[Session], Awaitable[None]]:
-    """Sends so many words of an answer, never its end, and bills all of it."""
+def withholding_last_chunk(outcome: Outcome, words: int) -> Callable[[Session], Awaitable[None]]:
+    """Sends a number of words without the end of the answer, and bills the whole answer."""
 
     async def script(session: Session) -> None:
         await session.match()
@@ -85,10 +85,10 @@ def keeps_back(outcome: Outcome, words: int) -> Callable[[Session], Awaitable[No
 @pytest.mark.parametrize("words", [0, 1, 3])
 @pytest.mark.parametrize("outcome", [Outcome.COMPLETED, Outcome.LENGTH, Outcome.CLIENT_CANCELLED])
 async def test_no_answer_that_did_not_arrive_is_paid(market: Market, fake: FakeMarket, outcome: Outcome, words: int) -> None:
-    """A receipt that charges without the last chunk is not recorded, not retried, and its order counts in full; after three such
-    answers the provider gets no more orders, until it is unblocked.
+    """A receipt that charges without the last chunk is neither recorded nor retried, and its order counts in full. After
+    three such answers the provider gets no more orders until it is unblocked.
     """
-    fake.script, mallory = keeps_back(outcome, words), fake.providers[0].address
+    fake.script, mallory = withholding_last_chunk(outcome, words), fake.providers[0].address
     for number in range(1, 4):
         with pytest.raises(UndeliveredCharge) as caught:
             await run(market, STREAM)
@@ -110,10 +110,10 @@ async def test_no_answer_that_did_not_arrive_is_paid(market: Market, fake: FakeM
 
 
 async def test_whole_answers_pay_back_a_quarter(market: Market, fake: FakeMarket) -> None:
-    """Four whole answers make up for one that was charged and did not arrive; no credit is given in advance."""
+    """Four whole answers offset one charged answer that did not arrive; there is no credit in advance."""
     mallory = fake.providers[0].address
     await run(market)
-    fake.script = keeps_back(Outcome.COMPLETED, 1)
+    fake.script = withholding_last_chunk(Outcome.COMPLETED, 1)
     with pytest.raises(UndeliveredCharge):
         await run(market, STREAM)
     fake.script = honest
@@ -123,9 +123,9 @@ async def test_whole_answers_pay_back_a_quarter(market: Market, fake: FakeMarket
 
 
 async def test_the_official_sdk_does_not_buy_again(market: Market, fake: FakeMarket) -> None:
-    """One create() of OpenAI's own client, with its default retries, buys an answer that is charged and kept back once."""
+    """One create() of OpenAI's own client, with its default retries, buys a charged but withheld answer only once."""
     for outcome in (Outcome.COMPLETED, Outcome.CLIENT_CANCELLED):
-        fake.script = keeps_back(outcome, 0)
+        fake.script = withholding_last_chunk(outcome, 0)
         async with serving(build_app(market), "127.0.0.1", 0) as port:
             client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x")
             create: Any = client.chat.completions.create
@@ -137,7 +137,7 @@ async def test_the_official_sdk_does_not_buy_again(market: Market, fake: FakeMar
 
 
 async def test_a_whole_answer_that_claims_a_cancel_is_not_paid(market: Market, fake: FakeMarket) -> None:
-    """An answer that was closed as cancelled, though this client did not cancel, is not recorded."""
+    """An answer that claims to be cancelled, although this client did not cancel it, is not recorded."""
 
     async def cancels(session: Session) -> None:
         await session.match()
@@ -153,7 +153,7 @@ async def test_a_whole_answer_that_claims_a_cancel_is_not_paid(market: Market, f
 
 
 async def test_a_cancel_at_no_cost_is_not_bought_again(market: Market, fake: FakeMarket) -> None:
-    """A cancel that this client did not ask for is never told as worth a retry, whatever it cost."""
+    """A cancellation that this client did not request never suggests a retry, whatever it cost."""
 
     async def cancels(session: Session) -> None:
         await session.match()
@@ -169,7 +169,7 @@ async def test_a_cancel_at_no_cost_is_not_bought_again(market: Market, fake: Fak
 
 
 async def test_a_cancelled_job_pays_what_arrived_and_no_more(market: Market, fake: FakeMarket) -> None:
-    """Where this client cancels and the last chunk never comes, what the bytes hold is recorded; more is not."""
+    """If this client cancels and the last chunk never comes, at most the cost of the received bytes is recorded."""
     bills: list[Usage] = []
 
     async def cut(session: Session) -> None:
@@ -192,7 +192,9 @@ async def test_a_cancelled_job_pays_what_arrived_and_no_more(market: Market, fak
 
 
 async def test_cancelling_before_the_first_byte_pays_the_input(market: Market, fake: FakeMarket) -> None:
-    """An attempt that is stopped before it answered ends with an empty last chunk: its receipt is recorded, and blames nobody."""
+    """An attempt that is cancelled before its first byte ends with an empty last chunk; its receipt is recorded, and nobody
+    is blamed.
+    """
 
     async def waits(session: Session) -> None:
         await session.match()
@@ -207,8 +209,8 @@ async def test_cancelling_before_the_first_byte_pays_the_input(market: Market, f
     assert (tab.accepted, tab.open_caps, tab.undelivered_quarters, tab.blocked_reason) == (2, 0, 0, "")
 
 
-async def lost(session: Session) -> None:
-    """Cuts the stream after one word; the job runs on."""
+async def cut_after_one_word(session: Session) -> None:
+    """Cuts the stream after one word; the job continues."""
     await session.match()
     await session.answer(200, EVENTS)
     await session.chunk(event("word"))
@@ -228,10 +230,10 @@ async def lost(session: Session) -> None:
 async def test_a_lost_stream_pays_what_arrived_and_what_was_in_flight(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, *, beyond: int, booked: bool, quarters: int
 ) -> None:
-    """Of a stream that broke, a receipt that comes later is held against what had arrived, also by the next process; whatever was
-    charged and did not arrive is remembered.
+    """A later receipt of a broken stream is checked against what had arrived, also by the next process. Charges for the
+    undelivered part are remembered.
     """
-    fake.script = lost
+    fake.script = cut_after_one_word
     dear = STREAM | {"max_tokens": 8_000}
     async with Market(fake.url, wallet, replace(config, cancel_seconds=0.05)) as market:
         with pytest.raises(Unavailable):
@@ -258,7 +260,9 @@ def _all_tabs(c: object) -> dict[str, tuple[int, int]]:
 
 
 async def test_a_keyed_answer_that_is_fetched_later_is_whole(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """The charge for a lost stream of a keyed job is recorded within its terms, and counted until the answer was fetched."""
+    """The charge for a keyed job's lost stream is recorded within its terms, and counts as undelivered until the answer is
+    fetched.
+    """
     ledger = await Ledger.open(config.ledger_path(wallet.address), PAYER.address)
     job, (placed,) = await take(ledger)
     arrived = Delivery(200, 0, OTHER, finished=False, cancelled=True, stream=StreamEnd.RESUMABLE)
@@ -276,8 +280,10 @@ async def test_a_keyed_answer_that_is_fetched_later_is_whole(fake: FakeMarket, w
     await ledger.close()
 
 
-async def test_the_books_forget_nothing_that_did_not_arrive(tmp_path: Path) -> None:
-    """A receipt without the answer counts once however often it is shown, by whichever process, and unblocking books no lie."""
+async def test_charges_for_undelivered_answers_are_remembered(tmp_path: Path) -> None:
+    """A receipt without its answer counts once, however often and by whichever process it is read; unblocking does not
+    record it.
+    """
     path = tmp_path / "a.db"
     ledger = await Ledger.open(path, PAYER.address)
     job, (placed,) = await take(ledger)
@@ -302,15 +308,17 @@ async def test_the_books_forget_nothing_that_did_not_arrive(tmp_path: Path) -> N
 
 
 async def test_an_attempt_that_was_passed_over_bills_nothing(market: Market, fake: FakeMarket) -> None:
-    """A provider whose attempt ended before any output, and which charges for it afterwards, is not paid, whoever shows that."""
+    """A provider whose attempt ended before any output and which charges afterwards is not paid, by whichever path the
+    charge comes.
+    """
     fake.providers.append(Provider.make("bob"))
 
     async def twice(session: Session) -> None:
         await session.match(0)
-        late = session.release(Outcome.REFUSED)
+        late_receipt = session.release(Outcome.REFUSED)
         session.provider.tab = replace(session.provider.tab, seq=0)
         charged = session.bill(ALL, result_commitment=OTHER)
-        assert late.message.order_hash == charged.message.order_hash
+        assert late_receipt.message.order_hash == charged.message.order_hash
         session.tried[-1]["receipt"] = charged.to_json()
         session.receipt = None
         await session.match(1)
@@ -330,8 +338,8 @@ async def test_an_attempt_that_was_passed_over_bills_nothing(market: Market, fak
     assert known.state is JobState.COMPLETED
 
 
-async def test_a_gateway_does_not_book_what_another_process_reads(config: ClientConfig, wallet: Signer) -> None:
-    """While the process that reads a job lives, no other one books its receipt: only the reader knows what arrived."""
+async def test_a_gateway_does_not_record_a_job_that_another_process_reads(config: ClientConfig, wallet: Signer) -> None:
+    """While the process that reads a job is alive, no other process records its receipt: only the reader knows what arrived."""
     path = config.ledger_path(wallet.address)
     reader, other = await Ledger.open(path, wallet.address), await Ledger.open(path, wallet.address)
     job, _ = await take(reader)
@@ -346,8 +354,8 @@ async def test_a_gateway_does_not_book_what_another_process_reads(config: Client
 
 
 async def test_http_shape_of_an_undelivered_answer(market: Market, fake: FakeMarket) -> None:
-    """The gateway says 502, and that a retry is no use."""
-    fake.script = keeps_back(Outcome.COMPLETED, 0)
+    """The gateway answers 502 and says not to retry."""
+    fake.script = withholding_last_chunk(Outcome.COMPLETED, 0)
     async with (
         serving(build_app(market), "127.0.0.1", 0) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http,

@@ -1,4 +1,4 @@
-"""Orders: their seqs, caps, reservations, and the policy that they follow."""
+"""Orders: seqs, caps, reservations, and the policy behind them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.client.parties import ALICE, COORDINATOR, DOMAIN, NOW, place
 @given(st.integers(0, 2**62), st.integers(1, 2**62))
 @settings(deadline=None)
 def test_seq_grows(last: int, now_ns: int) -> None:
-    """An order's seq is above the last one whatever the clock does, and follows the clock where that leads."""
+    """An order's seq is above the last one even if the clock goes back, and otherwise follows the clock."""
     seq = place(Tab(order_seq=last), now_ns=now_ns).order.message.seq
     assert seq > last
     assert seq >= now_ns
 
 
-def test_order_says_what_the_policy_says() -> None:
-    """Deadline, claim time, reservation and fee come from the policy, and the terms are bound by their hash."""
+def test_an_order_follows_the_policy() -> None:
+    """Deadline, claim time, reservation and fee come from the policy, and the order commits to the terms by their hash."""
     placed = place()
     order = placed.order.message
     seconds = NOW // 10**9
@@ -40,14 +40,14 @@ def test_order_says_what_the_policy_says() -> None:
 @given(st.integers(0, 1_000), st.integers(0, 1_000), st.integers(0, 1_000), st.integers(0, 8_000))
 @settings(deadline=None)
 def test_cap_covers_every_honest_bill(body: int, more: int, cached: int, output: int) -> None:
-    """No usage that the bounds allow costs more than the cap that was signed."""
+    """No usage within the bounds costs more than the signed cap."""
     placed = place(output=output, body=body)
     used = min(body + TEMPLATE_ALLOWANCE, body + more)
     assert cost(Usage(used, min(cached, used), output), prices_of(placed.terms)) <= placed.terms.max_cost
 
 
 def test_cap_limits() -> None:
-    """A job whose worst case is above what one may cost is refused, and nothing may cost a billion dollars."""
+    """A job that may cost more than the limit is refused; no job may cost a billion dollars."""
     terms = place().terms
     check_cap(terms, terms.max_cost)
     check_cap(terms, None)
@@ -59,7 +59,7 @@ def test_cap_limits() -> None:
 
 @pytest.mark.parametrize("accepted", [0, 1, 24, 25, 26, 10**9])
 def test_nothing_is_reserved_in_advance(accepted: int) -> None:
-    """A provider whose receipts cost nothing has nothing reserved; then in proportion, up to the setting."""
+    """Nothing is reserved for a provider without paid receipts; then the reservation grows in proportion, up to the setting."""
     most = 100
     assert reserve_for(Tab(accepted=Amount(accepted)), Amount(most)) == min(most, RESERVE_MULTIPLE * accepted)
     assert reserve_for(Tab(total=Amount(accepted), open_caps=Amount(accepted)), Amount(most)) == 0

@@ -1,4 +1,4 @@
-"""Tabs: the ceilings that they lead to, and the providers that they exclude."""
+"""Tabs: their ceilings, and the providers that they exclude."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ AMOUNTS = st.integers(0, 10**12).map(Amount)
 def test_ceiling(
     accepted: Amount, opened: tuple[Amount, Amount], known: tuple[Amount, Amount], missing: Amount, output: int
 ) -> None:
-    """A ceiling is accepted plus open plus cap, where a total that no open order explains counts as accepted, as far as expired
-    orders and what was recovered explain it; never more.
+    """A ceiling is accepted plus open plus cap. A total that no open order explains counts as accepted, up to what expired
+    and recovered orders explain.
     """
     open_caps, early = opened[0], Amount(min(opened))
     expired, recovered = known
@@ -39,7 +39,7 @@ def test_ceiling(
 
 
 def test_excluded_providers() -> None:
-    """A blocked provider, for the reason of the block, and one that owes the stated number of receipts; nobody else."""
+    """Only a blocked provider, with the block's reason, and one that owes the stated number of receipts are excluded."""
     assert Tab(blocked_reason="it lied").exclusion_reason == "it lied"
     assert Tab(awaiting_receipts=MAX_AWAITING_RECEIPTS - 1).exclusion_reason == ""
     assert Tab(awaiting_receipts=MAX_AWAITING_RECEIPTS).exclusion_reason == awaiting_receipts_reason(MAX_AWAITING_RECEIPTS)

@@ -1,4 +1,4 @@
-"""A payer and an honest provider with concurrent jobs, simulated: neither side loses."""
+"""A simulation of a payer and an honest provider with concurrent jobs: neither side loses."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tallystick.protocol.types import Amount
 from tests.client.parties import bill, place
 
 
-def around(held: list[Receipt], receipt: Receipt) -> AdjacentReceipts:
-    """The neighbours of a receipt among those held."""
+def adjacent_receipts(held: list[Receipt], receipt: Receipt) -> AdjacentReceipts:
+    """The adjacent receipts among those held."""
     below = [r for r in held if r.seq < receipt.seq]
     above = [r for r in held if r.seq > receipt.seq]
     return AdjacentReceipts(
@@ -32,7 +32,7 @@ def around(held: list[Receipt], receipt: Receipt) -> AdjacentReceipts:
 
 @dataclass
 class Running:
-    """A job in the simulation: its order, and its receipt once the provider wrote it."""
+    """A simulated job: its order, and its receipt once the provider wrote it."""
 
     placed: PlacedOrder
     receipt: Receipt | None = None
@@ -40,7 +40,7 @@ class Running:
 
 @dataclass
 class PayerModel:
-    """The ledger's rules in memory."""
+    """The ledger's rules, in memory."""
 
     held: list[Receipt] = field(default_factory=list)
     open: list[PlacedOrder] = field(default_factory=list)
@@ -64,7 +64,7 @@ class PayerModel:
 
 
 class Trade(RuleBasedStateMachine):
-    """A payer and an honest provider: jobs run at the same time, receipts come late, out of order, or never."""
+    """A payer and an honest provider: jobs run concurrently, and receipts come late, out of order, or never."""
 
     running: Bundle[Running] = Bundle("running")
 
@@ -76,7 +76,7 @@ class Trade(RuleBasedStateMachine):
 
     @rule(target=running, output=st.integers(0, 2_000))
     def order(self, output: int) -> Running:
-        """The payer orders; where nothing was lost, an honest node can always take the job."""
+        """The payer orders; unless something was lost, an honest node can always take the job."""
         tab = self.payer.tab
         placed = place(tab, output=output)
         message = placed.order.message
@@ -96,7 +96,7 @@ class Trade(RuleBasedStateMachine):
 
     @rule(job=running, spent=st.integers(0, 2_000))
     def write(self, job: Running, spent: int) -> None:
-        """The provider ends the job and signs its receipt, as far as a ceiling covers it."""
+        """The provider ends the job and signs its receipt if a ceiling covers it."""
         if job.receipt is not None:
             return
         terms = job.placed.terms
@@ -109,13 +109,13 @@ class Trade(RuleBasedStateMachine):
 
     @rule(job=consumes(running))
     def deliver(self, job: Running) -> None:
-        """The receipt arrives; or the job ended without one that the payer ever sees."""
+        """The receipt arrives, or the job ends without one."""
         self.payer.open.remove(job.placed)
         if job.receipt is None:
             self.provider = self.provider.drop(job.placed.terms.max_cost)
             return
         check_against_order(job.placed, job.receipt, None)
-        check_sequence(job.receipt, around(self.payer.held, job.receipt))
+        check_sequence(job.receipt, adjacent_receipts(self.payer.held, job.receipt))
         assert job.receipt.cumulative_cost <= self.payer.ceiling
         if job.receipt.cumulative_cost >= self.payer.tab.total:
             self.payer.mark = self.payer.seq
@@ -123,7 +123,7 @@ class Trade(RuleBasedStateMachine):
 
     @rule(job=consumes(running))
     def lose(self, job: Running) -> None:
-        """A written receipt never reaches the payer, for which the order expires in the end."""
+        """A receipt never reaches the payer, so its order expires."""
         self.payer.open.remove(job.placed)
         self.payer.expired.append(job.placed)
         if job.receipt is None:
@@ -132,15 +132,15 @@ class Trade(RuleBasedStateMachine):
             self.clean = False
 
     @invariant()
-    def never_above_what_was_signed(self) -> None:
+    def claims_and_receipts_stay_within_ceilings(self) -> None:
         """What the provider can claim, and what the payer accepted, stay within the highest signed ceiling."""
         tab = self.payer.tab
         assert self.provider.cumulative <= self.payer.ceiling
         assert tab.accepted <= tab.total <= self.payer.ceiling
 
     @invariant()
-    def recovers(self) -> None:
-        """Once a later receipt has told of a lost one and nothing is open, the next order is one that the node can take."""
+    def node_takes_the_next_order(self) -> None:
+        """After a later receipt has revealed a lost one and no order is open, the node can take the next order."""
         tab = self.payer.tab
         if not self.payer.open and tab.total == self.provider.cumulative:
             placed = place(tab)

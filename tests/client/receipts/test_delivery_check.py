@@ -1,4 +1,4 @@
-"""What a receipt may charge for what arrived: every limit at equality."""
+"""The limits on what a receipt may charge for what arrived, each at equality."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def _reads(outcome: Outcome) -> Delivery:
 
 
 def test_every_limit_at_equality() -> None:
-    """At each bound a receipt passes, one token above it does not; what the provider signed for itself is its own lie."""
+    """A receipt at each limit passes, and one token above it fails; a contradiction with the provider's own signatures is
+    its lie.
+    """
     placed = place(output=8_000, body=50_000)
     most_in, most_out = 200 + TEMPLATE_ALLOWANCE, 50 + OUTPUT_ALLOWANCE
     cancelled = _reads(Outcome.CLIENT_CANCELLED)
@@ -66,7 +68,7 @@ def test_every_limit_at_equality() -> None:
 
 @pytest.mark.parametrize("outcome", [Outcome.COMPLETED, Outcome.LENGTH])
 def test_a_stream_that_was_read_needs_its_last_chunk(outcome: Outcome) -> None:
-    """Cancelled or not, a finished answer comes with its last chunk; a receipt that charges nothing needs none."""
+    """A finished answer, cancelled or not, needs its last chunk; a receipt that charges nothing does not."""
     placed = place()
     for cancelled in (False, True):
         seen = replace(SEEN, finished=False, commitment=OTHER, cancelled=cancelled)
@@ -79,7 +81,9 @@ def test_a_stream_that_was_read_needs_its_last_chunk(outcome: Outcome) -> None:
 
 
 def test_undelivered_quarters_of_an_answer() -> None:
-    """Whole answers pay back, cut ones count a quarter, more than what arrived counts in full, what cost nothing does not."""
+    """A whole answer reduces the count, a cut one counts a quarter, a larger undelivered part counts in full, and a free one
+    nothing.
+    """
     placed = place(output=500)
     cut = replace(SEEN, finished=False)
     most = 50 + OUTPUT_ALLOWANCE
@@ -93,20 +97,20 @@ def test_undelivered_quarters_of_an_answer() -> None:
 
 
 def test_a_credit_window_may_have_been_in_flight() -> None:
-    """What a lost stream may be charged beyond what arrived is 16 tokens for each chunk of one credit window."""
+    """A lost stream may be charged 16 tokens per chunk of one credit window beyond what arrived."""
     assert IN_FLIGHT_TOKENS == INITIAL_CREDIT * 16
 
 
 def test_free_receipts_need_no_delivery() -> None:
-    """A broken answer's receipt at no cost need not match what arrived, counts as no delivery, and its usage binds nobody."""
+    """A broken answer's receipt at no cost need not match what arrived, counts as no delivery, and its usage has no effect."""
     placed = place(output=8_000)
     free = bill(placed, Usage(9_000, 0, 8_000), Outcome.TIMED_OUT, result_commitment=OTHER)
     check_against_order(placed, free, SEEN)
     assert undelivered_quarters(free, SEEN) == 0
 
 
-def test_answers_without_bounds_need_a_sign_of_life() -> None:
-    """Where bytes do not bound the tokens, an empty answer that ended whole is no less whole."""
+def test_answers_without_bounds_need_a_proper_end() -> None:
+    """If bytes do not limit the tokens, an empty answer that ended properly is still whole."""
     placed = place(output=8_000)
     drawn = Delivery(200, 0, ZERO_HASH, finished=True, bounded=False)
     check_against_order(placed, bill(placed, Usage(1, 0, 8_000)), drawn)

@@ -1,4 +1,4 @@
-"""Dishonest receipts in files that convince others, or say that they can't."""
+"""Dishonest receipts in evidence files, which convince others or say that they cannot."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["tokenizer"]
 
 
 def _file(config: ClientConfig, market: Market) -> EvidenceFile:
-    """The newest file of evidence."""
+    """Returns the newest evidence file."""
     folder = config.ledger_path(market.address).parent / "evidence"
     path = max(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -38,7 +38,7 @@ def _file(config: ClientConfig, market: Market) -> EvidenceFile:
 
 
 async def _cheated(market: Market, fake: FakeMarket, usage: Usage = Usage(10, 0, 5), **changes: Any) -> str:  # noqa: B008 - frozen
-    """A job whose receipt is dishonest in this way; what the client says of it."""
+    """Runs a job with this kind of dishonest receipt. Returns the client's reason."""
 
     async def script(session: Session) -> None:
         await session.match()
@@ -58,8 +58,8 @@ async def _honest(market: Market, fake: FakeMarket) -> None:
         await job.result()
 
 
-async def test_what_signatures_alone_show(market: Market, fake: FakeMarket, config: ClientConfig) -> None:
-    """A wrong price convinces anyone; a forged file does not even begin to."""
+async def test_evidence_from_signatures_alone(market: Market, fake: FakeMarket, config: ClientConfig) -> None:
+    """A wrong price convinces anyone; a forged file is refused at once."""
     why = await _cheated(market, fake, cost=Amount(9), cumulative_cost=Amount(9))
     file = _file(config, market)
     assert file.proof is None, "signatures say enough, and nobody has to see the prompt"
@@ -74,26 +74,26 @@ async def test_what_signatures_alone_show(market: Market, fake: FakeMarket, conf
         replace(file, terms=replace(file.terms, max_output_tokens=1)).check()
 
 
-def test_honest_parts_do_not_make_a_lie() -> None:
-    """An honest receipt beside another order, or a stranger's, is no evidence of anything."""
-    one, two = place(now_ns=NOW), place(now_ns=NOW + 1)
-    receipt = ALICE.signer.sign(bill(one), DOMAIN)
+def test_honest_parts_are_no_evidence() -> None:
+    """An honest receipt with another order, or with a stranger's, is no evidence."""
+    first, second = place(now_ns=NOW), place(now_ns=NOW + 1)
+    receipt = ALICE.signer.sign(bill(first), DOMAIN)
     eve = signer("eve")
-    stranger = eve.sign(replace(one.order.message, payer=eve.address), DOMAIN)
-    for order, terms in ((two.order, two.terms), (stranger, one.terms)):
+    stranger = eve.sign(replace(first.order.message, payer=eve.address), DOMAIN)
+    for order, terms in ((second.order, second.terms), (stranger, first.terms)):
         file = EvidenceFile(DOMAIN, "lies", order, terms, receipt, (), None)
         with pytest.raises(BadMessage, match="expected a receipt for this order"):
             file.check()
     with pytest.raises(BadReceipt, match="nothing in this file proves"):
-        EvidenceFile(DOMAIN, "lies", one.order, one.terms, receipt, (), None).check()
+        EvidenceFile(DOMAIN, "lies", first.order, first.terms, receipt, (), None).check()
 
 
 def test_made_up_files(tokenizer: Path) -> None:
-    """No answer at all, and JSON that is nested too deeply, are no reason to crash."""
-    one = place(now_ns=NOW)
+    """A missing answer and too deeply nested JSON cause no crash."""
+    placed = place(now_ns=NOW)
     key, request = b"k" * 32, join_request(RequestHead(CHAT), b'{"model":"m","messages":[]}')
-    terms = replace(one.terms, request_commitment=commit_request(key, one.terms.job, request))
-    order = PAYER.sign(replace(one.order.message, terms_hash=terms.struct_hash()), DOMAIN)
+    terms = replace(placed.terms, request_commitment=commit_request(key, placed.terms.job, request))
+    order = PAYER.sign(replace(placed.order.message, terms_hash=terms.struct_hash()), DOMAIN)
     bare = bill(
         PlacedOrder(order, terms),
         Usage(0, 0, 0),
@@ -112,7 +112,7 @@ def test_made_up_files(tokenizer: Path) -> None:
 
 
 async def test_receipts_that_contradict_each_other(market: Market, fake: FakeMarket, config: ClientConfig) -> None:
-    """The file has the others too, signed: two of one seq cost the provider its stake."""
+    """The file contains the other signed receipts; two of one seq cost the provider its stake."""
     await _honest(market, fake)
     await _cheated(market, fake, seq=1)
     file = _file(config, market)
@@ -123,11 +123,11 @@ async def test_receipts_that_contradict_each_other(market: Market, fake: FakeMar
         replace(file, others=(replace(other, signature=file.receipt.signature),)).check()
 
 
-async def test_who_is_left_out_is_said_and_can_be_forgiven(
+async def test_excluded_receipts_are_named_and_can_be_accepted(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path
 ) -> None:
-    """A refusal names the receipts that it comes from. What was refused by a count alone, say with a wrong tokenizer, can be
-    taken back, and is recorded then.
+    """A refusal names the receipts behind it. A receipt refused by a count alone, for example with a wrong tokenizer, can be
+    accepted later and is recorded then.
     """
     fake.providers = fake.providers[:1]
     address = fake.providers[0].address
@@ -146,8 +146,8 @@ async def test_who_is_left_out_is_said_and_can_be_forgiven(
         assert len(await market.evidence()) == 1, "what was found stays"
 
 
-async def test_a_lie_is_unblocked_but_not_booked(market: Market, fake: FakeMarket) -> None:
-    """The provider may have orders again, its dishonest receipt counts for nothing."""
+async def test_unblocking_does_not_record_a_dishonest_receipt(market: Market, fake: FakeMarket) -> None:
+    """After unblocking, the provider may get orders again, and its dishonest receipt counts for nothing."""
     await _cheated(market, fake, cost=Amount(9), cumulative_cost=Amount(9))
     address = fake.providers[0].address
     assert await market._ledger.unblock(address, NOW_S)
@@ -155,8 +155,8 @@ async def test_a_lie_is_unblocked_but_not_booked(market: Market, fake: FakeMarke
     assert (tab.accepted, tab.total, tab.blocked_reason) == (0, 0, "")
 
 
-async def test_what_the_signed_bytes_show(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """More tokens than bytes, where the plaintexts were kept and the provider signed for them."""
+async def test_evidence_from_signed_bytes(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """With stored plaintexts that the provider signed, more tokens than bytes are proven to anyone."""
     async with Market(fake.url, wallet, config) as market:
         why = await _cheated(market, fake, Usage(10, 0, 100 + 64 + 1_000_000), cost=Amount(0))
         assert "outputTokens" in why
@@ -170,8 +170,8 @@ async def test_what_the_signed_bytes_show(fake: FakeMarket, wallet: Signer, conf
             replace(file, proof=None).check()
 
 
-async def test_what_nobody_else_can_know(market: Market, fake: FakeMarket, config: ClientConfig) -> None:
-    """That another answer came than was signed for: the payer could have changed it."""
+async def test_evidence_that_others_cannot_check(market: Market, fake: FakeMarket, config: ClientConfig) -> None:
+    """An answer that differs from the signed one convinces nobody else, since the payer could have changed it."""
     await _cheated(market, fake, result_commitment=bytes(32))
     with pytest.raises(BadReceipt, match="nothing in this file proves") as caught:
         _file(config, market).check()
@@ -179,7 +179,7 @@ async def test_what_nobody_else_can_know(market: Market, fake: FakeMarket, confi
 
 
 async def test_counting_again(fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path) -> None:
-    """Whoever has the tokenizer finds the same."""
+    """Anyone with the tokenizer gets the same count."""
     counts = replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer, refuse_percent=50),))
     async with Market(fake.url, wallet, counts) as market:
         await _cheated(market, fake, Usage(10, 0, 60))

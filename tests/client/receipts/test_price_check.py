@@ -1,4 +1,4 @@
-"""Receipts against their orders: parties, price, tokens and answer."""
+"""Checks of receipts against their orders: parties, price, tokens and answer."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_honest_receipts_pass() -> None:
     ],
 )
 def test_dishonest_receipts(changes: dict[str, Any], delivered: Delivery | None, text: str) -> None:
-    """Each way in which a receipt contradicts its order or the answer is named, as the provider's fault."""
+    """Each contradiction between a receipt and its order or answer is named as the provider's fault."""
     placed = place()
     with pytest.raises(BadReceipt, match=text) as caught:
         check_against_order(placed, replace(bill(placed), **changes), delivered)
@@ -75,13 +75,13 @@ def test_usage_bounds() -> None:
 
 
 def test_cut_off_answers_are_not_held_against_the_provider() -> None:
-    """Where not all chunks arrived the transcript can't be compared, and the receipt stands on its arithmetic."""
+    """If chunks are missing, the transcript cannot be compared, and the receipt is judged by its arithmetic."""
     placed = place()
     partial = replace(SEEN, commitment=Hash(b"\1" * 32), finished=False, cancelled=True)
     check_against_order(placed, bill(placed, outcome=Outcome.CLIENT_CANCELLED), partial)
 
 
 def test_the_highest_seq_is_accepted() -> None:
-    """The highest seq that fits is accepted."""
+    """A receipt with the highest possible seq is accepted."""
     placed = place()
     check_against_order(placed, bill(placed, seq=MAX_SEQ), SEEN)

@@ -24,7 +24,7 @@ from tests.client.parties import MODEL
 
 @pytest.fixture
 async def proof(market: Market, fake: FakeMarket) -> Proof:
-    """Of a streamed answer in three pieces."""
+    """A proof of an answer that was streamed in three pieces."""
 
     async def script(session: Session) -> None:
         await session.match()
@@ -43,7 +43,7 @@ async def proof(market: Market, fake: FakeMarket) -> Proof:
 
 
 async def test_a_proof_survives_its_file(proof: Proof) -> None:
-    """Written and read again it is the same, and everything in it is found to be so."""
+    """A proof that is written and read again is equal, and all its claims are verified."""
     again = read_proof(proof.dumps())
     assert again == proof
     findings = {finding.check: finding.found for finding in again.check()}
@@ -57,7 +57,7 @@ async def test_a_proof_survives_its_file(proof: Proof) -> None:
 
 
 async def test_nothing_is_kept_unasked(market: Market, fake: FakeMarket) -> None:
-    """Without being asked, a job keeps no plaintext."""
+    """Unless it is requested, a job stores no plaintext."""
     async with await market.submit(CHAT, BODY) as job:
         assert (await job.result()).proof is None
 
@@ -67,7 +67,7 @@ def _flip(text: str) -> str:
 
 
 def _altered(raw: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The file with each value in it changed, one at a time."""
+    """Yields the file with each of its values changed, one at a time."""
     made: list[tuple[str, dict[str, Any]]] = []
 
     def walk(value: Any, put: Any, name: str) -> None:
@@ -100,7 +100,7 @@ def _refused(raw: dict[str, Any]) -> bool:
 
 
 async def test_every_alteration_is_found(proof: Proof) -> None:
-    """Whatever single value of the file is changed, it proves nothing any more."""
+    """A file with any single value changed proves nothing."""
     altered = _altered(json.loads(proof.dumps()))
     assert len(altered) > 40
     for name, raw in altered:
@@ -108,7 +108,7 @@ async def test_every_alteration_is_found(proof: Proof) -> None:
 
 
 async def test_a_partial_answer_is_proved_too(market: Market, fake: FakeMarket) -> None:
-    """What came before a cancellation is provable, and said to be partial."""
+    """The answer before a cancellation is provable, and marked as partial."""
     fake.script = until_cancelled
     job = await market.submit(CHAT, STREAM, keep=True)
     await anext(aiter(job))
@@ -121,7 +121,7 @@ async def test_a_partial_answer_is_proved_too(market: Market, fake: FakeMarket) 
 
 
 async def test_a_stolen_answer_proves_nothing(proof: Proof, wallet: Signer) -> None:
-    """A receipt cannot be shown for another job's order."""
+    """A receipt proves nothing with another job's order."""
     other = wallet.sign(replace(proof.order.message, seq=proof.order.message.seq + 1), proof.domain)
     with pytest.raises(BadReceipt):
         replace(proof, order=other).check()
@@ -131,8 +131,8 @@ async def test_a_stolen_answer_proves_nothing(proof: Proof, wallet: Signer) -> N
     "data",
     [b"", b"[]", b"{}", b"\xff", json.dumps({"tallystick": FORMAT}).encode(), b'{"tallystick": "proof/9"}', b"[" * 100_000],
 )
-def test_what_is_no_proof(data: bytes) -> None:
-    """A file that is something else is refused in words."""
+def test_files_that_are_no_proof(data: bytes) -> None:
+    """A file that is not a proof is refused with an error."""
     with pytest.raises(BadMessage, match="proof"):
         read_proof(data)
 
@@ -141,13 +141,13 @@ def test_what_is_no_proof(data: bytes) -> None:
     st.binary(max_size=300) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda x: json.dumps(x).encode())
 )
 def test_garbage_is_refused(data: bytes) -> None:
-    """No file makes it fail otherwise."""
+    """No file causes any other error."""
     with pytest.raises(BadMessage):
         read_proof(data)
 
 
 async def test_a_folder_of_proofs(fake: FakeMarket, wallet: Signer, config: ClientConfig, tmp_path: Path) -> None:
-    """A client with a folder leaves there a file of each job, for its owner only."""
+    """A client with a proof folder writes a file for each job, readable only by its owner."""
     folder = tmp_path / "deep" / "proofs"
     async with Market(fake.url, wallet, replace(config, proof_folder=folder)) as market:
         await run(market)
@@ -163,8 +163,8 @@ def _files(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("*")}
 
 
-async def test_the_oldest_proofs_go(proof: Proof, tmp_path: Path) -> None:
-    """A folder never has more than its bytes, also after a restart; what is larger than all of it is not written."""
+async def test_the_oldest_proofs_are_deleted(proof: Proof, tmp_path: Path) -> None:
+    """A folder never exceeds its limit of bytes, also after a restart; a larger proof is not written."""
     path = tmp_path / "proofs"
     size = len(proof.dumps())
     ids = [JobId(bytes([n]) * 16) for n in range(4)]
@@ -181,13 +181,13 @@ async def test_the_oldest_proofs_go(proof: Proof, tmp_path: Path) -> None:
 
 
 async def test_a_disk_that_fails_costs_no_job(proof: Proof, tmp_path: Path) -> None:
-    """Where the folder cannot be made, the proof is missing and nothing else."""
+    """If the folder cannot be created, only the proof is missing."""
     (tmp_path / "file").write_text("in the way")
     await ProofStore(tmp_path / "file" / "proofs", 1 << 20).put(JobId(bytes(16)), proof)
 
 
 async def test_too_long_an_answer(market: Market, fake: FakeMarket, config: ClientConfig, wallet: Signer) -> None:
-    """More than an answer may have is not kept, and costs no memory."""
+    """An answer above the limit is not stored and uses no memory."""
     async with Market(fake.url, wallet, replace(config, max_answer_bytes=200)) as small:
         async with await small.submit(CHAT, STREAM, keep=True) as job:
             async for _ in job:

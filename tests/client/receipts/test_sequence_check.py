@@ -1,4 +1,4 @@
-"""Receipts against the other receipts of their tab."""
+"""Checks of a receipt against the other receipts of its tab."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def chain(*costs: int) -> list[Receipt]:
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=8), st.data())
 @settings(deadline=None)
 def test_any_order_of_arrival_is_fine(costs: list[int], data: st.DataObject) -> None:
-    """The receipts of an honest tab are accepted in whatever order they come, and whichever are missing."""
+    """The receipts of an honest tab are accepted in any order, also if some are missing."""
     receipts = chain(*costs)
     arriving = data.draw(st.permutations(receipts))[: data.draw(st.integers(1, len(receipts)))]
     held: list[Receipt] = []
     for receipt in arriving:
-        check_sequence(receipt, around(held, receipt))
+        check_sequence(receipt, adjacent_receipts(held, receipt))
         held.append(receipt)
 
 
-def around(held: list[Receipt], receipt: Receipt) -> AdjacentReceipts:
-    """The neighbours of a receipt among those held."""
+def adjacent_receipts(held: list[Receipt], receipt: Receipt) -> AdjacentReceipts:
+    """The adjacent receipts among those held."""
     below = [r for r in held if r.seq < receipt.seq]
     above = [r for r in held if r.seq > receipt.seq]
     return AdjacentReceipts(
@@ -48,7 +48,7 @@ def around(held: list[Receipt], receipt: Receipt) -> AdjacentReceipts:
 
 
 def test_broken_continuity() -> None:
-    """Totals that do not add up, seqs used twice, and second receipts for one order are refused."""
+    """Totals that do not add up, repeated seqs, and second receipts for one order are refused."""
     first, second, third = chain(10, 20, 30)
     cases = [
         (replace(second, cumulative_cost=Amount(31)), AdjacentReceipts(below=first)),
@@ -76,21 +76,21 @@ def _chain(*costs: int) -> list[Receipt]:
 
 
 def test_adjacent_receipts_are_the_nearest_on_each_side() -> None:
-    """Of all receipts of a tab, those just below and just above, the one with the same seq, and the one of the same order."""
-    one, two, three, four, five = _chain(10, 20, 30, 40, 50)
-    near = AdjacentReceipts.of(three, [one, five, two, four, three])
-    assert (near.below, near.above, near.same_seq, near.same_order) == (two, four, None, None)
-    same_seq = replace(three, finished_at=9, order_hash=Hash(b"\7" * 32))
-    same_order = replace(three, seq=7, cumulative_cost=Amount(999))
-    near = AdjacentReceipts.of(three, [same_seq, same_order, one])
-    assert (near.below, near.above, near.same_seq, near.same_order) == (one, same_order, same_seq, same_order)
-    assert AdjacentReceipts.of(three, []) == AdjacentReceipts()
-    assert AdjacentReceipts.of(three, [three]) == AdjacentReceipts()
+    """The adjacent receipts are those just below and above, the one with the same seq, and the one of the same order."""
+    first, second, third, fourth, fifth = _chain(10, 20, 30, 40, 50)
+    near = AdjacentReceipts.of(third, [first, fifth, second, fourth, third])
+    assert (near.below, near.above, near.same_seq, near.same_order) == (second, fourth, None, None)
+    same_seq = replace(third, finished_at=9, order_hash=Hash(b"\7" * 32))
+    same_order = replace(third, seq=7, cumulative_cost=Amount(999))
+    near = AdjacentReceipts.of(third, [same_seq, same_order, first])
+    assert (near.below, near.above, near.same_seq, near.same_order) == (first, same_order, same_seq, same_order)
+    assert AdjacentReceipts.of(third, []) == AdjacentReceipts()
+    assert AdjacentReceipts.of(third, [third]) == AdjacentReceipts()
 
 
 @pytest.mark.parametrize(("gap", "total", "fits"), [(1, 30, True), (1, 31, False), (1, 29, False), (2, 30, True), (2, 29, False)])
-def test_totals_leave_room_for_what_lies_between(gap: int, total: int, fits: bool) -> None:
-    """Next to each other totals are exact, with something missing between they may be more, and they are never less."""
+def test_totals_leave_room_for_missing_receipts(gap: int, total: int, fits: bool) -> None:
+    """Totals of adjacent seqs are exact; across a gap they may be higher, and they are never lower."""
     lower = bill(place(), seq=5, cost=Amount(10), cumulative_cost=Amount(10))
     higher = bill(place(), seq=5 + gap, cost=Amount(20), cumulative_cost=Amount(total))
     for receipt, near in ((higher, AdjacentReceipts(below=lower)), (lower, AdjacentReceipts(above=higher))):
@@ -104,7 +104,7 @@ def test_totals_leave_room_for_what_lies_between(gap: int, total: int, fits: boo
 
 
 def test_a_first_receipt_has_the_total_of_its_cost() -> None:
-    """With seq 1 it must, with a later seq and nothing known below it need not; both sides are looked at."""
+    """A receipt with seq 1 must have its cost as its total; with a later seq and no known one below, it need not."""
     first = bill(place(), seq=1, cost=Amount(10), cumulative_cost=Amount(10))
     check_sequence(first, AdjacentReceipts())
     with pytest.raises(BadReceipt, match="first receipt"):
@@ -117,7 +117,7 @@ def test_a_first_receipt_has_the_total_of_its_cost() -> None:
 
 
 def test_one_seq_and_one_order_have_one_receipt() -> None:
-    """The second receipt of a seq is told as equivocation, that of an order as a second one."""
+    """A second receipt of a seq is reported as equivocation, a second receipt of an order as such."""
     first = bill(place())
     with pytest.raises(BadReceipt, match="equivocation"):
         check_sequence(replace(first, finished_at=1), AdjacentReceipts(same_seq=first))

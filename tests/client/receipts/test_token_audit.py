@@ -1,4 +1,4 @@
-"""Counting again what was billed, with the model's own tokenizer."""
+"""Recounts of billed tokens with the model's own tokenizer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SAID = "one two three four"
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Path:
-    """A token for each word."""
+    """A tokenizer with one token per word."""
     made = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     made.pre_tokenizer = Whitespace()
     made.save(str(tmp_path / "tokenizer.json"))
@@ -43,7 +43,7 @@ def tokenizer(tmp_path: Path) -> Path:
     [(100, False, False), (104, False, False), (105, True, False), (149, True, False), (150, True, True)],
 )
 def test_a_recount_flags_and_refuses_from_its_settings_on(billed: int, flagged: bool, refused: bool) -> None:
-    """At the percentages of the config, not one below them."""
+    """A recount is flagged or refused exactly from the configured percentages on."""
     rule = TokenAudit(model=MODEL, tokenizer=Path("x"), flag_percent=5, refuse_percent=50)
     finding = _excess(rule, "output", billed, 90, 10)
     assert ((finding is not None), finding is not None and finding.refuse) == (flagged, refused)
@@ -72,7 +72,7 @@ def _billed(output: int, input_: int = 4) -> Receipt:
 
 
 def test_allowances_for_tokens_without_text(tokenizer: Path) -> None:
-    """Each choice of an answer, each message of a request and the request itself have their allowance; a doubt names it."""
+    """Each choice of an answer, each message of a request, and the request itself have an allowance; a finding names it."""
     count = recount_with(tokenizer)
     answer = [HEAD, _said("one two", "three four")]
     assert count(ASKED, answer, _billed(36, 100)) is None
@@ -86,7 +86,7 @@ def test_allowances_for_tokens_without_text(tokenizer: Path) -> None:
 
 
 def test_answers_without_text(tokenizer: Path) -> None:
-    """No answer and an engine's error are no doubt; a request with an image leaves its output to be counted."""
+    """An empty answer and an engine's error give no finding; for a request with an image only the output is counted."""
     count = recount_with(tokenizer)
     assert count(ASKED, [], _billed(500)) is None
     assert count(ASKED, [dump_response_head(ResponseHead(422, "application/json")), _said("one")], _billed(500)) is None
@@ -97,14 +97,14 @@ def test_answers_without_text(tokenizer: Path) -> None:
 
 
 def test_which_answers_are_kept_for_the_audit(config: ClientConfig, tokenizer: Path) -> None:
-    """Those of the models that the config names, on the routes whose texts are known."""
+    """Only answers of the configured models, on routes whose texts are known, are stored for the audit."""
     auditor = TokenAuditor(replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer),)))
     assert [auditor.counts(MODEL, path) for path in (CHAT, COMPLETIONS, "/v1/embeddings")] == [True, True, False]
     assert not auditor.counts("other", CHAT)
 
 
 async def test_only_configured_models_are_audited(config: ClientConfig, tokenizer: Path) -> None:
-    """Only those of the models that the config names; one that was too long to be kept is doubted, and not refused."""
+    """Only the configured models are audited; an answer too long to store is flagged and not refused."""
     auditor = TokenAuditor(
         replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer, flag_percent=0, refuse_percent=0),))
     )
@@ -119,14 +119,14 @@ async def test_only_configured_models_are_audited(config: ClientConfig, tokenize
 
 
 def test_a_tokenizer_needs_its_library(config: ClientConfig, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the library is not installed, the error says which extra to install."""
+    """If the library is not installed, the error names the extra to install."""
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(BadMessage, match=r"pip install 'tallystick\[recount\]'"):
         TokenAuditor(replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer),)))
 
 
 def _bills(output: int, input_: int = 10) -> Any:
-    """A provider whose engine claims so many tokens for four words."""
+    """A provider whose engine reports this many tokens for four words."""
 
     async def script(session: Session) -> None:
         await session.match()
@@ -150,7 +150,9 @@ async def _run(market: Market, fake: FakeMarket, script: Any) -> tuple[JobState,
 async def test_excessive_bills_are_flagged_or_refused(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path
 ) -> None:
-    """Within the tolerance a receipt is recorded; beyond it, recorded and marked; far beyond, refused with its provider."""
+    """Within the tolerance a receipt is recorded; above it, recorded and flagged; far above, refused, and its provider
+    blocked.
+    """
     counts = replace(config, token_audits=(TokenAudit(model=MODEL, tokenizer=tokenizer, flag_percent=10, refuse_percent=100),))
     honest = 4 + PER_CHOICE
     async with Market(fake.url, wallet, counts) as market:
@@ -171,7 +173,7 @@ async def test_excessive_bills_are_flagged_or_refused(
 
 
 async def test_uncountable_answers_are_flagged(fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path) -> None:
-    """An answer in another form, or too long to be kept, is recorded and flagged: no provider switches its recount off."""
+    """An answer in another form, or too long to store, is recorded and flagged, so no provider can avoid the audit."""
     rule = TokenAudit(model=MODEL, tokenizer=tokenizer, refuse_percent=50)
 
     async def odd(session: Session) -> None:
@@ -201,14 +203,14 @@ async def test_uncountable_answers_are_flagged(fake: FakeMarket, wallet: Signer,
 
 
 async def test_other_models_are_not_counted(fake: FakeMarket, wallet: Signer, config: ClientConfig, tokenizer: Path) -> None:
-    """Only what the config names; a cut answer proves nothing."""
+    """Models that are not configured are not counted; a cut answer proves nothing."""
     counts = replace(config, token_audits=(TokenAudit(model="other", tokenizer=tokenizer, refuse_percent=5),))
     async with Market(fake.url, wallet, counts) as market:
         assert await _run(market, fake, _bills(80)) == (JobState.COMPLETED, "")
 
 
 def test_missing_tokenizers(config: ClientConfig, tmp_path: Path) -> None:
-    """The file is named; so is what makes no sense."""
+    """A missing or invalid tokenizer file gives an error that names it."""
     for content in (None, "{}"):
         path = tmp_path / f"{content}.json"
         if content:
@@ -224,7 +226,7 @@ CALL = {"function": {"name": "look", "arguments": '{"at": 1}'}}
 
 
 def test_the_texts_of_an_answer() -> None:
-    """All that a model wrote: content, reasoning, tool calls, of every choice, whole or in pieces."""
+    """All texts that a model wrote are counted: content, reasoning and tool calls of every choice, whole or streamed."""
     whole = {
         "choices": [
             {"index": 1, "message": {"content": "b"}},
@@ -253,7 +255,7 @@ def test_the_texts_of_an_answer() -> None:
 
 
 def test_the_texts_of_a_request() -> None:
-    """Messages, parts, calls and tools; with an image it cannot be counted, nor can other routes."""
+    """Messages, parts, calls and tools are counted; requests with an image and other routes are not."""
     messages = [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": [{"type": "text", "text": "look"}]},
@@ -273,8 +275,8 @@ def test_the_texts_of_a_request() -> None:
     assert request_texts(CHAT, b"[]") is None
 
 
-def test_a_audit_finding_refuses_only_if_it_says_so() -> None:
-    """What a recount flags is recorded; what it refuses is not."""
+def test_only_a_refusing_finding_refuses() -> None:
+    """A flagged receipt is recorded, and a refused one is not."""
     check_audit(None)
     check_audit(AuditFinding("a little much", refuse=False))
     with pytest.raises(BadReceipt, match="far too much"):

@@ -1,4 +1,4 @@
-"""What a client does on a real chain by itself: it reads stakes, reserves more where that is wanted, finds idle reservations."""
+"""A client's automatic actions on a real chain: it reads stakes, tops up reservations on demand, and finds idle ones."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ class Harness:
     config: ClientConfig
 
     def refused(self, cap: int, provider: Signer = PROVIDER) -> PlacedOrder:
-        """An order that its provider found too little reserved for."""
+        """An order whose provider wants a larger reservation."""
         order = self.world.order(KEY, provider.address, 5 * DOLLAR).verify(self.world.domain)
         return PlacedOrder(order, build_terms(max_cost=Amount(cap)))
 
     async def top_up(self, cap: int, tab: Tab = Tab(), *others: Account) -> bool:  # noqa: B008 - frozen
-        """Asks for more reserved, some time later."""
+        """Requests a larger reservation, some time later."""
         self.onchain._clock = lambda: float(self.world.seq * 10)
         return await self.onchain.top_up(self.refused(cap), tab, others, 10**18 + self.world.seq)
 
     async def reserved(self, provider: Signer = PROVIDER) -> int:
-        """What stands on chain."""
+        """Returns the reservation on chain."""
         return (await self.world.escrow.tab(KEY.address, provider.address)).reserved
 
 
 @pytest.fixture
 async def harness(chain_url: str, tmp_path: Path) -> AsyncIterator[Harness]:
-    """Ten dollars in the purse, at most four of them to be reserved."""
+    """A purse with ten dollars, of which at most four may be reserved."""
     rpc = Rpc(chain_url)
     world = await World.make(rpc)
     await world.purse(KEY, OWNER, 10 * DOLLAR)
@@ -84,7 +84,7 @@ def _account(provider: Signer, used_at: int = 0, in_flight: int = 0) -> Account:
 
 
 async def test_top_up_with_the_key_alone(harness: Harness) -> None:
-    """For what the tab owes and the job may cost, and for what its receipts have earned; no ceiling is raised."""
+    """A top-up covers the tab's debt, the job's possible cost and the receipts' earnings; no ceiling is raised."""
     assert not await harness.top_up(DOLLAR), "the key has no coins for gas yet"
     await harness.world.sender(KEY)
     assert await harness.top_up(DOLLAR // 8)
@@ -100,7 +100,7 @@ async def test_top_up_with_the_key_alone(harness: Harness) -> None:
 
 
 async def test_never_beyond_the_limits(harness: Harness) -> None:
-    """Not more in all than top_up_total, and not more than is free; the log says what to do by hand."""
+    """Top-ups stay within top_up_total and the free balance; the log says what to do by hand."""
     await harness.world.sender(KEY)
     owner = await harness.world.sender(OWNER)
     await harness.world.escrow.reserve(owner, KEY.address, OTHER.address, Amount(2 * DOLLAR))
@@ -115,7 +115,7 @@ async def test_never_beyond_the_limits(harness: Harness) -> None:
 
 
 async def test_concurrent_top_ups(harness: Harness) -> None:
-    """Requests refused together are served by one top-up; processes that reserve together keep to the limit in sum."""
+    """Requests that are refused together share one top-up; concurrent processes together keep to the limit."""
     await harness.world.sender(KEY)
     assert await asyncio.gather(*(harness.top_up(DOLLAR) for _ in range(3))) == [True, True, True]
     assert await harness.reserved() == DOLLAR
@@ -135,7 +135,7 @@ async def test_concurrent_top_ups(harness: Harness) -> None:
 
 
 async def test_consecutive_requests(harness: Harness) -> None:
-    """What was just reserved is not reserved again as long as it bears what is asked; where it does not, more is, at once."""
+    """A reservation that covers the next request is not raised again; one that does not is raised at once."""
     await harness.world.sender(KEY)
     refused = harness.refused(DOLLAR // 2)
     assert await harness.onchain.top_up(refused, Tab(), [], 10**18)
@@ -150,13 +150,15 @@ async def test_consecutive_requests(harness: Harness) -> None:
 
 
 async def test_stakes(harness: Harness) -> None:
-    """As they stand on chain."""
+    """Stakes are read from the chain."""
     await harness.world.stake(PROVIDER, 3 * DOLLAR)
     assert [await harness.onchain.stake(signer.address) for signer in (PROVIDER, OTHER, PROVIDER)] == [3 * DOLLAR, 0, 3 * DOLLAR]
 
 
 async def test_idle_reservations(harness: Harness) -> None:
-    """Those of providers that were not used for a while, with the command that frees them; none with jobs under way."""
+    """Reservations of providers unused for a while are listed with the command that releases them, except those with running
+    jobs.
+    """
     owner, now = await harness.world.sender(OWNER), 100 * 86_400
     for provider in (PROVIDER, OTHER):
         await harness.world.escrow.reserve(owner, KEY.address, provider.address, Amount(DOLLAR))
@@ -170,7 +172,7 @@ async def test_idle_reservations(harness: Harness) -> None:
 
 
 async def test_no_chain_is_no_obstacle(tmp_path: Path, harness: Harness) -> None:
-    """Without a deployment file nothing is done; with a chain that is away, nothing is topped up."""
+    """Without a deployment file nothing is done; if the chain does not answer, nothing is topped up."""
     assert PayerEscrow.of(ClientConfig(), KEY) is None
     with pytest.raises(BadMessage, match="deployment file"):
         PayerEscrow.of(ClientConfig(deployment=tmp_path / "none.json"), KEY)
@@ -185,7 +187,7 @@ async def test_no_chain_is_no_obstacle(tmp_path: Path, harness: Harness) -> None
 async def test_a_refused_request_is_placed_again(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The caller of the gateway notices nothing; where nothing more may be reserved it is told at once."""
+    """The gateway's caller does not notice a top-up; if nothing more may be reserved, it is told at once."""
     asked: list[Any] = []
 
     async def unsecured(session: Session) -> None:

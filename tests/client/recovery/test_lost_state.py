@@ -1,4 +1,4 @@
-"""A wallet whose ledger file does not know all that its key signed: recovered from what was signed, and never beyond that."""
+"""A wallet whose ledger file lacks some of the key's signatures recovers them from signed messages, and never more."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from tests.client.parties import DOMAIN, Provider, bill, place, signer
 
 
 @pytest.fixture(autouse=True)
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tabs are asked about as often as wanted."""
+def query_at_any_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allows queries about tabs at any interval."""
     monkeypatch.setattr(lost_state, "QUERY_INTERVAL_SECONDS", 0.0)
 
 
 @pytest.fixture
 async def fake() -> AsyncIterator[FakeMarket]:
-    """A market with one provider, who refuses what a tab does not bear and bills most of what was ordered."""
+    """A market with one provider, which refuses orders that its tab does not allow and bills most of each order."""
     async with FakeMarket(Provider.make("alice")).serve() as market:
-        market.script = strict
+        market.script = refuse_unauthorised
         yield market
 
 
-async def strict(session: Session) -> None:
+async def refuse_unauthorised(session: Session) -> None:
     """A node that knows its tab."""
     try:
         await session.match()
@@ -61,15 +61,15 @@ async def opened(fake: FakeMarket, wallet: Signer, config: ClientConfig, name: s
         yield market
 
 
-def lose(config: ClientConfig, wallet: Signer, name: str) -> None:
-    """Deletes a ledger file, with what SQLite keeps beside it."""
+def delete_ledger(config: ClientConfig, wallet: Signer, name: str) -> None:
+    """Deletes a ledger file and SQLite's files beside it."""
     path = config.ledger_path(wallet.address).with_name(name)
     for each in path.parent.glob(f"{name}*"):
         each.unlink()
 
 
 async def test_lost_ledger_file(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """After its ledger file is gone a client goes on with its first job: the tab is known before an order is signed."""
+    """After its ledger file was deleted, a client's first job succeeds: the tab is recovered before an order is signed."""
     for turn in range(3):
         async with opened(fake, wallet, config, "a.db") as market:
             await run(market)
@@ -78,13 +78,13 @@ async def test_lost_ledger_file(fake: FakeMarket, wallet: Signer, config: Client
         cumulative = fake.providers[0].tab.cumulative
         assert (tab.total, tab.blocked_reason) == (cumulative, "")
         assert fake.orders()[-1].ceiling - cumulative < fake.submissions[-1].candidates[0].terms.max_cost
-        lose(config, wallet, "a.db")
+        delete_ledger(config, wallet, "a.db")
         assert len({order.seq for order in fake.orders()}) == 2 * (turn + 1)
 
 
 async def test_refusal_without_evidence(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Where nobody tells what was signed, the refusal says what may be wrong and what to do; as soon as somebody does, the
-    next job works.
+    """If no signatures can be recovered, the refusal states the possible cause and what to do. The next job works once they
+    can.
     """
     async with opened(fake, wallet, config, "a.db") as market:
         await run(market)
@@ -106,7 +106,7 @@ async def test_refusal_without_evidence(fake: FakeMarket, wallet: Signer, config
 
 
 async def test_two_ledger_files(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Two machines with one key and a file each: what one lacks it is told, and why; nobody is blocked, and both go on."""
+    """With two ledger files for one key, each recovers what it lacks and logs the reason; nobody is blocked."""
     messages: list[str] = []
 
     async def persist(market: Market) -> None:
@@ -116,13 +116,13 @@ async def test_two_ledger_files(fake: FakeMarket, wallet: Signer, config: Client
             messages.append(str(error))
             await run(market)
 
-    async with opened(fake, wallet, config, "a.db") as one, opened(fake, wallet, config, "b.db") as other:
+    async with opened(fake, wallet, config, "a.db") as first_market, opened(fake, wallet, config, "b.db") as other:
         for _ in range(4):
-            await persist(one)
+            await persist(first_market)
             await persist(other)
         provider = fake.providers[0].address
-        await one._reconciler.recovery.recover([provider], chain=False)
-        for market in (one, other):
+        await first_market._reconciler.recovery.recover([provider], chain=False)
+        for market in (first_market, other):
             tab = await market.tab(provider)
             assert (tab.total, tab.blocked_reason) == (fake.providers[0].tab.cumulative, "")
             assert await market.evidence() == []
@@ -134,8 +134,8 @@ async def test_two_ledger_files(fake: FakeMarket, wallet: Signer, config: Client
 
 
 async def test_old_ceilings_do_no_harm(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """A job that a provider takes on the strength of an order that the file lacks has a total above all that is known: it is
-    recorded, the total is not believed, and the provider is not held for a liar.
+    """A provider may accept a job because of an order that the file lacks, so the total exceeds all known ceilings. The
+    receipt is recorded, its total is not believed, and the provider is not blocked.
     """
     async with opened(fake, wallet, config, "a.db") as market:
         for _ in range(4):
@@ -154,8 +154,8 @@ async def test_old_ceilings_do_no_harm(fake: FakeMarket, wallet: Signer, config:
 
 
 async def test_made_up_receipts(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """A provider that makes up a receipt for a payer without books gets no more than the orders that it shows allow; what is not
-    signed by this payer, or not for that order, counts nothing.
+    """A provider that invents a receipt for a payer without a ledger gets at most what the shown orders allow. A message
+    that this payer did not sign, or that belongs to another order, does not count.
     """
     alice, signed = fake.providers[0], place()
     huge: dict[str, Any] = {"seq": 99, "cumulative_cost": Amount(10**12)}
@@ -183,10 +183,10 @@ async def test_made_up_receipts(fake: FakeMarket, wallet: Signer, config: Client
 
 
 async def test_failover_hides_no_missing_tab(wallet: Signer, config: ClientConfig) -> None:
-    """Where another provider does the job that one refused for its tab, that tab is looked into all the same."""
+    """If another provider does a job that one refused because of its tab, that tab is still queried."""
 
     async def turned_down(session: Session) -> None:
-        """Alice does not take it, bob does."""
+        """Alice refuses the job and Bob does it."""
         await session.match(0)
         session.provider.tab = session.provider.tab.drop(session.candidate.terms.max_cost)
         await session.match(1)
@@ -212,10 +212,10 @@ async def test_failover_hides_no_missing_tab(wallet: Signer, config: ClientConfi
             await eventually(learnt)
 
 
-async def test_silence_costs_no_job(
+async def test_an_unanswered_query_delays_no_job(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A coordinator that does not answer the question does not hold up the first job for ever."""
+    """A coordinator that does not answer the query delays the first job only for a bounded time."""
     monkeypatch.setattr(lost_state, "QUERY_TIMEOUT_SECONDS", 0.05)
 
     async def never(*_: object) -> list[LateReceipt]:
@@ -228,7 +228,7 @@ async def test_silence_costs_no_job(
 
 @dataclass
 class Chain:
-    """A chain that says what it was told to."""
+    """A chain that reports the given payment."""
 
     settled_: int
     orders: list[PaidOrder] | None
@@ -246,7 +246,7 @@ class Chain:
 
 
 async def test_a_payment_beyond_receipts_blocks_by_itself(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """The providers used last are watched: what the chain paid one beyond its receipts stops it, without anybody asking."""
+    """Recently used providers are watched: a payment on chain beyond a provider's receipts blocks it automatically."""
     async with opened(fake, wallet, config, "a.db") as market:
         await run(market)
         provider, recovery = fake.providers[0].address, market._reconciler.recovery
@@ -265,7 +265,7 @@ async def test_a_payment_beyond_receipts_blocks_by_itself(fake: FakeMarket, wall
 async def test_a_slow_chain_hides_no_payment(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the search for a payment's orders takes longer than a job would wait, the provider is blocked all the same."""
+    """Even if the search for a payment's orders takes longer than a job waits, the provider is blocked."""
     monkeypatch.setattr(lost_state, "QUERY_TIMEOUT_SECONDS", 0.05)
 
     class Slow(Chain):
@@ -285,7 +285,9 @@ async def test_a_slow_chain_hides_no_payment(
 async def test_a_lying_chain_gets_no_order(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, orders: list[PaidOrder] | None
 ) -> None:
-    """A refusal for the tab, and a chain that says it paid the whole purse: no ceiling leaves what this wallet signed before."""
+    """If a provider refuses because of its tab and a lying chain reports a payment of the whole purse, no ceiling exceeds
+    what this wallet signed.
+    """
     fake.script = _unauthorised
     async with opened(fake, wallet, config, "a.db") as market:
         market._reconciler.recovery = replace(market._reconciler.recovery, escrow=Chain(50_000_000, orders))  # type: ignore[arg-type]
@@ -303,8 +305,8 @@ async def _unauthorised(session: Session) -> None:
 
 
 async def test_receipts_at_no_cost_are_learnt_from_the_tab(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Where the job's own answer lacked it, the coordinator's list of this payer's receipts releases the cap; a receipt in it
-    that charges for what did not arrive is not recorded.
+    """If the job's own response lacked a receipt at no cost, the coordinator's list of receipts releases the cap. A listed
+    receipt that charges for undelivered output is not recorded.
     """
 
     async def fails(session: Session) -> None:
@@ -332,7 +334,7 @@ async def test_receipts_at_no_cost_are_learnt_from_the_tab(fake: FakeMarket, wal
 
 
 async def test_a_late_receipt_at_no_cost_leaves_the_answer_alone(wallet: Signer, config: ClientConfig) -> None:
-    """It releases the order of the provider that did not answer; the job that another one completed stays completed."""
+    """A late receipt at no cost releases the order of its provider; the job that another provider completed stays completed."""
     async with FakeMarket().serve() as fake, opened(fake, wallet, config, "a.db") as market:
 
         async def stood_in(session: Session) -> None:
@@ -356,7 +358,7 @@ async def test_a_late_receipt_at_no_cost_leaves_the_answer_alone(wallet: Signer,
 
 
 async def test_the_interval_between_queries_about_a_tab(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Not again within the given time, its last moment included; before an order only where the ledger knows no such tab."""
+    """A tab is queried again only after the given interval; before an order it is queried only if the ledger does not know it."""
     alice = fake.providers[0].address
     async with opened(fake, wallet, config, "a.db") as market:
         recovery = market._reconciler.recovery
@@ -364,7 +366,7 @@ async def test_the_interval_between_queries_about_a_tab(fake: FakeMarket, wallet
         assert await recovery.recover([alice], chain=False, interval=60.0) == [RecoveryResult()]
         assert await recovery.recover([alice], chain=False, interval=60.0) == []
         assert await recovery.recover([alice], chain=False) == [RecoveryResult()]
-        far = 1e300  # so long that the clock adds nothing to it
+        far = 1e300  # too large for the clock to change it
         recovery.asked_at[alice] = -far
         assert await recovery.recover([alice], chain=False, interval=far) == []
         assert len(fake.inquiries) == 2
@@ -376,7 +378,7 @@ async def test_the_interval_between_queries_about_a_tab(fake: FakeMarket, wallet
 
 
 async def test_an_inquiry_has_its_time(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """By the client's clock; one that stands before 1970 is told as 0, which no signed message can be below."""
+    """The query has the client's time; a clock before 1970 counts as 0, the lowest time that a message can have."""
     async with opened(fake, wallet, config, "a.db") as market:
         for clock, expected in ((1_700_000_000, 1_700_000_000), (-5, 0)):
             asking = replace(market._reconciler.recovery, now=lambda clock=clock: clock, asked_at={})  # type: ignore[misc]
@@ -385,19 +387,19 @@ async def test_an_inquiry_has_its_time(fake: FakeMarket, wallet: Signer, config:
 
 
 async def test_the_chain_is_queried_only_on_request(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Before an order only the coordinator is asked, since the chain may be slow."""
+    """Before an order only the coordinator is queried, because the chain may be slow."""
     alice = fake.providers[0].address
     async with opened(fake, wallet, config, "a.db") as market:
         chain = Chain(10**6, [])
         asking = replace(market._reconciler.recovery, escrow=chain, asked_at={})  # type: ignore[arg-type]
         assert await asking.recover([alice], chain=False) == [RecoveryResult()]
         assert chain.asked == []
-        (found,) = await asking.recover([alice], chain=True)
-        assert (found.unexplained, chain.asked) == (10**6, [10**6])
+        (result,) = await asking.recover([alice], chain=True)
+        assert (result.unexplained, chain.asked) == (10**6, [10**6])
 
 
 async def test_the_hint_names_the_last_foreign_order(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Of several tabs the latest moment at which another process signed; where none did, that the file may be an old one."""
+    """The hint names the latest time at which another process signed; without one, it says that the file may be old."""
     async with opened(fake, wallet, config, "a.db") as market:
         note = market._reconciler.recovery.origin_hint
         hint = note(RecoveryResult(elsewhere=1_600_000_000), RecoveryResult(elsewhere=1_700_000_000), RecoveryResult())

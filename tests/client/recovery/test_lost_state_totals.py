@@ -1,4 +1,4 @@
-"""A tab's total is its provider's word: it counts as far as orders of this key explain it, and no further."""
+"""A tab's total is only its provider's claim: it counts up to the amount that orders of this key explain."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ async def fake() -> AsyncIterator[FakeMarket]:
 
 
 async def test_no_receipt_at_no_cost_bills_the_cap(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """A provider that fails jobs at no cost, and lets its receipts tell of ever higher totals, gets no higher ceiling for that:
-    all its orders together allow one cap, within the budget.
+    """A provider that fails jobs at no cost, with receipts of ever higher totals, gets no higher ceiling. All its orders
+    together allow one cap, within the budget.
     """
 
     async def climbs(session: Session) -> None:
@@ -67,7 +67,7 @@ async def test_no_receipt_at_no_cost_bills_the_cap(fake: FakeMarket, wallet: Sig
 
 
 async def test_orders_that_were_never_matched_explain_no_total(ledger: Ledger) -> None:
-    """What a total has room for while other orders are open is not believed once these ended without a charge."""
+    """A total that fits while other orders are open is not believed after these ended without a charge."""
     others = [await take(ledger) for _ in range(3)]
     job, (placed,) = await take(ledger)
     cap = placed.terms.max_cost
@@ -83,7 +83,7 @@ async def test_orders_that_were_never_matched_explain_no_total(ledger: Ledger) -
 
 
 async def test_no_total_hides_a_payment(ledger: Ledger) -> None:
-    """What the chain paid beyond receipts blocks a provider also where a receipt of its own says a total that high."""
+    """A payment on chain beyond the receipts blocks a provider even if one of its own receipts states a total that high."""
     job, (placed,) = await take(ledger)
     cap = placed.terms.max_cost
     void = ALICE.signer.sign(bill(placed, NONE, Outcome.REFUSED, seq=2, cumulative_cost=cap), DOMAIN)
@@ -100,7 +100,7 @@ async def test_no_total_hides_a_payment(ledger: Ledger) -> None:
 
 
 async def test_an_order_that_only_reserves_proves_no_payment(ledger: Ledger) -> None:
-    """A signed order on which nothing can be collected lies open on chain: shown for a payment, it raises nothing."""
+    """A signed order on which nothing can be collected is public on chain; it does not explain a payment."""
     order = replace(place().order.message, ceiling=Amount(900), claim_by=Seconds(0), terms_hash=ZERO_HASH)
     shown = PaidOrder(PAYER.sign(order, DOMAIN), "0xtx")
     result = await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(900), NOW_S, paid=[shown])
@@ -108,8 +108,8 @@ async def test_an_order_that_only_reserves_proves_no_payment(ledger: Ledger) -> 
     assert result.blocked_reason
 
 
-async def test_what_was_recovered_stays_known(ledger: Ledger) -> None:
-    """A tab that was recovered counts from its proven total on, however many receipts follow, and climbs by their costs alone."""
+async def test_a_recovered_total_stays_known(ledger: Ledger) -> None:
+    """A recovered tab counts from its proven total on; later receipts raise it only by their costs."""
     backing = place(Tab(accepted=Amount(400)))
     most = backing.order.message.ceiling
     receipt = ALICE.signer.sign(bill(backing, seq=7, cumulative_cost=most), DOMAIN)
@@ -124,8 +124,8 @@ async def test_what_was_recovered_stays_known(ledger: Ledger) -> None:
         assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).explained_total == most + 3 * number
 
 
-async def _climbed(ledger: Ledger) -> Amount:
-    """A recorded receipt of 3, and an order under way; returns that order's cap."""
+async def _record_and_take_another(ledger: Ledger) -> Amount:
+    """Records a receipt of 3 and takes another order. Returns that order's cap."""
     job, (placed,) = await take(ledger)
     receipt = ALICE.signer.sign(bill(placed, seq=1), DOMAIN)
     assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, None, NOW_S)) is None
@@ -133,8 +133,8 @@ async def _climbed(ledger: Ledger) -> Amount:
     return running.terms.max_cost
 
 
-async def _merge(ledger: Ledger, total: int) -> int:
-    """Takes up a receipt with this total of an order that the ledger lacks; returns by how much that raised the tab."""
+async def _recover_receipt(ledger: Ledger, total: int) -> int:
+    """Recovers a receipt with this total for an order that the ledger lacks. Returns the rise of the tab."""
     job = JobId(bytes([total % 251]) * 16)
     backing = place(Tab(accepted=Amount(2_000)), job=job, now_ns=10**9 * (NOW_S + total))
     receipt = ALICE.signer.sign(bill(backing, seq=50 + total, cumulative_cost=Amount(total)), DOMAIN)
@@ -142,45 +142,45 @@ async def _merge(ledger: Ledger, total: int) -> int:
     return result.raised
 
 
-async def test_what_open_orders_explain_is_not_recovered(ledger: Ledger) -> None:
-    """Orders that the ledger lacked raise ceiling and seq; the total rises by what is proved, and by nothing that it had already:
-    what is recovered is what goes beyond the receipts.
+async def test_a_total_that_open_orders_explain_is_not_recovered(ledger: Ledger) -> None:
+    """Missing orders raise ceiling and seq. The total rises only by what they prove beyond the receipts and what it already
+    had.
     """
     assert await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(0), NOW_S, paid=[]) == RecoveryResult()
     assert await ledger.providers_with_tab(DOMAIN, [ALICE.address]) == set()
-    cap = await _climbed(ledger)
+    cap = await _record_and_take_another(ledger)
     before = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
-    assert await _merge(ledger, 3) == 0
+    assert await _recover_receipt(ledger, 3) == 0
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert (tab.explained_total, tab.recovered, tab.early_caps) == (3, 0, 0)
     assert tab.ceiling > before.ceiling
     assert tab.order_seq == 10**9 * (NOW_S + 3) > before.order_seq
-    assert await _merge(ledger, 700) == 697
+    assert await _recover_receipt(ledger, 700) == 697
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert (tab.explained_total, tab.recovered, tab.early_caps, tab.protocol_tab.accepted) == (700, 697, cap, 700 - cap)
-    assert await _merge(ledger, 600) == 0
+    assert await _recover_receipt(ledger, 600) == 0
     assert await ledger.tab(DOMAIN, ALICE.address, NOW_S) == tab
 
 
 async def test_the_highest_order_that_was_paid_on_proves(ledger: Ledger) -> None:
-    """Of several orders in the settling transactions the one that allows most counts, wherever it stands."""
+    """Of several orders in the settling transactions, the one that allows most counts, at any position."""
     paid = [PaidOrder(PAYER.sign(replace(place().order.message, ceiling=Amount(most)), DOMAIN), "0xtx") for most in (50, 90, 70)]
     assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(80), NOW_S, paid=paid)).raised == 80
 
 
-async def test_what_running_jobs_explain_blames_nobody(ledger: Ledger) -> None:
-    """A payment up to the cap of a job under way says nothing of its provider, one unit more blocks it."""
-    cap = await _climbed(ledger)
+async def test_a_payment_that_running_jobs_explain_blocks_nobody(ledger: Ledger) -> None:
+    """A payment up to the cap of a running job blocks nobody; one unit more blocks its provider."""
+    cap = await _record_and_take_another(ledger)
     assert not (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(3 + cap), NOW_S, paid=[])).blocked_reason
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).undelivered_quarters == 0
     assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], Amount(4 + cap), NOW_S, paid=[])).blocked_reason
 
 
-async def test_a_barred_provider_is_asked_for_its_receipts(
+async def test_an_excluded_provider_is_asked_for_its_receipts(
     market: Market, fake: FakeMarket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A provider that gets no orders since it owes receipts gets them again soon after these came to the coordinator, without
-    waiting until each of its jobs is asked about.
+    """A provider that is excluded because it owes receipts gets orders again soon after the coordinator has them, without a
+    wait for each job's query.
     """
     monkeypatch.setattr(lost_state, "QUERY_INTERVAL_SECONDS", 0.0)
 
@@ -209,8 +209,8 @@ async def test_a_barred_provider_is_asked_for_its_receipts(
     assert not await market._ledger.excluded(DOMAIN, market._now())
 
 
-async def test_a_job_that_nobody_knew_is_asked_about_again(ledger: Ledger) -> None:
-    """The orders of a job that its coordinator had lost count on, so their receipts are asked for."""
+async def test_a_lost_job_is_queried_again(ledger: Ledger) -> None:
+    """The orders of a job that its coordinator lost still count, so their receipts are queried."""
     job, (placed,) = await take(ledger)
     assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == []
     await ledger.end_job(job, JobState.FAILED, "never admitted", NOW_S, keep_orders_open=True)
@@ -226,9 +226,9 @@ async def test_a_job_that_nobody_knew_is_asked_about_again(ledger: Ledger) -> No
     assert await ledger.jobs_awaiting_receipts(NOW_S + 60, 60) == [job]
 
 
-async def test_a_charge_for_an_order_that_nobody_had_counts(market: Market, fake: FakeMarket) -> None:
-    """A receipt for an order that was never matched, as the coordinator said, is not recorded; it counts against its provider,
-    and its cap counts again.
+async def test_a_charge_for_an_unmatched_order_counts(market: Market, fake: FakeMarket) -> None:
+    """A charge for an order that the coordinator reported as never matched is not recorded. It counts against its provider,
+    and the order's cap counts again.
     """
 
     async def none(session: Session) -> None:
@@ -252,8 +252,8 @@ async def test_a_charge_for_an_order_that_nobody_had_counts(market: Market, fake
     assert known.orders[0].state is OrderState.DISPATCHED
 
 
-async def test_unblocking_what_was_not_paid_spends_nothing(ledger: Ledger) -> None:
-    """If the chain paid nothing that the ledger lacks, unblocking changes neither the spending nor the tab."""
+async def test_unblocking_an_unpaid_total_spends_nothing(ledger: Ledger) -> None:
+    """If the chain paid nothing beyond the ledger, unblocking changes neither the spending nor the tab."""
     job, (placed,) = await take(ledger)
     lie = ALICE.signer.sign(bill(placed, result_commitment=Hash(b"\1" * 32)), DOMAIN)
     seen = Delivery(200, 50, ZERO_HASH, finished=True)
@@ -264,9 +264,9 @@ async def test_unblocking_what_was_not_paid_spends_nothing(ledger: Ledger) -> No
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).recovered == 0
 
 
-async def test_what_is_excused_is_what_receipts_lack(ledger: Ledger) -> None:
-    """Of a payment that a person excuses, what receipts show was spent already; the rest is spent now, and known of the tab."""
-    cap = await _climbed(ledger)
+async def test_an_excused_payment_is_spent_once(ledger: Ledger) -> None:
+    """Of an excused payment, the part with receipts was spent already; the rest is spent now and added to the tab."""
+    cap = await _record_and_take_another(ledger)
     paid = Amount(3 + cap + 2)
     assert (await ledger.merge_proven(DOMAIN, ALICE.address, [], paid, NOW_S, paid=[])).blocked_reason
     assert await ledger.unblock(ALICE.address, NOW_S)
@@ -277,11 +277,11 @@ async def test_what_is_excused_is_what_receipts_lack(ledger: Ledger) -> None:
 
 
 async def test_an_order_that_proves_nothing_new_recovers_nothing(ledger: Ledger) -> None:
-    """What a job under way explains of a total is no part of what was recovered, whatever older orders are shown."""
+    """The part of a total that a running job explains is not recovered, whichever older orders are found."""
     await take(ledger)
     job, (placed,) = await take(ledger)
     receipt = ALICE.signer.sign(bill(placed, seq=2, cumulative_cost=Amount(13)), DOMAIN)
     assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, None, NOW_S)) is None
-    assert await _merge(ledger, 3) == 0
+    assert await _recover_receipt(ledger, 3) == 0
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)
     assert (tab.explained_total, tab.recovered) == (13, 0)

@@ -18,58 +18,58 @@ from tests.client.fake_coordinator import CHAT, EVENTS, STREAM, FakeMarket, Sess
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short pauses between questions."""
+    """Short intervals between queries."""
     monkeypatch.setattr(reconciler, "POLLS", (0.01, 0.05))
 
 
 @pytest.fixture
-async def keen(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> AsyncIterator[Market]:
-    """A client that looks after its open jobs every second."""
+async def reconciling_market(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> AsyncIterator[Market]:
+    """A client that reconciles its open jobs every second."""
     async with Market(fake.url, wallet, replace(config, start_seconds=1, cancel_seconds=0.2)) as market:
         yield market
 
 
 async def state_of(market: Market, job: JobId) -> JobState | None:
-    """Where a job is."""
+    """Returns the state of a job."""
     known = await market.find(job)
     return None if known is None else known.state
 
 
 async def survives(session: Session) -> None:
-    """Breaks the stream of a job that runs on."""
+    """Breaks the stream of a job that continues."""
     await session.match()
     await session.answer(200, EVENTS)
     session.survives = True
     await session.cut()
 
 
-async def test_lost_job_is_settled_when_its_end_is_known(keen: Market, fake: FakeMarket) -> None:
-    """A job that ran on without us is recorded once the coordinator has its receipt, while the client runs."""
+async def test_lost_job_is_settled_when_its_end_is_known(reconciling_market: Market, fake: FakeMarket) -> None:
+    """A job whose stream broke is recorded by the running client once the coordinator has its receipt."""
     fake.script = survives
     with pytest.raises(Unavailable):
-        await run(keen, STREAM)
+        await run(reconciling_market, STREAM)
     lost = fake.last
     fake.script = honest
 
     async def is_lost() -> bool:
-        return await state_of(keen, lost.job) is JobState.LOST
+        return await state_of(reconciling_market, lost.job) is JobState.LOST
 
     await eventually(is_lost)
     lost.bill()
 
     async def settled() -> bool:
-        return await state_of(keen, lost.job) is JobState.COMPLETED
+        return await state_of(reconciling_market, lost.job) is JobState.COMPLETED
 
     await eventually(settled)
-    assert (await keen.tab(fake.providers[0].address)).accepted == 3
+    assert (await reconciling_market.tab(fake.providers[0].address)).accepted == 3
 
 
-async def test_job_that_never_got_there_is_given_up(keen: Market, fake: FakeMarket) -> None:
-    """A job of which the coordinator says that it never heard is given up; that nobody has its orders is its word alone, so that
-    these count until nobody can collect on them.
+async def test_job_that_never_got_there_is_given_up(reconciling_market: Market, fake: FakeMarket) -> None:
+    """A job that the coordinator does not know is given up. That nobody has its orders is only the coordinator's claim, so
+    they count until nobody can collect on them.
     """
     fake.script = until_cancelled
-    task = asyncio.create_task(run(keen, STREAM))
+    task = asyncio.create_task(run(reconciling_market, STREAM))
     await eventually(lambda: bool(fake.sessions))
     job = fake.last.job
     fake.sessions.clear()
@@ -77,33 +77,33 @@ async def test_job_that_never_got_there_is_given_up(keen: Market, fake: FakeMark
     await asyncio.gather(task, return_exceptions=True)
 
     async def failed() -> bool:
-        return await state_of(keen, job) is JobState.FAILED
+        return await state_of(reconciling_market, job) is JobState.FAILED
 
     await eventually(failed)
     cap = fake.submissions[0].candidates[0].terms.max_cost
-    assert [(await keen.tab(provider.address)).open_caps for provider in fake.providers] == [cap, cap]
+    assert [(await reconciling_market.tab(provider.address)).open_caps for provider in fake.providers] == [cap, cap]
 
 
-async def test_dishonest_receipt_of_a_lost_job(keen: Market, fake: FakeMarket) -> None:
-    """A false receipt that is fetched later is evidence all the same."""
+async def test_dishonest_receipt_of_a_lost_job(reconciling_market: Market, fake: FakeMarket) -> None:
+    """A dishonest receipt that is fetched later is still evidence."""
     fake.script = survives
     with pytest.raises(Unavailable):
-        await run(keen, STREAM)
+        await run(reconciling_market, STREAM)
     fake.last.bill(cost=Amount(50), cumulative_cost=Amount(50))
 
-    async def found() -> bool:
-        return len(await keen.evidence()) == 1
+    async def evidence_stored() -> bool:
+        return len(await reconciling_market.evidence()) == 1
 
-    await eventually(found)
-    assert await state_of(keen, fake.last.job) is JobState.DISPUTED
+    await eventually(evidence_stored)
+    assert await state_of(reconciling_market, fake.last.job) is JobState.DISPUTED
 
 
-async def test_jobs_that_run_here_are_left_alone(keen: Market, fake: FakeMarket) -> None:
-    """A job that is being read is not asked for, however long it runs."""
+async def test_jobs_that_run_here_are_left_alone(reconciling_market: Market, fake: FakeMarket) -> None:
+    """A job that is being read is not queried, however long it runs."""
     fake.script = until_cancelled
-    async with await keen.submit(CHAT, STREAM) as job:
+    async with await reconciling_market.submit(CHAT, STREAM) as job:
         await job.start()
         fake.sessions[job.id].bill()
         await asyncio.sleep(1.5)
-        assert await state_of(keen, job.id) is JobState.OPEN
+        assert await state_of(reconciling_market, job.id) is JobState.OPEN
         fake.sessions[job.id].provider.tab = replace(fake.last.provider.tab, seq=0, cumulative=Amount(0))

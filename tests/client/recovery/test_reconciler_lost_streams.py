@@ -1,4 +1,4 @@
-"""What is billed for streams that were lost is remembered, however early they were; and one failure of a network is one."""
+"""Bills for lost streams are remembered, however early the streams broke; one network failure counts once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALL = Usage(100, 0, 100)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short pauses between questions."""
+    """Short intervals between queries."""
     monkeypatch.setattr(reconciler, "POLLS", (0.01, 0.05))
 
 
@@ -37,8 +37,8 @@ async def fake() -> AsyncIterator[FakeMarket]:
         yield market
 
 
-async def unannounced(session: Session) -> None:
-    """The provider has the job and bills all of it; the client is told of no match, and its stream is cut."""
+async def cut_before_match(session: Session) -> None:
+    """The provider takes the job and bills all of it; the client gets no match, and its stream is cut."""
     session.take(0)
     session.bill(ALL, result_commitment=OTHER)
     session.survives = True
@@ -47,10 +47,10 @@ async def unannounced(session: Session) -> None:
 
 @pytest.mark.parametrize("keyed", [False, True])
 async def test_no_answer_is_billed_for_ever_before_its_match(market: Market, fake: FakeMarket, *, keyed: bool) -> None:
-    """A stream that is cut before the client knows who has the job is no crash of the client: what is billed for it counts as not
-    delivered, and the third time is the last.
+    """A stream that is cut before the client knows its provider causes no crash. The bill counts as not delivered, and the
+    third one blocks the provider.
     """
-    fake.script, mallory = unannounced, fake.providers[0].address
+    fake.script, mallory = cut_before_match, fake.providers[0].address
     for number in range(1, 4):
         with pytest.raises(TallyError) as caught:
             async with await market.submit(CHAT, BODY, key=f"key {number}" if keyed else None) as job:
@@ -63,7 +63,7 @@ async def test_no_answer_is_billed_for_ever_before_its_match(market: Market, fak
 
 
 async def test_a_submission_that_broke_is_not_billed_unremembered(market: Market, fake: FakeMarket) -> None:
-    """A keyed job whose connection broke before its stream began, and whose answer cannot be had, counts as not delivered."""
+    """A keyed job whose connection broke before its stream began, and whose answer cannot be fetched, counts as not delivered."""
     fake.drops, fake.keeps = 2, True
     with pytest.raises(TallyError) as caught:
         await market.submit(CHAT, BODY, key="one")
@@ -77,9 +77,7 @@ async def test_a_submission_that_broke_is_not_billed_unremembered(market: Market
 
 
 async def test_one_failure_of_the_network_blocks_no_provider(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Sixteen streams of one provider that are lost at once count as one, which is no more than the worst of them; the next
-    failure counts again.
-    """
+    """Sixteen simultaneously lost streams of one provider count once, as the worst of them; the next failure counts again."""
     now, lost = NOW, asyncio.Event()
 
     async def begins(session: Session) -> None:
@@ -91,7 +89,7 @@ async def test_one_failure_of_the_network_blocks_no_provider(fake: FakeMarket, w
         session.survives = True
         await session.cut()
 
-    async def one() -> None:
+    async def run_job() -> None:
         with pytest.raises(TallyError):
             await run(market, STREAM)
 
@@ -99,7 +97,7 @@ async def test_one_failure_of_the_network_blocks_no_provider(fake: FakeMarket, w
     async with Market(fake.url, wallet, config, clock=lambda: now) as market:
         for turn in (1, 2):
             lost.clear()
-            running = [asyncio.create_task(one()) for _ in range(16)]
+            running = [asyncio.create_task(run_job()) for _ in range(16)]
             await eventually(lambda turn=turn: sum(bool(s.output_bytes) for s in fake.sessions.values()) == 16 * turn)  # type: ignore[misc]
             now += 10 * 10**9
             lost.set()
@@ -109,7 +107,7 @@ async def test_one_failure_of_the_network_blocks_no_provider(fake: FakeMarket, w
 
 
 async def test_answers_that_were_kept_back_at_once_count_each(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """Streams that were read to their end are no failure of the network, however many end without their answers at once."""
+    """Streams that were read to their end are no network failure, however many end without answers at once."""
     now, over = NOW, asyncio.Event()
 
     async def keeps_back(session: Session) -> None:
@@ -117,13 +115,13 @@ async def test_answers_that_were_kept_back_at_once_count_each(fake: FakeMarket, 
         await over.wait()
         await session.finish(ALL, result_commitment=OTHER)
 
-    async def one() -> None:
+    async def run_job() -> None:
         with pytest.raises(UndeliveredCharge):
             await run(market, STREAM)
 
     fake.script = keeps_back
     async with Market(fake.url, wallet, config, clock=lambda: now) as market:
-        running = [asyncio.create_task(one()) for _ in range(2)]
+        running = [asyncio.create_task(run_job()) for _ in range(2)]
         await eventually(lambda: sum(session.attempts for session in fake.sessions.values()) == 2)
         now += 10 * 10**9
         over.set()

@@ -1,4 +1,4 @@
-"""Orders that providers had count until a receipt releases them or nobody can collect on them; whole answers are kept."""
+"""Orders that were matched count until a receipt releases them or nobody can collect on them; whole answers are kept."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ NONE = Usage(0, 0, 0)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short pauses between questions."""
+    """Short intervals between queries."""
     monkeypatch.setattr(reconciler, "POLLS", (0.01, 0.05))
 
 
@@ -59,14 +59,14 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
 
 
 async def refuses(session: Session) -> None:
-    """Every provider had the job, none did it, and none says that it charges nothing."""
+    """Every provider got the job, none did it, and none released its order."""
     for index in range(len(session.submission.candidates)):
         await session.match(index)
     await session.fail(BUSY)
 
 
 async def test_no_budget_is_exceeded_by_jobs_that_failed(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
-    """What providers of failed jobs can still collect, over all of them, stays within the day's budget; receipts make room."""
+    """The collectable caps of failed jobs, over all providers, stay within the day's budget; receipts make room."""
     fake.providers = [Provider.make(f"sybil{n}") for n in range(9)]
     fake.script = refuses
     bounded = replace(config, budgets=(Budget(per_day=Amount(250)),))
@@ -110,7 +110,7 @@ async def test_no_budget_is_exceeded_by_jobs_that_failed(fake: FakeMarket, walle
 
 
 async def test_a_failed_attempt_counts_beside_the_answer(market: Market, fake: FakeMarket) -> None:
-    """The order of a provider that had the job, and that another one stood in for, counts on after the job has ended."""
+    """If one provider took over another's job, the first one's order still counts after the job has ended."""
 
     async def second(session: Session) -> None:
         await session.match(0)
@@ -134,7 +134,7 @@ async def test_a_failed_attempt_counts_beside_the_answer(market: Market, fake: F
 
 
 async def test_the_receipt_in_a_failure_releases(market: Market, fake: FakeMarket) -> None:
-    """A FAIL frame that carries the receipt at no cost releases the cap as VOID does, and both together are one."""
+    """A FAIL frame with the receipt at no cost releases the cap as VOID does; both together release it once."""
 
     async def fails(session: Session) -> None:
         await session.match()
@@ -196,10 +196,10 @@ async def _chunk_after_void(session: Session) -> None:
 @pytest.mark.parametrize(
     "script", [_void_first, _void_that_charges, _void_with_a_cost, _void_of_another, _forged_void, _two_voids, _chunk_after_void]
 )
-async def test_no_cap_is_released_by_what_is_no_receipt_at_no_cost(
+async def test_only_a_valid_void_releases_a_cap(
     market: Market, fake: FakeMarket, script: Callable[[Session], Awaitable[None]]
 ) -> None:
-    """A VOID that is out of place, forged, of another order or not free ends the job as the coordinator's fault."""
+    """A VOID that is misplaced, forged, of another order or not free ends the job as the coordinator's fault."""
 
     async def play(session: Session) -> None:
         await script(session)
@@ -213,7 +213,7 @@ async def test_no_cap_is_released_by_what_is_no_receipt_at_no_cost(
 
 
 async def test_no_provider_climbs_by_jobs_that_it_fails(market: Market, fake: FakeMarket) -> None:
-    """After a stated number of orders without a receipt a provider gets no more, which is no block; receipts heal it."""
+    """After the stated number of orders without a receipt, a provider gets no more. This is no block, and receipts end it."""
     fake.providers, fake.script = fake.providers[:1], refuses
     alice = fake.providers[0].address
     for _ in range(MAX_AWAITING_RECEIPTS):
@@ -235,7 +235,7 @@ async def test_no_provider_climbs_by_jobs_that_it_fails(market: Market, fake: Fa
 
 
 async def test_outstanding_receipts_are_asked_for_less_and_less(ledger: Ledger) -> None:
-    """A job that ended without a receipt is asked about soon, then after as long again as it is old, until nobody can collect."""
+    """A job without a receipt is queried soon, then at intervals equal to its age, until nobody can collect on it."""
     job, (placed,) = await take(ledger)
     await ledger.end_job(job, JobState.FAILED, "gone", NOW_S, matched=[placed.order.digest])
     queries, now = 0, NOW_S
@@ -250,8 +250,8 @@ async def test_outstanding_receipts_are_asked_for_less_and_less(ledger: Ledger) 
     assert other.order.message.ceiling == placed.terms.max_cost + other.terms.max_cost
 
 
-async def test_a_coordinator_that_knows_nothing_frees_nothing(ledger: Ledger) -> None:
-    """Where nobody knows which orders of a job were matched, all count; where it is known, the others stop."""
+async def test_an_unknown_job_releases_no_order(ledger: Ledger) -> None:
+    """If it is unknown which orders of a job were matched, all count; if it is known, the others stop counting."""
     job, (alice, bob) = await take(ledger, ALICE, BOB)
     await ledger.end_job(job, JobState.FAILED, "never admitted", NOW_S, keep_orders_open=True)
     assert [(await ledger.tab(DOMAIN, placed.provider, NOW_S)).open_caps for placed in (alice, bob)] == [alice.terms.max_cost] * 2
@@ -262,7 +262,7 @@ async def test_a_coordinator_that_knows_nothing_frees_nothing(ledger: Ledger) ->
 
 
 async def test_a_receipt_at_no_cost_ends_no_job_that_goes_on(ledger: Ledger) -> None:
-    """It releases its order alone, counts as no request, and the totals of the tab stay as they were."""
+    """A receipt at no cost releases only its own order, counts as no request, and leaves the tab's totals unchanged."""
     job, (alice, bob) = await take(ledger, ALICE, BOB)
     void = ALICE.signer.sign(bill(alice, NONE, Outcome.REFUSED), DOMAIN)
     for _ in range(2):
@@ -284,11 +284,11 @@ async def test_a_receipt_at_no_cost_ends_no_job_that_goes_on(ledger: Ledger) -> 
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).open_caps == alice.terms.max_cost, "it counts again"
 
 
-# A whole answer is delivered
+# Whole answers
 
 
 async def whole_then_fail(session: Session) -> None:
-    """The whole answer, then a failure; the receipt is kept back."""
+    """Sends the whole answer, then a failure, and withholds the receipt."""
     await session.match()
     if session.request.get("stream"):
         await session.answer(200, EVENTS)
@@ -301,7 +301,7 @@ async def whole_then_fail(session: Session) -> None:
 
 
 async def test_a_whole_answer_is_not_thrown_away(market: Market, fake: FakeMarket) -> None:
-    """A failure after the last chunk is no failure: the caller has the answer, its order counts, and its receipt is fetched."""
+    """If a job fails after the last chunk, the caller has the answer, the order counts, and the receipt is fetched."""
     fake.script = whole_then_fail
     async with await market.submit(CHAT, STREAM) as job:
         assert [chunk async for chunk in job] == [event("whole"), b"data: [DONE]\n\n"]
@@ -324,8 +324,8 @@ async def test_a_whole_answer_is_not_thrown_away(market: Market, fake: FakeMarke
     assert (await market._ledger.spending(0, ()))[0].failed == 0
 
 
-async def test_a_whole_answer_whose_receipt_lies_is_not_paid(market: Market, fake: FakeMarket) -> None:
-    """The receipt that comes later is held against the answer that had arrived."""
+async def test_a_whole_answer_with_a_dishonest_receipt_is_not_paid(market: Market, fake: FakeMarket) -> None:
+    """A later receipt is checked against the answer that had arrived."""
     fake.script = whole_then_fail
     await run(market)
     fake.last.bill(result_commitment=Hash(bytes(32)))
@@ -340,7 +340,7 @@ async def _is(ask: Callable[[], Awaitable[object]]) -> bool:
 
 
 async def test_a_connection_that_breaks_after_the_end_loses_nothing(market: Market, fake: FakeMarket) -> None:
-    """With the last chunk the answer is whole, whether the receipt can be had then or not."""
+    """After the last chunk the answer is whole, whether or not the receipt is available then."""
 
     async def breaks(session: Session) -> None:
         await session.match()
@@ -359,8 +359,8 @@ async def test_a_connection_that_breaks_after_the_end_loses_nothing(market: Mark
     assert fake.cancels == []
 
 
-async def test_the_gateway_says_that_a_receipt_is_outstanding(market: Market, fake: FakeMarket) -> None:
-    """The answer is a 200 with its body; the headers say that the receipt is to come, and what it may cost at most."""
+async def test_the_gateway_reports_an_outstanding_receipt(market: Market, fake: FakeMarket) -> None:
+    """The response is a 200 with its body; headers say that the receipt is outstanding, and the highest possible cost."""
     fake.script = whole_then_fail
     async with (
         serving(build_app(market), "127.0.0.1", 0) as port,

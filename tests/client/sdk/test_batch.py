@@ -63,7 +63,7 @@ async def test_results_in_order_or_as_they_end(market: Market, fake: FakeMarket)
 
 @pytest.mark.parametrize("ordered", [True, False])
 async def test_concurrency_is_bounded(market: Market, fake: FakeMarket, ordered: bool) -> None:
-    """An endless iterator is read only as far as running jobs and results that nobody took allow."""
+    """An endless iterator is read only as far ahead as the running jobs and the unread results allow."""
     taken, most = 0, 0
 
     async def endless() -> AsyncIterator[dict[str, Any]]:
@@ -81,7 +81,7 @@ async def test_concurrency_is_bounded(market: Market, fake: FakeMarket, ordered:
     async with contextlib.aclosing(market.map(endless(), concurrency=3, ordered=ordered)) as run:
         for _ in range(5):
             await anext(run)
-        await eventually(lambda: taken == 5 + 2 * 3 and market.running == 0)  # nobody takes results any more
+        await eventually(lambda: taken == 5 + 2 * 3 and market.running == 0)  # results are no longer read
         await asyncio.sleep(0.05)
         assert taken == 5 + 2 * 3
     assert 1 < most <= 3

@@ -40,7 +40,7 @@ async def test_a_stream_yields_text_then_receipt(market: Market, fake: FakeMarke
 
 
 async def test_result_alone_has_all_the_text(market: Market) -> None:
-    """The result has the text that iterating left: all of it if nothing was iterated."""
+    """The result has the text that was not iterated: all of it if iteration never began."""
     assert (await market.stream(MODEL, MESSAGES).result()).text == TEXT
     async with await market.submit(CHAT, STREAM) as job:
         assert [text async for text in job.text()] == [*WORDS]

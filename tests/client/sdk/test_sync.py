@@ -50,18 +50,18 @@ def _public(thing: object) -> set[str]:
 
 def test_both_interfaces_have_the_same_names(wallet: Signer) -> None:
     """Every public name of an async class exists in its synchronous class, with the same parameters, and no other."""
-    twins: list[tuple[type, type]] = [(Market, SyncMarket), (Job, SyncJob), (TextStream, SyncTextStream)]
+    class_pairs: list[tuple[type, type]] = [(Market, SyncMarket), (Job, SyncJob), (TextStream, SyncTextStream)]
     attributes = _public(Market("http://x", wallet)) - _public(Market)
-    for waits, sync in twins:
-        assert _public(waits) | (attributes if waits is Market else set()) == _public(sync)
-        assert hasattr(waits, "__aenter__") == hasattr(sync, "__enter__")
-        assert hasattr(waits, "__aiter__") == hasattr(sync, "__iter__")
-        for name in _public(waits):
-            ours, theirs = getattr(waits, name), getattr(sync, name)
-            assert isinstance(ours, property) == isinstance(theirs, property)
-            if not isinstance(ours, property):
-                assert _parameters(ours) == _parameters(theirs), name
-                assert theirs.__doc__, name
+    for async_class, sync_class in class_pairs:
+        assert _public(async_class) | (attributes if async_class is Market else set()) == _public(sync_class)
+        assert hasattr(async_class, "__aenter__") == hasattr(sync_class, "__enter__")
+        assert hasattr(async_class, "__aiter__") == hasattr(sync_class, "__iter__")
+        for name in _public(async_class):
+            async_member, sync_member = getattr(async_class, name), getattr(sync_class, name)
+            assert isinstance(async_member, property) == isinstance(sync_member, property)
+            if not isinstance(async_member, property):
+                assert _parameters(async_member) == _parameters(sync_member), name
+                assert sync_member.__doc__, name
 
 
 def _parameters(method: Any) -> list[tuple[str, object, object]]:
@@ -97,7 +97,7 @@ async def test_stream_and_map_without_async(fake: FakeMarket, wallet: Signer, co
 
 @contextlib.contextmanager
 def _served(fake: FakeMarket) -> Iterator[None]:
-    """Runs the fake coordinator in its own thread, so that the test has the main one."""
+    """Runs the fake coordinator in a thread of its own and leaves the main thread to the test."""
     ready, stop = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
 

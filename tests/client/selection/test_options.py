@@ -1,4 +1,4 @@
-"""Choosing providers: what a request may say, and why an ask will do or not."""
+"""Choice of providers: the options of a request, and the reason why an ask is suitable or not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.selection.options import HEADER, GatewayOptions, ProviderCriteria, demand_of, explain_asks, read_options
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.errors import BadMessage, Fault, Refusal, TallyError
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.requirements import Requirements
@@ -19,8 +19,8 @@ from tests.coordinator.harness import MODEL, START, make_ask, person, unchecked
 ANN, BOB = person("ann").address, person("bob").address
 
 
-def test_a_request_narrows_what_the_config_says() -> None:
-    """Order and preferences are the request's where it names them; exclusions add up; limits are never relaxed."""
+def test_a_request_narrows_the_config() -> None:
+    """Order and preferences come from the request if it names them; exclusions add up; limits are never relaxed."""
     config = ClientConfig(
         max_input_price=Amount(5),
         require=Requirements(region=("eu",)),
@@ -53,7 +53,7 @@ def test_a_request_narrows_what_the_config_says() -> None:
 
 
 def test_the_header() -> None:
-    """Dollars as text, one name for a list of one, everything optional."""
+    """Dollars are text, a single name is a list of one, and every option is optional."""
     assert read_options(None) == ({}, GatewayOptions())
     options, extras = read_options(
         '{"max_cost": "0.5", "max_output_price": "2", "pin": "0xaa", "prefer": ["0xbb"], "sort": "latency",'
@@ -89,14 +89,14 @@ def test_the_header() -> None:
     ],
 )
 def test_invalid_headers(header: str, says: str) -> None:
-    """The member at fault is named."""
+    """The error names the invalid member."""
     with pytest.raises(BadMessage, match=says) as caught:
         read_options(header)
     assert HEADER in str(caught.value)
 
 
 def test_why_each_ask_will_do_or_not() -> None:
-    """The coordinator's reasons and this client's own; those that will do come first."""
+    """The reasons are the coordinator's and this client's own; suitable asks come first."""
     demand = demand_of(ClientConfig(), MODEL, "/v1/chat/completions", {"require": Requirements(region=("eu",))})
     asks = [make_ask(person(name), spec=Spec(region=region)) for name, region in (("ann", "us"), ("bob", "eu"), ("cid", "eu"))]
     listed: list[dict[str, Any]] = [{"ask": unchecked(ask).to_json(), "free": 1, "reputation": 99} for ask in asks]
@@ -124,7 +124,7 @@ ODD = (*NUMBERS, *TEXTS, None, [], {}, [[]], [None])
     "name", ["max_cost", "max_input_price", "min_stake", "min_reputation", "pin", "require", "sort", "cache"]
 )
 def test_odd_options_are_refused_in_words_and_never_crash(name: str) -> None:
-    """Whatever a caller's header gives for an option, it is a demand that can be asked, or a refusal that names the option."""
+    """Any header value is a valid demand, or is refused with the option's name."""
     for odd in ODD:
         try:
             options, _ = read_options(json.dumps({name: odd}))
@@ -136,15 +136,15 @@ def test_odd_options_are_refused_in_words_and_never_crash(name: str) -> None:
 
 @pytest.mark.parametrize("header", ["[" * 100_000, '{"require":' * 2_000, "\xff", "null", "7", '{"max_cost": 1', ""])
 def test_a_header_that_is_no_options_is_refused(header: str) -> None:
-    """Also one that is nested to exhaust a stack."""
+    """A header without valid options, also a too deeply nested one, is refused."""
     with pytest.raises(BadMessage, match=HEADER):
         read_options(header)
 
 
 def test_one_bad_ask_hides_no_other() -> None:
-    """What makes no sense, or is too long, is left out of what is explained."""
+    """An invalid or oversized text is left out of the explanation."""
     good = unchecked(make_ask(person("ann"))).to_json()
     fat = unchecked(make_ask(person("bob"), spec=Spec(revision="r" * 20_000))).to_json()
     listed: list[dict[str, Any]] = [{"ask": fat}, {"ask": None}, {}, {"ask": good, "free": -1}, {"ask": good, "why": "w" * 9_000}]
-    (told,) = explain_asks(listed, Demand(MODEL), {}, START)
-    assert (told.ask.provider, len(told.reason)) == (ANN, 500)
+    (explanation,) = explain_asks(listed, Demand(MODEL), {}, START)
+    assert (explanation.ask.provider, len(explanation.reason)) == (ANN, 500)

@@ -70,14 +70,14 @@ async def test_a_fresh_answer_is_fresh() -> None:
     assert await _free(funds, fresh=True) == 50
 
 
-async def test_many_who_ask_at_once_share_one_reading() -> None:
+async def test_concurrent_callers_share_a_read() -> None:
     """Many new jobs of one payer cause one read."""
     funds, escrow, _ = _make()
     assert await asyncio.gather(*(_free(funds) for _ in range(50))) == [100] * 50
     assert escrow.reads == 1
 
 
-async def test_one_who_gives_up_does_not_spoil_it_for_others() -> None:
+async def test_a_cancelled_caller_does_not_affect_others() -> None:
     """A read continues when one of the tasks that wait for it is cancelled."""
     funds, escrow, _ = _make()
     escrow.gate.clear()

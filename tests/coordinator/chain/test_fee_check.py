@@ -28,7 +28,7 @@ def escrow() -> FakeEscrow:
 
 
 @pytest.mark.parametrize(("configured", "registered"), [(0, 1), (0, 500), (100, 101), (100, 99), (10_000, 0)])
-async def test_no_coordinator_starts_with_a_fee_that_nobody_was_told(
+async def test_no_coordinator_starts_with_an_unregistered_fee(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, escrow: FakeEscrow, configured: int, registered: int
 ) -> None:
     """Higher or lower, the error names both rates, the setting and the command."""
@@ -59,14 +59,14 @@ async def test_a_chain_that_is_away_stops_no_start(escrow: FakeEscrow, monkeypat
     with capture_logs() as logs:
         await check.check_at_start()
         monkeypatch.setattr(fee_check, "START_SECONDS", 0.01)
-        monkeypatch.setattr(escrow, "fee_bps", lambda _who: asyncio.sleep(TIMEOUT_SECONDS))
+        monkeypatch.setattr(escrow, "fee_bps", lambda _account: asyncio.sleep(TIMEOUT_SECONDS))
         await check.check_at_start()
     assert [(entry["log_level"], entry["fee_bps"], bool(entry["reason"])) for entry in logs] == [("warning", 7, True)] * 2
 
 
 async def test_a_fee_that_is_raised_later_does_not_go_unnoticed(escrow: FakeEscrow) -> None:
     """Each new rate is one error in the log, not one per check; a return to the old rate is logged; a dead chain ends nothing."""
-    configure(json=True)  # whatever level another test left
+    configure(json=True)  # another test may have changed the level
     escrow.fees[COORDINATOR.address] = 100
     check = FeeCheck(escrow, COORDINATOR.address, 100, interval=0.001)
     await check.check_at_start()

@@ -57,7 +57,7 @@ def _closed(store: MemoryStore) -> list[str | None]:
     return [tx for _, tx in store.claims.values()]
 
 
-# Taking
+# Accepting claims
 
 
 async def test_a_good_claim_waits(settler: Settler, store: MemoryStore) -> None:
@@ -104,7 +104,7 @@ def _anothers_order() -> ClaimRequest:
         (make_claim(ANN), BadMessage, "claim.rows: expected 1 to"),
     ],
 )
-async def test_a_claim_that_is_not_what_it_says(
+async def test_a_claim_that_contradicts_itself(
     settler: Settler, store: MemoryStore, claim: ClaimRequest, error: type[PeerError], says: str
 ) -> None:
     """Forged, altered, mismatched and empty claims and claims of others are refused and not stored."""
@@ -147,7 +147,7 @@ async def test_many_claims_need_several_batches(settler: Settler, store: MemoryS
     assert escrow.settled == {(PAYER.address, ANN.address): BATCH_CLAIMS + 3}
 
 
-async def test_no_gas_for_what_cannot_be_paid(store: MemoryStore, escrow: FakeEscrow) -> None:
+async def test_no_gas_for_unpayable_claims(store: MemoryStore, escrow: FakeEscrow) -> None:
     """A claim on an empty purse, or one that pays too little, costs no gas; sent again after a deposit, it is settled."""
     settler = make_settler(escrow, store, min_claim=15)
     escrow.free[PAYER.address] = 10
@@ -209,7 +209,7 @@ async def test_a_claim_with_one_good_row_is_sent(settler: Settler, escrow: FakeE
 
 
 async def test_a_shortfall_can_be_claimed_again(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
-    """What a purse could not pay is not lost: sending the same claim again collects the rest."""
+    """An amount that a purse could not pay is not lost: sending the same claim again collects the rest."""
     escrow.free[PAYER.address] = 5
     for _ in range(2):
         await settler.accept_claim(ANN.address, _claim(total=20))
@@ -220,7 +220,7 @@ async def test_a_shortfall_can_be_claimed_again(settler: Settler, store: MemoryS
     assert len(store.claims) == 1
 
 
-# When things fail
+# Failures
 
 
 async def test_a_chain_that_is_down(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
@@ -276,11 +276,11 @@ async def test_a_crash_between_send_and_close(store: MemoryStore, escrow: FakeEs
     assert escrow.settled == {(PAYER.address, ANN.address): 20}
 
 
-# Following
+# Following the chain
 
 
-async def test_what_was_settled_is_learnt(escrow: FakeEscrow, store: MemoryStore) -> None:
-    """Settlements on chain, whoever sent them, are stored with their transaction and lower what a payer owes."""
+async def test_settlements_are_followed(escrow: FakeEscrow, store: MemoryStore) -> None:
+    """Settlements on chain by any sender are stored with their transaction and lower a payer's debt."""
     exposure = Exposure()
     exposure.record_receipt(PAYER.address, ANN.address, Amount(20), Amount(20))
     settler = make_settler(escrow, store, exposure=exposure)
@@ -335,7 +335,7 @@ async def test_following_twice_changes_nothing(settler: Settler, store: MemorySt
     assert cursor.block == escrow.block + 1
 
 
-async def test_a_chain_that_takes_back_what_was_final(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
+async def test_a_reorg_of_final_blocks(settler: Settler, store: MemoryStore, escrow: FakeEscrow) -> None:
     """Settlements are forgotten after a deep reorganisation; the claim is sent and paid again, once."""
     await settler.accept_claim(ANN.address, _claim(total=20))
     await settler.settle()

@@ -1,4 +1,4 @@
-"""What a provider can make the settler read and spend is bounded, and no provider's claims wait for a stranger's."""
+"""The settler's reads and costs per provider are bounded, and no provider's claims wait for a stranger's."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ async def test_reads_in_vain_do_not_go_on_for_ever(escrow: FakeEscrow, store: Me
 
 
 async def test_a_stranger_does_not_hold_up_others(escrow: FakeEscrow, store: MemoryStore) -> None:
-    """Providers take turns: whatever number of claims one has pending, the first claim of another is in the next batch."""
+    """Providers take turns: however many claims one has pending, the first claim of another is in the next batch."""
     settler = make_settler(escrow, store)
     for number in range(100):
         await settler.accept_claim(ANN.address, _junk(number, MAX_PURSELESS_PAYERS))
@@ -193,7 +193,7 @@ async def test_claims_of_one_provider_do_not_fill_the_store(
     assert _closed(store) == [None]
 
 
-async def test_what_is_read_once_is_not_read_again(escrow: FakeEscrow, store: MemoryStore) -> None:
+async def test_reads_are_not_repeated(escrow: FakeEscrow, store: MemoryStore) -> None:
     """The claims of many providers on one payer read its purse once a batch, and each tab once."""
     settler = make_settler(escrow, store)
     providers = [person(f"provider {number}") for number in range(10)]

@@ -13,7 +13,7 @@ def _prices(book: AskBook, model: str = MODEL) -> list[int]:
 
 
 def test_asks_stand_cheapest_first() -> None:
-    """A model's asks are sorted by the price of three input tokens and one output token, in whatever order they arrived."""
+    """A model's asks are sorted by the price of three input tokens and one output token, in any order of arrival."""
     book = AskBook()
     for name, price in (("a", 30), ("b", 10), ("c", 20)):
         key = person(name)

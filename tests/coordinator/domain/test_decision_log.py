@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.domain.decision_log import MAX_DECISIONS, DecisionLog
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.types import Address
@@ -18,7 +18,7 @@ def _why(world: World, node: FakeNode) -> list[tuple[str, bool, str]]:
 
 
 async def test_shortlists_say_why(world: World) -> None:
-    """Each node gets its reason: its place, too expensive, busy, or displaced by cheaper providers."""
+    """Each node gets its reason: its rank, too expensive, busy, or displaced by cheaper providers."""
     cheap, dear, busy = world.node("ann"), world.node("bob", output_price=9_000_000), world.node("eve", output_price=3_000_000)
     world.market.matchmaker.set_capacity(busy.address, Capacity(0, 4))
     world.market.matchmaker.shortlist(Demand(MODEL, max_output_price=5_000_000))

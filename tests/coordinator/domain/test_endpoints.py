@@ -1,4 +1,4 @@
-"""Endpoints under which a node may dial this coordinator: which spellings are equal, and which are another's."""
+"""Endpoints under which a node may dial this coordinator: equal spellings, and endpoints of others."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_loopback_counts_over_loopback_only(dialled: str) -> None:
 
 
 def test_what_is_loopback() -> None:
-    """Names and addresses that only this machine reaches."""
+    """Names and addresses that are reachable only from this machine are recognized."""
     assert all(map(is_loopback, ["localhost", "LOCALHOST.", "127.0.0.1", "127.9.9.9", "::1", "[::1]"]))
     assert not any(map(is_loopback, ["", "0.0.0.0", "::", "10.0.0.1", "localhost.example", "coordinator"]))
 
@@ -102,7 +102,7 @@ async def _relay(at: Served) -> AsyncIterator[str]:
 
 
 async def test_a_relay_does_not_pass_as_a_coordinator(at: Served) -> None:
-    """The HELLO that a relay passes on is refused with both addresses; the node's own connection stays."""
+    """A HELLO that a relay forwards is refused with both addresses; the node's own connection stays."""
     own = await LinkNode.join(at, ANN)
     async with _relay(at) as url:
         led = await LinkNode.open(url, ANN)

@@ -96,12 +96,12 @@ def test_strangers_are_not_remembered() -> None:
             exposure.admit(stranger, A, Amount(1), Amount(0))
         exposure.settle(stranger, A, Amount(5))
     assert exposure.size == 0
-    assert exposure._tabs == {}, "nor an empty place for each"
+    assert exposure._tabs == {}, "nor an empty entry for each"
 
 
 def test_a_refusal_says_what_is_missing() -> None:
     """The refusal names both sums in decimal form, and what to do."""
-    with pytest.raises(Refusal, match=r"has 1\.5 free.* may cost 2\.25.*tally deposit") as caught:
+    with pytest.raises(Refusal, match=r"has 1\.5 dollars free.* may cost 2\.25.*tally deposit") as caught:
         _make().admit(PAYER, A, Amount(2_250_000), Amount(1_500_000))
     assert caught.value.code is Code.INSUFFICIENT_FUNDS
 
@@ -138,7 +138,7 @@ class ExposureMachine(RuleBasedStateMachine):
     def end(self, data: st.DataObject, cost: Amount) -> None:
         provider, cap = self.jobs.pop(data.draw(st.integers(0, len(self.jobs) - 1)))
         tab = self.exposure.known(PAYER, provider)
-        before = tab.cumulative if tab is not None else Amount(0)  # a tab with nothing on it need not be remembered
+        before = tab.cumulative if tab is not None else Amount(0)  # an empty tab need not be stored
         self.exposure.record_receipt(PAYER, provider, before + min(cost, cap), Amount(10**9))
         self.exposure.release(PAYER, provider, cap)
 

@@ -7,7 +7,7 @@ import pytest
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
 from coordinator.domain.matching import rank_candidates, rejection, shortlist
-from tallystick.protocol.demand import Demand, Reason
+from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import Capacity
@@ -58,13 +58,13 @@ def _refusal(book: AskBook, **demand: Any) -> TallyError:
         (Reason.ASK_EXPIRED, {}, {"valid_from": START + 1}),
     ],
 )
-def test_each_predicate_says_why(reason: Reason, demand: dict[str, Any], ask: dict[str, Any]) -> None:
-    """Every requirement that an ask does not meet is told by a reason of its own."""
+def test_each_predicate_has_a_reason(reason: Reason, demand: dict[str, Any], ask: dict[str, Any]) -> None:
+    """Each requirement that an ask does not meet has a reason of its own."""
     assert rejection(_standing(**ask), Demand(model=MODEL, **demand), START) is reason
 
 
-def test_a_busy_node_is_told_apart() -> None:
-    """A node without a free slot is refused for that alone."""
+def test_a_busy_node_has_its_own_reason() -> None:
+    """A node without a free slot is refused with exactly that reason."""
     assert rejection(_standing(free=0), Demand(model=MODEL), START) is Reason.BUSY
 
 
@@ -76,14 +76,14 @@ def test_a_busy_node_is_told_apart() -> None:
         {"max_input_price": 1_000_000, "max_output_price": 2_000_000},
     ],
 )
-def test_what_fits_exactly_fits(demand: dict[str, Any]) -> None:
-    """Maxima include their bound; an ask is valid from its first second to the one before its last."""
+def test_bounds_are_inclusive(demand: dict[str, Any]) -> None:
+    """Maxima include their bound; an ask is valid from its first second to the last one before its end."""
     fits = _standing(valid_from=START, valid_until=START + 1)
     assert rejection(fits, Demand(model=MODEL, **demand), START) is None
 
 
 def test_the_shortlist_is_ranked_and_bounded() -> None:
-    """The cheapest asks come first, as many as wanted and no more."""
+    """The cheapest asks come first, at most as many as requested."""
     book, _ = _book_of(*[(person(str(n)), {"output_price": n}) for n in range(20, 0, -1)])
     listed_asks = shortlist(book, Demand(model=MODEL, limit=3), START)
     assert [listed_ask.ask.message.output_price for listed_ask in listed_asks] == [1, 2, 3]
@@ -91,7 +91,9 @@ def test_the_shortlist_is_ranked_and_bounded() -> None:
 
 
 def test_the_shortlist_is_sorted_as_asked() -> None:
-    """By the first token or by throughput, as nodes measured them; what is not known comes last, and ties go to the cheaper."""
+    """Asks can be sorted by measured time to first token or throughput; unknown values come last, and the cheaper ask wins a
+    tie.
+    """
     keys = [person(name) for name in ("ann", "bob", "cid", "dan")]
     speeds = [Capacity(1, 1), Capacity(1, 1, 50, 300), Capacity(1, 1, 20, 100), Capacity(1, 1, 50, 300)]
     book = AskBook()
@@ -106,8 +108,8 @@ def test_the_shortlist_is_sorted_as_asked() -> None:
         Demand(model=MODEL, sort="beauty")
 
 
-def test_who_failed_too_often_is_left_out() -> None:
-    """Of those that fit, a client may want only providers that mostly did well lately."""
+def test_unreliable_providers_can_be_excluded() -> None:
+    """A client may require providers whose recent jobs mostly succeeded."""
     book, _ = _book_of((ANN, {}), (BOB, {}))
     scores = {ANN.address: 0.89, BOB.address: 0.9}
     rejected: list[tuple[Reason, ListedAsk]] = []
@@ -117,14 +119,14 @@ def test_who_failed_too_often_is_left_out() -> None:
 
 
 def test_a_pinned_provider_is_found_however_dear() -> None:
-    """A provider that was asked for by name is found behind any number of cheaper ones."""
+    """A provider that is requested by name is found behind any number of cheaper ones."""
     book, _ = _book_of(*[(person(str(n)), {"output_price": n}) for n in range(300)], (ANN, {"output_price": 10**9}))
     listed_asks = shortlist(book, Demand(model=MODEL, pin=frozenset({ANN.address})), START)
     assert [listed_ask.node.provider for listed_ask in listed_asks] == [ANN.address]
 
 
 def test_excluded_providers_do_not_hide_the_others() -> None:
-    """However many cheap providers a client does not want, those behind them are found."""
+    """Providers behind any number of cheap excluded ones are found."""
     unwanted = [person(str(n)) for n in range(300)]
     book, _ = _book_of(*[(key, {"output_price": n}) for n, key in enumerate(unwanted)], (ANN, {"output_price": 10**9}))
     listed_asks = shortlist(book, Demand(model=MODEL, exclude=frozenset(key.address for key in unwanted)), START)
@@ -132,7 +134,7 @@ def test_excluded_providers_do_not_hide_the_others() -> None:
 
 
 def test_the_work_is_bounded() -> None:
-    """However many asks do not fit, only so many are looked at."""
+    """A bounded number of unsuitable asks is examined."""
     book, _ = _book_of(
         *[(person(str(n)), {"valid_until": START, "output_price": n}) for n in range(300)], (ANN, {"output_price": 10**9})
     )
@@ -147,7 +149,7 @@ def test_limits_are_bounded(limit: int) -> None:
 
 
 def test_an_unknown_model() -> None:
-    """A model that nobody offers is refused for good, and named."""
+    """A model without asks is refused for good, and the refusal names it."""
     error = _refusal(AskBook())
     assert (type(error), error.code, error.status) == (Refusal, Code.UNKNOWN_MODEL, 404)
     assert MODEL in str(error)
@@ -157,7 +159,7 @@ def test_an_unknown_model() -> None:
     "demand", [{"max_input_price": 1}, {"max_output_price": 1}, {"max_input_price": 1, "max_output_price": 1}]
 )
 def test_all_too_dear(demand: dict[str, Any]) -> None:
-    """Where only the price stands in the way, the refusal says so, with the lowest prices on offer."""
+    """If only the price prevents a match, the refusal says so, with the lowest prices on offer."""
     book, _ = _book_of((ANN, {"input_price": 70, "output_price": 900}), (BOB, {"input_price": 80, "output_price": 500}))
     error = _refusal(book, **demand)
     assert (type(error), error.code, error.status) == (Refusal, Code.PRICE_ABOVE_CAP, 402)
@@ -166,7 +168,7 @@ def test_all_too_dear(demand: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("choice", [{"pin": frozenset({ANN.address})}, {"exclude": frozenset({BOB.address})}])
 def test_too_dear_among_those_asked_for(choice: dict[str, Any]) -> None:
-    """Cheap providers that the client did not want do not hide that the wanted ones are too dear."""
+    """The refusal says that the wanted providers are too expensive even if cheap unwanted ones exist."""
     book, _ = _book_of((ANN, {"input_price": 70}), (BOB, {"input_price": 1}))
     error = _refusal(book, max_input_price=10, **choice)
     assert error.code is Code.PRICE_ABOVE_CAP
@@ -175,7 +177,7 @@ def test_too_dear_among_those_asked_for(choice: dict[str, Any]) -> None:
 
 
 def test_all_busy() -> None:
-    """Where a provider that fits is busy, trying again is reasonable, and nobody calls it the client's fault."""
+    """If a suitable provider is busy, the refusal is retryable and not the client's fault."""
     book, _ = _book_of((ANN, {}), free=0)
     book.replace(BOB.address, [make_ask(BOB, input_price=10**9)], Capacity(1, 1))
     error = _refusal(book, max_input_price=10**6)
@@ -192,8 +194,8 @@ def test_all_busy() -> None:
         ({"min_stake": 1, "exclude": frozenset({BOB.address})}, f"1 x {Reason.EXCLUDED.value}"),
     ],
 )
-def test_nobody_fits(demand: dict[str, Any], reason: str) -> None:
-    """Where nobody fits, the refusal counts the reasons."""
+def test_no_provider_is_suitable(demand: dict[str, Any], reason: str) -> None:
+    """If no provider is suitable, the refusal counts the reasons."""
     book, _ = _book_of((ANN, {}), (BOB, {}))
     error = _refusal(book, **demand)
     assert (type(error), error.code) == (Refusal, Code.NO_PROVIDER)
@@ -218,7 +220,7 @@ def _ranked(
 
 
 def test_candidates_are_ranked_by_price_and_reputation() -> None:
-    """The cheapest candidate comes first; a bad reputation makes a provider as good as dearer."""
+    """The cheapest candidate comes first; a bad reputation counts like a higher price."""
     book, asks = _book_of((ANN, {"input_price": 100, "output_price": 100}), (BOB, {"input_price": 150, "output_price": 150}))
     submission = make_submission(*asks)
     assert _ranked(book, submission)[0] == [ANN.address, BOB.address]
@@ -229,7 +231,7 @@ def test_candidates_are_ranked_by_price_and_reputation() -> None:
 
 
 def test_a_candidate_that_cannot_take_the_job_is_explained() -> None:
-    """Each candidate that is left out has its reason: it failed, it is busy, its ask is gone."""
+    """Each rejected candidate has its reason: it failed, it is busy, or its ask is gone."""
     book, asks = _book_of((ANN, {}), (BOB, {}), (CAT, {}))
     submission = make_submission(*asks)
     book.drop(BOB.address)
@@ -246,7 +248,7 @@ def test_a_candidate_that_cannot_take_the_job_is_explained() -> None:
 
 
 def test_an_expired_order_is_no_candidate() -> None:
-    """An order whose deadline passed while another provider tried is not handed on."""
+    """An order whose deadline passed during another provider's attempt is not dispatched."""
     book, asks = _book_of((ANN, {}))
     assert _ranked(book, make_submission(*asks, deadline=START)) == ([], {ANN.address: Reason.ORDER_EXPIRED.value})
 
@@ -262,7 +264,7 @@ def test_an_expired_order_is_no_candidate() -> None:
     ],
 )
 def test_terms_must_be_the_asks(terms: dict[str, Any]) -> None:
-    """Terms that differ from the ask that they name are refused, whoever would gain by it."""
+    """Terms that differ from the ask that they name are refused, in either party's favour."""
     book, asks = _book_of((ANN, {}))
     with pytest.raises(Refusal, match="terms") as caught:
         _ranked(book, make_submission(*asks, terms=terms))
@@ -270,7 +272,7 @@ def test_terms_must_be_the_asks(terms: dict[str, Any]) -> None:
 
 
 def test_an_order_on_another_provider_than_the_asks() -> None:
-    """An order cannot be filled on the ask of somebody else."""
+    """An order cannot use another provider's ask."""
     book, asks = _book_of((ANN, {}), (BOB, {}))
     submission = make_submission(asks[1], terms={"ask": asks[0].digest})
     with pytest.raises(Refusal, match="another provider"):

@@ -1,4 +1,4 @@
-"""What clients and nodes learn of a coordinator's own errors."""
+"""The form in which clients and nodes see a coordinator's own errors."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from coordinator.domain.ask_book import AskBook, ListedAsk
 from coordinator.domain.matching import rank_candidates, shortlist
 from coordinator.domain.ranking import EXPLORED, sort_by_cost, with_exploration
 from coordinator.domain.reputation import NEWCOMER_JOBS, Reputation
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Outcome
@@ -84,7 +84,7 @@ def test_a_dear_provider_is_not_first_for_a_few_good_jobs(good: int, first: Sign
     assert _listed(book, reputation)[0] == first.address
 
 
-def test_who_fails_half_of_its_jobs_is_not_first_for_nothing() -> None:
+def test_an_unreliable_provider_at_price_zero_is_not_first() -> None:
     """A provider that fails every other job at price 0 comes after one that hardly fails."""
     book, reputation = AskBook(), _known(good=500)
     for _ in range(250):
@@ -124,8 +124,8 @@ def test_many_cheap_strangers_hide_nobody() -> None:
     book, reputation = AskBook(), _known(good=30)
     for number in range(400):
         _stand(book, person(f"stranger {number}"), 0)
-    crowd = person("crowd")
-    book.replace(crowd.address, [make_ask(crowd, **_prices(0), seq=seq) for seq in range(256)], Capacity(4, 4))
+    cheap_seller = person("crowd")
+    book.replace(cheap_seller.address, [make_ask(cheap_seller, **_prices(0), seq=seq) for seq in range(256)], Capacity(4, 4))
     _stand(book, GOOD, 5_000_000)
     ranked_providers = _listed(book, reputation)
     assert ranked_providers[0] == GOOD.address
@@ -180,7 +180,7 @@ def test_exploring_costs_the_client_nothing() -> None:
 
 
 def test_among_newcomers_nothing_is_left_to_chance() -> None:
-    """If no provider is known yet, the cheapest comes first, whatever the draw."""
+    """If no provider is known yet, the cheapest comes first with any draw."""
     book = AskBook()
     _stand(book, GOOD, 5)
     _stand(book, NEW, 4)
@@ -218,7 +218,7 @@ async def test_a_match_explores_unless_the_client_chose_the_order() -> None:
         assert client.job.provider == first.address
 
 
-async def test_who_fails_as_a_newcomer_is_not_explored_for_ever() -> None:
+async def test_failing_newcomers_are_explored_briefly() -> None:
     """After its first jobs, however they ended, a provider has no share of exploration any more."""
     world = World(chance=0.0)
     known, new = world.node("known"), world.node("new")

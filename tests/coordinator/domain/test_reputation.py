@@ -31,10 +31,10 @@ def test_good_work_raises_it(outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize("outcome", [Outcome.UPSTREAM_ERROR, Outcome.CLIENT_CANCELLED, Outcome.REFUSED])
-def test_what_is_not_its_fault_costs_nothing(outcome: Outcome) -> None:
+def test_faults_of_others_cost_no_reputation(outcome: Outcome) -> None:
     """Requests that an engine or a node refused, and clients that leave, do not change a score."""
     assert _after(outcome) == _after()
-    assert _after(Outcome.TIMED_OUT, outcome) == _after(Outcome.TIMED_OUT), "nor do they mend one"
+    assert _after(Outcome.TIMED_OUT, outcome) == _after(Outcome.TIMED_OUT), "nor do they raise it"
 
 
 @pytest.mark.parametrize("outcome", [Outcome.PROVIDER_ERROR, Outcome.TIMED_OUT])

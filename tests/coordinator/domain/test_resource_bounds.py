@@ -1,4 +1,4 @@
-"""What one stranger can make a coordinator hold and spend: tests of the numbers in resource_bounds.py over sockets."""
+"""Limits on memory and work that one stranger can cause: tests of the numbers in resource_bounds.py over sockets."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ async def test_one_address_has_only_so_many_node_links(small: Served) -> None:
     nodes = [await LinkNode.join(small, person(f"node {n}")) for n in range(FEW - 1)]
     silent = await LinkNode.open(small, ANN)
     await silent.expect(Kind.CHALLENGE)
-    late = await LinkNode.open(small, BOB)
-    error = await late.refusal()
+    refused = await LinkNode.open(small, BOB)
+    error = await refused.refusal()
     assert (error.code, error.retry) == (Code.RATE_LIMITED, True)
     assert "3 node links" in str(error)
     assert small.hub.connected == FEW - 1
@@ -116,9 +116,9 @@ async def test_an_honest_node_fits(at: Served) -> None:
 
 async def test_oversized_asks_are_refused(at: Served) -> None:
     """Asks above 16 KiB, or above 64 KiB per node, end the link, in the HELLO or later."""
-    fat = make_ask(ANN, spec=Spec(features=("\u0001" * 45,) * 64))
+    large_ask = make_ask(ANN, spec=Spec(features=("\u0001" * 45,) * 64))
     many = [make_ask(BOB, seq=n, spec=Spec(features=("\u0001" * 36,) * 64)) for n in range(5)]
-    for signer, asks, most in ((ANN, [fat], MAX_ASK_BYTES), (BOB, many, MAX_NODE_ASK_BYTES)):
+    for signer, asks, most in ((ANN, [large_ask], MAX_ASK_BYTES), (BOB, many, MAX_NODE_ASK_BYTES)):
         node = await LinkNode.open(at, signer, *asks)
         await node.hello()
         assert f"at most {most}" in str(await node.refusal())
@@ -136,9 +136,9 @@ async def test_one_address_has_only_so_many_asks_checked(at: Served, monkeypatch
         asks = [make_ask(ANN, seq=n, model=f"m{n}") for n in range(40)]
         await LinkNode.join(tight, ANN, *asks)
         await LinkNode.join(tight, BOB, *[make_ask(BOB, seq=n, model=f"m{n}") for n in range(40)])
-        late = await LinkNode.open(tight, person("late"))
-        await late.hello()
-        assert (await late.refusal()).code is Code.RATE_LIMITED
+        refused = await LinkNode.open(tight, person("late"))
+        await refused.hello()
+        assert (await refused.refusal()).code is Code.RATE_LIMITED
 
 
 async def test_unrequested_frames_are_read_slowly(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:

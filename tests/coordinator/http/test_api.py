@@ -13,7 +13,7 @@ from coordinator.http.api import TAB_RECEIPTS
 from coordinator.ports import Cursor, Settlement
 from tallystick import __version__
 from tallystick.protocol.access import ACCESS_SECONDS, dump_access
-from tallystick.protocol.demand import Reason
+from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import Signed, Signer, read_signed
 from tallystick.protocol.link import MAX_ASK_BYTES, Capacity, LateReceipt
 from tallystick.protocol.messages import Access, Ask, Inquiry, Outcome, Receipt, Spec
@@ -56,7 +56,7 @@ def _error(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, error["code"]
 
 
-# What it tells
+# Public information
 
 
 async def test_info(at: Served) -> None:
@@ -98,9 +98,9 @@ async def test_models(at: Served) -> None:
 
 async def test_asks(at: Served) -> None:
     """The asks for a model are listed as they were signed, cheapest first; an unknown model has none."""
-    dear, cheap = at.world.node("ann", output_price=9_000_000), at.world.node("bob")
+    expensive, cheap = at.world.node("ann", output_price=9_000_000), at.world.node("bob")
     listed = (await at.http.get("/v1/asks", params={"model": MODEL})).json()["asks"]
-    assert [read_signed(Ask, each["ask"]) for each in listed] == [unchecked(cheap.ask), unchecked(dear.ask)]
+    assert [read_signed(Ask, each["ask"]) for each in listed] == [unchecked(cheap.ask), unchecked(expensive.ask)]
     assert [each["free"] for each in listed] == [4, 4]
     assert (await at.http.get("/v1/asks", params={"model": "unknown"})).json() == {"asks": [], "next": None}
 
@@ -262,25 +262,25 @@ async def test_the_docs(at: Served) -> None:
 async def test_what_is_required(at: Served) -> None:
     """A shortlist has the asks that meet the requirements, sorted as requested; `explain` says why the others do not."""
     eu = Spec(region="EU-west", precision="bf16", features=("tools", "logprobs"))
-    dear, cheap = at.world.node("ann", output_price=9_000_000, spec=eu), at.world.node("bob")
-    at.world.market.matchmaker.set_capacity(dear.address, Capacity(1, 1, 90, 100))
+    expensive, cheap = at.world.node("ann", output_price=9_000_000, spec=eu), at.world.node("bob")
+    at.world.market.matchmaker.set_capacity(expensive.address, Capacity(1, 1, 90, 100))
     asked = {"model": MODEL, "payer": PAYER.address}
 
-    async def listed(**how: Any) -> list[str]:
-        response = await at.http.post("/v1/shortlist", json=asked | how)
+    async def listed(**requirements: Any) -> list[str]:
+        response = await at.http.post("/v1/shortlist", json=asked | requirements)
         return [each["ask"]["message"]["provider"] for each in response.json().get("asks", ())]
 
-    assert await listed() == [cheap.address, dear.address]
+    assert await listed() == [cheap.address, expensive.address]
     for sort in ("latency", "throughput"):
-        assert await listed(sort=sort) == [dear.address, cheap.address]
-        assert await listed(sort=sort, limit=1) == [dear.address]
+        assert await listed(sort=sort) == [expensive.address, cheap.address]
+        assert await listed(sort=sort, limit=1) == [expensive.address]
     for require in ({"region": ["eu-west"]}, {"precision": ["fp8", "BF16"]}, {"features": ["tools"]}):
-        assert await listed(require=require) == [dear.address]
+        assert await listed(require=require) == [expensive.address]
     assert await listed(require={"region": ["us"]}) == []
     for _ in range(30):
         at.world.market.reputation.record(cheap.address, Outcome.PROVIDER_ERROR)
-        at.world.market.reputation.record(dear.address, Outcome.COMPLETED)
-    assert await listed(minReputation=80) == [dear.address]
+        at.world.market.reputation.record(expensive.address, Outcome.COMPLETED)
+    assert await listed(minReputation=80) == [expensive.address]
     why = (await at.http.post("/v1/explain", json=asked | {"require": {"tier": ["edge"]}, "minReputation": 80})).json()["asks"]
     assert [(entry["why"], entry["firstTokenMs"], entry["reputation"]) for entry in why] == [
         (Reason.TIER.value, 100, 91),
@@ -315,10 +315,10 @@ async def test_a_payer_reads_its_own_tab(at: Served) -> None:
         node.complete(client.job.id, seq=number + 1, cumulative_cost=Amount(100 * (number + 1)))
         await quiet()
     body = (await _inquire(at, node.address)).json()["receipts"]
-    late_receipts = [LateReceipt.from_json(late) for late in body]
-    assert [late.receipt.message.seq for late in late_receipts] == [*range(TAB_RECEIPTS + 3, 3, -1), 2]
-    for late in late_receipts:
-        check_receipt(late.order.verify(DOMAIN), late.terms, late.receipt.verify(DOMAIN).message)
+    late_receipts = [LateReceipt.from_json(late_receipt) for late_receipt in body]
+    assert [late_receipt.receipt.message.seq for late_receipt in late_receipts] == [*range(TAB_RECEIPTS + 3, 3, -1), 2]
+    for late_receipt in late_receipts:
+        check_receipt(late_receipt.order.verify(DOMAIN), late_receipt.terms, late_receipt.receipt.verify(DOMAIN).message)
     assert (await _inquire(at, node.address, person("stranger"))).json() == {"receipts": []}
     assert (await _inquire(at, person("bob").address)).json() == {"receipts": []}
     forged = (
@@ -350,7 +350,7 @@ async def _finished(world: World) -> Client:
     return client
 
 
-async def test_a_job_is_told_whole(at: Served) -> None:
+async def test_the_whole_job_is_reported(at: Served) -> None:
     """A job's payer reads its state, its attempts with their reasons, its receipt, and that it is not settled yet."""
     client = await _finished(at.world)
     ann, bob = at.world.nodes
@@ -565,7 +565,7 @@ async def test_all_providers_are_busy(at: Served) -> None:
     assert response.json()["error"]["retry"] is True
 
 
-async def test_a_bug_is_told_in_the_same_shape(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_is_reported_in_the_same_shape(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that meets a bug gets an error in the same shape without internals, and the process continues."""
 
     async def broken(_job: object) -> None:

@@ -16,7 +16,7 @@ from schemathesis import GenerationMode
 
 from coordinator.app import running
 from coordinator.config import CoordinatorConfig
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.requirements import Requirements
 from tests.coordinator.fake_escrow import DEPLOYMENT
 from tests.coordinator.harness import COORDINATOR

@@ -57,7 +57,7 @@ async def _stored(at: Served, job: JobId) -> State:
     return known.record.state
 
 
-# The whole way
+# Complete jobs
 
 
 async def test_a_job_over_http(at: Served) -> None:
@@ -95,7 +95,7 @@ async def test_a_failure_is_the_last_frame(at: Served) -> None:
     assert await _stored(at, job) is State.FAILED
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -432,7 +432,7 @@ async def test_get_is_no_way_to_place_a_job(at: Served) -> None:
     assert await _refusal(await at.http.get("/v1/jobs")) == (404, "unknown_route")
 
 
-# Clients that leave
+# Disconnected clients
 
 
 async def test_a_client_that_disconnects(at: Served) -> None:

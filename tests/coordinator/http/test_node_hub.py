@@ -43,7 +43,7 @@ def _free(at: Served, node: LinkNode) -> int | None:
     return None if known is None else known.free
 
 
-# Getting in
+# Connecting
 
 
 async def test_a_node_proves_its_key(at: Served) -> None:
@@ -130,7 +130,7 @@ async def test_silence_at_the_door(at: Served, monkeypatch: pytest.MonkeyPatch) 
     assert "the node was silent for too long" in str(await node.refusal())
 
 
-async def test_a_full_house() -> None:
+async def test_a_full_coordinator() -> None:
     """A full coordinator refuses new nodes, but lets its own nodes reconnect, and others in when one has left."""
     async with served(max_nodes=1) as at:
         await LinkNode.join(at, ANN)
@@ -144,7 +144,7 @@ async def test_a_full_house() -> None:
         await LinkNode.join(at, BOB)
 
 
-# Breaking the rules
+# Protocol violations
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,9 @@ async def test_a_node_does_not_touch_jobs_of_others(at: Served) -> None:
 
 
 async def test_more_chunks_than_credit(at: Served) -> None:
-    """A node that exceeds its credit is disconnected, its job fails, and the coordinator holds one inbox of it at most."""
+    """A node that exceeds its credit is disconnected, its job fails, and the coordinator stores at most one inbox of its
+    frames.
+    """
     node = await LinkNode.join(at, ANN)
     job = await at.world.market.place_order(make_submission(node.asks[0]))
     client = at.world.read(job)
@@ -235,7 +237,7 @@ async def test_silence(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     await until(lambda: at.world.market.book.size == 0)
 
 
-# What a node may say
+# Frames of a node
 
 
 async def test_beats_tell_the_capacity(at: Served) -> None:
@@ -298,12 +300,12 @@ async def test_bad_late_receipts_are_refused(at: Served) -> None:
     await node.finish(job, receipt)
     await until(lambda: client.ended)
     order, terms = client.job.submission.candidates[0].order, client.job.submission.candidates[0].terms
-    late = LateReceipt(receipt, order, terms)
-    await node.send(Kind.LATE_RECEIPT, JOB, dumps(late.to_json()))
+    late_receipt = LateReceipt(receipt, order, terms)
+    await node.send(Kind.LATE_RECEIPT, JOB, dumps(late_receipt.to_json()))
     for payload in (b"nonsense", b"{}"):
         await node.send(Kind.RECEIPT, job, payload)
         await node.send(Kind.LATE_RECEIPT, job, payload)
-    await node.send(Kind.LATE_RECEIPT, job, dumps(late.to_json()))
+    await node.send(Kind.LATE_RECEIPT, job, dumps(late_receipt.to_json()))
     await node.expect(Kind.RECEIPT_ACK)
     await node.finish(job, receipt)
     assert [kind for kind, _, _ in node.seen].count(Kind.RECEIPT_ACK) == 3
@@ -324,8 +326,8 @@ async def test_a_node_that_recalls(at: Served) -> None:
         await node.send(Kind.RECALL, NO_JOB, dumps({"after": after}))
         answers.append(loads(await node.expect(Kind.RECALLED), "recalled"))
     assert [(len(first_link["receipts"]), first_link["more"]) for first_link in answers] == [(1, False), (0, False), (0, False)]
-    late = LateReceipt.from_json(answers[0]["receipts"][0])
-    assert (late.receipt.signature, late.terms.job) == (receipt.signature, job)
+    late_receipt = LateReceipt.from_json(answers[0]["receipts"][0])
+    assert (late_receipt.receipt.signature, late_receipt.terms.job) == (receipt.signature, job)
     await ann.send(Kind.RECALL, NO_JOB, b"{}")
     assert (await ann.refusal()).code is Code.BAD_MESSAGE
 
@@ -365,7 +367,7 @@ async def test_a_second_connection_does_not_wait_for_a_dead_first(at: Served, mo
     monkeypatch.setattr(node_link, "CLOSE_SECONDS", 60)
     old = await LinkNode.join(at, ANN)
     old.socket.transport.pause_reading()
-    for _ in range(30):  # until its socket takes nothing more
+    for _ in range(30):  # until its socket is full
         at.world.bus.send(node_subject(ANN.address), pack_link(Kind.CREDIT, JOB, bytes(MAX_FRAME)))
     await asyncio.sleep(0.05)
     new = await LinkNode.join(at, ANN, make_ask(ANN, seq=2))
@@ -391,8 +393,8 @@ async def test_closing_the_hub() -> None:
                 await node.expect(Kind.WELCOME)
         await until(lambda: client.ended)
         assert client.failure.code is Code.COORDINATOR_UNAVAILABLE
-        late = await LinkNode.open(at, ANN)
-        assert "is stopping" in str(await late.refusal())
+        refused = await LinkNode.open(at, ANN)
+        assert "is stopping" in str(await refused.refusal())
         at.world.assert_idle()
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith(("to 0x", "farewell", "funds"))] == []
 

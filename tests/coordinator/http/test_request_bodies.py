@@ -83,9 +83,9 @@ async def test_complete_bodies_are_not_evicted() -> None:
     running = Sender(bodies, "10.0.0.1")
     await running.send(1_000, more=False)
     await running.task
-    late = Sender(bodies, "10.0.0.2")
-    await late.send(600)
-    error = await late.error()
+    refused = Sender(bodies, "10.0.0.2")
+    await refused.send(600)
+    error = await refused.error()
     assert (error.code, error.fault, error.retry) == (Code.RATE_LIMITED, Fault.COORDINATOR, True)
 
 

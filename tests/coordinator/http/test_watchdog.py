@@ -8,7 +8,7 @@ import pytest
 from coordinator.http.watchdog import Watchdog
 
 
-async def test_what_comes_in_time_is_returned() -> None:
+async def test_a_result_in_time_is_returned() -> None:
     """An await that is fast enough returns its result or raises its error, any number of times."""
 
     async def fail() -> None:
@@ -21,7 +21,7 @@ async def test_what_comes_in_time_is_returned() -> None:
             await watchdog.wait(fail())
 
 
-async def test_what_takes_too_long_is_cut_off() -> None:
+async def test_a_slow_operation_is_stopped() -> None:
     """An await that takes too long is interrupted; the task continues and can wait again."""
     with closing(Watchdog(0.01)) as watchdog:
         for _ in range(2):
@@ -53,11 +53,11 @@ async def test_it_can_be_cut_from_outside() -> None:
 async def test_a_cancelled_task_stays_cancelled() -> None:
     """Cancelling the task is not mistaken for a timeout, even if both happen at once."""
     caught: list[type[BaseException]] = []
-    patiences: list[Watchdog] = []
+    watchdogs: list[Watchdog] = []
 
     async def work() -> None:
         with closing(Watchdog(60)) as watchdog:
-            patiences.append(watchdog)
+            watchdogs.append(watchdog)
             try:
                 await watchdog.wait(asyncio.Event().wait())
             except BaseException as error:
@@ -68,7 +68,7 @@ async def test_a_cancelled_task_stays_cancelled() -> None:
         task = asyncio.create_task(work())
         await asyncio.sleep(0)
         if together:
-            patiences[-1].trip()
+            watchdogs[-1].trip()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -79,7 +79,7 @@ def test_each_attempt_has_an_inbox_of_its_own() -> None:
     assert job.tried == {ANN.address, BOB.address}
 
 
-def test_the_record_tells_the_attempts() -> None:
+def test_the_record_contains_the_attempts() -> None:
     """The record of a job has each attempt's provider, order and end."""
     job, attempts = _make_job()
     job.begin(attempts[0], deadline=5)

@@ -9,7 +9,7 @@ import pytest
 
 from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.jobs.market import CREDIT_STEP
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import read_signed
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Unavailable
 from tallystick.protocol.jobs import State
@@ -70,10 +70,10 @@ async def test_the_match_is_signed_for_client_and_node(world: World) -> None:
 
 async def test_the_cheapest_candidate_gets_the_job(world: World) -> None:
     """Of the orders that a client signed, the one on the cheapest ask is matched, and no other node gets the job."""
-    dear, cheap = world.node("ann", output_price=9_000_000), world.node("bob")
-    client = await world.started(dear, cheap)
+    expensive, cheap = world.node("ann", output_price=9_000_000), world.node("bob")
+    client = await world.started(expensive, cheap)
     assert client.job.provider == cheap.address
-    assert dear.sent == []
+    assert expensive.sent == []
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ async def test_a_reconnected_node_starts_with_its_own_count(world: World) -> Non
     node, other = world.node("ann", slots=1), world.node("bob", output_price=9_000_000)
     old = await world.started(node, other)
     node.bus.detach(f"node.{node.address}", node.receive)
-    world.market.book.drop(node.address)  # what the job does not hear of yet
+    world.market.book.drop(node.address)  # the job has no notice of this yet
     node.connect()
     new = await world.started(node)
     assert new.job.provider == node.address

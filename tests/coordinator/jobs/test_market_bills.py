@@ -76,7 +76,9 @@ async def test_nothing_delivered_is_not_billed(world: World, outcome: Outcome, c
 
 
 async def test_a_cancel_that_nobody_sent_is_not_billed(world: World) -> None:
-    """client_cancelled needs the client's cancel, even with a whole response: it would hide how the response ended."""
+    """The outcome client_cancelled needs the client's cancel even with a whole response, since it would hide how the
+    response ended.
+    """
     node = world.node("ann")
     client = await world.started(node)
     node.complete(client.job.id, outcome=Outcome.CLIENT_CANCELLED)
@@ -86,7 +88,7 @@ async def test_a_cancel_that_nobody_sent_is_not_billed(world: World) -> None:
 
 @pytest.mark.parametrize("price", [0, 1_000_000])
 async def test_a_cancel_that_nobody_sent_is_no_excuse(world: World, price: int) -> None:
-    """It is refused at no cost too: a provider that drops jobs cannot claim that their clients cancelled."""
+    """The outcome is refused at no cost too: a provider that drops jobs cannot claim that their clients cancelled."""
     prices = dict.fromkeys(("input_price", "cached_input_price", "output_price"), price)
     node = world.node("ann", **prices)
     client = await world.started(node)
@@ -168,7 +170,7 @@ async def test_what_follows_the_last_chunk_is_not_relayed(world: World) -> None:
     assert node.got(Kind.CREDIT) == [bytes(4)]
 
 
-# Late ones
+# Late receipts
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -305,7 +307,7 @@ async def test_a_void_receipt_that_is_none_does_not_stop_the_job(world: World, r
 
 
 async def test_a_void_receipt_that_comes_late_is_kept(world: World) -> None:
-    """It is stored with its attempt, while the job continues elsewhere, and does not count for reputation twice."""
+    """The receipt is stored with its attempt while the job continues elsewhere, and does not affect reputation twice."""
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(ann, bob)
     await world.pass_time(11)
@@ -319,7 +321,7 @@ async def test_a_void_receipt_that_comes_late_is_kept(world: World) -> None:
         await ann.hand_in_late(client.job.id, ann.receipt(client.job.id, outcome=Outcome.PROVIDER_ERROR))
 
 
-# Blame
+# Fault
 
 
 @pytest.mark.parametrize("fault", list(Fault))
@@ -409,8 +411,8 @@ async def test_a_bill_for_nothing_is_refused_on_the_link() -> None:
         await node.send(Kind.RECEIPT, job, dumps(receipt.to_json()))
         refusals = [loads(await node.expect(Kind.RECEIPT_REFUSED), "refused")]
         candidate = submission.candidates[0]
-        late = LateReceipt(unchecked(receipt), candidate.order, candidate.terms)
-        await node.send(Kind.LATE_RECEIPT, job, dumps(late.to_json()))
+        late_receipt = LateReceipt(unchecked(receipt), candidate.order, candidate.terms)
+        await node.send(Kind.LATE_RECEIPT, job, dumps(late_receipt.to_json()))
         refusals.append(loads(await node.expect(Kind.RECEIPT_REFUSED), "refused"))
         assert [refusal["error"]["code"] for refusal in refusals] == ["bad_receipt"] * 2
         kind, payload = list(FrameReader().feed((await post).content))[-1]

@@ -169,7 +169,7 @@ async def test_a_refusal_by_one_node_moves_the_job(world: World, ann: FakeNode, 
     assert world.market.reputation.score(ann.address) == UNKNOWN_PROVIDER.score
 
 
-async def test_the_last_failure_is_told(world: World, ann: FakeNode, bob: FakeNode) -> None:
+async def test_the_last_failure_is_reported(world: World, ann: FakeNode, bob: FakeNode) -> None:
     """When all candidates failed, the client gets the last reason and may retry."""
     client = await world.started(ann, bob)
     ann.fail(client.job.id)

@@ -73,7 +73,7 @@ async def test_a_forged_or_altered_order(world: World, change: Callable[[Order],
         ({"terms": {"max_output_tokens": 1_025}}, Code.ORDER_TERMS, 400),
     ],
 )
-async def test_what_an_order_may_not_say(world: World, order: dict[str, Any], code: Code, status: int) -> None:
+async def test_orders_with_invalid_members(world: World, order: dict[str, Any], code: Code, status: int) -> None:
     """Expired, too far ahead, for another coordinator, above its ceiling, or at other terms than the ask's: refused for good."""
     error = await _refused(world, world.submission(world.node("ann"), **order))
     assert isinstance(error, Refusal)
@@ -125,7 +125,7 @@ async def test_a_payer_runs_only_so_many_jobs() -> None:
 
 
 async def test_a_node_is_given_only_so_many_jobs() -> None:
-    """The limit holds whatever number of slots a node reports."""
+    """The limit holds for any number of slots that a node reports."""
     world = World(limits=JobLimits(jobs_per_node=1))
     node = world.node("ann", slots=1_000)
     client = await world.started(node)

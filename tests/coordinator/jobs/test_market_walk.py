@@ -73,9 +73,9 @@ class Walk:
             await self.random.choice(moves)()
             if self.random.random() < 0.5:
                 await quiet()
-        await self.come_to_rest()
+        await self.wait_until_idle()
 
-    # What may happen
+    # Events
 
     async def order(self) -> None:
         nodes = self.random.sample(self.world.nodes, self.random.randint(1, 3))
@@ -140,9 +140,9 @@ class Walk:
     async def wait(self) -> None:
         await self.world.pass_time(self.random.choice([0.5, 1, 11, 61, 121]))
 
-    # What must hold
+    # Invariants
 
-    async def come_to_rest(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Clients read on, the store recovers, and time passes: every job must then end."""
         self.store.healthy = True
         for client in self.world.clients:
@@ -163,7 +163,7 @@ class Walk:
         job = client.job.id
         assert self.store.ends[job] == {await self.world.stored(client)}, "exactly one terminal state"
         ends = [kind for kind in client.kinds if kind in (Kind.RECEIPT, Kind.FAIL)]
-        assert ends == client.kinds[-1:], "the client is told one end, last"
+        assert ends == client.kinds[-1:], "the client gets one end, as the last frame"
         if Kind.CHUNK in client.kinds:
             assert Kind.MATCH not in client.kinds[client.kinds.index(Kind.CHUNK) :], "no failover after output"
         assert client.kinds.count(Kind.MATCH) <= len(client.job.attempts)
@@ -196,7 +196,7 @@ async def test_a_crash_in_the_middle_leaves_no_open_job(seed: int) -> None:
     acknowledged = [(node.address, job) for node in walk.world.nodes for kind, job, _ in node.sent if kind is Kind.RECEIPT_ACK]
     for client in walk.world.clients:
         if client.task is not None:
-            client.task.cancel()  # stands for the death of the process; what it still writes is undone below
+            client.task.cancel()  # simulates the death of the process; its later writes are undone below
     jobs = dict(walk.store.jobs)
     await asyncio.gather(*(client.task for client in walk.world.clients if client.task), return_exceptions=True)
     walk.store.jobs = jobs

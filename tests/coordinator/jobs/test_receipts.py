@@ -1,4 +1,4 @@
-"""Receipts: invalid ones, late ones, and that none is acknowledged before it is on disk."""
+"""Receipts: invalid ones, late ones, and acknowledgements, which follow only after storage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.jobs.matchmaker import RETURN_SECONDS
 from coordinator.ports import JobRecord
 from coordinator.storage.memory import MemoryStore
-from tallystick.protocol.demand import Demand
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.jobs import State
@@ -62,7 +62,7 @@ async def test_a_bad_receipt_ends_the_job_uncharged(world: World, changes: dict[
 
 
 async def test_the_longest_tab_there_may_be(world: World) -> None:
-    """A seq is taken up to the protocol's maximum, which databases can count on from."""
+    """A seq is accepted up to the protocol's maximum, which fits the databases' numbers."""
     node = world.node("ann")
     client = await world.started(node)
     node.complete(client.job.id, seq=MAX_SEQ)
@@ -134,7 +134,7 @@ async def test_an_inflated_total_does_not_use_up_the_purse(world: World) -> None
     assert tab.cumulative == 5_000
 
 
-# Late ones
+# Late receipts
 
 
 async def _unknown_jobs(world: World, node: FakeNode) -> tuple[Client, Verified[Receipt]]:
@@ -200,8 +200,8 @@ async def test_a_receipt_of_a_former_attempt(world: World) -> None:
     assert await world.stored(client) is State.MATCHED, "the job goes on"
     done = bob.complete(client.job.id)
     await quiet()
-    late = [unchecked(early), unchecked(done)]
-    assert await _receipts(world, client) == late
+    expected = [unchecked(early), unchecked(done)]
+    assert await _receipts(world, client) == expected
     assert ann.got(Kind.RECEIPT_ACK, client.job.id) == bob.got(Kind.RECEIPT_ACK, client.job.id) == [b""]
     assert await ann.hand_in_late(client.job.id, early), "and may be handed in again"
     known = await world.store.job(client.job.id)
@@ -211,7 +211,7 @@ async def test_a_receipt_of_a_former_attempt(world: World) -> None:
 
 
 async def test_a_former_attempts_receipt_after_the_end(world: World) -> None:
-    """It is acknowledged because it was stored: another provider's receipt does not count for it."""
+    """The stored receipt is acknowledged to its own provider; another provider's receipt does not count for it."""
     ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(ann, bob)
     await world.pass_time(11)
@@ -262,19 +262,19 @@ async def _forgotten(world: World) -> None:
     [(Outcome.COMPLETED, State.COMPLETED), (Outcome.CLIENT_CANCELLED, State.CANCELLED), (Outcome.TIMED_OUT, State.EXPIRED)],
 )
 async def test_a_job_that_was_lost_is_known_again_by_its_receipt(world: World, outcome: Outcome, state: State) -> None:
-    """A receipt with its order restores a lost job: how it ended, and what is owed."""
+    """A receipt with its order restores a lost job's outcome and its debt."""
     node = world.node("ann")
     client = await world.started(node)
-    late = _late(node, client, outcome=outcome)
+    late_receipt = _late(node, client, outcome=outcome)
     await _forgotten(world)
-    assert not await node.hand_in_late(client.job.id, late.receipt), "alone, it says nothing"
-    await world.market.accept_late(node.address, client.job.id, late)
+    assert not await node.hand_in_late(client.job.id, late_receipt.receipt), "without its order it proves nothing"
+    await world.market.accept_late(node.address, client.job.id, late_receipt)
     known = await world.store.job(client.job.id)
     assert known is not None
-    assert (known.record.state, known.receipt) == (state, late.receipt)
+    assert (known.record.state, known.receipt) == (state, late_receipt.receipt)
     tab = world.market.exposure.known(PAYER.address, node.address)
-    assert (tab.cumulative if tab else 0) == late.receipt.message.cost
-    await world.market.accept_late(node.address, client.job.id, late)
+    assert (tab.cumulative if tab else 0) == late_receipt.receipt.message.cost
+    await world.market.accept_late(node.address, client.job.id, late_receipt)
     assert node.got(Kind.RECEIPT_ACK, client.job.id) == [b"", b""], "also when it comes again"
     assert world.market.reputation.score(node.address) == world.market.reputation.score(person("somebody").address)
     with pytest.raises(Refusal, match="placed before"):
@@ -285,23 +285,23 @@ async def test_a_lost_jobs_receipt_must_be_as_good(world: World) -> None:
     """Without the payer's own order for this coordinator, or with a wrong cost, nothing is stored."""
     node, stranger = world.node("ann"), world.node("bob")
     client = await world.started(node)
-    late, wrong = _late(node, client), _late(node, client, cost=Amount(COST + 1))
-    order = late.order.message
-    elsewhere = make_order(late.terms, node.address, coordinator=stranger.address)
+    late_receipt, wrong = _late(node, client), _late(node, client, cost=Amount(COST + 1))
+    order = late_receipt.order.message
+    elsewhere = make_order(late_receipt.terms, node.address, coordinator=stranger.address)
     forged = Signed(order, stranger.signer.sign_digest(order.digest(world.market.domain)))
     await _forgotten(world)
     for provider, job, invalid in (
         (node.address, client.job.id, wrong),
-        (node.address, client.job.id, replace(late, order=unchecked(elsewhere))),
-        (node.address, client.job.id, replace(late, order=forged)),
-        (node.address, JobId(b"\x09" * 16), late),
-        (stranger.address, client.job.id, late),
+        (node.address, client.job.id, replace(late_receipt, order=unchecked(elsewhere))),
+        (node.address, client.job.id, replace(late_receipt, order=forged)),
+        (node.address, JobId(b"\x09" * 16), late_receipt),
+        (stranger.address, client.job.id, late_receipt),
     ):
         with pytest.raises(BadReceipt):
             await world.market.accept_late(provider, job, invalid)
     world.clock.seconds = order.claim_by - START
     with pytest.raises(Refusal, match="no longer be claimed"):
-        await world.market.accept_late(node.address, client.job.id, late)
+        await world.market.accept_late(node.address, client.job.id, late_receipt)
     assert await world.store.job(client.job.id) is None
     assert node.got(Kind.RECEIPT_ACK) == []
 
@@ -339,7 +339,7 @@ async def test_models_are_unavailable_right_after_a_restart(world: World) -> Non
 
 
 async def test_a_restart_remembers_jobs_and_totals(world: World) -> None:
-    """After a restart replays are refused, and what is owed still counts."""
+    """After a restart replays are refused, and debts still count."""
     node = world.node("ann")
     client = await world.started(node)
     node.complete(client.job.id)

@@ -51,9 +51,9 @@ def _late(provider: Signer, payer: Signer, number: int, outcome: Outcome = Outco
 
 
 async def _hand_in(world: World, provider: Signer, payer: Signer, number: int) -> Exception | None:
-    job, late = _late(provider, payer, number)
+    job, late_receipt = _late(provider, payer, number)
     try:
-        await world.market.accept_late(provider.address, job, late)
+        await world.market.accept_late(provider.address, job, late_receipt)
     except TallyError as error:
         return error
     return None
@@ -83,9 +83,9 @@ async def test_one_provider_does_not_fill_the_store(funded: bool) -> None:
         await _hand_in(world, provider, PAYER if funded else person(f"nobody {number}"), number)
         for number in range(UNKNOWN_JOBS_BURST + 100)
     ]
-    late = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]
-    assert len(late) == 100
-    assert {outcome.code for outcome in late} == {Code.RATE_LIMITED}
+    refusals = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]
+    assert len(refusals) == 100
+    assert {outcome.code for outcome in refusals} == {Code.RATE_LIMITED}
     assert (funds.asked, store.looked) == (UNKNOWN_JOBS_BURST, UNKNOWN_JOBS_BURST)
     assert len(store.jobs) == (UNKNOWN_JOBS_BURST if funded else 0)
     world.clock.seconds += 3 / UNKNOWN_JOBS_PER_SECOND
@@ -107,7 +107,7 @@ async def test_many_providers_do_not_fill_it_either() -> None:
 
 
 async def test_strangers_do_not_keep_an_honest_receipt_out() -> None:
-    """A receipt of a known job is examined, whatever others send."""
+    """A receipt of a known job is examined, whatever other nodes send."""
     world, _, _ = _world()
     node = world.node("ann")
     client = await world.started(node)
@@ -129,16 +129,16 @@ async def test_receipts_without_an_order_are_paced_too() -> None:
 
 
 async def test_void_receipts_of_lost_jobs_fill_no_memory() -> None:
-    """A receipt at no cost for a job that was lost is stored, but makes no tab."""
+    """A receipt at no cost for a lost job is stored, but creates no tab."""
     world, _, store = _world()
     provider = person("ann")
-    job, late = _late(provider, PAYER, 1, Outcome.PROVIDER_ERROR)
-    await world.market.accept_late(provider.address, job, late)
+    job, late_receipt = _late(provider, PAYER, 1, Outcome.PROVIDER_ERROR)
+    await world.market.accept_late(provider.address, job, late_receipt)
     assert (set(store.jobs), world.market.exposure.size) == ({job}, 0)
 
 
 async def test_an_empty_purse_may_still_owe() -> None:
-    """A receipt of a payer whose purse is empty is stored: the payer may still owe it."""
+    """A receipt of a payer with an empty purse is stored, since the payer may still owe it."""
     world, _, store = _world()
     world.funds.free[PAYER.address] = Amount(0)
     assert await _hand_in(world, person("ann"), PAYER, 1) is None
@@ -146,7 +146,7 @@ async def test_an_empty_purse_may_still_owe() -> None:
 
 
 def test_the_stated_numbers() -> None:
-    """All strangers together can add a thousand rows at once to the database, then 172,800 a day."""
+    """All strangers together can add a thousand rows at once to the database, then 172,800 per day."""
     assert (UNKNOWN_JOBS_BURST, UNKNOWN_JOBS_PER_SECOND, ALL_UNKNOWN_JOBS_BURST, ALL_UNKNOWN_JOBS_PER_SECOND) == (
         100,
         0.1,

@@ -209,7 +209,7 @@ async def test_the_largest_numbers(store: AnyStore, reopen: Reopen) -> None:
     assert all(isinstance(total, Amount) for total in recalled.totals.values())
 
 
-# Recalling
+# State recovery
 
 
 async def test_recent_jobs_are_recalled(store: AnyStore, reopen: Reopen) -> None:
@@ -222,7 +222,7 @@ async def test_recent_jobs_are_recalled(store: AnyStore, reopen: Reopen) -> None
 
 
 async def test_each_tabs_highest_total_is_recalled(store: AnyStore, reopen: Reopen) -> None:
-    """A tab's total is the highest of its receipts, in whatever order they arrived; tabs do not mix."""
+    """A tab's total is the highest of its receipts, in any order of arrival; tabs do not mix."""
     for number, total in enumerate((999, 1_000, 20)):
         await store.put_receipt(JobId(bytes([number] * 16)), _receipt(), Amount(total))
     await store.put_receipt(JOB, _receipt(BOB), Amount(7))
@@ -302,7 +302,7 @@ async def test_the_last_receipt_of_each_tab(store: AnyStore) -> None:
     assert await store.last_receipts(person("nobody").address, "", 10) == []
     first, *others = await store.receipts_of(payers[1].address, ANN.address, 2)
     assert first == last[1], "highest total first, not by digits"
-    assert [late.receipt.message.seq for late in others] == [2]
+    assert [late_receipt.receipt.message.seq for late_receipt in others] == [2]
     assert len(await store.receipts_of(payers[1].address, ANN.address, 9)) == 3
     assert await store.receipts_of(person("nobody").address, ANN.address, 9) == []
 
@@ -455,7 +455,7 @@ async def test_forgetting_settlements(store: AnyStore, reopen: Reopen) -> None:
     assert [claim.request for claim in await store.pending_claims(9)] == [sent]
 
 
-# What only databases can show
+# Databases only
 
 
 async def test_a_database_that_does_not_answer() -> None:

@@ -247,7 +247,7 @@ async def test_a_payer_that_thaws_its_purse() -> None:
     for funds in (Funds(known=True), Funds(known=True, thawing=Amount(5))):
         world.chain.cached[PAYER.address] = funds
         await world.collector.claim_due()
-    assert world.alarms == [(THAWING, PAYER.address)] * 2, "it thaws again"
+    assert world.alarms == [(THAWING, PAYER.address)] * 2, "the payer thaws again"
 
 
 async def test_a_payer_that_releases_its_reservation() -> None:
@@ -262,7 +262,7 @@ async def test_a_payer_that_releases_its_reservation() -> None:
 
 
 async def test_every_payer_is_watched_in_turn() -> None:
-    """However many tabs owe more, a payer that thaws is found within a few rounds."""
+    """However many tabs owe more, a payer that starts a thaw is noticed within a few rounds."""
     world = World()
     for number in range(200):
         await finish(world.store, Client(signer(f"payer {number}")))
@@ -274,7 +274,7 @@ async def test_every_payer_is_watched_in_turn() -> None:
     assert (THAWING, hidden.address) in world.alarms
 
 
-# Strangers that cost
+# Costs that strangers cause
 
 
 class CountingChain(MemoryChain):
@@ -304,7 +304,7 @@ async def test_an_empty_purse_is_not_claimed() -> None:
     assert [row.payer for row in world.claims[0].claim.message.rows] == [signer("payer 1").address]
     world.chain.fresh[signer("payer 0").address] = Funds(known=True, thawing=Amount(1))
     world.now += int(MIN_RETRY_DELAY) - 1
-    assert await world.collector.claim_due() == 1, "the other, again"
+    assert await world.collector.claim_due() == 1, "the other coordinator again"
     world.now += 1
     assert await world.collector.claim_due() == 1
     assert [row.payer for row in world.claims[-1].claim.message.rows] == [signer("payer 0").address]
@@ -456,7 +456,7 @@ def test_a_settled_claim_is_not_pending() -> None:
 
 
 async def test_the_check_interval_follows_the_withdrawal_delay() -> None:
-    """It is a quarter of the withdrawal delay, at least half a second, and never longer than configured."""
+    """The interval is a quarter of the withdrawal delay, at least half a second, and never longer than configured."""
     world = World(replace(POLICY, check_interval=15.0))
     for wait, pause in ((float("inf"), 15.0), (8.0, 2.0), (1.0, 0.5)):
         world.chain.withdrawal_delay = wait
@@ -474,7 +474,7 @@ async def test_only_large_and_urgent_debts_raise_an_alarm(own_least: int, before
     assert world.alarms.count((EXPIRING, PAYER.address)) == alarms
 
 
-# By itself
+# Settlement by the node
 
 OWN = replace(POLICY, direct_margin=1_800.0)
 
@@ -489,14 +489,14 @@ async def test_unsettled_claims_are_settled_directly_before_they_expire() -> Non
     assert await world.look() == 0
     assert len(world.claims) == 1, "the coordinator was asked"
     world.now = expires - 1_800
-    assert await world.look() == 0, "that was a second ago"
+    assert await world.look() == 0, "the last attempt was a second ago"
     world.now = expires - 1_771
     assert await world.look() == 1
     (claim,) = world.till.claims
     assert [(row.payer, row.seq, row.cumulative_cost) for row in claim.rows] == [(PAYER.address, 1, 40)]
     assert await world.look() == 0, "it is not sent twice in a row"
     world.now += 30
-    assert await world.look() == 1, "but again where it does not show"
+    assert await world.look() == 1, "sent again if the settlement does not appear"
 
 
 async def test_without_a_coordinator_claims_are_settled_directly() -> None:

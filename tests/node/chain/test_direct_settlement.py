@@ -106,7 +106,9 @@ async def test_direct_settlement_of_a_claim(world: World) -> None:
 
 
 async def test_why_releasing_funds_are_no_security(world: World) -> None:
-    """A provider that took a ripe release for security would lose: another claim is paid first, and its row is skipped."""
+    """A provider that counted a releasable reservation as security would lose: another claim is paid first, and its row is
+    skipped.
+    """
     sender = await reserved(world)
     await world.escrow.release(sender, KEY.address, PROVIDER.address)
     await world.advance(RULES.release + 1)
@@ -116,7 +118,7 @@ async def test_why_releasing_funds_are_no_security(world: World) -> None:
 
 
 async def collects(world: World, provider: Signer, amount: int) -> list[int]:
-    """Returns what a provider's claim brings; nothing if it is skipped."""
+    """Returns the payment of a provider's claim; zero if it is skipped."""
     result = await world.escrow.settle(
         await world.sender(provider), [world.claim(provider, world.row(KEY, provider.address, amount))]
     )

@@ -19,7 +19,7 @@ KNOWN = Funds(Amount(3), Amount(5), Amount(7), known=True, thawing=Amount(2))
 
 
 class FakeEscrow:
-    """An escrow that says the same to everyone, until it is given trouble."""
+    """An escrow with the same state for every query. `before_read` can delay or fail a read."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -27,12 +27,12 @@ class FakeEscrow:
         self.release_at = 0
         self.waits = (86_400, 86_400)
         self.rate, self.rates_asked = 150, 0
-        self.trouble: Callable[[], Awaitable[None]] | None = None
+        self.before_read: Callable[[], Awaitable[None]] | None = None
 
     async def purse(self, key: Address) -> Purse:
         self.asked += 1
-        if self.trouble is not None:
-            await self.trouble()
+        if self.before_read is not None:
+            await self.before_read()
         return Purse(None, Amount(self.free + 2), Amount(2), Seconds(0))
 
     async def tab(self, payer: Address, provider: Address) -> TabState:
@@ -45,18 +45,18 @@ class FakeEscrow:
     async def read(self, function: str, *arguments: object) -> tuple[object, ...]:
         assert function == "account"
         self.rates_asked += 1
-        if self.trouble is not None:
-            await self.trouble()
+        if self.before_read is not None:
+            await self.before_read()
         return 0, arguments[0], self.rate
 
 
 async def away() -> None:
-    """What a chain does that is not there."""
+    """Fails as a chain does that cannot be reached."""
     raise Unavailable(Code.CHAIN_UNAVAILABLE, "no chain")
 
 
 class World:
-    """A view over the fake, with a clock of its own."""
+    """A view over the fake escrow, with a clock of its own."""
 
     def __init__(self, **settings: Any) -> None:
         self.tick = 0.0
@@ -64,13 +64,13 @@ class World:
         self.view = EscrowView(self.escrow, PROVIDER.address, clock=lambda: self.tick, **settings)  # type: ignore[arg-type]
 
 
-async def test_funds_are_what_the_chain_says() -> None:
-    """Settled and reserved come from the tab, free money from the purse; what is thawing does not count."""
+async def test_funds_are_read_from_the_chain() -> None:
+    """Settled and reserved amounts come from the tab, free money from the purse; thawing money does not count."""
     assert await World().view.funds(PAYER.address) == KNOWN
 
 
 async def test_an_answer_is_good_for_a_while() -> None:
-    """Within a few seconds nobody asks twice; later the old answer is given while a new one is fetched."""
+    """Within a few seconds the cached answer is used; later it is returned while a new one is fetched."""
     world = World()
     await world.view.funds(PAYER.address)
     world.tick = 3.0
@@ -85,7 +85,7 @@ async def test_an_answer_is_good_for_a_while() -> None:
 
 
 async def test_a_refresh_asks_now_but_not_too_often() -> None:
-    """A refresh sees what is new, and one payer's refusals can't make the node hammer the chain."""
+    """A refresh reads new values, and one payer's refusals cannot cause many reads of the chain."""
     world = World()
     await world.view.funds(PAYER.address)
     world.escrow.free = 8
@@ -96,46 +96,46 @@ async def test_a_refresh_asks_now_but_not_too_often() -> None:
 
 
 async def test_one_question_at_a_time() -> None:
-    """Many jobs of one payer at once are one question to the chain."""
+    """Concurrent jobs of one payer share one read of the chain."""
     world = World()
     assert await asyncio.gather(*(world.view.funds(PAYER.address) for _ in range(10))) == [KNOWN] * 10
     assert world.escrow.asked == 1
 
 
 async def test_an_outage_leaves_what_was_known() -> None:
-    """While the chain is away the last answer stays good, and a stranger is unknown; afterwards the view recovers by itself."""
+    """While the chain is away, the last answer stays valid and an unknown payer stays unknown; afterwards the view recovers."""
     world = World()
     await world.view.funds(PAYER.address)
-    world.escrow.trouble, world.tick = away, 1_000.0
+    world.escrow.before_read, world.tick = away, 1_000.0
     assert await world.view.funds(PAYER.address) == KNOWN
     assert await world.view.funds(PROVIDER.address) == Funds()
     assert not world.view.reachable
-    world.escrow.trouble, world.escrow.free, world.tick = None, 8, 1_006.0
+    world.escrow.before_read, world.escrow.free, world.tick = None, 8, 1_006.0
     assert (await world.view.funds(PAYER.address)).free == 8
     assert world.view.reachable
 
 
 async def test_a_chain_in_trouble_is_left_alone() -> None:
-    """After a failure nobody waits for the chain for some seconds."""
+    """For some seconds after a failure, nobody waits for the chain."""
     world = World()
-    world.escrow.trouble = away
+    world.escrow.before_read = away
     for _ in range(5):
         assert await world.view.funds(PAYER.address) == Funds()
     assert world.escrow.asked == 1
 
 
 async def test_a_silent_chain_is_not_waited_for() -> None:
-    """A chain that takes a question and says nothing costs a job its patience, once."""
+    """If the chain accepts a read and never answers, a job waits for the time limit once."""
     world = World(timeout=0.01)
-    world.escrow.trouble = asyncio.Event().wait  # type: ignore[assignment]
+    world.escrow.before_read = asyncio.Event().wait  # type: ignore[assignment]
     assert await world.view.funds(PAYER.address) == Funds()
     await world.view.close()
 
 
-async def test_closing_stops_what_is_asked() -> None:
-    """Nothing is left waiting after the end."""
+async def test_closing_cancels_reads() -> None:
+    """After the end no read is running."""
     world = World()
-    world.escrow.trouble = asyncio.Event().wait  # type: ignore[assignment]
+    world.escrow.before_read = asyncio.Event().wait  # type: ignore[assignment]
     asking = asyncio.create_task(world.view.funds(PAYER.address))
     await asyncio.sleep(0)
     await world.view.close()
@@ -143,7 +143,7 @@ async def test_closing_stops_what_is_asked() -> None:
 
 
 async def test_a_reservation_under_a_release_is_no_security() -> None:
-    """Once a release runs, ripe or not, nothing counts as reserved; that it is on its way out is told."""
+    """During a release, ready or not, nothing counts as reserved, and the view reports the release."""
     for release_at in (1, 1 << 40):
         world = World()
         world.escrow.release_at = release_at
@@ -151,7 +151,7 @@ async def test_a_reservation_under_a_release_is_no_security() -> None:
 
 
 async def test_nothing_old_is_believed_where_payers_wait_for_seconds_only() -> None:
-    """With waits of 8 s an answer is used for 2 s and no longer, also where an older one would do elsewhere."""
+    """With waits of 8 s, an answer is used for at most 2 s, although it would be used for longer with longer waits."""
     for waits in ((8, 86_400), (86_400, 8)):
         world = World(stale=60.0, fresh=3.0)
         world.escrow.waits = waits
@@ -164,13 +164,13 @@ async def test_nothing_old_is_believed_where_payers_wait_for_seconds_only() -> N
 
 
 async def test_a_silent_chain_keeps_no_reservation_for_ever() -> None:
-    """Of a chain that fell silent, a reservation counts for half the time in which it can't be taken back, and not a second more:
-    then only what was settled is known.
+    """If the chain stops answering, a reservation counts for half the time in which it cannot be taken back, to the second.
+    Afterwards only the settled amount is known.
     """
     world = World(refresh_interval=0.0)
     world.escrow.waits = (86_400, 200)
     await world.view.funds(PAYER.address)
-    world.escrow.trouble, world.tick = away, 100.0
+    world.escrow.before_read, world.tick = away, 100.0
     assert await world.view.funds(PAYER.address) == KNOWN
     world.tick = 100.1
     assert await world.view.funds(PAYER.address) == Funds(settled=Amount(3))
@@ -178,35 +178,35 @@ async def test_a_silent_chain_keeps_no_reservation_for_ever() -> None:
 
 
 async def test_the_age_of_an_answer_counts_from_the_question() -> None:
-    """An answer that took long is as old as its question: what it says may have been read at once."""
+    """The age of a slow answer counts from its request, because the value may have been read at once."""
     world = World()
     world.escrow.waits = (86_400, 8)
 
     async def slow() -> None:
         world.tick += 2.5
 
-    world.escrow.trouble = slow
+    world.escrow.before_read = slow
     await world.view.funds(PAYER.address)
-    world.escrow.trouble, world.escrow.free = None, 8
+    world.escrow.before_read, world.escrow.free = None, 8
     assert (await world.view.funds(PAYER.address)).free == 8
 
 
 async def test_a_thaw_of_more_than_there_is() -> None:
-    """What thaws is never more than what is there."""
+    """The thawing amount never exceeds the purse."""
     world = World()
     world.escrow.free = -2
     assert await world.view.funds(PAYER.address) == replace(KNOWN, free=Amount(0), thawing=Amount(0))
 
 
 async def test_a_coordinators_rate_costs_few_reads() -> None:
-    """The registered rate is asked for once in five minutes; while the chain is away, the last one is told."""
+    """The registered rate is read once in five minutes; while the chain is away, the last rate is returned."""
     world = World()
     for _ in range(5):
         assert await world.view.rate(PROVIDER.address) == 150
     assert world.escrow.rates_asked == 1
     world.escrow.rate, world.tick = 200, 301.0
     assert await world.view.rate(PROVIDER.address) == 200
-    world.escrow.trouble, world.tick = away, 1_000.0
+    world.escrow.before_read, world.tick = away, 1_000.0
     for _ in range(5):
         assert await world.view.rate(PROVIDER.address) == 200
         assert await world.view.rate(PAYER.address) is None
@@ -214,7 +214,7 @@ async def test_a_coordinators_rate_costs_few_reads() -> None:
 
 
 async def test_every_time_is_counted_from_the_last_answer_and_to_its_end() -> None:
-    """At the very end of each time the old answer still holds, and right after it no more; whatever the clock says at first."""
+    """An answer is valid up to and including the end of each period and not afterwards, from any initial clock value."""
     world = World(fresh=1.0, stale=10.0, refresh_interval=0.5, pause=5.0)
     world.escrow.waits = (86_400, 86_400)
     world.tick = 1_000.0
@@ -224,22 +224,22 @@ async def test_every_time_is_counted_from_the_last_answer_and_to_its_end() -> No
     world.tick = 1_001.0
     await world.view.funds(PAYER.address)
     assert not world.view._funds._reads
-    world.escrow.trouble, world.tick = away, 1_010.0
+    world.escrow.before_read, world.tick = away, 1_010.0
     assert (await world.view.funds(PAYER.address)).free == 7
     assert world.view._funds._reads, "and is asked for meanwhile"
     await asyncio.gather(*world.view._funds._reads.values(), return_exceptions=True)
-    world.escrow.trouble, world.tick = None, 1_014.9
+    world.escrow.before_read, world.tick = None, 1_014.9
     assert (await world.view.refresh(PAYER.address)).free == 7, "the chain is left alone"
     world.tick = 1_015.0
     assert (await world.view.refresh(PAYER.address)).free == 8
-    world.escrow.trouble, world.tick = away, 1_015.0 + 43_200
+    world.escrow.before_read, world.tick = away, 1_015.0 + 43_200
     assert (await world.view.refresh(PAYER.address)).known
     world.tick += 6
     assert not (await world.view.refresh(PAYER.address)).known
 
 
 async def test_a_rate_is_asked_for_again_after_its_time_and_not_before() -> None:
-    """To the second, whatever the clock says at first."""
+    """Each period is exact to the second, from any initial clock value."""
     world = World()
     for tick, asked in ((1_000.0, 1), (1_300.0, 1), (1_300.5, 2)):
         world.tick = tick
@@ -248,7 +248,7 @@ async def test_a_rate_is_asked_for_again_after_its_time_and_not_before() -> None
 
 
 async def test_strangers_never_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of so many payers the last that were asked after are remembered."""
+    """At most the given number of payers is remembered, those queried last."""
     monkeypatch.setattr(escrow_view, "_CACHED_ACCOUNTS", 2)
     world = World()
     for number in range(1, 4):

@@ -59,7 +59,7 @@ def watch(chain: MemoryChain, tabs: Tabs, rates: Rates) -> ChainWatcher:
 
 
 async def test_a_stale_state_is_detected_before_anything_is_offered() -> None:
-    """A chain that paid one unit more than the record is noticed at the start; one that paid exactly the record is fine."""
+    """A payment of one unit above the record is noticed at the start; a payment equal to the record is not reported."""
     for extra, known in ((0, False), (1, True)):
         tabs = Tabs(CreditLimits(), rows(3))
         chain = MemoryChain(PAID)

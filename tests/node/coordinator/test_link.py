@@ -66,12 +66,12 @@ class Node:
         )
 
     async def next_event(self) -> tuple[str, Any]:
-        """What the handler is told next."""
+        """Returns the handler's next event."""
         async with asyncio.timeout(5):
             return await self.handler.events.get()
 
     async def troubled(self, *words: str) -> None:
-        """Waits until the link says that it has this trouble. It has no event for that, since nobody else needs one."""
+        """Waits until the link reports this problem, for which there is no event."""
         while not any(word in self.link.problem for word in words):  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.01)
 
@@ -245,18 +245,18 @@ async def test_only_the_configured_coordinator() -> None:
 @pytest.mark.parametrize("first", [b"nonsense", "text", pack_link(Kind.WELCOME), pack_link(Kind.CHALLENGE, payload=b"{}")])
 async def test_a_bad_handshake_is_survived(first: bytes | str) -> None:
     """A server that does not speak the protocol is left with a log message, and tried again later."""
-    tries: asyncio.Queue[None] = asyncio.Queue()
+    attempts: asyncio.Queue[None] = asyncio.Queue()
 
     async def attend(socket: ServerConnection) -> None:
-        tries.put_nowait(None)
+        attempts.put_nowait(None)
         await socket.send(first)
         await socket.wait_closed()
 
     async with serve(attend, "127.0.0.1", 0) as server:
         port = next(iter(server.sockets)).getsockname()[1]
         async with Node(f"ws://127.0.0.1:{port}").running() as node:
-            await tries.get()
-            await tries.get()
+            await attempts.get()
+            await attempts.get()
             assert node.link.problem
     assert node.handler.events.empty()
 

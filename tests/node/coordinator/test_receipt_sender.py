@@ -18,7 +18,7 @@ from tests.node.storage.test_store import finish
 
 @asynccontextmanager
 async def running(sender: ReceiptSender) -> AsyncIterator[ReceiptSender]:
-    """Runs a courier until the end of the block."""
+    """Runs a receipt sender until the end of the block."""
     task = asyncio.create_task(sender.run())
     try:
         async with asyncio.timeout(10):
@@ -37,9 +37,9 @@ async def test_open_receipts_are_sent_on_every_welcome() -> None:
         sender.connected(first)
         for record in records:
             raw = await first.until(Kind.LATE_RECEIPT, record.matched.job)
-            late = LateReceipt.from_json(loads(raw, "receipt"))
-            assert late.receipt.signature == record.receipt.signature
-            assert late.order.signature == record.matched.order.signature
+            late_receipt = LateReceipt.from_json(loads(raw, "receipt"))
+            assert late_receipt.receipt.signature == record.receipt.signature
+            assert late_receipt.order.signature == record.matched.order.signature
         sender.acknowledged(first, records[0].matched.job)
         sender.disconnected(first)
         second = MemoryLink(COORDINATOR.address)
@@ -50,7 +50,7 @@ async def test_open_receipts_are_sent_on_every_welcome() -> None:
 
 
 async def test_a_refused_receipt_is_not_sent_again() -> None:
-    """What the coordinator will never take is not sent for ever."""
+    """A receipt that the coordinator refuses for good is not sent again."""
     store, client = MemoryStore(), Client()
     records = await finish(store, client)
     async with running(ReceiptSender(store, now=lambda: NOW)) as sender:
@@ -87,7 +87,7 @@ async def test_many_receipts_are_sent_page_by_page(monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_coordinator_that_confirms_nothing_is_not_sent_everything_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A round sends a bounded number of receipts, and the next goes on after them, so that each has its turn."""
+    """A round sends a bounded number of receipts, and the next round continues after them, so each receipt has its turn."""
     monkeypatch.setattr(courier_module, "PAGE_SIZE", 2)
     monkeypatch.setattr(courier_module, "MAX_PAGES", 2)
     store, client = MemoryStore(), Client()
@@ -102,7 +102,7 @@ async def test_a_coordinator_that_confirms_nothing_is_not_sent_everything_each_t
 
 
 async def test_receipts_that_were_never_sent_leave_at_once() -> None:
-    """What is made while a link is up, beside its job, does not wait for the next round."""
+    """A receipt that is made while a link is up, beside its job, does not wait for the next round."""
     store, client = MemoryStore(), Client()
     async with running(ReceiptSender(store, resend_seconds=3_600, now=lambda: NOW)) as sender:
         link = MemoryLink(COORDINATOR.address)
@@ -114,7 +114,7 @@ async def test_receipts_that_were_never_sent_leave_at_once() -> None:
 
 
 async def test_a_full_disk_delays_acknowledgements_only() -> None:
-    """If a confirmation can't be written down, the courier goes on."""
+    """If a confirmation cannot be stored, the receipt sender continues."""
     store, client = MemoryStore(), Client()
     records = await finish(store, client)
     link = MemoryLink(COORDINATOR.address)

@@ -33,7 +33,7 @@ class World:
     finished: int = 0
 
     async def recovery(self, *without: str) -> StateRecovery:
-        """As it is when a node starts on this state."""
+        """Returns the recovery of a node that starts on this state."""
 
         def finish() -> None:
             self.finished += 1
@@ -61,11 +61,11 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     await store.close()
 
 
-async def answer(recovery: StateRecovery, link: MemoryLink, *late: LateReceipt, more: bool = False) -> None:
+async def answer(recovery: StateRecovery, link: MemoryLink, *late_receipts: LateReceipt, more: bool = False) -> None:
     """Delivers a coordinator's answer."""
     if (link.coordinator, URLS[link.coordinator]) not in recovery._requested_after:
         recovery.connected(link)
-    recovery.page_received(link, dumps({"receipts": [receipt.to_json() for receipt in late], "more": more}))
+    recovery.page_received(link, dumps({"receipts": [receipt.to_json() for receipt in late_receipts], "more": more}))
     await asyncio.gather(*recovery._tasks)
 
 
@@ -137,20 +137,20 @@ async def test_a_tab_continues_from_the_highest_recovered_number(world: World) -
 
 async def test_pages_must_advance(world: World) -> None:
     """Each page must contain later payers than the previous one; the same page again ends the link."""
-    (late,) = await receipts(1)
+    (late_receipt,) = await receipts(1)
     recovery = await world.recovery()
-    await answer(recovery, world.first, late, more=True)
+    await answer(recovery, world.first, late_receipt, more=True)
     with pytest.raises(BadMessage, match="after"):
-        await answer(recovery, world.first, late, more=True)
+        await answer(recovery, world.first, late_receipt, more=True)
     recovery.connected(world.first)
-    await answer(recovery, world.first, late)
+    await answer(recovery, world.first, late_receipt)
     assert recovery.unanswered == (URLS[world.second.coordinator],)
 
 
 async def test_foreign_receipts_are_ignored(world: World) -> None:
     """A changed receipt and a receipt of another provider change nothing, and the answer still counts."""
-    (late,) = await receipts(1)
-    forged = replace(late, receipt=replace(late.receipt, message=replace(late.receipt.message, seq=99)))
+    (late_receipt,) = await receipts(1)
+    forged = replace(late_receipt, receipt=replace(late_receipt.receipt, message=replace(late_receipt.receipt.message, seq=99)))
     recovery = await world.recovery(*URLS.values())
     await answer(recovery, world.first, forged)
     assert world.tabs.account(PAYER.address).tab.seq == 0
@@ -195,8 +195,8 @@ async def test_nothing_is_offered_on_a_stale_state(world: World, seen: str) -> N
 async def test_unrequested_pages_are_ignored(world: World) -> None:
     """Only a requested page is stored."""
     recovery = await world.recovery()
-    (late,) = await receipts(1)
-    page = dumps({"receipts": [late.to_json()], "more": True})
+    (late_receipt,) = await receipts(1)
+    page = dumps({"receipts": [late_receipt.to_json()], "more": True})
     recovery.page_received(world.first, page)
     assert recovery._tasks == set()
     recovery.connected(world.first)

@@ -50,7 +50,7 @@ def default(tabs: Tabs, numbers: range, now: int, claim_by: int) -> int:
     return sum(takes(tabs, payer(number), cap, now, ceiling=int(cap), claim_by=claim_by) for number in numbers)
 
 
-# Throw-away purses
+# Disposable purses
 
 
 @pytest.mark.parametrize("claim_by", [NOW + 3_600, NOW + DAY, NOW + 30 * DAY, (1 << 64) - 1])
@@ -115,7 +115,7 @@ def test_small_payments_do_not_make_credit_earned() -> None:
     assert tabs.unearned_credit(NOW) == 100, "one unit each was earned by paying two"
 
 
-# What a purse has paid before
+# Earlier payments
 
 
 def test_credit_grows_with_payments() -> None:
@@ -172,7 +172,7 @@ def test_a_payer_has_one_entry_in_the_write_off_queue() -> None:
     assert len(tabs._write_off_queue) == 1
 
 
-# Releases, thaws, purses that empty
+# Releases, thaws and empty purses
 
 
 @pytest.mark.parametrize("left", ["releasing", "thawing"])
@@ -198,7 +198,7 @@ def test_a_release_counts_at_once() -> None:
     assert released.payable == 10**6 + 1_000
 
 
-# Written off
+# Write-offs
 
 
 def test_a_debt_is_written_off_when_its_orders_expire() -> None:
@@ -282,7 +282,7 @@ def test_a_recovered_receipt_of_an_expired_order_is_written_off() -> None:
 
 
 def test_a_high_cap_backs_no_jobs_beyond_its_expiry() -> None:
-    """When an order with a high cap is about to expire, jobs rest on lower caps that last."""
+    """When an order with a high ceiling is about to expire, jobs rest on lower ceilings that last."""
     limits = replace(LIMITS, claim_margin=1_800)
     rich = Funds(reserved=Amount(10**9), known=True)
     tabs = Tabs(limits)
@@ -304,10 +304,10 @@ def test_of_equal_caps_the_longest_lived_counts() -> None:
         for time in times:
             tabs.admit(order(1_000, payer(1), NOW + time), Amount(1), FREE, NOW)
         assert tabs.account(payer(1)).claim_by == NOW + 200
-        assert len(tabs.account(payer(1)).caps) == 1
+        assert len(tabs.account(payer(1)).ceilings) == 1
 
 
-# Gifts
+# Credit by time
 
 
 def test_growing_credit_counts_its_growth_as_new() -> None:
@@ -321,7 +321,7 @@ def test_growing_credit_counts_its_growth_as_new() -> None:
     less = gifts.update(grown, 55, NOW + DAY + SLICE)
     assert (less.recent, less.old) == (5, 50)
     later = gifts.update(less, 52, NOW + DAY + 3 * SLICE)
-    assert (later.slice, later.recent, later.old) == (less.slice, 2, 50), "less is no new gift"
+    assert (later.slice, later.recent, later.old) == (less.slice, 2, 50), "less is no new credit"
     assert gifts.update(later, 52, NOW + DAY + 5 * SLICE) == later, "nor is as much as before"
     gone = gifts.update(later, 20, NOW + DAY + SLICE)
     assert (gone.recent, gone.old) == (0, 20)
@@ -347,8 +347,8 @@ steps = st.lists(
 @given(steps)
 @settings(deadline=None, max_examples=200)
 def test_no_24_hours_cost_more_than_the_limits(steps: list[tuple[int, int, int, int, int]]) -> None:
-    """Whatever non-paying payers order, their debt grows by at most `new_payers_per_day` in any 24 hours, sums match the
-    accounts, and no payer exceeds its limit.
+    """Whatever jobs non-paying payers order, their debt grows by at most `new_payers_per_day` in any 24 hours, sums match
+    the accounts, and no payer exceeds its limit.
     """
     tabs, now = Tabs(LIMITS), NOW
     grown: list[tuple[int, int]] = []

@@ -18,9 +18,9 @@ BOOK = make_asks()
 ASK = BOOK.current[0]
 
 
-def refusal(**spoilt: Any) -> Code:
+def refusal(**changes: Any) -> Code:
     """Returns the error code for an order with these changes."""
-    placed = Client().order(ASK, **spoilt)
+    placed = Client().order(ASK, **changes)
     with pytest.raises((Refusal, Unavailable)) as caught:
         admission(BOOK).verify(LINK, placed.job, placed.dispatch, NOW)
     return caught.value.code
@@ -40,7 +40,7 @@ def test_a_valid_order_is_admitted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "code"),
+    ("changes", "code"),
     [
         ({"matched_by": signer("another coordinator")}, Code.ORDER_MISDIRECTED),
         ({"match_with": {"job": JobId(bytes(16))}}, Code.ORDER_MISDIRECTED),
@@ -68,9 +68,9 @@ def test_a_valid_order_is_admitted() -> None:
         ({"order_with": {"max_fee_bps": 1_001}}, Code.ORDER_TERMS),
     ],
 )
-def test_each_violation_has_its_code(spoilt: dict[str, Any], code: Code) -> None:
+def test_each_violation_has_its_code(changes: dict[str, Any], code: Code) -> None:
     """An order that does not fit this node, link, ask or time is refused with the matching code."""
-    assert refusal(**spoilt) is code
+    assert refusal(**changes) is code
 
 
 @pytest.mark.parametrize(
@@ -84,13 +84,13 @@ def test_each_violation_has_its_code(spoilt: dict[str, Any], code: Code) -> None
     ],
 )
 def test_the_limits_themselves_are_allowed(limit: dict[str, Any]) -> None:
-    """Allowed are the whole output limit, the first and last deadline, the shortest claim window, and the whole fee."""
+    """The whole output limit, the first and last deadline, the shortest claim window and the whole fee are allowed."""
     placed = Client().order(ASK, **limit)
     assert admission(BOOK).verify(LINK, placed.job, placed.dispatch, NOW).order == placed.order
 
 
 def test_a_late_order_names_the_delay() -> None:
-    """The refusal names the seconds, so that clock differences can be found."""
+    """The refusal states the difference in seconds, which reveals wrong clocks."""
     placed = Client().order(ASK, order_with={"deadline": NOW - 5})
     with pytest.raises(Refusal, match="passed 5 s ago"):
         admission(BOOK).verify(LINK, placed.job, placed.dispatch, NOW)
@@ -173,6 +173,6 @@ def test_a_maximum_cost_below_the_worst_case_is_refused(size: int, output: int, 
 def test_an_order_of_another_deployment_is_refused() -> None:
     """An order signed for another deployment does not verify here."""
     placed = Client().order(ASK)
-    house = replace(LINK, domain=replace(DOMAIN, chain_id=1))
+    other_link = replace(LINK, domain=replace(DOMAIN, chain_id=1))
     with pytest.raises(BadSignature):
-        admission(BOOK).verify(house, placed.job, placed.dispatch, NOW)
+        admission(BOOK).verify(other_link, placed.job, placed.dispatch, NOW)

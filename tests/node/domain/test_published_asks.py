@@ -44,9 +44,9 @@ def test_a_changed_offer_gets_a_new_ask() -> None:
 def test_withdrawn_asks_are_gone_at_once() -> None:
     """While an engine is down, orders that name its asks are refused; the asks of other engines stay."""
     asks = make_asks(OFFER, OTHER)
-    mine, others = asks.current
+    ask, others = asks.current
     assert asks.publish([OTHER], NOW + 1)
-    assert asks.find(mine.digest, NOW + 1) is None
+    assert asks.find(ask.digest, NOW + 1) is None
     assert asks.find(others.digest, NOW + 1) is not None
     assert asks.offers == (OTHER,)
 

@@ -28,7 +28,7 @@ def test_unknown_fields_pass_through() -> None:
 
 
 def test_the_model_is_the_one_that_was_ordered() -> None:
-    """The engine is asked for its own name of the ordered model, whatever the body names; the answer is mapped back."""
+    """The engine gets its own name of the ordered model, whichever name the body has; the answer is mapped back."""
     engine_request = prepare(RequestHead(CHAT), dumps({"model": "dearer"}), replace(OFFER, upstream="org/model"), 10)
     assert loads(engine_request.body, "body")["model"] == "org/model"
     assert engine_request.rename == ("org/model", "model")
@@ -82,7 +82,7 @@ def test_usage_is_asked_for_on_streams(fields: dict[str, Any], strip: bool) -> N
 
 
 def test_usage_is_not_requested_without_support() -> None:
-    """An engine without that option gets the request without it."""
+    """An engine without the usage option gets the request without it."""
     assert "stream_options" not in sent({"stream": True}, supports_stream_usage=False)
 
 
@@ -133,7 +133,7 @@ def test_only_known_routes_are_reached(path: str) -> None:
     ],
 )
 def test_bad_bodies_are_refused(body: bytes) -> None:
-    """A body that no engine could serve within the order is the client's error, whose text quotes nothing of it."""
+    """A body that no engine could serve within the order is the client's error, and the error quotes nothing from the body."""
     with pytest.raises(BadMessage):
         prepare(RequestHead(CHAT), body, OFFER, 100)
 

@@ -62,7 +62,7 @@ def test_a_fixed_limit_stays() -> None:
 
 
 def test_the_limit_grows_while_slots_are_full() -> None:
-    """It grows by one for a full round of jobs, not while slots are free, and never above `max_limit`."""
+    """The limit grows by one for a full round of jobs, not while slots are free, and never above `max_limit`."""
     limiter = SlotLimiter(2, 4)
     for _ in range(10):
         limiter.learn(0, busy=False, first_seconds=0.1, full=False)
@@ -78,11 +78,11 @@ def test_the_limit_grows_while_slots_are_full() -> None:
 
 
 def test_the_limit_falls_when_the_engine_is_busy_or_slow() -> None:
-    """It falls by a third, at most once per cooldown, and never below one."""
+    """The limit falls by a third, at most once per cooldown, and never below one."""
     limiter = SlotLimiter(10, 20)
     assert limiter.learn(0, busy=True, first_seconds=None, full=True)
     assert limiter.limit == 7
-    assert not limiter.learn(COOLDOWN_SECONDS / 2, busy=True, first_seconds=None, full=True), "the same news once more"
+    assert not limiter.learn(COOLDOWN_SECONDS / 2, busy=True, first_seconds=None, full=True), "the same report again"
     assert limiter.learn(COOLDOWN_SECONDS, busy=True, first_seconds=None, full=True)
     for second in range(10, 100, 10):
         limiter.learn(second, busy=True, first_seconds=None, full=True)

@@ -168,8 +168,8 @@ def test_tabs_add_up(steps: list[tuple[int, int, int, int]]) -> None:
     payers = [Address(f"0x{n:040x}") for n in range(1, 5)]
     caps: dict[Address, list[int]] = {payer: [] for payer in payers}
     costs: dict[Address, list[int]] = {payer: [] for payer in payers}
-    for who, cap, end, cost in steps:
-        payer = payers[who]
+    for payer_index, cap, end, cost in steps:
+        payer = payers[payer_index]
         try:
             tabs.admit(order(100, payer), Amount(cap), funds, NOW)
             caps[payer].append(cap)

@@ -32,7 +32,7 @@ def test_the_reported_usage_is_billed() -> None:
 
 
 def test_without_a_report_bytes_are_counted() -> None:
-    """One token for four bytes, rounded up, of the request and of the generated text."""
+    """Tokens are estimated as one for four bytes, rounded up, of the request and of the generated text."""
     counted = meter(body=1_001)
     counted.add_output(5_000, 90)
     assert counted.usage() == Usage(251, 0, 23)
@@ -60,7 +60,7 @@ def test_counts_that_are_missing_are_estimated() -> None:
 
 
 def test_nothing_delivered_is_nothing_billed() -> None:
-    """A response of which nothing was delivered costs nothing, whatever the engine reported."""
+    """A response without any delivered output costs nothing, whatever the engine reported."""
     counted = meter()
     counted.set_reported(ReportedUsage(100, 0, 100))
     assert counted.usage() == NOTHING

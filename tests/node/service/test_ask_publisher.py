@@ -80,7 +80,7 @@ async def test_asks_follow_an_engine_down_and_up() -> None:
 
 
 async def test_an_engine_that_stays_down_is_checked_less_often() -> None:
-    """It is checked again after one, two and three rounds, and then every fourth; other engines in every round."""
+    """A failed engine is checked again after one, two and three rounds, and then every fourth; other engines in every round."""
     world = World()
     await world.publisher.check_engines(first=True)
     world.engines["a"].fault = DOWN

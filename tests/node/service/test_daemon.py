@@ -137,8 +137,8 @@ async def test_a_node_works_and_stops_in_order(site: Site) -> None:
         process.send_signal(signal.SIGTERM)
         while (json_of(connection.of(Kind.BEAT)[-1]))["free"]:
             await connection.until(Kind.BEAT, len(connection.of(Kind.BEAT)) + 1)
-        late = await site.place(connection, ask)
-        refused = Failure.loads(await connection.until(Kind.FAIL, job=late.job))
+        late_job = await site.place(connection, ask)
+        refused = Failure.loads(await connection.until(Kind.FAIL, job=late_job.job))
         assert refused.receipt is not None
         void = refused.receipt.verify(DOMAIN).message
         assert (refused.error.code, void.outcome, void.cost, void.seq) == (Code.NODE_BUSY, Outcome.REFUSED, 0, 2)
@@ -160,9 +160,9 @@ async def test_receipts_survive_a_kill(site: Site) -> None:
         await process.wait()
     site.coordinator.acknowledge = True
     async with node(site) as (process, connection, ask):
-        late = LateReceipt.from_json(loads(await connection.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
-        assert dumps(late.receipt.to_json()) == first
-        assert late.order.signature == placed.order.signature
+        late_receipt = LateReceipt.from_json(loads(await connection.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
+        assert dumps(late_receipt.receipt.to_json()) == first
+        assert late_receipt.order.signature == placed.order.signature
         await connection.send(Kind.DISPATCH, placed.job, placed.dispatch.dumps())
         error = loads(await connection.until(Kind.FAIL, job=placed.job), "failure")["error"]
         assert error["code"] in ("order_replayed", "order_terms")
@@ -189,8 +189,8 @@ async def test_an_order_cut_off_by_a_kill_is_released(site: Site) -> None:
     async with node(site) as (process, connection, ask):
         numbers = []
         for placed in (cut, another):
-            late = LateReceipt.from_json(loads(await connection.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
-            signed = late.receipt.verify(DOMAIN).message
+            late_receipt = LateReceipt.from_json(loads(await connection.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
+            signed = late_receipt.receipt.verify(DOMAIN).message
             check_receipt(placed.order, placed.terms, signed)
             assert (signed.outcome, signed.cost) == (Outcome.PROVIDER_ERROR, 0)
             numbers.append(signed.seq)
@@ -199,7 +199,7 @@ async def test_an_order_cut_off_by_a_kill_is_released(site: Site) -> None:
         refused = Failure.loads(await connection.until(Kind.FAIL, job=cut.job))
         assert (refused.error.code, refused.receipt) == (Code.ORDER_REPLAYED, None)
         assert (await receipt(connection, await site.place(connection, ask))).seq == 4
-        process.terminate()  # so that what was confirmed is on disk
+        process.terminate()  # a clean stop stores the confirmations
         assert await process.wait() == 0
     async with node(site) as (_, connection, ask):
         assert (await receipt(connection, await site.place(connection, ask))).seq == 5
@@ -217,8 +217,8 @@ async def test_a_suspended_coordinator_is_offered_nothing(site: Site) -> None:
         await connection.until(Kind.CHUNK, 5, placed.job)
         await connection.socket.close()
         again = await site.coordinator.connections.get()
-        late = LateReceipt.from_json(loads(await again.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
-        assert late.receipt.verify(DOMAIN).message.cost == 0
+        late_receipt = LateReceipt.from_json(loads(await again.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
+        assert late_receipt.receipt.verify(DOMAIN).message.cost == 0
         assert again.hello.asks == () or read_asks(json_of(await again.until(Kind.ASKS))["asks"]) == ()
         more = await site.place(again, ask)
         refused = Failure.loads(await again.until(Kind.FAIL, job=more.job))
@@ -447,7 +447,7 @@ async def test_recovery_waits_for_all_coordinators(site: Site) -> None:
             process.kill()
             await process.communicate()
     async with node(site, **settings) as (process, first, ask):
-        assert first.hello.asks, "all have told, so a coordinator that is away keeps nobody from work"
+        assert first.hello.asks, "all have answered, so an absent coordinator blocks no work"
 
 
 async def test_an_operator_may_skip_a_coordinator(site: Site) -> None:

@@ -67,7 +67,7 @@ async def test_metrics_and_health() -> None:
 
 
 def test_revenue_of_an_hour() -> None:
-    """Revenue of the last hour per GPU; extrapolated for a younger process."""
+    """Revenue per GPU is that of the last hour; for a younger process it is extrapolated."""
     clock = 0.0
     metrics = NodeMetrics(dict, gpus=2, tick=lambda: clock)
     clock = 360.0

@@ -1,4 +1,4 @@
-"""State of earlier versions: it opens, and keeps what it holds."""
+"""State of earlier versions opens and keeps its contents."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _migrate(path: Path, revision: str) -> None:
 
 
 async def test_state_from_before_the_renaming_of_tables(tmp_path: Path) -> None:
-    """What coordinators earned and left unpaid is still known."""
+    """The earned and unpaid credit of coordinators is kept."""
     path = tmp_path / "node.db"
     _migrate(path, "0004")
     with closing(sqlite3.connect(path)) as database, database:

@@ -41,9 +41,9 @@ def receipt_record(placed: PlacedJob, tab: ProviderTab, *, output: int = 100, at
     return ReceiptRecord(admitted(placed), PROVIDER.sign(receipt, DOMAIN))
 
 
-async def finish(store: Store, client: Client, seq: int = 0, *, at: int = NOW, **spoilt: object) -> ReceiptRecord:
+async def finish(store: Store, client: Client, seq: int = 0, *, at: int = NOW, **changes: object) -> ReceiptRecord:
     """Stores one job from begin to receipt, on a tab that stands at `seq` jobs of 40 units."""
-    placed = client.order(ASK, order_with=spoilt)
+    placed = client.order(ASK, order_with=changes)
     await store.begin(admitted(placed), at)
     records = receipt_record(placed, ProviderTab(seq, Amount(40 * seq)), at=at)
     await store.record_receipt(records)
@@ -75,7 +75,7 @@ async def test_a_receipt_updates_its_tab(store: Store) -> None:
     (row,) = await store.tabs(NOW)
     assert row == StoredTab(PAYER.address, 2, Amount(80), second.matched.order.message.ceiling, NOW + 86_400, last_order_at=NOW)
     (expired,) = await store.tabs(NOW + 86_400)
-    assert (expired.cap, expired.claim_by) == (0, 0)
+    assert (expired.ceiling, expired.claim_by) == (0, 0)
 
 
 async def test_a_consumed_order_stays_consumed(store: Store) -> None:
@@ -105,15 +105,15 @@ def refusal(placed: PlacedJob, tab: ProviderTab) -> ReceiptRecord:
 
 
 async def test_a_refused_order_backs_no_claim(store: Store) -> None:
-    """A refused order moves its tab's seq, is consumed, and is sent as any receipt; whatever its cap, no claim and no job rests
-    on it.
+    """A refused order advances its tab's seq, is consumed, and its receipt is sent like any other; neither claims nor jobs
+    use it, whatever its cap.
     """
     client = Client()
     records = await finish(store, client)
     greedy = client.order(ASK, order_with={"ceiling": Amount(10**9), "max_fee_bps": 10_000})
     await store.record_refusal(refusal(greedy, ProviderTab(1, Amount(40))))
     (row,) = await store.tabs(NOW)
-    assert (row.seq, row.cumulative, row.cap) == (2, 40, records.matched.order.message.ceiling)
+    assert (row.seq, row.cumulative, row.ceiling) == (2, 40, records.matched.order.message.ceiling)
     (tab,) = await store.claimable(NOW, 10)
     assert tab.order.digest == records.matched.order.digest
     assert greedy.order.digest in {digest for digest, _ in await store.consumed_orders(NOW)}
@@ -139,8 +139,8 @@ async def test_unfinished_orders(store: Store) -> None:
 async def test_coordinator_hours(store: Store) -> None:
     """Later totals of an hour replace earlier ones; a query names its first hour."""
     first, later = CoordinatorHour("a:443", 5, Amount(1), Amount(2)), CoordinatorHour("a:443", 6, Amount(10**20), Amount(4))
-    for dealing in (replace(first, earned=Amount(0)), first, later):
-        await store.record_coordinator_hour(dealing)
+    for total in (replace(first, earned=Amount(0)), first, later):
+        await store.record_coordinator_hour(total)
     assert sorted(await store.coordinator_hours(5), key=lambda row: row.hour) == [first, later]
     assert await store.coordinator_hours(6) == [later]
 
@@ -169,9 +169,9 @@ async def test_recovered_receipts(tmp_path: Path) -> None:
     records = await finish(other, client, 1)
     store = open_store(tmp_path)
     await store.start()
-    late = LateReceipt(records.receipt, records.matched.order, records.matched.terms)
+    late_receipt = LateReceipt(records.receipt, records.matched.order, records.matched.terms)
     for _ in range(2):
-        await store.record_recovered(records.receipt, records.matched.order, late)
+        await store.record_recovered(records.receipt, records.matched.order, late_receipt)
     assert await store.completed_recoveries() == []
     for url in ("ws://a/v1/node", "ws://a/v1/node", "ws://b/v1/node"):
         await store.record_recovery_complete(COORDINATOR.address, url, NOW)
@@ -270,16 +270,16 @@ async def test_a_tab_never_goes_back(tmp_path: Path) -> None:
 
 
 async def test_no_cap_outlives_its_order(store: Store) -> None:
-    """All caps are returned with their claimBy, highest first, without redundant ones."""
+    """All ceilings are returned with their claimBy, highest first, without redundant ones."""
     client = Client()
-    for cap, hours in ((500, 1), (400, 2), (300, 2), (200, 5), (200, 4), (450, 1)):
-        await store.begin(admitted(client.order(ASK, order_with=_order(cap, hours))), NOW)
+    for ceiling, hours in ((500, 1), (400, 2), (300, 2), (200, 5), (200, 4), (450, 1)):
+        await store.begin(admitted(client.order(ASK, order_with=_order(ceiling, hours))), NOW)
     await finish(store, client, ceiling=Amount(100), claim_by=NOW + 3_600 * 9)
     (row,) = await store.tabs(NOW)
-    caps = [(row.cap, row.claim_by), *((cap.amount, cap.claim_by) for cap in row.lower_caps)]
-    assert caps == [(Amount(cap), NOW + 3_600 * hours) for cap, hours in ((500, 1), (400, 2), (200, 5), (100, 9))]
+    ceilings = [(row.ceiling, row.claim_by), *((ceiling.amount, ceiling.claim_by) for ceiling in row.lower_ceilings)]
+    assert ceilings == [(Amount(ceiling), NOW + 3_600 * hours) for ceiling, hours in ((500, 1), (400, 2), (200, 5), (100, 9))]
     (row,) = await store.tabs(NOW + 3_600)
-    assert (row.cap, row.claim_by, len(row.lower_caps)) == (400, NOW + 7_200, 2)
+    assert (row.ceiling, row.claim_by, len(row.lower_ceilings)) == (400, NOW + 7_200, 2)
 
 
 def _order(cap: int, hours: int) -> dict[str, object]:
@@ -338,12 +338,12 @@ async def test_huge_numbers_are_stored(tmp_path: Path) -> None:
     await store.start()
     await finish(store, Client(), ceiling=Amount((1 << 96) - 1), claim_by=(1 << 64) - 1)
     (row,) = await store.tabs(NOW)
-    assert row.cap == (1 << 96) - 1
+    assert row.ceiling == (1 << 96) - 1
     await store.close()
 
 
 async def test_the_schema_is_the_migrations(tmp_path: Path) -> None:
-    """The tables that the code names are the ones that the migrations make."""
+    """The migrations create exactly the tables that the code names."""
     store = open_store(tmp_path)
     await store.start()
     await store.close()

@@ -1,4 +1,4 @@
-"""What of a tab's total was proved beyond the books, and when an order was last counted as not delivered.
+"""The part of a tab's total that was proved beyond the ledger, and when an order was last counted as not delivered.
 
 Revision ID: 0007
 """
@@ -11,7 +11,7 @@ down_revision = "0006"
 
 
 def upgrade() -> None:
-    """Tabs of before keep the total that they were recovered to."""
+    """Existing tabs keep the total that they were recovered to."""
     op.add_column("tabs", sa.Column("recovered", sa.BigInteger, nullable=False, server_default="0"))
     op.execute("UPDATE tabs SET recovered = max(total - accepted, 0)")
     op.add_column("orders", sa.Column("counted_at", sa.BigInteger, nullable=False, server_default="0"))

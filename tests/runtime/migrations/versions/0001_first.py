@@ -1,4 +1,4 @@
-"""The one table of the tests of storage."""
+"""The only table of the storage tests."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -17,8 +17,8 @@ import pytest
 from scripts.peers import BUILD, LITELLM, install
 from scripts.relay import processes
 from tallystick.runtime.serving import serving
-from tests.clients.engine import CITIES, DOCUMENT, TEXT, USAGE, VECTOR, Engine
 from tests.e2e.conftest import clean_environment
+from tests.third_party_clients.engine import CITIES, DOCUMENT, TEXT, USAGE, VECTOR, Engine
 
 PROGRAMS = Path(__file__).parent / "programs"
 PYTHON = {

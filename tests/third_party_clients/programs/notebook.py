@@ -61,16 +61,16 @@ def main() -> None:
     book = nbformat.read(sys.argv[1], as_version=4)
     NotebookClient(book, timeout=60, resources={"metadata": {"path": str(Path.cwd())}}).execute()
     outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
-    told: dict[str, object] = {"example": [output.get("name", "") + ": " + output.get("text", "") for output in outputs]}
+    results: dict[str, object] = {"example": [output.get("name", "") + ": " + output.get("text", "") for output in outputs]}
     kernel = Kernel()
-    told["open"] = kernel.run(OPEN)
+    results["open"] = kernel.run(OPEN)
     for name, cell, after in (("async", ASYNC, TOLD_ASYNC), ("sync", SYNC, TOLD_SYNC)):
-        _, told[f"{name} error"] = kernel.run(cell, stop=True)
-        told[name] = kernel.run(after)
-    told["close"] = kernel.run("await market.close(); plain.close()")
+        _, results[f"{name} error"] = kernel.run(cell, stop=True)
+        results[name] = kernel.run(after)
+    results["close"] = kernel.run("await market.close(); plain.close()")
     kernel.client.stop_channels()
     kernel.manager.shutdown_kernel()
-    print(json.dumps(told))  # noqa: T201
+    print(json.dumps(results))  # noqa: T201
 
 
 main()

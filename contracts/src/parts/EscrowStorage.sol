@@ -13,7 +13,7 @@ import {PackedStorage} from "../PackedStorage.sol";
 
 /// @title The storage that all parts share, and the only two functions that move tokens.
 /// @dev The token's supply must fit 96 bits; `_pull` keeps the whole balance below that, so sums of balances never overflow.
-abstract contract Ledger is IEscrow, EIP712, ReentrancyGuardTransient {
+abstract contract EscrowStorage is IEscrow, EIP712, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
     using PackedStorage for PackedStorage.Funds;
 

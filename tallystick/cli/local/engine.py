@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tallystick.cli.embedded_engine import install_embedded_engine
+from tallystick.cli.local.embedded_engine import install_embedded_engine
 from tallystick.cli.output import err
 
 

@@ -15,8 +15,8 @@ from node.engines.discover import inspect_engine
 from node.engines.probe import probe
 from scripts.relay import processes
 from tests.e2e.extra_node import node_beside, sells
-from tests.engines.conftest import WANTED
-from tests.engines.real import LARGE, QUICK, Engine
+from tests.real_engines.conftest import WANTED
+from tests.real_engines.real import LARGE, QUICK, Engine
 
 ENGINES = QUICK | (LARGE if WANTED == "all" else {})
 SAY: Any = [{"role": "user", "content": "def "}]
@@ -68,7 +68,7 @@ async def _check_discovery(engine: Engine) -> None:
     assert engine.features <= set(capabilities.features)
     if engine.context:
         assert [model.context_tokens for model in discovered.models] == [engine.context]
-    # LiteLLM lets a model rest for seconds after it was asked for what it cannot do.
+    # LiteLLM pauses a model for seconds after a request that it cannot serve.
     async with httpx.AsyncClient(trust_env=False, timeout=30) as direct:
         request = {"model": engine.model, "messages": SAY, "max_tokens": 1}
         for _ in range(60):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from scripts.peers import install
-from tests.clients.test_clients import PROGRAMS
 from tests.e2e.test_examples import EXAMPLES, example_market
+from tests.third_party_clients.test_clients import PROGRAMS
 
 JUPYTER = ("jupyter", ("nbclient==0.11.0", "ipykernel==7.4.0"))
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick.protocol.demand import DEFAULT_LIMIT, SORTS, Demand, Facts, Reason
+from tallystick.protocol.criteria import DEFAULT_LIMIT, SORTS, Demand, Facts, Reason
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.requirements import Requirements
@@ -45,7 +45,7 @@ def test_each_criterion_has_its_reason(reason: Reason, criteria: dict[str, Any],
 
 
 def test_unknown_facts_exclude_nobody() -> None:
-    """A client that knows neither stake nor reputation nor load accepts what the coordinator proposes."""
+    """If stake, reputation and load are unknown, an ask is accepted."""
     assert Demand(MODEL, min_stake=8, min_reputation=90).objection(ASK, Facts(START)) is None
 
 
@@ -57,7 +57,7 @@ def test_bounds_are_inclusive() -> None:
 
 
 def test_a_route_is_served_by_the_asks_that_list_it() -> None:
-    """Further routes are features of an ask."""
+    """Routes beyond the standard ones are features of an ask."""
     ask = replace(ASK, spec=Spec(features=("/v1/rerank",)))
     assert Demand(MODEL, route="/v1/rerank").objection(ask, Facts(START)) is None
 
@@ -91,13 +91,13 @@ def test_the_coordinator_reads_what_the_client_writes(demand: Demand) -> None:
 
 
 def test_a_demand_without_criteria_is_short() -> None:
-    """Members that do not restrict are left out, and the limit has a default on the wire."""
+    """Members without a restriction are left out, and the limit has a default on the wire."""
     assert Demand(MODEL).to_json(PAYER) == {"model": MODEL, "payer": PAYER, "limit": MAX_CANDIDATES}
     assert Demand.from_json({"model": MODEL, "payer": PAYER}) == Demand(MODEL, limit=DEFAULT_LIMIT)
 
 
 def test_preferences_stay_with_the_client() -> None:
-    """The order of preferred providers is applied by the client, and makes the shortlist's order the client's own."""
+    """The client applies the order of preferred providers itself."""
     demand = Demand(MODEL, prefer=(BOB,))
     assert demand.ranked
     assert demand.to_json(PAYER) == Demand(MODEL).to_json(PAYER)
@@ -106,7 +106,7 @@ def test_preferences_stay_with_the_client() -> None:
 
 
 def test_every_criterion_is_on_the_wire() -> None:
-    """No field is forgotten in the JSON, except the preferences."""
+    """JSON contains every field except the preferences."""
     values: dict[str, Any] = {
         "max_input_price": 1,
         "max_output_price": 1,
@@ -125,13 +125,13 @@ def test_every_criterion_is_on_the_wire() -> None:
 
 @pytest.mark.parametrize(("member", "value"), [("limit", 0), ("limit", MAX_CANDIDATES + 1), ("sort", "beauty")])
 def test_a_demand_that_makes_no_sense(member: str, value: Any) -> None:
-    """The error names the member."""
+    """The error names the invalid member."""
     with pytest.raises(BadMessage, match=member):
         Demand.from_json({"model": MODEL, member: value})
 
 
 def test_a_route_that_cannot_exist() -> None:
-    """It is refused as an unknown route."""
+    """An impossible route is refused as unknown."""
     with pytest.raises(Refusal) as caught:
         Demand.from_json({"model": MODEL, "route": "rerank"})
     assert caught.value.code is Code.UNKNOWN_ROUTE
