@@ -192,13 +192,13 @@ def _verify_order(link: LinkIdentity, order: Order) -> None:
         )
 
 
-def check_request(terms: Terms, commitment_key: bytes, plain: bytes, body: bytes) -> None:
-    """Checks an opened request against its terms. `plain` is the whole request, `body` the part that the engine receives. Raises
-    Refusal.
+def check_request(terms: Terms, commitment_key: bytes, plain: bytes, body: bytes, context_tokens: int = 0) -> None:
+    """Checks an opened request against its terms. `plain` is the whole request, `body` the part that the engine receives,
+    `context_tokens` the context of the ask. Raises Refusal.
     """
     if commit_request(commitment_key, terms.job, plain) != terms.request_commitment:
         raise Refusal(Code.ORDER_TERMS, "terms.requestCommitment: expected the commitment to this request")
-    largest_cost = worst_case(len(body), terms.max_output_tokens, prices_of(terms))
+    largest_cost = worst_case(len(body), terms.max_output_tokens, prices_of(terms), context_tokens)
     if terms.max_cost < largest_cost:
         raise Refusal(
             Code.COST_ABOVE_CAP,

@@ -14,7 +14,7 @@ from typing import Any
 from node.domain.published_asks import Offer
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient
-from tallystick.protocol.openai_wire import OUTPUT_LIMITS, count_choices, read_count
+from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, read_count
 from tallystick.protocol.routes import (
     ALWAYS,
     CHAT,
@@ -31,14 +31,17 @@ from tallystick.protocol.routes import (
 from tallystick.protocol.wire import RequestHead
 from tallystick.runtime.multipart import replace_field
 
+MIN_BYTES_PER_TOKEN = 2.5
+"""Bytes of a request's JSON for each of its input tokens, at least: text in most languages has three or more."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One request to an engine.
 
-    `strip_usage`: the client did not ask for the usage event, so the answer loses it. `rename`: the engine's name of the
-    model and the name that the client bought, which replaces it in the answer. `on_sent` is called once the engine has the whole
-    request, which may be long before its first byte of the answer.
+    `bounded`: whether the bytes of the request bound its input tokens. `strip_usage`: the client did not ask for the usage event,
+    so the answer loses it. `rename`: the engine's name of the model and the name that the client bought, which replaces it in the
+    answer. `on_sent` is called once the engine has the whole request, which may be long before its first byte of the answer.
     """
 
     path: str
@@ -47,6 +50,7 @@ class EngineRequest:
     strip_usage: bool
     rename: tuple[str, str] | None
     content_type: str = JSON
+    bounded: bool = True
     on_sent: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
@@ -67,7 +71,9 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
     kind = media_type(head.content_type)
     if kind == FORM and head.path not in ALWAYS:
         form = replace_field(head.content_type, body, "model", offer.upstream)
-        return EngineRequest(head.path, form, stream=False, strip_usage=False, rename=rename, content_type=head.content_type)
+        return EngineRequest(
+            head.path, form, stream=False, strip_usage=False, rename=rename, content_type=head.content_type, bounded=False
+        )
     if kind != JSON:
         raise BadMessage(f"request.contentType: expected {JSON} for this route")
     members = _load(body)
@@ -78,17 +84,20 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
         raise BadMessage("request body: stream: expected true or false, and never true for embeddings")
     members["model"] = offer.upstream
     if head.path in (CHAT, COMPLETIONS):
-        _limit_choices(members, head.path, offer, max_output_tokens)
+        _limit_choices(members, head.path, offer, max_output_tokens, len(body))
     elif head.path == RESPONSES:
         requested = read_count(members, "max_output_tokens")
-        members["max_output_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
+        if requested is not None or _fits(len(body), max_output_tokens, offer):
+            members["max_output_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
         members.setdefault("stream", False)  # some engines stream by default
     elif head.path == MESSAGES:
         requested = read_count(members, "max_tokens")
         members["max_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
     asks_usage = stream and offer.supports_stream_usage and head.path in (CHAT, COMPLETIONS)
     strip_usage = _ask_usage(members) if asks_usage else False
-    return EngineRequest(head.path, dump_lenient(members), bool(stream), strip_usage, rename)
+    return EngineRequest(
+        head.path, dump_lenient(members), bool(stream), strip_usage, rename, bounded=bounds_input(head.path, members)
+    )
 
 
 def _load(body: bytes) -> Any:
@@ -99,8 +108,12 @@ def _load(body: bytes) -> Any:
         raise BadMessage("request body: not JSON") from None
 
 
-def _limit_choices(members: dict[str, Any], path: str, offer: Offer, limit: int) -> None:
-    """Bounds the output of all choices together to `limit` tokens."""
+def _limit_choices(members: dict[str, Any], path: str, offer: Offer, limit: int, body_bytes: int) -> None:
+    """Bounds the output of all choices together to `limit` tokens.
+
+    A chat that sets no limit gets none if it may not leave room for `limit` tokens: engines refuse a limit beyond their context,
+    and stop at its end by themselves.
+    """
     choices = count_choices(path, members)
     if limit < choices:
         raise BadMessage(f"request body: {choices} choices do not fit the ordered {limit} output tokens")
@@ -108,8 +121,13 @@ def _limit_choices(members: dict[str, Any], path: str, offer: Offer, limit: int)
     names = [name for name in OUTPUT_LIMITS[path] if read_count(members, name) is not None]
     for name in names:
         members[name] = min(members[name], limit_per_choice)
-    if not names:
+    if not names and (path != CHAT or _fits(body_bytes, limit, offer)):
         members[offer.output_limit_field if path == CHAT else "max_tokens"] = limit_per_choice
+
+
+def _fits(body_bytes: int, output_tokens: int, offer: Offer) -> bool:
+    """Whether a request of this size surely leaves room for the output in the engine's context."""
+    return body_bytes / MIN_BYTES_PER_TOKEN + output_tokens <= offer.context_tokens
 
 
 def _ask_usage(members: dict[str, Any]) -> bool:

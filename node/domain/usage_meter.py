@@ -30,11 +30,16 @@ def estimate(size: int) -> int:
 
 
 class UsageMeter:
-    """The usage of one response. Call it for every delivered chunk, and ask for the usage at the end."""
+    """The usage of one response. Call it for every delivered chunk, and ask for the usage at the end.
 
-    def __init__(self, key: ContentKey, order_hash: Hash, terms: Terms, body_bytes: int) -> None:
+    `context_tokens`: the ask's context, which bounds the input of a request whose bytes do not (an image by its URL); zero for
+    text.
+    """
+
+    def __init__(self, key: ContentKey, order_hash: Hash, terms: Terms, body_bytes: int, *, context_tokens: int = 0) -> None:
         self._transcript = Transcript(key.commitment_key, order_hash)
         self._terms, self._body_bytes = terms, body_bytes
+        self._max_input = max(body_bytes + TEMPLATE_ALLOWANCE, context_tokens)
         self._delivered_bytes = self._text_bytes = 0
         self._reported: ReportedUsage | None = None
         self._request_sent = False
@@ -86,7 +91,7 @@ class UsageMeter:
 
     def _bound_input(self, reported: int | None) -> int:
         tokens = estimate(self._body_bytes) if reported is None else reported
-        return min(max(tokens, 0), self._body_bytes + TEMPLATE_ALLOWANCE)
+        return min(max(tokens, 0), self._max_input)
 
     @property
     def was_clamped(self) -> bool:

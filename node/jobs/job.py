@@ -236,9 +236,9 @@ class Job:
         key = self._sealing_key.unwrap(dispatch.candidate.wrapped_key, job=admitted.job, order_hash=digest, provider=provider)
         plain = key.open_request(admitted.job, dispatch.sealed)
         head, body = split_request(plain)
-        check_request(terms, key.commitment_key, plain, body)
+        check_request(terms, key.commitment_key, plain, body, admitted.offer.context_tokens)
         request = prepare(head, body, admitted.offer, terms.max_output_tokens)
-        meter = UsageMeter(key, digest, terms, len(body))
+        meter = UsageMeter(key, digest, terms, len(body), context_tokens=0 if request.bounded else admitted.offer.context_tokens)
         sealer = Sealer(key, admitted.job, digest)
         self._delivery = Delivery(
             self.link,

@@ -13,7 +13,7 @@ from typing import Any, Final
 from tallystick.protocol.engine_errors import FAILED_FINISHES, NO_FINISHES, error_status, has_error
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.lenient_json import load_lenient
-from tallystick.protocol.routes import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
 from tallystick.protocol.sse import MalformedAnswer
 from tallystick.protocol.usage_reports import ReportedUsage, find_usage
 
@@ -88,6 +88,21 @@ def _count_prompts(path: str, request: Mapping[str, Any]) -> int:
     if path != COMPLETIONS or not isinstance(prompt, list) or not prompt or not isinstance(prompt[0], str | list):
         return 1
     return len(prompt)
+
+
+def bounds_input(path: str, request: Mapping[str, Any]) -> bool:
+    """Whether the bytes of a JSON request bound its input tokens: it has text only, and names no earlier response.
+
+    Not so for other media, which may stand there by their URL alone, nor for stored conversations.
+    """
+    if path == EMBEDDINGS:
+        return True
+    if path not in OUTPUT_LIMITS or request.get("previous_response_id") or request.get("conversation"):
+        return False
+    messages = request.get("messages", request.get("input"))
+    contents = [m.get("content") for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+    return all(part.get("type") in TEXT_PARTS for part in parts)
 
 
 # Answers

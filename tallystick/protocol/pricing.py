@@ -57,14 +57,16 @@ def charge(terms: Terms, usage: Usage, outcome: Outcome) -> Amount:
     return Amount(min(cost(usage, prices_of(terms)), terms.max_cost))
 
 
-def worst_case(body_bytes: int, max_output_tokens: int, prices: Prices) -> Amount:
+def worst_case(body_bytes: int, max_output_tokens: int, prices: Prices, context_tokens: int = 0) -> Amount:
     """The highest possible cost of a text request, in base units, which the payer signs as the job's cap.
 
     A token has at least one byte, and a template adds at most TEMPLATE_ALLOWANCE tokens. Every input token counts at the higher
-    of the two input prices, because only the provider knows which tokens were cached.
+    of the two input prices, because only the provider knows which tokens were cached. No input is longer than the ask's context
+    (`context_tokens`; zero: not known), however many bytes it has: a picture of 200 KB may be 1,400 tokens.
     """
     highest = replace(prices, input=max(prices.input, prices.cached_input))
-    return cost(Usage(body_bytes + TEMPLATE_ALLOWANCE, 0, max_output_tokens), highest)
+    longest = body_bytes + TEMPLATE_ALLOWANCE
+    return cost(Usage(min(longest, context_tokens or longest), 0, max_output_tokens), highest)
 
 
 def usage_of(receipt: Receipt) -> Usage:

@@ -132,3 +132,11 @@ def test_a_receipt_states_its_usage(receipt: Receipt) -> None:
 def test_prices_are_those_of_the_terms(terms: Terms) -> None:
     """Each price is used for its own kind of tokens."""
     assert prices_of(terms) == Prices(terms.input_price, terms.cached_input_price, terms.output_price)
+
+
+def test_no_input_is_longer_than_the_context() -> None:
+    """A picture's bytes are no tokens: the worst case ends at the ask's context, where that is known."""
+    prices = Prices(10**6, 0, 10**6)
+    assert worst_case(200_000, 50, prices) == 200_562
+    assert worst_case(200_000, 50, prices, 8_192) == 8_242
+    assert worst_case(100, 50, prices, 8_192) == 662

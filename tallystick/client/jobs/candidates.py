@@ -13,16 +13,21 @@ from tallystick.protocol.sealing import ContentKey, wrap_key
 from tallystick.protocol.types import Address, Amount, Hash, JobId, format_amount
 from tallystick.protocol.wire import Candidate
 
+MAX_BYTES_PER_TOKEN = 16
+"""Bytes of text, without white space, that a token has at most in any prompt that people send."""
+
 
 def draft_orders(
     request: ApiRequest, asks: Sequence[Verified[Ask]], job: JobId, commitment: Hash, default_output: int
 ) -> list[tuple[Address, Terms]]:
     """The provider and the terms for each ask that sells as much output as the request asks for.
 
-    `default_output`: output tokens to order for each choice if the request sets no limit. Raises Refusal if no ask sells enough.
+    `default_output`: output tokens to order for each choice if the request sets no limit. Raises Refusal if no ask sells enough,
+    or if the request is longer than every context.
     """
     summary = request.summary
     needed, size = summary.output_tokens or 0, len(request.plaintext)
+    asks = _asks_long_enough(request, asks)
     drafts: list[tuple[Address, Terms]] = []
     for ask in asks:
         sold = ask.message.max_output_tokens
@@ -35,6 +40,19 @@ def draft_orders(
         text = f"max_tokens: expected at most {most}, the most that providers of {summary.model!r} sell a request, got {needed}"
         raise Refusal(Code.ORDER_TERMS, text)
     return drafts
+
+
+def _asks_long_enough(request: ApiRequest, asks: Sequence[Verified[Ask]]) -> list[Verified[Ask]]:
+    """The asks whose context may hold the request. Raises Refusal if none may: an engine would refuse it, or cut it off."""
+    least = len(b"".join(request.body.split())) // MAX_BYTES_PER_TOKEN if request.summary.bounded else 0
+    holding = [ask for ask in asks if not ask.message.context_tokens or least <= ask.message.context_tokens]
+    if asks and not holding:
+        longest = max(ask.message.context_tokens for ask in asks)
+        text = (
+            f"expected at most {longest} tokens, the longest context of {request.summary.model!r} on sale, got at least {least}"
+        )
+        raise Refusal(Code.ORDER_TERMS, f"request: {text}")
+    return holding
 
 
 def estimate_cost(request: ApiRequest, ask: Ask, default_output: int, max_cost: int | None) -> tuple[Amount, str]:

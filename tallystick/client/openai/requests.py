@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.openai_wire import OUTPUT_LIMITS, TEXT_PARTS, count_choices, read_count
+from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, read_count
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, check_route, media_type
 from tallystick.protocol.wire import RequestHead, join_request, loads
 from tallystick.runtime.multipart import read_field
@@ -91,7 +91,7 @@ def _summarise_json(path: str, document: dict[str, Any]) -> RequestSummary:
     limits = (read_count(document, name) for name in OUTPUT_LIMITS.get(path, ()))
     limit = next((limit for limit in limits if limit is not None), None)
     total = None if limit is None else limit * choices
-    bounded = path in OUTPUT_LIMITS and _is_text_only(document)
+    bounded = bounds_input(path, document)
     return RequestSummary(model, _read_flag(document, "stream"), total, choices, bounded)
 
 
@@ -99,16 +99,6 @@ def _check_model(name: object) -> str:
     if not isinstance(name, str) or not 0 < len(name) <= MAX_MODEL_NAME:
         raise BadMessage(f"model: expected the name of a model, 1 to {MAX_MODEL_NAME} characters")
     return name
-
-
-def _is_text_only(document: dict[str, Any]) -> bool:
-    """Whether the whole input is text in this request: no other media, and no earlier response or stored conversation."""
-    if document.get("previous_response_id") or document.get("conversation"):
-        return False
-    messages = document.get("messages", document.get("input"))
-    contents = [m.get("content") for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
-    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
-    return all(part.get("type") in TEXT_PARTS for part in parts)
 
 
 def _read_flag(document: dict[str, Any], name: str) -> bool:

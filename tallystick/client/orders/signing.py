@@ -51,11 +51,11 @@ class PlacedOrder:
 def cap_for(ask: Ask, request_bytes: int, output_tokens: int) -> Amount:
     """The cap, in base units, of a request with this many bytes of plaintext and at most this many output tokens.
 
-    The cap is the worst case for the padded size. The coordinator sees the padded size anyway, so the cap does not reveal the
-    request's exact length.
+    The cap is the worst case for the padded size, within the ask's context. The coordinator sees the padded size anyway, so the
+    cap does not reveal the request's exact length.
     """
     prices = pricing.Prices(ask.input_price, ask.cached_input_price, ask.output_price)
-    return pricing.worst_case(padded_size(request_bytes), output_tokens, prices)
+    return pricing.worst_case(padded_size(request_bytes), output_tokens, prices, ask.context_tokens)
 
 
 def reserve_for(tab: Tab, most: Amount) -> Amount:

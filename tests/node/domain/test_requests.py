@@ -56,6 +56,30 @@ def test_output_is_capped_over_all_choices(given_fields: dict[str, Any], path: s
     assert sent(given_fields, path) == expected | {"model": "model"}
 
 
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+def test_no_limit_is_invented_that_the_context_cannot_hold(path: str) -> None:
+    """A long prompt leaves what it leaves; a limit that the client set is still bounded by the order."""
+    member = "max_tokens" if path == CHAT else "max_output_tokens"
+    prompt: dict[str, Any] = {"messages" if path == CHAT else "input": "x" * 2_000}
+    spec = Spec(features=(RESPONSES,))
+    assert sent(prompt, path, 100, context_tokens=2_000, spec=spec)[member] == 100
+    assert member not in sent(prompt, path, 100, context_tokens=850, spec=spec)
+    assert sent(prompt | {member: 700}, path, 100, context_tokens=850, spec=spec)[member] == 100
+    assert sent({"prompt": "x" * 2_000}, COMPLETIONS, 100, context_tokens=850)["max_tokens"] == 100
+
+
+def test_a_large_seed_is_unchanged() -> None:
+    """Integers beyond 64 bits reach the engine as they are."""
+    assert b'"seed":36893488147419103232' in prepare(RequestHead(CHAT), b'{"seed": 36893488147419103232}', OFFER, 10).body
+
+
+def test_media_is_not_bounded_by_bytes() -> None:
+    """An image by its URL has more tokens than bytes; text has not."""
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]}]
+    assert not prepare(RequestHead(CHAT), dumps({"messages": image}), OFFER, 10).bounded
+    assert prepare(RequestHead(CHAT), dumps({"messages": [{"role": "user", "content": "hi"}]}), OFFER, 10).bounded
+
+
 def test_an_engine_may_use_another_limit_member() -> None:
     """A request without a limit gets the engine's own limit member; completions have only one."""
     assert sent({}, output_limit_field="max_completion_tokens")["max_completion_tokens"] == 100

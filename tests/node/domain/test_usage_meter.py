@@ -59,6 +59,15 @@ def test_counts_that_are_missing_are_estimated() -> None:
     assert counted.usage() == Usage(4, 0, 0)
 
 
+def test_the_context_bounds_what_bytes_do_not() -> None:
+    """An image by its URL may have more tokens than its request has bytes, but never more than the context."""
+    for reported, billed in ((1_400, 1_400), (10**6, 8_192)):
+        counted = UsageMeter(PLACED.key, PLACED.order.digest, PLACED.terms, 100, context_tokens=8_192)
+        counted.add_output(5_000, 90)
+        counted.set_reported(ReportedUsage(reported, 0, 4))
+        assert counted.usage() == Usage(billed, 0, 4)
+
+
 def test_nothing_delivered_is_nothing_billed() -> None:
     """A response without any delivered output costs nothing, whatever the engine reported."""
     counted = meter()

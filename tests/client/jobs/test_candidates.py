@@ -1,0 +1,39 @@
+"""The candidates of a job: which asks can hold its request."""
+
+from __future__ import annotations
+
+import pytest
+
+from tallystick.client.jobs.candidates import draft_orders
+from tallystick.client.openai.requests import ApiRequest
+from tallystick.protocol.errors import Code, Refusal
+from tallystick.protocol.routes import CHAT
+from tallystick.protocol.types import ZERO_HASH
+from tallystick.protocol.wire import dumps
+from tests.client.ledger.test_writes_limits import ALICE, JOB
+
+CONTEXT = ALICE.ask.message.context_tokens
+
+
+def request(text: str) -> ApiRequest:
+    """A chat request with one message."""
+    return ApiRequest.of(CHAT, dumps({"model": "model", "max_tokens": 10, "messages": [{"role": "user", "content": text}]}))
+
+
+def test_a_request_longer_than_every_context_is_not_ordered() -> None:
+    """Nobody could answer it, so nothing is signed; white space may be many bytes a token and does not count."""
+    with pytest.raises(Refusal, match=f"at most {CONTEXT} tokens") as caught:
+        draft_orders(request("word" * 4 * (CONTEXT + 1)), [ALICE.ask], JOB, ZERO_HASH, 4_096)
+    assert caught.value.code is Code.ORDER_TERMS
+    for text in ("word" * 3 * CONTEXT, " " * 64 * CONTEXT):
+        assert len(draft_orders(request(text), [ALICE.ask], JOB, ZERO_HASH, 4_096)) == 1
+
+
+def test_a_picture_is_not_measured_by_its_bytes() -> None:
+    """Its cap is what the context holds, and it is ordered however many bytes it has."""
+    url = "data:image/png;base64," + "A" * 20 * CONTEXT
+    content = [{"type": "image_url", "image_url": {"url": url}}]
+    body = dumps({"model": "model", "max_tokens": 10, "messages": [{"role": "user", "content": content}]})
+    ((_, terms),) = draft_orders(ApiRequest.of(CHAT, body), [ALICE.ask], JOB, ZERO_HASH, 4_096)
+    highest = max(terms.input_price, terms.cached_input_price)
+    assert terms.max_cost == -(-(CONTEXT * highest + 10 * terms.output_price) // 1_000_000)
