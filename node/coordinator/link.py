@@ -8,7 +8,6 @@ connection with a log message, never the process.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import random
 import time
 from collections import deque
@@ -26,6 +25,7 @@ from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.errors import BadMessage, TallyError, error_from_json
 from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
 from tallystick.protocol.messages import Ask, Connect
+from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import MAX_BODY, MAX_FRAME, NO_JOB, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.buffered_transport import buffered
@@ -147,7 +147,7 @@ class NodeLink:
                 close_timeout=_CLOSE_SECONDS,
                 max_size=MAX_BODY + MAX_FRAME,
                 compression=None,
-                proxy=None if _is_local(self.url) else True,
+                proxy=True if uses_proxy(self.url) else None,
                 user_agent_header=f"tallystick-node/{__version__}",
             ) as socket:
                 session = await self._handshake(socket)
@@ -331,14 +331,6 @@ def node_url(url: str) -> str:
         raise BadMessage(f"coordinator: expected a URL such as https://coordinator.example, got {url!r}")
     path = parts.path.rstrip("/")
     return f"{scheme}://{parts.netloc}{path if path.endswith('/v1/node') else path + '/v1/node'}"
-
-
-def _is_local(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _asks_json(asks: tuple[Signed[Ask], ...]) -> bytes:

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 _VERSION = re.compile(r"v\d+([a-z]+\d*)?")
 _ROUTES = ("/chat/completions", "/completions", "/embeddings", "/models", "/responses", "/messages")
-_LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +47,3 @@ def base_addresses(url: str) -> tuple[BaseAddress, ...]:
     if version is not None:
         return (BaseAddress(join(path), join("/".join(segments[:version])), query),)
     return BaseAddress(join(path, "/v1"), join(path), query), BaseAddress(join(path), join(path), query)
-
-
-def uses_proxy(url: str) -> bool:
-    """Whether the proxies of the environment apply: not to this machine. NO_PROXY applies to all others."""
-    return (urlsplit(url).hostname or "") not in _LOCAL_HOSTS

@@ -11,11 +11,12 @@ import aiohttp
 import orjson
 
 from node.domain.upstream_models import UpstreamModel, read_models
-from node.engines.addresses import BaseAddress, base_addresses, uses_proxy
+from node.engines.addresses import BaseAddress, base_addresses
 from node.engines.kinds import DEFAULT_URLS, FINGERPRINT_PATHS, EngineKind, identify, read_details
 from tallystick.protocol.engine_errors import BUSY
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.messages import Spec
+from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.routes import MODELS
 from tallystick.protocol.sse import MalformedAnswer
 

@@ -12,8 +12,9 @@ from typing import Any
 import aiohttp
 import orjson
 
-from node.engines.addresses import BaseAddress, base_addresses, uses_proxy
+from node.engines.addresses import BaseAddress, base_addresses
 from tallystick.protocol.openai_wire import choices_of, read_completion
+from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, MODELS, RESPONSES
 from tallystick.protocol.sse import DONE, EventReader, MalformedAnswer, event_data
 

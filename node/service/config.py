@@ -16,12 +16,12 @@ from node.domain.credit_limits import CreditLimits
 from node.domain.dynamic_pricing import PriceRule, apply_price_rules
 from node.domain.order_admission import AdmissionRules
 from node.domain.published_asks import Offer
-from node.engines.addresses import uses_proxy
 from node.engines.openai_http import EngineSettings
 from node.jobs.job import Deadlines
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.messages import UNKNOWN, Spec
 from tallystick.protocol.pricing import Prices
+from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.sealing import SUITES, X25519
 from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.config import home, load

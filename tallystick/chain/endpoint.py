@@ -18,6 +18,7 @@ from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout
 
 from tallystick.chain.codec import revert_error
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
+from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address
 
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
@@ -141,7 +142,7 @@ class Rpc:
     async def _post(self, body: Any, name: str) -> Any:
         """Posts a request and decodes the response. A JSON-RPC error in the body takes precedence over the HTTP status."""
         if self._session is None:
-            self._session = ClientSession(timeout=self._timeout)
+            self._session = ClientSession(timeout=self._timeout, trust_env=uses_proxy(self.url))
         try:
             async with self._session.post(self.url, data=orjson.dumps(body), headers=_JSON) as response:
                 raw, status = await _read(response), response.status

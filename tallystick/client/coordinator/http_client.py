@@ -23,6 +23,7 @@ from tallystick.protocol.jobs import State
 from tallystick.protocol.json_members import read_count, read_text
 from tallystick.protocol.link import MAX_CHAIN_ID, LateReceipt, read_ask
 from tallystick.protocol.messages import Ask, Inquiry, Receipt
+from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address, JobId, parse_address
 from tallystick.protocol.wire import MAX_CANDIDATES
 
@@ -175,6 +176,7 @@ class CoordinatorClient:
             timeout=aiohttp.ClientTimeout(total=self._config.request_seconds, connect=self._config.connect_seconds),
             read_bufsize=1 << 18,
             auto_decompress=False,
+            trust_env=uses_proxy(self.url),
         )
         return self
 

@@ -239,7 +239,8 @@ class RequestHandler:
                         continue
                     raise
                 keyed = request.key is not None
-                await sender.send_stream(job, head, keyed=keyed, possible_cost=self._maintenance.possible_cost)
+                costs = self._maintenance.possible_cost
+                await sender.send_stream(job, head, path=request.path, keyed=keyed, possible_cost=costs)
                 return None
         raise RuntimeError("the last attempt neither returned nor raised")
 
@@ -284,9 +285,9 @@ class _ResponseSender:
         await _send_whole(self._send, result.head.status, headers | self._cache_headers(), result.body)
 
     async def send_stream(
-        self, job: Job, head: ResponseHead, *, keyed: bool, possible_cost: Callable[[JobId], Awaitable[Amount]]
+        self, job: Job, head: ResponseHead, *, path: str, keyed: bool, possible_cost: Callable[[JobId], Awaitable[Amount]]
     ) -> None:
-        """Sends an event stream chunk by chunk. If the job fails on the way, the last event is its error."""
+        """Sends an event stream chunk by chunk. If the job fails on the way, the last event is its error, as `path` has it."""
         headers = {"content-type": head.content_type, "cache-control": "no-store", **_job_headers(job), **self._cache_headers()}
         headers |= self._attempts.headers()
         await _send_head(self._send, head.status, headers)
@@ -301,7 +302,7 @@ class _ResponseSender:
         except TallyError as error:
             log.warning("stream ended with an error", job=job.id.hex(), code=error.code.value, reason=str(error))
             self._attempts.record_failure(job, error, await possible_cost(job.id))
-            event = render_error_event(error, retry=self._attempts.may_retry(error, keyed=keyed))
+            event = render_error_event(error, path=path, retry=self._attempts.may_retry(error, keyed=keyed))
             gap = b"" if tail == b"\n\n" else b"\n\n"
             await self._send({"type": "http.response.body", "body": gap + event, "more_body": True})
         if self.cache_name is not None and job.receipt_accepted and size <= MAX_CACHED_BYTES:

@@ -8,10 +8,11 @@ from tallystick.client.jobs.candidates import draft_orders
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.routes import CHAT
-from tallystick.protocol.types import ZERO_HASH
+from tallystick.protocol.types import ZERO_HASH, JobId
 from tallystick.protocol.wire import dumps
-from tests.client.ledger.test_writes_limits import ALICE, JOB
+from tests.client.parties import ALICE
 
+JOB = JobId(bytes(16))
 CONTEXT = ALICE.ask.message.context_tokens
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallystick.client.openai.answers import read_text
+from tallystick.client.openai.answers import TextDeltas, read_text
 from tallystick.client.openai.errors import read_engine_error, render_error, render_error_event
 from tallystick.client.openai.requests import RequestSummary, summarise
 from tallystick.protocol.errors import (
@@ -22,7 +22,7 @@ from tallystick.protocol.errors import (
     Unavailable,
     error_from_json,
 )
-from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, RESPONSES
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, MESSAGES, RESPONSES
 
 
 def request_summary(path: str, **members: Any) -> RequestSummary:
@@ -125,6 +125,24 @@ def test_error_status_shows_whose_fault_it_is(error: TallyError, status: int, er
     assert (response.status, document["type"], document["code"]) == (status, error_type, error.code.value)
     assert response.headers.get("retry-after") == ("1" if error.retry else None)
     assert render_error_event(error) == b"data: " + response.body + b"\n\n"
+
+
+def test_an_error_event_speaks_its_routes_dialect() -> None:
+    """Clients of messages and of responses raise events that are called error."""
+    error = Unavailable(Code.NODE_GONE, "gone", fault=Fault.PROVIDER)
+    for path, told in ((MESSAGES, "overloaded_error"), (RESPONSES, "server_error")):
+        name, data = render_error_event(error, path=path).split(b"\n")[:2]
+        document = orjson.loads(data.removeprefix(b"data: "))
+        assert (name, document["type"], document["error"]["type"]) == (b"event: error", "error", told)
+        assert document["error"]["message"] == "gone"
+
+
+def test_halves_of_a_character_are_joined() -> None:
+    """Two deltas may each have one half of a UTF-16 pair; a half without its other is replaced."""
+    halves = [b'data: {"choices":[{"delta":{"content":"%s"}}]}\n\n' % half for half in (b"a\\ud83d", b"\\ude00", b"\\ude00")]
+    deltas = TextDeltas()
+    assert [text for half in halves for text in deltas.feed(half)] == ["a", "\U0001f600", "\ufffd"]
+    assert read_text(b'{"choices":[{"message":{"content":"\\ud83d\\ude00"},"score":NaN}]}') == "\U0001f600"
 
 
 def test_the_engines_own_wait_is_told() -> None:

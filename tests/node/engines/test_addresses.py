@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from node.engines.addresses import base_addresses, uses_proxy
+from node.engines.addresses import base_addresses
+from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.routes import CHAT
 
 HOST = "https://engine.example"
