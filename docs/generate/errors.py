@@ -32,8 +32,8 @@ same request may succeed later. The gateway and the coordinator send it as JSON 
 In Python an error is a `TallyError`. Its subclasses are `PeerError` (the other side broke a rule: keep the evidence, never
 retry), `Refusal` (a lawful no, final for this request) and `Unavailable` (try again).
 
-The second column has the usual fault (the member `fault` decides) and whether the error is raised as `Unavailable` (*retry*), as
-something final, or as either: then the member `retry` tells.
+Below each code are its HTTP status, the usual fault (the member `fault` decides), and whether a retry can help: *retry* (raised
+as `Unavailable`), *final*, or *see `retry`* if both occur.
 
 """
 
@@ -232,18 +232,18 @@ def pages() -> dict[str, str]:
     statuses = ((code(name), ", ".join(map(str, sorted(numbers)))) for name, numbers in types.items())
     parts = [
         INTRODUCTION,
-        table(("code, HTTP status", "fault, retry", "meaning, and what to do"), rows),
+        table(("code", "meaning, and what to do"), rows),
         "\nOpenAI's member `type` follows from the status:\n",
         table(("type", "HTTP status"), statuses),
     ]
     return {"errors.md": "\n".join(parts)}
 
 
-def _row(member: Code, raised: set[str]) -> tuple[str, str, str]:
+def _row(member: Code, raised: set[str]) -> tuple[str, str]:
     meaning, fault, action = ADVICE[member]
     final, again = "Refusal" in raised or not raised, bool(raised - {"Refusal"})
     retry = "see `retry`" if final and again else "retry" if again else "final"
-    return f"{code(member.value)}<br>{PUBLIC[member].status}", f"{fault}<br>{retry}", f"{meaning}<br>{action}"
+    return f"{code(member.value)}<br>{PUBLIC[member].status}<br>{fault}<br>{retry}", f"{meaning}<br>{action}"
 
 
 def _retries() -> dict[str, set[str]]:

@@ -29,9 +29,9 @@ def pages() -> dict[str, str]:
     parts = [
         INTRODUCTION,
         "## Node\n",
-        table(("metric", "type", "labels", "meaning"), _node()),
+        table(("metric", "meaning", "type", "labels"), _node()),
         "## Coordinator\n",
-        table(("metric", "type", "meaning"), _coordinator()),
+        table(("metric", "meaning", "type"), _coordinator()),
     ]
     return {"metrics.md": "\n".join(parts)}
 
@@ -44,7 +44,7 @@ def _node() -> Iterator[tuple[str, str, str, str]]:
         for metric in collector.collect():
             kind = "counter" if metric.type == "counter" else metric.type
             name = f"{metric.name}_total" if kind == "counter" else metric.name
-            yield code(name), kind, labels or _sample_labels(metric), metric.documentation
+            yield code(name), metric.documentation, kind, labels or _sample_labels(metric)
 
 
 def _sample_labels(metric: Any) -> str:
@@ -62,7 +62,7 @@ def _coordinator() -> Iterator[tuple[str, str, str]]:
     text = asyncio.run(_scrape())
     helps = dict(re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE))
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
-        yield code(name), kind, helps.get(name, "")
+        yield code(name), helps.get(name, ""), kind
 
 
 async def _scrape() -> str:

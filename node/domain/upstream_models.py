@@ -20,19 +20,31 @@ class UpstreamModel:
 
 
 def read_models(body: bytes) -> tuple[UpstreamModel, ...]:
-    """The models in an answer to GET /v1/models; entries without a name are left out. Raises MalformedAnswer."""
+    """The models in an answer to GET /v1/models; entries without a name are left out.
+
+    The list may be bare, or null. Raises MalformedAnswer.
+    """
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise MalformedAnswer("expected JSON") from None
-    entries = document.get("data") if isinstance(document, dict) else None
+    entries = document
+    if isinstance(document, dict):
+        if not document.keys() & {"data", "models"}:
+            raise MalformedAnswer("data: expected a list of models")
+        entries = document.get("data") or document.get("models") or []
     if not isinstance(entries, list):
         raise MalformedAnswer("data: expected a list of models")
-    return tuple(
-        UpstreamModel(entry["id"], _read_context(entry), str(entry.get("owned_by") or ""))
-        for entry in entries
-        if isinstance(entry, dict) and isinstance(entry.get("id"), str) and entry["id"]
-    )
+    models = (_read_model(entry) for entry in entries)
+    return tuple(model for model in models if model is not None)
+
+
+def _read_model(entry: object) -> UpstreamModel | None:
+    """One entry of a list: an object with an `id` or, at some engines, a `name`."""
+    if not isinstance(entry, dict):
+        return None
+    name = next((entry[key] for key in ("id", "name", "model") if isinstance(entry.get(key), str) and entry[key]), None)
+    return None if name is None else UpstreamModel(name, _read_context(entry), str(entry.get("owned_by") or ""))
 
 
 def _read_context(entry: dict[str, Any]) -> int | None:

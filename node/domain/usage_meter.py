@@ -140,6 +140,11 @@ class Throughput:
         if tokens > 1 and total > first:
             self._rate = self._mix(self._rate, (tokens - 1) / (total - first))
 
+    def add_whole(self, *, seconds: float, tokens: int) -> None:
+        """Adds a response that came in one piece after `seconds`, which includes the time to read the prompt."""
+        if tokens > 1 and seconds > 0:
+            self._rate = self._mix(self._rate, tokens / seconds)
+
     @property
     def tokens_per_second(self) -> int:
         """Output tokens per second of one stream; 0 if not known yet."""

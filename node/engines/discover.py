@@ -11,9 +11,12 @@ import aiohttp
 import orjson
 
 from node.domain.upstream_models import UpstreamModel, read_models
+from node.engines.addresses import BaseAddress, base_addresses, uses_proxy
 from node.engines.kinds import DEFAULT_URLS, FINGERPRINT_PATHS, EngineKind, identify, read_details
+from tallystick.protocol.engine_errors import BUSY
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.messages import Spec
+from tallystick.protocol.routes import MODELS
 from tallystick.protocol.sse import MalformedAnswer
 
 TIMEOUT_SECONDS = 1.5
@@ -55,23 +58,60 @@ async def discover(environment: Mapping[str, str], urls: tuple[str, ...] = DEFAU
 
 
 async def inspect_engine(url: str, api_key: str | None = None, *, seconds: float = TIMEOUT_SECONDS) -> DiscoveredEngine:
-    """Identifies the engine at `url` (with or without /v1), within `seconds` for each request.
+    """Identifies the engine at `url`, its base URL with or without /v1, within `seconds` for each request.
 
-    Raises Unavailable if it does not list its models.
+    Raises Unavailable if it does not list its models; the text says what is wrong with the address, the key or the engine.
     """
-    base = url.rstrip("/").removesuffix("/v1")
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=seconds)) as session:
-        try:
-            models = read_models(await _get(session, base + "/v1/models") or b"")
-        except MalformedAnswer as error:
-            raise Unavailable(Code.ENGINE_UNAVAILABLE, f"no model list at {url}: {error}", fault=Fault.ENGINE) from None
-        answers = await asyncio.gather(*(_get_object(session, base + path) for path in FINGERPRINT_PATHS))
+    timeout = aiohttp.ClientTimeout(total=seconds)
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout, trust_env=uses_proxy(url)) as session:
+        base, models = await _list_models(session, base_addresses(url), seconds)
+        answers = await asyncio.gather(*(_get_object(session, base.endpoint(path)) for path in FINGERPRINT_PATHS))
     by_path = dict(zip(FINGERPRINT_PATHS, answers, strict=True))
     kind, version = identify(models, by_path)
     details = read_details(kind, models, by_path)
     models = tuple(replace(model, context_tokens=details.contexts.get(model.name, model.context_tokens)) for model in models)
     return DiscoveredEngine(url, kind, version, models, api_key, details.slots, details.specs)
+
+
+async def _list_models(
+    session: aiohttp.ClientSession, bases: tuple[BaseAddress, ...], seconds: float
+) -> tuple[BaseAddress, tuple[UpstreamModel, ...]]:
+    """The models at the first of these addresses that has a model list. Raises Unavailable."""
+    faults: list[str] = []
+    for base in bases:
+        address = base.route(MODELS)
+        try:
+            async with session.get(address, allow_redirects=False) as response:
+                if response.status == 200:
+                    return base, read_models(await _read_rest(response, b"") or b"")
+                faults.append(_describe_status(address, response))
+                if response.status not in (404, 405):
+                    break
+        except MalformedAnswer as error:
+            faults.append(f"no model list at {address}: {error}")
+        except TimeoutError:
+            faults.append(f"no answer from {address} within {seconds:g} s")
+            break
+        except (aiohttp.ClientError, OSError) as error:
+            faults.append(f"nothing answers at {address} ({type(error).__name__}): start the engine, or correct the address")
+            break
+    raise Unavailable(Code.ENGINE_UNAVAILABLE, faults[0] if len(bases) != len(faults) else "; ".join(faults), fault=Fault.ENGINE)
+
+
+def _describe_status(address: str, response: aiohttp.ClientResponse) -> str:
+    """What a status other than 200 says about an engine, and what to do."""
+    status = response.status
+    if status in (401, 403):
+        return f"{address} answers {status}: it refuses the API key, or needs one; set OPENAI_API_KEY or api_key_env"
+    if 300 <= status < 400:
+        target = response.headers.get("location", "")[:200]
+        return f"{address} answers {status}: it redirects to {target!r}; use that address, since redirects are not followed"
+    if status in (404, 405):
+        return f"{address} answers {status}: there is no model list; correct the base URL"
+    if status in BUSY:
+        return f"{address} answers {status}: the engine is busy or still loads its model; try again soon"
+    return f"{address} answers {status} instead of a model list"
 
 
 async def _get_object(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:

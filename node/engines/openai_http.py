@@ -9,9 +9,12 @@ unsealed.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -19,15 +22,16 @@ import structlog
 
 from node.domain.requests import EngineRequest
 from node.domain.upstream_models import UpstreamModel, read_models
+from node.engines.addresses import base_addresses
 from node.engines.framing import answer_form, as_document, as_stream
 from node.engines.kinds import read_load
 from node.engines.streams import EngineBroken, StreamReader, rename_model
 from node.ports import EngineEvent, EngineLoad, ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.engine_errors import BUSY, CLIENT_FAULTS, error_status
-from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.errors import Code, Fault, Unavailable, read_retry_after
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient
 from tallystick.protocol.openai_wire import EngineError, read_completion, read_other_answer
-from tallystick.protocol.routes import EMBEDDINGS, JSON, MESSAGES, RESPONSES
+from tallystick.protocol.routes import EMBEDDINGS, JSON, MESSAGES, MODELS, RESPONSES
 from tallystick.protocol.sse import DONE, EVENT_STREAM, EventReader, MalformedAnswer, event_data
 
 log = structlog.get_logger()
@@ -38,7 +42,7 @@ _MAX_BLANK_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How to reach an engine. `url` is its base address, with or without /v1. The API key is never printed.
+    """How to reach an engine. `url`: its base URL, as OpenAI's SDKs mean it or without /v1. The API key is never printed.
 
     `trust_env`: use the proxies in HTTP_PROXY and related environment variables.
     """
@@ -55,16 +59,13 @@ class EngineSettings:
     def __repr__(self) -> str:
         return f"EngineSettings({self.url})"
 
-    def address(self, path: str) -> str:
-        """The address of a route such as /v1/models."""
-        return self.url.rstrip("/").removesuffix("/v1") + path
-
 
 class OpenAIEngine:
     """One HTTP endpoint. Call `close` at the end."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
+        self._base, *self._other_bases = base_addresses(settings.url)
         self._session: aiohttp.ClientSession | None = None
         self._has_metrics = True
 
@@ -77,16 +78,16 @@ class OpenAIEngine:
     async def models(self) -> tuple[UpstreamModel, ...]:
         """The models that the engine serves now; empty if it has no model list. Raises Unavailable."""
         settings = self._settings
-        async with (
-            self._faults(),
-            asyncio.timeout(settings.check_seconds),
-            self._open().get(settings.address("/v1/models"), allow_redirects=False) as response,
-        ):
-            if response.status in (404, 405):
-                return ()
-            self._check_status(response.status)
-            return read_models(await self._read_all(response, settings.max_answer_bytes))
-        raise AssertionError  # not reached: the fault handler returns or raises
+        async with self._faults(), asyncio.timeout(settings.check_seconds):
+            for base in (self._base, *self._other_bases):
+                async with self._open().get(base.route(MODELS), allow_redirects=False) as response:
+                    if response.status in (404, 405):
+                        continue
+                    self._check_status(response.status)
+                    models = read_models(await self._read_all(response, settings.max_answer_bytes))
+                    self._base, self._other_bases = base, []
+                    return models
+        return ()
 
     async def load(self) -> EngineLoad | None:
         """See ports.Engine. Stops asking once the engine turns out to have no metrics."""
@@ -96,7 +97,7 @@ class OpenAIEngine:
         try:
             async with (
                 asyncio.timeout(settings.check_seconds),
-                self._open().get(settings.address("/metrics"), allow_redirects=False) as response,
+                self._open().get(self._base.endpoint("/metrics"), allow_redirects=False) as response,
             ):
                 if response.status in (401, 403, 404, 405, 501):
                     self._has_metrics = False
@@ -110,7 +111,7 @@ class OpenAIEngine:
         """See ports.Engine."""
         accept = EVENT_STREAM if request.stream else JSON if request.is_completion or request.path == EMBEDDINGS else "*/*"
         headers = {"content-type": request.content_type, "accept": accept}
-        address = self._settings.address(request.path)
+        address = self._base.route(request.path)
         async with self._faults(), self._post(address, request, headers) as response:
             if response.status != 200:
                 for event in await self._read_error(response):
@@ -138,7 +139,7 @@ class OpenAIEngine:
         """The engine's own error if it blames the request. Raises Unavailable if the engine is busy, and EngineBroken."""
         status = response.status
         if status in BUSY or status < 400:
-            self._check_status(status)
+            self._check_status(status, read_wait(response.headers.get("retry-after", "")))
         limit = self._settings.max_error_bytes
         try:
             body = await self._read_all(response, limit)
@@ -273,9 +274,11 @@ class OpenAIEngine:
                 raise EngineBroken(f"an answer of more than {limit} bytes")
         return bytes(body)
 
-    def _check_status(self, status: int) -> None:
+    def _check_status(self, status: int, wait: int | None = None) -> None:
         if status in BUSY:
-            raise Unavailable(Code.NODE_BUSY, f"the engine is busy ({status})", fault=Fault.ENGINE)
+            busy = Unavailable(Code.NODE_BUSY, f"the engine is busy ({status})", fault=Fault.ENGINE)
+            busy.retry_after = wait
+            raise busy
         if 300 <= status < 400:
             raise EngineBroken(f"a redirect ({status}), which is never followed")
         if status in (401, 403):
@@ -345,6 +348,18 @@ async def _mark_sent(_session: aiohttp.ClientSession, context: Any, _params: aio
     """Called when the body, which is one chunk, was sent."""
     if context.trace_request_ctx is not None:
         context.trace_request_ctx.request.on_sent()
+
+
+def read_wait(header: str) -> int | None:
+    """The seconds in a Retry-After header (RFC 9110, section 10.2.3), which is a number or a date; None if it says neither."""
+    try:
+        return read_retry_after(math.ceil(float(header)))
+    except (ValueError, OverflowError):
+        pass
+    try:
+        return read_retry_after(math.ceil(parsedate_to_datetime(header).timestamp() - time.time()))
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 async def _read_start(response: aiohttp.ClientResponse) -> bytes:

@@ -45,7 +45,7 @@ import structlog
 
 from node.domain.order_admission import AdmittedJob, check_request
 from node.domain.requests import EngineRequest, prepare
-from node.domain.usage_meter import UsageMeter
+from node.domain.usage_meter import Throughput, UsageMeter
 from node.jobs.delivery import Delivery, FirstCreditTimeout, ReaderTimeout, ReaderTimer
 from node.jobs.pooled_engine import PooledEngine
 from node.ports import Link, LinkLost, ResponseEnd, ResponsePart, ResponseStart
@@ -59,6 +59,12 @@ KEEPALIVE_SECONDS = 30.0
 """Interval at which a job without output reports that it is running: several times within the two minutes that coordinators
 wait.
 """
+SHORT_PROMPT_BYTES = 16 << 10
+"""Bytes of a request that an engine reads within the time for its first token."""
+PROMPT_BYTES_PER_SECOND = 256
+"""Further bytes of a request that the slowest engine reads a second: some 64 tokens."""
+MAX_TOKENS_PER_PART = 16
+"""Output tokens in a part of a stream, on average, above which the engine did not deliver them as it generated them."""
 MAX_HELD_BYTES = 1 << 20
 """Bytes that an engine may send before any output."""
 
@@ -67,7 +73,8 @@ MAX_HELD_BYTES = 1 << 20
 class Deadlines:
     """Seconds that each phase of a job may take.
 
-    `queue`: until a slot is free; `first_token`: until the first output of a stream (a response in one piece has `total`);
+    `queue`: until a slot is free; `first_token`: until the first output of a stream, or its next sign of life
+    (`first_token_for`; a response in one piece has `total`);
     `between_tokens`: from one output to the next; `total`: the whole job without waits for the reader; `reader`: all waits for
     the reader together; `first_credit`: until the coordinator confirms that it has output.
     """
@@ -78,6 +85,10 @@ class Deadlines:
     total: float = 900.0
     reader: float = 900.0
     first_credit: float = 15.0
+
+    def first_token_for(self, body_bytes: int) -> float:
+        """Seconds until the first output of a stream whose request has `body_bytes`: a long prompt takes longer to read."""
+        return self.first_token + max(0, body_bytes - SHORT_PROMPT_BYTES) / PROMPT_BYTES_PER_SECOND
 
 
 class StopReason(Enum):
@@ -132,6 +143,7 @@ class Job:
         self._started_at = time.monotonic()
         self._slot_at: float | None = None
         self._first_output_at: float | None = None
+        self._streams, self._parts = False, 0
 
     @property
     def has_output(self) -> bool:
@@ -154,6 +166,15 @@ class Job:
     def engine_seconds(self) -> float | None:
         """Seconds that the engine took for the first output, without the wait for a slot; None if there was none."""
         return None if self._first_output_at is None or self._slot_at is None else self._first_output_at - self._slot_at
+
+    def measure(self, throughput: Throughput, tokens: int) -> None:
+        """Adds a finished job with `tokens` of output. Only output that came as it was generated shows its speed by its gaps."""
+        if self.first_seconds is None or self.engine_seconds is None:
+            return
+        if self._streams and self._parts * MAX_TOKENS_PER_PART >= tokens:
+            throughput.add(first=self.first_seconds, total=self.total_seconds, tokens=tokens)
+        else:
+            throughput.add_whole(seconds=self.engine_seconds, tokens=tokens)
 
     @property
     def total_seconds(self) -> float:
@@ -232,6 +253,8 @@ class Job:
     async def _answer(self, dispatch: Dispatch) -> JobResult:
         limits, clock = self._deadlines, asyncio.get_running_loop().time
         request = self._open_request(dispatch)
+        first_token = limits.first_token_for(len(request.body)) if request.stream else limits.total
+        self._streams = request.stream
         del dispatch
         self._phase = "waiting for a slot"
         async with (
@@ -241,7 +264,7 @@ class Job:
         ):
             self._phase, self._slot_at, self._engine_asked = "waiting for the first output", time.monotonic(), True
             async with (
-                asyncio.timeout(limits.first_token if request.stream else None) as phase,
+                asyncio.timeout(first_token) as phase,
                 aclosing(self.engine.engine.answer(request)) as events,
             ):
                 status = 200
@@ -249,7 +272,7 @@ class Job:
                     if isinstance(event, ResponsePart):
                         # Signs of life before any output, such as comments, extend the wait for it.
                         sent = await self._deliver(event, phase)
-                        phase.reschedule(clock() + (limits.between_tokens if sent else limits.first_token))
+                        phase.reschedule(clock() + (limits.between_tokens if sent else first_token))
                     elif isinstance(event, ResponseStart):
                         status = event.status
                         self.delivery.meter.mark_request_sent()
@@ -294,6 +317,7 @@ class Job:
             return False
         phase.reschedule(None)
         await self._first_output()
+        self._parts += 1
         await self.delivery.send(piece.data, piece.text_bytes)
         return True
 

@@ -374,7 +374,7 @@ class JobRunner:
         if job.engine.slot_limiter.learn(time.monotonic(), busy=engine_busy, first_seconds=job.engine_seconds, full=full):
             log.info("slot limit changed", engine=job.admitted.offer.engine, slots=job.engine.slots)
         if receipt is not None and first is not None and receipt.output_tokens:
-            self._throughput.add(first=first, total=total, tokens=receipt.output_tokens)
+            job.measure(self._throughput, receipt.output_tokens)
         self._observer.job_ended(
             JobReport(
                 job=job.admitted.job,

@@ -16,6 +16,7 @@ from node.domain.credit_limits import CreditLimits
 from node.domain.dynamic_pricing import PriceRule, apply_price_rules
 from node.domain.order_admission import AdmissionRules
 from node.domain.published_asks import Offer
+from node.engines.addresses import uses_proxy
 from node.engines.openai_http import EngineSettings
 from node.jobs.job import Deadlines
 from tallystick.protocol.errors import BadMessage
@@ -114,8 +115,7 @@ class EngineConfig:
             key = environment.get(self.api_key_env)
             if not key:
                 raise BadMessage(f"config: engines.api_key_env: expected the environment variable {self.api_key_env} to be set")
-        host = urlsplit(self.url).hostname or ""
-        return EngineSettings(self.url, key, trust_env=host not in ("localhost", "127.0.0.1", "::1"))
+        return EngineSettings(self.url, key, trust_env=uses_proxy(self.url))
 
     def offer(self, model: ModelConfig, context: int | None, reported: Spec, when: datetime, load: float) -> Offer:
         """Returns the offer of a model at `when`, while the share `load` of the slots is taken. `context`, `reported`: what the

@@ -18,6 +18,8 @@ from enum import Enum
 from typing import NamedTuple, TypeVar
 
 E = TypeVar("E", bound=Enum)
+MAX_RETRY_AFTER = 3_600
+"""The longest wait, in seconds, that an error may ask for."""
 
 
 class Fault(str, Enum):
@@ -124,11 +126,15 @@ PUBLIC: dict[Code, Public] = {
 
 
 class TallyError(Exception):
-    """The base class. `code`: the kind; `fault`: the party at fault; `retry`: whether the same request may succeed later."""
+    """The base class. `code`: the kind; `fault`: the party at fault; `retry`: whether the same request may succeed later.
+
+    `retry_after`: seconds after which the party at fault expects to answer; None if it did not say.
+    """
 
     code: Code
     fault: Fault
     retry: bool = False
+    retry_after: int | None = None
 
     def __init__(self, message: str, *, code: Code | None = None, fault: Fault | None = None) -> None:
         super().__init__(message)
@@ -144,6 +150,7 @@ class TallyError(Exception):
 
     def as_json(self) -> dict[str, dict[str, object]]:
         """The error object of OpenAI's API, extended by `fault` and `retry`."""
+        wait = {} if self.retry_after is None else {"retry_after": self.retry_after}
         return {
             "error": {
                 "message": str(self),
@@ -152,6 +159,7 @@ class TallyError(Exception):
                 "code": self.code.value,
                 "fault": self.fault.value,
                 "retry": self.retry,
+                **wait,
             }
         }
 
@@ -225,8 +233,17 @@ def error_from_json(body: object, status: int) -> TallyError:
     code = _member(Code, error.get("code"), Code.COORDINATOR_UNAVAILABLE if status >= 500 else Code.BAD_MESSAGE)
     fault = _member(Fault, error.get("fault"), Fault.NOBODY)
     if error.get("retry") is True:
-        return Unavailable(code, message, fault=fault)
+        unavailable = Unavailable(code, message, fault=fault)
+        unavailable.retry_after = read_retry_after(error.get("retry_after"))
+        return unavailable
     return Refusal(code, message, fault=fault)
+
+
+def read_retry_after(value: object) -> int | None:
+    """A wait in seconds, from 1 to MAX_RETRY_AFTER; None for anything but a whole number above zero."""
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        return None
+    return min(value, MAX_RETRY_AFTER)
 
 
 def _member(of: type[E], value: object, otherwise: E) -> E:

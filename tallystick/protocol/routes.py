@@ -17,6 +17,8 @@ COMPLETIONS: Final = "/v1/completions"
 EMBEDDINGS: Final = "/v1/embeddings"
 RESPONSES: Final = "/v1/responses"
 MESSAGES: Final = "/v1/messages"
+MODELS: Final = "/v1/models"
+"""The route that lists models. It is not for sale."""
 ALWAYS: Final = (CHAT, COMPLETIONS, EMBEDDINGS)
 JSON: Final = "application/json"
 FORM: Final = "multipart/form-data"

@@ -226,7 +226,7 @@ async def _try_engine(engine: EngineConfig) -> str:
     from node.domain.requests import prepare
     from node.engines.discover import inspect_engine
     from node.engines.openai_http import OpenAIEngine
-    from node.ports import ResponseEnd
+    from node.ports import ResponseEnd, ResponseStart
     from tallystick.protocol.wire import RequestHead, dumps
 
     settings = engine.settings(os.environ)
@@ -248,6 +248,11 @@ async def _try_engine(engine: EngineConfig) -> str:
         raise Refusal(Code.TIMED_OUT, f"{discovered.url} did not generate one token within 60 s") from None
     finally:
         await adapter.close()
+    statuses = [event.status for event in events if isinstance(event, ResponseStart)]
+    if statuses and statuses[-1] >= 400:
+        words = b"".join(event.tail for event in events if isinstance(event, ResponseEnd))[:300].decode(errors="replace")
+        hint = "; if it names max_tokens or stream_options, set output_limit_field or supports_stream_usage in the config"
+        raise BadMessage(f"{discovered.url} refuses a request for one token with status {statuses[-1]}: {words}{hint}")
     reports_usage = isinstance(events[-1], ResponseEnd) and events[-1].usage
     usage = "reports usage" if reports_usage else "reports no usage: tokens are estimated from bytes"
     seconds = time.monotonic() - began

@@ -224,11 +224,17 @@ def _plan(model: Any, market: dict[str, Any], given_input: Amount | None, given_
 
 
 def _usage_option(plans: list[ModelPlan]) -> list[str]:
-    """Turns off the request for usage in streams if no model of an engine reports it."""
+    """Turns off the request for usage in streams if no model of an engine reports it, and names an unusual output limit."""
     probed = [plan.abilities for plan in plans if plan.abilities is not None and plan.abilities.chat]
+    limits = (
+        ["# It refuses max_tokens.", 'output_limit_field = "max_completion_tokens"']
+        if probed and all(abilities.output_limit_field != "max_tokens" for abilities in probed)
+        else []
+    )
     if not probed or any(abilities.streams == "usage" for abilities in probed):
-        return []
+        return limits
     return [
+        *limits,
         "# Its streams report no usage, so receipts of streams rest on the node's own estimate.",
         "supports_stream_usage = false",
     ]

@@ -8,6 +8,7 @@ from tallystick.protocol.errors import PUBLIC, BadMessage, Code, Fault, Refusal,
 from tallystick.protocol.wire import dumps, loads
 
 RETRY_AFTER_SECONDS = 1
+"""The wait that a client is asked for if no party said how long it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ def render_error(error: TallyError, *, retry: bool | None = None) -> ErrorRespon
         document["error"]["type"] = PUBLIC[Code.PROVIDER_FAILED].type
     headers = {"x-should-retry": "true" if retry else "false"}
     if retry:
-        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+        headers["retry-after"] = str(error.retry_after or RETRY_AFTER_SECONDS)
     return ErrorResponse(status, dumps(document), headers)
 
 

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from tallystick.client.openai.answers import read_text
 from tallystick.client.openai.errors import read_engine_error, render_error, render_error_event
 from tallystick.client.openai.requests import RequestSummary, summarise
-from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.errors import (
+    BadMessage,
+    BadReceipt,
+    BadSeal,
+    Code,
+    Fault,
+    Refusal,
+    TallyError,
+    Unavailable,
+    error_from_json,
+)
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, RESPONSES
 
 
@@ -115,6 +125,18 @@ def test_error_status_shows_whose_fault_it_is(error: TallyError, status: int, er
     assert (response.status, document["type"], document["code"]) == (status, error_type, error.code.value)
     assert response.headers.get("retry-after") == ("1" if error.retry else None)
     assert render_error_event(error) == b"data: " + response.body + b"\n\n"
+
+
+def test_the_engines_own_wait_is_told() -> None:
+    """A wait that the engine named reaches the client; otherwise it is a second."""
+    busy = Unavailable(Code.NODE_BUSY, "busy")
+    assert render_error(busy).headers["retry-after"] == "1"
+    busy.retry_after = 30
+    told = error_from_json(busy.as_json(), 503)
+    assert render_error(told).headers["retry-after"] == "30"
+    for odd, wait in ((True, None), ("30", None), (0, None), (10**9, 3_600)):
+        told = error_from_json({"error": {"code": "node_busy", "retry": True, "retry_after": odd}}, 503)
+        assert told.retry_after == wait
 
 
 def test_engine_errors() -> None:

@@ -23,6 +23,20 @@ def test_models_are_read_with_their_context() -> None:
         UpstreamModel("c", 512),
         UpstreamModel("d"),
     )
-    for body in (b"<html>", b"[]", b'{"data": 1}'):
+    for body in (b"<html>", b"5", b"{}", b'{"data": 1}'):
         with pytest.raises(MalformedAnswer):
             read_models(body)
+
+
+@pytest.mark.parametrize(
+    "body", [b'[{"id": "a"}, 5]', b'{"models": [{"name": "a"}]}', b'{"data": null, "models": [{"model": "a"}]}']
+)
+def test_lists_in_other_forms(body: bytes) -> None:
+    """A list may be bare, or stand under another name."""
+    assert read_models(body) == (UpstreamModel("a"),)
+
+
+@pytest.mark.parametrize("body", [b'{"data": null}', b"[]", b'{"object": "list", "data": []}'])
+def test_a_list_may_be_empty(body: bytes) -> None:
+    """An engine that lists nothing may still serve any model."""
+    assert read_models(body) == ()

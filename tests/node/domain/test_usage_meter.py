@@ -168,6 +168,20 @@ def test_throughput_follows_the_last_jobs() -> None:
     assert pace.tokens_per_second == 96
 
 
+def test_whole_responses_count_with_their_whole_time() -> None:
+    """A response in one piece says nothing about the time to the first token, and its tokens took all of its time."""
+    pace = Throughput()
+    pace.add_whole(seconds=2.0, tokens=200)
+    assert (pace.tokens_per_second, pace.first_token_ms) == (100, 0)
+    pace.add_whole(seconds=1.0, tokens=200)
+    assert pace.tokens_per_second == 120
+    for seconds, tokens in ((0.0, 100), (1.0, 1)):
+        pace.add_whole(seconds=seconds, tokens=tokens)
+        assert pace.tokens_per_second == 120
+    pace.add_whole(seconds=1.0, tokens=2)
+    assert pace.tokens_per_second == 96
+
+
 def test_throughput_fits_its_fields() -> None:
     """Both numbers stay within 32 bits, however fast or slow the engine is."""
     pace = Throughput()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -10,11 +10,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from node.domain.requests import EngineRequest
+from node.engines.addresses import base_addresses
 from node.engines.demo import MODEL, build_app
 from node.engines.discover import discover, inspect_engine
 from node.engines.kinds import DEFAULT_URLS, OLLAMA_CONTEXT, EngineKind
-from node.engines.openai_http import EngineSettings
+from node.engines.openai_http import EngineSettings, OpenAIEngine
+from node.engines.probe import probe
+from node.ports import ResponseStart
 from tallystick.protocol.errors import Unavailable
+from tallystick.protocol.routes import CHAT
 from tallystick.runtime.serving import serving
 from tests.node.engines.raw import answers_then_hangs, answers_with, head, raw_server
 
@@ -131,7 +136,7 @@ async def test_a_configured_engine_is_used() -> None:
     async with engine(key="s3cret") as url:
         (discovered,) = await discover({"OPENAI_BASE_URL": url + "/v1/", "OPENAI_API_KEY": "s3cret"}, (NOWHERE,))
     assert (discovered.api_key, discovered.models[0].name) == ("s3cret", "model")
-    assert EngineSettings(discovered.url).address("/v1/models") == url + "/v1/models"
+    assert base_addresses(discovered.url)[0].route("/v1/models") == url + "/v1/models"
     assert "s3cret" not in repr(discovered)
 
 
@@ -140,3 +145,55 @@ async def test_a_configured_engine_is_not_replaced() -> None:
     async with engine() as url:
         with pytest.raises(Unavailable):
             await discover({"OPENAI_BASE_URL": NOWHERE}, (url,))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (head(401, "application/json") + b"{}", "API key"),
+        (head(403, "application/json") + b"{}", "API key"),
+        (head(404, "text/html") + b"no", "base URL"),
+        (head(301, "text/html", "location: https://elsewhere.example/v1"), "redirects to 'https://elsewhere.example/v1'"),
+        (head(503, "text/html") + b"loading", "busy or still loads"),
+        (head(500, "text/html") + b"no", "answers 500"),
+        (head(200, "text/html") + b"<html>", "no model list"),
+        (head(200, "application/json") + b'{"object": "list"}', "no model list"),
+    ],
+)
+async def test_what_is_wrong_with_an_address_is_told_apart(answer: bytes, words: str) -> None:
+    """A wrong key, a wrong path, a redirect and a busy engine each have a text that says what to do."""
+    async with raw_server(answers_with(answer)) as server:
+        with pytest.raises(Unavailable, match=words):
+            await inspect_engine(server.url)
+
+
+async def test_nothing_and_silence_are_told_apart() -> None:
+    """A refused connection and an engine that does not answer are different faults."""
+    with pytest.raises(Unavailable, match=r"nothing answers at http://127\.0\.0\.1:1/v1/models"):
+        await inspect_engine(NOWHERE)
+    async with raw_server(answers_then_hangs()) as server:
+        with pytest.raises(Unavailable, match=r"no answer from .* within 0.2 s"):
+            await inspect_engine(server.url, seconds=0.2)
+
+
+@pytest.mark.parametrize("path", ["/api/paas/v4", "/v1/openai", "/api/v3", "/inference", "/v1beta/openai"])
+async def test_engines_behind_any_base_url_work(path: str) -> None:
+    """Discovery, the health check and a job use the base URL as OpenAI's SDKs do."""
+
+    async def models(_: Request) -> JSONResponse:
+        return JSONResponse([{"id": "model"}])
+
+    async def chat(_: Request) -> JSONResponse:
+        return JSONResponse({"choices": [{"message": {"content": "four"}, "finish_reason": "stop"}]})
+
+    routes = [Route(f"{path}/models", models), Route(f"{path}/chat/completions", chat, methods=["POST"])]
+    async with serving(Starlette(routes=routes), "127.0.0.1", 0) as port:
+        url = f"http://127.0.0.1:{port}{path}"
+        assert [model.name for model in (await inspect_engine(url)).models] == ["model"]
+        assert (await probe(url, "model")).chat
+        adapter = OpenAIEngine(EngineSettings(url))
+        assert [model.name for model in await adapter.models()] == ["model"]
+        request = EngineRequest(CHAT, b"{}", stream=False, strip_usage=False, rename=None)
+        async with aclosing(adapter.answer(request)) as events:
+            assert await anext(events) == ResponseStart(200, "application/json")
+        await adapter.close()

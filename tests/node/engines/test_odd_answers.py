@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import orjson
 import pytest
 
 from node.domain.requests import EngineRequest
+from node.engines.openai_http import read_wait
 from node.ports import ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.errors import Code
 from tallystick.protocol.routes import CHAT, COMPLETIONS, MESSAGES, RESPONSES
@@ -271,3 +274,29 @@ async def test_json_that_others_parse_is_passed_on(odd: bytes) -> None:
     document = odd[6:-2].replace(b"delta", b"message")
     events = await ask(answers_with(JSON_HEAD, document), WHOLE)
     assert body(events) == document
+
+
+@pytest.mark.parametrize(
+    ("header", "wait"),
+    [
+        ("30", 30),
+        ("0.2", 1),
+        ("99999999", 3_600),
+        ("0", None),
+        ("-5", None),
+        ("soon", None),
+        ("nan", None),
+        ("inf", None),
+        ("", None),
+    ],
+)
+async def test_the_engines_own_wait_is_kept(header: str, wait: int | None) -> None:
+    """A busy engine's Retry-After travels with the error."""
+    error = await fault(answers_with(head(429, "application/json", f"retry-after: {header}"), b"{}"))
+    assert (error.code, error.retry_after) == (Code.NODE_BUSY, wait)
+
+
+def test_a_date_to_wait_for() -> None:
+    """Retry-After may be a date."""
+    assert read_wait(format_datetime(datetime.now(UTC) + timedelta(seconds=40))) in (39, 40, 41)
+    assert read_wait(format_datetime(datetime.now(UTC) - timedelta(seconds=40))) is None

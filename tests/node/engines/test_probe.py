@@ -82,6 +82,22 @@ async def test_capabilities(answers: dict[str, Any], capabilities: Capabilities)
         assert await probe(url, "model") == capabilities
 
 
+async def test_an_engine_that_refuses_max_tokens() -> None:
+    """The probe finds the member that limits the output, and uses it for all that follows."""
+
+    async def chat(request: Request) -> Response:
+        members = await request.json()
+        if "max_tokens" in members or "stream_options" in members:
+            return JSONResponse({"error": {"message": "unsupported parameter"}}, 400)
+        if members.get("stream"):
+            return Response(EVENT, media_type="text/plain")
+        return JSONResponse(WHOLE)
+
+    async with serving(Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])]), "127.0.0.1", 0) as port:
+        capabilities = await probe(f"http://127.0.0.1:{port}/v1", "model")
+    assert capabilities == Capabilities(True, False, "yes", ("tools", "json_schema"), "max_completion_tokens")
+
+
 async def test_the_demo_engine_and_a_dead_address() -> None:
     """The demo engine streams with usage; a dead address has no capabilities."""
     async with serving(build_app(), "127.0.0.1", 0) as port:

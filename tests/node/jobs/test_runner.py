@@ -209,6 +209,34 @@ async def test_the_first_token_deadline_is_for_streams() -> None:
     assert (await harness.receipt(harness.dispatch(b"{}"))).outcome == Outcome.COMPLETED
 
 
+async def test_signs_of_life_extend_the_wait_for_the_first_token() -> None:
+    """Comments and queue positions show that the engine works, up to the job's total time."""
+    comment = ResponsePart(b": wait\n\n", has_output=False)
+    alive = [step for _ in range(4) for step in (lambda: asyncio.sleep(0.1), comment)]
+    limits = Deadlines(first_token=0.25, total=5)
+    harness = RunnerHarness(ScriptedEngine(HEAD, *alive, ONE, END), deadlines=limits)
+    assert (await harness.receipt(harness.dispatch())).outcome == Outcome.COMPLETED
+    harness = RunnerHarness(ScriptedEngine(HEAD, *alive * 20, ONE, END), deadlines=Deadlines(first_token=0.25, total=0.5))
+    assert (await harness.refusal_receipt(harness.dispatch())).outcome == Outcome.TIMED_OUT
+
+
+def test_a_long_prompt_has_more_time() -> None:
+    """The wait for the first token follows the size of the request."""
+    assert Deadlines(first_token=60).first_token_for(16 << 10) == 60
+    assert Deadlines(first_token=60).first_token_for((16 << 10) + 2_560) == 70
+
+
+async def test_a_new_head_begins_the_response_anew() -> None:
+    """An engine's own error after a beginning without output is delivered alone, and not charged."""
+    role = ResponsePart(b"role.", has_output=False)
+    refused = ResponseStart(400, "application/json")
+    harness = RunnerHarness(ScriptedEngine(HEAD, role, refused, ResponseEnd(b'{"error":1}')))
+    placed = harness.dispatch()
+    receipt = await harness.receipt(placed)
+    assert (receipt.outcome, receipt.cost) == (Outcome.UPSTREAM_ERROR, 0)
+    assert harness.answer(placed)[:2] == (ResponseHead(400, "application/json"), b'{"error":1}')
+
+
 async def test_cancel_in_mid_response() -> None:
     """CANCEL stops the engine at once; the delivered part is charged by the fallback rule, and nothing else."""
     harness = RunnerHarness(engine := ScriptedEngine(HEAD, ONE, TWO, hang))
