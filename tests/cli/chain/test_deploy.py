@@ -78,7 +78,7 @@ def test_deploy_shows_progress(tally: Tally, chain_url: str) -> None:
         (("--dev-account", "0", "--penalty", "0"), "chain_refused", "ZeroAmount"),
         (("--dev-account", "0", "--treasury", "nobody"), "bad_message", "--treasury"),
         (("--dev-account", "10"), "bad_message", "0 to 9"),
-        (("--dev-account", "0", "--token", "0x" + "12" * 20), "chain_refused", "no ERC-20"),
+        (("--dev-account", "0", "--token", "0x" + "12" * 20), "chain_refused", "expected an ERC-20"),
         (("--wallet", "pauper"), "insufficient_funds", "--dev-account 0"),
         (("--wallet", "nobody"), "bad_message", "tally wallet new"),
         (("--wallet", "pauper", "--fund", "pauper"), "bad_message", "--fund"),
