@@ -98,7 +98,7 @@ def _summary(report: dict[str, Any]) -> Table:
         ("coordinators", ", ".join(links)),
         ("chain", "reachable" if report["chain_reachable"] else "unreachable: settlement waits, jobs continue"),
         ("running jobs", f"{report['running']}; free slots: {report['free_slots']}"),
-        ("speed", f"{report['tokens_per_second']} tokens/s per stream, first token after {report['first_token_ms']} ms"),
+        ("speed", _speed(report["tokens_per_second"], report["first_token_ms"])),
         (
             "earned",
             f"{_dollars(report['revenue'])} dollars since the start, {_dollars(report['revenueLastHour'])} in the last hour",
@@ -163,6 +163,12 @@ def _fees(report: dict[str, Any]) -> str:
     """The fees that the coordinators have registered, and the highest that this node accepts."""
     fees = ", ".join(f"{url}: {'unknown' if bps is None else f'{bps / 100:g} %'}" for url, bps in report["fees_bps"].items())
     return f"{fees or 'no coordinator'}; accepted up to {report['max_fee_bps'] / 100:g} %"
+
+
+def _speed(tokens_per_second: int, first_token_ms: int) -> str:
+    """The measured speed in words. Zero means that it is not measured: whole responses do not show the time to a first token."""
+    rate = f"{tokens_per_second} tokens/s per stream" if tokens_per_second else "not measured yet"
+    return rate + (f", first token after {first_token_ms} ms" if first_token_ms else "")
 
 
 def _dollars(units: str) -> str:
