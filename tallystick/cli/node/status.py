@@ -101,7 +101,7 @@ def _summary(report: dict[str, Any]) -> Table:
         ("speed", f"{report['tokens_per_second']} tokens/s per stream, first token after {report['first_token_ms']} ms"),
         (
             "earned",
-            f"{_dollars(report['revenue'])} dollars since the start, {_dollars(report['revenueLastHour'])} an hour at the latest rate",
+            f"{_dollars(report['revenue'])} dollars since the start, {_dollars(report['revenueLastHour'])} an hour now",
         ),
         (
             "unsecured credit",
