@@ -101,7 +101,7 @@ def _summary(report: dict[str, Any]) -> Table:
         ("speed", _speed(report["tokens_per_second"], report["first_token_ms"])),
         (
             "earned",
-            f"{_dollars(report['revenue'])} dollars since the start, {_dollars(report['revenueLastHour'])} in the last hour",
+            f"{_dollars(report['revenue'])} dollars since the start, {_dollars(report['revenueLastHour'])} an hour now",
         ),
         (
             "unsecured credit",
