@@ -42,7 +42,7 @@ from tallystick.protocol.types import Amount, format_amount
 if TYPE_CHECKING:
     from tallystick.chain.deployment import Deployment
 
-PROMPT = "In one sentence: what is a split tally stick, and why did both sides keep a half?"
+PROMPT = "In one sentence: what is the capital of France?"
 DEPOSIT = Amount(10_000_000)
 SETTLE_SECONDS = 60
 

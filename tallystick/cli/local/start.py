@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tallystick.client.config import ClientConfig
     from tallystick.protocol.eip712 import Signer
 
-PROMPT = "In one sentence: what is a split tally stick, and why did both sides keep a half?"
+PROMPT = "In one sentence: what is the capital of France?"
 TARGET_PURSE, MIN_PURSE = Amount(10_000_000), Amount(1_000_000)
 """A purse with less than the second amount is filled to the first."""
 

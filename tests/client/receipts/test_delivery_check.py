@@ -34,6 +34,22 @@ def _reads(outcome: Outcome) -> Delivery:
     return replace(SEEN, finished=False, commitment=OTHER, cancelled=outcome is Outcome.CLIENT_CANCELLED)
 
 
+@pytest.mark.parametrize(
+    ("commitment", "stream", "limit"),
+    [
+        (OTHER, StreamEnd.ENDED, 50 + OUTPUT_ALLOWANCE),
+        (OTHER, StreamEnd.ABANDONED, 50 + OUTPUT_ALLOWANCE + IN_FLIGHT_TOKENS),
+        (ZERO_HASH, StreamEnd.ENDED, 50 + OUTPUT_ALLOWANCE),
+    ],
+)
+def test_the_refusal_names_the_limit(commitment: Hash, stream: StreamEnd, limit: int) -> None:
+    """The message says how many tokens the bytes that arrived can hold."""
+    seen = replace(_reads(Outcome.CLIENT_CANCELLED), commitment=commitment, stream=stream)
+    receipt = bill(place(output=8_000, body=50_000), Usage(1, 0, limit + 1), Outcome.CLIENT_CANCELLED)
+    with pytest.raises(BadReceipt, match=rf"outputTokens: expected at most {limit}\b"):
+        check_against_order(place(output=8_000, body=50_000), receipt, seen)
+
+
 def test_every_limit_at_equality() -> None:
     """A receipt at each limit passes, and one token above it fails; a contradiction with the provider's own signatures is
     its lie.

@@ -64,6 +64,16 @@ def test_broken_continuity() -> None:
             check_sequence(receipt, near)
 
 
+@pytest.mark.parametrize(("position", "bound"), [(1, "exactly"), (2, "at least")])
+def test_the_refusal_names_the_expected_total(position: int, bound: str) -> None:
+    """The total after the next receipt is known exactly; after a gap, only its least value is."""
+    receipts = chain(10, 20, 30)
+    wrong = replace(receipts[position], cumulative_cost=Amount(5))
+    least = 10 + wrong.cost
+    with pytest.raises(BadReceipt, match=f"expected {bound} {least} base units at seq {wrong.seq} "):
+        check_sequence(wrong, AdjacentReceipts(below=receipts[0]))
+
+
 def _chain(*costs: int) -> list[Receipt]:
     total, receipts = 0, list[Receipt]()
     for seq, each in enumerate(costs, 1):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,6 +111,23 @@ def test_impossible_usage_is_clamped() -> None:
     counted.set_reported(ReportedUsage(10**9, 10**9, 10**9))
     assert counted.usage() == Usage(10 + TEMPLATE_ALLOWANCE, 10 + TEMPLATE_ALLOWANCE, 7)
     assert counted.was_clamped
+
+
+@pytest.mark.parametrize(
+    ("reported", "clamped"),
+    [
+        (ReportedUsage(5, 0, 7), False),
+        (ReportedUsage(5, 0, 8), True),
+        (ReportedUsage(10 + TEMPLATE_ALLOWANCE + 1, 0, 7), True),
+        (ReportedUsage(10 + TEMPLATE_ALLOWANCE, 0, 7), False),
+    ],
+)
+def test_one_impossible_count_is_enough_to_be_clamped(reported: ReportedUsage, *, clamped: bool) -> None:
+    """Input and output are judged apart, each at its limit."""
+    counted = meter(body=10)
+    counted.add_output(7, 3)
+    counted.set_reported(reported)
+    assert counted.was_clamped is clamped
 
 
 counts = st.integers(-(10**6), 10**12)
