@@ -84,9 +84,8 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
     state_recovery = await _state_recovery(config, signer, resources, tabs, links)
     hours = await store.coordinator_hours(now // HOUR - HOURS)
     coordinator_credit = CoordinatorCredit(store, config.admission, hours, alarm=metrics.coordinator_suspended)
-    receipt_signer = ReceiptSigner(
-        signer=signer, domain=domain, tabs=tabs, store=store, unfinished=await store.unfinished_orders(now)
-    )
+    unfinished = await store.unfinished_orders(now)
+    receipt_signer = ReceiptSigner(signer=signer, domain=domain, tabs=tabs, store=store, unfinished=unfinished)
     runner = JobRunner(
         provider=signer.address,
         domain=domain,

@@ -70,17 +70,7 @@ def earnings(
             document = {"provider": provider, "days": [_line_json(line) for line in lines]}
             show_json(document | {"where": json_fields(places), "gas": costs})
             return
-        rows = (
-            (
-                line.day,
-                line.model,
-                line.payer,
-                line.jobs,
-                f"{line.input_tokens} + {line.output_tokens}",
-                format_amount(line.revenue),
-            )
-            for line in lines
-        )
+        rows = map(_line_row, lines)
         show_table(("day", "model", "payer", "jobs", "tokens", "dollars"), rows, title=f"Earnings of the last {days} days")
         fields = [(name.replace("_", " "), format_amount(value)) for name, value in places.items()]
         paid = f"{gas.fee // 10**9} gwei for {gas.transactions} transaction(s)"
@@ -88,6 +78,11 @@ def earnings(
         show_fields([*fields, ("gas paid", gas_text)], title="Where the money is, in dollars")
 
     asyncio.run(run())
+
+
+def _line_row(line: Any) -> tuple[object, ...]:
+    tokens = f"{line.input_tokens} + {line.output_tokens}"
+    return line.day, line.model, line.payer, line.jobs, tokens, format_amount(line.revenue)
 
 
 def _line_json(line: Any) -> dict[str, Any]:

@@ -70,6 +70,12 @@ def _load_answers(context: typer.Context, file: Path | None) -> Path | None:
     return file
 
 
+AnswersFile = Annotated[
+    Path | None,
+    typer.Option("--answers-file", is_eager=True, callback=_load_answers, help="TOML file with values for these options."),
+]
+
+
 def init(
     file: Annotated[Path, typer.Option("--out", "-o", help="Config file to write.")] = Path("node.toml"),
     wallet: Annotated[str, typer.Option("--wallet", "-w", help="The node's wallet; made if it does not exist.")] = DEFAULT_WALLET,
@@ -90,10 +96,7 @@ def init(
         str | None, typer.Option(help="Dollars per million output tokens, for every model; default: the market's lowest.")
     ] = None,
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Do not test what the models can do.")] = False,
-    _answers: Annotated[
-        Path | None,
-        typer.Option("--answers-file", is_eager=True, callback=_load_answers, help="TOML file with values for these options."),
-    ] = None,
+    _answers: AnswersFile = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask: accept what is found and suggested.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing config.")] = False,
     password_file: PasswordFile = None,
@@ -130,8 +133,12 @@ def init(
         show_json({"config": str(file), "provider": address, "coordinator": coordinator, "engines": described})
         return
     step(f"wrote {file}; provider {address}")
-    if not path.exists():
-        note(f"still missing: the market's deployment file {path}; get it from the market's operator")
+    _show_next(file, wallet, path)
+
+
+def _show_next(file: Path, wallet: str, deployment: Path) -> None:
+    if not deployment.exists():
+        note(f"still missing: the market's deployment file {deployment}; get it from the market's operator")
     options = f"--config {file}" + ("" if wallet == DEFAULT_WALLET else f" --wallet {wallet}")
     step(f"next: tally node doctor {options}; then: tally node run {options}")
 

@@ -310,14 +310,7 @@ class Market(ConvenienceMethods):
         if models and summary.model not in models:
             text = f"model: expected one of those allowed here ({', '.join(sorted(models))[:500]}), got {summary.model!r}"
             raise Refusal(Code.UNKNOWN_MODEL, text)
-        if self._draining:
-            raise Unavailable(Code.SHUTTING_DOWN, "this client is stopping", fault=Fault.CLIENT)
-        if len(self._live) >= self.config.max_jobs:
-            raise Unavailable(
-                Code.CLIENT_BUSY,
-                f"this client already runs {len(self._live)} jobs (max_jobs); send the request again later",
-                fault=Fault.CLIENT,
-            )
+        self._check_room()
         demand = demand_of(self.config, summary.model, path, choice)
         limit = smallest_limit(self.config.max_cost, max_cost)
         options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity)
@@ -335,6 +328,14 @@ class Market(ConvenienceMethods):
             job = await resume_job(context, info.coordinator, keyed, request, keep_bytes=kept)
             self._live.add(job)
             return job
+
+    def _check_room(self) -> None:
+        """Raises Unavailable if this client takes no further job."""
+        if self._draining:
+            raise Unavailable(Code.SHUTTING_DOWN, "this client is stopping", fault=Fault.CLIENT)
+        if len(self._live) >= self.config.max_jobs:
+            text = f"this client already runs {len(self._live)} jobs (max_jobs); send the request again later"
+            raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
 
     async def _submit_to_shortlist(self, request: ApiRequest, demand: Demand, options: _JobOptions) -> Job:
         """Submits to the shortlist of a demand, and once more with a fresh shortlist or fee if either was out of date."""
