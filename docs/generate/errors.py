@@ -110,7 +110,7 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "Use a route that the model's `features` list.",
     ),
     Code.UNAUTHORISED_TAB: (
-        "The order's cap is below what the tab already owes plus the jobs in flight.",
+        "The order's ceiling is below what the tab already owes plus the jobs in flight.",
         "client",
         "The client lost state: see [troubleshooting](../troubleshooting.md). It recovers from its own signed orders.",
     ),

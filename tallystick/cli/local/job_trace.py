@@ -142,7 +142,7 @@ def show_trace(trace: Mapping[str, Any]) -> None:
             ("model", trace["model"]),
             ("order signed by", f"{trace['payer']} (payer)"),
             ("order signature", _short(trace["order_signature"])),
-            ("cap signed, dollars", format_amount(int(trace["order"]["message"]["ceiling"]))),
+            ("ceiling signed, dollars", format_amount(int(trace["order"]["message"]["ceiling"]))),
             ("provider", f"{trace['provider']} ({trace['provider_name']})"),
             ("tokens", f"{usage['inputTokens']} in ({usage['cachedInputTokens']} cached), {usage['outputTokens']} out"),
             ("cost, test dollars", amount("cost")),
