@@ -15,7 +15,7 @@ PARTS = (
     "PackedRow.sol",
     "parts/Tabs.sol",
     "parts/Purses.sol",
-    "parts/Ledger.sol",
+    "parts/EscrowStorage.sol",
     "parts/Stakes.sol",
     "Escrow.sol",
 )
