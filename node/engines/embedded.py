@@ -108,7 +108,8 @@ def _installer() -> list[str]:
         return [sys.executable, "-m", "pip", "install"]
     for name in ("python3", "python"):
         base = Path(sys.base_prefix) / "bin" / name
-        if base.exists() and subprocess.run([base, "-c", "import pip"], check=False, capture_output=True).returncode == 0:  # noqa: S603
+        imports_pip = [str(base), "-c", "import pip"]
+        if base.exists() and subprocess.run(imports_pip, check=False, capture_output=True).returncode == 0:  # noqa: S603 - our Python
             return [str(base), "-m", "pip", "--python", sys.executable, "install"]
     uv = shutil.which("uv")
     if uv is None:

@@ -20,30 +20,30 @@ from node.service.metrics import NodeMetrics
 
 
 class StatusSources(Protocol):
-    """The parts of a running node that the status report reads."""
+    """The parts of a running node that the status report reads, as `Node` in daemon.py has them."""
 
     @property
-    def config(self) -> NodeConfig: ...  # noqa: D102
+    def config(self) -> NodeConfig: ...
     @property
-    def runner(self) -> JobRunner: ...  # noqa: D102
+    def runner(self) -> JobRunner: ...
     @property
-    def state_recovery(self) -> StateRecovery: ...  # noqa: D102
+    def state_recovery(self) -> StateRecovery: ...
     @property
-    def chain_watcher(self) -> ChainWatcher: ...  # noqa: D102
+    def chain_watcher(self) -> ChainWatcher: ...
     @property
-    def links(self) -> Sequence[NodeLink]: ...  # noqa: D102
+    def links(self) -> Sequence[NodeLink]: ...
     @property
-    def metrics(self) -> NodeMetrics: ...  # noqa: D102
+    def metrics(self) -> NodeMetrics: ...
     @property
-    def asks(self) -> PublishedAsks: ...  # noqa: D102
+    def asks(self) -> PublishedAsks: ...
     @property
-    def engine_pool(self) -> EnginePool: ...  # noqa: D102
+    def engine_pool(self) -> EnginePool: ...
     @property
-    def chain(self) -> EscrowView: ...  # noqa: D102
+    def chain(self) -> EscrowView: ...
     @property
-    def tabs(self) -> Tabs: ...  # noqa: D102
+    def tabs(self) -> Tabs: ...
     @property
-    def coordinator_credit(self) -> CoordinatorCredit: ...  # noqa: D102
+    def coordinator_credit(self) -> CoordinatorCredit: ...
 
 
 def health(node: StatusSources) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tallystick.cli.onchain import LOCAL_CHAIN_ID, open_escrow, parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
 from tallystick.cli.output import dollars, show_json, show_table, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
+from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ async def _check_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provider:
 
     try:
         async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10), trust_env=uses_proxy(loaded.coordinator)) as session,
             session.get(f"{loaded.coordinator.rstrip('/')}/v1/info") as response,
         ):
             date = response.headers.get("date")

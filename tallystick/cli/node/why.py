@@ -49,9 +49,11 @@ async def _fetch(url: str) -> Any:
     import aiohttp
 
     from tallystick.protocol.errors import Code, Unavailable, error_from_json
+    from tallystick.protocol.proxies import uses_proxy
 
     try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as session, session.get(url) as response:
+        timeout = aiohttp.ClientTimeout(total=15)
+        async with aiohttp.ClientSession(timeout=timeout, trust_env=uses_proxy(url)) as session, session.get(url) as response:
             body = await response.json()
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"{url}: {error or type(error).__name__}") from None
