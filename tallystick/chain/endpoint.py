@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,8 +75,16 @@ class Block:
 class Rpc:
     """One endpoint. `timeout` is seconds for one HTTP exchange, `attempts` how often a transport fault is tried."""
 
-    def __init__(self, url: str, *, timeout: float = 10.0, attempts: int = 4, backoff: float = 0.1) -> None:
-        self.url = url
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = 10.0,
+        attempts: int = 4,
+        backoff: float = 0.1,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self.url, self._sleep = url, sleep
         self._timeout, self._attempts, self._backoff = ClientTimeout(timeout), attempts, backoff
         self._session: ClientSession | None = None
         self._ids = itertools.count(1)
@@ -119,7 +127,7 @@ class Rpc:
                 if attempt >= self._attempts:
                     raise
                 pause = fault.pause
-            await asyncio.sleep(min(max(pause, self._backoff * 2 ** (attempt - 1)), MAX_PAUSE))
+            await self._sleep(min(max(pause, self._backoff * 2 ** (attempt - 1)), MAX_PAUSE))
         raise AssertionError
 
     async def _exchange(self, calls: Sequence[Sequence[Any]]) -> list[Any]:

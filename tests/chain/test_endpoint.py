@@ -228,7 +228,7 @@ async def test_a_refusal_of_the_endpoint_is_passed_on(status: int, answer: objec
     assert (caught.value.number, len(endpoint.calls)) == (status, 1)
 
 
-async def test_retry_after_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retry_after_is_obeyed() -> None:
     """A 429's Retry-After is obeyed up to a limit."""
     slept: list[float] = []
 
@@ -238,10 +238,8 @@ async def test_retry_after_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = [Response(status_code=429, headers={"retry-after": text}) for text in ("3", "9999", "soon")]
     endpoint = Endpoint(*limits, {"result": "0x2a"})
     with serving(endpoint.app) as url:
-        rpc = Rpc(url, timeout=60, backoff=0.5)
-        monkeypatch.setattr("tallystick.chain.endpoint.asyncio.sleep", sleep)
+        rpc = Rpc(url, timeout=60, backoff=0.5, sleep=sleep)
         assert await rpc.block_number() == 42
-        monkeypatch.undo()
         await rpc.close()
     assert slept == [3.0, MAX_PAUSE, 2.0]
 
