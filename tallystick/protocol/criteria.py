@@ -3,7 +3,7 @@
 The coordinator proposes asks by these predicates and the client verifies the proposal by the same ones. Pure.
 
 To add a criterion: add a field to `Demand`, its JSON member to `_MEMBERS`, a `Reason`, and a predicate to `_CHOSEN` or
-`_OFFERED`. The HTTP schema (`ShortlistRequest` in the coordinator) must declare the member; a test compares the two.
+`_unacceptable`. The HTTP schema (`ShortlistRequest` in the coordinator) must declare the member; a test compares the two.
 """
 
 from __future__ import annotations
@@ -125,8 +125,27 @@ class Demand:
         return (
             self._first(_CHOSEN, ask, facts)
             or (_REQUIRED.get(self.require.first_unmet(ask) or "") if self.require is not NO_REQUIREMENTS else None)
-            or self._first(_OFFERED, ask, facts)
+            or _unacceptable(self, ask, facts)
         )
+
+    def spec_objection(self, ask: Ask) -> Reason | None:
+        """Returns the first objection to the ask's model, routes and spec, which does not depend on provider, price or time.
+
+        Asks with equal specs and contexts therefore get the same answer, which `offer_objection` completes for each of them.
+        """
+        if ask.model != self.model:
+            return Reason.MODEL
+        if self.route is not None and not serves(ask.spec.features, self.route):
+            return Reason.ROUTE
+        return _REQUIRED[unmet] if (unmet := self.require.first_unmet(ask)) else None
+
+    def offer_objection(self, ask: Ask, facts: Facts) -> Reason | None:
+        """Returns the first objection to the ask's provider, price, validity and load, for an ask of a suitable spec."""
+        if self.pin and ask.provider not in self.pin:
+            return Reason.NOT_PINNED
+        if ask.provider in self.exclude:
+            return Reason.EXCLUDED
+        return _unacceptable(self, ask, facts)
 
     def _first(self, predicates: tuple[tuple[Reason, _Predicate], ...], ask: Ask, facts: Facts) -> Reason | None:
         return next((reason for reason, excludes in predicates if excludes(self, ask, facts)), None)
@@ -152,19 +171,30 @@ _REQUIRED = {
 }
 """The reason for each field of `Requirements` that an ask does not meet."""
 
-_OFFERED: tuple[tuple[Reason, _Predicate], ...] = (
-    (Reason.STAKE, lambda demand, _, facts: facts.stake is not None and facts.stake < demand.min_stake),
-    (Reason.INPUT_PRICE, lambda demand, ask, _: _above(ask.input_price, demand.max_input_price)),
-    (Reason.OUTPUT_PRICE, lambda demand, ask, _: _above(ask.output_price, demand.max_output_price)),
-    (Reason.ASK_EXPIRED, lambda _, ask, facts: not ask.valid_from <= facts.now < ask.valid_until),
-    (Reason.BUSY, lambda _, __, facts: facts.free is not None and facts.free < 1),
-    (Reason.REPUTATION, lambda demand, _, facts: facts.reputation is not None and facts.reputation < demand.min_reputation),
-)
-"""Whether the provider offers it on these terms now. Checked after the requirements."""
+
+def _unacceptable(demand: Demand, ask: Ask, facts: Facts) -> Reason | None:
+    """Returns the first reason why the provider does not offer it on acceptable terms now, checked after the requirements."""
+    if facts.stake is not None and facts.stake < demand.min_stake:
+        return Reason.STAKE
+    if demand.max_input_price is not None or demand.max_output_price is not None:
+        too_high = _too_expensive(demand, ask)
+        if too_high is not None:
+            return too_high
+    if not ask.valid_from <= facts.now < ask.valid_until:
+        return Reason.ASK_EXPIRED
+    if facts.free is not None and facts.free < 1:
+        return Reason.BUSY
+    if facts.reputation is not None and facts.reputation < demand.min_reputation:
+        return Reason.REPUTATION
+    return None
 
 
-def _above(price: int, maximum: int | None) -> bool:
-    return maximum is not None and price > maximum
+def _too_expensive(demand: Demand, ask: Ask) -> Reason | None:
+    if demand.max_input_price is not None and ask.input_price > demand.max_input_price:
+        return Reason.INPUT_PRICE
+    if demand.max_output_price is not None and ask.output_price > demand.max_output_price:
+        return Reason.OUTPUT_PRICE
+    return None
 
 
 def _read_addresses(listed: Iterable[str]) -> frozenset[Address]:
