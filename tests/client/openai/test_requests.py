@@ -22,7 +22,7 @@ from tallystick.protocol.errors import (
     Unavailable,
     error_from_json,
 )
-from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, MESSAGES, RESPONSES
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, RESPONSES
 
 
 def request_summary(path: str, **members: Any) -> RequestSummary:
@@ -128,13 +128,12 @@ def test_error_status_shows_whose_fault_it_is(error: TallyError, status: int, er
 
 
 def test_an_error_event_speaks_its_routes_dialect() -> None:
-    """Clients of messages and of responses raise events that are called error."""
+    """Clients of responses raise events that are called error."""
     error = Unavailable(Code.NODE_GONE, "gone", fault=Fault.PROVIDER)
-    for path, told in ((MESSAGES, "overloaded_error"), (RESPONSES, "server_error")):
-        name, data = render_error_event(error, path=path).split(b"\n")[:2]
-        document = orjson.loads(data.removeprefix(b"data: "))
-        assert (name, document["type"], document["error"]["type"]) == (b"event: error", "error", told)
-        assert document["error"]["message"] == "gone"
+    name, data = render_error_event(error, path=RESPONSES).split(b"\n")[:2]
+    document = orjson.loads(data.removeprefix(b"data: "))
+    assert (name, document["type"], document["error"]["type"]) == (b"event: error", "error", "server_error")
+    assert document["error"]["message"] == "gone"
 
 
 def test_halves_of_a_character_are_joined() -> None:
