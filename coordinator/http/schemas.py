@@ -95,8 +95,8 @@ class Needed(BaseModel):
 class ShortlistRequest(BaseModel):
     """A client's demand. Prices are maxima in base units per 1,000,000 tokens; `minStake` is in base units.
 
-    `inputTokens`: the fewest input tokens that the request can have. Asks that declare all that the request `needs` come alone, if
-    there are any; asks that declare that they lack a feature of it are left out.
+    `inputTokens`: the fewest input tokens that the request can have. If any ask declares all that the request `needs`, only such
+    asks are returned. Asks that declare that they lack a feature of it are left out.
     """
 
     model_config = ConfigDict(extra="forbid")
