@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.lenient_json import parse_lenient
 from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, read_count
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, check_route, media_type
-from tallystick.protocol.wire import RequestHead, join_request, loads
+from tallystick.protocol.wire import RequestHead, join_request
 from tallystick.runtime.multipart import read_field
 
 MAX_MODEL_NAME = 256
@@ -69,6 +70,15 @@ def summarise(path: str, body: bytes, content_type: str = JSON) -> RequestSummar
     return _read(path, body, content_type)[0]
 
 
+def load_body(body: bytes) -> Any:
+    """The JSON of a request, as engines read it: with lone surrogates, and integers of any size. Raises BadMessage."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise BadMessage(f"request body: expected UTF-8, got the byte 0x{body[error.start]:02x} at {error.start}") from None
+    return parse_lenient(body, "request body")
+
+
 def _read(path: str, body: bytes, content_type: str) -> tuple[RequestSummary, dict[str, Any] | None]:
     check_route(path)
     if media_type(content_type) == FORM:
@@ -77,7 +87,7 @@ def _read(path: str, body: bytes, content_type: str) -> tuple[RequestSummary, di
         return RequestSummary(model, stream, None, 1, bounded=False), None
     if media_type(content_type) != JSON:
         raise BadMessage(f"content-type: expected {JSON} or {FORM}, got {content_type[:60]!r}")
-    document = loads(body, "request body")
+    document = load_body(body)
     if not isinstance(document, dict):
         raise BadMessage("request body: expected a JSON object")
     return _summarise_json(path, document), document
