@@ -88,6 +88,16 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "client",
         "Read the message: it names the term and the limit.",
     ),
+    Code.CONTEXT_LENGTH_EXCEEDED: (
+        "The request is longer than every context on offer for its model. Nothing was ordered.",
+        "client",
+        "Shorten the conversation to the length that the message names, or choose a model with a longer context.",
+    ),
+    Code.UNSUPPORTED: (
+        "Every provider of the model declares that it lacks what the request needs, such as images or tools.",
+        "client",
+        "Choose a model that the message names, or leave that part out of the request.",
+    ),
     Code.PRICE_ABOVE_CAP: (
         "Every ask costs more per token than allowed.",
         "client",

@@ -24,9 +24,9 @@ from tallystick.protocol.routes import (
     JSON,
     MESSAGES,
     RESPONSES,
-    declared,
     media_type,
     serves,
+    sold_routes,
 )
 from tallystick.protocol.wire import RequestHead
 from tallystick.runtime.multipart import replace_field
@@ -65,7 +65,7 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
     Raises Refusal (unknown_route) or BadMessage. Their texts quote nothing of the body, because they travel unsealed.
     """
     if not serves(offer.spec.features, head.path):
-        served = ", ".join((*ALWAYS, *declared(offer.spec.features)))
+        served = ", ".join(sold_routes(offer.spec.features))
         raise Refusal(Code.UNKNOWN_ROUTE, f"path: expected a route that this provider serves for {offer.model!r}: {served}")
     rename = None if offer.upstream == offer.model else (offer.upstream, offer.model)
     kind = media_type(head.content_type)

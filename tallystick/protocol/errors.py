@@ -45,6 +45,8 @@ class Code(str, Enum):
     ORDER_REPLAYED = "order_replayed"
     ORDER_MISDIRECTED = "order_misdirected"
     ORDER_TERMS = "order_terms"
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    UNSUPPORTED = "unsupported"
     PRICE_ABOVE_CAP = "price_above_cap"
     COST_ABOVE_CAP = "cost_above_cap"
     OVER_BUDGET = "over_budget"
@@ -95,6 +97,8 @@ PUBLIC: dict[Code, Public] = {
     Code.ORDER_REPLAYED: Public(409, _INVALID),
     Code.ORDER_MISDIRECTED: Public(400, _INVALID),
     Code.ORDER_TERMS: Public(400, _INVALID),
+    Code.CONTEXT_LENGTH_EXCEEDED: Public(400, _INVALID),
+    Code.UNSUPPORTED: Public(400, _INVALID),
     Code.PRICE_ABOVE_CAP: Public(402, _FUNDS),
     Code.COST_ABOVE_CAP: Public(402, _FUNDS),
     Code.OVER_BUDGET: Public(402, _FUNDS),
@@ -130,13 +134,15 @@ PUBLIC: dict[Code, Public] = {
 class TallyError(Exception):
     """The base class. `code`: the kind; `fault`: the party at fault; `retry`: whether the same request may succeed later.
 
-    `retry_after`: seconds after which the party at fault expects to answer; None if it did not say.
+    `retry_after`: seconds after which the party at fault expects to answer; None if it did not say. `param`: the member of the
+    request that is wrong, as OpenAI's errors name it; None if it is not a single one.
     """
 
     code: Code
     fault: Fault
     retry: bool = False
     retry_after: int | None = None
+    param: str | None = None
 
     def __init__(self, message: str, *, code: Code | None = None, fault: Fault | None = None) -> None:
         super().__init__(message)
@@ -157,7 +163,7 @@ class TallyError(Exception):
             "error": {
                 "message": str(self),
                 "type": PUBLIC[self.code].type,
-                "param": None,
+                "param": self.param,
                 "code": self.code.value,
                 "fault": self.fault.value,
                 "retry": self.retry,

@@ -29,11 +29,11 @@ from tallystick.client.receipts.file_store import FileStore
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount
 from tallystick.protocol.wire import dumps, loads
 
-ROUTES = (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES)
+ROUTES = (CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES)
 MAX_CACHED_BYTES = 4 * MIB
 """Answers of more bytes are not cached."""
 _NONCE_BYTES = 12

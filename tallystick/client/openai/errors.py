@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tallystick.protocol.errors import PUBLIC, BadMessage, Code, Fault, Refusal, TallyError, Unavailable
-from tallystick.protocol.routes import CHAT, MESSAGES, RESPONSES
+from tallystick.protocol.routes import CHAT, RESPONSES
 from tallystick.protocol.wire import dumps, loads
 from tallystick.runtime.content_encoding import SUPPORTED
 
@@ -45,17 +45,13 @@ def render_error(error: TallyError, *, retry: bool | None = None) -> ErrorRespon
 def render_error_event(error: TallyError, *, path: str = CHAT, retry: bool | None = None) -> bytes:
     """Renders an error as an event of a stream of the route `path` that has begun, in the form that the route's clients raise.
 
-    `retry`: see render_error. Sources: the API references of OpenAI (chat; responses) and Anthropic (messages).
+    `retry`: see render_error. Source: OpenAI's API reference (chat; responses).
     """
     response = render_error(error, retry=retry)
-    if path not in (MESSAGES, RESPONSES):
+    if path != RESPONSES:
         return b"data: " + response.body + b"\n\n"
     shown = loads(response.body, "error")["error"]
-    if path == MESSAGES:
-        kind = "overloaded_error" if response.status in (429, 503) else "api_error"
-        event = {"type": "error", "error": shown | {"type": kind}}
-    else:
-        event = {"type": "error", "code": shown["code"], "message": shown["message"], "param": None} | {"error": shown}
+    event = {"type": "error", "code": shown["code"], "message": shown["message"], "param": None} | {"error": shown}
     return b"event: error\ndata: " + dumps(event) + b"\n\n"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tallystick.client.openai.needs import NO_NEEDS, RequestNeeds, derive_needs, round_up
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, read_count
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, check_route, media_type
@@ -25,7 +26,8 @@ class RequestSummary:
     """What a request asks for.
 
     `output_tokens`: the most output tokens of all choices together; None if the request sets no limit. `choices`: how many
-    choices it asks for. `bounded`: whether its bytes bound its input tokens; false for images, audio and files.
+    choices it asks for. `bounded`: whether its bytes bound its input tokens; false for images, audio and files. `needs`: what it
+    needs of a provider.
     """
 
     model: str
@@ -33,6 +35,13 @@ class RequestSummary:
     output_tokens: int | None
     choices: int
     bounded: bool
+    needs: RequestNeeds = NO_NEEDS
+
+    @property
+    def likely_context(self) -> int:
+        """The tokens of context that each choice is likely to fill, rounded up; 0 if unknown."""
+        likely = self.needs.likely_tokens
+        return round_up(likely + (self.output_tokens or 0) // self.choices) if likely else 0
 
     def tokens_to_order(self, default: int, sold: int) -> int:
         """The output tokens to order from an ask that sells at most `sold` a request.
@@ -97,13 +106,15 @@ def _read(path: str, body: bytes, content_type: str) -> tuple[RequestSummary, di
 def _summarise_json(path: str, document: dict[str, Any]) -> RequestSummary:
     model = _check_model(document.get("model"))
     if path == EMBEDDINGS:
-        return RequestSummary(model, stream=False, output_tokens=0, choices=1, bounded=True)
+        needs = derive_needs(path, document)
+        return RequestSummary(model, stream=False, output_tokens=0, choices=1, bounded=True, needs=needs)
     choices = count_choices(path, document) if path in (CHAT, COMPLETIONS) else 1
     limits = (read_count(document, name) for name in OUTPUT_LIMITS.get(path, ()))
     limit = next((limit for limit in limits if limit is not None), None)
     total = None if limit is None else limit * choices
     bounded = bounds_input(path, document)
-    return RequestSummary(model, _read_flag(document, "stream"), total, choices, bounded)
+    needs = derive_needs(path, document)
+    return RequestSummary(model, _read_flag(document, "stream"), total, choices, bounded, needs)
 
 
 def _check_model(name: object) -> str:

@@ -37,7 +37,14 @@ from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.client.sdk.convenience import ConvenienceMethods
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.selection.affinity import Affinity
-from tallystick.client.selection.options import AskExplanation, ProviderCriteria, demand_of, explain_asks, smallest_limit
+from tallystick.client.selection.options import (
+    AskExplanation,
+    ProviderCriteria,
+    demand_for,
+    demand_of,
+    explain_asks,
+    smallest_limit,
+)
 from tallystick.client.selection.shortlist import ShortlistCache
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Domain, Signer, Verified
@@ -311,7 +318,7 @@ class Market(ConvenienceMethods):
             text = f"model: expected one of those allowed here ({', '.join(sorted(models))[:500]}), got {summary.model!r}"
             raise Refusal(Code.UNKNOWN_MODEL, text)
         self._check_room()
-        demand = demand_of(self.config, summary.model, path, choice)
+        demand = demand_for(demand_of(self.config, summary.model, path, choice), summary)
         limit = smallest_limit(self.config.max_cost, max_cost)
         options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity)
         if key is None:
