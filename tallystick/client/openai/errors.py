@@ -8,6 +8,7 @@ from tallystick.protocol.errors import PUBLIC, BadMessage, Code, Fault, Refusal,
 from tallystick.protocol.lenient_json import parse_lenient
 from tallystick.protocol.routes import CHAT, RESPONSES
 from tallystick.protocol.wire import dumps, loads
+from tallystick.runtime.content_encoding import SUPPORTED
 
 RETRY_AFTER_SECONDS = 1
 """The wait that a client is asked for if no party said how long it takes."""
@@ -37,6 +38,8 @@ def render_error(error: TallyError, *, retry: bool | None = None) -> ErrorRespon
     headers = {"x-should-retry": "true" if retry else "false"}
     if retry:
         headers["retry-after"] = str(error.retry_after or RETRY_AFTER_SECONDS)
+    if error.code is Code.UNSUPPORTED_ENCODING:
+        headers["accept-encoding"] = ", ".join(SUPPORTED)  # RFC 9110, 12.5.3
     return ErrorResponse(status, dumps(document), headers)
 
 

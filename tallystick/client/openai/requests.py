@@ -5,6 +5,7 @@ Pure. A body is read and never rewritten: the engine gets the bytes that the cal
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,6 +73,16 @@ class ApiRequest:
     def plaintext(self) -> bytes:
         """The bytes that are sealed for the provider."""
         return join_request(self.head, self.body)
+
+
+def strip_bom(body: bytes) -> bytes:
+    """A JSON body without the byte order mark that some clients put before it (RFC 8259, 8.1), because engines may refuse it.
+
+    Raises BadMessage for UTF-16 and UTF-32.
+    """
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in body[:4]:
+        raise BadMessage("request body: not JSON in UTF-8, as it must be (RFC 8259, 8.1): it looks like UTF-16 or UTF-32")
+    return body.removeprefix(codecs.BOM_UTF8)
 
 
 def summarise(path: str, body: bytes, content_type: str = JSON) -> RequestSummary:
