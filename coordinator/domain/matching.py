@@ -19,8 +19,11 @@ from coordinator.domain.ranking import (
     sort_reliable_first,
     with_exploration,
 )
-from tallystick.protocol.criteria import Demand, Facts, Reason
+from tallystick.protocol.criteria import Demand, Facts, Reason, context_refusal
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.messages import Ask
+from tallystick.protocol.requirements import Requirements
+from tallystick.protocol.routes import serves
 from tallystick.protocol.types import Address, format_amount
 from tallystick.protocol.wire import Candidate
 
@@ -73,11 +76,40 @@ def shortlist(
     if demand.pin:  # pinned providers are found wherever they stand in the list
         wanted = sorted(book.of_providers(demand.model, demand.pin), key=lambda listed_ask: listed_ask.price_key)
     rejected = [] if rejected is None else rejected
-    fitting = _fitting(wanted, demand, now, rejected=rejected, score=score)
+    fitting = _fitting_best(wanted, demand, now, rejected=rejected, score=score)
     if not fitting:
-        raise no_match_error(demand, rejected, not_requested=len(of_model) - len(wanted))
+        raise no_match_error(demand, rejected, not_requested=len(of_model) - len(wanted), book=book)
     ranked = with_exploration(sort_by_demand(fitting, demand, score), _itself, newcomer, chance)
     return limited(ranked, demand.limit, newcomer)
+
+
+def _fitting_best(
+    wanted: Sequence[ListedAsk], demand: Demand, now: int, *, rejected: list[tuple[Reason, ListedAsk]], score: Score
+) -> list[ListedAsk]:
+    """Returns the fitting asks that declare all that the request needs; if there are none, all fitting asks."""
+    fitting = _fitting(wanted, demand, now, rejected=rejected, score=score)
+    strict = demand.strict
+    if strict is None:
+        return fitting
+    declared = [entry for entry in fitting if strict.require.first_unmet(entry.ask.message) is None]
+    declared = declared or _fitting(wanted, strict, now, rejected=[], score=score)  # the search above ends early
+    if not declared:
+        return fitting
+    rejected += [(Reason.UNDECLARED, listed_ask) for listed_ask in fitting if listed_ask not in declared]
+    return declared
+
+
+def explain(listed_asks: Sequence[ListedAsk], demand: Demand, now: int, score: Score) -> list[tuple[ListedAsk, Reason | None]]:
+    """Returns each of these asks with the reason for which the demand's shortlist would not have it; None if it would."""
+    reasons = [rejection(listed_ask, demand, now, score) for listed_ask in listed_asks]
+    strict = demand.strict
+    declares = [strict is None or rejection(listed_ask, strict, now, score) is None for listed_ask in listed_asks]
+    if any(declares):
+        reasons = [
+            Reason.UNDECLARED if reason is None and not declared else reason
+            for reason, declared in zip(reasons, declares, strict=True)
+        ]
+    return list(zip(listed_asks, reasons, strict=True))
 
 
 def _fitting(
@@ -117,12 +149,18 @@ def _itself(listed_ask: ListedAsk) -> ListedAsk:
 
 _PRICE = frozenset({Reason.INPUT_PRICE, Reason.OUTPUT_PRICE})
 _CHOICE = frozenset({Reason.NOT_PINNED, Reason.EXCLUDED})
+_UNABLE = frozenset({Reason.ROUTE, Reason.UNSUPPORTED, Reason.TOO_LONG})
+_MAX_NAMED = 5
+"""Models that an error names."""
 
 
-def no_match_error(demand: Demand, rejected: Sequence[tuple[Reason, ListedAsk]], *, not_requested: int = 0) -> TallyError:
+def no_match_error(
+    demand: Demand, rejected: Sequence[tuple[Reason, ListedAsk]], *, not_requested: int = 0, book: AskBook | None = None
+) -> TallyError:
     """Returns the error that tells a client why nobody can take its job, and what would change that.
 
-    `rejected`: the asks that were judged, each with its reason; `not_requested`: the number of asks of providers not pinned.
+    `rejected`: the asks that were judged, each with its reason; `not_requested`: the number of asks of providers not pinned;
+    `book`: where other models are found that could take it.
     """
     reasons = Counter(reason for reason, _ in rejected)
     if not_requested:
@@ -139,9 +177,42 @@ def no_match_error(demand: Demand, rejected: Sequence[tuple[Reason, ListedAsk]],
         lowest_output = format_amount(min(ask.output_price for ask in asks))
         text = f"{among} of {demand.model!r} is above the price cap; the lowest prices in dollars per million tokens are "
         return Refusal(Code.PRICE_ABOVE_CAP, f"{text}{lowest_input} for input and {lowest_output} for output")
-    if Reason.ROUTE in reasons and set(reasons) <= {Reason.ROUTE} | _CHOICE:
-        return Refusal(Code.UNKNOWN_ROUTE, f"no provider of {demand.model!r} serves {demand.route}")
+    longest = max((entry.ask.message.context_tokens for reason, entry in rejected if reason is Reason.TOO_LONG), default=0)
+    if longest and set(reasons) <= _UNABLE | _CHOICE:
+        return context_refusal(demand.model, longest, demand.input_tokens)
+    if set(reasons) <= _UNABLE | _CHOICE and set(reasons) & _UNABLE:
+        return _unable_error(demand, book, served=Reason.UNSUPPORTED in reasons)
     return Refusal(Code.NO_PROVIDER, f"no provider of {demand.model!r} fits: {counts}")
+
+
+def _unable_error(demand: Demand, book: AskBook | None, *, served: bool) -> Refusal:
+    """The error of a request that no provider of its model can answer. It names models whose providers can."""
+    if served:
+        code, lacking = Code.UNSUPPORTED, f"supports what the request needs: {', '.join(demand.needs.features)}"
+    else:
+        code, lacking = Code.UNKNOWN_ROUTE, f"serves {demand.route}"
+    others = [] if book is None else _able_models(demand, book)
+    advice = f"; models on offer for it: {', '.join(others)}" if others else "; no model on offer is known to"
+    return Refusal(code, f"no provider of {demand.model!r} {lacking}{advice}")
+
+
+def _able_models(demand: Demand, book: AskBook) -> list[str]:
+    """The first models, by name, of which an ask serves the demanded route and declares the features that the request needs."""
+    wanted = Requirements(features=demand.needs.features)
+    able: list[str] = []
+    scanned = 0
+    for model, listed_asks in book.models():
+        scanned += len(listed_asks)
+        if any(_is_able(listed_ask.ask.message, demand, wanted) for listed_ask in listed_asks):
+            able.append(model)
+        if len(able) >= _MAX_NAMED or scanned >= _MAX_SCANNED:
+            break
+    return able
+
+
+def _is_able(ask: Ask, demand: Demand, wanted: Requirements) -> bool:
+    served = demand.route is None or serves(ask.spec.features, demand.route)
+    return served and wanted.first_unmet(ask) is None
 
 
 def rank_candidates(

@@ -9,11 +9,13 @@ To add a criterion: add a field to `Demand`, its JSON member to `_MEMBERS`, a `R
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, Literal, get_args
 
-from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.features import denied
+from tallystick.protocol.json_members import read_count
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.requirements import NO_REQUIREMENTS, Requirements
 from tallystick.protocol.routes import check_route, serves
@@ -42,6 +44,9 @@ class Reason(Enum):
     ENGINE = "it does not run on an engine asked for"
     FEATURES = "it lacks a feature asked for"
     CONTEXT = "its context is shorter than asked for"
+    UNSUPPORTED = "it declares that it lacks a feature that the request needs"
+    TOO_LONG = "the request is longer than its context"
+    UNDECLARED = "it does not declare what the request needs, and another provider does"
     REPUTATION = "it failed too many jobs lately"
     STAKE = "it has staked less than asked for"
     INPUT_PRICE = "its input price is above the client's maximum"
@@ -78,7 +83,7 @@ class Demand:
     """Only these providers."""
     exclude: frozenset[Address] = frozenset()
     route: str | None = None
-    """A route that not every ask serves, such as /v1/rerank."""
+    """The route of the request, such as /v1/chat/completions or /v1/rerank. None: any."""
     require: Requirements = NO_REQUIREMENTS
     min_reputation: int = 0
     """Percent of the score that the coordinator keeps for a provider."""
@@ -89,6 +94,14 @@ class Demand:
     """Providers that come first, in this order. Applied by the client; the coordinator is not told."""
     limit: int = MAX_CANDIDATES
     """Entries of the shortlist, at most."""
+    needs: Requirements = NO_REQUIREMENTS
+    """What the request itself needs, as far as its body shows: features, and the context that it is likely to fill.
+
+    If any ask declares all of it, only such asks are chosen. Otherwise an ask is left out only if it declares that it lacks a
+    feature.
+    """
+    input_tokens: int = 0
+    """The fewest input tokens that the request can have. Asks with a shorter context are left out."""
 
     def __post_init__(self) -> None:
         """Raises BadMessage for a limit or a sort order that does not exist."""
@@ -101,6 +114,14 @@ class Demand:
     def ranked(self) -> bool:
         """Whether the client chose the order of the shortlist itself, instead of the order by price."""
         return self.sort != "price" or bool(self.prefer)
+
+    @property
+    def strict(self) -> Demand | None:
+        """The demand that only asks meet which declare all that the request needs; None if it needs nothing."""
+        if self.needs == NO_REQUIREMENTS:
+            return None
+        needs = Requirements(features=self.needs.features, context_tokens=self.needs.context_tokens)
+        return replace(self, require=self.require.intersection(needs), needs=NO_REQUIREMENTS)
 
     def to_json(self, payer: Address) -> dict[str, Any]:
         """Returns the body of POST /v1/shortlist and /v1/explain. Members that do not restrict are left out."""
@@ -139,8 +160,10 @@ _CHOSEN: tuple[tuple[Reason, _Predicate], ...] = (
     (Reason.NOT_PINNED, lambda demand, ask, _: bool(demand.pin) and ask.provider not in demand.pin),
     (Reason.EXCLUDED, lambda demand, ask, _: ask.provider in demand.exclude),
     (Reason.ROUTE, lambda demand, ask, _: demand.route is not None and not serves(ask.spec.features, demand.route)),
+    (Reason.UNSUPPORTED, lambda demand, ask, _: bool(denied(ask.spec.features, demand.needs.features))),
+    (Reason.TOO_LONG, lambda demand, ask, _: 0 < ask.context_tokens < demand.input_tokens),
 )
-"""Whether the client asks for this provider, model and route at all. Checked before the requirements."""
+"""Whether the client asks for this provider and model, and whether the ask can answer at all. Checked before the requirements."""
 
 _REQUIRED = {
     "region": Reason.REGION,
@@ -163,6 +186,20 @@ _OFFERED: tuple[tuple[Reason, _Predicate], ...] = (
 """Whether the provider offers it on these terms now. Checked after the requirements."""
 
 
+def context_refusal(model: str, longest: int, least: int) -> Refusal:
+    """The error of a request of at least `least` input tokens, for a model whose longest context on offer is `longest` tokens.
+
+    Its words and its code are those of OpenAI's error, by which clients recognise it and shorten the conversation.
+    """
+    refusal = Refusal(
+        Code.CONTEXT_LENGTH_EXCEEDED,
+        f"This model's maximum context length is {longest} tokens, the longest on offer for {model!r}. "
+        f"However, your request has at least {least} tokens. Please reduce the length of the messages.",
+    )
+    refusal.param = "messages"
+    return refusal
+
+
 def _above(price: int, maximum: int | None) -> bool:
     return maximum is not None and price > maximum
 
@@ -180,6 +217,8 @@ _MEMBERS: dict[str, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "maxOutputPrice": ("max_output_price", int, int),
     "route": ("route", str, check_route),
     "require": ("require", Requirements.to_json, Requirements.from_json),
+    "needs": ("needs", Requirements.to_json, lambda raw: Requirements.from_json(raw, "needs")),
+    "inputTokens": ("input_tokens", int, lambda raw: read_count(raw, "inputTokens")),
     "minReputation": ("min_reputation", int, int),
     "minStake": ("min_stake", int, int),
     "sort": ("sort", str, str),
