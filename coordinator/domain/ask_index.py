@@ -11,8 +11,9 @@ from the provider's address, so the order is total and the same in each process.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import chain
@@ -25,7 +26,6 @@ from tallystick.protocol.criteria import SORTS, Demand
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask
-from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address
 
 RELIABLE, PROVEN, OTHER = range(3)
@@ -214,12 +214,14 @@ def _group_key(ask: Ask) -> _GroupKey:
 class ModelIndex:
     """The groups of one model."""
 
-    __slots__ = ("_groups", "_selected", "_sorts")
+    __slots__ = ("_contexts", "_groups", "_selected", "_sorts")
 
     def __init__(self) -> None:
         self._sorts = ["price"]
         self._groups: dict[_GroupKey, AskGroup] = {}
-        self._selected: OrderedDict[tuple[Requirements, str | None], list[AskGroup]] = OrderedDict()
+        self._contexts: list[int] = []
+        """The contexts of the groups, shortest first."""
+        self._selected: OrderedDict[Hashable, list[AskGroup]] = OrderedDict()
 
     def enter(self, listed_ask: ListedAsk) -> None:
         """Counts an ask in its group, which it creates if necessary, and lists the ask there if its node is listed."""
@@ -228,7 +230,7 @@ class ModelIndex:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = AskGroup(ask, self._sorts)
-            self._selected.clear()
+            self._groups_changed()
         group.size += 1
         if listed_ask.node.listed:
             group.add(listed_ask)
@@ -242,7 +244,11 @@ class ModelIndex:
             group.remove(listed_ask)
         if not group.size:
             del self._groups[key]
-            self._selected.clear()
+            self._groups_changed()
+
+    def _groups_changed(self) -> None:
+        self._selected.clear()
+        self._contexts = []
 
     def group_of(self, listed_ask: ListedAsk) -> AskGroup:
         """Returns the group of an ask that was entered."""
@@ -263,7 +269,7 @@ class ModelIndex:
 
     def _select(self, demand: Demand) -> list[AskGroup]:
         """Returns the groups that meet a demand; of very many, those with reliable providers."""
-        key = demand.require, demand.route
+        key = self._selection_key(demand)
         fitting = self._selected.get(key)
         if fitting is None:
             fitting = [group for group in self._groups.values() if demand.spec_objection(group.example) is None]
@@ -273,3 +279,15 @@ class ModelIndex:
         if len(fitting) <= MAX_GROUPS:
             return fitting
         return sorted(fitting, key=AskGroup.best_reliability)[:MAX_GROUPS]
+
+    def _selection_key(self, demand: Demand) -> Hashable:
+        """Returns a key that is equal for demands which the same groups meet.
+
+        Every request has another length, so lengths count only by the contexts that they exceed.
+        """
+        if not self._contexts:
+            self._contexts = sorted({group.example.context_tokens for group in self._groups.values()})
+        require = demand.require
+        lengths = bisect_left(self._contexts, require.context_tokens), bisect_left(self._contexts, demand.input_tokens)
+        names = require.region, require.tier, require.precision, require.engine, require.features
+        return demand.route, demand.needs.features, names, lengths

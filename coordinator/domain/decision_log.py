@@ -29,8 +29,8 @@ class Decision:
     """One shortlist, or one match among the orders of a shortlist. `at` is Unix seconds, `number` counts all decisions.
 
     `chosen`: the shortlist, best first, or the provider that got the job. `rejected`: the reason against each other provider.
-    `demand`: what a shortlist was made for. `highest_price`: of the shortlist's asks, in units of `ListedAsk.price`; None if it
-    has places left.
+    `demand`: what a shortlist was made for. `declared`: whether only asks that declare the request's needs were chosen.
+    `highest_price`: of the shortlist's asks, in units of `ListedAsk.price`; None if it has places left.
     """
 
     number: int
@@ -40,6 +40,7 @@ class Decision:
     chosen: tuple[Address, ...]
     rejected: Mapping[Address, str]
     demand: Demand | None = None
+    declared: bool = False
     highest_price: int | None = None
 
 
@@ -70,7 +71,10 @@ class DecisionLog:
             return
         highest = max(entry.price for entry in chosen) if len(chosen) == demand.limit else None
         providers = tuple(entry.provider for entry in chosen)
-        self._add(Decision(self.count, now, demand.model, False, providers, reasons, _slim(demand), highest))
+        strict = demand.strict
+        declared = strict is not None and bool(chosen) and strict.spec_objection(chosen[0].ask.message) is None
+        kept = _slim(demand)
+        self._add(Decision(self.count, now, demand.model, False, providers, reasons, kept, declared, highest))
 
     def add_match(self, model: str, chosen: Address | None, rejected: Mapping[Address, str], now: int) -> None:
         """Records which order of a job was chosen; None if none could be."""
@@ -123,6 +127,9 @@ def _judge_ask(listed_ask: ListedAsk, decision: Decision, prices: Prices | None)
         return False, _NOT_LISTED
     facts = Facts(decision.at, node.stake, int(was_free))
     reason = decision.demand.objection(ask, facts)
+    strict = decision.demand.strict if decision.declared else None
+    if reason is None and strict is not None and strict.spec_objection(ask) is not None:
+        reason = Reason.UNDECLARED
     if reason is not None:
         return False, reason.value
     price = 3 * ask.input_price + ask.output_price

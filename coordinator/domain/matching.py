@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from operator import attrgetter, itemgetter
 
@@ -22,8 +22,11 @@ from coordinator.domain.ranking import (
     spread_near_ties,
     with_exploration,
 )
-from tallystick.protocol.criteria import MAX_ADDRESSES, Demand, Facts, Reason
+from tallystick.protocol.criteria import MAX_ADDRESSES, Demand, Facts, Reason, context_refusal
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.messages import Ask
+from tallystick.protocol.requirements import Requirements
+from tallystick.protocol.routes import serves
 from tallystick.protocol.types import Address, format_amount
 from tallystick.protocol.wire import Candidate
 
@@ -82,7 +85,7 @@ def shortlist(
     from 0 to 1, see ranking.py. Raises Refusal or Unavailable that say why no ask meets the demand.
     """
     search = _Search(book, demand, now, score, [] if rejected is None else rejected)
-    pool = search.among_pinned() if demand.pin else search.among_free(chance)
+    pool = search.best(chance)
     if not pool:
         raise search.no_match()
     ranked = sort_by_demand(pool, demand, score)
@@ -101,12 +104,25 @@ class _Search:
     score: Score
     rejected: list[tuple[Reason, ListedAsk]]
 
-    def among_pinned(self) -> list[ListedAsk]:
+    def best(self, chance: float) -> list[ListedAsk]:
+        """Returns fitting asks that declare all that the request needs; if there are none, other fitting asks."""
+        strict = self.demand.strict
+        if strict is not None:
+            declared = replace(self, demand=strict, rejected=[]).fitting_asks(chance)
+            if declared:
+                return declared
+        return self.fitting_asks(chance)
+
+    def fitting_asks(self, chance: float) -> list[ListedAsk]:
+        """Returns fitting asks, of the pinned providers or of all that have a free slot."""
+        return self._among_pinned() if self.demand.pin else self._among_free(chance)
+
+    def _among_pinned(self) -> list[ListedAsk]:
         """Returns the fitting asks of pinned providers, which are found wherever they stand in the order."""
         pinned = self.book.of_providers(self.demand.model, self.demand.pin)
         return self._fitting(iter(sorted(pinned, key=attrgetter("price_key"))), MAX_ADDRESSES, suitable=False)
 
-    def among_free(self, chance: float) -> list[ListedAsk]:
+    def _among_free(self, chance: float) -> list[ListedAsk]:
         """Returns the best free asks that fit, one per provider, of each class of reliability."""
         index, pool, wanted = self.book.index_of(self.demand.model), list[ListedAsk](), 0
         if index is None:
@@ -147,13 +163,26 @@ class _Search:
         of_model = self.book.of_model(self.demand.model)
         if self.demand.pin:
             pinned = sum(1 for _ in self.book.of_providers(self.demand.model, self.demand.pin))
-            return no_match_error(self.demand, self.rejected, not_requested=len(of_model) - pinned)
+            return no_match_error(self.demand, self.rejected, not_requested=len(of_model) - pinned, book=self.book)
         self.rejected.clear()
         for listed_ask in of_model[:_MAX_EXPLAINED]:
             reason = rejection(listed_ask, self.demand, self.now, self.score)
             if reason is not None:
                 self.rejected.append((reason, listed_ask))
-        return no_match_error(self.demand, self.rejected)
+        return no_match_error(self.demand, self.rejected, book=self.book)
+
+
+def explain(listed_asks: Sequence[ListedAsk], demand: Demand, now: int, score: Score) -> list[tuple[ListedAsk, Reason | None]]:
+    """Returns each of these asks with the reason for which the demand's shortlist would not have it; None if it would."""
+    reasons = [rejection(listed_ask, demand, now, score) for listed_ask in listed_asks]
+    strict = demand.strict
+    declares = [strict is None or rejection(listed_ask, strict, now, score) is None for listed_ask in listed_asks]
+    if any(declares):
+        reasons = [
+            Reason.UNDECLARED if reason is None and not declared else reason
+            for reason, declared in zip(reasons, declares, strict=True)
+        ]
+    return list(zip(listed_asks, reasons, strict=True))
 
 
 def sort_by_demand(listed_asks: Sequence[ListedAsk], demand: Demand, score: Score) -> list[ListedAsk]:
@@ -169,12 +198,18 @@ def _itself(listed_ask: ListedAsk) -> ListedAsk:
 
 _PRICE = frozenset({Reason.INPUT_PRICE, Reason.OUTPUT_PRICE})
 _CHOICE = frozenset({Reason.NOT_PINNED, Reason.EXCLUDED})
+_UNABLE = frozenset({Reason.ROUTE, Reason.UNSUPPORTED, Reason.TOO_LONG})
+_MAX_NAMED = 5
+"""Models that an error names."""
 
 
-def no_match_error(demand: Demand, rejected: Sequence[tuple[Reason, ListedAsk]], *, not_requested: int = 0) -> TallyError:
+def no_match_error(
+    demand: Demand, rejected: Sequence[tuple[Reason, ListedAsk]], *, not_requested: int = 0, book: AskBook | None = None
+) -> TallyError:
     """Returns the error that tells a client why nobody can take its job, and what would change that.
 
-    `rejected`: the asks that were judged, each with its reason; `not_requested`: the number of asks of providers not pinned.
+    `rejected`: the asks that were judged, each with its reason; `not_requested`: the number of asks of providers not pinned;
+    `book`: where other models are found that could take it.
     """
     reasons = Counter(reason for reason, _ in rejected)
     if not_requested:
@@ -191,9 +226,42 @@ def no_match_error(demand: Demand, rejected: Sequence[tuple[Reason, ListedAsk]],
         lowest_output = format_amount(min(ask.output_price for ask in asks))
         text = f"{among} of {demand.model!r} is above the price cap; the lowest prices in dollars per million tokens are "
         return Refusal(Code.PRICE_ABOVE_CAP, f"{text}{lowest_input} for input and {lowest_output} for output")
-    if Reason.ROUTE in reasons and set(reasons) <= {Reason.ROUTE} | _CHOICE:
-        return Refusal(Code.UNKNOWN_ROUTE, f"no provider of {demand.model!r} serves {demand.route}")
+    longest = max((entry.ask.message.context_tokens for reason, entry in rejected if reason is Reason.TOO_LONG), default=0)
+    if longest and set(reasons) <= _UNABLE | _CHOICE:
+        return context_refusal(demand.model, longest, demand.input_tokens)
+    if set(reasons) <= _UNABLE | _CHOICE and set(reasons) & _UNABLE:
+        return _unable_error(demand, book, served=Reason.UNSUPPORTED in reasons)
     return Refusal(Code.NO_PROVIDER, f"no provider of {demand.model!r} fits: {counts}")
+
+
+def _unable_error(demand: Demand, book: AskBook | None, *, served: bool) -> Refusal:
+    """The error of a request that no provider of its model can answer. It names models whose providers can."""
+    if served:
+        code, lacking = Code.UNSUPPORTED, f"supports what the request needs: {', '.join(demand.needs.features)}"
+    else:
+        code, lacking = Code.UNKNOWN_ROUTE, f"serves {demand.route}"
+    others = [] if book is None else _able_models(demand, book)
+    advice = f"; models on offer for it: {', '.join(others)}" if others else "; no model on offer is known to"
+    return Refusal(code, f"no provider of {demand.model!r} {lacking}{advice}")
+
+
+def _able_models(demand: Demand, book: AskBook) -> list[str]:
+    """The first models, by name, of which an ask serves the demanded route and declares the features that the request needs."""
+    wanted = Requirements(features=demand.needs.features)
+    able: list[str] = []
+    scanned = 0
+    for model, listed_asks in book.models():
+        scanned += len(listed_asks)
+        if any(_is_able(listed_ask.ask.message, demand, wanted) for listed_ask in listed_asks):
+            able.append(model)
+        if len(able) >= _MAX_NAMED or scanned >= _MAX_SCANNED:
+            break
+    return able
+
+
+def _is_able(ask: Ask, demand: Demand, wanted: Requirements) -> bool:
+    served = demand.route is None or serves(ask.spec.features, demand.route)
+    return served and wanted.first_unmet(ask) is None
 
 
 def rank_candidates(

@@ -13,7 +13,7 @@ from coordinator.domain.ask_book import AskBook, ConnectedNode, ListedAsk
 from coordinator.domain.decision_log import DecisionLog
 from coordinator.domain.exposure import Exposure
 from coordinator.domain.limits import JobLimits
-from coordinator.domain.matching import rank_candidates, rejection, shortlist, sort_by_demand
+from coordinator.domain.matching import explain, rank_candidates, shortlist, sort_by_demand
 from coordinator.domain.ranking import reliability
 from coordinator.domain.reputation import Reputation
 from coordinator.jobs.live_job import Attempt, LiveJob
@@ -150,7 +150,7 @@ class Matchmaker:
         """
         now, score = int(self._now()), self.reputation.score
         listed_asks = sort_by_demand(self.book.of_model(demand.model)[:MAX_EXPLAINED], demand, score)
-        return [(listed_ask, rejection(listed_ask, demand, now, score)) for listed_ask in listed_asks]
+        return explain(listed_asks, demand, now, score)
 
     async def match(self, job: LiveJob) -> None:
         """Begins an attempt with the best candidate left that the payer can pay. Raises the error that says why there is none."""

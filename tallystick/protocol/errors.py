@@ -40,10 +40,13 @@ class Code(str, Enum):
     BAD_RECEIPT = "bad_receipt"
     BAD_SEAL = "bad_seal"
     BODY_TOO_LARGE = "body_too_large"
+    UNSUPPORTED_ENCODING = "unsupported_encoding"
     ORDER_EXPIRED = "order_expired"
     ORDER_REPLAYED = "order_replayed"
     ORDER_MISDIRECTED = "order_misdirected"
     ORDER_TERMS = "order_terms"
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    UNSUPPORTED = "unsupported"
     PRICE_ABOVE_CAP = "price_above_cap"
     COST_ABOVE_CAP = "cost_above_cap"
     OVER_BUDGET = "over_budget"
@@ -89,10 +92,13 @@ PUBLIC: dict[Code, Public] = {
     Code.BAD_RECEIPT: Public(502, _SERVER),
     Code.BAD_SEAL: Public(400, _INVALID),
     Code.BODY_TOO_LARGE: Public(413, _INVALID),
+    Code.UNSUPPORTED_ENCODING: Public(415, _INVALID),
     Code.ORDER_EXPIRED: Public(400, _INVALID),
     Code.ORDER_REPLAYED: Public(409, _INVALID),
     Code.ORDER_MISDIRECTED: Public(400, _INVALID),
     Code.ORDER_TERMS: Public(400, _INVALID),
+    Code.CONTEXT_LENGTH_EXCEEDED: Public(400, _INVALID),
+    Code.UNSUPPORTED: Public(400, _INVALID),
     Code.PRICE_ABOVE_CAP: Public(402, _FUNDS),
     Code.COST_ABOVE_CAP: Public(402, _FUNDS),
     Code.OVER_BUDGET: Public(402, _FUNDS),
@@ -128,13 +134,15 @@ PUBLIC: dict[Code, Public] = {
 class TallyError(Exception):
     """The base class. `code`: the kind; `fault`: the party at fault; `retry`: whether the same request may succeed later.
 
-    `retry_after`: seconds after which the party at fault expects to answer; None if it did not say.
+    `retry_after`: seconds after which the party at fault expects to answer; None if it did not say. `param`: the member of the
+    request that is wrong, as OpenAI's errors name it; None if it is not a single one.
     """
 
     code: Code
     fault: Fault
     retry: bool = False
     retry_after: int | None = None
+    param: str | None = None
 
     def __init__(self, message: str, *, code: Code | None = None, fault: Fault | None = None) -> None:
         super().__init__(message)
@@ -155,7 +163,7 @@ class TallyError(Exception):
             "error": {
                 "message": str(self),
                 "type": PUBLIC[self.code].type,
-                "param": None,
+                "param": self.param,
                 "code": self.code.value,
                 "fault": self.fault.value,
                 "retry": self.retry,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from tallystick.client.openai.answers import TextDeltas, read_text
 from tallystick.client.openai.errors import read_engine_error, render_error, render_error_event
+from tallystick.client.openai.needs import NO_NEEDS
 from tallystick.client.openai.requests import RequestSummary, summarise
 from tallystick.protocol.errors import (
     BadMessage,
@@ -22,7 +24,7 @@ from tallystick.protocol.errors import (
     Unavailable,
     error_from_json,
 )
-from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, MESSAGES, RESPONSES
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, RESPONSES
 
 
 def request_summary(path: str, **members: Any) -> RequestSummary:
@@ -69,7 +71,7 @@ def test_media_is_not_bounded_by_bytes() -> None:
     assert not request_summary(CHAT, messages=[{"role": "user", "content": picture}]).bounded
     texts: list[Any] = [{"role": "user", "content": "image_url"}, {"role": "assistant", "content": None, "tool_calls": []}]
     summary = request_summary(CHAT, messages=[*texts, {"role": "user", "content": picture[:1]}, 7, {}], stream=True)
-    assert summary == RequestSummary("m", stream=True, output_tokens=None, choices=1, bounded=True)
+    assert replace(summary, needs=NO_NEEDS) == RequestSummary("m", stream=True, output_tokens=None, choices=1, bounded=True)
 
 
 def test_other_routes() -> None:
@@ -79,7 +81,7 @@ def test_other_routes() -> None:
     )
     words = [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]
     summary = request_summary(RESPONSES, input=words, max_output_tokens=5, stream=True)
-    assert summary == RequestSummary("m", stream=True, output_tokens=5, choices=1, bounded=True)
+    assert replace(summary, needs=NO_NEEDS) == RequestSummary("m", stream=True, output_tokens=5, choices=1, bounded=True)
     assert request_summary(RESPONSES, input="hi").bounded
     picture = [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]
     assert not request_summary(RESPONSES, input=picture).bounded
@@ -93,6 +95,13 @@ def test_other_routes() -> None:
     for path in ("/v1", "/v1/", "/v1/../x", "/v1/x/../y", "/v1//x", "/health", "/v1/X", "/v1/x?y", "/v1/" + "x/" * 9 + "x"):
         with pytest.raises(Refusal, match="expected a path such as"):
             request_summary(path)
+
+
+def test_json_as_clients_write_it() -> None:
+    """Half an emoji, as JavaScript writes it, and a seed of any size are read; bytes that are no UTF-8 are named."""
+    assert summarise(CHAT, rb'{"model":"m","messages":[{"role":"user","content":"\ud83d"}],"seed":1%020d}' % 0).model == "m"
+    with pytest.raises(BadMessage, match="request body: expected UTF-8, got the byte 0xe9 at 13"):
+        summarise(CHAT, b'{"model":"caf\xe9"}')
 
 
 @given(st.binary() | st.text().map(str.encode))
@@ -128,13 +137,12 @@ def test_error_status_shows_whose_fault_it_is(error: TallyError, status: int, er
 
 
 def test_an_error_event_speaks_its_routes_dialect() -> None:
-    """Clients of messages and of responses raise events that are called error."""
+    """Clients of responses raise events that are called error."""
     error = Unavailable(Code.NODE_GONE, "gone", fault=Fault.PROVIDER)
-    for path, told in ((MESSAGES, "overloaded_error"), (RESPONSES, "server_error")):
-        name, data = render_error_event(error, path=path).split(b"\n")[:2]
-        document = orjson.loads(data.removeprefix(b"data: "))
-        assert (name, document["type"], document["error"]["type"]) == (b"event: error", "error", told)
-        assert document["error"]["message"] == "gone"
+    name, data = render_error_event(error, path=RESPONSES).split(b"\n")[:2]
+    document = orjson.loads(data.removeprefix(b"data: "))
+    assert (name, document["type"], document["error"]["type"]) == (b"event: error", "error", "server_error")
+    assert document["error"]["message"] == "gone"
 
 
 def test_halves_of_a_character_are_joined() -> None:

@@ -28,7 +28,7 @@ def _asks(random: Random) -> list[list[Verified[Ask]]]:
                 input_price=random.randrange(1, 2_000_000),
                 output_price=random.randrange(2_000_000),
                 context_tokens=random.choice(CONTEXTS),
-                spec=Spec(region=random.choice(REGIONS), features=random.choice(((), ("tools",)))),
+                spec=Spec(region=random.choice(REGIONS), features=random.choice(((), ("Tools",), ("-tools",)))),
                 seq=seq,
             )
             for seq in range(1, 4)
@@ -70,7 +70,10 @@ def test_the_index_has_every_free_ask_that_fits(seed: int) -> None:
     for _ in range(400):
         _change(book, asks, random, assigned)
         require = random.choice((Requirements(), Requirements(region=("EU",)), Requirements(context_tokens=8_000)))
-        demand = Demand(MODEL, require=require, sort=random.choice(get_args(Sort)))
+        needs = random.choice((Requirements(), Requirements(features=("tools",)), Requirements(context_tokens=9_000)))
+        length = random.choice((0, 4_096, 4_097, random.randrange(40_000)))
+        demand = Demand(MODEL, require=require, sort=random.choice(get_args(Sort)), needs=needs, input_tokens=length)
+        demand = random.choice((demand, demand.strict or demand))
         fitting = [
             entry
             for entry in book.of_model(MODEL)

@@ -3,10 +3,12 @@ from __future__ import annotations
 import pytest
 
 from coordinator.domain.decision_log import MAX_DECISIONS, DecisionLog
-from tallystick.protocol.criteria import Demand
+from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.link import Capacity
+from tallystick.protocol.messages import Spec
 from tallystick.protocol.pricing import Prices
+from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address
 from tests.coordinator.harness import MODEL, FakeNode, World, person, quiet
 from tests.coordinator.live_server import Served
@@ -56,6 +58,17 @@ async def test_a_node_that_was_full_is_told_so_later(world: World) -> None:
         "no free slot now",
     ]
     assert [won for _, won, _ in _why(world, other)] == [True, False, True]
+
+
+async def test_a_node_that_declares_too_little(world: World) -> None:
+    """A node learns that it would have been chosen if its ask had declared what the request needs."""
+    node, other = world.node("ann"), world.node("bob", output_price=9_000_000, spec=Spec(features=("tools",)))
+    world.market.matchmaker.shortlist(Demand(MODEL, needs=Requirements(features=("tools",))))
+    assert _why(world, node) == [("shortlist", False, Reason.UNDECLARED.value)]
+    assert _why(world, other)[0][1]
+    other.leave()
+    world.market.matchmaker.shortlist(Demand(MODEL, needs=Requirements(features=("tools",))))
+    assert _why(world, node)[0][1]
 
 
 async def test_decisions_at_other_prices(world: World) -> None:
