@@ -69,8 +69,8 @@ An [API key](../how-to/budgets-and-api-keys.md#give-callers-api-keys) is read fr
 `x-api-key`.
 
 Bodies may have the `Content-Encoding` {codings}, several of them too. `max_body_bytes` and `max_total_body_bytes` hold before and
-after decoding. JSON must be UTF-8; a byte order mark before it is removed. Offers of another protocol (`Upgrade: h2c`) are ignored,
-and HTTP/1.0 clients get streams unchunked.
+after decoding. JSON must be UTF-8; a byte order mark before it is removed. Offers of another protocol (`Upgrade: h2c`) are
+ignored, and HTTP/1.0 clients get streams unchunked.
 
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tallystick.protocol.errors import PUBLIC, BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.lenient_json import parse_lenient
 from tallystick.protocol.routes import CHAT, RESPONSES
 from tallystick.protocol.wire import dumps, loads
 from tallystick.runtime.content_encoding import SUPPORTED
@@ -58,7 +59,7 @@ def render_error_event(error: TallyError, *, path: str = CHAT, retry: bool | Non
 def read_engine_error(status: int, body: bytes) -> TallyError:
     """An engine's error answer as an exception: the caller's fault for status 400 to 499, else the engine's."""
     try:
-        error = loads(body, "engine answer")["error"]
+        error = parse_lenient(body, "engine answer")["error"]
         message = str(error["message"] if isinstance(error, dict) else error)
     except (BadMessage, KeyError, TypeError):
         message = body[:500].decode(errors="replace")

@@ -12,10 +12,10 @@ from typing import Any
 
 from tallystick.client.openai.needs import NO_NEEDS, RequestNeeds, derive_needs, round_up
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.lenient_json import dump_lenient, load_lenient
+from tallystick.protocol.lenient_json import dump_lenient, load_lenient, parse_lenient
 from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, read_count
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, check_route, media_type
-from tallystick.protocol.wire import RequestHead, join_request, loads
+from tallystick.protocol.wire import RequestHead, join_request
 from tallystick.runtime.multipart import add_field, read_field
 
 MAX_MODEL_NAME = 256
@@ -108,6 +108,15 @@ def summarise(path: str, body: bytes, content_type: str = JSON) -> RequestSummar
     return _read(path, body, content_type)[0]
 
 
+def load_body(body: bytes) -> Any:
+    """The JSON of a request, as engines read it: with lone surrogates, and integers of any size. Raises BadMessage."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise BadMessage(f"request body: expected UTF-8, got the byte 0x{body[error.start]:02x} at {error.start}") from None
+    return parse_lenient(body, "request body")
+
+
 def _read(path: str, body: bytes, content_type: str) -> tuple[RequestSummary, dict[str, Any] | None]:
     check_route(path)
     if media_type(content_type) == FORM:
@@ -116,7 +125,7 @@ def _read(path: str, body: bytes, content_type: str) -> tuple[RequestSummary, di
         return RequestSummary(model, stream, None, 1, bounded=False), None
     if media_type(content_type) != JSON:
         raise BadMessage(f"content-type: expected {JSON} or {FORM}, got {content_type[:60]!r}")
-    document = loads(body, "request body")
+    document = load_body(body)
     if not isinstance(document, dict):
         raise BadMessage("request body: expected a JSON object")
     return _summarise_json(path, document), document
