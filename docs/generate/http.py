@@ -8,7 +8,7 @@ from typing import Any
 from coordinator.http.api import build_control_plane
 from docs.generate.empty_coordinator import api_context
 from docs.generate.markdown import code, table
-from tallystick.client.gateway.handler import TALLY_HEADERS
+from tallystick.client.gateway.response_sender import TALLY_HEADERS
 from tallystick.client.selection import options
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.routes import ALWAYS

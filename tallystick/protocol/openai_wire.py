@@ -54,7 +54,7 @@ _LAST_EVENTS = frozenset({"response.completed", "response.incomplete", "message_
 """The events with which responses and messages end. A stream without them was cut off."""
 _FINISH = {"response.completed": "stop", "response.incomplete": "length", "completed": "stop", "incomplete": "length"}
 _FAILED = frozenset({"error", "response.failed", "failed", "response.cancelled", "cancelled", "canceled"})
-_LENGTHS = frozenset({"length", "max_tokens", "max_length", "model_length", "max_output_tokens", "max_new_tokens"})
+LENGTHS = frozenset({"length", "max_tokens", "max_length", "model_length", "max_output_tokens", "max_new_tokens"})
 """Finish reasons that stand for "length"."""
 
 
@@ -145,6 +145,8 @@ def read_completion(data: bytes) -> AnswerDocument:
     document = _load_object(data)
     text_bytes, has_output, finish_reason = 0, False, None
     for choice in choices_of(document):
+        if choice.get("error"):  # OpenRouter's form
+            raise EngineError({"error": choice["error"], "answer": document})
         choice_bytes, choice_output = _measure_choice(choice)
         text_bytes, has_output = text_bytes + choice_bytes, has_output or choice_output
         if isinstance(choice.get("finish_reason"), str):
@@ -185,7 +187,7 @@ def _merge_finish(earlier: str | None, reason: str, document: dict[str, Any]) ->
         raise EngineError({"error": {"message": f"the engine stopped: {reason}"}, "answer": document})
     if reason.lower() in NO_FINISHES:
         return earlier or ""
-    return "length" if earlier == "length" or reason.lower() in _LENGTHS else reason
+    return "length" if earlier == "length" or reason.lower() in LENGTHS else reason
 
 
 def choices_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ machine, and neither web pages nor foreign host names (see auth.py).
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +23,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tallystick.client.config import ApiKey, ClientConfig
 from tallystick.client.coordinator.http_client import ModelOffer
 from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
-from tallystick.client.gateway.handler import TALLY_HEADERS, RequestHandler, send_error
+from tallystick.client.gateway.handler import RequestHandler
+from tallystick.client.gateway.response_sender import TALLY_HEADERS, error_format, send_error
 from tallystick.client.jobs.export import job_json
 from tallystick.client.ledger.spending import DAY_SECONDS
-from tallystick.client.openai.errors import render_error
 from tallystick.client.sdk.market import Market, maintenance_of
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, TallyError
@@ -123,17 +124,17 @@ class _PostOnly:
         if scope["method"] == "POST":
             await self._app(scope, receive, send)
         else:
-            await send_error(send, Refusal(Code.UNKNOWN_ROUTE, f"{scope['path']}: expected POST, got {scope['method']}"))
+            await send_error(scope, send, Refusal(Code.UNKNOWN_ROUTE, f"{scope['path']}: expected POST, got {scope['method']}"))
 
 
 def _json(document: object) -> Response:
     return Response(dumps(document), media_type=JSON)
 
 
-async def _show_error(_request: Request, error: Exception) -> Response:
+async def _show_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, TallyError):
         raise error
-    response = render_error(error)
+    response = error_format(request.scope).render_error(error, request_id=f"req_{secrets.token_hex(12)}")
     return Response(response.body, response.status, response.headers, JSON)
 
 

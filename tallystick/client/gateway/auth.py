@@ -35,7 +35,7 @@ class Authenticator:
     GET /health is passed on for every caller, marked ANONYMOUS. Raises BadMessage for keys that are easy to guess.
     """
 
-    def __init__(self, app: ASGIApp, config: ClientConfig, refuse: Callable[[Send, TallyError], Awaitable[None]]) -> None:
+    def __init__(self, app: ASGIApp, config: ClientConfig, refuse: Callable[[Scope, Send, TallyError], Awaitable[None]]) -> None:
         self._app, self._refuse, self._origins = app, refuse, frozenset(config.allow_origins)
         _check_secrets(config)
         master = ((config.api_key.encode(), None),) if config.api_key else ()
@@ -50,7 +50,7 @@ class Authenticator:
                 scope[CALLER_KEY] = self._authenticate(Headers(scope=scope))
             except TallyError as error:
                 if scope["path"] != "/health":
-                    await self._refuse(send, error)
+                    await self._refuse(scope, send, error)
                     return
                 scope[ANONYMOUS] = True
         await self._app(scope, receive, send)

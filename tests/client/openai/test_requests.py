@@ -24,7 +24,7 @@ from tallystick.protocol.errors import (
     Unavailable,
     error_from_json,
 )
-from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, MESSAGES, RESPONSES
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, RESPONSES
 
 
 def request_summary(path: str, **members: Any) -> RequestSummary:
@@ -97,6 +97,13 @@ def test_other_routes() -> None:
             request_summary(path)
 
 
+def test_json_as_clients_write_it() -> None:
+    """Half an emoji, as JavaScript writes it, and a seed of any size are read; bytes that are no UTF-8 are named."""
+    assert summarise(CHAT, rb'{"model":"m","messages":[{"role":"user","content":"\ud83d"}],"seed":1%020d}' % 0).model == "m"
+    with pytest.raises(BadMessage, match="request body: expected UTF-8, got the byte 0xe9 at 13"):
+        summarise(CHAT, b'{"model":"caf\xe9"}')
+
+
 @given(st.binary() | st.text().map(str.encode))
 @settings(deadline=None)
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
@@ -130,13 +137,12 @@ def test_error_status_shows_whose_fault_it_is(error: TallyError, status: int, er
 
 
 def test_an_error_event_speaks_its_routes_dialect() -> None:
-    """Clients of messages and of responses raise events that are called error."""
+    """Clients of responses raise events that are called error."""
     error = Unavailable(Code.NODE_GONE, "gone", fault=Fault.PROVIDER)
-    for path, told in ((MESSAGES, "overloaded_error"), (RESPONSES, "server_error")):
-        name, data = render_error_event(error, path=path).split(b"\n")[:2]
-        document = orjson.loads(data.removeprefix(b"data: "))
-        assert (name, document["type"], document["error"]["type"]) == (b"event: error", "error", told)
-        assert document["error"]["message"] == "gone"
+    name, data = render_error_event(error, path=RESPONSES).split(b"\n")[:2]
+    document = orjson.loads(data.removeprefix(b"data: "))
+    assert (name, document["type"], document["error"]["type"]) == (b"event: error", "error", "server_error")
+    assert document["error"]["message"] == "gone"
 
 
 def test_halves_of_a_character_are_joined() -> None:
