@@ -22,6 +22,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tallystick.client.config import ApiKey, ClientConfig
 from tallystick.client.coordinator.http_client import ModelOffer
+from tallystick.client.dialects.messages_models import model_entry, models_page
+from tallystick.client.dialects.registry import VERSION_HEADER
 from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
 from tallystick.client.gateway.handler import RequestHandler
 from tallystick.client.gateway.response_sender import TALLY_HEADERS, error_format, send_error
@@ -40,17 +42,7 @@ log = structlog.get_logger()
 
 def build_app(market: Market) -> ASGIApp:
     """The gateway as an ASGI app, for an open market."""
-    handler, offers = RequestHandler(market), _ModelOffers(market)
-
-    async def models(request: Request) -> Response:
-        return _json({"object": "list", "data": _models(market, await offers.get(), request.scope.get(CALLER_KEY))})
-
-    async def model(request: Request) -> Response:
-        wanted = request.path_params["model"]
-        for entry in _models(market, await offers.get(), request.scope.get(CALLER_KEY)):
-            if entry["id"] == wanted:
-                return _json(entry)
-        raise Refusal(Code.UNKNOWN_MODEL, f"model: expected one that a provider offers (see GET /v1/models), got {wanted!r}")
+    handler, models = RequestHandler(market), _ModelRoutes(market)
 
     async def job(request: Request) -> Response:
         known = await market.find(parse_job_id(request.path_params["job"]))
@@ -65,8 +57,8 @@ def build_app(market: Market) -> ASGIApp:
 
     routes = [
         Route("/health", health),
-        Route("/v1/models", models),
-        Route("/v1/models/{model:path}", model),
+        Route("/v1/models", models.list_models),
+        Route("/v1/models/{model:path}", models.get_model),
         Route("/tally/jobs/{job}", job),
         Route("/v1/{path:path}", _PostOnly(handler)),
     ]
@@ -80,19 +72,35 @@ def build_app(market: Market) -> ASGIApp:
     )
 
 
-class _ModelOffers:
-    """The models on offer. Concurrent callers share one request to the coordinator, and its answer."""
+class _ModelRoutes:
+    """The routes that list models. Concurrent callers share one request to the coordinator, and its answer."""
 
     def __init__(self, market: Market) -> None:
         self._market = market
         self._request: asyncio.Task[list[ModelOffer]] | None = None
 
-    async def get(self) -> list[ModelOffer]:
-        """The models that the coordinator lists now. Raises TallyError."""
+    async def list_models(self, request: Request) -> Response:
+        """GET /v1/models, in OpenAI's form, or in Anthropic's for its clients."""
+        entries = await self._entries(request)
+        if VERSION_HEADER in request.headers:
+            return _json(models_page(entries, request.query_params))
+        return _json({"object": "list", "data": entries})
+
+    async def get_model(self, request: Request) -> Response:
+        """GET /v1/models/MODEL."""
+        wanted = request.path_params["model"]
+        for entry in await self._entries(request):
+            if entry["id"] == wanted:
+                return _json(model_entry(entry) if VERSION_HEADER in request.headers else entry)
+        raise Refusal(Code.UNKNOWN_MODEL, f"model: expected one that a provider offers (see GET /v1/models), got {wanted!r}")
+
+    async def _entries(self, request: Request) -> list[dict[str, Any]]:
+        """The models and aliases that the request's caller may use. Raises TallyError."""
         if self._request is None:
             self._request = asyncio.create_task(self._market.models(), name="models")
             self._request.add_done_callback(self._request_done)
-        return await asyncio.shield(self._request)
+        offers = await asyncio.shield(self._request)
+        return _models(self._market, offers, request.scope.get(CALLER_KEY))
 
     def _request_done(self, task: asyncio.Task[list[ModelOffer]]) -> None:
         self._request = None

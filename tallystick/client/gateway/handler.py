@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from tallystick.client.config import ApiKey, ClientConfig
 from tallystick.client.dialects.dialect import Dialect
+from tallystick.client.dialects.messages_tokens import COUNT_TOKENS, count_tokens
 from tallystick.client.dialects.registry import DIALECTS
 from tallystick.client.gateway.aliases import AliasRouter, RoutingPlan, weight_draw
 from tallystick.client.gateway.attempts import Attempts
@@ -20,7 +21,7 @@ from tallystick.client.gateway.auth import CALLER_KEY
 from tallystick.client.gateway.forms import Form, translated_after
 from tallystick.client.gateway.request_bodies import ClientStalled, RequestBodies, with_send_timeout
 from tallystick.client.gateway.response_cache import ResponseCache
-from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, total_cost
+from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, send_json, total_cost
 from tallystick.client.gateway.routing_rules import load_rule
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
@@ -107,6 +108,9 @@ class RequestHandler:
         try:
             async with self._bodies.read(receive) as body:
                 if body is None:
+                    return
+                if scope["path"] == COUNT_TOKENS:
+                    await send_json(send, count_tokens(body))
                     return
                 request = _GatewayRequest.of(scope, body, self._market.config)
                 await self._run(scope, request, receive, send)

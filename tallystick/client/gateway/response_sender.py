@@ -213,6 +213,11 @@ async def send_cached(scope: Scope, send: Send, cached: CachedResponse) -> None:
     await _send_whole(send, 200, headers, cached.body)
 
 
+async def send_json(send: Send, body: bytes) -> None:
+    """Sends an answer that the gateway gives by itself."""
+    await _send_whole(send, 200, {"content-type": JSON}, body)
+
+
 async def send_error(
     scope: Scope, send: Send, error: TallyError, headers: Mapping[str, str] | None = None, *, retry: bool | None = None
 ) -> None:
