@@ -14,12 +14,8 @@ TOOLS = [
     }
 ]
 SYSTEM = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
-PLAIN: dict[str, Any] = {
-    "model": "bench",
-    "max_tokens": 64,
-    "messages": [{"role": "user", "content": "hi"}],
-    "extra_body": {"seed": 7},
-}
+HI = [{"role": "user", "content": "hi"}]
+PLAIN: dict[str, Any] = {"model": "bench", "max_tokens": 64, "messages": HI, "extra_body": {"seed": 7}}
 client = anthropic.Anthropic(max_retries=0)
 
 
@@ -27,7 +23,7 @@ def main() -> None:
     """Asks in each way."""
     whole = client.messages.create(**PLAIN, system=SYSTEM, metadata={"user_id": "ann"}, stop_sequences=["###"])
     assert (whole.type, whole.role, whole.stop_reason) == ("message", "assistant", "end_turn")
-    assert whole._request_id == whole.id.removeprefix("msg_")  # noqa: SLF001 - how the SDK calls its public member
+    assert whole._request_id == whole.id.removeprefix("msg_")
     with client.messages.stream(**PLAIN) as streamed:
         stream = "".join(streamed.text_stream)
         last = streamed.get_final_message()
@@ -89,18 +85,19 @@ def faults() -> str:
         ({"tools": [server_tool]}, anthropic.BadRequestError),
         ({"messages": []}, anthropic.BadRequestError),
     ):
-        try:
-            client.messages.create(**(PLAIN | members))
-        except kind as error:
-            assert error.body["type"] == "error"
-            assert error.request_id.startswith("req_")
-        else:
-            raise AssertionError(members)
+        error = fault_of(kind, **members)
+        assert error.body["type"] == "error"
+        assert error.request_id.startswith("req_")
+    return str(fault_of(anthropic.BadRequestError, extra_body={"user": "wrong"}))
+
+
+def fault_of(kind: type[Exception], **members: Any) -> Any:
+    """The exception that a request with these members raises."""
     try:
-        client.messages.create(**(PLAIN | {"extra_body": {"user": "wrong"}}))
-    except anthropic.BadRequestError as error:
-        return str(error)
-    raise AssertionError("expected the engine's error")
+        client.messages.create(**(PLAIN | members))
+    except kind as error:
+        return error
+    raise AssertionError(members)
 
 
 async def ask_async() -> str:
