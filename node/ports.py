@@ -244,6 +244,18 @@ class Settlement(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class FeeTotal:
+    """What coordinators took out of this provider's settlements in all blocks before `block`, in base units.
+
+    `tip` is the hash of the block before `block`, by which a reorganisation is noticed.
+    """
+
+    block: int
+    tip: str
+    fees: Amount
+
+
 class RecoveryStore(Protocol):
     """The store that state recovery needs."""
 

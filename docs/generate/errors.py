@@ -63,6 +63,11 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "client",
         "Send less, or raise the limit that the message names.",
     ),
+    Code.UNSUPPORTED_ENCODING: (
+        "The `Content-Encoding` of a request body is not one that the gateway decodes.",
+        "client",
+        "Send the body as it is, or in one of the codings that the answer's `Accept-Encoding` lists.",
+    ),
     Code.ORDER_EXPIRED: (
         "The order's deadline or `claimBy` is too near or has passed.",
         "client",

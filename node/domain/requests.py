@@ -33,6 +33,11 @@ from tallystick.runtime.multipart import replace_field
 
 MIN_BYTES_PER_TOKEN = 2.5
 """Bytes of a request's JSON for each of its input tokens, at least: text in most languages has three or more."""
+USUAL_BYTES_PER_TOKEN = 4
+USUAL_OUTPUT_TOKENS = 4_096
+"""Output tokens that clients order for a request that sets no limit. An order of less is a limit that its client chose."""
+ENDLESS_ENGINES = frozenset({"llama.cpp", "ollama", "lm-studio"})
+"""Engines that complete a prompt up to the end of their context if no limit is set. OpenAI and vLLM then stop after 16 tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,8 @@ class EngineRequest:
 
     `bounded`: whether the bytes of the request bound its input tokens. `strip_usage`: the client did not ask for the usage event,
     so the answer loses it. `rename`: the engine's name of the model and the name that the client bought, which replaces it in the
-    answer. `on_sent` is called once the engine has the whole request, which may be long before its first byte of the answer.
+    answer. `cut_after`: output tokens after which the node ends the stream of an engine that got no limit, since the order pays
+    for no more. `on_sent` is called once the engine has the whole request, which may be long before its first byte of the answer.
     """
 
     path: str
@@ -51,6 +57,7 @@ class EngineRequest:
     rename: tuple[str, str] | None
     content_type: str = JSON
     bounded: bool = True
+    cut_after: int | None = None
     on_sent: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
@@ -83,11 +90,13 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
     if not isinstance(stream, bool | None) or (stream and head.path == EMBEDDINGS):
         raise BadMessage("request body: stream: expected true or false, and never true for embeddings")
     members["model"] = offer.upstream
+    cut_after = None
     if head.path in (CHAT, COMPLETIONS):
-        _limit_choices(members, head.path, offer, max_output_tokens, len(body))
+        is_limited = _limit_choices(members, head.path, offer, max_output_tokens, len(body))
+        cut_after = None if is_limited else max_output_tokens
     elif head.path == RESPONSES:
         requested = read_count(members, "max_output_tokens")
-        if requested is not None or _fits(len(body), max_output_tokens, offer):
+        if requested is not None or _needs_limit(head.path, len(body), max_output_tokens, 1, offer):
             members["max_output_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
         members.setdefault("stream", False)  # some engines stream by default
     elif head.path == MESSAGES:
@@ -96,7 +105,13 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
     asks_usage = stream and offer.supports_stream_usage and head.path in (CHAT, COMPLETIONS)
     strip_usage = _ask_usage(members) if asks_usage else False
     return EngineRequest(
-        head.path, dump_lenient(members), bool(stream), strip_usage, rename, bounded=bounds_input(head.path, members)
+        head.path,
+        dump_lenient(members),
+        bool(stream),
+        strip_usage,
+        rename,
+        bounded=bounds_input(head.path, members),
+        cut_after=cut_after,
     )
 
 
@@ -108,26 +123,37 @@ def _load(body: bytes) -> Any:
         raise BadMessage("request body: not JSON") from None
 
 
-def _limit_choices(members: dict[str, Any], path: str, offer: Offer, limit: int, body_bytes: int) -> None:
-    """Bounds the output of all choices together to `limit` tokens.
+def _limit_choices(members: dict[str, Any], path: str, offer: Offer, limit: int, body_bytes: int) -> bool:
+    """Bounds the output of all choices together to `limit` tokens. Returns whether the engine gets a limit.
 
-    A chat that sets no limit gets none if it may not leave room for `limit` tokens: engines refuse a limit beyond their context,
-    and stop at its end by themselves.
+    A request may ask for no output at all (`max_tokens` 0, to score a prompt with `echo`).
     """
     choices = count_choices(path, members)
-    if limit < choices:
-        raise BadMessage(f"request body: {choices} choices do not fit the ordered {limit} output tokens")
     limit_per_choice = limit // choices
     names = [name for name in OUTPUT_LIMITS[path] if read_count(members, name) is not None]
+    asks_output = not names or any(members[name] for name in names)
+    if not limit_per_choice and asks_output:
+        raise BadMessage(f"request body: {choices} choices do not fit the ordered {limit} output tokens")
     for name in names:
         members[name] = min(members[name], limit_per_choice)
-    if not names and (path != CHAT or _fits(body_bytes, limit, offer)):
+    if not names and _needs_limit(path, body_bytes, limit, choices, offer):
         members[offer.output_limit_field if path == CHAT else "max_tokens"] = limit_per_choice
+        return True
+    return bool(names)
 
 
-def _fits(body_bytes: int, output_tokens: int, offer: Offer) -> bool:
-    """Whether a request of this size surely leaves room for the output in the engine's context."""
-    return body_bytes / MIN_BYTES_PER_TOKEN + output_tokens <= offer.context_tokens
+def _needs_limit(path: str, body_bytes: int, limit: int, choices: int, offer: Offer) -> bool:
+    """Whether the engine gets the ordered limit for a request that sets none.
+
+    Not if the prompt may leave less room: engines refuse a limit beyond their context, and stop at its end by themselves. Nor for
+    a completion, whose short default is the engine's own. An order of less than clients usually buy is always a limit.
+    """
+    if limit < min(offer.max_output_tokens, USUAL_OUTPUT_TOKENS):
+        return True
+    if path == COMPLETIONS:
+        return offer.spec.engine in ENDLESS_ENGINES
+    bytes_per_token = MIN_BYTES_PER_TOKEN if limit >= offer.max_output_tokens else USUAL_BYTES_PER_TOKEN
+    return body_bytes / bytes_per_token + limit // choices <= offer.context_tokens
 
 
 def _ask_usage(members: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from node.coordinator.link import LinkSettings, node_url
 from node.domain.credit_limits import CreditLimits
 from node.domain.dynamic_pricing import PriceRule, apply_price_rules
 from node.domain.order_admission import AdmissionRules
+from node.domain.payout_policy import PayoutPolicy
 from node.domain.published_asks import Offer
 from node.engines.openai_http import EngineSettings
 from node.jobs.job import Deadlines
@@ -171,6 +172,7 @@ class NodeConfig:
     credit: CreditLimits = field(default_factory=CreditLimits)
     deadlines: Deadlines = field(default_factory=Deadlines)
     claims: ClaimPolicy = field(default_factory=ClaimPolicy)
+    payout: PayoutPolicy = field(default_factory=PayoutPolicy)
     link: LinkSettings = field(default_factory=LinkSettings)
 
     def __post_init__(self) -> None:

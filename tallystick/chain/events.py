@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, get_type_hints
@@ -292,12 +291,20 @@ class DeepReorg(PeerError):
 
 
 async def read_events(
-    rpc: Rpc, deployment: Deployment, cursor: int, *, after: str = "", confirmations: int = 0, span: int = 2_000
+    rpc: Rpc,
+    deployment: Deployment,
+    cursor: int,
+    *,
+    after: str = "",
+    confirmations: int = 0,
+    span: int = 2_000,
+    settled_by: Address | None = None,
 ) -> EventPage:
     """Reads the events from block `cursor` on that have `confirmations` blocks on top, over at most `span` blocks.
 
-    `after` is the tip that was stored with the cursor. Two reads from one cursor return the same events: a caller that stores
-    events, cursor and tip in one transaction loses and doubles none. If the chain changes during a read, the page is empty.
+    `after` is the tip that was stored with the cursor. With `settled_by`, only the settlements of this provider are read. Two
+    reads from one cursor return the same events: a caller that stores events, cursor and tip in one transaction loses and
+    doubles none. If the chain changes during a read, the page is empty.
     Raises DeepReorg, Unavailable.
     """
     known = _header(max(cursor - 1, 0))
@@ -306,20 +313,31 @@ async def read_events(
     last = min(rpc.read_number("eth_blockNumber", head) - confirmations, cursor + span - 1)
     if last < cursor:
         return EventPage((), cursor, after)
-    wanted = {"address": deployment.escrow, "fromBlock": hex(cursor), "toBlock": hex(last)}
+    wanted: dict[str, Any] = {"address": deployment.escrow, "fromBlock": hex(cursor), "toBlock": hex(last)}
+    if settled_by is not None:
+        wanted["topics"] = settlement_topics(settled_by)
     try:
         # One exchange, so one node answers all requests. A node that lags has no such block.
         previous, before, logs, behind = await _ask(rpc, known, _header(last), ("eth_getLogs", wanted), _header(last))
     except RpcError:  # more events or blocks than the node returns at once
         if last == cursor:
             raise
-        return await read_events(rpc, deployment, cursor, after=after, confirmations=confirmations, span=(last - cursor + 1) // 2)
+        half = (last - cursor + 1) // 2
+        return await read_events(
+            rpc, deployment, cursor, after=after, confirmations=confirmations, span=half, settled_by=settled_by
+        )
     _compare(rpc.read_block(previous), after)
     tip = rpc.read_block(before)
     if tip is None or tip != rpc.read_block(behind):
         return EventPage((), cursor, after)
     events = sorted(read_logs(logs, deployment.escrow), key=lambda event: event.at)
     return EventPage(tuple(events), last + 1, tip.hash)
+
+
+def settlement_topics(provider: Address) -> list[str]:
+    """The topics of the events in which a provider's rows were settled or skipped."""
+    (event,) = (key for key, entry in load_abi("Escrow").events.items() if entry.name == "RowsSettled")
+    return ["0x" + event.hex(), "0x" + provider[2:].rjust(64, "0")]
 
 
 def _header(number: int) -> tuple[str, str, bool]:
@@ -338,19 +356,3 @@ def _compare(previous: Block | None, known: str) -> None:
     """Raises DeepReorg if the last block that was read has another hash now. `previous` is None if the node lags."""
     if known and previous is not None and previous.hash != known:
         raise DeepReorg(previous.number, known, previous.hash)
-
-
-async def follow_events(
-    rpc: Rpc, deployment: Deployment, cursor: int, *, after: str = "", confirmations: int = 0, interval: float = 1.0
-) -> AsyncIterator[EventPage]:
-    """Yields pages of final events without end, skipping empty ones, and polls every `interval` seconds.
-
-    Raises DeepReorg, Unavailable.
-    """
-    while True:
-        page = await read_events(rpc, deployment, cursor, after=after, confirmations=confirmations)
-        if page.cursor == cursor:
-            await asyncio.sleep(interval)
-        elif page.events:
-            yield page
-        cursor, after = page.cursor, page.tip

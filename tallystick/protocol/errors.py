@@ -40,6 +40,7 @@ class Code(str, Enum):
     BAD_RECEIPT = "bad_receipt"
     BAD_SEAL = "bad_seal"
     BODY_TOO_LARGE = "body_too_large"
+    UNSUPPORTED_ENCODING = "unsupported_encoding"
     ORDER_EXPIRED = "order_expired"
     ORDER_REPLAYED = "order_replayed"
     ORDER_MISDIRECTED = "order_misdirected"
@@ -91,6 +92,7 @@ PUBLIC: dict[Code, Public] = {
     Code.BAD_RECEIPT: Public(502, _SERVER),
     Code.BAD_SEAL: Public(400, _INVALID),
     Code.BODY_TOO_LARGE: Public(413, _INVALID),
+    Code.UNSUPPORTED_ENCODING: Public(415, _INVALID),
     Code.ORDER_EXPIRED: Public(400, _INVALID),
     Code.ORDER_REPLAYED: Public(409, _INVALID),
     Code.ORDER_MISDIRECTED: Public(400, _INVALID),

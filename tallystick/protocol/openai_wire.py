@@ -145,6 +145,8 @@ def read_completion(data: bytes) -> AnswerDocument:
     document = _load_object(data)
     text_bytes, has_output, finish_reason = 0, False, None
     for choice in choices_of(document):
+        if choice.get("error"):  # OpenRouter's form
+            raise EngineError({"error": choice["error"], "answer": document})
         choice_bytes, choice_output = _measure_choice(choice)
         text_bytes, has_output = text_bytes + choice_bytes, has_output or choice_output
         if isinstance(choice.get("finish_reason"), str):

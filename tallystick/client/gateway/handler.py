@@ -27,6 +27,7 @@ from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
 from tallystick.client.ledger.idempotency import IdempotencyKey, fingerprint, scope_key
 from tallystick.client.ledger.spending import CacheHit
+from tallystick.client.openai.requests import strip_bom
 from tallystick.client.recovery.lost_state import TabRecovered
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.sdk.market import Market, maintenance_of
@@ -44,6 +45,7 @@ from tallystick.protocol.routes import FORM, JSON, media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import RequestHead, join_request
+from tallystick.runtime.content_encoding import read_codings
 
 log = structlog.get_logger()
 
@@ -73,13 +75,14 @@ class _GatewayRequest:
         """
         headers = Headers(scope=scope)
         content_type = headers.get("content-type", "")
+        content_type = content_type if media_type(content_type) == FORM else JSON
         caller: ApiKey | None = scope.get(CALLER_KEY)
         key = headers.get("idempotency-key")
         options, extras = read_options(headers.get(HEADER))
         return cls(
             scope["path"],
-            body,
-            content_type if media_type(content_type) == FORM else JSON,
+            strip_bom(body) if content_type == JSON else body,
+            content_type,
             key if caller is None or key is None else scope_key(caller.label, key),
             restrict_to_key(config, caller, options),
             extras,
@@ -106,7 +109,8 @@ class RequestHandler:
         """Runs the job until its answer is sent or its caller has disconnected."""
         send = with_send_timeout(send)
         try:
-            async with self._bodies.read(receive) as body:
+            codings = read_codings(Headers(scope=scope).getlist("content-encoding"))
+            async with self._bodies.read(receive, codings) as body:
                 if body is None:
                     return
                 if scope["path"] == COUNT_TOKENS:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tallystick.protocol.errors import PUBLIC, BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.lenient_json import parse_lenient
 from tallystick.protocol.routes import CHAT, RESPONSES
 from tallystick.protocol.wire import dumps, loads
+from tallystick.runtime.content_encoding import SUPPORTED
 
 RETRY_AFTER_SECONDS = 1
 """The wait that a client is asked for if no party said how long it takes."""
@@ -36,6 +38,8 @@ def render_error(error: TallyError, *, retry: bool | None = None) -> ErrorRespon
     headers = {"x-should-retry": "true" if retry else "false"}
     if retry:
         headers["retry-after"] = str(error.retry_after or RETRY_AFTER_SECONDS)
+    if error.code is Code.UNSUPPORTED_ENCODING:
+        headers["accept-encoding"] = ", ".join(SUPPORTED)  # RFC 9110, 12.5.3
     return ErrorResponse(status, dumps(document), headers)
 
 
@@ -55,7 +59,7 @@ def render_error_event(error: TallyError, *, path: str = CHAT, retry: bool | Non
 def read_engine_error(status: int, body: bytes) -> TallyError:
     """An engine's error answer as an exception: the caller's fault for status 400 to 499, else the engine's."""
     try:
-        error = loads(body, "engine answer")["error"]
+        error = parse_lenient(body, "engine answer")["error"]
         message = str(error["message"] if isinstance(error, dict) else error)
     except (BadMessage, KeyError, TypeError):
         message = body[:500].decode(errors="replace")

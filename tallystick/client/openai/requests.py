@@ -5,15 +5,17 @@ Pure. A body is read and never rewritten: the engine gets the bytes that the cal
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tallystick.client.openai.needs import NO_NEEDS, RequestNeeds, derive_needs, round_up
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.lenient_json import parse_lenient
 from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, read_count
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, check_route, media_type
-from tallystick.protocol.wire import RequestHead, join_request, loads
+from tallystick.protocol.wire import RequestHead, join_request
 from tallystick.runtime.multipart import read_field
 
 MAX_MODEL_NAME = 256
@@ -73,9 +75,28 @@ class ApiRequest:
         return join_request(self.head, self.body)
 
 
+def strip_bom(body: bytes) -> bytes:
+    """A JSON body without the byte order mark that some clients put before it (RFC 8259, 8.1), because engines may refuse it.
+
+    Raises BadMessage for UTF-16 and UTF-32.
+    """
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in body[:4]:
+        raise BadMessage("request body: not JSON in UTF-8, as it must be (RFC 8259, 8.1): it looks like UTF-16 or UTF-32")
+    return body.removeprefix(codecs.BOM_UTF8)
+
+
 def summarise(path: str, body: bytes, content_type: str = JSON) -> RequestSummary:
     """Reads a request to a route of the market. Raises BadMessage that names the member, or Refusal (unknown_route)."""
     return _read(path, body, content_type)[0]
+
+
+def load_body(body: bytes) -> Any:
+    """The JSON of a request, as engines read it: with lone surrogates, and integers of any size. Raises BadMessage."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise BadMessage(f"request body: expected UTF-8, got the byte 0x{body[error.start]:02x} at {error.start}") from None
+    return parse_lenient(body, "request body")
 
 
 def _read(path: str, body: bytes, content_type: str) -> tuple[RequestSummary, dict[str, Any] | None]:
@@ -86,7 +107,7 @@ def _read(path: str, body: bytes, content_type: str) -> tuple[RequestSummary, di
         return RequestSummary(model, stream, None, 1, bounded=False), None
     if media_type(content_type) != JSON:
         raise BadMessage(f"content-type: expected {JSON} or {FORM}, got {content_type[:60]!r}")
-    document = loads(body, "request body")
+    document = load_body(body)
     if not isinstance(document, dict):
         raise BadMessage("request body: expected a JSON object")
     return _summarise_json(path, document), document

@@ -50,10 +50,10 @@ from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.json_members import read_text
+from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
-from tallystick.protocol.wire import dumps
 from tallystick.runtime.plaintext import warn_if_plaintext
 
 _STALE_SHORTLIST = (Code.NO_PROVIDER, Code.NODE_BUSY)
@@ -303,7 +303,7 @@ class Market(ConvenienceMethods):
         which else is recognised by its beginning; its requests stay with the provider that has it in its cache. Raises
         TallyError, after which nothing is owed except for an earlier job of the same key.
         """
-        raw = body if isinstance(body, bytes) else dumps(dict(body))
+        raw = body if isinstance(body, bytes) else dump_lenient(dict(body))
         if len(raw) > self.config.max_body_bytes:
             raise Refusal(
                 Code.BODY_TOO_LARGE,

@@ -116,7 +116,7 @@ async def test_stream_is_flushed_chunk_by_chunk(http: httpx.AsyncClient, fake: F
         (b'{"model": "m", "max_tokens": -1}', "max_tokens"),
         (b'{"model": "m", "n": 0}', "n:"),
         (b'{"model": "m", "n": 1e9}', "n:"),
-        (b"\xff\xfe", "not JSON"),
+        (b"\xff\xfe", "expected UTF-8"),
     ],
 )
 async def test_bad_bodies(http: httpx.AsyncClient, fake: FakeMarket, body: bytes, text: str) -> None:

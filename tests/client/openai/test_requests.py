@@ -97,6 +97,13 @@ def test_other_routes() -> None:
             request_summary(path)
 
 
+def test_json_as_clients_write_it() -> None:
+    """Half an emoji, as JavaScript writes it, and a seed of any size are read; bytes that are no UTF-8 are named."""
+    assert summarise(CHAT, rb'{"model":"m","messages":[{"role":"user","content":"\ud83d"}],"seed":1%020d}' % 0).model == "m"
+    with pytest.raises(BadMessage, match="request body: expected UTF-8, got the byte 0xe9 at 13"):
+        summarise(CHAT, b'{"model":"caf\xe9"}')
+
+
 @given(st.binary() | st.text().map(str.encode))
 @settings(deadline=None)
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:

@@ -48,6 +48,7 @@ def test_the_model_is_the_one_that_was_ordered() -> None:
         ({"best_of": 4, "n": 2}, COMPLETIONS, {"best_of": 4, "n": 2, "max_tokens": 25}),
         ({"prompt": ["a", "b"]}, COMPLETIONS, {"prompt": ["a", "b"], "max_tokens": 50}),
         ({"prompt": [1, 2, 3]}, COMPLETIONS, {"prompt": [1, 2, 3], "max_tokens": 100}),
+        ({"max_tokens": 0, "echo": True}, COMPLETIONS, {"max_tokens": 0, "echo": True}),
         ({"input": "text"}, EMBEDDINGS, {"input": "text"}),
     ],
 )
@@ -61,11 +62,46 @@ def test_no_limit_is_invented_that_the_context_cannot_hold(path: str) -> None:
     """A long prompt leaves what it leaves; a limit that the client set is still bounded by the order."""
     member = "max_tokens" if path == CHAT else "max_output_tokens"
     prompt: dict[str, Any] = {"messages" if path == CHAT else "input": "x" * 2_000}
-    spec = Spec(features=(RESPONSES,))
-    assert sent(prompt, path, 100, context_tokens=2_000, spec=spec)[member] == 100
-    assert member not in sent(prompt, path, 100, context_tokens=850, spec=spec)
-    assert sent(prompt | {member: 700}, path, 100, context_tokens=850, spec=spec)[member] == 100
-    assert sent({"prompt": "x" * 2_000}, COMPLETIONS, 100, context_tokens=850)["max_tokens"] == 100
+    offer: dict[str, Any] = {"max_output_tokens": 100, "spec": Spec(features=(RESPONSES,))}
+    assert sent(prompt, path, 100, context_tokens=2_000, **offer)[member] == 100
+    assert member not in sent(prompt, path, 100, context_tokens=850, **offer)
+    assert sent(prompt | {member: 700}, path, 100, context_tokens=850, **offer)[member] == 100
+
+
+def test_an_order_of_less_than_usual_is_a_limit() -> None:
+    """A client cannot order one token, pad its request, and get all that the context leaves."""
+    prompt, offer = {"messages": "x" * 40_000}, {"context_tokens": 8_192, "max_output_tokens": 8_192}
+    assert sent(prompt, CHAT, 4_095, **offer)["max_tokens"] == 4_095
+    assert "max_tokens" not in sent(prompt, CHAT, 4_096, **offer)
+    assert sent(prompt, COMPLETIONS, 4_095, **offer)["max_tokens"] == 4_095
+
+
+def test_room_for_an_order_of_less_than_is_sold() -> None:
+    """It is what a usual text leaves, and each choice has a context of its own."""
+    offer = {"context_tokens": 16_384, "max_output_tokens": 8_192}
+    empty = len(dumps({"messages": ""}))
+    assert sent({"messages": "x" * (4 * 12_288 - empty)}, CHAT, 4_096, **offer)["max_tokens"] == 4_096
+    assert "max_tokens" not in sent({"messages": "x" * (4 * 12_288 - empty + 1)}, CHAT, 4_096, **offer)
+    assert sent({"messages": "x" * (4 * 12_288), "n": 2}, CHAT, 4_096, **offer)["max_tokens"] == 2_048
+
+
+@pytest.mark.parametrize("engine", ["unknown", "vllm", "llama.cpp", "ollama", "lm-studio"])
+def test_a_completion_keeps_its_engines_default(engine: str) -> None:
+    """An engine with a short default keeps it; one that would go on to the end of its context gets the ordered limit."""
+    out = sent({"prompt": "Once"}, COMPLETIONS, 1_024, spec=Spec(engine=engine))
+    assert out.get("max_tokens") == (None if engine in ("unknown", "vllm") else 1_024)
+
+
+def test_a_request_without_a_limit_is_cut_at_the_order() -> None:
+    """Only an engine that got no limit can go beyond what the order pays for."""
+
+    def cut_after(fields: dict[str, Any]) -> int | None:
+        return prepare(RequestHead(COMPLETIONS), dumps(fields), OFFER, 1_024).cut_after
+
+    assert cut_after({"prompt": "Once"}) == 1_024
+    assert cut_after({"prompt": "Once", "max_tokens": 3}) is None
+    assert cut_after({"prompt": "Once", "max_tokens": 0}) is None
+    assert prepare(RequestHead(CHAT), b"{}", OFFER, 100).cut_after is None
 
 
 def test_a_large_seed_is_unchanged() -> None:

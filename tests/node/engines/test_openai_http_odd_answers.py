@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -185,6 +186,9 @@ CUT_OFF = {
     "a message with an error": (MESSAGE_STREAM, (head(), STARTED, TEXT, event(type="error", error={"type": "x"}), STOPPED)),
     "a response that ends with [DONE]": (RESPONSE_STREAM, (head(), MADE, SAID, DONE)),
     "a response that was cancelled": (RESPONSE_STREAM, (head(), SAID, event(type="response.cancelled", response={}))),
+    "an event that is named error in mid-stream": (STREAM, (head(), WORD, b'event: error\ndata: {"message":"died"}\n\n', DONE)),
+    "an error in a choice": (STREAM, (head(), WORD, event(choices=[{"delta": {}, "error": {"code": 502}}]), DONE)),
+    "a whole answer with an error in its choice": (WHOLE, (JSON_HEAD, whole(error={"code": 502, "message": "died"}))),
     "plain words": (STREAM, (head(200, "text/plain"), b"internal server error")),
     "nothing after the head": (STREAM, (head(),)),
     "a field name alone": (STREAM, (head(), WORD, STOP, b"dat")),
@@ -233,6 +237,31 @@ async def test_an_error_of_the_request_with_status_200_is_passed_on(
 async def test_a_busy_engine_with_status_200_is_busy(document: dict[str, Any]) -> None:
     """Another provider may answer."""
     assert (await fault(answers_with(head(), event(**document)), STREAM)).code is Code.NODE_BUSY
+
+
+async def test_a_stream_without_a_limit_ends_where_its_order_does() -> None:
+    """The node delivers what is paid, and closes the stream as the engine does at a limit: with its finish reason."""
+    word = event(choices=[{"index": 1, "delta": {"content": "word"}, "finish_reason": None}], id="c")
+    for request, parts in ((STREAM, (word,) * 4), (RENAMED, (word * 4,))):
+        events = await ask(answers_with(head(), ROLE, *parts, STOP, DONE), replace(request, cut_after=3))
+        text = body(events)
+        assert text.count(b'"word"') == 3
+        last, done = text.split(b"\n\n")[-3:-1]
+        choice = {"index": 1, "delta": {}, "logprobs": None, "finish_reason": "length"}
+        assert orjson.loads(last[6:])["choices"] == [choice]
+        assert orjson.loads(last[6:])["id"] == "c"
+        assert done == b"data: [DONE]"
+        assert isinstance(events[-1], ResponseEnd)
+        assert (events[-1].truncated, events[-1].usage) == (True, ReportedUsage(None, 0, 3))
+    whole_stream = await ask(answers_with(head(), ROLE, WORD * 3, STOP, USAGE, DONE), replace(STREAM, cut_after=3))
+    assert isinstance(whole_stream[-1], ResponseEnd)
+    assert (whole_stream[-1].truncated, whole_stream[-1].usage) == (False, ReportedUsage(5, 0, 2))
+    text = event(choices=[{"text": "word"}])
+    request = EngineRequest(COMPLETIONS, b"{}", stream=True, strip_usage=False, rename=None, cut_after=1)
+    cut = body(await ask(answers_with(head(), text, text, DONE), request))
+    assert orjson.loads(cut.split(b"\n\n")[1][6:])["choices"] == [
+        {"index": 0, "text": "", "logprobs": None, "finish_reason": "length"}
+    ]
 
 
 SERVER_ERRORS = [
