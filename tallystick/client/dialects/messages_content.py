@@ -32,17 +32,15 @@ def translate_turns(system: object, messages: object) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages:
         raise BadMessage("messages: expected at least one message")
     for role, blocks in _merge_turns(messages):
-        if role == "system":
-            chat.append({"role": "system", "content": _system_text([block for _, block in blocks], "messages")})
-        elif role == "user":
-            chat += _user_messages(blocks)
-        else:
-            chat.append(_assistant_message(blocks))
+        chat += _user_messages(blocks) if role == "user" else [_assistant_message(blocks)]
     return chat
 
 
 def _merge_turns(messages: list[Any]) -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
-    """Each turn's role, and its blocks with the name of the member where each stands."""
+    """Each turn's role, user or assistant, and its blocks with the name of the member where each stands.
+
+    A system message between the turns becomes a part of the user's turn, because many chat templates allow none there.
+    """
     last: tuple[str, list[tuple[str, dict[str, Any]]]] | None = None
     for number, message in enumerate(messages):
         member = f"messages[{number}]"
@@ -50,6 +48,8 @@ def _merge_turns(messages: list[Any]) -> Iterator[tuple[str, list[tuple[str, dic
         if role not in ("user", "assistant", "system"):
             raise BadMessage(f"{member}.role: expected user or assistant, got {role!r:.60}")
         blocks = list(blocks_of(message.get("content"), f"{member}.content"))
+        if role == "system":
+            role, blocks = "user", [(member, _reminder(message["content"], f"{member}.content"))]
         if last is not None and last[0] == role:
             last[1].extend(blocks)
             continue
@@ -58,6 +58,10 @@ def _merge_turns(messages: list[Any]) -> Iterator[tuple[str, list[tuple[str, dic
         last = (role, blocks)
     if last is not None:
         yield last
+
+
+def _reminder(content: object, member: str) -> _Part:
+    return {"type": "text", "text": f"<system-reminder>\n{_system_text(content, member)}\n</system-reminder>"}
 
 
 def blocks_of(content: object, member: str) -> Iterator[tuple[str, dict[str, Any]]]:

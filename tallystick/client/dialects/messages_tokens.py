@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from tallystick.client.dialects.messages_content import blocks_of
 from tallystick.client.openai.needs import LIKELY_BYTES_PER_TOKEN, derive_needs
+from tallystick.client.openai.requests import load_body
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.protocol.routes import MESSAGES
-from tallystick.protocol.wire import dumps, loads
+from tallystick.protocol.wire import dumps
 
 COUNT_TOKENS: Final = f"{MESSAGES}/count_tokens"
 """The route that counts tokens."""
@@ -22,7 +23,7 @@ _PER_MESSAGE: Final = 4
 
 def count_tokens(body: bytes) -> bytes:
     """The answer to a request for a count. Raises BadMessage for a body without a model or messages."""
-    request = loads(body, "request body")
+    request = load_body(body)
     if not isinstance(request, dict):
         raise BadMessage("request body: expected a JSON object")
     if not isinstance(request.get("model"), str):

@@ -8,7 +8,6 @@ machine, and neither web pages nor foreign host names (see auth.py).
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +25,7 @@ from tallystick.client.dialects.messages_models import model_entry, models_page
 from tallystick.client.dialects.registry import VERSION_HEADER
 from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
 from tallystick.client.gateway.handler import RequestHandler
-from tallystick.client.gateway.response_sender import TALLY_HEADERS, error_format, send_error
+from tallystick.client.gateway.response_sender import TALLY_HEADERS, error_response, send_error
 from tallystick.client.jobs.export import job_json
 from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.client.sdk.market import Market, maintenance_of
@@ -142,8 +141,8 @@ def _json(document: object) -> Response:
 async def _show_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, TallyError):
         raise error
-    response = error_format(request.scope).render_error(error, request_id=f"req_{secrets.token_hex(12)}")
-    return Response(response.body, response.status, response.headers, JSON)
+    response = error_response(request.scope, error)
+    return Response(response.body, response.status, response.headers)
 
 
 async def _no_route(request: Request, _error: Exception) -> Response:

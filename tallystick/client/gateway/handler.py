@@ -259,8 +259,10 @@ class RequestHandler:
         return await self._submit_form(request, form, options), form
 
     async def _submit_form(self, request: _GatewayRequest, form: Form, options: RequestOptions) -> Job:
-        content_type = request.content_type
-        return await self._market.submit(form.path, form.body, key=request.key, content_type=content_type, **options)
+        less = form.translation is not None and form.translation.accepts_less
+        return await self._market.submit(
+            form.path, form.body, key=request.key, content_type=request.content_type, accepts_less=less, **options
+        )
 
     async def _is_repaired(self, error: TallyError, job: Job) -> bool:
         """Whether the cause of the failure is gone: the ledger was repaired, or more was reserved for the provider."""

@@ -15,6 +15,7 @@ from tallystick.client.gateway.attempts import Attempts
 from tallystick.client.gateway.response_cache import MAX_CACHED_BYTES, CachedResponse, ResponseCache
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
+from tallystick.client.openai.errors import ErrorResponse
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.messages import Outcome, Terms
 from tallystick.protocol.pricing import usage_of
@@ -222,8 +223,14 @@ async def send_error(
     scope: Scope, send: Send, error: TallyError, headers: Mapping[str, str] | None = None, *, retry: bool | None = None
 ) -> None:
     """Sends an error in the form of the caller's API. `retry`: see `render_error`."""
+    response = error_response(scope, error, retry=retry)
+    await _send_whole(send, response.status, response.headers | dict(headers or {}), response.body)
+
+
+def error_response(scope: Scope, error: TallyError, *, retry: bool | None = None) -> ErrorResponse:
+    """An error in the form of the caller's API, with an id by which the log has it too. `retry`: see `render_error`."""
     errors, request_id = error_format(scope), f"req_{secrets.token_hex(12)}"
     response = errors.render_error(error, request_id=request_id, retry=retry)
     log.info("request refused", status=response.status, code=error.code.value, reason=str(error), request=request_id)
-    ids = {errors.id_header: request_id, "x-request-id": request_id}
-    await _send_whole(send, response.status, {"content-type": JSON} | ids | response.headers | dict(headers or {}), response.body)
+    headers = {"content-type": JSON, errors.id_header: request_id, "x-request-id": request_id} | response.headers
+    return ErrorResponse(response.status, response.body, headers)
