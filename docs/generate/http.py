@@ -47,8 +47,8 @@ and the coordinator sends `WELCOME`. After that the node announces its asks and 
 
 GATEWAY = """# Gateway HTTP API
 
-`tally gateway` serves OpenAI's API on `http://127.0.0.1:8421/v1`, and Anthropic's Messages on `http://127.0.0.1:8421`. Requests and
-answers are those of OpenAI and Anthropic; this page lists what is added.
+`tally gateway` serves OpenAI's API on `http://127.0.0.1:8421/v1`, and Anthropic's Messages on `http://127.0.0.1:8421`.
+Requests and answers are those of OpenAI and Anthropic; this page lists what is added.
 
 | route | meaning |
 |---|---|
@@ -56,7 +56,7 @@ answers are those of OpenAI and Anthropic; this page lists what is added.
 | `POST /v1/…` | any other route that a model's `features` list, for example `/v1/responses` or `/v1/rerank` |
 | `POST /v1/messages` | [Anthropic's Messages](../how-to/use-anthropic-clients.md), for every model: as it is, or translated |
 | `POST /v1/messages/count_tokens` | an estimate of the input tokens; no provider is asked |
-| `GET /v1/models`, `GET /v1/models/MODEL` | models on offer and aliases, with prices and speeds, in OpenAI's shape, or in Anthropic's if the request has the header `anthropic-version` |
+| `GET /v1/models`, `GET /v1/models/MODEL` | models and aliases, with prices and speeds; in Anthropic's shape with the header `anthropic-version` |
 | `GET /tally/jobs/ID` | state, provider, cost and receipt of a job of this wallet |
 | `GET /health` | whether the gateway serves |
 
