@@ -13,7 +13,7 @@ from typing import Any
 from tallystick.client.openai.needs import NO_NEEDS, RequestNeeds, derive_needs, round_up
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient, parse_lenient
-from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, read_count
+from tallystick.protocol.openai_wire import bounds_input, count_choices, find_output_limit
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, check_route, media_type
 from tallystick.protocol.wire import RequestHead, join_request
 from tallystick.runtime.multipart import add_field, read_field
@@ -137,8 +137,7 @@ def _summarise_json(path: str, document: dict[str, Any]) -> RequestSummary:
         needs = derive_needs(path, document)
         return RequestSummary(model, stream=False, output_tokens=0, choices=1, bounded=True, needs=needs)
     choices = count_choices(path, document) if path in (CHAT, COMPLETIONS) else 1
-    limits = (read_count(document, name) for name in OUTPUT_LIMITS.get(path, ()))
-    limit = next((limit for limit in limits if limit is not None), None)
+    limit = find_output_limit(path, document)
     total = None if limit is None else limit * choices
     bounded = bounds_input(path, document)
     needs = derive_needs(path, document)
