@@ -256,6 +256,16 @@ class FeeTotal:
     fees: Amount
 
 
+@dataclass(frozen=True, slots=True)
+class PayoutRecord:
+    """Credit that the node paid out by itself: the transaction, its time (Unix seconds), base units, and to whom."""
+
+    tx: str
+    at: int
+    amount: Amount
+    address: Address
+
+
 class RecoveryStore(Protocol):
     """The store that state recovery needs."""
 

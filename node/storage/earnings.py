@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from node.domain.earned_money import TabMoney
 from node.domain.tabs import Funds
+from node.ports import PayoutRecord
 from node.storage.schema import gas, jobs, orders, payouts, receipts, tabs
 from node.storage.store import best_order
 from tallystick.protocol.messages import Outcome
@@ -35,16 +36,6 @@ class GasSpent:
     transactions: int
     gas_used: int
     fee: int
-
-
-@dataclass(frozen=True, slots=True)
-class PayoutRecord:
-    """Credit that the node paid out by itself: the transaction, its time (Unix seconds), base units, and to whom."""
-
-    tx: str
-    at: int
-    amount: Amount
-    address: Address
 
 
 def read_payouts(c: Connection, limit: int) -> list[PayoutRecord]:

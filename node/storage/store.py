@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from node.domain.order_admission import AdmittedJob, MatchedOrder
 from node.domain.signed_ceilings import SignedCeiling
 from node.domain.tabs import Funds, StoredTab
-from node.ports import ClaimableTab, CoordinatorHour, FeeTotal, ReceiptRecord, UnacknowledgedReceipt, WriteOff
+from node.ports import ClaimableTab, CoordinatorHour, FeeTotal, PayoutRecord, ReceiptRecord, UnacknowledgedReceipt, WriteOff
 from node.storage.rows import read_claimable_tab, read_order, read_stored_tab, to_job_row, to_order_row, to_receipt_row
 from node.storage.schema import (
     claims,
@@ -223,9 +223,9 @@ class SqlStore:
         row = {"tx": tx, "at": at, "gas_used": gas_used, "fee": fee}
         await self._db.write(lambda c: c.execute(sa.dialects.sqlite.insert(gas).on_conflict_do_nothing(), row))
 
-    async def record_payout(self, tx: str, at: int, amount: Amount, address: Address) -> None:
+    async def record_payout(self, payout: PayoutRecord) -> None:
         """Stores that credit was paid out to an address."""
-        row = {"tx": tx, "at": at, "amount": amount, "address": address}
+        row = {"tx": payout.tx, "at": payout.at, "amount": payout.amount, "address": payout.address}
         await self._db.write(lambda c: c.execute(sa.dialects.sqlite.insert(payouts).on_conflict_do_nothing(), row))
 
     async def fee_total(self) -> FeeTotal | None:
