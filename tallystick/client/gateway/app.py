@@ -24,6 +24,7 @@ from tallystick.client.config import ApiKey, ClientConfig
 from tallystick.client.coordinator.http_client import ModelOffer
 from tallystick.client.dialects.messages_models import model_entry, models_page
 from tallystick.client.dialects.registry import VERSION_HEADER
+from tallystick.client.gateway.aliases import AliasRouter
 from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
 from tallystick.client.gateway.handler import PATH_MODEL, RequestHandler
 from tallystick.client.gateway.paths import allowed_methods, explain_unknown, read_target
@@ -111,12 +112,10 @@ class _ModelRoutes:
 
 
 def _models(market: Market, offers: list[ModelOffer], caller: ApiKey | None) -> list[dict[str, Any]]:
-    """The models and aliases that a caller may use."""
-    offered = [_model_entry(offer.id, offer.to_json()) for offer in offers]
-    allowed = market.config.models_of(caller)
-    usable = {alias.name: [model for model in alias.models if not allowed or model in allowed] for alias in market.config.aliases}
-    named = [_model_entry(name, {"models": models}) for name, models in usable.items() if models]
-    return [entry for entry in offered if not allowed or entry["id"] in allowed] + named
+    """The models and aliases that a caller may use by their names."""
+    allowed, aliases = () if caller is None else caller.models, AliasRouter(market.config.aliases, {})
+    offered = [_model_entry(offer.id, offer.to_json()) for offer in offers if aliases.may_name(offer.id, allowed)]
+    return offered + [_model_entry(name, {"models": list(models)}) for name, models in aliases.usable(allowed).items()]
 
 
 def _model_entry(name: str, market: dict[str, Any]) -> dict[str, Any]:
