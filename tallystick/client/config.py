@@ -62,8 +62,8 @@ class Budget:
 class ApiKey:
     """One caller's key for the gateway, with limits on its jobs in addition to the config's own.
 
-    The workload of its jobs is `label`, or a workload below it that a request names. `models`: the models that it may use, all if
-    empty; an alias stands for its models. Raises BadMessage.
+    The workload of its jobs is `label`, or a workload below it that a request names. `models`: the models and aliases that it may
+    use, all if empty. A named alias may be used with all its models, and those not by their own names. Raises BadMessage.
     """
 
     label: str
@@ -224,12 +224,6 @@ class ClientConfig:
     def ledger_path(self, payer: Address) -> Path:
         """The file of this wallet's ledger, which all its processes share."""
         return self.ledger_file or home() / "client" / f"{payer}.db"
-
-    def models_of(self, caller: ApiKey | None) -> frozenset[str]:
-        """The models that a caller may use; empty if it may use all."""
-        aliases = {alias.name: alias.models for alias in self.aliases}
-        allowed = () if caller is None else caller.models
-        return frozenset(model for name in allowed for model in aliases.get(name, (name,)))
 
     @property
     def loopback(self) -> bool:
