@@ -28,7 +28,7 @@ from tallystick.client.gateway.aliases import AliasRouter
 from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
 from tallystick.client.gateway.handler import PATH_MODEL, RequestHandler
 from tallystick.client.gateway.paths import allowed_methods, explain_unknown, read_target
-from tallystick.client.gateway.response_sender import TALLY_HEADERS, error_response, send_error
+from tallystick.client.gateway.response_sender import ERROR_HEADERS, TALLY_HEADERS, error_response, send_error
 from tallystick.client.jobs.export import job_json
 from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.client.sdk.market import Market, maintenance_of
@@ -69,10 +69,22 @@ def build_app(market: Market) -> ASGIApp:
     router.router.redirect_slashes = False  # paths come without slashes at their end
     authenticated = Authenticator(router, market.config, send_error)
     app = _PathReader(authenticated)
-    origins = market.config.allow_origins
-    if not origins:
-        return app
-    return CORSMiddleware(app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=TALLY_HEADERS)
+    return _with_cors(app, market.config.allow_origins) if market.config.allow_origins else app
+
+
+def _with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
+    """The app for web pages of these origins. Answers to all requests get the headers, errors and streams too.
+
+    Browsers ask without an API key whether they may send one, also from public pages to this machine (Private Network Access).
+    """
+    return CORSMiddleware(
+        app,
+        allow_origins=[origin.lower() for origin in origins],
+        allow_methods=["*"],
+        allow_headers=["*"],
+        allow_private_network=True,
+        expose_headers=(*TALLY_HEADERS, *ERROR_HEADERS),
+    )
 
 
 class _ModelRoutes:

@@ -314,8 +314,8 @@ async def test_health_reports_the_payer_only_to_key_holders(fake: FakeMarket, wa
         assert answer["payer"] == wallet.address
 
 
-@pytest.mark.parametrize("origin", ["*", "http://*.example", "localhost:3000", "http://localhost:3000/", "", "null"])
+@pytest.mark.parametrize("origin", ["http://*.example", "localhost:3000", "http://localhost:3000/", "", "null"])
 def test_origins_are_named_one_by_one(origin: str) -> None:
-    """Origins that would allow any page, or never match one, are refused at the start."""
+    """Origins that name no page, or that a page of any site may have, are refused at the start."""
     with pytest.raises(BadMessage, match="allow_origins"):
         ClientConfig(allow_origins=(origin,))
