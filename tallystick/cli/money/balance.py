@@ -36,6 +36,10 @@ def deposit(
     owner: Owner = None,
     mint: Annotated[bool, typer.Option("--mint", help="Make the test dollars first (local chains only).")] = False,
     password_file: PasswordFile = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option("--coordinator", help="Coordinator of the market, which tells its contract if there is no deployment file."),
+    ] = None,
     deployment: DeploymentFile = None,
     rpc: Rpc = None,
     as_json: Json = False,
@@ -43,7 +47,8 @@ def deposit(
     """Deposit dollars into a wallet's purse, which pays for its jobs. The first deposit opens the purse and binds it to its
     owner.
 
-    The wallet can spend no more than its purse has. `--top-up-to 5`, run daily, limits a hot key to five dollars.
+    The wallet can spend no more than its purse has. `--top-up-to 5`, run daily, limits a hot key to five dollars. Without a
+    deployment file, the market's contract is asked of its coordinator and checked on the chain.
     """
     from tallystick.chain.rpc import Sender
 
@@ -54,7 +59,7 @@ def deposit(
     payer = key if owner is None else unlock(owner, password_file)
 
     async def run() -> None:
-        async with open_escrow(deployment, rpc) as escrow:
+        async with open_escrow(deployment, rpc, coordinator=coordinator) as escrow:
             value = requested
             if top_up_to is not None:
                 value = Amount(max(0, requested - await spendable(escrow, key.address)))
