@@ -15,7 +15,14 @@ from tallystick.protocol.usage_reports import ReportedUsage
 
 
 class EngineBroken(Exception):
-    """A fault of the engine. The text completes "the engine answered with" and quotes nothing of the answer."""
+    """A fault of the engine. The text completes "the engine answered with" and quotes nothing of the answer.
+
+    `words`: the engine's own reason, which must travel sealed only. `permanent`: whether it would answer so again.
+    """
+
+    def __init__(self, text: str, words: str = "", *, permanent: bool = False) -> None:
+        super().__init__(text)
+        self.words, self.permanent = words, permanent
 
 
 class _EventBatch:

@@ -14,6 +14,7 @@ from tallystick.cli.options import deployment_path
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.types import Address, Amount, parse_address
+from tallystick.runtime.config import home
 from tallystick.runtime.keystore import keystore_address, keystore_path
 
 if TYPE_CHECKING:
@@ -92,12 +93,24 @@ async def with_rpc(url: str, act: Callable[[Rpc], Awaitable[None]]) -> None:
         await endpoint.close()
 
 
+def chain_option(escrow: Escrow) -> str:
+    """What a `tally chain` command needs to act on this escrow's chain: " --rpc URL", or nothing if it does so by default."""
+    from tallystick.chain.deployment import Deployment
+
+    try:
+        default = Deployment.load(home() / "deployment.json").rpc
+    except (BadMessage, OSError):
+        default = LOCAL_RPC
+    return "" if escrow.rpc.url == default else f" --rpc {escrow.rpc.url}"
+
+
 async def require_gas(escrow: Escrow, account: Address) -> None:
     """Raises Refusal if an account has no coins of the chain to pay for gas."""
     if await escrow.rpc.balance(account) == 0:
         raise Refusal(
             Code.INSUFFICIENT_FUNDS,
-            f"{account} has no coins of the chain to pay for gas; send it some first (local chain: tally chain fund {account})",
+            f"{account} has no coins of the chain to pay for gas; send it some first (local chain: tally chain fund "
+            f"{account}{chain_option(escrow)})",
         )
 
 

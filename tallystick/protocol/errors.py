@@ -20,6 +20,8 @@ from typing import NamedTuple, TypeVar
 E = TypeVar("E", bound=Enum)
 MAX_RETRY_AFTER = 3_600
 """The longest wait, in seconds, that an error may ask for."""
+MAX_SEALED_REASON = 16_384
+"""The most characters of a sealed reason."""
 
 
 class Fault(str, Enum):
@@ -135,7 +137,8 @@ class TallyError(Exception):
     """The base class. `code`: the kind; `fault`: the party at fault; `retry`: whether the same request may succeed later.
 
     `retry_after`: seconds after which the party at fault expects to answer; None if it did not say. `param`: the member of the
-    request that is wrong, as OpenAI's errors name it; None if it is not a single one.
+    request that is wrong, as OpenAI's errors name it; None if it is not a single one. `private_reason`: words for the client
+    alone, which never leave this process unsealed. `sealed_reason`: such words of a node, sealed for the client (base64).
     """
 
     code: Code
@@ -143,6 +146,8 @@ class TallyError(Exception):
     retry: bool = False
     retry_after: int | None = None
     param: str | None = None
+    private_reason: str | None = None
+    sealed_reason: str | None = None
 
     def __init__(self, message: str, *, code: Code | None = None, fault: Fault | None = None) -> None:
         super().__init__(message)
@@ -158,7 +163,9 @@ class TallyError(Exception):
 
     def as_json(self) -> dict[str, dict[str, object]]:
         """The error object of OpenAI's API, extended by `fault` and `retry`."""
-        wait = {} if self.retry_after is None else {"retry_after": self.retry_after}
+        extra: dict[str, object] = {} if self.retry_after is None else {"retry_after": self.retry_after}
+        if self.sealed_reason is not None:
+            extra["sealed_reason"] = self.sealed_reason
         return {
             "error": {
                 "message": str(self),
@@ -167,7 +174,7 @@ class TallyError(Exception):
                 "code": self.code.value,
                 "fault": self.fault.value,
                 "retry": self.retry,
-                **wait,
+                **extra,
             }
         }
 
@@ -240,11 +247,13 @@ def error_from_json(body: object, status: int) -> TallyError:
     message = text[:2000].encode(errors="replace").decode() if isinstance(text, str) else ""
     code = _member(Code, error.get("code"), Code.COORDINATOR_UNAVAILABLE if status >= 500 else Code.BAD_MESSAGE)
     fault = _member(Fault, error.get("fault"), Fault.NOBODY)
+    known: TallyError = Refusal(code, message, fault=fault)
     if error.get("retry") is True:
-        unavailable = Unavailable(code, message, fault=fault)
-        unavailable.retry_after = read_retry_after(error.get("retry_after"))
-        return unavailable
-    return Refusal(code, message, fault=fault)
+        known = Unavailable(code, message, fault=fault)
+        known.retry_after = read_retry_after(error.get("retry_after"))
+    sealed = error.get("sealed_reason")
+    known.sealed_reason = sealed if isinstance(sealed, str) and len(sealed) <= MAX_SEALED_REASON else None
+    return known
 
 
 def read_retry_after(value: object) -> int | None:

@@ -29,6 +29,11 @@ def absent(feature: str) -> str:
     return _NOT + feature
 
 
+def opposite(declared: str) -> str:
+    """The declaration that says the contrary of this one."""
+    return declared.removeprefix(_NOT) if declared.startswith(_NOT) else absent(declared)
+
+
 def denied(features: Collection[str], needed: Iterable[str]) -> tuple[str, ...]:
     """Those of the needed features whose absence is declared. Names are compared without case."""
     declared = {feature.lower() for feature in features}

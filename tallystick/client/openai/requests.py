@@ -12,11 +12,11 @@ from typing import Any
 
 from tallystick.client.openai.needs import NO_NEEDS, RequestNeeds, derive_needs, round_up
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.lenient_json import parse_lenient
-from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, read_count
+from tallystick.protocol.lenient_json import dump_lenient, load_lenient, parse_lenient
+from tallystick.protocol.openai_wire import bounds_input, count_choices, find_output_limit
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, check_route, media_type
 from tallystick.protocol.wire import RequestHead, join_request
-from tallystick.runtime.multipart import read_field
+from tallystick.runtime.multipart import add_field, read_field
 
 MAX_MODEL_NAME = 256
 """The most characters of a model's name."""
@@ -85,6 +85,24 @@ def strip_bom(body: bytes) -> bytes:
     return body.removeprefix(codecs.BOM_UTF8)
 
 
+def with_model(body: bytes, content_type: str, model: str | None) -> bytes:
+    """The body of a request, with the model that the request's path names unless the body names one.
+
+    Raises BadMessage for a malformed form.
+    """
+    if model is None:
+        return body
+    if media_type(content_type) == FORM:
+        return body if read_field(content_type, body, "model") is not None else add_field(content_type, body, "model", model)
+    try:
+        document = load_lenient(body)
+    except ValueError:
+        return body  # whoever reads it says what is wrong
+    if not isinstance(document, dict) or document.get("model"):
+        return body
+    return dump_lenient({**document, "model": model})
+
+
 def summarise(path: str, body: bytes, content_type: str = JSON) -> RequestSummary:
     """Reads a request to a route of the market. Raises BadMessage that names the member, or Refusal (unknown_route)."""
     return _read(path, body, content_type)[0]
@@ -119,8 +137,7 @@ def _summarise_json(path: str, document: dict[str, Any]) -> RequestSummary:
         needs = derive_needs(path, document)
         return RequestSummary(model, stream=False, output_tokens=0, choices=1, bounded=True, needs=needs)
     choices = count_choices(path, document) if path in (CHAT, COMPLETIONS) else 1
-    limits = (read_count(document, name) for name in OUTPUT_LIMITS.get(path, ()))
-    limit = next((limit for limit in limits if limit is not None), None)
+    limit = find_output_limit(path, document)
     total = None if limit is None else limit * choices
     bounded = bounds_input(path, document)
     needs = derive_needs(path, document)

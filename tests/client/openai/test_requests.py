@@ -24,7 +24,7 @@ from tallystick.protocol.errors import (
     Unavailable,
     error_from_json,
 )
-from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, RESPONSES
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, MESSAGES, RESPONSES
 
 
 def request_summary(path: str, **members: Any) -> RequestSummary:
@@ -47,11 +47,31 @@ def request_summary(path: str, **members: Any) -> RequestSummary:
         (COMPLETIONS, {"prompt": [[1], [2]], "max_tokens": 5, "n": 2, "best_of": 3}, 30),
         (COMPLETIONS, {"prompt": [], "max_tokens": 5}, 5),
         (EMBEDDINGS, {"input": "x"}, 0),
+        (CHAT, {"max_tokens": -1}, None),
+        (CHAT, {"max_tokens": -2.0, "max_completion_tokens": None}, None),
+        (CHAT, {"max_completion_tokens": -1, "max_tokens": 5}, 5),
+        (CHAT, {"max_tokens": 20.0, "n": 2.0}, 40),
+        (COMPLETIONS, {"prompt": "x", "max_tokens": 2e3, "best_of": 3.0}, 6_000),
+        (CHAT, {"n_predict": 9}, 9),
+        (CHAT, {"n_predict": 9, "max_tokens": 8}, 8),
+        (RESPONSES, {"input": "x", "max_output_tokens": 20.0}, 20),
+        (RESPONSES, {"input": "x", "max_output_tokens": -1}, None),
+        (RESPONSES, {"input": "x", "max_tokens": 20}, None),
+        (MESSAGES, {"max_tokens": 20.0}, 20),
+        (MESSAGES, {"max_tokens": -1}, None),
     ],
 )
 def test_output_limit(path: str, members: dict[str, Any], output: int | None) -> None:
     """The most output that a request can ask for counts every choice of every prompt."""
     assert request_summary(path, **members).output_tokens == output
+
+
+@pytest.mark.parametrize("value", [-3, 1.5, -1.5, 1e300, True, "20", [20], {}, 1 << 31])
+@pytest.mark.parametrize("member", ["max_tokens", "max_completion_tokens", "n_predict"])
+def test_limits_that_are_none(member: str, value: object) -> None:
+    """Any other value is refused, and its member named, also beside a valid limit."""
+    with pytest.raises(BadMessage, match=f"^{member}: expected a whole number"):
+        request_summary(CHAT, **({"max_completion_tokens": 5, "max_tokens": 5} | {member: value}))
 
 
 def test_default_output() -> None:
