@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tallystick.cli.market_deployment import default_deployment_file, ensure_deployment_file
+from tallystick.cli.market_deployment import LOCAL_RPC, default_deployment_file, ensure_deployment_file
 from tallystick.cli.options import deployment_path
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
