@@ -23,10 +23,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tallystick.client.config import ApiKey, ClientConfig
 from tallystick.client.coordinator.http_client import ModelOffer
+from tallystick.client.gateway.aliases import AliasRouter
 from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
 from tallystick.client.gateway.handler import PATH_MODEL, RequestHandler
 from tallystick.client.gateway.paths import allowed_methods, explain_unknown, read_target
-from tallystick.client.gateway.response_sender import TALLY_HEADERS, error_format, send_error
+from tallystick.client.gateway.response_sender import ERROR_HEADERS, TALLY_HEADERS, error_format, send_error
 from tallystick.client.jobs.export import job_json
 from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.client.sdk.market import Market, maintenance_of
@@ -77,10 +78,22 @@ def build_app(market: Market) -> ASGIApp:
     router.router.redirect_slashes = False  # paths come without slashes at their end
     authenticated = Authenticator(router, market.config, send_error)
     app = _PathReader(authenticated)
-    origins = market.config.allow_origins
-    if not origins:
-        return app
-    return CORSMiddleware(app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=TALLY_HEADERS)
+    return _with_cors(app, market.config.allow_origins) if market.config.allow_origins else app
+
+
+def _with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
+    """The app for web pages of these origins. Answers to all requests get the headers, errors and streams too.
+
+    Browsers ask without an API key whether they may send one, also from public pages to this machine (Private Network Access).
+    """
+    return CORSMiddleware(
+        app,
+        allow_origins=[origin.lower() for origin in origins],
+        allow_methods=["*"],
+        allow_headers=["*"],
+        allow_private_network=True,
+        expose_headers=(*TALLY_HEADERS, *ERROR_HEADERS),
+    )
 
 
 class _ModelOffers:
@@ -104,12 +117,10 @@ class _ModelOffers:
 
 
 def _models(market: Market, offers: list[ModelOffer], caller: ApiKey | None) -> list[dict[str, Any]]:
-    """The models and aliases that a caller may use."""
-    offered = [_model_entry(offer.id, offer.to_json()) for offer in offers]
-    allowed = market.config.models_of(caller)
-    usable = {alias.name: [model for model in alias.models if not allowed or model in allowed] for alias in market.config.aliases}
-    named = [_model_entry(name, {"models": models}) for name, models in usable.items() if models]
-    return [entry for entry in offered if not allowed or entry["id"] in allowed] + named
+    """The models and aliases that a caller may use by their names."""
+    allowed, aliases = () if caller is None else caller.models, AliasRouter(market.config.aliases, {})
+    offered = [_model_entry(offer.id, offer.to_json()) for offer in offers if aliases.may_name(offer.id, allowed)]
+    return offered + [_model_entry(name, {"models": list(models)}) for name, models in aliases.usable(allowed).items()]
 
 
 def _model_entry(name: str, market: dict[str, Any]) -> dict[str, Any]:

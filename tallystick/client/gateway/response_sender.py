@@ -36,6 +36,8 @@ TALLY_HEADERS = (
     "x-tally-at-stake",
 )
 """The headers that the gateway adds to answers."""
+ERROR_HEADERS = ("retry-after", "x-should-retry", "request-id", "accept-encoding")
+"""Further headers that clients read: of errors, and Anthropic's id of a request."""
 RECEIPT_OUTSTANDING = "outstanding"
 """Value of x-tally-receipt if the whole answer came before its receipt. x-tally-cost is then the most that it may cost."""
 
