@@ -102,7 +102,8 @@ async def ensure_deployment(rpc: Rpc, location: MarketLocation) -> Deployment:
 
     if await rpc.chain_id() != LOCAL_CHAIN_ID:
         raise Refusal(
-            Code.CHAIN_REFUSED, f"the chain at {rpc.url} is not a local test chain (id {LOCAL_CHAIN_ID}), so nothing is deployed"
+            Code.CHAIN_REFUSED,
+            f"the chain at {rpc.shown_url} is not a local test chain (id {LOCAL_CHAIN_ID}), so nothing is deployed",
         )
     info, loaded = await get_json(f"{location.coordinator}/v1/info"), location.load_deployment()
     if loaded is not None and await is_deployed(rpc, loaded) and (info is None or info["contract"] == loaded.escrow):
@@ -119,8 +120,8 @@ async def ensure_deployment(rpc: Rpc, location: MarketLocation) -> Deployment:
         if info["chainId"] != LOCAL_CHAIN_ID or not await is_deployed(rpc, deployment):
             raise Refusal(
                 Code.CHAIN_REFUSED,
-                f"the coordinator at {location.coordinator} settles on {contract}, which is not on the chain at {rpc.url}: stop "
-                "that coordinator, or name another with --coordinator",
+                f"the coordinator at {location.coordinator} settles on {contract}, which is not on the chain at {rpc.shown_url}: "
+                "stop that coordinator, or name another with --coordinator",
             )
         step(f"wrote {location.deployment} with the contracts that the coordinator settles on")
     deployment.save(location.deployment)

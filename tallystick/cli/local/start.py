@@ -117,7 +117,7 @@ async def check(location: MarketLocation, wallet: str) -> list[Prerequisite]:
     free = Amount(0) if purse is None else Amount(purse.free - purse.thawing)
     reachable, models = await _models_on_offer(location.coordinator)
     remedies = _remedies(location, wallet, address)
-    chain_detail = f"{location.rpc} (chain {chain})" if chain is not None else f"{location.rpc} does not answer"
+    chain_detail = f"{rpc.shown_url} (chain {chain})" if chain is not None else f"{rpc.shown_url} does not answer"
     if loaded is None and not location.is_local:
         chain, chain_detail = None, "unknown: the deployment file names it"
     states = {
