@@ -244,6 +244,28 @@ class Settlement(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class FeeTotal:
+    """What coordinators took out of this provider's settlements in all blocks before `block`, in base units.
+
+    `tip` is the hash of the block before `block`, by which a reorganisation is noticed.
+    """
+
+    block: int
+    tip: str
+    fees: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutRecord:
+    """Credit that the node paid out by itself: the transaction, its time (Unix seconds), base units, and to whom."""
+
+    tx: str
+    at: int
+    amount: Amount
+    address: Address
+
+
 class RecoveryStore(Protocol):
     """The store that state recovery needs."""
 

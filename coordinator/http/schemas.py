@@ -83,8 +83,21 @@ class Required(BaseModel):
     contextTokens: int = Field(default=0, ge=0, lt=1 << 32)
 
 
+class Needed(BaseModel):
+    """What a request needs of the model: features, and the context that it is likely to fill, in tokens."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    features: Names = []
+    contextTokens: int = Field(default=0, ge=0, lt=1 << 32)
+
+
 class ShortlistRequest(BaseModel):
-    """A client's demand. Prices are maxima in base units per 1,000,000 tokens; `minStake` is in base units."""
+    """A client's demand. Prices are maxima in base units per 1,000,000 tokens; `minStake` is in base units.
+
+    `inputTokens`: the fewest input tokens that the request can have. If any ask declares all that the request `needs`, only such
+    asks are returned. Asks that declare that they lack a feature of it are left out.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -96,6 +109,8 @@ class ShortlistRequest(BaseModel):
     exclude: list[Account] = Field(default_factory=list, max_length=MAX_ADDRESSES)
     route: str | None = Field(default=None, max_length=256)
     require: Required = Field(default_factory=Required)
+    needs: Needed = Field(default_factory=Needed)
+    inputTokens: int = Field(default=0, ge=0, lt=1 << 32)
     minReputation: int = Field(default=0, ge=0, le=100)
     minStake: Price = 0
     sort: Sort = "price"

@@ -63,6 +63,11 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "client",
         "Send less, or raise the limit that the message names.",
     ),
+    Code.UNSUPPORTED_ENCODING: (
+        "The `Content-Encoding` of a request body is not one that the gateway decodes.",
+        "client",
+        "Send the body as it is, or in one of the codings that the answer's `Accept-Encoding` lists.",
+    ),
     Code.ORDER_EXPIRED: (
         "The order's deadline or `claimBy` is too near or has passed.",
         "client",
@@ -82,6 +87,16 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "The terms do not fit the ask, or the provider's rules refuse them.",
         "client",
         "Read the message: it names the term and the limit.",
+    ),
+    Code.CONTEXT_LENGTH_EXCEEDED: (
+        "The request is longer than every context on offer for its model. Nothing was ordered.",
+        "client",
+        "Shorten the conversation to the length that the message names, or choose a model with a longer context.",
+    ),
+    Code.UNSUPPORTED: (
+        "Every provider of the model declares that it lacks what the request needs, such as images or tools.",
+        "client",
+        "Choose a model that the message names, or leave that part out of the request.",
     ),
     Code.PRICE_ABOVE_CAP: (
         "Every ask costs more per token than allowed.",

@@ -101,10 +101,7 @@ class EscrowView:
         if self.withdrawal_delay == float("inf"):
             rules = await self._escrow.rules()
             self.withdrawal_delay = float(min(rules.thaw, rules.release))
-        purse, tab = await asyncio.gather(self._escrow.purse(payer), self._escrow.tab(payer, self._provider))
-        reserved, releasing = (tab.reserved, Amount(0)) if tab.release_at == 0 else (Amount(0), tab.reserved)
-        free, thawing = Amount(max(0, purse.free - purse.thawing)), Amount(min(purse.free, purse.thawing))
-        return Funds(tab.settled, reserved, free, known=True, thawing=thawing, releasing=releasing)
+        return await read_funds(self._escrow, payer, self._provider)
 
     async def _read_rate(self, coordinator: Address) -> int:
         _, _, fee_bps = await self._answer(self._escrow.read("account", coordinator))
@@ -128,3 +125,11 @@ class EscrowView:
             log.info("chain answers again")
         self.reachable = True
         return answer
+
+
+async def read_funds(escrow: Escrow, payer: Address, provider: Address, *, block: str = "latest") -> Funds:
+    """Reads a payer's funds and its tab with a provider at a block of the chain. Raises Unavailable."""
+    purse, tab = await asyncio.gather(escrow.purse(payer, block=block), escrow.tab(payer, provider, block=block))
+    reserved, releasing = (tab.reserved, Amount(0)) if tab.release_at == 0 else (Amount(0), tab.reserved)
+    free, thawing = Amount(max(0, purse.free - purse.thawing)), Amount(min(purse.free, purse.thawing))
+    return Funds(tab.settled, reserved, free, known=True, thawing=thawing, releasing=releasing)

@@ -64,7 +64,6 @@ class MatchedOrder:
     job: JobId
     order: Verified[Order]
     terms: Terms
-    attempt: int
 
     @property
     def payer(self) -> Address:
@@ -106,7 +105,7 @@ class Admission:
                 Code.ORDER_TERMS,
                 "order.termsHash: expected the hash of this job's terms; the client must sign the terms that it sends",
             )
-        matched = MatchedOrder(job, order, terms, dispatch.match.message.attempt)
+        matched = MatchedOrder(job, order, terms)
         self.require_unseen(matched)
         return matched
 
@@ -114,7 +113,7 @@ class Admission:
         """Checks rules 5 and 6 at `now` (Unix seconds). Raises Refusal, or Unavailable if the ask was withdrawn."""
         offer = self._verify_terms(matched.terms, now)
         self._verify_times(matched.order.message, now)
-        return AdmittedJob(matched.job, matched.order, matched.terms, matched.attempt, offer)
+        return AdmittedJob(matched.job, matched.order, matched.terms, offer)
 
     def require_unseen(self, matched: MatchedOrder) -> None:
         """Checks rule 4 alone, for a caller that waited since `match`. Raises Refusal."""

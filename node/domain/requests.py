@@ -14,7 +14,7 @@ from typing import Any
 from node.domain.published_asks import Offer
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient
-from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, read_count
+from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, read_count, read_output_limit
 from tallystick.protocol.routes import (
     ALWAYS,
     CHAT,
@@ -24,15 +24,20 @@ from tallystick.protocol.routes import (
     JSON,
     MESSAGES,
     RESPONSES,
-    declared,
     media_type,
     serves,
+    sold_routes,
 )
 from tallystick.protocol.wire import RequestHead
 from tallystick.runtime.multipart import replace_field
 
 MIN_BYTES_PER_TOKEN = 2.5
 """Bytes of a request's JSON for each of its input tokens, at least: text in most languages has three or more."""
+USUAL_BYTES_PER_TOKEN = 4
+USUAL_OUTPUT_TOKENS = 4_096
+"""Output tokens that clients order for a request that sets no limit. An order of less is a limit that its client chose."""
+ENDLESS_ENGINES = frozenset({"llama.cpp", "ollama", "lm-studio"})
+"""Engines that complete a prompt up to the end of their context if no limit is set. OpenAI and vLLM then stop after 16 tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,8 @@ class EngineRequest:
 
     `bounded`: whether the bytes of the request bound its input tokens. `strip_usage`: the client did not ask for the usage event,
     so the answer loses it. `rename`: the engine's name of the model and the name that the client bought, which replaces it in the
-    answer. `on_sent` is called once the engine has the whole request, which may be long before its first byte of the answer.
+    answer. `cut_after`: output tokens after which the node ends the stream of an engine that got no limit, since the order pays
+    for no more. `on_sent` is called once the engine has the whole request, which may be long before its first byte of the answer.
     """
 
     path: str
@@ -51,6 +57,7 @@ class EngineRequest:
     rename: tuple[str, str] | None
     content_type: str = JSON
     bounded: bool = True
+    cut_after: int | None = None
     on_sent: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
@@ -65,7 +72,7 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
     Raises Refusal (unknown_route) or BadMessage. Their texts quote nothing of the body, because they travel unsealed.
     """
     if not serves(offer.spec.features, head.path):
-        served = ", ".join((*ALWAYS, *declared(offer.spec.features)))
+        served = ", ".join(sold_routes(offer.spec.features))
         raise Refusal(Code.UNKNOWN_ROUTE, f"path: expected a route that this provider serves for {offer.model!r}: {served}")
     rename = None if offer.upstream == offer.model else (offer.upstream, offer.model)
     kind = media_type(head.content_type)
@@ -83,20 +90,28 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
     if not isinstance(stream, bool | None) or (stream and head.path == EMBEDDINGS):
         raise BadMessage("request body: stream: expected true or false, and never true for embeddings")
     members["model"] = offer.upstream
+    cut_after = None
     if head.path in (CHAT, COMPLETIONS):
-        _limit_choices(members, head.path, offer, max_output_tokens, len(body))
+        is_limited = _limit_choices(members, head.path, offer, max_output_tokens, len(body))
+        cut_after = None if is_limited else max_output_tokens
     elif head.path == RESPONSES:
-        requested = read_count(members, "max_output_tokens")
-        if requested is not None or _fits(len(body), max_output_tokens, offer):
+        requested = _take_limit(members, "max_output_tokens")
+        if requested is not None or _needs_limit(head.path, len(body), max_output_tokens, 1, offer):
             members["max_output_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
         members.setdefault("stream", False)  # some engines stream by default
     elif head.path == MESSAGES:
-        requested = read_count(members, "max_tokens")
+        requested = _take_limit(members, "max_tokens")
         members["max_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
     asks_usage = stream and offer.supports_stream_usage and head.path in (CHAT, COMPLETIONS)
     strip_usage = _ask_usage(members) if asks_usage else False
     return EngineRequest(
-        head.path, dump_lenient(members), bool(stream), strip_usage, rename, bounded=bounds_input(head.path, members)
+        head.path,
+        dump_lenient(members),
+        bool(stream),
+        strip_usage,
+        rename,
+        bounded=bounds_input(head.path, members),
+        cut_after=cut_after,
     )
 
 
@@ -108,26 +123,48 @@ def _load(body: bytes) -> Any:
         raise BadMessage("request body: not JSON") from None
 
 
-def _limit_choices(members: dict[str, Any], path: str, offer: Offer, limit: int, body_bytes: int) -> None:
-    """Bounds the output of all choices together to `limit` tokens.
+def _limit_choices(members: dict[str, Any], path: str, offer: Offer, limit: int, body_bytes: int) -> bool:
+    """Bounds the output of all choices together to `limit` tokens. Returns whether the engine gets a limit.
 
-    A chat that sets no limit gets none if it may not leave room for `limit` tokens: engines refuse a limit beyond their context,
-    and stop at its end by themselves.
+    A request may ask for no output at all (`max_tokens` 0, to score a prompt with `echo`).
     """
     choices = count_choices(path, members)
-    if limit < choices:
-        raise BadMessage(f"request body: {choices} choices do not fit the ordered {limit} output tokens")
     limit_per_choice = limit // choices
-    names = [name for name in OUTPUT_LIMITS[path] if read_count(members, name) is not None]
-    for name in names:
-        members[name] = min(members[name], limit_per_choice)
-    if not names and (path != CHAT or _fits(body_bytes, limit, offer)):
-        members[offer.output_limit_field if path == CHAT else "max_tokens"] = limit_per_choice
+    named = [name for name in OUTPUT_LIMITS[path] if members.get(name) is not None]
+    limits = {name: value for name in named if (value := _take_limit(members, name)) is not None}
+    if not limit_per_choice and (not limits or any(limits.values())):
+        raise BadMessage(f"request body: {choices} choices do not fit the ordered {limit} output tokens")
+    members |= {name: min(value, limit_per_choice) for name, value in limits.items()}
+    members |= {name: read_count(members, name) for name in ("n", "best_of") if name in members}
+    usual_field = offer.output_limit_field if path == CHAT else "max_tokens"
+    if not limits and _needs_limit(path, body_bytes, limit, choices, offer, is_unlimited=bool(named)):
+        members[usual_field] = limit_per_choice
+        return True
+    if limits.keys() == {"n_predict"}:  # only llama.cpp reads it
+        members[usual_field] = members["n_predict"]
+    return bool(limits)
 
 
-def _fits(body_bytes: int, output_tokens: int, offer: Offer) -> bool:
-    """Whether a request of this size surely leaves room for the output in the engine's context."""
-    return body_bytes / MIN_BYTES_PER_TOKEN + output_tokens <= offer.context_tokens
+def _take_limit(members: dict[str, Any], name: str) -> int | None:
+    """The value of a limit of output tokens. A member that sets none is removed, because many engines refuse -1."""
+    limit = read_output_limit(members, name)
+    if limit is None:
+        members.pop(name, None)
+    return limit
+
+
+def _needs_limit(path: str, body_bytes: int, limit: int, choices: int, offer: Offer, *, is_unlimited: bool = False) -> bool:
+    """Whether the engine gets the ordered limit for a request that sets none. `is_unlimited`: whether it says so itself.
+
+    Not if the prompt may leave less room: engines refuse a limit beyond their context, and stop at its end by themselves. Nor for
+    a completion that says nothing, whose short default is the engine's own. An order of less than usual is always a limit.
+    """
+    if limit < min(offer.max_output_tokens, USUAL_OUTPUT_TOKENS):
+        return True
+    if path == COMPLETIONS and not is_unlimited:
+        return offer.spec.engine in ENDLESS_ENGINES
+    bytes_per_token = MIN_BYTES_PER_TOKEN if limit >= offer.max_output_tokens else USUAL_BYTES_PER_TOKEN
+    return body_bytes / bytes_per_token + limit // choices <= offer.context_tokens
 
 
 def _ask_usage(members: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import orjson
 
 from node.domain.upstream_models import UpstreamModel, read_models
 from node.engines.addresses import BaseAddress, base_addresses
-from node.engines.kinds import DEFAULT_URLS, FINGERPRINT_PATHS, EngineKind, identify, read_details
+from node.engines.kinds import DEFAULT_URLS, FINGERPRINT_PATHS, EngineKind, identify, read_details, read_ollama_features
 from tallystick.protocol.engine_errors import BUSY
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.messages import Spec
@@ -23,6 +23,7 @@ from tallystick.protocol.sse import MalformedAnswer
 TIMEOUT_SECONDS = 1.5
 NAMED_TIMEOUT_SECONDS = 10.0
 _MAX_BYTES = 4 << 20
+MAX_SHOWN_MODELS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +69,13 @@ async def inspect_engine(url: str, api_key: str | None = None, *, seconds: float
     async with aiohttp.ClientSession(headers=headers, timeout=timeout, trust_env=uses_proxy(url)) as session:
         base, models = await _list_models(session, base_addresses(url), seconds)
         answers = await asyncio.gather(*(_get_object(session, base.endpoint(path)) for path in FINGERPRINT_PATHS))
-    by_path = dict(zip(FINGERPRINT_PATHS, answers, strict=True))
-    kind, version = identify(models, by_path)
+        by_path = dict(zip(FINGERPRINT_PATHS, answers, strict=True))
+        kind, version = identify(models, by_path)
+        shown = await _show_models(session, base, models) if kind is EngineKind.OLLAMA else {}
     details = read_details(kind, models, by_path)
+    specs = {**details.specs, **{name: Spec(features=read_ollama_features(answer)) for name, answer in shown.items()}}
     models = tuple(replace(model, context_tokens=details.contexts.get(model.name, model.context_tokens)) for model in models)
-    return DiscoveredEngine(url, kind, version, models, api_key, details.slots, details.specs)
+    return DiscoveredEngine(url, kind, version, models, api_key, details.slots, specs)
 
 
 async def _list_models(
@@ -115,9 +118,19 @@ def _describe_status(address: str, response: aiohttp.ClientResponse) -> str:
     return f"{address} answers {status} instead of a model list"
 
 
-async def _get_object(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
-    """The JSON object at `url`; an empty one if there is none."""
-    body = await _get(session, url)
+async def _show_models(
+    session: aiohttp.ClientSession, base: BaseAddress, models: tuple[UpstreamModel, ...]
+) -> dict[str, dict[str, Any]]:
+    """Ollama's description of each model, of the first MAX_SHOWN_MODELS. It loads none."""
+    shown = models[:MAX_SHOWN_MODELS]
+    address = base.endpoint("/api/show")
+    answers = await asyncio.gather(*(_get_object(session, address, {"model": model.name}) for model in shown))
+    return {model.name: answer for model, answer in zip(shown, answers, strict=True)}
+
+
+async def _get_object(session: aiohttp.ClientSession, url: str, posted: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON object at `url`, to a POST if there is something to post; an empty one if there is none."""
+    body = await _get(session, url, posted)
     try:
         document = orjson.loads(body or b"{}")
     except orjson.JSONDecodeError:
@@ -125,14 +138,15 @@ async def _get_object(session: aiohttp.ClientSession, url: str) -> dict[str, Any
     return document if isinstance(document, dict) else {}
 
 
-async def _get(session: aiohttp.ClientSession, url: str) -> bytes | None:
+async def _get(session: aiohttp.ClientSession, url: str, posted: dict[str, Any] | None) -> bytes | None:
+    method = "GET" if posted is None else "POST"
     try:
-        async with session.get(url, allow_redirects=False) as response:
+        async with session.request(method, url, json=posted, allow_redirects=False) as response:
             if response.status != 200:
                 return None
             body = await response.content.read(_MAX_BYTES)
             return body if response.content.at_eof() else await _read_rest(response, body)
-    except (aiohttp.ClientError, OSError):
+    except (aiohttp.ClientError, TimeoutError, OSError):
         return None
 
 

@@ -5,9 +5,13 @@ embedded_server.py FOLDER MODEL_FILE MODEL_NAME HOST PORT
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import sys
+from threading import Thread
+from urllib.parse import urlsplit
 
 CONTEXT_TOKENS = 4_096
 """The context of each slot, in tokens."""
@@ -36,10 +40,36 @@ def main() -> None:
     params.use_jinja = True
     params.endpoint_metrics = True
     params.ui = False
+    _check_port(host, int(port))
     server = xllamacpp.Server(params)
     print(f"llama.cpp serves {model_name} at {server.listening_address}/v1", flush=True)  # noqa: T201 - the script's output
+    _report_to_parent(urlsplit(server.listening_address).port or 0)
     signal.sigwait(stop_signals)
     os._exit(0)  # the server's destructor would wait for open connections
+
+
+def _check_port(host: str, port: int) -> None:
+    """Ends the script with a message if it cannot listen: the server's own error does not name the port."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, OverflowError) as error:
+        sys.exit(f"error: cannot listen on {host} port {port}: {error}; choose another port with --port")
+
+
+def _report_to_parent(port: int) -> None:
+    """The child's side of tallystick/runtime/supervision.py, which cannot be imported here."""
+    descriptor = os.environ.pop("TALLYSTICK_PARENT_SOCKET", "")
+    if not descriptor.isdecimal():
+        return
+    link = socket.socket(fileno=int(descriptor))
+    link.sendall(json.dumps({"pid": os.getpid(), "port": port}).encode() + b"\n")
+
+    def end_with_parent() -> None:
+        while link.recv(200):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    Thread(target=end_with_parent, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from node.domain.upstream_models import UpstreamModel
 from node.ports import EngineLoad
+from tallystick.protocol.features import AUDIO_INPUT, EMBEDDINGS_FEATURE, JSON_SCHEMA, TOOLS, VISION, absent
 from tallystick.protocol.messages import UNKNOWN, Spec
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS
 
 Documents = Mapping[str, dict[str, Any]]
 """An engine's answers by path; an empty object for a path that it did not answer."""
@@ -128,7 +130,9 @@ def read_details(kind: EngineKind, models: tuple[UpstreamModel, ...], answers: D
     if kind is EngineKind.LLAMA_CPP:
         settings = answers["/props"].get("default_generation_settings")
         context = _read_count(settings, "n_ctx") if isinstance(settings, dict) else None
-        return EngineDetails(_read_count(answers["/props"], "total_slots"), dict.fromkeys(names, context) if context else {})
+        contexts = dict.fromkeys(names, context) if context else {}
+        spec = Spec(features=_llama_cpp_features(answers["/props"]))
+        return EngineDetails(_read_count(answers["/props"], "total_slots"), contexts, dict.fromkeys(names, spec))
     if kind is EngineKind.TGI:
         info = answers["/info"]
         spec = Spec(precision=_read_text(info, "model_dtype"), revision=_read_text(info, "model_sha"))
@@ -148,6 +152,15 @@ def read_details(kind: EngineKind, models: tuple[UpstreamModel, ...], answers: D
     return EngineDetails()
 
 
+def _llama_cpp_features(properties: Mapping[str, Any]) -> tuple[str, ...]:
+    """The media that llama.cpp says its model understands, in `modalities` of GET /props."""
+    modalities = properties.get("modalities")
+    if not isinstance(modalities, dict):
+        return ()
+    media = ((VISION, modalities.get("vision")), (AUDIO_INPUT, modalities.get("audio")))
+    return tuple(name if present else absent(name) for name, present in media if isinstance(present, bool))
+
+
 def _read_lm_studio(names: list[str], answers: Documents) -> EngineDetails:
     models = {_read_text(model, "id"): model for model in _read_list(answers["/api/v0/models"], "data")}
     known = {name: models[name] for name in names if name in models}
@@ -156,8 +169,35 @@ def _read_lm_studio(names: list[str], answers: Documents) -> EngineDetails:
         context = _read_count(model, "loaded_context_length") or _read_count(model, "max_context_length")
         if context:
             contexts[name] = context
-    specs = {name: Spec(precision=_read_text(model, "quantization")) for name, model in known.items()}
+    specs = {
+        name: Spec(precision=_read_text(model, "quantization"), features=_lm_studio_features(model))
+        for name, model in known.items()
+    }
     return EngineDetails(contexts=contexts, specs=specs)
+
+
+def _lm_studio_features(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """What LM Studio says of a model: its type, and since 0.3.16 its capabilities."""
+    kind, capabilities = model.get("type"), model.get("capabilities")
+    if kind == "embeddings":
+        return (EMBEDDINGS_FEATURE, absent(CHAT), absent(COMPLETIONS))
+    stated = (VISION if kind == "vlm" else absent(VISION),) if kind in ("llm", "vlm") else ()
+    tools = (TOOLS,) if isinstance(capabilities, list) and "tool_use" in capabilities else ()
+    return (*stated, *tools, *((absent(EMBEDDINGS),) if stated else ()))
+
+
+def read_ollama_features(answer: Mapping[str, Any]) -> tuple[str, ...]:
+    """What Ollama's POST /api/show says of a model in `capabilities`, which are missing before 0.6.4."""
+    capabilities = answer.get("capabilities")
+    if not isinstance(capabilities, list) or not capabilities:
+        return ()
+    if "completion" not in capabilities:
+        return (EMBEDDINGS_FEATURE, absent(CHAT), absent(COMPLETIONS))
+    return (
+        TOOLS if "tools" in capabilities else absent(TOOLS),
+        VISION if "vision" in capabilities else absent(VISION),
+        JSON_SCHEMA,
+    )
 
 
 _WAITING = frozenset({"vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred", "tgi_queue_size"})

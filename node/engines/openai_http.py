@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -23,6 +23,7 @@ import structlog
 from node.domain.requests import EngineRequest
 from node.domain.upstream_models import UpstreamModel, read_models
 from node.engines.addresses import base_addresses
+from node.engines.error_words import Censor, error_body, read_document, words_of
 from node.engines.framing import answer_form, as_document, as_stream
 from node.engines.kinds import read_load
 from node.engines.streams import EngineBroken, StreamReader, rename_model
@@ -66,6 +67,7 @@ class OpenAIEngine:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._base, *self._other_bases = base_addresses(settings.url)
+        self._censor = Censor.of(settings.url, settings.api_key)
         self._session: aiohttp.ClientSession | None = None
         self._has_metrics = True
 
@@ -137,34 +139,35 @@ class OpenAIEngine:
 
     async def _read_error(self, response: aiohttp.ClientResponse) -> tuple[EngineEvent, ...]:
         """The engine's own error if it blames the request. Raises Unavailable if the engine is busy, and EngineBroken."""
-        status = response.status
-        if status in BUSY or status < 400:
-            self._check_status(status, read_wait(response.headers.get("retry-after", "")))
-        limit = self._settings.max_error_bytes
+        status, wait = response.status, read_wait(response.headers.get("retry-after", ""))
+        if status < 400:
+            self._check_status(status, wait)
         try:
-            body = await self._read_all(response, limit)
+            body = await self._read_all(response, self._settings.max_error_bytes)
         except EngineBroken:
             if status in CLIENT_FAULTS:
                 raise
             body = b""
-        if status not in CLIENT_FAULTS:
-            try:
-                document = load_lenient(body)
-            except ValueError:
-                document = None
-            blamed = error_status(document) if status >= 500 and isinstance(document, dict) else None
-            if blamed is None or blamed in BUSY:
-                self._check_status(blamed or status)
-        # A status from 500 on would make clients send the same request again.
-        return ResponseStart(400 if status >= 500 else status, _bounded_type(response.content_type)), ResponseEnd(body)
+        document = read_document(body)
+        if status in CLIENT_FAULTS:
+            # A status from 500 on would make clients send the same request again.
+            return self._refusal(400 if status >= 500 else status, document, body)
+        blamed = error_status(document) if status >= 500 and status not in BUSY else None
+        if blamed is None or blamed in BUSY:
+            self._check_status(blamed or status, wait, document)
+        return self._refusal(400, document, body)
+
+    def _refusal(self, status: int, document: Mapping[str, Any], body: bytes) -> tuple[EngineEvent, ...]:
+        """The engine's refusal of a request, in its own words."""
+        return ResponseStart(status, JSON), ResponseEnd(error_body(document, status, self._censor, body))
 
     def _own_error(self, error: EngineError) -> tuple[EngineEvent, ...]:
         """The engine's own error, which came instead of an answer. Raises it if it is a failure of the engine."""
         if error.blamed_status is None:
             raise error
         if error.blamed_status in BUSY:
-            self._check_status(error.blamed_status)
-        return ResponseStart(error.blamed_status, JSON), ResponseEnd(dump_lenient(error.document))
+            self._check_status(error.blamed_status, document=error.document)
+        return self._refusal(error.blamed_status, error.document, b"")
 
     async def _read_bytes(
         self, response: aiohttp.ClientResponse, start: bytes, _request: EngineRequest
@@ -274,27 +277,37 @@ class OpenAIEngine:
                 raise EngineBroken(f"an answer of more than {limit} bytes")
         return bytes(body)
 
-    def _check_status(self, status: int, wait: int | None = None) -> None:
+    def _check_status(self, status: int, wait: int | None = None, document: Mapping[str, Any] | None = None) -> None:
+        """Raises Unavailable if the engine is busy, EngineBroken for other statuses than 200, with the words of `document`."""
+        words = words_of(document, self._censor) if document is not None else ""
         if status in BUSY:
             busy = Unavailable(Code.NODE_BUSY, f"the engine is busy ({status})", fault=Fault.ENGINE)
-            busy.retry_after = wait
+            busy.retry_after, busy.private_reason = wait, words or None
             raise busy
         if 300 <= status < 400:
             raise EngineBroken(f"a redirect ({status}), which is never followed")
-        if status in (401, 403):
-            raise EngineBroken(f"the status {status}: it refuses the provider's API key")
-        if status == 404:
-            raise EngineBroken("the status 404: it does not have this model or this route")
+        if status in (401, 402, 403):  # its words may quote the key
+            reason = "it refuses to serve the provider's account" if status == 402 else "it refuses the provider's API key"
+            raise EngineBroken(f"the status {status}: {reason}", permanent=True)
+        if status in (404, 410):
+            text = f"the status {status}: it does not have this model or this route"
+            raise EngineBroken(text, words, permanent=True)
         if status != 200:
-            raise EngineBroken(f"the status {status}")
+            raise EngineBroken(f"the status {status}", words)
 
     @asynccontextmanager
     async def _faults(self) -> AsyncIterator[None]:
-        """Raises Unavailable, with the engine's fault, for everything that goes wrong with the engine."""
+        """Raises Unavailable, with the engine's fault, for everything that goes wrong with the engine.
+
+        Its text quotes nothing. The engine's own words are its `private_reason`.
+        """
+        words, permanent = "", False
         try:
             yield
         except EngineBroken as error:
-            text = f"the engine answered with {error}"
+            text, words, permanent = f"the engine answered with {error}", error.words, error.permanent
+        except EngineError as error:
+            text, words = "the engine reported a failure instead of an answer", words_of(error.document, self._censor)
         except MalformedAnswer as error:
             text = f"the engine's answer is malformed: {error}"
         except aiohttp.ClientPayloadError:
@@ -304,7 +317,9 @@ class OpenAIEngine:
         else:
             return
         log.warning("engine fault", engine=self._settings.url, fault=text)
-        raise Unavailable(Code.ENGINE_UNAVAILABLE, text, fault=Fault.ENGINE)
+        unavailable = Unavailable(Code.ENGINE_UNAVAILABLE, text, fault=Fault.ENGINE)
+        unavailable.retry, unavailable.private_reason = not permanent, words or None
+        raise unavailable
 
     def _open(self) -> aiohttp.ClientSession:
         """The HTTP session, created inside the running event loop."""

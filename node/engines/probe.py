@@ -1,21 +1,30 @@
-"""Probes the capabilities of a model: sends the smallest request of each kind and checks the answer.
+"""Probes what a model can do: its routes, and the features of each.
 
-Routes that cost an engine real work (images, transcriptions) are not probed; providers declare them.
+The routes are found by requests that cost nothing (`route_probe`). An engine that the provider runs itself also gets the smallest
+valid request of each kind, because some engines have a route for every model and refuse it for most. Images and transcriptions
+are never tried out, because they cost real work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ipaddress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
 
 from node.engines.addresses import BaseAddress, base_addresses
+from node.engines.discover import DiscoveredEngine
+from node.engines.kinds import EngineKind
+from node.engines.route_probe import CLASSIFY, MODERATIONS, RERANK, SCORE, SPEECH, Routes, probe_routes
+from tallystick.protocol.engine_errors import BUSY
+from tallystick.protocol.features import EMBEDDINGS_FEATURE, JSON_SCHEMA, LOGPROBS, TOOLS, VISION, absent
 from tallystick.protocol.openai_wire import choices_of, read_completion
 from tallystick.protocol.proxies import uses_proxy
-from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, MODELS, RESPONSES
+from tallystick.protocol.routes import ALWAYS, CHAT, COMPLETIONS, EMBEDDINGS, MODELS
 from tallystick.protocol.sse import DONE, EventReader, MalformedAnswer, event_data
 
 PROBE_SECONDS = 60.0
@@ -24,61 +33,144 @@ _MAX_BYTES = 4 << 20
 _HI = [{"role": "user", "content": "Hi"}]
 _TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}}
 _SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object", "properties": {}}}}
-RERANK, SPEECH = "/v1/rerank", "/v1/audio/speech"
+_PNG = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAS0lEQVR42u3PMQ0AAAwDoPo33UrYvQQckD4XAQEBAQEBAQEB"
+    "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAYHLAMpT0sIcNbcEAAAAAElFTkSuQmCC"
+)
+_IMAGE = [{"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "image_url", "image_url": {"url": _PNG}}]}]
+_LOADS_ON_DEMAND = frozenset({EngineKind.OLLAMA, EngineKind.LM_STUDIO, EngineKind.LOCALAI})
+"""Engines that load a model for its first request, and unload another for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a model can do. `streams`: "usage" if streams end with token counts, "yes" if not, "no" if it does not stream.
 
-    `features`: the features, including routes, that an ask can declare. `output_limit_field`: the member that limits its
-    output.
+    `streams` is "unknown" if nothing was generated. `features`: what an ask declares, routes and absences included.
+    `output_limit_field`: the member that limits its output.
     """
 
     chat: bool
     completions: bool
     streams: str
-    features: tuple[str, ...]
+    features: tuple[str, ...] = ()
     output_limit_field: str = "max_tokens"
 
 
-async def probe(url: str, model: str, api_key: str | None = None, *, seconds: float = PROBE_SECONDS) -> Capabilities:
-    """Probes one model of the engine at `url` (with or without /v1). A capability whose request fails counts as absent."""
+def may_generate(engine: DiscoveredEngine) -> bool:
+    """Whether a probe may send valid requests unasked: the engine is the provider's own, and runs its models all the time.
+
+    Hosted APIs charge for every request, and so may the API behind a proxy.
+    """
+    if engine.kind in _LOADS_ON_DEMAND or engine.kind is EngineKind.LITELLM:
+        return False
+    return is_own_machine(engine.url) and (engine.kind is not EngineKind.OTHER or engine.api_key is None)
+
+
+def is_own_machine(url: str) -> bool:
+    """Whether a URL names this machine, or one of a private network."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".internal", ".lan", ".home.arpa", ".localhost"))
+
+
+async def probe(
+    url: str, model: str, api_key: str | None = None, *, seconds: float = PROBE_SECONDS, generate: bool = True
+) -> Capabilities:
+    """Probes one model of the engine at `url` (with or without /v1).
+
+    Without `generate`, no valid request is sent. What cannot be found out, because the engine is busy or does not answer, is
+    declared neither present nor absent.
+    """
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     timeout = aiohttp.ClientTimeout(total=seconds)
     # Some engines silently close a connection after a stream, and the next request on it would fail.
-    connector = aiohttp.TCPConnector(force_close=True)
+    connector = aiohttp.TCPConnector(force_close=True, limit=8)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector, trust_env=uses_proxy(url)) as session:
         base = await _choose_base(session, url)
+        routes = await probe_routes(session, base, model)
+        if generate:
+            return await _Trial(session, base, model, routes).run()
+    return Capabilities(routes[CHAT] is not False, routes[COMPLETIONS] is not False, "unknown", _declare(routes, {}))
 
-        async def supports(path: str, check: Callable[[str, bytes], bool], **members: object) -> bool:
-            return await _supports(session, base.route(path), {"model": model} | members, check)
 
-        minimal: dict[str, Any] = {"messages": _HI, "max_tokens": 1}
-        limit_field = "max_tokens"
-        # In sequence: some engines run one request at a time, and a new one aborts the one before.
-        chat = await supports(CHAT, _has("choices"), **minimal)
-        if not chat:  # newer hosted models refuse max_tokens
-            chat = await supports(CHAT, _has("choices"), messages=_HI, max_completion_tokens=16)
-            limit_field = "max_completion_tokens" if chat else limit_field
-            minimal = {"messages": _HI, limit_field: 16} if chat else minimal
-        stream = minimal | {"stream": True}
-        counts_usage = await supports(CHAT, _counts_usage, **stream, stream_options={"include_usage": True})
-        streams = counts_usage or await supports(CHAT, _is_stream, **stream)
-        completions = await supports(COMPLETIONS, _has("choices"), prompt="Hi", max_tokens=1)
-        supported = {
-            "tools": chat and await supports(CHAT, _has("choices"), **minimal, tools=[_TOOL]),
-            "logprobs": chat and await supports(CHAT, _has_logprobs, **minimal, logprobs=True, top_logprobs=1),
-            "json_schema": chat
-            and await supports(CHAT, _has("choices"), **minimal | {limit_field: 16, "response_format": _SCHEMA}),
-            "embeddings": await supports(EMBEDDINGS, _has("data"), input="Hi"),
-            RESPONSES: await supports(RESPONSES, _has("output"), input="Hi", max_output_tokens=16, stream=False),
-            MESSAGES: await supports(MESSAGES, _has("content"), messages=_HI, max_tokens=16, stream=False),
-            RERANK: await supports(RERANK, _has("results"), query="a", documents=["a", "b"]),
-            SPEECH: await supports(SPEECH, lambda kind, _: kind.startswith("audio/"), input="a", voice="alloy"),
+def _declare(routes: Routes, abilities: Mapping[str, bool | None]) -> tuple[str, ...]:
+    """The features that state these findings. Every ask sells the routes in ALWAYS unless it says otherwise."""
+    found = [path for path, served in routes.items() if served and path not in ALWAYS]
+    lacking = [absent(path) for path in ALWAYS if routes[path] is False]
+    stated = [name if present else absent(name) for name, present in abilities.items() if present is not None]
+    return (*stated, *found, *lacking)
+
+
+class _Trial:
+    """Tries out one model with the smallest valid requests.
+
+    They are sent in sequence: some engines run one request at a time, and a new one aborts the one before.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, base: BaseAddress, model: str, routes: Routes) -> None:
+        self._session, self._base, self._model, self._routes = session, base, model, dict(routes)
+        self._minimal: dict[str, Any] = {"messages": _HI, "max_tokens": 1}
+        self._limit_field = "max_tokens"
+
+    async def run(self) -> Capabilities:
+        chat = await self._try_chat()
+        streams, abilities = "no", dict[str, bool | None]()
+        if chat is None:  # too slow or too busy to be tried out now
+            return Capabilities(True, self._routes[COMPLETIONS] is not False, "unknown", _declare(self._routes, {}))
+        if chat:
+            streams = await self._try_streams()
+            abilities = await self._try_abilities()
+        completions = await self._try(COMPLETIONS, _has("choices"), prompt="Hi", max_tokens=1)
+        embeddings = await self._try(EMBEDDINGS, _has("data"), input="Hi")
+        await self._try_others(chat=chat)
+        if chat or completions or embeddings:
+            self._routes |= {CHAT: chat, COMPLETIONS: completions, EMBEDDINGS: embeddings}
+        if embeddings:
+            abilities[EMBEDDINGS_FEATURE] = True
+        features = _declare(self._routes, abilities)
+        return Capabilities(bool(chat), bool(completions), streams, features, self._limit_field)
+
+    async def _try(self, path: str, check: _Check, **members: object) -> bool | None:
+        if self._routes[path] is False:
+            return False
+        return await _supports(self._session, self._base.route(path), {"model": self._model} | members, check)
+
+    async def _try_chat(self) -> bool | None:
+        chat = await self._try(CHAT, _has("choices"), **self._minimal)
+        if chat is False:  # newer hosted models refuse max_tokens
+            chat = await self._try(CHAT, _has("choices"), messages=_HI, max_completion_tokens=16)
+            if chat:
+                self._limit_field = "max_completion_tokens"
+                self._minimal = {"messages": _HI, self._limit_field: 16}
+        return chat
+
+    async def _try_streams(self) -> str:
+        stream = self._minimal | {"stream": True}
+        if await self._try(CHAT, _counts_usage, **stream, stream_options={"include_usage": True}):
+            return "usage"
+        return "yes" if await self._try(CHAT, _is_stream, **stream) else "no"
+
+    async def _try_abilities(self) -> dict[str, bool | None]:
+        minimal = self._minimal
+        return {
+            TOOLS: await self._try(CHAT, _has("choices"), **minimal, tools=[_TOOL]),
+            LOGPROBS: await self._try(CHAT, _has_logprobs, **minimal, logprobs=True, top_logprobs=1),
+            JSON_SCHEMA: await self._try(CHAT, _has("choices"), **minimal, response_format=_SCHEMA),
+            VISION: await self._try(CHAT, _has("choices"), **minimal | {"messages": _IMAGE}),
         }
-    features = tuple(name for name, present in supported.items() if present)
-    return Capabilities(chat, completions, "usage" if counts_usage else "yes" if streams else "no", features, limit_field)
+
+    async def _try_others(self, *, chat: bool) -> None:
+        """Tries the routes that engines have for every model and serve for a few.
+
+        A server of speech alone is not tried: its voices have names of its own, and it may refuse any other.
+        """
+        for path, (check, members) in _SPECIAL.items():
+            if self._routes[path] is not False and (chat or path != SPEECH):
+                served = await self._try(path, check, **members)
+                self._routes[path] = self._routes[path] if served is None else served
 
 
 async def _choose_base(session: aiohttp.ClientSession, url: str) -> BaseAddress:
@@ -94,19 +186,22 @@ async def _choose_base(session: aiohttp.ClientSession, url: str) -> BaseAddress:
     return bases[0]
 
 
-async def _supports(session: aiohttp.ClientSession, url: str, body: dict[str, Any], check: Callable[[str, bytes], bool]) -> bool:
+async def _supports(session: aiohttp.ClientSession, url: str, body: dict[str, Any], check: _Check) -> bool | None:
+    """Whether a request is answered as `check` wants; None if the engine is busy, too slow or gone."""
     try:
         async with session.post(url, json=body, allow_redirects=False) as response:
             if response.status != 200:
-                return False
+                return None if response.status in BUSY else False
             answer = bytearray()
             while part := await response.content.readany():
                 answer += part
                 if len(answer) > _MAX_BYTES:
                     return False
             return check(response.content_type, bytes(answer))
-    except (aiohttp.ClientError, TimeoutError, OSError, MalformedAnswer, orjson.JSONDecodeError):
+    except (MalformedAnswer, orjson.JSONDecodeError):
         return False
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return None
 
 
 def _has(member: str) -> Callable[[str, bytes], bool]:
@@ -134,3 +229,17 @@ def _is_stream(_kind: str, body: bytes) -> bool:
 
 def _counts_usage(kind: str, body: bytes) -> bool:
     return _is_stream(kind, body) and any(read_completion(data).usage is not None for data in _read_payloads(body))
+
+
+def _has_results(kind: str, body: bytes) -> bool:
+    return any(_has(member)(kind, body) for member in ("results", "data"))
+
+
+_Check = Callable[[str, bytes], bool]
+_SPECIAL: Final[Mapping[str, tuple[_Check, dict[str, Any]]]] = {
+    RERANK: (_has_results, {"query": "a", "documents": ["a", "b"]}),
+    SCORE: (_has_results, {"text_1": "a", "text_2": "b"}),
+    CLASSIFY: (_has_results, {"input": "a"}),
+    MODERATIONS: (_has_results, {"input": "a"}),
+    SPEECH: (lambda kind, _: kind.startswith("audio/"), {"input": "a", "voice": "alloy"}),
+}

@@ -8,14 +8,21 @@ from typing import Any
 from node.domain.requests import EngineRequest
 from node.ports import ResponseEnd, ResponsePart
 from tallystick.protocol.lenient_json import dump_lenient
-from tallystick.protocol.openai_wire import AnswerDocument, read_completion, read_other_answer
+from tallystick.protocol.openai_wire import AnswerDocument, EngineError, choices_of, read_completion, read_other_answer
 from tallystick.protocol.routes import CHAT, COMPLETIONS, MESSAGES, RESPONSES
-from tallystick.protocol.sse import DONE, EventReader, event_data
+from tallystick.protocol.sse import DONE, EventReader, event_data, event_name
 from tallystick.protocol.usage_reports import ReportedUsage
 
 
 class EngineBroken(Exception):
-    """A fault of the engine. The text completes "the engine answered with" and quotes nothing of the answer."""
+    """A fault of the engine. The text completes "the engine answered with" and quotes nothing of the answer.
+
+    `words`: the engine's own reason, which must travel sealed only. `permanent`: whether it would answer so again.
+    """
+
+    def __init__(self, text: str, words: str = "", *, permanent: bool = False) -> None:
+        super().__init__(text)
+        self.words, self.permanent = words, permanent
 
 
 class _EventBatch:
@@ -50,6 +57,7 @@ class StreamReader:
         self._usage: ReportedUsage | None = None
         self._is_last = False
         self._tail = b""
+        self._output_events = 0
         self.has_output = self.ended = False
 
     def feed(self, data: bytes) -> Iterator[ResponsePart]:
@@ -85,6 +93,11 @@ class StreamReader:
             batch.data += event
             return
         document = self._read(payload)
+        if event_name(event) == "error":
+            raise EngineError(document.members)
+        if self._is_beyond_order(document):
+            self._cut(document.members, batch)
+            return
         if document.finish_reason or self._finish is None:
             self._finish = document.finish_reason
         self._usage = self._usage.updated(document.usage) if self._usage is not None else document.usage
@@ -93,6 +106,24 @@ class StreamReader:
             batch.add(_render(event, document, self._request), document)
         batch.usage = self._usage
         self.has_output = self.has_output or batch.has_output
+
+    def _is_beyond_order(self, document: AnswerDocument) -> bool:
+        """Whether this is output that nobody pays for. Each event with text is at least one token."""
+        self._output_events += document.text_bytes > 0
+        limit = self._request.cut_after
+        return limit is not None and not document.finish_reason and self._output_events > limit
+
+    def _cut(self, members: dict[str, Any], batch: _EventBatch) -> None:
+        """Ends the stream before this event as its engine does at an output limit, with the finish reason "length"."""
+        part: dict[str, Any] = {"delta": {}} if self._request.path == CHAT else {"text": ""}
+        end = {**part, "logprobs": None, "finish_reason": "length"}
+        choices = [end | {"index": choice.get("index", 0)} for choice in choices_of(members)]
+        event = b"data: " + dump_lenient(members | {"choices": choices, "usage": None}) + b"\n\n"
+        last = read_completion(event_data(event) or b"")
+        batch.add(_render(event, last, self._request), last)
+        known = self._usage or ReportedUsage(None, 0, None)
+        batch.usage = self._usage = ReportedUsage(known.input, known.cached, self._request.cut_after)
+        self._finish, self.ended, self._tail = "length", True, b"data: " + DONE + b"\n\n"
 
     def _check_end(self) -> None:
         """Raises EngineBroken if the stream may not end here.

@@ -51,7 +51,7 @@ from node.jobs.pooled_engine import PooledEngine
 from node.ports import Link, LinkLost, ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.messages import Outcome
-from tallystick.protocol.sealing import Sealer, SealingKey
+from tallystick.protocol.sealing import ContentKey, Sealer, SealingKey
 from tallystick.protocol.wire import Dispatch, Kind, split_request
 
 log = structlog.get_logger()
@@ -134,6 +134,7 @@ class Job:
         self.link, self.admitted, self.engine, self.order_stored = link, admitted, engine, order_stored
         self._sealing_key, self._deadlines = sealing_key, deadlines
         self._dispatch: Dispatch | None = dispatch
+        self._content_key: ContentKey | None = None
         self._delivery: Delivery | None = None
         self._work: asyncio.Task[JobResult] | None = None
         self._stopped: StopReason | None = None
@@ -234,6 +235,7 @@ class Job:
         admitted, terms = self.admitted, self.admitted.terms
         digest, provider = admitted.order.digest, admitted.order.message.provider
         key = self._sealing_key.unwrap(dispatch.candidate.wrapped_key, job=admitted.job, order_hash=digest, provider=provider)
+        self._content_key = key
         plain = key.open_request(admitted.job, dispatch.sealed)
         head, body = split_request(plain)
         check_request(terms, key.commitment_key, plain, body, admitted.offer.context_tokens)
@@ -340,6 +342,9 @@ class Job:
         if not work.cancelled() and error is None:
             return work.result()
         result = self._classify(error)
+        if result.error is not None and result.error.private_reason is not None and self._content_key is not None:
+            digest = self.admitted.order.digest
+            result.error.sealed_reason = self._content_key.seal_reason(digest, result.error.private_reason)
         busy = result.error is not None and result.error.code is Code.NODE_BUSY and result.error.fault is Fault.ENGINE
         idle = not self._engine_asked and result.outcome is not Outcome.CLIENT_CANCELLED
         return result._replace(outcome=Outcome.REFUSED) if not self.has_output and (idle or busy) else result

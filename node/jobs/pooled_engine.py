@@ -18,7 +18,7 @@ class PooledEngine:
     """An engine and the jobs that it may run at once.
 
     `assigned`: jobs that run or wait; `up`: the last health check succeeded; `has_queue`: the engine reports waiting requests;
-    `load`: recent share of the slots that were taken.
+    `load`: recent share of the slots that were taken; `returns`: how often the engine came back after it was down.
     """
 
     def __init__(self, engine: Engine, slots: SlotLimiter | int) -> None:
@@ -26,7 +26,7 @@ class PooledEngine:
         self.slot_limiter = slots if isinstance(slots, SlotLimiter) else SlotLimiter(slots)
         self.assigned = 0
         self.up, self.has_queue = True, False
-        self.load = 0.0
+        self.load, self.returns = 0.0, 0
 
     @property
     def slots(self) -> int:

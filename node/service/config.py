@@ -15,10 +15,13 @@ from node.coordinator.link import LinkSettings, node_url
 from node.domain.credit_limits import CreditLimits
 from node.domain.dynamic_pricing import PriceRule, apply_price_rules
 from node.domain.order_admission import AdmissionRules
+from node.domain.payout_policy import PayoutPolicy
 from node.domain.published_asks import Offer
 from node.engines.openai_http import EngineSettings
+from node.engines.probe import Capabilities
 from node.jobs.job import Deadlines
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.features import opposite
 from tallystick.protocol.messages import UNKNOWN, Spec
 from tallystick.protocol.pricing import Prices
 from tallystick.protocol.proxies import uses_proxy
@@ -31,6 +34,7 @@ DEFAULT_INPUT_PRICE = Amount(100_000)
 DEFAULT_OUTPUT_PRICE = Amount(400_000)
 DEFAULT_CONTEXT_TOKENS = 8_192
 DEFAULT_OUTPUT_TOKENS = 4_096
+DEFAULT_SLOTS = 4
 SETTLEMENT_SECONDS = 300
 """Seconds that a transaction of this node may take to be mined and seen, after the coordinator's time for a claim has passed."""
 _JOB_PHASES = frozenset({"total", "reader", "first_credit"})
@@ -77,27 +81,27 @@ class EngineConfig:
     name: str | None = None
     api_key: str | None = field(default=None, repr=False)
     api_key_env: str | None = None
-    slots: int = 4
+    slots: int | None = None
     max_slots: int | None = None
     models: tuple[ModelConfig, ...] = ()
     input_price: Amount | None = None
     cached_input_price: Amount | None = None
     output_price: Amount | None = None
-    output_limit_field: str = "max_tokens"
-    supports_stream_usage: bool = True
+    output_limit_field: str | None = None
+    supports_stream_usage: bool | None = None
+    probe: bool = True
     price_rules: tuple[PriceRule, ...] = ()
     spec: Spec = field(default_factory=Spec)
 
     def __post_init__(self) -> None:
         if urlsplit(self.url).scheme not in ("http", "https"):
             raise BadMessage(f"config: engines.url: expected an http:// or https:// URL, got {self.url!r}")
-        if self.slots < 1:
+        if self.slots is not None and self.slots < 1:
             raise BadMessage(f"config: engines.slots: expected at least 1, got {self.slots}")
-        if self.max_slots is not None and self.max_slots < self.slots:
-            raise BadMessage(
-                f"config: engines.max_slots: expected at least {self.slots}, the value of slots, got {self.max_slots}"
-            )
-        if self.output_limit_field not in ("max_tokens", "max_completion_tokens"):
+        least = self.slots or 1
+        if self.max_slots is not None and self.max_slots < least:
+            raise BadMessage(f"config: engines.max_slots: expected at least {least}, the value of slots, got {self.max_slots}")
+        if self.output_limit_field not in (None, "max_tokens", "max_completion_tokens"):
             raise BadMessage(
                 "config: engines.output_limit_field: expected max_tokens or max_completion_tokens, got "
                 f"{self.output_limit_field!r}"
@@ -117,10 +121,27 @@ class EngineConfig:
                 raise BadMessage(f"config: engines.api_key_env: expected the environment variable {self.api_key_env} to be set")
         return EngineSettings(self.url, key, trust_env=uses_proxy(self.url))
 
-    def offer(self, model: ModelConfig, context: int | None, reported: Spec, when: datetime, load: float) -> Offer:
+    def slots_at_start(self, reported: int | None) -> int:
+        """The number of slots to begin with, if the engine reports that it runs `reported` requests at once."""
+        slots = self.slots or reported or DEFAULT_SLOTS
+        return slots if self.max_slots is None else min(slots, self.max_slots)
+
+    def offer(
+        self,
+        model: ModelConfig,
+        context: int | None,
+        reported: Spec,
+        when: datetime,
+        load: float,
+        *,
+        capabilities: Capabilities | None = None,
+    ) -> Offer:
         """Returns the offer of a model at `when`, while the share `load` of the slots is taken. `context`, `reported`: what the
-        engine reports.
+        engine reports; `capabilities`: what the probe found. The settings win over both.
         """
+        if capabilities is None:
+            capabilities = Capabilities(True, True, "unknown")
+        usage = capabilities.streams in ("usage", "unknown") or not capabilities.chat
         tokens = model.context_tokens or context or DEFAULT_CONTEXT_TOKENS
         return Offer(
             model=model.sold_as,
@@ -129,9 +150,9 @@ class EngineConfig:
             prices=apply_price_rules(model.prices, self.price_rules, when, load),
             context_tokens=tokens,
             max_output_tokens=min(model.max_output_tokens or DEFAULT_OUTPUT_TOKENS, tokens),
-            spec=merge_specs(reported, self.spec, model.spec),
-            output_limit_field=self.output_limit_field,
-            supports_stream_usage=self.supports_stream_usage,
+            spec=merge_specs(Spec(features=capabilities.features), reported, self.spec, model.spec),
+            output_limit_field=self.output_limit_field or capabilities.output_limit_field,
+            supports_stream_usage=usage if self.supports_stream_usage is None else self.supports_stream_usage,
         )
 
     def model_defaults(self, name: str) -> ModelConfig:
@@ -171,6 +192,7 @@ class NodeConfig:
     credit: CreditLimits = field(default_factory=CreditLimits)
     deadlines: Deadlines = field(default_factory=Deadlines)
     claims: ClaimPolicy = field(default_factory=ClaimPolicy)
+    payout: PayoutPolicy = field(default_factory=PayoutPolicy)
     link: LinkSettings = field(default_factory=LinkSettings)
 
     def __post_init__(self) -> None:
@@ -231,13 +253,15 @@ class NodeConfig:
 
 
 def merge_specs(*specs: Spec) -> Spec:
-    """Merges specs: known values of later ones win, and features add up."""
+    """Merges specs: known values of later ones win. Features add up, except that a later one replaces its contrary."""
     merged: dict[str, str] = {}
     features: dict[str, None] = {}
     for spec in specs:
         for member in fields(Spec):
             if member.name == "features":
-                features |= dict.fromkeys(spec.features)
+                for feature in spec.features:
+                    features.pop(opposite(feature), None)
+                    features[feature] = None
             elif getattr(spec, member.name) != UNKNOWN:
                 merged[member.name] = getattr(spec, member.name)
     return Spec(**merged, features=tuple(features))

@@ -17,6 +17,7 @@ import structlog
 
 from node.chain.collector import Collector
 from node.chain.escrow_view import EscrowView
+from node.chain.payouts import Payouts, check_policy
 from node.chain.watcher import ChainWatcher
 from node.coordinator.link import NodeLink, node_url
 from node.coordinator.receipt_sender import ReceiptSender
@@ -120,6 +121,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> No
         ),
         links=tuple(links),
         collector=_collector(config, resources, tabs, metrics, links),
+        payouts=resources.payouts,
         ask_publisher=_ask_publisher(config, resources.engine_pool, asks, asks_changed, engine_suspected),
         metrics=metrics,
         asks=asks,
@@ -269,7 +271,9 @@ def _on_hangup(act: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-RELOADABLE = frozenset({"engines", "admission", "credit", "deadlines", "claims", "shutdown_grace", "log_json", "log_level"})
+RELOADABLE = frozenset(
+    {"engines", "admission", "credit", "deadlines", "claims", "payout", "shutdown_grace", "log_json", "log_level"}
+)
 """Settings that apply while the node runs; all others apply at the next start."""
 
 
@@ -284,6 +288,7 @@ class Node:
     chain_watcher: ChainWatcher
     links: tuple[NodeLink, ...]
     collector: Collector
+    payouts: Payouts
     ask_publisher: AskPublisher
     metrics: NodeMetrics
     asks: PublishedAsks
@@ -305,6 +310,7 @@ class Node:
                 self.ask_publisher.run(),
                 self.receipt_sender.run(),
                 self.collector.run(),
+                self.payouts.run(),
                 self.chain_watcher.run(),
                 self.coordinator_credit.run(),
             )
@@ -325,6 +331,7 @@ class Node:
             new = read()
             if not new.engines:
                 raise BadMessage("config: engines: expected at least one; engines are discovered only at the start")
+            check_policy(new.payout, self.payouts.chain_id)
             self.engine_pool.reconfigure(new.engines)
         except (TallyError, OSError) as error:
             log.warning("config not applied; the former config stays in effect", reason=str(error))
@@ -335,7 +342,7 @@ class Node:
             log.warning("these settings need a restart", settings=need_restart)
         self.runner.reconfigure(new.admission_rules, new.deadlines)
         self.tabs.set_limits(new.credit_limits)
-        self.collector.policy = new.claims
+        self.collector.policy, self.payouts.policy = new.claims, new.payout
         configure(json=new.log_json, level=new.log_level)
         self.config = replace(new, **unchanged)
         self.engine_suspected.set()

@@ -62,6 +62,7 @@ class EngineHealth:
         pooled.has_queue = load is not None and load.has_queue
         pooled.update_load()
         if not pooled.up:
+            pooled.returns += 1
             log.info("engine up again", engine=name)
         pooled.up = True
         return models

@@ -13,13 +13,12 @@ import structlog
 from node.domain.published_asks import Offer
 from node.domain.slot_limiter import SlotLimiter
 from node.domain.upstream_models import UpstreamModel
-from node.engines.discover import DiscoveredEngine, discover, inspect_engine
-from node.engines.kinds import EngineKind
+from node.engines.discover import discover
 from node.engines.openai_http import OpenAIEngine
 from node.jobs.pooled_engine import PooledEngine
 from node.service.config import EngineConfig
+from node.service.engine_findings import EngineFindings
 from tallystick.protocol.errors import Code, Fault, Unavailable
-from tallystick.protocol.messages import UNKNOWN
 
 log = structlog.get_logger()
 
@@ -27,13 +26,16 @@ log = structlog.get_logger()
 class EnginePool:
     """See the module's docstring. `engines` is by label and changes when the pool is reconfigured. Call `close` when done."""
 
-    def __init__(self, engines: Sequence[EngineConfig], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, engines: Sequence[EngineConfig], environment: Mapping[str, str], findings: EngineFindings | None = None
+    ) -> None:
         self.engines: dict[str, PooledEngine] = {}
         self._environment = environment
         self._configs: dict[str, EngineConfig] = {}
         self._adapters: dict[str, OpenAIEngine] = {}
         self._retired: list[OpenAIEngine] = []
-        self._identified: dict[str, DiscoveredEngine] = {}
+        self._findings = EngineFindings() if findings is None else findings
+        self._reported_slots: dict[str, int | None] = {}
         self._missing: set[str] = set()
         self.reconfigure(engines)
 
@@ -46,7 +48,7 @@ class EnginePool:
         for label in self._configs.keys() - wanted.keys():
             self._retired.append(self._adapters.pop(label))
             del self.engines[label]
-            self._identified.pop(label, None)
+            self._forget(label)
         for label, engine in wanted.items():
             former = self._configs.get(label)
             moved = former is None or former.settings(self._environment) != settings[label]
@@ -54,14 +56,21 @@ class EnginePool:
                 if label in self._adapters:
                     self._retired.append(self._adapters[label])
                 self._adapters[label] = OpenAIEngine(settings[label])
-                self._identified.pop(label, None)
+            if former is None or moved or former.probe != engine.probe:
+                self._forget(label)
+            slots = engine.slots_at_start(self._reported_slots.get(label))
             if label not in self.engines:
-                self.engines[label] = PooledEngine(self._adapters[label], SlotLimiter(engine.slots, engine.max_slots))
+                self.engines[label] = PooledEngine(self._adapters[label], SlotLimiter(slots, engine.max_slots))
             else:
                 self.engines[label].engine = self._adapters[label]
                 if former is not None and (former.slots, former.max_slots) != (engine.slots, engine.max_slots):
-                    self.engines[label].slot_limiter.reset(engine.slots, engine.max_slots)
+                    self.engines[label].slot_limiter.reset(slots, engine.max_slots)
         self._configs = wanted
+
+    def _forget(self, label: str) -> None:
+        """Forgets what an engine reported and what its models can do."""
+        self._findings.forget(label)
+        self._reported_slots.pop(label, None)
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -73,26 +82,46 @@ class EnginePool:
         engine = self._configs.get(name)
         if engine is None:
             return ()
-        if name not in self._identified:
-            self._identified[name] = await self._identify(engine)
-        identified = self._identified[name]
+        listed = engine.models or tuple(engine.model_defaults(model.name) for model in models)
+        findings = await self._findings.find(
+            name,
+            engine.url,
+            engine.settings(self._environment).api_key,
+            [model.name for model in listed],
+            returns=self.engines[name].returns,
+            may_probe=engine.probe,
+        )
+        if self._configs.get(name) is not engine:  # reconfigured meanwhile
+            return await self.make_offers(name, models)
+        identified = findings.engine
+        self._set_slots(name, engine, identified.slots)
         contexts = {model.name: model.context_tokens for model in models}
         reported = {model.name: model.context_tokens for model in identified.models if model.context_tokens}
         contexts |= {name: tokens for name, tokens in reported.items() if name in contexts}
-        listed = engine.models or tuple(engine.model_defaults(model.name) for model in models)
         missing = {model.name for model in listed if contexts and model.name not in contexts}
         if missing - self._missing:
             log.warning("the engine does not list configured models", engine=name, models=sorted(missing))
         self._missing |= missing
         when, load = datetime.now(UTC), self.engines[name].load
-        return [engine.offer(model, contexts.get(model.name), identified.spec(model.name), when, load) for model in listed]
+        return [
+            engine.offer(
+                model,
+                contexts.get(model.name),
+                identified.spec(model.name),
+                when,
+                load,
+                capabilities=findings.capabilities.get(model.name),
+            )
+            for model in listed
+        ]
 
-    async def _identify(self, engine: EngineConfig) -> DiscoveredEngine:
-        """Returns what the engine reports about itself."""
-        try:
-            return await inspect_engine(engine.url, engine.settings(self._environment).api_key)
-        except Unavailable:
-            return DiscoveredEngine(engine.url, EngineKind.OTHER, UNKNOWN, ())
+    def _set_slots(self, name: str, engine: EngineConfig, reported: int | None) -> None:
+        """Takes over the slots that the engine reports, unless the config sets them."""
+        if reported is None or reported == self._reported_slots.get(name):
+            return
+        self._reported_slots[name] = reported
+        if engine.slots is None:
+            self.engines[name].slot_limiter.reset(engine.slots_at_start(reported), engine.max_slots)
 
 
 async def discover_engines(environment: Mapping[str, str]) -> tuple[EngineConfig, ...]:

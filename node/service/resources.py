@@ -10,6 +10,7 @@ from pathlib import Path
 
 from node.chain.direct_settlement import DirectSettlement
 from node.chain.escrow_view import EscrowView
+from node.chain.payouts import Payouts, check_policy
 from node.service.config import NodeConfig
 from node.service.engine_pool import EnginePool, discover_engines
 from node.storage.store import SqlStore
@@ -24,13 +25,14 @@ from tallystick.runtime.keystore import load_or_create_secret
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The opened resources: account and domain, store, chain view, direct settlement, engines, sealing key."""
+    """The opened resources: account and domain, store, chain view, direct settlement, payouts, engines, sealing key."""
 
     signer: Signer
     domain: Domain
     store: SqlStore
     chain: EscrowView
     settlement: DirectSettlement
+    payouts: Payouts
     engine_pool: EnginePool
     sealing_key: SealingKey
 
@@ -41,6 +43,7 @@ async def open_resources(config: NodeConfig, signer: Signer, stack: AsyncExitSta
     Raises TallyError: another node uses this state, no deployment file, a state of another key, no engine.
     """
     deployment = _deployment(config.deployment)
+    check_policy(config.payout, deployment.chain_id)
     _lock(config.state, stack)
     store = SqlStore(config.database, signer.address, deployment.domain)
     await store.start()
@@ -52,8 +55,10 @@ async def open_resources(config: NodeConfig, signer: Signer, stack: AsyncExitSta
     escrow = Escrow(rpc, deployment)
     chain = EscrowView(escrow, signer.address)
     stack.push_async_callback(chain.close)
-    settlement = DirectSettlement(escrow, Sender(rpc, signer), store.record_gas)
-    return Resources(signer, deployment.domain, store, chain, settlement, engine_pool, _sealing_key(config))
+    sender = Sender(rpc, signer)
+    settlement = DirectSettlement(escrow, sender, store.record_gas)
+    payouts = Payouts(escrow, sender, store, config.payout)
+    return Resources(signer, deployment.domain, store, chain, settlement, payouts, engine_pool, _sealing_key(config))
 
 
 def _deployment(path: Path) -> Deployment:

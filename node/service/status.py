@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from node.chain.escrow_view import EscrowView
+from node.chain.payouts import Payouts
 from node.chain.watcher import ChainWatcher
 from node.coordinator.link import NodeLink
 from node.coordinator.state_recovery import StateRecovery
@@ -43,6 +44,8 @@ class StatusSources(Protocol):
     @property
     def tabs(self) -> Tabs: ...
     @property
+    def payouts(self) -> Payouts: ...
+    @property
     def coordinator_credit(self) -> CoordinatorCredit: ...
 
 
@@ -72,6 +75,7 @@ def health(node: StatusSources) -> dict[str, Any]:
         "fees_bps": {coordinator: node.chain_watcher.rates.get(coordinator) for coordinator in connected},
         "max_fee_bps": node.config.admission.max_fee_bps,
         "coordinator_credit": node.coordinator_credit.status(),
+        "payout": node.payouts.status(),
         "alarms": node.metrics.alarms,
     }
 

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from node.storage.schema import gas, jobs, receipts, tabs
+from node.domain.earned_money import TabMoney
+from node.domain.tabs import Funds
+from node.ports import PayoutRecord
+from node.storage.schema import gas, jobs, orders, payouts, receipts, tabs
+from node.storage.store import best_order
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Address, Amount
 
@@ -26,24 +30,18 @@ class EarningsLine:
 
 
 @dataclass(frozen=True, slots=True)
-class EarningsTotals:
-    """Totals over all tabs, in base units: the sum of the receipts, the last known settled amounts, and the recorded
-    write-offs.
-    """
-
-    earned: Amount
-    settled: Amount
-    written_off: Amount
-    payers: int
-
-
-@dataclass(frozen=True, slots=True)
 class GasSpent:
     """What this provider paid for its own settlements: number of transactions, gas, and fees in wei."""
 
     transactions: int
     gas_used: int
     fee: int
+
+
+def read_payouts(c: Connection, limit: int) -> list[PayoutRecord]:
+    """Returns the last payouts, newest first."""
+    query = sa.select(payouts).order_by(payouts.c.at.desc(), payouts.c.tx).limit(limit)
+    return [PayoutRecord(row.tx, row.at, row.amount, Address(row.address)) for row in c.execute(query)]
 
 
 def read_gas(c: Connection, since: int) -> GasSpent:
@@ -79,12 +77,15 @@ def read_lines(c: Connection, since: int) -> list[EarningsLine]:
     ]
 
 
-def read_totals(c: Connection) -> EarningsTotals:
-    """Returns the totals since the node's first start."""
-    rows = c.execute(sa.select(tabs.c.cumulative, tabs.c.settled, tabs.c.written_off)).all()
-    return EarningsTotals(
-        earned=Amount(sum(row.cumulative for row in rows)),
-        settled=Amount(sum(row.settled for row in rows)),
-        written_off=Amount(sum(row.written_off for row in rows)),
-        payers=len(rows),
-    )
+def read_tab_money(c: Connection, now: int) -> list[TabMoney]:
+    """Returns all tabs with the state of the chain that was last recorded, and the orders that are claimable at `now` (Unix
+    seconds).
+    """
+    columns = (tabs.c.payer, tabs.c.cumulative, tabs.c.settled, tabs.c.reserved, orders.c.ceiling, orders.c.claim_by)
+    query = sa.select(*columns).select_from(tabs.outerjoin(orders, orders.c.digest == best_order(now)))
+    return [
+        TabMoney(
+            Address(row.payer), row.cumulative, row.ceiling or Amount(0), row.claim_by or 0, Funds(row.settled, row.reserved)
+        )
+        for row in c.execute(query)
+    ]

@@ -21,7 +21,6 @@ def to_job_row(matched: MatchedOrder, at: int) -> dict[str, Any]:
         "job": matched.job.hex(),
         "coordinator": matched.order.message.coordinator,
         "model": matched.terms.model,
-        "attempt": matched.attempt,
         "admitted_at": at,
     }
 

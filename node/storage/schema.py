@@ -65,7 +65,6 @@ jobs = sa.Table(
     sa.Column("job", sa.String),
     sa.Column("coordinator", sa.String),
     sa.Column("model", sa.String),
-    sa.Column("attempt", sa.BigInteger),
     sa.Column("admitted_at", sa.BigInteger),
     sa.Column("ended_at", sa.BigInteger),
     sa.Column("outcome", sa.SmallInteger),
@@ -123,6 +122,21 @@ gas = sa.Table(
     sa.Column("at", sa.BigInteger),
     sa.Column("gas_used", sa.BigInteger),
     sa.Column("fee", Money),
+)
+fee_cursor = sa.Table(
+    "fee_cursor",
+    metadata,
+    sa.Column("block", sa.BigInteger, primary_key=True),
+    sa.Column("tip", sa.String),
+    sa.Column("fees", Money),
+)
+payouts = sa.Table(
+    "payouts",
+    metadata,
+    sa.Column("tx", sa.String, primary_key=True),
+    sa.Column("at", sa.BigInteger),
+    sa.Column("amount", Money),
+    sa.Column("address", sa.String),
 )
 coordinator_hours = sa.Table(
     "coordinator_hours",

@@ -15,9 +15,21 @@ from sqlalchemy import Connection
 from node.domain.order_admission import AdmittedJob, MatchedOrder
 from node.domain.signed_ceilings import SignedCeiling
 from node.domain.tabs import Funds, StoredTab
-from node.ports import ClaimableTab, CoordinatorHour, ReceiptRecord, UnacknowledgedReceipt, WriteOff
+from node.ports import ClaimableTab, CoordinatorHour, FeeTotal, PayoutRecord, ReceiptRecord, UnacknowledgedReceipt, WriteOff
 from node.storage.rows import read_claimable_tab, read_order, read_stored_tab, to_job_row, to_order_row, to_receipt_row
-from node.storage.schema import claims, completed_recoveries, coordinator_hours, gas, identity, jobs, orders, receipts, tabs
+from node.storage.schema import (
+    claims,
+    completed_recoveries,
+    coordinator_hours,
+    fee_cursor,
+    gas,
+    identity,
+    jobs,
+    orders,
+    payouts,
+    receipts,
+    tabs,
+)
 from tallystick.protocol.eip712 import Domain, Signed, Verified, loads_signed
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import LateReceipt
@@ -155,7 +167,7 @@ class SqlStore:
 
     async def claimable(self, now: int, limit: int, skip: int = 0) -> list[ClaimableTab]:
         """See ports.ClaimStore."""
-        best = _best_order(now)
+        best = best_order(now)
         query = (
             sa.select(tabs, orders.c.digest, orders.c.order_doc)
             .join(orders, orders.c.digest == best)
@@ -188,7 +200,7 @@ class SqlStore:
 
     async def write_off(self, now: int) -> list[WriteOff]:
         """See ports.ClaimStore."""
-        best = _best_order(now)
+        best = best_order(now)
         columns = (tabs.c.payer, tabs.c.cumulative, tabs.c.settled, tabs.c.written_off, orders.c.ceiling)
         query = sa.select(*columns).select_from(tabs.outerjoin(orders, orders.c.digest == best))
         query = query.where(sa.or_(tabs.c.cumulative > tabs.c.settled, tabs.c.written_off > Amount(0)))
@@ -210,6 +222,25 @@ class SqlStore:
         """Stores the gas that this provider paid for a transaction; `fee` is in wei."""
         row = {"tx": tx, "at": at, "gas_used": gas_used, "fee": fee}
         await self._db.write(lambda c: c.execute(sa.dialects.sqlite.insert(gas).on_conflict_do_nothing(), row))
+
+    async def record_payout(self, payout: PayoutRecord) -> None:
+        """Stores that credit was paid out to an address."""
+        row = {"tx": payout.tx, "at": payout.at, "amount": payout.amount, "address": payout.address}
+        await self._db.write(lambda c: c.execute(sa.dialects.sqlite.insert(payouts).on_conflict_do_nothing(), row))
+
+    async def fee_total(self) -> FeeTotal | None:
+        """Returns the coordinators' fees up to a block, as last stored."""
+        row = await self._db.read(lambda c: c.execute(sa.select(fee_cursor)).first())
+        return None if row is None else FeeTotal(row.block, row.tip, row.fees)
+
+    async def record_fee_total(self, total: FeeTotal) -> None:
+        """Stores the coordinators' fees up to a block."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(sa.delete(fee_cursor))
+            connection.execute(sa.insert(fee_cursor), {"block": total.block, "tip": total.tip, "fees": total.fees})
+
+        await self._db.write(work)
 
     # Startup
 
@@ -238,20 +269,15 @@ class SqlStore:
     async def unfinished_orders(self, now: int) -> list[MatchedOrder]:
         """See ports.StartupStore."""
         query = (
-            sa.select(jobs.c.job, jobs.c.attempt, orders.c.digest, orders.c.order_doc, orders.c.terms_doc)
+            sa.select(jobs.c.job, orders.c.digest, orders.c.order_doc, orders.c.terms_doc)
             .join(orders, orders.c.digest == jobs.c.order_digest)
             .where(jobs.c.ended_at.is_(None), orders.c.claim_by > now)
             .order_by(jobs.c.admitted_at)
         )
         rows = await self._db.read(lambda c: c.execute(query).all())
         return [
-            MatchedOrder(
-                JobId(bytes.fromhex(job)),
-                read_order(digest, order),
-                Terms.from_json(loads(terms, "stored terms")),
-                attempt,
-            )
-            for job, attempt, digest, order, terms in rows
+            MatchedOrder(JobId(bytes.fromhex(job)), read_order(digest, order), Terms.from_json(loads(terms, "stored terms")))
+            for job, digest, order, terms in rows
         ]
 
     # Coordinators
@@ -306,7 +332,7 @@ def _update_tab() -> sa.Executable:
 _UPDATE_TAB = _update_tab()
 
 
-def _best_order(now: int) -> sa.ScalarSelect[Any]:
+def best_order(now: int) -> sa.ScalarSelect[Any]:
     """Selects the digest of the payer's order with the highest ceiling that stays claimable after `now`."""
     query = sa.select(orders.c.digest).where(orders.c.payer == tabs.c.payer, orders.c.claim_by > now)
     query = query.order_by(orders.c.ceiling.desc(), orders.c.claim_by.desc()).limit(1)

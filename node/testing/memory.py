@@ -197,7 +197,7 @@ class MemoryStore:
         """See ports.StartupStore."""
         ended = {record.matched.order.digest for record in self.receipt_records}
         return [
-            MatchedOrder(matched.job, matched.order, matched.terms, matched.attempt)
+            MatchedOrder(matched.job, matched.order, matched.terms)
             for digest, matched in self.orders.items()
             if digest not in ended and matched.order.message.claim_by > now
         ]

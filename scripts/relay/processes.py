@@ -103,7 +103,8 @@ async def market(
     tables = {"node": f'[[engines]]\nurl = "{mock}/v1"\nslots = 256\n'}
     environment = {PASSWORD_FILE_ENV: str(folder / "password"), "TALLYSTICK_HOME": str(folder)}
     async with ProcessGroup(folder, environment) as processes:
-        await processes.start("chain", "chain", "--port", str(ports["chain"]), ready=lambda: _answers(f"{urls['chain']}/health"))
+        chain = ("chain", "--port", str(ports["chain"]))
+        await processes.start("chain", *chain, ready=lambda: _answers(f"{urls['chain']}/health"), port=ports["chain"])
         deployment = await _deploy(urls["chain"], folder, signers)
         pids: dict[str, int] = {}
         for name, path in (("coordinator", "/v1/health"), ("node", ""), ("gateway", "/health")):
@@ -121,6 +122,7 @@ async def market(
                 "--wallet",
                 wallet,
                 ready=lambda url=check: _answers(url, '"ask"', "ask" in url),
+                port=ports.get(name),
             )
             pids[name] = child.process.pid
             pin(child.process.pid, TESTED)

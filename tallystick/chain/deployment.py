@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -60,5 +61,26 @@ class Deployment:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_suffix(target.suffix + ".tmp")
-        draft.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+        draft.write_text(self._text())
         draft.replace(target)
+
+    def save_keeping(self, path: Path | str) -> Path | None:
+        """Writes a deployment file like `save`, and keeps another content of it as deployment.1.json, deployment.2.json, and so
+        on. Returns the path of the kept file; None if nothing was replaced.
+        """
+        target = Path(path)
+        if not target.exists() or target.read_bytes() == self._text().encode():
+            self.save(target)
+            return None
+        for number in itertools.count(1):
+            kept = target.with_name(f"{target.stem}.{number}{target.suffix}")
+            try:
+                kept.hardlink_to(target)  # fails if the name is taken, so that no kept file is lost
+            except FileExistsError:
+                continue
+            break
+        self.save(target)
+        return kept
+
+    def _text(self) -> str:
+        return json.dumps(self.to_json(), indent=2) + "\n"

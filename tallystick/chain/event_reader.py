@@ -7,16 +7,15 @@ read one by one with the block's hash (EIP-234), which a node without the block 
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.endpoint import BatchSplit, Block, Rpc
-from tallystick.chain.events import Event, read_logs
+from tallystick.chain.events import Event, read_logs, settlement_topics
 from tallystick.chain.rpc_errors import RpcError, refuses_range
 from tallystick.protocol.errors import Code, Fault, PeerError, TallyError, Unavailable
+from tallystick.protocol.types import Address
 
 NEAR_HEAD = 64
 """Blocks below the head that some node behind an endpoint may not have yet."""
@@ -52,23 +51,34 @@ class DeepReorg(PeerError):
 
 
 async def read_events(
-    rpc: Rpc, deployment: Deployment, cursor: int, *, after: str = "", confirmations: int = 0, span: int = 2_000
+    rpc: Rpc,
+    deployment: Deployment,
+    cursor: int,
+    *,
+    after: str = "",
+    confirmations: int = 0,
+    span: int = 2_000,
+    settled_by: Address | None = None,
 ) -> EventPage:
     """Reads the events from block `cursor` on that have `confirmations` blocks on top, over at most `span` blocks.
 
-    `after` is the tip that was stored with the cursor. Two reads from one cursor return the same events: a caller that stores
-    events, cursor and tip in one transaction loses and doubles none. If the chain changes during a read, the page is empty.
+    `after` is the tip that was stored with the cursor. With `settled_by`, only the settlements of this provider are read. Two
+    reads from one cursor return the same events: a caller that stores events, cursor and tip in one transaction loses and
+    doubles none. If the chain changes during a read, the page is empty.
     Raises DeepReorg, Unavailable.
     """
     head, previous = await _ask(rpc, ("eth_blockNumber",), _header(max(cursor - 1, 0)))
     _compare(rpc.read_block(previous), after)
     final = rpc.read_number("eth_blockNumber", head) - confirmations
+    wanted: dict[str, Any] = {"address": deployment.escrow}
+    if settled_by is not None:
+        wanted["topics"] = settlement_topics(settled_by)
     while True:
         last = min(final, cursor + min(span, rpc.log_span.limit) - 1)
         if last < cursor:
             return EventPage((), cursor, after)
         try:
-            page = await _PageReader(rpc, deployment, cursor, after).read(last, final + confirmations)
+            page = await _PageReader(rpc, wanted, cursor, after).read(last, final + confirmations)
         except RpcError as error:
             if last == cursor or not refuses_range(error):
                 raise
@@ -80,10 +90,12 @@ async def read_events(
 
 @dataclass(frozen=True, slots=True)
 class _PageReader:
-    """Reads one page from `cursor` on. `after` is the hash of the block before it, if that is known."""
+    """Reads one page from `cursor` on. `wanted` is the filter without a range; `after` is the hash of the block before `cursor`,
+    if it is known.
+    """
 
     rpc: Rpc
-    deployment: Deployment
+    wanted: dict[str, Any]
     cursor: int
     after: str
 
@@ -99,14 +111,14 @@ class _PageReader:
 
     async def _range(self, last: int, *, together: bool) -> EventPage:
         """Reads a range by block numbers. A node that lags has no block `last`."""
-        query = {"address": self.deployment.escrow, "fromBlock": hex(self.cursor), "toBlock": hex(last)}
+        query = self.wanted | {"fromBlock": hex(self.cursor), "toBlock": hex(last)}
         calls = (_header(max(self.cursor - 1, 0)), _header(last), ("eth_getLogs", query), _header(last))
         previous, before, logs, behind = await _ask(self.rpc, *calls, together=together)
         _compare(self.rpc.read_block(previous), self.after)
         tip = self.rpc.read_block(before)
         if tip is None or tip != self.rpc.read_block(behind):
             return EventPage((), self.cursor, self.after)
-        return EventPage(_sorted(logs, self.deployment), last + 1, tip.hash)
+        return EventPage(_sorted(logs, self.wanted["address"]), last + 1, tip.hash)
 
     async def _by_hash(self, last: int) -> EventPage:
         """Reads blocks one by one, each by its hash, as long as each is the child of the one before."""
@@ -116,17 +128,16 @@ class _PageReader:
             block = self.rpc.read_block(raw)
             if block is None or (tip and raw.get("parentHash") != tip):
                 return EventPage(tuple(events), number, tip)
-            query = {"address": self.deployment.escrow, "blockHash": block.hash}
-            (logs,) = await _ask(self.rpc, ("eth_getLogs", query))
-            events += _sorted(logs, self.deployment)
+            (logs,) = await _ask(self.rpc, ("eth_getLogs", self.wanted | {"blockHash": block.hash}))
+            events += _sorted(logs, self.wanted["address"])
             tip = block.hash
         return EventPage(tuple(events), last + 1, tip)
 
 
-def _sorted(logs: Any, deployment: Deployment) -> tuple[Event, ...]:
+def _sorted(logs: Any, escrow: Address) -> tuple[Event, ...]:
     if not isinstance(logs, list):
         raise Unavailable(Code.CHAIN_UNAVAILABLE, f"eth_getLogs: expected a list of logs, got {str(logs)[:80]!r}")
-    return tuple(sorted(read_logs(logs, deployment.escrow), key=lambda event: event.at))
+    return tuple(sorted(read_logs(logs, escrow), key=lambda event: event.at))
 
 
 def _header(number: int) -> tuple[str, str, bool]:
@@ -145,19 +156,3 @@ def _compare(previous: Block | None, known: str) -> None:
     """Raises DeepReorg if the last block that was read has another hash now. `previous` is None if the node lags."""
     if known and previous is not None and previous.hash != known:
         raise DeepReorg(previous.number, known, previous.hash)
-
-
-async def follow_events(
-    rpc: Rpc, deployment: Deployment, cursor: int, *, after: str = "", confirmations: int = 0, interval: float = 1.0
-) -> AsyncIterator[EventPage]:
-    """Yields pages of final events without end, skipping empty ones, and polls every `interval` seconds.
-
-    Raises DeepReorg, Unavailable.
-    """
-    while True:
-        page = await read_events(rpc, deployment, cursor, after=after, confirmations=confirmations)
-        if page.cursor == cursor:
-            await asyncio.sleep(interval)
-        elif page.events:
-            yield page
-        cursor, after = page.cursor, page.tip

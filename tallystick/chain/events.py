@@ -260,3 +260,9 @@ def read_logs(logs: Iterable[Mapping[str, Any]], escrow: Address) -> tuple[Event
     except (TypeError, AttributeError, LookupError, ValueError, StopIteration, *DECODING_ERRORS) as error:
         raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain returned malformed logs: {error!r}") from None
     return tuple(event for events in by_log for event in events)
+
+
+def settlement_topics(provider: Address) -> list[str]:
+    """The topics of the events in which a provider's rows were settled or skipped."""
+    (event,) = (key for key, entry in load_abi("Escrow").events.items() if entry.name == "RowsSettled")
+    return ["0x" + event.hex(), "0x" + provider[2:].rjust(64, "0")]

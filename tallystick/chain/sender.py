@@ -128,8 +128,7 @@ class Sender:
         """
         call = Call(self.address, to, data, value)
         if gas is None:
-            estimate = await self.rpc.quantity("eth_estimateGas", call.to_json())
-            gas = min(estimate + estimate // 5, max(estimate, MAX_TRANSACTION_GAS))
+            gas = await self._gas_limit(call)
         pending_tx = await self._submit(call, gas)
         try:
             receipt = await self._receipt(pending_tx)
@@ -139,6 +138,15 @@ class Sender:
         finally:
             self._nonces.release(pending_tx.nonce)
         return await self._mined(pending_tx, receipt)
+
+    async def max_cost(self, to: Address, data: bytes) -> int:
+        """The most that a transaction costs at the present fees, in wei. Raises ContractError if it would revert, Unavailable."""
+        gas = await self._gas_limit(Call(self.address, to, data, 0))
+        return gas * (await self._fees()).capped(self._max_fee).maximum
+
+    async def _gas_limit(self, call: Call) -> int:
+        estimate = await self.rpc.quantity("eth_estimateGas", call.to_json())
+        return min(estimate + estimate // 5, max(estimate, MAX_TRANSACTION_GAS))
 
     # -------------------------------------------------------------------------------------------------------- submission
 

@@ -11,9 +11,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from tallystick.chain.calldata import MAX_CALLDATA, CalldataClaim, find_claims, find_orders
-from tallystick.chain.codec import load_abi
 from tallystick.chain.escrow import Escrow
-from tallystick.chain.events import RowSkipped, Settled, read_logs
+from tallystick.chain.events import RowSkipped, Settled, read_logs, settlement_topics
 from tallystick.chain.hex_encoding import InvalidParams, parse_data
 from tallystick.chain.rpc_errors import RpcError, refuses_range
 from tallystick.protocol.eip712 import Verified
@@ -101,8 +100,7 @@ async def _tab_transactions(
     escrow: Escrow, payer: Address, provider: Address, *, most: int, paid_only: bool
 ) -> AsyncIterator[_TabTransaction]:
     """Yields the transactions with a row of this tab, newest first, within MAX_REQUESTS. Raises Unavailable."""
-    (event,) = (key for key, entry in load_abi("Escrow").events.items() if entry.name == "RowsSettled")
-    topics = ["0x" + event.hex(), "0x" + provider[2:].rjust(64, "0")]
+    topics = settlement_topics(provider)
     last, span, seen = await escrow.rpc.block_number(), FIRST_SPAN, set[str]()
     first = escrow.deployment.block
     for _ in range(MAX_REQUESTS):

@@ -30,8 +30,10 @@ coordinator = typer.Typer(
 def run_daemon(daemon: Coroutine[Any, Any, None]) -> None:
     """Runs a daemon's main coroutine until it ends, on uvloop where that exists. The daemon logs to stderr."""
     from tallystick.runtime.logs import configure
+    from tallystick.runtime.supervision import attach_to_parent
 
     configure(json=False)
+    attach_to_parent()
     if sys.platform == "win32":
         asyncio.run(daemon)
     else:

@@ -13,7 +13,7 @@ from tallystick.cli.chat import chat
 from tallystick.cli.jobs import jobs, models, receipts
 from tallystick.cli.local import demo, engine, start
 from tallystick.cli.money import balance, funds, rotate, safe, spending, wallet
-from tallystick.cli.node import backup, doctor, earnings, init, status, why
+from tallystick.cli.node import backup, collect, doctor, earnings, init, status, why
 from tallystick.cli.output import exit_with_error
 from tallystick.protocol.errors import TallyError
 from tallystick.runtime.logs import configure_quiet
@@ -53,7 +53,7 @@ daemons.node.command("doctor")(doctor.doctor)
 daemons.node.command("status")(status.status)
 daemons.node.command("why")(why.why)
 daemons.node.command("earnings")(earnings.earnings)
-daemons.node.command("collect")(earnings.collect)
+daemons.node.command("collect")(collect.collect)
 daemons.node.command("backup")(backup.backup)
 daemons.node.command("restore")(backup.restore)
 app.add_typer(daemons.node, name="node", rich_help_panel=SELL)

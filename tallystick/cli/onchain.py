@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,16 +11,19 @@ from typing import TYPE_CHECKING
 
 from tallystick.cli.options import deployment_path
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.errors import BadMessage, Code, Refusal
-from tallystick.protocol.types import Address, parse_address
+from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
+from tallystick.protocol.types import Address, Amount, parse_address
+from tallystick.runtime.config import home
 from tallystick.runtime.keystore import keystore_address, keystore_path
 
 if TYPE_CHECKING:
+    from tallystick.chain.deployment import Deployment
     from tallystick.chain.endpoint import Rpc
     from tallystick.chain.escrow import Escrow
 
 LOCAL_RPC = "http://127.0.0.1:8545"
 LOCAL_CHAIN_ID = 31_337
+HOLDINGS_SECONDS = 20
 MAX_DURATION_SECONDS = 3_650 * 86_400
 _DURATION = re.compile(r"([0-9]{1,10})([smhd])")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -44,6 +48,28 @@ async def open_escrow(deployment: Path | None, rpc: str | None) -> AsyncIterator
         await endpoint.close()
 
 
+async def held_by_escrow(deployment: Deployment | None) -> Amount | None:
+    """All money in a deployment's escrow, in base units; 0 if its chain no longer has it. None if the chain does not answer."""
+    from tallystick.chain.codec import WrongContract
+    from tallystick.chain.endpoint import Rpc
+    from tallystick.chain.escrow import Escrow
+
+    if deployment is None:
+        return None
+    endpoint = Rpc(deployment.rpc)
+    try:
+        async with asyncio.timeout(HOLDINGS_SECONDS):
+            escrow = Escrow(endpoint, deployment)
+            await escrow.check()
+            return await escrow.token.balance_of(deployment.escrow)
+    except WrongContract:
+        return Amount(0)
+    except (TallyError, TimeoutError):
+        return None
+    finally:
+        await endpoint.close()
+
+
 async def with_rpc(url: str, act: Callable[[Rpc], Awaitable[None]]) -> None:
     """Runs `act` with a chain's endpoint, which is closed afterwards."""
     from tallystick.chain.endpoint import Rpc
@@ -55,12 +81,24 @@ async def with_rpc(url: str, act: Callable[[Rpc], Awaitable[None]]) -> None:
         await endpoint.close()
 
 
+def chain_option(escrow: Escrow) -> str:
+    """What a `tally chain` command needs to act on this escrow's chain: " --rpc URL", or nothing if it does so by default."""
+    from tallystick.chain.deployment import Deployment
+
+    try:
+        default = Deployment.load(home() / "deployment.json").rpc
+    except (BadMessage, OSError):
+        default = LOCAL_RPC
+    return "" if escrow.rpc.url == default else f" --rpc {escrow.rpc.shown_url}"
+
+
 async def require_gas(escrow: Escrow, account: Address) -> None:
     """Raises Refusal if an account has no coins of the chain to pay for gas."""
     if await escrow.rpc.balance(account) == 0:
         raise Refusal(
             Code.INSUFFICIENT_FUNDS,
-            f"{account} has no coins of the chain to pay for gas; send it some first (local chain: tally chain fund {account})",
+            f"{account} has no coins of the chain to pay for gas; send it some first (local chain: tally chain fund "
+            f"{account}{chain_option(escrow)})",
         )
 
 

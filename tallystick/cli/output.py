@@ -43,6 +43,11 @@ def dollars(units: int) -> str:
     return f"{format_amount(Amount(units))} dollars"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, for a sentence: "1 tab", "2 tabs"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _cell(value: object) -> str:
     return escape(strip_control(str(value)))
 

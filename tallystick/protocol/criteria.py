@@ -2,18 +2,20 @@
 
 The coordinator proposes asks by these predicates and the client verifies the proposal by the same ones. Pure.
 
-To add a criterion: add a field to `Demand`, its JSON member to `_MEMBERS`, a `Reason`, and a predicate to `_CHOSEN` or
-`_OFFERED`. The HTTP schema (`ShortlistRequest` in the coordinator) must declare the member; a test compares the two.
+To add a criterion: add a field to `Demand`, its JSON member to `_MEMBERS`, a `Reason`, and a predicate to `_CHOSEN`,
+`_ABLE` or `_unacceptable`. The HTTP schema (`ShortlistRequest` in the coordinator) must declare the member; a test compares them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, Literal, get_args
 
-from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.features import denied
+from tallystick.protocol.json_members import read_count
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.requirements import NO_REQUIREMENTS, Requirements
 from tallystick.protocol.routes import check_route, serves
@@ -42,6 +44,9 @@ class Reason(Enum):
     ENGINE = "it does not run on an engine asked for"
     FEATURES = "it lacks a feature asked for"
     CONTEXT = "its context is shorter than asked for"
+    UNSUPPORTED = "it declares that it lacks a feature that the request needs"
+    TOO_LONG = "the request is longer than its context"
+    UNDECLARED = "it does not declare what the request needs, and another provider does"
     REPUTATION = "it failed too many jobs lately"
     STAKE = "it has staked less than asked for"
     INPUT_PRICE = "its input price is above the client's maximum"
@@ -78,7 +83,7 @@ class Demand:
     """Only these providers."""
     exclude: frozenset[Address] = frozenset()
     route: str | None = None
-    """A route that not every ask serves, such as /v1/rerank."""
+    """The route of the request, such as /v1/chat/completions or /v1/rerank. None: any."""
     require: Requirements = NO_REQUIREMENTS
     min_reputation: int = 0
     """Percent of the score that the coordinator keeps for a provider."""
@@ -89,6 +94,14 @@ class Demand:
     """Providers that come first, in this order. Applied by the client; the coordinator is not told."""
     limit: int = MAX_CANDIDATES
     """Entries of the shortlist, at most."""
+    needs: Requirements = NO_REQUIREMENTS
+    """What the request itself needs, as far as its body shows: features, and the context that it is likely to fill.
+
+    If any ask declares all of it, only such asks are chosen. Otherwise an ask is left out only if it declares that it lacks a
+    feature.
+    """
+    input_tokens: int = 0
+    """The fewest input tokens that the request can have. Asks with a shorter context are left out."""
 
     def __post_init__(self) -> None:
         """Raises BadMessage for a limit or a sort order that does not exist."""
@@ -101,6 +114,14 @@ class Demand:
     def ranked(self) -> bool:
         """Whether the client chose the order of the shortlist itself, instead of the order by price."""
         return self.sort != "price" or bool(self.prefer)
+
+    @property
+    def strict(self) -> Demand | None:
+        """The demand that only asks meet which declare all that the request needs; None if it needs nothing."""
+        if self.needs == NO_REQUIREMENTS:
+            return None
+        needs = Requirements(features=self.needs.features, context_tokens=self.needs.context_tokens)
+        return replace(self, require=self.require.intersection(needs), needs=NO_REQUIREMENTS)
 
     def to_json(self, payer: Address) -> dict[str, Any]:
         """Returns the body of POST /v1/shortlist and /v1/explain. Members that do not restrict are left out."""
@@ -123,24 +144,50 @@ class Demand:
     def objection(self, ask: Ask, facts: Facts) -> Reason | None:
         """Returns the first reason why this ask does not meet the demand, or None if it does."""
         return (
-            self._first(_CHOSEN, ask, facts)
-            or (_REQUIRED.get(self.require.first_unmet(ask) or "") if self.require is not NO_REQUIREMENTS else None)
-            or self._first(_OFFERED, ask, facts)
+            self._first(_MODEL, ask)
+            or self._first(_CHOSEN, ask)
+            or self._first(_ABLE, ask)
+            or self._first_unmet(ask)
+            or _unacceptable(self, ask, facts)
         )
 
-    def _first(self, predicates: tuple[tuple[Reason, _Predicate], ...], ask: Ask, facts: Facts) -> Reason | None:
-        return next((reason for reason, excludes in predicates if excludes(self, ask, facts)), None)
+    def spec_objection(self, ask: Ask) -> Reason | None:
+        """Returns the first objection to the ask's model, routes and spec, which does not depend on provider, price or time.
+
+        Asks with equal specs and contexts therefore get the same answer, which `offer_objection` completes for each of them.
+        """
+        return self._first(_MODEL, ask) or self._first(_ABLE, ask) or self._first_unmet(ask)
+
+    def offer_objection(self, ask: Ask, facts: Facts) -> Reason | None:
+        """Returns the first objection to the ask's provider, price, validity and load, for an ask of a suitable spec."""
+        if self.pin or ask.provider in self.exclude:
+            chosen = self._first(_CHOSEN, ask)
+            if chosen is not None:
+                return chosen
+        return _unacceptable(self, ask, facts)
+
+    def _first(self, predicates: tuple[tuple[Reason, _Predicate], ...], ask: Ask) -> Reason | None:
+        return next((reason for reason, excludes in predicates if excludes(self, ask)), None)
+
+    def _first_unmet(self, ask: Ask) -> Reason | None:
+        unmet = None if self.require is NO_REQUIREMENTS else self.require.first_unmet(ask)
+        return None if unmet is None else _REQUIRED[unmet]
 
 
-_Predicate = Callable[[Demand, Ask, Facts], bool]
+_Predicate = Callable[[Demand, Ask], bool]
 
+_MODEL: tuple[tuple[Reason, _Predicate], ...] = ((Reason.MODEL, lambda demand, ask: ask.model != demand.model),)
 _CHOSEN: tuple[tuple[Reason, _Predicate], ...] = (
-    (Reason.MODEL, lambda demand, ask, _: ask.model != demand.model),
-    (Reason.NOT_PINNED, lambda demand, ask, _: bool(demand.pin) and ask.provider not in demand.pin),
-    (Reason.EXCLUDED, lambda demand, ask, _: ask.provider in demand.exclude),
-    (Reason.ROUTE, lambda demand, ask, _: demand.route is not None and not serves(ask.spec.features, demand.route)),
+    (Reason.NOT_PINNED, lambda demand, ask: bool(demand.pin) and ask.provider not in demand.pin),
+    (Reason.EXCLUDED, lambda demand, ask: ask.provider in demand.exclude),
 )
-"""Whether the client asks for this provider, model and route at all. Checked before the requirements."""
+"""Whether the client asks for this provider."""
+_ABLE: tuple[tuple[Reason, _Predicate], ...] = (
+    (Reason.ROUTE, lambda demand, ask: demand.route is not None and not serves(ask.spec.features, demand.route)),
+    (Reason.UNSUPPORTED, lambda demand, ask: bool(denied(ask.spec.features, demand.needs.features))),
+    (Reason.TOO_LONG, lambda demand, ask: 0 < ask.context_tokens < demand.input_tokens),
+)
+"""Whether the ask can answer the request at all. Checked before the requirements."""
 
 _REQUIRED = {
     "region": Reason.REGION,
@@ -152,19 +199,44 @@ _REQUIRED = {
 }
 """The reason for each field of `Requirements` that an ask does not meet."""
 
-_OFFERED: tuple[tuple[Reason, _Predicate], ...] = (
-    (Reason.STAKE, lambda demand, _, facts: facts.stake is not None and facts.stake < demand.min_stake),
-    (Reason.INPUT_PRICE, lambda demand, ask, _: _above(ask.input_price, demand.max_input_price)),
-    (Reason.OUTPUT_PRICE, lambda demand, ask, _: _above(ask.output_price, demand.max_output_price)),
-    (Reason.ASK_EXPIRED, lambda _, ask, facts: not ask.valid_from <= facts.now < ask.valid_until),
-    (Reason.BUSY, lambda _, __, facts: facts.free is not None and facts.free < 1),
-    (Reason.REPUTATION, lambda demand, _, facts: facts.reputation is not None and facts.reputation < demand.min_reputation),
-)
-"""Whether the provider offers it on these terms now. Checked after the requirements."""
+
+def _unacceptable(demand: Demand, ask: Ask, facts: Facts) -> Reason | None:
+    """Returns the first reason why the provider does not offer it on acceptable terms now, checked after the requirements."""
+    if facts.stake is not None and facts.stake < demand.min_stake:
+        return Reason.STAKE
+    if demand.max_input_price is not None or demand.max_output_price is not None:
+        too_high = _too_expensive(demand, ask)
+        if too_high is not None:
+            return too_high
+    if not ask.valid_from <= facts.now < ask.valid_until:
+        return Reason.ASK_EXPIRED
+    if facts.free is not None and facts.free < 1:
+        return Reason.BUSY
+    if facts.reputation is not None and facts.reputation < demand.min_reputation:
+        return Reason.REPUTATION
+    return None
 
 
-def _above(price: int, maximum: int | None) -> bool:
-    return maximum is not None and price > maximum
+def _too_expensive(demand: Demand, ask: Ask) -> Reason | None:
+    if demand.max_input_price is not None and ask.input_price > demand.max_input_price:
+        return Reason.INPUT_PRICE
+    if demand.max_output_price is not None and ask.output_price > demand.max_output_price:
+        return Reason.OUTPUT_PRICE
+    return None
+
+
+def context_refusal(model: str, longest: int, least: int) -> Refusal:
+    """The error of a request of at least `least` input tokens, for a model whose longest context on offer is `longest` tokens.
+
+    Its words and its code are those of OpenAI's error, by which clients recognise it and shorten the conversation.
+    """
+    refusal = Refusal(
+        Code.CONTEXT_LENGTH_EXCEEDED,
+        f"This model's maximum context length is {longest} tokens, the longest on offer for {model!r}. "
+        f"However, your request has at least {least} tokens. Please reduce the length of the messages.",
+    )
+    refusal.param = "messages"
+    return refusal
 
 
 def _read_addresses(listed: Iterable[str]) -> frozenset[Address]:
@@ -180,6 +252,8 @@ _MEMBERS: dict[str, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "maxOutputPrice": ("max_output_price", int, int),
     "route": ("route", str, check_route),
     "require": ("require", Requirements.to_json, Requirements.from_json),
+    "needs": ("needs", Requirements.to_json, lambda raw: Requirements.from_json(raw, "needs")),
+    "inputTokens": ("input_tokens", int, lambda raw: read_count(raw, "inputTokens")),
     "minReputation": ("min_reputation", int, int),
     "minStake": ("min_stake", int, int),
     "sort": ("sort", str, str),

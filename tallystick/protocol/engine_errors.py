@@ -73,14 +73,47 @@ _WAITING = frozenset(
         "progress",
     }
 )
+_SUBJECTS = (
+    r"messages?|prompts?|inputs?|tools?|functions?|roles?|content|images?|audio|video|media|multi-?modal|files?|response_?format|"
+    r"json|schemas?|grammars?|templates?|tokens?|temperature|top_[pk]|stop|logprobs?|echo|stream|param\w*|arguments?|fields?|"
+    r"request|body|embeddings?|rerank\w*|pooling|context|conversation|system|assistant|logit_bias|penalty|seed|suffix|dimensions|"
+    r"encoding_format|reasoning|thinking|modalit\w+|voice|language|value|completions?|placeholders?"
+)
+"""What a request consists of, or asks for."""
+_OBJECTIONS = (
+    r"must|should be|(is|are) required|requires?|not (allowed|permitted|implemented|enabled|valid)|not an? \w+ model|"
+    r"disabled|invalid|malformed|missing|expect(s|ed)|unexpected|unrecogni[sz]ed|unknown|unprocessable|illegal|"
+    r"can(not| not|'?t)? (only )?(use|have|be|parse|determine|unmarshal|decode|process|handle|mix|combine)|"
+    r"failed to (parse|decode|process|apply|compile)|"
+    r"exceed\w*|overflow\w*|too (long|large|many|big|short|few)|(larger|longer|greater|less) than|at (most|least)|"
+    r"out of (range|bounds)|validation errors?|conversion failed|mismatch|duplicate|empty|conflict\w*|exclusive|unmarshal|"
+    r"but \d+|found in"
+)
+"""What is said against it."""
+_SUBJECT, _OBJECTION = rf"(?<![a-z])({_SUBJECTS})(?![a-z])", rf"\b({_OBJECTIONS})"
 _REQUEST_WORDS = re.compile(
-    r"context.{0,8}(length|window|size)|too (long|many tokens|large)|maximum.{0,20}(length|tokens)|invalid.?request|bad.?request|"
-    r"not.{0,3}support|unsupported|not_supported|does(n't| not) support|start it with|must be|must have|is required|"
-    r"invalid (value|param|argument|type|image|json|schema|role)|unprocessable|validation|badrequest|content.?(filter|policy)",
-    re.IGNORECASE,
+    rf"{_SUBJECT}.{{0,160}}?{_OBJECTION}|{_OBJECTION}.{{0,160}}?{_SUBJECT}|"
+    r"(not|n't).{0,3}support|unsupported|not_supported|only\b[^.]{0,80}\bsupported|start it with|\bn must\b|samplers|"
+    r"no endpoints found|context.{0,8}(length|window|size)|invalid.?request|bad.?request|content.?(filter|policy|management)|"
+    r"validation.?error|json\.exception|must alternate|tool error|jinja|not a multi-?modal|base64|"
+    r"(unable to|could not|couldn't|failed to|cannot|can'?t) (load|decode|process|open|read|download|fetch|identify) "
+    r"((the|an?) )?(image|audio|video|media|file|url|data)",
+    re.IGNORECASE | re.DOTALL,
 )
 """Words that blame the request: another provider of the same model would say the same."""
-_SERVER_WORDS = re.compile(r"internal|unavailable|overload|out of memory|\boom\b|cuda|crash|died|timed? ?out", re.IGNORECASE)
+_SERVER_WORDS = re.compile(
+    r"unavailable|overload|out of memory|(system|more|enough|insufficient) (memory|storage|resources)|\boom\b|cuda|cublas|nccl|"
+    r"\bgpus?\b|vram|crash|\bdied\b|\bdead\b|killed|timed? ?out|deadline|connection|connect to|unreachable|network|socket|"
+    r"broken pipe|\bdns\b|no such host|gateway|upstream|proxy|segmentation|core dumped|traceback|assertion|ggml|llama_decode|"
+    r"kv.?cache|no space|disk|unexpectedly|terminated|shut(ting)? ?down|not ready|still loading|loading model|"
+    r"failed to load (the )?model|(load|loading) failed|worker|backend (error|failed|returned)|operand|subprocess|process exited|"
+    r"database|redis|api.?key|authenticat|authori[sz]|permission denied|quota|billing|payment|license|checkpoint|weights|"
+    r"nonetype|attributeerror|keyerror|indexerror|runtimeerror|zerodivision|null ?pointer|nil pointer|tensor|dtype|device",
+    re.IGNORECASE,
+)
+"""Words of a failure that another provider need not have. They win over words that blame the request."""
+_MAX_JUDGED = 4_000
+"""Characters of an error by which it is judged."""
 _BUSY_WORDS = re.compile(r"rate.?limit|too many requests|overloaded|queue is full|try again later", re.IGNORECASE)
 
 
@@ -114,7 +147,7 @@ def error_status(document: Mapping[str, Any], status: int | None = None) -> int 
         return 400 if code in (501, 505) else code
     if code in BUSY:
         return code
-    text = " ".join(str(value) for value in (*error.values(), inner) if isinstance(value, str | list))
+    text = " ".join(str(value)[:_MAX_JUDGED] for value in (*error.values(), inner) if isinstance(value, str | list))[:_MAX_JUDGED]
     if _BUSY_WORDS.search(text):
         return 429
     return 400 if _REQUEST_WORDS.search(text) and not _SERVER_WORDS.search(_without_types(error, text)) else None

@@ -20,6 +20,8 @@ from typing import NamedTuple, TypeVar
 E = TypeVar("E", bound=Enum)
 MAX_RETRY_AFTER = 3_600
 """The longest wait, in seconds, that an error may ask for."""
+MAX_SEALED_REASON = 16_384
+"""The most characters of a sealed reason."""
 
 
 class Fault(str, Enum):
@@ -40,10 +42,13 @@ class Code(str, Enum):
     BAD_RECEIPT = "bad_receipt"
     BAD_SEAL = "bad_seal"
     BODY_TOO_LARGE = "body_too_large"
+    UNSUPPORTED_ENCODING = "unsupported_encoding"
     ORDER_EXPIRED = "order_expired"
     ORDER_REPLAYED = "order_replayed"
     ORDER_MISDIRECTED = "order_misdirected"
     ORDER_TERMS = "order_terms"
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    UNSUPPORTED = "unsupported"
     PRICE_ABOVE_CAP = "price_above_cap"
     COST_ABOVE_CAP = "cost_above_cap"
     OVER_BUDGET = "over_budget"
@@ -89,10 +94,13 @@ PUBLIC: dict[Code, Public] = {
     Code.BAD_RECEIPT: Public(502, _SERVER),
     Code.BAD_SEAL: Public(400, _INVALID),
     Code.BODY_TOO_LARGE: Public(413, _INVALID),
+    Code.UNSUPPORTED_ENCODING: Public(415, _INVALID),
     Code.ORDER_EXPIRED: Public(400, _INVALID),
     Code.ORDER_REPLAYED: Public(409, _INVALID),
     Code.ORDER_MISDIRECTED: Public(400, _INVALID),
     Code.ORDER_TERMS: Public(400, _INVALID),
+    Code.CONTEXT_LENGTH_EXCEEDED: Public(400, _INVALID),
+    Code.UNSUPPORTED: Public(400, _INVALID),
     Code.PRICE_ABOVE_CAP: Public(402, _FUNDS),
     Code.COST_ABOVE_CAP: Public(402, _FUNDS),
     Code.OVER_BUDGET: Public(402, _FUNDS),
@@ -128,13 +136,18 @@ PUBLIC: dict[Code, Public] = {
 class TallyError(Exception):
     """The base class. `code`: the kind; `fault`: the party at fault; `retry`: whether the same request may succeed later.
 
-    `retry_after`: seconds after which the party at fault expects to answer; None if it did not say.
+    `retry_after`: seconds after which the party at fault expects to answer; None if it did not say. `param`: the member of the
+    request that is wrong, as OpenAI's errors name it; None if it is not a single one. `private_reason`: words for the client
+    alone, which never leave this process unsealed. `sealed_reason`: such words of a node, sealed for the client (base64).
     """
 
     code: Code
     fault: Fault
     retry: bool = False
     retry_after: int | None = None
+    param: str | None = None
+    private_reason: str | None = None
+    sealed_reason: str | None = None
 
     def __init__(self, message: str, *, code: Code | None = None, fault: Fault | None = None) -> None:
         super().__init__(message)
@@ -150,16 +163,18 @@ class TallyError(Exception):
 
     def as_json(self) -> dict[str, dict[str, object]]:
         """The error object of OpenAI's API, extended by `fault` and `retry`."""
-        wait = {} if self.retry_after is None else {"retry_after": self.retry_after}
+        extra: dict[str, object] = {} if self.retry_after is None else {"retry_after": self.retry_after}
+        if self.sealed_reason is not None:
+            extra["sealed_reason"] = self.sealed_reason
         return {
             "error": {
                 "message": str(self),
                 "type": PUBLIC[self.code].type,
-                "param": None,
+                "param": self.param,
                 "code": self.code.value,
                 "fault": self.fault.value,
                 "retry": self.retry,
-                **wait,
+                **extra,
             }
         }
 
@@ -232,11 +247,13 @@ def error_from_json(body: object, status: int) -> TallyError:
     message = text[:2000].encode(errors="replace").decode() if isinstance(text, str) else ""
     code = _member(Code, error.get("code"), Code.COORDINATOR_UNAVAILABLE if status >= 500 else Code.BAD_MESSAGE)
     fault = _member(Fault, error.get("fault"), Fault.NOBODY)
+    known: TallyError = Refusal(code, message, fault=fault)
     if error.get("retry") is True:
-        unavailable = Unavailable(code, message, fault=fault)
-        unavailable.retry_after = read_retry_after(error.get("retry_after"))
-        return unavailable
-    return Refusal(code, message, fault=fault)
+        known = Unavailable(code, message, fault=fault)
+        known.retry_after = read_retry_after(error.get("retry_after"))
+    sealed = error.get("sealed_reason")
+    known.sealed_reason = sealed if isinstance(sealed, str) and len(sealed) <= MAX_SEALED_REASON else None
+    return known
 
 
 def read_retry_after(value: object) -> int | None:

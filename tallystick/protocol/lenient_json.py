@@ -12,6 +12,8 @@ from typing import Any
 
 import orjson
 
+from tallystick.protocol.errors import BadMessage
+
 _LONG_INTEGER = re.compile(rb"\d{19}")
 """Nineteen digits may exceed 64 bits, which the fast parser would turn into a floating-point number."""
 
@@ -30,9 +32,24 @@ def load_lenient(data: bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def parse_lenient(data: bytes, name: str) -> Any:
+    """`load_lenient` for a document that is called `name` in errors. Raises BadMessage."""
+    try:
+        return load_lenient(data)
+    except ValueError as error:
+        raise BadMessage(f"{name}: not JSON: {error}") from None
+
+
 def dump_lenient(value: Any) -> bytes:
-    """Compact JSON of what `load_lenient` returned. Lone surrogates become escapes again."""
+    """Compact JSON of what `load_lenient` returned. Lone surrogates become escapes again.
+
+    Raises BadMessage for a value that cannot be written, such as one that is nested too deeply.
+    """
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:
+        pass
+    try:
         return json.dumps(value, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadMessage(f"JSON: {error}") from None

@@ -1,7 +1,7 @@
 """The OpenAI routes that asks sell. Pure.
 
-Each ask sells chat, completions and embeddings. Any other route (images, audio, rerank, responses, …) is sold only by asks that
-list its path among their features, for example "/v1/rerank".
+Each ask sells chat, completions and embeddings, except for those whose absence it declares, for example "-/v1/embeddings". Any
+other route (images, audio, rerank, responses, …) is sold only by asks that list its path among their features.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Collection
 from typing import Final
 
 from tallystick.protocol.errors import Code, Refusal
+from tallystick.protocol.features import denied
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
@@ -32,14 +33,17 @@ def check_route(path: str) -> str:
     return path
 
 
-def declared(features: Collection[str]) -> tuple[str, ...]:
-    """The routes among an ask's features."""
-    return tuple(feature for feature in features if _PATH.fullmatch(feature))
+def sold_routes(features: Collection[str]) -> tuple[str, ...]:
+    """The routes that an ask with these features sells."""
+    listed = (feature for feature in features if _PATH.fullmatch(feature))
+    return tuple(dict.fromkeys((*(path for path in ALWAYS if serves(features, path)), *listed)))
 
 
 def serves(features: Collection[str], path: str) -> bool:
     """Whether an ask with these features sells this route."""
-    return path in ALWAYS or (path in features and _PATH.fullmatch(path) is not None)
+    if path in ALWAYS:
+        return not denied(features, (path,))
+    return path in features and _PATH.fullmatch(path) is not None
 
 
 def media_type(content_type: str) -> str:

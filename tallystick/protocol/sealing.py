@@ -13,6 +13,7 @@ commitment to a third party, a client reveals that derived key and not the conte
 
 from __future__ import annotations
 
+import base64
 import hmac
 import os
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from tallystick.protocol.types import Address, Hash, JobId
 
 KEY_BYTES = 32
 _TAG_BYTES = 16
+_NONCE_BYTES = 12
 _LENGTH_BYTES = 4
 _SMALLEST, _LARGEST = 128, 16_384
 X25519: Final = "x25519"
@@ -93,6 +95,24 @@ class ContentKey:
             return _unpad(AESGCM(_derive(self.secret, b"tallystick/1 request")).decrypt(bytes(12), sealed, job))
         except (InvalidTag, ValueError):
             raise BadSeal("seal: the request was altered, or sealed with another job's key") from None
+
+    def seal_reason(self, order_hash: Hash, reason: str, random: Callable[[int], bytes] = os.urandom) -> str:
+        """Seals a node's words about a failed order for its client, padded, as base64."""
+        nonce = random(_NONCE_BYTES)
+        sealed = AESGCM(self._reason_key(order_hash)).encrypt(nonce, _pad(reason.encode(errors="replace")), order_hash)
+        return base64.b64encode(nonce + sealed).decode()
+
+    def open_reason(self, order_hash: Hash, sealed: str) -> str:
+        """Opens a sealed reason. Raises BadSeal."""
+        try:
+            raw = base64.b64decode(sealed, validate=True)
+            cipher = AESGCM(self._reason_key(order_hash))
+            return _unpad(cipher.decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], order_hash)).decode(errors="replace")
+        except (InvalidTag, ValueError):
+            raise BadSeal("seal: the reason was altered, or sealed for another order") from None
+
+    def _reason_key(self, order_hash: Hash) -> bytes:
+        return _derive(self.secret, b"tallystick/1 reason" + order_hash)
 
     def response_cipher(self, order_hash: Hash) -> AESGCM:
         """The cipher of the response to one order."""

@@ -69,6 +69,12 @@ class EventReader:
             raise MalformedAnswer(f"event: expected at most {self._limit} bytes, got {len(event)}")
 
 
+def event_name(event: bytes) -> str:
+    """The name of an event, from its `event` line; empty if it has none."""
+    names = [line[6:].strip() for line in event.splitlines() if line.startswith(b"event:")] if b"event:" in event else ()
+    return names[-1].decode(errors="replace") if names else ""
+
+
 def event_data(event: bytes) -> bytes | None:
     """The data of an event: its `data` lines, joined by LF. None for an event without any, such as a comment."""
     event = event.removeprefix(BYTE_ORDER_MARK)

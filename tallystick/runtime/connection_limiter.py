@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.buffered_transport import buffered
+from tallystick.runtime.http_protocol import HttpProtocol
 from tallystick.runtime.websocket import FastPathWebSocket
 
 _LINGER_SECONDS = 1.0
@@ -31,7 +31,13 @@ MIN_READ_BYTES = 64 * 1024
 MAX_UNREAD_PONG_BYTES = 64 * 1024
 """Unread bytes of a WebSocket above which its pings get no answer."""
 log = structlog.get_logger()
-_REASONS = {408: "Request Timeout", 429: "Too Many Requests", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
+_REASONS = {
+    400: "Bad Request",
+    408: "Request Timeout",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    503: "Service Unavailable",
+}
 
 
 @functools.lru_cache(4_096)
@@ -101,7 +107,7 @@ class ConnectionLimiter:
         if not self._open[address]:
             del self._open[address]
 
-    def protocols(self) -> tuple[type[HttpToolsProtocol], type[FastPathWebSocket]]:
+    def protocols(self) -> tuple[type[HttpProtocol], type[FastPathWebSocket]]:
         """Subclasses of uvicorn's protocols whose connections this limiter counts and limits."""
         limiter = self
 
@@ -162,7 +168,7 @@ class _WatchedProtocol(asyncio.Protocol):
         super().resume_writing()
 
 
-class _Http(_WatchedProtocol, HttpToolsProtocol):
+class _Http(_WatchedProtocol, HttpProtocol):
     """One HTTP connection. `_address` is set while the limiter counts it."""
 
     LIMITER: ConnectionLimiter
@@ -226,7 +232,7 @@ class _Http(_WatchedProtocol, HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         if not self._refused:
-            super().send_400_response(msg)
+            self._refuse(400, BadMessage(msg))
 
     def handle_websocket_upgrade(self) -> None:
         self._end_head()
@@ -266,7 +272,7 @@ class _Http(_WatchedProtocol, HttpToolsProtocol):
         body = dumps(error.as_json())
         head = (
             f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            f"retry-after: 1\r\nconnection: close\r\n\r\n"
+            f"{'retry-after: 1' if error.retry else 'x-should-retry: false'}\r\nconnection: close\r\n\r\n"
         )
         log.info("connection refused", address=self.client and self.client[0], status=status, reason=str(error))
         self._refused = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import signal
 import socket
@@ -18,6 +19,8 @@ import uvicorn
 
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.runtime.connection_limiter import LINGERING, ConnectionLimiter, ConnectionLimits
+from tallystick.runtime.ports import describe_holder
+from tallystick.runtime.supervision import report_port
 
 resource: ModuleType | None
 try:
@@ -68,7 +71,9 @@ async def serving(
             await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 await task
-            yield int(listener.getsockname()[1])
+            bound = int(listener.getsockname()[1])
+            report_port(bound)
+            yield bound
         finally:
             ready.cancel()
             server.should_exit = True
@@ -119,7 +124,9 @@ def _listener(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
-        text = f"cannot listen on {host} port {port}: {error}; choose another port with --port, or `port` in the config"
+        holder = describe_holder(port) if getattr(error, "errno", None) == errno.EADDRINUSE else None
+        reason = f"{holder} listens there" if holder else str(error)
+        text = f"cannot listen on {host} port {port}: {reason}; choose another port with --port, or `port` in the config"
         raise Unavailable(Code.PORT_UNAVAILABLE, text, fault=Fault.CLIENT) from error
 
 

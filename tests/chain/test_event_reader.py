@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 import pytest
 
-from tallystick.chain.event_reader import DeepReorg, EventPage, follow_events, read_events
+from tallystick.chain.event_reader import DeepReorg, EventPage, read_events
 from tallystick.chain.events import Deposited, Event, FeeSet, PurseOpened, Settled
 from tallystick.chain.rpc import Rpc, RpcError
 from tallystick.protocol.errors import PeerError, Unavailable
@@ -51,21 +50,6 @@ async def test_long_ranges_come_in_pages(world: World, rpc: Rpc) -> None:
         assert len(page.events) <= 2
         cursor, events = page.cursor, [*events, *page.events]
     assert len(events) == 5
-
-
-async def test_following_waits_for_news(world: World, rpc: Rpc) -> None:
-    """A follower yields the existing events and then new ones."""
-    start = await rpc.block_number() + 1
-    await world.escrow.set_fee(world.deployer, 1)
-    pages = follow_events(rpc, world.deployment, start, interval=0.01)
-    first = await asyncio.wait_for(anext(pages), 2)
-    waiting = asyncio.ensure_future(anext(pages))
-    await asyncio.sleep(0.05)
-    assert not waiting.done()
-    await world.escrow.set_fee(world.deployer, 2)
-    second = await asyncio.wait_for(waiting, 2)
-    assert [len(p.events) for p in (first, second)] == [1, 1]
-    assert second.cursor > first.cursor
 
 
 async def test_other_contracts_say_nothing_here(world: World, rpc: Rpc) -> None:
@@ -151,24 +135,8 @@ async def test_a_reorg_below_the_depth_is_reported(either: World) -> None:
     with pytest.raises(DeepReorg, match="dropped block") as caught:
         await read_events(rpc, either.deployment, page.cursor, after=page.tip, confirmations=2)
     assert (caught.value.block, caught.value.retry, isinstance(caught.value, PeerError)) == (page.cursor - 1, False, True)
-    with pytest.raises(DeepReorg):
-        await anext(follow_events(rpc, either.deployment, page.cursor, after=page.tip, interval=0.01))
     again = await read_events(rpc, either.deployment, start)
     assert _rates(again) == [3]
-
-
-async def test_a_follower_detects_a_reorg(either: World) -> None:
-    """A follower keeps the tip between its own pages and detects a reorganization itself."""
-    rpc = either.rpc
-    mark, start = await rpc.request("evm_snapshot"), await rpc.block_number() + 1
-    pages = follow_events(rpc, either.deployment, start, interval=0.01)
-    await _set(either, 1)
-    assert _rates(await asyncio.wait_for(anext(pages), 5)) == [1]
-    await _back(either, mark)
-    await rpc.request("evm_increaseTime", 60)
-    await _set(either, 2, 3)
-    with pytest.raises(DeepReorg):
-        await asyncio.wait_for(anext(pages), 5)
 
 
 async def test_a_real_reorg_of_a_few_blocks(anvil_url: str) -> None:

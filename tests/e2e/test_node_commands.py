@@ -61,20 +61,24 @@ async def test_doctor_earnings_status_and_collect(tmp_path: Path) -> None:
         assert "accepted up to 1000" in checks["fee"]
         assert "5 s after announcing it" in checks["reservations"]
         empty = await tally("earnings")
-        assert (empty["days"], empty["where"]["earned"]) == ([], "0")
+        assert (empty["days"], empty["earned"]) == ([], "0")
         await load.ask(site.gateway, requests=5, concurrency=2)
 
         earned = await tally("earnings")
         (day,) = earned["days"]
         assert (day["model"], day["payer"], day["jobs"]) == ("bench", site.payer.address, 5)
-        assert earned["where"]["claimable"] == earned["where"]["earned"] == day["revenue"] != "0"
-        assert earned["where"]["writtenOff"] == "0"
+        assert earned["where"]["accrued"] == earned["earned"] == day["revenue"] != "0", "less than a claim should bring"
+        assert sum(map(int, earned["where"].values())) == int(earned["earned"])
         assert "Where the money is" in await tally("earnings", as_json=False)
 
         why = await tally("why")
         assert why["connected"]
         assert {decision["why"] for decision in why["decisions"]} == {"got the job", "offered to the client, place 1 of 1"}
         assert "got the job" in await tally("why", as_json=False)
+        repriced = await tally("why", "--at", "0.1,0.2")
+        assert {decision["stage"] for decision in repriced["decisions"]} == {"shortlist"}
+        assert all(decision["won"] for decision in repriced["decisions"])
+        assert "--at" in (await tally("why", "--at", "0.1", code=1))["error"]["message"]
 
         status = await tally("status")
         assert (status["ok"], status["jobs"], status["revenue"]) == (True, {"completed": 5}, day["revenue"])
@@ -85,6 +89,10 @@ async def test_doctor_earnings_status_and_collect(tmp_path: Path) -> None:
         assert list(status["fees_bps"].values()) == [0]
 
         os.kill(site.pids["coordinator"], signal.SIGKILL)
+        nothing = await tally("collect", "--dry-run")
+        assert (nothing["tabs"], nothing["left"]["belowMinAmount"]) == ([], day["revenue"])
+        shown = await tally("collect", "--min-amount", "0", "--dry-run", as_json=False)
+        assert "not sent" in shown
         shown = await tally("collect", "--min-amount", "0", "--dry-run")
         assert [tab["owed"] for tab in shown["tabs"]] == [day["revenue"]]
         refused = await tally("collect", "--min-amount", "0", code=1)
@@ -93,9 +101,13 @@ async def test_doctor_earnings_status_and_collect(tmp_path: Path) -> None:
         (tab,) = (await tally("collect", "--min-amount", "0"))["tabs"]
         assert (tab["paid"], tab["skipped"]) == (day["revenue"], None)
         assert (await tally("collect", "--min-amount", "0"))["tabs"] == []
-        assert "nothing to collect" in await tally("collect", as_json=False)
+        assert "no payer owes anything" in await tally("collect", as_json=False)
+        for options in ((), ("--offline",)):
+            earned = await tally("earnings", *options)
+            assert earned["where"]["accrued"] == earned["where"]["claimable"] == "0", "settled, and known at once"
+            assert sum(map(int, earned["where"].values())) == int(earned["earned"])
         earned = await tally("earnings")
-        assert earned["where"]["credit"] == day["revenue"]
+        assert earned["where"]["credited"] == day["revenue"]
         assert earned["gas"]["transactions"] == 1
         assert int(earned["gas"]["fee"]) >= earned["gas"]["gasUsed"] > 20_000
         assert "gwei for 1 transaction" in await tally("earnings", as_json=False)
@@ -133,7 +145,7 @@ async def test_backup_and_restore(tmp_path: Path) -> None:
             await _until_ready(tally)
             await load.ask(site.gateway, requests=2, concurrency=1)
             earned = await tally("earnings")
-            assert int(earned["where"]["earned"]) == 9 * int(earned["days"][0]["revenue"]) // earned["days"][0]["jobs"]
+            assert int(earned["earned"]) == 9 * int(earned["days"][0]["revenue"]) // earned["days"][0]["jobs"]
         finally:
             node.send_signal(signal.SIGTERM)
             assert await node.wait() == 0

@@ -70,12 +70,14 @@ class SharedWalletCluster(Cluster):
             return
         arguments = ("gateway", "--config", str(self.config), "--wallet", self.market.keystore("payer"))
         url = f"{self.url(name)}/health"
-        port = ("--port", str(self.ports[name]))
+        listen, port = ("--port", str(self.ports[name])), self.ports[name]
         if self.apart and name == GATEWAYS[1]:
             other = self.market.folder / "other.toml"
             other.write_text(f'ledger_file = "{self.other_ledger_file}"\n{self.config.read_text()}')
             arguments = ("gateway", "--config", str(other), *arguments[3:])
-        self.running[name] = await self.processes.start(name, *arguments, *port, ready=lambda: services.is_healthy(url))
+        self.running[name] = await self.processes.start(
+            name, *arguments, *listen, ready=lambda: services.is_healthy(url), port=port
+        )
 
     @property
     def config(self) -> Path:
@@ -134,10 +136,7 @@ async def shared_wallet(
     market = replace(demo.prepare_market(folder), ports=ports)
     environment = {PASSWORD_FILE_ENV: str(folder / "password"), "TALLYSTICK_HOME": str(folder)}
     async with ProcessGroup(folder, environment) as processes:
-        chain = market.url(market.ports.chain)
-        await processes.start(
-            "chain", "chain", "--port", str(market.ports.chain), ready=lambda: services.is_healthy(f"{chain}/health")
-        )
+        await services.start_chain(market, processes)
         await demo.deploy_and_fund(market)
         for port in market.ports.engines.values():
             await services.start_stand_in(market, processes, port)

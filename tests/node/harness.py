@@ -157,7 +157,7 @@ class Client:
 
 def admitted(placed: PlacedJob) -> AdmittedJob:
     """Returns an admitted job."""
-    return AdmittedJob(placed.job, placed.order, placed.terms, 0, OFFER)
+    return AdmittedJob(placed.job, placed.order, placed.terms, OFFER)
 
 
 class RunnerHarness:

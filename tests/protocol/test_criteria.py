@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick.protocol.criteria import DEFAULT_LIMIT, SORTS, Demand, Facts, Reason
+from tallystick.protocol.criteria import DEFAULT_LIMIT, SORTS, Demand, Facts, Reason, context_refusal
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.requirements import Requirements
@@ -30,6 +30,7 @@ ASK = make_ask(person("ann")).message
         (Reason.ROUTE, {"route": "/v1/rerank"}, {}),
         (Reason.REGION, {"require": Requirements(region=("eu",))}, {}),
         (Reason.CONTEXT, {"require": Requirements(context_tokens=8_193)}, {}),
+        (Reason.TOO_LONG, {"input_tokens": 8_193}, {}),
         (Reason.STAKE, {"min_stake": 8}, {"stake": 7}),
         (Reason.INPUT_PRICE, {"max_input_price": 999_999}, {}),
         (Reason.OUTPUT_PRICE, {"max_output_price": 1_999_999}, {}),
@@ -62,6 +63,52 @@ def test_a_route_is_served_by_the_asks_that_list_it() -> None:
     assert Demand(MODEL, route="/v1/rerank").objection(ask, Facts(START)) is None
 
 
+@pytest.mark.parametrize(
+    ("features", "reason"),
+    [((), None), (("tools",), None), (("vision", "tools"), None), (("tools", "-Vision"), Reason.UNSUPPORTED)],
+)
+def test_unknown_is_not_no(features: tuple[str, ...], reason: Reason | None) -> None:
+    """An ask that does not declare what a request needs may have it; one that declares its absence is left out."""
+    ask = replace(ASK, spec=Spec(features=features))
+    assert Demand(MODEL, needs=Requirements(features=("vision",))).objection(ask, Facts(START)) is reason
+
+
+def test_a_standard_route_whose_absence_is_declared() -> None:
+    """Every ask sells the standard routes, except for those that it says it does not serve."""
+    ask = replace(ASK, spec=Spec(features=("tools", "-/v1/embeddings")))
+    assert Demand(MODEL, route="/v1/embeddings").objection(ask, Facts(START)) is Reason.ROUTE
+    assert Demand(MODEL, route="/v1/chat/completions").objection(ask, Facts(START)) is None
+    assert Demand(MODEL, route="/v1/embeddings").objection(ASK, Facts(START)) is None
+
+
+def test_an_unknown_context_refuses_nothing() -> None:
+    """A context of 0 tokens is one that the provider does not know; the exact length fits."""
+    for context in (0, 100):
+        assert Demand(MODEL, input_tokens=100).objection(replace(ASK, context_tokens=context), Facts(START)) is None
+
+
+def test_the_strict_demand_requires_what_the_request_needs() -> None:
+    """Asks that declare everything meet it; a demand without needs has none."""
+    assert Demand(MODEL).strict is None
+    demand = Demand(
+        MODEL, require=Requirements(features=("logprobs",), context_tokens=9), needs=Requirements(features=("tools",))
+    )
+    strict = demand.strict
+    assert strict is not None
+    assert strict.require == Requirements(features=("logprobs", "tools"), context_tokens=9)
+    assert strict.needs == Requirements()
+
+
+def test_the_refusal_of_a_long_request_is_openais() -> None:
+    """Clients recognise it by its code and words."""
+    refusal = context_refusal("m", 8_192, 9_000)
+    error = refusal.as_json()["error"]
+    assert (refusal.status, error["code"], error["type"]) == (400, "context_length_exceeded", "invalid_request_error")
+    assert error["param"] == "messages"
+    assert str(error["message"]).startswith("This model's maximum context length is 8192 tokens")
+    assert "9000" in str(error["message"])
+
+
 prices = st.none() | st.integers(0, 10**18)
 few_addresses = st.frozensets(addresses, max_size=3)
 requirements = st.builds(
@@ -83,6 +130,8 @@ requirements = st.builds(
         st.integers(0, 10**18),
         st.sampled_from(SORTS),
         limit=st.integers(1, MAX_CANDIDATES),
+        needs=requirements,
+        input_tokens=st.integers(0, 1 << 31),
     )
 )
 def test_the_coordinator_reads_what_the_client_writes(demand: Demand) -> None:
@@ -117,6 +166,8 @@ def test_every_criterion_is_on_the_wire() -> None:
         "min_reputation": 1,
         "min_stake": 1,
         "sort": "latency",
+        "needs": Requirements(features=("tools",)),
+        "input_tokens": 1,
     }
     assert values.keys() == {field.name for field in fields(Demand)} - {"model", "limit", "prefer"}
     whole = replace(Demand(MODEL), **values)

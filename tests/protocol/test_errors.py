@@ -58,6 +58,7 @@ STATUSES = {
     404: "unknown_model unknown_job unknown_route",
     409: "order_replayed chain_refused",
     413: "body_too_large",
+    415: "unsupported_encoding",
     499: "cancelled",
     502: "bad_receipt provider_failed engine_unavailable",
     503: "no_provider node_busy node_gone chain_unavailable coordinator_unavailable database_unavailable port_unavailable "

@@ -55,6 +55,33 @@ def flipped(data: bytes, bit: int) -> bytes:
     return bytes(changed)
 
 
+# Reasons
+
+
+@given(keys, st.text(max_size=300))
+@some
+def test_a_reason_opens_with_its_key_and_order(key: ContentKey, reason: str) -> None:
+    """A node's words about a failed order open for its client alone; equal words look different."""
+    first, second = key.seal_reason(ORDER, reason), key.seal_reason(ORDER, reason)
+    assert first != second
+    assert key.open_reason(ORDER, first) == reason.encode(errors="replace").decode()
+    for opener, order in ((OTHER_KEY, ORDER), (key, OTHER_ORDER)):
+        with pytest.raises(BadSeal):
+            opener.open_reason(order, first)
+
+
+@pytest.mark.parametrize("sealed", ["", "!", "YQ==", base64.b64encode(bytes(200)).decode(), "é" * 40])
+def test_garbage_is_no_reason(sealed: str) -> None:
+    """What does not open is refused, whatever it is."""
+    with pytest.raises(BadSeal):
+        KEY.open_reason(ORDER, sealed)
+
+
+def test_only_the_bucket_of_a_reason_shows() -> None:
+    """Reasons of similar length have the same size."""
+    assert len({len(KEY.seal_reason(ORDER, "x" * size)) for size in (0, 1, 60, 124)}) == 1
+
+
 # Requests
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick.protocol.sse import EventReader, MalformedAnswer, event_data
+from tallystick.protocol.sse import EventReader, MalformedAnswer, event_data, event_name
 
 STREAM = b'data: {"a":1}\n\n: keep-alive\n\nevent: x\ndata: {"b":\ndata: 2}\n\ndata: [DONE]\n\n'
 
@@ -32,6 +32,14 @@ def test_event_data() -> None:
     """An event's data lines are joined; a comment has no data."""
     assert [event_data(event) for event in events([STREAM])] == [b'{"a":1}', None, b'{"b":\n2}', b"[DONE]"]
     assert event_data(b'data:{"a":1}\n\n') == b'{"a":1}'
+
+
+def test_event_name() -> None:
+    """The last event line names the event; data that looks like one does not."""
+    assert event_name(b"event: error\ndata: {}\n\n") == "error"
+    assert event_name(b"data: {}\nevent:error\n\n") == "error"
+    assert event_name(b'data: {"event: error": 1}\n\n') == ""
+    assert event_name(b"event: a\nevent: b\ndata: 1\n\n") == "b"
 
 
 def test_an_event_without_end_is_bounded() -> None:

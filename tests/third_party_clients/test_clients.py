@@ -137,3 +137,18 @@ async def test_curl(site: Site) -> None:
         "curl", "-sSN", address, "-H", "content-type: application/json", "-d", body[:-1] + ', "stream": true}'
     )
     assert streamed.endswith("data: [DONE]\n\n")
+
+
+async def test_java(site: Site) -> None:
+    """Java's own HTTP client, whose offer of HTTP/2 is ignored: whole and streamed, bodies of known and unknown length."""
+    java = shutil.which("java")
+    assert java, "a JDK of at least version 11 is needed"
+    lines = (await site.run(java, str(PROGRAMS / "JavaHttpClient.java"))).splitlines()
+    answers = [line.split(" ", 2) for line in lines]
+    assert [answer[:2] for answer in answers] == [["HTTP_1_1", "200"]] * 5
+    for _, _, body in answers[:2]:
+        assert json.loads(body)["choices"][0]["message"]["content"] == TEXT
+    for _, _, body in answers[2:4]:
+        assert body.endswith("data: [DONE]\\n\\n")
+    assert [model["id"] for model in json.loads(answers[4][2])["data"]] == ["bench"]
+    assert [asked["seed"] for asked in site.engine.asked] == [7] * 4

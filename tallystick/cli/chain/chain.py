@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tallystick.cli.onchain import LOCAL_CHAIN_ID, LOCAL_RPC, dev_account, parse_account, parse_duration, with_rpc
-from tallystick.cli.options import DEFAULT_WALLET, Json
+from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, deployment_path
 from tallystick.cli.output import note, show_json, show_table, step
 from tallystick.protocol.eip712 import checksum
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.types import format_amount, parse_amount
+from tallystick.runtime.config import home
 
 if TYPE_CHECKING:
     from tallystick.chain.endpoint import Rpc
@@ -22,6 +25,10 @@ IMPORT_HINT = "tally wallet import NAME --dev-account 0"
 
 app = typer.Typer(help="Run a local chain; the sub-commands use one that runs.")
 LocalRpc = Annotated[str, typer.Option("--rpc", help="JSON-RPC URL of the chain.")]
+MarketRpc = Annotated[
+    str | None,
+    typer.Option("--rpc", help=f"JSON-RPC URL of any local chain; default: the deployment file's, or {LOCAL_RPC} without one."),
+]
 Accounts = Annotated[int, typer.Option(help="Number of funded accounts.", min=1, max=100)]
 
 
@@ -91,22 +98,55 @@ def accounts(
 @app.command()
 def advance(
     duration: Annotated[str, typer.Argument(help="Length of time, for example 30s, 5m, 2h or 1d.")],
-    rpc: LocalRpc = LOCAL_RPC,
+    rpc: MarketRpc = None,
+    deployment: DeploymentFile = None,
     as_json: Json = False,
 ) -> None:
-    """Move a local chain's clock forward and mine a block, to skip the waits of thaw, release and unstake."""
+    """Move a local chain's clock forward and mine a block, to skip the waits of thaw, release and unstake.
+
+    Moves the chain of the deployment file, after a check that the contracts are there. --rpc names any other chain.
+    """
     seconds = parse_duration(duration, "DURATION")
 
     async def act(endpoint: Rpc) -> None:
         block, timestamp = await move_clock(endpoint, seconds)
         if as_json:
-            show_json({"advanced": seconds, "timestamp": timestamp, "block": block})
+            show_json({"advanced": seconds, "timestamp": timestamp, "block": block, "rpc": endpoint.url})
         else:
             from tallystick.chain.state_explainer import span, utc
 
-            step(f"{span(seconds)} later: block {block} has the time {utc(timestamp)}")
+            step(f"{span(seconds)} later: block {block} of {endpoint.url} has the time {utc(timestamp)}")
 
-    asyncio.run(with_rpc(rpc, act))
+    asyncio.run(_with_market_chain(rpc, deployment, act, check_contracts=True))
+
+
+async def _with_market_chain(
+    rpc: str | None, deployment: Path | None, act: Callable[[Rpc], Awaitable[None]], *, check_contracts: bool
+) -> None:
+    """Runs `act` with the chain that `rpc` names, else the deployment's.
+
+    Raises WrongChain for another chain id than the deployment's, and WrongContract if `check_contracts` finds no escrow.
+    """
+    from tallystick.chain.codec import WrongContract
+    from tallystick.chain.deployment import Deployment
+    from tallystick.chain.escrow import Escrow
+
+    path = deployment or home() / "deployment.json"
+    if rpc is not None or (deployment is None and not path.exists()):
+        await with_rpc(rpc or LOCAL_RPC, act)
+        return
+    loaded = Deployment.load(deployment_path(path))
+
+    async def check_and_act(endpoint: Rpc) -> None:
+        endpoint.expect(loaded.chain_id)
+        if check_contracts:
+            try:
+                await Escrow(endpoint, loaded).check()
+            except WrongContract as error:
+                raise WrongContract(f"{error}. To use this chain all the same: --rpc {endpoint.url}") from None
+        await act(endpoint)
+
+    await with_rpc(loaded.rpc, check_and_act)
 
 
 async def move_clock(rpc: Rpc, seconds: int) -> tuple[int, int]:
@@ -131,10 +171,14 @@ def fund(
     account: Annotated[str, typer.Argument(help="Account to fund: an address or a wallet name.")] = DEFAULT_WALLET,
     coins: Annotated[str, typer.Option(help="Number of coins of the chain, for gas.")] = "1",
     dev: Annotated[int, typer.Option("--dev-account", help="Number of the funded account that pays.")] = 0,
-    rpc: LocalRpc = LOCAL_RPC,
+    rpc: MarketRpc = None,
+    deployment: DeploymentFile = None,
     as_json: Json = False,
 ) -> None:
-    """Send coins of a local chain to an account, to pay for gas. Test dollars come with `tally deposit --mint`."""
+    """Send coins of a local chain to an account, to pay for gas. Test dollars come with `tally deposit --mint`.
+
+    Uses the chain of the deployment file; --rpc names any other.
+    """
     from tallystick.chain.sender import Sender
 
     address, value = parse_account(account, "ACCOUNT"), int(parse_amount(coins, COIN_DECIMALS, "--coins"))
@@ -145,6 +189,6 @@ def fund(
         if as_json:
             show_json({"account": address, "coins": str(total), "tx": mined.hash})
         else:
-            step(f"{address} has {format_amount(total, COIN_DECIMALS)} coins")
+            step(f"{address} has {format_amount(total, COIN_DECIMALS)} coins on {endpoint.url}")
 
-    asyncio.run(with_rpc(rpc, act))
+    asyncio.run(_with_market_chain(rpc, deployment, act, check_contracts=False))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tallystick.cli.chain.chain import COIN_DECIMALS, LocalRpc
-from tallystick.cli.onchain import LOCAL_RPC, dev_account, parse_account, parse_duration, with_rpc
+from tallystick.cli.onchain import LOCAL_RPC, dev_account, held_by_escrow, parse_account, parse_duration, with_rpc
 from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, Wallet, unlock
 from tallystick.cli.output import note, show_fields, show_json, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal
@@ -65,10 +65,19 @@ def deploy(
         Path | None,
         typer.Option("--out", "-o", help="Deployment file to write; default: deployment.json in the home folder."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a deployment file whose escrow holds money, or cannot be read.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Deploy the escrow (and a test dollar) to a chain, and write the deployment file that clients and daemons need."""
+    """Deploy the escrow (and a test dollar) to a chain, and write the deployment file that clients and daemons need.
+
+    An earlier file is kept as deployment.1.json, and so on. If its escrow holds money, this needs --force: clients and daemons
+    that use the file would no longer find that money.
+    """
     path = file or home() / "deployment.json"
+    if not force and path.exists():
+        asyncio.run(_check_replaceable(path))
     gifts = [parse_account(text, "--fund") for text in fund or []]
     if gifts and (dev is None or token is not None):
         raise BadMessage(
@@ -80,10 +89,12 @@ def deploy(
 
     async def run(endpoint: Rpc) -> None:
         deployment = await _deploy(endpoint, signer, rules, existing, gifts)
-        deployment.save(path)
         shown = deployment.to_json() | {"rpc": public_url(deployment.rpc)}
         if has_secret(deployment.rpc):
             note(f"{path} has the JSON-RPC URL with its API key: remove the key from its member rpc before you share the file")
+        kept = deployment.save_keeping(path)
+        if kept:
+            note(f"the earlier {path} is kept as {kept}")
         if as_json:
             show_json(shown | {"file": str(path)})
             return
@@ -91,6 +102,26 @@ def deploy(
         show_fields([*shown.items(), *_waits(rules)], title="Deployment")
 
     asyncio.run(with_rpc(rpc, run))
+
+
+async def _check_replaceable(path: Path) -> None:
+    """Raises BadMessage if the file at `path` is of a deployment that holds money, or might."""
+    from tallystick.chain.deployment import Deployment
+
+    try:
+        existing = Deployment.load(path)
+    except (BadMessage, OSError) as error:
+        reason = f"it is no deployment file ({error})"
+    else:
+        held = await held_by_escrow(existing)
+        if held == 0:
+            return
+        where = f"the escrow {existing.escrow} on chain {existing.chain_id}"
+        if held is None:
+            reason = f"chain {existing.chain_id} does not answer at {public_url(existing.rpc)}, so what {where} holds is unknown"
+        else:
+            reason = f"{where} holds {format_amount(held, existing.token_decimals)} dollars"
+    raise BadMessage(f"{path}: {reason}. Name another file with --out, or use --force, which keeps this file beside the new one")
 
 
 def _rules(waits: dict[str, str | None], penalty: str | None, treasury: str | None, *, short_waits: bool) -> EscrowRules:

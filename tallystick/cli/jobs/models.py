@@ -87,7 +87,7 @@ def explain(
     """
     from tallystick.client.config import load_config
     from tallystick.client.coordinator.http_client import CoordinatorClient
-    from tallystick.client.selection.options import ProviderCriteria, demand_of, explain_asks
+    from tallystick.client.selection.options import ProviderCriteria, demand_for, demand_of, explain_asks
     from tallystick.protocol.requirements import Requirements
 
     require = Requirements(
@@ -109,6 +109,8 @@ def explain(
             blocked = {} if ledger is None else await ledger.excluded(domain, int(time.time()))
             for model, asked in _requests(request, route, loaded):
                 demand = demand_of(loaded, model, route, choice)
+                if asked is not None:
+                    demand = demand_for(demand, asked.summary)
                 listed = await coordinator.explain(demand.to_json(ZERO_ADDRESS if ledger is None else ledger.payer))
                 answers += [(model, provider, asked) for provider in explain_asks(listed, demand, blocked, int(time.time()))]
         _show(answers, request, loaded, as_json=as_json)

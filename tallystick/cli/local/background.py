@@ -7,34 +7,33 @@ process.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import json
 import os
 import shutil
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, TextIO
 
+from tallystick.cli.local.market_location import MarketLocation, MarketState, inspect_market, port_of, refuse_foreign
 from tallystick.cli.local.processes import ProcessGroup, free_port, log_tail, spawn_tally
 from tallystick.cli.local.services import (
     GAS_MONEY,
+    LocalMarket,
     Ports,
     environment,
-    get_json,
     prepare,
     start_chain,
     start_coordinator,
     start_engines,
     start_node,
 )
-from tallystick.cli.onchain import LOCAL_CHAIN_ID, LOCAL_RPC
 from tallystick.cli.output import step
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError, Unavailable
-from tallystick.protocol.types import parse_address
+from tallystick.protocol.errors import BadMessage, Code, Unavailable
 from tallystick.runtime.config import home
+from tallystick.runtime.ports import describe_holder
 
 if TYPE_CHECKING:
     from tallystick.chain.deployment import Deployment
@@ -47,85 +46,24 @@ GATEWAY_PORT = 8421
 ENGINE_PORT = 8431
 
 
-@dataclass(frozen=True, slots=True)
-class MarketLocation:
-    """Where a market is, by the user's settings: the coordinator's URL and the deployment file."""
-
-    coordinator: str
-    deployment: Path
-
-    @property
-    def rpc(self) -> str:
-        """The chain's URL. Raises BadMessage for a damaged deployment file."""
-        loaded = self.load_deployment()
-        return LOCAL_RPC if loaded is None else loaded.rpc
-
-    def load_deployment(self) -> Deployment | None:
-        """The deployment file's content; None if the file does not exist. Raises BadMessage if it is damaged."""
-        from tallystick.chain.deployment import Deployment
-
-        return Deployment.load(self.deployment) if self.deployment.exists() else None
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the whole market is on this machine with play money, so that it may be started and funded."""
-        loaded = self.load_deployment()
-        return is_loopback(self.coordinator) and (
-            loaded is None or (loaded.chain_id == LOCAL_CHAIN_ID and is_loopback(loaded.rpc))
-        )
-
-
-def is_loopback(url: str) -> bool:
-    """Whether a URL names this machine."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-async def is_deployed(rpc: Rpc, deployment: Deployment | None) -> bool:
-    """Whether a deployment's escrow exists on the chain. Raises Unavailable."""
-    if deployment is None:
-        return False
-    return await rpc.request("eth_getCode", deployment.escrow, "latest") not in ("0x", None)
-
-
-async def ensure_deployment(rpc: Rpc, location: MarketLocation) -> Deployment:
-    """The deployment of a local market: the file's if it is valid, else the coordinator's, else a new one, which is then written
-    to the file. Raises TallyError.
-    """
+async def deploy_contracts(rpc: Rpc, location: MarketLocation) -> Deployment:
+    """Deploys the contracts of a local market and writes the deployment file. Raises TallyError."""
     from tallystick.chain.deploy import LOCAL_RULES, deploy
-    from tallystick.chain.deployment import Deployment
     from tallystick.chain.devnet import dev_accounts
     from tallystick.chain.sender import Sender
 
-    if await rpc.chain_id() != LOCAL_CHAIN_ID:
-        raise Refusal(
-            Code.CHAIN_REFUSED,
-            f"the chain at {rpc.shown_url} is not a local test chain (id {LOCAL_CHAIN_ID}), so nothing is deployed",
-        )
-    info, loaded = await get_json(f"{location.coordinator}/v1/info"), location.load_deployment()
-    if loaded is not None and await is_deployed(rpc, loaded) and (info is None or info["contract"] == loaded.escrow):
-        return loaded
-    if info is None:
-        # A new account gives each chain's escrow another address: the client's ledgers are kept by that address.
-        deployer = Signer(os.urandom(32))
-        await Sender(rpc, dev_accounts()[0]).send(deployer.address, b"", value=GAS_MONEY)
-        deployment = await deploy(rpc, Sender(rpc, deployer), rules=LOCAL_RULES)
-        step(f"contracts deployed; wrote {location.deployment}")
-    else:
-        contract, token = parse_address(info["contract"]), parse_address(info["token"])
-        deployment = Deployment(LOCAL_CHAIN_ID, contract, token, int(info["tokenDecimals"]), 0, rpc.url)
-        if info["chainId"] != LOCAL_CHAIN_ID or not await is_deployed(rpc, deployment):
-            raise Refusal(
-                Code.CHAIN_REFUSED,
-                f"the coordinator at {location.coordinator} settles on {contract}, which is not on the chain at {rpc.shown_url}: "
-                "stop that coordinator, or name another with --coordinator",
-            )
-        step(f"wrote {location.deployment} with the contracts that the coordinator settles on")
-    deployment.save(location.deployment)
+    # A new account gives each chain's escrow another address: the client's ledgers are kept by that address.
+    deployer = Signer(os.urandom(32))
+    await Sender(rpc, dev_accounts()[0]).send(deployer.address, b"", value=GAS_MONEY)
+    deployment = await deploy(rpc, Sender(rpc, deployer), rules=LOCAL_RULES)
+    write_deployment(deployment, location.deployment)
     return deployment
+
+
+def write_deployment(deployment: Deployment, path: Path) -> None:
+    """Writes the deployment file, unless it has this content, and keeps the one that it replaces."""
+    backup = deployment.save_keeping(path)
+    step(f"wrote {path}" + (f"; the earlier file is kept as {backup}" if backup else ""))
 
 
 # ----------------------------------------------------------------------------------------------------------- supervisor process
@@ -149,6 +87,22 @@ def running() -> int | None:
         except BlockingIOError:
             return int(file.read() or 0) or None
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class StartedServices:
+    """Which services the local market runs itself; it uses those of others besides."""
+
+    chain: bool = True
+    coordinator: bool = True
+
+
+def started_services() -> StartedServices:
+    """The services that the running local market started."""
+    try:
+        return StartedServices(**json.loads((folder() / "started.json").read_text()))
+    except (OSError, ValueError, TypeError):  # it is starting
+        return StartedServices()
 
 
 def stop() -> bool:
@@ -223,6 +177,7 @@ async def supervise(location: MarketLocation, embedded: Path | None) -> None:
         stopped = asyncio.Event()
         for signal_number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
+        (folder() / "started.json").unlink(missing_ok=True)
         run_folder = folder() / "run"
         shutil.rmtree(run_folder, ignore_errors=True)  # the previous run's chain is gone, so its state is worthless
         run_folder.mkdir(mode=0o700)
@@ -239,37 +194,47 @@ async def supervise(location: MarketLocation, embedded: Path | None) -> None:
 
 
 async def _run_services(location: MarketLocation, run_folder: Path, processes: ProcessGroup, embedded: Path | None) -> None:
+    from tallystick.chain.endpoint import Rpc
+
+    rpc = Rpc(location.rpc)
+    try:
+        state = await inspect_market(rpc, location)
+    finally:
+        await rpc.close()
+    if state.foreign is not None:
+        raise refuse_foreign(location, state.foreign)
+    own_chain = state.deployment is None
+    wanted = port_of(location.rpc)
+    chain_port = free_port(wanted) if own_chain else wanted
+    if chain_port != wanted:
+        step(f"port {wanted} is taken ({describe_holder(wanted) or 'another program'}), so the chain gets port {chain_port}")
+    ports = Ports(chain_port, port_of(location.coordinator), GATEWAY_PORT, {"node": free_port(ENGINE_PORT)})
+    market = prepare(run_folder, location.deployment, ports, ())
+    if own_chain:
+        await start_chain(market, processes)
+    await _start_rest(location, state, market, processes, embedded)
+    started = StartedServices(chain=own_chain, coordinator=state.coordinator is None)
+    (folder() / "started.json").write_text(json.dumps(asdict(started)))
+    (folder() / "ready").touch()
+    raise (await processes.first_exit()).exited()
+
+
+async def _start_rest(
+    location: MarketLocation, state: MarketState, market: LocalMarket, processes: ProcessGroup, embedded: Path | None
+) -> None:
+    """Deploys the contracts unless they exist, and starts engine, coordinator and node."""
     from tallystick.chain.devnet import dev_accounts
     from tallystick.chain.endpoint import Rpc
     from tallystick.chain.sender import Sender
 
-    ports = Ports(_port(location.rpc), _port(location.coordinator), GATEWAY_PORT, {"node": free_port(ENGINE_PORT)})
-    market = prepare(run_folder, location.deployment, ports, ())
-    rpc = Rpc(location.rpc)
+    rpc = Rpc(location.rpc if state.deployment is not None else market.url(market.ports.chain))
     try:
-        if await chain_id(rpc) is None:
-            await start_chain(market, processes)
-        await ensure_deployment(rpc, location)
-        info: Any = await get_json(f"{location.coordinator}/v1/info")
+        if state.deployment is None:
+            await deploy_contracts(rpc, location)
         engines = asyncio.create_task(start_engines(market, processes, embedded))
-        if info is None:
+        if state.coordinator is None:
             await Sender(rpc, dev_accounts()[0]).send(market.signers["coordinator"].address, b"", value=GAS_MONEY)
             await start_coordinator(market, processes)
         await start_node(market, processes, "node", await engines)
     finally:
         await rpc.close()
-    (folder() / "ready").touch()
-    raise (await processes.first_exit()).exited()
-
-
-async def chain_id(rpc: Rpc) -> int | None:
-    """The chain's id; None if the chain does not answer."""
-    try:
-        return await rpc.chain_id()
-    except TallyError:
-        return None
-
-
-def _port(url: str) -> int:
-    parts = urlsplit(url)
-    return parts.port or (443 if parts.scheme == "https" else 80)

@@ -38,6 +38,7 @@ from tallystick.cli.options import Json, StandIn
 from tallystick.cli.output import err, json_fields, note, out, show_fields, show_json, step
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Amount, format_amount
+from tallystick.runtime.ports import describe_holder
 
 if TYPE_CHECKING:
     from tallystick.chain.deployment import Deployment
@@ -120,8 +121,17 @@ async def _show(market: LocalMarket, processes: ProcessGroup, prompt: str, *, on
 
 def prepare_market(folder: Path) -> LocalMarket:
     """Makes the wallets and chooses the ports of a market with two nodes."""
-    ports = Ports(free_port(8545), free_port(8420), free_port(8421), {"node-a": free_port(8431), "node-b": free_port(8432)})
+    engines = {"node-a": _port("engine", 8431), "node-b": _port("engine", 8432)}
+    ports = Ports(_port("chain", 8545), _port("coordinator", 8420), _port("gateway", 8421), engines)
     return prepare(folder, folder / "deployment.json", ports, ("payer",))
+
+
+def _port(service: str, preferred: int) -> int:
+    """A port for a service. Says so if it is not the preferred one."""
+    port = free_port(preferred)
+    if port != preferred:
+        note(f"port {preferred} is taken ({describe_holder(preferred) or 'another program'}): the {service} gets port {port}")
+    return port
 
 
 async def _start_market(market: LocalMarket, processes: ProcessGroup, embedded: Path | None) -> tuple[Deployment, str]:
@@ -167,8 +177,9 @@ async def start_gateway(market: LocalMarket, processes: ProcessGroup) -> None:
     }
     config.write_text(to_toml(settings))
     arguments = ("gateway", "--config", str(config), "--wallet", market.keystore("payer"))
-    await processes.start("gateway", *arguments, ready=lambda: is_healthy(f"{market.url(market.ports.gateway)}/health"))
-    step(f"gateway on {market.url(market.ports.gateway)}/v1")
+    port, url = market.ports.gateway, market.url(market.ports.gateway)
+    await processes.start("gateway", *arguments, ready=lambda: is_healthy(f"{url}/health"), port=port)
+    step(f"gateway on {url}/v1")
 
 
 def _show_addresses(market: LocalMarket, deployment: Deployment, model: str) -> None:

@@ -1,4 +1,7 @@
-"""Child processes: started with a log file each, awaited until they are ready, stopped in reverse order. Also free ports."""
+"""Child processes: started with a log file each, awaited until they are ready, stopped in reverse order. Also free ports.
+
+A child that serves a port proves that it does (see tallystick.runtime.supervision); an answer on the port is never taken for its.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from tallystick.protocol.errors import Code, Unavailable
+from tallystick.runtime.ports import describe_holder
+from tallystick.runtime.supervision import MAX_REPORT_BYTES, PARENT_SOCKET_ENV, parse_report
 
 STOP_SECONDS = 15
 READY_SECONDS = 60
@@ -27,18 +32,21 @@ if sys.platform != "win32":
 
 @dataclass(frozen=True, slots=True)
 class ManagedProcess:
-    """One running `tally` process."""
+    """One running `tally` process. It ends when `link` is closed, as it is when this process ends."""
 
     name: str
     process: asyncio.subprocess.Process
     log: Path
+    link: socket.socket
 
     def exited(self) -> Unavailable:
         """The error for a process that ended unexpectedly."""
         return Unavailable(Code.PROCESS_FAILED, f"{self.name} exited unexpectedly; see its log {self.log}")
 
 
-async def spawn_tally(*arguments: str, log: BinaryIO, environment: dict[str, str] | None = None) -> asyncio.subprocess.Process:
+async def spawn_tally(
+    *arguments: str, log: BinaryIO, environment: dict[str, str] | None = None, inherited: tuple[int, ...] = ()
+) -> asyncio.subprocess.Process:
     """Starts `tally ARGUMENTS` in a session of its own, so that Ctrl-C does not reach it."""
     return await asyncio.create_subprocess_exec(
         sys.executable,
@@ -49,6 +57,7 @@ async def spawn_tally(*arguments: str, log: BinaryIO, environment: dict[str, str
         stdout=log,
         stderr=log,
         env=environment,
+        pass_fds=inherited,
         start_new_session=True,
     )
 
@@ -67,15 +76,29 @@ class ProcessGroup:
         for managed in reversed(self._running):
             await _stop(managed)
 
-    async def start(self, name: str, *arguments: str, ready: Callable[[], Awaitable[bool]]) -> ManagedProcess:
-        """Starts `tally ARGUMENTS` and waits until `ready`. Raises Unavailable with the end of the log if it fails."""
+    async def start(
+        self, name: str, *arguments: str, ready: Callable[[], Awaitable[bool]], port: int | None = None
+    ) -> ManagedProcess:
+        """Starts `tally ARGUMENTS` and waits until `ready`.
+
+        `port`: the one that the process serves. The process must report that it listens there before `ready` is asked. Raises
+        Unavailable with the end of the log if it fails.
+        """
         log = self._folder / f"{name}.log"
-        with log.open("wb") as file:
-            process = await spawn_tally(*arguments, log=file, environment=self._environment)
-        managed = ManagedProcess(name, process, log)
+        link, inherited = socket.socketpair()
+        with log.open("wb") as file, inherited:
+            environment = self._environment | {PARENT_SOCKET_ENV: str(inherited.fileno())}
+            process = await spawn_tally(*arguments, log=file, environment=environment, inherited=(inherited.fileno(),))
+        link.setblocking(False)
+        managed = ManagedProcess(name, process, log, link)
         self._running.append(managed)
-        await _until_ready(managed, ready)
-        return managed
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                if (port is None or await _listens(managed, port)) and await _becomes_ready(managed, ready):
+                    return managed
+        except TimeoutError:
+            pass
+        raise Unavailable(Code.PROCESS_FAILED, _start_failure(managed, port))
 
     async def first_exit(self) -> ManagedProcess:
         """Waits until a process exits by itself."""
@@ -93,16 +116,34 @@ def log_tail(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
 
 
-async def _until_ready(managed: ManagedProcess, ready: Callable[[], Awaitable[bool]]) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(READY_SECONDS):
-            while managed.process.returncode is None:
-                if await ready():
-                    return
-                await asyncio.sleep(0.05)
-    raise Unavailable(
-        Code.PROCESS_FAILED, f"{managed.name} did not start; the end of its log {managed.log}:\n{log_tail(managed.log)}"
-    )
+async def _listens(managed: ManagedProcess, port: int) -> bool:
+    """Whether the process itself reports that it listens on this port. Waits for the report or for the end of the process."""
+    loop, report = asyncio.get_running_loop(), b""
+    while not report.endswith(b"\n") and len(report) < MAX_REPORT_BYTES:
+        try:
+            part = await loop.sock_recv(managed.link, MAX_REPORT_BYTES)
+        except ConnectionError:
+            part = b""
+        if not part:
+            await managed.process.wait()
+            return False
+        report += part
+    return parse_report(report) == (managed.process.pid, port)
+
+
+async def _becomes_ready(managed: ManagedProcess, ready: Callable[[], Awaitable[bool]]) -> bool:
+    """Whether the process is ready. Waits for that or for its end."""
+    while managed.process.returncode is None:
+        if await ready() and managed.process.returncode is None:
+            return True
+        await asyncio.sleep(0.05)
+    return False
+
+
+def _start_failure(managed: ManagedProcess, port: int | None) -> str:
+    holder = None if port is None or managed.process.returncode is None else describe_holder(port)
+    cause = f": {holder} listens on port {port}" if holder else ""
+    return f"{managed.name} did not start{cause}; the end of its log {managed.log}:\n{log_tail(managed.log)}"
 
 
 async def _stop(managed: ManagedProcess) -> None:
@@ -113,6 +154,7 @@ async def _stop(managed: ManagedProcess) -> None:
         except TimeoutError:
             managed.process.kill()
             await managed.process.wait()
+    managed.link.close()
 
 
 def free_port(preferred: int) -> int:

@@ -85,7 +85,8 @@ def environment(folder: Path) -> dict[str, str]:
 async def start_chain(market: LocalMarket, processes: ProcessGroup) -> None:
     """Starts an empty local chain. Raises Unavailable."""
     url = market.url(market.ports.chain)
-    await processes.start("chain", "chain", "--port", str(market.ports.chain), ready=lambda: is_healthy(f"{url}/health"))
+    port = market.ports.chain
+    await processes.start("chain", "chain", "--port", str(port), ready=lambda: is_healthy(f"{url}/health"), port=port)
     step(f"chain on {url}")
 
 
@@ -102,7 +103,8 @@ async def start_coordinator(market: LocalMarket, processes: ProcessGroup) -> Non
     config.write_text(to_toml(settings))
     url = f"{market.url(market.ports.coordinator)}/v1/health"
     arguments = ("--config", str(config), "--wallet", market.keystore("coordinator"))
-    await processes.start("coordinator", "coordinator", "run", *arguments, ready=lambda: is_healthy(url))
+    port = market.ports.coordinator
+    await processes.start("coordinator", "coordinator", "run", *arguments, ready=lambda: is_healthy(url), port=port)
     step(f"coordinator on {market.url(market.ports.coordinator)}")
 
 
@@ -140,7 +142,7 @@ async def start_engines(market: LocalMarket, processes: ProcessGroup, embedded: 
     url = market.url(ports[0])
     if embedded is not None:
         arguments = ("engine", "--port", str(ports[0]), "--folder", str(embedded))
-        await processes.start("engine", *arguments, ready=lambda: is_healthy(f"{url}/health"))
+        await processes.start("engine", *arguments, ready=lambda: is_healthy(f"{url}/health"), port=ports[0])
         engine = await _inspect(url)
         step(f"engine: {engine.kind.value} at {url}, model {engine.models[0].name}")
         return engine
@@ -163,7 +165,8 @@ async def _inspect(url: str) -> DiscoveredEngine:
 async def start_stand_in(market: LocalMarket, processes: ProcessGroup, port: int) -> None:
     """Starts a stand-in engine. Raises Unavailable."""
     url = f"{market.url(port)}/v1/models"
-    await processes.start(f"engine-{port}", "node", "demo-engine", "--port", str(port), ready=lambda: is_healthy(url))
+    arguments = ("node", "demo-engine", "--port", str(port))
+    await processes.start(f"engine-{port}", *arguments, ready=lambda: is_healthy(url), port=port)
 
 
 async def start_node(market: LocalMarket, processes: ProcessGroup, name: str, engine: DiscoveredEngine) -> None:

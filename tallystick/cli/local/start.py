@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from tallystick.cli.local.background import MarketLocation, chain_id, ensure_deployment, is_deployed
+from tallystick.cli.local.market_location import MarketLocation, MarketState, inspect_market, refuse_foreign
 from tallystick.cli.local.services import GAS_MONEY, prepare_embedded_engine
+from tallystick.cli.onchain import held_by_escrow
 from tallystick.cli.options import (
     DEFAULT_WALLET,
     Config,
@@ -26,6 +27,7 @@ from tallystick.cli.options import (
 )
 from tallystick.cli.output import dollars, err, note, show_json, show_table, step
 from tallystick.protocol.errors import BadMessage, TallyError
+from tallystick.protocol.public_url import public_url
 from tallystick.protocol.types import Amount, format_amount, parse_address
 from tallystick.runtime.config import home
 from tallystick.runtime.keystore import create_keystore, find_password, keystore_address, keystore_path
@@ -70,66 +72,107 @@ def start(
     elsewhere it changes nothing and lists what to do. The local market runs in the background until `tally start --stop`.
     """
     from tallystick.cli.local import background
-    from tallystick.client.config import load_config
+    from tallystick.client.config import ClientConfig, load_config
 
-    if stop:
-        stopped = background.stop()
-        if as_json:
-            show_json({"stopped": stopped})
-        else:
-            step("the local market is stopped" if stopped else "no local market is running")
-        return
     loaded = load_config(config, {"coordinator": coordinator_url})
     path = deployment or loaded.deployment or home() / "deployment.json"
-    location = MarketLocation(loaded.coordinator.rstrip("/"), path)
+    named = coordinator_url is not None or loaded.coordinator != ClientConfig.coordinator
+    location = MarketLocation(loaded.coordinator.rstrip("/"), path, named=named and not supervise)
+    if stop:
+        _stop(location, as_json=as_json)
+        return
     if supervise:
         asyncio.run(background.supervise(location, embedded_engine))
         return
-    prerequisites = asyncio.run(check(location, wallet))
+    prerequisites, foreign = asyncio.run(check(location, wallet))
     if not location.is_local:
         _show_remote(prerequisites, as_json=as_json)
         return
     missing = [item for item in prerequisites if not item.ready]
     if not as_json:
         _show_local(prerequisites)
-        if missing and not yes:
-            typer.confirm("Add what is missing?", default=True, abort=True, err=True)
+    if foreign is not None:
+        raise refuse_foreign(location, foreign)
+    if not as_json and missing and not yes:
+        typer.confirm("Add what is missing?", default=True, abort=True, err=True)
     signer = _open_or_create(wallet, password_file)
     names = [item.name for item in missing]
     asyncio.run(_complete(location, loaded, signer, names, prompt, stand_in=stand_in, as_json=as_json))
 
 
-async def check(location: MarketLocation, wallet: str) -> list[Prerequisite]:
-    """The prerequisites of a first answer, in the order in which they are needed. Raises BadMessage for damaged files."""
+def _stop(location: MarketLocation, *, as_json: bool) -> None:
+    """Stops the local market and says what is lost and what is kept."""
+    from tallystick.cli.local import background
+
+    started = background.started_services()
+    held = asyncio.run(held_by_escrow(location.load_deployment())) if background.running() is not None else None
+    if not background.stop():
+        if as_json:
+            show_json({"stopped": False})
+        else:
+            step("no local market is running")
+        return
+    if as_json:
+        lost = {"chain": started.chain, "held": str(int(held or 0)) if started.chain else "0"}
+        show_json({"stopped": True, "lost": lost})
+        return
+    step("the local market is stopped")
+    if started.chain:
+        money = "" if held is None else f", with the {dollars(held)} of play money in its escrow"
+        note(f"lost: the chain, which was in memory{money}; the next `tally start` makes a new one")
+    else:
+        note(f"kept: the chain at {public_url(location.rpc)} and all money on it, because the market did not start that chain")
+    note(f"kept: wallets, receipts and conversations in {home()}")
+
+
+async def check(location: MarketLocation, wallet: str) -> tuple[list[Prerequisite], str | None]:
+    """The prerequisites of a first answer, in the order in which they are needed, and another program that serves the
+    coordinator's address. Raises BadMessage for damaged files, Unavailable.
+    """
     from tallystick.chain.endpoint import Rpc
     from tallystick.chain.escrow import Escrow
 
-    path, loaded = keystore_path(wallet), location.load_deployment()
+    path, rpc = keystore_path(wallet), Rpc(location.rpc)
     address = parse_address(keystore_address(path)) if path.exists() else None
-    rpc = Rpc(location.rpc)
     try:
-        chain = await chain_id(rpc)
-        deployed = chain is not None and loaded is not None and chain == loaded.chain_id and await is_deployed(rpc, loaded)
-        coins = await rpc.balance(address) if chain is not None and address else 0
-        purse = await Escrow(rpc, loaded).purse(address) if deployed and loaded and address else None
+        state = await inspect_market(rpc, location)
+        coins = await rpc.balance(address) if state.deployment and address else 0
+        purse = await Escrow(rpc, state.deployment).purse(address) if state.deployment and address else None
     finally:
         await rpc.close()
     free = Amount(0) if purse is None else Amount(purse.free - purse.thawing)
     reachable, models = await _models_on_offer(location.coordinator)
+    if location.is_local and state.coordinator is None:
+        reachable, models = False, []
     remedies = _remedies(location, wallet, address)
-    chain_detail = f"{rpc.shown_url} (chain {chain})" if chain is not None else f"{rpc.shown_url} does not answer"
-    if loaded is None and not location.is_local:
-        chain, chain_detail = None, "unknown: the deployment file names it"
     states = {
         "wallet": (address is not None, str(address or "none")),
-        "chain": (chain is not None, chain_detail),
-        "contracts": (deployed, str(loaded.escrow) if deployed and loaded else "none on that chain"),
+        "chain": _chain_state(location, state),
+        "contracts": (state.deployment is not None, str(state.deployment.escrow) if state.deployment else "none"),
         "coins": (coins > 0, f"{format_amount(coins, 18)} for gas"),
         "purse": (free >= MIN_PURSE, f"{dollars(free)} free"),
-        "coordinator": (reachable, location.coordinator + ("" if reachable else " does not answer")),
+        "coordinator": (reachable, location.coordinator + ("" if reachable else f": {state.foreign or 'does not answer'}")),
         "offers": (bool(models), ", ".join(models)[:80] or "no provider sells a model there now"),
     }
-    return [Prerequisite(name, ready, detail, remedies[name]) for name, (ready, detail) in states.items()]
+    return [Prerequisite(name, ready, detail, remedies[name]) for name, (ready, detail) in states.items()], state.foreign
+
+
+def _chain_state(location: MarketLocation, state: MarketState) -> tuple[bool, str]:
+    """Whether the market's chain answers, and details."""
+    if location.is_local:
+        if state.deployment is not None:
+            return True, f"{public_url(location.rpc)} (chain {state.chain})"
+        if state.chain is None:
+            return False, f"{public_url(location.rpc)} does not answer"
+        return (
+            False,
+            f"{public_url(location.rpc)} (chain {state.chain}) does not have this market's contracts; the market gets its own",
+        )
+    if location.load_deployment() is None:
+        return False, "unknown: the deployment file names it"
+    return state.chain is not None, f"{public_url(location.rpc)} " + (
+        f"(chain {state.chain})" if state.chain else "does not answer"
+    )
 
 
 async def _models_on_offer(coordinator_url: str) -> tuple[bool, list[str]]:
@@ -218,7 +261,10 @@ async def _complete(
     from tallystick.chain.escrow import Escrow
     from tallystick.cli.local import background
 
+    state = await _join(location)
     if {"chain", "coordinator", "offers"} & set(missing):
+        if state.foreign is not None:
+            raise refuse_foreign(location, state.foreign)
         if background.running() is not None:
             raise BadMessage(
                 f"the local market is running, but these parts are missing: {', '.join(missing)}. Stop it with "
@@ -228,8 +274,10 @@ async def _complete(
         await background.spawn(location, embedded)
     rpc = Rpc(location.rpc)
     try:
-        escrow = Escrow(rpc, await ensure_deployment(rpc, location))
-        await _fund(escrow, signer, location)
+        deployment = location.load_deployment()
+        if deployment is None:
+            raise BadMessage(f"{location.deployment}: the file is gone; run `tally start` again")
+        await _fund(Escrow(rpc, deployment), signer, location)
     finally:
         await rpc.close()
     answer = await _ask(config, signer, prompt, as_json=as_json)
@@ -245,6 +293,21 @@ async def _complete(
         "stop the local market",
     )
     show_table(("next command", "purpose"), zip(commands, purposes, strict=True))
+
+
+async def _join(location: MarketLocation) -> MarketState:
+    """What answers at the location. Writes the deployment file of a coordinator that the user named. Raises TallyError."""
+    from tallystick.chain.endpoint import Rpc
+    from tallystick.cli.local import background
+
+    rpc = Rpc(location.rpc)
+    try:
+        state = await inspect_market(rpc, location)
+    finally:
+        await rpc.close()
+    if state.deployment is not None and state.deployment != location.load_deployment():
+        background.write_deployment(state.deployment, location.deployment)
+    return state
 
 
 async def _fund(escrow: Escrow, signer: Signer, location: MarketLocation) -> None:

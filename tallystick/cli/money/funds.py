@@ -17,13 +17,14 @@ from tallystick.cli.money.purse import (
     Owner,
     ReserveAmount,
     ThawAmount,
+    announce_restart,
     check_thaw_options,
     parse_amount_or_all,
     parse_positive,
     require_free,
     require_tokens,
 )
-from tallystick.cli.onchain import open_escrow, parse_account, require_gas
+from tallystick.cli.onchain import chain_option, open_escrow, parse_account, require_gas
 from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, PasswordFile, Provider, Rpc, Wallet, unlock
 from tallystick.cli.output import dollars, json_fields, show_json, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal
@@ -47,7 +48,10 @@ def thaw(
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Announce that free money will leave the purse. After the waiting time, `tally withdraw` pays it out."""
+    """Announce that free money will leave the purse. After the waiting time, `tally withdraw` pays it out.
+
+    Another announcement replaces the first one, and the wait begins anew.
+    """
     check_thaw_options(amount, cancel=cancel)
     key, requested = parse_account(wallet, "--wallet"), parse_amount_or_all(amount)
 
@@ -60,10 +64,11 @@ def thaw(
             return f"{dollars(purse.thawing)} stay in the purse", _fields(tx, key=key, thawing=Amount(0))
         value = purse.free if requested is None else requested
         require_free(value, purse.free, key, "Money reserved for a provider becomes free with: tally release PROVIDER")
+        await announce_restart(escrow.rpc, purse.thawing, purse.thaw_at, "tally withdraw", ask=not as_json)
         tx = await escrow.thaw(sender, key, value)
         at = (await escrow.purse(key)).thaw_at
         then = await _next_command(escrow, at, "tally withdraw")
-        return f"{dollars(value)} are thawing; {then}", _fields(tx, key=key, thawing=value, thaw_at=at)
+        return f"{dollars(value)} are thawing; {then}", _fields(tx, key=key, thawing=value, thaw_at=at, replaced=purse.thawing)
 
     _send(owner or wallet, password_file, deployment, rpc, act, as_json=as_json)
 
@@ -225,7 +230,10 @@ def unstake(
     rpc: Rpc = None,
     as_json: Json = False,
 ) -> None:
-    """Take out stake: with AMOUNT announces it; without AMOUNT, after the waiting time, pays it out."""
+    """Take out stake: with AMOUNT announces it; without AMOUNT, after the waiting time, pays it out.
+
+    Another announcement replaces the first one, and the wait begins anew.
+    """
     if cancel and amount is not None:
         raise BadMessage("expected either AMOUNT or --cancel")
     requested = parse_amount_or_all(amount)
@@ -254,11 +262,12 @@ def unstake(
                 Code.INSUFFICIENT_FUNDS,
                 f"AMOUNT: expected more than 0 and at most {dollars(total)}, which {provider} has staked, got {dollars(value)}",
             )
+        await announce_restart(escrow.rpc, account.unstaking, account.unstake_at, "tally unstake", ask=not as_json)
         tx = await escrow.unstake(sender, value)
         at = (await escrow.provider(provider)).unstake_at
         then = await _next_command(escrow, at, "tally unstake")
         text = f"{dollars(value)} are leaving the stake and can be slashed until they have left; {then}"
-        return text, _fields(tx, account=provider, unstaking=value, unstake_at=at)
+        return text, _fields(tx, account=provider, unstaking=value, unstake_at=at, replaced=account.unstaking)
 
     _send(wallet, password_file, deployment, rpc, act, as_json=as_json)
 
@@ -310,9 +319,8 @@ async def _require_waited(escrow: Escrow, at: Seconds, name: str) -> None:
 
     now = await escrow.rpc.now()
     if now < at:
-        raise Refusal(
-            Code.CHAIN_REFUSED, f"{name} ends {moment(at, now)}; try again then (local chain: tally chain advance {at - now}s)"
-        )
+        skip = f"tally chain advance {at - now}s{chain_option(escrow)}"
+        raise Refusal(Code.CHAIN_REFUSED, f"{name} ends {moment(at, now)}; try again then (local chain: {skip})")
 
 
 async def _next_command(escrow: Escrow, at: Seconds, command: str) -> str:

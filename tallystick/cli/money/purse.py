@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tallystick.cli.onchain import require_gas
 from tallystick.cli.options import complete_wallets
-from tallystick.cli.output import dollars
+from tallystick.cli.output import dollars, note
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Bind
 from tallystick.protocol.types import Address, Amount, Seconds, parse_amount
 
 if TYPE_CHECKING:
+    from tallystick.chain.endpoint import Rpc
     from tallystick.chain.escrow import Escrow
     from tallystick.chain.sender import Sender
     from tallystick.protocol.eip712 import Signer
@@ -46,6 +48,24 @@ def check_thaw_options(amount: str | None, *, cancel: bool) -> None:
     """Raises BadMessage unless exactly one of AMOUNT and --cancel is given."""
     if cancel is (amount is not None):
         raise BadMessage('expected either AMOUNT ("all" for the whole free amount) or --cancel')
+
+
+async def announce_restart(rpc: Rpc, earlier: Amount, at: Seconds, command: str, *, ask: bool) -> None:
+    """Says that another announcement replaces a waiting one of `earlier` base units, and that the wait begins anew.
+
+    `command` pays the earlier amount out. With `ask`, a person at a terminal is asked first, and typer.Abort ends the command.
+    """
+    if not earlier:
+        return
+    from tallystick.chain.state_explainer import moment
+
+    now = await rpc.now()
+    due = f"can be paid out now ({command})" if at <= now else f"can be paid out {moment(at, now)}"
+    note(
+        f"{dollars(earlier)} announced before {due}. This announcement replaces it, and the wait begins anew for the whole amount"
+    )
+    if ask and sys.stdin.isatty():
+        typer.confirm("Begin the wait anew?", default=False, abort=True, err=True)
 
 
 def require_free(amount: Amount, free: Amount, key: Address, remedy: str) -> None:

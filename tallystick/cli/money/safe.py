@@ -20,6 +20,7 @@ from tallystick.cli.money.purse import (
     CancelThaw,
     ReserveAmount,
     ThawAmount,
+    announce_restart,
     check_thaw_options,
     parse_amount_or_all,
     parse_positive,
@@ -119,6 +120,7 @@ def thaw(
             return [_transaction(escrow, "cancel the thaw", "cancelThaw", key)]
         value = purse.free if requested is None else requested
         require_free(value, purse.free, key, "Money reserved for a provider becomes free with: tally safe release PROVIDER")
+        await announce_restart(escrow.rpc, purse.thawing, purse.thaw_at, "tally safe withdraw", ask=False)
         return [_transaction(escrow, f"announce a thaw of {dollars(value)}", "thaw", key, value)]
 
     _write(key, None, plan, file, deployment, rpc, as_json=as_json)

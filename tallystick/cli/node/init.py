@@ -247,11 +247,26 @@ def _usage_option(plans: list[ModelPlan]) -> list[str]:
     ]
 
 
-def _features(plan: ModelPlan) -> list[str]:
-    """The features that the model's ask states."""
+def _features(engine: DiscoveredEngine, plan: ModelPlan) -> list[str]:
+    """The features that the model's ask states: written down only if the node does not find them by itself at each start."""
+    from node.engines.probe import may_generate
+
     if plan.abilities is None or not plan.abilities.features:
         return []
-    return ["[engines.models.spec]", f"features = {json.dumps(list(plan.abilities.features))}"]
+    features = f"features = {json.dumps(list(plan.abilities.features))}"
+    if may_generate(engine):
+        return ["# The node finds these features by itself. Features that are named here win over those.", f"# spec.{features}"]
+    return ["[engines.models.spec]", features]
+
+
+def _slots(engine: DiscoveredEngine, slots: int | None) -> list[str]:
+    """The number of slots: written down only if the engine does not tell it."""
+    if slots is None and engine.slots is not None:
+        return [
+            f"# Number of jobs that the engine may run at once. By default what it reports, {engine.slots} now.",
+            "# slots = 4",
+        ]
+    return ["# Number of jobs that the engine may run at once.", f"slots = {slots or DEFAULT_SLOTS}"]
 
 
 def _wallet(name: str, password_file: Path | None) -> str:
@@ -296,8 +311,7 @@ def _toml(
             "[[engines]]",
             f"url = {json.dumps(engine.url)}",
             *(['api_key_env = "OPENAI_API_KEY"'] if engine.api_key else []),
-            "# Number of jobs that the engine may run at once.",
-            f"slots = {slots or engine.slots or DEFAULT_SLOTS}",
+            *_slots(engine, slots),
             *_usage_option(plans[engine.url]),
         ]
         for plan in plans[engine.url]:
@@ -310,6 +324,6 @@ def _toml(
                 f'input_price = "{format_amount(plan.input_price)}"',
                 f'output_price = "{format_amount(plan.output_price)}"',
                 *([f"context_tokens = {plan.context}"] if plan.context else []),
-                *_features(plan),
+                *_features(engine, plan),
             ]
     return "\n".join(lines) + "\n"

@@ -110,6 +110,7 @@ def _summary(report: dict[str, Any]) -> Table:
         ("written off", f"{_dollars(report['written_off'])} dollars"),
         ("left unpaid", _unpaid(report["coordinator_credit"])),
         ("fees", _fees(report)),
+        ("payout", _payout(report["payout"])),
         ("jobs", ", ".join(f"{count} {outcome}" for outcome, count in sorted(report["jobs"].items())) or "none yet"),
     ):
         grid.add_row(f"[dim]{name}[/dim]", escape(value))
@@ -150,6 +151,20 @@ def _unpaid(accounts: dict[str, Any]) -> str:
         if account["writtenOff"] != "0"
     ]
     return "; ".join(lines) or "nothing within a day"
+
+
+def _payout(payout: dict[str, Any]) -> str:
+    """When the node pays out by itself, what it waits for, and its last payout."""
+    if payout["minAmount"] is None:
+        return "not automatic: tally cash-out"
+    words = [f"automatic from {_dollars(payout['minAmount'])} dollars on"]
+    if payout["address"]:
+        words.append(f"to {payout['address']}")
+    if payout["waitingFor"]:
+        words.append(f"now: {payout['waitingFor']}")
+    if payout["last"]:
+        words.append(f"last: {_dollars(payout['last']['amount'])} dollars to {payout['last']['address']}")
+    return "; ".join(words)
 
 
 def _table(*columns: str, title: str) -> Table:

@@ -12,8 +12,9 @@ import structlog
 
 from tallystick.client.config import Alias
 from tallystick.client.gateway.routing_rules import RoutingRule
+from tallystick.client.openai.requests import load_body
 from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError
-from tallystick.protocol.wire import dumps, loads
+from tallystick.protocol.lenient_json import dump_lenient
 
 log = structlog.get_logger()
 _NOT_SOLD = frozenset({Code.UNKNOWN_MODEL, Code.UNKNOWN_ROUTE, Code.PRICE_ABOVE_CAP})
@@ -64,7 +65,7 @@ class AliasRouter:
         fallbacks = tuple(fallbacks)
         if not (self._aliases or fallbacks):
             return RoutingPlan([body])
-        request = loads(body, "request body")
+        request = load_body(body)
         if not isinstance(request, dict):
             raise BadMessage("request body: expected a JSON object")
         model = request.get("model")
@@ -96,4 +97,4 @@ def _accepts(rule: RoutingRule, request: dict[str, Any], answer: Any) -> bool:
 
 
 def _bodies_for(request: dict[str, Any], models: Iterable[Any]) -> list[bytes]:
-    return [dumps(request | {"model": name}) for name in dict.fromkeys(models)]
+    return [dump_lenient(request | {"model": name}) for name in dict.fromkeys(models)]

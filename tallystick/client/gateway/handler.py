@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -12,17 +12,21 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from tallystick.client.config import ApiKey, ClientConfig
+from tallystick.client.dialects.dialect import Dialect
+from tallystick.client.dialects.registry import DIALECTS
 from tallystick.client.gateway.aliases import AliasRouter, RoutingPlan, weight_draw
 from tallystick.client.gateway.attempts import Attempts
 from tallystick.client.gateway.auth import CALLER_KEY
+from tallystick.client.gateway.forms import Form, translated_after
 from tallystick.client.gateway.request_bodies import ClientStalled, RequestBodies, with_send_timeout
-from tallystick.client.gateway.response_cache import MAX_CACHED_BYTES, CachedResponse, ResponseCache
+from tallystick.client.gateway.response_cache import ResponseCache
+from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, total_cost
 from tallystick.client.gateway.routing_rules import load_rule
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
-from tallystick.client.ledger.idempotency import fingerprint, scope_key
+from tallystick.client.ledger.idempotency import IdempotencyKey, fingerprint, scope_key
 from tallystick.client.ledger.spending import CacheHit
-from tallystick.client.openai.errors import render_error, render_error_event
+from tallystick.client.openai.requests import strip_bom, with_model
 from tallystick.client.recovery.lost_state import TabRecovered
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.sdk.market import Market, maintenance_of
@@ -36,27 +40,15 @@ from tallystick.client.selection.options import (
     smallest_limit,
 )
 from tallystick.protocol.errors import BadMessage, Code, TallyError
-from tallystick.protocol.messages import Outcome, Terms
 from tallystick.protocol.routes import FORM, JSON, media_type
 from tallystick.protocol.sse import EVENT_STREAM
-from tallystick.protocol.types import Amount, JobId
-from tallystick.protocol.wire import RequestHead, ResponseHead, join_request
+from tallystick.protocol.types import Amount
+from tallystick.protocol.wire import RequestHead, join_request
+from tallystick.runtime.content_encoding import read_codings
 
 log = structlog.get_logger()
-TALLY_HEADERS = (
-    "x-request-id",
-    "x-tally-job",
-    "x-tally-provider",
-    "x-tally-cost",
-    "x-tally-prices",
-    "x-tally-receipt",
-    "x-tally-cache",
-    "x-tally-escalated",
-    "x-tally-at-stake",
-)
-"""The headers that the gateway adds to answers."""
-RECEIPT_OUTSTANDING = "outstanding"
-"""Value of x-tally-receipt if the whole answer came before its receipt. x-tally-cost is then the most that it may cost."""
+PATH_MODEL = "tally.model"
+"""Scope member with the model that the request's path names, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +63,11 @@ class _GatewayRequest:
     extras: GatewayOptions
     caller: ApiKey | None
 
+    @property
+    def dialect(self) -> Dialect | None:
+        """The dialect by which it can be translated to a chat completion; None if it is sold as it is or not at all."""
+        return DIALECTS.get(self.path) if self.content_type == JSON else None
+
     @classmethod
     def of(cls, scope: Scope, body: bytes, config: ClientConfig) -> _GatewayRequest:
         """Reads the headers. Every body that is not declared as a form counts as JSON, as with OpenAI's own servers.
@@ -79,13 +76,15 @@ class _GatewayRequest:
         """
         headers = Headers(scope=scope)
         content_type = headers.get("content-type", "")
+        content_type = content_type if media_type(content_type) == FORM else JSON
         caller: ApiKey | None = scope.get(CALLER_KEY)
         key = headers.get("idempotency-key")
         options, extras = read_options(headers.get(HEADER))
+        body = with_model(strip_bom(body) if content_type == JSON else body, content_type, scope.get(PATH_MODEL))
         return cls(
             scope["path"],
             body,
-            content_type if media_type(content_type) == FORM else JSON,
+            content_type,
             key if caller is None or key is None else scope_key(caller.label, key),
             restrict_to_key(config, caller, options),
             extras,
@@ -112,17 +111,19 @@ class RequestHandler:
         """Runs the job until its answer is sent or its caller has disconnected."""
         send = with_send_timeout(send)
         try:
-            async with self._bodies.read(receive) as body:
+            codings = read_codings(Headers(scope=scope).getlist("content-encoding"))
+            async with self._bodies.read(receive, codings) as body:
                 if body is None:
                     return
-                await self._run(_GatewayRequest.of(scope, body, self._market.config), receive, send)
+                request = _GatewayRequest.of(scope, body, self._market.config)
+                await self._run(scope, request, receive, send)
         except TallyError as error:
-            await send_error(send, error)
+            await send_error(scope, send, error)
         except ClientStalled as error:
             log.info("caller disconnected", reason=str(error))
 
-    async def _run(self, request: _GatewayRequest, receive: Receive, send: Send) -> None:
-        answering = asyncio.create_task(self._answer_or_error(request, send), name="answer")
+    async def _run(self, scope: Scope, request: _GatewayRequest, receive: Receive, send: Send) -> None:
+        answering = asyncio.create_task(self._answer_or_error(scope, request, send), name="answer")
         disconnected = asyncio.create_task(_wait_for_disconnect(receive), name="client-disconnect")
         try:
             await asyncio.wait({answering, disconnected}, return_when=asyncio.FIRST_COMPLETED)
@@ -136,7 +137,7 @@ class RequestHandler:
         if not answering.cancelled():
             answering.result()
 
-    async def _answer_or_error(self, request: _GatewayRequest, send: Send) -> None:
+    async def _answer_or_error(self, scope: Scope, request: _GatewayRequest, send: Send) -> None:
         """Answers from the cache or from a job. Cancelling it ends the job, which waits for its receipt for a bounded time."""
         attempts = Attempts()
         try:
@@ -144,14 +145,15 @@ class RequestHandler:
             name = self._cache_name(request, plan)
             cached = None if name is None or self._cache is None else await self._cache.get(name)
             if cached is None:
-                await self._try_models(request, plan, _ResponseSender(send, self._cache, name, attempts), attempts)
+                sender = ResponseSender(send, error_format(scope), self._cache, name, attempts)
+                await self._try_models(request, plan, sender, attempts)
                 return
             label = request.options.get("label", self._market.config.label)
             await self._maintenance.record_cache_hit(CacheHit(label, cached.model, cached.provider, cached.cost))
-            await _send_cached(send, cached)
+            await send_cached(scope, send, cached)
         except TallyError as error:
             retry = attempts.may_retry(error, keyed=request.key is not None)
-            await send_error(send, error, attempts.headers(), retry=retry)
+            await send_error(scope, send, error, attempts.headers(), retry=retry)
 
     def _cache_name(self, request: _GatewayRequest, plan: RoutingPlan) -> str | None:
         """The answer's name in the cache. It depends on the whole plan, because any of its models may answer."""
@@ -171,16 +173,13 @@ class RequestHandler:
 
         If that job exists, only its body is left of the plan. Otherwise all bodies are, and every answer is accepted.
         """
-        if request.key is None or len(plan.bodies) == 1:
-            return plan
-        head = RequestHead(request.path, request.content_type)
-        keyed = await self._maintenance.find_key(request.key)
-        if keyed is None:
-            return RoutingPlan(plan.bodies)
-        same = [body for body in plan.bodies if fingerprint(join_request(head, body)) == keyed.fingerprint]
+        keyed = None if request.key is None else await self._maintenance.find_key(request.key)
+        if request.key is None or keyed is None:
+            return plan if len(plan.bodies) == 1 or request.key is None else RoutingPlan(plan.bodies)
+        same = [body for body in plan.bodies if _form_of_key(request, body, keyed) is not None]
         return RoutingPlan(same or plan.bodies[:1])
 
-    async def _try_models(self, request: _GatewayRequest, plan: RoutingPlan, sender: _ResponseSender, attempts: Attempts) -> None:
+    async def _try_models(self, request: _GatewayRequest, plan: RoutingPlan, sender: ResponseSender, attempts: Attempts) -> None:
         """Tries one model after another until one answers and its answer is accepted.
 
         Raises TallyError if nothing was sent; of several errors, the one that `Attempts.decisive_error` selects.
@@ -214,19 +213,20 @@ class RequestHandler:
         if attempts.results:  # a rejected answer is better than none, and it is paid for
             await sender.send_result(attempts.results[-1], attempts.results[:-1])
 
-    async def _run_job(self, request: _GatewayRequest, body: bytes, sender: _ResponseSender, attempts: Attempts) -> Result | None:
+    async def _run_job(self, request: _GatewayRequest, body: bytes, sender: ResponseSender, attempts: Attempts) -> Result | None:
         """Runs a job for one model and returns its result; None if it was a stream, which has been sent.
 
         What earlier attempts cost, or may still cost, is deducted from max_cost.
         """
-        market, options = self._market, request.options
-        limit = smallest_limit(market.config.max_cost, options.get("max_cost"))
-        spent = attempts.possible_cost + _total_cost(attempts.results)
+        options = request.options
+        limit = smallest_limit(self._market.config.max_cost, options.get("max_cost"))
+        spent = attempts.possible_cost + total_cost(attempts.results)
         if spent and limit is not None:
             options = RequestOptions(**options)
             options["max_cost"] = Amount(max(limit - spent, 0))
         for may_repeat in (request.key is None, False):
-            job = await market.submit(request.path, body, key=request.key, content_type=request.content_type, **options)
+            job, form = await self._submit(request, body, options)
+            sender.translations[job.id] = form.translation
             async with job:
                 try:
                     head = await job.start()
@@ -240,15 +240,44 @@ class RequestHandler:
                     raise
                 keyed = request.key is not None
                 costs = self._maintenance.possible_cost
-                await sender.send_stream(job, head, path=request.path, keyed=keyed, possible_cost=costs)
+                await sender.send_stream(job, head, keyed=keyed, possible_cost=costs)
                 return None
         raise RuntimeError("the last attempt neither returned nor raised")
+
+    async def _submit(self, request: _GatewayRequest, body: bytes, options: RequestOptions) -> tuple[Job, Form]:
+        """Submits a request as it came, or translated if no provider serves its route, with the form that was submitted."""
+        form = Form(request.path, body)
+        if request.key is not None and (keyed := await self._maintenance.find_key(request.key)) is not None:
+            form = _form_of_key(request, body, keyed) or form
+        try:
+            return await self._submit_form(request, form, options), form
+        except TallyError as error:
+            if form.translation is not None:
+                raise
+            form = translated_after(request.dialect, body, error)
+        return await self._submit_form(request, form, options), form
+
+    async def _submit_form(self, request: _GatewayRequest, form: Form, options: RequestOptions) -> Job:
+        content_type = request.content_type
+        return await self._market.submit(form.path, form.body, key=request.key, content_type=content_type, **options)
 
     async def _is_repaired(self, error: TallyError, job: Job) -> bool:
         """Whether the cause of the failure is gone: the ledger was repaired, or more was reserved for the provider."""
         if isinstance(error, TabRecovered):
             return True
         return error.code is Code.UNSECURED and await self._maintenance.top_up(job)
+
+
+def _form_of_key(request: _GatewayRequest, body: bytes, keyed: IdempotencyKey) -> Form | None:
+    """The form of a request for which the job of an idempotency key was submitted; None if that job is of another request."""
+    forms = [Form(request.path, body)]
+    if request.dialect is not None:
+        with contextlib.suppress(BadMessage):
+            forms.append(Form.translated(request.dialect, body))
+    for form in forms:
+        if fingerprint(join_request(RequestHead(form.path, request.content_type), form.body)) == keyed.fingerprint:
+            return form
+    return None
 
 
 def _is_accepted(plan: RoutingPlan, result: Result) -> bool:
@@ -260,122 +289,6 @@ def _is_accepted(plan: RoutingPlan, result: Result) -> bool:
         return True
 
 
-class _ResponseSender:
-    """Sends an answer to the caller, and caches it under `cache_name` if it has one."""
-
-    def __init__(self, send: Send, cache: ResponseCache | None, cache_name: str | None, attempts: Attempts) -> None:
-        self._send, self._cache, self.cache_name, self._attempts = send, cache, cache_name, attempts
-
-    async def send_result(self, result: Result, rejected: Sequence[Result]) -> None:
-        """Sends a whole answer. `rejected`: earlier answers of other models, which are paid for too."""
-        headers = {
-            "content-type": result.head.content_type,
-            "x-request-id": result.job.hex(),
-            "x-tally-job": result.job.hex(),
-            "x-tally-provider": result.provider,
-            "x-tally-cost": str(_total_cost([result, *rejected])),
-            "x-tally-receipt": RECEIPT_OUTSTANDING if result.receipt is None else "0x" + result.receipt.digest.hex(),
-            "x-tally-prices": _prices(result.terms),
-        }
-        if rejected:
-            entries = (f"{r.terms.model}; job={r.job.hex()}; cost={int(r.highest_cost)}" for r in rejected)
-            headers["x-tally-escalated"] = ", ".join(entries)
-        headers |= self._attempts.headers()
-        await self._store(result, result.body)  # before sending: a caller that has the answer may ask again at once
-        await _send_whole(self._send, result.head.status, headers | self._cache_headers(), result.body)
-
-    async def send_stream(
-        self, job: Job, head: ResponseHead, *, path: str, keyed: bool, possible_cost: Callable[[JobId], Awaitable[Amount]]
-    ) -> None:
-        """Sends an event stream chunk by chunk. If the job fails on the way, the last event is its error, as `path` has it."""
-        headers = {"content-type": head.content_type, "cache-control": "no-store", **_job_headers(job), **self._cache_headers()}
-        headers |= self._attempts.headers()
-        await _send_head(self._send, head.status, headers)
-        tail, parts, size = b"\n\n", list[bytes](), 0
-        try:
-            async for chunk in job:
-                tail = (tail + chunk)[-2:]
-                size += len(chunk)
-                if self.cache_name is not None and size <= MAX_CACHED_BYTES:
-                    parts.append(chunk)
-                await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except TallyError as error:
-            log.warning("stream ended with an error", job=job.id.hex(), code=error.code.value, reason=str(error))
-            self._attempts.record_failure(job, error, await possible_cost(job.id))
-            event = render_error_event(error, path=path, retry=self._attempts.may_retry(error, keyed=keyed))
-            gap = b"" if tail == b"\n\n" else b"\n\n"
-            await self._send({"type": "http.response.body", "body": gap + event, "more_body": True})
-        if self.cache_name is not None and job.receipt_accepted and size <= MAX_CACHED_BYTES:
-            await self._store(await job.result(), b"".join(parts))
-        await self._send({"type": "http.response.body", "body": b""})
-
-    def _cache_headers(self) -> dict[str, str]:
-        return {} if self.cache_name is None else {"x-tally-cache": "miss"}
-
-    async def _store(self, result: Result, body: bytes) -> None:
-        if self._cache is None or self.cache_name is None or result.head.status != 200:
-            return
-        if result.receipt is not None and result.outcome in (Outcome.COMPLETED, Outcome.LENGTH):
-            response = CachedResponse(
-                content_type=result.head.content_type,
-                body=body,
-                job=result.job.hex(),
-                provider=result.provider,
-                model=result.terms.model,
-                cost=result.cost,
-                receipt="0x" + result.receipt.digest.hex(),
-            )
-            await self._cache.put(self.cache_name, response)
-
-
-def _total_cost(results: Sequence[Result]) -> Amount:
-    """The most that these results cost together, in base units."""
-    return Amount(sum(result.highest_cost for result in results))
-
-
 async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _job_headers(job: Job) -> dict[str, str]:
-    headers = {"x-request-id": job.id.hex(), "x-tally-job": job.id.hex(), "x-tally-provider": job.provider or ""}
-    terms = next((candidate.terms for candidate in job.candidates if candidate.provider == job.provider), None)
-    return headers if terms is None else headers | {"x-tally-prices": _prices(terms)}
-
-
-def _prices(terms: Terms) -> str:
-    """The prices of an order, in base units per 1,000,000 tokens."""
-    return f"input={terms.input_price}, cached={terms.cached_input_price}, output={terms.output_price}"
-
-
-async def _send_head(send: Send, status: int, headers: Mapping[str, str]) -> None:
-    raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-
-
-async def _send_whole(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
-    await _send_head(send, status, {**headers, "content-length": str(len(body))})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _send_cached(send: Send, cached: CachedResponse) -> None:
-    headers = {
-        "content-type": cached.content_type,
-        "x-request-id": cached.job,
-        "x-tally-job": cached.job,
-        "x-tally-provider": cached.provider,
-        "x-tally-cost": "0",
-        "x-tally-receipt": cached.receipt,
-        "x-tally-cache": "hit",
-    }
-    await _send_whole(send, 200, headers, cached.body)
-
-
-async def send_error(
-    send: Send, error: TallyError, headers: Mapping[str, str] | None = None, *, retry: bool | None = None
-) -> None:
-    """Sends an error in OpenAI's format. `retry`: see `render_error`."""
-    response = render_error(error, retry=retry)
-    log.info("request refused", status=response.status, code=error.code.value, reason=str(error))
-    await _send_whole(send, response.status, {"content-type": JSON} | response.headers | dict(headers or {}), response.body)

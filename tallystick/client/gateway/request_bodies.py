@@ -1,19 +1,25 @@
-"""Bounds what callers can make the gateway hold: request bodies, each and in all, and answers that callers do not read."""
+"""Bounds what callers can make the gateway hold: request bodies, each and in all, and answers that callers do not read.
+
+Bodies with a Content-Encoding are decoded, and the limits hold before and after.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from starlette.types import Message, Receive, Send
 
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
+from tallystick.runtime.content_encoding import decode
 
 BODY_TIMEOUT_SECONDS = 60
 """Seconds within which a request's body must arrive."""
 SEND_TIMEOUT_SECONDS = 300
 """Seconds without progress after which a caller that does not read its answer is disconnected and its job cancelled."""
+MAX_DECODERS = 4
+"""Bodies that are decoded at the same time. A decoder may hold 16 MiB."""
 
 
 class ClientStalled(Exception):
@@ -26,44 +32,87 @@ class RequestBodies:
     def __init__(self, max_body: int, max_total: int) -> None:
         self._max_body, self._max_total = max_body, max_total
         self.held = 0
+        self._decoders = asyncio.Semaphore(MAX_DECODERS)
 
     @contextlib.asynccontextmanager
-    async def read(self, receive: Receive) -> AsyncIterator[bytes | None]:
+    async def read(self, receive: Receive, codings: Sequence[str] = ()) -> AsyncIterator[bytes | None]:
         """Reads a request's body, which counts until the block ends. Yields None if the caller disconnected meanwhile.
 
-        Raises Refusal for a body that is too long or too slow, and Unavailable if all bodies together leave no room for it.
+        `codings`: its Content-Encoding; see `read_codings`. Raises BadMessage for a body that does not decode, Refusal for one
+        that is too long or too slow, and Unavailable if all bodies together leave no room for it.
         """
-        parts: list[bytes] = []
-        size = 0
+        held = _HeldParts(self)
         try:
             async with asyncio.timeout(BODY_TIMEOUT_SECONDS) as deadline:
-                more = True
-                while more:
-                    event = await receive()
-                    if event["type"] == "http.disconnect":
-                        break
-                    part = event.get("body", b"")
-                    self._check(size + len(part), len(part))
-                    size += len(part)
-                    self.held += len(part)
-                    parts.append(part)
-                    more = bool(event.get("more_body"))
-            body = None if more else b"".join(parts)
-            parts.clear()
+                complete = await _receive_parts(receive, held)
+                if complete and codings:
+                    held = await self._decode(held, codings)
+            body = held.join() if complete else None
             yield body
         except TimeoutError:
             if not deadline.expired():
                 raise
             raise Refusal(Code.TIMED_OUT, f"request body: expected within {BODY_TIMEOUT_SECONDS} seconds") from None
         finally:
-            self.held -= size
+            held.release()
 
-    def _check(self, size: int, added: int) -> None:
+    async def _decode(self, encoded: _HeldParts, codings: Sequence[str]) -> _HeldParts:
+        """The decoded body. The encoded one is released."""
+        decoded = _HeldParts(self)
+        try:
+            async with self._decoders:
+                for part in decode(encoded.join(), codings, self._max_body):
+                    decoded.add(part)
+                    await asyncio.sleep(0)  # other requests go on meanwhile
+        except BaseException:
+            decoded.release()
+            raise
+        encoded.release()
+        return decoded
+
+    def hold(self, size: int, added: int) -> None:
+        """Counts `added` bytes of a body that has `size` bytes with them. Raises Refusal or Unavailable; see `read`."""
         if size > self._max_body:
             raise Refusal(Code.BODY_TOO_LARGE, f"request body: expected at most {self._max_body} bytes (max_body_bytes)")
         if self.held + added > self._max_total:
             text = f"the running requests fill the gateway's {self._max_total} bytes (max_total_body_bytes); try again later"
             raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
+        self.held += added
+
+
+class _HeldParts:
+    """The parts of one body, which count until they are released."""
+
+    def __init__(self, bodies: RequestBodies) -> None:
+        self._bodies, self._size, self._parts = bodies, 0, list[bytes]()
+
+    def add(self, part: bytes) -> None:
+        """Raises as RequestBodies.read."""
+        self._bodies.hold(self._size + len(part), len(part))
+        self._size += len(part)
+        self._parts.append(part)
+
+    def join(self) -> bytes:
+        """The whole body, which still counts."""
+        body = b"".join(self._parts)
+        self._parts.clear()
+        return body
+
+    def release(self) -> None:
+        """No longer counts the body."""
+        self._bodies.held -= self._size
+        self._size = 0
+
+
+async def _receive_parts(receive: Receive, held: _HeldParts) -> bool:
+    """Whether the body arrived completely before the caller disconnected."""
+    while True:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            return False
+        held.add(event.get("body", b""))
+        if not event.get("more_body"):
+            return True
 
 
 def with_send_timeout(send: Send) -> Send:

@@ -25,15 +25,16 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tallystick.client.config import MIB, ClientConfig
+from tallystick.client.openai.requests import load_body
 from tallystick.client.receipts.file_store import FileStore
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount
-from tallystick.protocol.wire import dumps, loads
+from tallystick.protocol.wire import dumps
 
-ROUTES = (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES)
+ROUTES = (CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES)
 MAX_CACHED_BYTES = 4 * MIB
 """Answers of more bytes are not cached."""
 _NONCE_BYTES = 12
@@ -77,8 +78,8 @@ class ResponseCache:
         if requested is False or path not in ROUTES or _LONG_NUMBER.search(bodies[0]):
             return None
         try:
-            request = loads(bodies[0], "request body")
-            models = [loads(body, "request body")["model"] for body in bodies]
+            request = load_body(bodies[0])
+            models = [load_body(body)["model"] for body in bodies]
         except (BadMessage, KeyError, TypeError):
             return None
         if not (requested or request.get("temperature") == 0):

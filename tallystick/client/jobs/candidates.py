@@ -6,15 +6,14 @@ from collections.abc import Sequence
 
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.orders.signing import PlacedOrder, cap_for, check_cap, terms_for
+from tallystick.protocol.criteria import context_refusal
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadSeal, Code, Fault, Refusal
+from tallystick.protocol.features import denied
 from tallystick.protocol.messages import Ask, Terms
 from tallystick.protocol.sealing import ContentKey, wrap_key
 from tallystick.protocol.types import Address, Amount, Hash, JobId, format_amount
 from tallystick.protocol.wire import Candidate
-
-MAX_BYTES_PER_TOKEN = 16
-"""Bytes of text, without white space, that a token has at most in any prompt that people send."""
 
 
 def draft_orders(
@@ -44,20 +43,26 @@ def draft_orders(
 
 def _asks_long_enough(request: ApiRequest, asks: Sequence[Verified[Ask]]) -> list[Verified[Ask]]:
     """The asks whose context may hold the request. Raises Refusal if none may: an engine would refuse it, or cut it off."""
-    least = len(b"".join(request.body.split())) // MAX_BYTES_PER_TOKEN if request.summary.bounded else 0
-    holding = [ask for ask in asks if not ask.message.context_tokens or least <= ask.message.context_tokens]
+    least = request.summary.needs.least_tokens
+    holding = [ask for ask in asks if _may_hold(ask.message, least)]
     if asks and not holding:
-        longest = max(ask.message.context_tokens for ask in asks)
-        text = (
-            f"expected at most {longest} tokens, the longest context of {request.summary.model!r} on sale, got at least {least}"
-        )
-        raise Refusal(Code.ORDER_TERMS, f"request: {text}")
+        raise context_refusal(request.summary.model, max(ask.message.context_tokens for ask in asks), least)
     return holding
+
+
+def _may_hold(ask: Ask, least_tokens: int) -> bool:
+    return not ask.context_tokens or least_tokens <= ask.context_tokens
 
 
 def estimate_cost(request: ApiRequest, ask: Ask, default_output: int, max_cost: int | None) -> tuple[Amount, str]:
     """The most that a request may cost on an ask, in base units, and why it would not be ordered there; empty if it would."""
-    needed = request.summary.output_tokens or 0
+    needed, needs = request.summary.output_tokens or 0, request.summary.needs
+    if not _may_hold(ask, needs.least_tokens):
+        return Amount(
+            0
+        ), f"its context holds at most {ask.context_tokens} tokens, and the request has at least {needs.least_tokens}"
+    if lacking := denied(ask.spec.features, needs.features):
+        return Amount(0), f"it declares that it lacks what the request needs: {', '.join(lacking)}"
     if needed > ask.max_output_tokens:
         return Amount(0), f"it sells at most {ask.max_output_tokens} output tokens a request, not {needed}"
     highest = cap_for(ask, len(request.plaintext), request.summary.tokens_to_order(default_output, ask.max_output_tokens))

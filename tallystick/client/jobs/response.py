@@ -25,6 +25,8 @@ from tallystick.protocol.wire import Failure, Kind, ResponseHead, load_response_
 
 CHUNK_OVERHEAD = 64
 """Bytes that keeping a chunk takes beside its content."""
+MAX_REASON = 1_000
+"""Characters of an engine's own words that an error has."""
 
 
 class JobResponse:
@@ -132,10 +134,23 @@ class JobResponse:
             failure = Failure.loads(payload)
             if failure.receipt is not None:
                 self._take_void(failure.receipt.verify(self._domain))
-            self.failure = failure.error
+            self.failure = self._with_reason(failure.error)
         elif kind is not Kind.BEAT:
             raise BadMessage(f"frame: expected a frame of a response, got {kind.name}")
         return b""
+
+    def _with_reason(self, failure: TallyError) -> TallyError:
+        """The failure with its node's own words, which came sealed. Words that do not open are left out."""
+        sealed, failure.sealed_reason = failure.sealed_reason, None
+        if sealed is None or self.match is None:
+            return failure
+        try:
+            reason = self.key.open_reason(self.match.order.digest, sealed)
+        except BadSeal:
+            return failure
+        words = "".join(character for character in reason if character.isprintable())[:MAX_REASON]
+        failure.args = (f"{failure}: {words}" if words else str(failure),)
+        return failure
 
     def _take_chunk(self, payload: bytes) -> bytes:
         if self._opener is None or self._transcript is None:

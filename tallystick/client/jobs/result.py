@@ -11,12 +11,13 @@ from tallystick.client.openai.errors import read_engine_error
 from tallystick.client.receipts.proof import Proof
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadSeal, Code, Fault, TallyError, Unavailable
+from tallystick.protocol.lenient_json import parse_lenient
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import Usage, usage_of
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Amount, JobId, format_amount
-from tallystick.protocol.wire import ResponseHead, loads
+from tallystick.protocol.wire import ResponseHead
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -64,7 +65,7 @@ class Result:
 
     def json(self) -> Any:
         """The body as JSON. Raises BadMessage."""
-        return loads(self.body, "answer")
+        return parse_lenient(self.body, "answer")
 
     @property
     def text(self) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tallystick.protocol.errors import PUBLIC, BadMessage, Code, Fault, Refusal, TallyError, Unavailable
-from tallystick.protocol.routes import CHAT, MESSAGES, RESPONSES
+from tallystick.protocol.lenient_json import parse_lenient
+from tallystick.protocol.routes import CHAT, RESPONSES
 from tallystick.protocol.wire import dumps, loads
+from tallystick.runtime.content_encoding import SUPPORTED
 
 RETRY_AFTER_SECONDS = 1
 """The wait that a client is asked for if no party said how long it takes."""
@@ -36,30 +38,28 @@ def render_error(error: TallyError, *, retry: bool | None = None) -> ErrorRespon
     headers = {"x-should-retry": "true" if retry else "false"}
     if retry:
         headers["retry-after"] = str(error.retry_after or RETRY_AFTER_SECONDS)
+    if error.code is Code.UNSUPPORTED_ENCODING:
+        headers["accept-encoding"] = ", ".join(SUPPORTED)  # RFC 9110, 12.5.3
     return ErrorResponse(status, dumps(document), headers)
 
 
 def render_error_event(error: TallyError, *, path: str = CHAT, retry: bool | None = None) -> bytes:
     """Renders an error as an event of a stream of the route `path` that has begun, in the form that the route's clients raise.
 
-    `retry`: see render_error. Sources: the API references of OpenAI (chat; responses) and Anthropic (messages).
+    `retry`: see render_error. Source: OpenAI's API reference (chat; responses).
     """
     response = render_error(error, retry=retry)
-    if path not in (MESSAGES, RESPONSES):
+    if path != RESPONSES:
         return b"data: " + response.body + b"\n\n"
     shown = loads(response.body, "error")["error"]
-    if path == MESSAGES:
-        kind = "overloaded_error" if response.status in (429, 503) else "api_error"
-        event = {"type": "error", "error": shown | {"type": kind}}
-    else:
-        event = {"type": "error", "code": shown["code"], "message": shown["message"], "param": None} | {"error": shown}
+    event = {"type": "error", "code": shown["code"], "message": shown["message"], "param": None} | {"error": shown}
     return b"event: error\ndata: " + dumps(event) + b"\n\n"
 
 
 def read_engine_error(status: int, body: bytes) -> TallyError:
     """An engine's error answer as an exception: the caller's fault for status 400 to 499, else the engine's."""
     try:
-        error = loads(body, "engine answer")["error"]
+        error = parse_lenient(body, "engine answer")["error"]
         message = str(error["message"] if isinstance(error, dict) else error)
     except (BadMessage, KeyError, TypeError):
         message = body[:500].decode(errors="replace")

@@ -8,10 +8,11 @@ from typing import Any
 
 from tallystick.client.openai.answers import read_events
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.lenient_json import parse_lenient
 from tallystick.protocol.openai_wire import TEXT_MEMBERS
 from tallystick.protocol.routes import CHAT, COMPLETIONS, media_type
 from tallystick.protocol.sse import EVENT_STREAM
-from tallystick.protocol.wire import dumps, loads
+from tallystick.protocol.wire import dumps
 
 COUNTABLE_ROUTES = (CHAT, COMPLETIONS)
 """Routes whose texts this module can extract."""
@@ -27,7 +28,7 @@ class Texts:
 def request_texts(path: str, body: bytes) -> Texts | None:
     """The texts of a request. None for other routes, malformed requests and requests that contain more than text."""
     try:
-        request = loads(body, "request body")
+        request = parse_lenient(body, "request body")
     except BadMessage:
         return None
     if not isinstance(request, dict):
@@ -51,7 +52,7 @@ def answer_texts(content_type: str, body: bytes) -> Texts | None:
     try:
         documents = read_events(body) if media_type(content_type) == EVENT_STREAM else [body]
         for document in documents:
-            for choice in loads(document, "answer").get("choices") or ():
+            for choice in parse_lenient(document, "answer").get("choices") or ():
                 by_choice.setdefault(int(choice.get("index") or 0), []).extend(_choice_texts(choice))
     except (BadMessage, AttributeError, TypeError, ValueError):
         return None

@@ -5,15 +5,18 @@ Pure. A body is read and never rewritten: the engine gets the bytes that the cal
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tallystick.client.openai.needs import NO_NEEDS, RequestNeeds, derive_needs, round_up
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, read_count
+from tallystick.protocol.lenient_json import dump_lenient, load_lenient, parse_lenient
+from tallystick.protocol.openai_wire import bounds_input, count_choices, find_output_limit
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, check_route, media_type
-from tallystick.protocol.wire import RequestHead, join_request, loads
-from tallystick.runtime.multipart import read_field
+from tallystick.protocol.wire import RequestHead, join_request
+from tallystick.runtime.multipart import add_field, read_field
 
 MAX_MODEL_NAME = 256
 """The most characters of a model's name."""
@@ -24,7 +27,8 @@ class RequestSummary:
     """What a request asks for.
 
     `output_tokens`: the most output tokens of all choices together; None if the request sets no limit. `choices`: how many
-    choices it asks for. `bounded`: whether its bytes bound its input tokens; false for images, audio and files.
+    choices it asks for. `bounded`: whether its bytes bound its input tokens; false for images, audio and files. `needs`: what it
+    needs of a provider.
     """
 
     model: str
@@ -32,6 +36,13 @@ class RequestSummary:
     output_tokens: int | None
     choices: int
     bounded: bool
+    needs: RequestNeeds = NO_NEEDS
+
+    @property
+    def likely_context(self) -> int:
+        """The tokens of context that each choice is likely to fill, rounded up; 0 if unknown."""
+        likely = self.needs.likely_tokens
+        return round_up(likely + (self.output_tokens or 0) // self.choices) if likely else 0
 
     def tokens_to_order(self, default: int, sold: int) -> int:
         """The output tokens to order from an ask that sells at most `sold` a request.
@@ -64,9 +75,46 @@ class ApiRequest:
         return join_request(self.head, self.body)
 
 
+def strip_bom(body: bytes) -> bytes:
+    """A JSON body without the byte order mark that some clients put before it (RFC 8259, 8.1), because engines may refuse it.
+
+    Raises BadMessage for UTF-16 and UTF-32.
+    """
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in body[:4]:
+        raise BadMessage("request body: not JSON in UTF-8, as it must be (RFC 8259, 8.1): it looks like UTF-16 or UTF-32")
+    return body.removeprefix(codecs.BOM_UTF8)
+
+
+def with_model(body: bytes, content_type: str, model: str | None) -> bytes:
+    """The body of a request, with the model that the request's path names unless the body names one.
+
+    Raises BadMessage for a malformed form.
+    """
+    if model is None:
+        return body
+    if media_type(content_type) == FORM:
+        return body if read_field(content_type, body, "model") is not None else add_field(content_type, body, "model", model)
+    try:
+        document = load_lenient(body)
+    except ValueError:
+        return body  # whoever reads it says what is wrong
+    if not isinstance(document, dict) or document.get("model"):
+        return body
+    return dump_lenient({**document, "model": model})
+
+
 def summarise(path: str, body: bytes, content_type: str = JSON) -> RequestSummary:
     """Reads a request to a route of the market. Raises BadMessage that names the member, or Refusal (unknown_route)."""
     return _read(path, body, content_type)[0]
+
+
+def load_body(body: bytes) -> Any:
+    """The JSON of a request, as engines read it: with lone surrogates, and integers of any size. Raises BadMessage."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise BadMessage(f"request body: expected UTF-8, got the byte 0x{body[error.start]:02x} at {error.start}") from None
+    return parse_lenient(body, "request body")
 
 
 def _read(path: str, body: bytes, content_type: str) -> tuple[RequestSummary, dict[str, Any] | None]:
@@ -77,7 +125,7 @@ def _read(path: str, body: bytes, content_type: str) -> tuple[RequestSummary, di
         return RequestSummary(model, stream, None, 1, bounded=False), None
     if media_type(content_type) != JSON:
         raise BadMessage(f"content-type: expected {JSON} or {FORM}, got {content_type[:60]!r}")
-    document = loads(body, "request body")
+    document = load_body(body)
     if not isinstance(document, dict):
         raise BadMessage("request body: expected a JSON object")
     return _summarise_json(path, document), document
@@ -86,13 +134,14 @@ def _read(path: str, body: bytes, content_type: str) -> tuple[RequestSummary, di
 def _summarise_json(path: str, document: dict[str, Any]) -> RequestSummary:
     model = _check_model(document.get("model"))
     if path == EMBEDDINGS:
-        return RequestSummary(model, stream=False, output_tokens=0, choices=1, bounded=True)
+        needs = derive_needs(path, document)
+        return RequestSummary(model, stream=False, output_tokens=0, choices=1, bounded=True, needs=needs)
     choices = count_choices(path, document) if path in (CHAT, COMPLETIONS) else 1
-    limits = (read_count(document, name) for name in OUTPUT_LIMITS.get(path, ()))
-    limit = next((limit for limit in limits if limit is not None), None)
+    limit = find_output_limit(path, document)
     total = None if limit is None else limit * choices
     bounded = bounds_input(path, document)
-    return RequestSummary(model, _read_flag(document, "stream"), total, choices, bounded)
+    needs = derive_needs(path, document)
+    return RequestSummary(model, _read_flag(document, "stream"), total, choices, bounded, needs)
 
 
 def _check_model(name: object) -> str:

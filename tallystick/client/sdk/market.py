@@ -37,16 +37,23 @@ from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.client.sdk.convenience import ConvenienceMethods
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.selection.affinity import Affinity
-from tallystick.client.selection.options import AskExplanation, ProviderCriteria, demand_of, explain_asks, smallest_limit
+from tallystick.client.selection.options import (
+    AskExplanation,
+    ProviderCriteria,
+    demand_for,
+    demand_of,
+    explain_asks,
+    smallest_limit,
+)
 from tallystick.client.selection.shortlist import ShortlistCache
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.json_members import read_text
+from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
-from tallystick.protocol.wire import dumps
 from tallystick.runtime.plaintext import warn_if_plaintext
 
 _STALE_SHORTLIST = (Code.NO_PROVIDER, Code.NODE_BUSY)
@@ -296,7 +303,7 @@ class Market(ConvenienceMethods):
         which else is recognised by its beginning; its requests stay with the provider that has it in its cache. Raises
         TallyError, after which nothing is owed except for an earlier job of the same key.
         """
-        raw = body if isinstance(body, bytes) else dumps(dict(body))
+        raw = body if isinstance(body, bytes) else dump_lenient(dict(body))
         if len(raw) > self.config.max_body_bytes:
             raise Refusal(
                 Code.BODY_TOO_LARGE,
@@ -311,7 +318,7 @@ class Market(ConvenienceMethods):
             text = f"model: expected one of those allowed here ({', '.join(sorted(models))[:500]}), got {summary.model!r}"
             raise Refusal(Code.UNKNOWN_MODEL, text)
         self._check_room()
-        demand = demand_of(self.config, summary.model, path, choice)
+        demand = demand_for(demand_of(self.config, summary.model, path, choice), summary)
         limit = smallest_limit(self.config.max_cost, max_cost)
         options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity)
         if key is None:

@@ -14,9 +14,9 @@ from typing import Any
 
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.protocol.eip712 import Verified
+from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.protocol.messages import Ask, Receipt
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import dumps
 
 MAX_CONVERSATIONS = 10_000
 """Conversations remembered; beyond it the least recently used is forgotten."""
@@ -36,7 +36,7 @@ class Affinity:
         beginning = [name] if name is not None else _beginning(request)
         if beginning is None:
             return None
-        return hmac.digest(self._key, dumps([request.head.path, request.summary.model, beginning]), hashlib.sha256)
+        return hmac.digest(self._key, dump_lenient([request.head.path, request.summary.model, beginning]), hashlib.sha256)
 
     def record(self, conversation: bytes | None, receipt: Receipt) -> None:
         """Remembers the provider that answered, and the percentage of the input that it billed as cached."""

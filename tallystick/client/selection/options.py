@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict, cast
 
 from tallystick.client.config import MAX_LABEL, ApiKey, ClientConfig
+from tallystick.client.openai.needs import round_down
+from tallystick.client.openai.requests import RequestSummary
 from tallystick.client.selection.shortlist import objection
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.errors import BadMessage, Fault
@@ -14,7 +16,6 @@ from tallystick.protocol.json_members import read_count, read_items, read_text
 from tallystick.protocol.link import read_ask
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.requirements import Requirements
-from tallystick.protocol.routes import ALWAYS
 from tallystick.protocol.types import Address, Amount, parse_address, parse_amount
 from tallystick.protocol.wire import loads
 
@@ -68,13 +69,19 @@ def demand_of(config: ClientConfig, model: str, route: str, criteria: ProviderCr
     excluded = (*config.exclude, *criteria.get("exclude", ()))
     return Demand(
         model=model,
-        route=None if route in ALWAYS else route,
+        route=route,
         pin=frozenset(parse_address(address, "pin") for address in criteria.get("pin", ())),
         exclude=frozenset(parse_address(address, "exclude") for address in excluded),
         prefer=tuple(parse_address(address, "prefer") for address in criteria.get("prefer", config.prefer)),
         sort=criteria.get("sort", config.sort),
         **_narrowed(config, criteria),
     )
+
+
+def demand_for(demand: Demand, request: RequestSummary) -> Demand:
+    """Adds what a request itself needs to its demand. Sizes are rounded, so that similar requests share a shortlist."""
+    needs = Requirements(features=request.needs.features, context_tokens=request.likely_context)
+    return replace(demand, needs=needs, input_tokens=round_down(request.needs.least_tokens))
 
 
 def _narrowed(policy: ClientConfig | ApiKey, criteria: ProviderCriteria) -> _Narrowing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -79,3 +80,28 @@ def test_fund(tally: Tally, either_url: str) -> None:
     for arguments in (("nobody",), ("0x12",), ("poor", "--coins", "much"), ("poor", "--dev-account", "99")):
         assert tally("chain", "fund", *arguments, "--rpc", either_url, fails=True)["code"] == "bad_message"
     assert tally("chain", "fund", "poor", "--coins", "99999999", "--rpc", either_url, fails=True)["code"] == "insufficient_funds"
+
+
+def test_the_deployments_chain_is_used(tally: Tally, chain_url: str, proxy: Proxy) -> None:
+    """Without --rpc, `advance` and `fund` act on the deployment file's chain, not on the default port, and name it. A chain with
+    another id, or without the deployment's contracts, is left alone.
+    """
+    tally.wallet("poor")
+    tally("deploy", "--rpc", chain_url, "--dev-account", "0", "--short-waits")
+    moved = tally("chain", "advance", "1h")
+    assert moved["rpc"] == chain_url
+    assert tally("chain", "advance", "1s", "--rpc", chain_url)["block"] == moved["block"] + 1
+    assert f"on {chain_url}" in tally.says("chain", "fund", "poor")
+    file = tally.home / "deployment.json"
+    printed = json.loads(file.read_text())
+    other = tally.home / "other.json"
+    other.write_text(json.dumps(printed | {"rpc": proxy.url}))
+    assert tally("chain", "advance", "1s", "--deployment", str(other))["rpc"] == proxy.url
+    file.write_text(json.dumps(printed | {"chain_id": 1}))
+    for command in (("advance", "1s"), ("fund", "poor")):
+        assert "on chain 1, but" in tally("chain", *command, fails=True)["message"]
+    file.write_text(json.dumps(printed | {"escrow": dev_accounts()[0].address}))
+    error = tally("chain", "advance", "1s", fails=True)
+    assert "there is no escrow" in error["message"]
+    assert f"--rpc {chain_url}" in error["message"]
+    assert "no deployment file" in tally("chain", "advance", "1s", "--deployment", "gone.json", fails=True)["message"]

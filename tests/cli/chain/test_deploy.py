@@ -114,3 +114,52 @@ def test_deployment_file_of_another_chain(tally: Tally, chain_url: str, proxy: P
     file.write_text(json.dumps(printed | {"rpc": proxy.url}))
     proxy.plan("eth_chainId", *[Fault.GARBAGE] * 20)
     assert tally("balance", fails=True)["retry"]
+
+
+def test_a_deployment_with_money_is_not_replaced(tally: Tally, chain_url: str) -> None:
+    """A deployment file whose escrow holds money is replaced only with --force; the refusal says how much. The old file is kept
+    under a number, each time. An escrow without money needs no --force.
+    """
+    tally.wallet("default")
+    deploy = ("deploy", "--rpc", chain_url, "--dev-account", "0", "--short-waits", "--fund", "default")
+    file = tally.home / "deployment.json"
+    empty = tally(*deploy)
+    assert not (tally.home / "deployment.1.json").exists()
+    funded = tally(*deploy)
+    assert Deployment.load(tally.home / "deployment.1.json").escrow == empty["escrow"]
+    tally("deposit", "2.5")
+    before = file.read_bytes()
+    error = tally(*deploy, fails=True)
+    assert (error["code"], file.read_bytes()) == ("bad_message", before)
+    for expected in (str(file), f"the escrow {funded['escrow']} on chain 31337 holds 2.5 dollars", "--out", "--force"):
+        assert expected in error["message"]
+    forced = tally(*deploy, "--force")
+    assert Deployment.load(tally.home / "deployment.2.json").escrow == funded["escrow"]
+    assert Deployment.load(file).escrow == forced["escrow"]
+    assert "is kept as" in tally.says(*deploy)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "not a deployment", '["a"]'])
+def test_another_file_is_not_replaced(tally: Tally, chain_url: str, tmp_path: Path, content: str) -> None:
+    """A file that is no deployment file is replaced only with --force, and kept."""
+    file = tmp_path / "notes.txt"
+    file.write_text(content)
+    deploy = ("deploy", "--rpc", chain_url, "--dev-account", "0", "--out", str(file))
+    assert "is no deployment file" in tally(*deploy, fails=True)["message"]
+    assert file.read_text() == content
+    tally(*deploy, "--force")
+    assert (tmp_path / "notes.1.txt").read_text() == content
+
+
+def test_a_deployment_that_cannot_be_asked_is_not_replaced(tally: Tally, chain_url: str) -> None:
+    """If the earlier deployment's chain does not answer, or another chain does, nothing is known of its money: --force it is. A
+    chain that lost the escrow holds nothing.
+    """
+    file = tally.home / "deployment.json"
+    deploy = ("deploy", "--rpc", chain_url, "--dev-account", "0")
+    printed = _without_file(tally(*deploy))
+    for change in ({"rpc": "http://127.0.0.1:9"}, {"chain_id": 8453}):
+        file.write_text(json.dumps(printed | change))
+        assert "is unknown" in tally(*deploy, fails=True)["message"]
+    file.write_text(json.dumps(printed | {"escrow": dev_accounts()[0].address}))
+    tally(*deploy)

@@ -1,10 +1,14 @@
+"""`tally start`: from nothing to a paid answer, and what it leaves alone."""
+
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,12 @@ class Newcomer:
         self.home, self.coordinator = home, f"http://127.0.0.1:{free_port(0)}"
         Deployment(31337, NOWHERE, NOWHERE, 6, 0, f"http://127.0.0.1:{free_port(0)}").save(home / "deployment.json")
 
-    def __call__(self, *arguments: str) -> Any:
+    def port(self, service: str) -> int:
+        """The port of the coordinator, or of the deployment file's chain."""
+        loaded = Deployment.load(self.home / "deployment.json")
+        return int((self.coordinator if service == "coordinator" else loaded.rpc).rpartition(":")[2])
+
+    def __call__(self, *arguments: str, fails: bool = False) -> Any:
         environment = os.environ | {
             "TALLYSTICK_HOME": str(self.home),
             "TALLYSTICK_PASSWORD": "a password",
@@ -34,10 +43,32 @@ class Newcomer:
         }
         environment.pop("TALLYSTICK_PASSWORD_FILE", None)
         done = subprocess.run(
-            [*TALLY, *arguments, "--json"], capture_output=True, text=True, env=environment, timeout=100, check=False
+            [*TALLY, *arguments, "--json"], capture_output=True, text=True, env=environment, timeout=300, check=False
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return json.loads(done.stdout)
+        assert done.returncode == int(fails), done.stdout + done.stderr
+        answer = json.loads(done.stdout)
+        return answer["error"] if fails else answer
+
+
+@contextmanager
+def tally_process(home: Path, *arguments: str) -> Iterator[None]:
+    """Runs a `tally` command until the block ends, which starts once the command has printed a line."""
+    environment = os.environ | {"TALLYSTICK_HOME": str(home)}
+    process = subprocess.Popen([*TALLY, *arguments], stderr=subprocess.PIPE, env=environment, text=True)
+    with process:
+        assert process.stderr is not None
+        assert process.stderr.readline()
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def anything_at(port: int) -> Iterator[int]:
+    """A program that listens on a port and answers nothing. Yields its process id, which is this one's."""
+    with socket.create_server(("127.0.0.1", port)):
+        yield os.getpid()
 
 
 @pytest.fixture
@@ -56,12 +87,45 @@ def test_from_nothing_to_a_paid_answer(newcomer: Newcomer) -> None:
     assert first["answer"]["text"]
     assert newcomer("start", "hello")["done"] == []
     assert newcomer("chat", "hello")["outcome"] == "completed"
-    assert newcomer("start", "--stop") == {"stopped": True}
+    stopped = newcomer("start", "--stop")
+    assert stopped == {"stopped": True, "lost": {"chain": True, "held": "10000000"}}
     assert newcomer("start", "--stop") == {"stopped": False}
     again = newcomer("start", "--stand-in")
     assert again["done"] == ["chain", "contracts", "coins", "purse", "coordinator", "offers"]
     assert int(again["answer"]["cost"]) > 0
     assert first["answer"]["provider"] not in json.dumps(newcomer("balance")), "the ledger of another chain"
+
+
+def test_what_others_serve_is_not_adopted(newcomer: Newcomer, tmp_path: Path) -> None:
+    """A chain without this market's contracts is left alone: the market gets its own. Another program at the coordinator's
+    address is an error that names the program and another address, before anything is made.
+    """
+    other = tmp_path / "other"
+    chain_port, coordinator_port = newcomer.port("chain"), newcomer.port("coordinator")
+    with tally_process(other, "chain", "--port", str(chain_port)), anything_at(coordinator_port) as holder:
+        refused = newcomer("start", "--yes", "--stand-in", fails=True)
+        assert refused["code"] == "port_unavailable"
+        for expected in (newcomer.coordinator, f"process {holder}", "--coordinator http://127.0.0.1:"):
+            assert expected in refused["message"]
+        assert not (newcomer.home / "keys").exists()
+        newcomer.coordinator = f"http://127.0.0.1:{free_port(0)}"
+        answered = newcomer("start", "--yes", "--stand-in")
+        assert {"chain", "contracts", "coordinator"} <= set(answered["done"])
+        assert Deployment.load(newcomer.home / "deployment.json").rpc != f"http://127.0.0.1:{chain_port}"
+        assert Deployment.load(newcomer.home / "deployment.1.json").escrow == NOWHERE
+
+
+def test_a_named_market_is_joined(newcomer: Newcomer, tmp_path: Path) -> None:
+    """A coordinator that the user names is joined if it settles on the chain that answers; `--stop` then leaves both running."""
+    newcomer("start", "--yes", "--stand-in")
+    friend = Newcomer(tmp_path / "friend")
+    friend.coordinator = newcomer.coordinator
+    Deployment(31337, NOWHERE, NOWHERE, 6, 0, Deployment.load(newcomer.home / "deployment.json").rpc).save(
+        friend.home / "deployment.json"
+    )
+    assert friend("start", "--yes")["done"] == ["wallet", "coins", "purse"]
+    assert friend("start", "--stop") == {"stopped": False}
+    assert newcomer("start")["done"] == []
 
 
 @pytest.mark.parametrize("chain_id", [None, 8453])

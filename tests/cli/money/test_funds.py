@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,32 @@ def test_report_of_an_equivocation(market: Tally, tmp_path: Path) -> None:
     assert "no two receipts" in market("receipt", "report", str(file), fails=True)["message"]
     assert market("receipt", "evidence") == []
     assert "no dishonest receipt" in market.says("receipt", "evidence")
+
+
+def test_another_announcement_begins_the_wait_anew(market: Tally) -> None:
+    """A second thaw, or a second withdrawal of stake, says that it replaces the first and that the wait begins anew."""
+    market("thaw", "1")
+    again = market("thaw", "2")
+    assert (again["replaced"], again["thawing"]) == ("1000000", "2000000")
+    text = market.says("thaw", "3")
+    assert "2 dollars announced before can be paid out" in text
+    assert "the wait begins anew" in text
+    market("chain", "advance", "1m")
+    assert "announced before can be paid out now (tally withdraw)" in market.says("thaw", "1")
+    market("thaw", "--cancel")
+    assert "anew" not in market.says("thaw", "1")
+    market("stake", "4", "--mint", "--wallet", "node")
+    assert "anew" not in market.says("unstake", "1", "--wallet", "node")
+    assert "1 dollars announced before" in market.says("unstake", "2", "--wallet", "node")
+
+
+def test_a_person_is_asked_before_the_wait_begins_anew(market: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a terminal, a person may decline; then the first announcement stays."""
+    market("thaw", "1")
+    for answer, code, thawing in (("n\n", 1, "1000000"), ("y\n", 0, "2000000")):
+        terminal = io.StringIO(answer)
+        monkeypatch.setattr(terminal, "isatty", lambda: True)
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdin", terminal)
+            market.says("thaw", "2", code=code)
+        assert market("contract", "inspect", "purse")["purse"]["thawing"] == thawing

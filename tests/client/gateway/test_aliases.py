@@ -43,6 +43,13 @@ def test_a_request_for_each_model() -> None:
         names.plan(b"[]", [], 0.5)
 
 
+def test_members_survive_another_models_name() -> None:
+    """Lone surrogates and integers of any size reach each model as the caller wrote them."""
+    body = rb'{"model":"best","seed":1000000000000000000000007,"prompt":"\ud83d"}'
+    plan = AliasRouter([BEST], {}).plan(body, [], 0.5)
+    assert plan.bodies[0] == body.replace(b"best", b"c")
+
+
 @pytest.mark.parametrize(
     ("error", "may"),
     [

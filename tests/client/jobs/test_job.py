@@ -63,6 +63,30 @@ async def test_failover_restarts_the_answer(market: Market, fake: FakeMarket) ->
     assert (await market.tab(bob.address)).accepted == 3
 
 
+async def test_a_failure_has_the_engines_own_words(market: Market, fake: FakeMarket) -> None:
+    """They come sealed for this client and become part of the message: printable and bounded. Garbage is left out."""
+    reason: list[Any] = []
+
+    async def failing(session: Session) -> None:
+        await session.match()
+        error = Unavailable(Code.ENGINE_UNAVAILABLE, "the engine answered with the status 500", fault=Fault.ENGINE)
+        error.sealed_reason = reason[0](session)
+        await session.fail(error)
+
+    fake.script = failing
+    for seal, shown in (
+        (lambda session: session.key.seal_reason(session.order.digest, "CUDA\x1b died"), "the status 500: CUDA died"),
+        (lambda session: session.key.seal_reason(session.order.digest, "x" * 5_000), "the status 500: " + "x" * 1_000),
+        (lambda session: session.key.seal_reason(Hash(bytes(32)), "of another order"), "the status 500"),
+        (lambda _: "garbage", "the status 500"),
+    ):
+        reason[:] = [seal]
+        with pytest.raises(Unavailable) as caught:
+            await run(market)
+        assert str(caught.value) == f"the engine answered with {shown}"
+        assert caught.value.as_json()["error"].keys() & {"sealed_reason", "private_reason"} == set()
+
+
 async def test_fail_frame(market: Market, fake: FakeMarket) -> None:
     """A FAIL frame ends the job with its error, before and after output."""
 

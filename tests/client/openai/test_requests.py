@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from tallystick.client.openai.answers import TextDeltas, read_text
 from tallystick.client.openai.errors import read_engine_error, render_error, render_error_event
+from tallystick.client.openai.needs import NO_NEEDS
 from tallystick.client.openai.requests import RequestSummary, summarise
 from tallystick.protocol.errors import (
     BadMessage,
@@ -45,11 +47,31 @@ def request_summary(path: str, **members: Any) -> RequestSummary:
         (COMPLETIONS, {"prompt": [[1], [2]], "max_tokens": 5, "n": 2, "best_of": 3}, 30),
         (COMPLETIONS, {"prompt": [], "max_tokens": 5}, 5),
         (EMBEDDINGS, {"input": "x"}, 0),
+        (CHAT, {"max_tokens": -1}, None),
+        (CHAT, {"max_tokens": -2.0, "max_completion_tokens": None}, None),
+        (CHAT, {"max_completion_tokens": -1, "max_tokens": 5}, 5),
+        (CHAT, {"max_tokens": 20.0, "n": 2.0}, 40),
+        (COMPLETIONS, {"prompt": "x", "max_tokens": 2e3, "best_of": 3.0}, 6_000),
+        (CHAT, {"n_predict": 9}, 9),
+        (CHAT, {"n_predict": 9, "max_tokens": 8}, 8),
+        (RESPONSES, {"input": "x", "max_output_tokens": 20.0}, 20),
+        (RESPONSES, {"input": "x", "max_output_tokens": -1}, None),
+        (RESPONSES, {"input": "x", "max_tokens": 20}, None),
+        (MESSAGES, {"max_tokens": 20.0}, 20),
+        (MESSAGES, {"max_tokens": -1}, None),
     ],
 )
 def test_output_limit(path: str, members: dict[str, Any], output: int | None) -> None:
     """The most output that a request can ask for counts every choice of every prompt."""
     assert request_summary(path, **members).output_tokens == output
+
+
+@pytest.mark.parametrize("value", [-3, 1.5, -1.5, 1e300, True, "20", [20], {}, 1 << 31])
+@pytest.mark.parametrize("member", ["max_tokens", "max_completion_tokens", "n_predict"])
+def test_limits_that_are_none(member: str, value: object) -> None:
+    """Any other value is refused, and its member named, also beside a valid limit."""
+    with pytest.raises(BadMessage, match=f"^{member}: expected a whole number"):
+        request_summary(CHAT, **({"max_completion_tokens": 5, "max_tokens": 5} | {member: value}))
 
 
 def test_default_output() -> None:
@@ -69,7 +91,7 @@ def test_media_is_not_bounded_by_bytes() -> None:
     assert not request_summary(CHAT, messages=[{"role": "user", "content": picture}]).bounded
     texts: list[Any] = [{"role": "user", "content": "image_url"}, {"role": "assistant", "content": None, "tool_calls": []}]
     summary = request_summary(CHAT, messages=[*texts, {"role": "user", "content": picture[:1]}, 7, {}], stream=True)
-    assert summary == RequestSummary("m", stream=True, output_tokens=None, choices=1, bounded=True)
+    assert replace(summary, needs=NO_NEEDS) == RequestSummary("m", stream=True, output_tokens=None, choices=1, bounded=True)
 
 
 def test_other_routes() -> None:
@@ -79,7 +101,7 @@ def test_other_routes() -> None:
     )
     words = [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]
     summary = request_summary(RESPONSES, input=words, max_output_tokens=5, stream=True)
-    assert summary == RequestSummary("m", stream=True, output_tokens=5, choices=1, bounded=True)
+    assert replace(summary, needs=NO_NEEDS) == RequestSummary("m", stream=True, output_tokens=5, choices=1, bounded=True)
     assert request_summary(RESPONSES, input="hi").bounded
     picture = [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]
     assert not request_summary(RESPONSES, input=picture).bounded
@@ -93,6 +115,13 @@ def test_other_routes() -> None:
     for path in ("/v1", "/v1/", "/v1/../x", "/v1/x/../y", "/v1//x", "/health", "/v1/X", "/v1/x?y", "/v1/" + "x/" * 9 + "x"):
         with pytest.raises(Refusal, match="expected a path such as"):
             request_summary(path)
+
+
+def test_json_as_clients_write_it() -> None:
+    """Half an emoji, as JavaScript writes it, and a seed of any size are read; bytes that are no UTF-8 are named."""
+    assert summarise(CHAT, rb'{"model":"m","messages":[{"role":"user","content":"\ud83d"}],"seed":1%020d}' % 0).model == "m"
+    with pytest.raises(BadMessage, match="request body: expected UTF-8, got the byte 0xe9 at 13"):
+        summarise(CHAT, b'{"model":"caf\xe9"}')
 
 
 @given(st.binary() | st.text().map(str.encode))
@@ -128,13 +157,12 @@ def test_error_status_shows_whose_fault_it_is(error: TallyError, status: int, er
 
 
 def test_an_error_event_speaks_its_routes_dialect() -> None:
-    """Clients of messages and of responses raise events that are called error."""
+    """Clients of responses raise events that are called error."""
     error = Unavailable(Code.NODE_GONE, "gone", fault=Fault.PROVIDER)
-    for path, told in ((MESSAGES, "overloaded_error"), (RESPONSES, "server_error")):
-        name, data = render_error_event(error, path=path).split(b"\n")[:2]
-        document = orjson.loads(data.removeprefix(b"data: "))
-        assert (name, document["type"], document["error"]["type"]) == (b"event: error", "error", told)
-        assert document["error"]["message"] == "gone"
+    name, data = render_error_event(error, path=RESPONSES).split(b"\n")[:2]
+    document = orjson.loads(data.removeprefix(b"data: "))
+    assert (name, document["type"], document["error"]["type"]) == (b"event: error", "error", "server_error")
+    assert document["error"]["message"] == "gone"
 
 
 def test_halves_of_a_character_are_joined() -> None:

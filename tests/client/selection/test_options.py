@@ -45,7 +45,7 @@ def test_a_request_narrows_the_config() -> None:
     assert (narrowed.max_input_price, narrowed.max_output_price) == (5, 9), "a request pays no more than the config allows"
     assert (narrowed.min_reputation, narrowed.exclude) == (50, frozenset({ANN, BOB}))
     assert narrowed.require == Requirements(region=("eu",), features=("tools",))
-    assert (narrowed.route, narrowed.ranked) == (None, False)
+    assert (narrowed.route, narrowed.ranked) == ("/v1/chat/completions", False)
     with pytest.raises(Refusal, match="expected one of eu, got us"):
         demand_of(config, "m", "/v1/chat/completions", {"require": Requirements(region=("us",))})
     with pytest.raises(BadMessage, match="sort"):

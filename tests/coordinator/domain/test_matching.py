@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
-from coordinator.domain.matching import rank_candidates, rejection, shortlist
+from coordinator.domain.matching import explain, rank_candidates, rejection, shortlist
 from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
@@ -54,6 +54,9 @@ def _refusal(book: AskBook, **demand: Any) -> TallyError:
         (Reason.ENGINE, {"require": Requirements(engine=("vllm",))}, {}),
         (Reason.FEATURES, {"require": Requirements(features=("tools",))}, {"spec": Spec(features=("logprobs",))}),
         (Reason.CONTEXT, {"require": Requirements(context_tokens=8_193)}, {}),
+        (Reason.TOO_LONG, {"input_tokens": 8_193}, {}),
+        (Reason.UNSUPPORTED, {"needs": Requirements(features=("vision",))}, {"spec": Spec(features=("-vision",))}),
+        (Reason.ROUTE, {"route": "/v1/embeddings"}, {"spec": Spec(features=("-/v1/embeddings",))}),
         (Reason.ASK_EXPIRED, {}, {"valid_until": START}),
         (Reason.ASK_EXPIRED, {}, {"valid_from": START + 1}),
     ],
@@ -84,9 +87,9 @@ def test_bounds_are_inclusive(demand: dict[str, Any]) -> None:
 
 def test_the_shortlist_is_ranked_and_bounded() -> None:
     """The cheapest asks come first, at most as many as requested."""
-    book, _ = _book_of(*[(person(str(n)), {"output_price": n}) for n in range(20, 0, -1)])
+    book, _ = _book_of(*[(person(str(n)), {"input_price": 0, "output_price": 1_000 * n}) for n in range(20, 0, -1)])
     listed_asks = shortlist(book, Demand(model=MODEL, limit=3), START)
-    assert [listed_ask.ask.message.output_price for listed_ask in listed_asks] == [1, 2, 3]
+    assert [listed_ask.ask.message.output_price for listed_ask in listed_asks] == [1_000, 2_000, 3_000]
     assert len(shortlist(book, Demand(model=MODEL), START)) == MAX_CANDIDATES
 
 
@@ -98,7 +101,7 @@ def test_the_shortlist_is_sorted_as_asked() -> None:
     speeds = [Capacity(1, 1), Capacity(1, 1, 50, 300), Capacity(1, 1, 20, 100), Capacity(1, 1, 50, 300)]
     book = AskBook()
     for number, (key, speed) in enumerate(zip(keys, speeds, strict=True)):
-        book.replace(key.address, [make_ask(key, output_price=number)], speed)
+        book.replace(key.address, [make_ask(key, output_price=1_000_000 * number)], speed)
     named = {key.address: name for key, name in zip(keys, "abcd", strict=True)}
     for sort, order in (("price", "abcd"), ("latency", "cbda"), ("throughput", "bdca")):
         listed_asks = shortlist(book, Demand(model=MODEL, sort=sort), START)
@@ -134,11 +137,32 @@ def test_excluded_providers_do_not_hide_the_others() -> None:
 
 
 def test_the_work_is_bounded() -> None:
-    """A bounded number of unsuitable asks is examined."""
-    book, _ = _book_of(
-        *[(person(str(n)), {"valid_until": START, "output_price": n}) for n in range(300)], (ANN, {"output_price": 10**9})
-    )
+    """A bounded number of asks is judged, and the reasons of the cheapest are told."""
+    dead = [(person(str(n)), {"valid_until": START, "output_price": n}) for n in range(600)]
+    book, _ = _book_of(*dead, (ANN, {"output_price": 10**9}))
     assert "256 x" in str(_refusal(book))
+
+
+@pytest.mark.parametrize("sort", ["price", "latency", "throughput"])
+def test_busy_and_unsuitable_asks_hide_nobody(sort: str) -> None:
+    """A free ask is found behind any number of cheaper ones that are busy, or in another region."""
+    book, _ = _book_of((ANN, {"output_price": 10**9, "spec": Spec(region="eu")}))
+    for number in range(700):
+        key = person(str(number))
+        busy = number % 2
+        spec = Spec(region="eu" if busy else "us")
+        book.replace(key.address, [make_ask(key, output_price=number, spec=spec)], Capacity(1 - busy, 1, 1_000, 1))
+    demand = Demand(MODEL, require=Requirements(region=("EU",)), sort=sort)
+    assert [listed_ask.provider for listed_ask in shortlist(book, demand, START)] == [ANN.address]
+
+
+def test_a_wallet_with_many_asks_takes_one_place() -> None:
+    """Several asks of one provider take one place of the shortlist, the cheapest that fits."""
+    book = AskBook()
+    book.replace(ANN.address, [make_ask(ANN, output_price=n, seq=n) for n in range(1, 200)], Capacity(1, 1))
+    book.replace(BOB.address, [make_ask(BOB, output_price=10**9)], Capacity(1, 1))
+    listed_asks = shortlist(book, Demand(MODEL, max_output_price=10**9), START)
+    assert [listed_ask.ask.message.output_price for listed_ask in listed_asks] == [1, 10**9]
 
 
 @pytest.mark.parametrize("limit", [0, MAX_CANDIDATES + 1])
@@ -277,3 +301,71 @@ def test_an_order_on_another_provider_than_the_asks() -> None:
     submission = make_submission(asks[1], terms={"ask": asks[0].digest})
     with pytest.raises(Refusal, match="another provider"):
         _ranked(book, submission)
+
+
+def _providers(listed_asks: list[ListedAsk]) -> list[Address]:
+    return [listed_ask.node.provider for listed_ask in listed_asks]
+
+
+def test_a_request_goes_where_its_needs_are_declared() -> None:
+    """Asks that declare what a request needs are the only ones chosen, however dear; the others learn why."""
+    tools = Spec(features=("logprobs", "Tools"))
+    book, _ = _book_of((ANN, {"output_price": 1}), (BOB, {"spec": tools}), (CAT, {"spec": tools, "output_price": 9_000_000}))
+    demand = Demand(MODEL, needs=Requirements(features=("tools",)))
+    assert _providers(shortlist(book, demand, START)) == [BOB.address, CAT.address]
+    explained = explain(book.of_model(MODEL), demand, START, lambda _: 1.0)
+    assert [reason for _, reason in explained] == [Reason.UNDECLARED, None, None]
+
+
+def test_a_need_that_nobody_declares_goes_to_all() -> None:
+    """A feature that nobody declares may be there all the same, so no request becomes unanswerable for lack of a declaration."""
+    book, _ = _book_of((ANN, {}), (BOB, {"spec": Spec(features=("logprobs",))}), (CAT, {"spec": Spec(features=("-tools",))}))
+    demand = Demand(MODEL, needs=Requirements(features=("tools",)))
+    assert sorted(_providers(shortlist(book, demand, START))) == sorted([ANN.address, BOB.address])
+    explained = explain(book.of_model(MODEL), demand, START, lambda _: 1.0)
+    assert [reason for _, reason in explained].count(Reason.UNSUPPORTED) == 1
+
+
+def test_a_declared_need_is_found_behind_many_others() -> None:
+    """The search for a declaration does not end with the first asks that fit."""
+    asks: list[tuple[Signer, dict[str, Any]]] = [(person(str(n)), {"output_price": n}) for n in range(200)]
+    book, _ = _book_of(*asks, (ANN, {"output_price": 10**6, "spec": Spec(features=("vision",))}))
+    assert _providers(shortlist(book, Demand(MODEL, needs=Requirements(features=("vision",))), START)) == [ANN.address]
+
+
+def test_a_long_request_goes_to_a_long_context() -> None:
+    """A context that is likely to hold the request is chosen; if there is none, one that may hold it."""
+    book, _ = _book_of((ANN, {"output_price": 1}), (BOB, {"context_tokens": 32_768}), (CAT, {"context_tokens": 65_536}))
+    for likely, least, chosen in (
+        (20_000, 9_000, {BOB.address, CAT.address}),
+        (60_000, 9_000, {CAT.address}),
+        (70_000, 40_000, {CAT.address}),
+        (70_000, 9_000, {BOB.address, CAT.address}),
+        (70_000, 100, {ANN.address, BOB.address, CAT.address}),
+    ):
+        demand = Demand(MODEL, needs=Requirements(context_tokens=likely), input_tokens=least)
+        assert set(_providers(shortlist(book, demand, START))) == chosen
+
+
+def test_a_request_longer_than_every_context_is_told_the_longest() -> None:
+    """The error is OpenAI's own, which clients recognise, and says the largest context on offer."""
+    book, _ = _book_of((ANN, {}), (BOB, {"context_tokens": 32_768}))
+    error = _refusal(book, input_tokens=40_000)
+    assert (error.code, error.status) == (Code.CONTEXT_LENGTH_EXCEEDED, 400)
+    assert "32768 tokens" in str(error)
+
+
+def test_a_need_that_nobody_has_names_models_that_do() -> None:
+    """A request that no provider of its model can answer is told which models can."""
+    seeing, embedding = Spec(features=("vision",)), Spec(features=("embeddings",))
+    book, _ = _book_of((ANN, {"spec": Spec(features=("-vision", "-/v1/embeddings"))}), (BOB, {"model": "eye", "spec": seeing}))
+    book.replace(CAT.address, [make_ask(CAT, model="vec", spec=embedding)], Capacity(1, 1))
+    error = _refusal(book, needs=Requirements(features=("vision",)))
+    assert (error.code, error.status, error.retry) == (Code.UNSUPPORTED, 400, False)
+    assert "vision; models on offer for it: eye" in str(error)
+    error = _refusal(book, route="/v1/embeddings", needs=Requirements(features=("embeddings",)))
+    assert (error.code, error.status) == (Code.UNKNOWN_ROUTE, 404)
+    assert "/v1/embeddings; models on offer for it: vec" in str(error)
+    assert "no model on offer is known" in str(
+        _refusal(book, needs=Requirements(features=("video", "vision")), pin={ANN.address})
+    )

@@ -95,6 +95,8 @@ def test_the_schema_has_every_criterion(document: Any) -> None:
         1,
         1,
         "latency",
+        needs=Requirements(features=("tools",)),
+        input_tokens=1,
     )
     members = document.raw_schema["components"]["schemas"]["ShortlistRequest"]["properties"]
     assert whole.to_json(COORDINATOR.address).keys() == members.keys()

@@ -174,9 +174,12 @@ async def test_the_last_failure_is_reported(world: World, ann: FakeNode, bob: Fa
     client = await world.started(ann, bob)
     ann.fail(client.job.id)
     await quiet()
-    bob.fail(client.job.id, Unavailable(Code.PROVIDER_FAILED, "out of memory", fault=Fault.PROVIDER))
+    last = Unavailable(Code.PROVIDER_FAILED, "out of memory", fault=Fault.PROVIDER)
+    last.sealed_reason = "c2VhbGVk"
+    bob.fail(client.job.id, last)
     await quiet()
     assert client.kinds == [Kind.MATCH, Kind.MATCH, Kind.FAIL]
+    assert client.failure.sealed_reason == "c2VhbGVk", "the node's own words reach its client as they are"
     assert (str(client.failure), client.failure.retry) == ("out of memory", True)
     assert await world.stored(client) is State.FAILED
     world.assert_idle()

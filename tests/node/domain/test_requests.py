@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.domain.requests import prepare
+from tallystick.client.openai.requests import summarise
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Spec
-from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
+from tallystick.protocol.openai_wire import OUTPUT_LIMITS
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
 from tallystick.protocol.wire import RequestHead, dumps, loads
 from tests.node.harness import OFFER
 
@@ -48,6 +50,20 @@ def test_the_model_is_the_one_that_was_ordered() -> None:
         ({"best_of": 4, "n": 2}, COMPLETIONS, {"best_of": 4, "n": 2, "max_tokens": 25}),
         ({"prompt": ["a", "b"]}, COMPLETIONS, {"prompt": ["a", "b"], "max_tokens": 50}),
         ({"prompt": [1, 2, 3]}, COMPLETIONS, {"prompt": [1, 2, 3], "max_tokens": 100}),
+        ({"max_tokens": -1}, CHAT, {"max_tokens": 100}),
+        ({"max_tokens": -2.0, "max_completion_tokens": None}, CHAT, {"max_tokens": 100, "max_completion_tokens": None}),
+        ({"max_completion_tokens": -1}, CHAT, {"max_tokens": 100}),
+        ({"max_completion_tokens": -1, "max_tokens": 7}, CHAT, {"max_tokens": 7}),
+        ({"max_tokens": -1, "n": 2.0}, CHAT, {"max_tokens": 50, "n": 2}),
+        ({"max_tokens": 20.0}, CHAT, {"max_tokens": 20}),
+        ({"max_tokens": 2e3}, CHAT, {"max_tokens": 100}),
+        ({"max_tokens": -1}, COMPLETIONS, {"max_tokens": 100}),
+        ({"max_tokens": 8.0, "best_of": 3.0}, COMPLETIONS, {"max_tokens": 8, "best_of": 3}),
+        ({"n_predict": 7}, CHAT, {"n_predict": 7, "max_tokens": 7}),
+        ({"n_predict": 700.0}, COMPLETIONS, {"n_predict": 100, "max_tokens": 100}),
+        ({"n_predict": -1}, CHAT, {"max_tokens": 100}),
+        ({"n_predict": 700, "max_tokens": 1}, CHAT, {"n_predict": 100, "max_tokens": 1}),
+        ({"max_tokens": 0, "echo": True}, COMPLETIONS, {"max_tokens": 0, "echo": True}),
         ({"input": "text"}, EMBEDDINGS, {"input": "text"}),
     ],
 )
@@ -56,16 +72,71 @@ def test_output_is_capped_over_all_choices(given_fields: dict[str, Any], path: s
     assert sent(given_fields, path) == expected | {"model": "model"}
 
 
+@pytest.mark.parametrize("written", ["{}", "20", "20.0", "2e1", "-1", "-1.0", "-2", "null", "700.0"])
+@pytest.mark.parametrize(("path", "member"), [(RESPONSES, "max_output_tokens"), (MESSAGES, "max_tokens")])
+def test_limits_of_other_routes(path: str, member: str, written: str) -> None:
+    """Responses and messages read the same numbers: the engine gets a whole number within the order."""
+    body = b"{}" if written == "{}" else b'{"%b": %b}' % (member.encode(), written.encode())
+    offer = replace(OFFER, spec=Spec(features=(RESPONSES, MESSAGES)))
+    out = loads(prepare(RequestHead(path), body, offer, 100).body, "body")[member]
+    assert out == (20 if written.startswith("2") else 100)
+    assert isinstance(out, int)
+
+
+def test_an_unlimited_completion_is_limited_by_its_context_alone() -> None:
+    """Who sends -1 does not want the engine's short default, and gets the order where the prompt leaves room for it."""
+    offer: dict[str, Any] = {"max_output_tokens": 100}
+    assert "max_tokens" not in sent({}, COMPLETIONS, 100, **offer)
+    assert sent({"max_tokens": -1}, COMPLETIONS, 100, **offer)["max_tokens"] == 100
+    long = {"prompt": "x" * 2_000, "max_tokens": -1}
+    assert "max_tokens" not in sent(long, COMPLETIONS, 100, context_tokens=850, **offer)
+
+
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
 def test_no_limit_is_invented_that_the_context_cannot_hold(path: str) -> None:
     """A long prompt leaves what it leaves; a limit that the client set is still bounded by the order."""
     member = "max_tokens" if path == CHAT else "max_output_tokens"
     prompt: dict[str, Any] = {"messages" if path == CHAT else "input": "x" * 2_000}
-    spec = Spec(features=(RESPONSES,))
-    assert sent(prompt, path, 100, context_tokens=2_000, spec=spec)[member] == 100
-    assert member not in sent(prompt, path, 100, context_tokens=850, spec=spec)
-    assert sent(prompt | {member: 700}, path, 100, context_tokens=850, spec=spec)[member] == 100
-    assert sent({"prompt": "x" * 2_000}, COMPLETIONS, 100, context_tokens=850)["max_tokens"] == 100
+    offer: dict[str, Any] = {"max_output_tokens": 100, "spec": Spec(features=(RESPONSES,))}
+    assert sent(prompt, path, 100, context_tokens=2_000, **offer)[member] == 100
+    assert member not in sent(prompt, path, 100, context_tokens=850, **offer)
+    assert sent(prompt | {member: 700}, path, 100, context_tokens=850, **offer)[member] == 100
+
+
+def test_an_order_of_less_than_usual_is_a_limit() -> None:
+    """A client cannot order one token, pad its request, and get all that the context leaves."""
+    prompt, offer = {"messages": "x" * 40_000}, {"context_tokens": 8_192, "max_output_tokens": 8_192}
+    assert sent(prompt, CHAT, 4_095, **offer)["max_tokens"] == 4_095
+    assert "max_tokens" not in sent(prompt, CHAT, 4_096, **offer)
+    assert sent(prompt, COMPLETIONS, 4_095, **offer)["max_tokens"] == 4_095
+
+
+def test_room_for_an_order_of_less_than_is_sold() -> None:
+    """It is what a usual text leaves, and each choice has a context of its own."""
+    offer = {"context_tokens": 16_384, "max_output_tokens": 8_192}
+    empty = len(dumps({"messages": ""}))
+    assert sent({"messages": "x" * (4 * 12_288 - empty)}, CHAT, 4_096, **offer)["max_tokens"] == 4_096
+    assert "max_tokens" not in sent({"messages": "x" * (4 * 12_288 - empty + 1)}, CHAT, 4_096, **offer)
+    assert sent({"messages": "x" * (4 * 12_288), "n": 2}, CHAT, 4_096, **offer)["max_tokens"] == 2_048
+
+
+@pytest.mark.parametrize("engine", ["unknown", "vllm", "llama.cpp", "ollama", "lm-studio"])
+def test_a_completion_keeps_its_engines_default(engine: str) -> None:
+    """An engine with a short default keeps it; one that would go on to the end of its context gets the ordered limit."""
+    out = sent({"prompt": "Once"}, COMPLETIONS, 1_024, spec=Spec(engine=engine))
+    assert out.get("max_tokens") == (None if engine in ("unknown", "vllm") else 1_024)
+
+
+def test_a_request_without_a_limit_is_cut_at_the_order() -> None:
+    """Only an engine that got no limit can go beyond what the order pays for."""
+
+    def cut_after(fields: dict[str, Any]) -> int | None:
+        return prepare(RequestHead(COMPLETIONS), dumps(fields), OFFER, 1_024).cut_after
+
+    assert cut_after({"prompt": "Once"}) == 1_024
+    assert cut_after({"prompt": "Once", "max_tokens": 3}) is None
+    assert cut_after({"prompt": "Once", "max_tokens": 0}) is None
+    assert prepare(RequestHead(CHAT), b"{}", OFFER, 100).cut_after is None
 
 
 def test_a_large_seed_is_unchanged() -> None:
@@ -148,8 +219,18 @@ def test_only_known_routes_are_reached(path: str) -> None:
         b"\xff",
         b'{"stream": "yes"}',
         b'{"stream": 1}',
-        b'{"max_tokens": -1}',
+        b'{"max_tokens": -3}',
         b'{"max_tokens": 1.5}',
+        b'{"max_tokens": -1.5}',
+        b'{"max_tokens": 1e300}',
+        b'{"max_tokens": NaN}',
+        b'{"max_tokens": Infinity}',
+        b'{"max_tokens": "20"}',
+        b'{"max_tokens": false}',
+        b'{"max_completion_tokens": 5, "max_tokens": "x"}',
+        b'{"n_predict": {}}',
+        b'{"n": 1.5}',
+        b'{"n": -1}',
         b'{"n": true}',
         b'{"n": 101}',
         b'{"n": 100000}',
@@ -171,12 +252,14 @@ def test_other_content_types_are_refused() -> None:
         prepare(RequestHead(EMBEDDINGS), b'{"stream": true}', OFFER, 0)
 
 
-limits = st.none() | st.integers(0, 2_000)
+limits = st.none() | st.integers(-2, 2_000) | st.integers(-2, 2_000).map(float)
 
 
 @given(
     limit=st.integers(1, 1_000),
-    fields=st.fixed_dictionaries({}, optional={"n": st.integers(1, 20), "max_tokens": limits, "max_completion_tokens": limits}),
+    fields=st.fixed_dictionaries(
+        {}, optional={"n": st.integers(1, 20), "max_tokens": limits, "max_completion_tokens": limits, "n_predict": limits}
+    ),
 )
 def test_no_request_gets_more_than_was_ordered(limit: int, fields: dict[str, Any]) -> None:
     """For any limits of a request, choices times tokens stay within the order, or the request is refused."""
@@ -185,6 +268,28 @@ def test_no_request_gets_more_than_was_ordered(limit: int, fields: dict[str, Any
     except BadMessage:
         assert fields.get("n", 1) > limit
         return
-    named = [out[name] for name in ("max_tokens", "max_completion_tokens") if out.get(name) is not None]
+    named = [out[name] for name in ("max_tokens", "max_completion_tokens", "n_predict") if out.get(name) is not None]
+    assert named != [out.get("n_predict")], "engines other than llama.cpp have a limit"
     assert named
     assert all(value * out.get("n", 1) <= limit for value in named)
+
+
+@given(
+    path=st.sampled_from([CHAT, COMPLETIONS, RESPONSES, MESSAGES]),
+    fields=st.fixed_dictionaries(
+        {}, optional=dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"), limits)
+    ),
+)
+def test_client_and_node_read_the_same_limit(path: str, fields: dict[str, Any]) -> None:
+    """What the client orders for a request is what the engine may generate, however the limit is written."""
+    ordered = summarise(path, dumps({"model": "model"} | fields)).output_tokens
+    offer = {"spec": Spec(features=(RESPONSES, MESSAGES)), "max_output_tokens": 5_000}
+    try:
+        out = sent(fields, path, 5_000 if ordered is None else ordered, **offer)
+    except BadMessage:
+        assert ordered == 0, "one member asks for output, and the one that decides for none"
+        return
+    got = [out[name] for name in OUTPUT_LIMITS[path] if out.get(name) is not None]
+    if ordered is not None:
+        assert got[0] == ordered
+    assert all(isinstance(value, int) and 0 <= value <= 5_000 for value in got)

@@ -40,7 +40,10 @@ async def engine(owner: str = "me", key: str | None = None, said: dict[str, Any]
 
     models = {"data": [{"id": "model", "owned_by": owner, "max_model_len": 4_096}]}
     routes = [Route("/v1/models", answer(models))]
-    routes += [Route(path, answer(document)) for path, document in (said or {}).items()]
+    routes += [
+        Route(path, answer(document), methods=["POST" if path == "/api/show" else "GET"])
+        for path, document in (said or {}).items()
+    ]
     async with serving(Starlette(routes=routes), "127.0.0.1", 0) as port:
         yield f"http://127.0.0.1:{port}"
 
@@ -109,6 +112,36 @@ async def test_engine_settings(said: dict[str, Any], slots: int | None, context:
         context,
         precision,
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "features"),
+    [
+        (OLLAMA, ()),
+        (OLLAMA | {"/api/show": {"capabilities": ["completion", "tools", "thinking"]}}, ("tools", "-vision", "json_schema")),
+        (OLLAMA | {"/api/show": {"capabilities": ["completion", "vision"]}}, ("-tools", "vision", "json_schema")),
+        (OLLAMA | {"/api/show": {"capabilities": ["embedding"]}}, ("embeddings", "-/v1/chat/completions", "-/v1/completions")),
+        (OLLAMA | {"/api/show": {"capabilities": []}}, ()),
+        (OLLAMA | {"/api/show": []}, ()),
+        (LLAMA, ()),
+        ({"/props": LLAMA["/props"] | {"modalities": {"vision": True, "audio": False}}}, ("vision", "-audio_input")),
+        ({"/props": LLAMA["/props"] | {"modalities": {"vision": 1}}}, ()),
+        ({"/api/v0/models": {"data": [STUDIO]}}, ("-vision", "-/v1/embeddings")),
+        (
+            {"/api/v0/models": {"data": [STUDIO | {"type": "vlm", "capabilities": ["tool_use"]}]}},
+            ("vision", "tools", "-/v1/embeddings"),
+        ),
+        (
+            {"/api/v0/models": {"data": [STUDIO | {"type": "embeddings"}]}},
+            ("embeddings", "-/v1/chat/completions", "-/v1/completions"),
+        ),
+        ({"/api/v0/models": {"data": [STUDIO | {"type": None}]}}, ()),
+    ],
+)
+async def test_features_that_an_engine_tells(said: dict[str, Any], features: tuple[str, ...]) -> None:
+    """What an engine says of its models is believed: features, and routes that a model does not have."""
+    async with engine(said=said) as url:
+        assert (await inspect_engine(url)).spec("model").features == features
 
 
 def test_default_ports() -> None:

@@ -222,10 +222,11 @@ async def test_a_busy_engine_is_busy(status: int) -> None:
 
 @pytest.mark.parametrize("status", [401, 402, 403, 404, 500, 502])
 async def test_the_providers_faults_are_not_the_clients(status: int) -> None:
-    """A wrong key, a missing model or a crash is the engine's fault, and another provider may succeed."""
+    """A wrong key, a missing model or a crash is the engine's fault. Only what may pass by itself is worth another try."""
     error = await fault(answers_with(head(status), b"secret details"))
-    assert (error.code, error.retry) == (Code.ENGINE_UNAVAILABLE, True)
+    assert (error.code, error.retry) == (Code.ENGINE_UNAVAILABLE, status >= 500)
     assert "secret" not in str(error)
+    assert (error.private_reason is None) is (status in (401, 402, 403)), "an API tells of the provider's key or account"
 
 
 BAD_STREAMS: dict[str, ConnectionHandler] = {

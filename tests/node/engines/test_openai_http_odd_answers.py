@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -185,6 +186,9 @@ CUT_OFF = {
     "a message with an error": (MESSAGE_STREAM, (head(), STARTED, TEXT, event(type="error", error={"type": "x"}), STOPPED)),
     "a response that ends with [DONE]": (RESPONSE_STREAM, (head(), MADE, SAID, DONE)),
     "a response that was cancelled": (RESPONSE_STREAM, (head(), SAID, event(type="response.cancelled", response={}))),
+    "an event that is named error in mid-stream": (STREAM, (head(), WORD, b'event: error\ndata: {"message":"died"}\n\n', DONE)),
+    "an error in a choice": (STREAM, (head(), WORD, event(choices=[{"delta": {}, "error": {"code": 502}}]), DONE)),
+    "a whole answer with an error in its choice": (WHOLE, (JSON_HEAD, whole(error={"code": 502, "message": "died"}))),
     "plain words": (STREAM, (head(200, "text/plain"), b"internal server error")),
     "nothing after the head": (STREAM, (head(),)),
     "a field name alone": (STREAM, (head(), WORD, STOP, b"dat")),
@@ -217,13 +221,15 @@ OWN_ERRORS: list[tuple[dict[str, Any], int]] = [
 async def test_an_error_of_the_request_with_status_200_is_passed_on(
     document: dict[str, Any], status: int, *, streamed: bool
 ) -> None:
-    """Before any output, the client gets the engine's own error with the status that it stands for."""
+    """Before any output, the client gets the engine's own error with the status that it stands for, where OpenAI's SDKs look."""
     parts = (head(), ROLE, event(**document), DONE) if streamed else (JSON_HEAD, orjson.dumps(document))
     events = await ask(answers_with(*parts), STREAM if streamed else WHOLE)
     last_start = [event for event in events if isinstance(event, ResponseStart)][-1]
     assert last_start == ResponseStart(status, "application/json")
     assert isinstance(events[-1], ResponseEnd)
-    assert orjson.loads(events[-1].tail) == document
+    passed_on = orjson.loads(events[-1].tail)
+    assert document.items() <= passed_on.items()
+    assert passed_on["error"]["message"] in orjson.dumps(document).decode()
 
 
 @pytest.mark.parametrize(
@@ -233,6 +239,31 @@ async def test_an_error_of_the_request_with_status_200_is_passed_on(
 async def test_a_busy_engine_with_status_200_is_busy(document: dict[str, Any]) -> None:
     """Another provider may answer."""
     assert (await fault(answers_with(head(), event(**document)), STREAM)).code is Code.NODE_BUSY
+
+
+async def test_a_stream_without_a_limit_ends_where_its_order_does() -> None:
+    """The node delivers what is paid, and closes the stream as the engine does at a limit: with its finish reason."""
+    word = event(choices=[{"index": 1, "delta": {"content": "word"}, "finish_reason": None}], id="c")
+    for request, parts in ((STREAM, (word,) * 4), (RENAMED, (word * 4,))):
+        events = await ask(answers_with(head(), ROLE, *parts, STOP, DONE), replace(request, cut_after=3))
+        text = body(events)
+        assert text.count(b'"word"') == 3
+        last, done = text.split(b"\n\n")[-3:-1]
+        choice = {"index": 1, "delta": {}, "logprobs": None, "finish_reason": "length"}
+        assert orjson.loads(last[6:])["choices"] == [choice]
+        assert orjson.loads(last[6:])["id"] == "c"
+        assert done == b"data: [DONE]"
+        assert isinstance(events[-1], ResponseEnd)
+        assert (events[-1].truncated, events[-1].usage) == (True, ReportedUsage(None, 0, 3))
+    whole_stream = await ask(answers_with(head(), ROLE, WORD * 3, STOP, USAGE, DONE), replace(STREAM, cut_after=3))
+    assert isinstance(whole_stream[-1], ResponseEnd)
+    assert (whole_stream[-1].truncated, whole_stream[-1].usage) == (False, ReportedUsage(5, 0, 2))
+    text = event(choices=[{"text": "word"}])
+    request = EngineRequest(COMPLETIONS, b"{}", stream=True, strip_usage=False, rename=None, cut_after=1)
+    cut = body(await ask(answers_with(head(), text, text, DONE), request))
+    assert orjson.loads(cut.split(b"\n\n")[1][6:])["choices"] == [
+        {"index": 0, "text": "", "logprobs": None, "finish_reason": "length"}
+    ]
 
 
 SERVER_ERRORS = [
@@ -249,10 +280,46 @@ async def test_the_engines_own_words_reach_the_client(status: int, document: dic
     assert events == [ResponseStart(400, "application/json"), ResponseEnd(orjson.dumps(document))]
 
 
+@pytest.mark.parametrize(
+    ("status", "kind", "words", "shown"),
+    [
+        (500, "text/plain", b"tools must be an array", "tools must be an array"),
+        (500, "application/json", b'{"detail": "image input is not supported"}', "image input is not supported"),
+        (500, "application/json", b'{"code": 500, "message": "image input is not supported"}', "image input is not supported"),
+        (400, "application/json", b'{"error": "gemma does not support tools"}', "gemma does not support tools"),
+        (422, "application/json", b'{"detail": [{"loc": ["body", "n"], "msg": "too large"}]}', "body.n: too large"),
+        (400, "text/html", b"<html><head><title>x</title></head><body>Bad <b>Request</b></body></html>", "Bad Request"),
+        (501, "text/plain", b"", "the engine refused the request with the status 400, without a reason"),
+        (413, "application/json", b'{"error": {"message": "a\\u0000b\\u001b[31m"}}', "ab[31m"),
+        (400, "application/json", b'{"error": {"message": "' + b"x" * 5_000 + b'"}}', "x" * 999 + "…"),
+    ],
+)
+async def test_words_stand_where_openais_sdks_look(status: int, kind: str, words: bytes, shown: str) -> None:
+    """Every form of an error gives the client a message: bounded, and without control characters."""
+    events = await ask(answers_with(head(status, kind), words))
+    assert events[0] == ResponseStart(400 if status >= 500 else status, "application/json")
+    assert isinstance(events[-1], ResponseEnd)
+    assert orjson.loads(events[-1].tail)["error"]["message"] == shown
+
+
 async def test_a_crash_is_no_error_of_the_request() -> None:
-    """A failure of the engine leaves the job to another provider."""
+    """A failure of the engine leaves the job to another provider. Its words are for the client alone."""
     words = orjson.dumps({"error": {"message": "CUDA out of memory: the batch is not supported", "type": "internal"}})
-    assert (await fault(answers_with(head(500, "application/json"), words))).code is Code.ENGINE_UNAVAILABLE
+    error = await fault(answers_with(head(500, "application/json"), words))
+    assert (error.code, str(error)) == (Code.ENGINE_UNAVAILABLE, "the engine answered with the status 500")
+    assert error.private_reason == "CUDA out of memory: the batch is not supported"
+    assert "CUDA" not in str(error.as_json())
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_failure_with_status_200_has_words_too(streamed: bool) -> None:
+    """So has a failure that came instead of an answer."""
+    document = {"error": {"message": "the worker died", "code": 500}}
+    parts = (head(), ROLE, event(**document), DONE) if streamed else (JSON_HEAD, orjson.dumps(document))
+    error = await fault(answers_with(*parts), STREAM if streamed else WHOLE)
+    assert (error.code, error.private_reason) == (Code.ENGINE_UNAVAILABLE, "the worker died")
+    busy = await fault(answers_with(head(429, "application/json"), orjson.dumps({"error": "3 jobs before yours"})))
+    assert (busy.code, busy.private_reason) == (Code.NODE_BUSY, "3 jobs before yours")
 
 
 ODD_JSON = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +14,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from node.engines.demo import MODEL, build_app
-from node.engines.probe import Capabilities, probe
-from tallystick.protocol.routes import RESPONSES
+from node.engines.discover import DiscoveredEngine
+from node.engines.kinds import EngineKind
+from node.engines.probe import Capabilities, may_generate, probe
+from node.engines.route_probe import IMAGES
+from tallystick.protocol.routes import CHAT, EMBEDDINGS, MESSAGES, RESPONSES
 from tallystick.runtime.serving import serving
 
 WHOLE = {
@@ -31,6 +35,10 @@ async def engine(**answers: Any) -> AsyncIterator[str]:
 
     async def chat(request: Request) -> Response:
         request_body = await request.json()
+        if not isinstance(request_body.get("messages"), list):
+            return JSONResponse({"error": {"message": "messages must be an array"}}, 400)
+        if isinstance(request_body["messages"][0]["content"], list) and not answers.get("images"):
+            return JSONResponse({"error": {"message": "image input is not supported"}}, 500)
         extra = request_body.keys() - {"model", "messages", "max_tokens"}
         for name in extra:
             if name not in answers:
@@ -54,32 +62,123 @@ async def engine(**answers: Any) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{port}/v1/"
 
 
+NO_ABILITIES = ("-tools", "-logprobs", "-json_schema", "-vision")
+NO_OTHERS = ("-/v1/completions", "-/v1/embeddings")
+BARE = Capabilities(True, False, "no", (*NO_ABILITIES, *NO_OTHERS))
+
+
+def stated(*features: str) -> Capabilities:
+    """BARE, with some features present instead of absent."""
+    present = {f"-{feature}": feature for feature in features}
+    mixed = tuple(present.get(feature, feature) for feature in NO_ABILITIES)
+    return replace(BARE, features=(*mixed, *(f for f in features if f"-{f}" not in NO_ABILITIES), *NO_OTHERS))
+
+
 @pytest.mark.parametrize(
     ("answers", "capabilities"),
     [
-        ({}, Capabilities(True, False, "no", ())),
-        ({"stream": True}, Capabilities(True, False, "yes", ())),
-        ({"stream": True, "stream_options": True}, Capabilities(True, False, "usage", ())),
-        ({"stream": True, "stream_options": False}, Capabilities(True, False, "yes", ())),
-        ({"tools": True, "response_format": True}, Capabilities(True, False, "no", ("tools", "json_schema"))),
-        ({"logprobs": True, "top_logprobs": True}, Capabilities(True, False, "no", ("logprobs",))),
-        ({"logprobs": False, "top_logprobs": True}, Capabilities(True, False, "no", ())),
-        ({"/v1/completions": WHOLE}, Capabilities(True, True, "no", ())),
-        ({"chat": False, "/v1/embeddings": {"data": [{"embedding": [0.5]}]}}, Capabilities(False, False, "no", ("embeddings",))),
-        ({"/v1/embeddings": {"data": []}, "/v1/rerank": [], RESPONSES: "text"}, Capabilities(True, False, "no", ())),
+        ({}, BARE),
+        ({"stream": True}, replace(BARE, streams="yes")),
+        ({"stream": True, "stream_options": True}, replace(BARE, streams="usage")),
+        ({"stream": True, "stream_options": False}, replace(BARE, streams="yes")),
+        ({"tools": True, "response_format": True}, stated("tools", "json_schema")),
+        ({"images": True}, stated("vision")),
+        ({"logprobs": True, "top_logprobs": True}, stated("logprobs")),
+        ({"logprobs": False, "top_logprobs": True}, BARE),
+        ({"/v1/completions": WHOLE}, Capabilities(True, True, "no", (*NO_ABILITIES, "-/v1/embeddings"))),
         (
-            {RESPONSES: {"output": [{}]}, "/v1/rerank": {"results": [{}]}},
-            Capabilities(True, False, "no", (RESPONSES, "/v1/rerank")),
+            {"chat": False, EMBEDDINGS: {"data": [{"embedding": [0.5]}]}},
+            Capabilities(False, False, "no", ("embeddings", "-/v1/chat/completions", "-/v1/completions")),
         ),
-        ({"/v1/audio/speech": Response(b"x", media_type="audio/mpeg")}, Capabilities(True, False, "no", ("/v1/audio/speech",))),
-        ({"/v1/audio/speech": {"error": "none"}}, Capabilities(True, False, "no", ())),
-        ({"chat": False, "/v1/rerank": Response(b"{", media_type="application/json")}, Capabilities(False, False, "no", ())),
+        ({EMBEDDINGS: {"data": []}, "/v1/rerank": []}, BARE),
+        ({RESPONSES: {"output": [{}]}, "/v1/rerank": {"results": [{}]}}, stated(RESPONSES, "/v1/rerank")),
+        ({MESSAGES: Response(status_code=422), "/v1/images/generations": Response(status_code=400)}, stated(MESSAGES, IMAGES)),
+        ({"/v1/audio/speech": Response(b"x", media_type="audio/mpeg")}, stated("/v1/audio/speech")),
+        ({"/v1/audio/speech": {"error": "none"}}, BARE),
+        ({EMBEDDINGS: JSONResponse({"error": {"message": "Start it with `--embeddings`"}}, 501)}, BARE),
+        (
+            {"chat": False, "/v1/audio/speech": Response(b"no such voice", 400)},
+            Capabilities(False, False, "no", ("/v1/audio/speech", "-/v1/chat/completions", *NO_OTHERS)),
+        ),
+        ({"chat": False}, Capabilities(False, False, "no")),
     ],
 )
 async def test_capabilities(answers: dict[str, Any], capabilities: Capabilities) -> None:
-    """Only answered options count; refused, ignored and empty ones are absent."""
+    """Only answered options count; refused, ignored and empty ones are absent. Without any route, nothing is known."""
     async with engine(**answers) as url:
         assert await probe(url, "model") == capabilities
+
+
+async def test_a_probe_that_costs_nothing() -> None:
+    """Without permission to generate, every request is invalid and the routes are found all the same."""
+    valid: list[object] = []
+
+    async def refuse(request: Request) -> Response:
+        body = await request.json()
+        members = [body.get(name) for name in ("messages", "prompt", "input", "query", "text_1", "file", "image")]
+        valid.extend(member for member in members if isinstance(member, str | list) and member)
+        return JSONResponse({"error": {"message": "invalid"}}, 400)
+
+    paths = (CHAT, RESPONSES, EMBEDDINGS, IMAGES)
+    async with serving(Starlette(routes=[Route(path, refuse, methods=["POST"]) for path in paths]), "127.0.0.1", 0) as port:
+        capabilities = await probe(f"http://127.0.0.1:{port}", "model", generate=False)
+    assert capabilities == Capabilities(True, False, "unknown", (RESPONSES, IMAGES, "-/v1/completions"))
+    assert valid == []
+
+
+async def test_a_route_that_only_streams() -> None:
+    """A route that answers 404 to a whole answer and not to a stream is served."""
+
+    async def stream_only(request: Request) -> Response:
+        return Response(status_code=422 if (await request.json()).get("stream") else 404)
+
+    async with serving(Starlette(routes=[Route(RESPONSES, stream_only, methods=["POST"])]), "127.0.0.1", 0) as port:
+        assert RESPONSES in (await probe(f"http://127.0.0.1:{port}", "model", generate=False)).features
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 429, 503])
+async def test_a_server_that_answers_anything_alike(status: int) -> None:
+    """Statuses that do not depend on the route say nothing of it, nor do a refused key and a busy engine."""
+
+    async def answer(_: Request) -> Response:
+        return JSONResponse({}, status)
+
+    async with serving(Starlette(routes=[Route("/{path:path}", answer, methods=["POST"])]), "127.0.0.1", 0) as port:
+        assert await probe(f"http://127.0.0.1:{port}", "model", generate=False) == Capabilities(True, True, "unknown")
+
+
+async def test_a_busy_engine_is_not_judged() -> None:
+    """An engine that has its routes and no time now loses none of them."""
+
+    async def chat(request: Request) -> Response:
+        return Response(status_code=503 if (await request.json())["messages"] == [{"role": "user", "content": "Hi"}] else 400)
+
+    routes = [Route(CHAT, chat, methods=["POST"]), Route(RESPONSES, chat, methods=["POST"])]
+    async with serving(Starlette(routes=routes), "127.0.0.1", 0) as port:
+        capabilities = await probe(f"http://127.0.0.1:{port}", "model")
+    assert capabilities == Capabilities(True, False, "unknown", (RESPONSES, "-/v1/completions", "-/v1/embeddings"))
+
+
+@pytest.mark.parametrize(
+    ("engine_found", "allowed"),
+    [
+        (DiscoveredEngine("http://127.0.0.1:8000", EngineKind.OTHER, "1", ()), True),
+        (DiscoveredEngine("http://localhost:8000", EngineKind.VLLM, "1", (), "key"), True),
+        (DiscoveredEngine("http://10.1.2.3:8000/v1", EngineKind.VLLM, "1", ()), True),
+        (DiscoveredEngine("http://[fd00::1]:8000/v1", EngineKind.SGLANG, "1", ()), True),
+        (DiscoveredEngine("http://vllm:8000/v1", EngineKind.VLLM, "1", ()), True),
+        (DiscoveredEngine("http://gpu.local:8000/v1", EngineKind.LLAMA_CPP, "1", ()), True),
+        (DiscoveredEngine("http://127.0.0.1:8000", EngineKind.OTHER, "1", (), "key"), False),
+        (DiscoveredEngine("http://127.0.0.1:4000", EngineKind.LITELLM, "1", ()), False),
+        (DiscoveredEngine("http://127.0.0.1:11434", EngineKind.OLLAMA, "1", ()), False),
+        (DiscoveredEngine("https://api.example/v1", EngineKind.OTHER, "1", (), "key"), False),
+        (DiscoveredEngine("https://api.example/v1", EngineKind.VLLM, "1", ()), False),
+        (DiscoveredEngine("https://8.8.8.8/v1", EngineKind.VLLM, "1", ()), False),
+    ],
+)
+def test_nothing_paid_is_generated_unasked(engine_found: DiscoveredEngine, allowed: bool) -> None:
+    """Only an engine of the provider's own, which has its model loaded, is asked to generate."""
+    assert may_generate(engine_found) is allowed
 
 
 async def test_an_engine_that_refuses_max_tokens() -> None:
@@ -87,6 +186,8 @@ async def test_an_engine_that_refuses_max_tokens() -> None:
 
     async def chat(request: Request) -> Response:
         members = await request.json()
+        if not isinstance(members.get("messages"), list):
+            return Response(status_code=400)
         if "max_tokens" in members or "stream_options" in members:
             return JSONResponse({"error": {"message": "unsupported parameter"}}, 400)
         if members.get("stream"):
@@ -95,12 +196,14 @@ async def test_an_engine_that_refuses_max_tokens() -> None:
 
     async with serving(Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])]), "127.0.0.1", 0) as port:
         capabilities = await probe(f"http://127.0.0.1:{port}/v1", "model")
-    assert capabilities == Capabilities(True, False, "yes", ("tools", "json_schema"), "max_completion_tokens")
+    assert capabilities == Capabilities(
+        True, False, "yes", ("tools", "-logprobs", "json_schema", "vision", *NO_OTHERS), "max_completion_tokens"
+    )
 
 
 async def test_the_demo_engine_and_a_dead_address() -> None:
-    """The demo engine streams with usage; a dead address has no capabilities."""
+    """The demo engine streams with usage; nothing is known of a dead address."""
     async with serving(build_app(), "127.0.0.1", 0) as port:
         capabilities = await probe(f"http://127.0.0.1:{port}", MODEL)
     assert (capabilities.chat, capabilities.streams) == (True, "usage")
-    assert await probe("http://127.0.0.1:1", "model", seconds=2) == Capabilities(False, False, "no", ())
+    assert await probe("http://127.0.0.1:1", "model", seconds=2) == Capabilities(True, True, "unknown")

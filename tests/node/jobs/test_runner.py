@@ -655,3 +655,17 @@ async def test_capacity_leaves_out_engines_that_are_down() -> None:
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
     harness.engine.up = False
     assert (harness.runner.capacity().free, harness.runner.capacity().slots) == (0, 0)
+
+
+async def test_an_engines_words_travel_sealed() -> None:
+    """A failure tells the client the engine's own reason; whoever relays it cannot read it."""
+    down = Unavailable(Code.ENGINE_UNAVAILABLE, "the engine answered with the status 500", fault=Fault.ENGINE)
+    down.private_reason = "CUDA out of memory"
+    harness = RunnerHarness(ScriptedEngine(down))
+    placed = harness.dispatch()
+    error = await harness.failure(placed)
+    assert "CUDA" not in str(error)
+    assert placed.key.open_reason(placed.order.digest, error["sealed_reason"]) == "CUDA out of memory"
+    harness = RunnerHarness(ScriptedEngine(DOWN))
+    plain = await harness.failure(harness.dispatch())
+    assert "sealed_reason" not in plain

@@ -11,6 +11,7 @@ from alembic import command
 from alembic.config import Config
 
 from node.ports import CoordinatorHour
+from node.storage.earnings import read_payouts
 from node.storage.store import MIGRATIONS, SqlStore
 from tallystick.protocol.types import Amount
 from tallystick.runtime import storage
@@ -39,3 +40,19 @@ async def test_state_from_before_the_renaming_of_tables(tmp_path: Path) -> None:
     await store.start()
     assert await store.coordinator_hours(0) == [CoordinatorHour("coordinator.example:443", 5, Amount(7), Amount(3))]
     await store.close()
+
+
+async def test_state_from_before_payouts(tmp_path: Path) -> None:
+    """Jobs lose the number of the attempt and nothing else; payouts and fees are empty."""
+    path = tmp_path / "node.db"
+    _migrate(path, "0005")
+    job = ("d1", "j1", "0xc", "model", 3, 10, 20, 0)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", job)
+    store = SqlStore(f"sqlite:///{path}", PROVIDER.address, DOMAIN)
+    await store.start()
+    assert await store.fee_total() is None
+    assert await store.read(lambda c: read_payouts(c, 5)) == []
+    await store.close()
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT * FROM jobs").fetchall() == [job[:4] + job[5:]]

@@ -101,7 +101,7 @@ def refusal(placed: PlacedJob, tab: ProviderTab) -> ReceiptRecord:
         commitment=Hash(bytes(32)),
         finished_at=NOW,
     )
-    return ReceiptRecord(MatchedOrder(placed.job, placed.order, placed.terms, 0), PROVIDER.sign(ended, DOMAIN))
+    return ReceiptRecord(MatchedOrder(placed.job, placed.order, placed.terms), PROVIDER.sign(ended, DOMAIN))
 
 
 async def test_a_refused_order_backs_no_claim(store: Store) -> None:

@@ -1,0 +1,1 @@
+"""Other APIs than OpenAI's chat, translated to it and back. Pure. Imports the client's `openai` room and `protocol` alone."""

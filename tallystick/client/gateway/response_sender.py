@@ -1,0 +1,224 @@
+"""Sends the gateway's answers: whole ones, streams, cached ones and errors, in the form that the caller's API has."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.types import Scope, Send
+
+from tallystick.client.dialects.dialect import ErrorFormat, Translation
+from tallystick.client.dialects.registry import errors_of
+from tallystick.client.gateway.attempts import Attempts
+from tallystick.client.gateway.response_cache import MAX_CACHED_BYTES, CachedResponse, ResponseCache
+from tallystick.client.jobs.job import Job
+from tallystick.client.jobs.result import Result
+from tallystick.protocol.errors import TallyError
+from tallystick.protocol.messages import Outcome, Terms
+from tallystick.protocol.pricing import usage_of
+from tallystick.protocol.routes import JSON
+from tallystick.protocol.sse import EVENT_STREAM
+from tallystick.protocol.types import Amount, JobId
+from tallystick.protocol.wire import ResponseHead
+
+log = structlog.get_logger()
+TALLY_HEADERS = (
+    "x-request-id",
+    "x-tally-job",
+    "x-tally-provider",
+    "x-tally-cost",
+    "x-tally-prices",
+    "x-tally-receipt",
+    "x-tally-cache",
+    "x-tally-escalated",
+    "x-tally-at-stake",
+)
+"""The headers that the gateway adds to answers."""
+RECEIPT_OUTSTANDING = "outstanding"
+"""Value of x-tally-receipt if the whole answer came before its receipt. x-tally-cost is then the most that it may cost."""
+
+
+class ResponseSender:
+    """Sends an answer to the caller, and caches it under `cache_name` if it has one.
+
+    `errors`: the form of errors in the caller's API. `translations`: for each job that was submitted, what its answer has to be
+    translated with; None if its request was sent as it came.
+    """
+
+    def __init__(
+        self, send: Send, errors: ErrorFormat, cache: ResponseCache | None, cache_name: str | None, attempts: Attempts
+    ) -> None:
+        self._send, self._errors, self._cache, self.cache_name, self._attempts = send, errors, cache, cache_name, attempts
+        self.translations: dict[JobId, Translation | None] = {}
+
+    async def send_result(self, result: Result, rejected: Sequence[Result]) -> None:
+        """Sends a whole answer. `rejected`: earlier answers of other models, which are paid for too.
+
+        Raises BadMessage, the engine's fault, for an answer that cannot be translated.
+        """
+        content_type, body = self._translated(result)
+        headers = {
+            "content-type": content_type,
+            **_id_headers(self._errors, result.job),
+            "x-tally-provider": result.provider,
+            "x-tally-cost": str(total_cost([result, *rejected])),
+            "x-tally-receipt": RECEIPT_OUTSTANDING if result.receipt is None else "0x" + result.receipt.digest.hex(),
+            "x-tally-prices": _prices(result.terms),
+        }
+        if rejected:
+            entries = (f"{r.terms.model}; job={r.job.hex()}; cost={int(r.highest_cost)}" for r in rejected)
+            headers["x-tally-escalated"] = ", ".join(entries)
+        headers |= self._attempts.headers()
+        await self._store(result, content_type, body)  # before sending: a caller that has the answer may ask again at once
+        await _send_whole(self._send, result.head.status, headers | self._cache_headers(), body)
+
+    def _translated(self, result: Result) -> tuple[str, bytes]:
+        """The content type and the body of a result as the caller's API has them."""
+        translation, job = self.translations.get(result.job), result.job.hex()
+        if result.head.status >= 400:
+            body = self._errors.engine_error(result.head.status, result.body, request_id=job)
+            return result.head.content_type if body == result.body else JSON, body
+        if translation is None:
+            return result.head.content_type, result.body
+        billed = None if result.receipt is None else result.usage
+        if translation.stream:  # an engine that does not stream
+            stream = translation.open_stream(job=job)
+            return EVENT_STREAM, stream.feed(_as_event(result.body)) + stream.finish(billed)
+        return JSON, translation.answer(result.body, job=job, billed=billed)
+
+    async def send_stream(
+        self, job: Job, head: ResponseHead, *, keyed: bool, possible_cost: Callable[[JobId], Awaitable[Amount]]
+    ) -> None:
+        """Sends an event stream chunk by chunk. If the job fails on the way, the last event is its error."""
+        headers = {"content-type": head.content_type, "cache-control": "no-store"}
+        headers |= _id_headers(self._errors, job.id) | _job_headers(job) | self._cache_headers() | self._attempts.headers()
+        await _send_head(self._send, head.status, headers)
+        translation = self.translations.get(job.id)
+        stream = None if translation is None else translation.open_stream(job=job.id.hex())
+        sent = _SentBytes(self._send, keep=self.cache_name is not None)
+        try:
+            async for chunk in job:
+                await sent.add(chunk if stream is None else stream.feed(chunk))
+            if stream is not None:
+                await sent.add(stream.finish(usage_of(job.receipt.message) if job.receipt is not None else None))
+        except TallyError as error:
+            log.warning("stream ended with an error", job=job.id.hex(), code=error.code.value, reason=str(error))
+            self._attempts.record_failure(job, error, await possible_cost(job.id))
+            retry = self._attempts.may_retry(error, keyed=keyed)
+            event = self._errors.render_error_event(error, request_id=job.id.hex(), retry=retry)
+            if stream is None or not stream.failed:  # one error ends a stream
+                await sent.add(sent.gap + event)
+        if job.receipt_accepted and sent.kept is not None and not (stream is not None and stream.failed):
+            await self._store(await job.result(), head.content_type, sent.kept)
+        await self._send({"type": "http.response.body", "body": b""})
+
+    def _cache_headers(self) -> dict[str, str]:
+        return {} if self.cache_name is None else {"x-tally-cache": "miss"}
+
+    async def _store(self, result: Result, content_type: str, body: bytes) -> None:
+        if self._cache is None or self.cache_name is None or result.head.status != 200:
+            return
+        if result.receipt is not None and result.outcome in (Outcome.COMPLETED, Outcome.LENGTH):
+            response = CachedResponse(
+                content_type=content_type,
+                body=body,
+                job=result.job.hex(),
+                provider=result.provider,
+                model=result.terms.model,
+                cost=result.cost,
+                receipt="0x" + result.receipt.digest.hex(),
+            )
+            await self._cache.put(self.cache_name, response)
+
+
+class _SentBytes:
+    """Sends the bytes of a stream, and keeps them for the cache while they are few enough. `kept` is None for too many."""
+
+    def __init__(self, send: Send, *, keep: bool) -> None:
+        self._send, self._parts, self._size, self._keep, self._tail = send, list[bytes](), 0, keep, b"\n\n"
+
+    @property
+    def gap(self) -> bytes:
+        """What has to come before a further event."""
+        return b"" if self._tail == b"\n\n" else b"\n\n"
+
+    @property
+    def kept(self) -> bytes | None:
+        return b"".join(self._parts) if self._keep and self._size <= MAX_CACHED_BYTES else None
+
+    async def add(self, data: bytes) -> None:
+        if not data:
+            return
+        self._tail = (self._tail + data)[-2:]
+        self._size += len(data)
+        if self._keep and self._size <= MAX_CACHED_BYTES:
+            self._parts.append(data)
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+def _as_event(document: bytes) -> bytes:
+    """A JSON document as the only event of a stream."""
+    return b"data: " + b" ".join(document.splitlines()) + b"\n\n"
+
+
+def total_cost(results: Sequence[Result]) -> Amount:
+    """The most that these results cost together, in base units."""
+    return Amount(sum(result.highest_cost for result in results))
+
+
+def error_format(scope: Scope) -> ErrorFormat:
+    """The form of errors in the API of a request: by its route, or by the header that only one API's clients send."""
+    return errors_of(scope["path"], Headers(scope=scope))
+
+
+def _id_headers(errors: ErrorFormat, job: JobId) -> dict[str, str]:
+    return {errors.id_header: job.hex(), "x-request-id": job.hex(), "x-tally-job": job.hex()}
+
+
+def _job_headers(job: Job) -> dict[str, str]:
+    headers = {"x-tally-provider": job.provider or ""}
+    terms = next((candidate.terms for candidate in job.candidates if candidate.provider == job.provider), None)
+    return headers if terms is None else headers | {"x-tally-prices": _prices(terms)}
+
+
+def _prices(terms: Terms) -> str:
+    """The prices of an order, in base units per 1,000,000 tokens."""
+    return f"input={terms.input_price}, cached={terms.cached_input_price}, output={terms.output_price}"
+
+
+async def _send_head(send: Send, status: int, headers: Mapping[str, str]) -> None:
+    raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+
+
+async def _send_whole(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    await _send_head(send, status, {**headers, "content-length": str(len(body))})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_cached(scope: Scope, send: Send, cached: CachedResponse) -> None:
+    """Sends an answer from the cache."""
+    headers = {
+        "content-type": cached.content_type,
+        error_format(scope).id_header: cached.job,
+        "x-request-id": cached.job,
+        "x-tally-job": cached.job,
+        "x-tally-provider": cached.provider,
+        "x-tally-cost": "0",
+        "x-tally-receipt": cached.receipt,
+        "x-tally-cache": "hit",
+    }
+    await _send_whole(send, 200, headers, cached.body)
+
+
+async def send_error(
+    scope: Scope, send: Send, error: TallyError, headers: Mapping[str, str] | None = None, *, retry: bool | None = None
+) -> None:
+    """Sends an error in the form of the caller's API. `retry`: see `render_error`."""
+    errors, request_id = error_format(scope), f"req_{secrets.token_hex(12)}"
+    response = errors.render_error(error, request_id=request_id, retry=retry)
+    log.info("request refused", status=response.status, code=error.code.value, reason=str(error), request=request_id)
+    ids = {errors.id_header: request_id, "x-request-id": request_id}
+    await _send_whole(send, response.status, {"content-type": JSON} | ids | response.headers | dict(headers or {}), response.body)

@@ -1,0 +1,235 @@
+"""What a request needs of the provider that answers it, as far as its JSON shows. Pure.
+
+Features: tools, a JSON schema, log-probabilities, images, audio, video, files, embeddings. Size: the fewest tokens that its text
+can be, by which a request is refused that no context holds, and the tokens that it is likely to be, by which a larger context is
+preferred.
+Sources: the API references of OpenAI (chat, completions, responses, embeddings) and Anthropic (messages); vLLM's, SGLang's and
+llama.cpp's extensions of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tallystick.protocol.features import (
+    AUDIO_INPUT,
+    AUDIO_OUTPUT,
+    EMBEDDINGS_FEATURE,
+    FILES,
+    JSON_SCHEMA,
+    LOGPROBS,
+    TOOLS,
+    VIDEO,
+    VISION,
+)
+from tallystick.protocol.openai_wire import OUTPUT_LIMITS
+from tallystick.protocol.routes import EMBEDDINGS
+
+MAX_BYTES_PER_TOKEN: Final = 16
+"""Bytes of text, without white space, that a token has at most in any prompt that people send."""
+MAX_WORDS_PER_TOKEN: Final = 2
+"""Words that a token has at most, on average. Most tokenizers never join words; the few that do join less than this."""
+LIKELY_BYTES_PER_TOKEN: Final = 4
+LIKELY_MEDIA_TOKENS: Final = 800
+"""Tokens that an image or a recording is likely to be."""
+_MAX_DEPTH = 12
+_SMALLEST_STEP = 256
+
+_PARTS: Mapping[str, str] = {
+    "image_url": VISION,
+    "input_image": VISION,
+    "image": VISION,
+    "image_pil": VISION,
+    "image_embeds": VISION,
+    "computer_screenshot": VISION,
+    "input_audio": AUDIO_INPUT,
+    "audio_url": AUDIO_INPUT,
+    "audio": AUDIO_INPUT,
+    "video_url": VIDEO,
+    "input_video": VIDEO,
+    "video": VIDEO,
+    "file": FILES,
+    "input_file": FILES,
+    "document": FILES,
+}
+"""The feature that a content part needs, by its type."""
+_TOOL_PARTS = frozenset({"tool_use", "tool_result", "function_call", "function_call_output", "custom_tool_call"})
+_PROMPTS = ("messages", "input", "prompt", "system", "instructions")
+"""Members that hold the text of the request."""
+_TEXTS = ("text", "content", "input_text", "output", "arguments", "refusal", "thinking", "reasoning_content")
+"""Members of messages and parts that hold text, or parts with text."""
+_TRUNCATING = ("truncate_prompt_tokens", "truncate", "truncation", "transforms")
+"""Members of vLLM, TEI and NIM, OpenAI's responses, and OpenRouter that ask for a shorter prompt instead of an error."""
+_GRAMMARS = ("guided_json", "json_schema", "guided_grammar", "guided_regex", "grammar", "structured_outputs")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestNeeds:
+    """What a request needs. `least_tokens`: the fewest input tokens of its longest sequence, 0 if unknown; `likely_tokens`: those
+    that it is likely to have.
+    """
+
+    features: tuple[str, ...] = ()
+    least_tokens: int = 0
+    likely_tokens: int = 0
+
+
+NO_NEEDS: Final = RequestNeeds()
+
+
+def derive_needs(path: str, request: Mapping[str, Any]) -> RequestNeeds:
+    """Reads the needs of a JSON request. Members of unexpected types need nothing: the engine judges them."""
+    parts = list(_parts(request))
+    features = [_PARTS[kind] for part in parts if (kind := _kind(part)) in _PARTS]
+    features += [feature for feature, uses in _USES.items() if uses(path, request, parts)]
+    lengths = [_length_of(sequence) for sequence in _sequences(path, request)]
+    least = max((length.least for length in lengths), default=0)
+    media = sum(_kind(part) in _PARTS for part in parts)
+    likely = max((length.likely for length in lengths), default=0) + media * LIKELY_MEDIA_TOKENS + _likely_tools(request)
+    is_measured = path in (*OUTPUT_LIMITS, EMBEDDINGS) and not _truncates(request)
+    return RequestNeeds(tuple(sorted(set(features))), least if is_measured else 0, max(likely, least) if is_measured else 0)
+
+
+def round_up(tokens: int) -> int:
+    """The next of four steps an octave, from 256 on: few enough values that equal demands can share a shortlist."""
+    step = _step(tokens)
+    return -(-tokens // step) * step
+
+
+def round_down(tokens: int) -> int:
+    """The step of `round_up` at or below a number; 0 below 256."""
+    return 0 if tokens < _SMALLEST_STEP else tokens // _step(tokens) * _step(tokens)
+
+
+def _step(tokens: int) -> int:
+    return _SMALLEST_STEP if tokens < _SMALLEST_STEP else 1 << max(tokens.bit_length() - 3, 0)
+
+
+def _truncates(request: Mapping[str, Any]) -> bool:
+    """Whether the engine is asked to shorten a prompt that is too long."""
+    values = (request.get(name) for name in _TRUNCATING)
+    return any(value and str(value).lower() not in ("disabled", "none", "false") for value in values)
+
+
+# Features
+
+
+def _kind(part: Mapping[str, Any]) -> str:
+    kind = part.get("type")
+    if isinstance(kind, str):
+        return kind
+    return next((name for name in ("image_url", "input_audio", "audio_url", "video_url") if name in part), "")
+
+
+def _parts(request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """All messages, items and content parts of a request, also those inside results of tools."""
+    for name in _PROMPTS:
+        yield from _objects_in(request.get(name), _MAX_DEPTH)
+
+
+def _objects_in(value: Any, depth: int) -> Iterator[Mapping[str, Any]]:
+    if depth and isinstance(value, list):
+        for entry in value:
+            if isinstance(entry, list | Mapping):
+                yield from _objects_in(entry, depth - 1)
+    elif depth and isinstance(value, Mapping):
+        yield value
+        for name in ("content", "output"):
+            yield from _objects_in(value.get(name), depth - 1)
+
+
+Parts = list[Mapping[str, Any]]
+
+
+def _uses_tools(_path: str, request: Mapping[str, Any], parts: Parts) -> bool:
+    if any(isinstance(request.get(name), list) and request[name] for name in ("tools", "functions")):
+        return True
+    return any(part.get("tool_calls") or part.get("role") == "tool" or _kind(part) in _TOOL_PARTS for part in parts)
+
+
+def _uses_schema(_path: str, request: Mapping[str, Any], _parts: Parts) -> bool:
+    text, output = request.get("text"), request.get("output_config")
+    formats = (
+        request.get("response_format"),
+        request.get("output_format"),
+        text.get("format") if isinstance(text, Mapping) else None,
+        output.get("format") if isinstance(output, Mapping) else None,
+    )
+    schemas = any(isinstance(form, Mapping) and form.get("type") in ("json_schema", "structural_tag") for form in formats)
+    return schemas or any(request.get(name) for name in _GRAMMARS)
+
+
+def _uses_logprobs(_path: str, request: Mapping[str, Any], _parts: Parts) -> bool:
+    logprobs, include = request.get("logprobs"), request.get("include")
+    counted = isinstance(logprobs, int) and not isinstance(logprobs, bool)  # completions: a number, of which 0 asks too
+    included = isinstance(include, list) and any(isinstance(name, str) and name.endswith(".logprobs") for name in include)
+    return logprobs is True or counted or bool(request.get("top_logprobs")) or included
+
+
+def _uses_audio_output(_path: str, request: Mapping[str, Any], _parts: Parts) -> bool:
+    modalities = request.get("modalities")
+    return isinstance(modalities, list) and "audio" in modalities
+
+
+_USES: Mapping[str, Callable[[str, Mapping[str, Any], Parts], bool]] = {
+    TOOLS: _uses_tools,
+    JSON_SCHEMA: _uses_schema,
+    LOGPROBS: _uses_logprobs,
+    AUDIO_OUTPUT: _uses_audio_output,
+    EMBEDDINGS_FEATURE: lambda path, _request, _parts: path == EMBEDDINGS,
+}
+"""Whether a request uses a feature by other members than its content parts."""
+
+
+# Length
+
+
+@dataclass(frozen=True, slots=True)
+class _Length:
+    least: int
+    likely: int
+
+
+def _sequences(path: str, request: Mapping[str, Any]) -> list[list[Any]]:
+    """The texts, or token ids, of each sequence that the request has an engine read."""
+    prompt = request.get("input" if path == EMBEDDINGS else "prompt")
+    if isinstance(prompt, list) and prompt and all(isinstance(entry, str | list) for entry in prompt):
+        return [[entry] for entry in prompt]
+    return [[request.get(name) for name in _PROMPTS]]
+
+
+def _length_of(sequence: list[Any]) -> _Length:
+    size = bare = words = ids = 0
+    for value in sequence:
+        for text in _texts_in(value, _MAX_DEPTH):
+            if isinstance(text, int):
+                ids += 1
+                continue
+            size += len(text.encode(errors="replace"))
+            split = text.split()
+            words += len(split)
+            bare += len("".join(split).encode(errors="replace"))
+    least = ids + max(bare // MAX_BYTES_PER_TOKEN, words // MAX_WORDS_PER_TOKEN)
+    return _Length(least, ids + size // LIKELY_BYTES_PER_TOKEN)
+
+
+def _texts_in(value: Any, depth: int) -> Iterator[str | int]:
+    """The texts and the token ids in a prompt. Media, which stand beside them as long texts too, are left out."""
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        yield value
+    elif depth and isinstance(value, list):
+        for entry in value:
+            yield from _texts_in(entry, depth - 1)
+    elif depth and isinstance(value, Mapping):
+        for name in _TEXTS:
+            inner = value.get(name)
+            if isinstance(inner, str | list):
+                yield from _texts_in(inner, depth - 1)
+
+
+def _likely_tools(request: Mapping[str, Any]) -> int:
+    """Tokens that the definitions of tools are likely to be."""
+    defined = (request.get(name) for name in ("tools", "functions"))
+    return sum(len(str(tools)) for tools in defined if isinstance(tools, list)) // LIKELY_BYTES_PER_TOKEN

@@ -1,0 +1,113 @@
+"""uvicorn's HTTP protocol, corrected for clients that it serves wrongly.
+
+An offer to change the protocol (`Upgrade: h2c`, which every Java client makes) is ignored as RFC 9110, 7.8 permits. uvicorn lets
+the parser take the request's body for data of the new protocol, and so loses it. Answers without a length go to HTTP/1.0 clients
+unchunked and end with the connection (RFC 9112, 6.1 and 6.3). Request targets may be absolute URLs (RFC 9112, 3.2.2).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+_OFFERS = frozenset({b"upgrade", b"http2-settings"})
+"""Headers of an offer to change the protocol."""
+_TLS_HANDSHAKE = b"\x16\x03"
+_HTTP2_PREFACE = b"PRI * HTTP/2"
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One HTTP connection."""
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self._unset_keepalive_if_required()
+        received = data
+        try:
+            while data:
+                data = self._feed(data)
+        except httptools.HttpParserError as error:
+            self.send_400_response(explain_malformed(received, error))
+
+    def _feed(self, data: bytes) -> bytes:
+        """Feeds the parser. Returns what is left to feed, which begins with a request again if its offer is ignored."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if not self._should_upgrade():
+                return self._without_offer() + data[upgrade.args[0] :]
+            self.handle_websocket_upgrade()
+        return b""
+
+    def _without_offer(self) -> bytes:
+        """The head of the request that was just parsed, without its offer, for a new parser."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b\r\n" % (name, value) for name, value in self.headers if name not in _OFFERS]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        return b"".join(lines) + b"\r\n"
+
+    def _should_upgrade(self) -> bool:
+        """Whether the request opens a WebSocket. Only GET and HTTP/1.1 do (RFC 6455, 4.2.1)."""
+        return self.parser.get_method() == b"GET" and self.parser.get_http_version() == "1.1" and super()._should_upgrade()
+
+    def _ignores_offer(self) -> bool:
+        return bool(self.parser.should_upgrade()) and not self._should_upgrade()
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser."""
+        if self.parser.get_method() == b"CONNECT":
+            raise ValueError("CONNECT: this server is not a proxy")
+        self.url = _origin_form(self.url)
+        if not self._ignores_offer():
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        if not self._ignores_offer():
+            super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        super()._start_asgi_task(cycle, app if cycle.scope["http_version"] != "1.0" else _ended_by_closing(cycle, app))
+
+
+def _origin_form(target: bytes) -> bytes:
+    """The path and query of a request target. An absolute URL loses its host, and "*" stands for the server's root."""
+    path = _ABSOLUTE.sub(b"", target, count=1)
+    return path if path.startswith(b"/") else b"/" + path.removeprefix(b"*")
+
+
+def _ended_by_closing(cycle: Any, app: Any) -> Any:
+    """The app, for a client to which answers without a length must be sent as they are, and end with the connection."""
+
+    async def unchunked(scope: Any, receive: Any, send: Any) -> None:
+        has_length = False
+
+        async def send_unchunked(message: Any) -> None:
+            nonlocal has_length
+            if message["type"] == "http.response.start":
+                has_length = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+                if not has_length:
+                    cycle.chunked_encoding = False
+            elif not has_length:
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, send_unchunked)
+
+    return unchunked
+
+
+def explain_malformed(data: bytes, error: Exception) -> str:
+    """Why `data` is not an HTTP request that this server reads, for its sender."""
+    if data.startswith(_TLS_HANDSHAKE):
+        return "expected plain HTTP, got a TLS handshake; use an http:// address, or put a TLS proxy in front of this server"
+    if data.startswith(_HTTP2_PREFACE):
+        return "expected HTTP/1.1, got HTTP/2 without negotiation; this server speaks HTTP/1.1 only"
+    cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
+    return f"expected an HTTP/1.1 request, got one that does not parse: {cause or error}"
