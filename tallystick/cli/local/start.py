@@ -159,20 +159,16 @@ async def check(location: MarketLocation, wallet: str) -> tuple[list[Prerequisit
 
 def _chain_state(location: MarketLocation, state: MarketState) -> tuple[bool, str]:
     """Whether the market's chain answers, and details."""
+    place, chain = public_url(location.rpc), state.chain
     if location.is_local:
         if state.deployment is not None:
-            return True, f"{public_url(location.rpc)} (chain {state.chain})"
-        if state.chain is None:
-            return False, f"{public_url(location.rpc)} does not answer"
-        return (
-            False,
-            f"{public_url(location.rpc)} (chain {state.chain}) does not have this market's contracts; the market gets its own",
-        )
+            return True, f"{place} (chain {chain})"
+        if chain is None:
+            return False, f"{place} does not answer"
+        return False, f"{place} (chain {chain}) does not have this market's contracts; the market gets its own"
     if location.load_deployment() is None:
-        return False, "unknown: the deployment file names it"
-    return state.chain is not None, f"{public_url(location.rpc)} " + (
-        f"(chain {state.chain})" if state.chain else "does not answer"
-    )
+        return False, "unknown: name an RPC endpoint that you trust"
+    return chain is not None, f"{place} " + (f"(chain {chain})" if chain else "does not answer")
 
 
 async def _models_on_offer(coordinator_url: str) -> tuple[bool, list[str]]:
@@ -203,7 +199,7 @@ def _remedies(location: MarketLocation, wallet: str, address: str | None) -> dic
         }
     return common | {
         "chain": "make sure that this machine can reach the chain of the deployment file",
-        "contracts": f"get the deployment file {location.deployment} from the market's operator",
+        "contracts": f"tally deposit 10{wallet_option} --coordinator {location.coordinator} --rpc URL (fetches and checks them)",
         "coins": f"send some of that chain's coins to {address or 'the wallet'}",
         "purse": f"send dollars to {address or 'the wallet'}, then: {common['purse']}",
         "coordinator": "check its URL (--coordinator), or ask its operator",
