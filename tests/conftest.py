@@ -1,18 +1,24 @@
-"""Hooks of the whole suite: if TALLYSTICK_REQUIRE_SERVICES is set, as in CI, a skipped test fails the run."""
+"""Hooks of the whole suite: skipped tests are summed up by reason; they fail a run for which TALLYSTICK_REQUIRE_SERVICES is set,
+as in CI.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import pytest
 
-_skipped: list[str] = []
+_skipped: Counter[str] = Counter()
+"""Skipped tests by reason."""
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Records skipped tests."""
     if report.skipped and not hasattr(report, "wasxfail"):
-        _skipped.append(report.nodeid)
+        place = report.longrepr
+        reason = str(place[2]) if isinstance(place, tuple) else str(place)
+        _skipped[reason.removeprefix("Skipped: ")] += 1
 
 
 @pytest.hookimpl(trylast=True)
@@ -23,6 +29,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints the reason of such a failure."""
+    """Prints one line for each reason for which tests were skipped."""
+    for reason, count in _skipped.most_common():
+        terminalreporter.write_line(f"skipped {count}: {reason}")
     if _skipped and os.environ.get("TALLYSTICK_REQUIRE_SERVICES"):
-        terminalreporter.write_line(f"{len(_skipped)} tests were skipped, but TALLYSTICK_REQUIRE_SERVICES allows none", red=True)
+        skipped = _skipped.total()
+        terminalreporter.write_line(f"{skipped} tests were skipped, but TALLYSTICK_REQUIRE_SERVICES allows none", red=True)

@@ -4,43 +4,33 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from operator import attrgetter
+from sys import intern
 
+from coordinator.domain.ask_index import AskGroup, ConnectedNode, ListedAsk, ModelIndex, speed_steps
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
-from tallystick.protocol.messages import Ask
+from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.types import Address, Hash
 
-
-@dataclass(slots=True)
-class ConnectedNode:
-    """A connected node: its last reported capacity, and the jobs that it was given and still has."""
-
-    provider: Address
-    capacity: Capacity
-    assigned: int = 0
-    """Jobs that the node was given and that have not ended."""
-    stake: int = 0
-    """Base units that the provider has staked, as last read; 0 until a demand asks for a stake."""
-
-    @property
-    def free(self) -> int:
-        """Free slots, as far as this coordinator knows."""
-        return max(0, min(self.capacity.free, self.capacity.slots - self.assigned))
+__all__ = ["AskBook", "ConnectedNode", "ListedAsk"]
+_price_key = attrgetter("price_key")
 
 
-@dataclass(frozen=True, slots=True)
-class ListedAsk:
-    """One ask in the book, with the node that offers it."""
+@lru_cache(maxsize=4_096)
+def _shared(spec: Spec) -> Spec:
+    """Returns an equal spec that other asks have already, if one is remembered: many nodes sell the same product."""
+    return spec
 
-    ask: Verified[Ask]
-    node: ConnectedNode
 
-    @property
-    def price_key(self) -> tuple[int, str]:
-        """Sort key: the price of three input tokens and one output token; the address breaks a tie, so the order is total."""
-        message = self.ask.message
-        return 3 * message.input_price + message.output_price, message.provider
+def _compact(ask: Verified[Ask], provider: Address) -> Verified[Ask]:
+    """Returns the same ask with the values that others have too in common with them."""
+    message = ask.message
+    model, suite = intern(message.model), intern(message.sealing_suite)
+    shared = replace(message, provider=provider, model=model, sealing_suite=suite, spec=_shared(message.spec))
+    return Verified(shared, ask.signature, ask.digest)
 
 
 @dataclass(slots=True)
@@ -50,22 +40,36 @@ class AskBook:
     _by_model: dict[str, list[ListedAsk]] = field(default_factory=dict)
     _by_digest: dict[Hash, ListedAsk] = field(default_factory=dict)
     _nodes: dict[Address, ConnectedNode] = field(default_factory=dict)
-    _by_provider: dict[Address, tuple[ListedAsk, ...]] = field(default_factory=dict)
+    _indexes: dict[str, ModelIndex] = field(default_factory=dict)
+    decisions: int = 0
+    """The number of the next decision, which dates changes of a node's free slots."""
 
-    def replace(self, provider: Address, asks: Iterable[Verified[Ask]], capacity: Capacity | None = None) -> None:
-        """Replaces all asks of a provider. `capacity`: None keeps the one reported before."""
+    def replace(
+        self,
+        provider: Address,
+        asks: Iterable[Verified[Ask]],
+        capacity: Capacity | None = None,
+        reliability: int | None = None,
+    ) -> None:
+        """Replaces all asks of a provider. None for `capacity` or `reliability` keeps the former one."""
+        self._remove_asks(provider)
         node = self._nodes.get(provider)
         if node is None:
-            node = self._nodes[provider] = ConnectedNode(provider, capacity or Capacity(0, 0))
-        elif capacity is not None:
+            node = self._nodes[provider] = ConnectedNode(provider, Capacity(0, 0), known_since=self.decisions)
+        if capacity is not None:
             node.capacity = capacity
-        self._remove_asks(provider)
-        listed_asks = tuple(ListedAsk(ask, node) for ask in asks)
-        self._by_provider[provider] = listed_asks
-        for listed_ask in listed_asks:
+        if reliability is not None:
+            node.reliability = reliability
+        node.set_listed(node.free > 0, self.decisions)
+        node.asks = tuple(ListedAsk(_compact(ask, provider), node) for ask in asks)
+        for listed_ask in node.asks:
+            model = listed_ask.ask.message.model
             self._by_digest[listed_ask.ask.digest] = listed_ask
-            of_model = self._by_model.setdefault(listed_ask.ask.message.model, [])
-            insort(of_model, listed_ask, key=lambda entry: entry.price_key)
+            insort(self._by_model.setdefault(model, []), listed_ask, key=_price_key)
+            index = self._indexes.get(model)
+            if index is None:
+                index = self._indexes[model] = ModelIndex()
+            index.enter(listed_ask)
 
     def drop(self, provider: Address) -> None:
         """Removes a provider that disconnected."""
@@ -73,16 +77,81 @@ class AskBook:
         self._nodes.pop(provider, None)
 
     def _remove_asks(self, provider: Address) -> None:
-        for listed_ask in self._by_provider.pop(provider, ()):
+        node = self._nodes.get(provider)
+        if node is None:
+            return
+        for listed_ask in node.asks:
             self._by_digest.pop(listed_ask.ask.digest, None)
             model = listed_ask.ask.message.model
+            self._indexes[model].leave(listed_ask)
             of_model = self._by_model[model]
-            index = bisect_left(of_model, listed_ask.price_key, key=lambda entry: entry.price_key)
+            index = bisect_left(of_model, listed_ask.price_key, key=_price_key)
             while of_model[index] is not listed_ask:
                 index += 1
             del of_model[index]
             if not of_model:
-                del self._by_model[model]
+                del self._by_model[model], self._indexes[model]
+        node.asks = ()
+
+    # What changes with every job
+
+    def set_capacity(self, provider: Address, capacity: Capacity) -> None:
+        """Records the capacity that a connected node reports."""
+        node = self._nodes.get(provider)
+        if node is None:
+            return
+        if speed_steps(capacity) != speed_steps(node.capacity):
+            self._unlist_asks(node)
+            node.capacity = capacity
+            self._list_asks(node)
+        node.capacity = capacity
+        self._update(node)
+
+    def set_reliability(self, provider: Address, reliability: int) -> None:
+        """Records the class of reliability of a connected node's provider."""
+        node = self._nodes.get(provider)
+        if node is not None and node.reliability != reliability:
+            self._unlist_asks(node)
+            node.reliability = reliability
+            self._list_asks(node)
+
+    def assign(self, node: ConnectedNode) -> None:
+        """Counts a job that the node was given."""
+        node.assigned += 1
+        self._update(node)
+
+    def release(self, node: ConnectedNode) -> None:
+        """Counts the end of a job of the node, which may have disconnected since."""
+        node.assigned -= 1
+        self._update(node)
+
+    def _update(self, node: ConnectedNode) -> None:
+        """Lists the asks of a node that has a free slot again, and unlists those of one that has none left."""
+        free = node.free > 0
+        if free == node.listed or self._nodes.get(node.provider) is not node:
+            return
+        if free:
+            node.set_listed(True, self.decisions)
+            self._list_asks(node)
+        else:
+            self._unlist_asks(node)
+            node.set_listed(False, self.decisions)
+
+    def _list_asks(self, node: ConnectedNode) -> None:
+        for group, listed_ask in self._groups_of(node):
+            group.add(listed_ask)
+
+    def _unlist_asks(self, node: ConnectedNode) -> None:
+        for group, listed_ask in self._groups_of(node):
+            group.remove(listed_ask)
+
+    def _groups_of(self, node: ConnectedNode) -> Iterator[tuple[AskGroup, ListedAsk]]:
+        """Yields the asks of a node with a free slot, each with its group."""
+        if node.listed:
+            for listed_ask in node.asks:
+                yield self._indexes[listed_ask.ask.message.model].group_of(listed_ask), listed_ask
+
+    # Reading
 
     def node(self, provider: Address) -> ConnectedNode | None:
         """Returns the node of a provider, or None if it is not connected."""
@@ -90,15 +159,20 @@ class AskBook:
 
     def of_provider(self, provider: Address) -> tuple[ListedAsk, ...]:
         """Returns the asks of a provider."""
-        return self._by_provider.get(provider, ())
+        node = self._nodes.get(provider)
+        return () if node is None else node.asks
 
     def of_model(self, model: str) -> list[ListedAsk]:
         """Returns the asks for a model, cheapest first. The caller must not change the list."""
         return self._by_model.get(model, [])
 
+    def index_of(self, model: str) -> ModelIndex | None:
+        """Returns the index of a model's free asks, or None for a model that nobody offers."""
+        return self._indexes.get(model)
+
     def of_providers(self, model: str, providers: Iterable[Address]) -> Iterator[ListedAsk]:
         """Returns the asks of these providers for a model, unsorted."""
-        listed_asks = (listed_ask for provider in providers for listed_ask in self._by_provider.get(provider, ()))
+        listed_asks = (listed_ask for provider in providers for listed_ask in self.of_provider(provider))
         return (listed_ask for listed_ask in listed_asks if listed_ask.ask.message.model == model)
 
     def find(self, digest: Hash) -> ListedAsk | None:

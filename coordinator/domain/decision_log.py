@@ -1,35 +1,48 @@
 """The decision log: why a provider got work or did not, for its last shortlists and matches. In memory, bounded, pure.
 
-It answers the question "why did I get no work?". It does not record payers.
+It answers the question "why did I get no work?". It does not record payers. A shortlist does not look at every ask, so the log
+keeps the demand and judges a provider's asks by the same predicates when the provider asks.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from coordinator.domain.ask_book import AskBook
-from tallystick.protocol.criteria import Demand, Reason
+from coordinator.domain.ask_book import AskBook, ListedAsk
+from tallystick.protocol.criteria import Demand, Facts, Reason
+from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address
 
+Prices = tuple[int | None, int | None]
+"""Prices of input and output that decisions are judged at, in base units per 1,000,000 tokens. None: the ask's own price."""
 MAX_DECISIONS = 2_000
 _MAX_REASONS = 32
 """Providers whose reason is kept per decision."""
+_MAX_KEPT_ADDRESSES = 16
+"""Pinned and excluded providers that a kept demand names."""
+_NOT_LISTED = "its ask was not listed at that time"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One shortlist, or one match among the orders of a shortlist. `at` is Unix seconds.
+    """One shortlist, or one match among the orders of a shortlist. `at` is Unix seconds, `number` counts all decisions.
 
     `chosen`: the shortlist, best first, or the provider that got the job. `rejected`: the reason against each other provider.
+    `demand`: what a shortlist was made for. `declared`: whether only asks that declare the request's needs were chosen.
+    `highest_price`: of the shortlist's asks, in units of `ListedAsk.price`; None if it has places left.
     """
 
+    number: int
     at: int
     model: str
     match: bool
     chosen: tuple[Address, ...]
     rejected: Mapping[Address, str]
+    demand: Demand | None = None
+    declared: bool = False
+    highest_price: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,46 +58,105 @@ class Verdict:
 
 @dataclass(slots=True)
 class DecisionLog:
-    """The last MAX_DECISIONS decisions, oldest first."""
+    """The last MAX_DECISIONS decisions, oldest first. `count`: the number of all decisions so far."""
 
     _decisions: deque[Decision] = field(default_factory=lambda: deque(maxlen=MAX_DECISIONS))
+    count: int = 0
 
     def add_shortlist(
-        self, demand: Demand, chosen: Iterable[Address], rejected: Iterable[tuple[Address, Reason]], now: int
+        self, demand: Demand, chosen: Sequence[ListedAsk], rejected: Iterable[tuple[Reason, ListedAsk]], now: int
     ) -> None:
         """Records a shortlist, empty ones too. A decision that concerned no provider is not kept."""
-        reasons = {provider: reason.value for (provider, reason), _ in zip(rejected, range(_MAX_REASONS), strict=False)}
-        chosen = tuple(chosen)
+        reasons = {entry.provider: reason.value for (reason, entry), _ in zip(rejected, range(_MAX_REASONS), strict=False)}
         if not chosen and not reasons:
             return
-        self._decisions.append(Decision(now, demand.model, match=False, chosen=chosen, rejected=reasons))
+        highest = max(entry.price for entry in chosen) if len(chosen) == demand.limit else None
+        providers = tuple(entry.provider for entry in chosen)
+        strict = demand.strict
+        declared = strict is not None and bool(chosen) and strict.spec_objection(chosen[0].ask.message) is None
+        kept = _slim(demand)
+        self._add(Decision(self.count, now, demand.model, False, providers, reasons, kept, declared, highest))
 
     def add_match(self, model: str, chosen: Address | None, rejected: Mapping[Address, str], now: int) -> None:
         """Records which order of a job was chosen; None if none could be."""
-        providers = () if chosen is None else (chosen,)
-        self._decisions.append(Decision(now, model, match=True, chosen=providers, rejected=rejected))
+        self._add(Decision(self.count, now, model, True, () if chosen is None else (chosen,), rejected))
 
-    def verdicts(self, provider: Address, book: AskBook, limit: int) -> list[Verdict]:
-        """Returns the last decisions that named the provider or concerned a model that it offers, newest first."""
-        return [verdict for verdict, _ in zip(self._verdicts(provider, book), range(limit), strict=False)]
+    def _add(self, decision: Decision) -> None:
+        self._decisions.append(decision)
+        self.count += 1
 
-    def _verdicts(self, provider: Address, book: AskBook) -> Iterator[Verdict]:
+    def verdicts(self, provider: Address, book: AskBook, limit: int, prices: Prices | None = None) -> list[Verdict]:
+        """Returns the last decisions that named the provider or concerned a model that it offers, newest first.
+
+        With `prices`, returns what the shortlists would have said of its asks at these prices.
+        """
+        return [verdict for verdict, _ in zip(self._verdicts(provider, book, prices), range(limit), strict=False)]
+
+    def _verdicts(self, provider: Address, book: AskBook, prices: Prices | None) -> Iterator[Verdict]:
         for decision in reversed(self._decisions):
-            why = _outcome(provider, decision)
-            if why is None and not decision.match and any(book.of_providers(decision.model, [provider])):
-                why = (
-                    "cheaper or more reliable providers filled the shortlist"
-                    if decision.chosen
-                    else "its ask was not listed at that time"
-                )
-            if why is not None:
-                stage = "match" if decision.match else "shortlist"
-                yield Verdict(decision.at, decision.model, stage, provider in decision.chosen, why)
+            if decision.match:
+                judged = None if prices else _outcome(provider, decision)
+            elif prices is None and (recorded := _outcome(provider, decision)):
+                judged = recorded
+            else:
+                judged = _judge(provider, decision, book, prices)
+            if judged is not None:
+                won, why = judged
+                yield Verdict(decision.at, decision.model, "match" if decision.match else "shortlist", won, why)
 
 
-def _outcome(provider: Address, decision: Decision) -> str | None:
+def _outcome(provider: Address, decision: Decision) -> tuple[bool, str] | None:
+    """Returns what a decision recorded of a provider, or None."""
     if provider in decision.chosen:
         if decision.match:
-            return "got the job"
-        return f"offered to the client, place {decision.chosen.index(provider) + 1} of {len(decision.chosen)}"
-    return decision.rejected.get(provider)
+            return True, "got the job"
+        return True, f"offered to the client, place {decision.chosen.index(provider) + 1} of {len(decision.chosen)}"
+    reason = decision.rejected.get(provider)
+    return None if reason is None else (False, reason)
+
+
+def _judge(provider: Address, decision: Decision, book: AskBook, prices: Prices | None) -> tuple[bool, str] | None:
+    """Returns what a shortlist's demand means for the asks that a provider has now, or None if it offers another model."""
+    results = [_judge_ask(entry, decision, prices) for entry in book.of_providers(decision.model, [provider])]
+    return max(results, default=None)
+
+
+def _judge_ask(listed_ask: ListedAsk, decision: Decision, prices: Prices | None) -> tuple[bool, str]:
+    node, ask = listed_ask.node, _repriced(listed_ask.ask.message, prices)
+    was_free = node.was_listed(decision.number)
+    if decision.demand is None or was_free is None:
+        return False, _NOT_LISTED
+    facts = Facts(decision.at, node.stake, int(was_free))
+    reason = decision.demand.objection(ask, facts)
+    strict = decision.demand.strict if decision.declared else None
+    if reason is None and strict is not None and strict.spec_objection(ask) is not None:
+        reason = Reason.UNDECLARED
+    if reason is not None:
+        return False, reason.value
+    price = 3 * ask.input_price + ask.output_price
+    if prices is None:
+        cheaper = decision.highest_price is not None
+        return (
+            False,
+            "cheaper or more reliable providers filled the shortlist" if cheaper else "its ask was not listed at that time",
+        )
+    if decision.highest_price is None or price < decision.highest_price:
+        return True, "would have been offered to the client at this price"
+    return False, "cheaper or more reliable providers would have filled the shortlist"
+
+
+def _repriced(ask: Ask, prices: Prices | None) -> Ask:
+    input_price, output_price = prices or (None, None)
+    return replace(
+        ask,
+        input_price=ask.input_price if input_price is None else input_price,
+        output_price=ask.output_price if output_price is None else output_price,
+    )
+
+
+def _slim(demand: Demand) -> Demand:
+    """Returns a demand that is small enough to keep, without long lists of providers."""
+    if len(demand.pin) + len(demand.exclude) <= _MAX_KEPT_ADDRESSES:
+        return demand
+    pin, exclude = (frozenset(sorted(names)[:_MAX_KEPT_ADDRESSES]) for names in (demand.pin, demand.exclude))
+    return replace(demand, pin=pin, exclude=exclude, prefer=())

@@ -6,20 +6,23 @@ Both use the predicates of `Demand`. Pure: the ask book, a demand and the time g
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from operator import attrgetter, itemgetter
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
+from coordinator.domain.ask_index import CLASSES, OTHER, PROVEN, RELIABLE
 from coordinator.domain.ranking import (
-    PROVEN,
     IsNewcomer,
     Score,
     limited,
     sort_by_cost,
     sort_reliable_first,
+    spread_near_ties,
     with_exploration,
 )
-from tallystick.protocol.criteria import Demand, Facts, Reason, context_refusal
+from tallystick.protocol.criteria import MAX_ADDRESSES, Demand, Facts, Reason, context_refusal
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.requirements import Requirements
@@ -27,12 +30,14 @@ from tallystick.protocol.routes import serves
 from tallystick.protocol.types import Address, format_amount
 from tallystick.protocol.wire import Candidate
 
-_MAX_PROVEN, _MAX_UNPROVEN, _ENOUGH_FITTING = 256, 64, 64
-"""Asks judged for one shortlist, cheapest first: of proven providers, and of all others. Excluded providers do not count. The
-search ends early with enough proven providers that fit. So strangers with many cheap asks hide nobody, and the work is bounded.
-"""
+_POOL = {RELIABLE: 8, PROVEN: 4, OTHER: 4}
+"""Fitting providers that a shortlist takes from each class of reliability, at least. What one class lacks, the next one fills."""
+_MAX_JUDGED = 512
+"""Suitable asks that one shortlist judges by price, validity and provider. Excluded providers do not count."""
 _MAX_SCANNED = 5_000
-"""Asks of one model that one shortlist looks at. About seventy nodes can offer that many within their limit of bytes."""
+"""Asks that one shortlist looks at in one class, those of excluded providers and further ones of a provider that fits too."""
+_MAX_EXPLAINED = 256
+"""Asks, cheapest first, whose reasons are counted if no ask meets the demand."""
 
 _SORT_KEYS: dict[str, Callable[[ListedAsk], float]] = {
     "price": lambda listed_ask: listed_ask.price_key[0],
@@ -50,10 +55,18 @@ def _no_newcomer(_provider: Address) -> bool:
     return False
 
 
-def rejection(listed_ask: ListedAsk, demand: Demand, now: int, score: Score = _perfect_score) -> Reason | None:
-    """Returns the first reason why this ask does not meet the demand, or None if it does. `now`: Unix seconds."""
-    node = listed_ask.node
-    return demand.objection(listed_ask.ask.message, Facts(now, node.stake, node.free, 100 * score(node.provider)))
+def rejection(
+    listed_ask: ListedAsk, demand: Demand, now: int, score: Score = _perfect_score, *, suitable: bool = False
+) -> Reason | None:
+    """Returns the first reason why this ask does not meet the demand, or None if it does. `now`: Unix seconds.
+
+    `suitable`: the ask's spec is known to meet the demand.
+    """
+    node, ask = listed_ask.node, listed_ask.ask.message
+    reputation = 100 * score(node.provider) if demand.min_reputation else None
+    if suitable:
+        return demand.offer_objection(ask, Facts(now, node.stake, node.free, reputation))
+    return demand.objection(ask, Facts(now, node.stake, node.free, reputation))
 
 
 def shortlist(
@@ -68,35 +81,95 @@ def shortlist(
 ) -> list[ListedAsk]:
     """Returns the best asks for a demand, best first: at most `demand.limit`, one per provider.
 
-    `rejected` is filled with the asks that do not meet the demand, each with its reason. `chance`: a uniform draw from 0 to 1,
-    see ranking.py. Raises Refusal or Unavailable that say why no ask meets the demand.
+    `rejected` is filled with the asks that were judged and do not meet the demand, each with its reason. `chance`: a uniform draw
+    from 0 to 1, see ranking.py. Raises Refusal or Unavailable that say why no ask meets the demand.
     """
-    of_model: Sequence[ListedAsk] = book.of_model(demand.model)
-    wanted = of_model
-    if demand.pin:  # pinned providers are found wherever they stand in the list
-        wanted = sorted(book.of_providers(demand.model, demand.pin), key=lambda listed_ask: listed_ask.price_key)
-    rejected = [] if rejected is None else rejected
-    fitting = _fitting_best(wanted, demand, now, rejected=rejected, score=score)
-    if not fitting:
-        raise no_match_error(demand, rejected, not_requested=len(of_model) - len(wanted), book=book)
-    ranked = with_exploration(sort_by_demand(fitting, demand, score), _itself, newcomer, chance)
-    return limited(ranked, demand.limit, newcomer)
+    search = _Search(book, demand, now, score, [] if rejected is None else rejected)
+    pool = search.best(chance)
+    if not pool:
+        raise search.no_match()
+    ranked = sort_by_demand(pool, demand, score)
+    if demand.sort == "price":
+        ranked = spread_near_ties(ranked, _itself, score, chance)
+    return limited(with_exploration(ranked, _itself, newcomer, chance), demand.limit, newcomer)
 
 
-def _fitting_best(
-    wanted: Sequence[ListedAsk], demand: Demand, now: int, *, rejected: list[tuple[Reason, ListedAsk]], score: Score
-) -> list[ListedAsk]:
-    """Returns the fitting asks that declare all that the request needs; if there are none, all fitting asks."""
-    fitting = _fitting(wanted, demand, now, rejected=rejected, score=score)
-    strict = demand.strict
-    if strict is None:
-        return fitting
-    declared = [entry for entry in fitting if strict.require.first_unmet(entry.ask.message) is None]
-    declared = declared or _fitting(wanted, strict, now, rejected=[], score=score)  # the search above ends early
-    if not declared:
-        return fitting
-    rejected += [(Reason.UNDECLARED, listed_ask) for listed_ask in fitting if listed_ask not in declared]
-    return declared
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """The search for the asks that meet one demand. It adds the asks that it judged and rejected to `rejected`."""
+
+    book: AskBook
+    demand: Demand
+    now: int
+    score: Score
+    rejected: list[tuple[Reason, ListedAsk]]
+
+    def best(self, chance: float) -> list[ListedAsk]:
+        """Returns fitting asks that declare all that the request needs; if there are none, other fitting asks."""
+        strict = self.demand.strict
+        if strict is not None:
+            declared = replace(self, demand=strict, rejected=[]).fitting_asks(chance)
+            if declared:
+                return declared
+        return self.fitting_asks(chance)
+
+    def fitting_asks(self, chance: float) -> list[ListedAsk]:
+        """Returns fitting asks, of the pinned providers or of all that have a free slot."""
+        return self._among_pinned() if self.demand.pin else self._among_free(chance)
+
+    def _among_pinned(self) -> list[ListedAsk]:
+        """Returns the fitting asks of pinned providers, which are found wherever they stand in the order."""
+        pinned = self.book.of_providers(self.demand.model, self.demand.pin)
+        return self._fitting(iter(sorted(pinned, key=attrgetter("price_key"))), MAX_ADDRESSES, suitable=False)
+
+    def _among_free(self, chance: float) -> list[ListedAsk]:
+        """Returns the best free asks that fit, one per provider, of each class of reliability."""
+        index, pool, wanted = self.book.index_of(self.demand.model), list[ListedAsk](), 0
+        if index is None:
+            return pool
+        for reliability in CLASSES:
+            wanted += _POOL[reliability]
+            free_asks = index.free_asks(self.demand, reliability, chance)
+            pool += self._fitting(free_asks, wanted - len(pool), suitable=True)
+        return pool
+
+    def _fitting(self, listed_asks: Iterator[ListedAsk], wanted: int, *, suitable: bool) -> list[ListedAsk]:
+        """Returns the first fitting ask of each provider, at most `wanted`. `suitable`: the specs are known to fit."""
+        fitting: dict[Address, ListedAsk] = {}
+        demand, left = self.demand, _MAX_JUDGED
+        skipped = demand.exclude if suitable else frozenset()
+        simple = Facts(self.now) if suitable and not (demand.min_stake or demand.min_reputation) else None
+        for listed_ask in islice(listed_asks, _MAX_SCANNED):
+            provider = listed_ask.provider
+            if provider in skipped or provider in fitting:
+                continue
+            if simple is None:
+                reason = rejection(listed_ask, demand, self.now, self.score, suitable=suitable)
+            else:
+                reason = demand.offer_objection(listed_ask.ask.message, simple)
+            if reason is None:
+                fitting[provider] = listed_ask
+                if len(fitting) == wanted:
+                    break
+            else:
+                self.rejected.append((reason, listed_ask))
+            left -= 1
+            if not left:
+                break
+        return list(fitting.values())
+
+    def no_match(self) -> TallyError:
+        """Returns the error for a demand that nobody meets, from the reasons against the cheapest asks, busy ones too."""
+        of_model = self.book.of_model(self.demand.model)
+        if self.demand.pin:
+            pinned = sum(1 for _ in self.book.of_providers(self.demand.model, self.demand.pin))
+            return no_match_error(self.demand, self.rejected, not_requested=len(of_model) - pinned, book=self.book)
+        self.rejected.clear()
+        for listed_ask in of_model[:_MAX_EXPLAINED]:
+            reason = rejection(listed_ask, self.demand, self.now, self.score)
+            if reason is not None:
+                self.rejected.append((reason, listed_ask))
+        return no_match_error(self.demand, self.rejected, book=self.book)
 
 
 def explain(listed_asks: Sequence[ListedAsk], demand: Demand, now: int, score: Score) -> list[tuple[ListedAsk, Reason | None]]:
@@ -110,30 +183,6 @@ def explain(listed_asks: Sequence[ListedAsk], demand: Demand, now: int, score: S
             for reason, declared in zip(reasons, declares, strict=True)
         ]
     return list(zip(listed_asks, reasons, strict=True))
-
-
-def _fitting(
-    wanted: Sequence[ListedAsk], demand: Demand, now: int, *, rejected: list[tuple[Reason, ListedAsk]], score: Score
-) -> list[ListedAsk]:
-    """Returns the cheapest fitting ask of each provider, within the bounds of the search."""
-    fitting: dict[Address, ListedAsk] = {}
-    left = {True: _MAX_PROVEN, False: _MAX_UNPROVEN}
-    missing = _ENOUGH_FITTING if demand.sort == "price" else _MAX_PROVEN
-    for listed_ask, _ in zip(wanted, range(_MAX_SCANNED), strict=False):
-        provider = listed_ask.node.provider
-        proven = score(provider) >= PROVEN
-        if provider in fitting or not left[proven]:
-            continue
-        reason = rejection(listed_ask, demand, now, score)
-        if reason is None:
-            fitting[provider] = listed_ask
-            missing -= proven
-        else:
-            rejected.append((reason, listed_ask))
-        left[proven] -= reason is not Reason.EXCLUDED
-        if not (missing and left[True]):
-            break
-    return list(fitting.values())
 
 
 def sort_by_demand(listed_asks: Sequence[ListedAsk], demand: Demand, score: Score) -> list[ListedAsk]:
@@ -249,7 +298,8 @@ def rank_candidates(
         elif reason is not None:
             rejected[order.provider] = reason.value
     if not ranked:
-        fitting = with_exploration(sort_by_cost(fitting, itemgetter(0), score), itemgetter(0), newcomer, chance)
+        ranking = spread_near_ties(sort_by_cost(fitting, itemgetter(0), score), itemgetter(0), score, chance)
+        fitting = with_exploration(ranking, itemgetter(0), newcomer, chance)
     return fitting, rejected
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from coordinator.domain.ask_book import ListedAsk
+from coordinator.domain.ask_index import NEAR_TIE, OTHER, PROVEN, RELIABLE, ListedAsk
 from tallystick.protocol.types import Address
 
 FAILED_JOBS = 2
@@ -27,13 +27,51 @@ FLOOR = 100_000
 BAD = 0.2
 """Two failures and nothing else bring a score below it."""
 EXPLORED = 0.05
-PROVEN = 0.5
-"""The score from which a provider is searched for behind any number of cheaper strangers."""
+PROVEN_SCORE, RELIABLE_SCORE = 0.5, 0.9
+"""The scores from which a provider is searched for behind any number of cheaper strangers, and of proven providers."""
+
+_NEAR_SCORE = 0.02
+"""Scores that differ by no more count as equal among near ties."""
+_MAX_ADDRESS_PART = 0xFFFFFFFF
+"""The bits of `ListedAsk.by_price` that come from the address."""
+_SHUFFLE = 0x9E3779B1
+"""An odd factor near 2^32 divided by the golden ratio: it scatters neighbouring addresses (Knuth, TAOCP 3, section 6.4)."""
 
 T = TypeVar("T")
 Score = Callable[[Address], float]
 """Returns a provider's score, from 0 to 1."""
 IsNewcomer = Callable[[Address], bool]
+
+
+def reliability(score: float) -> int:
+    """Returns the class of reliability of a provider with this score."""
+    if score >= RELIABLE_SCORE:
+        return RELIABLE
+    return PROVEN if score >= PROVEN_SCORE else OTHER
+
+
+def spread_near_ties(entries: list[T], ask_of: Callable[[T], ListedAsk], score: Score, chance: float) -> list[T]:
+    """Returns entries sorted by cost, with those that nearly tie with the first in an order that `chance` decides.
+
+    Of the first two of them, the less loaded one comes first ("power of two choices": Mitzenmacher, IEEE TPDS 12(10), 2001). So
+    providers at equal price share the jobs, and a client pays at most one part in NEAR_TIE more for it.
+    """
+    if len(entries) < 2:
+        return entries
+    first = ask_of(entries[0])
+    highest, lowest_score = first.price + first.price // NEAR_TIE, score(first.provider) - _NEAR_SCORE
+    salt, places = int(chance * _MAX_ADDRESS_PART), list[tuple[int, int]]()
+    for place, entry in enumerate(entries):
+        listed_ask = ask_of(entry)
+        if listed_ask.price > highest or score(listed_ask.provider) < lowest_score:
+            break
+        places.append((((listed_ask.by_price & _MAX_ADDRESS_PART) ^ salt) * _SHUFFLE & _MAX_ADDRESS_PART, place))
+    if len(places) < 2:
+        return entries
+    tied = [entries[place] for _, place in sorted(places)]
+    if ask_of(tied[1]).node.load < ask_of(tied[0]).node.load:
+        tied[0], tied[1] = tied[1], tied[0]
+    return tied + entries[len(tied) :]
 
 
 def sort_by_cost(entries: Sequence[T], ask_of: Callable[[T], ListedAsk], score: Score) -> list[T]:

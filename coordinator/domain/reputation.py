@@ -9,7 +9,7 @@ that clients accept.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tallystick.protocol.messages import Outcome
@@ -50,10 +50,15 @@ class ProviderRecord:
 UNKNOWN_PROVIDER = ProviderRecord()
 
 
+def _ignore(_provider: Address) -> None:
+    pass
+
+
 @dataclass(slots=True)
 class Reputation:
-    """The records of all providers that were given jobs."""
+    """The records of all providers that were given jobs. `on_change` is called with each provider whose score changed."""
 
+    on_change: Callable[[Address], None] = _ignore
     _records: OrderedDict[Address, ProviderRecord] = field(default_factory=OrderedDict)
     _changed: set[Address] = field(default_factory=set)
 
@@ -87,5 +92,6 @@ class Reputation:
     def _put(self, provider: Address, record: ProviderRecord) -> None:
         self._records[provider] = record
         self._records.move_to_end(provider)
+        self.on_change(provider)
         if len(self._records) > MAX_REMEMBERED:
             self._records.popitem(last=False)

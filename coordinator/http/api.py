@@ -161,16 +161,23 @@ async def _demand(context: ApiContext, request: ShortlistRequest) -> Demand:
 
 def _add_provider_routes(api: FastAPI, context: ApiContext) -> None:
     @api.get("/v1/providers/{provider}/why")
-    async def why(provider: ProviderPath, limit: Annotated[int, Query(ge=1, le=500)] = 50) -> dict[str, Any]:
+    async def why(
+        provider: ProviderPath,
+        limit: Annotated[int, Query(ge=1, le=500)] = 50,
+        input_price: Annotated[int | None, Query(alias="inputPrice", ge=0, lt=1 << 64)] = None,
+        output_price: Annotated[int | None, Query(alias="outputPrice", ge=0, lt=1 << 64)] = None,
+    ) -> dict[str, Any]:
         """Returns the latest decisions about a provider, newest first: which jobs it got, and why it did not get others.
 
-        `tally node why` shows them. No decision names a payer.
+        `tally node why` shows them. No decision names a payer. With `inputPrice` or `outputPrice`, in base units per 1,000,000
+        tokens, the answer says what the shortlists among these decisions would have been for its present asks at these prices.
         """
         address, market = parse_address(provider), context.market
+        prices = None if input_price is None and output_price is None else (input_price, output_price)
         return {
             "provider": address,
             "connected": market.book.node(address) is not None,
-            "decisions": [asdict(verdict) for verdict in market.decision_log.verdicts(address, market.book, limit)],
+            "decisions": [asdict(verdict) for verdict in market.decision_log.verdicts(address, market.book, limit, prices)],
         }
 
 

@@ -225,7 +225,7 @@ class Market:
         finally:
             self._bus.detach(subject, deliver)
             self.exposure.release(job.payer, attempt.node.provider, attempt.candidate.terms.max_cost)
-            attempt.node.assigned -= 1
+            self.matchmaker.release(attempt.node)
 
     def _dispatch(self, job: LiveJob, attempt: Attempt) -> tuple[Kind, bytes]:
         """Sends the job to its node. Returns the MATCH for its client, or the FAIL of a job that was cancelled or not stored."""

@@ -14,6 +14,7 @@ from coordinator.domain.decision_log import DecisionLog
 from coordinator.domain.exposure import Exposure
 from coordinator.domain.limits import JobLimits
 from coordinator.domain.matching import explain, rank_candidates, shortlist, sort_by_demand
+from coordinator.domain.ranking import reliability
 from coordinator.domain.reputation import Reputation
 from coordinator.jobs.live_job import Attempt, LiveJob
 from coordinator.ports import Funds
@@ -54,7 +55,8 @@ class Matchmaker:
         tick: Callable[[], float],
         chance: Callable[[], float],
     ) -> None:
-        self.book, self.exposure, self.reputation, self.decision_log = AskBook(), Exposure(), Reputation(), DecisionLog()
+        self.book, self.exposure, self.decision_log = AskBook(), Exposure(), DecisionLog()
+        self.reputation = Reputation(self._score_changed)
         self._domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
         self._chance = chance
         self._returned_at = 0.0
@@ -71,7 +73,7 @@ class Matchmaker:
         if any(ask.message.provider != provider for ask in verified):
             raise BadMessage(f"asks: expected asks of {provider} alone, got one of another provider")
         self._note_withdrawn(provider)
-        self.book.replace(provider, verified, capacity)
+        self.book.replace(provider, verified, capacity, reliability(self.reputation.score(provider)))
 
     def drop(self, provider: Address) -> None:
         """Removes a provider that disconnected."""
@@ -88,9 +90,14 @@ class Matchmaker:
 
     def set_capacity(self, provider: Address, capacity: Capacity) -> None:
         """Records the capacity that a node reports."""
-        node = self.book.node(provider)
-        if node is not None:
-            node.capacity = capacity
+        self.book.set_capacity(provider, capacity)
+
+    def release(self, node: ConnectedNode) -> None:
+        """Frees the slot of a job that ended."""
+        self.book.release(node)
+
+    def _score_changed(self, provider: Address) -> None:
+        self.book.set_reliability(provider, reliability(self.reputation.score(provider)))
 
     async def load_stakes(self, model: str) -> None:
         """Reads the stakes of a model's providers from the chain. Raises Unavailable if the chain does not answer."""
@@ -122,8 +129,8 @@ class Matchmaker:
                 self._check_returning(demand.model, error)
             raise
         finally:
-            reasons = ((listed_ask.node.provider, reason) for reason, listed_ask in rejected)
-            self.decision_log.add_shortlist(demand, (listed_ask.node.provider for listed_ask in chosen), reasons, now)
+            self.decision_log.add_shortlist(demand, chosen, rejected, now)
+            self.book.decisions = self.decision_log.count
         return chosen
 
     def _check_returning(self, model: str, error: Refusal) -> None:
@@ -165,11 +172,11 @@ class Matchmaker:
             if node.free < 1 or node.assigned >= self._limits.jobs_per_node:
                 rejected[node.provider] = Reason.BUSY.value
                 continue
-            node.assigned += 1
+            self.book.assign(node)
             try:
                 await self._admit(order.message, candidate.terms)
             except BaseException as error:
-                node.assigned -= 1
+                self.book.release(node)
                 if not isinstance(error, Refusal):
                     raise
                 refused = refused or error

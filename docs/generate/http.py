@@ -12,6 +12,7 @@ from tallystick.client.gateway.response_sender import TALLY_HEADERS
 from tallystick.client.selection import options
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.routes import ALWAYS
+from tallystick.runtime.content_encoding import SUPPORTED
 
 COORDINATOR = """# Coordinator HTTP API
 
@@ -57,6 +58,19 @@ is added.
 | `GET /v1/models`, `GET /v1/models/MODEL` | models on offer and aliases, in OpenAI's shape, with prices and speeds |
 | `GET /tally/jobs/ID` | state, provider, cost and receipt of a job of this wallet |
 | `GET /health` | whether the gateway serves |
+
+## What clients may send
+
+Paths may have doubled slashes, a slash at the end and a query. The base URL may lack `/v1`. Azure's paths are the same routes:
+`/openai/v1/…`, and `/openai/deployments/MODEL/…`, whose model counts if the body names none. Any other path is a 404
+`unknown_route` that says what is wrong with it.
+
+An [API key](../how-to/budgets-and-api-keys.md#give-callers-api-keys) is read from `Authorization: Bearer KEY`, `api-key` or
+`x-api-key`.
+
+Bodies may have the `Content-Encoding` {codings}, several of them too. `max_body_bytes` and `max_total_body_bytes` hold before and
+after decoding. JSON must be UTF-8; a byte order mark before it is removed. Offers of another protocol (`Upgrade: h2c`) are
+ignored, and HTTP/1.0 clients get streams unchunked.
 
 """
 
@@ -109,7 +123,7 @@ def _gateway() -> str:
         raise SystemExit(f"docs/generate/http.py: missing or unknown names: {', '.join(unknown)}")
     return "\n".join(
         [
-            GATEWAY.replace("{routes}", "`, `".join(ALWAYS)),
+            GATEWAY.replace("{routes}", "`, `".join(ALWAYS)).replace("{codings}", ", ".join(map(code, SUPPORTED))),
             "## Headers of answers\n",
             table(("header", "meaning"), ((code(name), HEADERS[name]) for name in TALLY_HEADERS)),
             "## `X-Tally-Options`\n",

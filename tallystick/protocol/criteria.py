@@ -2,8 +2,8 @@
 
 The coordinator proposes asks by these predicates and the client verifies the proposal by the same ones. Pure.
 
-To add a criterion: add a field to `Demand`, its JSON member to `_MEMBERS`, a `Reason`, and a predicate to `_CHOSEN` or
-`_OFFERED`. The HTTP schema (`ShortlistRequest` in the coordinator) must declare the member; a test compares the two.
+To add a criterion: add a field to `Demand`, its JSON member to `_MEMBERS`, a `Reason`, and a predicate to `_CHOSEN`,
+`_ABLE` or `_unacceptable`. The HTTP schema (`ShortlistRequest` in the coordinator) must declare the member; a test compares them.
 """
 
 from __future__ import annotations
@@ -144,26 +144,50 @@ class Demand:
     def objection(self, ask: Ask, facts: Facts) -> Reason | None:
         """Returns the first reason why this ask does not meet the demand, or None if it does."""
         return (
-            self._first(_CHOSEN, ask, facts)
-            or (_REQUIRED.get(self.require.first_unmet(ask) or "") if self.require is not NO_REQUIREMENTS else None)
-            or self._first(_OFFERED, ask, facts)
+            self._first(_MODEL, ask)
+            or self._first(_CHOSEN, ask)
+            or self._first(_ABLE, ask)
+            or self._first_unmet(ask)
+            or _unacceptable(self, ask, facts)
         )
 
-    def _first(self, predicates: tuple[tuple[Reason, _Predicate], ...], ask: Ask, facts: Facts) -> Reason | None:
-        return next((reason for reason, excludes in predicates if excludes(self, ask, facts)), None)
+    def spec_objection(self, ask: Ask) -> Reason | None:
+        """Returns the first objection to the ask's model, routes and spec, which does not depend on provider, price or time.
+
+        Asks with equal specs and contexts therefore get the same answer, which `offer_objection` completes for each of them.
+        """
+        return self._first(_MODEL, ask) or self._first(_ABLE, ask) or self._first_unmet(ask)
+
+    def offer_objection(self, ask: Ask, facts: Facts) -> Reason | None:
+        """Returns the first objection to the ask's provider, price, validity and load, for an ask of a suitable spec."""
+        if self.pin or ask.provider in self.exclude:
+            chosen = self._first(_CHOSEN, ask)
+            if chosen is not None:
+                return chosen
+        return _unacceptable(self, ask, facts)
+
+    def _first(self, predicates: tuple[tuple[Reason, _Predicate], ...], ask: Ask) -> Reason | None:
+        return next((reason for reason, excludes in predicates if excludes(self, ask)), None)
+
+    def _first_unmet(self, ask: Ask) -> Reason | None:
+        unmet = None if self.require is NO_REQUIREMENTS else self.require.first_unmet(ask)
+        return None if unmet is None else _REQUIRED[unmet]
 
 
-_Predicate = Callable[[Demand, Ask, Facts], bool]
+_Predicate = Callable[[Demand, Ask], bool]
 
+_MODEL: tuple[tuple[Reason, _Predicate], ...] = ((Reason.MODEL, lambda demand, ask: ask.model != demand.model),)
 _CHOSEN: tuple[tuple[Reason, _Predicate], ...] = (
-    (Reason.MODEL, lambda demand, ask, _: ask.model != demand.model),
-    (Reason.NOT_PINNED, lambda demand, ask, _: bool(demand.pin) and ask.provider not in demand.pin),
-    (Reason.EXCLUDED, lambda demand, ask, _: ask.provider in demand.exclude),
-    (Reason.ROUTE, lambda demand, ask, _: demand.route is not None and not serves(ask.spec.features, demand.route)),
-    (Reason.UNSUPPORTED, lambda demand, ask, _: bool(denied(ask.spec.features, demand.needs.features))),
-    (Reason.TOO_LONG, lambda demand, ask, _: 0 < ask.context_tokens < demand.input_tokens),
+    (Reason.NOT_PINNED, lambda demand, ask: bool(demand.pin) and ask.provider not in demand.pin),
+    (Reason.EXCLUDED, lambda demand, ask: ask.provider in demand.exclude),
 )
-"""Whether the client asks for this provider and model, and whether the ask can answer at all. Checked before the requirements."""
+"""Whether the client asks for this provider."""
+_ABLE: tuple[tuple[Reason, _Predicate], ...] = (
+    (Reason.ROUTE, lambda demand, ask: demand.route is not None and not serves(ask.spec.features, demand.route)),
+    (Reason.UNSUPPORTED, lambda demand, ask: bool(denied(ask.spec.features, demand.needs.features))),
+    (Reason.TOO_LONG, lambda demand, ask: 0 < ask.context_tokens < demand.input_tokens),
+)
+"""Whether the ask can answer the request at all. Checked before the requirements."""
 
 _REQUIRED = {
     "region": Reason.REGION,
@@ -175,15 +199,30 @@ _REQUIRED = {
 }
 """The reason for each field of `Requirements` that an ask does not meet."""
 
-_OFFERED: tuple[tuple[Reason, _Predicate], ...] = (
-    (Reason.STAKE, lambda demand, _, facts: facts.stake is not None and facts.stake < demand.min_stake),
-    (Reason.INPUT_PRICE, lambda demand, ask, _: _above(ask.input_price, demand.max_input_price)),
-    (Reason.OUTPUT_PRICE, lambda demand, ask, _: _above(ask.output_price, demand.max_output_price)),
-    (Reason.ASK_EXPIRED, lambda _, ask, facts: not ask.valid_from <= facts.now < ask.valid_until),
-    (Reason.BUSY, lambda _, __, facts: facts.free is not None and facts.free < 1),
-    (Reason.REPUTATION, lambda demand, _, facts: facts.reputation is not None and facts.reputation < demand.min_reputation),
-)
-"""Whether the provider offers it on these terms now. Checked after the requirements."""
+
+def _unacceptable(demand: Demand, ask: Ask, facts: Facts) -> Reason | None:
+    """Returns the first reason why the provider does not offer it on acceptable terms now, checked after the requirements."""
+    if facts.stake is not None and facts.stake < demand.min_stake:
+        return Reason.STAKE
+    if demand.max_input_price is not None or demand.max_output_price is not None:
+        too_high = _too_expensive(demand, ask)
+        if too_high is not None:
+            return too_high
+    if not ask.valid_from <= facts.now < ask.valid_until:
+        return Reason.ASK_EXPIRED
+    if facts.free is not None and facts.free < 1:
+        return Reason.BUSY
+    if facts.reputation is not None and facts.reputation < demand.min_reputation:
+        return Reason.REPUTATION
+    return None
+
+
+def _too_expensive(demand: Demand, ask: Ask) -> Reason | None:
+    if demand.max_input_price is not None and ask.input_price > demand.max_input_price:
+        return Reason.INPUT_PRICE
+    if demand.max_output_price is not None and ask.output_price > demand.max_output_price:
+        return Reason.OUTPUT_PRICE
+    return None
 
 
 def context_refusal(model: str, longest: int, least: int) -> Refusal:
@@ -198,10 +237,6 @@ def context_refusal(model: str, longest: int, least: int) -> Refusal:
     )
     refusal.param = "messages"
     return refusal
-
-
-def _above(price: int, maximum: int | None) -> bool:
-    return maximum is not None and price > maximum
 
 
 def _read_addresses(listed: Iterable[str]) -> frozenset[Address]:

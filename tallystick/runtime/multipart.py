@@ -1,4 +1,6 @@
-"""Fields of a multipart form (RFC 7578): reads a field, or replaces its text and leaves all other bytes as they are."""
+"""Fields of a multipart form (RFC 7578): reads a field, or replaces its text or adds one and leaves all other bytes as
+they are.
+"""
 
 from __future__ import annotations
 
@@ -53,11 +55,15 @@ class _Reader:
         part.end = end
 
 
-def _parse(content_type: str, body: bytes) -> list[_Part]:
+def _boundary(content_type: str) -> bytes:
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not 0 < len(boundary) <= 200:
         raise BadMessage("request.contentType: expected multipart/form-data with a boundary")
+    return boundary
+
+
+def _parse(content_type: str, body: bytes) -> list[_Part]:
     reader = _Reader(body)
     callbacks: Any = {
         "on_part_begin": reader.begin,
@@ -66,7 +72,7 @@ def _parse(content_type: str, body: bytes) -> list[_Part]:
         "on_part_data": reader.data,
         "on_end": reader.finish,
     }
-    parser = MultipartParser(boundary, callbacks)
+    parser = MultipartParser(_boundary(content_type), callbacks)
     try:
         parser.write(body)
         parser.finalize()
@@ -101,3 +107,9 @@ def replace_field(content_type: str, body: bytes, name: str, value: str) -> byte
     if part is None or part.begin < 0:
         raise BadMessage(f"request body: {name}: expected a text, the field is missing or empty")
     return b"".join((body[: part.begin], value.encode(), body[part.end :]))
+
+
+def add_field(content_type: str, body: bytes, name: str, value: str) -> bytes:
+    """The form with another field before the others. Raises BadMessage for a content type that is no form's."""
+    head = b'--%b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n' % (_boundary(content_type), name.encode())
+    return b"".join((head, value.encode(), b"\r\n", body))

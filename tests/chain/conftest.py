@@ -43,8 +43,8 @@ def anvil_url() -> Iterator[str]:
     url = os.environ.get("TALLYSTICK_TEST_ANVIL")
     if not url:
         if os.environ.get("TALLYSTICK_REQUIRE_SERVICES"):
-            pytest.fail("anvil is needed here: scripts/with-anvil scripts/test")
-        pytest.skip("needs anvil: scripts/with-anvil scripts/test")
+            pytest.fail("needs anvil, which scripts/test starts")
+        pytest.skip("needs anvil, which scripts/test starts")
     lock = Path(tempfile.gettempdir()) / f"tallystick-anvil-{urlsplit(url).port}.lock"
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

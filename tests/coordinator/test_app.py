@@ -164,7 +164,7 @@ async def test_no_database(config: CoordinatorConfig) -> None:
     assert caught.value.code is Code.DATABASE_UNAVAILABLE
 
 
-@pytest.mark.skipif(not POSTGRES, reason="TALLYSTICK_TEST_POSTGRES is not set")
+@pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
 async def test_a_coordinator_that_lost_its_lock_does_not_go_on(
     config: CoordinatorConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,10 @@ async def test_doctor_earnings_status_and_collect(tmp_path: Path) -> None:
         assert why["connected"]
         assert {decision["why"] for decision in why["decisions"]} == {"got the job", "offered to the client, place 1 of 1"}
         assert "got the job" in await tally("why", as_json=False)
+        repriced = await tally("why", "--at", "0.1,0.2")
+        assert {decision["stage"] for decision in repriced["decisions"]} == {"shortlist"}
+        assert all(decision["won"] for decision in repriced["decisions"])
+        assert "--at" in (await tally("why", "--at", "0.1", code=1))["error"]["message"]
 
         status = await tally("status")
         assert (status["ok"], status["jobs"], status["revenue"]) == (True, {"completed": 5}, day["revenue"])

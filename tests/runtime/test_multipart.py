@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick.protocol.errors import BadMessage
-from tallystick.runtime.multipart import read_field, replace_field
+from tallystick.runtime.multipart import add_field, read_field, replace_field
 
 KIND = "multipart/form-data; boundary=b"
 FORM = (
@@ -73,3 +73,16 @@ def test_pieces_of_forms(parts: list[bytes]) -> None:
         return
     if value:
         assert value.encode() in body
+
+
+@given(st.binary(max_size=200), st.text(min_size=1, max_size=50))
+def test_a_field_is_added(content: bytes, model: str) -> None:
+    """A form without the field gets it, and keeps its other bytes."""
+    request = httpx.Request("POST", "http://x", files={"file": ("a.wav", content)}, data={"language": "en"})
+    kind, body = request.headers["content-type"], request.read()
+    assert read_field(kind, body, "model") is None
+    added = add_field(kind, body, "model", model)
+    assert (read_field(kind, added, "model"), read_field(kind, added, "language")) == (model, "en")
+    assert added.endswith(body)
+    with pytest.raises(BadMessage, match="boundary"):
+        add_field("application/json", body, "model", model)

@@ -38,7 +38,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/state/facts.db"
     if not POSTGRES:
-        pytest.skip("TALLYSTICK_TEST_POSTGRES is not set")
+        pytest.skip("needs PostgreSQL, which scripts/test starts")
     monkeypatch.setattr(single_instance, "ADVISORY_LOCK", 0x7A13)  # other tests of this server hold the real one
     return POSTGRES
 
@@ -76,7 +76,7 @@ async def test_a_killed_process_does_not_keep_the_database(tmp_path: Path) -> No
     assert (tmp_path / "facts.db.lock").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.skipif(not POSTGRES, reason="TALLYSTICK_TEST_POSTGRES is not set")
+@pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
 async def test_a_killed_process_does_not_keep_a_postgres_database() -> None:
     """The server frees the lock of a session whose process was killed."""
     with script(HOLDER, POSTGRES) as process:
@@ -90,7 +90,7 @@ async def test_a_killed_process_does_not_keep_a_postgres_database() -> None:
         await other.release()
 
 
-@pytest.mark.skipif(not POSTGRES, reason="TALLYSTICK_TEST_POSTGRES is not set")
+@pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
 async def test_a_lost_lock_is_not_taken_for_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the server cuts the connection that holds the lock, the holder is told, and another process may take the lock."""
     monkeypatch.setattr(single_instance, "CHECK_SECONDS", 0.05)

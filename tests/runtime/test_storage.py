@@ -44,7 +44,7 @@ async def url(request: pytest.FixtureRequest, sqlite: str) -> str:
     if request.param == "sqlite":
         return sqlite
     if not POSTGRES:
-        pytest.skip("TALLYSTICK_TEST_POSTGRES is not set")
+        pytest.skip("needs PostgreSQL, which scripts/test starts")
     named = sa.make_url(POSTGRES)
     name = f"{named.database}_storage_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
     engine = create_async_engine(named, isolation_level="AUTOCOMMIT")

@@ -18,13 +18,21 @@ def why(
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=500, help="Number of decisions, newest first.")] = 20,
+    at: Annotated[
+        str | None,
+        typer.Option(metavar="INPUT,OUTPUT", help="Judge the decisions at these prices, in dollars per million tokens."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show why recent jobs were matched to this node or to others, with the coordinator's reasons. Needs no password."""
+    """Show why recent jobs were matched to this node or to others, with the coordinator's reasons. Needs no password.
+
+    With --at, shows which shortlists would have offered this node to the client at other prices.
+    """
     from node.service.config import load_config
 
     loaded, provider = load_config(config), parse_account(wallet, "--wallet")
-    answer = asyncio.run(_fetch(f"{loaded.coordinator.rstrip('/')}/v1/providers/{provider}/why?limit={limit}"))
+    query = f"limit={limit}" + ("" if at is None else _price_query(at))
+    answer = asyncio.run(_fetch(f"{loaded.coordinator.rstrip('/')}/v1/providers/{provider}/why?{query}"))
     if as_json:
         show_json(answer)
         return
@@ -42,6 +50,18 @@ def why(
     else:
         counts = Counter(entry["why"].partition(", place")[0] for entry in decisions)
         show_table(("times", "reason"), ((count, reason) for reason, count in counts.most_common()))
+
+
+def _price_query(prices: str) -> str:
+    """Returns the query of --at. Raises BadMessage for other text than two prices."""
+    from tallystick.protocol.errors import BadMessage
+    from tallystick.protocol.types import parse_amount
+
+    input_price, comma, output_price = prices.partition(",")
+    if not comma:
+        raise BadMessage(f"--at: expected the prices of input and output, such as 0.2,0.6, got {prices[:100]!r}")
+    amounts = parse_amount(input_price, field="--at"), parse_amount(output_price, field="--at")
+    return f"&inputPrice={amounts[0]}&outputPrice={amounts[1]}"
 
 
 async def _fetch(url: str) -> Any:

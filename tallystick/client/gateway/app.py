@@ -11,6 +11,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import structlog
 from starlette.applications import Starlette
@@ -23,14 +24,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tallystick.client.config import ApiKey, ClientConfig
 from tallystick.client.coordinator.http_client import ModelOffer
 from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
-from tallystick.client.gateway.handler import RequestHandler
+from tallystick.client.gateway.handler import PATH_MODEL, RequestHandler
+from tallystick.client.gateway.paths import allowed_methods, explain_unknown, read_target
 from tallystick.client.gateway.response_sender import TALLY_HEADERS, error_format, send_error
 from tallystick.client.jobs.export import job_json
 from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.client.sdk.market import Market, maintenance_of
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, TallyError
-from tallystick.protocol.routes import ALWAYS, JSON
+from tallystick.protocol.routes import JSON
 from tallystick.protocol.types import parse_job_id
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.serving import serving, wait_for_stop_signal
@@ -68,16 +70,17 @@ def build_app(market: Market) -> ASGIApp:
         Route("/v1/models", models),
         Route("/v1/models/{model:path}", model),
         Route("/tally/jobs/{job}", job),
-        Route("/v1/{path:path}", _PostOnly(handler)),
+        Route("/v1/{path:path}", _Sold(handler)),
     ]
     handlers: dict[Any, Callable[..., Any]] = {TallyError: _show_error, 404: _no_route, 405: _no_route}
-    authenticated = Authenticator(Starlette(routes=routes, exception_handlers=handlers), market.config, send_error)
+    router = Starlette(routes=routes, exception_handlers=handlers)
+    router.router.redirect_slashes = False  # paths come without slashes at their end
+    authenticated = Authenticator(router, market.config, send_error)
+    app = _PathReader(authenticated)
     origins = market.config.allow_origins
     if not origins:
-        return authenticated
-    return CORSMiddleware(
-        authenticated, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=TALLY_HEADERS
-    )
+        return app
+    return CORSMiddleware(app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=TALLY_HEADERS)
 
 
 class _ModelOffers:
@@ -114,21 +117,41 @@ def _model_entry(name: str, market: dict[str, Any]) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "tallystick"} | market
 
 
-class _PostOnly:
-    """Refuses other methods than POST. Starlette passes every method to a route that is an ASGI app."""
+class _Sold:
+    """Passes POST requests on to routes that a provider may sell, and refuses others."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] == "POST":
+        reason = explain_unknown(scope["method"], scope["path"])
+        if reason is None:
             await self._app(scope, receive, send)
+        elif scope["method"] == "OPTIONS":
+            await _show_methods(scope["path"])(scope, receive, send)
         else:
-            await send_error(scope, send, Refusal(Code.UNKNOWN_ROUTE, f"{scope['path']}: expected POST, got {scope['method']}"))
+            await send_error(scope, send, Refusal(Code.UNKNOWN_ROUTE, reason))
+
+
+class _PathReader:
+    """Replaces each request's path by that of the route that it stands for, and remembers the model that it names."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            target = read_target(scope["path"])
+            scope = {**scope, "path": target.path, "raw_path": quote(target.path).encode(), PATH_MODEL: target.model}
+        await self._app(scope, receive, send)
 
 
 def _json(document: object) -> Response:
     return Response(dumps(document), media_type=JSON)
+
+
+def _show_methods(path: str) -> Response:
+    return Response(status_code=204, headers={"allow": ", ".join(allowed_methods(path))})
 
 
 async def _show_error(request: Request, error: Exception) -> Response:
@@ -139,7 +162,10 @@ async def _show_error(request: Request, error: Exception) -> Response:
 
 
 async def _no_route(request: Request, _error: Exception) -> Response:
-    text = f"{request.method} {request.url.path}: expected a route such as GET /v1/models or POST {', '.join(ALWAYS)}"
+    path = request.scope["path"]
+    if request.method == "OPTIONS":
+        return _show_methods(path)
+    text = explain_unknown(request.method, path) or f"{request.method} {path}: no such route"
     return await _show_error(request, Refusal(Code.UNKNOWN_ROUTE, text))
 
 

@@ -19,6 +19,8 @@ from tallystick.runtime.plaintext import is_loopback
 
 MIN_SECRET = 16
 """The fewest characters of a key in [[api_keys]]."""
+KEY_HEADERS = ("api-key", "x-api-key")
+"""Headers with the key of clients of Azure's and of Anthropic's API, beside Authorization."""
 CALLER_KEY = "tally.caller"
 """Scope member with the ApiKey of the caller, if its key is one of the config's [[api_keys]]."""
 ANONYMOUS = "tally.anonymous"
@@ -59,12 +61,12 @@ class Authenticator:
         if not self._keys:
             self._check_local(headers)
             return None
-        scheme, _, credentials = headers.get("authorization", "").partition(" ")
-        secret = credentials.strip().encode() if scheme.lower() == "bearer" else b""
         # Compares with every key, so that the time does not tell which one was close.
-        matching = [caller for key, caller in self._keys if hmac.compare_digest(secret, key)]
+        secrets = _presented(headers)
+        matching = [caller for secret in secrets for key, caller in self._keys if hmac.compare_digest(secret, key)]
         if not matching:
-            raise Refusal(Code.UNAUTHENTICATED, "this gateway requires an API key: send Authorization: Bearer KEY")
+            text = f"this gateway requires an API key: send Authorization: Bearer KEY, or the header {' or '.join(KEY_HEADERS)}"
+            raise Refusal(Code.UNAUTHENTICATED, text)
         return matching[0]
 
     def _check_local(self, headers: Headers) -> None:
@@ -84,6 +86,13 @@ class Authenticator:
         match = _HOST.fullmatch(host)
         name = (match[1] or match[2]).lower() if match is not None else ""
         return bool(name) and (name == self._own_name or is_loopback(name))
+
+
+def _presented(headers: Headers) -> list[bytes]:
+    """The keys that a request presents. Clients that send several mean any of them."""
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    bearer = [credentials] if scheme.lower() == "bearer" else []
+    return [key.strip().encode() for key in (*bearer, *(headers.get(name, "") for name in KEY_HEADERS)) if key.strip()]
 
 
 def _check_secrets(config: ClientConfig) -> None:

@@ -26,7 +26,7 @@ from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
 from tallystick.client.ledger.idempotency import IdempotencyKey, fingerprint, scope_key
 from tallystick.client.ledger.spending import CacheHit
-from tallystick.client.openai.requests import strip_bom
+from tallystick.client.openai.requests import strip_bom, with_model
 from tallystick.client.recovery.lost_state import TabRecovered
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.sdk.market import Market, maintenance_of
@@ -47,6 +47,8 @@ from tallystick.protocol.wire import RequestHead, join_request
 from tallystick.runtime.content_encoding import read_codings
 
 log = structlog.get_logger()
+PATH_MODEL = "tally.model"
+"""Scope member with the model that the request's path names, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +80,10 @@ class _GatewayRequest:
         caller: ApiKey | None = scope.get(CALLER_KEY)
         key = headers.get("idempotency-key")
         options, extras = read_options(headers.get(HEADER))
+        body = with_model(strip_bom(body) if content_type == JSON else body, content_type, scope.get(PATH_MODEL))
         return cls(
             scope["path"],
-            strip_bom(body) if content_type == JSON else body,
+            body,
             content_type,
             key if caller is None or key is None else scope_key(caller.label, key),
             restrict_to_key(config, caller, options),

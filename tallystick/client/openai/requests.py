@@ -12,11 +12,11 @@ from typing import Any
 
 from tallystick.client.openai.needs import NO_NEEDS, RequestNeeds, derive_needs, round_up
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.lenient_json import parse_lenient
+from tallystick.protocol.lenient_json import dump_lenient, load_lenient, parse_lenient
 from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, read_count
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, check_route, media_type
 from tallystick.protocol.wire import RequestHead, join_request
-from tallystick.runtime.multipart import read_field
+from tallystick.runtime.multipart import add_field, read_field
 
 MAX_MODEL_NAME = 256
 """The most characters of a model's name."""
@@ -83,6 +83,24 @@ def strip_bom(body: bytes) -> bytes:
     if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in body[:4]:
         raise BadMessage("request body: not JSON in UTF-8, as it must be (RFC 8259, 8.1): it looks like UTF-16 or UTF-32")
     return body.removeprefix(codecs.BOM_UTF8)
+
+
+def with_model(body: bytes, content_type: str, model: str | None) -> bytes:
+    """The body of a request, with the model that the request's path names unless the body names one.
+
+    Raises BadMessage for a malformed form.
+    """
+    if model is None:
+        return body
+    if media_type(content_type) == FORM:
+        return body if read_field(content_type, body, "model") is not None else add_field(content_type, body, "model", model)
+    try:
+        document = load_lenient(body)
+    except ValueError:
+        return body  # whoever reads it says what is wrong
+    if not isinstance(document, dict) or document.get("model"):
+        return body
+    return dump_lenient({**document, "model": model})
 
 
 def summarise(path: str, body: bytes, content_type: str = JSON) -> RequestSummary:

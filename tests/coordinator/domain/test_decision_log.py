@@ -3,11 +3,13 @@ from __future__ import annotations
 import pytest
 
 from coordinator.domain.decision_log import MAX_DECISIONS, DecisionLog
-from tallystick.protocol.criteria import Demand
+from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.link import Capacity
+from tallystick.protocol.messages import Spec
+from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address
-from tests.coordinator.harness import MODEL, FakeNode, World, quiet
+from tests.coordinator.harness import MODEL, FakeNode, World, person, quiet
 from tests.coordinator.live_server import Served
 
 
@@ -40,6 +42,54 @@ async def test_a_shortlist_that_found_nobody(world: World) -> None:
     with pytest.raises(TallyError):
         world.market.matchmaker.shortlist(Demand(MODEL, max_input_price=1))
     assert _why(world, node) == [("shortlist", False, "its input price is above the client's maximum")]
+
+
+async def test_a_node_that_was_full_is_told_so_later(world: World) -> None:
+    """The reason is that of the time of the decision, also for an ask that the shortlist did not look at."""
+    node, other = world.node("ann"), world.node("bob", output_price=9_000_000)
+    maker = world.market.matchmaker
+    for capacity in (Capacity(0, 4), Capacity(4, 4), Capacity(0, 4)):
+        maker.set_capacity(node.address, capacity)
+        maker.shortlist(Demand(MODEL, limit=1))
+    assert [why for _, _, why in _why(world, node)] == [
+        "no free slot now",
+        "offered to the client, place 1 of 1",
+        "no free slot now",
+    ]
+    assert [won for _, won, _ in _why(world, other)] == [True, False, True]
+
+
+async def test_a_node_that_declares_too_little(world: World) -> None:
+    """A node learns that it would have been chosen if its ask had declared what the request needs."""
+    node, other = world.node("ann"), world.node("bob", output_price=9_000_000, spec=Spec(features=("tools",)))
+    world.market.matchmaker.shortlist(Demand(MODEL, needs=Requirements(features=("tools",))))
+    assert _why(world, node) == [("shortlist", False, Reason.UNDECLARED.value)]
+    assert _why(world, other)[0][1]
+    other.leave()
+    world.market.matchmaker.shortlist(Demand(MODEL, needs=Requirements(features=("tools",))))
+    assert _why(world, node)[0][1]
+
+
+async def test_decisions_at_other_prices(world: World) -> None:
+    """A provider sees what the shortlists would have been at another price: by the demand's own limits, and by the others'."""
+    node = world.node("ann", input_price=3_000_000, output_price=9_000_000)
+    maker = world.market.matchmaker
+    with pytest.raises(TallyError):
+        maker.shortlist(Demand(MODEL, max_output_price=1_000_000))
+    world.node("bob", input_price=500_000, output_price=500_000)
+    maker.shortlist(Demand(MODEL, limit=1))
+    maker.shortlist(Demand(MODEL, limit=2, exclude=frozenset({person("bob").address})))
+
+    def won(output_price: int, input_price: int = 500_000) -> list[bool]:
+        prices = (input_price, output_price)
+        verdicts = world.market.decision_log.verdicts(node.address, world.market.book, 50, prices)
+        assert {verdict.stage for verdict in verdicts} == {"shortlist"}
+        return [verdict.won for verdict in reversed(verdicts)]
+
+    assert won(1_000_001) == [False, False, True]
+    assert won(1_000_000) == [True, False, True]
+    assert won(500_000) == [True, False, True], "an equal price displaces nobody"
+    assert won(499_999) == [True, True, True]
 
 
 async def test_matches_say_why(world: World) -> None:
@@ -84,3 +134,7 @@ async def test_the_route(at: Served) -> None:
     stranger = (await at.http.get(f"/v1/providers/0x{'ee' * 20}/why")).json()
     assert (stranger["connected"], stranger["decisions"]) == (False, [])
     assert (await at.http.get("/v1/providers/nobody/why")).status_code == 400
+    route = f"/v1/providers/{node.address}/why"
+    repriced = (await at.http.get(route, params={"inputPrice": 1, "outputPrice": 1})).json()
+    assert [decision["why"] for decision in repriced["decisions"]] == ["would have been offered to the client at this price"]
+    assert (await at.http.get(route, params={"inputPrice": 1})).json()["decisions"] == repriced["decisions"]

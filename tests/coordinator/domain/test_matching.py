@@ -87,9 +87,9 @@ def test_bounds_are_inclusive(demand: dict[str, Any]) -> None:
 
 def test_the_shortlist_is_ranked_and_bounded() -> None:
     """The cheapest asks come first, at most as many as requested."""
-    book, _ = _book_of(*[(person(str(n)), {"output_price": n}) for n in range(20, 0, -1)])
+    book, _ = _book_of(*[(person(str(n)), {"input_price": 0, "output_price": 1_000 * n}) for n in range(20, 0, -1)])
     listed_asks = shortlist(book, Demand(model=MODEL, limit=3), START)
-    assert [listed_ask.ask.message.output_price for listed_ask in listed_asks] == [1, 2, 3]
+    assert [listed_ask.ask.message.output_price for listed_ask in listed_asks] == [1_000, 2_000, 3_000]
     assert len(shortlist(book, Demand(model=MODEL), START)) == MAX_CANDIDATES
 
 
@@ -101,7 +101,7 @@ def test_the_shortlist_is_sorted_as_asked() -> None:
     speeds = [Capacity(1, 1), Capacity(1, 1, 50, 300), Capacity(1, 1, 20, 100), Capacity(1, 1, 50, 300)]
     book = AskBook()
     for number, (key, speed) in enumerate(zip(keys, speeds, strict=True)):
-        book.replace(key.address, [make_ask(key, output_price=number)], speed)
+        book.replace(key.address, [make_ask(key, output_price=1_000_000 * number)], speed)
     named = {key.address: name for key, name in zip(keys, "abcd", strict=True)}
     for sort, order in (("price", "abcd"), ("latency", "cbda"), ("throughput", "bdca")):
         listed_asks = shortlist(book, Demand(model=MODEL, sort=sort), START)
@@ -137,11 +137,32 @@ def test_excluded_providers_do_not_hide_the_others() -> None:
 
 
 def test_the_work_is_bounded() -> None:
-    """A bounded number of unsuitable asks is examined."""
-    book, _ = _book_of(
-        *[(person(str(n)), {"valid_until": START, "output_price": n}) for n in range(300)], (ANN, {"output_price": 10**9})
-    )
+    """A bounded number of asks is judged, and the reasons of the cheapest are told."""
+    dead = [(person(str(n)), {"valid_until": START, "output_price": n}) for n in range(600)]
+    book, _ = _book_of(*dead, (ANN, {"output_price": 10**9}))
     assert "256 x" in str(_refusal(book))
+
+
+@pytest.mark.parametrize("sort", ["price", "latency", "throughput"])
+def test_busy_and_unsuitable_asks_hide_nobody(sort: str) -> None:
+    """A free ask is found behind any number of cheaper ones that are busy, or in another region."""
+    book, _ = _book_of((ANN, {"output_price": 10**9, "spec": Spec(region="eu")}))
+    for number in range(700):
+        key = person(str(number))
+        busy = number % 2
+        spec = Spec(region="eu" if busy else "us")
+        book.replace(key.address, [make_ask(key, output_price=number, spec=spec)], Capacity(1 - busy, 1, 1_000, 1))
+    demand = Demand(MODEL, require=Requirements(region=("EU",)), sort=sort)
+    assert [listed_ask.provider for listed_ask in shortlist(book, demand, START)] == [ANN.address]
+
+
+def test_a_wallet_with_many_asks_takes_one_place() -> None:
+    """Several asks of one provider take one place of the shortlist, the cheapest that fits."""
+    book = AskBook()
+    book.replace(ANN.address, [make_ask(ANN, output_price=n, seq=n) for n in range(1, 200)], Capacity(1, 1))
+    book.replace(BOB.address, [make_ask(BOB, output_price=10**9)], Capacity(1, 1))
+    listed_asks = shortlist(book, Demand(MODEL, max_output_price=10**9), START)
+    assert [listed_ask.ask.message.output_price for listed_ask in listed_asks] == [1, 10**9]
 
 
 @pytest.mark.parametrize("limit", [0, MAX_CANDIDATES + 1])
@@ -291,9 +312,7 @@ def test_a_request_goes_where_its_needs_are_declared() -> None:
     tools = Spec(features=("logprobs", "Tools"))
     book, _ = _book_of((ANN, {"output_price": 1}), (BOB, {"spec": tools}), (CAT, {"spec": tools, "output_price": 9_000_000}))
     demand = Demand(MODEL, needs=Requirements(features=("tools",)))
-    rejected: list[tuple[Reason, ListedAsk]] = []
-    assert _providers(shortlist(book, demand, START, rejected)) == [BOB.address, CAT.address]
-    assert [(reason, entry.node.provider) for reason, entry in rejected] == [(Reason.UNDECLARED, ANN.address)]
+    assert _providers(shortlist(book, demand, START)) == [BOB.address, CAT.address]
     explained = explain(book.of_model(MODEL), demand, START, lambda _: 1.0)
     assert [reason for _, reason in explained] == [Reason.UNDECLARED, None, None]
 

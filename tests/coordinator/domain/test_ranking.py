@@ -9,7 +9,7 @@ import pytest
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
 from coordinator.domain.matching import rank_candidates, shortlist
-from coordinator.domain.ranking import EXPLORED, sort_by_cost, with_exploration
+from coordinator.domain.ranking import EXPLORED, reliability, sort_by_cost, spread_near_ties, with_exploration
 from coordinator.domain.reputation import NEWCOMER_JOBS, Reputation
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signer
@@ -43,6 +43,8 @@ def _known(good: int = 0, bad: int = 0, reputation: Reputation | None = None, ke
 
 def _listed(book: AskBook, reputation: Reputation, chance: float = 1.0, **demand: object) -> list[Address]:
     wanted = Demand(MODEL, **demand)  # type: ignore[arg-type]
+    for listed_ask in book.of_model(MODEL):
+        book.set_reliability(listed_ask.provider, reliability(reputation.score(listed_ask.provider)))
     ranked_providers = shortlist(book, wanted, START, None, reputation.score, newcomer=reputation.newcomer, chance=chance)
     return [listed_ask.node.provider for listed_ask in ranked_providers]
 
@@ -150,6 +152,51 @@ def test_reported_speed_does_not_outrank_reputation(sort: str) -> None:
     _stand(book, BAD, 1, Capacity(4, 4, 10**6, 1))
     _stand(book, GOOD, 1, Capacity(4, 4, 10, 900))
     assert _listed(book, reputation, sort=sort) == [GOOD.address, BAD.address]
+
+
+# Near ties
+
+
+def test_equal_prices_share_the_jobs() -> None:
+    """Each of many providers at nearly the same price comes first about as often, however many there are."""
+    book, reputation, random = AskBook(), Reputation(), Random(1)
+    for number in range(100):
+        _stand(book, person(f"{number}"), 1_000_000 + 10 * number)
+    first = Counter(_listed(book, reputation, random.random())[0] for _ in range(2_000))
+    assert len(first) > 90
+    assert max(first.values()) < 100
+
+
+def test_of_two_near_ties_the_less_loaded_comes_first() -> None:
+    """Providers at equal price get jobs by their load, whatever the draw."""
+    book, reputation = AskBook(), Reputation()
+    _stand(book, GOOD, 5, Capacity(1, 4))
+    _stand(book, NEW, 5, Capacity(2, 4))
+    assert {_listed(book, reputation, draw / 10)[0] for draw in range(10)} == {NEW.address}
+
+
+def test_a_near_tie_costs_a_hundredth_at_most() -> None:
+    """A price more than a hundredth above the lowest, or a lower score, is no tie."""
+    book, reputation = AskBook(), _known(good=30)
+    _known(good=30, reputation=reputation, key=NEW)
+    for price, tie in ((1_010_000, True), (1_010_001, False)):
+        entries = [_stand(book, GOOD, 1_000_000, Capacity(1, 4)), _stand(book, NEW, price)]
+        firsts = {spread_near_ties(entries, lambda entry: entry, reputation.score, d / 10)[0].provider for d in range(10)}
+        assert firsts == {NEW.address if tie else GOOD.address}
+    entries = [_stand(book, GOOD, 1_000_000, Capacity(1, 4)), _stand(book, BAD, 1_000_000)]
+    assert spread_near_ties(entries, lambda entry: entry, reputation.score, 0.5) == entries
+
+
+async def test_matches_share_the_jobs_too() -> None:
+    """Of a job's candidates at equal price, the one with less load gets it."""
+    world = World()
+    nodes = [world.node(f"{number}") for number in range(4)]
+    jobs = [await world.started(*nodes) for _ in range(4)]
+    providers = Counter(client.job.provider for client in jobs)
+    assert max(providers.values()) <= 2
+    for client in jobs:
+        next(node for node in nodes if node.address == client.job.provider).complete(client.job.id)
+        await quiet()
 
 
 # Exploration

@@ -174,7 +174,7 @@ async def test_fat_asks_do_not_make_a_list_too_long(at: Served) -> None:
 
 async def test_a_shortlist(at: Served) -> None:
     """A shortlist holds what the demand allows: prices, pins, exclusions and length; addresses in any case."""
-    nodes = [at.world.node(str(n), output_price=2_000_000 + n) for n in range(6)]
+    nodes = [at.world.node(str(n), output_price=2_000_000 + 100_000 * n) for n in range(6)]
     listed = [node.address for node in nodes]
 
     async def ask(**demand: Any) -> list[str]:
@@ -185,7 +185,7 @@ async def test_a_shortlist(at: Served) -> None:
     assert await ask(limit=2) == listed[:2]
     assert await ask(exclude=[listed[0]]) == listed[1:5]
     assert await ask(providers=[listed[5].upper().replace("0X", "0x")]) == [listed[5]]
-    assert await ask(maxOutputPrice=2_000_001) == listed[:2]
+    assert await ask(maxOutputPrice=2_100_000) == listed[:2]
     assert await ask(maxInputPrice=1_000_000, maxOutputPrice="2000000") == listed[:1]
 
 

@@ -83,7 +83,7 @@ async def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         yield same
         return
     if request.param == "postgres" and not POSTGRES:
-        pytest.skip("TALLYSTICK_TEST_POSTGRES is not set")
+        pytest.skip("needs PostgreSQL, which scripts/test starts")
     url = f"sqlite:///{tmp_path}/coordinator.db" if request.param == "sqlite" else await _empty_database()
     opened: list[Store] = []
 

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from random import Random
+from typing import get_args
+
+import pytest
+
+from coordinator.domain.ask_book import AskBook, ConnectedNode
+from coordinator.domain.ask_index import CLASSES, MAX_GROUPS, OTHER, PROVEN, RELIABLE, speed_steps
+from tallystick.protocol.criteria import Demand, Facts, Sort
+from tallystick.protocol.eip712 import Verified
+from tallystick.protocol.link import Capacity
+from tallystick.protocol.messages import Ask, Spec
+from tallystick.protocol.requirements import Requirements
+from tests.coordinator.harness import MODEL, START, make_ask, person
+
+KEYS = [person(f"provider {number}") for number in range(12)]
+REGIONS, CONTEXTS = ("eu", "us"), (4_096, 32_768)
+
+
+def _asks(random: Random) -> list[list[Verified[Ask]]]:
+    """Returns a few asks of each provider, some of them of another model."""
+    return [
+        [
+            make_ask(
+                key,
+                model=random.choice((MODEL, MODEL, "other")),
+                input_price=random.randrange(1, 2_000_000),
+                output_price=random.randrange(2_000_000),
+                context_tokens=random.choice(CONTEXTS),
+                spec=Spec(region=random.choice(REGIONS), features=random.choice(((), ("Tools",), ("-tools",)))),
+                seq=seq,
+            )
+            for seq in range(1, 4)
+        ]
+        for key in KEYS
+    ]
+
+
+def _change(book: AskBook, asks: list[list[Verified[Ask]]], random: Random, assigned: list[ConnectedNode]) -> None:
+    """Makes one change of the kinds that connected nodes, jobs and reputation cause."""
+    number = random.randrange(len(KEYS))
+    provider = KEYS[number].address
+    capacity = Capacity(random.randrange(3), 2, random.choice((0, 5, 80)), random.choice((0, 90, 700)))
+    node = book.node(provider)
+    match random.randrange(6):
+        case 0:
+            book.replace(provider, random.sample(asks[number], random.randrange(4)), capacity, random.choice((None, *CLASSES)))
+        case 1:
+            book.replace(provider, random.sample(asks[number], random.randrange(4)))
+        case 2:
+            book.set_capacity(provider, capacity)
+        case 3:
+            book.set_reliability(provider, random.choice(CLASSES))
+        case 4 if node is not None:
+            book.assign(node)
+            assigned.append(node)
+        case 5 if assigned and random.random() < 0.7:
+            book.release(assigned.pop())
+        case _:
+            if random.random() < 0.3:
+                book.drop(provider)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_index_has_every_free_ask_that_fits(seed: int) -> None:
+    """After any changes, the index yields just the free asks that meet a demand, in order, in the class of their provider."""
+    random, book, assigned = Random(seed), AskBook(), list[ConnectedNode]()
+    asks = _asks(random)
+    for _ in range(400):
+        _change(book, asks, random, assigned)
+        require = random.choice((Requirements(), Requirements(region=("EU",)), Requirements(context_tokens=8_000)))
+        needs = random.choice((Requirements(), Requirements(features=("tools",)), Requirements(context_tokens=9_000)))
+        length = random.choice((0, 4_096, 4_097, random.randrange(40_000)))
+        demand = Demand(MODEL, require=require, sort=random.choice(get_args(Sort)), needs=needs, input_tokens=length)
+        demand = random.choice((demand, demand.strict or demand))
+        fitting = [
+            entry
+            for entry in book.of_model(MODEL)
+            if demand.objection(entry.ask.message, Facts(START, free=entry.node.free)) is None
+        ]
+        index = book.index_of(MODEL)
+        for reliability in CLASSES:
+            expected = [entry for entry in fitting if entry.node.reliability == reliability]
+            found = [] if index is None else list(index.free_asks(demand, reliability, random.random()))
+            assert sorted(map(id, found)) == sorted(map(id, expected))
+            keys = [getattr(entry, f"by_{demand.sort}") for entry in found]
+            assert keys == sorted(keys)
+
+
+def test_an_empty_book_keeps_nothing() -> None:
+    """When all asks are gone, so are the indexes."""
+    book, random = AskBook(), Random(1)
+    for key, asks in zip(KEYS, _asks(random), strict=True):
+        book.replace(key.address, asks, Capacity(1, 1))
+    for key in KEYS:
+        book.drop(key.address)
+    assert (book.size, book.index_of(MODEL), book.index_of("other")) == (0, None, None)
+
+
+def test_a_slot_that_is_freed_after_the_node_came_back() -> None:
+    """A job of a former connection neither lists nor unlists the asks of the new one."""
+    book = AskBook()
+    book.replace(KEYS[0].address, [make_ask(KEYS[0])], Capacity(1, 1))
+    former = book.node(KEYS[0].address)
+    assert former is not None
+    book.assign(former)
+    book.drop(KEYS[0].address)
+    book.replace(KEYS[0].address, [make_ask(KEYS[0])], Capacity(0, 1))
+    book.release(former)
+    index = book.index_of(MODEL)
+    assert index is not None
+    assert list(index.free_asks(Demand(MODEL), OTHER, 0.0)) == []
+
+
+def test_specs_that_nobody_else_has_hide_no_reliable_provider() -> None:
+    """Of more groups than one shortlist considers, those with reliable providers are considered."""
+    book = AskBook()
+    for number in range(MAX_GROUPS + 50):
+        key = person(f"strange {number}")
+        book.replace(key.address, [make_ask(key, input_price=0, context_tokens=1_000 + number)], Capacity(1, 1))
+    for key, reliability in zip(KEYS, (RELIABLE, PROVEN), strict=False):
+        book.replace(key.address, [make_ask(key, context_tokens=100_000 + reliability)], Capacity(1, 1), reliability)
+    index = book.index_of(MODEL)
+    assert index is not None
+    for key, reliability in zip(KEYS, (RELIABLE, PROVEN), strict=False):
+        assert [entry.provider for entry in index.free_asks(Demand(MODEL), reliability, 0.5)] == [key.address]
+    assert sum(1 for _ in index.free_asks(Demand(MODEL), OTHER, 0.5)) == MAX_GROUPS - 2
+
+
+def test_near_ties_begin_where_the_draw_says() -> None:
+    """Asks within a hundredth of the lowest price are yielded in turn, beginning at the draw; dearer ones follow in order."""
+    book = AskBook()
+    for number in range(60):
+        key = person(f"tie {number}")
+        price = 10_000 if number < 40 else 11_000 + number
+        book.replace(key.address, [make_ask(key, input_price=0, output_price=price)], Capacity(1, 1))
+    index = book.index_of(MODEL)
+    assert index is not None
+    orders = [list(index.free_asks(Demand(MODEL), OTHER, draw)) for draw in (0.0, 0.25, 0.5, 0.999)]
+    in_order = orders[0]
+    assert [entry.price for entry in in_order] == sorted(entry.price for entry in in_order)
+    for order, begin in zip(orders, (0, 10, 20, 39), strict=True):
+        assert order == in_order[begin:40] + in_order[:begin] + in_order[40:]
+
+
+@pytest.mark.parametrize("milliseconds", [1, 2, 150, 90_000, 10**9])
+def test_speeds_are_compared_in_steps(milliseconds: int) -> None:
+    """Twice the time is later, a twentieth more is at most one step; an unknown speed is last."""
+    step, _ = speed_steps(Capacity(1, 1, 0, milliseconds))
+    assert speed_steps(Capacity(1, 1, 0, 2 * milliseconds))[0] == step + 4
+    assert speed_steps(Capacity(1, 1, 0, milliseconds + milliseconds // 20))[0] - step <= 1
+    assert step < speed_steps(Capacity(1, 1))[0]
+    faster, slower, unknown = (speed_steps(Capacity(1, 1, speed))[1] for speed in (2 * milliseconds, milliseconds, 0))
+    assert faster < slower < unknown
+
+
+def test_a_node_remembers_when_it_was_full() -> None:
+    """For recent decisions, a node knows whether it had a free slot then; for older ones it does not."""
+    book = AskBook()
+    book.decisions = 3
+    book.replace(KEYS[0].address, [make_ask(KEYS[0])], Capacity(1, 1))
+    node = book.node(KEYS[0].address)
+    assert node is not None
+    for decision, change in ((5, book.assign), (7, book.release)):
+        book.decisions = decision
+        change(node)
+    book.replace(KEYS[0].address, [make_ask(KEYS[0], seq=2)])
+    assert [node.was_listed(decision) for decision in range(2, 10)] == [None, True, True, False, False, True, True, True]
+    for decision in range(100, 200):
+        book.decisions = decision
+        (book.release if decision % 2 else book.assign)(node)
+    assert len(node.changes) == 32
+    assert node.was_listed(100) is None
