@@ -10,19 +10,49 @@ from typing import Any
 
 import structlog
 
-from tallystick.client.config import Alias
+from tallystick.client.config import UPSTREAM_SCHEME, Alias, UpstreamTarget
 from tallystick.client.gateway.routing_rules import RoutingRule
 from tallystick.client.openai.requests import load_body
 from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError
 from tallystick.protocol.lenient_json import dump_lenient
 
 log = structlog.get_logger()
-_NOT_SOLD = frozenset({Code.UNKNOWN_MODEL, Code.UNKNOWN_ROUTE, Code.PRICE_ABOVE_CAP})
-_NOT_AVAILABLE = frozenset({Code.NO_PROVIDER, Code.NODE_BUSY, Code.NODE_GONE, Code.PROVIDER_FAILED, Code.ENGINE_UNAVAILABLE})
+_NOT_SOLD = frozenset(
+    {Code.UNKNOWN_MODEL, Code.UNKNOWN_ROUTE, Code.PRICE_ABOVE_CAP, Code.CONTEXT_LENGTH_EXCEEDED, Code.UNSUPPORTED}
+)
+_NOT_AVAILABLE = frozenset(
+    {
+        Code.NO_PROVIDER,
+        Code.NODE_BUSY,
+        Code.NODE_GONE,
+        Code.PROVIDER_FAILED,
+        Code.ENGINE_UNAVAILABLE,
+        Code.UPSTREAM_UNAVAILABLE,
+    }
+)
+_MARKET_UNAVAILABLE = frozenset(
+    {
+        Code.COORDINATOR_UNAVAILABLE,
+        Code.CHAIN_UNAVAILABLE,
+        Code.DATABASE_UNAVAILABLE,
+        Code.RATE_LIMITED,
+        Code.TIMED_OUT,
+        Code.INSUFFICIENT_FUNDS,
+        Code.UNSECURED,
+    }
+)
+"""Errors with which every model of the market would fail, but no upstream."""
 
 
-def may_fall_back(error: TallyError) -> bool:
-    """Whether another model may be tried after this error: its model is not sold, or no provider is free for it."""
+def may_fall_back(error: TallyError, *, to_upstream: bool = False) -> bool:
+    """Whether another model may be tried after this error: its model is not sold, or no provider is free for it.
+
+    `to_upstream`: the other model is one of an upstream, which needs neither the coordinator nor a purse.
+    """
+    if to_upstream and (error.code in _MARKET_UNAVAILABLE or error.code is Code.NO_PROVIDER):
+        return True
+    if error.code is Code.UPSTREAM_UNAVAILABLE:
+        return True
     return error.code in _NOT_SOLD or (error.code in _NOT_AVAILABLE and error.fault is not Fault.CLIENT)
 
 
@@ -47,10 +77,18 @@ def order_models(alias: Alias, draw: float) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class RoutingPlan:
-    """One request body for each model to try, in order. `accepts` judges the JSON of an answer."""
+    """One request body for each model to try, in order. `accepts` judges the JSON of an answer.
+
+    `upstreams`: which of the bodies are for models of upstreams, and for which.
+    """
 
     bodies: Sequence[bytes] = field(repr=False)
     accepts: Callable[[Any], bool] = lambda _: True
+    upstreams: Mapping[bytes, UpstreamTarget] = field(default_factory=dict, repr=False)
+
+    def without_upstreams(self) -> RoutingPlan:
+        """The plan with the models of the market alone."""
+        return RoutingPlan([body for body in self.bodies if body not in self.upstreams], self.accepts)
 
 
 class AliasRouter:
@@ -63,6 +101,8 @@ class AliasRouter:
     def plan(self, body: bytes, fallbacks: Iterable[str], draw: float) -> RoutingPlan:
         """Which models to try for a JSON request. Raises BadMessage. Without aliases and fallbacks, nothing is parsed."""
         fallbacks = tuple(fallbacks)
+        if any(name.startswith(UPSTREAM_SCHEME) for name in fallbacks):
+            raise BadMessage("fallbacks: expected models of the market; models of an upstream are used by aliases that name them")
         if not (self._aliases or fallbacks):
             return RoutingPlan([body])
         request = load_body(body)
@@ -73,10 +113,16 @@ class AliasRouter:
         if alias is None:
             return RoutingPlan(_bodies_for(request, (model, *fallbacks))) if fallbacks else RoutingPlan([body])
         rule = self._rules.get(alias.name)
-        if rule is None:
-            return RoutingPlan(_bodies_for(request, (*order_models(alias, draw), *fallbacks)))
-        bodies = _bodies_for(request, (*_order_by_rule(rule, request, alias), *fallbacks))
-        return RoutingPlan(bodies, lambda answer: _accepts(rule, request, answer))
+        ordered = order_models(alias, draw) if rule is None else _order_by_rule(rule, request, alias)
+        names = tuple(dict.fromkeys((*ordered, *fallbacks)))
+        bodies = _bodies_for(request, names)
+        targets = {
+            body: target
+            for name, body in zip(names, bodies, strict=True)
+            if name in alias.models and (target := UpstreamTarget.parse(name)) is not None
+        }
+        accepts = (lambda _: True) if rule is None else (lambda answer: _accepts(rule, request, answer))
+        return RoutingPlan(bodies, accepts, targets)
 
 
 def _order_by_rule(rule: RoutingRule, request: dict[str, Any], alias: Alias) -> Sequence[str]:

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tallystick.client.config import ApiKey, ClientConfig
+from tallystick.client.config import ApiKey, ClientConfig, UpstreamTarget
 from tallystick.client.coordinator.http_client import ModelOffer
 from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
 from tallystick.client.gateway.handler import PATH_MODEL, RequestHandler
@@ -108,8 +108,14 @@ def _models(market: Market, offers: list[ModelOffer], caller: ApiKey | None) -> 
     offered = [_model_entry(offer.id, offer.to_json()) for offer in offers]
     allowed = market.config.models_of(caller)
     usable = {alias.name: [model for model in alias.models if not allowed or model in allowed] for alias in market.config.aliases}
-    named = [_model_entry(name, {"models": models}) for name, models in usable.items() if models]
+    named = [_model_entry(name, _members(models)) for name, models in usable.items() if models]
     return [entry for entry in offered if not allowed or entry["id"] in allowed] + named
+
+
+def _members(models: list[str]) -> dict[str, Any]:
+    """The members of an alias, and those of them that are models of upstreams."""
+    upstreams = [member for member in models if UpstreamTarget.parse(member) is not None]
+    return {"models": models} | ({"upstreams": upstreams} if upstreams else {})
 
 
 def _model_entry(name: str, market: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from tallystick.client.gateway.request_bodies import ClientStalled, RequestBodie
 from tallystick.client.gateway.response_cache import ResponseCache
 from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, total_cost
 from tallystick.client.gateway.routing_rules import load_rule
+from tallystick.client.gateway.upstream_router import UpstreamRouter
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
 from tallystick.client.ledger.idempotency import IdempotencyKey, fingerprint, scope_key
@@ -68,6 +69,11 @@ class _GatewayRequest:
         """The dialect by which it can be translated to a chat completion; None if it is sold as it is or not at all."""
         return DIALECTS.get(self.path) if self.content_type == JSON else None
 
+    @property
+    def requires_market(self) -> bool:
+        """Whether only the market can answer it: its caller says so, or its idempotency key stands for a job."""
+        return self.extras.market or self.key is not None
+
     @classmethod
     def of(cls, scope: Scope, body: bytes, config: ClientConfig) -> _GatewayRequest:
         """Reads the headers. Every body that is not declared as a form counts as JSON, as with OpenAI's own servers.
@@ -100,6 +106,7 @@ class RequestHandler:
         self._market = market
         aliases = market.config.aliases
         self._aliases = AliasRouter(aliases, {alias.name: load_rule(alias.rule) for alias in aliases if alias.rule is not None})
+        self._upstreams = UpstreamRouter(market)
         self._cache = ResponseCache.of(market.config, market.wallet)
         self._bodies = RequestBodies(market.config.max_body_bytes, market.config.max_total_body_bytes)
 
@@ -141,7 +148,8 @@ class RequestHandler:
         """Answers from the cache or from a job. Cancelling it ends the job, which waits for its receipt for a bounded time."""
         attempts = Attempts()
         try:
-            plan = await self._plan_for_key(request, self._plan(request))
+            plan = self._upstreams.restrict(self._plan(request), request.options, market=request.requires_market)
+            plan = await self._plan_for_key(request, plan)
             name = self._cache_name(request, plan)
             cached = None if name is None or self._cache is None else await self._cache.get(name)
             if cached is None:
@@ -186,13 +194,21 @@ class RequestHandler:
         """
         first_error: TallyError | None = None
         for remaining, body in zip(range(len(plan.bodies) - 1, -1, -1), plan.bodies, strict=True):
+            target = plan.upstreams.get(body)
+            to_upstream = bool(remaining) and plan.bodies[-remaining] in plan.upstreams
             try:
+                if target is not None:
+                    form = Form(request.path, body) if request.dialect is None else Form.translated(request.dialect, body)
+                    accepts = plan.accepts if remaining else None
+                    if await self._upstreams.answer(target, form, request.options, sender, attempts=attempts, accepts=accepts):
+                        return
+                    continue
                 result = await self._run_job(request, body, sender, attempts)
             except TallyError as error:
                 sender.cache_name = None  # the answer of another model is not cached in place of this one's
                 submitted = request.key is not None and await self._maintenance.find_key(request.key) is not None
-                if submitted or not remaining or not attempts.may_fall_back(error):
-                    if attempts.results:
+                if submitted or not remaining or not attempts.may_fall_back(error, to_upstream=to_upstream):
+                    if attempts.results or sender.has_rejected:
                         break
                     raise (error if first_error is None else attempts.decisive_error(first_error, error)) from None
                 log.info(
@@ -212,6 +228,8 @@ class RequestHandler:
             attempts.results.append(result)
         if attempts.results:  # a rejected answer is better than none, and it is paid for
             await sender.send_result(attempts.results[-1], attempts.results[:-1])
+        else:
+            await sender.send_rejected()
 
     async def _run_job(self, request: _GatewayRequest, body: bytes, sender: ResponseSender, attempts: Attempts) -> Result | None:
         """Runs a job for one model and returns its result; None if it was a stream, which has been sent.
@@ -220,7 +238,7 @@ class RequestHandler:
         """
         options = request.options
         limit = smallest_limit(self._market.config.max_cost, options.get("max_cost"))
-        spent = attempts.possible_cost + total_cost(attempts.results)
+        spent = attempts.possible_cost + total_cost(attempts.results) + attempts.upstream_cost
         if spent and limit is not None:
             options = RequestOptions(**options)
             options["max_cost"] = Amount(max(limit - spent, 0))

@@ -52,8 +52,8 @@ def reserve(c: Connection, payer: Address, booking: UpstreamBooking, budgets: It
     if statuses and booking.most is None:
         raise Refusal(
             Code.OVER_BUDGET,
-            f"{statuses[0].budget.name} cannot count {booking.target}, whose prices are not known: set input_price and output_price "
-            "of that model in [[upstreams.models]]",
+            f"{statuses[0].budget.name} cannot count {booking.target}, whose prices are not known: set input_price and "
+            "output_price of that model in [[upstreams.models]]",
         )
     most = booking.most or Amount(0)
     tightest = min(statuses, key=lambda status: status.left, default=None)
@@ -61,8 +61,8 @@ def reserve(c: Connection, payer: Address, booking: UpstreamBooking, budgets: It
         left = format_amount(Amount(max(tightest.left, 0)))
         raise Refusal(
             Code.OVER_BUDGET,
-            f"{tightest.budget.name} has {left} dollars left until midnight UTC, but this request may cost {format_amount(most)} at "
-            f"{booking.target}; lower max_tokens or raise the budget",
+            f"{tightest.budget.name} has {left} dollars left until midnight UTC, but this request may cost "
+            f"{format_amount(most)} at {booking.target}; lower max_tokens or raise the budget",
         )
     _add(c, payer, booking, requests=1, cost=int(most))
 

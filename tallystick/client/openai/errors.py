@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tallystick.protocol.errors import PUBLIC, BadMessage, Code, Fault, Refusal, TallyError, Unavailable
-from tallystick.protocol.lenient_json import parse_lenient
+from tallystick.protocol.lenient_json import load_lenient, parse_lenient
 from tallystick.protocol.routes import CHAT, RESPONSES
 from tallystick.protocol.wire import dumps, loads
 from tallystick.runtime.content_encoding import SUPPORTED

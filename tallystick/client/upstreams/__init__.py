@@ -1,1 +1,1 @@
-"""Hosted upstreams: OpenAI-compatible APIs with the user's own key, as members of aliases. May import `ledger` and rooms below it."""
+"""Hosted upstreams: OpenAI-compatible APIs with the user's own key. May import `ledger` and the rooms below it."""

@@ -39,7 +39,7 @@ class UpstreamRequest:
 
     @classmethod
     def of(cls, upstream: Upstream, target: UpstreamTarget, path: str, body: bytes, max_cost: Amount | None) -> UpstreamRequest:
-        """Prepares a JSON request to a route. Raises BadMessage, and Refusal if it may cost more than `max_cost`, in base units."""
+        """Prepares a JSON request to a route. Raises BadMessage, and Refusal if it may cost more than `max_cost` base units."""
         members = _load(body)
         summary = summarise(path, dump_lenient(members | {"model": target.model}))
         members["model"] = target.model
