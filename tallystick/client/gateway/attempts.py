@@ -49,12 +49,12 @@ class Attempts:
         return may_fall_back(error, to_upstream=to_upstream) and (not final or not is_sold(error))
 
     @staticmethod
-    def decisive_error(first: TallyError, last: TallyError) -> TallyError:
-        """The error to report of the first and the last model that failed.
+    def decisive_error(first: TallyError | None, last: TallyError) -> TallyError:
+        """The error to report of the first and the last model that failed. `first`: None if only one failed.
 
         That is the last one, unless max_cost leaves too little for the last model while the first one is sold.
         """
-        return first if last.code is Code.COST_ABOVE_CAP and is_sold(first) else last
+        return first if first is not None and last.code is Code.COST_ABOVE_CAP and is_sold(first) else last
 
     def may_retry(self, error: TallyError, *, keyed: bool) -> bool:
         """Whether the caller may send the same request again without further checks.

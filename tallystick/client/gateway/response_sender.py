@@ -16,6 +16,7 @@ from tallystick.client.gateway.response_cache import MAX_CACHED_BYTES, CachedRes
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
 from tallystick.client.ledger.upstream_spending import UPSTREAM_PREFIX
+from tallystick.client.openai.errors import ErrorResponse
 from tallystick.client.upstreams.caller import UpstreamAnswer
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.messages import Outcome, Terms
@@ -39,6 +40,8 @@ TALLY_HEADERS = (
     "x-tally-at-stake",
 )
 """The headers that the gateway adds to answers."""
+ERROR_HEADERS = ("retry-after", "x-should-retry", "request-id", "accept-encoding")
+"""Further headers that clients read: of errors, and Anthropic's id of a request."""
 NO_RECEIPT = "none"
 """Value of x-tally-receipt for an answer of an upstream."""
 RECEIPT_OUTSTANDING = "outstanding"
@@ -55,7 +58,7 @@ class ResponseSender:
     def __init__(
         self, send: Send, errors: ErrorFormat, cache: ResponseCache | None, cache_name: str | None, attempts: Attempts
     ) -> None:
-        self._send, self._errors, self._cache, self.cache_name, self._attempts = send, errors, cache, cache_name, attempts
+        self._send, self._errors, self._cache, self.cache_name, self.attempts = send, errors, cache, cache_name, attempts
         self.translations: dict[JobId, Translation | None] = {}
         self._rejected: tuple[UpstreamAnswer, bytes, Translation | None] | None = None
 
@@ -76,7 +79,7 @@ class ResponseSender:
         if rejected:
             entries = (f"{r.terms.model}; job={r.job.hex()}; cost={int(r.highest_cost)}" for r in rejected)
             headers["x-tally-escalated"] = ", ".join(entries)
-        headers |= self._attempts.headers()
+        headers |= self.attempts.headers()
         await self._store(result, content_type, body)  # before sending: a caller that has the answer may ask again at once
         await _send_whole(self._send, result.head.status, headers | self._cache_headers(), body)
 
@@ -99,7 +102,7 @@ class ResponseSender:
     ) -> None:
         """Sends an event stream chunk by chunk. If the job fails on the way, the last event is its error."""
         headers = {"content-type": head.content_type, "cache-control": "no-store"}
-        headers |= _id_headers(self._errors, job.id) | _job_headers(job) | self._cache_headers() | self._attempts.headers()
+        headers |= _id_headers(self._errors, job.id) | _job_headers(job) | self._cache_headers() | self.attempts.headers()
         await _send_head(self._send, head.status, headers)
         translation = self.translations.get(job.id)
         stream = None if translation is None else translation.open_stream(job=job.id.hex())
@@ -111,8 +114,8 @@ class ResponseSender:
                 await sent.add(stream.finish(usage_of(job.receipt.message) if job.receipt is not None else None))
         except TallyError as error:
             log.warning("stream ended with an error", job=job.id.hex(), code=error.code.value, reason=str(error))
-            self._attempts.record_failure(job, error, await possible_cost(job.id))
-            retry = self._attempts.may_retry(error, keyed=keyed)
+            self.attempts.record_failure(job, error, await possible_cost(job.id))
+            retry = self.attempts.may_retry(error, keyed=keyed)
             event = self._errors.render_error_event(error, request_id=job.id.hex(), retry=retry)
             if stream is None or not stream.failed:  # one error ends a stream
                 await sent.add(sent.gap + event)
@@ -122,7 +125,7 @@ class ResponseSender:
 
     async def send_upstream(self, answer: UpstreamAnswer, body: bytes, translation: Translation | None) -> None:
         """Sends a whole answer of an upstream, which nobody sealed or signed. Raises BadMessage if it cannot be translated."""
-        content_type, cost = answer.content_type, answer.cost + total_cost(self._attempts.results) + self._attempts.upstream_cost
+        content_type, cost = answer.content_type, answer.cost + total_cost(self.attempts.results) + self.attempts.upstream_cost
         if answer.status >= 400:
             body = self._errors.engine_error(answer.status, body, request_id=answer.id)
         elif translation is not None and translation.stream:  # an API that does not stream
@@ -139,18 +142,21 @@ class ResponseSender:
 
     @property
     def has_rejected(self) -> bool:
-        """Whether there is an answer of an upstream that was not accepted."""
-        return self._rejected is not None
+        """Whether there is an answer that was paid for and not accepted."""
+        return bool(self.attempts.results) or self._rejected is not None
 
     def keep_rejected(self, answer: UpstreamAnswer, body: bytes, translation: Translation | None) -> None:
         """Keeps an answer of an upstream that was not accepted, in case that no other model answers."""
         self._rejected, self.cache_name = (answer, body, translation), None
 
     async def send_rejected(self) -> None:
-        """Sends that answer, which is better than none and paid for; nothing if there is none."""
-        if self._rejected is not None:
+        """Sends the last answer that was not accepted, if there is one."""
+        results = self.attempts.results
+        if results:
+            await self.send_result(results[-1], results[:-1])
+        elif self._rejected is not None:
             answer, body, translation = self._rejected
-            self._attempts.upstream_cost = Amount(self._attempts.upstream_cost - answer.cost)
+            self.attempts.upstream_cost = Amount(self.attempts.upstream_cost - answer.cost)
             await self.send_upstream(answer, body, translation)
 
     async def send_upstream_stream(self, answer: UpstreamAnswer, translation: Translation | None) -> None:
@@ -175,7 +181,7 @@ class ResponseSender:
 
     def _upstream_headers(self, answer: UpstreamAnswer) -> dict[str, str]:
         ids = {self._errors.id_header: answer.id, "x-request-id": answer.id}
-        return ids | {"x-tally-upstream": answer.target.upstream, "x-tally-receipt": NO_RECEIPT} | self._attempts.headers()
+        return ids | {"x-tally-upstream": answer.target.upstream, "x-tally-receipt": NO_RECEIPT} | self.attempts.headers()
 
     def _cache_headers(self) -> dict[str, str]:
         return {} if self.cache_name is None else {"x-tally-cache": "miss"}
@@ -276,12 +282,23 @@ async def send_cached(scope: Scope, send: Send, cached: CachedResponse) -> None:
     await _send_whole(send, 200, headers, cached.body)
 
 
+async def send_json(send: Send, body: bytes) -> None:
+    """Sends an answer that the gateway gives by itself."""
+    await _send_whole(send, 200, {"content-type": JSON}, body)
+
+
 async def send_error(
     scope: Scope, send: Send, error: TallyError, headers: Mapping[str, str] | None = None, *, retry: bool | None = None
 ) -> None:
     """Sends an error in the form of the caller's API. `retry`: see `render_error`."""
+    response = error_response(scope, error, retry=retry)
+    await _send_whole(send, response.status, response.headers | dict(headers or {}), response.body)
+
+
+def error_response(scope: Scope, error: TallyError, *, retry: bool | None = None) -> ErrorResponse:
+    """An error in the form of the caller's API, with an id by which the log has it too. `retry`: see `render_error`."""
     errors, request_id = error_format(scope), f"req_{secrets.token_hex(12)}"
     response = errors.render_error(error, request_id=request_id, retry=retry)
     log.info("request refused", status=response.status, code=error.code.value, reason=str(error), request=request_id)
-    ids = {errors.id_header: request_id, "x-request-id": request_id}
-    await _send_whole(send, response.status, {"content-type": JSON} | ids | response.headers | dict(headers or {}), response.body)
+    headers = {"content-type": JSON, errors.id_header: request_id, "x-request-id": request_id} | response.headers
+    return ErrorResponse(response.status, response.body, headers)

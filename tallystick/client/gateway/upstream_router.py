@@ -66,7 +66,6 @@ class UpstreamRouter:
         options: RequestOptions,
         sender: ResponseSender,
         *,
-        attempts: Attempts,
         accepts: Callable[[Any], bool] | None,
     ) -> bool:
         """Asks an upstream and sends its answer. Returns False if `accepts` refuses the answer, which is kept then.
@@ -74,7 +73,8 @@ class UpstreamRouter:
         Raises TallyError if nothing was sent.
         """
         caller = UpstreamCaller(self._config, maintenance_of(self._market).ledger, lambda: int(time.time()))
-        limit = self._limit(target, options, attempts)
+        attempts = sender.attempts
+        limit = self._limit(options, attempts)
         request = caller.prepare(target, form.path, form.body, limit)
         self._check_prices(request)
         async with caller.call(request, options.get("label", self._config.label)) as answer:
@@ -96,11 +96,8 @@ class UpstreamRouter:
             await sender.send_upstream(answer, body, form.translation)
         return True
 
-    def _limit(self, target: UpstreamTarget, options: RequestOptions, attempts: Attempts) -> Amount | None:
-        """What the request may cost there, in base units. Raises Refusal if the caller's key does not allow the target."""
-        allowed = options.get("models")
-        if allowed and str(target) not in allowed:
-            raise Refusal(Code.UNKNOWN_MODEL, f"model: this API key may not use {target}")
+    def _limit(self, options: RequestOptions, attempts: Attempts) -> Amount | None:
+        """What the request may cost there, in base units; None without a limit."""
         limit = smallest_limit(self._config.max_cost, options.get("max_cost"))
         if limit is None:
             return None

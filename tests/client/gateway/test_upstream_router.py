@@ -191,7 +191,7 @@ async def test_only_aliases_reach_an_upstream(fake: FakeMarket, wallet: Signer, 
         http.headers["authorization"] = "Bearer master-0123456789ab"
         assert (await ask(http, BODY | {"model": MEMBER})).status_code == 404
         answer = await ask(http, BODY, fallbacks=[MEMBER])
-        assert (answer.status_code, "fallbacks" in answer.text) == (400, True)
+        assert (answer.status_code, "fallbacks" in answer.text) == (404, True)
         assert not hosted.requests
         http.headers["authorization"] = "Bearer bob-0123456789abcdef"
         assert (await ask(http)).status_code == 404
