@@ -85,7 +85,6 @@ def _check(output: dict[str, Any], engine: Engine) -> None:
     assert any(asked.get("seed") == 7 for asked in engine.asked)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("program", PYTHON)
 async def test_a_python_client(program: str, site: Site) -> None:
     """Whole and streamed answers, parallel tools, JSON, embeddings, errors."""
@@ -96,7 +95,6 @@ async def test_a_python_client(program: str, site: Site) -> None:
     _check(output, site.engine)
 
 
-@pytest.mark.timeout(600)
 async def test_the_llm_command(site: Site) -> None:
     """Streamed by default, whole with --no-stream."""
     commands = await asyncio.to_thread(install, *LLM)
@@ -109,7 +107,6 @@ async def test_the_llm_command(site: Site) -> None:
         assert (await site.run(*command, LLM_USER_PATH=str(site.folder))).strip() == TEXT
 
 
-@pytest.mark.timeout(600)
 async def test_the_javascript_package(site: Site) -> None:
     """The official `openai` of Node.js."""
     folder = BUILD / "js-openai"

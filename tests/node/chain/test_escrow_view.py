@@ -14,6 +14,7 @@ from tallystick.chain.escrow import EscrowRules, Purse, TabState
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.types import Address, Amount, Seconds
 from tests.node.harness import PAYER, PROVIDER
+from tests.virtual_time import on_virtual_time
 
 KNOWN = Funds(Amount(3), Amount(5), Amount(7), known=True, thawing=Amount(2))
 
@@ -124,6 +125,7 @@ async def test_a_chain_in_trouble_is_left_alone() -> None:
     assert world.escrow.asked == 1
 
 
+@on_virtual_time
 async def test_a_silent_chain_is_not_waited_for() -> None:
     """If the chain accepts a read and never answers, a job waits for the time limit once."""
     world = World(timeout=0.01)
