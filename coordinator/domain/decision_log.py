@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from coordinator.domain.ask_book import AskBook, ListedAsk
 from tallystick.protocol.criteria import Demand, Facts, Reason
 from tallystick.protocol.messages import Ask
-from tallystick.protocol.pricing import Prices
 from tallystick.protocol.types import Address
 
+Prices = tuple[int | None, int | None]
+"""Prices of input and output that decisions are judged at, in base units per 1,000,000 tokens. None: the ask's own price."""
 MAX_DECISIONS = 2_000
 _MAX_REASONS = 32
 """Providers whose reason is kept per decision."""
@@ -145,7 +146,12 @@ def _judge_ask(listed_ask: ListedAsk, decision: Decision, prices: Prices | None)
 
 
 def _repriced(ask: Ask, prices: Prices | None) -> Ask:
-    return ask if prices is None else replace(ask, input_price=prices.input, output_price=prices.output)
+    input_price, output_price = prices or (None, None)
+    return replace(
+        ask,
+        input_price=ask.input_price if input_price is None else input_price,
+        output_price=ask.output_price if output_price is None else output_price,
+    )
 
 
 def _slim(demand: Demand) -> Demand:

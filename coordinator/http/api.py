@@ -39,7 +39,6 @@ from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Inquiry, Receipt
-from tallystick.protocol.pricing import Prices
 from tallystick.protocol.types import Address, parse_address, parse_job_id
 from tallystick.protocol.wire import dumps
 from tallystick.version import __version__
@@ -170,13 +169,11 @@ def _add_provider_routes(api: FastAPI, context: ApiContext) -> None:
     ) -> dict[str, Any]:
         """Returns the latest decisions about a provider, newest first: which jobs it got, and why it did not get others.
 
-        `tally node why` shows them. No decision names a payer. With `inputPrice` and `outputPrice`, in base units per 1,000,000
+        `tally node why` shows them. No decision names a payer. With `inputPrice` or `outputPrice`, in base units per 1,000,000
         tokens, the answer says what the shortlists among these decisions would have been for its present asks at these prices.
         """
         address, market = parse_address(provider), context.market
-        if (input_price is None) != (output_price is None):
-            raise BadMessage("inputPrice, outputPrice: expected both or neither")
-        prices = None if input_price is None or output_price is None else Prices(input_price, input_price, output_price)
+        prices = None if input_price is None and output_price is None else (input_price, output_price)
         return {
             "provider": address,
             "connected": market.book.node(address) is not None,
