@@ -30,13 +30,13 @@ class FakeEscrow:
         self.rate, self.rates_asked = 150, 0
         self.before_read: Callable[[], Awaitable[None]] | None = None
 
-    async def purse(self, key: Address) -> Purse:
+    async def purse(self, key: Address, *, block: str = "latest") -> Purse:  # a fake has one block
         self.asked += 1
         if self.before_read is not None:
             await self.before_read()
         return Purse(None, Amount(self.free + 2), Amount(2), Seconds(0))
 
-    async def tab(self, payer: Address, provider: Address) -> TabState:
+    async def tab(self, payer: Address, provider: Address, *, block: str = "latest") -> TabState:
         assert provider == PROVIDER.address
         return TabState(Amount(3), Amount(5), Seconds(self.release_at))
 
