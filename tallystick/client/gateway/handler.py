@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 from starlette.datastructures import Headers
@@ -16,11 +16,13 @@ from tallystick.client.dialects.dialect import Dialect
 from tallystick.client.dialects.registry import DIALECTS
 from tallystick.client.gateway.aliases import AliasRouter, RoutingPlan, weight_draw
 from tallystick.client.gateway.attempts import Attempts
-from tallystick.client.gateway.auth import CALLER_KEY
+from tallystick.client.gateway.auth import CALLER_KEY, caller_label
 from tallystick.client.gateway.forms import Form, translated_after
 from tallystick.client.gateway.request_bodies import ClientStalled, RequestBodies, with_send_timeout
 from tallystick.client.gateway.response_cache import ResponseCache
+from tallystick.client.gateway.response_recorder import ResponseRecorder
 from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, total_cost
+from tallystick.client.gateway.response_state import ResponseState, ResponseStore
 from tallystick.client.gateway.routing_rules import load_rule
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
@@ -40,7 +42,7 @@ from tallystick.client.selection.options import (
     smallest_limit,
 )
 from tallystick.protocol.errors import BadMessage, Code, TallyError
-from tallystick.protocol.routes import FORM, JSON, media_type
+from tallystick.protocol.routes import FORM, JSON, RESPONSES, media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import RequestHead, join_request
@@ -101,6 +103,7 @@ class RequestHandler:
         aliases = market.config.aliases
         self._aliases = AliasRouter(aliases, {alias.name: load_rule(alias.rule) for alias in aliases if alias.rule is not None})
         self._cache = ResponseCache.of(market.config, market.wallet)
+        self.responses = ResponseState(ResponseStore.of(market.config, market.wallet), market.config.max_body_bytes)
         self._bodies = RequestBodies(market.config.max_body_bytes, market.config.max_total_body_bytes)
 
     @property
@@ -116,6 +119,9 @@ class RequestHandler:
                 if body is None:
                     return
                 request = _GatewayRequest.of(scope, body, self._market.config)
+                if request.path == RESPONSES and request.content_type == JSON:
+                    turn = await self.responses.open_turn(request.body, caller_label(scope))
+                    request, send = replace(request, body=turn.body), ResponseRecorder(send, self.responses, turn)
                 await self._run(scope, request, receive, send)
         except TallyError as error:
             await send_error(scope, send, error)
