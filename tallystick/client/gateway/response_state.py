@@ -127,7 +127,7 @@ class ResponseState:
         """Expands a request. Raises BadMessage, and Refusal if it continues a response that is not kept here."""
         request = read_request(body)
         refuse_background(request)
-        members = repeated_members(request)
+        members = {"model": request.get("model"), **repeated_members(request)}
         previous_id, store = request.get("previous_response_id"), request.get("store")
         if store is not None and not isinstance(store, bool):
             raise BadMessage("store: expected true or false")
