@@ -197,7 +197,7 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
     Code.DATABASE_UNAVAILABLE: (
         "The state file or database cannot be read or written.",
         "nobody",
-        "Check the path, its owner, the disk's free space, or the database server.",
+        "Read the message: it names the setting. Check the path, its owner, the disk's free space, or the database server.",
     ),
     Code.PORT_UNAVAILABLE: (
         "The port to listen on is taken or not allowed.",

@@ -19,6 +19,8 @@ MIB = 1024 * 1024
 ENV_PREFIX = "TALLY_GATEWAY_"
 MAX_LABEL = 64
 """The most characters of a workload's label."""
+ANY_ORIGIN = "*"
+"""Allows the web pages of all origins, if the gateway requires an API key."""
 _AT_LEAST_ONE = (
     "start_seconds",
     "run_seconds",
@@ -32,7 +34,7 @@ _AT_LEAST_ONE = (
     "responses_days",
     "idle_reserve_days",
 )
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/*?#@\s]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/*?#@\s]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +66,8 @@ class Budget:
 class ApiKey:
     """One caller's key for the gateway, with limits on its jobs in addition to the config's own.
 
-    The workload of its jobs is `label`, or a workload below it that a request names. `models`: the models that it may use, all if
-    empty; an alias stands for its models. Raises BadMessage.
+    The workload of its jobs is `label`, or a workload below it that a request names. `models`: the models and aliases that it may
+    use, all if empty. A named alias may be used with all its models, and those not by their own names. Raises BadMessage.
     """
 
     label: str
@@ -209,8 +211,10 @@ class ClientConfig:
             raise BadMessage(f"config: sort: expected one of {', '.join(SORTS)}, got {self.sort!r}")
         if not 0 <= self.min_reputation <= 100:
             raise BadMessage(f"config: min_reputation: expected 0 to 100 percent, got {self.min_reputation}")
-        if any(not _ORIGIN.fullmatch(origin) for origin in self.allow_origins):
-            raise BadMessage('config: allow_origins: expected origins such as "http://localhost:3000", without a path or a "*"')
+        for origin in self.allow_origins:
+            if origin != ANY_ORIGIN and not _ORIGIN.fullmatch(origin):
+                text = f'expected origins such as "http://localhost:3000", without a path, or "*" for all, got {origin!r}'
+                raise BadMessage(f"config: allow_origins: {text}")
         self._check_numbers()
 
     def _check_numbers(self) -> None:
@@ -236,12 +240,6 @@ class ClientConfig:
     def responses_path(self, payer: Address) -> Path:
         """The folder of this wallet's stored responses, beside its ledger unless the settings name another."""
         return self.responses_folder or self.ledger_path(payer).with_suffix(".responses")
-
-    def models_of(self, caller: ApiKey | None) -> frozenset[str]:
-        """The models that a caller may use; empty if it may use all."""
-        aliases = {alias.name: alias.models for alias in self.aliases}
-        allowed = () if caller is None else caller.models
-        return frozenset(model for name in allowed for model in aliases.get(name, (name,)))
 
     @property
     def loopback(self) -> bool:

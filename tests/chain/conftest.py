@@ -14,11 +14,13 @@ from tallystick.chain.devnet import build_app
 from tallystick.chain.rpc import Rpc
 from tests.chain.faulty_proxy import Proxy, misbehaving
 from tests.chain.harness import World, serving
+from tests.contracts.freshness import check_freshness
 
 
 @pytest.fixture(scope="session")
 def chain_url() -> Iterator[str]:
-    """An embedded chain on a port of its own, for all tests of one worker."""
+    """An embedded chain on a port of its own, for all tests of one worker. Fails if the contracts' bytecode is stale."""
+    check_freshness()
     with serving(build_app()) as url:
         yield url
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.contracts.freshness import check_freshness
+
 TALLY = (sys.executable, "-m", "tallystick.cli")
 DEMO = (*TALLY, "demo", "--stand-in", "--json")
 
@@ -24,6 +26,7 @@ def clean_environment() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def market() -> Iterator[dict[str, Any]]:
     """A running `tally demo --json`: the trace of its first job and the URLs of its services."""
+    check_freshness()
     process = subprocess.Popen(DEMO, stdout=subprocess.PIPE, text=True, env=clean_environment())
     try:
         yield read_trace(process)

@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from tallystick.client.config import ApiKey, ClientConfig
+from tallystick.client.config import ApiKey
 from tallystick.client.dialects.dialect import Dialect
+from tallystick.client.dialects.messages_tokens import COUNT_TOKENS, count_tokens
 from tallystick.client.dialects.registry import DIALECTS
 from tallystick.client.gateway.aliases import AliasRouter, RoutingPlan, weight_draw
 from tallystick.client.gateway.attempts import Attempts
 from tallystick.client.gateway.auth import CALLER_KEY, caller_label
 from tallystick.client.gateway.forms import Form, translated_after
 from tallystick.client.gateway.request_bodies import ClientStalled, RequestBodies, with_send_timeout
-from tallystick.client.gateway.response_cache import ResponseCache
+from tallystick.client.gateway.response_cache import CachedResponse, ResponseCache
 from tallystick.client.gateway.response_recorder import ResponseRecorder
-from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, total_cost
+from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, send_json, total_cost
 from tallystick.client.gateway.response_state import ResponseState, ResponseStore
 from tallystick.client.gateway.routing_rules import load_rule
 from tallystick.client.jobs.job import Job
@@ -47,6 +49,7 @@ from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import RequestHead, join_request
 from tallystick.runtime.content_encoding import read_codings
+from tallystick.runtime.multipart import read_field
 
 log = structlog.get_logger()
 PATH_MODEL = "tally.model"
@@ -71,7 +74,7 @@ class _GatewayRequest:
         return DIALECTS.get(self.path) if self.content_type == JSON else None
 
     @classmethod
-    def of(cls, scope: Scope, body: bytes, config: ClientConfig) -> _GatewayRequest:
+    def of(cls, scope: Scope, body: bytes) -> _GatewayRequest:
         """Reads the headers. Every body that is not declared as a form counts as JSON, as with OpenAI's own servers.
 
         Raises BadMessage, or Refusal if the caller's key does not allow the request.
@@ -88,7 +91,7 @@ class _GatewayRequest:
             body,
             content_type,
             key if caller is None or key is None else scope_key(caller.label, key),
-            restrict_to_key(config, caller, options),
+            restrict_to_key(caller, options),
             extras,
             caller,
         )
@@ -118,7 +121,10 @@ class RequestHandler:
             async with self._bodies.read(receive, codings) as body:
                 if body is None:
                     return
-                request = _GatewayRequest.of(scope, body, self._market.config)
+                if scope["path"] == COUNT_TOKENS:
+                    await send_json(send, count_tokens(body))
+                    return
+                request = _GatewayRequest.of(scope, body)
                 if request.path == RESPONSES and request.content_type == JSON:
                     turn = await self.responses.open_turn(request.body, caller_label(scope))
                     request, send = replace(request, body=turn.body), ResponseRecorder(send, self.responses, turn)
@@ -148,31 +154,36 @@ class RequestHandler:
         attempts = Attempts()
         try:
             plan = await self._plan_for_key(request, self._plan(request))
-            name = self._cache_name(request, plan)
-            cached = None if name is None or self._cache is None else await self._cache.get(name)
+            name, cached = await self._find_cached(request, plan.bodies)
             if cached is None:
                 sender = ResponseSender(send, error_format(scope), self._cache, name, attempts)
-                await self._try_models(request, plan, sender, attempts)
-                return
-            label = request.options.get("label", self._market.config.label)
-            await self._maintenance.record_cache_hit(CacheHit(label, cached.model, cached.provider, cached.cost))
-            await send_cached(scope, send, cached)
+                cached = await self._try_models(request, plan, sender, attempts)
+            if cached is not None:
+                await send_cached(scope, send, cached)
         except TallyError as error:
             retry = attempts.may_retry(error, keyed=request.key is not None)
             await send_error(scope, send, error, attempts.headers(), retry=retry)
 
-    def _cache_name(self, request: _GatewayRequest, plan: RoutingPlan) -> str | None:
-        """The answer's name in the cache. It depends on the whole plan, because any of its models may answer."""
+    async def _find_cached(self, request: _GatewayRequest, bodies: Sequence[bytes]) -> tuple[str | None, CachedResponse | None]:
+        """The name in the cache of the answer to any of `bodies`, None if it must not be cached, and the cached answer."""
         if self._cache is None or request.key is not None or request.content_type != JSON or request.extras.cache is False:
-            return None
+            return None, None
         demand = demand_of(self._market.config, "", request.path, request.options)
         caller = "" if request.caller is None else request.caller.label
-        return self._cache.name(request.path, plan.bodies, demand, caller, requested=request.extras.cache)
+        name = self._cache.name(request.path, bodies, demand, caller, requested=request.extras.cache)
+        cached = None if name is None else await self._cache.get(name)
+        if cached is not None:
+            label = request.options.get("label", self._market.config.label)
+            await self._maintenance.record_cache_hit(CacheHit(label, cached.model, cached.provider, cached.cost))
+        return name, cached
 
     def _plan(self, request: _GatewayRequest) -> RoutingPlan:
+        allowed = () if request.caller is None else request.caller.models
         if request.content_type != JSON:
+            self._aliases.check_named(read_field(request.content_type, request.body, "model"), allowed)
             return RoutingPlan([request.body])
-        return self._aliases.plan(request.body, request.extras.fallbacks, weight_draw(request.key or secrets.token_hex()))
+        draw = weight_draw(request.key or secrets.token_hex())
+        return self._aliases.plan(request.body, request.extras.fallbacks, draw, allowed)
 
     async def _plan_for_key(self, request: _GatewayRequest, plan: RoutingPlan) -> RoutingPlan:
         """The plan of a request with an idempotency key, which stands for one job.
@@ -185,17 +196,21 @@ class RequestHandler:
         same = [body for body in plan.bodies if _form_of_key(request, body, keyed) is not None]
         return RoutingPlan(same or plan.bodies[:1])
 
-    async def _try_models(self, request: _GatewayRequest, plan: RoutingPlan, sender: ResponseSender, attempts: Attempts) -> None:
+    async def _try_models(
+        self, request: _GatewayRequest, plan: RoutingPlan, sender: ResponseSender, attempts: Attempts
+    ) -> CachedResponse | None:
         """Tries one model after another until one answers and its answer is accepted.
 
-        Raises TallyError if nothing was sent; of several errors, the one that `Attempts.decisive_error` selects.
+        Once a model is not available, an answer is cached as one of the models after it. Returns such an answer if it is cached
+        already. Raises TallyError if nothing was sent; of several errors, the one that `Attempts.decisive_error` selects.
         """
         first_error: TallyError | None = None
-        for remaining, body in zip(range(len(plan.bodies) - 1, -1, -1), plan.bodies, strict=True):
+        for number, body in enumerate(plan.bodies):
             try:
                 result = await self._run_job(request, body, sender, attempts)
             except TallyError as error:
                 sender.cache_name = None  # the answer of another model is not cached in place of this one's
+                remaining = plan.bodies[number + 1 :]
                 submitted = request.key is not None and await self._maintenance.find_key(request.key) is not None
                 if submitted or not remaining or not attempts.may_fall_back(error):
                     if attempts.results:
@@ -208,16 +223,21 @@ class RequestHandler:
                     possible_cost=int(attempts.possible_cost),
                 )
                 first_error = first_error or error
+                if not attempts.results and not attempts.possible_cost:
+                    sender.cache_name, cached = await self._find_cached(request, remaining)
+                    if cached is not None:
+                        return cached
                 continue
             if result is None:
-                return
-            if not remaining or _is_accepted(plan, result):
+                return None
+            if number == len(plan.bodies) - 1 or _is_accepted(plan, result):
                 await sender.send_result(result, attempts.results)
-                return
+                return None
             log.info("answer not accepted, trying the next model", job=result.job.hex(), cost=int(result.cost))
             attempts.results.append(result)
         if attempts.results:  # a rejected answer is better than none, and it is paid for
             await sender.send_result(attempts.results[-1], attempts.results[:-1])
+        return None
 
     async def _run_job(self, request: _GatewayRequest, body: bytes, sender: ResponseSender, attempts: Attempts) -> Result | None:
         """Runs a job for one model and returns its result; None if it was a stream, which has been sent.
@@ -264,8 +284,10 @@ class RequestHandler:
         return await self._submit_form(request, form, options), form
 
     async def _submit_form(self, request: _GatewayRequest, form: Form, options: RequestOptions) -> Job:
-        content_type = request.content_type
-        return await self._market.submit(form.path, form.body, key=request.key, content_type=content_type, **options)
+        less = form.translation is not None and form.translation.accepts_less
+        return await self._market.submit(
+            form.path, form.body, key=request.key, content_type=request.content_type, accepts_less=less, **options
+        )
 
     async def _is_repaired(self, error: TallyError, job: Job) -> bool:
         """Whether the cause of the failure is gone: the ledger was repaired, or more was reserved for the provider."""

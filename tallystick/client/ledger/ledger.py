@@ -32,9 +32,11 @@ from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.delivery_check import UndeliveredCharge
 from tallystick.client.receipts.evidence import Evidence, EvidenceFile
 from tallystick.protocol.eip712 import Domain, Signed, Verified
-from tallystick.protocol.errors import BadReceipt, Code, Fault, Unavailable
+from tallystick.protocol.errors import BadReceipt, Fault
 from tallystick.protocol.messages import Ask, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.runtime.database_errors import explain_failed_start
+from tallystick.runtime.database_url import sqlite_url
 from tallystick.runtime.keystore import write_private
 from tallystick.runtime.storage import Database
 
@@ -58,8 +60,8 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
-            raise Unavailable(Code.DATABASE_UNAVAILABLE, f"ledger file {path}: {error.strerror}", fault=Fault.CLIENT) from error
-        database = Database(f"sqlite:///{path}")
+            raise explain_failed_start(error, sqlite_url(path), "ledger_file") from error
+        database = Database(sqlite_url(path), "ledger_file")
         await database.start(MIGRATIONS)
         return cls(database, payer, path.parent / "evidence", ProcessLock(path))
 

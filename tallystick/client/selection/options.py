@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, cast
 
@@ -55,10 +55,9 @@ class ProviderCriteria(TypedDict, total=False):
 class RequestOptions(ProviderCriteria, total=False):
     """Options from the header X-Tally-Options and a caller's API key: criteria for providers, and the job's cost limit and label.
 
-    `models`: the models that the caller may use. `affinity`: the name of the request's conversation.
+    `affinity`: the name of the request's conversation.
     """
 
-    models: Collection[str]
     max_cost: Amount | None
     label: str
     affinity: str
@@ -95,7 +94,7 @@ def _narrowed(policy: ClientConfig | ApiKey, criteria: ProviderCriteria) -> _Nar
     }
 
 
-def restrict_to_key(config: ClientConfig, caller: ApiKey | None, options: RequestOptions) -> RequestOptions:
+def restrict_to_key(caller: ApiKey | None, options: RequestOptions) -> RequestOptions:
     """Restricts a request's options to what its caller's API key allows. Raises Refusal if they ask for more."""
     if caller is None:
         return options
@@ -103,7 +102,6 @@ def restrict_to_key(config: ClientConfig, caller: ApiKey | None, options: Reques
     max_cost = smallest_limit(caller.max_cost, options.get("max_cost"))
     restricted["max_cost"] = None if max_cost is None else Amount(max_cost)
     restricted["label"] = "/".join(part for part in (caller.label, options.get("label")) if part)
-    restricted["models"] = sorted(config.models_of(caller))
     return restricted
 
 

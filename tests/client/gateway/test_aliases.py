@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from tallystick.client.config import Alias
 from tallystick.client.gateway.aliases import AliasRouter, may_fall_back, order_models, weight_draw
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
-from tallystick.protocol.wire import loads
+from tallystick.protocol.wire import dumps, loads
 
 BEST = Alias(name="best", models=("a", "b", "c"), weights=(1, 0, 3))
 
@@ -41,6 +43,73 @@ def test_a_request_for_each_model() -> None:
         names.plan(b"not JSON", [], 0.5)
     with pytest.raises(BadMessage):
         names.plan(b"[]", [], 0.5)
+
+
+class _Reverse:
+    """A rule that tries the last model first, and one that is not in the alias."""
+
+    def order(self, _request: Mapping[str, Any], models: Sequence[str]) -> Sequence[str]:
+        return ("secret", *reversed(models))
+
+    def accepts(self, _request: Mapping[str, Any], _answer: Any) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("model", "allowed", "tried"),
+    [
+        ("best", (), "cab"),
+        ("best", ("best",), "cab"),
+        ("best", ("best", "a"), "cab"),
+        ("best", ("a", "b", "x"), "ab"),
+        ("best", ("c",), "c"),
+        ("best", ("x",), None),
+        ("a", ("best",), None),
+        ("a", ("a",), "a"),
+        ("a", ("a", "best"), "a"),
+        ("x", ("a",), None),
+        ("x", (), "x"),
+        (7, ("a",), None),
+        (None, ("a",), None),
+    ],
+)
+def test_what_a_key_may_use(model: object, allowed: tuple[str, ...], tried: str | None) -> None:
+    """A key reaches what it names, and by other aliases the models that it names; a refusal lists the usable names."""
+    router = AliasRouter([BEST], {})
+    body = dumps({"model": model})
+    if tried is None:
+        with pytest.raises(Refusal, match="may use") as caught:
+            router.plan(body, [], 0.5, allowed)
+        assert caught.value.code is Code.UNKNOWN_MODEL
+        assert all(name in str(caught.value) for name in (*allowed, *router.usable(allowed)))
+    else:
+        assert [loads(each, "body")["model"] for each in router.plan(body, [], 0.5, allowed).bodies] == list(tried)
+
+
+def test_fallbacks_may_be_aliases() -> None:
+    """An alias among the fallbacks stands for its models, and no model is tried twice."""
+    router = AliasRouter([BEST, Alias(name="x", models=("y", "a"))], {})
+    for model, fallbacks, tried in (("a", ["x", "best"], "aycb"), ("best", ["x", "z"], "cabyz"), ("q", ["x"], "qya")):
+        bodies = router.plan(dumps({"model": model}), fallbacks, 0.5).bodies
+        assert [loads(body, "body")["model"] for body in bodies] == list(tried)
+
+
+def test_a_rule_for_a_limited_key() -> None:
+    """A rule orders what the key may reach. It may name models beside the alias's only for callers of the whole alias."""
+    router = AliasRouter([Alias(name="best", models=("a", "b", "c"), rule="r")], {"best": _Reverse()})
+    for allowed, tried in (((), ["secret", "c", "b", "a"]), (("best",), ["secret", "c", "b", "a"]), (("a", "b"), ["b", "a"])):
+        bodies = router.plan(b'{"model": "best"}', [], 0.5, allowed).bodies
+        assert [loads(body, "body")["model"] for body in bodies] == tried
+
+
+def test_a_key_without_aliases() -> None:
+    """The models of a key hold without any alias, and for fallbacks."""
+    router = AliasRouter([], {})
+    assert router.plan(b'{"model":  "a"}', [], 0.5, ("a",)).bodies == [b'{"model":  "a"}']
+    assert len(router.plan(b'{"model": "a"}', ["b"], 0.5, ("a", "b")).bodies) == 2
+    for model, fallbacks in (("b", []), ("a", ["b"]), ("b", ["a"])):
+        with pytest.raises(Refusal):
+            router.plan(dumps({"model": model}), fallbacks, 0.5, ("a",))
 
 
 def test_members_survive_another_models_name() -> None:
