@@ -72,7 +72,7 @@ async def test_failures_are_retried_and_then_reported(trouble: object) -> None:
         assert await rpc.block_number() == 42
         await rpc.close()
     with serving(lasting.app) as url:
-        rpc = Rpc(url, timeout=0.2, attempts=3, backoff=0.001)
+        rpc = Rpc(url, timeout=0.2, attempts=3, limit_attempts=3, backoff=0.001)
         with pytest.raises(Unavailable) as caught:
             await rpc.block_number()
         await rpc.close()
@@ -238,7 +238,7 @@ async def test_retry_after_is_obeyed() -> None:
     limits = [Response(status_code=429, headers={"retry-after": text}) for text in ("3", "9999", "soon")]
     endpoint = Endpoint(*limits, {"result": "0x2a"})
     with serving(endpoint.app) as url:
-        rpc = Rpc(url, timeout=60, backoff=0.5, sleep=sleep)
+        rpc = Rpc(url, timeout=60, backoff=0.1, sleep=sleep)
         assert await rpc.block_number() == 42
         await rpc.close()
     assert slept == [3.0, MAX_PAUSE, 2.0]
@@ -246,7 +246,7 @@ async def test_retry_after_is_obeyed() -> None:
 
 async def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading an answer stops at the largest permitted size."""
-    monkeypatch.setattr("tallystick.chain.endpoint.MAX_RESPONSE_BYTES", 1_000)
+    monkeypatch.setattr("tallystick.chain.rpc_transport.MAX_RESPONSE_BYTES", 1_000)
     endpoint = Endpoint({"result": "0x" + "00" * 1_000})
     with serving(endpoint.app) as url:
         rpc = Rpc(url, attempts=1)

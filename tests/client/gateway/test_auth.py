@@ -261,6 +261,15 @@ STRANGE = [
 PAGE = ("http://localhost:3000",)
 
 
+async def test_http_1_0_needs_no_host(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A client of HTTP/1.0 need not name the host; if it does, or names an origin, the same rules hold."""
+    async with raw_http(fake, wallet, config) as send:
+        post = POST.replace("1.1", "1.0")
+        assert (await send(post, body=BODY_BYTES))[0] == 200
+        for lines in (("host: evil.example",), ("origin: https://evil.example",), ("sec-fetch-site: cross-site",)):
+            assert (await send(post, *lines, body=BODY_BYTES))[0] == 401
+
+
 async def test_unauthenticated_requests_spend_and_learn_nothing(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """None of these requests places a job, sees a job or a model, or learns payer and coordinator from /health."""
     async with raw_http(fake, wallet, replace(config, allow_origins=PAGE)) as send:

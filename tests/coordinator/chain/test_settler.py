@@ -12,7 +12,8 @@ from coordinator.domain.exposure import Exposure
 from coordinator.storage.memory import MemoryStore
 from tallystick.chain.claims import ClaimBatch, pack_batches
 from tallystick.chain.codec import ContractError
-from tallystick.chain.events import DeepReorg, LogPosition, ReleaseStarted
+from tallystick.chain.event_reader import DeepReorg
+from tallystick.chain.events import LogPosition, ReleaseStarted
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, PeerError, Refusal, Unavailable
 from tallystick.protocol.link import ClaimRequest
