@@ -33,6 +33,8 @@ _AT_LEAST_ONE = (
     "max_jobs",
     "proof_folder_mib",
     "cache_folder_mib",
+    "responses_count",
+    "responses_days",
     "idle_reserve_days",
 )
 _UPSTREAM_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
@@ -296,6 +298,10 @@ class ClientConfig:
     cache_folder: Path | None = None
     cache_folder_mib: int = 256
     cache_seconds: int = 86_400
+    responses_folder: Path | None = None
+    responses_mib: int = 256
+    responses_count: int = 10_000
+    responses_days: int = 30
     proof_folder: Path | None = None
     proof_folder_mib: int = 1_024
     host: str = "127.0.0.1"
@@ -347,6 +353,8 @@ class ClientConfig:
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise BadMessage(f"config: {name}: expected at least 1, got {getattr(self, name)}")
+        if self.responses_mib < 0:
+            raise BadMessage(f"config: responses_mib: expected at least 0, got {self.responses_mib}")
         for name in ("stream_idle_seconds", "connect_seconds", "request_seconds", "cancel_seconds"):
             if getattr(self, name) <= 0:
                 raise BadMessage(f"config: {name}: expected more than 0 seconds, got {getattr(self, name)}")
@@ -354,6 +362,10 @@ class ClientConfig:
     def ledger_path(self, payer: Address) -> Path:
         """The file of this wallet's ledger, which all its processes share."""
         return self.ledger_file or home() / "client" / f"{payer}.db"
+
+    def responses_path(self, payer: Address) -> Path:
+        """The folder of this wallet's stored responses, beside its ledger unless the settings name another."""
+        return self.responses_folder or self.ledger_path(payer).with_suffix(".responses")
 
     @property
     def loopback(self) -> bool:

@@ -54,6 +54,8 @@ class Code(str, Enum):
     OVER_BUDGET = "over_budget"
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_JOB = "unknown_job"
+    PREVIOUS_RESPONSE_NOT_FOUND = "previous_response_not_found"
+    RESPONSE_NOT_FOUND = "response_not_found"
     UNKNOWN_ROUTE = "unknown_route"
     UNAUTHORISED_TAB = "unauthorised_tab"
     INSUFFICIENT_FUNDS = "insufficient_funds"
@@ -107,6 +109,8 @@ PUBLIC: dict[Code, Public] = {
     Code.OVER_BUDGET: Public(402, _FUNDS),
     Code.UNKNOWN_MODEL: Public(404, _GONE),
     Code.UNKNOWN_JOB: Public(404, _GONE),
+    Code.PREVIOUS_RESPONSE_NOT_FOUND: Public(404, _INVALID),
+    Code.RESPONSE_NOT_FOUND: Public(404, _INVALID),
     Code.UNKNOWN_ROUTE: Public(404, _GONE),
     Code.UNAUTHORISED_TAB: Public(402, _FUNDS),
     Code.INSUFFICIENT_FUNDS: Public(402, _FUNDS),

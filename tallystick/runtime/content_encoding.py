@@ -52,24 +52,25 @@ def read_codings(headers: Iterable[str]) -> tuple[str, ...]:
     return codings
 
 
-def decode(body: bytes, codings: Iterable[str], limit: int) -> Iterator[bytes]:
-    """Decodes a body piece by piece. The last of `codings` is decoded first.
+def decode(body: bytes, codings: Iterable[str], limit: int, setting: str = "the most") -> Iterator[bytes]:
+    """Decodes a body piece by piece. The last of `codings` is decoded first. `setting`: what sets the limit, for errors.
 
     Raises BadMessage for data that does not decode or is cut off, and Refusal if a stage returns more than `limit` bytes.
     """
     pieces: Iterable[bytes] = (body[at : at + _SLICE_BYTES] for at in range(0, len(body), _SLICE_BYTES))
     for coding in reversed(tuple(codings)):
-        pieces = _stage(coding, pieces, limit)
+        pieces = _stage(coding, pieces, limit, setting)
     yield from pieces
 
 
-def _stage(coding: str, pieces: Iterable[bytes], limit: int) -> Iterator[bytes]:
+def _stage(coding: str, pieces: Iterable[bytes], limit: int, setting: str) -> Iterator[bytes]:
     size = 0
     try:
         for piece in _DECODERS[coding](pieces):
             size += len(piece)
             if size > limit:
-                raise Refusal(Code.BODY_TOO_LARGE, f"request body: expected at most {limit} bytes after decoding {coding}")
+                text = f"request body: expected at most {limit} bytes after decoding {coding} ({setting})"
+                raise Refusal(Code.BODY_TOO_LARGE, text)
             yield piece
     except (zlib.error, brotli.error, zstd.ZstdError, EOFError) as error:
         text = f"request body: expected {coding} data, as its Content-Encoding says, got data that does not decode: {error}"

@@ -41,9 +41,11 @@ process.
 
 @contextlib.asynccontextmanager
 async def serving(
-    app: Any, host: str, port: int, *, limits: ConnectionLimits | None = None, ws_max_size: int = 1 << 20
+    app: Any, host: str, port: int, *, limits: ConnectionLimits | None = None, ws_max_size: int | None = 1 << 20
 ) -> AsyncIterator[int]:
     """Serves `app` inside the running loop. Yields the bound port, which differs from `port` if that is 0.
+
+    `ws_max_size`: the most bytes of a WebSocket message; None ignores offers of a WebSocket, and serves the request as it is.
 
     Raises Unavailable (port_unavailable) if it cannot listen.
     """
@@ -58,8 +60,8 @@ async def serving(
         lifespan="off",
         timeout_graceful_shutdown=GRACE_SECONDS,
         http=http,
-        ws=websocket,
-        ws_max_size=ws_max_size,
+        ws="none" if ws_max_size is None else websocket,
+        ws_max_size=ws_max_size or 0,
         ws_per_message_deflate=False,
     )
     server = _Server(config)

@@ -459,7 +459,7 @@ async def run(market: Market, body: dict[str, Any] | None = None) -> bytes:
 
 async def eventually(ready: Callable[[], Awaitable[bool] | bool]) -> None:
     """Waits until the condition holds."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             result = ready()
             if result if isinstance(result, bool) else await result:

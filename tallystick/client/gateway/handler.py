@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 from starlette.datastructures import Headers
@@ -18,11 +18,13 @@ from tallystick.client.dialects.messages_tokens import COUNT_TOKENS, count_token
 from tallystick.client.dialects.registry import DIALECTS
 from tallystick.client.gateway.aliases import AliasRouter, RoutingPlan, weight_draw
 from tallystick.client.gateway.attempts import Attempts
-from tallystick.client.gateway.auth import CALLER_KEY
+from tallystick.client.gateway.auth import CALLER_KEY, caller_label
 from tallystick.client.gateway.forms import Form, translated_after
 from tallystick.client.gateway.request_bodies import ClientStalled, RequestBodies, with_send_timeout
 from tallystick.client.gateway.response_cache import CachedResponse, ResponseCache
+from tallystick.client.gateway.response_recorder import ResponseRecorder
 from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, send_json, total_cost
+from tallystick.client.gateway.response_state import ResponseState, ResponseStore
 from tallystick.client.gateway.routing_rules import load_rule
 from tallystick.client.gateway.upstream_router import UpstreamRouter
 from tallystick.client.jobs.job import Job
@@ -43,7 +45,7 @@ from tallystick.client.selection.options import (
     smallest_limit,
 )
 from tallystick.protocol.errors import BadMessage, Code, TallyError
-from tallystick.protocol.routes import FORM, JSON, media_type
+from tallystick.protocol.routes import FORM, JSON, RESPONSES, media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import RequestHead, join_request
@@ -111,6 +113,7 @@ class RequestHandler:
         self._aliases = AliasRouter(aliases, {alias.name: load_rule(alias.rule) for alias in aliases if alias.rule is not None})
         self._upstreams = UpstreamRouter(market)
         self._cache = ResponseCache.of(market.config, market.wallet)
+        self.responses = ResponseState(ResponseStore.of(market.config, market.wallet), market.config.max_body_bytes)
         self._bodies = RequestBodies(market.config.max_body_bytes, market.config.max_total_body_bytes)
 
     @property
@@ -129,6 +132,9 @@ class RequestHandler:
                     await send_json(send, count_tokens(body))
                     return
                 request = _GatewayRequest.of(scope, body)
+                if request.path == RESPONSES and request.content_type == JSON:
+                    turn = await self.responses.open_turn(request.body, caller_label(scope))
+                    request, send = replace(request, body=turn.body), ResponseRecorder(send, self.responses, turn)
                 await self._run(scope, request, receive, send)
         except TallyError as error:
             await send_error(scope, send, error)
