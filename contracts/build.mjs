@@ -1,5 +1,6 @@
 // Compiles the contracts with the npm `solc` package and writes {abi, bytecode} files. With --check it writes nothing and fails
 // if a committed file differs. The output depends on the sources and the locked packages only.
+import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { compile, here } from "./solc.mjs";
@@ -27,6 +28,19 @@ function render({ abi, evm }) {
   return `{\n  "abi": [\n${entries}\n  ],\n  "bytecode": "0x${evm.bytecode.object}"\n}\n`;
 }
 
+// The digest of all that the output depends on. The Python tests compare it with the sources (tests/contracts/freshness.py), so
+// that they never run on stale bytecode: for each file, by path, its path and its content, each followed by a zero byte.
+function digest() {
+  const sources = ["src", "test"].flatMap((folder) =>
+    readdirSync(join(here, folder), { recursive: true }).filter((f) => f.endsWith(".sol")).map((f) => `${folder}/${f.replaceAll("\\", "/")}`),
+  );
+  const hash = createHash("sha256");
+  for (const path of [...sources, "package-lock.json", "solc.mjs"].sort()) {
+    hash.update(`${path}\0`).update(readFileSync(join(here, path))).update("\0");
+  }
+  return hash.digest("hex") + "\n";
+}
+
 const check = process.argv.includes("--check");
 const contracts = compileAll();
 let stale = 0;
@@ -43,5 +57,12 @@ for (const [source, { folder, names }] of [["src", PUBLIC], ["test", TESTS]]) {
     }
     console.log(`${name}: ${contracts[`${source}/${name}.sol`][name].evm.bytecode.object.length / 2} bytes`);
   }
+}
+const built = join(here, "build.sha256");
+if (!check) {
+  writeFileSync(built, digest());
+} else if (!existsSync(built) || readFileSync(built, "utf8") !== digest()) {
+  console.error(`${built} is not of these sources: run scripts/build-contracts and commit the result`);
+  stale = 1;
 }
 process.exit(stale);

@@ -13,6 +13,7 @@ from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Amount
 from tallystick.runtime.config import home, load
 from tallystick.runtime.connection_limiter import ConnectionLimits
+from tallystick.runtime.database_url import parse_database_url
 
 ENV_PREFIX = "TALLY_COORDINATOR_"
 
@@ -114,6 +115,7 @@ class CoordinatorConfig:
         for name in _FROM_ZERO:
             if not getattr(self, name) >= 0:
                 raise BadMessage(f"config: {name}: expected a number from 0, got {getattr(self, name)}")
+        parse_database_url(self.db, "config: db")
         if not 0 <= self.fee_bps <= 10_000:
             raise BadMessage(f"config: fee_bps: expected 0 to 10000 hundredths of a percent, got {self.fee_bps}")
         if not self.public_urls and not is_loopback(self.host):

@@ -119,6 +119,16 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "client",
         "Check the id, and that this wallet ordered it.",
     ),
+    Code.PREVIOUS_RESPONSE_NOT_FOUND: (
+        "The gateway does not keep the response or the item that the request continues.",
+        "client",
+        "Send the whole input. It was not stored, or deleted, or too old, or is another API key's; see `responses_days`.",
+    ),
+    Code.RESPONSE_NOT_FOUND: (
+        "The gateway does not keep this response.",
+        "client",
+        "Check the id. It was not stored, or deleted, or too old, or is another API key's; see `responses_days`.",
+    ),
     Code.UNKNOWN_ROUTE: (
         "The path is not a route, or no ask of the model sells it.",
         "client",
@@ -164,6 +174,11 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "engine",
         "Provider: `tally node doctor`. Client: retry.",
     ),
+    Code.UPSTREAM_UNAVAILABLE: (
+        "A hosted upstream of the config does not answer, or refuses its API key.",
+        "engine",
+        "Check `url` and the key in `[[upstreams]]`, then retry; name another model in the alias.",
+    ),
     Code.TIMED_OUT: (
         "A phase of the job took longer than its deadline.",
         "provider",
@@ -187,7 +202,7 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
     Code.DATABASE_UNAVAILABLE: (
         "The state file or database cannot be read or written.",
         "nobody",
-        "Check the path, its owner, the disk's free space, or the database server.",
+        "Read the message: it names the setting. Check the path, its owner, the disk's free space, or the database server.",
     ),
     Code.PORT_UNAVAILABLE: (
         "The port to listen on is taken or not allowed.",

@@ -14,7 +14,7 @@ from typing import Any
 from node.domain.published_asks import Offer
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient
-from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, read_count
+from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, read_count, read_output_limit
 from tallystick.protocol.routes import (
     ALWAYS,
     CHAT,
@@ -95,12 +95,12 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
         is_limited = _limit_choices(members, head.path, offer, max_output_tokens, len(body))
         cut_after = None if is_limited else max_output_tokens
     elif head.path == RESPONSES:
-        requested = read_count(members, "max_output_tokens")
+        requested = _take_limit(members, "max_output_tokens")
         if requested is not None or _needs_limit(head.path, len(body), max_output_tokens, 1, offer):
             members["max_output_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
         members.setdefault("stream", False)  # some engines stream by default
     elif head.path == MESSAGES:
-        requested = read_count(members, "max_tokens")
+        requested = _take_limit(members, "max_tokens")
         members["max_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
     asks_usage = stream and offer.supports_stream_usage and head.path in (CHAT, COMPLETIONS)
     strip_usage = _ask_usage(members) if asks_usage else False
@@ -130,27 +130,38 @@ def _limit_choices(members: dict[str, Any], path: str, offer: Offer, limit: int,
     """
     choices = count_choices(path, members)
     limit_per_choice = limit // choices
-    names = [name for name in OUTPUT_LIMITS[path] if read_count(members, name) is not None]
-    asks_output = not names or any(members[name] for name in names)
-    if not limit_per_choice and asks_output:
+    named = [name for name in OUTPUT_LIMITS[path] if members.get(name) is not None]
+    limits = {name: value for name in named if (value := _take_limit(members, name)) is not None}
+    if not limit_per_choice and (not limits or any(limits.values())):
         raise BadMessage(f"request body: {choices} choices do not fit the ordered {limit} output tokens")
-    for name in names:
-        members[name] = min(members[name], limit_per_choice)
-    if not names and _needs_limit(path, body_bytes, limit, choices, offer):
-        members[offer.output_limit_field if path == CHAT else "max_tokens"] = limit_per_choice
+    members |= {name: min(value, limit_per_choice) for name, value in limits.items()}
+    members |= {name: read_count(members, name) for name in ("n", "best_of") if name in members}
+    usual_field = offer.output_limit_field if path == CHAT else "max_tokens"
+    if not limits and _needs_limit(path, body_bytes, limit, choices, offer, is_unlimited=bool(named)):
+        members[usual_field] = limit_per_choice
         return True
-    return bool(names)
+    if limits.keys() == {"n_predict"}:  # only llama.cpp reads it
+        members[usual_field] = members["n_predict"]
+    return bool(limits)
 
 
-def _needs_limit(path: str, body_bytes: int, limit: int, choices: int, offer: Offer) -> bool:
-    """Whether the engine gets the ordered limit for a request that sets none.
+def _take_limit(members: dict[str, Any], name: str) -> int | None:
+    """The value of a limit of output tokens. A member that sets none is removed, because many engines refuse -1."""
+    limit = read_output_limit(members, name)
+    if limit is None:
+        members.pop(name, None)
+    return limit
+
+
+def _needs_limit(path: str, body_bytes: int, limit: int, choices: int, offer: Offer, *, is_unlimited: bool = False) -> bool:
+    """Whether the engine gets the ordered limit for a request that sets none. `is_unlimited`: whether it says so itself.
 
     Not if the prompt may leave less room: engines refuse a limit beyond their context, and stop at its end by themselves. Nor for
-    a completion, whose short default is the engine's own. An order of less than clients usually buy is always a limit.
+    a completion that says nothing, whose short default is the engine's own. An order of less than usual is always a limit.
     """
     if limit < min(offer.max_output_tokens, USUAL_OUTPUT_TOKENS):
         return True
-    if path == COMPLETIONS:
+    if path == COMPLETIONS and not is_unlimited:
         return offer.spec.engine in ENDLESS_ENGINES
     bytes_per_token = MIN_BYTES_PER_TOKEN if limit >= offer.max_output_tokens else USUAL_BYTES_PER_TOKEN
     return body_bytes / bytes_per_token + limit // choices <= offer.context_tokens

@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from sqlalchemy import URL
+
 from node.chain.collector import ClaimPolicy
 from node.coordinator.link import LinkSettings, node_url
 from node.domain.credit_limits import CreditLimits
@@ -28,6 +30,7 @@ from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.sealing import SUITES, X25519
 from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.config import home, load
+from tallystick.runtime.database_url import sqlite_url
 
 ENV_PREFIX = "TALLY_NODE_"
 DEFAULT_INPUT_PRICE = Amount(100_000)
@@ -247,9 +250,9 @@ class NodeConfig:
         return replace(self.admission, claim_window=max(self.admission.claim_window, self.claim_margin + 1))
 
     @property
-    def database(self) -> str:
+    def database(self) -> URL:
         """The URL of the node's store."""
-        return f"sqlite:///{(self.state / 'node.db').absolute()}"
+        return sqlite_url((self.state / "node.db").absolute())
 
 
 def merge_specs(*specs: Spec) -> Spec:

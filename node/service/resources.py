@@ -70,8 +70,11 @@ def _deployment(path: Path) -> Deployment:
 
 def _lock(state: Path, stack: AsyncExitStack) -> None:
     """Locks the state: two processes would use the same receipt numbers, which costs the stake."""
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = stack.enter_context((state / "lock").open("w"))
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = stack.enter_context((state / "lock").open("w"))
+    except OSError as error:
+        raise BadMessage(f"config: state: cannot write {error.filename}: {error.strerror}; name another folder") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

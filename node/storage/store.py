@@ -45,8 +45,8 @@ MIGRATIONS = Path(__file__).parents[1] / "migrations"
 class SqlStore:
     """JobStore, ReceiptStore, RecoveryStore, ClaimStore, CoordinatorCreditStore and StartupStore over one database."""
 
-    def __init__(self, url: str, provider: Address, domain: Domain) -> None:
-        self._db = Database(url)
+    def __init__(self, url: str | sa.URL, provider: Address, domain: Domain) -> None:
+        self._db = Database(url, "state")
         self._provider, self._domain = provider, domain
 
     async def start(self) -> None:

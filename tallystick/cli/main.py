@@ -15,7 +15,7 @@ from tallystick.cli.local import demo, engine, start
 from tallystick.cli.money import balance, funds, rotate, safe, spending, wallet
 from tallystick.cli.node import backup, collect, doctor, earnings, init, status, why
 from tallystick.cli.output import exit_with_error
-from tallystick.protocol.errors import TallyError
+from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.runtime.logs import configure_quiet
 
 app = typer.Typer(
@@ -80,9 +80,13 @@ def root(
 
 
 def main() -> None:
-    """The console script: a TallyError becomes one message (JSON with --json) and exit code 1."""
+    """The console script: a TallyError, or a file that cannot be used, becomes one message (JSON with --json) and exit code 1."""
     configure_quiet()
     try:
         app()
     except TallyError as error:
         exit_with_error(error, as_json="--json" in sys.argv)
+    except OSError as error:
+        if error.filename is None:  # no file of the user
+            raise
+        exit_with_error(BadMessage(f"{error.filename}: {error.strerror}"), as_json="--json" in sys.argv)

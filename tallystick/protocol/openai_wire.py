@@ -22,12 +22,17 @@ MAX_CHOICES: Final = 1_024
 MAX_COUNT: Final = (1 << 31) - 1
 """The largest number that a count in a request may be."""
 OUTPUT_LIMITS: Final[Mapping[str, tuple[str, ...]]] = {
-    CHAT: ("max_completion_tokens", "max_tokens"),
-    COMPLETIONS: ("max_tokens",),
+    CHAT: ("max_completion_tokens", "max_tokens", "n_predict"),
+    COMPLETIONS: ("max_tokens", "n_predict"),
     RESPONSES: ("max_output_tokens",),
     MESSAGES: ("max_tokens",),
 }
-"""The members that limit the output tokens of each choice, by route. The first one present decides."""
+"""The members that limit the output tokens of each choice, by route. The first one that sets a limit decides.
+
+`n_predict` is llama.cpp's, which takes it on OpenAI's routes too.
+"""
+UNLIMITED: Final = frozenset({-1, -2})
+"""Values of those members that engines take for no limit: llama.cpp and Ollama both, LM Studio and Jan -1."""
 TEXT_PARTS: Final = frozenset({"text", "refusal", "input_text", "output_text"})
 """Types of content parts whose tokens are bounded by their bytes; images, audio and files are not among them."""
 TEXT_MEMBERS: Final = ("content", "reasoning_content", "reasoning", "refusal", "text")
@@ -62,13 +67,32 @@ LENGTHS = frozenset({"length", "max_tokens", "max_length", "model_length", "max_
 
 
 def read_count(request: Mapping[str, Any], name: str, least: int = 0) -> int | None:
-    """A whole number in a request; None if it is absent or null. Raises BadMessage, whose text quotes nothing of the request."""
+    """A whole number in a request, which may be written as 20.0; None if it is absent or null.
+
+    Raises BadMessage, whose text quotes nothing of the request.
+    """
     value = request.get(name)
     if value is None:
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_COUNT:
         raise BadMessage(f"{name}: expected a whole number from {least} to {MAX_COUNT}")
     return value
+
+
+def read_output_limit(request: Mapping[str, Any], name: str) -> int | None:
+    """The value of a member in OUTPUT_LIMITS; None if it sets no limit. Raises BadMessage as `read_count`."""
+    value = request.get(name)
+    if isinstance(value, int | float) and value in UNLIMITED:
+        return None
+    return read_count(request, name)
+
+
+def find_output_limit(path: str, request: Mapping[str, Any]) -> int | None:
+    """The most output tokens of each choice; None if the request sets no limit. Raises BadMessage for any invalid limit."""
+    limits = [read_output_limit(request, name) for name in OUTPUT_LIMITS.get(path, ())]
+    return next((limit for limit in limits if limit is not None), None)
 
 
 def count_choices(path: str, request: Mapping[str, Any]) -> int:

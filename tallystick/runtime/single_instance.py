@@ -13,12 +13,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-from sqlalchemy import make_url, pool, text
+from sqlalchemy import URL, pool, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tallystick.protocol.errors import Code, Fault, Unavailable
-from tallystick.runtime.storage import sqlite_file
+from tallystick.runtime.database_errors import explain_failed_start
+from tallystick.runtime.database_url import parse_database_url
+from tallystick.runtime.storage import postgres_engine, sqlite_file
 
 fcntl: ModuleType | None
 try:
@@ -46,12 +48,16 @@ class InstanceLock(Protocol):
         """Releases the lock. Does nothing if it was never taken."""
 
 
-def instance_lock(url: str, daemon: str) -> InstanceLock:
-    """The lock of the database at `url`. `daemon` is the kind of daemon in errors, such as "coordinator"."""
-    if not url.startswith("sqlite"):
-        return _AdvisoryLock(url, daemon)
+def instance_lock(url: str | URL, daemon: str, setting: str = "db") -> InstanceLock:
+    """The lock of the database at `url`. `daemon` is the kind of daemon in errors, such as "coordinator".
+
+    `setting`: the one that has the address, for errors. Raises BadMessage for an address that is not understood.
+    """
+    url = parse_database_url(url, setting) if isinstance(url, str) else url
+    if not url.drivername.startswith("sqlite"):
+        return _AdvisoryLock(url, daemon, setting)
     path = sqlite_file(url)
-    return _NoLock() if path is None or fcntl is None else _FileLock(path, daemon)
+    return _NoLock() if path is None or fcntl is None else _FileLock(path, daemon, url, setting)
 
 
 class _NoLock:
@@ -71,16 +77,19 @@ class _NoLock:
 class _FileLock(_NoLock):
     """A lock on a file, which is never removed: otherwise two processes could lock two files of one name."""
 
-    def __init__(self, path: Path, daemon: str) -> None:
-        self._path, self._daemon = path, daemon
+    def __init__(self, path: Path, daemon: str, url: URL, setting: str) -> None:
+        self._path, self._daemon, self._url, self._setting = path, daemon, url, setting
         self._descriptor: int | None = None
 
     async def acquire(self) -> None:
         """See InstanceLock."""
         path = self._path.resolve()
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock_file = path.with_name(path.name + ".lock")
-        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise explain_failed_start(error, self._url, self._setting) from error
         try:
             _lock(descriptor)
         except OSError as error:
@@ -110,9 +119,9 @@ def _lock(descriptor: int) -> None:
 
 
 class _AdvisoryLock:
-    def __init__(self, url: str, daemon: str) -> None:
-        self._engine = create_async_engine(url, poolclass=pool.NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True)
-        self._url, self._daemon = make_url(url), daemon
+    def __init__(self, url: URL, daemon: str, setting: str) -> None:
+        self._engine = postgres_engine(url, poolclass=pool.NullPool, isolation_level="AUTOCOMMIT")
+        self._url, self._daemon, self._setting = url, daemon, setting
         self._connection: AsyncConnection | None = None
 
     async def acquire(self) -> None:
@@ -121,9 +130,11 @@ class _AdvisoryLock:
             async with asyncio.timeout(TAKEOVER_SECONDS + ANSWER_SECONDS):
                 self._connection = await self._engine.connect()
                 await self._acquire_by(asyncio.get_running_loop().time() + TAKEOVER_SECONDS)
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
+        except Unavailable:
+            raise
+        except Exception as error:  # drivers raise errors of many kinds if they cannot connect
             await self.release()
-            raise Unavailable(Code.DATABASE_UNAVAILABLE, f"database: {error or 'no answer'}") from error
+            raise explain_failed_start(error, self._url, self._setting) from error
 
     async def _acquire_by(self, deadline: float) -> None:
         while not await self._query(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})"):

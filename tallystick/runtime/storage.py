@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
-import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,12 +26,13 @@ import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection, create_engine, event, make_url, pool
-from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import URL, Connection, create_engine, event, pool
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from tallystick.protocol.errors import Code, Unavailable
+from tallystick.runtime.database_errors import BUSY_SECONDS, explain, explain_failed_start
+from tallystick.runtime.database_url import parse_database_url, postgres_dsn
 
 R = TypeVar("R")
 Work = Callable[[Connection], R]
@@ -39,8 +40,6 @@ MAX_GROUP = 256
 """Writes that share one transaction."""
 MAX_QUEUED = 4_096
 """Writes that wait for a transaction."""
-BUSY_SECONDS = 5.0
-"""The time for which a transaction waits for another process to release SQLite's write lock."""
 MIGRATION_LOCK = 0x7A11
 """The advisory lock of a migration: processes that start together on one PostgreSQL wait for the one that migrates."""
 _MIGRATING = threading.Lock()
@@ -51,6 +50,7 @@ log = structlog.get_logger()
 class _Backend(Protocol):
     """Runs functions in transactions."""
 
+    async def prepare(self) -> None: ...
     async def run(self, work: Work[R], *, write: bool) -> R: ...
     async def close(self) -> None: ...
 
@@ -62,18 +62,21 @@ class _Sqlite:
     file's write lock before it reads, so processes that share the file do not overwrite each other, and a read sees one snapshot.
     """
 
-    def __init__(self, url: str) -> None:
-        file = sqlite_file(url)
-        if file is not None:
-            _restrict_to_owner(file)
+    def __init__(self, url: URL) -> None:
+        self._file = sqlite_file(url)
         # Each thread has its own connection; `close` disposes of both from another thread after they have ended.
         # Parameters may contain secrets, so they are kept out of errors and logs.
         connect = {"check_same_thread": False, "timeout": BUSY_SECONDS}
         self._engine = create_engine(url, poolclass=pool.SingletonThreadPool, connect_args=connect, hide_parameters=True)
         event.listen(self._engine, "connect", _pragmas)
         self._writer = ThreadPoolExecutor(1, "sqlite-writer")
-        in_memory = make_url(url).database in {None, "", ":memory:"}
+        in_memory = url.database in {None, "", ":memory:"}
         self._reader = self._writer if in_memory else ThreadPoolExecutor(1, "sqlite-reader")
+
+    async def prepare(self) -> None:
+        """Creates the file and its folders, readable by their owner alone. Raises OSError."""
+        if self._file is not None:
+            await asyncio.to_thread(_create_for_owner, self._file)
 
     async def run(self, work: Work[R], *, write: bool) -> R:
         loop = asyncio.get_running_loop()
@@ -93,26 +96,27 @@ class _Sqlite:
         self._engine.dispose()
 
 
-def sqlite_file(url: str) -> Path | None:
+def sqlite_file(url: URL) -> Path | None:
     """The file of an SQLite database, given by its path or as a URI (file:PATH with uri=true).
 
     None for a database in memory, and for other database systems.
     """
-    parsed = make_url(url)
-    path = parsed.database or ""
-    if "uri" in parsed.query and path.startswith("file:"):
+    path = url.database or ""
+    if "uri" in url.query and path.startswith("file:"):
         path = unquote(path.removeprefix("file:"))
         if path.startswith("//"):  # an authority, which is empty or localhost for SQLite
             path = "/" + path[2:].partition("/")[2]
-    in_memory = path in {"", ":memory:"} or parsed.query.get("mode") == "memory"
-    return None if in_memory or not parsed.drivername.startswith("sqlite") else Path(path)
+    in_memory = path in {"", ":memory:"} or url.query.get("mode") == "memory"
+    return None if in_memory or not url.drivername.startswith("sqlite") else Path(path)
 
 
-def _restrict_to_owner(path: Path) -> None:
-    """Gives a database's files mode 0600, new and existing ones, and new folders mode 0700.
+def _create_for_owner(path: Path) -> None:
+    """Creates a database's file and folders if they are missing. Its files get mode 0600, also existing ones, new folders 0700.
 
     SQLite creates the write-ahead log with the mode of its database. Existing folders keep their mode.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     for folder in (*reversed(path.parent.parents), path.parent):
         if not folder.exists():
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -136,9 +140,26 @@ def _pragmas(connection: Any, _record: object) -> None:
     cursor.close()
 
 
+def postgres_engine(url: URL, **options: Any) -> AsyncEngine:
+    """An engine for PostgreSQL. asyncpg reads the address itself, because it knows libpq's parameters, such as sslmode."""
+    dsn, seconds = postgres_dsn(url)
+
+    async def connect() -> Any:
+        import asyncpg  # noqa: PLC0415 - slow to import, and SQLite's users do not need it
+
+        return await asyncpg.connect(dsn, timeout=seconds)
+
+    return create_async_engine("postgresql+asyncpg://", async_creator=connect, hide_parameters=True, **options)
+
+
 class _Postgres:
-    def __init__(self, url: str) -> None:
-        self._engine = create_async_engine(url, pool_size=4, pool_pre_ping=True, hide_parameters=True)
+    def __init__(self, url: URL) -> None:
+        self._engine = postgres_engine(url, pool_size=4, pool_pre_ping=True)
+
+    async def prepare(self) -> None:
+        """Connects. Raises what the driver raises."""
+        async with self._engine.connect():
+            pass
 
     async def run(self, work: Work[R], *, write: bool) -> R:  # noqa: ARG002 - one pool serves both
         async with self._engine.begin() as connection:
@@ -151,23 +172,27 @@ class _Postgres:
 class Database:
     """A database with its writer. Call `start` before use and `close` after it; `close` finishes the queued writes."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._backend: _Backend = _Sqlite(url) if url.startswith("sqlite") else _Postgres(url)
+    def __init__(self, url: str | URL, setting: str = "db") -> None:
+        """`setting`: the one that has the address, for errors. Raises BadMessage for an address that is not understood."""
+        self.url, self._setting = parse_database_url(url, setting) if isinstance(url, str) else url, setting
+        sqlite = self.url.drivername.startswith("sqlite")
+        self._backend: _Backend = _Sqlite(self.url) if sqlite else _Postgres(self.url)
         self._queue: asyncio.Queue[tuple[Work[Any], asyncio.Future[Any]] | None] = asyncio.Queue(MAX_QUEUED)
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
     async def start(self, migrations: Path) -> None:
         """Migrates to the head of `migrations`/versions and starts the writer. Raises Unavailable (database_unavailable)."""
+        try:
+            await self._backend.prepare()
+        except Exception as error:  # drivers raise errors of many kinds if they cannot connect
+            raise explain_failed_start(error, self.url, self._setting) from error
         while not _MIGRATING.acquire(blocking=False):  # noqa: ASYNC110 - other loops may hold it, and no event crosses loops
             await asyncio.sleep(0.01)
         try:
             await self._backend.run(lambda c: _migrate(c, migrations), write=True)
-        except (DatabaseError, OSError, CommandError) as error:
-            if _damaged(error) or _locked(error):
-                raise _translate(error, self.url) from error
-            raise Unavailable(Code.DATABASE_UNAVAILABLE, f"database: {error}") from error
+        except (SQLAlchemyError, OSError, CommandError) as error:
+            raise explain_failed_start(error, self.url, self._setting) from error
         finally:
             _MIGRATING.release()
         self._task = asyncio.create_task(self._commit_groups(), name="group-commit")
@@ -197,8 +222,8 @@ class Database:
         self._check_open()
         try:
             return await self._backend.run(work, write=False)
-        except (SQLAlchemyError, OSError) as error:
-            translated = _translate(error, self.url)
+        except Exception as error:
+            translated = self._translate(error)
             if translated is error:
                 raise
             raise translated from error
@@ -243,10 +268,18 @@ class Database:
                     await self._commit([entry])
                 return
             for _, future in group:
-                _settle(future, error=_translate(error, self.url))
+                _settle(future, error=self._translate(error))
             return
         for (_, future), result in zip(group, results, strict=True):
             _settle(future, result)
+
+    def _translate(self, error: Exception) -> Exception:
+        """Unavailable if the database failed, else the error of the work itself."""
+        explained = explain(error, self.url, self._setting)
+        if explained is None:
+            return error
+        log.error("database failed", reason=str(explained))
+        return explained
 
 
 def _log_lost(future: asyncio.Future[Any]) -> None:
@@ -261,41 +294,6 @@ def _settle(future: asyncio.Future[Any], result: object = None, error: Exception
         future.set_result(result)
     else:
         future.set_exception(error)
-
-
-def _damaged(error: Exception) -> bool:
-    """Whether SQLite reports a damaged file."""
-    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _locked(error: Exception) -> bool:
-    """Whether SQLite reports that another process has the file's lock."""
-    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
-    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY
-
-
-def _translate(error: Exception, url: str) -> Exception:
-    if _locked(error):
-        path = make_url(url).database
-        text = (
-            f"another process has held the lock of {path} for more than {BUSY_SECONDS:g} s; nothing was written. It hangs or was "
-            f"stopped: find it with `fuser -v {path}`, then let it continue or end it"
-        )
-        log.error("database locked", path=path)
-        return Unavailable(Code.DATABASE_UNAVAILABLE, text)
-    if _damaged(error):
-        log.error("database damaged", error=str(error))
-        text = (
-            f"the database file is damaged ({getattr(error, 'orig', error)}): stop all its processes, copy it with its -wal and "
-            "-shm files, then restore a backup or recover the readable rows with `sqlite3 FILE .recover | sqlite3 NEW`"
-        )
-        return Unavailable(Code.DATABASE_UNAVAILABLE, text)
-    gone = isinstance(error, OperationalError | PoolTimeout | OSError)
-    if gone or (isinstance(error, DBAPIError) and error.connection_invalidated):
-        log.error("database failed", error=str(error))
-        return Unavailable(Code.DATABASE_UNAVAILABLE, f"the database does not answer: {getattr(error, 'orig', None) or error}")
-    return error
 
 
 def _migrate(connection: Connection, migrations: Path) -> None:

@@ -14,11 +14,13 @@ from tallystick.chain.devnet import build_app
 from tallystick.chain.rpc import Rpc
 from tests.chain.faulty_proxy import Proxy, misbehaving
 from tests.chain.harness import World, serving
+from tests.contracts.freshness import check_freshness
 
 
 @pytest.fixture(scope="session")
 def chain_url() -> Iterator[str]:
-    """An embedded chain on a port of its own, for all tests of one worker."""
+    """An embedded chain on a port of its own, for all tests of one worker. Fails if the contracts' bytecode is stale."""
+    check_freshness()
     with serving(build_app()) as url:
         yield url
 
@@ -94,7 +96,7 @@ def proxy(either_url: str, proxies: Callable[[str], Proxy]) -> Proxy:
 
 @pytest.fixture
 async def through(proxy: Proxy) -> AsyncIterator[Rpc]:
-    """A client of the proxy that does not wait long."""
-    rpc = Rpc(proxy.url, timeout=2.0, attempts=2, backoff=0.001)
+    """A client of the proxy that tries twice."""
+    rpc = Rpc(proxy.url, timeout=60.0, attempts=2, limit_attempts=2, backoff=0.001)
     yield rpc
     await rpc.close()

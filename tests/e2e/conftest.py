@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.contracts.freshness import check_freshness
+
 TALLY = (sys.executable, "-m", "tallystick.cli")
 DEMO = (*TALLY, "demo", "--stand-in", "--json")
 
@@ -24,12 +26,13 @@ def clean_environment() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def market() -> Iterator[dict[str, Any]]:
     """A running `tally demo --json`: the trace of its first job and the URLs of its services."""
+    check_freshness()
     process = subprocess.Popen(DEMO, stdout=subprocess.PIPE, text=True, env=clean_environment())
     try:
         yield read_trace(process)
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
 
 
 def read_trace(process: subprocess.Popen[str]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tallystick.cli.onchain import LOCAL_CHAIN_ID, LOCAL_RPC, dev_account, parse_account, parse_duration, with_rpc
+from tallystick.cli.market_deployment import LOCAL_RPC
+from tallystick.cli.onchain import LOCAL_CHAIN_ID, dev_account, parse_account, parse_duration, with_rpc
 from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, deployment_path
 from tallystick.cli.output import note, show_json, show_table, step
 from tallystick.protocol.eip712 import checksum
@@ -151,7 +152,7 @@ async def _with_market_chain(
 
 async def move_clock(rpc: Rpc, seconds: int) -> tuple[int, int]:
     """Moves the clock and mines a block. Returns the block's number and timestamp. Raises Refusal if the chain cannot."""
-    from tallystick.chain.endpoint import RpcError
+    from tallystick.chain.rpc_errors import RpcError
 
     try:
         await rpc.request("evm_increaseTime", seconds)
@@ -159,8 +160,8 @@ async def move_clock(rpc: Rpc, seconds: int) -> tuple[int, int]:
     except RpcError as error:
         raise Refusal(
             Code.CHAIN_REFUSED,
-            f"the chain at {rpc.url} cannot move its clock ({error.reason}): only local test chains can (tally chain, anvil, "
-            "hardhat). On other chains, wait",
+            f"the chain at {rpc.shown_url} cannot move its clock ({error.reason}): only local test chains can (tally chain, "
+            "anvil, hardhat). On other chains, wait",
         ) from None
     block = await rpc.block()
     return (block.number, block.timestamp) if block else (0, 0)

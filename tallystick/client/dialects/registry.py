@@ -7,9 +7,10 @@ from typing import Final
 
 from tallystick.client.dialects.dialect import Dialect, ErrorFormat, OpenAiErrors
 from tallystick.client.dialects.messages import MessagesDialect
-from tallystick.protocol.routes import MESSAGES
+from tallystick.client.dialects.responses import ResponsesDialect
+from tallystick.protocol.routes import MESSAGES, RESPONSES
 
-DIALECTS: Final[Mapping[str, Dialect]] = {MESSAGES: MessagesDialect()}
+DIALECTS: Final[Mapping[str, Dialect]] = {MESSAGES: MessagesDialect(), RESPONSES: ResponsesDialect()}
 """Each translated route and its dialect."""
 VERSION_HEADER: Final = "anthropic-version"
 """A header that every client of Anthropic's API sends, and no other."""

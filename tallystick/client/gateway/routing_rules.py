@@ -11,6 +11,8 @@ from pkgutil import resolve_name
 from typing import Any, Protocol
 
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.openai_wire import find_output_limit
+from tallystick.protocol.routes import CHAT
 from tallystick.protocol.wire import loads
 
 SIMPLE_CHARACTERS = 4_000
@@ -50,12 +52,22 @@ class SmallModelFirst:
         """See RoutingRule."""
         if not is_simple(request):
             return True
+        if isinstance(answer, Mapping) and answer.get("type") == "message":
+            return _accepts_message(answer)
         choices = answer.get("choices") if isinstance(answer, Mapping) else None
         return isinstance(choices, list) and bool(choices) and all(_accepts_choice(request, choice) for choice in choices)
 
 
 def _is_completion(request: Mapping[str, Any]) -> bool:
     return "messages" in request or "prompt" in request
+
+
+def _output_limit(request: Mapping[str, Any]) -> int | None:
+    """The most output tokens of each choice; None if there is no limit, or one that the request will be refused for."""
+    try:
+        return find_output_limit(CHAT, request)
+    except BadMessage:
+        return None
 
 
 def is_simple(request: Mapping[str, Any]) -> bool:
@@ -68,13 +80,20 @@ def is_simple(request: Mapping[str, Any]) -> bool:
     response_format = request.get("response_format")
     if isinstance(response_format, Mapping) and response_format.get("type") == "json_schema":
         return False
-    limit = request.get("max_completion_tokens", request.get("max_tokens"))
-    if isinstance(limit, int) and limit > SIMPLE_OUTPUT_TOKENS:
+    if (_output_limit(request) or 0) > SIMPLE_OUTPUT_TOKENS:
         return False
     if not isinstance(messages, list) or len(messages) > SIMPLE_MESSAGES:
         return False
     texts = [message.get("content") if isinstance(message, Mapping) else None for message in messages]
     return all(isinstance(text, str) for text in texts) and sum(map(len, filter(None, texts))) <= SIMPLE_CHARACTERS
+
+
+def _accepts_message(answer: Mapping[str, Any]) -> bool:
+    """Judges an answer of Anthropic's Messages, whose requests always set a limit."""
+    content = answer.get("content")
+    blocks = [block for block in content if isinstance(block, Mapping)] if isinstance(content, list) else []
+    shown = any(block.get("type") == "tool_use" or str(block.get("text") or "").strip() for block in blocks)
+    return shown and answer.get("stop_reason") != "refusal"
 
 
 def _accepts_choice(request: Mapping[str, Any], choice: Any) -> bool:
@@ -84,7 +103,7 @@ def _accepts_choice(request: Mapping[str, Any], choice: Any) -> bool:
     if not isinstance(message, Mapping):
         message = {"content": choice.get("text")}
     text, finish_reason = message.get("content"), choice.get("finish_reason")
-    limited = request.get("max_completion_tokens", request.get("max_tokens")) is not None
+    limited = _output_limit(request) is not None
     if finish_reason == "content_filter" or message.get("refusal") or (finish_reason == "length" and not limited):
         return False
     if message.get("tool_calls"):

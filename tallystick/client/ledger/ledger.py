@@ -15,7 +15,17 @@ import structlog
 from sqlalchemy import Connection
 
 from tallystick.client.config import Budget
-from tallystick.client.ledger import ask_freshness, budgets, idempotency, open_orders, queries, repair, spending, writes
+from tallystick.client.ledger import (
+    ask_freshness,
+    budgets,
+    idempotency,
+    open_orders,
+    queries,
+    repair,
+    spending,
+    upstream_spending,
+    writes,
+)
 from tallystick.client.ledger.accounts import Account, read_accounts
 from tallystick.client.ledger.budgets import BudgetStatus
 from tallystick.client.ledger.idempotency import IdempotencyKey
@@ -26,15 +36,19 @@ from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryRe
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.spending import DAY_SECONDS, CacheHit, SpendingRow
 from tallystick.client.ledger.tabs import read_tabs, tab_key
+from tallystick.client.ledger.upstream_spending import UpstreamBooking
 from tallystick.client.ledger.writes import IncomingReceipt, NewJob, SignOrder
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.delivery_check import UndeliveredCharge
 from tallystick.client.receipts.evidence import Evidence, EvidenceFile
 from tallystick.protocol.eip712 import Domain, Signed, Verified
-from tallystick.protocol.errors import BadReceipt, Code, Fault, Unavailable
+from tallystick.protocol.errors import BadReceipt, Fault
 from tallystick.protocol.messages import Ask, Receipt, Terms
+from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.runtime.database_errors import explain_failed_start
+from tallystick.runtime.database_url import sqlite_url
 from tallystick.runtime.keystore import write_private
 from tallystick.runtime.storage import Database
 
@@ -58,8 +72,8 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
-            raise Unavailable(Code.DATABASE_UNAVAILABLE, f"ledger file {path}: {error.strerror}", fault=Fault.CLIENT) from error
-        database = Database(f"sqlite:///{path}")
+            raise explain_failed_start(error, sqlite_url(path), "ledger_file") from error
+        database = Database(sqlite_url(path), "ledger_file")
         await database.start(MIGRATIONS)
         return cls(database, payer, path.parent / "evidence", ProcessLock(path))
 
@@ -103,6 +117,14 @@ class Ledger:
     async def record_cache_hit(self, hit: CacheHit, now: int) -> None:
         """See `spending.add_cache_hit`."""
         await self._database.write(lambda c: spending.add_cache_hit(c, self.payer, hit, now))
+
+    async def reserve_upstream(self, booking: UpstreamBooking, limits: Sequence[Budget]) -> None:
+        """See `upstream_spending.reserve`."""
+        await self._database.write(lambda c: upstream_spending.reserve(c, self.payer, booking, limits))
+
+    async def settle_upstream(self, booking: UpstreamBooking, cost: Amount, usage: Usage, *, failed: bool) -> None:
+        """See `upstream_spending.settle`."""
+        await self._database.write(lambda c: upstream_spending.settle(c, self.payer, booking, cost, usage, failed=failed))
 
     async def spending(self, since: int, by: Sequence[str]) -> list[SpendingRow]:
         """See `spending.read_spending`."""

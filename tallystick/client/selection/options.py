@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, cast
 
@@ -15,7 +15,7 @@ from tallystick.protocol.errors import BadMessage, Fault
 from tallystick.protocol.json_members import read_count, read_items, read_text
 from tallystick.protocol.link import read_ask
 from tallystick.protocol.messages import Ask
-from tallystick.protocol.requirements import Requirements
+from tallystick.protocol.requirements import NO_REQUIREMENTS, Requirements
 from tallystick.protocol.types import Address, Amount, parse_address, parse_amount
 from tallystick.protocol.wire import loads
 
@@ -55,10 +55,9 @@ class ProviderCriteria(TypedDict, total=False):
 class RequestOptions(ProviderCriteria, total=False):
     """Options from the header X-Tally-Options and a caller's API key: criteria for providers, and the job's cost limit and label.
 
-    `models`: the models that the caller may use. `affinity`: the name of the request's conversation.
+    `affinity`: the name of the request's conversation.
     """
 
-    models: Collection[str]
     max_cost: Amount | None
     label: str
     affinity: str
@@ -95,7 +94,7 @@ def _narrowed(policy: ClientConfig | ApiKey, criteria: ProviderCriteria) -> _Nar
     }
 
 
-def restrict_to_key(config: ClientConfig, caller: ApiKey | None, options: RequestOptions) -> RequestOptions:
+def restrict_to_key(caller: ApiKey | None, options: RequestOptions) -> RequestOptions:
     """Restricts a request's options to what its caller's API key allows. Raises Refusal if they ask for more."""
     if caller is None:
         return options
@@ -103,8 +102,16 @@ def restrict_to_key(config: ClientConfig, caller: ApiKey | None, options: Reques
     max_cost = smallest_limit(caller.max_cost, options.get("max_cost"))
     restricted["max_cost"] = None if max_cost is None else Amount(max_cost)
     restricted["label"] = "/".join(part for part in (caller.label, options.get("label")) if part)
-    restricted["models"] = sorted(config.models_of(caller))
     return restricted
+
+
+def market_criteria(config: ClientConfig, options: RequestOptions) -> tuple[str, ...]:
+    """The criteria of a request that only providers of the market can meet, by name: an upstream signs and declares nothing."""
+    named: list[str] = [name for name in ("pin", "min_reputation", "min_stake") if options.get(name)]
+    named += [name for name in ("max_input_price", "max_output_price") if options.get(name) is not None]
+    if options.get("require", NO_REQUIREMENTS) != NO_REQUIREMENTS or config.require != NO_REQUIREMENTS:
+        named.append("require")
+    return tuple(named)
 
 
 def smallest_limit(*limits: int | None) -> int | None:
@@ -114,10 +121,14 @@ def smallest_limit(*limits: int | None) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """Options that the gateway itself handles: fallback models, and whether the response cache is used (None: as configured)."""
+    """Options that the gateway itself handles: fallback models, and whether the response cache is used (None: as configured).
+
+    `market`: whether only providers of the market may answer, and no upstream.
+    """
 
     fallbacks: tuple[str, ...] = ()
     cache: bool | None = None
+    market: bool = False
 
 
 def read_options(header: str | None) -> tuple[RequestOptions, GatewayOptions]:
@@ -134,7 +145,9 @@ def read_options(header: str | None) -> tuple[RequestOptions, GatewayOptions]:
     if unknown:
         raise BadMessage(f"{HEADER}: unknown options: {', '.join(unknown)[:200]}; known options: {', '.join(_READERS)}")
     options: dict[str, Any] = {name: _READERS[name](value, f"{HEADER}.{name}") for name, value in raw.items()}
-    gateway_options = GatewayOptions(options.pop("fallbacks", ()), options.pop("cache", None))
+    gateway_options = GatewayOptions(
+        options.pop("fallbacks", ()), options.pop("cache", None), market=options.pop("market", False)
+    )
     return cast("RequestOptions", options), gateway_options
 
 
@@ -168,6 +181,7 @@ _READERS: dict[str, Callable[[object, str], Any]] = {
     "sort": read_text,
     "fallbacks": _texts,
     "cache": _flag,
+    "market": _flag,
     "affinity": lambda value, member: read_text(value, member, MAX_LABEL),
     "label": lambda value, member: read_text(value, member, MAX_LABEL),
 }

@@ -35,7 +35,7 @@ async def gateway(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> Asy
     async with (
         Market(fake.url, wallet, config) as market,
         serving(build_app(market), "127.0.0.1", 0) as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as http,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=120) as http,
     ):
         yield http, market
 
@@ -143,20 +143,33 @@ async def test_old_and_large_answers_go(tmp_path: Path, wallet: Signer) -> None:
     await ResponseCache(tmp_path / "f", 3_000, 60, wallet).put(str(names[0]), cached)
 
 
-async def test_a_fallbacks_answer_is_not_cached(wallet: Signer, caching: ClientConfig) -> None:
-    """A fallback's answer is not cached in place of the missing model's; a key's aliases resolve to its models."""
+async def test_a_fallbacks_answer_is_cached_as_its_own(wallet: Signer, caching: ClientConfig) -> None:
+    """If a model is not for sale, the next one's answer is cached, as its own: the first model answers once it is for sale."""
     key = ApiKey(label="ann", secret="ann-0123456789abcdef", models=("tiny", "big"))
     named = replace(caching, api_keys=(key,), aliases=(Alias(name="any", models=("big", "tiny")),))
     async with FakeMarket(Provider.make("alice", model="tiny")).serve() as fake, gateway(fake, wallet, named) as (http, market):
-        for model, options in (("big", {"fallbacks": ["tiny"]}), ("any", {})):
+        first = await _ask(http, COLD | {"model": "any"}, key.value)
+        assert (fake.last.request["model"], first.headers["x-tally-cache"]) == ("tiny", "miss")
+        for model, options in (("any", {}), ("big", {"fallbacks": ["tiny"]}), ("tiny", {})):
             answer = await _ask(http, COLD | {"model": model}, key.value, **options)
-            assert (fake.last.request["model"], "x-tally-cache" in answer.headers) == ("tiny", False)
+            assert (answer.headers["x-tally-cache"], answer.headers["x-tally-cost"]) == ("hit", "0")
+            assert answer.content == first.content
+        assert len(fake.submissions) == 1
         fake.providers.append(Provider.make("bob", model="big"))
         market._shortlists.forget()
         for model, options in (("any", {}), ("big", {})):
             answer = await _ask(http, COLD | {"model": model}, key.value, **options)
             assert (fake.last.request["model"], answer.headers["x-tally-cache"]) == ("big", "miss")
             assert (await _ask(http, COLD | {"model": model}, key.value, **options)).headers["x-tally-cache"] == "hit"
+
+
+async def test_streams_of_fallbacks_are_cached(wallet: Signer, caching: ClientConfig) -> None:
+    """A stream of the first model that is for sale is cached too, past several that are not."""
+    named = replace(caching, aliases=(Alias(name="any", models=("none", "big", "tiny")),))
+    async with FakeMarket(Provider.make("alice", model="tiny")).serve() as fake, gateway(fake, wallet, named) as (http, _):
+        answers = [await _ask(http, COLD | {"model": "any", "stream": True}) for _ in range(2)]
+        assert [answer.headers["x-tally-cache"] for answer in answers] == ["miss", "hit"]
+        assert answers[0].content == answers[1].content
 
 
 async def test_deep_json(fake: FakeMarket, wallet: Signer, caching: ClientConfig) -> None:

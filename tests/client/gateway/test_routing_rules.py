@@ -25,6 +25,11 @@ def _asks(text: Any = "hi", **more: Any) -> dict[str, Any]:
     [
         (_asks(), True),
         (_asks(max_tokens=1_024), True),
+        (_asks(max_tokens=1_024.0), True),
+        (_asks(max_tokens=-1), True),
+        (_asks(max_tokens="x"), True),
+        (_asks(max_tokens=1_025.0), False),
+        (_asks(max_completion_tokens=-1, max_tokens=1_025), False),
         (_asks("x" * SIMPLE_CHARACTERS), True),
         ({"prompt": "hi"}, True),
         (_asks(response_format={"type": "json_object"}), True),
@@ -51,6 +56,10 @@ def _says(text: Any = "yes", ending: str = "stop", **more: Any) -> dict[str, Any
     return {"choices": [{"message": {"content": text} | more, "finish_reason": ending}]}
 
 
+def _message(*content: dict[str, Any], ending: str = "end_turn") -> dict[str, Any]:
+    return {"type": "message", "content": list(content), "stop_reason": ending}
+
+
 @pytest.mark.parametrize(
     ("request_", "answer", "good"),
     [
@@ -58,6 +67,8 @@ def _says(text: Any = "yes", ending: str = "stop", **more: Any) -> dict[str, Any
         (_asks(), {"choices": [{"text": "yes", "finish_reason": "stop"}]}, True),
         (_asks(), _says(None, tool_calls=[{}]), True),
         (_asks(max_tokens=5), _says(ending="length"), True),
+        (_asks(max_tokens=5.0), _says(ending="length"), True),
+        (_asks(max_tokens=-1), _says(ending="length"), False),
         (_asks(response_format={"type": "json_object"}), _says('{"a": 1}'), True),
         (_asks(), _says(ending="length"), False),
         (_asks(), _says(ending="content_filter"), False),
@@ -70,6 +81,14 @@ def _says(text: Any = "yes", ending: str = "stop", **more: Any) -> dict[str, Any
         (_asks(), [], False),
         (_asks(tools=[{}]), _says(ending="length"), True),
         ({"input": "hi"}, {"object": "response"}, True),
+        (_asks(max_tokens=5), _message({"type": "text", "text": "yes"}), True),
+        (_asks(max_tokens=5), _message({"type": "text", "text": "yes"}, ending="max_tokens"), True),
+        (_asks(max_tokens=5), _message({"type": "thinking", "thinking": "hm"}, {"type": "tool_use"}), True),
+        (_asks(max_tokens=5), _message({"type": "thinking", "thinking": "hm"}), False),
+        (_asks(max_tokens=5), _message({"type": "text", "text": " "}), False),
+        (_asks(max_tokens=5), _message({"type": "text", "text": "no"}, ending="refusal"), False),
+        (_asks(max_tokens=5), _message(), False),
+        (_asks(max_tokens=5), {"type": "message"}, False),
     ],
 )
 def test_accepted_answers(request_: dict[str, Any], answer: Any, good: bool) -> None:

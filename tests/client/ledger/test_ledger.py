@@ -143,7 +143,7 @@ async def test_state_survives(tmp_path: Path) -> None:
 async def test_unusable_file(tmp_path: Path) -> None:
     """A ledger file that cannot be created or read gives an error that says so."""
     (tmp_path / "folder").mkdir()
-    with pytest.raises(Unavailable, match="ledger file"):
+    with pytest.raises(Unavailable, match="ledger_file: unable to open"):
         await Ledger.open(tmp_path / "folder", PAYER.address)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tallystick.client.openai.answers import TextDeltas, read_text
 from tallystick.client.openai.errors import read_engine_error, render_error, render_error_event
 from tallystick.client.openai.needs import NO_NEEDS
-from tallystick.client.openai.requests import RequestSummary, summarise
+from tallystick.client.openai.requests import ApiRequest, RequestSummary, summarise
 from tallystick.protocol.errors import (
     BadMessage,
     BadReceipt,
@@ -24,7 +24,7 @@ from tallystick.protocol.errors import (
     Unavailable,
     error_from_json,
 )
-from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, RESPONSES
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, MESSAGES, RESPONSES
 
 
 def request_summary(path: str, **members: Any) -> RequestSummary:
@@ -47,11 +47,31 @@ def request_summary(path: str, **members: Any) -> RequestSummary:
         (COMPLETIONS, {"prompt": [[1], [2]], "max_tokens": 5, "n": 2, "best_of": 3}, 30),
         (COMPLETIONS, {"prompt": [], "max_tokens": 5}, 5),
         (EMBEDDINGS, {"input": "x"}, 0),
+        (CHAT, {"max_tokens": -1}, None),
+        (CHAT, {"max_tokens": -2.0, "max_completion_tokens": None}, None),
+        (CHAT, {"max_completion_tokens": -1, "max_tokens": 5}, 5),
+        (CHAT, {"max_tokens": 20.0, "n": 2.0}, 40),
+        (COMPLETIONS, {"prompt": "x", "max_tokens": 2e3, "best_of": 3.0}, 6_000),
+        (CHAT, {"n_predict": 9}, 9),
+        (CHAT, {"n_predict": 9, "max_tokens": 8}, 8),
+        (RESPONSES, {"input": "x", "max_output_tokens": 20.0}, 20),
+        (RESPONSES, {"input": "x", "max_output_tokens": -1}, None),
+        (RESPONSES, {"input": "x", "max_tokens": 20}, None),
+        (MESSAGES, {"max_tokens": 20.0}, 20),
+        (MESSAGES, {"max_tokens": -1}, None),
     ],
 )
 def test_output_limit(path: str, members: dict[str, Any], output: int | None) -> None:
     """The most output that a request can ask for counts every choice of every prompt."""
     assert request_summary(path, **members).output_tokens == output
+
+
+@pytest.mark.parametrize("value", [-3, 1.5, -1.5, 1e300, True, "20", [20], {}, 1 << 31])
+@pytest.mark.parametrize("member", ["max_tokens", "max_completion_tokens", "n_predict"])
+def test_limits_that_are_none(member: str, value: object) -> None:
+    """Any other value is refused, and its member named, also beside a valid limit."""
+    with pytest.raises(BadMessage, match=f"^{member}: expected a whole number"):
+        request_summary(CHAT, **({"max_completion_tokens": 5, "max_tokens": 5} | {member: value}))
 
 
 def test_default_output() -> None:
@@ -60,6 +80,17 @@ def test_default_output() -> None:
     assert request_summary(CHAT, n=3).tokens_to_order(100, 1_000) == 300
     assert request_summary(CHAT, n=30).tokens_to_order(100, 1_000) == 1_000
     assert request_summary(CHAT, max_tokens=7).tokens_to_order(100, 1_000) == 7
+
+
+def test_less_output_than_the_limit() -> None:
+    """A limit of Messages, which every request must set, may be more than anyone sells; other limits are needed in full."""
+    for path, least in ((CHAT, 7), (COMPLETIONS, 7), (MESSAGES, 5)):
+        summary = request_summary(path, max_tokens=7)
+        assert (summary.least_output(5), summary.least_output(9), summary.tokens_to_order(1, 5)) == (least, 7, 5)
+    for less, least in ((True, 5), (False, 7)):
+        request = ApiRequest.of(CHAT, b'{"model":"m","max_tokens":7}', accepts_less=less)
+        assert request.summary.least_output(5) == least
+    assert request_summary(MESSAGES).least_output(5) == 0
 
 
 def test_media_is_not_bounded_by_bytes() -> None:

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.domain.requests import prepare
+from tallystick.client.openai.requests import summarise
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Spec
-from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
+from tallystick.protocol.openai_wire import OUTPUT_LIMITS
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
 from tallystick.protocol.wire import RequestHead, dumps, loads
 from tests.node.harness import OFFER
 
@@ -48,6 +50,19 @@ def test_the_model_is_the_one_that_was_ordered() -> None:
         ({"best_of": 4, "n": 2}, COMPLETIONS, {"best_of": 4, "n": 2, "max_tokens": 25}),
         ({"prompt": ["a", "b"]}, COMPLETIONS, {"prompt": ["a", "b"], "max_tokens": 50}),
         ({"prompt": [1, 2, 3]}, COMPLETIONS, {"prompt": [1, 2, 3], "max_tokens": 100}),
+        ({"max_tokens": -1}, CHAT, {"max_tokens": 100}),
+        ({"max_tokens": -2.0, "max_completion_tokens": None}, CHAT, {"max_tokens": 100, "max_completion_tokens": None}),
+        ({"max_completion_tokens": -1}, CHAT, {"max_tokens": 100}),
+        ({"max_completion_tokens": -1, "max_tokens": 7}, CHAT, {"max_tokens": 7}),
+        ({"max_tokens": -1, "n": 2.0}, CHAT, {"max_tokens": 50, "n": 2}),
+        ({"max_tokens": 20.0}, CHAT, {"max_tokens": 20}),
+        ({"max_tokens": 2e3}, CHAT, {"max_tokens": 100}),
+        ({"max_tokens": -1}, COMPLETIONS, {"max_tokens": 100}),
+        ({"max_tokens": 8.0, "best_of": 3.0}, COMPLETIONS, {"max_tokens": 8, "best_of": 3}),
+        ({"n_predict": 7}, CHAT, {"n_predict": 7, "max_tokens": 7}),
+        ({"n_predict": 700.0}, COMPLETIONS, {"n_predict": 100, "max_tokens": 100}),
+        ({"n_predict": -1}, CHAT, {"max_tokens": 100}),
+        ({"n_predict": 700, "max_tokens": 1}, CHAT, {"n_predict": 100, "max_tokens": 1}),
         ({"max_tokens": 0, "echo": True}, COMPLETIONS, {"max_tokens": 0, "echo": True}),
         ({"input": "text"}, EMBEDDINGS, {"input": "text"}),
     ],
@@ -55,6 +70,26 @@ def test_the_model_is_the_one_that_was_ordered() -> None:
 def test_output_is_capped_over_all_choices(given_fields: dict[str, Any], path: str, expected: dict[str, Any]) -> None:
     """No request gets more output than was ordered, whatever limits, choices or prompts it names."""
     assert sent(given_fields, path) == expected | {"model": "model"}
+
+
+@pytest.mark.parametrize("written", ["{}", "20", "20.0", "2e1", "-1", "-1.0", "-2", "null", "700.0"])
+@pytest.mark.parametrize(("path", "member"), [(RESPONSES, "max_output_tokens"), (MESSAGES, "max_tokens")])
+def test_limits_of_other_routes(path: str, member: str, written: str) -> None:
+    """Responses and messages read the same numbers: the engine gets a whole number within the order."""
+    body = b"{}" if written == "{}" else b'{"%b": %b}' % (member.encode(), written.encode())
+    offer = replace(OFFER, spec=Spec(features=(RESPONSES, MESSAGES)))
+    out = loads(prepare(RequestHead(path), body, offer, 100).body, "body")[member]
+    assert out == (20 if written.startswith("2") else 100)
+    assert isinstance(out, int)
+
+
+def test_an_unlimited_completion_is_limited_by_its_context_alone() -> None:
+    """Who sends -1 does not want the engine's short default, and gets the order where the prompt leaves room for it."""
+    offer: dict[str, Any] = {"max_output_tokens": 100}
+    assert "max_tokens" not in sent({}, COMPLETIONS, 100, **offer)
+    assert sent({"max_tokens": -1}, COMPLETIONS, 100, **offer)["max_tokens"] == 100
+    long = {"prompt": "x" * 2_000, "max_tokens": -1}
+    assert "max_tokens" not in sent(long, COMPLETIONS, 100, context_tokens=850, **offer)
 
 
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
@@ -184,8 +219,18 @@ def test_only_known_routes_are_reached(path: str) -> None:
         b"\xff",
         b'{"stream": "yes"}',
         b'{"stream": 1}',
-        b'{"max_tokens": -1}',
+        b'{"max_tokens": -3}',
         b'{"max_tokens": 1.5}',
+        b'{"max_tokens": -1.5}',
+        b'{"max_tokens": 1e300}',
+        b'{"max_tokens": NaN}',
+        b'{"max_tokens": Infinity}',
+        b'{"max_tokens": "20"}',
+        b'{"max_tokens": false}',
+        b'{"max_completion_tokens": 5, "max_tokens": "x"}',
+        b'{"n_predict": {}}',
+        b'{"n": 1.5}',
+        b'{"n": -1}',
         b'{"n": true}',
         b'{"n": 101}',
         b'{"n": 100000}',
@@ -207,12 +252,14 @@ def test_other_content_types_are_refused() -> None:
         prepare(RequestHead(EMBEDDINGS), b'{"stream": true}', OFFER, 0)
 
 
-limits = st.none() | st.integers(0, 2_000)
+limits = st.none() | st.integers(-2, 2_000) | st.integers(-2, 2_000).map(float)
 
 
 @given(
     limit=st.integers(1, 1_000),
-    fields=st.fixed_dictionaries({}, optional={"n": st.integers(1, 20), "max_tokens": limits, "max_completion_tokens": limits}),
+    fields=st.fixed_dictionaries(
+        {}, optional={"n": st.integers(1, 20), "max_tokens": limits, "max_completion_tokens": limits, "n_predict": limits}
+    ),
 )
 def test_no_request_gets_more_than_was_ordered(limit: int, fields: dict[str, Any]) -> None:
     """For any limits of a request, choices times tokens stay within the order, or the request is refused."""
@@ -221,6 +268,28 @@ def test_no_request_gets_more_than_was_ordered(limit: int, fields: dict[str, Any
     except BadMessage:
         assert fields.get("n", 1) > limit
         return
-    named = [out[name] for name in ("max_tokens", "max_completion_tokens") if out.get(name) is not None]
+    named = [out[name] for name in ("max_tokens", "max_completion_tokens", "n_predict") if out.get(name) is not None]
+    assert named != [out.get("n_predict")], "engines other than llama.cpp have a limit"
     assert named
     assert all(value * out.get("n", 1) <= limit for value in named)
+
+
+@given(
+    path=st.sampled_from([CHAT, COMPLETIONS, RESPONSES, MESSAGES]),
+    fields=st.fixed_dictionaries(
+        {}, optional=dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"), limits)
+    ),
+)
+def test_client_and_node_read_the_same_limit(path: str, fields: dict[str, Any]) -> None:
+    """What the client orders for a request is what the engine may generate, however the limit is written."""
+    ordered = summarise(path, dumps({"model": "model"} | fields)).output_tokens
+    offer = {"spec": Spec(features=(RESPONSES, MESSAGES)), "max_output_tokens": 5_000}
+    try:
+        out = sent(fields, path, 5_000 if ordered is None else ordered, **offer)
+    except BadMessage:
+        assert ordered == 0, "one member asks for output, and the one that decides for none"
+        return
+    got = [out[name] for name in OUTPUT_LIMITS[path] if out.get(name) is not None]
+    if ordered is not None:
+        assert got[0] == ordered
+    assert all(isinstance(value, int) and 0 <= value <= 5_000 for value in got)
