@@ -65,6 +65,7 @@ class Code(str, Enum):
     NODE_GONE = "node_gone"
     PROVIDER_FAILED = "provider_failed"
     ENGINE_UNAVAILABLE = "engine_unavailable"
+    UPSTREAM_UNAVAILABLE = "upstream_unavailable"
     TIMED_OUT = "timed_out"
     CHAIN_UNAVAILABLE = "chain_unavailable"
     CHAIN_REFUSED = "chain_refused"
@@ -119,6 +120,7 @@ PUBLIC: dict[Code, Public] = {
     Code.NODE_GONE: Public(503, _SERVER),
     Code.PROVIDER_FAILED: Public(502, _SERVER),
     Code.ENGINE_UNAVAILABLE: Public(502, _SERVER),
+    Code.UPSTREAM_UNAVAILABLE: Public(502, _SERVER),
     Code.TIMED_OUT: Public(504, _SERVER),
     Code.CHAIN_UNAVAILABLE: Public(503, _SERVER),
     Code.CHAIN_REFUSED: Public(409, _INVALID),

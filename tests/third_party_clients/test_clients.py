@@ -94,7 +94,6 @@ def _check(output: dict[str, Any], engine: Engine) -> None:
     assert any(asked.get("seed") == 7 for asked in engine.asked)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("program", PYTHON)
 async def test_a_python_client(program: str, site: Site) -> None:
     """Whole and streamed answers, parallel tools, JSON, embeddings, errors."""
@@ -105,7 +104,6 @@ async def test_a_python_client(program: str, site: Site) -> None:
     _check(output, site.engine)
 
 
-@pytest.mark.timeout(600)
 async def test_the_llm_command(site: Site) -> None:
     """Streamed by default, whole with --no-stream."""
     commands = await asyncio.to_thread(install, *LLM)
@@ -137,7 +135,6 @@ def _install_npm(name: str, *requirements: str) -> Path:
     return folder
 
 
-@pytest.mark.timeout(600)
 async def test_the_javascript_package(site: Site) -> None:
     """The official `openai` of Node.js."""
     folder = await asyncio.to_thread(_install_npm, "js-openai", JAVASCRIPT)
@@ -147,7 +144,6 @@ async def test_the_javascript_package(site: Site) -> None:
     _check(output, site.engine)
 
 
-@pytest.mark.timeout(600)
 async def test_the_vercel_ai_sdk(site: Site) -> None:
     """Its OpenAI provider over Responses (the default) and chat, and its compatible provider: loops, JSON, further turns."""
     folder = await asyncio.to_thread(_install_npm, "js-vercel-ai", *VERCEL)
@@ -163,7 +159,6 @@ async def test_the_vercel_ai_sdk(site: Site) -> None:
     assert conversation == ["user", "assistant", "user"]
 
 
-@pytest.mark.timeout(600)
 async def test_claude_code(site: Site) -> None:
     """A question without tools, and one whose answer calls a tool: its result goes back to the engine."""
     folder = await asyncio.to_thread(_install_npm, "claude-code", CLAUDE_CODE)

@@ -53,7 +53,7 @@ async def gateway(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> Asy
 @pytest.fixture
 async def http(url: str) -> AsyncIterator[httpx.AsyncClient]:
     """A plain HTTP client."""
-    async with httpx.AsyncClient(base_url=url, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
         yield client
 
 
