@@ -31,6 +31,12 @@ _OWN_SITES = ("none", "same-origin")
 """Values of Sec-Fetch-Site for requests that no other site's page caused."""
 
 
+def caller_label(scope: Scope) -> str:
+    """The label of the caller's API key; empty if it has none of [[api_keys]]."""
+    caller: ApiKey | None = scope.get(CALLER_KEY)
+    return "" if caller is None else caller.label
+
+
 class Authenticator:
     """ASGI middleware that passes authenticated requests on. `refuse` sends an error to other callers.
 

@@ -208,7 +208,7 @@ async def raw_http(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> As
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             head = "\r\n".join((*lines, f"content-length: {len(body)}", "connection: close")).encode("latin-1")
             writer.write(head + b"\r\n\r\n" + body)
-            answer = await asyncio.wait_for(reader.read(), 10)
+            answer = await asyncio.wait_for(reader.read(), 60)
             writer.close()
             answer, _, rest = answer.partition(b"\r\n\r\n")
             return int(answer.split()[1]), rest
