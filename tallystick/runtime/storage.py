@@ -16,6 +16,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -227,6 +228,14 @@ class Database:
             if translated is error:
                 raise
             raise translated from error
+
+    async def ping(self) -> float:
+        """Waits for the writer and an empty transaction; returns the seconds that it took. Raises Unavailable."""
+        file, begin = sqlite_file(self.url), time.monotonic()
+        if file is not None and not await asyncio.to_thread(file.exists):
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, f"{self._setting}: {file} was deleted")
+        await self.write(lambda connection: connection.exec_driver_sql("SELECT 1"))
+        return time.monotonic() - begin
 
     async def close(self) -> None:
         """Finishes the queued writes and closes the database. Later calls raise Unavailable."""
