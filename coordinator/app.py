@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 from starlette.types import Receive, Scope, Send
@@ -39,6 +40,7 @@ from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.runtime import logs
+from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import serving, wait_for_stop_signal
 from tallystick.version import __version__
 
@@ -192,6 +194,7 @@ async def _sweep(market: Market) -> None:
 
 
 def _info(config: CoordinatorConfig, deployment: Deployment, signer: Signer) -> Info:
+    rpc = config.rpc or deployment.rpc
     return Info(
         name=config.name,
         version=__version__,
@@ -201,4 +204,6 @@ def _info(config: CoordinatorConfig, deployment: Deployment, signer: Signer) -> 
         token=deployment.token,
         tokenDecimals=deployment.token_decimals,
         feeBps=config.fee_bps,
+        block=deployment.block,
+        rpc=rpc if is_loopback(urlsplit(rpc).hostname or "") else None,
     )

@@ -55,7 +55,11 @@ class ErrorBody(BaseModel):
 
 
 class Info(BaseModel):
-    """The identity of this coordinator, and the chain and contract on which it settles."""
+    """The identity of this coordinator, and the chain and contract on which it settles.
+
+    `block` is the block of the contract's creation. `rpc` is the chain's endpoint if that is on the coordinator's own machine,
+    else null: everybody chooses an endpoint that they trust.
+    """
 
     name: str
     version: str
@@ -65,6 +69,8 @@ class Info(BaseModel):
     token: str
     tokenDecimals: int
     feeBps: int
+    block: int = 0
+    rpc: str | None = None
 
 
 Names = Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=MAX_NAMES)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
+from tallystick.cli.market_deployment import ensure_deployment_file, pinned_deployment
 from tallystick.cli.options import (
     DEFAULT_WALLET,
     Config,
@@ -64,7 +66,9 @@ def node_run(
     from node.service.daemon import run
 
     flags = {"skip_recovery": skip_recovery or None}
-    run_daemon(run(load_config(config, flags), unlock(wallet, password_file), lambda: load_config(config, flags)))
+    loaded = load_config(config, flags)
+    asyncio.run(ensure_deployment_file(loaded.deployment, loaded.coordinator, loaded.rpc))
+    run_daemon(run(loaded, unlock(wallet, password_file), lambda: load_config(config, flags)))
 
 
 @node.command("demo-engine")
@@ -123,4 +127,5 @@ def gateway(
     from tallystick.client.gateway.app import run_gateway
 
     loaded = load_config(config, {"coordinator": coordinator_url, "host": host, "port": port})
+    loaded = replace(loaded, deployment=asyncio.run(pinned_deployment(loaded)))
     run_daemon(run_gateway(loaded, unlock(wallet, password_file)))

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tallystick.cli.market_deployment import LOCAL_RPC, default_deployment_file, ensure_deployment_file
 from tallystick.cli.options import deployment_path
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from tallystick.chain.endpoint import Rpc
     from tallystick.chain.escrow import Escrow
 
-LOCAL_RPC = "http://127.0.0.1:8545"
 LOCAL_CHAIN_ID = 31_337
 HOLDINGS_SECONDS = 20
 MAX_DURATION_SECONDS = 3_650 * 86_400
@@ -30,15 +30,17 @@ _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 @contextlib.asynccontextmanager
-async def open_escrow(deployment: Path | None, rpc: str | None) -> AsyncIterator[Escrow]:
-    """Yields the escrow of a deployment file after it checked that the contract is there. Raises BadMessage, Refusal,
-    Unavailable.
+async def open_escrow(deployment: Path | None, rpc: str | None, *, coordinator: str | None = None) -> AsyncIterator[Escrow]:
+    """Yields the escrow of a deployment file after it checked that the contract is there.
+
+    A missing default file is fetched from the market's coordinator: the one that is named, or the client's. Raises BadMessage,
+    Refusal, Unavailable.
     """
     from tallystick.chain.deployment import Deployment
     from tallystick.chain.endpoint import Rpc
     from tallystick.chain.escrow import Escrow
 
-    loaded = Deployment.load(deployment_path(deployment))
+    loaded = Deployment.load(await _deployment_file(deployment, rpc, coordinator))
     endpoint = Rpc(rpc or loaded.rpc)
     try:
         escrow = Escrow(endpoint, loaded)
@@ -46,6 +48,16 @@ async def open_escrow(deployment: Path | None, rpc: str | None) -> AsyncIterator
         yield escrow
     finally:
         await endpoint.close()
+
+
+async def _deployment_file(path: Path | None, rpc: str | None, coordinator: str | None) -> Path:
+    if coordinator is None:
+        if path is not None:
+            return deployment_path(path)
+        from tallystick.client.config import load_config
+
+        return await ensure_deployment_file(default_deployment_file(), load_config().coordinator, rpc)
+    return await ensure_deployment_file(path or default_deployment_file(), coordinator, rpc, named=True)
 
 
 async def held_by_escrow(deployment: Deployment | None) -> Amount | None:

@@ -19,6 +19,8 @@ MIB = 1024 * 1024
 ENV_PREFIX = "TALLY_GATEWAY_"
 MAX_LABEL = 64
 """The most characters of a workload's label."""
+ANY_ORIGIN = "*"
+"""Allows the web pages of all origins, if the gateway requires an API key."""
 _AT_LEAST_ONE = (
     "start_seconds",
     "run_seconds",
@@ -30,7 +32,7 @@ _AT_LEAST_ONE = (
     "cache_folder_mib",
     "idle_reserve_days",
 )
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/*?#@\s]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/*?#@\s]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,8 +205,10 @@ class ClientConfig:
             raise BadMessage(f"config: sort: expected one of {', '.join(SORTS)}, got {self.sort!r}")
         if not 0 <= self.min_reputation <= 100:
             raise BadMessage(f"config: min_reputation: expected 0 to 100 percent, got {self.min_reputation}")
-        if any(not _ORIGIN.fullmatch(origin) for origin in self.allow_origins):
-            raise BadMessage('config: allow_origins: expected origins such as "http://localhost:3000", without a path or a "*"')
+        for origin in self.allow_origins:
+            if origin != ANY_ORIGIN and not _ORIGIN.fullmatch(origin):
+                text = f'expected origins such as "http://localhost:3000", without a path, or "*" for all, got {origin!r}'
+                raise BadMessage(f"config: allow_origins: {text}")
         self._check_numbers()
 
     def _check_numbers(self) -> None:

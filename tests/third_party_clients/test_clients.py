@@ -25,6 +25,7 @@ PYTHON = {
     "litellm_sdk": LITELLM,
     "langchain_openai_chat": ("langchain", ("langchain-openai==1.7.3",)),
     "llama_index_openai_like": ("llama-index", ("llama-index-llms-openai-like==0.8.1",)),
+    "anthropic_sdk": ("anthropic", ("anthropic==2.14.0",)),
     "pydantic_ai_agent": ("pydantic-ai", ("pydantic-ai-slim[openai]==2.68.0",)),
 }
 LLM = ("llm", ("llm==0.36",))
@@ -51,8 +52,13 @@ class Site:
 
     async def run(self, *command: str, **environment: str) -> str:
         """The output of a program that gets the market's address from environment variables, as any client does."""
-        variables = {"OPENAI_BASE_URL": f"{self.url}/v1", "OPENAI_API_KEY": "unused", "HOME": str(self.folder)} | {
-            "LITELLM_LOCAL_MODEL_COST_MAP": "True"
+        variables = {
+            "OPENAI_BASE_URL": f"{self.url}/v1",
+            "OPENAI_API_KEY": "unused",
+            "ANTHROPIC_BASE_URL": self.url,
+            "ANTHROPIC_API_KEY": "unused",
+            "HOME": str(self.folder),
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         }
         pipe = asyncio.subprocess.PIPE
         started = await asyncio.create_subprocess_exec(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tallystick.cli.onchain import LOCAL_CHAIN_ID, LOCAL_RPC, dev_account, parse_account, parse_duration, with_rpc
+from tallystick.cli.market_deployment import LOCAL_RPC
+from tallystick.cli.onchain import LOCAL_CHAIN_ID, dev_account, parse_account, parse_duration, with_rpc
 from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, deployment_path
 from tallystick.cli.output import note, show_json, show_table, step
 from tallystick.protocol.eip712 import checksum

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tallystick.cli.chain.chain import COIN_DECIMALS, LocalRpc
-from tallystick.cli.onchain import LOCAL_RPC, dev_account, held_by_escrow, parse_account, parse_duration, with_rpc
+from tallystick.cli.market_deployment import LOCAL_RPC
+from tallystick.cli.onchain import dev_account, held_by_escrow, parse_account, parse_duration, with_rpc
 from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, Wallet, unlock
 from tallystick.cli.output import note, show_fields, show_json, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal

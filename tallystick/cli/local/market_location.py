@@ -7,7 +7,6 @@ coordinator is this market's if it settles on that escrow. A coordinator that th
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,8 @@ from urllib.parse import urlsplit
 
 from tallystick.cli.local.processes import free_port
 from tallystick.cli.local.services import get_json
-from tallystick.cli.onchain import LOCAL_CHAIN_ID, LOCAL_RPC
+from tallystick.cli.market_deployment import LOCAL_RPC, deployment_of, is_local
+from tallystick.cli.onchain import LOCAL_CHAIN_ID
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.runtime.ports import describe_holder
 
@@ -53,9 +53,7 @@ class MarketLocation:
     def is_local(self) -> bool:
         """Whether the whole market is on this machine with play money, so that it may be started and funded."""
         loaded = self.load_deployment()
-        return is_loopback(self.coordinator) and (
-            loaded is None or (loaded.chain_id == LOCAL_CHAIN_ID and is_loopback(loaded.rpc))
-        )
+        return is_local(self.coordinator) and (loaded is None or (loaded.chain_id == LOCAL_CHAIN_ID and is_local(loaded.rpc)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +68,6 @@ class MarketState:
     """The market's coordinator, if it answers."""
     foreign: str | None
     """Another program that serves the coordinator's address, in words."""
-
-
-def is_loopback(url: str) -> bool:
-    """Whether a URL names this machine."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def port_of(url: str) -> int:
@@ -105,12 +94,12 @@ async def inspect_market(rpc: Rpc, location: MarketLocation) -> MarketState:
     if chain is None or deployment is None or chain != deployment.chain_id or not await is_deployed(rpc, deployment):
         deployment = None
     if info is not None and location.named and chain == LOCAL_CHAIN_ID and location.is_local:
-        joined = _deployment_of(info, rpc.url)
+        joined = deployment_of(info, rpc.url)
         if joined is not None and (deployment is None or deployment.escrow != joined.escrow) and await is_deployed(rpc, joined):
             deployment = joined
     if info is not None and deployment is not None and info.domain == deployment.domain:
         return MarketState(chain, deployment, info, None)
-    foreign = await _foreign_program(location, info) if is_loopback(location.coordinator) else None
+    foreign = await _foreign_program(location, info) if is_local(location.coordinator) else None
     return MarketState(chain, deployment, None, foreign)
 
 
@@ -148,14 +137,6 @@ def refuse_foreign(location: MarketLocation, foreign: str) -> Refusal:
         f"{location.coordinator} is taken: {foreign}. Stop that program, or choose another address for the coordinator of this "
         f"market: tally start --coordinator {other} (later commands find it with TALLY_GATEWAY_COORDINATOR={other})",
     )
-
-
-def _deployment_of(info: CoordinatorInfo, rpc_url: str) -> Deployment | None:
-    from tallystick.chain.deployment import Deployment
-
-    if info.token is None:
-        return None
-    return Deployment(info.domain.chain_id, info.domain.contract, info.token, info.token_decimals, 0, rpc_url)
 
 
 async def _foreign_program(location: MarketLocation, info: CoordinatorInfo | None) -> str | None:

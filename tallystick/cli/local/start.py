@@ -165,7 +165,7 @@ def _chain_state(location: MarketLocation, state: MarketState) -> tuple[bool, st
             return False, f"{location.rpc} does not answer"
         return False, f"{location.rpc} (chain {state.chain}) does not have this market's contracts; the market gets its own"
     if location.load_deployment() is None:
-        return False, "unknown: the deployment file names it"
+        return False, "unknown: name an RPC endpoint that you trust"
     return state.chain is not None, f"{location.rpc} " + (f"(chain {state.chain})" if state.chain else "does not answer")
 
 
@@ -197,7 +197,7 @@ def _remedies(location: MarketLocation, wallet: str, address: str | None) -> dic
         }
     return common | {
         "chain": "make sure that this machine can reach the chain of the deployment file",
-        "contracts": f"get the deployment file {location.deployment} from the market's operator",
+        "contracts": f"tally deposit 10{wallet_option} --coordinator {location.coordinator} --rpc URL (fetches and checks them)",
         "coins": f"send some of that chain's coins to {address or 'the wallet'}",
         "purse": f"send dollars to {address or 'the wallet'}, then: {common['purse']}",
         "coordinator": "check its URL (--coordinator), or ask its operator",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tallystick.cli.money.debts import ledger_accounts
 from tallystick.cli.money.purse import Owner, fund_purse, parse_positive, providers_with_tabs, spendable
 from tallystick.cli.onchain import open_escrow, parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, DeploymentFile, Json, PasswordFile, Rpc, Wallet, unlock
@@ -18,9 +19,7 @@ from tallystick.protocol.types import Address, Amount, format_amount, parse_addr
 
 if TYPE_CHECKING:
     from tallystick.chain.escrow import Escrow, TabState
-    from tallystick.client.config import ClientConfig
     from tallystick.client.ledger.accounts import Account
-    from tallystick.protocol.eip712 import Domain
 
 DAY_SECONDS = 86_400
 
@@ -37,6 +36,10 @@ def deposit(
     owner: Owner = None,
     mint: Annotated[bool, typer.Option("--mint", help="Make the test dollars first (local chains only).")] = False,
     password_file: PasswordFile = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option("--coordinator", help="Coordinator of the market, which tells its contract if there is no deployment file."),
+    ] = None,
     deployment: DeploymentFile = None,
     rpc: Rpc = None,
     as_json: Json = False,
@@ -44,7 +47,8 @@ def deposit(
     """Deposit dollars into a wallet's purse, which pays for its jobs. The first deposit opens the purse and binds it to its
     owner.
 
-    The wallet can spend no more than its purse has. `--top-up-to 5`, run daily, limits a hot key to five dollars.
+    The wallet can spend no more than its purse has. `--top-up-to 5`, run daily, limits a hot key to five dollars. Without a
+    deployment file, the market's contract is asked of its coordinator and checked on the chain.
     """
     from tallystick.chain.rpc import Sender
 
@@ -55,7 +59,7 @@ def deposit(
     payer = key if owner is None else unlock(owner, password_file)
 
     async def run() -> None:
-        async with open_escrow(deployment, rpc) as escrow:
+        async with open_escrow(deployment, rpc, coordinator=coordinator) as escrow:
             value = requested
             if top_up_to is not None:
                 value = Amount(max(0, requested - await spendable(escrow, key.address)))
@@ -97,7 +101,7 @@ def balance(
 
     async def run() -> None:
         async with open_escrow(deployment or loaded.deployment, rpc or loaded.rpc) as escrow:
-            accounts = await _ledger_accounts(loaded, address, escrow.deployment.domain)
+            accounts = await ledger_accounts(loaded, address, escrow.deployment.domain)
             on_chain = await providers_with_tabs(escrow, address) if all_tabs else []
             now = await escrow.rpc.now()
             tabs = [
@@ -113,20 +117,6 @@ def balance(
             show_table(("where", "dollars", "how to get it"), rows, title=f"Balance of {address}")
 
     asyncio.run(run())
-
-
-async def _ledger_accounts(config: ClientConfig, payer: Address, domain: Domain) -> dict[Address, Account]:
-    """A payer's accounts by provider, from this machine's ledger; empty if there is no ledger."""
-    from tallystick.client.ledger.ledger import Ledger
-
-    path = config.ledger_path(payer)
-    if not path.exists():
-        return {}
-    ledger = await Ledger.open(path, payer)
-    try:
-        return {account.provider: account for account in await ledger.accounts(domain, int(time.time()))}
-    finally:
-        await ledger.close()
 
 
 async def places_of(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tallystick.cli.money.debts import warn_of_debts
 from tallystick.cli.money.purse import (
     CancelThaw,
     Owner,
@@ -64,11 +65,13 @@ def thaw(
             return f"{dollars(purse.thawing)} stay in the purse", _fields(tx, key=key, thawing=Amount(0))
         value = purse.free if requested is None else requested
         require_free(value, purse.free, key, "Money reserved for a provider becomes free with: tally release PROVIDER")
+        owed = Amount(await warn_of_debts(escrow, key))
         await announce_restart(escrow.rpc, purse.thawing, purse.thaw_at, "tally withdraw", ask=not as_json)
         tx = await escrow.thaw(sender, key, value)
         at = (await escrow.purse(key)).thaw_at
         then = await _next_command(escrow, at, "tally withdraw")
-        return f"{dollars(value)} are thawing; {then}", _fields(tx, key=key, thawing=value, thaw_at=at, replaced=purse.thawing)
+        fields = _fields(tx, key=key, thawing=value, thaw_at=at, replaced=purse.thawing, owed=owed)
+        return f"{dollars(value)} are thawing; {then}", fields
 
     _send(owner or wallet, password_file, deployment, rpc, act, as_json=as_json)
 
@@ -89,12 +92,13 @@ def withdraw(
         if not purse.thawing:
             raise Refusal(
                 Code.CHAIN_REFUSED,
-                f"nothing is thawing in the purse of {key}, which has {dollars(purse.free)} free. Announce it first: "
-                "tally thaw AMOUNT",
+                f"nothing is thawing in the purse of {key}, which has {dollars(purse.free)} free: none was "
+                "announced, or providers have collected it. Announce it with: tally thaw AMOUNT",
             )
         await _require_waited(escrow, purse.thaw_at, "the thaw")
+        owed = Amount(await warn_of_debts(escrow, key))
         tx = await escrow.withdraw(sender, key)
-        fields = _fields(tx, key=key, owner=sender.address, withdrawn=purse.thawing)
+        fields = _fields(tx, key=key, owner=sender.address, withdrawn=purse.thawing, owed=owed)
         return f"{dollars(purse.thawing)} were paid to {sender.address}", fields
 
     _send(owner or wallet, password_file, deployment, rpc, act, as_json=as_json)
@@ -149,11 +153,12 @@ def release(
             return f"{dollars(tab.reserved)} are free again", fields
         if not tab.reserved:
             raise Refusal(Code.CHAIN_REFUSED, f"nothing is reserved for {payee}: tally balance --provider {payee}")
+        owed = Amount(await warn_of_debts(escrow, key, only=payee))
         tx = await escrow.release(sender, key, payee)
         at = (await escrow.tab(key, payee)).release_at
         then = await _next_command(escrow, at, f"tally release {provider}")
         text = f"the release of {dollars(tab.reserved)} is announced; until then {payee} can still collect them; {then}"
-        return text, _fields(tx, key=key, provider=payee, reserved=tab.reserved, release_at=at, released=False)
+        return text, _fields(tx, key=key, provider=payee, reserved=tab.reserved, release_at=at, released=False, owed=owed)
 
     _send(owner or wallet, password_file, deployment, rpc, act, as_json=as_json)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tallystick.cli.market_deployment import ensure_deployment_file
 from tallystick.cli.onchain import LOCAL_CHAIN_ID, open_escrow, parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
 from tallystick.cli.output import dollars, show_json, show_table, step
@@ -117,6 +118,7 @@ def _check_disk(diagnosis: Diagnosis, state: Path) -> None:
 
 async def _check_chain(diagnosis: Diagnosis, loaded: NodeConfig, provider: Address | None) -> None:
     try:
+        await ensure_deployment_file(loaded.deployment, loaded.coordinator, loaded.rpc)
         async with open_escrow(loaded.deployment, loaded.rpc) as escrow:
             contract = f"contract {escrow.deployment.escrow} on chain {escrow.deployment.chain_id}"
             diagnosis.add("chain", True, f"{contract}, at {escrow.rpc.url}")

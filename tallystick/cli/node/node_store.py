@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+from tallystick.cli.market_deployment import ensure_deployment_file
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Address
 
@@ -29,10 +30,7 @@ async def open_store(loaded: NodeConfig, provider: Address) -> AsyncIterator[Sql
         raise BadMessage(
             f"no node has run with the state folder {loaded.state}; name the node's config with --config, or set `state` in it"
         )
-    try:
-        domain = Deployment.load(loaded.deployment).domain
-    except OSError as error:
-        raise BadMessage(f"deployment file {loaded.deployment}: {error.strerror}; set `deployment` in the config") from None
+    domain = Deployment.load(await ensure_deployment_file(loaded.deployment, loaded.coordinator, loaded.rpc)).domain
     store = SqlStore(loaded.database, provider, domain)
     await store.start()
     try:

@@ -69,13 +69,19 @@ class ConnectionLost(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorInfo:
-    """The coordinator's account and fee (basis points), and the deployment on which it settles."""
+    """The coordinator's account and fee (basis points), and the deployment on which it settles.
+
+    `block` is the block of the contract's creation, 0 if it was not told. `rpc` is the chain's endpoint if that is on the
+    coordinator's own machine.
+    """
 
     coordinator: Address
     domain: Domain
     token: Address | None
     token_decimals: int
     fee_bps: int
+    block: int = 0
+    rpc: str | None = None
 
     @classmethod
     def from_json(cls, raw: object) -> CoordinatorInfo:
@@ -90,6 +96,8 @@ class CoordinatorInfo:
             token=None if token is None else parse_address(token, "info.token"),
             token_decimals=read_count(raw.get("tokenDecimals"), "info.tokenDecimals", high=255),
             fee_bps=read_count(raw.get("feeBps"), "info.feeBps", high=10_000),
+            block=read_count(raw.get("block", 0), "info.block", high=MAX_NUMBER),
+            rpc=None if raw.get("rpc") is None else read_text(raw["rpc"], "info.rpc"),
         )
 
 

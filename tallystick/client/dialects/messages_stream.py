@@ -86,6 +86,8 @@ class MessageStream:
     def feed(self, data: bytes) -> bytes:
         """See StreamTranslator."""
         out: list[bytes] = []
+        if self._ended:
+            return b""
         try:
             for event in self._events.feed(data):
                 self._read_event(event, out)

@@ -8,7 +8,6 @@ machine, and neither web pages nor foreign host names (see auth.py).
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -23,11 +22,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tallystick.client.config import ApiKey, ClientConfig
 from tallystick.client.coordinator.http_client import ModelOffer
+from tallystick.client.dialects.messages_models import model_entry, models_page
+from tallystick.client.dialects.registry import VERSION_HEADER
 from tallystick.client.gateway.aliases import AliasRouter
 from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
 from tallystick.client.gateway.handler import PATH_MODEL, RequestHandler
 from tallystick.client.gateway.paths import allowed_methods, explain_unknown, read_target
-from tallystick.client.gateway.response_sender import TALLY_HEADERS, error_format, send_error
+from tallystick.client.gateway.response_sender import ERROR_HEADERS, TALLY_HEADERS, error_response, send_error
 from tallystick.client.jobs.export import job_json
 from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.client.sdk.market import Market, maintenance_of
@@ -43,17 +44,7 @@ log = structlog.get_logger()
 
 def build_app(market: Market) -> ASGIApp:
     """The gateway as an ASGI app, for an open market."""
-    handler, offers = RequestHandler(market), _ModelOffers(market)
-
-    async def models(request: Request) -> Response:
-        return _json({"object": "list", "data": _models(market, await offers.get(), request.scope.get(CALLER_KEY))})
-
-    async def model(request: Request) -> Response:
-        wanted = request.path_params["model"]
-        for entry in _models(market, await offers.get(), request.scope.get(CALLER_KEY)):
-            if entry["id"] == wanted:
-                return _json(entry)
-        raise Refusal(Code.UNKNOWN_MODEL, f"model: expected one that a provider offers (see GET /v1/models), got {wanted!r}")
+    handler, models = RequestHandler(market), _ModelRoutes(market)
 
     async def job(request: Request) -> Response:
         known = await market.find(parse_job_id(request.path_params["job"]))
@@ -68,8 +59,8 @@ def build_app(market: Market) -> ASGIApp:
 
     routes = [
         Route("/health", health),
-        Route("/v1/models", models),
-        Route("/v1/models/{model:path}", model),
+        Route("/v1/models", models.list_models),
+        Route("/v1/models/{model:path}", models.get_model),
         Route("/tally/jobs/{job}", job),
         Route("/v1/{path:path}", _Sold(handler)),
     ]
@@ -78,25 +69,53 @@ def build_app(market: Market) -> ASGIApp:
     router.router.redirect_slashes = False  # paths come without slashes at their end
     authenticated = Authenticator(router, market.config, send_error)
     app = _PathReader(authenticated)
-    origins = market.config.allow_origins
-    if not origins:
-        return app
-    return CORSMiddleware(app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=TALLY_HEADERS)
+    return _with_cors(app, market.config.allow_origins) if market.config.allow_origins else app
 
 
-class _ModelOffers:
-    """The models on offer. Concurrent callers share one request to the coordinator, and its answer."""
+def _with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
+    """The app for web pages of these origins. Answers to all requests get the headers, errors and streams too.
+
+    Browsers ask without an API key whether they may send one, also from public pages to this machine (Private Network Access).
+    """
+    return CORSMiddleware(
+        app,
+        allow_origins=[origin.lower() for origin in origins],
+        allow_methods=["*"],
+        allow_headers=["*"],
+        allow_private_network=True,
+        expose_headers=(*TALLY_HEADERS, *ERROR_HEADERS),
+    )
+
+
+class _ModelRoutes:
+    """The routes that list models. Concurrent callers share one request to the coordinator, and its answer."""
 
     def __init__(self, market: Market) -> None:
         self._market = market
         self._request: asyncio.Task[list[ModelOffer]] | None = None
 
-    async def get(self) -> list[ModelOffer]:
-        """The models that the coordinator lists now. Raises TallyError."""
+    async def list_models(self, request: Request) -> Response:
+        """GET /v1/models, in OpenAI's form, or in Anthropic's for its clients."""
+        entries = await self._entries(request)
+        if VERSION_HEADER in request.headers:
+            return _json(models_page(entries, request.query_params))
+        return _json({"object": "list", "data": entries})
+
+    async def get_model(self, request: Request) -> Response:
+        """GET /v1/models/MODEL."""
+        wanted = request.path_params["model"]
+        for entry in await self._entries(request):
+            if entry["id"] == wanted:
+                return _json(model_entry(entry) if VERSION_HEADER in request.headers else entry)
+        raise Refusal(Code.UNKNOWN_MODEL, f"model: expected one that a provider offers (see GET /v1/models), got {wanted!r}")
+
+    async def _entries(self, request: Request) -> list[dict[str, Any]]:
+        """The models and aliases that the request's caller may use. Raises TallyError."""
         if self._request is None:
             self._request = asyncio.create_task(self._market.models(), name="models")
             self._request.add_done_callback(self._request_done)
-        return await asyncio.shield(self._request)
+        offers = await asyncio.shield(self._request)
+        return _models(self._market, offers, request.scope.get(CALLER_KEY))
 
     def _request_done(self, task: asyncio.Task[list[ModelOffer]]) -> None:
         self._request = None
@@ -156,8 +175,8 @@ def _show_methods(path: str) -> Response:
 async def _show_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, TallyError):
         raise error
-    response = error_format(request.scope).render_error(error, request_id=f"req_{secrets.token_hex(12)}")
-    return Response(response.body, response.status, response.headers, JSON)
+    response = error_response(request.scope, error)
+    return Response(response.body, response.status, response.headers)
 
 
 async def _no_route(request: Request, _error: Exception) -> Response:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tallystick.client.config import ApiKey, ClientConfig
+from tallystick.client.config import ANY_ORIGIN, ApiKey, ClientConfig
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.runtime.plaintext import is_loopback
 
@@ -34,12 +34,14 @@ _OWN_SITES = ("none", "same-origin")
 class Authenticator:
     """ASGI middleware that passes authenticated requests on. `refuse` sends an error to other callers.
 
-    GET /health is passed on for every caller, marked ANONYMOUS. Raises BadMessage for keys that are easy to guess.
+    GET /health is passed on for every caller, marked ANONYMOUS. Raises BadMessage for keys that are easy to guess, and for
+    allow_origins "*" without a key.
     """
 
     def __init__(self, app: ASGIApp, config: ClientConfig, refuse: Callable[[Scope, Send, TallyError], Awaitable[None]]) -> None:
-        self._app, self._refuse, self._origins = app, refuse, frozenset(config.allow_origins)
+        self._app, self._refuse, self._origins = app, refuse, frozenset(origin.lower() for origin in config.allow_origins)
         _check_secrets(config)
+        _check_origins(config)
         master = ((config.api_key.encode(), None),) if config.api_key else ()
         callers = ((api_key.value.encode(), api_key) for api_key in config.api_keys)
         self._keys: tuple[tuple[bytes, ApiKey | None], ...] = (*master, *callers)
@@ -72,7 +74,7 @@ class Authenticator:
     def _check_local(self, headers: Headers) -> None:
         origins, hosts = headers.getlist("origin"), headers.getlist("host")
         for origin in origins:
-            if origin not in self._origins:
+            if origin.lower() not in self._origins:
                 text = f"web pages of {origin[:200]} may not spend from this wallet; to allow them, set allow_origins"
                 raise Refusal(Code.UNAUTHENTICATED, text)
         if not origins and any(site not in _OWN_SITES for site in headers.getlist("sec-fetch-site")):
@@ -109,8 +111,17 @@ def _check_secrets(config: ClientConfig) -> None:
         raise BadMessage("config: api_keys: expected different labels, got the same label twice")
 
 
+def _check_origins(config: ClientConfig) -> None:
+    if ANY_ORIGIN in config.allow_origins and not (config.api_key or config.api_keys):
+        text = (
+            f'config: allow_origins: "{ANY_ORIGIN}" would let every web page spend from this wallet; name the origins of pages, '
+        )
+        raise BadMessage(text + "or set api_key (TALLY_GATEWAY_API_KEY), which each page must then send")
+
+
 def check_public_access(config: ClientConfig) -> None:
-    """Raises BadMessage for a gateway that other machines can reach without an API key."""
+    """Raises BadMessage for a gateway that other machines, or web pages of all sites, can use without an API key."""
+    _check_origins(config)
     if not (config.loopback or config.api_key or config.api_keys):
         text = f"config: host: other machines can reach {config.host}, so set api_key (TALLY_GATEWAY_API_KEY)"
         raise BadMessage(text)

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from tallystick.client.config import ApiKey
 from tallystick.client.dialects.dialect import Dialect
+from tallystick.client.dialects.messages_tokens import COUNT_TOKENS, count_tokens
 from tallystick.client.dialects.registry import DIALECTS
 from tallystick.client.gateway.aliases import AliasRouter, RoutingPlan, weight_draw
 from tallystick.client.gateway.attempts import Attempts
@@ -21,7 +22,7 @@ from tallystick.client.gateway.auth import CALLER_KEY
 from tallystick.client.gateway.forms import Form, translated_after
 from tallystick.client.gateway.request_bodies import ClientStalled, RequestBodies, with_send_timeout
 from tallystick.client.gateway.response_cache import CachedResponse, ResponseCache
-from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, total_cost
+from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, send_json, total_cost
 from tallystick.client.gateway.routing_rules import load_rule
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
@@ -116,6 +117,9 @@ class RequestHandler:
             codings = read_codings(Headers(scope=scope).getlist("content-encoding"))
             async with self._bodies.read(receive, codings) as body:
                 if body is None:
+                    return
+                if scope["path"] == COUNT_TOKENS:
+                    await send_json(send, count_tokens(body))
                     return
                 request = _GatewayRequest.of(scope, body)
                 await self._run(scope, request, receive, send)
@@ -274,8 +278,10 @@ class RequestHandler:
         return await self._submit_form(request, form, options), form
 
     async def _submit_form(self, request: _GatewayRequest, form: Form, options: RequestOptions) -> Job:
-        content_type = request.content_type
-        return await self._market.submit(form.path, form.body, key=request.key, content_type=content_type, **options)
+        less = form.translation is not None and form.translation.accepts_less
+        return await self._market.submit(
+            form.path, form.body, key=request.key, content_type=request.content_type, accepts_less=less, **options
+        )
 
     async def _is_repaired(self, error: TallyError, job: Job) -> bool:
         """Whether the cause of the failure is gone: the ledger was repaired, or more was reserved for the provider."""

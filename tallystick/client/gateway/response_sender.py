@@ -15,6 +15,7 @@ from tallystick.client.gateway.attempts import Attempts
 from tallystick.client.gateway.response_cache import MAX_CACHED_BYTES, CachedResponse, ResponseCache
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
+from tallystick.client.openai.errors import ErrorResponse
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.messages import Outcome, Terms
 from tallystick.protocol.pricing import usage_of
@@ -36,6 +37,8 @@ TALLY_HEADERS = (
     "x-tally-at-stake",
 )
 """The headers that the gateway adds to answers."""
+ERROR_HEADERS = ("retry-after", "x-should-retry", "request-id", "accept-encoding")
+"""Further headers that clients read: of errors, and Anthropic's id of a request."""
 RECEIPT_OUTSTANDING = "outstanding"
 """Value of x-tally-receipt if the whole answer came before its receipt. x-tally-cost is then the most that it may cost."""
 
@@ -213,12 +216,23 @@ async def send_cached(scope: Scope, send: Send, cached: CachedResponse) -> None:
     await _send_whole(send, 200, headers, cached.body)
 
 
+async def send_json(send: Send, body: bytes) -> None:
+    """Sends an answer that the gateway gives by itself."""
+    await _send_whole(send, 200, {"content-type": JSON}, body)
+
+
 async def send_error(
     scope: Scope, send: Send, error: TallyError, headers: Mapping[str, str] | None = None, *, retry: bool | None = None
 ) -> None:
     """Sends an error in the form of the caller's API. `retry`: see `render_error`."""
+    response = error_response(scope, error, retry=retry)
+    await _send_whole(send, response.status, response.headers | dict(headers or {}), response.body)
+
+
+def error_response(scope: Scope, error: TallyError, *, retry: bool | None = None) -> ErrorResponse:
+    """An error in the form of the caller's API, with an id by which the log has it too. `retry`: see `render_error`."""
     errors, request_id = error_format(scope), f"req_{secrets.token_hex(12)}"
     response = errors.render_error(error, request_id=request_id, retry=retry)
     log.info("request refused", status=response.status, code=error.code.value, reason=str(error), request=request_id)
-    ids = {errors.id_header: request_id, "x-request-id": request_id}
-    await _send_whole(send, response.status, {"content-type": JSON} | ids | response.headers | dict(headers or {}), response.body)
+    headers = {"content-type": JSON, errors.id_header: request_id, "x-request-id": request_id} | response.headers
+    return ErrorResponse(response.status, response.body, headers)

@@ -28,6 +28,21 @@ class Account:
     blocked_reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Debt:
+    """What a payer owes a provider that has not collected it, and what its running jobs may add, in base units."""
+
+    provider: Address
+    owed: int
+    in_flight: int
+
+
+def debt_of(account: Account, settled: int) -> Debt | None:
+    """The debt to a provider that has collected `settled` base units; None if there is none and no job runs."""
+    debt = Debt(account.provider, max(0, account.billed - settled), int(account.in_flight))
+    return debt if debt.owed or debt.in_flight else None
+
+
 def read_accounts(c: Connection, domain: Domain, payer: Address, now: int) -> list[Account]:
     """Returns the account of every provider that this payer ever ordered from, the most recently used first."""
     own_tabs = (tabs.c.deployment_id == deployment_id(domain)) & (tabs.c.payer == payer)

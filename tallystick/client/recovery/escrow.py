@@ -21,7 +21,7 @@ import structlog
 from tallystick.chain.read_cache import ReadCache
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.pinning import load_deployment
-from tallystick.client.ledger.accounts import Account
+from tallystick.client.ledger.accounts import Account, debt_of
 from tallystick.client.ledger.repair import PaidOrder
 from tallystick.client.orders.signing import RESERVE_MULTIPLE, PlacedOrder, reserve_for
 from tallystick.client.orders.tab import Tab
@@ -36,6 +36,8 @@ log = structlog.get_logger()
 STAKE_SECONDS = 60
 """Age in seconds up to which a cached stake is used."""
 CACHED_STAKES = 10_000
+MAX_DEBTS = 64
+"""Accounts, the most recently used ones, whose debts are looked up when a thaw is noticed."""
 REPEAT_SECONDS = 5.0
 """For so long after a top-up, another request that the same reservation covers starts no second one."""
 LOCK_TRIES, LOCK_PAUSE = 100, 0.2
@@ -55,6 +57,8 @@ class PayerEscrow:
         self._top_ups: dict[Address, tuple[float, int]] = {}
         """By provider: when its reservation was last topped up, and the total cost on its tab that this covers."""
         self._top_up_lock = asyncio.Lock()
+        self._warned_of = 0
+        """The end of the thaw that was last warned of, in Unix seconds."""
 
     @classmethod
     def of(cls, config: ClientConfig, wallet: Signer) -> PayerEscrow | None:
@@ -180,6 +184,24 @@ class PayerEscrow:
         unused = [account for account in accounts if account.used_at < before and not account.in_flight]
         reserved = [(account, (await self._escrow.tab(self._wallet.address, account.provider)).reserved) for account in unused]
         return [(account, amount) for account, amount in reserved if amount]
+
+    async def warn_leaving(self, accounts: Sequence[Account]) -> None:
+        """Logs a warning, once for each thaw, if money is leaving the purse while providers are owed some. Raises Unavailable."""
+        purse = await self._escrow.purse(self._wallet.address)
+        if not purse.thawing or purse.thaw_at == self._warned_of:
+            return
+        debts = [debt_of(account, await self.settled(account.provider)) for account in accounts[:MAX_DEBTS]]
+        owing = [debt for debt in debts if debt is not None]
+        if owing:
+            self._warned_of = purse.thaw_at
+            log.warning(
+                "money is leaving a purse that owes some",
+                thawing=format_amount(purse.thawing),
+                owed=format_amount(Amount(sum(debt.owed for debt in owing))),
+                in_flight=format_amount(Amount(sum(debt.in_flight for debt in owing))),
+                providers=[debt.provider for debt in owing],
+                hint="they collect now, and take no job on money that leaves; to keep it in the purse: tally thaw --cancel",
+            )
 
     async def warn_idle(self, accounts: Sequence[Account], now: int) -> None:
         """Logs each idle reservation with the command that releases it. Raises Unavailable."""

@@ -250,6 +250,9 @@ class Reconciler:
         if now >= self._payments_checked_at + CHECK_PAYMENTS_SECONDS:
             self._payments_checked_at = now
             await self.recovery.check_payments(CHECK_PAYMENTS_SECONDS)
+            if (escrow := self.recovery.escrow) is not None:
+                domain = (await self.recovery.info()).domain
+                await escrow.warn_leaving(await self._ledger.accounts(domain, self._now()))
 
     async def close(self, seconds: float) -> None:
         """Waits up to `seconds` for abandoned jobs, then stops. The next start finds the remaining jobs in the ledger."""

@@ -141,7 +141,7 @@ async def test_unknown_routes(http: httpx.AsyncClient) -> None:
     for answer in (await http.post("/v1/Images", json={}), await http.get(CHAT), await http.get("/")):
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_route")
     answer = await http.post("/v1/images/generations", json={"model": MODEL})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_provider")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_route")
 
 
 async def test_health(http: httpx.AsyncClient, wallet: Signer) -> None:

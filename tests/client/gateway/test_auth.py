@@ -143,7 +143,7 @@ async def test_a_key_holds_for_forms(fake: FakeMarket, wallet: Signer, config: C
     keys = (ApiKey(label="ann", secret=ANN, models=("mine",)), ApiKey(label="bob", secret=BOB, models=(MODEL,)))
     named = replace(config, api_keys=keys, aliases=(Alias(name="mine", models=(MODEL,)),))
     async with callers(fake, wallet, named) as (sdk, _):
-        for key, error, text in ((ANN, openai.NotFoundError, "this API key"), (BOB, openai.InternalServerError, "serves")):
+        for key, error, text in ((ANN, openai.NotFoundError, "this API key"), (BOB, openai.NotFoundError, "serves")):
             with pytest.raises(error, match=text):
                 await sdk.with_options(api_key=key).audio.transcriptions.create(model=MODEL, file=b"x")
 
@@ -314,8 +314,8 @@ async def test_health_reports_the_payer_only_to_key_holders(fake: FakeMarket, wa
         assert answer["payer"] == wallet.address
 
 
-@pytest.mark.parametrize("origin", ["*", "http://*.example", "localhost:3000", "http://localhost:3000/", "", "null"])
+@pytest.mark.parametrize("origin", ["http://*.example", "localhost:3000", "http://localhost:3000/", "", "null"])
 def test_origins_are_named_one_by_one(origin: str) -> None:
-    """Origins that would allow any page, or never match one, are refused at the start."""
+    """Origins that name no page, or that a page of any site may have, are refused at the start."""
     with pytest.raises(BadMessage, match="allow_origins"):
         ClientConfig(allow_origins=(origin,))
