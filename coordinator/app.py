@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,12 +35,16 @@ from coordinator.http.schemas import Info
 from coordinator.jobs.market import Market
 from coordinator.ports import ResponseStore
 from coordinator.storage.store import Store
+from tallystick.chain.chain_health import ChainHealth
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, TallyError
+from tallystick.protocol.health import CheckResult, Health
+from tallystick.protocol.types import Address
 from tallystick.runtime import logs
+from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import serving, wait_for_stop_signal
 from tallystick.version import __version__

@@ -86,8 +86,8 @@ async def served(
         tokenDecimals=6,
         feeBps=0,
     )
-    health = HealthMonitor({"always": _passes})
-    context = ApiContext(world.market, lambda: hub.connected, world.store, world.store, world.store, info, health, world.clock.now)
+    store, health = world.store, HealthMonitor({"always": _passes})
+    context = ApiContext(world.market, lambda: hub.connected, store, store, store, info, health, world.clock.now)
     app = App(context, hub, world.store, intake=limits, rate_limiter=rate_limiter)
     async with (
         serving(app, "127.0.0.1", 0, ws_max_size=MAX_LINK_FRAME) as port,
