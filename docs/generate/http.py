@@ -48,16 +48,19 @@ and the coordinator sends `WELCOME`. After that the node announces its asks and 
 
 GATEWAY = """# Gateway HTTP API
 
-`tally gateway` serves OpenAI's API on `http://127.0.0.1:8421/v1`. Requests and answers are those of OpenAI; this page lists what
-is added.
+`tally gateway` serves OpenAI's API on `http://127.0.0.1:8421/v1`, and Anthropic's Messages on `http://127.0.0.1:8421`.
+Requests and answers are those of OpenAI and Anthropic; this page lists what is added.
 
 | route | meaning |
 |---|---|
 | `POST {routes}` | sold with every model name |
 | `POST /v1/…` | any other route that a model's `features` list, for example `/v1/responses` or `/v1/rerank` |
-| `GET /v1/models`, `GET /v1/models/MODEL` | models on offer and aliases, in OpenAI's shape, with prices and speeds |
+| `POST /v1/messages` | [Anthropic's Messages](../how-to/use-anthropic-clients.md), for every model: as it is, or translated |
+| `POST /v1/messages/count_tokens` | an estimate of the input tokens; no provider is asked |
+| `GET /v1/models`, `GET /v1/models/MODEL` | models and aliases with prices and speeds; to Anthropic's clients in their shape |
 | `GET /tally/jobs/ID` | state, provider, cost and receipt of a job of this wallet |
 | `GET /health` | whether the gateway serves |
+| `GET /` | what this is, and the base URLs for clients |
 
 ## What clients may send
 

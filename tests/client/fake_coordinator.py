@@ -22,7 +22,7 @@ from tallystick.protocol.jobs import ENDS, TERMINAL, State, step
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Access, Inquiry, Match, Order, Outcome, Receipt
 from tallystick.protocol.pricing import Usage, charge, prices_of, worst_case
-from tallystick.protocol.routes import ALWAYS
+from tallystick.protocol.routes import ALWAYS, serves
 from tallystick.protocol.sealing import ContentKey, Sealer, Transcript, commit_request
 from tallystick.protocol.tab import Security
 from tallystick.protocol.types import Address, Amount, JobId, parse_address, parse_job_id
@@ -311,15 +311,18 @@ class FakeMarket:
         body = await request.json()
         self.shortlists.append(body)
         known = {"model", "payer", "maxInputPrice", "maxOutputPrice", "providers", "exclude", "route", "limit"}
-        assert body.keys() <= known | {"needs", "inputTokens"}
+        assert body.keys() <= known | {"needs", "inputTokens", "require", "minStake", "minReputation", "sort"}
         parse_address(body["payer"])
         if self.refusals:
             return _refuse(self.refusals.pop(0))
         if all(body["model"] != provider.ask.message.model for provider in self.providers):
             return _refuse(Refusal(Code.UNKNOWN_MODEL, f"no provider offers the model {body['model']!r}"))
-        if body.get("route") not in (None, *ALWAYS):
-            return _refuse(Refusal(Code.NO_PROVIDER, f"no provider serves {body['route']}"))
         excluded = set(body.get("exclude", ()))
+        if body.get("route") not in (None, *ALWAYS):
+            unable = {p.address for p in self.providers if not serves(p.ask.message.spec.features, body["route"])}
+            if len(unable) == len(self.providers):
+                return _refuse(Refusal(Code.UNKNOWN_ROUTE, f"no provider serves {body['route']}"))
+            excluded |= unable
         asks = [entry for entry in self.asks() if not _is_of(entry, excluded)]
         if len({provider.ask.message.model for provider in self.providers}) > 1:
             asks = [entry for entry in asks if entry["ask"]["message"]["model"] == body["model"]]
@@ -456,7 +459,7 @@ async def run(market: Market, body: dict[str, Any] | None = None) -> bytes:
 
 async def eventually(ready: Callable[[], Awaitable[bool] | bool]) -> None:
     """Waits until the condition holds."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             result = ready()
             if result if isinstance(result, bool) else await result:

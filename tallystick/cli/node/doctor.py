@@ -171,7 +171,7 @@ async def _check_chain(diagnosis: Diagnosis, loaded: NodeConfig, provider: Addre
         await ensure_deployment_file(loaded.deployment, loaded.coordinator, loaded.rpc)
         async with open_escrow(loaded.deployment, loaded.rpc) as escrow:
             contract = f"contract {escrow.deployment.escrow} on chain {escrow.deployment.chain_id}"
-            diagnosis.add("chain", True, f"{contract}, at {escrow.rpc.url}")
+            diagnosis.add("chain", True, f"{contract}, at {escrow.rpc.shown_url}")
             ahead = await escrow.rpc.now() - time.time()
             in_step = escrow.deployment.chain_id == LOCAL_CHAIN_ID or abs(ahead) < MAX_CHAIN_SKEW_SECONDS
             diagnosis.add(

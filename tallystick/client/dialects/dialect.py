@@ -65,6 +65,11 @@ class Translation(Protocol):
         """Whether the request asks for a stream."""
         ...
 
+    @property
+    def accepts_less(self) -> bool:
+        """Whether less output may be ordered than the request's limit, if no provider sells as much."""
+        ...
+
     def answer(self, body: bytes, *, job: str, billed: Usage | None) -> bytes:
         """Translates a whole chat completion. Raises BadMessage, the engine's fault, for anything else."""
         ...

@@ -44,6 +44,7 @@ class MessagesTranslation:
     """See `Translation`."""
 
     request: ChatRequest = field(repr=False)
+    accepts_less = True
 
     @property
     def body(self) -> bytes:

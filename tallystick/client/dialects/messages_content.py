@@ -32,24 +32,24 @@ def translate_turns(system: object, messages: object) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages:
         raise BadMessage("messages: expected at least one message")
     for role, blocks in _merge_turns(messages):
-        if role == "system":
-            chat.append({"role": "system", "content": _system_text([block for _, block in blocks], "messages")})
-        elif role == "user":
-            chat += _user_messages(blocks)
-        else:
-            chat.append(_assistant_message(blocks))
+        chat += _user_messages(blocks) if role == "user" else [_assistant_message(blocks)]
     return chat
 
 
 def _merge_turns(messages: list[Any]) -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
-    """Each turn's role, and its blocks with the name of the member where each stands."""
+    """Each turn's role, user or assistant, and its blocks with the name of the member where each stands.
+
+    A system message between the turns becomes a part of the user's turn, because many chat templates allow none there.
+    """
     last: tuple[str, list[tuple[str, dict[str, Any]]]] | None = None
     for number, message in enumerate(messages):
         member = f"messages[{number}]"
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ("user", "assistant", "system"):
             raise BadMessage(f"{member}.role: expected user or assistant, got {role!r:.60}")
-        blocks = list(_blocks(message.get("content"), f"{member}.content"))
+        blocks = list(blocks_of(message.get("content"), f"{member}.content"))
+        if role == "system":
+            role, blocks = "user", [(member, _reminder(message["content"], f"{member}.content"))]
         if last is not None and last[0] == role:
             last[1].extend(blocks)
             continue
@@ -60,7 +60,12 @@ def _merge_turns(messages: list[Any]) -> Iterator[tuple[str, list[tuple[str, dic
         yield last
 
 
-def _blocks(content: object, member: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _reminder(content: object, member: str) -> _Part:
+    return {"type": "text", "text": f"<system-reminder>\n{_system_text(content, member)}\n</system-reminder>"}
+
+
+def blocks_of(content: object, member: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The blocks of a content, each with the name of the member where it stands. A text is one block. Raises BadMessage."""
     if isinstance(content, str):
         yield member, {"type": "text", "text": content}
         return
@@ -73,7 +78,7 @@ def _blocks(content: object, member: str) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def _system_text(system: object, member: str) -> str:
-    texts = [_text_of(block, name) for name, block in _blocks(system, member)]
+    texts = [_text_of(block, name) for name, block in blocks_of(system, member)]
     return _SEPARATOR.join(text for text in texts if text and not text.startswith(_BILLING))
 
 
@@ -124,7 +129,7 @@ def _tool_result(block: dict[str, Any], member: str) -> tuple[dict[str, Any], li
     content = block.get("content")
     parts = [
         part
-        for name, inner in _blocks("" if content is None else content, f"{member}.content")
+        for name, inner in blocks_of("" if content is None else content, f"{member}.content")
         for part in _user_parts(inner, name)
     ]
     texts = [part["text"] for part in parts if part["type"] == "text"]
@@ -188,7 +193,7 @@ def _document_parts(block: dict[str, Any], member: str) -> list[_Part]:
         heading = [block.get("title"), block.get("context")]
         name = f"{member}.source.{'data' if kind == 'text' else 'content'}"
     parts = [{"type": "text", "text": "\n".join(line for line in heading if isinstance(line, str) and line)}]
-    parts += [part for where, nested in _blocks(inner, name) for part in _user_parts(nested, where)]
+    parts += [part for where, nested in blocks_of(inner, name) for part in _user_parts(nested, where)]
     return [part for part in parts if part.get("text") != ""]
 
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 from tallystick.client.dialects.messages_content import translate_turns
 from tallystick.client.dialects.messages_errors import untranslatable
 from tallystick.client.dialects.messages_tools import translate_tool_choice, translate_tools
+from tallystick.client.openai.requests import load_body
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.lenient_json import dump_lenient
-from tallystick.protocol.wire import loads
 
 _SAME: Final = ("model", "temperature", "top_p", "top_k")
 """Members with the same name and meaning in both APIs."""
@@ -42,8 +42,6 @@ _TRANSLATED: Final = frozenset(
         "inference_geo",
     }
 )
-_EFFORTS: Final = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
-"""Anthropic's efforts, and the value of reasoning_effort for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ class ChatRequest:
 
 def to_chat(body: bytes) -> ChatRequest:
     """Translates a request. The same bytes always give the same bytes. Raises BadMessage, which names the member."""
-    request = loads(body, "request body")
+    request = load_body(body)
     if not isinstance(request, dict):
         raise BadMessage("request body: expected a JSON object")
     model, stream = request.get("model"), request.get("stream")
@@ -121,16 +119,11 @@ def _read_stops(request: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _translate_output(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The members for the effort and for the JSON schema of the answer."""
+    """The member for the JSON schema of the answer. The effort is left out: see `_shows_thinking`."""
     config = request.get("output_config")
     if config is not None and not isinstance(config, dict):
         raise BadMessage("output_config: expected an object")
     chat: dict[str, Any] = {}
-    effort = (config or {}).get("effort")
-    if effort is not None:
-        if effort not in _EFFORTS:
-            raise BadMessage(f"output_config.effort: expected one of {', '.join(_EFFORTS)}")
-        chat["reasoning_effort"] = _EFFORTS[effort]
     for name, output in (("output_config.format", (config or {}).get("format")), ("output_format", request.get("output_format"))):
         if output is not None:
             chat["response_format"] = _translate_format(output, name)
@@ -145,7 +138,11 @@ def _translate_format(output: object, member: str) -> dict[str, Any]:
 
 
 def _shows_thinking(thinking: object) -> bool:
-    """Whether reasoning is shown. Engines reason or not by themselves: nothing but the effort is passed on."""
+    """Whether reasoning is shown.
+
+    Nothing of it is passed on, nor is the effort: engines refuse OpenAI's reasoning_effort if their model does not reason, and
+    clients such as Claude Code send both with every request. Models that reason do so by themselves.
+    """
     if thinking is None:
         return True
     if not isinstance(thinking, dict) or thinking.get("type") not in ("enabled", "disabled", "adaptive"):

@@ -32,6 +32,8 @@ class ResponsesTranslation:
 
     request: ChatRequest = field(repr=False)
 
+    accepts_less = False
+
     @property
     def body(self) -> bytes:
         """See Translation."""

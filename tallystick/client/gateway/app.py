@@ -8,8 +8,7 @@ machine, and neither web pages nor foreign host names (see auth.py).
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -21,13 +20,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tallystick.client.config import ApiKey, ClientConfig
+from tallystick.client.config import ApiKey, ClientConfig, UpstreamTarget
 from tallystick.client.coordinator.http_client import ModelOffer
+from tallystick.client.dialects.messages_models import model_entry, models_page
+from tallystick.client.dialects.registry import VERSION_HEADER
 from tallystick.client.gateway.aliases import AliasRouter
 from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
 from tallystick.client.gateway.handler import PATH_MODEL, RequestHandler
 from tallystick.client.gateway.paths import allowed_methods, explain_unknown, read_target
-from tallystick.client.gateway.response_sender import ERROR_HEADERS, TALLY_HEADERS, error_format, send_error
+from tallystick.client.gateway.response_routes import stored_response_routes
+from tallystick.client.gateway.response_sender import ERROR_HEADERS, TALLY_HEADERS, error_response, send_error
 from tallystick.client.jobs.export import job_json
 from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.client.sdk.market import Market, maintenance_of
@@ -37,23 +39,14 @@ from tallystick.protocol.routes import JSON
 from tallystick.protocol.types import parse_job_id
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.serving import serving, wait_for_stop_signal
+from tallystick.version import __version__
 
 log = structlog.get_logger()
 
 
 def build_app(market: Market) -> ASGIApp:
     """The gateway as an ASGI app, for an open market."""
-    handler, offers = RequestHandler(market), _ModelOffers(market)
-
-    async def models(request: Request) -> Response:
-        return _json({"object": "list", "data": _models(market, await offers.get(), request.scope.get(CALLER_KEY))})
-
-    async def model(request: Request) -> Response:
-        wanted = request.path_params["model"]
-        for entry in _models(market, await offers.get(), request.scope.get(CALLER_KEY)):
-            if entry["id"] == wanted:
-                return _json(entry)
-        raise Refusal(Code.UNKNOWN_MODEL, f"model: expected one that a provider offers (see GET /v1/models), got {wanted!r}")
+    handler, models = RequestHandler(market), _ModelRoutes(market)
 
     async def job(request: Request) -> Response:
         known = await market.find(parse_job_id(request.path_params["job"]))
@@ -66,11 +59,19 @@ def build_app(market: Market) -> ASGIApp:
             return _json({"status": "ok"})
         return _json({"status": "ok", "payer": market.address, "coordinator": market.config.coordinator, "jobs": market.running})
 
+    async def root(request: Request) -> Response:
+        url = str(request.base_url)
+        text = "This is a Tallystick gateway: OpenAI's and Anthropic's API, answered by the providers of a market."
+        clients = {"OPENAI_BASE_URL": f"{url}v1", "ANTHROPIC_BASE_URL": url.rstrip("/")}
+        return _json({"message": text, "version": __version__, "models": f"{url}v1/models", "clients": clients})
+
     routes = [
+        Route("/", root),
         Route("/health", health),
-        Route("/v1/models", models),
-        Route("/v1/models/{model:path}", model),
+        Route("/v1/models", models.list_models),
+        Route("/v1/models/{model:path}", models.get_model),
         Route("/tally/jobs/{job}", job),
+        *stored_response_routes(handler.responses),
         Route("/v1/{path:path}", _Sold(handler)),
     ]
     handlers: dict[Any, Callable[..., Any]] = {TallyError: _show_error, 404: _no_route, 405: _no_route}
@@ -96,19 +97,35 @@ def _with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
     )
 
 
-class _ModelOffers:
-    """The models on offer. Concurrent callers share one request to the coordinator, and its answer."""
+class _ModelRoutes:
+    """The routes that list models. Concurrent callers share one request to the coordinator, and its answer."""
 
     def __init__(self, market: Market) -> None:
         self._market = market
         self._request: asyncio.Task[list[ModelOffer]] | None = None
 
-    async def get(self) -> list[ModelOffer]:
-        """The models that the coordinator lists now. Raises TallyError."""
+    async def list_models(self, request: Request) -> Response:
+        """GET /v1/models, in OpenAI's form, or in Anthropic's for its clients."""
+        entries = await self._entries(request)
+        if VERSION_HEADER in request.headers:
+            return _json(models_page(entries, request.query_params))
+        return _json({"object": "list", "data": entries})
+
+    async def get_model(self, request: Request) -> Response:
+        """GET /v1/models/MODEL."""
+        wanted = request.path_params["model"]
+        for entry in await self._entries(request):
+            if entry["id"] == wanted:
+                return _json(model_entry(entry) if VERSION_HEADER in request.headers else entry)
+        raise Refusal(Code.UNKNOWN_MODEL, f"model: expected one that a provider offers (see GET /v1/models), got {wanted!r}")
+
+    async def _entries(self, request: Request) -> list[dict[str, Any]]:
+        """The models and aliases that the request's caller may use. Raises TallyError."""
         if self._request is None:
             self._request = asyncio.create_task(self._market.models(), name="models")
             self._request.add_done_callback(self._request_done)
-        return await asyncio.shield(self._request)
+        offers = await asyncio.shield(self._request)
+        return _models(self._market, offers, request.scope.get(CALLER_KEY))
 
     def _request_done(self, task: asyncio.Task[list[ModelOffer]]) -> None:
         self._request = None
@@ -120,7 +137,13 @@ def _models(market: Market, offers: list[ModelOffer], caller: ApiKey | None) -> 
     """The models and aliases that a caller may use by their names."""
     allowed, aliases = () if caller is None else caller.models, AliasRouter(market.config.aliases, {})
     offered = [_model_entry(offer.id, offer.to_json()) for offer in offers if aliases.may_name(offer.id, allowed)]
-    return offered + [_model_entry(name, {"models": list(models)}) for name, models in aliases.usable(allowed).items()]
+    return offered + [_model_entry(name, _members(models)) for name, models in aliases.usable(allowed).items()]
+
+
+def _members(models: Sequence[str]) -> dict[str, Any]:
+    """The members of an alias, and those of them that are models of upstreams."""
+    upstreams = [member for member in models if UpstreamTarget.parse(member) is not None]
+    return {"models": list(models)} | ({"upstreams": upstreams} if upstreams else {})
 
 
 def _model_entry(name: str, market: dict[str, Any]) -> dict[str, Any]:
@@ -168,8 +191,8 @@ def _show_methods(path: str) -> Response:
 async def _show_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, TallyError):
         raise error
-    response = error_format(request.scope).render_error(error, request_id=f"req_{secrets.token_hex(12)}")
-    return Response(response.body, response.status, response.headers, JSON)
+    response = error_response(request.scope, error)
+    return Response(response.body, response.status, response.headers)
 
 
 async def _no_route(request: Request, _error: Exception) -> Response:
@@ -202,7 +225,10 @@ async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[
     for an unusable ledger file or port.
     """
     check_public_access(config)
-    async with Market.of(config, signer) as market, serving(build_app(market), config.host, config.port) as port:
+    async with (
+        Market.of(config, signer) as market,
+        serving(build_app(market), config.host, config.port, ws_max_size=None) as port,
+    ):
         host = f"[{config.host}]" if ":" in config.host else config.host
         log.info("gateway ready", url=f"http://{host}:{port}/v1", payer=market.address, coordinator=config.coordinator)
         if ready is not None:

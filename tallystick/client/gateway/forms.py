@@ -8,7 +8,16 @@ from tallystick.client.dialects.dialect import Dialect, Translation
 from tallystick.protocol.errors import BadMessage, Code, TallyError
 from tallystick.protocol.routes import CHAT
 
-_NOT_SOLD_AS_IT_IS = frozenset({Code.UNKNOWN_ROUTE, Code.NO_PROVIDER, Code.NODE_BUSY, Code.PRICE_ABOVE_CAP})
+_NOT_SOLD_AS_IT_IS = frozenset(
+    {
+        Code.UNKNOWN_ROUTE,
+        Code.NO_PROVIDER,
+        Code.NODE_BUSY,
+        Code.PRICE_ABOVE_CAP,
+        Code.UNSUPPORTED,
+        Code.CONTEXT_LENGTH_EXCEEDED,
+    }
+)
 """Refusals after which the translated request may find a provider: nobody sells the route, or nobody who fits and is free."""
 
 

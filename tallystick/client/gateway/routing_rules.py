@@ -52,6 +52,8 @@ class SmallModelFirst:
         """See RoutingRule."""
         if not is_simple(request):
             return True
+        if isinstance(answer, Mapping) and answer.get("type") == "message":
+            return _accepts_message(answer)
         choices = answer.get("choices") if isinstance(answer, Mapping) else None
         return isinstance(choices, list) and bool(choices) and all(_accepts_choice(request, choice) for choice in choices)
 
@@ -84,6 +86,14 @@ def is_simple(request: Mapping[str, Any]) -> bool:
         return False
     texts = [message.get("content") if isinstance(message, Mapping) else None for message in messages]
     return all(isinstance(text, str) for text in texts) and sum(map(len, filter(None, texts))) <= SIMPLE_CHARACTERS
+
+
+def _accepts_message(answer: Mapping[str, Any]) -> bool:
+    """Judges an answer of Anthropic's Messages, whose requests always set a limit."""
+    content = answer.get("content")
+    blocks = [block for block in content if isinstance(block, Mapping)] if isinstance(content, list) else []
+    shown = any(block.get("type") == "tool_use" or str(block.get("text") or "").strip() for block in blocks)
+    return shown and answer.get("stop_reason") != "refusal"
 
 
 def _accepts_choice(request: Mapping[str, Any], choice: Any) -> bool:

@@ -25,8 +25,9 @@ def draft_orders(
     or if the request is longer than every context.
     """
     summary = request.summary
-    needed, size = summary.output_tokens or 0, len(request.plaintext)
-    asks = _asks_long_enough(request, asks)
+    asks, size = _asks_long_enough(request, asks), len(request.plaintext)
+    most = max((ask.message.max_output_tokens for ask in asks), default=0)
+    needed = summary.least_output(most)
     drafts: list[tuple[Address, Terms]] = []
     for ask in asks:
         sold = ask.message.max_output_tokens
@@ -35,7 +36,6 @@ def draft_orders(
             terms = terms_for(ask, job=job, commitment=commitment, output_tokens=output_tokens, body_bytes=size)
             drafts.append((ask.message.provider, terms))
     if not drafts:
-        most = max(ask.message.max_output_tokens for ask in asks)
         text = f"max_tokens: expected at most {most}, the most that providers of {summary.model!r} sell a request, got {needed}"
         raise Refusal(Code.ORDER_TERMS, text)
     return drafts
@@ -56,7 +56,7 @@ def _may_hold(ask: Ask, least_tokens: int) -> bool:
 
 def estimate_cost(request: ApiRequest, ask: Ask, default_output: int, max_cost: int | None) -> tuple[Amount, str]:
     """The most that a request may cost on an ask, in base units, and why it would not be ordered there; empty if it would."""
-    needed, needs = request.summary.output_tokens or 0, request.summary.needs
+    needed, needs = request.summary.least_output(ask.max_output_tokens), request.summary.needs
     if not _may_hold(ask, needs.least_tokens):
         return Amount(
             0

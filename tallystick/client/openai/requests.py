@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tallystick.client.openai.needs import NO_NEEDS, RequestNeeds, derive_needs, round_up
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient, parse_lenient
 from tallystick.protocol.openai_wire import bounds_input, count_choices, find_output_limit
-from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, check_route, media_type
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, MESSAGES, check_route, media_type
 from tallystick.protocol.wire import RequestHead, join_request
 from tallystick.runtime.multipart import add_field, read_field
 
@@ -28,7 +28,8 @@ class RequestSummary:
 
     `output_tokens`: the most output tokens of all choices together; None if the request sets no limit. `choices`: how many
     choices it asks for. `bounded`: whether its bytes bound its input tokens; false for images, audio and files. `needs`: what it
-    needs of a provider.
+    needs of a provider. `accepts_less`: whether less output may be ordered than the limit: clients of Messages must set one, and
+    set it as high as any model can answer.
     """
 
     model: str
@@ -37,6 +38,7 @@ class RequestSummary:
     choices: int
     bounded: bool
     needs: RequestNeeds = NO_NEEDS
+    accepts_less: bool = False
 
     @property
     def likely_context(self) -> int:
@@ -49,7 +51,13 @@ class RequestSummary:
 
         `default` applies to each choice of a request that sets no limit.
         """
-        return min(default * self.choices, sold) if self.output_tokens is None else self.output_tokens
+        wanted = default * self.choices if self.output_tokens is None else self.output_tokens
+        return min(wanted, sold)
+
+    def least_output(self, sold: int) -> int:
+        """The output tokens that an ask must sell a request, if none sells more than `sold`."""
+        needed = self.output_tokens or 0
+        return min(needed, sold) if self.accepts_less else needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +72,10 @@ class ApiRequest:
     """The body if it is JSON, None if it is a form."""
 
     @classmethod
-    def of(cls, path: str, body: bytes, content_type: str = JSON, label: str = "") -> ApiRequest:
+    def of(cls, path: str, body: bytes, content_type: str = JSON, label: str = "", *, accepts_less: bool = False) -> ApiRequest:
         """Reads a request. Raises BadMessage or Refusal; see `summarise`."""
         summary, document = _read(path, body, content_type)
+        summary = replace(summary, accepts_less=accepts_less or summary.accepts_less)
         return cls(RequestHead(path, content_type), body, summary, label, document)
 
     @property
@@ -141,7 +150,8 @@ def _summarise_json(path: str, document: dict[str, Any]) -> RequestSummary:
     total = None if limit is None else limit * choices
     bounded = bounds_input(path, document)
     needs = derive_needs(path, document)
-    return RequestSummary(model, _read_flag(document, "stream"), total, choices, bounded, needs)
+    stream = _read_flag(document, "stream")
+    return RequestSummary(model, stream, total, choices, bounded, needs, accepts_less=path == MESSAGES)
 
 
 def _check_model(name: object) -> str:

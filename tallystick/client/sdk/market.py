@@ -292,6 +292,7 @@ class Market(ConvenienceMethods):
         label: str | None = None,
         affinity: str | None = None,
         content_type: str = JSON,
+        accepts_less: bool = False,
         **choice: Unpack[ProviderCriteria],
     ) -> Job:
         """Seals, signs and posts a request to an OpenAI route such as /v1/chat/completions. Returns once the job is admitted.
@@ -300,8 +301,9 @@ class Market(ConvenienceMethods):
         `max_cost`: the most that the job may cost, in base units; the config's budgets, also that of the workload `label`, limit
         it too. `keep`: the job has a `proof` at its end. `key`: an idempotency key; a job with one survives a lost connection and
         a restart of this process, and the same request with the same key returns that job. `affinity`: names the conversation,
-        which else is recognised by its beginning; its requests stay with the provider that has it in its cache. Raises
-        TallyError, after which nothing is owed except for an earlier job of the same key.
+        which else is recognised by its beginning; its requests stay with the provider that has it in its cache. `accepts_less`:
+        less output may be ordered than the body's limit, if no provider sells as much. Raises TallyError, after which nothing is
+        owed except for an earlier job of the same key.
         """
         raw = body if isinstance(body, bytes) else dump_lenient(dict(body))
         if len(raw) > self.config.max_body_bytes:
@@ -310,7 +312,7 @@ class Market(ConvenienceMethods):
                 f"request body: expected at most {self.config.max_body_bytes} bytes (max_body_bytes), got {len(raw)}",
             )
         label = self.config.label if label is None else read_text(label, "label", MAX_LABEL)
-        request = ApiRequest.of(path, raw, content_type, label)
+        request = ApiRequest.of(path, raw, content_type, label, accepts_less=accepts_less)
         summary = request.summary
         if model is not None and model != summary.model:
             raise BadMessage(f"model: expected {model!r} in the body, got {summary.model!r}")

@@ -56,6 +56,10 @@ def _says(text: Any = "yes", ending: str = "stop", **more: Any) -> dict[str, Any
     return {"choices": [{"message": {"content": text} | more, "finish_reason": ending}]}
 
 
+def _message(*content: dict[str, Any], ending: str = "end_turn") -> dict[str, Any]:
+    return {"type": "message", "content": list(content), "stop_reason": ending}
+
+
 @pytest.mark.parametrize(
     ("request_", "answer", "good"),
     [
@@ -77,6 +81,14 @@ def _says(text: Any = "yes", ending: str = "stop", **more: Any) -> dict[str, Any
         (_asks(), [], False),
         (_asks(tools=[{}]), _says(ending="length"), True),
         ({"input": "hi"}, {"object": "response"}, True),
+        (_asks(max_tokens=5), _message({"type": "text", "text": "yes"}), True),
+        (_asks(max_tokens=5), _message({"type": "text", "text": "yes"}, ending="max_tokens"), True),
+        (_asks(max_tokens=5), _message({"type": "thinking", "thinking": "hm"}, {"type": "tool_use"}), True),
+        (_asks(max_tokens=5), _message({"type": "thinking", "thinking": "hm"}), False),
+        (_asks(max_tokens=5), _message({"type": "text", "text": " "}), False),
+        (_asks(max_tokens=5), _message({"type": "text", "text": "no"}, ending="refusal"), False),
+        (_asks(max_tokens=5), _message(), False),
+        (_asks(max_tokens=5), {"type": "message"}, False),
     ],
 )
 def test_accepted_answers(request_: dict[str, Any], answer: Any, good: bool) -> None:

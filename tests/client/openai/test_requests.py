@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tallystick.client.openai.answers import TextDeltas, read_text
 from tallystick.client.openai.errors import read_engine_error, render_error, render_error_event
 from tallystick.client.openai.needs import NO_NEEDS
-from tallystick.client.openai.requests import RequestSummary, summarise
+from tallystick.client.openai.requests import ApiRequest, RequestSummary, summarise
 from tallystick.protocol.errors import (
     BadMessage,
     BadReceipt,
@@ -80,6 +80,17 @@ def test_default_output() -> None:
     assert request_summary(CHAT, n=3).tokens_to_order(100, 1_000) == 300
     assert request_summary(CHAT, n=30).tokens_to_order(100, 1_000) == 1_000
     assert request_summary(CHAT, max_tokens=7).tokens_to_order(100, 1_000) == 7
+
+
+def test_less_output_than_the_limit() -> None:
+    """A limit of Messages, which every request must set, may be more than anyone sells; other limits are needed in full."""
+    for path, least in ((CHAT, 7), (COMPLETIONS, 7), (MESSAGES, 5)):
+        summary = request_summary(path, max_tokens=7)
+        assert (summary.least_output(5), summary.least_output(9), summary.tokens_to_order(1, 5)) == (least, 7, 5)
+    for less, least in ((True, 5), (False, 7)):
+        request = ApiRequest.of(CHAT, b'{"model":"m","max_tokens":7}', accepts_less=less)
+        assert request.summary.least_output(5) == least
+    assert request_summary(MESSAGES).least_output(5) == 0
 
 
 def test_media_is_not_bounded_by_bytes() -> None:
