@@ -60,19 +60,20 @@ def _error(code: int, message: str, **extra: object) -> dict[str, object]:
         Response("[]", media_type="application/json"),
         _error(-32005, "limit exceeded"),
         _error(429, "slow down"),
-        0.5,
+        4.0,
     ],
     ids=["429", "503", "html", "list", "limit", "error 429", "time-out"],
 )
 async def test_failures_are_retried_and_then_reported(trouble: object) -> None:
     """A single failed exchange is retried; repeated failures raise Unavailable after a bounded number of attempts."""
     passing, lasting = Endpoint(trouble, {"result": "0x2a"}), Endpoint(trouble)
+    timeout = trouble / 2 if isinstance(trouble, float) else 60.0
     with serving(passing.app) as url:
-        rpc = Rpc(url, timeout=0.2, backoff=0.001)
+        rpc = Rpc(url, timeout=timeout, backoff=0.001)
         assert await rpc.block_number() == 42
         await rpc.close()
     with serving(lasting.app) as url:
-        rpc = Rpc(url, timeout=0.2, attempts=3, limit_attempts=3, backoff=0.001)
+        rpc = Rpc(url, timeout=timeout, attempts=3, limit_attempts=3, backoff=0.001)
         with pytest.raises(Unavailable) as caught:
             await rpc.block_number()
         await rpc.close()
