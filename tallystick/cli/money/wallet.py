@@ -11,6 +11,7 @@ import typer
 from tallystick.cli.onchain import dev_account
 from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, complete_wallets, prompt_password, unlock
 from tallystick.cli.output import show_fields, show_json, show_table, step
+from tallystick.cli.prompts import choose_password
 from tallystick.protocol.eip712 import checksum
 from tallystick.protocol.errors import BadMessage
 from tallystick.runtime.config import home
@@ -132,7 +133,7 @@ def change(
     path = _existing(name)
     old = find_password(password_file, lambda: prompt_password(name))
     open_keystore(path, old)  # a mistyped password fails before the new one is asked for
-    new = prompt_password(f"{name} (new)", confirm=True) if new_file is None else find_password(new_file)
+    new = choose_password(name) if new_file is None else find_password(new_file)
     signer = change_password(path, old, new)
     if as_json:
         show_json({"wallet": name, "address": checksum(signer.address), "keystore": str(path)})
@@ -164,7 +165,7 @@ def _create(name: str, password_file: Path | None, secret: bytes | None, *, as_j
     path = keystore_path(name)
     if path.exists():
         raise BadMessage(f"{path} exists; a key is never overwritten. Choose another name")
-    password = find_password(password_file, lambda: prompt_password(name, confirm=True))
+    password = find_password(password_file, lambda: choose_password(name))
     create_keystore(path, password, secret)
     _show(name, path, as_json=as_json)
 
