@@ -34,7 +34,8 @@ from coordinator.ports import ClaimStore, Cursor, PendingClaim, Settlement
 from tallystick.chain.claims import BATCH_GAS, CLAIM_GAS, ROW_GAS, ClaimBatch
 from tallystick.chain.codec import ContractError
 from tallystick.chain.escrow import Escrow
-from tallystick.chain.events import DeepReorg, Released, ReleaseStarted, Settled, read_events
+from tallystick.chain.event_reader import DeepReorg, read_events
+from tallystick.chain.events import Released, ReleaseStarted, Settled
 from tallystick.chain.rpc import MAX_TRANSACTION_GAS, Sender
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import ClaimRequest

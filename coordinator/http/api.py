@@ -48,6 +48,8 @@ from tallystick.version import __version__
 TAB_RECEIPTS = 16
 """Receipts of a tab that its payer gets."""
 _LIVENESS = {Health.PASS: "ok", Health.WARN: "degraded", Health.FAIL: "failing"}
+_GATEWAY_ROUTES = ("/chat/", "/completions", "/embeddings", "/responses", "/messages", "/rerank", "/images/", "/audio/")
+"""What clients of the gateway ask for, if they are given the coordinator's address."""
 MAX_INQUIRY_AGE = 300
 """Seconds that a payer's clock may differ from this coordinator's clock in an inquiry."""
 
@@ -340,7 +342,10 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         raise error
     if error.status_code == BadMessage("").status:
         return await _tally_error(request, BadMessage(f"body: {error.detail}"))
-    refusal = Refusal(Code.UNKNOWN_ROUTE, f"{request.method} {request.url.path}: {error.detail}; /docs lists the routes")
+    text = f"{request.method} {request.url.path}: {error.detail}; /docs lists the routes"
+    if request.url.path.removeprefix("/v1").startswith(_GATEWAY_ROUTES):
+        text += ". This is a coordinator; OpenAI's and Anthropic's API are at your gateway (tally gateway, port 8421 by default)"
+    refusal = Refusal(Code.UNKNOWN_ROUTE, text)
     return JSONResponse(refusal.as_json(), error.status_code, headers=error.headers)
 
 

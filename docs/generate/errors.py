@@ -119,6 +119,16 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "client",
         "Check the id, and that this wallet ordered it.",
     ),
+    Code.PREVIOUS_RESPONSE_NOT_FOUND: (
+        "The gateway does not keep the response or the item that the request continues.",
+        "client",
+        "Send the whole input. It was not stored, or deleted, or too old, or is another API key's; see `responses_days`.",
+    ),
+    Code.RESPONSE_NOT_FOUND: (
+        "The gateway does not keep this response.",
+        "client",
+        "Check the id. It was not stored, or deleted, or too old, or is another API key's; see `responses_days`.",
+    ),
     Code.UNKNOWN_ROUTE: (
         "The path is not a route, or no ask of the model sells it.",
         "client",
@@ -163,6 +173,11 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "The engine behind a node does not answer.",
         "engine",
         "Provider: `tally node doctor`. Client: retry.",
+    ),
+    Code.UPSTREAM_UNAVAILABLE: (
+        "A hosted upstream of the config does not answer, or refuses its API key.",
+        "engine",
+        "Check `url` and the key in `[[upstreams]]`, then retry; name another model in the alias.",
     ),
     Code.TIMED_OUT: (
         "A phase of the job took longer than its deadline.",

@@ -60,6 +60,7 @@ Requests and answers are those of OpenAI and Anthropic; this page lists what is 
 | `GET /v1/models`, `GET /v1/models/MODEL` | models and aliases with prices and speeds; to Anthropic's clients in their shape |
 | `GET /tally/jobs/ID` | state, provider, cost and receipt of a job of this wallet |
 | `GET /health` | whether the gateway serves |
+| `GET /` | what this is, and the base URLs for clients |
 
 ## What clients may send
 
@@ -88,9 +89,10 @@ HEADERS = {
     "x-request-id": "the job's id, where OpenAI's SDKs expect the request's id",
     "x-tally-job": "the job's id; `tally job show ID` shows the job",
     "x-tally-provider": "the account of the provider that answered",
+    "x-tally-upstream": "the upstream that answered instead of a provider; its answers are neither sealed nor signed",
     "x-tally-cost": "what the answer cost, in base units; not on streams",
     "x-tally-prices": "input, cached input and output price, in base units per million tokens",
-    "x-tally-receipt": "the receipt's digest, or `outstanding` if the answer came before its receipt; not on streams",
+    "x-tally-receipt": "the receipt's digest, or `outstanding` if the answer came before its receipt; `none` from an upstream",
     "x-tally-cache": "`hit` or `miss`, if a cache is configured",
     "x-tally-escalated": "models of an alias whose answers were paid for and not used",
     "x-tally-at-stake": "on an error: what failed attempts may still cost",
@@ -108,6 +110,7 @@ OPTIONS = {
     "min_stake": "minimum stake, in dollars",
     "sort": "`price`, `latency` or `throughput`",
     "fallbacks": "models to try if this one is not available",
+    "market": "`true`: no upstream may answer",
     "cache": "whether the answer may come from, and go to, the cache",
     "affinity": "a name for the conversation, to keep it with one provider",
     "label": "the workload that the cost counts towards",

@@ -13,7 +13,8 @@ from node.chain.escrow_view import read_funds
 from node.domain.earned_money import TabMoney
 from node.ports import FeeTotal
 from tallystick.chain.escrow import Escrow, ProviderAccount
-from tallystick.chain.events import DeepReorg, EventPage, Settled, read_events
+from tallystick.chain.event_reader import DeepReorg, EventPage, read_events
+from tallystick.chain.events import Settled
 from tallystick.protocol.types import Address, Amount
 
 CONCURRENT_READS = 16

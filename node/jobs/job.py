@@ -34,7 +34,6 @@ that chunk and its charge.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -91,6 +90,10 @@ class Deadlines:
         return self.first_token + max(0, body_bytes - SHORT_PROMPT_BYTES) / PROMPT_BYTES_PER_SECOND
 
 
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
 class StopReason(Enum):
     """Why a running job is stopped from outside."""
 
@@ -141,7 +144,7 @@ class Job:
         self._coordinator_stopped = self._engine_asked = False
         self._reader_timer = ReaderTimer(deadlines.reader)
         self._phase = "opening the request"
-        self._started_at = time.monotonic()
+        self._started_at = _now()
         self._slot_at: float | None = None
         self._first_output_at: float | None = None
         self._streams, self._parts = False, 0
@@ -180,7 +183,7 @@ class Job:
     @property
     def total_seconds(self) -> float:
         """Seconds that the job has taken so far, without the waits for its reader."""
-        return time.monotonic() - self._started_at - self._reader_timer.spent
+        return _now() - self._started_at - self._reader_timer.spent
 
     @property
     def request_opened(self) -> bool:
@@ -264,7 +267,7 @@ class Job:
             asyncio.timeout(limits.total) as self._reader_timer.engine_deadline,
             self.engine.slot(limits.queue),
         ):
-            self._phase, self._slot_at, self._engine_asked = "waiting for the first output", time.monotonic(), True
+            self._phase, self._slot_at, self._engine_asked = "waiting for the first output", _now(), True
             async with (
                 asyncio.timeout(first_token) as phase,
                 aclosing(self.engine.engine.answer(request)) as events,
@@ -325,7 +328,7 @@ class Job:
 
     async def _first_output(self) -> None:
         if self._first_output_at is None:
-            self._first_output_at = time.monotonic()
+            self._first_output_at = _now()
             self._phase = "waiting for the next output"
             await asyncio.shield(self.order_stored)
 

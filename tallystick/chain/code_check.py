@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import astuple
 
 from tallystick.chain.codec import WrongContract, load_abi
-from tallystick.chain.endpoint import RpcError
 from tallystick.chain.escrow import Escrow, EscrowRules
 from tallystick.chain.hex_encoding import InvalidParams, parse_data
+from tallystick.chain.rpc_errors import RpcError, RpcErrorKind
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.errors import Code, Refusal, Unavailable
 
@@ -33,6 +33,8 @@ async def check_code(escrow: Escrow) -> tuple[EscrowRules, str]:
         await escrow.check()
         rules = await escrow.rules()
     except (Refusal, RpcError) as error:  # it has no such functions
+        if isinstance(error, RpcError) and error.kind is not RpcErrorKind.OTHER:
+            raise
         raise other from error
     token, address = escrow.deployment.token, escrow.deployment.escrow
     creation = load_abi("Escrow").create(token, astuple(rules))
@@ -64,4 +66,6 @@ def _bytes(raw: object, escrow: Escrow) -> bytes:
     try:
         return parse_data(raw)
     except InvalidParams as error:
-        raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain at {escrow.rpc.url} returned malformed code: {error}") from None
+        raise Unavailable(
+            Code.CHAIN_UNAVAILABLE, f"the chain at {escrow.rpc.shown_url} returned malformed code: {error}"
+        ) from None

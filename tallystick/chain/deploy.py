@@ -32,7 +32,7 @@ async def deploy(rpc: Rpc, sender: Sender, *, rules: EscrowRules = PRODUCTION_RU
         decimals = await Token(rpc, token).decimals()
     except WrongContract:
         raise Refusal(
-            Code.CHAIN_REFUSED, f"token: expected an ERC-20 at {token}, there is none on the chain at {rpc.url}"
+            Code.CHAIN_REFUSED, f"token: expected an ERC-20 at {token}, there is none on the chain at {rpc.shown_url}"
         ) from None
     escrow, block = await create_contract(sender, load_abi("Escrow").create(token, astuple(rules)))
     return Deployment(

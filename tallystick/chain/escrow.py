@@ -113,7 +113,7 @@ class Escrow:
             )
 
     def _absent(self) -> WrongContract:
-        where = f"{self.deployment.escrow} on chain {self.deployment.chain_id} at {self.rpc.url}"
+        where = f"{self.deployment.escrow} on chain {self.deployment.chain_id} at {self.rpc.shown_url}"
         return WrongContract(f"there is no escrow at {where}. A local chain loses its state when it stops: deploy again")
 
     # ------------------------------------------------------------------------------------------------------------- reads

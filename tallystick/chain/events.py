@@ -1,4 +1,4 @@
-"""Events of the escrow as typed objects, and reading them in order from a cursor."""
+"""Events of the escrow as typed objects, decoded from the logs of a chain."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from enum import IntEnum
 from typing import Any, get_type_hints
 
 from tallystick.chain.codec import DECODING_ERRORS, load_abi, snake_case
-from tallystick.chain.deployment import Deployment
-from tallystick.chain.endpoint import MAX_NUMBER, Block, Rpc, RpcError, is_hash
-from tallystick.protocol.errors import Code, Fault, PeerError, TallyError, Unavailable
+from tallystick.chain.endpoint import MAX_NUMBER, is_hash
+from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.types import Address, Amount, Hash, Seconds
 
 
@@ -263,96 +262,7 @@ def read_logs(logs: Iterable[Mapping[str, Any]], escrow: Address) -> tuple[Event
     return tuple(event for events in by_log for event in events)
 
 
-@dataclass(frozen=True, slots=True)
-class EventPage:
-    """Events in order, and the cursor to store with them.
-
-    `cursor` is the first block that was not read. `tip` is the hash of the block before it, by which the next read detects a
-    reorganisation.
-    """
-
-    events: tuple[Event, ...]
-    cursor: int
-    tip: str = ""
-
-
-class DeepReorg(PeerError):
-    """The chain dropped blocks that had their confirmations: events read from them may no longer exist."""
-
-    code = Code.CHAIN_REFUSED
-    fault = Fault.NOBODY
-
-    def __init__(self, block: int, known: str, current: str) -> None:
-        super().__init__(
-            f"the chain dropped block {block}, which counted as final: its hash was {known} and is {current}. Read all events "
-            "again from the deployment's first block, and wait for more confirmations"
-        )
-        self.block = block
-
-
-async def read_events(
-    rpc: Rpc,
-    deployment: Deployment,
-    cursor: int,
-    *,
-    after: str = "",
-    confirmations: int = 0,
-    span: int = 2_000,
-    settled_by: Address | None = None,
-) -> EventPage:
-    """Reads the events from block `cursor` on that have `confirmations` blocks on top, over at most `span` blocks.
-
-    `after` is the tip that was stored with the cursor. With `settled_by`, only the settlements of this provider are read. Two
-    reads from one cursor return the same events: a caller that stores events, cursor and tip in one transaction loses and
-    doubles none. If the chain changes during a read, the page is empty.
-    Raises DeepReorg, Unavailable.
-    """
-    known = _header(max(cursor - 1, 0))
-    head, previous = await _ask(rpc, ("eth_blockNumber",), known)
-    _compare(rpc.read_block(previous), after)
-    last = min(rpc.read_number("eth_blockNumber", head) - confirmations, cursor + span - 1)
-    if last < cursor:
-        return EventPage((), cursor, after)
-    wanted: dict[str, Any] = {"address": deployment.escrow, "fromBlock": hex(cursor), "toBlock": hex(last)}
-    if settled_by is not None:
-        wanted["topics"] = settlement_topics(settled_by)
-    try:
-        # One exchange, so one node answers all requests. A node that lags has no such block.
-        previous, before, logs, behind = await _ask(rpc, known, _header(last), ("eth_getLogs", wanted), _header(last))
-    except RpcError:  # more events or blocks than the node returns at once
-        if last == cursor:
-            raise
-        half = (last - cursor + 1) // 2
-        return await read_events(
-            rpc, deployment, cursor, after=after, confirmations=confirmations, span=half, settled_by=settled_by
-        )
-    _compare(rpc.read_block(previous), after)
-    tip = rpc.read_block(before)
-    if tip is None or tip != rpc.read_block(behind):
-        return EventPage((), cursor, after)
-    events = sorted(read_logs(logs, deployment.escrow), key=lambda event: event.at)
-    return EventPage(tuple(events), last + 1, tip.hash)
-
-
 def settlement_topics(provider: Address) -> list[str]:
     """The topics of the events in which a provider's rows were settled or skipped."""
     (event,) = (key for key, entry in load_abi("Escrow").events.items() if entry.name == "RowsSettled")
     return ["0x" + event.hex(), "0x" + provider[2:].rjust(64, "0")]
-
-
-def _header(number: int) -> tuple[str, str, bool]:
-    return "eth_getBlockByNumber", hex(number), False
-
-
-async def _ask(rpc: Rpc, *calls: tuple[Any, ...]) -> list[Any]:
-    results = await rpc.batch(*calls)
-    for result in results:
-        if isinstance(result, TallyError):
-            raise result
-    return results
-
-
-def _compare(previous: Block | None, known: str) -> None:
-    """Raises DeepReorg if the last block that was read has another hash now. `previous` is None if the node lags."""
-    if known and previous is not None and previous.hash != known:
-        raise DeepReorg(previous.number, known, previous.hash)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tallystick.chain.endpoint import Block, Rpc, RpcError, WrongChain
+from tallystick.chain.endpoint import Block, Rpc, WrongChain
+from tallystick.chain.rpc_errors import RpcError
 from tallystick.chain.sender import MAX_TRANSACTION_GAS, MinedTransaction, Replaced, Sender
 
 __all__ = ["MAX_TRANSACTION_GAS", "Block", "MinedTransaction", "Replaced", "Rpc", "RpcError", "Sender", "WrongChain"]

@@ -21,7 +21,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from tallystick.chain.endpoint import Rpc, RpcError
+from tallystick.chain.endpoint import Rpc
+from tallystick.chain.rpc_errors import RpcError, RpcErrorKind
 from tallystick.chain.transactions import Call, Fees, Nonces, SignedTransaction, sign
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
@@ -41,6 +42,12 @@ _CHECKS_TO_CONFIRM = 2
 """Consecutive checks that must find the nonce used: the nodes behind one endpoint may differ for a moment."""
 
 _RECEIPT_MEMBERS = ("transactionHash", "status", "blockNumber", "gasUsed")
+_MAY_BE_PENDING = (RpcErrorKind.KNOWN_TRANSACTION, RpcErrorKind.NONCE_AHEAD)
+"""Errors of a submission after which the transaction is followed, and sent again: the node has it, or lags behind another one."""
+
+DEFAULT_TIP = 10**9
+"""The tip in wei per unit of gas where the endpoint reports none."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -125,6 +132,9 @@ class Sender:
         pending_tx = await self._submit(call, gas)
         try:
             receipt = await self._receipt(pending_tx)
+        except asyncio.CancelledError:
+            self._nonces.leave(pending_tx.nonce, pending_tx.fees)
+            raise
         finally:
             self._nonces.release(pending_tx.nonce)
         return await self._mined(pending_tx, receipt)
@@ -149,13 +159,16 @@ class Sender:
                 pending_tx = await self._prepare(call, gas, fees, busy)
                 try:
                     error = await self._submit_version(pending_tx.versions[-1])
+                except asyncio.CancelledError:
+                    self._nonces.leave(pending_tx.nonce, pending_tx.fees)
+                    raise
                 except BaseException:
                     self._nonces.release(pending_tx.nonce)
                     raise
                 if error is None:
                     return pending_tx
                 self._nonces.release(pending_tx.nonce)
-                if "nonce" not in error.reason.lower() and "replacement" not in error.reason.lower():
+                if error.kind is not RpcErrorKind.NONCE_USED:
                     raise error
                 busy.add(pending_tx.nonce)
         raise Unavailable(Code.CHAIN_UNAVAILABLE, f"{self.address}: its nonce keeps changing; give each program its own key")
@@ -175,7 +188,7 @@ class Sender:
         A count below the nonces seen mined is accepted only after several requests, because a node may lag behind another one.
         """
         for pause in (0.1, 0.3, 0.6, 0.0):
-            floor, count = self._nonces.floor, await self._count("pending")
+            floor, count = self._nonces.floor, await self._pending_count()
             if count >= floor:
                 break
             await asyncio.sleep(pause)
@@ -188,7 +201,7 @@ class Sender:
         try:
             await self.rpc.request("eth_sendRawTransaction", version.raw)
         except RpcError as error:
-            if _is_known(error) or await self._knows(version.hash):
+            if error.kind in _MAY_BE_PENDING or await self._knows(version.hash):
                 return None
             return error
         except Unavailable:
@@ -198,12 +211,33 @@ class Sender:
     async def _fees(self) -> Fees:
         latest = await self.rpc.block()
         if latest is None or latest.base_fee is None:
-            raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain at {self.rpc.url} has no EIP-1559 fees")
-        try:
-            tip = await self.rpc.quantity("eth_maxPriorityFeePerGas")
-        except RpcError:  # some nodes do not have this method
-            tip = max(0, await self.rpc.quantity("eth_gasPrice") - latest.base_fee)
+            raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain at {self.rpc.shown_url} has no EIP-1559 fees")
+        tip = await self._tip(latest.base_fee)
         return Fees(tip, 2 * latest.base_fee + tip)
+
+    async def _tip(self, base_fee: int) -> int:
+        """The market's tip, by the first method that the endpoint has."""
+        for method in ("eth_maxPriorityFeePerGas", "eth_gasPrice"):
+            try:
+                raw = await self.rpc.request(method)
+            except RpcError as error:
+                if error.kind is RpcErrorKind.RATE_LIMIT:
+                    raise
+                continue
+            if raw is not None:
+                price = self.rpc.read_number(method, raw)
+                return price if method == "eth_maxPriorityFeePerGas" else max(0, price - base_fee)
+        return DEFAULT_TIP
+
+    async def _pending_count(self) -> int:
+        """The chain's count of this account's transactions, pending ones included as far as the endpoint knows them.
+
+        Without the block tag `pending`, the transactions that this sender sent and no longer follows are added.
+        """
+        raw = await self.rpc.pending("eth_getTransactionCount", self.address, "pending")
+        if raw is not None:
+            return self.rpc.read_number("eth_getTransactionCount", raw)
+        return self._nonces.after_unfollowed(await self._count("latest"))
 
     async def _count(self, block: str) -> int:
         return await self.rpc.quantity("eth_getTransactionCount", self.address, block)
@@ -250,7 +284,7 @@ class Sender:
             if _is_receipt(receipt):
                 return dict(receipt)
             if receipt is not None:
-                raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain at {self.rpc.url} returned a malformed receipt")
+                raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain at {self.rpc.shown_url} returned a malformed receipt")
         return None
 
     async def _is_confirmed(self, receipt: dict[str, Any]) -> bool:
@@ -324,7 +358,3 @@ def _is_receipt(raw: Any) -> bool:
     if not isinstance(raw, dict) or not isinstance(raw.get("logs"), list):
         return False
     return all(isinstance(raw.get(name), str) for name in _RECEIPT_MEMBERS)
-
-
-def _is_known(error: RpcError) -> bool:
-    return any(words in error.reason.lower() for words in ("already known", "already imported", "known transaction"))

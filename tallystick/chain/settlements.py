@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from tallystick.chain.calldata import MAX_CALLDATA, CalldataClaim, find_claims, find_orders
-from tallystick.chain.endpoint import RpcError
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.events import RowSkipped, Settled, read_logs, settlement_topics
 from tallystick.chain.hex_encoding import InvalidParams, parse_data
+from tallystick.chain.rpc_errors import RpcError, refuses_range
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import Code, TallyError, Unavailable
 from tallystick.protocol.messages import Order
@@ -106,15 +106,16 @@ async def _tab_transactions(
     for _ in range(MAX_REQUESTS):
         if last < first:
             return
-        since = max(first, last - span + 1)
+        since = max(first, last - min(span, escrow.rpc.log_span.limit) + 1)
         query = {"address": escrow.deployment.escrow, "topics": topics, "fromBlock": hex(since), "toBlock": hex(last)}
         try:
             logs = await escrow.rpc.request("eth_getLogs", query)
-        except RpcError:  # more events or blocks than the node returns at once
-            if span == 1:
+        except RpcError as error:
+            if since == last or not refuses_range(error):
                 raise
-            span //= 2
+            span = escrow.rpc.log_span.refuse(since, last, error.reason)
             continue
+        escrow.rpc.log_span.accept(last - since + 1)
         rows = [event for event in read_logs(logs, escrow.deployment.escrow) if isinstance(event, Settled | RowSkipped)]
         for row in sorted(rows, key=lambda event: event.at, reverse=True):
             if (row.payer, row.provider) != (payer, provider) or (paid_only and isinstance(row, RowSkipped)):
@@ -161,4 +162,6 @@ def _bytes(raw: object, escrow: Escrow) -> bytes:
     try:
         return parse_data(raw)[:MAX_CALLDATA]
     except InvalidParams as error:
-        raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain at {escrow.rpc.url} returned malformed calldata: {error}") from None
+        raise Unavailable(
+            Code.CHAIN_UNAVAILABLE, f"the chain at {escrow.rpc.shown_url} returned malformed calldata: {error}"
+        ) from None

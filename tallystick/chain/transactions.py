@@ -76,6 +76,7 @@ class Nonces:
 
     _in_flight: set[int] = field(default_factory=set)
     _abandoned: dict[int, Fees] = field(default_factory=dict)
+    _unfollowed: dict[int, Fees] = field(default_factory=dict)
     floor: int = 0
     """The last nonce seen in a block, plus one."""
 
@@ -96,15 +97,32 @@ class Nonces:
         """Frees a nonce that was not used."""
         self._in_flight.discard(nonce)
 
+    def leave(self, nonce: int, fees: Fees) -> None:
+        """Records that the transaction with this nonce was sent and that nobody waits for it any more. It may still be mined."""
+        self._in_flight.discard(nonce)
+        self._unfollowed[nonce] = fees
+
+    def after_unfollowed(self, count: int) -> int:
+        """The next nonce of an account with `count` transactions in blocks, whose endpoint does not count pending ones."""
+        self._unfollowed = {nonce: fees for nonce, fees in self._unfollowed.items() if nonce >= count}
+        while count in self._unfollowed:
+            count += 1
+        return count
+
     def mark_mined(self, nonce: int) -> None:
         """Records that a transaction with this nonce is in a block."""
         self._in_flight.discard(nonce)
         self.floor = max(self.floor, nonce + 1)
 
     def abandon(self, nonce: int, fees: Fees) -> None:
-        """Records that the transaction with this nonce was not mined in time. The next transaction reuses the nonce."""
+        """Records that the transaction with this nonce was not mined in time. The next transaction reuses the nonce.
+
+        So are nonces below it that nobody follows: their transactions were lost too, or this one would have been mined.
+        """
         self._in_flight.discard(nonce)
-        self._abandoned[nonce] = fees
+        lost = {lower: sent for lower, sent in self._unfollowed.items() if lower < nonce}
+        self._unfollowed = {other: sent for other, sent in self._unfollowed.items() if other not in lost}
+        self._abandoned |= lost | {nonce: fees}
 
     def lower_floor(self, count: int) -> None:
         """Records that the chain dropped blocks and counts only `count` transactions again."""

@@ -101,7 +101,7 @@ def chain_option(escrow: Escrow) -> str:
         default = Deployment.load(home() / "deployment.json").rpc
     except (BadMessage, OSError):
         default = LOCAL_RPC
-    return "" if escrow.rpc.url == default else f" --rpc {escrow.rpc.url}"
+    return "" if escrow.rpc.url == default else f" --rpc {escrow.rpc.shown_url}"
 
 
 async def require_gas(escrow: Escrow, account: Address) -> None:

@@ -54,6 +54,8 @@ class Code(str, Enum):
     OVER_BUDGET = "over_budget"
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_JOB = "unknown_job"
+    PREVIOUS_RESPONSE_NOT_FOUND = "previous_response_not_found"
+    RESPONSE_NOT_FOUND = "response_not_found"
     UNKNOWN_ROUTE = "unknown_route"
     UNAUTHORISED_TAB = "unauthorised_tab"
     INSUFFICIENT_FUNDS = "insufficient_funds"
@@ -63,6 +65,7 @@ class Code(str, Enum):
     NODE_GONE = "node_gone"
     PROVIDER_FAILED = "provider_failed"
     ENGINE_UNAVAILABLE = "engine_unavailable"
+    UPSTREAM_UNAVAILABLE = "upstream_unavailable"
     TIMED_OUT = "timed_out"
     CHAIN_UNAVAILABLE = "chain_unavailable"
     CHAIN_REFUSED = "chain_refused"
@@ -106,6 +109,8 @@ PUBLIC: dict[Code, Public] = {
     Code.OVER_BUDGET: Public(402, _FUNDS),
     Code.UNKNOWN_MODEL: Public(404, _GONE),
     Code.UNKNOWN_JOB: Public(404, _GONE),
+    Code.PREVIOUS_RESPONSE_NOT_FOUND: Public(404, _INVALID),
+    Code.RESPONSE_NOT_FOUND: Public(404, _INVALID),
     Code.UNKNOWN_ROUTE: Public(404, _GONE),
     Code.UNAUTHORISED_TAB: Public(402, _FUNDS),
     Code.INSUFFICIENT_FUNDS: Public(402, _FUNDS),
@@ -115,6 +120,7 @@ PUBLIC: dict[Code, Public] = {
     Code.NODE_GONE: Public(503, _SERVER),
     Code.PROVIDER_FAILED: Public(502, _SERVER),
     Code.ENGINE_UNAVAILABLE: Public(502, _SERVER),
+    Code.UPSTREAM_UNAVAILABLE: Public(502, _SERVER),
     Code.TIMED_OUT: Public(504, _SERVER),
     Code.CHAIN_UNAVAILABLE: Public(503, _SERVER),
     Code.CHAIN_REFUSED: Public(409, _INVALID),
@@ -251,7 +257,8 @@ def error_from_json(body: object, status: int) -> TallyError:
     if error.get("retry") is True:
         known = Unavailable(code, message, fault=fault)
         known.retry_after = read_retry_after(error.get("retry_after"))
-    sealed = error.get("sealed_reason")
+    param, sealed = error.get("param"), error.get("sealed_reason")
+    known.param = param[:100] if isinstance(param, str) else None
     known.sealed_reason = sealed if isinstance(sealed, str) and len(sealed) <= MAX_SEALED_REASON else None
     return known
 

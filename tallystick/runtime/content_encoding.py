@@ -30,6 +30,8 @@ _SLICE_BYTES = 16 * 1024
 """Bytes that a decoder gets at a time. zlib copies what is left of them at every step."""
 _ZSTD_WINDOW_LOG = 23
 """The largest window that a zstd content coding may need, as a power of two (RFC 9659)."""
+_NO_CODINGS = frozenset({"", "identity", "utf-8", "utf8"})
+"""Names that stand for no coding. Some clients take the header for that of the character set."""
 _GZIP, _ZLIB, _RAW_DEFLATE = 31, 15, -15
 
 
@@ -39,7 +41,7 @@ def read_codings(headers: Iterable[str]) -> tuple[str, ...]:
     Raises Refusal (unsupported_encoding) for an unknown coding, BadMessage for more than MAX_CODINGS.
     """
     names = [name.strip().lower() for value in headers for name in value.split(",")]
-    codings = tuple(name.removeprefix("x-") for name in names if name not in ("", "identity"))
+    codings = tuple(name.removeprefix("x-") for name in names if name not in _NO_CODINGS)
     for coding in codings:
         if coding not in SUPPORTED:
             supported = ", ".join(SUPPORTED)
@@ -52,24 +54,25 @@ def read_codings(headers: Iterable[str]) -> tuple[str, ...]:
     return codings
 
 
-def decode(body: bytes, codings: Iterable[str], limit: int) -> Iterator[bytes]:
-    """Decodes a body piece by piece. The last of `codings` is decoded first.
+def decode(body: bytes, codings: Iterable[str], limit: int, setting: str = "the most") -> Iterator[bytes]:
+    """Decodes a body piece by piece. The last of `codings` is decoded first. `setting`: what sets the limit, for errors.
 
     Raises BadMessage for data that does not decode or is cut off, and Refusal if a stage returns more than `limit` bytes.
     """
     pieces: Iterable[bytes] = (body[at : at + _SLICE_BYTES] for at in range(0, len(body), _SLICE_BYTES))
     for coding in reversed(tuple(codings)):
-        pieces = _stage(coding, pieces, limit)
+        pieces = _stage(coding, pieces, limit, setting)
     yield from pieces
 
 
-def _stage(coding: str, pieces: Iterable[bytes], limit: int) -> Iterator[bytes]:
+def _stage(coding: str, pieces: Iterable[bytes], limit: int, setting: str) -> Iterator[bytes]:
     size = 0
     try:
         for piece in _DECODERS[coding](pieces):
             size += len(piece)
             if size > limit:
-                raise Refusal(Code.BODY_TOO_LARGE, f"request body: expected at most {limit} bytes after decoding {coding}")
+                text = f"request body: expected at most {limit} bytes after decoding {coding} ({setting})"
+                raise Refusal(Code.BODY_TOO_LARGE, text)
             yield piece
     except (zlib.error, brotli.error, zstd.ZstdError, EOFError) as error:
         text = f"request body: expected {coding} data, as its Content-Encoding says, got data that does not decode: {error}"

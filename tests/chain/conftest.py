@@ -96,7 +96,7 @@ def proxy(either_url: str, proxies: Callable[[str], Proxy]) -> Proxy:
 
 @pytest.fixture
 async def through(proxy: Proxy) -> AsyncIterator[Rpc]:
-    """A client of the proxy that does not wait long."""
-    rpc = Rpc(proxy.url, timeout=2.0, attempts=2, backoff=0.001)
+    """A client of the proxy that tries twice."""
+    rpc = Rpc(proxy.url, timeout=60.0, attempts=2, limit_attempts=2, backoff=0.001)
     yield rpc
     await rpc.close()

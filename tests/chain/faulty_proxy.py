@@ -82,7 +82,7 @@ class Proxy:
         return json.dumps(answers).encode()
 
     async def _pass_on(self, body: bytes) -> bytes:
-        async with httpx.AsyncClient(timeout=20, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=120, trust_env=False) as client:
             return (await client.post(self.target, content=body, headers={"content-type": "application/json"})).content
 
     async def _misbehave(self, fault: Fault, request: Any, body: bytes, send: Any) -> None:

@@ -60,19 +60,20 @@ def _error(code: int, message: str, **extra: object) -> dict[str, object]:
         Response("[]", media_type="application/json"),
         _error(-32005, "limit exceeded"),
         _error(429, "slow down"),
-        0.5,
+        4.0,
     ],
     ids=["429", "503", "html", "list", "limit", "error 429", "time-out"],
 )
 async def test_failures_are_retried_and_then_reported(trouble: object) -> None:
     """A single failed exchange is retried; repeated failures raise Unavailable after a bounded number of attempts."""
     passing, lasting = Endpoint(trouble, {"result": "0x2a"}), Endpoint(trouble)
+    timeout = trouble / 2 if isinstance(trouble, float) else 60.0
     with serving(passing.app) as url:
-        rpc = Rpc(url, timeout=0.2, backoff=0.001)
+        rpc = Rpc(url, timeout=timeout, backoff=0.001)
         assert await rpc.block_number() == 42
         await rpc.close()
     with serving(lasting.app) as url:
-        rpc = Rpc(url, timeout=0.2, attempts=3, backoff=0.001)
+        rpc = Rpc(url, timeout=timeout, attempts=3, limit_attempts=3, backoff=0.001)
         with pytest.raises(Unavailable) as caught:
             await rpc.block_number()
         await rpc.close()
@@ -238,7 +239,7 @@ async def test_retry_after_is_obeyed() -> None:
     limits = [Response(status_code=429, headers={"retry-after": text}) for text in ("3", "9999", "soon")]
     endpoint = Endpoint(*limits, {"result": "0x2a"})
     with serving(endpoint.app) as url:
-        rpc = Rpc(url, timeout=60, backoff=0.5, sleep=sleep)
+        rpc = Rpc(url, timeout=60, backoff=0.1, sleep=sleep)
         assert await rpc.block_number() == 42
         await rpc.close()
     assert slept == [3.0, MAX_PAUSE, 2.0]
@@ -246,7 +247,7 @@ async def test_retry_after_is_obeyed() -> None:
 
 async def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading an answer stops at the largest permitted size."""
-    monkeypatch.setattr("tallystick.chain.endpoint.MAX_RESPONSE_BYTES", 1_000)
+    monkeypatch.setattr("tallystick.chain.rpc_transport.MAX_RESPONSE_BYTES", 1_000)
     endpoint = Endpoint({"result": "0x" + "00" * 1_000})
     with serving(endpoint.app) as url:
         rpc = Rpc(url, attempts=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -104,7 +105,7 @@ async def test_an_answer_to_no_request_is_no_crash(number: object) -> None:
 
     with serving(Starlette(routes=[Route("/", answer, methods=["POST"])])) as url:
         rpc = Rpc(url, attempts=1)
-        rpc._ids = iter([5, 6])  # type: ignore[assignment]
+        rpc._ids = itertools.count(5)
         with pytest.raises(Unavailable):
             await rpc.batch(("eth_chainId",), ("eth_blockNumber",))
         await rpc.close()

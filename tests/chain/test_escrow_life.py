@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tallystick.chain.escrow import Purse, TabState
+from tallystick.chain.event_reader import read_events
 from tallystick.chain.events import (
     CashedOut,
     Deposited,
@@ -26,7 +27,6 @@ from tallystick.chain.events import (
     Unstaked,
     UnstakeStarted,
     Withdrawn,
-    read_events,
 )
 from tallystick.protocol.messages import Bind, Release
 from tallystick.protocol.types import Amount, Hash, Seconds

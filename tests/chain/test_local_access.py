@@ -24,7 +24,7 @@ def named() -> Iterator[str]:
 
 
 async def _send(url: str, headers: dict[str, str], method: str = "POST", path: str = "/") -> httpx.Response:
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=120) as http:
         body = TRAVEL if method == "POST" else None
         return await http.request(method, path, json=body, headers=headers)
 

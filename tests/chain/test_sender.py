@@ -282,9 +282,14 @@ async def test_fees_stop_at_their_limit(manual: Rpc) -> None:
     limit = (2 * latest.base_fee + tip) * 115 // 100
     sender = Sender(manual, signer, poll=0.01, bump_after=0.1, max_fee=limit)
     sending = asyncio.create_task(sender.send(ALICE.address, b"", value=1))
-    await asyncio.sleep(0.6)
+
+    async def is_at_limit() -> bool:
+        fees = [int(waiting["maxFeePerGas"], 16) for waiting in await _waiting(manual, signer.address)]
+        assert all(fee <= limit for fee in fees)
+        return any(fee > limit * 95 // 100 for fee in fees)
+
+    await _until(is_at_limit)
     (waiting,) = await _waiting(manual, signer.address)
-    assert limit * 95 // 100 < int(waiting["maxFeePerGas"], 16) <= limit
     await manual.request("evm_mine")
     assert (await sending).hash == waiting["hash"]
 

@@ -81,3 +81,29 @@ def test_a_lower_gap_precedes_an_abandoned_nonce() -> None:
     nonces.floor = 10
     nonces.lower_floor(8)
     assert [nonces.take(8) for _ in range(3)] == [8, 9, 10]
+
+
+def test_a_transaction_that_nobody_follows_keeps_its_nonce() -> None:
+    """Where the chain does not count pending transactions, those that were sent and no longer followed are counted until they are
+    mined.
+    """
+    nonces = Nonces()
+    assert [nonces.take(5) for _ in range(3)] == [5, 6, 7]
+    nonces.leave(5, Fees(1, 2))
+    nonces.leave(6, Fees(1, 2))
+    assert nonces.after_unfollowed(5) == 7
+    assert nonces.after_unfollowed(6) == 7
+    assert nonces.after_unfollowed(5) == 5, "a nonce that was mined is forgotten for good, also if the chain drops its block"
+    assert nonces.take(nonces.after_unfollowed(6)) == 8
+
+
+def test_a_lost_transaction_below_an_abandoned_one_frees_its_nonce() -> None:
+    """If a transaction is not mined in time, the nonces below it that nobody follows were lost, and are used first."""
+    nonces = Nonces()
+    assert [nonces.take(5) for _ in range(3)] == [5, 6, 7]
+    nonces.leave(5, Fees(1, 2))
+    nonces.leave(7, Fees(7, 8))
+    nonces.abandon(6, Fees(3, 4))
+    assert [nonces.take(nonces.after_unfollowed(5)), nonces.pop_abandoned_fees(5)] == [5, Fees(1, 2)]
+    assert [nonces.take(nonces.after_unfollowed(5)), nonces.pop_abandoned_fees(6)] == [6, Fees(3, 4)]
+    assert nonces.take(nonces.after_unfollowed(7)) == 8, "the nonce above is still in use"

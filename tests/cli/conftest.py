@@ -108,7 +108,7 @@ def fake() -> Iterator[FakeMarket]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(120)
     yield markets[0]
     loop.call_soon_threadsafe(stop.set)
     thread.join(10)

@@ -20,7 +20,7 @@ def _completions(shell: str, home: Path, line: str) -> str:
     if shell == "fish":
         variables["_TYPER_COMPLETE_FISH_ACTION"] = "get-args"
     environment = os.environ | variables | {"TALLYSTICK_HOME": str(home), "_TALLY_COMPLETE": f"complete_{shell}"}
-    done = subprocess.run([TALLY], capture_output=True, text=True, env=environment, timeout=60, check=False)
+    done = subprocess.run([TALLY], capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert "Traceback" not in done.stderr
     return done.stdout
 
@@ -41,7 +41,7 @@ def test_shell_completion(tally: Tally, shell: str) -> None:
 def test_completion_script(shell: str) -> None:
     """The script calls `tally` back with the shell's own protocol."""
     environment = os.environ | {"_TALLY_COMPLETE": f"source_{shell}"}
-    script = subprocess.run([TALLY], capture_output=True, text=True, env=environment, timeout=60, check=False).stdout
+    script = subprocess.run([TALLY], capture_output=True, text=True, env=environment, timeout=600, check=False).stdout
     assert f"_TALLY_COMPLETE=complete_{shell}" in script
 
 
@@ -49,5 +49,5 @@ def test_completion_loads_few_modules(tally: Tally) -> None:
     """Completion loads neither chain libraries nor a web server."""
     heavy = ("web3", "eth_tester", "uvicorn", "fastapi", "sqlalchemy", "openai", "prompt_toolkit", "eth_account", "aiohttp")
     code = f"import sys, tallystick.cli.main; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout.strip() == "[]"

@@ -20,8 +20,8 @@ def wallet() -> Signer:
 
 @pytest.fixture
 def config(tmp_path: Path) -> ClientConfig:
-    """Settings with a ledger file of its own, and no wait longer than a test."""
-    return ClientConfig(ledger_file=tmp_path / "client.db", cancel_seconds=10, request_seconds=10, stream_idle_seconds=10)
+    """Settings with a ledger file of its own, and waits within those of a test."""
+    return ClientConfig(ledger_file=tmp_path / "client.db", cancel_seconds=60, request_seconds=60, stream_idle_seconds=60)
 
 
 @pytest.fixture

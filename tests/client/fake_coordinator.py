@@ -311,7 +311,7 @@ class FakeMarket:
         body = await request.json()
         self.shortlists.append(body)
         known = {"model", "payer", "maxInputPrice", "maxOutputPrice", "providers", "exclude", "route", "limit"}
-        assert body.keys() <= known | {"needs", "inputTokens"}
+        assert body.keys() <= known | {"needs", "inputTokens", "require", "minStake", "minReputation", "sort"}
         parse_address(body["payer"])
         if self.refusals:
             return _refuse(self.refusals.pop(0))
@@ -459,7 +459,7 @@ async def run(market: Market, body: dict[str, Any] | None = None) -> bytes:
 
 async def eventually(ready: Callable[[], Awaitable[bool] | bool]) -> None:
     """Waits until the condition holds."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             result = ready()
             if result if isinstance(result, bool) else await result:

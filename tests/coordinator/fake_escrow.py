@@ -11,7 +11,8 @@ from coordinator.storage.memory import MemoryStore
 from tallystick.chain.claims import ClaimBatch, pack_batches
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow, ProviderAccount, Purse, TabState, TxResult
-from tallystick.chain.events import DeepReorg, Event, EventPage, LogPosition, Settled
+from tallystick.chain.event_reader import DeepReorg, EventPage
+from tallystick.chain.events import Event, LogPosition, Settled
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.errors import Code, TallyError, Unavailable
 from tallystick.protocol.types import Address, Amount, Seconds

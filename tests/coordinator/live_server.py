@@ -33,7 +33,7 @@ from tallystick.runtime.serving import serving
 from tests.coordinator.fake_escrow import FakeEscrow, make_settler
 from tests.coordinator.harness import COORDINATOR, DOMAIN, LAST_CHUNK, World, make_ask, make_receipt, unchecked
 
-TIMEOUT_SECONDS = 10
+TIMEOUT_SECONDS = 60
 """Seconds after which a test that waits for something gives up."""
 ROOMY = Capacity(4, 4)
 TOKEN = Address("0x" + "cd" * 20)

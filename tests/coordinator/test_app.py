@@ -142,7 +142,7 @@ async def test_a_failed_part_stops_the_coordinator(config: CoordinatorConfig, mo
             patch.setattr(module, "SWEEP_SECONDS", 0.001)
             with pytest.raises(ExceptionGroup) as caught:
                 async with running(config, COORDINATOR):
-                    await asyncio.wait_for(asyncio.Event().wait(), 20)
+                    await asyncio.wait_for(asyncio.Event().wait(), 60)
             assert caught.value.subgroup(ZeroDivisionError) is not None
 
 
@@ -189,7 +189,7 @@ async def test_a_coordinator_that_lost_its_lock_does_not_go_on(
                 async with running(replace(config, db=POSTGRES), COORDINATOR):
                     pass
             await _cut(0x7A15)
-            await asyncio.wait_for(asyncio.Event().wait(), 20)
+            await asyncio.wait_for(asyncio.Event().wait(), 60)
 
     with pytest.raises(Unavailable, match="connection that held this coordinator's database was lost"):
         await run_until_cut()

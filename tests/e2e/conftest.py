@@ -32,7 +32,7 @@ def market() -> Iterator[dict[str, Any]]:
         yield read_trace(process)
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
 
 
 def read_trace(process: subprocess.Popen[str]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ async def node_beside(
         assert await process.wait() == 0
 
 
-async def sells(site: processes.Site, model: str, *, seconds: float = 30, yes: bool = True) -> None:
+async def sells(site: processes.Site, model: str, *, seconds: float = 180, yes: bool = True) -> None:
     """Waits until some provider sells a model, or none does."""
     async with httpx.AsyncClient(trust_env=False) as http:
         for _ in range(int(seconds * 10)):

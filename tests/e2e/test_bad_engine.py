@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from scripts.relay import processes
 from tests.e2e.extra_node import node_beside
@@ -112,14 +111,14 @@ def _toml(url: str, usage: str = "") -> str:
 async def _ask(site: processes.Site, behaviour: str) -> tuple[int, str, str | None]:
     """Returns the status and text that a client of the gateway gets, and the job if an answer began."""
     body = {"model": "bad", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20, "stream": True, "user": behaviour}
-    async with httpx.AsyncClient(base_url=site.gateway, trust_env=False, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=site.gateway, trust_env=False, timeout=120) as http:
         answer = await http.post("/v1/chat/completions", json=body)
         return answer.status_code, answer.text, answer.headers.get("x-tally-job")
 
 
 async def _outcome(site: processes.Site, job: str) -> dict[str, Any]:
     async with httpx.AsyncClient(base_url=site.gateway, trust_env=False) as http:
-        for _ in range(100):
+        for _ in range(2_000):
             record: dict[str, Any] = (await http.get(f"/tally/jobs/{job}")).json()
             if record.get("state") not in ("open", "running"):
                 return record
@@ -127,7 +126,6 @@ async def _outcome(site: processes.Site, job: str) -> dict[str, Any]:
     raise AssertionError(f"{job} does not end: {record}")
 
 
-@pytest.mark.timeout(180)
 async def test_misbehaving_engines(tmp_path: Path) -> None:
     """Each misbehaviour in turn on one node; a good answer at the end shows that the node still works."""
     folder = tmp_path / "market"

@@ -106,7 +106,6 @@ def _with_a_bad_signature(job: bytes) -> bytes:
     return Submission(made.job, (replace(candidate, order=order, raw=None),), made.sealed).dumps()
 
 
-@pytest.mark.timeout(180)
 async def test_honest_jobs_are_served_under_attack(tmp_path: Path) -> None:
     """Floods of forged orders, garbage, slow heads, oversized bodies and frames, and a malicious node do no harm."""
     async with processes.upstream() as mock, processes.market(tmp_path / "market", mock) as site:

@@ -64,13 +64,13 @@ def test_a_signal_stops_everything(number: signal.Signals) -> None:
     children = _children(process.pid)
     assert len(children) >= 5
     process.send_signal(number)
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
 def test_once_exits_by_itself() -> None:
     """`--once --json` exits by itself and prints exactly one JSON object on stdout."""
-    done = subprocess.run([*DEMO, "--once"], stdout=subprocess.PIPE, text=True, env=clean_environment(), timeout=110, check=True)
+    done = subprocess.run([*DEMO, "--once"], stdout=subprocess.PIPE, text=True, env=clean_environment(), timeout=600, check=True)
     assert json.loads(done.stdout).keys() >= KEYS
 
 

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
-
 from node.engines.demo import MODEL, Simulation, build_app
 from scripts.relay import processes
 from tallystick.runtime.serving import serving
@@ -55,7 +53,6 @@ async def example_market(folder: Path, token_seconds: float = 0.01) -> AsyncIter
         }
 
 
-@pytest.mark.timeout(180)
 async def test_every_example(tmp_path: Path) -> None:
     """Each program runs unmodified against a market, prints what it should show, and nothing on stderr."""
     assert {path.name for path in EXAMPLES.glob("*.py")} == SAID.keys()

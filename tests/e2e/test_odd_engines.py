@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from scripts.relay import processes
 from tests.e2e.extra_node import node_beside
@@ -359,7 +358,6 @@ async def _differences(http: httpx.AsyncClient, name: str, case: Case, at_once: 
     return [f"{name}: {what}: expected {right!r}, got {got!r}" for what, (got, right) in compared.items() if got != right]
 
 
-@pytest.mark.timeout(300)
 async def test_what_engines_really_say(tmp_path: Path) -> None:
     """Every row at once on one node; a row that is wrong does not hide the others."""
     async with _market(tmp_path / "market") as (http, engine):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from scripts.relay import processes
 from scripts.relay.mock import MODEL
@@ -24,7 +23,6 @@ async def _tally(folder: Path, *arguments: str) -> Any:
     return json.loads(stdout) if "--json" in arguments else stdout.decode()
 
 
-@pytest.mark.timeout(400)
 async def test_choice_of_provider(tmp_path: Path) -> None:
     """Of two providers the cheaper one gets a request, unless the request says otherwise; `explain` predicts the same."""
     folder = tmp_path / "market"
@@ -36,7 +34,7 @@ async def test_choice_of_provider(tmp_path: Path) -> None:
         )
         async with (
             node_beside(folder, site, dear, model="other"),
-            httpx.AsyncClient(base_url=site.gateway, trust_env=False, timeout=30) as http,
+            httpx.AsyncClient(base_url=site.gateway, trust_env=False, timeout=120) as http,
         ):
             await sells(site, MODEL)
             wallet = json.loads((folder / "keys" / "beside.json").read_text())["address"]

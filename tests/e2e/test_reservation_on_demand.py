@@ -7,7 +7,6 @@ import signal
 from pathlib import Path
 
 import httpx
-import pytest
 
 from scripts.relay import processes
 from scripts.relay.mock import MODEL
@@ -33,7 +32,6 @@ async def _ask(url: str) -> tuple[int, str]:
     raise AssertionError("the gateway does not answer")
 
 
-@pytest.mark.timeout(120)
 async def test_gateway_reserves_on_demand(tmp_path: Path) -> None:
     """Without permission the request is refused with the reason; with it the request succeeds, and no more than needed is
     reserved.

@@ -87,7 +87,6 @@ async def _unfinished_body(port: int, address: str, over: asyncio.Event) -> byte
     return response
 
 
-@pytest.mark.timeout(400)
 async def test_strangers_neither_fill_the_memory_nor_hide_a_model(tmp_path: Path) -> None:
     """One address with 80 large nodes and unfinished frames on all links, another with a gigabyte of unfinished bodies: links,
     asks and bytes are bounded, the lists stay readable page by page, and an honest chat is answered meanwhile.

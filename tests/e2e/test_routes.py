@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from openai import AsyncOpenAI
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -101,7 +100,6 @@ output_price = "1"
 """
 
 
-@pytest.mark.timeout(120)
 async def test_every_kind_of_route(tmp_path: Path) -> None:
     """Responses (also streamed), rankings, speech, transcriptions and images reach the engine, come back unchanged, and are
     billed by the engine's count or by the stated rule.

@@ -40,7 +40,6 @@ def _states(folder: Path) -> list[str]:
         return [state for (state,) in connection.execute("SELECT state FROM jobs ORDER BY created_at")]
 
 
-@pytest.mark.timeout(400)
 async def test_second_coordinator_refuses_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a job runs at the first, the second names the process and the remedy, and marks nothing as failed. After SIGKILL of
     the first, a coordinator starts.

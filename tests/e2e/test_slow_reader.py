@@ -37,7 +37,7 @@ async def test_client_that_does_not_read(tmp_path: Path) -> None:
             grown = {name: processes.rss_mib(pid) - before[name] for name, pid in site.pids.items()}
             assert max(grown.values()) < GROWTH_MIB, grown
         writer.transport.abort()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (record := _last_job(folder / "node.log"))["outcome"] != "client_cancelled":  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.05)
     assert record["reason"] == "the job was cancelled"

@@ -44,7 +44,7 @@ class Caller:
 
     async def status(self) -> int:
         """Reads the next answer's status; 0 if the connection was closed without an answer."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             line = await self.reader.readline()
             return int(line.split()[1]) if line else 0
 
@@ -69,7 +69,7 @@ async def test_an_address_has_only_so_many_connections(port: int) -> None:
     refused = await Caller.call(port)
     assert await refused.status() == 429
     callers[0].close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await (await Caller.call(port)).ask() != 200:
             pass
 
@@ -162,7 +162,7 @@ async def test_requests_do_not_pile_up_on_a_connection(port: int) -> None:
     """A connection with more than a few pipelined requests is refused and closed."""
     caller = await Caller.call(port)
     caller.writer.write((GET + b"\r\n") * 3_000)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         answers = await caller.reader.read()
     assert answers.count(b"HTTP/1.1 ") <= module.PIPELINED + 2
     assert b"429 Too Many Requests" in answers
@@ -172,23 +172,23 @@ async def test_a_few_requests_may_wait(port: int) -> None:
     """A client that sends further requests before the first answer gets all answers, in order."""
     caller = await Caller.call(port)
     caller.writer.write((GET + b"\r\n") * 10)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for _ in range(10):
             assert (await caller.reader.readuntil(b"ok")).count(b"200 OK") == 1
 
 
 async def test_an_answer_that_is_not_read_is_not_held_for_ever() -> None:
     """A client that does not read its answer is disconnected; one that reads slowly gets all of it."""
-    limits = ConnectionLimits(stall_seconds=0.3)
+    limits = ConnectionLimits(stall_seconds=1.5)
     async with serving(_app, "127.0.0.1", 0, limits=limits) as port:
         lazy, slow = await Caller.call(port), await Caller.call(port)
         lazy.writer.transport.pause_reading()  # type: ignore[attr-defined]
         for caller in (lazy, slow):
             caller.writer.write(b"GET /long HTTP/1.1\r\nhost: x\r\n\r\n")
         got = 0
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while got < 8_000_000:
-                data = await slow.reader.read(400_000)
+                data = await slow.reader.read(100_000)
                 assert data, "it was cut although it reads"
                 got += len(data)
                 await asyncio.sleep(0.04)
@@ -210,7 +210,7 @@ async def test_a_body_after_the_answer_is_not_taken_for_ever() -> None:
                 await asyncio.sleep(0.02)
 
         with pytest.raises(ConnectionError):
-            await asyncio.wait_for(drip(), 10)
+            await asyncio.wait_for(drip(), 60)
 
 
 async def test_refused_connections_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:

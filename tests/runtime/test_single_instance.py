@@ -105,7 +105,7 @@ async def test_a_lost_lock_is_not_taken_for_held(monkeypatch: pytest.MonkeyPatch
         kill = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key"
         await connection.execute(sa.text(kill), {"key": 0x7A14})
     await engine.dispose()
-    await asyncio.wait_for(watching, 10)
+    await asyncio.wait_for(watching, 60)
     second = instance_lock(POSTGRES, "test")
     await second.acquire()
     await second.release()

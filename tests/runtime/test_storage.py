@@ -28,7 +28,7 @@ from tallystick.runtime.storage import MAX_GROUP, MAX_QUEUED, Database
 from tests.runtime.processes import line, script
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-IN_TIME = 30
+IN_TIME = 120
 POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
 
 

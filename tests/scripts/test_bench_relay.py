@@ -13,7 +13,7 @@ PROMISED = (
 def test_quick_run_has_every_figure() -> None:
     """The benchmark runs completely on real processes; a figure that it does not measure is null."""
     command = [sys.executable, "-m", "scripts.bench_relay", "--quick", "--json"]
-    figures = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout)
+    figures = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=1_000).stdout)
     assert figures.keys() >= set(PROMISED)
     assert {name for name in PROMISED if figures[name] is None} == {"litellm_cpu_us_per_request", "cpu_ratio"}
     assert figures["coordinator_cpu_us_per_job"] > 0

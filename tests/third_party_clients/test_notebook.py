@@ -8,8 +8,6 @@ import os
 import sysconfig
 from pathlib import Path
 
-import pytest
-
 from scripts.peers import install
 from tests.e2e.test_examples import EXAMPLES, example_market
 from tests.third_party_clients.test_clients import PROGRAMS
@@ -17,7 +15,6 @@ from tests.third_party_clients.test_clients import PROGRAMS
 JUPYTER = ("jupyter", ("nbclient==0.11.0", "ipykernel==7.4.0"))
 
 
-@pytest.mark.timeout(600)
 async def test_a_notebook(tmp_path: Path) -> None:
     """The example notebook runs unchanged; stopping a cell cancels its job, with and without await, and the market stays open."""
     commands = await asyncio.to_thread(install, *JUPYTER)

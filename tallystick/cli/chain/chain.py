@@ -152,7 +152,7 @@ async def _with_market_chain(
 
 async def move_clock(rpc: Rpc, seconds: int) -> tuple[int, int]:
     """Moves the clock and mines a block. Returns the block's number and timestamp. Raises Refusal if the chain cannot."""
-    from tallystick.chain.endpoint import RpcError
+    from tallystick.chain.rpc_errors import RpcError
 
     try:
         await rpc.request("evm_increaseTime", seconds)
@@ -160,8 +160,8 @@ async def move_clock(rpc: Rpc, seconds: int) -> tuple[int, int]:
     except RpcError as error:
         raise Refusal(
             Code.CHAIN_REFUSED,
-            f"the chain at {rpc.url} cannot move its clock ({error.reason}): only local test chains can (tally chain, anvil, "
-            "hardhat). On other chains, wait",
+            f"the chain at {rpc.shown_url} cannot move its clock ({error.reason}): only local test chains can (tally chain, "
+            "anvil, hardhat). On other chains, wait",
         ) from None
     block = await rpc.block()
     return (block.number, block.timestamp) if block else (0, 0)

@@ -15,6 +15,7 @@ from tallystick.cli.onchain import dev_account, held_by_escrow, parse_account, p
 from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, Wallet, unlock
 from tallystick.cli.output import note, show_fields, show_json, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.public_url import has_secret, public_url
 from tallystick.protocol.types import Address, format_amount, parse_address, parse_amount
 from tallystick.runtime.config import home
 
@@ -89,14 +90,17 @@ def deploy(
 
     async def run(endpoint: Rpc) -> None:
         deployment = await _deploy(endpoint, signer, rules, existing, gifts)
+        shown = deployment.to_json() | {"rpc": public_url(deployment.rpc)}
+        if has_secret(deployment.rpc):
+            note(f"{path} has the JSON-RPC URL with its API key: remove the key from its member rpc before you share the file")
         kept = deployment.save_keeping(path)
         if kept:
             note(f"the earlier {path} is kept as {kept}")
         if as_json:
-            show_json(deployment.to_json() | {"file": str(path)})
+            show_json(shown | {"file": str(path)})
             return
         step(f"wrote {path}")
-        show_fields([*deployment.to_json().items(), *_waits(rules)], title="Deployment")
+        show_fields([*shown.items(), *_waits(rules)], title="Deployment")
 
     asyncio.run(with_rpc(rpc, run))
 
@@ -115,7 +119,7 @@ async def _check_replaceable(path: Path) -> None:
             return
         where = f"the escrow {existing.escrow} on chain {existing.chain_id}"
         if held is None:
-            reason = f"chain {existing.chain_id} does not answer at {existing.rpc}, so what {where} holds is unknown"
+            reason = f"chain {existing.chain_id} does not answer at {public_url(existing.rpc)}, so what {where} holds is unknown"
         else:
             reason = f"{where} holds {format_amount(held, existing.token_decimals)} dollars"
     raise BadMessage(f"{path}: {reason}. Name another file with --out, or use --force, which keeps this file beside the new one")
@@ -153,7 +157,7 @@ async def _deploy(rpc: Rpc, signer: Signer, rules: EscrowRules, token: Address |
     from tallystick.chain.token import Token
 
     sender, coins = Sender(rpc, signer), await rpc.balance(signer.address)
-    step(f"chain {await rpc.chain_id()} at {rpc.url}; {signer.address} has {format_amount(coins, COIN_DECIMALS)} coins")
+    step(f"chain {await rpc.chain_id()} at {rpc.shown_url}; {signer.address} has {format_amount(coins, COIN_DECIMALS)} coins")
     if coins == 0:
         raise Refusal(
             Code.INSUFFICIENT_FUNDS,

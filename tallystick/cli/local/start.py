@@ -22,11 +22,12 @@ from tallystick.cli.options import (
     PasswordFile,
     StandIn,
     Wallet,
-    prompt_password,
     unlock,
 )
 from tallystick.cli.output import dollars, err, note, show_json, show_table, step
+from tallystick.cli.prompts import choose_password
 from tallystick.protocol.errors import BadMessage, TallyError
+from tallystick.protocol.public_url import public_url
 from tallystick.protocol.types import Amount, format_amount, parse_address
 from tallystick.runtime.config import home
 from tallystick.runtime.keystore import create_keystore, find_password, keystore_address, keystore_path
@@ -120,7 +121,7 @@ def _stop(location: MarketLocation, *, as_json: bool) -> None:
         money = "" if held is None else f", with the {dollars(held)} of play money in its escrow"
         note(f"lost: the chain, which was in memory{money}; the next `tally start` makes a new one")
     else:
-        note(f"kept: the chain at {location.rpc} and all money on it, because the market did not start that chain")
+        note(f"kept: the chain at {public_url(location.rpc)} and all money on it, because the market did not start that chain")
     note(f"kept: wallets, receipts and conversations in {home()}")
 
 
@@ -158,15 +159,16 @@ async def check(location: MarketLocation, wallet: str) -> tuple[list[Prerequisit
 
 def _chain_state(location: MarketLocation, state: MarketState) -> tuple[bool, str]:
     """Whether the market's chain answers, and details."""
+    place, chain = public_url(location.rpc), state.chain
     if location.is_local:
         if state.deployment is not None:
-            return True, f"{location.rpc} (chain {state.chain})"
-        if state.chain is None:
-            return False, f"{location.rpc} does not answer"
-        return False, f"{location.rpc} (chain {state.chain}) does not have this market's contracts; the market gets its own"
+            return True, f"{place} (chain {chain})"
+        if chain is None:
+            return False, f"{place} does not answer"
+        return False, f"{place} (chain {chain}) does not have this market's contracts; the market gets its own"
     if location.load_deployment() is None:
         return False, "unknown: name an RPC endpoint that you trust"
-    return state.chain is not None, f"{location.rpc} " + (f"(chain {state.chain})" if state.chain else "does not answer")
+    return chain is not None, f"{place} " + (f"(chain {chain})" if chain else "does not answer")
 
 
 async def _models_on_offer(coordinator_url: str) -> tuple[bool, list[str]]:
@@ -235,7 +237,7 @@ def _open_or_create(wallet: str, password_file: Path | None) -> Signer:
     path = keystore_path(wallet)
     if path.exists():
         return unlock(wallet, password_file)
-    signer = create_keystore(path, find_password(password_file, lambda: prompt_password(wallet, confirm=True)))
+    signer = create_keystore(path, find_password(password_file, lambda: choose_password(wallet)))
     step(f"made wallet {wallet} in {path}; keep the file and its password safe: the wallet signs for your money")
     return signer
 

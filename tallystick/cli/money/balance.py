@@ -82,7 +82,7 @@ def balance(
         list[str] | None, typer.Option(help="Also show the tab with this provider: an address or a wallet name (repeatable).")
     ] = None,
     all_tabs: Annotated[
-        bool, typer.Option("--all-tabs", help="Also find every tab in the contract's events; slow on a long chain.")
+        bool, typer.Option("--all-tabs", "--all", help="Also find every tab in the contract's events; slow on a long chain.")
     ] = False,
     config: Config = None,
     deployment: DeploymentFile = None,

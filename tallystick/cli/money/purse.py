@@ -123,7 +123,8 @@ async def spendable(escrow: Escrow, key: Address) -> Amount:
 
 async def providers_with_tabs(escrow: Escrow, payer: Address) -> list[Address]:
     """Every provider that a payer ever had a tab with, from the contract's events. Raises Unavailable."""
-    from tallystick.chain.events import Reserved, Settled, read_events
+    from tallystick.chain.event_reader import read_events
+    from tallystick.chain.events import Reserved, Settled
 
     cursor, providers = escrow.deployment.block, dict[Address, None]()
     while (page := await read_events(escrow.rpc, escrow.deployment, cursor)).cursor != cursor:

@@ -171,7 +171,8 @@ async def _thaw(escrow: Escrow, sender: Sender, old: Address, progress: Progress
 
 async def _totals(escrow: Escrow, old: Address, new: Address, since: int) -> tuple[int, int]:
     """Base units withdrawn from the old purse and deposited into the new one since a block. Raises Unavailable."""
-    from tallystick.chain.events import Deposited, Withdrawn, read_events
+    from tallystick.chain.event_reader import read_events
+    from tallystick.chain.events import Deposited, Withdrawn
 
     withdrawn, deposited, cursor, head = 0, 0, since, await escrow.rpc.block_number()
     while (page := await read_events(escrow.rpc, escrow.deployment, cursor)).cursor != cursor:

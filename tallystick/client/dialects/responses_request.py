@@ -105,7 +105,9 @@ def to_chat(body: bytes) -> ChatRequest:
         raise BadMessage("model: expected the name of a model")
     if stream is not None and not isinstance(stream, bool):
         raise BadMessage("stream: expected true or false")
-    refuse_unsupported(request)
+    refuse_background(request)
+    if request.get("prompt") is not None:
+        raise _unsupported("prompt", "prompts that are stored at OpenAI are not available; send instructions and input")
     if request.get("previous_response_id") is not None:
         raise BadMessage("previous_response_id: expected the input of the whole conversation instead")
     chat: dict[str, Any] = {name: request[name] for name in _SAME if request.get(name) is not None}
@@ -134,14 +136,12 @@ def repeated_members(request: Mapping[str, Any]) -> dict[str, Any]:
     return repeated
 
 
-def refuse_unsupported(request: Mapping[str, Any]) -> None:
-    """Raises BadMessage for what neither this gateway nor a provider keeps: background work, conversations, stored prompts."""
+def refuse_background(request: Mapping[str, Any]) -> None:
+    """Raises BadMessage for work in the background and for conversations with an id of their own, which no gateway keeps."""
     if request.get("background"):
         raise _unsupported("background", "expected false: a gateway answers while its caller waits")
     if request.get("conversation") is not None:
         raise _unsupported("conversation", "not kept by this gateway; use previous_response_id, or send the whole input")
-    if request.get("prompt") is not None:
-        raise _unsupported("prompt", "prompts that are stored at OpenAI are not available; send instructions and input")
 
 
 def _unsupported(member: str, reason: str) -> BadMessage:

@@ -8,7 +8,7 @@ machine, and neither web pages nor foreign host names (see auth.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tallystick.client.config import ApiKey, ClientConfig
+from tallystick.client.config import ApiKey, ClientConfig, UpstreamTarget
 from tallystick.client.coordinator.http_client import ModelOffer
 from tallystick.client.dialects.messages_models import model_entry, models_page
 from tallystick.client.dialects.registry import VERSION_HEADER
@@ -28,6 +28,7 @@ from tallystick.client.gateway.aliases import AliasRouter
 from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
 from tallystick.client.gateway.handler import PATH_MODEL, RequestHandler
 from tallystick.client.gateway.paths import allowed_methods, explain_unknown, read_target
+from tallystick.client.gateway.response_routes import stored_response_routes
 from tallystick.client.gateway.response_sender import ERROR_HEADERS, TALLY_HEADERS, error_response, send_error
 from tallystick.client.jobs.export import job_json
 from tallystick.client.ledger.spending import DAY_SECONDS
@@ -38,6 +39,7 @@ from tallystick.protocol.routes import JSON
 from tallystick.protocol.types import parse_job_id
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.serving import serving, wait_for_stop_signal
+from tallystick.version import __version__
 
 log = structlog.get_logger()
 
@@ -57,11 +59,19 @@ def build_app(market: Market) -> ASGIApp:
             return _json({"status": "ok"})
         return _json({"status": "ok", "payer": market.address, "coordinator": market.config.coordinator, "jobs": market.running})
 
+    async def root(request: Request) -> Response:
+        url = str(request.base_url)
+        text = "This is a Tallystick gateway: OpenAI's and Anthropic's API, answered by the providers of a market."
+        clients = {"OPENAI_BASE_URL": f"{url}v1", "ANTHROPIC_BASE_URL": url.rstrip("/")}
+        return _json({"message": text, "version": __version__, "models": f"{url}v1/models", "clients": clients})
+
     routes = [
+        Route("/", root),
         Route("/health", health),
         Route("/v1/models", models.list_models),
         Route("/v1/models/{model:path}", models.get_model),
         Route("/tally/jobs/{job}", job),
+        *stored_response_routes(handler.responses),
         Route("/v1/{path:path}", _Sold(handler)),
     ]
     handlers: dict[Any, Callable[..., Any]] = {TallyError: _show_error, 404: _no_route, 405: _no_route}
@@ -127,7 +137,13 @@ def _models(market: Market, offers: list[ModelOffer], caller: ApiKey | None) -> 
     """The models and aliases that a caller may use by their names."""
     allowed, aliases = () if caller is None else caller.models, AliasRouter(market.config.aliases, {})
     offered = [_model_entry(offer.id, offer.to_json()) for offer in offers if aliases.may_name(offer.id, allowed)]
-    return offered + [_model_entry(name, {"models": list(models)}) for name, models in aliases.usable(allowed).items()]
+    return offered + [_model_entry(name, _members(models)) for name, models in aliases.usable(allowed).items()]
+
+
+def _members(models: Sequence[str]) -> dict[str, Any]:
+    """The members of an alias, and those of them that are models of upstreams."""
+    upstreams = [member for member in models if UpstreamTarget.parse(member) is not None]
+    return {"models": list(models)} | ({"upstreams": upstreams} if upstreams else {})
 
 
 def _model_entry(name: str, market: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +225,10 @@ async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[
     for an unusable ledger file or port.
     """
     check_public_access(config)
-    async with Market.of(config, signer) as market, serving(build_app(market), config.host, config.port) as port:
+    async with (
+        Market.of(config, signer) as market,
+        serving(build_app(market), config.host, config.port, ws_max_size=None) as port,
+    ):
         host = f"[{config.host}]" if ":" in config.host else config.host
         log.info("gateway ready", url=f"http://{host}:{port}/v1", payer=market.address, coordinator=config.coordinator)
         if ready is not None:

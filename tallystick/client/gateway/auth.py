@@ -31,6 +31,12 @@ _OWN_SITES = ("none", "same-origin")
 """Values of Sec-Fetch-Site for requests that no other site's page caused."""
 
 
+def caller_label(scope: Scope) -> str:
+    """The label of the caller's API key; empty if it has none of [[api_keys]]."""
+    caller: ApiKey | None = scope.get(CALLER_KEY)
+    return "" if caller is None else caller.label
+
+
 class Authenticator:
     """ASGI middleware that passes authenticated requests on. `refuse` sends an error to other callers.
 
@@ -51,7 +57,7 @@ class Authenticator:
         """Passes the request on, or answers 401."""
         if scope["type"] == "http":
             try:
-                scope[CALLER_KEY] = self._authenticate(Headers(scope=scope))
+                scope[CALLER_KEY] = self._authenticate(Headers(scope=scope), scope["http_version"])
             except TallyError as error:
                 if scope["path"] != "/health":
                     await self._refuse(scope, send, error)
@@ -59,9 +65,9 @@ class Authenticator:
                 scope[ANONYMOUS] = True
         await self._app(scope, receive, send)
 
-    def _authenticate(self, headers: Headers) -> ApiKey | None:
+    def _authenticate(self, headers: Headers, http_version: str) -> ApiKey | None:
         if not self._keys:
-            self._check_local(headers)
+            self._check_local(headers, http_version)
             return None
         # Compares with every key, so that the time does not tell which one was close.
         secrets = _presented(headers)
@@ -71,7 +77,7 @@ class Authenticator:
             raise Refusal(Code.UNAUTHENTICATED, text)
         return matching[0]
 
-    def _check_local(self, headers: Headers) -> None:
+    def _check_local(self, headers: Headers, http_version: str) -> None:
         origins, hosts = headers.getlist("origin"), headers.getlist("host")
         for origin in origins:
             if origin.lower() not in self._origins:
@@ -80,6 +86,8 @@ class Authenticator:
         if not origins and any(site not in _OWN_SITES for site in headers.getlist("sec-fetch-site")):
             text = "web pages of other sites (Sec-Fetch-Site) may not spend from this wallet; to allow them, set allow_origins"
             raise Refusal(Code.UNAUTHENTICATED, text)
+        if not hosts and http_version == "1.0":
+            return  # such clients need not send it, and no browser is one
         if len(hosts) != 1 or not self._is_this_machine(hosts[0]):
             text = "Host: expected exactly one, the name of this machine; to serve other names, set api_key"
             raise Refusal(Code.UNAUTHENTICATED, text)

@@ -119,14 +119,14 @@ def explain_unknown(method: str, path: str) -> str | None:
 
 def _explain_path(path: str) -> str | None:
     if path == "/v1":
-        return "this is the base URL, not a route"
+        return "this is the base URL, to which clients add a route"
     if path.startswith("/v1/v1"):
         return (
             f"expected {path.removeprefix('/v1')}, got /v1 twice; the client adds /v1 by itself, so end the base URL without it"
         )
     family = path.removeprefix("/v1/").partition("/")[0]
     if path.startswith("/v1/") and family in ABSENT_FAMILIES:
-        return f"there are no {family} here, because a market of single requests keeps no state for OpenAI's route"
+        return f"no provider sells OpenAI's /v1/{family}, which needs a service that keeps something between requests"
     for route in _ROUTES:
         rest = path.removeprefix(f"{route}/")
         if rest != path and f"/v1/{rest.removeprefix('v1/')}" in (*_ROUTES, MODELS):

@@ -61,7 +61,7 @@ class RequestBodies:
         decoded = _HeldParts(self)
         try:
             async with self._decoders:
-                for part in decode(encoded.join(), codings, self._max_body):
+                for part in decode(encoded.join(), codings, self._max_body, "max_body_bytes"):
                     decoded.add(part)
                     await asyncio.sleep(0)  # other requests go on meanwhile
         except BaseException:

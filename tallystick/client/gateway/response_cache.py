@@ -7,10 +7,6 @@ contents are sealed (AES-256-GCM), so that neither tells anything to a reader of
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import hmac
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -19,14 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tallystick.client.config import MIB, ClientConfig
+from tallystick.client.gateway.sealed_files import SealedFiles
 from tallystick.client.openai.requests import load_body
-from tallystick.client.receipts.file_store import FileStore
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
@@ -37,7 +29,6 @@ from tallystick.protocol.wire import dumps
 ROUTES = (CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES)
 MAX_CACHED_BYTES = 4 * MIB
 """Answers of more bytes are not cached."""
-_NONCE_BYTES = 12
 _LONG_NUMBER = re.compile(rb"\d{17}")
 """Numbers that JSON readers may round, so that two different ones could look equal."""
 
@@ -59,9 +50,7 @@ class ResponseCache:
     """A folder of cached answers of at most `limit` bytes in all, each used for `seconds`. `now` is Unix time in seconds."""
 
     def __init__(self, path: Path, limit: int, seconds: int, wallet: Signer, now: Callable[[], float] = time.time) -> None:
-        self._store, self._seconds, self._now = FileStore(path, limit, "[0-9a-f]{64}"), seconds, now
-        derived = HKDF(SHA256(), 64, salt=None, info=b"tallystick response cache 1").derive(wallet.secret)
-        self._name_key, self._cipher = derived[:32], AESGCM(derived[32:])
+        self._files = SealedFiles(path, wallet, b"tallystick response cache 1", limit=limit, seconds=seconds, now=now)
 
     @classmethod
     def of(cls, config: ClientConfig, wallet: Signer) -> ResponseCache | None:
@@ -91,19 +80,12 @@ class ResponseCache:
             plaintext = orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)
         except orjson.JSONEncodeError:
             return None
-        return hmac.new(self._name_key, plaintext, hashlib.sha256).hexdigest()
+        return self._files.name(plaintext)
 
     async def get(self, name: str) -> CachedResponse | None:
         """The cached answer of that name; None if there is none or it is too old."""
-        return await asyncio.to_thread(self._get, self._store.path / name)
-
-    def _get(self, path: Path) -> CachedResponse | None:
-        try:
-            if path.stat().st_mtime < self._now() - self._seconds:
-                return None
-            sealed = path.read_bytes()
-            plaintext = self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], path.name.encode())
-        except (OSError, InvalidTag, ValueError):
+        plaintext = await self._files.get(name)
+        if plaintext is None:
             return None
         header, _, body = plaintext.partition(b"\n")
         members: dict[str, Any] = orjson.loads(header)
@@ -121,6 +103,4 @@ class ResponseCache:
             "cost": int(response.cost),
             "receipt": response.receipt,
         }
-        nonce = os.urandom(_NONCE_BYTES)
-        sealed = self._cipher.encrypt(nonce, dumps(members) + b"\n" + response.body, name.encode())
-        await self._store.put(name, nonce + sealed)
+        await self._files.put(name, dumps(members) + b"\n" + response.body)

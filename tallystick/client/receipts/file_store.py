@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -19,39 +20,67 @@ log = structlog.get_logger()
 class FileStore:
     """A folder with at most `limit` bytes of files; beyond it the oldest are deleted.
 
-    The store deletes only files whose names match the pattern `names`. A disk error loses the file and is logged.
+    `count`: the most files. `oldest`: the Unix time before which files are deleted. The store deletes only files whose names
+    match the pattern `names`. A disk error loses the file and is logged.
     """
 
-    def __init__(self, path: Path, limit: int, names: str) -> None:
-        self.path, self._limit, self._names = path, limit, re.compile(names)
-        self._sizes: dict[str, int] | None = None
+    def __init__(
+        self, path: Path, limit: int, names: str, *, count: int | None = None, oldest: Callable[[], float] | None = None
+    ) -> None:
+        self.path, self._limit, self._names, self._count, self._oldest = path, limit, re.compile(names), count, oldest
+        self._files: dict[str, tuple[int, float]] | None = None
+        """Bytes and time of each file, oldest first."""
+        self._size = 0
         self._writing = asyncio.Lock()
 
     async def put(self, name: str, data: bytes) -> None:
         """Writes a file atomically. Disk errors are logged, not raised."""
+        await self._change(name, self._put, name, data)
+
+    async def delete(self, name: str) -> None:
+        """Deletes a file if there is one. Disk errors are logged, not raised."""
+        await self._change(name, self._delete, name)
+
+    async def _change(self, name: str, change: Callable[..., None], *arguments: object) -> None:
         async with self._writing:
             try:
-                await asyncio.to_thread(self._put, name, data)
+                await asyncio.to_thread(change, *arguments)
             except OSError as error:
                 log.warning("a file could not be written", path=str(self.path / name), error=str(error))
 
     def _put(self, name: str, data: bytes) -> None:
-        if self._sizes is None:
-            self._sizes = self._read_sizes()
-        self._sizes.pop(name, None)
-        self._sizes[name] = len(data)
-        while sum(self._sizes.values()) > self._limit and self._sizes:
-            oldest = next(iter(self._sizes))
-            (self.path / oldest).unlink(missing_ok=True)
-            del self._sizes[oldest]
-        if name in self._sizes:
+        files = self._read_files()
+        self._forget(name)
+        if len(data) <= self._limit:
             write_private(self.path / name, data)
+            files[name] = len(data), (self.path / name).stat().st_mtime
+            self._size += len(data)
+        else:
+            (self.path / name).unlink(missing_ok=True)
+        oldest = float("-inf") if self._oldest is None else self._oldest()
+        for other in list(files):
+            crowded = self._size > self._limit or (self._count is not None and len(files) > self._count)
+            if other == name or not (crowded or files[other][1] < oldest):
+                break
+            self._delete(other)
 
-    def _read_sizes(self) -> dict[str, int]:
-        """Sizes of the store's files in bytes, oldest first."""
-        entries = self.path.iterdir() if self.path.exists() else ()
-        files = [(path, path.stat()) for path in entries if self._names.fullmatch(path.name) and path.is_file()]
-        return {path.name: stat.st_size for path, stat in sorted(files, key=lambda file: file[1].st_mtime)}
+    def _delete(self, name: str) -> None:
+        self._read_files()
+        (self.path / name).unlink(missing_ok=True)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        if self._files is not None:
+            self._size -= self._files.pop(name, (0, 0.0))[0]
+
+    def _read_files(self) -> dict[str, tuple[int, float]]:
+        if self._files is None:
+            entries = self.path.iterdir() if self.path.exists() else ()
+            stats = [(path.name, path.stat()) for path in entries if self._names.fullmatch(path.name) and path.is_file()]
+            stats.sort(key=lambda file: file[1].st_mtime)
+            self._files = {name: (stat.st_size, stat.st_mtime) for name, stat in stats}
+            self._size = sum(size for size, _ in self._files.values())
+        return self._files
 
 
 class ProofStore:

@@ -27,6 +27,7 @@ from tallystick.client.orders.signing import RESERVE_MULTIPLE, PlacedOrder, rese
 from tallystick.client.orders.tab import Tab
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
+from tallystick.protocol.public_url import public_url
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Seconds, format_amount
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class PayerEscrow:
             log.warning(
                 "chain not used: the RPC address in the deployment file is not known to be trusted",
                 file=str(config.deployment),
-                rpc=deployment.rpc,
+                rpc=public_url(deployment.rpc),
                 hint="set rpc to an endpoint that you trust, or use_deployment_rpc = true",
             )
             return None

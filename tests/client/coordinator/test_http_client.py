@@ -197,7 +197,7 @@ async def test_oversized_asks_do_not_take_a_model_away(wallet: Signer, config: C
     async with FakeMarket(*map(Provider.make, ("alice", "eve", "mal"))).serve() as fake:
         fake.asks = lambda: [large_ask(fake.providers[1]), large_ask(fake.providers[2]), *fake._asks()[:1]]
         async with Market(fake.url, wallet, config) as market, serving(build_app(market), "127.0.0.1", 0) as port:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as http:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=120) as http:
                 answer = await http.post(CHAT, json=BODY)
             assert (answer.status_code, answer.headers["x-tally-provider"]) == (200, fake.providers[0].address)
 

@@ -53,7 +53,7 @@ async def gateway(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> Asy
 @pytest.fixture
 async def http(url: str) -> AsyncIterator[httpx.AsyncClient]:
     """A plain HTTP client."""
-    async with httpx.AsyncClient(base_url=url, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
         yield client
 
 
@@ -137,11 +137,19 @@ async def test_body_limit(fake: FakeMarket, wallet: Signer, config: ClientConfig
 
 
 async def test_unknown_routes(http: httpx.AsyncClient) -> None:
-    """Unknown routes and wrong methods get 404 in OpenAI's format; a route without a provider gets a refusal."""
-    for answer in (await http.post("/v1/Images", json={}), await http.get(CHAT), await http.get("/")):
+    """Unknown routes and wrong methods get 404 in OpenAI's format; so does a route without a provider."""
+    for answer in (await http.post("/v1/Images", json={}), await http.get(CHAT), await http.get("/x")):
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_route")
     answer = await http.post("/v1/images/generations", json={"model": MODEL})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_route")
+
+
+async def test_the_root_says_what_this_is(http: httpx.AsyncClient, url: str) -> None:
+    """GET / names the base URLs that clients need, as they reached it; HEAD is answered for clients that look first."""
+    answer = await http.get("/")
+    assert answer.status_code == 200
+    assert answer.json()["clients"] == {"OPENAI_BASE_URL": f"{url}/v1", "ANTHROPIC_BASE_URL": url}
+    assert (await http.head("/")).status_code == 200
 
 
 async def test_health(http: httpx.AsyncClient, wallet: Signer) -> None:

@@ -208,7 +208,7 @@ async def raw_http(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> As
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             head = "\r\n".join((*lines, f"content-length: {len(body)}", "connection: close")).encode("latin-1")
             writer.write(head + b"\r\n\r\n" + body)
-            answer = await asyncio.wait_for(reader.read(), 10)
+            answer = await asyncio.wait_for(reader.read(), 60)
             writer.close()
             answer, _, rest = answer.partition(b"\r\n\r\n")
             return int(answer.split()[1]), rest
@@ -259,6 +259,15 @@ STRANGE = [
 ]
 """Head lines that a page, or a name that was made to point here, may bring about; or that nobody sends who is at home here."""
 PAGE = ("http://localhost:3000",)
+
+
+async def test_http_1_0_needs_no_host(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A client of HTTP/1.0 need not name the host; if it does, or names an origin, the same rules hold."""
+    async with raw_http(fake, wallet, config) as send:
+        post = POST.replace("1.1", "1.0")
+        assert (await send(post, body=BODY_BYTES))[0] == 200
+        for lines in (("host: evil.example",), ("origin: https://evil.example",), ("sec-fetch-site: cross-site",)):
+            assert (await send(post, *lines, body=BODY_BYTES))[0] == 401
 
 
 async def test_unauthenticated_requests_spend_and_learn_nothing(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:

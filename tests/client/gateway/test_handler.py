@@ -35,7 +35,7 @@ async def gateway(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> Asy
     async with (
         Market(fake.url, wallet, config) as market,
         serving(build_app(market), "127.0.0.1", 0) as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as http,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=120) as http,
     ):
         yield http, market
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import httpx
 import openai
 import pytest
+import websockets
 
 from tallystick.client.config import ApiKey, ClientConfig
 from tallystick.client.gateway.app import build_app
@@ -92,11 +93,11 @@ def test_every_family_is_found_without_its_version(family: str) -> None:
         ("POST", "/v1", "this is the base URL"),
         ("POST", "/v1/v1/chat/completions", "expected /v1/chat/completions, got /v1 twice"),
         ("GET", "/v1/v1", "got /v1 twice"),
-        ("GET", "/v1/files", "there are no files here"),
-        ("POST", "/v1/files", "there are no files here"),
-        ("DELETE", "/v1/assistants/a", "there are no assistants here"),
-        ("POST", "/v1/fine_tuning/jobs", "there are no fine_tuning here"),
-        ("GET", "/v1/realtime", "there are no realtime here"),
+        ("GET", "/v1/files", "no provider sells OpenAI's /v1/files"),
+        ("POST", "/v1/files", "no provider sells OpenAI's /v1/files"),
+        ("DELETE", "/v1/assistants/a", "no provider sells OpenAI's /v1/assistants"),
+        ("POST", "/v1/fine_tuning/jobs", "no provider sells OpenAI's /v1/fine_tuning"),
+        ("GET", "/v1/realtime", "no provider sells OpenAI's /v1/realtime"),
         ("POST", "/v1/chat/completions/chat/completions", "contains /v1/chat/completions already"),
         ("POST", "/v1/chat/completions/v1/chat/completions", "contains /v1/chat/completions already"),
         ("GET", "/v1/chat/completions/models", "contains /v1/chat/completions already"),
@@ -109,7 +110,6 @@ def test_every_family_is_found_without_its_version(family: str) -> None:
         ("POST", "/v1beta/models/m:generateContent", "Gemini's own API"),
         ("POST", "/completion", "llama.cpp's own API"),
         ("GET", "/favicon.ico", "no such route"),
-        ("POST", "/", "no such route"),
     ],
 )
 def test_what_is_no_route_is_explained(method: str, path: str, reason: str) -> None:
@@ -177,6 +177,15 @@ async def test_unknown_paths_are_404(http: httpx.AsyncClient, fake: FakeMarket) 
         assert (answer.status_code, error["type"], error["code"]) == (404, "not_found_error", "unknown_route")
         assert error["message"] == explain_unknown(method, read_target(path).path)
     assert not fake.submissions
+
+
+async def test_a_websocket_is_answered_over_http(market: Market) -> None:
+    """A client of the realtime API learns that there is none, instead of a bare 403."""
+    async with serving(build_app(market), "127.0.0.1", 0, ws_max_size=None) as port:
+        with pytest.raises(websockets.InvalidStatus) as caught:
+            await websockets.connect(f"ws://127.0.0.1:{port}/v1/realtime?model=m")
+    assert caught.value.response.status_code == 404
+    assert b"no provider sells OpenAI's /v1/realtime" in caught.value.response.body
 
 
 async def test_options_tells_the_methods(http: httpx.AsyncClient) -> None:

@@ -20,6 +20,7 @@ from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Refusal, Unavailable
 from tallystick.runtime.serving import serving
 from tests.client.fake_coordinator import BODY, CHAT, EVENTS, STREAM, FakeMarket, Session, event, eventually
+from tests.virtual_time import on_virtual_time
 
 
 @asynccontextmanager
@@ -84,6 +85,7 @@ async def test_a_body_counts_until_its_request_is_over(size: int) -> None:
     assert rooms.held == 0
 
 
+@on_virtual_time
 async def test_a_slow_or_incomplete_body_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     """After BODY_TIMEOUT_SECONDS a body is refused; a caller that disconnects holds nothing."""
     monkeypatch.setattr(request_bodies, "BODY_TIMEOUT_SECONDS", 0.05)
@@ -107,6 +109,7 @@ async def test_a_slow_or_incomplete_body_is_released(monkeypatch: pytest.MonkeyP
     assert rooms.held == 0
 
 
+@on_virtual_time
 async def test_a_caller_that_reads_nothing_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller that reads nothing for SEND_TIMEOUT_SECONDS is disconnected."""
     monkeypatch.setattr(request_bodies, "SEND_TIMEOUT_SECONDS", 0.02)

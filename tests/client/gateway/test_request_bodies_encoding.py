@@ -113,6 +113,7 @@ async def test_a_bomb_is_too_large(fake: FakeMarket, wallet: Signer, config: Cli
         assert len(body) < 100_000
         answer = await _post(http, body, coding)
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+        assert "max_body_bytes" in answer.text
         assert (await _post(http, ENCODERS[coding](json.dumps(BODY).encode()), coding)).status_code == 200
 
 

@@ -108,7 +108,7 @@ def _served(fake: FakeMarket) -> Iterator[None]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
-    ready.wait(30)
+    ready.wait(120)
     try:
         yield
     finally:

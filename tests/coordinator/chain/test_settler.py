@@ -12,7 +12,8 @@ from coordinator.domain.exposure import Exposure
 from coordinator.storage.memory import MemoryStore
 from tallystick.chain.claims import ClaimBatch, pack_batches
 from tallystick.chain.codec import ContractError
-from tallystick.chain.events import DeepReorg, LogPosition, ReleaseStarted
+from tallystick.chain.event_reader import DeepReorg
+from tallystick.chain.events import LogPosition, ReleaseStarted
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, PeerError, Refusal, Unavailable
 from tallystick.protocol.link import ClaimRequest
@@ -364,7 +365,7 @@ async def test_an_endpoint_that_takes_everything_back_each_time_does_not_spin_th
         raise DeepReorg(escrow.block, "0x00", "0x01")
 
     monkeypatch.setattr("coordinator.chain.settler.read_events", always)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await settler.follow_events()
     assert reads == 1
 
@@ -385,7 +386,7 @@ async def _run(settler: Settler, until: Any) -> None:
     """Runs the settler's loop until a condition is true."""
     task = asyncio.create_task(settler.run())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not until() and not task.done():  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0.005)
     finally:

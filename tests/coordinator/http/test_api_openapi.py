@@ -38,7 +38,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
-    assert ready.wait(30)
+    assert ready.wait(120)
     yield schemathesis.openapi.from_url(f"http://127.0.0.1:{ports[0]}/openapi.json")
     loop.call_soon_threadsafe(over.set)
     thread.join(30)
@@ -75,7 +75,7 @@ def test_it_answers_as_documented(document: Any, method: str, path: str, mode: G
     @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
-        case.call_and_validate(timeout=10)
+        case.call_and_validate(timeout=60)
 
     try:
         ask()

@@ -13,6 +13,7 @@ from coordinator.domain import resource_bounds
 from coordinator.domain.limits import IntakeLimits
 from coordinator.http.request_bodies import RequestBodies
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tests.virtual_time import on_virtual_time
 
 LIMIT = 1_000
 
@@ -89,6 +90,7 @@ async def test_complete_bodies_are_not_evicted() -> None:
     assert (error.code, error.fault, error.retry) == (Code.RATE_LIMITED, Fault.COORDINATOR, True)
 
 
+@on_virtual_time
 async def test_a_slow_body_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """After the grace period a body must arrive at the minimum rate; an occasional byte is not enough."""
     monkeypatch.setattr(resource_bounds, "BODY_GRACE_SECONDS", 0.1)

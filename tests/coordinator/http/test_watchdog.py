@@ -6,6 +6,7 @@ from contextlib import closing
 import pytest
 
 from coordinator.http.watchdog import Watchdog
+from tests.virtual_time import on_virtual_time
 
 
 async def test_a_result_in_time_is_returned() -> None:
@@ -21,6 +22,7 @@ async def test_a_result_in_time_is_returned() -> None:
             await watchdog.wait(fail())
 
 
+@on_virtual_time
 async def test_a_slow_operation_is_stopped() -> None:
     """An await that takes too long is interrupted; the task continues and can wait again."""
     with closing(Watchdog(0.01)) as watchdog:
@@ -30,6 +32,7 @@ async def test_a_slow_operation_is_stopped() -> None:
         assert await watchdog.wait(asyncio.sleep(0, "done")) == "done"
 
 
+@on_virtual_time
 async def test_time_between_awaits_does_not_count() -> None:
     """Only waiting is bounded, not the task's other work."""
     with closing(Watchdog(0.01)) as watchdog:

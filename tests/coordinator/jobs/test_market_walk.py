@@ -149,7 +149,7 @@ class Walk:
             client.reads.set()
         for _ in range(12):
             await self.world.pass_time(61)
-        await asyncio.wait_for(asyncio.gather(*(client.task for client in self.world.clients if client.task)), 5)
+        await asyncio.wait_for(asyncio.gather(*(client.task for client in self.world.clients if client.task)), 60)
 
     async def check(self) -> None:
         self.world.assert_idle()

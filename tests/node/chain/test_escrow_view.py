@@ -14,6 +14,7 @@ from tallystick.chain.escrow import EscrowRules, Purse, TabState
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.types import Address, Amount, Seconds
 from tests.node.harness import PAYER, PROVIDER
+from tests.virtual_time import on_virtual_time
 
 KNOWN = Funds(Amount(3), Amount(5), Amount(7), known=True, thawing=Amount(2))
 
@@ -29,13 +30,13 @@ class FakeEscrow:
         self.rate, self.rates_asked = 150, 0
         self.before_read: Callable[[], Awaitable[None]] | None = None
 
-    async def purse(self, key: Address) -> Purse:
+    async def purse(self, key: Address, *, block: str = "latest") -> Purse:  # a fake has one block
         self.asked += 1
         if self.before_read is not None:
             await self.before_read()
         return Purse(None, Amount(self.free + 2), Amount(2), Seconds(0))
 
-    async def tab(self, payer: Address, provider: Address) -> TabState:
+    async def tab(self, payer: Address, provider: Address, *, block: str = "latest") -> TabState:
         assert provider == PROVIDER.address
         return TabState(Amount(3), Amount(5), Seconds(self.release_at))
 
@@ -124,6 +125,7 @@ async def test_a_chain_in_trouble_is_left_alone() -> None:
     assert world.escrow.asked == 1
 
 
+@on_virtual_time
 async def test_a_silent_chain_is_not_waited_for() -> None:
     """If the chain accepts a read and never answers, a job waits for the time limit once."""
     world = World(timeout=0.01)

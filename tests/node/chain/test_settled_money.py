@@ -154,7 +154,6 @@ async def act(books: Books, chance: random.Random) -> None:
             await books.observe(payer)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(6))
 async def test_every_unit_is_counted_once(books: Books, seed: int) -> None:
     """After every random event, the columns agree with the bookkeeper. In the end, what is called collectable is paid at once,

@@ -67,7 +67,7 @@ class Node:
 
     async def next_event(self) -> tuple[str, Any]:
         """Returns the handler's next event."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             return await self.handler.events.get()
 
     async def troubled(self, *words: str) -> None:
@@ -80,7 +80,7 @@ class Node:
         """Runs the link until the end of the block."""
         task = asyncio.create_task(self.link.run())
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 yield self
         finally:
             await self.link.close()

@@ -21,7 +21,7 @@ async def running(sender: ReceiptSender) -> AsyncIterator[ReceiptSender]:
     """Runs a receipt sender until the end of the block."""
     task = asyncio.create_task(sender.run())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             yield sender
     finally:
         task.cancel()

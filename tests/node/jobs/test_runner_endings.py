@@ -148,7 +148,7 @@ def test_every_job_end_leaves_consistent_tabs(
         assert lost == sum(report.written_off for report in harness.observer.reports)
 
     async def bounded() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await play()
 
     asyncio.run(bounded())
