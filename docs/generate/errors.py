@@ -174,6 +174,11 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "engine",
         "Provider: `tally node doctor`. Client: retry.",
     ),
+    Code.UPSTREAM_UNAVAILABLE: (
+        "A hosted upstream of the config does not answer, or refuses its API key.",
+        "engine",
+        "Check `url` and the key in `[[upstreams]]`, then retry; name another model in the alias.",
+    ),
     Code.TIMED_OUT: (
         "A phase of the job took longer than its deadline.",
         "provider",

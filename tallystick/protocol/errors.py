@@ -65,6 +65,7 @@ class Code(str, Enum):
     NODE_GONE = "node_gone"
     PROVIDER_FAILED = "provider_failed"
     ENGINE_UNAVAILABLE = "engine_unavailable"
+    UPSTREAM_UNAVAILABLE = "upstream_unavailable"
     TIMED_OUT = "timed_out"
     CHAIN_UNAVAILABLE = "chain_unavailable"
     CHAIN_REFUSED = "chain_refused"
@@ -119,6 +120,7 @@ PUBLIC: dict[Code, Public] = {
     Code.NODE_GONE: Public(503, _SERVER),
     Code.PROVIDER_FAILED: Public(502, _SERVER),
     Code.ENGINE_UNAVAILABLE: Public(502, _SERVER),
+    Code.UPSTREAM_UNAVAILABLE: Public(502, _SERVER),
     Code.TIMED_OUT: Public(504, _SERVER),
     Code.CHAIN_UNAVAILABLE: Public(503, _SERVER),
     Code.CHAIN_REFUSED: Public(409, _INVALID),
@@ -255,7 +257,8 @@ def error_from_json(body: object, status: int) -> TallyError:
     if error.get("retry") is True:
         known = Unavailable(code, message, fault=fault)
         known.retry_after = read_retry_after(error.get("retry_after"))
-    sealed = error.get("sealed_reason")
+    param, sealed = error.get("param"), error.get("sealed_reason")
+    known.param = param[:100] if isinstance(param, str) else None
     known.sealed_reason = sealed if isinstance(sealed, str) and len(sealed) <= MAX_SEALED_REASON else None
     return known
 

@@ -30,6 +30,8 @@ _SLICE_BYTES = 16 * 1024
 """Bytes that a decoder gets at a time. zlib copies what is left of them at every step."""
 _ZSTD_WINDOW_LOG = 23
 """The largest window that a zstd content coding may need, as a power of two (RFC 9659)."""
+_NO_CODINGS = frozenset({"", "identity", "utf-8", "utf8"})
+"""Names that stand for no coding. Some clients take the header for that of the character set."""
 _GZIP, _ZLIB, _RAW_DEFLATE = 31, 15, -15
 
 
@@ -39,7 +41,7 @@ def read_codings(headers: Iterable[str]) -> tuple[str, ...]:
     Raises Refusal (unsupported_encoding) for an unknown coding, BadMessage for more than MAX_CODINGS.
     """
     names = [name.strip().lower() for value in headers for name in value.split(",")]
-    codings = tuple(name.removeprefix("x-") for name in names if name not in ("", "identity"))
+    codings = tuple(name.removeprefix("x-") for name in names if name not in _NO_CODINGS)
     for coding in codings:
         if coding not in SUPPORTED:
             supported = ", ".join(SUPPORTED)

@@ -30,6 +30,9 @@ except ImportError:  # a system without such limits
 
 log = structlog.get_logger()
 GRACE_SECONDS = 10
+KEEP_ALIVE_SECONDS = 75
+"""Seconds after which an idle connection is closed. Clients and proxies that keep theirs for up to a minute must close first, as
+otherwise a request may meet a connection that is just being closed."""
 OTHER_FILES = 128
 """Open files that a server needs in addition to its connections: databases, the chain, logs."""
 MAX_RECURSION = 12_288
@@ -49,21 +52,7 @@ async def serving(
 
     Raises Unavailable (port_unavailable) if it cannot listen.
     """
-    limits = _within_open_file_limit(limits or ConnectionLimits())
-    http, websocket = ConnectionLimiter(limits).protocols()
-    config = uvicorn.Config(
-        _with_recursion_limit(app),
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        timeout_graceful_shutdown=GRACE_SECONDS,
-        http=http,
-        ws="none" if ws_max_size is None else websocket,
-        ws_max_size=ws_max_size or 0,
-        ws_per_message_deflate=False,
-    )
+    config = server_config(app, host, port, limits=limits, ws_max_size=ws_max_size)
     server = _Server(config)
     config.load()
     with _listener(host, port) as listener:
@@ -80,6 +69,27 @@ async def serving(
             ready.cancel()
             server.should_exit = True
             await task
+
+
+def server_config(
+    app: Any, host: str, port: int, *, limits: ConnectionLimits | None = None, ws_max_size: int | None = None
+) -> uvicorn.Config:
+    """The settings with which `serving` runs uvicorn."""
+    http, websocket = ConnectionLimiter(_within_open_file_limit(limits or ConnectionLimits())).protocols()
+    return uvicorn.Config(
+        _with_recursion_limit(app),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        http=http,
+        ws="none" if ws_max_size is None else websocket,
+        ws_max_size=ws_max_size or 0,
+        ws_per_message_deflate=False,
+    )
 
 
 def _tune_garbage_collector() -> None:

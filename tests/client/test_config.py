@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import tallystick.client
-from tallystick.client.config import ClientConfig, load_config
+from tallystick.client.config import ClientConfig, Upstream, UpstreamTarget, load_config
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Address, Amount
 
@@ -62,3 +62,78 @@ def test_ledger_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wallet = Address("0x" + "12" * 20)
     assert ClientConfig().ledger_path(wallet) == tmp_path / "client" / f"{wallet}.db"
     assert ClientConfig(ledger_file=tmp_path / "x.db").ledger_path(wallet) == tmp_path / "x.db"
+
+
+UPSTREAM = """
+[[upstreams]]
+name = "cloud"
+url = "https://api.example.org/v1"
+key_env = "CLOUD_KEY"
+[[upstreams.models]]
+name = "org/big:latest"
+input_price = "0.15"
+output_price = "0.60"
+[[aliases]]
+name = "always"
+models = ["small", "upstream://cloud/org/big:latest"]
+"""
+
+
+def test_upstreams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upstream has prices in dollars and a key from the environment, which never shows."""
+    (tmp_path / "c.toml").write_text(UPSTREAM)
+    config = load_config(tmp_path / "c.toml")
+    (upstream,) = config.upstreams
+    assert upstream.model("org/big:latest").output_price == Amount(600_000)
+    assert upstream.model("another").output_price is None
+    assert UpstreamTarget.parse(config.aliases[0].models[1]) == UpstreamTarget("cloud", "org/big:latest")
+    assert UpstreamTarget.parse("org/model:tag") is None
+    with pytest.raises(BadMessage, match="CLOUD_KEY, which is not set"):
+        upstream.read_key()
+    monkeypatch.setenv("CLOUD_KEY", " sk-secret\n")
+    assert upstream.read_key() == "sk-secret"
+    assert "sk-secret" not in repr(config)
+    monkeypatch.setenv("CLOUD_KEY", "two words")
+    with pytest.raises(BadMessage, match="printable ASCII") as caught:
+        upstream.read_key()
+    assert "two words" not in str(caught.value)
+
+
+def test_a_key_file(tmp_path: Path) -> None:
+    """It must be readable by its owner alone."""
+    file = tmp_path / "key"
+    upstream = Upstream(name="cloud", url="https://example.org", key_file=file)
+    with pytest.raises(BadMessage, match="key_file"):
+        upstream.read_key()
+    file.write_text("sk-secret\n")
+    file.chmod(0o644)
+    with pytest.raises(BadMessage, match="chmod 600"):
+        upstream.read_key()
+    file.chmod(0o600)
+    assert upstream.read_key() == "sk-secret"
+    file.write_text("\n")
+    with pytest.raises(BadMessage, match="expected an API key, got nothing"):
+        upstream.read_key()
+    assert Upstream(name="cloud", url="https://example.org").read_key() is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('name = "cloud"', 'name = "Cloud/1"', "upstreams: name"),
+        ('url = "https://', 'url = "https://user:pass@', "no user or password"),
+        ('url = "https://api.example.org/v1"', 'url = "ftp://example.org"', "http:// or https://"),
+        ('url = "https://api.example.org/v1"', 'url = "https://example.org/v1?key=x"', "without a query"),
+        ('key_env = "CLOUD_KEY"', 'key_env = "A"\nkey_file = "b"', "got both"),
+        ('output_price = "0.60"', "", "both input_price and output_price"),
+        ("upstream://cloud/", "upstream://clouds/", "expected an upstream of the config"),
+        ("upstream://cloud/org/big:latest", "upstream://cloud", "NAME/MODEL"),
+        ('url = "https', 'timeout_seconds = 0\nurl = "https', "timeout_seconds"),
+    ],
+)
+def test_upstreams_that_make_no_sense(old: str, new: str, says: str, tmp_path: Path) -> None:
+    """The error names the upstream or the alias, and quotes no password."""
+    (tmp_path / "c.toml").write_text(UPSTREAM.replace(old, new, 1))
+    with pytest.raises(BadMessage, match=says) as caught:
+        load_config(tmp_path / "c.toml")
+    assert "pass@" not in str(caught.value)

@@ -169,6 +169,8 @@ def test_a_huge_window_is_refused() -> None:
         ([], ()),
         ([""], ()),
         (["identity"], ()),
+        (["UTF-8"], ()),
+        (["utf8, gzip"], ("gzip",)),
         (["GZIP"], ("gzip",)),
         (["x-gzip"], ("gzip",)),
         (["X-GZip, Identity , br"], ("gzip", "br")),
@@ -181,7 +183,7 @@ def test_headers_are_read(headers: list[str], codings: tuple[str, ...]) -> None:
     assert read_codings(headers) == codings
 
 
-@pytest.mark.parametrize("name", ["compress", "x-compress", "lz4", "utf-8", "gzip;q=1", "aws-chunked"])
+@pytest.mark.parametrize("name", ["compress", "x-compress", "lz4", "utf-16", "gzip;q=1", "aws-chunked"])
 def test_unknown_codings(name: str) -> None:
     """An unknown coding is named, with the supported ones."""
     with pytest.raises(Refusal, match="gzip, deflate, br, zstd") as caught:

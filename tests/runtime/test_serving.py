@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tallystick.protocol.errors import Unavailable
-from tallystick.runtime.serving import MAX_RECURSION, serving, wait_for_stop_signal
+from tallystick.runtime.serving import MAX_RECURSION, server_config, serving, wait_for_stop_signal
 from tests.runtime.processes import TIMEOUT_SECONDS, line, script
 
 LOOPBACK = "127.0.0.1"
@@ -50,6 +50,11 @@ async def test_a_request_under_way_is_answered_before_the_end() -> None:
             asking = asyncio.create_task(client.get(f"http://{LOOPBACK}:{port}/slow"))
             await asked.wait()
         assert (await asking).text == "/slow"
+
+
+def test_idle_connections_are_kept_longer_than_by_clients() -> None:
+    """A client or proxy that keeps its connections for a minute never meets one that the server is just closing."""
+    assert server_config(echo, LOOPBACK, 0).timeout_keep_alive > 60
 
 
 async def test_a_used_port_is_reported() -> None:

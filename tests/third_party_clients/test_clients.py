@@ -26,10 +26,13 @@ PYTHON = {
     "langchain_openai_chat": ("langchain", ("langchain-openai==1.7.3",)),
     "llama_index_openai_like": ("llama-index", ("llama-index-llms-openai-like==0.8.1",)),
     "anthropic_sdk": ("anthropic", ("anthropic==2.14.0",)),
+    "openai_agents_sdk": ("openai-agents", ("openai-agents==0.24.0",)),
     "pydantic_ai_agent": ("pydantic-ai", ("pydantic-ai-slim[openai]==2.68.0",)),
 }
 LLM = ("llm", ("llm==0.36",))
 JAVASCRIPT = "openai@7.55.0"
+JS_ANTHROPIC = "@anthropic-ai/sdk@1.14.0"
+VERCEL = ("ai@7.0.173", "@ai-sdk/openai@4.0.118", "@ai-sdk/openai-compatible@3.0.92", "zod@4.6.7")
 CLAUDE_CODE = "@anthropic-ai/claude-code@2.1.197"
 SAID: dict[str, Any] = {
     "text": TEXT,
@@ -114,15 +117,22 @@ async def test_the_llm_command(site: Site) -> None:
         assert (await site.run(*command, LLM_USER_PATH=str(site.folder))).strip() == TEXT
 
 
-def _install_npm(name: str, requirement: str) -> Path:
-    """The folder of a package of npm, which is installed on the first call."""
-    folder, (package, _, version) = BUILD / name, requirement.rpartition("@")
+def _is_installed(folder: Path, requirement: str) -> bool:
+    package, _, version = requirement.rpartition("@")
     described = folder / "node_modules" / package / "package.json"
-    if not described.exists() or json.loads(described.read_text())["version"] != version:
+    return described.exists() and json.loads(described.read_text())["version"] == version
+
+
+def _install_npm(name: str, *requirements: str) -> Path:
+    """The folder of packages of npm, which are installed on the first call."""
+    folder = BUILD / name
+    if not all(_is_installed(folder, requirement) for requirement in requirements):
         folder.mkdir(parents=True, exist_ok=True)
         npm = shutil.which("npm")
         assert npm, "npm is needed, as for the contracts"
-        subprocess.run([npm, "install", "--no-fund", "--no-audit", "--silent", "--prefix", str(folder), requirement], check=True)
+        subprocess.run(
+            [npm, "install", "--no-fund", "--no-audit", "--silent", "--prefix", str(folder), *requirements], check=True
+        )
     return folder
 
 
@@ -135,6 +145,32 @@ async def test_the_javascript_package(site: Site) -> None:
     _check(output, site.engine)
 
 
+@pytest.mark.timeout(600)
+async def test_anthropics_javascript_package(site: Site) -> None:
+    """The official `@anthropic-ai/sdk` of Node.js."""
+    folder = await asyncio.to_thread(_install_npm, "js-anthropic", JS_ANTHROPIC)
+    shutil.copy(PROGRAMS / "js_anthropic.mjs", folder)
+    output = json.loads(await site.run(shutil.which("node") or "node", str(folder / "js_anthropic.mjs"), PATH=os.environ["PATH"]))
+    assert output.keys() == {"text", "stream", "tools", "streamed_tools", "tokens", "fault"}
+    _check(output, site.engine)
+
+
+async def test_the_vercel_ai_sdk(site: Site) -> None:
+    """Its OpenAI provider over Responses (the default) and chat, and its compatible provider: loops, JSON, further turns."""
+    folder = await asyncio.to_thread(_install_npm, "js-vercel-ai", *VERCEL)
+    shutil.copy(PROGRAMS / "vercel_ai_sdk.mjs", folder)
+    outputs = json.loads(
+        await site.run(shutil.which("node") or "node", str(folder / "vercel_ai_sdk.mjs"), PATH=os.environ["PATH"])
+    )
+    assert outputs.keys() == {"responses", "chat", "compatible"}
+    for output in outputs.values():
+        assert output.keys() >= {"text", "stream", "tools", "streamed_tools", "tokens", "json"}
+        assert output == {name: SAID[name] for name in output}
+    conversation = [message["role"] for message in site.engine.asked[-2]["messages"]]
+    assert conversation == ["user", "assistant", "user"]
+
+
+@pytest.mark.timeout(600)
 async def test_claude_code(site: Site) -> None:
     """A question without tools, and one whose answer calls a tool: its result goes back to the engine."""
     folder = await asyncio.to_thread(_install_npm, "claude-code", CLAUDE_CODE)

@@ -85,7 +85,7 @@ def explain(
 
     Needs no wallet. If there is one, the providers that its ledger blocks are shown as such; no password is needed.
     """
-    from tallystick.client.config import load_config
+    from tallystick.client.config import UpstreamTarget, load_config
     from tallystick.client.coordinator.http_client import CoordinatorClient
     from tallystick.client.selection.options import ProviderCriteria, demand_for, demand_of, explain_asks
     from tallystick.protocol.requirements import Requirements
@@ -104,16 +104,23 @@ def explain(
 
     async def ask(ledger: Ledger | None, loaded: ClientConfig) -> None:
         answers: list[tuple[str, AskExplanation, ApiRequest | None]] = []
+        upstreams: list[str] = []
         async with CoordinatorClient(loaded.coordinator, loaded) as coordinator:
             domain = (await coordinator.info()).domain
             blocked = {} if ledger is None else await ledger.excluded(domain, int(time.time()))
             for model, asked in _requests(request, route, loaded):
+                if UpstreamTarget.parse(model) is not None:
+                    upstreams.append(model)
+                    continue
                 demand = demand_of(loaded, model, route, choice)
                 if asked is not None:
                     demand = demand_for(demand, asked.summary)
                 listed = await coordinator.explain(demand.to_json(ZERO_ADDRESS if ledger is None else ledger.payer))
                 answers += [(model, provider, asked) for provider in explain_asks(listed, demand, blocked, int(time.time()))]
         _show(answers, request, loaded, as_json=as_json)
+        if upstreams and not as_json:
+            names = ", ".join(upstreams)
+            out.print(f"then, without the market: {names} (unsealed, unsigned)", highlight=False, soft_wrap=True, markup=False)
 
     if wallet == DEFAULT_WALLET and not keystore_path(wallet).exists():  # without a wallet, no provider is blocked
         asyncio.run(ask(None, load_config(config, {"coordinator": coordinator_url})))

@@ -36,6 +36,7 @@ def spending(
     Days are UTC; a job counts on the day of its receipt. Running jobs are not included. Needs no password.
     """
     from tallystick.client.ledger.spending import DAY_SECONDS, GROUPS
+    from tallystick.client.ledger.upstream_spending import UPSTREAM_PREFIX
 
     groups = tuple(part.strip() for part in by.split(",") if part.strip())
     if len(set(groups)) != len(groups) or not set(groups) <= set(GROUPS):
@@ -43,16 +44,25 @@ def spending(
 
     async def run(ledger: Ledger, loaded: ClientConfig) -> None:
         now = int(time.time())
-        lines = [_line(spent, groups) for spent in await ledger.spending(now - (days - 1) * DAY_SECONDS, groups)]
+        since = now - (days - 1) * DAY_SECONDS
+        lines = [_line(spent, groups) for spent in await ledger.spending(since, groups)]
+        by_provider = [_line(spent, ("provider",)) for spent in await ledger.spending(since, ("provider",))]
+        upstreams = [
+            line | {"upstream": line["provider"].removeprefix(UPSTREAM_PREFIX)}
+            for line in by_provider
+            if line["provider"].startswith(UPSTREAM_PREFIX)
+        ]
         budgets = [await ledger.budget_status(budget, now) for budget in loaded.budgets]
         if as_csv:
             writer = csv.DictWriter(sys.stdout, [*groups, *_FIGURES, *_LATENCY], extrasaction="ignore")
             writer.writeheader()
             writer.writerows(lines)
         elif as_json:
-            show_json({"spent": lines, "budgets": [_budget_json(budget) for budget in budgets]})
+            hosted = [_upstream_json(line) for line in upstreams]
+            show_json({"spent": lines, "upstreams": hosted, "budgets": [_budget_json(budget) for budget in budgets]})
         else:
             _show(lines, groups, budgets)
+            _show_upstreams(upstreams)
 
     with_ledger(config, wallet, None, run)
 
@@ -70,6 +80,22 @@ def _line(spent: SpendingRow, groups: tuple[str, ...]) -> dict[str, Any]:
     money = (str(int(spent.cost)), format_amount(Amount(spent.cost)), spent.hits, str(int(spent.saved)))
     figures = dict(zip(_FIGURES, (*counts, *money), strict=True))
     return named | figures | dict(zip(_LATENCY, spent.latency_ms or (None, None, None), strict=True))
+
+
+def _upstream_json(line: dict[str, Any]) -> dict[str, Any]:
+    """What an upstream's requests cost, which `spent` includes: nobody sealed them or signed for them."""
+    return {"upstream": line["upstream"], "sealed": False, "signed": False} | {figure: line[figure] for figure in _FIGURES[:7]}
+
+
+def _show_upstreams(lines: list[dict[str, Any]]) -> None:
+    if lines:
+        rows = ((line["upstream"], line["requests"], line["failed"], _tokens(line), line["costDollars"]) for line in lines)
+        title = "Of which at hosted upstreams: unsealed, unsigned, as their answers say"
+        show_table(("upstream", "requests", "failed", "tokens", "dollars"), rows, title=title)
+
+
+def _tokens(line: dict[str, Any]) -> str:
+    return f"{line['inputTokens']} + {line['outputTokens']}"
 
 
 def _budget_json(status: BudgetStatus) -> dict[str, Any]:
@@ -105,12 +131,11 @@ def _show(lines: list[dict[str, Any]], groups: tuple[str, ...], budgets: list[Bu
 def _abbreviated(group: str, value: object) -> object:
     """A provider's address in short; --json prints it whole."""
     text = str(value)
-    return f"{text[:8]}…{text[-4:]}" if group == "provider" and text else value or "-"
+    return f"{text[:8]}…{text[-4:]}" if group == "provider" and text.startswith("0x") else value or "-"
 
 
 def _row(named: list[object], line: dict[str, Any]) -> tuple[object, ...]:
     requests, cost = line["requests"], int(line["cost"])
     average = format_amount(Amount(cost // requests)) if requests else ""
     latency = " / ".join(str(line[name]) for name in _LATENCY) if line.get(_LATENCY[0]) is not None else ""
-    tokens = f"{line['inputTokens']} + {line['outputTokens']}"
-    return (*named, requests, line["failed"], tokens, format_amount(Amount(cost)), average, latency)
+    return (*named, requests, line["failed"], _tokens(line), format_amount(Amount(cost)), average, latency)

@@ -10,19 +10,39 @@ from typing import Any
 
 import structlog
 
-from tallystick.client.config import Alias
+from tallystick.client.config import UPSTREAM_SCHEME, Alias, UpstreamTarget
 from tallystick.client.gateway.routing_rules import RoutingRule
 from tallystick.client.openai.requests import load_body
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError
 from tallystick.protocol.lenient_json import dump_lenient
 
 log = structlog.get_logger()
-_NOT_SOLD = frozenset({Code.UNKNOWN_MODEL, Code.UNKNOWN_ROUTE, Code.PRICE_ABOVE_CAP})
+_NOT_SOLD = frozenset(
+    {Code.UNKNOWN_MODEL, Code.UNKNOWN_ROUTE, Code.PRICE_ABOVE_CAP, Code.CONTEXT_LENGTH_EXCEEDED, Code.UNSUPPORTED}
+)
 _NOT_AVAILABLE = frozenset({Code.NO_PROVIDER, Code.NODE_BUSY, Code.NODE_GONE, Code.PROVIDER_FAILED, Code.ENGINE_UNAVAILABLE})
+_MARKET_UNAVAILABLE = frozenset(
+    {
+        Code.COORDINATOR_UNAVAILABLE,
+        Code.CHAIN_UNAVAILABLE,
+        Code.DATABASE_UNAVAILABLE,
+        Code.RATE_LIMITED,
+        Code.TIMED_OUT,
+        Code.NO_PROVIDER,
+        Code.INSUFFICIENT_FUNDS,
+        Code.UNSECURED,
+    }
+)
+"""Errors with which every model of the market may fail, but no upstream."""
 
 
-def may_fall_back(error: TallyError) -> bool:
-    """Whether another model may be tried after this error: its model is not sold, or no provider is free for it."""
+def may_fall_back(error: TallyError, *, to_upstream: bool = False) -> bool:
+    """Whether another model may be tried after this error: its model is not sold, or no provider is free for it.
+
+    `to_upstream`: the other model is one of an upstream, which needs neither the coordinator nor a purse.
+    """
+    if error.code is Code.UPSTREAM_UNAVAILABLE or (to_upstream and error.code in _MARKET_UNAVAILABLE):
+        return True
     return error.code in _NOT_SOLD or (error.code in _NOT_AVAILABLE and error.fault is not Fault.CLIENT)
 
 
@@ -47,10 +67,18 @@ def order_models(alias: Alias, draw: float) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class RoutingPlan:
-    """One request body for each model to try, in order. `accepts` judges the JSON of an answer."""
+    """One request body for each model to try, in order. `accepts` judges the JSON of an answer.
+
+    `upstreams`: which of the bodies are for models of upstreams, and for which.
+    """
 
     bodies: Sequence[bytes] = field(repr=False)
     accepts: Callable[[Any], bool] = lambda _: True
+    upstreams: Mapping[bytes, UpstreamTarget] = field(default_factory=dict, repr=False)
+
+    def without_upstreams(self) -> RoutingPlan:
+        """The plan with the models of the market alone."""
+        return RoutingPlan([body for body in self.bodies if body not in self.upstreams], self.accepts)
 
 
 class AliasRouter:
@@ -97,10 +125,21 @@ class AliasRouter:
         later = [name for fallback in fallbacks for name in self._resolve(fallback, draw, allowed, "fallbacks")]
         if isinstance(model, str) and (rule := self._rules.get(model)) is not None:
             models = _order_by_rule(rule, request, self._aliases[model], allowed)
-            return RoutingPlan(_bodies_for(request, (*models, *later)), lambda answer: _accepts(rule, request, answer))
+            return self._plan_of(request, (*models, *later), lambda answer: _accepts(rule, request, answer))
         if later or models != [model]:
-            return RoutingPlan(_bodies_for(request, (*models, *later)))
+            return self._plan_of(request, (*models, *later), lambda _: True)
         return RoutingPlan([body])
+
+    def _plan_of(self, request: dict[str, Any], names: Iterable[Any], accepts: Callable[[Any], bool]) -> RoutingPlan:
+        names = tuple(dict.fromkeys(names))
+        bodies = [dump_lenient(request | {"model": name}) for name in names]
+        members = {member for alias in self._aliases.values() for member in alias.models}
+        targets = {
+            body: target
+            for name, body in zip(names, bodies, strict=True)
+            if name in members and (target := UpstreamTarget.parse(name)) is not None
+        }
+        return RoutingPlan(bodies, accepts, targets)
 
     def _resolve(self, model: Any, draw: float, allowed: Collection[str], member: str) -> Sequence[Any]:
         """The models that a name stands for, in the order of an alias without a rule. Raises Refusal as `check_named`."""
@@ -108,6 +147,11 @@ class AliasRouter:
         usable = () if alias is None else _members(alias, allowed)
         if alias is None or not usable:
             self.check_named(model, allowed, member)
+            if isinstance(model, str) and model.startswith(UPSTREAM_SCHEME):
+                text = (
+                    f"{member}: {model:.200}: models of an upstream are used by aliases that name them, never by their own names"
+                )
+                raise Refusal(Code.UNKNOWN_MODEL, text)
             return [model]
         return [name for name in order_models(alias, draw) if name in usable]
 
@@ -138,7 +182,3 @@ def _accepts(rule: RoutingRule, request: dict[str, Any], answer: Any) -> bool:
     except Exception:  # the operator's own code must not fail the request, whose answer is paid for
         log.exception("routing rule failed to judge an answer")
         return True
-
-
-def _bodies_for(request: dict[str, Any], models: Iterable[Any]) -> list[bytes]:
-    return [dump_lenient(request | {"model": name}) for name in dict.fromkeys(models)]

@@ -8,7 +8,7 @@ machine, and neither web pages nor foreign host names (see auth.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tallystick.client.config import ApiKey, ClientConfig
+from tallystick.client.config import ApiKey, ClientConfig, UpstreamTarget
 from tallystick.client.coordinator.http_client import ModelOffer
 from tallystick.client.dialects.messages_models import model_entry, models_page
 from tallystick.client.dialects.registry import VERSION_HEADER
@@ -137,7 +137,13 @@ def _models(market: Market, offers: list[ModelOffer], caller: ApiKey | None) -> 
     """The models and aliases that a caller may use by their names."""
     allowed, aliases = () if caller is None else caller.models, AliasRouter(market.config.aliases, {})
     offered = [_model_entry(offer.id, offer.to_json()) for offer in offers if aliases.may_name(offer.id, allowed)]
-    return offered + [_model_entry(name, {"models": list(models)}) for name, models in aliases.usable(allowed).items()]
+    return offered + [_model_entry(name, _members(models)) for name, models in aliases.usable(allowed).items()]
+
+
+def _members(models: Sequence[str]) -> dict[str, Any]:
+    """The members of an alias, and those of them that are models of upstreams."""
+    upstreams = [member for member in models if UpstreamTarget.parse(member) is not None]
+    return {"models": list(models)} | ({"upstreams": upstreams} if upstreams else {})
 
 
 def _model_entry(name: str, market: dict[str, Any]) -> dict[str, Any]:

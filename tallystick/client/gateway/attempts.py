@@ -17,9 +17,13 @@ from tallystick.protocol.types import Amount
 
 @dataclass(slots=True)
 class Attempts:
-    """The attempts at one request. `results` are the answers that were paid for and not accepted."""
+    """The attempts at one request. `results` are the answers that were paid for and not accepted.
+
+    `upstream_cost`: what answers of upstreams cost that were not accepted, in base units.
+    """
 
     results: list[Result] = field(default_factory=list)
+    upstream_cost: Amount = Amount(0)
     _failed_jobs: list[tuple[str, Amount]] = field(default_factory=list)
     _errors: list[TallyError] = field(default_factory=list)
 
@@ -35,18 +39,22 @@ class Attempts:
             model = job.candidates[0].terms.model if job.candidates else ""
             self._failed_jobs.append((f"{model}; job={job.id.hex()}; at-most={int(possible_cost)}", possible_cost))
 
-    def may_fall_back(self, error: TallyError) -> bool:
-        """Whether another model may be tried after this error. Not if a submitted job failed with it and must not be retried."""
-        final = not error.retry and any(recorded is error for recorded in self._errors)
-        return may_fall_back(error) and (not final or not is_sold(error))
+    def may_fall_back(self, error: TallyError, *, to_upstream: bool = False) -> bool:
+        """Whether another model may be tried after this error. Not if a submitted job failed with it and must not be retried.
+
+        An engine that lacks the model or the route fails for good too, but another model has another engine.
+        """
+        of_engine = error.code is Code.ENGINE_UNAVAILABLE and not self.possible_cost
+        final = not error.retry and not of_engine and any(recorded is error for recorded in self._errors)
+        return may_fall_back(error, to_upstream=to_upstream) and (not final or not is_sold(error))
 
     @staticmethod
-    def decisive_error(first: TallyError, last: TallyError) -> TallyError:
-        """The error to report of the first and the last model that failed.
+    def decisive_error(first: TallyError | None, last: TallyError) -> TallyError:
+        """The error to report of the first and the last model that failed. `first`: None if only one failed.
 
         That is the last one, unless max_cost leaves too little for the last model while the first one is sold.
         """
-        return first if last.code is Code.COST_ABOVE_CAP and is_sold(first) else last
+        return first if first is not None and last.code is Code.COST_ABOVE_CAP and is_sold(first) else last
 
     def may_retry(self, error: TallyError, *, keyed: bool) -> bool:
         """Whether the caller may send the same request again without further checks.

@@ -12,7 +12,7 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from tallystick.client.config import ApiKey
+from tallystick.client.config import ApiKey, UpstreamTarget
 from tallystick.client.dialects.dialect import Dialect
 from tallystick.client.dialects.messages_tokens import COUNT_TOKENS, count_tokens
 from tallystick.client.dialects.registry import DIALECTS
@@ -26,6 +26,7 @@ from tallystick.client.gateway.response_recorder import ResponseRecorder
 from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, send_json, total_cost
 from tallystick.client.gateway.response_state import ResponseState, ResponseStore
 from tallystick.client.gateway.routing_rules import load_rule
+from tallystick.client.gateway.upstream_router import UpstreamRouter
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
 from tallystick.client.ledger.idempotency import IdempotencyKey, fingerprint, scope_key
@@ -73,6 +74,11 @@ class _GatewayRequest:
         """The dialect by which it can be translated to a chat completion; None if it is sold as it is or not at all."""
         return DIALECTS.get(self.path) if self.content_type == JSON else None
 
+    @property
+    def requires_market(self) -> bool:
+        """Whether only the market can answer it: its caller says so, or its idempotency key stands for a job."""
+        return self.extras.market or self.key is not None
+
     @classmethod
     def of(cls, scope: Scope, body: bytes) -> _GatewayRequest:
         """Reads the headers. Every body that is not declared as a form counts as JSON, as with OpenAI's own servers.
@@ -105,6 +111,7 @@ class RequestHandler:
         self._market = market
         aliases = market.config.aliases
         self._aliases = AliasRouter(aliases, {alias.name: load_rule(alias.rule) for alias in aliases if alias.rule is not None})
+        self._upstreams = UpstreamRouter(market)
         self._cache = ResponseCache.of(market.config, market.wallet)
         self.responses = ResponseState(ResponseStore.of(market.config, market.wallet), market.config.max_body_bytes)
         self._bodies = RequestBodies(market.config.max_body_bytes, market.config.max_total_body_bytes)
@@ -153,7 +160,8 @@ class RequestHandler:
         """Answers from the cache or from a job. Cancelling it ends the job, which waits for its receipt for a bounded time."""
         attempts = Attempts()
         try:
-            plan = await self._plan_for_key(request, self._plan(request))
+            plan = self._upstreams.restrict(self._plan(request), request.options, market=request.requires_market)
+            plan = await self._plan_for_key(request, plan)
             name, cached = await self._find_cached(request, plan.bodies)
             if cached is None:
                 sender = ResponseSender(send, error_format(scope), self._cache, name, attempts)
@@ -206,16 +214,17 @@ class RequestHandler:
         """
         first_error: TallyError | None = None
         for number, body in enumerate(plan.bodies):
+            remaining, target = plan.bodies[number + 1 :], plan.upstreams.get(body)
             try:
-                result = await self._run_job(request, body, sender, attempts)
+                is_sent, result = await self._run_model(request, body, target, sender, plan if remaining else None)
             except TallyError as error:
                 sender.cache_name = None  # the answer of another model is not cached in place of this one's
-                remaining = plan.bodies[number + 1 :]
+                to_upstream = bool(remaining) and remaining[0] in plan.upstreams
                 submitted = request.key is not None and await self._maintenance.find_key(request.key) is not None
-                if submitted or not remaining or not attempts.may_fall_back(error):
-                    if attempts.results:
+                if submitted or not remaining or not attempts.may_fall_back(error, to_upstream=to_upstream):
+                    if sender.has_rejected:
                         break
-                    raise (error if first_error is None else attempts.decisive_error(first_error, error)) from None
+                    raise attempts.decisive_error(first_error, error) from None
                 log.info(
                     "falling back to another model",
                     code=error.code.value,
@@ -223,21 +232,41 @@ class RequestHandler:
                     possible_cost=int(attempts.possible_cost),
                 )
                 first_error = first_error or error
-                if not attempts.results and not attempts.possible_cost:
+                if not (attempts.possible_cost or sender.has_rejected):
                     sender.cache_name, cached = await self._find_cached(request, remaining)
                     if cached is not None:
                         return cached
                 continue
-            if result is None:
+            if is_sent:
                 return None
-            if number == len(plan.bodies) - 1 or _is_accepted(plan, result):
+            if result is None:  # an answer of an upstream that was not accepted
+                continue
+            if not remaining or _is_accepted(plan, result):
                 await sender.send_result(result, attempts.results)
                 return None
             log.info("answer not accepted, trying the next model", job=result.job.hex(), cost=int(result.cost))
             attempts.results.append(result)
-        if attempts.results:  # a rejected answer is better than none, and it is paid for
-            await sender.send_result(attempts.results[-1], attempts.results[:-1])
+        await sender.send_rejected()  # better than none, and paid for
         return None
+
+    async def _run_model(
+        self,
+        request: _GatewayRequest,
+        body: bytes,
+        target: UpstreamTarget | None,
+        sender: ResponseSender,
+        judge: RoutingPlan | None,
+    ) -> tuple[bool, Result | None]:
+        """Asks an upstream, in OpenAI's dialect, or runs a job. Returns whether an answer was sent, else the job's result.
+
+        `judge`: accepts an upstream's answer or not; None accepts every answer.
+        """
+        if target is None:
+            result = await self._run_job(request, body, sender, sender.attempts)
+            return result is None, result
+        form = Form(request.path, body) if request.dialect is None else Form.translated(request.dialect, body)
+        accepts = None if judge is None else judge.accepts
+        return await self._upstreams.answer(target, form, request.options, sender, accepts=accepts), None
 
     async def _run_job(self, request: _GatewayRequest, body: bytes, sender: ResponseSender, attempts: Attempts) -> Result | None:
         """Runs a job for one model and returns its result; None if it was a stream, which has been sent.
@@ -246,7 +275,7 @@ class RequestHandler:
         """
         options = request.options
         limit = smallest_limit(self._market.config.max_cost, options.get("max_cost"))
-        spent = attempts.possible_cost + total_cost(attempts.results)
+        spent = attempts.possible_cost + total_cost(attempts.results) + attempts.upstream_cost
         if spent and limit is not None:
             options = RequestOptions(**options)
             options["max_cost"] = Amount(max(limit - spent, 0))

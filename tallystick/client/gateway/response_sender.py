@@ -15,13 +15,15 @@ from tallystick.client.gateway.attempts import Attempts
 from tallystick.client.gateway.response_cache import MAX_CACHED_BYTES, CachedResponse, ResponseCache
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
+from tallystick.client.ledger.upstream_spending import UPSTREAM_PREFIX
 from tallystick.client.openai.errors import ErrorResponse
+from tallystick.client.upstreams.caller import UpstreamAnswer
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.messages import Outcome, Terms
 from tallystick.protocol.pricing import usage_of
 from tallystick.protocol.routes import JSON
 from tallystick.protocol.sse import EVENT_STREAM
-from tallystick.protocol.types import Amount, JobId
+from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.protocol.wire import ResponseHead
 
 log = structlog.get_logger()
@@ -29,6 +31,7 @@ TALLY_HEADERS = (
     "x-request-id",
     "x-tally-job",
     "x-tally-provider",
+    "x-tally-upstream",
     "x-tally-cost",
     "x-tally-prices",
     "x-tally-receipt",
@@ -39,6 +42,8 @@ TALLY_HEADERS = (
 """The headers that the gateway adds to answers."""
 ERROR_HEADERS = ("retry-after", "x-should-retry", "request-id", "accept-encoding")
 """Further headers that clients read: of errors, and Anthropic's id of a request."""
+NO_RECEIPT = "none"
+"""Value of x-tally-receipt for an answer of an upstream."""
 RECEIPT_OUTSTANDING = "outstanding"
 """Value of x-tally-receipt if the whole answer came before its receipt. x-tally-cost is then the most that it may cost."""
 
@@ -53,8 +58,9 @@ class ResponseSender:
     def __init__(
         self, send: Send, errors: ErrorFormat, cache: ResponseCache | None, cache_name: str | None, attempts: Attempts
     ) -> None:
-        self._send, self._errors, self._cache, self.cache_name, self._attempts = send, errors, cache, cache_name, attempts
+        self._send, self._errors, self._cache, self.cache_name, self.attempts = send, errors, cache, cache_name, attempts
         self.translations: dict[JobId, Translation | None] = {}
+        self._rejected: tuple[UpstreamAnswer, bytes, Translation | None] | None = None
 
     async def send_result(self, result: Result, rejected: Sequence[Result]) -> None:
         """Sends a whole answer. `rejected`: earlier answers of other models, which are paid for too.
@@ -73,7 +79,7 @@ class ResponseSender:
         if rejected:
             entries = (f"{r.terms.model}; job={r.job.hex()}; cost={int(r.highest_cost)}" for r in rejected)
             headers["x-tally-escalated"] = ", ".join(entries)
-        headers |= self._attempts.headers()
+        headers |= self.attempts.headers()
         await self._store(result, content_type, body)  # before sending: a caller that has the answer may ask again at once
         await _send_whole(self._send, result.head.status, headers | self._cache_headers(), body)
 
@@ -96,7 +102,7 @@ class ResponseSender:
     ) -> None:
         """Sends an event stream chunk by chunk. If the job fails on the way, the last event is its error."""
         headers = {"content-type": head.content_type, "cache-control": "no-store"}
-        headers |= _id_headers(self._errors, job.id) | _job_headers(job) | self._cache_headers() | self._attempts.headers()
+        headers |= _id_headers(self._errors, job.id) | _job_headers(job) | self._cache_headers() | self.attempts.headers()
         await _send_head(self._send, head.status, headers)
         translation = self.translations.get(job.id)
         stream = None if translation is None else translation.open_stream(job=job.id.hex())
@@ -108,14 +114,74 @@ class ResponseSender:
                 await sent.add(stream.finish(usage_of(job.receipt.message) if job.receipt is not None else None))
         except TallyError as error:
             log.warning("stream ended with an error", job=job.id.hex(), code=error.code.value, reason=str(error))
-            self._attempts.record_failure(job, error, await possible_cost(job.id))
-            retry = self._attempts.may_retry(error, keyed=keyed)
+            self.attempts.record_failure(job, error, await possible_cost(job.id))
+            retry = self.attempts.may_retry(error, keyed=keyed)
             event = self._errors.render_error_event(error, request_id=job.id.hex(), retry=retry)
             if stream is None or not stream.failed:  # one error ends a stream
                 await sent.add(sent.gap + event)
         if job.receipt_accepted and sent.kept is not None and not (stream is not None and stream.failed):
             await self._store(await job.result(), head.content_type, sent.kept)
         await self._send({"type": "http.response.body", "body": b""})
+
+    async def send_upstream(self, answer: UpstreamAnswer, body: bytes, translation: Translation | None) -> None:
+        """Sends a whole answer of an upstream, which nobody sealed or signed. Raises BadMessage if it cannot be translated."""
+        content_type, cost = answer.content_type, answer.cost + total_cost(self.attempts.results) + self.attempts.upstream_cost
+        if answer.status >= 400:
+            body = self._errors.engine_error(answer.status, body, request_id=answer.id)
+        elif translation is not None and translation.stream:  # an API that does not stream
+            stream = translation.open_stream(job=answer.id)
+            content_type, body = EVENT_STREAM, stream.feed(_as_event(body)) + stream.finish(answer.usage)
+        elif translation is not None:
+            content_type, body = JSON, translation.answer(body, job=answer.id, billed=answer.usage)
+        headers = {"content-type": content_type, **self._upstream_headers(answer), "x-tally-cost": str(int(cost))}
+        if self._cache is not None and self.cache_name is not None and answer.complete and answer.status == 200:
+            provider = Address(UPSTREAM_PREFIX + answer.target.upstream)
+            cached = CachedResponse(content_type, body, answer.id, provider, str(answer.target), answer.cost, NO_RECEIPT)
+            await self._cache.put(self.cache_name, cached)
+        await _send_whole(self._send, answer.status, headers | self._cache_headers(), body)
+
+    @property
+    def has_rejected(self) -> bool:
+        """Whether there is an answer that was paid for and not accepted."""
+        return bool(self.attempts.results) or self._rejected is not None
+
+    def keep_rejected(self, answer: UpstreamAnswer, body: bytes, translation: Translation | None) -> None:
+        """Keeps an answer of an upstream that was not accepted, in case that no other model answers."""
+        self._rejected, self.cache_name = (answer, body, translation), None
+
+    async def send_rejected(self) -> None:
+        """Sends the last answer that was not accepted, if there is one."""
+        results = self.attempts.results
+        if results:
+            await self.send_result(results[-1], results[:-1])
+        elif self._rejected is not None:
+            answer, body, translation = self._rejected
+            self.attempts.upstream_cost = Amount(self.attempts.upstream_cost - answer.cost)
+            await self.send_upstream(answer, body, translation)
+
+    async def send_upstream_stream(self, answer: UpstreamAnswer, translation: Translation | None) -> None:
+        """Sends the event stream of an upstream. If it fails on the way, the last event is its error. `end_stream` follows."""
+        headers = {"content-type": answer.content_type, "cache-control": "no-store", **self._upstream_headers(answer)}
+        await _send_head(self._send, answer.status, headers)
+        stream = None if translation is None else translation.open_stream(job=answer.id)
+        sent = _SentBytes(self._send, keep=False)
+        try:
+            async for event in answer.events():
+                await sent.add(event if stream is None else stream.feed(event))
+            if stream is not None:
+                await sent.add(stream.finish(answer.usage))
+        except TallyError as error:
+            log.warning("stream of an upstream ended with an error", upstream=str(answer.target), reason=str(error))
+            if stream is None or not stream.failed:
+                await sent.add(sent.gap + self._errors.render_error_event(error, request_id=answer.id, retry=False))
+
+    async def end_stream(self) -> None:
+        """Tells the caller that nothing follows."""
+        await self._send({"type": "http.response.body", "body": b""})
+
+    def _upstream_headers(self, answer: UpstreamAnswer) -> dict[str, str]:
+        ids = {self._errors.id_header: answer.id, "x-request-id": answer.id}
+        return ids | {"x-tally-upstream": answer.target.upstream, "x-tally-receipt": NO_RECEIPT} | self.attempts.headers()
 
     def _cache_headers(self) -> dict[str, str]:
         return {} if self.cache_name is None else {"x-tally-cache": "miss"}

@@ -15,7 +15,17 @@ import structlog
 from sqlalchemy import Connection
 
 from tallystick.client.config import Budget
-from tallystick.client.ledger import ask_freshness, budgets, idempotency, open_orders, queries, repair, spending, writes
+from tallystick.client.ledger import (
+    ask_freshness,
+    budgets,
+    idempotency,
+    open_orders,
+    queries,
+    repair,
+    spending,
+    upstream_spending,
+    writes,
+)
 from tallystick.client.ledger.accounts import Account, read_accounts
 from tallystick.client.ledger.budgets import BudgetStatus
 from tallystick.client.ledger.idempotency import IdempotencyKey
@@ -26,6 +36,7 @@ from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryRe
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.spending import DAY_SECONDS, CacheHit, SpendingRow
 from tallystick.client.ledger.tabs import read_tabs, tab_key
+from tallystick.client.ledger.upstream_spending import UpstreamBooking
 from tallystick.client.ledger.writes import IncomingReceipt, NewJob, SignOrder
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.orders.tab import Tab
@@ -34,6 +45,7 @@ from tallystick.client.receipts.evidence import Evidence, EvidenceFile
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadReceipt, Fault
 from tallystick.protocol.messages import Ask, Receipt, Terms
+from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.runtime.database_errors import explain_failed_start
 from tallystick.runtime.database_url import sqlite_url
@@ -105,6 +117,14 @@ class Ledger:
     async def record_cache_hit(self, hit: CacheHit, now: int) -> None:
         """See `spending.add_cache_hit`."""
         await self._database.write(lambda c: spending.add_cache_hit(c, self.payer, hit, now))
+
+    async def reserve_upstream(self, booking: UpstreamBooking, limits: Sequence[Budget]) -> None:
+        """See `upstream_spending.reserve`."""
+        await self._database.write(lambda c: upstream_spending.reserve(c, self.payer, booking, limits))
+
+    async def settle_upstream(self, booking: UpstreamBooking, cost: Amount, usage: Usage, *, failed: bool) -> None:
+        """See `upstream_spending.settle`."""
+        await self._database.write(lambda c: upstream_spending.settle(c, self.payer, booking, cost, usage, failed=failed))
 
     async def spending(self, since: int, by: Sequence[str]) -> list[SpendingRow]:
         """See `spending.read_spending`."""

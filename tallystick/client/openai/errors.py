@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tallystick.protocol.errors import PUBLIC, BadMessage, Code, Fault, Refusal, TallyError, Unavailable
-from tallystick.protocol.lenient_json import parse_lenient
+from tallystick.protocol.lenient_json import load_lenient, parse_lenient
 from tallystick.protocol.routes import CHAT, RESPONSES
 from tallystick.protocol.wire import dumps, loads
 from tallystick.runtime.content_encoding import SUPPORTED
 
+MAX_ERROR_BYTES = 256 * 1024
+_MESSAGES = ("error", "message", "detail", "msg", "error_message", "errors", "title")
 RETRY_AFTER_SECONDS = 1
 """The wait that a client is asked for if no party said how long it takes."""
 
@@ -54,6 +56,22 @@ def render_error_event(error: TallyError, *, path: str = CHAT, retry: bool | Non
     shown = loads(response.body, "error")["error"]
     event = {"type": "error", "code": shown["code"], "message": shown["message"], "param": None} | {"error": shown}
     return b"event: error\ndata: " + dumps(event) + b"\n\n"
+
+
+def error_words(body: bytes, limit: int = 1_000) -> str:
+    """What an error answer says to a person, in any of the usual forms: printable, and at most `limit` characters."""
+    try:
+        document = load_lenient(body[:MAX_ERROR_BYTES])
+    except ValueError:
+        document = body[: 4 * limit].decode(errors="replace")
+    for _ in range(4):
+        if isinstance(document, list) and document:
+            document = document[0]
+        if not isinstance(document, dict):
+            break
+        document = next((document[name] for name in _MESSAGES if document.get(name)), "")
+    text = " ".join(document.split()) if isinstance(document, str) else ""
+    return "".join(character for character in text if character.isprintable())[:limit]
 
 
 def read_engine_error(status: int, body: bytes) -> TallyError:

@@ -15,7 +15,7 @@ from tallystick.protocol.errors import BadMessage, Fault
 from tallystick.protocol.json_members import read_count, read_items, read_text
 from tallystick.protocol.link import read_ask
 from tallystick.protocol.messages import Ask
-from tallystick.protocol.requirements import Requirements
+from tallystick.protocol.requirements import NO_REQUIREMENTS, Requirements
 from tallystick.protocol.types import Address, Amount, parse_address, parse_amount
 from tallystick.protocol.wire import loads
 
@@ -105,6 +105,15 @@ def restrict_to_key(caller: ApiKey | None, options: RequestOptions) -> RequestOp
     return restricted
 
 
+def market_criteria(config: ClientConfig, options: RequestOptions) -> tuple[str, ...]:
+    """The criteria of a request that only providers of the market can meet, by name: an upstream signs and declares nothing."""
+    named: list[str] = [name for name in ("pin", "min_reputation", "min_stake") if options.get(name)]
+    named += [name for name in ("max_input_price", "max_output_price") if options.get(name) is not None]
+    if options.get("require", NO_REQUIREMENTS) != NO_REQUIREMENTS or config.require != NO_REQUIREMENTS:
+        named.append("require")
+    return tuple(named)
+
+
 def smallest_limit(*limits: int | None) -> int | None:
     """Returns the smallest limit; None means unlimited."""
     return min((limit for limit in limits if limit is not None), default=None)
@@ -112,10 +121,14 @@ def smallest_limit(*limits: int | None) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """Options that the gateway itself handles: fallback models, and whether the response cache is used (None: as configured)."""
+    """Options that the gateway itself handles: fallback models, and whether the response cache is used (None: as configured).
+
+    `market`: whether only providers of the market may answer, and no upstream.
+    """
 
     fallbacks: tuple[str, ...] = ()
     cache: bool | None = None
+    market: bool = False
 
 
 def read_options(header: str | None) -> tuple[RequestOptions, GatewayOptions]:
@@ -132,7 +145,9 @@ def read_options(header: str | None) -> tuple[RequestOptions, GatewayOptions]:
     if unknown:
         raise BadMessage(f"{HEADER}: unknown options: {', '.join(unknown)[:200]}; known options: {', '.join(_READERS)}")
     options: dict[str, Any] = {name: _READERS[name](value, f"{HEADER}.{name}") for name, value in raw.items()}
-    gateway_options = GatewayOptions(options.pop("fallbacks", ()), options.pop("cache", None))
+    gateway_options = GatewayOptions(
+        options.pop("fallbacks", ()), options.pop("cache", None), market=options.pop("market", False)
+    )
     return cast("RequestOptions", options), gateway_options
 
 
@@ -166,6 +181,7 @@ _READERS: dict[str, Callable[[object, str], Any]] = {
     "sort": read_text,
     "fallbacks": _texts,
     "cache": _flag,
+    "market": _flag,
     "affinity": lambda value, member: read_text(value, member, MAX_LABEL),
     "label": lambda value, member: read_text(value, member, MAX_LABEL),
 }

@@ -75,7 +75,7 @@ def test_job_list(payer: Tally, url: str) -> None:
 
 def test_spending(payer: Tally, url: str, tmp_path: Path) -> None:
     """Spending is grouped as requested and shown with the budgets, as text, JSON and CSV."""
-    assert payer("spending") == {"spent": [], "budgets": []}
+    assert payer("spending") == {"spent": [], "upstreams": [], "budgets": []}
     _finished_job(payer, url), _finished_job(payer, url)
     config = tmp_path / "client.toml"
     config.write_text('[[budgets]]\nper_day = "0.000012"\n[[budgets]]\nper_day = "1"\nlabel = "research"\n')

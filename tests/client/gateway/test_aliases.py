@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick.client.config import Alias
+from tallystick.client.config import Alias, UpstreamTarget
 from tallystick.client.gateway.aliases import AliasRouter, may_fall_back, order_models, weight_draw
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.wire import dumps, loads
@@ -144,3 +144,50 @@ def test_impossible_aliases_are_refused(weights: tuple[int, ...]) -> None:
         Alias(name="x", models=("a", "b"), weights=weights)
     with pytest.raises(BadMessage, match="models"):
         Alias(name="x", models=())
+
+
+UPSTREAM = "upstream://cloud/a"
+"""A member that is a model of an upstream."""
+
+
+def test_upstreams_of_an_alias() -> None:
+    """Only the members of an alias are models of upstreams; the request has the member's name."""
+    router = AliasRouter([Alias(name="best", models=("a", UPSTREAM))], {})
+    plan = router.plan(b'{"model": "best"}', ["b"], 0)
+    assert [loads(body, "body")["model"] for body in plan.bodies] == ["a", UPSTREAM, "b"]
+    assert plan.upstreams == {plan.bodies[1]: UpstreamTarget("cloud", "a")}
+    market = plan.without_upstreams()
+    assert (market.bodies, market.upstreams) == ([plan.bodies[0], plan.bodies[2]], {})
+    for body, fallbacks, member in (
+        (b'{"model": "upstream://cloud/a"}', [], "model"),
+        (b'{"model": "a"}', [UPSTREAM], "fallbacks"),
+    ):
+        with pytest.raises(Refusal, match=f"{member}: {UPSTREAM}"):
+            router.plan(body, fallbacks, 0)
+    assert router.plan(b'{"model": "a"}', ["best"], 0).upstreams, "a fallback may be an alias"
+
+
+@pytest.mark.parametrize(
+    ("error", "may"),
+    [
+        (Unavailable(Code.COORDINATOR_UNAVAILABLE, "", fault=Fault.COORDINATOR), True),
+        (Refusal(Code.INSUFFICIENT_FUNDS, ""), True),
+        (Refusal(Code.UNSECURED, ""), True),
+        (Refusal(Code.CONTEXT_LENGTH_EXCEEDED, ""), True),
+        (Refusal(Code.NO_PROVIDER, ""), True),
+        (Refusal(Code.OVER_BUDGET, ""), False),
+        (Refusal(Code.COST_ABOVE_CAP, ""), False),
+        (BadMessage(""), False),
+    ],
+)
+def test_what_an_upstream_is_a_fallback_for(error: TallyError, may: bool) -> None:
+    """It needs neither the coordinator nor a purse, but budgets and limits hold for it too."""
+    assert may_fall_back(error, to_upstream=True) is may
+    if error.code in (Code.COORDINATOR_UNAVAILABLE, Code.INSUFFICIENT_FUNDS, Code.UNSECURED):
+        assert not may_fall_back(error)
+
+
+@pytest.mark.parametrize("code", [Code.UPSTREAM_UNAVAILABLE, Code.CONTEXT_LENGTH_EXCEEDED, Code.UNSUPPORTED])
+def test_another_model_may_do(code: Code) -> None:
+    """Another model may have a longer context or what the request needs, or may not be the upstream's."""
+    assert may_fall_back(Refusal(code, ""))

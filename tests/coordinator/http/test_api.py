@@ -489,6 +489,15 @@ async def test_a_job_id_that_is_none(at: Served, job: str) -> None:
     assert _error(await at.http.post(f"/v1/jobs/{job}/cancel")) == (400, "bad_message")
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"])
+async def test_a_client_of_the_gateway(at: Served, path: str) -> None:
+    """A client of OpenAI's or Anthropic's API that got the coordinator's address is told where that API is."""
+    response = await at.http.post(path, json={"model": "m"})
+    assert _error(response) == (404, "unknown_route")
+    assert "tally gateway, port 8421" in response.json()["error"]["message"]
+    assert "gateway" not in (await at.http.get("/v1/modelz")).json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
