@@ -4,11 +4,11 @@ import pytest
 
 from node.jobs.pooled_engine import PooledEngine
 from node.ports import EngineLoad
-from node.testing.memory import MemoryEngine
+from node.testing.memory import ScriptedEngine
 
 
 def _pool(assigned: int, slots: int = 4) -> PooledEngine:
-    pool = PooledEngine(MemoryEngine(), slots)
+    pool = PooledEngine(ScriptedEngine(), slots)
     pool.assigned = assigned
     return pool
 
