@@ -362,10 +362,10 @@ def test_a_need_that_nobody_has_names_models_that_do() -> None:
     book.replace(CAT.address, [make_ask(CAT, model="vec", spec=embedding)], Capacity(1, 1))
     error = _refusal(book, needs=Requirements(features=("vision",)))
     assert (error.code, error.status, error.retry) == (Code.UNSUPPORTED, 400, False)
-    assert "vision; models on offer for it: eye" in str(error)
+    assert "vision (image input); models on offer that do: eye" in str(error)
     error = _refusal(book, route="/v1/embeddings", needs=Requirements(features=("embeddings",)))
     assert (error.code, error.status) == (Code.UNKNOWN_ROUTE, 404)
-    assert "/v1/embeddings; models on offer for it: vec" in str(error)
-    assert "no model on offer is known" in str(
+    assert "/v1/embeddings; models on offer that do: vec" in str(error)
+    assert "no other model on offer is known" in str(
         _refusal(book, needs=Requirements(features=("video", "vision")), pin={ANN.address})
     )
