@@ -56,6 +56,7 @@ ROUTES = [
     ("POST", "/v1/jobs/{job}/cancel"),
     ("POST", "/v1/tabs"),
     ("GET", "/v1/health"),
+    ("GET", "/v1/ready"),
 ]
 
 
