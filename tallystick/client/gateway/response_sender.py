@@ -45,7 +45,7 @@ ERROR_HEADERS = ("retry-after", "x-should-retry", "request-id", "accept-encoding
 NO_RECEIPT = "none"
 """Value of x-tally-receipt for an answer of an upstream."""
 _STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
-"""Nothing between gateway and client may keep a stream. Without the second header nginx holds it back until its buffer is full."""
+"""Without the second header nginx holds a stream back until its buffer is full."""
 RECEIPT_OUTSTANDING = "outstanding"
 """Value of x-tally-receipt if the whole answer came before its receipt. x-tally-cost is then the most that it may cost."""
 
