@@ -24,6 +24,7 @@ from coordinator.domain.ranking import (
 )
 from tallystick.protocol.criteria import MAX_ADDRESSES, Demand, Facts, Reason, context_refusal
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.features import MEANINGS
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.routes import serves
@@ -237,17 +238,20 @@ def no_match_error(
 def _unable_error(demand: Demand, book: AskBook | None, *, served: bool) -> Refusal:
     """The error of a request that no provider of its model can answer. It names models whose providers can."""
     if served:
-        code, lacking = Code.UNSUPPORTED, f"supports what the request needs: {', '.join(demand.needs.features)}"
+        needs = ", ".join(
+            f"{feature} ({MEANINGS[feature]})" if feature in MEANINGS else feature for feature in demand.needs.features
+        )
+        code, lacking = Code.UNSUPPORTED, f"supports what the request needs: {needs}"
     else:
         code, lacking = Code.UNKNOWN_ROUTE, f"serves {demand.route}"
     others = [] if book is None else _able_models(demand, book)
-    advice = f"; models on offer for it: {', '.join(others)}" if others else "; no model on offer is known to"
-    return Refusal(code, f"no provider of {demand.model!r} {lacking}{advice}")
+    advice = f"models on offer that do: {', '.join(others)}" if others else "no other model on offer is known to do so"
+    return Refusal(code, f"no provider of {demand.model!r} {lacking}; {advice}")
 
 
 def _able_models(demand: Demand, book: AskBook) -> list[str]:
     """The first models, by name, of which an ask serves the demanded route and declares the features that the request needs."""
-    wanted = Requirements(features=demand.needs.features)
+    wanted = Requirements(features=demand.needs.features or demand.essential)
     able: list[str] = []
     scanned = 0
     for model, listed_asks in book.models():

@@ -17,6 +17,7 @@ import aiohttp
 import orjson
 
 from node.engines.addresses import BaseAddress, base_addresses
+from node.engines.api_key import Key, auth_headers
 from node.engines.discover import DiscoveredEngine
 from node.engines.kinds import EngineKind
 from node.engines.route_probe import CLASSIFY, MODERATIONS, RERANK, SCORE, SPEECH, Routes, probe_routes
@@ -77,14 +78,14 @@ def is_own_machine(url: str) -> bool:
 
 
 async def probe(
-    url: str, model: str, api_key: str | None = None, *, seconds: float = PROBE_SECONDS, generate: bool = True
+    url: str, model: str, api_key: Key = None, *, seconds: float = PROBE_SECONDS, generate: bool = True
 ) -> Capabilities:
     """Probes one model of the engine at `url` (with or without /v1).
 
     Without `generate`, no valid request is sent. What cannot be found out, because the engine is busy or does not answer, is
     declared neither present nor absent.
     """
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    headers = auth_headers(api_key)
     timeout = aiohttp.ClientTimeout(total=seconds)
     # Some engines silently close a connection after a stream, and the next request on it would fail.
     connector = aiohttp.TCPConnector(force_close=True, limit=8)
@@ -187,15 +188,19 @@ class _Trial:
 
 
 async def _choose_base(session: aiohttp.ClientSession, url: str) -> BaseAddress:
-    """The meaning of a base URL under which the engine lists its models; the likelier one if none has a list."""
+    """The meaning of a base URL under which the engine lists its models; without a list, the one under which it has chats."""
     bases = base_addresses(url)
-    for base in bases if len(bases) > 1 else ():
-        try:
+    try:
+        for base in bases if len(bases) > 1 else ():
             async with session.get(base.route(MODELS), allow_redirects=False) as response:
                 if response.status == 200:
                     return base
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            break
+        for base in bases if len(bases) > 1 else ():
+            async with session.post(base.route(CHAT), json={}, allow_redirects=False) as response:
+                if response.status not in (404, 405):
+                    return base
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        pass
     return bases[0]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 
 import structlog
 
@@ -50,7 +51,12 @@ AsksFor = Callable[[str, Address], tuple[Verified[Ask], ...]]
 """Returns what is offered to a coordinator, given its dialled address and its account."""
 
 
-async def run(config: NodeConfig, signer: Signer, read_config: Callable[[], NodeConfig] | None = None) -> None:
+async def run(
+    config: NodeConfig,
+    signer: Signer,
+    read_config: Callable[[], NodeConfig] | None = None,
+    config_file: Path | None = None,
+) -> None:
     """Runs a node until SIGTERM or SIGINT.
 
     It then takes no new jobs, lets running ones finish within `config.shutdown_grace` seconds, submits its claims and returns. On
@@ -59,7 +65,7 @@ async def run(config: NodeConfig, signer: Signer, read_config: Callable[[], Node
     """
     configure(json=config.log_json, level=config.log_level)
     async with AsyncExitStack() as stack:
-        node = await build(config, signer, stack)
+        node = await build(config, signer, stack, config_file)
         if read_config is not None:
             stack.enter_context(_on_hangup(lambda: node.reload(read_config)))
         if config.metrics_port is not None:
@@ -71,9 +77,9 @@ async def run(config: NodeConfig, signer: Signer, read_config: Callable[[], Node
         await node.run()
 
 
-async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> Node:
+async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, config_file: Path | None = None) -> Node:
     """Makes and wires the components of a node; the stack closes them. Raises TallyError."""
-    resources = await open_resources(config, signer, stack)
+    resources = await open_resources(config, signer, stack, config_file)
     domain, store, chain = resources.domain, resources.store, resources.chain
     engine_suspected = asyncio.Event()
     now = int(time.time())

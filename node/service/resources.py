@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from node.chain.escrow_view import EscrowView
 from node.chain.payouts import Payouts, check_policy
 from node.service.config import NodeConfig
 from node.service.engine_pool import EnginePool, discover_engines
+from node.storage.state_folder import lock_state
 from node.storage.store import SqlStore
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
@@ -37,14 +37,14 @@ class Resources:
     sealing_key: SealingKey
 
 
-async def open_resources(config: NodeConfig, signer: Signer, stack: AsyncExitStack) -> Resources:
-    """Opens the resources; the stack closes them.
+async def open_resources(config: NodeConfig, signer: Signer, stack: AsyncExitStack, config_file: Path | None = None) -> Resources:
+    """Opens the resources; the stack closes them. `config_file` is told to others that look at the state.
 
     Raises TallyError: another node uses this state, no deployment file, a state of another key, no engine.
     """
     deployment = _deployment(config.deployment)
     check_policy(config.payout, deployment.chain_id)
-    _lock(config.state, stack)
+    stack.enter_context(lock_state(config.state, signer.address, config_file))
     store = SqlStore(config.database, signer.address, deployment.domain)
     await store.start()
     stack.push_async_callback(store.close)
@@ -66,20 +66,6 @@ def _deployment(path: Path) -> Deployment:
         return Deployment.load(path)
     except OSError as error:
         raise BadMessage(f"deployment file {path}: {error.strerror}; `tally deploy` writes this file") from None
-
-
-def _lock(state: Path, stack: AsyncExitStack) -> None:
-    """Locks the state: two processes would use the same receipt numbers, which costs the stake."""
-    try:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = stack.enter_context((state / "lock").open("w"))
-    except OSError as error:
-        raise BadMessage(f"config: state: cannot write {error.filename}: {error.strerror}; name another folder") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        text = f"{state}: another node is running on this state: stop that one first, or give this one a `state` of its own"
-        raise BadMessage(text) from None
 
 
 def _sealing_key(config: NodeConfig) -> SealingKey:

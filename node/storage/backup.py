@@ -16,6 +16,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from node.storage.state_folder import LOCK
 from tallystick.protocol.errors import BadMessage
 from tallystick.runtime.keystore import write_private
 
@@ -65,7 +66,7 @@ def restore(file: Path, state: Path, *, force: bool = False) -> dict[str, str | 
     if about.get("format") != FORMAT or set(files) != {DATABASE, *keys} or any("/" in name for name in files):
         raise BadMessage(f"{file}: expected a backup of a node in format {FORMAT}")
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (state / "lock").open("w") as lock:
+    with (state / LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

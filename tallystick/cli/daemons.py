@@ -68,7 +68,7 @@ def node_run(
     flags = {"skip_recovery": skip_recovery or None}
     loaded = load_config(config, flags)
     asyncio.run(ensure_deployment_file(loaded.deployment, loaded.coordinator, loaded.rpc))
-    run_daemon(run(loaded, unlock(wallet, password_file), lambda: load_config(config, flags)))
+    run_daemon(run(loaded, unlock(wallet, password_file), lambda: load_config(config, flags), config))
 
 
 @node.command("demo-engine")

@@ -48,11 +48,11 @@ CoordinatorUrl = Annotated[
 Provider = Annotated[str, typer.Argument(help="Provider: an address or a wallet name.")]
 
 
-def prompt_password(wallet: str, *, confirm: bool = False) -> str:
+def prompt_password(wallet: str) -> str:
     """Asks for a wallet's password without echo. Raises BadMessage if stdin is no terminal."""
     if not sys.stdin.isatty():
         raise BadMessage(f"wallet {wallet} needs its password: {PASSWORD_HELP}")
-    return str(typer.prompt(f"Password of wallet {wallet}", hide_input=True, confirmation_prompt=confirm, err=True))
+    return str(typer.prompt(f"Password of wallet {wallet}", hide_input=True, err=True))
 
 
 def unlock(wallet: str, password_file: Path | None) -> Signer:

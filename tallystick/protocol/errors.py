@@ -257,7 +257,8 @@ def error_from_json(body: object, status: int) -> TallyError:
     if error.get("retry") is True:
         known = Unavailable(code, message, fault=fault)
         known.retry_after = read_retry_after(error.get("retry_after"))
-    sealed = error.get("sealed_reason")
+    param, sealed = error.get("param"), error.get("sealed_reason")
+    known.param = param[:100] if isinstance(param, str) else None
     known.sealed_reason = sealed if isinstance(sealed, str) and len(sealed) <= MAX_SEALED_REASON else None
     return known
 

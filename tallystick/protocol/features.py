@@ -21,6 +21,17 @@ FILES: Final = "files"
 EMBEDDINGS_FEATURE: Final = "embeddings"
 DERIVED: Final = (TOOLS, JSON_SCHEMA, LOGPROBS, VISION, AUDIO_INPUT, AUDIO_OUTPUT, VIDEO, FILES, EMBEDDINGS_FEATURE)
 """The features that are derived from requests."""
+MEANINGS: Final = {
+    TOOLS: "calls of tools or functions",
+    JSON_SCHEMA: "output by a JSON schema",
+    LOGPROBS: "log-probabilities",
+    VISION: "image input",
+    AUDIO_INPUT: "audio input",
+    AUDIO_OUTPUT: "audio output",
+    VIDEO: "video input",
+    FILES: "file input",
+}
+"""What a feature means, for people."""
 _NOT = "-"
 
 

@@ -186,7 +186,6 @@ async def test_init_to_first_sale(tmp_path: Path) -> None:
         assert "answers.toml" in (await tally.run("init", "--answers-file", str(answers), "--json", code=1))["error"]["message"]
         await tally.run("init", *options, "--json", "--force")
         tally.config = config
-        config.write_text(f'state = "{folder}/new"\n' + config.read_text())
         assert (await tally("doctor"))["ready"]
         command = (*TALLY, "node", "run", "--config", str(config), "--wallet", "new")
         node = await asyncio.create_subprocess_exec(*command, env=tally.environment, stderr=asyncio.subprocess.DEVNULL)

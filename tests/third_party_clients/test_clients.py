@@ -31,6 +31,7 @@ PYTHON = {
 }
 LLM = ("llm", ("llm==0.36",))
 JAVASCRIPT = "openai@7.55.0"
+JS_ANTHROPIC = "@anthropic-ai/sdk@1.14.0"
 VERCEL = ("ai@7.0.173", "@ai-sdk/openai@4.0.118", "@ai-sdk/openai-compatible@3.0.92", "zod@4.6.7")
 CLAUDE_CODE = "@anthropic-ai/claude-code@2.1.197"
 SAID: dict[str, Any] = {
@@ -141,6 +142,15 @@ async def test_the_javascript_package(site: Site) -> None:
     shutil.copy(PROGRAMS / "js_openai.mjs", folder)
     output = json.loads(await site.run(shutil.which("node") or "node", str(folder / "js_openai.mjs"), PATH=os.environ["PATH"]))
     assert output.keys() == {*SAID.keys(), "fault"} - {"json"}
+    _check(output, site.engine)
+
+
+async def test_anthropics_javascript_package(site: Site) -> None:
+    """The official `@anthropic-ai/sdk` of Node.js."""
+    folder = await asyncio.to_thread(_install_npm, "js-anthropic", JS_ANTHROPIC)
+    shutil.copy(PROGRAMS / "js_anthropic.mjs", folder)
+    output = json.loads(await site.run(shutil.which("node") or "node", str(folder / "js_anthropic.mjs"), PATH=os.environ["PATH"]))
+    assert output.keys() == {"text", "stream", "tools", "streamed_tools", "tokens", "fault"}
     _check(output, site.engine)
 
 

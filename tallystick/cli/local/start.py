@@ -22,10 +22,10 @@ from tallystick.cli.options import (
     PasswordFile,
     StandIn,
     Wallet,
-    prompt_password,
     unlock,
 )
 from tallystick.cli.output import dollars, err, note, show_json, show_table, step
+from tallystick.cli.prompts import choose_password
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.public_url import public_url
 from tallystick.protocol.types import Amount, format_amount, parse_address
@@ -237,7 +237,7 @@ def _open_or_create(wallet: str, password_file: Path | None) -> Signer:
     path = keystore_path(wallet)
     if path.exists():
         return unlock(wallet, password_file)
-    signer = create_keystore(path, find_password(password_file, lambda: prompt_password(wallet, confirm=True)))
+    signer = create_keystore(path, find_password(password_file, lambda: choose_password(wallet)))
     step(f"made wallet {wallet} in {path}; keep the file and its password safe: the wallet signs for your money")
     return signer
 

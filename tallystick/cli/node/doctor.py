@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -18,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tallystick.cli.market_deployment import ensure_deployment_file
+from tallystick.cli.node.init_identity import state_folders
 from tallystick.cli.onchain import LOCAL_CHAIN_ID, open_escrow, parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
 from tallystick.cli.output import dollars, show_json, show_table, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address
+from tallystick.runtime.ports import describe_holder
 
 if TYPE_CHECKING:
     from node.service.config import EngineConfig, NodeConfig
@@ -102,8 +105,10 @@ async def _examine(diagnosis: Diagnosis, path: Path | None, wallet: str) -> None
     except TallyError as error:
         diagnosis.add("wallet", False, str(error), f"tally wallet new {wallet}")
     _check_disk(diagnosis, loaded.state)
+    running = _check_state(diagnosis, loaded, path, provider)
+    _check_metrics_port(diagnosis, loaded, running=running)
     await _check_chain(diagnosis, loaded, provider)
-    market = await _check_coordinator(diagnosis, loaded, provider)
+    market = await _check_coordinator(diagnosis, loaded, provider, running=running)
     await _check_engines(diagnosis, loaded, market)
 
 
@@ -113,7 +118,52 @@ def _check_disk(diagnosis: Diagnosis, state: Path) -> None:
     remedy = "free some space: receipts are money, and they are kept on this disk"
     diagnosis.add("disk", free >= MIN_DISK_BYTES, f"{free >> 20} MiB free at {folder}", remedy)
     writable = os.access(folder, os.W_OK)
-    diagnosis.add("state", writable, str(state), f"make {folder} writable for this user, or set `state` in the config")
+    remedy = f"make {folder} writable for this user, or set `state` in the config"
+    diagnosis.add("disk access", writable, "writable" if writable else f"{folder} is not writable", remedy)
+
+
+def _check_state(diagnosis: Diagnosis, loaded: NodeConfig, config: Path | None, provider: Address | None) -> bool:
+    """Whether this node's state is its own, and its wallet no other node's. Returns whether this node runs now."""
+    from node.storage.state_folder import describe_running, find_states, inspect_state
+
+    state = inspect_state(loaded.state)
+    foreign_config = state.config is not None and state.config != (config.absolute() if config else None)
+    own_remedy = "give this node a `state` of its own in the config; tally node init writes such a config"
+    if provider is not None and state.provider not in (None, provider):
+        diagnosis.add(
+            "state", False, f"{loaded.state} belongs to the wallet {state.provider}", f"name that wallet, or {own_remedy}"
+        )
+    elif foreign_config:
+        text = describe_running(state) if state.running is not None else f"the config {state.config} uses this state"
+        diagnosis.add("state", False, f"{loaded.state}: {text}", own_remedy)
+    else:
+        use = "" if state.running is None else f", in use by this node (process {state.running or 'unknown'})"
+        diagnosis.add("state", True, f"{loaded.state}{use}")
+    others = [
+        other
+        for other in find_states(state_folders())
+        if other.running is not None and other.provider == provider and other.path.absolute() != loaded.state.absolute()
+    ]
+    for other in others if provider is not None else ():
+        text = f"{describe_running(other)}, in {other.path}: two nodes with one wallet would sign one receipt number twice"
+        diagnosis.add("wallet", False, text, "give each node a wallet of its own: tally wallet new NAME")
+    return state.running is not None and not foreign_config
+
+
+def _check_metrics_port(diagnosis: Diagnosis, loaded: NodeConfig, *, running: bool) -> None:
+    """Whether the port of the metrics is free for this node."""
+    port = loaded.metrics_port
+    if port is None or running:
+        return
+    with socket.socket(socket.AF_INET6 if ":" in loaded.metrics_host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((loaded.metrics_host, port))
+        except OSError as error:
+            finding = f"{loaded.metrics_host}:{port}: {describe_holder(port) or error.strerror}"
+            diagnosis.add("metrics", False, finding, "set another metrics_port in the config, or stop that program")
+        else:
+            diagnosis.add("metrics", True, f"{loaded.metrics_host}:{port} is free")
 
 
 async def _check_chain(diagnosis: Diagnosis, loaded: NodeConfig, provider: Address | None) -> None:
@@ -158,7 +208,9 @@ async def _check_account(diagnosis: Diagnosis, escrow: Escrow, provider: Address
     diagnosis.add("gas", True, finding)
 
 
-async def _check_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provider: Address | None) -> dict[str, Any] | None:
+async def _check_coordinator(
+    diagnosis: Diagnosis, loaded: NodeConfig, provider: Address | None, *, running: bool
+) -> dict[str, Any] | None:
     """The market's offers by model; None if the coordinator does not answer."""
     import aiohttp
 
@@ -190,9 +242,18 @@ async def _check_coordinator(diagnosis: Diagnosis, loaded: NodeConfig, provider:
         skew = time.time() - parsedate_to_datetime(date).timestamp()
         finding = f"{skew:+.0f} s from the coordinator's"
         diagnosis.add("clock", abs(skew) < MAX_SKEW_SECONDS, finding, "set this machine's clock (NTP)")
+    _check_link(diagnosis, connected=connected, running=running)
+    return offers
+
+
+def _check_link(diagnosis: Diagnosis, *, connected: bool, running: bool) -> None:
+    """Whether the connection with this wallet, if there is one, is this node's."""
+    if connected and not running:
+        text = "a node with this wallet is connected, but none runs on this state: it is another node"
+        diagnosis.add("link", False, text, "give each node a wallet of its own: tally wallet new NAME; or stop the other node")
+        return
     finding = "this node's asks are published" if connected else "this wallet has no published ask: start `tally node run`"
     diagnosis.add("link", True, finding)
-    return offers
 
 
 async def _check_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: CoordinatorInfo) -> None:
@@ -213,7 +274,10 @@ async def _check_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[
     engines = loaded.engines
     if not engines:
         with contextlib.suppress(TallyError):
-            engines = tuple(EngineConfig(url=engine.url, api_key=engine.api_key) for engine in await discover(os.environ))
+            key = os.environ.get("OPENAI_API_KEY") or None
+            engines = tuple(
+                EngineConfig(url=engine.url, api_key=key if engine.api_key else None) for engine in await discover(os.environ)
+            )
     if not engines:
         finding = "the config names none, and none answers on the usual ports"
         diagnosis.add("engine", False, finding, "start an engine, or name it in the config: [[engines]] url = …")
@@ -227,13 +291,20 @@ async def _check_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[
 async def _try_engine(engine: EngineConfig) -> str:
     """Lists an engine's models and has it generate one token. Raises TallyError."""
     from node.domain.requests import prepare
-    from node.engines.discover import inspect_engine
+    from node.engines.discover import DiscoveredEngine, NoModelList, inspect_engine
+    from node.engines.kinds import EngineKind
     from node.engines.openai_http import OpenAIEngine
     from node.ports import ResponseEnd, ResponseStart
+    from tallystick.protocol.messages import UNKNOWN
     from tallystick.protocol.wire import RequestHead, dumps
 
     settings = engine.settings(os.environ)
-    discovered = await inspect_engine(engine.url, settings.api_key, seconds=10)
+    try:
+        discovered = await inspect_engine(engine.url, settings.api_key, seconds=10)
+    except NoModelList:
+        if not engine.models:
+            raise
+        discovered = DiscoveredEngine(engine.url, EngineKind.OTHER, UNKNOWN, (), settings.api_key)
     names = [model.name for model in engine.models] or [model.name for model in discovered.models]
     listed = {model.name for model in discovered.models}
     missing = sorted(set(names) - listed) if listed else []  # some engines list nothing and serve any model

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import tomllib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
-from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, PasswordFile, prompt_password
-from tallystick.cli.output import err, note, show_json, show_table, step
-from tallystick.protocol.errors import BadMessage, TallyError
-from tallystick.protocol.types import Amount, format_amount, parse_amount
-from tallystick.runtime.config import home
-from tallystick.runtime.keystore import create_keystore, find_password, keystore_address, keystore_path
+from tallystick.cli.market_deployment import is_local
+from tallystick.cli.node.init_file import ModelPlan, NodeSetup, describe_models, to_toml
+from tallystick.cli.node.init_identity import choose_deployment, choose_identity, open_wallet_address
+from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, PasswordFile
+from tallystick.cli.output import counted, err, note, show_json, show_table, step
+from tallystick.cli.prompts import ask
+from tallystick.protocol.errors import BadMessage, TallyError, Unavailable
+from tallystick.protocol.types import Address, Amount, format_amount, parse_amount
 
 if TYPE_CHECKING:
     from node.engines.discover import DiscoveredEngine
@@ -25,26 +28,7 @@ if TYPE_CHECKING:
 
 MAX_PROBED_MODELS = 8
 """An engine with more models is not probed."""
-DEFAULT_SLOTS = 4
 COORDINATOR = "http://127.0.0.1:8420"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelPlan:
-    """A model to sell, its prices (base units per million tokens), and where the prices come from."""
-
-    name: str
-    context: int | None
-    input_price: Amount
-    output_price: Amount
-    price_source: str
-    abilities: Capabilities | None = None
-    """None if the model was not probed."""
-
-    @property
-    def sold_as(self) -> str:
-        """The model's name on the market. An engine that loads a file may name the model by its path on this machine."""
-        return Path(self.name).stem if self.name.startswith(("/", "./")) else self.name
 
 
 def _load_answers(context: typer.Context, file: Path | None) -> Path | None:
@@ -77,6 +61,7 @@ AnswersFile = Annotated[
 
 
 def init(
+    context: typer.Context,
     file: Annotated[Path, typer.Option("--out", "-o", help="Config file to write.")] = Path("node.toml"),
     wallet: Annotated[str, typer.Option("--wallet", "-w", help="The node's wallet; made if it does not exist.")] = DEFAULT_WALLET,
     engine: Annotated[
@@ -86,6 +71,9 @@ def init(
         str | None, typer.Option("--coordinator", help=f"Coordinator URL; default: {COORDINATOR}.")
     ] = None,
     deployment: DeploymentFile = None,
+    rpc: Annotated[
+        str | None, typer.Option(help="RPC endpoint of the market's chain; required for a market that is not on this machine.")
+    ] = None,
     slots: Annotated[
         int | None, typer.Option(min=1, help="Jobs that each engine may run at once; default: what it reports, or 4.")
     ] = None,
@@ -104,61 +92,134 @@ def init(
 ) -> None:
     """Write a node's config: find the engines on this machine, suggest prices from the market, make a wallet if there is none.
 
-    Asks for everything that options or --answers-file do not give, unless --yes is set.
+    Asks for everything that options or --answers-file do not give, unless --yes is set. Each node gets a state folder of its own.
     """
     if file.exists() and not force:
         raise BadMessage(f"--out: {file} exists; overwrite it with --force, or name another file")
     quiet = yes or as_json
-    coordinator = coordinator_url or (COORDINATOR if quiet else typer.prompt("Coordinator", default=COORDINATOR, err=True))
-    findings, market = asyncio.run(_discover(engine or [], coordinator))
-    abilities = {} if no_probe else asyncio.run(_probe(findings))
-    if not quiet:
-        _show(findings, abilities)
     given = (
         None if input_price is None else parse_amount(input_price, field="--input-price"),
         None if output_price is None else parse_amount(output_price, field="--output-price"),
     )
+    coordinator, contract = _choose_coordinator(coordinator_url, quiet=quiet)
+    if rpc is None and not quiet and deployment is None and not is_local(coordinator):
+        rpc = ask("RPC endpoint of the market's chain (empty: later)", "", _optional_url, instead="name it with --rpc")
+    findings = _find_engines(tuple(engine or ()), quiet=quiet)
+    market = asyncio.run(_market_offers(coordinator))
+    abilities = {} if no_probe else asyncio.run(_probe(findings))
+    if not quiet:
+        _show(findings, abilities)
     plans = {
         engine.url: [
-            replace(_plan(model, market, *given, ask=not quiet), abilities=abilities.get((engine.url, model.name)))
+            replace(_plan(model, market, *given, quiet=quiet), abilities=abilities.get((engine.url, model.name)))
             for model in engine.models
         ]
         for engine in findings
     }
-    address = _wallet(wallet, password_file)
-    path = (deployment or home() / "deployment.json").expanduser().absolute()
-    file.write_text(_toml(coordinator, path, findings, plans, slots))
+    source = context.get_parameter_source("wallet")
+    named = source is not None and source.name != "DEFAULT"
+    identity = choose_identity(file, wallet, contract, named=named, quiet=quiet)
+    address = open_wallet_address(identity.wallet, password_file)
+    path = asyncio.run(choose_deployment(deployment, coordinator, rpc, identity.state))
+    setup = NodeSetup(coordinator, path, rpc, identity.state.absolute())
+    _write(file, address, setup, to_toml(setup, findings, plans, slots))
     if as_json:
-        described = [{"url": f.url, "kind": f.kind.value, "version": f.version} | _models(plans[f.url]) for f in findings]
-        show_json({"config": str(file), "provider": address, "coordinator": coordinator, "engines": described})
+        described = [{"url": f.url, "kind": f.kind.value, "version": f.version} | describe_models(plans[f.url]) for f in findings]
+        document = {"config": str(file), "provider": address, "wallet": identity.wallet, "state": str(setup.state)}
+        show_json(document | {"coordinator": coordinator, "deployment": str(path), "engines": described})
         return
-    step(f"wrote {file}; provider {address}")
-    _show_next(file, wallet, path)
-
-
-def _show_next(file: Path, wallet: str, deployment: Path) -> None:
-    if not deployment.exists():
-        note(f"still missing: the market's deployment file {deployment}; get it from the market's operator")
-    options = f"--config {file}" + ("" if wallet == DEFAULT_WALLET else f" --wallet {wallet}")
+    step(f"wrote {file}; provider {address}, state {setup.state}")
+    options = f"--config {file}" + ("" if identity.wallet == DEFAULT_WALLET else f" --wallet {identity.wallet}")
     step(f"next: tally node doctor {options}; then: tally node run {options}")
 
 
-async def _discover(urls: list[str], coordinator: str) -> tuple[list[DiscoveredEngine], dict[str, Any]]:
-    """The engines with their models, and the market's offers by model. Raises Unavailable if a named engine does not answer,
-    BadMessage if no engine has a model.
+def _write(file: Path, address: Address, setup: NodeSetup, text: str) -> None:
+    """Writes the config, and notes that the state folder is for it."""
+    from node.storage.state_folder import claim_state
+
+    claim_state(setup.state, address, file)
+    file.write_text(text)
+
+
+def _choose_coordinator(given: str | None, *, quiet: bool) -> tuple[str, str | None]:
+    """The coordinator's URL, and the contract on which it settles (None if it does not answer). Asks again for a wrong URL."""
+    if given is not None or quiet:
+        url = _url(given or COORDINATOR)
+        return url, asyncio.run(_contract(url))
+    while True:
+        url = ask("Coordinator", COORDINATOR, _url, instead="name it with --coordinator")
+        contract = asyncio.run(_contract(url))
+        if contract is not None or ask("Use it all the same (yes or no)", "no", _yes, instead="name it with --coordinator"):
+            return url, contract
+
+
+def _url(text: str) -> str:
+    """An http or https URL. Raises BadMessage."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise BadMessage(f"expected an address such as http://192.168.1.5:8000, got {text[:200]!r}")
+    return text
+
+
+def _optional_url(text: str) -> str | None:
+    return _url(text) if text else None
+
+
+def _yes(text: str) -> bool:
+    if text.lower() not in ("y", "yes", "n", "no"):
+        raise BadMessage(f"expected yes or no, got {text[:60]!r}")
+    return text.lower() in ("y", "yes")
+
+
+async def _contract(coordinator: str) -> str | None:
+    """The contract on which a coordinator settles; None, with a remark, if it does not answer."""
+    from tallystick.client.config import ClientConfig
+    from tallystick.client.coordinator.http_client import CoordinatorClient
+
+    try:
+        async with CoordinatorClient(coordinator, ClientConfig()) as client:
+            return (await client.info()).domain.contract
+    except TallyError as error:
+        note(str(error))
+        return None
+
+
+def _find_engines(urls: tuple[str, ...], *, quiet: bool) -> list[DiscoveredEngine]:
+    """The engines with a model at these addresses, or on the usual ports. Asks for an address while none is found.
+
+    If nobody can be asked: raises Unavailable if a named engine does not answer, BadMessage if no engine has a model.
     """
+    while True:
+        try:
+            findings = [engine for engine in asyncio.run(_discover(urls)) if engine.models]
+        except Unavailable as error:
+            if quiet:
+                raise
+            note(str(error))
+            findings = []
+        for engine in findings:
+            step(f"found {engine.kind.value} {engine.version} at {engine.url}, {counted(len(engine.models), 'model')}")
+        if findings:
+            return findings
+        if quiet:
+            raise BadMessage("no engine with a model answers on the usual ports; start one, or give its URL with --engine")
+        note("no engine with a model was found. To try one that tallystick brings along, run `tally engine` in another terminal")
+        urls = (ask("Address of your engine", "http://127.0.0.1:8080", _url, instead="name it with --engine"),)
+
+
+async def _discover(urls: tuple[str, ...]) -> list[DiscoveredEngine]:
+    """The engines at these addresses, or those that are found; says where it looks. Raises Unavailable."""
     from node.engines.discover import discover, inspect_engine
+    from node.engines.kinds import DEFAULT_URLS
 
     key = os.environ.get("OPENAI_API_KEY")
-    engines = (
-        list(await asyncio.gather(*(inspect_engine(url, key, seconds=10) for url in urls)))
-        if urls
-        else await discover(os.environ)
-    )
-    engines = [engine for engine in engines if engine.models]
-    if not engines:
-        raise BadMessage("no engine with a model answers on the usual ports; start one, or give its URL with --engine")
-    return engines, await _market_offers(coordinator)
+    if urls:
+        with err.status(f"asking {', '.join(urls)} for models …"):
+            return list(await asyncio.gather(*(inspect_engine(url, key, seconds=10) for url in urls)))
+    named = os.environ.get("OPENAI_BASE_URL", "").strip()
+    ports = ", ".join(str(urlsplit(url).port) for url in DEFAULT_URLS)
+    note(f"looking for engines at {named or f'this machine, ports {ports}'}")
+    return await discover(os.environ)
 
 
 async def _probe(findings: list[DiscoveredEngine]) -> dict[tuple[str, str], Capabilities]:
@@ -173,6 +234,7 @@ async def _probe(findings: list[DiscoveredEngine]) -> dict[tuple[str, str], Capa
         for model in engine.models:
             with err.status(f"testing what {model.name} can do …"):
                 abilities[engine.url, model.name] = await probe(engine.url, model.name, engine.api_key)
+            step(f"tested {model.name}: {_describe(abilities[engine.url, model.name])}")
     return abilities
 
 
@@ -209,10 +271,13 @@ def _describe(abilities: Capabilities | None) -> str:
         return "not tested"
     streams = {"usage": ["streams with usage"], "yes": ["streams without usage"]}.get(abilities.streams, [])
     words = [*(["chat"] if abilities.chat else []), *(["completions"] if abilities.completions else []), *streams]
-    return ", ".join((*words, *abilities.features)) or "none of those tested"
+    features = (f"no {name[1:]}" if name.startswith("-") else name for name in abilities.features)
+    return ", ".join((*words, *features)) or "none of those tested"
 
 
-def _plan(model: Any, market: dict[str, Any], given_input: Amount | None, given_output: Amount | None, *, ask: bool) -> ModelPlan:
+def _plan(
+    model: Any, market: dict[str, Any], given_input: Amount | None, given_output: Amount | None, *, quiet: bool
+) -> ModelPlan:
     from node.service.config import DEFAULT_INPUT_PRICE, DEFAULT_OUTPUT_PRICE
 
     listed = market.get(model.name)
@@ -223,107 +288,8 @@ def _plan(model: Any, market: dict[str, Any], given_input: Amount | None, given_
     for index, (kind, given) in enumerate((("input", given_input), ("output", given_output))):
         if given is not None:
             prices[index], source = given, "as given"
-        elif ask:
+        elif not quiet:
             question = f"{model.name}: dollars per million {kind} tokens ({source})"
-            answer = typer.prompt(question, default=format_amount(prices[index]), err=True)
-            prices[index] = parse_amount(answer, field=f"{kind} price")
+            read = partial(parse_amount, field=f"{kind} price")
+            prices[index] = ask(question, format_amount(prices[index]), read, instead=f"name it with --{kind}-price")
     return ModelPlan(model.name, model.context_tokens, prices[0], prices[1], source)
-
-
-def _usage_option(plans: list[ModelPlan]) -> list[str]:
-    """Turns off the request for usage in streams if no model of an engine reports it, and names an unusual output limit."""
-    probed = [plan.abilities for plan in plans if plan.abilities is not None and plan.abilities.chat]
-    limits = (
-        ["# It refuses max_tokens.", 'output_limit_field = "max_completion_tokens"']
-        if probed and all(abilities.output_limit_field != "max_tokens" for abilities in probed)
-        else []
-    )
-    if not probed or any(abilities.streams == "usage" for abilities in probed):
-        return limits
-    return [
-        *limits,
-        "# Its streams report no usage, so receipts of streams rest on the node's own estimate.",
-        "supports_stream_usage = false",
-    ]
-
-
-def _features(engine: DiscoveredEngine, plan: ModelPlan) -> list[str]:
-    """The features that the model's ask states: written down only if the node does not find them by itself at each start."""
-    from node.engines.probe import may_generate
-
-    if plan.abilities is None or not plan.abilities.features:
-        return []
-    features = f"features = {json.dumps(list(plan.abilities.features))}"
-    if may_generate(engine):
-        return ["# The node finds these features by itself. Features that are named here win over those.", f"# spec.{features}"]
-    return ["[engines.models.spec]", features]
-
-
-def _slots(engine: DiscoveredEngine, slots: int | None) -> list[str]:
-    """The number of slots: written down only if the engine does not tell it."""
-    if slots is None and engine.slots is not None:
-        return [
-            f"# Number of jobs that the engine may run at once. By default what it reports, {engine.slots} now.",
-            "# slots = 4",
-        ]
-    return ["# Number of jobs that the engine may run at once.", f"slots = {slots or DEFAULT_SLOTS}"]
-
-
-def _wallet(name: str, password_file: Path | None) -> str:
-    path = keystore_path(name)
-    if not path.exists():
-        create_keystore(path, find_password(password_file, lambda: prompt_password(name, confirm=True)))
-        step(f"made wallet {name} in {path}; keep the file and its password safe: the wallet signs for your money")
-    return keystore_address(path)
-
-
-def _models(plans: list[ModelPlan]) -> dict[str, Any]:
-    models = [
-        {
-            "name": plan.name,
-            "context": plan.context,
-            "inputPrice": str(int(plan.input_price)),
-            "outputPrice": str(int(plan.output_price)),
-            "priceSource": plan.price_source,
-            "abilities": None if plan.abilities is None else asdict(plan.abilities),
-        }
-        for plan in plans
-    ]
-    return {"models": models}
-
-
-def _toml(
-    coordinator: str, deployment: Path, findings: list[DiscoveredEngine], plans: dict[str, list[ModelPlan]], slots: int | None
-) -> str:
-    """The config with comments. Names and URLs are written as JSON strings, which are valid TOML."""
-    lines = [
-        "# Settings of a node; node/example.toml in the source explains every setting.",
-        "# Check with `tally node doctor`, start with `tally node run`.",
-        "",
-        f"coordinator = {json.dumps(coordinator)}",
-        "# The market's deployment file, from its operator.",
-        f"deployment = {json.dumps(str(deployment))}",
-    ]
-    for engine in findings:
-        lines += [
-            "",
-            f"# {engine.kind.value} {engine.version}",
-            "[[engines]]",
-            f"url = {json.dumps(engine.url)}",
-            *(['api_key_env = "OPENAI_API_KEY"'] if engine.api_key else []),
-            *_slots(engine, slots),
-            *_usage_option(plans[engine.url]),
-        ]
-        for plan in plans[engine.url]:
-            lines += [
-                "",
-                f"# Dollars per million tokens ({plan.price_source}).",
-                "[[engines.models]]",
-                f"name = {json.dumps(plan.name)}",
-                *([f"sell_as = {json.dumps(plan.sold_as)}"] if plan.sold_as != plan.name else []),
-                f'input_price = "{format_amount(plan.input_price)}"',
-                f'output_price = "{format_amount(plan.output_price)}"',
-                *([f"context_tokens = {plan.context}"] if plan.context else []),
-                *_features(engine, plan),
-            ]
-    return "\n".join(lines) + "\n"

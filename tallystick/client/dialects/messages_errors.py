@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from tallystick.client.openai.errors import ErrorResponse, render_error
-from tallystick.protocol.errors import BadMessage, TallyError
+from tallystick.protocol.errors import BadMessage, Code, TallyError
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient
 
 _TYPES: Final = {
@@ -20,6 +21,11 @@ _TYPES: Final = {
     504: "timeout_error",
     529: "overloaded_error",
 }
+
+
+_TOO_LONG: Final = "prompt is too long: "
+"""Anthropic's words for a request that exceeds the context. Claude Code then shortens the conversation."""
+_CONTEXT: Final = re.compile(r"context.{0,10}(length|size|window)|(prompt|input).{0,20}too long", re.IGNORECASE)
 
 
 def error_type(status: int) -> str:
@@ -37,6 +43,8 @@ def render(error: TallyError, *, request_id: str, retry: bool | None = None) -> 
     """Renders an error. The members `code`, `fault` and `retry` stand beside Anthropic's own; see `render_error`."""
     response = render_error(error, retry=retry)
     members = load_lenient(response.body)["error"]
+    if error.code is Code.CONTEXT_LENGTH_EXCEEDED:
+        members["message"] = _TOO_LONG + members["message"]
     return ErrorResponse(response.status, _document(members, response.status, request_id), response.headers)
 
 
@@ -58,7 +66,10 @@ def translate_engine_error(status: int, body: bytes, *, request_id: str) -> byte
         document = body[:2000].decode(errors="replace")
     if isinstance(document, dict) and document.get("type") == "error" and isinstance(document.get("error"), dict):
         return body
-    return _document({"message": message_of(document)}, status, request_id)
+    message = message_of(document)
+    if status in (400, 413, 422) and _CONTEXT.search(message):
+        message = _TOO_LONG + message
+    return _document({"message": message}, status, request_id)
 
 
 def message_of(document: object) -> str:

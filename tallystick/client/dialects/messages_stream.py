@@ -141,7 +141,7 @@ class MessageStream:
         if not self._started:
             self._started = True
             message = message_envelope(self._request, document, self._job)
-            self._emit(out, "message_start", {"message": message | {"usage": usage_members(None, None)}})
+            self._emit(out, "message_start", {"message": message | {"usage": usage_members(find_usage(document), None)}})
             self._emit(out, "ping", {})
 
     def _read_delta(self, delta: dict[str, Any], out: list[bytes]) -> None:

@@ -59,7 +59,8 @@ class _CachedShortlist:
     expires_at: float
 
     def is_valid(self, now: float) -> bool:
-        return now < self.expires_at and not _failed(self.task)
+        """A route that nobody serves is remembered too: each request in another dialect asks for its own route first."""
+        return now < self.expires_at and (not _failed(self.task) or _is_unserved(self.task))
 
 
 class ShortlistCache:
@@ -170,3 +171,8 @@ def _with_excluded(error: Refusal | Unavailable, excluded: int) -> Refusal | Una
 def _failed(task: asyncio.Task[Any]) -> bool:
     """Whether a task ended without a result. Reading its exception keeps asyncio from reporting it as never retrieved."""
     return task.done() and (task.cancelled() or task.exception() is not None)
+
+
+def _is_unserved(task: asyncio.Task[Any]) -> bool:
+    error = None if task.cancelled() else task.exception()
+    return isinstance(error, Refusal) and error.code is Code.UNKNOWN_ROUTE

@@ -18,6 +18,7 @@ from tallystick.client.ledger.upstream_spending import UpstreamBooking
 from tallystick.client.openai.errors import error_words
 from tallystick.client.upstreams.metering import AnswerMeter
 from tallystick.client.upstreams.requests import UpstreamRequest
+from tallystick.protocol.engine_errors import BUSY
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable, read_retry_after
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.proxies import uses_proxy
@@ -44,6 +45,9 @@ class UpstreamAnswer:
     _limit: int
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     complete: bool = False
+    _reader: EventReader = field(default_factory=lambda: EventReader(MAX_EVENT_BYTES), repr=False)
+    _first: list[bytes] = field(default_factory=list, repr=False)
+    _whole: bytes | None = field(default=None, repr=False)
 
     @property
     def target(self) -> UpstreamTarget:
@@ -66,29 +70,60 @@ class UpstreamAnswer:
         return Usage(0, 0, 0) if self.status >= 400 else self.meter.usage
 
     async def body(self) -> bytes:
-        """The whole body. Raises Unavailable, also if it has more bytes than the config's max_answer_bytes."""
-        data = b"".join([part async for part in self._parts()])
+        """The whole body. Raises Unavailable, also for a failure with status 200 and for too many bytes (max_answer_bytes)."""
+        data = b"".join([part async for part in self._parts()]) if self._whole is None else self._whole
         if media_type(self.content_type) == JSON:
             self.meter.add(data)
+            self._check_error(data)
         self.complete = not self.meter.failed
         return data
 
+    async def open_stream(self) -> None:
+        """Reads the first events of a stream. Raises Unavailable if they report a failure, or if there are none."""
+        async for part in self._parts():
+            self._first += self._read(part)
+            if self._first:
+                break
+        for event in self._first:
+            payload = event_data(event)
+            if payload:
+                self._check_error(payload, AnswerMeter(self.request.path, 0))
+            if payload and self.status >= 400:
+                self.content_type, self._whole = JSON, payload
+                return
+
     async def events(self) -> AsyncIterator[bytes]:
         """The events of a stream, without a usage event that the caller did not ask for. Raises Unavailable if it breaks off."""
-        reader = EventReader(MAX_EVENT_BYTES)
-        try:
-            async for part in self._parts():
-                for event in reader.feed(part):
-                    if self._passes(event):
-                        yield event
-            last = reader.finish()
-            if last is not None and self._passes(last):
-                yield last
-        except MalformedAnswer as error:
-            raise _unavailable(self.target, f"sent a malformed stream: {error}") from None
+        for event in self._first:
+            if self._passes(event):
+                yield event
+        async for part in self._parts():
+            for event in self._read(part):
+                if self._passes(event):
+                    yield event
+        last = self._reader.finish()
+        if last is not None and self._passes(last):
+            yield last
         self.complete = self.meter.finished and not self.meter.failed
         if not (self.meter.finished or self.meter.failed):
             raise _unavailable(self.target, "ended its stream before the answer was complete")
+
+    def _read(self, part: bytes) -> list[bytes]:
+        try:
+            return list(self._reader.feed(part))
+        except MalformedAnswer as error:
+            raise _unavailable(self.target, f"sent a malformed stream: {error}") from None
+
+    def _check_error(self, data: bytes, meter: AnswerMeter | None = None) -> None:
+        """Raises Unavailable for a document that reports a failure; an error of the request becomes the answer's status."""
+        if meter is not None:
+            meter.add(data)
+        error = (meter or self.meter).error
+        if error is None or self.status >= 400:
+            return
+        if error.blamed_status is None or error.blamed_status in BUSY:
+            raise _unavailable(self.target, f"reported a failure: {error_words(data)}")
+        self.status = error.blamed_status
 
     def _passes(self, event: bytes) -> bool:
         payload = event_data(event)
@@ -169,7 +204,10 @@ class UpstreamCaller:
                     raise await _failure(request, response, key)
                 kind = response.headers.get("content-type", JSON)[:100]
                 meter = AnswerMeter(request.path, len(request.body))
-                yield UpstreamAnswer(request, response.status, kind, meter, response, self._config.max_answer_bytes)
+                answer = UpstreamAnswer(request, response.status, kind, meter, response, self._config.max_answer_bytes)
+                if answer.is_stream:
+                    await answer.open_stream()
+                yield answer
 
 
 def _read_key(request: UpstreamRequest) -> str | None:

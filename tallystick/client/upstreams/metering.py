@@ -45,12 +45,12 @@ def most_cost(model: UpstreamModel, summary: RequestSummary, body_bytes: int) ->
 class AnswerMeter:
     """Counts the tokens of one answer, whole or as its events come. Without a report, it estimates them by bytes of text.
 
-    `failed`: whether the answer reports an error. `body_bytes`: of the request. `finished`: whether a finish reason came.
+    `error`: what the answer reports instead of output. `body_bytes`: of the request. `finished`: whether a finish reason came.
     """
 
     path: str
     body_bytes: int
-    failed: bool = False
+    error: EngineError | None = field(default=None, repr=False)
     finished: bool = False
     text_bytes: int = 0
     _reported: ReportedUsage | None = field(default=None, repr=False)
@@ -63,8 +63,8 @@ class AnswerMeter:
         try:
             is_completion = self.path in (CHAT, COMPLETIONS, EMBEDDINGS)
             document = read_completion(payload) if is_completion else read_other_answer(payload)
-        except EngineError:
-            self.failed = True
+        except EngineError as error:
+            self.error = error
             return False
         except MalformedAnswer:
             return False
@@ -75,8 +75,15 @@ class AnswerMeter:
         return document.usage_only
 
     @property
+    def failed(self) -> bool:
+        """Whether the answer reports an error."""
+        return self.error is not None
+
+    @property
     def usage(self) -> Usage:
         """The tokens so far: as reported, else estimated."""
+        if self.error is not None and self._reported is None and not self.text_bytes:
+            return Usage(0, 0, 0)
         reported = self._reported or ReportedUsage(None, 0, None)
         if reported.is_empty:
             reported = ReportedUsage(None, 0, None)

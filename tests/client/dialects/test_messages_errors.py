@@ -69,6 +69,25 @@ def test_an_engines_error_keeps_its_words(body: bytes, words: str) -> None:
     assert words in document["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("words", "status", "too_long"),
+    [
+        ("This model's maximum context length is 8192 tokens. However, you requested 9000", 400, True),
+        ("the request exceeds the available context size, try increasing it", 400, True),
+        ("Input is too long for the requested model", 422, True),
+        ("context length", 500, False),
+        ("tools must be an array", 400, False),
+    ],
+)
+def test_a_request_that_is_too_long_is_told_in_anthropics_words(words: str, status: int, too_long: bool) -> None:
+    """By these words Claude Code knows that it must shorten the conversation."""
+    body = json.dumps({"error": {"message": words}}).encode()
+    message = json.loads(translate_engine_error(status, body, request_id="ab"))["error"]["message"]
+    assert message == ("prompt is too long: " if too_long else "") + words
+    refused = render(Refusal(Code.CONTEXT_LENGTH_EXCEEDED, words), request_id="ab")
+    assert json.loads(refused.body)["error"]["message"] == f"prompt is too long: {words}"
+
+
 def test_an_engines_error_in_the_right_form_stays() -> None:
     """An engine that has the route has its errors too."""
     body = b'{"type": "error", "error": {"type": "invalid_request_error", "message": "x"}}'

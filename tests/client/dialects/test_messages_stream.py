@@ -266,6 +266,14 @@ def test_ends(ends: list[bytes], billed: Usage | None, expected: tuple[str, str 
     assert stop == {"type": "message_stop"}
 
 
+def test_usage_at_the_beginning() -> None:
+    """Engines that report usage with every event have the input at the beginning, where Anthropic's streams have it."""
+    first = b'data: {"choices":[{"index":0,"delta":{}}],"usage":{"prompt_tokens":9,"completion_tokens":0}}\n\n'
+    start = translate(first, event({"content": "a"}), DONE)[0]
+    assert start["message"]["usage"]["input_tokens"] == 9
+    assert translate(event({"content": "a"}))[0]["message"]["usage"]["input_tokens"] == 0
+
+
 def test_reasoning_that_the_caller_hides_shows_that_the_model_works() -> None:
     """A ping keeps the connection alive, as comments of the engine do."""
     events = translate(event({"reasoning_content": "r"}), b": waiting\n\n", event({"content": "a"}), DONE, request=HIDING)

@@ -355,3 +355,34 @@ async def test_a_gateway_whose_key_is_missing_does_not_start(
     async with Market(fake.url, wallet, cloudy) as market:
         with pytest.raises(BadMessage, match="cloud: expected the API key in the environment variable CLOUD_KEY"):
             build_app(market)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize(
+    ("document", "status", "code"),
+    [
+        ({"error": {"message": "the worker died", "code": 500}}, 502, "upstream_unavailable"),
+        ({"error": {"message": "Rate limit reached"}}, 502, "upstream_unavailable"),
+        ({"error": {"message": "n: must be 1", "code": 400}}, 400, 400),
+    ],
+)
+async def test_failures_that_look_like_success(  # noqa: PLR0917 - parameters and fixtures
+    document: dict[str, Any],
+    status: int,
+    code: object,
+    streamed: bool,
+    fake: FakeMarket,
+    wallet: Signer,
+    cloudy: ClientConfig,
+    hosted: HostedApi,
+) -> None:
+    """An error with status 200 is no answer: it has its own status, costs nothing, and lets the next model answer."""
+    hosted.body, hosted.events = orjson.dumps(document), [event(document)]
+    async with gateway(fake, wallet, cloudy) as (http, market):
+        answer = await ask(http, HOSTED | {"stream": streamed})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+        (line,) = await market._ledger.spending(0, ())
+        assert (line.requests, line.failed, line.cost) == (1, 1, 0)
+    first = replace(cloudy, aliases=(Alias(name="cloudy", models=(MEMBER, MODEL)),))
+    async with gateway(fake, wallet, first) as (http, _):
+        assert ("x-tally-provider" in (await ask(http, CLOUDY | {"stream": streamed})).headers) is (status == 502)
