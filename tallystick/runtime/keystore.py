@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
@@ -26,7 +26,6 @@ PASSWORD_ENV = "TALLYSTICK_PASSWORD"  # noqa: S105 - the variable's name
 PASSWORD_FILE_ENV = "TALLYSTICK_PASSWORD_FILE"  # noqa: S105 - the variable's name
 SCRYPT_N = 1 << 17
 """The scrypt cost: half of eth-account's default of 2**18. A keystore opens in about a third of a second."""
-_MAX_COST = {"dklen": 64, "c": 100_000_000, "n": 1 << 20, "r": 32, "p": 32}
 
 
 def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
@@ -128,23 +127,33 @@ def _encrypt(signer: Signer, password: str, cost: int) -> bytes:
 def open_keystore(path: Path, password: str) -> Signer:
     """The signer in a keystore.
 
-    Raises BadMessage if the file is missing, readable by others or damaged, or if the password is wrong.
+    Raises BadMessage if the file is missing, readable by others or damaged, if the password is wrong, or if the keystore has
+    another format, cipher or key derivation than Web3 Secret Storage has.
     """
+    if path.exists() and path.stat().st_mode & 0o077:
+        raise BadMessage(f"{path} can be read by others; run: chmod 600 {path}")
+    return read_keystore(path, password)
+
+
+def read_keystore(path: Path, password: str) -> Signer:
+    """The signer in a keystore that another wallet wrote, whatever the permissions of the file. Raises BadMessage."""
+    from tallystick.runtime.web3_keystore import KeystoreError, WrongPassword, decrypt_keystore  # noqa: PLC0415 - see `_account`
+
     try:
-        if path.stat().st_mode & 0o077:
-            raise BadMessage(f"{path} can be read by others; run: chmod 600 {path}")
         store = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise BadMessage(f"no keystore at {path}; create one with: tally wallet new") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadMessage(f"{path}: expected a keystore: {error}") from None
     try:
-        _check_cost(store)
-        signer = Signer(bytes(_account().decrypt(store, password)))
-        named = str(store.get("address") or signer.address)
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, NotImplementedError, MemoryError):
-        remedy = "try another password, or restore the file from a backup"
-        raise BadMessage(f"{path}: the password does not open it, or the file is damaged; {remedy}") from None
+        signer = Signer(decrypt_keystore(store, password))
+    except WrongPassword as error:
+        raise BadMessage(f"{path}: {error}; try another password, or restore the file from a backup") from None
+    except (KeystoreError, OverflowError, MemoryError) as error:
+        raise BadMessage(f"{path}: expected a keystore (Web3 Secret Storage, version 3): {error}") from None
+    except ValueError:  # a number that is no key, whatever the cipher made of it
+        raise BadMessage(f"{path}: damaged: it holds no usable private key") from None
+    named = str(store.get("address") or signer.address)
     if _address(named) != signer.address:  # the keystore's checksum does not cover the address
         raise BadMessage(f"{path}: damaged: it holds the key of {signer.address}, not of {named[:42]}")
     return signer
@@ -173,15 +182,6 @@ def open_wallet(
     if not path.exists():
         raise BadMessage(f"no wallet at {path}; create one with: tally wallet new {wallet}")
     return open_keystore(path, find_password(password_file, prompt) if password is None else password)
-
-
-def _check_cost(store: dict[str, Any]) -> None:
-    """Raises ValueError for a keystore whose key derivation would take hours or exhaust the memory."""
-    crypto = {str(name).lower(): value for name, value in store.items()}["crypto"]
-    parameters = {str(name).lower(): value for name, value in crypto.items()}["kdfparams"]
-    for name, limit in _MAX_COST.items():
-        if parameters.get(name, 0) > limit:
-            raise ValueError(f"{name}: expected at most {limit}")
 
 
 def keystore_address(path: Path) -> str:

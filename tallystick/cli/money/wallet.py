@@ -8,12 +8,24 @@ from typing import Annotated
 
 import typer
 
+from tallystick.cli.money.wallet_import import (
+    STDIN,
+    Derivation,
+    ask_secret,
+    confirm_account,
+    key_of_keystore,
+    key_of_text,
+    read_secret,
+    refuse_secret_argument,
+    usable_signer,
+)
 from tallystick.cli.onchain import dev_account
 from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, complete_wallets, prompt_password, unlock
-from tallystick.cli.output import show_fields, show_json, show_table, step
+from tallystick.cli.output import note, show_fields, show_json, show_table, step
 from tallystick.cli.prompts import choose_password
 from tallystick.protocol.eip712 import checksum
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.types import parse_address
 from tallystick.runtime.config import home
 from tallystick.runtime.keystore import (
     change_password,
@@ -40,24 +52,69 @@ def new(name: Name = DEFAULT_WALLET, password_file: PasswordFile = None, as_json
 @app.command("import")
 def import_(
     name: Name,
-    key_file: Annotated[Path | None, typer.Option(help="File that holds a private key as 64 hex digits.")] = None,
-    keystore: Annotated[Path | None, typer.Option(help="Keystore file (V3) to copy.")] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--key-file", help="File with a private key (64 hex digits) or a seed phrase; - reads standard input."),
+    ] = None,
+    keystore: Annotated[
+        str | None,
+        typer.Option(
+            "--keystore", help="Keystore to copy: a file (V3), an account that foundry keeps, or an address that geth keeps."
+        ),
+    ] = None,
     dev: Annotated[
         int | None, typer.Option("--dev-account", help="Number of a funded account of `tally chain` (test money only).")
     ] = None,
+    index: Annotated[
+        int | None, typer.Option("--index", min=0, help="Account of the seed phrase, in MetaMask's order; default: 0.")
+    ] = None,
+    path: Annotated[
+        str | None,
+        typer.Option("--derivation-path", help="Path in the seed phrase, instead of --index: m/44'/60'/1'/0/0 for Ledger Live."),
+    ] = None,
+    passphrase_file: Annotated[
+        Path | None, typer.Option("--passphrase-file", help="File with the seed phrase's passphrase (BIP-39), if it has one.")
+    ] = None,
+    ask_passphrase: Annotated[
+        bool, typer.Option("--ask-passphrase", help="Ask for the seed phrase's passphrase (BIP-39).")
+    ] = False,
+    keystore_password_file: Annotated[
+        Path | None,
+        typer.Option("--keystore-password-file", help="File with the password of --keystore; default: as --password-file."),
+    ] = None,
+    expect: Annotated[
+        str | None, typer.Option("--expect-address", help="Import only if the key is that of this address.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether the address is the right one.")] = False,
     password_file: PasswordFile = None,
     as_json: Json = False,
 ) -> None:
-    """Make a wallet from an existing key."""
-    if sum(source is not None for source in (key_file, keystore, dev)) != 1:
-        raise BadMessage("expected exactly one of --key-file, --keystore and --dev-account")
-    if key_file is not None:
-        secret = _read_key(key_file)
-    elif keystore is not None:
-        secret = unlock(str(keystore), password_file).secret
+    """Make a wallet from an existing key: a private key, a seed phrase, or a keystore of another wallet.
+
+    Without --key-file, --keystore or --dev-account, the key or the seed phrase is asked for without being shown.
+    """
+    for text, field in ((name, "NAME"), (str(key_file or ""), "--key-file"), (keystore or "", "--keystore")):
+        refuse_secret_argument(text, field)
+    if sum(source is not None for source in (key_file, keystore, dev)) > 1:
+        raise BadMessage("expected at most one of --key-file, --keystore and --dev-account")
+    _refuse_existing(name)
+    expected = None if expect is None else parse_address(expect, "--expect-address")
+    derivation = Derivation(index, path, passphrase_file, ask_passphrase)
+    if derivation.is_given and (keystore is not None or dev is not None):
+        raise BadMessage("--index, --derivation-path and a passphrase are for seed phrases only")
+    if keystore is not None:
+        secret = key_of_keystore(keystore, keystore_password_file or password_file)
+    elif dev is not None:
+        secret = dev_account(dev).secret
+    elif key_file is not None:
+        secret = key_of_text(read_secret(key_file), derivation, "--key-file")
     else:
-        secret = dev_account(dev or 0).secret
+        secret = key_of_text(ask_secret("Private key or seed phrase"), derivation, "private key or seed phrase")
+    signer = usable_signer(secret)
+    confirm_account(signer, checksum(signer.address), expected, ask=not yes and not as_json and dev is None)
     _create(name, password_file, secret, as_json=as_json)
+    if key_file is not None and key_file != STDIN:
+        note(f"{key_file} still holds the secret unencrypted: delete it, or keep it where only you can read it")
 
 
 @app.command("list")
@@ -149,22 +206,15 @@ def _existing(name: str) -> Path:
     return path
 
 
-def _read_key(path: Path) -> bytes:
-    try:
-        secret = bytes.fromhex(path.read_text().strip().removeprefix("0x"))
-    except OSError as error:
-        raise BadMessage(f"--key-file: {path}: {error.strerror}") from None
-    except ValueError:
-        secret = b""
-    if len(secret) != 32:
-        raise BadMessage(f"--key-file: {path}: expected a private key as 64 hex digits")
-    return secret
-
-
-def _create(name: str, password_file: Path | None, secret: bytes | None, *, as_json: bool) -> None:
+def _refuse_existing(name: str) -> None:
     path = keystore_path(name)
     if path.exists():
         raise BadMessage(f"{path} exists; a key is never overwritten. Choose another name")
+
+
+def _create(name: str, password_file: Path | None, secret: bytes | None, *, as_json: bool) -> None:
+    _refuse_existing(name)
+    path = keystore_path(name)
     password = find_password(password_file, lambda: choose_password(name))
     create_keystore(path, password, secret)
     _show(name, path, as_json=as_json)

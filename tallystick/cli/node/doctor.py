@@ -274,7 +274,10 @@ async def _check_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[
     engines = loaded.engines
     if not engines:
         with contextlib.suppress(TallyError):
-            engines = tuple(EngineConfig(url=engine.url, api_key=engine.api_key) for engine in await discover(os.environ))
+            key = os.environ.get("OPENAI_API_KEY") or None
+            engines = tuple(
+                EngineConfig(url=engine.url, api_key=key if engine.api_key else None) for engine in await discover(os.environ)
+            )
     if not engines:
         finding = "the config names none, and none answers on the usual ports"
         diagnosis.add("engine", False, finding, "start an engine, or name it in the config: [[engines]] url = …")
@@ -288,13 +291,20 @@ async def _check_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[
 async def _try_engine(engine: EngineConfig) -> str:
     """Lists an engine's models and has it generate one token. Raises TallyError."""
     from node.domain.requests import prepare
-    from node.engines.discover import inspect_engine
+    from node.engines.discover import DiscoveredEngine, NoModelList, inspect_engine
+    from node.engines.kinds import EngineKind
     from node.engines.openai_http import OpenAIEngine
     from node.ports import ResponseEnd, ResponseStart
+    from tallystick.protocol.messages import UNKNOWN
     from tallystick.protocol.wire import RequestHead, dumps
 
     settings = engine.settings(os.environ)
-    discovered = await inspect_engine(engine.url, settings.api_key, seconds=10)
+    try:
+        discovered = await inspect_engine(engine.url, settings.api_key, seconds=10)
+    except NoModelList:
+        if not engine.models:
+            raise
+        discovered = DiscoveredEngine(engine.url, EngineKind.OTHER, UNKNOWN, (), settings.api_key)
     names = [model.name for model in engine.models] or [model.name for model in discovered.models]
     listed = {model.name for model in discovered.models}
     missing = sorted(set(names) - listed) if listed else []  # some engines list nothing and serve any model
