@@ -575,9 +575,12 @@ async def test_no_provider_fits(at: Served, demand: dict[str, Any], status: int,
 
 
 async def test_all_providers_are_busy(at: Served) -> None:
-    """Busy providers are a reason to retry."""
+    """Busy providers can be waited for; providers without any slot are a reason to retry."""
     node = at.world.node("ann")
     at.world.market.matchmaker.set_capacity(node.address, Capacity(0, 1))
+    response = await at.http.post("/v1/shortlist", json=DEMAND)
+    assert [entry["ask"]["message"]["provider"] for entry in response.json()["asks"]] == [node.address]
+    at.world.market.matchmaker.set_capacity(node.address, Capacity(0, 0))
     response = await at.http.post("/v1/shortlist", json=DEMAND)
     assert _error(response) == (503, "node_busy")
     assert response.json()["error"]["retry"] is True
