@@ -251,7 +251,7 @@ def _unable_error(demand: Demand, book: AskBook | None, *, served: bool) -> Refu
 
 def _able_models(demand: Demand, book: AskBook) -> list[str]:
     """The first models, by name, of which an ask serves the demanded route and declares the features that the request needs."""
-    wanted = Requirements(features=demand.needs.features)
+    wanted = Requirements(features=demand.needs.features or demand.essential)
     able: list[str] = []
     scanned = 0
     for model, listed_asks in book.models():

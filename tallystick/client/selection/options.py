@@ -80,7 +80,7 @@ def demand_of(config: ClientConfig, model: str, route: str, criteria: ProviderCr
 def demand_for(demand: Demand, request: RequestSummary) -> Demand:
     """Adds what a request itself needs to its demand. Sizes are rounded, so that similar requests share a shortlist."""
     needs = Requirements(features=request.needs.features, context_tokens=request.likely_context)
-    return replace(demand, needs=needs, input_tokens=round_down(request.needs.least_tokens))
+    return replace(demand, needs=needs, essential=request.needs.essential, input_tokens=round_down(request.needs.least_tokens))
 
 
 def _narrowed(policy: ClientConfig | ApiKey, criteria: ProviderCriteria) -> _Narrowing:

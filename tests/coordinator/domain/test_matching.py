@@ -55,7 +55,7 @@ def _refusal(book: AskBook, **demand: Any) -> TallyError:
         (Reason.FEATURES, {"require": Requirements(features=("tools",))}, {"spec": Spec(features=("logprobs",))}),
         (Reason.CONTEXT, {"require": Requirements(context_tokens=8_193)}, {}),
         (Reason.TOO_LONG, {"input_tokens": 8_193}, {}),
-        (Reason.UNSUPPORTED, {"needs": Requirements(features=("vision",))}, {"spec": Spec(features=("-vision",))}),
+        (Reason.UNSUPPORTED, {"essential": ("vision",)}, {"spec": Spec(features=("-vision",))}),
         (Reason.ROUTE, {"route": "/v1/embeddings"}, {"spec": Spec(features=("-/v1/embeddings",))}),
         (Reason.ASK_EXPIRED, {}, {"valid_until": START}),
         (Reason.ASK_EXPIRED, {}, {"valid_from": START + 1}),
@@ -320,7 +320,7 @@ def test_a_request_goes_where_its_needs_are_declared() -> None:
 def test_a_need_that_nobody_declares_goes_to_all() -> None:
     """A feature that nobody declares may be there all the same, so no request becomes unanswerable for lack of a declaration."""
     book, _ = _book_of((ANN, {}), (BOB, {"spec": Spec(features=("logprobs",))}), (CAT, {"spec": Spec(features=("-tools",))}))
-    demand = Demand(MODEL, needs=Requirements(features=("tools",)))
+    demand = Demand(MODEL, needs=Requirements(features=("tools",)), essential=("tools",))
     assert sorted(_providers(shortlist(book, demand, START))) == sorted([ANN.address, BOB.address])
     explained = explain(book.of_model(MODEL), demand, START, lambda _: 1.0)
     assert [reason for _, reason in explained].count(Reason.UNSUPPORTED) == 1
@@ -360,12 +360,10 @@ def test_a_need_that_nobody_has_names_models_that_do() -> None:
     seeing, embedding = Spec(features=("vision",)), Spec(features=("embeddings",))
     book, _ = _book_of((ANN, {"spec": Spec(features=("-vision", "-/v1/embeddings"))}), (BOB, {"model": "eye", "spec": seeing}))
     book.replace(CAT.address, [make_ask(CAT, model="vec", spec=embedding)], Capacity(1, 1))
-    error = _refusal(book, needs=Requirements(features=("vision",)))
+    error = _refusal(book, needs=Requirements(features=("vision",)), essential=("vision",))
     assert (error.code, error.status, error.retry) == (Code.UNSUPPORTED, 400, False)
     assert "vision (image input); models on offer that do: eye" in str(error)
     error = _refusal(book, route="/v1/embeddings", needs=Requirements(features=("embeddings",)))
     assert (error.code, error.status) == (Code.UNKNOWN_ROUTE, 404)
     assert "/v1/embeddings; models on offer that do: vec" in str(error)
-    assert "no other model on offer is known" in str(
-        _refusal(book, needs=Requirements(features=("video", "vision")), pin={ANN.address})
-    )
+    assert "no other model on offer is known" in str(_refusal(book, essential=("video", "vision"), pin={ANN.address}))
