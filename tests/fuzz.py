@@ -191,7 +191,7 @@ def texts(data: bytes) -> None:
 
 
 def dialects(data: bytes) -> None:
-    """Requests in other dialects than OpenAI's chat; answers, errors and streams (split anywhere) as they are translated to them."""
+    """Requests in other dialects than OpenAI's chat; answers, errors and streams, split anywhere, translated to them."""
     for path, dialect in DIALECTS.items():
         with contextlib.suppress(TallyError):
             assert dialect.translate(data).body == dialect.translate(data).body

@@ -107,7 +107,7 @@ def damaged(document: dict[str, Any], seed: int) -> bytes:
         if draw.random() < 0.2:
             del node[place]
         else:
-            node[place] = draw.choice(WRONG)
+            node[place] = copy.deepcopy(draw.choice(WRONG))
         if not result:
             break
     return json.dumps(result).encode()
