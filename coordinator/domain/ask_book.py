@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import attrgetter
 from sys import intern
 
@@ -33,6 +33,10 @@ def _compact(ask: Verified[Ask], provider: Address) -> Verified[Ask]:
     return Verified(shared, ask.signature, ask.digest)
 
 
+def _ignore(_node: ConnectedNode) -> None:
+    pass
+
+
 @dataclass(slots=True)
 class AskBook:
     """All listed asks: by model, cheapest first, by digest, and by provider."""
@@ -43,6 +47,8 @@ class AskBook:
     _indexes: dict[str, ModelIndex] = field(default_factory=dict)
     decisions: int = 0
     """The number of the next decision, which dates changes of a node's free slots."""
+    on_free: Callable[[ConnectedNode], None] = _ignore
+    """Called with each node that may have got a free slot."""
 
     def replace(
         self,
@@ -70,6 +76,8 @@ class AskBook:
             if index is None:
                 index = self._indexes[model] = ModelIndex()
             index.enter(listed_ask)
+        if node.listed:
+            self.on_free(node)
 
     def drop(self, provider: Address) -> None:
         """Removes a provider that disconnected."""
@@ -100,20 +108,17 @@ class AskBook:
         node = self._nodes.get(provider)
         if node is None:
             return
-        if speed_steps(capacity) != speed_steps(node.capacity):
-            self._unlist_asks(node)
+        if speed_steps(capacity) == speed_steps(node.capacity):
             node.capacity = capacity
-            self._list_asks(node)
-        node.capacity = capacity
+        else:
+            self._relist(node, partial(setattr, node, "capacity", capacity))
         self._update(node)
 
     def set_reliability(self, provider: Address, reliability: int) -> None:
         """Records the class of reliability of a connected node's provider."""
         node = self._nodes.get(provider)
         if node is not None and node.reliability != reliability:
-            self._unlist_asks(node)
-            node.reliability = reliability
-            self._list_asks(node)
+            self._relist(node, partial(setattr, node, "reliability", reliability))
 
     def assign(self, node: ConnectedNode) -> None:
         """Counts a job that the node was given."""
@@ -127,29 +132,29 @@ class AskBook:
 
     def _update(self, node: ConnectedNode) -> None:
         """Lists the asks of a node that has a free slot again, and unlists those of one that has none left."""
-        free = node.free > 0
-        if free == node.listed or self._nodes.get(node.provider) is not node:
+        if self._nodes.get(node.provider) is not node:
             return
+        free = node.free > 0
+        if free != node.listed:
+            node.set_listed(free, self.decisions)
+            for group, listed_ask in self._groups_of(node):
+                group.set_free(listed_ask, free=free)
         if free:
-            node.set_listed(True, self.decisions)
-            self._list_asks(node)
-        else:
-            self._unlist_asks(node)
-            node.set_listed(False, self.decisions)
+            self.on_free(node)
 
-    def _list_asks(self, node: ConnectedNode) -> None:
-        for group, listed_ask in self._groups_of(node):
+    def _relist(self, node: ConnectedNode, change: Callable[[], None]) -> None:
+        """Makes a change on which the places of a node's free asks depend."""
+        groups = list(self._groups_of(node)) if node.listed else []
+        for group, listed_ask in groups:
+            group.remove(listed_ask)
+        change()
+        for group, listed_ask in groups:
             group.add(listed_ask)
 
-    def _unlist_asks(self, node: ConnectedNode) -> None:
-        for group, listed_ask in self._groups_of(node):
-            group.remove(listed_ask)
-
     def _groups_of(self, node: ConnectedNode) -> Iterator[tuple[AskGroup, ListedAsk]]:
-        """Yields the asks of a node with a free slot, each with its group."""
-        if node.listed:
-            for listed_ask in node.asks:
-                yield self._indexes[listed_ask.ask.message.model].group_of(listed_ask), listed_ask
+        """Yields the asks of a node, each with its group."""
+        for listed_ask in node.asks:
+            yield self._indexes[listed_ask.ask.message.model].group_of(listed_ask), listed_ask
 
     # Reading
 

@@ -139,12 +139,16 @@ def _limit_choices(members: dict[str, Any], path: str, offer: Offer, limit: int,
     members |= {name: min(value, limit_per_choice) for name, value in limits.items()}
     members |= {name: read_count(members, name) for name in ("n", "best_of") if name in members}
     usual_field = offer.output_limit_field if path == CHAT else "max_tokens"
+    is_limited = bool(limits)
     if not limits and _needs_limit(path, body_bytes, limit, choices, offer, is_unlimited=bool(named)):
-        members[usual_field] = limit_per_choice
-        return True
+        members[usual_field], is_limited = limit_per_choice, True
     if limits.keys() == {"n_predict"}:  # only llama.cpp reads it
         members[usual_field] = members["n_predict"]
-    return bool(limits)
+    if usual_field != "max_tokens" and path == CHAT:  # an engine with the newer field refuses the older
+        older = members.pop("max_tokens", None)
+        if members.get(usual_field) is None and older is not None:
+            members[usual_field] = older
+    return is_limited
 
 
 def _take_limit(members: dict[str, Any], name: str) -> int | None:

@@ -49,7 +49,8 @@ async def ask(engine: OpenAIEngine, api: HostedApi, *, stream: bool) -> list[Eng
         output_limit_field="max_completion_tokens" if "max_tokens" in api.refuses else "max_tokens",
         supports_stream_usage="stream_options" not in api.refuses,
     )
-    sent = orjson.dumps({"model": "model", "messages": [{"role": "user", "content": "Say hello."}], "stream": stream})
+    messages = [{"role": "user", "content": "Say hello."}]
+    sent = orjson.dumps({"model": "model", "messages": messages, "stream": stream, "max_tokens": 50})
     async with aclosing(engine.answer(prepare(RequestHead(CHAT), sent, offer, 100))) as events:
         return [event async for event in events]
 
