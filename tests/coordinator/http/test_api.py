@@ -70,6 +70,8 @@ async def test_info(at: Served) -> None:
         "token": TOKEN,
         "tokenDecimals": 6,
         "feeBps": 0,
+        "block": 0,
+        "rpc": None,
     }
 
 
@@ -255,6 +257,7 @@ async def test_the_docs(at: Served) -> None:
         ("/v1/jobs/{job}/cancel", "post"),
         ("/v1/tabs", "post"),
         ("/v1/health", "get"),
+        ("/v1/ready", "get"),
     }
     assert all(route["description"] for route in routes.values())
 
@@ -487,6 +490,15 @@ async def test_a_job_id_that_is_none(at: Served, job: str) -> None:
     """A malformed job id is refused as such."""
     assert _error(await at.http.get(f"/v1/jobs/{job}")) == (400, "bad_message")
     assert _error(await at.http.post(f"/v1/jobs/{job}/cancel")) == (400, "bad_message")
+
+
+@pytest.mark.parametrize("path", ["/v1/shortlist", "/v1/jobs"])
+async def test_encoded_bodies_are_refused_by_name(at: Served, path: str) -> None:
+    """A body with a Content-Encoding is a 415 that names the header, and not a body that does not parse."""
+    for coding, status in (("gzip", 415), ("BR", 415), ("identity", 400), ("", 400)):
+        response = await at.http.post(path, content=b"\x1f\x8b", headers={"content-encoding": coding})
+        assert response.status_code == status
+        assert (coding in response.json()["error"]["message"]) == (status == 415 or not coding)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"])
