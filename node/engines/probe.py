@@ -91,8 +91,8 @@ async def probe(
     connector = aiohttp.TCPConnector(force_close=True, limit=8)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector, trust_env=uses_proxy(url)) as session:
         base = await _choose_base(session, url)
-        routes = await probe_routes(session, base, model)
-        if generate:
+        routes, answered = await probe_routes(session, base, model)
+        if generate and answered:
             return await _Trial(session, base, model, routes).run()
     return Capabilities(routes[CHAT] is not False, routes[COMPLETIONS] is not False, "unknown", _declare(routes, {}))
 

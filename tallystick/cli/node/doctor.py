@@ -20,6 +20,7 @@ import typer
 
 from tallystick.cli.market_deployment import ensure_deployment_file
 from tallystick.cli.node.init_identity import state_folders
+from tallystick.cli.node.money_report import payout_text
 from tallystick.cli.onchain import LOCAL_CHAIN_ID, open_escrow, parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
 from tallystick.cli.output import dollars, show_json, show_table, step
@@ -182,6 +183,7 @@ async def _check_chain(diagnosis: Diagnosis, loaded: NodeConfig, provider: Addre
             )
             if provider is not None:
                 await _check_account(diagnosis, escrow, provider)
+            await diagnosis.run("payout", partial(_check_payout, loaded, escrow), "set coin_price under [payout] in the config")
             rules = await escrow.rules()
             finding = (
                 f"a payer can take one back {rules.release} s after announcing it; the longest job and its settlement take "
@@ -192,6 +194,14 @@ async def _check_chain(diagnosis: Diagnosis, loaded: NodeConfig, provider: Addre
     except TallyError as error:
         remedy = "check `deployment` and `rpc` in the config, and whether this machine can reach the chain"
         diagnosis.add("chain", False, str(error), remedy)
+
+
+async def _check_payout(loaded: NodeConfig, escrow: Escrow) -> str:
+    """When the node pays out by itself. Raises BadMessage if it could not weigh the gas."""
+    from node.chain.payouts import check_policy
+
+    check_policy(loaded.payout, escrow.deployment.chain_id)
+    return payout_text(loaded)
 
 
 async def _check_account(diagnosis: Diagnosis, escrow: Escrow, provider: Address) -> None:

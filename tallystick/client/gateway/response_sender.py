@@ -115,7 +115,7 @@ class ResponseSender:
             if stream is not None:
                 await sent.add(stream.finish(usage_of(job.receipt.message) if job.receipt is not None else None))
         except TallyError as error:
-            log.warning("stream ended with an error", job=job.id.hex(), code=error.code.value, reason=str(error))
+            log.warning("stream ended with an error", job=job.id.hex(), code=error.code.value, reason=error.public_text)
             self.attempts.record_failure(job, error, await possible_cost(job.id))
             retry = self.attempts.may_retry(error, keyed=keyed)
             event = self._errors.render_error_event(error, request_id=job.id.hex(), retry=retry)
@@ -173,7 +173,7 @@ class ResponseSender:
             if stream is not None:
                 await sent.add(stream.finish(answer.usage))
         except TallyError as error:
-            log.warning("stream of an upstream ended with an error", upstream=str(answer.target), reason=str(error))
+            log.warning("stream of an upstream ended with an error", upstream=str(answer.target), reason=error.public_text)
             if stream is None or not stream.failed:
                 await sent.add(sent.gap + self._errors.render_error_event(error, request_id=answer.id, retry=False))
 
@@ -301,6 +301,6 @@ def error_response(scope: Scope, error: TallyError, *, retry: bool | None = None
     """An error in the form of the caller's API, with an id by which the log has it too. `retry`: see `render_error`."""
     errors, request_id = error_format(scope), f"req_{secrets.token_hex(12)}"
     response = errors.render_error(error, request_id=request_id, retry=retry)
-    log.info("request refused", status=response.status, code=error.code.value, reason=str(error), request=request_id)
+    log.info("request refused", status=response.status, code=error.code.value, reason=error.public_text, request=request_id)
     headers = {"content-type": JSON, errors.id_header: request_id, "x-request-id": request_id} | response.headers
     return ErrorResponse(response.status, response.body, headers)

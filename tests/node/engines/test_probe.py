@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -158,6 +159,21 @@ async def test_a_server_that_answers_anything_alike(status: int) -> None:
 
     async with serving(Starlette(routes=[Route("/{path:path}", answer, methods=["POST"])]), "127.0.0.1", 0) as port:
         assert await probe(f"http://127.0.0.1:{port}", "model", generate=False) == Capabilities(True, True, "unknown")
+
+
+async def test_an_engine_that_answers_nothing_is_not_tried_out() -> None:
+    """An engine that drops every connection gets no valid request, for which the node would wait long."""
+    requests = []
+
+    async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.read(1 << 16))
+        writer.close()
+
+    server = await asyncio.start_server(drop, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        assert await probe(f"http://127.0.0.1:{port}/v1", "model") == Capabilities(True, True, "unknown")
+    assert not any(b"Hi" in request for request in requests)
 
 
 async def test_a_busy_engine_is_not_judged() -> None:
