@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,12 +35,16 @@ from coordinator.http.schemas import Info
 from coordinator.jobs.market import Market
 from coordinator.ports import ResponseStore
 from coordinator.storage.store import Store
+from tallystick.chain.chain_health import ChainHealth
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, TallyError
+from tallystick.protocol.health import CheckResult, Health
+from tallystick.protocol.types import Address
 from tallystick.runtime import logs
+from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import serving, wait_for_stop_signal
 from tallystick.version import __version__
@@ -123,19 +128,45 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
             rate_limiter=rate_limiter,
             endpoints=config.endpoints,
         )
-        context = ApiContext(market, lambda: hub.connected, store, store, store, _info(config, deployment, signer))
+        health = _health(store, Rpc(config.rpc or deployment.rpc, attempts=1), deployment, signer.address)
+        info = _info(config, deployment, signer)
+        context = ApiContext(market, lambda: hub.connected, store, store, store, info, health.monitor)
         app = App(context, hub, store, retention=config.retention, intake=config.intake_limits, rate_limiter=rate_limiter)
         server = serving(app, config.host, config.port, limits=config.connection_limits, ws_max_size=MAX_LINK_FRAME)
-        async with server as port, _background(settler.run(), fees.run(), _sweep(market), store.guard()):
+        loops = (settler.run(), fees.run(), _sweep(market), store.guard(), health.monitor.run())
+        async with server as port, _background(*loops):
             try:
                 yield port
                 await market.drain(DRAIN_SECONDS)
             finally:
                 await hub.close()
         await funds.close()
+        await health.close()
     finally:
         await store.close()
         await rpc.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _HealthChecks:
+    """The monitor of the coordinator's dependencies, and the endpoint that it asks."""
+
+    monitor: HealthMonitor
+    rpc: Rpc
+
+    async def close(self) -> None:
+        """Ends the checks."""
+        await self.monitor.close()
+        await self.rpc.close()
+
+
+def _health(store: Store, rpc: Rpc, deployment: Deployment, account: Address) -> _HealthChecks:
+    async def database() -> dict[str, CheckResult]:
+        return {"database": CheckResult(Health.PASS, value=round(1_000 * await store.ping(), 1), unit="ms")}
+
+    checks = {"database": database, "chain": ChainHealth(rpc, deployment, account).check}
+    remedies = {"database": "check `db` and the database server", "chain": "check `rpc` and the chain's endpoint"}
+    return _HealthChecks(HealthMonitor(checks, remedies), rpc)
 
 
 @contextlib.asynccontextmanager

@@ -37,14 +37,17 @@ from tallystick.protocol.access import load_access
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.health import HEALTH_JSON, Health
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Inquiry, Receipt
 from tallystick.protocol.types import Address, parse_address, parse_job_id
 from tallystick.protocol.wire import dumps
+from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.version import __version__
 
 TAB_RECEIPTS = 16
 """Receipts of a tab that its payer gets."""
+_LIVENESS = {Health.PASS: "ok", Health.WARN: "degraded", Health.FAIL: "failing"}
 _GATEWAY_ROUTES = ("/chat/", "/completions", "/embeddings", "/responses", "/messages", "/rerank", "/images/", "/audio/")
 """What clients of the gateway ask for, if they are given the coordinator's address."""
 MAX_INQUIRY_AGE = 300
@@ -62,6 +65,7 @@ class ApiContext:
     claims: ClaimStore
     tabs: TabStore
     info: Info
+    health: HealthMonitor
     now: Callable[[], float] = time.time
 
 
@@ -263,8 +267,27 @@ def _add_operations_routes(api: FastAPI, context: ApiContext) -> None:
 
     @api.get("/v1/health")
     async def health() -> dict[str, Any]:
-        """Returns whether this process serves requests, and its numbers of connected nodes, asks and running jobs."""
-        return {"status": "ok", "nodes": context.connected(), "asks": context.market.book.size, "jobs": context.market.live}
+        """Returns that this process serves requests, and its numbers of connected nodes, asks and running jobs.
+
+        `status` is "ok", or "degraded" or "failing" if a dependency is; `checks` has the state of each one. This route always
+        answers 200, and is meant for liveness probes. `/v1/ready` says whether jobs can be served.
+        """
+        report = context.health.peek()
+        counts = {"nodes": context.connected(), "asks": context.market.book.size, "jobs": context.market.live}
+        if report is None:
+            return {"status": "ok"} | counts
+        return {"status": _LIVENESS[report.status]} | counts | {"checks": report.summary}
+
+    @api.get("/v1/ready", responses={503: {"description": "A dependency fails; `checks` says which one and what to do."}})
+    async def ready() -> Response:
+        """Returns the state of each dependency: database, chain, age of its last block, contract, coins for gas.
+
+        The format is the IETF draft's for health checks (application/health+json). A check has `output` (what is wrong) and
+        `remedy` (what the operator does about it). The status is 200, or 503 if a dependency fails. Checks run at most every 5 s.
+        """
+        report = await context.health.report()
+        body = dumps(report.to_json(__version__))
+        return Response(body, report.http_status, {"cache-control": "max-age=5"}, HEALTH_JSON)
 
     @api.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:

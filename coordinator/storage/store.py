@@ -65,6 +65,10 @@ class Store:
         await self._db.close()
         await self._instance_lock.release()
 
+    async def ping(self) -> float:
+        """Waits for the database; returns the seconds that its answer took. Raises Unavailable."""
+        return await self._db.ping()
+
     async def guard(self) -> None:
         """Waits while this coordinator holds the lock of the database. Raises Unavailable when the lock is lost."""
         await self._instance_lock.lost()

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,6 +111,16 @@ def sqlite_file(url: URL) -> Path | None:
     return None if in_memory or not url.drivername.startswith("sqlite") else Path(path)
 
 
+def _file_identity(url: URL) -> tuple[int, int] | None:
+    """Device and inode of an SQLite file; None if there is no file. SQLite makes a new one where the file was deleted."""
+    file = sqlite_file(url)
+    try:
+        status = None if file is None else file.stat()
+    except OSError:
+        return None
+    return None if status is None else (status.st_dev, status.st_ino)
+
+
 def _create_for_owner(path: Path) -> None:
     """Creates a database's file and folders if they are missing. Its files get mode 0600, also existing ones, new folders 0700.
 
@@ -180,6 +191,7 @@ class Database:
         self._queue: asyncio.Queue[tuple[Work[Any], asyncio.Future[Any]] | None] = asyncio.Queue(MAX_QUEUED)
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._file_identity: tuple[int, int] | None = None
 
     async def start(self, migrations: Path) -> None:
         """Migrates to the head of `migrations`/versions and starts the writer. Raises Unavailable (database_unavailable)."""
@@ -195,6 +207,7 @@ class Database:
             raise explain_failed_start(error, self.url, self._setting) from error
         finally:
             _MIGRATING.release()
+        self._file_identity = await asyncio.to_thread(_file_identity, self.url)
         self._task = asyncio.create_task(self._commit_groups(), name="group-commit")
 
     async def write(self, work: Work[R]) -> R:
@@ -227,6 +240,14 @@ class Database:
             if translated is error:
                 raise
             raise translated from error
+
+    async def ping(self) -> float:
+        """Waits for the writer and an empty transaction; returns the seconds that it took. Raises Unavailable."""
+        begin = time.monotonic()
+        if await asyncio.to_thread(_file_identity, self.url) != self._file_identity:
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, f"{self._setting}: the file {self.url.database} was deleted or replaced")
+        await self.write(lambda connection: connection.exec_driver_sql("SELECT 1"))
+        return time.monotonic() - begin
 
     async def close(self) -> None:
         """Finishes the queued writes and closes the database. Later calls raise Unavailable."""

@@ -23,10 +23,12 @@ from coordinator.http.schemas import Info
 from coordinator.storage.memory import MemoryStore
 from tallystick.protocol.eip712 import Signed, Signer, Verified
 from tallystick.protocol.errors import TallyError, error_from_json
+from tallystick.protocol.health import CheckResult, Health
 from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
 from tallystick.protocol.messages import Ask, Connect, Receipt
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import NO_JOB, Dispatch, FrameReader, Kind, Submission, dumps, loads, pack_link, unpack_link
+from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.serving import serving
 from tests.coordinator.fake_escrow import FakeEscrow, make_settler
 from tests.coordinator.harness import COORDINATOR, DOMAIN, LAST_CHUNK, World, make_ask, make_receipt, unchecked
@@ -59,6 +61,10 @@ class Served:
         return await self.http.post("/v1/jobs", content=body)
 
 
+async def _passes() -> dict[str, CheckResult]:
+    return {"always": CheckResult(Health.PASS)}
+
+
 @asynccontextmanager
 async def served(
     world: World | None = None, max_nodes: int = 100, *, intake: IntakeLimits | None = None, **hub_settings: Any
@@ -80,7 +86,8 @@ async def served(
         tokenDecimals=6,
         feeBps=0,
     )
-    context = ApiContext(world.market, lambda: hub.connected, world.store, world.store, world.store, info, world.clock.now)
+    store, health = world.store, HealthMonitor({"always": _passes})
+    context = ApiContext(world.market, lambda: hub.connected, store, store, store, info, health, world.clock.now)
     app = App(context, hub, world.store, intake=limits, rate_limiter=rate_limiter)
     async with (
         serving(app, "127.0.0.1", 0, ws_max_size=MAX_LINK_FRAME) as port,

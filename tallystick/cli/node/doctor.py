@@ -20,6 +20,7 @@ import typer
 
 from tallystick.cli.market_deployment import ensure_deployment_file
 from tallystick.cli.node.init_identity import state_folders
+from tallystick.cli.node.money_report import payout_text
 from tallystick.cli.onchain import LOCAL_CHAIN_ID, open_escrow, parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
 from tallystick.cli.output import counted, dollars, show_checks, show_json, step
@@ -179,6 +180,7 @@ async def _check_chain(diagnosis: Diagnosis, loaded: NodeConfig, provider: Addre
             )
             if provider is not None:
                 await _check_account(diagnosis, escrow, provider)
+            await diagnosis.run("payout", partial(_check_payout, loaded, escrow), "set coin_price under [payout] in the config")
             rules = await escrow.rules()
             finding = (
                 f"a payer can take one back {rules.release} s after announcing it; the longest job and its settlement take "
@@ -189,6 +191,14 @@ async def _check_chain(diagnosis: Diagnosis, loaded: NodeConfig, provider: Addre
     except TallyError as error:
         remedy = "check `deployment` and `rpc` in the config, and whether this machine can reach the chain"
         diagnosis.add("chain", False, str(error), remedy)
+
+
+async def _check_payout(loaded: NodeConfig, escrow: Escrow) -> str:
+    """When the node pays out by itself. Raises BadMessage if it could not weigh the gas."""
+    from node.chain.payouts import check_policy
+
+    check_policy(loaded.payout, escrow.deployment.chain_id)
+    return payout_text(loaded)
 
 
 async def _check_account(diagnosis: Diagnosis, escrow: Escrow, provider: Address) -> None:
@@ -273,7 +283,10 @@ async def _check_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[
     engines = loaded.engines
     if not engines:
         with contextlib.suppress(TallyError):
-            engines = tuple(EngineConfig(url=engine.url, api_key=engine.api_key) for engine in await discover(os.environ))
+            key = os.environ.get("OPENAI_API_KEY") or None
+            engines = tuple(
+                EngineConfig(url=engine.url, api_key=key if engine.api_key else None) for engine in await discover(os.environ)
+            )
     if not engines:
         finding = "the config names none, and none answers on the usual ports"
         diagnosis.add("engine", False, finding, "start an engine, or name it in the config: [[engines]] url = …")
@@ -287,13 +300,20 @@ async def _check_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[
 async def _try_engine(engine: EngineConfig) -> str:
     """Lists an engine's models and has it generate one token. Raises TallyError."""
     from node.domain.requests import prepare
-    from node.engines.discover import inspect_engine
+    from node.engines.discover import DiscoveredEngine, NoModelList, inspect_engine
+    from node.engines.kinds import EngineKind
     from node.engines.openai_http import OpenAIEngine
     from node.ports import ResponseEnd, ResponseStart
+    from tallystick.protocol.messages import UNKNOWN
     from tallystick.protocol.wire import RequestHead, dumps
 
     settings = engine.settings(os.environ)
-    discovered = await inspect_engine(engine.url, settings.api_key, seconds=10)
+    try:
+        discovered = await inspect_engine(engine.url, settings.api_key, seconds=10)
+    except NoModelList:
+        if not engine.models:
+            raise
+        discovered = DiscoveredEngine(engine.url, EngineKind.OTHER, UNKNOWN, (), settings.api_key)
     names = [model.name for model in engine.models] or [model.name for model in discovered.models]
     listed = {model.name for model in discovered.models}
     missing = sorted(set(names) - listed) if listed else []  # some engines list nothing and serve any model

@@ -56,6 +56,7 @@ ROUTES = [
     ("POST", "/v1/jobs/{job}/cancel"),
     ("POST", "/v1/tabs"),
     ("GET", "/v1/health"),
+    ("GET", "/v1/ready"),
 ]
 
 
@@ -96,6 +97,7 @@ def test_the_schema_has_every_criterion(document: Any) -> None:
         1,
         "latency",
         needs=Requirements(features=("tools",)),
+        essential=("tools",),
         input_tokens=1,
     )
     members = document.raw_schema["components"]["schemas"]["ShortlistRequest"]["properties"]
