@@ -16,6 +16,8 @@ from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.types import Address, Hash
 
 __all__ = ["AskBook", "ConnectedNode", "ListedAsk"]
+MAX_FORMER_ASKS = 16
+"""Replaced asks of one node that orders may still name."""
 _price_key = attrgetter("price_key")
 
 
@@ -58,8 +60,9 @@ class AskBook:
         reliability: int | None = None,
     ) -> None:
         """Replaces all asks of a provider. None for `capacity` or `reliability` keeps the former one."""
-        self._remove_asks(provider)
         node = self._nodes.get(provider)
+        former = () if node is None else (*node.former, *node.asks)
+        self._remove_asks(provider)
         if node is None:
             node = self._nodes[provider] = ConnectedNode(provider, Capacity(0, 0), known_since=self.decisions)
         if capacity is not None:
@@ -76,8 +79,17 @@ class AskBook:
             if index is None:
                 index = self._indexes[model] = ModelIndex()
             index.enter(listed_ask)
+        self._keep_former(node, former)
         if node.listed:
             self.on_free(node)
+
+    def _keep_former(self, node: ConnectedNode, former: Iterable[ListedAsk]) -> None:
+        """Keeps the last replaced asks of models that the node still sells: it accepts orders on them until they expire."""
+        models = {listed_ask.ask.message.model for listed_ask in node.asks}
+        replaced = [entry for entry in former if entry.ask.message.model in models and entry.ask.digest not in self._by_digest]
+        node.former = tuple(replaced[-MAX_FORMER_ASKS:])
+        for listed_ask in node.former:
+            self._by_digest[listed_ask.ask.digest] = listed_ask
 
     def drop(self, provider: Address) -> None:
         """Removes a provider that disconnected."""
@@ -99,7 +111,9 @@ class AskBook:
             del of_model[index]
             if not of_model:
                 del self._by_model[model], self._indexes[model]
-        node.asks = ()
+        for listed_ask in node.former:
+            self._by_digest.pop(listed_ask.ask.digest, None)
+        node.asks = node.former = ()
 
     # What changes with every job
 
@@ -181,7 +195,7 @@ class AskBook:
         return (listed_ask for listed_ask in listed_asks if listed_ask.ask.message.model == model)
 
     def find(self, digest: Hash) -> ListedAsk | None:
-        """Returns the listed ask with this digest, or None."""
+        """Returns the ask with this digest, a listed one or one that was replaced lately, or None."""
         return self._by_digest.get(digest)
 
     def models(self) -> Iterator[tuple[str, list[ListedAsk]]]:
@@ -191,4 +205,4 @@ class AskBook:
     @property
     def size(self) -> int:
         """The number of listed asks."""
-        return len(self._by_digest)
+        return sum(map(len, self._by_model.values()))

@@ -68,6 +68,8 @@ class ConnectedNode:
     changes: tuple[int, ...] = ()
     """The numbers of the decisions before which `listed` last changed, oldest first; at most _MAX_CHANGES."""
     asks: tuple[ListedAsk, ...] = ()
+    former: tuple[ListedAsk, ...] = ()
+    """Asks that were replaced lately, which orders may still name."""
 
     def set_listed(self, listed: bool, decision: int) -> None:
         """Sets `listed`. `decision`: the number of the next decision."""

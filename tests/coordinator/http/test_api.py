@@ -70,6 +70,8 @@ async def test_info(at: Served) -> None:
         "token": TOKEN,
         "tokenDecimals": 6,
         "feeBps": 0,
+        "block": 0,
+        "rpc": None,
     }
 
 
@@ -255,6 +257,7 @@ async def test_the_docs(at: Served) -> None:
         ("/v1/jobs/{job}/cancel", "post"),
         ("/v1/tabs", "post"),
         ("/v1/health", "get"),
+        ("/v1/ready", "get"),
     }
     assert all(route["description"] for route in routes.values())
 
