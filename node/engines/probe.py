@@ -91,8 +91,8 @@ async def probe(
     connector = aiohttp.TCPConnector(force_close=True, limit=8)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector, trust_env=uses_proxy(url)) as session:
         base = await _choose_base(session, url)
-        routes = await probe_routes(session, base, model)
-        if generate:
+        routes, answered = await probe_routes(session, base, model)
+        if generate and answered:
             return await _Trial(session, base, model, routes).run()
     return Capabilities(routes[CHAT] is not False, routes[COMPLETIONS] is not False, "unknown", _declare(routes, {}))
 
@@ -232,8 +232,9 @@ def _has(member: str) -> Callable[[str, bytes], bool]:
     return check
 
 
-def _has_logprobs(_kind: str, body: bytes) -> bool:
-    return any(choice.get("logprobs") for choice in choices_of(read_completion(body).members))
+def _has_logprobs(_kind: str, body: bytes) -> bool | None:
+    """Whether an answer has log-probabilities; None if the engine ignored the request for them."""
+    return any(choice.get("logprobs") for choice in choices_of(read_completion(body).members)) or None
 
 
 def _read_payloads(body: bytes) -> list[bytes]:

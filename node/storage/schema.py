@@ -98,15 +98,7 @@ tabs = sa.Table(
     sa.Column("since", sa.BigInteger),
     sa.Column("claimed_at", sa.BigInteger),
     sa.Column("claimed", Money),
-    sa.Column("observed_at", sa.BigInteger),
     sa.Column("written_off", Money),
-)
-claims = sa.Table(
-    "claims",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("handed_in_at", sa.BigInteger),
-    sa.Column("claim_doc", sa.Text),
 )
 completed_recoveries = sa.Table(
     "completed_recoveries",

@@ -18,7 +18,6 @@ from node.domain.tabs import Funds, StoredTab
 from node.ports import ClaimableTab, CoordinatorHour, FeeTotal, PayoutRecord, ReceiptRecord, UnacknowledgedReceipt, WriteOff
 from node.storage.rows import read_claimable_tab, read_order, read_stored_tab, to_job_row, to_order_row, to_receipt_row
 from node.storage.schema import (
-    claims,
     completed_recoveries,
     coordinator_hours,
     fee_cursor,
@@ -184,14 +183,13 @@ class SqlStore:
         # A settlement takes the oldest amounts first, so the rest has waited since now at most.
         since = sa.case((tabs.c.settled < funds.settled, at), else_=tabs.c.since)
         query = sa.update(tabs).where(tabs.c.payer == payer)
-        query = query.values(settled=funds.settled, reserved=funds.reserved, since=since, observed_at=at)
+        query = query.values(settled=funds.settled, reserved=funds.reserved, since=since)
         await self._db.write(lambda c: c.execute(query))
 
     async def record_claim(self, claim: Signed[Claim], at: int) -> None:
         """See ports.ClaimStore."""
 
         def work(connection: Connection) -> None:
-            connection.execute(sa.insert(claims).values(handed_in_at=at, claim_doc=claim.dumps()))
             for row in claim.message.rows:
                 change = sa.update(tabs).where(tabs.c.payer == row.payer)
                 connection.execute(change.values(claimed_at=at, claimed=row.cumulative_cost))
@@ -311,7 +309,6 @@ _NEW_TAB = {
     "reserved": Amount(0),
     "claimed_at": 0,
     "claimed": Amount(0),
-    "observed_at": 0,
     "written_off": Amount(0),
 }
 

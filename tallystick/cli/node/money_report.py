@@ -6,13 +6,14 @@ import time
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from tallystick.cli.output import json_fields
+from tallystick.cli.output import dollars, json_fields
 from tallystick.protocol.types import Address, Amount, format_amount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from node.domain.earned_money import EarnedMoney, TabMoney
+    from node.service.config import NodeConfig
     from tallystick.chain.escrow import ProviderAccount
 
 
@@ -53,10 +54,10 @@ class MoneyReport:
         """Rows for a table: the place, the dollars, and what it is or how to get it."""
         money, account = self.money, self.account
         rows: list[tuple[str, int, str]] = [
-            ("accrued", money.accrued, f"on tabs below {format_amount(self.least)}: tally node collect --min-amount 0"),
-            ("claimable", money.claimable, "the node claims it by itself; now: tally node collect"),
-            ("owed on trust", money.owed_on_trust, f"payers signed for it, their purses are empty{self._until()}"),
-            ("lost", money.lost, "the payers' orders behind it have expired"),
+            ("accrued", money.accrued, f"on tabs below {format_amount(self.least)}: collect with --min-amount 0"),
+            ("claimable", money.claimable, "claimed by the node; now: tally node collect"),
+            ("owed on trust", money.owed_on_trust, f"signed for, but purses are empty{self._until()}"),
+            ("lost", money.lost, "the orders behind it have expired"),
         ]
         if account is None:
             settled = money.coordinator_fees + money.credited + money.cashed_out
@@ -64,10 +65,10 @@ class MoneyReport:
         else:
             rows += [
                 ("coordinators' fees", money.coordinator_fees, "kept by those that settled"),
-                ("credited", money.credited, f"in the escrow; tally cash-out pays it to {account.payout}"),
+                ("credited", money.credited, "in the escrow; tally cash-out pays it out"),
                 ("cashed out", money.cashed_out, "paid out of the escrow"),
             ]
-        rows.append(("earned", money.earned, "the sum of the above, and of all receipts"))
+        rows.append(("earned", money.earned, "the sum of the above and of all receipts"))
         if account is not None:
             rows += [
                 (name, amount, text)
@@ -89,3 +90,11 @@ class MoneyReport:
 def moment(at: int) -> str:
     """A time of the chain or this machine (Unix seconds) in this machine's zone."""
     return time.strftime("%F %T", time.localtime(at))
+
+
+def payout_text(loaded: NodeConfig) -> str:
+    """Whether and when the node pays out by itself."""
+    if loaded.payout.min_amount is None:
+        return "not automatic: tally cash-out, or min_amount under [payout] in the config"
+    target = loaded.payout.address or "the payout address"
+    return f"automatic from {dollars(loaded.payout.min_amount)} on, to {target}"

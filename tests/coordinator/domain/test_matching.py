@@ -200,13 +200,28 @@ def test_too_dear_among_those_asked_for(choice: dict[str, Any]) -> None:
     assert "0.00007 for input" in str(error)
 
 
-def test_all_busy() -> None:
-    """If a suitable provider is busy, the refusal is retryable and not the client's fault."""
-    book, _ = _book_of((ANN, {}), free=0)
-    book.replace(BOB.address, [make_ask(BOB, input_price=10**9)], Capacity(1, 1))
-    error = _refusal(book, max_input_price=10**6)
+def test_busy_providers_are_offered_if_nobody_is_free() -> None:
+    """A job can wait for providers that are busy: those with the shortest queue come first, then the cheaper ones."""
+    book, _ = _book_of((ANN, {}), (BOB, {"output_price": 1}), (CAT, {"output_price": 9_000_000}), free=0)
+    backlog = {ANN.address: 2.0, BOB.address: 2.0, CAT.address: 0.5}
+    demand = Demand(MODEL)
+    waiting = shortlist(book, demand, START, backlog=lambda node: backlog[node.provider])
+    assert _providers(waiting) == [CAT.address, BOB.address, ANN.address]
+    assert _providers(shortlist(book, replace(demand, max_output_price=2_000_000, limit=1), START)) == [BOB.address]
+    assert _providers(shortlist(book, replace(demand, pin=frozenset({ANN.address})), START)) == [ANN.address]
+    book.set_capacity(ANN.address, Capacity(1, 4))
+    assert _providers(shortlist(book, demand, START)) == [ANN.address]
+
+
+def test_a_node_without_slots_is_not_waited_for() -> None:
+    """A busy provider that would not fit anyway, or has no slots at all, is no reason to wait."""
+    book, _ = _book_of((ANN, {}))
+    book.set_capacity(ANN.address, Capacity(0, 0))
+    error = _refusal(book)
     assert (type(error), error.code, error.fault) == (Unavailable, Code.NODE_BUSY, Fault.PROVIDER)
     assert f"1 x {Reason.BUSY.value}" in str(error)
+    book.set_capacity(ANN.address, Capacity(0, 4))
+    assert _refusal(book, max_input_price=1).code is Code.PRICE_ABOVE_CAP
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -97,7 +98,7 @@ def without(feature: str) -> Capabilities:
         ({"images": "ignored", "counts": True}, without("vision")),
         ({"response_format": False}, without("json_schema")),
         ({"logprobs": True, "top_logprobs": True}, stated("logprobs")),
-        ({"logprobs": False, "top_logprobs": True}, BARE),
+        ({"logprobs": False, "top_logprobs": True}, without("logprobs")),
         ({"/v1/completions": WHOLE}, Capabilities(True, True, "no", (*NO_ABILITIES, "-/v1/embeddings"))),
         (
             {"chat": False, EMBEDDINGS: {"data": [{"embedding": [0.5]}]}},
@@ -160,6 +161,21 @@ async def test_a_server_that_answers_anything_alike(status: int) -> None:
         assert await probe(f"http://127.0.0.1:{port}", "model", generate=False) == Capabilities(True, True, "unknown")
 
 
+async def test_an_engine_that_answers_nothing_is_not_tried_out() -> None:
+    """An engine that drops every connection gets no valid request, for which the node would wait long."""
+    requests = []
+
+    async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.read(1 << 16))
+        writer.close()
+
+    server = await asyncio.start_server(drop, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        assert await probe(f"http://127.0.0.1:{port}/v1", "model") == Capabilities(True, True, "unknown")
+    assert not any(b"Hi" in request for request in requests)
+
+
 async def test_a_busy_engine_is_not_judged() -> None:
     """An engine that has its routes and no time now loses none of them."""
 
@@ -209,7 +225,7 @@ async def test_an_engine_that_refuses_max_tokens() -> None:
 
     async with serving(Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])]), "127.0.0.1", 0) as port:
         capabilities = await probe(f"http://127.0.0.1:{port}/v1", "model")
-    assert capabilities == Capabilities(True, False, "yes", ("-logprobs", *NO_OTHERS), "max_completion_tokens")
+    assert capabilities == Capabilities(True, False, "yes", NO_OTHERS, "max_completion_tokens")
 
 
 async def test_the_demo_engine_and_a_dead_address() -> None:
