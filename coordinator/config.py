@@ -20,6 +20,7 @@ ENV_PREFIX = "TALLY_COORDINATOR_"
 _SECONDS = (
     *("settle_interval", "accept_timeout", "first_output_timeout", "idle_timeout", "job_timeout", "reader_timeout"),
     "max_order_seconds",
+    "max_wait_seconds",
 )
 _FROM_ZERO = (
     *("confirmations", "funds_ttl", "min_claim_window", "response_seconds", "response_mib", "responses_mib"),
@@ -69,6 +70,7 @@ class CoordinatorConfig:
     reader_timeout: float = 600
     """How long a client may keep its job waiting, in all. Nodes allow 900 s; a longer time here costs them their pay."""
     max_order_seconds: int = 3_600
+    max_wait_seconds: int = 600
     """How far ahead an order's deadline may lie, and how long replays are remembered."""
     min_claim_window: int = 3_600
     """How long an order must leave its provider to claim."""
@@ -151,6 +153,7 @@ class CoordinatorConfig:
             total=self.job_timeout,
             reader=self.reader_timeout,
             max_order_seconds=self.max_order_seconds,
+            max_wait=self.max_wait_seconds,
             min_claim_window=self.min_claim_window,
             fee_bps=self.fee_bps,
             jobs_per_payer=self.max_jobs_per_payer,

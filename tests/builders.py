@@ -121,3 +121,9 @@ def receipt_for(
         "outcome": outcome,
     }
     return build_receipt(order.message.payer, order.message.provider, usage, **(values | changes))
+
+
+def check_continuity(previous: Receipt, receipt: Receipt) -> None:
+    """Asserts that a receipt of a tab is the one after `previous`."""
+    assert receipt.seq == previous.seq + 1
+    assert receipt.cumulative_cost == previous.cumulative_cost + receipt.cost

@@ -11,6 +11,7 @@ from dataclasses import replace
 from node.domain.requests import prepare
 from node.domain.upstream_models import read_models
 from node.engines.kinds import read_load
+from tallystick.client.dialects.registry import DIALECTS
 from tallystick.client.openai.answers import read_text
 from tallystick.client.openai.errors import read_engine_error
 from tallystick.client.openai.message_text import answer_texts, request_texts
@@ -22,6 +23,7 @@ from tallystick.protocol.errors import BadSeal, TallyError, error_from_json
 from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, read_asks
 from tallystick.protocol.messages import Ask, Claim, Match, Order, Receipt, Spec, Terms
 from tallystick.protocol.openai_wire import read_completion, read_other_answer
+from tallystick.protocol.routes import MESSAGES, RESPONSES
 from tallystick.protocol.sealing import X25519, ContentKey, Opener, Sealer, SealingKey, wrap_key
 from tallystick.protocol.sse import EventReader, MalformedAnswer, event_data
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Hash, JobId
@@ -188,9 +190,42 @@ def texts(data: bytes) -> None:
         answer_texts(kind, data)
 
 
+def dialects(data: bytes) -> None:
+    """Requests in other dialects than OpenAI's chat; answers, errors and streams, split anywhere, translated to them."""
+    for path, dialect in DIALECTS.items():
+        with contextlib.suppress(TallyError):
+            assert dialect.translate(data).body == dialect.translate(data).body
+        dialect.engine_error(400, data, request_id="x")
+        translation = dialect.translate(DIALECT_REQUESTS[path])
+        with contextlib.suppress(TallyError):
+            translation.answer(data, job="ab", billed=None)
+        whole, parts, cut = translation.open_stream(job="ab"), translation.open_stream(job="ab"), data[0] if data else 0
+        output = parts.feed(data[:cut]) + parts.feed(data[cut:]) + parts.finish(None)
+        assert whole.feed(data) + whole.finish(None) == output
+
+
+DIALECT_REQUESTS = {
+    MESSAGES: b'{"model":"m","max_tokens":5,"messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}],"stream":true}',
+    RESPONSES: b'{"model":"m","input":[{"role":"user","content":"hi"}],"tools":[{"type":"function","name":"t"}],"stream":true}',
+}
+
 TARGETS: dict[str, Target] = {
     target.__name__: target
-    for target in (frames, link, submission, dispatch, signed, seals, events, answers, requests, proofs, evidence, texts)
+    for target in (
+        frames,
+        link,
+        submission,
+        dispatch,
+        signed,
+        seals,
+        events,
+        answers,
+        requests,
+        proofs,
+        evidence,
+        texts,
+        dialects,
+    )
 }
 """All of them by name."""
 
@@ -233,6 +268,7 @@ def seeds() -> dict[str, list[bytes]]:
         "requests": [dumps(chat), dumps({"model": "m", "prompt": ["a", [1, 2]]}), dumps({"model": "m", "input": "a"})],
         "proofs": [proof.dumps()],
         "evidence": [EvidenceFile(DOMAIN, "because", order, terms, receipt, (receipt,), proof).dumps()],
+        "dialects": [*DIALECT_REQUESTS.values(), whole, chunk],
         "texts": [dumps(chat), whole, chunk, dumps({"prompt": ["a", "b"]})],
     }
 

@@ -178,6 +178,7 @@ class Settler:
                 log.warning("deep reorganisation: settlements are read again and claims sent again", error=str(error))
                 await self._store.forget_settlements()
                 self._exposure.forget_settled()
+                self._sender.forget_nonce()  # the chain may have dropped transactions of this account too
                 return
             if page.cursor == known.block:
                 return

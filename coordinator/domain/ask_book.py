@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import attrgetter
 from sys import intern
 
@@ -16,6 +16,8 @@ from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.types import Address, Hash
 
 __all__ = ["AskBook", "ConnectedNode", "ListedAsk"]
+MAX_FORMER_ASKS = 16
+"""Replaced asks of one node that orders may still name."""
 _price_key = attrgetter("price_key")
 
 
@@ -33,6 +35,10 @@ def _compact(ask: Verified[Ask], provider: Address) -> Verified[Ask]:
     return Verified(shared, ask.signature, ask.digest)
 
 
+def _ignore(_node: ConnectedNode) -> None:
+    pass
+
+
 @dataclass(slots=True)
 class AskBook:
     """All listed asks: by model, cheapest first, by digest, and by provider."""
@@ -43,6 +49,8 @@ class AskBook:
     _indexes: dict[str, ModelIndex] = field(default_factory=dict)
     decisions: int = 0
     """The number of the next decision, which dates changes of a node's free slots."""
+    on_free: Callable[[ConnectedNode], None] = _ignore
+    """Called with each node that may have got a free slot."""
 
     def replace(
         self,
@@ -52,8 +60,9 @@ class AskBook:
         reliability: int | None = None,
     ) -> None:
         """Replaces all asks of a provider. None for `capacity` or `reliability` keeps the former one."""
-        self._remove_asks(provider)
         node = self._nodes.get(provider)
+        former = () if node is None else (*node.former, *node.asks)
+        self._remove_asks(provider)
         if node is None:
             node = self._nodes[provider] = ConnectedNode(provider, Capacity(0, 0), known_since=self.decisions)
         if capacity is not None:
@@ -70,6 +79,17 @@ class AskBook:
             if index is None:
                 index = self._indexes[model] = ModelIndex()
             index.enter(listed_ask)
+        self._keep_former(node, former)
+        if node.listed:
+            self.on_free(node)
+
+    def _keep_former(self, node: ConnectedNode, former: Iterable[ListedAsk]) -> None:
+        """Keeps the last replaced asks of models that the node still sells: it accepts orders on them until they expire."""
+        models = {listed_ask.ask.message.model for listed_ask in node.asks}
+        replaced = [entry for entry in former if entry.ask.message.model in models and entry.ask.digest not in self._by_digest]
+        node.former = tuple(replaced[-MAX_FORMER_ASKS:])
+        for listed_ask in node.former:
+            self._by_digest[listed_ask.ask.digest] = listed_ask
 
     def drop(self, provider: Address) -> None:
         """Removes a provider that disconnected."""
@@ -91,7 +111,9 @@ class AskBook:
             del of_model[index]
             if not of_model:
                 del self._by_model[model], self._indexes[model]
-        node.asks = ()
+        for listed_ask in node.former:
+            self._by_digest.pop(listed_ask.ask.digest, None)
+        node.asks = node.former = ()
 
     # What changes with every job
 
@@ -100,20 +122,17 @@ class AskBook:
         node = self._nodes.get(provider)
         if node is None:
             return
-        if speed_steps(capacity) != speed_steps(node.capacity):
-            self._unlist_asks(node)
+        if speed_steps(capacity) == speed_steps(node.capacity):
             node.capacity = capacity
-            self._list_asks(node)
-        node.capacity = capacity
+        else:
+            self._relist(node, partial(setattr, node, "capacity", capacity))
         self._update(node)
 
     def set_reliability(self, provider: Address, reliability: int) -> None:
         """Records the class of reliability of a connected node's provider."""
         node = self._nodes.get(provider)
         if node is not None and node.reliability != reliability:
-            self._unlist_asks(node)
-            node.reliability = reliability
-            self._list_asks(node)
+            self._relist(node, partial(setattr, node, "reliability", reliability))
 
     def assign(self, node: ConnectedNode) -> None:
         """Counts a job that the node was given."""
@@ -127,29 +146,29 @@ class AskBook:
 
     def _update(self, node: ConnectedNode) -> None:
         """Lists the asks of a node that has a free slot again, and unlists those of one that has none left."""
-        free = node.free > 0
-        if free == node.listed or self._nodes.get(node.provider) is not node:
+        if self._nodes.get(node.provider) is not node:
             return
+        free = node.free > 0
+        if free != node.listed:
+            node.set_listed(free, self.decisions)
+            for group, listed_ask in self._groups_of(node):
+                group.set_free(listed_ask, free=free)
         if free:
-            node.set_listed(True, self.decisions)
-            self._list_asks(node)
-        else:
-            self._unlist_asks(node)
-            node.set_listed(False, self.decisions)
+            self.on_free(node)
 
-    def _list_asks(self, node: ConnectedNode) -> None:
-        for group, listed_ask in self._groups_of(node):
+    def _relist(self, node: ConnectedNode, change: Callable[[], None]) -> None:
+        """Makes a change on which the places of a node's free asks depend."""
+        groups = list(self._groups_of(node)) if node.listed else []
+        for group, listed_ask in groups:
+            group.remove(listed_ask)
+        change()
+        for group, listed_ask in groups:
             group.add(listed_ask)
 
-    def _unlist_asks(self, node: ConnectedNode) -> None:
-        for group, listed_ask in self._groups_of(node):
-            group.remove(listed_ask)
-
     def _groups_of(self, node: ConnectedNode) -> Iterator[tuple[AskGroup, ListedAsk]]:
-        """Yields the asks of a node with a free slot, each with its group."""
-        if node.listed:
-            for listed_ask in node.asks:
-                yield self._indexes[listed_ask.ask.message.model].group_of(listed_ask), listed_ask
+        """Yields the asks of a node, each with its group."""
+        for listed_ask in node.asks:
+            yield self._indexes[listed_ask.ask.message.model].group_of(listed_ask), listed_ask
 
     # Reading
 
@@ -176,7 +195,7 @@ class AskBook:
         return (listed_ask for listed_ask in listed_asks if listed_ask.ask.message.model == model)
 
     def find(self, digest: Hash) -> ListedAsk | None:
-        """Returns the listed ask with this digest, or None."""
+        """Returns the ask with this digest, a listed one or one that was replaced lately, or None."""
         return self._by_digest.get(digest)
 
     def models(self) -> Iterator[tuple[str, list[ListedAsk]]]:
@@ -186,4 +205,4 @@ class AskBook:
     @property
     def size(self) -> int:
         """The number of listed asks."""
-        return len(self._by_digest)
+        return sum(map(len, self._by_model.values()))

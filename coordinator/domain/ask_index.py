@@ -1,9 +1,9 @@
 """The index of one model's asks: those with a free slot, by what they offer, in each order of a shortlist. Pure.
 
 Asks that meet the same requirements form a group. A demand accepts or rejects a whole group at once, so an ask of another region
-costs nothing. A group lists its asks in three orders, apart for each class of reliability. Asks without a free slot are in none
-of these lists. So the work of a shortlist does not grow with the number of asks that are busy or do not fit, and strangers hide
-no proven provider.
+costs nothing. A group lists its asks in three orders, apart for each class of reliability. Asks without a free slot are in a
+list of their own. So the work of a shortlist does not grow with the number of asks that are busy or do not fit, and strangers
+hide no proven provider.
 
 A list is ordered by integer keys: the price first, or a speed in steps of about a fifth and then the price. The last 32 bits come
 from the provider's address, so the order is total and the same in each process.
@@ -68,6 +68,8 @@ class ConnectedNode:
     changes: tuple[int, ...] = ()
     """The numbers of the decisions before which `listed` last changed, oldest first; at most _MAX_CHANGES."""
     asks: tuple[ListedAsk, ...] = ()
+    former: tuple[ListedAsk, ...] = ()
+    """Asks that were replaced lately, which orders may still name."""
 
     def set_listed(self, listed: bool, decision: int) -> None:
         """Sets `listed`. `decision`: the number of the next decision."""
@@ -149,10 +151,12 @@ class AskGroup:
     The orders by speed are kept from the first demand for them on.
     """
 
-    __slots__ = ("_lists", "_sorts", "example", "size")
+    __slots__ = ("_lists", "_sorts", "busy", "example", "size")
 
     def __init__(self, example: Ask, sorts: Iterable[str]) -> None:
         self.example, self.size = example, 0
+        self.busy: SortedKeyList[ListedAsk, int] = SortedKeyList(key=_KEYS["price"])
+        """The asks without a free slot, cheapest first."""
         self._sorts = list(sorts)
         self._lists: dict[tuple[str, int], SortedKeyList[ListedAsk, int]] = {}
 
@@ -171,6 +175,15 @@ class AskGroup:
             self._lists[place].remove(listed_ask)
             if not self._lists[place]:
                 del self._lists[place]
+
+    def set_free(self, listed_ask: ListedAsk, *, free: bool) -> None:
+        """Moves an ask whose node got its first free slot, or has none left."""
+        if free:
+            self.busy.remove(listed_ask)
+            self.add(listed_ask)
+        else:
+            self.remove(listed_ask)
+            self.busy.add(listed_ask)
 
     def keep_order(self, sort: str) -> None:
         """Keeps the free asks in one more order."""
@@ -234,6 +247,8 @@ class ModelIndex:
         group.size += 1
         if listed_ask.node.listed:
             group.add(listed_ask)
+        else:
+            group.busy.add(listed_ask)
 
     def leave(self, listed_ask: ListedAsk) -> None:
         """Undoes `enter`."""
@@ -242,6 +257,8 @@ class ModelIndex:
         group.size -= 1
         if listed_ask.node.listed:
             group.remove(listed_ask)
+        else:
+            group.busy.remove(listed_ask)
         if not group.size:
             del self._groups[key]
             self._groups_changed()
@@ -266,6 +283,11 @@ class ModelIndex:
         groups = (group.free_asks(demand.sort, reliability, draw) for group in self._select(demand))
         lists = [listed_asks for listed_asks in groups if listed_asks is not None]
         return lists[0] if len(lists) == 1 else merge(*lists, key=_KEYS[demand.sort])
+
+    def busy_asks(self, demand: Demand) -> Iterator[ListedAsk]:
+        """Yields the asks without a free slot whose spec meets the demand, the cheapest first."""
+        lists = [group.busy for group in self._select(demand) if group.busy]
+        return merge(*lists, key=_KEYS["price"])
 
     def _select(self, demand: Demand) -> list[AskGroup]:
         """Returns the groups that meet a demand; of very many, those with reliable providers."""

@@ -30,6 +30,9 @@ class JobLimits:
     """From a cancel to the node's receipt."""
     beat: float = 10
     """Between two signs of life for a client whose job is silent."""
+    wait: float = 120
+    """How long a job waits for a free slot if its client does not say."""
+    max_wait: float = 600
     max_order_seconds: int = 3_600
     """How far ahead an order's deadline may lie, and how long replays are remembered."""
     min_claim_window: int = 3_600

@@ -12,7 +12,7 @@ from itertools import islice
 from operator import attrgetter, itemgetter
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
-from coordinator.domain.ask_index import CLASSES, OTHER, PROVEN, RELIABLE
+from coordinator.domain.ask_index import CLASSES, OTHER, PROVEN, RELIABLE, ConnectedNode
 from coordinator.domain.ranking import (
     IsNewcomer,
     Score,
@@ -52,6 +52,10 @@ def _perfect_score(_provider: Address) -> float:
     return 1.0
 
 
+def _no_backlog(_node: ConnectedNode) -> float:
+    return 0.0
+
+
 def _no_newcomer(_provider: Address) -> bool:
     return False
 
@@ -79,16 +83,21 @@ def shortlist(
     *,
     newcomer: IsNewcomer = _no_newcomer,
     chance: float = 1.0,
+    backlog: Callable[[ConnectedNode], float] = _no_backlog,
 ) -> list[ListedAsk]:
     """Returns the best asks for a demand, best first: at most `demand.limit`, one per provider.
 
+    If all that fit are busy, returns those with the least `backlog`: a job can wait for them.
     `rejected` is filled with the asks that were judged and do not meet the demand, each with its reason. `chance`: a uniform draw
     from 0 to 1, see ranking.py. Raises Refusal or Unavailable that say why no ask meets the demand.
     """
     search = _Search(book, demand, now, score, [] if rejected is None else rejected)
     pool = search.best(chance)
     if not pool:
-        raise search.no_match()
+        busy = sorted(search.best_busy(), key=lambda listed_ask: (backlog(listed_ask.node), listed_ask.price_key))
+        if not busy:
+            raise search.no_match()
+        return busy[: demand.limit]
     ranked = sort_by_demand(pool, demand, score)
     if demand.sort == "price":
         ranked = spread_near_ties(ranked, _itself, score, chance)
@@ -117,6 +126,32 @@ class _Search:
     def fitting_asks(self, chance: float) -> list[ListedAsk]:
         """Returns fitting asks, of the pinned providers or of all that have a free slot."""
         return self._among_pinned() if self.demand.pin else self._among_free(chance)
+
+    def best_busy(self) -> list[ListedAsk]:
+        """Returns asks that would fit if their nodes had a free slot, one per provider; if there are any, those that declare all
+        that the request needs.
+        """
+        book, demand = self.book, self.demand
+        index = book.index_of(demand.model)
+        if index is None:
+            return []
+        for wanted in (demand,) if demand.strict is None else (demand.strict, demand):
+            if demand.pin:
+                judged = list(book.of_providers(demand.model, demand.pin))
+            else:
+                judged = list(islice(index.busy_asks(wanted), _MAX_EXPLAINED))
+            fitting = {entry.provider: entry for entry in reversed(judged) if self._fits_when_free(entry, wanted)}
+            if fitting:
+                return list(fitting.values())
+        return []
+
+    def _fits_when_free(self, listed_ask: ListedAsk, demand: Demand) -> bool:
+        node = listed_ask.node
+        reputation = 100 * self.score(node.provider) if demand.min_reputation else None
+        return (
+            node.capacity.slots > 0
+            and demand.objection(listed_ask.ask.message, Facts(self.now, node.stake, None, reputation)) is None
+        )
 
     def _among_pinned(self) -> list[ListedAsk]:
         """Returns the fitting asks of pinned providers, which are found wherever they stand in the order."""
@@ -251,7 +286,7 @@ def _unable_error(demand: Demand, book: AskBook | None, *, served: bool) -> Refu
 
 def _able_models(demand: Demand, book: AskBook) -> list[str]:
     """The first models, by name, of which an ask serves the demanded route and declares the features that the request needs."""
-    wanted = Requirements(features=demand.needs.features)
+    wanted = Requirements(features=demand.needs.features or demand.essential)
     able: list[str] = []
     scanned = 0
     for model, listed_asks in book.models():

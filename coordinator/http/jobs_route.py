@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.rate_limiter import RateLimiter
-from coordinator.http.request_bodies import BodyReservation, RequestBodies
+from coordinator.http.request_bodies import BodyReservation, RequestBodies, refuse_codings
 from coordinator.http.request_limiter import send_error
 from coordinator.http.response_buffer import ResponseBuffer, ResponseBuffers, Retention
 from coordinator.http.watchdog import Watchdog
@@ -77,6 +77,7 @@ class JobsRoute:
 
     async def _reserve_and_serve(self, scope: Scope, receive: Receive, send: Send, request: _Request) -> None:
         self._rate_limiter.check_address(request.address)
+        refuse_codings(scope)
         request.reservation = reservation = self._bodies.begin(request.address)
         try:
             await self._serve(scope, receive, send, request, reservation)

@@ -11,12 +11,20 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from coordinator.domain import resource_bounds
 from coordinator.domain.limits import IntakeLimits
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.runtime.connection_limiter import address_key
+
+
+def refuse_codings(scope: Scope) -> None:
+    """Raises Refusal (unsupported_encoding) for a request with a Content-Encoding, which no client of a coordinator needs."""
+    for name, value in scope.get("headers", ()):
+        if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            text = f"Content-Encoding: expected none, got {value[:60].decode('latin-1')!r}; send the body as it is"
+            raise Refusal(Code.UNSUPPORTED_ENCODING, text)
 
 
 class BodyReservation:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import CONTROL_CONCURRENCY, MAX_CONTROL_BODY
-from coordinator.http.request_bodies import RequestBodies
+from coordinator.http.request_bodies import RequestBodies, refuse_codings
 from tallystick.protocol.errors import Code, TallyError
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.connection_limiter import address_key
@@ -53,6 +53,7 @@ class RequestLimiter:
         if scope["method"] in {"GET", "HEAD", "OPTIONS"}:
             await self._app(scope, receive, send)
             return
+        refuse_codings(scope)
         reservation = self._bodies.begin(address)
         try:
             body = await self._bodies.read(receive, reservation, MAX_CONTROL_BODY, "a request of this route")

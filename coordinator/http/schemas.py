@@ -102,7 +102,7 @@ class ShortlistRequest(BaseModel):
     """A client's demand. Prices are maxima in base units per 1,000,000 tokens; `minStake` is in base units.
 
     `inputTokens`: the fewest input tokens that the request can have. If any ask declares all that the request `needs`, only such
-    asks are returned. Asks that declare that they lack a feature of it are left out.
+    asks are returned. Asks that declare that they lack an `essential` feature are left out.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -116,6 +116,7 @@ class ShortlistRequest(BaseModel):
     route: str | None = Field(default=None, max_length=256)
     require: Required = Field(default_factory=Required)
     needs: Needed = Field(default_factory=Needed)
+    essential: Names = []
     inputTokens: int = Field(default=0, ge=0, lt=1 << 32)
     minReputation: int = Field(default=0, ge=0, le=100)
     minStake: Price = 0

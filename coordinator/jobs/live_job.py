@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field, replace
 
 from coordinator.domain.ask_book import ConnectedNode
+from coordinator.domain.job_queue import QueuedJob
 from coordinator.domain.resource_bounds import INBOX_FRAMES
 from coordinator.ports import AttemptRecord, JobRecord, job_subject
 from tallystick.protocol.eip712 import Verified
@@ -62,6 +63,10 @@ class LiveJob:
     reader_waits: float = 0.0
     """Seconds that the reader took before."""
     last_error: TallyError | None = None
+    queued: QueuedJob | None = None
+    """Its place in the queue, or the slot that it was granted."""
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the job's wait for a slot ends or it is cancelled."""
     inbox: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(INBOX_FRAMES))
     subject: str = field(init=False)
     """The bus subject of the job's frames."""
@@ -81,7 +86,7 @@ class LiveJob:
 
     @property
     def current(self) -> Attempt:
-        """The latest attempt. An admitted job always has one."""
+        """The latest attempt. Only a job that waits for its first slot has none."""
         if self.attempt is None:
             raise RuntimeError("the job was never matched")
         return self.attempt

@@ -29,6 +29,7 @@ from coordinator.jobs.live_job import Attempt, LiveJob, link_payload
 from coordinator.jobs.matchmaker import Matchmaker
 from coordinator.jobs.receipts import Receipts
 from coordinator.jobs.reputation_updates import count_failure, count_receipt, read_failure
+from coordinator.jobs.slot_queue import SlotQueue
 from coordinator.ports import Bus, Funds, JobStore, node_subject
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
@@ -74,6 +75,7 @@ class Market:
             domain=domain, store=store, bus=bus, exposure=exposure, reputation=reputation, funds=funds, now=now, tick=tick
         )
         self._now, self._tick = now, tick
+        self._slot_queue = SlotQueue(maker, limits, tick)
         self._live: dict[JobId, LiveJob] = {}
         self._running: Counter[Address] = Counter()
         self._seen: OrderedDict[JobId, int] = OrderedDict()
@@ -97,6 +99,7 @@ class Market:
     async def drain(self, seconds: float) -> None:
         """Refuses new orders and waits for the live jobs. Jobs left after `seconds` end when their nodes' links are closed."""
         self._stopping = True
+        self._slot_queue.close(Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator is stopping", fault=Fault.COORDINATOR))
         try:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
@@ -154,7 +157,7 @@ class Market:
         job = LiveJob(submission, created_at=now, started=self._tick(), last_frame_at=self._tick())
         self._seen[job.id] = now
         try:
-            await self.matchmaker.match(job)
+            await self._slot_queue.match_or_enter(job)
         except BaseException:
             self._seen.pop(job.id, None)
             raise
@@ -172,19 +175,16 @@ class Market:
         """
         try:
             while not job.ended:
-                async with aclosing(self._attempt(job)) as frames:
+                steps = self._next_attempt(job) if job.state is State.QUEUED else self._attempt(job)
+                async with aclosing(steps) as frames:
                     async for frame in frames:
                         job.reading_since = self._tick()
                         yield frame
                         job.frame_taken(self._tick())
-                if job.state is State.QUEUED:
-                    try:
-                        await self._match_again(job)
-                    except TallyError as error:
-                        yield self._end(job, error)
         finally:
             if not job.ended:
-                self._stop(job, CancelReason.COORDINATOR)
+                if job.at_node:
+                    self._stop(job, CancelReason.COORDINATOR)
                 why = "the coordinator stopped relaying this job"
                 self._end(job, Unavailable(Code.COORDINATOR_UNAVAILABLE, why, fault=Fault.COORDINATOR))
             del self._live[job.id]
@@ -194,12 +194,21 @@ class Market:
             if not self._live:
                 self._idle.set()
 
-    async def _match_again(self, job: LiveJob) -> None:
-        """Begins the next attempt after a failed one. Raises the error that says why there is none."""
-        spent = self._stopping or job.spent(self._tick()) > self.limits.total
-        if job.last_error is not None and (spent or job.cancelled):
-            raise job.last_error
-        await self.matchmaker.match(job)
+    async def _next_attempt(self, job: LiveJob) -> AsyncGenerator[tuple[Kind, bytes], None]:
+        """Begins the next attempt of a job, which may wait for a slot meanwhile. Yields what its client gets to know of that.
+
+        If there is none, the job ends with the error that says why.
+        """
+        try:
+            if job.last_error is not None and (self._stopping or job.cancelled or job.spent(self._tick()) > self.limits.total):
+                raise job.last_error
+            if job.queued is None:
+                await self._slot_queue.match_or_enter(job)
+            async with aclosing(self._slot_queue.wait(job)) as places:
+                async for place in places:
+                    yield Kind.BEAT, place
+        except TallyError as error:
+            yield self._end(job, error)
 
     async def _attempt(self, job: LiveJob) -> AsyncGenerator[tuple[Kind, bytes], None]:
         attempt, subject = job.current, job.subject
@@ -349,7 +358,8 @@ class Market:
         if tried:
             job.close_attempt(job.state, str(error))
         job.finished_at = int(self._now())
-        self._writes.save_end(job.record())
+        if job.attempts:
+            self._writes.save_end(job.record())
         return Kind.FAIL, dumps(error_for_peers(error).as_json())
 
     def cancel(self, job_id: JobId) -> bool:
@@ -361,6 +371,7 @@ class Market:
             tick = self._tick()
             job.deadline = min(job.due(tick), tick + self.limits.cancel)
             job.cancelled = True
+            job.woken.set()
             if job.at_node and self._stop(job, CancelReason.CLIENT):
                 job.mark_cancelled()
         return True
@@ -392,6 +403,7 @@ class Market:
         for job in list(self._live.values()):
             if job.at_node:
                 enforce_deadlines(job, tick, self.limits, cancel=self.cancel, stop=self._stop)
+        self._slot_queue.sweep()
         while self._seen and next(iter(self._seen.values())) <= horizon:
             self._seen.popitem(last=False)
         self._writes.retry()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from coordinator.domain.ask_book import AskBook, ConnectedNode, ListedAsk
 from coordinator.domain.decision_log import DecisionLog
 from coordinator.domain.exposure import Exposure
+from coordinator.domain.job_queue import JobQueue
 from coordinator.domain.limits import JobLimits
 from coordinator.domain.matching import explain, rank_candidates, shortlist, sort_by_demand
 from coordinator.domain.ranking import reliability
@@ -36,6 +37,10 @@ RETURN_SECONDS = 35
 """How long after a restart a model that no provider offers is reported as unavailable: its providers may still reconnect."""
 
 
+class SlotsBusy(Unavailable):
+    """Candidates could take the job as soon as they have a free slot."""
+
+
 class _NoPurse(Refusal):
     """The payer never deposited anything."""
 
@@ -56,7 +61,8 @@ class Matchmaker:
         chance: Callable[[], float],
     ) -> None:
         self.book, self.exposure, self.decision_log = AskBook(), Exposure(), DecisionLog()
-        self.reputation = Reputation(self._score_changed)
+        self.reputation, self.queue = Reputation(self._score_changed), JobQueue()
+        self.book.on_free = lambda node: self.queue.offer(node, self._tick())
         self._domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
         self._chance = chance
         self._returned_at = 0.0
@@ -123,6 +129,7 @@ class Matchmaker:
                 reputation.score,
                 newcomer=reputation.newcomer,
                 chance=self._chance(),
+                backlog=lambda node: self.queue.waiting_for(node.provider) / max(node.capacity.slots, 1),
             )
         except Refusal as error:
             if error.code is Code.UNKNOWN_MODEL:
@@ -153,7 +160,9 @@ class Matchmaker:
         return explain(listed_asks, demand, now, score)
 
     async def match(self, job: LiveJob) -> None:
-        """Begins an attempt with the best candidate left that the payer can pay. Raises the error that says why there is none."""
+        """Begins an attempt with the best candidate left that the payer can pay. Raises the error that says why there is none;
+        SlotsBusy if one may have a free slot later.
+        """
         now, refused = int(self._now()), job.last_error
         fitting, rejected = rank_candidates(
             job.submission.candidates,
@@ -169,7 +178,7 @@ class Matchmaker:
         model = job.submission.candidates[0].terms.model
         for listed_ask, candidate in fitting:
             order, node = candidate.order.verify(self._domain), listed_ask.node
-            if node.free < 1 or node.assigned >= self._limits.jobs_per_node:
+            if node.assigned >= self._limits.jobs_per_node or not self.queue.is_open(node, job.queued):
                 rejected[node.provider] = Reason.BUSY.value
                 continue
             self.book.assign(node)
@@ -191,6 +200,8 @@ class Matchmaker:
         self.decision_log.add_match(model, None, unpaid | rejected, now)
         reasons = "; ".join(f"{provider}: {reason}" for provider, reason in rejected.items())
         text = f"no candidate can take the job now: {reasons}"
+        if Reason.BUSY.value in rejected.values() and (refused is None or refused is job.last_error):
+            raise SlotsBusy(Code.NODE_BUSY, f"providers of {model!r} are busy: {reasons}", fault=Fault.PROVIDER)
         raise refused or Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
 
     async def _admit(self, order: Order, terms: Terms) -> None:

@@ -64,7 +64,7 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "Send less, or raise the limit that the message names.",
     ),
     Code.UNSUPPORTED_ENCODING: (
-        "The `Content-Encoding` of a request body is not one that the gateway decodes.",
+        "The `Content-Encoding` of a request body is not one that the gateway decodes. A coordinator decodes none.",
         "client",
         "Send the body as it is, or in one of the codings that the answer's `Accept-Encoding` lists.",
     ),

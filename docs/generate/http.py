@@ -114,6 +114,7 @@ OPTIONS = {
     "cache": "whether the answer may come from, and go to, the cache",
     "affinity": "a name for the conversation, to keep it with one provider",
     "label": "the workload that the cost counts towards",
+    "wait": "seconds that the request may wait for a free slot if all providers that fit are busy; 0 fails at once",
 }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from node.domain.engine_quirks import adapt
 from node.domain.published_asks import Offer
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient
@@ -99,6 +100,7 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
         if requested is not None or _needs_limit(head.path, len(body), max_output_tokens, 1, offer):
             members["max_output_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
         members.setdefault("stream", False)  # some engines stream by default
+        adapt(head.path, members, offer.spec.engine)
     elif head.path == MESSAGES:
         requested = _take_limit(members, "max_tokens")
         members["max_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
@@ -137,12 +139,16 @@ def _limit_choices(members: dict[str, Any], path: str, offer: Offer, limit: int,
     members |= {name: min(value, limit_per_choice) for name, value in limits.items()}
     members |= {name: read_count(members, name) for name in ("n", "best_of") if name in members}
     usual_field = offer.output_limit_field if path == CHAT else "max_tokens"
+    is_limited = bool(limits)
     if not limits and _needs_limit(path, body_bytes, limit, choices, offer, is_unlimited=bool(named)):
-        members[usual_field] = limit_per_choice
-        return True
+        members[usual_field], is_limited = limit_per_choice, True
     if limits.keys() == {"n_predict"}:  # only llama.cpp reads it
         members[usual_field] = members["n_predict"]
-    return bool(limits)
+    if usual_field != "max_tokens" and path == CHAT:  # an engine with the newer field refuses the older
+        older = members.pop("max_tokens", None)
+        if members.get(usual_field) is None and older is not None:
+            members[usual_field] = older
+    return is_limited
 
 
 def _take_limit(members: dict[str, Any], name: str) -> int | None:

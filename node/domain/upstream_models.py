@@ -9,6 +9,9 @@ import orjson
 
 from tallystick.protocol.sse import MalformedAnswer
 
+_CONTEXTS = ("max_model_len", "context_length", "context_window", "max_context_length", "context_size", "n_ctx")
+"""vLLM and SGLang; Together, Fireworks, OpenRouter and DeepInfra; Groq; Mistral; Novita; llama.cpp."""
+
 
 @dataclass(frozen=True, slots=True)
 class UpstreamModel:
@@ -40,7 +43,9 @@ def read_models(body: bytes) -> tuple[UpstreamModel, ...]:
 
 
 def _read_model(entry: object) -> UpstreamModel | None:
-    """One entry of a list: an object with an `id` or, at some engines, a `name`."""
+    """One entry of a list: an object with an `id` or, at some engines, a `name`; or the name alone."""
+    if isinstance(entry, str):
+        return UpstreamModel(entry) if entry else None
     if not isinstance(entry, dict):
         return None
     name = next((entry[key] for key in ("id", "name", "model") if isinstance(entry.get(key), str) and entry[key]), None)
@@ -49,8 +54,8 @@ def _read_model(entry: object) -> UpstreamModel | None:
 
 def _read_context(entry: dict[str, Any]) -> int | None:
     """The context length in tokens, under the names that vLLM, SGLang, llama.cpp and hosted APIs use."""
-    meta = entry.get("meta")
-    for value in (entry.get("max_model_len"), entry.get("context_length"), meta.get("n_ctx") if isinstance(meta, dict) else None):
+    inner = [entry.get(name) for name in ("meta", "metadata", "top_provider")]
+    for value in [holder[name] for holder in (entry, *inner) if isinstance(holder, dict) for name in _CONTEXTS if name in holder]:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return None

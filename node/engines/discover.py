@@ -12,6 +12,7 @@ import orjson
 
 from node.domain.upstream_models import UpstreamModel, read_models
 from node.engines.addresses import BaseAddress, base_addresses
+from node.engines.api_key import Key, auth_headers
 from node.engines.kinds import DEFAULT_URLS, FINGERPRINT_PATHS, EngineKind, identify, read_details, read_ollama_features
 from tallystick.protocol.engine_errors import BUSY
 from tallystick.protocol.errors import Code, Fault, Unavailable
@@ -37,7 +38,7 @@ class DiscoveredEngine:
     kind: EngineKind
     version: str
     models: tuple[UpstreamModel, ...]
-    api_key: str | None = field(default=None, repr=False)
+    api_key: Key = field(default=None, repr=False)
     slots: int | None = None
     specs: Mapping[str, Spec] = field(default_factory=dict)
 
@@ -59,12 +60,13 @@ async def discover(environment: Mapping[str, str], urls: tuple[str, ...] = DEFAU
     return [engine for engine in engines if isinstance(engine, DiscoveredEngine) and engine.models]
 
 
-async def inspect_engine(url: str, api_key: str | None = None, *, seconds: float = TIMEOUT_SECONDS) -> DiscoveredEngine:
+async def inspect_engine(url: str, api_key: Key = None, *, seconds: float = TIMEOUT_SECONDS) -> DiscoveredEngine:
     """Identifies the engine at `url`, its base URL with or without /v1, within `seconds` for each request.
 
-    Raises Unavailable if it does not list its models; the text says what is wrong with the address, the key or the engine.
+    Raises NoModelList if it has no list of models, and Unavailable if it does not answer. The text says what is wrong with the
+    address, the key or the engine.
     """
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    headers = auth_headers(api_key)
     timeout = aiohttp.ClientTimeout(total=seconds)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout, trust_env=uses_proxy(url)) as session:
         base, models = await _list_models(session, base_addresses(url), seconds)
@@ -78,11 +80,16 @@ async def inspect_engine(url: str, api_key: str | None = None, *, seconds: float
     return DiscoveredEngine(url, kind, version, models, api_key, details.slots, specs)
 
 
+class NoModelList(Unavailable):
+    """The engine answers and has no list of models: the config must name them."""
+
+
 async def _list_models(
     session: aiohttp.ClientSession, bases: tuple[BaseAddress, ...], seconds: float
 ) -> tuple[BaseAddress, tuple[UpstreamModel, ...]]:
     """The models at the first of these addresses that has a model list. Raises Unavailable."""
     faults: list[str] = []
+    unlisted = 0
     for base in bases:
         address = base.route(MODELS)
         try:
@@ -90,6 +97,7 @@ async def _list_models(
                 if response.status == 200:
                     return base, read_models(await _read_rest(response, b"") or b"")
                 faults.append(_describe_status(address, response))
+                unlisted += response.status in (404, 405)
                 if response.status not in (404, 405):
                     break
         except MalformedAnswer as error:
@@ -100,7 +108,9 @@ async def _list_models(
         except (aiohttp.ClientError, OSError) as error:
             faults.append(f"nothing answers at {address} ({type(error).__name__}): start the engine, or correct the address")
             break
-    raise Unavailable(Code.ENGINE_UNAVAILABLE, faults[0] if len(bases) != len(faults) else "; ".join(faults), fault=Fault.ENGINE)
+    text = faults[0] if len(bases) != len(faults) else "; ".join(faults)
+    kind = NoModelList if unlisted == len(bases) else Unavailable
+    raise kind(Code.ENGINE_UNAVAILABLE, text, fault=Fault.ENGINE)
 
 
 def _describe_status(address: str, response: aiohttp.ClientResponse) -> str:
@@ -112,7 +122,7 @@ def _describe_status(address: str, response: aiohttp.ClientResponse) -> str:
         target = response.headers.get("location", "")[:200]
         return f"{address} answers {status}: it redirects to {target!r}; use that address, since redirects are not followed"
     if status in (404, 405):
-        return f"{address} answers {status}: there is no model list; correct the base URL"
+        return f"{address} answers {status}: there is no model list; correct the base URL, or name the models in the config"
     if status in BUSY:
         return f"{address} answers {status}: the engine is busy or still loads its model; try again soon"
     return f"{address} answers {status} instead of a model list"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from node.engines.api_key import ApiKey, Key
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient
 
 MAX_WORDS: Final = 1_000
@@ -39,10 +40,11 @@ class Censor:
     secrets: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, url: str, api_key: str | None) -> Censor:
+    def of(cls, url: str, api_key: Key) -> Censor:
         """For an engine at a base URL, whose host and API key are secrets."""
         parts = urlsplit(url)
-        named = (url, parts.netloc, parts.hostname or "", api_key or "")
+        secret = api_key.value if isinstance(api_key, ApiKey) else api_key
+        named = (url, parts.netloc, parts.hostname or "", secret or "")
         return cls(tuple(sorted({text for text in named if len(text) > 2}, key=len, reverse=True)))
 
     def clean(self, text: str, limit: int = MAX_WORDS) -> str:

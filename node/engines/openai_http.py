@@ -23,6 +23,8 @@ import structlog
 from node.domain.requests import EngineRequest
 from node.domain.upstream_models import UpstreamModel, read_models
 from node.engines.addresses import base_addresses
+from node.engines.api_key import Key, auth_headers
+from node.engines.bodies import read_on, read_start
 from node.engines.error_words import Censor, error_body, read_document, words_of
 from node.engines.framing import answer_form, as_document, as_stream
 from node.engines.kinds import read_load
@@ -37,8 +39,6 @@ from tallystick.protocol.sse import DONE, EVENT_STREAM, EventReader, MalformedAn
 
 log = structlog.get_logger()
 _DRAIN_SECONDS = 0.02
-_MAX_BLANK_BYTES = 64 << 10
-"""White space that an engine may send before its answer, to keep the connection open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class EngineSettings:
     """
 
     url: str
-    api_key: str | None = None
+    api_key: Key = None
     connect_seconds: float = 5.0
     check_seconds: float = 5.0
     max_event_bytes: int = 1 << 20
@@ -113,13 +113,12 @@ class OpenAIEngine:
         """See ports.Engine."""
         accept = EVENT_STREAM if request.stream else JSON if request.is_completion or request.path == EMBEDDINGS else "*/*"
         headers = {"content-type": request.content_type, "accept": accept}
-        address = self._base.route(request.path)
-        async with self._faults(), self._post(address, request, headers) as response:
+        async with self._faults(), self._post(request, headers) as response:
             if response.status != 200:
                 for event in await self._read_error(response):
                     yield event
                 return
-            start = await _read_start(response)
+            start = await read_start(response)
             form = answer_form(response.content_type, start, request)
             if form is None:
                 expected = EVENT_STREAM if request.stream else JSON
@@ -174,7 +173,7 @@ class OpenAIEngine:
     ) -> AsyncGenerator[EngineEvent, None]:
         """Passes on a body that is neither JSON nor an event stream (speech, an image) as it comes."""
         size = 0
-        async for data in _read_on(response, start):
+        async for data in read_on(response, start):
             size += len(data)
             if size > self._settings.max_answer_bytes:
                 raise EngineBroken(f"an answer of more than {self._settings.max_answer_bytes} bytes")
@@ -182,8 +181,20 @@ class OpenAIEngine:
         yield ResponseEnd()
 
     @asynccontextmanager
-    async def _post(self, address: str, request: EngineRequest, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Posts a request. If it fails on a reused connection, it is sent again, until a new connection was used.
+    async def _post(self, request: EngineRequest, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Posts a request to the first meaning of the base URL that has its route, until one is known to be meant."""
+        for base in (bases := (self._base, *self._other_bases)):
+            response = await self._send(base.route(request.path), request, headers)
+            if response.status < 400:
+                self._base, self._other_bases = base, []
+            if response.status not in (404, 405) or base is bases[-1]:
+                break
+            response.release()
+        async with response:
+            yield response
+
+    async def _send(self, address: str, request: EngineRequest, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        """If a request fails on a reused connection, it is sent again, until a new connection was used.
 
         Some engines silently close a connection after a stream. A request on such a connection never reached them.
         """
@@ -193,13 +204,10 @@ class OpenAIEngine:
                 address, data=request.body, headers=headers, allow_redirects=False, trace_request_ctx=trace
             )
             try:
-                response = await posting
-                break
+                return await posting
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 if not trace.reused_connection:
                     raise
-        async with response:
-            yield response
 
     async def _read_stream(
         self, response: aiohttp.ClientResponse, start: bytes, request: EngineRequest
@@ -210,7 +218,7 @@ class OpenAIEngine:
         """
         stream = StreamReader(request, self._settings.max_event_bytes)
         try:
-            async for data in _read_on(response, start):
+            async for data in read_on(response, start):
                 for part in stream.feed(data):
                     yield part
                 if stream.ended:
@@ -321,18 +329,20 @@ class OpenAIEngine:
         unavailable.retry, unavailable.private_reason = not permanent, words or None
         raise unavailable
 
+    async def _authorize(self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        request.headers.update(auth_headers(self._settings.api_key))
+        return await send(request)
+
     def _open(self) -> aiohttp.ClientSession:
         """The HTTP session, created inside the running event loop."""
         if self._session is None:
             settings = self._settings
-            headers = {"accept-encoding": "identity"}
-            if settings.api_key:
-                headers["authorization"] = f"Bearer {settings.api_key}"
             traces = aiohttp.TraceConfig()
             traces.on_connection_reuseconn.append(_mark_reused)
             traces.on_request_chunk_sent.append(_mark_sent)
             self._session = aiohttp.ClientSession(
-                headers=headers,
+                headers={"accept-encoding": "identity"},
+                middlewares=(self._authorize,),
                 trace_configs=[traces],
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
                 # The runner's deadlines bound the answer; this bounds only the time before it.
@@ -375,24 +385,6 @@ def read_wait(header: str) -> int | None:
         return read_retry_after(math.ceil(parsedate_to_datetime(header).timestamp() - time.time()))
     except (ValueError, TypeError, OverflowError):
         return None
-
-
-async def _read_start(response: aiohttp.ClientResponse) -> bytes:
-    """The bytes of a body up to its first that is no white space; all of them if it has no other."""
-    start = bytearray()
-    while data := await response.content.readany():
-        start += data
-        if start.strip() or len(start) > _MAX_BLANK_BYTES:
-            break
-    return bytes(start)
-
-
-async def _read_on(response: aiohttp.ClientResponse, start: bytes) -> AsyncIterator[bytes]:
-    """A body that begins with `start`, as it comes."""
-    if start:
-        yield start
-    while data := await response.content.readany():
-        yield data
 
 
 def _bounded_type(content_type: str) -> str:

@@ -17,6 +17,7 @@ import aiohttp
 import orjson
 
 from node.engines.addresses import BaseAddress, base_addresses
+from node.engines.api_key import Key, auth_headers
 from node.engines.discover import DiscoveredEngine
 from node.engines.kinds import EngineKind
 from node.engines.route_probe import CLASSIFY, MODERATIONS, RERANK, SCORE, SPEECH, Routes, probe_routes
@@ -77,21 +78,21 @@ def is_own_machine(url: str) -> bool:
 
 
 async def probe(
-    url: str, model: str, api_key: str | None = None, *, seconds: float = PROBE_SECONDS, generate: bool = True
+    url: str, model: str, api_key: Key = None, *, seconds: float = PROBE_SECONDS, generate: bool = True
 ) -> Capabilities:
     """Probes one model of the engine at `url` (with or without /v1).
 
     Without `generate`, no valid request is sent. What cannot be found out, because the engine is busy or does not answer, is
     declared neither present nor absent.
     """
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    headers = auth_headers(api_key)
     timeout = aiohttp.ClientTimeout(total=seconds)
     # Some engines silently close a connection after a stream, and the next request on it would fail.
     connector = aiohttp.TCPConnector(force_close=True, limit=8)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector, trust_env=uses_proxy(url)) as session:
         base = await _choose_base(session, url)
-        routes = await probe_routes(session, base, model)
-        if generate:
+        routes, answered = await probe_routes(session, base, model)
+        if generate and answered:
             return await _Trial(session, base, model, routes).run()
     return Capabilities(routes[CHAT] is not False, routes[COMPLETIONS] is not False, "unknown", _declare(routes, {}))
 
@@ -114,6 +115,8 @@ class _Trial:
         self._session, self._base, self._model, self._routes = session, base, model, dict(routes)
         self._minimal: dict[str, Any] = {"messages": _HI, "max_tokens": 1}
         self._limit_field = "max_tokens"
+        self._input_tokens: int | None = None
+        """What the engine counts for the smallest chat."""
 
     async def run(self) -> Capabilities:
         chat = await self._try_chat()
@@ -139,9 +142,9 @@ class _Trial:
         return await _supports(self._session, self._base.route(path), {"model": self._model} | members, check)
 
     async def _try_chat(self) -> bool | None:
-        chat = await self._try(CHAT, _has("choices"), **self._minimal)
+        chat = await self._try(CHAT, self._is_chat, **self._minimal)
         if chat is False:  # newer hosted models refuse max_tokens
-            chat = await self._try(CHAT, _has("choices"), messages=_HI, max_completion_tokens=16)
+            chat = await self._try(CHAT, self._is_chat, messages=_HI, max_completion_tokens=16)
             if chat:
                 self._limit_field = "max_completion_tokens"
                 self._minimal = {"messages": _HI, self._limit_field: 16}
@@ -156,11 +159,22 @@ class _Trial:
     async def _try_abilities(self) -> dict[str, bool | None]:
         minimal = self._minimal
         return {
-            TOOLS: await self._try(CHAT, _has("choices"), **minimal, tools=[_TOOL]),
+            TOOLS: await self._try(CHAT, self._reads_more, **minimal, tools=[_TOOL]),
             LOGPROBS: await self._try(CHAT, _has_logprobs, **minimal, logprobs=True, top_logprobs=1),
-            JSON_SCHEMA: await self._try(CHAT, _has("choices"), **minimal, response_format=_SCHEMA),
-            VISION: await self._try(CHAT, _has("choices"), **minimal | {"messages": _IMAGE}),
+            JSON_SCHEMA: await self._try(CHAT, _begins_as_json, **minimal, response_format=_SCHEMA),
+            VISION: await self._try(CHAT, self._reads_more, **minimal | {"messages": _IMAGE}),
         }
+
+    def _is_chat(self, kind: str, body: bytes) -> bool:
+        usage = read_completion(body).usage
+        self._input_tokens = None if usage is None else usage.input
+        return _has("choices")(kind, body)
+
+    def _reads_more(self, kind: str, body: bytes) -> bool | None:
+        """Whether the engine read more than the smallest chat; None if it answered and ignored what was added."""
+        usage = read_completion(body).usage
+        ignored = usage is not None and self._input_tokens is not None and (usage.input or 0) <= self._input_tokens
+        return None if ignored else _has("choices")(kind, body)
 
     async def _try_others(self, *, chat: bool) -> None:
         """Tries the routes that engines have for every model and serve for a few.
@@ -174,15 +188,19 @@ class _Trial:
 
 
 async def _choose_base(session: aiohttp.ClientSession, url: str) -> BaseAddress:
-    """The meaning of a base URL under which the engine lists its models; the likelier one if none has a list."""
+    """The meaning of a base URL under which the engine lists its models; without a list, the one under which it has chats."""
     bases = base_addresses(url)
-    for base in bases if len(bases) > 1 else ():
-        try:
+    try:
+        for base in bases if len(bases) > 1 else ():
             async with session.get(base.route(MODELS), allow_redirects=False) as response:
                 if response.status == 200:
                     return base
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            break
+        for base in bases if len(bases) > 1 else ():
+            async with session.post(base.route(CHAT), json={}, allow_redirects=False) as response:
+                if response.status not in (404, 405):
+                    return base
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        pass
     return bases[0]
 
 
@@ -231,11 +249,20 @@ def _counts_usage(kind: str, body: bytes) -> bool:
     return _is_stream(kind, body) and any(read_completion(data).usage is not None for data in _read_payloads(body))
 
 
+def _begins_as_json(kind: str, body: bytes) -> bool | None:
+    """Whether an answer to a request for JSON begins as JSON does; None if the engine ignored the request."""
+    messages = [choice.get("message") for choice in choices_of(read_completion(body).members)]
+    texts = [message.get("content") or "" for message in messages if isinstance(message, dict)]
+    begins = all(isinstance(text, str) and text.strip()[:1] in ("", "{") for text in texts)
+    return (_has("choices")(kind, body) and begins) or None
+
+
 def _has_results(kind: str, body: bytes) -> bool:
     return any(_has(member)(kind, body) for member in ("results", "data"))
 
 
-_Check = Callable[[str, bytes], bool]
+_Check = Callable[[str, bytes], bool | None]
+"""Judges an answer by its content type and its body; None if it says neither yes nor no."""
 _SPECIAL: Final[Mapping[str, tuple[_Check, dict[str, Any]]]] = {
     RERANK: (_has_results, {"query": "a", "documents": ["a", "b"]}),
     SCORE: (_has_results, {"text_1": "a", "text_2": "b"}),

@@ -18,9 +18,9 @@ from node.engines.addresses import BaseAddress
 from tallystick.protocol.engine_errors import BUSY
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
 
-ROUTE_SECONDS = 5.0
+ROUTE_SECONDS = 3.0
 """Timeout of one request. A refusal takes milliseconds."""
-TOTAL_SECONDS = 20.0
+TOTAL_SECONDS = 10.0
 RERANK, SCORE, CLASSIFY, MODERATIONS = "/v1/rerank", "/v1/score", "/v1/classify", "/v1/moderations"
 SPEECH, TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/speech", "/v1/audio/transcriptions", "/v1/audio/translations"
 IMAGES, IMAGE_EDITS, IMAGE_VARIATIONS = "/v1/images/generations", "/v1/images/edits", "/v1/images/variations"
@@ -52,15 +52,18 @@ Routes = Mapping[str, bool | None]
 """Whether an engine serves each route; None if that is not known."""
 
 
-async def probe_routes(session: aiohttp.ClientSession, base: BaseAddress, model: str) -> Routes:
-    """Probes the routes of an engine for one model, within TOTAL_SECONDS. Nothing is known of an engine that does not answer."""
+async def probe_routes(session: aiohttp.ClientSession, base: BaseAddress, model: str) -> tuple[Routes, bool]:
+    """Probes the routes of an engine for one model, within TOTAL_SECONDS. Returns also whether the engine answered at all."""
+    answered = False
     found: dict[str, bool | None] = dict.fromkeys((*INVALID, NO_ROUTE))
 
     async def look(path: str, members: dict[str, Any]) -> None:
+        nonlocal answered
         body = {"model": model} | members
-        found[path] = await _serves(session, base.route(path), body)
-        if found[path] is False and path in _STREAMED:  # some engines only stream
-            found[path] = await _serves(session, base.route(path), body | {"stream": True})
+        status = await _status(session, base.route(path), body)
+        if _means_served(status) is False and path in _STREAMED:  # some engines only stream
+            status = await _status(session, base.route(path), body | {"stream": True})
+        found[path], answered = _means_served(status), answered or status is not None
 
     requests = [look(path, members) for path, members in {**INVALID, NO_ROUTE: {}}.items()]
     try:
@@ -70,18 +73,24 @@ async def probe_routes(session: aiohttp.ClientSession, base: BaseAddress, model:
         pass
     answers_anything = found.pop(NO_ROUTE) is not False
     if not any(found.values()):  # without any route, the model was not found
-        return dict.fromkeys(found)
+        return dict.fromkeys(found), answered
     if answers_anything:
-        return {path: False if served is False else None for path, served in found.items()}
-    return found
+        return {path: False if served is False else None for path, served in found.items()}, answered
+    return found, answered
 
 
-async def _serves(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> bool | None:
+async def _status(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> int | None:
+    """The status of the answer; None if there is none in time."""
     timeout = aiohttp.ClientTimeout(total=ROUTE_SECONDS)
     try:
         async with session.post(url, json=body, allow_redirects=False, timeout=timeout) as response:
-            status = response.status
+            return response.status
     except (aiohttp.ClientError, TimeoutError, OSError):
+        return None
+
+
+def _means_served(status: int | None) -> bool | None:
+    if status is None:
         return None
     if status in _ABSENT or 300 <= status < 400:
         return False

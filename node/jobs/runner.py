@@ -233,7 +233,7 @@ class JobRunner:
                 await self._settle(job, await job.run())
             finally:
                 del self._jobs[job_id]
-                job.engine.assigned -= 1
+                job.engine.job_ended()
                 self._on_capacity_change()
         except TallyError as error:
             log.info("dispatch refused", job=job_id.hex(), code=error.code.value, reason=str(error))

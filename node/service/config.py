@@ -19,6 +19,7 @@ from node.domain.dynamic_pricing import PriceRule, apply_price_rules
 from node.domain.order_admission import AdmissionRules
 from node.domain.payout_policy import PayoutPolicy
 from node.domain.published_asks import Offer
+from node.engines.api_key import AUTHORIZATION, ApiKey
 from node.engines.openai_http import EngineSettings
 from node.engines.probe import Capabilities
 from node.jobs.job import Deadlines
@@ -84,6 +85,8 @@ class EngineConfig:
     name: str | None = None
     api_key: str | None = field(default=None, repr=False)
     api_key_env: str | None = None
+    api_key_file: Path | None = None
+    api_key_header: str = AUTHORIZATION
     slots: int | None = None
     max_slots: int | None = None
     models: tuple[ModelConfig, ...] = ()
@@ -122,6 +125,8 @@ class EngineConfig:
             key = environment.get(self.api_key_env)
             if not key:
                 raise BadMessage(f"config: engines.api_key_env: expected the environment variable {self.api_key_env} to be set")
+        if self.api_key_file is not None or self.api_key_header != AUTHORIZATION:
+            return EngineSettings(self.url, ApiKey(key, self.api_key_file, self.api_key_header), trust_env=uses_proxy(self.url))
         return EngineSettings(self.url, key, trust_env=uses_proxy(self.url))
 
     def slots_at_start(self, reported: int | None) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from node.engines.api_key import Key
 from node.engines.discover import DiscoveredEngine, inspect_engine
 from node.engines.kinds import EngineKind
 from node.engines.probe import Capabilities, may_generate, probe
@@ -27,7 +28,7 @@ TRIAL_SECONDS, ENGINE_SECONDS = 20.0, 60.0
 _SHARED = (RESPONSES, MESSAGES)
 """Routes that an engine serves for every model that generates text."""
 
-Inspect = Callable[[str, str | None], Awaitable[DiscoveredEngine]]
+Inspect = Callable[[str, Key], Awaitable[DiscoveredEngine]]
 Probe = Callable[[DiscoveredEngine, str, bool], Awaitable[Capabilities]]
 """Probes a model of an engine. The last argument: whether it may generate."""
 
@@ -63,9 +64,7 @@ class EngineFindings:
         """Forgets an engine whose address changed or that is gone."""
         self._known.pop(name, None)
 
-    async def find(
-        self, name: str, url: str, api_key: str | None, models: Sequence[str], *, returns: int, may_probe: bool
-    ) -> Findings:
+    async def find(self, name: str, url: str, api_key: Key, models: Sequence[str], *, returns: int, may_probe: bool) -> Findings:
         """Returns what is known of an engine; asks it at first contact, after it was down, for other models, and now and then.
 
         `returns`: how often it came back. An engine that cannot be inspected is probed as an unknown kind.

@@ -58,9 +58,7 @@ class EngineHealth:
                 self._rounds_to_skip[name] = min(max(0, self._failures[name] - self._max_failures), MAX_SKIPPED_ROUNDS)
             return None
         self._failures[name] = 0
-        load = await pooled.engine.load()
-        pooled.has_queue = load is not None and load.has_queue
-        pooled.update_load()
+        pooled.observe(await pooled.engine.load())
         if not pooled.up:
             pooled.returns += 1
             log.info("engine up again", engine=name)

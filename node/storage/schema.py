@@ -98,7 +98,6 @@ tabs = sa.Table(
     sa.Column("since", sa.BigInteger),
     sa.Column("claimed_at", sa.BigInteger),
     sa.Column("claimed", Money),
-    sa.Column("observed_at", sa.BigInteger),
     sa.Column("written_off", Money),
 )
 claims = sa.Table(

@@ -184,7 +184,7 @@ class SqlStore:
         # A settlement takes the oldest amounts first, so the rest has waited since now at most.
         since = sa.case((tabs.c.settled < funds.settled, at), else_=tabs.c.since)
         query = sa.update(tabs).where(tabs.c.payer == payer)
-        query = query.values(settled=funds.settled, reserved=funds.reserved, since=since, observed_at=at)
+        query = query.values(settled=funds.settled, reserved=funds.reserved, since=since)
         await self._db.write(lambda c: c.execute(query))
 
     async def record_claim(self, claim: Signed[Claim], at: int) -> None:
@@ -311,7 +311,6 @@ _NEW_TAB = {
     "reserved": Amount(0),
     "claimed_at": 0,
     "claimed": Amount(0),
-    "observed_at": 0,
     "written_off": Amount(0),
 }
 

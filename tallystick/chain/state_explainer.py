@@ -122,7 +122,11 @@ class StateExplainer:
         sentences.append(
             f"{reserved} is reserved: only this provider can collect it." if tab.reserved else "Nothing is reserved any more."
         )
-        back = [Step("the provider", "give back any part of it at once", "giveBack")] if tab.reserved else []
+        back = (
+            [Step("the provider", "give back any part of it at once", "giveBack", "tally give-back PAYER")]
+            if tab.reserved
+            else []
+        )
         if not tab.release_at:
             start = f"start the release, after which it is free again {span(self._rules.release)} later"
             release = owner(start, "release", "tally release PROVIDER")

@@ -131,11 +131,6 @@ class Token:
         unsigned = Permit(owner=owner.address, spender=spender, value=amount, nonce=nonce, deadline=deadline)
         return SignedPermit(amount, deadline, owner.sign(unsigned, await self.domain()).signature)
 
-    async def send_permit(self, sender: Sender, owner: Address, spender: Address, permit: SignedPermit) -> MinedTransaction:
-        """Submits a permit, which sets the allowance. Anyone may send it."""
-        rest = split_signature(permit.signature)
-        return await sender.send(self.address, self._abi.call("permit", owner, spender, permit.amount, permit.deadline, *rest))
-
     async def authorize(
         self, owner: Signer, escrow: Address, key: Address, amount: Amount, salt: Hash, *, valid_before: Seconds
     ) -> SignedAuthorization:

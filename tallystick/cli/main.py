@@ -12,7 +12,7 @@ from tallystick.cli.chain import chain, contract, coordinator_fee, deploy
 from tallystick.cli.chat import chat
 from tallystick.cli.jobs import jobs, models, receipts
 from tallystick.cli.local import demo, engine, start
-from tallystick.cli.money import balance, funds, rotate, safe, spending, wallet
+from tallystick.cli.money import balance, funds, give_back, rotate, safe, spending, wallet
 from tallystick.cli.node import backup, collect, doctor, earnings, init, status, why
 from tallystick.cli.output import exit_with_error
 from tallystick.protocol.errors import BadMessage, TallyError
@@ -44,7 +44,16 @@ wallet.app.command("rotate")(rotate.rotate)
 app.add_typer(wallet.app, name="wallet", rich_help_panel=MONEY)
 app.command("deposit", rich_help_panel=MONEY)(balance.deposit)
 app.command("balance", rich_help_panel=MONEY)(balance.balance)
-for command in (funds.thaw, funds.withdraw, funds.reserve, funds.release, funds.cash_out, funds.stake, funds.unstake):
+for command in (
+    funds.thaw,
+    funds.withdraw,
+    funds.reserve,
+    funds.release,
+    give_back.give_back,
+    funds.cash_out,
+    funds.stake,
+    funds.unstake,
+):
     app.command(command.__name__.replace("_", "-"), rich_help_panel=MONEY)(command)
 app.add_typer(safe.app, name="safe", rich_help_panel=MONEY)
 

@@ -20,6 +20,8 @@ MIB = 1024 * 1024
 ENV_PREFIX = "TALLY_GATEWAY_"
 UPSTREAM_SCHEME = "upstream://"
 """What the members of an alias begin with that are models of an upstream."""
+MAX_WAIT_SECONDS = 1_800
+"""The longest wait for a free slot that a request may ask for. A coordinator may allow less."""
 MAX_LABEL = 64
 """The most characters of a workload's label."""
 ANY_ORIGIN = "*"
@@ -282,6 +284,7 @@ class ClientConfig:
 
     shortlist_size: int = 3
     shortlist_seconds: float = 5.0
+    wait_seconds: int = 120
     start_seconds: int = 60
     run_seconds: int = 3_600
     claim_seconds: int = 7 * 86_400

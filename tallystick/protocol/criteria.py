@@ -15,9 +15,9 @@ from typing import Any, Literal, get_args
 
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.features import denied
-from tallystick.protocol.json_members import read_count
+from tallystick.protocol.json_members import read_count, read_items
 from tallystick.protocol.messages import Ask
-from tallystick.protocol.requirements import NO_REQUIREMENTS, Requirements
+from tallystick.protocol.requirements import MAX_NAMES, NO_REQUIREMENTS, Requirements
 from tallystick.protocol.routes import check_route, serves
 from tallystick.protocol.types import Address, parse_address
 from tallystick.protocol.wire import MAX_CANDIDATES
@@ -97,9 +97,10 @@ class Demand:
     needs: Requirements = NO_REQUIREMENTS
     """What the request itself needs, as far as its body shows: features, and the context that it is likely to fill.
 
-    If any ask declares all of it, only such asks are chosen. Otherwise an ask is left out only if it declares that it lacks a
-    feature.
+    If any ask declares all of it, only such asks are chosen.
     """
+    essential: tuple[str, ...] = ()
+    """Features that the request needs by all means. Asks that declare that they lack one are left out."""
     input_tokens: int = 0
     """The fewest input tokens that the request can have. Asks with a shorter context are left out."""
 
@@ -184,7 +185,7 @@ _CHOSEN: tuple[tuple[Reason, _Predicate], ...] = (
 """Whether the client asks for this provider."""
 _ABLE: tuple[tuple[Reason, _Predicate], ...] = (
     (Reason.ROUTE, lambda demand, ask: demand.route is not None and not serves(ask.spec.features, demand.route)),
-    (Reason.UNSUPPORTED, lambda demand, ask: bool(denied(ask.spec.features, demand.needs.features))),
+    (Reason.UNSUPPORTED, lambda demand, ask: bool(denied(ask.spec.features, demand.essential))),
     (Reason.TOO_LONG, lambda demand, ask: 0 < ask.context_tokens < demand.input_tokens),
 )
 """Whether the ask can answer the request at all. Checked before the requirements."""
@@ -253,6 +254,7 @@ _MEMBERS: dict[str, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "route": ("route", str, check_route),
     "require": ("require", Requirements.to_json, Requirements.from_json),
     "needs": ("needs", Requirements.to_json, lambda raw: Requirements.from_json(raw, "needs")),
+    "essential": ("essential", list, lambda raw: tuple(read_items(raw, "essential", MAX_NAMES))),
     "inputTokens": ("input_tokens", int, lambda raw: read_count(raw, "inputTokens")),
     "minReputation": ("min_reputation", int, int),
     "minStake": ("min_stake", int, int),

@@ -14,26 +14,10 @@ CLIENT_FAULTS: Final = frozenset({400, 405, 406, 411, 413, 414, 415, 422, 431, 4
 """Statuses that every provider would answer to the same request."""
 BUSY: Final = frozenset({408, 409, 425, 429, 503, 529})
 """Statuses of an engine that may answer the same request later."""
-FAILED_FINISHES: Final = frozenset(
-    {
-        "error",
-        "abort",
-        "aborted",
-        "cancel",
-        "cancelled",
-        "canceled",
-        "failed",
-        "failure",
-        "timeout",
-        "network_error",
-        "internal_error",
-        "server_error",
-        "engine_error",
-        "engine_overloaded",
-        "insufficient_system_resource",
-        "malformed_response",
-        "unknown_error",
-    }
+FAILED_FINISH: Final = re.compile(
+    r"error|abort|cancel|fail|time_?d?_?-?out|overload|interrupt|exception|crash|insufficient|unavailable|disconnect|preempt|killed"
+    r"|malformed|unloaded|^load$|^unload$",
+    re.IGNORECASE,
 )
 """Finish reasons that say that the engine did not finish: an answer that ends so is cut short, and never charged."""
 NO_FINISHES: Final = frozenset({"", "null", "none", "nil", "undefined"})

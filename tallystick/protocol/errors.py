@@ -145,6 +145,7 @@ class TallyError(Exception):
     `retry_after`: seconds after which the party at fault expects to answer; None if it did not say. `param`: the member of the
     request that is wrong, as OpenAI's errors name it; None if it is not a single one. `private_reason`: words for the client
     alone, which never leave this process unsealed. `sealed_reason`: such words of a node, sealed for the client (base64).
+    `opened_reason`: such words as the client has them: part of the text, and of nothing that is logged or stored.
     """
 
     code: Code
@@ -154,6 +155,7 @@ class TallyError(Exception):
     param: str | None = None
     private_reason: str | None = None
     sealed_reason: str | None = None
+    opened_reason: str | None = None
 
     def __init__(self, message: str, *, code: Code | None = None, fault: Fault | None = None) -> None:
         super().__init__(message)
@@ -161,6 +163,14 @@ class TallyError(Exception):
             self.code = code
         if fault is not None:
             self.fault = fault
+
+    def __str__(self) -> str:
+        return self.public_text if self.opened_reason is None else f"{self.public_text}: {self.opened_reason}"
+
+    @property
+    def public_text(self) -> str:
+        """The text without `opened_reason`, which may quote a request: for logs and files."""
+        return super().__str__()
 
     @property
     def status(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tallystick.protocol.engine_errors import FAILED_FINISHES, NO_FINISHES, error_status, has_error
+from tallystick.protocol.engine_errors import FAILED_FINISH, NO_FINISHES, error_status, has_error
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.lenient_json import load_lenient
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
@@ -207,7 +207,7 @@ def read_other_answer(data: bytes) -> AnswerDocument:
 def _merge_finish(earlier: str | None, reason: str, document: dict[str, Any]) -> str:
     """The finish reason of several choices: "length" if one has it. Raises EngineError for one that reports a failure."""
     reason = reason.strip()
-    if reason.lower() in FAILED_FINISHES:
+    if FAILED_FINISH.search(reason):
         raise EngineError({"error": {"message": f"the engine stopped: {reason}"}, "answer": document})
     if reason.lower() in NO_FINISHES:
         return earlier or ""

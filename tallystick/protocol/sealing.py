@@ -33,7 +33,6 @@ from tallystick.protocol.errors import BadSeal
 from tallystick.protocol.types import Address, Hash, JobId
 
 KEY_BYTES = 32
-_TAG_BYTES = 16
 _NONCE_BYTES = 12
 _LENGTH_BYTES = 4
 _SMALLEST, _LARGEST = 128, 16_384

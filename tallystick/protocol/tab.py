@@ -106,14 +106,3 @@ def check_receipt(order: Verified[Order], terms: Terms, receipt: Receipt) -> Non
             f"receipt.cumulativeCost: expected at least the receipt's own cost of {receipt.cost} base units, "
             f"got {receipt.cumulative_cost}"
         )
-
-
-def check_continuity(previous: Receipt, receipt: Receipt) -> None:
-    """Checks a receipt of a tab against the one before it. Raises BadReceipt."""
-    if receipt.seq != previous.seq + 1:
-        raise BadReceipt(f"receipt.seq: expected {previous.seq + 1}, got {receipt.seq}")
-    if receipt.cumulative_cost != previous.cumulative_cost + receipt.cost:
-        raise BadReceipt(
-            f"receipt.cumulativeCost: expected {previous.cumulative_cost} + {receipt.cost} base units, "
-            f"got {receipt.cumulative_cost}"
-        )

@@ -5,14 +5,18 @@ Sources: OpenAI's, Anthropic's, DeepSeek's, Moonshot's, Groq's, Cohere's and Gem
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-_INPUT: Final = ("prompt_tokens", "input_tokens", "prompt_eval_count", "promptTokenCount")
-_OUTPUT: Final = ("completion_tokens", "output_tokens", "eval_count", "candidatesTokenCount")
-_TOTAL: Final = ("total_tokens", "totalTokenCount")
+_INPUT: Final = ("prompt_tokens", "input_tokens", "prompt_eval_count", "promptTokenCount", "inputTokens")
+_OUTPUT: Final = ("completion_tokens", "output_tokens", "eval_count", "candidatesTokenCount", "outputTokens")
+_TOTAL: Final = ("total_tokens", "totalTokenCount", "totalTokens")
 _CACHED: Final = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens", "cachedContentTokenCount")
+
+
+_DIGITS = re.compile(r"[0-9]{1,12}")
 
 
 class _NoCount(Exception):
@@ -65,6 +69,8 @@ def _places(document: Mapping[str, Any]) -> Iterator[object]:
     for choice in choices if isinstance(choices, list) else ():
         if isinstance(choice, dict):
             yield choice.get("usage")
+            delta = choice.get("delta")
+            yield delta.get("usage") if isinstance(delta, dict) else None
     meta = document.get("meta")
     if isinstance(meta, dict):
         yield meta.get("tokens")
@@ -81,7 +87,7 @@ def read_usage(usage: object) -> ReportedUsage | None:
     """
     if not isinstance(usage, dict):
         return None
-    usage = usage["tokens"] if isinstance(usage.get("tokens"), dict) else usage
+    usage = next((usage[name] for name in ("tokens", "billed_units") if isinstance(usage.get(name), dict)), usage)
     try:
         return _read_counts(usage)
     except _NoCount:
@@ -100,7 +106,9 @@ def _read_counts(usage: dict[str, Any]) -> ReportedUsage | None:
         cached = cached or read
     stated = any(name in usage for name in _OUTPUT)
     if given is None:
-        return ReportedUsage(total, cached, 0) if output is None and not stated else ReportedUsage(None, cached, output)
+        if output is None:
+            return ReportedUsage(None, cached, None) if stated else ReportedUsage(total, cached, 0)
+        return ReportedUsage(None if total is None else max(total - output, 0), cached, output)
     if total is not None and total > given + (output or 0):
         output = total - given
     elif output is None and total is not None and not stated:
@@ -132,7 +140,7 @@ def _count_of(members: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     value = next((members[name] for name in names if members.get(name) is not None), None)
     if value is None:
         return None
-    if isinstance(value, float) and value.is_integer():
+    if (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and _DIGITS.fullmatch(value)):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise _NoCount

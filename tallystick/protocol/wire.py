@@ -150,11 +150,17 @@ class Submission:
     sealed: bytes
     ranked: bool = False
     """Whether the coordinator must try the candidates in the client's order, instead of the cheapest first."""
+    wait: int | None = None
+    """Seconds that the job may wait for a free slot; 0: not at all. None: as long as the coordinator lets jobs wait."""
 
     def dumps(self) -> bytes:
         """The wire form."""
-        header = {"job": self.job.hex(), "candidates": [c.to_json() for c in self.candidates]}
-        return _join(header | ({"ranked": True} if self.ranked else {}), self.sealed)
+        header: dict[str, Any] = {"job": self.job.hex(), "candidates": [c.to_json() for c in self.candidates]}
+        if self.ranked:
+            header["ranked"] = True
+        if self.wait is not None:
+            header["wait"] = self.wait
+        return _join(header, self.sealed)
 
     @classmethod
     def loads(cls, data: bytes) -> Submission:
@@ -170,6 +176,7 @@ class Submission:
             tuple(Candidate.from_json(raw, f"candidates[{i}]") for i, raw in enumerate(listed)),
             sealed,
             ranked,
+            None if header.get("wait") is None else read_count(header["wait"], "submission.wait"),
         )
         if not submission.candidates:
             raise BadMessage("submission.candidates: expected at least one")

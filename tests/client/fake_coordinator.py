@@ -311,7 +311,7 @@ class FakeMarket:
         body = await request.json()
         self.shortlists.append(body)
         known = {"model", "payer", "maxInputPrice", "maxOutputPrice", "providers", "exclude", "route", "limit"}
-        assert body.keys() <= known | {"needs", "inputTokens", "require", "minStake", "minReputation", "sort"}
+        assert body.keys() <= known | {"needs", "essential", "inputTokens", "require", "minStake", "minReputation", "sort"}
         parse_address(body["payer"])
         if self.refusals:
             return _refuse(self.refusals.pop(0))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from tallystick.chain.codec import load_abi
 from tallystick.chain.escrow import Purse
 from tallystick.chain.events import Deposited, PurseOpened, ThawStarted, Withdrawn
+from tallystick.chain.token import split_signature
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.messages import Bind
@@ -94,7 +96,9 @@ async def test_a_front_run_permit_does_no_harm(world: World) -> None:
     owner = await world.purse(KEY, OWNER, 0)
     await world.give(OWNER.address, DOLLAR)
     permit = await world.escrow.token.permit(OWNER, world.deployment.escrow, Amount(DOLLAR), Seconds(FAR))
-    await world.escrow.token.send_permit(await world.sender(STRANGER), OWNER.address, world.deployment.escrow, permit)
+    arguments = (permit.amount, permit.deadline, *split_signature(permit.signature))
+    call = load_abi("TestUSD").call("permit", OWNER.address, world.deployment.escrow, *arguments)
+    await (await world.sender(STRANGER)).send(world.deployment.token, call)
     await world.escrow.deposit_with_permit(owner, KEY.address, permit)
     assert (await world.escrow.purse(KEY.address)).free == DOLLAR
 

@@ -17,7 +17,7 @@ import httpx
 
 from scripts.relay import processes
 from tests.e2e.extra_node import node_beside
-from tests.e2e.scripted_engine import MODEL, Part, ScriptedEngine, chunked, head, scripted_engine
+from tests.e2e.scripted_engine import ABORT, MODEL, Part, ScriptedEngine, chunked, head, scripted_engine
 
 CHAT, COMPLETIONS, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"
 JSON_HEAD = head("application/json")
@@ -70,6 +70,8 @@ COMPLETED = event(type="response.completed", response=RESULT)
 COUNTS = {"prompt_tokens": 12, "completion_tokens": 4}
 LONG_TEXT = "Hello there, this is a whole sentence of words."
 """47 bytes: twelve tokens by the fallback rule."""
+OUTPUT_BYTES = len(whole({"prompt_tokens": 10**9, "completion_tokens": 10**9}))
+"""The most output tokens that an answer of so many bytes can have."""
 ESTIMATED = -1
 """Stands for input tokens by the fallback rule, which depend on the bytes of the request."""
 
@@ -133,7 +135,7 @@ END_OF_STREAM = {
     "a response without its last blank line": Case((head(), MADE, SAID, COMPLETED[:-2]), path=RESPONSES),
     "a message without its last blank line": Case((head(), STARTED, BLOCK, PIECE, ENDING, STOPPED[:-2]), path=MESSAGES,
                                                  billed=(25, 0, 9)),
-    "the connection resets after [DONE]": Case(chunked(*TEXT, STOP, COUNTED, DONE)),
+    "the connection resets after [DONE]": Case((*chunked(*TEXT, STOP, COUNTED, DONE)[:-1], 2.0, ABORT)),
     "text that ends without a finish reason": failed(head(), *TEXT),
     "half an event": failed(head(), *TEXT, STOP[:40]),
     "the connection resets after text": failed(*chunked(*TEXT)),
@@ -195,6 +197,12 @@ FORMS = {
     "a stream called JSON": Case((JSON_HEAD, b": processing\n\n", *TEXT, STOP, COUNTED, DONE)),
     "a document instead of a stream": Case((JSON_HEAD, whole(COUNTS)), shows="data: [DONE]"),
     "a stream instead of a document": answered(head(), *TEXT, STOP, COUNTED, DONE, shows='"content":"Hello there."'),
+    "an error document instead of a stream": own_error(
+        JSON_HEAD, b'{"error":{"message":"context length exceeded","code":400}}', shows="context length exceeded"
+    ),
+    "a message instead of its stream": Case((JSON_HEAD, MESSAGE), path=MESSAGES, billed=(25, 0, 9), shows="event: message_stop"),
+    "a response instead of its stream": Case((JSON_HEAD, json.dumps(RESULT).encode()), path=RESPONSES,
+                                             shows="event: response.completed"),
     "a document without a content type": answered(head(None), whole(COUNTS)),
 }  # fmt: skip
 USAGES = {
@@ -231,6 +239,16 @@ USAGES = {
          PIECE, ENDING, STOPPED), path=MESSAGES, billed=(325, 300, 9),
     ),
     "a whole message": answered(JSON_HEAD, MESSAGE, path=MESSAGES, billed=(25, 0, 9)),
+    "camel case": answered(JSON_HEAD, whole({"inputTokens": 12, "outputTokens": 4, "totalTokens": 16})),
+    "counts as texts": answered(JSON_HEAD, whole({"prompt_tokens": "12", "completion_tokens": "4"})),
+    "an impossible count": answered(JSON_HEAD, whole({"prompt_tokens": -1, "completion_tokens": 4}), billed=(ESTIMATED, 0, 3)),
+    "more than can be true": answered(
+        JSON_HEAD, whole({"prompt_tokens": 10**9, "completion_tokens": 10**9}), billed=(ESTIMATED, 0, OUTPUT_BYTES)
+    ),
+    "an image in a message": Case(
+        (JSON_HEAD, MESSAGE), stream=False, path=MESSAGES, billed=(25, 0, 9), shows="there",
+        members={"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "https://x.y/z"}}]}]},
+    ),
     "an image by its URL": answered(
         JSON_HEAD, whole({"prompt_tokens": 1_400, "completion_tokens": 4}), billed=(1_400, 0, 4),
         members={"messages": [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, {

@@ -70,7 +70,9 @@ def test_a_route_is_served_by_the_asks_that_list_it() -> None:
 def test_unknown_is_not_no(features: tuple[str, ...], reason: Reason | None) -> None:
     """An ask that does not declare what a request needs may have it; one that declares its absence is left out."""
     ask = replace(ASK, spec=Spec(features=features))
-    assert Demand(MODEL, needs=Requirements(features=("vision",))).objection(ask, Facts(START)) is reason
+    demand = Demand(MODEL, needs=Requirements(features=("vision", "tools")), essential=("vision",))
+    assert demand.objection(ask, Facts(START)) is reason
+    assert replace(demand, essential=()).objection(ask, Facts(START)) is None
 
 
 def test_a_standard_route_whose_absence_is_declared() -> None:
@@ -131,6 +133,7 @@ requirements = st.builds(
         st.sampled_from(SORTS),
         limit=st.integers(1, MAX_CANDIDATES),
         needs=requirements,
+        essential=st.lists(st.text(max_size=4), max_size=2).map(tuple),
         input_tokens=st.integers(0, 1 << 31),
     )
 )
@@ -167,6 +170,7 @@ def test_every_criterion_is_on_the_wire() -> None:
         "min_stake": 1,
         "sort": "latency",
         "needs": Requirements(features=("tools",)),
+        "essential": ("tools",),
         "input_tokens": 1,
     }
     assert values.keys() == {field.name for field in fields(Demand)} - {"model", "limit", "prefer"}

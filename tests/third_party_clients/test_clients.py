@@ -145,7 +145,6 @@ async def test_the_javascript_package(site: Site) -> None:
     _check(output, site.engine)
 
 
-@pytest.mark.timeout(600)
 async def test_anthropics_javascript_package(site: Site) -> None:
     """The official `@anthropic-ai/sdk` of Node.js."""
     folder = await asyncio.to_thread(_install_npm, "js-anthropic", JS_ANTHROPIC)
@@ -170,7 +169,6 @@ async def test_the_vercel_ai_sdk(site: Site) -> None:
     assert conversation == ["user", "assistant", "user"]
 
 
-@pytest.mark.timeout(600)
 async def test_claude_code(site: Site) -> None:
     """A question without tools, and one whose answer calls a tool: its result goes back to the engine."""
     folder = await asyncio.to_thread(_install_npm, "claude-code", CLAUDE_CODE)

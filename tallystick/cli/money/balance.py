@@ -155,4 +155,4 @@ def _command_from(command: str, at: int) -> str:
 
 def _release_hint(provider: Address, at: int) -> str:
     command = f"tally release {provider}"
-    return _command_from(command, at) if at else f"{command}, wait, repeat it; or the provider gives it back"
+    return _command_from(command, at) if at else f"{command}, wait, repeat it; or the provider runs: tally give-back"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tallystick.cli.money.debts import warn_of_debts
+from tallystick.cli.money.give_back import read_consent
 from tallystick.cli.money.purse import (
     CancelThaw,
     Owner,
@@ -133,6 +134,12 @@ def reserve(
 
 def release(
     provider: Provider,
+    consent: Annotated[
+        Path | None,
+        typer.Option(
+            "--consent", help="The provider's signed consent (`tally give-back --consent`), which needs no waiting time."
+        ),
+    ] = None,
     wallet: Wallet = DEFAULT_WALLET,
     owner: Owner = None,
     password_file: PasswordFile = None,
@@ -143,9 +150,16 @@ def release(
     """Take back money reserved for a provider: the first run announces it, the second completes it after the waiting time."""
     key, payee = parse_account(wallet, "--wallet"), parse_account(provider, "PROVIDER")
 
+    signed = None if consent is None else read_consent(consent, key, payee)
+
     async def act(escrow: Escrow, sender: Sender) -> Outcome:
         await _owned_purse(escrow, key, sender.address)
         tab = await escrow.tab(key, payee)
+        if signed is not None:
+            tx = await escrow.give_back_signed(sender, signed)
+            rest = (await escrow.tab(key, payee)).reserved
+            text = f"{dollars(tab.reserved - rest)} are free again; {dollars(rest)} stay reserved for {payee}"
+            return text, _fields(tx, key=key, provider=payee, reserved=rest, released=not rest)
         if tab.release_at:
             await _require_waited(escrow, tab.release_at, "the release")
             tx = await escrow.finish_release(sender, key, payee)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from tallystick.cli.options import complete_wallets
 from tallystick.cli.output import dollars, note
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Bind
-from tallystick.protocol.types import Address, Amount, Seconds, parse_amount
+from tallystick.protocol.types import Address, Amount, Hash, Seconds, parse_amount
 
 if TYPE_CHECKING:
     from tallystick.chain.endpoint import Rpc
@@ -81,7 +82,8 @@ def require_free(amount: Amount, free: Amount, key: Address, remedy: str) -> Non
 
 async def fund_purse(escrow: Escrow, sender: Sender, key: Signer, amount: Amount, *, mint: bool = False) -> str:
     """Deposits into the purse of `key`, which the sender owns; opens the purse if it does not exist. Returns the transaction's
-    hash. With `mint`, makes the test dollars first. Raises TallyError.
+    hash. With `mint`, makes the test dollars first. If the owner has no coins for gas and the key has, the owner signs and the
+    key sends. Raises TallyError.
     """
     if amount <= 0:
         raise BadMessage("AMOUNT: expected more than 0 dollars, got 0")
@@ -91,16 +93,30 @@ async def fund_purse(escrow: Escrow, sender: Sender, key: Signer, amount: Amount
             Code.BAD_MESSAGE,
             f"the purse of {key.address} belongs to {purse.owner}, not to {sender.address}; name the owner's wallet with --owner",
         )
-    await require_gas(escrow, sender.address)
+    owner, payer = sender.signer, await _gas_payer(escrow, sender, key)
+    await require_gas(escrow, payer.address)
     if mint:
-        await escrow.token.mint(sender, sender.address, amount)
-    await require_tokens(escrow, sender.address, amount)
+        await escrow.token.mint(payer, owner.address, amount)
+    await require_tokens(escrow, owner.address, amount)
     if purse.owner is None:
-        bind = key.sign(Bind(key=key.address, owner=sender.address), escrow.deployment.domain)
-        await escrow.open_purse(sender, key.address, sender.address, bind)
+        bind = key.sign(Bind(key=key.address, owner=owner.address), escrow.deployment.domain)
+        await escrow.open_purse(payer, key.address, owner.address, bind)
     deadline = Seconds(await escrow.rpc.now() + PERMIT_SECONDS)
-    permit = await escrow.token.permit(sender.signer, escrow.deployment.escrow, amount, deadline)
-    return (await escrow.deposit_with_permit(sender, key.address, permit)).hash
+    if payer is sender:
+        permit = await escrow.token.permit(owner, escrow.deployment.escrow, amount, deadline)
+        return (await escrow.deposit_with_permit(sender, key.address, permit)).hash
+    salt = Hash(os.urandom(32))
+    signed = await escrow.token.authorize(owner, escrow.deployment.escrow, key.address, amount, salt, valid_before=deadline)
+    return (await escrow.deposit_with_authorization(payer, key.address, signed)).hash
+
+
+async def _gas_payer(escrow: Escrow, owner: Sender, key: Signer) -> Sender:
+    """The wallet that sends a deposit: the owner's, or the purse's key if only that one has coins for gas."""
+    from tallystick.chain.sender import Sender
+
+    if key.address == owner.address or await escrow.rpc.balance(owner.address) or not await escrow.rpc.balance(key.address):
+        return owner
+    return Sender(escrow.rpc, key)
 
 
 async def require_tokens(escrow: Escrow, holder: Address, amount: Amount) -> None:

@@ -20,9 +20,10 @@ import typer
 
 from tallystick.cli.market_deployment import ensure_deployment_file
 from tallystick.cli.node.init_identity import state_folders
+from tallystick.cli.node.money_report import payout_text
 from tallystick.cli.onchain import LOCAL_CHAIN_ID, open_escrow, parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
-from tallystick.cli.output import dollars, show_json, show_table, step
+from tallystick.cli.output import counted, dollars, show_checks, show_json, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address
@@ -79,10 +80,7 @@ def doctor(
         checks = [dict(zip(names, result, strict=True)) for result in diagnosis.results]
         show_json({"ready": diagnosis.ready, "checks": checks})
     else:
-        rows = (
-            (check, "ok" if ok else "PROBLEM", finding, "" if ok else remedy) for check, ok, finding, remedy in diagnosis.results
-        )
-        show_table(("check", "result", "found", "remedy"), rows)
+        show_checks(diagnosis.results)
         if diagnosis.ready:
             step("ready")
     if not diagnosis.ready:
@@ -182,6 +180,7 @@ async def _check_chain(diagnosis: Diagnosis, loaded: NodeConfig, provider: Addre
             )
             if provider is not None:
                 await _check_account(diagnosis, escrow, provider)
+            await diagnosis.run("payout", partial(_check_payout, loaded, escrow), "set coin_price under [payout] in the config")
             rules = await escrow.rules()
             finding = (
                 f"a payer can take one back {rules.release} s after announcing it; the longest job and its settlement take "
@@ -192,6 +191,14 @@ async def _check_chain(diagnosis: Diagnosis, loaded: NodeConfig, provider: Addre
     except TallyError as error:
         remedy = "check `deployment` and `rpc` in the config, and whether this machine can reach the chain"
         diagnosis.add("chain", False, str(error), remedy)
+
+
+async def _check_payout(loaded: NodeConfig, escrow: Escrow) -> str:
+    """When the node pays out by itself. Raises BadMessage if it could not weigh the gas."""
+    from node.chain.payouts import check_policy
+
+    check_policy(loaded.payout, escrow.deployment.chain_id)
+    return payout_text(loaded)
 
 
 async def _check_account(diagnosis: Diagnosis, escrow: Escrow, provider: Address) -> None:
@@ -235,7 +242,7 @@ async def _check_coordinator(
     with contextlib.suppress(TallyError, OSError):
         deployment = Deployment.load(loaded.deployment)
         remedy = "it settles on another contract: get the deployment file from its operator"
-        finding = f"{loaded.coordinator}, {len(offers)} models on offer"
+        finding = f"{loaded.coordinator}, {counted(len(offers), 'model')} on offer"
         diagnosis.add("coordinator", info.domain == deployment.domain, finding, remedy)
     await _check_fee(diagnosis, loaded, info)
     if date:
@@ -263,7 +270,9 @@ async def _check_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: Coordinator
     with contextlib.suppress(TallyError):
         async with open_escrow(loaded.deployment, loaded.rpc) as escrow:
             registered = (await escrow.provider(info.coordinator)).fee_bps
-        finding = f"{registered} bps registered, {announced} announced to clients; accepted up to {accepted}"
+        finding = (
+            f"{registered / 100:g} % registered, {announced / 100:g} % announced to clients; accepted up to {accepted / 100:g} %"
+        )
         diagnosis.add("fee", max(announced, registered) <= accepted, finding, remedy)
 
 
@@ -274,7 +283,10 @@ async def _check_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[
     engines = loaded.engines
     if not engines:
         with contextlib.suppress(TallyError):
-            engines = tuple(EngineConfig(url=engine.url, api_key=engine.api_key) for engine in await discover(os.environ))
+            key = os.environ.get("OPENAI_API_KEY") or None
+            engines = tuple(
+                EngineConfig(url=engine.url, api_key=key if engine.api_key else None) for engine in await discover(os.environ)
+            )
     if not engines:
         finding = "the config names none, and none answers on the usual ports"
         diagnosis.add("engine", False, finding, "start an engine, or name it in the config: [[engines]] url = …")
@@ -288,13 +300,20 @@ async def _check_engines(diagnosis: Diagnosis, loaded: NodeConfig, market: dict[
 async def _try_engine(engine: EngineConfig) -> str:
     """Lists an engine's models and has it generate one token. Raises TallyError."""
     from node.domain.requests import prepare
-    from node.engines.discover import inspect_engine
+    from node.engines.discover import DiscoveredEngine, NoModelList, inspect_engine
+    from node.engines.kinds import EngineKind
     from node.engines.openai_http import OpenAIEngine
     from node.ports import ResponseEnd, ResponseStart
+    from tallystick.protocol.messages import UNKNOWN
     from tallystick.protocol.wire import RequestHead, dumps
 
     settings = engine.settings(os.environ)
-    discovered = await inspect_engine(engine.url, settings.api_key, seconds=10)
+    try:
+        discovered = await inspect_engine(engine.url, settings.api_key, seconds=10)
+    except NoModelList:
+        if not engine.models:
+            raise
+        discovered = DiscoveredEngine(engine.url, EngineKind.OTHER, UNKNOWN, (), settings.api_key)
     names = [model.name for model in engine.models] or [model.name for model in discovered.models]
     listed = {model.name for model in discovered.models}
     missing = sorted(set(names) - listed) if listed else []  # some engines list nothing and serve any model
@@ -320,7 +339,7 @@ async def _try_engine(engine: EngineConfig) -> str:
     reports_usage = isinstance(events[-1], ResponseEnd) and events[-1].usage
     usage = "reports usage" if reports_usage else "reports no usage: tokens are estimated from bytes"
     seconds = time.monotonic() - began
-    return f"{discovered.kind.value} {discovered.version}, {len(names)} model(s), one token in {seconds:.2f} s, {usage}"
+    return f"{discovered.kind.value} {discovered.version}, {counted(len(names), 'model')}, one token in {seconds:.2f} s, {usage}"
 
 
 def _check_price(diagnosis: Diagnosis, model: Any, offer: dict[str, Any] | None) -> None:

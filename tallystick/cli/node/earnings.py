@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tallystick.cli.node.money_report import MoneyReport, moment
+from tallystick.cli.node.money_report import MoneyReport, moment, payout_text
 from tallystick.cli.node.node_store import open_store, read_money, read_tabs
 from tallystick.cli.onchain import open_escrow, parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
@@ -55,13 +55,13 @@ def earnings(
             costs = {"transactions": gas.transactions, "gasUsed": gas.gas_used, "fee": str(gas.fee)}
             document = {"provider": provider, "days": [_line_json(line) for line in lines]} | report.to_json()
             paid_out = [json_fields(asdict(payout)) for payout in payouts]
-            show_json(document | {"gas": costs, "payouts": paid_out, "automaticPayout": _payout_text(loaded)})
+            show_json(document | {"gas": costs, "payouts": paid_out, "automaticPayout": payout_text(loaded)})
             return
         rows = map(_line_row, lines)
         show_table(("day", "model", "payer", "jobs", "tokens", "dollars"), rows, title=f"Earnings of the last {days} days")
         show_table(("where", "dollars", "what it is"), report.rows(), title="Where the money is")
         paid = f"{gas.fee // 10**9} gwei for {counted(gas.transactions, 'transaction')}"
-        fields = [("gas paid", paid if gas.transactions else "none: coordinators paid"), ("payout", _payout_text(loaded))]
+        fields = [("gas paid", paid if gas.transactions else "none: coordinators paid"), ("payout", payout_text(loaded))]
         fields += [
             ("paid out", f"{dollars(payout.amount)} to {payout.address} at {moment(payout.at)}, in {payout.tx}")
             for payout in payouts
@@ -100,11 +100,3 @@ async def _locate(store: SqlStore, loaded: NodeConfig, provider: Address, now: i
         settled = await read_money(store, escrow, provider, now)
     money = locate_money(settled.tabs, least=least, fees=settled.fees, credit=settled.account.credit)
     return MoneyReport(provider, settled.tabs, money, least, settled.account)
-
-
-def _payout_text(loaded: NodeConfig) -> str:
-    """Whether and when the node pays out by itself."""
-    if loaded.payout.min_amount is None:
-        return "not automatic: tally cash-out, or min_amount under [payout] in the config"
-    target = loaded.payout.address or "the payout address"
-    return f"automatic from {dollars(loaded.payout.min_amount)} on, to {target}"

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 import typer
 
 from tallystick.cli.market_deployment import is_local
-from tallystick.cli.node.init_file import ModelPlan, NodeSetup, describe_models, to_toml
+from tallystick.cli.node.init_file import ModelPlan, NodeSetup, PayoutSetup, describe_models, to_toml
 from tallystick.cli.node.init_identity import choose_deployment, choose_identity, open_wallet_address
+from tallystick.cli.onchain import parse_account
 from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, PasswordFile
 from tallystick.cli.output import counted, err, note, show_json, show_table, step
 from tallystick.cli.prompts import ask
@@ -83,6 +84,15 @@ def init(
     output_price: Annotated[
         str | None, typer.Option(help="Dollars per million output tokens, for every model; default: the market's lowest.")
     ] = None,
+    payout_address: Annotated[
+        str | None,
+        typer.Option(help="Pay the node's credit to this address by itself: a cold wallet's address, or a wallet name."),
+    ] = None,
+    payout_min_amount: Annotated[str, typer.Option(help="Dollars of credit from which it is paid to --payout-address.")] = "10",
+    coin_price: Annotated[
+        str | None,
+        typer.Option(help="Dollars for one coin of the chain; required for --payout-address, except on a local test chain."),
+    ] = None,
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Do not test what the models can do.")] = False,
     _answers: AnswersFile = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask: accept what is found and suggested.")] = False,
@@ -101,6 +111,7 @@ def init(
         None if input_price is None else parse_amount(input_price, field="--input-price"),
         None if output_price is None else parse_amount(output_price, field="--output-price"),
     )
+    payout = _payout(payout_address, payout_min_amount, coin_price)
     coordinator, contract = _choose_coordinator(coordinator_url, quiet=quiet)
     if rpc is None and not quiet and deployment is None and not is_local(coordinator):
         rpc = ask("RPC endpoint of the market's chain (empty: later)", "", _optional_url, instead="name it with --rpc")
@@ -121,7 +132,7 @@ def init(
     identity = choose_identity(file, wallet, contract, named=named, quiet=quiet)
     address = open_wallet_address(identity.wallet, password_file)
     path = asyncio.run(choose_deployment(deployment, coordinator, rpc, identity.state))
-    setup = NodeSetup(coordinator, path, rpc, identity.state.absolute())
+    setup = NodeSetup(coordinator, path, rpc, identity.state.absolute(), payout)
     _write(file, address, setup, to_toml(setup, findings, plans, slots))
     if as_json:
         described = [{"url": f.url, "kind": f.kind.value, "version": f.version} | describe_models(plans[f.url]) for f in findings]
@@ -131,6 +142,17 @@ def init(
     step(f"wrote {file}; provider {address}, state {setup.state}")
     options = f"--config {file}" + ("" if identity.wallet == DEFAULT_WALLET else f" --wallet {identity.wallet}")
     step(f"next: tally node doctor {options}; then: tally node run {options}")
+
+
+def _payout(address: str | None, min_amount: str, coin_price: str | None) -> PayoutSetup | None:
+    """The automatic payout, if there is to be one. Raises BadMessage."""
+    if address is None:
+        return None
+    least = parse_amount(min_amount, field="--payout-min-amount")
+    if least < 1:
+        raise BadMessage("--payout-min-amount: expected more than 0 dollars")
+    price = None if coin_price is None else parse_amount(coin_price, field="--coin-price")
+    return PayoutSetup(parse_account(address, "--payout-address"), least, price)
 
 
 def _write(file: Path, address: Address, setup: NodeSetup, text: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tallystick.protocol.types import Amount, format_amount
+from tallystick.protocol.types import Address, Amount, format_amount
 
 if TYPE_CHECKING:
     from node.engines.discover import DiscoveredEngine
@@ -35,6 +35,26 @@ class ModelPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class PayoutSetup:
+    """The automatic payout: to which address, from which credit on, and the price of a coin (None: a test chain). Base units."""
+
+    address: Address
+    min_amount: Amount
+    coin_price: Amount | None
+
+    def lines(self) -> list[str]:
+        """The table of the config."""
+        return [
+            "",
+            "# Credit is paid to this address by itself, from this many dollars on, if gas costs little of it.",
+            "[payout]",
+            f"address = {json.dumps(self.address)}",
+            f'min_amount = "{format_amount(self.min_amount)}"',
+            *([] if self.coin_price is None else [f'coin_price = "{format_amount(self.coin_price)}"']),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class NodeSetup:
     """What a config says apart from engines. `rpc` is None if the deployment file's endpoint is used."""
 
@@ -42,6 +62,7 @@ class NodeSetup:
     deployment: Path
     rpc: str | None
     state: Path
+    payout: PayoutSetup | None = None
 
 
 def describe_models(plans: list[ModelPlan]) -> dict[str, Any]:
@@ -72,6 +93,7 @@ def to_toml(setup: NodeSetup, findings: list[DiscoveredEngine], plans: dict[str,
         *([] if setup.rpc is None else ["# The chain's RPC endpoint.", f"rpc = {json.dumps(setup.rpc)}"]),
         "# Receipts, tabs and keys of this node and no other. Back it up: receipts are money.",
         f"state = {json.dumps(str(setup.state))}",
+        *([] if setup.payout is None else setup.payout.lines()),
     ]
     for engine in findings:
         lines += [

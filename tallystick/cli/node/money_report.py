@@ -6,13 +6,14 @@ import time
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from tallystick.cli.output import json_fields
+from tallystick.cli.output import dollars, json_fields
 from tallystick.protocol.types import Address, Amount, format_amount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from node.domain.earned_money import EarnedMoney, TabMoney
+    from node.service.config import NodeConfig
     from tallystick.chain.escrow import ProviderAccount
 
 
@@ -89,3 +90,11 @@ class MoneyReport:
 def moment(at: int) -> str:
     """A time of the chain or this machine (Unix seconds) in this machine's zone."""
     return time.strftime("%F %T", time.localtime(at))
+
+
+def payout_text(loaded: NodeConfig) -> str:
+    """Whether and when the node pays out by itself."""
+    if loaded.payout.min_amount is None:
+        return "not automatic: tally cash-out, or min_amount under [payout] in the config"
+    target = loaded.payout.address or "the payout address"
+    return f"automatic from {dollars(loaded.payout.min_amount)} on, to {target}"

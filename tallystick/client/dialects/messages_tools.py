@@ -47,7 +47,7 @@ def translate_tool_choice(choice: object) -> dict[str, Any]:
     if choice is None:
         return {}
     kind = choice.get("type") if isinstance(choice, dict) else None
-    if not isinstance(choice, dict) or kind not in {*_CHOICES, "tool"}:
+    if not isinstance(choice, dict) or kind not in (*_CHOICES, "tool"):
         raise BadMessage("tool_choice.type: expected auto, any, tool or none")
     if kind != "tool":
         translated: dict[str, Any] = {"tool_choice": _CHOICES[kind]}

@@ -14,7 +14,7 @@ from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.lenient_json import dump_lenient
 
 _SEPARATOR: Final = "\n\n"
-_TEXTS: Final = frozenset({"input_text", "output_text", "text", "summary_text", "reasoning_text"})
+_TEXTS: Final = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 _ROLES: Final = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 _Message = dict[str, Any]
 

@@ -228,7 +228,7 @@ class RequestHandler:
                 log.info(
                     "falling back to another model",
                     code=error.code.value,
-                    reason=str(error),
+                    reason=error.public_text,
                     possible_cost=int(attempts.possible_cost),
                 )
                 first_error = first_error or error

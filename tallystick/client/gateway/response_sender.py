@@ -45,6 +45,8 @@ ERROR_HEADERS = ("retry-after", "x-should-retry", "request-id", "accept-encoding
 """Further headers that clients read: of errors, and Anthropic's id of a request."""
 NO_RECEIPT = "none"
 """Value of x-tally-receipt for an answer of an upstream."""
+_STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+"""Without the second header nginx holds a stream back until its buffer is full."""
 RECEIPT_OUTSTANDING = "outstanding"
 """Value of x-tally-receipt if the whole answer came before its receipt. x-tally-cost is then the most that it may cost."""
 
@@ -103,7 +105,7 @@ class ResponseSender:
         self, job: Job, head: ResponseHead, *, keyed: bool, possible_cost: Callable[[JobId], Awaitable[Amount]]
     ) -> None:
         """Sends an event stream chunk by chunk. If the job fails on the way, the last event is its error."""
-        headers = {"content-type": head.content_type, "cache-control": "no-store"}
+        headers = {"content-type": head.content_type, **_STREAM_HEADERS}
         headers |= _id_headers(self._errors, job.id) | _job_headers(job) | self._cache_headers() | self.attempts.headers()
         await _send_head(self._send, head.status, headers)
         translation = self.translations.get(job.id)
@@ -115,7 +117,7 @@ class ResponseSender:
             if stream is not None:
                 await sent.add(stream.finish(usage_of(job.receipt.message) if job.receipt is not None else None))
         except TallyError as error:
-            log.warning("stream ended with an error", job=job.id.hex(), code=error.code.value, reason=str(error))
+            log.warning("stream ended with an error", job=job.id.hex(), code=error.code.value, reason=error.public_text)
             self.attempts.record_failure(job, error, await possible_cost(job.id))
             retry = self.attempts.may_retry(error, keyed=keyed)
             event = self._errors.render_error_event(error, request_id=job.id.hex(), retry=retry)
@@ -167,7 +169,7 @@ class ResponseSender:
 
     async def send_upstream_stream(self, answer: UpstreamAnswer, translation: Translation | None) -> None:
         """Sends the event stream of an upstream. If it fails on the way, the last event is its error. `end_stream` follows."""
-        headers = {"content-type": answer.content_type, "cache-control": "no-store", **self._upstream_headers(answer)}
+        headers = {"content-type": answer.content_type, **_STREAM_HEADERS, **self._upstream_headers(answer)}
         await _send_head(self._send, answer.status, headers)
         stream = None if translation is None else translation.open_stream(job=answer.id)
         sent = _SentBytes(self._send, keep=False)
@@ -177,7 +179,7 @@ class ResponseSender:
             if stream is not None:
                 await sent.add(stream.finish(answer.usage))
         except TallyError as error:
-            log.warning("stream of an upstream ended with an error", upstream=str(answer.target), reason=str(error))
+            log.warning("stream of an upstream ended with an error", upstream=str(answer.target), reason=error.public_text)
             if stream is None or not stream.failed:
                 await sent.add(sent.gap + self._errors.render_error_event(error, request_id=answer.id, retry=False))
 
@@ -316,6 +318,6 @@ def error_response(scope: Scope, error: TallyError, *, retry: bool | None = None
     errors, request_id = error_format(scope), f"req_{secrets.token_hex(12)}"
     response = errors.render_error(error, request_id=request_id, retry=retry)
     record(outcome=error.code.value)
-    log.info("request refused", status=response.status, code=error.code.value, reason=str(error), request=request_id)
+    log.info("request refused", status=response.status, code=error.code.value, reason=error.public_text, request=request_id)
     headers = {"content-type": JSON, errors.id_header: request_id, "x-request-id": request_id} | response.headers
     return ErrorResponse(response.status, response.body, headers)

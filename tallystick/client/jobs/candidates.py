@@ -61,7 +61,7 @@ def estimate_cost(request: ApiRequest, ask: Ask, default_output: int, max_cost: 
         return Amount(
             0
         ), f"its context holds at most {ask.context_tokens} tokens, and the request has at least {needs.least_tokens}"
-    if lacking := denied(ask.spec.features, needs.features):
+    if lacking := denied(ask.spec.features, needs.essential):
         return Amount(0), f"it declares that it lacks what the request needs: {', '.join(lacking)}"
     if needed > ask.max_output_tokens:
         return Amount(0), f"it sells at most {ask.max_output_tokens} output tokens a request, not {needed}"

@@ -375,13 +375,14 @@ class Job:
         """Ends a job that the coordinator reported as failed. Raises that failure, unless the whole answer had come."""
         response, context = self._response, self._context
         if response.complete and response.head is not None:
-            log.warning("job failed after its whole answer", job=self.id.hex(), reason=str(failure))
+            log.warning("job failed after its whole answer", job=self.id.hex(), reason=failure.public_text)
             await self._record_delivery(self._delivered_by_order())
             context.reconciler.fetch_receipt(self.id)
             self._finish_reading()
             return
         state = JobState.CANCELLED if self._cancelling else JobState.FAILED
-        await context.ledger.end_job(self.id, state, str(failure), context.now(), deliveries=self._delivered_by_order())
+        deliveries = self._delivered_by_order()
+        await context.ledger.end_job(self.id, state, failure.public_text, context.now(), deliveries=deliveries)
         if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger does not have
             context.reconciler.wake()
             self._end_with(await context.reconciler.recovery.explain_refusal(self.id, failure))

@@ -148,8 +148,7 @@ class JobResponse:
             reason = self.key.open_reason(self.match.order.digest, sealed)
         except BadSeal:
             return failure
-        words = "".join(character for character in reason if character.isprintable())[:MAX_REASON]
-        failure.args = (f"{failure}: {words}" if words else str(failure),)
+        failure.opened_reason = "".join(character for character in reason if character.isprintable())[:MAX_REASON] or None
         return failure
 
     def _take_chunk(self, payload: bytes) -> bytes:

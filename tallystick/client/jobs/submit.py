@@ -64,11 +64,12 @@ class JobSubmitter:
         keep_bytes: int,
         idempotency_key: KeyedRequest | None,
         ranked: bool,
+        wait: int,
     ) -> tuple[JobResponse, aiohttp.ClientResponse]:
         """Posts a job. Returns its response, still without frames, and the open stream of them.
 
-        `max_cost` bounds the cap of each order, in base units. `ranked`: the coordinator must try the asks in this order. Raises
-        TallyError, after which nothing is owed.
+        `max_cost` bounds the cap of each order, in base units. `ranked`: the coordinator must try the asks in this order.
+        `wait`: seconds that the job may wait for a free slot. Raises TallyError, after which nothing is owed.
         """
         job, key = JobId(self.random(16)), ContentKey.new(self.random)
         commitment = commit_request(key.commitment_key, job, request.plaintext)
@@ -86,9 +87,9 @@ class JobSubmitter:
         )
         within_budget = drafts_within_budget(drafts, max_cost)
         async with self._closing_orders(request, key, job, idempotency_key) as signed:
-            orders = await self._sign(info, new, within_budget)
+            orders = await self._sign(info, new, within_budget, wait)
             signed.extend(orders)
-            header = Submission(job, wrap_keys(job, key, orders, asks), b"", ranked).dumps()
+            header = Submission(job, wrap_keys(job, key, orders, asks), b"", ranked, wait).dumps()
             if idempotency_key is not None:
                 keyed = IdempotencyKey(idempotency_key.key, idempotency_key.fingerprint, job, key.secret, header, now)
                 if (await self.ledger.store_key(keyed, now - self.config.idempotency_seconds)).job != job:
@@ -99,9 +100,12 @@ class JobSubmitter:
         by_digest = {placed.order.digest: placed for placed in orders}
         return JobResponse(job, key, by_digest, info.domain, info.coordinator, keep_bytes=keep_bytes), http_response
 
-    async def _sign(self, info: CoordinatorInfo, job: NewJob, drafts: Sequence[tuple[Address, Terms]]) -> list[PlacedOrder]:
+    async def _sign(
+        self, info: CoordinatorInfo, job: NewJob, drafts: Sequence[tuple[Address, Terms]], wait: int
+    ) -> list[PlacedOrder]:
         now_ns, config = self.clock(), self.config
-        policy = OrderPolicy(config.reserve_target, config.start_seconds, config.run_seconds, config.claim_seconds, info.fee_bps)
+        start = config.start_seconds + wait
+        policy = OrderPolicy(config.reserve_target, start, config.run_seconds, config.claim_seconds, info.fee_bps)
 
         def sign(tab: Tab, provider: Address, terms: Terms) -> PlacedOrder:
             return sign_order(

@@ -25,7 +25,7 @@ from tallystick.protocol.features import (
     VISION,
 )
 from tallystick.protocol.openai_wire import OUTPUT_LIMITS
-from tallystick.protocol.routes import EMBEDDINGS
+from tallystick.protocol.routes import COMPLETIONS, EMBEDDINGS
 
 MAX_BYTES_PER_TOKEN: Final = 16
 """Bytes of text, without white space, that a token has at most in any prompt that people send."""
@@ -62,16 +62,19 @@ _TEXTS = ("text", "content", "input_text", "output", "arguments", "refusal", "th
 """Members of messages and parts that hold text, or parts with text."""
 _TRUNCATING = ("truncate_prompt_tokens", "truncate", "truncation", "transforms")
 """Members of vLLM, TEI and NIM, OpenAI's responses, and OpenRouter that ask for a shorter prompt instead of an error."""
-_GRAMMARS = ("guided_json", "json_schema", "guided_grammar", "guided_regex", "grammar", "structured_outputs")
+_GRAMMARS = ("guided_json", "json_schema", "structured_outputs")
+"""Members of vLLM, llama.cpp and SGLang that have a JSON schema."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestNeeds:
-    """What a request needs. `least_tokens`: the fewest input tokens of its longest sequence, 0 if unknown; `likely_tokens`: those
-    that it is likely to have.
+    """What a request needs. `essential`: those of its features without which an engine refuses it for certain, as far as their
+    declarations go. `least_tokens`: the fewest input tokens of its longest sequence, 0 if unknown; `likely_tokens`: those that
+    it is likely to have.
     """
 
     features: tuple[str, ...] = ()
+    essential: tuple[str, ...] = ()
     least_tokens: int = 0
     likely_tokens: int = 0
 
@@ -89,7 +92,10 @@ def derive_needs(path: str, request: Mapping[str, Any]) -> RequestNeeds:
     media = sum(_kind(part) in _PARTS for part in parts)
     likely = max((length.likely for length in lengths), default=0) + media * LIKELY_MEDIA_TOKENS + _likely_tools(request)
     is_measured = path in (*OUTPUT_LIMITS, EMBEDDINGS) and not _truncates(request)
-    return RequestNeeds(tuple(sorted(set(features))), least if is_measured else 0, max(likely, least) if is_measured else 0)
+    if not is_measured:
+        least, likely = 0, 0
+    used = tuple(sorted(set(features)))
+    return RequestNeeds(used, tuple(f for f in used if not _is_soft(f, path, request)), least, max(likely, least))
 
 
 def round_up(tokens: int) -> int:
@@ -143,13 +149,17 @@ def _objects_in(value: Any, depth: int) -> Iterator[Mapping[str, Any]]:
 Parts = list[Mapping[str, Any]]
 
 
+def _defines_tools(request: Mapping[str, Any]) -> bool:
+    return any(isinstance(request.get(name), list) and request[name] for name in ("tools", "functions"))
+
+
 def _uses_tools(_path: str, request: Mapping[str, Any], parts: Parts) -> bool:
-    if any(isinstance(request.get(name), list) and request[name] for name in ("tools", "functions")):
-        return True
-    return any(part.get("tool_calls") or part.get("role") == "tool" or _kind(part) in _TOOL_PARTS for part in parts)
+    return _defines_tools(request) or any(
+        part.get("tool_calls") or part.get("role") == "tool" or _kind(part) in _TOOL_PARTS for part in parts
+    )
 
 
-def _uses_schema(_path: str, request: Mapping[str, Any], _parts: Parts) -> bool:
+def _has_schema(request: Mapping[str, Any]) -> bool:
     text, output = request.get("text"), request.get("output_config")
     formats = (
         request.get("response_format"),
@@ -157,8 +167,11 @@ def _uses_schema(_path: str, request: Mapping[str, Any], _parts: Parts) -> bool:
         text.get("format") if isinstance(text, Mapping) else None,
         output.get("format") if isinstance(output, Mapping) else None,
     )
-    schemas = any(isinstance(form, Mapping) and form.get("type") in ("json_schema", "structural_tag") for form in formats)
-    return schemas or any(request.get(name) for name in _GRAMMARS)
+    return any(isinstance(form, Mapping) and form.get("type") == "json_schema" for form in formats)
+
+
+def _uses_schema(_path: str, request: Mapping[str, Any], _parts: Parts) -> bool:
+    return _has_schema(request) or any(request.get(name) for name in _GRAMMARS)
 
 
 def _uses_logprobs(_path: str, request: Mapping[str, Any], _parts: Parts) -> bool:
@@ -166,6 +179,21 @@ def _uses_logprobs(_path: str, request: Mapping[str, Any], _parts: Parts) -> boo
     counted = isinstance(logprobs, int) and not isinstance(logprobs, bool)  # completions: a number, of which 0 asks too
     included = isinstance(include, list) and any(isinstance(name, str) and name.endswith(".logprobs") for name in include)
     return logprobs is True or counted or bool(request.get("top_logprobs")) or included
+
+
+def _is_soft(feature: str, path: str, request: Mapping[str, Any]) -> bool:
+    """Whether an engine that lacks a feature may still answer: it is declared for another form of request than this one.
+
+    Tools are tested with the model's free choice. Named and required choices take another path in engines (vLLM decodes them by
+    a grammar), and results of earlier calls are only text. Log-probabilities are tested in chats, and schemas in response_format.
+    """
+    if feature == TOOLS:
+        choice = request.get("tool_choice")
+        kind = choice.get("type") if isinstance(choice, Mapping) else choice
+        return not _defines_tools(request) or kind not in (None, "auto")
+    if feature == JSON_SCHEMA:
+        return not _has_schema(request)
+    return feature == LOGPROBS and path == COMPLETIONS
 
 
 def _uses_audio_output(_path: str, request: Mapping[str, Any], _parts: Parts) -> bool:

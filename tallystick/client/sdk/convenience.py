@@ -36,6 +36,7 @@ class ConvenienceMethods(ABC):
         key: str | None = None,
         label: str | None = None,
         affinity: str | None = None,
+        wait: int | None = None,
         content_type: str = JSON,
         **choice: Unpack[ProviderCriteria],
     ) -> Job:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
 
-from tallystick.client.config import MAX_LABEL, ClientConfig
+from tallystick.client.config import MAX_LABEL, MAX_WAIT_SECONDS, ClientConfig
 from tallystick.client.coordinator.access_tokens import AccessTokens
 from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo, ModelOffer
 from tallystick.client.coordinator.pinning import DeploymentPin
@@ -49,7 +49,7 @@ from tallystick.client.selection.shortlist import ShortlistCache
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
-from tallystick.protocol.json_members import read_text
+from tallystick.protocol.json_members import read_count, read_text
 from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.routes import CHAT, JSON
@@ -62,12 +62,13 @@ _STALE_SHORTLIST = (Code.NO_PROVIDER, Code.NODE_BUSY)
 
 @dataclass(frozen=True, slots=True)
 class _JobOptions:
-    """Options of one job beside its request; see `Market.submit`. `max_cost` is in base units."""
+    """Options of one job beside its request; see `Market.submit`. `max_cost` is in base units, `wait` in seconds."""
 
     max_cost: Amount | None
     keep: bool
     idempotency_key: KeyedRequest | None
     affinity: str | None
+    wait: int
 
 
 class Market(ConvenienceMethods):
@@ -291,6 +292,7 @@ class Market(ConvenienceMethods):
         key: str | None = None,
         label: str | None = None,
         affinity: str | None = None,
+        wait: int | None = None,
         content_type: str = JSON,
         accepts_less: bool = False,
         **choice: Unpack[ProviderCriteria],
@@ -301,8 +303,9 @@ class Market(ConvenienceMethods):
         `max_cost`: the most that the job may cost, in base units; the config's budgets, also that of the workload `label`, limit
         it too. `keep`: the job has a `proof` at its end. `key`: an idempotency key; a job with one survives a lost connection and
         a restart of this process, and the same request with the same key returns that job. `affinity`: names the conversation,
-        which else is recognised by its beginning; its requests stay with the provider that has it in its cache. `accepts_less`:
-        less output may be ordered than the body's limit, if no provider sells as much. Raises TallyError, after which nothing is
+        which else is recognised by its beginning; its requests stay with the provider that has it in its cache. `wait`: seconds
+        that the job may wait for a free slot (None: the config's `wait_seconds`). `accepts_less`: less output may be ordered than
+        the body's limit, if no provider sells as much. Raises TallyError, after which nothing is
         owed except for an earlier job of the same key.
         """
         raw = body if isinstance(body, bytes) else dump_lenient(dict(body))
@@ -322,7 +325,8 @@ class Market(ConvenienceMethods):
         self._check_room()
         demand = demand_for(demand_of(self.config, summary.model, path, choice), summary)
         limit = smallest_limit(self.config.max_cost, max_cost)
-        options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity)
+        seconds = self.config.wait_seconds if wait is None else read_count(wait, "wait", high=MAX_WAIT_SECONDS)
+        options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds)
         if key is None:
             return await self._submit_to_shortlist(request, demand, options)
         fingerprint = idempotency.fingerprint(request.plaintext)
@@ -347,10 +351,13 @@ class Market(ConvenienceMethods):
             raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
 
     async def _submit_to_shortlist(self, request: ApiRequest, demand: Demand, options: _JobOptions) -> Job:
-        """Submits to the shortlist of a demand, and once more with a fresh shortlist or fee if either was out of date."""
+        """Submits to the shortlist of a demand, and once more with a fresh shortlist or fee if either was out of date.
+
+        A job does not wait for the providers of a cached shortlist: others may have free slots meanwhile.
+        """
         asks, cached = await self._shortlists.get(demand)
         try:
-            return await self._submit_to(request, asks, demand, options)
+            return await self._submit_to(request, asks, demand, replace(options, wait=0) if cached else options)
         except Refusal as error:
             if error.code is not Code.ORDER_TERMS or not await self._fee_changed():
                 raise
@@ -375,6 +382,7 @@ class Market(ConvenienceMethods):
             keep_bytes=self._bytes_to_keep(context, request, options.keep),
             idempotency_key=options.idempotency_key,
             ranked=demand.ranked or reordered,
+            wait=options.wait,
         )
         keyed = options.idempotency_key is not None
         job = Job(context, response, http_response, request.summary, request.plaintext, keyed=keyed, began=began)

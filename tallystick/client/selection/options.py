@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, cast
 
-from tallystick.client.config import MAX_LABEL, ApiKey, ClientConfig
+from tallystick.client.config import MAX_LABEL, MAX_WAIT_SECONDS, ApiKey, ClientConfig
 from tallystick.client.openai.needs import round_down
 from tallystick.client.openai.requests import RequestSummary
 from tallystick.client.selection.shortlist import objection
@@ -55,12 +55,13 @@ class ProviderCriteria(TypedDict, total=False):
 class RequestOptions(ProviderCriteria, total=False):
     """Options from the header X-Tally-Options and a caller's API key: criteria for providers, and the job's cost limit and label.
 
-    `affinity`: the name of the request's conversation.
+    `affinity`: the name of the request's conversation. `wait`: seconds that the job may wait for a free slot.
     """
 
     max_cost: Amount | None
     label: str
     affinity: str
+    wait: int
 
 
 def demand_of(config: ClientConfig, model: str, route: str, criteria: ProviderCriteria) -> Demand:
@@ -80,7 +81,7 @@ def demand_of(config: ClientConfig, model: str, route: str, criteria: ProviderCr
 def demand_for(demand: Demand, request: RequestSummary) -> Demand:
     """Adds what a request itself needs to its demand. Sizes are rounded, so that similar requests share a shortlist."""
     needs = Requirements(features=request.needs.features, context_tokens=request.likely_context)
-    return replace(demand, needs=needs, input_tokens=round_down(request.needs.least_tokens))
+    return replace(demand, needs=needs, essential=request.needs.essential, input_tokens=round_down(request.needs.least_tokens))
 
 
 def _narrowed(policy: ClientConfig | ApiKey, criteria: ProviderCriteria) -> _Narrowing:
@@ -184,6 +185,7 @@ _READERS: dict[str, Callable[[object, str], Any]] = {
     "market": _flag,
     "affinity": lambda value, member: read_text(value, member, MAX_LABEL),
     "label": lambda value, member: read_text(value, member, MAX_LABEL),
+    "wait": lambda value, member: read_count(value, member, high=MAX_WAIT_SECONDS),
 }
 """The reader of each option."""
 

@@ -43,6 +43,7 @@ class UpstreamAnswer:
     meter: AnswerMeter
     _response: aiohttp.ClientResponse = field(repr=False)
     _limit: int
+    _key: str | None = field(default=None, repr=False)
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     complete: bool = False
     _reader: EventReader = field(default_factory=lambda: EventReader(MAX_EVENT_BYTES), repr=False)
@@ -76,7 +77,7 @@ class UpstreamAnswer:
             self.meter.add(data)
             self._check_error(data)
         self.complete = not self.meter.failed
-        return data
+        return data if self.status < 400 else _without_key(data, self._key)
 
     async def open_stream(self) -> None:
         """Reads the first events of a stream. Raises Unavailable if they report a failure, or if there are none."""
@@ -122,7 +123,7 @@ class UpstreamAnswer:
         if error is None or self.status >= 400:
             return
         if error.blamed_status is None or error.blamed_status in BUSY:
-            raise _unavailable(self.target, f"reported a failure: {error_words(data)}")
+            raise _unavailable(self.target, "reported a failure", error_words(_without_key(data, self._key)))
         self.status = error.blamed_status
 
     def _passes(self, event: bytes) -> bool:
@@ -204,7 +205,7 @@ class UpstreamCaller:
                     raise await _failure(request, response, key)
                 kind = response.headers.get("content-type", JSON)[:100]
                 meter = AnswerMeter(request.path, len(request.body))
-                answer = UpstreamAnswer(request, response.status, kind, meter, response, self._config.max_answer_bytes)
+                answer = UpstreamAnswer(request, response.status, kind, meter, response, self._config.max_answer_bytes, key)
                 if answer.is_stream:
                     await answer.open_stream()
                 yield answer
@@ -232,12 +233,14 @@ async def _failure(request: UpstreamRequest, response: aiohttp.ClientResponse, k
         body = await response.content.read(_MAX_ERROR_BYTES)
     except (aiohttp.ClientError, TimeoutError, OSError):
         body = b""
-    words = error_words(body)
-    if key is not None:
-        words = words.replace(key, "[redacted]")
-    error = _unavailable(request.target, f"answered {status}" + (f": {words}" if words else ""))
+    error = _unavailable(request.target, f"answered {status}", error_words(_without_key(body, key)))
     error.retry_after = _read_wait(response.headers.get("retry-after", ""))
     return error
+
+
+def _without_key(words: bytes, key: str | None) -> bytes:
+    """An upstream's words without the API key, which callers of the gateway must not learn."""
+    return words if key is None else words.replace(key.encode(), b"[redacted]")
 
 
 def _read_wait(header: str) -> int | None:
@@ -247,5 +250,7 @@ def _read_wait(header: str) -> int | None:
         return None
 
 
-def _unavailable(target: UpstreamTarget, text: str) -> Unavailable:
-    return Unavailable(Code.UPSTREAM_UNAVAILABLE, f"{target} {text}", fault=Fault.ENGINE)
+def _unavailable(target: UpstreamTarget, text: str, words: str = "") -> Unavailable:
+    error = Unavailable(Code.UPSTREAM_UNAVAILABLE, f"{target} {text}", fault=Fault.ENGINE)
+    error.opened_reason = words or None  # may quote the request, so it is not logged
+    return error

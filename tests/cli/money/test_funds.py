@@ -95,6 +95,44 @@ def test_reserve_and_release(market: Tally) -> None:
     assert _inspect(market, "tab", "default", "node")[0] == "unused"
 
 
+def test_the_provider_gives_back(market: Tally, tmp_path: Path) -> None:
+    """A provider frees a reservation at once, or signs a consent that the payer sends; a part may stay reserved."""
+    market("reserve", "node", "3")
+    assert "tally give-back" in str(market("balance", "--provider", "node"))
+    back = market("give-back", "default", "--keep", "2", "--wallet", "node")
+    assert (back["givenBack"], back["reserved"]) == ("1000000", "2000000")
+    consent = tmp_path / "consent.json"
+    signed = market("give-back", "default", "--wallet", "node", "--consent", str(consent), "--keep", "0.5")
+    assert (signed["givenBack"], signed["consent"]) == ("1500000", str(consent))
+    assert "exists" in market("give-back", "default", "--wallet", "node", "--consent", str(consent), fails=True)["message"]
+    other = market.wallet("other")
+    assert f"got that of {NODE.address}" in market("release", other, "--consent", str(consent), fails=True)["message"]
+    released = market("release", "node", "--consent", str(consent))
+    assert (released["reserved"], released["released"]) == ("500000", False)
+    error = market("give-back", "default", "--wallet", "node", "--keep", "0.5", fails=True)
+    assert "nothing was sent" in error["message"]
+    assert "0.5 dollars are free again" in market.says("give-back", "default", "--wallet", "node")
+    assert "none.json" in market("release", "node", "--consent", str(tmp_path / "none.json"), fails=True)["message"]
+
+
+def test_an_owner_without_coins_deposits(market: Tally) -> None:
+    """If only the purse's key has coins, the owner signs for the deposit and the key pays the gas, also to open the purse."""
+    owner, key = market.wallet("poor owner"), market.wallet("rich key")
+    error = market("deposit", "1", "--wallet", "rich key", "--owner", "poor owner", fails=True)
+    assert f"{owner} has no coins" in error["message"]
+
+    async def fund(world: World) -> None:
+        await world.deployer.send(Address(key.lower()), b"", value=10**18)
+        await world.give(Address(owner.lower()), 2 * DOLLAR)
+
+    on_chain(market, fund)
+    made = market("deposit", "1", "--wallet", "rich key", "--owner", "poor owner")
+    assert (made["free"], made["owner"]) == ("1000000", owner)
+    assert market("deposit", "3", "--wallet", "rich key", "--owner", "poor owner", "--mint")["free"] == "4000000"
+    places = {place["place"]: place["amount"] for place in market("balance", "--address", owner)["places"]}
+    assert places["wallet"] == "1000000"
+
+
 def test_settlement_during_a_release(market: Tally) -> None:
     """A provider may collect during a release; the release can still be completed, and `inspect` says so."""
     market("reserve", "node", "3")
@@ -213,7 +251,7 @@ def test_inspect_as_text(market: Tally) -> None:
     for expected in ("purse: thawing", "4.5 dollars is free", "2.5 dollars is under thaw", "tally withdraw", "the owner"):
         assert expected in purse
     tab = market.says("contract", "inspect", "tab", "default", "node")
-    for expected in ("tab: reserved", "3 dollars is reserved: only this provider", "giveBack()", "the provider, or"):
+    for expected in ("tab: reserved", "3 dollars is reserved: only this provider", "tally give-back", "the provider, or"):
         assert expected in tab
     assert "evidence against this account would cost it nothing" in market.says("contract", "inspect", "provider", "node")
     rules = market.says("contract", "inspect", "rules")

@@ -74,6 +74,21 @@ def test_each_node_gets_its_own_state(tally: Tally, url: str, engine_url: str) -
     assert (same_name["wallet"], same_name["state"]) == ("node", str(tally.home / "nodes" / "node-2"))
 
 
+def test_a_cold_wallet_for_payouts(tally: Tally, url: str, engine_url: str) -> None:
+    """The options write the automatic payout; a wrong amount or address writes nothing."""
+    cold = "0x" + "c0" * 20
+    _init(tally, url, engine_url, "paid", "--payout-address", cold, "--payout-min-amount", "2.5", "--coin-price", "3000")
+    policy = load_config(tally.home / "paid.toml", environment={}).payout
+    assert (policy.address, policy.min_amount, policy.coin_price) == (cold, 2_500_000, 3_000_000_000)
+    for options, name in (
+        (("--payout-address", "0x12"), "--payout-address"),
+        (("--payout-address", cold, "--payout-min-amount", "0"), "--payout-min-amount"),
+        (("--payout-address", cold, "--coin-price", "x"), "--coin-price"),
+    ):
+        assert name in _init(tally, url, engine_url, "unpaid", *options, fails=True)["message"]
+    assert not (tally.home / "unpaid.toml").exists()
+
+
 def test_an_earlier_state_is_kept(tally: Tally, url: str, engine_url: str) -> None:
     """A wallet that has a state on this market continues with it, wherever an earlier config put it."""
     wallet = tally.wallet("default")

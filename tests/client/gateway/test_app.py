@@ -96,6 +96,7 @@ async def test_stream_is_flushed_chunk_by_chunk(http: httpx.AsyncClient, fake: F
     async with http.stream("POST", CHAT, json=STREAM) as answer:
         assert answer.headers["x-tally-job"] == fake.last.job.hex()
         assert answer.headers["x-tally-provider"] == fake.providers[0].address
+        assert (answer.headers["cache-control"], answer.headers["x-accel-buffering"]) == ("no-store", "no"), "proxies pass it on"
         seen = []
         async for chunk in answer.aiter_raw():
             seen.append(chunk)

@@ -271,12 +271,14 @@ async def test_an_upstream_that_fails(  # noqa: PLR0917 - parameters and fixture
 async def test_an_upstream_that_blames_the_request(
     fake: FakeMarket, wallet: Signer, cloudy: ClientConfig, hosted: HostedApi
 ) -> None:
-    """The caller gets its answer as it is."""
+    """The caller gets its answer as it is, except for the key, which a caller of the gateway must not learn."""
     hosted.status, hosted.body = 400, b'{"error": {"message": "n: expected 1", "type": "invalid_request_error"}}'
     async with gateway(fake, wallet, cloudy) as (http, _):
         answer = await ask(http)
         assert (answer.status_code, answer.content) == (400, hosted.body)
         assert (answer.headers["x-tally-upstream"], answer.headers["x-tally-cost"]) == ("cloud", "0")
+        hosted.body = b'{"error": {"message": "no such model for sk-the-users-own-key"}}'
+        assert (await ask(http)).json()["error"]["message"] == "no such model for [redacted]"
 
 
 async def test_a_market_after_an_upstream(fake: FakeMarket, wallet: Signer, cloudy: ClientConfig, hosted: HostedApi) -> None:

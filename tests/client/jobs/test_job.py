@@ -84,7 +84,10 @@ async def test_a_failure_has_the_engines_own_words(market: Market, fake: FakeMar
         with pytest.raises(Unavailable) as caught:
             await run(market)
         assert str(caught.value) == f"the engine answered with {shown}"
-        assert caught.value.as_json()["error"].keys() & {"sealed_reason", "private_reason"} == set()
+        assert caught.value.as_json()["error"].keys() & {"sealed_reason", "private_reason", "opened_reason"} == set()
+        known = await market.find(list(fake.sessions)[-1])
+        assert known is not None
+        assert known.reason == "the engine answered with the status 500", "it may quote the request, which the ledger never does"
 
 
 async def test_fail_frame(market: Market, fake: FakeMarket) -> None:

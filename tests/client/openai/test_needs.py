@@ -118,3 +118,31 @@ def test_the_demand_of_a_request() -> None:
     demand = demand_for(Demand("m"), summarise(CHAT, dumps(body)))
     assert demand.needs == Requirements(features=("tools",), context_tokens=round_up(2_500 + 5_000))
     assert demand.input_tokens == round_down(1_000)
+
+
+AUTO = {"tools": [{"type": "function", "function": FUNCTION}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "members", "soft"),
+    [
+        (CHAT, AUTO, ()),
+        (CHAT, AUTO | {"tool_choice": "auto"}, ()),
+        (MESSAGES, {"tools": [{"name": "f"}], "tool_choice": {"type": "auto"}}, ()),
+        (CHAT, AUTO | {"tool_choice": "required"}, ("tools",)),
+        (CHAT, AUTO | {"tool_choice": {"type": "function", "function": {"name": "f"}}}, ("tools",)),
+        (MESSAGES, {"tools": [{"name": "f"}], "tool_choice": {"type": "any"}}, ("tools",)),
+        (CHAT, AUTO | {"tool_choice": "none"}, ("tools",)),
+        (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, ("tools",)),
+        (CHAT, {"response_format": SCHEMA}, ()),
+        (CHAT, {"guided_json": {}, "json_schema": {"type": "object"}}, ("json_schema",)),
+        (CHAT, {"logprobs": True}, ()),
+        (COMPLETIONS, {"prompt": "x", "logprobs": 1}, ("logprobs",)),
+        (CHAT, {"messages": [user({"type": "image_url", "image_url": {"url": URL}})]}, ()),
+    ],
+)
+def test_what_is_essential(path: str, members: dict[str, Any], soft: tuple[str, ...]) -> None:
+    """A declaration speaks for the form of request by which it was found out. For other forms it is only a preference."""
+    needs = derive_needs(path, members)
+    assert needs.features
+    assert set(needs.features) - set(needs.essential) == set(soft)

@@ -342,7 +342,9 @@ async def test_a_reorg_of_final_blocks(settler: Settler, store: MemoryStore, esc
     await settler.settle()
     await settler.follow_events()
     escrow.take_back()
+    before = settler._sender._nonces
     await settler.follow_events()
+    assert settler._sender._nonces is not before, "the chain may have dropped the account's transactions too"
     assert await store.settlement(PAYER.address, ANN.address) is None
     for _ in range(2):
         await settler.settle()

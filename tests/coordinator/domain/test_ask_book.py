@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from coordinator.domain.ask_book import AskBook, ConnectedNode
+from coordinator.domain.ask_book import MAX_FORMER_ASKS, AskBook, ConnectedNode
 from tallystick.protocol.link import Capacity
 from tests.coordinator.harness import MODEL, make_ask, person
 
@@ -95,3 +95,31 @@ def test_the_asks_of_some_providers() -> None:
     book.replace(BOB.address, [bob], FREE)
     listed_ask = book.of_providers(MODEL, [ANN.address, person("stranger").address])
     assert [listed_ask.ask for listed_ask in listed_ask] == [ann]
+
+
+def test_a_replaced_ask_can_still_be_ordered() -> None:
+    """Orders may name an ask that its node replaced lately, since the node accepts them; not one whose model it withdrew."""
+    book = AskBook()
+    old, gone = make_ask(ANN, seq=1), make_ask(ANN, model="withdrawn")
+    book.replace(ANN.address, [old, gone], FREE)
+    book.replace(ANN.address, [make_ask(ANN, seq=2)])
+    listed_ask = book.find(old.digest)
+    assert listed_ask is not None
+    assert listed_ask.node is book.node(ANN.address)
+    assert (book.find(gone.digest), book.size, len(book.of_model(MODEL))) == (None, 1, 1)
+    book.replace(ANN.address, [old])
+    assert [entry.ask for entry in book.of_model(MODEL)] == [old]
+    book.drop(ANN.address)
+    assert book.find(old.digest) is None
+
+
+def test_few_replaced_asks_are_kept() -> None:
+    """Only the last replaced asks of a node can be ordered, and nothing of the others stays."""
+    book = AskBook()
+    asks = [make_ask(ANN, seq=seq) for seq in range(1, MAX_FORMER_ASKS + 5)]
+    for ask in asks:
+        book.replace(ANN.address, [ask], FREE)
+    known = [book.find(ask.digest) is not None for ask in asks]
+    assert known == [False] * 3 + [True] * (MAX_FORMER_ASKS + 1)
+    book.replace(ANN.address, [])
+    assert not any(book.find(ask.digest) for ask in asks)

@@ -7,7 +7,7 @@ import pytest
 
 from coordinator.domain.ask_book import AskBook, ConnectedNode
 from coordinator.domain.ask_index import CLASSES, MAX_GROUPS, OTHER, PROVEN, RELIABLE, speed_steps
-from tallystick.protocol.criteria import Demand, Facts, Sort
+from tallystick.protocol.criteria import Demand, Facts, Reason, Sort
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Spec
@@ -74,12 +74,13 @@ def test_the_index_has_every_free_ask_that_fits(seed: int) -> None:
         length = random.choice((0, 4_096, 4_097, random.randrange(40_000)))
         demand = Demand(MODEL, require=require, sort=random.choice(get_args(Sort)), needs=needs, input_tokens=length)
         demand = random.choice((demand, demand.strict or demand))
-        fitting = [
-            entry
-            for entry in book.of_model(MODEL)
-            if demand.objection(entry.ask.message, Facts(START, free=entry.node.free)) is None
+        judged = [
+            (entry, demand.objection(entry.ask.message, Facts(START, free=entry.node.free))) for entry in book.of_model(MODEL)
         ]
+        fitting = [entry for entry, reason in judged if reason is None]
         index = book.index_of(MODEL)
+        busy = [entry for entry, reason in judged if reason is Reason.BUSY]
+        assert busy == [] if index is None else sorted(map(id, index.busy_asks(demand))) == sorted(map(id, busy))
         for reliability in CLASSES:
             expected = [entry for entry in fitting if entry.node.reliability == reliability]
             found = [] if index is None else list(index.free_asks(demand, reliability, random.random()))

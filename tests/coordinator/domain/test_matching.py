@@ -55,7 +55,7 @@ def _refusal(book: AskBook, **demand: Any) -> TallyError:
         (Reason.FEATURES, {"require": Requirements(features=("tools",))}, {"spec": Spec(features=("logprobs",))}),
         (Reason.CONTEXT, {"require": Requirements(context_tokens=8_193)}, {}),
         (Reason.TOO_LONG, {"input_tokens": 8_193}, {}),
-        (Reason.UNSUPPORTED, {"needs": Requirements(features=("vision",))}, {"spec": Spec(features=("-vision",))}),
+        (Reason.UNSUPPORTED, {"essential": ("vision",)}, {"spec": Spec(features=("-vision",))}),
         (Reason.ROUTE, {"route": "/v1/embeddings"}, {"spec": Spec(features=("-/v1/embeddings",))}),
         (Reason.ASK_EXPIRED, {}, {"valid_until": START}),
         (Reason.ASK_EXPIRED, {}, {"valid_from": START + 1}),
@@ -200,13 +200,28 @@ def test_too_dear_among_those_asked_for(choice: dict[str, Any]) -> None:
     assert "0.00007 for input" in str(error)
 
 
-def test_all_busy() -> None:
-    """If a suitable provider is busy, the refusal is retryable and not the client's fault."""
-    book, _ = _book_of((ANN, {}), free=0)
-    book.replace(BOB.address, [make_ask(BOB, input_price=10**9)], Capacity(1, 1))
-    error = _refusal(book, max_input_price=10**6)
+def test_busy_providers_are_offered_if_nobody_is_free() -> None:
+    """A job can wait for providers that are busy: those with the shortest queue come first, then the cheaper ones."""
+    book, _ = _book_of((ANN, {}), (BOB, {"output_price": 1}), (CAT, {"output_price": 9_000_000}), free=0)
+    backlog = {ANN.address: 2.0, BOB.address: 2.0, CAT.address: 0.5}
+    demand = Demand(MODEL)
+    waiting = shortlist(book, demand, START, backlog=lambda node: backlog[node.provider])
+    assert _providers(waiting) == [CAT.address, BOB.address, ANN.address]
+    assert _providers(shortlist(book, replace(demand, max_output_price=2_000_000, limit=1), START)) == [BOB.address]
+    assert _providers(shortlist(book, replace(demand, pin=frozenset({ANN.address})), START)) == [ANN.address]
+    book.set_capacity(ANN.address, Capacity(1, 4))
+    assert _providers(shortlist(book, demand, START)) == [ANN.address]
+
+
+def test_a_node_without_slots_is_not_waited_for() -> None:
+    """A busy provider that would not fit anyway, or has no slots at all, is no reason to wait."""
+    book, _ = _book_of((ANN, {}))
+    book.set_capacity(ANN.address, Capacity(0, 0))
+    error = _refusal(book)
     assert (type(error), error.code, error.fault) == (Unavailable, Code.NODE_BUSY, Fault.PROVIDER)
     assert f"1 x {Reason.BUSY.value}" in str(error)
+    book.set_capacity(ANN.address, Capacity(0, 4))
+    assert _refusal(book, max_input_price=1).code is Code.PRICE_ABOVE_CAP
 
 
 @pytest.mark.parametrize(
@@ -320,7 +335,7 @@ def test_a_request_goes_where_its_needs_are_declared() -> None:
 def test_a_need_that_nobody_declares_goes_to_all() -> None:
     """A feature that nobody declares may be there all the same, so no request becomes unanswerable for lack of a declaration."""
     book, _ = _book_of((ANN, {}), (BOB, {"spec": Spec(features=("logprobs",))}), (CAT, {"spec": Spec(features=("-tools",))}))
-    demand = Demand(MODEL, needs=Requirements(features=("tools",)))
+    demand = Demand(MODEL, needs=Requirements(features=("tools",)), essential=("tools",))
     assert sorted(_providers(shortlist(book, demand, START))) == sorted([ANN.address, BOB.address])
     explained = explain(book.of_model(MODEL), demand, START, lambda _: 1.0)
     assert [reason for _, reason in explained].count(Reason.UNSUPPORTED) == 1
@@ -360,12 +375,10 @@ def test_a_need_that_nobody_has_names_models_that_do() -> None:
     seeing, embedding = Spec(features=("vision",)), Spec(features=("embeddings",))
     book, _ = _book_of((ANN, {"spec": Spec(features=("-vision", "-/v1/embeddings"))}), (BOB, {"model": "eye", "spec": seeing}))
     book.replace(CAT.address, [make_ask(CAT, model="vec", spec=embedding)], Capacity(1, 1))
-    error = _refusal(book, needs=Requirements(features=("vision",)))
+    error = _refusal(book, needs=Requirements(features=("vision",)), essential=("vision",))
     assert (error.code, error.status, error.retry) == (Code.UNSUPPORTED, 400, False)
     assert "vision (image input); models on offer that do: eye" in str(error)
     error = _refusal(book, route="/v1/embeddings", needs=Requirements(features=("embeddings",)))
     assert (error.code, error.status) == (Code.UNKNOWN_ROUTE, 404)
     assert "/v1/embeddings; models on offer that do: vec" in str(error)
-    assert "no other model on offer is known" in str(
-        _refusal(book, needs=Requirements(features=("video", "vision")), pin={ANN.address})
-    )
+    assert "no other model on offer is known" in str(_refusal(book, essential=("video", "vision"), pin={ANN.address}))

@@ -70,6 +70,8 @@ async def test_info(at: Served) -> None:
         "token": TOKEN,
         "tokenDecimals": 6,
         "feeBps": 0,
+        "block": 0,
+        "rpc": None,
     }
 
 
@@ -255,6 +257,7 @@ async def test_the_docs(at: Served) -> None:
         ("/v1/jobs/{job}/cancel", "post"),
         ("/v1/tabs", "post"),
         ("/v1/health", "get"),
+        ("/v1/ready", "get"),
     }
     assert all(route["description"] for route in routes.values())
 
@@ -489,6 +492,15 @@ async def test_a_job_id_that_is_none(at: Served, job: str) -> None:
     assert _error(await at.http.post(f"/v1/jobs/{job}/cancel")) == (400, "bad_message")
 
 
+@pytest.mark.parametrize("path", ["/v1/shortlist", "/v1/jobs"])
+async def test_encoded_bodies_are_refused_by_name(at: Served, path: str) -> None:
+    """A body with a Content-Encoding is a 415 that names the header, and not a body that does not parse."""
+    for coding, status in (("gzip", 415), ("BR", 415), ("identity", 400), ("", 400)):
+        response = await at.http.post(path, content=b"\x1f\x8b", headers={"content-encoding": coding})
+        assert response.status_code == status
+        assert (coding in response.json()["error"]["message"]) == (status == 415 or not coding)
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"])
 async def test_a_client_of_the_gateway(at: Served, path: str) -> None:
     """A client of OpenAI's or Anthropic's API that got the coordinator's address is told where that API is."""
@@ -566,9 +578,12 @@ async def test_no_provider_fits(at: Served, demand: dict[str, Any], status: int,
 
 
 async def test_all_providers_are_busy(at: Served) -> None:
-    """Busy providers are a reason to retry."""
+    """Busy providers can be waited for; providers without any slot are a reason to retry."""
     node = at.world.node("ann")
     at.world.market.matchmaker.set_capacity(node.address, Capacity(0, 1))
+    response = await at.http.post("/v1/shortlist", json=DEMAND)
+    assert [entry["ask"]["message"]["provider"] for entry in response.json()["asks"]] == [node.address]
+    at.world.market.matchmaker.set_capacity(node.address, Capacity(0, 0))
     response = await at.http.post("/v1/shortlist", json=DEMAND)
     assert _error(response) == (503, "node_busy")
     assert response.json()["error"]["retry"] is True

@@ -97,6 +97,7 @@ def test_the_schema_has_every_criterion(document: Any) -> None:
         1,
         "latency",
         needs=Requirements(features=("tools",)),
+        essential=("tools",),
         input_tokens=1,
     )
     members = document.raw_schema["components"]["schemas"]["ShortlistRequest"]["properties"]

@@ -306,10 +306,10 @@ async def test_a_job_that_nobody_comes_back_for(at: Served) -> None:
 async def test_a_refused_job_that_would_linger(at: Served) -> None:
     """A job that is not admitted is refused with its status and leaves nothing behind: it may be posted again."""
     node = await LinkNode.join(at, ANN, slots=0)
-    submission = make_submission(node.asks[0])
+    submission = replace(make_submission(node.asks[0]), wait=0)
     for _ in range(2):
         response = await at.http.post("/v1/jobs", content=submission.dumps(), headers=LINGER)
-        assert await _refusal(response) == (503, "no_provider")
+        assert await _refusal(response) == (503, "node_busy")
     bad = await at.http.post("/v1/jobs", content=submission.dumps(), headers={"x-tally-linger": "soon"})
     assert await _refusal(bad) == (400, "bad_message")
 

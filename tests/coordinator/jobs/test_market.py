@@ -106,11 +106,12 @@ async def test_slots_are_counted(world: World) -> None:
     node = world.node("ann", slots=2)
     first, _ = await world.started(node), await world.started(node)
     with pytest.raises(Unavailable) as caught:
-        await world.place(node)
+        await world.market.place_order(replace(world.submission(node), wait=0))
     assert "no free slot" in str(caught.value)
+    await world.started(node)
+    assert len(node.got(Kind.DISPATCH)) == 2
     node.complete(first.job.id)
     await quiet()
-    await world.started(node)
     assert len(node.got(Kind.DISPATCH)) == 3
 
 

@@ -100,8 +100,8 @@ async def test_a_busy_node(world: World) -> None:
     """A node without a free slot does not get the job; the client may retry."""
     node = world.node("ann")
     world.market.matchmaker.set_capacity(node.address, Capacity(0, 4))
-    error = await _refused(world, world.submission(node))
-    assert (error.code, error.retry) == (Code.NO_PROVIDER, True)
+    error = await _refused(world, replace(world.submission(node), wait=0))
+    assert (error.code, error.retry) == (Code.NODE_BUSY, True)
     assert "no free slot now" in str(error)
 
 
@@ -130,8 +130,8 @@ async def test_a_node_is_given_only_so_many_jobs() -> None:
     node = world.node("ann", slots=1_000)
     client = await world.started(node)
     with pytest.raises(Unavailable, match="no free slot") as caught:
-        await world.market.place_order(world.submission(node))
-    assert caught.value.code is Code.NO_PROVIDER
+        await world.market.place_order(replace(world.submission(node), wait=0))
+    assert caught.value.code is Code.NODE_BUSY
     node.complete(client.job.id)
     await quiet()
 

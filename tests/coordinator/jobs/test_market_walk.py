@@ -161,6 +161,11 @@ class Walk:
 
     async def _check_job(self, client: Client) -> None:
         job = client.job.id
+        if not client.job.attempts:  # it waited for a slot in vain, and nothing was to be stored
+            assert client.kinds[-1] is Kind.FAIL
+            assert set(client.kinds[:-1]) <= {Kind.BEAT}
+            assert job not in self.store.ends
+            return
         assert self.store.ends[job] == {await self.world.stored(client)}, "exactly one terminal state"
         ends = [kind for kind in client.kinds if kind in (Kind.RECEIPT, Kind.FAIL)]
         assert ends == client.kinds[-1:], "the client gets one end, as the last frame"

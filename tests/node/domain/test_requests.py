@@ -154,6 +154,14 @@ def test_media_is_not_bounded_by_bytes() -> None:
 def test_an_engine_may_use_another_limit_member() -> None:
     """A request without a limit gets the engine's own limit member; completions have only one."""
     assert sent({}, output_limit_field="max_completion_tokens")["max_completion_tokens"] == 100
+    for fields, limit in (
+        ({"max_tokens": 7}, 7),
+        ({"max_tokens": 700, "max_completion_tokens": None}, 100),
+        ({"max_tokens": 7, "max_completion_tokens": 5}, 5),
+        ({"max_tokens": None}, 100),
+    ):
+        newer = sent(fields, output_limit_field="max_completion_tokens")
+        assert newer == {"max_completion_tokens": limit, "model": "model"}, "an engine with the newer field refuses the older"
     assert sent({}, COMPLETIONS, output_limit_field="max_completion_tokens")["max_tokens"] == 100
 
 

@@ -15,13 +15,22 @@ def test_models_are_read_with_their_context() -> None:
         {"id": "c", "meta": {"n_ctx": 512}},
         {"id": "d", "max_model_len": "many", "meta": None},
         {"id": 5},
+        5,
+        "",
         "e",
+        {"id": "f", "metadata": {"context_length": 16}, "top_provider": {"context_length": 8}},
+        {"id": "g", "context_window": 32},
+        {"id": "h", "context_length": True, "max_context_length": 64},
     ]
     assert read_models(dumps({"data": listed})) == (
         UpstreamModel("a", 4_096, "vllm"),
         UpstreamModel("b", 8_192),
         UpstreamModel("c", 512),
         UpstreamModel("d"),
+        UpstreamModel("e"),
+        UpstreamModel("f", 16),
+        UpstreamModel("g", 32),
+        UpstreamModel("h", 64),
     )
     for body in (b"<html>", b"5", b"{}", b'{"data": 1}'):
         with pytest.raises(MalformedAnswer):

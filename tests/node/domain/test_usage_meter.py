@@ -8,9 +8,10 @@ from node.domain.usage_meter import NOTHING, Throughput, UsageMeter, estimate, m
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Usage, usage_of
 from tallystick.protocol.sealing import Transcript
-from tallystick.protocol.tab import ProviderTab, check_continuity, check_receipt
+from tallystick.protocol.tab import ProviderTab, check_receipt
 from tallystick.protocol.types import Amount
 from tallystick.protocol.usage_reports import ReportedUsage
+from tests.builders import check_continuity
 from tests.node.harness import NOW, Client, make_asks
 
 PLACED = Client().order(make_asks().current[0])

@@ -194,7 +194,8 @@ CUT_OFF = {
     "a field name alone": (STREAM, (head(), WORD, STOP, b"dat")),
     "endless white space": (WHOLE, (JSON_HEAD, *[b" " * 20_000] * 5)),
     **{f"the reason {reason}": (STREAM, (head(), WORD, finish(reason), USAGE, DONE))
-       for reason in ("error", "abort", "ABORTED", "cancelled", "network_error", "insufficient_system_resource")},
+       for reason in ("error", "abort", "ABORTED", "cancelled", "network_error", "insufficient_system_resource", "timed_out",
+                      "engine_overloaded", "FINISH_REASON_ERROR", "interrupted", "MALFORMED_FUNCTION_CALL", "load")},
 }  # fmt: skip
 
 
@@ -203,6 +204,16 @@ async def test_a_failure_that_looks_like_success_is_a_failure(name: str) -> None
     """It is never a whole answer, so that it is never charged."""
     request, parts = CUT_OFF[name]
     assert (await fault(answers_with(*parts), request)).code is Code.ENGINE_UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    "reason", ["stop", "eos_token", "tool_calls", "content_filter", "function_call", "stop_sequence", "refusal", "SAFETY", "STOP"]
+)
+async def test_an_answer_that_ended_is_whole(reason: str) -> None:
+    """Whatever the engine calls the end."""
+    events = await ask(answers_with(head(), WORD, finish(reason), USAGE, DONE), STREAM)
+    assert isinstance(events[-1], ResponseEnd)
+    assert events[-1].usage == ReportedUsage(5, 0, 2)
 
 
 OWN_ERRORS: list[tuple[dict[str, Any], int]] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -47,7 +48,11 @@ async def engine(**answers: Any) -> AsyncIterator[str]:
             counted = COUNTED if answers.get("stream_options") and "stream_options" in request_body else b""
             return Response(counted + EVENT, media_type="text/event-stream")
         logprobs = {"content": [{"token": "a"}]} if answers.get("logprobs") and "logprobs" in request_body else None
-        return JSONResponse({"choices": [{"message": {"content": "a"}, "logprobs": logprobs, "finish_reason": "length"}]})
+        text = "{" if answers.get("response_format") and "response_format" in request_body else "a"
+        ignored = answers.get("tools") == "ignored" or answers.get("images") == "ignored"
+        usage = {"prompt_tokens": 9 + (not ignored and len(extra) > 0), "completion_tokens": 1}
+        choices = [{"message": {"content": text}, "logprobs": logprobs, "finish_reason": "length"}]
+        return JSONResponse({"choices": choices} | ({"usage": usage} if answers.get("counts") else {}))
 
     def answer_with(document: Any) -> Any:
         async def respond(_: Request) -> Response:
@@ -74,6 +79,11 @@ def stated(*features: str) -> Capabilities:
     return replace(BARE, features=(*mixed, *(f for f in features if f"-{f}" not in NO_ABILITIES), *NO_OTHERS))
 
 
+def without(feature: str) -> Capabilities:
+    """BARE, with one feature that is stated neither way."""
+    return replace(BARE, features=tuple(stated for stated in BARE.features if stated != f"-{feature}"))
+
+
 @pytest.mark.parametrize(
     ("answers", "capabilities"),
     [
@@ -83,6 +93,10 @@ def stated(*features: str) -> Capabilities:
         ({"stream": True, "stream_options": False}, replace(BARE, streams="yes")),
         ({"tools": True, "response_format": True}, stated("tools", "json_schema")),
         ({"images": True}, stated("vision")),
+        ({"tools": True, "counts": True}, stated("tools")),
+        ({"tools": "ignored", "counts": True}, without("tools")),
+        ({"images": "ignored", "counts": True}, without("vision")),
+        ({"response_format": False}, without("json_schema")),
         ({"logprobs": True, "top_logprobs": True}, stated("logprobs")),
         ({"logprobs": False, "top_logprobs": True}, BARE),
         ({"/v1/completions": WHOLE}, Capabilities(True, True, "no", (*NO_ABILITIES, "-/v1/embeddings"))),
@@ -147,6 +161,21 @@ async def test_a_server_that_answers_anything_alike(status: int) -> None:
         assert await probe(f"http://127.0.0.1:{port}", "model", generate=False) == Capabilities(True, True, "unknown")
 
 
+async def test_an_engine_that_answers_nothing_is_not_tried_out() -> None:
+    """An engine that drops every connection gets no valid request, for which the node would wait long."""
+    requests = []
+
+    async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.read(1 << 16))
+        writer.close()
+
+    server = await asyncio.start_server(drop, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        assert await probe(f"http://127.0.0.1:{port}/v1", "model") == Capabilities(True, True, "unknown")
+    assert not any(b"Hi" in request for request in requests)
+
+
 async def test_a_busy_engine_is_not_judged() -> None:
     """An engine that has its routes and no time now loses none of them."""
 
@@ -196,9 +225,7 @@ async def test_an_engine_that_refuses_max_tokens() -> None:
 
     async with serving(Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])]), "127.0.0.1", 0) as port:
         capabilities = await probe(f"http://127.0.0.1:{port}/v1", "model")
-    assert capabilities == Capabilities(
-        True, False, "yes", ("tools", "-logprobs", "json_schema", "vision", *NO_OTHERS), "max_completion_tokens"
-    )
+    assert capabilities == Capabilities(True, False, "yes", ("-logprobs", *NO_OTHERS), "max_completion_tokens")
 
 
 async def test_the_demo_engine_and_a_dead_address() -> None:

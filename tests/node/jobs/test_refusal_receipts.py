@@ -16,10 +16,10 @@ from node.ports import ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryChain, ScriptedEngine
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.messages import Outcome
-from tallystick.protocol.tab import check_continuity
 from tallystick.protocol.types import Address, Amount, Hash
 from tallystick.protocol.usage_reports import ReportedUsage
 from tallystick.protocol.wire import Failure, Kind
+from tests.builders import check_continuity
 from tests.node.harness import COORDINATOR, DOMAIN, NOW, PROVIDER, Client, PlacedJob, RunnerHarness, admitted, signer
 
 HEAD = ResponseStart(200, "text/event-stream")

@@ -16,10 +16,11 @@ from node.testing.memory import MemoryStore, ScriptedEngine, Step
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Outcome, Receipt
-from tallystick.protocol.tab import check_continuity, check_receipt
+from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Amount, Hash
 from tallystick.protocol.usage_reports import ReportedUsage
 from tallystick.protocol.wire import CancelReason, Failure, Kind
+from tests.builders import check_continuity
 from tests.node.harness import PlacedJob, RunnerHarness
 
 

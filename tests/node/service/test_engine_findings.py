@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 
 from node.domain.upstream_models import UpstreamModel
+from node.engines.api_key import Key
 from node.engines.discover import DiscoveredEngine
 from node.engines.kinds import EngineKind
 from node.engines.probe import Capabilities
@@ -32,7 +33,7 @@ class Site:
         config = EngineConfig(url=URL, name="e", **settings)  # type: ignore[arg-type]
         self.pool = EnginePool([config], {}, EngineFindings(self._inspect, self._probe))
 
-    async def _inspect(self, _url: str, _key: str | None) -> DiscoveredEngine:
+    async def _inspect(self, _url: str, _key: Key) -> DiscoveredEngine:
         self.inspections += 1
         if self.fault:
             raise self.fault
@@ -147,7 +148,7 @@ async def test_a_reload_during_a_probe() -> None:
     started, go_on = asyncio.Event(), asyncio.Event()
     inspect = site._inspect
 
-    async def slow(url: str, key: str | None) -> DiscoveredEngine:
+    async def slow(url: str, key: Key) -> DiscoveredEngine:
         started.set()
         await go_on.wait()
         return await inspect(url, key)

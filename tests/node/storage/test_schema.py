@@ -43,12 +43,17 @@ async def test_state_from_before_the_renaming_of_tables(tmp_path: Path) -> None:
 
 
 async def test_state_from_before_payouts(tmp_path: Path) -> None:
-    """Jobs lose the number of the attempt and nothing else; payouts and fees are empty."""
+    """Jobs lose the number of the attempt, tabs the time of a look, and both nothing else; payouts and fees are empty."""
     path = tmp_path / "node.db"
     _migrate(path, "0005")
+    tab = ("0xp", 2, f"{9:029}", f"{4:029}", f"{1:029}", 10, 11, f"{9:029}")
     job = ("d1", "j1", "0xc", "model", 3, 10, 20, 0)
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", job)
+        names = "payer, seq, cumulative, settled, reserved, since, claimed_at, claimed"
+        database.execute(
+            f"INSERT INTO tabs ({names}, observed_at, written_off) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 5, ?)", (*tab, f"{0:029}")
+        )
     store = SqlStore(f"sqlite:///{path}", PROVIDER.address, DOMAIN)
     await store.start()
     assert await store.fee_total() is None
@@ -56,3 +61,4 @@ async def test_state_from_before_payouts(tmp_path: Path) -> None:
     await store.close()
     with closing(sqlite3.connect(path)) as database:
         assert database.execute("SELECT * FROM jobs").fetchall() == [job[:4] + job[5:]]
+        assert database.execute(f"SELECT {names} FROM tabs").fetchall() == [tab]

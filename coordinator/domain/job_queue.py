@@ -1,0 +1,216 @@
+"""The queue of jobs that wait for a slot: fair between payers, bounded, with a place that each job can be told. Pure.
+
+The order is start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996), per model. Each job has a start tag: the finish tag of
+its payer's last job, or the virtual time if that is later. Its finish tag is the start tag plus cost / weight. The virtual time
+is the start tag of the job that was served last. The cost of a job is its cap, the weight is what its payer reserved. So a payer
+who floods the queue delays its own jobs, and a payer with one job waits for little more than the jobs under way.
+
+A job waits for any of the providers that it has orders on. A free slot goes to the first job that waits for its provider. Until
+that job is matched, the slot is granted to it and to no other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from sortedcontainers import SortedKeyList
+
+from coordinator.domain.ask_index import ConnectedNode
+from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.types import Address
+
+MAX_WAITING = 10_000
+"""Jobs that wait at one coordinator."""
+MIN_WEIGHT = 100_000
+"""Base units that a payer counts as having reserved at least: ten cents."""
+_SCALE = 1_000_000
+_REMEMBERED_GRANTS = 32
+"""Grants of a model from which the time to the next ones is estimated."""
+MAX_RETRY_SECONDS = 60
+GRANT_SECONDS = 15.0
+"""How long a job may take to use a slot that it was granted. A client that does not read would keep it from others."""
+_tag = attrgetter("tag")
+
+
+@dataclass(slots=True, eq=False)
+class QueuedJob:
+    """A job that waits. `since`: when it entered, in seconds of a monotonic clock; `number` makes its tag unique."""
+
+    model: str
+    payer: Address
+    providers: tuple[Address, ...]
+    start: int
+    number: int
+    since: float
+    wake: Callable[[], None]
+    """Called when a slot is granted or the wait ends otherwise."""
+    wake_at: float = 0.0
+    """When the job is to be woken at the latest, in seconds of the same clock."""
+    granted: Address | None = None
+    granted_at: float = 0.0
+    ended: bool = False
+    """Whether no provider is left that it could wait for, or its grant expired."""
+
+    @property
+    def tag(self) -> tuple[int, int]:
+        """Its place in the fair order."""
+        return self.start, self.number
+
+
+@dataclass(slots=True)
+class _ModelQueue:
+    """The waiting jobs of one model, the virtual time, and the times of the last grants."""
+
+    virtual_time: int = 0
+    jobs: SortedKeyList[QueuedJob, tuple[int, int]] = field(default_factory=lambda: SortedKeyList(key=_tag))
+    finish_tags: dict[Address, int] = field(default_factory=dict)
+    grants: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_GRANTS))
+
+    def seconds_per_grant(self, tick: float) -> float | None:
+        """Returns the mean time between the last grants and now, or None without any."""
+        return (tick - self.grants[0]) / len(self.grants) if self.grants else None
+
+
+class JobQueue:
+    """All jobs that wait for a slot. `tick` arguments are seconds of a monotonic clock."""
+
+    def __init__(self, max_waiting: int = MAX_WAITING) -> None:
+        self._max_waiting = max_waiting
+        self._models: dict[str, _ModelQueue] = {}
+        self._by_provider: dict[Address, SortedKeyList[QueuedJob, tuple[int, int]]] = {}
+        self._granted: Counter[Address] = Counter()
+        self.granted_jobs: set[QueuedJob] = set()
+        self._count = 0
+        self._waiting = 0
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    def __iter__(self) -> Iterator[QueuedJob]:
+        """Returns the jobs that wait without a grant."""
+        return (job for queue in self._models.values() for job in queue.jobs)
+
+    def waiting_for(self, provider: Address) -> int:
+        """Returns the number of jobs that wait for this provider."""
+        return len(self._by_provider.get(provider, ()))
+
+    def is_open(self, node: ConnectedNode, job: QueuedJob | None) -> bool:
+        """Whether a job may take a slot of this node now: it was granted one, or one is free that nobody waits for."""
+        if job is not None and job.granted == node.provider:
+            return True
+        return node.free > self._granted[node.provider] and not self.waiting_for(node.provider)
+
+    def enter(
+        self,
+        model: str,
+        payer: Address,
+        providers: Iterable[Address],
+        *,
+        cost: int,
+        weight: int,
+        tick: float,
+        wake: Callable[[], None],
+    ) -> QueuedJob:
+        """Adds a job that may be served by any of these providers. `cost`, `weight`: base units.
+
+        Raises Unavailable (rate_limited) with the seconds after which there may be room if the queue is full.
+        """
+        queue = self._models.get(model)
+        if self._waiting >= self._max_waiting:
+            text = f"this coordinator's queue is full: {self._waiting} jobs wait for a provider"
+            error = Unavailable(Code.RATE_LIMITED, text, fault=Fault.COORDINATOR)
+            pace = None if queue is None else queue.seconds_per_grant(tick)
+            error.retry_after = min(max(1, round(pace * len(queue.jobs) / 2)), MAX_RETRY_SECONDS) if queue and pace else 1
+            raise error
+        if queue is None:
+            queue = self._models[model] = _ModelQueue()
+        start = max(queue.virtual_time, queue.finish_tags.get(payer, 0))
+        queue.finish_tags[payer] = start + max(1, cost * _SCALE // max(weight, MIN_WEIGHT))
+        self._count += 1
+        job = QueuedJob(model, payer, tuple(dict.fromkeys(providers)), start, self._count, tick, wake)
+        self._list(job)
+        return job
+
+    def enter_again(self, job: QueuedJob) -> None:
+        """Returns a job to its place, after a granted slot turned out to be taken."""
+        job.granted = None
+        self._models.setdefault(job.model, _ModelQueue())
+        self._list(job)
+
+    def leave(self, job: QueuedJob) -> None:
+        """Ends the wait of a job, or the grant that it has."""
+        if job.granted is not None:
+            self._end_grant(job)
+        elif not job.ended:
+            self._unlist(job)
+        queue = self._models.get(job.model)
+        if queue is not None and not queue.jobs:
+            del self._models[job.model]
+
+    def offer(self, node: ConnectedNode, tick: float) -> None:
+        """Grants the free slots of a node to the first jobs that wait for it, and wakes them."""
+        waiting = self._by_provider.get(node.provider)
+        while waiting and node.free > self._granted[node.provider]:
+            job = waiting[0]
+            self._unlist(job)
+            job.granted, job.granted_at = node.provider, tick
+            self._granted[node.provider] += 1
+            self.granted_jobs.add(job)
+            queue = self._models[job.model]
+            queue.virtual_time = max(queue.virtual_time, job.start)
+            queue.grants.append(tick)
+            if len(queue.finish_tags) > len(queue.jobs) + _REMEMBERED_GRANTS:
+                queue.finish_tags = {payer: tag for payer, tag in queue.finish_tags.items() if tag > queue.virtual_time}
+            job.wake()
+            waiting = self._by_provider.get(node.provider)
+
+    def end_without(self, connected: Callable[[Address], bool]) -> None:
+        """Ends and wakes the jobs that wait for providers which are all gone."""
+        for job in [job for job in self if not any(map(connected, job.providers))]:
+            self._unlist(job)
+            job.ended = True
+            job.wake()
+
+    def expire_grants(self, tick: float) -> list[Address]:
+        """Ends the grants of jobs that did not take their slot in time, whose clients do not read. Returns their providers."""
+        expired = [job for job in self.granted_jobs if tick - job.granted_at > GRANT_SECONDS]
+        providers = [job.granted for job in expired if job.granted is not None]
+        for job in expired:
+            self._end_grant(job)
+            job.ended = True
+            job.wake()
+        return providers
+
+    def _end_grant(self, job: QueuedJob) -> None:
+        self.granted_jobs.discard(job)
+        if job.granted is not None:
+            self._granted[job.granted] -= 1
+            if not self._granted[job.granted]:
+                del self._granted[job.granted]
+        job.granted = None
+
+    def place(self, job: QueuedJob, tick: float) -> tuple[int, float | None]:
+        """Returns the job's place, 1 for the next, and the expected wait in seconds; None if nothing was measured yet."""
+        queue = self._models[job.model]
+        position = queue.jobs.bisect_key_left(job.tag) + 1
+        pace = queue.seconds_per_grant(tick)
+        return position, None if pace is None else position * pace
+
+    def _list(self, job: QueuedJob) -> None:
+        self._waiting += 1
+        self._models[job.model].jobs.add(job)
+        for provider in job.providers:
+            if provider not in self._by_provider:
+                self._by_provider[provider] = SortedKeyList(key=_tag)
+            self._by_provider[provider].add(job)
+
+    def _unlist(self, job: QueuedJob) -> None:
+        self._waiting -= 1
+        self._models[job.model].jobs.remove(job)
+        for provider in job.providers:
+            self._by_provider[provider].remove(job)
+            if not self._by_provider[provider]:
+                del self._by_provider[provider]

@@ -1,0 +1,142 @@
+"""Waiting for a slot: a job whose candidates are all busy keeps its place in the queue until one of them has a free slot.
+
+The job's client gets a BEAT with the job's place at once and every few seconds. The wait ends with a match, when the client
+leaves, when its time is up, or when no candidate is connected any more. Nothing was dispatched and nothing is owed until then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+
+from coordinator.domain.job_queue import MAX_RETRY_SECONDS, QueuedJob
+from coordinator.domain.limits import JobLimits
+from coordinator.jobs.live_job import LiveJob
+from coordinator.jobs.matchmaker import Matchmaker, SlotsBusy
+from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
+from tallystick.protocol.types import Address
+from tallystick.protocol.wire import dumps
+
+BEAT_SECONDS = 5.0
+"""Between two messages about a job's place."""
+
+
+class SlotQueue:
+    """Matches jobs, now or when a slot is free. `tick`: a monotonic clock in seconds."""
+
+    def __init__(self, matchmaker: Matchmaker, limits: JobLimits, tick: Callable[[], float]) -> None:
+        self._matchmaker, self._queue, self._limits, self._tick = matchmaker, matchmaker.queue, limits, tick
+        self._closing: Unavailable | None = None
+
+    async def match_or_enter(self, job: LiveJob) -> None:
+        """Begins the job's next attempt, or lets it enter the queue if only slots are missing. Raises TallyError."""
+        try:
+            await self._matchmaker.match(job)
+        except SlotsBusy as busy:
+            if self._seconds_left(job) <= 0:
+                raise
+            self._enter(job, busy)
+
+    async def wait(self, job: LiveJob) -> AsyncGenerator[bytes, None]:
+        """Yields the payloads of BEAT frames until the job's next attempt began. Raises the error that says why there is none."""
+        try:
+            while job.queued is not None:
+                queued = job.queued
+                if queued.granted is None:
+                    queued.wake_at = self._tick() + min(BEAT_SECONDS, self._seconds_left(job))
+                    yield self._place(queued)
+                    await job.woken.wait()
+                job.woken.clear()
+                self._check(job, queued)
+                if queued.granted is not None:
+                    await self._use_grant(job, queued)
+        finally:
+            self._leave(job)
+
+    def close(self, error: Unavailable) -> None:
+        """Ends all waits with this error."""
+        self._closing = error
+        for queued in list(self._queue):
+            queued.wake()
+
+    def sweep(self) -> None:
+        """Runs once a second: wakes the jobs that are due for a message or whose time is up, and those without any provider."""
+        tick, book = self._tick(), self._matchmaker.book
+        self._queue.end_without(lambda provider: book.node(provider) is not None)
+        for queued in list(self._queue):
+            if tick >= queued.wake_at:
+                queued.wake()
+        for provider in self._queue.expire_grants(tick):
+            self._offer(provider)
+
+    def _enter(self, job: LiveJob, busy: SlotsBusy) -> None:
+        candidates, exposure = job.submission.candidates, self._matchmaker.exposure
+        providers = [candidate.order.message.provider for candidate in candidates]
+        tabs = (exposure.known(job.payer, provider) for provider in providers)
+        try:
+            job.queued = self._queue.enter(
+                candidates[0].terms.model,
+                job.payer,
+                [provider for provider in providers if provider not in job.tried],
+                cost=min(candidate.terms.max_cost for candidate in candidates),
+                weight=sum(tab.reserved for tab in tabs if tab is not None),
+                tick=self._tick(),
+                wake=job.woken.set,
+            )
+        except Unavailable as full:
+            raise full from busy
+        job.woken.clear()
+        for provider in job.queued.providers:  # a slot may be free that no earlier job waits for
+            self._offer(provider)
+
+    def _offer(self, provider: Address) -> None:
+        node = self._matchmaker.book.node(provider)
+        if node is not None:
+            self._queue.offer(node, self._tick())
+
+    def _check(self, job: LiveJob, queued: QueuedJob) -> None:
+        """Raises the error of a wait that is over without a slot."""
+        if job.cancelled:
+            raise Refusal(Code.CANCELLED, "the job was cancelled while it waited for a provider")
+        if self._closing is not None:
+            raise self._closing
+        if queued.granted is not None:
+            return
+        if queued.ended:
+            text = "the providers that the job waited for have disconnected, or its client did not read when one was free"
+            raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
+        if self._seconds_left(job) <= 0:
+            position, expected = self._queue.place(queued, self._tick())
+            text = f"no slot became free within {self._limit(job):g} s; the job was number {position} in the queue"
+            error = Unavailable(Code.NODE_BUSY, text, fault=Fault.PROVIDER)
+            error.retry_after = None if expected is None else min(max(1, round(expected)), MAX_RETRY_SECONDS)
+            raise error
+
+    async def _use_grant(self, job: LiveJob, queued: QueuedJob) -> None:
+        """Matches a job that was granted a slot. If the slot is gone after all, the job returns to its place."""
+        try:
+            await self._matchmaker.match(job)
+        except SlotsBusy:
+            self._queue.leave(queued)
+            self._queue.enter_again(queued)
+        else:
+            self._leave(job)
+
+    def _leave(self, job: LiveJob) -> None:
+        queued, job.queued = job.queued, None
+        if queued is None:
+            return
+        granted = queued.granted
+        self._queue.leave(queued)
+        if granted is not None:
+            self._offer(granted)  # a slot that was not used goes to the next job
+
+    def _place(self, queued: QueuedJob) -> bytes:
+        position, expected = self._queue.place(queued, self._tick())
+        return dumps({"position": position} | ({} if expected is None else {"wait": round(expected, 1)}))
+
+    def _limit(self, job: LiveJob) -> float:
+        wanted = job.submission.wait
+        return min(self._limits.wait if wanted is None else wanted, self._limits.max_wait)
+
+    def _seconds_left(self, job: LiveJob) -> float:
+        return job.started + self._limit(job) - self._tick()
