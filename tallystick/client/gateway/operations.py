@@ -27,6 +27,8 @@ from tallystick.runtime.server_metrics import ServerMetrics
 from tallystick.version import __version__
 
 PREFIX = "tallystick_gateway"
+BUDGET_METRIC = f"{PREFIX}_budget_used_ratio"
+BUDGET_HEADER = f"# HELP {BUDGET_METRIC} Part of a budget that is spent or reserved today\n# TYPE {BUDGET_METRIC} gauge"
 ABOUT = "This is a Tallystick gateway: OpenAI's and Anthropic's API, answered by the providers of a market."
 CONNECT_SECONDS, REQUEST_SECONDS = 3.0, 5.0
 _LIVENESS = {Health.PASS: "ok", Health.WARN: "degraded", Health.FAIL: "failing"}
@@ -130,12 +132,11 @@ class Operations:
 
     async def _budget_metrics(self) -> bytes:
         """The use of each budget today, which is read from the ledger."""
-        budgets, name = self._market.config.budgets, f"{PREFIX}_budget_used_ratio"
-        lines = [f"# HELP {name} Part of a budget that is spent or reserved today", f"# TYPE {name} gauge"]
-        for budget in budgets:
+        lines = [BUDGET_HEADER]
+        for budget in self._market.config.budgets:
             status = await self._maintenance.ledger.budget_status(budget, int(time.time()))
             label = budget.name.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-            lines.append(f'{name}{{budget="{label}"}} {status.percent / 100}')
+            lines.append(f'{BUDGET_METRIC}{{budget="{label}"}} {status.percent / 100}')
         return ("\n".join(lines) + "\n").encode()
 
 
