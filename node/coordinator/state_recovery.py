@@ -78,9 +78,9 @@ class StateRecovery:
             payer, total = next(iter(self._tabs.chain_ahead.items()))
             record = self._tabs.account(payer).tab.cumulative
             return (
-                f"{len(self._tabs.chain_ahead)} tab(s) were paid or claimed beyond what this state records (payer {payer}: "
-                f"{format_amount(Amount(total))}, recorded {format_amount(record)}): the state is older than what this key has "
-                "signed. Restore the newest state, or remove the state to ask all coordinators again"
+                f"tabs paid or claimed beyond what this state records: {len(self._tabs.chain_ahead)} (the first with payer "
+                f"{payer}: {format_amount(Amount(total))} dollars, recorded {format_amount(record)} dollars): the state is older "
+                "than what this key has signed. Restore the newest state, or remove the state to ask all coordinators again"
             )
         return ""
 

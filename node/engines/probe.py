@@ -232,8 +232,9 @@ def _has(member: str) -> Callable[[str, bytes], bool]:
     return check
 
 
-def _has_logprobs(_kind: str, body: bytes) -> bool:
-    return any(choice.get("logprobs") for choice in choices_of(read_completion(body).members))
+def _has_logprobs(_kind: str, body: bytes) -> bool | None:
+    """Whether an answer has log-probabilities; None if the engine ignored the request for them."""
+    return any(choice.get("logprobs") for choice in choices_of(read_completion(body).members)) or None
 
 
 def _read_payloads(body: bytes) -> list[bytes]:

@@ -121,10 +121,10 @@ def _print(kind: str, fields: dict[str, Any], meaning: Explanation, chain: dict[
     title = f"{kind}: {meaning.state} (chain {chain['id']}, block {chain['block']}, {utc(chain['now'])})"
     show_fields([(name.replace("_", " "), text(name, value)) for name, value in fields.items()], title=title)
     for sentence in meaning.sentences:
-        out.print(sentence, highlight=False)
+        out.print(sentence, highlight=False, soft_wrap=True)
     if meaning.next_steps:
         rows = [
-            (step.actor, step.action, step.command or f"{step.call}()", moment(step.at, chain["now"]))
+            (step.actor, step.action, moment(step.at, chain["now"]), step.command or f"{step.call}()")
             for step in meaning.next_steps
         ]
-        show_table(("by whom", "what", "command or call", "when"), rows, title="What can be done next")
+        show_table(("by whom", "what", "when", "command or call"), rows, title="What can be done next")

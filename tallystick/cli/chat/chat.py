@@ -154,7 +154,7 @@ def _list(*, as_json: bool) -> None:
     elif conversations:
         rows = [(talk.id, talk.model, talk.answers, format_amount(Amount(talk.cost)), talk.title) for talk in conversations]
         columns = ("id", "model", "answers", "dollars", "first question")
-        show_table(columns, rows, title=f"Conversations in {folder()}", keyed=True)
+        show_table(columns, rows, title=f"Conversations in {folder()}")
         step(f"continue one with: tally chat --resume ID (or {LAST})")
     else:
         step("no saved conversation; start one with: tally chat")

@@ -82,7 +82,7 @@ def list_(
 
             show_json([job_json(known) for known in jobs])
         else:
-            show_table(("job", "at", "model", "state", "dollars"), map(_row, jobs), keyed=True)
+            show_table(("job", "at", "model", "state", "dollars"), map(_row, jobs))
 
     with_ledger(config, wallet, None, read)
 

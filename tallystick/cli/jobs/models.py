@@ -57,7 +57,7 @@ def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_jso
         for offer in offers
     )
     columns = ("model", "free providers", "input", "output", "context", "tokens/s", "first token, ms")
-    show_table(columns, rows, title="Models on offer; prices in dollars per million tokens", keyed=True)
+    show_table(columns, rows, title="Models on offer; prices in dollars per million tokens")
 
 
 def explain(
@@ -182,7 +182,7 @@ def _show(
     omitted |= {"model"} if len({model for model, _, _ in answers}) == 1 else set()
     columns = [name for name in rows[0] if name not in omitted]
     title = f"{request}; prices in dollars per million tokens, `at most` in dollars"
-    show_table(columns, [[row[name] for name in columns] for row in rows], title=title, keyed=True)
+    show_table(columns, [[row[name] for name in columns] for row in rows], title=title)
     for line in refusals:
         out.print(f"no: {strip_control(line)}", highlight=False, soft_wrap=True, markup=False)
 

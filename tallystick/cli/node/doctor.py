@@ -23,7 +23,7 @@ from tallystick.cli.node.init_identity import state_folders
 from tallystick.cli.node.money_report import payout_text
 from tallystick.cli.onchain import LOCAL_CHAIN_ID, open_escrow, parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
-from tallystick.cli.output import dollars, show_json, show_table, step
+from tallystick.cli.output import counted, dollars, show_checks, show_json, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address
@@ -80,10 +80,7 @@ def doctor(
         checks = [dict(zip(names, result, strict=True)) for result in diagnosis.results]
         show_json({"ready": diagnosis.ready, "checks": checks})
     else:
-        rows = (
-            (check, "ok" if ok else "PROBLEM", finding, "" if ok else remedy) for check, ok, finding, remedy in diagnosis.results
-        )
-        show_table(("check", "result", "found", "remedy"), rows)
+        show_checks(diagnosis.results)
         if diagnosis.ready:
             step("ready")
     if not diagnosis.ready:
@@ -245,7 +242,7 @@ async def _check_coordinator(
     with contextlib.suppress(TallyError, OSError):
         deployment = Deployment.load(loaded.deployment)
         remedy = "it settles on another contract: get the deployment file from its operator"
-        finding = f"{loaded.coordinator}, {len(offers)} models on offer"
+        finding = f"{loaded.coordinator}, {counted(len(offers), 'model')} on offer"
         diagnosis.add("coordinator", info.domain == deployment.domain, finding, remedy)
     await _check_fee(diagnosis, loaded, info)
     if date:
@@ -273,7 +270,9 @@ async def _check_fee(diagnosis: Diagnosis, loaded: NodeConfig, info: Coordinator
     with contextlib.suppress(TallyError):
         async with open_escrow(loaded.deployment, loaded.rpc) as escrow:
             registered = (await escrow.provider(info.coordinator)).fee_bps
-        finding = f"{registered} bps registered, {announced} announced to clients; accepted up to {accepted}"
+        finding = (
+            f"{registered / 100:g} % registered, {announced / 100:g} % announced to clients; accepted up to {accepted / 100:g} %"
+        )
         diagnosis.add("fee", max(announced, registered) <= accepted, finding, remedy)
 
 
@@ -340,7 +339,7 @@ async def _try_engine(engine: EngineConfig) -> str:
     reports_usage = isinstance(events[-1], ResponseEnd) and events[-1].usage
     usage = "reports usage" if reports_usage else "reports no usage: tokens are estimated from bytes"
     seconds = time.monotonic() - began
-    return f"{discovered.kind.value} {discovered.version}, {len(names)} model(s), one token in {seconds:.2f} s, {usage}"
+    return f"{discovered.kind.value} {discovered.version}, {counted(len(names), 'model')}, one token in {seconds:.2f} s, {usage}"
 
 
 def _check_price(diagnosis: Diagnosis, model: Any, offer: dict[str, Any] | None) -> None:

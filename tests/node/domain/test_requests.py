@@ -189,8 +189,12 @@ def test_usage_is_asked_for_on_streams(fields: dict[str, Any], strip: bool) -> N
 
 
 def test_usage_is_not_requested_without_support() -> None:
-    """An engine without the usage option gets the request without it."""
-    assert "stream_options" not in sent({"stream": True}, supports_stream_usage=False)
+    """An engine without the usage option gets the request without it, also if the client sent it."""
+    asked = {"stream_options": {"include_usage": True}}
+    for path in (CHAT, COMPLETIONS):
+        assert "stream_options" not in sent({"stream": True}, path, supports_stream_usage=False)
+        assert "stream_options" not in sent({"stream": True} | asked, path, supports_stream_usage=False)
+        assert sent({"stream": True} | asked, path)["stream_options"] == {"include_usage": True}
 
 
 def test_routes_that_the_ask_declares() -> None:
