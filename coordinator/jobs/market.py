@@ -282,7 +282,7 @@ class Market:
                 job.move(Event.ACCEPT)
             # A repeated ACCEPT is a sign of life: a response in one piece has no output for long. `total` bounds it.
             job.extend(self._tick() + self.limits.first_output)
-        return (Kind.BEAT, payload) if kind == Kind.BEAT else None
+        return (Kind.BEAT, b"") if kind == Kind.BEAT else None
 
     def _grant_credit(self, job: LiveJob) -> None:
         job.uncredited += 1

@@ -14,7 +14,7 @@ from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker, SlotsBusy
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import dumps
+from tallystick.protocol.wire import QueuePlace
 
 BEAT_SECONDS = 5.0
 """Between two messages about a job's place."""
@@ -132,7 +132,7 @@ class SlotQueue:
 
     def _place(self, queued: QueuedJob) -> bytes:
         position, expected = self._queue.place(queued, self._tick())
-        return dumps({"position": position} | ({} if expected is None else {"wait": round(expected, 1)}))
+        return QueuePlace(position, None if expected is None else round(1_000 * expected)).dumps()
 
     def _limit(self, job: LiveJob) -> float:
         wanted = job.submission.wait

@@ -29,8 +29,8 @@ provider, and the sealed request. No token is needed, because each order is sign
 
 The response has the content type `application/vnd.tallystick.frames` and the header `x-tally-job`. Its frames arrive in this
 order: a `MATCH`, the sealed `CHUNK`s, and the `RECEIPT`. If an attempt fails before its first output, a `VOID` and the next
-`MATCH` may follow. A job that fails for good ends with `FAIL`. `BEAT` keeps the connection alive. An error before the first
-frame is a JSON object with its HTTP status; see [error codes](errors.md).
+`MATCH` may follow. A job that fails for good ends with `FAIL`. `BEAT` keeps the connection alive, and tells a
+waiting job its place. An error before the first frame is a JSON object with its HTTP status; see [error codes](errors.md).
 
 A job ends with its connection: if the client disconnects, the coordinator cancels it. With the header `X-Tally-Linger` (whole
 seconds) the job continues for that long without a connection. A client that posts the same bytes again then gets the same

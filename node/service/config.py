@@ -149,7 +149,7 @@ class EngineConfig:
         """
         if capabilities is None:
             capabilities = Capabilities(True, True, "unknown")
-        usage = capabilities.streams in ("usage", "unknown") or not capabilities.chat
+        usage = capabilities.streams != "yes"
         tokens = model.context_tokens or context or DEFAULT_CONTEXT_TOKENS
         return Offer(
             model=model.sold_as,

@@ -45,7 +45,7 @@ class Kind(IntEnum):
     CHUNK = 2  # node -> coordinator -> client: a sealed chunk, raw
     RECEIPT = 3  # node -> coordinator -> client: Signed[Receipt]
     FAIL = 4  # node -> coordinator -> client: Failure
-    BEAT = 5  # coordinator -> client: empty, keeps the connection alive; node -> coordinator: Capacity
+    BEAT = 5  # coordinator -> client: empty, or a QueuePlace; keeps the connection alive; node -> coordinator: Capacity
     VOID = 6  # coordinator -> client: Signed[Receipt] at no cost, for an attempt that failed before the job ended
 
     CHALLENGE = 16  # coordinator -> node: Challenge
@@ -205,6 +205,29 @@ class Dispatch:
         header, sealed = _split(data, "dispatch")
         match, candidate = read_members(header, "dispatch", "match", "candidate")
         return cls(read_signed(Match, match, "dispatch.match"), Candidate.from_json(candidate, "dispatch.candidate"), sealed)
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePlace:
+    """The payload of a BEAT frame for a job that waits for a free slot: its place, 1 for the next, and the expected wait.
+
+    `wait_ms`: milliseconds; None if the coordinator has measured nothing yet.
+    """
+
+    position: int
+    wait_ms: int | None = None
+
+    def dumps(self) -> bytes:
+        """The wire form."""
+        return dumps({"position": self.position} | ({} if self.wait_ms is None else {"waitMs": self.wait_ms}))
+
+    @classmethod
+    def loads(cls, data: bytes) -> QueuePlace:
+        """Reads the wire form. Raises BadMessage."""
+        raw = loads(data, "place")
+        (position,) = read_members(raw, "place", "position")
+        wait = raw.get("waitMs")
+        return cls(read_count(position, "place.position"), None if wait is None else read_count(wait, "place.waitMs"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tallystick.client.jobs.job import Job
     from tallystick.client.jobs.result import Result
     from tallystick.client.sdk.market import Market
+    from tallystick.protocol.wire import QueuePlace
 
 CHAT = "/v1/chat/completions"
 
@@ -65,6 +66,7 @@ class Turns:
         parts: list[str] = []
         stopped = False
         async with await self.market.submit(CHAT, body, keep=options.proof_file is not None) as job:
+            job.on_place = _show_place
             try:
                 if options.as_json:
                     result: Result | None = require_success(await job.result())
@@ -118,6 +120,12 @@ class Turns:
         """The total cost of this run, in words."""
         answers = f"{self.answers} answer{'' if self.answers == 1 else 's'}"
         return f"{answers}, {dollars(self.cost)}, {self.input_tokens} + {self.output_tokens} tokens"
+
+
+def _show_place(place: QueuePlace) -> None:
+    """Says why nothing happens yet."""
+    wait = "" if place.wait_ms is None else f", about {max(1, round(place.wait_ms / 1_000))} s"
+    err.print(f"[dim]all providers are busy; number {place.position} in the queue{wait}[/]", highlight=False)
 
 
 def _cancel_once(turn: asyncio.Task[tuple[str, bool]]) -> Callable[[], None]:

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tallystick.client.config import ApiKey, ClientConfig, UpstreamTarget
-from tallystick.client.coordinator.http_client import ModelOffer
+from tallystick.client.coordinator.model_offers import ModelOffer
 from tallystick.client.dialects.messages_models import model_entry, models_page
 from tallystick.client.dialects.registry import VERSION_HEADER
 from tallystick.client.gateway.aliases import AliasRouter

@@ -38,7 +38,7 @@ from tallystick.protocol.messages import Receipt
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Hash, JobId, format_amount
-from tallystick.protocol.wire import FrameReader, Kind, ResponseHead, split_request
+from tallystick.protocol.wire import FrameReader, Kind, QueuePlace, ResponseHead, split_request
 
 log = structlog.get_logger()
 
@@ -94,6 +94,8 @@ class Job:
         self._error: TallyError | None = None
         self.conversation: bytes | None = None
         """The tag by which its market recognises the conversation."""
+        self.on_place: Callable[[QueuePlace], None] = lambda _place: None
+        """Called with the job's place in the queue while it waits for a free slot."""
 
     @property
     def id(self) -> JobId:
@@ -109,6 +111,11 @@ class Job:
     def provider(self) -> Address | None:
         """The provider that was matched last; None before a match."""
         return self._response.match.provider if self._response.match is not None else None
+
+    @property
+    def place(self) -> QueuePlace | None:
+        """Its last known place in the coordinator's queue; None unless it waits for a free slot."""
+        return self._response.place
 
     @property
     def candidates(self) -> tuple[PlacedOrder, ...]:
@@ -275,10 +282,13 @@ class Job:
                 await self._read_frames()
                 if self._done:
                     return b""
+            kind, payload = self._frames.popleft()
             try:
-                chunk = self._response.accept(*self._frames.popleft())
+                chunk = self._response.accept(kind, payload)
             except PeerError as error:
                 await self._break_off(error)
+            if kind is Kind.BEAT and self._response.place is not None:
+                self.on_place(self._response.place)
             await self._record_voids()
             if self._response.ended:
                 await self._finish()

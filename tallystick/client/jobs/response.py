@@ -21,7 +21,7 @@ from tallystick.protocol.messages import Match, Outcome, Receipt
 from tallystick.protocol.sealing import ContentKey, Opener, Transcript
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address, Hash, JobId
-from tallystick.protocol.wire import Failure, Kind, ResponseHead, load_response_head, loads
+from tallystick.protocol.wire import Failure, Kind, QueuePlace, ResponseHead, load_response_head, loads
 
 CHUNK_OVERHEAD = 64
 """Bytes that keeping a chunk takes beside its content."""
@@ -53,6 +53,8 @@ class JobResponse:
         self.head: ResponseHead | None = None
         self.receipt: Verified[Receipt] | None = None
         self.failure: TallyError | None = None
+        self.place: QueuePlace | None = None
+        """The job's last known place in the coordinator's queue, while it waits for a free slot."""
         self.body_bytes = 0
         self.chunks = 0
         self._placed, self._domain, self._coordinator = placed, domain, coordinator
@@ -135,7 +137,9 @@ class JobResponse:
             if failure.receipt is not None:
                 self._take_void(failure.receipt.verify(self._domain))
             self.failure = self._with_reason(failure.error)
-        elif kind is not Kind.BEAT:
+        elif kind is Kind.BEAT:
+            self.place = QueuePlace.loads(payload) if payload else None
+        else:
             raise BadMessage(f"frame: expected a frame of a response, got {kind.name}")
         return b""
 
@@ -189,7 +193,7 @@ class JobResponse:
         if match.order_hash in self._attempts or any(match.attempt <= attempt for attempt in self._attempts.values()):
             raise BadMessage(f"match.attempt: expected another order and a number above all before, got {match.attempt}")
         self._attempts[match.order_hash] = match.attempt
-        self.match = placed
+        self.match, self.place = placed, None
         self._opener = Opener(self.key, self.job, match.order_hash)
         self._transcript = Transcript(self.key.commitment_key, match.order_hash)
 

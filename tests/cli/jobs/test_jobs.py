@@ -38,7 +38,7 @@ def test_job_show(payer: Tally, url: str) -> None:
     for part in ("completed", MODEL, shown["receipt"]["digest"][:24], "Orders that this wallet signed", "Attempts"):
         assert part in text
     assert payer("job", "show", number, "--offline")["coordinator"] is None
-    assert "coordinator's state unknown: not asked" in payer.says("job", "show", number, "--offline")
+    assert "unknown: not asked" in payer.says("job", "show", number, "--offline")
 
 
 def test_job_show_without_coordinator(payer: Tally, url: str) -> None:

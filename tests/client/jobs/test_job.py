@@ -25,7 +25,7 @@ from tallystick.protocol.errors import (
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import Amount, Hash
-from tallystick.protocol.wire import Kind, dumps
+from tallystick.protocol.wire import Kind, QueuePlace, dumps
 from tests.client.fake_coordinator import (
     BODY,
     CHAT,
@@ -42,6 +42,58 @@ from tests.client.fake_coordinator import (
     until_cancelled,
 )
 from tests.client.parties import DOMAIN, MODEL, signer
+
+
+async def test_a_waiting_job_tells_its_place(market: Market, fake: FakeMarket) -> None:
+    """While a job waits for a slot its place is known; after the match it waits no more."""
+    places: list[QueuePlace] = []
+
+    async def queued(session: Session) -> None:
+        for place in (QueuePlace(2), QueuePlace(1, 4_000)):
+            await session.send(Kind.BEAT, place.dumps())
+        await honest(session)
+
+    fake.script = queued
+    async with await market.submit(CHAT, BODY) as job:
+        job.on_place = places.append
+        assert (await job.start()).status == 200
+        assert (places, job.place) == ([QueuePlace(2), QueuePlace(1, 4_000)], None)
+        await job.result()
+
+
+async def test_a_place_that_cannot_be_read(market: Market, fake: FakeMarket) -> None:
+    """A malformed place is the coordinator's fault."""
+
+    async def garbled(session: Session) -> None:
+        await session.send(Kind.BEAT, b'{"position": -1}')
+        await until_cancelled(session)
+
+    fake.script = garbled
+    with pytest.raises(BadMessage, match=r"place\.position") as caught:
+        await market.chat(MODEL, MESSAGES)
+    assert caught.value.fault is Fault.COORDINATOR
+
+
+async def test_a_job_says_how_long_it_waits(market: Market, fake: FakeMarket) -> None:
+    """A job waits as long as it was asked to, or as the config says; its orders can start until then."""
+    waits: list[tuple[int | None, int]] = []
+
+    async def noting(session: Session) -> None:
+        order = session.submission.candidates[0].order.message
+        waits.append((session.submission.wait, order.deadline - order.seq // 1_000_000_000))
+        await honest(session)
+
+    fake.script = noting
+    start, default = market.config.start_seconds, market.config.wait_seconds
+    for wait in (None, 0, 7):
+        async with await market.submit(CHAT, BODY, wait=wait, exclude=[f"0x{len(waits):040x}"]) as job:
+            await job.result()
+    assert waits == [(default, start + default), (0, start), (7, start + 7)]
+    async with await market.submit(CHAT, BODY, exclude=[f"0x{2:040x}"]) as job:
+        await job.result()
+    assert waits[-1] == (0, start), "a cached shortlist is not waited for"
+    with pytest.raises(BadMessage, match="wait"):
+        await market.submit(CHAT, BODY, wait=-1)
 
 
 async def test_failover_restarts_the_answer(market: Market, fake: FakeMarket) -> None:

@@ -12,7 +12,7 @@ from coordinator.domain.limits import JobLimits
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.types import Amount
-from tallystick.protocol.wire import Kind, Submission, loads
+from tallystick.protocol.wire import Kind, QueuePlace, Submission
 from tests.coordinator.harness import CAP, PAYER, Client, FakeNode, World, person, quiet
 
 
@@ -22,7 +22,7 @@ async def _finish(client: Client, node: FakeNode) -> None:
 
 
 def _places(client: Client) -> list[int]:
-    return [loads(payload, "beat")["position"] for kind, payload in client.frames if kind is Kind.BEAT and payload]
+    return [QueuePlace.loads(payload).position for kind, payload in client.frames if kind is Kind.BEAT and payload]
 
 
 async def test_a_burst_is_answered_whole() -> None:
