@@ -220,7 +220,7 @@ class ClaimStore(Protocol):
         ...
 
     async def record_claim(self, claim: Signed[Claim], at: int) -> None:
-        """Stores a claim before it is submitted."""
+        """Stores the totals of a claim before it is submitted."""
         ...
 
     async def write_off(self, now: int) -> list[WriteOff]:

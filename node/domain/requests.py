@@ -99,13 +99,14 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
         requested = _take_limit(members, "max_output_tokens")
         if requested is not None or _needs_limit(head.path, len(body), max_output_tokens, 1, offer):
             members["max_output_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
+        else:
+            cut_after = max_output_tokens
         members.setdefault("stream", False)  # some engines stream by default
         adapt(head.path, members, offer.spec.engine)
     elif head.path == MESSAGES:
         requested = _take_limit(members, "max_tokens")
         members["max_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
-    asks_usage = stream and offer.supports_stream_usage and head.path in (CHAT, COMPLETIONS)
-    strip_usage = _ask_usage(members) if asks_usage else False
+    strip_usage = _ask_usage(members, offer) if stream and head.path in (CHAT, COMPLETIONS) else False
     return EngineRequest(
         head.path,
         dump_lenient(members),
@@ -173,8 +174,14 @@ def _needs_limit(path: str, body_bytes: int, limit: int, choices: int, offer: Of
     return body_bytes / bytes_per_token + limit // choices <= offer.context_tokens
 
 
-def _ask_usage(members: dict[str, Any]) -> bool:
-    """Asks for the usage event on a stream. Returns whether the client did not ask for it, so that it must be stripped."""
+def _ask_usage(members: dict[str, Any], offer: Offer) -> bool:
+    """Asks for the usage event on a stream. Returns whether the client did not ask for it, so that it must be stripped.
+
+    An engine without the option refuses it, so that it is removed if the client sent it.
+    """
+    if not offer.supports_stream_usage:
+        members.pop("stream_options", None)
+        return False
     options = members.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise BadMessage("request body: stream_options: expected an object")

@@ -100,13 +100,6 @@ tabs = sa.Table(
     sa.Column("claimed", Money),
     sa.Column("written_off", Money),
 )
-claims = sa.Table(
-    "claims",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("handed_in_at", sa.BigInteger),
-    sa.Column("claim_doc", sa.Text),
-)
 completed_recoveries = sa.Table(
     "completed_recoveries",
     metadata,

@@ -18,7 +18,6 @@ from node.domain.tabs import Funds, StoredTab
 from node.ports import ClaimableTab, CoordinatorHour, FeeTotal, PayoutRecord, ReceiptRecord, UnacknowledgedReceipt, WriteOff
 from node.storage.rows import read_claimable_tab, read_order, read_stored_tab, to_job_row, to_order_row, to_receipt_row
 from node.storage.schema import (
-    claims,
     completed_recoveries,
     coordinator_hours,
     fee_cursor,
@@ -191,7 +190,6 @@ class SqlStore:
         """See ports.ClaimStore."""
 
         def work(connection: Connection) -> None:
-            connection.execute(sa.insert(claims).values(handed_in_at=at, claim_doc=claim.dumps()))
             for row in claim.message.rows:
                 change = sa.update(tabs).where(tabs.c.payer == row.payer)
                 connection.execute(change.values(claimed_at=at, claimed=row.cumulative_cost))

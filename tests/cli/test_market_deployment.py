@@ -160,3 +160,15 @@ def test_a_missing_file_that_is_named(tally: Tally) -> None:
     """A missing file that a command names is not made up from a coordinator."""
     tally.wallet("default")
     assert "tally deploy" in tally("deposit", "1", "--deployment", str(Path("/nonexistent.json")), fails=True)["message"]
+
+
+def test_a_nodes_commands_fetch_it_too(market: Tally, fake: FakeMarket) -> None:
+    """The doctor of a node whose config names the coordinator, and a file that is not there, finds the contract."""
+    file, config = market.home / "folder" / "mine.json", market.home / "node.toml"
+    config.write_text(
+        f'coordinator = "{fake.url}"\ndeployment = "{file}"\nstate = "{market.home / "s"}"\n[[engines]]\nurl = "http://127.0.0.1:9"\n'
+    )
+    _, out, _ = market.run_main(("node", "doctor", "--config", str(config), "--json"))
+    checks = {check["check"]: check for check in json.loads(out)["checks"]}
+    assert checks["chain"]["ok"], checks
+    assert Deployment.load(file).escrow == fake.info["contract"]

@@ -62,6 +62,8 @@ def earnings(
         show_table(("where", "dollars", "what it is"), report.rows(), title="Where the money is")
         paid = f"{gas.fee // 10**9} gwei for {counted(gas.transactions, 'transaction')}"
         fields = [("gas paid", paid if gas.transactions else "none: coordinators paid"), ("payout", payout_text(loaded))]
+        if report.account is not None:
+            fields.append(("payout address", report.account.payout))
         fields += [
             ("paid out", f"{dollars(payout.amount)} to {payout.address} at {moment(payout.at)}, in {payout.tx}")
             for payout in payouts

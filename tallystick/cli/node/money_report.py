@@ -54,10 +54,10 @@ class MoneyReport:
         """Rows for a table: the place, the dollars, and what it is or how to get it."""
         money, account = self.money, self.account
         rows: list[tuple[str, int, str]] = [
-            ("accrued", money.accrued, f"on tabs below {format_amount(self.least)}: tally node collect --min-amount 0"),
-            ("claimable", money.claimable, "the node claims it by itself; now: tally node collect"),
-            ("owed on trust", money.owed_on_trust, f"payers signed for it, their purses are empty{self._until()}"),
-            ("lost", money.lost, "the payers' orders behind it have expired"),
+            ("accrued", money.accrued, f"on tabs below {format_amount(self.least)}: collect with --min-amount 0"),
+            ("claimable", money.claimable, "claimed by the node; now: tally node collect"),
+            ("owed on trust", money.owed_on_trust, f"signed for, but purses are empty{self._until()}"),
+            ("lost", money.lost, "the orders behind it have expired"),
         ]
         if account is None:
             settled = money.coordinator_fees + money.credited + money.cashed_out
@@ -65,10 +65,10 @@ class MoneyReport:
         else:
             rows += [
                 ("coordinators' fees", money.coordinator_fees, "kept by those that settled"),
-                ("credited", money.credited, f"in the escrow; tally cash-out pays it to {account.payout}"),
+                ("credited", money.credited, "in the escrow; tally cash-out pays it out"),
                 ("cashed out", money.cashed_out, "paid out of the escrow"),
             ]
-        rows.append(("earned", money.earned, "the sum of the above, and of all receipts"))
+        rows.append(("earned", money.earned, "the sum of the above and of all receipts"))
         if account is not None:
             rows += [
                 (name, amount, text)

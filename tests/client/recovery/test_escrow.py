@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Refusal, Unavailable
-from tallystick.protocol.types import Amount
+from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.serving import serving
 from tests.builders import build_terms
 from tests.chain.conftest import chain_url
@@ -223,3 +223,28 @@ async def test_a_refused_request_is_placed_again(
         answer = await http.post(CHAT, json=BODY)
         assert (answer.status_code, json.loads(answer.content)["error"]["code"]) == (402, "unsecured")
         assert len(fake.sessions) == 3
+
+
+async def test_a_client_looks_for_money_that_leaves(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A running client compares its debts with the purse by itself, whenever it checks payments."""
+    looked = asyncio.Event()
+
+    class Watching(PayerEscrow):
+        async def settled(self, provider: Address) -> Amount:
+            """See PayerEscrow."""
+            return Amount(0)
+
+        async def warn_leaving(self, accounts: Sequence[Account]) -> None:
+            """See PayerEscrow."""
+            if accounts:
+                looked.set()
+
+    async with Market(fake.url, wallet, config) as market:
+        async with await market.submit(CHAT, BODY) as job:
+            await job.result()
+        market._reconciler.recovery = replace(market._reconciler.recovery, escrow=Watching.__new__(Watching))
+        market._reconciler._payments_checked_at = float("-inf")
+        market._reconciler.start()
+        market._reconciler.wake()
+        async with asyncio.timeout(60):
+            await looked.wait()

@@ -137,6 +137,10 @@ def test_a_request_without_a_limit_is_cut_at_the_order() -> None:
     assert cut_after({"prompt": "Once", "max_tokens": 3}) is None
     assert cut_after({"prompt": "Once", "max_tokens": 0}) is None
     assert prepare(RequestHead(CHAT), b"{}", OFFER, 100).cut_after is None
+    offer = replace(OFFER, spec=Spec(features=(RESPONSES,)), max_output_tokens=100, context_tokens=850)
+    long = dumps({"input": "x" * 2_000})
+    assert prepare(RequestHead(RESPONSES), long, offer, 100).cut_after == 100
+    assert prepare(RequestHead(RESPONSES), b"{}", offer, 100).cut_after is None
 
 
 def test_a_large_seed_is_unchanged() -> None:
@@ -185,8 +189,12 @@ def test_usage_is_asked_for_on_streams(fields: dict[str, Any], strip: bool) -> N
 
 
 def test_usage_is_not_requested_without_support() -> None:
-    """An engine without the usage option gets the request without it."""
-    assert "stream_options" not in sent({"stream": True}, supports_stream_usage=False)
+    """An engine without the usage option gets the request without it, also if the client sent it."""
+    asked = {"stream_options": {"include_usage": True}}
+    for path in (CHAT, COMPLETIONS):
+        assert "stream_options" not in sent({"stream": True}, path, supports_stream_usage=False)
+        assert "stream_options" not in sent({"stream": True} | asked, path, supports_stream_usage=False)
+        assert sent({"stream": True} | asked, path)["stream_options"] == {"include_usage": True}
 
 
 def test_routes_that_the_ask_declares() -> None:

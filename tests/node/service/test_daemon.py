@@ -270,7 +270,7 @@ async def test_asks_follow_the_engine(site: Site) -> None:
                 async with session.get(metrics_url + "/healthz") as response:
                     assert response.status == 200
                 async with session.get(metrics_url + "/metrics") as response:
-                    assert "tally_node_unsecured_units" in await response.text()
+                    assert "tallystick_node_unsecured_units" in await response.text()
         process.terminate()
         assert await process.wait() == 0
     finally:
