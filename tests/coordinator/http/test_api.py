@@ -77,8 +77,10 @@ async def test_info(at: Served) -> None:
 
 async def test_models(at: Served) -> None:
     """Models are listed with the number of providers, how many are free, and the lowest prices as strings of digits."""
-    at.world.node("ann", input_price=5, output_price=1 << 63)
-    busy = at.world.node("bob", input_price=7, context_tokens=10_000, max_output_tokens=2_000)
+    declared = Spec(features=("tools", "-vision", "-/v1/completions", "/v1/rerank", "x" * 65))
+    at.world.node("ann", input_price=5, output_price=1 << 63, spec=declared)
+    other = Spec(features=("-/v1/completions", "-/v1/embeddings", "logprobs"))
+    busy = at.world.node("bob", input_price=7, context_tokens=10_000, max_output_tokens=2_000, spec=other)
     at.world.market.matchmaker.set_capacity(busy.address, Capacity(0, 1))
     (model,) = (await at.http.get("/v1/models")).json()["data"]
     assert model == {
@@ -92,6 +94,8 @@ async def test_models(at: Served) -> None:
         "maxOutputTokens": 2_000,
         "tokensPerSecond": 0,
         "firstTokenMs": 0,
+        "routes": ["/v1/chat/completions", "/v1/embeddings", "/v1/rerank"],
+        "features": ["logprobs", "tools"],
     }
     at.world.market.matchmaker.set_capacity(busy.address, Capacity(1, 1, 70, 250))
     (model,) = (await at.http.get("/v1/models")).json()["data"]

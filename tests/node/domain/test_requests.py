@@ -145,6 +145,10 @@ def test_a_request_without_a_limit_is_cut_at_the_order() -> None:
     assert cut_after({"prompt": "Once", "max_tokens": 3}) is None
     assert cut_after({"prompt": "Once", "max_tokens": 0}) is None
     assert prepare(RequestHead(CHAT), b"{}", OFFER, 100).cut_after is None
+    offer = replace(OFFER, spec=Spec(features=(RESPONSES,)), max_output_tokens=100, context_tokens=850)
+    long = dumps({"input": "x" * 2_000})
+    assert prepare(RequestHead(RESPONSES), long, offer, 100).cut_after == 100
+    assert prepare(RequestHead(RESPONSES), b"{}", offer, 100).cut_after is None
 
 
 def test_a_large_seed_is_unchanged() -> None:
