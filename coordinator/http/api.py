@@ -12,12 +12,13 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from coordinator.domain.ask_pages import ask_entry, asks_page, models_page
 from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.resource_bounds import DEFAULT_PAGE_ENTRIES
+from coordinator.http.metrics import CoordinatorMetrics
 from coordinator.http.schemas import (
     AfterAsk,
     AfterModel,
@@ -66,6 +67,7 @@ class ApiContext:
     tabs: TabStore
     info: Info
     health: HealthMonitor
+    metrics: CoordinatorMetrics
     now: Callable[[], float] = time.time
 
 
@@ -256,14 +258,13 @@ def _excerpt(receipts: list[LateReceipt]) -> list[LateReceipt]:
 
 
 def _add_operations_routes(api: FastAPI, context: ApiContext) -> None:
-    registry = CollectorRegistry()
     gauges = {
         "tallystick_nodes_connected": ("Nodes connected.", context.connected),
         "tallystick_asks_listed": ("Asks in the ask book.", lambda: context.market.book.size),
         "tallystick_jobs_live": ("Jobs between order and terminal state.", lambda: context.market.live),
     }
     for name, (help_text, read) in gauges.items():
-        Gauge(name, help_text, registry=registry).set_function(read)
+        context.metrics.gauge(name, help_text, read)
 
     @api.get("/v1/health")
     async def health() -> dict[str, Any]:
@@ -291,7 +292,7 @@ def _add_operations_routes(api: FastAPI, context: ApiContext) -> None:
 
     @api.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(context.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _page(name: str, entries: list[dict[str, Any]], after: str | None) -> Response:
