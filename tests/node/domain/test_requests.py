@@ -92,6 +92,14 @@ def test_an_unlimited_completion_is_limited_by_its_context_alone() -> None:
     assert "max_tokens" not in sent(long, COMPLETIONS, 100, context_tokens=850, **offer)
 
 
+@pytest.mark.parametrize(("engine", "adapted"), [("llama.cpp", {"type": "json_object"}), ("vllm", None)])
+def test_an_engine_gets_what_it_reads(engine: str, adapted: dict[str, str] | None) -> None:
+    """The format of Responses also stands where llama.cpp reads it; other engines get the request as it is."""
+    offer = replace(OFFER, spec=Spec(engine=engine, features=(RESPONSES,)))
+    body = dumps({"model": "m", "input": "x", "text": {"format": {"type": "json_object"}}})
+    assert loads(prepare(RequestHead(RESPONSES), body, offer, 100).body, "body").get("response_format") == adapted
+
+
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
 def test_no_limit_is_invented_that_the_context_cannot_hold(path: str) -> None:
     """A long prompt leaves what it leaves; a limit that the client set is still bounded by the order."""
