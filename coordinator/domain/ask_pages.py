@@ -15,8 +15,11 @@ from coordinator.domain.ask_book import AskBook, ListedAsk
 from coordinator.domain.resource_bounds import PAGE_BYTES
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import MAX_ASKS
+from tallystick.protocol.routes import sold_routes
 from tallystick.protocol.wire import dumps
 
+MAX_LISTED, MAX_LISTED_NAME = 32, 64
+"""Routes and features of a listed model, and the characters of each."""
 MAX_MODEL_NAME = 1_024
 """Characters of a model's name. A longer name can be neither requested nor listed."""
 CURSOR_PATTERN = "([0-9]{1,21})-(0x[0-9a-f]{40})-([0-9a-f]{64})"
@@ -69,7 +72,10 @@ def _take_page(entries: Iterable[tuple[str, dict[str, Any]]], limit: int) -> Pag
 
 
 def model_entry(name: str, listed_asks: list[ListedAsk]) -> dict[str, Any]:
-    """Returns the JSON of a listed model. Prices are base units per 1,000,000 tokens, as text."""
+    """Returns the JSON of a listed model. Prices are base units per 1,000,000 tokens, as text.
+
+    `routes` and `features`: what at least one of its asks sells and declares, at most MAX_LISTED of each.
+    """
     asks = [listed_ask.ask.message for listed_ask in listed_asks]
     capacities = [listed_ask.node.capacity for listed_ask in listed_asks]
     return {
@@ -83,7 +89,14 @@ def model_entry(name: str, listed_asks: list[ListedAsk]) -> dict[str, Any]:
         "maxOutputTokens": max(ask.max_output_tokens for ask in asks),
         "tokensPerSecond": max(capacity.tokens_per_second for capacity in capacities),
         "firstTokenMs": min((capacity.first_token_ms for capacity in capacities if capacity.first_token_ms), default=0),
+        "routes": _listed(path for ask in asks for path in sold_routes(ask.spec.features)),
+        "features": _listed(name for ask in asks for name in ask.spec.features if not name.startswith(("-", "/"))),
     }
+
+
+def _listed(names: Iterable[str]) -> list[str]:
+    """The names in order, without repetitions and without those that are too long to be listed."""
+    return sorted({name for name in names if len(name) <= MAX_LISTED_NAME})[:MAX_LISTED]
 
 
 def ask_entry(listed_ask: ListedAsk) -> dict[str, Any]:

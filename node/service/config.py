@@ -149,7 +149,7 @@ class EngineConfig:
         """
         if capabilities is None:
             capabilities = Capabilities(True, True, "unknown")
-        usage = capabilities.streams in ("usage", "unknown") or not capabilities.chat
+        usage = capabilities.streams != "yes"
         tokens = model.context_tokens or context or DEFAULT_CONTEXT_TOKENS
         return Offer(
             model=model.sold_as,
@@ -194,7 +194,8 @@ class NodeConfig:
     metrics_port: int | None = None
     gpus: int = 0
     gpu_hour_cost: Amount | None = None
-    log_json: bool = True
+    log_json: bool | None = None
+    """Whether the log is JSON; None: text at a terminal, JSON elsewhere."""
     log_level: str = "info"
     admission: AdmissionRules = field(default_factory=AdmissionRules)
     credit: CreditLimits = field(default_factory=CreditLimits)

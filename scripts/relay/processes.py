@@ -78,11 +78,11 @@ async def upstream() -> AsyncIterator[str]:
 
 @contextlib.asynccontextmanager
 async def market(
-    folder: Path, mock: str, *, coordinator_port: int = 0, proxy_port: int = 0, log_level: str = "info"
+    folder: Path, mock: str, *, coordinator_port: int = 0, proxy_port: int = 0, log_level: str = "info", slots: int = 256
 ) -> AsyncIterator[Site]:
     """Runs chain, coordinator, gateway and a node that serves the mock engine, each as a process of the `tally` command.
 
-    `proxy_port`: the port at which node and gateway reach the coordinator, if a proxy is between them.
+    `proxy_port`: the port at which node and gateway reach the coordinator, if a proxy is between them. `slots`: of the node.
     """
     (folder / "keys").mkdir(parents=True)
     write_private(folder / "password", b"bench")
@@ -100,7 +100,7 @@ async def market(
         "node": {"coordinator": coordinator_url, "state": str(folder / "node")},
         "gateway": {"coordinator": coordinator_url, "port": ports["gateway"]},
     }
-    tables = {"node": f'[[engines]]\nurl = "{mock}/v1"\nslots = 256\n'}
+    tables = {"node": f'[[engines]]\nurl = "{mock}/v1"\nslots = {slots}\n'}
     environment = {PASSWORD_FILE_ENV: str(folder / "password"), "TALLYSTICK_HOME": str(folder)}
     async with ProcessGroup(folder, environment) as processes:
         chain = ("chain", "--port", str(ports["chain"]))
@@ -127,6 +127,16 @@ async def market(
             pids[name] = child.process.pid
             pin(child.process.pid, TESTED)
         yield Site(urls["gateway"], urls["coordinator"], pids, signers["payer"], deployment)
+
+
+async def fund(site: Site, payer: Signer) -> None:
+    """Opens the purse of another payer."""
+    rpc = Rpc(site.deployment.rpc or "")
+    try:
+        await Sender(rpc, dev_accounts()[0]).send(payer.address, b"", value=10**18)
+        await fund_purse(Escrow(rpc, site.deployment), Sender(rpc, payer), payer, PURSE, mint=True)
+    finally:
+        await rpc.close()
 
 
 async def _deploy(chain: str, folder: Path, signers: Mapping[str, Signer]) -> Deployment:

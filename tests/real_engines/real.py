@@ -95,7 +95,7 @@ async def llama_cpp(folder: Path) -> AsyncIterator[Engine]:
     try:
         for process in processes:
             await process.start()
-        features = frozenset({"tools", "logprobs", "json_schema", "/v1/responses"})
+        features = frozenset({"logprobs", "json_schema", "/v1/responses", "/v1/messages"})
         yield Engine(
             EngineKind.LLAMA_CPP, processes[0], str(GGUF), features, "usage", {"n_probs": 200}, 512, embeddings=processes[1].url
         )
@@ -134,7 +134,7 @@ async def litellm(folder: Path) -> AsyncIterator[Engine]:
         process = Process(command, port, folder / "litellm.log", ready="/health/liveliness")
         try:
             await process.start()
-            yield Engine(EngineKind.LITELLM, process, "tinycode", frozenset({"tools", "logprobs"}), "usage", behind.slow)
+            yield Engine(EngineKind.LITELLM, process, "tinycode", frozenset({"logprobs"}), "usage", behind.slow)
         finally:
             await process.kill()
 

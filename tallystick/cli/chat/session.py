@@ -25,7 +25,7 @@ from tallystick.runtime.config import home
 if TYPE_CHECKING:
     from tallystick.cli.chat.chat_options import ChatOptions
     from tallystick.cli.chat.turn import Turns
-    from tallystick.client.coordinator.http_client import ModelOffer
+    from tallystick.client.coordinator.model_offers import ModelOffer
     from tallystick.client.sdk.market import Market
 
 HELP = (

@@ -17,6 +17,7 @@ import structlog
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.bounded_json import MAX_RAW, BoundedJsonReader
+from tallystick.client.coordinator.model_offers import MAX_NUMBER, ModelOffer
 from tallystick.protocol.eip712 import Domain, Signed, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable, error_from_json
 from tallystick.protocol.jobs import State
@@ -102,59 +103,12 @@ class CoordinatorInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelOffer:
-    """A model on offer: number of providers and of free ones, and the lowest prices (base units per 1,000,000 tokens)."""
-
-    id: str
-    providers: int
-    live: int
-    input_price: int
-    cached_input_price: int
-    output_price: int
-    context_tokens: int
-    max_output_tokens: int
-    tokens_per_second: int = 0
-    first_token_ms: int = 0
-    """The best value that its providers measured; 0 if none has measured one."""
-
-    @classmethod
-    def from_json(cls, raw: object) -> ModelOffer:
-        """Reads an entry of GET /v1/models. Raises BadMessage."""
-        if not isinstance(raw, dict):
-            raise BadMessage("models: expected an object with an id")
-        numbers = (_number(raw.get(name), f"models.{name}") for name in _MODEL_NUMBERS)
-        speeds = (_number(raw.get(name, 0), f"models.{name}") for name in _MODEL_SPEEDS)
-        return cls(read_text(raw.get("id"), "models.id"), *numbers, *speeds)
-
-    def to_json(self) -> dict[str, Any]:
-        """The wire form."""
-        values = (self.providers, self.live, self.input_price, self.cached_input_price, self.output_price)
-        members = zip(_MODEL_NUMBERS, (*values, self.context_tokens, self.max_output_tokens), strict=True)
-        speeds = dict(zip(_MODEL_SPEEDS, (self.tokens_per_second, self.first_token_ms), strict=True))
-        return {"id": self.id} | {name: str(value) if name.endswith("Price") else value for name, value in members} | speeds
-
-
-_MODEL_NUMBERS = ("providers", "live", "inputPrice", "cachedInputPrice", "outputPrice", "contextTokens", "maxOutputTokens")
-_MODEL_SPEEDS = ("tokensPerSecond", "firstTokenMs")
-
-
-@dataclass(frozen=True, slots=True)
 class RemoteJob:
     """A job as the coordinator reports it."""
 
     state: State
     receipt: Signed[Receipt] | None
     raw: dict[str, Any]
-
-
-MAX_NUMBER = (1 << 64) - 1
-
-
-def _number(value: object, member: str) -> int:
-    """Reads a count, or a price as decimal digits. Raises BadMessage."""
-    if isinstance(value, str) and len(value) <= 20 and value.isascii() and value.isdigit():
-        return read_count(int(value), member, high=MAX_NUMBER)
-    return read_count(value, member, high=MAX_NUMBER)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from tallystick.client.gateway.routing_rules import RoutingRule
 from tallystick.client.openai.requests import load_body
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError
 from tallystick.protocol.lenient_json import dump_lenient
+from tallystick.runtime.multipart import read_field, replace_field
 
 log = structlog.get_logger()
 _NOT_SOLD = frozenset(
@@ -129,6 +130,20 @@ class AliasRouter:
         if later or models != [model]:
             return self._plan_of(request, (*models, *later), lambda _: True)
         return RoutingPlan([body])
+
+    def plan_form(
+        self, content_type: str, body: bytes, fallbacks: Iterable[str], draw: float, allowed: Collection[str] = ()
+    ) -> RoutingPlan:
+        """Which models to try for a form, in the order of an alias without a rule. Models of upstreams are left out.
+
+        Raises as `plan`.
+        """
+        model = read_field(content_type, body, "model")
+        names = [name for each in (model, *fallbacks) for name in self._resolve(each, draw, allowed, "model")]
+        sold = [name for name in dict.fromkeys(names) if name is None or UpstreamTarget.parse(name) is None]
+        if not sold:
+            raise Refusal(Code.UNKNOWN_MODEL, f"model: {model!r:.200} has models of upstreams alone, which answer no forms")
+        return RoutingPlan([body if name == model else replace_field(content_type, body, "model", name) for name in sold])
 
     def _plan_of(self, request: dict[str, Any], names: Iterable[Any], accepts: Callable[[Any], bool]) -> RoutingPlan:
         names = tuple(dict.fromkeys(names))

@@ -50,7 +50,6 @@ from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import RequestHead, join_request
 from tallystick.runtime.content_encoding import read_codings
-from tallystick.runtime.multipart import read_field
 
 log = structlog.get_logger()
 PATH_MODEL = "tally.model"
@@ -187,11 +186,10 @@ class RequestHandler:
 
     def _plan(self, request: _GatewayRequest) -> RoutingPlan:
         allowed = () if request.caller is None else request.caller.models
+        draw, fallbacks = weight_draw(request.key or secrets.token_hex()), request.extras.fallbacks
         if request.content_type != JSON:
-            self._aliases.check_named(read_field(request.content_type, request.body, "model"), allowed)
-            return RoutingPlan([request.body])
-        draw = weight_draw(request.key or secrets.token_hex())
-        return self._aliases.plan(request.body, request.extras.fallbacks, draw, allowed)
+            return self._aliases.plan_form(request.content_type, request.body, fallbacks, draw, allowed)
+        return self._aliases.plan(request.body, fallbacks, draw, allowed)
 
     async def _plan_for_key(self, request: _GatewayRequest, plan: RoutingPlan) -> RoutingPlan:
         """The plan of a request with an idempotency key, which stands for one job.

@@ -18,7 +18,8 @@ from weakref import WeakValueDictionary
 
 from tallystick.client.config import MAX_LABEL, MAX_WAIT_SECONDS, ClientConfig
 from tallystick.client.coordinator.access_tokens import AccessTokens
-from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo, ModelOffer
+from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo
+from tallystick.client.coordinator.model_offers import ModelOffer
 from tallystick.client.coordinator.pinning import DeploymentPin
 from tallystick.client.jobs.job import Job, JobContext
 from tallystick.client.jobs.resume import resume_job

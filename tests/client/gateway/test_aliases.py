@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -191,3 +192,27 @@ def test_what_an_upstream_is_a_fallback_for(error: TallyError, may: bool) -> Non
 def test_another_model_may_do(code: Code) -> None:
     """Another model may have a longer context or what the request needs, or may not be the upstream's."""
     assert may_fall_back(Refusal(code, ""))
+
+
+def test_forms() -> None:
+    """An alias in a form stands for its models too, except for those of upstreams; all other bytes stay."""
+    router = AliasRouter(
+        [BEST, Alias(name="far", models=("upstream://hosted/m",)), Alias(name="x", models=("upstream://hosted/m", "y"))], {}
+    )
+    request = httpx.Request("POST", "http://x", data={"model": "MODEL"}, files={"file": ("a.wav", b"\0model")})
+    kind, form = request.headers["content-type"], request.read()
+    for model, fallbacks, allowed, tried in (
+        ("best", [], (), "cab"),
+        ("best", ["x", "q"], (), "cabyq"),
+        ("best", [], ("a",), "a"),
+        ("z", [], (), "z"),
+        ("x", [], ("x",), "y"),
+    ):
+        plan = router.plan_form(kind, form.replace(b"MODEL", model.encode()), fallbacks, 0.5, allowed)
+        assert plan.bodies == [form.replace(b"MODEL", name.encode()) for name in tried]
+    for model, allowed in (("far", ()), ("best", ("z",)), ("a", ("best",)), ("upstream://hosted/m", ())):
+        with pytest.raises(Refusal) as caught:
+            router.plan_form(kind, form.replace(b"MODEL", model.encode()), [], 0.5, allowed)
+        assert caught.value.code is Code.UNKNOWN_MODEL
+    bare = form.replace(b'name="model"', b'name="other"')
+    assert router.plan_form(kind, bare, [], 0.5).bodies == [bare]

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 import node
+from node.engines.probe import Capabilities
 from node.service.config import EngineConfig, ModelConfig, NodeConfig, load_config, merge_specs
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.messages import Spec
@@ -86,6 +87,37 @@ def test_limits_default_to_the_engines() -> None:
     offer = engine.offer(ModelConfig(name="m", context_tokens=100_000), 2_048, Spec(), NOON, 0.0)
     assert (offer.context_tokens, offer.max_output_tokens) == (100_000, 4_096)
     assert engine.offer(ModelConfig(name="m"), None, Spec(), NOON, 0.0).context_tokens == 8_192
+
+
+@pytest.mark.parametrize(
+    ("streams", "setting", "asked"),
+    [
+        ("usage", None, True),
+        ("unknown", None, True),
+        ("no", None, True),
+        ("yes", None, False),
+        ("yes", True, True),
+        ("usage", False, False),
+    ],
+)
+def test_the_probe_fills_in_what_the_settings_leave_open(streams: str, setting: bool | None, asked: bool) -> None:
+    """Whether streams are asked for usage, and the member for the output limit, follow the probe unless they are set."""
+    found = Capabilities(True, True, streams, ("tools",), "max_completion_tokens")
+    engine = EngineConfig(url="http://e", supports_stream_usage=setting)
+    offer = engine.offer(ModelConfig(name="m"), None, Spec(), NOON, 0.0, capabilities=found)
+    assert (offer.supports_stream_usage, offer.output_limit_field, offer.spec.features) == (
+        asked,
+        "max_completion_tokens",
+        ("tools",),
+    )
+    set_limit = replace(engine, output_limit_field="max_tokens")
+    assert set_limit.offer(ModelConfig(name="m"), None, Spec(), NOON, 0.0, capabilities=found).output_limit_field == "max_tokens"
+
+
+def test_features_and_their_contraries() -> None:
+    """A later spec's feature replaces its contrary; others add up."""
+    merged = merge_specs(Spec(features=("a", "-b", "c")), Spec(features=("-a", "b")))
+    assert merged.features == ("c", "-a", "b")
 
 
 def test_keys_stay_secret() -> None:

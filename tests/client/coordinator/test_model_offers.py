@@ -1,0 +1,36 @@
+"""A model on offer, as a coordinator lists it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tallystick.client.coordinator.model_offers import ModelOffer
+from tallystick.protocol.errors import BadMessage
+
+ENTRY: dict[str, Any] = {
+    "id": "m",
+    "providers": 2,
+    "live": 1,
+    "inputPrice": "5",
+    "cachedInputPrice": "5",
+    "outputPrice": "7",
+    "contextTokens": 8_192,
+    "maxOutputTokens": 4_096,
+}
+
+
+def test_what_it_sells() -> None:
+    """Routes and features pass on; a coordinator that lists none is understood."""
+    listed = {"tokensPerSecond": 0, "firstTokenMs": 0, "routes": ["/v1/chat/completions"], "features": ["tools"]}
+    assert ModelOffer.from_json(ENTRY | listed).to_json() == ENTRY | listed
+    assert ModelOffer.from_json(ENTRY).routes == ()
+
+
+@pytest.mark.parametrize("member", ["routes", "features"])
+@pytest.mark.parametrize("value", ["x", [1], {"a": 1}, ["x"] * 65])
+def test_malformed_names(member: str, value: Any) -> None:
+    """The error names the member."""
+    with pytest.raises(BadMessage, match=f"models.{member}"):
+        ModelOffer.from_json(ENTRY | {member: value})
