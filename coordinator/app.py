@@ -27,6 +27,7 @@ from coordinator.domain.resource_bounds import MAX_LINK_FRAME
 from coordinator.http.api import ApiContext, build_control_plane
 from coordinator.http.jobs_route import PATH as JOBS_PATH
 from coordinator.http.jobs_route import JobsRoute
+from coordinator.http.metrics import CoordinatorMetrics
 from coordinator.http.node_hub import NodeHub
 from coordinator.http.request_bodies import RequestBodies
 from coordinator.http.request_limiter import RequestLimiter
@@ -44,6 +45,7 @@ from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.health import CheckResult, Health
 from tallystick.protocol.types import Address
 from tallystick.runtime import logs
+from tallystick.runtime.access_log import Access, AccessLog
 from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import serving, wait_for_stop_signal
@@ -73,9 +75,17 @@ class App:
         shared, bodies = rate_limiter or RateLimiter(limits, time.monotonic), RequestBodies(limits)
         self._jobs = JobsRoute(context.market, responses, intake=limits, retention=retention, rate_limiter=shared, bodies=bodies)
         self._hub, self._control = hub, RequestLimiter(build_control_plane(context), shared, bodies)
+        self._metrics, self._logged = context.metrics, AccessLog(self._route, self._observe)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Routes one connection."""
+        """Serves one connection, and logs it if it is a request."""
+        await self._logged(scope, receive, send)
+
+    def _observe(self, access: Access) -> None:
+        if access.path == JOBS_PATH and access.method == "POST":
+            self._metrics.job_ended(access.outcome, access.seconds, access.first_seconds, access.sent_bytes)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == JOBS_PATH and scope["method"] == "POST":
             await self._jobs(scope, receive, send)
         elif scope["type"] == "websocket" and scope["path"] == NODE_PATH:
@@ -130,7 +140,12 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         )
         health = _health(store, Rpc(config.rpc or deployment.rpc, attempts=1), deployment, signer.address)
         info = _info(config, deployment, signer)
-        context = ApiContext(market, lambda: hub.connected, store, store, store, info, health.monitor)
+        metrics = CoordinatorMetrics(lambda: health.monitor.last)
+        settler.on_settled, store.database.on_commit = metrics.settled, metrics.committed
+        metrics.gauge(
+            "tallystick_coordinator_database_queue", "Writes that wait for a transaction", lambda: store.database.queued
+        )
+        context = ApiContext(market, lambda: hub.connected, store, store, store, info, health.monitor, metrics)
         app = App(context, hub, store, retention=config.retention, intake=config.intake_limits, rate_limiter=rate_limiter)
         server = serving(app, config.host, config.port, limits=config.connection_limits, ws_max_size=MAX_LINK_FRAME)
         loops = (settler.run(), fees.run(), _sweep(market), store.guard(), health.monitor.run())

@@ -105,7 +105,8 @@ class CoordinatorConfig:
     refused_requests_per_second: float = 2
     """Refused requests of one address (unreadable, badly signed, unfunded), after a burst of `refused_requests_burst`."""
     refused_requests_burst: int = 100
-    log_json: bool = True
+    log_json: bool | None = None
+    """Whether the log is JSON; None: text at a terminal, JSON elsewhere."""
     log_level: str = "info"
 
     def __post_init__(self) -> None:

@@ -71,6 +71,8 @@ CHECKED: dict[str, tuple[str, ...]] = {
     "node/domain/credit_limits.py": ("tests/node/domain/test_credit_limits.py",),
     "node/domain/order_admission.py": ("tests/node/domain/test_order_admission.py",),
     "node/domain/usage_meter.py": ("tests/node/domain/test_usage_meter.py",),
+    "node/domain/earned_money.py": ("tests/node/domain/test_earned_money.py",),
+    "node/domain/payout_policy.py": ("tests/node/domain/test_payout_policy.py",),
     "node/jobs/coordinator_credit.py": ("tests/node/jobs/test_coordinator_credit.py",),
     "tallystick/client/orders/tab.py": (
         "tests/client/orders/test_tab.py",
@@ -103,6 +105,8 @@ CHECKED: dict[str, tuple[str, ...]] = {
     "tallystick/client/receipts/token_audit.py": ("tests/client/receipts/test_token_audit.py",),
     "tallystick/client/ledger/budgets.py": ("tests/client/ledger/test_budgets.py",),
     "tallystick/client/ledger/spending.py": ("tests/client/ledger/test_budgets.py",),
+    "tallystick/client/ledger/upstream_spending.py": ("tests/client/ledger/test_upstream_spending.py",),
+    "tallystick/client/upstreams/metering.py": ("tests/client/upstreams/test_metering.py",),
 }
 """The modules on the money path, with their tests."""
 

@@ -74,6 +74,8 @@ class Settler:
         self._store, self._exposure, self._now, self._tick = store, exposure, now, tick
         self._interval, self._confirmations = interval, confirmations
         self._min_claim, self._min_claim_row = min_claim, min_claim_row
+        self.on_settled: Callable[[int, int, int], None] = lambda *_: None
+        """Called with the number of settled claims, their gas, and what it cost in wei."""
         self._wasted_reads = TokenBucket(WASTED_READS_PER_SECOND, WASTED_READS_BURST)
         self._claim_rate = TokenBucket(CLAIMS_PER_SECOND, CLAIMS_BURST)
 
@@ -154,7 +156,9 @@ class Settler:
             tx = REFUSED
         else:
             tx = sent[-1].hash
-            log.info("settled", claims=len(claims), tx=tx, gas=sum(result.gas_used for result in sent))
+            gas, fee = sum(result.gas_used for result in sent), sum(result.fee for result in sent)
+            self.on_settled(len(claims), gas, fee)
+            log.info("settled", claims=len(claims), tx=tx, gas=gas)
         await self._store.close_claims([claim.id for claim in claims], tx)
 
     async def follow_events(self) -> None:

@@ -11,13 +11,15 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from fastapi.responses import HTMLResponse, JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from coordinator.domain.ask_pages import ask_entry, asks_page, models_page
 from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.resource_bounds import DEFAULT_PAGE_ENTRIES
+from coordinator.http.metrics import CoordinatorMetrics
+from coordinator.http.pages import ABOUT, LINKS, PAGE_HEADERS, api_page, home_page
 from coordinator.http.schemas import (
     AfterAsk,
     AfterModel,
@@ -47,6 +49,10 @@ from tallystick.version import __version__
 
 TAB_RECEIPTS = 16
 """Receipts of a tab that its payer gets."""
+_READINESS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "All dependencies work, perhaps with warnings.", "content": {HEALTH_JSON: {}}},
+    503: {"description": "A dependency fails; `checks` says which one and what to do.", "content": {HEALTH_JSON: {}}},
+}
 _LIVENESS = {Health.PASS: "ok", Health.WARN: "degraded", Health.FAIL: "failing"}
 _GATEWAY_ROUTES = ("/chat/", "/completions", "/embeddings", "/responses", "/messages", "/rerank", "/images/", "/audio/")
 """What clients of the gateway ask for, if they are given the coordinator's address."""
@@ -66,6 +72,7 @@ class ApiContext:
     tabs: TabStore
     info: Info
     health: HealthMonitor
+    metrics: CoordinatorMetrics
     now: Callable[[], float] = time.time
 
 
@@ -73,6 +80,8 @@ def build_control_plane(context: ApiContext) -> FastAPI:
     """Returns the FastAPI app with all routes of the control plane."""
     api = FastAPI(
         title="Tallystick coordinator",
+        docs_url=None,
+        redoc_url=None,
         version=__version__,
         description="Matches signed orders to signed asks and relays ciphertext. Jobs themselves are posted to `/v1/jobs` as"
         " binary frames (see tallystick/protocol/wire.py), nodes connect to the WebSocket `/v1/node`.",
@@ -91,6 +100,7 @@ def build_control_plane(context: ApiContext) -> FastAPI:
     _add_job_routes(api, context)
     _add_tab_routes(api, context)
     _add_operations_routes(api, context)
+    _add_pages(api, context)
     return api
 
 
@@ -256,14 +266,13 @@ def _excerpt(receipts: list[LateReceipt]) -> list[LateReceipt]:
 
 
 def _add_operations_routes(api: FastAPI, context: ApiContext) -> None:
-    registry = CollectorRegistry()
     gauges = {
         "tallystick_nodes_connected": ("Nodes connected.", context.connected),
         "tallystick_asks_listed": ("Asks in the ask book.", lambda: context.market.book.size),
         "tallystick_jobs_live": ("Jobs between order and terminal state.", lambda: context.market.live),
     }
     for name, (help_text, read) in gauges.items():
-        Gauge(name, help_text, registry=registry).set_function(read)
+        context.metrics.gauge(name, help_text, read)
 
     @api.get("/v1/health")
     async def health() -> dict[str, Any]:
@@ -278,7 +287,7 @@ def _add_operations_routes(api: FastAPI, context: ApiContext) -> None:
             return {"status": "ok"} | counts
         return {"status": _LIVENESS[report.status]} | counts | {"checks": report.summary}
 
-    @api.get("/v1/ready", responses={503: {"description": "A dependency fails; `checks` says which one and what to do."}})
+    @api.get("/v1/ready", responses=_READINESS)
     async def ready() -> Response:
         """Returns the state of each dependency: database, chain, age of its last block, contract, coins for gas.
 
@@ -291,7 +300,22 @@ def _add_operations_routes(api: FastAPI, context: ApiContext) -> None:
 
     @api.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(context.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_pages(api: FastAPI, context: ApiContext) -> None:
+    @api.get("/", include_in_schema=False)
+    async def home(request: Request) -> Response:
+        """What this is: a page for browsers, JSON for others."""
+        if "text/html" in request.headers.get("accept", ""):
+            return HTMLResponse(home_page(context.info.name, __version__), headers=PAGE_HEADERS)
+        links = {name: f"{request.base_url}{path}" for name, (path, _) in LINKS.items()}
+        return JSONResponse({"message": ABOUT, "name": context.info.name, "version": __version__} | links)
+
+    @api.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        """The OpenAPI document as a page."""
+        return HTMLResponse(api_page(api.openapi()), headers=PAGE_HEADERS)
 
 
 def _page(name: str, entries: list[dict[str, Any]], after: str | None) -> Response:

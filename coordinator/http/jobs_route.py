@@ -29,6 +29,7 @@ from coordinator.ports import ResponseStore, StoredResponse
 from tallystick.protocol.errors import BadMessage, TallyError, Unavailable
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import Kind, Submission, pack_frame
+from tallystick.runtime.access_log import record
 
 log = structlog.get_logger()
 PATH = "/v1/jobs"
@@ -69,6 +70,7 @@ class JobsRoute:
             await self._reserve_and_serve(scope, receive, send, request)
         except TallyError as error:  # the reservation is released by now: the client may not even read this
             self._rate_limiter.count_refusal(address, error, request.payer)
+            record(outcome=error.code.value)
             await send_error(send, error)
         except ConnectionResetError:
             return
@@ -87,6 +89,7 @@ class JobsRoute:
         """Raises TallyError before anything is sent."""
         body = await self._bodies.read(receive, reservation, self._intake.body_bytes, "a job")
         submission = Submission.loads(body)
+        record(job=submission.job.hex(), model=submission.candidates[0].terms.model)
         linger = _read_linger(scope)
         request.payer = submission.candidates[0].order.message.payer
         self._rate_limiter.check_signer(request.payer)
@@ -192,6 +195,7 @@ class JobsRoute:
                     if keep and kind is Kind.RECEIPT:
                         await self._keep(job.id, buffer, frame)
                     await buffer.add(frame, more=job.more_frames_queued)
+            record(outcome=job.state.value, provider=job.provider)
         except TallyError as error:
             refusal = error
         finally:

@@ -195,5 +195,5 @@ def check_relayed(attempt: AttemptRecord, receipt: Receipt) -> None:
     if outcome is Outcome.CLIENT_CANCELLED and not attempt.cancelled:
         raise BadReceipt("receipt.outcome: client_cancelled, but this coordinator sent the provider no cancel by the client")
     if not attempt.delivered and (receipt.cost or outcome in (Outcome.COMPLETED, Outcome.LENGTH)):
-        charged = f"{outcome.name.lower()} at a cost of {format_amount(receipt.cost)}"
+        charged = f"{outcome.name.lower()} at a cost of {format_amount(receipt.cost)} dollars"
         raise BadReceipt(f"receipt.outcome: {charged}, but the last chunk of the response never reached this coordinator")

@@ -65,6 +65,11 @@ class Store:
         await self._db.close()
         await self._instance_lock.release()
 
+    @property
+    def database(self) -> Database:
+        """The database, for metrics."""
+        return self._db
+
     async def ping(self) -> float:
         """Waits for the database; returns the seconds that its answer took. Raises Unavailable."""
         return await self._db.ping()

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from coordinator.http.api import ApiContext
+from coordinator.http.metrics import CoordinatorMetrics
 from coordinator.http.schemas import Info
 
 
@@ -20,4 +21,4 @@ def api_context() -> ApiContext:
     """What `build_control_plane` is given to write its OpenAPI document and its metrics."""
     info = Info.model_construct()
     part = cast("Any", Anything())
-    return ApiContext(part, lambda: 0, part, part, part, info, part)
+    return ApiContext(part, lambda: 0, part, part, part, info, part, CoordinatorMetrics(lambda: None))

@@ -1,4 +1,4 @@
-"""The reference of metrics: what the node and the coordinator register with prometheus_client."""
+"""The reference of metrics: what node, coordinator and gateway register with prometheus_client."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+from prometheus_client import generate_latest
 
 from coordinator.http.api import build_control_plane
 from docs.generate.empty_coordinator import api_context
 from docs.generate.markdown import code, table
 from node.domain import tabs
 from node.service.metrics import NodeMetrics
+from tallystick.client.config import ClientConfig
+from tallystick.client.gateway.operations import BUDGET_HEADER, Operations
+from tallystick.client.sdk.market import Market
+from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.types import Address, Amount
 
 INTRODUCTION = """# Metrics
 
-Node and coordinator serve [Prometheus](https://prometheus.io) metrics at `/metrics`: the node on `metrics_port`, which is off by
-default, and the coordinator on its own port. Names that end in `_units` are base units: millionths of a dollar.
+Node, coordinator and gateway serve [Prometheus](https://prometheus.io) metrics at `/metrics`: the node on `metrics_port`, which
+is off by default, the others on their own ports. The gateway's need its API key, if it has one. All names begin with
+`tallystick_`; names that end in `_units` are base units: millionths of a dollar. `/v1/ready` (coordinator) and `/ready` (gateway)
+say why a dependency fails and what to do.
 """
 
 
@@ -32,6 +39,8 @@ def pages() -> dict[str, str]:
         table(("metric", "meaning", "type", "labels"), _node()),
         "## Coordinator\n",
         table(("metric", "meaning", "type"), _coordinator()),
+        "## Gateway\n",
+        table(("metric", "meaning", "type"), _gateway()),
     ]
     return {"metrics.md": "\n".join(parts)}
 
@@ -58,10 +67,21 @@ def _credit_summary() -> dict[str, int]:
     return {}
 
 
+def _gateway() -> Iterator[tuple[str, str, str]]:
+    operations = Operations(Market.of(ClientConfig(), Signer(bytes(31) + b"\1")))
+    budgets = BUDGET_HEADER.encode() + b"\n"
+    return _scraped((generate_latest(operations.metrics.registry) + budgets).decode())
+
+
 def _coordinator() -> Iterator[tuple[str, str, str]]:
-    text = asyncio.run(_scrape())
+    return _scraped(asyncio.run(_scrape()))
+
+
+def _scraped(text: str) -> Iterator[tuple[str, str, str]]:
     helps = dict(re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE))
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
+        if name.endswith("_created"):  # when a counter began, which prometheus_client adds
+            continue
         yield code(name), helps.get(name, ""), kind
 
 

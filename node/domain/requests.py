@@ -99,6 +99,8 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
         requested = _take_limit(members, "max_output_tokens")
         if requested is not None or _needs_limit(head.path, len(body), max_output_tokens, 1, offer):
             members["max_output_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
+        else:
+            cut_after = max_output_tokens
         members.setdefault("stream", False)  # some engines stream by default
         adapt(head.path, members, offer.spec.engine)
     elif head.path == MESSAGES:

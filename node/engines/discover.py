@@ -14,7 +14,7 @@ from node.domain.upstream_models import UpstreamModel, read_models
 from node.engines.addresses import BaseAddress, base_addresses
 from node.engines.api_key import Key, auth_headers
 from node.engines.kinds import DEFAULT_URLS, FINGERPRINT_PATHS, EngineKind, identify, read_details, read_ollama_features
-from tallystick.protocol.engine_errors import BUSY
+from tallystick.protocol.engine_errors import ANSWERED, BUSY
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.proxies import uses_proxy
@@ -94,7 +94,7 @@ async def _list_models(
         address = base.route(MODELS)
         try:
             async with session.get(address, allow_redirects=False) as response:
-                if response.status == 200:
+                if response.status in ANSWERED:
                     return base, read_models(await _read_rest(response, b"") or b"")
                 faults.append(_describe_status(address, response))
                 unlisted += response.status in (404, 405)

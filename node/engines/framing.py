@@ -121,6 +121,15 @@ def _as_delta(choice: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in choice.items() if name != "message"} | {"delta": message}
 
 
+def incomplete_response(response: dict[str, Any], text: str) -> bytes:
+    """The event that ends the stream of a response at its output limit. `response`: what earlier events said of it."""
+    output = [
+        {"type": "message", "role": "assistant", "status": "incomplete", "content": [{"type": "output_text", "text": text}]}
+    ]
+    details = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+    return _named_event({"type": "response.incomplete", "response": response | details | {"output": output}})
+
+
 def _response_events(response: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"type": "response.created", "response": response | {"status": "in_progress", "output": []}}
     for position, item in enumerate(_dicts(response.get("output"))):

@@ -30,7 +30,7 @@ from node.engines.framing import answer_form, as_document, as_stream
 from node.engines.kinds import read_load
 from node.engines.streams import EngineBroken, StreamReader, rename_model
 from node.ports import EngineEvent, EngineLoad, ResponseEnd, ResponsePart, ResponseStart
-from tallystick.protocol.engine_errors import BUSY, CLIENT_FAULTS, error_status
+from tallystick.protocol.engine_errors import ANSWERED, BUSY, CLIENT_FAULTS, error_status
 from tallystick.protocol.errors import Code, Fault, Unavailable, read_retry_after
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient
 from tallystick.protocol.openai_wire import EngineError, read_completion, read_other_answer
@@ -114,7 +114,7 @@ class OpenAIEngine:
         accept = EVENT_STREAM if request.stream else JSON if request.is_completion or request.path == EMBEDDINGS else "*/*"
         headers = {"content-type": request.content_type, "accept": accept}
         async with self._faults(), self._post(request, headers) as response:
-            if response.status != 200:
+            if response.status not in ANSWERED:
                 for event in await self._read_error(response):
                     yield event
                 return
@@ -300,7 +300,7 @@ class OpenAIEngine:
         if status in (404, 410):
             text = f"the status {status}: it does not have this model or this route"
             raise EngineBroken(text, words, permanent=True)
-        if status != 200:
+        if status not in ANSWERED:
             raise EngineBroken(f"the status {status}", words)
 
     @asynccontextmanager

@@ -21,7 +21,7 @@ from node.engines.api_key import Key, auth_headers
 from node.engines.discover import DiscoveredEngine
 from node.engines.kinds import EngineKind
 from node.engines.route_probe import CLASSIFY, MODERATIONS, RERANK, SCORE, SPEECH, Routes, probe_routes
-from tallystick.protocol.engine_errors import BUSY
+from tallystick.protocol.engine_errors import ANSWERED, BUSY
 from tallystick.protocol.features import EMBEDDINGS_FEATURE, JSON_SCHEMA, LOGPROBS, TOOLS, VISION, absent
 from tallystick.protocol.openai_wire import choices_of, read_completion
 from tallystick.protocol.proxies import uses_proxy
@@ -208,7 +208,7 @@ async def _supports(session: aiohttp.ClientSession, url: str, body: dict[str, An
     """Whether a request is answered as `check` wants; None if the engine is busy, too slow or gone."""
     try:
         async with session.post(url, json=body, allow_redirects=False) as response:
-            if response.status != 200:
+            if response.status not in ANSWERED:
                 return None if response.status in BUSY else False
             answer = bytearray()
             while part := await response.content.readany():

@@ -6,9 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from node.domain.requests import EngineRequest
+from node.engines.framing import incomplete_response
 from node.ports import ResponseEnd, ResponsePart
 from tallystick.protocol.lenient_json import dump_lenient
-from tallystick.protocol.openai_wire import AnswerDocument, EngineError, choices_of, read_completion, read_other_answer
+from tallystick.protocol.openai_wire import (
+    AnswerDocument,
+    EngineError,
+    choices_of,
+    delta_text,
+    read_completion,
+    read_other_answer,
+)
 from tallystick.protocol.routes import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from tallystick.protocol.sse import DONE, EventReader, event_data, event_name
 from tallystick.protocol.usage_reports import ReportedUsage
@@ -58,6 +66,8 @@ class StreamReader:
         self._is_last = False
         self._tail = b""
         self._output_events = 0
+        self._response: dict[str, Any] = {}
+        self._texts: list[str] = []
         self.has_output = self.ended = False
 
     def feed(self, data: bytes) -> Iterator[ResponsePart]:
@@ -95,9 +105,13 @@ class StreamReader:
         document = self._read(payload)
         if event_name(event) == "error":
             raise EngineError(document.members)
-        if self._is_beyond_order(document):
-            self._cut(document.members, batch)
-            return
+        if self._request.cut_after is not None:
+            if self._is_beyond_order(document):
+                self._cut(document.members, batch)
+                return
+            self._texts.append(delta_text(document.members))
+            response = document.members.get("response")
+            self._response = response if isinstance(response, dict) else self._response
         if document.finish_reason or self._finish is None:
             self._finish = document.finish_reason
         self._usage = self._usage.updated(document.usage) if self._usage is not None else document.usage
@@ -115,15 +129,19 @@ class StreamReader:
 
     def _cut(self, members: dict[str, Any], batch: _EventBatch) -> None:
         """Ends the stream before this event as its engine does at an output limit, with the finish reason "length"."""
-        part: dict[str, Any] = {"delta": {}} if self._request.path == CHAT else {"text": ""}
-        end = {**part, "logprobs": None, "finish_reason": "length"}
-        choices = [end | {"index": choice.get("index", 0)} for choice in choices_of(members)]
-        event = b"data: " + dump_lenient(members | {"choices": choices, "usage": None}) + b"\n\n"
-        last = read_completion(event_data(event) or b"")
+        if self._request.path == RESPONSES:
+            event, self._is_last = incomplete_response(self._response, "".join(self._texts)), True
+        else:
+            part: dict[str, Any] = {"delta": {}} if self._request.path == CHAT else {"text": ""}
+            end = {**part, "logprobs": None, "finish_reason": "length"}
+            choices = [end | {"index": choice.get("index", 0)} for choice in choices_of(members)]
+            event = b"data: " + dump_lenient(members | {"choices": choices, "usage": None}) + b"\n\n"
+            self._tail = b"data: " + DONE + b"\n\n"
+        last = self._read(event_data(event) or b"")
         batch.add(_render(event, last, self._request), last)
         known = self._usage or ReportedUsage(None, 0, None)
         batch.usage = self._usage = ReportedUsage(known.input, known.cached, self._request.cut_after)
-        self._finish, self.ended, self._tail = "length", True, b"data: " + DONE + b"\n\n"
+        self._finish, self.ended = "length", True
 
     def _check_end(self) -> None:
         """Raises EngineBroken if the stream may not end here.

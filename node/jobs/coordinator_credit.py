@@ -76,8 +76,8 @@ class CoordinatorCredit:
     def _reason(self, endpoint: str) -> str:
         earned, unpaid = self.totals(endpoint)
         return (
-            f"left {format_amount(unpaid)} of this provider's work unpaid within {HOURS} h and paid for {format_amount(earned)}; "
-            f"it is served again once at most {format_amount(self._limit(earned))} is unpaid"
+            f"left {format_amount(unpaid)} dollars of this provider's work unpaid within {HOURS} h and paid for "
+            f"{format_amount(earned)}; it is served again once at most {format_amount(self._limit(earned))} dollars are unpaid"
         )
 
     def serves(self, endpoint: str) -> bool:

@@ -194,7 +194,8 @@ class NodeConfig:
     metrics_port: int | None = None
     gpus: int = 0
     gpu_hour_cost: Amount | None = None
-    log_json: bool = True
+    log_json: bool | None = None
+    """Whether the log is JSON; None: text at a terminal, JSON elsewhere."""
     log_level: str = "info"
     admission: AdmissionRules = field(default_factory=AdmissionRules)
     credit: CreditLimits = field(default_factory=CreditLimits)

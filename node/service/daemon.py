@@ -303,6 +303,10 @@ class Node:
     tabs: Tabs
     engine_suspected: asyncio.Event
     coordinator_credit: CoordinatorCredit
+    config_problem: str = ""
+    """Why the config that was read last is not applied; empty if it is."""
+    settings_for_restart: tuple[str, ...] = ()
+    """Settings whose change in the config waits for the next start."""
 
     async def run(self) -> None:
         """Runs until SIGTERM or SIGINT, then stops in order."""
@@ -340,12 +344,14 @@ class Node:
             check_policy(new.payout, self.payouts.chain_id)
             self.engine_pool.reconfigure(new.engines)
         except (TallyError, OSError) as error:
-            log.warning("config not applied; the former config stays in effect", reason=str(error))
+            self.config_problem = str(error)
+            log.warning("config not applied; the former config stays in effect", reason=self.config_problem)
             return
+        self.config_problem = ""
         unchanged = {field.name: getattr(self.config, field.name) for field in fields(new) if field.name not in RELOADABLE}
-        need_restart = [name for name, value in unchanged.items() if getattr(new, name) != value]
-        if need_restart:
-            log.warning("these settings need a restart", settings=need_restart)
+        self.settings_for_restart = tuple(name for name, value in unchanged.items() if getattr(new, name) != value)
+        if self.settings_for_restart:
+            log.warning("these settings need a restart", settings=list(self.settings_for_restart))
         self.runner.reconfigure(new.admission_rules, new.deadlines)
         self.tabs.set_limits(new.credit_limits)
         self.collector.policy, self.payouts.policy = new.claims, new.payout

@@ -60,52 +60,56 @@ class NodeMetrics:
         self.alarms: list[dict[str, str]] = []
         self.registry = CollectorRegistry()
         self._jobs = Counter(
-            "tally_node_jobs", "Ended jobs, by outcome on the receipt", ["model", "outcome"], registry=self.registry
+            "tallystick_node_jobs", "Ended jobs, by outcome on the receipt", ["model", "outcome"], registry=self.registry
         )
-        self._tokens = Counter("tally_node_tokens", "Tokens billed on receipts", ["model", "direction"], registry=self.registry)
+        self._tokens = Counter(
+            "tallystick_node_tokens", "Tokens billed on receipts", ["model", "direction"], registry=self.registry
+        )
         self._revenue = Counter(
-            "tally_node_revenue_units", "Total cost on receipts, in base units", ["model"], registry=self.registry
+            "tallystick_node_revenue_units", "Total cost on receipts, in base units", ["model"], registry=self.registry
         )
         self._first = Histogram(
-            "tally_node_first_output_seconds",
+            "tallystick_node_first_output_seconds",
             "Seconds from admission to the first output",
             ["model"],
             registry=self.registry,
             buckets=_FIRST_OUTPUT_BUCKETS,
         )
         self._total = Histogram(
-            "tally_node_job_seconds",
+            "tallystick_node_job_seconds",
             "Seconds from admission to the end of the job",
             ["model"],
             registry=self.registry,
             buckets=_JOB_BUCKETS,
         )
         self._per_token = Histogram(
-            "tally_node_token_seconds",
+            "tallystick_node_token_seconds",
             "Seconds per output token after the first",
             ["model"],
             registry=self.registry,
             buckets=_TOKEN_BUCKETS,
         )
         self._unpaid = Counter(
-            "tally_node_unpaid_units",
+            "tallystick_node_unpaid_units",
             "Cost of jobs that the coordinator left unpaid, in base units",
             ["coordinator"],
             registry=self.registry,
         )
-        self._alarms = Counter("tally_node_alarms", "Events that the operator should see", ["event"], registry=self.registry)
+        self._alarms = Counter("tallystick_node_alarms", "Events that the operator should see", ["event"], registry=self.registry)
         self.registry.register(_CreditCollector(unsecured_by_payer, credit_summary))
         self._add_gpu_gauges(gpus, gpu_hour_cost)
 
     def _add_gpu_gauges(self, gpus: int, gpu_hour_cost: Amount | None) -> None:
         if gpus:
-            Gauge("tally_node_gpus", "Number of GPUs behind this node", registry=self.registry).set(gpus)
+            Gauge("tallystick_node_gpus", "Number of GPUs behind this node", registry=self.registry).set(gpus)
             hour = Gauge(
-                "tally_node_revenue_per_gpu_hour_units", "Revenue per GPU in the last hour, in base units", registry=self.registry
+                "tallystick_node_revenue_per_gpu_hour_units",
+                "Revenue per GPU in the last hour, in base units",
+                registry=self.registry,
             )
             hour.set_function(self.revenue_per_gpu_hour)
         if gpu_hour_cost is not None:
-            cost = Gauge("tally_node_gpu_hour_cost_units", "Cost of one GPU per hour, in base units", registry=self.registry)
+            cost = Gauge("tallystick_node_gpu_hour_cost_units", "Cost of one GPU per hour, in base units", registry=self.registry)
             cost.set(int(gpu_hour_cost))
 
     def job_ended(self, report: JobReport) -> None:
@@ -219,11 +223,11 @@ class _CreditCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client."""
         unsecured = self._unsecured_by_payer()
-        total = GaugeMetricFamily("tally_node_unsecured_units", "Largest possible debt beyond reservations, in base units")
+        total = GaugeMetricFamily("tallystick_node_unsecured_units", "Largest possible debt beyond reservations, in base units")
         total.add_metric([], sum(unsecured.values()))
         yield total
         by_payer = GaugeMetricFamily(
-            "tally_node_payer_unsecured_units",
+            "tallystick_node_payer_unsecured_units",
             "Largest possible debt beyond the reservation, by payer, in base units",
             labels=["payer"],
         )
@@ -231,7 +235,9 @@ class _CreditCollector(Collector):
             by_payer.add_metric([payer], owed)
         yield by_payer
         for name, amount in self._credit_summary().items():
-            yield GaugeMetricFamily(f"tally_node_{name}_units", f"Credit: {name.replace('_', ' ')}, in base units", value=amount)
+            yield GaugeMetricFamily(
+                f"tallystick_node_{name}_units", f"Credit: {name.replace('_', ' ')}, in base units", value=amount
+            )
 
 
 def count_gpus() -> int:

@@ -46,6 +46,10 @@ class StatusSources(Protocol):
     @property
     def payouts(self) -> Payouts: ...
     @property
+    def config_problem(self) -> str: ...
+    @property
+    def settings_for_restart(self) -> Sequence[str]: ...
+    @property
     def coordinator_credit(self) -> CoordinatorCredit: ...
 
 
@@ -76,6 +80,8 @@ def health(node: StatusSources) -> dict[str, Any]:
         "max_fee_bps": node.config.admission.max_fee_bps,
         "coordinator_credit": node.coordinator_credit.status(),
         "payout": node.payouts.status(),
+        "config_problem": node.config_problem,
+        "settings_for_restart": list(node.settings_for_restart),
         "alarms": node.metrics.alarms,
     }
 

@@ -29,12 +29,12 @@ coordinator = typer.Typer(
 )
 
 
-def run_daemon(daemon: Coroutine[Any, Any, None]) -> None:
+def run_daemon(daemon: Coroutine[Any, Any, None], *, json_log: bool | None = False, log_level: str = "info") -> None:
     """Runs a daemon's main coroutine until it ends, on uvloop where that exists. The daemon logs to stderr."""
     from tallystick.runtime.logs import configure
     from tallystick.runtime.supervision import attach_to_parent
 
-    configure(json=False)
+    configure(json=json_log, level=log_level)
     attach_to_parent()
     if sys.platform == "win32":
         asyncio.run(daemon)
@@ -128,4 +128,4 @@ def gateway(
 
     loaded = load_config(config, {"coordinator": coordinator_url, "host": host, "port": port})
     loaded = replace(loaded, deployment=asyncio.run(pinned_deployment(loaded)))
-    run_daemon(run_gateway(loaded, unlock(wallet, password_file)))
+    run_daemon(run_gateway(loaded, unlock(wallet, password_file)), json_log=loaded.log_json, log_level=loaded.log_level)

@@ -47,6 +47,23 @@ def dollars(units: int) -> str:
     return f"{format_amount(Amount(units))} dollars"
 
 
+_OUTCOMES = {
+    "completed": "completed",
+    "length": "completed at the output limit",
+    "client_cancelled": "cancelled by the client",
+    "provider_error": "failed at the provider",
+    "upstream_error": "failed at the engine",
+    "timed_out": "timed out",
+    "refused": "refused by the provider",
+    "no_receipt": "ended without a receipt",
+}
+
+
+def outcome_words(outcome: object) -> str:
+    """How a job ended, in words, from the outcome's name in JSON."""
+    return _OUTCOMES.get(str(outcome), str(outcome).replace("_", " "))
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun, for a sentence: "1 tab", "2 tabs"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -292,6 +292,9 @@ class ClientConfig:
     connect_seconds: float = 5.0
     request_seconds: float = 15.0
     cancel_seconds: float = 15.0
+    log_json: bool | None = None
+    """Whether the gateway's log is JSON; None: text at a terminal, JSON elsewhere."""
+    log_level: str = "info"
     shutdown_seconds: float = 10.0
     linger_seconds: int = 30
     idempotency_seconds: int = 86_400

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+ANSWERED: Final = frozenset({200, 201, 203})
+"""Statuses of answers. Some frameworks answer every POST with 201."""
 CLIENT_FAULTS: Final = frozenset({400, 405, 406, 411, 413, 414, 415, 422, 431, 451, 501, 505})
 """Statuses that every provider would answer to the same request."""
 BUSY: Final = frozenset({408, 409, 425, 429, 503, 529})

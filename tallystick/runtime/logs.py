@@ -2,7 +2,8 @@
 
 Many logged values come from untrusted peers. Control characters are escaped, so no value can move a terminal's cursor or forge
 a line. To bound the disk space, a value has at most MAX_TEXT characters, and each event is logged at most EVENTS_AT_ONCE times
-in a burst and EVENTS_PER_SECOND times a second after it. The next line of a limited event has the number of omitted ones.
+in a burst and EVENTS_PER_SECOND times a second after it; requests ten times as often. The next line of a limited event has the
+number of omitted ones.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 MAX_TEXT = 4_000
 EVENTS_AT_ONCE, EVENTS_PER_SECOND = 200, 20
+REQUESTS_AT_ONCE, REQUESTS_PER_SECOND = 2_000, 200
+"""The limits of the event "request", which is logged for each served request."""
 _MAX_EVENT_NAMES = 1_000
 """Event names whose rate is tracked. The code has far fewer."""
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -58,8 +61,9 @@ class LogRateLimiter:
         if method in {"error", "critical", "exception"}:
             return event
         name, now = str(event.get("event"))[:100], self._clock()
-        tokens, updated_at, dropped = self._buckets.pop(name, (float(EVENTS_AT_ONCE), now, 0))
-        tokens = min(float(EVENTS_AT_ONCE), tokens + (now - updated_at) * EVENTS_PER_SECOND)
+        burst, rate = (REQUESTS_AT_ONCE, REQUESTS_PER_SECOND) if name == "request" else (EVENTS_AT_ONCE, EVENTS_PER_SECOND)
+        tokens, updated_at, dropped = self._buckets.pop(name, (float(burst), now, 0))
+        tokens = min(float(burst), tokens + (now - updated_at) * rate)
         allowed = tokens >= 1
         self._buckets[name] = (tokens - 1, now, 0) if allowed else (tokens, now, dropped + 1)
         if len(self._buckets) > _MAX_EVENT_NAMES:
@@ -89,8 +93,12 @@ def _shared(*, json: bool) -> list[Processor]:
     ]
 
 
-def configure(*, json: bool, level: str = "info") -> None:
-    """Sets up structlog and the standard library's logging for a daemon. Both write to stderr."""
+def configure(*, json: bool | None, level: str = "info") -> None:
+    """Sets up structlog and the standard library's logging for a daemon. Both write to stderr.
+
+    `json`: one object per line; None means text at a terminal and JSON elsewhere.
+    """
+    json = not sys.stderr.isatty() if json is None else json
     shared, limiter = _shared(json=json), LogRateLimiter()
     renderer: Processor = (
         structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())

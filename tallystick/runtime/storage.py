@@ -192,6 +192,8 @@ class Database:
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self._file_identity: tuple[int, int] | None = None
+        self.on_commit: Callable[[float], None] = lambda _: None
+        """Called with the seconds of each transaction of the writer."""
 
     async def start(self, migrations: Path) -> None:
         """Migrates to the head of `migrations`/versions and starts the writer. Raises Unavailable (database_unavailable)."""
@@ -241,6 +243,11 @@ class Database:
                 raise
             raise translated from error
 
+    @property
+    def queued(self) -> int:
+        """Writes that wait for a transaction."""
+        return self._queue.qsize()
+
     async def ping(self) -> float:
         """Waits for the writer and an empty transaction; returns the seconds that it took. Raises Unavailable."""
         begin = time.monotonic()
@@ -281,6 +288,7 @@ class Database:
             begun = True
             return [work(connection) for work, _ in group]
 
+        since = time.monotonic()
         try:
             results = await self._backend.run(together, write=True)
         except Exception as error:  # noqa: BLE001 - each write then runs alone, and the one that failed gets its error
@@ -291,6 +299,7 @@ class Database:
             for _, future in group:
                 _settle(future, error=self._translate(error))
             return
+        self.on_commit(time.monotonic() - since)
         for (_, future), result in zip(group, results, strict=True):
             _settle(future, result)
 

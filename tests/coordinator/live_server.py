@@ -18,6 +18,7 @@ from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import MAX_LINK_FRAME
 from coordinator.http.api import ApiContext
+from coordinator.http.metrics import CoordinatorMetrics
 from coordinator.http.node_hub import NodeHub
 from coordinator.http.schemas import Info
 from coordinator.storage.memory import MemoryStore
@@ -87,7 +88,8 @@ async def served(
         feeBps=0,
     )
     store, health = world.store, HealthMonitor({"always": _passes})
-    context = ApiContext(world.market, lambda: hub.connected, store, store, store, info, health, world.clock.now)
+    metrics = CoordinatorMetrics(lambda: health.last)
+    context = ApiContext(world.market, lambda: hub.connected, store, store, store, info, health, metrics, world.clock.now)
     app = App(context, hub, world.store, intake=limits, rate_limiter=rate_limiter)
     async with (
         serving(app, "127.0.0.1", 0, ws_max_size=MAX_LINK_FRAME) as port,

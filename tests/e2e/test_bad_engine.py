@@ -104,7 +104,7 @@ async def _engine() -> AsyncIterator[str]:
 def _toml(url: str, usage: str = "") -> str:
     return (
         f'[[engines]]\nurl = "{url}"\ninput_price = "1"\noutput_price = "1"\n{usage}'
-        "[deadlines]\nfirst_token = 1.0\nbetween_tokens = 1.0\n"
+        "[deadlines]\nfirst_token = 5.0\nbetween_tokens = 5.0\n"
     )
 
 

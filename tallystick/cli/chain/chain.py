@@ -116,7 +116,7 @@ def advance(
         else:
             from tallystick.chain.state_explainer import span, utc
 
-            step(f"{span(seconds)} later: block {block} of {endpoint.url} has the time {utc(timestamp)}")
+            step(f"{span(seconds)} later: block {block} of {endpoint.shown_url} has the time {utc(timestamp)}")
 
     asyncio.run(_with_market_chain(rpc, deployment, act, check_contracts=True))
 
@@ -144,7 +144,7 @@ async def _with_market_chain(
             try:
                 await Escrow(endpoint, loaded).check()
             except WrongContract as error:
-                raise WrongContract(f"{error}. To use this chain all the same: --rpc {endpoint.url}") from None
+                raise WrongContract(f"{error}. To use this chain all the same: --rpc {endpoint.shown_url}") from None
         await act(endpoint)
 
     await with_rpc(loaded.rpc, check_and_act)
@@ -190,6 +190,6 @@ def fund(
         if as_json:
             show_json({"account": address, "coins": str(total), "tx": mined.hash})
         else:
-            step(f"{address} has {format_amount(total, COIN_DECIMALS)} coins on {endpoint.url}")
+            step(f"{address} has {format_amount(total, COIN_DECIMALS)} coins on {endpoint.shown_url}")
 
     asyncio.run(_with_market_chain(rpc, deployment, act, check_contracts=False))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tallystick.cli.chat.screen import open_screen
-from tallystick.cli.output import dollars, err, out, show_json, step
+from tallystick.cli.output import dollars, err, out, outcome_words, show_json, step
 from tallystick.protocol.errors import Code, Refusal
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Turns:
         else:
             cost = f"{dollars(result.cost)} for {result.usage.input} + {result.usage.output} tokens"
             prefix = "stopped; paid " if stopped else ""
-            line = f"{prefix}{cost}, provider {result.provider}, {result.outcome.name.lower()}"
+            line = f"{prefix}{cost}, provider {result.provider}, {outcome_words(result.outcome.name.lower())}"
             err.print(f"[dim]{line}[/]", highlight=False, soft_wrap=True)
 
     def _json(self, job: Job, result: Result | None, text: str) -> dict[str, object]:

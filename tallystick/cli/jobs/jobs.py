@@ -13,7 +13,7 @@ import typer
 
 from tallystick.cli.onchain import parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, PasswordFile, Wallet
-from tallystick.cli.output import show_fields, show_json, show_table
+from tallystick.cli.output import outcome_words, show_fields, show_json, show_table
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.types import JobId, format_amount, parse_job_id
 from tallystick.runtime.keystore import PASSWORD_HELP
@@ -145,7 +145,7 @@ def _show(document: dict[str, Any], silence: str) -> None:
         ]
         fields += [("submitted", show_time(document["createdAt"])), ("ended", show_time(document["finishedAt"]))]
         if usage:
-            fields += [("provider", document["provider"]), ("outcome", document["outcome"])]
+            fields += [("provider", document["provider"]), ("outcome", outcome_words(document["outcome"]))]
             fields += [("tokens", f"{usage['inputTokens']} + {usage['outputTokens']}")]
             fields += [("cost, dollars", document["costDollars"]), ("receipt", document["receipt"]["digest"])]
     if status:

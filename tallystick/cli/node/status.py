@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from tallystick.cli.options import Config, Json
-from tallystick.cli.output import out, show_json
+from tallystick.cli.output import out, outcome_words, show_json
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Amount, format_amount
 
@@ -111,7 +111,8 @@ def _summary(report: dict[str, Any]) -> Table:
         ("left unpaid", _unpaid(report["coordinator_credit"])),
         ("fees", _fees(report)),
         ("payout", _payout(report["payout"])),
-        ("jobs", ", ".join(f"{count} {outcome}" for outcome, count in sorted(report["jobs"].items())) or "none yet"),
+        *(("config", text) for text in _config(report)),
+        ("jobs", ", ".join(f"{count} {outcome_words(name)}" for name, count in sorted(report["jobs"].items())) or "none yet"),
     ):
         grid.add_row(f"[dim]{name}[/dim]", escape(value))
     return grid
@@ -139,8 +140,15 @@ def _jobs(report: dict[str, Any]) -> Table:
     for job in report["last"]:
         tokens, first = f"{job['tokens'][0]} + {job['tokens'][1]}", "" if job["firstMs"] is None else str(job["firstMs"])
         figures = (tokens, first, f"{job['seconds']:.2f}", _dollars(job["cost"]))
-        table.add_row(job["job"][:8], escape(job["model"]), job["outcome"], *figures)
+        table.add_row(job["job"][:8], escape(job["model"]), outcome_words(job["outcome"]), *figures)
     return table
+
+
+def _config(report: dict[str, Any]) -> list[str]:
+    """What a changed config did not change, if the node was told to read it again (SIGHUP)."""
+    problem, settings = report.get("config_problem"), report.get("settings_for_restart")
+    lines = [f"the changed config is NOT applied, the former one is in effect: {problem}"] if problem else []
+    return lines + ([f"changed settings that need a restart: {', '.join(settings)}"] if settings else [])
 
 
 def _unpaid(accounts: dict[str, Any]) -> str:

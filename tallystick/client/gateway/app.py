@@ -25,8 +25,9 @@ from tallystick.client.coordinator.model_offers import ModelOffer
 from tallystick.client.dialects.messages_models import model_entry, models_page
 from tallystick.client.dialects.registry import VERSION_HEADER
 from tallystick.client.gateway.aliases import AliasRouter
-from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
+from tallystick.client.gateway.auth import CALLER_KEY, Authenticator, check_public_access
 from tallystick.client.gateway.handler import PATH_MODEL, RequestHandler
+from tallystick.client.gateway.operations import Operations
 from tallystick.client.gateway.paths import allowed_methods, explain_unknown, read_target
 from tallystick.client.gateway.response_routes import stored_response_routes
 from tallystick.client.gateway.response_sender import ERROR_HEADERS, TALLY_HEADERS, error_response, send_error
@@ -38,14 +39,15 @@ from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.routes import JSON
 from tallystick.protocol.types import parse_job_id
 from tallystick.protocol.wire import dumps
+from tallystick.runtime.access_log import AccessLog
 from tallystick.runtime.serving import serving, wait_for_stop_signal
-from tallystick.version import __version__
 
 log = structlog.get_logger()
 
 
-def build_app(market: Market) -> ASGIApp:
-    """The gateway as an ASGI app, for an open market."""
+def build_app(market: Market, operations: Operations | None = None) -> ASGIApp:
+    """The gateway as an ASGI app, for an open market. `operations`: its health and metrics, else those of this app alone."""
+    operations = operations or Operations(market)
     handler, models = RequestHandler(market), _ModelRoutes(market)
 
     async def job(request: Request) -> Response:
@@ -54,20 +56,8 @@ def build_app(market: Market) -> ASGIApp:
             raise Refusal(Code.UNKNOWN_JOB, f"this wallet's ledger has no job {request.path_params['job']}")
         return _json(job_json(known))
 
-    async def health(request: Request) -> Response:
-        if request.scope.get(ANONYMOUS):
-            return _json({"status": "ok"})
-        return _json({"status": "ok", "payer": market.address, "coordinator": market.config.coordinator, "jobs": market.running})
-
-    async def root(request: Request) -> Response:
-        url = str(request.base_url)
-        text = "This is a Tallystick gateway: OpenAI's and Anthropic's API, answered by the providers of a market."
-        clients = {"OPENAI_BASE_URL": f"{url}v1", "ANTHROPIC_BASE_URL": url.rstrip("/")}
-        return _json({"message": text, "version": __version__, "models": f"{url}v1/models", "clients": clients})
-
     routes = [
-        Route("/", root),
-        Route("/health", health),
+        *operations.routes(),
         Route("/v1/models", models.list_models),
         Route("/v1/models/{model:path}", models.get_model),
         Route("/tally/jobs/{job}", job),
@@ -79,7 +69,8 @@ def build_app(market: Market) -> ASGIApp:
     router.router.redirect_slashes = False  # paths come without slashes at their end
     authenticated = Authenticator(router, market.config, send_error)
     app = _PathReader(authenticated)
-    return _with_cors(app, market.config.allow_origins) if market.config.allow_origins else app
+    cors = _with_cors(app, market.config.allow_origins) if market.config.allow_origins else app
+    return AccessLog(cors, operations.observe)
 
 
 def _with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
@@ -225,16 +216,21 @@ async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[
     for an unusable ledger file or port.
     """
     check_public_access(config)
-    async with (
-        Market.of(config, signer) as market,
-        serving(build_app(market), config.host, config.port, ws_max_size=None) as port,
-    ):
+    async with Market.of(config, signer) as market:
+        await _serve(market, Operations(market), ready)
+
+
+async def _serve(market: Market, operations: Operations, ready: Callable[[int], None] | None) -> None:
+    config = market.config
+    async with serving(build_app(market, operations), config.host, config.port, ws_max_size=None) as port:
         host = f"[{config.host}]" if ":" in config.host else config.host
         log.info("gateway ready", url=f"http://{host}:{port}/v1", payer=market.address, coordinator=config.coordinator)
         if ready is not None:
             ready(port)
         maintaining = asyncio.create_task(_maintain(market), name="maintenance")
+        watching = asyncio.create_task(operations.run(), name="health")
         await wait_for_stop_signal()
         maintaining.cancel()
+        watching.cancel()
         log.info("gateway stopping", jobs=market.running)
         await market.drain(config.shutdown_seconds)

@@ -24,7 +24,9 @@ KEY_HEADERS = ("api-key", "x-api-key")
 CALLER_KEY = "tally.caller"
 """Scope member with the ApiKey of the caller, if its key is one of the config's [[api_keys]]."""
 ANONYMOUS = "tally.anonymous"
-"""Scope member that is set for GET /health if the caller may use nothing else."""
+"""Scope member that is set for a request to OPEN_PATHS if the caller may use nothing else."""
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+"""Paths that answer every caller, and tell strangers only that the gateway is up."""
 
 _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([a-zA-Z0-9._-]{1,253}))(?::[0-9]{1,5})?")
 _OWN_SITES = ("none", "same-origin")
@@ -40,7 +42,7 @@ def caller_label(scope: Scope) -> str:
 class Authenticator:
     """ASGI middleware that passes authenticated requests on. `refuse` sends an error to other callers.
 
-    GET /health is passed on for every caller, marked ANONYMOUS. Raises BadMessage for keys that are easy to guess, and for
+    OPEN_PATHS are passed on for every caller, marked ANONYMOUS. Raises BadMessage for keys that are easy to guess, and for
     allow_origins "*" without a key.
     """
 
@@ -59,7 +61,7 @@ class Authenticator:
             try:
                 scope[CALLER_KEY] = self._authenticate(Headers(scope=scope), scope["http_version"])
             except TallyError as error:
-                if scope["path"] != "/health":
+                if scope["path"] not in OPEN_PATHS:
                     await self._refuse(scope, send, error)
                     return
                 scope[ANONYMOUS] = True

@@ -23,8 +23,9 @@ from tallystick.protocol.messages import Outcome, Terms
 from tallystick.protocol.pricing import usage_of
 from tallystick.protocol.routes import JSON
 from tallystick.protocol.sse import EVENT_STREAM
-from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.types import Address, Amount, JobId, format_amount
 from tallystick.protocol.wire import ResponseHead
+from tallystick.runtime.access_log import record
 
 log = structlog.get_logger()
 TALLY_HEADERS = (
@@ -78,6 +79,7 @@ class ResponseSender:
             "x-tally-receipt": RECEIPT_OUTSTANDING if result.receipt is None else "0x" + result.receipt.digest.hex(),
             "x-tally-prices": _prices(result.terms),
         }
+        _record_job(result.job, result.provider, result.terms.model, total_cost([result, *rejected]), result.outcome)
         if rejected:
             entries = (f"{r.terms.model}; job={r.job.hex()}; cost={int(r.highest_cost)}" for r in rejected)
             headers["x-tally-escalated"] = ", ".join(entries)
@@ -121,6 +123,10 @@ class ResponseSender:
             event = self._errors.render_error_event(error, request_id=job.id.hex(), retry=retry)
             if stream is None or not stream.failed:  # one error ends a stream
                 await sent.add(sent.gap + event)
+        receipt = None if job.receipt is None else job.receipt.message
+        terms = next((candidate.terms for candidate in job.candidates if candidate.provider == job.provider), None)
+        model, outcome = "" if terms is None else terms.model, None if receipt is None else Outcome(receipt.outcome)
+        _record_job(job.id, job.provider or "", model, None if receipt is None else receipt.cost, outcome)
         if job.receipt_accepted and sent.kept is not None and not (stream is not None and stream.failed):
             await self._store(await job.result(), head.content_type, sent.kept)
         await self._send({"type": "http.response.body", "body": b""})
@@ -254,6 +260,15 @@ def _job_headers(job: Job) -> dict[str, str]:
     return headers if terms is None else headers | {"x-tally-prices": _prices(terms)}
 
 
+def _record_job(job: JobId, provider: str, model: str, cost: Amount | None, outcome: Outcome | None) -> None:
+    """Adds a job to the request's line in the log; without a receipt, cost and outcome are not known."""
+    record(job=job.hex(), model=model, provider=provider)
+    if cost is not None:
+        record(cost=format_amount(cost))
+    if outcome is not None:
+        record(outcome=outcome.name.lower())
+
+
 def _prices(terms: Terms) -> str:
     """The prices of an order, in base units per 1,000,000 tokens."""
     return f"input={terms.input_price}, cached={terms.cached_input_price}, output={terms.output_price}"
@@ -271,6 +286,7 @@ async def _send_whole(send: Send, status: int, headers: Mapping[str, str], body:
 
 async def send_cached(scope: Scope, send: Send, cached: CachedResponse) -> None:
     """Sends an answer from the cache."""
+    record(job=cached.job, model=cached.model, provider=cached.provider, cost="0", outcome="cached")
     headers = {
         "content-type": cached.content_type,
         error_format(scope).id_header: cached.job,
@@ -301,6 +317,7 @@ def error_response(scope: Scope, error: TallyError, *, retry: bool | None = None
     """An error in the form of the caller's API, with an id by which the log has it too. `retry`: see `render_error`."""
     errors, request_id = error_format(scope), f"req_{secrets.token_hex(12)}"
     response = errors.render_error(error, request_id=request_id, retry=retry)
+    record(outcome=error.code.value)
     log.info("request refused", status=response.status, code=error.code.value, reason=error.public_text, request=request_id)
     headers = {"content-type": JSON, errors.id_header: request_id, "x-request-id": request_id} | response.headers
     return ErrorResponse(response.status, response.body, headers)

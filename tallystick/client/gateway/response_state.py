@@ -6,6 +6,7 @@ it is sent. What is kept is encrypted with the wallet's key, and a caller's API 
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import zlib
@@ -58,6 +59,15 @@ def _is_readable(reasoning: dict[str, Any]) -> bool:
     return any(reasoning.get(name) for name in ("content", "summary", "encrypted_content"))
 
 
+def _pack(stored: StoredResponse) -> bytes:
+    return zlib.compress(dump_lenient({"response": stored.response, "input": stored.input}))
+
+
+def _unpack(content: bytes) -> StoredResponse:
+    kept = load_lenient(zlib.decompress(content))
+    return StoredResponse(kept["response"], kept["input"])
+
+
 class ResponseStore:
     """The stored responses of a wallet, by caller and id."""
 
@@ -87,13 +97,12 @@ class ResponseStore:
         content = await self._files.get(self._name(caller, response_id)) if _RESPONSE_ID.fullmatch(response_id) else None
         if content is None:
             return None
-        kept = load_lenient(zlib.decompress(content))
-        return StoredResponse(kept["response"], kept["input"])
+        return await asyncio.to_thread(_unpack, content)
 
     async def put(self, caller: str, stored: StoredResponse) -> None:
         """Keeps a response."""
-        content = dump_lenient({"response": stored.response, "input": stored.input})
-        await self._files.put(self._name(caller, stored.response["id"]), zlib.compress(content))
+        content = await asyncio.to_thread(_pack, stored)  # a long conversation has megabytes
+        await self._files.put(self._name(caller, stored.response["id"]), content)
 
     async def delete(self, caller: str, response_id: str) -> None:
         """Forgets a response."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -76,6 +76,14 @@ class Ledger:
         database = Database(sqlite_url(path), "ledger_file")
         await database.start(MIGRATIONS)
         return cls(database, payer, path.parent / "evidence", ProcessLock(path))
+
+    async def ping(self) -> float:
+        """Waits for the ledger's writer; returns the seconds that it took. Raises Unavailable."""
+        return await self._database.ping()
+
+    def observe_commits(self, observe: Callable[[float], None]) -> None:
+        """From now on, `observe` gets the seconds of each transaction."""
+        self._database.on_commit = observe
 
     async def close(self) -> None:
         """Finishes queued writes and closes the file."""

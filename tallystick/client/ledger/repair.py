@@ -168,7 +168,9 @@ def _dispatched_caps(c: Connection, tab_key: dict[str, object], now: int) -> int
 def _blocked_reason(tab: Tab, settled: Amount, paid: Sequence[PaidOrder]) -> str:
     transactions = ", ".join(dict.fromkeys(payment.transaction for payment in paid)) or "none was shown"
     if settled > tab.ceiling:
-        finding = f"this wallet's ledger allowed it at most {format_amount(tab.ceiling)}, and no order of this key allows more"
+        finding = (
+            f"this wallet's ledger allowed it at most {format_amount(tab.ceiling)} dollars, and no order of this key allows more"
+        )
         advice = "Check the RPC address, and whether this key signs with another ledger file"
     else:
         explained, open_caps = format_amount(tab.explained_total), format_amount(tab.open_caps)

@@ -111,14 +111,14 @@ class Proof:
         findings = [Finding("order", f"signed by the payer {order.message.payer}, for {where}")]
         if order.message.terms_hash != terms.struct_hash():
             raise BadMessage("proof.terms: expected the terms that the order commits to, got others")
-        findings.append(Finding("terms", f"as ordered: {terms.model}, at most {format_amount(terms.max_cost)}"))
+        findings.append(Finding("terms", f"as ordered: {terms.model}, at most {format_amount(terms.max_cost)} dollars"))
         if commit_request(self.commitment_key, terms.job, self.request) != terms.request_commitment:
             raise BadMessage("proof.request: expected the request that the order commits to, got another one (or another key)")
         head, body = split_request(self.request)
         findings.append(Finding("request", f"as ordered: {len(body)} bytes to {head.path}"))
         findings.append(Finding("receipt", f"signed by the provider {message.provider}, for this order"))
         check_against_order(PlacedOrder(order, terms), message, None)
-        bill = f"{message.input_tokens} + {message.output_tokens} tokens cost {format_amount(message.cost)}"
+        bill = f"{message.input_tokens} + {message.output_tokens} tokens cost {format_amount(message.cost)} dollars"
         findings.append(Finding("price", f"{bill}, by the prices of the terms"))
         return [*findings, self._transcript(message)]
 

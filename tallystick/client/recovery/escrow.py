@@ -31,7 +31,7 @@ from tallystick.protocol.public_url import public_url
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Seconds, format_amount
 
 if TYPE_CHECKING:
-    from tallystick.chain.escrow import Escrow
+    from tallystick.chain.escrow import Escrow, Purse
 
 log = structlog.get_logger()
 STAKE_SECONDS = 60
@@ -60,6 +60,10 @@ class PayerEscrow:
         self._top_up_lock = asyncio.Lock()
         self._warned_of = 0
         """The end of the thaw that was last warned of, in Unix seconds."""
+
+    async def purse(self) -> Purse:
+        """The wallet's purse on chain. Raises Unavailable."""
+        return await self._escrow.purse(self._wallet.address)
 
     @classmethod
     def of(cls, config: ClientConfig, wallet: Signer) -> PayerEscrow | None:

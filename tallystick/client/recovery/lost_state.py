@@ -214,7 +214,9 @@ class TabRecovery:
         results = await self.recover(providers, chain=True)
         raised = Amount(sum(result.raised for result in results))
         if raised:
-            text = f"{failure}. This wallet's ledger lacked {format_amount(raised)}; {self.origin_hint(*results)}. Ask again"
+            text = (
+                f"{failure}. This wallet's ledger lacked {format_amount(raised)} dollars; {self.origin_hint(*results)}. Ask again"
+            )
             return TabRecovered(Code.UNAUTHORISED_TAB, text, fault=failure.fault)
         text = (
             f"{failure}. This wallet's ledger ({self.ledger_file}) has less on the tab. Interrupted jobs count until they have "

@@ -22,10 +22,12 @@ MAX_COUNT = 1 << 40
 
 def prices_of_model(model: UpstreamModel) -> Prices | None:
     """The prices of a model; None if the config has none."""
-    if model.input_price is None or model.output_price is None:
+    known = [price for price in (model.input_price, model.output_price) if price is not None]
+    if len(known) < 2:
         return None
-    cached = model.input_price if model.cached_input_price is None else model.cached_input_price
-    return Prices(int(model.input_price), int(cached), int(model.output_price))
+    prompt, output = known
+    cached = prompt if model.cached_input_price is None else model.cached_input_price
+    return Prices(int(prompt), int(cached), int(output))
 
 
 def most_cost(model: UpstreamModel, summary: RequestSummary, body_bytes: int) -> Amount | None:

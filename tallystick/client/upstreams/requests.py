@@ -47,7 +47,11 @@ class UpstreamRequest:
         rewritten = dump_lenient(members)
         most = most_cost(upstream.model(target.model), summary, len(rewritten))
         if max_cost is not None and (most is None or most > max_cost):
-            price = "an unknown amount (its model has no prices in [[upstreams.models]])" if most is None else format_amount(most)
+            price = (
+                "an unknown amount (its model has no prices in [[upstreams.models]])"
+                if most is None
+                else f"{format_amount(most)} dollars"
+            )
             text = f"max_cost: expected at least what the request may cost at {target}, {price}, got {format_amount(max_cost)}"
             raise Refusal(Code.COST_ABOVE_CAP, text)
         return cls(upstream, target, path, rewritten, summary, strip_usage, most)

@@ -170,5 +170,5 @@ def test_unusable_ledger_file(wallet: Signer, config: ClientConfig) -> None:
     """A market that cannot be opened leaves no thread behind."""
     assert config.ledger_file is not None
     config.ledger_file.mkdir()
-    with pytest.raises(Unavailable, match="ledger file"), SyncMarket("http://127.0.0.1:1", wallet, config):
+    with pytest.raises(Unavailable, match="ledger_file: "), SyncMarket("http://127.0.0.1:1", wallet, config):
         pass

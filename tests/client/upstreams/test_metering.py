@@ -92,3 +92,19 @@ def test_what_passes_and_what_fails() -> None:
     assert meter.failed
     assert meter.cost(MODEL) == 1_000 + 200
     assert meter.cost(UpstreamModel(name="m")) == 0
+
+
+@pytest.mark.parametrize(
+    ("documents", "usage"),
+    [
+        ([], Usage(0, 0, 0)),
+        ([delta("abcd")], Usage(10, 0, 1)),
+        ([{"choices": [], "usage": USAGE}], Usage(1_000, 0, 100)),
+    ],
+)
+def test_an_error_costs_what_came_before_it(documents: list[dict[str, Any]], usage: Usage) -> None:
+    """An error instead of an answer costs nothing; an answer that broke off costs what it reported, or what came of it."""
+    meter = AnswerMeter(CHAT, 37)
+    for document in (*documents, {"error": {"message": "x"}}):
+        meter.add(orjson.dumps(document))
+    assert meter.usage == usage

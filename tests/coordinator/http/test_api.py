@@ -10,6 +10,7 @@ import pytest
 
 from coordinator.domain.resource_bounds import PAGE_BYTES
 from coordinator.http.api import TAB_RECEIPTS
+from coordinator.http.pages import api_page, home_page
 from coordinator.ports import Cursor, Settlement
 from tallystick import __version__
 from tallystick.protocol.access import ACCESS_SECONDS, dump_access
@@ -246,7 +247,17 @@ async def test_health_and_metrics(at: Served) -> None:
 
 async def test_the_docs(at: Served) -> None:
     """/docs shows the API, and /openapi.json describes every route of the control plane."""
-    assert "swagger" in (await at.http.get("/docs")).text
+    page = await at.http.get("/docs")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for expected in (
+        "<code>POST /v1/shortlist</code>",
+        '<a href="#ShortlistRequest">',
+        '<h2 id="ShortlistRequest">',
+        "openapi.json",
+    ):
+        assert expected in page.text
+    for foreign in ("<script", "http://", "https://", "src="):
+        assert foreign not in page.text, "the page needs nothing from the network"
     described = (await at.http.get("/openapi.json")).json()
     assert described["info"]["version"] == __version__
     routes = {(path, method): route for path, methods in described["paths"].items() for method, route in methods.items()}
@@ -517,7 +528,6 @@ async def test_a_client_of_the_gateway(at: Served, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
         ("GET", "/v2/info", 404),
         ("DELETE", "/v1/info", 405),
         ("GET", "/v1/node", 404),
@@ -529,6 +539,36 @@ async def test_an_unknown_route(at: Served, method: str, path: str, status: int)
     response = await at.http.request(method, path)
     assert _error(response) == (status, "unknown_route")
     assert "/docs" in response.text
+
+
+async def test_the_first_page(at: Served) -> None:
+    """/ says what this is: JSON for programs, a page without foreign resources for browsers; each link works."""
+    document = (await at.http.get("/")).json()
+    assert (document["name"], document["version"]) == ("test", __version__)
+    page = await at.http.get("/", headers={"accept": "text/html,*/*"})
+    assert "coordinator" in document["message"]
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for name in ("docs", "openapi", "info", "models", "ready", "metrics"):
+        assert (await at.http.get(document[name])).status_code == 200
+        assert f'href="{document[name].removeprefix(at.url + "/")}"' in page.text
+
+
+def test_a_page_escapes_what_it_shows() -> None:
+    """Names and texts of a document are never HTML of their own."""
+    evil = "<script>alert(1)</script>"
+    operation = {
+        "description": evil,
+        "parameters": [{"name": evil, "description": evil, "schema": {"type": evil}}],
+        "responses": {},
+    }
+    schemas = {evil: {"description": evil, "properties": {evil: {"$ref": f"#/components/schemas/{evil}"}}}}
+    document = {
+        "info": {"title": evil, "version": evil, "description": evil},
+        "paths": {f"/{evil}": {"get": operation}},
+        "components": {"schemas": schemas},
+    }
+    assert "<script" not in api_page(document)
+    assert "<script" not in home_page(evil, evil)
 
 
 @pytest.mark.parametrize(

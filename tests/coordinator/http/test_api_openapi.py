@@ -13,6 +13,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
 
 from coordinator.app import running
 from coordinator.config import CoordinatorConfig
@@ -69,13 +70,16 @@ def test_all_routes_are_tried(document: Any) -> None:
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_it_answers_as_documented(document: Any, method: str, path: str, mode: GenerationMode) -> None:
-    """Valid and invalid requests to every route get documented statuses and shapes, no 5xx, in time."""
+    """Valid and invalid requests to every route get documented statuses and shapes, no 5xx, in time. Readiness alone may be 503,
+    because this coordinator has no chain.
+    """
     operation = document[path][method]
+    excluded = [not_a_server_error] if path == "/v1/ready" else []
 
     @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
-        case.call_and_validate(timeout=60)
+        case.call_and_validate(timeout=60, excluded_checks=excluded)
 
     try:
         ask()

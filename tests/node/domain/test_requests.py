@@ -92,6 +92,14 @@ def test_an_unlimited_completion_is_limited_by_its_context_alone() -> None:
     assert "max_tokens" not in sent(long, COMPLETIONS, 100, context_tokens=850, **offer)
 
 
+@pytest.mark.parametrize(("engine", "adapted"), [("llama.cpp", {"type": "json_object"}), ("vllm", None)])
+def test_an_engine_gets_what_it_reads(engine: str, adapted: dict[str, str] | None) -> None:
+    """The format of Responses also stands where llama.cpp reads it; other engines get the request as it is."""
+    offer = replace(OFFER, spec=Spec(engine=engine, features=(RESPONSES,)))
+    body = dumps({"model": "m", "input": "x", "text": {"format": {"type": "json_object"}}})
+    assert loads(prepare(RequestHead(RESPONSES), body, offer, 100).body, "body").get("response_format") == adapted
+
+
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
 def test_no_limit_is_invented_that_the_context_cannot_hold(path: str) -> None:
     """A long prompt leaves what it leaves; a limit that the client set is still bounded by the order."""
@@ -137,6 +145,10 @@ def test_a_request_without_a_limit_is_cut_at_the_order() -> None:
     assert cut_after({"prompt": "Once", "max_tokens": 3}) is None
     assert cut_after({"prompt": "Once", "max_tokens": 0}) is None
     assert prepare(RequestHead(CHAT), b"{}", OFFER, 100).cut_after is None
+    offer = replace(OFFER, spec=Spec(features=(RESPONSES,)), max_output_tokens=100, context_tokens=850)
+    long = dumps({"input": "x" * 2_000})
+    assert prepare(RequestHead(RESPONSES), long, offer, 100).cut_after == 100
+    assert prepare(RequestHead(RESPONSES), b"{}", offer, 100).cut_after is None
 
 
 def test_a_large_seed_is_unchanged() -> None:

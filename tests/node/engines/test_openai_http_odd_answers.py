@@ -77,6 +77,8 @@ COMPLETE = {
     "a stream that is called JSON": (STREAM, (JSON_HEAD, WORD, STOP, USAGE, DONE), (5, 2)),
     "empty finish reasons before the last": (STREAM, (head(), finish(""), WORD, finish("null"), STOP, USAGE, DONE), (5, 2)),
     "a later event with an empty reason": (STREAM, (head(), WORD, STOP, finish(""), USAGE, DONE), (5, 2)),
+    "the status 201": (STREAM, (head(201), WORD, STOP, USAGE, DONE), (5, 2)),
+    "a document with the status 201": (WHOLE, (head(201, "application/json"), whole(COUNTED)), (5, 2)),
     "empty data": (STREAM, (head(), b"data:\n\n", WORD, STOP, USAGE, DONE), (5, 2)),
     "a queue position": (STREAM, (head(), event(status="queued", message="position 3"), WORD, STOP, USAGE, DONE), (5, 2)),
     "JSON without a content type": (WHOLE, (BARE_HEAD, whole(COUNTED)), (5, 2)),
@@ -275,6 +277,22 @@ async def test_a_stream_without_a_limit_ends_where_its_order_does() -> None:
     assert orjson.loads(cut.split(b"\n\n")[1][6:])["choices"] == [
         {"index": 0, "text": "", "logprobs": None, "finish_reason": "length"}
     ]
+
+
+async def test_a_response_without_a_limit_ends_where_its_order_does() -> None:
+    """Its last event is the one of an incomplete response, with the text that was delivered."""
+    request = replace(RESPONSE_STREAM, cut_after=2, rename=("org/model", "model"))
+    made = event(type="response.created", response={"id": "r", "status": "in_progress", "model": "org/model"})
+    events = await ask(answers_with(head(), made, SAID * 5, COMPLETED), request)
+    text = body(events)
+    assert text.count(b'"delta":"four"') == 2
+    name, data = text.split(b"\n\n")[-2].split(b"\n")
+    assert name == b"event: response.incomplete"
+    response = orjson.loads(data[6:])["response"]
+    assert (response["id"], response["status"], response["model"]) == ("r", "incomplete", "model")
+    assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert response["output"][0]["content"] == [{"type": "output_text", "text": "fourfour"}]
+    assert events[-1] == ResponseEnd(b"", usage=ReportedUsage(None, 0, 2), truncated=True)
 
 
 SERVER_ERRORS = [

@@ -52,7 +52,7 @@ def test_a_coordinator_is_suspended_beyond_the_limit() -> None:
     credit.record_unpaid(HERE, Amount(100))
     credit.require_served(HERE)
     credit.record_unpaid(HERE, Amount(1))
-    with pytest.raises(Unavailable, match=r"left 0\.000101 of this provider's work unpaid") as caught:
+    with pytest.raises(Unavailable, match=r"left 0\.000101 dollars of this provider's work unpaid") as caught:
         credit.require_served(HERE)
     assert (caught.value.code, caught.value.fault) == (Code.NODE_BUSY, Fault.COORDINATOR)
     credit.require_served("another.example:443")

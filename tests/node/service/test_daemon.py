@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import resource
 import shutil
 import signal
@@ -269,7 +270,7 @@ async def test_asks_follow_the_engine(site: Site) -> None:
                 async with session.get(metrics_url + "/healthz") as response:
                     assert response.status == 200
                 async with session.get(metrics_url + "/metrics") as response:
-                    assert "tally_node_unsecured_units" in await response.text()
+                    assert "tallystick_node_unsecured_units" in await response.text()
         process.terminate()
         assert await process.wait() == 0
     finally:
@@ -333,6 +334,34 @@ async def test_reload(site: Site) -> None:
         path.write_text(good.replace(str(site.engine_port), "1"))
         process.send_signal(signal.SIGHUP)
         assert json_of(await connection.until(Kind.ASKS, count + 2))["asks"] == [], "the engine of the new config does not answer"
+
+
+async def test_a_refused_config_shows_in_the_status(site: Site) -> None:
+    """After SIGHUP the status says why a config is not applied and which settings wait for a restart, until it is right."""
+    async with node(site) as (process, _, _):
+        path = site.config()
+        good = path.read_text()
+
+        async def after(text: str) -> tuple[str, list[str]]:
+            path.write_text(text)
+            process.send_signal(signal.SIGHUP)
+            former = report["config_problem"], report["settings_for_restart"]
+            async with asyncio.timeout(60):
+                while True:
+                    report.update(await read_status(site.folder / "state"))
+                    current = report["config_problem"], report["settings_for_restart"]
+                    if current != former:
+                        return current
+                    await asyncio.sleep(0.05)
+
+        report = dict(await read_status(site.folder / "state"))
+        assert (report["config_problem"], report["settings_for_restart"]) == ("", [])
+        problem, _ = await after(good.replace("[link]", "no_such_setting = 1\n[link]"))
+        assert "no_such_setting" in problem
+        assert await after(good) == ("", [])
+        problem, settings = await after(re.sub(r"engine_check_interval = .*", "engine_check_interval = 7.5", good))
+        assert (problem, settings) == ("", ["engine_check_interval"])
+        assert await after(good) == ("", [])
 
 
 async def test_several_coordinators_at_once(site: Site) -> None:

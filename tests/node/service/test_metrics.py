@@ -46,18 +46,18 @@ async def test_metrics_and_health() -> None:
         async with session.get(f"http://127.0.0.1:{port}/metrics") as response:
             text = await response.text()
         for line in (
-            'tally_node_jobs_total{model="m",outcome="completed"} 1.0',
-            'tally_node_jobs_total{model="m",outcome="no_receipt"} 1.0',
-            'tally_node_tokens_total{direction="output",model="m"} 20.0',
-            'tally_node_revenue_units_total{model="m"} 70.0',
-            'tally_node_first_output_seconds_count{model="m"} 1.0',
-            "tally_node_unsecured_units 42.0",
-            "tally_node_written_off_units 7.0",
-            "tally_node_newcomers_today_units 9.0",
-            f'tally_node_payer_unsecured_units{{payer="{PAYER.address}"}} 40.0',
-            'tally_node_token_seconds_count{model="m"} 1.0',
-            "tally_node_gpus 2.0",
-            "tally_node_gpu_hour_cost_units 900000.0",
+            'tallystick_node_jobs_total{model="m",outcome="completed"} 1.0',
+            'tallystick_node_jobs_total{model="m",outcome="no_receipt"} 1.0',
+            'tallystick_node_tokens_total{direction="output",model="m"} 20.0',
+            'tallystick_node_revenue_units_total{model="m"} 70.0',
+            'tallystick_node_first_output_seconds_count{model="m"} 1.0',
+            "tallystick_node_unsecured_units 42.0",
+            "tallystick_node_written_off_units 7.0",
+            "tallystick_node_newcomers_today_units 9.0",
+            f'tallystick_node_payer_unsecured_units{{payer="{PAYER.address}"}} 40.0',
+            'tallystick_node_token_seconds_count{model="m"} 1.0',
+            "tallystick_node_gpus 2.0",
+            "tallystick_node_gpu_hour_cost_units 900000.0",
         ):
             assert line in text
         for ok, status in ((True, 200), (False, 503)):
