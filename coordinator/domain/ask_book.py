@@ -122,7 +122,7 @@ class AskBook:
         node = self._nodes.get(provider)
         if node is None:
             return
-        if speed_steps(capacity) == speed_steps(node.capacity):
+        if not node.listed or speed_steps(capacity) == speed_steps(node.capacity):
             node.capacity = capacity
         else:
             self._relist(node, partial(setattr, node, "capacity", capacity))
@@ -157,13 +157,12 @@ class AskBook:
             self.on_free(node)
 
     def _relist(self, node: ConnectedNode, change: Callable[[], None]) -> None:
-        """Makes a change on which the places of a node's free asks depend."""
-        groups = list(self._groups_of(node)) if node.listed else []
-        for group, listed_ask in groups:
-            group.remove(listed_ask)
+        """Makes a change on which the places of a node's asks depend."""
+        for listed_ask in node.asks:
+            self._indexes[listed_ask.ask.message.model].unlist(listed_ask)
         change()
-        for group, listed_ask in groups:
-            group.add(listed_ask)
+        for listed_ask in node.asks:
+            self._indexes[listed_ask.ask.message.model].relist(listed_ask)
 
     def _groups_of(self, node: ConnectedNode) -> Iterator[tuple[AskGroup, ListedAsk]]:
         """Yields the asks of a node, each with its group."""

@@ -11,16 +11,15 @@ from the provider's address, so the order is total and the same in each process.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import merge
-from itertools import chain
+from itertools import chain, islice
 from math import log2
 from operator import attrgetter
 
-from sortedcontainers import SortedKeyList
+from sortedcontainers import SortedKeyList, SortedList
 
 from tallystick.protocol.criteria import SORTS, Demand
 from tallystick.protocol.eip712 import Verified
@@ -33,6 +32,8 @@ RELIABLE, PROVEN, OTHER = range(3)
 CLASSES = (RELIABLE, PROVEN, OTHER)
 MAX_GROUPS = 256
 """Groups of one model that one shortlist considers. Those with reliable providers come first."""
+_MAX_SCANNED_GROUPS = 1_024
+"""Groups of one model that one shortlist looks at, and as many with proven providers: a stranger can create any number."""
 NEAR_TIE = 100
 """Prices within one part in this many of the lowest count as equal: the draw decides where a shortlist begins among them."""
 _MIN_SPREAD = 16
@@ -151,39 +152,67 @@ class AskGroup:
     The orders by speed are kept from the first demand for them on.
     """
 
-    __slots__ = ("_lists", "_sorts", "busy", "example", "size")
+    __slots__ = ("_busy", "_lists", "_sorts", "counts", "example", "size")
 
     def __init__(self, example: Ask, sorts: Iterable[str]) -> None:
         self.example, self.size = example, 0
-        self.busy: SortedKeyList[ListedAsk, int] = SortedKeyList(key=_KEYS["price"])
+        self.counts = [0] * len(CLASSES)
+        """The number of asks in each class of reliability."""
+        self._busy: dict[int, SortedKeyList[ListedAsk, int]] = {}
         """The asks without a free slot, cheapest first."""
         self._sorts = list(sorts)
         self._lists: dict[tuple[str, int], SortedKeyList[ListedAsk, int]] = {}
 
     def add(self, listed_ask: ListedAsk) -> None:
-        """Lists a free ask in each order."""
+        """Lists an ask: in each order if its node is listed, else among the busy ones."""
+        self.counts[listed_ask.node.reliability] += 1
+        if listed_ask.node.listed:
+            self._add_free(listed_ask)
+        else:
+            self._add_busy(listed_ask)
+
+    def remove(self, listed_ask: ListedAsk) -> None:
+        """Undoes `add`. The ask's keys, and its node's reliability and `listed`, must be those that it was added with."""
+        self.counts[listed_ask.node.reliability] -= 1
+        if listed_ask.node.listed:
+            self._remove_free(listed_ask)
+        else:
+            self._remove_busy(listed_ask)
+
+    def set_free(self, listed_ask: ListedAsk, *, free: bool) -> None:
+        """Moves an ask whose node got its first free slot, or has none left."""
+        if free:
+            self._remove_busy(listed_ask)
+            self._add_free(listed_ask)
+        else:
+            self._remove_free(listed_ask)
+            self._add_busy(listed_ask)
+
+    def _add_busy(self, listed_ask: ListedAsk) -> None:
+        reliability = listed_ask.node.reliability
+        if reliability not in self._busy:
+            self._busy[reliability] = SortedKeyList(key=_KEYS["price"])
+        self._busy[reliability].add(listed_ask)
+
+    def _remove_busy(self, listed_ask: ListedAsk) -> None:
+        reliability = listed_ask.node.reliability
+        self._busy[reliability].remove(listed_ask)
+        if not self._busy[reliability]:
+            del self._busy[reliability]
+
+    def _add_free(self, listed_ask: ListedAsk) -> None:
         for sort in self._sorts:
             place = sort, listed_ask.node.reliability
             if place not in self._lists:
                 self._lists[place] = SortedKeyList(key=_KEYS[sort])
             self._lists[place].add(listed_ask)
 
-    def remove(self, listed_ask: ListedAsk) -> None:
-        """Removes an ask from the lists. Its keys and reliability must be those that it was listed with."""
+    def _remove_free(self, listed_ask: ListedAsk) -> None:
         for sort in self._sorts:
             place = sort, listed_ask.node.reliability
             self._lists[place].remove(listed_ask)
             if not self._lists[place]:
                 del self._lists[place]
-
-    def set_free(self, listed_ask: ListedAsk, *, free: bool) -> None:
-        """Moves an ask whose node got its first free slot, or has none left."""
-        if free:
-            self.busy.remove(listed_ask)
-            self.add(listed_ask)
-        else:
-            self.remove(listed_ask)
-            self.busy.add(listed_ask)
 
     def keep_order(self, sort: str) -> None:
         """Keeps the free asks in one more order."""
@@ -193,9 +222,10 @@ class AskGroup:
             if listed_asks is not None:
                 self._lists[sort, reliability] = SortedKeyList(listed_asks, key=_KEYS[sort])
 
-    def best_reliability(self) -> int:
-        """Returns the best class of reliability with a free slot, or a value after all classes."""
-        return next((reliability for reliability in CLASSES if ("price", reliability) in self._lists), len(CLASSES))
+    def busy_asks(self, reliability: int) -> Iterable[ListedAsk]:
+        """Returns the asks of one class without a free slot, the cheapest first."""
+        empty: Iterable[ListedAsk] = ()
+        return empty if reliability not in self._busy else iter(self._busy[reliability])
 
     def free_asks(self, sort: str, reliability: int, draw: float) -> Iterator[ListedAsk] | None:
         """Returns the free asks of one class, the best by `sort` first, or None if there are none. `draw`: from 0 to 1."""
@@ -227,13 +257,15 @@ def _group_key(ask: Ask) -> _GroupKey:
 class ModelIndex:
     """The groups of one model."""
 
-    __slots__ = ("_contexts", "_groups", "_selected", "_sorts")
+    __slots__ = ("_contexts", "_groups", "_reputable", "_selected", "_sorts")
 
     def __init__(self) -> None:
         self._sorts = ["price"]
         self._groups: dict[_GroupKey, AskGroup] = {}
-        self._contexts: list[int] = []
+        self._contexts: SortedList[int] = SortedList()
         """The contexts of the groups, shortest first."""
+        self._reputable: dict[int, dict[AskGroup, None]] = {RELIABLE: {}, PROVEN: {}}
+        """The groups with asks of these classes."""
         self._selected: OrderedDict[Hashable, list[AskGroup]] = OrderedDict()
 
     def enter(self, listed_ask: ListedAsk) -> None:
@@ -243,29 +275,40 @@ class ModelIndex:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = AskGroup(ask, self._sorts)
-            self._groups_changed()
+            self._contexts.add(ask.context_tokens)
+            self._selected.clear()
         group.size += 1
-        if listed_ask.node.listed:
-            group.add(listed_ask)
-        else:
-            group.busy.add(listed_ask)
+        self._add(group, listed_ask)
 
     def leave(self, listed_ask: ListedAsk) -> None:
         """Undoes `enter`."""
         key = _group_key(listed_ask.ask.message)
         group = self._groups[key]
         group.size -= 1
-        if listed_ask.node.listed:
-            group.remove(listed_ask)
-        else:
-            group.busy.remove(listed_ask)
+        self._remove(group, listed_ask)
         if not group.size:
             del self._groups[key]
-            self._groups_changed()
+            self._contexts.remove(group.example.context_tokens)
+            self._selected.clear()
 
-    def _groups_changed(self) -> None:
-        self._selected.clear()
-        self._contexts = []
+    def unlist(self, listed_ask: ListedAsk) -> None:
+        """Removes an ask from the lists, before a change on which its places depend. `relist` must follow."""
+        self._remove(self.group_of(listed_ask), listed_ask)
+
+    def relist(self, listed_ask: ListedAsk) -> None:
+        """Lists an ask again after `unlist`."""
+        self._add(self.group_of(listed_ask), listed_ask)
+
+    def _add(self, group: AskGroup, listed_ask: ListedAsk) -> None:
+        group.add(listed_ask)
+        if listed_ask.node.reliability in self._reputable:
+            self._reputable[listed_ask.node.reliability][group] = None
+
+    def _remove(self, group: AskGroup, listed_ask: ListedAsk) -> None:
+        group.remove(listed_ask)
+        reliability = listed_ask.node.reliability
+        if reliability in self._reputable and not group.counts[reliability]:
+            del self._reputable[reliability][group]
 
     def group_of(self, listed_ask: ListedAsk) -> AskGroup:
         """Returns the group of an ask that was entered."""
@@ -284,9 +327,9 @@ class ModelIndex:
         lists = [listed_asks for listed_asks in groups if listed_asks is not None]
         return lists[0] if len(lists) == 1 else merge(*lists, key=_KEYS[demand.sort])
 
-    def busy_asks(self, demand: Demand) -> Iterator[ListedAsk]:
-        """Yields the asks without a free slot whose spec meets the demand, the cheapest first."""
-        lists = [group.busy for group in self._select(demand) if group.busy]
+    def busy_asks(self, demand: Demand, reliability: int) -> Iterator[ListedAsk]:
+        """Yields the asks of one class of reliability without a free slot whose spec meets the demand, the cheapest first."""
+        lists = [group.busy_asks(reliability) for group in self._select(demand)]
         return merge(*lists, key=_KEYS["price"])
 
     def _select(self, demand: Demand) -> list[AskGroup]:
@@ -294,22 +337,26 @@ class ModelIndex:
         key = self._selection_key(demand)
         fitting = self._selected.get(key)
         if fitting is None:
-            fitting = [group for group in self._groups.values() if demand.spec_objection(group.example) is None]
-            self._selected[key] = fitting
+            fitting = self._selected[key] = _fitting(demand, self._groups.values())
             if len(self._selected) > _MAX_SELECTIONS:
                 self._selected.popitem(last=False)
-        if len(fitting) <= MAX_GROUPS:
+        if len(self._groups) <= MAX_GROUPS:
             return fitting
-        return sorted(fitting, key=AskGroup.best_reliability)[:MAX_GROUPS]
+        reputable = _fitting(demand, dict.fromkeys(chain.from_iterable(self._reputable.values())))
+        return list(islice(dict.fromkeys(chain(reputable, fitting)), MAX_GROUPS))
 
     def _selection_key(self, demand: Demand) -> Hashable:
         """Returns a key that is equal for demands which the same groups meet.
 
         Every request has another length, so lengths count only by the contexts that they exceed.
         """
-        if not self._contexts:
-            self._contexts = sorted({group.example.context_tokens for group in self._groups.values()})
-        require = demand.require
-        lengths = bisect_left(self._contexts, require.context_tokens), bisect_left(self._contexts, demand.input_tokens)
+        require, contexts = demand.require, self._contexts
+        lengths = contexts.bisect_left(require.context_tokens), contexts.bisect_left(demand.input_tokens)
         names = require.region, require.tier, require.precision, require.engine, require.features
         return demand.route, demand.needs.features, names, lengths
+
+
+def _fitting(demand: Demand, groups: Iterable[AskGroup]) -> list[AskGroup]:
+    """Returns the first groups that meet a demand, at most MAX_GROUPS."""
+    scanned = islice(groups, _MAX_SCANNED_GROUPS)
+    return list(islice((group for group in scanned if demand.spec_objection(group.example) is None), MAX_GROUPS))

@@ -87,14 +87,14 @@ def shortlist(
 ) -> list[ListedAsk]:
     """Returns the best asks for a demand, best first: at most `demand.limit`, one per provider.
 
-    If all that fit are busy, returns those with the least `backlog`: a job can wait for them.
+    If all that fit are busy, returns the most reliable ones with the least `backlog`: a job can wait for them.
     `rejected` is filled with the asks that were judged and do not meet the demand, each with its reason. `chance`: a uniform draw
     from 0 to 1, see ranking.py. Raises Refusal or Unavailable that say why no ask meets the demand.
     """
     search = _Search(book, demand, now, score, [] if rejected is None else rejected)
     pool = search.best(chance)
     if not pool:
-        busy = sorted(search.best_busy(), key=lambda listed_ask: (backlog(listed_ask.node), listed_ask.price_key))
+        busy = sorted(search.best_busy(), key=lambda entry: (entry.node.reliability, backlog(entry.node), entry.price_key))
         if not busy:
             raise search.no_match()
         return busy[: demand.limit]
@@ -137,13 +137,25 @@ class _Search:
             return []
         for wanted in (demand,) if demand.strict is None else (demand.strict, demand):
             if demand.pin:
-                judged = list(book.of_providers(demand.model, demand.pin))
+                classes = [iter(sorted(book.of_providers(demand.model, demand.pin), key=attrgetter("price_key")))]
             else:
-                judged = list(islice(index.busy_asks(wanted), _MAX_EXPLAINED))
-            fitting = {entry.provider: entry for entry in reversed(judged) if self._fits_when_free(entry, wanted)}
+                classes = [index.busy_asks(wanted, reliability) for reliability in CLASSES]
+            fitting = [listed_ask for listed_asks in classes for listed_ask in self._fitting_busy(listed_asks, wanted)]
             if fitting:
-                return list(fitting.values())
+                return fitting
         return []
+
+    def _fitting_busy(self, listed_asks: Iterator[ListedAsk], demand: Demand) -> list[ListedAsk]:
+        """Returns the first ask of each provider that would fit if it had a free slot, of at most _MAX_EXPLAINED that are judged.
+
+        A provider that fits hides no other, however many asks it has.
+        """
+        fitting: dict[Address, ListedAsk] = {}
+        others = (entry for entry in islice(listed_asks, _MAX_SCANNED) if entry.provider not in fitting)
+        for listed_ask in islice(others, _MAX_EXPLAINED):
+            if self._fits_when_free(listed_ask, demand):
+                fitting[listed_ask.provider] = listed_ask
+        return list(fitting.values())
 
     def _fits_when_free(self, listed_ask: ListedAsk, demand: Demand) -> bool:
         node = listed_ask.node

@@ -14,7 +14,7 @@ connection, node or payer, [all] over everything.
 - Listed asks: [c] 16 KiB an ask, 64 KiB and 256 asks a node; [a] 64 x 64 KiB = 4 MiB of JSON.
 - Asks whose signatures are checked: [a] 100 per second, burst 4,000; [c] changed twice per second, burst 60.
 - Link frames that no running job asked for: [a] 1,000 units per second, burst 4,000. A frame costs one unit, one more per KiB,
-  and 5 for a database lookup. Frames beyond that are read later.
+  5 for a database lookup, and one per 16 asks of a node that reports its capacity. Frames beyond that are read later.
 - Frames queued for nodes: [c] OUTBOX_FRAMES, 4,096 frames; [a] OUTBOX_BYTES, 128 MiB, beside frames of up to
   SMALL_FRAME_BYTES, 1 KiB.
 - Chunks queued for a client: [c] UNREAD_BYTES, 80 x 128 KiB = 10 MiB a job, and 4 MiB of a buffered response. A client that
@@ -68,6 +68,8 @@ FRAMES_PER_SECOND, FRAMES_BURST = 1_000, 4_000
 """Units of link frames of one address that no running job asked for. A frame costs one unit, and one more per KiB."""
 LOOKUP_UNITS = 5
 """Units that a database lookup costs."""
+BEAT_ASKS = 16
+"""Asks of a node whose places a report of its capacity changes for one unit."""
 CONTROL_CONCURRENCY = 32
 """Requests of one address to the control plane that are served at the same time."""
 CONTROL_BURST_SECONDS = 20

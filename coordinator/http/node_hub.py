@@ -22,6 +22,7 @@ from coordinator.domain.endpoints import check_endpoint
 from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import (
+    BEAT_ASKS,
     CHANGES_BURST,
     CHANGES_PER_SECOND,
     LOOKUP_UNITS,
@@ -226,7 +227,7 @@ class NodeHub:
             subject = self._market.subject_of(job, provider)
             if subject and (self._bus.send(subject, frame) or kind is not Kind.RECEIPT):
                 return
-        await self._throttle(link, frame, LOOKUP_UNITS if kind in _NEED_LOOKUP else 0)
+        await self._throttle(link, frame, self._units(kind, provider))
         if kind is Kind.RECEIPT:
             await self._take_receipt(provider, job, payload)
         elif kind is Kind.LATE_RECEIPT:
@@ -246,6 +247,12 @@ class NodeHub:
             await self._forward_claim(provider, ClaimRequest.from_json(loads(payload, "claim")))
         elif kind not in _FOR_RUNNING_JOBS:
             raise BadMessage(f"link: a node never sends {kind.name}")
+
+    def _units(self, kind: Kind, provider: Address) -> int:
+        """Returns the units that a frame costs beside its size. A report of capacity may move all asks of its node."""
+        if kind is Kind.BEAT:
+            return len(self._market.book.of_provider(provider)) // BEAT_ASKS
+        return LOOKUP_UNITS if kind in _NEED_LOOKUP else 0
 
     async def _throttle(self, link: NodeLink, frame: bytes, units: float) -> None:
         """Counts a frame that no running job asked for. The links of an address that sends too many are read slowly."""

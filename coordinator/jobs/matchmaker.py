@@ -137,7 +137,7 @@ class Matchmaker:
                 reputation.score,
                 newcomer=reputation.newcomer,
                 chance=self._chance(),
-                backlog=lambda node: self.queue.waiting_for(node.provider) / max(node.capacity.slots, 1),
+                backlog=self._backlog,
             )
         except Refusal as error:
             if error.code is Code.UNKNOWN_MODEL:
@@ -147,6 +147,10 @@ class Matchmaker:
             self.decision_log.add_shortlist(demand, chosen, rejected, now)
             self.book.decisions = self.decision_log.count
         return chosen
+
+    def _backlog(self, node: ConnectedNode) -> float:
+        """Returns the jobs that would wait for a node per job that it has here: nobody can check the slots that it reports."""
+        return (self.queue.waiting_for(node.provider) + 1) / node.assigned if node.assigned else float("inf")
 
     def _check_returning(self, model: str, error: Refusal) -> None:
         """Raises Unavailable for a model whose providers may come back soon."""

@@ -80,8 +80,11 @@ def test_the_index_has_every_free_ask_that_fits(seed: int) -> None:
         fitting = [entry for entry, reason in judged if reason is None]
         index = book.index_of(MODEL)
         busy = [entry for entry, reason in judged if reason is Reason.BUSY]
-        assert busy == [] if index is None else sorted(map(id, index.busy_asks(demand))) == sorted(map(id, busy))
         for reliability in CLASSES:
+            expected = [entry for entry in busy if entry.node.reliability == reliability]
+            found = [] if index is None else list(index.busy_asks(demand, reliability))
+            assert sorted(map(id, found)) == sorted(map(id, expected))
+            assert [entry.by_price for entry in found] == sorted(entry.by_price for entry in found)
             expected = [entry for entry in fitting if entry.node.reliability == reliability]
             found = [] if index is None else list(index.free_asks(demand, reliability, random.random()))
             assert sorted(map(id, found)) == sorted(map(id, expected))
@@ -127,6 +130,30 @@ def test_specs_that_nobody_else_has_hide_no_reliable_provider() -> None:
     for key, reliability in zip(KEYS, (RELIABLE, PROVEN), strict=False):
         assert [entry.provider for entry in index.free_asks(Demand(MODEL), reliability, 0.5)] == [key.address]
     assert sum(1 for _ in index.free_asks(Demand(MODEL), OTHER, 0.5)) == MAX_GROUPS - 2
+
+
+def test_a_shortlist_looks_at_few_of_very_many_groups() -> None:
+    """However many specs strangers invent, a shortlist looks at a bounded number, and still finds reliable providers."""
+    book, looks = AskBook(), list[Ask]()
+
+    class CountingDemand(Demand):
+        def spec_objection(self, ask: Ask) -> Reason | None:
+            looks.append(ask)
+            return Demand.spec_objection(self, ask)
+
+    for number in range(20):
+        key = person(f"stranger {number}")
+        asks = [make_ask(key, input_price=0, seq=seq, context_tokens=1_000 * (number + 1) + seq) for seq in range(1, 200)]
+        book.replace(key.address, asks, Capacity(1, 1))
+    book.replace(KEYS[0].address, [make_ask(KEYS[0], context_tokens=100_000)], Capacity(1, 1), OTHER)
+    book.set_reliability(KEYS[0].address, RELIABLE)
+    index = book.index_of(MODEL)
+    assert index is not None
+    assert [entry.provider for entry in index.free_asks(CountingDemand(MODEL), RELIABLE, 0.5)] == [KEYS[0].address]
+    assert len(looks) <= 2 * 1_024
+    assert len(index._select(Demand(MODEL))) == MAX_GROUPS
+    book.set_reliability(KEYS[0].address, OTHER)
+    assert list(index.free_asks(CountingDemand(MODEL), RELIABLE, 0.5)) == []
 
 
 def test_near_ties_begin_where_the_draw_says() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
+from coordinator.domain.ask_index import OTHER, PROVEN, RELIABLE
 from coordinator.domain.matching import explain, rank_candidates, rejection, shortlist
 from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.eip712 import Signer, Verified
@@ -382,3 +383,15 @@ def test_a_need_that_nobody_has_names_models_that_do() -> None:
     assert (error.code, error.status) == (Code.UNKNOWN_ROUTE, 404)
     assert "/v1/embeddings; models on offer that do: vec" in str(error)
     assert "no other model on offer is known" in str(_refusal(book, essential=("video", "vision"), pin={ANN.address}))
+
+
+def test_strangers_that_are_never_free_keep_no_job_waiting() -> None:
+    """A job waits for the most reliable busy providers first, and one provider's many asks hide no other's."""
+    book, _ = _book_of((BOB, {}), (CAT, {}), free=0)
+    book.replace(ANN.address, [make_ask(ANN, input_price=0, seq=seq) for seq in range(256)], Capacity(0, 1_000))
+    assert set(_providers(shortlist(book, Demand(MODEL), START))) == {ANN.address, BOB.address, CAT.address}
+    book.set_reliability(CAT.address, RELIABLE)
+    book.set_reliability(BOB.address, PROVEN)
+    assert _providers(shortlist(book, Demand(MODEL), START)) == [CAT.address, BOB.address, ANN.address]
+    book.set_reliability(CAT.address, OTHER)
+    assert _providers(shortlist(book, Demand(MODEL, limit=1), START)) == [BOB.address]

@@ -10,8 +10,10 @@ import pytest
 from coordinator.domain.limits import JobLimits
 from coordinator.ports import Backing
 from coordinator.storage.memory import MemoryFunds
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadSignature, Code, Refusal, TallyError, Unavailable
+from tallystick.protocol.link import Capacity
 from tallystick.protocol.types import Address, Amount
 from tallystick.protocol.wire import Kind, QueuePlace, Submission
 from tests.coordinator.harness import CAP, DOMAIN, Client, World, person, quiet, with_orders
@@ -207,4 +209,17 @@ async def test_a_granted_slot_survives_a_chain_that_fails() -> None:
     assert (unlucky.failure.code, lucky.job.at_node) == (Code.CHAIN_UNAVAILABLE, True)
     node.complete(lucky.job.id)
     await quiet()
+    world.assert_idle()
+
+
+async def test_slots_that_a_node_only_claims_attract_no_jobs(world: World) -> None:
+    """Of busy providers, one that works for this coordinator comes before one that says that its many slots are taken."""
+    ann, _ = world.node("ann", slots=1), world.node("claims", slots=0, output_price=1)
+    world.market.matchmaker.set_capacity(world.nodes[1].address, Capacity(0, 10**9))
+    running = [await world.started(ann), await world.started(ann), await world.started(ann)]
+    chosen = world.market.matchmaker.shortlist(Demand(ann.ask.message.model, limit=1))
+    assert [entry.provider for entry in chosen] == [ann.address]
+    for client in running:
+        ann.complete(client.job.id)
+        await quiet()
     world.assert_idle()
