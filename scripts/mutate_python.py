@@ -71,6 +71,8 @@ CHECKED: dict[str, tuple[str, ...]] = {
     "node/domain/credit_limits.py": ("tests/node/domain/test_credit_limits.py",),
     "node/domain/order_admission.py": ("tests/node/domain/test_order_admission.py",),
     "node/domain/usage_meter.py": ("tests/node/domain/test_usage_meter.py",),
+    "node/domain/earned_money.py": ("tests/node/domain/test_earned_money.py",),
+    "node/domain/payout_policy.py": ("tests/node/domain/test_payout_policy.py",),
     "node/jobs/coordinator_credit.py": ("tests/node/jobs/test_coordinator_credit.py",),
     "tallystick/client/orders/tab.py": (
         "tests/client/orders/test_tab.py",

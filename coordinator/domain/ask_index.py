@@ -220,7 +220,7 @@ _GroupKey = tuple[str, str, str, str, frozenset[str], int]
 
 def _group_key(ask: Ask) -> _GroupKey:
     spec = ask.spec
-    features = frozenset(feature.lower() for feature in spec.features)
+    features = frozenset(feature if feature.startswith("/") else feature.lower() for feature in spec.features)
     return spec.region.lower(), spec.tier.lower(), spec.precision.lower(), spec.engine.lower(), features, ask.context_tokens
 
 

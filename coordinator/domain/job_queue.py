@@ -3,7 +3,9 @@
 The order is start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996), per model. Each job has a start tag: the finish tag of
 its payer's last job, or the virtual time if that is later. Its finish tag is the start tag plus cost / weight. The virtual time
 is the start tag of the job that was served last. The cost of a job is its cap, the weight is what its payer reserved. So a payer
-who floods the queue delays its own jobs, and a payer with one job waits for little more than the jobs under way.
+who floods the queue delays its own jobs, and a payer with one job waits for little more than the jobs under way. A job that
+leaves before it was granted a slot costs its payer nothing. A provider's slots have a clock too, the highest start tag that they
+were granted to, at which jobs of all its models begin.
 
 A job waits for any of the providers that it has orders on. A free slot goes to the first job that waits for its provider. Until
 that job is matched, the slot is granted to it and to no other.
@@ -11,7 +13,7 @@ that job is matched, the slot is granted to it and to no other.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -30,6 +32,8 @@ _SCALE = 1_000_000
 _REMEMBERED_GRANTS = 32
 """Grants of a model from which the time to the next ones is estimated."""
 MAX_RETRY_SECONDS = 60
+_MAX_CLOCKS = 20_000
+"""Providers whose last tag is remembered: twice as many as can be connected."""
 GRANT_SECONDS = 15.0
 """How long a job may take to use a slot that it was granted. A client that does not read would keep it from others."""
 _tag = attrgetter("tag")
@@ -43,6 +47,8 @@ class QueuedJob:
     payer: Address
     providers: tuple[Address, ...]
     start: int
+    share: int
+    """Its finish tag minus its start tag."""
     number: int
     since: float
     wake: Callable[[], None]
@@ -62,16 +68,37 @@ class QueuedJob:
 
 @dataclass(slots=True)
 class _ModelQueue:
-    """The waiting jobs of one model, the virtual time, and the times of the last grants."""
+    """The waiting jobs of one model, the virtual time, and the times of the last grants. `granted`: jobs that have a grant."""
 
     virtual_time: int = 0
+    granted: int = 0
     jobs: SortedKeyList[QueuedJob, tuple[int, int]] = field(default_factory=lambda: SortedKeyList(key=_tag))
     finish_tags: dict[Address, int] = field(default_factory=dict)
+    """Per payer; those that are not above the virtual time mean nothing."""
+    tidy_at: int = _REMEMBERED_GRANTS
+    """The number of finish tags from which those that mean nothing are removed."""
     grants: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_GRANTS))
 
     def seconds_per_grant(self, tick: float) -> float | None:
         """Returns the mean time between the last grants and now, or None without any."""
         return (tick - self.grants[0]) / len(self.grants) if self.grants else None
+
+    def refund(self, job: QueuedJob) -> None:
+        """Takes a job that was never granted a slot off its payer's finish tag."""
+        tag = self.finish_tags.get(job.payer, 0) - job.share
+        if tag > self.virtual_time:
+            self.finish_tags[job.payer] = tag
+        else:
+            self.finish_tags.pop(job.payer, None)
+
+    def serve(self, start: int, tick: float) -> None:
+        """Notes that a job with this start tag was granted a slot."""
+        self.virtual_time = max(self.virtual_time, start)
+        self.granted += 1
+        self.grants.append(tick)
+        if len(self.finish_tags) > self.tidy_at:
+            self.finish_tags = {payer: tag for payer, tag in self.finish_tags.items() if tag > self.virtual_time}
+            self.tidy_at = 2 * len(self.finish_tags) + _REMEMBERED_GRANTS
 
 
 class JobQueue:
@@ -82,6 +109,8 @@ class JobQueue:
         self._models: dict[str, _ModelQueue] = {}
         self._by_provider: dict[Address, SortedKeyList[QueuedJob, tuple[int, int]]] = {}
         self._granted: Counter[Address] = Counter()
+        self._clocks: OrderedDict[Address, int] = OrderedDict()
+        """The highest start tag that each provider was granted to, for those with the latest grants."""
         self.granted_jobs: set[QueuedJob] = set()
         self._count = 0
         self._waiting = 0
@@ -127,17 +156,21 @@ class JobQueue:
             raise error
         if queue is None:
             queue = self._models[model] = _ModelQueue()
-        start = max(queue.virtual_time, queue.finish_tags.get(payer, 0))
-        queue.finish_tags[payer] = start + max(1, cost * _SCALE // max(weight, MIN_WEIGHT))
+        providers = tuple(dict.fromkeys(providers))
+        clocks = (self._clocks.get(provider, 0) for provider in providers)
+        start = max(queue.virtual_time, queue.finish_tags.get(payer, 0), *clocks)
+        share = max(1, cost * _SCALE // max(weight, MIN_WEIGHT))
+        queue.finish_tags[payer] = start + share
         self._count += 1
-        job = QueuedJob(model, payer, tuple(dict.fromkeys(providers)), start, self._count, tick, wake)
+        job = QueuedJob(model, payer, providers, start, share, self._count, tick, wake)
         self._list(job)
         return job
 
-    def enter_again(self, job: QueuedJob) -> None:
-        """Returns a job to its place, after a granted slot turned out to be taken."""
-        job.granted = None
-        self._models.setdefault(job.model, _ModelQueue())
+    def enter_again(self, job: QueuedJob, providers: Iterable[Address]) -> None:
+        """Returns a job to its place, after it could not use the slot that it was granted. It waits for these providers."""
+        self._end_grant(job)
+        job.providers, job.ended = tuple(providers), False
+        self._models.setdefault(job.model, _ModelQueue(virtual_time=job.start))
         self._list(job)
 
     def leave(self, job: QueuedJob) -> None:
@@ -146,9 +179,13 @@ class JobQueue:
             self._end_grant(job)
         elif not job.ended:
             self._unlist(job)
-        queue = self._models.get(job.model)
-        if queue is not None and not queue.jobs:
-            del self._models[job.model]
+            self._models[job.model].refund(job)
+        self._forget_if_idle(job.model)
+
+    def _forget_if_idle(self, model: str) -> None:
+        queue = self._models.get(model)
+        if queue is not None and not queue.jobs and not queue.granted:
+            del self._models[model]
 
     def offer(self, node: ConnectedNode, tick: float) -> None:
         """Grants the free slots of a node to the first jobs that wait for it, and wakes them."""
@@ -159,11 +196,11 @@ class JobQueue:
             job.granted, job.granted_at = node.provider, tick
             self._granted[node.provider] += 1
             self.granted_jobs.add(job)
-            queue = self._models[job.model]
-            queue.virtual_time = max(queue.virtual_time, job.start)
-            queue.grants.append(tick)
-            if len(queue.finish_tags) > len(queue.jobs) + _REMEMBERED_GRANTS:
-                queue.finish_tags = {payer: tag for payer, tag in queue.finish_tags.items() if tag > queue.virtual_time}
+            self._models[job.model].serve(job.start, tick)
+            self._clocks[node.provider] = max(self._clocks.get(node.provider, 0), job.start)
+            self._clocks.move_to_end(node.provider)
+            if len(self._clocks) > _MAX_CLOCKS:
+                self._clocks.popitem(last=False)
             job.wake()
             waiting = self._by_provider.get(node.provider)
 
@@ -171,6 +208,7 @@ class JobQueue:
         """Ends and wakes the jobs that wait for providers which are all gone."""
         for job in [job for job in self if not any(map(connected, job.providers))]:
             self._unlist(job)
+            self._models[job.model].refund(job)
             job.ended = True
             job.wake()
 
@@ -185,11 +223,13 @@ class JobQueue:
         return providers
 
     def _end_grant(self, job: QueuedJob) -> None:
+        if job.granted is None:
+            return
         self.granted_jobs.discard(job)
-        if job.granted is not None:
-            self._granted[job.granted] -= 1
-            if not self._granted[job.granted]:
-                del self._granted[job.granted]
+        self._models[job.model].granted -= 1
+        self._granted[job.granted] -= 1
+        if not self._granted[job.granted]:
+            del self._granted[job.granted]
         job.granted = None
 
     def place(self, job: QueuedJob, tick: float) -> tuple[int, float | None]:

@@ -156,13 +156,14 @@ class Market:
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
         job = LiveJob(submission, created_at=now, started=self._tick(), last_frame_at=self._tick())
         self._seen[job.id] = now
+        self._running[job.payer] += 1
         try:
             await self._slot_queue.match_or_enter(job)
         except BaseException:
             self._seen.pop(job.id, None)
+            self._count_out(job.payer)
             raise
         self._live[job.id] = job
-        self._running[job.payer] += 1
         self._idle.clear()
         return job
 
@@ -188,11 +189,14 @@ class Market:
                 why = "the coordinator stopped relaying this job"
                 self._end(job, Unavailable(Code.COORDINATOR_UNAVAILABLE, why, fault=Fault.COORDINATOR))
             del self._live[job.id]
-            self._running[job.payer] -= 1
-            if not self._running[job.payer]:
-                del self._running[job.payer]
+            self._count_out(job.payer)
             if not self._live:
                 self._idle.set()
+
+    def _count_out(self, payer: Address) -> None:
+        self._running[payer] -= 1
+        if not self._running[payer]:
+            del self._running[payer]
 
     async def _next_attempt(self, job: LiveJob) -> AsyncGenerator[tuple[Kind, bytes], None]:
         """Begins the next attempt of a job, which may wait for a slot meanwhile. Yields what its client gets to know of that.

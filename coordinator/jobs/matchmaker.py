@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 
 from coordinator.domain.ask_book import AskBook, ConnectedNode, ListedAsk
 from coordinator.domain.decision_log import DecisionLog
@@ -38,7 +39,9 @@ RETURN_SECONDS = 35
 
 
 class SlotsBusy(Unavailable):
-    """Candidates could take the job as soon as they have a free slot."""
+    """Some candidates, `busy`, could take the job as soon as they have a free slot."""
+
+    busy: frozenset[Address] = frozenset()
 
 
 class _NoPurse(Refusal):
@@ -79,7 +82,8 @@ class Matchmaker:
         if any(ask.message.provider != provider for ask in verified):
             raise BadMessage(f"asks: expected asks of {provider} alone, got one of another provider")
         self._note_withdrawn(provider)
-        self.book.replace(provider, verified, capacity, reliability(self.reputation.score(provider)))
+        within = None if capacity is None else self._within_limit(capacity)
+        self.book.replace(provider, verified, within, reliability(self.reputation.score(provider)))
 
     def drop(self, provider: Address) -> None:
         """Removes a provider that disconnected."""
@@ -96,7 +100,11 @@ class Matchmaker:
 
     def set_capacity(self, provider: Address, capacity: Capacity) -> None:
         """Records the capacity that a node reports."""
-        self.book.set_capacity(provider, capacity)
+        self.book.set_capacity(provider, self._within_limit(capacity))
+
+    def _within_limit(self, capacity: Capacity) -> Capacity:
+        """Returns a capacity with no more slots than this coordinator gives one node."""
+        return replace(capacity, slots=min(capacity.slots, self._limits.jobs_per_node))
 
     def release(self, node: ConnectedNode) -> None:
         """Frees the slot of a job that ended."""
@@ -178,7 +186,7 @@ class Matchmaker:
         model = job.submission.candidates[0].terms.model
         for listed_ask, candidate in fitting:
             order, node = candidate.order.verify(self._domain), listed_ask.node
-            if node.assigned >= self._limits.jobs_per_node or not self.queue.is_open(node, job.queued):
+            if not self.queue.is_open(node, job.queued):
                 rejected[node.provider] = Reason.BUSY.value
                 continue
             self.book.assign(node)
@@ -200,9 +208,34 @@ class Matchmaker:
         self.decision_log.add_match(model, None, unpaid | rejected, now)
         reasons = "; ".join(f"{provider}: {reason}" for provider, reason in rejected.items())
         text = f"no candidate can take the job now: {reasons}"
-        if Reason.BUSY.value in rejected.values() and (refused is None or refused is job.last_error):
-            raise SlotsBusy(Code.NODE_BUSY, f"providers of {model!r} are busy: {reasons}", fault=Fault.PROVIDER)
+        busy = frozenset(provider for provider, reason in rejected.items() if reason == Reason.BUSY.value)
+        if busy and (refused is None or refused is job.last_error):
+            no_slot = SlotsBusy(Code.NODE_BUSY, f"providers of {model!r} are busy: {reasons}", fault=Fault.PROVIDER)
+            no_slot.busy = busy
+            raise no_slot
         raise refused or Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
+
+    async def check_waiting(self, job: LiveJob, busy: Collection[Address]) -> None:
+        """Checks that the payer signed the orders of a job that is to wait, and could pay one of these providers now.
+
+        Raises BadSignature, Refusal, Unavailable: strangers and other payers' names get no place in the queue.
+        """
+        refused: Refusal | None = None
+        for candidate in job.submission.candidates:
+            order, terms = candidate.order.verify(self._domain).message, candidate.terms
+            if order.provider not in busy:
+                continue
+            try:
+                await self._admit(order, terms)
+            except Refusal as error:
+                refused = refused or error
+                if isinstance(error, _NoPurse):
+                    break
+            else:
+                self.exposure.release(order.payer, order.provider, terms.max_cost)
+                return
+        if refused is not None:
+            raise job.last_error or refused
 
     async def _admit(self, order: Order, terms: Terms) -> None:
         """Counts the job against the payer's funds. Raises Refusal, after a fresh read: the payer may just have deposited."""

@@ -34,6 +34,9 @@ class SlotQueue:
         except SlotsBusy as busy:
             if self._seconds_left(job) <= 0:
                 raise
+            await self._matchmaker.check_waiting(job, busy.busy)
+            if self._closing is not None:
+                raise self._closing from busy
             self._enter(job, busy)
 
     async def wait(self, job: LiveJob) -> AsyncGenerator[bytes, None]:
@@ -69,15 +72,15 @@ class SlotQueue:
             self._offer(provider)
 
     def _enter(self, job: LiveJob, busy: SlotsBusy) -> None:
-        candidates, exposure = job.submission.candidates, self._matchmaker.exposure
-        providers = [candidate.order.message.provider for candidate in candidates]
+        exposure, providers = self._matchmaker.exposure, self._waited_for(job, busy)
+        candidates = [candidate for candidate in job.submission.candidates if candidate.order.message.provider in providers]
         tabs = (exposure.known(job.payer, provider) for provider in providers)
         try:
             job.queued = self._queue.enter(
                 candidates[0].terms.model,
                 job.payer,
-                [provider for provider in providers if provider not in job.tried],
-                cost=min(candidate.terms.max_cost for candidate in candidates),
+                providers,
+                cost=max(candidate.terms.max_cost for candidate in candidates),
                 weight=sum(tab.reserved for tab in tabs if tab is not None),
                 tick=self._tick(),
                 wake=job.woken.set,
@@ -87,6 +90,15 @@ class SlotQueue:
         job.woken.clear()
         for provider in job.queued.providers:  # a slot may be free that no earlier job waits for
             self._offer(provider)
+
+    def _waited_for(self, job: LiveJob, busy: SlotsBusy) -> list[Address]:
+        """Returns the providers that may take the job later: busy ones, and those that are away and may come back.
+
+        Others would be granted to the job in vain, in place of jobs that can use them.
+        """
+        book, orders = self._matchmaker.book, (candidate.order.message for candidate in job.submission.candidates)
+        providers = dict.fromkeys(order.provider for order in orders if order.provider not in job.tried)
+        return [provider for provider in providers if provider in busy.busy or book.node(provider) is None]
 
     def _offer(self, provider: Address) -> None:
         node = self._matchmaker.book.node(provider)
@@ -112,12 +124,14 @@ class SlotQueue:
             raise error
 
     async def _use_grant(self, job: LiveJob, queued: QueuedJob) -> None:
-        """Matches a job that was granted a slot. If the slot is gone after all, the job returns to its place."""
+        """Matches a job that was granted a slot. A job that cannot use it returns to its place; the next one gets the slot."""
         try:
             await self._matchmaker.match(job)
-        except SlotsBusy:
-            self._queue.leave(queued)
-            self._queue.enter_again(queued)
+        except SlotsBusy as busy:
+            granted = queued.granted
+            self._queue.enter_again(queued, self._waited_for(job, busy))
+            if granted is not None:
+                self._offer(granted)
         else:
             self._leave(job)
 
@@ -135,8 +149,10 @@ class SlotQueue:
         return QueuePlace(position, None if expected is None else round(1_000 * expected)).dumps()
 
     def _limit(self, job: LiveJob) -> float:
-        wanted = job.submission.wait
-        return min(self._limits.wait if wanted is None else wanted, self._limits.max_wait)
+        """Returns the seconds that the job may wait. Once its last order has expired, no provider can take it."""
+        wanted, orders = job.submission.wait, (candidate.order.message for candidate in job.submission.candidates)
+        ordered = max(order.deadline for order in orders) - job.created_at
+        return min(self._limits.wait if wanted is None else wanted, self._limits.max_wait, ordered)
 
     def _seconds_left(self, job: LiveJob) -> float:
         return job.started + self._limit(job) - self._tick()

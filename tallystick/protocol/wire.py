@@ -164,7 +164,7 @@ class Submission:
 
     @classmethod
     def loads(cls, data: bytes) -> Submission:
-        """Reads the wire form. All candidates must be of one payer and of this job. Raises BadMessage."""
+        """Reads the wire form. All candidates must be of one payer, of one model and of this job. Raises BadMessage."""
         header, sealed = _split(data, "submission")
         job, candidates = read_members(header, "submission", "job", "candidates")
         listed = read_items(candidates, "submission.candidates", MAX_CANDIDATES)
@@ -182,6 +182,8 @@ class Submission:
             raise BadMessage("submission.candidates: expected at least one")
         if len({c.order.message.payer for c in submission.candidates}) > 1:
             raise BadMessage("submission.candidates: expected orders of one payer, got several payers")
+        if len({c.terms.model for c in submission.candidates}) > 1:
+            raise BadMessage("submission.candidates: expected terms of one model, got several models")
         if any(c.terms.job != submission.job for c in submission.candidates):
             raise BadMessage("submission.candidates: expected terms of the submission's job, got terms of another job")
         return submission

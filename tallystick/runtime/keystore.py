@@ -187,7 +187,10 @@ def open_wallet(
 def keystore_address(path: Path) -> str:
     """The address that a keystore names, read without the password. Raises BadMessage."""
     try:
-        return parse_address(_address(json.loads(path.read_bytes())["address"]), f"{path}: address")
+        store = json.loads(path.read_bytes())
+        if isinstance(store, dict) and "version" in store and not store.get("address"):
+            raise BadMessage(f"{path}: names no address; make a wallet of it: tally wallet import NAME --keystore {path}")
+        return parse_address(_address(store["address"]), f"{path}: address")
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise BadMessage(f"{path}: expected a keystore: {error}") from None
 

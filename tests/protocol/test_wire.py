@@ -416,11 +416,13 @@ def test_an_order_must_commit_to_the_terms_beside_it() -> None:
         Dispatch.loads(Dispatch(MATCH, Candidate(CANDIDATE.order, other, b""), b"").dumps())
 
 
-def test_a_submission_is_of_one_payer_and_one_job() -> None:
-    """Orders of two payers, terms of another job, no candidate and too many candidates are refused."""
+def test_a_submission_is_of_one_payer_one_model_and_one_job() -> None:
+    """Orders of two payers, terms of two models or of another job, no candidate and too many candidates are refused."""
     stranger = Candidate(order_for(TERMS, Signer(keccak(b"stranger"))), TERMS, b"")
+    other = build_terms(job=JOB, model="another")
     cases: list[tuple[str, Submission]] = [
         ("several payers", Submission(JOB, (CANDIDATE, stranger), b"")),
+        ("several models", Submission(JOB, (CANDIDATE, Candidate(order_for(other, PAYER), other, b"")), b"")),
         ("another job", Submission(JobId(bytes(16)), (CANDIDATE,), b"")),
         ("at least one", Submission(JOB, (), b"")),
         (f"at most {MAX_CANDIDATES}", Submission(JOB, (CANDIDATE,) * (MAX_CANDIDATES + 1), b"")),

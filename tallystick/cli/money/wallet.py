@@ -120,13 +120,22 @@ def import_(
 @app.command("list")
 def list_(as_json: Json = False) -> None:
     """List the wallets in the home folder."""
-    addresses = {path.stem: checksum(keystore_address(path)) for path in sorted((home() / "keys").glob("*.json"))}
+    addresses = {path.stem: _address_of(path) for path in sorted((home() / "keys").glob("*.json"))}
     if as_json:
         show_json(addresses)
     elif addresses:
-        show_table(("wallet", "address"), addresses.items())
+        show_table(("wallet", "address"), [(name, address or "unknown") for name, address in addresses.items()])
     else:
         step("no wallets yet; make one with: tally wallet new")
+
+
+def _address_of(path: Path) -> str | None:
+    """The address that a keystore names; None, with a remark, if it names none or is damaged."""
+    try:
+        return checksum(keystore_address(path))
+    except BadMessage as error:
+        note(str(error))
+        return None
 
 
 @app.command()

@@ -35,7 +35,8 @@ class ResponseRewriter:
 
     def document(self, response: Mapping[str, Any]) -> dict[str, Any]:
         """Rewrites a Response."""
-        rewritten: dict[str, Any] = {"object": "response", **self._members, **response, **self._fixed, "id": f"resp_{self._job}"}
+        names: dict[str, Any] = {"id": f"resp_{self._job}", "object": "response"}
+        rewritten: dict[str, Any] = {**names, **self._members, **response, **self._fixed, **names}
         created = response.get("created_at")
         rewritten["created_at"] = created if isinstance(created, int | float) and created > 0 else self._created
         output = response.get("output")

@@ -25,7 +25,7 @@ from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.routes import CHAT
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import ResponseHead
+from tallystick.protocol.wire import QueuePlace, ResponseHead
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -239,6 +239,11 @@ class SyncJob(SyncWrapper[Job]):
     def provider(self) -> Address | None:
         """See `Job.provider`."""
         return self._inner.provider
+
+    @property
+    def place(self) -> QueuePlace | None:
+        """See `Job.place`."""
+        return self._inner.place
 
     @property
     def done(self) -> bool:

@@ -237,3 +237,14 @@ def test_the_file_with_the_secret_is_pointed_out(tally: Tally, tmp_path: Path) -
     file = _file(tmp_path, HEX)
     assert f"{file} still holds the secret unencrypted" in tally.says("wallet", "import", "mine", "--key-file", file)
     assert Signer(SIGNER.secret).address in tally.says("wallet", "list").lower()
+
+
+def test_a_keystore_without_an_address_does_not_hide_the_others(payer: Tally) -> None:
+    """A keystore that names no address, as foundry writes it, is listed without one, with the command that imports it."""
+    copied = payer.home / "keys" / "copied.json"
+    _file(copied.parent, _store(address=None), copied.name)
+    assert payer("wallet", "list") == {"copied": None, "default": checksum(person("wallet default").address)}
+    shown = payer.says("wallet", "list")
+    assert f"tally wallet import NAME --keystore {copied}" in shown
+    assert "unknown" in shown
+    assert payer("wallet", "import", "proper", "--keystore", str(copied))["address"] == checksum(SIGNER.address)

@@ -173,3 +173,14 @@ def test_a_node_remembers_when_it_was_full() -> None:
         (book.release if decision % 2 else book.assign)(node)
     assert len(node.changes) == 32
     assert node.was_listed(100) is None
+
+
+def test_a_route_in_capitals_hides_no_other_ask() -> None:
+    """Routes are compared with their case, so asks that write one differently are told apart."""
+    book = AskBook()
+    for key, route in zip(KEYS, ("/v1/MESSAGES", "/v1/messages"), strict=False):
+        book.replace(key.address, [make_ask(key, spec=Spec(features=(route,)))], Capacity(1, 1))
+    index = book.index_of(MODEL)
+    assert index is not None
+    found = index.free_asks(Demand(MODEL, route="/v1/messages"), OTHER, 0.0)
+    assert [entry.provider for entry in found] == [KEYS[1].address]

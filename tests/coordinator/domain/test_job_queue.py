@@ -95,8 +95,7 @@ def test_a_granted_slot_is_kept_for_its_job() -> None:
     assert not queue.is_open(ANN, second)
     queue.offer(ANN, 0)
     assert second.granted is None
-    queue.leave(first)
-    queue.enter_again(first)
+    queue.enter_again(first, first.providers)
     assert queue.place(first, 0)[0] == 1
     assert _serve(queue) is first
     queue.leave(second)
@@ -169,10 +168,11 @@ def test_nothing_is_kept_of_jobs_that_left(seed: int) -> None:
                 jobs.append(_enter(queue, payer, *random.sample(nodes, 2), model=random.choice("ab"), tick=tick))
             case 2 if jobs:
                 job = jobs.pop(random.randrange(len(jobs)))
-                queue.leave(job)
-                if random.random() < 0.3:
-                    queue.enter_again(job)
+                if job.granted is not None and random.random() < 0.3:
+                    queue.enter_again(job, job.providers)
                     jobs.append(job)
+                else:
+                    queue.leave(job)
             case _:
                 queue.offer(random.choice(nodes), tick)
                 queue.expire_grants(tick)
@@ -183,3 +183,57 @@ def test_nothing_is_kept_of_jobs_that_left(seed: int) -> None:
         queue.leave(job)
     assert (len(queue), queue.granted_jobs, [queue.waiting_for(node.provider) for node in nodes]) == (0, set(), [0, 0, 0])
     assert all(queue.is_open(node, None) for node in nodes)
+
+
+def test_jobs_that_left_unserved_cost_their_payer_nothing() -> None:
+    """A payer that cancels a burst stands where it would without it; the queue keeps nothing of payers that left."""
+    queue = JobQueue()
+    for _ in range(3):
+        _enter(queue, FLOOD)
+    for burst in ([_enter(queue, ALICE) for _ in range(50)], [_enter(queue, person(f"{n}").address) for n in range(300)]):
+        for job in burst:
+            queue.leave(job)
+    assert set(queue._models[MODEL].finish_tags) == {FLOOD}
+    assert queue.place(_enter(queue, ALICE), 0)[0] == 2
+
+
+def test_models_of_one_provider_share_its_slots_fairly() -> None:
+    """A model that was not asked for until now does not take the slots of a provider's other models."""
+    queue = JobQueue()
+    for _ in range(60):
+        _enter(queue, FLOOD, model="old")
+    for _ in range(50):
+        _serve(queue)
+    mine = _enter(queue, ALICE, model="old")
+    for _ in range(20):
+        _enter(queue, FLOOD, model="new")
+    assert mine in [_serve(queue) for _ in range(3)]
+
+
+def test_a_job_that_could_not_use_its_slot_is_first_again() -> None:
+    """It keeps its place before jobs that came meanwhile, even if nobody else waited."""
+    queue = JobQueue()
+    jobs = [_enter(queue, FLOOD) for _ in range(5)]
+    for _ in range(4):
+        _serve(queue)
+    queue.offer(ANN, 0)
+    visitor = _enter(queue, ALICE)
+    queue.leave(visitor)
+    later = _enter(queue, ALICE)
+    queue.enter_again(jobs[4], [BOB.provider])
+    assert [queue.place(job, 0)[0] for job in (jobs[4], later)] == [1, 2]
+    assert (queue.waiting_for(BOB.provider), jobs[4].granted) == (1, None)
+    assert _serve(queue) is later
+
+
+def test_a_job_whose_grant_expired_may_wait_again() -> None:
+    """Returned to the queue, it waits like any other and leaves nothing behind."""
+    queue = JobQueue()
+    job = _enter(queue, ALICE)
+    queue.offer(ANN, 0)
+    assert queue.expire_grants(1 + GRANT_SECONDS) == [ANN.provider]
+    queue.leave(_enter(queue, FLOOD))
+    queue.enter_again(job, job.providers)
+    assert (job.ended, len(queue)) == (False, 1)
+    queue.leave(job)
+    assert (len(queue), queue.waiting_for(ANN.provider), queue._models) == (0, 0, {})

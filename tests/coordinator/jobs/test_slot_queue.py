@@ -196,9 +196,10 @@ async def test_jobs_do_not_wait_for_providers_that_are_gone(world: World) -> Non
 async def test_a_waiting_job_without_money_ends(world: World) -> None:
     """A payer whose purse does not cover the job learns so when its turn comes, and the slot goes to the next job."""
     node, poor = world.node("ann", slots=1), person("poor")
-    world.funds.free[poor.address] = Amount(CAP // 2)
+    world.funds.free[poor.address] = Amount(CAP)
     first = await world.started(node)
     broke, next_job = await world.started(node, payer=poor), await world.started(node)
+    world.funds.free[poor.address] = Amount(CAP // 2)
     await _finish(first, node)
     assert broke.failure.code is Code.INSUFFICIENT_FUNDS
     assert next_job.job.at_node

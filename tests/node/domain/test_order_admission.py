@@ -96,6 +96,21 @@ def test_a_late_order_names_the_delay() -> None:
         admission(BOOK).verify(LINK, placed.job, placed.dispatch, NOW)
 
 
+@pytest.mark.parametrize(
+    ("order", "text"),
+    [
+        ({"deadline": NOW + 86_401}, "order.deadline: expected at most 86400 s ahead of this node's clock, got 86401 s"),
+        ({"claim_by": NOW + 1_799}, "order.claimBy: expected at least 1800 s from now, got 1799 s"),
+    ],
+)
+def test_a_wrong_time_is_named(order: dict[str, int], text: str) -> None:
+    """The refusal names the member, its limit, and how far the order is from now."""
+    placed = Client().order(ASK, order_with=order)
+    with pytest.raises(Refusal) as caught:
+        admission(BOOK).verify(LINK, placed.job, placed.dispatch, NOW)
+    assert str(caught.value) == text
+
+
 def test_a_providers_own_order_is_refused() -> None:
     """An order signed by the provider's own key is refused, since the contract settles no such tab."""
     placed = Client(PROVIDER).order(ASK)

@@ -46,3 +46,9 @@ def test_impossible_settings_are_refused(setting: dict[str, object], name: str) 
     """The error names the setting."""
     with pytest.raises(BadMessage, match=f"payout.{name}"):
         PayoutPolicy(**setting)  # type: ignore[arg-type]  # of each type
+
+
+@pytest.mark.parametrize("percent", [1, 100])
+def test_possible_limits_are_accepted(percent: int) -> None:
+    """From one percent to the whole payout."""
+    assert PayoutPolicy(max_gas_percent=percent, min_amount=Amount(1)).max_gas_percent == percent
