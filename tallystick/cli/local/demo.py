@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tallystick.cli.local.processes import ProcessGroup, free_port
+from tallystick.cli.local.processes import ProcessGroup, free_port, still_free
 from tallystick.cli.local.services import (
     GAS_MONEY,
     LocalMarket,
@@ -134,12 +134,25 @@ def _port(service: str, preferred: int) -> int:
     return port
 
 
+def _still_free(service: str, port: int) -> int:
+    """The port that was chosen for a service, or another one if a program took it meanwhile. Says so."""
+    other = still_free(port)
+    if other != port:
+        note(f"port {port} was taken meanwhile ({describe_holder(port) or 'another program'}): the {service} gets port {other}")
+    return other
+
+
 async def _start_market(market: LocalMarket, processes: ProcessGroup, embedded: Path | None) -> tuple[Deployment, str]:
     """Starts every service. Returns the deployment and the name of a model on offer."""
+    ports = market.ports
+    ports.chain = _still_free("chain", ports.chain)
     await start_chain(market, processes)
     deployment = await deploy_and_fund(market)
     step(f"contracts deployed, payer's purse funded with {format_amount(DEPOSIT)} test dollars")
+    ports.engines.update({name: _still_free("engine", port) for name, port in ports.engines.items()})
+    ports.coordinator = _still_free("coordinator", ports.coordinator)
     engine, _ = await asyncio.gather(start_engines(market, processes, embedded), start_coordinator(market, processes))
+    ports.gateway = _still_free("gateway", ports.gateway)
     nodes = (start_node(market, processes, name, engine) for name in market.providers)
     await asyncio.gather(start_gateway(market, processes), *nodes)
     return deployment, engine.models[0].name

@@ -172,6 +172,17 @@ def free_port(preferred: int) -> int:
     raise Unavailable(Code.PORT_UNAVAILABLE, "no free port on 127.0.0.1; stop a program that listens there")
 
 
+def still_free(port: int) -> int:
+    """The port, if nothing listens there although it was free before, else another free one."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return free_port(0)
+    return port
+
+
 _port_locks: dict[int, int] = {}
 """Descriptors of the lock files that this process holds until its end, by port."""
 

@@ -28,9 +28,9 @@ KEYSTORE_COST = 1 << 12
 """These keys live for minutes and hold play money; a cheap key derivation makes eight processes start faster."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ports:
-    """The ports on which the services listen."""
+    """The ports on which the services listen. A port may change until its service starts."""
 
     chain: int
     coordinator: int

@@ -14,7 +14,7 @@ from threading import Thread
 
 import pytest
 
-from tallystick.cli.local.processes import ProcessGroup, free_port
+from tallystick.cli.local.processes import ProcessGroup, free_port, still_free
 from tallystick.cli.local.services import is_healthy
 from tallystick.protocol.errors import Code, Unavailable
 from tests.runtime.processes import line, script
@@ -87,6 +87,8 @@ def test_no_port_is_given_twice() -> None:
 def test_a_taken_port_is_not_given(taken_port: int) -> None:
     """A port on which any program listens is no free port."""
     assert free_port(taken_port) != taken_port
+    assert still_free(taken_port) != taken_port
+    assert still_free(free := free_port(0)) == free
 
 
 async def test_an_answer_on_a_taken_port_is_not_the_childs(processes: ProcessGroup, taken_port: int) -> None:
