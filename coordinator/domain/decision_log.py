@@ -22,6 +22,8 @@ _MAX_REASONS = 32
 """Providers whose reason is kept per decision."""
 _MAX_KEPT_ADDRESSES = 16
 """Pinned and excluded providers that a kept demand names."""
+_MAX_JUDGED = 4_096
+"""Asks that one answer judges. A provider with very many asks is told of fewer decisions."""
 _NOT_LISTED = "its ask was not listed at that time"
 
 
@@ -93,13 +95,21 @@ class DecisionLog:
         return [verdict for verdict, _ in zip(self._verdicts(provider, book, prices), range(limit), strict=False)]
 
     def _verdicts(self, provider: Address, book: AskBook, prices: Prices | None) -> Iterator[Verdict]:
+        by_model: dict[str, list[ListedAsk]] = {}
+        for listed_ask in book.of_provider(provider):
+            by_model.setdefault(listed_ask.ask.message.model, []).append(listed_ask)
+        left = _MAX_JUDGED
         for decision in reversed(self._decisions):
             if decision.match:
                 judged = None if prices else _outcome(provider, decision)
             elif prices is None and (recorded := _outcome(provider, decision)):
                 judged = recorded
             else:
-                judged = _judge(provider, decision, book, prices)
+                listed_asks = by_model.get(decision.model, [])
+                left -= len(listed_asks)
+                if left < 0:
+                    return
+                judged = max((_judge(listed_ask, decision, prices) for listed_ask in listed_asks), default=None)
             if judged is not None:
                 won, why = judged
                 yield Verdict(decision.at, decision.model, "match" if decision.match else "shortlist", won, why)
@@ -115,13 +125,8 @@ def _outcome(provider: Address, decision: Decision) -> tuple[bool, str] | None:
     return None if reason is None else (False, reason)
 
 
-def _judge(provider: Address, decision: Decision, book: AskBook, prices: Prices | None) -> tuple[bool, str] | None:
-    """Returns what a shortlist's demand means for the asks that a provider has now, or None if it offers another model."""
-    results = [_judge_ask(entry, decision, prices) for entry in book.of_providers(decision.model, [provider])]
-    return max(results, default=None)
-
-
-def _judge_ask(listed_ask: ListedAsk, decision: Decision, prices: Prices | None) -> tuple[bool, str]:
+def _judge(listed_ask: ListedAsk, decision: Decision, prices: Prices | None) -> tuple[bool, str]:
+    """Returns what a shortlist's demand means for an ask that a provider has now."""
     node, ask = listed_ask.node, _repriced(listed_ask.ask.message, prices)
     was_free = node.was_listed(decision.number)
     if decision.demand is None or was_free is None:

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.domain.decision_log import MAX_DECISIONS, DecisionLog
+from coordinator.domain.decision_log import _MAX_JUDGED, MAX_DECISIONS, DecisionLog
 from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address
-from tests.coordinator.harness import MODEL, FakeNode, World, person, quiet
+from tests.coordinator.harness import MODEL, FakeNode, World, make_ask, person, quiet
 from tests.coordinator.live_server import Served
 
 
@@ -138,3 +138,14 @@ async def test_the_route(at: Served) -> None:
     repriced = (await at.http.get(route, params={"inputPrice": 1, "outputPrice": 1})).json()
     assert [decision["why"] for decision in repriced["decisions"]] == ["would have been offered to the client at this price"]
     assert (await at.http.get(route, params={"inputPrice": 1})).json()["decisions"] == repriced["decisions"]
+
+
+async def test_an_answer_judges_a_bounded_number_of_asks(world: World) -> None:
+    """A provider with very many asks is told of fewer decisions: nobody keeps the coordinator busy with a question."""
+    key, other = person("many"), world.node("bob")
+    maker, log = world.market.matchmaker, world.market.decision_log
+    maker.replace_asks(key.address, [make_ask(key, input_price=9_000_000, seq=seq) for seq in range(256)], Capacity(1, 1))
+    for _ in range(60):
+        maker.shortlist(Demand(MODEL, max_input_price=2_000_000))
+    assert len(log.verdicts(key.address, maker.book, 500, (9_000_000, None))) == _MAX_JUDGED // 256
+    assert len(log.verdicts(other.address, maker.book, 500)) == 60
