@@ -270,6 +270,7 @@ def _add_operations_routes(api: FastAPI, context: ApiContext) -> None:
         "tallystick_nodes_connected": ("Nodes connected.", context.connected),
         "tallystick_asks_listed": ("Asks in the ask book.", lambda: context.market.book.size),
         "tallystick_jobs_live": ("Jobs between order and terminal state.", lambda: context.market.live),
+        "tallystick_jobs_waiting": ("Jobs that wait for a free slot.", lambda: context.market.waiting),
     }
     for name, (help_text, read) in gauges.items():
         context.metrics.gauge(name, help_text, read)

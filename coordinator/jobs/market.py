@@ -121,6 +121,11 @@ class Market:
         """The number of jobs between order and terminal state."""
         return len(self._live)
 
+    @property
+    def waiting(self) -> int:
+        """The number of jobs that wait for a free slot."""
+        return len(self.matchmaker.queue)
+
     def placed_before(self, job_id: JobId) -> bool:
         """Whether a job with this id was placed here recently, in this process or a former one."""
         return job_id in self._seen

@@ -19,8 +19,6 @@ AUDIO_OUTPUT: Final = "audio_output"
 VIDEO: Final = "video"
 FILES: Final = "files"
 EMBEDDINGS_FEATURE: Final = "embeddings"
-DERIVED: Final = (TOOLS, JSON_SCHEMA, LOGPROBS, VISION, AUDIO_INPUT, AUDIO_OUTPUT, VIDEO, FILES, EMBEDDINGS_FEATURE)
-"""The features that are derived from requests."""
 MEANINGS: Final = {
     TOOLS: "calls of tools or functions",
     JSON_SCHEMA: "output by a JSON schema",

@@ -241,7 +241,12 @@ async def test_health_and_metrics(at: Served) -> None:
     assert (await at.http.get("/v1/health")).json() == {"status": "ok", "nodes": 1, "asks": 1, "jobs": 1}
     metrics = await at.http.get("/metrics")
     assert metrics.headers["content-type"].startswith("text/plain")
-    for line in ("tallystick_nodes_connected 1.0", "tallystick_asks_listed 1.0", "tallystick_jobs_live 1.0"):
+    for line in (
+        "tallystick_nodes_connected 1.0",
+        "tallystick_asks_listed 1.0",
+        "tallystick_jobs_live 1.0",
+        "tallystick_jobs_waiting 0.0",
+    ):
         assert line in metrics.text
 
 
