@@ -1,16 +1,25 @@
-"""Hooks of the whole suite: skipped tests are summed up by reason; they fail a run for which TALLYSTICK_REQUIRE_SERVICES is set,
-as in CI.
+"""Hooks and fixtures of the whole suite. Skipped tests are summed up by reason; they fail a run for which
+TALLYSTICK_REQUIRE_SERVICES is set, as in CI.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
+import structlog
 
 _skipped: Counter[str] = Counter()
 """Skipped tests by reason."""
+
+
+@pytest.fixture(autouse=True)
+def logging_as_configured() -> Iterator[None]:
+    """Undoes what a command that ran in this process configured, so each test sees the log lines of all levels."""
+    yield
+    structlog.reset_defaults()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -55,7 +55,7 @@ async def test_doctor_earnings_status_and_collect(tmp_path: Path) -> None:
         assert (document["ready"], _problems(document)) == (True, [])
         assert "ready" in await tally("doctor", as_json=False)
         checks = {check["check"]: check["found"] for check in document["checks"]}
-        assert "accepted up to 1000" in checks["fee"]
+        assert "accepted up to 10 %" in checks["fee"]
         assert "5 s after announcing it" in checks["reservations"]
         empty = await tally("earnings")
         assert (empty["days"], empty["earned"]) == ([], "0")

@@ -82,16 +82,16 @@ def test_fund(tally: Tally, either_url: str) -> None:
     assert tally("chain", "fund", "poor", "--coins", "99999999", "--rpc", either_url, fails=True)["code"] == "insufficient_funds"
 
 
-def test_the_deployments_chain_is_used(tally: Tally, chain_url: str, proxy: Proxy) -> None:
+def test_the_deployments_chain_is_used(tally: Tally, either_url: str, proxy: Proxy) -> None:
     """Without --rpc, `advance` and `fund` act on the deployment file's chain, not on the default port, and name it. A chain with
     another id, or without the deployment's contracts, is left alone.
     """
     tally.wallet("poor")
-    tally("deploy", "--rpc", chain_url, "--dev-account", "0", "--short-waits")
+    tally("deploy", "--rpc", either_url, "--dev-account", "0", "--short-waits")
     moved = tally("chain", "advance", "1h")
-    assert moved["rpc"] == chain_url
-    assert tally("chain", "advance", "1s", "--rpc", chain_url)["block"] == moved["block"] + 1
-    assert f"on {chain_url}" in tally.says("chain", "fund", "poor")
+    assert moved["rpc"] == either_url
+    assert tally("chain", "advance", "1s", "--rpc", either_url)["block"] == moved["block"] + 1
+    assert f"on {either_url}" in tally.says("chain", "fund", "poor")
     file = tally.home / "deployment.json"
     printed = json.loads(file.read_text())
     other = tally.home / "other.json"
@@ -103,5 +103,5 @@ def test_the_deployments_chain_is_used(tally: Tally, chain_url: str, proxy: Prox
     file.write_text(json.dumps(printed | {"escrow": dev_accounts()[0].address}))
     error = tally("chain", "advance", "1s", fails=True)
     assert "there is no escrow" in error["message"]
-    assert f"--rpc {chain_url}" in error["message"]
+    assert f"--rpc {either_url}" in error["message"]
     assert "no deployment file" in tally("chain", "advance", "1s", "--deployment", "gone.json", fails=True)["message"]
