@@ -14,7 +14,7 @@ class Anything(SimpleNamespace):
     """Stands for every part of the market; numbers are 0."""
 
     def __getattr__(self, name: str) -> Any:
-        return 0 if name in {"size", "live"} else Anything()
+        return 0 if name in {"size", "live", "waiting"} else Anything()
 
 
 def api_context() -> ApiContext:
