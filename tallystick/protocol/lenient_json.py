@@ -16,6 +16,11 @@ from tallystick.protocol.errors import BadMessage
 
 _LONG_INTEGER = re.compile(rb"\d{19}")
 """Nineteen digits may exceed 64 bits, which the fast parser would turn into a floating-point number."""
+MAX_DEPTH = 512
+"""Nested arrays and objects. Python's parser recurses: without a limit of its own, a program that raised Python's recursion limit
+would overflow its stack.
+"""
+_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 
 
 def load_lenient(data: bytes) -> Any:
@@ -26,10 +31,25 @@ def load_lenient(data: bytes) -> Any:
             return orjson.loads(data)
         except orjson.JSONDecodeError:
             pass
+    if _is_too_deep(data):
+        raise ValueError("nested too deeply")
     try:
         return json.loads(data.decode(errors="replace"), strict=False)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _is_too_deep(data: bytes) -> bool:
+    """Whether brackets outside of strings are nested deeper than MAX_DEPTH."""
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(data):
+        mark = data[match.start()]
+        depth += (mark in b"[{") - (mark in b"]}")
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 def parse_lenient(data: bytes, name: str) -> Any:

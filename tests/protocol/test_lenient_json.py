@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.lenient_json import dump_lenient, load_lenient, parse_lenient
+from tallystick.protocol.lenient_json import MAX_DEPTH, dump_lenient, load_lenient, parse_lenient
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,33 @@ def test_what_the_fast_parser_refuses() -> None:
     assert load_lenient(b'["a\nb"]') == ["a\nb"]
     assert load_lenient(b'["\xff"]') == ["\ufffd"]
     assert load_lenient(b"\xef\xbb\xbf[1]") == [1]
+
+
+@pytest.mark.parametrize("before", [b'"', b'\\"\\\\"', b'"\\\n"', b"]" * 10_000, b'"' + b"[" * 10_000 + b'"', b"[1]," * 1_000])
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"\\ud83d":'])
+def test_depth_is_bounded_for_any_recursion_limit(before: bytes, opening: bytes) -> None:
+    """A document that is nested too deeply is refused, also in a process that raised Python's recursion limit."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1_000_000)
+    try:
+        with pytest.raises(ValueError, match=r"nested too deeply|Expecting|Extra data|Invalid"):
+            load_lenient(before + opening * 1_000_000)
+        with pytest.raises(ValueError, match="nested too deeply"):
+            load_lenient(b"[" + b'"]]]",NaN,' * 10 + opening * 1_000_000)
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_many_brackets_are_no_depth() -> None:
+    """Documents with many brackets side by side, or inside of strings, are read."""
+    wide = b"[NaN" + b',[{"a":[]}]' * 5_000 + b"]"
+    assert len(load_lenient(wide)) == 5_001
+    text = b'["' + b'[\\"{' * 5_000 + b'",NaN]'
+    assert load_lenient(text)[0] == '["{'.replace("\\", "") * 5_000
+    deep = b"[" * MAX_DEPTH + b"NaN" + b"]" * MAX_DEPTH
+    load_lenient(deep)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        load_lenient(b"[" + deep + b"]")
 
 
 def test_what_is_no_json() -> None:
