@@ -30,6 +30,7 @@ from tallystick.protocol.sse import DONE, EventReader, MalformedAnswer, event_da
 
 PROBE_SECONDS = 60.0
 """Timeout of one request, which may have to wait until the model is loaded."""
+UNKNOWN_MODEL = "tallystick-probe"
 _MAX_BYTES = 4 << 20
 _HI = [{"role": "user", "content": "Hi"}]
 _TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}}
@@ -77,13 +78,27 @@ def is_own_machine(url: str) -> bool:
         return "." not in host or host.endswith((".local", ".internal", ".lan", ".home.arpa", ".localhost"))
 
 
+def model_for_routes(engine: DiscoveredEngine, model: str) -> str:
+    """Returns the model that invalid requests name to find out the routes of an engine.
+
+    LiteLLM pauses a model for seconds after a request that failed behind it. It refuses a model that it does not know by itself.
+    """
+    return UNKNOWN_MODEL if engine.kind is EngineKind.LITELLM else model
+
+
 async def probe(
-    url: str, model: str, api_key: Key = None, *, seconds: float = PROBE_SECONDS, generate: bool = True
+    url: str,
+    model: str,
+    api_key: Key = None,
+    *,
+    seconds: float = PROBE_SECONDS,
+    generate: bool = True,
+    routes_of: str | None = None,
 ) -> Capabilities:
     """Probes one model of the engine at `url` (with or without /v1).
 
-    Without `generate`, no valid request is sent. What cannot be found out, because the engine is busy or does not answer, is
-    declared neither present nor absent.
+    `routes_of`: see `model_for_routes`. Without `generate`, no valid request is sent. What cannot be found out, because the engine
+    is busy or does not answer, is declared neither present nor absent.
     """
     headers = auth_headers(api_key)
     timeout = aiohttp.ClientTimeout(total=seconds)
@@ -91,7 +106,7 @@ async def probe(
     connector = aiohttp.TCPConnector(force_close=True, limit=8)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector, trust_env=uses_proxy(url)) as session:
         base = await _choose_base(session, url)
-        routes, answered = await probe_routes(session, base, model)
+        routes, answered = await probe_routes(session, base, routes_of or model)
         if generate and answered:
             return await _Trial(session, base, model, routes).run()
     return Capabilities(routes[CHAT] is not False, routes[COMPLETIONS] is not False, "unknown", _declare(routes, {}))

@@ -11,7 +11,7 @@ import structlog
 from node.engines.api_key import Key
 from node.engines.discover import DiscoveredEngine, inspect_engine
 from node.engines.kinds import EngineKind
-from node.engines.probe import Capabilities, may_generate, probe
+from node.engines.probe import Capabilities, may_generate, model_for_routes, probe
 from tallystick.protocol.errors import Unavailable
 from tallystick.protocol.messages import UNKNOWN
 from tallystick.protocol.routes import MESSAGES, RESPONSES
@@ -50,7 +50,8 @@ class _Known:
 
 
 async def _probe(engine: DiscoveredEngine, model: str, generate: bool) -> Capabilities:
-    return await probe(engine.url, model, engine.api_key, seconds=TRIAL_SECONDS, generate=generate)
+    routes_of = model_for_routes(engine, model)
+    return await probe(engine.url, model, engine.api_key, seconds=TRIAL_SECONDS, generate=generate, routes_of=routes_of)
 
 
 class EngineFindings:

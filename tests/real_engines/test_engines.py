@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAIError
 
 from node.engines.discover import inspect_engine
-from node.engines.probe import probe
+from node.engines.probe import model_for_routes, probe
 from scripts.relay import processes
 from tests.e2e.extra_node import node_beside, sells
 from tests.real_engines.conftest import WANTED
@@ -59,7 +60,7 @@ async def test_a_real_engine(name: str, tmp_path: Path) -> None:
 async def _check_discovery(engine: Engine) -> None:
     """The engine is identified and probed as `tally node init` does it."""
     discovered = await inspect_engine(engine.process.url, seconds=30)
-    capabilities = await probe(engine.process.url, engine.model)
+    capabilities = await probe(engine.process.url, engine.model, routes_of=model_for_routes(discovered, engine.model))
     contexts = [model.context_tokens for model in discovered.models]
     print(discovered.kind.value, discovered.version, discovered.slots, contexts, capabilities)  # noqa: T201
     assert discovered.kind is engine.kind
@@ -121,8 +122,10 @@ async def _is_cancelled(site: processes.Site, http: httpx.AsyncClient, engine: E
     body = {"model": "tinycode", "messages": SAY, "max_tokens": 440, "stream": True} | engine.slow
     async with http.stream("POST", "/v1/chat/completions", json=body) as response:
         job = response.headers["x-tally-job"]
-        async for _ in response.aiter_raw():
-            break
+        async for line in response.aiter_lines():
+            event = json.loads(line[6:]) if line.startswith("data: {") else {}
+            if any(choice["delta"].get("content") for choice in event.get("choices", [])):
+                break
     receipt = await _receipt(http, job)
     if receipt["outcome"] == 0 or receipt["outcome"] == 1:
         pytest.skip("the engine was faster than the client could leave")

@@ -246,7 +246,7 @@ async def _discover(urls: tuple[str, ...]) -> list[DiscoveredEngine]:
 
 async def _probe(findings: list[DiscoveredEngine]) -> dict[tuple[str, str], Capabilities]:
     """What the models can do, by engine and name. Probes one model at a time, since an engine may have to load each."""
-    from node.engines.probe import probe
+    from node.engines.probe import model_for_routes, probe
 
     abilities: dict[tuple[str, str], Capabilities] = {}
     for engine in findings:
@@ -255,7 +255,9 @@ async def _probe(findings: list[DiscoveredEngine]) -> dict[tuple[str, str], Capa
             continue
         for model in engine.models:
             with err.status(f"testing what {model.name} can do …"):
-                abilities[engine.url, model.name] = await probe(engine.url, model.name, engine.api_key)
+                abilities[engine.url, model.name] = await probe(
+                    engine.url, model.name, engine.api_key, routes_of=model_for_routes(engine, model.name)
+                )
             step(f"tested {model.name}: {_describe(abilities[engine.url, model.name])}")
     return abilities
 

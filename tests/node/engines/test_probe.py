@@ -17,7 +17,7 @@ from starlette.routing import Route
 from node.engines.demo import MODEL, build_app
 from node.engines.discover import DiscoveredEngine
 from node.engines.kinds import EngineKind
-from node.engines.probe import Capabilities, may_generate, probe
+from node.engines.probe import UNKNOWN_MODEL, Capabilities, may_generate, model_for_routes, probe
 from node.engines.route_probe import IMAGES
 from tallystick.protocol.routes import CHAT, EMBEDDINGS, MESSAGES, RESPONSES
 from tallystick.runtime.serving import serving
@@ -138,6 +138,22 @@ async def test_a_probe_that_costs_nothing() -> None:
         capabilities = await probe(f"http://127.0.0.1:{port}", "model", generate=False)
     assert capabilities == Capabilities(True, False, "unknown", (RESPONSES, IMAGES, "-/v1/completions"))
     assert valid == []
+
+
+@pytest.mark.parametrize(("kind", "named"), [(EngineKind.LITELLM, UNKNOWN_MODEL), (EngineKind.VLLM, "model")])
+async def test_no_invalid_request_pauses_a_model_of_litellm(kind: EngineKind, named: str) -> None:
+    """LiteLLM counts a failed request against the model behind it, so the requests that find its routes name none of them."""
+    models: set[object] = set()
+
+    async def refuse(request: Request) -> Response:
+        models.add((await request.json())["model"])
+        return JSONResponse({"error": {"message": "Invalid model name"}}, 400)
+
+    async with serving(Starlette(routes=[Route(CHAT, refuse, methods=["POST"])]), "127.0.0.1", 0) as port:
+        url = f"http://127.0.0.1:{port}"
+        routes_of = model_for_routes(DiscoveredEngine(url, kind, "1", ()), "model")
+        capabilities = await probe(url, "model", generate=False, routes_of=routes_of)
+    assert (capabilities.chat, models) == (True, {named})
 
 
 async def test_a_route_that_only_streams() -> None:
