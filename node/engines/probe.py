@@ -97,8 +97,8 @@ async def probe(
 ) -> Capabilities:
     """Probes one model of the engine at `url` (with or without /v1).
 
-    `routes_of`: see `model_for_routes`. Without `generate`, no valid request is sent. What cannot be found out, because the engine
-    is busy or does not answer, is declared neither present nor absent.
+    `routes_of`: see `model_for_routes`. Without `generate`, no valid request is sent. What cannot be found out, because the
+    engine is busy or does not answer, is declared neither present nor absent.
     """
     headers = auth_headers(api_key)
     timeout = aiohttp.ClientTimeout(total=seconds)
