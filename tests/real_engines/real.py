@@ -95,7 +95,7 @@ async def llama_cpp(folder: Path) -> AsyncIterator[Engine]:
     try:
         for process in processes:
             await process.start()
-        features = frozenset({"logprobs", "json_schema", "/v1/responses", "/v1/messages"})
+        features = frozenset({"logprobs", "/v1/responses", "/v1/messages"})
         yield Engine(
             EngineKind.LLAMA_CPP, processes[0], str(GGUF), features, "usage", {"n_probs": 200}, 512, embeddings=processes[1].url
         )
@@ -112,7 +112,7 @@ async def embedded(folder: Path) -> AsyncIterator[Engine]:
     process = Process(server_command(home, "127.0.0.1", port), port, folder / "embedded.log")
     try:
         await process.start()
-        features = frozenset({"logprobs", "json_schema", "/v1/responses"})
+        features = frozenset({"logprobs", "/v1/responses"})
         yield Engine(EngineKind.LLAMA_CPP, process, MODEL, features, "usage", {"n_probs": 200}, 4_096)
     finally:
         await process.kill()
