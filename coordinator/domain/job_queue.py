@@ -41,7 +41,7 @@ _tag = attrgetter("tag")
 
 @dataclass(slots=True, eq=False)
 class QueuedJob:
-    """A job that waits. `since`: when it entered, in seconds of a monotonic clock; `number` makes its tag unique."""
+    """A job that waits. `number` makes its tag unique."""
 
     model: str
     payer: Address
@@ -50,7 +50,6 @@ class QueuedJob:
     share: int
     """Its finish tag minus its start tag."""
     number: int
-    since: float
     wake: Callable[[], None]
     """Called when a slot is granted or the wait ends otherwise."""
     wake_at: float = 0.0
@@ -162,7 +161,7 @@ class JobQueue:
         share = max(1, cost * _SCALE // max(weight, MIN_WEIGHT))
         queue.finish_tags[payer] = start + share
         self._count += 1
-        job = QueuedJob(model, payer, providers, start, share, self._count, tick, wake)
+        job = QueuedJob(model, payer, providers, start, share, self._count, wake)
         self._list(job)
         return job
 

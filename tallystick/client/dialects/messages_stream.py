@@ -11,19 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tallystick.client.dialects import messages_errors
+from tallystick.client.dialects.chat_completion import calls_of, function_of, reasoning_of, refusal_of, text_of
 from tallystick.client.dialects.messages_request import ChatRequest
-from tallystick.client.dialects.messages_response import (
-    SIGNATURE,
-    calls_of,
-    function_of,
-    message_envelope,
-    reasoning_of,
-    refusal_of,
-    stop_reason,
-    text_of,
-    tool_id,
-    usage_members,
-)
+from tallystick.client.dialects.messages_response import SIGNATURE, message_envelope, stop_reason, tool_id, usage_members
 from tallystick.client.openai.answers import MAX_EVENT_BYTES
 from tallystick.protocol.engine_errors import error_status, has_error
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient

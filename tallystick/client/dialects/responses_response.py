@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from tallystick.client.dialects.messages_response import calls_of, function_of, reasoning_of, refusal_of, text_of
+from tallystick.client.dialects.chat_completion import calls_of, function_of, read_completion, reasoning_of, refusal_of, text_of
 from tallystick.client.dialects.responses_request import ChatRequest
-from tallystick.protocol.errors import BadMessage, Fault
-from tallystick.protocol.lenient_json import dump_lenient, load_lenient
-from tallystick.protocol.openai_wire import LENGTHS, choices_of
+from tallystick.protocol.lenient_json import dump_lenient
+from tallystick.protocol.openai_wire import LENGTHS
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.usage_reports import find_usage
 
@@ -22,20 +21,13 @@ _FILTERED: Final = frozenset({"content_filter", "refusal", "safety"})
 
 def to_response(request: ChatRequest, body: bytes, *, job: str, billed: Usage | None) -> bytes:
     """The Response of a chat completion. Raises BadMessage, the engine's fault, for anything else."""
-    try:
-        document = load_lenient(body)
-    except ValueError:
-        document = None
-    choices = choices_of(document) if isinstance(document, dict) else []
-    message = choices[0].get("message") if choices else None
-    if not isinstance(message, dict):
-        raise BadMessage("answer: expected a chat completion with a message in its first choice", fault=Fault.ENGINE)
+    document, choice, message = read_completion(body)
     output: list[dict[str, Any]] = []
     if reasoning := reasoning_of(message):
         output.append(reasoning_item(f"rs_{job}_0", reasoning, summarises=request.summarises))
     parts = []
     if text := text_of(message):
-        parts.append(text_part(text, logprobs_of(choices[0])))
+        parts.append(text_part(text, logprobs_of(choice)))
     if refusal := refusal_of(message):
         parts.append({"type": "refusal", "refusal": refusal})
     calls = calls_of(message)
@@ -45,7 +37,7 @@ def to_response(request: ChatRequest, body: bytes, *, job: str, billed: Usage | 
         function = function_of(call)
         output.append(call_item(f"fc_{job}_{len(output)}", call_id(call, job, number), function["name"], function["arguments"]))
     usage = usage_members(document, billed)
-    return dump_lenient(finished(response_object(request, document, job), output, choices[0], usage))
+    return dump_lenient(finished(response_object(request, document, job), output, choice, usage))
 
 
 def response_object(request: ChatRequest, document: Mapping[str, Any], job: str) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tallystick.client.dialects.chat_completion import calls_of, function_of, reasoning_of, refusal_of, text_of
 from tallystick.client.dialects.messages_errors import message_of
-from tallystick.client.dialects.messages_response import calls_of, function_of, reasoning_of, refusal_of, text_of
 from tallystick.client.dialects.responses_request import ChatRequest
 from tallystick.client.dialects.responses_response import (
     call_id,
