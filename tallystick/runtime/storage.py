@@ -20,20 +20,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import unquote
 
 import structlog
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
 from sqlalchemy import URL, Connection, create_engine, event, pool
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.runtime.database_errors import BUSY_SECONDS, explain, explain_failed_start
+from tallystick.runtime.database_migration import MigrationFailed, migrate
 from tallystick.runtime.database_url import parse_database_url, postgres_dsn
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 R = TypeVar("R")
 Work = Callable[[Connection], R]
@@ -41,8 +41,6 @@ MAX_GROUP = 256
 """Writes that share one transaction."""
 MAX_QUEUED = 4_096
 """Writes that wait for a transaction."""
-MIGRATION_LOCK = 0x7A11
-"""The advisory lock of a migration: processes that start together on one PostgreSQL wait for the one that migrates."""
 _MIGRATING = threading.Lock()
 """Held during a migration. Alembic keeps its state in module globals, so a process migrates one database at a time."""
 log = structlog.get_logger()
@@ -153,6 +151,8 @@ def _pragmas(connection: Any, _record: object) -> None:
 
 def postgres_engine(url: URL, **options: Any) -> AsyncEngine:
     """An engine for PostgreSQL. asyncpg reads the address itself, because it knows libpq's parameters, such as sslmode."""
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - slow to import, and SQLite's users do not need it
+
     dsn, seconds = postgres_dsn(url)
 
     async def connect() -> Any:
@@ -204,8 +204,8 @@ class Database:
         while not _MIGRATING.acquire(blocking=False):  # noqa: ASYNC110 - other loops may hold it, and no event crosses loops
             await asyncio.sleep(0.01)
         try:
-            await self._backend.run(lambda c: _migrate(c, migrations), write=True)
-        except (SQLAlchemyError, OSError, CommandError) as error:
+            await self._backend.run(lambda c: migrate(c, migrations), write=True)
+        except (SQLAlchemyError, OSError, MigrationFailed) as error:
             raise explain_failed_start(error, self.url, self._setting) from error
         finally:
             _MIGRATING.release()
@@ -324,14 +324,3 @@ def _settle(future: asyncio.Future[Any], result: object = None, error: Exception
         future.set_result(result)
     else:
         future.set_exception(error)
-
-
-def _migrate(connection: Connection, migrations: Path) -> None:
-    if connection.dialect.name == "postgresql":  # SQLite's write lock is held already
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "alembic"))
-    config.set_main_option("version_locations", str(migrations / "versions"))
-    config.set_main_option("path_separator", "newline")
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
