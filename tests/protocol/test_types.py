@@ -230,8 +230,5 @@ def test_a_new_job_id_is_a_uuid_of_version_7(now_ns: int, random: bytes) -> None
 
 def test_job_ids_grow_with_time() -> None:
     """A later id sorts after an earlier one, whatever the random bits are."""
-    ids = [
-        new_job_id(milliseconds * 1_000_000, lambda size, fill=fill: fill * size)
-        for milliseconds, fill in ((1, b"\xff"), (2, b"\0"))
-    ]
-    assert ids == sorted(ids)
+    first, second = new_job_id(1_000_000, lambda size: b"\xff" * size), new_job_id(2_000_000, bytes)
+    assert first < second
