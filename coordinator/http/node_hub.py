@@ -48,13 +48,13 @@ from tallystick.protocol.errors import (
 )
 from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, read_asks
 from tallystick.protocol.types import Address, Hash, JobId
-from tallystick.protocol.wire import Kind, dumps, loads, pack_link, unpack_link
+from tallystick.protocol.wire import Failure, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.connection_limiter import address_key
 from tallystick.runtime.websocket import FRAME_LIMIT_EXTENSION
 
 log = structlog.get_logger()
 _FOR_RUNNING_JOBS = frozenset({Kind.CHUNK, Kind.ACCEPT, Kind.FAIL, Kind.RECEIPT})
-_NEED_LOOKUP = frozenset({Kind.RECEIPT, Kind.LATE_RECEIPT, Kind.RECALL})
+_NEED_LOOKUP = frozenset({Kind.RECEIPT, Kind.FAIL, Kind.LATE_RECEIPT, Kind.RECALL})
 RECALL_PAGE = 200
 """Receipts in one answer to a node that recovers its state."""
 HELLO_SECONDS = 10
@@ -230,6 +230,10 @@ class NodeHub:
         await self._throttle(link, frame, self._units(kind, provider))
         if kind is Kind.RECEIPT:
             await self._take_receipt(provider, job, payload)
+        elif kind is Kind.FAIL:
+            void = Failure.members(payload).get("receipt")
+            if void is not None:  # of an attempt that was given up on, or outrun by another one
+                await self._take_receipt(provider, job, dumps(void))
         elif kind is Kind.LATE_RECEIPT:
             await self._take_late_receipt(provider, job, payload)
         elif kind is Kind.BEAT:
