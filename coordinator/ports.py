@@ -24,7 +24,7 @@ class AttemptRecord:
 
     `delivered`: the last chunk of the response was relayed. `cancelled`: the node was told that the client cancelled. `unseen`:
     no process of this coordinator saw the attempt's end, so `delivered` and `cancelled` are unknown. `hedged`: it began beside
-    another attempt. `outrun`: the job ran at two providers, and the other one had output first.
+    another attempt. `outrun`: the job was at two providers and went on with the other one.
     """
 
     order: Signed[Order]
@@ -58,7 +58,7 @@ class JobRecord:
 
     @property
     def last(self) -> AttemptRecord:
-        """The latest attempt that no other one outran."""
+        """The attempt with which the job ended or goes on: the latest that no other one outran."""
         return next((attempt for attempt in reversed(self.attempts) if not attempt.outrun), self.attempts[-1])
 
     def open_attempts(self) -> tuple[AttemptRecord, ...]:

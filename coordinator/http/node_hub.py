@@ -228,12 +228,8 @@ class NodeHub:
             if subject and (self._bus.send(subject, frame) or kind is not Kind.RECEIPT):
                 return
         await self._throttle(link, frame, self._units(kind, provider))
-        if kind is Kind.RECEIPT:
+        if kind is Kind.RECEIPT or (kind is Kind.FAIL and (payload := _void(payload))):
             await self._take_receipt(provider, job, payload)
-        elif kind is Kind.FAIL:
-            void = Failure.members(payload).get("receipt")
-            if void is not None:  # of an attempt that was given up on, or outrun by another one
-                await self._take_receipt(provider, job, dumps(void))
         elif kind is Kind.LATE_RECEIPT:
             await self._take_late_receipt(provider, job, payload)
         elif kind is Kind.BEAT:
@@ -317,3 +313,9 @@ class NodeHub:
             await self._accept_claim(provider, request)
         except Unavailable as error:
             log.warning("claim not stored", provider=provider, error=str(error))
+
+
+def _void(payload: bytes) -> bytes:
+    """Returns the receipt in a FAIL of an attempt that was given up on, or outrun by another one; empty if it has none."""
+    receipt = Failure.members(payload).get("receipt")
+    return b"" if receipt is None else dumps(receipt)

@@ -60,7 +60,7 @@ class Attempt:
 
     @property
     def outrun(self) -> bool:
-        """Whether another attempt had output first, so that this one must end without a charge."""
+        """Whether the job goes on with another attempt beside this one, which must end without a charge."""
         return self.record.outrun
 
     @property
@@ -68,9 +68,9 @@ class Attempt:
         """Whether the last chunk of its response was relayed."""
         return self.record.delivered
 
-    def close(self, state: State, reason: str = "") -> None:
-        """Records how it ended."""
-        self.record = replace(self.record, state=state, reason=reason)
+    def close(self, state: State, reason: str = "", *, outrun: bool = False) -> None:
+        """Records how it ended. `outrun`: the job goes on with the attempt beside it."""
+        self.record = replace(self.record, state=state, reason=reason, outrun=outrun)
 
     def mark_delivered(self) -> None:
         """Records that the last chunk of its response was relayed."""

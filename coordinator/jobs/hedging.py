@@ -18,6 +18,7 @@ from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker, SlotsBusy
 from tallystick.protocol.errors import TallyError
+from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.types import JobId
@@ -135,7 +136,7 @@ class Hedging:
             if winner.record.hedged:
                 self.counts[WON] += 1
         for attempt in job.attempts:
-            if attempt.outrun:
+            if attempt.record.state is State.CANCELLED and attempt.outrun:
                 terms = attempt.candidate.terms
                 usage = None if receipt is None else Usage(receipt.input_tokens, 0, receipt.output_tokens)
                 cost = terms.max_cost if usage is None else min(terms.max_cost, charge(terms, usage, Outcome.COMPLETED))

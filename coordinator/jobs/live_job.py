@@ -142,13 +142,13 @@ class LiveJob:
     def deliver(self, attempt: Attempt, frame: bytes) -> bool:
         """Queues a link frame from the node of an attempt. Raises InboxOverrun if too many of its frames are unread.
 
-        Returns True for the first output of an attempt that was not interrupted: from then on no other attempt begins.
+        Returns True for the first output of an attempt that has not ended: from then on no other attempt begins.
         """
         if attempt.unread >= INBOX_FRAMES:
             raise InboxOverrun(f"job {self.id.hex()}: expected at most {INBOX_FRAMES} unread frames")
         self.post(attempt, frame)
         first = frame[0] == Kind.CHUNK and not attempt.output_seen
-        attempt.output_seen = attempt.output_seen or first
+        attempt.output_seen = attempt.output_seen or first or frame[0] in (Kind.FAIL, Kind.RECEIPT)
         return first
 
     def interrupt(self, attempt: Attempt, frame: bytes) -> None:

@@ -131,7 +131,7 @@ class Relay:
             self._store.enqueue_job(job.record())
         except TallyError as error:
             log.warning("second attempt not stored", job=job.id.hex(), error=str(error))
-            attempt.close(State.FAILED, "the coordinator could not store the attempt")
+            attempt.close(State.FAILED, "the coordinator could not store the attempt", outrun=True)
             self._release(job, attempt)
             return ()
         log.info("job hedged", job=job.id.hex(), late=job.provider, provider=attempt.provider)
@@ -230,7 +230,7 @@ class Relay:
             return (*told, self._end(job, attempt, error))
         log.info("attempt failed", job=job.id.hex(), provider=attempt.provider, reason=str(error))
         count_failure(self._reputation, job, attempt, error)
-        attempt.close(State.FAILED, str(error))
+        attempt.close(State.FAILED, str(error), outrun=second)
         self._release(job, attempt)
         if second:
             rival = next(job.rivals)

@@ -358,6 +358,11 @@ def altered(signed: Signed[Order], change: Callable[[Order], Order]) -> Signed[O
     return Signed(change(signed.message), signed.signature)
 
 
+def hedged(submission: Submission, seconds: float) -> Submission:
+    """A submission that asks for a second provider if there is no output after some seconds."""
+    return replace(submission, hedge_after_ms=int(1_000 * seconds))
+
+
 def with_orders(submission: Submission, change: Callable[[Signed[Order]], Signed[Order]]) -> Submission:
     """A submission whose orders were exchanged."""
     changed = tuple(replace(candidate, order=change(candidate.order)) for candidate in submission.candidates)

@@ -87,6 +87,14 @@ def test_only_the_first_output_of_an_attempt_is_the_first() -> None:
     assert not job.deliver(second, chunk)
 
 
+@pytest.mark.parametrize("end", [Kind.FAIL, Kind.RECEIPT])
+def test_output_behind_the_end_of_an_attempt_is_none(end: Kind) -> None:
+    """A node that sends output after its own end is not told that it may charge for it."""
+    job, first, _ = _begun()
+    job.deliver(first, pack_link(end, JOB))
+    assert not job.deliver(first, pack_link(Kind.CHUNK, JOB, b"sealed"))
+
+
 async def test_each_attempt_has_frames_of_its_own() -> None:
     """Late frames of a former attempt do not reach the next one, and its counters start again."""
     job, first, second = _begun()
