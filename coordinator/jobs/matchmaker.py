@@ -19,7 +19,8 @@ from coordinator.domain.listed_ask import ConnectedNode, ListedAsk
 from coordinator.domain.matching import explain, rank_candidates, shortlist
 from coordinator.domain.ranking import Ranked, reliability, score_step
 from coordinator.domain.reputation import Reputation
-from coordinator.jobs.live_job import Attempt, LiveJob
+from coordinator.jobs.attempt import Attempt
+from coordinator.jobs.live_job import LiveJob
 from coordinator.ports import Funds
 from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.eip712 import Domain, Signed
@@ -108,9 +109,11 @@ class Matchmaker:
         """Returns a capacity with no more slots than this coordinator gives one node."""
         return replace(capacity, slots=min(capacity.slots, self._limits.jobs_per_node))
 
-    def release(self, node: ConnectedNode) -> None:
-        """Frees the slot of a job that ended."""
-        self.book.release(node)
+    def release(self, attempt: Attempt) -> None:
+        """Frees the slot of an attempt that ended, and its exposure."""
+        order, terms = attempt.order.message, attempt.candidate.terms
+        self.exposure.release(order.payer, order.provider, terms.max_cost)
+        self.book.release(attempt.node)
 
     def _score_changed(self, provider: Address) -> None:
         score = self.reputation.score(provider)
@@ -176,6 +179,14 @@ class Matchmaker:
         """Begins an attempt with the best candidate left that the payer can pay. Raises the error that says why there is none;
         SlotsBusy if one may have a free slot later.
         """
+        job.begin(await self.choose(job), self.deadline(job))
+
+    def deadline(self, job: LiveJob) -> float:
+        """Returns until when a node must answer a dispatch of the job that leaves now."""
+        return self._tick() + self._limits.accept_within(len(job.submission.sealed))
+
+    async def choose(self, job: LiveJob) -> Attempt:
+        """Returns an attempt of the best candidate left, with its slot and exposure; raises as `match`."""
         now, refused = int(self._now()), job.last_error
         fitting, rejected = rank_candidates(
             job.submission.candidates,
@@ -206,10 +217,9 @@ class Matchmaker:
                 if isinstance(error, _NoPurse):
                     break  # nor is there a reservation for another candidate: a stranger costs two chain reads
             else:
-                job.begin(Attempt(candidate, order, node), self._tick() + self._limits.accept_within(len(job.submission.sealed)))
                 outranked = dict.fromkeys(providers, "another was ranked before it: cheaper, or more reliable")
                 self.decision_log.add_match(model, node.provider, outranked | rejected, now)
-                return
+                return Attempt(candidate, order, node)
         unpaid = dict.fromkeys(providers, "the payer's purse did not cover the job")
         self.decision_log.add_match(model, None, unpaid | rejected, now)
         reasons = "; ".join(f"{provider}: {reason}" for provider, reason in rejected.items())

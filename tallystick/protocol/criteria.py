@@ -56,7 +56,7 @@ class Reason(Enum):
     ASK_EXPIRED = "its ask has expired or is not valid yet"
     ASK_GONE = "its ask was replaced or withdrawn since the shortlist was made"
     BUSY = "no free slot now"
-    FAILED = "it failed this job already"
+    FAILED = "it has or had this job already"
     SEALING_SUITE = "it needs a sealing suite that this client does not know"
 
 
