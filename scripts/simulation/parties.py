@@ -9,6 +9,7 @@ from random import Random
 from coordinator.domain.reputation import ProviderRecord
 from scripts.simulation.clock import Signal
 from scripts.simulation.scenario import ANSWER, REGIONS, Scenario, choose, zipf
+from tallystick.client.openai.needs import round_down, round_up
 from tallystick.client.selection.affinity import Affinity
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Verified
@@ -174,7 +175,9 @@ class Payer:
             max_input_price=maximum,
             max_output_price=3 * maximum,
             require=Requirements(region=(self.region,) if self.region else ()),
-            input_tokens=1 << max(input_tokens.bit_length() - 1, 0),
+            input_tokens=round_down(input_tokens),
+            likely_tokens=round_up(input_tokens),
+            max_output=ANSWER.most,
             limit=limit,
         )
 

@@ -92,6 +92,10 @@ _SWEEP_PANELS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         "share of exploration",
         (("newcomers_judged_share", "newcomers with 10 attempts"), ("failed_attempt_share", "failed attempts")),
     ),
+    "load_part": (
+        "weight of the load (% of the price)",
+        (("price_over_best_free", "price over the cheapest free"), ("wait_s_p95", "95th percentile of the wait (s)")),
+    ),
     "wait": ("longest wait (s)", (("answered_share", "answered"), ("wait_s_p99", "99th percentile of the wait (s)"))),
     "shortlist_size": (
         "size of a shortlist",
@@ -108,10 +112,11 @@ def _sweep_plots(report: Report) -> Plots:
 
         def draw(axes: list[Axes]) -> None:
             values = SWEEPS[constant]
-            shown = [100 / value for value in values] if constant == "near_tie" else list(values)
+            parts = constant in ("near_tie", "load_part")
+            shown = [100 / value for value in values] if parts else list(values)
             for panel, colour, (key, title) in zip(axes, COLOURS, keys, strict=False):
                 panel.plot(shown, [figures[f"as_shipped {constant}={value:g}"][key] for value in values], "o-", color=colour)
-                panel.set(xlabel=label, ylabel=title, xscale="log" if constant == "near_tie" else "linear")
+                panel.set(xlabel=label, ylabel=title, xscale="log" if parts else "linear")
 
         return draw
 

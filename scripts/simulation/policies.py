@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 
-from coordinator.domain.ask_book import ListedAsk
 from coordinator.domain.job_queue import JobQueue
+from coordinator.domain.listed_ask import ListedAsk
 from scripts.simulation.replica import ArrivalQueue, Replica
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.errors import Code, Fault, Unavailable
@@ -27,33 +28,38 @@ class Policy:
     queue: Callable[[], JobQueue] = JobQueue
 
 
-def _ranked(key: Callable[[ListedAsk], object]) -> Selection:
+def _found(listed: list[ListedAsk], demand: Demand) -> list[ListedAsk]:
+    if not listed:
+        raise Unavailable(Code.NO_PROVIDER, f"no provider of {demand.model!r} fits", fault=Fault.PROVIDER)
+    return listed
+
+
+def _cheapest(_random: Random) -> Selection:
     def select(replica: Replica, demand: Demand) -> list[ListedAsk]:
-        listed = replica.free_asks(demand) or replica.busy_asks(demand)
-        if not listed:
-            raise Unavailable(Code.NO_PROVIDER, f"no provider of {demand.model!r} fits", fault=Fault.PROVIDER)
-        return sorted(listed, key=key)[: demand.limit]  # type: ignore[arg-type,type-var]  # keys of one policy are alike
+        free = list(islice(replica.fitting(demand, free=True), demand.limit))
+        return _found(free or list(islice(replica.fitting(demand), demand.limit)), demand)
 
     return select
 
 
-def _cheapest(_random: Random) -> Selection:
-    return _ranked(lambda entry: entry.price_key)
-
-
 def _least_loaded(random: Random) -> Selection:
-    return _ranked(lambda entry: (entry.node.load, random.random()))
+    def select(replica: Replica, demand: Demand) -> list[ListedAsk]:
+        listed = list(replica.fitting(demand, free=True)) or list(replica.fitting(demand))
+        return sorted(_found(listed, demand), key=lambda entry: (entry.node.load, random.random()))[: demand.limit]
+
+    return select
 
 
 def _round_robin(_random: Random) -> Selection:
     turns: Counter[str] = Counter()
-    last: dict[str, int] = {}
+    last: dict[tuple[str, str], int] = {}
 
     def select(replica: Replica, demand: Demand) -> list[ListedAsk]:
-        chosen = _ranked(lambda entry: (last.get(entry.provider, 0), entry.provider))(replica, demand)
+        listed = list(replica.fitting(demand, free=True)) or list(replica.fitting(demand))
+        chosen = sorted(_found(listed, demand), key=lambda entry: (last.get((demand.model, entry.provider), 0), entry.provider))
         turns[demand.model] += 1
-        last[chosen[0].provider] = turns[demand.model]
-        return chosen
+        last[demand.model, chosen[0].provider] = turns[demand.model]
+        return chosen[: demand.limit]
 
     return select
 

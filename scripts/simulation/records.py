@@ -63,6 +63,9 @@ class Recorder:
     flooded: str | None = None
     began_jobs: int = 0
     ended_jobs: int = 0
+    honest_jobs: int = 0
+    """Those that ended, without those of the payer who floods."""
+    honest_answered: int = 0
     unfinished: int = 0
     """Jobs that had not ended when the day was over."""
     answered: int = 0
@@ -104,6 +107,8 @@ class Recorder:
         if result.error is not Code.RATE_LIMITED:
             self._record_wait(result, wait)
         if not result.payer.flooding:
+            self.honest_jobs += 1
+            self.honest_answered += result.answered
             sums = self._payers[result.payer.number]
             sums.jobs += 1
             if result.answered:
@@ -194,7 +199,7 @@ class Recorder:
         newcomers = [node for node in self._nodes if node.history is None and node.slot_seconds]
         figures: dict[str, float] = {
             "jobs": self.ended_jobs,
-            "answered_share": self.answered / ended,
+            "answered_share": self.honest_answered / max(self.honest_jobs, 1),
             "failed_attempt_share": 1 - self.answered / max(self.attempts, 1),
             "waited_share": self.waiting_jobs / ended,
             "utilisation": sum(self._busy) / max(sum(self._online), 1e-9),

@@ -5,14 +5,13 @@ What is left out: signatures, sealing, sockets, databases and the chain. A payer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 
-from coordinator.domain.ask_book import ListedAsk
-from coordinator.domain.ask_index import CLASSES
 from coordinator.domain.job_queue import JobQueue, QueuedJob
 from coordinator.domain.limits import JobLimits
-from coordinator.domain.ranking import reliability
+from coordinator.domain.listed_ask import ListedAsk
+from coordinator.domain.ranking import reliability, score_step
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker
 from coordinator.jobs.slot_queue import SlotQueue
@@ -21,7 +20,7 @@ from scripts.simulation.clock import VirtualClock, sleep
 from scripts.simulation.parties import NOW, Payer, SimulatedNode
 from tallystick.protocol.criteria import Demand, Facts
 from tallystick.protocol.eip712 import Domain, Signed, Verified
-from tallystick.protocol.messages import Order
+from tallystick.protocol.messages import Order, Spec
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount
 
 DOMAIN = Domain(1, ZERO_ADDRESS)
@@ -99,7 +98,7 @@ class Replica:
     def connect(self, node: SimulatedNode) -> None:
         """Lists a node's asks."""
         score = self.reputation.score(node.provider)
-        self.book.replace(node.provider, node.asks, node.capacity, reliability(score))
+        self.book.replace(node.provider, node.asks, node.capacity, reliability(score), score_step(score))
 
     async def sweep(self) -> None:
         """Does once a second what the coordinator does once a second."""
@@ -112,34 +111,18 @@ class Replica:
         job.woken = self.clock.signal()
         return job
 
-    def free_asks(self, demand: Demand) -> list[ListedAsk]:
-        """Returns all asks that meet a demand and have a free slot, unsorted."""
-        index = self.book.index_of(demand.model)
-        if index is None:
-            return []
-        facts = Facts(self.unix_time())
-        listed = (entry for reliability in CLASSES for entry in index.free_asks(demand, reliability, 0.0))
-        return [entry for entry in listed if demand.offer_objection(entry.ask.message, facts) is None]
-
-    def busy_asks(self, demand: Demand) -> list[ListedAsk]:
-        """Returns the asks that would meet a demand if their nodes had a free slot, unsorted."""
-        index = self.book.index_of(demand.model)
-        if index is None:
-            return []
-        facts = Facts(self.unix_time())
-        listed = (entry for reliability in CLASSES for entry in index.busy_asks(demand, reliability))
-        return [entry for entry in listed if demand.offer_objection(entry.ask.message, facts) is None]
+    def fitting(self, demand: Demand, *, free: bool = False) -> Iterator[ListedAsk]:
+        """Yields the asks that meet a demand, the cheapest first. `free`: only those whose node has a free slot."""
+        facts, specs = Facts(self.unix_time()), dict[Spec, bool]()
+        for entry in self.book.of_model(demand.model):
+            ask = entry.ask.message
+            if (free and not entry.node.free) or demand.offer_objection(ask, facts) is not None:
+                continue
+            if ask.spec not in specs:
+                specs[ask.spec] = demand.spec_objection(ask) is None
+            if specs[ask.spec]:
+                yield entry
 
     def cheapest(self, demand: Demand) -> tuple[ListedAsk | None, ListedAsk | None]:
         """Returns the cheapest connected ask that would meet a demand with a free slot, and the cheapest that has one."""
-        facts = Facts(self.unix_time())
-        asks = self.book.of_model(demand.model)
-        connected = next((entry for entry in asks if demand.objection(entry.ask.message, facts) is None), None)
-        index = self.book.index_of(demand.model)
-        if index is None:
-            return connected, None
-        first = (
-            next((entry for entry in listed if demand.offer_objection(entry.ask.message, facts) is None), None)
-            for listed in (index.free_asks(demand, reliability, 0.0) for reliability in CLASSES)
-        )
-        return connected, min((entry for entry in first if entry is not None), key=lambda entry: entry.price_key, default=None)
+        return next(self.fitting(demand), None), next(self.fitting(demand, free=True), None)

@@ -1,7 +1,7 @@
 """The scenario of a simulation: how many parties there are, and the distributions that they are drawn from.
 
 A day's pattern runs `speedup` times as fast as a clock, and so do the comings and goings of nodes; requests, answers and waits
-take their real time. So a day of 24 hours at a speedup of 96 is 15 minutes of traffic.
+take their real time. So a day of 24 hours at a speedup of 144 is ten minutes of traffic.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Scenario:
     models: int = 1_000
     payers: int = 400
     hours: float = 24.0
-    speedup: float = 96.0
+    speedup: float = 144.0
     load: float = 0.6
     seed: int = 1
     flood: bool = True

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import count
 from random import Random
 
-from coordinator.domain.ask_book import ListedAsk
+from coordinator.domain.listed_ask import ListedAsk
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.reputation_updates import count_failure, count_receipt
 from scripts.simulation.clock import VirtualClock, sleep
@@ -314,8 +314,8 @@ class Simulation:
         finally:
             session.running -= 1
             self.records.busy(node, began, self.clock.now)
-            replica.matchmaker.exposure.release(job.payer, node.provider, attempt.candidate.terms.max_cost)
-            replica.matchmaker.release(attempt.node)
+            job.open_attempts.remove(attempt)
+            replica.matchmaker.release(attempt)
 
     def _occupy(self, node: SimulatedNode) -> Session:
         """Takes one of a node's slots. Raises RuntimeError if it has none: the coordinator must know."""
@@ -328,8 +328,8 @@ class Simulation:
 
     def _fail(self, replica: Replica, job: LiveJob, error: TallyError) -> None:
         """Ends a failed attempt. Raises the error if output began: no other provider may continue then."""
-        count_failure(replica.reputation, job, error)
-        job.close_attempt(State.FAILED, str(error))
+        count_failure(replica.reputation, job, job.current, error)
+        job.current.close(State.FAILED, str(error))
         job.last_error = error
         if job.state is State.STREAMING:
             job.move(Event.FAIL)
@@ -339,8 +339,8 @@ class Simulation:
     def _finish(self, job: LiveJob, request: Request, node: SimulatedNode, usage: Usage) -> None:
         payer, turn, terms = request.payer, request.turn, job.current.candidate.terms
         job.move(Event.OUTPUT)
-        job.mark_delivered()
-        count_receipt(self.replica_of(payer).reputation, job, Outcome.COMPLETED)
+        job.current.mark_delivered()
+        count_receipt(self.replica_of(payer).reputation, job, job.current, Outcome.COMPLETED)
         job.move(ENDS[Outcome.COMPLETED])
         paid = charge(terms, usage, Outcome.COMPLETED)
         payer.spent += paid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -13,22 +13,19 @@ from scripts.simulation.policies import BY_NAME
 from scripts.simulation.scenario import Scenario
 from scripts.simulation.simulation import Simulation
 
-CONSTANTS: dict[str, tuple[str, ...]] = {
-    "near_tie": ("coordinator.domain.ask_index.NEAR_TIE", "coordinator.domain.ranking.NEAR_TIE"),
-    "explored": ("coordinator.domain.ranking.EXPLORED",),
-    "min_weight": ("coordinator.domain.job_queue.MIN_WEIGHT",),
-    "grant_seconds": ("coordinator.domain.job_queue.GRANT_SECONDS",),
-}
-"""Constants of the coordinator, and where they are. Fields of a scenario can be set too."""
+CONSTANTS = ("near_tie", "explored", "kept", "load_part", "failed_jobs", "min_weight", "grant_seconds")
+"""Constants of the coordinator, in lower case. Fields of a scenario can be set too."""
 SWEEPS: dict[str, tuple[float, ...]] = {
-    "near_tie": (10_000, 1_000, 100, 50, 20, 10),
+    "near_tie": (10_000, 100, 50, 20, 10),
     "explored": (0.0, 0.02, 0.05, 0.1, 0.2),
-    "min_weight": (1_000, 10_000, 100_000, 1_000_000, 10_000_000),
-    "grant_seconds": (2.0, 5.0, 15.0, 60.0),
+    "kept": (1_000, 10, 4),
+    "load_part": (1_000_000, 100, 20, 5, 2),
+    "failed_jobs": (0, 1, 2, 4),
+    "min_weight": (1_000, 100_000, 10_000_000),
+    "grant_seconds": (2.0, 15.0, 60.0),
     "wait": (15, 30, 60, 120, 300),
     "shortlist_size": (1, 2, 3, 5, 8),
     "shortlist_seconds": (0.0, 5.0, 20.0),
-    "load": (0.3, 0.6, 0.9),
     "seed": (1, 2, 3),
 }
 """Values that `--sweep` tries, one constant at a time."""
@@ -63,18 +60,26 @@ def sweep_variants() -> list[Variant]:
 @contextlib.contextmanager
 def overridden(constants: Mapping[str, float]) -> Iterator[None]:
     """Gives constants of the coordinator other values for a while."""
-    former: list[tuple[Any, str, Any]] = []
+    former: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for name, value in constants.items():
-            for place in CONSTANTS.get(name, ()):
-                module, _, attribute = place.rpartition(".")
-                owner = importlib.import_module(module)
-                former.append((owner, attribute, getattr(owner, attribute)))
-                setattr(owner, attribute, type(getattr(owner, attribute))(value))
+            if name in CONSTANTS:
+                for module in _modules_with(name.upper()):
+                    former.append((module, name.upper(), module[name.upper()]))
+                    module[name.upper()] = type(module[name.upper()])(value)
         yield
     finally:
-        for owner, attribute, value in former:
-            setattr(owner, attribute, value)
+        for module, constant, value in former:
+            module[constant] = value
+
+
+def _modules_with(constant: str) -> list[dict[str, Any]]:
+    """Returns the names of each of the coordinator's modules that has this constant or imported it."""
+    coordinator = [vars(module) for name, module in sys.modules.items() if name.startswith("coordinator.")]
+    having = [names for names in coordinator if constant in names]
+    if not having:
+        raise ValueError(f"{constant}: expected a constant of the coordinator")
+    return having
 
 
 def run_variant(scenario: Scenario, variant: Variant, progress: Callable[[float], None] = lambda _share: None) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from coordinator.domain import ask_index, ranking
+from coordinator.domain import ask_group, ranking, scoring
 from scripts.simulation.clock import VirtualClock, sleep
 from scripts.simulation.plots import write_plots
 from scripts.simulation.policies import BY_NAME
@@ -20,13 +21,13 @@ from scripts.simulation.scenario import Scenario
 from scripts.simulation.simulation import Simulation
 from scripts.simulation.variants import SWEEPS, Variant, check_constants, overridden, run_variant, sweep_variants
 
-SMALL = Scenario(nodes=80, models=8, payers=20, hours=24, speedup=288, load=0.7)
+SMALL = Scenario(nodes=60, models=3, payers=20, load=0.5)
 
 
 @cache
 def finished(policy: str = "as_shipped", seed: int = 1) -> Simulation:
     """Returns a small run, which tests share."""
-    simulation = Simulation(Scenario(80, 8, 20, 24, 288, 0.7, seed), BY_NAME[policy])
+    simulation = Simulation(replace(SMALL, seed=seed), BY_NAME[policy])
     simulation.run()
     return simulation
 
@@ -83,27 +84,27 @@ def test_all_policies_see_the_same_demand() -> None:
     assert max(begun.values()) < 1.2 * min(begun.values())
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 4])
 def test_the_fair_queue_spares_others_a_flood(seed: int) -> None:
     """While one payer floods a model, the other payers of that model wait much less than in a queue in order of arrival."""
     fair, arrival = (
         finished(policy, seed).records.report()["figures"]["flood_others_wait_s_p95"]
         for policy in ("as_shipped", "arrival_order")
     )
-    assert fair < 0.8 * arrival
+    assert fair < 0.6 * arrival
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 4])
 def test_what_a_policy_is_good_at(seed: int) -> None:
-    """Least loaded pays the most over the cheapest free provider; the cheapest come with more failures; affinity saves work."""
+    """Cheapest only pays the least; least loaded shares the income best; affinity saves work."""
     figures = {
         policy: finished(policy, seed).records.report()["figures"]
         for policy in ("as_shipped", "cheapest", "least_loaded", "no_affinity")
     }
     over = {policy: values["price_over_best_free"] for policy, values in figures.items()}
     assert over["cheapest"] <= over["as_shipped"] < over["least_loaded"]
+    assert figures["cheapest"]["income_gini"] > 1.2 * figures["least_loaded"]["income_gini"]
     assert figures["as_shipped"]["cache_hit_share"] > figures["no_affinity"]["cache_hit_share"]
-    assert figures["as_shipped"]["income_gini"] > figures["least_loaded"]["income_gini"]
 
 
 def test_the_report_has_every_figure_in_its_range(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_a_sweep_changes_the_constants_that_the_coordinator_uses() -> None:
     """A variant's constants hold for its run alone, in every module that has them."""
 
     def constants() -> list[float]:
-        return [vars(ask_index)["NEAR_TIE"], vars(ranking)["NEAR_TIE"], vars(ranking)["EXPLORED"]]
+        return [vars(ask_group)["NEAR_TIE"], vars(ranking)["NEAR_TIE"], vars(ranking)["EXPLORED"]]
 
     former = constants()
     with overridden({"near_tie": 20.0, "explored": 0.2}):
@@ -155,8 +156,11 @@ def test_each_sweep_tries_the_default() -> None:
     check_constants(dict.fromkeys(SWEEPS, 1.0))
     scenario = Scenario()
     shipped = {
-        "near_tie": ask_index.NEAR_TIE,
+        "near_tie": ask_group.NEAR_TIE,
         "explored": ranking.EXPLORED,
+        "kept": ranking.KEPT,
+        "load_part": scoring.LOAD_PART,
+        "failed_jobs": scoring.FAILED_JOBS,
         "shortlist_size": scenario.shortlist_size,
         "shortlist_seconds": scenario.shortlist_seconds,
     }
