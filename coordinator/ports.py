@@ -138,7 +138,7 @@ class Bus(Protocol):
 
 
 class JobStore(Protocol):
-    """Stores jobs and receipts. Writes are durable when their coroutine returns. A terminal state is never replaced."""
+    """Stores jobs and receipts. Writes survive the process when their coroutine returns. A terminal state is never replaced."""
 
     def enqueue_job(self, record: JobRecord) -> None:
         """Queues a job, or its newer state, to be stored before all later writes. Raises Unavailable if the queue is too long."""
@@ -219,7 +219,7 @@ class ResponseStore(Protocol):
     """Stores responses beyond the process."""
 
     async def put_response(self, stored: StoredResponse, *, since: int, max_bytes: int) -> None:
-        """Stores a response, durable on return, and deletes those that ended before `since`.
+        """Stores a response, which survives the process on return, and deletes those that ended before `since`.
 
         If all responses take more than `max_bytes`, now or some responses later, the oldest ones of the payer that holds most
         are deleted. Raises Unavailable.
