@@ -132,12 +132,16 @@ async def add_node(site: Site, name: str, engine: str, *, model: str = MODEL, sl
     keystore = site.folder / "keys" / f"{name}.json"
     if not keystore.exists():
         create_keystore(keystore, "bench", cost=1 << 12)
-    provider = Address(keystore_address(keystore))
     settings = {"coordinator": site.coordinator_url, "state": str(site.folder / name)}
     engines = f'[[engines]]\nurl = "{engine}/v1"\nslots = {slots}\n'
-    asks = f"{site.coordinator}/v1/asks?model={model}"
+    asks, provider = f"{site.coordinator}/v1/asks?model={model}", provider_of(site, name)
     await _start(site, name, ("node", "run"), settings, tables=engines, ready=lambda: _answers(asks, provider, wanted=True))
     return provider
+
+
+def provider_of(site: Site, node: str) -> Address:
+    """The provider whose wallet a node has."""
+    return Address(keystore_address(site.folder / "keys" / f"{node}.json"))
 
 
 async def add_gateway(site: Site, name: str) -> str:

@@ -13,7 +13,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -33,6 +33,7 @@ _ENTRY: Final = struct.Struct("<16s20sIB3x")
 _CHECKSUM: Final = struct.Struct("<I")
 _ENTRY_BYTES: Final = _ENTRY.size + _CHECKSUM.size
 _SET_BYTES: Final = WAYS * _ENTRY_BYTES
+_BEGINNINGS: Final = range(0, _SET_BYTES, _ENTRY_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,8 @@ class PrefixTable:
     def holders(self, tag: bytes) -> list[Holder]:
         """The providers that hold a prefix, the one that was used last first."""
         data = self._read(tag)
-        if tag not in data:  # as for most tags: reading the entries takes longer than this look
-            return []
-        holders = [holder for stored, holder in self._entries(data) if stored == tag]
+        holders = [self._parse(data, begin)[1] for begin in _BEGINNINGS if data.startswith(tag, begin)]
+        holders = [holder for holder in holders if holder is not _EMPTY]
         return sorted(holders, key=lambda holder: holder.used_at, reverse=True)
 
     def record(self, tag: bytes, provider: Address, cached_percent: int | None = None) -> bool:
@@ -109,20 +109,18 @@ class PrefixTable:
                 self._write(tag, place, bytes(_ENTRY_BYTES))
 
     def _entries(self, data: bytes) -> list[tuple[bytes, Holder]]:
-        """The entries of a set, of which an empty one has an empty tag and was never used."""
-        return list(self._parse(data.ljust(_SET_BYTES, b"\0")))
+        return [self._parse(data, begin) for begin in _BEGINNINGS]
 
-    def _parse(self, data: bytes) -> Iterator[tuple[bytes, Holder]]:
-        now = self._now()
-        for begin in range(0, _SET_BYTES, _ENTRY_BYTES):
-            end = begin + _ENTRY.size
-            body = data[begin:end]
-            tag, provider, used_at, percent = _ENTRY.unpack(body)
-            whole = _CHECKSUM.pack(zlib.crc32(body)) == data[end : end + _CHECKSUM.size]
-            if whole and percent <= 100 and now - MAX_AGE_SECONDS < used_at <= now + MAX_AGE_SECONDS:
-                yield tag, Holder(Address(f"0x{provider.hex()}"), used_at, percent)
-            else:
-                yield b"", _EMPTY
+    def _parse(self, data: bytes, begin: int) -> tuple[bytes, Holder]:
+        """The entry of a set that begins at this byte. An empty one has an empty tag and was never used."""
+        end, now = begin + _ENTRY.size, self._now()
+        body = data[begin:end]
+        if len(data) < end + _CHECKSUM.size or _CHECKSUM.unpack_from(data, end)[0] != zlib.crc32(body):
+            return b"", _EMPTY
+        tag, provider, used_at, percent = _ENTRY.unpack(body)
+        if percent > 100 or not now - MAX_AGE_SECONDS < used_at <= now + MAX_AGE_SECONDS:
+            return b"", _EMPTY
+        return tag, Holder(Address(f"0x{provider.hex()}"), used_at, percent)
 
     def _read(self, tag: bytes) -> bytes:
         try:
