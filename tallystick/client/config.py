@@ -374,6 +374,10 @@ class ClientConfig:
         """The folder of this wallet's stored responses, beside its ledger unless the settings name another."""
         return self.responses_folder or self.ledger_path(payer).with_suffix(".responses")
 
+    def affinity_path(self, payer: Address) -> Path:
+        """The file, beside this wallet's ledger, that says which provider holds which conversation in its cache."""
+        return self.ledger_path(payer).with_suffix(".affinity")
+
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach the gateway."""
