@@ -16,9 +16,10 @@ from coordinator.domain.exposure import Exposure
 from coordinator.domain.job_queue import JobQueue
 from coordinator.domain.limits import JobLimits
 from coordinator.domain.listed_ask import ConnectedNode, ListedAsk
-from coordinator.domain.matching import explain, rank_candidates, shortlist
+from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist
 from coordinator.domain.ranking import Ranked, reliability, score_step
 from coordinator.domain.reputation import Reputation
+from coordinator.domain.scoring import RequestShape
 from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.live_job import LiveJob
 from coordinator.ports import Funds
@@ -167,6 +168,10 @@ class Matchmaker:
         if age < WITHDRAWN_SECONDS:
             text = f"no provider offers {model!r} now; the last one withdrew it {int(age)} s ago and may come back"
             raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER) from error
+
+    def shape_of(self, demand: Demand) -> RequestShape:
+        """Returns the shape of the request that a demand is for."""
+        return shape_of_demand(demand)
 
     def explain(self, demand: Demand) -> list[tuple[Ranked[ListedAsk], Reason | None]]:
         """Returns the model's asks, the lowest score first, each with the reason against it; at most MAX_EXPLAINED.
