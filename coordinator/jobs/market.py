@@ -36,7 +36,7 @@ from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyEr
 from tallystick.protocol.jobs import State
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import CancelReason, Kind, Submission, dumps, pack_link
+from tallystick.protocol.wire import CancelReason, Kind, QueuePlace, Submission, dumps, pack_link
 
 log = structlog.get_logger()
 _CHANCE = random.SystemRandom().random
@@ -76,7 +76,7 @@ class Market:
         self._running: Counter[Address] = Counter()
         self._seen: OrderedDict[JobId, int] = OrderedDict()
         """When each job was placed, for as long as a replay is possible."""
-        self._writes = DeferredWrites(store, self.reputation)
+        self._writes = DeferredWrites(store, self.reputation, maker.speeds)
         self.hedging = Hedging(maker, limits.hedge_share, tick, later)
         self._relay = Relay(
             domain=domain,
@@ -104,6 +104,7 @@ class Market:
         for (payer, provider), total in stored.totals.items():
             self.exposure.record_receipt(payer, provider, total, total)
         self.reputation.restore(stored.records)
+        self.matchmaker.speeds.restore(stored.speeds)
 
     async def drain(self, seconds: float) -> None:
         """Refuses new orders and waits for the live jobs. Jobs left after `seconds` end when their nodes' links are closed."""
@@ -114,7 +115,7 @@ class Market:
                 await self._idle.wait()
         except TimeoutError:
             log.warning("jobs still running at shutdown", count=len(self._live))
-        self._writes.save_reputations()
+        self._writes.save_provider_records()
 
     # Nodes
 
@@ -144,6 +145,11 @@ class Market:
         """Returns the payer of a live job, or None."""
         job = self._live.get(job_id)
         return None if job is None else job.payer
+
+    def queued_job(self, job_id: JobId) -> tuple[LiveJob, QueuePlace | None] | None:
+        """Returns a live job that no provider has now, and its place if it waits for a free slot; None for any other job."""
+        job = self._live.get(job_id)
+        return None if job is None or job.state is not State.QUEUED else (job, self._slot_queue.place_of(job))
 
     def subject_of(self, job_id: JobId, provider: Address) -> str | None:
         """Returns the bus subject of a live job that this provider has now, or None."""
