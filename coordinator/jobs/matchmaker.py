@@ -10,13 +10,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
-from coordinator.domain.ask_book import AskBook, ConnectedNode, ListedAsk
+from coordinator.domain.ask_book import AskBook
 from coordinator.domain.decision_log import DecisionLog
 from coordinator.domain.exposure import Exposure
 from coordinator.domain.job_queue import JobQueue
 from coordinator.domain.limits import JobLimits
-from coordinator.domain.matching import explain, rank_candidates, shortlist, sort_by_demand
-from coordinator.domain.ranking import reliability
+from coordinator.domain.listed_ask import ConnectedNode, ListedAsk
+from coordinator.domain.matching import explain, rank_candidates, shortlist
+from coordinator.domain.ranking import Ranked, reliability, score_step
 from coordinator.domain.reputation import Reputation
 from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.live_job import LiveJob
@@ -84,7 +85,8 @@ class Matchmaker:
             raise BadMessage(f"asks: expected asks of {provider} alone, got one of another provider")
         self._note_withdrawn(provider)
         within = None if capacity is None else self._within_limit(capacity)
-        self.book.replace(provider, verified, within, reliability(self.reputation.score(provider)))
+        score = self.reputation.score(provider)
+        self.book.replace(provider, verified, within, reliability(score), score_step(score))
 
     def drop(self, provider: Address) -> None:
         """Removes a provider that disconnected."""
@@ -114,7 +116,8 @@ class Matchmaker:
         self.book.release(attempt.node)
 
     def _score_changed(self, provider: Address) -> None:
-        self.book.set_reliability(provider, reliability(self.reputation.score(provider)))
+        score = self.reputation.score(provider)
+        self.book.set_reliability(provider, reliability(score), score_step(score))
 
     async def load_stakes(self, model: str) -> None:
         """Reads the stakes of a model's providers from the chain. Raises Unavailable if the chain does not answer."""
@@ -165,14 +168,12 @@ class Matchmaker:
             text = f"no provider offers {model!r} now; the last one withdrew it {int(age)} s ago and may come back"
             raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER) from error
 
-    def explain(self, demand: Demand) -> list[tuple[ListedAsk, Reason | None]]:
-        """Returns the asks for the demand's model, each with the reason against it, sorted by the demand; at most MAX_EXPLAINED.
+    def explain(self, demand: Demand) -> list[tuple[Ranked[ListedAsk], Reason | None]]:
+        """Returns the model's asks, the lowest score first, each with the reason against it; at most MAX_EXPLAINED.
 
         Decides nothing and records nothing.
         """
-        now, score = int(self._now()), self.reputation.score
-        listed_asks = sort_by_demand(self.book.of_model(demand.model)[:MAX_EXPLAINED], demand, score)
-        return explain(listed_asks, demand, now, score)
+        return explain(self.book.of_model(demand.model)[:MAX_EXPLAINED], demand, int(self._now()), self.reputation.score)
 
     async def match(self, job: LiveJob) -> None:
         """Begins an attempt with the best candidate left that the payer can pay. Raises the error that says why there is none;
@@ -197,9 +198,10 @@ class Matchmaker:
             newcomer=self.reputation.newcomer,
             chance=self._chance(),
         )
-        providers = [listed_ask.node.provider for listed_ask, _ in fitting]
+        providers = [ranked.listed_ask.provider for ranked in fitting]
         model = job.submission.candidates[0].terms.model
-        for listed_ask, candidate in fitting:
+        for ranked in fitting:
+            listed_ask, candidate = ranked.entry
             order, node = candidate.order.verify(self._domain), listed_ask.node
             if not self.queue.is_open(node, job.queued):
                 rejected[node.provider] = Reason.BUSY.value
