@@ -3,9 +3,11 @@
 Legal order: MATCH, then CHUNKs, then RECEIPT. A second MATCH (failover) is legal only before any CHUNK, and only for another
 order. HEDGE tells of a second attempt beside the one that was matched last; it is legal once, before any CHUNK, if the job asked
 for it. The CHUNKs are of the attempt that was matched last, so a MATCH of the second attempt follows if that one is faster. VOID
-carries the receipt at no cost of an attempt that failed or was outrun. FAIL and BEAT may come at any time. The first chunk is the response head, the others are the body. A frame that breaks this order, does not
-parse or has a wrong signature is the coordinator's fault, because every frame passes through it. It is never held against a
-provider.
+carries the receipt at no cost of an attempt that failed or was outrun. FAIL and BEAT may come at any time. The first chunk is
+the response head, the others are the body.
+
+A frame that breaks this order, does not parse or has a wrong signature is the coordinator's fault, because every frame passes
+through it. It is never held against a provider.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from tallystick.protocol.eip712 import Domain, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, BadSignature, Fault, TallyError
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Match, Outcome, Receipt
+from tallystick.protocol.pricing import charge, usage_of
 from tallystick.protocol.sealing import ContentKey, Opener, Transcript
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address, Hash, JobId
@@ -91,6 +94,17 @@ class JobResponse:
         current, first = self.match.order.digest, self.hedged_from.order.digest
         other = {first: self._hedge, self._hedge: first}.get(current)
         return None if other in self._voided else other
+
+    @property
+    def hedge_cost(self) -> int | None:
+        """What the receipt costs more than the first provider would have charged for the same usage, in base units.
+
+        Below 0 if it is cheaper; None for a job that did not run at two providers.
+        """
+        if self.hedged_from is None or self.receipt is None:
+            return None
+        receipt = self.receipt.message
+        return receipt.cost - charge(self.hedged_from.terms, usage_of(receipt), Outcome(receipt.outcome))
 
     @property
     def complete(self) -> bool:
