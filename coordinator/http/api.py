@@ -145,11 +145,13 @@ def _add_market_routes(api: FastAPI, context: ApiContext) -> None:
         """Returns every ask for the model, the lowest score first; `tally explain` shows this.
 
         `why` is the reason for which the ask would not be on the shortlist, or null if it would be. `score` has the terms by
-        which asks are ranked for this request, and their `total`, in dollars. `tokensPerSecond` and `firstTokenMs` are this
-        coordinator's measurements if `measured` is true, else the node's own word. `reputation` is a percentage.
+        which asks are ranked for this request, and their `total`, in dollars; `expected` has the tokens that they are for.
+        `tokensPerSecond` and `firstTokenMs` are this coordinator's measurements if `measured` is true, else the node's own word.
+        `reputation` is a percentage.
         """
-        explained = context.market.matchmaker.explain(await _demand(context, request))
-        return {"asks": [explained_entry(ranked, reason) for ranked, reason in explained]}
+        demand, maker = await _demand(context, request), context.market.matchmaker
+        explained, shape = maker.explain(demand), maker.shape_of(demand)
+        return {"asks": [explained_entry(ranked, reason, shape) for ranked, reason in explained]}
 
     @api.post("/v1/shortlist")
     async def shortlist(request: ShortlistRequest) -> dict[str, Any]:
