@@ -15,7 +15,7 @@ project_copyright = "The Tallystick authors, MIT licence"
 version = release = __version__
 
 extensions = ["mermaid", "myst_parser"]
-exclude_patterns = ["README.md", "node_modules", "generate", "checks", "_ext"]
+exclude_patterns = ["README.md", "node_modules", "generate", "checks", "_ext", "_static"]
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r".*")]  # signatures of the Python API name types of other libraries
 

@@ -23,6 +23,7 @@ from rich.progress import Progress
 
 from scripts.simulation.policies import BY_NAME
 from scripts.simulation.scenario import Scenario
+from scripts.simulation.tables import write_tables
 from scripts.simulation.variants import Variant, check_constants, run_variant, sweep_variants
 
 DEFAULT_POLICIES = ("as_shipped", "cheapest", "least_loaded")
@@ -83,7 +84,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sweep", action="store_true", help="vary each default in turn, as shipped otherwise")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="runs at the same time")
     parser.add_argument("--json", metavar="FILE", help="write the report to a file; -: print it instead of a table")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="write plots as SVG files")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="write plots as SVG and tables as Markdown")
     options = parser.parse_args()
     try:
         options.constants = {name: float(value) for name, _, value in (text.partition("=") for text in options.set)}
@@ -117,7 +118,7 @@ def main() -> int:
     if options.plots:
         from scripts.simulation.plots import write_plots  # noqa: PLC0415 - a second to import, and only for this
 
-        for path in write_plots(report, options.plots):
+        for path in [*write_plots(report, options.plots), *write_tables(report, options.plots)]:
             print(path)
     return 0
 

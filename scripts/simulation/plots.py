@@ -12,6 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from scripts.simulation.policies import BY_NAME
+from scripts.simulation.tables import report_name
 from scripts.simulation.variants import SWEEPS
 
 INK = "#808891"
@@ -67,7 +68,7 @@ def _policy_plots(report: Report) -> Plots:
             seconds = [max(wait, 0.1) for _, wait in run["wait_percentiles"]]
             axes[0].plot(seconds, percents, color=colour, label=BY_NAME[name].title)
             axes[1].plot(run["wait_p95_by_slice"], color=colour)
-        axes[0].set(xscale="log", xlabel="wait for a slot (s)", ylabel="% of requests that wait no longer", ylim=(50, 100.5))
+        axes[0].set(xscale="log", xlabel="wait for a slot (s)", ylabel="% of requests that wait no longer", ylim=(70, 100.5))
         axes[0].legend(fontsize=8)
         axes[1].set(xlabel="hour of the day", ylabel="95th percentile of the wait (s)")
 
@@ -76,11 +77,11 @@ def _policy_plots(report: Report) -> Plots:
             incomes = [income for _, income in run["income_percentiles"]]
             axes[0].plot([percent for percent, _ in run["income_percentiles"]], incomes, color=colour, label=BY_NAME[name].title)
             axes[1].plot(run["utilisation_by_slice"], color=colour)
-        axes[0].set(xlabel="percentile of providers", ylabel="income per slot (1: always at the list price)")
+        axes[0].set(xlabel="percentile of providers", ylabel="income of a slot")
         axes[0].legend(fontsize=8)
         axes[1].set(xlabel="hour of the day", ylabel="share of slots in use", ylim=(0, 1))
 
-    return {"waits": (2, waits), "providers": (2, providers)}
+    return {f"{report_name(report)}-waits": (2, waits), f"{report_name(report)}-providers": (2, providers)}
 
 
 _SWEEP_PANELS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {

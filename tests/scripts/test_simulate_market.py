@@ -19,6 +19,7 @@ from scripts.simulation.policies import BY_NAME
 from scripts.simulation.records import gini, jain, percentile
 from scripts.simulation.scenario import Scenario
 from scripts.simulation.simulation import Simulation
+from scripts.simulation.tables import write_tables
 from scripts.simulation.variants import SWEEPS, Variant, check_constants, overridden, run_variant, sweep_variants
 
 SMALL = Scenario(nodes=60, models=3, payers=20, load=0.5)
@@ -121,7 +122,11 @@ def test_the_report_has_every_figure_in_its_range(tmp_path: Path) -> None:
         assert all(0 <= share <= 1 for share in shares)
         assert len(run["utilisation_by_slice"]) == len(run["wait_p95_by_slice"]) == 24
         assert run["figures"]["jobs"] > 0
-    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["providers.svg", "waits.svg"]
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == [
+        "policies-providers.svg",
+        "policies-waits.svg",
+        "policies.md",
+    ]
 
 
 def test_a_report_gives_the_same_plots(tmp_path: Path) -> None:
@@ -131,12 +136,16 @@ def test_a_report_gives_the_same_plots(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_sweeps_draw_their_plots(tmp_path: Path) -> None:
-    """A plot of a sweep shows each value that was tried."""
+def test_sweeps_draw_their_plots_and_tables(tmp_path: Path) -> None:
+    """Each sweep has a table, with a row for each value that was tried."""
     figures = finished().records.report()["figures"]
     runs = {variant.name: {"figures": figures} for variant in sweep_variants()}
-    paths = write_plots({"runs": runs, "sweep": True}, tmp_path)
-    assert all(path.stat().st_size > 1_000 for path in paths)
+    report = {"runs": runs, "sweep": True}
+    assert all(path.stat().st_size > 1_000 for path in write_plots(report, tmp_path))
+    tables = {path.stem.removeprefix("sweep-").replace("-", "_"): path.read_text() for path in write_tables(report, tmp_path)}
+    assert {name: table.count("\n") - 2 for name, table in tables.items()} == {
+        name: len(values) for name, values in SWEEPS.items()
+    }
 
 
 def test_a_sweep_changes_the_constants_that_the_coordinator_uses() -> None:
