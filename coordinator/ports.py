@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from coordinator.domain.reputation import ProviderRecord
 from tallystick.protocol.eip712 import Signed, Verified
@@ -36,8 +36,6 @@ class AttemptRecord:
     unseen: bool = False
     hedged: bool = False
     outrun: bool = False
-    raw: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
-    """The candidate's original JSON, which saves the store from serialising it again."""
 
     @property
     def provider(self) -> Address:

@@ -150,8 +150,8 @@ class Relay:
             self._domain,
         )
         self._attach(job, attempt)
-        attempt.match = dumps(match.to_json())
-        frame = pack_link(Kind.DISPATCH, job.id, Dispatch(match, attempt.candidate, job.submission.sealed).dumps())
+        attempt.match = match.to_bytes()
+        frame = Dispatch(match, attempt.candidate, job.submission.sealed).frame(job.id)
         if not self._bus.send(node_subject(attempt.provider), frame):
             job.interrupt(attempt, pack_link(GONE, job.id))
         return attempt.match
@@ -266,7 +266,7 @@ class Relay:
             await self._receipts.put(job.id, attempt.order, receipt)
         except Unavailable as error:  # not acknowledged, so its node will send it again
             log.warning("void receipt not stored", job=job.id.hex(), provider=attempt.provider, error=str(error))
-        return dumps(receipt.to_json())
+        return receipt.to_bytes()
 
     def _refuse(self, job: LiveJob, attempt: Attempt, error: BadReceipt) -> None:
         """Refuses a bad receipt for good: tells its node, and counts it against the provider."""

@@ -22,6 +22,7 @@ from tallystick.protocol.jobs import ENDS, TERMINAL, State, step
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Access, Inquiry, Match, Order, Outcome, Receipt
 from tallystick.protocol.pricing import Usage, charge, prices_of, worst_case
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import ALWAYS, serves
 from tallystick.protocol.sealing import ContentKey, Sealer, Transcript, commit_request
 from tallystick.protocol.tab import Security
@@ -29,7 +30,6 @@ from tallystick.protocol.types import Address, Amount, JobId, parse_address, par
 from tallystick.protocol.wire import (
     Candidate,
     Kind,
-    QueuePlace,
     RequestHead,
     ResponseHead,
     Submission,
@@ -96,7 +96,7 @@ class Session:
         self.attempts += 1
         self.tried.append({"attempt": len(self.tried), "provider": self.provider.address, "state": "failed", "reason": ""})
         match = coordinator.sign(Match(**(values | changes)), DOMAIN)
-        await self.send(Kind.MATCH, dumps(match.to_json()))
+        await self.send(Kind.MATCH, match.to_bytes())
 
     def take(self, index: int) -> None:
         self.candidate = self.submission.candidates[index]
@@ -150,10 +150,10 @@ class Session:
 
     async def void(self, outcome: Outcome = Outcome.REFUSED, **changes: Any) -> None:
         """Sends that receipt."""
-        await self.send(Kind.VOID, dumps(self.release(outcome, **changes).to_json()))
+        await self.send(Kind.VOID, self.release(outcome, **changes).to_bytes())
 
     async def finish(self, usage: Usage | None = None, outcome: Outcome = Outcome.COMPLETED, **changes: Any) -> None:
-        await self.send(Kind.RECEIPT, dumps(self.bill(usage, outcome, **changes).to_json()))
+        await self.send(Kind.RECEIPT, self.bill(usage, outcome, **changes).to_bytes())
 
     async def fail(self, error: TallyError) -> None:
         self.state = State.FAILED
@@ -244,6 +244,7 @@ class FakeMarket:
             "token": "0x" + "cd" * 20,
             "tokenDecimals": 6,
             "feeBps": 0,
+            "protocol": 2,
         }
         self.url = ""
         self.forgets = False

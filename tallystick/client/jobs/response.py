@@ -14,14 +14,15 @@ from collections.abc import Mapping
 
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
-from tallystick.protocol.eip712 import Domain, Verified, read_signed
+from tallystick.protocol.eip712 import Domain, Verified, read_signed_bytes
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, BadSignature, Fault, TallyError
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Match, Outcome, Receipt
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.sealing import ContentKey, Opener, Transcript
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address, Hash, JobId
-from tallystick.protocol.wire import Failure, Kind, QueuePlace, ResponseHead, load_response_head, loads
+from tallystick.protocol.wire import Failure, Kind, ResponseHead, load_response_head
 
 CHUNK_OVERHEAD = 64
 """Bytes that keeping a chunk takes beside its content."""
@@ -131,7 +132,7 @@ class JobResponse:
         elif kind is Kind.RECEIPT:
             self._take_receipt(payload)
         elif kind is Kind.VOID:
-            self._take_void(read_signed(Receipt, loads(payload, "void receipt")).verify(self._domain))
+            self._take_void(read_signed_bytes(Receipt, payload, "void receipt").verify(self._domain))
         elif kind is Kind.FAIL:
             failure = Failure.loads(payload)
             if failure.receipt is not None:
@@ -184,7 +185,7 @@ class JobResponse:
     def _take_match(self, payload: bytes) -> None:
         if self.chunks:
             raise BadMessage("frame: expected no match after the first chunk")
-        match = read_signed(Match, loads(payload, "match")).verify(self._domain).message
+        match = read_signed_bytes(Match, payload).verify(self._domain).message
         placed = self._placed.get(match.order_hash)
         if match.coordinator != self._coordinator or match.job != self.job:
             raise BadMessage(f"match: expected coordinator {self._coordinator} and job {self.job.hex()}, got others")
@@ -200,7 +201,7 @@ class JobResponse:
     def _take_receipt(self, payload: bytes) -> None:
         if self.match is None:
             raise BadMessage("frame: expected a match before the receipt")
-        self.receipt = read_signed(Receipt, loads(payload, "receipt")).verify(self._domain)
+        self.receipt = read_signed_bytes(Receipt, payload).verify(self._domain)
 
     def _take_void(self, receipt: Verified[Receipt]) -> None:
         if self.match is None:

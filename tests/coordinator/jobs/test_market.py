@@ -10,13 +10,13 @@ import pytest
 from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.jobs.relay import CREDIT_STEP
 from tallystick.protocol.criteria import Demand
-from tallystick.protocol.eip712 import read_signed
+from tallystick.protocol.eip712 import read_signed_bytes
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Unavailable
 from tallystick.protocol.jobs import State
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Match, Outcome, Receipt
 from tallystick.protocol.types import JobId
-from tallystick.protocol.wire import Dispatch, Kind, loads
+from tallystick.protocol.wire import Dispatch, Kind
 from tests.coordinator.harness import (
     CAP,
     COORDINATOR,
@@ -46,7 +46,7 @@ async def test_a_job_from_order_to_receipt(world: World) -> None:
     await quiet()
     assert client.kinds == [Kind.MATCH, *[Kind.CHUNK] * 3, Kind.RECEIPT]
     assert [payload for kind, payload in client.frames if kind is Kind.CHUNK] == [b"one", b"two", LAST_CHUNK]
-    assert read_signed(Receipt, loads(client.frames[-1][1], "receipt")) == unchecked(receipt)
+    assert read_signed_bytes(Receipt, client.frames[-1][1]) == unchecked(receipt)
     assert await world.stored(client) is State.COMPLETED
     assert node.got(Kind.RECEIPT_ACK, job) == [b""]
     tab = world.market.exposure.known(PAYER.address, node.address)
@@ -60,7 +60,7 @@ async def test_the_match_is_signed_for_client_and_node(world: World) -> None:
     node = world.node("ann")
     client = await world.started(node)
     dispatch = Dispatch.loads(node.got(Kind.DISPATCH, client.job.id)[0])
-    match = read_signed(Match, loads(client.frames[0][1], "match")).verify(DOMAIN)
+    match = read_signed_bytes(Match, client.frames[0][1]).verify(DOMAIN)
     assert unchecked(match) == dispatch.match
     assert match.message.coordinator == COORDINATOR.address
     assert (match.message.job, match.message.provider, match.message.attempt) == (client.job.id, node.address, 0)
