@@ -37,6 +37,8 @@ class JobLimits:
     """How far ahead an order's deadline may lie, and how long replays are remembered."""
     min_claim_window: int = 3_600
     """How long an order must leave its provider to claim."""
+    match_log_seconds: int = 30 * 86_400
+    """How long the match log keeps the contents of its leaves. Their hashes stay."""
     fee_bps: int = 0
     jobs_per_payer: int = 256
     jobs_per_node: int = 1_024

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import attrgetter, itemgetter
+from typing import TypeVar
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
 from coordinator.domain.ask_index import CLASSES, OTHER, PROVEN, RELIABLE, ConnectedNode
@@ -31,6 +32,7 @@ from tallystick.protocol.routes import serves
 from tallystick.protocol.types import Address, format_amount
 from tallystick.protocol.wire import Candidate
 
+T = TypeVar("T")
 _POOL = {RELIABLE: 8, PROVEN: 4, OTHER: 4}
 """Fitting providers that a shortlist takes from each class of reliability, at least. What one class lacks, the next one fills."""
 _MAX_JUDGED = 512
@@ -336,22 +338,33 @@ def rank_candidates(
     for candidate in candidates:
         order, terms = candidate.order.message, candidate.terms
         listed_ask = book.find(terms.ask)
-        reason: Reason | None = Reason.ASK_GONE
         if listed_ask is not None:
             check_terms(candidate, listed_ask)
-            reason = rejection(listed_ask, Demand(model=terms.model), now)
-        if order.deadline <= now:
-            reason = Reason.ORDER_EXPIRED
-        if order.provider in tried:
-            reason = Reason.FAILED
+        reason = candidate_rejection(listed_ask, terms.model, order.deadline, now, tried=order.provider in tried)
         if listed_ask is not None and reason is None:
             fitting.append((listed_ask, candidate))
         elif reason is not None:
             rejected[order.provider] = reason.value
-    if not ranked:
-        ranking = spread_near_ties(sort_by_cost(fitting, itemgetter(0), score), itemgetter(0), score, chance)
-        fitting = with_exploration(ranking, itemgetter(0), newcomer, chance)
-    return fitting, rejected
+    return rank_fitting(fitting, ranked=ranked, score=score, newcomer=newcomer, chance=chance), rejected
+
+
+def candidate_rejection(listed_ask: ListedAsk | None, model: str, deadline: int, now: int, *, tried: bool) -> Reason | None:
+    """Returns why a candidate cannot take its job now; None if it can. `deadline`: of its order; `tried`: it failed the job."""
+    if tried:
+        return Reason.FAILED
+    if deadline <= now:
+        return Reason.ORDER_EXPIRED
+    return Reason.ASK_GONE if listed_ask is None else rejection(listed_ask, Demand(model=model), now)
+
+
+def rank_fitting(
+    fitting: list[tuple[ListedAsk, T]], *, ranked: bool, score: Score, newcomer: IsNewcomer, chance: float
+) -> list[tuple[ListedAsk, T]]:
+    """Returns the candidates that fit, best first; in the client's own order if they are `ranked`."""
+    if ranked:
+        return fitting
+    ranking = spread_near_ties(sort_by_cost(fitting, itemgetter(0), score), itemgetter(0), score, chance)
+    return with_exploration(ranking, itemgetter(0), newcomer, chance)
 
 
 def check_terms(candidate: Candidate, listed_ask: ListedAsk) -> None:

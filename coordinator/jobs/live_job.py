@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from coordinator.domain.ask_book import ConnectedNode
 from coordinator.domain.job_queue import QueuedJob
 from coordinator.domain.resource_bounds import INBOX_FRAMES
+from coordinator.jobs.match_log import MatchDraft
 from coordinator.ports import AttemptRecord, JobRecord, job_subject
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import TallyError
@@ -28,6 +29,8 @@ class Attempt:
     candidate: Candidate
     order: Verified[Order]
     node: ConnectedNode
+    draft: MatchDraft
+    """What the match log gets to know of the choice."""
 
 
 @dataclass(slots=True)

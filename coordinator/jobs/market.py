@@ -26,16 +26,18 @@ from coordinator.domain.peer_errors import error_for_peers
 from coordinator.jobs.deadlines import enforce_deadlines
 from coordinator.jobs.deferred_writes import DeferredWrites
 from coordinator.jobs.live_job import Attempt, LiveJob, link_payload
+from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.matchmaker import Matchmaker
 from coordinator.jobs.receipts import Receipts
 from coordinator.jobs.reputation_updates import count_failure, count_receipt, read_failure
 from coordinator.jobs.slot_queue import SlotQueue
-from coordinator.ports import Bus, Funds, JobStore, node_subject
+from coordinator.ports import Bus, Funds, JobStore, LogStore, node_subject
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import ENDS, Event, State
 from tallystick.protocol.link import LateReceipt
-from tallystick.protocol.messages import Match, Outcome
+from tallystick.protocol.match_log import draw_of
+from tallystick.protocol.messages import Outcome
 from tallystick.protocol.sealing import is_last
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import CancelReason, Dispatch, Kind, Submission, dumps, pack_link
@@ -50,7 +52,7 @@ GONE = Kind.ERROR
 
 
 class Market:
-    """See the module's docstring. One instance per process. `chance` draws uniformly from 0 to 1."""
+    """See the module's docstring. One instance per process. `chance` draws uniformly from 0 to 1, `draw` for a match."""
 
     def __init__(
         self,
@@ -59,18 +61,22 @@ class Market:
         signer: Signer,
         bus: Bus,
         store: JobStore,
+        log_store: LogStore,
         funds: Funds,
         limits: JobLimits,
         now: Callable[[], float] = time.time,
         tick: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = _CHANCE,
+        draw: Callable[[JobId, int], float] = draw_of,
     ) -> None:
         self.domain, self.address, self.limits = domain, signer.address, limits
         self.matchmaker = maker = Matchmaker(domain=domain, funds=funds, limits=limits, now=now, tick=tick, chance=chance)
+        maker.draw = draw
         self.book, self.exposure = maker.book, maker.exposure
         self.reputation, self.decision_log = maker.reputation, maker.decision_log
         exposure, reputation = self.exposure, self.reputation
-        self._signer, self._bus, self._store = signer, bus, store
+        self._bus, self._store = bus, store
+        self.match_log = MatchLog(log_store, signer, domain, now, keep_seconds=limits.match_log_seconds)
         self._receipts = Receipts(
             domain=domain, store=store, bus=bus, exposure=exposure, reputation=reputation, funds=funds, now=now, tick=tick
         )
@@ -95,6 +101,7 @@ class Market:
         for (payer, provider), total in stored.totals.items():
             self.exposure.record_receipt(payer, provider, total, total)
         self.reputation.restore(stored.records)
+        await self.match_log.start()
 
     async def drain(self, seconds: float) -> None:
         """Refuses new orders and waits for the live jobs. Jobs left after `seconds` end when their nodes' links are closed."""
@@ -106,6 +113,7 @@ class Market:
         except TimeoutError:
             log.warning("jobs still running at shutdown", count=len(self._live))
         self._writes.save_reputations()
+        await self.match_log.close()
 
     # Nodes
 
@@ -148,7 +156,7 @@ class Market:
         Raises TallyError. Nothing was dispatched and nothing is owed then.
         """
         now = int(self._now())
-        if self._stopping or self._writes.pending:
+        if self._stopping or self._writes.pending or self.match_log.blocked:
             why = "is stopping" if self._stopping else "cannot write to its database"
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"this coordinator {why}", fault=Fault.COORDINATOR)
         if submission.job in self._seen:
@@ -253,21 +261,11 @@ class Market:
             self._store.enqueue_job(job.record())  # before the dispatch: without it, a later receipt could not be checked
         except TallyError as error:
             return self._end(job, error)
-        match = self._signer.sign(
-            Match(
-                coordinator=self.address,
-                job=job.id,
-                provider=job.provider,
-                order_hash=attempt.order.digest,
-                attempt=len(job.attempts) - 1,
-                matched_at=int(self._now()),
-            ),
-            self.domain,
-        )
+        match = self.match_log.append(job.id, len(job.attempts) - 1, attempt.order, attempt.draft)
         frame = pack_link(Kind.DISPATCH, job.id, Dispatch(match, attempt.candidate, job.submission.sealed).dumps())
         if not self._bus.send(node_subject(job.provider), frame):
             job.interrupt(pack_link(GONE, job.id))
-        return Kind.MATCH, dumps(match.to_json())
+        return Kind.MATCH, match.dumps()
 
     async def _handle(self, job: LiveJob, attempt: Attempt, frame: bytes) -> tuple[Kind, bytes] | None:
         """Applies one frame of the node to the job. Returns the frame for the client, or None."""

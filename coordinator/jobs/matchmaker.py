@@ -15,17 +15,20 @@ from coordinator.domain.decision_log import DecisionLog
 from coordinator.domain.exposure import Exposure
 from coordinator.domain.job_queue import JobQueue
 from coordinator.domain.limits import JobLimits
+from coordinator.domain.match_leaf import consider
 from coordinator.domain.matching import explain, rank_candidates, shortlist, sort_by_demand
 from coordinator.domain.ranking import reliability
 from coordinator.domain.reputation import Reputation
 from coordinator.jobs.live_job import Attempt, LiveJob
+from coordinator.jobs.match_log import MatchDraft
 from coordinator.ports import Funds
 from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.link import Capacity
+from tallystick.protocol.match_log import Verdict, draw_of
 from tallystick.protocol.messages import Ask, Order, Terms
-from tallystick.protocol.types import Address
+from tallystick.protocol.types import Address, JobId
 
 MAX_EXPLAINED = 200
 """Asks that one explanation covers."""
@@ -68,6 +71,8 @@ class Matchmaker:
         self.book.on_free = lambda node: self.queue.offer(node, self._tick())
         self._domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
         self._chance = chance
+        self.draw: Callable[[JobId, int], float] = draw_of
+        """The draw of a match, from the job's id and the number of its attempt."""
         self._returned_at = 0.0
         self._withdrawn: OrderedDict[str, float] = OrderedDict()
         """When a provider last withdrew an ask for each model; the newest MAX_WITHDRAWN_MODELS."""
@@ -175,7 +180,7 @@ class Matchmaker:
         """Begins an attempt with the best candidate left that the payer can pay. Raises the error that says why there is none;
         SlotsBusy if one may have a free slot later.
         """
-        now, refused = int(self._now()), job.last_error
+        now, refused, draw = int(self._now()), job.last_error, self.draw(job.id, len(job.attempts))
         fitting, rejected = rank_candidates(
             job.submission.candidates,
             self.book,
@@ -184,14 +189,16 @@ class Matchmaker:
             now=now,
             ranked=job.submission.ranked,
             newcomer=self.reputation.newcomer,
-            chance=self._chance(),
+            chance=draw,
         )
+        considered = consider(job.submission.candidates, fitting, rejected, self.book.find, self.reputation)
         providers = [listed_ask.node.provider for listed_ask, _ in fitting]
         model = job.submission.candidates[0].terms.model
-        for listed_ask, candidate in fitting:
+        for rank, (listed_ask, candidate) in enumerate(fitting):
             order, node = candidate.order.verify(self._domain), listed_ask.node
             if not self.queue.is_open(node, job.queued):
                 rejected[node.provider] = Reason.BUSY.value
+                considered[rank] = replace(considered[rank], outcome=Verdict.HELD)
                 continue
             self.book.assign(node)
             try:
@@ -201,14 +208,18 @@ class Matchmaker:
                 if not isinstance(error, Refusal):
                     raise
                 refused = refused or error
+                considered[rank] = replace(considered[rank], outcome=Verdict.UNPAID)
                 if isinstance(error, _NoPurse):
                     break  # nor is there a reservation for another candidate: a stranger costs two chain reads
             else:
-                job.begin(Attempt(candidate, order, node), self._tick() + self._limits.accept_within(len(job.submission.sealed)))
-                outranked = dict.fromkeys(providers, "another was ranked before it: cheaper, or more reliable")
+                considered[rank] = replace(considered[rank], outcome=Verdict.CHOSEN)
+                draft = MatchDraft(model, job.submission.ranked, draw, tuple(considered))
+                deadline = self._tick() + self._limits.accept_within(len(job.submission.sealed))
+                job.begin(Attempt(candidate, order, node, draft), deadline)
+                outranked = dict.fromkeys(providers, Verdict.OUTRANKED.value)
                 self.decision_log.add_match(model, node.provider, outranked | rejected, now)
                 return
-        unpaid = dict.fromkeys(providers, "the payer's purse did not cover the job")
+        unpaid = dict.fromkeys(providers, Verdict.UNPAID.value)
         self.decision_log.add_match(model, None, unpaid | rejected, now)
         reasons = "; ".join(f"{provider}: {reason}" for provider, reason in rejected.items())
         text = f"no candidate can take the job now: {reasons}"

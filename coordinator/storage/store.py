@@ -28,6 +28,7 @@ from coordinator.ports import (
     StoredState,
     too_many_claims,
 )
+from coordinator.storage.log_store import SqlLogStore
 from coordinator.storage.schema import claims, cursors, jobs, receipts, reputations, responses, settlements
 from tallystick.protocol.eip712 import Verified, loads_signed, read_signed
 from tallystick.protocol.errors import Code, Unavailable
@@ -53,6 +54,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._db, self._instance_lock = Database(url), instance_lock(url, "coordinator")
+        self.match_log = SqlLogStore(self._db)
         self._put = 0
 
     async def start(self) -> None:

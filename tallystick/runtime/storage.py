@@ -221,16 +221,20 @@ class Database:
         await self._queue.put((work, future))
         return await future
 
-    def enqueue(self, work: Work[Any]) -> None:
-        """Queues `work` and returns at once. It is durable before any later write. Raises Unavailable if the queue is full."""
+    def enqueue(self, work: Work[R]) -> asyncio.Future[R]:
+        """Queues `work` and returns at once. It is durable before any later write, and when the future is done.
+
+        Raises Unavailable if the queue is full.
+        """
         self._check_open()
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         future.add_done_callback(_log_lost)
         try:
             self._queue.put_nowait((work, future))
         except asyncio.QueueFull:
             future.cancel()
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too slow: its write queue is full") from None
+        return future
 
     async def read(self, work: Work[R]) -> R:
         """Runs `work`, which must only read. Raises Unavailable if the database does not answer."""

@@ -16,11 +16,11 @@ from aiohttp import web
 
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.access import load_access
-from tallystick.protocol.eip712 import Signed, Signer, Verified, read_signed
+from tallystick.protocol.eip712 import Signed, Verified, read_signed
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import ENDS, TERMINAL, State, step
 from tallystick.protocol.link import LateReceipt
-from tallystick.protocol.messages import Access, Inquiry, Match, Order, Outcome, Receipt
+from tallystick.protocol.messages import Access, Inquiry, Order, Outcome, Receipt
 from tallystick.protocol.pricing import Usage, charge, prices_of, worst_case
 from tallystick.protocol.routes import ALWAYS, serves
 from tallystick.protocol.sealing import ContentKey, Sealer, Transcript, commit_request
@@ -37,7 +37,7 @@ from tallystick.protocol.wire import (
     pack_frame,
     split_request,
 )
-from tests.builders import receipt_for
+from tests.builders import build_match, receipt_for
 from tests.client.parties import DOMAIN, MODEL, Provider, signer
 
 CHAT = "/v1/chat/completions"
@@ -78,22 +78,13 @@ class Session:
     async def send(self, kind: Kind, payload: bytes = b"") -> None:
         await self.response.write(pack_frame(kind, payload))
 
-    async def match(self, index: int = 0, *, by: Signer | None = None, **changes: Any) -> None:
+    async def match(self, index: int = 0, **changes: Any) -> None:
         """Matches a candidate and opens its sealed request, as its node would."""
         self.take(index)
-        coordinator = by or self.market.signer
-        values: dict[str, Any] = {
-            "coordinator": coordinator.address,
-            "job": self.job,
-            "provider": self.provider.address,
-            "order_hash": self.order.digest,
-            "attempt": self.attempts,
-            "matched_at": 1,
-        }
+        match = build_match(self.order, self.candidate.terms, **({"attempt": self.attempts} | changes))
         self.attempts += 1
         self.tried.append({"attempt": len(self.tried), "provider": self.provider.address, "state": "failed", "reason": ""})
-        match = coordinator.sign(Match(**(values | changes)), DOMAIN)
-        await self.send(Kind.MATCH, dumps(match.to_json()))
+        await self.send(Kind.MATCH, match.dumps())
 
     def take(self, index: int) -> None:
         self.candidate = self.submission.candidates[index]
