@@ -139,7 +139,7 @@ class Bus(Protocol):
 
 
 class JobStore(Protocol):
-    """Stores jobs and receipts. Writes are durable when their coroutine returns. A terminal state is never replaced."""
+    """Stores jobs and receipts. Writes survive the process when their coroutine returns. A terminal state is never replaced."""
 
     def enqueue_job(self, record: JobRecord) -> None:
         """Queues a job, or its newer state, to be stored before all later writes. Raises Unavailable if the queue is too long."""
@@ -189,13 +189,13 @@ class LogStore(Protocol):
     """Stores the match log. It has no gap, and at most one head of each size."""
 
     def enqueue_leaves(self, rows: Sequence[LogRow]) -> asyncio.Future[None]:
-        """Queues leaves that follow the stored ones; the future is done when they are durable. Those that are stored already are
+        """Queues leaves that follow the stored ones; the future is done when they are committed. Those that are stored already are
         skipped. Raises Unavailable.
         """
         ...
 
     async def put_head(self, head: Signed[LogHead]) -> None:
-        """Stores a head of more leaves than all earlier ones, durable on return. Raises Unavailable."""
+        """Stores a head of more leaves than all earlier ones. It and its leaves are synced on return. Raises Unavailable."""
 
     async def load_log(self) -> StoredLog:
         """Raises Unavailable."""
@@ -273,7 +273,7 @@ class ResponseStore(Protocol):
     """Stores responses beyond the process."""
 
     async def put_response(self, stored: StoredResponse, *, since: int, max_bytes: int) -> None:
-        """Stores a response, durable on return, and deletes those that ended before `since`.
+        """Stores a response, which survives the process on return, and deletes those that ended before `since`.
 
         If all responses take more than `max_bytes`, now or some responses later, the oldest ones of the payer that holds most
         are deleted. Raises Unavailable.

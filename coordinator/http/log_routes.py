@@ -8,7 +8,7 @@ from fastapi import FastAPI, Query
 
 from coordinator.domain.resource_bounds import MAX_LOG_ENTRIES
 from coordinator.jobs.match_log import MatchLog
-from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.log_monitor import MAX_ASKED
 
 _Number = Annotated[int, Query(ge=0, lt=1 << 63)]
@@ -36,7 +36,7 @@ def add_log_routes(api: FastAPI, match_log: MatchLog) -> None:
         """
         answer = await match_log.proof((), (index,), size)
         if str(index) not in answer["inclusion"]:
-            raise BadMessage(f"index: expected a leaf below {answer['size']}, got {index}")
+            raise Refusal(Code.UNKNOWN_LEAF, f"index: expected a leaf below {answer['size']}, got {index}")
         proven: dict[str, Any] = answer["inclusion"][str(index)]
         return proven | {"index": index, "size": answer["size"], "head": answer["head"]}
 
@@ -48,7 +48,7 @@ def add_log_routes(api: FastAPI, match_log: MatchLog) -> None:
         """
         answer = await match_log.proof((first,), (), second)
         if str(first) not in answer["consistency"]:
-            raise BadMessage(f"first: expected a size up to {answer['size']}, got {first}")
+            raise Refusal(Code.UNKNOWN_LEAF, f"first: expected a size up to {answer['size']}, got {first}")
         return {"path": answer["consistency"][str(first)], "first": first, "second": answer["size"], "head": answer["head"]}
 
     @api.get("/v1/log/proof")

@@ -107,11 +107,11 @@ class Store:
                 _put_job(connection, job_row)
             connection.execute(_receipt_insert(connection.dialect.name), row)
 
-        await self._db.write(work)
+        await self._db.write(work, synced=False)
 
     async def job(self, job: JobId) -> KnownJob | None:
         """See ports.JobStore. The read is queued among the writes, so it sees all earlier ones."""
-        stored = await self._db.write(lambda c: _read_job(c, job.hex()))
+        stored = await self._db.write(lambda c: _read_job(c, job.hex()), synced=False)
         if stored is None:
             return None
         row, docs = stored
@@ -174,7 +174,7 @@ class Store:
             .order_by(receipts.c.total.desc(), receipts.c.seq.desc())
             .limit(limit)
         )
-        rows = await self._db.write(lambda c: c.execute(query).all())
+        rows = await self._db.write(lambda c: c.execute(query).all(), synced=False)
         return [_late(provider, receipt, attempts) for receipt, attempts in rows]
 
     # Responses
@@ -198,7 +198,7 @@ class Store:
             if check_room:
                 _evict_responses(connection, max_bytes)
 
-        await self._db.write(work)
+        await self._db.write(work, synced=False)
 
     async def response(self, job: JobId, since: int) -> StoredResponse | None:
         """See ports.ResponseStore."""

@@ -1,5 +1,7 @@
-"""The node's store: SQLAlchemy Core on SQLite. A write is on disk when its method returns; signed documents are stored
-unchanged.
+"""The node's store: SQLAlchemy Core on SQLite. Signed documents are stored unchanged.
+
+A write survives the process when its method returns. Receipts and claims are synced to disk by then, and with them all that was
+written before; see docs/explanation/durability.md.
 """
 
 from __future__ import annotations
@@ -69,6 +71,10 @@ class SqlStore:
         """Runs `work` on one consistent snapshot and returns its result."""
         return await self._db.read(work)
 
+    def count_writers(self, count: Callable[[], int]) -> None:
+        """From now on, `count` tells how many jobs run; see `Database.writers`."""
+        self._db.writers = count
+
     async def close(self) -> None:
         """Completes queued writes and closes the database."""
         await self._db.close()
@@ -83,7 +89,7 @@ class SqlStore:
             connection.execute(_NEW_ORDER, order_row)
             connection.execute(_NEW_JOB, job_row)
 
-        await self._db.write(work)
+        await self._db.write(work, synced=False)
 
     async def record_receipt(self, record: ReceiptRecord) -> None:
         """See ports.JobStore."""
@@ -132,7 +138,7 @@ class SqlStore:
         """See ports.ReceiptStore."""
         job_ids = [job.hex() for job in jobs]
         query = sa.update(receipts).where(receipts.c.coordinator == coordinator, receipts.c.job.in_(job_ids))
-        await self._db.write(lambda c: c.execute(query.values(acknowledged=True)))
+        await self._db.write(lambda c: c.execute(query.values(acknowledged=True)), synced=False)
 
     # State recovery
 
@@ -287,7 +293,7 @@ class SqlStore:
             index_elements=["endpoint", "hour"], set_=amounts
         )
         row = {"endpoint": total.endpoint, "hour": total.hour} | amounts
-        await self._db.write(lambda c: c.execute(query, row))
+        await self._db.write(lambda c: c.execute(query, row), synced=False)
 
     async def coordinator_hours(self, since: int) -> list[CoordinatorHour]:
         """See ports.CoordinatorCreditStore."""

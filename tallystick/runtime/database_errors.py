@@ -7,12 +7,12 @@ import socket
 import sqlite3
 from collections.abc import Iterator
 
-from alembic.util import CommandError
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.runtime.database_migration import MigrationFailed
 from tallystick.runtime.database_url import describe_database, describe_server
 
 BUSY_SECONDS = 5.0
@@ -27,7 +27,7 @@ def explain_failed_start(error: BaseException, url: URL, setting: str) -> Unavai
     """The error for a database that cannot be opened or migrated. If the operator must change something, it is not retried."""
     if is_locked(error) or is_damaged(error):
         return explain(error, url, setting) or _unavailable(f"{setting}: {error}")
-    newer = _REVISION.search(str(error)) if isinstance(error, CommandError) else None
+    newer = _REVISION.search(str(error)) if isinstance(error, MigrationFailed) else None
     if newer is not None:
         return _unavailable(
             f"{setting}: {describe_database(url)} has the schema revision {newer[1]}, which this version does not know. If a "

@@ -6,7 +6,7 @@ statements are built once at import, because building a statement costs more tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
@@ -121,6 +121,7 @@ _ACCEPT = (
     .values(accepted=bindparam("to_accepted"), total=bindparam("to_total"), total_order_seq=bindparam("to_total_order_seq"))
 )
 _BLOCK = sa.update(tabs).where(THIS_TAB, tabs.c.blocked_reason == "").values(blocked_reason=bindparam("to_blocked_reason"))
+_TOUCH_TAB = sa.update(tabs).where(THIS_TAB).values(blocked_reason=tabs.c.blocked_reason)
 _DISPUTE = (
     sa.update(orders)
     .where(orders.c.digest == bindparam("of_order"), orders.c.state != OrderState.RECORDED.value)
@@ -325,6 +326,11 @@ def _end_with_receipt(c: Connection, incoming: IncomingReceipt, *, counted: bool
     }
     c.execute(_END_JOB, {"of_job": incoming.job.hex()} | change)
     c.execute(_CLOSE_ORDERS, {"of_job": incoming.job.hex()})
+
+
+def touch_tab(c: Connection, key: Mapping[str, object]) -> None:
+    """Writes a tab as it is: a synced transaction syncs earlier ones only if it writes something."""
+    c.execute(_TOUCH_TAB, key)
 
 
 def _block(c: Connection, incoming: IncomingReceipt, other_docs: list[str], reason: str) -> None:

@@ -150,6 +150,7 @@ class Market(ConvenienceMethods):
         self._pin, self._job_context, self._draining = DeploymentPin.of(self.config), None, False
         self._onchain = PayerEscrow.of(self.config, self.wallet)
         self._ledger = await Ledger.open(self.config.ledger_path(self.address), self.address)
+        self._ledger.count_writers(lambda: len(self._live))
         await self._coordinator.__aenter__()
         recovery = TabRecovery.of(
             self._ledger, self._coordinator, self.wallet, self.info, now=self._now, config=self.config, escrow=self._onchain

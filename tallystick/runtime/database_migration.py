@@ -1,0 +1,52 @@
+"""Schema migrations, by Alembic. It is imported only for a database that is not at the newest revision: that takes long."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sqlalchemy import Connection, inspect, text
+
+MIGRATION_LOCK = 0x7A11
+"""The advisory lock of a migration: processes that start together on one PostgreSQL wait for the one that migrates."""
+_REVISION = re.compile(r"^revision\b[^=\n]*= *[\"']([^\"']+)", re.MULTILINE)
+_DOWN_REVISION = re.compile(r"^down_revision\b[^=\n]*= *[\"']([^\"']+)", re.MULTILINE)
+
+
+class MigrationFailed(Exception):
+    """Alembic cannot migrate the database; the message has its words."""
+
+
+def migrate(connection: Connection, migrations: Path) -> None:
+    """Migrates to the head of `migrations`/versions, in the connection's transaction. Raises MigrationFailed, SQLAlchemyError."""
+    if connection.dialect.name == "postgresql":  # SQLite's write lock is held already
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
+    if _current(connection) == _heads(migrations):
+        return
+    from alembic import command  # noqa: PLC0415 - see above
+    from alembic.config import Config  # noqa: PLC0415 - see above
+    from alembic.util import CommandError  # noqa: PLC0415 - see above
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "alembic"))
+    config.set_main_option("version_locations", str(migrations / "versions"))
+    config.set_main_option("path_separator", "newline")
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise MigrationFailed(str(error)) from error
+
+
+def _heads(migrations: Path) -> set[str]:
+    """The revisions that no other one follows, as Alembic finds them."""
+    sources = [path.read_text(encoding="utf-8") for path in (migrations / "versions").glob("*.py")]
+    revisions = {match[1] for source in sources if (match := _REVISION.search(source))}
+    return revisions - {match[1] for source in sources if (match := _DOWN_REVISION.search(source))}
+
+
+def _current(connection: Connection) -> set[str]:
+    """The revisions that the database says it has; empty for a new one."""
+    if not inspect(connection).has_table("alembic_version"):
+        return set()
+    return set(connection.execute(text("SELECT version_num FROM alembic_version")).scalars())
