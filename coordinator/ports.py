@@ -189,8 +189,9 @@ class LogStore(Protocol):
     """Stores the match log. It has no gap, and at most one head of each size."""
 
     def enqueue_leaves(self, rows: Sequence[LogRow]) -> asyncio.Future[None]:
-        """Queues leaves that follow the stored ones; the future is done when they are committed. Those that are stored already are
-        skipped. Raises Unavailable.
+        """Queues leaves that follow the stored ones; the future is done when they are committed.
+
+        Those that are stored already are skipped. Raises Unavailable.
         """
         ...
 

@@ -1,7 +1,7 @@
 """The match log of this coordinator: appends a leaf for each match, signs heads, and proves what is in it.
 
 Leaves are written in order, one write at a time, in the transactions that write the jobs anyway. A head is signed only for leaves
-that are committed, and is itself synced to disk, they with it, before anybody sees it. So a kill leaves no gap, and no size ever has a second head.
+that are committed, and both are synced before anybody sees the head. So a kill leaves no gap, and no size ever has a second head.
 """
 
 from __future__ import annotations

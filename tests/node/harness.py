@@ -141,7 +141,8 @@ class Client:
             order_hash=order.digest,
             provider=order.message.provider,
         )
-        match = build_match(order, terms, **({"at": now, "job": job} | (match_with or {})))
+        leaf: dict[str, Any] = {"at": now, "job": job} | (match_with or {})
+        match = build_match(order, terms, **leaf)
         dispatch = Dispatch(match, Candidate(order, terms, wrapped), key.seal_request(job, plain))
         return PlacedJob(job, key, order, terms, dispatch, body)
 
