@@ -256,9 +256,9 @@ class Job:
         """
         ledger, response = self._context.ledger, self._response
         deliveries = self._delivered_by_order(stream)
-        await ledger.store_deliveries(deliveries)
+        await ledger.store_deliveries(self.id, deliveries)
         unmatched = response.unmatched(self._body_bytes, bounded=self._summary.bounded, stream=stream)
-        await ledger.store_deliveries(unmatched, matched=False)
+        await ledger.store_deliveries(self.id, unmatched, matched=False)
         return deliveries
 
     def _delivered_by_order(self, stream: StreamEnd = StreamEnd.ENDED) -> dict[Hash, Delivery]:

@@ -46,7 +46,7 @@ from tallystick.client.receipts.delivery_check import UndeliveredCharge
 from tallystick.client.receipts.evidence import Evidence, EvidenceFile
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadReceipt, Fault
-from tallystick.protocol.messages import Ask, Receipt, Terms
+from tallystick.protocol.messages import Ask, Order, Receipt, Terms
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.runtime.database_errors import explain_failed_start
@@ -216,16 +216,16 @@ class Ledger:
             synced=False,
         )
 
-    async def store_deliveries(self, deliveries: Deliveries, *, matched: bool = True) -> None:
+    async def store_deliveries(self, job: JobId, deliveries: Deliveries, *, matched: bool = True) -> None:
         """Stores what arrived of a stream that is no longer read; a receipt that comes later may charge only for that.
 
         `matched`: providers are known to have had these orders, which then count until a receipt or their `claim_by`.
         """
 
         def store(c: Connection) -> None:
-            open_orders.store_deliveries(c, deliveries)
+            open_orders.store_deliveries(c, job, deliveries)
             if matched:
-                open_orders.mark_dispatched(c, deliveries)
+                open_orders.mark_dispatched(c, job, deliveries)
 
         await self._database.write(store, synced=False)
 
@@ -245,9 +245,9 @@ class Ledger:
         """Stores when the coordinator was last asked about an ended job."""
         await self._database.write(lambda c: queries.record_inquiry(c, job, now), synced=False)
 
-    async def known_orders(self, digests: Sequence[Hash]) -> dict[Hash, JobId]:
-        """Returns the job of each of these orders; orders that the ledger lacks are left out."""
-        return await self._database.read(lambda c: queries.known_orders(c, digests))
+    async def known_orders(self, signed: Sequence[Verified[Order]]) -> dict[Hash, JobId]:
+        """Returns the job of each of these orders, by digest; orders that the ledger lacks are left out."""
+        return await self._database.read(lambda c: queries.known_orders(c, signed))
 
     async def store_key(self, key: IdempotencyKey, oldest: int) -> IdempotencyKey:
         """Stores a key unless it already has a job, and returns the stored key: another process may have been faster."""
