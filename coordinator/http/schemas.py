@@ -16,7 +16,8 @@ from tallystick.protocol.requirements import MAX_NAMES
 Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's id, 32 hex digits.")]
 ProviderPath = Annotated[str, Path(pattern="^0x[0-9a-fA-F]{40}$", description="The provider's account.")]
 Account = Annotated[str, Field(pattern="^0x[0-9a-fA-F]{40}$")]
-Price = Annotated[int, Field(ge=0, le=10**18)]
+Price = Annotated[int, Field(ge=0, le=10**18, strict=True)]
+"""Strict, as all counts are: pydantic would take true for 1."""
 ModelName = Annotated[str, Query(max_length=MAX_MODEL_NAME, description="The model's name.")]
 _NEXT = "The `next` of the previous page; empty for the first page."
 AfterModel = Annotated[str, Query(max_length=MAX_MODEL_NAME, description=_NEXT)]
@@ -85,7 +86,7 @@ class Required(BaseModel):
     tier: Names = []
     engine: Names = []
     features: Names = []
-    contextTokens: int = Field(default=0, ge=0, lt=1 << 32)
+    contextTokens: int = Field(default=0, ge=0, lt=1 << 32, strict=True)
 
 
 class Needed(BaseModel):
@@ -94,7 +95,7 @@ class Needed(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     features: Names = []
-    contextTokens: int = Field(default=0, ge=0, lt=1 << 32)
+    contextTokens: int = Field(default=0, ge=0, lt=1 << 32, strict=True)
 
 
 class ShortlistRequest(BaseModel):
@@ -116,11 +117,11 @@ class ShortlistRequest(BaseModel):
     require: Required = Field(default_factory=Required)
     needs: Needed = Field(default_factory=Needed)
     essential: Names = []
-    inputTokens: int = Field(default=0, ge=0, lt=1 << 32)
-    minReputation: int = Field(default=0, ge=0, le=100)
+    inputTokens: int = Field(default=0, ge=0, lt=1 << 32, strict=True)
+    minReputation: int = Field(default=0, ge=0, le=100, strict=True)
     minStake: Price = 0
     sort: Sort = "price"
-    limit: int = Field(default=DEFAULT_LIMIT, ge=1, le=MAX_CANDIDATES)
+    limit: int = Field(default=DEFAULT_LIMIT, ge=1, le=MAX_CANDIDATES, strict=True)
 
     def demand(self) -> Demand:
         """Returns the demand. Raises Refusal (unknown_route)."""
