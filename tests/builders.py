@@ -7,7 +7,17 @@ from __future__ import annotations
 from typing import Any
 
 from tallystick.protocol.eip712 import Verified
-from tallystick.protocol.match_log import SECRET_SIZE, AskFacts, Considered, Match, MatchLeaf, Verdict, commit, draw_of
+from tallystick.protocol.match_log import (
+    SECRET_SIZE,
+    AskFacts,
+    Considered,
+    Match,
+    MatchLeaf,
+    RequestFacts,
+    Verdict,
+    commit,
+    draw_of,
+)
 from tallystick.protocol.messages import Ask, Order, Outcome, Receipt, Spec, Terms
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, JobId
@@ -138,7 +148,8 @@ def build_match(order: Verified[Order], terms: Terms, /, index: int = 1, **chang
     secret = bytes(SECRET_SIZE)
     order_hash = changes.pop("order_hash", order.digest)
     provider = changes.pop("provider", order.message.provider)
-    facts = AskFacts(terms.input_price, terms.cached_input_price, terms.output_price, 0, 0xFFFFFFFF, 1, 1, 1.0, newcomer=False)
+    prices = (terms.input_price, terms.cached_input_price, terms.output_price)
+    facts = AskFacts(*prices, 0, 0xFFFFFFFF, 1, 1, 0, 0, 0, 1.0, newcomer=False)
     deadline = min(order.message.deadline, 0xFFFFFFFF)
     job = changes.get("job", terms.job)
     values: dict[str, Any] = {
@@ -150,6 +161,7 @@ def build_match(order: Verified[Order], terms: Terms, /, index: int = 1, **chang
         "ranked": False,
         "draw": draw_of(job, changes.get("attempt", 0)),
         "model": terms.model,
+        "request": RequestFacts(),
         "considered": (Considered(provider, terms.ask, 0, Verdict.CHOSEN, deadline, facts),),
     }
     leaf = MatchLeaf(**(values | changes))

@@ -9,7 +9,9 @@ from functools import lru_cache, partial
 from operator import attrgetter
 from sys import intern
 
-from coordinator.domain.ask_index import AskGroup, ConnectedNode, ListedAsk, ModelIndex, speed_steps
+from coordinator.domain.ask_group import AskGroup
+from coordinator.domain.ask_index import GroupKey, ModelIndex, group_key
+from coordinator.domain.listed_ask import SCORE_STEPS, ConnectedNode, ListedAsk, Speed, speed_steps
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Spec
@@ -39,6 +41,27 @@ def _ignore(_node: ConnectedNode) -> None:
     pass
 
 
+def _unmeasured(_provider: Address, _model: str) -> Speed | None:
+    return None
+
+
+def _fold(listed_asks: tuple[ListedAsk, ...]) -> tuple[ListedAsk, ...]:
+    """Returns the cheapest ask of each group, with the others of that group as its siblings."""
+    if len(listed_asks) < 2:
+        return listed_asks
+    groups: dict[tuple[str, GroupKey], list[ListedAsk]] = {}
+    for listed_ask in sorted(listed_asks, key=_price_key):
+        ask = listed_ask.ask.message
+        groups.setdefault((ask.model, group_key(ask)), []).append(listed_ask)
+    for lead, *siblings in groups.values():
+        lead.siblings = tuple(siblings)
+    return tuple(members[0] for members in groups.values())
+
+
+def _set_score(node: ConnectedNode, reliability: int, score_step: int) -> None:
+    node.reliability, node.score_step = reliability, score_step
+
+
 @dataclass(slots=True)
 class AskBook:
     """All listed asks: by model, cheapest first, by digest, and by provider."""
@@ -51,6 +74,8 @@ class AskBook:
     """The number of the next decision, which dates changes of a node's free slots."""
     on_free: Callable[[ConnectedNode], None] = _ignore
     """Called with each node that may have got a free slot."""
+    measured: Callable[[Address, str], Speed | None] = _unmeasured
+    """Returns the speed that was measured for a provider and a model; None if too little was."""
 
     def replace(
         self,
@@ -58,8 +83,12 @@ class AskBook:
         asks: Iterable[Verified[Ask]],
         capacity: Capacity | None = None,
         reliability: int | None = None,
+        score_step: int = SCORE_STEPS,
     ) -> None:
-        """Replaces all asks of a provider. None for `capacity` or `reliability` keeps the former one."""
+        """Replaces all asks of a provider. None for `capacity` or `reliability` keeps the former one.
+
+        `score_step`: see ConnectedNode, if `reliability` is given.
+        """
         node = self._nodes.get(provider)
         former = () if node is None else (*node.former, *node.asks)
         self._remove_asks(provider)
@@ -68,13 +97,16 @@ class AskBook:
         if capacity is not None:
             node.capacity = capacity
         if reliability is not None:
-            node.reliability = reliability
+            node.reliability, node.score_step = reliability, score_step
         node.set_listed(node.free > 0, self.decisions)
-        node.asks = tuple(ListedAsk(_compact(ask, provider), node) for ask in asks)
+        node.asks = tuple(ListedAsk(_compact(ask, provider), node, self.measured(provider, ask.message.model)) for ask in asks)
+        node.leads = _fold(node.asks)
         for listed_ask in node.asks:
             model = listed_ask.ask.message.model
             self._by_digest[listed_ask.ask.digest] = listed_ask
             insort(self._by_model.setdefault(model, []), listed_ask, key=_price_key)
+        for listed_ask in node.leads:
+            model = listed_ask.ask.message.model
             index = self._indexes.get(model)
             if index is None:
                 index = self._indexes[model] = ModelIndex()
@@ -100,10 +132,11 @@ class AskBook:
         node = self._nodes.get(provider)
         if node is None:
             return
+        for listed_ask in node.leads:
+            self._indexes[listed_ask.ask.message.model].leave(listed_ask)
         for listed_ask in node.asks:
             self._by_digest.pop(listed_ask.ask.digest, None)
             model = listed_ask.ask.message.model
-            self._indexes[model].leave(listed_ask)
             of_model = self._by_model[model]
             index = bisect_left(of_model, listed_ask.price_key, key=_price_key)
             while of_model[index] is not listed_ask:
@@ -113,7 +146,7 @@ class AskBook:
                 del self._by_model[model], self._indexes[model]
         for listed_ask in node.former:
             self._by_digest.pop(listed_ask.ask.digest, None)
-        node.asks = node.former = ()
+        node.asks = node.leads = node.former = ()
 
     # What changes with every job
 
@@ -128,11 +161,27 @@ class AskBook:
             self._relist(node, partial(setattr, node, "capacity", capacity))
         self._update(node)
 
-    def set_reliability(self, provider: Address, reliability: int) -> None:
-        """Records the class of reliability of a connected node's provider."""
+    def set_reliability(self, provider: Address, reliability: int, score_step: int = SCORE_STEPS) -> None:
+        """Records the class of reliability of a connected node's provider, and the step that its score does not exceed."""
         node = self._nodes.get(provider)
-        if node is not None and node.reliability != reliability:
-            self._relist(node, partial(setattr, node, "reliability", reliability))
+        if node is not None and (node.reliability, node.score_step) != (reliability, score_step):
+            self._relist(node, partial(_set_score, node, reliability, score_step))
+
+    def set_speed(self, provider: Address, model: str, speed: Speed) -> None:
+        """Records the speed that was measured for a provider and a model."""
+        node = self._nodes.get(provider)
+        if node is None:
+            return
+        for listed_ask in node.asks:
+            if listed_ask.ask.message.model == model:
+                steps = speed_steps(speed) != speed_steps(listed_ask.speed)
+                if steps and listed_ask in node.leads:
+                    index = self._indexes[model]
+                    index.unlist(listed_ask)
+                    listed_ask.measured = speed
+                    index.relist(listed_ask)
+                else:
+                    listed_ask.measured = speed
 
     def assign(self, node: ConnectedNode) -> None:
         """Counts a job that the node was given."""
@@ -158,15 +207,15 @@ class AskBook:
 
     def _relist(self, node: ConnectedNode, change: Callable[[], None]) -> None:
         """Makes a change on which the places of a node's asks depend."""
-        for listed_ask in node.asks:
+        for listed_ask in node.leads:
             self._indexes[listed_ask.ask.message.model].unlist(listed_ask)
         change()
-        for listed_ask in node.asks:
+        for listed_ask in node.leads:
             self._indexes[listed_ask.ask.message.model].relist(listed_ask)
 
     def _groups_of(self, node: ConnectedNode) -> Iterator[tuple[AskGroup, ListedAsk]]:
         """Yields the asks of a node, each with its group."""
-        for listed_ask in node.asks:
+        for listed_ask in node.leads:
             yield self._indexes[listed_ask.ask.message.model].group_of(listed_ask), listed_ask
 
     # Reading

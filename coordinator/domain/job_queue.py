@@ -20,7 +20,7 @@ from operator import attrgetter
 
 from sortedcontainers import SortedKeyList
 
-from coordinator.domain.ask_index import ConnectedNode
+from coordinator.domain.listed_ask import ConnectedNode
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.types import Address
 

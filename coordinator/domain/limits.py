@@ -40,6 +40,8 @@ class JobLimits:
     match_log_seconds: int = 30 * 86_400
     """How long the match log keeps the contents of its leaves. Their hashes stay."""
     fee_bps: int = 0
+    hedge_share: float = 0.05
+    """Share of jobs, from 0 to 1, that may run at two providers because their first output is late; of each payer's jobs too."""
     jobs_per_payer: int = 256
     jobs_per_node: int = 1_024
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from coordinator.domain.ask_book import ListedAsk
-from coordinator.domain.ask_index import ConnectedNode
+from coordinator.domain.listed_ask import ConnectedNode, ListedAsk, Speed
 from coordinator.domain.matching import candidate_rejection, rank_fitting
+from coordinator.domain.ranking import Ranked
 from coordinator.domain.reputation import Reputation
+from coordinator.domain.scoring import RequestShape, Scorer
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
-from tallystick.protocol.match_log import AskFacts, Considered, MatchLeaf, Outcome, Verdict, draw_of
+from tallystick.protocol.match_log import AskFacts, Considered, MatchLeaf, Outcome, RequestFacts, Verdict, draw_of
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.types import Address, Hash
+from tallystick.protocol.weights import Weights
 from tallystick.protocol.wire import Candidate
 
-Ranked = Sequence[tuple[ListedAsk, Candidate]]
 _AFTER_RANKING = (Verdict.UNPAID, Verdict.HELD)
 """Why a candidate that fitted was passed over."""
 
@@ -36,6 +37,9 @@ def facts_of(listed_ask: ListedAsk, reputation: Reputation) -> AskFacts:
         ask.valid_until,
         node.free,
         node.capacity.slots,
+        listed_ask.speed.first_token_ms,
+        listed_ask.speed.tokens_per_second,
+        node.reliability,
         reputation.score(node.provider),
         reputation.newcomer(node.provider),
     )
@@ -43,7 +47,7 @@ def facts_of(listed_ask: ListedAsk, reputation: Reputation) -> AskFacts:
 
 def consider(
     candidates: Sequence[Candidate],
-    ranked: Ranked,
+    ranked: Sequence[Ranked[tuple[ListedAsk, Candidate]]],
     rejected: Mapping[Address, str],
     find: Callable[[Hash], ListedAsk | None],
     reputation: Reputation,
@@ -53,7 +57,7 @@ def consider(
     Called before anything is assigned. Fitting candidates have the outcome OUTRANKED until `decided` gives them theirs.
     """
     places = {id(candidate): place for place, candidate in enumerate(candidates)}
-    fitting = [candidate for _, candidate in ranked]
+    fitting = [entry.entry[1] for entry in ranked]
     others = [candidate for candidate in candidates if not any(candidate is entry for entry in fitting)]
     considered = list[Considered]()
     for candidate in (*fitting, *others):
@@ -64,6 +68,25 @@ def consider(
         facts = None if listed_ask is None else facts_of(listed_ask, reputation)
         considered.append(Considered(order.provider, candidate.terms.ask, places[id(candidate)], outcome, order.deadline, facts))
     return considered
+
+
+def request_facts(shape: RequestShape) -> RequestFacts:
+    """Returns what a leaf says of a request."""
+    weights = shape.weights
+    return RequestFacts(
+        shape.input_tokens,
+        shape.output_tokens,
+        weights.first_token,
+        weights.speed,
+        weights.loss,
+        shape.cached_tokens,
+        shape.holder,
+    )
+
+
+def _shape(facts: RequestFacts) -> RequestShape:
+    weights = Weights(facts.first_token_weight, facts.speed_weight, facts.loss_weight)
+    return RequestShape(facts.input_tokens, facts.output_tokens, weights, facts.holder, facts.cached_tokens)
 
 
 def check_leaf(leaf: MatchLeaf) -> Iterator[str]:
@@ -87,13 +110,14 @@ def check_leaf(leaf: MatchLeaf) -> Iterator[str]:
 def _check_order(leaf: MatchLeaf, fitting: list[tuple[ListedAsk, Considered]]) -> Iterator[str]:
     facts = {entry.provider: entry.facts for _, entry in fitting if entry.facts is not None}
     submitted = sorted(fitting, key=lambda pair: pair[1].place)
-    ranked = rank_fitting(
+    ranking = rank_fitting(
         submitted,
+        Scorer(_shape(leaf.request), lambda provider: facts[provider].score),
         ranked=leaf.ranked,
-        score=lambda provider: facts[provider].score,
         newcomer=lambda provider: facts[provider].newcomer,
         chance=leaf.draw,
     )
+    ranked = [entry.entry for entry in ranking]
     for (_, expected), (_, recorded) in zip(ranked, fitting, strict=True):
         if expected is not recorded:
             yield f"{expected.provider} ranks before {recorded.provider} by the facts, and the leaf has them the other way round"
@@ -120,5 +144,5 @@ def _listed_ask(model: str, entry: Considered, facts: AskFacts) -> ListedAsk:
         seq=0,
         spec=Spec(),
     )
-    node = ConnectedNode(entry.provider, Capacity(facts.free, facts.slots))
-    return ListedAsk(Verified(ask, b"", entry.ask), node)
+    node = ConnectedNode(entry.provider, Capacity(facts.free, facts.slots), reliability=facts.reliability)
+    return ListedAsk(Verified(ask, b"", entry.ask), node, Speed(facts.first_token_ms, facts.tokens_per_second))

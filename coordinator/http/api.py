@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from coordinator.domain.ask_pages import ask_entry, asks_page, models_page
+from coordinator.domain.ask_pages import ask_entry, asks_page, explained_entry, models_page
 from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.resource_bounds import DEFAULT_PAGE_ENTRIES
 from coordinator.http.log_routes import add_log_routes
@@ -143,25 +143,14 @@ def _add_market_routes(api: FastAPI, context: ApiContext) -> None:
 
     @api.post("/v1/explain")
     async def explain(request: ShortlistRequest) -> dict[str, Any]:
-        """Returns every ask for the model in the order that the demand sorts by; `tally explain` shows this.
+        """Returns every ask for the model, the lowest score first; `tally explain` shows this.
 
-        `why` is the reason for which the ask would not be on the shortlist, or null if it would be. `tokensPerSecond` and
-        `firstTokenMs` are the node's own measurements, and `reputation` is a percentage.
+        `why` is the reason for which the ask would not be on the shortlist, or null if it would be. `score` has the terms by
+        which asks are ranked for this request, and their `total`, in dollars. `tokensPerSecond` and `firstTokenMs` are this
+        coordinator's measurements if `measured` is true, else the node's own word. `reputation` is a percentage.
         """
         explained = context.market.matchmaker.explain(await _demand(context, request))
-        score = context.market.reputation.score
-        return {
-            "asks": [
-                ask_entry(listed_ask)
-                | {
-                    "why": None if reason is None else reason.value,
-                    "tokensPerSecond": listed_ask.node.capacity.tokens_per_second,
-                    "firstTokenMs": listed_ask.node.capacity.first_token_ms,
-                    "reputation": round(100 * score(listed_ask.node.provider)),
-                }
-                for listed_ask, reason in explained
-            ]
-        }
+        return {"asks": [explained_entry(ranked, reason) for ranked, reason in explained]}
 
     @api.post("/v1/shortlist")
     async def shortlist(request: ShortlistRequest) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from coordinator.domain.ask_pages import CURSOR_PATTERN, MAX_MODEL_NAME
 from coordinator.domain.resource_bounds import MAX_PAGE_ENTRIES
 from tallystick.protocol.criteria import DEFAULT_LIMIT, MAX_ADDRESSES, MAX_CANDIDATES, Demand, Sort
 from tallystick.protocol.requirements import MAX_NAMES
+from tallystick.protocol.weights import MAX_WEIGHT
 
 Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's id, 32 hex digits.")]
 ProviderPath = Annotated[str, Path(pattern="^0x[0-9a-fA-F]{40}$", description="The provider's account.")]
 Account = Annotated[str, Field(pattern="^0x[0-9a-fA-F]{40}$")]
-Price = Annotated[int, Field(ge=0, le=10**18, strict=True)]
-"""Strict, as all counts are: pydantic would take true for 1."""
+Price = Annotated[int, Field(ge=0, le=10**18)]
 ModelName = Annotated[str, Query(max_length=MAX_MODEL_NAME, description="The model's name.")]
 _NEXT = "The `next` of the previous page; empty for the first page."
 AfterModel = Annotated[str, Query(max_length=MAX_MODEL_NAME, description=_NEXT)]
@@ -86,7 +86,7 @@ class Required(BaseModel):
     tier: Names = []
     engine: Names = []
     features: Names = []
-    contextTokens: int = Field(default=0, ge=0, lt=1 << 32, strict=True)
+    contextTokens: int = Field(default=0, ge=0, lt=1 << 32)
 
 
 class Needed(BaseModel):
@@ -95,14 +95,25 @@ class Needed(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     features: Names = []
-    contextTokens: int = Field(default=0, ge=0, lt=1 << 32, strict=True)
+    contextTokens: int = Field(default=0, ge=0, lt=1 << 32)
+
+
+class Weighted(BaseModel):
+    """What counts besides the price: base units per second to the first token, per second of output, and per failed job."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    firstToken: int = Field(default=0, ge=0, le=MAX_WEIGHT)
+    speed: int = Field(default=0, ge=0, le=MAX_WEIGHT)
+    loss: int = Field(default=0, ge=0, le=MAX_WEIGHT)
 
 
 class ShortlistRequest(BaseModel):
     """A client's demand. Prices are maxima in base units per 1,000,000 tokens; `minStake` is in base units.
 
-    `inputTokens`: the fewest input tokens that the request can have. If any ask declares all that the request `needs`, only such
-    asks are returned. Asks that declare that they lack an `essential` feature are left out.
+    `inputTokens`: the fewest input tokens that the request can have. `likelyTokens` and `maxOutput`: its likely input and the
+    most output that it allows, in tokens, for which the asks' costs are compared. If any ask declares all that the request
+    `needs`, only such asks are returned. Asks that declare that they lack an `essential` feature are left out.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -117,11 +128,14 @@ class ShortlistRequest(BaseModel):
     require: Required = Field(default_factory=Required)
     needs: Needed = Field(default_factory=Needed)
     essential: Names = []
-    inputTokens: int = Field(default=0, ge=0, lt=1 << 32, strict=True)
-    minReputation: int = Field(default=0, ge=0, le=100, strict=True)
+    inputTokens: int = Field(default=0, ge=0, lt=1 << 32)
+    likelyTokens: int = Field(default=0, ge=0, lt=1 << 32)
+    maxOutput: int | None = Field(default=None, ge=0, lt=1 << 32)
+    weights: Weighted = Field(default_factory=Weighted)
+    minReputation: int = Field(default=0, ge=0, le=100)
     minStake: Price = 0
     sort: Sort = "price"
-    limit: int = Field(default=DEFAULT_LIMIT, ge=1, le=MAX_CANDIDATES, strict=True)
+    limit: int = Field(default=DEFAULT_LIMIT, ge=1, le=MAX_CANDIDATES)
 
     def demand(self) -> Demand:
         """Returns the demand. Raises Refusal (unknown_route)."""

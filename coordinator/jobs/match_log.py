@@ -14,6 +14,8 @@ from typing import Any
 
 import structlog
 
+from coordinator.domain.match_leaf import request_facts
+from coordinator.domain.scoring import RequestShape
 from coordinator.ports import LogRow, LogStore
 from tallystick.protocol import merkle
 from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified
@@ -33,9 +35,13 @@ Random = Callable[[int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class MatchDraft:
-    """A match before it is logged: the candidates as they were considered, and the draw among near ties."""
+    """A match before it is logged: the candidates as they were considered, and the draw among near ties.
+
+    `shape`: what the ranking knew of the request.
+    """
 
     model: str
+    shape: RequestShape
     ranked: bool
     draw: float
     considered: tuple[Considered, ...]
@@ -123,6 +129,7 @@ class MatchLog:
             ranked=draft.ranked,
             draw=draft.draw,
             model=draft.model,
+            request=request_facts(draft.shape),
             considered=draft.considered,
         )
         data = leaf.dumps()

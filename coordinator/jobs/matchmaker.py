@@ -10,16 +10,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
-from coordinator.domain.ask_book import AskBook, ConnectedNode, ListedAsk
+from coordinator.domain.ask_book import AskBook
 from coordinator.domain.decision_log import DecisionLog
 from coordinator.domain.exposure import Exposure
 from coordinator.domain.job_queue import JobQueue
 from coordinator.domain.limits import JobLimits
+from coordinator.domain.listed_ask import ConnectedNode, ListedAsk
 from coordinator.domain.match_leaf import consider
-from coordinator.domain.matching import explain, rank_candidates, shortlist, sort_by_demand
-from coordinator.domain.ranking import reliability
+from coordinator.domain.matching import explain, rank_candidates, shortlist
+from coordinator.domain.ranking import Ranked, reliability, score_step
 from coordinator.domain.reputation import Reputation
-from coordinator.jobs.live_job import Attempt, LiveJob
+from coordinator.domain.scoring import ANY_REQUEST
+from coordinator.jobs.attempt import Attempt
+from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.match_log import MatchDraft
 from coordinator.ports import Funds
 from tallystick.protocol.criteria import Demand, Reason
@@ -88,7 +91,8 @@ class Matchmaker:
             raise BadMessage(f"asks: expected asks of {provider} alone, got one of another provider")
         self._note_withdrawn(provider)
         within = None if capacity is None else self._within_limit(capacity)
-        self.book.replace(provider, verified, within, reliability(self.reputation.score(provider)))
+        score = self.reputation.score(provider)
+        self.book.replace(provider, verified, within, reliability(score), score_step(score))
 
     def drop(self, provider: Address) -> None:
         """Removes a provider that disconnected."""
@@ -111,12 +115,15 @@ class Matchmaker:
         """Returns a capacity with no more slots than this coordinator gives one node."""
         return replace(capacity, slots=min(capacity.slots, self._limits.jobs_per_node))
 
-    def release(self, node: ConnectedNode) -> None:
-        """Frees the slot of a job that ended."""
-        self.book.release(node)
+    def release(self, attempt: Attempt) -> None:
+        """Frees the slot of an attempt that ended, and its exposure."""
+        order, terms = attempt.order.message, attempt.candidate.terms
+        self.exposure.release(order.payer, order.provider, terms.max_cost)
+        self.book.release(attempt.node)
 
     def _score_changed(self, provider: Address) -> None:
-        self.book.set_reliability(provider, reliability(self.reputation.score(provider)))
+        score = self.reputation.score(provider)
+        self.book.set_reliability(provider, reliability(score), score_step(score))
 
     async def load_stakes(self, model: str) -> None:
         """Reads the stakes of a model's providers from the chain. Raises Unavailable if the chain does not answer."""
@@ -167,20 +174,27 @@ class Matchmaker:
             text = f"no provider offers {model!r} now; the last one withdrew it {int(age)} s ago and may come back"
             raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER) from error
 
-    def explain(self, demand: Demand) -> list[tuple[ListedAsk, Reason | None]]:
-        """Returns the asks for the demand's model, each with the reason against it, sorted by the demand; at most MAX_EXPLAINED.
+    def explain(self, demand: Demand) -> list[tuple[Ranked[ListedAsk], Reason | None]]:
+        """Returns the model's asks, the lowest score first, each with the reason against it; at most MAX_EXPLAINED.
 
         Decides nothing and records nothing.
         """
-        now, score = int(self._now()), self.reputation.score
-        listed_asks = sort_by_demand(self.book.of_model(demand.model)[:MAX_EXPLAINED], demand, score)
-        return explain(listed_asks, demand, now, score)
+        return explain(self.book.of_model(demand.model)[:MAX_EXPLAINED], demand, int(self._now()), self.reputation.score)
 
     async def match(self, job: LiveJob) -> None:
         """Begins an attempt with the best candidate left that the payer can pay. Raises the error that says why there is none;
         SlotsBusy if one may have a free slot later.
         """
-        now, refused, draw = int(self._now()), job.last_error, self.draw(job.id, len(job.attempts))
+        job.begin(await self.choose(job), self.deadline(job))
+
+    def deadline(self, job: LiveJob) -> float:
+        """Returns until when a node must answer a dispatch of the job that leaves now."""
+        return self._tick() + self._limits.accept_within(len(job.submission.sealed))
+
+    async def choose(self, job: LiveJob) -> Attempt:
+        """Returns an attempt of the best candidate left, with its slot and exposure; raises as `match`."""
+        now, refused = int(self._now()), job.last_error
+        draw = self.draw(job.id, len(job.attempts))
         fitting, rejected = rank_candidates(
             job.submission.candidates,
             self.book,
@@ -192,13 +206,14 @@ class Matchmaker:
             chance=draw,
         )
         considered = consider(job.submission.candidates, fitting, rejected, self.book.find, self.reputation)
-        providers = [listed_ask.node.provider for listed_ask, _ in fitting]
+        providers = [ranked.listed_ask.provider for ranked in fitting]
         model = job.submission.candidates[0].terms.model
-        for rank, (listed_ask, candidate) in enumerate(fitting):
+        for place, ranked in enumerate(fitting):
+            listed_ask, candidate = ranked.entry
             order, node = candidate.order.verify(self._domain), listed_ask.node
             if not self.queue.is_open(node, job.queued):
                 rejected[node.provider] = Reason.BUSY.value
-                considered[rank] = replace(considered[rank], outcome=Verdict.HELD)
+                considered[place] = replace(considered[place], outcome=Verdict.HELD)
                 continue
             self.book.assign(node)
             try:
@@ -208,17 +223,15 @@ class Matchmaker:
                 if not isinstance(error, Refusal):
                     raise
                 refused = refused or error
-                considered[rank] = replace(considered[rank], outcome=Verdict.UNPAID)
+                considered[place] = replace(considered[place], outcome=Verdict.UNPAID)
                 if isinstance(error, _NoPurse):
                     break  # nor is there a reservation for another candidate: a stranger costs two chain reads
             else:
-                considered[rank] = replace(considered[rank], outcome=Verdict.CHOSEN)
-                draft = MatchDraft(model, job.submission.ranked, draw, tuple(considered))
-                deadline = self._tick() + self._limits.accept_within(len(job.submission.sealed))
-                job.begin(Attempt(candidate, order, node, draft), deadline)
+                considered[place] = replace(considered[place], outcome=Verdict.CHOSEN)
                 outranked = dict.fromkeys(providers, Verdict.OUTRANKED.value)
                 self.decision_log.add_match(model, node.provider, outranked | rejected, now)
-                return
+                draft = MatchDraft(model, ANY_REQUEST, job.submission.ranked, draw, tuple(considered))
+                return Attempt(candidate, order, node, draft)
         unpaid = dict.fromkeys(providers, Verdict.UNPAID.value)
         self.decision_log.add_match(model, None, unpaid | rejected, now)
         reasons = "; ".join(f"{provider}: {reason}" for provider, reason in rejected.items())

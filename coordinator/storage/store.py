@@ -43,7 +43,7 @@ from tallystick.runtime.storage import Database
 log = structlog.get_logger()
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 _EVENTS = "escrow"
-_FLAGS = ("delivered", "cancelled", "unseen")
+_FLAGS = ("delivered", "cancelled", "unseen", "hedged", "outrun")
 """Flags of an attempt that are written only if they are set."""
 ROOM_CHECK_INTERVAL = 16
 """The space that stored responses take is checked once per this many responses."""
@@ -349,7 +349,9 @@ def _close_stale(connection: Connection, now: int) -> None:
     """Ends the jobs that a former process left open as failed."""
     for row in connection.execute(sa.select(jobs).where(_OPEN)).mappings().all():
         attempts = json.loads(row["attempts_doc"])
-        attempts[-1] |= {"state": State.FAILED.value, "reason": "the coordinator was restarted", "unseen": True}
+        for attempt in attempts:
+            if State(attempt["state"]) not in TERMINAL:
+                attempt |= {"state": State.FAILED.value, "reason": "the coordinator was restarted", "unseen": True}
         ended = {"state": State.FAILED.value, "finished_at": now, "attempts_doc": json.dumps(attempts)}
         connection.execute(sa.update(jobs).where(jobs.c.job == row["job"]).values(ended))
 

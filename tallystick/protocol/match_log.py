@@ -32,11 +32,13 @@ VERSION = 1
 _RESTART, _MATCH = 0, 1
 _HEAD = struct.Struct(">BBQ")
 _BODY = struct.Struct(">Q16sB32s?dHB")
+_REQUEST = struct.Struct(">IIQQQI20s")
 _CANDIDATE = struct.Struct(">20s32sBBI?")
-_FACTS = struct.Struct(">QQQIIHHd?")
+_FACTS = struct.Struct(">QQQIIHHIIBd?")
 _FRAME = struct.Struct(">Q16s32s")
 _SIGNED_HEAD = struct.Struct(">Q32sQ65s")
-_MAX_TIME, _MAX_SLOTS = 0xFFFFFFFF, 0xFFFF
+_MAX_TIME = _MAX_COUNT = 0xFFFFFFFF
+_MAX_SLOTS = 0xFFFF
 
 
 class Verdict(Enum):
@@ -67,7 +69,11 @@ _NUMBERS = {outcome: number for number, outcome in _CODES.items()}
 
 @dataclass(frozen=True, slots=True)
 class AskFacts:
-    """What the matcher knew of a listed ask and its node. Prices are base units per 1,000,000 tokens, times are Unix seconds."""
+    """What the matcher knew of a listed ask and its node. Prices are base units per 1,000,000 tokens, times are Unix seconds.
+
+    The speed is as the coordinator measured it, or as the node says; 0 if it is unknown. `reliability`: the class by which the
+    index found it; `score`: its reputation, from 0 to 1.
+    """
 
     input_price: int
     cached_input_price: int
@@ -76,8 +82,51 @@ class AskFacts:
     valid_until: int
     free: int
     slots: int
+    first_token_ms: int
+    tokens_per_second: int
+    reliability: int
     score: float
     newcomer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """What the matcher knew of the request: tokens in buckets, and the weights of the client in base units.
+
+    `holder`: the provider that has `cached_tokens` of the input in its cache; None if none is known.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    first_token_weight: int = 0
+    speed_weight: int = 0
+    loss_weight: int = 0
+    cached_tokens: int = 0
+    holder: Address | None = None
+
+    def dumps(self) -> bytes:
+        """Its part of a leaf."""
+        holder = bytes(20) if self.holder is None else bytes.fromhex(self.holder[2:])
+        counts = (min(self.input_tokens, _MAX_COUNT), min(self.output_tokens, _MAX_COUNT))
+        weights = (self.first_token_weight, self.speed_weight, self.loss_weight)
+        return _REQUEST.pack(*counts, *weights, min(self.cached_tokens, _MAX_COUNT), holder)
+
+    def to_json(self) -> dict[str, Any]:
+        """What is known of the request, as people read it. Weights are base units."""
+        return {
+            "inputTokens": self.input_tokens,
+            "outputTokens": self.output_tokens,
+            "weights": {"firstToken": self.first_token_weight, "speed": self.speed_weight, "loss": self.loss_weight},
+            "cachedTokens": self.cached_tokens,
+            "holder": self.holder,
+        }
+
+    @classmethod
+    def loads(cls, data: bytes, place: int) -> RequestFacts:
+        """Reads its part of a leaf."""
+        likely, expected, first_token, speed, loss, cached, holder = _REQUEST.unpack_from(data, place)
+        known = Address("0x" + holder.hex()) if any(holder) else None
+        return cls(likely, expected, first_token, speed, loss, cached, known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +177,7 @@ class MatchLeaf:
     ranked: bool
     draw: float
     model: str
+    request: RequestFacts
     considered: tuple[Considered, ...]
 
     def epoch_at(self, index: int) -> int:  # noqa: ARG002 - as RestartLeaf has it
@@ -148,6 +198,7 @@ class MatchLeaf:
                 self.epoch, self.job, self.attempt, self.commitment, self.ranked, self.draw, len(model), len(self.considered)
             ),
             model,
+            self.request.dumps(),
         ]
         for entry in self.considered:
             provider = bytes.fromhex(entry.provider[2:])
@@ -168,6 +219,7 @@ class MatchLeaf:
             "commitment": self.commitment.hex(),
             "model": self.model,
             "ranked": self.ranked,
+            "request": self.request.to_json(),
             "draw": self.draw,
             "considered": [_considered_json(entry) for entry in self.considered],
         }
@@ -185,6 +237,9 @@ def _pack_facts(facts: AskFacts) -> bytes:
         min(facts.valid_until, _MAX_TIME),
         min(facts.free, _MAX_SLOTS),
         min(facts.slots, _MAX_SLOTS),
+        min(facts.first_token_ms, _MAX_COUNT),
+        min(facts.tokens_per_second, _MAX_COUNT),
+        facts.reliability,
         facts.score,
         facts.newcomer,
     )
@@ -201,6 +256,9 @@ def _considered_json(entry: Considered) -> dict[str, Any]:
         "outputPrice": facts.output_price,
         "free": facts.free,
         "slots": facts.slots,
+        "firstTokenMs": facts.first_token_ms,
+        "tokensPerSecond": facts.tokens_per_second,
+        "reliability": facts.reliability,
         "score": round(facts.score, 4),
         "newcomer": facts.newcomer,
     }
@@ -226,6 +284,10 @@ def _load_match(at: int, data: bytes) -> MatchLeaf:
     place += _BODY.size
     model = data[place : place + length].decode()
     place += length
+    request = RequestFacts.loads(data, place)
+    place += _REQUEST.size
+    if not 0 <= draw <= 1:
+        raise BadMessage("leaf.draw: expected a number from 0 to 1")
     if not 1 <= count <= MAX_CONSIDERED:
         raise BadMessage(f"leaf.considered: expected 1 to {MAX_CONSIDERED}, got {count}")
     considered = list[Considered]()
@@ -234,13 +296,15 @@ def _load_match(at: int, data: bytes) -> MatchLeaf:
         place += _CANDIDATE.size
         facts = AskFacts(*_FACTS.unpack_from(data, place)) if listed else None
         place += _FACTS.size if listed else 0
+        if facts is not None and not 0 <= facts.score <= 1:
+            raise BadMessage("leaf.score: expected a number from 0 to 1")
         if number not in _CODES:
             raise BadMessage(f"leaf.outcome: expected a known number, got {number}")
         address = Address("0x" + provider.hex())
         considered.append(Considered(address, Hash(ask), submitted, _CODES[number], deadline, facts))
     if sum(entry.outcome is Verdict.CHOSEN for entry in considered) != 1:
         raise BadMessage("leaf.considered: expected one candidate that was chosen")
-    return MatchLeaf(at, epoch, JobId(job), attempt, Hash(commitment), ranked, draw, model, tuple(considered))
+    return MatchLeaf(at, epoch, JobId(job), attempt, Hash(commitment), ranked, draw, model, request, tuple(considered))
 
 
 def commit(secret: bytes, payer: Address, order_hash: Hash, job: JobId) -> Hash:

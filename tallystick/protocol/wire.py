@@ -35,6 +35,7 @@ MAX_FRAME = 1024 * 1024
 MAX_WRAPPED = 4_096
 MAX_MATCH = 8_192
 """Characters of a match in a dispatch, in base64."""
+MAX_HEDGE_MS = 600_000
 NO_JOB = JobId(bytes(16))
 LINK_HEAD = 17
 INITIAL_CREDIT = 64
@@ -49,7 +50,8 @@ class Kind(IntEnum):
     RECEIPT = 3  # node -> coordinator -> client: Signed[Receipt]
     FAIL = 4  # node -> coordinator -> client: Failure
     BEAT = 5  # coordinator -> client: empty, or a QueuePlace; keeps the connection alive; node -> coordinator: Capacity
-    VOID = 6  # coordinator -> client: Signed[Receipt] at no cost, for an attempt that failed before the job ended
+    VOID = 6  # coordinator -> client: Signed[Receipt] at no cost, for an attempt that failed or lost before the job ended
+    HEDGE = 7  # coordinator -> client: the Match of a second attempt, which runs beside the one that was matched last
 
     CHALLENGE = 16  # coordinator -> node: Challenge
     HELLO = 17  # node -> coordinator: Hello
@@ -74,6 +76,8 @@ class CancelReason(str, Enum):
     CLIENT = "client"
     TIMED_OUT = "timed_out"
     COORDINATOR = "coordinator"
+    HEDGED = "hedged"
+    """The job ran at two providers, and the other one had output first."""
 
     @classmethod
     def loads(cls, payload: bytes) -> CancelReason:
@@ -81,7 +85,7 @@ class CancelReason(str, Enum):
         try:
             return cls(payload.decode()) if payload else cls.CLIENT
         except ValueError:
-            raise BadMessage("cancel: expected client, timed_out, coordinator or an empty payload") from None
+            raise BadMessage("cancel: expected client, timed_out, coordinator, hedged or an empty payload") from None
 
 
 def loads(data: bytes | str, name: str) -> Any:
@@ -148,6 +152,11 @@ def _split(data: bytes, name: str) -> tuple[Any, bytes]:
     return loads(data[4 : 4 + size], f"{name} header"), data[4 + size :]
 
 
+def _read_optional(header: dict[str, Any], member: str, low: int = 0, high: int = (1 << 32) - 1) -> int | None:
+    value = header.get(member)
+    return None if value is None else read_count(value, f"submission.{member}", low, high)
+
+
 @dataclass(frozen=True, slots=True)
 class Submission:
     """A job as the client posts it: 1 to 8 candidates of one payer, and the request, sealed once for all of them."""
@@ -159,6 +168,8 @@ class Submission:
     """Whether the coordinator must try the candidates in the client's order, instead of the cheapest first."""
     wait: int | None = None
     """Seconds that the job may wait for a free slot; 0: not at all. None: as long as the coordinator lets jobs wait."""
+    hedge_after_ms: int | None = None
+    """Milliseconds after its dispatch at which a job without output may be given to a second provider too. None: never."""
 
     def dumps(self) -> bytes:
         """The wire form."""
@@ -167,6 +178,8 @@ class Submission:
             header["ranked"] = True
         if self.wait is not None:
             header["wait"] = self.wait
+        if self.hedge_after_ms is not None:
+            header["hedgeAfterMs"] = self.hedge_after_ms
         return _join(header, self.sealed)
 
     @classmethod
@@ -183,7 +196,8 @@ class Submission:
             tuple(Candidate.from_json(raw, f"candidates[{i}]") for i, raw in enumerate(listed)),
             sealed,
             ranked,
-            None if header.get("wait") is None else read_count(header["wait"], "submission.wait"),
+            _read_optional(header, "wait"),
+            _read_optional(header, "hedgeAfterMs", 1, MAX_HEDGE_MS),
         )
         if not submission.candidates:
             raise BadMessage("submission.candidates: expected at least one")
@@ -214,11 +228,8 @@ class Dispatch:
         """Reads the wire form. Raises BadMessage."""
         header, sealed = _split(data, "dispatch")
         match, candidate = read_members(header, "dispatch", "match", "candidate")
-        return cls(
-            Match.loads(_read_base64(match, "dispatch.match", MAX_MATCH)),
-            Candidate.from_json(candidate, "dispatch.candidate"),
-            sealed,
-        )
+        logged = Match.loads(_read_base64(match, "dispatch.match", MAX_MATCH))
+        return cls(logged, Candidate.from_json(candidate, "dispatch.candidate"), sealed)
 
 
 @dataclass(frozen=True, slots=True)

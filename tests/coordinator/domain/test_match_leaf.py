@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from coordinator.domain.match_leaf import check_leaf
 from tallystick.protocol.criteria import Reason
-from tallystick.protocol.match_log import AskFacts, Considered, Match, MatchLeaf, Verdict, draw_of, load_leaf
-from tallystick.protocol.types import Amount, JobId
+from tallystick.protocol.match_log import AskFacts, Considered, Match, MatchLeaf, RequestFacts, Verdict, draw_of, load_leaf
+from tallystick.protocol.types import Amount, Hash, JobId
 from tests.coordinator.harness import PAYER, FakeNode, World
 
 
@@ -129,9 +129,15 @@ FACTS = st.builds(
     valid_until=st.sampled_from([500, 2_000]),
     free=st.integers(0, 3),
     slots=st.integers(3, 4),
+    first_token_ms=st.integers(0, 10_000),
+    tokens_per_second=st.integers(0, 500),
+    reliability=st.integers(0, 2),
     score=st.floats(0, 1),
     newcomer=st.booleans(),
 )
+
+
+WEIGHTS = st.tuples(*[st.integers(0, 10**12)] * 3)
 
 
 @given(st.lists(st.none() | FACTS, min_size=1, max_size=8), st.booleans(), st.data())
@@ -139,13 +145,14 @@ def test_any_leaf_is_judged_without_a_failure(facts: list[AskFacts | None], rank
     """A coordinator that writes nonsense into its leaves is named, and breaks no verifier."""
     outcomes = st.sampled_from([*Verdict, Reason.BUSY, Reason.ASK_GONE, Reason.FAILED])
     considered = tuple(
-        Considered(PAYER.address, bytes(32), data.draw(st.integers(0, 7)), data.draw(outcomes), 2_000, entry)  # type: ignore[arg-type]
+        Considered(PAYER.address, Hash(bytes(32)), data.draw(st.integers(0, 7)), data.draw(outcomes), 2_000, entry)
         for entry in facts
     )
     chosen = data.draw(st.integers(0, len(considered) - 1))
     others = [replace(entry, outcome=Verdict.OUTRANKED) if entry.outcome is Verdict.CHOSEN else entry for entry in considered]
     others[chosen] = replace(others[chosen], outcome=Verdict.CHOSEN)
-    leaf = MatchLeaf(1_000, 0, JobId(bytes(16)), 0, bytes(32), ranked, 0.3, "m", tuple(others))  # type: ignore[arg-type]
+    request, commitment = RequestFacts(5, 6, *data.draw(WEIGHTS)), Hash(bytes(32))
+    leaf = MatchLeaf(1_000, 0, JobId(bytes(16)), 0, commitment, ranked, 0.3, "m", request, tuple(others))
     read = load_leaf(leaf.dumps())
     assert isinstance(read, MatchLeaf)
     assert all(isinstance(text, str) for text in check_leaf(read))
