@@ -18,7 +18,7 @@ from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.match_log import AskFacts, Considered, MatchLeaf, Outcome, RequestFacts, Verdict, draw_of
 from tallystick.protocol.messages import Ask, Spec
-from tallystick.protocol.types import Address, Hash
+from tallystick.protocol.types import Address, Amount, Hash
 from tallystick.protocol.weights import Weights
 from tallystick.protocol.wire import Candidate
 
@@ -85,7 +85,7 @@ def request_facts(shape: RequestShape) -> RequestFacts:
 
 
 def _shape(facts: RequestFacts) -> RequestShape:
-    weights = Weights(facts.first_token_weight, facts.speed_weight, facts.loss_weight)
+    weights = Weights(*map(Amount, (facts.first_token_weight, facts.speed_weight, facts.loss_weight)))
     return RequestShape(facts.input_tokens, facts.output_tokens, weights, facts.holder, facts.cached_tokens)
 
 

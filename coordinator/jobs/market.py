@@ -38,7 +38,7 @@ from tallystick.protocol.jobs import State
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.match_log import draw_of
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import CancelReason, Kind, Submission, dumps, pack_link
+from tallystick.protocol.wire import CancelReason, Kind, QueuePlace, Submission, dumps, pack_link
 
 log = structlog.get_logger()
 _CHANCE = random.SystemRandom().random
@@ -151,6 +151,11 @@ class Market:
         """Returns the payer of a live job, or None."""
         job = self._live.get(job_id)
         return None if job is None else job.payer
+
+    def queued_job(self, job_id: JobId) -> tuple[LiveJob, QueuePlace | None] | None:
+        """Returns a live job that no provider has now, and its place if it waits for a free slot; None for any other job."""
+        job = self._live.get(job_id)
+        return None if job is None or job.state is not State.QUEUED else (job, self._slot_queue.place_of(job))
 
     def subject_of(self, job_id: JobId, provider: Address) -> str | None:
         """Returns the bus subject of a live job that this provider has now, or None."""

@@ -17,10 +17,10 @@ from coordinator.domain.job_queue import JobQueue
 from coordinator.domain.limits import JobLimits
 from coordinator.domain.listed_ask import ConnectedNode, ListedAsk
 from coordinator.domain.match_leaf import consider
-from coordinator.domain.matching import explain, rank_candidates, shortlist
+from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist
 from coordinator.domain.ranking import Ranked, reliability, score_step
 from coordinator.domain.reputation import Reputation
-from coordinator.domain.scoring import ANY_REQUEST
+from coordinator.domain.scoring import ANY_REQUEST, RequestShape
 from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.match_log import MatchDraft
@@ -174,6 +174,10 @@ class Matchmaker:
             text = f"no provider offers {model!r} now; the last one withdrew it {int(age)} s ago and may come back"
             raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER) from error
 
+    def shape_of(self, demand: Demand) -> RequestShape:
+        """Returns the shape of the request that a demand is for."""
+        return shape_of_demand(demand)
+
     def explain(self, demand: Demand) -> list[tuple[Ranked[ListedAsk], Reason | None]]:
         """Returns the model's asks, the lowest score first, each with the reason against it; at most MAX_EXPLAINED.
 
@@ -194,7 +198,7 @@ class Matchmaker:
     async def choose(self, job: LiveJob) -> Attempt:
         """Returns an attempt of the best candidate left, with its slot and exposure; raises as `match`."""
         now, refused = int(self._now()), job.last_error
-        draw = self.draw(job.id, len(job.attempts))
+        draw, shape = self.draw(job.id, len(job.attempts)), ANY_REQUEST
         fitting, rejected = rank_candidates(
             job.submission.candidates,
             self.book,
@@ -202,6 +206,7 @@ class Matchmaker:
             score=self.reputation.score,
             now=now,
             ranked=job.submission.ranked,
+            shape=shape,
             newcomer=self.reputation.newcomer,
             chance=draw,
         )
@@ -230,7 +235,7 @@ class Matchmaker:
                 considered[place] = replace(considered[place], outcome=Verdict.CHOSEN)
                 outranked = dict.fromkeys(providers, Verdict.OUTRANKED.value)
                 self.decision_log.add_match(model, node.provider, outranked | rejected, now)
-                draft = MatchDraft(model, ANY_REQUEST, job.submission.ranked, draw, tuple(considered))
+                draft = MatchDraft(model, shape, job.submission.ranked, draw, tuple(considered))
                 return Attempt(candidate, order, node, draft)
         unpaid = dict.fromkeys(providers, Verdict.UNPAID.value)
         self.decision_log.add_match(model, None, unpaid | rejected, now)

@@ -33,6 +33,13 @@ MAX_ADDRESSES = 256
 """Providers that a demand may name as pinned, and as excluded."""
 
 
+def read_sort(name: str, member: str = "sort") -> str:
+    """Returns the name of an order. Raises BadMessage for another one."""
+    if name not in SORTS:
+        raise BadMessage(f"{member}: expected one of {', '.join(SORTS)}, got {name!r:.60}")
+    return name
+
+
 class Reason(Enum):
     """Why a provider was not chosen, in words that the provider's owner and the client can act on."""
 
@@ -116,8 +123,7 @@ class Demand:
         """Raises BadMessage for a limit or a sort order that does not exist."""
         if not 1 <= self.limit <= MAX_CANDIDATES:
             raise BadMessage(f"limit: expected 1 to {MAX_CANDIDATES}, got {self.limit}")
-        if self.sort not in SORTS:
-            raise BadMessage(f"sort: expected one of {', '.join(SORTS)}, got {self.sort!r:.60}")
+        read_sort(self.sort)
         if self.sort == "speed":
             object.__setattr__(self, "sort", "throughput")
 
