@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from coordinator.domain.reputation import ProviderRecord
+from coordinator.domain.speeds import Key, SpeedRecord
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.jobs import TERMINAL, State
@@ -87,12 +89,13 @@ class KnownJob:
 @dataclass(frozen=True, slots=True)
 class StoredState:
     """What a process starts from: jobs that must not be placed again, the total of each tab (payer, provider), and the
-    reputation records of providers.
+    reputation records and speeds of providers.
     """
 
     jobs: tuple[JobId, ...]
     totals: Mapping[tuple[Address, Address], Amount]
     records: Mapping[Address, ProviderRecord] = field(default_factory=dict)
+    speeds: Mapping[Key, SpeedRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +170,10 @@ class JobStore(Protocol):
         """
         ...
 
-    def enqueue_provider_records(self, records: Mapping[Address, ProviderRecord]) -> None:
-        """Queues the reputation records of these providers, replacing earlier ones. Raises Unavailable."""
+    def enqueue_provider_records(
+        self, records: Mapping[Address, ProviderRecord], speeds: Mapping[Key, SpeedRecord] = MappingProxyType({})
+    ) -> None:
+        """Queues the reputation records of these providers, and these speeds, replacing earlier ones. Raises Unavailable."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ class Market:
         self._running: Counter[Address] = Counter()
         self._seen: OrderedDict[JobId, int] = OrderedDict()
         """When each job was placed, for as long as a replay is possible."""
-        self._writes = DeferredWrites(store, self.reputation)
+        self._writes = DeferredWrites(store, self.reputation, maker.speeds)
         self.hedging = Hedging(maker, limits.hedge_share, tick, later)
         self.match_log = MatchLog(log_store, signer, domain, now, keep_seconds=limits.match_log_seconds)
         self._relay = Relay(
@@ -109,6 +109,7 @@ class Market:
         for (payer, provider), total in stored.totals.items():
             self.exposure.record_receipt(payer, provider, total, total)
         self.reputation.restore(stored.records)
+        self.matchmaker.speeds.restore(stored.speeds)
         await self.match_log.start()
 
     async def drain(self, seconds: float) -> None:
@@ -120,7 +121,7 @@ class Market:
                 await self._idle.wait()
         except TimeoutError:
             log.warning("jobs still running at shutdown", count=len(self._live))
-        self._writes.save_reputations()
+        self._writes.save_provider_records()
         await self.match_log.close()
 
     # Nodes

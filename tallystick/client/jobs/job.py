@@ -125,6 +125,11 @@ class Job:
         return self._response.candidates
 
     @property
+    def streams(self) -> bool:
+        """Whether its request asks for an event stream."""
+        return self._summary.stream
+
+    @property
     def done(self) -> bool:
         """Whether it has ended, successfully or not."""
         return self._done
