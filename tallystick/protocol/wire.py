@@ -2,8 +2,8 @@
 
 A submission (client -> coordinator, body of POST /v1/jobs): 1 byte PROTOCOL, 16 bytes job id, options (options.py), 1 byte number
 of candidates, each as 2 bytes length and the candidate, then the sealed request.
-A dispatch (coordinator -> node, payload of a DISPATCH frame): 1 byte PROTOCOL, 2 bytes length and the signed match, 2 bytes
-length and the candidate, then the sealed request.
+A dispatch (coordinator -> node, payload of a DISPATCH frame): 1 byte PROTOCOL, 2 bytes length and the match
+(match_log.py), 2 bytes length and the candidate, then the sealed request.
 A candidate: the signed order, the terms, then the wrapped key. Signed messages and terms are in their binary form (eip712.py).
 Numbers are big-endian.
 
@@ -24,10 +24,12 @@ from typing import Any
 import orjson
 
 from tallystick.protocol.codecs import pack_sized, take, unpack_sized
+from tallystick.protocol.criteria import MAX_CANDIDATES
 from tallystick.protocol.eip712 import Signed, read_signed_bytes, unpack_signed
 from tallystick.protocol.errors import BadMessage, TallyError, error_from_json
 from tallystick.protocol.json_members import read_content_type, read_count, read_members, read_text
-from tallystick.protocol.messages import Match, Order, Receipt, Terms
+from tallystick.protocol.match_log import Match
+from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.options import flag, pack_options, unpack_options, whole_number
 from tallystick.protocol.types import JobId
 from tallystick.protocol.versions import PROTOCOL, check_first_byte
@@ -36,8 +38,9 @@ MAX_HEADER = 32 * 1024
 """The most bytes before a dispatch's sealed request; see `Dispatch`."""
 MAX_BODY = 32 * 1024 * 1024
 MAX_FRAME = 1024 * 1024
-MAX_CANDIDATES = 8
 MAX_WRAPPED = 4_096
+MAX_MATCH = 8_192
+"""Bytes of a match."""
 MAX_HEDGE_MS = 600_000
 SUBMISSION_OPTIONS = (
     flag(1, "ranked", "ranked"),
@@ -58,13 +61,13 @@ class Kind(IntEnum):
     A payload that is one `Signed` message is in binary form; other payloads are JSON if not stated otherwise.
     """
 
-    MATCH = 1  # coordinator -> client: Signed[Match]
+    MATCH = 1  # coordinator -> client: a Match in its binary form (match_log.py), not signed but logged
     CHUNK = 2  # node -> coordinator -> client: a sealed chunk, raw
     RECEIPT = 3  # node -> coordinator -> client: Signed[Receipt]
     FAIL = 4  # node -> coordinator -> client: Failure, as JSON and binary
     BEAT = 5  # coordinator -> client: empty, or a QueuePlace; keeps the connection alive; node -> coordinator: Capacity
     VOID = 6  # coordinator -> client: Signed[Receipt] at no cost, for an attempt that failed or lost before the job ended
-    HEDGE = 7  # coordinator -> client: Signed[Match] of a second attempt, which runs beside the one that was matched last
+    HEDGE = 7  # coordinator -> client: the Match of a second attempt, which runs beside the one that was matched last
 
     CHALLENGE = 16  # coordinator -> node: Challenge
     HELLO = 17  # node -> coordinator: Hello
@@ -202,7 +205,7 @@ def _check_alike(job: JobId, candidates: Sequence[Candidate]) -> None:
 class Dispatch:
     """A job as the coordinator sends it to one node."""
 
-    match: Signed[Match]
+    match: Match
     candidate: Candidate
     sealed: bytes | memoryview
 
@@ -215,19 +218,15 @@ class Dispatch:
         return b"".join((bytes((Kind.DISPATCH,)), job, *self._parts()))
 
     def _parts(self) -> tuple[bytes | memoryview, ...]:
-        return bytes((PROTOCOL,)), pack_sized(self.match.to_bytes()), pack_sized(self.candidate.to_bytes()), self.sealed
+        return bytes((PROTOCOL,)), pack_sized(self.match.dumps(), MAX_MATCH), pack_sized(self.candidate.to_bytes()), self.sealed
 
     @classmethod
     def loads(cls, data: bytes) -> Dispatch:
         """Reads the wire form. The sealed request is a view of `data`. Raises BadMessage."""
         check_first_byte(data, "dispatch", "the coordinator")
-        match, at = unpack_sized(data, 1, "dispatch.match")
+        match, at = unpack_sized(data, 1, "dispatch.match", MAX_MATCH)
         candidate, at = unpack_sized(data, at, "dispatch.candidate")
-        return cls(
-            read_signed_bytes(Match, match, "dispatch.match"),
-            Candidate.from_bytes(candidate, "dispatch.candidate"),
-            memoryview(data)[at:],
-        )
+        return cls(Match.loads(match), Candidate.from_bytes(candidate, "dispatch.candidate"), memoryview(data)[at:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from tallystick.protocol.messages import (
     ClaimRow,
     Connect,
     Inquiry,
-    Match,
+    LogHead,
     Order,
     Receipt,
     Release,
@@ -50,7 +50,7 @@ def _row(payer: Address, order: Hash, seq: int, total: int) -> ClaimRow:
 
 def cases() -> Iterator[tuple[str, Message]]:
     """Every flat struct with all least values, all greatest, and no two fields alike; the others by hand."""
-    for cls in (Order, Receipt, Bind, Release, Terms, Match, Connect, Inquiry, Access):
+    for cls in (Order, Receipt, Bind, Release, Terms, LogHead, Connect, Inquiry, Access):
         for label, make in (("least", _least), ("greatest", _greatest), ("distinct", _distinct)):
             names = [codec.name for codec in cls.SCHEMA.codecs]
             values = [make(name, place) for place, name in enumerate(names, 1)]
@@ -132,15 +132,15 @@ def _item(kind: str, value: Any, types: dict[str, list[dict[str, str]]]) -> byte
 
 
 def frames(types: dict[str, dict[str, list[dict[str, str]]]]) -> Iterator[tuple[str, bytes]]:
-    """A submission with all options and two candidates, and the dispatch of the second one."""
+    """A submission with all options and two candidates."""
     account, other, zero = Account.from_key(SECRET).address.lower(), "0x" + "c3" * 20, "0x" + "00" * 32
     job = bytes(range(16))
 
-    def sign(kind: str, message: dict[str, Any]) -> tuple[bytes, bytes]:
+    def sign(kind: str, message: dict[str, Any]) -> bytes:
         signed = Account.sign_message(encode_typed_data(DOMAIN, types[kind], message), SECRET)
-        return binary(kind, message, types[kind]) + bytes(signed.signature), bytes(signed.message_hash)
+        return binary(kind, message, types[kind]) + bytes(signed.signature)
 
-    def candidate(number: int) -> tuple[bytes, bytes]:
+    def candidate(number: int) -> bytes:
         prices = {"inputPrice": "1", "cachedInputPrice": "2", "outputPrice": str(3 + number), "maxCost": str(1 << 95)}
         terms = {"model": "tiny \u20ac", "ask": zero, "maxOutputTokens": 9, "job": "0x" + job.hex(), "requestCommitment": zero}
         terms |= prices
@@ -148,15 +148,11 @@ def frames(types: dict[str, dict[str, list[dict[str, str]]]]) -> Iterator[tuple[
         times = {"seq": "4", "deadline": "1700000000", "claimBy": "1800000000", "maxFeeBps": 25}
         order = {"payer": account, "provider": other, "ceiling": "7", "reserveTarget": "8", "coordinator": account}
         terms_hash = keccak(encode_data("Terms", types["Terms"], terms))
-        signed, digest = sign("Order", order | times | {"termsHash": "0x" + terms_hash.hex()})
-        return signed + struct + b"wrapped %d" % number, digest
+        signed = sign("Order", order | times | {"termsHash": "0x" + terms_hash.hex()})
+        return signed + struct + b"wrapped %d" % number
 
-    (first, _), (second, digest) = candidate(0), candidate(1)
     options = b"\x03" + b"\x01\x00" + b"\x02\x04" + (120).to_bytes(4, "big") + b"\x03\x04" + (250).to_bytes(4, "big")
-    yield "submission", b"\x02" + job + options + b"\x02" + _sized(first) + _sized(second) + b"sealed request"
-    match = {"coordinator": account, "job": "0x" + job.hex(), "provider": other, "orderHash": "0x" + digest.hex(), "attempt": 3}
-    signed_match, _ = sign("Match", match | {"matchedAt": "1700000000"})
-    yield "dispatch", b"\x02" + _sized(signed_match) + _sized(second) + b"sealed request"
+    yield "submission", b"\x02" + job + options + b"\x02" + _sized(candidate(0)) + _sized(candidate(1)) + b"sealed request"
 
 
 def _sized(part: bytes) -> bytes:

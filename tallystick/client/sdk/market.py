@@ -12,6 +12,8 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
@@ -44,6 +46,7 @@ from tallystick.client.selection.options import (
     demand_for,
     demand_of,
     explain_asks,
+    read_hedge_after,
     smallest_limit,
 )
 from tallystick.client.selection.shortlist import ShortlistCache
@@ -63,13 +66,16 @@ _STALE_SHORTLIST = (Code.NO_PROVIDER, Code.NODE_BUSY)
 
 @dataclass(frozen=True, slots=True)
 class _JobOptions:
-    """Options of one job beside its request; see `Market.submit`. `max_cost` is in base units, `wait` in seconds."""
+    """Options of one job beside its request; see `Market.submit`. `max_cost` is in base units, `wait` in seconds. `hedge_after`:
+    seconds; 0 for never.
+    """
 
     max_cost: Amount | None
     keep: bool
     idempotency_key: KeyedRequest | None
     affinity: str | None
     wait: int
+    hedge_after: float
 
 
 class Market(ConvenienceMethods):
@@ -102,7 +108,6 @@ class Market(ConvenienceMethods):
             stake_of=self._stake_of,
             find_stale=lambda domain, asks: self._ledger.stale_asks(domain, asks, self._now()),
         )
-        self._affinity = Affinity(random(32))
         self._pin = DeploymentPin()
         self._onchain: PayerEscrow | None = None
         self._info_lock = asyncio.Lock()
@@ -150,6 +155,7 @@ class Market(ConvenienceMethods):
         self._pin, self._job_context, self._draining = DeploymentPin.of(self.config), None, False
         self._onchain = PayerEscrow.of(self.config, self.wallet)
         self._ledger = await Ledger.open(self.config.ledger_path(self.address), self.address)
+        self._affinity = Affinity.open(self.wallet, self.config.affinity_path(self.address), self._now)
         self._ledger.count_writers(lambda: len(self._live))
         await self._coordinator.__aenter__()
         recovery = TabRecovery.of(
@@ -185,6 +191,7 @@ class Market(ConvenienceMethods):
             await self._coordinator.__aexit__(None, None, None)
             if self._onchain is not None:
                 await self._onchain.close()
+            self._affinity.close()
             await self._ledger.close()
 
     async def drain(self, seconds: float) -> None:
@@ -231,6 +238,7 @@ class Market(ConvenienceMethods):
                 self._reconciler,
                 info.domain,
                 self._now,
+                self._answer_began,
                 self._job_finished,
                 lambda job: any(other is not job and other.id == job.id for other in self._live),
                 ProofStore.of(self.config),
@@ -238,14 +246,20 @@ class Market(ConvenienceMethods):
             )
         return info, self._job_context
 
+    def _answer_began(self, job: Job) -> None:
+        if job.provider is not None and job.head is not None and job.head.status == HTTPStatus.OK:
+            self._affinity.begin(job.tags, job.provider)
+
     def _job_finished(self, job: Job) -> None:
         self._live.discard(job)
         if not self._live:
             self._idle.set()
         if job.disputed:
             self._shortlists.forget()
-        elif job.receipt is not None and job.receipt_accepted:
-            self._affinity.record(job.conversation, job.receipt.message)
+        if job.receipt is not None and job.receipt_accepted:
+            self._affinity.end(job.tags, job.receipt.message)
+        elif job.provider is not None and not job.receipt_outstanding:
+            self._affinity.forget(job.tags, job.provider)
 
     async def _shortlist_context(self) -> tuple[Domain, Iterable[Address]]:
         domain = (await self.info()).domain
@@ -295,6 +309,7 @@ class Market(ConvenienceMethods):
         label: str | None = None,
         affinity: str | None = None,
         wait: int | None = None,
+        hedge_after: float | None = None,
         content_type: str = JSON,
         accepts_less: bool = False,
         **choice: Unpack[ProviderCriteria],
@@ -306,9 +321,10 @@ class Market(ConvenienceMethods):
         it too. `keep`: the job has a `proof` at its end. `key`: an idempotency key; a job with one survives a lost connection and
         a restart of this process, and the same request with the same key returns that job. `affinity`: names the conversation,
         which else is recognised by its beginning; its requests stay with the provider that has it in its cache. `wait`: seconds
-        that the job may wait for a free slot (None: the config's `wait_seconds`). `accepts_less`: less output may be ordered than
-        the body's limit, if no provider sells as much. Raises TallyError, after which nothing is
-        owed except for an earlier job of the same key.
+        that the job may wait for a free slot (None: the config's `wait_seconds`). `hedge_after`: seconds without output after
+        which a second provider may get the job too, of which one is paid; 0 for never (None: as configured). `accepts_less`: less
+        output may be ordered than the body's limit, if no provider sells as much. Raises TallyError, after which nothing is owed
+        except for an earlier job of the same key.
         """
         raw = body if isinstance(body, bytes) else dump_lenient(dict(body))
         if len(raw) > self.config.max_body_bytes:
@@ -328,7 +344,8 @@ class Market(ConvenienceMethods):
         demand = demand_for(demand_of(self.config, summary.model, path, choice), summary)
         limit = smallest_limit(self.config.max_cost, max_cost)
         seconds = self.config.wait_seconds if wait is None else read_count(wait, "wait", high=MAX_WAIT_SECONDS)
-        options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds)
+        late = self.config.hedge_after if hedge_after is None else read_hedge_after(hedge_after, "hedge_after")
+        options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds, late)
         if key is None:
             return await self._submit_to_shortlist(request, demand, options)
         fingerprint = idempotency.fingerprint(request.plaintext)
@@ -373,9 +390,10 @@ class Market(ConvenienceMethods):
     async def _submit_to(self, request: ApiRequest, asks: Sequence[Verified[Ask]], demand: Demand, options: _JobOptions) -> Job:
         began = asyncio.get_running_loop().time()
         info, context = await self._open_context()
+        tags = () if demand.ranked else self._affinity.tags(request, options.affinity)
+        asks, reordered = await self._affinity.arrange(tags, asks, partial(self._shortlists.of_provider, demand))
+        asks = asks[: self.config.shortlist_size]
         await self._reconciler.recovery.recover_unknown(ask.message.provider for ask in asks)
-        conversation = None if demand.ranked else self._affinity.conversation_key(request, options.affinity)
-        asks, reordered = self._affinity.prefer_last(conversation, asks)
         response, http_response = await self._submitter.submit(
             info,
             request,
@@ -385,10 +403,11 @@ class Market(ConvenienceMethods):
             idempotency_key=options.idempotency_key,
             ranked=demand.ranked or reordered,
             wait=options.wait,
+            hedge_after=options.hedge_after,
         )
         keyed = options.idempotency_key is not None
         job = Job(context, response, http_response, request.summary, request.plaintext, keyed=keyed, began=began)
-        job.conversation = conversation
+        job.tags = tags
         self._live.add(job)
         return job
 
