@@ -170,7 +170,7 @@ class EnginelessNode:
 
     async def _answer(self, job: JobId, dispatch: Dispatch) -> None:
         order, terms = dispatch.candidate.order.message, dispatch.candidate.terms
-        order_hash = dispatch.match.message.order_hash
+        order_hash = dispatch.match.order_hash
         key = self._key.unwrap(dispatch.candidate.wrapped_key, job=job, order_hash=order_hash, provider=order.provider)
         sealer, send, credit = Sealer(key, job, order_hash), self.socket.send, self._credit[job]
         await send(pack_link(Kind.ACCEPT, job))
@@ -179,7 +179,7 @@ class EnginelessNode:
         for remaining in range(self.chunks - 1, -1, -1):
             await credit.acquire()
             await send(pack_link(Kind.CHUNK, job, sealer.seal(_PIECE if self.chunks > 1 else _REPLY, last=remaining == 0)))
-        await send(pack_link(Kind.RECEIPT, job, dumps(self._receipt(order, order_hash, terms).to_json())))
+        await send(pack_link(Kind.RECEIPT, job, self._receipt(order, order_hash, terms).to_bytes()))
         del self._credit[job]
 
     def _receipt(self, order: Order, order_hash: Hash, terms: Terms) -> Signed[Receipt]:
