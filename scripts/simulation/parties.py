@@ -9,7 +9,7 @@ from random import Random
 from coordinator.domain.reputation import ProviderRecord
 from scripts.simulation.clock import Signal
 from scripts.simulation.scenario import ANSWER, REGIONS, Scenario, choose, zipf
-from tallystick.client.openai.needs import round_down, round_up
+from tallystick.client.openai.needs import bucket, round_down
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
@@ -174,7 +174,7 @@ class Payer:
             max_output_price=3 * maximum,
             require=Requirements(region=(self.region,) if self.region else ()),
             input_tokens=round_down(input_tokens),
-            likely_tokens=round_up(input_tokens),
+            likely_tokens=bucket(input_tokens),
             max_output=ANSWER.most,
             limit=limit,
         )
