@@ -94,7 +94,7 @@ def shape_of(
         output = min(output, max_output)
     if sort == "latency":
         weights = Weights(max(weights.first_token, _SORT_WEIGHT), weights.speed, weights.loss)
-    elif sort == "throughput":
+    elif sort in ("throughput", "speed"):
         weights = Weights(weights.first_token, max(weights.speed, _SORT_WEIGHT), weights.loss)
     tokens = input_tokens or _DEFAULT_INPUT_PART * max(output, 1)
     return RequestShape(tokens, output, weights, holder, min(cached_tokens, tokens))

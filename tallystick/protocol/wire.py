@@ -25,6 +25,7 @@ from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage, TallyError, error_from_json
 from tallystick.protocol.json_members import read_content_type, read_count, read_items, read_members, read_text
 from tallystick.protocol.messages import Match, Order, Receipt, Terms
+from tallystick.protocol.ranking_hints import RankingHints
 from tallystick.protocol.types import JobId, parse_job_id
 
 MAX_HEADER = 256 * 1024
@@ -163,6 +164,8 @@ class Submission:
     """Seconds that the job may wait for a free slot; 0: not at all. None: as long as the coordinator lets jobs wait."""
     hedge_after_ms: int | None = None
     """Milliseconds after its dispatch at which a job without output may be given to a second provider too. None: never."""
+    hints: RankingHints | None = None
+    """What the coordinator may rank the candidates by, if the client leaves their order to it."""
 
     def dumps(self) -> bytes:
         """The wire form."""
@@ -173,6 +176,8 @@ class Submission:
             header["wait"] = self.wait
         if self.hedge_after_ms is not None:
             header["hedgeAfterMs"] = self.hedge_after_ms
+        if self.hints is not None:
+            header["hints"] = self.hints.to_json()
         return _join(header, self.sealed)
 
     @classmethod
@@ -191,6 +196,7 @@ class Submission:
             ranked,
             _read_optional(header, "wait"),
             _read_optional(header, "hedgeAfterMs", 1, MAX_HEDGE_MS),
+            None if header.get("hints") is None else RankingHints.from_json(header["hints"]),
         )
         if not submission.candidates:
             raise BadMessage("submission.candidates: expected at least one")

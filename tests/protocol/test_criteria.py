@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick.protocol.criteria import DEFAULT_LIMIT, SORTS, Demand, Facts, Reason, context_refusal
+from tallystick.protocol.criteria import DEFAULT_LIMIT, Demand, Facts, Reason, context_refusal
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Amount
-from tallystick.protocol.weights import Weights
+from tallystick.protocol.weights import SORTS, Weights
 from tallystick.protocol.wire import MAX_CANDIDATES
 from tests.coordinator.harness import MODEL, START, make_ask, person
 from tests.protocol.strategies import addresses
@@ -155,7 +155,7 @@ def test_preferences_stay_with_the_client() -> None:
     demand = Demand(MODEL, prefer=(BOB,))
     assert demand.ranked
     assert demand.to_json(PAYER) == Demand(MODEL).to_json(PAYER)
-    assert Demand(MODEL, sort="latency").ranked
+    assert not Demand(MODEL, sort="latency").ranked
     assert not Demand(MODEL).ranked
 
 

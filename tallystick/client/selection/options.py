@@ -11,14 +11,14 @@ from tallystick.client.config import MAX_LABEL, MAX_WAIT_SECONDS, ApiKey, Client
 from tallystick.client.openai.needs import bucket, round_down
 from tallystick.client.openai.requests import RequestSummary
 from tallystick.client.selection.shortlist import objection
-from tallystick.protocol.criteria import Demand, read_sort
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.errors import BadMessage, Fault
 from tallystick.protocol.json_members import read_count, read_items, read_text
 from tallystick.protocol.link import read_ask
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.requirements import NO_REQUIREMENTS, Requirements
 from tallystick.protocol.types import Address, Amount, parse_address, parse_amount
-from tallystick.protocol.weights import Weights
+from tallystick.protocol.weights import Weights, read_sort
 from tallystick.protocol.wire import loads
 
 HEADER = "x-tally-options"
