@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.features import denied
@@ -20,13 +20,24 @@ from tallystick.protocol.messages import Ask
 from tallystick.protocol.requirements import MAX_NAMES, NO_REQUIREMENTS, Requirements
 from tallystick.protocol.routes import check_route, serves
 from tallystick.protocol.types import Address, parse_address
-from tallystick.protocol.weights import NO_WEIGHTS, Weights, read_sort
-from tallystick.protocol.wire import MAX_CANDIDATES
+from tallystick.protocol.weights import NO_WEIGHTS, Weights
 
+Sort = Literal["price", "latency", "throughput", "speed"]
+SORTS: tuple[Sort, ...] = get_args(Sort)
+"""Orders of a shortlist: lowest expected cost, shortest time to the first token, most tokens per second (by two names)."""
 DEFAULT_LIMIT = 4
 """Entries of a shortlist if the request names no limit."""
+MAX_CANDIDATES = 8
+"""Entries of a shortlist, and so orders of a job, at most."""
 MAX_ADDRESSES = 256
 """Providers that a demand may name as pinned, and as excluded."""
+
+
+def read_sort(name: str, member: str = "sort") -> str:
+    """Returns the name of an order. Raises BadMessage for another one."""
+    if name not in SORTS:
+        raise BadMessage(f"{member}: expected one of {', '.join(SORTS)}, got {name!r:.60}")
+    return name
 
 
 class Reason(Enum):

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tallystick.protocol.criteria import read_sort
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.json_members import read_count, read_text
 from tallystick.protocol.types import Address, parse_address
-from tallystick.protocol.weights import NO_WEIGHTS, Weights, read_sort
+from tallystick.protocol.weights import NO_WEIGHTS, Weights
 
 MAX_HINTS = 255
 """Bytes of the hints as compact JSON, at most."""

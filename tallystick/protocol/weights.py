@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any
 
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.json_members import read_count
 from tallystick.protocol.types import Amount, format_amount, parse_amount
 
-Sort = Literal["price", "latency", "throughput", "speed"]
-SORTS: tuple[Sort, ...] = get_args(Sort)
-"""Orders of a shortlist: lowest expected cost, shortest time to the first token, most tokens per second (by two names)."""
 MAX_WEIGHT = 10**12
 """Base units: a million dollars."""
 _NAMES = {"first_token": "firstToken", "speed": "speed", "loss": "loss"}
@@ -58,13 +55,6 @@ class Weights:
 
 
 NO_WEIGHTS = Weights()
-
-
-def read_sort(name: str, member: str = "sort") -> str:
-    """Returns the name of an order. Raises BadMessage for another one."""
-    if name not in SORTS:
-        raise BadMessage(f"{member}: expected one of {', '.join(SORTS)}, got {name!r:.60}")
-    return name
 
 
 def _members(raw: object, where: str, known: tuple[str, ...]) -> dict[str, Any]:

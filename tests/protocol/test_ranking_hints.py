@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tallystick.protocol.criteria import SORTS
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.ranking_hints import MAX_HINTS, NO_HINTS, RankingHints
 from tallystick.protocol.types import Amount
-from tallystick.protocol.weights import MAX_WEIGHT, SORTS, Weights
+from tallystick.protocol.weights import MAX_WEIGHT, Weights
 from tallystick.protocol.wire import dumps
 from tests.protocol.strategies import addresses
 

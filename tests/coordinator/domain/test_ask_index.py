@@ -13,13 +13,13 @@ from coordinator.domain.listed_ask import CLASSES, OTHER, PROVEN, RELIABLE, SCOR
 from coordinator.domain.matching import shape_of_demand
 from coordinator.domain.scoring import Scorer
 from coordinator.domain.search import perfect_score
-from tallystick.protocol.criteria import Demand, Facts, Reason
+from tallystick.protocol.criteria import Demand, Facts, Reason, Sort
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Amount
-from tallystick.protocol.weights import Sort, Weights
+from tallystick.protocol.weights import Weights
 from tests.coordinator.harness import MODEL, START, make_ask, person
 
 KEYS = [person(f"provider {number}") for number in range(12)]
