@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from tallystick.protocol.criteria import SORTS
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.options import IGNORABLE
 from tallystick.protocol.ranking_hints import MAX_HINTS, NO_HINTS, RankingHints
 from tallystick.protocol.types import Amount
 from tallystick.protocol.weights import MAX_WEIGHT, Weights
-from tallystick.protocol.wire import dumps
+from tallystick.protocol.wire import SUBMISSION_OPTIONS, dumps
 from tests.protocol.strategies import addresses
 
 counts = st.integers(0, (1 << 32) - 1)
@@ -25,6 +26,15 @@ def test_the_coordinator_reads_what_the_client_writes(hints: RankingHints) -> No
     """Every member survives, in few bytes."""
     assert RankingHints.from_json(hints.to_json()) == hints
     assert len(dumps(hints.to_json())) <= MAX_HINTS
+
+
+@pytest.mark.parametrize("value", [b"", b"{", b"[]", b'{"sort": "beauty"}', b"\xff"])
+def test_malformed_hints_refuse_a_submission(value: bytes) -> None:
+    """Bytes that are no hints are the client's fault, and the error names them."""
+    (option,) = [option for option in SUBMISSION_OPTIONS if option.field == "hints"]
+    with pytest.raises(BadMessage, match=r"submission\.hints"):
+        option.read(value, "submission.hints")
+    assert option.number >= IGNORABLE, "an older coordinator ranks without them"
 
 
 def test_hints_that_say_nothing_are_empty() -> None:
