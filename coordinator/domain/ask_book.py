@@ -1,21 +1,24 @@
-"""The ask book: all asks of connected nodes, by model with the cheapest first, and the load that each node reports. Pure."""
+"""The ask book: all asks of connected nodes, by model with the cheapest first, and the capacity that each node reports. Pure."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from operator import attrgetter
 from sys import intern
 
-from coordinator.domain.ask_index import AskGroup, ConnectedNode, ListedAsk, ModelIndex, speed_steps
+from coordinator.domain.ask_index import ModelIndex
+from coordinator.domain.slot_groups import FREE_SLOT, NO_PLACE, ConnectedNode, ListedAsk, SlotGroup, SlotKey, speed_steps
 from tallystick.protocol.eip712 import Verified
-from tallystick.protocol.link import Capacity
+from tallystick.protocol.errors import BadMessage, Fault
+from tallystick.protocol.link import Capacities, Capacity
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.types import Address, Hash
 
-__all__ = ["AskBook", "ConnectedNode", "ListedAsk"]
+__all__ = ["AskBook", "ConnectedNode", "ListedAsk", "SlotGroup"]
+NO_CAPACITY = Capacity(0, 0)
 MAX_FORMER_ASKS = 16
 """Replaced asks of one node that orders may still name."""
 _price_key = attrgetter("price_key")
@@ -35,8 +38,17 @@ def _compact(ask: Verified[Ask], provider: Address) -> Verified[Ask]:
     return Verified(shared, ask.signature, ask.digest)
 
 
-def _ignore(_node: ConnectedNode) -> None:
+def _ignore(_group: SlotGroup) -> None:
     pass
+
+
+def _size(capacity: Capacity) -> int:
+    return capacity.slots + capacity.queue
+
+
+def _by_group(capacity: Capacity | Capacities) -> Capacities:
+    """Returns capacities by slot group. A single one is that of group 0."""
+    return {0: capacity} if isinstance(capacity, Capacity) else capacity
 
 
 @dataclass(slots=True)
@@ -48,45 +60,95 @@ class AskBook:
     _nodes: dict[Address, ConnectedNode] = field(default_factory=dict)
     _indexes: dict[str, ModelIndex] = field(default_factory=dict)
     decisions: int = 0
-    """The number of the next decision, which dates changes of a node's free slots."""
-    on_free: Callable[[ConnectedNode], None] = _ignore
-    """Called with each node that may have got a free slot."""
+    """The number of the next decision, which dates changes of the free slots."""
+    on_free: Callable[[SlotGroup], None] = _ignore
+    """Called with each slot group that may take a job."""
+    max_jobs: int = 1 << 32
+    """Jobs that one node may be given at a time, over all of its slot groups."""
 
     def replace(
         self,
         provider: Address,
         asks: Iterable[Verified[Ask]],
-        capacity: Capacity | None = None,
+        capacity: Capacity | Capacities | None = None,
         reliability: int | None = None,
+        *,
+        groups: Sequence[int] = (),
     ) -> None:
-        """Replaces all asks of a provider. None for `capacity` or `reliability` keeps the former one."""
+        """Replaces all asks of a provider. None for `capacity` or `reliability` keeps the former one.
+
+        `groups`: the number of each ask's slot group; without any, all asks share group 0.
+        """
         node = self._nodes.get(provider)
         former = () if node is None else (*node.former, *node.asks)
         self._remove_asks(provider)
         if node is None:
-            node = self._nodes[provider] = ConnectedNode(provider, Capacity(0, 0), known_since=self.decisions)
-        if capacity is not None:
-            node.capacity = capacity
+            node = self._nodes[provider] = ConnectedNode(provider)
         if reliability is not None:
             node.reliability = reliability
-        node.set_listed(node.free > 0, self.decisions)
-        node.asks = tuple(ListedAsk(_compact(ask, provider), node) for ask in asks)
+        listed = list(asks)
+        numbers = list(groups) or [0] * len(listed)
+        self._set_groups(node, numbers)
+        for group, group_capacity in self._limited(node, _by_group(capacity or {})):
+            group.capacity = group_capacity
+        of_group: dict[int, list[Verified[Ask]]] = {}
+        for ask, number in zip(listed, numbers, strict=True):
+            of_group.setdefault(number, []).append(ask)
+        for group in node.groups:
+            group.set_state(group.current_state, self.decisions)
+            group.asks = tuple(ListedAsk(_compact(ask, provider), group) for ask in of_group[group.number])
         for listed_ask in node.asks:
-            model = listed_ask.ask.message.model
-            self._by_digest[listed_ask.ask.digest] = listed_ask
-            insort(self._by_model.setdefault(model, []), listed_ask, key=_price_key)
-            index = self._indexes.get(model)
-            if index is None:
-                index = self._indexes[model] = ModelIndex()
-            index.enter(listed_ask)
+            self._enter(listed_ask)
         self._keep_former(node, former)
-        if node.listed:
-            self.on_free(node)
+        for group in node.groups:
+            if group.state != NO_PLACE:
+                self.on_free(group)
+
+    def _set_groups(self, node: ConnectedNode, numbers: Iterable[int]) -> None:
+        """Gives a node the slot groups with these numbers. It keeps those that it has, and those that still have jobs."""
+        known = {group.number: group for group in (*node.retired, *node.groups)}
+        node.groups = tuple(
+            known.pop(number) if number in known else SlotGroup(node, number, NO_CAPACITY, known_since=self.decisions)
+            for number in dict.fromkeys(numbers)
+        )
+        node.retired = tuple(group for group in known.values() if group.assigned)
+
+    def _limited(self, node: ConnectedNode, reported: Capacities) -> list[tuple[SlotGroup, Capacity]]:
+        """Returns the slot groups with their reported capacities, of which no node gets more than `max_jobs` places in all.
+
+        Groups that no ask names are left out.
+        """
+        left = self.max_jobs - sum(group.assigned for group in node.retired)
+        left -= sum(_size(group.capacity) for group in node.groups if group.number not in reported)
+        limited: list[tuple[SlotGroup, Capacity]] = []
+        for group in node.groups:
+            capacity = reported.get(group.number)
+            if capacity is None:
+                continue
+            if _size(capacity) > left:
+                slots = min(capacity.slots, max(left, 0))
+                capacity = replace(capacity, slots=slots, queue=min(capacity.queue, max(left, 0) - slots))
+            left -= _size(capacity)
+            limited.append((group, capacity))
+        return limited
+
+    def _enter(self, listed_ask: ListedAsk) -> None:
+        model = listed_ask.ask.message.model
+        self._by_digest[listed_ask.ask.digest] = listed_ask
+        insort(self._by_model.setdefault(model, []), listed_ask, key=_price_key)
+        index = self._indexes.get(model)
+        if index is None:
+            index = self._indexes[model] = ModelIndex()
+        index.enter(listed_ask)
 
     def _keep_former(self, node: ConnectedNode, former: Iterable[ListedAsk]) -> None:
         """Keeps the last replaced asks of models that the node still sells: it accepts orders on them until they expire."""
-        models = {listed_ask.ask.message.model for listed_ask in node.asks}
-        replaced = [entry for entry in former if entry.ask.message.model in models and entry.ask.digest not in self._by_digest]
+        sold = {(listed_ask.ask.message.model, listed_ask.slot_group) for listed_ask in node.asks}
+        replaced = [
+            entry
+            for entry in former
+            if (entry.ask.message.model, entry.slot_group) in sold and entry.ask.digest not in self._by_digest
+        ]
         node.former = tuple(replaced[-MAX_FORMER_ASKS:])
         for listed_ask in node.former:
             self._by_digest[listed_ask.ask.digest] = listed_ask
@@ -113,67 +175,87 @@ class AskBook:
                 del self._by_model[model], self._indexes[model]
         for listed_ask in node.former:
             self._by_digest.pop(listed_ask.ask.digest, None)
-        node.asks = node.former = ()
+        node.former = ()
+        for group in node.groups:
+            group.asks = ()
 
     # What changes with every job
 
-    def set_capacity(self, provider: Address, capacity: Capacity) -> None:
-        """Records the capacity that a connected node reports."""
+    def set_capacity(self, provider: Address, capacity: Capacity | Capacities) -> None:
+        """Records the capacity that a connected node reports of some of its slot groups; a single one is that of group 0.
+
+        Raises BadMessage for a group that none of its asks names, and then records nothing.
+        """
         node = self._nodes.get(provider)
         if node is None:
             return
-        if not node.listed or speed_steps(capacity) == speed_steps(node.capacity):
-            node.capacity = capacity
+        reported = _by_group(capacity)
+        unknown = reported.keys() - {group.number for group in node.groups}
+        if unknown:
+            text = f"expected slot groups that asks of the node name, got {min(unknown)}"
+            raise BadMessage(f"capacity.group: {text}", fault=Fault.PROVIDER)
+        for group, group_capacity in self._limited(node, reported):
+            self._set_capacity(group, group_capacity)
+
+    def _set_capacity(self, group: SlotGroup, capacity: Capacity) -> None:
+        if group.state != FREE_SLOT or speed_steps(capacity) == speed_steps(group.capacity):
+            group.capacity = capacity
         else:
-            self._relist(node, partial(setattr, node, "capacity", capacity))
-        self._update(node)
+            self._relist(group.asks, partial(setattr, group, "capacity", capacity))
+        self._update(group)
 
     def set_reliability(self, provider: Address, reliability: int) -> None:
         """Records the class of reliability of a connected node's provider."""
         node = self._nodes.get(provider)
         if node is not None and node.reliability != reliability:
-            self._relist(node, partial(setattr, node, "reliability", reliability))
+            self._relist(node.asks, partial(setattr, node, "reliability", reliability))
 
-    def assign(self, node: ConnectedNode) -> None:
-        """Counts a job that the node was given."""
-        node.assigned += 1
-        self._update(node)
+    def assign(self, group: SlotGroup) -> None:
+        """Counts a job that a slot group was given."""
+        group.assigned += 1
+        self._update(group)
 
-    def release(self, node: ConnectedNode) -> None:
-        """Counts the end of a job of the node, which may have disconnected since."""
-        node.assigned -= 1
-        self._update(node)
+    def release(self, group: SlotGroup) -> None:
+        """Counts the end of a job of a slot group, whose node may have disconnected since."""
+        group.assigned -= 1
+        if group in group.node.retired and not group.assigned:
+            group.node.retired = tuple(retired for retired in group.node.retired if retired is not group)
+        self._update(group)
 
-    def _update(self, node: ConnectedNode) -> None:
-        """Lists the asks of a node that has a free slot again, and unlists those of one that has none left."""
-        if self._nodes.get(node.provider) is not node:
+    def _update(self, group: SlotGroup) -> None:
+        """Moves the asks of a slot group to the lists of its state."""
+        if self._nodes.get(group.provider) is not group.node or group not in group.node.groups:
             return
-        free = node.free > 0
-        if free != node.listed:
-            node.set_listed(free, self.decisions)
-            for group, listed_ask in self._groups_of(node):
-                group.set_free(listed_ask, free=free)
-        if free:
-            self.on_free(node)
+        former, state = group.state, group.current_state
+        if former != state:
+            group.set_state(state, self.decisions)
+            for listed_ask in group.asks:
+                ask_group = self._indexes[listed_ask.ask.message.model].group_of(listed_ask)
+                ask_group.move(listed_ask, former=former, state=state)
+        if state != NO_PLACE:
+            self.on_free(group)
 
-    def _relist(self, node: ConnectedNode, change: Callable[[], None]) -> None:
-        """Makes a change on which the places of a node's asks depend."""
-        for listed_ask in node.asks:
+    def _relist(self, listed_asks: Sequence[ListedAsk], change: Callable[[], None]) -> None:
+        """Makes a change on which the places of these asks depend."""
+        for listed_ask in listed_asks:
             self._indexes[listed_ask.ask.message.model].unlist(listed_ask)
         change()
-        for listed_ask in node.asks:
+        for listed_ask in listed_asks:
             self._indexes[listed_ask.ask.message.model].relist(listed_ask)
-
-    def _groups_of(self, node: ConnectedNode) -> Iterator[tuple[AskGroup, ListedAsk]]:
-        """Yields the asks of a node, each with its group."""
-        for listed_ask in node.asks:
-            yield self._indexes[listed_ask.ask.message.model].group_of(listed_ask), listed_ask
 
     # Reading
 
     def node(self, provider: Address) -> ConnectedNode | None:
         """Returns the node of a provider, or None if it is not connected."""
         return self._nodes.get(provider)
+
+    def groups_of(self, key: SlotKey) -> tuple[SlotGroup, ...]:
+        """Returns the slot group with this key, or all of a provider's for a key without a number; none if they are gone."""
+        provider, number = key
+        node = self._nodes.get(provider)
+        if node is None:
+            return ()
+        return node.groups if number is None else tuple(group for group in node.groups if group.number == number)
 
     def of_provider(self, provider: Address) -> tuple[ListedAsk, ...]:
         """Returns the asks of a provider."""

@@ -1,10 +1,9 @@
 """The index of one model's asks: those with a free slot, by what they offer, in each order of a shortlist. Pure.
 
 Asks that meet the same requirements form a group. A demand accepts or rejects a whole group at once, so an ask of another region
-costs nothing. A group lists its asks in three orders, apart for each class of reliability. Asks without a free slot are in a
-list of their own. So the work of a shortlist does not grow with the number of asks that are busy or do not fit, and strangers
-hide no proven provider.
-
+costs nothing. A group lists its asks in three orders, apart for each class of reliability. Asks without a free slot are in
+lists of their own, those whose engine would queue a job apart from those that take none. So the work of a shortlist does not
+grow with the number of asks that are busy or do not fit, and strangers hide no proven provider.
 A list is ordered by integer keys: the price first, or a speed in steps of about a fifth and then the price. The last 32 bits come
 from the provider's address, so the order is total and the same in each process.
 """
@@ -13,23 +12,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
 from heapq import merge
 from itertools import chain, islice
-from math import log2
 from operator import attrgetter
 
 from sortedcontainers import SortedKeyList, SortedList
 
+from coordinator.domain.slot_groups import ADDRESS_BITS, CLASSES, FREE_SLOT, PROVEN, RELIABLE, ListedAsk
 from tallystick.protocol.criteria import SORTS, Demand
-from tallystick.protocol.eip712 import Verified
-from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask
-from tallystick.protocol.types import Address
 
-RELIABLE, PROVEN, OTHER = range(3)
-"""The classes of reliability, best first. ranking.py assigns them by score."""
-CLASSES = (RELIABLE, PROVEN, OTHER)
 MAX_GROUPS = 256
 """Groups of one model that one shortlist considers. Those with reliable providers come first."""
 _MAX_SCANNED_GROUPS = 1_024
@@ -38,109 +30,8 @@ NEAR_TIE = 100
 """Prices within one part in this many of the lowest count as equal: the draw decides where a shortlist begins among them."""
 _MIN_SPREAD = 16
 """Near ties that are listed as they stand, because a shortlist looks at all of them anyway."""
-_STEPS_PER_DOUBLING = 4
-"""Speeds are compared in steps of the fourth root of two, because every report of a node differs a little."""
-_SLOWEST = 255
-"""The step of an unknown speed."""
-_MAX_CHANGES = 32
-_SPEED_SHIFT = 128
-_ADDRESS_BITS = 32
 _MAX_SELECTIONS = 64
 """Selections of groups that a model's index remembers, by requirements and route."""
-
-
-@dataclass(slots=True, eq=False)
-class ConnectedNode:
-    """A connected node: its last reported capacity, and the jobs that it was given and still has.
-
-    `stake`: base units, as last read; 0 until a demand asks for a stake. Only the ask book changes the other members.
-    """
-
-    provider: Address
-    capacity: Capacity
-    assigned: int = 0
-    """Jobs that the node was given and that have not ended."""
-    stake: int = 0
-    reliability: int = OTHER
-    listed: bool = False
-    """Whether the node's asks are in the lists of their groups."""
-    known_since: int = 0
-    """The number of the first decision at which it is known whether the node was listed."""
-    changes: tuple[int, ...] = ()
-    """The numbers of the decisions before which `listed` last changed, oldest first; at most _MAX_CHANGES."""
-    asks: tuple[ListedAsk, ...] = ()
-    former: tuple[ListedAsk, ...] = ()
-    """Asks that were replaced lately, which orders may still name."""
-
-    def set_listed(self, listed: bool, decision: int) -> None:
-        """Sets `listed`. `decision`: the number of the next decision."""
-        if listed == self.listed:
-            return
-        self.listed, self.changes = listed, (*self.changes, decision)
-        if len(self.changes) > _MAX_CHANGES:
-            self.known_since, self.changes = self.changes[0], self.changes[1:]
-
-    def was_listed(self, decision: int) -> bool | None:
-        """Returns whether the node was listed at the decision of this number; None if that is not known any more."""
-        if decision < self.known_since:
-            return None
-        later = sum(change > decision for change in self.changes)
-        return self.listed ^ bool(later % 2)
-
-    @property
-    def free(self) -> int:
-        """Free slots, as far as this coordinator knows."""
-        return max(0, min(self.capacity.free, self.capacity.slots - self.assigned))
-
-    @property
-    def load(self) -> float:
-        """The share of slots that are taken, from 0 to 1."""
-        return 1.0 - self.free / self.capacity.slots if self.capacity.slots else 1.0
-
-
-@dataclass(slots=True, eq=False)
-class ListedAsk:
-    """One ask in the book, with the node that offers it, and its key in the order by price."""
-
-    ask: Verified[Ask]
-    node: ConnectedNode
-    provider: Address = field(init=False)
-    by_price: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        message = self.ask.message
-        self.provider = message.provider
-        self.by_price = 3 * message.input_price + message.output_price << _ADDRESS_BITS | int(self.provider[2:10], 16)
-
-    @property
-    def price(self) -> int:
-        """The price of three input tokens and one output token, in base units per 1,000,000 of each."""
-        return self.by_price >> _ADDRESS_BITS
-
-    @property
-    def price_key(self) -> tuple[int, str]:
-        """Sort key: the price; the address breaks a tie, so the order is total."""
-        return self.price, self.provider
-
-    @property
-    def by_latency(self) -> int:
-        """Sort key: the step of the node's time to the first token, then the price."""
-        return speed_steps(self.node.capacity)[0] << _SPEED_SHIFT | self.by_price
-
-    @property
-    def by_throughput(self) -> int:
-        """Sort key: the step of the node's throughput, then the price."""
-        return speed_steps(self.node.capacity)[1] << _SPEED_SHIFT | self.by_price
-
-
-def speed_steps(capacity: Capacity) -> tuple[int, int]:
-    """Returns the steps of a node's time to the first token and of its throughput; a lower step is faster."""
-    latency = throughput = _SLOWEST
-    if capacity.first_token_ms:
-        latency = min(int(log2(capacity.first_token_ms) * _STEPS_PER_DOUBLING), _SLOWEST - 1)
-    if capacity.tokens_per_second:
-        throughput = max(_SLOWEST - 1 - int(log2(capacity.tokens_per_second) * _STEPS_PER_DOUBLING), 0)
-    return latency, throughput
 
 
 _KEYS: dict[str, Callable[[ListedAsk], int]] = {sort: attrgetter(f"by_{sort}") for sort in SORTS}
@@ -152,53 +43,49 @@ class AskGroup:
     The orders by speed are kept from the first demand for them on.
     """
 
-    __slots__ = ("_busy", "_lists", "_sorts", "counts", "example", "size")
+    __slots__ = ("_lists", "_others", "_sorts", "counts", "example", "size")
 
     def __init__(self, example: Ask, sorts: Iterable[str]) -> None:
         self.example, self.size = example, 0
         self.counts = [0] * len(CLASSES)
         """The number of asks in each class of reliability."""
-        self._busy: dict[int, SortedKeyList[ListedAsk, int]] = {}
-        """The asks without a free slot, cheapest first."""
+        self._others: dict[tuple[int, int], SortedKeyList[ListedAsk, int]] = {}
+        """The asks without a free slot, by state and class of reliability, cheapest first."""
         self._sorts = list(sorts)
         self._lists: dict[tuple[str, int], SortedKeyList[ListedAsk, int]] = {}
 
     def add(self, listed_ask: ListedAsk) -> None:
-        """Lists an ask: in each order if its node is listed, else among the busy ones."""
+        """Lists an ask by the state of its slot group: in each order if a slot is free."""
         self.counts[listed_ask.node.reliability] += 1
-        if listed_ask.node.listed:
-            self._add_free(listed_ask)
-        else:
-            self._add_busy(listed_ask)
+        self._list(listed_ask, listed_ask.slot_group.state)
 
     def remove(self, listed_ask: ListedAsk) -> None:
-        """Undoes `add`. The ask's keys, and its node's reliability and `listed`, must be those that it was added with."""
+        """Undoes `add`. The ask's keys, and its state and reliability, must be those that it was added with."""
         self.counts[listed_ask.node.reliability] -= 1
-        if listed_ask.node.listed:
-            self._remove_free(listed_ask)
-        else:
-            self._remove_busy(listed_ask)
+        self._unlist(listed_ask, listed_ask.slot_group.state)
 
-    def set_free(self, listed_ask: ListedAsk, *, free: bool) -> None:
-        """Moves an ask whose node got its first free slot, or has none left."""
-        if free:
-            self._remove_busy(listed_ask)
+    def move(self, listed_ask: ListedAsk, *, former: int, state: int) -> None:
+        """Moves an ask whose slot group changed its state."""
+        self._unlist(listed_ask, former)
+        self._list(listed_ask, state)
+
+    def _list(self, listed_ask: ListedAsk, state: int) -> None:
+        if state == FREE_SLOT:
             self._add_free(listed_ask)
-        else:
+            return
+        place = state, listed_ask.node.reliability
+        if place not in self._others:
+            self._others[place] = SortedKeyList(key=_KEYS["price"])
+        self._others[place].add(listed_ask)
+
+    def _unlist(self, listed_ask: ListedAsk, state: int) -> None:
+        if state == FREE_SLOT:
             self._remove_free(listed_ask)
-            self._add_busy(listed_ask)
-
-    def _add_busy(self, listed_ask: ListedAsk) -> None:
-        reliability = listed_ask.node.reliability
-        if reliability not in self._busy:
-            self._busy[reliability] = SortedKeyList(key=_KEYS["price"])
-        self._busy[reliability].add(listed_ask)
-
-    def _remove_busy(self, listed_ask: ListedAsk) -> None:
-        reliability = listed_ask.node.reliability
-        self._busy[reliability].remove(listed_ask)
-        if not self._busy[reliability]:
-            del self._busy[reliability]
+            return
+        place = state, listed_ask.node.reliability
+        self._others[place].remove(listed_ask)
+        if not self._others[place]:
+            del self._others[place]
 
     def _add_free(self, listed_ask: ListedAsk) -> None:
         for sort in self._sorts:
@@ -222,10 +109,10 @@ class AskGroup:
             if listed_asks is not None:
                 self._lists[sort, reliability] = SortedKeyList(listed_asks, key=_KEYS[sort])
 
-    def busy_asks(self, reliability: int) -> Iterable[ListedAsk]:
-        """Returns the asks of one class without a free slot, the cheapest first."""
-        empty: Iterable[ListedAsk] = ()
-        return empty if reliability not in self._busy else iter(self._busy[reliability])
+    def other_asks(self, state: int, reliability: int) -> Iterable[ListedAsk]:
+        """Returns the asks of one class without a free slot and in this state, the cheapest first."""
+        listed_asks: Iterable[ListedAsk] = self._others.get((state, reliability), ())
+        return listed_asks
 
     def free_asks(self, sort: str, reliability: int, draw: float) -> Iterator[ListedAsk] | None:
         """Returns the free asks of one class, the best by `sort` first, or None if there are none. `draw`: from 0 to 1."""
@@ -239,7 +126,7 @@ class AskGroup:
         last = lowest + lowest // NEAR_TIE
         if ranked[_MIN_SPREAD].price > last:
             return in_order
-        end = ranked.bisect_key_left(last + 1 << _ADDRESS_BITS)
+        end = ranked.bisect_key_left(last + 1 << ADDRESS_BITS)
         begin = int(draw * end)
         spread: Iterator[ListedAsk] = chain(ranked.islice(begin, end), ranked.islice(0, begin), ranked.islice(end))
         return spread
@@ -269,7 +156,7 @@ class ModelIndex:
         self._selected: OrderedDict[Hashable, list[AskGroup]] = OrderedDict()
 
     def enter(self, listed_ask: ListedAsk) -> None:
-        """Counts an ask in its group, which it creates if necessary, and lists the ask there if its node is listed."""
+        """Counts an ask in its group, which it creates if necessary, and lists the ask there."""
         ask = listed_ask.ask.message
         key = _group_key(ask)
         group = self._groups.get(key)
@@ -327,9 +214,12 @@ class ModelIndex:
         lists = [listed_asks for listed_asks in groups if listed_asks is not None]
         return lists[0] if len(lists) == 1 else merge(*lists, key=_KEYS[demand.sort])
 
-    def busy_asks(self, demand: Demand, reliability: int) -> Iterator[ListedAsk]:
-        """Yields the asks of one class of reliability without a free slot whose spec meets the demand, the cheapest first."""
-        lists = [group.busy_asks(reliability) for group in self._select(demand)]
+    def other_asks(self, demand: Demand, state: int, reliability: int) -> Iterator[ListedAsk]:
+        """Yields the asks of one class of reliability without a free slot, in this state, whose spec meets the demand.
+
+        The cheapest comes first.
+        """
+        lists = [group.other_asks(state, reliability) for group in self._select(demand)]
         return merge(*lists, key=_KEYS["price"])
 
     def _select(self, demand: Demand) -> list[AskGroup]:

@@ -12,7 +12,6 @@ from itertools import islice
 from operator import attrgetter, itemgetter
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
-from coordinator.domain.ask_index import CLASSES, OTHER, PROVEN, RELIABLE, ConnectedNode
 from coordinator.domain.ranking import (
     IsNewcomer,
     Score,
@@ -21,6 +20,16 @@ from coordinator.domain.ranking import (
     sort_reliable_first,
     spread_near_ties,
     with_exploration,
+)
+from coordinator.domain.slot_groups import (
+    CLASSES,
+    FREE_SLOT,
+    NO_PLACE,
+    OTHER,
+    PROVEN,
+    QUEUE_PLACE,
+    RELIABLE,
+    SlotGroup,
 )
 from tallystick.protocol.criteria import MAX_ADDRESSES, Demand, Facts, Reason, context_refusal
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
@@ -42,8 +51,8 @@ _MAX_EXPLAINED = 256
 
 _SORT_KEYS: dict[str, Callable[[ListedAsk], float]] = {
     "price": lambda listed_ask: listed_ask.price_key[0],
-    "latency": lambda listed_ask: listed_ask.node.capacity.first_token_ms or float("inf"),
-    "throughput": lambda listed_ask: -listed_ask.node.capacity.tokens_per_second,
+    "latency": lambda listed_ask: listed_ask.slot_group.capacity.first_token_ms or float("inf"),
+    "throughput": lambda listed_ask: -listed_ask.slot_group.capacity.tokens_per_second,
 }
 """Sort keys of a shortlist. Unknown speeds come last; the cheaper ask breaks a tie."""
 
@@ -52,7 +61,7 @@ def _perfect_score(_provider: Address) -> float:
     return 1.0
 
 
-def _no_backlog(_node: ConnectedNode) -> float:
+def _no_backlog(_group: SlotGroup) -> float:
     return 0.0
 
 
@@ -67,11 +76,9 @@ def rejection(
 
     `suitable`: the ask's spec is known to meet the demand.
     """
-    node, ask = listed_ask.node, listed_ask.ask.message
-    reputation = 100 * score(node.provider) if demand.min_reputation else None
-    if suitable:
-        return demand.offer_objection(ask, Facts(now, node.stake, node.free, reputation))
-    return demand.objection(ask, Facts(now, node.stake, node.free, reputation))
+    ask, reputation = listed_ask.ask.message, 100 * score(listed_ask.provider) if demand.min_reputation else None
+    facts = Facts(now, listed_ask.node.stake, listed_ask.slot_group.places, reputation)
+    return demand.offer_objection(ask, facts) if suitable else demand.objection(ask, facts)
 
 
 def shortlist(
@@ -83,18 +90,20 @@ def shortlist(
     *,
     newcomer: IsNewcomer = _no_newcomer,
     chance: float = 1.0,
-    backlog: Callable[[ConnectedNode], float] = _no_backlog,
+    backlog: Callable[[SlotGroup], float] = _no_backlog,
 ) -> list[ListedAsk]:
     """Returns the best asks for a demand, best first: at most `demand.limit`, one per provider.
 
-    If all that fit are busy, returns the most reliable ones with the least `backlog`: a job can wait for them.
+    Asks with a free slot come alone if there are any, else those whose engines would queue the job. If all that fit are busy,
+    returns the most reliable ones with the least `backlog`: a job can wait for them.
     `rejected` is filled with the asks that were judged and do not meet the demand, each with its reason. `chance`: a uniform draw
     from 0 to 1, see ranking.py. Raises Refusal or Unavailable that say why no ask meets the demand.
     """
     search = _Search(book, demand, now, score, [] if rejected is None else rejected)
-    pool = search.best(chance)
+    pool = search.best(chance) or search.best_of(QUEUE_PLACE)
     if not pool:
-        busy = sorted(search.best_busy(), key=lambda entry: (entry.node.reliability, backlog(entry.node), entry.price_key))
+        waited_for = search.best_of(NO_PLACE)
+        busy = sorted(waited_for, key=lambda entry: (entry.node.reliability, backlog(entry.slot_group), entry.price_key))
         if not busy:
             raise search.no_match()
         return busy[: demand.limit]
@@ -127,9 +136,10 @@ class _Search:
         """Returns fitting asks, of the pinned providers or of all that have a free slot."""
         return self._among_pinned() if self.demand.pin else self._among_free(chance)
 
-    def best_busy(self) -> list[ListedAsk]:
-        """Returns asks that would fit if their nodes had a free slot, one per provider; if there are any, those that declare all
-        that the request needs.
+    def best_of(self, state: int) -> list[ListedAsk]:
+        """Returns asks in a state other than FREE_SLOT that would fit if a slot were free, one per provider.
+
+        If there are any, returns those that declare all that the request needs.
         """
         book, demand = self.book, self.demand
         index = book.index_of(demand.model)
@@ -137,15 +147,16 @@ class _Search:
             return []
         for wanted in (demand,) if demand.strict is None else (demand.strict, demand):
             if demand.pin:
-                classes = [iter(sorted(book.of_providers(demand.model, demand.pin), key=attrgetter("price_key")))]
+                pinned = (entry for entry in book.of_providers(demand.model, demand.pin) if entry.slot_group.state == state)
+                classes = [iter(sorted(pinned, key=attrgetter("price_key")))]
             else:
-                classes = [index.busy_asks(wanted, reliability) for reliability in CLASSES]
-            fitting = [listed_ask for listed_asks in classes for listed_ask in self._fitting_busy(listed_asks, wanted)]
+                classes = [index.other_asks(wanted, state, reliability) for reliability in CLASSES]
+            fitting = [listed_ask for listed_asks in classes for listed_ask in self._fitting_when_free(listed_asks, wanted)]
             if fitting:
                 return fitting
         return []
 
-    def _fitting_busy(self, listed_asks: Iterator[ListedAsk], demand: Demand) -> list[ListedAsk]:
+    def _fitting_when_free(self, listed_asks: Iterator[ListedAsk], demand: Demand) -> list[ListedAsk]:
         """Returns the first ask of each provider that would fit if it had a free slot, of at most _MAX_EXPLAINED that are judged.
 
         A provider that fits hides no other, however many asks it has.
@@ -161,14 +172,18 @@ class _Search:
         node = listed_ask.node
         reputation = 100 * self.score(node.provider) if demand.min_reputation else None
         return (
-            node.capacity.slots > 0
+            listed_ask.slot_group.capacity.slots > 0
             and demand.objection(listed_ask.ask.message, Facts(self.now, node.stake, None, reputation)) is None
         )
 
     def _among_pinned(self) -> list[ListedAsk]:
-        """Returns the fitting asks of pinned providers, which are found wherever they stand in the order."""
-        pinned = self.book.of_providers(self.demand.model, self.demand.pin)
-        return self._fitting(iter(sorted(pinned, key=attrgetter("price_key"))), MAX_ADDRESSES, suitable=False)
+        """Returns the fitting asks of pinned providers, which are found wherever they stand in the order.
+
+        Those with a free slot come alone if there are any.
+        """
+        pinned = sorted(self.book.of_providers(self.demand.model, self.demand.pin), key=_by_state)
+        fitting = self._fitting(iter(pinned), MAX_ADDRESSES, suitable=False)
+        return [listed_ask for listed_ask in fitting if listed_ask.slot_group.state == fitting[0].slot_group.state]
 
     def _among_free(self, chance: float) -> list[ListedAsk]:
         """Returns the best free asks that fit, one per provider, of each class of reliability."""
@@ -230,7 +245,13 @@ def explain(listed_asks: Sequence[ListedAsk], demand: Demand, now: int, score: S
             Reason.UNDECLARED if reason is None and not declared else reason
             for reason, declared in zip(reasons, declares, strict=True)
         ]
-    return list(zip(listed_asks, reasons, strict=True))
+    explained = list(zip(listed_asks, reasons, strict=True))
+    if any(reason is None and listed_ask.slot_group.state == FREE_SLOT for listed_ask, reason in explained):
+        return [
+            (listed_ask, Reason.BUSY if reason is None and listed_ask.slot_group.state != FREE_SLOT else reason)
+            for listed_ask, reason in explained
+        ]
+    return explained
 
 
 def sort_by_demand(listed_asks: Sequence[ListedAsk], demand: Demand, score: Score) -> list[ListedAsk]:
@@ -242,6 +263,11 @@ def sort_by_demand(listed_asks: Sequence[ListedAsk], demand: Demand, score: Scor
 
 def _itself(listed_ask: ListedAsk) -> ListedAsk:
     return listed_ask
+
+
+def _by_state(listed_ask: ListedAsk) -> tuple[int, tuple[int, str]]:
+    """Sort key: asks with a free slot first, then those whose engines would queue the job; the cheaper ones first."""
+    return listed_ask.slot_group.state, listed_ask.price_key
 
 
 _PRICE = frozenset({Reason.INPUT_PRICE, Reason.OUTPUT_PRICE})
@@ -328,6 +354,7 @@ def rank_candidates(
 ) -> tuple[list[tuple[ListedAsk, Candidate]], dict[Address, str]]:
     """Returns the candidates of a job that can take it now, best first, and the reason against each of the others.
 
+    Candidates with a free slot come before those whose engines would queue the job.
     `tried`: providers that failed this job. `ranked`: the candidates are in the client's own order, which is kept. `chance`: a
     uniform draw from 0 to 1, see ranking.py. Raises Refusal (order_terms).
     """
@@ -351,6 +378,7 @@ def rank_candidates(
     if not ranked:
         ranking = spread_near_ties(sort_by_cost(fitting, itemgetter(0), score), itemgetter(0), score, chance)
         fitting = with_exploration(ranking, itemgetter(0), newcomer, chance)
+    fitting.sort(key=lambda entry: entry[0].slot_group.state)  # stable: the ranking decides among those with a free slot
     return fitting, rejected
 
 

@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from coordinator.domain.ask_index import NEAR_TIE, OTHER, PROVEN, RELIABLE, ListedAsk
+from coordinator.domain.ask_index import NEAR_TIE
+from coordinator.domain.slot_groups import OTHER, PROVEN, RELIABLE, ListedAsk
 from tallystick.protocol.types import Address
 
 FAILED_JOBS = 2
@@ -69,7 +70,7 @@ def spread_near_ties(entries: list[T], ask_of: Callable[[T], ListedAsk], score: 
     if len(places) < 2:
         return entries
     tied = [entries[place] for _, place in sorted(places)]
-    if ask_of(tied[1]).node.load < ask_of(tied[0]).node.load:
+    if ask_of(tied[1]).slot_group.load < ask_of(tied[0]).slot_group.load:
         tied[0], tied[1] = tied[1], tied[0]
     return tied + entries[len(tied) :]
 

@@ -153,8 +153,8 @@ def _add_market_routes(api: FastAPI, context: ApiContext) -> None:
                 ask_entry(listed_ask)
                 | {
                     "why": None if reason is None else reason.value,
-                    "tokensPerSecond": listed_ask.node.capacity.tokens_per_second,
-                    "firstTokenMs": listed_ask.node.capacity.first_token_ms,
+                    "tokensPerSecond": listed_ask.slot_group.capacity.tokens_per_second,
+                    "firstTokenMs": listed_ask.slot_group.capacity.first_token_ms,
                     "reputation": round(100 * score(listed_ask.node.provider)),
                 }
                 for listed_ask, reason in explained

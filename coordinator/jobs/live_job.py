@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field, replace
 
-from coordinator.domain.ask_book import ConnectedNode
 from coordinator.domain.job_queue import QueuedJob
 from coordinator.domain.resource_bounds import INBOX_FRAMES
+from coordinator.domain.slot_groups import SlotGroup
 from coordinator.ports import AttemptRecord, JobRecord, job_subject
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import TallyError
@@ -23,11 +23,11 @@ class InboxOverrun(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What a provider was given: the candidate, its verified order, and the node that was connected then."""
+    """What a provider was given: the candidate, its verified order, and the slots of its node that it takes."""
 
     candidate: Candidate
     order: Verified[Order]
-    node: ConnectedNode
+    slot_group: SlotGroup
 
 
 @dataclass(slots=True)

@@ -242,8 +242,8 @@ class Market:
                         self._grant_credit(job)
         finally:
             self._bus.detach(subject, deliver)
-            self.exposure.release(job.payer, attempt.node.provider, attempt.candidate.terms.max_cost)
-            self.matchmaker.release(attempt.node)
+            self.exposure.release(job.payer, attempt.slot_group.provider, attempt.candidate.terms.max_cost)
+            self.matchmaker.release(attempt.slot_group)
 
     def _dispatch(self, job: LiveJob, attempt: Attempt) -> tuple[Kind, bytes]:
         """Sends the job to its node. Returns the MATCH for its client, or the FAIL of a job that was cancelled or not stored."""

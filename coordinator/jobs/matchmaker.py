@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from coordinator.domain.ask_book import AskBook, ConnectedNode, ListedAsk
+from coordinator.domain.ask_book import AskBook, ListedAsk, SlotGroup
 from coordinator.domain.decision_log import DecisionLog
 from coordinator.domain.exposure import Exposure
 from coordinator.domain.job_queue import JobQueue
@@ -18,12 +17,13 @@ from coordinator.domain.limits import JobLimits
 from coordinator.domain.matching import explain, rank_candidates, shortlist, sort_by_demand
 from coordinator.domain.ranking import reliability
 from coordinator.domain.reputation import Reputation
+from coordinator.domain.slot_groups import ConnectedNode
 from coordinator.jobs.live_job import Attempt, LiveJob
 from coordinator.ports import Funds
 from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
-from tallystick.protocol.link import Capacity
+from tallystick.protocol.link import Capacities, Capacity
 from tallystick.protocol.messages import Ask, Order, Terms
 from tallystick.protocol.types import Address
 
@@ -63,9 +63,9 @@ class Matchmaker:
         tick: Callable[[], float],
         chance: Callable[[], float],
     ) -> None:
-        self.book, self.exposure, self.decision_log = AskBook(), Exposure(), DecisionLog()
+        self.book, self.exposure, self.decision_log = AskBook(max_jobs=limits.jobs_per_node), Exposure(), DecisionLog()
         self.reputation, self.queue = Reputation(self._score_changed), JobQueue()
-        self.book.on_free = lambda node: self.queue.offer(node, self._tick())
+        self.book.on_free = lambda group: self.queue.offer(group, self._tick())
         self._domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
         self._chance = chance
         self._returned_at = 0.0
@@ -76,14 +76,23 @@ class Matchmaker:
         """Notes that this process follows another one, so its providers may not be connected yet."""
         self._returned_at = self._tick() + RETURN_SECONDS
 
-    def replace_asks(self, provider: Address, asks: Iterable[Signed[Ask]], capacity: Capacity | None = None) -> None:
-        """Replaces all asks of a connected provider. Raises PeerError for a forged ask, or one of another provider."""
+    def replace_asks(
+        self,
+        provider: Address,
+        asks: Iterable[Signed[Ask]],
+        capacity: Capacity | Capacities | None = None,
+        *,
+        groups: Sequence[int] = (),
+    ) -> None:
+        """Replaces all asks of a connected provider. Raises PeerError for a forged ask, or one of another provider.
+
+        `groups`: the number of each ask's slot group; without any, all asks share group 0.
+        """
         verified = [ask.verify(self._domain) for ask in asks]
         if any(ask.message.provider != provider for ask in verified):
             raise BadMessage(f"asks: expected asks of {provider} alone, got one of another provider")
         self._note_withdrawn(provider)
-        within = None if capacity is None else self._within_limit(capacity)
-        self.book.replace(provider, verified, within, reliability(self.reputation.score(provider)))
+        self.book.replace(provider, verified, capacity, reliability(self.reputation.score(provider)), groups=groups)
 
     def drop(self, provider: Address) -> None:
         """Removes a provider that disconnected."""
@@ -98,17 +107,13 @@ class Matchmaker:
         while len(self._withdrawn) > MAX_WITHDRAWN_MODELS:
             self._withdrawn.popitem(last=False)
 
-    def set_capacity(self, provider: Address, capacity: Capacity) -> None:
-        """Records the capacity that a node reports."""
-        self.book.set_capacity(provider, self._within_limit(capacity))
+    def set_capacity(self, provider: Address, capacity: Capacity | Capacities) -> None:
+        """Records the capacity that a node reports of some of its slot groups. Raises BadMessage for a group that it has not."""
+        self.book.set_capacity(provider, capacity)
 
-    def _within_limit(self, capacity: Capacity) -> Capacity:
-        """Returns a capacity with no more slots than this coordinator gives one node."""
-        return replace(capacity, slots=min(capacity.slots, self._limits.jobs_per_node))
-
-    def release(self, node: ConnectedNode) -> None:
+    def release(self, group: SlotGroup) -> None:
         """Frees the slot of a job that ended."""
-        self.book.release(node)
+        self.book.release(group)
 
     def _score_changed(self, provider: Address) -> None:
         self.book.set_reliability(provider, reliability(self.reputation.score(provider)))
@@ -148,9 +153,9 @@ class Matchmaker:
             self.book.decisions = self.decision_log.count
         return chosen
 
-    def _backlog(self, node: ConnectedNode) -> float:
-        """Returns the jobs that would wait for a node per job that it has here: nobody can check the slots that it reports."""
-        return (self.queue.waiting_for(node.provider) + 1) / node.assigned if node.assigned else float("inf")
+    def _backlog(self, group: SlotGroup) -> float:
+        """Returns the jobs that would wait for a group per job that it has here: nobody can check the slots that it reports."""
+        return (self.queue.waiting_for(group) + 1) / group.assigned if group.assigned else float("inf")
 
     def _check_returning(self, model: str, error: Refusal) -> None:
         """Raises Unavailable for a model whose providers may come back soon."""
@@ -189,24 +194,25 @@ class Matchmaker:
         providers = [listed_ask.node.provider for listed_ask, _ in fitting]
         model = job.submission.candidates[0].terms.model
         for listed_ask, candidate in fitting:
-            order, node = candidate.order.verify(self._domain), listed_ask.node
-            if not self.queue.is_open(node, job.queued):
-                rejected[node.provider] = Reason.BUSY.value
+            order, group = candidate.order.verify(self._domain), listed_ask.slot_group
+            if not self.queue.is_open(group, job.queued):
+                rejected[group.provider] = Reason.BUSY.value
                 continue
-            self.book.assign(node)
+            self.queue.use_grant(group, job.queued)
+            self.book.assign(group)
             try:
                 await self._admit(order.message, candidate.terms)
             except BaseException as error:
-                self.book.release(node)
+                self.book.release(group)
                 if not isinstance(error, Refusal):
                     raise
                 refused = refused or error
                 if isinstance(error, _NoPurse):
                     break  # nor is there a reservation for another candidate: a stranger costs two chain reads
             else:
-                job.begin(Attempt(candidate, order, node), self._tick() + self._limits.accept_within(len(job.submission.sealed)))
+                job.begin(Attempt(candidate, order, group), self._tick() + self._limits.accept_within(len(job.submission.sealed)))
                 outranked = dict.fromkeys(providers, "another was ranked before it: cheaper, or more reliable")
-                self.decision_log.add_match(model, node.provider, outranked | rejected, now)
+                self.decision_log.add_match(model, group.provider, outranked | rejected, now)
                 return
         unpaid = dict.fromkeys(providers, "the payer's purse did not cover the job")
         self.decision_log.add_match(model, None, unpaid | rejected, now)

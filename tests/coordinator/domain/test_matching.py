@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
-from coordinator.domain.ask_index import OTHER, PROVEN, RELIABLE
 from coordinator.domain.matching import explain, rank_candidates, rejection, shortlist
+from coordinator.domain.slot_groups import OTHER, PROVEN, RELIABLE
 from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
@@ -275,9 +275,7 @@ def test_a_candidate_that_cannot_take_the_job_is_explained() -> None:
     book, asks = _book_of((ANN, {}), (BOB, {}), (CAT, {}))
     submission = make_submission(*asks)
     book.drop(BOB.address)
-    node = book.node(CAT.address)
-    assert node is not None
-    node.capacity = Capacity(0, 1)
+    book.set_capacity(CAT.address, Capacity(0, 1))
     fit, against = _ranked(book, submission, tried=frozenset({ANN.address}))
     assert fit == []
     assert against == {

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.domain.ask_book import ConnectedNode
 from coordinator.domain.resource_bounds import INBOX_FRAMES
+from coordinator.domain.slot_groups import ConnectedNode, SlotGroup
 from coordinator.jobs.live_job import Attempt, InboxOverrun, LiveJob, link_payload
 from tallystick.protocol.jobs import Event, IllegalTransition, State
 from tallystick.protocol.link import Capacity
@@ -18,7 +18,11 @@ JOB = JobId(bytes(range(16)))
 def _make_job() -> tuple[LiveJob, list[Attempt]]:
     submission = make_submission(make_ask(ANN), make_ask(BOB), job=JOB)
     attempts = [
-        Attempt(candidate, candidate.order.verify(DOMAIN), ConnectedNode(candidate.order.message.provider, Capacity(1, 1)))
+        Attempt(
+            candidate,
+            candidate.order.verify(DOMAIN),
+            SlotGroup(ConnectedNode(candidate.order.message.provider), 0, Capacity(1, 1)),
+        )
         for candidate in submission.candidates
     ]
     return LiveJob(submission, created_at=START, started=0, last_frame_at=0), attempts
