@@ -19,6 +19,7 @@ from tallystick.protocol.link import Capacity
 
 LOAD_WEIGHT = 0.2
 """Weight of the newest sample in `load`. With a sample every ten seconds, `load` averages about a minute."""
+MAX_WAITING = 64
 LOOK_SECONDS = 2.0
 """How long a look at the engine's load counts."""
 
@@ -78,13 +79,18 @@ class PooledEngine:
             places = min(places, self.queue - self._others_waiting)
         return max(0, places)
 
+    @property
+    def most_jobs(self) -> int:
+        """Number of jobs that the node has at most for this engine, those included that wait here for a slot."""
+        return 4 * (self.slots + self.queue) + MAX_WAITING
+
     def check_room(self, model: str) -> None:
         """Raises Unavailable (`node_busy`) if the node accepts no job for this engine.
 
-        Beside the jobs that the engine takes, as many wait here for a moment as it has slots: several coordinators may give away
-        the same slot, and a job that its coordinator gave up may still be ending.
+        Some jobs beyond those that the engine takes may wait here for a moment: several coordinators may give away the same slot,
+        and a job that its coordinator gave up may still be ending.
         """
-        if self.assigned >= 2 * max(1, self.slots) + self.queue:
+        if self.assigned >= self.most_jobs:
             text = f"the engine of {model!r} is full: it has {self.slots} slots and {self.assigned} jobs"
             raise Unavailable(Code.NODE_BUSY, text, fault=Fault.PROVIDER)
 

@@ -38,7 +38,6 @@ from tallystick.protocol.wire import MAX_HEADER, CancelReason, Dispatch, Failure
 
 log = structlog.get_logger()
 _PRUNE_SIZE = 10_000
-_MAX_WAITING = 64
 _MAX_REFUSING = 64
 _DRAIN_SECONDS = 45.0
 MAX_HELD_BYTES = 256 << 20
@@ -120,7 +119,7 @@ class JobRunner:
     def _overload(self, size: int) -> TallyError | None:
         if self._draining:
             reason = "is shutting down"
-        elif len(self._tasks) >= 4 * self._places + _MAX_WAITING:
+        elif len(self._tasks) >= sum(pool.most_jobs for pool in self._engines.values()):
             reason = "has too many jobs waiting"
         elif self._held_bytes + size > MAX_HELD_BYTES:
             reason = "has too many bytes of waiting requests"
@@ -168,10 +167,6 @@ class JobRunner:
         """Applies new rules and deadlines to later jobs."""
         self._admission.rules = self._coordinator_credit.rules = rules
         self._deadlines = deadlines
-
-    @property
-    def _places(self) -> int:
-        return sum(pool.slots + pool.queue for pool in self._engines.values())
 
     @property
     def running(self) -> int:
