@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from coordinator.domain.reputation import ProviderRecord
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import Code, Fault, Unavailable
-from tallystick.protocol.jobs import State
+from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.link import ClaimRequest, LateReceipt
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
@@ -23,7 +23,8 @@ class AttemptRecord:
     """One provider's attempt at a job: its order, its state, and the reason if it failed.
 
     `delivered`: the last chunk of the response was relayed. `cancelled`: the node was told that the client cancelled. `unseen`:
-    no process of this coordinator saw the attempt's end, so `delivered` and `cancelled` are unknown.
+    no process of this coordinator saw the attempt's end, so `delivered` and `cancelled` are unknown. `hedged`: it began beside
+    another attempt. `outrun`: the job was at two providers and went on with the other one.
     """
 
     order: Signed[Order]
@@ -33,6 +34,8 @@ class AttemptRecord:
     delivered: bool = False
     cancelled: bool = False
     unseen: bool = False
+    hedged: bool = False
+    outrun: bool = False
     raw: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
     """The candidate's original JSON, which saves the store from serialising it again."""
 
@@ -55,8 +58,12 @@ class JobRecord:
 
     @property
     def last(self) -> AttemptRecord:
-        """The latest attempt."""
-        return self.attempts[-1]
+        """The attempt with which the job ended or goes on: the latest that no other one outran."""
+        return next((attempt for attempt in reversed(self.attempts) if not attempt.outrun), self.attempts[-1])
+
+    def open_attempts(self) -> tuple[AttemptRecord, ...]:
+        """Returns the attempts that have not ended: at most two."""
+        return tuple(attempt for attempt in self.attempts if attempt.state not in TERMINAL)
 
     def attempt_of(self, provider: Address) -> AttemptRecord | None:
         """Returns this provider's attempt, or None."""
@@ -118,9 +125,9 @@ def node_subject(provider: Address) -> str:
     return f"node.{provider}"
 
 
-def job_subject(job: JobId) -> str:
-    """Returns the bus subject of a node's frames for a job."""
-    return f"job.{job.hex()}"
+def job_subject(job: JobId, provider: Address) -> str:
+    """Returns the bus subject of a node's frames for a job. Two nodes may have one job at the same time."""
+    return f"job.{job.hex()}.{provider}"
 
 
 class Bus(Protocol):
@@ -138,7 +145,7 @@ class Bus(Protocol):
 
 
 class JobStore(Protocol):
-    """Stores jobs and receipts. Writes are durable when their coroutine returns. A terminal state is never replaced."""
+    """Stores jobs and receipts. Writes survive the process when their coroutine returns. A terminal state is never replaced."""
 
     def enqueue_job(self, record: JobRecord) -> None:
         """Queues a job, or its newer state, to be stored before all later writes. Raises Unavailable if the queue is too long."""
@@ -219,7 +226,7 @@ class ResponseStore(Protocol):
     """Stores responses beyond the process."""
 
     async def put_response(self, stored: StoredResponse, *, since: int, max_bytes: int) -> None:
-        """Stores a response, durable on return, and deletes those that ended before `since`.
+        """Stores a response, which survives the process on return, and deletes those that ended before `since`.
 
         If all responses take more than `max_bytes`, now or some responses later, the oldest ones of the payer that holds most
         are deleted. Raises Unavailable.

@@ -138,7 +138,7 @@ class JobStore(Protocol):
     """The store that the job runner needs."""
 
     async def begin(self, admitted: AdmittedJob, at: int) -> None:
-        """Stores an admitted order. The order is durable before the first output byte leaves, so a restart never runs it
+        """Stores an admitted order. It survives the process before the first output byte leaves, so a restart never runs it
         again.
         """
         ...

@@ -18,7 +18,8 @@ from time import thread_time
 
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.matching import shortlist
-from coordinator.domain.reputation import Reputation
+from coordinator.domain.ranking import reliability, score_step
+from coordinator.domain.reputation import UNKNOWN_PROVIDER, Reputation
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
@@ -84,9 +85,9 @@ def _asks(case: Case, number: int, random: Random) -> Iterator[tuple[Address, Ve
 
 
 def _book(case: Case, number: int) -> tuple[AskBook, list[Address]]:
-    book, providers = AskBook(), list[Address]()
+    book, providers, unknown = AskBook(), list[Address](), UNKNOWN_PROVIDER.score
     for provider, ask, capacity in _asks(case, number, Random(number)):
-        book.replace(provider, [ask], capacity)
+        book.replace(provider, [ask], capacity, reliability(unknown), score_step(unknown))
         providers.append(provider)
     return book, providers
 

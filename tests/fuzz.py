@@ -18,7 +18,7 @@ from tallystick.client.openai.message_text import answer_texts, request_texts
 from tallystick.client.openai.requests import summarise
 from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.client.receipts.proof import Proof, read_proof
-from tallystick.protocol.eip712 import Domain, loads_signed
+from tallystick.protocol.eip712 import Domain, Message, Signed, loads_signed, read_signed_bytes
 from tallystick.protocol.errors import BadSeal, TallyError, error_from_json
 from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, Listing, read_asks, write_beat
 from tallystick.protocol.messages import Ask, Claim, Match, Order, Receipt, Spec, Terms
@@ -107,6 +107,19 @@ def signed(data: bytes) -> None:
                 message.verify(DOMAIN)
     with contextlib.suppress(TallyError):
         Terms.from_json(loads(data, "terms"))
+
+
+def binary(data: bytes) -> None:
+    """Messages in binary form, of which each has exactly one."""
+    for kind in (Ask, Order, Receipt, Claim, Match):
+        with contextlib.suppress(TallyError):
+            message = read_signed_bytes(kind, data)
+            assert message.to_bytes() == data
+            assert kind.from_json(message.message.to_json()).to_bytes() == message.message.to_bytes()
+            with contextlib.suppress(TallyError):
+                message.verify(DOMAIN)
+    with contextlib.suppress(TallyError):
+        assert Terms.from_bytes(data).to_bytes() == data
 
 
 def seals(data: bytes) -> None:
@@ -217,6 +230,7 @@ TARGETS: dict[str, Target] = {
         submission,
         dispatch,
         signed,
+        binary,
         seals,
         events,
         answers,
@@ -242,7 +256,8 @@ def seeds() -> dict[str, list[bytes]]:
     match = Match(
         coordinator=ann.address, job=job, provider=ann.address, order_hash=order.digest, attempt=0, matched_at=1_700_000_000
     )
-    listed = [signed.dumps().encode() for signed in (ask, order, receipt, claim.claim, ann.sign(match, DOMAIN))]
+    messages: tuple[Signed[Message], ...] = (ask, order, receipt, claim.claim, ann.sign(match, DOMAIN))
+    listed = [signed.dumps().encode() for signed in messages]
     whole = dumps({"choices": [{"message": {"content": "hi"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
     proof = Proof(DOMAIN, order, terms, receipt, bytes(32), join_request(RequestHead("/v1/x"), b"{}"), (chunk,))
     listing = Listing.of_one_group((ask,), Capacity(1, 2))
@@ -257,6 +272,7 @@ def seeds() -> dict[str, list[bytes]]:
         ],
         "submission": [placed.dumps()],
         "dispatch": [Dispatch(ann.sign(match, DOMAIN), placed.candidates[0], b"sealed").dumps()],
+        "binary": [*(signed.to_bytes() for signed in messages), terms.to_bytes()],
         "signed": [*listed, dumps(terms.to_json())],
         "seals": [
             KEY.seal_request(JOB, b"body"),

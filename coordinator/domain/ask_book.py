@@ -9,15 +9,25 @@ from functools import lru_cache, partial
 from operator import attrgetter
 from sys import intern
 
-from coordinator.domain.ask_index import ModelIndex
-from coordinator.domain.slot_groups import FREE_SLOT, NO_PLACE, ConnectedNode, ListedAsk, SlotGroup, SlotKey, speed_steps
+from coordinator.domain.ask_index import GroupKey, ModelIndex, group_key
+from coordinator.domain.listed_ask import (
+    FREE_SLOT,
+    NO_PLACE,
+    SCORE_STEPS,
+    ConnectedNode,
+    ListedAsk,
+    SlotGroup,
+    SlotKey,
+    Speed,
+    speed_steps,
+)
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadMessage, Fault
 from tallystick.protocol.link import Capacities, Capacity
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.types import Address, Hash
 
-__all__ = ["AskBook", "ConnectedNode", "ListedAsk", "SlotGroup"]
+__all__ = ["AskBook", "ConnectedNode", "ListedAsk"]
 NO_CAPACITY = Capacity(0, 0)
 MAX_FORMER_ASKS = 16
 """Replaced asks of one node that orders may still name."""
@@ -51,6 +61,39 @@ def _by_group(capacity: Capacity | Capacities) -> Capacities:
     return {0: capacity} if isinstance(capacity, Capacity) else capacity
 
 
+def _unmeasured(_provider: Address, _model: str) -> Speed | None:
+    return None
+
+
+def _fold(listed_asks: tuple[ListedAsk, ...]) -> tuple[ListedAsk, ...]:
+    """Returns the cheapest ask of each group and slot group, with the others of these as its siblings."""
+    if len(listed_asks) < 2:
+        return listed_asks
+    groups: dict[tuple[str, GroupKey, int], list[ListedAsk]] = {}
+    for listed_ask in sorted(listed_asks, key=_price_key):
+        ask = listed_ask.ask.message
+        groups.setdefault((ask.model, group_key(ask), listed_ask.slot_group.number), []).append(listed_ask)
+    for lead, *siblings in groups.values():
+        lead.siblings = tuple(siblings)
+    return tuple(members[0] for members in groups.values())
+
+
+def _set_leads(node: ConnectedNode) -> None:
+    node.leads = _fold(node.asks)
+    if len(node.groups) == 1:
+        node.groups[0].leads = node.leads
+        return
+    leads: dict[SlotGroup, list[ListedAsk]] = {}
+    for lead in node.leads:
+        leads.setdefault(lead.slot_group, []).append(lead)
+    for group, of_group in leads.items():
+        group.leads = tuple(of_group)
+
+
+def _set_score(node: ConnectedNode, reliability: int, score_step: int) -> None:
+    node.reliability, node.score_step = reliability, score_step
+
+
 @dataclass(slots=True)
 class AskBook:
     """All listed asks: by model, cheapest first, by digest, and by provider."""
@@ -65,6 +108,8 @@ class AskBook:
     """Called with each slot group that may take a job."""
     max_jobs: int = 1 << 32
     """Jobs that one node may be given at a time, over all of its slot groups."""
+    measured: Callable[[Address, str], Speed | None] = _unmeasured
+    """Returns the speed that was measured for a provider and a model; None if too little was."""
 
     def replace(
         self,
@@ -72,12 +117,14 @@ class AskBook:
         asks: Iterable[Verified[Ask]],
         capacity: Capacity | Capacities | None = None,
         reliability: int | None = None,
+        score_step: int = SCORE_STEPS,
         *,
         groups: Sequence[int] = (),
     ) -> None:
         """Replaces all asks of a provider. None for `capacity` or `reliability` keeps the former one.
 
-        `groups`: the number of each ask's slot group; without any, all asks share group 0.
+        `score_step`: see ConnectedNode, if `reliability` is given. `groups`: the number of each ask's slot group; without any,
+        all asks share group 0.
         """
         node = self._nodes.get(provider)
         former = () if node is None else (*node.former, *node.asks)
@@ -85,26 +132,33 @@ class AskBook:
         if node is None:
             node = self._nodes[provider] = ConnectedNode(provider)
         if reliability is not None:
-            node.reliability = reliability
+            node.reliability, node.score_step = reliability, score_step
         listed = list(asks)
         numbers = list(groups) or [0] * len(listed)
-        self._set_groups(node, numbers)
-        for group, group_capacity in self._limited(node, _by_group(capacity or {})):
-            group.capacity = group_capacity
-        of_group: dict[int, list[Verified[Ask]]] = {}
-        for ask, number in zip(listed, numbers, strict=True):
-            of_group.setdefault(number, []).append(ask)
-        for group in node.groups:
-            group.set_state(group.current_state, self.decisions)
-            group.asks = tuple(ListedAsk(_compact(ask, provider), group) for ask in of_group[group.number])
+        by_number = self._set_groups(node, numbers, capacity)
+        node.asks = tuple(
+            ListedAsk(_compact(ask, provider), by_number[number], self.measured(provider, ask.message.model))
+            for ask, number in zip(listed, numbers, strict=True)
+        )
+        _set_leads(node)
         for listed_ask in node.asks:
-            self._enter(listed_ask)
+            model = listed_ask.ask.message.model
+            self._by_digest[listed_ask.ask.digest] = listed_ask
+            insort(self._by_model.setdefault(model, []), listed_ask, key=_price_key)
+        for listed_ask in node.leads:
+            model = listed_ask.ask.message.model
+            index = self._indexes.get(model)
+            if index is None:
+                index = self._indexes[model] = ModelIndex()
+            index.enter(listed_ask)
         self._keep_former(node, former)
-        for group in node.groups:
-            if group.state != NO_PLACE:
-                self.on_free(group)
+        for slot_group in node.groups:
+            if slot_group.state != NO_PLACE:
+                self.on_free(slot_group)
 
-    def _set_groups(self, node: ConnectedNode, numbers: Iterable[int]) -> None:
+    def _set_groups(
+        self, node: ConnectedNode, numbers: Iterable[int], capacity: Capacity | Capacities | None
+    ) -> dict[int, SlotGroup]:
         """Gives a node the slot groups with these numbers. It keeps those that it has, and those that still have jobs."""
         known = {group.number: group for group in (*node.retired, *node.groups)}
         node.groups = tuple(
@@ -112,6 +166,11 @@ class AskBook:
             for number in dict.fromkeys(numbers)
         )
         node.retired = tuple(group for group in known.values() if group.assigned)
+        for group, group_capacity in self._limited(node, _by_group(capacity or {})):
+            group.capacity = group_capacity
+        for group in node.groups:
+            group.set_state(group.current_state, self.decisions)
+        return {group.number: group for group in node.groups}
 
     def _limited(self, node: ConnectedNode, reported: Capacities) -> list[tuple[SlotGroup, Capacity]]:
         """Returns the slot groups with their reported capacities, of which no node gets more than `max_jobs` places in all.
@@ -131,15 +190,6 @@ class AskBook:
             left -= _size(capacity)
             limited.append((group, capacity))
         return limited
-
-    def _enter(self, listed_ask: ListedAsk) -> None:
-        model = listed_ask.ask.message.model
-        self._by_digest[listed_ask.ask.digest] = listed_ask
-        insort(self._by_model.setdefault(model, []), listed_ask, key=_price_key)
-        index = self._indexes.get(model)
-        if index is None:
-            index = self._indexes[model] = ModelIndex()
-        index.enter(listed_ask)
 
     def _keep_former(self, node: ConnectedNode, former: Iterable[ListedAsk]) -> None:
         """Keeps the last replaced asks of models that the node still sells: it accepts orders on them until they expire."""
@@ -162,10 +212,11 @@ class AskBook:
         node = self._nodes.get(provider)
         if node is None:
             return
+        for listed_ask in node.leads:
+            self._indexes[listed_ask.ask.message.model].leave(listed_ask)
         for listed_ask in node.asks:
             self._by_digest.pop(listed_ask.ask.digest, None)
             model = listed_ask.ask.message.model
-            self._indexes[model].leave(listed_ask)
             of_model = self._by_model[model]
             index = bisect_left(of_model, listed_ask.price_key, key=_price_key)
             while of_model[index] is not listed_ask:
@@ -175,9 +226,9 @@ class AskBook:
                 del self._by_model[model], self._indexes[model]
         for listed_ask in node.former:
             self._by_digest.pop(listed_ask.ask.digest, None)
-        node.former = ()
+        node.asks = node.leads = node.former = ()
         for group in node.groups:
-            group.asks = ()
+            group.leads = ()
 
     # What changes with every job
 
@@ -201,14 +252,30 @@ class AskBook:
         if group.state != FREE_SLOT or speed_steps(capacity) == speed_steps(group.capacity):
             group.capacity = capacity
         else:
-            self._relist(group.asks, partial(setattr, group, "capacity", capacity))
+            self._relist(group.leads, partial(setattr, group, "capacity", capacity))
         self._update(group)
 
-    def set_reliability(self, provider: Address, reliability: int) -> None:
-        """Records the class of reliability of a connected node's provider."""
+    def set_reliability(self, provider: Address, reliability: int, score_step: int = SCORE_STEPS) -> None:
+        """Records the class of reliability of a connected node's provider, and the step that its score does not exceed."""
         node = self._nodes.get(provider)
-        if node is not None and node.reliability != reliability:
-            self._relist(node.asks, partial(setattr, node, "reliability", reliability))
+        if node is not None and (node.reliability, node.score_step) != (reliability, score_step):
+            self._relist(node.leads, partial(_set_score, node, reliability, score_step))
+
+    def set_speed(self, provider: Address, model: str, speed: Speed) -> None:
+        """Records the speed that was measured for a provider and a model."""
+        node = self._nodes.get(provider)
+        if node is None:
+            return
+        for listed_ask in node.asks:
+            if listed_ask.ask.message.model == model:
+                steps = speed_steps(speed) != speed_steps(listed_ask.speed)
+                if steps and listed_ask in node.leads:
+                    index = self._indexes[model]
+                    index.unlist(listed_ask)
+                    listed_ask.measured = speed
+                    index.relist(listed_ask)
+                else:
+                    listed_ask.measured = speed
 
     def assign(self, group: SlotGroup) -> None:
         """Counts a job that a slot group was given."""
@@ -218,7 +285,7 @@ class AskBook:
     def release(self, group: SlotGroup) -> None:
         """Counts the end of a job of a slot group, whose node may have disconnected since."""
         group.assigned -= 1
-        if group in group.node.retired and not group.assigned:
+        if not group.assigned and group in group.node.retired:
             group.node.retired = tuple(retired for retired in group.node.retired if retired is not group)
         self._update(group)
 
@@ -229,19 +296,18 @@ class AskBook:
         former, state = group.state, group.current_state
         if former != state:
             group.set_state(state, self.decisions)
-            for listed_ask in group.asks:
-                ask_group = self._indexes[listed_ask.ask.message.model].group_of(listed_ask)
-                ask_group.move(listed_ask, former=former, state=state)
+            for lead in group.leads:
+                self._indexes[lead.ask.message.model].group_of(lead).move(lead, former=former, state=state)
         if state != NO_PLACE:
             self.on_free(group)
 
-    def _relist(self, listed_asks: Sequence[ListedAsk], change: Callable[[], None]) -> None:
+    def _relist(self, leads: Sequence[ListedAsk], change: Callable[[], None]) -> None:
         """Makes a change on which the places of these asks depend."""
-        for listed_ask in listed_asks:
-            self._indexes[listed_ask.ask.message.model].unlist(listed_ask)
+        for lead in leads:
+            self._indexes[lead.ask.message.model].unlist(lead)
         change()
-        for listed_ask in listed_asks:
-            self._indexes[listed_ask.ask.message.model].relist(listed_ask)
+        for lead in leads:
+            self._indexes[lead.ask.message.model].relist(lead)
 
     # Reading
 

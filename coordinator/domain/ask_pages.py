@@ -11,8 +11,12 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from typing import Any
 
-from coordinator.domain.ask_book import AskBook, ListedAsk
+from coordinator.domain.ask_book import AskBook
+from coordinator.domain.listed_ask import ListedAsk
+from coordinator.domain.ranking import Ranked
 from coordinator.domain.resource_bounds import PAGE_BYTES
+from coordinator.domain.scoring import RequestShape
+from tallystick.protocol.criteria import Reason
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import MAX_ASKS
 from tallystick.protocol.routes import sold_routes
@@ -77,7 +81,7 @@ def model_entry(name: str, listed_asks: list[ListedAsk]) -> dict[str, Any]:
     `routes` and `features`: what at least one of its asks sells and declares, at most MAX_LISTED of each.
     """
     asks = [listed_ask.ask.message for listed_ask in listed_asks]
-    capacities = [listed_ask.slot_group.capacity for listed_ask in listed_asks]
+    speeds = [listed_ask.speed for listed_ask in listed_asks]
     return {
         "id": name,
         "providers": len({ask.provider for ask in asks}),
@@ -87,8 +91,8 @@ def model_entry(name: str, listed_asks: list[ListedAsk]) -> dict[str, Any]:
         "outputPrice": str(min(ask.output_price for ask in asks)),
         "contextTokens": max(ask.context_tokens for ask in asks),
         "maxOutputTokens": max(ask.max_output_tokens for ask in asks),
-        "tokensPerSecond": max(capacity.tokens_per_second for capacity in capacities),
-        "firstTokenMs": min((capacity.first_token_ms for capacity in capacities if capacity.first_token_ms), default=0),
+        "tokensPerSecond": max(speed.tokens_per_second for speed in speeds),
+        "firstTokenMs": min((speed.first_token_ms for speed in speeds if speed.first_token_ms), default=0),
         "routes": _listed(path for ask in asks for path in sold_routes(ask.spec.features)),
         "features": _listed(name for ask in asks for name in ask.spec.features if not name.startswith(("-", "/"))),
     }
@@ -103,3 +107,17 @@ def ask_entry(listed_ask: ListedAsk) -> dict[str, Any]:
     """Returns the JSON of a listed ask: as it was signed, with the free slots and queue places of its slot group."""
     group = listed_ask.slot_group
     return {"ask": listed_ask.ask.to_json(), "free": group.free, "queue": group.places - group.free}
+
+
+def explained_entry(ranked: Ranked[ListedAsk], reason: Reason | None, shape: RequestShape) -> dict[str, Any]:
+    """Returns the JSON of an explained ask: with the reason against it, and the terms of its score in dollars, as text."""
+    listed_ask, speed = ranked.listed_ask, ranked.listed_ask.speed
+    return ask_entry(listed_ask) | {
+        "why": None if reason is None else reason.value,
+        "tokensPerSecond": speed.tokens_per_second,
+        "firstTokenMs": speed.first_token_ms,
+        "measured": listed_ask.measured is not None,
+        "reputation": round(100 * ranked.reputation),
+        "score": ranked.terms.to_json(),
+        "expected": {"inputTokens": shape.input_tokens, "outputTokens": shape.output_tokens},
+    }

@@ -20,7 +20,7 @@ from operator import attrgetter
 
 from sortedcontainers import SortedKeyList
 
-from coordinator.domain.slot_groups import SlotGroup, SlotKey
+from coordinator.domain.listed_ask import SlotGroup, SlotKey
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.types import Address
 

@@ -38,6 +38,8 @@ class JobLimits:
     min_claim_window: int = 3_600
     """How long an order must leave its provider to claim."""
     fee_bps: int = 0
+    hedge_share: float = 0.05
+    """Share of jobs, from 0 to 1, that may run at two providers because their first output is late; of each payer's jobs too."""
     jobs_per_payer: int = 256
     jobs_per_node: int = 1_024
 

@@ -1,11 +1,16 @@
-"""Ranking: the order in which providers are considered, by what a job is expected to cost with each. Pure.
+"""Ranking: the order in which providers are considered, by what a request is expected to cost with each. Pure.
 
-Expected cost = price of the ask + (1 - score) x loss. The loss is what a failed job costs its client: as much as FAILED_JOBS jobs
-at the price of the fitting provider with the best score (the cheapest breaks a tie), plus FLOOR. The loss does not depend on
-a provider's own price, so an ask at price 0 gains nothing by failing. Next to a provider that hardly fails, a provider that
-fails more than half of its jobs comes later at any price. So does an unknown provider, which has its share of exploration
-instead. A provider with a score below BAD, worse than an unknown one, comes after all others. A high price does not help:
-of two providers, one comes first at any price only if its score is better by a half or more.
+The terms of that cost are in scoring.py. Next to a provider that hardly fails, a provider that fails more than half of its jobs
+comes later at any price. So does an unknown provider, which has its share of exploration instead. A provider with a score below
+BAD, worse than an unknown one, comes after all others. A high price does not help: of two providers, one comes first at any price
+only if its score is better by a half or more.
+
+Near ties: providers whose price and time differ by no more than one part in NEAR_TIE come in an order that a draw decides, each
+provider once. Of the first two of them, the less loaded one comes first.
+
+Hysteresis: the provider that has the beginning of a conversation in its cache keeps the conversation while it has a free slot,
+until another is cheaper by more than one part in KEPT. So a conversation does not change between two providers that are about
+equally good.
 
 Exploration: in a share of EXPLORED of the shortlists and matches that a well-known provider would win, one newcomer is put
 first. It is drawn evenly from the fitting newcomers that ask no more than the provider that it displaces. So strangers get
@@ -16,31 +21,28 @@ newcomer, so that orders on newcomers exist.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from math import ceil
+from typing import Generic, NamedTuple, TypeVar
 
-from coordinator.domain.ask_index import NEAR_TIE
-from coordinator.domain.slot_groups import OTHER, PROVEN, RELIABLE, ListedAsk
+from coordinator.domain.ask_group import NEAR_TIE
+from coordinator.domain.listed_ask import ADDRESS_BITS, OTHER, PROVEN, RELIABLE, SCORE_STEPS, ListedAsk
+from coordinator.domain.scoring import Scorer, ScoreTerms
 from tallystick.protocol.types import Address
 
-FAILED_JOBS = 2
-FLOOR = 100_000
-"""In units of `ListedAsk.price_key`: three million input tokens and one million output tokens cost ten cents."""
 BAD = 0.2
 """Two failures and nothing else bring a score below it."""
 EXPLORED = 0.05
+KEPT = 10
 PROVEN_SCORE, RELIABLE_SCORE = 0.5, 0.9
 """The scores from which a provider is searched for behind any number of cheaper strangers, and of proven providers."""
 
 _NEAR_SCORE = 0.02
 """Scores that differ by no more count as equal among near ties."""
-_MAX_ADDRESS_PART = 0xFFFFFFFF
-"""The bits of `ListedAsk.by_price` that come from the address."""
+_MAX_ADDRESS_PART = (1 << ADDRESS_BITS) - 1
 _SHUFFLE = 0x9E3779B1
 """An odd factor near 2^32 divided by the golden ratio: it scatters neighbouring addresses (Knuth, TAOCP 3, section 6.4)."""
 
 T = TypeVar("T")
-Score = Callable[[Address], float]
-"""Returns a provider's score, from 0 to 1."""
 IsNewcomer = Callable[[Address], bool]
 
 
@@ -51,75 +53,93 @@ def reliability(score: float) -> int:
     return PROVEN if score >= PROVEN_SCORE else OTHER
 
 
-def spread_near_ties(entries: list[T], ask_of: Callable[[T], ListedAsk], score: Score, chance: float) -> list[T]:
-    """Returns entries sorted by cost, with those that nearly tie with the first in an order that `chance` decides.
+def score_step(score: float) -> int:
+    """Returns the lowest step that this score does not exceed."""
+    return ceil(score * SCORE_STEPS)
+
+
+class Ranked(NamedTuple, Generic[T]):
+    """An entry of a ranking: an ask, or an order on it, with the terms of its score. `reputation`: its provider's score."""
+
+    entry: T
+    listed_ask: ListedAsk
+    terms: ScoreTerms
+    reputation: float
+
+    def nearly_ties(self, best: Ranked[T]) -> bool:
+        """Whether this entry is about as cheap, fast and reliable as the best one."""
+        mine, its = self.terms, best.terms
+        time, best_time = mine.first_token + mine.speed, its.first_token + its.speed
+        return (
+            mine.price <= its.price + its.price // NEAR_TIE
+            and time <= best_time + best_time // NEAR_TIE
+            and self.reputation >= best.reputation - _NEAR_SCORE
+            and (self.reputation < BAD) == (best.reputation < BAD)
+        )
+
+
+def rank(entries: Sequence[T], ask_of: Callable[[T], ListedAsk], scorer: Scorer) -> list[Ranked[T]]:
+    """Returns the entries with the lowest expected cost first. `scorer` must have its reference."""
+    ranking: list[Ranked[T]] = []
+    for entry in entries:
+        listed_ask = ask_of(entry)
+        ranking.append(Ranked(entry, listed_ask, *scorer.judge(listed_ask)))
+    ranking.sort(key=_key)
+    return ranking
+
+
+def _key(ranked: Ranked[T]) -> tuple[bool, int, int]:
+    """Sort key: those that mostly fail last, then the lowest total; price, then address break a tie."""
+    return ranked.reputation < BAD, ranked.terms.total, ranked.listed_ask.by_price
+
+
+def spread_near_ties(ranking: list[Ranked[T]], chance: float) -> list[Ranked[T]]:
+    """Returns a ranking with those that nearly tie with the first in an order that `chance` decides.
 
     Of the first two of them, the less loaded one comes first ("power of two choices": Mitzenmacher, IEEE TPDS 12(10), 2001). So
     providers at equal price share the jobs, and a client pays at most one part in NEAR_TIE more for it.
     """
-    if len(entries) < 2:
-        return entries
-    first = ask_of(entries[0])
-    highest, lowest_score = first.price + first.price // NEAR_TIE, score(first.provider) - _NEAR_SCORE
-    salt, places = int(chance * _MAX_ADDRESS_PART), list[tuple[int, int]]()
-    for place, entry in enumerate(entries):
-        listed_ask = ask_of(entry)
-        if listed_ask.price > highest or score(listed_ask.provider) < lowest_score:
-            break
-        places.append((((listed_ask.by_price & _MAX_ADDRESS_PART) ^ salt) * _SHUFFLE & _MAX_ADDRESS_PART, place))
-    if len(places) < 2:
-        return entries
-    tied = [entries[place] for _, place in sorted(places)]
-    if ask_of(tied[1]).slot_group.load < ask_of(tied[0]).slot_group.load:
+    if len(ranking) < 2:
+        return ranking
+    best, salt = ranking[0], int(chance * _MAX_ADDRESS_PART)
+    tied = [ranked for ranked in ranking if ranked.nearly_ties(best)]
+    if len(tied) < 2:
+        return ranking
+    others = [] if len(tied) == len(ranking) else [ranked for ranked in ranking if not ranked.nearly_ties(best)]
+    tied.sort(key=lambda ranked: ((ranked.listed_ask.by_price & _MAX_ADDRESS_PART) ^ salt) * _SHUFFLE & _MAX_ADDRESS_PART)
+    if tied[1].listed_ask.slot_group.load < tied[0].listed_ask.slot_group.load:
         tied[0], tied[1] = tied[1], tied[0]
-    return tied + entries[len(tied) :]
+    return tied + others
 
 
-def sort_by_cost(entries: Sequence[T], ask_of: Callable[[T], ListedAsk], score: Score) -> list[T]:
-    """Returns the entries with the least expected cost first; price, then address break a tie. `ask_of`: the ask of an entry."""
-    if not entries:
-        return []
-    scores = {id(entry): score(ask_of(entry).node.provider) for entry in entries}
-    best = min(entries, key=lambda entry: (-scores[id(entry)], ask_of(entry).price_key))
-    loss = FAILED_JOBS * ask_of(best).price_key[0] + FLOOR
-
-    def cost(entry: T) -> tuple[bool, float, tuple[int, str]]:
-        price_key, score = ask_of(entry).price_key, scores[id(entry)]
-        return score < BAD, price_key[0] + (1 - score) * loss, price_key
-
-    return sorted(entries, key=cost)
+def keep_holder(ranking: list[Ranked[T]], holder: Address | None) -> list[Ranked[T]]:
+    """Returns a ranking with the provider first that holds the conversation, unless another is better by more than the margin."""
+    kept = None if holder is None else next((ranked for ranked in ranking if ranked.listed_ask.provider == holder), None)
+    if kept is None:
+        return ranking
+    best = min(ranking, key=_key)
+    if (kept.reputation < BAD) > (best.reputation < BAD) or KEPT * best.terms.total < (KEPT - 1) * kept.terms.total:
+        return ranking
+    return [kept, *(ranked for ranked in ranking if ranked is not kept)]
 
 
-def sort_reliable_first(
-    listed_asks: Sequence[ListedAsk], sort_key: Callable[[ListedAsk], float], score: Score
-) -> list[ListedAsk]:
-    """Returns the asks sorted by `sort_key`, those with less than half of the best score last: nodes report their own speed."""
-    best_score = max((score(listed_ask.node.provider) for listed_ask in listed_asks), default=0.0)
-
-    def key(listed_ask: ListedAsk) -> tuple[bool, float, tuple[int, str]]:
-        return 2 * score(listed_ask.node.provider) < best_score, sort_key(listed_ask), listed_ask.price_key
-
-    return sorted(listed_asks, key=key)
-
-
-def with_exploration(entries: list[T], ask_of: Callable[[T], ListedAsk], newcomer: IsNewcomer, chance: float) -> list[T]:
-    """Returns the entries, with a newcomer first if the draw says so and one fits. `chance`: a uniform draw from 0 to 1."""
-    if not entries or chance >= EXPLORED or newcomer(ask_of(entries[0]).node.provider):
-        return entries
-    price = ask_of(entries[0]).price_key[0]
-    newcomers = [entry for entry in entries if newcomer(ask_of(entry).node.provider) and ask_of(entry).price_key[0] <= price]
+def with_exploration(ranking: list[Ranked[T]], newcomer: IsNewcomer, chance: float) -> list[Ranked[T]]:
+    """Returns a ranking, with a newcomer first if the draw says so and one fits. `chance`: a uniform draw from 0 to 1."""
+    if not ranking or chance >= EXPLORED or newcomer(ranking[0].listed_ask.provider):
+        return ranking
+    price = ranking[0].terms.price
+    newcomers = [ranked for ranked in ranking if newcomer(ranked.listed_ask.provider) and ranked.terms.price <= price]
     if not newcomers:
-        return entries
+        return ranking
     chosen = newcomers[int(chance / EXPLORED * len(newcomers))]
-    return [chosen, *(entry for entry in entries if entry is not chosen)]
+    return [chosen, *(ranked for ranked in ranking if ranked is not chosen)]
 
 
-def limited(listed_asks: list[ListedAsk], limit: int, newcomer: IsNewcomer) -> list[ListedAsk]:
-    """Returns the first `limit` asks. If no newcomer is among them and one follows, it takes the last place."""
-    kept = listed_asks[:limit]
-    if limit > 1 and not any(newcomer(listed_ask.node.provider) for listed_ask in kept):
-        later = listed_asks[limit:]
-        first_newcomer = next((listed_ask for listed_ask in later if newcomer(listed_ask.node.provider)), None)
+def limited(ranking: list[Ranked[T]], limit: int, newcomer: IsNewcomer) -> list[Ranked[T]]:
+    """Returns the first `limit` entries. If no newcomer is among them and one follows, it takes the last place."""
+    kept = ranking[:limit]
+    if limit > 1 and not any(newcomer(ranked.listed_ask.provider) for ranked in kept):
+        first_newcomer = next((ranked for ranked in ranking[limit:] if newcomer(ranked.listed_ask.provider)), None)
         if first_newcomer is not None:
             kept[-1] = first_newcomer
     return kept

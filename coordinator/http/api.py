@@ -15,9 +15,10 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from coordinator.domain.ask_pages import ask_entry, asks_page, models_page
+from coordinator.domain.ask_pages import ask_entry, asks_page, explained_entry, models_page
 from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.resource_bounds import DEFAULT_PAGE_ENTRIES
+from coordinator.http.job_views import job_view, queued_view, settlement_view
 from coordinator.http.metrics import CoordinatorMetrics
 from coordinator.http.pages import ABOUT, LINKS, PAGE_HEADERS, api_page, home_page
 from coordinator.http.schemas import (
@@ -34,14 +35,14 @@ from coordinator.http.schemas import (
     Token,
 )
 from coordinator.jobs.market import Market
-from coordinator.ports import ClaimStore, JobStore, KnownJob, TabStore
+from coordinator.ports import ClaimStore, JobStore, TabStore
 from tallystick.protocol.access import load_access
 from tallystick.protocol.criteria import Demand
-from tallystick.protocol.eip712 import Signed, read_signed
+from tallystick.protocol.eip712 import read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.health import HEALTH_JSON, Health
 from tallystick.protocol.link import LateReceipt
-from tallystick.protocol.messages import Inquiry, Receipt
+from tallystick.protocol.messages import Inquiry
 from tallystick.protocol.types import Address, parse_address, parse_job_id
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.health_monitor import HealthMonitor
@@ -141,25 +142,16 @@ def _add_market_routes(api: FastAPI, context: ApiContext) -> None:
 
     @api.post("/v1/explain")
     async def explain(request: ShortlistRequest) -> dict[str, Any]:
-        """Returns every ask for the model in the order that the demand sorts by; `tally explain` shows this.
+        """Returns every ask for the model, the lowest score first; `tally explain` shows this.
 
-        `why` is the reason for which the ask would not be on the shortlist, or null if it would be. `tokensPerSecond` and
-        `firstTokenMs` are the node's own measurements, and `reputation` is a percentage.
+        `why` is the reason for which the ask would not be on the shortlist, or null if it would be. `score` has the terms by
+        which asks are ranked for this request, and their `total`, in dollars; `expected` has the tokens that they are for.
+        `tokensPerSecond` and `firstTokenMs` are this coordinator's measurements if `measured` is true, else the node's own word.
+        `reputation` is a percentage.
         """
-        explained = context.market.matchmaker.explain(await _demand(context, request))
-        score = context.market.reputation.score
-        return {
-            "asks": [
-                ask_entry(listed_ask)
-                | {
-                    "why": None if reason is None else reason.value,
-                    "tokensPerSecond": listed_ask.slot_group.capacity.tokens_per_second,
-                    "firstTokenMs": listed_ask.slot_group.capacity.first_token_ms,
-                    "reputation": round(100 * score(listed_ask.node.provider)),
-                }
-                for listed_ask, reason in explained
-            ]
-        }
+        demand, maker = await _demand(context, request), context.market.matchmaker
+        explained, shape = maker.explain(demand), maker.shape_of(demand)
+        return {"asks": [explained_entry(ranked, reason, shape) for ranked, reason in explained]}
 
     @api.post("/v1/shortlist")
     async def shortlist(request: ShortlistRequest) -> dict[str, Any]:
@@ -204,9 +196,12 @@ def _add_job_routes(api: FastAPI, context: ApiContext) -> None:
 
         The payer reads everything. A provider of one of the attempts reads that attempt alone. `settlement` is null until the
         chain has paid the receipt; then it has the transaction (`tx`), the block, and what the tab has paid in all (base units).
+        While the job waits for a free slot, `queue` has its `position`, 1 for the next, and the expected wait (`waitMs`).
         """
-        caller = _caller(context, token)
-        known = await context.jobs.job(parse_job_id(job))
+        caller, job_id = _caller(context, token), parse_job_id(job)
+        known, queued = await context.jobs.job(job_id), context.market.queued_job(job_id)
+        if queued is not None and queued[0].payer == caller:
+            return queued_view(known, *queued)
         if known is None:
             raise Refusal(Code.UNKNOWN_JOB, f"this coordinator does not know job {job}")
         only = None if caller == known.record.payer else caller
@@ -214,8 +209,8 @@ def _add_job_routes(api: FastAPI, context: ApiContext) -> None:
             raise Refusal(
                 Code.UNAUTHENTICATED, f"{caller} is neither the payer of job {job} nor a provider of one of its attempts"
             )
-        return _job(job, known, only) | {
-            "settlement": await _settlement(context, known.receipts.get(only) if only else known.receipt)
+        return job_view(known, only) | {
+            "settlement": await settlement_view(context.claims, known.receipts.get(only) if only else known.receipt)
         }
 
     @api.post("/v1/jobs/{job}/cancel", status_code=202)
@@ -321,37 +316,6 @@ def _add_pages(api: FastAPI, context: ApiContext) -> None:
 
 def _page(name: str, entries: list[dict[str, Any]], after: str | None) -> Response:
     return Response(dumps({name: entries, "next": after}), media_type="application/json")
-
-
-def _job(job: str, known: KnownJob, only: Address | None) -> dict[str, Any]:
-    """Returns the JSON of a job. `only`: the provider whose attempt is shown; None shows all."""
-    record = known.record
-    attempts = []
-    for number, attempt in enumerate(record.attempts):
-        if only not in {None, attempt.provider}:
-            continue
-        receipt = known.receipts.get(attempt.provider)
-        entry = {"attempt": number, "provider": attempt.provider, "state": attempt.state.value, "reason": attempt.reason}
-        attempts.append(entry | {"receipt": receipt.to_json() if receipt else None})
-    return {
-        "job": job,
-        "state": record.state.value,
-        "model": record.last.terms.model,
-        "payer": record.payer,
-        "createdAt": record.created_at,
-        "finishedAt": record.finished_at,
-        "attempts": attempts,
-        "receipt": attempts[-1]["receipt"],
-    }
-
-
-async def _settlement(context: ApiContext, receipt: Signed[Receipt] | None) -> dict[str, Any] | None:
-    if receipt is None:
-        return None
-    settled = await context.claims.settlement(receipt.message.payer, receipt.message.provider)
-    if settled is None or settled.settled < receipt.message.cumulative_cost:
-        return None
-    return {"tx": settled.tx, "settled": str(int(settled.settled)), "block": settled.block}
 
 
 async def _tally_error(_request: Request, error: Exception) -> JSONResponse:

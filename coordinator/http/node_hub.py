@@ -48,13 +48,13 @@ from tallystick.protocol.errors import (
 )
 from tallystick.protocol.link import Challenge, ClaimRequest, Hello, LateReceipt, Listing, read_beat
 from tallystick.protocol.types import Address, Hash, JobId
-from tallystick.protocol.wire import Kind, dumps, loads, pack_link, unpack_link
+from tallystick.protocol.wire import Failure, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.connection_limiter import address_key
 from tallystick.runtime.websocket import FRAME_LIMIT_EXTENSION
 
 log = structlog.get_logger()
 _FOR_RUNNING_JOBS = frozenset({Kind.CHUNK, Kind.ACCEPT, Kind.FAIL, Kind.RECEIPT})
-_NEED_LOOKUP = frozenset({Kind.RECEIPT, Kind.LATE_RECEIPT, Kind.RECALL})
+_NEED_LOOKUP = frozenset({Kind.RECEIPT, Kind.FAIL, Kind.LATE_RECEIPT, Kind.RECALL})
 RECALL_PAGE = 200
 """Receipts in one answer to a node that recovers its state."""
 HELLO_SECONDS = 10
@@ -228,7 +228,7 @@ class NodeHub:
             if subject and (self._bus.send(subject, frame) or kind is not Kind.RECEIPT):
                 return
         await self._throttle(link, frame, self._units(kind, provider))
-        if kind is Kind.RECEIPT:
+        if kind is Kind.RECEIPT or (kind is Kind.FAIL and (payload := _void(payload))):
             await self._take_receipt(provider, job, payload)
         elif kind is Kind.LATE_RECEIPT:
             await self._take_late_receipt(provider, job, payload)
@@ -315,3 +315,9 @@ class NodeHub:
             await self._accept_claim(provider, request)
         except Unavailable as error:
             log.warning("claim not stored", provider=provider, error=str(error))
+
+
+def _void(payload: bytes) -> bytes:
+    """Returns the receipt in a FAIL of an attempt that was given up on, or outrun by another one; empty if it has none."""
+    receipt = Failure.members(payload).get("receipt")
+    return b"" if receipt is None else dumps(receipt)

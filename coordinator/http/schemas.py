@@ -12,6 +12,7 @@ from coordinator.domain.ask_pages import CURSOR_PATTERN, MAX_MODEL_NAME
 from coordinator.domain.resource_bounds import MAX_PAGE_ENTRIES
 from tallystick.protocol.criteria import DEFAULT_LIMIT, MAX_ADDRESSES, Demand, Sort
 from tallystick.protocol.requirements import MAX_NAMES
+from tallystick.protocol.weights import MAX_WEIGHT
 from tallystick.protocol.wire import MAX_CANDIDATES
 
 Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's id, 32 hex digits.")]
@@ -98,11 +99,22 @@ class Needed(BaseModel):
     contextTokens: int = Field(default=0, ge=0, lt=1 << 32)
 
 
+class Weighted(BaseModel):
+    """What counts besides the price: base units per second to the first token, per second of output, and per failed job."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    firstToken: int = Field(default=0, ge=0, le=MAX_WEIGHT)
+    speed: int = Field(default=0, ge=0, le=MAX_WEIGHT)
+    loss: int = Field(default=0, ge=0, le=MAX_WEIGHT)
+
+
 class ShortlistRequest(BaseModel):
     """A client's demand. Prices are maxima in base units per 1,000,000 tokens; `minStake` is in base units.
 
-    `inputTokens`: the fewest input tokens that the request can have. If any ask declares all that the request `needs`, only such
-    asks are returned. Asks that declare that they lack an `essential` feature are left out.
+    `inputTokens`: the fewest input tokens that the request can have. `likelyTokens` and `maxOutput`: its likely input and the
+    most output that it allows, in tokens, for which the asks' costs are compared. If any ask declares all that the request
+    `needs`, only such asks are returned. Asks that declare that they lack an `essential` feature are left out.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -118,6 +130,9 @@ class ShortlistRequest(BaseModel):
     needs: Needed = Field(default_factory=Needed)
     essential: Names = []
     inputTokens: int = Field(default=0, ge=0, lt=1 << 32)
+    likelyTokens: int = Field(default=0, ge=0, lt=1 << 32)
+    maxOutput: int | None = Field(default=None, ge=0, lt=1 << 32)
+    weights: Weighted = Field(default_factory=Weighted)
     minReputation: int = Field(default=0, ge=0, le=100)
     minStake: Price = 0
     sort: Sort = "price"

@@ -1,8 +1,8 @@
 """The market: the life of a job from its order to its terminal state. Only the market orders the events of a job.
 
-`place_order` admits a job, for which the matchmaker finds a provider. `run` drives the job: match, relay, failover, receipt. The
-frames of a job arrive in its inbox; the caller of `run` passes on the frames that it yields. All I/O goes through ports; time
-comes from two clocks.
+`place_order` admits a job, for which the matchmaker finds a provider. `run` drives the job: match, relay, failover, receipt. What
+happens at its nodes is the relay's part. The frames of a job arrive in its inbox; the caller of `run` passes on the frames that
+it yields. All I/O goes through ports; time comes from two clocks.
 
 While the reader of a job's frames takes one, no deadline runs against the provider. The reader has an allowance of its own
 (`JobLimits.reader`), shorter than the nodes' own allowance. When it is used up, the job is cancelled for its client.
@@ -22,35 +22,30 @@ from contextlib import aclosing
 import structlog
 
 from coordinator.domain.limits import JobLimits, check_order
-from coordinator.domain.peer_errors import error_for_peers
 from coordinator.jobs.deadlines import enforce_deadlines
 from coordinator.jobs.deferred_writes import DeferredWrites
-from coordinator.jobs.live_job import Attempt, LiveJob, link_payload
+from coordinator.jobs.hedging import CallLater, Hedging, call_later
+from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker
 from coordinator.jobs.receipts import Receipts
-from coordinator.jobs.reputation_updates import count_failure, count_receipt, read_failure
+from coordinator.jobs.relay import GONE, Relay, not_relayed
 from coordinator.jobs.slot_queue import SlotQueue
-from coordinator.ports import Bus, Funds, JobStore, node_subject
+from coordinator.ports import Bus, Funds, JobStore
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
-from tallystick.protocol.jobs import ENDS, Event, State
+from tallystick.protocol.jobs import State
 from tallystick.protocol.link import LateReceipt
-from tallystick.protocol.messages import Match, Outcome
-from tallystick.protocol.sealing import is_last
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import CancelReason, Dispatch, Kind, Submission, dumps, pack_link
+from tallystick.protocol.wire import CancelReason, Kind, QueuePlace, Submission, dumps, pack_link
 
 log = structlog.get_logger()
-CREDIT_STEP = 32
 _CHANCE = random.SystemRandom().random
-REQUEST_FAULTS = frozenset({Code.BAD_MESSAGE, Code.BODY_TOO_LARGE, Code.UNKNOWN_ROUTE, Code.CANCELLED})
-"""Codes of errors in the request itself: every other provider would answer the same."""
-GONE = Kind.ERROR
-"""Kind of the inbox frame that reports the loss of the node's connection; never relayed."""
 
 
 class Market:
-    """See the module's docstring. One instance per process. `chance` draws uniformly from 0 to 1."""
+    """See the module's docstring. One instance per process. `chance` draws uniformly from 0 to 1; `later` calls a function after
+    some seconds.
+    """
 
     def __init__(
         self,
@@ -64,13 +59,14 @@ class Market:
         now: Callable[[], float] = time.time,
         tick: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = _CHANCE,
+        later: CallLater = call_later,
     ) -> None:
         self.domain, self.address, self.limits = domain, signer.address, limits
         self.matchmaker = maker = Matchmaker(domain=domain, funds=funds, limits=limits, now=now, tick=tick, chance=chance)
         self.book, self.exposure = maker.book, maker.exposure
         self.reputation, self.decision_log = maker.reputation, maker.decision_log
         exposure, reputation = self.exposure, self.reputation
-        self._signer, self._bus, self._store = signer, bus, store
+        self._store = store
         self._receipts = Receipts(
             domain=domain, store=store, bus=bus, exposure=exposure, reputation=reputation, funds=funds, now=now, tick=tick
         )
@@ -81,7 +77,20 @@ class Market:
         self._seen: OrderedDict[JobId, int] = OrderedDict()
         """When each job was placed, for as long as a replay is possible."""
         self._writes = DeferredWrites(store, self.reputation)
-        self._stopping = False
+        self.hedging = Hedging(maker, limits.hedge_share, tick, later)
+        self._relay = Relay(
+            domain=domain,
+            signer=signer,
+            bus=bus,
+            store=store,
+            matchmaker=maker,
+            receipts=self._receipts,
+            writes=self._writes,
+            hedging=self.hedging,
+            limits=limits,
+            now=now,
+            tick=tick,
+        )
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -98,7 +107,7 @@ class Market:
 
     async def drain(self, seconds: float) -> None:
         """Refuses new orders and waits for the live jobs. Jobs left after `seconds` end when their nodes' links are closed."""
-        self._stopping = True
+        self._relay.stopping = True
         self._slot_queue.close(Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator is stopping", fault=Fault.COORDINATOR))
         try:
             async with asyncio.timeout(seconds):
@@ -113,8 +122,9 @@ class Market:
         """Removes the asks of a node that disconnected, and interrupts its jobs."""
         self.matchmaker.drop(provider)
         for job in self._live.values():
-            if job.at_node and job.provider == provider:
-                job.interrupt(pack_link(GONE, job.id))
+            for attempt in job.open_attempts:
+                if attempt.provider == provider:
+                    job.interrupt(attempt, pack_link(GONE, job.id))
 
     @property
     def live(self) -> int:
@@ -135,10 +145,19 @@ class Market:
         job = self._live.get(job_id)
         return None if job is None else job.payer
 
+    def queued_job(self, job_id: JobId) -> tuple[LiveJob, QueuePlace | None] | None:
+        """Returns a live job that no provider has now, and its place if it waits for a free slot; None for any other job."""
+        job = self._live.get(job_id)
+        return None if job is None or job.state is not State.QUEUED else (job, self._slot_queue.place_of(job))
+
     def subject_of(self, job_id: JobId, provider: Address) -> str | None:
         """Returns the bus subject of a live job that this provider has now, or None."""
         job = self._live.get(job_id)
-        return job.subject if job is not None and job.at_node and job.provider == provider else None
+        if job is not None:
+            for attempt in job.open_attempts:
+                if attempt.provider == provider:
+                    return attempt.subject
+        return None
 
     # Orders
 
@@ -148,8 +167,8 @@ class Market:
         Raises TallyError. Nothing was dispatched and nothing is owed then.
         """
         now = int(self._now())
-        if self._stopping or self._writes.pending:
-            why = "is stopping" if self._stopping else "cannot write to its database"
+        if self._relay.stopping or self._writes.pending:
+            why = "is stopping" if self._relay.stopping else "cannot write to its database"
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"this coordinator {why}", fault=Fault.COORDINATOR)
         if submission.job in self._seen:
             raise Refusal(Code.ORDER_REPLAYED, f"job {submission.job.hex()} was placed before; GET /v1/jobs/ID shows its state")
@@ -181,7 +200,7 @@ class Market:
         """
         try:
             while not job.ended:
-                steps = self._next_attempt(job) if job.state is State.QUEUED else self._attempt(job)
+                steps = self._next_attempt(job) if job.state is State.QUEUED else self._relay.attempts(job)
                 async with aclosing(steps) as frames:
                     async for frame in frames:
                         job.reading_since = self._tick()
@@ -189,10 +208,7 @@ class Market:
                         job.frame_taken(self._tick())
         finally:
             if not job.ended:
-                if job.at_node:
-                    self._stop(job, CancelReason.COORDINATOR)
-                why = "the coordinator stopped relaying this job"
-                self._end(job, Unavailable(Code.COORDINATOR_UNAVAILABLE, why, fault=Fault.COORDINATOR))
+                self._relay.end(job, not_relayed())
             del self._live[job.id]
             self._count_out(job.payer)
             if not self._live:
@@ -209,7 +225,9 @@ class Market:
         If there is none, the job ends with the error that says why.
         """
         try:
-            if job.last_error is not None and (self._stopping or job.cancelled or job.spent(self._tick()) > self.limits.total):
+            if job.last_error is not None and (
+                self._relay.stopping or job.cancelled or job.spent(self._tick()) > self.limits.total
+            ):
                 raise job.last_error
             if job.queued is None:
                 await self._slot_queue.match_or_enter(job)
@@ -217,176 +235,25 @@ class Market:
                 async for place in places:
                     yield Kind.BEAT, place
         except TallyError as error:
-            yield self._end(job, error)
-
-    async def _attempt(self, job: LiveJob) -> AsyncGenerator[tuple[Kind, bytes], None]:
-        attempt, subject = job.current, job.subject
-
-        def deliver(frame: bytes) -> None:
-            # A node signs no receipt that charges before it knows that no other attempt begins. Empty credit tells it so as
-            # soon as its output arrives: a reader that takes nothing must not make this coordinator seem silent.
-            if job.deliver(frame):
-                self._bus.send(node_subject(job.provider), pack_link(Kind.CREDIT, job.id, bytes(4)))
-
-        self._bus.attach(subject, deliver)
-        try:
-            yield self._dispatch(job, attempt)
-            while job.at_node:
-                frame = await job.inbox.get()
-                if frame[0] == Kind.FAIL and (void := await self._void(job, attempt, link_payload(frame))):
-                    yield Kind.VOID, void
-                relayed = await self._handle(job, attempt, frame)
-                if relayed is not None:
-                    yield relayed
-                    if relayed[0] is Kind.CHUNK:
-                        self._grant_credit(job)
-        finally:
-            self._bus.detach(subject, deliver)
-            self.exposure.release(job.payer, attempt.slot_group.provider, attempt.candidate.terms.max_cost)
-            self.matchmaker.release(attempt.slot_group)
-
-    def _dispatch(self, job: LiveJob, attempt: Attempt) -> tuple[Kind, bytes]:
-        """Sends the job to its node. Returns the MATCH for its client, or the FAIL of a job that was cancelled or not stored."""
-        try:
-            if job.cancelled:
-                raise Refusal(Code.CANCELLED, "the job was cancelled before a provider had it")
-            self._store.enqueue_job(job.record())  # before the dispatch: without it, a later receipt could not be checked
-        except TallyError as error:
-            return self._end(job, error)
-        match = self._signer.sign(
-            Match(
-                coordinator=self.address,
-                job=job.id,
-                provider=job.provider,
-                order_hash=attempt.order.digest,
-                attempt=len(job.attempts) - 1,
-                matched_at=int(self._now()),
-            ),
-            self.domain,
-        )
-        frame = pack_link(Kind.DISPATCH, job.id, Dispatch(match, attempt.candidate, job.submission.sealed).dumps())
-        if not self._bus.send(node_subject(job.provider), frame):
-            job.interrupt(pack_link(GONE, job.id))
-        return Kind.MATCH, dumps(match.to_json())
-
-    async def _handle(self, job: LiveJob, attempt: Attempt, frame: bytes) -> tuple[Kind, bytes] | None:
-        """Applies one frame of the node to the job. Returns the frame for the client, or None."""
-        kind, payload = frame[0], link_payload(frame)
-        if kind == Kind.RECEIPT:
-            return await self._finish(job, attempt, payload)
-        if kind in (Kind.FAIL, GONE):
-            return self._fail(job, self._connection_error(job) if kind == GONE else read_failure(job, payload))
-        if kind == Kind.CHUNK:
-            if job.delivered:
-                return None  # the response has ended; no client could open a later chunk
-            if is_last(payload):
-                job.mark_delivered()
-            if job.state is not State.STREAMING:
-                job.move(Event.OUTPUT)
-            job.last_frame_at = self._tick()
-            job.extend(job.last_frame_at + self.limits.idle)
-            return Kind.CHUNK, payload
-        if kind == Kind.ACCEPT and job.state is not State.STREAMING:
-            if job.state is State.MATCHED:
-                job.move(Event.ACCEPT)
-            # A repeated ACCEPT is a sign of life: a response in one piece has no output for long. `total` bounds it.
-            job.extend(self._tick() + self.limits.first_output)
-        return (Kind.BEAT, b"") if kind == Kind.BEAT else None
-
-    def _grant_credit(self, job: LiveJob) -> None:
-        job.uncredited += 1
-        if job.uncredited == CREDIT_STEP:
-            job.uncredited = 0
-            self._bus.send(node_subject(job.provider), pack_link(Kind.CREDIT, job.id, CREDIT_STEP.to_bytes(4, "big")))
-
-    def _connection_error(self, job: LiveJob) -> TallyError:
-        if self._stopping:
-            return Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator is stopping", fault=Fault.COORDINATOR)
-        return Unavailable(Code.NODE_GONE, f"the connection to provider {job.provider} was lost", fault=Fault.PROVIDER)
-
-    async def _void(self, job: LiveJob, attempt: Attempt, payload: bytes) -> bytes | None:
-        """Stores the receipt at no cost that a FAIL carries. Returns it for the client; None without a valid one."""
-        try:
-            receipt = self._receipts.read_void(job.attempts[-1], attempt.order, payload)
-        except BadReceipt as error:
-            self._refuse(job, error)
-            return None
-        if receipt is None:
-            return None
-        try:
-            await self._receipts.put(job.id, attempt.order, receipt)
-        except Unavailable as error:  # not acknowledged, so its node will send it again
-            log.warning("void receipt not stored", job=job.id.hex(), provider=job.provider, error=str(error))
-        return dumps(receipt.to_json())
-
-    def _refuse(self, job: LiveJob, error: BadReceipt) -> None:
-        """Refuses a bad receipt for good: tells its node, and counts it against the provider."""
-        log.warning("bad receipt", job=job.id.hex(), provider=job.provider, error=str(error))
-        self._bus.send(node_subject(job.provider), pack_link(Kind.RECEIPT_REFUSED, job.id, dumps(error.as_json())))
-        count_failure(self.reputation, job, error)
-
-    def _fail(self, job: LiveJob, error: TallyError) -> tuple[Kind, bytes] | None:
-        """Ends a failed attempt. The job fails too, unless no output came yet and another provider may succeed.
-
-        A node's refusal concerns its own tab, ask or clock, so the next candidate is tried all the same.
-        """
-        if job.state is State.STREAMING or error.code in REQUEST_FAULTS or job.cancelled:
-            return self._end(job, error)
-        log.info("attempt failed", job=job.id.hex(), provider=job.provider, reason=str(error))
-        count_failure(self.reputation, job, error)
-        job.close_attempt(State.FAILED, str(error))
-        job.last_error = error
-        job.move(Event.ATTEMPT_FAILED)
-        return None
-
-    async def _finish(self, job: LiveJob, attempt: Attempt, payload: bytes) -> tuple[Kind, bytes]:
-        """Ends a job with its receipt; a bad receipt fails the job."""
-        try:
-            receipt = self._receipts.read(job.attempts[-1], attempt.order, payload)
-        except BadReceipt as error:
-            self._refuse(job, error)
-            return self._end(job, error)
-        count_receipt(self.reputation, job, Outcome(receipt.message.outcome))
-        job.move(ENDS[Outcome(receipt.message.outcome)])
-        job.finished_at = int(self._now())
-        job.close_attempt(job.state)
-        record = job.record()
-        try:
-            await self._receipts.put(job.id, attempt.order, receipt, record)
-        except Unavailable as error:  # not acknowledged, so its node will send it again
-            log.warning("receipt not stored", job=job.id.hex(), provider=job.provider, error=str(error))
-            self._writes.save_end(record)
-        return Kind.RECEIPT, payload
-
-    def _end(self, job: LiveJob, error: TallyError) -> tuple[Kind, bytes]:
-        """Ends a job without a receipt."""
-        tried = job.at_node
-        if tried:
-            count_failure(self.reputation, job, error)
-        job.move(Event.CANCEL if job.cancelled else Event.EXPIRE if error.code is Code.TIMED_OUT else Event.FAIL)
-        if tried:
-            job.close_attempt(job.state, str(error))
-        job.finished_at = int(self._now())
-        if job.attempts:
-            self._writes.save_end(job.record())
-        return Kind.FAIL, dumps(error_for_peers(error).as_json())
+            yield self._relay.end(job, error)
 
     def cancel(self, job_id: JobId) -> bool:
-        """Tells the job's node to stop; its receipt will end the job. Returns False if no such job is live."""
+        """Tells the job's nodes to stop; the receipt of one will end the job. Returns False if no such job is live."""
         job = self._live.get(job_id)
         if job is None or job.ended:
             return False
         if not job.cancelled:
             tick = self._tick()
-            job.deadline = min(job.due(tick), tick + self.limits.cancel)
+            for attempt in job.open_attempts:
+                attempt.deadline = min(job.due(attempt, tick), tick + self.limits.cancel)
             job.cancelled = True
             job.woken.set()
-            if job.at_node and self._stop(job, CancelReason.CLIENT):
-                job.mark_cancelled()
+            if job.at_node:
+                leader = job.leader
+                self._relay.decide(job, leader)  # only one provider may charge for a job that its client left
+                if self._relay.stop(leader, CancelReason.CLIENT):
+                    leader.mark_cancelled()
         return True
-
-    def _stop(self, job: LiveJob, reason: CancelReason) -> bool:
-        return self._bus.send(node_subject(job.provider), pack_link(Kind.CANCEL, job.id, reason.value.encode()))
 
     async def accept_receipt(self, provider: Address, job_id: JobId, payload: bytes) -> bool:
         """Accepts a receipt outside a live attempt: after a lost link, a failover, or a restart.
@@ -411,7 +278,7 @@ class Market:
         tick, horizon = self._tick(), int(self._now()) - self.limits.max_order_seconds
         for job in list(self._live.values()):
             if job.at_node:
-                enforce_deadlines(job, tick, self.limits, cancel=self.cancel, stop=self._stop)
+                enforce_deadlines(job, tick, self.limits, cancel=self.cancel, stop=self._relay.stop)
         self._slot_queue.sweep()
         while self._seen and next(iter(self._seen.values())) <= horizon:
             self._seen.popitem(last=False)

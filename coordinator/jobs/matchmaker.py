@@ -9,16 +9,18 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from coordinator.domain.ask_book import AskBook, ListedAsk, SlotGroup
+from coordinator.domain.ask_book import AskBook
 from coordinator.domain.decision_log import DecisionLog
 from coordinator.domain.exposure import Exposure
 from coordinator.domain.job_queue import JobQueue
 from coordinator.domain.limits import JobLimits
-from coordinator.domain.matching import explain, rank_candidates, shortlist, sort_by_demand
-from coordinator.domain.ranking import reliability
+from coordinator.domain.listed_ask import ConnectedNode, ListedAsk, SlotGroup
+from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist
+from coordinator.domain.ranking import Ranked, reliability, score_step
 from coordinator.domain.reputation import Reputation
-from coordinator.domain.slot_groups import ConnectedNode
-from coordinator.jobs.live_job import Attempt, LiveJob
+from coordinator.domain.scoring import RequestShape
+from coordinator.jobs.attempt import Attempt
+from coordinator.jobs.live_job import LiveJob
 from coordinator.ports import Funds
 from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.eip712 import Domain, Signed
@@ -92,7 +94,8 @@ class Matchmaker:
         if any(ask.message.provider != provider for ask in verified):
             raise BadMessage(f"asks: expected asks of {provider} alone, got one of another provider")
         self._note_withdrawn(provider)
-        self.book.replace(provider, verified, capacity, reliability(self.reputation.score(provider)), groups=groups)
+        score = self.reputation.score(provider)
+        self.book.replace(provider, verified, capacity, reliability(score), score_step(score), groups=groups)
 
     def drop(self, provider: Address) -> None:
         """Removes a provider that disconnected."""
@@ -111,12 +114,15 @@ class Matchmaker:
         """Records the capacity that a node reports of some of its slot groups. Raises BadMessage for a group that it has not."""
         self.book.set_capacity(provider, capacity)
 
-    def release(self, group: SlotGroup) -> None:
-        """Frees the slot of a job that ended."""
-        self.book.release(group)
+    def release(self, attempt: Attempt) -> None:
+        """Frees the slot of an attempt that ended, and its exposure."""
+        order, terms = attempt.order.message, attempt.candidate.terms
+        self.exposure.release(order.payer, order.provider, terms.max_cost)
+        self.book.release(attempt.slot_group)
 
     def _score_changed(self, provider: Address) -> None:
-        self.book.set_reliability(provider, reliability(self.reputation.score(provider)))
+        score = self.reputation.score(provider)
+        self.book.set_reliability(provider, reliability(score), score_step(score))
 
     async def load_stakes(self, model: str) -> None:
         """Reads the stakes of a model's providers from the chain. Raises Unavailable if the chain does not answer."""
@@ -167,19 +173,29 @@ class Matchmaker:
             text = f"no provider offers {model!r} now; the last one withdrew it {int(age)} s ago and may come back"
             raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER) from error
 
-    def explain(self, demand: Demand) -> list[tuple[ListedAsk, Reason | None]]:
-        """Returns the asks for the demand's model, each with the reason against it, sorted by the demand; at most MAX_EXPLAINED.
+    def shape_of(self, demand: Demand) -> RequestShape:
+        """Returns the shape of the request that a demand is for."""
+        return shape_of_demand(demand)
+
+    def explain(self, demand: Demand) -> list[tuple[Ranked[ListedAsk], Reason | None]]:
+        """Returns the model's asks, the lowest score first, each with the reason against it; at most MAX_EXPLAINED.
 
         Decides nothing and records nothing.
         """
-        now, score = int(self._now()), self.reputation.score
-        listed_asks = sort_by_demand(self.book.of_model(demand.model)[:MAX_EXPLAINED], demand, score)
-        return explain(listed_asks, demand, now, score)
+        return explain(self.book.of_model(demand.model)[:MAX_EXPLAINED], demand, int(self._now()), self.reputation.score)
 
     async def match(self, job: LiveJob) -> None:
         """Begins an attempt with the best candidate left that the payer can pay. Raises the error that says why there is none;
         SlotsBusy if one may have a free slot later.
         """
+        job.begin(await self.choose(job), self.deadline(job))
+
+    def deadline(self, job: LiveJob) -> float:
+        """Returns until when a node must answer a dispatch of the job that leaves now."""
+        return self._tick() + self._limits.accept_within(len(job.submission.sealed))
+
+    async def choose(self, job: LiveJob) -> Attempt:
+        """Returns an attempt of the best candidate left, with its slot and exposure; raises as `match`."""
         now, refused = int(self._now()), job.last_error
         fitting, rejected = rank_candidates(
             job.submission.candidates,
@@ -191,9 +207,10 @@ class Matchmaker:
             newcomer=self.reputation.newcomer,
             chance=self._chance(),
         )
-        providers = [listed_ask.node.provider for listed_ask, _ in fitting]
+        providers = [ranked.listed_ask.provider for ranked in fitting]
         model = job.submission.candidates[0].terms.model
-        for listed_ask, candidate in fitting:
+        for ranked in fitting:
+            listed_ask, candidate = ranked.entry
             order, group = candidate.order.verify(self._domain), listed_ask.slot_group
             if not self.queue.is_open(group, job.queued):
                 rejected[group.provider] = Reason.BUSY.value
@@ -210,10 +227,9 @@ class Matchmaker:
                 if isinstance(error, _NoPurse):
                     break  # nor is there a reservation for another candidate: a stranger costs two chain reads
             else:
-                job.begin(Attempt(candidate, order, group), self._tick() + self._limits.accept_within(len(job.submission.sealed)))
                 outranked = dict.fromkeys(providers, "another was ranked before it: cheaper, or more reliable")
                 self.decision_log.add_match(model, group.provider, outranked | rejected, now)
-                return
+                return Attempt(candidate, order, group)
         unpaid = dict.fromkeys(providers, "the payer's purse did not cover the job")
         self.decision_log.add_match(model, None, unpaid | rejected, now)
         reasons = "; ".join(f"{provider}: {reason}" for provider, reason in rejected.items())

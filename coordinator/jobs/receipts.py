@@ -74,11 +74,11 @@ class Receipts:
             signed = read_signed(Receipt, raw_receipt, "failure.receipt")
         except BadMessage as error:
             raise BadReceipt(str(error)) from None
-        receipt = self._verify(order, attempt.terms, signed)
-        outcome = Outcome(receipt.message.outcome)
-        if CHARGES[outcome] is not Charge.NOTHING:
-            raise BadReceipt(f"failure.receipt.outcome: expected an outcome that charges nothing, got {outcome.name.lower()}")
-        return receipt
+        return _check_free(self._verify(order, attempt.terms, signed), "failure.receipt")
+
+    def read_free(self, attempt: AttemptRecord, order: Verified[Order], payload: bytes) -> Verified[Receipt]:
+        """Reads the receipt of an attempt that may charge nothing, since the job goes on with another. Raises BadReceipt."""
+        return _check_free(self.read(attempt, order, payload), "receipt")
 
     def _verify(self, order: Verified[Order], terms: Terms, signed: Signed[Receipt]) -> Verified[Receipt]:
         try:
@@ -118,7 +118,7 @@ class Receipts:
         attempt = record.attempt_of(provider)
         if attempt is None:
             raise BadReceipt(f"receipt: provider {provider} never had this job")
-        if unended and record.state not in TERMINAL and attempt is record.last:
+        if unended and record.state not in TERMINAL and attempt.state not in TERMINAL:
             attempt = replace(attempt, unseen=True)
         try:
             receipt = self.read(attempt, attempt.order.verify(self._domain), payload)
@@ -168,14 +168,26 @@ class Receipts:
 
     def _ended(self, record: JobRecord, receipt: Receipt) -> JobRecord | None:
         """Returns the end of a job that the store has as open, because it could not store the end at the time."""
-        if record.state in TERMINAL or receipt.provider != record.last.provider:
+        open_attempts = record.open_attempts()
+        ended = next((attempt for attempt in open_attempts if attempt.provider == receipt.provider), None)
+        undecided = len(open_attempts) > 1 and not receipt.cost
+        if record.state in TERMINAL or ended is None or undecided:
             return None
         state = step(record.state, ENDS[Outcome(receipt.outcome)])
-        attempts = (*record.attempts[:-1], replace(record.last, state=state, unseen=True))
+        ends = {attempt.provider: replace(attempt, state=State.CANCELLED, outrun=True, unseen=True) for attempt in open_attempts}
+        ends[ended.provider] = replace(ended, state=state, unseen=True)
+        attempts = tuple(ends.get(attempt.provider, attempt) for attempt in record.attempts)
         return replace(record, state=state, finished_at=int(self._now()), attempts=attempts)
 
     def _acknowledge(self, provider: Address, job: JobId) -> None:
         self._bus.send(node_subject(provider), pack_link(Kind.RECEIPT_ACK, job))
+
+
+def _check_free(receipt: Verified[Receipt], member: str) -> Verified[Receipt]:
+    outcome = Outcome(receipt.message.outcome)
+    if CHARGES[outcome] is not Charge.NOTHING:
+        raise BadReceipt(f"{member}.outcome: expected an outcome that charges nothing, got {outcome.name.lower()}")
+    return receipt
 
 
 def check_unique(stored: Signed[Receipt] | None, receipt: Signed[Receipt]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 
 from coordinator.domain.job_queue import MAX_RETRY_SECONDS, QueuedJob
 from coordinator.domain.limits import JobLimits
-from coordinator.domain.slot_groups import SlotKey
+from coordinator.domain.listed_ask import SlotKey
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker, SlotsBusy
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
@@ -46,7 +46,7 @@ class SlotQueue:
                 queued = job.queued
                 if queued.granted is None:
                     queued.wake_at = self._tick() + min(BEAT_SECONDS, self._seconds_left(job))
-                    yield self._place(queued)
+                    yield self._place(queued).dumps()
                     await job.woken.wait()
                 job.woken.clear()
                 self._check(job, queued)
@@ -152,9 +152,14 @@ class SlotQueue:
         if granted is not None:
             self._offer(granted)  # a slot that was not used goes to the next job
 
-    def _place(self, queued: QueuedJob) -> bytes:
+    def place_of(self, job: LiveJob) -> QueuePlace | None:
+        """Returns the place of a job that waits; None for a job that does not."""
+        queued = job.queued
+        return None if queued is None or queued.granted is not None or queued.ended else self._place(queued)
+
+    def _place(self, queued: QueuedJob) -> QueuePlace:
         position, expected = self._queue.place(queued, self._tick())
-        return QueuePlace(position, None if expected is None else round(1_000 * expected)).dumps()
+        return QueuePlace(position, None if expected is None else round(1_000 * expected))
 
     def _limit(self, job: LiveJob) -> float:
         """Returns the seconds that the job may wait. Once its last order has expired, no provider can take it."""

@@ -61,8 +61,11 @@ class MemoryStore:
         """See ports.JobStore."""
         for record in self.jobs.values():
             if record.state not in TERMINAL:
-                last = replace(record.last, state=State.FAILED, reason="the coordinator was restarted", unseen=True)
-                attempts = (*record.attempts[:-1], last)
+                why = "the coordinator was restarted"
+                attempts = tuple(
+                    attempt if attempt.state in TERMINAL else replace(attempt, state=State.FAILED, reason=why, unseen=True)
+                    for attempt in record.attempts
+                )
                 self.jobs[record.job] = replace(record, state=State.FAILED, finished_at=now, attempts=attempts)
         totals: dict[tuple[Address, Address], Amount] = {}
         for receipts in self.receipts.values():

@@ -42,7 +42,7 @@ from tallystick.runtime.storage import Database
 log = structlog.get_logger()
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 _EVENTS = "escrow"
-_FLAGS = ("delivered", "cancelled", "unseen")
+_FLAGS = ("delivered", "cancelled", "unseen", "hedged", "outrun")
 """Flags of an attempt that are written only if they are set."""
 ROOM_CHECK_INTERVAL = 16
 """The space that stored responses take is checked once per this many responses."""
@@ -105,11 +105,11 @@ class Store:
                 _put_job(connection, job_row)
             connection.execute(_receipt_insert(connection.dialect.name), row)
 
-        await self._db.write(work)
+        await self._db.write(work, synced=False)
 
     async def job(self, job: JobId) -> KnownJob | None:
         """See ports.JobStore. The read is queued among the writes, so it sees all earlier ones."""
-        stored = await self._db.write(lambda c: _read_job(c, job.hex()))
+        stored = await self._db.write(lambda c: _read_job(c, job.hex()), synced=False)
         if stored is None:
             return None
         row, docs = stored
@@ -172,7 +172,7 @@ class Store:
             .order_by(receipts.c.total.desc(), receipts.c.seq.desc())
             .limit(limit)
         )
-        rows = await self._db.write(lambda c: c.execute(query).all())
+        rows = await self._db.write(lambda c: c.execute(query).all(), synced=False)
         return [_late(provider, receipt, attempts) for receipt, attempts in rows]
 
     # Responses
@@ -196,7 +196,7 @@ class Store:
             if check_room:
                 _evict_responses(connection, max_bytes)
 
-        await self._db.write(work)
+        await self._db.write(work, synced=False)
 
     async def response(self, job: JobId, since: int) -> StoredResponse | None:
         """See ports.ResponseStore."""
@@ -347,7 +347,9 @@ def _close_stale(connection: Connection, now: int) -> None:
     """Ends the jobs that a former process left open as failed."""
     for row in connection.execute(sa.select(jobs).where(_OPEN)).mappings().all():
         attempts = json.loads(row["attempts_doc"])
-        attempts[-1] |= {"state": State.FAILED.value, "reason": "the coordinator was restarted", "unseen": True}
+        for attempt in attempts:
+            if State(attempt["state"]) not in TERMINAL:
+                attempt |= {"state": State.FAILED.value, "reason": "the coordinator was restarted", "unseen": True}
         ended = {"state": State.FAILED.value, "finished_at": now, "attempts_doc": json.dumps(attempts)}
         connection.execute(sa.update(jobs).where(jobs.c.job == row["job"]).values(ended))
 

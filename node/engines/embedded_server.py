@@ -36,7 +36,7 @@ def main() -> None:
     params.port = int(port)
     params.n_parallel = SLOTS
     params.n_ctx = CONTEXT_TOKENS * SLOTS
-    params.cpuparams.n_threads = min(MAX_THREADS, os.cpu_count() or 1)
+    params.cpuparams.n_threads = min(MAX_THREADS, _usable_cores())
     params.use_jinja = True
     params.endpoint_metrics = True
     params.ui = False
@@ -46,6 +46,11 @@ def main() -> None:
     _report_to_parent(urlsplit(server.listening_address).port or 0)
     signal.sigwait(stop_signals)
     os._exit(0)  # the server's destructor would wait for open connections
+
+
+def _usable_cores() -> int:
+    """The cores that this process may run on. More threads than cores would wait for each other all the time."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_port(host: str, port: int) -> None:

@@ -34,7 +34,7 @@ async def confirm_charge(job: Job, result: JobResult) -> JobResult:
         else "the coordinator did not confirm that it has output"
     )
     log.warning("response not charged", job=job.admitted.job.hex(), reason=reason)
-    return JobResult(Outcome.PROVIDER_ERROR, reason, result.error, unpaid=True)
+    return JobResult(Outcome.REFUSED if job.hedged else Outcome.PROVIDER_ERROR, reason, result.error, unpaid=True)
 
 
 def final_usage(job: Job, outcome: Outcome) -> tuple[tuple[bytes, ...], Usage, Hash]:

@@ -16,6 +16,8 @@ The table shows how a job ends, which is also what its receipt says. A receipt a
     passed
     the coordinator gave the job up,  provider_error *                 provider_error *
     or the link was lost
+    another provider that had the     refused *                        refused *
+    job too was faster (hedging)
     no first credit came              -                                provider_error *
     the reader's time was used up,    -                                timed_out *
     and the coordinator did not
@@ -100,12 +102,13 @@ class StopReason(Enum):
     CANCELLED = "the job was cancelled"
     TIMED_OUT = "the coordinator's deadline for the job passed"
     COORDINATOR = "the coordinator gave the job up"
+    HEDGED = "another provider that had the job too answered first"
     LINK_LOST = "the link to the coordinator was lost"
     SHUTDOWN = "the node is shutting down"
     COORDINATOR_SUSPENDED = "the coordinator left too much of this provider's work unpaid"
 
 
-BY_COORDINATOR = frozenset({StopReason.TIMED_OUT, StopReason.COORDINATOR, StopReason.LINK_LOST})
+BY_COORDINATOR = frozenset({StopReason.TIMED_OUT, StopReason.COORDINATOR, StopReason.HEDGED, StopReason.LINK_LOST})
 
 
 class JobResult(NamedTuple):
@@ -142,6 +145,8 @@ class Job:
         self._work: asyncio.Task[JobResult] | None = None
         self._stopped: StopReason | None = None
         self._coordinator_stopped = self._engine_asked = False
+        self.hedged = False
+        """Whether another provider had the job too and was faster, even if the response had already ended."""
         self._reader_timer = ReaderTimer(deadlines.reader)
         self._phase = "opening the request"
         self._started_at = _now()
@@ -225,6 +230,7 @@ class Job:
         updated.
         """
         self._coordinator_stopped = self._coordinator_stopped or reason in BY_COORDINATOR
+        self.hedged = self.hedged or reason is StopReason.HEDGED
         if self._stopped is None and (self._work is None or not self._work.done()):
             self._stopped = reason
             if self._work is not None:
@@ -392,6 +398,9 @@ class Job:
         if stop is StopReason.TIMED_OUT:
             cause = Unavailable(Code.TIMED_OUT, f"{stop.value} while {self._phase}", fault=Fault.COORDINATOR)
             return JobResult(Outcome.TIMED_OUT, str(cause), cause, unpaid=True)
+        if stop is StopReason.HEDGED:
+            cause = Unavailable(Code.CANCELLED, stop.value, fault=Fault.NOBODY)
+            return JobResult(Outcome.REFUSED, stop.value, cause, unpaid=True)
         fault = Fault.COORDINATOR if stop is StopReason.COORDINATOR_SUSPENDED else Fault.PROVIDER
         cause = Unavailable(Code.NODE_BUSY, stop.value, fault=fault)
         return JobResult(Outcome.PROVIDER_ERROR, stop.value, cause, unpaid=stop in BY_COORDINATOR)

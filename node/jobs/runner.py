@@ -46,6 +46,7 @@ _STOPS = {
     CancelReason.CLIENT: StopReason.CANCELLED,
     CancelReason.TIMED_OUT: StopReason.TIMED_OUT,
     CancelReason.COORDINATOR: StopReason.COORDINATOR,
+    CancelReason.HEDGED: StopReason.HEDGED,
 }
 _FUNDS_CODES = frozenset({Code.UNSECURED, Code.INSUFFICIENT_FUNDS})
 

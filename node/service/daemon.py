@@ -110,6 +110,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         on_capacity_change=partial(_announce_capacity, links),
         may_take_jobs=lambda link: state_recovery.is_complete(link.coordinator),
     )
+    store.count_writers(lambda: runner.running)
     receipt_sender = ReceiptSender(store, config.receipt_resend_interval)
     router = LinkRouter(runner, receipt_sender, state_recovery)
     listing = _listing_for(asks, resources.engine_pool, runner, state_recovery, coordinator_credit)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from node.domain.earned_money import TabMoney
 from node.domain.tabs import Funds
 from node.ports import PayoutRecord
-from node.storage.schema import gas, jobs, orders, payouts, receipts, tabs
+from node.storage.schema import gas, orders, payouts, receipts, tabs
 from node.storage.store import best_order
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Address, Amount
@@ -59,16 +59,17 @@ def read_lines(c: Connection, since: int) -> list[EarningsLine]:
     query = (
         sa.select(
             day,
-            jobs.c.model,
+            orders.c.model,
             receipts.c.payer,
             sa.func.count().label("jobs"),
             sa.func.sum(receipts.c.input_tokens).label("input"),
             sa.func.sum(receipts.c.output_tokens).label("output"),
             revenue,
         )
-        .join(jobs, jobs.c.order_digest == receipts.c.order_digest)
-        .where(receipts.c.finished_at >= since, jobs.c.outcome.is_distinct_from(int(Outcome.REFUSED)))
-        .group_by(day, jobs.c.model, receipts.c.payer)
+        .join(orders, (orders.c.job == receipts.c.job) & (orders.c.digest == receipts.c.order_digest))
+        .where(orders.c.admitted_at.is_not(None))
+        .where(receipts.c.finished_at >= since, orders.c.outcome.is_distinct_from(int(Outcome.REFUSED)))
+        .group_by(day, orders.c.model, receipts.c.payer)
         .order_by(day.desc(), revenue.desc())
     )
     return [
@@ -82,7 +83,7 @@ def read_tab_money(c: Connection, now: int) -> list[TabMoney]:
     seconds).
     """
     columns = (tabs.c.payer, tabs.c.cumulative, tabs.c.settled, tabs.c.reserved, orders.c.ceiling, orders.c.claim_by)
-    query = sa.select(*columns).select_from(tabs.outerjoin(orders, orders.c.digest == best_order(now)))
+    query = sa.select(*columns).select_from(tabs.outerjoin(orders, orders.c.id == best_order(now)))
     return [
         TabMoney(
             Address(row.payer), row.cumulative, row.ceiling or Amount(0), row.claim_by or 0, Funds(row.settled, row.reserved)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from node.domain.order_admission import MatchedOrder
 from node.domain.signed_ceilings import SignedCeiling
 from node.domain.tabs import StoredTab
 from node.ports import ClaimableTab
@@ -14,28 +13,21 @@ from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import dumps
 
 
-def to_job_row(matched: MatchedOrder, at: int) -> dict[str, Any]:
-    """Returns the row of a job that was admitted at `at` (Unix seconds)."""
-    return {
-        "order_digest": matched.order.digest.hex(),
-        "job": matched.job.hex(),
-        "coordinator": matched.order.message.coordinator,
-        "model": matched.terms.model,
-        "admitted_at": at,
-    }
-
-
 def read_order(digest: str, document: str) -> Verified[Order]:
     """Restores a verified order; the store holds only verified ones."""
     order = loads_signed(Order, document)
     return Verified(order.message, order.signature, Hash(bytes.fromhex(digest)))
 
 
-def to_order_row(order: Verified[Order], terms: Terms) -> dict[str, Any]:
-    """Returns the row of an order."""
+def to_order_row(order: Verified[Order], terms: Terms, admitted_at: int | None) -> dict[str, Any]:
+    """Returns the row of an order. `admitted_at`: when its job was admitted, in Unix seconds; None for a recovered order."""
     message = order.message
     return {
         "digest": order.digest.hex(),
+        "job": terms.job.hex(),
+        "coordinator": message.coordinator,
+        "model": terms.model,
+        "admitted_at": admitted_at,
         "payer": message.payer,
         "ceiling": message.ceiling,
         "deadline": message.deadline,

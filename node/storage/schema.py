@@ -1,4 +1,8 @@
-"""The tables of the node's store, and the column types for amounts and times."""
+"""The tables of the node's store, and the column types for amounts and times.
+
+A job's rows are found by its id, which grows with time if its client is ours, and receipts by payer and seq. No index is ordered
+by a digest: each entry of such an index would take a page of its own to write.
+"""
 
 from __future__ import annotations
 
@@ -50,29 +54,28 @@ identity = sa.Table(
 orders = sa.Table(
     "orders",
     metadata,
-    sa.Column("digest", sa.String, primary_key=True),
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.String),
+    sa.Column("job", sa.String),
     sa.Column("payer", sa.String),
+    sa.Column("coordinator", sa.String),
+    sa.Column("model", sa.String),
     sa.Column("ceiling", Money),
     sa.Column("deadline", Time),
     sa.Column("claim_by", Time),
+    sa.Column("admitted_at", sa.BigInteger),  # not for an order that was only recovered, whose job this state never had
+    sa.Column("ended_at", sa.BigInteger),
+    sa.Column("outcome", sa.SmallInteger),
     sa.Column("order_doc", sa.Text),
     sa.Column("terms_doc", sa.Text),
 )
-jobs = sa.Table(
-    "jobs",
-    metadata,
-    sa.Column("order_digest", sa.String, primary_key=True),
-    sa.Column("job", sa.String),
-    sa.Column("coordinator", sa.String),
-    sa.Column("model", sa.String),
-    sa.Column("admitted_at", sa.BigInteger),
-    sa.Column("ended_at", sa.BigInteger),
-    sa.Column("outcome", sa.SmallInteger),
-)
+IS_UNFINISHED = sa.text("orders.admitted_at IS NOT NULL AND orders.ended_at IS NULL")
+"""Whether the job of an order runs, or ran in a process that was killed. The condition of a partial index, verbatim."""
 receipts = sa.Table(
     "receipts",
     metadata,
-    sa.Column("order_digest", sa.String, primary_key=True),
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("order_digest", sa.String),
     sa.Column("job", sa.String),
     sa.Column("payer", sa.String),
     sa.Column("coordinator", sa.String),
@@ -87,6 +90,8 @@ receipts = sa.Table(
     sa.Column("receipt_doc", sa.Text),
     sa.UniqueConstraint("payer", "seq", name="receipts_seq"),  # signing two receipts with one number costs the stake
 )
+IS_UNACKNOWLEDGED = sa.text("NOT receipts.acknowledged")
+"""Whether a receipt must still reach its coordinator. The condition of a partial index, verbatim."""
 tabs = sa.Table(
     "tabs",
     metadata,

@@ -1,5 +1,7 @@
-"""The node's store: SQLAlchemy Core on SQLite. A write is on disk when its method returns; signed documents are stored
-unchanged.
+"""The node's store: SQLAlchemy Core on SQLite. Signed documents are stored unchanged.
+
+A write survives the process when its method returns. Receipts and claims are synced to disk by then, and with them all that was
+written before; see docs/explanation/durability.md.
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ from node.domain.order_admission import AdmittedJob, MatchedOrder
 from node.domain.signed_ceilings import SignedCeiling
 from node.domain.tabs import Funds, StoredTab
 from node.ports import ClaimableTab, CoordinatorHour, FeeTotal, PayoutRecord, ReceiptRecord, UnacknowledgedReceipt, WriteOff
-from node.storage.rows import read_claimable_tab, read_order, read_stored_tab, to_job_row, to_order_row, to_receipt_row
+from node.storage.rows import read_claimable_tab, read_order, read_stored_tab, to_order_row, to_receipt_row
 from node.storage.schema import (
+    IS_UNACKNOWLEDGED,
+    IS_UNFINISHED,
     completed_recoveries,
     coordinator_hours,
     fee_cursor,
     gas,
     identity,
-    jobs,
     orders,
     payouts,
     receipts,
@@ -69,6 +72,10 @@ class SqlStore:
         """Runs `work` on one consistent snapshot and returns its result."""
         return await self._db.read(work)
 
+    def count_writers(self, count: Callable[[], int]) -> None:
+        """From now on, `count` tells how many jobs run; see `Database.writers`."""
+        self._db.writers = count
+
     async def close(self) -> None:
         """Completes queued writes and closes the database."""
         await self._db.close()
@@ -77,13 +84,8 @@ class SqlStore:
 
     async def begin(self, admitted: AdmittedJob, at: int) -> None:
         """See ports.JobStore."""
-        order_row, job_row = to_order_row(admitted.order, admitted.terms), to_job_row(admitted, at)
-
-        def work(connection: Connection) -> None:
-            connection.execute(_NEW_ORDER, order_row)
-            connection.execute(_NEW_JOB, job_row)
-
-        await self._db.write(work)
+        row = to_order_row(admitted.order, admitted.terms, at)
+        await self._db.write(lambda connection: connection.execute(_NEW_ORDER, row), synced=False)
 
     async def record_receipt(self, record: ReceiptRecord) -> None:
         """See ports.JobStore."""
@@ -94,12 +96,10 @@ class SqlStore:
         """See ports.JobStore."""
         refused, end = record.matched, _end_rows(record)
         # With a ceiling of 0 no claim rests on the order, because its terms, such as the fee, may be unacceptable.
-        order_row = to_order_row(refused.order, refused.terms) | {"ceiling": Amount(0)}
-        job_row = to_job_row(refused, record.receipt.message.finished_at)
+        row = to_order_row(refused.order, refused.terms, record.receipt.message.finished_at) | {"ceiling": Amount(0)}
 
         def work(connection: Connection) -> None:
-            connection.execute(_NEW_ORDER, order_row)
-            connection.execute(_NEW_JOB, job_row)
+            connection.execute(_NEW_ORDER, row)
             _write_end(connection, end)
 
         await self._db.write(work)
@@ -110,10 +110,10 @@ class SqlStore:
         """See ports.ReceiptStore."""
         query = (
             sa.select(receipts.c.job, receipts.c.receipt_doc, orders.c.order_doc, orders.c.terms_doc)
-            .join(orders, orders.c.digest == receipts.c.order_digest)
-            .where(receipts.c.coordinator == coordinator, receipts.c.acknowledged.is_(False))
+            .join(orders, _OF_RECEIPT)
+            .where(receipts.c.coordinator == coordinator, IS_UNACKNOWLEDGED)
             .where(receipts.c.finished_at < before)
-            .order_by(receipts.c.finished_at, receipts.c.order_digest)
+            .order_by(receipts.c.finished_at, receipts.c.id)
             .limit(size)
             .offset(page * size)
         )
@@ -132,14 +132,14 @@ class SqlStore:
         """See ports.ReceiptStore."""
         job_ids = [job.hex() for job in jobs]
         query = sa.update(receipts).where(receipts.c.coordinator == coordinator, receipts.c.job.in_(job_ids))
-        await self._db.write(lambda c: c.execute(query.values(acknowledged=True)))
+        await self._db.write(lambda c: c.execute(query.values(acknowledged=True)), synced=False)
 
     # State recovery
 
     async def record_recovered(self, receipt: Verified[Receipt], order: Verified[Order], late: LateReceipt) -> None:
         """See ports.RecoveryStore."""
         message, digest = receipt.message, order.digest.hex()
-        order_row = to_order_row(order, late.terms)
+        order_row = to_order_row(order, late.terms, None)
         receipt_row = to_receipt_row(receipt, digest, late.terms.job, order.message.coordinator) | {"acknowledged": True}
         tab = {"payer": message.payer, "since": message.finished_at, "seq": message.seq, "cumulative": message.cumulative_cost}
 
@@ -169,7 +169,7 @@ class SqlStore:
         best = best_order(now)
         query = (
             sa.select(tabs, orders.c.digest, orders.c.order_doc)
-            .join(orders, orders.c.digest == best)
+            .join(orders, orders.c.id == best)
             .where(tabs.c.cumulative > tabs.c.settled, orders.c.ceiling > tabs.c.settled)
             .order_by(tabs.c.since, tabs.c.payer)
             .limit(limit)
@@ -200,7 +200,7 @@ class SqlStore:
         """See ports.ClaimStore."""
         best = best_order(now)
         columns = (tabs.c.payer, tabs.c.cumulative, tabs.c.settled, tabs.c.written_off, orders.c.ceiling)
-        query = sa.select(*columns).select_from(tabs.outerjoin(orders, orders.c.digest == best))
+        query = sa.select(*columns).select_from(tabs.outerjoin(orders, orders.c.id == best))
         query = query.where(sa.or_(tabs.c.cumulative > tabs.c.settled, tabs.c.written_off > Amount(0)))
 
         def work(connection: Connection) -> list[WriteOff]:
@@ -267,10 +267,9 @@ class SqlStore:
     async def unfinished_orders(self, now: int) -> list[MatchedOrder]:
         """See ports.StartupStore."""
         query = (
-            sa.select(jobs.c.job, orders.c.digest, orders.c.order_doc, orders.c.terms_doc)
-            .join(orders, orders.c.digest == jobs.c.order_digest)
-            .where(jobs.c.ended_at.is_(None), orders.c.claim_by > now)
-            .order_by(jobs.c.admitted_at)
+            sa.select(orders.c.job, orders.c.digest, orders.c.order_doc, orders.c.terms_doc)
+            .where(IS_UNFINISHED, orders.c.claim_by > now)
+            .order_by(orders.c.admitted_at)
         )
         rows = await self._db.read(lambda c: c.execute(query).all())
         return [
@@ -287,7 +286,7 @@ class SqlStore:
             index_elements=["endpoint", "hour"], set_=amounts
         )
         row = {"endpoint": total.endpoint, "hour": total.hour} | amounts
-        await self._db.write(lambda c: c.execute(query, row))
+        await self._db.write(lambda c: c.execute(query, row), synced=False)
 
     async def coordinator_hours(self, since: int) -> list[CoordinatorHour]:
         """See ports.CoordinatorCreditStore."""
@@ -298,10 +297,11 @@ class SqlStore:
 
 # Statements that every job executes. Building them once per job would cost more than executing them.
 
-_NEW_ORDER, _NEW_JOB, _NEW_RECEIPT = sa.insert(orders), sa.insert(jobs), sa.insert(receipts)
+_NEW_ORDER, _NEW_RECEIPT = sa.insert(orders), sa.insert(receipts)
+_OF_RECEIPT = (orders.c.job == receipts.c.job) & (orders.c.digest == receipts.c.order_digest)
 _END_JOB = (
-    sa.update(jobs)
-    .where(jobs.c.order_digest == sa.bindparam("of_order"))
+    sa.update(orders)
+    .where(orders.c.job == sa.bindparam("of_job"), orders.c.digest == sa.bindparam("of_order"))
     .values(ended_at=sa.bindparam("to_ended"), outcome=sa.bindparam("to_outcome"))
 )
 _NEW_TAB = {
@@ -330,8 +330,8 @@ _UPDATE_TAB = _update_tab()
 
 
 def best_order(now: int) -> sa.ScalarSelect[Any]:
-    """Selects the digest of the payer's order with the highest ceiling that stays claimable after `now`."""
-    query = sa.select(orders.c.digest).where(orders.c.payer == tabs.c.payer, orders.c.claim_by > now)
+    """Selects the id of the payer's order with the highest ceiling that stays claimable after `now`."""
+    query = sa.select(orders.c.id).where(orders.c.payer == tabs.c.payer, orders.c.claim_by > now)
     query = query.order_by(orders.c.ceiling.desc(), orders.c.claim_by.desc()).limit(1)
     return query.correlate(tabs).scalar_subquery()
 
@@ -365,7 +365,7 @@ def _end_rows(record: ReceiptRecord) -> _EndRows:
     digest = matched.order.digest.hex()
     return _EndRows(
         to_receipt_row(record.receipt, digest, matched.job, matched.order.message.coordinator),
-        {"of_order": digest, "to_ended": receipt.finished_at, "to_outcome": int(receipt.outcome)},
+        {"of_job": matched.job.hex(), "of_order": digest, "to_ended": receipt.finished_at, "to_outcome": int(receipt.outcome)},
         {"payer": receipt.payer, "since": receipt.finished_at, "seq": receipt.seq, "cumulative": receipt.cumulative_cost},
     )
 

@@ -7,8 +7,8 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
@@ -22,8 +22,8 @@ from tallystick.chain.rpc import Rpc, Sender
 from tallystick.cli.local.processes import ProcessGroup, free_port
 from tallystick.cli.money.purse import fund_purse
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.types import Amount
-from tallystick.runtime.keystore import PASSWORD_FILE_ENV, create_keystore, write_private
+from tallystick.protocol.types import Address, Amount
+from tallystick.runtime.keystore import PASSWORD_FILE_ENV, create_keystore, keystore_address, write_private
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 PURSE = Amount(100_000 * 10**6)
@@ -53,13 +53,20 @@ def rss_mib(pid: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A running market: its addresses, the pids of its processes by name, and its payer."""
+    """A running market: its addresses, the pids of its processes by name, and its payer.
+
+    `coordinator_url`: where its processes reach the coordinator. `core`: the one that they are pinned to; None for any.
+    """
 
     gateway: str
     coordinator: str
-    pids: Mapping[str, int]
+    pids: dict[str, int]
     payer: Signer
     deployment: Deployment
+    folder: Path
+    coordinator_url: str
+    group: ProcessGroup
+    core: int | None
 
 
 @contextlib.asynccontextmanager
@@ -69,64 +76,103 @@ async def upstream() -> AsyncIterator[str]:
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "scripts.relay.mock", str(port))
     try:
         url = f"http://127.0.0.1:{port}"
-        await _until_answers(f"{url}/v1/models", process)
+        await until_answers(f"{url}/v1/models", process)
         pin(process.pid, LOAD)
         yield url
     finally:
-        await _stop(process)
+        await stop(process)
 
 
 @contextlib.asynccontextmanager
 async def market(
-    folder: Path, mock: str, *, coordinator_port: int = 0, proxy_port: int = 0, log_level: str = "info", slots: int = 256
+    folder: Path,
+    engine: str,
+    *,
+    model: str = MODEL,
+    coordinator_port: int = 0,
+    proxy_port: int = 0,
+    log_level: str = "info",
+    slots: int = 256,
+    core: int | None = TESTED,
 ) -> AsyncIterator[Site]:
-    """Runs chain, coordinator, gateway and a node that serves the mock engine, each as a process of the `tally` command.
+    """Runs chain, coordinator, gateway and a node that serves an engine, each as a process of the `tally` command.
 
-    `proxy_port`: the port at which node and gateway reach the coordinator, if a proxy is between them. `slots`: of the node.
+    `engine`: its base URL. `proxy_port`: the port at which node and gateway reach the coordinator, if a proxy is between them.
+    `slots`: of the node. `core`: the one that coordinator, node and gateway share; None for any.
     """
     (folder / "keys").mkdir(parents=True)
     write_private(folder / "password", b"bench")
     signers = {n: create_keystore(folder / "keys" / f"{n}.json", "bench", cost=1 << 12) for n in ("coordinator", "node", "payer")}
-    ports = {"chain": free_port(0), "coordinator": coordinator_port or free_port(0), "gateway": free_port(0)}
+    ports = {"chain": free_port(0), "coordinator": coordinator_port or free_port(0)}
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     coordinator_url = f"http://127.0.0.1:{proxy_port or ports['coordinator']}"
-    settings = {
-        "coordinator": {
+    environment = {PASSWORD_FILE_ENV: str(folder / "password"), "TALLYSTICK_HOME": str(folder)}
+    async with ProcessGroup(folder, environment) as group:
+        chain = ("chain", "--port", str(ports["chain"]))
+        await group.start("chain", *chain, ready=lambda: _answers(f"{urls['chain']}/health"), port=ports["chain"])
+        deployment = await _deploy(urls["chain"], folder, signers)
+        site = Site("", urls["coordinator"], {}, signers["payer"], deployment, folder, coordinator_url, group, core)
+        settings = {
             "port": ports["coordinator"],
             "public_urls": [coordinator_url],
             "db": f"sqlite:///{folder}/coordinator.db",
             "log_level": log_level,
-        },
-        "node": {"coordinator": coordinator_url, "state": str(folder / "node")},
-        "gateway": {"coordinator": coordinator_url, "port": ports["gateway"]},
-    }
-    tables = {"node": f'[[engines]]\nurl = "{mock}/v1"\nslots = {slots}\n'}
-    environment = {PASSWORD_FILE_ENV: str(folder / "password"), "TALLYSTICK_HOME": str(folder)}
-    async with ProcessGroup(folder, environment) as processes:
-        chain = ("chain", "--port", str(ports["chain"]))
-        await processes.start("chain", *chain, ready=lambda: _answers(f"{urls['chain']}/health"), port=ports["chain"])
-        deployment = await _deploy(urls["chain"], folder, signers)
-        pids: dict[str, int] = {}
-        for name, path in (("coordinator", "/v1/health"), ("node", ""), ("gateway", "/health")):
-            config = folder / f"{name}.toml"
-            lines = settings[name] | {"deployment": str(folder / "deployment.json")}
-            config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items()) + tables.get(name, ""))
-            command = ("gateway",) if name == "gateway" else (name, "run")
-            wallet = str(folder / "keys" / f"{'payer' if name == 'gateway' else name}.json")
-            check = f"{urls['coordinator']}/v1/asks?model={MODEL}" if name == "node" else urls[name] + path
-            child = await processes.start(
-                name,
-                *command,
-                "--config",
-                str(config),
-                "--wallet",
-                wallet,
-                ready=lambda url=check: _answers(url, '"ask"', "ask" in url),
-                port=ports.get(name),
-            )
-            pids[name] = child.process.pid
-            pin(child.process.pid, TESTED)
-        yield Site(urls["gateway"], urls["coordinator"], pids, signers["payer"], deployment)
+        }
+        health = f"{urls['coordinator']}/v1/health"
+        await _start(
+            site, "coordinator", ("coordinator", "run"), settings, port=ports["coordinator"], ready=lambda: _answers(health)
+        )
+        await add_node(site, "node", engine, model=model, slots=slots)
+        gateway = await add_gateway(site, "gateway")
+        yield replace(site, gateway=gateway)
+
+
+async def add_node(site: Site, name: str, engine: str, *, model: str = MODEL, slots: int) -> Address:
+    """Starts a node of an engine and waits until it sells the model. Returns the provider."""
+    keystore = site.folder / "keys" / f"{name}.json"
+    if not keystore.exists():
+        create_keystore(keystore, "bench", cost=1 << 12)
+    settings = {"coordinator": site.coordinator_url, "state": str(site.folder / name)}
+    engines = f'[[engines]]\nurl = "{engine}/v1"\nslots = {slots}\n'
+    asks, provider = f"{site.coordinator}/v1/asks?model={model}", provider_of(site, name)
+    await _start(site, name, ("node", "run"), settings, tables=engines, ready=lambda: _answers(asks, provider, wanted=True))
+    return provider
+
+
+def provider_of(site: Site, node: str) -> Address:
+    """The provider whose wallet a node has."""
+    return Address(keystore_address(site.folder / "keys" / f"{node}.json"))
+
+
+async def add_gateway(site: Site, name: str) -> str:
+    """Starts a gateway of the payer; returns its base URL. All gateways share the wallet's ledger."""
+    port = free_port(0)
+    url = f"http://127.0.0.1:{port}"
+    settings = {"coordinator": site.coordinator_url, "port": port}
+    await _start(site, name, ("gateway",), settings, port=port, ready=lambda: _answers(f"{url}/health"), wallet="payer")
+    return url
+
+
+async def _start(
+    site: Site,
+    name: str,
+    command: Sequence[str],
+    settings: Mapping[str, object],
+    *,
+    port: int | None = None,
+    ready: Callable[[], Awaitable[bool]],
+    tables: str = "",
+    wallet: str = "",
+) -> None:
+    """Starts a process with a config of these settings, and pins it to the core of the site."""
+    config = site.folder / f"{name}.toml"
+    lines = dict(settings) | {"deployment": str(site.folder / "deployment.json")}
+    config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items()) + tables)
+    keystore = site.folder / "keys" / f"{wallet or name}.json"
+    child = await site.group.start(name, *command, "--config", str(config), "--wallet", str(keystore), ready=ready, port=port)
+    site.pids[name] = child.process.pid
+    if site.core is not None:
+        pin(child.process.pid, site.core)
 
 
 async def fund(site: Site, payer: Signer) -> None:
@@ -183,20 +229,22 @@ async def litellm(folder: Path, mock: str, command: Path) -> AsyncIterator[tuple
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        await _until_answers(f"{url}/health/liveliness", process)
+        await until_answers(f"{url}/health/liveliness", process)
         pin(process.pid, TESTED)
         yield url, process.pid
     finally:
-        await _stop(process)
+        await stop(process)
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
+async def stop(process: asyncio.subprocess.Process) -> None:
+    """Ends a process and waits for that."""
     if process.returncode is None:
         process.terminate()
     await process.wait()
 
 
-async def _until_answers(url: str, process: asyncio.subprocess.Process, seconds: float = 90) -> None:
+async def until_answers(url: str, process: asyncio.subprocess.Process, seconds: float = 90) -> None:
+    """Waits until a process answers at `url`. Raises RuntimeError if it ends before, TimeoutError after `seconds`."""
     async with asyncio.timeout(seconds):
         while not await _answers(url):
             if process.returncode is not None:

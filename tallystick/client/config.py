@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tallystick.protocol.criteria import SORTS
+from tallystick.protocol.criteria import read_sort
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address, Amount
+from tallystick.protocol.weights import NO_WEIGHTS, Weights
 from tallystick.protocol.wire import MAX_CANDIDATES
 from tallystick.runtime.config import home, load
 from tallystick.runtime.plaintext import is_loopback
@@ -269,6 +270,7 @@ class ClientConfig:
     min_reputation: int = 0
     min_stake: Amount = Amount(0)
     sort: str = "price"
+    weights: Weights = NO_WEIGHTS
     prefer: tuple[Address, ...] = ()
     exclude: tuple[Address, ...] = ()
     aliases: tuple[Alias, ...] = ()
@@ -324,8 +326,7 @@ class ClientConfig:
             raise BadMessage(f"config: coordinator: expected an http:// or https:// address, got {self.coordinator!r}")
         if not 1 <= self.shortlist_size <= MAX_CANDIDATES:
             raise BadMessage(f"config: shortlist_size: expected 1 to {MAX_CANDIDATES}, got {self.shortlist_size}")
-        if self.sort not in SORTS:
-            raise BadMessage(f"config: sort: expected one of {', '.join(SORTS)}, got {self.sort!r}")
+        read_sort(self.sort, "config: sort")
         if not 0 <= self.min_reputation <= 100:
             raise BadMessage(f"config: min_reputation: expected 0 to 100 percent, got {self.min_reputation}")
         for origin in self.allow_origins:
@@ -372,6 +373,10 @@ class ClientConfig:
     def responses_path(self, payer: Address) -> Path:
         """The folder of this wallet's stored responses, beside its ledger unless the settings name another."""
         return self.responses_folder or self.ledger_path(payer).with_suffix(".responses")
+
+    def affinity_path(self, payer: Address) -> Path:
+        """The file, beside this wallet's ledger, that says which provider holds which conversation in its cache."""
+        return self.ledger_path(payer).with_suffix(".affinity")
 
     @property
     def loopback(self) -> bool:

@@ -1,4 +1,9 @@
-"""Codecs of EIP-712's field types: name, hash encoding, and the JSON form of each. Pure."""
+"""Codecs of EIP-712's field types: name, hash encoding, JSON form and binary form of each. Pure.
+
+The binary form of a message is its EIP-712 words, one of 32 bytes for each field, and then a tail: whatever the words only hash.
+A string or bytes in the tail is 2 bytes length (big-endian) and the bytes, an array 2 bytes count and the items, a struct its own
+binary form. Each message has exactly one binary form.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import sha3
 
@@ -39,14 +44,36 @@ U96 = Annotated[Amount, Uint(96)]
 """Money: an Amount of base units that fits 96 bits."""
 
 
+WORD = 32
+"""Bytes of an EIP-712 word."""
+
+
+class Tail(NamedTuple):
+    """The binary form of a type whose word is only a hash.
+
+    `pack` writes the value. `unpack` reads it from `data` at an offset; it returns the value, the word that hashes it, and the
+    offset after it. Both raise BadMessage; that of `unpack` begins with the field's name.
+    """
+
+    pack: Callable[[Any], bytes]
+    unpack: Callable[[bytes, int, str], tuple[Any, bytes, int]]
+
+
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """One field type: its name, its EIP-712 encoding to 32 bytes, and its JSON writer and reader."""
+    """One field type: its name, its EIP-712 encoding to 32 bytes, its JSON writer and reader, and its binary form.
+
+    A type that fits its word has `decode`, which reads the value from the word, and `padding`: the bits of the word that must be
+    zero, as a number. Any other type has `tail`.
+    """
 
     name: str
     encode: Callable[[Any], bytes]
     to_json: Callable[[Any], Any]
     from_json: Callable[[Any, str], Any]
+    decode: Callable[[bytes], Any] | None = None
+    padding: int = 0
+    tail: Tail | None = None
 
 
 def uint(bits: int, of: type) -> Codec:
@@ -65,7 +92,16 @@ def uint(bits: int, of: type) -> Codec:
             raise BadMessage(f"{field}: expected a uint{bits} (a whole number, as a decimal string above 32 bits)")
         return of(raw) if of is not int else raw
 
-    return Codec(f"uint{bits}", encode, int if bits <= 32 else (lambda v: str(int(v))), from_json)
+    def decode(word: bytes) -> int:
+        value: int = of(int.from_bytes(word, "big"))
+        return value
+
+    to_json: Callable[[int], object] = int if bits <= 32 else (lambda v: str(int(v)))
+    return Codec(f"uint{bits}", encode, to_json, from_json, decode, _bits(256) - _bits(bits))
+
+
+def _bits(count: int) -> int:
+    return (1 << count) - 1
 
 
 def read_hex(field: str, raw: object, size: int | None) -> bytes:
@@ -87,7 +123,57 @@ def _fixed_bytes(size: int) -> Codec:
             raise BadMessage(f"expected {size} bytes, got {len(value)}")
         return value.ljust(32, b"\0")
 
-    return Codec(f"bytes{size}", encode, lambda v: "0x" + v.hex(), lambda raw, field: read_hex(field, raw, size))
+    return Codec(
+        f"bytes{size}",
+        encode,
+        lambda v: "0x" + v.hex(),
+        lambda raw, field: read_hex(field, raw, size),
+        lambda word: word[:size],
+        _bits(8 * (WORD - size)),
+    )
+
+
+def take(data: bytes, at: int, size: int, field: str) -> bytes:
+    """`size` bytes of a binary message. Raises BadMessage if it ends before."""
+    part = data[at : at + size]
+    if len(part) != size:
+        raise BadMessage(f"{field}: cut off: expected {size} bytes, got {len(part)}")
+    return part
+
+
+def _pack_sized(value: bytes, limit: int) -> bytes:
+    if len(value) > limit:
+        raise BadMessage(f"expected at most {limit} bytes, got {len(value)}")
+    return len(value).to_bytes(2, "big") + value
+
+
+def _unpack_sized(data: bytes, at: int, limit: int, field: str) -> tuple[bytes, int]:
+    size = int.from_bytes(take(data, at, 2, field), "big")
+    if size > limit:
+        raise BadMessage(f"{field}: expected at most {limit} bytes, got {size}")
+    return take(data, at + 2, size, field), at + 2 + size
+
+
+def _pack_string(value: str) -> bytes:
+    if len(value) > MAX_STRING:
+        raise BadMessage(f"expected a string of at most {MAX_STRING} characters, got {len(value)}")
+    return _pack_sized(_utf8(value), 4 * MAX_STRING)
+
+
+def _unpack_string(data: bytes, at: int, field: str) -> tuple[str, bytes, int]:
+    raw, end = _unpack_sized(data, at, 4 * MAX_STRING, field)
+    try:
+        value = raw.decode()
+    except UnicodeDecodeError:
+        raise BadMessage(f"{field}: expected UTF-8") from None
+    if len(value) > MAX_STRING:
+        raise BadMessage(f"{field}: expected a string of at most {MAX_STRING} characters, got {len(value)}")
+    return value, keccak(raw), end
+
+
+def _unpack_bytes(data: bytes, at: int, field: str) -> tuple[bytes, bytes, int]:
+    value, end = _unpack_sized(data, at, MAX_BYTES, field)
+    return value, keccak(value), end
 
 
 def _utf8(value: str, field: str = "a string") -> bytes:
@@ -111,12 +197,25 @@ def _boolean(raw: object, field: str) -> bool:
 
 
 SCALARS: dict[object, Codec] = {
-    Address: Codec("address", lambda v: bytes.fromhex(v[2:]).rjust(32, b"\0"), str, parse_address),
+    Address: Codec(
+        "address",
+        lambda v: bytes.fromhex(v[2:]).rjust(32, b"\0"),
+        str,
+        parse_address,
+        lambda word: "0x" + word[12:].hex(),
+        _bits(256) - _bits(160),
+    ),
     Hash: _fixed_bytes(32),
     JobId: _fixed_bytes(16),
-    bytes: Codec("bytes", keccak, lambda v: "0x" + v.hex(), lambda raw, field: read_hex(field, raw, None)),
-    str: Codec("string", lambda v: keccak(_utf8(v)), str, _string),
-    bool: Codec("bool", lambda v: int(v).to_bytes(32, "big"), bool, _boolean),
+    bytes: Codec(
+        "bytes",
+        keccak,
+        lambda v: "0x" + v.hex(),
+        lambda raw, field: read_hex(field, raw, None),
+        tail=Tail(lambda v: _pack_sized(v, MAX_BYTES), _unpack_bytes),
+    ),
+    str: Codec("string", lambda v: keccak(_utf8(v)), str, _string, tail=Tail(_pack_string, _unpack_string)),
+    bool: Codec("bool", lambda v: int(v).to_bytes(32, "big"), bool, _boolean, lambda word: bool(word[-1]), _bits(256) - _bits(1)),
 }
 """The codecs of scalar types, by Python type."""
 
@@ -134,4 +233,48 @@ def array(item: Codec) -> Codec:
         lambda values: keccak(b"".join(map(item.encode, values))),
         lambda values: [item.to_json(v) for v in values],
         from_json,
+        tail=_array_tail(item),
     )
+
+
+def _array_tail(item: Codec) -> Tail:
+    pack_item = item.encode if item.tail is None else item.tail.pack
+    unpack_item = _unpack_word(item) if item.tail is None else item.tail.unpack
+
+    def pack(values: tuple[Any, ...]) -> bytes:
+        if len(values) > MAX_ITEMS:
+            raise BadMessage(f"expected at most {MAX_ITEMS} items, got {len(values)}")
+        return len(values).to_bytes(2, "big") + b"".join(map(pack_item, values))
+
+    def unpack(data: bytes, at: int, field: str) -> tuple[tuple[Any, ...], bytes, int]:
+        count = int.from_bytes(take(data, at, 2, field), "big")
+        if count > MAX_ITEMS:
+            raise BadMessage(f"{field}: expected at most {MAX_ITEMS} items, got {count}")
+        end, values, words = at + 2, [], []
+        for i in range(count):
+            value, word, end = unpack_item(data, end, f"{field}[{i}]")
+            values.append(value)
+            words.append(word)
+        return tuple(values), keccak(b"".join(words)), end
+
+    return Tail(pack, unpack)
+
+
+def _unpack_word(item: Codec) -> Callable[[bytes, int, str], tuple[Any, bytes, int]]:
+    """The reader of an array's items that fit their words."""
+    decode = item.decode
+    if decode is None:
+        raise TypeError(f"{item.name} has neither words nor a tail")
+
+    def unpack(data: bytes, at: int, field: str) -> tuple[Any, bytes, int]:
+        word = take(data, at, WORD, field)
+        check_padding(word, item, field)
+        return decode(word), word, at + WORD
+
+    return unpack
+
+
+def check_padding(word: bytes, codec: Codec, field: str) -> None:
+    """Raises BadMessage for a word that is not the encoding of any value."""
+    if int.from_bytes(word, "big") & codec.padding:
+        raise BadMessage(f"{field}: expected a {codec.name} padded with zeros to {WORD} bytes, got 0x{word.hex()}")

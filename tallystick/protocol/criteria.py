@@ -20,15 +20,23 @@ from tallystick.protocol.messages import Ask
 from tallystick.protocol.requirements import MAX_NAMES, NO_REQUIREMENTS, Requirements
 from tallystick.protocol.routes import check_route, serves
 from tallystick.protocol.types import Address, parse_address
+from tallystick.protocol.weights import NO_WEIGHTS, Weights
 from tallystick.protocol.wire import MAX_CANDIDATES
 
-Sort = Literal["price", "latency", "throughput"]
+Sort = Literal["price", "latency", "throughput", "speed"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
-"""Orders of a shortlist: lowest expected cost, shortest time to the first token, most tokens per second."""
+"""Orders of a shortlist: lowest expected cost, shortest time to the first token, most tokens per second (by two names)."""
 DEFAULT_LIMIT = 4
 """Entries of a shortlist if the request names no limit."""
 MAX_ADDRESSES = 256
 """Providers that a demand may name as pinned, and as excluded."""
+
+
+def read_sort(name: str, member: str = "sort") -> str:
+    """Returns the name of an order. Raises BadMessage for another one."""
+    if name not in SORTS:
+        raise BadMessage(f"{member}: expected one of {', '.join(SORTS)}, got {name!r:.60}")
+    return name
 
 
 class Reason(Enum):
@@ -55,7 +63,7 @@ class Reason(Enum):
     ASK_EXPIRED = "its ask has expired or is not valid yet"
     ASK_GONE = "its ask was replaced or withdrawn since the shortlist was made"
     BUSY = "no free slot now"
-    FAILED = "it failed this job already"
+    FAILED = "it has or had this job already"
     SEALING_SUITE = "it needs a sealing suite that this client does not know"
 
 
@@ -103,13 +111,20 @@ class Demand:
     """Features that the request needs by all means. Asks that declare that they lack one are left out."""
     input_tokens: int = 0
     """The fewest input tokens that the request can have. Asks with a shorter context are left out."""
+    likely_tokens: int = 0
+    """The input tokens that the request is likely to have, rounded; 0 if unknown. Asks are ranked by what they cost with it."""
+    max_output: int | None = None
+    """The most output tokens that the request allows, rounded; None if unknown."""
+    weights: Weights = NO_WEIGHTS
+    """What the client's time and a failed job count besides the price."""
 
     def __post_init__(self) -> None:
         """Raises BadMessage for a limit or a sort order that does not exist."""
         if not 1 <= self.limit <= MAX_CANDIDATES:
             raise BadMessage(f"limit: expected 1 to {MAX_CANDIDATES}, got {self.limit}")
-        if self.sort not in SORTS:
-            raise BadMessage(f"sort: expected one of {', '.join(SORTS)}")
+        read_sort(self.sort)
+        if self.sort == "speed":
+            object.__setattr__(self, "sort", "throughput")
 
     @property
     def ranked(self) -> bool:
@@ -256,6 +271,9 @@ _MEMBERS: dict[str, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "needs": ("needs", Requirements.to_json, lambda raw: Requirements.from_json(raw, "needs")),
     "essential": ("essential", list, lambda raw: tuple(read_items(raw, "essential", MAX_NAMES))),
     "inputTokens": ("input_tokens", int, lambda raw: read_count(raw, "inputTokens")),
+    "likelyTokens": ("likely_tokens", int, lambda raw: read_count(raw, "likelyTokens")),
+    "maxOutput": ("max_output", int, lambda raw: read_count(raw, "maxOutput")),
+    "weights": ("weights", Weights.to_json, Weights.from_json),
     "minReputation": ("min_reputation", int, int),
     "minStake": ("min_stake", int, int),
     "sort": ("sort", str, str),

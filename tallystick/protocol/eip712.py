@@ -1,6 +1,10 @@
-"""EIP-712 typed data: message classes, their digests and wire JSON, signing and verifying.
+"""EIP-712 typed data: message classes, their digests, binary and JSON form, signing and verifying.
 
-A message class lists its fields; type string, digest and JSON form are derived from them (https://eips.ethereum.org/EIPS/eip-712).
+A message class lists its fields; type string, digest, binary and JSON form are derived from them
+(https://eips.ethereum.org/EIPS/eip-712). The binary form is the words that EIP-712 hashes and, behind them, what a word only
+hashes (see codecs.py). A message that was read from it keeps the words: its digest is a hash of bytes that are there already, and
+a field is decoded when it is first read.
+
 Python names are snake_case; typed data and wire JSON use the same names in camelCase. Integers of more than 32 bits are decimal
 strings on the wire, because JSON numbers lose digits beyond 2**53.
 
@@ -17,23 +21,27 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Self,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import coincurve
 import orjson
 
-from tallystick.protocol.codecs import SCALARS, Codec, array, keccak, read_hex, uint
+from tallystick.protocol.codecs import SCALARS, WORD, Codec, Tail, array, check_padding, keccak, read_hex, take, uint
 from tallystick.protocol.errors import BadMessage, BadSignature
+from tallystick.protocol.signatures import SIGNATURE, address_of, recover
 from tallystick.protocol.types import Address, Hash
-
-_HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
-
-
-def checksum(address: str) -> str:
-    """An address in EIP-55 mixed case, for display. Programs use the lower-case form."""
-    digits = address[2:].lower()
-    hashed = keccak(digits.encode()).hex()
-    return "0x" + "".join(c.upper() if int(h, 16) >= 8 else c for c, h in zip(digits, hashed, strict=False))
 
 
 def _codec(hint: Any) -> Codec:
@@ -43,7 +51,8 @@ def _codec(hint: Any) -> Codec:
     if get_origin(hint) is tuple:
         return array(_codec(get_args(hint)[0]))
     if isinstance(hint, type) and issubclass(hint, Message):
-        return Codec(hint.SCHEMA.name, lambda v: v.struct_hash(), lambda v: v.to_json(), hint.from_json)
+        tail = Tail(lambda v: v.to_bytes(), hint.unpack_struct)
+        return Codec(hint.SCHEMA.name, lambda v: v.struct_hash(), lambda v: v.to_json(), hint.from_json, tail=tail)
     if isinstance(hint, UnionType) or hint not in SCALARS:
         raise TypeError(f"no EIP-712 type for {hint!r}")
     return SCALARS[hint]
@@ -68,6 +77,18 @@ class Schema:
         self.writers = tuple((n, c.to_json) for n, c in zip(self.wire_names, self.codecs, strict=True))
         self.encoders = tuple(codec.encode for codec in self.codecs)
         self.read = attrgetter(*self.fields)
+        self.size = WORD * len(self.fields)
+        self.padding = int.from_bytes(b"".join(codec.padding.to_bytes(WORD, "big") for codec in self.codecs), "big")
+        self.places = {
+            name: (WORD * i, codec.decode)
+            for i, (name, codec) in enumerate(zip(self.fields, self.codecs, strict=True))
+            if codec.decode is not None
+        }
+        self.tails = tuple(
+            (name, self.wire_names[i], WORD * i, codec.tail)
+            for i, (name, codec) in enumerate(zip(self.fields, self.codecs, strict=True))
+            if codec.tail is not None
+        )
         self.nested = self._nested(hints)
         self.type_string = self.own_string() + "".join(self.nested[n].own_string() for n in sorted(self.nested))
         self.type_hash = keccak(self.type_string.encode())
@@ -86,6 +107,12 @@ class Schema:
         members = ",".join(f"{codec.name} {name}" for codec, name in zip(self.codecs, self.wire_names, strict=True))
         return f"{self.name}({members})"
 
+    def check_words(self, words: bytes, where: str) -> None:
+        """Raises BadMessage that names the first field whose word is no encoding of its type."""
+        if int.from_bytes(words, "big") & self.padding:
+            for i, (name, codec) in enumerate(zip(self.wire_names, self.codecs, strict=True)):
+                check_padding(words[WORD * i : WORD * (i + 1)], codec, f"{where}.{name}")
+
     def types(self) -> dict[str, list[dict[str, str]]]:
         """The `types` section of a typed-data document, without the domain."""
         schemas = {self.name: self} | self.nested
@@ -98,21 +125,72 @@ class Schema:
 class Message:
     """The base of all messages that are hashed or signed. `@message` defines a subclass."""
 
-    __slots__ = ()
+    __slots__ = ("_words",)
     SCHEMA: ClassVar[Schema]
     SIGNER: ClassVar[str | None]
     """The field that names the signing account; None for a struct that is only a part of other messages."""
 
     def struct_hash(self) -> Hash:
         """EIP-712 hashStruct. Raises BadMessage if a value does not fit its type."""
+        return keccak(self.SCHEMA.type_hash + self.words())
+
+    def words(self) -> bytes:
+        """EIP-712 encodeData: one word of 32 bytes for each field. Raises BadMessage if a value does not fit its type."""
+        known: bytes | None = getattr(self, "_words", None)
+        if known is not None:
+            return known
         schema = self.SCHEMA
-        parts = [schema.type_hash]
-        parts += [encode(value) for encode, value in zip(schema.encoders, schema.read(self), strict=True)]  # type: ignore[misc]
-        return keccak(b"".join(parts))
+        return b"".join([encode(value) for encode, value in zip(schema.encoders, schema.read(self), strict=True)])
 
     def digest(self, domain: Domain) -> Hash:
         """The digest that is signed: keccak(0x1901 || domain separator || struct hash)."""
         return keccak(domain.prefix + self.struct_hash())
+
+    def to_bytes(self) -> bytes:
+        """The binary form. Raises BadMessage if a value does not fit its type, or is longer than readers accept."""
+        return b"".join([self.words(), *(tail.pack(getattr(self, name)) for name, _, _, tail in self.SCHEMA.tails)])
+
+    @classmethod
+    def from_bytes(cls, data: bytes, field: str = "") -> Self:
+        """Reads the binary form. Raises BadMessage that names the member for anything but the one encoding of a message."""
+        message, end = cls.unpack(data, 0, field)
+        _check_end(data, end, field or cls.SCHEMA.name.lower())
+        return message
+
+    @classmethod
+    def unpack(cls, data: bytes, at: int, field: str = "") -> tuple[Self, int]:
+        """Reads the binary form at an offset. Returns the message and the offset after it. Raises BadMessage."""
+        schema = cls.SCHEMA
+        where = field or schema.name.lower()
+        words, end = take(data, at, schema.size, where), at + schema.size
+        if int.from_bytes(words, "big") & schema.padding:
+            schema.check_words(words, where)
+        read = object.__new__(cls)
+        object.__setattr__(read, "_words", words)
+        for name, wire_name, place, tail in schema.tails:
+            value, word, end = tail.unpack(data, end, f"{where}.{wire_name}")
+            if words[place : place + WORD] != word:
+                raise BadMessage(f"{where}.{wire_name}: expected the value whose hash the message has, got another")
+            object.__setattr__(read, name, value)
+        return read, end
+
+    @classmethod
+    def unpack_struct(cls, data: bytes, at: int, field: str) -> tuple[Self, Hash, int]:
+        """Reads a struct inside another message: `unpack`, and the struct's hash. Raises BadMessage."""
+        read, end = cls.unpack(data, at, field)
+        return read, read.struct_hash(), end
+
+    if not TYPE_CHECKING:  # a type checker would accept any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Decodes a field of a message that was read from its binary form, when the field is first used."""
+            place = self.SCHEMA.places.get(name)
+            if place is None:
+                raise AttributeError(name=name, obj=self)
+            start, decode = place
+            value = decode(self._words[start : start + WORD])
+            object.__setattr__(self, name, value)
+            return value
 
     def to_json(self) -> dict[str, Any]:
         """The wire form: camelCase names, hex bytes, wide integers as decimal strings."""
@@ -133,6 +211,11 @@ class Message:
             return cls(**{f: read(raw[name], name) for f, name, read in schema.readers})
         except BadMessage as error:
             raise BadMessage(f"{where}.{error}") from None
+
+
+def _check_end(data: bytes, end: int, where: str) -> None:
+    if len(data) != end:
+        raise BadMessage(f"{where}: expected {end} bytes, got {len(data)}")
 
 
 T = TypeVar("T", bound=type[Message])
@@ -223,6 +306,10 @@ class Signed(Generic[M]):
         """{"message": …, "signature": "0x…"}."""
         return {"message": self.message.to_json(), "signature": "0x" + self.signature.hex()}
 
+    def to_bytes(self) -> bytes:
+        """The binary form: that of the message, then the 65 bytes of the signature. Raises BadMessage."""
+        return self.message.to_bytes() + self.signature
+
     def dumps(self) -> str:
         """The wire form as compact JSON text, for databases."""
         return orjson.dumps(self.to_json()).decode()
@@ -237,6 +324,23 @@ def read_signed(cls: type[S], raw: object, field: str = "") -> Signed[S]:
     if not isinstance(raw, dict) or raw.keys() != {"message", "signature"}:
         raise BadMessage(f'{where}: expected {{"message": …, "signature": "0x…"}}')
     return Signed(cls.from_json(raw["message"], where), read_hex(f"{where}.signature", raw["signature"], 65))
+
+
+def unpack_signed(cls: type[S], data: bytes, at: int = 0, field: str = "") -> tuple[Signed[S], int]:
+    """Reads the binary form of a signed message at an offset. Returns it and the offset after it. Raises BadMessage.
+
+    The result copies what it needs of `data`, so it does not keep a large frame alive.
+    """
+    where = field or cls.SCHEMA.name.lower()
+    read, end = cls.unpack(data, at, where)
+    return Signed(read, take(data, end, SIGNATURE, f"{where}.signature")), end + SIGNATURE
+
+
+def read_signed_bytes(cls: type[S], data: bytes, field: str = "") -> Signed[S]:
+    """Reads the binary form of a signed message, which must be all of `data`. Raises BadMessage."""
+    signed, end = unpack_signed(cls, data, 0, field)
+    _check_end(data, end, field or cls.SCHEMA.name.lower())
+    return signed
 
 
 def loads_signed(cls: type[S], text: str | bytes) -> Signed[S]:
@@ -261,7 +365,7 @@ class Signer:
         if len(secret) != 32:
             raise ValueError(f"expected a secret key of 32 bytes, got {len(secret)}")
         self._key = coincurve.PrivateKey(secret)
-        self.address = _address(self._key.public_key)
+        self.address = address_of(self._key.public_key)
 
     def sign(self, message: S, domain: Domain) -> Verified[S]:
         """Signs a message that names this key in its signer field. Raises ValueError for any other message."""
@@ -282,22 +386,3 @@ class Signer:
 
     def __repr__(self) -> str:
         return f"Signer({self.address})"
-
-
-def recover(digest: Hash, signature: bytes) -> Address:
-    """The account that made a signature. Raises BadSignature for a malformed, malleable (high s) or unrecoverable one."""
-    if len(signature) != 65 or signature[64] not in (27, 28):
-        raise BadSignature("signature: expected 65 bytes r, s, v with v 27 or 28")
-    if int.from_bytes(signature[32:64], "big") > _HALF_ORDER:
-        raise BadSignature("signature: expected s in the lower half of the curve order (EIP-2), got the malleable upper half")
-    try:
-        public = coincurve.PublicKey.from_signature_and_message(
-            signature[:64] + bytes((signature[64] - 27,)), digest, hasher=None
-        )
-    except Exception as error:  # noqa: BLE001 - coincurve raises bare Exception for unrecoverable signatures
-        raise BadSignature(f"signature: {error}") from None
-    return _address(public)
-
-
-def _address(public: coincurve.PublicKey) -> Address:
-    return Address("0x" + keccak(public.format(compressed=False)[1:])[12:].hex())

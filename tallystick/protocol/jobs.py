@@ -3,6 +3,9 @@
 A job waits (`queued`) and is dispatched to one provider of its shortlist (`matched`). The provider admits it (`running`) and
 begins to answer (`streaming`). An attempt that fails before the first output byte returns the job to `queued` for the next
 candidate; after that byte a failed attempt fails the job. Each job ends in exactly one of four terminal states.
+
+A job without output may be given to a second provider beside the first (`hedge`). The first output of either decides. If one of
+the two fails before, the job goes on with the other and keeps its state.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ class Event(str, Enum):
     MATCH = "match"
     ACCEPT = "accept"
     OUTPUT = "output"
+    HEDGE = "hedge"
     ATTEMPT_FAILED = "attempt_failed"
     FINISH = "finish"
     CANCEL = "cancel"
@@ -54,6 +58,8 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (_M, Event.ACCEPT): _R,
     (_M, Event.OUTPUT): _S,
     (_R, Event.OUTPUT): _S,
+    (_M, Event.HEDGE): _M,
+    (_R, Event.HEDGE): _R,
     (_M, Event.ATTEMPT_FAILED): _Q,
     (_R, Event.ATTEMPT_FAILED): _Q,
     **{(state, Event.FINISH): State.COMPLETED for state in (_M, _R, _S)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, NewType, NoReturn, Self, SupportsIndex
 
 from tallystick.protocol.errors import BadMessage
@@ -14,7 +15,7 @@ Hash = NewType("Hash", bytes)
 """A 32-byte digest or commitment."""
 
 JobId = NewType("JobId", bytes)
-"""16 random bytes that the payer chooses; the idempotency key of a job."""
+"""16 bytes that the payer chooses; the idempotency key of a job. See `new_job_id`."""
 
 Seconds = NewType("Seconds", int)
 """A Unix time in whole seconds."""
@@ -98,6 +99,18 @@ def parse_address(value: object, field: str = "address") -> Address:
     if not isinstance(value, str) or not _ADDRESS.fullmatch(value):
         raise BadMessage(f"{field}: expected a 20-byte address as 0x and 40 hex digits, got {_quote(value)}")
     return Address(value.lower())
+
+
+def new_job_id(now_ns: int, random: Callable[[int], bytes]) -> JobId:
+    """A UUID of version 7 (RFC 9562): 48 bits of Unix milliseconds, then 74 random bits.
+
+    Databases write ids that grow with time to few pages. `random` returns that many random bytes.
+    """
+    tail = int.from_bytes(random(10), "big") & ((1 << 80) - 1)
+    version_and_a, variant_and_b = 0x7 << 12 | tail >> 68, 0b10 << 62 | tail & ((1 << 62) - 1)
+    return JobId(
+        (now_ns // 1_000_000 & ((1 << 48) - 1)).to_bytes(6, "big") + (version_and_a << 64 | variant_and_b).to_bytes(10, "big")
+    )
 
 
 def parse_job_id(value: str, field: str = "job") -> JobId:

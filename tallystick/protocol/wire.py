@@ -32,6 +32,7 @@ MAX_BODY = 32 * 1024 * 1024
 MAX_FRAME = 1024 * 1024
 MAX_CANDIDATES = 8
 MAX_WRAPPED = 4_096
+MAX_HEDGE_MS = 600_000
 NO_JOB = JobId(bytes(16))
 LINK_HEAD = 17
 INITIAL_CREDIT = 64
@@ -46,7 +47,8 @@ class Kind(IntEnum):
     RECEIPT = 3  # node -> coordinator -> client: Signed[Receipt]
     FAIL = 4  # node -> coordinator -> client: Failure
     BEAT = 5  # coordinator -> client: empty, or a QueuePlace; keeps the connection alive; node -> coordinator: Capacity
-    VOID = 6  # coordinator -> client: Signed[Receipt] at no cost, for an attempt that failed before the job ended
+    VOID = 6  # coordinator -> client: Signed[Receipt] at no cost, for an attempt that failed or lost before the job ended
+    HEDGE = 7  # coordinator -> client: Signed[Match] of a second attempt, which runs beside the one that was matched last
 
     CHALLENGE = 16  # coordinator -> node: Challenge
     HELLO = 17  # node -> coordinator: Hello
@@ -71,6 +73,8 @@ class CancelReason(str, Enum):
     CLIENT = "client"
     TIMED_OUT = "timed_out"
     COORDINATOR = "coordinator"
+    HEDGED = "hedged"
+    """The job ran at two providers, and the other one had output first."""
 
     @classmethod
     def loads(cls, payload: bytes) -> CancelReason:
@@ -78,7 +82,7 @@ class CancelReason(str, Enum):
         try:
             return cls(payload.decode()) if payload else cls.CLIENT
         except ValueError:
-            raise BadMessage("cancel: expected client, timed_out, coordinator or an empty payload") from None
+            raise BadMessage("cancel: expected client, timed_out, coordinator, hedged or an empty payload") from None
 
 
 def loads(data: bytes | str, name: str) -> Any:
@@ -141,6 +145,11 @@ def _split(data: bytes, name: str) -> tuple[Any, bytes]:
     return loads(data[4 : 4 + size], f"{name} header"), data[4 + size :]
 
 
+def _read_optional(header: dict[str, Any], member: str, low: int = 0, high: int = (1 << 32) - 1) -> int | None:
+    value = header.get(member)
+    return None if value is None else read_count(value, f"submission.{member}", low, high)
+
+
 @dataclass(frozen=True, slots=True)
 class Submission:
     """A job as the client posts it: 1 to 8 candidates of one payer, and the request, sealed once for all of them."""
@@ -152,6 +161,8 @@ class Submission:
     """Whether the coordinator must try the candidates in the client's order, instead of the cheapest first."""
     wait: int | None = None
     """Seconds that the job may wait for a free slot; 0: not at all. None: as long as the coordinator lets jobs wait."""
+    hedge_after_ms: int | None = None
+    """Milliseconds after its dispatch at which a job without output may be given to a second provider too. None: never."""
 
     def dumps(self) -> bytes:
         """The wire form."""
@@ -160,6 +171,8 @@ class Submission:
             header["ranked"] = True
         if self.wait is not None:
             header["wait"] = self.wait
+        if self.hedge_after_ms is not None:
+            header["hedgeAfterMs"] = self.hedge_after_ms
         return _join(header, self.sealed)
 
     @classmethod
@@ -176,7 +189,8 @@ class Submission:
             tuple(Candidate.from_json(raw, f"candidates[{i}]") for i, raw in enumerate(listed)),
             sealed,
             ranked,
-            None if header.get("wait") is None else read_count(header["wait"], "submission.wait"),
+            _read_optional(header, "wait"),
+            _read_optional(header, "hedgeAfterMs", 1, MAX_HEDGE_MS),
         )
         if not submission.candidates:
             raise BadMessage("submission.candidates: expected at least one")
@@ -219,14 +233,32 @@ class QueuePlace:
     position: int
     wait_ms: int | None = None
 
+    @property
+    def seconds(self) -> int | None:
+        """The expected wait in whole seconds, at least 1; None if it is unknown."""
+        return None if self.wait_ms is None else max(1, round(self.wait_ms / 1_000))
+
+    @property
+    def words(self) -> str:
+        """The expected wait as it is shown behind the position; empty if it is unknown."""
+        return "" if self.seconds is None else f", about {self.seconds} s"
+
+    def to_json(self) -> dict[str, Any]:
+        """The wire form, as an object."""
+        return {"position": self.position} | ({} if self.wait_ms is None else {"waitMs": self.wait_ms})
+
     def dumps(self) -> bytes:
         """The wire form."""
-        return dumps({"position": self.position} | ({} if self.wait_ms is None else {"waitMs": self.wait_ms}))
+        return dumps(self.to_json())
 
     @classmethod
     def loads(cls, data: bytes) -> QueuePlace:
         """Reads the wire form. Raises BadMessage."""
-        raw = loads(data, "place")
+        return cls.from_json(loads(data, "place"))
+
+    @classmethod
+    def from_json(cls, raw: Any) -> QueuePlace:
+        """Reads the wire form, as an object. Raises BadMessage."""
         (position,) = read_members(raw, "place", "position")
         wait = raw.get("waitMs")
         return cls(read_count(position, "place.position"), None if wait is None else read_count(wait, "place.waitMs"))

@@ -1,9 +1,13 @@
 """Durable storage with group commit: concurrent writes share one transaction and one sync to disk.
 
-`Database.write(fn)` runs `fn(connection)` and returns once its effects are synced. Writes that arrive during a sync wait for the
-next transaction and share it: a synced transaction costs milliseconds, and a row in it costs microseconds. If a write of a group
-fails, the group is rolled back and each write runs alone, so only the bad one fails. If the transaction cannot begin at all,
-every write of the group fails.
+`Database.write(fn)` runs `fn(connection)` and returns once its effects are synced: they survive a power cut. With `synced=False`
+it returns once they are committed: they survive the death of the process, and a power cut may undo the last of them, never one
+that precedes a synced write. A sync costs milliseconds; docs/explanation/durability.md says who relies on what.
+
+Writes that arrive during a transaction wait for the next one and share it: a transaction writes whole pages, and a row in it
+costs microseconds. If many writers are under way (`Database.writers`), a transaction waits a few milliseconds for more of them.
+If a write of a group fails, the group is rolled back and each write runs alone, so only the bad one fails. If the transaction
+cannot begin at all, every write of the group fails.
 
 `fn` is synchronous SQLAlchemy code. SQLite runs it in one writer thread, PostgreSQL through asyncpg with `run_sync`. It must
 have no effects except on the connection, because it may run twice.
@@ -17,7 +21,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -37,10 +41,18 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 Work = Callable[[Connection], R]
+_Write = tuple[Work[Any], asyncio.Future[Any], bool]
+"""Its work, its result, and whether it must be synced."""
 MAX_GROUP = 256
 """Writes that share one transaction."""
 MAX_QUEUED = 4_096
 """Writes that wait for a transaction."""
+MIN_WRITERS = 8
+"""Writers under way from which a transaction waits for more writes, like PostgreSQL's commit_siblings."""
+DELAY_PER_WRITER, MAX_DELAY = 0.0003, 0.02
+"""Seconds that a transaction waits, per writer and at most, if others can be expected by then."""
+_RATE_WEIGHT = 0.2
+"""Weight of the latest transaction in the measured rate of writes."""
 _MIGRATING = threading.Lock()
 """Held during a migration. Alembic keeps its state in module globals, so a process migrates one database at a time."""
 log = structlog.get_logger()
@@ -50,7 +62,7 @@ class _Backend(Protocol):
     """Runs functions in transactions."""
 
     async def prepare(self) -> None: ...
-    async def run(self, work: Work[R], *, write: bool) -> R: ...
+    async def run(self, work: Work[R], *, write: bool, synced: bool = True) -> R: ...
     async def close(self) -> None: ...
 
 
@@ -71,18 +83,23 @@ class _Sqlite:
         self._writer = ThreadPoolExecutor(1, "sqlite-writer")
         in_memory = url.database in {None, "", ":memory:"}
         self._reader = self._writer if in_memory else ThreadPoolExecutor(1, "sqlite-reader")
+        self._synced = True
+        """The mode of the writer's connection."""
 
     async def prepare(self) -> None:
         """Creates the file and its folders, readable by their owner alone. Raises OSError."""
         if self._file is not None:
             await asyncio.to_thread(_create_for_owner, self._file)
 
-    async def run(self, work: Work[R], *, write: bool) -> R:
+    async def run(self, work: Work[R], *, write: bool, synced: bool = True) -> R:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writer if write else self._reader, self._transact, work, write)
+        return await loop.run_in_executor(self._writer if write else self._reader, self._transact, work, write, synced)
 
-    def _transact(self, work: Work[R], write: bool) -> R:
+    def _transact(self, work: Work[R], write: bool, synced: bool) -> R:
         with self._engine.begin() as connection:
+            if write and synced != self._synced:  # in WAL mode, NORMAL commits without a sync
+                connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
+                self._synced = synced
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
             try:
                 return work(connection)
@@ -172,8 +189,10 @@ class _Postgres:
         async with self._engine.connect():
             pass
 
-    async def run(self, work: Work[R], *, write: bool) -> R:  # noqa: ARG002 - one pool serves both
+    async def run(self, work: Work[R], *, write: bool, synced: bool = True) -> R:
         async with self._engine.begin() as connection:
+            if write and not synced:
+                await connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
             return await connection.run_sync(work)
 
     async def close(self) -> None:
@@ -183,17 +202,27 @@ class _Postgres:
 class Database:
     """A database with its writer. Call `start` before use and `close` after it; `close` finishes the queued writes."""
 
-    def __init__(self, url: str | URL, setting: str = "db") -> None:
-        """`setting`: the one that has the address, for errors. Raises BadMessage for an address that is not understood."""
+    def __init__(
+        self, url: str | URL, setting: str = "db", *, pause: Callable[[float], Awaitable[object]] = asyncio.sleep
+    ) -> None:
+        """`setting`: the one that has the address, for errors. `pause` waits for a number of seconds.
+
+        Raises BadMessage for an address that is not understood.
+        """
         self.url, self._setting = parse_database_url(url, setting) if isinstance(url, str) else url, setting
         sqlite = self.url.drivername.startswith("sqlite")
         self._backend: _Backend = _Sqlite(self.url) if sqlite else _Postgres(self.url)
-        self._queue: asyncio.Queue[tuple[Work[Any], asyncio.Future[Any]] | None] = asyncio.Queue(MAX_QUEUED)
+        self._queue: asyncio.Queue[_Write | None] = asyncio.Queue(MAX_QUEUED)
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self._file_identity: tuple[int, int] | None = None
         self.on_commit: Callable[[float], None] = lambda _: None
         """Called with the seconds of each transaction of the writer."""
+        self.writers: Callable[[], int] = lambda: 0
+        """Returns how many callers are under way that will write, such as running jobs."""
+        self._pause = pause
+        self._rate = 0.0
+        """Writes per second."""
 
     async def start(self, migrations: Path) -> None:
         """Migrates to the head of `migrations`/versions and starts the writer. Raises Unavailable (database_unavailable)."""
@@ -212,22 +241,25 @@ class Database:
         self._file_identity = await asyncio.to_thread(_file_identity, self.url)
         self._task = asyncio.create_task(self._commit_groups(), name="group-commit")
 
-    async def write(self, work: Work[R]) -> R:
-        """Runs `work` and returns its result once it is durable. Raises the error of `work`, or Unavailable; then nothing is
-        written.
+    async def write(self, work: Work[R], *, synced: bool = True) -> R:
+        """Runs `work` and returns its result once it is durable, see above. Raises the error of `work`, or Unavailable; then
+        nothing is written.
         """
         self._check_open()
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        await self._queue.put((work, future))
+        await self._queue.put((work, future, synced))
         return await future
 
     def enqueue(self, work: Work[Any]) -> None:
-        """Queues `work` and returns at once. It is durable before any later write. Raises Unavailable if the queue is full."""
+        """Queues `work`, not synced, and returns at once. It is committed before any later write.
+
+        Raises Unavailable if the queue is full.
+        """
         self._check_open()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         future.add_done_callback(_log_lost)
         try:
-            self._queue.put_nowait((work, future))
+            self._queue.put_nowait((work, future, False))
         except asyncio.QueueFull:
             future.cancel()
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too slow: its write queue is full") from None
@@ -253,7 +285,7 @@ class Database:
         begin = time.monotonic()
         if await asyncio.to_thread(_file_identity, self.url) != self._file_identity:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, f"{self._setting}: the file {self.url.database} was deleted or replaced")
-        await self.write(lambda connection: connection.exec_driver_sql("SELECT 1"))
+        await self.write(lambda connection: connection.exec_driver_sql("SELECT 1"), synced=False)
         return time.monotonic() - begin
 
     async def close(self) -> None:
@@ -270,37 +302,43 @@ class Database:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is closed")
 
     async def _commit_groups(self) -> None:
-        closing = False
+        closing, last = False, time.monotonic()
         while not (closing and self._queue.empty()):  # writes accepted before the close may be queued behind its mark
             taken = [await self._queue.get()]
+            delay = min(self.writers() * DELAY_PER_WRITER, MAX_DELAY)
+            if taken[0] is not None and delay >= MIN_WRITERS * DELAY_PER_WRITER and self._rate * delay >= 1:
+                await self._pause(delay)
             while len(taken) < MAX_GROUP and not self._queue.empty():
                 taken.append(self._queue.get_nowait())
             group = [entry for entry in taken if entry is not None]
             closing = closing or len(group) < len(taken)
+            now = time.monotonic()
+            self._rate += _RATE_WEIGHT * (len(group) / max(now - last, 0.001) - self._rate)
+            last = now
             if group:
                 await self._commit(group)
 
-    async def _commit(self, group: list[tuple[Work[Any], asyncio.Future[Any]]]) -> None:
+    async def _commit(self, group: list[_Write]) -> None:
         begun = False
 
         def together(connection: Connection) -> list[Any]:
             nonlocal begun
             begun = True
-            return [work(connection) for work, _ in group]
+            return [work(connection) for work, _, _ in group]
 
         since = time.monotonic()
         try:
-            results = await self._backend.run(together, write=True)
+            results = await self._backend.run(together, write=True, synced=any(synced for _, _, synced in group))
         except Exception as error:  # noqa: BLE001 - each write then runs alone, and the one that failed gets its error
             if begun and len(group) > 1:
                 for entry in group:
                     await self._commit([entry])
                 return
-            for _, future in group:
+            for _, future, _ in group:
                 _settle(future, error=self._translate(error))
             return
         self.on_commit(time.monotonic() - since)
-        for (_, future), result in zip(group, results, strict=True):
+        for (_, future, _), result in zip(group, results, strict=True):
             _settle(future, result)
 
     def _translate(self, error: Exception) -> Exception:

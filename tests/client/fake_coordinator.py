@@ -29,6 +29,7 @@ from tallystick.protocol.types import Address, Amount, JobId, parse_address, par
 from tallystick.protocol.wire import (
     Candidate,
     Kind,
+    QueuePlace,
     RequestHead,
     ResponseHead,
     Submission,
@@ -60,6 +61,8 @@ class Session:
         self.attempts = 0
         self.tried: list[dict[str, Any]] = []
         self.survives = False
+        self.place: QueuePlace | None = None
+        """Its place in the queue as the coordinator shows it."""
         self.provider = market.providers[0]
         self.candidate = submission.candidates[0]
         self.head = RequestHead("")
@@ -395,6 +398,7 @@ class FakeMarket:
                 "receipt": receipt,
                 "settlement": None,
             }
+            | ({} if session.place is None else {"queue": session.place.to_json()})
         )
 
     def _stranger(self, request: web.Request, session: Session | None) -> web.Response | None:

@@ -6,8 +6,9 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from tallystick.chain.escrow import EscrowRules
-from tallystick.protocol.eip712 import Domain, Message, recover
+from tallystick.protocol.eip712 import Domain, Message
 from tallystick.protocol.errors import BadSignature
+from tallystick.protocol.signatures import recover
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Hash
 
 TOP = 1 << 96

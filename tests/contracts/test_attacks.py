@@ -15,9 +15,10 @@ from tallystick.chain.claims import ClaimBatch
 from tallystick.chain.codec import ContractError
 from tallystick.chain.events import Settled, SkipReason, Slashed
 from tallystick.chain.token import Permit, split_signature
-from tallystick.protocol.eip712 import Domain, Signed, checksum
+from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import Refusal
 from tallystick.protocol.messages import Bind, Release
+from tallystick.protocol.signatures import checksum
 from tallystick.protocol.types import Amount
 from tests.chain.harness import World
 from tests.contracts.artifacts import load

@@ -8,7 +8,8 @@ from eth_account import Account
 
 from tallystick.chain.evm import Evm
 from tallystick.chain.rpc import MAX_TRANSACTION_GAS
-from tallystick.protocol.eip712 import Signer, checksum
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.signatures import checksum
 from tallystick.protocol.types import Amount
 from tests.contracts import gas
 from tests.contracts.evm_harness import CHAIN_ID

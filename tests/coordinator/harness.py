@@ -11,7 +11,7 @@ from coordinator.bus import InProcessBus
 from coordinator.domain.limits import JobLimits
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.market import Market
-from coordinator.ports import JobStore, job_subject, node_subject
+from coordinator.ports import JobStore, node_subject
 from coordinator.storage.memory import MemoryFunds, MemoryStore
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Domain, Message, Signed, Signer, Verified
@@ -45,15 +45,27 @@ COORDINATOR, PAYER = person("coordinator"), person("payer")
 
 @dataclass
 class Clock:
-    """Both clocks of a market, which only the test moves."""
+    """Both clocks of a market, and its timers, which only the test moves."""
 
     seconds: float = 0.0
+    timers: dict[object, tuple[float, Callable[[], None]]] = field(default_factory=dict)
 
     def now(self) -> float:
         return START + self.seconds
 
     def tick(self) -> float:
         return self.seconds
+
+    def later(self, seconds: float, callback: Callable[[], None]) -> Callable[[], object]:
+        timer = object()
+        self.timers[timer] = self.seconds + seconds, callback
+        return lambda: self.timers.pop(timer, None)
+
+    def run_due(self) -> None:
+        for timer, (due, callback) in list(self.timers.items()):
+            if due <= self.seconds and timer in self.timers:
+                del self.timers[timer]
+                callback()
 
 
 async def quiet() -> None:
@@ -167,8 +179,8 @@ class FakeNode:
         return dispatch.candidate.order.verify(DOMAIN), dispatch.candidate.terms
 
     def send(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
-        if self.market.subject_of(job, self.address):
-            self.bus.send(job_subject(job), pack_link(kind, job, payload))
+        if subject := self.market.subject_of(job, self.address):
+            self.bus.send(subject, pack_link(kind, job, payload))
 
     def accept(self, job: JobId) -> None:
         self.send(Kind.ACCEPT, job)
@@ -274,6 +286,7 @@ class World:
             now=self.clock.now,
             tick=self.clock.tick,
             chance=lambda: self.chance,
+            later=self.clock.later,
         )
 
     async def restart(self) -> None:
@@ -318,8 +331,9 @@ class World:
         return client
 
     async def pass_time(self, seconds: float) -> None:
-        """Moves the clock, then runs the sweep."""
+        """Moves the clock, then runs the timers that are due and the sweep."""
         self.clock.seconds += seconds
+        self.clock.run_due()
         self.market.sweep()
         await quiet()
 
@@ -333,6 +347,7 @@ class World:
         """Asserts that nothing is held: no live job, no exposure in flight, no slot."""
         assert self.market.live == 0
         assert self.market.exposure.in_flight == 0
+        assert not self.clock.timers
         for node in self.nodes:
             known = self.market.book.node(node.address)
             assert known is None or known.assigned == 0
@@ -341,6 +356,11 @@ class World:
 def altered(signed: Signed[Order], change: Callable[[Order], Order]) -> Signed[Order]:
     """Returns an order that was changed after it was signed."""
     return Signed(change(signed.message), signed.signature)
+
+
+def hedged(submission: Submission, seconds: float) -> Submission:
+    """A submission that asks for a second provider if there is no output after some seconds."""
+    return replace(submission, hedge_after_ms=int(1_000 * seconds))
 
 
 def with_orders(submission: Submission, change: Callable[[Signed[Order]], Signed[Order]]) -> Submission:

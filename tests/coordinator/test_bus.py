@@ -33,6 +33,6 @@ def test_the_last_handler_has_the_subject() -> None:
 
 
 def test_subjects_are_distinct() -> None:
-    """Jobs and nodes have subjects of their own."""
+    """Nodes have subjects of their own, and so have the jobs of each."""
     assert node_subject(PAYER.address) == f"node.{PAYER.address}"
-    assert job_subject(JobId(bytes(16))) == "job." + "00" * 16
+    assert job_subject(JobId(bytes(16)), PAYER.address) == f"job.{'00' * 16}.{PAYER.address}"

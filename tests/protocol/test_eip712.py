@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick.protocol.codecs import MAX_BYTES, MAX_ITEMS, MAX_STRING, U8, U64, keccak
-from tallystick.protocol.eip712 import Domain, Message, Signed, Signer, loads_signed, message, read_signed, recover, typed_data
+from tallystick.protocol.eip712 import Domain, Message, Signed, Signer, loads_signed, message, read_signed, typed_data
 from tallystick.protocol.errors import BadMessage, BadSignature, TallyError
 from tallystick.protocol.messages import Ask, Bind, Claim, ClaimRow, Order, Spec, Terms
+from tallystick.protocol.signatures import recover
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount, Hash
 from tests.protocol.strategies import (
     ALL,

@@ -6,6 +6,7 @@ import copy
 import json
 import operator
 import pickle
+import uuid
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.types import Amount, format_amount, parse_address, parse_amount, parse_job_id
+from tallystick.protocol.types import Amount, format_amount, new_job_id, parse_address, parse_amount, parse_job_id
 from tests.protocol.strategies import amounts, many, some
 
 whole = st.integers(-(2**100), 2**100)
@@ -215,3 +216,19 @@ def test_malformed_job_ids_are_refused(text: str) -> None:
     """Any other text raises BadMessage."""
     with pytest.raises(BadMessage, match=r"^job: expected 32 hex digits"):
         parse_job_id(text)
+
+
+@given(st.integers(0, (1 << 48) * 1_000_000 - 1), st.binary(min_size=10, max_size=10))
+def test_a_new_job_id_is_a_uuid_of_version_7(now_ns: int, random: bytes) -> None:
+    """The standard library reads its time, version and variant; the other 74 bits come from the random bytes."""
+    read = uuid.UUID(bytes=bytes(new_job_id(now_ns, lambda size: random[:size])))
+    assert (read.version, read.variant) == (7, uuid.RFC_4122)
+    assert read.int >> 80 == now_ns // 1_000_000
+    drawn = int.from_bytes(random, "big")
+    assert (read.int >> 64 & 0xFFF, read.int & (1 << 62) - 1) == (drawn >> 68, drawn & (1 << 62) - 1)
+
+
+def test_job_ids_grow_with_time() -> None:
+    """A later id sorts after an earlier one, whatever the random bits are."""
+    first, second = new_job_id(1_000_000, lambda size: b"\xff" * size), new_job_id(2_000_000, bytes)
+    assert first < second

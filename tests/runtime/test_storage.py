@@ -113,6 +113,60 @@ async def test_a_write_returns_its_result_and_survives_reopening(url: str) -> No
         assert await database.read(ids) == [0, 1]
 
 
+def durability(connection: Connection) -> str:
+    """Returns the level of durability of the transaction that runs, in the database's own words."""
+    query = "SHOW synchronous_commit" if connection.dialect.name == "postgresql" else "PRAGMA synchronous"
+    return str(connection.exec_driver_sql(query).scalar_one())
+
+
+async def test_only_synced_writes_sync(url: str) -> None:
+    """A transaction syncs if one of its writes must be synced. Queued writes need no sync."""
+    async with opened(url) as database:
+        queued: list[str] = []
+        database.enqueue(lambda c: queued.append(durability(c)))
+        alone = [await database.write(durability, synced=synced) for synced in (False, True, False)]
+        async with stuck(database):
+            tasks = [asyncio.create_task(database.write(durability, synced=n == 3)) for n in range(5)]
+            await asyncio.sleep(0)
+        grouped = await asyncio.gather(*tasks)
+    off, on = ("1", "2") if database.url.drivername.startswith("sqlite") else ("off", "on")
+    assert queued == [off]
+    assert alone == [off, on, off]
+    assert set(grouped) == {on}
+
+
+async def test_many_writers_share_a_transaction(sqlite: str) -> None:
+    """While many writers write often, a transaction waits for more of them. It waits for none if they are few or quiet."""
+    pauses: list[float] = []
+    paused, arrived = asyncio.Event(), asyncio.Event()
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        paused.set()
+        await arrived.wait()
+
+    database = Database(sqlite, pause=pause)
+    await database.start(MIGRATIONS)
+    counted = commits(database)
+    database.writers = lambda: 1
+    await asyncio.gather(*(database.write(insert(n)) for n in range(1, 101)))
+    assert not pauses
+    database.writers = lambda: 1_000
+    first = asyncio.create_task(database.write(insert(200)))
+    await paused.wait()
+    counted.clear()
+    later = [asyncio.create_task(database.write(insert(n))) for n in range(201, 220)]
+    await asyncio.sleep(0)
+    arrived.set()
+    await asyncio.gather(first, *later)
+    assert len(counted) == 1
+    assert pauses == [storage.MAX_DELAY]
+    database._rate = 1.0  # one write a second: nobody comes within the pause
+    await database.write(insert(300))
+    assert pauses == [storage.MAX_DELAY]
+    await database.close()
+
+
 async def test_concurrent_writes_share_transactions(url: str) -> None:
     """A thousand concurrent writes take a handful of commits, and each gets its own result."""
     async with opened(url) as database:
@@ -370,7 +424,7 @@ class Failing:
     async def prepare(self) -> None:
         """Connects to nothing."""
 
-    async def run(self, work: Callable[[Any], Any], *, write: bool) -> Any:
+    async def run(self, work: Callable[[Any], Any], *, write: bool, synced: bool = True) -> Any:
         self.runs += 1
         await asyncio.sleep(0)
         if self.late:

@@ -1,4 +1,5 @@
-"""Writes the golden vectors: messages.json (the inputs) and eth_account.json (what eth_account computes for them).
+"""Writes the golden vectors: messages.json (the inputs), eth_account.json (what eth_account computes for them), and binary.json
+(their binary form: eth_account's words, then what the words only hash, written here from the inputs alone).
 
     python -m tests.vectors.make && (cd contracts && node vectors.mjs > ../tests/vectors/viem.json)
 
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eth_account import Account
+from eth_account._utils.encode_typed_data.encoding_and_hashing import encode_data
 from eth_account.messages import encode_typed_data
 
 from tallystick.protocol.eip712 import Message
@@ -106,8 +108,30 @@ def _value(kind: str, number: int) -> Any:
     return JobId(raw) if kind == "bytes16" else Hash(raw)
 
 
+def binary(kind: str, value: Any, types: dict[str, list[dict[str, str]]]) -> bytes:
+    """The binary form of a struct."""
+    tails = [_tail(member["type"], value[member["name"]], types) for member in types[kind]]
+    return bytes(encode_data(kind, types, value))[32:] + b"".join(tails)  # without the type hash
+
+
+def _tail(kind: str, value: Any, types: dict[str, list[dict[str, str]]]) -> bytes:
+    if kind.endswith("[]"):
+        items = [_item(kind[:-2], item, types) for item in value]
+        return len(items).to_bytes(2, "big") + b"".join(items)
+    if kind in ("string", "bytes"):
+        raw = value.encode() if kind == "string" else bytes.fromhex(value[2:])
+        return len(raw).to_bytes(2, "big") + raw
+    return binary(kind, value, types) if kind in types else b""
+
+
+def _item(kind: str, value: Any, types: dict[str, list[dict[str, str]]]) -> bytes:
+    if kind not in types and kind != "string":
+        raise ValueError(f"no message has an array of {kind}")
+    return _tail(kind, value, types)
+
+
 def main() -> None:
-    """Writes both files."""
+    """Writes all files."""
     made = list(cases())
     types = {m.SCHEMA.name: m.SCHEMA.types() for _, m in made}
     inputs: list[dict[str, Any]] = [{"name": n, "primaryType": m.SCHEMA.name, "message": m.to_json()} for n, m in made]
@@ -118,6 +142,11 @@ def main() -> None:
         signed = Account.sign_message(encode_typed_data(DOMAIN, types[case["primaryType"]], case["message"]), SECRET)
         digest, signature = bytes(signed.message_hash).hex(), bytes(signed.signature).hex()
         vectors.append({"name": case["name"], "digest": "0x" + digest, "signature": "0x" + signature})
+    forms = [
+        {"name": case["name"], "binary": binary(case["primaryType"], case["message"], types[case["primaryType"]]).hex()}
+        for case in inputs
+    ]
+    (FOLDER / "binary.json").write_text(json.dumps({"vectors": forms}, indent=2) + "\n")
     signer = Account.from_key(SECRET).address.lower()
     (FOLDER / "eth_account.json").write_text(json.dumps({"signer": signer, "vectors": vectors}, indent=2) + "\n")
 

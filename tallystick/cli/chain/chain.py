@@ -13,8 +13,8 @@ from tallystick.cli.market_deployment import LOCAL_RPC
 from tallystick.cli.onchain import LOCAL_CHAIN_ID, dev_account, parse_account, parse_duration, with_rpc
 from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, deployment_path
 from tallystick.cli.output import note, show_json, show_table, step
-from tallystick.protocol.eip712 import checksum
 from tallystick.protocol.errors import Code, Refusal
+from tallystick.protocol.signatures import checksum
 from tallystick.protocol.types import format_amount, parse_amount
 from tallystick.runtime.config import home
 

@@ -124,8 +124,7 @@ class Turns:
 
 def _show_place(place: QueuePlace) -> None:
     """Says why nothing happens yet."""
-    wait = "" if place.wait_ms is None else f", about {max(1, round(place.wait_ms / 1_000))} s"
-    err.print(f"[dim]all providers are busy; number {place.position} in the queue{wait}[/]", highlight=False)
+    err.print(f"[dim]all providers are busy; number {place.position} in the queue{place.words}[/]", highlight=False)
 
 
 def _cancel_once(turn: asyncio.Task[tuple[str, bool]]) -> Callable[[], None]:

@@ -16,6 +16,7 @@ from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json,
 from tallystick.cli.output import outcome_words, show_fields, show_json, show_table
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.types import JobId, format_amount, parse_job_id
+from tallystick.protocol.wire import QueuePlace
 from tallystick.runtime.keystore import PASSWORD_HELP
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def _show(document: dict[str, Any], silence: str) -> None:
     if status:
         settlement = status.get("settlement")
         tx = settlement.get("tx") if isinstance(settlement, dict) else None
-        fields += [("coordinator's state", status["state"]), ("settled in", tx or "not settled yet")]
+        fields += [("coordinator's state", _coordinator_state(status)), ("settled in", tx or "not settled yet")]
     else:
         fields += [("coordinator's state", f"unknown: {silence}")]
     show_fields(fields, title=f"job {document['job']}")
@@ -161,6 +162,15 @@ def _show(document: dict[str, Any], silence: str) -> None:
     if document.get("shortlist"):
         orders = ((order["provider"], order["state"], format_amount(int(order["cap"]))) for order in document["shortlist"])
         show_table(("provider", "order", "cap, dollars"), orders, title="Orders that this wallet signed")
+
+
+def _coordinator_state(status: dict[str, Any]) -> str:
+    """The job's state at the coordinator, with its place if it waits for a free slot."""
+    state = str(status["state"])
+    if status.get("queue") is None:
+        return state
+    place = QueuePlace.from_json(status["queue"])
+    return f"{state}: all providers are busy; number {place.position} in the queue{place.words}"
 
 
 def _attempt_row(attempt: dict[str, Any]) -> tuple[object, ...]:

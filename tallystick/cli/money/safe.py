@@ -30,9 +30,9 @@ from tallystick.cli.onchain import open_escrow, parse_account
 from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, PasswordFile, Provider, Rpc, Wallet, unlock
 from tallystick.cli.output import dollars, note, out, show_json, show_table, step
 from tallystick.protocol.codecs import keccak
-from tallystick.protocol.eip712 import checksum
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Bind
+from tallystick.protocol.signatures import checksum
 from tallystick.protocol.types import Address, Amount, parse_address
 from tallystick.runtime.keystore import write_private
 

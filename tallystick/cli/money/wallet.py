@@ -23,8 +23,8 @@ from tallystick.cli.onchain import dev_account
 from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, complete_wallets, prompt_password, unlock
 from tallystick.cli.output import note, show_fields, show_json, show_table, step
 from tallystick.cli.prompts import choose_password
-from tallystick.protocol.eip712 import checksum
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.signatures import checksum
 from tallystick.protocol.types import parse_address
 from tallystick.runtime.config import home
 from tallystick.runtime.keystore import (

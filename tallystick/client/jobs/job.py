@@ -31,6 +31,7 @@ from tallystick.client.receipts.file_store import ProofStore
 from tallystick.client.receipts.proof import Proof
 from tallystick.client.receipts.token_audit import AuditFinding, TokenAuditor
 from tallystick.client.recovery.reconciler import Reconciler
+from tallystick.client.selection.prefix_tags import PrefixTag
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
@@ -47,8 +48,8 @@ log = structlog.get_logger()
 class JobContext:
     """What a job needs from its market.
 
-    `now` is Unix time in seconds. `on_finished` is called once at the job's end. `read_elsewhere` returns whether another `Job`
-    object reads the same job now.
+    `now` is Unix time in seconds. `on_answer` is called once when an answer begins, `on_finished` once at the job's end.
+    `read_elsewhere` returns whether another `Job` object reads the same job now.
     """
 
     config: ClientConfig
@@ -57,6 +58,7 @@ class JobContext:
     reconciler: Reconciler
     domain: Domain
     now: Callable[[], int]
+    on_answer: Callable[[Job], None]
     on_finished: Callable[[Job], None]
     read_elsewhere: Callable[[Job], bool]
     proof_folder: ProofStore | None
@@ -92,8 +94,8 @@ class Job:
         self._cancelling = False
         self._done = False
         self._error: TallyError | None = None
-        self.conversation: bytes | None = None
-        """The tag by which its market recognises the conversation."""
+        self.tags: tuple[PrefixTag, ...] = ()
+        """The tags by which its market recognises the conversation."""
         self.on_place: Callable[[QueuePlace], None] = lambda _place: None
         """Called with the job's place in the queue while it waits for a free slot."""
 
@@ -121,6 +123,11 @@ class Job:
     def candidates(self) -> tuple[PlacedOrder, ...]:
         """The job's orders, in the order of the shortlist."""
         return self._response.candidates
+
+    @property
+    def streams(self) -> bool:
+        """Whether its request asks for an event stream."""
+        return self._summary.stream
 
     @property
     def done(self) -> bool:
@@ -256,9 +263,9 @@ class Job:
         """
         ledger, response = self._context.ledger, self._response
         deliveries = self._delivered_by_order(stream)
-        await ledger.store_deliveries(deliveries)
+        await ledger.store_deliveries(self.id, deliveries)
         unmatched = response.unmatched(self._body_bytes, bounded=self._summary.bounded, stream=stream)
-        await ledger.store_deliveries(unmatched, matched=False)
+        await ledger.store_deliveries(self.id, unmatched, matched=False)
         return deliveries
 
     def _delivered_by_order(self, stream: StreamEnd = StreamEnd.ENDED) -> dict[Hash, Delivery]:
@@ -283,10 +290,13 @@ class Job:
                 if self._done:
                     return b""
             kind, payload = self._frames.popleft()
+            waited = self._response.head is None
             try:
                 chunk = self._response.accept(kind, payload)
             except PeerError as error:
                 await self._break_off(error)
+            if waited and self._response.head is not None:
+                self._context.on_answer(self)
             if kind is Kind.BEAT and self._response.place is not None:
                 self.on_place(self._response.place)
             await self._record_voids()

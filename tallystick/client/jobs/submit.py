@@ -29,7 +29,7 @@ from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Ask, Terms
 from tallystick.protocol.sealing import ContentKey, commit_request
-from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.protocol.types import Address, Amount, Hash, JobId, new_job_id
 from tallystick.protocol.wire import Submission
 
 
@@ -71,7 +71,7 @@ class JobSubmitter:
         `max_cost` bounds the cap of each order, in base units. `ranked`: the coordinator must try the asks in this order.
         `wait`: seconds that the job may wait for a free slot. Raises TallyError, after which nothing is owed.
         """
-        job, key = JobId(self.random(16)), ContentKey.new(self.random)
+        job, key = new_job_id(self.clock(), self.random), ContentKey.new(self.random)
         commitment = commit_request(key.commitment_key, job, request.plaintext)
         drafts = draft_orders(request, asks, job, commitment, self.config.default_max_output_tokens)
         now = self.clock() // 1_000_000_000
@@ -144,7 +144,7 @@ class JobSubmitter:
             yield signed
         except (ConnectionLost, asyncio.CancelledError) as error:
             stream = StreamEnd.ABANDONED if idempotency_key is None else StreamEnd.RESUMABLE
-            await self.ledger.store_deliveries(_nothing_delivered(request, key, signed, stream), matched=False)
+            await self.ledger.store_deliveries(job, _nothing_delivered(request, key, signed, stream), matched=False)
             if idempotency_key is None:
                 if isinstance(error, ConnectionLost):
                     error.retry = False  # the job may have been admitted, and another request would buy it twice

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
 from tallystick.client.config import Budget
-from tallystick.client.ledger.schema import COLLECTABLE, jobs, orders, spent
+from tallystick.client.ledger.schema import IS_COLLECTABLE, jobs, orders, spent
 from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.messages import Terms
@@ -28,7 +28,7 @@ _OPEN_CAPS = (
     .join(jobs, jobs.c.job == orders.c.job)
     .where(
         orders.c.payer == bindparam("of_payer"),
-        orders.c.state.in_(COLLECTABLE),
+        IS_COLLECTABLE,
         orders.c.claim_by > bindparam("of_now"),
     )
     .subquery()

@@ -1,7 +1,9 @@
 """The payer's ledger: tabs, orders, receipts and evidence of one wallet in one SQLite file that its processes may share.
 
-Every change is one write transaction. The transaction takes the file's write lock before it reads (see `runtime.storage`), so two
-processes never sign from the same state of a tab. When a method returns, its change is on disk.
+Every change is one write transaction. It takes the file's write lock before it reads (see `runtime.storage`), so two processes
+never sign from the same state of a tab. When a method returns, its change survives the process. What each job writes is not
+synced to disk one by one: a power cut may take the last of it, which coordinator and providers still have
+(docs/explanation/durability.md). Evidence, recovered state and a person's decisions are synced.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from tallystick.client.receipts.delivery_check import UndeliveredCharge
 from tallystick.client.receipts.evidence import Evidence, EvidenceFile
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadReceipt, Fault
-from tallystick.protocol.messages import Ask, Receipt, Terms
+from tallystick.protocol.messages import Ask, Order, Receipt, Terms
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.runtime.database_errors import explain_failed_start
@@ -85,6 +87,10 @@ class Ledger:
         """From now on, `observe` gets the seconds of each transaction."""
         self._database.on_commit = observe
 
+    def count_writers(self, count: Callable[[], int]) -> None:
+        """From now on, `count` tells how many jobs run; see `Database.writers`."""
+        self._database.writers = count
+
     async def close(self) -> None:
         """Finishes queued writes and closes the file."""
         await self._database.close()
@@ -99,14 +105,14 @@ class Ledger:
         """
         reader = self._process.name
         if not limits:
-            return await self._database.write(lambda c: writes.sign_orders(c, job, drafts, sign, reader))
+            return await self._database.write(lambda c: writes.sign_orders(c, job, drafts, sign, reader), synced=False)
 
         def sign_within_budgets(c: Connection) -> tuple[list[PlacedOrder], list[BudgetStatus]]:
             applicable = (budget for budget in limits if budget.covers(job.label))
             statuses = [budgets.budget_status(c, self.payer, budget, job.created_at) for budget in applicable]
             return writes.sign_orders(c, job, budgets.fit_budgets(drafts, statuses), sign, reader), statuses
 
-        placed, statuses = await self._database.write(sign_within_budgets)
+        placed, statuses = await self._database.write(sign_within_budgets, synced=False)
         for status in statuses:
             day_and_budget = (job.created_at // DAY_SECONDS, status.budget.name)
             if status.percent >= status.budget.warn_percent and day_and_budget not in self._warned:
@@ -124,15 +130,17 @@ class Ledger:
 
     async def record_cache_hit(self, hit: CacheHit, now: int) -> None:
         """See `spending.add_cache_hit`."""
-        await self._database.write(lambda c: spending.add_cache_hit(c, self.payer, hit, now))
+        await self._database.write(lambda c: spending.add_cache_hit(c, self.payer, hit, now), synced=False)
 
     async def reserve_upstream(self, booking: UpstreamBooking, limits: Sequence[Budget]) -> None:
         """See `upstream_spending.reserve`."""
-        await self._database.write(lambda c: upstream_spending.reserve(c, self.payer, booking, limits))
+        await self._database.write(lambda c: upstream_spending.reserve(c, self.payer, booking, limits), synced=False)
 
     async def settle_upstream(self, booking: UpstreamBooking, cost: Amount, usage: Usage, *, failed: bool) -> None:
         """See `upstream_spending.settle`."""
-        await self._database.write(lambda c: upstream_spending.settle(c, self.payer, booking, cost, usage, failed=failed))
+        await self._database.write(
+            lambda c: upstream_spending.settle(c, self.payer, booking, cost, usage, failed=failed), synced=False
+        )
 
     async def spending(self, since: int, by: Sequence[str]) -> list[SpendingRow]:
         """See `spending.read_spending`."""
@@ -145,7 +153,7 @@ class Ledger:
         provider and is stored as evidence, also in a file for others. A receipt that charges for what did not arrive
         (UndeliveredCharge) counts against its provider; see `delivery_check.MAX_UNDELIVERED_QUARTERS`.
         """
-        error = await self._database.write(lambda c: writes.record_receipt(c, incoming))
+        error = await self._database.write(lambda c: writes.record_receipt(c, incoming), synced=False)
         if isinstance(error, UndeliveredCharge):
             log.warning(
                 "a receipt charges for what did not arrive",
@@ -154,6 +162,7 @@ class Ledger:
                 reason=str(error),
             )
         if error is not None and error.fault is Fault.PROVIDER:
+            await self._database.write(lambda c: writes.touch_tab(c, incoming.tab_key))  # syncs the block and its evidence
             await self._write_evidence(incoming, str(error))
         return error
 
@@ -203,29 +212,30 @@ class Ledger:
         await self._database.write(
             lambda c: writes.end_job(
                 c, job, state, reason, now, deliveries=deliveries, matched=matched, keep_orders_open=keep_orders_open
-            )
+            ),
+            synced=False,
         )
 
-    async def store_deliveries(self, deliveries: Deliveries, *, matched: bool = True) -> None:
+    async def store_deliveries(self, job: JobId, deliveries: Deliveries, *, matched: bool = True) -> None:
         """Stores what arrived of a stream that is no longer read; a receipt that comes later may charge only for that.
 
         `matched`: providers are known to have had these orders, which then count until a receipt or their `claim_by`.
         """
 
         def store(c: Connection) -> None:
-            open_orders.store_deliveries(c, deliveries)
+            open_orders.store_deliveries(c, job, deliveries)
             if matched:
-                open_orders.mark_dispatched(c, deliveries)
+                open_orders.mark_dispatched(c, job, deliveries)
 
-        await self._database.write(store)
+        await self._database.write(store, synced=False)
 
     async def set_reader(self, job: JobId) -> None:
         """Makes this process the reader of a job that another process placed."""
-        await self._database.write(lambda c: open_orders.set_reader(c, job, self._process.name))
+        await self._database.write(lambda c: open_orders.set_reader(c, job, self._process.name), synced=False)
 
     async def mark_cancelled(self, job: JobId) -> None:
         """Notes that this client asks for the end of a job; its receipt may then say that the client cancelled."""
-        await self._database.write(lambda c: open_orders.mark_cancelled(c, job))
+        await self._database.write(lambda c: open_orders.mark_cancelled(c, job), synced=False)
 
     async def jobs_awaiting_receipts(self, now: int, every: int, limit: int = 100) -> list[JobId]:
         """Returns ended jobs for which the coordinator should be asked now; see `queries.jobs_awaiting_receipts`."""
@@ -233,15 +243,15 @@ class Ledger:
 
     async def record_inquiry(self, job: JobId, now: int) -> None:
         """Stores when the coordinator was last asked about an ended job."""
-        await self._database.write(lambda c: queries.record_inquiry(c, job, now))
+        await self._database.write(lambda c: queries.record_inquiry(c, job, now), synced=False)
 
-    async def known_orders(self, digests: Sequence[Hash]) -> dict[Hash, JobId]:
-        """Returns the job of each of these orders; orders that the ledger lacks are left out."""
-        return await self._database.read(lambda c: queries.known_orders(c, digests))
+    async def known_orders(self, signed: Sequence[Verified[Order]]) -> dict[Hash, JobId]:
+        """Returns the job of each of these orders, by digest; orders that the ledger lacks are left out."""
+        return await self._database.read(lambda c: queries.known_orders(c, signed))
 
     async def store_key(self, key: IdempotencyKey, oldest: int) -> IdempotencyKey:
         """Stores a key unless it already has a job, and returns the stored key: another process may have been faster."""
-        return await self._database.write(lambda c: idempotency.store_key(c, self.payer, key, oldest))
+        return await self._database.write(lambda c: idempotency.store_key(c, self.payer, key, oldest), synced=False)
 
     async def find_key(self, key: str) -> IdempotencyKey | None:
         """Returns the stored key with its job, or None."""
@@ -249,11 +259,11 @@ class Ledger:
 
     async def forget_key(self, key: str) -> None:
         """Deletes a key; it may be used again."""
-        await self._database.write(lambda c: idempotency.forget_key(c, self.payer, key))
+        await self._database.write(lambda c: idempotency.forget_key(c, self.payer, key), synced=False)
 
     async def forget_key_of(self, job: JobId) -> None:
         """Deletes the key, if any, of a job that no provider accepted; the key may be used again."""
-        await self._database.write(lambda c: idempotency.forget_key_of(c, self.payer, job))
+        await self._database.write(lambda c: idempotency.forget_key_of(c, self.payer, job), synced=False)
 
     async def tab(self, domain: Domain, provider: Address, now: int) -> Tab:
         """Returns the tab with one provider."""
@@ -274,7 +284,7 @@ class Ledger:
         known, aged = await self._database.read(lambda c: ask_freshness.read_newest(c, domain, products, now))
         reasons, newer = ask_freshness.find_stale(asks, known)
         if newer or aged:
-            await self._database.write(lambda c: ask_freshness.remember_asks(c, domain, asks, now))
+            await self._database.write(lambda c: ask_freshness.remember_asks(c, domain, asks, now), synced=False)
         return reasons
 
     async def unblock(self, provider: Address, now: int) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
@@ -32,10 +33,23 @@ Deliveries = Mapping[Hash, Delivery]
 """What arrived for each order of a job that a provider had, by the order's digest."""
 NO_DELIVERIES: Deliveries = {}
 
+
+class OrderKey(NamedTuple):
+    """Names an order of a job by its digest."""
+
+    job: JobId
+    digest: Hash
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The bound parameters that select it."""
+        return {"of_job": self.job.hex(), "of_order": self.digest.hex()}
+
+
 _UNMATCHED = Delivery(0, 0, ZERO_HASH, finished=False, bounded=False)
 """The delivery of an order whose job ended here without the order being matched."""
 
-_THIS_ORDER = orders.c.digest == bindparam("of_order")
+_THIS_ORDER = (orders.c.job == bindparam("of_job")) & (orders.c.digest == bindparam("of_order"))
 _UNDECIDED = orders.c.state.in_([OrderState.OPEN.value, OrderState.DISPATCHED.value])
 _MARK_DISPATCHED = (
     sa.update(orders)
@@ -71,21 +85,22 @@ _QUARTERS_SINCE = sa.select(sa.func.coalesce(sa.func.sum(orders.c.undelivered_qu
     sa.text("orders.undelivered_at > 0"),  # the condition of the partial index
     orders.c.undelivered_at > bindparam("of_since"),
 )
-_JOB_CREATED_AT = sa.select(jobs.c.created_at).join(orders, orders.c.job == jobs.c.job).where(_THIS_ORDER)
+_JOB_CREATED_AT = sa.select(jobs.c.created_at).where(jobs.c.job == bindparam("of_job"))
 
 
-def store_deliveries(c: Connection, deliveries: Deliveries) -> None:
-    """Stores what arrived for orders without a receipt. A finished delivery is never overwritten."""
-    for order, delivery in deliveries.items():
+def store_deliveries(c: Connection, job: JobId, deliveries: Deliveries) -> None:
+    """Stores what arrived for orders of a job without a receipt. A finished delivery is never overwritten."""
+    for digest, delivery in deliveries.items():
+        order = OrderKey(job, digest)
         stored = _read_stored(c, order)
         if stored is None or not stored.finished:
-            c.execute(_STORE_DELIVERY, {"of_order": order.hex(), "to_doc": dumps(delivery.to_json()).decode()})
+            c.execute(_STORE_DELIVERY, order.parameters | {"to_doc": dumps(delivery.to_json()).decode()})
 
 
-def mark_dispatched(c: Connection, digests: Iterable[Hash]) -> None:
-    """Marks orders that a provider had and that have no receipt: they count until their `claim_by`."""
-    for order in digests:
-        c.execute(_MARK_DISPATCHED, {"of_order": order.hex()})
+def mark_dispatched(c: Connection, job: JobId, digests: Iterable[Hash]) -> None:
+    """Marks orders of a job that a provider had and that have no receipt: they count until their `claim_by`."""
+    for digest in digests:
+        c.execute(_MARK_DISPATCHED, OrderKey(job, digest).parameters)
 
 
 def mark_cancelled(c: Connection, job: JobId) -> None:
@@ -104,15 +119,15 @@ def read_delivery(c: Connection, job: JobId, receipt: Receipt, delivery: Deliver
     It is `delivery`, what the job's reader saw, or else what was stored of an earlier stream. For an order that was never matched
     it is an empty delivery. It is None if nobody knows, because the job's reader crashed.
     """
-    known = delivery if delivery is not None else _read_stored(c, receipt.order_hash)
+    known = delivery if delivery is not None else _read_stored(c, OrderKey(job, receipt.order_hash))
     if known is None or known.cancelled or receipt.outcome != Outcome.CLIENT_CANCELLED:
         return known
     row = c.execute(_SELECT_JOB, {"of_job": job.hex()}).first()
     return replace(known, cancelled=row is not None and bool(row.cancelled))
 
 
-def _read_stored(c: Connection, order: Hash) -> Delivery | None:
-    row = c.execute(_SELECT_ORDER, {"of_order": order.hex()}).first()
+def _read_stored(c: Connection, order: OrderKey) -> Delivery | None:
+    row = c.execute(_SELECT_ORDER, order.parameters).first()
     if row is not None and row.state == OrderState.CLOSED.value:
         return _UNMATCHED
     if row is None or row.delivered_doc is None:
@@ -129,7 +144,7 @@ def job_state(c: Connection, job: JobId) -> JobState | None:
 def count_undelivered(
     c: Connection,
     tab_key: Mapping[str, object],
-    order: Hash,
+    order: OrderKey,
     quarters: int,
     reason: str,
     *,
@@ -142,7 +157,7 @@ def count_undelivered(
     Streams that were lost together (say this machine's network failed under many jobs) count together as the largest of them.
     Therefore what was counted since the order's job was placed is subtracted. `now` is Unix seconds.
     """
-    key = {"of_order": order.hex()}
+    key = order.parameters
     row = c.execute(_SELECT_ORDER, key).first()
     before = 0 if row is None else row.undelivered_quarters
     stream_lost = quarters != QUARTERS_DELIVERED and delivery is not None and delivery.stream is not StreamEnd.ENDED
@@ -166,16 +181,16 @@ def add_undelivered(c: Connection, tab_key: Mapping[str, object], quarters: int,
 def refuse_receipt(
     c: Connection,
     tab_key: Mapping[str, object],
-    order: Hash,
+    order: OrderKey,
     delivery: Delivery | None,
     error: UndeliveredCharge,
     *,
     now: int,
 ) -> None:
     """Notes that a receipt was refused for charging what did not arrive: its order counts on, and the answer is undelivered."""
-    mark_dispatched(c, [order])
+    mark_dispatched(c, order.job, [order.digest])
     if delivery is not None:
-        store_deliveries(c, {order: delivery})
+        store_deliveries(c, order.job, {order.digest: delivery})
     count_undelivered(c, tab_key, order, QUARTERS_UNDELIVERED, str(error), delivery=delivery, now=now)
 
 

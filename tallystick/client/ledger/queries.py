@@ -9,12 +9,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy import Connection
+from sqlalchemy import Connection, bindparam
 
-from tallystick.client.ledger.schema import JobState, OrderState, deployment_id, domain_of, evidence, jobs, orders, receipts, tabs
+from tallystick.client.ledger.schema import (
+    IS_COLLECTABLE,
+    IS_UNRESOLVED,
+    JobState,
+    OrderState,
+    deployment_id,
+    domain_of,
+    evidence,
+    jobs,
+    orders,
+    receipts,
+    tabs,
+)
 from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS, awaiting_receipts_reason
 from tallystick.client.receipts.evidence import Evidence
-from tallystick.protocol.eip712 import Domain, Signed, loads_signed, read_signed
+from tallystick.protocol.eip712 import Domain, Signed, Verified, loads_signed, read_signed
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import loads
@@ -62,7 +74,7 @@ def excluded(c: Connection, domain: Domain, payer: Address, now: int) -> dict[Ad
     awaiting = (
         sa.select(orders.c.provider, count)
         .where(orders.c.deployment_id == deployment_id(domain), orders.c.payer == payer, orders.c.claim_by > now)
-        .where(orders.c.state == OrderState.DISPATCHED.value)
+        .where(IS_COLLECTABLE, orders.c.state == OrderState.DISPATCHED.value)
         .group_by(orders.c.provider)
         .having(count >= MAX_AWAITING_RECEIPTS)
     )
@@ -78,7 +90,7 @@ def jobs_awaiting_receipts(c: Connection, payer: Address, now: int, every: int, 
     its end, then each time after an interval as long as its age. `now` is Unix seconds.
     """
     undecided = orders.c.state.in_([OrderState.DISPATCHED.value, OrderState.OPEN.value])
-    waiting = sa.select(orders.c.job).where(undecided, orders.c.claim_by > now)
+    waiting = sa.select(orders.c.job).where(IS_COLLECTABLE, undecided, orders.c.claim_by > now)
     due = jobs.c.asked_at + sa.func.max(every, jobs.c.asked_at - jobs.c.created_at) <= now
     ended = jobs.c.state.not_in([JobState.OPEN.value, JobState.LOST.value])
     query = sa.select(jobs.c.job).where(jobs.c.payer == payer, jobs.c.job.in_(waiting), ended, due)
@@ -91,10 +103,22 @@ def record_inquiry(c: Connection, job: JobId, now: int) -> None:
     c.execute(sa.update(jobs).where(jobs.c.job == job.hex()).values(asked_at=now))
 
 
-def known_orders(c: Connection, digests: Sequence[Hash]) -> dict[Hash, JobId]:
-    """Returns the job of each of these orders; orders that the ledger lacks are left out."""
-    query = sa.select(orders.c.digest, orders.c.job).where(orders.c.digest.in_([digest.hex() for digest in digests]))
-    return {Hash(bytes.fromhex(row.digest)): JobId(bytes.fromhex(row.job)) for row in c.execute(query)}
+_KNOWN_ORDERS = sa.select(orders.c.digest, orders.c.job).where(
+    orders.c.provider == bindparam("of_provider"),
+    orders.c.seq.in_(bindparam("of_seqs", expanding=True)),
+    orders.c.digest.in_(bindparam("of_orders", expanding=True)),
+)
+
+
+def known_orders(c: Connection, signed: Sequence[Verified[Order]]) -> dict[Hash, JobId]:
+    """Returns the job of each of these orders, by digest; orders that the ledger lacks are left out."""
+    known: dict[Hash, JobId] = {}
+    for provider in {order.message.provider for order in signed}:
+        listed = [order for order in signed if order.message.provider == provider]
+        seqs, digests = [order.message.seq for order in listed], [order.digest.hex() for order in listed]
+        rows = c.execute(_KNOWN_ORDERS, {"of_provider": provider, "of_seqs": seqs, "of_orders": digests})
+        known |= {Hash(bytes.fromhex(row.digest)): JobId(bytes.fromhex(row.job)) for row in rows}
+    return known
 
 
 def providers_with_tab(c: Connection, domain: Domain, payer: Address, providers: Sequence[Address]) -> set[Address]:
@@ -105,8 +129,7 @@ def providers_with_tab(c: Connection, domain: Domain, payer: Address, providers:
 
 def unresolved_jobs(c: Connection, payer: Address, before: int, limit: int) -> list[tuple[JobId, str]]:
     """Returns the jobs created until `before` (Unix seconds) whose end is unknown, with their readers, oldest first."""
-    pending = jobs.c.state.in_([JobState.OPEN, JobState.LOST])
-    query = sa.select(jobs.c.job, jobs.c.reader).where(jobs.c.payer == payer, pending, jobs.c.created_at <= before)
+    query = sa.select(jobs.c.job, jobs.c.reader).where(jobs.c.payer == payer, IS_UNRESOLVED, jobs.c.created_at <= before)
     return [(JobId(bytes.fromhex(row.job)), row.reader) for row in c.execute(query.order_by(jobs.c.created_at).limit(limit))]
 
 
@@ -145,7 +168,7 @@ def _others(doc: str | None) -> tuple[Signed[Receipt], ...]:
 def latest_jobs(c: Connection, payer: Address, limit: int) -> list[KnownJob]:
     """Returns the last jobs, newest first."""
     query = sa.select(jobs.c.job).where(jobs.c.payer == payer)
-    rows = c.execute(query.order_by(jobs.c.created_at.desc(), sa.literal_column("jobs.rowid").desc()).limit(limit)).scalars()
+    rows = c.execute(query.order_by(sa.literal_column("jobs.rowid").desc()).limit(limit)).scalars()
     known_jobs = (find_job(c, payer, JobId(bytes.fromhex(job))) for job in rows.all())
     return [known for known in known_jobs if known is not None]
 
@@ -155,9 +178,11 @@ def find_job(c: Connection, payer: Address, job: JobId) -> KnownJob | None:
     row = c.execute(sa.select(jobs).where(jobs.c.job == job.hex(), jobs.c.payer == payer)).first()
     if row is None:
         return None
-    listed = c.execute(sa.select(orders).where(orders.c.job == job.hex()).order_by(sa.literal_column("orders.rowid"))).all()
+    listed = c.execute(sa.select(orders).where(orders.c.job == job.hex()).order_by(orders.c.id)).all()
     digests = [entry.digest for entry in listed if entry.state == OrderState.RECORDED.value]
-    receipt = c.execute(sa.select(receipts.c.receipt_doc).where(receipts.c.order_digest.in_(digests))).scalar()
+    receipt = c.execute(
+        sa.select(receipts.c.receipt_doc).where(receipts.c.job == job.hex(), receipts.c.order_digest.in_(digests))
+    ).scalar()
     return KnownJob(
         job=job,
         domain=domain_of(row.deployment_id),

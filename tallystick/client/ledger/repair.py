@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
 from tallystick.client.ledger import open_orders, spending
-from tallystick.client.ledger.schema import OrderState, domain_of, evidence, orders, tabs
+from tallystick.client.ledger.queries import known_orders
+from tallystick.client.ledger.schema import IS_COLLECTABLE, OrderState, domain_of, evidence, orders, tabs
 from tallystick.client.ledger.tabs import DEPLOYMENT_ID, INSERT_TAB, PAYER, PROVIDER, SELECT_TAB, THIS_TAB, read_tabs
 from tallystick.client.ledger.writes import IncomingReceipt, check_receipt, store_receipt
 from tallystick.client.orders.signing import PlacedOrder
@@ -57,7 +58,6 @@ class RecoveryResult:
     blocked_reason: str = ""
 
 
-_KNOWN_ORDERS = sa.select(orders.c.digest).where(orders.c.digest.in_(bindparam("of_orders", expanding=True)))
 _FIRST_ORDER_SEQ = sa.select(sa.func.min(orders.c.seq)).where(orders.c.payer == PAYER, orders.c.deployment_id == DEPLOYMENT_ID)
 _RAISE_TAB = INSERT_TAB.on_conflict_do_update(
     index_elements=[tabs.c.deployment_id, tabs.c.payer, tabs.c.provider],
@@ -86,16 +86,14 @@ def merge_proven(
     ceiling. A payment beyond the receipts and the orders that may still be collected blocks the provider until a person decides.
     """
     shown_orders = [shown.order for shown in receipts] + [payment.order for payment in paid or ()]
-    known = set(c.execute(_KNOWN_ORDERS, {"of_orders": [order.digest.hex() for order in shown_orders]}).scalars())
-    lacking = [order.message for order in shown_orders if order.digest.hex() not in known]
+    known = known_orders(c, shown_orders)
+    lacking = [order.message for order in shown_orders if order.digest not in known]
     row = c.execute(SELECT_TAB, tab_key).first()
     tab = _read_tab(c, tab_key, now)
     shown_total = max((shown.receipt.message.cumulative_cost for shown in receipts), default=0)
     ceiling = max((order.ceiling for order in lacking), default=0)
     collected = [
-        payment.order.message
-        for payment in paid or ()
-        if payment.order.message.claim_by and payment.order.digest.hex() not in known
+        payment.order.message for payment in paid or () if payment.order.message.claim_by and payment.order.digest not in known
     ]
     collected_ceiling = max((order.ceiling for order in collected), default=0)
     total = max(tab.explained_total, min(shown_total, ceiling), min(settled, collected_ceiling))
@@ -162,7 +160,7 @@ def _dispatched_caps(c: Connection, tab_key: dict[str, object], now: int) -> int
     """The sum of the caps of dispatched orders: their jobs ended and they have no receipt."""
     on_tab = (orders.c.deployment_id == DEPLOYMENT_ID) & (orders.c.payer == PAYER) & (orders.c.provider == PROVIDER)
     query = sa.select(sa.func.coalesce(sa.func.sum(orders.c.cap), 0)).where(on_tab, orders.c.claim_by > now)
-    return int(c.execute(query.where(orders.c.state == OrderState.DISPATCHED.value), tab_key).scalar_one())
+    return int(c.execute(query.where(IS_COLLECTABLE, orders.c.state == OrderState.DISPATCHED.value), tab_key).scalar_one())
 
 
 def _blocked_reason(tab: Tab, settled: Amount, paid: Sequence[PaidOrder]) -> str:

@@ -1,4 +1,8 @@
-"""The tables of the payer's ledger, which client/migrations creates. Signed documents are stored as they were received."""
+"""The tables of the payer's ledger, which client/migrations creates. Signed documents are stored as they were received.
+
+A job's rows are found by its id, which grows with time, and by provider and seq. No index is ordered by a digest: each entry of
+such an index would take a page of its own to write.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,12 @@ class OrderState(str, Enum):
     DISPUTED = "disputed"
 
 
-COLLECTABLE = (OrderState.OPEN.value, OrderState.DISPATCHED.value, OrderState.DISPUTED.value)
+COLLECTABLE = (OrderState.OPEN, OrderState.DISPATCHED, OrderState.DISPUTED)
 """States in which an order counts against its tab and against budgets until its `claim_by`."""
+IS_COLLECTABLE = sa.text("orders.state IN ('open', 'dispatched', 'disputed')")
+"""Whether an order is in one of these states. The condition of a partial index, verbatim."""
+IS_UNRESOLVED = sa.text("jobs.state IN ('open', 'lost')")
+"""Whether the end of a job is unknown. The condition of a partial index, verbatim."""
 
 
 class JobState(str, Enum):
@@ -110,7 +118,8 @@ spent = sa.Table(
 orders = sa.Table(
     "orders",
     metadata,
-    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.String(64)),
     sa.Column("job", sa.String(32)),
     sa.Column("deployment_id", sa.String(64)),
     sa.Column("payer", sa.String(42)),
@@ -129,7 +138,9 @@ orders = sa.Table(
 receipts = sa.Table(
     "receipts",
     metadata,
-    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.String(64)),
+    sa.Column("job", sa.String(32)),
     sa.Column("deployment_id", sa.String(64)),
     sa.Column("payer", sa.String(42)),
     sa.Column("provider", sa.String(42)),

@@ -150,7 +150,7 @@ def _latencies(c: Connection, payer: Address, since: int, by: Sequence[str]) -> 
     query = (
         sa.select(*(columns[name] for name in by), jobs.c.duration_ms)
         .join(orders, orders.c.job == jobs.c.job)
-        .join(receipts, receipts.c.order_digest == orders.c.digest)
+        .join(receipts, (receipts.c.job == orders.c.job) & (receipts.c.order_digest == orders.c.digest))
         .where(jobs.c.payer == payer, day >= since // DAY_SECONDS, jobs.c.duration_ms.is_not(None))
         .where(orders.c.state == OrderState.RECORDED.value)
         .order_by(jobs.c.duration_ms)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 from sqlalchemy.dialects.sqlite import insert
 
-from tallystick.client.ledger.schema import COLLECTABLE, OrderState, deployment_id, orders, tabs
+from tallystick.client.ledger.schema import IS_COLLECTABLE, OrderState, deployment_id, orders, tabs
 from tallystick.client.orders.tab import Tab
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.types import Address, Amount
@@ -52,7 +52,7 @@ _SELECT_CAPS = (
     )
     .where(
         orders.c.payer == PAYER,
-        orders.c.state.in_(COLLECTABLE),
+        IS_COLLECTABLE,
         orders.c.provider.in_(_PROVIDERS),
         orders.c.deployment_id == DEPLOYMENT_ID,
     )

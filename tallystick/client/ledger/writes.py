@@ -6,15 +6,25 @@ statements are built once at import, because building a statement costs more tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
 from tallystick.client.ledger import open_orders, spending
-from tallystick.client.ledger.open_orders import NO_DELIVERIES, Deliveries
-from tallystick.client.ledger.schema import JobState, OrderState, deployment_id, evidence, jobs, orders, receipts, tabs
+from tallystick.client.ledger.open_orders import NO_DELIVERIES, Deliveries, OrderKey
+from tallystick.client.ledger.schema import (
+    IS_UNRESOLVED,
+    JobState,
+    OrderState,
+    deployment_id,
+    evidence,
+    jobs,
+    orders,
+    receipts,
+    tabs,
+)
 from tallystick.client.ledger.tabs import (
     DEPLOYMENT_ID,
     INSERT_TAB,
@@ -101,6 +111,11 @@ class IncomingReceipt:
         order = self.placed.order.message
         return tab_key(self.domain, order.payer, order.provider)
 
+    @property
+    def order_key(self) -> OrderKey:
+        """Names the receipt's order."""
+        return OrderKey(self.job, self.placed.order.digest)
+
 
 _RAISE_TAB = INSERT_TAB.on_conflict_do_update(
     index_elements=[tabs.c.deployment_id, tabs.c.payer, tabs.c.provider],
@@ -113,7 +128,10 @@ _SEQ: sa.BindParameter[int] = bindparam("of_seq")
 _ON_TAB = (receipts.c.deployment_id == DEPLOYMENT_ID) & (receipts.c.payer == PAYER) & (receipts.c.provider == PROVIDER)
 _FROM_SEQ = sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq >= _SEQ).order_by(receipts.c.seq.asc()).limit(2)
 _BELOW_SEQ = sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq < _SEQ).order_by(receipts.c.seq.desc()).limit(1)
-_SAME_ORDER = sa.select(receipts.c.digest, receipts.c.receipt_doc).where(receipts.c.order_digest == bindparam("of_order"))
+_SAME_ORDER = sa.select(receipts.c.digest, receipts.c.receipt_doc).where(
+    receipts.c.job == bindparam("of_job"), receipts.c.order_digest == bindparam("of_order")
+)
+_THIS_ORDER = (orders.c.job == bindparam("of_job")) & (orders.c.digest == bindparam("of_order"))
 
 _ACCEPT = (
     sa.update(tabs)
@@ -121,12 +139,11 @@ _ACCEPT = (
     .values(accepted=bindparam("to_accepted"), total=bindparam("to_total"), total_order_seq=bindparam("to_total_order_seq"))
 )
 _BLOCK = sa.update(tabs).where(THIS_TAB, tabs.c.blocked_reason == "").values(blocked_reason=bindparam("to_blocked_reason"))
+_TOUCH_TAB = sa.update(tabs).where(THIS_TAB).values(blocked_reason=tabs.c.blocked_reason)
 _DISPUTE = (
-    sa.update(orders)
-    .where(orders.c.digest == bindparam("of_order"), orders.c.state != OrderState.RECORDED.value)
-    .values(state=OrderState.DISPUTED.value)
+    sa.update(orders).where(_THIS_ORDER, orders.c.state != OrderState.RECORDED.value).values(state=OrderState.DISPUTED.value)
 )
-_SET_ORDER_STATE = sa.update(orders).where(orders.c.digest == bindparam("of_order")).values(state=bindparam("to_state"))
+_SET_ORDER_STATE = sa.update(orders).where(_THIS_ORDER).values(state=bindparam("to_state"))
 _END_JOB = (
     sa.update(jobs)
     .where(jobs.c.job == bindparam("of_job"))
@@ -138,7 +155,7 @@ _END_JOB = (
     )
 )
 _END_OPEN_JOB = _END_JOB.where(jobs.c.state == JobState.OPEN.value)
-_END_UNKNOWN_JOB = _END_JOB.where(jobs.c.state.in_([JobState.OPEN.value, JobState.LOST.value]))
+_END_UNKNOWN_JOB = _END_JOB.where(IS_UNRESOLVED)
 _CLOSE_ORDERS = (
     sa.update(orders)
     .where(orders.c.job == bindparam("of_job"), orders.c.state == OrderState.OPEN.value)
@@ -225,7 +242,7 @@ def record_receipt(c: Connection, incoming: IncomingReceipt) -> BadReceipt | Non
     try:
         known, tab_row = check_receipt(c, incoming)
     except UndeliveredCharge as error:
-        open_orders.refuse_receipt(c, incoming.tab_key, receipt.order_hash, incoming.delivery, error, now=incoming.now)
+        open_orders.refuse_receipt(c, incoming.tab_key, incoming.order_key, incoming.delivery, error, now=incoming.now)
         if incoming.final:
             end_job(c, incoming.job, JobState.FAILED, str(error), incoming.now, deliveries=incoming.other_deliveries)
         return error
@@ -247,7 +264,13 @@ def _count_undelivered(c: Connection, incoming: IncomingReceipt) -> None:
     if quarters:
         reason = f"job {incoming.job.hex()}, which charged {format_amount(receipt.cost)} dollars"
         open_orders.count_undelivered(
-            c, incoming.tab_key, receipt.order_hash, quarters, reason, delivery=incoming.delivery, now=incoming.now
+            c,
+            incoming.tab_key,
+            incoming.order_key,
+            quarters,
+            reason,
+            delivery=incoming.delivery,
+            now=incoming.now,
         )
 
 
@@ -258,7 +281,7 @@ def check_receipt(c: Connection, incoming: IncomingReceipt) -> tuple[bool, sa.Ro
     """
     receipt = incoming.receipt.message
     check_against_order(incoming.placed, receipt, incoming.delivery)
-    recorded = c.execute(_SAME_ORDER, {"of_order": receipt.order_hash.hex()}).first()
+    recorded = c.execute(_SAME_ORDER, OrderKey(incoming.job, receipt.order_hash).parameters).first()
     if recorded is not None and recorded.digest == incoming.receipt.digest.hex():
         return True, None
     adjacent = (loads_signed(Receipt, doc).message for doc in _adjacent_docs(c, incoming))
@@ -272,21 +295,21 @@ def _adjacent_docs(c: Connection, incoming: IncomingReceipt) -> list[str]:
     receipt = incoming.receipt.message
     key = incoming.tab_key | {"of_seq": receipt.seq}
     docs = [*c.execute(_FROM_SEQ, key).scalars(), *c.execute(_BELOW_SEQ, key).scalars()]
-    same_order = c.execute(_SAME_ORDER, {"of_order": receipt.order_hash.hex()}).first()
+    same_order = c.execute(_SAME_ORDER, OrderKey(incoming.job, receipt.order_hash).parameters).first()
     return docs if same_order is None or same_order.receipt_doc in docs else [*docs, same_order.receipt_doc]
 
 
 def store_receipt(c: Connection, incoming: IncomingReceipt, tab_row: sa.Row[tuple[object, ...]] | None) -> None:
     """Stores a receipt that passed `check_receipt`, and ends its job if it is final; `tab_row` is the row of its tab."""
     receipt, delivery, tab = incoming.receipt.message, incoming.delivery, tab_of(tab_row)
-    order = incoming.placed.order.digest.hex()
     values = {
         "digest": incoming.receipt.digest.hex(),
+        "job": incoming.job.hex(),
         "deployment_id": deployment_id(incoming.domain),
         "payer": receipt.payer,
         "provider": receipt.provider,
         "seq": receipt.seq,
-        "order_digest": order,
+        "order_digest": incoming.placed.order.digest.hex(),
         "receipt_doc": incoming.receipt.dumps(),
         "whole": delivery is not None and delivery.finished,
         "recorded_at": incoming.now,
@@ -300,7 +323,7 @@ def store_receipt(c: Connection, incoming: IncomingReceipt, tab_row: sa.Row[tupl
     state_before = open_orders.job_state(c, incoming.job)
     final = receipt.cost > 0 or (incoming.final and state_before in _AWAITING_END)
     order_state = OrderState.RECORDED if final else OrderState.RELEASED
-    c.execute(_SET_ORDER_STATE, {"of_order": order, "to_state": order_state.value})
+    c.execute(_SET_ORDER_STATE, incoming.order_key.parameters | {"to_state": order_state.value})
     _count_undelivered(c, incoming)
     if final:
         _end_with_receipt(c, incoming, counted=state_before in _COUNTED_AS_FAILED)
@@ -315,8 +338,8 @@ def _end_with_receipt(c: Connection, incoming: IncomingReceipt, *, counted: bool
     reason = "" if state is JobState.COMPLETED else outcome.name.lower()
     if incoming.audit_finding is not None:
         reason = f"flagged: {incoming.audit_finding.reason}"
-    open_orders.store_deliveries(c, incoming.other_deliveries)
-    open_orders.mark_dispatched(c, incoming.other_deliveries)
+    open_orders.store_deliveries(c, incoming.job, incoming.other_deliveries)
+    open_orders.mark_dispatched(c, incoming.job, incoming.other_deliveries)
     change = {
         "to_state": state.value,
         "to_reason": reason[:MAX_REASON],
@@ -325,6 +348,11 @@ def _end_with_receipt(c: Connection, incoming: IncomingReceipt, *, counted: bool
     }
     c.execute(_END_JOB, {"of_job": incoming.job.hex()} | change)
     c.execute(_CLOSE_ORDERS, {"of_job": incoming.job.hex()})
+
+
+def touch_tab(c: Connection, key: Mapping[str, object]) -> None:
+    """Writes a tab as it is: a synced transaction syncs earlier ones only if it writes something."""
+    c.execute(_TOUCH_TAB, key)
 
 
 def _block(c: Connection, incoming: IncomingReceipt, other_docs: list[str], reason: str) -> None:
@@ -344,7 +372,7 @@ def _block(c: Connection, incoming: IncomingReceipt, other_docs: list[str], reas
     }
     c.execute(_INSERT_EVIDENCE, values)
     c.execute(_BLOCK, incoming.tab_key | {"to_blocked_reason": reason})
-    c.execute(_DISPUTE, {"of_order": order.digest.hex()})
+    c.execute(_DISPUTE, incoming.order_key.parameters)
     if incoming.final:
         end_job(c, incoming.job, JobState.DISPUTED, reason, incoming.now, deliveries=incoming.other_deliveries)
 
@@ -368,8 +396,8 @@ def end_job(
     """
     if state in (JobState.FAILED, JobState.DISPUTED):
         spending.add_failed(c, job, now)
-    open_orders.store_deliveries(c, deliveries)
-    open_orders.mark_dispatched(c, [*deliveries, *matched])
+    open_orders.store_deliveries(c, job, deliveries)
+    open_orders.mark_dispatched(c, job, [*deliveries, *matched])
     key = {"of_job": job.hex()}
     statement = {JobState.LOST: _END_OPEN_JOB, JobState.DISPUTED: _END_JOB}.get(state, _END_UNKNOWN_JOB)
     change = {"to_state": state.value, "to_reason": reason[:MAX_REASON], "to_finished_at": now, "to_duration_ms": None}

@@ -174,7 +174,7 @@ class TabRecovery:
 
     async def _record_late_receipts(self, info: CoordinatorInfo, receipts: Sequence[OrderEvidence]) -> None:
         """Records receipts for orders whose jobs ended here without one."""
-        jobs = await self.ledger.known_orders([shown.order.digest for shown in receipts])
+        jobs = await self.ledger.known_orders([shown.order for shown in receipts])
         for shown in receipts:
             job = jobs.get(shown.order.digest)
             known = None if job is None else await self.ledger.find_job(job)

@@ -62,7 +62,7 @@ class Maintenance:
         """What a job may still cost beyond its receipts, in base units: the caps of its orders that can still be collected."""
         known_job = await self.ledger.find_job(job)
         orders = () if known_job is None else known_job.orders
-        return Amount(sum(order.terms.max_cost for order in orders if order.state.value in COLLECTABLE))
+        return Amount(sum(order.terms.max_cost for order in orders if order.state in COLLECTABLE))
 
     async def find_key(self, key: str) -> IdempotencyKey | None:
         """The job of an idempotency key, if there is one."""

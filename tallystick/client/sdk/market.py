@@ -12,6 +12,8 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
@@ -102,7 +104,6 @@ class Market(ConvenienceMethods):
             stake_of=self._stake_of,
             find_stale=lambda domain, asks: self._ledger.stale_asks(domain, asks, self._now()),
         )
-        self._affinity = Affinity(random(32))
         self._pin = DeploymentPin()
         self._onchain: PayerEscrow | None = None
         self._info_lock = asyncio.Lock()
@@ -150,6 +151,8 @@ class Market(ConvenienceMethods):
         self._pin, self._job_context, self._draining = DeploymentPin.of(self.config), None, False
         self._onchain = PayerEscrow.of(self.config, self.wallet)
         self._ledger = await Ledger.open(self.config.ledger_path(self.address), self.address)
+        self._affinity = Affinity.open(self.wallet, self.config.affinity_path(self.address), self._now)
+        self._ledger.count_writers(lambda: len(self._live))
         await self._coordinator.__aenter__()
         recovery = TabRecovery.of(
             self._ledger, self._coordinator, self.wallet, self.info, now=self._now, config=self.config, escrow=self._onchain
@@ -184,6 +187,7 @@ class Market(ConvenienceMethods):
             await self._coordinator.__aexit__(None, None, None)
             if self._onchain is not None:
                 await self._onchain.close()
+            self._affinity.close()
             await self._ledger.close()
 
     async def drain(self, seconds: float) -> None:
@@ -230,6 +234,7 @@ class Market(ConvenienceMethods):
                 self._reconciler,
                 info.domain,
                 self._now,
+                self._answer_began,
                 self._job_finished,
                 lambda job: any(other is not job and other.id == job.id for other in self._live),
                 ProofStore.of(self.config),
@@ -237,14 +242,20 @@ class Market(ConvenienceMethods):
             )
         return info, self._job_context
 
+    def _answer_began(self, job: Job) -> None:
+        if job.provider is not None and job.head is not None and job.head.status == HTTPStatus.OK:
+            self._affinity.begin(job.tags, job.provider)
+
     def _job_finished(self, job: Job) -> None:
         self._live.discard(job)
         if not self._live:
             self._idle.set()
         if job.disputed:
             self._shortlists.forget()
-        elif job.receipt is not None and job.receipt_accepted:
-            self._affinity.record(job.conversation, job.receipt.message)
+        if job.receipt is not None and job.receipt_accepted:
+            self._affinity.end(job.tags, job.receipt.message)
+        elif job.provider is not None and not job.receipt_outstanding:
+            self._affinity.forget(job.tags, job.provider)
 
     async def _shortlist_context(self) -> tuple[Domain, Iterable[Address]]:
         domain = (await self.info()).domain
@@ -372,9 +383,10 @@ class Market(ConvenienceMethods):
     async def _submit_to(self, request: ApiRequest, asks: Sequence[Verified[Ask]], demand: Demand, options: _JobOptions) -> Job:
         began = asyncio.get_running_loop().time()
         info, context = await self._open_context()
+        tags = () if demand.ranked else self._affinity.tags(request, options.affinity)
+        asks, reordered = await self._affinity.arrange(tags, asks, partial(self._shortlists.of_provider, demand))
+        asks = asks[: self.config.shortlist_size]
         await self._reconciler.recovery.recover_unknown(ask.message.provider for ask in asks)
-        conversation = None if demand.ranked else self._affinity.conversation_key(request, options.affinity)
-        asks, reordered = self._affinity.prefer_last(conversation, asks)
         response, http_response = await self._submitter.submit(
             info,
             request,
@@ -387,7 +399,7 @@ class Market(ConvenienceMethods):
         )
         keyed = options.idempotency_key is not None
         job = Job(context, response, http_response, request.summary, request.plaintext, keyed=keyed, began=began)
-        job.conversation = conversation
+        job.tags = tags
         self._live.add(job)
         return job
 

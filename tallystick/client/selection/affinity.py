@@ -1,79 +1,129 @@
 """Provider affinity: a conversation stays with the provider that has its beginning in its KV cache, unless that costs more.
 
-A conversation is identified by a keyed hash of the name that its caller gives it, else of the request's prompt_cache_key, else of
-the messages up to the first user message. The key belongs to this process; neither the key nor a hash leaves it.
+Which provider answered a prefix is remembered by the prefix's tag, and the longest known prefix of a request decides. Tags are
+keyed with a key that is derived from the wallet's key, so that all processes of a wallet, now and later, find the same provider.
+Neither the key nor a tag leaves this machine; docs/explanation/decisions/affinity-at-the-client.md says why.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tallystick.client.openai.requests import ApiRequest
-from tallystick.protocol.eip712 import Verified
-from tallystick.protocol.lenient_json import dump_lenient
+from tallystick.client.selection.prefix_table import PrefixTable
+from tallystick.client.selection.prefix_tags import PrefixTag, derive_tags
+from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.messages import Ask, Receipt
 from tallystick.protocol.types import Address
 
-MAX_CONVERSATIONS = 10_000
-"""Conversations remembered; beyond it the least recently used is forgotten."""
-PREFIX = 4_096
-"""Characters of a prompt that identify its conversation if the request has no messages."""
+_PURPOSE = b"tallystick affinity 1"
+
+
+FindAsks = Callable[[Address], Awaitable[Sequence[Verified[Ask]]]]
+"""Returns the usable asks of a provider for the same demand, best first; none if it offers nothing now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A provider that holds a prefix of a request. `cached_percent`: the share of the request that it will bill as cached, if it
+    bills as it did last. `shared`: the prefix is the system prompt of many conversations.
+    """
+
+    provider: Address
+    cached_percent: int
+    shared: bool
 
 
 class Affinity:
-    """The provider that answered each conversation last. `key` is the secret of the hashes."""
+    """The providers that hold prefixes of a wallet's requests."""
 
-    def __init__(self, key: bytes) -> None:
-        self._key = key
-        self._last: OrderedDict[bytes, tuple[Address, int]] = OrderedDict()
+    def __init__(self, key: bytes, table: PrefixTable) -> None:
+        self._key, self._table = key, table
 
-    def conversation_key(self, request: ApiRequest, name: str | None) -> bytes | None:
-        """Identifies a request's conversation, by the caller's `name` if there is one; None if it belongs to no conversation."""
-        beginning = [name] if name is not None else _beginning(request)
-        if beginning is None:
-            return None
-        return hmac.digest(self._key, dump_lenient([request.head.path, request.summary.model, beginning]), hashlib.sha256)
+    @classmethod
+    def open(cls, wallet: Signer, path: Path, now: Callable[[], int]) -> Self:
+        """Opens the table of a wallet at `path`. `now`: Unix time in seconds."""
+        key = HKDF(SHA256(), 32, salt=None, info=_PURPOSE).derive(wallet.secret)
+        return cls(key, PrefixTable.open(path, now))
 
-    def record(self, conversation: bytes | None, receipt: Receipt) -> None:
-        """Remembers the provider that answered, and the percentage of the input that it billed as cached."""
-        if conversation is not None:
-            percent = 100 * receipt.cached_input_tokens // max(receipt.input_tokens, 1)
-            self._last[conversation] = receipt.provider, min(percent, 100)
-            self._last.move_to_end(conversation)
-            if len(self._last) > MAX_CONVERSATIONS:
-                self._last.popitem(last=False)
+    def close(self) -> None:
+        """Closes the table."""
+        self._table.close()
 
-    def prefer_last(self, conversation: bytes | None, asks: Sequence[Verified[Ask]]) -> tuple[Sequence[Verified[Ask]], bool]:
-        """Moves the ask of the provider that answered last to the front. Returns the asks, and whether their order changed.
+    def tags(self, request: ApiRequest, name: str | None) -> tuple[PrefixTag, ...]:
+        """See `prefix_tags.derive_tags`."""
+        return derive_tags(self._key, request, name)
 
-        The order stays if that ask, with as much cached as its provider billed last, costs more than the first ask without a
-        cache.
+    async def arrange(
+        self, tags: Sequence[PrefixTag], asks: Sequence[Verified[Ask]], find: FindAsks
+    ) -> tuple[Sequence[Verified[Ask]], bool]:
+        """Moves the ask of a provider that holds the longest known prefix to the front, unless it costs more than the first one.
+
+        A provider that holds an earlier turn is looked up by `find` if it is not among `asks`, as it seldom is among many at the
+        same price. Returns the asks, and whether the client chose their order.
         """
-        provider, percent = self._last.get(conversation, (None, 0)) if conversation is not None else (None, 0)
-        last = next((ask for ask in asks if ask.message.provider == provider), None)
-        if last is None or last is asks[0] or _price(last.message, percent) > _price(asks[0].message, 0):
+        preferences = self._preferences(tags)
+        listed = {ask.message.provider for ask in asks}
+        if not preferences or preferences[0].shared or not listed.isdisjoint(holder.provider for holder in preferences):
+            return put_first(preferences, asks)
+        provider = preferences[0].provider
+        missing = await find(provider)
+        if not missing:
+            self.forget(tags, provider)
             return asks, False
-        return [last, *(ask for ask in asks if ask is not last)], True
+        arranged, changed = put_first(preferences, [*asks, *missing])
+        return (arranged, changed) if changed else (asks, False)
+
+    def _preferences(self, tags: Sequence[PrefixTag]) -> list[Preference]:
+        """The providers that hold the longest known prefix, the one that was used last first."""
+        for prefix in tags:
+            holders = self._table.holders(prefix.tag)
+            if holders:
+                percents = (min(holder.cached_percent, prefix.percent) for holder in holders)
+                pairs = zip(holders, percents, strict=True)
+                return [Preference(holder.provider, percent, prefix.shared) for holder, percent in pairs]
+        return []
+
+    def begin(self, tags: Sequence[PrefixTag], provider: Address) -> None:
+        """Records that a provider began to answer, and so has read the request."""
+        self._record(tags, provider, None)
+
+    def end(self, tags: Sequence[PrefixTag], receipt: Receipt) -> None:
+        """Records the share of the input that an honest receipt bills as cached."""
+        percent = 100 * receipt.cached_input_tokens // max(receipt.input_tokens, 1)
+        self._record(tags, receipt.provider, min(percent, 100))
+
+    def _record(self, tags: Sequence[PrefixTag], provider: Address, percent: int | None) -> None:
+        """Records the prefixes down to one that this provider held before; the shorter ones are recorded then."""
+        for prefix in tags:
+            if self._table.record(prefix.tag, provider, percent):
+                break
+
+    def forget(self, tags: Sequence[PrefixTag], provider: Address) -> None:
+        """Forgets that a provider holds any prefix of a request."""
+        for prefix in tags:
+            self._table.forget(prefix.tag, provider)
+
+
+def put_first(preferences: Sequence[Preference], asks: Sequence[Verified[Ask]]) -> tuple[Sequence[Verified[Ask]], bool]:
+    """Moves the first ask of a preferred provider to the front. Returns the asks, and whether the client chose their order.
+
+    The order stays if that ask, with its share of the input cached, costs more than the first ask without a cache.
+    """
+    percents = {preference.provider: preference.cached_percent for preference in preferences}
+    for ask in asks:
+        percent = percents.get(ask.message.provider)
+        if percent is not None and _price(ask.message, percent) <= _price(asks[0].message, 0):
+            return [ask, *(other for other in asks if other is not ask)], True
+    return asks, False
 
 
 def _price(ask: Ask, cached_percent: int) -> int:
     """A hundred times the price of a request with three input tokens, `cached_percent` of them cached, for each output token."""
     return 3 * (ask.cached_input_price * cached_percent + ask.input_price * (100 - cached_percent)) + 100 * ask.output_price
-
-
-def _beginning(request: ApiRequest) -> Any:
-    body = request.json
-    if body is None:
-        return None
-    if isinstance(body.get("prompt_cache_key"), str):
-        return body["prompt_cache_key"]
-    messages = body.get("messages", body.get("input"))
-    if isinstance(messages, list):
-        first = next((n for n, message in enumerate(messages) if isinstance(message, dict) and message.get("role") == "user"), 0)
-        return messages[: first + 1]
-    prompt = body.get("prompt", messages)
-    return prompt[:PREFIX] if isinstance(prompt, str) else None

@@ -104,6 +104,16 @@ class ShortlistCache:
                 self._cached.popitem(last=False)
         return await asyncio.shield(cached.task), from_cache
 
+    async def of_provider(self, demand: Demand, provider: Address) -> list[Verified[Ask]]:
+        """The asks of one provider that meet the demand; none if it has none, if it may not be chosen, or if nobody can say."""
+        if provider in demand.exclude or (demand.pin and provider not in demand.pin):
+            return []
+        try:
+            asks, _ = await self.get(replace(demand, pin=frozenset((provider,))))
+        except (Refusal, Unavailable):
+            return []
+        return asks
+
     def forget(self, demand: Demand | None = None) -> None:
         """Drops the cached shortlist of a demand, or all of them."""
         if demand is None:

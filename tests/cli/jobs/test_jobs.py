@@ -9,9 +9,12 @@ import pytest
 from tallystick.client.config import ClientConfig
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.errors import Code
+from tallystick.protocol.jobs import State
+from tallystick.protocol.types import parse_job_id
+from tallystick.protocol.wire import QueuePlace
 from tests.chain.harness import person
 from tests.cli.conftest import PASSWORD, Tally
-from tests.client.fake_coordinator import BODY, CHAT
+from tests.client.fake_coordinator import BODY, CHAT, FakeMarket
 from tests.client.parties import MODEL
 
 WALLET = person("wallet default")
@@ -39,6 +42,19 @@ def test_job_show(payer: Tally, url: str) -> None:
         assert part in text
     assert payer("job", "show", number, "--offline")["coordinator"] is None
     assert "unknown: not asked" in payer.says("job", "show", number, "--offline")
+
+
+def test_job_show_tells_the_place_of_a_waiting_job(payer: Tally, fake: FakeMarket, url: str) -> None:
+    """A job that waits for a free slot is shown with its position and the expected wait, once that is known."""
+    number = _finished_job(payer, url)
+    session = fake.sessions[parse_job_id(number)]
+    for place, text in (
+        (QueuePlace(3), "queued: all providers are busy; number 3 in the queue"),
+        (QueuePlace(2, 5_200), "number 2 in the queue, about 5 s"),
+    ):
+        session.state, session.place = State.QUEUED, place
+        assert text in payer.says("job", "show", number, "--coordinator", url)
+        assert payer("job", "show", number, "--coordinator", url)["coordinator"]["queue"]["position"] == place.position
 
 
 def test_job_show_without_coordinator(payer: Tally, url: str) -> None:

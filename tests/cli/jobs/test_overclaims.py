@@ -87,6 +87,7 @@ def _record(market: Tally, *created: Signed[Receipt]) -> None:
             digest, tab = receipt.message.digest(domain).hex(), (receipt.message.payer, receipt.message.provider)
             row: dict[str, object] = {
                 "digest": digest,
+                "job": "00" * 16,
                 "order_digest": digest,
                 "deployment_id": deployment_id(domain),
                 "seq": receipt.message.seq,

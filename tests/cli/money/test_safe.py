@@ -10,7 +10,7 @@ import pytest
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.cli.money.safe import batch_checksum
-from tallystick.protocol.eip712 import checksum
+from tallystick.protocol.signatures import checksum
 from tallystick.protocol.types import parse_address
 from tests.chain.harness import person
 from tests.cli.conftest import Tally

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tallystick.protocol.eip712 import checksum
+from tallystick.protocol.signatures import checksum
 from tallystick.runtime.keystore import open_keystore
 from tests.chain.harness import person
 from tests.cli.conftest import PASSWORD, Tally

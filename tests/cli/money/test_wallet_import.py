@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from eth_account import Account
 
-from tallystick.protocol.eip712 import Signer, checksum
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.signatures import checksum
 from tallystick.runtime.keystore import open_keystore
 from tests.chain.harness import person
 from tests.cli.conftest import PASSWORD, Tally

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from tallystick.client.ledger import open_orders
 from tallystick.client.ledger.ledger import Ledger
-from tallystick.client.ledger.open_orders import read_delivery
+from tallystick.client.ledger.open_orders import OrderKey, read_delivery
 from tallystick.client.ledger.schema import JobState, OrderState, deployment_id, jobs, orders, tabs
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.delivery_check import (
@@ -80,7 +80,7 @@ async def test_a_delivery_is_stored_for_its_order_only(harness: Harness) -> None
     other, (beside,) = await take(harness.ledger)
     longer = replace(PART, response_bytes=60)
     for arrived, kept in ((PART, PART), (longer, longer), (WHOLE_ANSWER, WHOLE_ANSWER), (PART, WHOLE_ANSWER)):
-        await harness.do(partial(open_orders.store_deliveries, deliveries={placed.order.digest: arrived}))
+        await harness.do(partial(open_orders.store_deliveries, job=job, deliveries={placed.order.digest: arrived}))
         assert await harness.read_delivery(job, placed) == kept
     assert await harness.read_delivery(other, beside) is None
     assert await harness.read_delivery(job, placed, PART) == PART, "what the reader itself saw comes first"
@@ -130,7 +130,7 @@ async def test_a_process_becomes_the_reader_of_one_job(harness: Harness) -> None
 
 async def test_the_last_count_of_an_order_replaces_earlier_ones(harness: Harness) -> None:
     """A second count for an order replaces its first one; unknown orders are counted each time."""
-    _, (placed,) = await take(harness.ledger)
+    job, (placed,) = await take(harness.ledger)
     await take(harness.ledger, BOB)
     for quarters, order, total in (
         (QUARTERS_UNDELIVERED, placed.order.digest, 4),
@@ -142,7 +142,7 @@ async def test_the_last_count_of_an_order_replaces_earlier_ones(harness: Harness
         counting = partial(
             open_orders.count_undelivered,
             tab_key=_tab_key(),
-            order=order,
+            order=OrderKey(job, order),
             quarters=quarters,
             reason="x",
             delivery=None,
@@ -205,7 +205,12 @@ async def test_a_refused_receipt_leaves_its_order_counting(harness: Harness) -> 
     complaint = UndeliveredCharge("its last chunk never came")
     for seen, kept in ((None, None), (PART, PART), (None, PART)):
         refusing = partial(
-            open_orders.refuse_receipt, tab_key=_tab_key(), order=placed.order.digest, delivery=seen, error=complaint, now=NOW_S
+            open_orders.refuse_receipt,
+            tab_key=_tab_key(),
+            order=OrderKey(job, placed.order.digest),
+            delivery=seen,
+            error=complaint,
+            now=NOW_S,
         )
         await harness.do(refusing)
         assert await harness.read_delivery(job, placed) == kept

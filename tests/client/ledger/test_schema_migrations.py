@@ -14,15 +14,17 @@ from alembic.config import Config
 from tallystick.client.ledger.ledger import MIGRATIONS, Ledger
 from tallystick.client.ledger.schema import OrderState, metadata
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
-from tallystick.protocol.types import ZERO_HASH, Hash
+from tallystick.protocol.eip712 import Signed
+from tallystick.protocol.types import ZERO_HASH, Hash, JobId
 from tallystick.protocol.wire import dumps
 from tallystick.runtime import storage
-from tests.client.parties import ALICE, DOMAIN, NOW_S, PAYER, place
+from tests.client.parties import ALICE, DOMAIN, NOW_S, PAYER, bill, place
 
 DEPLOYMENT = f"{DOMAIN.chain_id}:{DOMAIN.contract}"
 
 
 def _migrate(path: Path, revision: str) -> None:
+    """Makes a ledger of a revision, or takes one back to it."""
     config = Config()
     config.set_main_option("script_location", str(Path(storage.__file__).parent / "alembic"))
     config.set_main_option("version_locations", str(MIGRATIONS / "versions"))
@@ -30,7 +32,10 @@ def _migrate(path: Path, revision: str) -> None:
     engine = sa.create_engine(f"sqlite:///{path}")
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+        if revision == "head" or not sa.inspect(connection).has_table("alembic_version"):
+            command.upgrade(config, revision)
+        else:
+            command.downgrade(config, revision)
     engine.dispose()
 
 
@@ -64,6 +69,43 @@ async def test_a_ledger_from_before_the_renaming_of_columns(tmp_path: Path) -> N
     with closing(sqlite3.connect(path)) as database:
         (document,) = database.execute("SELECT delivered_doc FROM orders").fetchone()
     assert document == dumps(delivery.to_json()).decode()
+
+
+async def test_a_ledger_from_before_rows_were_found_by_job(tmp_path: Path) -> None:
+    """Receipts get the job of their order; the tab, its receipts and the job are read unchanged, also after a way back."""
+    path, placed = tmp_path / "state.db", place()
+    receipt = ALICE.signer.sign(bill(placed), DOMAIN)
+    _migrate(path, "0008")
+    owner = {"deployment_id": DEPLOYMENT, "payer": PAYER.address}
+    job = {"job": "0a" * 16, "model": "m", "path": "/", "state": "completed", "reason": "", "created_at": NOW_S}
+    _insert(path, "jobs", **owner, **job, commitment_key=b"k")
+    order = {"digest": placed.order.digest.hex(), "job": "0a" * 16, "provider": ALICE.address, "cap": 3, "ceiling": 3}
+    order["seq"] = placed.order.message.seq
+    docs = {"order_doc": placed.order.dumps(), "terms_doc": dumps(placed.terms.to_json()).decode()}
+    _insert(path, "orders", **owner, **order, **docs, claim_by=NOW_S, state="recorded")
+    row = {"digest": receipt.digest.hex(), "provider": ALICE.address, "seq": 1, "order_digest": placed.order.digest.hex()}
+    _insert(path, "receipts", **owner, **row, receipt_doc=receipt.dumps(), whole=1, recorded_at=NOW_S)
+    for _ in range(2):
+        ledger = await Ledger.open(path, PAYER.address)
+        assert await ledger.known_orders([placed.order]) == {placed.order.digest: JobId(b"\n" * 16)}
+        (known,) = await ledger.latest_jobs(1)
+        assert known.receipt == Signed(receipt.message, receipt.signature)
+        assert await ledger.receipts(DOMAIN, ALICE.address) == [known.receipt]
+        await ledger.close()
+        _migrate(path, "0008")
+
+
+def test_no_index_is_ordered_by_a_digest(tmp_path: Path) -> None:
+    """Each entry of an index in random order takes a page to write, so rows are found by what grows with time."""
+    _migrate(tmp_path / "state.db", "head")
+    with closing(sqlite3.connect(tmp_path / "state.db")) as database:
+        indexes = database.execute("SELECT name, tbl_name FROM sqlite_master WHERE type = 'index'").fetchall()
+        first = {
+            (table, database.execute(f"PRAGMA index_info('{name}')").fetchone()[2])
+            for name, table in indexes
+            if table in {"jobs", "orders", "receipts"}
+        }
+    assert {column for _, column in first} <= {"job", "payer", "provider", "deployment_id"}
 
 
 @pytest.mark.parametrize("table", sorted(metadata.tables))

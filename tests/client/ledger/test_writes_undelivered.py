@@ -266,7 +266,7 @@ async def test_a_keyed_answer_that_is_fetched_later_is_whole(fake: FakeMarket, w
     ledger = await Ledger.open(config.ledger_path(wallet.address), PAYER.address)
     job, (placed,) = await take(ledger)
     arrived = Delivery(200, 0, OTHER, finished=False, cancelled=True, stream=StreamEnd.RESUMABLE)
-    await ledger.store_deliveries({placed.order.digest: arrived})
+    await ledger.store_deliveries(job, {placed.order.digest: arrived})
     receipt = ALICE.signer.sign(bill(placed, Usage(10, 0, 100)), DOMAIN)
     assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, None, NOW_S)) is None
     tab = await ledger.tab(DOMAIN, ALICE.address, NOW_S)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from coordinator.domain.ask_book import MAX_FORMER_ASKS, AskBook
-from coordinator.domain.slot_groups import ConnectedNode, SlotGroup
+from coordinator.domain.listed_ask import ConnectedNode, SlotGroup
 from tallystick.protocol.link import Capacity
 from tests.coordinator.harness import MODEL, make_ask, person
 

@@ -1,18 +1,37 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from typing import get_args
 
 import pytest
 
 from coordinator.domain.ask_book import AskBook
-from coordinator.domain.ask_index import MAX_GROUPS
-from coordinator.domain.slot_groups import CLASSES, NO_PLACE, OTHER, PROVEN, QUEUE_PLACE, RELIABLE, SlotGroup, speed_steps
+from coordinator.domain.ask_group import price_mix
+from coordinator.domain.ask_index import MAX_GROUPS, ModelIndex
+from coordinator.domain.listed_ask import (
+    CLASSES,
+    NO_PLACE,
+    OTHER,
+    PROVEN,
+    QUEUE_PLACE,
+    RELIABLE,
+    SCORE_STEPS,
+    ListedAsk,
+    SlotGroup,
+    Speed,
+    speed_steps,
+)
+from coordinator.domain.matching import shape_of_demand
+from coordinator.domain.scoring import Scorer
+from coordinator.domain.search import perfect_score
 from tallystick.protocol.criteria import Demand, Facts, Reason, Sort
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.requirements import Requirements
+from tallystick.protocol.types import Amount
+from tallystick.protocol.weights import Weights
 from tests.coordinator.harness import MODEL, START, make_ask, person
 
 KEYS = [person(f"provider {number}") for number in range(12)]
@@ -38,6 +57,26 @@ def _asks(random: Random) -> list[list[Verified[Ask]]]:
     ]
 
 
+def _free(index: ModelIndex | None, demand: Demand, reliability: int, draw: float = 0.5) -> list[ListedAsk]:
+    """Returns the free asks of a class, in the order of the index. Checks that no ask costs less than a bound said before."""
+    scorer = Scorer(shape_of_demand(demand), perfect_score)
+    offers = None if index is None else index.free_asks(demand, reliability, scorer, draw)
+    if offers is None:
+        return []
+    assert all(entry.node.score_step <= offers.best_score for _, entry in offers)
+    yielded = list(offers)
+    leads = list(dict.fromkeys(entry for _, entry in yielded))
+    worths = {entry: (terms := scorer.judge(entry)[0]).price + terms.first_token + terms.speed for entry in leads}
+    for place, (bound, _) in enumerate(yielded):
+        seen = {entry for _, entry in yielded[:place]}
+        assert all(bound <= worths[entry] for entry in leads if entry not in seen)
+    return leads
+
+
+def _with_siblings(leads: list[ListedAsk]) -> list[ListedAsk]:
+    return [entry for lead in leads for entry in (lead, *lead.siblings)]
+
+
 def _change(book: AskBook, asks: list[list[Verified[Ask]]], random: Random, assigned: list[SlotGroup]) -> None:
     """Makes one change of the kinds that connected nodes, jobs and reputation cause."""
     number = random.randrange(len(KEYS))
@@ -49,7 +88,7 @@ def _change(book: AskBook, asks: list[list[Verified[Ask]]], random: Random, assi
     node = book.node(provider)
     chosen = random.sample(asks[number], random.randrange(4))
     groups = [random.randrange(2) for _ in chosen]
-    match random.randrange(6):
+    match random.randrange(7):
         case 0:
             book.replace(provider, chosen, capacities, random.choice((None, *CLASSES)), groups=groups)
         case 1:
@@ -57,11 +96,13 @@ def _change(book: AskBook, asks: list[list[Verified[Ask]]], random: Random, assi
         case 2 if node is not None:
             book.set_capacity(provider, {group.number: capacities[group.number] for group in node.groups})
         case 3:
-            book.set_reliability(provider, random.choice(CLASSES))
+            book.set_reliability(provider, random.choice(CLASSES), random.randrange(SCORE_STEPS))
         case 4 if node is not None and node.groups:
             group = random.choice(node.groups)
             book.assign(group)
             assigned.append(group)
+        case 6:
+            book.set_speed(provider, MODEL, Speed(random.choice((0, 20, 3_000)), random.choice((0, 7, 200))))
         case 5 if assigned and random.random() < 0.7:
             book.release(assigned.pop())
         case _:
@@ -84,6 +125,9 @@ def test_the_index_has_every_free_ask_that_fits(seed: int) -> None:
         length = random.choice((0, 4_096, 4_097, random.randrange(40_000)))
         demand = Demand(MODEL, require=require, sort=random.choice(get_args(Sort)), needs=needs, input_tokens=length)
         demand = random.choice((demand, demand.strict or demand))
+        weights = Weights(Amount(random.choice((0, 50, 10_000))), Amount(random.choice((0, 50, 10_000))))
+        size = random.choice((0, 10, 100_000))
+        demand = replace(demand, weights=weights, likely_tokens=size, max_output=random.choice((0, 16, None)))
         judged = [
             (entry, demand.objection(entry.ask.message, Facts(START, free=entry.slot_group.free)))
             for entry in book.of_model(MODEL)
@@ -95,14 +139,11 @@ def test_the_index_has_every_free_ask_that_fits(seed: int) -> None:
             for state in (QUEUE_PLACE, NO_PLACE):
                 of_class = (entry for entry in busy if entry.node.reliability == reliability)
                 expected = [entry for entry in of_class if bool(entry.slot_group.places) == (state == QUEUE_PLACE)]
-                found = [] if index is None else list(index.other_asks(demand, state, reliability))
+                found = [] if index is None else list(index.other_asks(demand, state, reliability, random.random()))
                 assert sorted(map(id, found)) == sorted(map(id, expected))
-                assert [entry.by_price for entry in found] == sorted(entry.by_price for entry in found)
             expected = [entry for entry in fitting if entry.node.reliability == reliability]
-            found = [] if index is None else list(index.free_asks(demand, reliability, random.random()))
+            found = _with_siblings(_free(index, demand, reliability, random.random()))
             assert sorted(map(id, found)) == sorted(map(id, expected))
-            keys = [getattr(entry, f"by_{demand.sort}") for entry in found]
-            assert keys == sorted(keys)
 
 
 def test_an_empty_book_keeps_nothing() -> None:
@@ -126,7 +167,7 @@ def test_a_slot_that_is_freed_after_the_node_came_back() -> None:
     book.release(former)
     index = book.index_of(MODEL)
     assert index is not None
-    assert list(index.free_asks(Demand(MODEL), OTHER, 0.0)) == []
+    assert _free(index, Demand(MODEL), OTHER) == []
 
 
 def test_specs_that_nobody_else_has_hide_no_reliable_provider() -> None:
@@ -140,8 +181,8 @@ def test_specs_that_nobody_else_has_hide_no_reliable_provider() -> None:
     index = book.index_of(MODEL)
     assert index is not None
     for key, reliability in zip(KEYS, (RELIABLE, PROVEN), strict=False):
-        assert [entry.provider for entry in index.free_asks(Demand(MODEL), reliability, 0.5)] == [key.address]
-    assert sum(1 for _ in index.free_asks(Demand(MODEL), OTHER, 0.5)) == MAX_GROUPS - 2
+        assert [entry.provider for entry in _free(index, Demand(MODEL), reliability)] == [key.address]
+    assert len(_free(index, Demand(MODEL), OTHER)) == MAX_GROUPS - 2
 
 
 def test_a_shortlist_looks_at_few_of_very_many_groups() -> None:
@@ -161,11 +202,11 @@ def test_a_shortlist_looks_at_few_of_very_many_groups() -> None:
     book.set_reliability(KEYS[0].address, RELIABLE)
     index = book.index_of(MODEL)
     assert index is not None
-    assert [entry.provider for entry in index.free_asks(CountingDemand(MODEL), RELIABLE, 0.5)] == [KEYS[0].address]
+    assert [entry.provider for entry in _free(index, CountingDemand(MODEL), RELIABLE)] == [KEYS[0].address]
     assert len(looks) <= 2 * 1_024
-    assert len(index._select(Demand(MODEL))) == MAX_GROUPS
+    assert len(index._select(Demand(MODEL), 0.5)) == MAX_GROUPS
     book.set_reliability(KEYS[0].address, OTHER)
-    assert list(index.free_asks(CountingDemand(MODEL), RELIABLE, 0.5)) == []
+    assert _free(index, CountingDemand(MODEL), RELIABLE) == []
 
 
 def test_near_ties_begin_where_the_draw_says() -> None:
@@ -177,14 +218,53 @@ def test_near_ties_begin_where_the_draw_says() -> None:
         book.replace(key.address, [make_ask(key, input_price=0, output_price=price)], Capacity(1, 1))
     index = book.index_of(MODEL)
     assert index is not None
-    orders = [list(index.free_asks(Demand(MODEL), OTHER, draw)) for draw in (0.0, 0.25, 0.5, 0.999)]
+    orders = [_free(index, Demand(MODEL), OTHER, draw) for draw in (0.0, 0.25, 0.5, 0.999)]
     in_order = orders[0]
     assert [entry.price for entry in in_order] == sorted(entry.price for entry in in_order)
     for order, begin in zip(orders, (0, 10, 20, 39), strict=True):
         assert order == in_order[begin:40] + in_order[:begin] + in_order[40:]
 
 
-@pytest.mark.parametrize("milliseconds", [1, 2, 150, 90_000, 10**9])
+def test_no_spec_is_hidden_by_the_specs_of_others() -> None:
+    """Of more specs than one shortlist looks at, each newcomer's is considered by some of the draws."""
+    book, random = AskBook(), Random(3)
+    for number in range(20):
+        key = person(f"stranger {number}")
+        asks = [make_ask(key, input_price=0, seq=seq, context_tokens=1_000 * (number + 1) + seq) for seq in range(1, 200)]
+        book.replace(key.address, asks, Capacity(1, 1))
+    book.replace(KEYS[0].address, [make_ask(KEYS[0], context_tokens=100_000)], Capacity(1, 1))
+    index = book.index_of(MODEL)
+    assert index is not None
+    chosen = [any(entry.provider == KEYS[0].address for entry in _free_groups(index, random.random())) for _ in range(400)]
+    assert 5 < sum(chosen) < 100, "it has one of 3,981 specs, of which 256 are considered"
+
+
+def _free_groups(index: ModelIndex, draw: float) -> list[Ask]:
+    return [group.example for group in index._select(Demand(MODEL), draw)]
+
+
+def test_a_provider_has_one_place_in_a_group() -> None:
+    """Of a provider's asks with one spec and price mix, the cheapest stands for the others, tried if it does not fit."""
+    book = AskBook()
+    asks = [make_ask(KEYS[0], seq=seq, input_price=seq, output_price=2 * seq) for seq in range(1, 100)]
+    book.replace(KEYS[0].address, asks, Capacity(1, 1))
+    (lead,) = _free(book.index_of(MODEL), Demand(MODEL), OTHER)
+    assert lead.ask.message.input_price == 1
+    assert len(lead.siblings) == 98
+
+
+def test_price_mixes_are_apart() -> None:
+    """Asks of a cheap input and of a cheap output are in different groups; equal ratios are in one, at any price."""
+    mixes = {
+        price_mix(make_ask(KEYS[0], input_price=10 * scale, output_price=ratio * scale).message)
+        for ratio in (1, 20, 100)
+        for scale in (1, 7, 10**6)
+    }
+    assert len(mixes) == 3
+    assert price_mix(make_ask(KEYS[0], input_price=0, output_price=0).message) == 0
+
+
+@pytest.mark.parametrize("milliseconds", [1, 2, 150, 90_000, 500_000])
 def test_speeds_are_compared_in_steps(milliseconds: int) -> None:
     """Twice the time is later, a twentieth more is at most one step; an unknown speed is last."""
     step, _ = speed_steps(Capacity(1, 1, 0, milliseconds))
@@ -220,5 +300,5 @@ def test_a_route_in_capitals_hides_no_other_ask() -> None:
         book.replace(key.address, [make_ask(key, spec=Spec(features=(route,)))], Capacity(1, 1))
     index = book.index_of(MODEL)
     assert index is not None
-    found = index.free_asks(Demand(MODEL, route="/v1/messages"), OTHER, 0.0)
+    found = _free(index, Demand(MODEL, route="/v1/messages"), OTHER)
     assert [entry.provider for entry in found] == [KEYS[1].address]

@@ -100,7 +100,7 @@ async def test_matches_say_why(world: World) -> None:
     assert _why(world, bob) == [("match", False, "another was ranked before it: cheaper, or more reliable")]
     ann.fail(client.job.id)
     await quiet()
-    assert _why(world, ann)[0] == ("match", False, "it failed this job already")
+    assert _why(world, ann)[0] == ("match", False, "it has or had this job already")
     assert _why(world, bob)[0] == ("match", True, "got the job")
     bob.complete(client.job.id)
     await quiet()

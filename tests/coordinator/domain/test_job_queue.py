@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from coordinator.domain.job_queue import GRANT_SECONDS, MAX_RETRY_SECONDS, MIN_WEIGHT, JobQueue, QueuedJob
-from coordinator.domain.slot_groups import ConnectedNode, SlotGroup
+from coordinator.domain.listed_ask import ConnectedNode, SlotGroup
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.types import Address

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
-from coordinator.domain.matching import explain, rank_candidates, rejection, shortlist
-from coordinator.domain.slot_groups import OTHER, PROVEN, RELIABLE
+from coordinator.domain.listed_ask import OTHER, PROVEN, RELIABLE
+from coordinator.domain.matching import explain, rank_candidates, shortlist
+from coordinator.domain.search import rejection
 from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
@@ -256,7 +257,7 @@ def _ranked(
         now=START,
         ranked=submission.ranked,
     )
-    return [listed_ask.node.provider for listed_ask, _ in fit], against
+    return [ranked.listed_ask.provider for ranked in fit], against
 
 
 def test_candidates_are_ranked_by_price_and_reputation() -> None:

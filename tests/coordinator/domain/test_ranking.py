@@ -9,8 +9,9 @@ import pytest
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
 from coordinator.domain.matching import rank_candidates, shortlist
-from coordinator.domain.ranking import EXPLORED, reliability, sort_by_cost, spread_near_ties, with_exploration
+from coordinator.domain.ranking import EXPLORED, Ranked, rank, reliability, score_step, spread_near_ties, with_exploration
 from coordinator.domain.reputation import NEWCOMER_JOBS, Reputation
+from coordinator.domain.scoring import ANY_REQUEST, RequestShape, Scorer
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.link import Capacity
@@ -41,10 +42,17 @@ def _known(good: int = 0, bad: int = 0, reputation: Reputation | None = None, ke
     return reputation
 
 
+def _rank(entries: list[ListedAsk], reputation: Reputation, shape: RequestShape = ANY_REQUEST) -> list[Ranked[ListedAsk]]:
+    scorer = Scorer(shape, reputation.score)
+    scorer.refer(entries)
+    return rank(entries, lambda entry: entry, scorer)
+
+
 def _listed(book: AskBook, reputation: Reputation, chance: float = 1.0, **demand: object) -> list[Address]:
     wanted = Demand(MODEL, **demand)  # type: ignore[arg-type]
     for listed_ask in book.of_model(MODEL):
-        book.set_reliability(listed_ask.provider, reliability(reputation.score(listed_ask.provider)))
+        score = reputation.score(listed_ask.provider)
+        book.set_reliability(listed_ask.provider, reliability(score), score_step(score))
     ranked_providers = shortlist(book, wanted, START, None, reputation.score, newcomer=reputation.newcomer, chance=chance)
     return [listed_ask.node.provider for listed_ask in ranked_providers]
 
@@ -60,7 +68,7 @@ def test_a_price_of_zero_does_not_outrank_reputation(price: int, good: int) -> N
     assert _listed(book, reputation) == [GOOD.address, BAD.address]
     submission = make_submission(*(listed_ask.ask for listed_ask in listed_asks))
     fit, _ = rank_candidates(submission.candidates, book, tried=(), score=reputation.score, now=START)
-    assert [listed_ask.node.provider for listed_ask, _ in fit] == [GOOD.address, BAD.address]
+    assert [ranked.listed_ask.provider for ranked in fit] == [GOOD.address, BAD.address]
 
 
 def test_ones_own_price_does_not_make_failing_cheaper() -> None:
@@ -180,11 +188,11 @@ def test_a_near_tie_costs_a_hundredth_at_most() -> None:
     book, reputation = AskBook(), _known(good=30)
     _known(good=30, reputation=reputation, key=NEW)
     for price, tie in ((1_010_000, True), (1_010_001, False)):
-        entries = [_stand(book, GOOD, 1_000_000, Capacity(1, 4)), _stand(book, NEW, price)]
-        firsts = {spread_near_ties(entries, lambda entry: entry, reputation.score, d / 10)[0].provider for d in range(10)}
-        assert firsts == {NEW.address if tie else GOOD.address}
+        entries = [_stand(book, GOOD, 1_000_000), _stand(book, NEW, price)]
+        firsts = {spread_near_ties(_rank(entries, reputation), d / 10)[0].entry.provider for d in range(10)}
+        assert firsts == ({GOOD.address, NEW.address} if tie else {GOOD.address})
     entries = [_stand(book, GOOD, 1_000_000, Capacity(1, 4)), _stand(book, BAD, 1_000_000)]
-    assert spread_near_ties(entries, lambda entry: entry, reputation.score, 0.5) == entries
+    assert [ranked.entry for ranked in spread_near_ties(_rank(entries, reputation), 0.5)] == entries
 
 
 async def test_matches_share_the_jobs_too() -> None:
@@ -206,12 +214,10 @@ def test_newcomers_get_their_share_and_no_more() -> None:
     """A twentieth of the draws puts a newcomer first, evenly among them, however many there are."""
     book, reputation, random = AskBook(), _known(good=30), Random(1)
     listed_asks = [_stand(book, GOOD, 10)] + [_stand(book, person(f"new {number}"), 5) for number in range(4)]
-    ranked = sort_by_cost(listed_asks, lambda entry: entry, reputation.score)
-    assert ranked[0].node.provider == GOOD.address
+    ranked = _rank(listed_asks, reputation)
+    assert ranked[0].entry.provider == GOOD.address
     draws = 20_000
-    first = Counter(
-        with_exploration(ranked, lambda entry: entry, reputation.newcomer, random.random())[0].node.provider for _ in range(draws)
-    )
+    first = Counter(with_exploration(ranked, reputation.newcomer, random.random())[0].entry.provider for _ in range(draws))
     assert abs(first.total() - first[GOOD.address] - EXPLORED * draws) < 150
     assert all(150 < number < 350 for provider, number in first.items() if provider != GOOD.address)
 

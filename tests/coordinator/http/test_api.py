@@ -16,6 +16,7 @@ from tallystick import __version__
 from tallystick.protocol.access import ACCESS_SECONDS, dump_access
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import Signed, Signer, read_signed
+from tallystick.protocol.errors import Code
 from tallystick.protocol.link import MAX_ASK_BYTES, Capacity, LateReceipt
 from tallystick.protocol.messages import Access, Ask, Inquiry, Outcome, Receipt, Spec
 from tallystick.protocol.tab import check_receipt
@@ -393,6 +394,56 @@ async def test_the_whole_job_is_reported(at: Served) -> None:
         ],
         "settlement": None,
     }
+
+
+async def test_a_waiting_job_is_shown_with_its_place(at: Served) -> None:
+    """The payer of a job that waits for a slot reads its place; nobody else learns that the job exists. A cancel ends it."""
+    node = at.world.node("ann", slots=1)
+    first, second, third = [await at.world.started(node) for _ in range(3)]
+    path = f"/v1/jobs/{third.job.id.hex()}"
+    assert (await at.http.get(path, headers=access())).json() == {
+        "job": third.job.id.hex(),
+        "state": "queued",
+        "model": MODEL,
+        "payer": PAYER.address,
+        "createdAt": START,
+        "finishedAt": None,
+        "attempts": [],
+        "receipt": None,
+        "settlement": None,
+        "queue": {"position": 2},
+    }
+    for signer in (node.signer, person("stranger")):
+        assert _error(await at.http.get(path, headers=access(signer))) == (404, "unknown_job")
+    node.complete(first.job.id)
+    await quiet()
+    at.world.clock.seconds += 3
+    assert (await at.http.get(path, headers=access())).json()["queue"] == {"position": 1, "waitMs": 3_000}
+    assert (await at.http.post(f"{path}/cancel", headers=access())).json() == {"cancelling": True}
+    await quiet()
+    assert third.failure.code is Code.CANCELLED
+    node.complete(second.job.id)
+    await quiet()
+    at.world.assert_idle()
+
+
+async def test_a_job_that_waits_after_a_failed_attempt_shows_that_attempt(at: Served) -> None:
+    """The attempts so far are shown beside the place; the provider of one still reads its own attempt alone."""
+    ann, bob = at.world.node("ann", slots=1), at.world.node("bob", slots=1, output_price=9_000_000)
+    other = await at.world.started(bob)
+    client = await at.world.started(ann, bob)
+    ann.fail(client.job.id)
+    await quiet()
+    path = f"/v1/jobs/{client.job.id.hex()}"
+    body = (await at.http.get(path, headers=access())).json()
+    assert (body["state"], body["queue"]["position"]) == ("queued", 1)
+    assert [attempt["provider"] for attempt in body["attempts"]] == [ann.address]
+    assert "queue" not in (await at.http.get(path, headers=access(ann.signer))).json()
+    bob.complete(other.job.id)
+    await quiet()
+    assert "queue" not in (await at.http.get(path, headers=access())).json()
+    bob.complete(client.job.id)
+    await quiet()
 
 
 async def test_a_settled_job(at: Served) -> None:

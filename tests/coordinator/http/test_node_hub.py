@@ -17,9 +17,9 @@ from coordinator.storage.memory import MemoryStore
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import Code, Fault, Unavailable, error_from_json
 from tallystick.protocol.link import Capacity, Challenge, LateReceipt, Listing, write_beat
-from tallystick.protocol.messages import Connect
+from tallystick.protocol.messages import Connect, Outcome
 from tallystick.protocol.types import JobId
-from tallystick.protocol.wire import MAX_FRAME, NO_JOB, Kind, dumps, loads, pack_link
+from tallystick.protocol.wire import MAX_FRAME, NO_JOB, Failure, Kind, dumps, loads, pack_link
 from tests.coordinator.harness import (
     COORDINATOR,
     DOMAIN,
@@ -28,6 +28,7 @@ from tests.coordinator.harness import (
     hash_of,
     make_ask,
     make_claim,
+    make_receipt,
     make_submission,
     person,
     unchecked,
@@ -316,6 +317,27 @@ async def test_bad_late_receipts_are_refused(at: Served) -> None:
     refused = [(job, loads(raw, "error")) for kind, job, raw in node.seen if kind is Kind.RECEIPT_REFUSED]
     answers = [(about, error_from_json(raw, 502).code) for about, raw in refused]
     assert answers == [(JOB, Code.BAD_RECEIPT), *[(job, Code.BAD_RECEIPT), (job, Code.BAD_MESSAGE)] * 2]
+
+
+async def test_the_void_receipt_of_an_attempt_that_is_over(at: Served) -> None:
+    """The receipt at no cost in a FAIL is stored and acknowledged even if its job is over; a FAIL without one is ignored."""
+    ann = await LinkNode.join(at, ANN)
+    client = at.world.read(await at.world.market.place_order(make_submission(ann.asks[0])))
+    job, receipt = await ann.take_job()
+    order, terms = (client.job.current.order, client.job.current.candidate.terms)
+    void = make_receipt(ANN, order, terms, outcome=Outcome.REFUSED, input_tokens=0, output_tokens=0)
+    at.world.market.cancel(job)
+    failure = Failure(Unavailable(Code.NODE_BUSY, "full", fault=Fault.PROVIDER))
+    await ann.send(Kind.FAIL, job, failure.dumps())
+    await until(lambda: client.ended)
+    await ann.send(Kind.FAIL, job, failure.dumps())
+    await ann.send(Kind.FAIL, job, replace(failure, receipt=unchecked(receipt)).dumps())
+    await ann.expect(Kind.RECEIPT_REFUSED)
+    await ann.send(Kind.FAIL, job, replace(failure, receipt=unchecked(void)).dumps())
+    await ann.expect(Kind.RECEIPT_ACK)
+    known = await at.world.store.job(job)
+    assert known is not None
+    assert known.receipts[ANN.address].message == void.message
 
 
 async def test_a_node_that_recalls(at: Served) -> None:

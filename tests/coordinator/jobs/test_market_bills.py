@@ -356,7 +356,7 @@ async def test_an_attempt_counts_once(world: World) -> None:
     node.finish(client.job.id)
     await quiet()
     once = world.market.reputation.score(node.address)
-    count_failure(world.market.reputation, client.job, BadReceipt("again"))
+    count_failure(world.market.reputation, client.job, client.job.current, BadReceipt("again"))
     assert world.market.reputation.score(node.address) == once == pytest.approx(1 / 5)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from coordinator.domain.limits import JobLimits
 from coordinator.domain.reputation import UNKNOWN_PROVIDER
-from coordinator.jobs.market import GONE
+from coordinator.jobs.relay import GONE
 from tallystick.protocol.errors import Code
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome
@@ -195,7 +195,7 @@ async def test_output_behind_the_end_of_an_attempt_is_not_told_to_be_there() -> 
     client = await world.place(ann, bob)
     client.reads.clear()
     await quiet()
-    client.job.interrupt(pack_link(GONE, client.job.id))
+    client.job.interrupt(client.job.current, pack_link(GONE, client.job.id))
     ann.chunk(client.job.id)
     client.reads.set()
     await quiet()

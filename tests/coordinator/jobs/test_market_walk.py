@@ -9,14 +9,14 @@ from random import Random
 import pytest
 
 from coordinator.domain.limits import JobLimits
-from coordinator.ports import JobRecord
+from coordinator.ports import JobRecord, KnownJob
 from coordinator.storage.memory import MemoryStore
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.protocol.wire import Kind, dumps
-from tests.coordinator.harness import PAYER, Client, FakeNode, World, person, quiet
+from tests.coordinator.harness import LAST_CHUNK, PAYER, Client, FakeNode, World, hedged, person, quiet
 
 STEPS = 150
 FAILURES = (
@@ -50,10 +50,10 @@ class Walk:
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.store = _WatchedStore(self.random)
-        self.world = World(store=self.store, limits=JobLimits(total=300))
+        self.world = World(store=self.store, limits=JobLimits(total=300, hedge_share=1.0))
         self.world.funds.free[PAYER.address] = Amount(20_000)
         for number in range(4):
-            self.world.node(f"node {number}", slots=2, output_price=2_000_000 + number)
+            self.world.node(f"node {number}", slots=number + 1, output_price=2_000_000 + number)
         self.gone: set[Address] = set()
 
     async def run(self) -> None:
@@ -78,16 +78,22 @@ class Walk:
     # Events
 
     async def order(self) -> None:
-        nodes = self.random.sample(self.world.nodes, self.random.randint(1, 3))
+        nodes = self.random.sample(self.world.nodes, self.random.randint(1, 4))
         payer = PAYER if self.random.random() < 0.9 else person("poor")
+        submission = self.world.submission(*nodes, payer=payer)
+        if self.random.random() < 0.7:
+            submission = hedged(submission, self.random.choice([0.3, 2, 30]))
         try:
-            await self.world.place(*nodes, payer=payer)
+            self.world.read(await self.world.market.place_order(submission))
         except TallyError:
             return
 
     def _given(self) -> tuple[FakeNode, JobId] | None:
-        """A node and a job that it was given at some time."""
+        """A node and a job that it was given at some time, more often one that it has now."""
         given = [(node, job) for node in self.world.nodes for kind, job, _ in node.sent if kind is Kind.DISPATCH]
+        live = [(node, job) for node, job in given if self.world.market.subject_of(job, node.address)]
+        if live and self.random.random() < 0.7:
+            given = live
         return self.random.choice(given) if given else None
 
     async def frame(self) -> None:
@@ -98,8 +104,10 @@ class Walk:
         kind = self.random.choice([Kind.ACCEPT, Kind.CHUNK, Kind.CHUNK, Kind.CHUNK, Kind.FAIL])
         if kind is Kind.FAIL:
             node.fail(job, self.random.choice(FAILURES))
+        elif kind is Kind.CHUNK and self.random.random() < 0.3:
+            node.last_chunk(job)
         else:
-            node.send(kind, job, self.random.randbytes(8))
+            node.send(kind, job, node.address.encode())
 
     async def receipt(self) -> None:
         given = self._given()
@@ -121,7 +129,7 @@ class Walk:
         if node.address in self.gone:
             self.gone.remove(node.address)
             node.connect()
-        else:
+        elif self.random.random() < 0.3:
             self.gone.add(node.address)
             node.leave()
 
@@ -171,15 +179,30 @@ class Walk:
         assert ends == client.kinds[-1:], "the client gets one end, as the last frame"
         if Kind.CHUNK in client.kinds:
             assert Kind.MATCH not in client.kinds[client.kinds.index(Kind.CHUNK) :], "no failover after output"
+            assert Kind.HEDGE not in client.kinds[client.kinds.index(Kind.CHUNK) :], "no second attempt after output"
         assert client.kinds.count(Kind.MATCH) <= len(client.job.attempts)
+        assert client.kinds.count(Kind.HEDGE) <= 1
         known = await self.store.job(job)
         assert known is not None
+        self._check_attempts(client, known)
         for node in self.world.nodes:
             if node.got(Kind.RECEIPT_ACK, job):
                 assert node.address in known.receipts, "what was acknowledged is stored"
         if client.kinds[-1] is Kind.RECEIPT and job not in self.store.refused:
             assert known.receipt is not None
             assert dumps(known.receipt.to_json()) == client.frames[-1][1]
+
+    def _check_attempts(self, client: Client, known: KnownJob) -> None:
+        """One provider's output alone reaches the client, at most one charges, and who was outrun does not."""
+        senders = {payload for kind, payload in client.frames if kind is Kind.CHUNK and payload != LAST_CHUNK}
+        assert len(senders) <= 1, "output of two providers never mixes"
+        outrun = {attempt.provider for attempt in known.record.attempts if attempt.outrun}
+        assert not senders & {provider.encode() for provider in outrun}
+        charges = {provider for provider, receipt in known.receipts.items() if receipt.message.cost}
+        assert len(charges) <= 1, "one provider is paid"
+        assert not charges & outrun, "an outrun provider charges nothing"
+        credited = {node.address for node in self.world.nodes if node.got(Kind.CREDIT, client.job.id)}
+        assert len(credited) <= 1, "one provider learns that it may charge"
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -189,6 +212,18 @@ async def test_every_job_ends_once_and_holds_nothing(seed: int) -> None:
     await walk.run()
     assert len(walk.world.clients) > 3
     await walk.check()
+
+
+async def test_the_walks_meet_hedged_jobs() -> None:
+    """Some of the walks' jobs run at two providers, and the first or the second one has output first."""
+    outrun: Counter[bool] = Counter()
+    for seed in range(12):
+        walk = Walk(seed)
+        await walk.run()
+        attempts = (attempt for client in walk.world.clients for attempt in client.job.attempts)
+        outrun += Counter(attempt.record.hedged for attempt in attempts if attempt.outrun)
+    assert outrun[True] > 0
+    assert outrun[False] > 0
 
 
 @pytest.mark.parametrize("seed", range(100, 110))

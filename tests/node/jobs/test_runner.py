@@ -252,7 +252,12 @@ async def test_cancel_in_mid_response() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "outcome"), [(CancelReason.TIMED_OUT, Outcome.TIMED_OUT), (CancelReason.COORDINATOR, Outcome.PROVIDER_ERROR)]
+    ("reason", "outcome"),
+    [
+        (CancelReason.TIMED_OUT, Outcome.TIMED_OUT),
+        (CancelReason.COORDINATOR, Outcome.PROVIDER_ERROR),
+        (CancelReason.HEDGED, Outcome.REFUSED),
+    ],
 )
 async def test_a_stop_by_the_coordinator_is_not_charged(reason: CancelReason, outcome: Outcome) -> None:
     """The receipt of a job that the coordinator stopped says so and charges nothing."""

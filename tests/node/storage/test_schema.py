@@ -11,14 +11,18 @@ from alembic import command
 from alembic.config import Config
 
 from node.ports import CoordinatorHour
-from node.storage.earnings import read_payouts
+from node.storage.earnings import read_lines, read_payouts
 from node.storage.store import MIGRATIONS, SqlStore
+from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.tab import ProviderTab
 from tallystick.protocol.types import Amount
 from tallystick.runtime import storage
-from tests.node.harness import DOMAIN, PROVIDER
+from tests.node.harness import COORDINATOR, DOMAIN, NOW, PROVIDER, Client, admitted
+from tests.node.storage.test_store import ASK, finish, receipt_record
 
 
 def _migrate(path: Path, revision: str) -> None:
+    """Makes a state of a revision, or takes one back to it."""
     config = Config()
     config.set_main_option("script_location", str(Path(storage.__file__).parent / "alembic"))
     config.set_main_option("version_locations", str(MIGRATIONS / "versions"))
@@ -26,7 +30,10 @@ def _migrate(path: Path, revision: str) -> None:
     engine = sa.create_engine(f"sqlite:///{path}")
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+        if revision == "head" or not sa.inspect(connection).has_table("alembic_version"):
+            command.upgrade(config, revision)
+        else:
+            command.downgrade(config, revision)
     engine.dispose()
 
 
@@ -47,9 +54,10 @@ async def test_state_from_before_payouts(tmp_path: Path) -> None:
     path = tmp_path / "node.db"
     _migrate(path, "0005")
     tab = ("0xp", 2, f"{9:029}", f"{4:029}", f"{1:029}", 10, 11, f"{9:029}")
-    job = ("d1", "j1", "0xc", "model", 3, 10, 20, 0)
+    job, order = ("d1", "j1", "0xc", "model", 3, 10, 20, 0), ("d1", "0xp", f"{9:029}", 30, 40, "{}", "{}")
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", job)
+        database.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?, ?, ?)", order)
         names = "payer, seq, cumulative, settled, reserved, since, claimed_at, claimed"
         database.execute(
             f"INSERT INTO tabs ({names}, observed_at, written_off) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 5, ?)", (*tab, f"{0:029}")
@@ -60,5 +68,55 @@ async def test_state_from_before_payouts(tmp_path: Path) -> None:
     assert await store.read(lambda c: read_payouts(c, 5)) == []
     await store.close()
     with closing(sqlite3.connect(path)) as database:
-        assert database.execute("SELECT * FROM jobs").fetchall() == [job[:4] + job[5:]]
+        columns = "digest, job, coordinator, model, admitted_at, ended_at, outcome"
+        assert database.execute(f"SELECT {columns} FROM orders").fetchall() == [job[:4] + job[5:]]
         assert database.execute(f"SELECT {names} FROM tabs").fetchall() == [tab]
+
+
+async def test_state_from_before_an_order_and_its_job_were_one_row(tmp_path: Path) -> None:
+    """A finished job, an unfinished one and a recovered order keep their meaning, there and back."""
+    path, client = tmp_path / "node.db", Client()
+    store = SqlStore(f"sqlite:///{path}", PROVIDER.address, DOMAIN)
+    await store.start()
+    done = await finish(store, client)
+    running = admitted(client.order(ASK))
+    await store.begin(running, NOW)
+    elsewhere = receipt_record(client.order(ASK), ProviderTab(5, Amount(200)))
+    receipt, order = elsewhere.receipt, elsewhere.matched.order
+    await store.record_recovered(receipt, order, LateReceipt(receipt, order, elsewhere.matched.terms))
+    expected = await _meaning(store)
+    await store.close()
+    for _ in range(2):
+        _migrate(path, "0008")
+        with closing(sqlite3.connect(path)) as database:
+            digests = {row[0] for row in database.execute("SELECT order_digest FROM jobs")}
+        assert digests == {done.matched.order.digest.hex(), running.order.digest.hex()}
+        store = SqlStore(f"sqlite:///{path}", PROVIDER.address, DOMAIN)
+        await store.start()
+        assert await _meaning(store) == expected
+        await store.close()
+
+
+async def _meaning(store: SqlStore) -> list[object]:
+    """Returns what the node and its reports read of a state."""
+    return [
+        await store.tabs(NOW),
+        await store.unfinished_orders(NOW),
+        sorted(await store.consumed_orders(0)),
+        await store.unacknowledged(COORDINATOR.address, NOW + 1_000, 0, 10),
+        await store.claimable(NOW, 10),
+        await store.read(lambda c: read_lines(c, 0)),
+    ]
+
+
+def test_no_index_is_ordered_by_a_digest(tmp_path: Path) -> None:
+    """Each entry of an index in random order takes a page to write, so rows are found by what grows with time."""
+    _migrate(tmp_path / "node.db", "head")
+    with closing(sqlite3.connect(tmp_path / "node.db")) as database:
+        indexes = database.execute("SELECT name, tbl_name FROM sqlite_master WHERE type = 'index'").fetchall()
+        first = {
+            database.execute(f"PRAGMA index_info('{name}')").fetchone()[2]
+            for name, table in indexes
+            if table in {"orders", "receipts"}
+        }
+    assert first == {"job", "payer", "deadline", "claim_by", "finished_at", "coordinator"}

@@ -247,7 +247,7 @@ async def test_the_database_itself_refuses_a_second_receipt_of_a_seq(tmp_path: P
     await finish(store, Client())
     await store.close()
     insert = (
-        "INSERT INTO receipts SELECT 'another', job, payer, coordinator, seq, cumulative, cost, input_tokens, "
+        "INSERT INTO receipts SELECT NULL, 'another', job, payer, coordinator, seq, cumulative, cost, input_tokens, "
         "cached_input_tokens, output_tokens, finished_at, acknowledged, receipt_doc FROM receipts"
     )
     with sqlite3.connect(tmp_path / "node.db") as connection, pytest.raises(sqlite3.IntegrityError, match=r"receipts\.payer"):

@@ -1,14 +1,15 @@
-"""Connected nodes, the slot groups of each, and its listed asks with their sort keys. Pure.
+"""What the ask book lists: connected nodes, their slot groups and asks, with the integer keys of each order of the index. Pure.
 
-Slots belong to the engines of a node. Asks of one node that share an engine's slots form a slot group: they are free or busy
-together, whatever the node's other engines do.
+A key is the price first, or a speed in steps of about a fifth and then the price. The last 32 bits come from the provider's
+address, so the order is total and the same in each process.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import lru_cache
 from math import log2
+from typing import NamedTuple
 
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
@@ -18,13 +19,27 @@ from tallystick.protocol.types import Address
 RELIABLE, PROVEN, OTHER = range(3)
 """The classes of reliability, best first. ranking.py assigns them by score."""
 CLASSES = (RELIABLE, PROVEN, OTHER)
+SCORE_STEPS = 64
+"""Steps of a provider's score, by which the index bounds how reliable an unseen provider can be."""
+ADDRESS_BITS = 32
 _STEPS_PER_DOUBLING = 4
 """Speeds are compared in steps of the fourth root of two, because every report of a node differs a little."""
-_SLOWEST = 255
-"""The step of an unknown speed."""
-_MAX_CHANGES = 32
+SLOWEST = 84
+"""The step of an unknown speed. It counts as a minute to the first token, or as a second per token."""
 _SPEED_SHIFT = 128
-ADDRESS_BITS = 32
+_MAX_CHANGES = 32
+
+
+class Speed(NamedTuple):
+    """How fast a provider answers. 0: unknown."""
+
+    first_token_ms: int = 0
+    tokens_per_second: int = 0
+
+
+UNKNOWN_SPEED = Speed()
+
+
 FREE_SLOT, QUEUE_PLACE, NO_PLACE = range(3)
 """The states of a slot group, best first: a slot is free; only a place in the engine's queue is; the node takes no job."""
 SlotKey = tuple[Address, int | None]
@@ -41,19 +56,17 @@ class ConnectedNode:
     provider: Address
     stake: int = 0
     reliability: int = OTHER
+    score_step: int = SCORE_STEPS
+    """A step that its provider's score does not exceed."""
     groups: tuple[SlotGroup, ...] = ()
     """The slot groups that the node's asks name."""
     retired: tuple[SlotGroup, ...] = ()
     """Former slot groups that still have jobs."""
+    asks: tuple[ListedAsk, ...] = ()
+    leads: tuple[ListedAsk, ...] = ()
+    """Its cheapest ask in each group and slot group, which stands for its others there: a provider has one place among equals."""
     former: tuple[ListedAsk, ...] = ()
     """Asks that were replaced lately, which orders may still name."""
-
-    @property
-    def asks(self) -> tuple[ListedAsk, ...]:
-        """The node's asks, by slot group."""
-        if len(self.groups) == 1:
-            return self.groups[0].asks
-        return tuple(chain.from_iterable(group.asks for group in self.groups))
 
     @property
     def free(self) -> int:
@@ -68,9 +81,9 @@ class ConnectedNode:
 
 @dataclass(slots=True, eq=False)
 class SlotGroup:
-    """Slots that some asks of a node share: their last reported capacity, and the jobs that were given to them.
+    """Slots that some asks of a node share, because one engine serves them: their last reported capacity, and their jobs.
 
-    Only the ask book changes it.
+    The asks of a slot group are free or busy together, whatever the node's other engines do. Only the ask book changes it.
     """
 
     node: ConnectedNode
@@ -84,7 +97,8 @@ class SlotGroup:
     """The number of the first decision at which it is known whether a slot was free."""
     changes: tuple[int, ...] = ()
     """The numbers of the decisions before which that last changed, oldest first; at most _MAX_CHANGES."""
-    asks: tuple[ListedAsk, ...] = ()
+    leads: tuple[ListedAsk, ...] = ()
+    """Those of the node's leads that sell these slots."""
 
     @property
     def provider(self) -> Address:
@@ -108,10 +122,14 @@ class SlotGroup:
         return max(0, self.places - self.capacity.queue)
 
     @property
+    def taken(self) -> int:
+        """Jobs in slots or in the engine's queue, those of others included."""
+        return self.capacity.slots + self.capacity.queue - self.places
+
+    @property
     def load(self) -> float:
         """Jobs per slot: 1 if all slots are taken, more if jobs wait in the engine's queue."""
-        capacity = self.capacity
-        return (capacity.slots + capacity.queue - self.places) / capacity.slots if capacity.slots else 1.0
+        return self.taken / self.capacity.slots if self.capacity.slots else 1.0
 
     @property
     def current_state(self) -> int:
@@ -137,10 +155,16 @@ class SlotGroup:
 
 @dataclass(slots=True, eq=False)
 class ListedAsk:
-    """One ask in the book, with the slots that it sells, and its key in the order by price."""
+    """One ask in the book, with the slots that it sells, and its key in the order by price.
+
+    `measured`: the speed that the coordinator measured for its provider and model; None if it measured too little.
+    """
 
     ask: Verified[Ask]
     slot_group: SlotGroup
+    measured: Speed | None = None
+    siblings: tuple[ListedAsk, ...] = ()
+    """The provider's other asks in the same group and slot group, cheapest first, if this one stands for them in the lists."""
     provider: Address = field(init=False)
     by_price: int = field(init=False)
 
@@ -165,21 +189,46 @@ class ListedAsk:
         return self.price, self.provider
 
     @property
+    def speed(self) -> Speed:
+        """The measured speed, and until enough was measured, what the node says of itself."""
+        if self.measured is not None:
+            return self.measured
+        capacity = self.slot_group.capacity
+        return Speed(capacity.first_token_ms, capacity.tokens_per_second)
+
+    @property
     def by_latency(self) -> int:
         """Sort key: the step of the time to the first token, then the price."""
-        return speed_steps(self.slot_group.capacity)[0] << _SPEED_SHIFT | self.by_price
+        return latency_step(self.speed.first_token_ms) << _SPEED_SHIFT | self.by_price
 
     @property
     def by_throughput(self) -> int:
         """Sort key: the step of the throughput, then the price."""
-        return speed_steps(self.slot_group.capacity)[1] << _SPEED_SHIFT | self.by_price
+        return throughput_step(self.speed.tokens_per_second) << _SPEED_SHIFT | self.by_price
 
 
-def speed_steps(capacity: Capacity) -> tuple[int, int]:
-    """Returns the steps of a slot group's time to the first token and of its throughput; a lower step is faster."""
-    latency = throughput = _SLOWEST
-    if capacity.first_token_ms:
-        latency = min(int(log2(capacity.first_token_ms) * _STEPS_PER_DOUBLING), _SLOWEST - 1)
-    if capacity.tokens_per_second:
-        throughput = max(_SLOWEST - 1 - int(log2(capacity.tokens_per_second) * _STEPS_PER_DOUBLING), 0)
-    return latency, throughput
+@lru_cache(maxsize=1 << 16)
+def latency_step(first_token_ms: int) -> int:
+    """Returns the step of a time to the first token; a lower step is faster."""
+    return min(int(log2(first_token_ms) * _STEPS_PER_DOUBLING), SLOWEST - 1) if first_token_ms else SLOWEST
+
+
+@lru_cache(maxsize=1 << 16)
+def throughput_step(tokens_per_second: int) -> int:
+    """Returns the step of a throughput; a lower step is faster."""
+    return max(SLOWEST - 1 - int(log2(tokens_per_second) * _STEPS_PER_DOUBLING), 0) if tokens_per_second else SLOWEST
+
+
+def _doublings(steps: int, scale: int, limit: int) -> int:
+    return min(round(scale * 2 ** (steps / _STEPS_PER_DOUBLING)), limit)
+
+
+LATENCY_MS = tuple(_doublings(step, 1, 60_000) for step in range(SLOWEST + 1))
+"""Milliseconds that each step of a time to the first token counts as."""
+TOKEN_US = tuple(_doublings(step + 1 - SLOWEST, 1_000_000, 1_000_000) for step in range(SLOWEST + 1))
+"""Microseconds per token that each step of a throughput counts as."""
+
+
+def speed_steps(speed: Speed | Capacity) -> tuple[int, int]:
+    """Returns the steps of a time to the first token and of a throughput."""
+    return latency_step(speed.first_token_ms), throughput_step(speed.tokens_per_second)

@@ -1,0 +1,164 @@
+"""The score of an ask for one request: what the request is expected to cost with it, as a sum whose terms are shown. Pure.
+
+| term | meaning |
+|---|---|
+| price | the likely input, less what its provider has cached at the cached price, and the expected output |
+| loss | (1 - score of the provider) x what a failed job costs |
+| first_token | seconds to the first token x `Weights.first_token` |
+| speed | seconds from then to the end of the expected output x `Weights.speed` |
+| load | the share of slots that are taken x one part in LOAD_PART of the price |
+
+A failed job costs as much as FAILED_JOBS jobs at the reference: the least price and time among the fitting providers of the best
+class of reliability. FLOOR per token and `Weights.loss` are added. It does not depend on a provider's own price, so an ask at
+price 0 gains nothing by failing. All terms are whole numbers of MICRO: a millionth of a base unit, since prices are per
+1,000,000 tokens. Speeds are the coordinator's measurements in steps of about a fifth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from coordinator.domain.listed_ask import LATENCY_MS, OTHER, SCORE_STEPS, TOKEN_US, ListedAsk, speed_steps
+from tallystick.protocol.types import Address, Amount, format_amount
+from tallystick.protocol.weights import NO_WEIGHTS, Weights
+
+MICRO = 1_000_000
+_MICRO_DECIMALS = 12
+FAILED_JOBS = 2
+FLOOR = 25_000
+"""Base units per 1,000,000 tokens of a failed job."""
+LOAD_PART = 20
+DEFAULT_OUTPUT_TOKENS = 256
+"""The expected output of a model of which nothing was measured yet."""
+_DEFAULT_INPUT_PART = 3
+"""Input tokens per output token of a request of which nothing is known."""
+_SORT_WEIGHT = Amount(1_000_000)
+"""Base units per second that the sort orders by speed count: a dollar a second, next to which hardly any price matters."""
+
+Score = Callable[[Address], float]
+"""Returns a provider's score, from 0 to 1."""
+
+
+class ScoreTerms(NamedTuple):
+    """The terms of one ask's score, in MICRO base units. The lowest total is best."""
+
+    price: int
+    loss: int
+    first_token: int
+    speed: int
+    load: int
+
+    @property
+    def total(self) -> int:
+        """The sum of all terms."""
+        return self[0] + self[1] + self[2] + self[3] + self[4]
+
+    def to_json(self) -> dict[str, str]:
+        """Returns the terms and their sum in dollars, as exact decimal text."""
+        terms = {"price": self.price, "loss": self.loss, "firstToken": self.first_token, "speed": self.speed, "load": self.load}
+        return {name: format_amount(term, _MICRO_DECIMALS) for name, term in (terms | {"total": self.total}).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestShape:
+    """What the ranking knows of a request: its likely input and expected output in tokens, and what its client values.
+
+    `holder`: the provider that has `cached_tokens` of the input in its cache.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    weights: Weights = NO_WEIGHTS
+    holder: Address | None = None
+    cached_tokens: int = 0
+
+
+def shape_of(
+    input_tokens: int,
+    max_output: int | None,
+    mean_output: int | None = None,
+    *,
+    sort: str = "price",
+    weights: Weights = NO_WEIGHTS,
+    holder: Address | None = None,
+    cached_tokens: int = 0,
+) -> RequestShape:
+    """Returns the shape of a request. `input_tokens`: 0 if unknown; `mean_output`: of the model's receipts, None without any.
+
+    The expected output is that mean, and at most what the request allows. `sort` sets the weight of the speed that it names.
+    """
+    output = DEFAULT_OUTPUT_TOKENS if mean_output is None else mean_output
+    if max_output is not None:
+        output = min(output, max_output)
+    if sort == "latency":
+        weights = Weights(max(weights.first_token, _SORT_WEIGHT), weights.speed, weights.loss)
+    elif sort == "throughput":
+        weights = Weights(weights.first_token, max(weights.speed, _SORT_WEIGHT), weights.loss)
+    tokens = input_tokens or _DEFAULT_INPUT_PART * max(output, 1)
+    return RequestShape(tokens, output, weights, holder, min(cached_tokens, tokens))
+
+
+ANY_REQUEST = shape_of(0, None)
+
+
+class Scorer:
+    """Scores asks for one request. `refer` must set the reference before the first score."""
+
+    __slots__ = ("_failure", "_input", "_known", "_output", "_score", "_timed", "shape")
+
+    def __init__(self, shape: RequestShape, score: Score) -> None:
+        self.shape, self._score = shape, score
+        self._input, self._output = shape.input_tokens, shape.output_tokens
+        self._timed = bool(shape.weights.first_token or shape.weights.speed)
+        self._failure = 0
+        self._known: dict[int, tuple[ScoreTerms, float]] = {}
+
+    def price(self, listed_ask: ListedAsk) -> int:
+        """The request's price with this ask."""
+        ask, shape = listed_ask.ask.message, self.shape
+        price = self._input * ask.input_price + self._output * ask.output_price
+        if shape.cached_tokens and ask.provider == shape.holder:
+            price += shape.cached_tokens * (ask.cached_input_price - ask.input_price)
+        return price
+
+    def first_token(self, step: int) -> int:
+        """What the time to the first token counts at this step of latency."""
+        return self.shape.weights.first_token * LATENCY_MS[step] * (MICRO // 1_000)
+
+    def speed(self, step: int) -> int:
+        """What the time of the output counts at this step of throughput."""
+        return self.shape.weights.speed * self._output * TOKEN_US[step]
+
+    def _times(self, listed_ask: ListedAsk) -> tuple[int, int]:
+        if not self._timed:
+            return 0, 0
+        latency, throughput = speed_steps(listed_ask.speed)
+        return self.first_token(latency), self.speed(throughput)
+
+    def refer(self, listed_asks: Sequence[ListedAsk]) -> None:
+        """Sets what a failed job costs, from the fitting asks of the best class of reliability among these."""
+        best = min([entry.node.reliability for entry in listed_asks], default=OTHER)
+        worths = [self.price(entry) + sum(self._times(entry)) for entry in listed_asks if entry.node.reliability == best]
+        floor = FLOOR * (self._input + self._output) + MICRO * self.shape.weights.loss
+        self._failure = FAILED_JOBS * min(worths, default=0) + floor
+        self._known.clear()
+
+    def judge(self, listed_ask: ListedAsk) -> tuple[ScoreTerms, float]:
+        """Returns the terms of an ask's score, and its provider's reputation, from 0 to 1."""
+        known = self._known.get(id(listed_ask))
+        if known is not None:
+            return known
+        price, score = self.price(listed_ask), self._score(listed_ask.provider)
+        loss = self._failure * (MICRO - int(MICRO * score)) // MICRO
+        slots, taken = listed_ask.slot_group.capacity.slots, listed_ask.slot_group.taken
+        load = (price * taken // (slots * LOAD_PART) if taken else 0) if slots else price // LOAD_PART
+        first_token, speed = self._times(listed_ask) if self._timed else (0, 0)
+        terms = ScoreTerms(price, loss, first_token, speed, load)
+        self._known[id(listed_ask)] = terms, score
+        return terms, score
+
+    def least_loss(self, score_step: int) -> int:
+        """The least loss of a provider whose score does not exceed this step."""
+        return self._failure * (SCORE_STEPS - score_step) // SCORE_STEPS

@@ -1,0 +1,245 @@
+"""The search for the asks that meet one demand, in the order of an index that ends the search early. Pure."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from operator import attrgetter
+
+from coordinator.domain.ask_book import AskBook
+from coordinator.domain.ask_index import FreeOffers
+from coordinator.domain.listed_ask import CLASSES, OTHER, SCORE_STEPS, ListedAsk
+from coordinator.domain.match_errors import no_match_error
+from coordinator.domain.ranking import BAD
+from coordinator.domain.scoring import Score, Scorer
+from tallystick.protocol.criteria import MAX_ADDRESSES, Demand, Facts, Reason
+from tallystick.protocol.errors import TallyError
+from tallystick.protocol.types import Address
+
+_LEAST = 4
+"""Fitting providers that a shortlist considers, at least, and that it takes from the last class, which has the newcomers."""
+_MAX_JUDGED = 512
+"""Suitable asks that one shortlist judges by price, validity and provider. Excluded providers do not count."""
+_MAX_SCANNED = 5_000
+"""Asks that one shortlist looks at in one class, those of excluded providers and further ones of a provider that fits too."""
+_MAX_SCORED = 48
+"""Fitting providers of one class that a shortlist scores, beyond those that it takes at least: as many as may still be better."""
+_TOLERANCE = 128
+"""The search ends when what follows is at most one part in this many better than what it has: less than a near tie."""
+_LAST = 1 << 128
+"""Added to the total of a provider that mostly fails."""
+_MAX_EXPLAINED = 256
+"""Asks, cheapest first, whose reasons are counted if no ask meets the demand."""
+
+
+def perfect_score(_provider: Address) -> float:
+    """Returns the score of a provider that never fails."""
+    return 1.0
+
+
+def rejection(
+    listed_ask: ListedAsk,
+    demand: Demand,
+    now: int,
+    score: Score = perfect_score,
+    *,
+    suitable: bool = False,
+    queues: bool = False,
+    waits: bool = False,
+) -> Reason | None:
+    """Returns the first reason why this ask does not meet the demand, or None if it does. `now`: Unix seconds.
+
+    `suitable`: the ask's spec is known to meet the demand. `queues`: the job may wait in the engine's queue. `waits`: it may wait
+    for a slot.
+    """
+    group, ask = listed_ask.slot_group, listed_ask.ask.message
+    reputation = 100 * score(listed_ask.provider) if demand.min_reputation else None
+    facts = Facts(now, group.node.stake, None if waits else group.places if queues else group.free, reputation)
+    return demand.offer_objection(ask, facts) if suitable else demand.objection(ask, facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The search for the asks that meet one demand. It adds the asks that it judged and rejected to `rejected`."""
+
+    book: AskBook
+    demand: Demand
+    now: int
+    score: Score
+    scorer: Scorer
+    chance: float
+    rejected: list[tuple[Reason, ListedAsk]]
+
+    def best(self) -> list[ListedAsk]:
+        """Returns fitting asks that declare all that the request needs; if there are none, other fitting asks."""
+        strict = self.demand.strict
+        if strict is not None:
+            declared = replace(self, demand=strict, rejected=[]).fitting_asks()
+            if declared:
+                return declared
+        return self.fitting_asks()
+
+    def fitting_asks(self) -> list[ListedAsk]:
+        """Returns fitting asks, of the pinned providers or of all that have a free slot."""
+        return self._among_pinned() if self.demand.pin else self._among_free()
+
+    def best_of(self, state: int) -> list[ListedAsk]:
+        """Returns asks in a state other than FREE_SLOT that would fit if a slot were free, one per provider.
+
+        If there are any, returns those that declare all that the request needs.
+        """
+        book, demand = self.book, self.demand
+        index = book.index_of(demand.model)
+        if index is None:
+            return []
+        for wanted in (demand,) if demand.strict is None else (demand.strict, demand):
+            if demand.pin:
+                pinned = (entry for entry in book.of_providers(demand.model, demand.pin) if entry.slot_group.state == state)
+                classes = [iter(sorted(pinned, key=attrgetter("price_key")))]
+            else:
+                classes = [index.other_asks(wanted, state, reliability, self.chance) for reliability in CLASSES]
+            fitting = [listed_ask for listed_asks in classes for listed_ask in self._fitting_when_free(listed_asks, wanted)]
+            if fitting:
+                return fitting
+        return []
+
+    def _fitting_when_free(self, listed_asks: Iterator[ListedAsk], demand: Demand) -> list[ListedAsk]:
+        """Returns the first ask of each provider that would fit if it had a free slot, of at most _MAX_EXPLAINED that are judged.
+
+        A provider that fits hides no other, however many asks it has.
+        """
+        fitting: dict[Address, ListedAsk] = {}
+        others = (entry for entry in islice(listed_asks, _MAX_SCANNED) if entry.provider not in fitting)
+        for listed_ask in islice(others, _MAX_EXPLAINED):
+            if self._fits_when_free(listed_ask, demand):
+                fitting[listed_ask.provider] = listed_ask
+        return list(fitting.values())
+
+    def _fits_when_free(self, listed_ask: ListedAsk, demand: Demand) -> bool:
+        slots = listed_ask.slot_group.capacity.slots
+        return slots > 0 and rejection(listed_ask, demand, self.now, self.score, waits=True) is None
+
+    def _among_pinned(self) -> list[ListedAsk]:
+        """Returns the fitting asks of pinned providers, which are found wherever they stand in the order."""
+        pinned = self.book.of_providers(self.demand.model, self.demand.pin)
+        return self._fitting(iter(sorted(pinned, key=attrgetter("price_key"))), MAX_ADDRESSES)
+
+    def _among_free(self) -> list[ListedAsk]:
+        """Returns the best free asks that fit, one per provider: at least a few of each class of reliability, and all others that
+        may be among the best.
+        """
+        index, pool = self.book.index_of(self.demand.model), _Pool(self)
+        if index is None:
+            return []
+        for reliability in CLASSES:
+            offers = index.free_asks(self.demand, reliability, self.scorer, self.chance)
+            if offers is not None:
+                more = _LEAST if reliability == OTHER else 0
+                self._take(offers, max(self.demand.limit, _LEAST, len(pool.fitting) + more), pool)
+        pool.limit(SCORE_STEPS)
+        return list(pool.fitting.values())
+
+    def _take(self, offers: FreeOffers, wanted: int, pool: _Pool) -> None:
+        """Adds fitting asks of one class to the pool: until it has as many as wanted, and no ask that follows may win."""
+        demand, left, scanned = self.demand, _MAX_JUDGED, 0
+        most, limit = len(pool.fitting) + _MAX_SCORED, _LAST
+        simple = None if demand.min_stake or demand.min_reputation else Facts(self.now)
+        for bound, lead in offers:
+            if len(pool.fitting) >= wanted:
+                limit = pool.limit(offers.best_score)
+                if bound >= limit or len(pool.fitting) >= most:
+                    return
+            scanned += 1
+            provider = lead.provider
+            if scanned > _MAX_SCANNED or not left:
+                return
+            if provider in demand.exclude or provider in pool.fitting:
+                continue
+            left -= 1
+            several = len(lead.node.asks) > 1
+            listed_ask = self._best_of(lead) if several else self._suiting(lead, simple)
+            if listed_ask is not None:
+                pool.add(listed_ask)
+
+    def _suiting(self, listed_ask: ListedAsk, simple: Facts | None) -> ListedAsk | None:
+        """Returns a free ask of a suitable group if it fits; records the reason if it does not."""
+        if simple is None:
+            reason = rejection(listed_ask, self.demand, self.now, self.score, suitable=True)
+        else:
+            reason = self.demand.offer_objection(listed_ask.ask.message, simple)
+        if reason is not None:
+            self.rejected.append((reason, listed_ask))
+        return listed_ask if reason is None else None
+
+    def _best_of(self, lead: ListedAsk) -> ListedAsk | None:
+        """Returns the best fitting ask of a provider with several; None unless this one, or a sibling of it, is the best."""
+        fitting: list[tuple[int, int, ListedAsk]] = []
+        for number, listed_ask in enumerate(lead.node.asks):
+            if listed_ask.ask.message.model == self.demand.model:
+                reason = rejection(listed_ask, self.demand, self.now, self.score)
+                if reason is None:
+                    fitting.append((self.scorer.price(listed_ask), number, listed_ask))
+                elif listed_ask is lead:
+                    self.rejected.append((reason, lead))
+        best = min(fitting)[2] if fitting else None
+        return best if best is lead or best in lead.siblings else None
+
+    def _fitting(self, listed_asks: Iterator[ListedAsk], wanted: int) -> list[ListedAsk]:
+        """Returns the best fitting ask of each provider, of at most `wanted` providers."""
+        fitting: dict[Address, ListedAsk] = {}
+        for listed_ask in islice(listed_asks, _MAX_SCANNED):
+            provider = listed_ask.provider
+            if len(fitting) == wanted and provider not in fitting:
+                continue
+            reason = rejection(listed_ask, self.demand, self.now, self.score)
+            if reason is not None:
+                self.rejected.append((reason, listed_ask))
+            elif provider not in fitting or self.scorer.price(listed_ask) < self.scorer.price(fitting[provider]):
+                fitting[provider] = listed_ask
+        return list(fitting.values())
+
+    def no_match(self) -> TallyError:
+        """Returns the error for a demand that nobody meets, from the reasons against the cheapest asks, busy ones too."""
+        of_model = self.book.of_model(self.demand.model)
+        if self.demand.pin:
+            pinned = sum(1 for _ in self.book.of_providers(self.demand.model, self.demand.pin))
+            return no_match_error(self.demand, self.rejected, not_requested=len(of_model) - pinned, book=self.book)
+        self.rejected.clear()
+        for listed_ask in of_model[:_MAX_EXPLAINED]:
+            reason = rejection(listed_ask, self.demand, self.now, self.score)
+            if reason is not None:
+                self.rejected.append((reason, listed_ask))
+        return no_match_error(self.demand, self.rejected, book=self.book)
+
+
+@dataclass(slots=True)
+class _Pool:
+    """The fitting asks that a search found, one per provider. The first class that has any sets the scorer's reference."""
+
+    search: Search
+    fitting: dict[Address, ListedAsk] = field(default_factory=dict)
+    _totals: list[int] = field(default_factory=list)
+    _unscored: list[ListedAsk] = field(default_factory=list)
+    _referred: bool = False
+
+    def add(self, listed_ask: ListedAsk) -> None:
+        """Adds an ask of a provider that has none in the pool."""
+        self.fitting[listed_ask.provider] = listed_ask
+        self._unscored.append(listed_ask)
+
+    def limit(self, best_score: int) -> int:
+        """Returns the price and time from which no further ask can be among the best, if its score has at most this step."""
+        search = self.search
+        if not self._referred:
+            search.scorer.refer(self._unscored)
+            self._referred = True
+        for listed_ask in self._unscored:
+            terms, score = search.scorer.judge(listed_ask)
+            insort(self._totals, terms.total + _LAST if score < BAD else terms.total)
+        self._unscored.clear()
+        if len(self._totals) < search.demand.limit:
+            return _LAST
+        worst = self._totals[search.demand.limit - 1]
+        return worst - worst // _TOLERANCE - search.scorer.least_loss(best_score)

@@ -1,0 +1,86 @@
+"""An attempt at a job: what one provider was given, and what came of it. Only the relay changes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from coordinator.domain.listed_ask import SlotGroup
+from coordinator.ports import AttemptRecord, Handler, job_subject
+from tallystick.protocol.eip712 import Verified
+from tallystick.protocol.jobs import State
+from tallystick.protocol.messages import Order
+from tallystick.protocol.types import Address
+from tallystick.protocol.wire import Candidate
+
+OUTRUN = "another provider that had the job too had output first"
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """The candidate, its verified order, and the slots of its node that it takes."""
+
+    candidate: Candidate
+    order: Verified[Order]
+    slot_group: SlotGroup
+    number: int = 0
+    """Its number among the attempts of its job, from 0."""
+    match: bytes = field(default=b"", repr=False)
+    """The payload of the MATCH frame for the client; empty before the dispatch."""
+    deadline: float = 0.0
+    """Deadline of its current phase, on a monotonic clock."""
+    overdue: bool = False
+    """Whether its node was told that its deadline passed."""
+    uncredited: int = 0
+    """Chunks that were relayed since the node last got credit."""
+    unread: int = 0
+    """Its frames in the inbox of the job."""
+    output_seen: bool = False
+    """Whether output arrived, or no longer matters."""
+    interrupted: bool = False
+    """Whether a frame is queued that ends it."""
+    reputation_counted: bool = False
+    """Whether it was counted for its provider's reputation."""
+    released: bool = False
+    """Whether it holds no slot and no exposure any more."""
+    handler: Handler | None = field(default=None, repr=False)
+    """What takes its node's frames from the bus."""
+    record: AttemptRecord = field(init=False)
+    subject: str = field(init=False)
+    """The bus subject of its node's frames."""
+
+    def __post_init__(self) -> None:
+        terms = self.candidate.terms
+        self.record = AttemptRecord(self.order, terms, State.MATCHED, raw=self.candidate.raw)
+        self.subject = job_subject(terms.job, self.provider)
+
+    @property
+    def provider(self) -> Address:
+        """The provider that the order names."""
+        return self.order.message.provider
+
+    @property
+    def outrun(self) -> bool:
+        """Whether the job goes on with another attempt beside this one, which must end without a charge."""
+        return self.record.outrun
+
+    @property
+    def delivered(self) -> bool:
+        """Whether the last chunk of its response was relayed."""
+        return self.record.delivered
+
+    def close(self, state: State, reason: str = "", *, outrun: bool = False) -> None:
+        """Records how it ended. `outrun`: the job goes on with the attempt beside it."""
+        self.record = replace(self.record, state=state, reason=reason, outrun=outrun)
+
+    def mark_delivered(self) -> None:
+        """Records that the last chunk of its response was relayed."""
+        self.record = replace(self.record, delivered=True)
+
+    def mark_cancelled(self) -> None:
+        """Records that its node was told that the client cancelled."""
+        self.record = replace(self.record, cancelled=True)
+
+    def mark_outrun(self, deadline: float) -> None:
+        """Records that another attempt had output first. Its node has until `deadline` to end it."""
+        self.record = replace(self.record, state=State.CANCELLED, reason=OUTRUN, outrun=True)
+        self.deadline, self.reputation_counted = deadline, True
