@@ -14,7 +14,7 @@ from coordinator.domain.listed_ask import SlotKey
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker, SlotsBusy
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
-from tallystick.protocol.wire import QueuePlace
+from tallystick.protocol.queue_place import QueuePlace
 
 BEAT_SECONDS = 5.0
 """Between two messages about a job's place."""

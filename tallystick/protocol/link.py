@@ -12,6 +12,7 @@ from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.json_members import read_count, read_items, read_members, read_text
 from tallystick.protocol.messages import Ask, Claim, Connect, Order, Receipt, Terms
 from tallystick.protocol.types import Address, Hash, parse_address
+from tallystick.protocol.versions import PROTOCOL, check_protocol
 from tallystick.protocol.wire import dumps
 
 MAX_CHAIN_ID = (1 << 63) - 1
@@ -50,14 +51,16 @@ class Challenge:
             "coordinator": self.coordinator,
             "chainId": self.chain_id,
             "contract": self.contract,
+            "protocol": PROTOCOL,
         }
 
     @classmethod
-    def from_json(cls, raw: object) -> Challenge:
-        """Reads the wire form. Raises BadMessage."""
+    def from_json(cls, raw: Any) -> Challenge:
+        """Reads the wire form. Raises BadMessage, also for a coordinator of another protocol."""
         challenge, coordinator, chain, contract = read_members(
             raw, "challenge", "challenge", "coordinator", "chainId", "contract"
         )
+        check_protocol(raw.get("protocol"), "challenge", "the coordinator")
         try:
             nonce = Hash(bytes.fromhex(read_text(challenge, "challenge.challenge")))
         except ValueError:
@@ -195,9 +198,6 @@ class Listing:
     def from_json(cls, raw: object, field: str = "listing") -> Listing:
         """Reads the wire form, whose groups must be those that the asks name. Raises BadMessage."""
         asks, groups, capacity = read_members(raw, field, "asks", "groups", "capacity")
-        if isinstance(capacity, dict):
-            text = "expected a list with the capacity of each slot group, got that of a whole node"
-            raise BadMessage(f"{field}.capacity: {text}: the node is older than the coordinator; update the node")
         numbers = read_items(groups, f"{field}.groups", MAX_ASKS)
         listing = cls(
             read_asks(asks, f"{field}.asks"),
@@ -212,9 +212,6 @@ class Listing:
             text = "expected the capacities of the groups that the asks name, and no others"
             raise BadMessage(f"{field}.capacity: {text}; group {min(difference)} is in one of them alone")
         return listing
-
-
-_LISTING = ("asks", "groups", "capacity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,17 +229,17 @@ class Hello:
 
     def to_json(self) -> dict[str, Any]:
         """The wire form."""
-        return {"connect": self.connect.to_json(), **self.listing.to_json(), "software": self.software}
+        own = {"connect": self.connect.to_json(), "software": self.software, "protocol": PROTOCOL}
+        return own | self.listing.to_json()
 
     @classmethod
-    def from_json(cls, raw: object) -> Hello:
-        """Reads the wire form. Raises BadMessage."""
-        if isinstance(raw, dict) and isinstance(raw.get("capacity"), dict):
-            raw = {"groups": [], **raw}  # the form of older nodes, for which Listing has the words
-        connect, asks, groups, capacity, software = read_members(raw, "hello", "connect", *_LISTING, "software")
+    def from_json(cls, raw: Any) -> Hello:
+        """Reads the wire form. Raises BadMessage, also for a node of another protocol."""
+        connect, software = read_members(raw, "hello", "connect", "software")
+        check_protocol(raw.get("protocol"), "hello", "the node")
         return cls(
             read_signed(Connect, connect, "hello.connect"),
-            Listing.from_json({"asks": asks, "groups": groups, "capacity": capacity}, "hello"),
+            Listing.from_json(raw, "hello"),
             read_text(software, "hello.software"),
         )
 
