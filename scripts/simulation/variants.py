@@ -14,7 +14,7 @@ from scripts.simulation.scenario import Scenario
 from scripts.simulation.simulation import Simulation
 
 CONSTANTS = ("near_tie", "explored", "kept", "load_part", "failed_jobs", "min_weight", "grant_seconds")
-"""Constants of the coordinator, in lower case. Fields of a scenario can be set too."""
+"""Constants of the coordinator and the client, in lower case. Fields of a scenario can be set too."""
 SWEEPS: dict[str, tuple[float, ...]] = {
     "near_tie": (10_000, 100, 50, 20, 10),
     "explored": (0.0, 0.02, 0.05, 0.1, 0.2),
@@ -59,7 +59,7 @@ def sweep_variants() -> list[Variant]:
 
 @contextlib.contextmanager
 def overridden(constants: Mapping[str, float]) -> Iterator[None]:
-    """Gives constants of the coordinator other values for a while."""
+    """Gives constants of the coordinator and the client other values for a while."""
     former: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for name, value in constants.items():
@@ -74,11 +74,11 @@ def overridden(constants: Mapping[str, float]) -> Iterator[None]:
 
 
 def _modules_with(constant: str) -> list[dict[str, Any]]:
-    """Returns the names of each of the coordinator's modules that has this constant or imported it."""
-    coordinator = [vars(module) for name, module in sys.modules.items() if name.startswith("coordinator.")]
-    having = [names for names in coordinator if constant in names]
+    """Returns the names of each module of the coordinator and the client that has this constant or imported it."""
+    modules = [vars(module) for name, module in sys.modules.items() if name.startswith(("coordinator.", "tallystick.client."))]
+    having = [names for names in modules if constant in names]
     if not having:
-        raise ValueError(f"{constant}: expected a constant of the coordinator")
+        raise ValueError(f"{constant}: expected a constant of the coordinator or the client")
     return having
 
 

@@ -21,6 +21,7 @@ from scripts.simulation.scenario import Scenario
 from scripts.simulation.simulation import Simulation
 from scripts.simulation.tables import write_tables
 from scripts.simulation.variants import SWEEPS, Variant, check_constants, overridden, run_variant, sweep_variants
+from tallystick.client.selection import affinity
 
 SMALL = Scenario(nodes=60, models=3, payers=20, load=0.5)
 
@@ -152,11 +153,12 @@ def test_a_sweep_changes_the_constants_that_the_coordinator_uses() -> None:
     """A variant's constants hold for its run alone, in every module that has them."""
 
     def constants() -> list[float]:
-        return [vars(ask_group)["NEAR_TIE"], vars(ranking)["NEAR_TIE"], vars(ranking)["EXPLORED"]]
+        names = ((ask_group, "NEAR_TIE"), (ranking, "NEAR_TIE"), (ranking, "EXPLORED"), (ranking, "KEPT"), (affinity, "KEPT"))
+        return [vars(module)[name] for module, name in names]
 
     former = constants()
-    with overridden({"near_tie": 20.0, "explored": 0.2}):
-        assert constants() == [20, 20, 0.2]
+    with overridden({"near_tie": 20.0, "explored": 0.2, "kept": 4.0}):
+        assert constants() == [20, 20, 0.2, 4, 4]
     assert constants() == former
 
 
