@@ -229,7 +229,7 @@ class JobQueue:
 
     def expire_grants(self, tick: float) -> list[SlotKey]:
         """Ends the grants of jobs that did not take their slot in time, whose clients do not read. Returns their groups."""
-        expired = [job for job in self.granted_jobs if tick - job.granted_at > GRANT_SECONDS]
+        expired = sorted((job for job in self.granted_jobs if tick - job.granted_at > GRANT_SECONDS), key=_tag)
         keys = [job.granted for job in expired if job.granted is not None]
         for job in expired:
             self._end_grant(job)

@@ -12,8 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from scripts.simulation.policies import BY_NAME
-from scripts.simulation.tables import report_name
-from scripts.simulation.variants import SWEEPS
+from scripts.simulation.tables import report_name, swept
 
 INK = "#808891"
 """Text and axes: readable on white and on black."""
@@ -85,18 +84,6 @@ def _policy_plots(report: Report) -> Plots:
 
 
 _SWEEP_PANELS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
-    "near_tie": (
-        "width of a near tie (%)",
-        (("price_over_best_free", "price over the cheapest free"), ("jain_equal_providers", "Jain, equal providers")),
-    ),
-    "explored": (
-        "share of exploration",
-        (("newcomers_judged_share", "newcomers with 10 attempts"), ("failed_attempt_share", "failed attempts")),
-    ),
-    "load_part": (
-        "weight of the load (% of the price)",
-        (("price_over_best_free", "price over the cheapest free"), ("wait_s_p95", "95th percentile of the wait (s)")),
-    ),
     "wait": ("longest wait (s)", (("answered_share", "answered"), ("wait_s_p99", "99th percentile of the wait (s)"))),
     "shortlist_size": (
         "size of a shortlist",
@@ -106,18 +93,14 @@ _SWEEP_PANELS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
 
 
 def _sweep_plots(report: Report) -> Plots:
-    figures = {name: run["figures"] for name, run in report["runs"].items()}
-
     def draw_one(constant: str) -> Callable[[list[Axes]], None]:
         label, keys = _SWEEP_PANELS[constant]
 
         def draw(axes: list[Axes]) -> None:
-            values = SWEEPS[constant]
-            parts = constant in ("near_tie", "load_part")
-            shown = [100 / value for value in values] if parts else list(values)
+            runs = list(swept(report, constant))
             for panel, colour, (key, title) in zip(axes, COLOURS, keys, strict=False):
-                panel.plot(shown, [figures[f"as_shipped {constant}={value:g}"][key] for value in values], "o-", color=colour)
-                panel.set(xlabel=label, ylabel=title, xscale="log" if parts else "linear")
+                panel.plot([value for value, _ in runs], [figures[key] for _, figures in runs], "o-", color=colour)
+                panel.set(xlabel=label, ylabel=title)
 
         return draw
 

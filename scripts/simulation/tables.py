@@ -84,9 +84,16 @@ def _sweep_table(report: Report, constant: str) -> Iterator[str]:
     keys = _SWEEP_COLUMNS[constant]
     yield f"| `{constant}` | {' | '.join(_POLICY_ROWS[key] for key in keys)} |"
     yield f"|---:|{'---:|' * len(keys)}"
-    for value in SWEEPS[constant]:
-        figures = report["runs"][f"as_shipped {constant}={value:g}"]["figures"]
+    for value, figures in swept(report, constant):
         yield f"| {value:g} | {' | '.join(_shown(key, figures[key]) for key in keys)} |"
+
+
+def swept(report: Report, constant: str) -> Iterator[tuple[float, Mapping[str, float]]]:
+    """Yields the values of a constant that a report has, each with its figures."""
+    for value in SWEEPS[constant]:
+        run = report["runs"].get(f"as_shipped {constant}={value:g}")
+        if run is not None:
+            yield value, run["figures"]
 
 
 def _shown(key: str, value: float) -> str:
