@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -91,5 +92,10 @@ def run_variant(scenario: Scenario, variant: Variant, progress: Callable[[float]
     began = time.process_time()
     with overridden(variant.constants):
         simulation = Simulation(changed, BY_NAME[variant.policy])
-        simulation.run(progress)
+        gc.collect()
+        gc.freeze()  # parties and asks stay for the whole run, so the collector need not look at them again
+        try:
+            simulation.run(progress)
+        finally:
+            gc.unfreeze()
     return simulation.records.report() | {"cpu_seconds": round(time.process_time() - began, 1)}
