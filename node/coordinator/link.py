@@ -254,7 +254,7 @@ class LinkSession:
     ) -> None:
         """`announced_asks`: the asks that HELLO carried; `endpoint`: the host and port that was dialled."""
         self.socket, self.coordinator, self.announced_asks, self.endpoint = socket, coordinator, announced_asks, endpoint
-        self.problem = ""
+        self.problem, self.log_head = "", b""
         self._limit = outbox_frames
         self._outbox: deque[bytes] = deque()
         self._posted, self._room, self._empty = asyncio.Event(), asyncio.Event(), asyncio.Event()

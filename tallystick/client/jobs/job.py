@@ -35,7 +35,8 @@ from tallystick.client.selection.prefix_tags import PrefixTag
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
-from tallystick.protocol.messages import Receipt
+from tallystick.protocol.match_log import Match
+from tallystick.protocol.messages import Order, Receipt
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Hash, JobId, format_amount
@@ -339,6 +340,11 @@ class Job:
         self._error = error
         self._finish_reading()
         raise error
+
+    @property
+    def matches(self) -> list[tuple[Match, Verified[Order]]]:
+        """The matches so far, which must be in the coordinator's match log, each with its order."""
+        return self._response.logged_matches
 
     def _finish_reading(self) -> None:
         self._done = True

@@ -21,7 +21,7 @@ from tallystick.protocol.eip712 import Domain, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, BadSignature, Fault, TallyError
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.match_log import Match
-from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.messages import Order, Outcome, Receipt
 from tallystick.protocol.pricing import charge, usage_of
 from tallystick.protocol.sealing import ContentKey, Opener, Transcript
 from tallystick.protocol.tab import check_receipt
@@ -118,6 +118,11 @@ class JobResponse:
     def candidates(self) -> tuple[PlacedOrder, ...]:
         """The job's orders, in the order of the shortlist."""
         return tuple(self._placed.values())
+
+    @property
+    def logged_matches(self) -> list[tuple[Match, Verified[Order]]]:
+        """The matches so far, each with its order."""
+        return [(match, self._placed[match.order_hash].order) for match in self.matches]
 
     def delivered(
         self, request_bytes: int, *, bounded: bool, cancelled: bool = False, stream: StreamEnd = StreamEnd.ENDED
