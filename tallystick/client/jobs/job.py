@@ -341,11 +341,6 @@ class Job:
         self._finish_reading()
         raise error
 
-    @property
-    def matches(self) -> list[tuple[Match, Verified[Order]]]:
-        """The matches so far, which must be in the coordinator's match log, each with its order."""
-        return self._response.logged_matches
-
     def _finish_reading(self) -> None:
         self._done = True
         if not self._http_response.content.at_eof():  # at its end the connection went back to the pool by itself
@@ -460,3 +455,8 @@ class Job:
         if doubt is not None:
             log.warning("receipt doubted", job=self.id.hex(), provider=receipt.provider, reason=doubt.reason)
         return doubt
+
+
+def matches_of(job: Job) -> list[tuple[Match, Verified[Order]]]:
+    """The matches of a job so far, which must be in the coordinator's match log, each with its order."""
+    return job._response.logged_matches  # noqa: SLF001 - part of the same class in all but name

@@ -23,7 +23,7 @@ from tallystick.client.coordinator.access_tokens import AccessTokens
 from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo
 from tallystick.client.coordinator.model_offers import ModelOffer
 from tallystick.client.coordinator.pinning import DeploymentPin
-from tallystick.client.jobs.job import Job, JobContext
+from tallystick.client.jobs.job import Job, JobContext, matches_of
 from tallystick.client.jobs.resume import resume_job
 from tallystick.client.jobs.submit import JobSubmitter, KeyedRequest
 from tallystick.client.ledger import idempotency
@@ -263,7 +263,7 @@ class Market(ConvenienceMethods):
         if not self._live:
             self._idle.set()
         if self._log_watch is not None:
-            for match, order in job.matches:
+            for match, order in matches_of(job):
                 self._log_watch.add_match(match, order)
             self._log_watch.add_head(b"" if job.head is None else job.head.log_head)
         if job.disputed:
