@@ -331,8 +331,9 @@ class FakeMarket:
     async def _shortlist(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.shortlists.append(body)
-        known = {"model", "payer", "maxInputPrice", "maxOutputPrice", "providers", "exclude", "route", "limit"}
-        assert body.keys() <= known | {"needs", "essential", "inputTokens", "require", "minStake", "minReputation", "sort"}
+        known = {"model", "payer", "maxInputPrice", "maxOutputPrice", "providers", "exclude", "route", "limit", "needs", "essential"}
+        known |= {"inputTokens", "likelyTokens", "maxOutput", "weights", "require", "minStake", "minReputation", "sort"}
+        assert body.keys() <= known
         parse_address(body["payer"])
         if self.refusals:
             return _refuse(self.refusals.pop(0))
