@@ -331,7 +331,18 @@ class FakeMarket:
     async def _shortlist(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.shortlists.append(body)
-        known = {"model", "payer", "maxInputPrice", "maxOutputPrice", "providers", "exclude", "route", "limit", "needs", "essential"}
+        known = {
+            "model",
+            "payer",
+            "maxInputPrice",
+            "maxOutputPrice",
+            "providers",
+            "exclude",
+            "route",
+            "limit",
+            "needs",
+            "essential",
+        }
         known |= {"inputTokens", "likelyTokens", "maxOutput", "weights", "require", "minStake", "minReputation", "sort"}
         assert body.keys() <= known
         parse_address(body["payer"])
