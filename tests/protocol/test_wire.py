@@ -201,6 +201,7 @@ def test_the_numbers_of_the_kinds_are_the_wire() -> None:
         "FAIL": 4,
         "BEAT": 5,
         "VOID": 6,
+        "HEDGE": 7,
         "CHALLENGE": 16,
         "HELLO": 17,
         "WELCOME": 18,

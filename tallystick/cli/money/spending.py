@@ -124,9 +124,7 @@ def _show(lines: list[dict[str, Any]], groups: tuple[str, ...], budgets: list[Bu
     hedged, extra = (sum(int(line[name]) for line in lines) for name in ("hedged", "hedgeCost"))
     if hedged:
         change = "less" if extra < 0 else "more"
-        step(
-            f"{hedged} requests ran at two providers, since the first was late: {dollars(abs(extra))} {change} than at the first"
-        )
+        step(f"{hedged} requests ran at two providers, as the first was late: {dollars(abs(extra))} {change} than at the first")
     if budgets:
         budget_rows = (
             (status.budget.label or "everything", *map(format_amount, amounts), f"{status.percent} %")

@@ -62,6 +62,7 @@ _STATE_AFTER: dict[Event, JobState] = {
 }
 _AWAITING_END = (JobState.OPEN, JobState.LOST, JobState.COMPLETED)
 """States in which a receipt at no cost may still end the job. A completed job was delivered whole and awaits its receipt."""
+_END_UNKNOWN = (JobState.OPEN, JobState.LOST)
 _COUNTED_AS_FAILED = (JobState.FAILED, JobState.DISPUTED)
 
 
@@ -254,6 +255,10 @@ def record_receipt(c: Connection, incoming: IncomingReceipt) -> BadReceipt | Non
         return error
     if not known:
         store_receipt(c, incoming, tab_row)
+    elif incoming.final and open_orders.job_state(c, incoming.job) in _END_UNKNOWN:
+        # It came as the receipt at no cost of an attempt. The job's end was lost with its stream: no other attempt followed.
+        c.execute(_SET_ORDER_STATE, incoming.order_key.parameters | {"to_state": OrderState.RECORDED.value})
+        _end_with_receipt(c, incoming, counted=False)
     elif incoming.delivery is not None and incoming.delivery.finished:
         # The receipt was recorded when the stream was lost; now the whole answer was fetched.
         _count_undelivered(c, incoming)

@@ -29,6 +29,7 @@ from tests.coordinator.harness import (
     PAYER,
     START,
     Client,
+    FakeNode,
     World,
     make_ask,
     make_submission,
@@ -374,6 +375,11 @@ async def _finished(world: World) -> Client:
     return client
 
 
+def _attempt(number: int, node: FakeNode, state: str, reason: str, receipt: object) -> dict[str, object]:
+    entry = {"attempt": number, "provider": node.address, "state": state, "reason": reason, "receipt": receipt}
+    return entry | {"hedged": False, "outrun": False}
+
+
 async def test_the_whole_job_is_reported(at: Served) -> None:
     """A job's payer reads its state, its attempts with their reasons, its receipt, and that it is not settled yet."""
     client = await _finished(at.world)
@@ -389,8 +395,8 @@ async def test_the_whole_job_is_reported(at: Served) -> None:
         "createdAt": START,
         "finishedAt": START,
         "attempts": [
-            {"attempt": 0, "provider": ann.address, "state": "failed", "reason": "the engine is away", "receipt": None},
-            {"attempt": 1, "provider": bob.address, "state": "completed", "reason": "", "receipt": receipt},
+            _attempt(0, ann, "failed", "the engine is away", None),
+            _attempt(1, bob, "completed", "", receipt),
         ],
         "settlement": None,
     }
