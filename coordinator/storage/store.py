@@ -28,6 +28,7 @@ from coordinator.ports import (
     StoredState,
     too_many_claims,
 )
+from coordinator.storage.log_store import SqlLogStore
 from coordinator.storage.provider_records import read_records, write_records
 from coordinator.storage.schema import claims, cursors, jobs, receipts, responses, settlements
 from coordinator.storage.upserts import inserting, upsert, upserting
@@ -55,6 +56,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._db, self._instance_lock = Database(url), instance_lock(url, "coordinator")
+        self.match_log = SqlLogStore(self._db)
         self._put = 0
 
     async def start(self) -> None:
@@ -346,8 +348,8 @@ def _job_row(record: JobRecord) -> dict[str, Any]:
 
 
 def _attempt_doc(attempt: AttemptRecord) -> dict[str, Any]:
-    raw = attempt.raw or {"order": attempt.order.to_json(), "terms": attempt.terms.to_json()}
-    doc = {"order": raw["order"], "terms": raw["terms"], "state": attempt.state.value, "reason": attempt.reason}
+    order, terms = attempt.order.to_json(), attempt.terms.to_json()
+    doc = {"order": order, "terms": terms, "state": attempt.state.value, "reason": attempt.reason}
     return doc | {name: True for name in _FLAGS if getattr(attempt, name)}
 
 

@@ -16,12 +16,13 @@ from aiohttp import web
 
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.access import load_access
-from tallystick.protocol.eip712 import Signed, Signer, Verified, read_signed
+from tallystick.protocol.eip712 import Signed, Verified, read_signed
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import ENDS, TERMINAL, State, step
 from tallystick.protocol.link import LateReceipt
-from tallystick.protocol.messages import Access, Inquiry, Match, Order, Outcome, Receipt
+from tallystick.protocol.messages import Access, Inquiry, Order, Outcome, Receipt
 from tallystick.protocol.pricing import Usage, charge, prices_of, worst_case
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import ALWAYS, serves
 from tallystick.protocol.sealing import ContentKey, Sealer, Transcript, commit_request
 from tallystick.protocol.tab import Security
@@ -29,7 +30,6 @@ from tallystick.protocol.types import Address, Amount, JobId, parse_address, par
 from tallystick.protocol.wire import (
     Candidate,
     Kind,
-    QueuePlace,
     RequestHead,
     ResponseHead,
     Submission,
@@ -38,7 +38,7 @@ from tallystick.protocol.wire import (
     pack_frame,
     split_request,
 )
-from tests.builders import receipt_for
+from tests.builders import build_match, receipt_for
 from tests.client.parties import DOMAIN, MODEL, Provider, signer
 
 CHAT = "/v1/chat/completions"
@@ -50,6 +50,18 @@ STREAM = BODY | {"stream": True}
 TRUST = Security(Amount(0), Amount(10**12), Amount(0))
 
 
+_OPTIONAL_CRITERIA = {
+    "needs",
+    "essential",
+    "inputTokens",
+    "likelyTokens",
+    "maxOutput",
+    "weights",
+    "require",
+    "minStake",
+    "minReputation",
+    "sort",
+}
 _OF_ATTEMPT = ("candidate", "order", "provider", "key", "sealer", "transcript", "matched")
 
 
@@ -97,22 +109,13 @@ class Session:
             setattr(self, name, value)
         self.other = current
 
-    async def match(self, index: int = 0, *, by: Signer | None = None, kind: Kind = Kind.MATCH, **changes: Any) -> None:
+    async def match(self, index: int = 0, *, kind: Kind = Kind.MATCH, **changes: Any) -> None:
         """Matches a candidate and opens its sealed request, as its node would."""
         self.take(index)
-        coordinator = by or self.market.signer
-        values: dict[str, Any] = {
-            "coordinator": coordinator.address,
-            "job": self.job,
-            "provider": self.provider.address,
-            "order_hash": self.order.digest,
-            "attempt": self.attempts,
-            "matched_at": 1,
-        }
+        match = build_match(self.order, self.candidate.terms, **({"attempt": self.attempts} | changes))
         self.attempts += 1
         self.tried.append({"attempt": len(self.tried), "provider": self.provider.address, "state": "failed", "reason": ""})
-        match = coordinator.sign(Match(**(values | changes)), DOMAIN)
-        self.matched = dumps(match.to_json())
+        self.matched = match.dumps()
         await self.send(kind, self.matched)
 
     def take(self, index: int) -> None:
@@ -168,10 +171,10 @@ class Session:
 
     async def void(self, outcome: Outcome = Outcome.REFUSED, **changes: Any) -> None:
         """Sends that receipt."""
-        await self.send(Kind.VOID, dumps(self.release(outcome, **changes).to_json()))
+        await self.send(Kind.VOID, self.release(outcome, **changes).to_bytes())
 
     async def finish(self, usage: Usage | None = None, outcome: Outcome = Outcome.COMPLETED, **changes: Any) -> None:
-        await self.send(Kind.RECEIPT, dumps(self.bill(usage, outcome, **changes).to_json()))
+        await self.send(Kind.RECEIPT, self.bill(usage, outcome, **changes).to_bytes())
 
     async def fail(self, error: TallyError) -> None:
         self.state = State.FAILED
@@ -262,6 +265,7 @@ class FakeMarket:
             "token": "0x" + "cd" * 20,
             "tokenDecimals": 6,
             "feeBps": 0,
+            "protocol": 2,
         }
         self.url = ""
         self.forgets = False
@@ -331,20 +335,8 @@ class FakeMarket:
     async def _shortlist(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.shortlists.append(body)
-        known = {
-            "model",
-            "payer",
-            "maxInputPrice",
-            "maxOutputPrice",
-            "providers",
-            "exclude",
-            "route",
-            "limit",
-            "needs",
-            "essential",
-        }
-        known |= {"inputTokens", "likelyTokens", "maxOutput", "weights", "require", "minStake", "minReputation", "sort"}
-        assert body.keys() <= known
+        known = {"model", "payer", "maxInputPrice", "maxOutputPrice", "providers", "exclude", "route", "limit"}
+        assert body.keys() <= known | _OPTIONAL_CRITERIA
         parse_address(body["payer"])
         if self.refusals:
             return _refuse(self.refusals.pop(0))

@@ -11,8 +11,8 @@ from coordinator.bus import InProcessBus
 from coordinator.domain.limits import JobLimits
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.market import Market
-from coordinator.ports import JobStore, node_subject
-from coordinator.storage.memory import MemoryFunds, MemoryStore
+from coordinator.ports import JobStore, LogStore, node_subject
+from coordinator.storage.memory import MemoryFunds, MemoryLogStore, MemoryStore
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Domain, Message, Signed, Signer, Verified
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable, error_from_json
@@ -21,7 +21,7 @@ from tallystick.protocol.link import Capacity, ClaimRequest
 from tallystick.protocol.messages import Ask, Claim, ClaimRow, Order, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.types import Address, Amount, Hash, JobId
-from tallystick.protocol.wire import Candidate, Dispatch, Failure, Kind, Submission, dumps, loads, pack_link, unpack_link
+from tallystick.protocol.wire import Candidate, Dispatch, Failure, Kind, Submission, loads, pack_link, unpack_link
 from tests.builders import build_ask, build_order, receipt_for, terms_of
 
 M = TypeVar("M", bound=Message)
@@ -207,11 +207,11 @@ class FakeNode:
 
     def hand_in(self, job: JobId, receipt: Signed[Receipt]) -> None:
         """Sends a receipt for a live job."""
-        self.send(Kind.RECEIPT, job, dumps(receipt.to_json()))
+        self.send(Kind.RECEIPT, job, receipt.to_bytes())
 
     async def hand_in_late(self, job: JobId, receipt: Signed[Receipt]) -> bool:
         """Sends a receipt for a job that has ended."""
-        return await self.market.accept_receipt(self.address, job, dumps(receipt.to_json()))
+        return await self.market.accept_receipt(self.address, job, receipt.to_bytes())
 
     def complete(self, job: JobId, **changes: Any) -> Verified[Receipt]:
         """Ends a job as an honest node does: with the last chunk of the response, then the receipt."""
@@ -262,6 +262,7 @@ class World:
     clock: Clock = field(default_factory=Clock)
     limits: JobLimits = field(default_factory=JobLimits)
     store: JobStore = field(default_factory=MemoryStore)
+    log_store: LogStore = field(default_factory=MemoryLogStore)
     funds: MemoryFunds = field(default_factory=MemoryFunds)
     bus: InProcessBus = field(default_factory=InProcessBus)
     market: Market = field(init=False)
@@ -281,12 +282,14 @@ class World:
             signer=COORDINATOR,
             bus=self.bus,
             store=self.store,
+            log_store=self.log_store,
             funds=self.funds,
             limits=self.limits,
             now=self.clock.now,
             tick=self.clock.tick,
             chance=lambda: self.chance,
             later=self.clock.later,
+            draw=lambda _job, _attempt: self.chance,
         )
 
     async def restart(self) -> None:

@@ -24,8 +24,9 @@ from tallystick.protocol.errors import (
 )
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import Amount, Hash
-from tallystick.protocol.wire import Kind, QueuePlace, dumps
+from tallystick.protocol.wire import Kind
 from tests.client.fake_coordinator import (
     BODY,
     CHAT,
@@ -277,8 +278,8 @@ async def test_receipt_of_another_order_blocks_no_provider(market: Market, fake:
     assert (await market.tab(fake.providers[0].address)).blocked_reason == ""
 
 
-async def _forged_match(session: Session) -> None:
-    await session.match(by=signer("mallory"))
+async def _match_that_commits_to_another_order(session: Session) -> None:
+    await session.match(commitment=Hash(bytes(32)))
 
 
 async def _match_of_another_order(session: Session) -> None:
@@ -346,13 +347,13 @@ async def _forged_receipt(session: Session) -> None:
     receipt = session.bill()
     forged = replace(receipt, signature=signer("mallory").sign_digest(receipt.digest))
     session.receipt = None
-    await session.send(Kind.RECEIPT, dumps(forged.to_json()))
+    await session.send(Kind.RECEIPT, forged.to_bytes())
 
 
 @pytest.mark.parametrize(
     ("script", "error"),
     [
-        (_forged_match, BadMessage),
+        (_match_that_commits_to_another_order, BadMessage),
         (_match_of_another_order, BadMessage),
         (_late_match, BadMessage),
         (_same_match_again, TallyError),

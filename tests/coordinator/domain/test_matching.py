@@ -9,14 +9,14 @@ from coordinator.domain.ask_book import AskBook, ListedAsk
 from coordinator.domain.listed_ask import OTHER, PROVEN, RELIABLE
 from coordinator.domain.matching import explain, rank_candidates, shortlist
 from coordinator.domain.search import rejection
-from tallystick.protocol.criteria import Demand, Reason
+from tallystick.protocol.criteria import MAX_CANDIDATES, Demand, Reason
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import MAX_CANDIDATES, Submission
+from tallystick.protocol.wire import Submission
 from tests.coordinator.harness import MODEL, START, make_ask, make_submission, person
 
 ANN, BOB, CAT = person("ann"), person("bob"), person("cat")
@@ -276,9 +276,7 @@ def test_a_candidate_that_cannot_take_the_job_is_explained() -> None:
     book, asks = _book_of((ANN, {}), (BOB, {}), (CAT, {}))
     submission = make_submission(*asks)
     book.drop(BOB.address)
-    node = book.node(CAT.address)
-    assert node is not None
-    node.capacity = Capacity(0, 1)
+    book.set_capacity(CAT.address, Capacity(0, 1))
     fit, against = _ranked(book, submission, tried=frozenset({ANN.address}))
     assert fit == []
     assert against == {

@@ -73,6 +73,7 @@ async def test_info(at: Served) -> None:
         "token": TOKEN,
         "tokenDecimals": 6,
         "feeBps": 0,
+        "protocol": 2,
         "block": 0,
         "rpc": None,
     }
@@ -280,6 +281,11 @@ async def test_the_docs(at: Served) -> None:
         ("/v1/tabs", "post"),
         ("/v1/health", "get"),
         ("/v1/ready", "get"),
+        ("/v1/log/head", "get"),
+        ("/v1/log/inclusion", "get"),
+        ("/v1/log/consistency", "get"),
+        ("/v1/log/proof", "get"),
+        ("/v1/log/entries", "get"),
     }
     assert all(route["description"] for route in routes.values())
 
