@@ -13,6 +13,7 @@ that job is matched, the slot is granted to it and to no other.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -56,6 +57,8 @@ class QueuedJob:
     """When the job is to be woken at the latest, in seconds of the same clock."""
     granted: Address | None = None
     granted_at: float = 0.0
+    kept_until: float = 0.0
+    """Until when the job is not ended although no provider is left: its client may order on another ask."""
     ended: bool = False
     """Whether no provider is left that it could wait for, or its grant expired."""
 
@@ -121,6 +124,11 @@ class JobQueue:
         """Returns the jobs that wait without a grant."""
         return (job for queue in self._models.values() for job in queue.jobs)
 
+    def waiting_of(self, model: str) -> Iterable[QueuedJob]:
+        """Returns the jobs that wait for a model without a grant, in order."""
+        queue = self._models.get(model)
+        return () if queue is None else queue.jobs
+
     def waiting_for(self, provider: Address) -> int:
         """Returns the number of jobs that wait for this provider."""
         return len(self._by_provider.get(provider, ()))
@@ -172,6 +180,13 @@ class JobQueue:
         self._models.setdefault(job.model, _ModelQueue(virtual_time=job.start))
         self._list(job)
 
+    def join(self, job: QueuedJob, providers: Iterable[Address]) -> None:
+        """Lets a job that keeps its place wait for these providers too."""
+        if job.granted is None and not job.ended:
+            self._unlist(job)
+            job.providers = tuple(dict.fromkeys((*job.providers, *providers)))
+            self._list(job)
+
     def leave(self, job: QueuedJob) -> None:
         """Ends the wait of a job, or the grant that it has."""
         if job.granted is not None:
@@ -203,9 +218,9 @@ class JobQueue:
             job.wake()
             waiting = self._by_provider.get(node.provider)
 
-    def end_without(self, connected: Callable[[Address], bool]) -> None:
+    def end_without(self, connected: Callable[[Address], bool], tick: float = math.inf) -> None:
         """Ends and wakes the jobs that wait for providers which are all gone."""
-        for job in [job for job in self if not any(map(connected, job.providers))]:
+        for job in [job for job in self if tick >= job.kept_until and not any(map(connected, job.providers))]:
             self._unlist(job)
             self._models[job.model].refund(job)
             job.ended = True

@@ -25,6 +25,7 @@ from coordinator.http.schemas import (
     AfterAsk,
     AfterModel,
     ErrorBody,
+    FurtherOrders,
     Hex32,
     Info,
     Limit,
@@ -44,7 +45,7 @@ from tallystick.protocol.health import HEALTH_JSON, Health
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Inquiry
 from tallystick.protocol.types import Address, parse_address, parse_job_id
-from tallystick.protocol.wire import dumps
+from tallystick.protocol.wire import Candidate, dumps
 from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.version import __version__
 
@@ -212,6 +213,16 @@ def _add_job_routes(api: FastAPI, context: ApiContext) -> None:
         return job_view(known, only) | {
             "settlement": await settlement_view(context.claims, known.receipts.get(only) if only else known.receipt)
         }
+
+    @api.post("/v1/jobs/{job}/orders")
+    async def orders(job: Hex32, further: FurtherOrders) -> dict[str, bool]:
+        """Adds signed orders to a job that waits for a free slot, on asks that its response named in a BEAT frame.
+
+        The job keeps its place. `added` is true if all orders are among the job's candidates now.
+        """
+        candidates = [Candidate.from_json(raw, f"candidates[{i}]") for i, raw in enumerate(further.candidates)]
+        await context.market.add_orders(parse_job_id(job), candidates)
+        return {"added": True}
 
     @api.post("/v1/jobs/{job}/cancel", status_code=202)
     async def cancel(job: Hex32, token: Token = None) -> dict[str, bool]:

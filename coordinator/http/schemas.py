@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Path, Query, Security
 from fastapi.security import APIKeyHeader
@@ -161,3 +161,11 @@ class SignedInquiry(BaseModel):
 
     message: InquiryMembers
     signature: str = Field(pattern="^0x[0-9a-fA-F]{130}$")
+
+
+class FurtherOrders(BaseModel):
+    """Candidates for a waiting job, as submissions have them: an order, its terms, and the job's key wrapped for its provider."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    candidates: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_CANDIDATES)

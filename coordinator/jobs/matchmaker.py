@@ -68,8 +68,10 @@ class Matchmaker:
     ) -> None:
         self.book, self.exposure, self.decision_log = AskBook(), Exposure(), DecisionLog()
         self.reputation, self.queue = Reputation(self._score_changed), JobQueue()
-        self.book.on_free = lambda node: self.queue.offer(node, self._tick())
-        self._domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
+        self.book.on_free = self._slot_freed
+        self.on_open: Callable[[Address], None] = lambda _provider: None
+        """Called with a provider that may have free slots that no job waits for."""
+        self.domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
         self._chance = chance
         self._returned_at = 0.0
         self._withdrawn: OrderedDict[str, float] = OrderedDict()
@@ -81,7 +83,7 @@ class Matchmaker:
 
     def replace_asks(self, provider: Address, asks: Iterable[Signed[Ask]], capacity: Capacity | None = None) -> None:
         """Replaces all asks of a connected provider. Raises PeerError for a forged ask, or one of another provider."""
-        verified = [ask.verify(self._domain) for ask in asks]
+        verified = [ask.verify(self.domain) for ask in asks]
         if any(ask.message.provider != provider for ask in verified):
             raise BadMessage(f"asks: expected asks of {provider} alone, got one of another provider")
         self._note_withdrawn(provider)
@@ -115,6 +117,10 @@ class Matchmaker:
         order, terms = attempt.order.message, attempt.candidate.terms
         self.exposure.release(order.payer, order.provider, terms.max_cost)
         self.book.release(attempt.node)
+
+    def _slot_freed(self, node: ConnectedNode) -> None:
+        self.queue.offer(node, self._tick())
+        self.on_open(node.provider)
 
     def _score_changed(self, provider: Address) -> None:
         score = self.reputation.score(provider)
@@ -207,7 +213,7 @@ class Matchmaker:
         model = job.submission.candidates[0].terms.model
         for ranked in fitting:
             listed_ask, candidate = ranked.entry
-            order, node = candidate.order.verify(self._domain), listed_ask.node
+            order, node = candidate.order.verify(self.domain), listed_ask.node
             if not self.queue.is_open(node, job.queued):
                 rejected[node.provider] = Reason.BUSY.value
                 continue
@@ -243,7 +249,7 @@ class Matchmaker:
         """
         refused: Refusal | None = None
         for candidate in job.submission.candidates:
-            order, terms = candidate.order.verify(self._domain).message, candidate.terms
+            order, terms = candidate.order.verify(self.domain).message, candidate.terms
             if order.provider not in busy:
                 continue
             try:
@@ -257,6 +263,11 @@ class Matchmaker:
                 return
         if refused is not None:
             raise job.last_error or refused
+
+    async def check_order(self, order: Order, terms: Terms) -> None:
+        """Checks that the payer could pay one more order now. Raises Refusal, Unavailable."""
+        await self._admit(order, terms)
+        self.exposure.release(order.payer, order.provider, terms.max_cost)
 
     async def _admit(self, order: Order, terms: Terms) -> None:
         """Counts the job against the payer's funds. Raises Refusal, after a fresh read: the payer may just have deposited."""
