@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from coordinator.domain.reputation import ProviderRecord
+from coordinator.domain.speeds import Key, SpeedRecord
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.jobs import TERMINAL, State
@@ -86,12 +88,13 @@ class KnownJob:
 @dataclass(frozen=True, slots=True)
 class StoredState:
     """What a process starts from: jobs that must not be placed again, the total of each tab (payer, provider), and the
-    reputation records of providers.
+    reputation records and speeds of providers.
     """
 
     jobs: tuple[JobId, ...]
     totals: Mapping[tuple[Address, Address], Amount]
     records: Mapping[Address, ProviderRecord] = field(default_factory=dict)
+    speeds: Mapping[Key, SpeedRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +169,10 @@ class JobStore(Protocol):
         """
         ...
 
-    def enqueue_provider_records(self, records: Mapping[Address, ProviderRecord]) -> None:
-        """Queues the reputation records of these providers, replacing earlier ones. Raises Unavailable."""
+    def enqueue_provider_records(
+        self, records: Mapping[Address, ProviderRecord], speeds: Mapping[Key, SpeedRecord] = MappingProxyType({})
+    ) -> None:
+        """Queues the reputation records of these providers, and these speeds, replacing earlier ones. Raises Unavailable."""
 
 
 class Funds(Protocol):

@@ -280,6 +280,7 @@ def _add_operations_routes(api: FastAPI, context: ApiContext) -> None:
     }
     for name, (help_text, read) in gauges.items():
         context.metrics.gauge(name, help_text, read)
+    context.metrics.watch_hedges(lambda: context.market.hedging.counts)
 
     @api.get("/v1/health")
     async def health() -> dict[str, Any]:

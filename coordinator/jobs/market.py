@@ -76,7 +76,7 @@ class Market:
         self._running: Counter[Address] = Counter()
         self._seen: OrderedDict[JobId, int] = OrderedDict()
         """When each job was placed, for as long as a replay is possible."""
-        self._writes = DeferredWrites(store, self.reputation)
+        self._writes = DeferredWrites(store, self.reputation, maker.speeds)
         self.hedging = Hedging(maker, limits.hedge_share, tick, later)
         self._relay = Relay(
             domain=domain,
@@ -104,6 +104,7 @@ class Market:
         for (payer, provider), total in stored.totals.items():
             self.exposure.record_receipt(payer, provider, total, total)
         self.reputation.restore(stored.records)
+        self.matchmaker.speeds.restore(stored.speeds)
 
     async def drain(self, seconds: float) -> None:
         """Refuses new orders and waits for the live jobs. Jobs left after `seconds` end when their nodes' links are closed."""
@@ -114,7 +115,7 @@ class Market:
                 await self._idle.wait()
         except TimeoutError:
             log.warning("jobs still running at shutdown", count=len(self._live))
-        self._writes.save_reputations()
+        self._writes.save_provider_records()
 
     # Nodes
 

@@ -20,6 +20,7 @@ from coordinator.domain.matching import explain, rank_candidates, shape_of_deman
 from coordinator.domain.ranking import Ranked, reliability, score_step
 from coordinator.domain.reputation import Reputation
 from coordinator.domain.scoring import RequestShape
+from coordinator.domain.speeds import Speeds, Timing
 from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.live_job import LiveJob
 from coordinator.ports import Funds
@@ -68,6 +69,8 @@ class Matchmaker:
     ) -> None:
         self.book, self.exposure, self.decision_log = AskBook(), Exposure(), DecisionLog()
         self.reputation, self.queue = Reputation(self._score_changed), JobQueue()
+        self.speeds = Speeds(self.book.set_speed)
+        self.book.measured = self.speeds.measured
         self.book.on_free = self._slot_freed
         self.on_open: Callable[[Address], None] = lambda _provider: None
         """Called with a provider that may have free slots that no job waits for."""
@@ -122,6 +125,17 @@ class Matchmaker:
         self.queue.offer(node, self._tick())
         self.on_open(node.provider)
 
+    def measure(self, job: LiveJob, attempt: Attempt, output_tokens: int) -> None:
+        """Measures how fast a provider answered. `output_tokens`: of its receipt."""
+        reader = job.reader_seconds(self._tick())
+        timing = Timing(attempt.sent_at, attempt.body_at, attempt.last_at, attempt.chunks, reader)
+        self.speeds.record(attempt.provider, attempt.candidate.terms.model, timing, output_tokens)
+
+    def measure_late(self, attempt: Attempt) -> None:
+        """Counts the time that a provider had no output in, before another one had."""
+        late = 1_000 * (self._tick() - attempt.sent_at)
+        self.speeds.record_late(attempt.provider, attempt.candidate.terms.model, late)
+
     def _score_changed(self, provider: Address) -> None:
         score = self.reputation.score(provider)
         self.book.set_reliability(provider, reliability(score), score_step(score))
@@ -151,6 +165,7 @@ class Matchmaker:
                 newcomer=reputation.newcomer,
                 chance=self._chance(),
                 backlog=self._backlog,
+                mean_output=self.speeds.mean_output(demand.model),
             )
         except Refusal as error:
             if error.code is Code.UNKNOWN_MODEL:
@@ -177,14 +192,15 @@ class Matchmaker:
 
     def shape_of(self, demand: Demand) -> RequestShape:
         """Returns the shape of the request that a demand is for."""
-        return shape_of_demand(demand)
+        return shape_of_demand(demand, self.speeds.mean_output(demand.model))
 
     def explain(self, demand: Demand) -> list[tuple[Ranked[ListedAsk], Reason | None]]:
         """Returns the model's asks, the lowest score first, each with the reason against it; at most MAX_EXPLAINED.
 
         Decides nothing and records nothing.
         """
-        return explain(self.book.of_model(demand.model)[:MAX_EXPLAINED], demand, int(self._now()), self.reputation.score)
+        listed_asks, mean_output = self.book.of_model(demand.model)[:MAX_EXPLAINED], self.speeds.mean_output(demand.model)
+        return explain(listed_asks, demand, int(self._now()), self.reputation.score, mean_output)
 
     async def match(self, job: LiveJob) -> None:
         """Begins an attempt with the best candidate left that the payer can pay. Raises the error that says why there is none;

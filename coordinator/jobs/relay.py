@@ -88,6 +88,8 @@ class Relay:
         def deliver(frame: bytes) -> None:
             if attempt.outrun and frame[0] not in (Kind.FAIL, Kind.RECEIPT):
                 return
+            if frame[0] == Kind.CHUNK:
+                attempt.chunk_arrived(self._tick())
             # A node signs no receipt that charges before it knows that no other attempt begins. Empty credit tells it so as
             # soon as its output arrives: a reader that takes nothing must not make this coordinator seem silent.
             if job.deliver(attempt, frame):
@@ -101,6 +103,7 @@ class Relay:
         """Tells the node of every other attempt to stop, without a charge."""
         for attempt in job.open_attempts:
             if attempt is not winner and not attempt.outrun:
+                self._matchmaker.measure_late(attempt)
                 attempt.mark_outrun(self._tick() + self._limits.cancel)
                 self.stop(attempt, CancelReason.HEDGED)
 
@@ -150,6 +153,7 @@ class Relay:
             self._domain,
         )
         self._attach(job, attempt)
+        attempt.sent_at = self._tick()
         attempt.match = dumps(match.to_json())
         frame = pack_link(Kind.DISPATCH, job.id, Dispatch(match, attempt.candidate, job.submission.sealed).dumps())
         if not self._bus.send(node_subject(attempt.provider), frame):
@@ -284,6 +288,8 @@ class Relay:
             return self._end(job, attempt, error)
         outcome = Outcome(receipt.message.outcome)
         count_receipt(self._reputation, job, attempt, outcome)
+        if outcome is Outcome.COMPLETED and attempt.delivered:
+            self._matchmaker.measure(job, attempt, receipt.message.output_tokens)
         job.move(ENDS[outcome])
         job.finished_at = int(self._now())
         attempt.close(job.state)

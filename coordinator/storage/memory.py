@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from coordinator.domain.reputation import ProviderRecord
+from coordinator.domain.speeds import Key, SpeedRecord
 from coordinator.ports import (
     WAITING_CLAIMS,
     Backing,
@@ -37,6 +39,7 @@ class MemoryStore:
     read: Cursor | None = None
     responses: dict[JobId, StoredResponse] = field(default_factory=dict)
     records: dict[Address, ProviderRecord] = field(default_factory=dict)
+    speeds: dict[Key, SpeedRecord] = field(default_factory=dict)
 
     def enqueue_job(self, record: JobRecord) -> None:
         """See ports.JobStore."""
@@ -73,11 +76,14 @@ class MemoryStore:
                 tab = (receipt.message.payer, provider)
                 totals[tab] = Amount(max(total, totals.get(tab, 0)))
         recent = tuple(job for job, record in self.jobs.items() if record.created_at >= since)
-        return StoredState(recent, totals, dict(self.records))
+        return StoredState(recent, totals, dict(self.records), dict(self.speeds))
 
-    def enqueue_provider_records(self, records: Mapping[Address, ProviderRecord]) -> None:
+    def enqueue_provider_records(
+        self, records: Mapping[Address, ProviderRecord], speeds: Mapping[Key, SpeedRecord] = MappingProxyType({})
+    ) -> None:
         """See ports.JobStore."""
         self.records |= records
+        self.speeds |= speeds
 
     async def last_receipts(self, provider: Address, after: str, limit: int) -> list[LateReceipt]:
         """See ports.TabStore."""

@@ -60,6 +60,17 @@ reputations = sa.Table(
     sa.Column("bad", sa.Float),
     sa.Column("jobs", sa.BigInteger),
 )
+speeds = sa.Table(
+    "speeds",
+    metadata,
+    sa.Column("provider", sa.String(42), primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("first_token_ms", sa.Float(53)),
+    sa.Column("token_us", sa.Float(53)),
+    sa.Column("output_tokens", sa.Float(53)),
+    sa.Column("first_tokens", sa.BigInteger),
+    sa.Column("outputs", sa.BigInteger),
+)
 responses = sa.Table(
     "responses",
     metadata,

@@ -51,6 +51,9 @@ STREAM = BODY | {"stream": True}
 TRUST = Security(Amount(0), Amount(10**12), Amount(0))
 
 
+_OF_ATTEMPT = ("candidate", "order", "provider", "key", "sealer", "transcript", "matched")
+
+
 class Session:
     """One job and its script. `survives`: the job goes on after its stream has ended."""
 
@@ -84,7 +87,20 @@ class Session:
     async def send(self, kind: Kind, payload: bytes = b"") -> None:
         await self.response.write(pack_frame(kind, payload))
 
-    async def match(self, index: int = 0, *, by: Signer | None = None, **changes: Any) -> None:
+    async def hedge(self, index: int, **changes: Any) -> None:
+        """Matches a candidate beside the one that was matched last. The script goes on with it; `swap` exchanges the two."""
+        former = {name: getattr(self, name) for name in _OF_ATTEMPT}
+        await self.match(index, kind=Kind.HEDGE, **changes)
+        self.other = former
+
+    def swap(self) -> None:
+        """The script goes on with the other one of two attempts."""
+        current = {name: getattr(self, name) for name in _OF_ATTEMPT}
+        for name, value in self.other.items():
+            setattr(self, name, value)
+        self.other = current
+
+    async def match(self, index: int = 0, *, by: Signer | None = None, kind: Kind = Kind.MATCH, **changes: Any) -> None:
         """Matches a candidate and opens its sealed request, as its node would."""
         self.take(index)
         coordinator = by or self.market.signer
@@ -99,7 +115,8 @@ class Session:
         self.attempts += 1
         self.tried.append({"attempt": len(self.tried), "provider": self.provider.address, "state": "failed", "reason": ""})
         match = coordinator.sign(Match(**(values | changes)), DOMAIN)
-        await self.send(Kind.MATCH, dumps(match.to_json()))
+        self.matched = dumps(match.to_json())
+        await self.send(kind, self.matched)
 
     def take(self, index: int) -> None:
         self.candidate = self.submission.candidates[index]
@@ -140,8 +157,9 @@ class Session:
         provider.tab = tab.record(charge(terms, used, outcome), terms.max_cost)
         self.receipt = provider.signer.sign(receipt, DOMAIN)
         self.state = step(State.STREAMING, ENDS[outcome])
-        if self.tried:
-            self.tried[-1]["receipt"] = self.receipt.to_json()
+        entry = next((entry for entry in self.tried if entry["provider"] == provider.address), None)
+        if entry is not None:
+            entry["receipt"] = self.receipt.to_json()
         return self.receipt
 
     def release(self, outcome: Outcome = Outcome.REFUSED, **changes: Any) -> Verified[Receipt]:

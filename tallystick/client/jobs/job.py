@@ -435,11 +435,14 @@ class Job:
             took_ms,
             doubt,
             self.proof,
+            hedge_cost=response.hedge_cost,
             other_deliveries=self._delivered_by_order(),
         )
         objection = await context.ledger.record_receipt(incoming)
         if response.failed_providers:
             context.reconciler.recover_tabs(response.failed_providers)
+        if response.outrun_order is not None:
+            context.reconciler.fetch_void(self.id)
         if context.proof_folder is not None and self.proof is not None:
             await context.proof_folder.put(self.id, self.proof)
         error = objection or outcome_error(response, response.receipt.message, cancelling=self._cancelling)

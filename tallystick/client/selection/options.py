@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, cast
 
-from tallystick.client.config import MAX_LABEL, MAX_WAIT_SECONDS, ApiKey, ClientConfig
+from tallystick.client.config import MAX_HEDGE_SECONDS, MAX_LABEL, MAX_WAIT_SECONDS, ApiKey, ClientConfig
 from tallystick.client.openai.needs import bucket, round_down
 from tallystick.client.openai.requests import RequestSummary
 from tallystick.client.selection.shortlist import objection
@@ -64,12 +64,14 @@ class RequestOptions(ProviderCriteria, total=False):
     """Options from the header X-Tally-Options and a caller's API key: criteria for providers, and the job's cost limit and label.
 
     `affinity`: the name of the request's conversation. `wait`: seconds that the job may wait for a free slot.
+    `hedge_after`: seconds without output after which a second provider may get the job too; 0 for never.
     """
 
     max_cost: Amount | None
     label: str
     affinity: str
     wait: int
+    hedge_after: float
 
 
 def demand_of(config: ClientConfig, model: str, route: str, criteria: ProviderCriteria) -> Demand:
@@ -180,6 +182,13 @@ def _flag(value: object, member: str) -> bool:
     return value
 
 
+def read_hedge_after(value: object, member: str) -> float:
+    """Reads the seconds after which a job is hedged. Raises BadMessage."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_HEDGE_SECONDS:
+        raise BadMessage(f"{member}: expected a number of seconds from 0 to {MAX_HEDGE_SECONDS:g}")
+    return float(value)
+
+
 def _texts(value: object, member: str) -> tuple[str, ...]:
     listed = [value] if isinstance(value, str) else read_items(value, member, MAX_PROVIDERS)
     return tuple(read_text(item, member) for item in listed)
@@ -203,6 +212,7 @@ _READERS: dict[str, Callable[[object, str], Any]] = {
     "affinity": lambda value, member: read_text(value, member, MAX_LABEL),
     "label": lambda value, member: read_text(value, member, MAX_LABEL),
     "wait": lambda value, member: read_count(value, member, high=MAX_WAIT_SECONDS),
+    "hedge_after": read_hedge_after,
 }
 """The reader of each option."""
 
