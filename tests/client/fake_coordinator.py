@@ -338,7 +338,18 @@ class FakeMarket:
         body = await request.json()
         self.shortlists.append(body)
         known = {"model", "payer", "maxInputPrice", "maxOutputPrice", "providers", "exclude", "route", "limit"}
-        assert body.keys() <= known | {"needs", "essential", "inputTokens", "require", "minStake", "minReputation", "sort"}
+        known |= {
+            "needs",
+            "essential",
+            "inputTokens",
+            "likelyTokens",
+            "maxOutput",
+            "require",
+            "minStake",
+            "minReputation",
+            "sort",
+        }
+        assert body.keys() <= known | {"weights"}
         parse_address(body["payer"])
         if self.refusals:
             return _refuse(self.refusals.pop(0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,15 +69,19 @@ async def test_a_new_provider_is_used(fake: FakeMarket, market: Market) -> None:
         ({}, {"pin": [ALICE.address]}),
         ({}, {"exclude": [Provider.make("new").address]}),
         ({}, {"min_reputation": 1}),
-        ({}, {"max_output_price": Amount(1)}),
+        ({"forged": True}, {}),
         ({"valid_until": 1}, {}),
     ],
 )
 async def test_asks_that_the_request_does_not_accept(
     fake: FakeMarket, market: Market, changes: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    """A dearer ask, one of another model, one that is too small, excluded or not pinned, and an expired one get no order."""
+    """No order: on a dearer ask, one of another model, too small, excluded or not pinned, expired or forged."""
+    changes = dict(changes)
+    forged = changes.pop("forged", False)
     first, new = fake.providers[0], Provider.make("new", **({"output_price": 300_000} | changes))
+    if forged:
+        new.ask = replace(new.ask, signature=bytes(65))
     fake.providers += (new,)
     _only(fake, first)
 
@@ -87,9 +90,6 @@ async def test_asks_that_the_request_does_not_accept(
         await honest(session)
 
     fake.script = script
-    if "max_output_price" in options:
-        options = {}
-        new.ask = replace(new.ask, signature=bytes(65))  # a forged ask
     async with await market.submit(CHAT, BODY, **options) as job:
         result = await job.result()
     assert (result.provider, len(job.candidates)) == (first.address, 1)
@@ -118,7 +118,7 @@ async def test_a_refusal_leaves_the_job_as_it_was(fake: FakeMarket, market: Mark
         assert states == {first.address: "recorded", second.address: "closed"}
 
 
-async def test_a_budget_bounds_further_orders(fake: FakeMarket, wallet: Signer, config: ClientConfig, tmp_path: Path) -> None:
+async def test_a_budget_bounds_further_orders(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
     """What a further order may cost must fit the budget beside the orders that are open."""
     first, second = fake.providers[:2]
     _only(fake, first)
@@ -132,9 +132,7 @@ async def test_a_budget_bounds_further_orders(fake: FakeMarket, wallet: Signer, 
         await job.result()
         cap = job.candidates[0].terms.max_cost
         assert len(job.candidates) == 2
-    limited = replace(
-        config, budgets=(Budget(name="small", amount=Amount(2 * cap - 1)),), ledger_file=config.ledger_file.with_name("b")
-    )
+    limited = replace(config, budgets=(Budget(per_day=Amount(2 * cap - 1)),))
     async with Market(fake.url, wallet, limited) as market, await market.submit(CHAT, BODY) as job:
         await job.result()
         assert len(job.candidates) == 1
