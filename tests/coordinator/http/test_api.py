@@ -276,6 +276,7 @@ async def test_the_docs(at: Served) -> None:
         ("/v1/explain", "post"),
         ("/v1/jobs/{job}", "get"),
         ("/v1/jobs/{job}/cancel", "post"),
+        ("/v1/jobs/{job}/orders", "post"),
         ("/v1/tabs", "post"),
         ("/v1/health", "get"),
         ("/v1/ready", "get"),
