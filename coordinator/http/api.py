@@ -19,6 +19,7 @@ from coordinator.domain.ask_pages import ask_entry, asks_page, explained_entry, 
 from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.resource_bounds import DEFAULT_PAGE_ENTRIES
 from coordinator.http.job_views import job_view, queued_view, settlement_view
+from coordinator.http.log_routes import add_log_routes
 from coordinator.http.metrics import CoordinatorMetrics
 from coordinator.http.pages import ABOUT, LINKS, PAGE_HEADERS, api_page, home_page
 from coordinator.http.schemas import (
@@ -101,6 +102,7 @@ def build_control_plane(context: ApiContext) -> FastAPI:
     _add_provider_routes(api, context)
     _add_job_routes(api, context)
     _add_tab_routes(api, context)
+    add_log_routes(api, context.market.match_log)
     _add_operations_routes(api, context)
     _add_pages(api, context)
     return api

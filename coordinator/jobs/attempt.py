@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from coordinator.domain.ask_book import ConnectedNode
+from coordinator.jobs.match_log import MatchDraft
 from coordinator.ports import AttemptRecord, Handler, job_subject
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.jobs import State
@@ -22,6 +23,8 @@ class Attempt:
     candidate: Candidate
     order: Verified[Order]
     node: ConnectedNode
+    draft: MatchDraft = field(repr=False)
+    """What the match log gets to know of the choice."""
     number: int = 0
     """Its number among the attempts of its job, from 0."""
     match: bytes = field(default=b"", repr=False)

@@ -16,20 +16,23 @@ from coordinator.domain.exposure import Exposure
 from coordinator.domain.job_queue import JobQueue
 from coordinator.domain.limits import JobLimits
 from coordinator.domain.listed_ask import ConnectedNode, ListedAsk
+from coordinator.domain.match_leaf import consider
 from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist
 from coordinator.domain.ranking import Ranked, reliability, score_step
 from coordinator.domain.reputation import Reputation
-from coordinator.domain.scoring import RequestShape
+from coordinator.domain.scoring import ANY_REQUEST, RequestShape
 from coordinator.domain.speeds import Speeds, Timing
 from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.live_job import LiveJob
+from coordinator.jobs.match_log import MatchDraft
 from coordinator.ports import Funds
 from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.link import Capacity
+from tallystick.protocol.match_log import Verdict, draw_of
 from tallystick.protocol.messages import Ask, Order, Terms
-from tallystick.protocol.types import Address
+from tallystick.protocol.types import Address, JobId
 
 MAX_EXPLAINED = 200
 """Asks that one explanation covers."""
@@ -76,6 +79,8 @@ class Matchmaker:
         """Called with a provider that may have free slots that no job waits for."""
         self.domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
         self._chance = chance
+        self.draw: Callable[[JobId, int], float] = draw_of
+        """The draw of a match, from the job's id and the number of its attempt."""
         self._returned_at = 0.0
         self._withdrawn: OrderedDict[str, float] = OrderedDict()
         """When a provider last withdrew an ask for each model; the newest MAX_WITHDRAWN_MODELS."""
@@ -215,6 +220,7 @@ class Matchmaker:
     async def choose(self, job: LiveJob) -> Attempt:
         """Returns an attempt of the best candidate left, with its slot and exposure; raises as `match`."""
         now, refused = int(self._now()), job.last_error
+        draw, shape = self.draw(job.id, len(job.attempts)), ANY_REQUEST
         fitting, rejected = rank_candidates(
             job.submission.candidates,
             self.book,
@@ -222,16 +228,19 @@ class Matchmaker:
             score=self.reputation.score,
             now=now,
             ranked=job.submission.ranked,
+            shape=shape,
             newcomer=self.reputation.newcomer,
-            chance=self._chance(),
+            chance=draw,
         )
+        considered = consider(job.submission.candidates, fitting, rejected, self.book.find, self.reputation)
         providers = [ranked.listed_ask.provider for ranked in fitting]
         model = job.submission.candidates[0].terms.model
-        for ranked in fitting:
+        for place, ranked in enumerate(fitting):
             listed_ask, candidate = ranked.entry
             order, node = candidate.order.verify(self.domain), listed_ask.node
             if not self.queue.is_open(node, job.queued):
                 rejected[node.provider] = Reason.BUSY.value
+                considered[place] = replace(considered[place], outcome=Verdict.HELD)
                 continue
             self.book.assign(node)
             try:
@@ -241,13 +250,16 @@ class Matchmaker:
                 if not isinstance(error, Refusal):
                     raise
                 refused = refused or error
+                considered[place] = replace(considered[place], outcome=Verdict.UNPAID)
                 if isinstance(error, _NoPurse):
                     break  # nor is there a reservation for another candidate: a stranger costs two chain reads
             else:
-                outranked = dict.fromkeys(providers, "another was ranked before it: cheaper, or more reliable")
+                considered[place] = replace(considered[place], outcome=Verdict.CHOSEN)
+                outranked = dict.fromkeys(providers, Verdict.OUTRANKED.value)
                 self.decision_log.add_match(model, node.provider, outranked | rejected, now)
-                return Attempt(candidate, order, node)
-        unpaid = dict.fromkeys(providers, "the payer's purse did not cover the job")
+                draft = MatchDraft(model, shape, job.submission.ranked, draw, tuple(considered))
+                return Attempt(candidate, order, node, draft)
+        unpaid = dict.fromkeys(providers, Verdict.UNPAID.value)
         self.decision_log.add_match(model, None, unpaid | rejected, now)
         reasons = "; ".join(f"{provider}: {reason}" for provider, reason in rejected.items())
         text = f"no candidate can take the job now: {reasons}"

@@ -60,6 +60,20 @@ reputations = sa.Table(
     sa.Column("bad", sa.Float),
     sa.Column("jobs", sa.BigInteger),
 )
+match_log = sa.Table(
+    "match_log",
+    metadata,
+    sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+    sa.Column("at", sa.BigInteger),
+    sa.Column("hashes", sa.LargeBinary),
+    sa.Column("leaf", sa.LargeBinary),
+)
+log_heads = sa.Table(
+    "log_heads",
+    metadata,
+    sa.Column("size", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+    sa.Column("head_doc", sa.Text),
+)
 speeds = sa.Table(
     "speeds",
     metadata,

@@ -28,6 +28,7 @@ from coordinator.ports import (
     StoredState,
     too_many_claims,
 )
+from coordinator.storage.log_store import SqlLogStore
 from coordinator.storage.provider_records import read_records, write_records
 from coordinator.storage.schema import claims, cursors, jobs, receipts, responses, settlements
 from coordinator.storage.upserts import inserting, upsert, upserting
@@ -55,6 +56,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._db, self._instance_lock = Database(url), instance_lock(url, "coordinator")
+        self.match_log = SqlLogStore(self._db)
         self._put = 0
 
     async def start(self) -> None:

@@ -21,8 +21,8 @@ class Wait:
     __slots__ = ("life", "seconds", "signal")
 
     def __init__(self, seconds: float | None, signal: Signal | None = None) -> None:
-        self.seconds, self.signal, self.life = seconds, signal, None
-        self.life: Life | None
+        self.seconds, self.signal = seconds, signal
+        self.life: Life | None = None
 
     def __await__(self) -> Generator[Wait, None, None]:
         """Suspends the coroutine until the clock resumes it."""

@@ -10,7 +10,6 @@ from coordinator.domain.reputation import ProviderRecord
 from scripts.simulation.clock import Signal
 from scripts.simulation.scenario import ANSWER, REGIONS, Scenario, choose, zipf
 from tallystick.client.openai.needs import round_down, round_up
-from tallystick.client.selection.affinity import Affinity
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
@@ -157,7 +156,6 @@ class Payer:
     price_factor: float
     region: str | None
     stalled: bool
-    affinity: Affinity
     flooding: bool = False
     spent: int = 0
     live: int = 0
@@ -196,7 +194,6 @@ def payers_of(scenario: Scenario, models: list[Model]) -> list[Payer]:
             price_factor=random.choice((1.3, 1.6, 2.5, 5.0)),
             region=random.choice(REGIONS) if random.random() < 0.1 else None,
             stalled=random.random() < scenario.stalled_share,
-            affinity=Affinity(b"simulation"),
         )
         payers.append(payer)
     return payers

@@ -17,7 +17,7 @@ from scripts.simulation.variants import SWEEPS
 INK = "#808891"
 """Text and axes: readable on white and on black."""
 COLOURS = ("#2f81f7", "#e3652b", "#2da44e", "#a371f7", "#bf8700", "#1b9e9e")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: smaller, and searchable
     "svg.hashsalt": "tallystick",  # the same input gives the same file
     "font.family": "sans-serif",

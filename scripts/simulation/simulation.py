@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import replace
+from io import BytesIO
 from itertools import count
 from random import Random
 
@@ -19,17 +20,20 @@ from scripts.simulation.clock import VirtualClock, sleep
 from scripts.simulation.parties import Model, Payer, Session, SimulatedNode, models_of, nodes_of, payers_of
 from scripts.simulation.policies import Policy
 from scripts.simulation.records import JobResult, Recorder
-from scripts.simulation.replica import Replica, TrustedOrder
+from scripts.simulation.replica import Replica
+from scripts.simulation.requests import Request, Turn, candidate_of, price_with, receipt_of, tags_of
 from scripts.simulation.scenario import ANSWER, FIRST_MESSAGE, HOUR, LATER_MESSAGE, MEAN_TURNS, THINKING, Scenario, pareto
+from tallystick.client.selection.affinity import Affinity
+from tallystick.client.selection.prefix_table import PrefixTable
 from tallystick.protocol.criteria import Demand
+from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import ENDS, Event, State
-from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
-from tallystick.protocol.pricing import Prices, Usage, charge, cost, prices_of, worst_case
-from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Amount, Hash, JobId
-from tallystick.protocol.wire import Candidate, Submission
+from tallystick.protocol.messages import Ask, Outcome
+from tallystick.protocol.pricing import Usage, charge, cost, prices_of
+from tallystick.protocol.types import Address, JobId
+from tallystick.protocol.wire import Submission
 
-BYTES_PER_TOKEN = 4
 FIRST_TOKEN = 0.2
 """Seconds to the first token without any input to read."""
 STALLS, STALL_SECONDS = 0.2, 60.0
@@ -44,28 +48,6 @@ ACTIVE, SILENT = 60.0, 90.0
 """Mean seconds that a payer sends requests, and that it does not."""
 
 
-@dataclass(slots=True)
-class Turn:
-    """A request: its conversation, the tokens that earlier turns had already, its input and its output."""
-
-    conversation: int
-    model: Model
-    earlier: int
-    input: int
-    output: int
-
-
-@dataclass(slots=True)
-class Request:
-    """A request of a payer, while it is under way. `cheapest`: the cheapest asks when it came, see `Replica.cheapest`."""
-
-    payer: Payer
-    turn: Turn
-    random: Random
-    result: JobResult
-    cheapest: tuple[ListedAsk | None, ListedAsk | None] = (None, None)
-
-
 class Simulation:
     """See the module's docstring. Times are seconds of the virtual clock."""
 
@@ -78,6 +60,7 @@ class Simulation:
         self.by_provider = {node.provider: node for node in self.nodes}
         random = scenario.random("coordinator")
         self.replicas = [Replica(self.clock, self.payers, random.random, policy.queue())]
+        self._affinity = Affinity(b"", PrefixTable(BytesIO(), self.replicas[0].unix_time))
         self._select = None if policy.selection is None else policy.selection(scenario.random("policy"))
         self.records = Recorder(scenario)
         self._conversations, self._jobs = count(1), count(1)
@@ -189,7 +172,8 @@ class Simulation:
         payer.live += 1
         try:
             self._check_room(payer)
-            await self._submit(Request(payer, turn, random, result))
+            demand = payer.demand(turn.model, turn.input, self.scenario.shortlist_size)
+            await self._submit(Request(payer, turn, random, result, demand))
             result.answered = True
         except (Refusal, Unavailable) as error:
             result.error = error.code
@@ -206,8 +190,7 @@ class Simulation:
 
     async def _submit(self, request: Request) -> None:
         """Submits to a shortlist, and once more to a fresh one if the shortlist was a cached one that has no free slot."""
-        payer, turn = request.payer, request.turn
-        demand = payer.demand(turn.model, turn.input, self.scenario.shortlist_size)
+        payer, demand = request.payer, request.demand
         request.cheapest = self.replica_of(payer).cheapest(demand)
         asks, cached = self._shortlist(payer, demand)
         try:
@@ -232,13 +215,11 @@ class Simulation:
 
     async def _place(self, request: Request, asks: list[ListedAsk], wait: int | None) -> LiveJob:
         payer, turn, ranked = request.payer, request.turn, self._select is not None
-        if self.policy.affinity:
-            preferred, ranked = payer.affinity.prefer_last(_conversation(turn), [entry.ask for entry in asks])
-            by_digest = {entry.ask.digest: entry for entry in asks}
-            asks = [by_digest[ask.digest] for ask in preferred]
+        if self.policy.affinity and turn.earlier:
+            asks, ranked = await self._prefer_holder(request, asks)
         replica, number = self.replica_of(payer), next(self._jobs)
         job_id = JobId(number.to_bytes(32, "big"))
-        candidates = tuple(self._candidate(payer, turn, entry, job_id) for entry in asks)
+        candidates = tuple(candidate_of(payer, turn, entry, job_id, replica.unix_time()) for entry in asks)
         submission = Submission(job_id, candidates, b"", ranked, wait)
         now = self.clock.now
         job = replica.new_job(LiveJob(submission, created_at=replica.unix_time(), started=now, last_frame_at=now))
@@ -246,34 +227,21 @@ class Simulation:
         request.result.waited = job.queued is not None
         return job
 
-    def _candidate(self, payer: Payer, turn: Turn, entry: ListedAsk, job: JobId) -> Candidate:
-        ask = entry.ask.message
-        prices = Prices(ask.input_price, ask.cached_input_price, ask.output_price)
-        cap = worst_case(BYTES_PER_TOKEN * turn.input, ANSWER.most, prices, ask.context_tokens)
-        terms = Terms(
-            model=ask.model,
-            ask=entry.ask.digest,
-            input_price=ask.input_price,
-            cached_input_price=ask.cached_input_price,
-            output_price=ask.output_price,
-            max_cost=cap,
-            max_output_tokens=ANSWER.most,
-            job=job,
-            request_commitment=ZERO_HASH,
-        )
-        order = Order(
-            payer=payer.address,
-            provider=ask.provider,
-            ceiling=Amount(1 << 80),
-            reserve_target=Amount(payer.reserved),
-            seq=1,
-            deadline=self.replica_of(payer).unix_time() + 3_600,
-            claim_by=self.replica_of(payer).unix_time() + 100_000,
-            max_fee_bps=0,
-            coordinator=ZERO_ADDRESS,
-            terms_hash=ZERO_HASH,
-        )
-        return Candidate(TrustedOrder(order, b""), terms, b"")
+    async def _prefer_holder(self, request: Request, asks: list[ListedAsk]) -> tuple[list[ListedAsk], bool]:
+        """Puts the provider first that has the beginning of the conversation, as the client does."""
+        by_digest = {entry.ask.digest: entry for entry in asks}
+
+        async def find(provider: Address) -> list[Verified[Ask]]:
+            try:
+                pinned = replace(request.demand, pin=frozenset((provider,)))
+                found = self.replica_of(request.payer).matchmaker.shortlist(pinned)
+            except (Refusal, Unavailable):
+                return []
+            by_digest.update((entry.ask.digest, entry) for entry in found)
+            return [entry.ask for entry in found]
+
+        arranged, ranked = await self._affinity.arrange(tags_of(request.turn), [entry.ask for entry in asks], find)
+        return [by_digest[ask.digest] for ask in arranged][: self.scenario.shortlist_size], ranked
 
     # Jobs, as the coordinator runs them and nodes answer
 
@@ -303,13 +271,15 @@ class Simulation:
         try:
             lost = await session.gone.wait_for(seconds)
             if not fails and not lost:
+                attempt.sent_at, attempt.body_at, attempt.last_at = began, began + first_token, self.clock.now
+                attempt.chunks = turn.output + 2
                 result.first_token, result.service = began + first_token - result.at, seconds
                 self._finish(job, request, node, Usage(turn.input, cached, turn.output))
                 return True
             error = Unavailable(Code.NODE_GONE if lost else Code.PROVIDER_FAILED, "the attempt failed", fault=Fault.PROVIDER)
             if self.clock.now > began + first_token:
                 job.move(Event.OUTPUT)
-            self._fail(replica, job, error)
+            self._fail(replica, job, turn, error)
             return False
         finally:
             session.running -= 1
@@ -326,8 +296,9 @@ class Simulation:
         node.attempts += 1
         return session
 
-    def _fail(self, replica: Replica, job: LiveJob, error: TallyError) -> None:
+    def _fail(self, replica: Replica, job: LiveJob, turn: Turn, error: TallyError) -> None:
         """Ends a failed attempt. Raises the error if output began: no other provider may continue then."""
+        self._affinity.forget(tags_of(turn), job.provider)
         count_failure(replica.reputation, job, job.current, error)
         job.current.close(State.FAILED, str(error))
         job.last_error = error
@@ -341,43 +312,16 @@ class Simulation:
         job.move(Event.OUTPUT)
         job.current.mark_delivered()
         count_receipt(self.replica_of(payer).reputation, job, job.current, Outcome.COMPLETED)
+        self.replica_of(payer).matchmaker.measure(job, job.current, usage.output)
         job.move(ENDS[Outcome.COMPLETED])
         paid = charge(terms, usage, Outcome.COMPLETED)
         payer.spent += paid
         node.income += paid
         node.remember(turn.conversation, turn.input + turn.output)
-        if self.policy.affinity:
-            payer.affinity.record(_conversation(turn), _receipt(payer, node, usage, paid))
+        self._affinity.end(tags_of(turn), receipt_of(payer, node, usage, paid))
         self.records.earned(node, 1e6 * int(paid) / (3 * turn.model.price * turn.model.output_rate))
         result, uncached = request.result, Usage(usage.input, 0, usage.output)
         connected, free = request.cheapest
         result.paid, result.cached, result.full_price = paid, usage.cached, cost(uncached, prices_of(terms))
-        result.best_price = 0 if connected is None else _cost_with(connected, uncached)
-        result.best_free_price = 0 if free is None else _cost_with(free, uncached)
-
-
-def _cost_with(entry: ListedAsk, usage: Usage) -> Amount:
-    ask = entry.ask.message
-    return cost(usage, Prices(ask.input_price, ask.cached_input_price, ask.output_price))
-
-
-def _conversation(turn: Turn) -> bytes | None:
-    return turn.conversation.to_bytes(8, "big")
-
-
-def _receipt(payer: Payer, node: SimulatedNode, usage: Usage, paid: Amount) -> Receipt:
-    return Receipt(
-        payer=payer.address,
-        provider=node.provider,
-        seq=1,
-        cumulative_cost=paid,
-        order_hash=ZERO_HASH,
-        result_commitment=Hash(ZERO_HASH),
-        input_tokens=usage.input,
-        cached_input_tokens=usage.cached,
-        output_tokens=usage.output,
-        cost=paid,
-        outcome=Outcome.COMPLETED.value,
-        finished_at=0,
-        evidence_root=ZERO_HASH,
-    )
+        result.best_price = 0 if connected is None else price_with(connected, uncached)
+        result.best_free_price = 0 if free is None else price_with(free, uncached)

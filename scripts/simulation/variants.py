@@ -85,8 +85,9 @@ def _modules_with(constant: str) -> list[dict[str, Any]]:
 def run_variant(scenario: Scenario, variant: Variant, progress: Callable[[float], None] = lambda _share: None) -> dict[str, Any]:
     """Runs a variant and returns its report, with the seconds of CPU time that the run took."""
     whole = ("nodes", "models", "payers", "seed", "wait", "shortlist_size")
-    own = {name: value for name, value in variant.constants.items() if name not in CONSTANTS}
-    changed = replace(scenario, **{name: int(value) if name in whole else value for name, value in own.items()})
+    own: dict[str, Any] = {name: value for name, value in variant.constants.items() if name not in CONSTANTS}
+    own |= {name: int(own[name]) for name in whole if name in own}
+    changed = replace(scenario, **own)
     began = time.process_time()
     with overridden(variant.constants):
         simulation = Simulation(changed, BY_NAME[variant.policy])

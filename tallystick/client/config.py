@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tallystick.protocol.criteria import read_sort
+from tallystick.protocol.criteria import MAX_CANDIDATES, read_sort
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address, Amount
 from tallystick.protocol.weights import NO_WEIGHTS, Weights
-from tallystick.protocol.wire import MAX_CANDIDATES, MAX_HEDGE_MS
+from tallystick.protocol.wire import MAX_HEDGE_MS
 from tallystick.runtime.config import home, load
 from tallystick.runtime.plaintext import is_loopback
 

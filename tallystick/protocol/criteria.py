@@ -21,13 +21,14 @@ from tallystick.protocol.requirements import MAX_NAMES, NO_REQUIREMENTS, Require
 from tallystick.protocol.routes import check_route, serves
 from tallystick.protocol.types import Address, parse_address
 from tallystick.protocol.weights import NO_WEIGHTS, Weights
-from tallystick.protocol.wire import MAX_CANDIDATES
 
 Sort = Literal["price", "latency", "throughput", "speed"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
 """Orders of a shortlist: lowest expected cost, shortest time to the first token, most tokens per second (by two names)."""
 DEFAULT_LIMIT = 4
 """Entries of a shortlist if the request names no limit."""
+MAX_CANDIDATES = 8
+"""Entries of a shortlist, and so orders of a job, at most."""
 MAX_ADDRESSES = 256
 """Providers that a demand may name as pinned, and as excluded."""
 

@@ -17,11 +17,11 @@ from aiohttp import web
 
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.access import load_access
-from tallystick.protocol.eip712 import Signed, Signer, Verified, read_signed
+from tallystick.protocol.eip712 import Signed, Verified, read_signed
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import ENDS, TERMINAL, State, step
 from tallystick.protocol.link import LateReceipt
-from tallystick.protocol.messages import Access, Inquiry, Match, Order, Outcome, Receipt
+from tallystick.protocol.messages import Access, Inquiry, Order, Outcome, Receipt
 from tallystick.protocol.pricing import Usage, charge, prices_of, worst_case
 from tallystick.protocol.routes import ALWAYS, serves
 from tallystick.protocol.sealing import ContentKey, Sealer, Transcript, commit_request
@@ -39,7 +39,7 @@ from tallystick.protocol.wire import (
     pack_frame,
     split_request,
 )
-from tests.builders import receipt_for
+from tests.builders import build_match, receipt_for
 from tests.client.parties import DOMAIN, MODEL, Provider, signer
 
 CHAT = "/v1/chat/completions"
@@ -51,6 +51,18 @@ STREAM = BODY | {"stream": True}
 TRUST = Security(Amount(0), Amount(10**12), Amount(0))
 
 
+_OPTIONAL_CRITERIA = {
+    "needs",
+    "essential",
+    "inputTokens",
+    "likelyTokens",
+    "maxOutput",
+    "weights",
+    "require",
+    "minStake",
+    "minReputation",
+    "sort",
+}
 _OF_ATTEMPT = ("candidate", "order", "provider", "key", "sealer", "transcript", "matched")
 
 
@@ -100,22 +112,13 @@ class Session:
             setattr(self, name, value)
         self.other = current
 
-    async def match(self, index: int = 0, *, by: Signer | None = None, kind: Kind = Kind.MATCH, **changes: Any) -> None:
+    async def match(self, index: int = 0, *, kind: Kind = Kind.MATCH, **changes: Any) -> None:
         """Matches a candidate and opens its sealed request, as its node would."""
         self.take(index)
-        coordinator = by or self.market.signer
-        values: dict[str, Any] = {
-            "coordinator": coordinator.address,
-            "job": self.job,
-            "provider": self.provider.address,
-            "order_hash": self.order.digest,
-            "attempt": self.attempts,
-            "matched_at": 1,
-        }
+        match = build_match(self.order, self.candidate.terms, **({"attempt": self.attempts} | changes))
         self.attempts += 1
         self.tried.append({"attempt": len(self.tried), "provider": self.provider.address, "state": "failed", "reason": ""})
-        match = coordinator.sign(Match(**(values | changes)), DOMAIN)
-        self.matched = dumps(match.to_json())
+        self.matched = match.dumps()
         await self.send(kind, self.matched)
 
     def take(self, index: int) -> None:
@@ -338,18 +341,7 @@ class FakeMarket:
         body = await request.json()
         self.shortlists.append(body)
         known = {"model", "payer", "maxInputPrice", "maxOutputPrice", "providers", "exclude", "route", "limit"}
-        known |= {
-            "needs",
-            "essential",
-            "inputTokens",
-            "likelyTokens",
-            "maxOutput",
-            "require",
-            "minStake",
-            "minReputation",
-            "sort",
-        }
-        assert body.keys() <= known | {"weights"}
+        assert body.keys() <= known | _OPTIONAL_CRITERIA
         parse_address(body["payer"])
         if self.refusals:
             return _refuse(self.refusals.pop(0))

@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick.protocol.criteria import DEFAULT_LIMIT, SORTS, Demand, Facts, Reason, context_refusal
+from tallystick.protocol.criteria import DEFAULT_LIMIT, MAX_CANDIDATES, SORTS, Demand, Facts, Reason, context_refusal
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Amount
 from tallystick.protocol.weights import Weights
-from tallystick.protocol.wire import MAX_CANDIDATES
 from tests.coordinator.harness import MODEL, START, make_ask, person
 from tests.protocol.strategies import addresses
 

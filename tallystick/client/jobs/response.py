@@ -20,7 +20,8 @@ from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.protocol.eip712 import Domain, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, BadSignature, Fault, TallyError
 from tallystick.protocol.jobs import CHARGES, Charge
-from tallystick.protocol.messages import Match, Outcome, Receipt
+from tallystick.protocol.match_log import Match
+from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.pricing import charge, usage_of
 from tallystick.protocol.sealing import ContentKey, Opener, Transcript
 from tallystick.protocol.tab import check_receipt
@@ -71,6 +72,8 @@ class JobResponse:
         self._opener: Opener | None = None
         self._transcript: Transcript | None = None
         self._attempts: dict[Hash, int] = {}
+        self.matches: list[Match] = []
+        """The matches so far, which the coordinator must have logged."""
         self.voids: deque[tuple[PlacedOrder, Verified[Receipt]]] = deque()
         self._voided: dict[Hash, Hash] = {}
 
@@ -222,12 +225,11 @@ class JobResponse:
     def _read_match(self, payload: bytes) -> Match:
         if self.chunks:
             raise BadMessage("frame: expected no match after the first chunk")
-        match = read_signed(Match, loads(payload, "match")).verify(self._domain).message
+        match = Match.loads(payload)
         placed = self._placed.get(match.order_hash)
-        if match.coordinator != self._coordinator or match.job != self.job:
-            raise BadMessage(f"match: expected coordinator {self._coordinator} and job {self.job.hex()}, got others")
-        if placed is None or placed.provider != match.provider:
+        if placed is None:
             raise BadMessage(f"match.orderHash: expected an order of this job, got {match.order_hash.hex()}")
+        match.check(self.job, placed.order.digest, placed.provider, placed.order.message.payer)
         return match
 
     def _take_hedge(self, match: Match) -> None:
@@ -237,9 +239,11 @@ class JobResponse:
         self.hedged_from, self._hedge = self.match, match.order_hash
 
     def _add_attempt(self, match: Match) -> None:
-        if match.order_hash in self._attempts or any(match.attempt <= attempt for attempt in self._attempts.values()):
-            raise BadMessage(f"match.attempt: expected another order and a number above all before, got {match.attempt}")
-        self._attempts[match.order_hash] = match.attempt
+        attempt = match.decision.attempt
+        if match.order_hash in self._attempts or any(attempt <= earlier for earlier in self._attempts.values()):
+            raise BadMessage(f"match.attempt: expected another order and a number above all before, got {attempt}")
+        self._attempts[match.order_hash] = attempt
+        self.matches.append(match)
 
     def _take_match(self, match: Match) -> None:
         second = match.order_hash == self._hedge and self.match is self.hedged_from

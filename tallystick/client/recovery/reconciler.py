@@ -18,12 +18,12 @@ from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.token_audit import AuditFinding
 from tallystick.client.recovery.lost_state import TabRecovery
+from tallystick.protocol.criteria import MAX_CANDIDATES
 from tallystick.protocol.eip712 import Signed, Verified, read_signed
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import MAX_CANDIDATES
 
 log = structlog.get_logger()
 POLLS = (0.1, 0.3, 1.0, 3.0, 5.0)

@@ -61,6 +61,11 @@ ROUTES = [
     ("POST", "/v1/tabs"),
     ("GET", "/v1/health"),
     ("GET", "/v1/ready"),
+    ("GET", "/v1/log/head"),
+    ("GET", "/v1/log/inclusion"),
+    ("GET", "/v1/log/consistency"),
+    ("GET", "/v1/log/proof"),
+    ("GET", "/v1/log/entries"),
 ]
 
 
