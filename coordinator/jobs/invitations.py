@@ -23,7 +23,7 @@ from tallystick.protocol.wire import MAX_INVITATIONS, Candidate
 
 ANSWER_SECONDS = 5.0
 """How long a free slot is kept in mind for a client that was invited before the next one is."""
-_MAX_SCANNED = 256
+_MAX_SCANNED = 64
 """Waiting jobs that are looked at for one free slot."""
 
 
