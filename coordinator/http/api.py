@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import time
 from collections.abc import Callable
@@ -222,7 +223,7 @@ def _add_job_routes(api: FastAPI, context: ApiContext) -> None:
 
         The job keeps its place. `added` is true if all orders are among the job's candidates now.
         """
-        candidates = [Candidate.from_json(raw, f"candidates[{i}]") for i, raw in enumerate(further.candidates)]
+        candidates = [_read_candidate(text, f"candidates[{i}]") for i, text in enumerate(further.candidates)]
         await context.market.add_orders(parse_job_id(job), candidates)
         return {"added": True}
 
@@ -237,6 +238,13 @@ def _add_job_routes(api: FastAPI, context: ApiContext) -> None:
         if payer not in {None, caller}:
             raise Refusal(Code.UNAUTHENTICATED, f"{caller} is not the payer of job {job}; only its payer cancels a job")
         return {"cancelling": context.market.cancel(job_id)}
+
+
+def _read_candidate(text: str, where: str) -> Candidate:
+    try:
+        return Candidate.from_bytes(base64.b64decode(text, validate=True), where)
+    except ValueError:
+        raise BadMessage(f"{where}: expected base64") from None
 
 
 def _caller(context: ApiContext, token: str | None) -> Address:

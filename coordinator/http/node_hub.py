@@ -295,7 +295,7 @@ class NodeHub:
         try:
             late = LateReceipt.from_json(loads(payload, "late receipt"))
             subject = self._market.subject_of(job, provider)
-            if subject and self._bus.send(subject, pack_link(Kind.RECEIPT, job, dumps(late.receipt.to_json()))):
+            if subject and self._bus.send(subject, pack_link(Kind.RECEIPT, job, late.receipt.to_bytes())):
                 return
             await self._market.accept_late(provider, job, late)
         except (PeerError, Refusal) as error:
@@ -317,5 +317,4 @@ class NodeHub:
 
 def _void(payload: bytes) -> bytes:
     """Returns the receipt in a FAIL of an attempt that was given up on, or outrun by another one; empty if it has none."""
-    receipt = Failure.members(payload).get("receipt")
-    return b"" if receipt is None else dumps(receipt)
+    return Failure.split(payload)[1] or b""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Path, Query, Security
 from fastapi.security import APIKeyHeader
@@ -12,6 +12,7 @@ from coordinator.domain.ask_pages import CURSOR_PATTERN, MAX_MODEL_NAME
 from coordinator.domain.resource_bounds import MAX_PAGE_ENTRIES
 from tallystick.protocol.criteria import DEFAULT_LIMIT, MAX_ADDRESSES, MAX_CANDIDATES, Demand, Sort
 from tallystick.protocol.requirements import MAX_NAMES
+from tallystick.protocol.versions import PROTOCOL
 from tallystick.protocol.weights import MAX_WEIGHT
 
 Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's id, 32 hex digits.")]
@@ -57,8 +58,8 @@ class ErrorBody(BaseModel):
 class Info(BaseModel):
     """The identity of this coordinator, and the chain and contract on which it settles.
 
-    `block` is the block of the contract's creation. `rpc` is the chain's endpoint if that is on the coordinator's own machine,
-    else null: everybody chooses an endpoint that they trust.
+    `protocol` is the version of the wire protocol, `block` the block of the contract's creation. `rpc` is the chain's endpoint
+    if that is on the coordinator's own machine, else null: everybody chooses an endpoint that they trust.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Info(BaseModel):
     token: str
     tokenDecimals: int
     feeBps: int
+    protocol: int = PROTOCOL
     block: int = 0
     rpc: str | None = None
 
@@ -162,9 +164,13 @@ class SignedInquiry(BaseModel):
     signature: str = Field(pattern="^0x[0-9a-fA-F]{130}$")
 
 
+MAX_CANDIDATE = 16_384
+"""Characters of a candidate in base64."""
+
+
 class FurtherOrders(BaseModel):
-    """Candidates for a waiting job, as submissions have them: an order, its terms, and the job's key wrapped for its provider."""
+    """Candidates for a waiting job: order, terms, and the job's wrapped key, each as a submission has it, in base64."""
 
     model_config = ConfigDict(extra="forbid")
 
-    candidates: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_CANDIDATES)
+    candidates: list[Annotated[str, Field(max_length=MAX_CANDIDATE)]] = Field(min_length=1, max_length=MAX_CANDIDATES)

@@ -60,7 +60,7 @@ class Attempt:
 
     def __post_init__(self) -> None:
         terms = self.candidate.terms
-        self.record = AttemptRecord(self.order, terms, State.MATCHED, raw=self.candidate.raw)
+        self.record = AttemptRecord(self.order, terms, State.MATCHED)
         self.subject = job_subject(terms.job, self.provider)
 
     @property

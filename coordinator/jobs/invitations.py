@@ -18,8 +18,9 @@ from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.messages import Ask, Terms
+from tallystick.protocol.queue_place import MAX_INVITATIONS
 from tallystick.protocol.types import Address, Hash, JobId
-from tallystick.protocol.wire import MAX_INVITATIONS, Candidate
+from tallystick.protocol.wire import Candidate
 
 ANSWER_SECONDS = 5.0
 """How long a free slot is kept in mind for a client that was invited before the next one is."""

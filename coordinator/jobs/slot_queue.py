@@ -16,8 +16,9 @@ from coordinator.jobs.invitations import ANSWER_SECONDS, Invitations
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker, SlotsBusy
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import Candidate, QueuePlace
+from tallystick.protocol.wire import Candidate
 
 BEAT_SECONDS = 5.0
 """Between two messages about a job's place."""

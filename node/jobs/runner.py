@@ -34,7 +34,7 @@ from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
-from tallystick.protocol.wire import MAX_HEADER, CancelReason, Dispatch, Failure, Kind, dumps
+from tallystick.protocol.wire import MAX_HEADER, CancelReason, Dispatch, Failure, Kind
 
 log = structlog.get_logger()
 _PRUNE_SIZE = 10_000
@@ -117,9 +117,7 @@ class JobRunner:
             self._held_bytes += len(payload)
             self._start(self._tasks, self._run(link, job, payload), f"job {job.hex()}")
         elif len(self._refusing) < _MAX_REFUSING:
-            self._start(
-                self._refusing, self._refuse_unread(link, job, payload[: 4 + MAX_HEADER], overload), f"refusal {job.hex()}"
-            )
+            self._start(self._refusing, self._refuse_unread(link, job, payload[:MAX_HEADER], overload), f"refusal {job.hex()}")
         else:
             self._fail(link, job, overload)
 
@@ -348,7 +346,7 @@ class JobRunner:
             self._fail(job.link, admitted.job, result.error or fallback)
         elif last or job.has_output:
             job.delivery.post(*last)
-            job.link.post(Kind.RECEIPT, admitted.job, dumps(receipt.to_json()))
+            job.link.post(Kind.RECEIPT, admitted.job, receipt.to_bytes())
         else:
             fallback = Unavailable(Code.PROVIDER_FAILED, result.reason, fault=Fault.PROVIDER)
             self._fail(job.link, admitted.job, result.error or fallback, receipt)

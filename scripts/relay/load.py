@@ -179,7 +179,7 @@ class EnginelessNode:
         for remaining in range(self.chunks - 1, -1, -1):
             await credit.acquire()
             await send(pack_link(Kind.CHUNK, job, sealer.seal(_PIECE if self.chunks > 1 else _REPLY, last=remaining == 0)))
-        await send(pack_link(Kind.RECEIPT, job, dumps(self._receipt(order, order_hash, terms).to_json())))
+        await send(pack_link(Kind.RECEIPT, job, self._receipt(order, order_hash, terms).to_bytes()))
         del self._credit[job]
 
     def _receipt(self, order: Order, order_hash: Hash, terms: Terms) -> Signed[Receipt]:

@@ -11,6 +11,7 @@ from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.json_members import read_count, read_items, read_members, read_text
 from tallystick.protocol.messages import Ask, Claim, Connect, Order, Receipt, Terms
 from tallystick.protocol.types import Address, Hash, parse_address
+from tallystick.protocol.versions import PROTOCOL, check_protocol
 from tallystick.protocol.wire import dumps
 
 MAX_CHAIN_ID = (1 << 63) - 1
@@ -49,14 +50,16 @@ class Challenge:
             "coordinator": self.coordinator,
             "chainId": self.chain_id,
             "contract": self.contract,
+            "protocol": PROTOCOL,
         }
 
     @classmethod
-    def from_json(cls, raw: object) -> Challenge:
-        """Reads the wire form. Raises BadMessage."""
+    def from_json(cls, raw: Any) -> Challenge:
+        """Reads the wire form. Raises BadMessage, also for a coordinator of another protocol."""
         challenge, coordinator, chain, contract = read_members(
             raw, "challenge", "challenge", "coordinator", "chainId", "contract"
         )
+        check_protocol(raw.get("protocol"), "challenge", "the coordinator")
         try:
             nonce = Hash(bytes.fromhex(read_text(challenge, "challenge.challenge")))
         except ValueError:
@@ -141,12 +144,14 @@ class Hello:
             "asks": [ask.to_json() for ask in self.asks],
             "capacity": self.capacity.to_json(),
             "software": self.software,
+            "protocol": PROTOCOL,
         }
 
     @classmethod
-    def from_json(cls, raw: object) -> Hello:
-        """Reads the wire form. Raises BadMessage."""
+    def from_json(cls, raw: Any) -> Hello:
+        """Reads the wire form. Raises BadMessage, also for a node of another protocol."""
         connect, asks, capacity, software = read_members(raw, "hello", "connect", "asks", "capacity", "software")
+        check_protocol(raw.get("protocol"), "hello", "the node")
         return cls(
             read_signed(Connect, connect, "hello.connect"),
             read_asks(asks, "hello.asks"),

@@ -188,7 +188,7 @@ class LinkNode:
     async def finish(self, job: JobId, receipt: Signed[Receipt]) -> None:
         """Sends the last chunk of a response and its receipt, and waits for the acknowledgement."""
         await self.send(Kind.CHUNK, job, LAST_CHUNK)
-        await self.send(Kind.RECEIPT, job, dumps(receipt.to_json()))
+        await self.send(Kind.RECEIPT, job, receipt.to_bytes())
         await self.expect(Kind.RECEIPT_ACK)
 
 

@@ -199,9 +199,9 @@ class CheatingNode:
                 if kind is Kind.WELCOME:
                     ready.set()
                 if kind is Kind.DISPATCH:
-                    await socket.send(pack_link(Kind.RECEIPT, job, dumps(self._receipt(job, payload))))
+                    await socket.send(pack_link(Kind.RECEIPT, job, self._receipt(job, payload)))
 
-    def _receipt(self, _job: JobId, payload: bytes) -> dict[str, Any]:
+    def _receipt(self, _job: JobId, payload: bytes) -> bytes:
         candidate = Dispatch.loads(payload).candidate
         order = candidate.order.message
         receipt = Receipt(
@@ -219,7 +219,7 @@ class CheatingNode:
             finished_at=int(time.time()),
             evidence_root=ZERO_HASH,
         )
-        return self.signer.sign(receipt, self.buyer.domain).to_json()
+        return self.signer.sign(receipt, self.buyer.domain).to_bytes()
 
 
 async def test_node_that_signs_a_wrong_cost(buyer: Buyer) -> None:

@@ -19,7 +19,7 @@ from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.runner import JobRunner
 from node.ports import Engine
 from node.testing.memory import MemoryChain, MemoryLink, MemoryStore, RecordingObserver
-from tallystick.protocol.eip712 import Domain, Signer, Verified, read_signed
+from tallystick.protocol.eip712 import Domain, Signer, Verified, read_signed_bytes
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Ask, Order, Outcome, Receipt, Spec, Terms
 from tallystick.protocol.pricing import Prices, worst_case
@@ -36,7 +36,6 @@ from tallystick.protocol.wire import (
     dumps,
     join_request,
     load_response_head,
-    loads,
 )
 from tests.builders import build_match, build_order, terms_of
 
@@ -222,7 +221,7 @@ class RunnerHarness:
     async def receipt(self, placed: PlacedJob) -> Receipt:
         """Returns the job's receipt, checked as coordinator and client would: one that may charge follows a last chunk."""
         raw = await self.link.until(Kind.RECEIPT, placed.job)
-        receipt = read_signed(Receipt, loads(raw, "receipt")).verify(DOMAIN).message
+        receipt = read_signed_bytes(Receipt, raw).verify(DOMAIN).message
         check_receipt(placed.order, placed.terms, receipt)
         _, _, transcript, finished = self.answer(placed)
         may_charge = CHARGES[Outcome(receipt.outcome)] is not Charge.NOTHING
@@ -242,7 +241,7 @@ class RunnerHarness:
     async def failure(self, placed: PlacedJob) -> dict[str, Any]:
         """Returns the error of a job that failed."""
         raw = await self.link.until(Kind.FAIL, placed.job)
-        error: dict[str, Any] = loads(raw, "failure")["error"]
+        error: dict[str, Any] = Failure.split(raw)[0]["error"]
         return error
 
     def answer(self, placed: PlacedJob) -> tuple[ResponseHead | None, bytes, Transcript, bool]:

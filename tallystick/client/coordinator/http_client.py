@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from tallystick.protocol.link import MAX_CHAIN_ID, LateReceipt, read_ask
 from tallystick.protocol.messages import Ask, Inquiry, Receipt
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address, JobId, parse_address
+from tallystick.protocol.versions import check_protocol
 from tallystick.protocol.wire import Candidate
 
 log = structlog.get_logger()
@@ -87,9 +89,10 @@ class CoordinatorInfo:
 
     @classmethod
     def from_json(cls, raw: object) -> CoordinatorInfo:
-        """Reads GET /v1/info. Raises BadMessage."""
+        """Reads GET /v1/info. Raises BadMessage, also for a coordinator of another protocol."""
         if not isinstance(raw, dict):
             raise BadMessage("info: expected a JSON object")
+        check_protocol(raw.get("protocol"), "info", "the coordinator")
         token = raw.get("token")
         chain = read_count(raw.get("chainId"), "info.chainId", high=MAX_CHAIN_ID)
         return cls(
@@ -303,7 +306,7 @@ class CoordinatorClient:
 
     async def add_orders(self, job: JobId, candidates: Sequence[Candidate]) -> None:
         """POST /v1/jobs/{id}/orders: adds orders to a job that waits for a free slot. Raises TallyError."""
-        listed = [candidate.to_json() for candidate in candidates]
+        listed = [base64.b64encode(candidate.to_bytes()).decode() for candidate in candidates]
         await self._request_json("POST", f"/v1/jobs/{job.hex()}/orders", {"candidates": listed})
 
     async def _submit(self, submission: bytes, linger: int | None) -> aiohttp.ClientResponse:

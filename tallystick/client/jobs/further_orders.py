@@ -27,9 +27,9 @@ from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.link import read_ask
 from tallystick.protocol.messages import Ask
+from tallystick.protocol.queue_place import MAX_INVITATIONS
 from tallystick.protocol.sealing import commit_request
 from tallystick.protocol.types import Hash
-from tallystick.protocol.wire import MAX_INVITATIONS
 
 log = structlog.get_logger()
 

@@ -12,8 +12,9 @@ from tallystick.client.ledger.queries import KnownJob
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
+from tallystick.protocol.queue_place import MAX_INVITATIONS, QueuePlace
 from tallystick.protocol.types import Amount
-from tallystick.protocol.wire import MAX_INVITATIONS, Kind, QueuePlace
+from tallystick.protocol.wire import Kind
 from tests.client.fake_coordinator import BODY, CHAT, FakeMarket, Session, honest
 from tests.client.parties import MODEL, Provider
 

@@ -205,7 +205,7 @@ def test_a_queue_full_of_jobs_does_not_close_the_link_of_a_node_that_works(monke
 
 async def test_a_job_that_does_not_fit_goes_to_another_node(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """If too many bytes are queued for a node's address, its next job fails over at once, without effect on reputation."""
-    monkeypatch.setattr(node_link, "OUTBOX_BYTES", 2_000)
+    monkeypatch.setattr(node_link, "OUTBOX_BYTES", 1_000)
     ann = await LinkNode.join(at, ANN)
     ann.socket.transport.pause_reading()
     bob = at.world.node("bob", output_price=9_000_000)

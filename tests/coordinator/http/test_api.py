@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from typing import Any
 
 import httpx
@@ -72,6 +73,7 @@ async def test_info(at: Served) -> None:
         "token": TOKEN,
         "tokenDecimals": 6,
         "feeBps": 0,
+        "protocol": 2,
         "block": 0,
         "rpc": None,
     }
@@ -451,6 +453,27 @@ async def test_a_job_that_waits_after_a_failed_attempt_shows_that_attempt(at: Se
     assert "queue" not in (await at.http.get(path, headers=access())).json()
     bob.complete(client.job.id)
     await quiet()
+
+
+async def test_further_orders_of_a_waiting_job(at: Served) -> None:
+    """A client posts an order on a provider that its job was told of; what is no candidate is refused."""
+    ann = at.world.node("ann", slots=1)
+    first, waiting = await at.world.started(ann), await at.world.started(ann)
+    bob = at.world.node("bob", slots=1)
+    await quiet()
+    (candidate,) = make_submission(bob.ask, job=waiting.job.id, now=int(at.world.clock.now())).candidates
+    path = f"/v1/jobs/{waiting.job.id.hex()}/orders"
+    text = base64.b64encode(candidate.to_bytes()).decode()
+    for wrong in ([], ["*"], ["AAAA"], [text[:-8]] * 9, [{}]):
+        assert (await at.http.post(path, json={"candidates": wrong})).status_code == 400
+    assert _error(await at.http.post(f"/v1/jobs/{UNKNOWN}/orders", json={"candidates": [text]})) == (404, "unknown_job")
+    assert (await at.http.post(path, json={"candidates": [text, text]})).json() == {"added": True}
+    await quiet()
+    assert waiting.job.provider == bob.address
+    for client, node in ((first, ann), (waiting, bob)):
+        node.complete(client.job.id)
+    await quiet()
+    at.world.assert_idle()
 
 
 async def test_a_settled_job(at: Served) -> None:

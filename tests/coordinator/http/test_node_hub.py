@@ -183,7 +183,7 @@ async def test_a_node_does_not_touch_jobs_of_others(at: Served) -> None:
     for about in (job, JOB):
         for kind in (Kind.ACCEPT, Kind.CHUNK, Kind.FAIL):
             await bob.send(kind, about, b"intruder")
-        await bob.send(Kind.RECEIPT, about, dumps(receipt.to_json()))
+        await bob.send(Kind.RECEIPT, about, receipt.to_bytes())
     await ann.send(Kind.CHUNK, job, b"ours")
     await bob.send(Kind.BEAT, NO_JOB, dumps(Capacity(1, 1).to_json()))
     await until(lambda: _free(at, bob) == 1)

@@ -9,8 +9,9 @@ import pytest
 from coordinator.jobs.invitations import ANSWER_SECONDS
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import read_ask
+from tallystick.protocol.queue_place import MAX_INVITATIONS, QueuePlace
 from tallystick.protocol.types import Address, Amount
-from tallystick.protocol.wire import MAX_INVITATIONS, Candidate, Kind, QueuePlace
+from tallystick.protocol.wire import Candidate, Kind
 from tests.coordinator.harness import CAP, PAYER, Client, FakeNode, World, make_ask, make_submission, person, quiet
 
 
