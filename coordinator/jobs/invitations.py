@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
-from coordinator.domain.ask_book import ListedAsk
 from coordinator.domain.job_queue import QueuedJob
+from coordinator.domain.listed_ask import ListedAsk, SlotGroup, SlotKey
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker
 from tallystick.protocol.errors import Code, Refusal
@@ -43,8 +43,8 @@ class Invitations:
         self._matchmaker, self._queue, self._now, self._tick = matchmaker, matchmaker.queue, now, tick
         self._jobs: dict[QueuedJob, LiveJob] = {}
         self._invited: dict[JobId, _Invited] = {}
-        self._unanswered: dict[Address, dict[JobId, float]] = {}
-        """When jobs were invited to each provider, for those that have not ordered since."""
+        self._unanswered: dict[SlotKey, dict[JobId, float]] = {}
+        """When jobs were invited to each slot group, for those that have not ordered since."""
         matchmaker.on_open = self.invite
 
     def add(self, queued: QueuedJob, job: LiveJob) -> None:
@@ -56,30 +56,31 @@ class Invitations:
         self._jobs.pop(queued, None)
         self._invited.pop(job.id, None)
 
-    def invite(self, provider: Address) -> None:
-        """Invites the first jobs to a provider that has more free slots than jobs wait for it."""
-        node, waiting = self._matchmaker.book.node(provider), self._unanswered.get(provider, {})
-        for listed_ask in self._matchmaker.book.of_provider(provider):
-            if node is None or not self._queue.is_open(node, None):
-                return
+    def invite(self, group: SlotGroup) -> None:
+        """Invites the first jobs to a slot group that has more free slots than jobs wait for it."""
+        waiting = self._unanswered.get(group.key, {})
+        for listed_ask in group.node.asks:
+            if listed_ask.slot_group is not group:
+                continue
             for queued in islice(self._queue.waiting_of(listed_ask.ask.message.model), _MAX_SCANNED):
-                if len(waiting) >= node.free:
+                if len(waiting) >= group.places or not self._queue.is_open(group, None):
                     return
                 job = self._jobs.get(queued)
                 if job is not None and self._add(job, listed_ask):
-                    waiting = self._unanswered.setdefault(provider, waiting)
+                    waiting = self._unanswered.setdefault(group.key, waiting)
                     waiting[job.id] = self._tick()
                     queued.wake()
 
     def sweep(self) -> None:
         """Runs once a second: invites further jobs in place of those that did not answer."""
         overdue = self._tick() - ANSWER_SECONDS
-        for provider, jobs in list(self._unanswered.items()):
+        for key, jobs in list(self._unanswered.items()):
             for job_id in [job_id for job_id, at in jobs.items() if at <= overdue or job_id not in self._invited]:
                 del jobs[job_id]
             if not jobs:
-                del self._unanswered[provider]
-            self.invite(provider)
+                del self._unanswered[key]
+            for group in self._matchmaker.book.groups_of(key):
+                self.invite(group)
 
     def take(self, job: LiveJob) -> list[ListedAsk]:
         """Returns the asks that the job's client is to be told of now, each once."""
@@ -106,9 +107,9 @@ class Invitations:
             text = f"terms.ask: expected an ask that job {job.id.hex()} was invited to, got 0x{candidate.terms.ask.hex()}"
             raise Refusal(Code.ORDER_TERMS, text)
 
-    def answered(self, job: LiveJob, provider: Address) -> None:
-        """Notes that a job ordered on a provider that it was invited to."""
-        self._unanswered.get(provider, {}).pop(job.id, None)
+    def answered(self, job: LiveJob, key: SlotKey) -> None:
+        """Notes that a job ordered on an ask that it was invited to."""
+        self._unanswered.get(key, {}).pop(job.id, None)
 
     def _add(self, job: LiveJob, listed_ask: ListedAsk) -> bool:
         """Adds an ask that the job was not invited to before and may be ordered on. Returns whether it was added."""

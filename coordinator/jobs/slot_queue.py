@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from coordinator.domain.job_queue import MAX_RETRY_SECONDS, QueuedJob
 from coordinator.domain.limits import JobLimits, check_order
+from coordinator.domain.listed_ask import SlotKey
 from coordinator.domain.matching import check_terms
 from coordinator.jobs.invitations import ANSWER_SECONDS, Invitations
 from coordinator.jobs.live_job import LiveJob
@@ -78,12 +79,12 @@ class SlotQueue:
     def sweep(self) -> None:
         """Runs once a second: wakes the jobs that are due for a message or whose time is up, and those without any provider."""
         tick, book = self._tick(), self._matchmaker.book
-        self._queue.end_without(lambda provider: book.node(provider) is not None, tick)
+        self._queue.end_without(lambda key: bool(book.groups_of(key)), tick)
         for queued in list(self._queue):
             if tick >= queued.wake_at:
                 queued.wake()
-        for provider in self._queue.expire_grants(tick):
-            self._offer(provider)
+        for key in self._queue.expire_grants(tick):
+            self._offer(key)
         self._invitations.sweep()
 
     async def add_orders(self, job: LiveJob, candidates: Sequence[Candidate]) -> None:
@@ -107,26 +108,27 @@ class SlotQueue:
             check_terms(candidate, listed_ask)
             candidate.order.verify(self._matchmaker.domain)
             await self._matchmaker.check_order(order, terms)
-            self._add_candidate(job, candidate)
+            self._add_candidate(job, candidate, listed_ask.slot_group.key)
 
-    def _add_candidate(self, job: LiveJob, candidate: Candidate) -> None:
+    def _add_candidate(self, job: LiveJob, candidate: Candidate, key: SlotKey) -> None:
         provider = candidate.order.message.provider
         others = (other for other in job.submission.candidates if other.order.message.provider != provider)
         job.submission = replace(job.submission, candidates=(*others, candidate))
-        self._invitations.answered(job, provider)
+        self._invitations.answered(job, key)
         if job.queued is not None:
-            self._queue.join(job.queued, (provider,))
-            self._offer(provider)
+            self._queue.join(job.queued, (key,))
+            self._offer(key)
 
     def _enter(self, job: LiveJob, busy: SlotsBusy) -> None:
-        exposure, providers = self._matchmaker.exposure, self._waited_for(job, busy)
+        exposure, groups = self._matchmaker.exposure, self._waited_for(job, busy)
+        providers = {provider for provider, _ in groups}
         candidates = [candidate for candidate in job.submission.candidates if candidate.order.message.provider in providers]
         tabs = (exposure.known(job.payer, provider) for provider in providers)
         try:
             job.queued = self._queue.enter(
                 candidates[0].terms.model,
                 job.payer,
-                providers,
+                groups,
                 cost=max(candidate.terms.max_cost for candidate in candidates),
                 weight=sum(tab.reserved for tab in tabs if tab is not None),
                 tick=self._tick(),
@@ -136,22 +138,29 @@ class SlotQueue:
             raise full from busy
         job.woken.clear()
         self._invitations.add(job.queued, job)
-        for provider in job.queued.providers:  # a slot may be free that no earlier job waits for
-            self._offer(provider)
+        for key in job.queued.groups:  # a slot may be free that no earlier job waits for
+            self._offer(key)
 
-    def _waited_for(self, job: LiveJob, busy: SlotsBusy) -> list[Address]:
-        """Returns the providers that may take the job later: busy ones, and those that are away and may come back.
+    def _waited_for(self, job: LiveJob, busy: SlotsBusy) -> list[SlotKey]:
+        """Returns the slot groups that may take the job later: busy ones, and those of providers that may come back.
 
         Others would be granted to the job in vain, in place of jobs that can use them.
         """
-        book, orders = self._matchmaker.book, (candidate.order.message for candidate in job.submission.candidates)
-        providers = dict.fromkeys(order.provider for order in orders if order.provider not in job.tried)
-        return [provider for provider in providers if provider in busy.busy or book.node(provider) is None]
+        book, groups = self._matchmaker.book, list[SlotKey]()
+        for candidate in job.submission.candidates:
+            provider = candidate.order.message.provider
+            if provider in job.tried:
+                continue
+            listed_ask = book.find(candidate.terms.ask)
+            if provider in busy.busy and listed_ask is not None:
+                groups.append(listed_ask.slot_group.key)
+            elif provider in busy.busy or book.node(provider) is None:
+                groups.append((provider, None))
+        return groups
 
-    def _offer(self, provider: Address) -> None:
-        node = self._matchmaker.book.node(provider)
-        if node is not None:
-            self._queue.offer(node, self._tick())
+    def _offer(self, key: SlotKey) -> None:
+        for group in self._matchmaker.book.groups_of(key):
+            self._queue.offer(group, self._tick())
 
     def _check(self, job: LiveJob, queued: QueuedJob) -> None:
         """Raises the error of a wait that is over without a slot."""
@@ -178,18 +187,18 @@ class SlotQueue:
 
         A job whose order names an ask that is gone waits a little for its client to order on the new one.
         """
-        provider = queued.granted
-        if provider is not None and not self._invitations.may_use(job, provider):
-            self._queue.enter_again(queued, (other for other in queued.providers if other != provider))
+        granted = queued.granted
+        if granted is not None and not self._invitations.may_use(job, granted[0]):
+            self._queue.enter_again(queued, (key for key in queued.groups if key[0] != granted[0]))
             queued.kept_until = self._tick() + ANSWER_SECONDS
-            self._offer(provider)
+            self._offer(granted)
             return
         try:
             await self._matchmaker.match(job)
         except SlotsBusy as busy:
             self._queue.enter_again(queued, self._waited_for(job, busy))
-            if provider is not None:
-                self._offer(provider)
+            if granted is not None:
+                self._offer(granted)
         else:
             self._leave(job)
 

@@ -464,7 +464,8 @@ async def test_further_orders_of_a_waiting_job(at: Served) -> None:
     (candidate,) = make_submission(bob.ask, job=waiting.job.id, now=int(at.world.clock.now())).candidates
     path = f"/v1/jobs/{waiting.job.id.hex()}/orders"
     text = base64.b64encode(candidate.to_bytes()).decode()
-    for wrong in ([], ["*"], ["AAAA"], [text[:-8]] * 9, [{}]):
+    wrong_lists: tuple[list[Any], ...] = ([], ["*"], ["AAAA"], [text[:-8]] * 9, [{}])
+    for wrong in wrong_lists:
         assert (await at.http.post(path, json={"candidates": wrong})).status_code == 400
     assert _error(await at.http.post(f"/v1/jobs/{UNKNOWN}/orders", json={"candidates": [text]})) == (404, "unknown_job")
     assert (await at.http.post(path, json={"candidates": [text, text]})).json() == {"added": True}
