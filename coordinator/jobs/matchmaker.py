@@ -20,7 +20,7 @@ from coordinator.domain.match_leaf import consider
 from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist
 from coordinator.domain.ranking import Ranked, reliability, score_step
 from coordinator.domain.reputation import Reputation
-from coordinator.domain.scoring import ANY_REQUEST, RequestShape
+from coordinator.domain.scoring import RequestShape, shape_of
 from coordinator.domain.speeds import Speeds, Timing
 from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.live_job import LiveJob
@@ -32,8 +32,11 @@ from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavail
 from tallystick.protocol.link import Capacities, Capacity
 from tallystick.protocol.match_log import Verdict, draw_of
 from tallystick.protocol.messages import Ask, Order, Terms
+from tallystick.protocol.ranking_hints import NO_HINTS
 from tallystick.protocol.types import Address, JobId
 
+_BYTES_PER_TOKEN = 4
+"""Bytes of a sealed request that count as one input token, if its client does not say more."""
 MAX_EXPLAINED = 200
 """Asks that one explanation covers."""
 _CONCURRENT_READS = 16
@@ -225,7 +228,7 @@ class Matchmaker:
     async def choose(self, job: LiveJob) -> Attempt:
         """Returns an attempt of the best candidate left, with its slot and exposure; raises as `match`."""
         now, refused = int(self._now()), job.last_error
-        draw, shape = self.draw(job.id, len(job.attempts)), ANY_REQUEST
+        draw, shape = self.draw(job.id, len(job.attempts)), self._shape_of_job(job)
         fitting, rejected = rank_candidates(
             job.submission.candidates,
             self.book,
@@ -275,6 +278,19 @@ class Matchmaker:
             no_slot.busy = busy
             raise no_slot
         raise refused or Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
+
+    def _shape_of_job(self, job: LiveJob) -> RequestShape:
+        submission, terms = job.submission, job.submission.candidates[0].terms
+        hints = submission.hints or NO_HINTS
+        return shape_of(
+            hints.likely_tokens or len(submission.sealed) // _BYTES_PER_TOKEN,
+            terms.max_output_tokens,
+            self.speeds.mean_output(terms.model),
+            sort=hints.sort,
+            weights=hints.weights,
+            holder=hints.holder,
+            cached_tokens=hints.cached_tokens,
+        )
 
     async def check_waiting(self, job: LiveJob, busy: Collection[Address]) -> None:
         """Checks that the payer signed the orders of a job that is to wait, and could pay one of these providers now.
