@@ -116,7 +116,15 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         await fees.check_at_start()
         bus = InProcessBus()
         funds = EscrowCache(escrow, config.funds_ttl)
-        market = Market(domain=deployment.domain, signer=signer, bus=bus, store=store, funds=funds, limits=config.job_limits)
+        market = Market(
+            domain=deployment.domain,
+            signer=signer,
+            bus=bus,
+            store=store,
+            log_store=store.match_log,
+            funds=funds,
+            limits=config.job_limits,
+        )
         await market.start()
         settler = Settler(
             escrow=escrow,
@@ -149,7 +157,7 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         context = ApiContext(market, lambda: hub.connected, store, store, store, info, health.monitor, metrics)
         app = App(context, hub, store, retention=config.retention, intake=config.intake_limits, rate_limiter=rate_limiter)
         server = serving(app, config.host, config.port, limits=config.connection_limits, ws_max_size=MAX_LINK_FRAME)
-        loops = (settler.run(), fees.run(), _sweep(market), store.guard(), health.monitor.run())
+        loops = (settler.run(), fees.run(), _sweep(market), market.match_log.run(), store.guard(), health.monitor.run())
         async with server as port, _background(*loops):
             try:
                 yield port

@@ -70,8 +70,11 @@ class CoordinatorConfig:
     reader_timeout: float = 600
     """How long a client may keep its job waiting, in all. Nodes allow 900 s; a longer time here costs them their pay."""
     max_order_seconds: int = 3_600
-    max_wait_seconds: int = 600
     """How far ahead an order's deadline may lie, and how long replays are remembered."""
+    max_wait_seconds: int = 600
+    """How long a job may wait for a free slot."""
+    hedge_share: float = 0.05
+    """Share of jobs, 0 to 1, that may run at two providers because their first output is late; of each payer's jobs too."""
     min_claim_window: int = 3_600
     """How long an order must leave its provider to claim."""
     response_seconds: float = 600
@@ -118,6 +121,8 @@ class CoordinatorConfig:
         for name in _FROM_ZERO:
             if not getattr(self, name) >= 0:
                 raise BadMessage(f"config: {name}: expected a number from 0, got {getattr(self, name)}")
+        if not 0 <= self.hedge_share <= 1:
+            raise BadMessage(f"config: hedge_share: expected a share from 0 to 1, got {self.hedge_share}")
         parse_database_url(self.db, "config: db")
         if not 0 <= self.fee_bps <= 10_000:
             raise BadMessage(f"config: fee_bps: expected 0 to 10000 hundredths of a percent, got {self.fee_bps}")
@@ -154,6 +159,7 @@ class CoordinatorConfig:
             reader=self.reader_timeout,
             max_order_seconds=self.max_order_seconds,
             max_wait=self.max_wait_seconds,
+            hedge_share=self.hedge_share,
             min_claim_window=self.min_claim_window,
             fee_bps=self.fee_bps,
             jobs_per_payer=self.max_jobs_per_payer,

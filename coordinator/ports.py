@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from coordinator.domain.reputation import ProviderRecord
+from coordinator.domain.speeds import Key, SpeedRecord
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.link import ClaimRequest, LateReceipt
-from tallystick.protocol.messages import Order, Receipt, Terms
+from tallystick.protocol.messages import LogHead, Order, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
 
 
@@ -86,12 +89,13 @@ class KnownJob:
 @dataclass(frozen=True, slots=True)
 class StoredState:
     """What a process starts from: jobs that must not be placed again, the total of each tab (payer, provider), and the
-    reputation records of providers.
+    reputation records and speeds of providers.
     """
 
     jobs: tuple[JobId, ...]
     totals: Mapping[tuple[Address, Address], Amount]
     records: Mapping[Address, ProviderRecord] = field(default_factory=dict)
+    speeds: Mapping[Key, SpeedRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +170,64 @@ class JobStore(Protocol):
         """
         ...
 
-    def enqueue_provider_records(self, records: Mapping[Address, ProviderRecord]) -> None:
-        """Queues the reputation records of these providers, replacing earlier ones. Raises Unavailable."""
+    def enqueue_provider_records(
+        self, records: Mapping[Address, ProviderRecord], speeds: Mapping[Key, SpeedRecord] = MappingProxyType({})
+    ) -> None:
+        """Queues the reputation records of these providers, and these speeds, replacing earlier ones. Raises Unavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """One leaf of the match log, as it is stored. `hashes`: its hash and those of the complete subtrees that end with it, each of
+    32 bytes, the smallest first. `leaf`: its contents; None once they were deleted. `at`: Unix seconds.
+    """
+
+    number: int
+    at: int
+    hashes: bytes
+    leaf: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLog:
+    """What a process's match log starts from: the number of leaves, the time of the last one, and the newest head."""
+
+    size: int
+    last_at: int
+    head: Signed[LogHead] | None
+
+
+class LogStore(Protocol):
+    """Stores the match log. It has no gap, and at most one head of each size."""
+
+    def enqueue_leaves(self, rows: Sequence[LogRow]) -> asyncio.Future[None]:
+        """Queues leaves that follow the stored ones; the future is done when they are committed.
+
+        Those that are stored already are skipped. Raises Unavailable.
+        """
+        ...
+
+    async def put_head(self, head: Signed[LogHead]) -> None:
+        """Stores a head of more leaves than all earlier ones. It and its leaves are synced on return. Raises Unavailable."""
+
+    async def load_log(self) -> StoredLog:
+        """Raises Unavailable."""
+        ...
+
+    async def log_rows(self, numbers: Sequence[int]) -> list[LogRow]:
+        """Returns the leaves with these numbers. Raises Unavailable."""
+        ...
+
+    async def log_entries(self, start: int, end: int) -> list[LogRow]:
+        """Returns the leaves from `start` to before `end`. Raises Unavailable."""
+        ...
+
+    async def forget_leaves(self, before: int) -> bool:
+        """Deletes the contents of some leaves that are older than `before`. Returns whether there may be more.
+
+        Raises Unavailable.
+        """
+        ...
 
 
 class Funds(Protocol):

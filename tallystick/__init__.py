@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from tallystick.protocol.requirements import Requirements
     from tallystick.protocol.types import Amount, format_amount, parse_amount
+    from tallystick.protocol.weights import Weights
     from tallystick.runtime.keystore import open_wallet
 
 _ERRORS = "BadMessage BadReceipt BadSeal BadSignature Code Fault PeerError Refusal TallyError Unavailable"
@@ -56,6 +57,7 @@ _HOMES = {
     "RequestOptions": "tallystick.client.selection.options",
     "Proof": "tallystick.client.receipts.proof",
     "Requirements": "tallystick.protocol.requirements",
+    "Weights": "tallystick.protocol.weights",
     "Result": "tallystick.client.jobs.result",
     "Signer": "tallystick.protocol.eip712",
     "SyncJob": "tallystick.client.sdk.sync",
@@ -94,6 +96,7 @@ __all__ = [
     "TallyError",
     "TextStream",
     "Unavailable",
+    "Weights",
     "__version__",
     "format_amount",
     "open_wallet",

@@ -7,6 +7,17 @@ from __future__ import annotations
 from typing import Any
 
 from tallystick.protocol.eip712 import Verified
+from tallystick.protocol.match_log import (
+    SECRET_SIZE,
+    AskFacts,
+    Considered,
+    Match,
+    MatchLeaf,
+    RequestFacts,
+    Verdict,
+    commit,
+    draw_of,
+)
 from tallystick.protocol.messages import Ask, Order, Outcome, Receipt, Spec, Terms
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, JobId
@@ -127,3 +138,31 @@ def check_continuity(previous: Receipt, receipt: Receipt) -> None:
     """Asserts that a receipt of a tab is the one after `previous`."""
     assert receipt.seq == previous.seq + 1
     assert receipt.cumulative_cost == previous.cumulative_cost + receipt.cost
+
+
+def build_match(order: Verified[Order], terms: Terms, /, index: int = 1, **changes: Any) -> Match:
+    """The match of an order, whose leaf names its provider as the only candidate. Keyword arguments replace members of the leaf.
+
+    `provider` and `order_hash` replace what the leaf and the match say of the order.
+    """
+    secret = bytes(SECRET_SIZE)
+    order_hash = changes.pop("order_hash", order.digest)
+    provider = changes.pop("provider", order.message.provider)
+    prices = (terms.input_price, terms.cached_input_price, terms.output_price)
+    facts = AskFacts(*prices, 0, 0xFFFFFFFF, 1, 1, 0, 0, 0, 1.0, newcomer=False)
+    deadline = min(order.message.deadline, 0xFFFFFFFF)
+    job = changes.get("job", terms.job)
+    values: dict[str, Any] = {
+        "at": 1,
+        "epoch": 0,
+        "job": job,
+        "attempt": 0,
+        "commitment": commit(secret, order.message.payer, order_hash, job),
+        "ranked": False,
+        "draw": draw_of(job, changes.get("attempt", 0)),
+        "model": terms.model,
+        "request": RequestFacts(),
+        "considered": (Considered(provider, terms.ask, 0, Verdict.CHOSEN, deadline, facts),),
+    }
+    leaf = MatchLeaf(**(values | changes))
+    return Match(index, secret, order_hash, leaf.dumps(), leaf)

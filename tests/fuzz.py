@@ -21,7 +21,7 @@ from tallystick.client.receipts.proof import Proof, read_proof
 from tallystick.protocol.eip712 import Domain, Message, Signed, loads_signed, read_signed_bytes
 from tallystick.protocol.errors import BadSeal, TallyError, error_from_json
 from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, read_asks
-from tallystick.protocol.messages import Ask, Claim, Match, Order, Receipt, Spec, Terms
+from tallystick.protocol.messages import Ask, Claim, LogHead, Order, Receipt, Spec, Terms
 from tallystick.protocol.openai_wire import read_completion, read_other_answer
 from tallystick.protocol.routes import MESSAGES, RESPONSES
 from tallystick.protocol.sealing import X25519, ContentKey, Opener, Sealer, SealingKey, wrap_key
@@ -44,6 +44,7 @@ from tallystick.protocol.wire import (
     split_request,
     unpack_link,
 )
+from tests.builders import build_match
 from tests.coordinator.harness import make_ask, make_claim, make_order, make_receipt, make_submission, make_terms, person
 from tests.node.harness import OFFER
 
@@ -100,7 +101,7 @@ def dispatch(data: bytes) -> None:
 
 def signed(data: bytes) -> None:
     """Signed messages as JSON."""
-    for kind in (Ask, Order, Receipt, Claim, Match):
+    for kind in (Ask, Order, Receipt, Claim, LogHead):
         with contextlib.suppress(TallyError):
             message = loads_signed(kind, data)
             with contextlib.suppress(TallyError):
@@ -111,7 +112,7 @@ def signed(data: bytes) -> None:
 
 def binary(data: bytes) -> None:
     """Messages in binary form, of which each has exactly one."""
-    for kind in (Ask, Order, Receipt, Claim, Match):
+    for kind in (Ask, Order, Receipt, Claim, LogHead):
         with contextlib.suppress(TallyError):
             message = read_signed_bytes(kind, data)
             assert message.to_bytes() == data
@@ -253,15 +254,14 @@ def seeds() -> dict[str, list[bytes]]:
     placed, receipt, claim = make_submission(ask), make_receipt(ann, order, terms), make_claim(ann, (order, 1, 20))
     head, chunk = ResponseHead(200, "application/json"), b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n'
     chat = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True, "max_tokens": 5}
-    match = Match(
-        coordinator=ann.address, job=job, provider=ann.address, order_hash=order.digest, attempt=0, matched_at=1_700_000_000
-    )
-    messages: tuple[Signed[Message], ...] = (ask, order, receipt, claim.claim, ann.sign(match, DOMAIN))
+    match = build_match(order, terms)
+    log_head = LogHead(coordinator=ann.address, size=2, root=match.leaf_hash, signed_at=1_700_000_000)
+    messages: tuple[Signed[Message], ...] = (ask, order, receipt, claim.claim, ann.sign(log_head, DOMAIN))
     listed = [signed.dumps().encode() for signed in messages]
     whole = dumps({"choices": [{"message": {"content": "hi"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
     proof = Proof(DOMAIN, order, terms, receipt, bytes(32), join_request(RequestHead("/v1/x"), b"{}"), (chunk,))
     return {
-        "frames": [pack_frame(Kind.MATCH, listed[4]) + pack_frame(Kind.CHUNK, chunk) + pack_frame(Kind.RECEIPT, listed[2])],
+        "frames": [pack_frame(Kind.MATCH, match.dumps()) + pack_frame(Kind.CHUNK, chunk) + pack_frame(Kind.RECEIPT, listed[2])],
         "link": [
             pack_link(Kind.HELLO, payload=dumps({"connect": {}, "asks": [ask.to_json()], "capacity": Capacity(1, 2).to_json()})),
             pack_link(Kind.CLAIM, payload=dumps(claim.to_json())),
@@ -269,7 +269,7 @@ def seeds() -> dict[str, list[bytes]]:
             pack_link(Kind.LATE_RECEIPT, payload=dumps(LateReceipt(receipt, order, terms).to_json())),
         ],
         "submission": [placed.dumps()],
-        "dispatch": [Dispatch(ann.sign(match, DOMAIN), placed.candidates[0], b"sealed").dumps()],
+        "dispatch": [Dispatch(match, placed.candidates[0], b"sealed").dumps()],
         "binary": [*(signed.to_bytes() for signed in messages), terms.to_bytes()],
         "signed": [*listed, dumps(terms.to_json())],
         "seals": [

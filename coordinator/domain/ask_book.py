@@ -173,15 +173,15 @@ class AskBook:
         if node is None:
             return
         for listed_ask in node.asks:
-            if listed_ask.ask.message.model == model:
-                steps = speed_steps(speed) != speed_steps(listed_ask.speed)
-                if steps and listed_ask in node.leads:
-                    index = self._indexes[model]
-                    index.unlist(listed_ask)
-                    listed_ask.measured = speed
-                    index.relist(listed_ask)
-                else:
-                    listed_ask.measured = speed
+            if listed_ask.ask.message.model != model:
+                continue
+            before = speed_steps(listed_ask.speed)
+            former, listed_ask.measured = listed_ask.measured, speed
+            if listed_ask in node.leads and speed_steps(listed_ask.speed) != before:
+                index, listed_ask.measured = self._indexes[model], former
+                index.unlist(listed_ask)
+                listed_ask.measured = speed
+                index.relist(listed_ask)
 
     def assign(self, node: ConnectedNode) -> None:
         """Counts a job that the node was given."""

@@ -15,6 +15,7 @@ from coordinator.domain.ask_book import AskBook
 from coordinator.domain.listed_ask import ListedAsk
 from coordinator.domain.ranking import Ranked
 from coordinator.domain.resource_bounds import PAGE_BYTES
+from coordinator.domain.scoring import RequestShape
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import MAX_ASKS
@@ -107,7 +108,7 @@ def ask_entry(listed_ask: ListedAsk) -> dict[str, Any]:
     return {"ask": listed_ask.ask.to_json(), "free": listed_ask.node.free}
 
 
-def explained_entry(ranked: Ranked[ListedAsk], reason: Reason | None) -> dict[str, Any]:
+def explained_entry(ranked: Ranked[ListedAsk], reason: Reason | None, shape: RequestShape) -> dict[str, Any]:
     """Returns the JSON of an explained ask: with the reason against it, and the terms of its score in dollars, as text."""
     listed_ask, speed = ranked.listed_ask, ranked.listed_ask.speed
     return ask_entry(listed_ask) | {
@@ -117,4 +118,5 @@ def explained_entry(ranked: Ranked[ListedAsk], reason: Reason | None) -> dict[st
         "measured": listed_ask.measured is not None,
         "reputation": round(100 * ranked.reputation),
         "score": ranked.terms.to_json(),
+        "expected": {"inputTokens": shape.input_tokens, "outputTokens": shape.output_tokens},
     }

@@ -37,6 +37,8 @@ class JobLimits:
     """How far ahead an order's deadline may lie, and how long replays are remembered."""
     min_claim_window: int = 3_600
     """How long an order must leave its provider to claim."""
+    match_log_seconds: int = 30 * 86_400
+    """How long the match log keeps the contents of its leaves. Their hashes stay."""
     fee_bps: int = 0
     hedge_share: float = 0.05
     """Share of jobs, from 0 to 1, that may run at two providers because their first output is late; of each payer's jobs too."""

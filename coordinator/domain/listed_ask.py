@@ -126,10 +126,9 @@ class ListedAsk:
     @property
     def speed(self) -> Speed:
         """The measured speed, and until enough was measured, what the node says of itself."""
-        if self.measured is not None:
-            return self.measured
-        capacity = self.node.capacity
-        return Speed(capacity.first_token_ms, capacity.tokens_per_second)
+        capacity, measured = self.node.capacity, self.measured or UNKNOWN_SPEED
+        first_token_ms = measured.first_token_ms or capacity.first_token_ms
+        return Speed(first_token_ms, measured.tokens_per_second or capacity.tokens_per_second)
 
     @property
     def by_latency(self) -> int:

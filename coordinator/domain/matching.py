@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from operator import itemgetter
+from typing import TypeVar
 
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.listed_ask import ConnectedNode, ListedAsk
@@ -25,6 +26,8 @@ from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import Candidate
+
+T = TypeVar("T")
 
 
 def _no_backlog(_node: ConnectedNode) -> float:
@@ -127,26 +130,36 @@ def rank_candidates(
     for candidate in candidates:
         order, terms = candidate.order.message, candidate.terms
         listed_ask = book.find(terms.ask)
-        reason: Reason | None = Reason.ASK_GONE
         if listed_ask is not None:
             check_terms(candidate, listed_ask)
-            reason = rejection(listed_ask, Demand(model=terms.model), now)
-        if order.deadline <= now:
-            reason = Reason.ORDER_EXPIRED
-        if order.provider in tried:
-            reason = Reason.FAILED
+        reason = candidate_rejection(listed_ask, terms.model, order.deadline, now, tried=order.provider in tried)
         if listed_ask is not None and reason is None:
             fitting.append((listed_ask, candidate))
         elif reason is not None:
             rejected[order.provider] = reason.value
-    scorer = Scorer(shape, score)
+    return rank_fitting(fitting, Scorer(shape, score), ranked=ranked, newcomer=newcomer, chance=chance), rejected
+
+
+def candidate_rejection(listed_ask: ListedAsk | None, model: str, deadline: int, now: int, *, tried: bool) -> Reason | None:
+    """Returns why a candidate cannot take its job now; None if it can. `deadline`: of its order; `tried`: it had the job."""
+    if tried:
+        return Reason.FAILED
+    if deadline <= now:
+        return Reason.ORDER_EXPIRED
+    return Reason.ASK_GONE if listed_ask is None else rejection(listed_ask, Demand(model=model), now)
+
+
+def rank_fitting(
+    fitting: Sequence[tuple[ListedAsk, T]], scorer: Scorer, *, ranked: bool, newcomer: IsNewcomer, chance: float
+) -> list[Ranked[tuple[ListedAsk, T]]]:
+    """Returns the candidates that fit, best first; in the client's own order if they are `ranked`."""
     scorer.refer([listed_ask for listed_ask, _ in fitting])
     ranking = rank(fitting, itemgetter(0), scorer)
     if ranked:
         places = {id(entry): place for place, entry in enumerate(fitting)}
-        return sorted(ranking, key=lambda entry: places[id(entry.entry)]), rejected
+        return sorted(ranking, key=lambda entry: places[id(entry.entry)])
     spread = with_exploration(spread_near_ties(ranking, chance), newcomer, chance)
-    return keep_holder(spread, shape.holder), rejected
+    return keep_holder(spread, scorer.shape.holder)
 
 
 def check_terms(candidate: Candidate, listed_ask: ListedAsk) -> None:

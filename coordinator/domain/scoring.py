@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from coordinator.domain.listed_ask import LATENCY_MS, OTHER, SCORE_STEPS, TOKEN_US, ListedAsk, speed_steps
-from tallystick.protocol.types import Address, format_amount
+from tallystick.protocol.types import Address, Amount, format_amount
 from tallystick.protocol.weights import NO_WEIGHTS, Weights
 
 MICRO = 1_000_000
@@ -34,7 +34,7 @@ DEFAULT_OUTPUT_TOKENS = 256
 """The expected output of a model of which nothing was measured yet."""
 _DEFAULT_INPUT_PART = 3
 """Input tokens per output token of a request of which nothing is known."""
-_SORT_WEIGHT = 1_000_000
+_SORT_WEIGHT = Amount(1_000_000)
 """Base units per second that the sort orders by speed count: a dollar a second, next to which hardly any price matters."""
 
 Score = Callable[[Address], float]

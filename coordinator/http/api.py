@@ -19,6 +19,7 @@ from coordinator.domain.ask_pages import ask_entry, asks_page, explained_entry, 
 from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.resource_bounds import DEFAULT_PAGE_ENTRIES
 from coordinator.http.job_views import job_view, queued_view, settlement_view
+from coordinator.http.log_routes import add_log_routes
 from coordinator.http.metrics import CoordinatorMetrics
 from coordinator.http.pages import ABOUT, LINKS, PAGE_HEADERS, api_page, home_page
 from coordinator.http.schemas import (
@@ -100,6 +101,7 @@ def build_control_plane(context: ApiContext) -> FastAPI:
     _add_provider_routes(api, context)
     _add_job_routes(api, context)
     _add_tab_routes(api, context)
+    add_log_routes(api, context.market.match_log)
     _add_operations_routes(api, context)
     _add_pages(api, context)
     return api
@@ -145,11 +147,13 @@ def _add_market_routes(api: FastAPI, context: ApiContext) -> None:
         """Returns every ask for the model, the lowest score first; `tally explain` shows this.
 
         `why` is the reason for which the ask would not be on the shortlist, or null if it would be. `score` has the terms by
-        which asks are ranked for this request, and their `total`, in dollars. `tokensPerSecond` and `firstTokenMs` are this
-        coordinator's measurements if `measured` is true, else the node's own word. `reputation` is a percentage.
+        which asks are ranked for this request, and their `total`, in dollars; `expected` has the tokens that they are for.
+        `tokensPerSecond` and `firstTokenMs` are this coordinator's measurements if `measured` is true, else the node's own word.
+        `reputation` is a percentage.
         """
-        explained = context.market.matchmaker.explain(await _demand(context, request))
-        return {"asks": [explained_entry(ranked, reason) for ranked, reason in explained]}
+        demand, maker = await _demand(context, request), context.market.matchmaker
+        explained, shape = maker.explain(demand), maker.shape_of(demand)
+        return {"asks": [explained_entry(ranked, reason, shape) for ranked, reason in explained]}
 
     @api.post("/v1/shortlist")
     async def shortlist(request: ShortlistRequest) -> dict[str, Any]:
@@ -267,6 +271,7 @@ def _add_operations_routes(api: FastAPI, context: ApiContext) -> None:
     }
     for name, (help_text, read) in gauges.items():
         context.metrics.gauge(name, help_text, read)
+    context.metrics.watch_hedges(lambda: context.market.hedging.counts)
 
     @api.get("/v1/health")
     async def health() -> dict[str, Any]:

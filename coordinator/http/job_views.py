@@ -22,7 +22,9 @@ def job_view(known: KnownJob, only: Address | None = None) -> dict[str, Any]:
             continue
         receipt = known.receipts.get(attempt.provider)
         entry = {"attempt": number, "provider": attempt.provider, "state": attempt.state.value, "reason": attempt.reason}
-        attempts.append(entry | {"receipt": receipt.to_json() if receipt else None})
+        flags = {"hedged": attempt.hedged, "outrun": attempt.outrun}
+        attempts.append(entry | flags | {"receipt": receipt.to_json() if receipt else None})
+    shown = known.receipts.get(only or record.last.provider)
     return {
         "job": record.job.hex(),
         "state": record.state.value,
@@ -31,7 +33,7 @@ def job_view(known: KnownJob, only: Address | None = None) -> dict[str, Any]:
         "createdAt": record.created_at,
         "finishedAt": record.finished_at,
         "attempts": attempts,
-        "receipt": attempts[-1]["receipt"],
+        "receipt": shown.to_json() if shown else None,
     }
 
 

@@ -1,11 +1,16 @@
-"""Prometheus metrics of the coordinator beside those that it shares with the gateway: what its settlements cost."""
+"""Prometheus metrics of the coordinator beside those that it shares with the gateway: what its settlements cost, and how many
+jobs were hedged.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Metric
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
+from coordinator.jobs.hedging import RESULTS
 from tallystick.protocol.health import HealthReport
 from tallystick.runtime.server_metrics import ServerMetrics
 
@@ -23,8 +28,28 @@ class CoordinatorMetrics(ServerMetrics):
             f"{PREFIX}_settlement_fee_wei", "Coins paid for the gas of settlements, in wei", registry=self.registry
         )
 
+    def watch_hedges(self, read: Callable[[], Mapping[str, int]]) -> None:
+        """Adds the counts of hedged jobs, by result; `read` returns them."""
+        self.registry.register(_HedgeCollector(read))
+
     def settled(self, claims: int, gas: int, fee: int) -> None:
         """Counts settled claims, their gas, and its price in wei."""
         self._claims.inc(claims)
         self._gas.inc(gas)
         self._fees.inc(fee)
+
+
+class _HedgeCollector(Collector):
+    """What became of jobs whose first output was late, as the market counts it."""
+
+    def __init__(self, read: Callable[[], Mapping[str, int]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        text = "Jobs given to a second provider (started), won by it (won), or not given to one, by the reason"
+        hedges = CounterMetricFamily(f"{PREFIX}_hedges", text, labels=["result"])
+        counts = self._read()
+        for result in RESULTS:
+            hedges.add_metric([result], counts.get(result, 0))
+        yield hedges

@@ -10,10 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.domain.ask_pages import CURSOR_PATTERN, MAX_MODEL_NAME
 from coordinator.domain.resource_bounds import MAX_PAGE_ENTRIES
-from tallystick.protocol.criteria import DEFAULT_LIMIT, MAX_ADDRESSES, Demand, Sort
+from tallystick.protocol.criteria import DEFAULT_LIMIT, MAX_ADDRESSES, MAX_CANDIDATES, Demand, Sort
 from tallystick.protocol.requirements import MAX_NAMES
 from tallystick.protocol.weights import MAX_WEIGHT
-from tallystick.protocol.wire import MAX_CANDIDATES
 
 Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's id, 32 hex digits.")]
 ProviderPath = Annotated[str, Path(pattern="^0x[0-9a-fA-F]{40}$", description="The provider's account.")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from coordinator.domain.ask_book import ConnectedNode
+from coordinator.jobs.match_log import MatchDraft
 from coordinator.ports import AttemptRecord, Handler, job_subject
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.jobs import State
@@ -22,6 +23,8 @@ class Attempt:
     candidate: Candidate
     order: Verified[Order]
     node: ConnectedNode
+    draft: MatchDraft = field(repr=False)
+    """What the match log gets to know of the choice."""
     number: int = 0
     """Its number among the attempts of its job, from 0."""
     match: bytes = field(default=b"", repr=False)
@@ -44,6 +47,13 @@ class Attempt:
     """Whether it holds no slot and no exposure any more."""
     handler: Handler | None = field(default=None, repr=False)
     """What takes its node's frames from the bus."""
+    sent_at: float = 0.0
+    """When its node was sent the job, on a monotonic clock."""
+    body_at: float = 0.0
+    """When its second chunk arrived, the first one of the response's body."""
+    last_at: float = 0.0
+    """When its latest chunk arrived."""
+    chunks: int = 0
     record: AttemptRecord = field(init=False)
     subject: str = field(init=False)
     """The bus subject of its node's frames."""
@@ -67,6 +77,13 @@ class Attempt:
     def delivered(self) -> bool:
         """Whether the last chunk of its response was relayed."""
         return self.record.delivered
+
+    def chunk_arrived(self, tick: float) -> None:
+        """Notes when a chunk of its response arrived."""
+        self.chunks += 1
+        self.last_at = tick
+        if self.chunks == 2:
+            self.body_at = tick
 
     def close(self, state: State, reason: str = "", *, outrun: bool = False) -> None:
         """Records how it ended. `outrun`: the job goes on with the attempt beside it."""

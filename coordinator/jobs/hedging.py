@@ -29,7 +29,7 @@ BEGIN = Kind.DISPATCH
 """Kind of the inbox frame with which a second attempt begins; no node sends it."""
 CallLater = Callable[[float, Callable[[], None]], Callable[[], object]]
 """Calls a function after some seconds; returns how to cancel that."""
-STARTED, WON, SHARE, LOSSES, NO_SLOT, NOT_ADMITTED = "started", "won", "share", "losses", "no_slot", "not_admitted"
+STARTED, WON, SHARE, LOSSES, NO_SLOT, NOT_ADMITTED = RESULTS = ("started", "won", "share", "losses", "no_slot", "not_admitted")
 
 
 def call_later(seconds: float, callback: Callable[[], None]) -> Callable[[], object]:

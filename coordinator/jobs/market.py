@@ -26,15 +26,17 @@ from coordinator.jobs.deadlines import enforce_deadlines
 from coordinator.jobs.deferred_writes import DeferredWrites
 from coordinator.jobs.hedging import CallLater, Hedging, call_later
 from coordinator.jobs.live_job import LiveJob
+from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.matchmaker import Matchmaker
 from coordinator.jobs.receipts import Receipts
 from coordinator.jobs.relay import GONE, Relay, not_relayed
 from coordinator.jobs.slot_queue import SlotQueue
-from coordinator.ports import Bus, Funds, JobStore
+from coordinator.ports import Bus, Funds, JobStore, LogStore
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import State
 from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.match_log import draw_of
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import CancelReason, Kind, QueuePlace, Submission, dumps, pack_link
 
@@ -43,8 +45,8 @@ _CHANCE = random.SystemRandom().random
 
 
 class Market:
-    """See the module's docstring. One instance per process. `chance` draws uniformly from 0 to 1; `later` calls a function after
-    some seconds.
+    """See the module's docstring. One instance per process. `chance` draws uniformly from 0 to 1, `draw` for a match; `later`
+    calls a function after some seconds.
     """
 
     def __init__(
@@ -54,15 +56,18 @@ class Market:
         signer: Signer,
         bus: Bus,
         store: JobStore,
+        log_store: LogStore,
         funds: Funds,
         limits: JobLimits,
         now: Callable[[], float] = time.time,
         tick: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = _CHANCE,
         later: CallLater = call_later,
+        draw: Callable[[JobId, int], float] = draw_of,
     ) -> None:
         self.domain, self.address, self.limits = domain, signer.address, limits
         self.matchmaker = maker = Matchmaker(domain=domain, funds=funds, limits=limits, now=now, tick=tick, chance=chance)
+        maker.draw = draw
         self.book, self.exposure = maker.book, maker.exposure
         self.reputation, self.decision_log = maker.reputation, maker.decision_log
         exposure, reputation = self.exposure, self.reputation
@@ -76,11 +81,11 @@ class Market:
         self._running: Counter[Address] = Counter()
         self._seen: OrderedDict[JobId, int] = OrderedDict()
         """When each job was placed, for as long as a replay is possible."""
-        self._writes = DeferredWrites(store, self.reputation)
+        self._writes = DeferredWrites(store, self.reputation, maker.speeds)
         self.hedging = Hedging(maker, limits.hedge_share, tick, later)
+        self.match_log = MatchLog(log_store, signer, domain, now, keep_seconds=limits.match_log_seconds)
         self._relay = Relay(
-            domain=domain,
-            signer=signer,
+            match_log=self.match_log,
             bus=bus,
             store=store,
             matchmaker=maker,
@@ -104,6 +109,8 @@ class Market:
         for (payer, provider), total in stored.totals.items():
             self.exposure.record_receipt(payer, provider, total, total)
         self.reputation.restore(stored.records)
+        self.matchmaker.speeds.restore(stored.speeds)
+        await self.match_log.start()
 
     async def drain(self, seconds: float) -> None:
         """Refuses new orders and waits for the live jobs. Jobs left after `seconds` end when their nodes' links are closed."""
@@ -114,7 +121,8 @@ class Market:
                 await self._idle.wait()
         except TimeoutError:
             log.warning("jobs still running at shutdown", count=len(self._live))
-        self._writes.save_reputations()
+        self._writes.save_provider_records()
+        await self.match_log.close()
 
     # Nodes
 
@@ -167,7 +175,7 @@ class Market:
         Raises TallyError. Nothing was dispatched and nothing is owed then.
         """
         now = int(self._now())
-        if self._relay.stopping or self._writes.pending:
+        if self._relay.stopping or self._writes.pending or self.match_log.blocked:
             why = "is stopping" if self._relay.stopping else "cannot write to its database"
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"this coordinator {why}", fault=Fault.COORDINATOR)
         if submission.job in self._seen:

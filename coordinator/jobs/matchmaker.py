@@ -16,18 +16,23 @@ from coordinator.domain.exposure import Exposure
 from coordinator.domain.job_queue import JobQueue
 from coordinator.domain.limits import JobLimits
 from coordinator.domain.listed_ask import ConnectedNode, ListedAsk
-from coordinator.domain.matching import explain, rank_candidates, shortlist
+from coordinator.domain.match_leaf import consider
+from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist
 from coordinator.domain.ranking import Ranked, reliability, score_step
 from coordinator.domain.reputation import Reputation
+from coordinator.domain.scoring import ANY_REQUEST, RequestShape
+from coordinator.domain.speeds import Speeds, Timing
 from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.live_job import LiveJob
+from coordinator.jobs.match_log import MatchDraft
 from coordinator.ports import Funds
 from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.link import Capacity
+from tallystick.protocol.match_log import Verdict, draw_of
 from tallystick.protocol.messages import Ask, Order, Terms
-from tallystick.protocol.types import Address
+from tallystick.protocol.types import Address, JobId
 
 MAX_EXPLAINED = 200
 """Asks that one explanation covers."""
@@ -67,9 +72,13 @@ class Matchmaker:
     ) -> None:
         self.book, self.exposure, self.decision_log = AskBook(), Exposure(), DecisionLog()
         self.reputation, self.queue = Reputation(self._score_changed), JobQueue()
+        self.speeds = Speeds(self.book.set_speed)
+        self.book.measured = self.speeds.measured
         self.book.on_free = lambda node: self.queue.offer(node, self._tick())
         self._domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
         self._chance = chance
+        self.draw: Callable[[JobId, int], float] = draw_of
+        """The draw of a match, from the job's id and the number of its attempt."""
         self._returned_at = 0.0
         self._withdrawn: OrderedDict[str, float] = OrderedDict()
         """When a provider last withdrew an ask for each model; the newest MAX_WITHDRAWN_MODELS."""
@@ -115,6 +124,17 @@ class Matchmaker:
         self.exposure.release(order.payer, order.provider, terms.max_cost)
         self.book.release(attempt.node)
 
+    def measure(self, job: LiveJob, attempt: Attempt, output_tokens: int) -> None:
+        """Measures how fast a provider answered. `output_tokens`: of its receipt."""
+        reader = job.reader_seconds(self._tick())
+        timing = Timing(attempt.sent_at, attempt.body_at, attempt.last_at, attempt.chunks, reader)
+        self.speeds.record(attempt.provider, attempt.candidate.terms.model, timing, output_tokens)
+
+    def measure_late(self, attempt: Attempt) -> None:
+        """Counts the time that a provider had no output in, before another one had."""
+        late = 1_000 * (self._tick() - attempt.sent_at)
+        self.speeds.record_late(attempt.provider, attempt.candidate.terms.model, late)
+
     def _score_changed(self, provider: Address) -> None:
         score = self.reputation.score(provider)
         self.book.set_reliability(provider, reliability(score), score_step(score))
@@ -144,6 +164,7 @@ class Matchmaker:
                 newcomer=reputation.newcomer,
                 chance=self._chance(),
                 backlog=self._backlog,
+                mean_output=self.speeds.mean_output(demand.model),
             )
         except Refusal as error:
             if error.code is Code.UNKNOWN_MODEL:
@@ -168,12 +189,17 @@ class Matchmaker:
             text = f"no provider offers {model!r} now; the last one withdrew it {int(age)} s ago and may come back"
             raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER) from error
 
+    def shape_of(self, demand: Demand) -> RequestShape:
+        """Returns the shape of the request that a demand is for."""
+        return shape_of_demand(demand, self.speeds.mean_output(demand.model))
+
     def explain(self, demand: Demand) -> list[tuple[Ranked[ListedAsk], Reason | None]]:
         """Returns the model's asks, the lowest score first, each with the reason against it; at most MAX_EXPLAINED.
 
         Decides nothing and records nothing.
         """
-        return explain(self.book.of_model(demand.model)[:MAX_EXPLAINED], demand, int(self._now()), self.reputation.score)
+        listed_asks, mean_output = self.book.of_model(demand.model)[:MAX_EXPLAINED], self.speeds.mean_output(demand.model)
+        return explain(listed_asks, demand, int(self._now()), self.reputation.score, mean_output)
 
     async def match(self, job: LiveJob) -> None:
         """Begins an attempt with the best candidate left that the payer can pay. Raises the error that says why there is none;
@@ -188,6 +214,7 @@ class Matchmaker:
     async def choose(self, job: LiveJob) -> Attempt:
         """Returns an attempt of the best candidate left, with its slot and exposure; raises as `match`."""
         now, refused = int(self._now()), job.last_error
+        draw, shape = self.draw(job.id, len(job.attempts)), ANY_REQUEST
         fitting, rejected = rank_candidates(
             job.submission.candidates,
             self.book,
@@ -195,16 +222,19 @@ class Matchmaker:
             score=self.reputation.score,
             now=now,
             ranked=job.submission.ranked,
+            shape=shape,
             newcomer=self.reputation.newcomer,
-            chance=self._chance(),
+            chance=draw,
         )
+        considered = consider(job.submission.candidates, fitting, rejected, self.book.find, self.reputation)
         providers = [ranked.listed_ask.provider for ranked in fitting]
         model = job.submission.candidates[0].terms.model
-        for ranked in fitting:
+        for place, ranked in enumerate(fitting):
             listed_ask, candidate = ranked.entry
             order, node = candidate.order.verify(self._domain), listed_ask.node
             if not self.queue.is_open(node, job.queued):
                 rejected[node.provider] = Reason.BUSY.value
+                considered[place] = replace(considered[place], outcome=Verdict.HELD)
                 continue
             self.book.assign(node)
             try:
@@ -214,13 +244,16 @@ class Matchmaker:
                 if not isinstance(error, Refusal):
                     raise
                 refused = refused or error
+                considered[place] = replace(considered[place], outcome=Verdict.UNPAID)
                 if isinstance(error, _NoPurse):
                     break  # nor is there a reservation for another candidate: a stranger costs two chain reads
             else:
-                outranked = dict.fromkeys(providers, "another was ranked before it: cheaper, or more reliable")
+                considered[place] = replace(considered[place], outcome=Verdict.CHOSEN)
+                outranked = dict.fromkeys(providers, Verdict.OUTRANKED.value)
                 self.decision_log.add_match(model, node.provider, outranked | rejected, now)
-                return Attempt(candidate, order, node)
-        unpaid = dict.fromkeys(providers, "the payer's purse did not cover the job")
+                draft = MatchDraft(model, shape, job.submission.ranked, draw, tuple(considered))
+                return Attempt(candidate, order, node, draft)
+        unpaid = dict.fromkeys(providers, Verdict.UNPAID.value)
         self.decision_log.add_match(model, None, unpaid | rejected, now)
         reasons = "; ".join(f"{provider}: {reason}" for provider, reason in rejected.items())
         text = f"no candidate can take the job now: {reasons}"

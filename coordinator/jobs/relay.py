@@ -18,14 +18,15 @@ from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.deferred_writes import DeferredWrites
 from coordinator.jobs.hedging import BEGIN, Hedging
 from coordinator.jobs.live_job import LiveJob, link_payload
+from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.matchmaker import Matchmaker
 from coordinator.jobs.receipts import Receipts
 from coordinator.jobs.reputation_updates import count_failure, count_receipt, read_failure
 from coordinator.ports import Bus, JobStore, node_subject
-from tallystick.protocol.eip712 import Domain, Signer, Verified
+from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import ENDS, Event, State
-from tallystick.protocol.messages import Match, Outcome, Receipt
+from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.sealing import is_last
 from tallystick.protocol.wire import CancelReason, Dispatch, Kind, dumps, pack_link
 
@@ -44,8 +45,7 @@ class Relay:
     def __init__(
         self,
         *,
-        domain: Domain,
-        signer: Signer,
+        match_log: MatchLog,
         bus: Bus,
         store: JobStore,
         matchmaker: Matchmaker,
@@ -56,7 +56,7 @@ class Relay:
         now: Callable[[], float],
         tick: Callable[[], float],
     ) -> None:
-        self._domain, self._signer, self._bus, self._store = domain, signer, bus, store
+        self._match_log, self._bus, self._store = match_log, bus, store
         self._matchmaker, self._receipts, self._writes, self._hedging = matchmaker, receipts, writes, hedging
         self._reputation = matchmaker.reputation
         self._limits, self._now, self._tick = limits, now, tick
@@ -88,6 +88,8 @@ class Relay:
         def deliver(frame: bytes) -> None:
             if attempt.outrun and frame[0] not in (Kind.FAIL, Kind.RECEIPT):
                 return
+            if frame[0] == Kind.CHUNK:
+                attempt.chunk_arrived(self._tick())
             # A node signs no receipt that charges before it knows that no other attempt begins. Empty credit tells it so as
             # soon as its output arrives: a reader that takes nothing must not make this coordinator seem silent.
             if job.deliver(attempt, frame):
@@ -101,6 +103,7 @@ class Relay:
         """Tells the node of every other attempt to stop, without a charge."""
         for attempt in job.open_attempts:
             if attempt is not winner and not attempt.outrun:
+                self._matchmaker.measure_late(attempt)
                 attempt.mark_outrun(self._tick() + self._limits.cancel)
                 self.stop(attempt, CancelReason.HEDGED)
 
@@ -138,19 +141,10 @@ class Relay:
         return ((Kind.HEDGE, self._dispatch(job, attempt)),)
 
     def _dispatch(self, job: LiveJob, attempt: Attempt) -> bytes:
-        match = self._signer.sign(
-            Match(
-                coordinator=self._signer.address,
-                job=job.id,
-                provider=attempt.provider,
-                order_hash=attempt.order.digest,
-                attempt=attempt.number,
-                matched_at=int(self._now()),
-            ),
-            self._domain,
-        )
+        match = self._match_log.append(job.id, attempt.number, attempt.order, attempt.draft)
         self._attach(job, attempt)
-        attempt.match = dumps(match.to_json())
+        attempt.sent_at = self._tick()
+        attempt.match = match.dumps()
         frame = pack_link(Kind.DISPATCH, job.id, Dispatch(match, attempt.candidate, job.submission.sealed).dumps())
         if not self._bus.send(node_subject(attempt.provider), frame):
             job.interrupt(attempt, pack_link(GONE, job.id))
@@ -284,6 +278,8 @@ class Relay:
             return self._end(job, attempt, error)
         outcome = Outcome(receipt.message.outcome)
         count_receipt(self._reputation, job, attempt, outcome)
+        if outcome is Outcome.COMPLETED and attempt.delivered:
+            self._matchmaker.measure(job, attempt, receipt.message.output_tokens)
         job.move(ENDS[outcome])
         job.finished_at = int(self._now())
         attempt.close(job.state)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from coordinator.domain.reputation import ProviderRecord
+from coordinator.domain.speeds import Key, SpeedRecord
 from coordinator.ports import (
     WAITING_CLAIMS,
     Backing,
     Cursor,
     JobRecord,
     KnownJob,
+    LogRow,
     PendingClaim,
     Settlement,
+    StoredLog,
     StoredResponse,
     StoredState,
     too_many_claims,
@@ -22,13 +27,54 @@ from coordinator.ports import (
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.link import ClaimRequest, LateReceipt
-from tallystick.protocol.messages import Receipt
+from tallystick.protocol.messages import LogHead, Receipt
 from tallystick.protocol.types import Address, Amount, JobId
 
 
 @dataclass
-class MemoryStore:
-    """Implements JobStore, TabStore, ResponseStore and ClaimStore."""
+class MemoryLogStore:
+    """Implements LogStore."""
+
+    rows: list[LogRow] = field(default_factory=list)
+    heads: list[Signed[LogHead]] = field(default_factory=list)
+
+    def enqueue_leaves(self, rows: Sequence[LogRow]) -> asyncio.Future[None]:
+        """See ports.LogStore."""
+        if rows[0].number > len(self.rows):
+            raise RuntimeError(f"expected leaf {len(self.rows)}, got {rows[0].number}")
+        self.rows += rows[len(self.rows) - rows[0].number :]
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(None)
+        return future
+
+    async def put_head(self, head: Signed[LogHead]) -> None:
+        """See ports.LogStore."""
+        if self.heads and head.message.size <= self.heads[-1].message.size:
+            raise RuntimeError(f"expected a head of more than {self.heads[-1].message.size} leaves, got {head.message.size}")
+        self.heads.append(Signed(head.message, head.signature))
+
+    async def load_log(self) -> StoredLog:
+        """See ports.LogStore."""
+        last_at = self.rows[-1].at if self.rows else 0
+        return StoredLog(len(self.rows), last_at, self.heads[-1] if self.heads else None)
+
+    async def log_rows(self, numbers: Sequence[int]) -> list[LogRow]:
+        """See ports.LogStore."""
+        return [self.rows[number] for number in numbers]
+
+    async def log_entries(self, start: int, end: int) -> list[LogRow]:
+        """See ports.LogStore."""
+        return self.rows[start:end]
+
+    async def forget_leaves(self, before: int) -> bool:
+        """See ports.LogStore."""
+        self.rows = [replace(row, leaf=None) if row.at < before else row for row in self.rows]
+        return False
+
+
+@dataclass
+class MemoryStore(MemoryLogStore):
+    """Implements JobStore, LogStore, TabStore, ResponseStore and ClaimStore."""
 
     jobs: dict[JobId, JobRecord] = field(default_factory=dict)
     receipts: dict[JobId, dict[Address, tuple[Signed[Receipt], Amount]]] = field(default_factory=dict)
@@ -37,6 +83,7 @@ class MemoryStore:
     read: Cursor | None = None
     responses: dict[JobId, StoredResponse] = field(default_factory=dict)
     records: dict[Address, ProviderRecord] = field(default_factory=dict)
+    speeds: dict[Key, SpeedRecord] = field(default_factory=dict)
 
     def enqueue_job(self, record: JobRecord) -> None:
         """See ports.JobStore."""
@@ -73,11 +120,14 @@ class MemoryStore:
                 tab = (receipt.message.payer, provider)
                 totals[tab] = Amount(max(total, totals.get(tab, 0)))
         recent = tuple(job for job, record in self.jobs.items() if record.created_at >= since)
-        return StoredState(recent, totals, dict(self.records))
+        return StoredState(recent, totals, dict(self.records), dict(self.speeds))
 
-    def enqueue_provider_records(self, records: Mapping[Address, ProviderRecord]) -> None:
+    def enqueue_provider_records(
+        self, records: Mapping[Address, ProviderRecord], speeds: Mapping[Key, SpeedRecord] = MappingProxyType({})
+    ) -> None:
         """See ports.JobStore."""
         self.records |= records
+        self.speeds |= speeds
 
     async def last_receipts(self, provider: Address, after: str, limit: int) -> list[LateReceipt]:
         """See ports.TabStore."""

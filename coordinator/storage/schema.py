@@ -60,6 +60,31 @@ reputations = sa.Table(
     sa.Column("bad", sa.Float),
     sa.Column("jobs", sa.BigInteger),
 )
+match_log = sa.Table(
+    "match_log",
+    metadata,
+    sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+    sa.Column("at", sa.BigInteger),
+    sa.Column("hashes", sa.LargeBinary),
+    sa.Column("leaf", sa.LargeBinary),
+)
+log_heads = sa.Table(
+    "log_heads",
+    metadata,
+    sa.Column("size", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+    sa.Column("head_doc", sa.Text),
+)
+speeds = sa.Table(
+    "speeds",
+    metadata,
+    sa.Column("provider", sa.String(42), primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("first_token_ms", sa.Float(53)),
+    sa.Column("token_us", sa.Float(53)),
+    sa.Column("output_tokens", sa.Float(53)),
+    sa.Column("first_tokens", sa.BigInteger),
+    sa.Column("outputs", sa.BigInteger),
+)
 responses = sa.Table(
     "responses",
     metadata,

@@ -7,15 +7,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
-import sqlalchemy.dialects.postgresql
-import sqlalchemy.dialects.sqlite
 import structlog
 from sqlalchemy import Connection
 
-from coordinator.domain.reputation import MAX_REMEMBERED, ProviderRecord
+from coordinator.domain.reputation import ProviderRecord
+from coordinator.domain.speeds import Key, SpeedRecord
 from coordinator.ports import (
     WAITING_CLAIMS,
     AttemptRecord,
@@ -28,7 +28,10 @@ from coordinator.ports import (
     StoredState,
     too_many_claims,
 )
-from coordinator.storage.schema import claims, cursors, jobs, receipts, reputations, responses, settlements
+from coordinator.storage.log_store import SqlLogStore
+from coordinator.storage.provider_records import read_records, write_records
+from coordinator.storage.schema import claims, cursors, jobs, receipts, responses, settlements
+from coordinator.storage.upserts import inserting, upsert, upserting
 from tallystick.protocol.eip712 import Verified, loads_signed, read_signed
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.jobs import TERMINAL, State
@@ -53,6 +56,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._db, self._instance_lock = Database(url), instance_lock(url, "coordinator")
+        self.match_log = SqlLogStore(self._db)
         self._put = 0
 
     async def start(self) -> None:
@@ -118,35 +122,28 @@ class Store:
 
     async def load_state(self, now: int, since: int) -> StoredState:
         """See ports.JobStore."""
-        known = sa.select(reputations).order_by(reputations.c.jobs.desc()).limit(MAX_REMEMBERED)
         recent = sa.select(jobs.c.job).where(jobs.c.created_at >= since)
         tabs = (receipts.c.payer, receipts.c.provider)
         totals = sa.select(*tabs, sa.func.max(receipts.c.total)).group_by(*tabs)  # equal length, so text sorts like numbers
 
         def work(connection: Connection) -> tuple[Any, Any, Any]:
             _close_stale(connection, now)
-            job_ids, sums, records = (connection.execute(query).all() for query in (recent, totals, known))
-            return job_ids, sums, records
+            job_ids, sums = (connection.execute(query).all() for query in (recent, totals))
+            return job_ids, sums, read_records(connection)
 
-        job_ids, sums, records = await self._db.write(work)
+        job_ids, sums, (records, speeds) = await self._db.write(work)
         return StoredState(
             tuple(JobId(bytes.fromhex(job)) for (job,) in job_ids),
             {(Address(payer), Address(provider)): Amount(int(total)) for payer, provider, total in sums},
-            {Address(provider): ProviderRecord(good, bad, count) for provider, good, bad, count in records},
+            records,
+            speeds,
         )
 
-    def enqueue_provider_records(self, records: Mapping[Address, ProviderRecord]) -> None:
+    def enqueue_provider_records(
+        self, records: Mapping[Address, ProviderRecord], speeds: Mapping[Key, SpeedRecord] = MappingProxyType({})
+    ) -> None:
         """See ports.JobStore."""
-        rows = [
-            {"provider": provider, "good": record.good, "bad": record.bad, "jobs": record.jobs}
-            for provider, record in records.items()
-        ]
-
-        def work(connection: Connection) -> None:
-            for row in rows:
-                _upsert(connection, reputations, row, ("provider",))
-
-        self._db.enqueue(work)
+        self._db.enqueue(functools.partial(write_records, records=dict(records), measured=dict(speeds)))
 
     async def last_receipts(self, provider: Address, after: str, limit: int) -> list[LateReceipt]:
         """See ports.TabStore."""
@@ -192,7 +189,7 @@ class Store:
 
         def work(connection: Connection) -> None:
             connection.execute(sa.delete(responses).where(responses.c.ended_at < since))
-            _upsert(connection, responses, row, ("job",))
+            upsert(connection, responses, row, ("job",))
             if check_room:
                 _evict_responses(connection, max_bytes)
 
@@ -220,7 +217,7 @@ class Store:
         }
 
         def work(connection: Connection) -> bool:
-            insert = _inserting(connection.dialect.name, claims)
+            insert = inserting(connection.dialect.name, claims)
             same, mine = claims.c.digest == row["digest"], claims.c.provider == row["provider"]
             waiting = sa.select(sa.func.count()).where(mine, ~same, claims.c.tx.is_(None))
             if connection.execute(waiting).scalar_one() >= WAITING_CLAIMS:
@@ -264,8 +261,8 @@ class Store:
                     "tx": settlement.tx,
                     "block": settlement.block,
                 }
-                _upsert(connection, settlements, row, ("payer", "provider"))
-            _upsert(connection, cursors, {"name": _EVENTS, "block": cursor.block, "tip": cursor.tip}, ("name",))
+                upsert(connection, settlements, row, ("payer", "provider"))
+            upsert(connection, cursors, {"name": _EVENTS, "block": cursor.block, "tip": cursor.tip}, ("name",))
 
         await self._db.write(work)
 
@@ -301,22 +298,6 @@ def _evict_responses(connection: Connection, max_bytes: int) -> None:
         held[most] -= size
 
 
-def _inserting(dialect: str, table: sa.Table) -> Any:
-    """Returns an INSERT that supports ON CONFLICT, which SQLite and PostgreSQL spell alike."""
-    return (sa.dialects.postgresql if dialect == "postgresql" else sa.dialects.sqlite).insert(table)
-
-
-def _upserting(dialect: str, table: sa.Table, names: Iterable[str], key: tuple[str, ...], where: Any = None) -> sa.Insert:
-    insert = _inserting(dialect, table)
-    changed = {name: insert.excluded[name] for name in names if name not in key}
-    upsert: sa.Insert = insert.on_conflict_do_update(index_elements=key, set_=changed, where=where)
-    return upsert
-
-
-def _upsert(connection: Connection, table: sa.Table, row: dict[str, Any], key: tuple[str, ...]) -> None:
-    connection.execute(_upserting(connection.dialect.name, table, row, key), row)
-
-
 _OPEN = sa.and_(*(jobs.c.state != sa.literal_column(f"'{state.value}'") for state in sorted(TERMINAL)))
 """Without bound values: SQLAlchemy would expand a list of them for every statement."""
 
@@ -324,12 +305,12 @@ _OPEN = sa.and_(*(jobs.c.state != sa.literal_column(f"'{state.value}'") for stat
 @functools.cache
 def _job_upsert(dialect: str) -> sa.Insert:
     """Cached, since a job's two rows are most of this store's work."""
-    return _upserting(dialect, jobs, jobs.c.keys(), ("job",), where=_OPEN)
+    return upserting(dialect, jobs, jobs.c.keys(), ("job",), where=_OPEN)
 
 
 @functools.cache
 def _receipt_insert(dialect: str) -> sa.Insert:
-    insert: sa.Insert = _inserting(dialect, receipts).on_conflict_do_nothing()
+    insert: sa.Insert = inserting(dialect, receipts).on_conflict_do_nothing()
     return insert
 
 

@@ -119,6 +119,11 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "client",
         "Check the id, and that this wallet ordered it.",
     ),
+    Code.UNKNOWN_LEAF: (
+        "The newest signed head of the match log does not cover this leaf or size.",
+        "client",
+        "Ask for a smaller number; `GET /v1/log/head` has the log's size.",
+    ),
     Code.PREVIOUS_RESPONSE_NOT_FOUND: (
         "The gateway does not keep the response or the item that the request continues.",
         "client",

@@ -95,6 +95,8 @@ HEADERS = {
     "x-tally-receipt": "the receipt's digest, or `outstanding` if the answer came before its receipt; `none` from an upstream",
     "x-tally-cache": "`hit` or `miss`, if a cache is configured",
     "x-tally-escalated": "models of an alias whose answers were paid for and not used",
+    "x-tally-queue-position": "of a stream that began while its job waited for a free slot: the job's place then, 1 for the next",
+    "x-tally-queue-wait": "beside it: the expected wait in seconds, if the coordinator has measured it",
     "x-tally-at-stake": "on an error: what failed attempts may still cost",
     "retry-after": "seconds to wait before the next attempt",
 }
@@ -108,13 +110,15 @@ OPTIONS = {
     "require": "requirements on what providers declare: " + ", ".join(f"`{name}`" for name in Requirements.__dataclass_fields__),
     "min_reputation": "minimum reputation, as a percentage",
     "min_stake": "minimum stake, in dollars",
-    "sort": "`price`, `latency` or `throughput`",
+    "sort": "`price`, `latency` or `speed`",
+    "weights": "what time and failure are worth, in dollars: `first_token` and `speed` per second, `loss` per failed job",
     "fallbacks": "models to try if this one is not available",
     "market": "`true`: no upstream may answer",
     "cache": "whether the answer may come from, and go to, the cache",
     "affinity": "a name for the conversation, to keep it with one provider",
     "label": "the workload that the cost counts towards",
     "wait": "seconds that the request may wait for a free slot if all providers that fit are busy; 0 fails at once",
+    "hedge_after": "seconds without output after which a second provider may get the request too; 0 for never",
 }
 
 

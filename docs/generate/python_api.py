@@ -11,7 +11,7 @@ from typing import Any
 import tallystick
 
 GROUPS = {
-    "Markets": ("Market", "SyncMarket", "ClientConfig", "RequestOptions", "Requirements", "BatchResult"),
+    "Markets": ("Market", "SyncMarket", "ClientConfig", "RequestOptions", "Requirements", "Weights", "BatchResult"),
     "Jobs and answers": ("Job", "Result", "TextStream", "SyncJob", "SyncTextStream", "StreamInterrupted"),
     "Wallets and amounts": ("open_wallet", "Signer", "Amount", "parse_amount", "format_amount"),
     "Proofs": ("Proof", "read_proof"),

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from node.domain.published_asks import Offer, PublishedAsks
 from tallystick.protocol.eip712 import Domain, Verified
-from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.messages import Order, Terms
 from tallystick.protocol.pricing import prices_of, worst_case
 from tallystick.protocol.sealing import commit_request
@@ -161,17 +161,11 @@ class Admission:
 
 
 def _verify_match(link: LinkIdentity, job: JobId, dispatch: Dispatch) -> Verified[Order]:
-    match = dispatch.match.verify(link.domain).message
-    if match.coordinator != link.coordinator:
-        raise Refusal(
-            Code.ORDER_MISDIRECTED,
-            f"match.coordinator: expected {link.coordinator}, the coordinator of this link, got {match.coordinator}",
-        )
     order = dispatch.candidate.order.verify(link.domain)
-    if (match.provider, match.job, match.order_hash) != (link.provider, job, order.digest):
-        raise Refusal(
-            Code.ORDER_MISDIRECTED, "match: expected the job, provider and order of this dispatch", fault=Fault.COORDINATOR
-        )
+    try:
+        dispatch.match.check(job, order.digest, link.provider, order.message.payer)
+    except BadMessage as error:
+        raise Refusal(Code.ORDER_MISDIRECTED, str(error), fault=Fault.COORDINATOR) from error
     return order
 
 

@@ -170,7 +170,7 @@ class EnginelessNode:
 
     async def _answer(self, job: JobId, dispatch: Dispatch) -> None:
         order, terms = dispatch.candidate.order.message, dispatch.candidate.terms
-        order_hash = dispatch.match.message.order_hash
+        order_hash = dispatch.match.order_hash
         key = self._key.unwrap(dispatch.candidate.wrapped_key, job=job, order_hash=order_hash, provider=order.provider)
         sealer, send, credit = Sealer(key, job, order_hash), self.socket.send, self._credit[job]
         await send(pack_link(Kind.ACCEPT, job))

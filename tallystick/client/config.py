@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tallystick.protocol.criteria import SORTS
+from tallystick.protocol.criteria import MAX_CANDIDATES, read_sort
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address, Amount
-from tallystick.protocol.wire import MAX_CANDIDATES
+from tallystick.protocol.weights import NO_WEIGHTS, Weights
+from tallystick.protocol.wire import MAX_HEDGE_MS
 from tallystick.runtime.config import home, load
 from tallystick.runtime.plaintext import is_loopback
 
@@ -21,6 +22,7 @@ ENV_PREFIX = "TALLY_GATEWAY_"
 UPSTREAM_SCHEME = "upstream://"
 """What the members of an alias begin with that are models of an upstream."""
 MAX_WAIT_SECONDS = 1_800
+MAX_HEDGE_SECONDS = MAX_HEDGE_MS / 1_000
 """The longest wait for a free slot that a request may ask for. A coordinator may allow less."""
 MAX_LABEL = 64
 """The most characters of a workload's label."""
@@ -269,6 +271,7 @@ class ClientConfig:
     min_reputation: int = 0
     min_stake: Amount = Amount(0)
     sort: str = "price"
+    weights: Weights = NO_WEIGHTS
     prefer: tuple[Address, ...] = ()
     exclude: tuple[Address, ...] = ()
     aliases: tuple[Alias, ...] = ()
@@ -285,6 +288,7 @@ class ClientConfig:
     shortlist_size: int = 3
     shortlist_seconds: float = 5.0
     wait_seconds: int = 120
+    hedge_after: float = 0.0
     start_seconds: int = 60
     run_seconds: int = 3_600
     claim_seconds: int = 7 * 86_400
@@ -324,8 +328,7 @@ class ClientConfig:
             raise BadMessage(f"config: coordinator: expected an http:// or https:// address, got {self.coordinator!r}")
         if not 1 <= self.shortlist_size <= MAX_CANDIDATES:
             raise BadMessage(f"config: shortlist_size: expected 1 to {MAX_CANDIDATES}, got {self.shortlist_size}")
-        if self.sort not in SORTS:
-            raise BadMessage(f"config: sort: expected one of {', '.join(SORTS)}, got {self.sort!r}")
+        read_sort(self.sort, "config: sort")
         if not 0 <= self.min_reputation <= 100:
             raise BadMessage(f"config: min_reputation: expected 0 to 100 percent, got {self.min_reputation}")
         for origin in self.allow_origins:
@@ -359,6 +362,8 @@ class ClientConfig:
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise BadMessage(f"config: {name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.hedge_after <= MAX_HEDGE_SECONDS:
+            raise BadMessage(f"config: hedge_after: expected 0 to {MAX_HEDGE_SECONDS:g} seconds, got {self.hedge_after}")
         if self.responses_mib < 0:
             raise BadMessage(f"config: responses_mib: expected at least 0, got {self.responses_mib}")
         for name in ("stream_idle_seconds", "connect_seconds", "request_seconds", "cancel_seconds"):

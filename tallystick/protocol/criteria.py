@@ -21,15 +21,23 @@ from tallystick.protocol.requirements import MAX_NAMES, NO_REQUIREMENTS, Require
 from tallystick.protocol.routes import check_route, serves
 from tallystick.protocol.types import Address, parse_address
 from tallystick.protocol.weights import NO_WEIGHTS, Weights
-from tallystick.protocol.wire import MAX_CANDIDATES
 
 Sort = Literal["price", "latency", "throughput", "speed"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
 """Orders of a shortlist: lowest expected cost, shortest time to the first token, most tokens per second (by two names)."""
 DEFAULT_LIMIT = 4
 """Entries of a shortlist if the request names no limit."""
+MAX_CANDIDATES = 8
+"""Entries of a shortlist, and so orders of a job, at most."""
 MAX_ADDRESSES = 256
 """Providers that a demand may name as pinned, and as excluded."""
+
+
+def read_sort(name: str, member: str = "sort") -> str:
+    """Returns the name of an order. Raises BadMessage for another one."""
+    if name not in SORTS:
+        raise BadMessage(f"{member}: expected one of {', '.join(SORTS)}, got {name!r:.60}")
+    return name
 
 
 class Reason(Enum):
@@ -115,8 +123,7 @@ class Demand:
         """Raises BadMessage for a limit or a sort order that does not exist."""
         if not 1 <= self.limit <= MAX_CANDIDATES:
             raise BadMessage(f"limit: expected 1 to {MAX_CANDIDATES}, got {self.limit}")
-        if self.sort not in SORTS:
-            raise BadMessage(f"sort: expected one of {', '.join(SORTS)}, got {self.sort!r:.60}")
+        read_sort(self.sort)
         if self.sort == "speed":
             object.__setattr__(self, "sort", "throughput")
 

@@ -54,6 +54,7 @@ class Code(str, Enum):
     OVER_BUDGET = "over_budget"
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_JOB = "unknown_job"
+    UNKNOWN_LEAF = "unknown_leaf"
     PREVIOUS_RESPONSE_NOT_FOUND = "previous_response_not_found"
     RESPONSE_NOT_FOUND = "response_not_found"
     UNKNOWN_ROUTE = "unknown_route"
@@ -109,6 +110,7 @@ PUBLIC: dict[Code, Public] = {
     Code.OVER_BUDGET: Public(402, _FUNDS),
     Code.UNKNOWN_MODEL: Public(404, _GONE),
     Code.UNKNOWN_JOB: Public(404, _GONE),
+    Code.UNKNOWN_LEAF: Public(404, _GONE),
     Code.PREVIOUS_RESPONSE_NOT_FOUND: Public(404, _INVALID),
     Code.RESPONSE_NOT_FOUND: Public(404, _INVALID),
     Code.UNKNOWN_ROUTE: Public(404, _GONE),

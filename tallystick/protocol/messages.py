@@ -154,15 +154,16 @@ class Release(Message):
 
 
 @message(signer="coordinator")
-class Match(Message):
-    """The coordinator's choice of one order of a job's shortlist. `attempt` counts from 0."""
+class LogHead(Message):
+    """The coordinator's statement of its match log: the root of the first `size` leaves. There is one head for each size.
+
+    `signed_at` is in Unix seconds.
+    """
 
     coordinator: Address
-    job: JobId
-    provider: Address
-    order_hash: Hash
-    attempt: U32
-    matched_at: U64
+    size: U64
+    root: Hash
+    signed_at: U64
 
 
 @message(signer="payer")

@@ -7,7 +7,7 @@ from typing import Any
 
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.json_members import read_count
-from tallystick.protocol.types import parse_amount
+from tallystick.protocol.types import Amount, format_amount, parse_amount
 
 MAX_WEIGHT = 10**12
 """Base units: a million dollars."""
@@ -21,19 +21,32 @@ class Weights:
     A failed job costs its client `loss` on top of the price and the time of doing it again.
     """
 
-    first_token: int = 0
-    speed: int = 0
-    loss: int = 0
+    first_token: Amount = Amount(0)
+    speed: Amount = Amount(0)
+    loss: Amount = Amount(0)
+
+    def __post_init__(self) -> None:
+        """Raises BadMessage for a weight that is negative or above MAX_WEIGHT."""
+        for field in fields(self):
+            if not 0 <= getattr(self, field.name) <= MAX_WEIGHT:
+                most = format_amount(MAX_WEIGHT)
+                text = f"expected 0 to {most} dollars, got {format_amount(getattr(self, field.name))}"
+                raise BadMessage(f"weights.{field.name}: {text}")
 
     def to_json(self) -> dict[str, int]:
         """The wire form, without the members that are zero."""
-        return {_NAMES[field.name]: getattr(self, field.name) for field in fields(self) if getattr(self, field.name)}
+        return {_NAMES[field.name]: int(getattr(self, field.name)) for field in fields(self) if getattr(self, field.name)}
 
     @classmethod
     def from_json(cls, raw: object, where: str = "weights") -> Weights:
         """Reads the wire form. Raises BadMessage."""
         members = _members(raw, where, tuple(_NAMES.values()))
-        return cls(*(read_count(members.get(name, 0), f"{where}.{name}", high=MAX_WEIGHT) for name in _NAMES.values()))
+        return cls(*(Amount(read_count(members.get(name, 0), f"{where}.{name}", high=MAX_WEIGHT)) for name in _NAMES.values()))
+
+    @classmethod
+    def of(cls, weights: object) -> Weights:
+        """Returns weights as they are, or reads them with `from_dollars`. Raises BadMessage."""
+        return weights if isinstance(weights, cls) else cls.from_dollars(weights)
 
     @classmethod
     def from_dollars(cls, raw: object, where: str = "weights") -> Weights:
@@ -53,10 +66,7 @@ def _members(raw: object, where: str, known: tuple[str, ...]) -> dict[str, Any]:
     return raw
 
 
-def _dollars(value: object, member: str) -> int:
+def _dollars(value: object, member: str) -> Amount:
     if not isinstance(value, str):
         raise BadMessage(f'{member}: expected dollars as text, such as "0.001", got {value!r:.60}')
-    amount = int(parse_amount(value, field=member))
-    if not 0 <= amount <= MAX_WEIGHT:
-        raise BadMessage(f"{member}: expected 0 to {MAX_WEIGHT // 10**6} dollars, got {value:.60}")
-    return amount
+    return parse_amount(value, field=member)

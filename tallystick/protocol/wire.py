@@ -21,17 +21,20 @@ from typing import Any
 
 import orjson
 
+from tallystick.protocol.criteria import MAX_CANDIDATES
 from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage, TallyError, error_from_json
 from tallystick.protocol.json_members import read_content_type, read_count, read_items, read_members, read_text
-from tallystick.protocol.messages import Match, Order, Receipt, Terms
+from tallystick.protocol.match_log import Match
+from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.types import JobId, parse_job_id
 
 MAX_HEADER = 256 * 1024
 MAX_BODY = 32 * 1024 * 1024
 MAX_FRAME = 1024 * 1024
-MAX_CANDIDATES = 8
 MAX_WRAPPED = 4_096
+MAX_MATCH = 8_192
+"""Characters of a match in a dispatch, in base64."""
 MAX_HEDGE_MS = 600_000
 NO_JOB = JobId(bytes(16))
 LINK_HEAD = 17
@@ -42,13 +45,13 @@ INITIAL_CREDIT = 64
 class Kind(IntEnum):
     """The kind of a frame, as its number on the wire. Payloads are JSON if not stated otherwise."""
 
-    MATCH = 1  # coordinator -> client: Signed[Match]
+    MATCH = 1  # coordinator -> client: a Match in its binary form (match_log.py), not signed but logged
     CHUNK = 2  # node -> coordinator -> client: a sealed chunk, raw
     RECEIPT = 3  # node -> coordinator -> client: Signed[Receipt]
     FAIL = 4  # node -> coordinator -> client: Failure
     BEAT = 5  # coordinator -> client: empty, or a QueuePlace; keeps the connection alive; node -> coordinator: Capacity
     VOID = 6  # coordinator -> client: Signed[Receipt] at no cost, for an attempt that failed or lost before the job ended
-    HEDGE = 7  # coordinator -> client: Signed[Match] of a second attempt, which runs beside the one that was matched last
+    HEDGE = 7  # coordinator -> client: the Match of a second attempt, which runs beside the one that was matched last
 
     CHALLENGE = 16  # coordinator -> node: Challenge
     HELLO = 17  # node -> coordinator: Hello
@@ -122,15 +125,19 @@ class Candidate:
     def from_json(cls, raw: object, where: str = "candidate") -> Candidate:
         """Reads the wire form and checks that the order commits to the terms. Raises BadMessage."""
         order, terms, wrapped = read_members(raw, where, "order", "terms", "wrappedKey")
-        try:
-            key = base64.b64decode(read_text(wrapped, f"{where}.wrappedKey", MAX_WRAPPED), validate=True)
-        except (binascii.Error, ValueError):
-            raise BadMessage(f"{where}.wrappedKey: expected base64") from None
+        key = _read_base64(wrapped, f"{where}.wrappedKey", MAX_WRAPPED)
         parts = read_signed(Order, order, f"{where}.order"), Terms.from_json(terms, f"{where}.terms"), key
         candidate = cls(*parts, raw={"order": order, "terms": terms, "wrappedKey": wrapped})
         if candidate.order.message.terms_hash != candidate.terms.struct_hash():
             raise BadMessage(f"{where}.order.termsHash: expected the hash of the candidate's terms")
         return candidate
+
+
+def _read_base64(raw: object, where: str, limit: int) -> bytes:
+    try:
+        return base64.b64decode(read_text(raw, where, limit), validate=True)
+    except (binascii.Error, ValueError):
+        raise BadMessage(f"{where}: expected base64") from None
 
 
 def _join(header: Any, sealed: bytes) -> bytes:
@@ -207,20 +214,22 @@ class Submission:
 class Dispatch:
     """A job as the coordinator sends it to one node."""
 
-    match: Signed[Match]
+    match: Match
     candidate: Candidate
     sealed: bytes
 
     def dumps(self) -> bytes:
         """The wire form."""
-        return _join({"match": self.match.to_json(), "candidate": self.candidate.to_json()}, self.sealed)
+        match = base64.b64encode(self.match.dumps()).decode()
+        return _join({"match": match, "candidate": self.candidate.to_json()}, self.sealed)
 
     @classmethod
     def loads(cls, data: bytes) -> Dispatch:
         """Reads the wire form. Raises BadMessage."""
         header, sealed = _split(data, "dispatch")
         match, candidate = read_members(header, "dispatch", "match", "candidate")
-        return cls(read_signed(Match, match, "dispatch.match"), Candidate.from_json(candidate, "dispatch.candidate"), sealed)
+        logged = Match.loads(_read_base64(match, "dispatch.match", MAX_MATCH))
+        return cls(logged, Candidate.from_json(candidate, "dispatch.candidate"), sealed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -250,19 +250,20 @@ class Database:
         await self._queue.put((work, future, synced))
         return await future
 
-    def enqueue(self, work: Work[Any]) -> None:
-        """Queues `work`, not synced, and returns at once. It is committed before any later write.
+    def enqueue(self, work: Work[R]) -> asyncio.Future[R]:
+        """Queues `work`, not synced, and returns at once. It is committed before any later write, and when the future is done.
 
         Raises Unavailable if the queue is full.
         """
         self._check_open()
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         future.add_done_callback(_log_lost)
         try:
             self._queue.put_nowait((work, future, False))
         except asyncio.QueueFull:
             future.cancel()
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too slow: its write queue is full") from None
+        return future
 
     async def read(self, work: Work[R]) -> R:
         """Runs `work`, which must only read. Raises Unavailable if the database does not answer."""

@@ -16,11 +16,11 @@ from aiohttp import web
 
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.access import load_access
-from tallystick.protocol.eip712 import Signed, Signer, Verified, read_signed
+from tallystick.protocol.eip712 import Signed, Verified, read_signed
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import ENDS, TERMINAL, State, step
 from tallystick.protocol.link import LateReceipt
-from tallystick.protocol.messages import Access, Inquiry, Match, Order, Outcome, Receipt
+from tallystick.protocol.messages import Access, Inquiry, Order, Outcome, Receipt
 from tallystick.protocol.pricing import Usage, charge, prices_of, worst_case
 from tallystick.protocol.routes import ALWAYS, serves
 from tallystick.protocol.sealing import ContentKey, Sealer, Transcript, commit_request
@@ -38,7 +38,7 @@ from tallystick.protocol.wire import (
     pack_frame,
     split_request,
 )
-from tests.builders import receipt_for
+from tests.builders import build_match, receipt_for
 from tests.client.parties import DOMAIN, MODEL, Provider, signer
 
 CHAT = "/v1/chat/completions"
@@ -48,6 +48,21 @@ MESSAGES = [{"role": "user", "content": "What is a tally?"}]
 BODY: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "max_tokens": 100}
 STREAM = BODY | {"stream": True}
 TRUST = Security(Amount(0), Amount(10**12), Amount(0))
+
+
+_OPTIONAL_CRITERIA = {
+    "needs",
+    "essential",
+    "inputTokens",
+    "likelyTokens",
+    "maxOutput",
+    "weights",
+    "require",
+    "minStake",
+    "minReputation",
+    "sort",
+}
+_OF_ATTEMPT = ("candidate", "order", "provider", "key", "sealer", "transcript", "matched")
 
 
 class Session:
@@ -81,22 +96,27 @@ class Session:
     async def send(self, kind: Kind, payload: bytes = b"") -> None:
         await self.response.write(pack_frame(kind, payload))
 
-    async def match(self, index: int = 0, *, by: Signer | None = None, **changes: Any) -> None:
+    async def hedge(self, index: int, **changes: Any) -> None:
+        """Matches a candidate beside the one that was matched last. The script goes on with it; `swap` exchanges the two."""
+        former = {name: getattr(self, name) for name in _OF_ATTEMPT}
+        await self.match(index, kind=Kind.HEDGE, **changes)
+        self.other = former
+
+    def swap(self) -> None:
+        """The script goes on with the other one of two attempts."""
+        current = {name: getattr(self, name) for name in _OF_ATTEMPT}
+        for name, value in self.other.items():
+            setattr(self, name, value)
+        self.other = current
+
+    async def match(self, index: int = 0, *, kind: Kind = Kind.MATCH, **changes: Any) -> None:
         """Matches a candidate and opens its sealed request, as its node would."""
         self.take(index)
-        coordinator = by or self.market.signer
-        values: dict[str, Any] = {
-            "coordinator": coordinator.address,
-            "job": self.job,
-            "provider": self.provider.address,
-            "order_hash": self.order.digest,
-            "attempt": self.attempts,
-            "matched_at": 1,
-        }
+        match = build_match(self.order, self.candidate.terms, **({"attempt": self.attempts} | changes))
         self.attempts += 1
         self.tried.append({"attempt": len(self.tried), "provider": self.provider.address, "state": "failed", "reason": ""})
-        match = coordinator.sign(Match(**(values | changes)), DOMAIN)
-        await self.send(Kind.MATCH, dumps(match.to_json()))
+        self.matched = match.dumps()
+        await self.send(kind, self.matched)
 
     def take(self, index: int) -> None:
         self.candidate = self.submission.candidates[index]
@@ -137,8 +157,9 @@ class Session:
         provider.tab = tab.record(charge(terms, used, outcome), terms.max_cost)
         self.receipt = provider.signer.sign(receipt, DOMAIN)
         self.state = step(State.STREAMING, ENDS[outcome])
-        if self.tried:
-            self.tried[-1]["receipt"] = self.receipt.to_json()
+        entry = next((entry for entry in self.tried if entry["provider"] == provider.address), None)
+        if entry is not None:
+            entry["receipt"] = self.receipt.to_json()
         return self.receipt
 
     def release(self, outcome: Outcome = Outcome.REFUSED, **changes: Any) -> Verified[Receipt]:
@@ -314,7 +335,7 @@ class FakeMarket:
         body = await request.json()
         self.shortlists.append(body)
         known = {"model", "payer", "maxInputPrice", "maxOutputPrice", "providers", "exclude", "route", "limit"}
-        assert body.keys() <= known | {"needs", "essential", "inputTokens", "require", "minStake", "minReputation", "sort"}
+        assert body.keys() <= known | _OPTIONAL_CRITERIA
         parse_address(body["payer"])
         if self.refusals:
             return _refuse(self.refusals.pop(0))

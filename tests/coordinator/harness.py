@@ -11,8 +11,8 @@ from coordinator.bus import InProcessBus
 from coordinator.domain.limits import JobLimits
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.market import Market
-from coordinator.ports import JobStore, node_subject
-from coordinator.storage.memory import MemoryFunds, MemoryStore
+from coordinator.ports import JobStore, LogStore, node_subject
+from coordinator.storage.memory import MemoryFunds, MemoryLogStore, MemoryStore
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Domain, Message, Signed, Signer, Verified
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable, error_from_json
@@ -262,6 +262,7 @@ class World:
     clock: Clock = field(default_factory=Clock)
     limits: JobLimits = field(default_factory=JobLimits)
     store: JobStore = field(default_factory=MemoryStore)
+    log_store: LogStore = field(default_factory=MemoryLogStore)
     funds: MemoryFunds = field(default_factory=MemoryFunds)
     bus: InProcessBus = field(default_factory=InProcessBus)
     market: Market = field(init=False)
@@ -281,12 +282,14 @@ class World:
             signer=COORDINATOR,
             bus=self.bus,
             store=self.store,
+            log_store=self.log_store,
             funds=self.funds,
             limits=self.limits,
             now=self.clock.now,
             tick=self.clock.tick,
             chance=lambda: self.chance,
             later=self.clock.later,
+            draw=lambda _job, _attempt: self.chance,
         )
 
     async def restart(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from node.domain.order_admission import Admission, AdmissionRules, AdmittedJob, LinkIdentity
@@ -21,7 +21,7 @@ from node.ports import Engine
 from node.testing.memory import MemoryChain, MemoryLink, MemoryStore, RecordingObserver
 from tallystick.protocol.eip712 import Domain, Signer, Verified, read_signed
 from tallystick.protocol.jobs import CHARGES, Charge
-from tallystick.protocol.messages import Ask, Match, Order, Outcome, Receipt, Spec, Terms
+from tallystick.protocol.messages import Ask, Order, Outcome, Receipt, Spec, Terms
 from tallystick.protocol.pricing import Prices, worst_case
 from tallystick.protocol.sealing import X25519, ContentKey, Opener, SealingKey, Transcript, commit_request, wrap_key
 from tallystick.protocol.tab import check_receipt
@@ -38,7 +38,7 @@ from tallystick.protocol.wire import (
     load_response_head,
     loads,
 )
-from tests.builders import build_order, terms_of
+from tests.builders import build_match, build_order, terms_of
 
 NOW = 1_800_000_000
 DOMAIN = Domain(31_337, Address("0x" + "5e" * 20))
@@ -106,7 +106,6 @@ class Client:
         order_with: dict[str, Any] | None = None,
         match_with: dict[str, Any] | None = None,
         coordinator: Signer = COORDINATOR,
-        matched_by: Signer | None = None,
         output: int = 100,
     ) -> PlacedJob:
         """Seals, signs and matches a job."""
@@ -142,16 +141,9 @@ class Client:
             order_hash=order.digest,
             provider=order.message.provider,
         )
-        match = Match(
-            coordinator=(matched_by or coordinator).address,
-            job=job,
-            provider=order.message.provider,
-            order_hash=order.digest,
-            attempt=0,
-            matched_at=now,
-        )
-        signed = (matched_by or coordinator).sign(replace(match, **(match_with or {})), DOMAIN)
-        dispatch = Dispatch(signed, Candidate(order, terms, wrapped), key.seal_request(job, plain))
+        leaf: dict[str, Any] = {"at": now, "job": job} | (match_with or {})
+        match = build_match(order, terms, **leaf)
+        dispatch = Dispatch(match, Candidate(order, terms, wrapped), key.seal_request(job, plain))
         return PlacedJob(job, key, order, terms, dispatch, body)
 
 

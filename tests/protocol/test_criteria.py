@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick.protocol.criteria import DEFAULT_LIMIT, SORTS, Demand, Facts, Reason, context_refusal
+from tallystick.protocol.criteria import DEFAULT_LIMIT, MAX_CANDIDATES, SORTS, Demand, Facts, Reason, context_refusal
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.requirements import Requirements
+from tallystick.protocol.types import Amount
 from tallystick.protocol.weights import Weights
-from tallystick.protocol.wire import MAX_CANDIDATES
 from tests.coordinator.harness import MODEL, START, make_ask, person
 from tests.protocol.strategies import addresses
 
@@ -175,7 +175,7 @@ def test_every_criterion_is_on_the_wire() -> None:
         "input_tokens": 1,
         "likely_tokens": 1,
         "max_output": 1,
-        "weights": Weights(1, 2, 3),
+        "weights": Weights(Amount(1), Amount(2), Amount(3)),
     }
     assert values.keys() == {field.name for field in fields(Demand)} - {"model", "limit", "prefer"}
     whole = replace(Demand(MODEL), **values)

@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick.protocol.codecs import keccak
+from tallystick.protocol.criteria import MAX_CANDIDATES
 from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import MAX_CHAIN_ID, Capacity, Challenge, ClaimRequest, Hello, read_asks
-from tallystick.protocol.messages import Claim, ClaimRow, Connect, Match, Order, Terms
+from tallystick.protocol.messages import Claim, ClaimRow, Connect, Order, Terms
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
 from tallystick.protocol.wire import (
     INITIAL_CREDIT,
     LINK_HEAD,
     MAX_BODY,
-    MAX_CANDIDATES,
     MAX_FRAME,
     MAX_HEADER,
     MAX_WRAPPED,
@@ -44,7 +44,7 @@ from tallystick.protocol.wire import (
     split_request,
     unpack_link,
 )
-from tests.builders import build_ask, build_order, build_terms
+from tests.builders import build_ask, build_match, build_order, build_terms
 from tests.protocol.strategies import addresses, few, hashes, job_ids, json_values, many, messages, mutated, some, uints
 
 DOMAIN = Domain(31_337, Address("0x" + "5f" * 20))
@@ -75,19 +75,7 @@ def unverified(signed: Any) -> Any:
 CANDIDATE = Candidate(order_for(TERMS), TERMS, b"wrapped")
 SUBMISSION = Submission(JOB, (CANDIDATE, CANDIDATE), b"sealed")
 ASK = unverified(PROVIDER.sign(build_ask(PROVIDER.address), DOMAIN))
-MATCH = unverified(
-    COORDINATOR.sign(
-        Match(
-            coordinator=COORDINATOR.address,
-            job=JOB,
-            provider=PROVIDER.address,
-            order_hash=CANDIDATE.order.message.digest(DOMAIN),
-            attempt=0,
-            matched_at=1,
-        ),
-        DOMAIN,
-    )
-)
+MATCH = build_match(CANDIDATE.order.verify(DOMAIN), TERMS)
 CONNECT = unverified(
     PROVIDER.sign(
         Connect(provider=PROVIDER.address, coordinator=COORDINATOR.address, challenge=Hash(bytes(32)), endpoint="c.example:443"),
@@ -201,6 +189,7 @@ def test_the_numbers_of_the_kinds_are_the_wire() -> None:
         "FAIL": 4,
         "BEAT": 5,
         "VOID": 6,
+        "HEDGE": 7,
         "CHALLENGE": 16,
         "HELLO": 17,
         "WELCOME": 18,

@@ -26,7 +26,7 @@ from tallystick.protocol.messages import (
     ClaimRow,
     Connect,
     Inquiry,
-    Match,
+    LogHead,
     Order,
     Receipt,
     Release,
@@ -49,7 +49,7 @@ def _row(payer: Address, order: Hash, seq: int, total: int) -> ClaimRow:
 
 def cases() -> Iterator[tuple[str, Message]]:
     """Every flat struct with all least values, all greatest, and no two fields alike; the others by hand."""
-    for cls in (Order, Receipt, Bind, Release, Terms, Match, Connect, Inquiry, Access):
+    for cls in (Order, Receipt, Bind, Release, Terms, LogHead, Connect, Inquiry, Access):
         for label, make in (("least", _least), ("greatest", _greatest), ("distinct", _distinct)):
             names = [codec.name for codec in cls.SCHEMA.codecs]
             values = [make(name, place) for place, name in enumerate(names, 1)]

@@ -174,8 +174,9 @@ def _coordinator_state(status: dict[str, Any]) -> str:
 
 
 def _attempt_row(attempt: dict[str, Any]) -> tuple[object, ...]:
-    fields = (attempt.get(name) for name in ("attempt", "provider", "state", "reason"))
-    return (*fields, "yes" if attempt.get("receipt") else "no")
+    number = f"{attempt.get('attempt')} (beside it)" if attempt.get("hedged") else attempt.get("attempt")
+    fields = (attempt.get(name) for name in ("provider", "state", "reason"))
+    return (number, *fields, "yes" if attempt.get("receipt") else "no")
 
 
 def _row(known: KnownJob) -> tuple[object, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from decimal import Context, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,7 +76,14 @@ def explain(
     pin: Annotated[Texts, typer.Option(help="Only this provider (repeatable).")] = None,
     exclude: Annotated[Texts, typer.Option(help="Not this provider (repeatable).")] = None,
     min_stake: Annotated[str | None, typer.Option(help="Smallest stake of a provider, in dollars.")] = None,
-    sort: Annotated[str | None, typer.Option(help="Order: price, latency or throughput.")] = None,
+    sort: Annotated[str | None, typer.Option(help="Order: price, latency or speed.")] = None,
+    weight: Annotated[
+        Texts,
+        typer.Option(
+            metavar="NAME=DOLLARS",
+            help="Worth of a second to the first token (first_token) or of output (speed), or of a failed job (loss).",
+        ),
+    ] = None,
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
     coordinator_url: CoordinatorUrl = None,
@@ -89,6 +97,7 @@ def explain(
     from tallystick.client.coordinator.http_client import CoordinatorClient
     from tallystick.client.selection.options import ProviderCriteria, demand_for, demand_of, explain_asks
     from tallystick.protocol.requirements import Requirements
+    from tallystick.protocol.weights import Weights
 
     require = Requirements(
         region=tuple(region or ()),
@@ -101,6 +110,8 @@ def explain(
     _add_amounts(choice, max_input_price, max_output_price, min_stake)
     if sort is not None:
         choice["sort"] = sort
+    if weight:
+        choice["weights"] = Weights.from_dollars(_pairs(weight), "--weight")
 
     async def ask(ledger: Ledger | None, loaded: ClientConfig) -> None:
         answers: list[tuple[str, AskExplanation, ApiRequest | None]] = []
@@ -126,6 +137,17 @@ def explain(
         asyncio.run(ask(None, load_config(config, {"coordinator": coordinator_url})))
     else:
         with_ledger(config, wallet, coordinator_url, ask)
+
+
+def _pairs(settings: list[str]) -> dict[str, str]:
+    """Reads NAME=DOLLARS. Raises BadMessage for a text without an equals sign."""
+    pairs: dict[str, str] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise BadMessage(f"--weight: expected NAME=DOLLARS, such as first_token=0.001, got {setting[:100]!r}")
+        pairs[name.strip()] = value.strip()
+    return pairs
 
 
 def _add_amounts(choice: ProviderCriteria, max_input: str | None, max_output: str | None, min_stake: str | None) -> None:
@@ -183,8 +205,30 @@ def _show(
     columns = [name for name in rows[0] if name not in omitted]
     title = f"{request}; prices in dollars per million tokens, `at most` in dollars"
     show_table(columns, [[row[name] for name in columns] for row in rows], title=title)
+    _show_scores([provider for _, provider, _ in answers], names=[model for model, _, _ in answers])
     for line in refusals:
         out.print(f"no: {strip_control(line)}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _show_scores(explained: list[AskExplanation], names: list[str]) -> None:
+    """Shows the terms by which the coordinator ranks the asks, of each model the lowest total first."""
+    from tallystick.client.selection.options import SCORE_TERMS
+
+    for model in dict.fromkeys(names):
+        scored = [provider for provider, name in zip(explained, names, strict=True) if name == model and provider.score]
+        if not scored:
+            continue
+        input_tokens, output_tokens = scored[0].expected
+        ranked = sorted(scored, key=lambda provider: (bool(provider.reason), Decimal(provider.score.get("total", "0"))))
+        rows = [[provider.ask.provider, *(_short(provider.score.get(name, "0")) for name in SCORE_TERMS)] for provider in ranked]
+        title = f"Score for {input_tokens} input and {output_tokens} output tokens, in dollars; the lowest total is first"
+        columns = ("provider", "price", "loss", "first token", "speed", "load", "total")
+        show_table(columns, rows, title=title if len(set(names)) == 1 else f"{model}: {title}")
+
+
+def _short(dollars: str) -> str:
+    """An amount with four significant digits, without an exponent."""
+    return f"{Context(prec=4).create_decimal(dollars).normalize():f}"
 
 
 def _row(provider: AskExplanation) -> dict[str, object]:
@@ -210,5 +254,8 @@ def _json(provider: AskExplanation, why: str) -> dict[str, Any]:
         "tokensPerSecond": provider.tokens_per_second,
         "firstTokenMs": provider.first_token_ms,
         "reputation": provider.reputation,
+        "measured": provider.measured,
+        "score": dict(provider.score),
+        "expected": dict(zip(("inputTokens", "outputTokens"), provider.expected, strict=True)),
         "ask": provider.ask.to_json(),
     }

@@ -67,24 +67,26 @@ def spending(
     with_ledger(config, wallet, None, run)
 
 
-_FIGURES = ("requests", "failed", "inputTokens", "cachedInputTokens", "outputTokens", "cost", "costDollars", "cacheHits", "saved")
+_USED = ("requests", "failed", "inputTokens", "cachedInputTokens", "outputTokens", "cost", "costDollars")
+_FIGURES = (*_USED, "cacheHits", "saved", "hedged", "hedgeCost")
 _LATENCY = ("latencyMsP50", "latencyMsP95", "latencyMsP99")
 
 
 def _line(spent: SpendingRow, groups: tuple[str, ...]) -> dict[str, Any]:
-    """One group's figures. `cost` and `saved` are base units as text."""
+    """One group's figures. `cost`, `saved` and `hedgeCost` are base units as text."""
     named = dict(zip(groups, spent.group, strict=True))
     if isinstance(day := named.get("day"), int):
         named["day"] = f"{datetime.fromtimestamp(day * 86_400, UTC):%F}"
     counts = (spent.requests, spent.failed, spent.input_tokens, spent.cached_tokens, spent.output_tokens)
     money = (str(int(spent.cost)), format_amount(Amount(spent.cost)), spent.hits, str(int(spent.saved)))
-    figures = dict(zip(_FIGURES, (*counts, *money), strict=True))
+    hedges = (spent.hedged, str(spent.hedge_cost))
+    figures = dict(zip(_FIGURES, (*counts, *money, *hedges), strict=True))
     return named | figures | dict(zip(_LATENCY, spent.latency_ms or (None, None, None), strict=True))
 
 
 def _upstream_json(line: dict[str, Any]) -> dict[str, Any]:
     """What an upstream's requests cost, which `spent` includes: nobody sealed them or signed for them."""
-    return {"upstream": line["upstream"], "sealed": False, "signed": False} | {figure: line[figure] for figure in _FIGURES[:7]}
+    return {"upstream": line["upstream"], "sealed": False, "signed": False} | {figure: line[figure] for figure in _USED}
 
 
 def _show_upstreams(lines: list[dict[str, Any]]) -> None:
@@ -119,6 +121,10 @@ def _show(lines: list[dict[str, Any]], groups: tuple[str, ...], budgets: list[Bu
     hits, saved = (sum(int(line[name]) for line in lines) for name in ("cacheHits", "saved"))
     if hits:
         step(f"{hits} more requests were answered from the cache, which saved {dollars(saved)}")
+    hedged, extra = (sum(int(line[name]) for line in lines) for name in ("hedged", "hedgeCost"))
+    if hedged:
+        change = "cost" if extra >= 0 else "saved"
+        step(f"{hedged} requests ran at two providers, because the first output was late; that {change} {dollars(abs(extra))}")
     if budgets:
         budget_rows = (
             (status.budget.label or "everything", *map(format_amount, amounts), f"{status.percent} %")

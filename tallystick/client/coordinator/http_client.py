@@ -18,6 +18,7 @@ import structlog
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.bounded_json import MAX_RAW, BoundedJsonReader
 from tallystick.client.coordinator.model_offers import MAX_NUMBER, ModelOffer
+from tallystick.protocol.criteria import MAX_CANDIDATES
 from tallystick.protocol.eip712 import Domain, Signed, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable, error_from_json
 from tallystick.protocol.jobs import State
@@ -26,7 +27,6 @@ from tallystick.protocol.link import MAX_CHAIN_ID, LateReceipt, read_ask
 from tallystick.protocol.messages import Ask, Inquiry, Receipt
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address, JobId, parse_address
-from tallystick.protocol.wire import MAX_CANDIDATES
 
 log = structlog.get_logger()
 JOB_TYPE = "application/vnd.tallystick.job"

@@ -19,6 +19,7 @@ from tallystick.client.dialects.registry import DIALECTS
 from tallystick.client.gateway.aliases import AliasRouter, RoutingPlan, weight_draw
 from tallystick.client.gateway.attempts import Attempts
 from tallystick.client.gateway.auth import CALLER_KEY, caller_label
+from tallystick.client.gateway.early_stream import EarlyStream
 from tallystick.client.gateway.forms import Form, translated_after
 from tallystick.client.gateway.request_bodies import ClientStalled, RequestBodies, with_send_timeout
 from tallystick.client.gateway.response_cache import CachedResponse, ResponseCache
@@ -157,19 +158,22 @@ class RequestHandler:
 
     async def _answer_or_error(self, scope: Scope, request: _GatewayRequest, send: Send) -> None:
         """Answers from the cache or from a job. Cancelling it ends the job, which waits for its receipt for a bounded time."""
-        attempts = Attempts()
+        attempts, stream = Attempts(), EarlyStream(send, error_format(scope))
         try:
             plan = self._upstreams.restrict(self._plan(request), request.options, market=request.requires_market)
             plan = await self._plan_for_key(request, plan)
             name, cached = await self._find_cached(request, plan.bodies)
             if cached is None:
-                sender = ResponseSender(send, error_format(scope), self._cache, name, attempts)
+                sender = ResponseSender(stream, error_format(scope), self._cache, name, attempts)
                 cached = await self._try_models(request, plan, sender, attempts)
             if cached is not None:
-                await send_cached(scope, send, cached)
+                await send_cached(scope, stream, cached)
         except TallyError as error:
             retry = attempts.may_retry(error, keyed=request.key is not None)
-            await send_error(scope, send, error, attempts.headers(), retry=retry)
+            if stream.early:
+                await stream.fail(error, retry=retry)
+            else:
+                await send_error(scope, send, error, attempts.headers(), retry=retry)
 
     async def _find_cached(self, request: _GatewayRequest, bodies: Sequence[bytes]) -> tuple[str | None, CachedResponse | None]:
         """The name in the cache of the answer to any of `bodies`, None if it must not be cached, and the cached answer."""
@@ -282,7 +286,8 @@ class RequestHandler:
             sender.translations[job.id] = form.translation
             async with job:
                 try:
-                    head = await job.start()
+                    async with sender.telling_place(job):
+                        head = await job.start()
                     if media_type(head.content_type) != EVENT_STREAM:
                         return await job.result()
                 except TallyError as error:

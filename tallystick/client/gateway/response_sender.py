@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -12,6 +13,7 @@ from starlette.types import Scope, Send
 from tallystick.client.dialects.dialect import ErrorFormat, Translation
 from tallystick.client.dialects.registry import errors_of
 from tallystick.client.gateway.attempts import Attempts
+from tallystick.client.gateway.early_stream import STREAM_HEADERS, EarlyStream, telling_place
 from tallystick.client.gateway.response_cache import MAX_CACHED_BYTES, CachedResponse, ResponseCache
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
@@ -39,14 +41,14 @@ TALLY_HEADERS = (
     "x-tally-cache",
     "x-tally-escalated",
     "x-tally-at-stake",
+    "x-tally-queue-position",
+    "x-tally-queue-wait",
 )
 """The headers that the gateway adds to answers."""
 ERROR_HEADERS = ("retry-after", "x-should-retry", "request-id", "accept-encoding")
 """Further headers that clients read: of errors, and Anthropic's id of a request."""
 NO_RECEIPT = "none"
 """Value of x-tally-receipt for an answer of an upstream."""
-_STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
-"""Without the second header nginx holds a stream back until its buffer is full."""
 RECEIPT_OUTSTANDING = "outstanding"
 """Value of x-tally-receipt if the whole answer came before its receipt. x-tally-cost is then the most that it may cost."""
 
@@ -59,11 +61,18 @@ class ResponseSender:
     """
 
     def __init__(
-        self, send: Send, errors: ErrorFormat, cache: ResponseCache | None, cache_name: str | None, attempts: Attempts
+        self, send: EarlyStream, errors: ErrorFormat, cache: ResponseCache | None, cache_name: str | None, attempts: Attempts
     ) -> None:
         self._send, self._errors, self._cache, self.cache_name, self.attempts = send, errors, cache, cache_name, attempts
         self.translations: dict[JobId, Translation | None] = {}
         self._rejected: tuple[UpstreamAnswer, bytes, Translation | None] | None = None
+
+    def telling_place(self, job: Job) -> contextlib.AbstractAsyncContextManager[None]:
+        """Tells a caller that wants a stream the place of its job, while the job waits for a free slot."""
+        if not job.streams:
+            return contextlib.nullcontext()
+        headers = dict(STREAM_HEADERS) | _id_headers(self._errors, job.id)
+        return telling_place(self._send, job, lambda: headers | self._cache_headers() | self.attempts.headers())
 
     async def send_result(self, result: Result, rejected: Sequence[Result]) -> None:
         """Sends a whole answer. `rejected`: earlier answers of other models, which are paid for too.
@@ -105,7 +114,7 @@ class ResponseSender:
         self, job: Job, head: ResponseHead, *, keyed: bool, possible_cost: Callable[[JobId], Awaitable[Amount]]
     ) -> None:
         """Sends an event stream chunk by chunk. If the job fails on the way, the last event is its error."""
-        headers = {"content-type": head.content_type, **_STREAM_HEADERS}
+        headers = {"content-type": head.content_type, **STREAM_HEADERS}
         headers |= _id_headers(self._errors, job.id) | _job_headers(job) | self._cache_headers() | self.attempts.headers()
         await _send_head(self._send, head.status, headers)
         translation = self.translations.get(job.id)
@@ -169,7 +178,7 @@ class ResponseSender:
 
     async def send_upstream_stream(self, answer: UpstreamAnswer, translation: Translation | None) -> None:
         """Sends the event stream of an upstream. If it fails on the way, the last event is its error. `end_stream` follows."""
-        headers = {"content-type": answer.content_type, **_STREAM_HEADERS, **self._upstream_headers(answer)}
+        headers = {"content-type": answer.content_type, **STREAM_HEADERS, **self._upstream_headers(answer)}
         await _send_head(self._send, answer.status, headers)
         stream = None if translation is None else translation.open_stream(job=answer.id)
         sent = _SentBytes(self._send, keep=False)

@@ -125,6 +125,11 @@ class Job:
         return self._response.candidates
 
     @property
+    def streams(self) -> bool:
+        """Whether its request asks for an event stream."""
+        return self._summary.stream
+
+    @property
     def done(self) -> bool:
         """Whether it has ended, successfully or not."""
         return self._done
@@ -425,11 +430,14 @@ class Job:
             took_ms,
             doubt,
             self.proof,
+            hedge_cost=response.hedge_cost,
             other_deliveries=self._delivered_by_order(),
         )
         objection = await context.ledger.record_receipt(incoming)
         if response.failed_providers:
             context.reconciler.recover_tabs(response.failed_providers)
+        if response.outrun_order is not None:
+            context.reconciler.fetch_void(self.id)
         if context.proof_folder is not None and self.proof is not None:
             await context.proof_folder.put(self.id, self.proof)
         error = objection or outcome_error(response, response.receipt.message, cancelling=self._cancelling)

@@ -1,10 +1,13 @@
 """Reads a job's response: a state machine over response frames, without I/O.
 
 Legal order: MATCH, then CHUNKs, then RECEIPT. A second MATCH (failover) is legal only before any CHUNK, and only for another
-order. VOID carries the receipt at no cost of the attempt that was matched last; it comes before the next MATCH or FAIL. FAIL and
-BEAT may come at any time. The first chunk is the response head, the others are the body. A frame that breaks this order, does not
-parse or has a wrong signature is the coordinator's fault, because every frame passes through it. It is never held against a
-provider.
+order. HEDGE tells of a second attempt beside the one that was matched last; it is legal once, before any CHUNK, if the job asked
+for it. The CHUNKs are of the attempt that was matched last, so a MATCH of the second attempt follows if that one is faster. VOID
+carries the receipt at no cost of an attempt that failed or was outrun. FAIL and BEAT may come at any time. The first chunk is
+the response head, the others are the body.
+
+A frame that breaks this order, does not parse or has a wrong signature is the coordinator's fault, because every frame passes
+through it. It is never held against a provider.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.protocol.eip712 import Domain, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, BadSignature, Fault, TallyError
 from tallystick.protocol.jobs import CHARGES, Charge
-from tallystick.protocol.messages import Match, Outcome, Receipt
+from tallystick.protocol.match_log import Match
+from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.pricing import charge, usage_of
 from tallystick.protocol.sealing import ContentKey, Opener, Transcript
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address, Hash, JobId
@@ -45,11 +50,17 @@ class JobResponse:
         coordinator: Address,
         *,
         keep_bytes: int = 0,
+        may_hedge: bool = False,
     ) -> None:
+        """`may_hedge`: the job may run at two providers at a time."""
         self.job, self.key = job, key
+        self._may_hedge = may_hedge
         self.kept: list[bytes] | None = [] if keep_bytes else None
         self._keep_bytes_left = keep_bytes
         self.match: PlacedOrder | None = None
+        self.hedged_from: PlacedOrder | None = None
+        """The order of the attempt beside which a second one began."""
+        self._hedge: Hash | None = None
         self.head: ResponseHead | None = None
         self.receipt: Verified[Receipt] | None = None
         self.failure: TallyError | None = None
@@ -61,6 +72,8 @@ class JobResponse:
         self._opener: Opener | None = None
         self._transcript: Transcript | None = None
         self._attempts: dict[Hash, int] = {}
+        self.matches: list[Match] = []
+        """The matches so far, which the coordinator must have logged."""
         self.voids: deque[tuple[PlacedOrder, Verified[Receipt]]] = deque()
         self._voided: dict[Hash, Hash] = {}
 
@@ -71,8 +84,30 @@ class JobResponse:
 
     @property
     def failed_providers(self) -> list[Address]:
-        """The providers that were matched before the last one and did not do the job."""
-        return [self._placed[order].provider for order in list(self._attempts)[:-1]]
+        """The providers that had the job and neither did it nor were outrun."""
+        current = None if self.match is None else self.match.order.digest
+        pair = () if self.hedged_from is None else (self.hedged_from.order.digest, self._hedge)
+        return [self._placed[order].provider for order in self._attempts if order != current and order not in pair]
+
+    @property
+    def outrun_order(self) -> Hash | None:
+        """The order of the attempt that another one outran, while its receipt is missing; None if there is none."""
+        if self.hedged_from is None or self.match is None:
+            return None
+        current, first = self.match.order.digest, self.hedged_from.order.digest
+        other = {first: self._hedge, self._hedge: first}.get(current)
+        return None if other in self._voided else other
+
+    @property
+    def hedge_cost(self) -> int | None:
+        """What the receipt costs more than the first provider would have charged for the same usage, in base units.
+
+        Below 0 if it is cheaper; None for a job that did not run at two providers.
+        """
+        if self.hedged_from is None or self.receipt is None:
+            return None
+        receipt = self.receipt.message
+        return receipt.cost - charge(self.hedged_from.terms, usage_of(receipt), Outcome(receipt.outcome))
 
     @property
     def complete(self) -> bool:
@@ -127,7 +162,9 @@ class JobResponse:
         if kind is Kind.CHUNK:
             return self._take_chunk(payload)
         if kind is Kind.MATCH:
-            self._take_match(payload)
+            self._take_match(self._read_match(payload))
+        elif kind is Kind.HEDGE:
+            self._take_hedge(self._read_match(payload))
         elif kind is Kind.RECEIPT:
             self._take_receipt(payload)
         elif kind is Kind.VOID:
@@ -181,19 +218,36 @@ class JobResponse:
             if self._keep_bytes_left < 0:
                 self.kept = None
 
-    def _take_match(self, payload: bytes) -> None:
+    def _read_match(self, payload: bytes) -> Match:
         if self.chunks:
             raise BadMessage("frame: expected no match after the first chunk")
-        match = read_signed(Match, loads(payload, "match")).verify(self._domain).message
+        match = Match.loads(payload)
         placed = self._placed.get(match.order_hash)
-        if match.coordinator != self._coordinator or match.job != self.job:
-            raise BadMessage(f"match: expected coordinator {self._coordinator} and job {self.job.hex()}, got others")
-        if placed is None or placed.provider != match.provider:
+        if placed is None:
             raise BadMessage(f"match.orderHash: expected an order of this job, got {match.order_hash.hex()}")
-        if match.order_hash in self._attempts or any(match.attempt <= attempt for attempt in self._attempts.values()):
-            raise BadMessage(f"match.attempt: expected another order and a number above all before, got {match.attempt}")
-        self._attempts[match.order_hash] = match.attempt
-        self.match, self.place = placed, None
+        match.check(self.job, placed.order.digest, placed.provider, placed.order.message.payer)
+        return match
+
+    def _take_hedge(self, match: Match) -> None:
+        if not self._may_hedge or self.match is None or self.hedged_from is not None:
+            raise BadMessage("frame: expected at most one second attempt, beside a first one, of a job that allows it")
+        self._add_attempt(match)
+        self.hedged_from, self._hedge = self.match, match.order_hash
+
+    def _add_attempt(self, match: Match) -> None:
+        attempt = match.decision.attempt
+        if match.order_hash in self._attempts or any(attempt <= earlier for earlier in self._attempts.values()):
+            raise BadMessage(f"match.attempt: expected another order and a number above all before, got {attempt}")
+        self._attempts[match.order_hash] = attempt
+        self.matches.append(match)
+
+    def _take_match(self, match: Match) -> None:
+        second = match.order_hash == self._hedge and self.match is self.hedged_from
+        if second and match.order_hash in self._voided:
+            raise BadMessage("match: expected another attempt than one whose receipt at no cost came")
+        if not second:
+            self._add_attempt(match)
+        self.match, self.place = self._placed[match.order_hash], None
         self._opener = Opener(self.key, self.job, match.order_hash)
         self._transcript = Transcript(self.key.commitment_key, match.order_hash)
 
@@ -203,13 +257,14 @@ class JobResponse:
         self.receipt = read_signed(Receipt, loads(payload, "receipt")).verify(self._domain)
 
     def _take_void(self, receipt: Verified[Receipt]) -> None:
-        if self.match is None:
+        order = receipt.message.order_hash
+        if order not in self._attempts:
             raise BadMessage("frame: expected a match before a receipt at no cost")
-        order = self.match.order.digest
         if self._voided.get(order, receipt.digest) != receipt.digest:
             raise BadMessage("frame: expected one receipt at no cost for each attempt, got another")
+        placed = self._placed[order]
         try:
-            check_receipt(self.match.order, self.match.terms, receipt.message)
+            check_receipt(placed.order, placed.terms, receipt.message)
         except BadReceipt as error:
             raise BadMessage(f"void {error}") from error
         if CHARGES[Outcome(receipt.message.outcome)] is not Charge.NOTHING:
@@ -217,4 +272,4 @@ class JobResponse:
                 f"void receipt.outcome: expected one that charges nothing, got {Outcome(receipt.message.outcome).name.lower()}"
             )
         self._voided[order] = receipt.digest
-        self.voids.append((self.match, receipt))
+        self.voids.append((placed, receipt))

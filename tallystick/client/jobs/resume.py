@@ -31,7 +31,7 @@ async def resume_job(
     await context.ledger.set_reader(keyed.job)
     http_response = await _post(context, keyed, keyed.header + key.seal_request(keyed.job, plaintext))
     by_digest = {order.order.digest: order for order in placed}
-    response = JobResponse(keyed.job, key, by_digest, context.domain, coordinator, keep_bytes=keep_bytes)
+    response = JobResponse(keyed.job, key, by_digest, context.domain, coordinator, keep_bytes=keep_bytes, may_hedge=True)
     return Job(context, response, http_response, request.summary, plaintext, keyed=True, resumed=True)
 
 

@@ -65,11 +65,13 @@ class JobSubmitter:
         idempotency_key: KeyedRequest | None,
         ranked: bool,
         wait: int,
+        hedge_after: float,
     ) -> tuple[JobResponse, aiohttp.ClientResponse]:
         """Posts a job. Returns its response, still without frames, and the open stream of them.
 
         `max_cost` bounds the cap of each order, in base units. `ranked`: the coordinator must try the asks in this order.
-        `wait`: seconds that the job may wait for a free slot. Raises TallyError, after which nothing is owed.
+        `wait`: seconds that the job may wait for a free slot. `hedge_after`: seconds without output after which a second provider
+        may get the job too; 0 for never. Raises TallyError, after which nothing is owed.
         """
         job, key = new_job_id(self.clock(), self.random), ContentKey.new(self.random)
         commitment = commit_request(key.commitment_key, job, request.plaintext)
@@ -85,11 +87,12 @@ class JobSubmitter:
             created_at=now,
             label=request.label,
         )
+        late = max(1, round(1_000 * hedge_after)) if hedge_after else None
         within_budget = drafts_within_budget(drafts, max_cost)
         async with self._closing_orders(request, key, job, idempotency_key) as signed:
             orders = await self._sign(info, new, within_budget, wait)
             signed.extend(orders)
-            header = Submission(job, wrap_keys(job, key, orders, asks), b"", ranked, wait).dumps()
+            header = Submission(job, wrap_keys(job, key, orders, asks), b"", ranked, wait, late).dumps()
             if idempotency_key is not None:
                 keyed = IdempotencyKey(idempotency_key.key, idempotency_key.fingerprint, job, key.secret, header, now)
                 if (await self.ledger.store_key(keyed, now - self.config.idempotency_seconds)).job != job:
@@ -98,7 +101,10 @@ class JobSubmitter:
             linger = None if idempotency_key is None else self.config.linger_seconds
             http_response = await self.coordinator.submit(header + key.seal_request(job, request.plaintext), linger=linger)
         by_digest = {placed.order.digest: placed for placed in orders}
-        return JobResponse(job, key, by_digest, info.domain, info.coordinator, keep_bytes=keep_bytes), http_response
+        response = JobResponse(
+            job, key, by_digest, info.domain, info.coordinator, keep_bytes=keep_bytes, may_hedge=late is not None
+        )
+        return response, http_response
 
     async def _sign(
         self, info: CoordinatorInfo, job: NewJob, drafts: Sequence[tuple[Address, Terms]], wait: int

@@ -114,6 +114,8 @@ spent = sa.Table(
     sa.Column("output_tokens", sa.BigInteger),
     sa.Column("hits", sa.BigInteger),
     sa.Column("saved", sa.BigInteger),
+    sa.Column("hedged", sa.BigInteger),
+    sa.Column("hedge_cost", sa.BigInteger),
 )
 orders = sa.Table(
     "orders",

@@ -19,9 +19,10 @@ from tallystick.protocol.types import Address, Amount, JobId
 
 DAY_SECONDS = 86_400
 GROUPS = ("day", "label", "model", "provider")
-_SUMS = ("requests", "failed", "cost", "input_tokens", "cached_tokens", "output_tokens", "hits", "saved")
-_RECEIPT_SUMS = _SUMS[1:6]
+_SUMS = ("requests", "failed", "cost", "input_tokens", "cached_tokens", "output_tokens", "hits", "saved", "hedged", "hedge_cost")
+_RECEIPT_SUMS = (*_SUMS[1:6], *_SUMS[8:])
 
+_CACHE_SUMS = ("hits", "saved")
 _JOB_ROW = sa.select(
     jobs.c.payer,
     bindparam("to_day", type_=sa.BigInteger),
@@ -29,9 +30,7 @@ _JOB_ROW = sa.select(
     jobs.c.model,
     bindparam("to_provider", type_=sa.String),
     bindparam("to_requests", type_=sa.BigInteger),
-    *(bindparam(f"to_{name}", type_=sa.BigInteger) for name in _RECEIPT_SUMS),
-    sa.literal(0),
-    sa.literal(0),
+    *(sa.literal(0) if name in _CACHE_SUMS else bindparam(f"to_{name}", type_=sa.BigInteger) for name in _SUMS[1:]),
 ).where(jobs.c.job == bindparam("of_job"))
 _COLUMNS = ("payer", *GROUPS, *_SUMS)
 
@@ -79,12 +78,27 @@ class SpendingRow:
     hits: int = 0
     """Requests answered from the cache; `requests` does not include them."""
     saved: Amount = Amount(0)
+    hedged: int = 0
+    """Requests that ran at two providers, of which one was paid."""
+    hedge_cost: int = 0
+    """What they cost more than the first provider would have charged, in base units; below 0 if they were cheaper."""
     latency_ms: tuple[int, int, int] | None = None
     """Time from the request to the receipt: p50, p95, p99 (nearest rank). None if it is not known for any request."""
 
 
-def add_receipt(c: Connection, job: JobId, receipt: Receipt, now: int, *, failed: bool, counted: bool = False) -> None:
-    """Adds a recorded receipt. `counted`: its request already counts, as a failed one."""
+def add_receipt(
+    c: Connection,
+    job: JobId,
+    receipt: Receipt,
+    now: int,
+    *,
+    failed: bool,
+    counted: bool = False,
+    hedge_cost: int | None = None,
+) -> None:
+    """Adds a recorded receipt. `counted`: its request already counts, as a failed one. `hedge_cost`: see `SpendingRow`; None if
+    the job ran at one provider.
+    """
     c.execute(
         _ADD_RECEIPT,
         {
@@ -97,6 +111,8 @@ def add_receipt(c: Connection, job: JobId, receipt: Receipt, now: int, *, failed
             "to_input_tokens": receipt.input_tokens,
             "to_cached_tokens": receipt.cached_input_tokens,
             "to_output_tokens": receipt.output_tokens,
+            "to_hedged": int(hedge_cost is not None),
+            "to_hedge_cost": hedge_cost or 0,
         },
     )
 

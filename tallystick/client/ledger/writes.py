@@ -100,6 +100,8 @@ class IncomingReceipt:
     audit_finding: AuditFinding | None = None
     proof: Proof | None = field(default=None, repr=False)
     """The job's proof with its plaintexts, if they were kept."""
+    hedge_cost: int | None = None
+    """What hedging added to the cost, in base units, possibly below 0; None if the job ran at one provider."""
     final: bool = True
     """Whether the receipt ends its job. If not, it charges nothing and only releases the cap of its order."""
     other_deliveries: Deliveries = field(default_factory=dict)
@@ -334,7 +336,15 @@ def _end_with_receipt(c: Connection, incoming: IncomingReceipt, *, counted: bool
     receipt = incoming.receipt.message
     outcome = Outcome(receipt.outcome)
     state = _STATE_AFTER[ENDS[outcome]]
-    spending.add_receipt(c, incoming.job, receipt, incoming.now, failed=state is JobState.FAILED, counted=counted)
+    spending.add_receipt(
+        c,
+        incoming.job,
+        receipt,
+        incoming.now,
+        failed=state is JobState.FAILED,
+        counted=counted,
+        hedge_cost=incoming.hedge_cost,
+    )
     reason = "" if state is JobState.COMPLETED else outcome.name.lower()
     if incoming.audit_finding is not None:
         reason = f"flagged: {incoming.audit_finding.reason}"

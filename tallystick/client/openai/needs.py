@@ -109,6 +109,11 @@ def round_down(tokens: int) -> int:
     return 0 if tokens < _SMALLEST_STEP else tokens // _step(tokens) * _step(tokens)
 
 
+def bucket(tokens: int) -> int:
+    """The power of two at or above a number: what a coordinator gets to know of a request's size. 0 for 0."""
+    return 1 << (tokens - 1).bit_length() if tokens > 0 else 0
+
+
 def _step(tokens: int) -> int:
     return _SMALLEST_STEP if tokens < _SMALLEST_STEP else 1 << max(tokens.bit_length() - 3, 0)
 

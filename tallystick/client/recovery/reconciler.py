@@ -18,12 +18,12 @@ from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.token_audit import AuditFinding
 from tallystick.client.recovery.lost_state import TabRecovery
+from tallystick.protocol.criteria import MAX_CANDIDATES
 from tallystick.protocol.eip712 import Signed, Verified, read_signed
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import MAX_CANDIDATES
 
 log = structlog.get_logger()
 POLLS = (0.1, 0.3, 1.0, 3.0, 5.0)
@@ -155,6 +155,18 @@ class Reconciler:
                 if (await self.reconcile(job))[1] is not None:
                     return
                 await asyncio.sleep(pause)
+
+    def fetch_void(self, job: JobId) -> None:
+        """Fetches the receipt at no cost of an attempt that another one outran, whose order counts until then."""
+        self._begin(self._fetch_void(job), "void-receipt")
+
+    async def _fetch_void(self, job: JobId) -> None:
+        with contextlib.suppress(TallyError):
+            for pause in POLLS:
+                await asyncio.sleep(pause)
+                remote, _ = await self.reconcile(job)
+                if all(attempt.get("receipt") for attempt in _attempts(remote)):
+                    return
 
     def _begin(self, work: Coroutine[Any, Any, object], name: str) -> None:
         if len(self._tasks) >= self._limit:

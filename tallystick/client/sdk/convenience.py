@@ -37,6 +37,7 @@ class ConvenienceMethods(ABC):
         label: str | None = None,
         affinity: str | None = None,
         wait: int | None = None,
+        hedge_after: float | None = None,
         content_type: str = JSON,
         **choice: Unpack[ProviderCriteria],
     ) -> Job:

@@ -46,6 +46,7 @@ from tallystick.client.selection.options import (
     demand_for,
     demand_of,
     explain_asks,
+    read_hedge_after,
     smallest_limit,
 )
 from tallystick.client.selection.shortlist import ShortlistCache
@@ -65,13 +66,16 @@ _STALE_SHORTLIST = (Code.NO_PROVIDER, Code.NODE_BUSY)
 
 @dataclass(frozen=True, slots=True)
 class _JobOptions:
-    """Options of one job beside its request; see `Market.submit`. `max_cost` is in base units, `wait` in seconds."""
+    """Options of one job beside its request; see `Market.submit`. `max_cost` is in base units, `wait` in seconds. `hedge_after`:
+    seconds; 0 for never.
+    """
 
     max_cost: Amount | None
     keep: bool
     idempotency_key: KeyedRequest | None
     affinity: str | None
     wait: int
+    hedge_after: float
 
 
 class Market(ConvenienceMethods):
@@ -305,6 +309,7 @@ class Market(ConvenienceMethods):
         label: str | None = None,
         affinity: str | None = None,
         wait: int | None = None,
+        hedge_after: float | None = None,
         content_type: str = JSON,
         accepts_less: bool = False,
         **choice: Unpack[ProviderCriteria],
@@ -316,9 +321,10 @@ class Market(ConvenienceMethods):
         it too. `keep`: the job has a `proof` at its end. `key`: an idempotency key; a job with one survives a lost connection and
         a restart of this process, and the same request with the same key returns that job. `affinity`: names the conversation,
         which else is recognised by its beginning; its requests stay with the provider that has it in its cache. `wait`: seconds
-        that the job may wait for a free slot (None: the config's `wait_seconds`). `accepts_less`: less output may be ordered than
-        the body's limit, if no provider sells as much. Raises TallyError, after which nothing is
-        owed except for an earlier job of the same key.
+        that the job may wait for a free slot (None: the config's `wait_seconds`). `hedge_after`: seconds without output after
+        which a second provider may get the job too, of which one is paid; 0 for never (None: as configured). `accepts_less`: less
+        output may be ordered than the body's limit, if no provider sells as much. Raises TallyError, after which nothing is owed
+        except for an earlier job of the same key.
         """
         raw = body if isinstance(body, bytes) else dump_lenient(dict(body))
         if len(raw) > self.config.max_body_bytes:
@@ -338,7 +344,8 @@ class Market(ConvenienceMethods):
         demand = demand_for(demand_of(self.config, summary.model, path, choice), summary)
         limit = smallest_limit(self.config.max_cost, max_cost)
         seconds = self.config.wait_seconds if wait is None else read_count(wait, "wait", high=MAX_WAIT_SECONDS)
-        options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds)
+        late = self.config.hedge_after if hedge_after is None else read_hedge_after(hedge_after, "hedge_after")
+        options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds, late)
         if key is None:
             return await self._submit_to_shortlist(request, demand, options)
         fingerprint = idempotency.fingerprint(request.plaintext)
@@ -396,6 +403,7 @@ class Market(ConvenienceMethods):
             idempotency_key=options.idempotency_key,
             ranked=demand.ranked or reordered,
             wait=options.wait,
+            hedge_after=options.hedge_after,
         )
         keyed = options.idempotency_key is not None
         job = Job(context, response, http_response, request.summary, request.plaintext, keyed=keyed, began=began)

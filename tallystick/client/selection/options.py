@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, cast
 
-from tallystick.client.config import MAX_LABEL, MAX_WAIT_SECONDS, ApiKey, ClientConfig
-from tallystick.client.openai.needs import round_down
+from tallystick.client.config import MAX_HEDGE_SECONDS, MAX_LABEL, MAX_WAIT_SECONDS, ApiKey, ClientConfig
+from tallystick.client.openai.needs import bucket, round_down
 from tallystick.client.openai.requests import RequestSummary
 from tallystick.client.selection.shortlist import objection
-from tallystick.protocol.criteria import Demand
+from tallystick.protocol.criteria import Demand, read_sort
 from tallystick.protocol.errors import BadMessage, Fault
 from tallystick.protocol.json_members import read_count, read_items, read_text
 from tallystick.protocol.link import read_ask
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.requirements import NO_REQUIREMENTS, Requirements
 from tallystick.protocol.types import Address, Amount, parse_address, parse_amount
+from tallystick.protocol.weights import Weights
 from tallystick.protocol.wire import loads
 
 HEADER = "x-tally-options"
 MAX_PROVIDERS = 256
 MAX_REASON = 500
 """Characters of the coordinator's reason that are shown."""
+MAX_TERM = 60
+SCORE_TERMS = ("price", "loss", "firstToken", "speed", "load", "total")
+"""The terms of an ask's score and their sum, as the coordinator names them."""
+_DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 
 class _Narrowing(TypedDict):
@@ -38,7 +44,8 @@ class _Narrowing(TypedDict):
 class ProviderCriteria(TypedDict, total=False):
     """The criteria that a request sets for its providers; `Demand` has the meaning of each. Addresses are hexadecimal text.
 
-    Maxima, minima and `require` narrow what the config says; `exclude` adds to it; `pin`, `prefer` and `sort` replace it.
+    Maxima, minima and `require` narrow what the config says; `exclude` adds to it; `pin`, `prefer`, `sort` and
+    `weights` replace it.
     """
 
     max_input_price: int | None
@@ -50,18 +57,21 @@ class ProviderCriteria(TypedDict, total=False):
     min_reputation: int
     min_stake: int
     sort: str
+    weights: Weights
 
 
 class RequestOptions(ProviderCriteria, total=False):
     """Options from the header X-Tally-Options and a caller's API key: criteria for providers, and the job's cost limit and label.
 
     `affinity`: the name of the request's conversation. `wait`: seconds that the job may wait for a free slot.
+    `hedge_after`: seconds without output after which a second provider may get the job too; 0 for never.
     """
 
     max_cost: Amount | None
     label: str
     affinity: str
     wait: int
+    hedge_after: float
 
 
 def demand_of(config: ClientConfig, model: str, route: str, criteria: ProviderCriteria) -> Demand:
@@ -74,6 +84,7 @@ def demand_of(config: ClientConfig, model: str, route: str, criteria: ProviderCr
         exclude=frozenset(parse_address(address, "exclude") for address in excluded),
         prefer=tuple(parse_address(address, "prefer") for address in criteria.get("prefer", config.prefer)),
         sort=criteria.get("sort", config.sort),
+        weights=Weights.of(criteria.get("weights", config.weights)),
         **_narrowed(config, criteria),
     )
 
@@ -81,7 +92,14 @@ def demand_of(config: ClientConfig, model: str, route: str, criteria: ProviderCr
 def demand_for(demand: Demand, request: RequestSummary) -> Demand:
     """Adds what a request itself needs to its demand. Sizes are rounded, so that similar requests share a shortlist."""
     needs = Requirements(features=request.needs.features, context_tokens=request.likely_context)
-    return replace(demand, needs=needs, essential=request.needs.essential, input_tokens=round_down(request.needs.least_tokens))
+    return replace(
+        demand,
+        needs=needs,
+        essential=request.needs.essential,
+        input_tokens=round_down(request.needs.least_tokens),
+        likely_tokens=bucket(request.needs.likely_tokens),
+        max_output=None if request.output_tokens is None else bucket(request.output_tokens),
+    )
 
 
 def _narrowed(policy: ClientConfig | ApiKey, criteria: ProviderCriteria) -> _Narrowing:
@@ -164,6 +182,13 @@ def _flag(value: object, member: str) -> bool:
     return value
 
 
+def read_hedge_after(value: object, member: str) -> float:
+    """Reads the seconds after which a job is hedged. Raises BadMessage."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_HEDGE_SECONDS:
+        raise BadMessage(f"{member}: expected a number of seconds from 0 to {MAX_HEDGE_SECONDS:g}")
+    return float(value)
+
+
 def _texts(value: object, member: str) -> tuple[str, ...]:
     listed = [value] if isinstance(value, str) else read_items(value, member, MAX_PROVIDERS)
     return tuple(read_text(item, member) for item in listed)
@@ -179,13 +204,15 @@ _READERS: dict[str, Callable[[object, str], Any]] = {
     "require": Requirements.from_json,
     "min_reputation": lambda value, member: read_count(value, member, high=100),
     "min_stake": _dollars,
-    "sort": read_text,
+    "sort": lambda value, member: read_sort(read_text(value, member), member),
+    "weights": Weights.from_dollars,
     "fallbacks": _texts,
     "cache": _flag,
     "market": _flag,
     "affinity": lambda value, member: read_text(value, member, MAX_LABEL),
     "label": lambda value, member: read_text(value, member, MAX_LABEL),
     "wait": lambda value, member: read_count(value, member, high=MAX_WAIT_SECONDS),
+    "hedge_after": read_hedge_after,
 }
 """The reader of each option."""
 
@@ -194,8 +221,9 @@ _READERS: dict[str, Callable[[object, str], Any]] = {
 class AskExplanation:
     """An ask, and why it would not be offered a job.
 
-    `reason` is empty if the job would be offered to it. `free`: free slots. Speeds are as the node measured them, 0 if unknown.
-    `reputation`: the coordinator's rating, in percent.
+    `reason` is empty if the job would be offered to it. `free`: free slots. Speeds are 0 if unknown; `measured`: whether the
+    coordinator measured them, instead of the node. `reputation`: the coordinator's rating, in percent. `score`: the terms by
+    which asks are ranked, and their total, in dollars. `expected`: the input and output tokens that they are for.
     """
 
     ask: Ask
@@ -204,6 +232,9 @@ class AskExplanation:
     tokens_per_second: int
     first_token_ms: int
     reputation: int
+    measured: bool = False
+    score: Mapping[str, str] = field(default_factory=dict)
+    expected: tuple[int, int] = (0, 0)
 
 
 def explain_asks(
@@ -232,4 +263,28 @@ def _explain_ask(entry: Mapping[str, Any], demand: Demand, excluded: Mapping[Add
     numbers = (read_count(entry.get(name, 0), name) for name in ("free", "tokensPerSecond", "firstTokenMs", "reputation"))
     ask = signed.message
     reasons = (objection(demand, ask, now), entry.get("why"), excluded.get(ask.provider))
-    return AskExplanation(ask, next((str(reason)[:MAX_REASON] for reason in reasons if reason), ""), *numbers)
+    why = next((str(reason)[:MAX_REASON] for reason in reasons if reason), "")
+    score, expected = entry.get("score", {}), entry.get("expected", {})
+    if not isinstance(score, dict) or not isinstance(expected, dict):
+        raise BadMessage("explain: expected `score` and `expected` to be objects")
+    terms = {name: _term(score[name], f"score.{name}") for name in SCORE_TERMS if name in score}
+    input_tokens, output_tokens = (read_count(expected.get(name, 0), name) for name in ("inputTokens", "outputTokens"))
+    free, tokens_per_second, first_token_ms, reputation = numbers
+    return AskExplanation(
+        ask=ask,
+        reason=why,
+        free=free,
+        tokens_per_second=tokens_per_second,
+        first_token_ms=first_token_ms,
+        reputation=reputation,
+        measured=entry.get("measured") is True,
+        score=terms,
+        expected=(input_tokens, output_tokens),
+    )
+
+
+def _term(value: object, member: str) -> str:
+    text = read_text(value, member, MAX_TERM)
+    if not _DECIMAL.fullmatch(text):
+        raise BadMessage(f"{member}: expected a decimal number of dollars, got {text!r}")
+    return text

@@ -277,8 +277,8 @@ async def test_receipt_of_another_order_blocks_no_provider(market: Market, fake:
     assert (await market.tab(fake.providers[0].address)).blocked_reason == ""
 
 
-async def _forged_match(session: Session) -> None:
-    await session.match(by=signer("mallory"))
+async def _match_that_commits_to_another_order(session: Session) -> None:
+    await session.match(commitment=Hash(bytes(32)))
 
 
 async def _match_of_another_order(session: Session) -> None:
@@ -352,7 +352,7 @@ async def _forged_receipt(session: Session) -> None:
 @pytest.mark.parametrize(
     ("script", "error"),
     [
-        (_forged_match, BadMessage),
+        (_match_that_commits_to_another_order, BadMessage),
         (_match_of_another_order, BadMessage),
         (_late_match, BadMessage),
         (_same_match_again, TallyError),

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.selection.options import HEADER, GatewayOptions, ProviderCriteria, demand_of, explain_asks, read_options
+from tallystick.client.openai.requests import summarise
+from tallystick.client.selection.options import (
+    HEADER,
+    GatewayOptions,
+    ProviderCriteria,
+    demand_for,
+    demand_of,
+    explain_asks,
+    read_options,
+)
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.errors import BadMessage, Fault, Refusal, TallyError
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Amount
+from tallystick.protocol.weights import Weights
 from tests.coordinator.harness import MODEL, START, make_ask, person, unchecked
 
 ANN, BOB = person("ann").address, person("bob").address
@@ -115,13 +126,65 @@ def test_why_each_ask_will_do_or_not() -> None:
     assert caught.value.fault is Fault.COORDINATOR
 
 
+def test_weights_are_dollars() -> None:
+    """Weights come from the request if it names them, else from the config; they are dollars as text in a header."""
+    options, _ = read_options('{"weights": {"first_token": "0.001", "loss": "0.5"}, "sort": "speed"}')
+    assert options == {"weights": Weights(Amount(1_000), Amount(0), Amount(500_000)), "sort": "speed"}
+    config = ClientConfig(weights=Weights(speed=Amount(7)))
+    assert demand_of(config, "m", "/v1/chat/completions", {}).weights == Weights(speed=Amount(7))
+    demand = demand_of(config, "m", "/v1/chat/completions", cast("ProviderCriteria", options))
+    assert (demand.weights, demand.sort) == (options["weights"], "throughput")
+    assert Demand.from_json(demand.to_json(ANN)) == replace(demand, limit=Demand("m").limit)
+    spelled: Any = {"weights": {"speed": "0.25"}}
+    assert demand_of(config, "m", "/v1/chat/completions", spelled).weights == Weights(speed=Amount(250_000))
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        ({"first_token": 0.001}, "weights.first_token: expected dollars as text"),
+        ({"first_token": "-1"}, "weights.first_token: expected a decimal number"),
+        ({"speed": "1e9"}, "weights.speed: expected a decimal number"),
+        ({"speed": "1000001"}, "weights.speed: expected 0 to 1000000 dollars, got 1000001"),
+        ({"price": "1"}, "unknown weights: price; known weights: first_token, speed, loss"),
+        ("0.1", "weights: expected a JSON object"),
+        (["0.1"], "weights: expected a JSON object"),
+    ],
+)
+def test_a_wrong_weight_is_named(weights: Any, text: str) -> None:
+    """An error says which weight is wrong and what was expected."""
+    with pytest.raises(BadMessage) as caught:
+        read_options(json.dumps({"weights": weights}))
+    assert text in str(caught.value)
+
+
+def test_the_size_of_a_request_is_told_in_powers_of_two() -> None:
+    """A coordinator learns the likely input and the most output of a request, each as the next power of two."""
+    words = {"model": "m", "messages": [{"role": "user", "content": "word " * 1_000}], "max_tokens": 9}
+    demand = demand_for(Demand("m"), summarise("/v1/chat/completions", json.dumps(words).encode()))
+    assert (demand.likely_tokens, demand.max_output) == (2_048, 16)
+    del words["max_tokens"]
+    assert demand_for(Demand("m"), summarise("/v1/chat/completions", json.dumps(words).encode())).max_output is None
+
+
+def test_the_terms_of_a_score_are_decimal_text() -> None:
+    """An explanation has the coordinator's terms; an entry with anything else in their place is malformed."""
+    entry = {"ask": make_ask(person("ann")).to_json(), "score": {"price": "0.5", "total": "0.75", "other": 1}, "measured": True}
+    (explained,) = explain_asks([entry | {"expected": {"inputTokens": 8, "outputTokens": 4}}], Demand(MODEL), {}, START)
+    assert (explained.score, explained.expected, explained.measured) == ({"price": "0.5", "total": "0.75"}, (8, 4), True)
+    bad: tuple[Any, ...] = ({"price": 1}, {"price": "1e9"}, {"price": "9" * 80}, {"price": "\u001b[0m"}, [])
+    for odd in bad:
+        with pytest.raises(BadMessage):
+            explain_asks([entry | {"score": odd}], Demand(MODEL), {}, START)
+
+
 NUMBERS: tuple[Any, ...] = (-1, 1 << 64, 10**400, 1e308, 1.5, True)
 TEXTS: tuple[Any, ...] = ("9" * 5_000, "\u0663", "-1", "", "x" * 70_000)
 ODD = (*NUMBERS, *TEXTS, None, [], {}, [[]], [None])
 
 
 @pytest.mark.parametrize(
-    "name", ["max_cost", "max_input_price", "min_stake", "min_reputation", "pin", "require", "sort", "cache"]
+    "name", ["max_cost", "max_input_price", "min_stake", "min_reputation", "pin", "require", "sort", "weights", "cache"]
 )
 def test_odd_options_are_refused_in_words_and_never_crash(name: str) -> None:
     """Any header value is a valid demand, or is refused with the option's name."""

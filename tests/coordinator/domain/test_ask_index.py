@@ -18,6 +18,7 @@ from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.requirements import Requirements
+from tallystick.protocol.types import Amount
 from tallystick.protocol.weights import Weights
 from tests.coordinator.harness import MODEL, START, make_ask, person
 
@@ -103,7 +104,7 @@ def test_the_index_has_every_free_ask_that_fits(seed: int) -> None:
         length = random.choice((0, 4_096, 4_097, random.randrange(40_000)))
         demand = Demand(MODEL, require=require, sort=random.choice(get_args(Sort)), needs=needs, input_tokens=length)
         demand = random.choice((demand, demand.strict or demand))
-        weights = Weights(random.choice((0, 50, 10_000)), random.choice((0, 50, 10_000)))
+        weights = Weights(Amount(random.choice((0, 50, 10_000))), Amount(random.choice((0, 50, 10_000))))
         size = random.choice((0, 10, 100_000))
         demand = replace(demand, weights=weights, likely_tokens=size, max_output=random.choice((0, 16, None)))
         judged = [

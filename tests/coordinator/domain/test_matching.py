@@ -9,14 +9,14 @@ from coordinator.domain.ask_book import AskBook, ListedAsk
 from coordinator.domain.listed_ask import OTHER, PROVEN, RELIABLE
 from coordinator.domain.matching import explain, rank_candidates, shortlist
 from coordinator.domain.search import rejection
-from tallystick.protocol.criteria import Demand, Reason
+from tallystick.protocol.criteria import MAX_CANDIDATES, Demand, Reason
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import MAX_CANDIDATES, Submission
+from tallystick.protocol.wire import Submission
 from tests.coordinator.harness import MODEL, START, make_ask, make_submission, person
 
 ANN, BOB, CAT = person("ann"), person("bob"), person("cat")

@@ -279,6 +279,11 @@ async def test_the_docs(at: Served) -> None:
         ("/v1/tabs", "post"),
         ("/v1/health", "get"),
         ("/v1/ready", "get"),
+        ("/v1/log/head", "get"),
+        ("/v1/log/inclusion", "get"),
+        ("/v1/log/consistency", "get"),
+        ("/v1/log/proof", "get"),
+        ("/v1/log/entries", "get"),
     }
     assert all(route["description"] for route in routes.values())
 

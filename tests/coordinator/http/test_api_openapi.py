@@ -19,6 +19,8 @@ from coordinator.app import running
 from coordinator.config import CoordinatorConfig
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.requirements import Requirements
+from tallystick.protocol.types import Amount
+from tallystick.protocol.weights import Weights
 from tests.coordinator.fake_escrow import DEPLOYMENT
 from tests.coordinator.harness import COORDINATOR
 
@@ -58,6 +60,11 @@ ROUTES = [
     ("POST", "/v1/tabs"),
     ("GET", "/v1/health"),
     ("GET", "/v1/ready"),
+    ("GET", "/v1/log/head"),
+    ("GET", "/v1/log/inclusion"),
+    ("GET", "/v1/log/consistency"),
+    ("GET", "/v1/log/proof"),
+    ("GET", "/v1/log/entries"),
 ]
 
 
@@ -103,6 +110,9 @@ def test_the_schema_has_every_criterion(document: Any) -> None:
         needs=Requirements(features=("tools",)),
         essential=("tools",),
         input_tokens=1,
+        likely_tokens=1,
+        max_output=1,
+        weights=Weights(Amount(1)),
     )
     members = document.raw_schema["components"]["schemas"]["ShortlistRequest"]["properties"]
     assert whole.to_json(COORDINATOR.address).keys() == members.keys()

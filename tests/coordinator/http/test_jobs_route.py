@@ -17,12 +17,13 @@ from coordinator.http import jobs_route as module
 from coordinator.http.jobs_route import JobsRoute
 from coordinator.http.response_buffer import Retention
 from coordinator.jobs.live_job import LiveJob
+from tallystick.protocol.criteria import MAX_CANDIDATES
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Unavailable, error_from_json
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.types import Amount, JobId
-from tallystick.protocol.wire import MAX_CANDIDATES, Dispatch, FrameReader, Kind, Submission, dumps
+from tallystick.protocol.wire import Dispatch, FrameReader, Kind, Submission, dumps
 from tests.coordinator.harness import (
     DOMAIN,
     LAST_CHUNK,

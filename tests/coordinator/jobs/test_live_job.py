@@ -4,14 +4,17 @@ import pytest
 
 from coordinator.domain.ask_book import ConnectedNode
 from coordinator.domain.resource_bounds import INBOX_FRAMES
+from coordinator.domain.scoring import ANY_REQUEST
 from coordinator.jobs.attempt import OUTRUN, Attempt
 from coordinator.jobs.live_job import InboxOverrun, LiveJob, link_payload
+from coordinator.jobs.match_log import MatchDraft
 from tallystick.protocol.jobs import Event, IllegalTransition, State
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import INITIAL_CREDIT, Kind, pack_link
 from tests.coordinator.harness import DOMAIN, PAYER, START, make_ask, make_submission, person
 
+DRAFT = MatchDraft("m", ANY_REQUEST, ranked=False, draw=0.0, considered=())
 ANN, BOB = person("ann"), person("bob")
 JOB = JobId(bytes(range(16)))
 
@@ -19,7 +22,7 @@ JOB = JobId(bytes(range(16)))
 def _make_job() -> tuple[LiveJob, list[Attempt]]:
     submission = make_submission(make_ask(ANN), make_ask(BOB), job=JOB)
     attempts = [
-        Attempt(candidate, candidate.order.verify(DOMAIN), ConnectedNode(candidate.order.message.provider, Capacity(1, 1)))
+        Attempt(candidate, candidate.order.verify(DOMAIN), ConnectedNode(candidate.order.message.provider, Capacity(1, 1)), DRAFT)
         for candidate in submission.candidates
     ]
     return LiveJob(submission, created_at=START, started=0, last_frame_at=0), attempts

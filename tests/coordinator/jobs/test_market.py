@@ -14,16 +14,18 @@ from tallystick.protocol.eip712 import read_signed
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Unavailable
 from tallystick.protocol.jobs import State
 from tallystick.protocol.link import Capacity
-from tallystick.protocol.messages import Match, Outcome, Receipt
+from tallystick.protocol.match_log import Match
+from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import Dispatch, Kind, loads
 from tests.coordinator.harness import (
     CAP,
-    COORDINATOR,
     COST,
     DOMAIN,
     LAST_CHUNK,
+    MODEL,
     PAYER,
+    START,
     Client,
     World,
     make_ask,
@@ -55,16 +57,15 @@ async def test_a_job_from_order_to_receipt(world: World) -> None:
     world.assert_idle()
 
 
-async def test_the_match_is_signed_for_client_and_node(world: World) -> None:
-    """Client and node get the same match, signed by the coordinator, which names the order; the sealed body is unchanged."""
+async def test_client_and_node_get_the_logged_match(world: World) -> None:
+    """Client and node get the same match, whose leaf commits to the order; the sealed body is unchanged."""
     node = world.node("ann")
     client = await world.started(node)
     dispatch = Dispatch.loads(node.got(Kind.DISPATCH, client.job.id)[0])
-    match = read_signed(Match, loads(client.frames[0][1], "match")).verify(DOMAIN)
-    assert unchecked(match) == dispatch.match
-    assert match.message.coordinator == COORDINATOR.address
-    assert (match.message.job, match.message.provider, match.message.attempt) == (client.job.id, node.address, 0)
-    assert match.message.order_hash == dispatch.candidate.order.verify(DOMAIN).digest
+    match = Match.loads(client.frames[0][1])
+    assert match == dispatch.match
+    match.check(client.job.id, dispatch.candidate.order.verify(DOMAIN).digest, node.address, PAYER.address)
+    assert (match.decision.attempt, match.decision.at, match.decision.model) == (0, START, MODEL)
     assert dispatch.sealed == client.job.submission.sealed
 
 

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from coordinator.domain.reputation import ProviderRecord
+from coordinator.domain.speeds import SpeedRecord
 from coordinator.ports import (
     AttemptRecord,
     ClaimStore,
@@ -262,8 +263,11 @@ async def test_what_an_attempt_relayed_is_kept(store: AnyStore, reopen: Reopen) 
 async def test_what_providers_are_known_for_is_kept(store: AnyStore, reopen: Reopen) -> None:
     """The newest record of each provider is loaded exactly."""
     store.enqueue_provider_records({ANN.address: ProviderRecord(1.0, 0.1, 2), BOB.address: ProviderRecord(1 / 3, 7.25, 9)})
-    store.enqueue_provider_records({ANN.address: ProviderRecord(2.0, 0.1 + 0.2, 3)})
+    measured = {(ANN.address, "m"): SpeedRecord(1 / 3, 2.5, 7.0, 4, 5), (ANN.address, "n"): SpeedRecord()}
+    store.enqueue_provider_records({ANN.address: ProviderRecord(2.0, 0.1 + 0.2, 3)}, measured)
+    store.enqueue_provider_records({}, {(ANN.address, "n"): SpeedRecord(outputs=1)})
     recalled = await (await reopen()).load_state(START, START)
+    assert recalled.speeds == measured | {(ANN.address, "n"): SpeedRecord(outputs=1)}
     assert recalled.records == {ANN.address: ProviderRecord(2.0, 0.1 + 0.2, 3), BOB.address: ProviderRecord(1 / 3, 7.25, 9)}
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.domain.order_admission import AdmissionRules, check_request
-from tallystick.protocol.errors import BadSignature, Code, Refusal, Unavailable
+from tallystick.protocol.errors import BadSignature, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.sealing import commit_request
 from tallystick.protocol.types import Amount, Hash, JobId
 from tallystick.protocol.wire import join_request
@@ -42,7 +42,6 @@ def test_a_valid_order_is_admitted() -> None:
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"matched_by": signer("another coordinator")}, Code.ORDER_MISDIRECTED),
         ({"match_with": {"job": JobId(bytes(16))}}, Code.ORDER_MISDIRECTED),
         ({"match_with": {"provider": signer("another").address}}, Code.ORDER_MISDIRECTED),
         ({"match_with": {"order_hash": Hash(bytes(32))}}, Code.ORDER_MISDIRECTED),
@@ -119,14 +118,22 @@ def test_a_providers_own_order_is_refused() -> None:
 
 
 def test_signatures_must_match_their_signers() -> None:
-    """A match or an order with another account's signature is refused."""
+    """An order with another account's signature is refused."""
     placed, other = Client().order(ASK), Client(signer("other payer")).order(ASK)
-    forged_match = replace(placed.dispatch, match=replace(placed.dispatch.match, signature=other.dispatch.match.signature))
     candidate = placed.dispatch.candidate
     forged = replace(candidate, order=replace(candidate.order, signature=other.dispatch.candidate.order.signature))
-    for dispatch in (forged_match, replace(placed.dispatch, candidate=forged)):
-        with pytest.raises(BadSignature):
-            admission(BOOK).verify(LINK, placed.job, dispatch, NOW)
+    with pytest.raises(BadSignature):
+        admission(BOOK).verify(LINK, placed.job, replace(placed.dispatch, candidate=forged), NOW)
+
+
+def test_a_match_must_be_of_this_order() -> None:
+    """A leaf that commits to another payer's order is refused, and so is one whose secret does not open its commitment."""
+    placed, other = Client().order(ASK), Client(signer("other payer")).order(ASK)
+    match = placed.dispatch.match
+    for forged in (other.dispatch.match, replace(match, secret=b"\1" * 16), replace(match, order_hash=Hash(bytes(32)))):
+        with pytest.raises(Refusal) as caught:
+            admission(BOOK).verify(LINK, placed.job, replace(placed.dispatch, match=forged), NOW)
+        assert (caught.value.code, caught.value.fault) == (Code.ORDER_MISDIRECTED, Fault.COORDINATOR)
 
 
 def test_an_order_runs_once() -> None:

@@ -69,7 +69,7 @@ async def test_a_released_order_never_runs(code: str) -> None:
 @pytest.mark.parametrize(
     "spoilt",
     [
-        {"matched_by": signer("stranger")},
+        {"match_with": {"provider": signer("another").address}},
         {"order_with": {"provider": signer("another").address}},
         {"order_with": {"coordinator": signer("another").address}},
         {"terms_with": {"job": bytes(16)}},

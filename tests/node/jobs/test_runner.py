@@ -580,7 +580,7 @@ async def test_each_refusal_names_its_reason() -> None:
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
     spoilt: dict[str, dict[str, Any]] = {
         "order_expired": {"order_with": {"deadline": NOW}},
-        "order_misdirected": {"matched_by": signer("stranger")},
+        "order_misdirected": {"match_with": {"provider": signer("another").address}},
         "unauthorised_tab": {"order_with": {"ceiling": Amount(1)}},
         "cost_above_cap": {"terms_with": {"max_cost": Amount(1)}},
     }

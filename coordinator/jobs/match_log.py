@@ -1,0 +1,277 @@
+"""The match log of this coordinator: appends a leaf for each match, signs heads, and proves what is in it.
+
+Leaves are written in order, one write at a time, in the transactions that write the jobs anyway. A head is signed only for leaves
+that are committed, and both are synced before anybody sees the head. So a kill leaves no gap, and no size ever has a second head.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from coordinator.domain.match_leaf import request_facts
+from coordinator.domain.scoring import RequestShape
+from coordinator.ports import LogRow, LogStore
+from tallystick.protocol import merkle
+from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified
+from tallystick.protocol.errors import BadMessage, BadSignature, Code, Fault, Unavailable
+from tallystick.protocol.match_log import SECRET_SIZE, Considered, Match, MatchLeaf, RestartLeaf, commit
+from tallystick.protocol.merkle import HASH_SIZE, Edge, leaf_hash
+from tallystick.protocol.messages import LogHead, Order
+from tallystick.protocol.types import Hash, JobId
+
+log = structlog.get_logger()
+HEAD_SECONDS = 1.0
+FORGET_SECONDS = 60.0
+MAX_UNWRITTEN = 4_096
+"""Leaves that wait for the database; at more, the coordinator takes no further job."""
+Random = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class MatchDraft:
+    """A match before it is logged: the candidates as they were considered, and the draw among near ties.
+
+    `shape`: what the ranking knew of the request.
+    """
+
+    model: str
+    shape: RequestShape
+    ranked: bool
+    draw: float
+    considered: tuple[Considered, ...]
+
+
+@dataclass(slots=True)
+class _Written:
+    """The part of the log that is on disk."""
+
+    size: int = 0
+    root: Hash = merkle.EMPTY_ROOT
+
+
+@dataclass(slots=True)
+class MatchLog:
+    """See the module's docstring. `now`: Unix time in seconds. `keep_seconds`: how long the contents of leaves are kept."""
+
+    store: LogStore
+    signer: Signer
+    domain: Domain
+    now: Callable[[], float]
+    random: Random = os.urandom
+    keep_seconds: int = 30 * 86_400
+    head: Verified[LogHead] | None = None
+    """The newest head; None until the first one is signed."""
+    epoch: int = 0
+    """The number of this process's RestartLeaf."""
+    _edge: Edge = field(default_factory=Edge)
+    _written: _Written = field(default_factory=_Written)
+    _last_at: int = 0
+    _unwritten: list[LogRow] = field(default_factory=list)
+    _writing: asyncio.Future[None] | None = None
+    _forgotten: int = 0
+    _forget_at: float = 0.0
+
+    async def start(self) -> None:
+        """Loads the log and appends the leaf of this restart. Raises Unavailable if the database does not hold its own head."""
+        stored = await self.store.load_log()
+        rows = {row.number: row for row in await self.store.log_rows(sorted(merkle.rows([(0, stored.size)])))}
+        self._edge = Edge.load(stored.size, _reader(rows))
+        self._written, self._last_at = _Written(stored.size, self._edge.root()), stored.last_at
+        if stored.head is not None:
+            await self._check_head(stored.head)
+        self._begin()
+        await self.flush()
+        await self.sign_head()
+
+    async def _check_head(self, head: Signed[LogHead]) -> None:
+        """Raises Unavailable if the log on disk is not the one whose head was signed: to go on would be a second log."""
+        size, what = head.message.size, "has lost leaves of the match log whose head it signed"
+        verified: Verified[LogHead] | None = None
+        try:
+            verified = head.verify(self.domain)
+        except (BadSignature, BadMessage):
+            what = "has a match log of another chain or contract"
+        if verified is not None and head.message.coordinator != self.signer.address:
+            verified, what = None, f"has the match log of {head.message.coordinator}, and this is {self.signer.address}"
+        if verified is not None and size <= self._edge.size:
+            ranges = [(0, size)]
+            rows = {row.number: row for row in await self.store.log_rows(sorted(merkle.rows(ranges)))}
+            if merkle.range_hash((0, size), _reader(rows)) == head.message.root:
+                self.head = verified
+                return
+        text = f"db: the database {what}; use the database that this key wrote last, or a new database and a new key"
+        raise Unavailable(Code.DATABASE_UNAVAILABLE, text, fault=Fault.COORDINATOR)
+
+    # Appending
+
+    @property
+    def blocked(self) -> bool:
+        """Whether too many leaves wait for the database."""
+        return len(self._unwritten) >= MAX_UNWRITTEN
+
+    def append(self, job: JobId, attempt: int, order: Verified[Order], draft: MatchDraft) -> Match:
+        """Appends a match and returns it. It is written with the next transaction, and signed with the next head."""
+        if not self._edge.size:
+            self._begin()
+        secret = self.random(SECRET_SIZE)
+        leaf = MatchLeaf(
+            at=self._time(),
+            epoch=self.epoch,
+            job=job,
+            attempt=attempt,
+            commitment=commit(secret, order.message.payer, order.digest, job),
+            ranked=draft.ranked,
+            draw=draft.draw,
+            model=draft.model,
+            request=request_facts(draft.shape),
+            considered=draft.considered,
+        )
+        data = leaf.dumps()
+        return Match(self._append(data), secret, order.digest, data, leaf)
+
+    def _begin(self) -> None:
+        self.epoch = self._append(RestartLeaf(self._time()).dumps())
+
+    def _time(self) -> int:
+        """Returns the time of the next leaf: never before that of the last one, whatever the clock does."""
+        self._last_at = max(self._last_at, int(self.now()))
+        return self._last_at
+
+    def _append(self, data: bytes) -> int:
+        number = self._edge.size
+        hashes = self._edge.append(leaf_hash(data))
+        self._unwritten.append(LogRow(number, self._last_at, b"".join(hashes), data))
+        if self._writing is None:
+            self._write()
+        return number
+
+    def _write(self) -> None:
+        """Queues all unwritten leaves as one write. What is appended meanwhile follows in the next one."""
+        rows, written = tuple(self._unwritten), _Written(self._edge.size, self._edge.root())
+        try:
+            self._writing = self.store.enqueue_leaves(rows)
+        except Unavailable:
+            return  # tried again with the next leaf or the next head
+        self._writing.add_done_callback(lambda future: self._wrote(future, rows, written))
+
+    def _wrote(self, future: asyncio.Future[None], rows: Sequence[LogRow], written: _Written) -> None:
+        self._writing = None
+        if future.cancelled() or future.exception() is not None:
+            return  # the store logged why
+        self._written = written
+        del self._unwritten[: len(rows)]
+        if self._unwritten:
+            self._write()
+
+    async def flush(self) -> None:
+        """Waits until all leaves are on disk. Raises Unavailable if the database does not take them."""
+        while self._unwritten:
+            if self._writing is None:
+                self._write()
+            if self._writing is None:
+                raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database does not take the match log's leaves")
+            await self._writing
+            await asyncio.sleep(0)  # lets the callback run
+
+    # Heads
+
+    async def sign_head(self) -> None:
+        """Signs a head for the leaves that are on disk, if there are new ones. Raises Unavailable."""
+        if self._unwritten and self._writing is None:
+            self._write()
+        size, root = self._written.size, self._written.root
+        if self.head is not None and size <= self.head.message.size:
+            return
+        signed_at = max(int(self.now()), self._last_at)
+        if self.head is not None:
+            signed_at = max(signed_at, self.head.message.signed_at)
+        message = LogHead(coordinator=self.signer.address, size=size, root=root, signed_at=signed_at)
+        head = self.signer.sign(message, self.domain)
+        await self.store.put_head(head)
+        self.head = head
+
+    async def run(self) -> None:
+        """Signs heads until cancelled, and forgets the contents of old leaves."""
+        while True:
+            await asyncio.sleep(HEAD_SECONDS)
+            try:
+                await self.sign_head()
+                await self._forget()
+            except Unavailable as error:
+                log.warning("match log waits for the database", error=str(error))
+
+    async def close(self) -> None:
+        """Writes what is left and signs it."""
+        try:
+            await self.flush()
+            await self.sign_head()
+        except Unavailable as error:
+            log.warning("match log not written", error=str(error))
+
+    async def _forget(self) -> None:
+        """Deletes the contents of leaves that are older than `keep_seconds`. Their hashes stay, so all proofs still work."""
+        if self.now() >= self._forget_at:
+            before = int(self.now()) - self.keep_seconds
+            if await self.store.forget_leaves(before):
+                return  # there are more
+            self._forget_at = self.now() + FORGET_SECONDS
+
+    # Proofs
+
+    async def proof(self, since: Sequence[int], indexes: Sequence[int], size: int | None = None) -> dict[str, Any]:
+        """Returns the newest head, and the proofs that it contains these leaves and continues the logs of these sizes.
+
+        Leaves and sizes beyond the head are left out. `size`: proves it for the log of so many leaves instead of the whole one.
+        Raises Unavailable.
+        """
+        head = self._newest()
+        size = head.message.size if size is None else min(size, head.message.size)
+        sizes = [earlier for earlier in dict.fromkeys(since) if earlier <= size]
+        leaves = [index for index in dict.fromkeys(indexes) if index < size]
+        extensions = {earlier: merkle.consistency_ranges(earlier, size) for earlier in sizes}
+        paths = {index: merkle.inclusion_ranges(index, size) for index in leaves}
+        needed = merkle.rows(span for ranges in (*extensions.values(), *paths.values()) for span in ranges) | set(leaves)
+        rows = {row.number: row for row in await self.store.log_rows(sorted(needed))}
+        node = _reader(rows)
+
+        def hashes(ranges: list[merkle.Range]) -> list[str]:
+            return [merkle.range_hash(span, node).hex() for span in ranges]
+
+        return {
+            "head": head.to_json(),
+            "size": size,
+            "epoch": self.epoch,
+            "consistency": {str(earlier): hashes(ranges) for earlier, ranges in extensions.items()},
+            "inclusion": {str(index): _entry(rows[index]) | {"path": hashes(ranges)} for index, ranges in paths.items()},
+        }
+
+    async def entries(self, start: int, limit: int) -> dict[str, Any]:
+        """Returns leaves from number `start` on, as far as a head covers them. Raises Unavailable."""
+        size = self._newest().message.size
+        end = min(start + limit, size)
+        rows = await self.store.log_entries(start, end) if start < end else []
+        listed = [{"index": row.number} | _entry(row) for row in rows]
+        return {"entries": listed, "size": size, "next": end if end < size else None}
+
+    def _newest(self) -> Verified[LogHead]:
+        if self.head is None:
+            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "the match log has no signed head yet; try again in a second")
+        return self.head
+
+
+def _entry(row: LogRow) -> dict[str, Any]:
+    """The members of an entry. `leaf` is null once its contents were deleted."""
+    return {"hash": row.hashes[:HASH_SIZE].hex(), "leaf": None if row.leaf is None else row.leaf.hex()}
+
+
+def _reader(rows: dict[int, LogRow]) -> merkle.ReadNode:
+    def node(row: int, level: int) -> bytes:
+        return rows[row].hashes[HASH_SIZE * level : HASH_SIZE * (level + 1)]
+
+    return node

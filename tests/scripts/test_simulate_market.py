@@ -1,0 +1,216 @@
+"""The simulation of the market: its invariants, its figures, and what a policy does to them where the effect is robust."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from coordinator.domain import ask_group, ranking, scoring
+from scripts.simulation.clock import VirtualClock, sleep
+from scripts.simulation.plots import write_plots
+from scripts.simulation.policies import BY_NAME
+from scripts.simulation.records import gini, jain, percentile
+from scripts.simulation.scenario import Scenario
+from scripts.simulation.simulation import Simulation
+from scripts.simulation.variants import SWEEPS, Variant, check_constants, overridden, run_variant, sweep_variants
+
+SMALL = Scenario(nodes=60, models=3, payers=20, load=0.5)
+
+
+@cache
+def finished(policy: str = "as_shipped", seed: int = 1) -> Simulation:
+    """Returns a small run, which tests share."""
+    simulation = Simulation(replace(SMALL, seed=seed), BY_NAME[policy])
+    simulation.run()
+    return simulation
+
+
+@pytest.mark.parametrize("policy", BY_NAME)
+def test_no_money_appears_or_vanishes(policy: str) -> None:
+    """What payers spend is what providers earn and what the records of the answers add up to."""
+    simulation = finished(policy)
+    spent, earned = sum(payer.spent for payer in simulation.payers), sum(node.income for node in simulation.nodes)
+    assert spent == earned == simulation.records.paid > 0
+
+
+@pytest.mark.parametrize("policy", BY_NAME)
+def test_every_job_ends_once_and_nothing_stays_taken(policy: str) -> None:
+    """Each request ends once or is open when the day is over, and then no slot, place in the queue or exposure is left.
+
+    That no slot is used twice, the run itself checks.
+    """
+    simulation = finished(policy)
+    records = simulation.records
+    assert records.began_jobs == records.ended_jobs + records.unfinished
+    assert records.ended_jobs == records.answered + sum(records.errors.values()) > 500
+    for replica in simulation.replicas:
+        queue = replica.matchmaker.queue
+        assert (len(queue), len(queue.granted_jobs), replica.matchmaker.exposure.in_flight) == (0, 0, 0)
+    assert all(node.session is None or node.session.running == 0 for node in simulation.nodes)
+    assert all(payer.live == 0 for payer in simulation.payers)
+
+
+def test_a_seed_decides_everything() -> None:
+    """The same seed gives the same report, another seed another one."""
+    first, again = finished().records.report(), run_variant(SMALL, Variant("as_shipped"))
+    again.pop("cpu_seconds")
+    assert first == again
+    assert finished(seed=2).records.report() != first
+
+
+def test_a_run_depends_on_no_order_of_hashes() -> None:
+    """Two processes whose strings hash differently print the same report."""
+    command = [sys.executable, "-m", "scripts.simulate_market", "--nodes", "40", "--models", "4", "--payers", "10", "--json", "-"]
+    command += ["--speedup", "720", "--policy", "as_shipped", "--processes", "1"]
+    reports = []
+    for seed in ("1", "2"):
+        printed = subprocess.run(command, check=True, capture_output=True, timeout=600, env={"PYTHONHASHSEED": seed}).stdout
+        report = json.loads(printed)
+        report["runs"]["as_shipped"].pop("cpu_seconds")
+        reports.append(report)
+    assert reports[0] == reports[1]
+
+
+def test_all_policies_see_the_same_demand() -> None:
+    """The first requests of every payer do not depend on the policy, so the figures of policies can be compared."""
+    begun = {policy: finished(policy).records.began_jobs for policy in ("as_shipped", "cheapest", "least_loaded")}
+    assert max(begun.values()) < 1.2 * min(begun.values())
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_the_fair_queue_spares_others_a_flood(seed: int) -> None:
+    """While one payer floods a model, the other payers of that model wait much less than in a queue in order of arrival."""
+    fair, arrival = (
+        finished(policy, seed).records.report()["figures"]["flood_others_wait_s_p95"]
+        for policy in ("as_shipped", "arrival_order")
+    )
+    assert fair < 0.6 * arrival
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_what_a_policy_is_good_at(seed: int) -> None:
+    """Cheapest only pays the least; least loaded shares the income best; affinity saves work."""
+    figures = {
+        policy: finished(policy, seed).records.report()["figures"]
+        for policy in ("as_shipped", "cheapest", "least_loaded", "no_affinity")
+    }
+    over = {policy: values["price_over_best_free"] for policy, values in figures.items()}
+    assert over["cheapest"] <= over["as_shipped"] < over["least_loaded"]
+    assert figures["cheapest"]["income_gini"] > 1.2 * figures["least_loaded"]["income_gini"]
+    assert figures["as_shipped"]["cache_hit_share"] > figures["no_affinity"]["cache_hit_share"]
+
+
+def test_the_report_has_every_figure_in_its_range(tmp_path: Path) -> None:
+    """The command writes a report with every figure, prints no progress where nobody watches, and draws the plots."""
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "scripts.simulate_market", "--nodes", "40", "--models", "4", "--payers", "10"]
+    command += ["--speedup", "720", "--processes", "1", "--json", str(report), "--plots", str(tmp_path / "plots")]
+    result = subprocess.run(command, check=True, capture_output=True, timeout=600, text=True)
+    assert result.stderr == ""
+    runs = json.loads(report.read_text())["runs"]
+    assert list(runs) == ["as_shipped", "cheapest", "least_loaded"]
+    for run in runs.values():
+        shares = [value for name, value in run["figures"].items() if name.endswith(("share", "utilisation")) or "jain" in name]
+        assert all(0 <= share <= 1 for share in shares)
+        assert len(run["utilisation_by_slice"]) == len(run["wait_p95_by_slice"]) == 24
+        assert run["figures"]["jobs"] > 0
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["providers.svg", "waits.svg"]
+
+
+def test_a_report_gives_the_same_plots(tmp_path: Path) -> None:
+    """Plots have no date and no random names, so they change only if the report does."""
+    runs = {name: finished(name).records.report() for name in ("as_shipped", "cheapest")}
+    first, second = (write_plots({"runs": runs}, tmp_path / name) for name in ("a", "b"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_sweeps_draw_their_plots(tmp_path: Path) -> None:
+    """A plot of a sweep shows each value that was tried."""
+    figures = finished().records.report()["figures"]
+    runs = {variant.name: {"figures": figures} for variant in sweep_variants()}
+    paths = write_plots({"runs": runs, "sweep": True}, tmp_path)
+    assert all(path.stat().st_size > 1_000 for path in paths)
+
+
+def test_a_sweep_changes_the_constants_that_the_coordinator_uses() -> None:
+    """A variant's constants hold for its run alone, in every module that has them."""
+
+    def constants() -> list[float]:
+        return [vars(ask_group)["NEAR_TIE"], vars(ranking)["NEAR_TIE"], vars(ranking)["EXPLORED"]]
+
+    former = constants()
+    with overridden({"near_tie": 20.0, "explored": 0.2}):
+        assert constants() == [20, 20, 0.2]
+    assert constants() == former
+
+
+def test_each_sweep_tries_the_default() -> None:
+    """A sweep compares other values with the one that is shipped, and names constants that exist."""
+    check_constants(dict.fromkeys(SWEEPS, 1.0))
+    scenario = Scenario()
+    shipped = {
+        "near_tie": ask_group.NEAR_TIE,
+        "explored": ranking.EXPLORED,
+        "kept": ranking.KEPT,
+        "load_part": scoring.LOAD_PART,
+        "failed_jobs": scoring.FAILED_JOBS,
+        "shortlist_size": scenario.shortlist_size,
+        "shortlist_seconds": scenario.shortlist_seconds,
+    }
+    assert all(value in SWEEPS[name] for name, value in shipped.items())
+
+
+def test_an_unknown_constant_is_named() -> None:
+    """A misspelt constant is refused with those that exist."""
+    with pytest.raises(ValueError, match="--set nears: expected one of explored"):
+        check_constants({"nears": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("measure", "values", "expected"),
+    [
+        (jain, [1.0, 1.0, 1.0], 1.0),
+        (jain, [1.0, 0.0, 0.0, 0.0], 0.25),
+        (jain, [], 1.0),
+        (gini, [2.0, 2.0, 2.0], 0.0),
+        (gini, [0.0, 0.0, 0.0, 1.0], 0.75),
+        (gini, [], 0.0),
+        (lambda values: percentile(values, 50), [3.0, 1.0, 2.0], 2.0),
+        (lambda values: percentile(values, 100), [3.0, 1.0, 2.0], 3.0),
+        (lambda values: percentile(values, 95), [], 0.0),
+    ],
+)
+def test_measures(measure: Callable[[list[float]], float], values: list[float], expected: float) -> None:
+    """Fairness, inequality and percentiles of lists whose values are known."""
+    assert measure(values) == pytest.approx(expected)
+
+
+def test_the_clock_runs_events_in_order_and_ends_waits_once() -> None:
+    """Time moves from event to event; a signal ends a wait early, and its seconds do not end the next one."""
+    clock, seen = VirtualClock(), list[tuple[str, float]]()
+    signal = clock.signal()
+
+    async def wait_for_signal() -> None:
+        seen.append((f"set={await signal.wait_for(10)}", clock.now))
+        await sleep(20)
+        seen.append(("slept", clock.now))
+
+    async def wait_in_vain() -> None:
+        seen.append((f"set={await clock.signal().wait_for(3)}", clock.now))
+        await clock.signal().wait()
+        seen.append(("never", clock.now))
+
+    clock.start(wait_for_signal())
+    clock.start(wait_in_vain())
+    clock.call_at(5, signal.set)
+    clock.run(100)
+    assert seen == [("set=False", 3), ("set=True", 5), ("slept", 25)]
+    assert clock.now == 100
+    clock.close()
