@@ -52,30 +52,31 @@ Ask = Callable[[], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The requests of all cases. `extra`: members of the body that the SDK has no argument for. `queues`: whether the engine has
-    a queue of its own; else clients that ask it directly take turns.
+    """The requests of all cases. `burst_tokens`, `loop_tokens`: the length of an answer, short where many come at once. `extra`: members of the body that the SDK has no argument for. `queues`: whether the engine has a
+    queue of its own; else clients that ask it directly take turns.
     """
 
     model: str
-    max_tokens: int
+    burst_tokens: int
+    loop_tokens: int
     extra: dict[str, Any] = field(default_factory=dict)
     queues: bool = True
 
-    @property
-    def body(self) -> dict[str, Any]:
-        """The body of a request."""
+    def body(self, tokens: int) -> dict[str, Any]:
+        """The body of a request for an answer of so many tokens."""
         messages = [{"role": "user", "content": "Count from one to a thousand, in words."}]
-        return {"model": self.model, "messages": messages, "stream": True, "max_tokens": self.max_tokens, **self.extra}
+        return {"model": self.model, "messages": messages, "stream": True, "max_tokens": tokens, **self.extra}
 
 
-STAND_IN = Load(mock.MODEL, 16, {"user": "10 0.05"}, queues=False)
+STAND_IN = Load(mock.MODEL, 16, 16, {"user": "10 0.05"}, queues=False)
 """Ten chunks, half a second in all."""
-LLAMA_CPP = Load(llama_cpp.MODEL, 32, {"temperature": 0, "ignore_eos": True})
+LLAMA_CPP = Load(llama_cpp.MODEL, 16, 100, {"temperature": 0, "ignore_eos": True})
 
 
-def _asker(client: openai.AsyncOpenAI, load: Load) -> Ask:
+def _asker(client: openai.AsyncOpenAI, load: Load, tokens: int) -> Ask:
+    given = {name: value for name, value in load.body(tokens).items() if name not in load.extra}
+
     async def ask() -> str:
-        given = {name: value for name, value in load.body.items() if name not in load.extra}
         stream = await client.chat.completions.create(**given, extra_body=load.extra)
         text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
         if not text:
@@ -159,7 +160,7 @@ async def _flood_ratio(site: Site, load: Load, flood: Ask, number: int) -> float
 
         async def seconds() -> float:
             began = time.monotonic()
-            async with await market.submit(CHAT, load.body) as job:
+            async with await market.submit(CHAT, load.body(load.burst_tokens)) as job:
                 await job.result()
             return time.monotonic() - began
 
@@ -188,16 +189,19 @@ async def _measure(folder: Path, installed: Path | None, options: argparse.Names
     async with contextlib.AsyncExitStack() as stack:
         url = await stack.enter_async_context(_engine(folder, installed))
         site = await stack.enter_async_context(processes.market(folder / "m", url, model=load.model, slots=SLOTS))
-        single = _asker(await stack.enter_async_context(_client(site.gateway, max_retries=0)), load)
-        usual = _asker(await stack.enter_async_context(_client(site.gateway)), load)
-        direct = _asker(await stack.enter_async_context(_client(url, max_retries=0)), load)
+        once = await stack.enter_async_context(_client(site.gateway, max_retries=0))
+        usual = await stack.enter_async_context(_client(site.gateway))
+        direct = await stack.enter_async_context(_client(url, max_retries=0))
+        single = _asker(once, load, load.burst_tokens)
         await single()
         if options.burst:
             figures["burst_answered_share"] = await _answered_share(single, options.burst)
-            figures["sdk_default_answered_share"] = await _answered_share(usual, min(options.burst, 50))
+            many = _asker(usual, load, load.burst_tokens)
+            figures["sdk_default_answered_share"] = await _answered_share(many, min(options.burst, 50))
             figures["flood_other_wait_ratio"] = await _flood_ratio(site, load, single, min(options.burst, 50))
-        alone = direct if load.queues else _taking_turns(direct)
-        figures |= await _closed_loops(alone, single, options.answers, options.rounds)
+        alone = _asker(direct, load, load.loop_tokens)
+        alone = alone if load.queues else _taking_turns(alone)
+        figures |= await _closed_loops(alone, _asker(once, load, load.loop_tokens), options.answers, options.rounds)
     return {name: round(value, 3) for name, value in figures.items()}
 
 
