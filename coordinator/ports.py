@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Protocol
 
 from coordinator.domain.reputation import ProviderRecord
 from coordinator.domain.speeds import Key, SpeedRecord
@@ -39,8 +39,6 @@ class AttemptRecord:
     unseen: bool = False
     hedged: bool = False
     outrun: bool = False
-    raw: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
-    """The candidate's original JSON, which saves the store from serialising it again."""
 
     @property
     def provider(self) -> Address:

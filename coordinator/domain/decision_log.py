@@ -127,11 +127,10 @@ def _outcome(provider: Address, decision: Decision) -> tuple[bool, str] | None:
 
 def _judge(listed_ask: ListedAsk, decision: Decision, prices: Prices | None) -> tuple[bool, str]:
     """Returns what a shortlist's demand means for an ask that a provider has now."""
-    node, ask = listed_ask.node, _repriced(listed_ask.ask.message, prices)
-    was_free = node.was_listed(decision.number)
+    ask, was_free = _repriced(listed_ask.ask.message, prices), listed_ask.slot_group.was_free(decision.number)
     if decision.demand is None or was_free is None:
         return False, _NOT_LISTED
-    facts = Facts(decision.at, node.stake, int(was_free))
+    facts = Facts(decision.at, listed_ask.node.stake, int(was_free))
     reason = decision.demand.objection(ask, facts)
     strict = decision.demand.strict if decision.declared else None
     if reason is None and strict is not None and strict.spec_objection(ask) is not None:

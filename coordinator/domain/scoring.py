@@ -150,10 +150,10 @@ class Scorer:
         known = self._known.get(id(listed_ask))
         if known is not None:
             return known
-        price, node, score = self.price(listed_ask), listed_ask.node, self._score(listed_ask.provider)
+        price, score = self.price(listed_ask), self._score(listed_ask.provider)
         loss = self._failure * (MICRO - int(MICRO * score)) // MICRO
-        slots, free = node.capacity.slots, node.free
-        load = 0 if free == slots > 0 else price * (slots - free) // (slots * LOAD_PART) if slots else price // LOAD_PART
+        slots, taken = listed_ask.slot_group.capacity.slots, listed_ask.slot_group.taken
+        load = (price * taken // (slots * LOAD_PART) if taken else 0) if slots else price // LOAD_PART
         first_token, speed = self._times(listed_ask) if self._timed else (0, 0)
         terms = ScoreTerms(price, loss, first_token, speed, load)
         self._known[id(listed_ask)] = terms, score

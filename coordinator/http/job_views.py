@@ -9,8 +9,8 @@ from coordinator.ports import ClaimStore, KnownJob
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Receipt
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import QueuePlace
 
 
 def job_view(known: KnownJob, only: Address | None = None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from coordinator.domain.ask_pages import CURSOR_PATTERN, MAX_MODEL_NAME
 from coordinator.domain.resource_bounds import MAX_PAGE_ENTRIES
 from tallystick.protocol.criteria import DEFAULT_LIMIT, MAX_ADDRESSES, MAX_CANDIDATES, Demand, Sort
 from tallystick.protocol.requirements import MAX_NAMES
+from tallystick.protocol.versions import PROTOCOL
 from tallystick.protocol.weights import MAX_WEIGHT
 
 Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's id, 32 hex digits.")]
@@ -57,8 +58,8 @@ class ErrorBody(BaseModel):
 class Info(BaseModel):
     """The identity of this coordinator, and the chain and contract on which it settles.
 
-    `block` is the block of the contract's creation. `rpc` is the chain's endpoint if that is on the coordinator's own machine,
-    else null: everybody chooses an endpoint that they trust.
+    `protocol` is the version of the wire protocol, `block` the block of the contract's creation. `rpc` is the chain's endpoint
+    if that is on the coordinator's own machine, else null: everybody chooses an endpoint that they trust.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Info(BaseModel):
     token: str
     tokenDecimals: int
     feeBps: int
+    protocol: int = PROTOCOL
     block: int = 0
     rpc: str | None = None
 

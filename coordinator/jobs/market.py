@@ -37,8 +37,9 @@ from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyEr
 from tallystick.protocol.jobs import State
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.match_log import draw_of
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import CancelReason, Kind, QueuePlace, Submission, dumps, pack_link
+from tallystick.protocol.wire import CancelReason, Kind, Submission, pack_link
 
 log = structlog.get_logger()
 _CHANCE = random.SystemRandom().random
@@ -274,7 +275,7 @@ class Market:
 
     async def accept_late(self, provider: Address, job_id: JobId, late: LateReceipt) -> None:
         """Accepts a receipt together with its order, for a known or a lost job. Raises BadReceipt, Refusal, Unavailable."""
-        if await self.accept_receipt(provider, job_id, dumps(late.receipt.to_json())):
+        if await self.accept_receipt(provider, job_id, late.receipt.to_bytes()):
             return
         if (late.order.message.coordinator, late.order.message.provider) != (self.address, provider):
             raise BadReceipt(f"receipt: expected an order on {provider} through {self.address}, got another party")

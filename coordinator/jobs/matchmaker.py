@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from coordinator.domain.ask_book import AskBook
@@ -15,7 +15,7 @@ from coordinator.domain.decision_log import DecisionLog
 from coordinator.domain.exposure import Exposure
 from coordinator.domain.job_queue import JobQueue
 from coordinator.domain.limits import JobLimits
-from coordinator.domain.listed_ask import ConnectedNode, ListedAsk
+from coordinator.domain.listed_ask import ConnectedNode, ListedAsk, SlotGroup
 from coordinator.domain.match_leaf import consider
 from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist
 from coordinator.domain.ranking import Ranked, reliability, score_step
@@ -29,7 +29,7 @@ from coordinator.ports import Funds
 from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
-from tallystick.protocol.link import Capacity
+from tallystick.protocol.link import Capacities, Capacity
 from tallystick.protocol.match_log import Verdict, draw_of
 from tallystick.protocol.messages import Ask, Order, Terms
 from tallystick.protocol.types import Address, JobId
@@ -70,11 +70,11 @@ class Matchmaker:
         tick: Callable[[], float],
         chance: Callable[[], float],
     ) -> None:
-        self.book, self.exposure, self.decision_log = AskBook(), Exposure(), DecisionLog()
+        self.book, self.exposure, self.decision_log = AskBook(max_jobs=limits.jobs_per_node), Exposure(), DecisionLog()
         self.reputation, self.queue = Reputation(self._score_changed), JobQueue()
         self.speeds = Speeds(self.book.set_speed)
         self.book.measured = self.speeds.measured
-        self.book.on_free = lambda node: self.queue.offer(node, self._tick())
+        self.book.on_free = lambda group: self.queue.offer(group, self._tick())
         self._domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
         self._chance = chance
         self.draw: Callable[[JobId, int], float] = draw_of
@@ -87,15 +87,24 @@ class Matchmaker:
         """Notes that this process follows another one, so its providers may not be connected yet."""
         self._returned_at = self._tick() + RETURN_SECONDS
 
-    def replace_asks(self, provider: Address, asks: Iterable[Signed[Ask]], capacity: Capacity | None = None) -> None:
-        """Replaces all asks of a connected provider. Raises PeerError for a forged ask, or one of another provider."""
+    def replace_asks(
+        self,
+        provider: Address,
+        asks: Iterable[Signed[Ask]],
+        capacity: Capacity | Capacities | None = None,
+        *,
+        groups: Sequence[int] = (),
+    ) -> None:
+        """Replaces all asks of a connected provider. Raises PeerError for a forged ask, or one of another provider.
+
+        `groups`: the number of each ask's slot group; without any, all asks share group 0.
+        """
         verified = [ask.verify(self._domain) for ask in asks]
         if any(ask.message.provider != provider for ask in verified):
             raise BadMessage(f"asks: expected asks of {provider} alone, got one of another provider")
         self._note_withdrawn(provider)
-        within = None if capacity is None else self._within_limit(capacity)
         score = self.reputation.score(provider)
-        self.book.replace(provider, verified, within, reliability(score), score_step(score))
+        self.book.replace(provider, verified, capacity, reliability(score), score_step(score), groups=groups)
 
     def drop(self, provider: Address) -> None:
         """Removes a provider that disconnected."""
@@ -110,19 +119,15 @@ class Matchmaker:
         while len(self._withdrawn) > MAX_WITHDRAWN_MODELS:
             self._withdrawn.popitem(last=False)
 
-    def set_capacity(self, provider: Address, capacity: Capacity) -> None:
-        """Records the capacity that a node reports."""
-        self.book.set_capacity(provider, self._within_limit(capacity))
-
-    def _within_limit(self, capacity: Capacity) -> Capacity:
-        """Returns a capacity with no more slots than this coordinator gives one node."""
-        return replace(capacity, slots=min(capacity.slots, self._limits.jobs_per_node))
+    def set_capacity(self, provider: Address, capacity: Capacity | Capacities) -> None:
+        """Records the capacity that a node reports of some of its slot groups. Raises BadMessage for a group that it has not."""
+        self.book.set_capacity(provider, capacity)
 
     def release(self, attempt: Attempt) -> None:
         """Frees the slot of an attempt that ended, and its exposure."""
         order, terms = attempt.order.message, attempt.candidate.terms
         self.exposure.release(order.payer, order.provider, terms.max_cost)
-        self.book.release(attempt.node)
+        self.book.release(attempt.slot_group)
 
     def measure(self, job: LiveJob, attempt: Attempt, output_tokens: int) -> None:
         """Measures how fast a provider answered. `output_tokens`: of its receipt."""
@@ -175,9 +180,9 @@ class Matchmaker:
             self.book.decisions = self.decision_log.count
         return chosen
 
-    def _backlog(self, node: ConnectedNode) -> float:
-        """Returns the jobs that would wait for a node per job that it has here: nobody can check the slots that it reports."""
-        return (self.queue.waiting_for(node.provider) + 1) / node.assigned if node.assigned else float("inf")
+    def _backlog(self, group: SlotGroup) -> float:
+        """Returns the jobs that would wait for a group per job that it has here: nobody can check the slots that it reports."""
+        return (self.queue.waiting_for(group) + 1) / group.assigned if group.assigned else float("inf")
 
     def _check_returning(self, model: str, error: Refusal) -> None:
         """Raises Unavailable for a model whose providers may come back soon."""
@@ -231,16 +236,17 @@ class Matchmaker:
         model = job.submission.candidates[0].terms.model
         for place, ranked in enumerate(fitting):
             listed_ask, candidate = ranked.entry
-            order, node = candidate.order.verify(self._domain), listed_ask.node
-            if not self.queue.is_open(node, job.queued):
-                rejected[node.provider] = Reason.BUSY.value
+            order, group = candidate.order.verify(self._domain), listed_ask.slot_group
+            if not self.queue.is_open(group, job.queued):
+                rejected[group.provider] = Reason.BUSY.value
                 considered[place] = replace(considered[place], outcome=Verdict.HELD)
                 continue
-            self.book.assign(node)
+            self.queue.use_grant(group, job.queued)
+            self.book.assign(group)
             try:
                 await self._admit(order.message, candidate.terms)
             except BaseException as error:
-                self.book.release(node)
+                self.book.release(group)
                 if not isinstance(error, Refusal):
                     raise
                 refused = refused or error
@@ -250,9 +256,9 @@ class Matchmaker:
             else:
                 considered[place] = replace(considered[place], outcome=Verdict.CHOSEN)
                 outranked = dict.fromkeys(providers, Verdict.OUTRANKED.value)
-                self.decision_log.add_match(model, node.provider, outranked | rejected, now)
+                self.decision_log.add_match(model, group.provider, outranked | rejected, now)
                 draft = MatchDraft(model, shape, job.submission.ranked, draw, tuple(considered))
-                return Attempt(candidate, order, node, draft)
+                return Attempt(candidate, order, group, draft)
         unpaid = dict.fromkeys(providers, Verdict.UNPAID.value)
         self.decision_log.add_match(model, None, unpaid | rejected, now)
         reasons = "; ".join(f"{provider}: {reason}" for provider, reason in rejected.items())

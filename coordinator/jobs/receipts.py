@@ -19,14 +19,14 @@ from coordinator.domain.exposure import Exposure
 from coordinator.domain.reputation import Reputation
 from coordinator.domain.token_bucket import TokenBucket
 from coordinator.ports import AttemptRecord, Bus, Funds, JobRecord, JobStore, node_subject
-from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
+from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed_bytes
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.jobs import CHARGES, ENDS, TERMINAL, Charge, State, step
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.tab import MAX_SEQ, check_receipt
 from tallystick.protocol.types import Address, JobId, format_amount
-from tallystick.protocol.wire import Failure, Kind, loads, pack_link
+from tallystick.protocol.wire import Failure, Kind, pack_link
 
 UNKNOWN_JOBS_PER_SECOND, UNKNOWN_JOBS_BURST = 0.1, 100
 """Receipts of one provider for unknown jobs: each costs a lookup and up to two signature checks."""
@@ -58,7 +58,7 @@ class Receipts:
     def read(self, attempt: AttemptRecord, order: Verified[Order], payload: bytes) -> Verified[Receipt]:
         """Reads a provider's receipt for this attempt. Raises BadReceipt for any fault in it."""
         try:
-            signed = read_signed(Receipt, loads(payload, "receipt"))
+            signed = read_signed_bytes(Receipt, payload, "receipt")
         except BadMessage as error:
             raise BadReceipt(str(error)) from None
         receipt = self._verify(order, attempt.terms, signed)
@@ -67,11 +67,11 @@ class Receipts:
 
     def read_void(self, attempt: AttemptRecord, order: Verified[Order], payload: bytes) -> Verified[Receipt] | None:
         """Reads the receipt at no cost that a FAIL may carry; None if it carries none. Raises BadReceipt."""
-        raw_receipt = Failure.members(payload).get("receipt")
+        _, raw_receipt = Failure.split(payload)
         if raw_receipt is None:
             return None
         try:
-            signed = read_signed(Receipt, raw_receipt, "failure.receipt")
+            signed = read_signed_bytes(Receipt, raw_receipt, "failure.receipt")
         except BadMessage as error:
             raise BadReceipt(str(error)) from None
         return _check_free(self._verify(order, attempt.terms, signed), "failure.receipt")

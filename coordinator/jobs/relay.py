@@ -145,7 +145,7 @@ class Relay:
         self._attach(job, attempt)
         attempt.sent_at = self._tick()
         attempt.match = match.dumps()
-        frame = pack_link(Kind.DISPATCH, job.id, Dispatch(match, attempt.candidate, job.submission.sealed).dumps())
+        frame = Dispatch(match, attempt.candidate, job.submission.sealed).frame(job.id)
         if not self._bus.send(node_subject(attempt.provider), frame):
             job.interrupt(attempt, pack_link(GONE, job.id))
         return attempt.match
@@ -260,7 +260,7 @@ class Relay:
             await self._receipts.put(job.id, attempt.order, receipt)
         except Unavailable as error:  # not acknowledged, so its node will send it again
             log.warning("void receipt not stored", job=job.id.hex(), provider=attempt.provider, error=str(error))
-        return dumps(receipt.to_json())
+        return receipt.to_bytes()
 
     def _refuse(self, job: LiveJob, attempt: Attempt, error: BadReceipt) -> None:
         """Refuses a bad receipt for good: tells its node, and counts it against the provider."""

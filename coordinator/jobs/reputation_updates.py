@@ -40,7 +40,7 @@ def count_receipt(reputation: Reputation, job: LiveJob, attempt: Attempt, outcom
 
 def read_failure(job: LiveJob, attempt: Attempt, payload: bytes) -> TallyError:
     """Returns the error that a node's FAIL reports."""
-    raw = Failure.members(payload)
+    raw, _ = Failure.split(payload)
     if not isinstance(raw.get("error"), dict):
         text = f"provider {attempt.provider} failed and gave no reason"
         return Unavailable(Code.PROVIDER_FAILED, text, fault=Fault.PROVIDER)

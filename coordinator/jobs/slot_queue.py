@@ -10,11 +10,11 @@ from collections.abc import AsyncGenerator, Callable
 
 from coordinator.domain.job_queue import MAX_RETRY_SECONDS, QueuedJob
 from coordinator.domain.limits import JobLimits
+from coordinator.domain.listed_ask import SlotKey
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker, SlotsBusy
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
-from tallystick.protocol.types import Address
-from tallystick.protocol.wire import QueuePlace
+from tallystick.protocol.queue_place import QueuePlace
 
 BEAT_SECONDS = 5.0
 """Between two messages about a job's place."""
@@ -64,22 +64,23 @@ class SlotQueue:
     def sweep(self) -> None:
         """Runs once a second: wakes the jobs that are due for a message or whose time is up, and those without any provider."""
         tick, book = self._tick(), self._matchmaker.book
-        self._queue.end_without(lambda provider: book.node(provider) is not None)
+        self._queue.end_without(lambda key: bool(book.groups_of(key)))
         for queued in list(self._queue):
             if tick >= queued.wake_at:
                 queued.wake()
-        for provider in self._queue.expire_grants(tick):
-            self._offer(provider)
+        for key in self._queue.expire_grants(tick):
+            self._offer(key)
 
     def _enter(self, job: LiveJob, busy: SlotsBusy) -> None:
-        exposure, providers = self._matchmaker.exposure, self._waited_for(job, busy)
+        exposure, groups = self._matchmaker.exposure, self._waited_for(job, busy)
+        providers = {provider for provider, _ in groups}
         candidates = [candidate for candidate in job.submission.candidates if candidate.order.message.provider in providers]
         tabs = (exposure.known(job.payer, provider) for provider in providers)
         try:
             job.queued = self._queue.enter(
                 candidates[0].terms.model,
                 job.payer,
-                providers,
+                groups,
                 cost=max(candidate.terms.max_cost for candidate in candidates),
                 weight=sum(tab.reserved for tab in tabs if tab is not None),
                 tick=self._tick(),
@@ -88,22 +89,29 @@ class SlotQueue:
         except Unavailable as full:
             raise full from busy
         job.woken.clear()
-        for provider in job.queued.providers:  # a slot may be free that no earlier job waits for
-            self._offer(provider)
+        for key in job.queued.groups:  # a slot may be free that no earlier job waits for
+            self._offer(key)
 
-    def _waited_for(self, job: LiveJob, busy: SlotsBusy) -> list[Address]:
-        """Returns the providers that may take the job later: busy ones, and those that are away and may come back.
+    def _waited_for(self, job: LiveJob, busy: SlotsBusy) -> list[SlotKey]:
+        """Returns the slot groups that may take the job later: busy ones, and those of providers that may come back.
 
         Others would be granted to the job in vain, in place of jobs that can use them.
         """
-        book, orders = self._matchmaker.book, (candidate.order.message for candidate in job.submission.candidates)
-        providers = dict.fromkeys(order.provider for order in orders if order.provider not in job.tried)
-        return [provider for provider in providers if provider in busy.busy or book.node(provider) is None]
+        book, groups = self._matchmaker.book, list[SlotKey]()
+        for candidate in job.submission.candidates:
+            provider = candidate.order.message.provider
+            if provider in job.tried:
+                continue
+            listed_ask = book.find(candidate.terms.ask)
+            if provider in busy.busy and listed_ask is not None:
+                groups.append(listed_ask.slot_group.key)
+            elif provider in busy.busy or book.node(provider) is None:
+                groups.append((provider, None))
+        return groups
 
-    def _offer(self, provider: Address) -> None:
-        node = self._matchmaker.book.node(provider)
-        if node is not None:
-            self._queue.offer(node, self._tick())
+    def _offer(self, key: SlotKey) -> None:
+        for group in self._matchmaker.book.groups_of(key):
+            self._queue.offer(group, self._tick())
 
     def _check(self, job: LiveJob, queued: QueuedJob) -> None:
         """Raises the error of a wait that is over without a slot."""

@@ -348,8 +348,8 @@ def _job_row(record: JobRecord) -> dict[str, Any]:
 
 
 def _attempt_doc(attempt: AttemptRecord) -> dict[str, Any]:
-    raw = attempt.raw or {"order": attempt.order.to_json(), "terms": attempt.terms.to_json()}
-    doc = {"order": raw["order"], "terms": raw["terms"], "state": attempt.state.value, "reason": attempt.reason}
+    order, terms = attempt.order.to_json(), attempt.terms.to_json()
+    doc = {"order": order, "terms": terms, "state": attempt.state.value, "reason": attempt.reason}
     return doc | {name: True for name in _FLAGS if getattr(attempt, name)}
 
 

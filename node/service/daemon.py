@@ -37,17 +37,16 @@ from node.service.metrics import NodeMetrics, count_gpus
 from node.service.resources import Resources, open_resources
 from node.service.status import health, status
 from node.service.status_socket import serve_status
-from tallystick.protocol.eip712 import Domain, Signer, Verified
+from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadMessage, TallyError
-from tallystick.protocol.link import endpoint_of
-from tallystick.protocol.messages import Ask
+from tallystick.protocol.link import Listing, endpoint_of
 from tallystick.protocol.types import Address
 from tallystick.runtime.logs import configure
 from tallystick.runtime.serving import serving, wait_for_stop_signal
 
 log = structlog.get_logger()
 _LAST_CLAIM_SECONDS = 10.0
-AsksFor = Callable[[str, Address], tuple[Verified[Ask], ...]]
+ListingFor = Callable[[str, Address], Listing]
 """Returns what is offered to a coordinator, given its dialled address and its account."""
 
 
@@ -114,7 +113,9 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
     store.count_writers(lambda: runner.running)
     receipt_sender = ReceiptSender(store, config.receipt_resend_interval)
     router = LinkRouter(runner, receipt_sender, state_recovery)
-    links += _links(config, signer, domain, router, _asks_for(asks, state_recovery, coordinator_credit))
+    listing = _listing_for(asks, resources.engine_pool, runner, state_recovery, coordinator_credit)
+    links += _links(config, signer, domain, router, listing)
+    resources.engine_pool.on_change = partial(_announce_capacity, links)
     asks_changed = partial(_announce_asks, links)
     state_recovery.on_complete = partial(_on_recovery_complete, links, router)
     tabs.on_stale_state, coordinator_credit.on_change = asks_changed, asks_changed
@@ -193,15 +194,23 @@ def _collector(
     )
 
 
-def _asks_for(asks: PublishedAsks, state_recovery: StateRecovery, coordinator_credit: CoordinatorCredit) -> AsksFor:
+def _listing_for(
+    asks: PublishedAsks,
+    engine_pool: EnginePool,
+    runner: JobRunner,
+    state_recovery: StateRecovery,
+    coordinator_credit: CoordinatorCredit,
+) -> ListingFor:
     """Returns what decides the asks of a coordinator: none before its state recovery is complete, and none while it is
     suspended.
     """
 
-    def asks_for(endpoint: str, coordinator: Address) -> tuple[Verified[Ask], ...]:
-        return asks.current if state_recovery.is_complete(coordinator) and coordinator_credit.serves(endpoint) else ()
+    def listing_for(endpoint: str, coordinator: Address) -> Listing:
+        if not (state_recovery.is_complete(coordinator) and coordinator_credit.serves(endpoint)):
+            return Listing((), (), {})
+        return engine_pool.listing(asks, runner.capacities())
 
-    return asks_for
+    return listing_for
 
 
 def _announce_capacity(links: Sequence[NodeLink]) -> None:
@@ -242,7 +251,7 @@ def _ask_publisher(
     )
 
 
-def _links(config: NodeConfig, signer: Signer, domain: Domain, router: LinkRouter, asks: AsksFor) -> list[NodeLink]:
+def _links(config: NodeConfig, signer: Signer, domain: Domain, router: LinkRouter, listing: ListingFor) -> list[NodeLink]:
     """Makes one connection to each coordinator; `coordinator_address` is the account of the first."""
     return [
         NodeLink(
@@ -250,8 +259,8 @@ def _links(config: NodeConfig, signer: Signer, domain: Domain, router: LinkRoute
             signer=signer,
             domain=domain,
             handler=router,
-            asks=partial(asks, endpoint_of(node_url(url))),
-            capacity=router.runner.capacity,
+            listing=partial(listing, endpoint_of(node_url(url))),
+            capacities=router.runner.capacities,
             settings=config.link,
             coordinator=config.coordinator_address if url == config.coordinator else None,
         )

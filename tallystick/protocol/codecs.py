@@ -141,13 +141,18 @@ def take(data: bytes, at: int, size: int, field: str) -> bytes:
     return part
 
 
-def _pack_sized(value: bytes, limit: int) -> bytes:
+MAX_SIZED = (1 << 16) - 1
+
+
+def pack_sized(value: bytes, limit: int = MAX_SIZED) -> bytes:
+    """Bytes behind their length in 2 bytes. Raises BadMessage for more than `limit`."""
     if len(value) > limit:
         raise BadMessage(f"expected at most {limit} bytes, got {len(value)}")
     return len(value).to_bytes(2, "big") + value
 
 
-def _unpack_sized(data: bytes, at: int, limit: int, field: str) -> tuple[bytes, int]:
+def unpack_sized(data: bytes, at: int, field: str, limit: int = MAX_SIZED) -> tuple[bytes, int]:
+    """Reads `pack_sized` at an offset. Returns the bytes and the offset after them. Raises BadMessage."""
     size = int.from_bytes(take(data, at, 2, field), "big")
     if size > limit:
         raise BadMessage(f"{field}: expected at most {limit} bytes, got {size}")
@@ -157,11 +162,11 @@ def _unpack_sized(data: bytes, at: int, limit: int, field: str) -> tuple[bytes, 
 def _pack_string(value: str) -> bytes:
     if len(value) > MAX_STRING:
         raise BadMessage(f"expected a string of at most {MAX_STRING} characters, got {len(value)}")
-    return _pack_sized(_utf8(value), 4 * MAX_STRING)
+    return pack_sized(_utf8(value), 4 * MAX_STRING)
 
 
 def _unpack_string(data: bytes, at: int, field: str) -> tuple[str, bytes, int]:
-    raw, end = _unpack_sized(data, at, 4 * MAX_STRING, field)
+    raw, end = unpack_sized(data, at, field, 4 * MAX_STRING)
     try:
         value = raw.decode()
     except UnicodeDecodeError:
@@ -172,7 +177,7 @@ def _unpack_string(data: bytes, at: int, field: str) -> tuple[str, bytes, int]:
 
 
 def _unpack_bytes(data: bytes, at: int, field: str) -> tuple[bytes, bytes, int]:
-    value, end = _unpack_sized(data, at, MAX_BYTES, field)
+    value, end = unpack_sized(data, at, field, MAX_BYTES)
     return value, keccak(value), end
 
 
@@ -212,7 +217,7 @@ SCALARS: dict[object, Codec] = {
         keccak,
         lambda v: "0x" + v.hex(),
         lambda raw, field: read_hex(field, raw, None),
-        tail=Tail(lambda v: _pack_sized(v, MAX_BYTES), _unpack_bytes),
+        tail=Tail(lambda v: pack_sized(v, MAX_BYTES), _unpack_bytes),
     ),
     str: Codec("string", lambda v: keccak(_utf8(v)), str, _string, tail=Tail(_pack_string, _unpack_string)),
     bool: Codec("bool", lambda v: int(v).to_bytes(32, "big"), bool, _boolean, lambda word: bool(word[-1]), _bits(256) - _bits(1)),

@@ -88,7 +88,7 @@ class ContentKey:
         """Seals the padded body with AES-256-GCM, bound to `job`. The nonce is zero, because the key seals this message only."""
         return AESGCM(_derive(self.secret, b"tallystick/1 request")).encrypt(bytes(12), _pad(body), job)
 
-    def open_request(self, job: JobId, sealed: bytes) -> bytes:
+    def open_request(self, job: JobId, sealed: bytes | memoryview) -> bytes:
         """Opens a sealed request. Raises BadSeal."""
         try:
             return _unpad(AESGCM(_derive(self.secret, b"tallystick/1 request")).decrypt(bytes(12), sealed, job))

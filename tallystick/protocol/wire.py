@@ -1,7 +1,11 @@
 """Binary formats: job submissions, response frames, and frames of the node link.
 
-A submission (client -> coordinator, body of POST /v1/jobs) and a dispatch (coordinator -> node, payload of a DISPATCH frame) are
-a 4-byte big-endian length, a JSON header of that length, and the sealed request.
+A submission (client -> coordinator, body of POST /v1/jobs): 1 byte PROTOCOL, 16 bytes job id, options (options.py), 1 byte number
+of candidates, each as 2 bytes length and the candidate, then the sealed request.
+A dispatch (coordinator -> node, payload of a DISPATCH frame): 1 byte PROTOCOL, 2 bytes length and the match
+(match_log.py), 2 bytes length and the candidate, then the sealed request.
+A candidate: the signed order, the terms, then the wrapped key. Signed messages and terms are in their binary form (eip712.py).
+Numbers are big-endian.
 
 A response frame (coordinator -> client) is 1 byte kind, 4 bytes big-endian length, payload.
 A link frame (coordinator <-> node, one binary WebSocket message) is 1 byte kind, 16 bytes job id, payload.
@@ -12,30 +16,39 @@ object (`ResponseHead`) as the first chunk, followed by the engine's body in chu
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any
 
 import orjson
 
+from tallystick.protocol.codecs import pack_sized, take, unpack_sized
 from tallystick.protocol.criteria import MAX_CANDIDATES
-from tallystick.protocol.eip712 import Signed, read_signed
+from tallystick.protocol.eip712 import Signed, read_signed_bytes, unpack_signed
 from tallystick.protocol.errors import BadMessage, TallyError, error_from_json
-from tallystick.protocol.json_members import read_content_type, read_count, read_items, read_members, read_text
+from tallystick.protocol.json_members import read_content_type, read_count, read_members, read_text
 from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Order, Receipt, Terms
-from tallystick.protocol.types import JobId, parse_job_id
+from tallystick.protocol.options import flag, pack_options, unpack_options, whole_number
+from tallystick.protocol.types import JobId
+from tallystick.protocol.versions import PROTOCOL, check_first_byte
 
-MAX_HEADER = 256 * 1024
+MAX_HEADER = 32 * 1024
+"""The most bytes before a dispatch's sealed request; see `Dispatch`."""
 MAX_BODY = 32 * 1024 * 1024
 MAX_FRAME = 1024 * 1024
 MAX_WRAPPED = 4_096
 MAX_MATCH = 8_192
-"""Characters of a match in a dispatch, in base64."""
+"""Bytes of a match."""
 MAX_HEDGE_MS = 600_000
+SUBMISSION_OPTIONS = (
+    flag(1, "ranked", "ranked"),
+    whole_number(2, "wait", "wait"),
+    whole_number(3, "hedge_after_ms", "hedgeAfterMs", 1, MAX_HEDGE_MS),
+)
+"""The members of a submission that may be absent. Each keeps its number for ever."""
+_OPTIONS = {option.number: option for option in SUBMISSION_OPTIONS}
 NO_JOB = JobId(bytes(16))
 LINK_HEAD = 17
 INITIAL_CREDIT = 64
@@ -43,12 +56,15 @@ INITIAL_CREDIT = 64
 
 
 class Kind(IntEnum):
-    """The kind of a frame, as its number on the wire. Payloads are JSON if not stated otherwise."""
+    """The kind of a frame, as its number on the wire.
+
+    A payload that is one `Signed` message is in binary form; other payloads are JSON if not stated otherwise.
+    """
 
     MATCH = 1  # coordinator -> client: a Match in its binary form (match_log.py), not signed but logged
     CHUNK = 2  # node -> coordinator -> client: a sealed chunk, raw
     RECEIPT = 3  # node -> coordinator -> client: Signed[Receipt]
-    FAIL = 4  # node -> coordinator -> client: Failure
+    FAIL = 4  # node -> coordinator -> client: Failure, as JSON and binary
     BEAT = 5  # coordinator -> client: empty, or a QueuePlace; keeps the connection alive; node -> coordinator: Capacity
     VOID = 6  # coordinator -> client: Signed[Receipt] at no cost, for an attempt that failed or lost before the job ended
     HEDGE = 7  # coordinator -> client: the Match of a second attempt, which runs beside the one that was matched last
@@ -57,7 +73,7 @@ class Kind(IntEnum):
     HELLO = 17  # node -> coordinator: Hello
     WELCOME = 18  # coordinator -> node: {}
     ASKS = 19  # node -> coordinator: {"asks": [Signed[Ask]]}, replaces all earlier asks
-    DISPATCH = 20  # coordinator -> node: Dispatch
+    DISPATCH = 20  # coordinator -> node: Dispatch, binary
     ACCEPT = 21  # node -> coordinator: empty; the job was admitted
     CANCEL = 22  # coordinator -> node: a CancelReason as text; empty means CLIENT
     CREDIT = 23  # coordinator -> node: 4 bytes big-endian, the number of further chunks that may be sent
@@ -111,50 +127,26 @@ class Candidate:
     order: Signed[Order]
     terms: Terms
     wrapped_key: bytes
-    raw: dict[str, Any] | None = field(default=None, repr=False, compare=False)
-    """The wire form that it was read from, which is forwarded and stored without another encoding."""
+    raw: bytes | None = field(default=None, repr=False, compare=False)
+    """The wire form that it was read from, which is forwarded without another encoding."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The wire form."""
+    def to_bytes(self) -> bytes:
+        """The wire form. Raises BadMessage."""
         if self.raw is not None:
             return self.raw
-        wrapped = base64.b64encode(self.wrapped_key).decode()
-        return {"order": self.order.to_json(), "terms": self.terms.to_json(), "wrappedKey": wrapped}
+        return self.order.to_bytes() + self.terms.to_bytes() + self.wrapped_key
 
     @classmethod
-    def from_json(cls, raw: object, where: str = "candidate") -> Candidate:
+    def from_bytes(cls, raw: bytes, where: str = "candidate") -> Candidate:
         """Reads the wire form and checks that the order commits to the terms. Raises BadMessage."""
-        order, terms, wrapped = read_members(raw, where, "order", "terms", "wrappedKey")
-        key = _read_base64(wrapped, f"{where}.wrappedKey", MAX_WRAPPED)
-        parts = read_signed(Order, order, f"{where}.order"), Terms.from_json(terms, f"{where}.terms"), key
-        candidate = cls(*parts, raw={"order": order, "terms": terms, "wrappedKey": wrapped})
-        if candidate.order.message.terms_hash != candidate.terms.struct_hash():
+        order, at = unpack_signed(Order, raw, 0, f"{where}.order")
+        terms, at = Terms.unpack(raw, at, f"{where}.terms")
+        wrapped = raw[at:]
+        if len(wrapped) > MAX_WRAPPED:
+            raise BadMessage(f"{where}.wrappedKey: expected at most {MAX_WRAPPED} bytes, got {len(wrapped)}")
+        if order.message.terms_hash != terms.struct_hash():
             raise BadMessage(f"{where}.order.termsHash: expected the hash of the candidate's terms")
-        return candidate
-
-
-def _read_base64(raw: object, where: str, limit: int) -> bytes:
-    try:
-        return base64.b64decode(read_text(raw, where, limit), validate=True)
-    except (binascii.Error, ValueError):
-        raise BadMessage(f"{where}: expected base64") from None
-
-
-def _join(header: Any, sealed: bytes) -> bytes:
-    head = dumps(header)
-    return b"".join((len(head).to_bytes(4, "big"), head, sealed))
-
-
-def _split(data: bytes, name: str) -> tuple[Any, bytes]:
-    size = int.from_bytes(data[:4], "big")
-    if len(data) < 4 or size > min(len(data) - 4, MAX_HEADER):
-        raise BadMessage(f"{name}: cut off, or its header is longer than {MAX_HEADER} bytes")
-    return loads(data[4 : 4 + size], f"{name} header"), data[4 + size :]
-
-
-def _read_optional(header: dict[str, Any], member: str, low: int = 0, high: int = (1 << 32) - 1) -> int | None:
-    value = header.get(member)
-    return None if value is None else read_count(value, f"submission.{member}", low, high)
+        return cls(order, terms, wrapped, raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +155,7 @@ class Submission:
 
     job: JobId
     candidates: tuple[Candidate, ...]
-    sealed: bytes
+    sealed: bytes | memoryview
     ranked: bool = False
     """Whether the coordinator must try the candidates in the client's order, instead of the cheapest first."""
     wait: int | None = None
@@ -172,42 +164,41 @@ class Submission:
     """Milliseconds after its dispatch at which a job without output may be given to a second provider too. None: never."""
 
     def dumps(self) -> bytes:
-        """The wire form."""
-        header: dict[str, Any] = {"job": self.job.hex(), "candidates": [c.to_json() for c in self.candidates]}
-        if self.ranked:
-            header["ranked"] = True
-        if self.wait is not None:
-            header["wait"] = self.wait
-        if self.hedge_after_ms is not None:
-            header["hedgeAfterMs"] = self.hedge_after_ms
-        return _join(header, self.sealed)
+        """The wire form. Raises BadMessage."""
+        count = len(self.candidates).to_bytes(1, "big")
+        candidates = (pack_sized(candidate.to_bytes()) for candidate in self.candidates)
+        options = pack_options(SUBMISSION_OPTIONS, self)
+        return b"".join((bytes((PROTOCOL,)), self.job, options, count, *candidates, self.sealed))
 
     @classmethod
     def loads(cls, data: bytes) -> Submission:
-        """Reads the wire form. All candidates must be of one payer, of one model and of this job. Raises BadMessage."""
-        header, sealed = _split(data, "submission")
-        job, candidates = read_members(header, "submission", "job", "candidates")
-        listed = read_items(candidates, "submission.candidates", MAX_CANDIDATES)
-        ranked = header.get("ranked", False)
-        if not isinstance(ranked, bool):
-            raise BadMessage("submission.ranked: expected true or false")
-        submission = cls(
-            parse_job_id(read_text(job, "submission.job"), "submission.job"),
-            tuple(Candidate.from_json(raw, f"candidates[{i}]") for i, raw in enumerate(listed)),
-            sealed,
-            ranked,
-            _read_optional(header, "wait"),
-            _read_optional(header, "hedgeAfterMs", 1, MAX_HEDGE_MS),
-        )
-        if not submission.candidates:
-            raise BadMessage("submission.candidates: expected at least one")
-        if len({c.order.message.payer for c in submission.candidates}) > 1:
+        """Reads the wire form. All candidates must be of one payer, of one model and of this job. Raises BadMessage.
+
+        The sealed request is a view of `data`; everything else is copied. No signature is checked.
+        """
+        check_first_byte(data, "submission", "the client")
+        job = JobId(take(data, 1, 16, "submission.job"))
+        members, at = unpack_options(_OPTIONS, data, 17, "submission")
+        count, at = take(data, at, 1, "submission.candidates")[0], at + 1
+        if not 1 <= count <= MAX_CANDIDATES:
+            raise BadMessage(f"submission.candidates: expected at least one and at most {MAX_CANDIDATES}, got {count}")
+        candidates = []
+        for i in range(count):
+            raw, at = unpack_sized(data, at, f"candidates[{i}]")
+            candidates.append(Candidate.from_bytes(raw, f"candidates[{i}]"))
+        _check_alike(job, candidates)
+        return cls(job, tuple(candidates), memoryview(data)[at:], **members)
+
+
+def _check_alike(job: JobId, candidates: Sequence[Candidate]) -> None:
+    first = candidates[0]
+    for candidate in candidates:
+        if candidate.order.message.payer != first.order.message.payer:
             raise BadMessage("submission.candidates: expected orders of one payer, got several payers")
-        if len({c.terms.model for c in submission.candidates}) > 1:
+        if candidate.terms.model != first.terms.model:
             raise BadMessage("submission.candidates: expected terms of one model, got several models")
-        if any(c.terms.job != submission.job for c in submission.candidates):
+        if candidate.terms.job != job:
             raise BadMessage("submission.candidates: expected terms of the submission's job, got terms of another job")
-        return submission
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,90 +207,58 @@ class Dispatch:
 
     match: Match
     candidate: Candidate
-    sealed: bytes
+    sealed: bytes | memoryview
 
     def dumps(self) -> bytes:
-        """The wire form."""
-        match = base64.b64encode(self.match.dumps()).decode()
-        return _join({"match": match, "candidate": self.candidate.to_json()}, self.sealed)
+        """The wire form. Raises BadMessage."""
+        return b"".join(self._parts())
+
+    def frame(self, job: JobId) -> bytes:
+        """The DISPATCH frame, which copies the sealed request once. Raises BadMessage."""
+        return b"".join((bytes((Kind.DISPATCH,)), job, *self._parts()))
+
+    def _parts(self) -> tuple[bytes | memoryview, ...]:
+        return bytes((PROTOCOL,)), pack_sized(self.match.dumps(), MAX_MATCH), pack_sized(self.candidate.to_bytes()), self.sealed
 
     @classmethod
     def loads(cls, data: bytes) -> Dispatch:
-        """Reads the wire form. Raises BadMessage."""
-        header, sealed = _split(data, "dispatch")
-        match, candidate = read_members(header, "dispatch", "match", "candidate")
-        logged = Match.loads(_read_base64(match, "dispatch.match", MAX_MATCH))
-        return cls(logged, Candidate.from_json(candidate, "dispatch.candidate"), sealed)
-
-
-@dataclass(frozen=True, slots=True)
-class QueuePlace:
-    """The payload of a BEAT frame for a job that waits for a free slot: its place, 1 for the next, and the expected wait.
-
-    `wait_ms`: milliseconds; None if the coordinator has measured nothing yet.
-    """
-
-    position: int
-    wait_ms: int | None = None
-
-    @property
-    def seconds(self) -> int | None:
-        """The expected wait in whole seconds, at least 1; None if it is unknown."""
-        return None if self.wait_ms is None else max(1, round(self.wait_ms / 1_000))
-
-    @property
-    def words(self) -> str:
-        """The expected wait as it is shown behind the position; empty if it is unknown."""
-        return "" if self.seconds is None else f", about {self.seconds} s"
-
-    def to_json(self) -> dict[str, Any]:
-        """The wire form, as an object."""
-        return {"position": self.position} | ({} if self.wait_ms is None else {"waitMs": self.wait_ms})
-
-    def dumps(self) -> bytes:
-        """The wire form."""
-        return dumps(self.to_json())
-
-    @classmethod
-    def loads(cls, data: bytes) -> QueuePlace:
-        """Reads the wire form. Raises BadMessage."""
-        return cls.from_json(loads(data, "place"))
-
-    @classmethod
-    def from_json(cls, raw: Any) -> QueuePlace:
-        """Reads the wire form, as an object. Raises BadMessage."""
-        (position,) = read_members(raw, "place", "position")
-        wait = raw.get("waitMs")
-        return cls(read_count(position, "place.position"), None if wait is None else read_count(wait, "place.waitMs"))
+        """Reads the wire form. The sealed request is a view of `data`. Raises BadMessage."""
+        check_first_byte(data, "dispatch", "the coordinator")
+        match, at = unpack_sized(data, 1, "dispatch.match", MAX_MATCH)
+        candidate, at = unpack_sized(data, at, "dispatch.candidate")
+        return cls(Match.loads(match), Candidate.from_bytes(candidate, "dispatch.candidate"), memoryview(data)[at:])
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The payload of a FAIL frame: an OpenAI error object and, from a node, the receipt that releases the order's cap."""
+    """The payload of a FAIL frame: an OpenAI error object and, from a node, the receipt that releases the order's cap.
+
+    The wire form is the error as JSON. A receipt follows after a zero byte, which JSON never contains.
+    """
 
     error: TallyError
     receipt: Signed[Receipt] | None = None
 
     def dumps(self) -> bytes:
         """The wire form."""
-        receipt = {} if self.receipt is None else {"receipt": self.receipt.to_json()}
-        return dumps(self.error.as_json() | receipt)
+        return dumps(self.error.as_json()) + (b"" if self.receipt is None else b"\0" + self.receipt.to_bytes())
 
     @staticmethod
-    def members(data: bytes) -> dict[str, Any]:
-        """The members of the wire form, unchecked; empty if it is no JSON object."""
+    def split(data: bytes) -> tuple[dict[str, Any], bytes | None]:
+        """The error's JSON members, empty if they cannot be read, and the receipt's bytes; None without one. All unchecked."""
+        head, separator, receipt = data.partition(b"\0")
         try:
-            raw = loads(data, "failure")
+            raw = loads(head, "failure")
         except BadMessage:
-            return {}
-        return raw if isinstance(raw, dict) else {}
+            raw = None
+        return raw if isinstance(raw, dict) else {}, receipt if separator else None
 
     @classmethod
     def loads(cls, data: bytes) -> Failure:
-        """Reads the wire form; see `error_from_json` for the error. Raises BadMessage for a malformed receipt."""
-        raw = loads(data, "failure")
-        receipt = raw.get("receipt") if isinstance(raw, dict) else None
-        return cls(error_from_json(raw, 502), None if receipt is None else read_signed(Receipt, receipt, "failure.receipt"))
+        """Reads the wire form; see `error_from_json` for the error. Raises BadMessage for a malformed one or its receipt."""
+        head, separator, receipt = data.partition(b"\0")
+        error = error_from_json(loads(head, "failure"), 502)
+        return cls(error, read_signed_bytes(Receipt, receipt, "failure.receipt") if separator else None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from tallystick.protocol.jobs import ENDS, TERMINAL, State, step
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Access, Inquiry, Order, Outcome, Receipt
 from tallystick.protocol.pricing import Usage, charge, prices_of, worst_case
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import ALWAYS, serves
 from tallystick.protocol.sealing import ContentKey, Sealer, Transcript, commit_request
 from tallystick.protocol.tab import Security
@@ -29,7 +30,6 @@ from tallystick.protocol.types import Address, Amount, JobId, parse_address, par
 from tallystick.protocol.wire import (
     Candidate,
     Kind,
-    QueuePlace,
     RequestHead,
     ResponseHead,
     Submission,
@@ -171,10 +171,10 @@ class Session:
 
     async def void(self, outcome: Outcome = Outcome.REFUSED, **changes: Any) -> None:
         """Sends that receipt."""
-        await self.send(Kind.VOID, dumps(self.release(outcome, **changes).to_json()))
+        await self.send(Kind.VOID, self.release(outcome, **changes).to_bytes())
 
     async def finish(self, usage: Usage | None = None, outcome: Outcome = Outcome.COMPLETED, **changes: Any) -> None:
-        await self.send(Kind.RECEIPT, dumps(self.bill(usage, outcome, **changes).to_json()))
+        await self.send(Kind.RECEIPT, self.bill(usage, outcome, **changes).to_bytes())
 
     async def fail(self, error: TallyError) -> None:
         self.state = State.FAILED
@@ -265,6 +265,7 @@ class FakeMarket:
             "token": "0x" + "cd" * 20,
             "tokenDecimals": 6,
             "feeBps": 0,
+            "protocol": 2,
         }
         self.url = ""
         self.forgets = False

@@ -21,7 +21,7 @@ from tallystick.protocol.link import Capacity, ClaimRequest
 from tallystick.protocol.messages import Ask, Claim, ClaimRow, Order, Outcome, Receipt, Terms
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.types import Address, Amount, Hash, JobId
-from tallystick.protocol.wire import Candidate, Dispatch, Failure, Kind, Submission, dumps, loads, pack_link, unpack_link
+from tallystick.protocol.wire import Candidate, Dispatch, Failure, Kind, Submission, loads, pack_link, unpack_link
 from tests.builders import build_ask, build_order, receipt_for, terms_of
 
 M = TypeVar("M", bound=Message)
@@ -207,11 +207,11 @@ class FakeNode:
 
     def hand_in(self, job: JobId, receipt: Signed[Receipt]) -> None:
         """Sends a receipt for a live job."""
-        self.send(Kind.RECEIPT, job, dumps(receipt.to_json()))
+        self.send(Kind.RECEIPT, job, receipt.to_bytes())
 
     async def hand_in_late(self, job: JobId, receipt: Signed[Receipt]) -> bool:
         """Sends a receipt for a job that has ended."""
-        return await self.market.accept_receipt(self.address, job, dumps(receipt.to_json()))
+        return await self.market.accept_receipt(self.address, job, receipt.to_bytes())
 
     def complete(self, job: JobId, **changes: Any) -> Verified[Receipt]:
         """Ends a job as an honest node does: with the last chunk of the response, then the receipt."""

@@ -17,7 +17,7 @@ from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.cli.money.purse import fund_purse
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
+from tallystick.protocol.link import Capacity, Challenge, Hello, Listing, endpoint_of
 from tallystick.protocol.messages import Ask, Connect, Outcome, Receipt
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.types import ZERO_HASH, Amount, JobId
@@ -192,16 +192,17 @@ class CheatingNode:
                 challenge=challenge.challenge,
                 endpoint=endpoint_of(self.buyer.url),
             )
-            hello = Hello(self.signer.sign(connect, domain), (self.signer.sign(self._ask(), domain),), Capacity(1, 1), "cheat")
+            listing = Listing.of_one_group((self.signer.sign(self._ask(), domain),), Capacity(1, 1))
+            hello = Hello(self.signer.sign(connect, domain), listing, "cheat")
             await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
             while True:
                 kind, job, payload = unpack_link(await socket.recv())
                 if kind is Kind.WELCOME:
                     ready.set()
                 if kind is Kind.DISPATCH:
-                    await socket.send(pack_link(Kind.RECEIPT, job, dumps(self._receipt(job, payload))))
+                    await socket.send(pack_link(Kind.RECEIPT, job, self._receipt(job, payload)))
 
-    def _receipt(self, _job: JobId, payload: bytes) -> dict[str, Any]:
+    def _receipt(self, _job: JobId, payload: bytes) -> bytes:
         candidate = Dispatch.loads(payload).candidate
         order = candidate.order.message
         receipt = Receipt(
@@ -219,7 +220,7 @@ class CheatingNode:
             finished_at=int(time.time()),
             evidence_root=ZERO_HASH,
         )
-        return self.signer.sign(receipt, self.buyer.domain).to_json()
+        return self.signer.sign(receipt, self.buyer.domain).to_bytes()
 
 
 async def test_node_that_signs_a_wrong_cost(buyer: Buyer) -> None:

@@ -19,8 +19,9 @@ from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.runner import JobRunner
 from node.ports import Engine
 from node.testing.memory import MemoryChain, MemoryLink, MemoryStore, RecordingObserver
-from tallystick.protocol.eip712 import Domain, Signer, Verified, read_signed
+from tallystick.protocol.eip712 import Domain, Signer, Verified, read_signed_bytes
 from tallystick.protocol.jobs import CHARGES, Charge
+from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Order, Outcome, Receipt, Spec, Terms
 from tallystick.protocol.pricing import Prices, worst_case
 from tallystick.protocol.sealing import X25519, ContentKey, Opener, SealingKey, Transcript, commit_request, wrap_key
@@ -36,7 +37,6 @@ from tallystick.protocol.wire import (
     dumps,
     join_request,
     load_response_head,
-    loads,
 )
 from tests.builders import build_match, build_order, terms_of
 
@@ -170,10 +170,10 @@ class RunnerHarness:
     ) -> None:
         self.now = NOW
         self.asks = make_asks(offer, sealing=sealing)
-        self.engine = PooledEngine(engine, slots)
+        self._changes = asyncio.Event()
+        self.engine = PooledEngine(engine, slots, on_change=self._changes.set)
         self.store, self.chain, self.observer = store or MemoryStore(), chain or MemoryChain(), RecordingObserver()
         self.tabs = Tabs(credit or CreditLimits())
-        self._changes = asyncio.Event()
         clock: Callable[[], float] = lambda: self.now  # noqa: E731
         self.coordinator_credit = CoordinatorCredit(self.store, rules or AdmissionRules(), now=clock)
         self.receipt_signer = ReceiptSigner(signer=PROVIDER, domain=DOMAIN, tabs=self.tabs, store=self.store, now=clock)
@@ -203,6 +203,11 @@ class RunnerHarness:
         link.on_first_chunk = lambda job: self.runner.grant_credit(link, job, bytes(4))
         return link
 
+    def capacity(self) -> Capacity:
+        """Returns the capacity of the only engine."""
+        (capacity,) = self.runner.capacities().values()
+        return capacity
+
     async def ended(self) -> None:
         """Waits until the node has no job left."""
         while self.runner.running:
@@ -222,7 +227,7 @@ class RunnerHarness:
     async def receipt(self, placed: PlacedJob) -> Receipt:
         """Returns the job's receipt, checked as coordinator and client would: one that may charge follows a last chunk."""
         raw = await self.link.until(Kind.RECEIPT, placed.job)
-        receipt = read_signed(Receipt, loads(raw, "receipt")).verify(DOMAIN).message
+        receipt = read_signed_bytes(Receipt, raw).verify(DOMAIN).message
         check_receipt(placed.order, placed.terms, receipt)
         _, _, transcript, finished = self.answer(placed)
         may_charge = CHARGES[Outcome(receipt.outcome)] is not Charge.NOTHING
@@ -242,7 +247,7 @@ class RunnerHarness:
     async def failure(self, placed: PlacedJob) -> dict[str, Any]:
         """Returns the error of a job that failed."""
         raw = await self.link.until(Kind.FAIL, placed.job)
-        error: dict[str, Any] = loads(raw, "failure")["error"]
+        error: dict[str, Any] = Failure.split(raw)[0]["error"]
         return error
 
     def answer(self, placed: PlacedJob) -> tuple[ResponseHead | None, bytes, Transcript, bool]:

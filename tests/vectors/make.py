@@ -1,5 +1,5 @@
-"""Writes the golden vectors: messages.json (the inputs), eth_account.json (what eth_account computes for them), and binary.json
-(their binary form: eth_account's words, then what the words only hash, written here from the inputs alone).
+"""Writes the golden vectors: messages.json (the inputs), eth_account.json (what eth_account computes for them), binary.json
+(their binary form: eth_account's words, then what the words only hash, written here from the inputs alone), frames.json.
 
     python -m tests.vectors.make && (cd contracts && node vectors.mjs > ../tests/vectors/viem.json)
 
@@ -16,6 +16,7 @@ from typing import Any
 from eth_account import Account
 from eth_account._utils.encode_typed_data.encoding_and_hashing import encode_data
 from eth_account.messages import encode_typed_data
+from eth_utils.crypto import keccak
 
 from tallystick.protocol.eip712 import Message
 from tallystick.protocol.messages import (
@@ -130,6 +131,34 @@ def _item(kind: str, value: Any, types: dict[str, list[dict[str, str]]]) -> byte
     return _tail(kind, value, types)
 
 
+def frames(types: dict[str, dict[str, list[dict[str, str]]]]) -> Iterator[tuple[str, bytes]]:
+    """A submission with all options and two candidates."""
+    account, other, zero = Account.from_key(SECRET).address.lower(), "0x" + "c3" * 20, "0x" + "00" * 32
+    job = bytes(range(16))
+
+    def sign(kind: str, message: dict[str, Any]) -> bytes:
+        signed = Account.sign_message(encode_typed_data(DOMAIN, types[kind], message), SECRET)
+        return binary(kind, message, types[kind]) + bytes(signed.signature)
+
+    def candidate(number: int) -> bytes:
+        prices = {"inputPrice": "1", "cachedInputPrice": "2", "outputPrice": str(3 + number), "maxCost": str(1 << 95)}
+        terms = {"model": "tiny \u20ac", "ask": zero, "maxOutputTokens": 9, "job": "0x" + job.hex(), "requestCommitment": zero}
+        terms |= prices
+        struct = binary("Terms", terms, types["Terms"])
+        times = {"seq": "4", "deadline": "1700000000", "claimBy": "1800000000", "maxFeeBps": 25}
+        order = {"payer": account, "provider": other, "ceiling": "7", "reserveTarget": "8", "coordinator": account}
+        terms_hash = keccak(encode_data("Terms", types["Terms"], terms))
+        signed = sign("Order", order | times | {"termsHash": "0x" + terms_hash.hex()})
+        return signed + struct + b"wrapped %d" % number
+
+    options = b"\x03" + b"\x01\x00" + b"\x02\x04" + (120).to_bytes(4, "big") + b"\x03\x04" + (250).to_bytes(4, "big")
+    yield "submission", b"\x02" + job + options + b"\x02" + _sized(candidate(0)) + _sized(candidate(1)) + b"sealed request"
+
+
+def _sized(part: bytes) -> bytes:
+    return len(part).to_bytes(2, "big") + part
+
+
 def main() -> None:
     """Writes all files."""
     made = list(cases())
@@ -146,6 +175,7 @@ def main() -> None:
         {"name": case["name"], "binary": binary(case["primaryType"], case["message"], types[case["primaryType"]]).hex()}
         for case in inputs
     ]
+    (FOLDER / "frames.json").write_text(json.dumps({name: frame.hex() for name, frame in frames(types)}, indent=2) + "\n")
     (FOLDER / "binary.json").write_text(json.dumps({"vectors": forms}, indent=2) + "\n")
     signer = Account.from_key(SECRET).address.lower()
     (FOLDER / "eth_account.json").write_text(json.dumps({"signer": signer, "vectors": vectors}, indent=2) + "\n")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tallystick.client.jobs.job import Job
     from tallystick.client.jobs.result import Result
     from tallystick.client.sdk.market import Market
-    from tallystick.protocol.wire import QueuePlace
+    from tallystick.protocol.queue_place import QueuePlace
 
 CHAT = "/v1/chat/completions"
 

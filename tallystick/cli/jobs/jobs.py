@@ -15,8 +15,8 @@ from tallystick.cli.onchain import parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, PasswordFile, Wallet
 from tallystick.cli.output import outcome_words, show_fields, show_json, show_table
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import JobId, format_amount, parse_job_id
-from tallystick.protocol.wire import QueuePlace
 from tallystick.runtime.keystore import PASSWORD_HELP
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from tallystick.protocol.link import MAX_CHAIN_ID, LateReceipt, read_ask
 from tallystick.protocol.messages import Ask, Inquiry, Receipt
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address, JobId, parse_address
+from tallystick.protocol.versions import check_protocol
 
 log = structlog.get_logger()
 JOB_TYPE = "application/vnd.tallystick.job"
@@ -86,9 +87,10 @@ class CoordinatorInfo:
 
     @classmethod
     def from_json(cls, raw: object) -> CoordinatorInfo:
-        """Reads GET /v1/info. Raises BadMessage."""
+        """Reads GET /v1/info. Raises BadMessage, also for a coordinator of another protocol."""
         if not isinstance(raw, dict):
             raise BadMessage("info: expected a JSON object")
+        check_protocol(raw.get("protocol"), "info", "the coordinator")
         token = raw.get("token")
         chain = read_count(raw.get("chainId"), "info.chainId", high=MAX_CHAIN_ID)
         return cls(

@@ -19,9 +19,9 @@ from tallystick.client.jobs.job import Job
 from tallystick.client.openai.errors import read_engine_error
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
-from tallystick.protocol.wire import QueuePlace
 from tallystick.runtime.access_log import record
 
 NOTICE_AFTER = 2.0

@@ -36,10 +36,11 @@ from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.messages import Receipt
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Hash, JobId, format_amount
-from tallystick.protocol.wire import FrameReader, Kind, QueuePlace, ResponseHead, split_request
+from tallystick.protocol.wire import FrameReader, Kind, ResponseHead, split_request
 
 log = structlog.get_logger()
 

@@ -17,16 +17,17 @@ from collections.abc import Mapping
 
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
-from tallystick.protocol.eip712 import Domain, Verified, read_signed
+from tallystick.protocol.eip712 import Domain, Verified, read_signed_bytes
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, BadSignature, Fault, TallyError
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.pricing import charge, usage_of
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.sealing import ContentKey, Opener, Transcript
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address, Hash, JobId
-from tallystick.protocol.wire import Failure, Kind, QueuePlace, ResponseHead, load_response_head, loads
+from tallystick.protocol.wire import Failure, Kind, ResponseHead, load_response_head
 
 CHUNK_OVERHEAD = 64
 """Bytes that keeping a chunk takes beside its content."""
@@ -168,7 +169,7 @@ class JobResponse:
         elif kind is Kind.RECEIPT:
             self._take_receipt(payload)
         elif kind is Kind.VOID:
-            self._take_void(read_signed(Receipt, loads(payload, "void receipt")).verify(self._domain))
+            self._take_void(read_signed_bytes(Receipt, payload, "void receipt").verify(self._domain))
         elif kind is Kind.FAIL:
             failure = Failure.loads(payload)
             if failure.receipt is not None:
@@ -254,7 +255,7 @@ class JobResponse:
     def _take_receipt(self, payload: bytes) -> None:
         if self.match is None:
             raise BadMessage("frame: expected a match before the receipt")
-        self.receipt = read_signed(Receipt, loads(payload, "receipt")).verify(self._domain)
+        self.receipt = read_signed_bytes(Receipt, payload).verify(self._domain)
 
     def _take_void(self, receipt: Verified[Receipt]) -> None:
         order = receipt.message.order_hash

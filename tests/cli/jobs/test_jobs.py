@@ -10,8 +10,8 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.errors import Code
 from tallystick.protocol.jobs import State
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import parse_job_id
-from tallystick.protocol.wire import QueuePlace
 from tests.chain.harness import person
 from tests.cli.conftest import PASSWORD, Tally
 from tests.client.fake_coordinator import BODY, CHAT, FakeMarket

@@ -53,6 +53,7 @@ INFO = {
     "token": None,
     "tokenDecimals": 6,
     "feeBps": 0,
+    "protocol": 2,
 }
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -20,9 +20,10 @@ from tallystick.client.gateway.early_stream import whole_as_stream
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import MESSAGES as MESSAGES_ROUTE
 from tallystick.protocol.routes import RESPONSES
-from tallystick.protocol.wire import Kind, QueuePlace
+from tallystick.protocol.wire import Kind
 from tallystick.runtime.serving import serving
 from tests.client.fake_coordinator import CHAT, JSON, STREAM, WORDS, FakeMarket, Script, Session, completion, honest
 from tests.client.parties import MODEL, Provider

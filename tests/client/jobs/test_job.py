@@ -24,8 +24,9 @@ from tallystick.protocol.errors import (
 )
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import Amount, Hash
-from tallystick.protocol.wire import Kind, QueuePlace, dumps
+from tallystick.protocol.wire import Kind
 from tests.client.fake_coordinator import (
     BODY,
     CHAT,
@@ -346,7 +347,7 @@ async def _forged_receipt(session: Session) -> None:
     receipt = session.bill()
     forged = replace(receipt, signature=signer("mallory").sign_digest(receipt.digest))
     session.receipt = None
-    await session.send(Kind.RECEIPT, dumps(forged.to_json()))
+    await session.send(Kind.RECEIPT, forged.to_bytes())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tallystick.client.sdk.market import Market
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import Kind, dumps
+from tallystick.protocol.wire import Kind
 from tests.client.fake_coordinator import BODY, CHAT, FakeMarket, Session, completion, eventually, run
 from tests.client.parties import MODEL
 
@@ -186,7 +186,7 @@ async def _after_its_void(session: Session) -> None:
 async def _void_of_a_stranger(session: Session) -> None:
     await session.match(0)
     session.take(1)
-    await session.send(Kind.VOID, dumps(session.release().to_json()))
+    await session.send(Kind.VOID, session.release().to_bytes())
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ async def test_the_receipt_in_a_failure_releases(market: Market, fake: FakeMarke
     async def fails(session: Session) -> None:
         await session.match()
         receipt = session.release(Outcome.TIMED_OUT)
-        await session.send(Kind.VOID, dumps(receipt.to_json()))
+        await session.send(Kind.VOID, receipt.to_bytes())
         await session.send(Kind.FAIL, Failure(BUSY, receipt).dumps())
 
     fake.script = fails
@@ -171,14 +171,14 @@ async def _void_of_another(session: Session) -> None:
     await session.match(0)
     first = session.release()
     await session.match(1)
-    await session.send(Kind.VOID, dumps(first.to_json()))
+    await session.send(Kind.VOID, first.to_bytes())
 
 
 async def _forged_void(session: Session) -> None:
     await session.match()
     receipt = session.release()
     forged = replace(receipt, signature=signer("eve").sign_digest(receipt.digest))
-    await session.send(Kind.VOID, dumps(forged.to_json()))
+    await session.send(Kind.VOID, forged.to_bytes())
 
 
 async def _two_voids(session: Session) -> None:

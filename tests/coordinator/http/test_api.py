@@ -72,6 +72,7 @@ async def test_info(at: Served) -> None:
         "token": TOKEN,
         "tokenDecimals": 6,
         "feeBps": 0,
+        "protocol": 2,
         "block": 0,
         "rpc": None,
     }

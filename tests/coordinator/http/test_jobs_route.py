@@ -77,7 +77,7 @@ async def test_a_job_over_http(at: Served) -> None:
         assert await anext(frames) == (Kind.CHUNK, b"sealed")
         await node.finish(job, receipt)
         assert await anext(frames) == (Kind.CHUNK, LAST_CHUNK)
-        assert [frame async for frame in frames] == [(Kind.RECEIPT, dumps(receipt.to_json()))]
+        assert [frame async for frame in frames] == [(Kind.RECEIPT, receipt.to_bytes())]
     assert await _stored(at, job) is State.COMPLETED
     at.world.assert_idle()
 
@@ -118,13 +118,21 @@ async def test_malformed_submissions(at: Served, body: bytes) -> None:
 
 
 async def test_a_truncated_submission(at: Served) -> None:
-    """A submission whose header is truncated anywhere is refused."""
+    """A submission whose head is truncated anywhere is refused."""
     node = await LinkNode.join(at, ANN)
-    whole = make_submission(node.asks[0]).dumps()
-    header = 4 + int.from_bytes(whole[:4], "big")
-    for cut in (1, 3, 4, 40, header - 1):
+    whole = replace(make_submission(node.asks[0]), sealed=b"").dumps()
+    for cut in (0, 1, 3, 17, 18, 19, 40, len(whole) // 2, len(whole) - len(b"wrapped") - 1):
         assert await _refusal(await at.post(whole[:cut])) == (400, "bad_message")
     assert at.world.market.live == 0
+
+
+async def test_a_client_of_the_first_protocol_is_told_what_to_upgrade(at: Served) -> None:
+    """It posts a JSON header behind its length. The coordinator's identity says which protocol it speaks."""
+    header = dumps({"job": "00" * 16, "candidates": []})
+    response = await at.post(len(header).to_bytes(4, "big") + header + b"sealed")
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["fault"]) == (400, "bad_message", "client")
+    assert "the client is too old: upgrade it to Tallystick 0.2.0 or later" in error["message"]
 
 
 async def test_a_header_that_lies(at: Served) -> None:
@@ -251,7 +259,7 @@ async def test_a_lost_connection_is_resumed(at: Served) -> None:
         assert await anext(frames) == (Kind.CHUNK, b"two")
         await node.finish(job, receipt)
         assert await anext(frames) == (Kind.CHUNK, LAST_CHUNK)
-        assert [frame async for frame in frames] == [(Kind.RECEIPT, dumps(receipt.to_json()))]
+        assert [frame async for frame in frames] == [(Kind.RECEIPT, receipt.to_bytes())]
         first = response.status_code
     again = await at.http.post("/v1/jobs", content=submission.dumps(), headers=LINGER)
     kinds = [kind for kind, _ in FrameReader().feed(again.content)]

@@ -10,14 +10,14 @@ import pytest
 from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.jobs.relay import CREDIT_STEP
 from tallystick.protocol.criteria import Demand
-from tallystick.protocol.eip712 import read_signed
+from tallystick.protocol.eip712 import read_signed_bytes
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Unavailable
 from tallystick.protocol.jobs import State
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.types import JobId
-from tallystick.protocol.wire import Dispatch, Kind, loads
+from tallystick.protocol.wire import Dispatch, Kind
 from tests.coordinator.harness import (
     CAP,
     COST,
@@ -48,7 +48,7 @@ async def test_a_job_from_order_to_receipt(world: World) -> None:
     await quiet()
     assert client.kinds == [Kind.MATCH, *[Kind.CHUNK] * 3, Kind.RECEIPT]
     assert [payload for kind, payload in client.frames if kind is Kind.CHUNK] == [b"one", b"two", LAST_CHUNK]
-    assert read_signed(Receipt, loads(client.frames[-1][1], "receipt")) == unchecked(receipt)
+    assert read_signed_bytes(Receipt, client.frames[-1][1]) == unchecked(receipt)
     assert await world.stored(client) is State.COMPLETED
     assert node.got(Kind.RECEIPT_ACK, job) == [b""]
     tab = world.market.exposure.known(PAYER.address, node.address)

@@ -15,7 +15,7 @@ from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavail
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Address, Amount, JobId
-from tallystick.protocol.wire import Kind, dumps
+from tallystick.protocol.wire import Kind
 from tests.coordinator.harness import LAST_CHUNK, PAYER, Client, FakeNode, World, hedged, person, quiet
 
 STEPS = 150
@@ -190,7 +190,7 @@ class Walk:
                 assert node.address in known.receipts, "what was acknowledged is stored"
         if client.kinds[-1] is Kind.RECEIPT and job not in self.store.refused:
             assert known.receipt is not None
-            assert dumps(known.receipt.to_json()) == client.frames[-1][1]
+            assert known.receipt.to_bytes() == client.frames[-1][1]
 
     def _check_attempts(self, client: Client, known: KnownJob) -> None:
         """One provider's output alone reaches the client, at most one charges, and who was outrun does not."""

@@ -11,8 +11,9 @@ from coordinator.domain.job_queue import GRANT_SECONDS
 from coordinator.domain.limits import JobLimits
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.link import Capacity
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import Amount
-from tallystick.protocol.wire import Kind, QueuePlace, Submission
+from tallystick.protocol.wire import Kind, Submission
 from tests.coordinator.harness import CAP, PAYER, Client, FakeNode, World, person, quiet
 
 

@@ -14,8 +14,9 @@ from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadSignature, Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import Capacity
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import Address, Amount
-from tallystick.protocol.wire import Kind, QueuePlace, Submission
+from tallystick.protocol.wire import Kind, Submission
 from tests.coordinator.harness import CAP, DOMAIN, Client, World, person, quiet, with_orders
 
 

@@ -27,13 +27,13 @@ from node.service.config import load_config
 from node.service.daemon import build
 from node.service.status_socket import read_status
 from tallystick.chain.deployment import Deployment
-from tallystick.protocol.eip712 import Verified, read_signed
+from tallystick.protocol.eip712 import Verified, read_signed_bytes
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.link import ClaimRequest, LateReceipt, read_asks
 from tallystick.protocol.messages import Ask, Outcome, Receipt
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address
-from tallystick.protocol.wire import Failure, Kind, dumps, loads
+from tallystick.protocol.wire import Failure, Kind, loads
 from tallystick.runtime.serving import serving
 from tests.node.fake_coordinator import Connection, FakeCoordinator
 from tests.node.harness import DOMAIN, PROVIDER, Client, PlacedJob, signer
@@ -109,7 +109,7 @@ async def node(site: Site, **settings: Any) -> AsyncIterator[tuple[Process, Conn
 async def receipt(connection: Connection, placed: PlacedJob) -> Receipt:
     """Returns a job's receipt, checked as coordinator and client would."""
     raw = await connection.until(Kind.RECEIPT, job=placed.job)
-    signed = read_signed(Receipt, loads(raw, "receipt")).verify(DOMAIN).message
+    signed = read_signed_bytes(Receipt, raw).verify(DOMAIN).message
     check_receipt(placed.order, placed.terms, signed)
     _, _, transcript, finished = placed.read(connection.of(Kind.CHUNK, placed.job))
     assert finished
@@ -136,7 +136,7 @@ async def test_a_node_works_and_stops_in_order(site: Site) -> None:
         slow = await site.place(connection, ask)
         await connection.until(Kind.CHUNK, 3, slow.job)
         process.send_signal(signal.SIGTERM)
-        while (json_of(connection.of(Kind.BEAT)[-1]))["free"]:
+        while any(capacity.free for capacity in connection.capacities().values()):
             await connection.until(Kind.BEAT, len(connection.of(Kind.BEAT)) + 1)
         late_job = await site.place(connection, ask)
         refused = Failure.loads(await connection.until(Kind.FAIL, job=late_job.job))
@@ -162,10 +162,10 @@ async def test_receipts_survive_a_kill(site: Site) -> None:
     site.coordinator.acknowledge = True
     async with node(site) as (process, connection, ask):
         late_receipt = LateReceipt.from_json(loads(await connection.until(Kind.LATE_RECEIPT, job=placed.job), "late receipt"))
-        assert dumps(late_receipt.receipt.to_json()) == first
+        assert late_receipt.receipt.to_bytes() == first
         assert late_receipt.order.signature == placed.order.signature
         await connection.send(Kind.DISPATCH, placed.job, placed.dispatch.dumps())
-        error = loads(await connection.until(Kind.FAIL, job=placed.job), "failure")["error"]
+        error = Failure.split(await connection.until(Kind.FAIL, job=placed.job))[0]["error"]
         assert error["code"] in ("order_replayed", "order_terms")
         following = await receipt(connection, await site.place(connection, ask))
         assert following.seq == 2
@@ -387,7 +387,7 @@ async def test_a_full_disk(site: Site) -> None:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
         for _ in range(2):
             placed = await site.place(connection, ask)
-            error = loads(await connection.until(Kind.FAIL, job=placed.job), "failure")["error"]
+            error = Failure.split(await connection.until(Kind.FAIL, job=placed.job))[0]["error"]
             assert (error["retry"], error["fault"]) == (True, "provider")
             assert not connection.of(Kind.CHUNK, placed.job)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -404,7 +404,7 @@ async def test_recovery_of_a_lost_state(site: Site) -> None:
         process.kill()
         await process.wait()
     raw = connection.of(Kind.RECEIPT, placed[1].job)[0]
-    last = LateReceipt(read_signed(Receipt, loads(raw, "receipt")), placed[1].order, placed[1].terms)
+    last = LateReceipt(read_signed_bytes(Receipt, raw), placed[1].order, placed[1].terms)
     forged = replace(last, receipt=replace(last.receipt, message=replace(last.receipt.message, seq=99)))
     site.coordinator.remembered = [last, forged]
     shutil.rmtree(site.folder / "state")
@@ -435,7 +435,7 @@ async def status_of(site: Site, *, without: str = "no trouble") -> dict[str, Any
 def remembered(placed: PlacedJob, connection: Connection) -> LateReceipt:
     """Returns a coordinator's record of a job."""
     raw = connection.of(Kind.RECEIPT, placed.job)[0]
-    return LateReceipt(read_signed(Receipt, loads(raw, "receipt")), placed.order, placed.terms)
+    return LateReceipt(read_signed_bytes(Receipt, raw), placed.order, placed.terms)
 
 
 async def test_recovery_waits_for_all_coordinators(site: Site) -> None:
