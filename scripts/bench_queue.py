@@ -54,8 +54,8 @@ Ask = Callable[[], Awaitable[object]]
 class Load:
     """The requests of all cases. `burst_tokens`, `loop_tokens`: the length of an answer, short where many come at once.
 
-    `extra`: members of the body that the SDK has no argument for. `queues`: whether the engine has a queue of its own; else clients
-    that ask it directly take turns.
+    `extra`: members of the body that the SDK has no argument for. `queues`: whether the engine has a queue of its own; else
+    clients that ask it directly take turns.
     """
 
     model: str
