@@ -32,6 +32,7 @@ FLOOR = 25_000
 LOAD_PART = 20
 DEFAULT_OUTPUT_TOKENS = 256
 """The expected output of a model of which nothing was measured yet."""
+_MAX_TOKENS = (1 << 32) - 1
 _DEFAULT_INPUT_PART = 3
 """Input tokens per output token of a request of which nothing is known."""
 _SORT_WEIGHT = Amount(1_000_000)
@@ -94,9 +95,10 @@ def shape_of(
         output = min(output, max_output)
     if sort == "latency":
         weights = Weights(max(weights.first_token, _SORT_WEIGHT), weights.speed, weights.loss)
-    elif sort == "throughput":
+    elif sort in ("throughput", "speed"):
         weights = Weights(weights.first_token, max(weights.speed, _SORT_WEIGHT), weights.loss)
-    tokens = input_tokens or _DEFAULT_INPUT_PART * max(output, 1)
+    output = min(output, _MAX_TOKENS)
+    tokens = min(input_tokens or _DEFAULT_INPUT_PART * max(output, 1), _MAX_TOKENS)
     return RequestShape(tokens, output, weights, holder, min(cached_tokens, tokens))
 
 

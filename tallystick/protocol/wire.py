@@ -30,7 +30,8 @@ from tallystick.protocol.errors import BadMessage, TallyError, error_from_json
 from tallystick.protocol.json_members import read_content_type, read_count, read_members, read_text
 from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Order, Receipt, Terms
-from tallystick.protocol.options import flag, pack_options, unpack_options, whole_number
+from tallystick.protocol.options import IGNORABLE, Option, flag, pack_options, unpack_options, whole_number
+from tallystick.protocol.ranking_hints import RankingHints
 from tallystick.protocol.types import JobId
 from tallystick.protocol.versions import PROTOCOL, check_first_byte
 
@@ -46,6 +47,13 @@ SUBMISSION_OPTIONS = (
     flag(1, "ranked", "ranked"),
     whole_number(2, "wait", "wait"),
     whole_number(3, "hedge_after_ms", "hedgeAfterMs", 1, MAX_HEDGE_MS),
+    Option(
+        IGNORABLE,
+        "hints",
+        "hints",
+        lambda hints: dumps(hints.to_json()),
+        lambda value, where: RankingHints.from_json(loads(value, where), where),
+    ),
 )
 """The members of a submission that may be absent. Each keeps its number for ever."""
 _OPTIONS = {option.number: option for option in SUBMISSION_OPTIONS}
@@ -162,6 +170,8 @@ class Submission:
     """Seconds that the job may wait for a free slot; 0: not at all. None: as long as the coordinator lets jobs wait."""
     hedge_after_ms: int | None = None
     """Milliseconds after its dispatch at which a job without output may be given to a second provider too. None: never."""
+    hints: RankingHints | None = None
+    """What the coordinator may rank the candidates by, if the client leaves their order to it."""
 
     def dumps(self) -> bytes:
         """The wire form. Raises BadMessage."""

@@ -39,7 +39,7 @@ from tallystick.client.recovery.lost_state import TabRecovery
 from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.client.sdk.convenience import ConvenienceMethods
 from tallystick.client.sdk.maintenance import Maintenance
-from tallystick.client.selection.affinity import Affinity
+from tallystick.client.selection.affinity import Affinity, ranking_hints
 from tallystick.client.selection.options import (
     AskExplanation,
     ProviderCriteria,
@@ -403,7 +403,7 @@ class Market(ConvenienceMethods):
         began = asyncio.get_running_loop().time()
         info, context = await self._open_context()
         tags = () if demand.ranked else self._affinity.tags(request, options.affinity)
-        asks, reordered = await self._affinity.arrange(tags, asks, partial(self._shortlists.of_provider, demand))
+        asks, holder = await self._affinity.arrange(tags, asks, partial(self._shortlists.of_provider, demand))
         asks = asks[: self.config.shortlist_size]
         await self._reconciler.recovery.recover_unknown(ask.message.provider for ask in asks)
         response, http_response = await self._submitter.submit(
@@ -413,13 +413,15 @@ class Market(ConvenienceMethods):
             options.max_cost,
             keep_bytes=self._bytes_to_keep(context, request, options.keep),
             idempotency_key=options.idempotency_key,
-            ranked=demand.ranked or reordered,
+            ranked=demand.ranked,
             wait=options.wait,
             hedge_after=options.hedge_after,
+            hints=ranking_hints(demand, holder),
         )
         keyed = options.idempotency_key is not None
         job = Job(context, response, http_response, request.summary, request.plaintext, keyed=keyed, began=began)
         job.tags = tags
+        job.further_orders = self._submitter.further_orders(info, request, demand, response, options.wait)
         self._live.add(job)
         return job
 
