@@ -77,8 +77,10 @@ class Matchmaker:
         self.reputation, self.queue = Reputation(self._score_changed), JobQueue()
         self.speeds = Speeds(self.book.set_speed)
         self.book.measured = self.speeds.measured
-        self.book.on_free = lambda group: self.queue.offer(group, self._tick())
-        self._domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
+        self.book.on_free = self._slot_freed
+        self.on_open: Callable[[SlotGroup], None] = lambda _group: None
+        """Called with a slot group that may have free slots that no job waits for."""
+        self.domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
         self._chance = chance
         self.draw: Callable[[JobId, int], float] = draw_of
         """The draw of a match, from the job's id and the number of its attempt."""
@@ -102,7 +104,7 @@ class Matchmaker:
 
         `groups`: the number of each ask's slot group; without any, all asks share group 0.
         """
-        verified = [ask.verify(self._domain) for ask in asks]
+        verified = [ask.verify(self.domain) for ask in asks]
         if any(ask.message.provider != provider for ask in verified):
             raise BadMessage(f"asks: expected asks of {provider} alone, got one of another provider")
         self._note_withdrawn(provider)
@@ -131,6 +133,10 @@ class Matchmaker:
         order, terms = attempt.order.message, attempt.candidate.terms
         self.exposure.release(order.payer, order.provider, terms.max_cost)
         self.book.release(attempt.slot_group)
+
+    def _slot_freed(self, group: SlotGroup) -> None:
+        self.queue.offer(group, self._tick())
+        self.on_open(group)
 
     def measure(self, job: LiveJob, attempt: Attempt, output_tokens: int) -> None:
         """Measures how fast a provider answered. `output_tokens`: of its receipt."""
@@ -241,7 +247,7 @@ class Matchmaker:
         model = job.submission.candidates[0].terms.model
         for place, ranked in enumerate(fitting):
             listed_ask, candidate = ranked.entry
-            order, group = candidate.order.verify(self._domain), listed_ask.slot_group
+            order, group = candidate.order.verify(self.domain), listed_ask.slot_group
             if not self.queue.is_open(group, job.queued):
                 rejected[group.provider] = Reason.BUSY.value
                 considered[place] = replace(considered[place], outcome=Verdict.HELD)
@@ -295,7 +301,7 @@ class Matchmaker:
         """
         refused: Refusal | None = None
         for candidate in job.submission.candidates:
-            order, terms = candidate.order.verify(self._domain).message, candidate.terms
+            order, terms = candidate.order.verify(self.domain).message, candidate.terms
             if order.provider not in busy:
                 continue
             try:
@@ -309,6 +315,11 @@ class Matchmaker:
                 return
         if refused is not None:
             raise job.last_error or refused
+
+    async def check_order(self, order: Order, terms: Terms) -> None:
+        """Checks that the payer could pay one more order now. Raises Refusal, Unavailable."""
+        await self._admit(order, terms)
+        self.exposure.release(order.payer, order.provider, terms.max_cost)
 
     async def _admit(self, order: Order, terms: Terms) -> None:
         """Counts the job against the payer's funds. Raises Refusal, after a fresh read: the payer may just have deposited."""

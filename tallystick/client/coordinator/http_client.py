@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +29,7 @@ from tallystick.protocol.messages import Ask, Inquiry, Receipt
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address, JobId, parse_address
 from tallystick.protocol.versions import check_protocol
+from tallystick.protocol.wire import Candidate
 
 log = structlog.get_logger()
 JOB_TYPE = "application/vnd.tallystick.job"
@@ -301,6 +303,11 @@ class CoordinatorClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             failure = self._transport_error(error)
             raise failure if isinstance(failure, NotSent) else ConnectionLost(str(failure), keyed=keyed) from error
+
+    async def add_orders(self, job: JobId, candidates: Sequence[Candidate]) -> None:
+        """POST /v1/jobs/{id}/orders: adds orders to a job that waits for a free slot. Raises TallyError."""
+        listed = [base64.b64encode(candidate.to_bytes()).decode() for candidate in candidates]
+        await self._request_json("POST", f"/v1/jobs/{job.hex()}/orders", {"candidates": listed})
 
     async def _submit(self, submission: bytes, linger: int | None) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(

@@ -13,7 +13,7 @@ through it. It is never held against a provider.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
@@ -69,7 +69,7 @@ class JobResponse:
         """The job's last known place in the coordinator's queue, while it waits for a free slot."""
         self.body_bytes = 0
         self.chunks = 0
-        self._placed, self._domain, self._coordinator = placed, domain, coordinator
+        self._placed, self._domain, self._coordinator = dict(placed), domain, coordinator
         self._opener: Opener | None = None
         self._transcript: Transcript | None = None
         self._attempts: dict[Hash, int] = {}
@@ -119,6 +119,10 @@ class JobResponse:
     def candidates(self) -> tuple[PlacedOrder, ...]:
         """The job's orders, in the order of the shortlist."""
         return tuple(self._placed.values())
+
+    def add_orders(self, placed: Sequence[PlacedOrder]) -> None:
+        """Adds orders that were signed while the job waited. Any of them may be matched from now on."""
+        self._placed |= {order.order.digest: order for order in placed}
 
     def delivered(
         self, request_bytes: int, *, bounded: bool, cancelled: bool = False, stream: StreamEnd = StreamEnd.ENDED

@@ -409,6 +409,7 @@ class Market(ConvenienceMethods):
         keyed = options.idempotency_key is not None
         job = Job(context, response, http_response, request.summary, request.plaintext, keyed=keyed, began=began)
         job.tags = tags
+        job.further_orders = self._submitter.further_orders(info, request, demand, response, options.wait)
         self._live.add(job)
         return job
 
