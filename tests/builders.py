@@ -149,7 +149,7 @@ def build_match(order: Verified[Order], terms: Terms, /, index: int = 1, **chang
     order_hash = changes.pop("order_hash", order.digest)
     provider = changes.pop("provider", order.message.provider)
     prices = (terms.input_price, terms.cached_input_price, terms.output_price)
-    facts = AskFacts(*prices, 0, 0xFFFFFFFF, 1, 1, 0, 0, 0, 1.0, newcomer=False)
+    facts = AskFacts(*prices, 0, 0xFFFFFFFF, 1, 1, 0, 0, 0, 0, 1.0, newcomer=False)
     deadline = min(order.message.deadline, 0xFFFFFFFF)
     job = changes.get("job", terms.job)
     values: dict[str, Any] = {

@@ -20,7 +20,7 @@ from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.client.receipts.proof import Proof, read_proof
 from tallystick.protocol.eip712 import Domain, Message, Signed, loads_signed, read_signed_bytes
 from tallystick.protocol.errors import BadSeal, TallyError, error_from_json
-from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, read_asks
+from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, Listing, read_asks, write_beat
 from tallystick.protocol.messages import Ask, Claim, LogHead, Order, Receipt, Spec, Terms
 from tallystick.protocol.openai_wire import read_completion, read_other_answer
 from tallystick.protocol.routes import MESSAGES, RESPONSES
@@ -260,12 +260,14 @@ def seeds() -> dict[str, list[bytes]]:
     listed = [signed.dumps().encode() for signed in messages]
     whole = dumps({"choices": [{"message": {"content": "hi"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
     proof = Proof(DOMAIN, order, terms, receipt, bytes(32), join_request(RequestHead("/v1/x"), b"{}"), (chunk,))
+    listing = Listing.of_one_group((ask,), Capacity(1, 2))
     return {
         "frames": [pack_frame(Kind.MATCH, match.dumps()) + pack_frame(Kind.CHUNK, chunk) + pack_frame(Kind.RECEIPT, listed[2])],
         "link": [
-            pack_link(Kind.HELLO, payload=dumps({"connect": {}, "asks": [ask.to_json()], "capacity": Capacity(1, 2).to_json()})),
+            pack_link(Kind.HELLO, payload=dumps({"connect": {}, **listing.to_json(), "software": "x"})),
+            pack_link(Kind.ASKS, payload=dumps(listing.to_json())),
             pack_link(Kind.CLAIM, payload=dumps(claim.to_json())),
-            pack_link(Kind.BEAT, payload=dumps(Capacity(1, 2).to_json())),
+            pack_link(Kind.BEAT, payload=dumps(write_beat({0: Capacity(1, 2)}))),
             pack_link(Kind.LATE_RECEIPT, payload=dumps(LateReceipt(receipt, order, terms).to_json())),
         ],
         "submission": [placed.dumps()],

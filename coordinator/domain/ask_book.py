@@ -1,23 +1,34 @@
-"""The ask book: all asks of connected nodes, by model with the cheapest first, and the load that each node reports. Pure."""
+"""The ask book: all asks of connected nodes, by model with the cheapest first, and the capacity that each node reports. Pure."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from operator import attrgetter
 from sys import intern
 
-from coordinator.domain.ask_group import AskGroup
 from coordinator.domain.ask_index import GroupKey, ModelIndex, group_key
-from coordinator.domain.listed_ask import SCORE_STEPS, ConnectedNode, ListedAsk, Speed, speed_steps
+from coordinator.domain.listed_ask import (
+    FREE_SLOT,
+    NO_PLACE,
+    SCORE_STEPS,
+    ConnectedNode,
+    ListedAsk,
+    SlotGroup,
+    SlotKey,
+    Speed,
+    speed_steps,
+)
 from tallystick.protocol.eip712 import Verified
-from tallystick.protocol.link import Capacity
+from tallystick.protocol.errors import BadMessage, Fault
+from tallystick.protocol.link import Capacities, Capacity
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.types import Address, Hash
 
 __all__ = ["AskBook", "ConnectedNode", "ListedAsk"]
+NO_CAPACITY = Capacity(0, 0)
 MAX_FORMER_ASKS = 16
 """Replaced asks of one node that orders may still name."""
 _price_key = attrgetter("price_key")
@@ -37,8 +48,17 @@ def _compact(ask: Verified[Ask], provider: Address) -> Verified[Ask]:
     return Verified(shared, ask.signature, ask.digest)
 
 
-def _ignore(_node: ConnectedNode) -> None:
+def _ignore(_group: SlotGroup) -> None:
     pass
+
+
+def _size(capacity: Capacity) -> int:
+    return capacity.slots + capacity.queue
+
+
+def _by_group(capacity: Capacity | Capacities) -> Capacities:
+    """Returns capacities by slot group. A single one is that of group 0."""
+    return {0: capacity} if isinstance(capacity, Capacity) else capacity
 
 
 def _unmeasured(_provider: Address, _model: str) -> Speed | None:
@@ -46,16 +66,28 @@ def _unmeasured(_provider: Address, _model: str) -> Speed | None:
 
 
 def _fold(listed_asks: tuple[ListedAsk, ...]) -> tuple[ListedAsk, ...]:
-    """Returns the cheapest ask of each group, with the others of that group as its siblings."""
+    """Returns the cheapest ask of each group and slot group, with the others of these as its siblings."""
     if len(listed_asks) < 2:
         return listed_asks
-    groups: dict[tuple[str, GroupKey], list[ListedAsk]] = {}
+    groups: dict[tuple[str, GroupKey, int], list[ListedAsk]] = {}
     for listed_ask in sorted(listed_asks, key=_price_key):
         ask = listed_ask.ask.message
-        groups.setdefault((ask.model, group_key(ask)), []).append(listed_ask)
+        groups.setdefault((ask.model, group_key(ask), listed_ask.slot_group.number), []).append(listed_ask)
     for lead, *siblings in groups.values():
         lead.siblings = tuple(siblings)
     return tuple(members[0] for members in groups.values())
+
+
+def _set_leads(node: ConnectedNode) -> None:
+    node.leads = _fold(node.asks)
+    if len(node.groups) == 1:
+        node.groups[0].leads = node.leads
+        return
+    leads: dict[SlotGroup, list[ListedAsk]] = {}
+    for lead in node.leads:
+        leads.setdefault(lead.slot_group, []).append(lead)
+    for group, of_group in leads.items():
+        group.leads = tuple(of_group)
 
 
 def _set_score(node: ConnectedNode, reliability: int, score_step: int) -> None:
@@ -71,9 +103,11 @@ class AskBook:
     _nodes: dict[Address, ConnectedNode] = field(default_factory=dict)
     _indexes: dict[str, ModelIndex] = field(default_factory=dict)
     decisions: int = 0
-    """The number of the next decision, which dates changes of a node's free slots."""
-    on_free: Callable[[ConnectedNode], None] = _ignore
-    """Called with each node that may have got a free slot."""
+    """The number of the next decision, which dates changes of the free slots."""
+    on_free: Callable[[SlotGroup], None] = _ignore
+    """Called with each slot group that may take a job."""
+    max_jobs: int = 1 << 32
+    """Jobs that one node may be given at a time, over all of its slot groups."""
     measured: Callable[[Address, str], Speed | None] = _unmeasured
     """Returns the speed that was measured for a provider and a model; None if too little was."""
 
@@ -81,26 +115,32 @@ class AskBook:
         self,
         provider: Address,
         asks: Iterable[Verified[Ask]],
-        capacity: Capacity | None = None,
+        capacity: Capacity | Capacities | None = None,
         reliability: int | None = None,
         score_step: int = SCORE_STEPS,
+        *,
+        groups: Sequence[int] = (),
     ) -> None:
         """Replaces all asks of a provider. None for `capacity` or `reliability` keeps the former one.
 
-        `score_step`: see ConnectedNode, if `reliability` is given.
+        `score_step`: see ConnectedNode, if `reliability` is given. `groups`: the number of each ask's slot group; without any,
+        all asks share group 0.
         """
         node = self._nodes.get(provider)
         former = () if node is None else (*node.former, *node.asks)
         self._remove_asks(provider)
         if node is None:
-            node = self._nodes[provider] = ConnectedNode(provider, Capacity(0, 0), known_since=self.decisions)
-        if capacity is not None:
-            node.capacity = capacity
+            node = self._nodes[provider] = ConnectedNode(provider)
         if reliability is not None:
             node.reliability, node.score_step = reliability, score_step
-        node.set_listed(node.free > 0, self.decisions)
-        node.asks = tuple(ListedAsk(_compact(ask, provider), node, self.measured(provider, ask.message.model)) for ask in asks)
-        node.leads = _fold(node.asks)
+        listed = list(asks)
+        numbers = list(groups) or [0] * len(listed)
+        by_number = self._set_groups(node, numbers, capacity)
+        node.asks = tuple(
+            ListedAsk(_compact(ask, provider), by_number[number], self.measured(provider, ask.message.model))
+            for ask, number in zip(listed, numbers, strict=True)
+        )
+        _set_leads(node)
         for listed_ask in node.asks:
             model = listed_ask.ask.message.model
             self._by_digest[listed_ask.ask.digest] = listed_ask
@@ -112,13 +152,53 @@ class AskBook:
                 index = self._indexes[model] = ModelIndex()
             index.enter(listed_ask)
         self._keep_former(node, former)
-        if node.listed:
-            self.on_free(node)
+        for slot_group in node.groups:
+            if slot_group.state != NO_PLACE:
+                self.on_free(slot_group)
+
+    def _set_groups(
+        self, node: ConnectedNode, numbers: Iterable[int], capacity: Capacity | Capacities | None
+    ) -> dict[int, SlotGroup]:
+        """Gives a node the slot groups with these numbers. It keeps those that it has, and those that still have jobs."""
+        known = {group.number: group for group in (*node.retired, *node.groups)}
+        node.groups = tuple(
+            known.pop(number) if number in known else SlotGroup(node, number, NO_CAPACITY, known_since=self.decisions)
+            for number in dict.fromkeys(numbers)
+        )
+        node.retired = tuple(group for group in known.values() if group.assigned)
+        for group, group_capacity in self._limited(node, _by_group(capacity or {})):
+            group.capacity = group_capacity
+        for group in node.groups:
+            group.set_state(group.current_state, self.decisions)
+        return {group.number: group for group in node.groups}
+
+    def _limited(self, node: ConnectedNode, reported: Capacities) -> list[tuple[SlotGroup, Capacity]]:
+        """Returns the slot groups with their reported capacities, of which no node gets more than `max_jobs` places in all.
+
+        Groups that no ask names are left out.
+        """
+        left = self.max_jobs - sum(group.assigned for group in node.retired)
+        left -= sum(_size(group.capacity) for group in node.groups if group.number not in reported)
+        limited: list[tuple[SlotGroup, Capacity]] = []
+        for group in node.groups:
+            capacity = reported.get(group.number)
+            if capacity is None:
+                continue
+            if _size(capacity) > left:
+                slots = min(capacity.slots, max(left, 0))
+                capacity = replace(capacity, slots=slots, queue=min(capacity.queue, max(left, 0) - slots))
+            left -= _size(capacity)
+            limited.append((group, capacity))
+        return limited
 
     def _keep_former(self, node: ConnectedNode, former: Iterable[ListedAsk]) -> None:
         """Keeps the last replaced asks of models that the node still sells: it accepts orders on them until they expire."""
-        models = {listed_ask.ask.message.model for listed_ask in node.asks}
-        replaced = [entry for entry in former if entry.ask.message.model in models and entry.ask.digest not in self._by_digest]
+        sold = {(listed_ask.ask.message.model, listed_ask.slot_group) for listed_ask in node.asks}
+        replaced = [
+            entry
+            for entry in former
+            if (entry.ask.message.model, entry.slot_group) in sold and entry.ask.digest not in self._by_digest
+        ]
         node.former = tuple(replaced[-MAX_FORMER_ASKS:])
         for listed_ask in node.former:
             self._by_digest[listed_ask.ask.digest] = listed_ask
@@ -147,25 +227,39 @@ class AskBook:
         for listed_ask in node.former:
             self._by_digest.pop(listed_ask.ask.digest, None)
         node.asks = node.leads = node.former = ()
+        for group in node.groups:
+            group.leads = ()
 
     # What changes with every job
 
-    def set_capacity(self, provider: Address, capacity: Capacity) -> None:
-        """Records the capacity that a connected node reports."""
+    def set_capacity(self, provider: Address, capacity: Capacity | Capacities) -> None:
+        """Records the capacity that a connected node reports of some of its slot groups; a single one is that of group 0.
+
+        Raises BadMessage for a group that none of its asks names, and then records nothing.
+        """
         node = self._nodes.get(provider)
         if node is None:
             return
-        if not node.listed or speed_steps(capacity) == speed_steps(node.capacity):
-            node.capacity = capacity
+        reported = _by_group(capacity)
+        unknown = reported.keys() - {group.number for group in node.groups}
+        if unknown:
+            text = f"expected slot groups that asks of the node name, got {min(unknown)}"
+            raise BadMessage(f"capacity.group: {text}", fault=Fault.PROVIDER)
+        for group, group_capacity in self._limited(node, reported):
+            self._set_capacity(group, group_capacity)
+
+    def _set_capacity(self, group: SlotGroup, capacity: Capacity) -> None:
+        if group.state != FREE_SLOT or speed_steps(capacity) == speed_steps(group.capacity):
+            group.capacity = capacity
         else:
-            self._relist(node, partial(setattr, node, "capacity", capacity))
-        self._update(node)
+            self._relist(group.leads, partial(setattr, group, "capacity", capacity))
+        self._update(group)
 
     def set_reliability(self, provider: Address, reliability: int, score_step: int = SCORE_STEPS) -> None:
         """Records the class of reliability of a connected node's provider, and the step that its score does not exceed."""
         node = self._nodes.get(provider)
         if node is not None and (node.reliability, node.score_step) != (reliability, score_step):
-            self._relist(node, partial(_set_score, node, reliability, score_step))
+            self._relist(node.leads, partial(_set_score, node, reliability, score_step))
 
     def set_speed(self, provider: Address, model: str, speed: Speed) -> None:
         """Records the speed that was measured for a provider and a model."""
@@ -183,46 +277,51 @@ class AskBook:
                 listed_ask.measured = speed
                 index.relist(listed_ask)
 
-    def assign(self, node: ConnectedNode) -> None:
-        """Counts a job that the node was given."""
-        node.assigned += 1
-        self._update(node)
+    def assign(self, group: SlotGroup) -> None:
+        """Counts a job that a slot group was given."""
+        group.assigned += 1
+        self._update(group)
 
-    def release(self, node: ConnectedNode) -> None:
-        """Counts the end of a job of the node, which may have disconnected since."""
-        node.assigned -= 1
-        self._update(node)
+    def release(self, group: SlotGroup) -> None:
+        """Counts the end of a job of a slot group, whose node may have disconnected since."""
+        group.assigned -= 1
+        if not group.assigned and group in group.node.retired:
+            group.node.retired = tuple(retired for retired in group.node.retired if retired is not group)
+        self._update(group)
 
-    def _update(self, node: ConnectedNode) -> None:
-        """Lists the asks of a node that has a free slot again, and unlists those of one that has none left."""
-        if self._nodes.get(node.provider) is not node:
+    def _update(self, group: SlotGroup) -> None:
+        """Moves the asks of a slot group to the lists of its state."""
+        if self._nodes.get(group.provider) is not group.node or group not in group.node.groups:
             return
-        free = node.free > 0
-        if free != node.listed:
-            node.set_listed(free, self.decisions)
-            for group, listed_ask in self._groups_of(node):
-                group.set_free(listed_ask, free=free)
-        if free:
-            self.on_free(node)
+        former, state = group.state, group.current_state
+        if former != state:
+            group.set_state(state, self.decisions)
+            for lead in group.leads:
+                self._indexes[lead.ask.message.model].group_of(lead).move(lead, former=former, state=state)
+        if state != NO_PLACE:
+            self.on_free(group)
 
-    def _relist(self, node: ConnectedNode, change: Callable[[], None]) -> None:
-        """Makes a change on which the places of a node's asks depend."""
-        for listed_ask in node.leads:
-            self._indexes[listed_ask.ask.message.model].unlist(listed_ask)
+    def _relist(self, leads: Sequence[ListedAsk], change: Callable[[], None]) -> None:
+        """Makes a change on which the places of these asks depend."""
+        for lead in leads:
+            self._indexes[lead.ask.message.model].unlist(lead)
         change()
-        for listed_ask in node.leads:
-            self._indexes[listed_ask.ask.message.model].relist(listed_ask)
-
-    def _groups_of(self, node: ConnectedNode) -> Iterator[tuple[AskGroup, ListedAsk]]:
-        """Yields the asks of a node, each with its group."""
-        for listed_ask in node.leads:
-            yield self._indexes[listed_ask.ask.message.model].group_of(listed_ask), listed_ask
+        for lead in leads:
+            self._indexes[lead.ask.message.model].relist(lead)
 
     # Reading
 
     def node(self, provider: Address) -> ConnectedNode | None:
         """Returns the node of a provider, or None if it is not connected."""
         return self._nodes.get(provider)
+
+    def groups_of(self, key: SlotKey) -> tuple[SlotGroup, ...]:
+        """Returns the slot group with this key, or all of a provider's for a key without a number; none if they are gone."""
+        provider, number = key
+        node = self._nodes.get(provider)
+        if node is None:
+            return ()
+        return node.groups if number is None else tuple(group for group in node.groups if group.number == number)
 
     def of_provider(self, provider: Address) -> tuple[ListedAsk, ...]:
         """Returns the asks of a provider."""

@@ -1,7 +1,8 @@
 """A group of asks that meet the same requirements and have about the same mix of input and output price. Pure.
 
-The asks with a free slot are listed apart for each class of reliability, in each order of a shortlist. Asks without one are in a
-list of their own. A list knows a bound below which no request costs with the asks that follow, so a search stops early.
+The asks with a free slot are listed apart for each class of reliability, in each order of a shortlist. Asks without one are in
+lists of their own, those whose engine would queue a job apart from those that take none. A list knows a bound below which no
+request costs with the asks that follow, so a search stops early.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from operator import attrgetter
 
 from sortedcontainers import SortedKeyList
 
-from coordinator.domain.listed_ask import ADDRESS_BITS, CLASSES, SLOWEST, ListedAsk, latency_step, throughput_step
+from coordinator.domain.listed_ask import ADDRESS_BITS, CLASSES, FREE_SLOT, SLOWEST, ListedAsk, latency_step, throughput_step
 from coordinator.domain.scoring import RequestShape, Scorer
 from tallystick.protocol.messages import Ask
 
@@ -134,7 +135,7 @@ class AskGroup:
     The orders by speed are kept from the first demand for them on.
     """
 
-    __slots__ = ("_busy", "_free", "_orders", "counts", "example", "place", "size")
+    __slots__ = ("_free", "_orders", "_others", "counts", "example", "place", "size")
 
     def __init__(self, example: Ask, orders: Iterable[str]) -> None:
         self.example, self.size, self.place = example, 0, 0
@@ -142,45 +143,41 @@ class AskGroup:
         """The number of asks in each class of reliability."""
         self._orders = list(orders)
         self._free: dict[int, FreeAsks] = {}
-        self._busy: dict[int, SortedKeyList[ListedAsk, int]] = {}
-        """The asks without a free slot, cheapest first."""
+        self._others: dict[tuple[int, int], SortedKeyList[ListedAsk, int]] = {}
+        """The asks without a free slot, by state and class of reliability, cheapest first."""
 
     def add(self, listed_ask: ListedAsk) -> None:
-        """Lists an ask: in each order if its node is listed, else among the busy ones."""
+        """Lists an ask by the state of its slot group: in each order if a slot is free."""
         self.counts[listed_ask.node.reliability] += 1
-        if listed_ask.node.listed:
-            self._add_free(listed_ask)
-        else:
-            self._add_busy(listed_ask)
+        self._list(listed_ask, listed_ask.slot_group.state)
 
     def remove(self, listed_ask: ListedAsk) -> None:
-        """Undoes `add`. The ask's keys, and its node's reliability and `listed`, must be those that it was added with."""
+        """Undoes `add`. The ask's keys, and its state and reliability, must be those that it was added with."""
         self.counts[listed_ask.node.reliability] -= 1
-        if listed_ask.node.listed:
-            self._remove_free(listed_ask)
-        else:
-            self._remove_busy(listed_ask)
+        self._unlist(listed_ask, listed_ask.slot_group.state)
 
-    def set_free(self, listed_ask: ListedAsk, *, free: bool) -> None:
-        """Moves an ask whose node got its first free slot, or has none left."""
-        if free:
-            self._remove_busy(listed_ask)
+    def move(self, listed_ask: ListedAsk, *, former: int, state: int) -> None:
+        """Moves an ask whose slot group changed its state."""
+        self._unlist(listed_ask, former)
+        self._list(listed_ask, state)
+
+    def _list(self, listed_ask: ListedAsk, state: int) -> None:
+        if state == FREE_SLOT:
             self._add_free(listed_ask)
-        else:
+            return
+        place = state, listed_ask.node.reliability
+        if place not in self._others:
+            self._others[place] = SortedKeyList(key=ORDERS["price"])
+        self._others[place].add(listed_ask)
+
+    def _unlist(self, listed_ask: ListedAsk, state: int) -> None:
+        if state == FREE_SLOT:
             self._remove_free(listed_ask)
-            self._add_busy(listed_ask)
-
-    def _add_busy(self, listed_ask: ListedAsk) -> None:
-        reliability = listed_ask.node.reliability
-        if reliability not in self._busy:
-            self._busy[reliability] = SortedKeyList(key=ORDERS["price"])
-        self._busy[reliability].add(listed_ask)
-
-    def _remove_busy(self, listed_ask: ListedAsk) -> None:
-        reliability = listed_ask.node.reliability
-        self._busy[reliability].remove(listed_ask)
-        if not self._busy[reliability]:
-            del self._busy[reliability]
+            return
+        place = state, listed_ask.node.reliability
+        self._others[place].remove(listed_ask)
+        if not self._others[place]:
+            del self._others[place]
 
     def _add_free(self, listed_ask: ListedAsk) -> None:
         reliability = listed_ask.node.reliability
@@ -200,9 +197,9 @@ class AskGroup:
         for free_asks in self._free.values():
             free_asks.keep_order(order)
 
-    def busy_asks(self, reliability: int) -> Iterator[ListedAsk]:
-        """Returns the asks of one class without a free slot, the cheapest first."""
-        for lead in self._busy.get(reliability, ()):
+    def other_asks(self, state: int, reliability: int) -> Iterator[ListedAsk]:
+        """Returns the asks of one class without a free slot and in this state, the cheapest first."""
+        for lead in self._others.get((state, reliability), ()):
             yield lead
             yield from lead.siblings
 

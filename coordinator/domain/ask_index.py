@@ -101,7 +101,7 @@ class ModelIndex:
         self._selected: OrderedDict[Hashable, list[AskGroup]] = OrderedDict()
 
     def enter(self, listed_ask: ListedAsk) -> None:
-        """Counts an ask in its group, which it creates if necessary, and lists the ask there if its node is listed."""
+        """Counts an ask in its group, which it creates if necessary, and lists the ask there."""
         ask = listed_ask.ask.message
         key = group_key(ask)
         group = self._groups.get(key)
@@ -172,9 +172,12 @@ class ModelIndex:
             for group in self._groups.values():
                 group.keep_order(order)
 
-    def busy_asks(self, demand: Demand, reliability: int, draw: float) -> Iterator[ListedAsk]:
-        """Yields the asks of one class of reliability without a free slot whose spec meets the demand, the cheapest first."""
-        lists = [group.busy_asks(reliability) for group in self._select(demand, draw)]
+    def other_asks(self, demand: Demand, state: int, reliability: int, draw: float) -> Iterator[ListedAsk]:
+        """Yields the asks of one class of reliability without a free slot, in this state, whose spec meets the demand.
+
+        The cheapest comes first.
+        """
+        lists = [group.other_asks(state, reliability) for group in self._select(demand, draw)]
         return merge(*lists, key=ORDERS["price"])
 
     def _select(self, demand: Demand, draw: float) -> list[AskGroup]:

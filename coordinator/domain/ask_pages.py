@@ -85,7 +85,7 @@ def model_entry(name: str, listed_asks: list[ListedAsk]) -> dict[str, Any]:
     return {
         "id": name,
         "providers": len({ask.provider for ask in asks}),
-        "live": sum(listed_ask.node.free > 0 for listed_ask in listed_asks),
+        "live": sum(listed_ask.slot_group.free > 0 for listed_ask in listed_asks),
         "inputPrice": str(min(ask.input_price for ask in asks)),
         "cachedInputPrice": str(min(ask.cached_input_price for ask in asks)),
         "outputPrice": str(min(ask.output_price for ask in asks)),
@@ -104,8 +104,9 @@ def _listed(names: Iterable[str]) -> list[str]:
 
 
 def ask_entry(listed_ask: ListedAsk) -> dict[str, Any]:
-    """Returns the JSON of a listed ask: as it was signed, with the free slots of its node."""
-    return {"ask": listed_ask.ask.to_json(), "free": listed_ask.node.free}
+    """Returns the JSON of a listed ask: as it was signed, with the free slots and queue places of its slot group."""
+    group = listed_ask.slot_group
+    return {"ask": listed_ask.ask.to_json(), "free": group.free, "queue": group.places - group.free}
 
 
 def explained_entry(ranked: Ranked[ListedAsk], reason: Reason | None, shape: RequestShape) -> dict[str, Any]:

@@ -4,15 +4,16 @@ The order is start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996), per 
 its payer's last job, or the virtual time if that is later. Its finish tag is the start tag plus cost / weight. The virtual time
 is the start tag of the job that was served last. The cost of a job is its cap, the weight is what its payer reserved. So a payer
 who floods the queue delays its own jobs, and a payer with one job waits for little more than the jobs under way. A job that
-leaves before it was granted a slot costs its payer nothing. A provider's slots have a clock too, the highest start tag that they
-were granted to, at which jobs of all its models begin.
+leaves before it was granted a slot costs its payer nothing. The slots of an engine have a clock too, the highest start tag that
+they were granted to, at which jobs of all its models begin.
 
-A job waits for any of the providers that it has orders on. A free slot goes to the first job that waits for its provider. Until
-that job is matched, the slot is granted to it and to no other.
+A job waits for the slot groups of all asks that it has orders on. A free slot, or a place in the engine's queue, goes to the
+first job that waits for its group. Until that job is matched, the slot is granted to it and to no other.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from operator import attrgetter
 
 from sortedcontainers import SortedKeyList
 
-from coordinator.domain.listed_ask import ConnectedNode
+from coordinator.domain.listed_ask import SlotGroup, SlotKey
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.types import Address
 
@@ -33,7 +34,7 @@ _REMEMBERED_GRANTS = 32
 """Grants of a model from which the time to the next ones is estimated."""
 MAX_RETRY_SECONDS = 60
 _MAX_CLOCKS = 20_000
-"""Providers whose last tag is remembered: twice as many as can be connected."""
+"""Slot groups whose last tag is remembered: twice as many as nodes can be connected."""
 GRANT_SECONDS = 15.0
 """How long a job may take to use a slot that it was granted. A client that does not read would keep it from others."""
 _tag = attrgetter("tag")
@@ -45,7 +46,7 @@ class QueuedJob:
 
     model: str
     payer: Address
-    providers: tuple[Address, ...]
+    groups: tuple[SlotKey, ...]
     start: int
     share: int
     """Its finish tag minus its start tag."""
@@ -54,8 +55,12 @@ class QueuedJob:
     """Called when a slot is granted or the wait ends otherwise."""
     wake_at: float = 0.0
     """When the job is to be woken at the latest, in seconds of the same clock."""
-    granted: Address | None = None
+    granted: SlotKey | None = None
     granted_at: float = 0.0
+    kept_until: float = 0.0
+    """Until when the job is not ended although no provider is left: its client may order on another ask."""
+    using: bool = False
+    """Whether the job was assigned to the slot that it was granted, and the group counts it."""
     ended: bool = False
     """Whether no provider is left that it could wait for, or its grant expired."""
 
@@ -100,16 +105,22 @@ class _ModelQueue:
             self.tidy_at = 2 * len(self.finish_tags) + _REMEMBERED_GRANTS
 
 
+def _keys(group: SlotGroup) -> tuple[SlotKey, SlotKey]:
+    """Returns the keys of the jobs that may wait for a group: those of its asks, and those that came while its node was away."""
+    return group.key, (group.provider, None)
+
+
 class JobQueue:
     """All jobs that wait for a slot. `tick` arguments are seconds of a monotonic clock."""
 
     def __init__(self, max_waiting: int = MAX_WAITING) -> None:
         self._max_waiting = max_waiting
         self._models: dict[str, _ModelQueue] = {}
-        self._by_provider: dict[Address, SortedKeyList[QueuedJob, tuple[int, int]]] = {}
-        self._granted: Counter[Address] = Counter()
-        self._clocks: OrderedDict[Address, int] = OrderedDict()
-        """The highest start tag that each provider was granted to, for those with the latest grants."""
+        self._by_group: dict[SlotKey, SortedKeyList[QueuedJob, tuple[int, int]]] = {}
+        self._granted: Counter[SlotKey] = Counter()
+        """Grants of each group that are not used yet."""
+        self._clocks: OrderedDict[SlotKey, int] = OrderedDict()
+        """The highest start tag that each group was granted to, for those with the latest grants."""
         self.granted_jobs: set[QueuedJob] = set()
         self._count = 0
         self._waiting = 0
@@ -121,28 +132,39 @@ class JobQueue:
         """Returns the jobs that wait without a grant."""
         return (job for queue in self._models.values() for job in queue.jobs)
 
-    def waiting_for(self, provider: Address) -> int:
-        """Returns the number of jobs that wait for this provider."""
-        return len(self._by_provider.get(provider, ()))
+    def waiting_of(self, model: str) -> Iterable[QueuedJob]:
+        """Returns the jobs that wait for a model without a grant, in order."""
+        queue = self._models.get(model)
+        return () if queue is None else queue.jobs
 
-    def is_open(self, node: ConnectedNode, job: QueuedJob | None) -> bool:
-        """Whether a job may take a slot of this node now: it was granted one, or one is free that nobody waits for."""
-        if job is not None and job.granted == node.provider:
+    def waiting_for(self, group: SlotGroup) -> int:
+        """Returns the number of jobs that wait for this slot group."""
+        return sum(len(self._by_group.get(key, ())) for key in _keys(group))
+
+    def is_open(self, group: SlotGroup, job: QueuedJob | None) -> bool:
+        """Whether a job may take a slot of this group now: it was granted one, or one is free that nobody waits for."""
+        if job is not None and job.granted == group.key and not job.using:
             return True
-        return node.free > self._granted[node.provider] and not self.waiting_for(node.provider)
+        return group.places > self._granted.get(group.key, 0) and not self.waiting_for(group)
+
+    def use_grant(self, group: SlotGroup, job: QueuedJob | None) -> None:
+        """Notes that a job is assigned to a group now. If it was granted this slot, the grant no longer counts beside it."""
+        if job is not None and job.granted == group.key and not job.using:
+            job.using = True
+            self._uncount_grant(job)
 
     def enter(
         self,
         model: str,
         payer: Address,
-        providers: Iterable[Address],
+        groups: Iterable[SlotKey],
         *,
         cost: int,
         weight: int,
         tick: float,
         wake: Callable[[], None],
     ) -> QueuedJob:
-        """Adds a job that may be served by any of these providers. `cost`, `weight`: base units.
+        """Adds a job that may be served by any of these slot groups. `cost`, `weight`: base units.
 
         Raises Unavailable (rate_limited) with the seconds after which there may be room if the queue is full.
         """
@@ -155,22 +177,29 @@ class JobQueue:
             raise error
         if queue is None:
             queue = self._models[model] = _ModelQueue()
-        providers = tuple(dict.fromkeys(providers))
-        clocks = (self._clocks.get(provider, 0) for provider in providers)
+        groups = tuple(dict.fromkeys(groups))
+        clocks = (self._clocks.get(key, 0) for key in groups)
         start = max(queue.virtual_time, queue.finish_tags.get(payer, 0), *clocks)
         share = max(1, cost * _SCALE // max(weight, MIN_WEIGHT))
         queue.finish_tags[payer] = start + share
         self._count += 1
-        job = QueuedJob(model, payer, providers, start, share, self._count, wake)
+        job = QueuedJob(model, payer, groups, start, share, self._count, wake)
         self._list(job)
         return job
 
-    def enter_again(self, job: QueuedJob, providers: Iterable[Address]) -> None:
-        """Returns a job to its place, after it could not use the slot that it was granted. It waits for these providers."""
+    def enter_again(self, job: QueuedJob, groups: Iterable[SlotKey]) -> None:
+        """Returns a job to its place, after it could not use the slot that it was granted. It waits for these groups."""
         self._end_grant(job)
-        job.providers, job.ended = tuple(providers), False
+        job.groups, job.ended = tuple(dict.fromkeys(groups)), False
         self._models.setdefault(job.model, _ModelQueue(virtual_time=job.start))
         self._list(job)
+
+    def join(self, job: QueuedJob, groups: Iterable[SlotKey]) -> None:
+        """Lets a job that keeps its place wait for these slot groups too."""
+        if job.granted is None and not job.ended:
+            self._unlist(job)
+            job.groups = tuple(dict.fromkeys((*job.groups, *groups)))
+            self._list(job)
 
     def leave(self, job: QueuedJob) -> None:
         """Ends the wait of a job, or the grant that it has."""
@@ -186,50 +215,58 @@ class JobQueue:
         if queue is not None and not queue.jobs and not queue.granted:
             del self._models[model]
 
-    def offer(self, node: ConnectedNode, tick: float) -> None:
-        """Grants the free slots of a node to the first jobs that wait for it, and wakes them."""
-        waiting = self._by_provider.get(node.provider)
-        while waiting and node.free > self._granted[node.provider]:
-            job = waiting[0]
+    def offer(self, group: SlotGroup, tick: float) -> None:
+        """Grants the free slots and queue places of a group to the first jobs that wait for it, and wakes them."""
+        key = group.key
+        while group.places > self._granted.get(key, 0):
+            first = [waiting[0] for waiting in map(self._by_group.get, _keys(group)) if waiting]
+            if not first:
+                return
+            job = min(first, key=_tag)
             self._unlist(job)
-            job.granted, job.granted_at = node.provider, tick
-            self._granted[node.provider] += 1
+            job.granted, job.granted_at, job.using = key, tick, False
+            self._granted[key] += 1
             self.granted_jobs.add(job)
             self._models[job.model].serve(job.start, tick)
-            self._clocks[node.provider] = max(self._clocks.get(node.provider, 0), job.start)
-            self._clocks.move_to_end(node.provider)
+            self._clocks[key] = max(self._clocks.get(key, 0), job.start)
+            self._clocks.move_to_end(key)
             if len(self._clocks) > _MAX_CLOCKS:
                 self._clocks.popitem(last=False)
             job.wake()
-            waiting = self._by_provider.get(node.provider)
 
-    def end_without(self, connected: Callable[[Address], bool]) -> None:
-        """Ends and wakes the jobs that wait for providers which are all gone."""
-        for job in [job for job in self if not any(map(connected, job.providers))]:
+    def end_without(self, connected: Callable[[SlotKey], bool], tick: float = math.inf) -> None:
+        """Ends and wakes the jobs that wait for slot groups which are all gone."""
+        for job in [job for job in self if tick >= job.kept_until and not any(map(connected, job.groups))]:
             self._unlist(job)
             self._models[job.model].refund(job)
             job.ended = True
             job.wake()
 
-    def expire_grants(self, tick: float) -> list[Address]:
-        """Ends the grants of jobs that did not take their slot in time, whose clients do not read. Returns their providers."""
+    def expire_grants(self, tick: float) -> list[SlotKey]:
+        """Ends the grants of jobs that did not take their slot in time, whose clients do not read. Returns their groups."""
         expired = [job for job in self.granted_jobs if tick - job.granted_at > GRANT_SECONDS]
-        providers = [job.granted for job in expired if job.granted is not None]
+        keys = [job.granted for job in expired if job.granted is not None]
         for job in expired:
             self._end_grant(job)
             job.ended = True
             job.wake()
-        return providers
+        return keys
 
     def _end_grant(self, job: QueuedJob) -> None:
         if job.granted is None:
             return
-        self.granted_jobs.discard(job)
+        if not job.using:
+            self._uncount_grant(job)
         self._models[job.model].granted -= 1
+        job.granted, job.using = None, False
+
+    def _uncount_grant(self, job: QueuedJob) -> None:
+        if job.granted is None:
+            return
+        self.granted_jobs.discard(job)
         self._granted[job.granted] -= 1
         if not self._granted[job.granted]:
             del self._granted[job.granted]
-        job.granted = None
 
     def place(self, job: QueuedJob, tick: float) -> tuple[int, float | None]:
         """Returns the job's place, 1 for the next, and the expected wait in seconds; None if nothing was measured yet."""
@@ -241,15 +278,15 @@ class JobQueue:
     def _list(self, job: QueuedJob) -> None:
         self._waiting += 1
         self._models[job.model].jobs.add(job)
-        for provider in job.providers:
-            if provider not in self._by_provider:
-                self._by_provider[provider] = SortedKeyList(key=_tag)
-            self._by_provider[provider].add(job)
+        for key in job.groups:
+            if key not in self._by_group:
+                self._by_group[key] = SortedKeyList(key=_tag)
+            self._by_group[key].add(job)
 
     def _unlist(self, job: QueuedJob) -> None:
         self._waiting -= 1
         self._models[job.model].jobs.remove(job)
-        for provider in job.providers:
-            self._by_provider[provider].remove(job)
-            if not self._by_provider[provider]:
-                del self._by_provider[provider]
+        for key in job.groups:
+            self._by_group[key].remove(job)
+            if not self._by_group[key]:
+                del self._by_group[key]

@@ -1,4 +1,4 @@
-"""What the ask book lists: connected nodes and their asks, with the integer keys of each order of the index. Pure.
+"""What the ask book lists: connected nodes, their slot groups and asks, with the integer keys of each order of the index. Pure.
 
 A key is the price first, or a speed in steps of about a fifth and then the price. The last 32 bits come from the provider's
 address, so the order is total and the same in each process.
@@ -40,71 +40,131 @@ class Speed(NamedTuple):
 UNKNOWN_SPEED = Speed()
 
 
+FREE_SLOT, QUEUE_PLACE, NO_PLACE = range(3)
+"""The states of a slot group, best first: a slot is free; only a place in the engine's queue is; the node takes no job."""
+SlotKey = tuple[Address, int | None]
+"""A slot group by its provider and number. None stands for the groups of a provider that is away."""
+
+
 @dataclass(slots=True, eq=False)
 class ConnectedNode:
-    """A connected node: its last reported capacity, and the jobs that it was given and still has.
+    """A connected node and its slot groups.
 
     `stake`: base units, as last read; 0 until a demand asks for a stake. Only the ask book changes the other members.
     """
 
     provider: Address
-    capacity: Capacity
-    assigned: int = 0
-    """Jobs that the node was given and that have not ended."""
     stake: int = 0
     reliability: int = OTHER
     score_step: int = SCORE_STEPS
     """A step that its provider's score does not exceed."""
-    listed: bool = False
-    """Whether the node's asks are in the lists of their groups."""
-    known_since: int = 0
-    """The number of the first decision at which it is known whether the node was listed."""
-    changes: tuple[int, ...] = ()
-    """The numbers of the decisions before which `listed` last changed, oldest first; at most _MAX_CHANGES."""
+    groups: tuple[SlotGroup, ...] = ()
+    """The slot groups that the node's asks name."""
+    retired: tuple[SlotGroup, ...] = ()
+    """Former slot groups that still have jobs."""
     asks: tuple[ListedAsk, ...] = ()
     leads: tuple[ListedAsk, ...] = ()
-    """Its cheapest ask in each group, which stands for its others there: a provider has one place among equals."""
+    """Its cheapest ask in each group and slot group, which stands for its others there: a provider has one place among equals."""
     former: tuple[ListedAsk, ...] = ()
     """Asks that were replaced lately, which orders may still name."""
 
-    def set_listed(self, listed: bool, decision: int) -> None:
-        """Sets `listed`. `decision`: the number of the next decision."""
-        if listed == self.listed:
-            return
-        self.listed, self.changes = listed, (*self.changes, decision)
-        if len(self.changes) > _MAX_CHANGES:
-            self.known_since, self.changes = self.changes[0], self.changes[1:]
+    @property
+    def free(self) -> int:
+        """Free slots of all groups."""
+        return sum(group.free for group in self.groups)
 
-    def was_listed(self, decision: int) -> bool | None:
-        """Returns whether the node was listed at the decision of this number; None if that is not known any more."""
-        if decision < self.known_since:
-            return None
-        later = sum(change > decision for change in self.changes)
-        return self.listed ^ bool(later % 2)
+    @property
+    def assigned(self) -> int:
+        """Jobs that the node was given and that have not ended."""
+        return sum(group.assigned for group in (*self.groups, *self.retired))
+
+
+@dataclass(slots=True, eq=False)
+class SlotGroup:
+    """Slots that some asks of a node share, because one engine serves them: their last reported capacity, and their jobs.
+
+    The asks of a slot group are free or busy together, whatever the node's other engines do. Only the ask book changes it.
+    """
+
+    node: ConnectedNode
+    number: int
+    capacity: Capacity
+    assigned: int = 0
+    """Jobs that the group was given and that have not ended."""
+    state: int = NO_PLACE
+    """The lists in which the group's asks are."""
+    known_since: int = 0
+    """The number of the first decision at which it is known whether a slot was free."""
+    changes: tuple[int, ...] = ()
+    """The numbers of the decisions before which that last changed, oldest first; at most _MAX_CHANGES."""
+    leads: tuple[ListedAsk, ...] = ()
+    """Those of the node's leads that sell these slots."""
+
+    @property
+    def provider(self) -> Address:
+        """The provider of the node."""
+        return self.node.provider
+
+    @property
+    def key(self) -> SlotKey:
+        """Identifies the group, also after its node connected again."""
+        return self.node.provider, self.number
+
+    @property
+    def places(self) -> int:
+        """Jobs that the group takes now, as far as this coordinator knows: into free slots and the engine's queue."""
+        capacity = self.capacity
+        return max(0, min(capacity.free, capacity.slots + capacity.queue - self.assigned))
 
     @property
     def free(self) -> int:
-        """Free slots, as far as this coordinator knows."""
-        return max(0, min(self.capacity.free, self.capacity.slots - self.assigned))
+        """Free slots. The places of the engine's queue are used last."""
+        return max(0, self.places - self.capacity.queue)
+
+    @property
+    def taken(self) -> int:
+        """Jobs in slots or in the engine's queue, those of others included."""
+        return self.capacity.slots + self.capacity.queue - self.places
 
     @property
     def load(self) -> float:
-        """The share of slots that are taken, from 0 to 1."""
-        return 1.0 - self.free / self.capacity.slots if self.capacity.slots else 1.0
+        """Jobs per slot: 1 if all slots are taken, more if jobs wait in the engine's queue."""
+        return self.taken / self.capacity.slots if self.capacity.slots else 1.0
+
+    @property
+    def current_state(self) -> int:
+        """The state that follows from the capacity and the jobs."""
+        places = self.places
+        return FREE_SLOT if places > self.capacity.queue else QUEUE_PLACE if places else NO_PLACE
+
+    def set_state(self, state: int, decision: int) -> None:
+        """Sets `state`. `decision`: the number of the next decision."""
+        if (state == FREE_SLOT) != (self.state == FREE_SLOT):
+            self.changes = (*self.changes, decision)
+            if len(self.changes) > _MAX_CHANGES:
+                self.known_since, self.changes = self.changes[0], self.changes[1:]
+        self.state = state
+
+    def was_free(self, decision: int) -> bool | None:
+        """Returns whether a slot was free at the decision of this number; None if that is not known any more."""
+        if decision < self.known_since:
+            return None
+        later = sum(change > decision for change in self.changes)
+        return (self.state == FREE_SLOT) ^ bool(later % 2)
 
 
 @dataclass(slots=True, eq=False)
 class ListedAsk:
-    """One ask in the book, with the node that offers it, and its key in the order by price.
+    """One ask in the book, with the slots that it sells, and its key in the order by price.
 
     `measured`: the speed that the coordinator measured for its provider and model; None if it measured too little.
     """
 
     ask: Verified[Ask]
-    node: ConnectedNode
+    slot_group: SlotGroup
     measured: Speed | None = None
     siblings: tuple[ListedAsk, ...] = ()
-    """The provider's other asks in the same group, cheapest first, if this one stands for them in the lists."""
+    """The provider's other asks in the same group and slot group, cheapest first, if this one stands for them in the lists."""
     provider: Address = field(init=False)
     by_price: int = field(init=False)
 
@@ -112,6 +172,11 @@ class ListedAsk:
         message = self.ask.message
         self.provider = message.provider
         self.by_price = 3 * message.input_price + message.output_price << ADDRESS_BITS | int(self.provider[2:10], 16)
+
+    @property
+    def node(self) -> ConnectedNode:
+        """The node that offers it."""
+        return self.slot_group.node
 
     @property
     def price(self) -> int:
@@ -126,7 +191,7 @@ class ListedAsk:
     @property
     def speed(self) -> Speed:
         """The measured speed, and until enough was measured, what the node says of itself."""
-        capacity, measured = self.node.capacity, self.measured or UNKNOWN_SPEED
+        capacity, measured = self.slot_group.capacity, self.measured or UNKNOWN_SPEED
         first_token_ms = measured.first_token_ms or capacity.first_token_ms
         return Speed(first_token_ms, measured.tokens_per_second or capacity.tokens_per_second)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from coordinator.domain.listed_ask import ConnectedNode, ListedAsk, Speed
+from coordinator.domain.listed_ask import ConnectedNode, ListedAsk, SlotGroup, Speed
 from coordinator.domain.matching import candidate_rejection, rank_fitting
 from coordinator.domain.ranking import Ranked
 from coordinator.domain.reputation import Reputation
@@ -28,15 +28,16 @@ _AFTER_RANKING = (Verdict.UNPAID, Verdict.HELD)
 
 def facts_of(listed_ask: ListedAsk, reputation: Reputation) -> AskFacts:
     """Returns what the matcher knows of an ask and its node now."""
-    ask, node = listed_ask.ask.message, listed_ask.node
+    ask, node, group = listed_ask.ask.message, listed_ask.node, listed_ask.slot_group
     return AskFacts(
         ask.input_price,
         ask.cached_input_price,
         ask.output_price,
         ask.valid_from,
         ask.valid_until,
-        node.free,
-        node.capacity.slots,
+        group.places,
+        group.capacity.slots,
+        group.capacity.queue,
         listed_ask.speed.first_token_ms,
         listed_ask.speed.tokens_per_second,
         node.reliability,
@@ -144,5 +145,7 @@ def _listed_ask(model: str, entry: Considered, facts: AskFacts) -> ListedAsk:
         seq=0,
         spec=Spec(),
     )
-    node = ConnectedNode(entry.provider, Capacity(facts.free, facts.slots), reliability=facts.reliability)
-    return ListedAsk(Verified(ask, b"", entry.ask), node, Speed(facts.first_token_ms, facts.tokens_per_second))
+    node = ConnectedNode(entry.provider, reliability=facts.reliability)
+    group = SlotGroup(node, 0, Capacity(facts.free, facts.slots, queue=facts.queue))
+    group.set_state(group.current_state, 0)
+    return ListedAsk(Verified(ask, b"", entry.ask), group, Speed(facts.first_token_ms, facts.tokens_per_second))

@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import TypeVar
 
 from coordinator.domain.ask_book import AskBook
-from coordinator.domain.listed_ask import ConnectedNode, ListedAsk
+from coordinator.domain.listed_ask import NO_PLACE, QUEUE_PLACE, ListedAsk, SlotGroup
 from coordinator.domain.ranking import (
     IsNewcomer,
     Ranked,
@@ -30,7 +30,7 @@ from tallystick.protocol.wire import Candidate
 T = TypeVar("T")
 
 
-def _no_backlog(_node: ConnectedNode) -> float:
+def _no_backlog(_group: SlotGroup) -> float:
     return 0.0
 
 
@@ -52,30 +52,32 @@ def shortlist(
     *,
     newcomer: IsNewcomer = _no_newcomer,
     chance: float = 1.0,
-    backlog: Callable[[ConnectedNode], float] = _no_backlog,
+    backlog: Callable[[SlotGroup], float] = _no_backlog,
     mean_output: int | None = None,
     terms: dict[Address, ScoreTerms] | None = None,
 ) -> list[ListedAsk]:
     """Returns the best asks for a demand, best first: at most `demand.limit`, one per provider.
 
-    If all that fit are busy, returns the most reliable ones with the least `backlog`: a job can wait for them.
+    Asks with a free slot come alone if there are any, else those whose engines would queue the job. If all that fit are busy,
+    returns the most reliable ones with the least `backlog`: a job can wait for them.
     `rejected` is filled with the asks that were judged and do not meet the demand, each with its reason; `terms` with the scores
     of the asks that were considered. `chance`: a uniform draw from 0 to 1, see ranking.py. `mean_output`: see `shape_of`. Raises
     Refusal or Unavailable that say why no ask meets the demand.
     """
     scorer = Scorer(shape_of_demand(demand, mean_output), score)
     search = Search(book, demand, now, score, scorer, chance, [] if rejected is None else rejected)
-    pool = search.best()
-    waiting = [] if pool else search.best_busy()
+    free = search.best()
+    pool = free or search.best_of(QUEUE_PLACE)
+    waiting = [] if pool else search.best_of(NO_PLACE)
     if not pool and not waiting:
         raise search.no_match()
-    if waiting or demand.pin:
+    if not free or demand.pin:
         scorer.refer(pool or waiting)
     ranking = rank(pool or waiting, _itself, scorer)
     if pool:
         ranking = limited(with_exploration(spread_near_ties(ranking, chance), newcomer, chance), demand.limit, newcomer)
     else:
-        ranking.sort(key=lambda ranked: (ranked.listed_ask.node.reliability, backlog(ranked.listed_ask.node)))
+        ranking.sort(key=lambda ranked: (ranked.listed_ask.node.reliability, backlog(ranked.listed_ask.slot_group)))
     if terms is not None:
         terms.update((ranked.listed_ask.provider, ranked.terms) for ranked in ranking)
     return [ranked.listed_ask for ranked in ranking[: demand.limit]]
@@ -87,13 +89,15 @@ def explain(
     """Returns each of these asks with the terms of its score, by the lowest total first, and the reason for which the demand's
     shortlist would not have it; None if it would.
 
-    If none that fits is free, a shortlist has those that a job can wait for.
+    If none that fits has a free slot, a shortlist has those whose engines queue, and then those that a job can wait for.
     """
     reasons = {id(listed_ask): rejection(listed_ask, demand, now, score) for listed_ask in listed_asks}
-    if not any(reason is None for reason in reasons.values()):
+    for waits in (False, True):
+        if any(reason is None for reason in reasons.values()):
+            break
         for listed_ask in listed_asks:
-            if reasons[id(listed_ask)] is Reason.BUSY and listed_ask.node.capacity.slots:
-                reasons[id(listed_ask)] = rejection(listed_ask, demand, now, score, waits=True)
+            if reasons[id(listed_ask)] is Reason.BUSY and listed_ask.slot_group.capacity.slots:
+                reasons[id(listed_ask)] = rejection(listed_ask, demand, now, score, queues=True, waits=waits)
     strict, fitting = demand.strict, [entry for entry in listed_asks if reasons[id(entry)] is None]
     if strict is not None and any(strict.spec_objection(entry.ask.message) is None for entry in fitting):
         for entry in fitting:
@@ -146,20 +150,24 @@ def candidate_rejection(listed_ask: ListedAsk | None, model: str, deadline: int,
         return Reason.FAILED
     if deadline <= now:
         return Reason.ORDER_EXPIRED
-    return Reason.ASK_GONE if listed_ask is None else rejection(listed_ask, Demand(model=model), now)
+    return Reason.ASK_GONE if listed_ask is None else rejection(listed_ask, Demand(model=model), now, queues=True)
 
 
 def rank_fitting(
     fitting: Sequence[tuple[ListedAsk, T]], scorer: Scorer, *, ranked: bool, newcomer: IsNewcomer, chance: float
 ) -> list[Ranked[tuple[ListedAsk, T]]]:
-    """Returns the candidates that fit, best first; in the client's own order if they are `ranked`."""
+    """Returns the candidates that fit, best first; in the client's own order if they are `ranked`.
+
+    Those with a free slot come before those whose engines would queue the job.
+    """
     scorer.refer([listed_ask for listed_ask, _ in fitting])
     ranking = rank(fitting, itemgetter(0), scorer)
     if ranked:
         places = {id(entry): place for place, entry in enumerate(fitting)}
-        return sorted(ranking, key=lambda entry: places[id(entry.entry)])
-    spread = with_exploration(spread_near_ties(ranking, chance), newcomer, chance)
-    return keep_holder(spread, scorer.shape.holder)
+        ranking.sort(key=lambda entry: places[id(entry.entry)])
+    else:
+        ranking = keep_holder(with_exploration(spread_near_ties(ranking, chance), newcomer, chance), scorer.shape.holder)
+    return sorted(ranking, key=lambda entry: entry.listed_ask.slot_group.state)  # stable
 
 
 def check_terms(candidate: Candidate, listed_ask: ListedAsk) -> None:

@@ -107,7 +107,7 @@ def spread_near_ties(ranking: list[Ranked[T]], chance: float) -> list[Ranked[T]]
         return ranking
     others = [] if len(tied) == len(ranking) else [ranked for ranked in ranking if not ranked.nearly_ties(best)]
     tied.sort(key=lambda ranked: ((ranked.listed_ask.by_price & _MAX_ADDRESS_PART) ^ salt) * _SHUFFLE & _MAX_ADDRESS_PART)
-    if tied[1].listed_ask.node.load < tied[0].listed_ask.node.load:
+    if tied[1].listed_ask.slot_group.load < tied[0].listed_ask.slot_group.load:
         tied[0], tied[1] = tied[1], tied[0]
     return tied + others
 

@@ -46,15 +46,17 @@ def rejection(
     score: Score = perfect_score,
     *,
     suitable: bool = False,
+    queues: bool = False,
     waits: bool = False,
 ) -> Reason | None:
     """Returns the first reason why this ask does not meet the demand, or None if it does. `now`: Unix seconds.
 
-    `suitable`: the ask's spec is known to meet the demand. `waits`: the job may wait for a free slot.
+    `suitable`: the ask's spec is known to meet the demand. `queues`: the job may wait in the engine's queue. `waits`: it may wait
+    for a slot.
     """
-    node, ask = listed_ask.node, listed_ask.ask.message
-    reputation = 100 * score(node.provider) if demand.min_reputation else None
-    facts = Facts(now, node.stake, None if waits else node.free, reputation)
+    group, ask = listed_ask.slot_group, listed_ask.ask.message
+    reputation = 100 * score(listed_ask.provider) if demand.min_reputation else None
+    facts = Facts(now, group.node.stake, None if waits else group.places if queues else group.free, reputation)
     return demand.offer_objection(ask, facts) if suitable else demand.objection(ask, facts)
 
 
@@ -83,9 +85,10 @@ class Search:
         """Returns fitting asks, of the pinned providers or of all that have a free slot."""
         return self._among_pinned() if self.demand.pin else self._among_free()
 
-    def best_busy(self) -> list[ListedAsk]:
-        """Returns asks that would fit if their nodes had a free slot, one per provider; if there are any, those that declare all
-        that the request needs.
+    def best_of(self, state: int) -> list[ListedAsk]:
+        """Returns asks in a state other than FREE_SLOT that would fit if a slot were free, one per provider.
+
+        If there are any, returns those that declare all that the request needs.
         """
         book, demand = self.book, self.demand
         index = book.index_of(demand.model)
@@ -93,15 +96,16 @@ class Search:
             return []
         for wanted in (demand,) if demand.strict is None else (demand.strict, demand):
             if demand.pin:
-                classes = [iter(sorted(book.of_providers(demand.model, demand.pin), key=attrgetter("price_key")))]
+                pinned = (entry for entry in book.of_providers(demand.model, demand.pin) if entry.slot_group.state == state)
+                classes = [iter(sorted(pinned, key=attrgetter("price_key")))]
             else:
-                classes = [index.busy_asks(wanted, reliability, self.chance) for reliability in CLASSES]
-            fitting = [listed_ask for listed_asks in classes for listed_ask in self._fitting_busy(listed_asks, wanted)]
+                classes = [index.other_asks(wanted, state, reliability, self.chance) for reliability in CLASSES]
+            fitting = [listed_ask for listed_asks in classes for listed_ask in self._fitting_when_free(listed_asks, wanted)]
             if fitting:
                 return fitting
         return []
 
-    def _fitting_busy(self, listed_asks: Iterator[ListedAsk], demand: Demand) -> list[ListedAsk]:
+    def _fitting_when_free(self, listed_asks: Iterator[ListedAsk], demand: Demand) -> list[ListedAsk]:
         """Returns the first ask of each provider that would fit if it had a free slot, of at most _MAX_EXPLAINED that are judged.
 
         A provider that fits hides no other, however many asks it has.
@@ -114,7 +118,7 @@ class Search:
         return list(fitting.values())
 
     def _fits_when_free(self, listed_ask: ListedAsk, demand: Demand) -> bool:
-        slots = listed_ask.node.capacity.slots
+        slots = listed_ask.slot_group.capacity.slots
         return slots > 0 and rejection(listed_ask, demand, self.now, self.score, waits=True) is None
 
     def _among_pinned(self) -> list[ListedAsk]:

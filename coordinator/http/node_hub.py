@@ -46,7 +46,7 @@ from tallystick.protocol.errors import (
     TallyError,
     Unavailable,
 )
-from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, read_asks
+from tallystick.protocol.link import Challenge, ClaimRequest, Hello, LateReceipt, Listing, read_beat
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import Failure, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.connection_limiter import address_key
@@ -197,7 +197,7 @@ class NodeHub:
                 self._in_background(
                     former.refuse(Refusal(Code.NODE_GONE, "another connection of this provider replaced this one"))
                 )
-            self._market.matchmaker.replace_asks(provider, hello.asks, hello.capacity)
+            self._replace_asks(provider, hello.listing)
             link.enqueue(pack_link(Kind.WELCOME, payload=b"{}"))
             log.info("node connected", provider=provider, asks=len(hello.asks), software=hello.software)
             while True:
@@ -233,13 +233,12 @@ class NodeHub:
         elif kind is Kind.LATE_RECEIPT:
             await self._take_late_receipt(provider, job, payload)
         elif kind is Kind.BEAT:
-            self._market.matchmaker.set_capacity(provider, Capacity.from_json(loads(payload, "capacity")))
+            self._market.matchmaker.set_capacity(provider, read_beat(loads(payload, "beat")))
         elif kind is Kind.ASKS:
             self._check_change_rate(provider)
-            raw = loads(payload, "asks")
-            asks = read_asks(raw.get("asks") if isinstance(raw, dict) else None)
-            self._rate_limiter.count_asks(link.address, len(asks))
-            self._market.matchmaker.replace_asks(provider, asks)
+            listing = Listing.from_json(loads(payload, "asks"), "asks")
+            self._rate_limiter.count_asks(link.address, len(listing.asks))
+            self._replace_asks(provider, listing)
         elif kind is Kind.RECALL:
             self._check_change_rate(provider)
             await self._recall(provider, loads(payload, "recall"))
@@ -247,6 +246,9 @@ class NodeHub:
             await self._forward_claim(provider, ClaimRequest.from_json(loads(payload, "claim")))
         elif kind not in _FOR_RUNNING_JOBS:
             raise BadMessage(f"link: a node never sends {kind.name}")
+
+    def _replace_asks(self, provider: Address, listing: Listing) -> None:
+        self._market.matchmaker.replace_asks(provider, listing.asks, listing.capacities, groups=listing.groups)
 
     def _units(self, kind: Kind, provider: Address) -> int:
         """Returns the units that a frame costs beside its size. A report of capacity may move all asks of its node."""

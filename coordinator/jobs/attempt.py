@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from coordinator.domain.ask_book import ConnectedNode
+from coordinator.domain.listed_ask import SlotGroup
 from coordinator.jobs.match_log import MatchDraft
 from coordinator.ports import AttemptRecord, Handler, job_subject
 from tallystick.protocol.eip712 import Verified
@@ -18,11 +18,11 @@ OUTRUN = "another provider that had the job too had output first"
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """The candidate, its verified order, and the node that was connected when it was matched."""
+    """The candidate, its verified order, and the slots of its node that it takes."""
 
     candidate: Candidate
     order: Verified[Order]
-    node: ConnectedNode
+    slot_group: SlotGroup
     draft: MatchDraft = field(repr=False)
     """What the match log gets to know of the choice."""
     number: int = 0

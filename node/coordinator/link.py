@@ -21,10 +21,10 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
 from node.ports import Link, LinkLost
-from tallystick.protocol.eip712 import Domain, Signed, Signer
+from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadMessage, TallyError, error_from_json
-from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
-from tallystick.protocol.messages import Ask, Connect
+from tallystick.protocol.link import Capacities, Capacity, Challenge, Hello, Listing, endpoint_of, write_beat
+from tallystick.protocol.messages import Connect
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import MAX_BODY, MAX_FRAME, NO_JOB, Kind, dumps, loads, pack_link, unpack_link
@@ -33,6 +33,9 @@ from tallystick.runtime.plaintext import warn_if_plaintext
 from tallystick.version import __version__
 
 log = structlog.get_logger()
+_GONE = Capacity(0, 0)
+"""The capacity of an engine that was removed, until its asks are."""
+_NOTHING = Listing((), (), {})
 _JITTER = random.SystemRandom().random
 _CLOSE_SECONDS = 3.0
 MAX_OUTBOX_FACTOR = 16
@@ -81,18 +84,18 @@ class NodeLink:
         signer: Signer,
         domain: Domain,
         handler: LinkHandler,
-        asks: Callable[[Address], tuple[Signed[Ask], ...]],
-        capacity: Callable[[], Capacity],
+        listing: Callable[[Address], Listing],
+        capacities: Callable[[], Capacities],
         settings: LinkSettings | None = None,
         coordinator: Address | None = None,
         jitter: Callable[[], float] = _JITTER,
     ) -> None:
-        """`asks` returns what is offered to a coordinator. `coordinator`: the only account to accept, if it is known. `jitter`
-        returns numbers from 0 to 1.
+        """`listing` returns what is offered to a coordinator, `capacities` the current capacity of each slot group.
+        `coordinator`: the only account to accept, if it is known. `jitter` returns numbers from 0 to 1.
         """
         self.url = node_url(url)
         self._signer, self._domain, self._handler = signer, domain, handler
-        self._asks, self._capacity, self._settings = asks, capacity, settings or LinkSettings()
+        self._listing, self._capacities, self._settings = listing, capacities, settings or LinkSettings()
         self._coordinator, self._jitter = coordinator, jitter
         self._closing = asyncio.Event()
         self._capacity_changed = asyncio.Event()
@@ -106,9 +109,11 @@ class NodeLink:
     def announce_asks(self) -> None:
         """Sends the changed asks to the coordinator."""
         if self.session is not None:
-            asks = self._asks(self.session.coordinator)
-            self.session.post(Kind.ASKS, NO_JOB, _asks_json(asks))
-            log.info("asks announced", url=self.url, asks=len(asks))
+            listing = self._listing(self.session.coordinator)
+            self.session.post(Kind.ASKS, NO_JOB, dumps(listing.to_json()))
+            self.session.announced = listing
+            self.session.reported = dict(listing.capacities)
+            log.info("asks announced", url=self.url, asks=len(listing.asks))
 
     async def run(self) -> None:
         """Connects and reconnects until `close`."""
@@ -171,11 +176,11 @@ class NodeLink:
                 challenge=challenge.challenge,
                 endpoint=endpoint_of(self.url),
             )
-            asks = self._asks(challenge.coordinator)
-            hello = Hello(self._signer.sign(answer, self._domain), asks, self._capacity(), f"tallystick-node/{__version__}")
+            listing = self._listing(challenge.coordinator)
+            hello = Hello(self._signer.sign(answer, self._domain), listing, f"tallystick-node/{__version__}")
             await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
             await _expect(socket, Kind.WELCOME)
-        return LinkSession(socket, challenge.coordinator, self._settings.outbox_frames, asks, endpoint_of(self.url))
+        return LinkSession(socket, challenge.coordinator, self._settings.outbox_frames, listing, endpoint_of(self.url))
 
     def _check_challenge(self, challenge: Challenge) -> None:
         if self._coordinator is not None and challenge.coordinator != self._coordinator:
@@ -189,12 +194,12 @@ class NodeLink:
     async def _serve(self, session: LinkSession) -> None:
         """Serves a connected session to its end."""
         self.session = session
-        log.info("connected to the coordinator", url=self.url, coordinator=session.coordinator, asks=len(session.announced_asks))
+        log.info("connected to the coordinator", url=self.url, coordinator=session.coordinator, asks=len(session.announced.asks))
         heartbeats = asyncio.create_task(self._send_heartbeats(session), name="heartbeats")
         writer = asyncio.create_task(session.write(), name="outbox")
         try:
             self._handler.connected(session)
-            if self._asks(session.coordinator) != session.announced_asks:
+            if self._listing(session.coordinator).asks != session.announced.asks:
                 self.announce_asks()
             await self._read(session)
         except TallyError as error:
@@ -224,10 +229,18 @@ class NodeLink:
 
     async def _send_heartbeats(self, session: LinkSession) -> None:
         while True:
-            session.post(Kind.BEAT, NO_JOB, dumps(self._capacity().to_json()))
+            self._report(session)
             await asyncio.sleep(_MIN_BEAT_SECONDS)
             await _until(self._capacity_changed, self._settings.heartbeat_seconds)
             self._capacity_changed.clear()
+
+    def _report(self, session: LinkSession) -> None:
+        """Sends the capacity of the announced slot groups in which it changed. An empty report is a sign of life."""
+        current = self._capacities()
+        now = {group: current.get(group, _GONE) for group in session.reported}
+        changed = {group: capacity for group, capacity in now.items() if capacity != session.reported[group]}
+        session.reported = now
+        session.post(Kind.BEAT, NO_JOB, dumps(write_beat(changed)))
 
 
 class _Connection(ClientConnection):
@@ -249,12 +262,14 @@ class LinkSession:
         socket: ClientConnection,
         coordinator: Address,
         outbox_frames: int,
-        announced_asks: tuple[Signed[Ask], ...] = (),
+        announced: Listing = _NOTHING,
         endpoint: str = "",
     ) -> None:
-        """`announced_asks`: the asks that HELLO carried; `endpoint`: the host and port that was dialled."""
-        self.socket, self.coordinator, self.announced_asks, self.endpoint = socket, coordinator, announced_asks, endpoint
-        self.problem = ""
+        """`announced`: what HELLO carried, or ASKS later; `endpoint`: the host and port that was dialled."""
+        self.socket, self.coordinator, self.announced, self.endpoint = socket, coordinator, announced, endpoint
+        self.reported = dict(announced.capacities)
+        """The capacities that the coordinator knows."""
+        self.problem, self.log_head = "", b""
         self._limit = outbox_frames
         self._outbox: deque[bytes] = deque()
         self._posted, self._room, self._empty = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -331,10 +346,6 @@ def node_url(url: str) -> str:
         raise BadMessage(f"coordinator: expected a URL such as https://coordinator.example, got {url!r}")
     path = parts.path.rstrip("/")
     return f"{scheme}://{parts.netloc}{path if path.endswith('/v1/node') else path + '/v1/node'}"
-
-
-def _asks_json(asks: tuple[Signed[Ask], ...]) -> bytes:
-    return dumps({"asks": [ask.to_json() for ask in asks]})
 
 
 async def _expect(socket: ClientConnection, kind: Kind) -> bytes:

@@ -72,6 +72,11 @@ class PublishedAsks:
         return tuple(published.ask for published in self._current)
 
     @property
+    def listed(self) -> tuple[tuple[Verified[Ask], Offer], ...]:
+        """The current asks, each with its offer."""
+        return tuple((published.ask, published.offer) for published in self._current)
+
+    @property
     def offers(self) -> tuple[Offer, ...]:
         """The offers of the current asks."""
         return tuple(published.offer for published in self._current)

@@ -151,6 +151,7 @@ class Job:
         self._phase = "opening the request"
         self._started_at = _now()
         self._slot_at: float | None = None
+        self._queued_at_engine = False
         self._first_output_at: float | None = None
         self._streams, self._parts = False, 0
 
@@ -176,9 +177,17 @@ class Job:
         """Seconds that the engine took for the first output, without the wait for a slot; None if there was none."""
         return None if self._first_output_at is None or self._slot_at is None else self._first_output_at - self._slot_at
 
+    @property
+    def queued_at_engine(self) -> bool:
+        """Whether the engine had as many jobs as slots already when it got this one, which therefore waited there."""
+        return self._queued_at_engine
+
     def measure(self, throughput: Throughput, tokens: int) -> None:
-        """Adds a finished job with `tokens` of output. Only output that came as it was generated shows its speed by its gaps."""
-        if self.first_seconds is None or self.engine_seconds is None:
+        """Adds a finished job with `tokens` of output. Only output that came as it was generated shows its speed by its gaps.
+
+        A job that waited in the engine's own queue shows nothing.
+        """
+        if self.first_seconds is None or self.engine_seconds is None or self._queued_at_engine:
             return
         if self._streams and self._parts * MAX_TOKENS_PER_PART >= tokens:
             throughput.add(first=self.first_seconds, total=self.total_seconds, tokens=tokens)
@@ -274,6 +283,7 @@ class Job:
             self.engine.slot(limits.queue),
         ):
             self._phase, self._slot_at, self._engine_asked = "waiting for the first output", _now(), True
+            self._queued_at_engine = self.engine.slot_limiter.running > self.engine.slots
             async with (
                 asyncio.timeout(first_token) as phase,
                 aclosing(self.engine.engine.answer(request)) as events,

@@ -20,7 +20,7 @@ import structlog
 from node.domain.order_admission import Admission, AdmissionRules, AdmittedJob, LinkIdentity, MatchedOrder
 from node.domain.published_asks import PublishedAsks
 from node.domain.tabs import Tabs
-from node.domain.usage_meter import NOTHING, Throughput
+from node.domain.usage_meter import NOTHING
 from node.jobs.billing import confirm_charge, final_usage, unpaid_work
 from node.jobs.coordinator_credit import CoordinatorCredit
 from node.jobs.job import Deadlines, Job, JobResult, StopReason
@@ -28,17 +28,17 @@ from node.jobs.pooled_engine import PooledEngine
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.refusal_receipts import RefusalReceipts
 from node.ports import ChainView, JobReport, JobStore, Link, Observer
-from tallystick.protocol.eip712 import Domain, Verified
+from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
-from tallystick.protocol.link import Capacity
-from tallystick.protocol.messages import Receipt
+from tallystick.protocol.link import Capacities
+from tallystick.protocol.match_log import Match
+from tallystick.protocol.messages import Order, Receipt
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
 from tallystick.protocol.wire import MAX_HEADER, CancelReason, Dispatch, Failure, Kind
 
 log = structlog.get_logger()
 _PRUNE_SIZE = 10_000
-_MAX_WAITING = 64
 _MAX_REFUSING = 64
 _DRAIN_SECONDS = 45.0
 MAX_HELD_BYTES = 256 << 20
@@ -49,6 +49,8 @@ _STOPS = {
     CancelReason.COORDINATOR: StopReason.COORDINATOR,
     CancelReason.HEDGED: StopReason.HEDGED,
 }
+OnMatch = Callable[[Link, Match, Signed[Order]], None]
+"""Takes a match that was checked, and its order."""
 _FUNDS_CODES = frozenset({Code.UNSECURED, Code.INSUFFICIENT_FUNDS})
 
 
@@ -79,18 +81,16 @@ class JobRunner:
         now: Callable[[], float] = time.time,
         on_capacity_change: Callable[[], None] = lambda: None,
         may_take_jobs: Callable[[Link], bool] = lambda _link: True,
+        on_match: OnMatch = lambda _link, _match, _order: None,
     ) -> None:
         self._provider, self._domain, self._sealing_key = provider, domain, sealing_key
         self._engines, self._tabs, self._store, self._chain = engines, tabs, store, chain
         self._receipt_signer, self._coordinator_credit, self._observer = receipt_signer, coordinator_credit, observer
-        self._deadlines, self._now, self._on_capacity_change, self._may_take_jobs = (
-            deadlines or Deadlines(),
-            now,
-            on_capacity_change,
-            may_take_jobs,
-        )
+        self._deadlines, self._now = deadlines or Deadlines(), now
+        self._on_capacity_change, self._may_take_jobs = on_capacity_change, may_take_jobs
         self._consumed_orders = dict(consumed_orders or {})
         self._prune_at = _PRUNE_SIZE
+        self._on_match = on_match
         self._admission = Admission(
             asks, rules or AdmissionRules(), lambda order, job: order in self._consumed_orders or job in self._jobs
         )
@@ -102,7 +102,6 @@ class JobRunner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._refusing: set[asyncio.Task[None]] = set()
         self._held_bytes = 0
-        self._throughput = Throughput()
         self._draining = False
 
     # Frames of the link
@@ -124,7 +123,7 @@ class JobRunner:
     def _overload(self, size: int) -> TallyError | None:
         if self._draining:
             reason = "is shutting down"
-        elif len(self._tasks) >= 4 * self.slots + _MAX_WAITING:
+        elif len(self._tasks) >= sum(pool.most_jobs for pool in self._engines.values()):
             reason = "has too many jobs waiting"
         elif self._held_bytes + size > MAX_HELD_BYTES:
             reason = "has too many bytes of waiting requests"
@@ -174,22 +173,13 @@ class JobRunner:
         self._deadlines = deadlines
 
     @property
-    def slots(self) -> int:
-        """Number of jobs that may run at once, over all engines."""
-        return sum(pool.slots for pool in self._engines.values())
-
-    @property
     def running(self) -> int:
         """Number of jobs that run now."""
         return len(self._jobs)
 
-    def capacity(self) -> Capacity:
-        """Returns the node's current capacity, over the engines that are up."""
-        pools = [pool for pool in self._engines.values() if pool.up]
-        free = 0 if self._draining else sum(pool.free for pool in pools)
-        return Capacity(
-            free, sum(pool.slots for pool in pools), self._throughput.tokens_per_second, self._throughput.first_token_ms
-        )
+    def capacities(self) -> Capacities:
+        """Returns the current capacity of each engine, by the number of its slot group."""
+        return {pool.number: pool.capacity(draining=self._draining) for pool in self._engines.values()}
 
     async def drain(self, grace: float) -> None:
         """Refuses new jobs and waits for running ones; stops them after `grace` seconds. Every job still ends with its
@@ -254,7 +244,9 @@ class JobRunner:
         await self._refuse(link, matched, cause)
 
     def _match(self, link: Link, job_id: JobId, dispatch: Dispatch) -> MatchedOrder:
-        return self._admission.match(LinkIdentity(self._provider, link.coordinator, self._domain), job_id, dispatch)
+        matched = self._admission.match(LinkIdentity(self._provider, link.coordinator, self._domain), job_id, dispatch)
+        self._on_match(link, dispatch.match, dispatch.candidate.order)
+        return matched
 
     async def _refuse(self, link: Link, matched: MatchedOrder, cause: TallyError) -> None:
         log.info("job refused", job=matched.job.hex(), code=cause.code.value, reason=str(cause))
@@ -268,11 +260,13 @@ class JobRunner:
         now = int(self._now())
         self._coordinator_credit.require_served(link.endpoint)
         admitted = self._admission.admit(matched, now)
+        self._engine_for(admitted)  # a full engine costs no chain read
         await self._admit_to_tab(admitted, now)
-        pool = self._engines.get(admitted.offer.engine)
-        if pool is None:
+        try:
+            pool = self._engine_for(admitted)
+        except Unavailable:
             self._tabs.drop(admitted.payer, admitted.max_cost)
-            raise Unavailable(Code.NODE_BUSY, "the engine was removed from the config a moment ago", fault=Fault.PROVIDER)
+            raise
         self._remember(admitted, now)
         # A job never starts after its order's deadline, so it does not wait for a slot beyond it.
         queue = min(self._deadlines.queue, admitted.order.message.deadline - now)
@@ -291,6 +285,14 @@ class JobRunner:
         link.post(Kind.ACCEPT, admitted.job)
         self._on_capacity_change()
         return job
+
+    def _engine_for(self, admitted: AdmittedJob) -> PooledEngine:
+        """Returns the engine of an admitted job. Raises Unavailable (`node_busy`) if it takes no further job, or is gone."""
+        pool = self._engines.get(admitted.offer.engine)
+        if pool is None:
+            raise Unavailable(Code.NODE_BUSY, "the engine was removed from the config a moment ago", fault=Fault.PROVIDER)
+        pool.check_room(admitted.offer.model)
+        return pool
 
     def _consume_order(self, matched: MatchedOrder) -> bool:
         """Consumes a refused order; returns False if it was seen meanwhile, since another task closes it then."""
@@ -370,10 +372,11 @@ class JobRunner:
         first, total = job.first_seconds, job.total_seconds
         engine_busy = result.error is not None and (result.error.code, result.error.fault) == (Code.NODE_BUSY, Fault.ENGINE)
         full = job.engine.assigned >= job.engine.slots
-        if job.engine.slot_limiter.learn(time.monotonic(), busy=engine_busy, first_seconds=job.engine_seconds, full=full):
+        seconds = None if job.queued_at_engine else job.engine_seconds
+        if job.engine.slot_limiter.learn(time.monotonic(), busy=engine_busy, first_seconds=seconds, full=full):
             log.info("slot limit changed", engine=job.admitted.offer.engine, slots=job.engine.slots)
         if receipt is not None and first is not None and receipt.output_tokens:
-            job.measure(self._throughput, receipt.output_tokens)
+            job.measure(job.engine.throughput, receipt.output_tokens)
         self._observer.job_ended(
             JobReport(
                 job=job.admitted.job,

@@ -39,6 +39,7 @@ DEFAULT_OUTPUT_PRICE = Amount(400_000)
 DEFAULT_CONTEXT_TOKENS = 8_192
 DEFAULT_OUTPUT_TOKENS = 4_096
 DEFAULT_SLOTS = 4
+MAX_QUEUE_DEPTH = 1_024
 SETTLEMENT_SECONDS = 300
 """Seconds that a transaction of this node may take to be mined and seen, after the coordinator's time for a claim has passed."""
 _JOB_PHASES = frozenset({"total", "reader", "first_credit"})
@@ -89,6 +90,7 @@ class EngineConfig:
     api_key_header: str = AUTHORIZATION
     slots: int | None = None
     max_slots: int | None = None
+    queue_depth: int = 0
     models: tuple[ModelConfig, ...] = ()
     input_price: Amount | None = None
     cached_input_price: Amount | None = None
@@ -107,6 +109,8 @@ class EngineConfig:
         least = self.slots or 1
         if self.max_slots is not None and self.max_slots < least:
             raise BadMessage(f"config: engines.max_slots: expected at least {least}, the value of slots, got {self.max_slots}")
+        if not 0 <= self.queue_depth <= MAX_QUEUE_DEPTH:
+            raise BadMessage(f"config: engines.queue_depth: expected 0 to {MAX_QUEUE_DEPTH}, got {self.queue_depth}")
         if self.output_limit_field not in (None, "max_tokens", "max_completion_tokens"):
             raise BadMessage(
                 "config: engines.output_limit_field: expected max_tokens or max_completion_tokens, got "
@@ -117,6 +121,11 @@ class EngineConfig:
     def label(self) -> str:
         """The engine's name in logs and metrics."""
         return self.name or urlsplit(self.url).netloc.rpartition("@")[2]
+
+    @property
+    def limits(self) -> tuple[int | None, int | None, int]:
+        """The settings of the slots."""
+        return self.slots, self.max_slots, self.queue_depth
 
     def settings(self, environment: Mapping[str, str]) -> EngineSettings:
         """Returns the adapter's settings. Raises BadMessage if `api_key_env` names a variable that is not set."""

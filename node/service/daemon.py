@@ -21,6 +21,7 @@ from node.chain.escrow_view import EscrowView
 from node.chain.payouts import Payouts, check_policy
 from node.chain.watcher import ChainWatcher
 from node.coordinator.link import NodeLink, node_url
+from node.coordinator.match_watch import MatchWatch
 from node.coordinator.receipt_sender import ReceiptSender
 from node.coordinator.router import LinkRouter
 from node.coordinator.state_recovery import StateRecovery
@@ -37,17 +38,16 @@ from node.service.metrics import NodeMetrics, count_gpus
 from node.service.resources import Resources, open_resources
 from node.service.status import health, status
 from node.service.status_socket import serve_status
-from tallystick.protocol.eip712 import Domain, Signer, Verified
+from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadMessage, TallyError
-from tallystick.protocol.link import endpoint_of
-from tallystick.protocol.messages import Ask
+from tallystick.protocol.link import Listing, endpoint_of
 from tallystick.protocol.types import Address
 from tallystick.runtime.logs import configure
 from tallystick.runtime.serving import serving, wait_for_stop_signal
 
 log = structlog.get_logger()
 _LAST_CLAIM_SECONDS = 10.0
-AsksFor = Callable[[str, Address], tuple[Verified[Ask], ...]]
+ListingFor = Callable[[str, Address], Listing]
 """Returns what is offered to a coordinator, given its dialled address and its account."""
 
 
@@ -88,6 +88,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
     asks = _published_asks(config, resources)
     metrics = _metrics(config, tabs, engine_suspected)
     links: list[NodeLink] = []
+    match_watch = MatchWatch(domain, config.state / "match-log", partial(_url_of, links))
     state_recovery = await _state_recovery(config, signer, resources, tabs, links)
     hours = await store.coordinator_hours(now // HOUR - HOURS)
     coordinator_credit = CoordinatorCredit(store, config.admission, hours, alarm=metrics.coordinator_suspended)
@@ -110,11 +111,14 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         consumed_orders=dict(await store.consumed_orders(now)),
         on_capacity_change=partial(_announce_capacity, links),
         may_take_jobs=lambda link: state_recovery.is_complete(link.coordinator),
+        on_match=match_watch.on_match,
     )
     store.count_writers(lambda: runner.running)
     receipt_sender = ReceiptSender(store, config.receipt_resend_interval)
     router = LinkRouter(runner, receipt_sender, state_recovery)
-    links += _links(config, signer, domain, router, _asks_for(asks, state_recovery, coordinator_credit))
+    listing = _listing_for(asks, resources.engine_pool, runner, state_recovery, coordinator_credit)
+    links += _links(config, signer, domain, router, listing)
+    resources.engine_pool.on_change = partial(_announce_capacity, links)
     asks_changed = partial(_announce_asks, links)
     state_recovery.on_complete = partial(_on_recovery_complete, links, router)
     tabs.on_stale_state, coordinator_credit.on_change = asks_changed, asks_changed
@@ -137,6 +141,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         tabs=tabs,
         engine_suspected=engine_suspected,
         coordinator_credit=coordinator_credit,
+        match_watch=match_watch,
     )
     return node
 
@@ -171,7 +176,7 @@ async def _state_recovery(
         completed=await resources.store.completed_recoveries(),
         required=map(node_url, config.all_coordinators),
         skipped=map(node_url, config.skip_recovery),
-        url_of=lambda session: next((link.url for link in links if link.session is session), ""),
+        url_of=partial(_url_of, links),
     )
 
 
@@ -193,15 +198,28 @@ def _collector(
     )
 
 
-def _asks_for(asks: PublishedAsks, state_recovery: StateRecovery, coordinator_credit: CoordinatorCredit) -> AsksFor:
+def _url_of(links: Sequence[NodeLink], session: Link) -> str:
+    """Returns the address that a session's connection dialled; empty if it has ended."""
+    return next((link.url for link in links if link.session is session), "")
+
+
+def _listing_for(
+    asks: PublishedAsks,
+    engine_pool: EnginePool,
+    runner: JobRunner,
+    state_recovery: StateRecovery,
+    coordinator_credit: CoordinatorCredit,
+) -> ListingFor:
     """Returns what decides the asks of a coordinator: none before its state recovery is complete, and none while it is
     suspended.
     """
 
-    def asks_for(endpoint: str, coordinator: Address) -> tuple[Verified[Ask], ...]:
-        return asks.current if state_recovery.is_complete(coordinator) and coordinator_credit.serves(endpoint) else ()
+    def listing_for(endpoint: str, coordinator: Address) -> Listing:
+        if not (state_recovery.is_complete(coordinator) and coordinator_credit.serves(endpoint)):
+            return Listing((), (), {})
+        return engine_pool.listing(asks, runner.capacities())
 
-    return asks_for
+    return listing_for
 
 
 def _announce_capacity(links: Sequence[NodeLink]) -> None:
@@ -242,7 +260,7 @@ def _ask_publisher(
     )
 
 
-def _links(config: NodeConfig, signer: Signer, domain: Domain, router: LinkRouter, asks: AsksFor) -> list[NodeLink]:
+def _links(config: NodeConfig, signer: Signer, domain: Domain, router: LinkRouter, listing: ListingFor) -> list[NodeLink]:
     """Makes one connection to each coordinator; `coordinator_address` is the account of the first."""
     return [
         NodeLink(
@@ -250,8 +268,8 @@ def _links(config: NodeConfig, signer: Signer, domain: Domain, router: LinkRoute
             signer=signer,
             domain=domain,
             handler=router,
-            asks=partial(asks, endpoint_of(node_url(url))),
-            capacity=router.runner.capacity,
+            listing=partial(listing, endpoint_of(node_url(url))),
+            capacities=router.runner.capacities,
             settings=config.link,
             coordinator=config.coordinator_address if url == config.coordinator else None,
         )
@@ -304,6 +322,7 @@ class Node:
     tabs: Tabs
     engine_suspected: asyncio.Event
     coordinator_credit: CoordinatorCredit
+    match_watch: MatchWatch
     config_problem: str = ""
     """Why the config that was read last is not applied; empty if it is."""
     settings_for_restart: tuple[str, ...] = ()
@@ -369,4 +388,4 @@ class Node:
         except (TallyError, TimeoutError) as error:
             log.warning("claims not submitted; they will be after the next start", error=str(error) or "timed out")
         await self.receipt_sender.save_acknowledgements()
-        await asyncio.gather(*(link.close() for link in self.links))
+        await asyncio.gather(*(link.close() for link in self.links), self.match_watch.close())

@@ -5,12 +5,13 @@ The pool can be reconfigured while the node works.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import count
 
 import structlog
 
-from node.domain.published_asks import Offer
+from node.domain.published_asks import Offer, PublishedAsks
 from node.domain.slot_limiter import SlotLimiter
 from node.domain.upstream_models import UpstreamModel
 from node.engines.discover import discover
@@ -19,17 +20,23 @@ from node.jobs.pooled_engine import PooledEngine
 from node.service.config import EngineConfig
 from node.service.engine_findings import EngineFindings
 from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.link import Capacities, Listing
 
 log = structlog.get_logger()
 
 
 class EnginePool:
-    """See the module's docstring. `engines` is by label and changes when the pool is reconfigured. Call `close` when done."""
+    """See the module's docstring. `engines` is by label and changes when the pool is reconfigured. Call `close` when done.
+
+    `on_change` is called when what an engine takes changed for another reason than a job's begin or end.
+    """
 
     def __init__(
         self, engines: Sequence[EngineConfig], environment: Mapping[str, str], findings: EngineFindings | None = None
     ) -> None:
         self.engines: dict[str, PooledEngine] = {}
+        self.on_change: Callable[[], None] = lambda: None
+        self._numbers = count()
         self._environment = environment
         self._configs: dict[str, EngineConfig] = {}
         self._adapters: dict[str, OpenAIEngine] = {}
@@ -60,12 +67,18 @@ class EnginePool:
                 self._forget(label)
             slots = engine.slots_at_start(self._reported_slots.get(label))
             if label not in self.engines:
-                self.engines[label] = PooledEngine(self._adapters[label], SlotLimiter(slots, engine.max_slots))
+                limiter = SlotLimiter(slots, engine.max_slots, engine.queue_depth)
+                number = next(self._numbers)
+                self.engines[label] = PooledEngine(self._adapters[label], limiter, number=number, on_change=self._changed)
             else:
                 self.engines[label].engine = self._adapters[label]
-                if former is not None and (former.slots, former.max_slots) != (engine.slots, engine.max_slots):
-                    self.engines[label].slot_limiter.reset(slots, engine.max_slots)
+                if former is not None and former.limits != engine.limits:
+                    self.engines[label].slot_limiter.reset(slots, engine.max_slots, engine.queue_depth)
+                    self._changed()
         self._configs = wanted
+
+    def _changed(self) -> None:
+        self.on_change()
 
     def _forget(self, label: str) -> None:
         """Forgets what an engine reported and what its models can do."""
@@ -115,13 +128,20 @@ class EnginePool:
             for model in listed
         ]
 
+    def listing(self, asks: PublishedAsks, capacities: Capacities) -> Listing:
+        """Returns the current asks with their slot groups, which are the engines, and the capacity of each."""
+        offered = [(ask, self.engines[offer.engine].number) for ask, offer in asks.listed if offer.engine in self.engines]
+        numbers = tuple(number for _, number in offered)
+        return Listing(tuple(ask for ask, _ in offered), numbers, {number: capacities[number] for number in numbers})
+
     def _set_slots(self, name: str, engine: EngineConfig, reported: int | None) -> None:
         """Takes over the slots that the engine reports, unless the config sets them."""
         if reported is None or reported == self._reported_slots.get(name):
             return
         self._reported_slots[name] = reported
         if engine.slots is None:
-            self.engines[name].slot_limiter.reset(engine.slots_at_start(reported), engine.max_slots)
+            self.engines[name].slot_limiter.reset(engine.slots_at_start(reported), engine.max_slots, engine.queue_depth)
+            self._changed()
 
 
 async def discover_engines(environment: Mapping[str, str]) -> tuple[EngineConfig, ...]:

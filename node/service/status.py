@@ -56,7 +56,7 @@ class StatusSources(Protocol):
 def health(node: StatusSources) -> dict[str, Any]:
     """Returns the JSON of /healthz. `ok`: the node is connected to a coordinator that it serves, and it has something to sell."""
     credit = node.tabs.credit_summary(int(time.time()))
-    sessions, capacity = [link.session for link in node.links], node.runner.capacity()
+    sessions, capacities = [link.session for link in node.links], node.runner.capacities()
     connected = [session.coordinator for session in sessions if session is not None]
     served = any(node.coordinator_credit.serves(session.endpoint) for session in sessions if session)
     problems = (node.state_recovery.problem, *(link.problem for link in node.links), *node.coordinator_credit.problems())
@@ -69,11 +69,14 @@ def health(node: StatusSources) -> dict[str, Any]:
         "chain_reachable": node.chain.reachable,
         "models": sorted({offer.model for offer in node.asks.offers}),
         "engines": {name: "up" if engine.up else "down" for name, engine in engines.items()},
-        "slots": {name: {"taken": engine.assigned, "of": engine.slots} for name, engine in engines.items()},
+        "slots": {
+            name: {"taken": engine.assigned, "of": engine.slots, "queue": engine.queue, "free": capacities[engine.number].free}
+            for name, engine in engines.items()
+        },
         "running": node.runner.running,
-        "free_slots": capacity.free,
-        "tokens_per_second": capacity.tokens_per_second,
-        "first_token_ms": capacity.first_token_ms,
+        "free_slots": sum(capacity.free for capacity in capacities.values()),
+        "tokens_per_second": max((capacity.tokens_per_second for capacity in capacities.values()), default=0),
+        "first_token_ms": min(filter(None, (capacity.first_token_ms for capacity in capacities.values())), default=0),
         "unsecured": str(int(node.tabs.unsecured)),
         **{name: str(amount) for name, amount in credit.items()},
         "fees_bps": {coordinator: node.chain_watcher.rates.get(coordinator) for coordinator in connected},

@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from scripts.relay.mock import BODY, MODEL
 from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified
-from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
+from tallystick.protocol.link import Capacity, Challenge, Hello, Listing, endpoint_of, write_beat
 from tallystick.protocol.messages import Ask, Connect, Order, Outcome, Receipt, Spec, Terms
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.sealing import X25519, ContentKey, Sealer, SealingKey, commit_request, wrap_key
@@ -141,7 +141,7 @@ class EnginelessNode:
             challenge=challenge.challenge,
             endpoint=endpoint_of(url),
         )
-        hello = Hello(signer.sign(answer, domain), (ask,), Capacity(1_000, 1_000), "bench")
+        hello = Hello(signer.sign(answer, domain), Listing.of_one_group((ask,), Capacity(1_000, 1_000)), "bench")
         await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
         await socket.recv()
         return cls(socket, signer, domain, key, ask)
@@ -166,7 +166,7 @@ class EnginelessNode:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(5)
-            await self.socket.send(pack_link(Kind.BEAT, payload=dumps(Capacity(1_000, 1_000).to_json())))
+            await self.socket.send(pack_link(Kind.BEAT, payload=dumps(write_beat({}))))
 
     async def _answer(self, job: JobId, dispatch: Dispatch) -> None:
         order, terms = dispatch.candidate.order.message, dispatch.candidate.terms

@@ -10,7 +10,7 @@ from itertools import count
 
 from coordinator.domain.job_queue import JobQueue, QueuedJob
 from coordinator.domain.limits import JobLimits
-from coordinator.domain.listed_ask import ListedAsk
+from coordinator.domain.listed_ask import ListedAsk, SlotKey
 from coordinator.domain.ranking import reliability, score_step
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker
@@ -62,7 +62,7 @@ class ArrivalQueue(JobQueue):
         self,
         model: str,
         payer: Address,
-        providers: Iterable[Address],
+        groups: Iterable[SlotKey],
         *,
         cost: int,
         weight: int,
@@ -71,7 +71,7 @@ class ArrivalQueue(JobQueue):
     ) -> QueuedJob:
         """Adds a job."""
         payer = Address(f"{payer}/{next(self._numbers)}")
-        return super().enter(model, payer, providers, cost=cost, weight=weight, tick=tick, wake=wake)
+        return super().enter(model, payer, groups, cost=cost, weight=weight, tick=tick, wake=wake)
 
 
 class Replica:
@@ -89,7 +89,7 @@ class Replica:
         )
         self.matchmaker.queue = queue
         self.book, self.reputation = self.matchmaker.book, self.matchmaker.reputation
-        self.slot_queue = SlotQueue(self.matchmaker, self.limits, clock.tick)
+        self.slot_queue = SlotQueue(self.matchmaker, self.limits, address=ZERO_ADDRESS, now=self.unix_time, tick=clock.tick)
 
     def unix_time(self) -> int:
         """Returns the Unix seconds of the virtual clock."""
@@ -116,7 +116,7 @@ class Replica:
         facts, specs = Facts(self.unix_time()), dict[Spec, bool]()
         for entry in self.book.of_model(demand.model):
             ask = entry.ask.message
-            if (free and not entry.node.free) or demand.offer_objection(ask, facts) is not None:
+            if (free and not entry.slot_group.free) or demand.offer_objection(ask, facts) is not None:
                 continue
             if ask.spec not in specs:
                 specs[ask.spec] = demand.spec_objection(ask) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,28 +77,69 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """A node's capacity now: free and total slots over all models, and the speed that it measured last (0: unknown)."""
+    """The capacity of one slot group now: the asks of a node that share the slots of an engine.
+
+    `slots`: jobs that the engine runs at once. `queue`: further jobs that the node passes on, to wait in the engine's own queue.
+    `free`: jobs that the node takes now, of `slots` and `queue` together. The speeds were measured last; 0 means unknown.
+    """
 
     free: int
     slots: int
     tokens_per_second: int = 0
     first_token_ms: int = 0
+    queue: int = 0
 
-    def to_json(self) -> dict[str, int]:
-        """The wire form."""
+    def to_json(self, group: int) -> dict[str, int]:
+        """The wire form, with the number of the slot group."""
         return {
+            "group": group,
             "free": self.free,
             "slots": self.slots,
+            "queue": self.queue,
             "tokensPerSecond": self.tokens_per_second,
             "firstTokenMs": self.first_token_ms,
         }
 
     @classmethod
-    def from_json(cls, raw: object) -> Capacity:
-        """Reads the wire form. Raises BadMessage."""
-        names = ("free", "slots", "tokensPerSecond", "firstTokenMs")
-        values = read_members(raw, "capacity", *names)
-        return cls(*(read_count(value, f"capacity.{name}") for name, value in zip(names, values, strict=True)))
+    def from_json(cls, raw: object, field: str = "capacity") -> tuple[int, Capacity]:
+        """Reads the wire form: the number of the slot group and its capacity. Raises BadMessage."""
+        names = ("group", "free", "slots", "queue", "tokensPerSecond", "firstTokenMs")
+        values = read_members(raw, field, *names)
+        group, free, slots, queue, speed, latency = (
+            read_count(value, f"{field}.{name}") for name, value in zip(names, values, strict=True)
+        )
+        return group, cls(free, slots, speed, latency, queue)
+
+
+Capacities = Mapping[int, Capacity]
+"""Capacities by the number of the slot group."""
+
+
+def write_capacities(capacities: Capacities) -> list[dict[str, int]]:
+    """The wire form of the capacities of some slot groups."""
+    return [capacity.to_json(group) for group, capacity in capacities.items()]
+
+
+def read_capacities(raw: object, field: str = "capacity") -> dict[int, Capacity]:
+    """Reads the capacities of at most MAX_ASKS slot groups, each group once. Raises BadMessage."""
+    capacities: dict[int, Capacity] = {}
+    for i, entry in enumerate(read_items(raw, field, MAX_ASKS)):
+        group, capacity = Capacity.from_json(entry, f"{field}[{i}]")
+        if group in capacities:
+            raise BadMessage(f"{field}[{i}].group: expected each slot group once, got {group} again")
+        capacities[group] = capacity
+    return capacities
+
+
+def write_beat(capacities: Capacities) -> dict[str, Any]:
+    """The payload of a node's BEAT: the capacities of the slot groups in which it changed."""
+    return {"capacity": write_capacities(capacities)}
+
+
+def read_beat(raw: object) -> dict[int, Capacity]:
+    """Reads the payload of a node's BEAT. Raises BadMessage."""
+    (capacity,) = read_members(raw, "beat", "capacity")
+    return read_capacities(capacity, "beat.capacity")
 
 
 MAX_ASKS = 256
@@ -129,33 +171,75 @@ def read_asks(raw: object, field: str = "asks") -> tuple[Signed[Ask], ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Hello:
-    """A node's first frame: the signed answer to the challenge, its asks, its capacity, and its software version."""
+class Listing:
+    """All that a node offers: its asks, the number of each ask's slot group, and the capacity of each group.
 
-    connect: Signed[Connect]
+    Asks of one group share its slots. A node keeps the number of a group while it keeps the engine.
+    """
+
     asks: tuple[Signed[Ask], ...]
-    capacity: Capacity
-    software: str
+    groups: tuple[int, ...]
+    capacities: Capacities
+
+    @classmethod
+    def of_one_group(cls, asks: tuple[Signed[Ask], ...], capacity: Capacity) -> Listing:
+        """The listing of a node whose asks all share the same slots."""
+        return cls(asks, (0,) * len(asks), {0: capacity} if asks else {})
 
     def to_json(self) -> dict[str, Any]:
         """The wire form."""
         return {
-            "connect": self.connect.to_json(),
             "asks": [ask.to_json() for ask in self.asks],
-            "capacity": self.capacity.to_json(),
-            "software": self.software,
-            "protocol": PROTOCOL,
+            "groups": list(self.groups),
+            "capacity": write_capacities(self.capacities),
         }
+
+    @classmethod
+    def from_json(cls, raw: object, field: str = "listing") -> Listing:
+        """Reads the wire form, whose groups must be those that the asks name. Raises BadMessage."""
+        asks, groups, capacity = read_members(raw, field, "asks", "groups", "capacity")
+        numbers = read_items(groups, f"{field}.groups", MAX_ASKS)
+        listing = cls(
+            read_asks(asks, f"{field}.asks"),
+            tuple(read_count(number, f"{field}.groups[{i}]") for i, number in enumerate(numbers)),
+            read_capacities(capacity, f"{field}.capacity"),
+        )
+        if len(listing.groups) != len(listing.asks):
+            expected, got = len(listing.asks), len(listing.groups)
+            raise BadMessage(f"{field}.groups: expected one slot group per ask, {expected} in all, got {got}")
+        difference = listing.capacities.keys() ^ set(listing.groups)
+        if difference:
+            text = "expected the capacities of the groups that the asks name, and no others"
+            raise BadMessage(f"{field}.capacity: {text}; group {min(difference)} is in one of them alone")
+        return listing
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A node's first frame: the signed answer to the challenge, its asks with their capacity, and its software version."""
+
+    connect: Signed[Connect]
+    listing: Listing
+    software: str
+
+    @property
+    def asks(self) -> tuple[Signed[Ask], ...]:
+        """The node's asks."""
+        return self.listing.asks
+
+    def to_json(self) -> dict[str, Any]:
+        """The wire form."""
+        own = {"connect": self.connect.to_json(), "software": self.software, "protocol": PROTOCOL}
+        return own | self.listing.to_json()
 
     @classmethod
     def from_json(cls, raw: Any) -> Hello:
         """Reads the wire form. Raises BadMessage, also for a node of another protocol."""
-        connect, asks, capacity, software = read_members(raw, "hello", "connect", "asks", "capacity", "software")
+        connect, software = read_members(raw, "hello", "connect", "software")
         check_protocol(raw.get("protocol"), "hello", "the node")
         return cls(
             read_signed(Connect, connect, "hello.connect"),
-            read_asks(asks, "hello.asks"),
-            Capacity.from_json(capacity),
+            Listing.from_json(raw, "hello"),
             read_text(software, "hello.software"),
         )
 

@@ -34,7 +34,7 @@ _HEAD = struct.Struct(">BBQ")
 _BODY = struct.Struct(">Q16sB32s?dHB")
 _REQUEST = struct.Struct(">IIQQQI20s")
 _CANDIDATE = struct.Struct(">20s32sBBI?")
-_FACTS = struct.Struct(">QQQIIHHIIBd?")
+_FACTS = struct.Struct(">QQQIIHHHIIBd?")
 _FRAME = struct.Struct(">Q16s32s")
 _SIGNED_HEAD = struct.Struct(">Q32sQ65s")
 _MAX_TIME = _MAX_COUNT = 0xFFFFFFFF
@@ -71,8 +71,9 @@ _NUMBERS = {outcome: number for number, outcome in _CODES.items()}
 class AskFacts:
     """What the matcher knew of a listed ask and its node. Prices are base units per 1,000,000 tokens, times are Unix seconds.
 
-    The speed is as the coordinator measured it, or as the node says; 0 if it is unknown. `reliability`: the class by which the
-    index found it; `score`: its reputation, from 0 to 1.
+    `slots`: jobs that its engine runs at once; `queue`: further jobs that may wait in the engine's queue; `free`: jobs that both
+    take now. The speed is as the coordinator measured it, or as the node says; 0 if it is unknown. `reliability`: the class by
+    which the index found it; `score`: its reputation, from 0 to 1.
     """
 
     input_price: int
@@ -82,6 +83,7 @@ class AskFacts:
     valid_until: int
     free: int
     slots: int
+    queue: int
     first_token_ms: int
     tokens_per_second: int
     reliability: int
@@ -237,6 +239,7 @@ def _pack_facts(facts: AskFacts) -> bytes:
         min(facts.valid_until, _MAX_TIME),
         min(facts.free, _MAX_SLOTS),
         min(facts.slots, _MAX_SLOTS),
+        min(facts.queue, _MAX_SLOTS),
         min(facts.first_token_ms, _MAX_COUNT),
         min(facts.tokens_per_second, _MAX_COUNT),
         facts.reliability,
@@ -256,6 +259,7 @@ def _considered_json(entry: Considered) -> dict[str, Any]:
         "outputPrice": facts.output_price,
         "free": facts.free,
         "slots": facts.slots,
+        "queue": facts.queue,
         "firstTokenMs": facts.first_token_ms,
         "tokensPerSecond": facts.tokens_per_second,
         "reliability": facts.reliability,

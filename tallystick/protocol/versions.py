@@ -6,7 +6,7 @@ from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.json_members import read_count
 
 PROTOCOL = 2
-"""1: submissions, dispatches and receipts as JSON (0.1). 2: in binary form."""
+"""1: submissions, dispatches and receipts as JSON (0.1). 2: in binary form; capacity per slot group."""
 SINCE = "0.2.0"
 """The first release that speaks PROTOCOL."""
 

@@ -17,7 +17,7 @@ from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.cli.money.purse import fund_purse
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.link import Capacity, Challenge, Hello, endpoint_of
+from tallystick.protocol.link import Capacity, Challenge, Hello, Listing, endpoint_of
 from tallystick.protocol.messages import Ask, Connect, Outcome, Receipt
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.types import ZERO_HASH, Amount, JobId
@@ -192,7 +192,8 @@ class CheatingNode:
                 challenge=challenge.challenge,
                 endpoint=endpoint_of(self.buyer.url),
             )
-            hello = Hello(self.signer.sign(connect, domain), (self.signer.sign(self._ask(), domain),), Capacity(1, 1), "cheat")
+            listing = Listing.of_one_group((self.signer.sign(self._ask(), domain),), Capacity(1, 1))
+            hello = Hello(self.signer.sign(connect, domain), listing, "cheat")
             await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
             while True:
                 kind, job, payload = unpack_link(await socket.recv())

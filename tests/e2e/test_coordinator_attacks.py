@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from scripts.relay import load, processes
 from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.link import Capacity, Listing
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import Kind, Submission, dumps, loads, pack_link, unpack_link
 
@@ -75,7 +76,7 @@ async def _rogue(site: processes.Site, targets: list[JobId]) -> str:
     for job in targets:
         for kind in (Kind.ACCEPT, Kind.CHUNK, Kind.FAIL, Kind.RECEIPT):
             await node.socket.send(pack_link(kind, job, b"not mine"))
-    asks = pack_link(Kind.ASKS, payload=dumps({"asks": [node.ask.to_json()]}))
+    asks = pack_link(Kind.ASKS, payload=dumps(Listing.of_one_group((node.ask,), Capacity(1, 1)).to_json()))
     try:
         for _ in range(1_000):
             await node.socket.send(asks)

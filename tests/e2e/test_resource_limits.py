@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from scripts.relay import processes
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.link import MAX_ASK_BYTES, Capacity, Challenge, Hello, endpoint_of
+from tallystick.protocol.link import MAX_ASK_BYTES, Capacity, Challenge, Hello, Listing, endpoint_of
 from tallystick.protocol.messages import Connect, Spec
 from tallystick.protocol.wire import Kind, dumps, loads, pack_link, unpack_link
 from tests.builders import build_ask
@@ -56,7 +56,7 @@ async def _join(site: processes.Site, address: str, specs: list[Spec]) -> Client
         provider=key.address, coordinator=challenge.coordinator, challenge=challenge.challenge, endpoint=endpoint_of(url)
     )
     asks = tuple(ask(number, spec) for number, spec in enumerate(specs))
-    hello = Hello(key.sign(answer, site.deployment.domain), asks, Capacity(0, 9), "x")
+    hello = Hello(key.sign(answer, site.deployment.domain), Listing.of_one_group(asks, Capacity(0, 9)), "x")
     await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
     if unpack_link(await socket.recv())[0] is Kind.ERROR:
         await socket.recv()

@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.link import Challenge, Hello, LateReceipt, read_asks
+from tallystick.protocol.link import Capacity, Challenge, Hello, LateReceipt, Listing, read_asks, read_beat
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads, pack_link, unpack_link
@@ -52,6 +52,16 @@ class Connection:
             number += 1
             asks = list(read_asks(loads(await self.until(Kind.ASKS, number), "asks")["asks"]))
         return tuple(asks)
+
+    def capacities(self) -> dict[int, Capacity]:
+        """Returns the capacity of each slot group, as the node reported it so far."""
+        known = dict(self.hello.listing.capacities)
+        for kind, _, payload in self.frames:
+            if kind is Kind.ASKS:
+                known = dict(Listing.from_json(loads(payload, "asks"), "asks").capacities)
+            elif kind is Kind.BEAT:
+                known |= read_beat(loads(payload, "beat"))
+        return known
 
     async def send(self, kind: Kind, job: JobId = NO_JOB, payload: bytes = b"") -> None:
         """Sends a frame to the node."""

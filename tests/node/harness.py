@@ -21,6 +21,7 @@ from node.ports import Engine
 from node.testing.memory import MemoryChain, MemoryLink, MemoryStore, RecordingObserver
 from tallystick.protocol.eip712 import Domain, Signer, Verified, read_signed_bytes
 from tallystick.protocol.jobs import CHARGES, Charge
+from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Order, Outcome, Receipt, Spec, Terms
 from tallystick.protocol.pricing import Prices, worst_case
 from tallystick.protocol.sealing import X25519, ContentKey, Opener, SealingKey, Transcript, commit_request, wrap_key
@@ -169,10 +170,10 @@ class RunnerHarness:
     ) -> None:
         self.now = NOW
         self.asks = make_asks(offer, sealing=sealing)
-        self.engine = PooledEngine(engine, slots)
+        self._changes = asyncio.Event()
+        self.engine = PooledEngine(engine, slots, on_change=self._changes.set)
         self.store, self.chain, self.observer = store or MemoryStore(), chain or MemoryChain(), RecordingObserver()
         self.tabs = Tabs(credit or CreditLimits())
-        self._changes = asyncio.Event()
         clock: Callable[[], float] = lambda: self.now  # noqa: E731
         self.coordinator_credit = CoordinatorCredit(self.store, rules or AdmissionRules(), now=clock)
         self.receipt_signer = ReceiptSigner(signer=PROVIDER, domain=DOMAIN, tabs=self.tabs, store=self.store, now=clock)
@@ -201,6 +202,11 @@ class RunnerHarness:
         link = MemoryLink(COORDINATOR.address)
         link.on_first_chunk = lambda job: self.runner.grant_credit(link, job, bytes(4))
         return link
+
+    def capacity(self) -> Capacity:
+        """Returns the capacity of the only engine."""
+        (capacity,) = self.runner.capacities().values()
+        return capacity
 
     async def ended(self) -> None:
         """Waits until the node has no job left."""

@@ -20,7 +20,17 @@ from tallystick.protocol.codecs import keccak
 from tallystick.protocol.criteria import MAX_CANDIDATES
 from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.errors import BadMessage, Code, Unavailable
-from tallystick.protocol.link import MAX_CHAIN_ID, Capacity, Challenge, ClaimRequest, Hello, read_asks
+from tallystick.protocol.link import (
+    MAX_CHAIN_ID,
+    Capacity,
+    Challenge,
+    ClaimRequest,
+    Hello,
+    Listing,
+    read_asks,
+    read_beat,
+    write_beat,
+)
 from tallystick.protocol.messages import Claim, ClaimRow, Connect, Order, Terms
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
 from tallystick.protocol.wire import (
@@ -92,8 +102,8 @@ CONNECT = unverified(
 )
 DISPATCH = Dispatch(MATCH, CANDIDATE, b"sealed")
 CHALLENGE = Challenge(Hash(b"c" * 32), COORDINATOR.address, 31_337, DOMAIN.contract)
-CAPACITY = Capacity(3, 4, 100, 250)
-HELLO = Hello(CONNECT, (ASK, ASK), CAPACITY, "tally/1")
+CAPACITIES = {7: Capacity(3, 4, 100, 250), 8: Capacity(9, 4, 0, 0, 5)}
+HELLO = Hello(CONNECT, Listing((ASK, ASK), (8, 7), CAPACITIES), "tally/1")
 CLAIM_REQUEST = ClaimRequest(
     unverified(
         PROVIDER.sign(
@@ -109,7 +119,7 @@ CLAIM_REQUEST = ClaimRequest(
 
 TREES: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "Challenge": (CHALLENGE, Challenge.from_json),
-    "Capacity": (CAPACITY, Capacity.from_json),
+    "Listing": (HELLO.listing, Listing.from_json),
     "Hello": (HELLO, Hello.from_json),
     "ClaimRequest": (CLAIM_REQUEST, ClaimRequest.from_json),
 }
@@ -149,7 +159,7 @@ def test_json_messages_survive_the_journey(name: str) -> None:
     assert read(loads(dumps(subject.to_json()), name)) == subject
 
 
-@given(hashes, addresses, st.integers(0, MAX_CHAIN_ID), addresses, st.lists(uints(32), min_size=4, max_size=4))
+@given(hashes, addresses, st.integers(0, MAX_CHAIN_ID), addresses, st.lists(uints(32), min_size=6, max_size=6))
 @some
 def test_challenges_and_capacities_of_any_value_survive(
     nonce: Hash, coordinator: Address, chain: int, contract: Address, counts: list[int]
@@ -157,8 +167,8 @@ def test_challenges_and_capacities_of_any_value_survive(
     """Chain ids may exceed 32 bits, as on real chains; counts use all of their 32 bits."""
     challenge = Challenge(nonce, coordinator, chain, contract)
     assert Challenge.from_json(loads(dumps(challenge.to_json()), "challenge")) == challenge
-    capacity = Capacity(*counts)
-    assert Capacity.from_json(loads(dumps(capacity.to_json()), "capacity")) == capacity
+    beat = {counts[0]: Capacity(*counts[1:])}
+    assert read_beat(loads(dumps(write_beat(beat)), "beat")) == beat
 
 
 printable = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=256)
@@ -533,7 +543,7 @@ def test_a_later_release_may_add_options_that_others_ignore() -> None:
     frame = FULL_SUBMISSION.dumps()
     assert frame[17] == 3
     end = 18 + 2 + 6 + 6
-    more = frame[:17] + b"\x04" + frame[18:end] + b"\x80\x02xy" + frame[end:]
+    more = frame[:17] + b"\x04" + frame[18:end] + b"\xff\x02xy" + frame[end:]
     assert Submission.loads(more) == FULL_SUBMISSION
 
 
@@ -604,12 +614,39 @@ def test_each_member_of_a_challenge_is_checked_by_name(member: str, values: list
             Challenge.from_json({**CHALLENGE.to_json(), member: value})
 
 
-@pytest.mark.parametrize("member", ["free", "slots", "tokensPerSecond", "firstTokenMs"])
+@pytest.mark.parametrize("member", ["group", "free", "slots", "queue", "tokensPerSecond", "firstTokenMs"])
 @pytest.mark.parametrize("value", [-1, 1 << 32, 1.0, True, "1", None])
 def test_each_member_of_a_capacity_is_checked_by_name(member: str, value: object) -> None:
     """A capacity consists of whole numbers of 32 bits."""
-    with pytest.raises(BadMessage, match=rf"^capacity\.{member}: expected a whole number from 0 to 4294967295"):
-        Capacity.from_json({**CAPACITY.to_json(), member: value})
+    with pytest.raises(BadMessage, match=rf"^beat.capacity\[1\]\.{member}: expected a whole number from 0 to 4294967295"):
+        read_beat({"capacity": [CAPACITIES[7].to_json(7), {**CAPACITIES[8].to_json(8), member: value}]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"groups": [7]}, "hello.groups: expected one slot group per ask, 2 in all, got 1"),
+        ({"groups": [7, 9]}, "hello.capacity: expected the capacities of the groups that the asks name, and no others"),
+        ({"groups": [7, 7]}, "group 8 is in one of them alone"),
+        ({"groups": [7, -1]}, r"hello.groups\[1\]: expected a whole number"),
+        ({"groups": [7] * 257}, "hello.groups: expected a list of at most 256 items"),
+        ({"capacity": [CAPACITIES[7].to_json(7)] * 2}, r"hello.capacity\[1\].group: expected each slot group once, got 7 again"),
+        ({"capacity": [CAPACITIES[7].to_json(n) for n in range(257)]}, "hello.capacity: expected a list of at most 256 items"),
+        ({"capacity": {"free": 1, "slots": 1, "tokensPerSecond": 0, "firstTokenMs": 0}}, "hello.capacity: expected a list"),
+    ],
+)
+def test_a_listing_whose_groups_do_not_fit_is_refused(changes: dict[str, Any], problem: str) -> None:
+    """Each ask has one slot group, whose capacity is told once. The form of older nodes is named as such."""
+    with pytest.raises(BadMessage, match=problem):
+        Hello.from_json({**HELLO.to_json(), **changes})
+
+
+def test_an_older_node_is_told_that_it_is_older() -> None:
+    """A HELLO with the capacity of a whole node, of before protocol 2, gets the words that say what to do."""
+    older = {**HELLO.to_json(), "capacity": {"free": 1, "slots": 1, "tokensPerSecond": 0, "firstTokenMs": 0}}
+    del older["groups"], older["protocol"]
+    with pytest.raises(BadMessage, match=r"hello.protocol: expected 2, got 1; .*upgrade"):
+        Hello.from_json(older)
 
 
 @pytest.mark.parametrize("status", [0, 99, 600, 99_999, -200, 200.0, "200", True, None])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from coordinator.domain.ask_book import MAX_FORMER_ASKS, AskBook, ConnectedNode
+from coordinator.domain.ask_book import MAX_FORMER_ASKS, AskBook
+from coordinator.domain.listed_ask import ConnectedNode, SlotGroup
 from tallystick.protocol.link import Capacity
 from tests.coordinator.harness import MODEL, make_ask, person
 
@@ -42,7 +43,7 @@ def test_new_asks_take_the_place_of_all_old_ones() -> None:
     assert book.size == 1
     listed_ask = book.find(new.digest)
     assert listed_ask is not None
-    assert listed_ask.node.capacity == FREE
+    assert listed_ask.slot_group.capacity == FREE
 
 
 def test_one_provider_may_sell_a_model_twice() -> None:
@@ -67,7 +68,7 @@ def test_a_node_that_left_leaves_nothing() -> None:
 
 def test_free_slots_are_the_least_that_can_be_known() -> None:
     """A node's free slots are what it reports, minus jobs that it may not have counted yet; never below zero."""
-    node = ConnectedNode(ANN.address, Capacity(free=2, slots=4))
+    node = SlotGroup(ConnectedNode(ANN.address), 0, Capacity(free=2, slots=4))
     assert node.free == 2
     node.assigned = 3
     assert node.free == 1
@@ -76,15 +77,16 @@ def test_free_slots_are_the_least_that_can_be_known() -> None:
 
 
 def test_a_node_keeps_its_jobs_when_its_asks_change() -> None:
-    """New asks keep the node's assigned jobs; its capacity changes only if reported."""
+    """New asks keep the assigned jobs of each slot group; its capacity changes only if reported."""
     book = AskBook()
-    book.replace(ANN.address, [], FREE)
+    book.replace(ANN.address, [make_ask(ANN)], FREE)
     node = book.node(ANN.address)
     assert node is not None
-    node.assigned = 1
-    book.replace(ANN.address, [make_ask(ANN)], Capacity(1, 1))
+    (group,) = node.groups
+    book.assign(group)
+    book.replace(ANN.address, [make_ask(ANN, seq=2)], Capacity(1, 1))
     assert book.node(ANN.address) is node
-    assert (node.assigned, node.capacity) == (1, Capacity(1, 1))
+    assert (node.groups, group.assigned, group.capacity) == ((group,), 1, Capacity(1, 1))
 
 
 def test_the_asks_of_some_providers() -> None:

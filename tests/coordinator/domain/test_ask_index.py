@@ -6,10 +6,22 @@ from typing import get_args
 
 import pytest
 
-from coordinator.domain.ask_book import AskBook, ConnectedNode
+from coordinator.domain.ask_book import AskBook
 from coordinator.domain.ask_group import price_mix
 from coordinator.domain.ask_index import MAX_GROUPS, ModelIndex
-from coordinator.domain.listed_ask import CLASSES, OTHER, PROVEN, RELIABLE, SCORE_STEPS, ListedAsk, Speed, speed_steps
+from coordinator.domain.listed_ask import (
+    CLASSES,
+    NO_PLACE,
+    OTHER,
+    PROVEN,
+    QUEUE_PLACE,
+    RELIABLE,
+    SCORE_STEPS,
+    ListedAsk,
+    SlotGroup,
+    Speed,
+    speed_steps,
+)
 from coordinator.domain.matching import shape_of_demand
 from coordinator.domain.scoring import Scorer
 from coordinator.domain.search import perfect_score
@@ -65,24 +77,30 @@ def _with_siblings(leads: list[ListedAsk]) -> list[ListedAsk]:
     return [entry for lead in leads for entry in (lead, *lead.siblings)]
 
 
-def _change(book: AskBook, asks: list[list[Verified[Ask]]], random: Random, assigned: list[ConnectedNode]) -> None:
+def _change(book: AskBook, asks: list[list[Verified[Ask]]], random: Random, assigned: list[SlotGroup]) -> None:
     """Makes one change of the kinds that connected nodes, jobs and reputation cause."""
     number = random.randrange(len(KEYS))
     provider = KEYS[number].address
-    capacity = Capacity(random.randrange(3), 2, random.choice((0, 5, 80)), random.choice((0, 90, 700)))
+    capacities = {
+        group: Capacity(random.randrange(5), 2, random.choice((0, 5, 80)), random.choice((0, 90, 700)), random.choice((0, 0, 2)))
+        for group in range(2)
+    }
     node = book.node(provider)
+    chosen = random.sample(asks[number], random.randrange(4))
+    groups = [random.randrange(2) for _ in chosen]
     match random.randrange(7):
         case 0:
-            book.replace(provider, random.sample(asks[number], random.randrange(4)), capacity, random.choice((None, *CLASSES)))
+            book.replace(provider, chosen, capacities, random.choice((None, *CLASSES)), groups=groups)
         case 1:
-            book.replace(provider, random.sample(asks[number], random.randrange(4)))
-        case 2:
-            book.set_capacity(provider, capacity)
+            book.replace(provider, chosen, groups=groups)
+        case 2 if node is not None:
+            book.set_capacity(provider, {group.number: capacities[group.number] for group in node.groups})
         case 3:
             book.set_reliability(provider, random.choice(CLASSES), random.randrange(SCORE_STEPS))
-        case 4 if node is not None:
-            book.assign(node)
-            assigned.append(node)
+        case 4 if node is not None and node.groups:
+            group = random.choice(node.groups)
+            book.assign(group)
+            assigned.append(group)
         case 6:
             book.set_speed(provider, MODEL, Speed(random.choice((0, 20, 3_000)), random.choice((0, 7, 200))))
         case 5 if assigned and random.random() < 0.7:
@@ -94,8 +112,11 @@ def _change(book: AskBook, asks: list[list[Verified[Ask]]], random: Random, assi
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_index_has_every_free_ask_that_fits(seed: int) -> None:
-    """After any changes, the index yields just the free asks that meet a demand, in order, in the class of their provider."""
-    random, book, assigned = Random(seed), AskBook(), list[ConnectedNode]()
+    """After any changes, the index yields just the asks of a state that meet a demand, in order, in the class of their provider.
+
+    Nodes have two engines, some of which queue.
+    """
+    random, book, assigned = Random(seed), AskBook(), list[SlotGroup]()
     asks = _asks(random)
     for _ in range(400):
         _change(book, asks, random, assigned)
@@ -108,15 +129,18 @@ def test_the_index_has_every_free_ask_that_fits(seed: int) -> None:
         size = random.choice((0, 10, 100_000))
         demand = replace(demand, weights=weights, likely_tokens=size, max_output=random.choice((0, 16, None)))
         judged = [
-            (entry, demand.objection(entry.ask.message, Facts(START, free=entry.node.free))) for entry in book.of_model(MODEL)
+            (entry, demand.objection(entry.ask.message, Facts(START, free=entry.slot_group.free)))
+            for entry in book.of_model(MODEL)
         ]
         fitting = [entry for entry, reason in judged if reason is None]
         index = book.index_of(MODEL)
         busy = [entry for entry, reason in judged if reason is Reason.BUSY]
         for reliability in CLASSES:
-            expected = [entry for entry in busy if entry.node.reliability == reliability]
-            found = [] if index is None else list(index.busy_asks(demand, reliability, random.random()))
-            assert sorted(map(id, found)) == sorted(map(id, expected))
+            for state in (QUEUE_PLACE, NO_PLACE):
+                of_class = (entry for entry in busy if entry.node.reliability == reliability)
+                expected = [entry for entry in of_class if bool(entry.slot_group.places) == (state == QUEUE_PLACE)]
+                found = [] if index is None else list(index.other_asks(demand, state, reliability, random.random()))
+                assert sorted(map(id, found)) == sorted(map(id, expected))
             expected = [entry for entry in fitting if entry.node.reliability == reliability]
             found = _with_siblings(_free(index, demand, reliability, random.random()))
             assert sorted(map(id, found)) == sorted(map(id, expected))
@@ -136,8 +160,7 @@ def test_a_slot_that_is_freed_after_the_node_came_back() -> None:
     """A job of a former connection neither lists nor unlists the asks of the new one."""
     book = AskBook()
     book.replace(KEYS[0].address, [make_ask(KEYS[0])], Capacity(1, 1))
-    former = book.node(KEYS[0].address)
-    assert former is not None
+    (former,) = book.groups_of((KEYS[0].address, None))
     book.assign(former)
     book.drop(KEYS[0].address)
     book.replace(KEYS[0].address, [make_ask(KEYS[0])], Capacity(0, 1))
@@ -253,22 +276,21 @@ def test_speeds_are_compared_in_steps(milliseconds: int) -> None:
 
 
 def test_a_node_remembers_when_it_was_full() -> None:
-    """For recent decisions, a node knows whether it had a free slot then; for older ones it does not."""
+    """For recent decisions, a slot group knows whether it had a free slot then; for older ones it does not."""
     book = AskBook()
     book.decisions = 3
     book.replace(KEYS[0].address, [make_ask(KEYS[0])], Capacity(1, 1))
-    node = book.node(KEYS[0].address)
-    assert node is not None
+    (group,) = book.groups_of((KEYS[0].address, None))
     for decision, change in ((5, book.assign), (7, book.release)):
         book.decisions = decision
-        change(node)
+        change(group)
     book.replace(KEYS[0].address, [make_ask(KEYS[0], seq=2)])
-    assert [node.was_listed(decision) for decision in range(2, 10)] == [None, True, True, False, False, True, True, True]
+    assert [group.was_free(decision) for decision in range(2, 10)] == [None, True, True, False, False, True, True, True]
     for decision in range(100, 200):
         book.decisions = decision
-        (book.release if decision % 2 else book.assign)(node)
-    assert len(node.changes) == 32
-    assert node.was_listed(100) is None
+        (book.release if decision % 2 else book.assign)(group)
+    assert len(group.changes) == 32
+    assert group.was_free(100) is None
 
 
 def test_a_route_in_capitals_hides_no_other_ask() -> None:

@@ -5,27 +5,27 @@ from random import Random
 
 import pytest
 
-from coordinator.domain.ask_book import ConnectedNode
 from coordinator.domain.job_queue import GRANT_SECONDS, MAX_RETRY_SECONDS, MIN_WEIGHT, JobQueue, QueuedJob
+from coordinator.domain.listed_ask import ConnectedNode, SlotGroup
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.types import Address
 from tests.coordinator.harness import MODEL, person
 
-ANN, BOB, CAT = (ConnectedNode(person(name).address, Capacity(1, 1)) for name in ("ann", "bob", "cat"))
+ANN, BOB, CAT = (SlotGroup(ConnectedNode(person(name).address), 0, Capacity(1, 1)) for name in ("ann", "bob", "cat"))
 ALICE, FLOOD = person("alice").address, person("flood").address
 
 
-def _enter(queue: JobQueue, payer: Address, *nodes: ConnectedNode, model: str = MODEL, **values: int) -> QueuedJob:
-    providers = [node.provider for node in nodes or (ANN,)]
+def _enter(queue: JobQueue, payer: Address, *nodes: SlotGroup, model: str = MODEL, **values: int) -> QueuedJob:
+    groups = [node.key for node in nodes or (ANN,)]
     cost, weight, tick = (values.get(name, default) for name, default in (("cost", 100), ("weight", 0), ("tick", 0)))
-    return queue.enter(model, payer, providers, cost=cost, weight=weight, tick=tick, wake=lambda: None)
+    return queue.enter(model, payer, groups, cost=cost, weight=weight, tick=tick, wake=lambda: None)
 
 
-def _serve(queue: JobQueue, node: ConnectedNode = ANN, tick: float = 0) -> QueuedJob | None:
+def _serve(queue: JobQueue, node: SlotGroup = ANN, tick: float = 0) -> QueuedJob | None:
     """Returns the job that gets the node's only slot, which it uses and frees at once."""
     queue.offer(node, tick)
-    granted = [job for job in queue.granted_jobs if job.granted == node.provider]
+    granted = [job for job in queue.granted_jobs if job.granted == node.key]
     assert len(granted) <= 1
     if granted:
         queue.leave(granted[0])
@@ -90,12 +90,12 @@ def test_a_granted_slot_is_kept_for_its_job() -> None:
     first, second = _enter(queue, ALICE), _enter(queue, ALICE)
     assert not queue.is_open(ANN, None)
     queue.offer(ANN, 0)
-    assert (first.granted, second.granted) == (ANN.provider, None)
+    assert (first.granted, second.granted) == (ANN.key, None)
     assert queue.is_open(ANN, first)
     assert not queue.is_open(ANN, second)
     queue.offer(ANN, 0)
     assert second.granted is None
-    queue.enter_again(first, first.providers)
+    queue.enter_again(first, first.groups)
     assert queue.place(first, 0)[0] == 1
     assert _serve(queue) is first
     queue.leave(second)
@@ -108,7 +108,7 @@ def test_grants_that_nobody_uses_expire() -> None:
     stuck, next_job = _enter(queue, FLOOD), _enter(queue, ALICE)
     queue.offer(ANN, 10)
     assert queue.expire_grants(10 + GRANT_SECONDS) == []
-    assert queue.expire_grants(10.1 + GRANT_SECONDS) == [ANN.provider]
+    assert queue.expire_grants(10.1 + GRANT_SECONDS) == [ANN.key]
     assert (stuck.ended, stuck.granted) == (True, None)
     queue.leave(stuck)
     assert _serve(queue) is next_job
@@ -146,9 +146,9 @@ def test_jobs_without_any_provider_end() -> None:
     """A job ends when all providers that it waits for are gone, and not before."""
     queue = JobQueue()
     woken: list[str] = []
-    both = queue.enter(MODEL, ALICE, [ANN.provider, BOB.provider], cost=1, weight=1, tick=0, wake=lambda: woken.append("both"))
-    one = queue.enter(MODEL, ALICE, [BOB.provider], cost=1, weight=1, tick=0, wake=lambda: woken.append("one"))
-    queue.end_without(lambda provider: provider == ANN.provider)
+    both = queue.enter(MODEL, ALICE, [ANN.key, BOB.key], cost=1, weight=1, tick=0, wake=lambda: woken.append("both"))
+    one = queue.enter(MODEL, ALICE, [BOB.key], cost=1, weight=1, tick=0, wake=lambda: woken.append("one"))
+    queue.end_without(lambda key: key == ANN.key)
     assert (both.ended, one.ended, woken) == (False, True, ["one"])
     for job in (both, one):
         queue.leave(job)
@@ -169,19 +169,19 @@ def test_nothing_is_kept_of_jobs_that_left(seed: int) -> None:
             case 2 if jobs:
                 job = jobs.pop(random.randrange(len(jobs)))
                 if job.granted is not None and random.random() < 0.3:
-                    queue.enter_again(job, job.providers)
+                    queue.enter_again(job, job.groups)
                     jobs.append(job)
                 else:
                     queue.leave(job)
             case _:
                 queue.offer(random.choice(nodes), tick)
                 queue.expire_grants(tick)
-                queue.end_without(lambda provider: provider != CAT.provider)
+                queue.end_without(lambda key: key != CAT.key)
         jobs = [job for job in jobs if not job.ended]
         assert len(queue) == sum(job.granted is None for job in jobs)
     for job in jobs:
         queue.leave(job)
-    assert (len(queue), queue.granted_jobs, [queue.waiting_for(node.provider) for node in nodes]) == (0, set(), [0, 0, 0])
+    assert (len(queue), queue.granted_jobs, [queue.waiting_for(node) for node in nodes]) == (0, set(), [0, 0, 0])
     assert all(queue.is_open(node, None) for node in nodes)
 
 
@@ -220,9 +220,9 @@ def test_a_job_that_could_not_use_its_slot_is_first_again() -> None:
     visitor = _enter(queue, ALICE)
     queue.leave(visitor)
     later = _enter(queue, ALICE)
-    queue.enter_again(jobs[4], [BOB.provider])
+    queue.enter_again(jobs[4], [BOB.key])
     assert [queue.place(job, 0)[0] for job in (jobs[4], later)] == [1, 2]
-    assert (queue.waiting_for(BOB.provider), jobs[4].granted) == (1, None)
+    assert (queue.waiting_for(BOB), jobs[4].granted) == (1, None)
     assert _serve(queue) is later
 
 
@@ -231,9 +231,9 @@ def test_a_job_whose_grant_expired_may_wait_again() -> None:
     queue = JobQueue()
     job = _enter(queue, ALICE)
     queue.offer(ANN, 0)
-    assert queue.expire_grants(1 + GRANT_SECONDS) == [ANN.provider]
+    assert queue.expire_grants(1 + GRANT_SECONDS) == [ANN.key]
     queue.leave(_enter(queue, FLOOD))
-    queue.enter_again(job, job.providers)
+    queue.enter_again(job, job.groups)
     assert (job.ended, len(queue)) == (False, 1)
     queue.leave(job)
-    assert (len(queue), queue.waiting_for(ANN.provider), queue._models) == (0, 0, {})
+    assert (len(queue), queue.waiting_for(ANN), queue._models) == (0, 0, {})

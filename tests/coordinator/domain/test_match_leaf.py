@@ -129,6 +129,7 @@ FACTS = st.builds(
     valid_until=st.sampled_from([500, 2_000]),
     free=st.integers(0, 3),
     slots=st.integers(3, 4),
+    queue=st.integers(0, 2),
     first_token_ms=st.integers(0, 10_000),
     tokens_per_second=st.integers(0, 500),
     reliability=st.integers(0, 2),

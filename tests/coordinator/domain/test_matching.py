@@ -276,9 +276,7 @@ def test_a_candidate_that_cannot_take_the_job_is_explained() -> None:
     book, asks = _book_of((ANN, {}), (BOB, {}), (CAT, {}))
     submission = make_submission(*asks)
     book.drop(BOB.address)
-    node = book.node(CAT.address)
-    assert node is not None
-    node.capacity = Capacity(0, 1)
+    book.set_capacity(CAT.address, Capacity(0, 1))
     fit, against = _ranked(book, submission, tried=frozenset({ANN.address}))
     assert fit == []
     assert against == {

@@ -23,7 +23,7 @@ from coordinator.http.node_link import NodeLink
 from coordinator.ports import node_subject
 from coordinator.storage.store import ROOM_CHECK_INTERVAL
 from tallystick.protocol.errors import Code, error_from_json
-from tallystick.protocol.link import MAX_ASK_BYTES, MAX_NODE_ASK_BYTES, Capacity
+from tallystick.protocol.link import MAX_ASK_BYTES, MAX_NODE_ASK_BYTES, Capacity, Listing
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.sealing import bucket
 from tallystick.protocol.types import JobId
@@ -123,7 +123,7 @@ async def test_oversized_asks_are_refused(at: Served) -> None:
         await node.hello()
         assert f"at most {most}" in str(await node.refusal())
         node = await LinkNode.join(at, signer)
-        await node.send(Kind.ASKS, NO_JOB, dumps({"asks": [ask.to_json() for ask in asks]}))
+        await node.send(Kind.ASKS, NO_JOB, dumps(Listing.of_one_group(tuple(asks), Capacity(1, 1)).to_json()))
         assert f"at most {most}" in str(await node.refusal())
     await until(lambda: at.world.market.book.size == 0)
 

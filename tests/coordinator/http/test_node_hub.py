@@ -16,7 +16,7 @@ from coordinator.ports import KnownJob, node_subject
 from coordinator.storage.memory import MemoryStore
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import Code, Fault, Unavailable, error_from_json
-from tallystick.protocol.link import Capacity, Challenge, LateReceipt
+from tallystick.protocol.link import Capacity, Challenge, LateReceipt, Listing, write_beat
 from tallystick.protocol.messages import Connect, Outcome
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import MAX_FRAME, NO_JOB, Failure, Kind, dumps, loads, pack_link
@@ -160,7 +160,11 @@ async def test_a_full_coordinator() -> None:
         pack_link(Kind.MATCH, JOB),
         pack_link(Kind.ERROR, JOB),
         pack_link(Kind.BEAT, NO_JOB, b"not JSON"),
-        pack_link(Kind.BEAT, NO_JOB, b'{"free": -1, "slots": 1, "tokensPerSecond": 0, "firstTokenMs": 0}'),
+        pack_link(Kind.BEAT, NO_JOB, dumps(write_beat({0: Capacity(-1, 1)}))),
+        pack_link(Kind.BEAT, NO_JOB, dumps(write_beat({0: Capacity(1, 1 << 40)}))),
+        pack_link(Kind.BEAT, NO_JOB, dumps(write_beat({1: Capacity(1, 1)}))),
+        pack_link(Kind.BEAT, NO_JOB, dumps({"capacity": [Capacity(1, 1).to_json(0)] * 2})),
+        pack_link(Kind.BEAT, NO_JOB, dumps(Capacity(1, 1).to_json(0))),
         pack_link(Kind.ASKS, NO_JOB, b"[]"),
         pack_link(Kind.ASKS, NO_JOB, b'{"asks": [1]}'),
         pack_link(Kind.CLAIM, NO_JOB, b"{}"),
@@ -185,7 +189,7 @@ async def test_a_node_does_not_touch_jobs_of_others(at: Served) -> None:
             await bob.send(kind, about, b"intruder")
         await bob.send(Kind.RECEIPT, about, receipt.to_bytes())
     await ann.send(Kind.CHUNK, job, b"ours")
-    await bob.send(Kind.BEAT, NO_JOB, dumps(Capacity(1, 1).to_json()))
+    await bob.send(Kind.BEAT, NO_JOB, dumps(write_beat({0: Capacity(1, 1)})))
     await until(lambda: _free(at, bob) == 1)
     await ann.finish(job, receipt)
     await until(lambda: client.ended)
@@ -244,7 +248,7 @@ async def test_silence(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_beats_tell_the_capacity(at: Served) -> None:
     """A BEAT updates the node's capacity."""
     node = await LinkNode.join(at, ANN)
-    await node.send(Kind.BEAT, NO_JOB, dumps(Capacity(1, 2).to_json()))
+    await node.send(Kind.BEAT, NO_JOB, dumps(write_beat({0: Capacity(1, 2)})))
     await until(lambda: _free(at, node) == 1)
 
 
@@ -252,7 +256,7 @@ async def test_new_asks_replace_old_ones(at: Served) -> None:
     """A node may change its asks without reconnecting."""
     node = await LinkNode.join(at, ANN)
     new = make_ask(ANN, model="another")
-    await node.send(Kind.ASKS, NO_JOB, dumps({"asks": [new.to_json()]}))
+    await node.send(Kind.ASKS, NO_JOB, dumps(Listing.of_one_group((new,), Capacity(1, 1)).to_json()))
     await until(lambda: at.world.market.book.find(new.digest) is not None)
     assert at.world.market.book.find(node.asks[0].digest) is None
 
@@ -393,8 +397,8 @@ async def test_a_second_connection_does_not_wait_for_a_dead_first(at: Served, mo
         at.world.bus.send(node_subject(ANN.address), pack_link(Kind.CREDIT, JOB, bytes(MAX_FRAME)))
     await asyncio.sleep(0.05)
     new = await LinkNode.join(at, ANN, make_ask(ANN, seq=2))
-    await old.send(Kind.ASKS, NO_JOB, dumps({"asks": [make_ask(ANN, model="ghost").to_json()]}))
-    await new.send(Kind.BEAT, NO_JOB, dumps(Capacity(2, 2).to_json()))
+    await old.send(Kind.ASKS, NO_JOB, dumps(Listing.of_one_group((make_ask(ANN, model="ghost"),), Capacity(1, 1)).to_json()))
+    await new.send(Kind.BEAT, NO_JOB, dumps(write_beat({0: Capacity(2, 2)})))
     await until(lambda: _free(at, new) == 2)
     assert [name for name, _ in at.world.market.book.models()] == [new.asks[0].message.model]
     await new.socket.close()

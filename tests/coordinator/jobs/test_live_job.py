@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.domain.ask_book import ConnectedNode
+from coordinator.domain.listed_ask import ConnectedNode, SlotGroup
 from coordinator.domain.resource_bounds import INBOX_FRAMES
 from coordinator.domain.scoring import ANY_REQUEST
 from coordinator.jobs.attempt import OUTRUN, Attempt
@@ -22,8 +22,9 @@ JOB = JobId(bytes(range(16)))
 def _make_job() -> tuple[LiveJob, list[Attempt]]:
     submission = make_submission(make_ask(ANN), make_ask(BOB), job=JOB)
     attempts = [
-        Attempt(candidate, candidate.order.verify(DOMAIN), ConnectedNode(candidate.order.message.provider, Capacity(1, 1)), DRAFT)
+        Attempt(candidate, order, SlotGroup(ConnectedNode(order.message.provider), 0, Capacity(1, 1)), DRAFT)
         for candidate in submission.candidates
+        for order in [candidate.order.verify(DOMAIN)]
     ]
     return LiveJob(submission, created_at=START, started=0, last_frame_at=0), attempts
 

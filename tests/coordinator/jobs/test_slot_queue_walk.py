@@ -129,9 +129,9 @@ class Walk:
         """Whatever happened, a free slot that a job waits for is granted."""
         queue = self.world.market.matchmaker.queue
         for node in self.world.nodes:
-            known = self.world.market.book.node(node.address)
-            if known is not None and queue.waiting_for(node.address):
-                assert known.free <= sum(job.granted == node.address for job in queue.granted_jobs)
+            for group in self.world.market.book.groups_of((node.address, None)):
+                if queue.waiting_for(group):
+                    assert group.places <= sum(job.granted == group.key for job in queue.granted_jobs)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -142,5 +142,5 @@ async def test_no_slot_is_idle_and_nothing_leaks(seed: int) -> None:
     await quiet()
     walk.world.assert_idle()
     queue = walk.world.market.matchmaker.queue
-    assert (len(queue), queue.granted_jobs, queue._models, queue._by_provider, queue._granted) == (0, set(), {}, {}, {})
+    assert (len(queue), queue.granted_jobs, queue._models, queue._by_group, queue._granted) == (0, set(), {}, {}, {})
     assert walk.world.market._running == {}

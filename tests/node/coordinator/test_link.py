@@ -14,7 +14,7 @@ from node.coordinator.link import MAX_OUTBOX_FACTOR, LinkSession, LinkSettings, 
 from node.ports import Link, LinkLost
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadMessage, Code, Refusal
-from tallystick.protocol.link import Capacity, read_asks
+from tallystick.protocol.link import Capacity, Listing, read_asks, read_beat
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads, pack_link
@@ -58,8 +58,8 @@ class Node:
             signer=PROVIDER,
             domain=DOMAIN,
             handler=self.handler,
-            asks=lambda _: self.asks,
-            capacity=lambda: self.capacity,
+            listing=lambda _: Listing.of_one_group(self.asks, self.capacity),
+            capacities=lambda: {0: self.capacity},
             settings=QUICK,
             jitter=lambda: 0.5,
             **settings,
@@ -100,7 +100,7 @@ async def test_the_handshake_proves_the_account() -> None:
     async with connected() as (node, connection):
         assert connection.hello.connect.message.provider == PROVIDER.address
         assert connection.hello.asks == tuple(Signed(ask.message, ask.signature) for ask in node.asks)
-        assert connection.hello.capacity == Capacity(2, 3)
+        assert connection.hello.listing.capacities == {0: Capacity(2, 3)}
         assert connection.hello.software.startswith("tallystick-node/")
         event, link = await node.next_event()
         assert (event, link.coordinator) == ("connected", COORDINATOR.address)
@@ -122,12 +122,14 @@ async def test_frames_go_both_ways_in_order() -> None:
 
 
 async def test_heartbeats_follow_the_free_slots() -> None:
-    """A BEAT carries the number of free slots, at once after a change."""
+    """A BEAT carries the capacity of a slot group, at once after a change; without a change it is a sign of life alone."""
     async with connected() as (node, connection):
-        assert Capacity.from_json(loads(await connection.until(Kind.BEAT), "beat")) == Capacity(2, 3)
+        assert read_beat(loads(await connection.until(Kind.BEAT), "beat")) == {}
         node.capacity = Capacity(1, 3)
         node.link.announce_capacity()
-        assert Capacity.from_json(loads(await connection.until(Kind.BEAT, 2), "beat")) == Capacity(1, 3)
+        assert read_beat(loads(await connection.until(Kind.BEAT, 2), "beat")) == {0: Capacity(1, 3)}
+        node.link.announce_capacity()
+        assert read_beat(loads(await connection.until(Kind.BEAT, 3), "beat")) == {}
 
 
 async def test_changed_asks_are_announced() -> None:

@@ -8,7 +8,7 @@ from node.testing.memory import ScriptedEngine
 
 
 def _pool(assigned: int, slots: int = 4) -> PooledEngine:
-    pool = PooledEngine(ScriptedEngine(), slots)
+    pool = PooledEngine(ScriptedEngine(), slots, later=lambda *_: None)
     pool.assigned = assigned
     return pool
 

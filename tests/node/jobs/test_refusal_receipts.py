@@ -226,7 +226,7 @@ async def test_a_second_dispatch_does_not_release_a_running_order() -> None:
 
 async def test_all_receipts_of_one_tab_are_numbered_in_order() -> None:
     """Jobs, refusals and failures of one payer at once: every receipt has the number after the previous one."""
-    harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END), slots=4, deadlines=Deadlines(queue=5))
+    harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END), slots=16, deadlines=Deadlines(queue=5))
     kinds: list[tuple[Kind, dict[str, Any]]] = [
         (Kind.RECEIPT, {}),
         (Kind.FAIL, SPOILT["order_terms"]),

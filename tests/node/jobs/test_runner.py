@@ -475,12 +475,12 @@ async def test_jobs_beyond_the_slots_wait_their_turn() -> None:
     first, second = harness.dispatch(), harness.dispatch()
     await harness.link.until(Kind.ACCEPT, second.job)
     assert len(engine.requests) <= 1
-    assert harness.runner.capacity().free == 0
+    assert harness.capacity().free == 0
     opening.set()
     await harness.receipt(first)
     await harness.receipt(second)
     await harness.ended()
-    assert (harness.runner.capacity().free, harness.runner.capacity().slots) == (1, 1)
+    assert (harness.capacity().free, harness.capacity().slots) == (1, 1)
 
 
 async def test_no_slot_in_time() -> None:
@@ -621,7 +621,7 @@ async def test_draining_lets_jobs_finish() -> None:
     await harness.link.until(Kind.CHUNK, running.job)
     draining = asyncio.create_task(harness.runner.drain(30))
     await asyncio.sleep(0)
-    assert harness.runner.capacity().free == 0
+    assert harness.capacity().free == 0
     assert (await harness.failure(harness.dispatch()))["code"] == "node_busy"
     opening.set()
     await draining
@@ -659,7 +659,7 @@ async def test_capacity_leaves_out_engines_that_are_down() -> None:
     """Slots of an engine that does not respond are not offered."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
     harness.engine.up = False
-    assert (harness.runner.capacity().free, harness.runner.capacity().slots) == (0, 0)
+    assert (harness.capacity().free, harness.capacity().slots) == (0, 0)
 
 
 async def test_an_engines_words_travel_sealed() -> None:

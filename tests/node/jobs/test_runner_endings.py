@@ -143,7 +143,7 @@ def test_every_job_end_leaves_consistent_tabs(
             check_sent(harness, placed_job, receipts_by_order.get(placed_job.order.digest), heard)
         account = harness.tabs.account(harness.client.payer.address)
         assert (account.tab.in_flight, account.tab.cumulative) == (0, sum(receipt.cost for receipt in made))
-        assert (harness.runner.capacity().free, harness.runner._held_bytes) == (1, 0)
+        assert (harness.engine.assigned, harness.engine.slot_limiter.running, harness.runner._held_bytes) == (0, 0, 0)
         earned, lost = harness.coordinator_credit.totals(harness.link.endpoint)
         assert earned == account.tab.cumulative
         assert lost == sum(report.written_off for report in harness.observer.reports)

@@ -136,7 +136,7 @@ async def test_a_node_works_and_stops_in_order(site: Site) -> None:
         slow = await site.place(connection, ask)
         await connection.until(Kind.CHUNK, 3, slow.job)
         process.send_signal(signal.SIGTERM)
-        while (json_of(connection.of(Kind.BEAT)[-1]))["free"]:
+        while any(capacity.free for capacity in connection.capacities().values()):
             await connection.until(Kind.BEAT, len(connection.of(Kind.BEAT)) + 1)
         late_job = await site.place(connection, ask)
         refused = Failure.loads(await connection.until(Kind.FAIL, job=late_job.job))
