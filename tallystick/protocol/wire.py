@@ -201,13 +201,13 @@ class Submission:
 
 
 def _check_alike(job: JobId, candidates: Sequence[Candidate]) -> None:
-    first = candidates[0]
+    payer, model = candidates[0].order.message.word("payer"), candidates[0].terms.model
     for candidate in candidates:
-        if candidate.order.message.payer != first.order.message.payer:
+        if candidate.order.message.word("payer") != payer:
             raise BadMessage("submission.candidates: expected orders of one payer, got several payers")
-        if candidate.terms.model != first.terms.model:
+        if candidate.terms.model != model:
             raise BadMessage("submission.candidates: expected terms of one model, got several models")
-        if candidate.terms.job != job:
+        if candidate.terms.word("job")[:16] != job:
             raise BadMessage("submission.candidates: expected terms of the submission's job, got terms of another job")
 
 
