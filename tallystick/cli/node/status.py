@@ -123,7 +123,8 @@ def _engines(report: dict[str, Any]) -> Table:
     for name, state in report["engines"].items():
         slots = report["slots"][name]
         colour = "green" if state == "up" else "red"
-        table.add_row(escape(name), f"[{colour}]{state}[/]", f"{slots['taken']}/{slots['of']}", str(slots["queue"]), str(slots["free"]))
+        counts = f"{slots['taken']}/{slots['of']}", str(slots["queue"]), str(slots["free"])
+        table.add_row(escape(name), f"[{colour}]{state}[/]", *counts)
     return table
 
 
