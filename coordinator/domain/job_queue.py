@@ -13,6 +13,7 @@ first job that waits for its group. Until that job is matched, the slot is grant
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -56,6 +57,8 @@ class QueuedJob:
     """When the job is to be woken at the latest, in seconds of the same clock."""
     granted: SlotKey | None = None
     granted_at: float = 0.0
+    kept_until: float = 0.0
+    """Until when the job is not ended although no provider is left: its client may order on another ask."""
     using: bool = False
     """Whether the job was assigned to the slot that it was granted, and the group counts it."""
     ended: bool = False
@@ -129,6 +132,11 @@ class JobQueue:
         """Returns the jobs that wait without a grant."""
         return (job for queue in self._models.values() for job in queue.jobs)
 
+    def waiting_of(self, model: str) -> Iterable[QueuedJob]:
+        """Returns the jobs that wait for a model without a grant, in order."""
+        queue = self._models.get(model)
+        return () if queue is None else queue.jobs
+
     def waiting_for(self, group: SlotGroup) -> int:
         """Returns the number of jobs that wait for this slot group."""
         return sum(len(self._by_group.get(key, ())) for key in _keys(group))
@@ -186,6 +194,13 @@ class JobQueue:
         self._models.setdefault(job.model, _ModelQueue(virtual_time=job.start))
         self._list(job)
 
+    def join(self, job: QueuedJob, groups: Iterable[SlotKey]) -> None:
+        """Lets a job that keeps its place wait for these slot groups too."""
+        if job.granted is None and not job.ended:
+            self._unlist(job)
+            job.groups = tuple(dict.fromkeys((*job.groups, *groups)))
+            self._list(job)
+
     def leave(self, job: QueuedJob) -> None:
         """Ends the wait of a job, or the grant that it has."""
         if job.granted is not None:
@@ -219,9 +234,9 @@ class JobQueue:
                 self._clocks.popitem(last=False)
             job.wake()
 
-    def end_without(self, connected: Callable[[SlotKey], bool]) -> None:
+    def end_without(self, connected: Callable[[SlotKey], bool], tick: float = math.inf) -> None:
         """Ends and wakes the jobs that wait for slot groups which are all gone."""
-        for job in [job for job in self if not any(map(connected, job.groups))]:
+        for job in [job for job in self if tick >= job.kept_until and not any(map(connected, job.groups))]:
             self._unlist(job)
             self._models[job.model].refund(job)
             job.ended = True

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from coordinator.domain.listed_ask import LATENCY_MS, OTHER, SCORE_STEPS, TOKEN_US, ListedAsk, speed_steps
+from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, Amount, format_amount
 from tallystick.protocol.weights import NO_WEIGHTS, Weights
 
@@ -32,6 +33,7 @@ FLOOR = 25_000
 LOAD_PART = 20
 DEFAULT_OUTPUT_TOKENS = 256
 """The expected output of a model of which nothing was measured yet."""
+_MAX_TOKENS = (1 << 32) - 1
 _DEFAULT_INPUT_PART = 3
 """Input tokens per output token of a request of which nothing is known."""
 _SORT_WEIGHT = Amount(1_000_000)
@@ -94,13 +96,22 @@ def shape_of(
         output = min(output, max_output)
     if sort == "latency":
         weights = Weights(max(weights.first_token, _SORT_WEIGHT), weights.speed, weights.loss)
-    elif sort == "throughput":
+    elif sort in ("throughput", "speed"):
         weights = Weights(weights.first_token, max(weights.speed, _SORT_WEIGHT), weights.loss)
-    tokens = input_tokens or _DEFAULT_INPUT_PART * max(output, 1)
+    output = min(output, _MAX_TOKENS)
+    tokens = min(input_tokens or _DEFAULT_INPUT_PART * max(output, 1), _MAX_TOKENS)
     return RequestShape(tokens, output, weights, holder, min(cached_tokens, tokens))
 
 
 ANY_REQUEST = shape_of(0, None)
+
+
+def price_of(ask: Ask, shape: RequestShape) -> int:
+    """Returns the price of a request of this shape with an ask, in MICRO base units."""
+    price = shape.input_tokens * ask.input_price + shape.output_tokens * ask.output_price
+    if shape.cached_tokens and ask.provider == shape.holder:
+        price += shape.cached_tokens * (ask.cached_input_price - ask.input_price)
+    return price
 
 
 class Scorer:
@@ -117,11 +128,7 @@ class Scorer:
 
     def price(self, listed_ask: ListedAsk) -> int:
         """The request's price with this ask."""
-        ask, shape = listed_ask.ask.message, self.shape
-        price = self._input * ask.input_price + self._output * ask.output_price
-        if shape.cached_tokens and ask.provider == shape.holder:
-            price += shape.cached_tokens * (ask.cached_input_price - ask.input_price)
-        return price
+        return price_of(listed_ask.ask.message, self.shape)
 
     def first_token(self, step: int) -> int:
         """What the time to the first token counts at this step of latency."""

@@ -16,7 +16,7 @@ import asyncio
 import random
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 import structlog
@@ -39,7 +39,7 @@ from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.match_log import draw_of
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import CancelReason, Kind, Submission, pack_link
+from tallystick.protocol.wire import CancelReason, Candidate, Kind, Submission, pack_link
 
 log = structlog.get_logger()
 _CHANCE = random.SystemRandom().random
@@ -77,7 +77,7 @@ class Market:
             domain=domain, store=store, bus=bus, exposure=exposure, reputation=reputation, funds=funds, now=now, tick=tick
         )
         self._now, self._tick = now, tick
-        self._slot_queue = SlotQueue(maker, limits, tick)
+        self._slot_queue = SlotQueue(maker, limits, address=self.address, now=now, tick=tick)
         self._live: dict[JobId, LiveJob] = {}
         self._running: Counter[Address] = Counter()
         self._seen: OrderedDict[JobId, int] = OrderedDict()
@@ -199,6 +199,13 @@ class Market:
         self._live[job.id] = job
         self._idle.clear()
         return job
+
+    async def add_orders(self, job_id: JobId, candidates: Sequence[Candidate]) -> None:
+        """Adds orders to a job that waits for a free slot; see `SlotQueue.add_orders`. Raises TallyError."""
+        job = self._live.get(job_id)
+        if job is None:
+            raise Refusal(Code.UNKNOWN_JOB, f"job {job_id.hex()} does not wait for a slot here")
+        await self._slot_queue.add_orders(job, candidates)
 
     # Jobs
 

@@ -20,7 +20,7 @@ from coordinator.domain.match_leaf import consider
 from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist
 from coordinator.domain.ranking import Ranked, reliability, score_step
 from coordinator.domain.reputation import Reputation
-from coordinator.domain.scoring import ANY_REQUEST, RequestShape
+from coordinator.domain.scoring import RequestShape, ScoreTerms, shape_of
 from coordinator.domain.speeds import Speeds, Timing
 from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.live_job import LiveJob
@@ -32,8 +32,11 @@ from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavail
 from tallystick.protocol.link import Capacities, Capacity
 from tallystick.protocol.match_log import Verdict, draw_of
 from tallystick.protocol.messages import Ask, Order, Terms
+from tallystick.protocol.ranking_hints import NO_HINTS
 from tallystick.protocol.types import Address, JobId
 
+_BYTES_PER_TOKEN = 4
+"""Bytes of a sealed request that count as one input token, if its client does not say more."""
 MAX_EXPLAINED = 200
 """Asks that one explanation covers."""
 _CONCURRENT_READS = 16
@@ -74,8 +77,10 @@ class Matchmaker:
         self.reputation, self.queue = Reputation(self._score_changed), JobQueue()
         self.speeds = Speeds(self.book.set_speed)
         self.book.measured = self.speeds.measured
-        self.book.on_free = lambda group: self.queue.offer(group, self._tick())
-        self._domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
+        self.book.on_free = self._slot_freed
+        self.on_open: Callable[[SlotGroup], None] = lambda _group: None
+        """Called with a slot group that may have free slots that no job waits for."""
+        self.domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
         self._chance = chance
         self.draw: Callable[[JobId, int], float] = draw_of
         """The draw of a match, from the job's id and the number of its attempt."""
@@ -99,7 +104,7 @@ class Matchmaker:
 
         `groups`: the number of each ask's slot group; without any, all asks share group 0.
         """
-        verified = [ask.verify(self._domain) for ask in asks]
+        verified = [ask.verify(self.domain) for ask in asks]
         if any(ask.message.provider != provider for ask in verified):
             raise BadMessage(f"asks: expected asks of {provider} alone, got one of another provider")
         self._note_withdrawn(provider)
@@ -128,6 +133,10 @@ class Matchmaker:
         order, terms = attempt.order.message, attempt.candidate.terms
         self.exposure.release(order.payer, order.provider, terms.max_cost)
         self.book.release(attempt.slot_group)
+
+    def _slot_freed(self, group: SlotGroup) -> None:
+        self.queue.offer(group, self._tick())
+        self.on_open(group)
 
     def measure(self, job: LiveJob, attempt: Attempt, output_tokens: int) -> None:
         """Measures how fast a provider answered. `output_tokens`: of its receipt."""
@@ -158,7 +167,7 @@ class Matchmaker:
     def shortlist(self, demand: Demand) -> list[ListedAsk]:
         """Returns the best asks for a demand, best first. Raises Refusal or Unavailable that say why there is none."""
         now, rejected, chosen = int(self._now()), list[tuple[Reason, ListedAsk]](), list[ListedAsk]()
-        reputation = self.reputation
+        reputation, scores, shape = self.reputation, dict[Address, ScoreTerms](), self.shape_of(demand)
         try:
             chosen = shortlist(
                 self.book,
@@ -170,13 +179,14 @@ class Matchmaker:
                 chance=self._chance(),
                 backlog=self._backlog,
                 mean_output=self.speeds.mean_output(demand.model),
+                terms=scores,
             )
         except Refusal as error:
             if error.code is Code.UNKNOWN_MODEL:
                 self._check_returning(demand.model, error)
             raise
         finally:
-            self.decision_log.add_shortlist(demand, chosen, rejected, now)
+            self.decision_log.add_shortlist(demand, chosen, rejected, now, shape=shape, scores=scores)
             self.book.decisions = self.decision_log.count
         return chosen
 
@@ -219,7 +229,7 @@ class Matchmaker:
     async def choose(self, job: LiveJob) -> Attempt:
         """Returns an attempt of the best candidate left, with its slot and exposure; raises as `match`."""
         now, refused = int(self._now()), job.last_error
-        draw, shape = self.draw(job.id, len(job.attempts)), ANY_REQUEST
+        draw, shape = self.draw(job.id, len(job.attempts)), self._shape_of_job(job)
         fitting, rejected = rank_candidates(
             job.submission.candidates,
             self.book,
@@ -233,10 +243,11 @@ class Matchmaker:
         )
         considered = consider(job.submission.candidates, fitting, rejected, self.book.find, self.reputation)
         providers = [ranked.listed_ask.provider for ranked in fitting]
+        scores = {ranked.listed_ask.provider: ranked.terms for ranked in fitting}
         model = job.submission.candidates[0].terms.model
         for place, ranked in enumerate(fitting):
             listed_ask, candidate = ranked.entry
-            order, group = candidate.order.verify(self._domain), listed_ask.slot_group
+            order, group = candidate.order.verify(self.domain), listed_ask.slot_group
             if not self.queue.is_open(group, job.queued):
                 rejected[group.provider] = Reason.BUSY.value
                 considered[place] = replace(considered[place], outcome=Verdict.HELD)
@@ -256,11 +267,11 @@ class Matchmaker:
             else:
                 considered[place] = replace(considered[place], outcome=Verdict.CHOSEN)
                 outranked = dict.fromkeys(providers, Verdict.OUTRANKED.value)
-                self.decision_log.add_match(model, group.provider, outranked | rejected, now)
+                self.decision_log.add_match(model, group.provider, outranked | rejected, now, scores)
                 draft = MatchDraft(model, shape, job.submission.ranked, draw, tuple(considered))
                 return Attempt(candidate, order, group, draft)
         unpaid = dict.fromkeys(providers, Verdict.UNPAID.value)
-        self.decision_log.add_match(model, None, unpaid | rejected, now)
+        self.decision_log.add_match(model, None, unpaid | rejected, now, scores)
         reasons = "; ".join(f"{provider}: {reason}" for provider, reason in rejected.items())
         text = f"no candidate can take the job now: {reasons}"
         busy = frozenset(provider for provider, reason in rejected.items() if reason == Reason.BUSY.value)
@@ -270,6 +281,19 @@ class Matchmaker:
             raise no_slot
         raise refused or Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
 
+    def _shape_of_job(self, job: LiveJob) -> RequestShape:
+        submission, terms = job.submission, job.submission.candidates[0].terms
+        hints = submission.hints or NO_HINTS
+        return shape_of(
+            hints.likely_tokens or len(submission.sealed) // _BYTES_PER_TOKEN,
+            terms.max_output_tokens,
+            self.speeds.mean_output(terms.model),
+            sort=hints.sort,
+            weights=hints.weights,
+            holder=hints.holder,
+            cached_tokens=hints.cached_tokens,
+        )
+
     async def check_waiting(self, job: LiveJob, busy: Collection[Address]) -> None:
         """Checks that the payer signed the orders of a job that is to wait, and could pay one of these providers now.
 
@@ -277,7 +301,7 @@ class Matchmaker:
         """
         refused: Refusal | None = None
         for candidate in job.submission.candidates:
-            order, terms = candidate.order.verify(self._domain).message, candidate.terms
+            order, terms = candidate.order.verify(self.domain).message, candidate.terms
             if order.provider not in busy:
                 continue
             try:
@@ -291,6 +315,11 @@ class Matchmaker:
                 return
         if refused is not None:
             raise job.last_error or refused
+
+    async def check_order(self, order: Order, terms: Terms) -> None:
+        """Checks that the payer could pay one more order now. Raises Refusal, Unavailable."""
+        await self._admit(order, terms)
+        self.exposure.release(order.payer, order.provider, terms.max_cost)
 
     async def _admit(self, order: Order, terms: Terms) -> None:
         """Counts the job against the payer's funds. Raises Refusal, after a fresh read: the payer may just have deposited."""

@@ -89,7 +89,7 @@ class Replica:
         )
         self.matchmaker.queue = queue
         self.book, self.reputation = self.matchmaker.book, self.matchmaker.reputation
-        self.slot_queue = SlotQueue(self.matchmaker, self.limits, clock.tick)
+        self.slot_queue = SlotQueue(self.matchmaker, self.limits, address=ZERO_ADDRESS, now=self.unix_time, tick=clock.tick)
 
     def unix_time(self) -> int:
         """Returns the Unix seconds of the virtual clock."""

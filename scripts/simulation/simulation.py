@@ -23,7 +23,7 @@ from scripts.simulation.records import JobResult, Recorder
 from scripts.simulation.replica import Replica
 from scripts.simulation.requests import Request, Turn, candidate_of, price_with, receipt_of, tags_of
 from scripts.simulation.scenario import ANSWER, FIRST_MESSAGE, HOUR, LATER_MESSAGE, MEAN_TURNS, THINKING, Scenario, pareto
-from tallystick.client.selection.affinity import Affinity
+from tallystick.client.selection.affinity import Affinity, Preference, ranking_hints
 from tallystick.client.selection.prefix_table import PrefixTable
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Verified
@@ -215,19 +215,20 @@ class Simulation:
 
     async def _place(self, request: Request, asks: list[ListedAsk], wait: int | None) -> LiveJob:
         payer, turn, ranked = request.payer, request.turn, self._select is not None
+        holder: Preference | None = None
         if self.policy.affinity and turn.earlier:
-            asks, ranked = await self._prefer_holder(request, asks)
+            asks, holder = await self._prefer_holder(request, asks)
         replica, number = self.replica_of(payer), next(self._jobs)
         job_id = JobId(number.to_bytes(32, "big"))
         candidates = tuple(candidate_of(payer, turn, entry, job_id, replica.unix_time()) for entry in asks)
-        submission = Submission(job_id, candidates, b"", ranked, wait)
+        submission = Submission(job_id, candidates, b"", ranked, wait, hints=ranking_hints(request.demand, holder))
         now = self.clock.now
         job = replica.new_job(LiveJob(submission, created_at=replica.unix_time(), started=now, last_frame_at=now))
         await replica.slot_queue.match_or_enter(job)
         request.result.waited = job.queued is not None
         return job
 
-    async def _prefer_holder(self, request: Request, asks: list[ListedAsk]) -> tuple[list[ListedAsk], bool]:
+    async def _prefer_holder(self, request: Request, asks: list[ListedAsk]) -> tuple[list[ListedAsk], Preference | None]:
         """Puts the provider first that has the beginning of the conversation, as the client does."""
         by_digest = {entry.ask.digest: entry for entry in asks}
 
@@ -240,8 +241,8 @@ class Simulation:
             by_digest.update((entry.ask.digest, entry) for entry in found)
             return [entry.ask for entry in found]
 
-        arranged, ranked = await self._affinity.arrange(tags_of(request.turn), [entry.ask for entry in asks], find)
-        return [by_digest[ask.digest] for ask in arranged][: self.scenario.shortlist_size], ranked
+        arranged, holder = await self._affinity.arrange(tags_of(request.turn), [entry.ask for entry in asks], find)
+        return [by_digest[ask.digest] for ask in arranged][: self.scenario.shortlist_size], holder
 
     # Jobs, as the coordinator runs them and nodes answer
 

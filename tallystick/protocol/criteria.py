@@ -129,8 +129,8 @@ class Demand:
 
     @property
     def ranked(self) -> bool:
-        """Whether the client chose the order of the shortlist itself, instead of the order by price."""
-        return self.sort != "price" or bool(self.prefer)
+        """Whether the client chose the order of the shortlist itself, instead of the coordinator."""
+        return bool(self.prefer)
 
     @property
     def strict(self) -> Demand | None:

@@ -1,4 +1,4 @@
-"""What a client's time and a failed job are worth to it: the weights by which a shortlist is ranked. Pure."""
+"""By what a client has providers ranked: the order that it asks for, and what its time and a failed job are worth. Pure."""
 
 from __future__ import annotations
 

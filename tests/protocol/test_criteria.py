@@ -154,7 +154,7 @@ def test_preferences_stay_with_the_client() -> None:
     demand = Demand(MODEL, prefer=(BOB,))
     assert demand.ranked
     assert demand.to_json(PAYER) == Demand(MODEL).to_json(PAYER)
-    assert Demand(MODEL, sort="latency").ranked
+    assert not Demand(MODEL, sort="latency").ranked
     assert not Demand(MODEL).ranked
 
 

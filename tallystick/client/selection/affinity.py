@@ -18,10 +18,13 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.selection.prefix_table import PrefixTable
 from tallystick.client.selection.prefix_tags import PrefixTag, derive_tags
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.messages import Ask, Receipt
+from tallystick.protocol.ranking_hints import RankingHints
 from tallystick.protocol.types import Address
 
+KEPT = 10
 _PURPOSE = b"tallystick affinity 1"
 
 
@@ -62,11 +65,12 @@ class Affinity:
 
     async def arrange(
         self, tags: Sequence[PrefixTag], asks: Sequence[Verified[Ask]], find: FindAsks
-    ) -> tuple[Sequence[Verified[Ask]], bool]:
-        """Moves the ask of a provider that holds the longest known prefix to the front, unless it costs more than the first one.
+    ) -> tuple[Sequence[Verified[Ask]], Preference | None]:
+        """Moves the ask of a provider that holds the longest known prefix to the front, unless it costs clearly more than the
+        first one.
 
         A provider that holds an earlier turn is looked up by `find` if it is not among `asks`, as it seldom is among many at the
-        same price. Returns the asks, and whether the client chose their order.
+        same price. Returns the asks, and the provider that keeps the conversation if there is one.
         """
         preferences = self._preferences(tags)
         listed = {ask.message.provider for ask in asks}
@@ -76,9 +80,9 @@ class Affinity:
         missing = await find(provider)
         if not missing:
             self.forget(tags, provider)
-            return asks, False
-        arranged, changed = put_first(preferences, [*asks, *missing])
-        return (arranged, changed) if changed else (asks, False)
+            return asks, None
+        arranged, holder = put_first(preferences, [*asks, *missing])
+        return (arranged, holder) if holder else (asks, None)
 
     def _preferences(self, tags: Sequence[PrefixTag]) -> list[Preference]:
         """The providers that hold the longest known prefix, the one that was used last first."""
@@ -111,17 +115,28 @@ class Affinity:
             self._table.forget(prefix.tag, provider)
 
 
-def put_first(preferences: Sequence[Preference], asks: Sequence[Verified[Ask]]) -> tuple[Sequence[Verified[Ask]], bool]:
-    """Moves the first ask of a preferred provider to the front. Returns the asks, and whether the client chose their order.
+def put_first(
+    preferences: Sequence[Preference], asks: Sequence[Verified[Ask]]
+) -> tuple[Sequence[Verified[Ask]], Preference | None]:
+    """Moves the first ask of a preferred provider to the front. Returns the asks, and the provider that keeps the conversation.
 
-    The order stays if that ask, with its share of the input cached, costs more than the first ask without a cache.
+    The order stays if that ask, with its share of the input cached, costs more than the first ask without a cache, by more than
+    one part in KEPT. The coordinator applies the same margin to the price, time and load that it knows of.
     """
-    percents = {preference.provider: preference.cached_percent for preference in preferences}
+    by_provider = {preference.provider: preference for preference in preferences}
     for ask in asks:
-        percent = percents.get(ask.message.provider)
-        if percent is not None and _price(ask.message, percent) <= _price(asks[0].message, 0):
-            return [ask, *(other for other in asks if other is not ask)], True
-    return asks, False
+        held = by_provider.get(ask.message.provider)
+        if held is not None and (KEPT - 1) * _price(ask.message, held.cached_percent) <= KEPT * _price(asks[0].message, 0):
+            return [ask, *(other for other in asks if other is not ask)], held
+    return asks, None
+
+
+def ranking_hints(demand: Demand, holder: Preference | None) -> RankingHints:
+    """What the coordinator gets to know to rank the candidates of a request."""
+    if holder is None:
+        return RankingHints(demand.likely_tokens, demand.sort, demand.weights)
+    cached = demand.likely_tokens * holder.cached_percent // 100
+    return RankingHints(demand.likely_tokens, demand.sort, demand.weights, holder.provider, cached)
 
 
 def _price(ask: Ask, cached_percent: int) -> int:

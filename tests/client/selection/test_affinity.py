@@ -41,7 +41,7 @@ class Answering:
     def __init__(self, fake: FakeMarket) -> None:
         self.fake = fake
         self.wanted: list[Address] = []
-        self.ranked: list[bool] = []
+        self.holders: list[Address | None] = []
         self.by: Address | None = None
         """None: the first candidate."""
         self.usage = Usage(10, 0, 5)
@@ -50,7 +50,8 @@ class Answering:
     async def __call__(self, session: Session) -> None:
         candidates = [candidate.order.message.provider for candidate in session.submission.candidates]
         self.wanted.append(candidates[0])
-        self.ranked.append(session.submission.ranked)
+        hints = session.submission.hints
+        self.holders.append(None if hints is None else hints.holder)
         await session.match(0 if self.by is None else candidates.index(self.by))
         await session.answer()
         await session.chunk(completion("x"), last=True)
@@ -79,11 +80,11 @@ async def test_processes_of_a_wallet_share_what_they_know(
         assert await answering.ask(one, FIRST) == alice
         answering.by = None
         assert await answering.ask(two, SECOND) == bob
-        assert answering.ranked[-1], "the coordinator keeps the order of the client"
+        assert answering.holders[-1] == bob, "the coordinator is told who keeps the conversation"
     async with market_of(fake, wallet, config) as again:
         assert await answering.ask(again, SECOND) == bob
         assert await answering.ask(again, [{"role": "user", "content": "Another question"}]) == alice
-        assert not answering.ranked[-1]
+        assert answering.holders[-1] is None
 
 
 async def test_another_wallet_recognises_nothing(
@@ -129,9 +130,9 @@ async def test_of_the_holders_of_a_system_prompt_the_best_ask_wins(
 
 
 async def test_a_holder_that_costs_more_is_left(wallet: Signer, config: ClientConfig) -> None:
-    """Unless it bills so much as cached that it costs less."""
+    """Unless it bills so much as cached that it costs less, or hardly more."""
     cheap = Provider.make("cheap")
-    dear = Provider.make("dear", input_price=140_000, cached_input_price=0)
+    dear = Provider.make("dear", input_price=180_000, cached_input_price=0)
     async with FakeMarket(cheap, dear).serve() as fake, market_of(fake, wallet, config) as market:
         answering = Answering(fake)
         answering.by, answering.usage = dear.address, Usage(10, 2, 5)
