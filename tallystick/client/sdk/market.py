@@ -23,7 +23,7 @@ from tallystick.client.coordinator.access_tokens import AccessTokens
 from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo
 from tallystick.client.coordinator.model_offers import ModelOffer
 from tallystick.client.coordinator.pinning import DeploymentPin
-from tallystick.client.jobs.job import Job, JobContext
+from tallystick.client.jobs.job import Job, JobContext, matches_of
 from tallystick.client.jobs.resume import resume_job
 from tallystick.client.jobs.submit import JobSubmitter, KeyedRequest
 from tallystick.client.ledger import idempotency
@@ -58,6 +58,7 @@ from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
+from tallystick.runtime.log_watch import LogWatch
 from tallystick.runtime.plaintext import warn_if_plaintext
 
 _STALE_SHORTLIST = (Code.NO_PROVIDER, Code.NODE_BUSY)
@@ -113,6 +114,7 @@ class Market(ConvenienceMethods):
         self._onchain: PayerEscrow | None = None
         self._info_lock = asyncio.Lock()
         self._job_context: JobContext | None = None
+        self._log_watch: LogWatch | None = None
         self._info: CoordinatorInfo | None = None
         self._live: set[Job] = set()
         self._submitting: set[JobId] = set()
@@ -188,6 +190,9 @@ class Market(ConvenienceMethods):
         try:
             await self.drain(0)
             await self._reconciler.close(self.config.cancel_seconds)
+            if self._log_watch is not None:
+                await self._log_watch.close()
+                self._log_watch = None
         finally:
             await self._coordinator.__aexit__(None, None, None)
             if self._onchain is not None:
@@ -231,6 +236,9 @@ class Market(ConvenienceMethods):
 
     async def _open_context(self) -> tuple[CoordinatorInfo, JobContext]:
         info = await self.info()
+        if self._log_watch is None:
+            folder = self.config.ledger_path(self.address).with_suffix(".match-log")
+            self._log_watch = LogWatch(info.domain, info.coordinator, folder, self._coordinator.log_proof, now=self._now)
         if self._job_context is None:
             self._job_context = JobContext(
                 self.config,
@@ -255,6 +263,10 @@ class Market(ConvenienceMethods):
         self._live.discard(job)
         if not self._live:
             self._idle.set()
+        if self._log_watch is not None:
+            for match, order in matches_of(job):
+                self._log_watch.add_match(match, order)
+            self._log_watch.add_head(b"" if job.head is None else job.head.log_head)
         if job.disputed:
             self._shortlists.forget()
         if job.receipt is not None and job.receipt_accepted:
