@@ -54,6 +54,7 @@ SUBMISSION_OPTIONS = (
         lambda hints: dumps(hints.to_json()),
         lambda value, where: RankingHints.from_json(loads(value, where), where),
     ),
+    flag(IGNORABLE + 1, "batch", "batch"),
 )
 """The members of a submission that may be absent. Each keeps its number for ever."""
 _OPTIONS = {option.number: option for option in SUBMISSION_OPTIONS}
@@ -172,6 +173,8 @@ class Submission:
     """Milliseconds after its dispatch at which a job without output may be given to a second provider too. None: never."""
     hints: RankingHints | None = None
     """What the coordinator may rank the candidates by, if the client leaves their order to it."""
+    batch: bool = False
+    """Whether the job waits behind interactive ones. At least one slot in eight goes to batch jobs while some wait."""
 
     def dumps(self) -> bytes:
         """The wire form. Raises BadMessage."""
