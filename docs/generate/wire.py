@@ -62,8 +62,8 @@ def pages() -> dict[str, str]:
 def _protocol() -> str:
     return (
         f"The protocol is version {versions.PROTOCOL}, which release {versions.SINCE} introduced. `GET /v1/info`,\n"
-        "`CHALLENGE` and `HELLO` name it as `protocol`; version 1, whose submissions were JSON, did not. A peer of another version gets an\n"
-        "error that says which side to upgrade."
+        "`CHALLENGE` and `HELLO` name it as `protocol`; version 1, whose submissions were JSON, did not. A peer of\n"
+        "another version gets an error that says which side to upgrade."
     )
 
 
