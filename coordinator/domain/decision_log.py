@@ -1,7 +1,8 @@
-"""The decision log: why a provider got work or did not, for its last shortlists and matches. In memory, bounded, pure.
+"""The decision log: why a provider got work or did not, for its last shortlists and matches. Bounded, pure.
 
 It answers the question "why did I get no work?". It does not record payers. A shortlist does not look at every ask, so the log
-keeps the demand and judges a provider's asks by the same predicates when the provider asks.
+keeps the demand and judges a provider's asks by the same predicates when the provider asks. Decisions of a former process are
+restored; which slots were free then is not known any more.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
+from coordinator.domain.scoring import ANY_REQUEST, RequestShape, ScoreTerms, price_of
 from tallystick.protocol.criteria import Demand, Facts, Reason
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address
@@ -33,7 +36,8 @@ class Decision:
 
     `chosen`: the shortlist, best first, or the provider that got the job. `rejected`: the reason against each other provider.
     `demand`: what a shortlist was made for. `declared`: whether only asks that declare the request's needs were chosen.
-    `highest_price`: of the shortlist's asks, in units of `ListedAsk.price`; None if it has places left.
+    `highest_price`: of the shortlist's asks for this request, in MICRO base units; None if it has places left. `waits`: whether
+    all of them were busy, so that a job had to wait. `shape`: of the request. `scores`: the terms of each ask that was ranked.
     """
 
     number: int
@@ -45,17 +49,26 @@ class Decision:
     demand: Demand | None = None
     declared: bool = False
     highest_price: int | None = None
+    waits: bool = False
+    shape: RequestShape = ANY_REQUEST
+    scores: Mapping[Address, ScoreTerms] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one decision meant for one provider. `stage`: "shortlist" or "match"; `won`: whether the provider was chosen."""
+    """What one decision meant for one provider. `stage`: "shortlist" or "match"; `won`: whether the provider was chosen.
+
+    `score`: the terms by which its ask was ranked, and their total, in dollars; None if it was not ranked. `best`: those of the
+    provider that came first.
+    """
 
     at: int
     model: str
     stage: str
     won: bool
     why: str
+    score: dict[str, str] | None = None
+    best: dict[str, str] | None = None
 
 
 @dataclass(slots=True)
@@ -64,24 +77,66 @@ class DecisionLog:
 
     _decisions: deque[Decision] = field(default_factory=lambda: deque(maxlen=MAX_DECISIONS))
     count: int = 0
+    _saved: int = 0
+    """The number of the first decision that was not taken to be stored yet."""
+    _restored: int = 0
+    """The number of decisions that are of a former process, which knew another set of connected nodes."""
+
+    def restore(self, decisions: Iterable[Decision]) -> None:
+        """Takes the decisions of a former process, oldest first."""
+        for decision in decisions:
+            self._add(replace(decision, number=self.count))
+        self._saved = self._restored = self.count
+
+    def take_unsaved(self) -> list[Decision]:
+        """Returns the decisions that are to be stored."""
+        fresh = min(self.count - self._saved, len(self._decisions))
+        self._saved = self.count
+        return list(self._decisions)[len(self._decisions) - fresh :] if fresh else []
+
+    def mark_unsaved(self, decisions: Sequence[Decision]) -> None:
+        """Notes that these decisions, the last that were taken, could not be stored."""
+        if decisions:
+            self._saved = decisions[0].number
 
     def add_shortlist(
-        self, demand: Demand, chosen: Sequence[ListedAsk], rejected: Iterable[tuple[Reason, ListedAsk]], now: int
+        self,
+        demand: Demand,
+        chosen: Sequence[ListedAsk],
+        rejected: Iterable[tuple[Reason, ListedAsk]],
+        now: int,
+        *,
+        shape: RequestShape = ANY_REQUEST,
+        scores: Mapping[Address, ScoreTerms] = MappingProxyType({}),
     ) -> None:
-        """Records a shortlist, empty ones too. A decision that concerned no provider is not kept."""
+        """Records a shortlist, empty ones too. A decision that concerned no provider is not kept.
+
+        `shape`: of the request; `scores`: the terms of each ask that was ranked.
+        """
         reasons = {entry.provider: reason.value for (reason, entry), _ in zip(rejected, range(_MAX_REASONS), strict=False)}
         if not chosen and not reasons:
             return
-        highest = max(entry.price for entry in chosen) if len(chosen) == demand.limit else None
+        full = len(chosen) == demand.limit
+        highest = max(price_of(entry.ask.message, shape) for entry in chosen) if full else None
+        waits = bool(chosen) and not any(entry.slot_group.free for entry in chosen)
         providers = tuple(entry.provider for entry in chosen)
         strict = demand.strict
         declared = strict is not None and bool(chosen) and strict.spec_objection(chosen[0].ask.message) is None
         kept = _slim(demand)
-        self._add(Decision(self.count, now, demand.model, False, providers, reasons, kept, declared, highest))
+        result = Decision(self.count, now, demand.model, False, providers, reasons, kept, declared, highest, waits, shape)
+        self._add(replace(result, scores=dict(scores)))
 
-    def add_match(self, model: str, chosen: Address | None, rejected: Mapping[Address, str], now: int) -> None:
+    def add_match(
+        self,
+        model: str,
+        chosen: Address | None,
+        rejected: Mapping[Address, str],
+        now: int,
+        scores: Mapping[Address, ScoreTerms] = MappingProxyType({}),
+    ) -> None:
         """Records which order of a job was chosen; None if none could be."""
-        self._add(Decision(self.count, now, model, True, () if chosen is None else (chosen,), rejected))
+        providers = () if chosen is None else (chosen,)
+        self._add(Decision(self.count, now, model, True, providers, rejected, scores=dict(scores)))
 
     def _add(self, decision: Decision) -> None:
         self._decisions.append(decision)
@@ -109,10 +164,14 @@ class DecisionLog:
                 left -= len(listed_asks)
                 if left < 0:
                     return
-                judged = max((_judge(listed_ask, decision, prices) for listed_ask in listed_asks), default=None)
+                former = decision.number < self._restored
+                judged = max((_judge(listed_ask, decision, prices, former=former) for listed_ask in listed_asks), default=None)
             if judged is not None:
-                won, why = judged
-                yield Verdict(decision.at, decision.model, "match" if decision.match else "shortlist", won, why)
+                stage = "match" if decision.match else "shortlist"
+                own = None if prices else decision.scores.get(provider)
+                best = decision.scores.get(decision.chosen[0]) if own and decision.chosen else None
+                scores = (None if terms is None else terms.to_json() for terms in (own, best))
+                yield Verdict(decision.at, decision.model, stage, *judged, *scores)
 
 
 def _outcome(provider: Address, decision: Decision) -> tuple[bool, str] | None:
@@ -125,19 +184,21 @@ def _outcome(provider: Address, decision: Decision) -> tuple[bool, str] | None:
     return None if reason is None else (False, reason)
 
 
-def _judge(listed_ask: ListedAsk, decision: Decision, prices: Prices | None) -> tuple[bool, str]:
-    """Returns what a shortlist's demand means for an ask that a provider has now."""
+def _judge(listed_ask: ListedAsk, decision: Decision, prices: Prices | None, *, former: bool) -> tuple[bool, str]:
+    """Returns what a shortlist's demand means for an ask that a provider has now. `former`: it is not known whether a slot was
+    free then.
+    """
     ask, was_free = _repriced(listed_ask.ask.message, prices), listed_ask.slot_group.was_free(decision.number)
-    if decision.demand is None or was_free is None:
+    if decision.demand is None or (was_free is None and not former):
         return False, _NOT_LISTED
-    facts = Facts(decision.at, listed_ask.node.stake, int(was_free))
+    facts = Facts(decision.at, listed_ask.node.stake, None if was_free is None else int(was_free))
     reason = decision.demand.objection(ask, facts)
     strict = decision.demand.strict if decision.declared else None
     if reason is None and strict is not None and strict.spec_objection(ask) is not None:
         reason = Reason.UNDECLARED
-    if reason is not None:
+    if reason is not None and not (reason is Reason.BUSY and decision.waits):
         return False, reason.value
-    price = 3 * ask.input_price + ask.output_price
+    price = price_of(ask, decision.shape)
     if prices is None:
         cheaper = decision.highest_price is not None
         return (

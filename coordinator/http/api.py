@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from coordinator.http.schemas import (
     AfterAsk,
     AfterModel,
     ErrorBody,
+    FurtherOrders,
     Hex32,
     Info,
     Limit,
@@ -45,7 +47,7 @@ from tallystick.protocol.health import HEALTH_JSON, Health
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Inquiry
 from tallystick.protocol.types import Address, parse_address, parse_job_id
-from tallystick.protocol.wire import dumps
+from tallystick.protocol.wire import Candidate, dumps
 from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.version import __version__
 
@@ -215,6 +217,16 @@ def _add_job_routes(api: FastAPI, context: ApiContext) -> None:
             "settlement": await settlement_view(context.claims, known.receipts.get(only) if only else known.receipt)
         }
 
+    @api.post("/v1/jobs/{job}/orders")
+    async def orders(job: Hex32, further: FurtherOrders) -> dict[str, bool]:
+        """Adds signed orders to a job that waits for a free slot, on asks that its response named in a BEAT frame.
+
+        The job keeps its place. `added` is true if all orders are among the job's candidates now.
+        """
+        candidates = [_read_candidate(text, f"candidates[{i}]") for i, text in enumerate(further.candidates)]
+        await context.market.add_orders(parse_job_id(job), candidates)
+        return {"added": True}
+
     @api.post("/v1/jobs/{job}/cancel", status_code=202)
     async def cancel(job: Hex32, token: Token = None) -> dict[str, bool]:
         """Cancels a running job of the caller. The job's receipt still ends its stream, and charges for what was delivered.
@@ -226,6 +238,13 @@ def _add_job_routes(api: FastAPI, context: ApiContext) -> None:
         if payer not in {None, caller}:
             raise Refusal(Code.UNAUTHENTICATED, f"{caller} is not the payer of job {job}; only its payer cancels a job")
         return {"cancelling": context.market.cancel(job_id)}
+
+
+def _read_candidate(text: str, where: str) -> Candidate:
+    try:
+        return Candidate.from_bytes(base64.b64decode(text, validate=True), where)
+    except ValueError:
+        raise BadMessage(f"{where}: expected base64") from None
 
 
 def _caller(context: ApiContext, token: str | None) -> Address:

@@ -162,3 +162,15 @@ class SignedInquiry(BaseModel):
 
     message: InquiryMembers
     signature: str = Field(pattern="^0x[0-9a-fA-F]{130}$")
+
+
+MAX_CANDIDATE = 16_384
+"""Characters of a candidate in base64."""
+
+
+class FurtherOrders(BaseModel):
+    """Candidates for a waiting job: order, terms, and the job's wrapped key, each as a submission has it, in base64."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    candidates: list[Annotated[str, Field(max_length=MAX_CANDIDATE)]] = Field(min_length=1, max_length=MAX_CANDIDATES)

@@ -16,13 +16,14 @@ import asyncio
 import random
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 import structlog
 
 from coordinator.domain.limits import JobLimits, check_order
 from coordinator.jobs.deadlines import enforce_deadlines
+from coordinator.jobs.decision_keeper import DecisionKeeper
 from coordinator.jobs.deferred_writes import DeferredWrites
 from coordinator.jobs.hedging import CallLater, Hedging, call_later
 from coordinator.jobs.live_job import LiveJob
@@ -39,7 +40,7 @@ from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.match_log import draw_of
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import CancelReason, Kind, Submission, pack_link
+from tallystick.protocol.wire import CancelReason, Candidate, Kind, Submission, pack_link
 
 log = structlog.get_logger()
 _CHANCE = random.SystemRandom().random
@@ -77,13 +78,14 @@ class Market:
             domain=domain, store=store, bus=bus, exposure=exposure, reputation=reputation, funds=funds, now=now, tick=tick
         )
         self._now, self._tick = now, tick
-        self._slot_queue = SlotQueue(maker, limits, tick)
+        self._slot_queue = SlotQueue(maker, limits, address=self.address, now=now, tick=tick)
         self._live: dict[JobId, LiveJob] = {}
         self._running: Counter[Address] = Counter()
         self._seen: OrderedDict[JobId, int] = OrderedDict()
         """When each job was placed, for as long as a replay is possible."""
         self._writes = DeferredWrites(store, self.reputation, maker.speeds)
         self.hedging = Hedging(maker, limits.hedge_share, tick, later)
+        self._decision_keeper = DecisionKeeper(self.decision_log, log_store)
         self.match_log = MatchLog(log_store, signer, domain, now, keep_seconds=limits.match_log_seconds)
         self._relay = Relay(
             match_log=self.match_log,
@@ -111,6 +113,8 @@ class Market:
             self.exposure.record_receipt(payer, provider, total, total)
         self.reputation.restore(stored.records)
         self.matchmaker.speeds.restore(stored.speeds)
+        await self._decision_keeper.restore()
+        self.book.decisions = self.decision_log.count
         await self.match_log.start()
 
     async def drain(self, seconds: float) -> None:
@@ -123,6 +127,7 @@ class Market:
         except TimeoutError:
             log.warning("jobs still running at shutdown", count=len(self._live))
         self._writes.save_provider_records()
+        self._decision_keeper.save()
         await self.match_log.close()
 
     # Nodes
@@ -199,6 +204,13 @@ class Market:
         self._live[job.id] = job
         self._idle.clear()
         return job
+
+    async def add_orders(self, job_id: JobId, candidates: Sequence[Candidate]) -> None:
+        """Adds orders to a job that waits for a free slot; see `SlotQueue.add_orders`. Raises TallyError."""
+        job = self._live.get(job_id)
+        if job is None:
+            raise Refusal(Code.UNKNOWN_JOB, f"job {job_id.hex()} does not wait for a slot here")
+        await self._slot_queue.add_orders(job, candidates)
 
     # Jobs
 
@@ -292,3 +304,4 @@ class Market:
         while self._seen and next(iter(self._seen.values())) <= horizon:
             self._seen.popitem(last=False)
         self._writes.retry()
+        self._decision_keeper.save()

@@ -20,7 +20,7 @@ from coordinator.domain.match_leaf import consider
 from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist
 from coordinator.domain.ranking import Ranked, reliability, score_step
 from coordinator.domain.reputation import Reputation
-from coordinator.domain.scoring import RequestShape, shape_of
+from coordinator.domain.scoring import RequestShape, ScoreTerms, shape_of
 from coordinator.domain.speeds import Speeds, Timing
 from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.live_job import LiveJob
@@ -46,6 +46,10 @@ WITHDRAWN_SECONDS = 300
 MAX_WITHDRAWN_MODELS = 10_000
 RETURN_SECONDS = 35
 """How long after a restart a model that no provider offers is reported as unavailable: its providers may still reconnect."""
+
+
+def _queue(limits: JobLimits) -> JobQueue:
+    return JobQueue(limits.max_waiting, limits.max_waiting_per_model, limits.max_waiting_bytes)
 
 
 class SlotsBusy(Unavailable):
@@ -74,11 +78,13 @@ class Matchmaker:
         chance: Callable[[], float],
     ) -> None:
         self.book, self.exposure, self.decision_log = AskBook(max_jobs=limits.jobs_per_node), Exposure(), DecisionLog()
-        self.reputation, self.queue = Reputation(self._score_changed), JobQueue()
+        self.reputation, self.queue = Reputation(self._score_changed), _queue(limits)
         self.speeds = Speeds(self.book.set_speed)
         self.book.measured = self.speeds.measured
-        self.book.on_free = lambda group: self.queue.offer(group, self._tick())
-        self._domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
+        self.book.on_free = self._slot_freed
+        self.on_open: Callable[[SlotGroup], None] = lambda _group: None
+        """Called with a slot group that may have free slots that no job waits for."""
+        self.domain, self._funds, self._limits, self._now, self._tick = domain, funds, limits, now, tick
         self._chance = chance
         self.draw: Callable[[JobId, int], float] = draw_of
         """The draw of a match, from the job's id and the number of its attempt."""
@@ -102,7 +108,7 @@ class Matchmaker:
 
         `groups`: the number of each ask's slot group; without any, all asks share group 0.
         """
-        verified = [ask.verify(self._domain) for ask in asks]
+        verified = [ask.verify(self.domain) for ask in asks]
         if any(ask.message.provider != provider for ask in verified):
             raise BadMessage(f"asks: expected asks of {provider} alone, got one of another provider")
         self._note_withdrawn(provider)
@@ -131,6 +137,10 @@ class Matchmaker:
         order, terms = attempt.order.message, attempt.candidate.terms
         self.exposure.release(order.payer, order.provider, terms.max_cost)
         self.book.release(attempt.slot_group)
+
+    def _slot_freed(self, group: SlotGroup) -> None:
+        self.queue.offer(group, self._tick())
+        self.on_open(group)
 
     def measure(self, job: LiveJob, attempt: Attempt, output_tokens: int) -> None:
         """Measures how fast a provider answered. `output_tokens`: of its receipt."""
@@ -161,7 +171,7 @@ class Matchmaker:
     def shortlist(self, demand: Demand) -> list[ListedAsk]:
         """Returns the best asks for a demand, best first. Raises Refusal or Unavailable that say why there is none."""
         now, rejected, chosen = int(self._now()), list[tuple[Reason, ListedAsk]](), list[ListedAsk]()
-        reputation = self.reputation
+        reputation, scores, shape = self.reputation, dict[Address, ScoreTerms](), self.shape_of(demand)
         try:
             chosen = shortlist(
                 self.book,
@@ -173,13 +183,14 @@ class Matchmaker:
                 chance=self._chance(),
                 backlog=self._backlog,
                 mean_output=self.speeds.mean_output(demand.model),
+                terms=scores,
             )
         except Refusal as error:
             if error.code is Code.UNKNOWN_MODEL:
                 self._check_returning(demand.model, error)
             raise
         finally:
-            self.decision_log.add_shortlist(demand, chosen, rejected, now)
+            self.decision_log.add_shortlist(demand, chosen, rejected, now, shape=shape, scores=scores)
             self.book.decisions = self.decision_log.count
         return chosen
 
@@ -236,10 +247,11 @@ class Matchmaker:
         )
         considered = consider(job.submission.candidates, fitting, rejected, self.book.find, self.reputation)
         providers = [ranked.listed_ask.provider for ranked in fitting]
+        scores = {ranked.listed_ask.provider: ranked.terms for ranked in fitting}
         model = job.submission.candidates[0].terms.model
         for place, ranked in enumerate(fitting):
             listed_ask, candidate = ranked.entry
-            order, group = candidate.order.verify(self._domain), listed_ask.slot_group
+            order, group = candidate.order.verify(self.domain), listed_ask.slot_group
             if not self.queue.is_open(group, job.queued):
                 rejected[group.provider] = Reason.BUSY.value
                 considered[place] = replace(considered[place], outcome=Verdict.HELD)
@@ -259,11 +271,11 @@ class Matchmaker:
             else:
                 considered[place] = replace(considered[place], outcome=Verdict.CHOSEN)
                 outranked = dict.fromkeys(providers, Verdict.OUTRANKED.value)
-                self.decision_log.add_match(model, group.provider, outranked | rejected, now)
+                self.decision_log.add_match(model, group.provider, outranked | rejected, now, scores)
                 draft = MatchDraft(model, shape, job.submission.ranked, draw, tuple(considered))
                 return Attempt(candidate, order, group, draft)
         unpaid = dict.fromkeys(providers, Verdict.UNPAID.value)
-        self.decision_log.add_match(model, None, unpaid | rejected, now)
+        self.decision_log.add_match(model, None, unpaid | rejected, now, scores)
         reasons = "; ".join(f"{provider}: {reason}" for provider, reason in rejected.items())
         text = f"no candidate can take the job now: {reasons}"
         busy = frozenset(provider for provider, reason in rejected.items() if reason == Reason.BUSY.value)
@@ -293,7 +305,7 @@ class Matchmaker:
         """
         refused: Refusal | None = None
         for candidate in job.submission.candidates:
-            order, terms = candidate.order.verify(self._domain).message, candidate.terms
+            order, terms = candidate.order.verify(self.domain).message, candidate.terms
             if order.provider not in busy:
                 continue
             try:
@@ -307,6 +319,11 @@ class Matchmaker:
                 return
         if refused is not None:
             raise job.last_error or refused
+
+    async def check_order(self, order: Order, terms: Terms) -> None:
+        """Checks that the payer could pay one more order now. Raises Refusal, Unavailable."""
+        await self._admit(order, terms)
+        self.exposure.release(order.payer, order.provider, terms.max_cost)
 
     async def _admit(self, order: Order, terms: Terms) -> None:
         """Counts the job against the payer's funds. Raises Refusal, after a fresh read: the payer may just have deposited."""

@@ -6,26 +6,40 @@ leaves, when its time is up, or when no candidate is connected any more. Nothing
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 
 from coordinator.domain.job_queue import MAX_RETRY_SECONDS, QueuedJob
-from coordinator.domain.limits import JobLimits
+from coordinator.domain.limits import JobLimits, check_order
 from coordinator.domain.listed_ask import SlotKey
+from coordinator.domain.matching import check_terms
+from coordinator.jobs.invitations import ANSWER_SECONDS, Invitations
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker, SlotsBusy
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.queue_place import QueuePlace
+from tallystick.protocol.types import Address
+from tallystick.protocol.wire import Candidate
 
 BEAT_SECONDS = 5.0
 """Between two messages about a job's place."""
 
 
 class SlotQueue:
-    """Matches jobs, now or when a slot is free. `tick`: a monotonic clock in seconds."""
+    """Matches jobs, now or when a slot is free. `address`: the coordinator's. `now`: Unix time; `tick`: a monotonic clock."""
 
-    def __init__(self, matchmaker: Matchmaker, limits: JobLimits, tick: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        matchmaker: Matchmaker,
+        limits: JobLimits,
+        *,
+        address: Address,
+        now: Callable[[], float],
+        tick: Callable[[], float],
+    ) -> None:
         self._matchmaker, self._queue, self._limits, self._tick = matchmaker, matchmaker.queue, limits, tick
         self._closing: Unavailable | None = None
+        self._address, self._now, self._invitations = address, now, Invitations(matchmaker, now, tick)
 
     async def match_or_enter(self, job: LiveJob) -> None:
         """Begins the job's next attempt, or lets it enter the queue if only slots are missing. Raises TallyError."""
@@ -46,7 +60,8 @@ class SlotQueue:
                 queued = job.queued
                 if queued.granted is None:
                     queued.wake_at = self._tick() + min(BEAT_SECONDS, self._seconds_left(job))
-                    yield self._place(queued).dumps()
+                    asks = tuple(listed_ask.ask.to_json() for listed_ask in self._invitations.take(job))
+                    yield replace(self._place(queued), asks=asks).dumps()
                     await job.woken.wait()
                 job.woken.clear()
                 self._check(job, queued)
@@ -64,20 +79,65 @@ class SlotQueue:
     def sweep(self) -> None:
         """Runs once a second: wakes the jobs that are due for a message or whose time is up, and those without any provider."""
         tick, book = self._tick(), self._matchmaker.book
-        self._queue.end_without(lambda key: bool(book.groups_of(key)))
+        self._queue.end_without(lambda key: bool(book.groups_of(key)), tick)
         for queued in list(self._queue):
             if tick >= queued.wake_at:
                 queued.wake()
         for key in self._queue.expire_grants(tick):
             self._offer(key)
+        self._invitations.sweep()
+
+    async def add_orders(self, job: LiveJob, candidates: Sequence[Candidate]) -> None:
+        """Adds orders on asks that a waiting job was invited to; the job keeps its place.
+
+        Raises Refusal or Unavailable for the first that cannot be used, and BadSignature; the orders before it are added.
+        """
+        for candidate in candidates:
+            if job.queued is None:
+                raise Refusal(Code.ORDER_EXPIRED, f"job {job.id.hex()} waits no more; these orders are not used")
+            order, terms = candidate.order.message, candidate.terms
+            if candidate.order in (other.order for other in job.submission.candidates):
+                continue  # posted before
+            if (order.payer, terms.job, terms.model) != (job.payer, job.id, job.submission.candidates[0].terms.model):
+                raise Refusal(Code.ORDER_TERMS, f"order: expected the payer and the model of job {job.id.hex()}, got others")
+            check_order(order, terms, coordinator=self._address, limits=self._limits, now=int(self._now()))
+            self._invitations.check(job, candidate)
+            listed_ask = self._matchmaker.book.find(terms.ask)
+            if listed_ask is None:
+                raise Unavailable(Code.NO_PROVIDER, f"provider {order.provider} withdrew its ask", fault=Fault.PROVIDER)
+            check_terms(candidate, listed_ask)
+            candidate.order.verify(self._matchmaker.domain)
+            await self._matchmaker.check_order(order, terms)
+            self._add_candidate(job, candidate, listed_ask.slot_group.key)
+
+    def _add_candidate(self, job: LiveJob, candidate: Candidate, key: SlotKey) -> None:
+        provider = candidate.order.message.provider
+        others = (other for other in job.submission.candidates if other.order.message.provider != provider)
+        job.submission = replace(job.submission, candidates=(*others, candidate))
+        self._invitations.answered(job, key)
+        if job.queued is not None:
+            self._queue.join(job.queued, (key,))
+            self._offer(key)
 
     def _enter(self, job: LiveJob, busy: SlotsBusy) -> None:
-        exposure, groups = self._matchmaker.exposure, self._waited_for(job, busy)
-        providers = {provider for provider, _ in groups}
+        groups = self._waited_for(job, busy)
+        if job.served is None:
+            job.queued = self._place_in_queue(job, groups, busy)
+        else:
+            self._queue.enter_again(job.served, groups)
+            job.queued = job.served
+        job.woken.clear()
+        self._invitations.add(job.queued, job)
+        for key in job.queued.groups:  # a slot may be free that no earlier job waits for
+            self._offer(key)
+
+    def _place_in_queue(self, job: LiveJob, groups: Sequence[SlotKey], busy: SlotsBusy) -> QueuedJob:
+        """Lets a job enter the queue. Its payer's weight is what it reserved for the providers that the job waits for."""
+        exposure, providers = self._matchmaker.exposure, {provider for provider, _ in groups}
         candidates = [candidate for candidate in job.submission.candidates if candidate.order.message.provider in providers]
         tabs = (exposure.known(job.payer, provider) for provider in providers)
         try:
-            job.queued = self._queue.enter(
+            return self._queue.enter(
                 candidates[0].terms.model,
                 job.payer,
                 groups,
@@ -85,12 +145,11 @@ class SlotQueue:
                 weight=sum(tab.reserved for tab in tabs if tab is not None),
                 tick=self._tick(),
                 wake=job.woken.set,
+                batch=job.submission.batch,
+                size=len(job.submission.sealed),
             )
         except Unavailable as full:
             raise full from busy
-        job.woken.clear()
-        for key in job.queued.groups:  # a slot may be free that no earlier job waits for
-            self._offer(key)
 
     def _waited_for(self, job: LiveJob, busy: SlotsBusy) -> list[SlotKey]:
         """Returns the slot groups that may take the job later: busy ones, and those of providers that may come back.
@@ -122,7 +181,9 @@ class SlotQueue:
         if queued.granted is not None:
             return
         if queued.ended:
-            text = "the providers that the job waited for have disconnected, or its client did not read when one was free"
+            text = (
+                "the providers that the job waited for are gone or sell it no more, or its client did not read when one was free"
+            )
             raise Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
         if self._seconds_left(job) <= 0:
             position, expected = self._queue.place(queued, self._tick())
@@ -132,11 +193,19 @@ class SlotQueue:
             raise error
 
     async def _use_grant(self, job: LiveJob, queued: QueuedJob) -> None:
-        """Matches a job that was granted a slot. A job that cannot use it returns to its place; the next one gets the slot."""
+        """Matches a job that was granted a slot. A job that cannot use it returns to its place; the next one gets the slot.
+
+        A job whose order names an ask that is gone waits a little for its client to order on the new one.
+        """
+        granted = queued.granted
+        if granted is not None and not self._invitations.may_use(job, granted[0]):
+            self._queue.enter_again(queued, (key for key in queued.groups if key[0] != granted[0]))
+            queued.kept_until = self._tick() + ANSWER_SECONDS
+            self._offer(granted)
+            return
         try:
             await self._matchmaker.match(job)
         except SlotsBusy as busy:
-            granted = queued.granted
             self._queue.enter_again(queued, self._waited_for(job, busy))
             if granted is not None:
                 self._offer(granted)
@@ -147,7 +216,9 @@ class SlotQueue:
         queued, job.queued = job.queued, None
         if queued is None:
             return
+        job.served = queued
         granted = queued.granted
+        self._invitations.discard(queued, job)
         self._queue.leave(queued)
         if granted is not None:
             self._offer(granted)  # a slot that was not used goes to the next job

@@ -68,10 +68,12 @@ class ArrivalQueue(JobQueue):
         weight: int,
         tick: float,
         wake: Callable[[], None],
+        batch: bool = False,
+        size: int = 0,
     ) -> QueuedJob:
         """Adds a job."""
         payer = Address(f"{payer}/{next(self._numbers)}")
-        return super().enter(model, payer, groups, cost=cost, weight=weight, tick=tick, wake=wake)
+        return super().enter(model, payer, groups, cost=cost, weight=weight, tick=tick, wake=wake, batch=batch, size=size)
 
 
 class Replica:
@@ -89,7 +91,7 @@ class Replica:
         )
         self.matchmaker.queue = queue
         self.book, self.reputation = self.matchmaker.book, self.matchmaker.reputation
-        self.slot_queue = SlotQueue(self.matchmaker, self.limits, clock.tick)
+        self.slot_queue = SlotQueue(self.matchmaker, self.limits, address=ZERO_ADDRESS, now=self.unix_time, tick=clock.tick)
 
     def unix_time(self) -> int:
         """Returns the Unix seconds of the virtual clock."""

@@ -5,19 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tallystick.protocol.json_members import read_count, read_members
+from tallystick.protocol.json_members import read_count, read_items, read_members
 from tallystick.protocol.wire import dumps, loads
+
+MAX_INVITATIONS = 8
+"""Asks beside those of its shortlist that a client may be told of while its job waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueuePlace:
     """The payload of a BEAT frame for a job that waits for a free slot: its place, 1 for the next, and the expected wait.
 
-    `wait_ms`: milliseconds; None if the coordinator has measured nothing yet.
+    `wait_ms`: milliseconds; None if the coordinator has measured nothing yet. `asks`: signed asks, unread, that the job has no
+    order on and that could take it now; its client may post further orders for them.
     """
 
     position: int
     wait_ms: int | None = None
+    asks: tuple[Any, ...] = ()
 
     @property
     def seconds(self) -> int | None:
@@ -31,7 +36,8 @@ class QueuePlace:
 
     def to_json(self) -> dict[str, Any]:
         """The wire form, as an object."""
-        return {"position": self.position} | ({} if self.wait_ms is None else {"waitMs": self.wait_ms})
+        wait: dict[str, Any] = {} if self.wait_ms is None else {"waitMs": self.wait_ms}
+        return {"position": self.position} | wait | ({"asks": list(self.asks)} if self.asks else {})
 
     def dumps(self) -> bytes:
         """The wire form."""
@@ -46,5 +52,6 @@ class QueuePlace:
     def from_json(cls, raw: Any) -> QueuePlace:
         """Reads the wire form, as an object. Raises BadMessage."""
         (position,) = read_members(raw, "place", "position")
-        wait = raw.get("waitMs")
-        return cls(read_count(position, "place.position"), None if wait is None else read_count(wait, "place.waitMs"))
+        wait, asks = raw.get("waitMs"), read_items(raw.get("asks", []), "place.asks", MAX_INVITATIONS)
+        wait_ms = None if wait is None else read_count(wait, "place.waitMs")
+        return cls(read_count(position, "place.position"), wait_ms, tuple(asks))

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -76,6 +77,8 @@ class Session:
         self.attempts = 0
         self.tried: list[dict[str, Any]] = []
         self.survives = False
+        self.further_posted = asyncio.Event()
+        """Set when the client posts further orders."""
         self.place: QueuePlace | None = None
         """Its place in the queue as the coordinator shows it."""
         self.provider = market.providers[0]
@@ -254,6 +257,8 @@ class FakeMarket:
         self.inquiries: list[Inquiry] = []
         self.submissions: list[Submission] = []
         self.cancels: list[JobId] = []
+        self.refuses_further: TallyError | None = None
+        """The answer to further orders, instead of taking them."""
         self.refusals: list[TallyError] = []
         self.asks: Callable[[], list[Any]] = self._asks
         self.info: dict[str, Any] = {
@@ -299,6 +304,7 @@ class FakeMarket:
                 web.post("/v1/jobs", self._jobs),
                 web.get("/v1/jobs/{job}", self._job),
                 web.post("/v1/jobs/{job}/cancel", self._cancel),
+                web.post("/v1/jobs/{job}/orders", self._further_orders),
             ]
         )
         runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
@@ -433,6 +439,16 @@ class FakeMarket:
         if session is not None and account != session.submission.candidates[0].order.message.payer:
             return _refuse(Refusal(Code.UNAUTHENTICATED, "not this account's job"))
         return None
+
+    async def _further_orders(self, request: web.Request) -> web.Response:
+        session = self.sessions[parse_job_id(request.match_info["job"])]
+        further = tuple(Candidate.from_bytes(base64.b64decode(raw)) for raw in (await request.json())["candidates"])
+        if self.refuses_further is not None:
+            session.further_posted.set()
+            return _refuse(self.refuses_further)
+        session.submission = replace(session.submission, candidates=(*session.submission.candidates, *further))
+        session.further_posted.set()
+        return web.json_response({"added": True})
 
     async def _cancel(self, request: web.Request) -> web.Response:
         job = parse_job_id(request.match_info["job"])

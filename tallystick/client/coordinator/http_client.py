@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -24,10 +25,12 @@ from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavail
 from tallystick.protocol.jobs import State
 from tallystick.protocol.json_members import read_count, read_text
 from tallystick.protocol.link import MAX_CHAIN_ID, LateReceipt, read_ask
-from tallystick.protocol.messages import Ask, Inquiry, Receipt
+from tallystick.protocol.log_monitor import LogQuestion
+from tallystick.protocol.messages import Ask, Inquiry, LogHead, Receipt
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address, JobId, parse_address
 from tallystick.protocol.versions import check_protocol
+from tallystick.protocol.wire import Candidate
 
 log = structlog.get_logger()
 JOB_TYPE = "application/vnd.tallystick.job"
@@ -262,6 +265,21 @@ class CoordinatorClient:
         listed = _listed(await self._request_json("POST", "/v1/explain", demand), "asks")
         return [entry for entry in listed if isinstance(entry, dict)][:MAX_EXPLAINED]
 
+    async def log_proof(self, question: LogQuestion) -> object:
+        """GET /v1/log/proof: the newest head of the match log, with proofs. Unchecked; LogMonitor checks it."""
+        raw: object = await self._request_json("GET", f"/v1/log/proof?{urlencode(question.query)}")
+        return raw
+
+    async def log_entries(self, start: int) -> object:
+        """GET /v1/log/entries: a page of the match log, from leaf `start` on. Unchecked."""
+        raw: object = await self._request_json("GET", f"/v1/log/entries?start={start}")
+        return raw
+
+    async def log_head(self) -> Signed[LogHead]:
+        """GET /v1/log/head: the newest head of the match log."""
+        with _coordinator_fault():
+            return read_signed(LogHead, await self._request_json("GET", "/v1/log/head"), "head")
+
     async def connected(self, provider: Address) -> bool:
         """GET /v1/providers/{provider}/why: returns whether the provider's node is connected; its asks are valid only then."""
         raw = await self._request_json("GET", f"/v1/providers/{provider}/why?limit=1")
@@ -301,6 +319,11 @@ class CoordinatorClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             failure = self._transport_error(error)
             raise failure if isinstance(failure, NotSent) else ConnectionLost(str(failure), keyed=keyed) from error
+
+    async def add_orders(self, job: JobId, candidates: Sequence[Candidate]) -> None:
+        """POST /v1/jobs/{id}/orders: adds orders to a job that waits for a free slot. Raises TallyError."""
+        listed = [base64.b64encode(candidate.to_bytes()).decode() for candidate in candidates]
+        await self._request_json("POST", f"/v1/jobs/{job.hex()}/orders", {"candidates": listed})
 
     async def _submit(self, submission: bytes, linger: int | None) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(

@@ -18,6 +18,7 @@ import structlog
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
+from tallystick.client.jobs.further_orders import FurtherOrders
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.jobs.result import Result, StreamInterrupted, build_proof, outcome_error, require_success
 from tallystick.client.ledger.ledger import Ledger
@@ -35,7 +36,8 @@ from tallystick.client.selection.prefix_tags import PrefixTag
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
-from tallystick.protocol.messages import Receipt
+from tallystick.protocol.match_log import Match
+from tallystick.protocol.messages import Order, Receipt
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
@@ -97,6 +99,8 @@ class Job:
         self._error: TallyError | None = None
         self.tags: tuple[PrefixTag, ...] = ()
         """The tags by which its market recognises the conversation."""
+        self.further_orders: FurtherOrders | None = None
+        """Orders on asks that its coordinator names while it waits; None if it waits for its first orders alone."""
         self.on_place: Callable[[QueuePlace], None] = lambda _place: None
         """Called with the job's place in the queue while it waits for a free slot."""
 
@@ -299,6 +303,8 @@ class Job:
             if waited and self._response.head is not None:
                 self._context.on_answer(self)
             if kind is Kind.BEAT and self._response.place is not None:
+                if self._response.place.asks and self.further_orders is not None:
+                    await self.further_orders.order(self._response.place.asks, self._response)
                 self.on_place(self._response.place)
             await self._record_voids()
             if self._response.ended:
@@ -455,3 +461,8 @@ class Job:
         if doubt is not None:
             log.warning("receipt doubted", job=self.id.hex(), provider=receipt.provider, reason=doubt.reason)
         return doubt
+
+
+def matches_of(job: Job) -> list[tuple[Match, Verified[Order]]]:
+    """The matches of a job so far, which must be in the coordinator's match log, each with its order."""
+    return job._response.logged_matches  # noqa: SLF001 - part of the same class in all but name

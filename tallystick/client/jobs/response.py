@@ -13,7 +13,7 @@ through it. It is never held against a provider.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
@@ -21,7 +21,7 @@ from tallystick.protocol.eip712 import Domain, Verified, read_signed_bytes
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, BadSignature, Fault, TallyError
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.match_log import Match
-from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.messages import Order, Outcome, Receipt
 from tallystick.protocol.pricing import charge, usage_of
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.sealing import ContentKey, Opener, Transcript
@@ -69,7 +69,7 @@ class JobResponse:
         """The job's last known place in the coordinator's queue, while it waits for a free slot."""
         self.body_bytes = 0
         self.chunks = 0
-        self._placed, self._domain, self._coordinator = placed, domain, coordinator
+        self._placed, self._domain, self._coordinator = dict(placed), domain, coordinator
         self._opener: Opener | None = None
         self._transcript: Transcript | None = None
         self._attempts: dict[Hash, int] = {}
@@ -119,6 +119,15 @@ class JobResponse:
     def candidates(self) -> tuple[PlacedOrder, ...]:
         """The job's orders, in the order of the shortlist."""
         return tuple(self._placed.values())
+
+    @property
+    def logged_matches(self) -> list[tuple[Match, Verified[Order]]]:
+        """The matches so far, each with its order."""
+        return [(match, self._placed[match.order_hash].order) for match in self.matches]
+
+    def add_orders(self, placed: Sequence[PlacedOrder]) -> None:
+        """Adds orders that were signed while the job waited. Any of them may be matched from now on."""
+        self._placed |= {order.order.digest: order for order in placed}
 
     def delivered(
         self, request_bytes: int, *, bounded: bool, cancelled: bool = False, stream: StreamEnd = StreamEnd.ENDED

@@ -15,16 +15,18 @@ import aiohttp
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import ConnectionLost, CoordinatorClient, CoordinatorInfo
 from tallystick.client.jobs.candidates import draft_orders, drafts_within_budget, wrap_keys
+from tallystick.client.jobs.further_orders import FurtherOrders
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
-from tallystick.client.ledger.writes import NewJob
+from tallystick.client.ledger.writes import NewJob, SignOrder
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.orders.signing import OrderPolicy, PlacedOrder, sign_order
 from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.client.recovery.reconciler import Reconciler
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Ask, Terms
@@ -67,35 +69,27 @@ class JobSubmitter:
         ranked: bool,
         wait: int,
         hedge_after: float,
+        batch: bool,
         hints: RankingHints,
     ) -> tuple[JobResponse, aiohttp.ClientResponse]:
         """Posts a job. Returns its response, still without frames, and the open stream of them.
 
         `max_cost` bounds the cap of each order, in base units. `ranked`: the coordinator must try the asks in this order.
         `wait`: seconds that the job may wait for a free slot. `hedge_after`: seconds without output after which a second provider
-        may get the job too; 0 for never. `hints`: by which it ranks otherwise. Raises TallyError, after which nothing
-        is owed.
+        may get the job too; 0 for never. `batch`: it waits behind interactive jobs. `hints`: by which it ranks otherwise.
+        Raises TallyError, after which nothing is owed.
         """
         job, key = new_job_id(self.clock(), self.random), ContentKey.new(self.random)
         commitment = commit_request(key.commitment_key, job, request.plaintext)
         drafts = draft_orders(request, asks, job, commitment, self.config.default_max_output_tokens)
-        now = self.clock() // 1_000_000_000
-        new = NewJob(
-            domain=info.domain,
-            payer=self.wallet.address,
-            job=job,
-            model=request.summary.model,
-            path=request.head.path,
-            commitment_key=key.commitment_key,
-            created_at=now,
-            label=request.label,
-        )
+        new = self._new_job(info, request, job, key)
+        now = new.created_at
         late = max(1, round(1_000 * hedge_after)) if hedge_after else None
         within_budget = drafts_within_budget(drafts, max_cost)
         async with self._closing_orders(request, key, job, idempotency_key) as signed:
             orders = await self._sign(info, new, within_budget, wait)
             signed.extend(orders)
-            header = Submission(job, wrap_keys(job, key, orders, asks), b"", ranked, wait, late, hints).dumps()
+            header = Submission(job, wrap_keys(job, key, orders, asks), b"", ranked, wait, late, hints, batch).dumps()
             if idempotency_key is not None:
                 keyed = IdempotencyKey(idempotency_key.key, idempotency_key.fingerprint, job, key.secret, header, now)
                 if (await self.ledger.store_key(keyed, now - self.config.idempotency_seconds)).job != job:
@@ -112,6 +106,18 @@ class JobSubmitter:
     async def _sign(
         self, info: CoordinatorInfo, job: NewJob, drafts: Sequence[tuple[Address, Terms]], wait: int
     ) -> list[PlacedOrder]:
+        placed = await self.ledger.sign_orders(job, drafts, self._signer(info, wait), self.config.budgets)
+        if not placed:
+            excluded = await self.ledger.excluded(info.domain, job.created_at)
+            reasons = "; ".join(f"{provider}: {excluded[provider]}" for provider, _ in drafts if provider in excluded)
+            text = (
+                f"this wallet excludes every provider found for {job.model!r} ({reasons[:1_000]}); see `tally receipt evidence`"
+            )
+            raise Refusal(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
+        return placed
+
+    def _signer(self, info: CoordinatorInfo, wait: int) -> SignOrder:
+        """Signs orders whose jobs begin within `wait` seconds, and the usual time to start, from now."""
         now_ns, config = self.clock(), self.config
         start = config.start_seconds + wait
         policy = OrderPolicy(config.reserve_target, start, config.run_seconds, config.claim_seconds, info.fee_bps)
@@ -128,15 +134,36 @@ class JobSubmitter:
                 now_ns=now_ns,
             )
 
-        placed = await self.ledger.sign_orders(job, drafts, sign, config.budgets)
-        if not placed:
-            excluded = await self.ledger.excluded(info.domain, job.created_at)
-            reasons = "; ".join(f"{provider}: {excluded[provider]}" for provider, _ in drafts if provider in excluded)
-            text = (
-                f"this wallet excludes every provider found for {job.model!r} ({reasons[:1_000]}); see `tally receipt evidence`"
-            )
-            raise Refusal(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
-        return placed
+        return sign
+
+    def further_orders(
+        self, info: CoordinatorInfo, request: ApiRequest, demand: Demand, response: JobResponse, wait: int
+    ) -> FurtherOrders:
+        """The further orders that a job may have while it waits. None of them costs more than its dearest order now."""
+        return FurtherOrders(
+            self.config,
+            self.coordinator,
+            self.ledger,
+            self.reconciler.recovery,
+            request,
+            demand,
+            self._new_job(info, request, response.job, response.key),
+            max(placed.terms.max_cost for placed in response.candidates),
+            lambda: self._signer(info, wait),
+            lambda: self.clock() // 1_000_000_000,
+        )
+
+    def _new_job(self, info: CoordinatorInfo, request: ApiRequest, job: JobId, key: ContentKey) -> NewJob:
+        return NewJob(
+            domain=info.domain,
+            payer=self.wallet.address,
+            job=job,
+            model=request.summary.model,
+            path=request.head.path,
+            commitment_key=key.commitment_key,
+            created_at=self.clock() // 1_000_000_000,
+            label=request.label,
+        )
 
     @contextlib.asynccontextmanager
     async def _closing_orders(

@@ -104,13 +104,32 @@ class Ledger:
         `sign` gets the current tab; it must be pure, because it may be called twice. Raises Refusal if no draft fits a budget.
         """
         reader = self._process.name
+
+        def store(c: Connection, fitting: Sequence[tuple[Address, Terms]]) -> list[PlacedOrder]:
+            return writes.sign_orders(c, job, fitting, sign, reader)
+
+        return await self._sign(job, drafts, store, limits)
+
+    async def sign_further_orders(
+        self, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: SignOrder, limits: Sequence[Budget] = ()
+    ) -> list[PlacedOrder]:
+        """Like `sign_orders`, for a job that has open orders. Signs nothing for a job that has ended."""
+        return await self._sign(job, drafts, lambda c, fitting: writes.sign_further_orders(c, job, fitting, sign), limits)
+
+    async def _sign(
+        self,
+        job: NewJob,
+        drafts: Sequence[tuple[Address, Terms]],
+        store: Callable[[Connection, Sequence[tuple[Address, Terms]]], list[PlacedOrder]],
+        limits: Sequence[Budget],
+    ) -> list[PlacedOrder]:
         if not limits:
-            return await self._database.write(lambda c: writes.sign_orders(c, job, drafts, sign, reader), synced=False)
+            return await self._database.write(lambda c: store(c, drafts), synced=False)
 
         def sign_within_budgets(c: Connection) -> tuple[list[PlacedOrder], list[BudgetStatus]]:
             applicable = (budget for budget in limits if budget.covers(job.label))
             statuses = [budgets.budget_status(c, self.payer, budget, job.created_at) for budget in applicable]
-            return writes.sign_orders(c, job, budgets.fit_budgets(drafts, statuses), sign, reader), statuses
+            return store(c, budgets.fit_budgets(drafts, statuses)), statuses
 
         placed, statuses = await self._database.write(sign_within_budgets, synced=False)
         for status in statuses:

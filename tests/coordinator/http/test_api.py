@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from typing import Any
 
 import httpx
@@ -277,6 +278,7 @@ async def test_the_docs(at: Served) -> None:
         ("/v1/explain", "post"),
         ("/v1/jobs/{job}", "get"),
         ("/v1/jobs/{job}/cancel", "post"),
+        ("/v1/jobs/{job}/orders", "post"),
         ("/v1/tabs", "post"),
         ("/v1/health", "get"),
         ("/v1/ready", "get"),
@@ -387,6 +389,7 @@ async def test_the_whole_job_is_reported(at: Served) -> None:
     body = (await at.http.get(f"/v1/jobs/{client.job.id.hex()}", headers=access())).json()
     receipt = body.pop("receipt")
     assert read_signed(Receipt, receipt).message.order_hash == client.job.current.order.digest
+    never = {"hedged": False, "outrun": False}
     assert body == {
         "job": client.job.id.hex(),
         "state": "completed",
@@ -395,8 +398,8 @@ async def test_the_whole_job_is_reported(at: Served) -> None:
         "createdAt": START,
         "finishedAt": START,
         "attempts": [
-            {"attempt": 0, "provider": ann.address, "state": "failed", "reason": "the engine is away", "receipt": None},
-            {"attempt": 1, "provider": bob.address, "state": "completed", "reason": "", "receipt": receipt},
+            never | {"attempt": 0, "provider": ann.address, "state": "failed", "reason": "the engine is away", "receipt": None},
+            never | {"attempt": 1, "provider": bob.address, "state": "completed", "reason": "", "receipt": receipt},
         ],
         "settlement": None,
     }
@@ -450,6 +453,28 @@ async def test_a_job_that_waits_after_a_failed_attempt_shows_that_attempt(at: Se
     assert "queue" not in (await at.http.get(path, headers=access())).json()
     bob.complete(client.job.id)
     await quiet()
+
+
+async def test_further_orders_of_a_waiting_job(at: Served) -> None:
+    """A client posts an order on a provider that its job was told of; what is no candidate is refused."""
+    ann = at.world.node("ann", slots=1)
+    first, waiting = await at.world.started(ann), await at.world.started(ann)
+    bob = at.world.node("bob", slots=1)
+    await quiet()
+    (candidate,) = make_submission(bob.ask, job=waiting.job.id, now=int(at.world.clock.now())).candidates
+    path = f"/v1/jobs/{waiting.job.id.hex()}/orders"
+    text = base64.b64encode(candidate.to_bytes()).decode()
+    wrong_lists: tuple[list[Any], ...] = ([], ["*"], ["AAAA"], [text[:-8]] * 9, [{}])
+    for wrong in wrong_lists:
+        assert (await at.http.post(path, json={"candidates": wrong})).status_code == 400
+    assert _error(await at.http.post(f"/v1/jobs/{UNKNOWN}/orders", json={"candidates": [text]})) == (404, "unknown_job")
+    assert (await at.http.post(path, json={"candidates": [text, text]})).json() == {"added": True}
+    await quiet()
+    assert waiting.job.provider == bob.address
+    for client, node in ((first, ann), (waiting, bob)):
+        node.complete(client.job.id)
+    await quiet()
+    at.world.assert_idle()
 
 
 async def test_a_settled_job(at: Served) -> None:

@@ -57,6 +57,7 @@ ROUTES = [
     ("GET", "/v1/providers/{provider}/why"),
     ("GET", "/v1/jobs/{job}"),
     ("POST", "/v1/jobs/{job}/cancel"),
+    ("POST", "/v1/jobs/{job}/orders"),
     ("POST", "/v1/tabs"),
     ("GET", "/v1/health"),
     ("GET", "/v1/ready"),
