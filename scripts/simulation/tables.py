@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.simulation.policies import BY_NAME
-from scripts.simulation.variants import SWEEPS
+from scripts.simulation.variants import CONSTANTS, SWEEPS
 
 Report = Mapping[str, Any]
 _POLICY_ROWS = {
@@ -54,9 +54,10 @@ _SWEEP_COLUMNS: dict[str, Sequence[str]] = {
 def write_tables(report: Report, folder: Path) -> list[Path]:
     """Writes the tables that a report has data for. Returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    tables = {f"sweep-{name.replace('_', '-')}": _sweep_table(report, name) for name in SWEEPS} if "sweep" in report else {}
-    if "sweep" not in report:
-        tables[report_name(report)] = _policy_table(report)
+    if "sweep" in report:
+        tables = {f"sweep-{name.replace('_', '-')}": _sweep_table(report, name) for name in SWEEPS if any(swept(report, name))}
+    else:
+        tables = {report_name(report): _policy_table(report)}
     paths = []
     for name, lines in tables.items():
         path = folder / f"{name}.md"
@@ -82,7 +83,8 @@ def _policy_table(report: Report) -> Iterator[str]:
 
 def _sweep_table(report: Report, constant: str) -> Iterator[str]:
     keys = _SWEEP_COLUMNS[constant]
-    yield f"| `{constant}` | {' | '.join(_POLICY_ROWS[key] for key in keys)} |"
+    name = constant.upper() if constant in CONSTANTS else constant
+    yield f"| `{name}` | {' | '.join(_POLICY_ROWS[key] for key in keys)} |"
     yield f"|---:|{'---:|' * len(keys)}"
     for value, figures in swept(report, constant):
         yield f"| {value:g} | {' | '.join(_shown(key, figures[key]) for key in keys)} |"
