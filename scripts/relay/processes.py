@@ -175,6 +175,14 @@ async def _start(
         pin(child.process.pid, site.core)
 
 
+async def restart(site: Site, name: str, *command: str, ready: str) -> None:
+    """Starts a process again that has ended, with its config, and waits until the URL `ready` answers."""
+    config, keystore = site.folder / f"{name}.toml", site.folder / "keys" / f"{name}.json"
+    arguments = (name, *command, "--config", str(config), "--wallet", str(keystore))
+    child = await site.group.start(f"{name}-again", *arguments, ready=lambda: _answers(ready))
+    site.pids[name] = child.process.pid
+
+
 async def fund(site: Site, payer: Signer) -> None:
     """Opens the purse of another payer."""
     rpc = Rpc(site.deployment.rpc or "")
