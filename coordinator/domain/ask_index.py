@@ -49,25 +49,14 @@ class FreeOffers:
         self.best_score = max(free_asks.best_score for free_asks in lists)
         self._lists, self._orders, self._scorer, self._draw = lists, orders, scorer, draw
 
-    def __iter__(self) -> Iterator[tuple[int, ListedAsk]]:
+    def __iter__(self) -> Iterator[Offer]:
         """Yields the asks, each with a bound: the asks after it have no lower price and time, except those yielded before.
 
         With several orders, each ask comes up once in each of them, in turns.
         """
         rates = [free_asks.price_rate(self._scorer.shape) for free_asks in self._lists]
         streams = [self._stream(order, rates) for order in self._orders]
-        if len(streams) == 1:
-            for bound, _, listed_ask in streams[0]:
-                yield bound, listed_ask
-            return
-        bounds = [0] * len(streams)
-        while True:
-            for number, stream in enumerate(streams):
-                offer = next(stream, None)
-                if offer is None:
-                    return
-                bounds[number] = offer[0]
-                yield max(bounds), offer[2]
+        return streams[0] if len(streams) == 1 else _in_turns(streams)
 
     def _stream(self, order: str, rates: list[int]) -> Iterator[Offer]:
         pairs = list(zip(self._lists, rates, strict=True))
@@ -78,6 +67,17 @@ class FreeOffers:
         else:
             streams = [free_asks.by_speed(order, rate, self._scorer) for free_asks, rate in pairs]
         return streams[0] if len(streams) == 1 else merge(*streams, key=_bound)
+
+
+def _in_turns(streams: list[Iterator[Offer]]) -> Iterator[Offer]:
+    bounds = [0] * len(streams)
+    while True:
+        for number, stream in enumerate(streams):
+            offer = next(stream, None)
+            if offer is None:
+                return
+            bounds[number] = offer[0]
+            yield max(bounds), offer[1], offer[2]
 
 
 def _bound(offer: Offer) -> tuple[int, float]:
