@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
+from coordinator.domain.scoring import ANY_REQUEST, RequestShape, ScoreTerms, price_of
 from tallystick.protocol.criteria import Demand, Facts, Reason
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address
@@ -33,7 +35,8 @@ class Decision:
 
     `chosen`: the shortlist, best first, or the provider that got the job. `rejected`: the reason against each other provider.
     `demand`: what a shortlist was made for. `declared`: whether only asks that declare the request's needs were chosen.
-    `highest_price`: of the shortlist's asks, in units of `ListedAsk.price`; None if it has places left.
+    `highest_price`: of the shortlist's asks for this request, in MICRO base units; None if it has places left. `waits`: whether
+    all of them were busy, so that a job had to wait. `shape`: of the request. `scores`: the terms of each ask that was ranked.
     """
 
     number: int
@@ -45,17 +48,26 @@ class Decision:
     demand: Demand | None = None
     declared: bool = False
     highest_price: int | None = None
+    waits: bool = False
+    shape: RequestShape = ANY_REQUEST
+    scores: Mapping[Address, ScoreTerms] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one decision meant for one provider. `stage`: "shortlist" or "match"; `won`: whether the provider was chosen."""
+    """What one decision meant for one provider. `stage`: "shortlist" or "match"; `won`: whether the provider was chosen.
+
+    `score`: the terms by which its ask was ranked, and their total, in dollars; None if it was not ranked. `best`: those of the
+    provider that came first.
+    """
 
     at: int
     model: str
     stage: str
     won: bool
     why: str
+    score: dict[str, str] | None = None
+    best: dict[str, str] | None = None
 
 
 @dataclass(slots=True)
@@ -66,22 +78,43 @@ class DecisionLog:
     count: int = 0
 
     def add_shortlist(
-        self, demand: Demand, chosen: Sequence[ListedAsk], rejected: Iterable[tuple[Reason, ListedAsk]], now: int
+        self,
+        demand: Demand,
+        chosen: Sequence[ListedAsk],
+        rejected: Iterable[tuple[Reason, ListedAsk]],
+        now: int,
+        *,
+        shape: RequestShape = ANY_REQUEST,
+        scores: Mapping[Address, ScoreTerms] = MappingProxyType({}),
     ) -> None:
-        """Records a shortlist, empty ones too. A decision that concerned no provider is not kept."""
+        """Records a shortlist, empty ones too. A decision that concerned no provider is not kept.
+
+        `shape`: of the request; `scores`: the terms of each ask that was ranked.
+        """
         reasons = {entry.provider: reason.value for (reason, entry), _ in zip(rejected, range(_MAX_REASONS), strict=False)}
         if not chosen and not reasons:
             return
-        highest = max(entry.price for entry in chosen) if len(chosen) == demand.limit else None
+        full = len(chosen) == demand.limit
+        highest = max(price_of(entry.ask.message, shape) for entry in chosen) if full else None
+        waits = bool(chosen) and not any(entry.slot_group.free for entry in chosen)
         providers = tuple(entry.provider for entry in chosen)
         strict = demand.strict
         declared = strict is not None and bool(chosen) and strict.spec_objection(chosen[0].ask.message) is None
         kept = _slim(demand)
-        self._add(Decision(self.count, now, demand.model, False, providers, reasons, kept, declared, highest))
+        result = Decision(self.count, now, demand.model, False, providers, reasons, kept, declared, highest, waits, shape)
+        self._add(replace(result, scores=dict(scores)))
 
-    def add_match(self, model: str, chosen: Address | None, rejected: Mapping[Address, str], now: int) -> None:
+    def add_match(
+        self,
+        model: str,
+        chosen: Address | None,
+        rejected: Mapping[Address, str],
+        now: int,
+        scores: Mapping[Address, ScoreTerms] = MappingProxyType({}),
+    ) -> None:
         """Records which order of a job was chosen; None if none could be."""
-        self._add(Decision(self.count, now, model, True, () if chosen is None else (chosen,), rejected))
+        providers = () if chosen is None else (chosen,)
+        self._add(Decision(self.count, now, model, True, providers, rejected, scores=dict(scores)))
 
     def _add(self, decision: Decision) -> None:
         self._decisions.append(decision)
@@ -111,8 +144,11 @@ class DecisionLog:
                     return
                 judged = max((_judge(listed_ask, decision, prices) for listed_ask in listed_asks), default=None)
             if judged is not None:
-                won, why = judged
-                yield Verdict(decision.at, decision.model, "match" if decision.match else "shortlist", won, why)
+                stage = "match" if decision.match else "shortlist"
+                own = None if prices else decision.scores.get(provider)
+                best = decision.scores.get(decision.chosen[0]) if own and decision.chosen else None
+                scores = (None if terms is None else terms.to_json() for terms in (own, best))
+                yield Verdict(decision.at, decision.model, stage, *judged, *scores)
 
 
 def _outcome(provider: Address, decision: Decision) -> tuple[bool, str] | None:
@@ -135,9 +171,9 @@ def _judge(listed_ask: ListedAsk, decision: Decision, prices: Prices | None) -> 
     strict = decision.demand.strict if decision.declared else None
     if reason is None and strict is not None and strict.spec_objection(ask) is not None:
         reason = Reason.UNDECLARED
-    if reason is not None:
+    if reason is not None and not (reason is Reason.BUSY and decision.waits):
         return False, reason.value
-    price = 3 * ask.input_price + ask.output_price
+    price = price_of(ask, decision.shape)
     if prices is None:
         cheaper = decision.highest_price is not None
         return (

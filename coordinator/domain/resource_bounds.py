@@ -17,12 +17,14 @@ connection, node or payer, [all] over everything.
   5 for a database lookup, and one per 16 asks of a node that reports its capacity. Frames beyond that are read later.
 - Frames queued for nodes: [c] OUTBOX_FRAMES, 4,096 frames; [a] OUTBOX_BYTES, 128 MiB, beside frames of up to
   SMALL_FRAME_BYTES, 1 KiB.
-- Chunks queued for a client: [c] UNREAD_BYTES, 80 x 128 KiB = 10 MiB a job, and 4 MiB of a buffered response. A client that
-  takes nothing for 45 s to 90 s loses its job. [a] 256 jobs x 14 MiB = 3.5 GiB for that long, if its own nodes send as much.
+- Chunks queued for a client: [c] UNREAD_BYTES, 80 x 128 KiB = 10 MiB an attempt, of which a hedged job has two, and 4 MiB of a
+  buffered response. A client that takes nothing for 45 s to 90 s loses its job. [a] 256 jobs x 14 MiB = 3.5 GiB for that long,
+  if its own nodes send as much.
 - Running jobs, lingering ones too: [a] max_jobs_per_address, 256; [c] max_jobs_per_payer, 256, max_jobs_per_node, 1,024.
 - Jobs that wait for a free slot: [all] MAX_WAITING, 10,000, among the running jobs of their payer and address, for at most
   max_wait_seconds, 600. The payer must have signed their orders and could pay when they entered. A slot is kept 15 s for the
   job that it was granted to.
+- Hedged jobs: hedge_share of all and of each payer's jobs. Counts of payers and of providers for that: [all] 10,000 each.
 - Ids of placed jobs, which detect replays: kept for max_order_seconds, 3,600.
 - Bodies of jobs, complete or not, until their jobs end: [a] max_bodies_mib_per_address, 128; [all] max_bodies_mib, 1,024. When
   that is used up, the address that holds most loses its largest unfinished body. [c] max_body_mib, 32, within 15 s plus

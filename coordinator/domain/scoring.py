@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from coordinator.domain.listed_ask import LATENCY_MS, OTHER, SCORE_STEPS, TOKEN_US, ListedAsk, speed_steps
+from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, Amount, format_amount
 from tallystick.protocol.weights import NO_WEIGHTS, Weights
 
@@ -105,6 +106,14 @@ def shape_of(
 ANY_REQUEST = shape_of(0, None)
 
 
+def price_of(ask: Ask, shape: RequestShape) -> int:
+    """Returns the price of a request of this shape with an ask, in MICRO base units."""
+    price = shape.input_tokens * ask.input_price + shape.output_tokens * ask.output_price
+    if shape.cached_tokens and ask.provider == shape.holder:
+        price += shape.cached_tokens * (ask.cached_input_price - ask.input_price)
+    return price
+
+
 class Scorer:
     """Scores asks for one request. `refer` must set the reference before the first score."""
 
@@ -119,11 +128,7 @@ class Scorer:
 
     def price(self, listed_ask: ListedAsk) -> int:
         """The request's price with this ask."""
-        ask, shape = listed_ask.ask.message, self.shape
-        price = self._input * ask.input_price + self._output * ask.output_price
-        if shape.cached_tokens and ask.provider == shape.holder:
-            price += shape.cached_tokens * (ask.cached_input_price - ask.input_price)
-        return price
+        return price_of(listed_ask.ask.message, self.shape)
 
     def first_token(self, step: int) -> int:
         """What the time to the first token counts at this step of latency."""

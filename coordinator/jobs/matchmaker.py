@@ -20,7 +20,7 @@ from coordinator.domain.match_leaf import consider
 from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist
 from coordinator.domain.ranking import Ranked, reliability, score_step
 from coordinator.domain.reputation import Reputation
-from coordinator.domain.scoring import RequestShape, shape_of
+from coordinator.domain.scoring import RequestShape, ScoreTerms, shape_of
 from coordinator.domain.speeds import Speeds, Timing
 from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.live_job import LiveJob
@@ -46,6 +46,10 @@ WITHDRAWN_SECONDS = 300
 MAX_WITHDRAWN_MODELS = 10_000
 RETURN_SECONDS = 35
 """How long after a restart a model that no provider offers is reported as unavailable: its providers may still reconnect."""
+
+
+def _queue(limits: JobLimits) -> JobQueue:
+    return JobQueue(limits.max_waiting, limits.max_waiting_per_model, limits.max_waiting_bytes)
 
 
 class SlotsBusy(Unavailable):
@@ -74,7 +78,7 @@ class Matchmaker:
         chance: Callable[[], float],
     ) -> None:
         self.book, self.exposure, self.decision_log = AskBook(max_jobs=limits.jobs_per_node), Exposure(), DecisionLog()
-        self.reputation, self.queue = Reputation(self._score_changed), JobQueue()
+        self.reputation, self.queue = Reputation(self._score_changed), _queue(limits)
         self.speeds = Speeds(self.book.set_speed)
         self.book.measured = self.speeds.measured
         self.book.on_free = self._slot_freed
@@ -167,7 +171,7 @@ class Matchmaker:
     def shortlist(self, demand: Demand) -> list[ListedAsk]:
         """Returns the best asks for a demand, best first. Raises Refusal or Unavailable that say why there is none."""
         now, rejected, chosen = int(self._now()), list[tuple[Reason, ListedAsk]](), list[ListedAsk]()
-        reputation = self.reputation
+        reputation, scores, shape = self.reputation, dict[Address, ScoreTerms](), self.shape_of(demand)
         try:
             chosen = shortlist(
                 self.book,
@@ -179,13 +183,14 @@ class Matchmaker:
                 chance=self._chance(),
                 backlog=self._backlog,
                 mean_output=self.speeds.mean_output(demand.model),
+                terms=scores,
             )
         except Refusal as error:
             if error.code is Code.UNKNOWN_MODEL:
                 self._check_returning(demand.model, error)
             raise
         finally:
-            self.decision_log.add_shortlist(demand, chosen, rejected, now)
+            self.decision_log.add_shortlist(demand, chosen, rejected, now, shape=shape, scores=scores)
             self.book.decisions = self.decision_log.count
         return chosen
 
@@ -242,6 +247,7 @@ class Matchmaker:
         )
         considered = consider(job.submission.candidates, fitting, rejected, self.book.find, self.reputation)
         providers = [ranked.listed_ask.provider for ranked in fitting]
+        scores = {ranked.listed_ask.provider: ranked.terms for ranked in fitting}
         model = job.submission.candidates[0].terms.model
         for place, ranked in enumerate(fitting):
             listed_ask, candidate = ranked.entry
@@ -265,11 +271,11 @@ class Matchmaker:
             else:
                 considered[place] = replace(considered[place], outcome=Verdict.CHOSEN)
                 outranked = dict.fromkeys(providers, Verdict.OUTRANKED.value)
-                self.decision_log.add_match(model, group.provider, outranked | rejected, now)
+                self.decision_log.add_match(model, group.provider, outranked | rejected, now, scores)
                 draft = MatchDraft(model, shape, job.submission.ranked, draw, tuple(considered))
                 return Attempt(candidate, order, group, draft)
         unpaid = dict.fromkeys(providers, Verdict.UNPAID.value)
-        self.decision_log.add_match(model, None, unpaid | rejected, now)
+        self.decision_log.add_match(model, None, unpaid | rejected, now, scores)
         reasons = "; ".join(f"{provider}: {reason}" for provider, reason in rejected.items())
         text = f"no candidate can take the job now: {reasons}"
         busy = frozenset(provider for provider, reason in rejected.items() if reason == Reason.BUSY.value)

@@ -20,6 +20,7 @@ coordinator reads the headers and forwards the sealed bytes, which it cannot ope
 |---|---|
 | submission: body of `POST /v1/jobs` | 4 bytes length (big-endian), JSON of that length (`Submission`), then the sealed request |
 | dispatch: payload of a `DISPATCH` frame | the same layout with the header `Dispatch` |
+| match: payload of `MATCH` and `HEDGE` frames | 8 bytes leaf number (big-endian), 16 bytes secret, 32 bytes order, the leaf |
 | response frame: coordinator to client | 1 byte kind, 4 bytes length (big-endian), payload |
 | link frame: one WebSocket message | 1 byte kind, 16 bytes job id, payload |
 

@@ -127,6 +127,20 @@ class EngineDetails:
     specs: Mapping[str, Spec] = field(default_factory=dict)
 
 
+_SLOT_VARIABLES = {EngineKind.OLLAMA: "OLLAMA_NUM_PARALLEL", EngineKind.LLAMA_CPP: "LLAMA_ARG_N_PARALLEL"}
+
+
+def slots_in_environment(kind: EngineKind, environment: Mapping[str, str]) -> int | None:
+    """The requests that an engine of this machine runs at a time, from the variable that sets it; None if that is not set here.
+
+    Source: Ollama's FAQ, "How does Ollama handle concurrent requests?"; llama.cpp's tools/server/README.md. Ollama does not tell
+    it over HTTP.
+    """
+    variable = _SLOT_VARIABLES.get(kind)
+    value = environment.get(variable, "").strip() if variable else ""
+    return int(value) if value.isascii() and value.isdigit() and 0 < int(value) < 1 << 16 else None
+
+
 OLLAMA_CONTEXT = 4_096
 """Ollama's context for a model that is not loaded, whatever the model supports. It silently truncates longer prompts."""
 

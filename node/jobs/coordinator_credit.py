@@ -1,9 +1,9 @@
 """Coordinator credit: how much unpaid work each coordinator may cause before this node stops serving it.
 
-A coordinator could take part of a response and prevent every charge for it: it grants no credit, cancels for lack of time, or
-drops the link. Each such job is recorded as unpaid at what it would have cost. A coordinator whose unpaid work of the last day
-exceeds the limit is not served until the day has moved on. The records are kept by dialled address, because a new account costs
-nothing.
+A coordinator could take part of a response and prevent every charge for it: it grants no credit, cancels for lack of time or
+in favour of another provider that has the job too, or drops the link. Each such job is recorded as unpaid at what it would
+have cost. A coordinator whose unpaid work of the last day exceeds the limit is not served until the day has moved on. The
+records are kept by dialled address, because a new account costs nothing.
 
 A coordinator can therefore take at most max(max_unpaid, max_unpaid_percent of the earnings through it) in a day, plus the caps of
 the jobs under way when it exceeds that limit. Those are two for each slot: the running job, and the next one, which may get the

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Context
 from typing import Any, NoReturn
 
 from rich.cells import cell_len
@@ -251,3 +252,8 @@ def exit_with_error(error: TallyError, *, as_json: bool = False) -> NoReturn:
         retry = "; a retry may succeed" if error.retry else ""
         err.print(f"[dim](code {error.code.value}, at fault: {error.fault.value}{retry})[/]", highlight=False)
     sys.exit(1)
+
+
+def short_decimal(dollars: str) -> str:
+    """A decimal number with four significant digits, without an exponent."""
+    return f"{Context(prec=4).create_decimal(dollars).normalize():f}"

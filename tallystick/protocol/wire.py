@@ -54,6 +54,7 @@ SUBMISSION_OPTIONS = (
         lambda hints: dumps(hints.to_json()),
         lambda value, where: RankingHints.from_json(loads(value, where), where),
     ),
+    flag(IGNORABLE + 1, "batch", "batch"),
 )
 """The members of a submission that may be absent. Each keeps its number for ever."""
 _OPTIONS = {option.number: option for option in SUBMISSION_OPTIONS}
@@ -172,6 +173,8 @@ class Submission:
     """Milliseconds after its dispatch at which a job without output may be given to a second provider too. None: never."""
     hints: RankingHints | None = None
     """What the coordinator may rank the candidates by, if the client leaves their order to it."""
+    batch: bool = False
+    """Whether the job waits behind interactive ones. At least one slot in eight goes to batch jobs while some wait."""
 
     def dumps(self) -> bytes:
         """The wire form. Raises BadMessage."""
@@ -281,10 +284,15 @@ class RequestHead:
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """The first chunk of a response's plaintext: the engine's HTTP status and content type."""
+    """The first chunk of a response's plaintext: the engine's HTTP status and content type.
+
+    `log_head`: the newest head of the coordinator's match log that the node knows (match_log.pack_head). The coordinator can
+    neither read it nor leave it out.
+    """
 
     status: int
     content_type: str
+    log_head: bytes = b""
 
 
 def join_request(head: RequestHead, body: bytes) -> bytes:
@@ -303,13 +311,29 @@ def split_request(plain: bytes) -> tuple[RequestHead, bytes]:
 
 def dump_response_head(head: ResponseHead) -> bytes:
     """The first plaintext chunk of a response."""
-    return dumps({"status": head.status, "contentType": head.content_type})
+    members: dict[str, Any] = {"status": head.status, "contentType": head.content_type}
+    if head.log_head:
+        members["logHead"] = head.log_head.hex()
+    return dumps(members)
+
+
+def _read_hex(raw: object) -> bytes:
+    try:
+        return bytes.fromhex(read_text(raw, "response.logHead"))
+    except ValueError:
+        raise BadMessage("response.logHead: expected hex digits") from None
 
 
 def load_response_head(chunk: bytes) -> ResponseHead:
     """Reads the first plaintext chunk of a response. Raises BadMessage."""
-    status, content_type = read_members(loads(chunk, "response head"), "response head", "status", "contentType")
-    return ResponseHead(read_count(status, "response.status", 100, 599), read_content_type(content_type, "response.contentType"))
+    raw = loads(chunk, "response head")
+    status, content_type = read_members(raw, "response head", "status", "contentType")
+    packed = raw.get("logHead")
+    return ResponseHead(
+        read_count(status, "response.status", 100, 599),
+        read_content_type(content_type, "response.contentType"),
+        b"" if packed is None else _read_hex(packed),
+    )
 
 
 def pack_frame(kind: Kind, payload: bytes = b"") -> bytes:

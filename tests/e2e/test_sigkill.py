@@ -5,6 +5,7 @@ TALLYSTICK_PROOF=deep kills some hundred times; TALLYSTICK_KILLS and TALLYSTICK_
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import sqlite3
@@ -26,8 +27,8 @@ from tallystick.chain.rpc import Rpc
 from tallystick.cli.local import demo, services
 from tallystick.cli.local.processes import ManagedProcess, ProcessGroup
 from tallystick.protocol.access import dump_access
-from tallystick.protocol.messages import Access
-from tallystick.protocol.wire import loads
+from tallystick.protocol.messages import Access, Receipt
+from tallystick.protocol.stored import load_signed
 
 DEEP = os.environ.get("TALLYSTICK_PROOF") == "deep"
 KILLS = int(os.environ.get("TALLYSTICK_KILLS", "200" if DEEP else "6"))
@@ -47,6 +48,8 @@ class Cluster:
     processes: ProcessGroup
     engine: Any
     running: dict[str, ManagedProcess]
+    options: dict[str, Any]
+    """Options of all requests."""
 
     async def start(self, name: str) -> None:
         """Starts a process, as its operator would."""
@@ -69,7 +72,8 @@ class Cluster:
         """Rows of a party's database."""
         folder = self.market.folder
         payer = self.market.signers["payer"].address
-        file = folder / "client" / f"{payer}.db" if name == "payer" else next((folder / name).glob("*.db"))
+        files = {"payer": folder / "client" / f"{payer}.db", "coordinator": folder / "coordinator.db"}
+        file = files.get(name) or next((folder / name).glob("*.db"))
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=60)) as database:
             return database.execute(query).fetchall()
 
@@ -92,7 +96,8 @@ async def _ask(cluster: Cluster, key: str) -> tuple[int, bytes]:
     body = {"model": MODEL, "messages": [{"role": "user", "content": words}], "stream": True, "max_tokens": 200}
     url = f"{cluster.market.url(cluster.market.ports.gateway)}/v1/chat/completions"
     async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
-        response = await client.post(url, json=body, headers={"idempotency-key": key})
+        headers = {"idempotency-key": key, "x-tally-options": json.dumps(cluster.options)}
+        response = await client.post(url, json=body, headers=headers)
         return response.status_code, response.content
 
 
@@ -138,7 +143,7 @@ def _check_job(cluster: Cluster, job: str) -> int:
         "payer", f"SELECT r.receipt_doc FROM receipts r JOIN orders o ON o.digest = r.order_digest WHERE o.job = '{job}'"
     )
     assert sum(cost > 0 for cost in charged) <= 1, f"job {job} is charged twice: {charged}"
-    costs = [int(loads(doc, "receipt")["message"]["cost"]) for (doc,) in paid]
+    costs = [load_signed(Receipt, doc).message.cost for (doc,) in paid]
     assert sum(cost > 0 for cost in costs) <= 1, f"job {job} is recorded twice: {costs}"
     return sum(charged)
 
@@ -189,29 +194,37 @@ async def _settled(cluster: Cluster, escrow: Escrow, totals: dict[str, int]) -> 
     return sum(int(tab.settled) for tab in tabs) == sum(totals.values())
 
 
+HEDGED = {"hedge_after": 0.1}
+
+
 @pytest.mark.timeout(1_200 + 60 * KILLS)
-async def test_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{}, HEDGED], ids=["one provider", "hedged"])
+async def test_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     """After any kill the job ends on all sides and is charged at most once and as its receipt says; tabs are equal, the next job
     works, and the chain pays the sum of the receipts.
     """
     for name in [name for name in os.environ if name.startswith("OPENAI_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("TALLY_COORDINATOR_HEDGE_SHARE", "1")
     market = demo.prepare_market(tmp_path)
     async with ProcessGroup(tmp_path, services.environment(tmp_path)) as processes:
         await services.start_chain(market, processes)
         deployment = await demo.deploy_and_fund(market)
         for port in market.ports.engines.values():
             await services.start_stand_in(market, processes, port)
-            slow = {"token_seconds": STREAM_SECONDS / 40}
+            slow = {"token_seconds": STREAM_SECONDS / 40, "first_token_seconds": 0.5 if options else 0}
             async with httpx.AsyncClient(trust_env=False) as client:
                 (await client.post(f"{market.url(port)}/demo/behaviour", json=slow)).raise_for_status()
-        cluster = Cluster(market, processes, await inspect_engine(market.url(market.ports.engines["node-a"])), {})
+        cluster = Cluster(market, processes, await inspect_engine(market.url(market.ports.engines["node-a"])), {}, options)
         for name in ("coordinator", "node-a", "node-b", "gateway"):
             await cluster.start(name)
         for seed in range(SEED, SEED + KILLS):
             print(seed, await _kill_during_a_job(cluster, seed), flush=True)  # noqa: T201 - shown where a test fails, and by the deep run
         status, body = await _until(lambda: _repeat(cluster, "the next job"), "the next job")
         assert (status, b"[DONE]" in body) == (200, True)
+        if options:
+            hedged = cluster.rows("coordinator", "SELECT count(*) FROM jobs WHERE attempts_doc LIKE '%\"hedged\"%'")
+            assert hedged[0][0] > 0, "no job ran at two providers"
         rpc = Rpc(deployment.rpc)
         try:
             totals = _check_tabs(cluster)

@@ -543,7 +543,7 @@ def test_a_later_release_may_add_options_that_others_ignore() -> None:
     frame = FULL_SUBMISSION.dumps()
     assert frame[17] == 3
     end = 18 + 2 + 6 + 6
-    more = frame[:17] + b"\x04" + frame[18:end] + b"\x80\x02xy" + frame[end:]
+    more = frame[:17] + b"\x04" + frame[18:end] + b"\xff\x02xy" + frame[end:]
     assert Submission.loads(more) == FULL_SUBMISSION
 
 

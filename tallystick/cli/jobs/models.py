@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from decimal import Context, Decimal
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,7 @@ import typer
 
 from tallystick.cli.jobs.jobs import with_ledger
 from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, Wallet
-from tallystick.cli.output import out, show_json, show_table, strip_control
+from tallystick.cli.output import out, short_decimal, show_json, show_table, strip_control
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.types import ZERO_ADDRESS, format_amount, parse_amount
 from tallystick.runtime.keystore import keystore_path
@@ -220,15 +220,13 @@ def _show_scores(explained: list[AskExplanation], names: list[str]) -> None:
             continue
         input_tokens, output_tokens = scored[0].expected
         ranked = sorted(scored, key=lambda provider: (bool(provider.reason), Decimal(provider.score.get("total", "0"))))
-        rows = [[provider.ask.provider, *(_short(provider.score.get(name, "0")) for name in SCORE_TERMS)] for provider in ranked]
+        rows = [
+            [provider.ask.provider, *(short_decimal(provider.score.get(name, "0")) for name in SCORE_TERMS)]
+            for provider in ranked
+        ]
         title = f"Score for {input_tokens} input and {output_tokens} output tokens, in dollars; the lowest total is first"
         columns = ("provider", "price", "loss", "first token", "speed", "load", "total")
         show_table(columns, rows, title=title if len(set(names)) == 1 else f"{model}: {title}")
-
-
-def _short(dollars: str) -> str:
-    """An amount with four significant digits, without an exponent."""
-    return f"{Context(prec=4).create_decimal(dollars).normalize():f}"
 
 
 def _row(provider: AskExplanation) -> dict[str, object]:

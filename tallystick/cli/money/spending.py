@@ -123,8 +123,8 @@ def _show(lines: list[dict[str, Any]], groups: tuple[str, ...], budgets: list[Bu
         step(f"{hits} more requests were answered from the cache, which saved {dollars(saved)}")
     hedged, extra = (sum(int(line[name]) for line in lines) for name in ("hedged", "hedgeCost"))
     if hedged:
-        change = "cost" if extra >= 0 else "saved"
-        step(f"{hedged} requests ran at two providers, because the first output was late; that {change} {dollars(abs(extra))}")
+        change = "less" if extra < 0 else "more"
+        step(f"{hedged} requests ran at two providers, as the first was late: {dollars(abs(extra))} {change} than at the first")
     if budgets:
         budget_rows = (
             (status.budget.label or "everything", *map(format_amount, amounts), f"{status.percent} %")

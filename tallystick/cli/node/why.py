@@ -11,7 +11,7 @@ import typer
 
 from tallystick.cli.onchain import parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
-from tallystick.cli.output import out, show_json, show_table
+from tallystick.cli.output import out, short_decimal, show_json, show_table
 
 
 def why(
@@ -37,11 +37,9 @@ def why(
         show_json(answer)
         return
     decisions = answer["decisions"]
-    rows = (
-        (f"{datetime.fromtimestamp(entry['at']).astimezone():%m-%d %H:%M:%S}", entry["model"], entry["stage"], entry["why"])
-        for entry in decisions
-    )
+    rows = ((_when(entry), entry["model"], entry["stage"], entry["why"]) for entry in decisions)
     show_table(("when", "model", "stage", "result"), rows)
+    _show_scores(decisions)
     if not answer["connected"]:
         text = f"The node of {provider} is not connected, so it gets no jobs: check --wallet, then run tally node doctor."
         out.print(text, highlight=False)
@@ -50,6 +48,26 @@ def why(
     else:
         counts = Counter(entry["why"].partition(", place")[0] for entry in decisions)
         show_table(("times", "reason"), ((count, reason) for reason, count in counts.most_common()))
+
+
+def _when(entry: dict[str, Any]) -> str:
+    return f"{datetime.fromtimestamp(entry['at']).astimezone():%m-%d %H:%M:%S}"
+
+
+def _show_scores(decisions: list[dict[str, Any]]) -> None:
+    """Shows the terms by which this node was ranked, and those of the provider that came first instead."""
+    scored = [entry for entry in decisions if entry.get("score")]
+    if not scored:
+        return
+    terms = ("price", "loss", "firstToken", "speed", "load", "total")
+    rows = []
+    for entry in scored:
+        whose = "this node and the first" if entry["score"] == entry["best"] else "this node"
+        rows.append([_when(entry), entry["stage"], whose, *(short_decimal(entry["score"][term]) for term in terms)])
+        if entry["best"] and entry["best"] != entry["score"]:
+            rows.append(["", "", "the first", *(short_decimal(entry["best"][term]) for term in terms)])
+    columns = ("when", "stage", "whose score", "price", "loss", "first token", "speed", "load", "total")
+    show_table(columns, rows, title="How this node was ranked: expected cost of the request in dollars, lowest total first")
 
 
 def _price_query(prices: str) -> str:

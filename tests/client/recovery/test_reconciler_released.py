@@ -18,9 +18,10 @@ from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS
 from tallystick.client.recovery import reconciler
 from tallystick.client.sdk.market import Market
-from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.eip712 import Signer, read_signed
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Fault, TallyError, Unavailable
-from tallystick.protocol.messages import Outcome
+from tallystick.protocol.jobs import State
+from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import Amount, Hash
 from tallystick.protocol.wire import Failure, Kind, dumps
@@ -169,9 +170,8 @@ async def _void_with_a_cost(session: Session) -> None:
 
 async def _void_of_another(session: Session) -> None:
     await session.match(0)
-    first = session.release()
-    await session.match(1)
-    await session.send(Kind.VOID, first.to_bytes())
+    session.take(1)
+    await session.void()
 
 
 async def _forged_void(session: Session) -> None:
@@ -199,7 +199,7 @@ async def _chunk_after_void(session: Session) -> None:
 async def test_only_a_valid_void_releases_a_cap(
     market: Market, fake: FakeMarket, script: Callable[[Session], Awaitable[None]]
 ) -> None:
-    """A VOID that is misplaced, forged, of another order or not free ends the job as the coordinator's fault."""
+    """A VOID that is misplaced, forged, of an order that was not matched or not free ends the job as the coordinator's fault."""
 
     async def play(session: Session) -> None:
         await script(session)
@@ -373,3 +373,42 @@ async def test_the_gateway_reports_an_outstanding_receipt(market: Market, fake: 
         assert int(answer.headers["x-tally-cost"]) == fake.last.candidate.terms.max_cost
         streamed = await http.post(CHAT, json=STREAM)
     assert streamed.content == event("whole") + b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["one provider", "hedged"])
+async def test_a_released_attempt_turns_out_to_be_the_last(market: Market, fake: FakeMarket, alone: bool) -> None:
+    """If the coordinator dies right after an attempt's receipt at no cost, the job ends with that receipt, and counts once."""
+
+    async def dies(session: Session) -> None:
+        await session.match(0)
+        if not alone:
+            await session.hedge(1)
+            session.swap()
+        await session.void()
+        session.state, session.survives = State.FAILED, True
+        if not alone:
+            session.swap()
+            session.release(Outcome.PROVIDER_ERROR)
+            session.swap()
+            session.tried.reverse()
+        session.receipt = read_signed(Receipt, session.tried[-1]["receipt"])
+        await session.cut()
+
+    fake.script = dies
+    with pytest.raises(TallyError):
+        await market.chat(MODEL, MESSAGES, tally={"hedge_after": 0.5})
+    job = fake.last.job
+
+    async def ended() -> bool:
+        known = await market.find(job)
+        assert known is not None
+        return known.state is JobState.FAILED
+
+    await eventually(ended)
+    known = await market.find(job)
+    assert known is not None
+    assert known.receipt is not None
+    assert known.receipt.message.cost == 0
+    (spent,) = await market._ledger.spending(0, ())
+    assert (spent.requests, spent.failed, spent.cost) == (1, 1, 0)
+    assert {order.state for order in known.orders} <= {OrderState.RECORDED, OrderState.RELEASED, OrderState.CLOSED}

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import pytest
 
+from coordinator.domain.ask_book import AskBook
 from coordinator.domain.decision_log import _MAX_JUDGED, MAX_DECISIONS, DecisionLog
+from coordinator.domain.matching import shape_of_demand, shortlist
 from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address
-from tests.coordinator.harness import MODEL, FakeNode, World, make_ask, person, quiet
+from tests.coordinator.harness import MODEL, START, FakeNode, World, make_ask, person, quiet
 from tests.coordinator.live_server import Served
 
 
@@ -149,3 +151,49 @@ async def test_an_answer_judges_a_bounded_number_of_asks(world: World) -> None:
         maker.shortlist(Demand(MODEL, max_input_price=2_000_000))
     assert len(log.verdicts(key.address, maker.book, 500, (9_000_000, None))) == _MAX_JUDGED // 256
     assert len(log.verdicts(other.address, maker.book, 500)) == 60
+
+
+async def test_a_verdict_has_the_terms_of_its_ranking() -> None:
+    """A provider sees how its ask was ranked, and how the one that came first was, in shortlists and in matches."""
+    world = World()
+    cheap, dear = (
+        world.node("cheap"),
+        world.node("dear", input_price=3_000_000, cached_input_price=3_000_000, output_price=9_000_000),
+    )
+    world.market.matchmaker.shortlist(Demand(MODEL, likely_tokens=1_000, max_output=100))
+    await world.started(cheap, dear)
+    for place, prices in ((0, None), (1, ("0.0039", "0.0012"))):
+        own, first = (world.market.decision_log.verdicts(node.address, world.market.book, 9)[place] for node in (dear, cheap))
+        assert own.score is not None
+        assert first.score is not None
+        assert own.best == first.score == first.best != own.score
+        assert prices in (None, (own.score["price"], first.score["price"]))
+
+
+def test_a_busy_provider_that_a_job_could_wait_for_is_not_called_busy() -> None:
+    """If a shortlist has only providers without a free slot, another one without it was outdone by them, not left out as busy."""
+    book, decisions = AskBook(), DecisionLog()
+    for number in range(3):
+        key = person(f"{number}")
+        book.replace(key.address, [make_ask(key, output_price=1_000_000 * (number + 1))], Capacity(0, 4))
+    demand = Demand(MODEL, limit=2)
+    decisions.add_shortlist(demand, shortlist(book, demand, START), [], START)
+    (verdict,) = decisions.verdicts(person("2").address, book, 9)
+    assert (verdict.won, verdict.why) == (False, "cheaper or more reliable providers filled the shortlist")
+    (verdict,) = decisions.verdicts(person("2").address, book, 9, (None, 1))
+    assert verdict.won
+
+
+def test_at_another_price_the_request_decides() -> None:
+    """Whether a price would have won depends on the request: cheap input wins a long prompt, not a long answer."""
+    book, decisions = AskBook(), DecisionLog()
+    for number in range(2):
+        key = person(f"{number}")
+        book.replace(key.address, [make_ask(key, input_price=1_000_000, output_price=2_000_000)], Capacity(4, 4))
+    ann = person("ann")
+    book.replace(ann.address, [make_ask(ann, input_price=9_000_000, output_price=9_000_000)], Capacity(4, 4))
+    for tokens, output, wins in ((100_000, 16, True), (64, 4_096, False)):
+        demand = Demand(MODEL, limit=2, likely_tokens=tokens, max_output=output)
+        shape = shape_of_demand(demand, 4_096)
+        decisions.add_shortlist(demand, shortlist(book, demand, START, mean_output=4_096), [], START, shape=shape)
+        assert decisions.verdicts(ann.address, book, 1, (500_000, 5_000_000))[0].won is wins
