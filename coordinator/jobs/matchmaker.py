@@ -48,6 +48,10 @@ RETURN_SECONDS = 35
 """How long after a restart a model that no provider offers is reported as unavailable: its providers may still reconnect."""
 
 
+def _queue(limits: JobLimits) -> JobQueue:
+    return JobQueue(limits.max_waiting, limits.max_waiting_per_model, limits.max_waiting_bytes)
+
+
 class SlotsBusy(Unavailable):
     """Some candidates, `busy`, could take the job as soon as they have a free slot."""
 
@@ -74,7 +78,7 @@ class Matchmaker:
         chance: Callable[[], float],
     ) -> None:
         self.book, self.exposure, self.decision_log = AskBook(max_jobs=limits.jobs_per_node), Exposure(), DecisionLog()
-        self.reputation, self.queue = Reputation(self._score_changed), JobQueue()
+        self.reputation, self.queue = Reputation(self._score_changed), _queue(limits)
         self.speeds = Speeds(self.book.set_speed)
         self.book.measured = self.speeds.measured
         self.book.on_free = self._slot_freed

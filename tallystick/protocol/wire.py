@@ -54,6 +54,7 @@ SUBMISSION_OPTIONS = (
         lambda hints: dumps(hints.to_json()),
         lambda value, where: RankingHints.from_json(loads(value, where), where),
     ),
+    flag(IGNORABLE + 1, "batch", "batch"),
 )
 """The members of a submission that may be absent. Each keeps its number for ever."""
 _OPTIONS = {option.number: option for option in SUBMISSION_OPTIONS}
@@ -172,6 +173,8 @@ class Submission:
     """Milliseconds after its dispatch at which a job without output may be given to a second provider too. None: never."""
     hints: RankingHints | None = None
     """What the coordinator may rank the candidates by, if the client leaves their order to it."""
+    batch: bool = False
+    """Whether the job waits behind interactive ones. At least one slot in eight goes to batch jobs while some wait."""
 
     def dumps(self) -> bytes:
         """The wire form. Raises BadMessage."""
@@ -201,13 +204,13 @@ class Submission:
 
 
 def _check_alike(job: JobId, candidates: Sequence[Candidate]) -> None:
-    first = candidates[0]
+    payer, model = candidates[0].order.message.word("payer"), candidates[0].terms.model
     for candidate in candidates:
-        if candidate.order.message.payer != first.order.message.payer:
+        if candidate.order.message.word("payer") != payer:
             raise BadMessage("submission.candidates: expected orders of one payer, got several payers")
-        if candidate.terms.model != first.terms.model:
+        if candidate.terms.model != model:
             raise BadMessage("submission.candidates: expected terms of one model, got several models")
-        if candidate.terms.job != job:
+        if candidate.terms.word("job")[:16] != job:
             raise BadMessage("submission.candidates: expected terms of the submission's job, got terms of another job")
 
 

@@ -72,7 +72,8 @@ class Cluster:
         """Rows of a party's database."""
         folder = self.market.folder
         payer = self.market.signers["payer"].address
-        file = folder / "client" / f"{payer}.db" if name == "payer" else next((folder / name).glob("*.db"))
+        files = {"payer": folder / "client" / f"{payer}.db", "coordinator": folder / "coordinator.db"}
+        file = files.get(name) or next((folder / name).glob("*.db"))
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=60)) as database:
             return database.execute(query).fetchall()
 

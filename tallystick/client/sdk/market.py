@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
 
-from tallystick.client.config import MAX_LABEL, MAX_WAIT_SECONDS, ClientConfig
+from tallystick.client.config import BATCH, MAX_LABEL, MAX_WAIT_SECONDS, ClientConfig, read_priority
 from tallystick.client.coordinator.access_tokens import AccessTokens
 from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo
 from tallystick.client.coordinator.model_offers import ModelOffer
@@ -77,6 +77,7 @@ class _JobOptions:
     affinity: str | None
     wait: int
     hedge_after: float
+    batch: bool
 
 
 class Market(ConvenienceMethods):
@@ -322,6 +323,7 @@ class Market(ConvenienceMethods):
         affinity: str | None = None,
         wait: int | None = None,
         hedge_after: float | None = None,
+        priority: str | None = None,
         content_type: str = JSON,
         accepts_less: bool = False,
         **choice: Unpack[ProviderCriteria],
@@ -334,9 +336,10 @@ class Market(ConvenienceMethods):
         a restart of this process, and the same request with the same key returns that job. `affinity`: names the conversation,
         which else is recognised by its beginning; its requests stay with the provider that has it in its cache. `wait`: seconds
         that the job may wait for a free slot (None: the config's `wait_seconds`). `hedge_after`: seconds without output after
-        which a second provider may get the job too, of which one is paid; 0 for never (None: as configured). `accepts_less`: less
-        output may be ordered than the body's limit, if no provider sells as much. Raises TallyError, after which nothing is owed
-        except for an earlier job of the same key.
+        which a second provider may get the job too, of which one is paid; 0 for never (None: as configured). `priority`: "batch"
+        waits behind "interactive" (None: as configured). `accepts_less`: less output may be ordered than the body's
+        limit, if no provider sells as much. Raises TallyError, after which nothing is owed except for an earlier job of the same
+        key.
         """
         raw = body if isinstance(body, bytes) else dump_lenient(dict(body))
         if len(raw) > self.config.max_body_bytes:
@@ -357,7 +360,8 @@ class Market(ConvenienceMethods):
         limit = smallest_limit(self.config.max_cost, max_cost)
         seconds = self.config.wait_seconds if wait is None else read_count(wait, "wait", high=MAX_WAIT_SECONDS)
         late = self.config.hedge_after if hedge_after is None else read_hedge_after(hedge_after, "hedge_after")
-        options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds, late)
+        batch = self.config.priority == BATCH if priority is None else read_priority(priority, "priority") == BATCH
+        options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds, late, batch)
         if key is None:
             return await self._submit_to_shortlist(request, demand, options)
         fingerprint = idempotency.fingerprint(request.plaintext)
@@ -416,6 +420,7 @@ class Market(ConvenienceMethods):
             ranked=demand.ranked,
             wait=options.wait,
             hedge_after=options.hedge_after,
+            batch=options.batch,
             hints=ranking_hints(demand, holder),
         )
         keyed = options.idempotency_key is not None
