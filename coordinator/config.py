@@ -29,7 +29,8 @@ _FROM_ZERO = (
 _ABOVE_ZERO = (
     *("max_connections", "max_connections_per_address", "max_nodes_per_address", "max_jobs_per_payer", "max_jobs_per_node"),
     *("max_jobs_per_address", "max_body_mib", "max_bodies_mib", "max_bodies_mib_per_address", "requests_per_second"),
-    *("refused_requests_per_second", "refused_requests_burst"),
+    *("refused_requests_per_second", "refused_requests_burst", "max_waiting_jobs", "max_waiting_jobs_per_model"),
+    "max_waiting_mib",
 )
 
 
@@ -97,6 +98,12 @@ class CoordinatorConfig:
     max_jobs_per_address: int = 256
     max_jobs_per_payer: int = 256
     max_jobs_per_node: int = 1_024
+    max_waiting_jobs: int = 10_000
+    """Jobs that wait for a free slot."""
+    max_waiting_jobs_per_model: int = 5_000
+    """Of one model. Batch jobs may be half of them."""
+    max_waiting_mib: int = 256
+    """Memory for the requests of all jobs that wait. Those of one model may take half."""
     max_body_mib: int = 32
     """The largest body of a job, sealed."""
     max_bodies_mib: int = 1_024
@@ -164,6 +171,9 @@ class CoordinatorConfig:
             fee_bps=self.fee_bps,
             jobs_per_payer=self.max_jobs_per_payer,
             jobs_per_node=self.max_jobs_per_node,
+            max_waiting=self.max_waiting_jobs,
+            max_waiting_per_model=self.max_waiting_jobs_per_model,
+            max_waiting_bytes=self.max_waiting_mib << 20,
         )
 
     @property

@@ -208,6 +208,16 @@ class LogStore(Protocol):
     async def put_head(self, head: Signed[LogHead]) -> None:
         """Stores a head of more leaves than all earlier ones. It and its leaves are synced on return. Raises Unavailable."""
 
+    def enqueue_decisions(self, count: int, doc: bytes) -> None:
+        """Queues a batch of decisions, `count` of them, and deletes batches that are older than the last MAX_DECISIONS.
+
+        Raises Unavailable.
+        """
+
+    async def decisions(self) -> list[bytes]:
+        """Returns the batches of decisions, oldest first. Raises Unavailable."""
+        ...
+
     async def load_log(self) -> StoredLog:
         """Raises Unavailable."""
         ...

@@ -313,6 +313,8 @@ class Link(Protocol):
 
     coordinator: Address
     endpoint: str
+    log_head: bytes
+    """The newest head of the coordinator's match log; empty if none is known."""
 
     def post(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
         """Queues a frame, in order. Does nothing after the link is lost."""

@@ -264,7 +264,7 @@ def seeds() -> dict[str, list[bytes]]:
     return {
         "frames": [pack_frame(Kind.MATCH, match.dumps()) + pack_frame(Kind.CHUNK, chunk) + pack_frame(Kind.RECEIPT, listed[2])],
         "link": [
-            pack_link(Kind.HELLO, payload=dumps({"connect": {}, **listing.to_json(), "software": "x"})),
+            pack_link(Kind.HELLO, payload=dumps({"connect": {}, **listing.to_json(), "software": "x", "protocol": 2})),
             pack_link(Kind.ASKS, payload=dumps(listing.to_json())),
             pack_link(Kind.CLAIM, payload=dumps(claim.to_json())),
             pack_link(Kind.BEAT, payload=dumps(write_beat({0: Capacity(1, 2)}))),

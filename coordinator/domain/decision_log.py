@@ -1,7 +1,8 @@
-"""The decision log: why a provider got work or did not, for its last shortlists and matches. In memory, bounded, pure.
+"""The decision log: why a provider got work or did not, for its last shortlists and matches. Bounded, pure.
 
 It answers the question "why did I get no work?". It does not record payers. A shortlist does not look at every ask, so the log
-keeps the demand and judges a provider's asks by the same predicates when the provider asks.
+keeps the demand and judges a provider's asks by the same predicates when the provider asks. Decisions of a former process are
+restored; which slots were free then is not known any more.
 """
 
 from __future__ import annotations
@@ -76,6 +77,27 @@ class DecisionLog:
 
     _decisions: deque[Decision] = field(default_factory=lambda: deque(maxlen=MAX_DECISIONS))
     count: int = 0
+    _saved: int = 0
+    """The number of the first decision that was not taken to be stored yet."""
+    _restored: int = 0
+    """The number of decisions that are of a former process, which knew another set of connected nodes."""
+
+    def restore(self, decisions: Iterable[Decision]) -> None:
+        """Takes the decisions of a former process, oldest first."""
+        for decision in decisions:
+            self._add(replace(decision, number=self.count))
+        self._saved = self._restored = self.count
+
+    def take_unsaved(self) -> list[Decision]:
+        """Returns the decisions that are to be stored."""
+        fresh = min(self.count - self._saved, len(self._decisions))
+        self._saved = self.count
+        return list(self._decisions)[len(self._decisions) - fresh :] if fresh else []
+
+    def mark_unsaved(self, decisions: Sequence[Decision]) -> None:
+        """Notes that these decisions, the last that were taken, could not be stored."""
+        if decisions:
+            self._saved = decisions[0].number
 
     def add_shortlist(
         self,
@@ -142,7 +164,8 @@ class DecisionLog:
                 left -= len(listed_asks)
                 if left < 0:
                     return
-                judged = max((_judge(listed_ask, decision, prices) for listed_ask in listed_asks), default=None)
+                former = decision.number < self._restored
+                judged = max((_judge(listed_ask, decision, prices, former=former) for listed_ask in listed_asks), default=None)
             if judged is not None:
                 stage = "match" if decision.match else "shortlist"
                 own = None if prices else decision.scores.get(provider)
@@ -161,12 +184,14 @@ def _outcome(provider: Address, decision: Decision) -> tuple[bool, str] | None:
     return None if reason is None else (False, reason)
 
 
-def _judge(listed_ask: ListedAsk, decision: Decision, prices: Prices | None) -> tuple[bool, str]:
-    """Returns what a shortlist's demand means for an ask that a provider has now."""
+def _judge(listed_ask: ListedAsk, decision: Decision, prices: Prices | None, *, former: bool) -> tuple[bool, str]:
+    """Returns what a shortlist's demand means for an ask that a provider has now. `former`: it is not known whether a slot was
+    free then.
+    """
     ask, was_free = _repriced(listed_ask.ask.message, prices), listed_ask.slot_group.was_free(decision.number)
-    if decision.demand is None or was_free is None:
+    if decision.demand is None or (was_free is None and not former):
         return False, _NOT_LISTED
-    facts = Facts(decision.at, listed_ask.node.stake, int(was_free))
+    facts = Facts(decision.at, listed_ask.node.stake, None if was_free is None else int(was_free))
     reason = decision.demand.objection(ask, facts)
     strict = decision.demand.strict if decision.declared else None
     if reason is None and strict is not None and strict.spec_objection(ask) is not None:

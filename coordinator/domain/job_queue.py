@@ -7,6 +7,12 @@ who floods the queue delays its own jobs, and a payer with one job waits for lit
 leaves before it was granted a slot costs its payer nothing. The slots of an engine have a clock too, the highest start tag that
 they were granted to, at which jobs of all its models begin.
 
+Interactive jobs go before batch jobs. Each class of each model has an order of its own. While batch jobs wait for a slot group,
+at least one of BATCH_EVERY of its slots goes to them, so that they are never starved.
+
+The queue is bounded in jobs and in the bytes of their requests. One model may take half of the bytes, and a bounded number of
+jobs, of which batch jobs may be half: neither a model nor a class keeps the others out.
+
 A job waits for the slot groups of all asks that it has orders on. A free slot, or a place in the engine's queue, goes to the
 first job that waits for its group. Until that job is matched, the slot is granted to it and to no other.
 """
@@ -17,6 +23,7 @@ import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import attrgetter
 
 from sortedcontainers import SortedKeyList
@@ -27,6 +34,11 @@ from tallystick.protocol.types import Address
 
 MAX_WAITING = 10_000
 """Jobs that wait at one coordinator."""
+MAX_PER_MODEL = 5_000
+"""Jobs that wait for one model."""
+MAX_BYTES = 256 << 20
+"""Bytes of the requests of all jobs that wait."""
+BATCH_EVERY = 8
 MIN_WEIGHT = 100_000
 """Base units that a payer counts as having reserved at least: ten cents."""
 _SCALE = 1_000_000
@@ -51,6 +63,9 @@ class QueuedJob:
     share: int
     """Its finish tag minus its start tag."""
     number: int
+    batch: bool
+    size: int
+    """Bytes of its request."""
     wake: Callable[[], None]
     """Called when a slot is granted or the wait ends otherwise."""
     wake_at: float = 0.0
@@ -65,6 +80,11 @@ class QueuedJob:
     """Whether no provider is left that it could wait for, or its grant expired."""
 
     @property
+    def queue(self) -> tuple[str, bool]:
+        """Its model and its class."""
+        return self.model, self.batch
+
+    @property
     def tag(self) -> tuple[int, int]:
         """Its place in the fair order."""
         return self.start, self.number
@@ -72,10 +92,12 @@ class QueuedJob:
 
 @dataclass(slots=True)
 class _ModelQueue:
-    """The waiting jobs of one model, the virtual time, and the times of the last grants. `granted`: jobs that have a grant."""
+    """The waiting jobs of one class of a model, the virtual time, and the last grants. `granted`: jobs that have a grant."""
 
     virtual_time: int = 0
     granted: int = 0
+    size: int = 0
+    """Bytes of the requests of its jobs."""
     jobs: SortedKeyList[QueuedJob, tuple[int, int]] = field(default_factory=lambda: SortedKeyList(key=_tag))
     finish_tags: dict[Address, int] = field(default_factory=dict)
     """Per payer; those that are not above the virtual time mean nothing."""
@@ -113,17 +135,20 @@ def _keys(group: SlotGroup) -> tuple[SlotKey, SlotKey]:
 class JobQueue:
     """All jobs that wait for a slot. `tick` arguments are seconds of a monotonic clock."""
 
-    def __init__(self, max_waiting: int = MAX_WAITING) -> None:
-        self._max_waiting = max_waiting
-        self._models: dict[str, _ModelQueue] = {}
-        self._by_group: dict[SlotKey, SortedKeyList[QueuedJob, tuple[int, int]]] = {}
+    def __init__(self, max_waiting: int = MAX_WAITING, max_per_model: int = MAX_PER_MODEL, max_bytes: int = MAX_BYTES) -> None:
+        self._max_waiting, self._max_per_model, self._max_bytes = max_waiting, max_per_model, max_bytes
+        self._models: dict[tuple[str, bool], _ModelQueue] = {}
+        self._by_group: dict[tuple[SlotKey, bool], SortedKeyList[QueuedJob, tuple[int, int]]] = {}
         self._granted: Counter[SlotKey] = Counter()
         """Grants of each group that are not used yet."""
-        self._clocks: OrderedDict[SlotKey, int] = OrderedDict()
-        """The highest start tag that each group was granted to, for those with the latest grants."""
+        self._clocks: OrderedDict[tuple[SlotKey, bool], int] = OrderedDict()
+        """The highest start tag of each class that each group was granted to, for those with the latest grants."""
+        self._since_batch: Counter[SlotKey] = Counter()
+        """Slots of each group that interactive jobs were granted since a batch job was, while batch jobs waited."""
         self.granted_jobs: set[QueuedJob] = set()
         self._count = 0
         self._waiting = 0
+        self._bytes = 0
 
     def __len__(self) -> int:
         return self._waiting
@@ -132,14 +157,16 @@ class JobQueue:
         """Returns the jobs that wait without a grant."""
         return (job for queue in self._models.values() for job in queue.jobs)
 
-    def waiting_of(self, model: str) -> Iterable[QueuedJob]:
-        """Returns the jobs that wait for a model without a grant, in order."""
-        queue = self._models.get(model)
-        return () if queue is None else queue.jobs
+    def waiting_of(self, model: str) -> Iterator[QueuedJob]:
+        """Returns the jobs that wait for a model without a grant, in order, interactive ones first."""
+        return chain.from_iterable(queue.jobs for queue in self._classes_of(model))
+
+    def _classes_of(self, model: str) -> list[_ModelQueue]:
+        return [queue for queue in map(self._models.get, ((model, False), (model, True))) if queue is not None]
 
     def waiting_for(self, group: SlotGroup) -> int:
         """Returns the number of jobs that wait for this slot group."""
-        return sum(len(self._by_group.get(key, ())) for key in _keys(group))
+        return sum(len(self._by_group.get((key, batch), ())) for key in _keys(group) for batch in (False, True))
 
     def is_open(self, group: SlotGroup, job: QueuedJob | None) -> bool:
         """Whether a job may take a slot of this group now: it was granted one, or one is free that nobody waits for."""
@@ -163,35 +190,49 @@ class JobQueue:
         weight: int,
         tick: float,
         wake: Callable[[], None],
+        batch: bool = False,
+        size: int = 0,
     ) -> QueuedJob:
-        """Adds a job that may be served by any of these slot groups. `cost`, `weight`: base units.
+        """Adds a job that may be served by any of these slot groups. `cost`, `weight`: base units; `size`: bytes of its request.
 
         Raises Unavailable (rate_limited) with the seconds after which there may be room if the queue is full.
         """
-        queue = self._models.get(model)
-        if self._waiting >= self._max_waiting:
-            text = f"this coordinator's queue is full: {self._waiting} jobs wait for a provider"
-            error = Unavailable(Code.RATE_LIMITED, text, fault=Fault.COORDINATOR)
-            pace = None if queue is None else queue.seconds_per_grant(tick)
-            error.retry_after = min(max(1, round(pace * len(queue.jobs) / 2)), MAX_RETRY_SECONDS) if queue and pace else 1
-            raise error
-        if queue is None:
-            queue = self._models[model] = _ModelQueue()
+        self._check_room(model, size, tick, batch=batch)
+        queue = self._models.setdefault((model, batch), _ModelQueue())
         groups = tuple(dict.fromkeys(groups))
-        clocks = (self._clocks.get(key, 0) for key in groups)
+        clocks = (self._clocks.get((key, batch), 0) for key in groups)
         start = max(queue.virtual_time, queue.finish_tags.get(payer, 0), *clocks)
         share = max(1, cost * _SCALE // max(weight, MIN_WEIGHT))
         queue.finish_tags[payer] = start + share
         self._count += 1
-        job = QueuedJob(model, payer, groups, start, share, self._count, wake)
+        job = QueuedJob(model, payer, groups, start, share, self._count, batch, size, wake)
         self._list(job)
         return job
+
+    def _check_room(self, model: str, size: int, tick: float, *, batch: bool) -> None:
+        queue, classes = self._models.get((model, batch)), self._classes_of(model)
+        of_model, bytes_of_model = sum(len(each.jobs) for each in classes), sum(each.size for each in classes)
+        of_class = 0 if queue is None else len(queue.jobs)
+        if self._waiting >= self._max_waiting:
+            text = f"this coordinator's queue is full: {self._waiting} jobs wait for a provider"
+        elif of_model >= self._max_per_model:
+            text = f"the queue of {model!r} is full: {of_model} jobs wait for a provider"
+        elif batch and of_class >= max(1, self._max_per_model // 2):
+            text = f"the queue of {model!r} is full for batch jobs: {of_class} of them wait for a provider"
+        elif self._bytes + size > self._max_bytes or bytes_of_model + size > max(1, self._max_bytes // 2):
+            text = f"the requests that wait for {model!r} and for other models fill this coordinator's memory for them"
+        else:
+            return
+        error = Unavailable(Code.RATE_LIMITED, text, fault=Fault.COORDINATOR)
+        pace = None if queue is None else queue.seconds_per_grant(tick)
+        error.retry_after = 1 if pace is None else min(max(1, round(pace * of_class / 2)), MAX_RETRY_SECONDS)
+        raise error
 
     def enter_again(self, job: QueuedJob, groups: Iterable[SlotKey]) -> None:
         """Returns a job to its place, after it could not use the slot that it was granted. It waits for these groups."""
         self._end_grant(job)
         job.groups, job.ended = tuple(dict.fromkeys(groups)), False
-        self._models.setdefault(job.model, _ModelQueue(virtual_time=job.start))
+        self._models.setdefault(job.queue, _ModelQueue(virtual_time=job.start))
         self._list(job)
 
     def join(self, job: QueuedJob, groups: Iterable[SlotKey]) -> None:
@@ -207,38 +248,56 @@ class JobQueue:
             self._end_grant(job)
         elif not job.ended:
             self._unlist(job)
-            self._models[job.model].refund(job)
-        self._forget_if_idle(job.model)
+            self._models[job.queue].refund(job)
+        self._forget_if_idle(job.queue)
 
-    def _forget_if_idle(self, model: str) -> None:
-        queue = self._models.get(model)
+    def _forget_if_idle(self, key: tuple[str, bool]) -> None:
+        queue = self._models.get(key)
         if queue is not None and not queue.jobs and not queue.granted:
-            del self._models[model]
+            del self._models[key]
 
     def offer(self, group: SlotGroup, tick: float) -> None:
         """Grants the free slots and queue places of a group to the first jobs that wait for it, and wakes them."""
         key = group.key
         while group.places > self._granted.get(key, 0):
-            first = [waiting[0] for waiting in map(self._by_group.get, _keys(group)) if waiting]
-            if not first:
+            job = self._next(group)
+            if job is None:
                 return
-            job = min(first, key=_tag)
             self._unlist(job)
             job.granted, job.granted_at, job.using = key, tick, False
             self._granted[key] += 1
             self.granted_jobs.add(job)
-            self._models[job.model].serve(job.start, tick)
-            self._clocks[key] = max(self._clocks.get(key, 0), job.start)
-            self._clocks.move_to_end(key)
+            self._models[job.queue].serve(job.start, tick)
+            clock = (key, job.batch)
+            self._clocks[clock] = max(self._clocks.get(clock, 0), job.start)
+            self._clocks.move_to_end(clock)
             if len(self._clocks) > _MAX_CLOCKS:
                 self._clocks.popitem(last=False)
             job.wake()
+
+    def _next(self, group: SlotGroup) -> QueuedJob | None:
+        """Returns the job that gets the group's next slot: the first interactive one, unless it is the turn of a batch job."""
+        interactive, batch = self._first(group, batch=False), self._first(group, batch=True)
+        if interactive is None or batch is None:
+            self._since_batch.pop(group.key, None)
+            return interactive or batch
+        if self._since_batch[group.key] >= BATCH_EVERY - 1:
+            del self._since_batch[group.key]
+            return batch
+        if len(self._since_batch) >= _MAX_CLOCKS:
+            self._since_batch.clear()
+        self._since_batch[group.key] += 1
+        return interactive
+
+    def _first(self, group: SlotGroup, *, batch: bool) -> QueuedJob | None:
+        queues = (self._by_group.get((key, batch)) for key in _keys(group))
+        return min((jobs[0] for jobs in queues if jobs), key=_tag, default=None)
 
     def end_without(self, connected: Callable[[SlotKey], bool], tick: float = math.inf) -> None:
         """Ends and wakes the jobs that wait for slot groups which are all gone."""
         for job in [job for job in self if tick >= job.kept_until and not any(map(connected, job.groups))]:
             self._unlist(job)
-            self._models[job.model].refund(job)
+            self._models[job.queue].refund(job)
             job.ended = True
             job.wake()
 
@@ -257,7 +316,7 @@ class JobQueue:
             return
         if not job.using:
             self._uncount_grant(job)
-        self._models[job.model].granted -= 1
+        self._models[job.queue].granted -= 1
         job.granted, job.using = None, False
 
     def _uncount_grant(self, job: QueuedJob) -> None:
@@ -270,23 +329,29 @@ class JobQueue:
 
     def place(self, job: QueuedJob, tick: float) -> tuple[int, float | None]:
         """Returns the job's place, 1 for the next, and the expected wait in seconds; None if nothing was measured yet."""
-        queue = self._models[job.model]
-        position = queue.jobs.bisect_key_left(job.tag) + 1
+        queue = self._models[job.queue]
+        own = queue.jobs.bisect_key_left(job.tag) + 1
+        first = self._models.get((job.model, False)) if job.batch else None
         pace = queue.seconds_per_grant(tick)
-        return position, None if pace is None else position * pace
+        return own + (0 if first is None else len(first.jobs)), None if pace is None else own * pace
 
     def _list(self, job: QueuedJob) -> None:
-        self._waiting += 1
-        self._models[job.model].jobs.add(job)
+        self._count_waiting(job, 1)
+        self._models[job.queue].jobs.add(job)
         for key in job.groups:
-            if key not in self._by_group:
-                self._by_group[key] = SortedKeyList(key=_tag)
-            self._by_group[key].add(job)
+            if (key, job.batch) not in self._by_group:
+                self._by_group[key, job.batch] = SortedKeyList(key=_tag)
+            self._by_group[key, job.batch].add(job)
 
     def _unlist(self, job: QueuedJob) -> None:
-        self._waiting -= 1
-        self._models[job.model].jobs.remove(job)
+        self._count_waiting(job, -1)
+        self._models[job.queue].jobs.remove(job)
         for key in job.groups:
-            self._by_group[key].remove(job)
-            if not self._by_group[key]:
-                del self._by_group[key]
+            self._by_group[key, job.batch].remove(job)
+            if not self._by_group[key, job.batch]:
+                del self._by_group[key, job.batch]
+
+    def _count_waiting(self, job: QueuedJob, change: int) -> None:
+        self._waiting += change
+        self._bytes += change * job.size
+        self._models[job.queue].size += change * job.size

@@ -33,6 +33,12 @@ class JobLimits:
     wait: float = 120
     """How long a job waits for a free slot if its client does not say."""
     max_wait: float = 600
+    max_waiting: int = 10_000
+    """Jobs that wait for a free slot."""
+    max_waiting_per_model: int = 5_000
+    """Of one model. Batch jobs may be half of them."""
+    max_waiting_bytes: int = 256 << 20
+    """The requests of all jobs that wait. Those of one model may take half."""
     max_order_seconds: int = 3_600
     """How far ahead an order's deadline may lie, and how long replays are remembered."""
     min_claim_window: int = 3_600

@@ -48,6 +48,8 @@ class LiveJob:
     last_error: TallyError | None = None
     queued: QueuedJob | None = None
     """Its place in the queue, or the slot that it was granted."""
+    served: QueuedJob | None = None
+    """Its last place in the queue, to which it returns if an attempt fails: what it cost its payer's turn is counted once."""
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the job's wait for a slot ends or it is cancelled."""
     inbox: asyncio.Queue[tuple[Attempt, bytes]] = field(default_factory=asyncio.Queue)

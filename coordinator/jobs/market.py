@@ -23,6 +23,7 @@ import structlog
 
 from coordinator.domain.limits import JobLimits, check_order
 from coordinator.jobs.deadlines import enforce_deadlines
+from coordinator.jobs.decision_keeper import DecisionKeeper
 from coordinator.jobs.deferred_writes import DeferredWrites
 from coordinator.jobs.hedging import CallLater, Hedging, call_later
 from coordinator.jobs.live_job import LiveJob
@@ -84,6 +85,7 @@ class Market:
         """When each job was placed, for as long as a replay is possible."""
         self._writes = DeferredWrites(store, self.reputation, maker.speeds)
         self.hedging = Hedging(maker, limits.hedge_share, tick, later)
+        self._decision_keeper = DecisionKeeper(self.decision_log, log_store)
         self.match_log = MatchLog(log_store, signer, domain, now, keep_seconds=limits.match_log_seconds)
         self._relay = Relay(
             match_log=self.match_log,
@@ -111,6 +113,8 @@ class Market:
             self.exposure.record_receipt(payer, provider, total, total)
         self.reputation.restore(stored.records)
         self.matchmaker.speeds.restore(stored.speeds)
+        await self._decision_keeper.restore()
+        self.book.decisions = self.decision_log.count
         await self.match_log.start()
 
     async def drain(self, seconds: float) -> None:
@@ -123,6 +127,7 @@ class Market:
         except TimeoutError:
             log.warning("jobs still running at shutdown", count=len(self._live))
         self._writes.save_provider_records()
+        self._decision_keeper.save()
         await self.match_log.close()
 
     # Nodes
@@ -299,3 +304,4 @@ class Market:
         while self._seen and next(iter(self._seen.values())) <= horizon:
             self._seen.popitem(last=False)
         self._writes.retry()
+        self._decision_keeper.save()

@@ -120,12 +120,24 @@ class SlotQueue:
             self._offer(key)
 
     def _enter(self, job: LiveJob, busy: SlotsBusy) -> None:
-        exposure, groups = self._matchmaker.exposure, self._waited_for(job, busy)
-        providers = {provider for provider, _ in groups}
+        groups = self._waited_for(job, busy)
+        if job.served is None:
+            job.queued = self._place_in_queue(job, groups, busy)
+        else:
+            self._queue.enter_again(job.served, groups)
+            job.queued = job.served
+        job.woken.clear()
+        self._invitations.add(job.queued, job)
+        for key in job.queued.groups:  # a slot may be free that no earlier job waits for
+            self._offer(key)
+
+    def _place_in_queue(self, job: LiveJob, groups: Sequence[SlotKey], busy: SlotsBusy) -> QueuedJob:
+        """Lets a job enter the queue. Its payer's weight is what it reserved for the providers that the job waits for."""
+        exposure, providers = self._matchmaker.exposure, {provider for provider, _ in groups}
         candidates = [candidate for candidate in job.submission.candidates if candidate.order.message.provider in providers]
         tabs = (exposure.known(job.payer, provider) for provider in providers)
         try:
-            job.queued = self._queue.enter(
+            return self._queue.enter(
                 candidates[0].terms.model,
                 job.payer,
                 groups,
@@ -133,13 +145,11 @@ class SlotQueue:
                 weight=sum(tab.reserved for tab in tabs if tab is not None),
                 tick=self._tick(),
                 wake=job.woken.set,
+                batch=job.submission.batch,
+                size=len(job.submission.sealed),
             )
         except Unavailable as full:
             raise full from busy
-        job.woken.clear()
-        self._invitations.add(job.queued, job)
-        for key in job.queued.groups:  # a slot may be free that no earlier job waits for
-            self._offer(key)
 
     def _waited_for(self, job: LiveJob, busy: SlotsBusy) -> list[SlotKey]:
         """Returns the slot groups that may take the job later: busy ones, and those of providers that may come back.
@@ -206,6 +216,7 @@ class SlotQueue:
         queued, job.queued = job.queued, None
         if queued is None:
             return
+        job.served = queued
         granted = queued.granted
         self._invitations.discard(queued, job)
         self._queue.leave(queued)

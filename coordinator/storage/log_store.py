@@ -9,8 +9,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from coordinator.domain.decision_log import MAX_DECISIONS
 from coordinator.ports import LogRow, StoredLog
-from coordinator.storage.schema import log_heads, match_log
+from coordinator.storage.schema import decisions, log_heads, match_log
 from tallystick.protocol.eip712 import Signed, loads_signed
 from tallystick.protocol.messages import LogHead
 from tallystick.runtime.storage import Database
@@ -52,6 +53,25 @@ class SqlLogStore:
                 connection.execute(sa.delete(log_heads).where(log_heads.c.size <= oldest))
 
         await self._db.write(work)
+
+    def enqueue_decisions(self, count: int, doc: bytes) -> None:
+        """See ports.LogStore."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(sa.insert(decisions), {"count": count, "doc": doc})
+            newer = 0
+            for number, size in connection.execute(sa.select(decisions.c.id, decisions.c.count).order_by(decisions.c.id.desc())):
+                if newer >= MAX_DECISIONS:
+                    connection.execute(sa.delete(decisions).where(decisions.c.id <= number))
+                    break
+                newer += size
+
+        self._db.enqueue(work)
+
+    async def decisions(self) -> list[bytes]:
+        """See ports.LogStore."""
+        query = sa.select(decisions.c.doc).order_by(decisions.c.id)
+        return await self._db.read(lambda connection: list(connection.execute(query).scalars()))
 
     async def load_log(self) -> StoredLog:
         """See ports.LogStore."""

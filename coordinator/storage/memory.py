@@ -37,6 +37,7 @@ class MemoryLogStore:
 
     rows: list[LogRow] = field(default_factory=list)
     heads: list[Signed[LogHead]] = field(default_factory=list)
+    decision_docs: list[bytes] = field(default_factory=list)
 
     def enqueue_leaves(self, rows: Sequence[LogRow]) -> asyncio.Future[None]:
         """See ports.LogStore."""
@@ -52,6 +53,14 @@ class MemoryLogStore:
         if self.heads and head.message.size <= self.heads[-1].message.size:
             raise RuntimeError(f"expected a head of more than {self.heads[-1].message.size} leaves, got {head.message.size}")
         self.heads.append(Signed(head.message, head.signature))
+
+    def enqueue_decisions(self, count: int, doc: bytes) -> None:  # noqa: ARG002 - keeps all
+        """See ports.LogStore."""
+        self.decision_docs.append(doc)
+
+    async def decisions(self) -> list[bytes]:
+        """See ports.LogStore."""
+        return list(self.decision_docs)
 
     async def load_log(self) -> StoredLog:
         """See ports.LogStore."""

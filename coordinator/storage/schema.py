@@ -68,6 +68,13 @@ match_log = sa.Table(
     sa.Column("hashes", sa.LargeBinary),
     sa.Column("leaf", sa.LargeBinary),
 )
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("count", sa.BigInteger),
+    sa.Column("doc", sa.LargeBinary),
+)
 log_heads = sa.Table(
     "log_heads",
     metadata,

@@ -32,11 +32,12 @@ from coordinator.storage.log_store import SqlLogStore
 from coordinator.storage.provider_records import read_records, write_records
 from coordinator.storage.schema import claims, cursors, jobs, receipts, responses, settlements
 from coordinator.storage.upserts import inserting, upsert, upserting
-from tallystick.protocol.eip712 import Verified, loads_signed, read_signed
+from tallystick.protocol.eip712 import Signed, Verified, read_signed
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.link import ClaimRequest, LateReceipt
 from tallystick.protocol.messages import Order, Receipt, Terms
+from tallystick.protocol.stored import load_signed, load_struct, store_signed, store_struct
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.single_instance import instance_lock
@@ -100,7 +101,7 @@ class Store:
             "payer": message.payer,
             "seq": message.seq,
             "total": f"{int(total):029}",
-            "receipt_doc": receipt.dumps(),
+            "receipt_doc": store_signed(receipt),
         }
         job_row = None if record is None else _job_row(record)
 
@@ -117,7 +118,7 @@ class Store:
         if stored is None:
             return None
         row, docs = stored
-        signed = [loads_signed(Receipt, doc) for doc in docs]
+        signed = [load_signed(Receipt, doc) for doc in docs]
         return KnownJob(_job_record(row), {receipt.message.provider: receipt for receipt in signed})
 
     async def load_state(self, now: int, since: int) -> StoredState:
@@ -348,22 +349,27 @@ def _job_row(record: JobRecord) -> dict[str, Any]:
 
 
 def _attempt_doc(attempt: AttemptRecord) -> dict[str, Any]:
-    order, terms = attempt.order.to_json(), attempt.terms.to_json()
+    order, terms = store_signed(attempt.order), store_struct(attempt.terms)
     doc = {"order": order, "terms": terms, "state": attempt.state.value, "reason": attempt.reason}
     return doc | {name: True for name in _FLAGS if getattr(attempt, name)}
 
 
 def _attempt(doc: dict[str, Any]) -> AttemptRecord:
     flags = {name: doc.get(name, False) for name in _FLAGS}
-    return AttemptRecord(
-        read_signed(Order, doc["order"]), Terms.from_json(doc["terms"]), State(doc["state"]), doc["reason"], **flags
-    )
+    return AttemptRecord(*_order_and_terms(doc), State(doc["state"]), doc["reason"], **flags)
+
+
+def _order_and_terms(doc: dict[str, Any]) -> tuple[Signed[Order], Terms]:
+    order, terms = doc["order"], doc["terms"]
+    if isinstance(order, dict):  # as release 0.1 stored it
+        return read_signed(Order, order), Terms.from_json(terms)
+    return load_signed(Order, order), load_struct(Terms, terms)
 
 
 def _late(provider: Address, receipt: str, attempts: str) -> LateReceipt:
-    docs = json.loads(attempts)
-    doc = next(doc for doc in docs if doc["order"]["message"]["provider"] == provider)
-    return LateReceipt(loads_signed(Receipt, receipt), read_signed(Order, doc["order"]), Terms.from_json(doc["terms"]))
+    tried = map(_order_and_terms, json.loads(attempts))
+    order, terms = next((order, terms) for order, terms in tried if order.message.provider == provider)
+    return LateReceipt(load_signed(Receipt, receipt), order, terms)
 
 
 def _job_record(row: dict[str, Any]) -> JobRecord:

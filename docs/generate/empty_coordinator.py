@@ -11,9 +11,11 @@ from coordinator.http.schemas import Info
 
 
 class Anything(SimpleNamespace):
-    """Stands for every part of the market; numbers are 0."""
+    """Stands for every part of the market; numbers are 0, and counts are empty."""
 
     def __getattr__(self, name: str) -> Any:
+        if name == "counts":
+            return {}
         return 0 if name in {"size", "live", "waiting"} else Anything()
 
 

@@ -118,6 +118,7 @@ OPTIONS = {
     "affinity": "a name for the conversation, to keep it with one provider",
     "label": "the workload that the cost counts towards",
     "wait": "seconds that the request may wait for a free slot if all providers that fit are busy; 0 fails at once",
+    "priority": "`interactive` or `batch`; batch requests wait behind interactive ones, with one slot in eight at least",
     "hedge_after": "seconds without output after which a second provider may get the request too; 0 for never",
 }
 

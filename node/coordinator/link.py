@@ -269,7 +269,7 @@ class LinkSession:
         self.socket, self.coordinator, self.announced, self.endpoint = socket, coordinator, announced, endpoint
         self.reported = dict(announced.capacities)
         """The capacities that the coordinator knows."""
-        self.problem = ""
+        self.problem, self.log_head = "", b""
         self._limit = outbox_frames
         self._outbox: deque[bytes] = deque()
         self._posted, self._room, self._empty = asyncio.Event(), asyncio.Event(), asyncio.Event()

@@ -43,6 +43,13 @@ class EngineKind(str, Enum):
     OTHER = "openai-compatible"
 
 
+QUEUEING = frozenset({EngineKind.OLLAMA, EngineKind.VLLM, EngineKind.SGLANG, EngineKind.LLAMA_CPP})
+"""Kinds that let a request wait if they cannot run it at once. Sources: Ollama's FAQ (OLLAMA_MAX_QUEUE, 512), vLLM's and SGLang's
+schedulers (requests waiting, in their metrics), llama.cpp's server (requests_deferred, in its metrics).
+"""
+QUEUE_DEPTH = 2
+"""Jobs that wait in such an engine's queue, if nothing else is said: enough that a free slot is taken at once."""
+
 DEFAULT_URLS = tuple(f"http://127.0.0.1:{port}" for port in (11434, 8000, 30000, 8080, 1234, 3000, 4000, 5000, 9000))
 """Default addresses of, in order: Ollama; vLLM, TensorRT-LLM, NIM, Ray Serve; SGLang; llama.cpp, LocalAI, TGI; LM Studio;
 BentoML; LiteLLM; text-generation-webui; Triton's OpenAI frontend.
@@ -118,6 +125,20 @@ class EngineDetails:
     slots: int | None = None
     contexts: Mapping[str, int] = field(default_factory=dict)
     specs: Mapping[str, Spec] = field(default_factory=dict)
+
+
+_SLOT_VARIABLES = {EngineKind.OLLAMA: "OLLAMA_NUM_PARALLEL", EngineKind.LLAMA_CPP: "LLAMA_ARG_N_PARALLEL"}
+
+
+def slots_in_environment(kind: EngineKind, environment: Mapping[str, str]) -> int | None:
+    """The requests that an engine of this machine runs at a time, from the variable that sets it; None if that is not set here.
+
+    Source: Ollama's FAQ, "How does Ollama handle concurrent requests?"; llama.cpp's tools/server/README.md. Ollama does not tell
+    it over HTTP.
+    """
+    variable = _SLOT_VARIABLES.get(kind)
+    value = environment.get(variable, "").strip() if variable else ""
+    return int(value) if value.isascii() and value.isdigit() and 0 < int(value) < 1 << 16 else None
 
 
 OLLAMA_CONTEXT = 4_096

@@ -170,7 +170,7 @@ class Delivery:
 
     def seal_abort(self) -> tuple[bytes, ...]:
         """Seals the chunks that close a cancelled response, without sending them. Bytes held back are not part of them."""
-        head = () if self.started else (self._seal(_head_chunk(CANCELLED_HEAD), last=False),)
+        head = () if self.started else (self._seal(_head_chunk(CANCELLED_HEAD, b""), last=False),)
         return (*head, self._seal(b"", last=True))
 
     def post(self, *chunks: bytes) -> None:
@@ -181,7 +181,7 @@ class Delivery:
 
     def _post_head(self, head: ResponseStart) -> None:
         self.started = True
-        self._post(self._seal(_head_chunk(head), last=False))
+        self._post(self._seal(_head_chunk(head, self._link.log_head), last=False))
 
     def _post(self, sealed: bytes) -> None:
         self._credit -= 1
@@ -211,5 +211,5 @@ class Delivery:
         return self._sealer.seal(part, last=last)
 
 
-def _head_chunk(head: ResponseStart) -> bytes:
-    return dump_response_head(ResponseHead(head.status, head.content_type))
+def _head_chunk(head: ResponseStart, log_head: bytes) -> bytes:
+    return dump_response_head(ResponseHead(head.status, head.content_type, log_head))

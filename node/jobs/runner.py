@@ -28,10 +28,11 @@ from node.jobs.pooled_engine import PooledEngine
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.refusal_receipts import RefusalReceipts
 from node.ports import ChainView, JobReport, JobStore, Link, Observer
-from tallystick.protocol.eip712 import Domain, Verified
+from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import Capacities
-from tallystick.protocol.messages import Receipt
+from tallystick.protocol.match_log import Match
+from tallystick.protocol.messages import Order, Receipt
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
 from tallystick.protocol.wire import MAX_HEADER, CancelReason, Dispatch, Failure, Kind
@@ -48,6 +49,8 @@ _STOPS = {
     CancelReason.COORDINATOR: StopReason.COORDINATOR,
     CancelReason.HEDGED: StopReason.HEDGED,
 }
+OnMatch = Callable[[Link, Match, Signed[Order]], None]
+"""Takes a match that was checked, and its order."""
 _FUNDS_CODES = frozenset({Code.UNSECURED, Code.INSUFFICIENT_FUNDS})
 
 
@@ -78,6 +81,7 @@ class JobRunner:
         now: Callable[[], float] = time.time,
         on_capacity_change: Callable[[], None] = lambda: None,
         may_take_jobs: Callable[[Link], bool] = lambda _link: True,
+        on_match: OnMatch = lambda _link, _match, _order: None,
     ) -> None:
         self._provider, self._domain, self._sealing_key = provider, domain, sealing_key
         self._engines, self._tabs, self._store, self._chain = engines, tabs, store, chain
@@ -86,6 +90,7 @@ class JobRunner:
         self._on_capacity_change, self._may_take_jobs = on_capacity_change, may_take_jobs
         self._consumed_orders = dict(consumed_orders or {})
         self._prune_at = _PRUNE_SIZE
+        self._on_match = on_match
         self._admission = Admission(
             asks, rules or AdmissionRules(), lambda order, job: order in self._consumed_orders or job in self._jobs
         )
@@ -239,7 +244,9 @@ class JobRunner:
         await self._refuse(link, matched, cause)
 
     def _match(self, link: Link, job_id: JobId, dispatch: Dispatch) -> MatchedOrder:
-        return self._admission.match(LinkIdentity(self._provider, link.coordinator, self._domain), job_id, dispatch)
+        matched = self._admission.match(LinkIdentity(self._provider, link.coordinator, self._domain), job_id, dispatch)
+        self._on_match(link, dispatch.match, dispatch.candidate.order)
+        return matched
 
     async def _refuse(self, link: Link, matched: MatchedOrder, cause: TallyError) -> None:
         log.info("job refused", job=matched.job.hex(), code=cause.code.value, reason=str(cause))

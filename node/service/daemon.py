@@ -21,6 +21,7 @@ from node.chain.escrow_view import EscrowView
 from node.chain.payouts import Payouts, check_policy
 from node.chain.watcher import ChainWatcher
 from node.coordinator.link import NodeLink, node_url
+from node.coordinator.match_watch import MatchWatch
 from node.coordinator.receipt_sender import ReceiptSender
 from node.coordinator.router import LinkRouter
 from node.coordinator.state_recovery import StateRecovery
@@ -87,6 +88,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
     asks = _published_asks(config, resources)
     metrics = _metrics(config, tabs, engine_suspected)
     links: list[NodeLink] = []
+    match_watch = MatchWatch(domain, config.state / "match-log", partial(_url_of, links))
     state_recovery = await _state_recovery(config, signer, resources, tabs, links)
     hours = await store.coordinator_hours(now // HOUR - HOURS)
     coordinator_credit = CoordinatorCredit(store, config.admission, hours, alarm=metrics.coordinator_suspended)
@@ -109,6 +111,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         consumed_orders=dict(await store.consumed_orders(now)),
         on_capacity_change=partial(_announce_capacity, links),
         may_take_jobs=lambda link: state_recovery.is_complete(link.coordinator),
+        on_match=match_watch.on_match,
     )
     store.count_writers(lambda: runner.running)
     receipt_sender = ReceiptSender(store, config.receipt_resend_interval)
@@ -138,6 +141,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         tabs=tabs,
         engine_suspected=engine_suspected,
         coordinator_credit=coordinator_credit,
+        match_watch=match_watch,
     )
     return node
 
@@ -172,7 +176,7 @@ async def _state_recovery(
         completed=await resources.store.completed_recoveries(),
         required=map(node_url, config.all_coordinators),
         skipped=map(node_url, config.skip_recovery),
-        url_of=lambda session: next((link.url for link in links if link.session is session), ""),
+        url_of=partial(_url_of, links),
     )
 
 
@@ -192,6 +196,11 @@ def _collector(
         settlement=resources.settlement,
         alarm=metrics.alarm,
     )
+
+
+def _url_of(links: Sequence[NodeLink], session: Link) -> str:
+    """Returns the address that a session's connection dialled; empty if it has ended."""
+    return next((link.url for link in links if link.session is session), "")
 
 
 def _listing_for(
@@ -313,6 +322,7 @@ class Node:
     tabs: Tabs
     engine_suspected: asyncio.Event
     coordinator_credit: CoordinatorCredit
+    match_watch: MatchWatch
     config_problem: str = ""
     """Why the config that was read last is not applied; empty if it is."""
     settings_for_restart: tuple[str, ...] = ()
@@ -378,4 +388,4 @@ class Node:
         except (TallyError, TimeoutError) as error:
             log.warning("claims not submitted; they will be after the next start", error=str(error) or "timed out")
         await self.receipt_sender.save_acknowledgements()
-        await asyncio.gather(*(link.close() for link in self.links))
+        await asyncio.gather(*(link.close() for link in self.links), self.match_watch.close())

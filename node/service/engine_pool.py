@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import count
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -15,12 +16,14 @@ from node.domain.published_asks import Offer, PublishedAsks
 from node.domain.slot_limiter import SlotLimiter
 from node.domain.upstream_models import UpstreamModel
 from node.engines.discover import discover
+from node.engines.kinds import slots_in_environment
 from node.engines.openai_http import OpenAIEngine
 from node.jobs.pooled_engine import PooledEngine
 from node.service.config import EngineConfig
 from node.service.engine_findings import EngineFindings
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.link import Capacities, Listing
+from tallystick.runtime.plaintext import is_loopback
 
 log = structlog.get_logger()
 
@@ -107,7 +110,9 @@ class EnginePool:
         if self._configs.get(name) is not engine:  # reconfigured meanwhile
             return await self.make_offers(name, models)
         identified = findings.engine
-        self._set_slots(name, engine, identified.slots)
+        on_this_machine = is_loopback(urlsplit(engine.url).hostname or "")
+        known_here = slots_in_environment(identified.kind, self._environment) if on_this_machine else None
+        self._set_slots(name, engine, identified.slots or known_here)
         contexts = {model.name: model.context_tokens for model in models}
         reported = {model.name: model.context_tokens for model in identified.models if model.context_tokens}
         contexts |= {name: tokens for name, tokens in reported.items() if name in contexts}

@@ -7,15 +7,15 @@ from typing import Any
 from node.domain.signed_ceilings import SignedCeiling
 from node.domain.tabs import StoredTab
 from node.ports import ClaimableTab
-from tallystick.protocol.eip712 import Verified, loads_signed
+from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.messages import Order, Receipt, Terms
+from tallystick.protocol.stored import load_signed, store_signed, store_struct
 from tallystick.protocol.types import Address, Amount, Hash, JobId
-from tallystick.protocol.wire import dumps
 
 
 def read_order(digest: str, document: str) -> Verified[Order]:
     """Restores a verified order; the store holds only verified ones."""
-    order = loads_signed(Order, document)
+    order = load_signed(Order, document)
     return Verified(order.message, order.signature, Hash(bytes.fromhex(digest)))
 
 
@@ -32,8 +32,8 @@ def to_order_row(order: Verified[Order], terms: Terms, admitted_at: int | None) 
         "ceiling": message.ceiling,
         "deadline": message.deadline,
         "claim_by": message.claim_by,
-        "order_doc": order.dumps(),
-        "terms_doc": dumps(terms.to_json()).decode(),
+        "order_doc": store_signed(order),
+        "terms_doc": store_struct(terms),
     }
 
 
@@ -53,7 +53,7 @@ def to_receipt_row(receipt: Verified[Receipt], order: str, job: JobId, coordinat
         "output_tokens": message.output_tokens,
         "finished_at": message.finished_at,
         "acknowledged": False,
-        "receipt_doc": receipt.dumps(),
+        "receipt_doc": store_signed(receipt),
     }
 
 

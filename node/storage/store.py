@@ -32,12 +32,12 @@ from node.storage.schema import (
     receipts,
     tabs,
 )
-from tallystick.protocol.eip712 import Domain, Signed, Verified, loads_signed
+from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Claim, Order, Receipt, Terms
+from tallystick.protocol.stored import load_signed, load_struct
 from tallystick.protocol.types import Address, Amount, Hash, JobId
-from tallystick.protocol.wire import loads
 from tallystick.runtime.storage import Database
 
 R = TypeVar("R")
@@ -121,9 +121,7 @@ class SqlStore:
         return [
             UnacknowledgedReceipt(
                 JobId(bytes.fromhex(job)),
-                LateReceipt(
-                    loads_signed(Receipt, receipt), loads_signed(Order, order), Terms.from_json(loads(terms, "stored terms"))
-                ),
+                LateReceipt(load_signed(Receipt, receipt), load_signed(Order, order), load_struct(Terms, terms, "stored terms")),
             )
             for job, receipt, order, terms in rows
         ]
@@ -273,7 +271,7 @@ class SqlStore:
         )
         rows = await self._db.read(lambda c: c.execute(query).all())
         return [
-            MatchedOrder(JobId(bytes.fromhex(job)), read_order(digest, order), Terms.from_json(loads(terms, "stored terms")))
+            MatchedOrder(JobId(bytes.fromhex(job)), read_order(digest, order), load_struct(Terms, terms, "stored terms"))
             for job, digest, order, terms in rows
         ]
 

@@ -260,7 +260,7 @@ class MemoryLink:
     """ports.Link that keeps what was posted. `fill` makes `drain` wait, `disconnect` makes it raise LinkLost."""
 
     def __init__(self, coordinator: Address, endpoint: str = "coordinator.example:443") -> None:
-        self.coordinator, self.endpoint = coordinator, endpoint
+        self.coordinator, self.endpoint, self.log_head = coordinator, endpoint, b""
         self.frames: list[tuple[Kind, JobId, bytes]] = []
         self._posted = asyncio.Event()
         self._room = asyncio.Event()

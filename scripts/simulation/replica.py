@@ -68,10 +68,12 @@ class ArrivalQueue(JobQueue):
         weight: int,
         tick: float,
         wake: Callable[[], None],
+        batch: bool = False,
+        size: int = 0,
     ) -> QueuedJob:
         """Adds a job."""
         payer = Address(f"{payer}/{next(self._numbers)}")
-        return super().enter(model, payer, groups, cost=cost, weight=weight, tick=tick, wake=wake)
+        return super().enter(model, payer, groups, cost=cost, weight=weight, tick=tick, wake=wake, batch=batch, size=size)
 
 
 class Replica:

@@ -21,6 +21,18 @@ MIB = 1024 * 1024
 ENV_PREFIX = "TALLY_GATEWAY_"
 UPSTREAM_SCHEME = "upstream://"
 """What the members of an alias begin with that are models of an upstream."""
+BATCH = "batch"
+PRIORITIES = ("interactive", BATCH)
+"""Classes of jobs in the coordinator's queue, the first to be served first."""
+
+
+def read_priority(value: object, member: str) -> str:
+    """Reads the class of a job. Raises BadMessage."""
+    if value not in PRIORITIES:
+        raise BadMessage(f"{member}: expected one of {', '.join(PRIORITIES)}, got {str(value)[:60]!r}")
+    return str(value)
+
+
 MAX_WAIT_SECONDS = 1_800
 MAX_HEDGE_SECONDS = MAX_HEDGE_MS / 1_000
 """The longest wait for a free slot that a request may ask for. A coordinator may allow less."""
@@ -289,6 +301,7 @@ class ClientConfig:
     shortlist_seconds: float = 5.0
     wait_seconds: int = 120
     hedge_after: float = 0.0
+    priority: str = "interactive"
     start_seconds: int = 60
     run_seconds: int = 3_600
     claim_seconds: int = 7 * 86_400
@@ -329,6 +342,7 @@ class ClientConfig:
         if not 1 <= self.shortlist_size <= MAX_CANDIDATES:
             raise BadMessage(f"config: shortlist_size: expected 1 to {MAX_CANDIDATES}, got {self.shortlist_size}")
         read_sort(self.sort, "config: sort")
+        read_priority(self.priority, "config: priority")
         if not 0 <= self.min_reputation <= 100:
             raise BadMessage(f"config: min_reputation: expected 0 to 100 percent, got {self.min_reputation}")
         for origin in self.allow_origins:

@@ -54,6 +54,7 @@ SUBMISSION_OPTIONS = (
         lambda hints: dumps(hints.to_json()),
         lambda value, where: RankingHints.from_json(loads(value, where), where),
     ),
+    flag(IGNORABLE + 1, "batch", "batch"),
 )
 """The members of a submission that may be absent. Each keeps its number for ever."""
 _OPTIONS = {option.number: option for option in SUBMISSION_OPTIONS}
@@ -73,14 +74,14 @@ class Kind(IntEnum):
     CHUNK = 2  # node -> coordinator -> client: a sealed chunk, raw
     RECEIPT = 3  # node -> coordinator -> client: Signed[Receipt]
     FAIL = 4  # node -> coordinator -> client: Failure, as JSON and binary
-    BEAT = 5  # coordinator -> client: empty, or a QueuePlace; keeps the connection alive; node -> coordinator: Capacity
+    BEAT = 5  # coordinator -> client: empty, or a QueuePlace; node -> coordinator: {"capacity": [Capacity]} of changed groups
     VOID = 6  # coordinator -> client: Signed[Receipt] at no cost, for an attempt that failed or lost before the job ended
     HEDGE = 7  # coordinator -> client: the Match of a second attempt, which runs beside the one that was matched last
 
     CHALLENGE = 16  # coordinator -> node: Challenge
     HELLO = 17  # node -> coordinator: Hello
     WELCOME = 18  # coordinator -> node: {}
-    ASKS = 19  # node -> coordinator: {"asks": [Signed[Ask]]}, replaces all earlier asks
+    ASKS = 19  # node -> coordinator: Listing, replaces all earlier asks
     DISPATCH = 20  # coordinator -> node: Dispatch, binary
     ACCEPT = 21  # node -> coordinator: empty; the job was admitted
     CANCEL = 22  # coordinator -> node: a CancelReason as text; empty means CLIENT
@@ -172,6 +173,8 @@ class Submission:
     """Milliseconds after its dispatch at which a job without output may be given to a second provider too. None: never."""
     hints: RankingHints | None = None
     """What the coordinator may rank the candidates by, if the client leaves their order to it."""
+    batch: bool = False
+    """Whether the job waits behind interactive ones. At least one slot in eight goes to batch jobs while some wait."""
 
     def dumps(self) -> bytes:
         """The wire form. Raises BadMessage."""
@@ -201,13 +204,13 @@ class Submission:
 
 
 def _check_alike(job: JobId, candidates: Sequence[Candidate]) -> None:
-    first = candidates[0]
+    payer, model = candidates[0].order.message.word("payer"), candidates[0].terms.model
     for candidate in candidates:
-        if candidate.order.message.payer != first.order.message.payer:
+        if candidate.order.message.word("payer") != payer:
             raise BadMessage("submission.candidates: expected orders of one payer, got several payers")
-        if candidate.terms.model != first.terms.model:
+        if candidate.terms.model != model:
             raise BadMessage("submission.candidates: expected terms of one model, got several models")
-        if candidate.terms.job != job:
+        if candidate.terms.word("job")[:16] != job:
             raise BadMessage("submission.candidates: expected terms of the submission's job, got terms of another job")
 
 
@@ -281,10 +284,15 @@ class RequestHead:
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """The first chunk of a response's plaintext: the engine's HTTP status and content type."""
+    """The first chunk of a response's plaintext: the engine's HTTP status and content type.
+
+    `log_head`: the newest head of the coordinator's match log that the node knows (match_log.pack_head). The coordinator can
+    neither read it nor leave it out.
+    """
 
     status: int
     content_type: str
+    log_head: bytes = b""
 
 
 def join_request(head: RequestHead, body: bytes) -> bytes:
@@ -303,13 +311,29 @@ def split_request(plain: bytes) -> tuple[RequestHead, bytes]:
 
 def dump_response_head(head: ResponseHead) -> bytes:
     """The first plaintext chunk of a response."""
-    return dumps({"status": head.status, "contentType": head.content_type})
+    members: dict[str, Any] = {"status": head.status, "contentType": head.content_type}
+    if head.log_head:
+        members["logHead"] = head.log_head.hex()
+    return dumps(members)
+
+
+def _read_hex(raw: object) -> bytes:
+    try:
+        return bytes.fromhex(read_text(raw, "response.logHead"))
+    except ValueError:
+        raise BadMessage("response.logHead: expected hex digits") from None
 
 
 def load_response_head(chunk: bytes) -> ResponseHead:
     """Reads the first plaintext chunk of a response. Raises BadMessage."""
-    status, content_type = read_members(loads(chunk, "response head"), "response head", "status", "contentType")
-    return ResponseHead(read_count(status, "response.status", 100, 599), read_content_type(content_type, "response.contentType"))
+    raw = loads(chunk, "response head")
+    status, content_type = read_members(raw, "response head", "status", "contentType")
+    packed = raw.get("logHead")
+    return ResponseHead(
+        read_count(status, "response.status", 100, 599),
+        read_content_type(content_type, "response.contentType"),
+        b"" if packed is None else _read_hex(packed),
+    )
 
 
 def pack_frame(kind: Kind, payload: bytes = b"") -> bytes:

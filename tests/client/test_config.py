@@ -48,6 +48,9 @@ def test_sources(monkeypatch: pytest.MonkeyPatch) -> None:
         {"max_fee_bps": 10_001},
         {"run_seconds": 0},
         {"stream_idle_seconds": 0.0},
+        {"hedge_after": -0.1},
+        {"hedge_after": 600.1},
+        {"hedge_after": float("nan")},
     ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:

@@ -52,6 +52,9 @@ def test_the_default_deployment_file_is_in_the_home_folder(tmp_path: Path, monke
         ("fee_bps", 10_001),
         ("funds_ttl", -1),
         ("idle_timeout", 0),
+        ("hedge_share", -0.01),
+        ("hedge_share", 1.01),
+        ("hedge_share", float("nan")),
     ],
 )
 def test_invalid_values_are_refused_at_start(name: str, value: float) -> None:

@@ -27,8 +27,8 @@ from tallystick.chain.rpc import Rpc
 from tallystick.cli.local import demo, services
 from tallystick.cli.local.processes import ManagedProcess, ProcessGroup
 from tallystick.protocol.access import dump_access
-from tallystick.protocol.messages import Access
-from tallystick.protocol.wire import loads
+from tallystick.protocol.messages import Access, Receipt
+from tallystick.protocol.stored import load_signed
 
 DEEP = os.environ.get("TALLYSTICK_PROOF") == "deep"
 KILLS = int(os.environ.get("TALLYSTICK_KILLS", "200" if DEEP else "6"))
@@ -72,7 +72,8 @@ class Cluster:
         """Rows of a party's database."""
         folder = self.market.folder
         payer = self.market.signers["payer"].address
-        file = folder / "client" / f"{payer}.db" if name == "payer" else next((folder / name).glob("*.db"))
+        files = {"payer": folder / "client" / f"{payer}.db", "coordinator": folder / "coordinator.db"}
+        file = files.get(name) or next((folder / name).glob("*.db"))
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=60)) as database:
             return database.execute(query).fetchall()
 
@@ -142,7 +143,7 @@ def _check_job(cluster: Cluster, job: str) -> int:
         "payer", f"SELECT r.receipt_doc FROM receipts r JOIN orders o ON o.digest = r.order_digest WHERE o.job = '{job}'"
     )
     assert sum(cost > 0 for cost in charged) <= 1, f"job {job} is charged twice: {charged}"
-    costs = [int(loads(doc, "receipt")["message"]["cost"]) for (doc,) in paid]
+    costs = [load_signed(Receipt, doc).message.cost for (doc,) in paid]
     assert sum(cost > 0 for cost in costs) <= 1, f"job {job} is recorded twice: {costs}"
     return sum(charged)
 

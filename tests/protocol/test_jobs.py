@@ -71,6 +71,13 @@ def test_output_begins_the_stream(state: State) -> None:
     assert step(state, Event.OUTPUT) is State.STREAMING
 
 
+def test_a_second_attempt_changes_no_state() -> None:
+    """A job at a node may be given to a second one until its first output, and keeps its state."""
+    allowed = {state for state in State if (state, Event.HEDGE) in TRANSITIONS}
+    assert allowed == {State.MATCHED, State.RUNNING}
+    assert all(step(state, Event.HEDGE) is state for state in allowed)
+
+
 def test_every_outcome_has_a_charge_and_an_ending_event() -> None:
     """Both tables cover all outcomes, and a matched job accepts each receipt's event."""
     assert CHARGES.keys() == ENDS.keys() == set(Outcome)

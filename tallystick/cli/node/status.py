@@ -119,11 +119,12 @@ def _summary(report: dict[str, Any]) -> Table:
 
 
 def _engines(report: dict[str, Any]) -> Table:
-    table = _table("engine", "state", "used slots", title="Engines")
+    table = _table("engine", "state", "used slots", "queue places", "takes now", title="Engines")
     for name, state in report["engines"].items():
         slots = report["slots"][name]
         colour = "green" if state == "up" else "red"
-        table.add_row(escape(name), f"[{colour}]{state}[/]", f"{slots['taken']}/{slots['of']}")
+        counts = f"{slots['taken']}/{slots['of']}", str(slots["queue"]), str(slots["free"])
+        table.add_row(escape(name), f"[{colour}]{state}[/]", *counts)
     return table
 
 

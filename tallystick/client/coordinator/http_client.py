@@ -25,7 +25,8 @@ from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavail
 from tallystick.protocol.jobs import State
 from tallystick.protocol.json_members import read_count, read_text
 from tallystick.protocol.link import MAX_CHAIN_ID, LateReceipt, read_ask
-from tallystick.protocol.messages import Ask, Inquiry, Receipt
+from tallystick.protocol.log_monitor import LogQuestion
+from tallystick.protocol.messages import Ask, Inquiry, LogHead, Receipt
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address, JobId, parse_address
 from tallystick.protocol.versions import check_protocol
@@ -263,6 +264,21 @@ class CoordinatorClient:
         """POST /v1/explain: every ask for a model, with the reason if it is not shortlisted. Non-objects are left out."""
         listed = _listed(await self._request_json("POST", "/v1/explain", demand), "asks")
         return [entry for entry in listed if isinstance(entry, dict)][:MAX_EXPLAINED]
+
+    async def log_proof(self, question: LogQuestion) -> object:
+        """GET /v1/log/proof: the newest head of the match log, with proofs. Unchecked; LogMonitor checks it."""
+        raw: object = await self._request_json("GET", f"/v1/log/proof?{urlencode(question.query)}")
+        return raw
+
+    async def log_entries(self, start: int) -> object:
+        """GET /v1/log/entries: a page of the match log, from leaf `start` on. Unchecked."""
+        raw: object = await self._request_json("GET", f"/v1/log/entries?start={start}")
+        return raw
+
+    async def log_head(self) -> Signed[LogHead]:
+        """GET /v1/log/head: the newest head of the match log."""
+        with _coordinator_fault():
+            return read_signed(LogHead, await self._request_json("GET", "/v1/log/head"), "head")
 
     async def connected(self, provider: Address) -> bool:
         """GET /v1/providers/{provider}/why: returns whether the provider's node is connected; its asks are valid only then."""

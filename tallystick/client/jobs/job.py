@@ -36,7 +36,8 @@ from tallystick.client.selection.prefix_tags import PrefixTag
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
-from tallystick.protocol.messages import Receipt
+from tallystick.protocol.match_log import Match
+from tallystick.protocol.messages import Order, Receipt
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
@@ -460,3 +461,8 @@ class Job:
         if doubt is not None:
             log.warning("receipt doubted", job=self.id.hex(), provider=receipt.provider, reason=doubt.reason)
         return doubt
+
+
+def matches_of(job: Job) -> list[tuple[Match, Verified[Order]]]:
+    """The matches of a job so far, which must be in the coordinator's match log, each with its order."""
+    return job._response.logged_matches  # noqa: SLF001 - part of the same class in all but name

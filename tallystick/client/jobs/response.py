@@ -21,7 +21,7 @@ from tallystick.protocol.eip712 import Domain, Verified, read_signed_bytes
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, BadSignature, Fault, TallyError
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.match_log import Match
-from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.messages import Order, Outcome, Receipt
 from tallystick.protocol.pricing import charge, usage_of
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.sealing import ContentKey, Opener, Transcript
@@ -119,6 +119,11 @@ class JobResponse:
     def candidates(self) -> tuple[PlacedOrder, ...]:
         """The job's orders, in the order of the shortlist."""
         return tuple(self._placed.values())
+
+    @property
+    def logged_matches(self) -> list[tuple[Match, Verified[Order]]]:
+        """The matches so far, each with its order."""
+        return [(match, self._placed[match.order_hash].order) for match in self.matches]
 
     def add_orders(self, placed: Sequence[PlacedOrder]) -> None:
         """Adds orders that were signed while the job waited. Any of them may be matched from now on."""

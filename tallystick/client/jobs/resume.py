@@ -15,6 +15,7 @@ from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavail
 from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.sealing import ContentKey
 from tallystick.protocol.types import Address, format_amount
+from tallystick.protocol.versions import PROTOCOL
 
 
 async def resume_job(
@@ -22,8 +23,12 @@ async def resume_job(
 ) -> Job:
     """The job of an idempotency key, read from its first frame on. It costs what it cost before, and nothing more.
 
-    A key whose job was never admitted is forgotten, so that the next request with it places a new job. Raises TallyError.
+    A key whose job was never admitted is forgotten, so that the next request with it places a new job. A job that a release with
+    another protocol submitted cannot be resumed, since its bytes would be refused. Raises TallyError.
     """
+    if keyed.header[:1] != bytes((PROTOCOL,)):
+        text = "the request of this idempotency key was signed by another release and never arrived; send it again"
+        raise await _explain_refusal(context, keyed, Unavailable(Code.COORDINATOR_UNAVAILABLE, text, fault=Fault.CLIENT))
     key, plaintext = ContentKey(keyed.content_key), request.plaintext
     known_job = await context.ledger.find_job(keyed.job)
     orders = () if known_job is None else known_job.orders

@@ -69,14 +69,15 @@ class JobSubmitter:
         ranked: bool,
         wait: int,
         hedge_after: float,
+        batch: bool,
         hints: RankingHints,
     ) -> tuple[JobResponse, aiohttp.ClientResponse]:
         """Posts a job. Returns its response, still without frames, and the open stream of them.
 
         `max_cost` bounds the cap of each order, in base units. `ranked`: the coordinator must try the asks in this order.
         `wait`: seconds that the job may wait for a free slot. `hedge_after`: seconds without output after which a second provider
-        may get the job too; 0 for never. `hints`: by which it ranks otherwise. Raises TallyError, after which nothing
-        is owed.
+        may get the job too; 0 for never. `batch`: it waits behind interactive jobs. `hints`: by which it ranks otherwise.
+        Raises TallyError, after which nothing is owed.
         """
         job, key = new_job_id(self.clock(), self.random), ContentKey.new(self.random)
         commitment = commit_request(key.commitment_key, job, request.plaintext)
@@ -88,7 +89,7 @@ class JobSubmitter:
         async with self._closing_orders(request, key, job, idempotency_key) as signed:
             orders = await self._sign(info, new, within_budget, wait)
             signed.extend(orders)
-            header = Submission(job, wrap_keys(job, key, orders, asks), b"", ranked, wait, late, hints).dumps()
+            header = Submission(job, wrap_keys(job, key, orders, asks), b"", ranked, wait, late, hints, batch).dumps()
             if idempotency_key is not None:
                 keyed = IdempotencyKey(idempotency_key.key, idempotency_key.fingerprint, job, key.secret, header, now)
                 if (await self.ledger.store_key(keyed, now - self.config.idempotency_seconds)).job != job:

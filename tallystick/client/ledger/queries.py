@@ -26,8 +26,9 @@ from tallystick.client.ledger.schema import (
 )
 from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS, awaiting_receipts_reason
 from tallystick.client.receipts.evidence import Evidence
-from tallystick.protocol.eip712 import Domain, Signed, Verified, loads_signed, read_signed
+from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.messages import Order, Receipt, Terms
+from tallystick.protocol.stored import load_signed, load_struct
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import loads
 
@@ -137,7 +138,7 @@ def signed_receipts(c: Connection, domain: Domain, payer: Address, provider: Add
     """Returns every recorded receipt of a tab, by seq."""
     on_tab = (receipts.c.deployment_id == deployment_id(domain), receipts.c.payer == payer, receipts.c.provider == provider)
     rows = c.execute(sa.select(receipts.c.receipt_doc).where(*on_tab).order_by(receipts.c.seq)).scalars()
-    return [loads_signed(Receipt, doc) for doc in rows]
+    return [load_signed(Receipt, doc) for doc in rows]
 
 
 def read_evidence(c: Connection, payer: Address, job: JobId | None = None) -> list[Evidence]:
@@ -149,9 +150,9 @@ def read_evidence(c: Connection, payer: Address, job: JobId | None = None) -> li
             provider=Address(row.provider),
             job=JobId(bytes.fromhex(row.job)),
             reason=row.reason,
-            receipt=loads_signed(Receipt, row.receipt_doc),
-            order=loads_signed(Order, row.order_doc),
-            terms=Terms.from_json(loads(row.terms_doc, "terms")),
+            receipt=load_signed(Receipt, row.receipt_doc),
+            order=load_signed(Order, row.order_doc),
+            terms=load_struct(Terms, row.terms_doc),
             recorded_at=row.recorded_at,
             domain=domain_of(row.deployment_id),
             others=_others(row.other_doc),
@@ -193,14 +194,14 @@ def find_job(c: Connection, payer: Address, job: JobId) -> KnownJob | None:
         created_at=row.created_at,
         finished_at=row.finished_at,
         orders=tuple(_known_order(entry) for entry in listed),
-        receipt=None if receipt is None else loads_signed(Receipt, receipt),
+        receipt=None if receipt is None else load_signed(Receipt, receipt),
     )
 
 
 def _known_order(row: sa.Row[tuple[object, ...]]) -> KnownOrder:
     return KnownOrder(
-        loads_signed(Order, row.order_doc),
-        Terms.from_json(loads(row.terms_doc, "terms")),
+        load_signed(Order, row.order_doc),
+        load_struct(Terms, row.terms_doc),
         Hash(bytes.fromhex(row.digest)),
         OrderState(row.state),
     )

@@ -20,9 +20,10 @@ from tallystick.client.ledger.writes import IncomingReceipt, check_receipt, stor
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.delivery_check import QUARTERS_UNDELIVERED, Delivery
-from tallystick.protocol.eip712 import Verified, loads_signed
+from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadReceipt
 from tallystick.protocol.messages import Order, Receipt, Terms
+from tallystick.protocol.stored import load_signed, load_struct
 from tallystick.protocol.types import Address, Amount, JobId, format_amount
 from tallystick.protocol.wire import loads
 
@@ -196,8 +197,8 @@ def unblock(c: Connection, payer: Address, provider: Address, now: int) -> bool:
     against_provider = (evidence.c.payer == payer) & (evidence.c.provider == provider)
     for row in c.execute(sa.select(evidence).where(against_provider).order_by(evidence.c.id)).all():
         domain = domain_of(row.deployment_id)
-        placed = PlacedOrder(loads_signed(Order, row.order_doc).verify(domain), Terms.from_json(loads(row.terms_doc, "terms")))
-        receipt = loads_signed(Receipt, row.receipt_doc).verify(domain)
+        placed = PlacedOrder(load_signed(Order, row.order_doc).verify(domain), load_struct(Terms, row.terms_doc))
+        receipt = load_signed(Receipt, row.receipt_doc).verify(domain)
         delivery = None if row.delivered_doc is None else Delivery.from_json(loads(row.delivered_doc, "delivered"))
         incoming = IncomingReceipt(domain, JobId(bytes.fromhex(row.job)), placed, receipt, delivery, now)
         with contextlib.suppress(BadReceipt):

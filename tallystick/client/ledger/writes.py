@@ -43,10 +43,11 @@ from tallystick.client.receipts.price_check import check_against_order
 from tallystick.client.receipts.proof import Proof
 from tallystick.client.receipts.sequence_check import AdjacentReceipts, check_sequence
 from tallystick.client.receipts.token_audit import AuditFinding, check_audit
-from tallystick.protocol.eip712 import Domain, Verified, loads_signed
+from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadReceipt, Fault
 from tallystick.protocol.jobs import ENDS, Event
 from tallystick.protocol.messages import Outcome, Receipt, Terms
+from tallystick.protocol.stored import load_signed, store_signed, store_struct
 from tallystick.protocol.types import Address, Hash, JobId, format_amount
 from tallystick.protocol.wire import dumps
 
@@ -234,8 +235,8 @@ def _order_row(deployment: str, job: NewJob, placed: PlacedOrder) -> dict[str, o
         "ceiling": int(order.ceiling),
         "claim_by": order.claim_by,
         "state": OrderState.OPEN.value,
-        "order_doc": placed.order.dumps(),
-        "terms_doc": dumps(placed.terms.to_json()).decode(),
+        "order_doc": store_signed(placed.order),
+        "terms_doc": store_struct(placed.terms),
     }
 
 
@@ -311,7 +312,7 @@ def check_receipt(c: Connection, incoming: IncomingReceipt) -> tuple[bool, sa.Ro
     recorded = c.execute(_SAME_ORDER, OrderKey(incoming.job, receipt.order_hash).parameters).first()
     if recorded is not None and recorded.digest == incoming.receipt.digest.hex():
         return True, None
-    adjacent = (loads_signed(Receipt, doc).message for doc in _adjacent_docs(c, incoming))
+    adjacent = (load_signed(Receipt, doc).message for doc in _adjacent_docs(c, incoming))
     check_sequence(receipt, AdjacentReceipts.of(receipt, adjacent))
     check_audit(incoming.audit_finding)
     return False, c.execute(SELECT_TAB, incoming.tab_key).first()
@@ -337,7 +338,7 @@ def store_receipt(c: Connection, incoming: IncomingReceipt, tab_row: sa.Row[tupl
         "provider": receipt.provider,
         "seq": receipt.seq,
         "order_digest": incoming.placed.order.digest.hex(),
-        "receipt_doc": incoming.receipt.dumps(),
+        "receipt_doc": store_signed(incoming.receipt),
         "whole": delivery is not None and delivery.finished,
         "recorded_at": incoming.now,
     }
@@ -398,10 +399,10 @@ def _block(c: Connection, incoming: IncomingReceipt, other_docs: list[str], reas
         "provider": order.message.provider,
         "job": incoming.job.hex(),
         "reason": reason,
-        "receipt_doc": incoming.receipt.dumps(),
-        "order_doc": order.dumps(),
-        "terms_doc": dumps(incoming.placed.terms.to_json()).decode(),
-        "other_doc": f"[{','.join(other_docs)}]",
+        "receipt_doc": store_signed(incoming.receipt),
+        "order_doc": store_signed(order),
+        "terms_doc": store_struct(incoming.placed.terms),
+        "other_doc": dumps([load_signed(Receipt, doc).to_json() for doc in other_docs]).decode(),
         "delivered_doc": None if delivery is None else dumps(delivery.to_json()).decode(),
         "recorded_at": incoming.now,
     }

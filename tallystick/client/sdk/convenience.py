@@ -38,6 +38,7 @@ class ConvenienceMethods(ABC):
         affinity: str | None = None,
         wait: int | None = None,
         hedge_after: float | None = None,
+        priority: str | None = None,
         content_type: str = JSON,
         **choice: Unpack[ProviderCriteria],
     ) -> Job:

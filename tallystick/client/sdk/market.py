@@ -18,12 +18,12 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
 
-from tallystick.client.config import MAX_LABEL, MAX_WAIT_SECONDS, ClientConfig
+from tallystick.client.config import BATCH, MAX_LABEL, MAX_WAIT_SECONDS, ClientConfig, read_priority
 from tallystick.client.coordinator.access_tokens import AccessTokens
 from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo
 from tallystick.client.coordinator.model_offers import ModelOffer
 from tallystick.client.coordinator.pinning import DeploymentPin
-from tallystick.client.jobs.job import Job, JobContext
+from tallystick.client.jobs.job import Job, JobContext, matches_of
 from tallystick.client.jobs.resume import resume_job
 from tallystick.client.jobs.submit import JobSubmitter, KeyedRequest
 from tallystick.client.ledger import idempotency
@@ -58,6 +58,7 @@ from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
+from tallystick.runtime.log_watch import LogWatch
 from tallystick.runtime.plaintext import warn_if_plaintext
 
 _STALE_SHORTLIST = (Code.NO_PROVIDER, Code.NODE_BUSY)
@@ -76,6 +77,7 @@ class _JobOptions:
     affinity: str | None
     wait: int
     hedge_after: float
+    batch: bool
 
 
 class Market(ConvenienceMethods):
@@ -112,6 +114,7 @@ class Market(ConvenienceMethods):
         self._onchain: PayerEscrow | None = None
         self._info_lock = asyncio.Lock()
         self._job_context: JobContext | None = None
+        self._log_watch: LogWatch | None = None
         self._info: CoordinatorInfo | None = None
         self._live: set[Job] = set()
         self._submitting: set[JobId] = set()
@@ -187,6 +190,9 @@ class Market(ConvenienceMethods):
         try:
             await self.drain(0)
             await self._reconciler.close(self.config.cancel_seconds)
+            if self._log_watch is not None:
+                await self._log_watch.close()
+                self._log_watch = None
         finally:
             await self._coordinator.__aexit__(None, None, None)
             if self._onchain is not None:
@@ -230,6 +236,9 @@ class Market(ConvenienceMethods):
 
     async def _open_context(self) -> tuple[CoordinatorInfo, JobContext]:
         info = await self.info()
+        if self._log_watch is None:
+            folder = self.config.ledger_path(self.address).with_suffix(".match-log")
+            self._log_watch = LogWatch(info.domain, info.coordinator, folder, self._coordinator.log_proof, now=self._now)
         if self._job_context is None:
             self._job_context = JobContext(
                 self.config,
@@ -254,6 +263,10 @@ class Market(ConvenienceMethods):
         self._live.discard(job)
         if not self._live:
             self._idle.set()
+        if self._log_watch is not None:
+            for match, order in matches_of(job):
+                self._log_watch.add_match(match, order)
+            self._log_watch.add_head(b"" if job.head is None else job.head.log_head)
         if job.disputed:
             self._shortlists.forget()
         if job.receipt is not None and job.receipt_accepted:
@@ -310,6 +323,7 @@ class Market(ConvenienceMethods):
         affinity: str | None = None,
         wait: int | None = None,
         hedge_after: float | None = None,
+        priority: str | None = None,
         content_type: str = JSON,
         accepts_less: bool = False,
         **choice: Unpack[ProviderCriteria],
@@ -322,9 +336,10 @@ class Market(ConvenienceMethods):
         a restart of this process, and the same request with the same key returns that job. `affinity`: names the conversation,
         which else is recognised by its beginning; its requests stay with the provider that has it in its cache. `wait`: seconds
         that the job may wait for a free slot (None: the config's `wait_seconds`). `hedge_after`: seconds without output after
-        which a second provider may get the job too, of which one is paid; 0 for never (None: as configured). `accepts_less`: less
-        output may be ordered than the body's limit, if no provider sells as much. Raises TallyError, after which nothing is owed
-        except for an earlier job of the same key.
+        which a second provider may get the job too, of which one is paid; 0 for never (None: as configured). `priority`: "batch"
+        waits behind "interactive" (None: as configured). `accepts_less`: less output may be ordered than the body's
+        limit, if no provider sells as much. Raises TallyError, after which nothing is owed except for an earlier job of the same
+        key.
         """
         raw = body if isinstance(body, bytes) else dump_lenient(dict(body))
         if len(raw) > self.config.max_body_bytes:
@@ -345,7 +360,8 @@ class Market(ConvenienceMethods):
         limit = smallest_limit(self.config.max_cost, max_cost)
         seconds = self.config.wait_seconds if wait is None else read_count(wait, "wait", high=MAX_WAIT_SECONDS)
         late = self.config.hedge_after if hedge_after is None else read_hedge_after(hedge_after, "hedge_after")
-        options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds, late)
+        batch = self.config.priority == BATCH if priority is None else read_priority(priority, "priority") == BATCH
+        options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds, late, batch)
         if key is None:
             return await self._submit_to_shortlist(request, demand, options)
         fingerprint = idempotency.fingerprint(request.plaintext)
@@ -404,6 +420,7 @@ class Market(ConvenienceMethods):
             ranked=demand.ranked,
             wait=options.wait,
             hedge_after=options.hedge_after,
+            batch=options.batch,
             hints=ranking_hints(demand, holder),
         )
         keyed = options.idempotency_key is not None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, cast
 
-from tallystick.client.config import MAX_HEDGE_SECONDS, MAX_LABEL, MAX_WAIT_SECONDS, ApiKey, ClientConfig
+from tallystick.client.config import MAX_HEDGE_SECONDS, MAX_LABEL, MAX_WAIT_SECONDS, ApiKey, ClientConfig, read_priority
 from tallystick.client.openai.needs import bucket, round_down
 from tallystick.client.openai.requests import RequestSummary
 from tallystick.client.selection.shortlist import objection
@@ -65,6 +65,7 @@ class RequestOptions(ProviderCriteria, total=False):
 
     `affinity`: the name of the request's conversation. `wait`: seconds that the job may wait for a free slot.
     `hedge_after`: seconds without output after which a second provider may get the job too; 0 for never.
+    `priority`: "batch" waits behind "interactive".
     """
 
     max_cost: Amount | None
@@ -72,6 +73,7 @@ class RequestOptions(ProviderCriteria, total=False):
     affinity: str
     wait: int
     hedge_after: float
+    priority: str
 
 
 def demand_of(config: ClientConfig, model: str, route: str, criteria: ProviderCriteria) -> Demand:
@@ -213,6 +215,7 @@ _READERS: dict[str, Callable[[object, str], Any]] = {
     "label": lambda value, member: read_text(value, member, MAX_LABEL),
     "wait": lambda value, member: read_count(value, member, high=MAX_WAIT_SECONDS),
     "hedge_after": read_hedge_after,
+    "priority": read_priority,
 }
 """The reader of each option."""
 

@@ -160,6 +160,23 @@ async def test_no_answer_crashes_a_client(seed: int) -> None:
 DEEP = (b"[" * 100_000, b'{"asks":' * 100_000)
 
 
+async def test_a_coordinator_of_another_protocol_is_refused() -> None:
+    """The error says which side to upgrade, and to which release. Protocol 1 named none."""
+    first = {name: value for name, value in INFO.items() if name != "protocol"}
+    for info, advice in (
+        (first, "the coordinator is too old: upgrade it to .* 0.2.0"),
+        (INFO | {"protocol": 3}, "upgrade this side"),
+    ):
+
+        async def tell(_: web.Request, info: dict[str, Any] = info) -> web.StreamResponse:
+            return web.json_response(info)
+
+        async with coordinator_with_handler(tell) as client:
+            with pytest.raises(BadMessage, match=rf"info\.protocol: expected 2, got .*{advice}") as caught:
+                await client.info()
+            assert caught.value.fault is Fault.COORDINATOR
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"null", b"[]", b"7", b'"x"', b"{", b"\xff", b'{"asks": {}}', b"NaN", b'{"next": 1}', *DEEP]
 )

@@ -10,6 +10,7 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.jobs.result import StreamInterrupted
 from tallystick.client.ledger.schema import JobState, OrderState
 from tallystick.client.sdk.market import Market
+from tallystick.client.selection.options import read_options
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import (
     BadMessage,
@@ -509,3 +510,20 @@ async def test_answer_too_long_to_keep(fake: FakeMarket, wallet: Signer, config:
         with pytest.raises(Refusal) as caught:
             await run(market)
     assert caught.value.code is Code.BODY_TOO_LARGE
+
+
+async def test_the_priority_of_a_job(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A job is interactive unless the request or the config says batch; another word is refused."""
+    cases = (("interactive", None, False), ("interactive", "batch", True), ("batch", None, True), ("batch", "interactive", False))
+    for configured, asked, batch in cases:
+        async with Market(fake.url, wallet, replace(config, priority=configured)) as market:
+            async with await market.submit(CHAT, BODY, priority=asked) as job:
+                await job.result()
+            assert fake.submissions[-1].batch is batch
+            with pytest.raises(BadMessage, match="priority: expected one of interactive, batch, got 'urgent'"):
+                await market.submit(CHAT, BODY, priority="urgent")
+    with pytest.raises(BadMessage, match="config: priority"):
+        replace(config, priority="")
+    assert read_options('{"priority": "batch"}')[0] == {"priority": "batch"}
+    with pytest.raises(BadMessage, match=r"x-tally-options\.priority"):
+        read_options('{"priority": 1}')

@@ -4,6 +4,8 @@ after kills.
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,24 @@ async def test_a_refused_job_frees_its_key(market: Market, fake: FakeMarket) -> 
     with pytest.raises(Unavailable, match="stopping"):
         await _ask(market, "mine")
     assert await _ask(market, "mine")
+
+
+async def test_a_job_that_an_older_release_submitted(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Its bytes would be refused now. The caller learns what became of the job, and nothing is ordered twice."""
+    async with Market(fake.url, wallet, config) as market:
+        assert await _ask(market, "mine")
+    with closing(sqlite3.connect(config.ledger_path(wallet.address))) as database:
+        database.execute("UPDATE keys SET header = ?", (b"\0\0\0\2{}",))
+        database.commit()
+    async with Market(fake.url, wallet, config) as market:
+        with pytest.raises(Refusal, match=r"ended as completed, and [0-9.]+ dollars were billed"):
+            await _ask(market, "mine")
+        fake.sessions.clear()
+        with pytest.raises(Unavailable, match="signed by another release and never arrived; send it again"):
+            await _ask(market, "mine")
+        assert len(fake.submissions) == 1
+        assert await _ask(market, "mine"), "the key is free"
+    assert len(fake.submissions) == 2
 
 
 async def test_errors_show_the_key_that_the_caller_sent(market: Market) -> None:

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from coordinator.domain.job_queue import GRANT_SECONDS, MAX_RETRY_SECONDS, MIN_WEIGHT, JobQueue, QueuedJob
+from coordinator.domain.job_queue import BATCH_EVERY, GRANT_SECONDS, MAX_RETRY_SECONDS, MIN_WEIGHT, JobQueue, QueuedJob
 from coordinator.domain.listed_ask import ConnectedNode, SlotGroup
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.link import Capacity
@@ -19,7 +19,8 @@ ALICE, FLOOD = person("alice").address, person("flood").address
 def _enter(queue: JobQueue, payer: Address, *nodes: SlotGroup, model: str = MODEL, **values: int) -> QueuedJob:
     groups = [node.key for node in nodes or (ANN,)]
     cost, weight, tick = (values.get(name, default) for name, default in (("cost", 100), ("weight", 0), ("tick", 0)))
-    return queue.enter(model, payer, groups, cost=cost, weight=weight, tick=tick, wake=lambda: None)
+    batch, size = bool(values.get("batch", False)), values.get("size", 0)
+    return queue.enter(model, payer, groups, cost=cost, weight=weight, tick=tick, wake=lambda: None, batch=batch, size=size)
 
 
 def _serve(queue: JobQueue, node: SlotGroup = ANN, tick: float = 0) -> QueuedJob | None:
@@ -193,7 +194,7 @@ def test_jobs_that_left_unserved_cost_their_payer_nothing() -> None:
     for burst in ([_enter(queue, ALICE) for _ in range(50)], [_enter(queue, person(f"{n}").address) for n in range(300)]):
         for job in burst:
             queue.leave(job)
-    assert set(queue._models[MODEL].finish_tags) == {FLOOD}
+    assert set(queue._models[MODEL, False].finish_tags) == {FLOOD}
     assert queue.place(_enter(queue, ALICE), 0)[0] == 2
 
 
@@ -237,3 +238,113 @@ def test_a_job_whose_grant_expired_may_wait_again() -> None:
     assert (job.ended, len(queue)) == (False, 1)
     queue.leave(job)
     assert (len(queue), queue.waiting_for(ANN), queue._models) == (0, 0, {})
+
+
+def test_interactive_jobs_go_first_and_batch_jobs_are_never_starved() -> None:
+    """While both classes wait, one slot in BATCH_EVERY goes to a batch job; alone, either class gets all of them."""
+    queue = JobQueue()
+    batch = [_enter(queue, ALICE, batch=True) for _ in range(20)]
+    interactive = [_enter(queue, FLOOD) for _ in range(8 * BATCH_EVERY)]
+    served = [_serve(queue) for _ in range(4 * BATCH_EVERY)]
+    assert [job is not None and job.batch for job in served] == ([False] * (BATCH_EVERY - 1) + [True]) * 4
+    for job in interactive:
+        if job not in served:
+            queue.leave(job)
+    assert [_serve(queue) for _ in range(16)] == batch[4:]
+    assert _serve(queue) is None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_share_of_batch_jobs_holds_in_any_walk(seed: int) -> None:
+    """Whoever comes and leaves: of the slots in a row that batch jobs wait for, at least one in BATCH_EVERY is theirs."""
+    random, queue, jobs, without = Random(seed), JobQueue(), list[QueuedJob](), 0
+    for tick in range(2_000):
+        match random.randrange(5):
+            case 0 | 1:
+                jobs.append(_enter(queue, random.choice((ALICE, FLOOD)), batch=random.random() < 0.2, tick=tick))
+            case 2 if jobs:
+                leaving = random.choice(jobs)
+                if leaving.granted is None and not leaving.batch:
+                    jobs.remove(leaving)
+                    queue.leave(leaving)
+            case _:
+                waits = any(job.batch for job in jobs)
+                served = _serve(queue, tick=tick)
+                if served is not None:
+                    jobs.remove(served)
+                without = without + 1 if waits and served is not None and not served.batch else 0
+                assert without < BATCH_EVERY
+    assert len(queue) == len(jobs)
+
+
+def test_one_model_does_not_fill_the_queue_for_others() -> None:
+    """A model has a bound of its own, and its batch jobs half of that; other models still find room until the whole is full."""
+    queue = JobQueue(max_waiting=25, max_per_model=10)
+    for _ in range(5):
+        _enter(queue, FLOOD, batch=True)
+    with pytest.raises(Unavailable, match="full for batch jobs"):
+        _enter(queue, FLOOD, batch=True)
+    for _ in range(5):
+        _enter(queue, FLOOD)
+    with pytest.raises(Unavailable, match=r"queue of .* is full: 10 jobs") as caught:
+        _enter(queue, FLOOD)
+    assert (caught.value.code, caught.value.status, caught.value.retry_after) == (Code.RATE_LIMITED, 429, 1)
+    others = [_enter(queue, ALICE, model=model) for model in ("b", "c") for _ in range(7)]
+    _enter(queue, ALICE, model="d")
+    with pytest.raises(Unavailable, match="25 jobs wait"):
+        _enter(queue, ALICE, model="d")
+    queue.leave(others[0])
+    _enter(queue, ALICE, model="d")
+
+
+def test_the_bytes_of_waiting_requests_are_bounded() -> None:
+    """All requests together fit the memory for them, and those of one model half of it. Who leaves makes room."""
+    queue = JobQueue(max_bytes=100)
+    first = _enter(queue, FLOOD, size=50)
+    with pytest.raises(Unavailable, match="memory") as caught:
+        _enter(queue, FLOOD, size=1)
+    assert (caught.value.status, caught.value.retry_after) == (429, 1)
+    _enter(queue, ALICE, model="b", size=50)
+    with pytest.raises(Unavailable, match="memory"):
+        _enter(queue, ALICE, model="c", size=1)
+    queue.leave(first)
+    _enter(queue, ALICE, model="c", size=50)
+    queue.offer(ANN, 0)
+    granted = next(iter(queue.granted_jobs))
+    _enter(queue, ALICE, model="d", size=granted.size)
+
+
+def test_a_full_queue_says_when_to_come_back_by_class() -> None:
+    """The time to wait comes from how fast the jobs of the same class and model are served."""
+    queue = JobQueue(max_waiting=20)
+    for number in range(20):
+        _enter(queue, ALICE, batch=number < 10)
+    for tick in range(8):
+        _serve(queue, tick=2 * tick)
+        _enter(queue, ALICE)
+    waits = []
+    for batch in (False, True):
+        with pytest.raises(Unavailable) as caught:
+            _enter(queue, FLOOD, batch=batch, tick=16)
+        waits.append(caught.value.retry_after)
+    assert waits == [13, 9]
+
+
+def test_the_place_of_a_batch_job_counts_the_interactive_ones() -> None:
+    """The position of a batch job is behind all interactive ones; the expected wait is that of its own class."""
+    queue = JobQueue()
+    batch = [_enter(queue, ALICE, batch=True) for _ in range(2)]
+    interactive = [_enter(queue, FLOOD) for _ in range(3)]
+    assert [queue.place(job, 0)[0] for job in (*interactive, *batch)] == [1, 2, 3, 4, 5]
+    assert list(queue.waiting_of(MODEL)) == [*interactive, *batch]
+
+
+def test_a_failed_attempt_is_counted_once() -> None:
+    """A job that returns after a failed attempt has its old place, and its payer's next jobs start where they would have."""
+    queue = JobQueue()
+    first, second = _enter(queue, ALICE), _enter(queue, FLOOD)
+    tag = queue._models[MODEL, False].finish_tags[ALICE]
+    assert _serve(queue) is first
+    queue.enter_again(first, first.groups)
+    assert queue._models[MODEL, False].finish_tags[ALICE] == tag
+    assert [queue.place(job, 0)[0] for job in (first, second)] == [1, 2]

@@ -252,6 +252,22 @@ async def test_beats_tell_the_capacity(at: Served) -> None:
     await until(lambda: _free(at, node) == 1)
 
 
+async def test_a_beat_tells_the_capacity_of_some_slot_groups(at: Served) -> None:
+    """A node with two engines reports the one that changed. Once its asks have other groups, the former ones are unknown."""
+    node = await LinkNode.join(at, ANN)
+    asks = tuple(make_ask(ANN, model=model) for model in ("a", "b", "c"))
+    listing = Listing(asks, (5, 9, 5), {5: Capacity(1, 1), 9: Capacity(3, 1, queue=2)})
+    await node.send(Kind.ASKS, NO_JOB, dumps(listing.to_json()))
+    await until(lambda: at.world.market.book.find(asks[0].digest) is not None)
+    await node.send(Kind.BEAT, NO_JOB, dumps(write_beat({9: Capacity(2, 1, queue=2)})))
+    groups = at.world.market.book.groups_of((ANN.address, None))
+    await until(lambda: groups[1].places == 2)
+    assert [(group.number, group.free, group.places, len(group.leads)) for group in groups] == [(5, 1, 1, 2), (9, 0, 2, 1)]
+    await node.send(Kind.ASKS, NO_JOB, dumps(Listing.of_one_group(asks[:1], Capacity(1, 1)).to_json()))
+    await node.send(Kind.BEAT, NO_JOB, dumps(write_beat({9: Capacity(1, 1)})))
+    assert "expected slot groups that asks of the node name, got 9" in str(await node.refusal())
+
+
 async def test_new_asks_replace_old_ones(at: Served) -> None:
     """A node may change its asks without reconnecting."""
     node = await LinkNode.join(at, ANN)

@@ -11,6 +11,7 @@ from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.jobs.attempt import OUTRUN
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.jobs import State
+from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import Kind
@@ -251,6 +252,19 @@ async def test_the_first_provider_fails(world: World, ann: FakeNode, bob: FakeNo
     world.assert_idle()
 
 
+async def test_a_place_in_an_engines_queue_is_no_hedge(world: World, ann: FakeNode, bob: FakeNode) -> None:
+    """A second attempt that would only wait is not begun."""
+    world.market.matchmaker.set_capacity(bob.address, Capacity(2, 1, queue=2))
+    client = await _place(world, ann, bob)
+    ann.accept(client.job.id)
+    await world.pass_time(LATE)
+    assert (client.kinds, bob.got(Kind.DISPATCH)) == ([Kind.MATCH], [])
+    ann.complete(client.job.id)
+    await quiet()
+    assert client.kinds[-1] is Kind.RECEIPT
+    world.assert_idle()
+
+
 async def test_the_second_provider_fails(world: World, ann: FakeNode, bob: FakeNode) -> None:
     """If the second provider fails, the client gets its receipt at no cost, and the job goes on with the first."""
     client = await _hedged(world, ann, bob)
@@ -487,3 +501,36 @@ async def test_frames_of_a_third_provider_do_not_reach_it(world: World, ann: Fak
     bob.complete(client.job.id)
     await quiet()
     world.assert_idle()
+
+
+async def _first_output(world: World, ann: FakeNode, bob: FakeNode, *, slow: bool, hedge: bool) -> float:
+    """Returns the seconds until the first output of one job, for which the first provider takes 0.1 s or 10 s."""
+    submission = world.submission(ann, bob)
+    client = world.read(await world.market.place_order(hedged(submission, LATE) if hedge else submission))
+    await quiet()
+    began = world.clock.seconds
+    node, seconds = ann, 10.0 if slow else 0.1
+    ann.accept(client.job.id)
+    if slow:
+        await world.pass_time(LATE)
+        seconds -= LATE
+        if bob.got(Kind.DISPATCH, client.job.id):
+            node, seconds = bob, 0.1
+    await world.pass_time(seconds)
+    node.complete(client.job.id)
+    await quiet()
+    assert await world.stored(client) is State.COMPLETED
+    return world.clock.seconds - began
+
+
+async def test_the_tail_is_cut() -> None:
+    """One job of 25 is slow at its first provider: with the share of 5 % alone, hedging cuts the slowest from 10 s to 2.1 s."""
+    worst = {}
+    for hedge in (False, True):
+        world = World()
+        ann, bob = world.node("ann", slots=8), world.node("bob", slots=8, output_price=9_000_000)
+        times = [await _first_output(world, ann, bob, slow=number % 25 == 24, hedge=hedge) for number in range(100)]
+        worst[hedge] = max(times)
+        assert len(bob.got(Kind.DISPATCH)) == (4 if hedge else 0)
+        world.assert_idle()
+    assert worst == pytest.approx({False: 10, True: LATE + 0.1})

@@ -212,5 +212,55 @@ def test_the_wait_is_on_the_wire(world: World) -> None:
     """A submission says how long its job may wait, or nothing."""
     node = world.node("ann")
     for wait in (None, 0, 90):
-        submission = replace(world.submission(node), wait=wait)
+        submission = replace(world.submission(node), wait=wait, batch=wait == 90)
         assert Submission.loads(submission.dumps()) == submission
+
+
+async def test_interactive_jobs_are_served_before_batch_jobs(world: World) -> None:
+    """The class travels in the submission: a batch job that came first lets interactive ones pass."""
+    node = world.node("ann", slots=1)
+    first = await world.started(node)
+    batch = world.read(await world.market.place_order(replace(world.submission(node), batch=True)))
+    await quiet()
+    later = await world.started(node)
+    assert (_places(batch), _places(later)) == ([1], [1])
+    await _finish(first, node)
+    assert (later.job.at_node, batch.job.at_node) == (True, False)
+    await _finish(later, node)
+    await _finish(batch, node)
+    world.assert_idle()
+
+
+@pytest.mark.parametrize(
+    "limits", [JobLimits(max_waiting=1), JobLimits(max_waiting_per_model=1), JobLimits(max_waiting_bytes=2 * len(b"sealed"))]
+)
+async def test_a_full_queue_refuses_with_a_time_to_retry(limits: JobLimits) -> None:
+    """However the queue is bounded, a further job is refused with 429 and a Retry-After; nothing of it is kept."""
+    world = World(limits=limits)
+    node = world.node("ann", slots=1)
+    first, waiting = await world.started(node), await world.started(node)
+    with pytest.raises(Unavailable) as caught:
+        await world.market.place_order(world.submission(node))
+    assert (caught.value.code, caught.value.status, caught.value.retry_after) == (Code.RATE_LIMITED, 429, 1)
+    await _finish(first, node)
+    await _finish(waiting, node)
+    world.assert_idle()
+
+
+async def test_a_failover_does_not_count_a_job_twice(world: World) -> None:
+    """A job that was served, failed and waits again is before jobs of other payers that came after it, as it was."""
+    other, (ann, bob) = person("other"), (world.node(name, slots=1) for name in ("ann", "bob"))
+    world.funds.free[other.address] = Amount(1_000 * CAP)
+    busy = [await world.started(ann), await world.started(bob)]
+    mine = await world.started(ann, bob)
+    theirs = await world.started(bob, payer=other)
+    await _finish(busy[0], ann)
+    assert mine.job.provider == ann.address
+    ann.fail(mine.job.id)
+    await quiet()
+    assert _places(mine)[-1] == 1
+    await _finish(busy[1], bob)
+    assert (mine.job.provider, theirs.job.attempts) == (bob.address, [])
+    await _finish(mine, bob)
+    await _finish(theirs, bob)
+    world.assert_idle()

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from coordinator.domain.decision_log import MAX_DECISIONS
 from coordinator.ports import LogRow
 from coordinator.storage.log_store import FORGOTTEN_AT_ONCE, KEPT_HEADS, LogGap
-from coordinator.storage.schema import log_heads, match_log
+from coordinator.storage.schema import decisions, log_heads, match_log
 from coordinator.storage.store import Store
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.merkle import Edge, leaf_hash
@@ -126,3 +127,13 @@ async def test_contents_are_forgotten_in_steps(store: Store) -> None:
     entries = await log.log_entries(0, len(written))
     assert [entry.hashes for entry in entries] == [row.hashes for row in written]
     assert [entry.number for entry in entries if entry.leaf is not None] == list(range(FORGOTTEN_AT_ONCE + 10, len(written)))
+
+
+async def test_only_the_last_decisions_are_kept(store: Store) -> None:
+    """Batches of decisions are read in order; older ones go once newer ones make up the whole log."""
+    log = store.match_log
+    await store.database.write(lambda connection: connection.execute(sa.delete(decisions)))
+    for batch, count in ((b"first", 10), (b"second", MAX_DECISIONS - 1), (b"third", 1)):
+        log.enqueue_decisions(count, batch)
+    await store.database.write(lambda connection: connection.execute(sa.select(1)))
+    assert await log.decisions() == [b"second", b"third"]

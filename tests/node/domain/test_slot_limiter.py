@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from node.domain.slot_limiter import COOLDOWN_SECONDS, SlotLimiter
+from node.domain.slot_limiter import COOLDOWN_SECONDS, MAX_PAUSE_SECONDS, MIN_PAUSE_SECONDS, SlotLimiter
 
 
 async def _enter(limiter: SlotLimiter, inside: list[int], number: int, leave: asyncio.Event) -> None:
@@ -106,3 +106,65 @@ def test_the_limit_converges_to_the_engines_capacity(capacity: int) -> None:
             seen.append(limiter.limit)
         settled = seen[1_000:]
         assert capacity * 0.6 <= sum(settled) / len(settled) <= capacity * 1.8
+
+
+async def test_an_engine_with_a_queue_gets_that_many_jobs_more() -> None:
+    """The depth counts beside the slots; a change of the config applies to the jobs that wait."""
+    limiter, inside, leave = SlotLimiter(2, queue_depth=1), list[int](), asyncio.Event()
+    tasks = [asyncio.create_task(_enter(limiter, inside, number, leave)) for number in range(5)]
+    await asyncio.sleep(0)
+    assert (inside, limiter.limit, limiter.queue, limiter.running) == ([0, 1, 2], 2, 1, 3)
+    limiter.reset(2, None, 2)
+    await asyncio.sleep(0)
+    assert (inside, limiter.queue) == ([0, 1, 2, 3], 2)
+    leave.set()
+    await asyncio.gather(*tasks)
+    assert limiter.running == 0
+
+
+async def test_a_refusal_shows_how_many_jobs_an_engine_takes() -> None:
+    """An engine that refuses its third job has two, whatever its config says; then it gets one more after each pause."""
+    limiter = SlotLimiter(4, queue_depth=1)
+    async with limiter.hold(), limiter.hold():
+        async with limiter.hold():
+            assert limiter.refused(now=100) == MIN_PAUSE_SECONDS
+        assert (limiter.limit, limiter.queue) == (2, 0)
+        assert limiter.try_more()
+        assert (limiter.limit, limiter.queue) == (3, 0)
+        assert limiter.try_more()
+        assert (limiter.limit, limiter.queue) == (4, 0)
+        assert not limiter.try_more()
+        assert (limiter.limit, limiter.queue) == (4, 1)
+        assert not limiter.try_more()
+
+
+async def test_refusals_that_follow_each_other_are_left_longer_and_longer_pauses() -> None:
+    """The pause doubles up to a bound, counts once for jobs that began before it, and is short again after a quiet time."""
+    limiter, now, pauses = SlotLimiter(4), 0.0, list[float]()
+    for _ in range(7):
+        async with limiter.hold():
+            pauses.append(limiter.refused(now))
+            assert limiter.refused(now + pauses[-1] / 2) == pauses[-1], "the same burst"
+            now += 1.5 * pauses[-1]
+        limiter.try_more()
+    assert pauses == [1, 2, 4, 8, 16, MAX_PAUSE_SECONDS, MAX_PAUSE_SECONDS]
+    async with limiter.hold():
+        assert limiter.refused(now + 1_000) == MIN_PAUSE_SECONDS
+        assert limiter.refused(now + 2_000, retry_after=7) == 7
+        assert limiter.refused(now + 3_000, retry_after=9_999) == MAX_PAUSE_SECONDS
+
+
+async def test_an_engine_that_refuses_its_only_job_gets_none_for_a_pause() -> None:
+    """Jobs wait for the pause to end instead of running into the same refusal."""
+    limiter, inside, leave = SlotLimiter(2), list[int](), asyncio.Event()
+    async with limiter.hold():
+        limiter.refused(now=0)
+    assert limiter.limit == 0
+    task = asyncio.create_task(_enter(limiter, inside, 1, leave))
+    await asyncio.sleep(0)
+    assert inside == []
+    limiter.try_more()
+    await asyncio.sleep(0)
+    assert inside == [1]
+    leave.set()
+    await task

@@ -14,7 +14,7 @@ from node.domain.requests import EngineRequest
 from node.engines.addresses import base_addresses
 from node.engines.demo import MODEL, build_app
 from node.engines.discover import discover, inspect_engine
-from node.engines.kinds import DEFAULT_URLS, OLLAMA_CONTEXT, EngineKind
+from node.engines.kinds import DEFAULT_URLS, OLLAMA_CONTEXT, EngineKind, slots_in_environment
 from node.engines.openai_http import EngineSettings, OpenAIEngine
 from node.engines.probe import probe
 from node.ports import ResponseStart
@@ -230,3 +230,18 @@ async def test_engines_behind_any_base_url_work(path: str) -> None:
         async with aclosing(adapter.answer(request)) as events:
             assert await anext(events) == ResponseStart(200, "application/json")
         await adapter.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "environment", "slots"),
+    [
+        (EngineKind.OLLAMA, {"OLLAMA_NUM_PARALLEL": "6"}, 6),
+        (EngineKind.LLAMA_CPP, {"LLAMA_ARG_N_PARALLEL": " 2 "}, 2),
+        (EngineKind.OLLAMA, {"LLAMA_ARG_N_PARALLEL": "2"}, None),
+        (EngineKind.VLLM, {"OLLAMA_NUM_PARALLEL": "6", "": "3"}, None),
+        *((EngineKind.OLLAMA, {"OLLAMA_NUM_PARALLEL": text}, None) for text in ("", "0", "-1", "four", "1e3", "65536", "\u0663")),
+    ],
+)
+def test_slots_that_a_variable_of_this_machine_sets(kind: EngineKind, environment: dict[str, str], slots: int | None) -> None:
+    """Ollama does not tell its slots over HTTP; a value that is no number of slots is ignored."""
+    assert slots_in_environment(kind, environment) == slots

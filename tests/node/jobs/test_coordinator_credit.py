@@ -141,7 +141,12 @@ def cancel_by_coordinator(harness: RunnerHarness, placed: PlacedJob) -> None:
     harness.runner.cancel(harness.link, placed.job, CancelReason.COORDINATOR)
 
 
-TRICKS = [drop_the_link, cancel_for_timeout, cancel_by_coordinator]
+def cancel_for_another_provider(harness: RunnerHarness, placed: PlacedJob) -> None:
+    """Sends CANCEL because another provider was faster."""
+    harness.runner.cancel(harness.link, placed.job, CancelReason.HEDGED)
+
+
+TRICKS = [drop_the_link, cancel_for_timeout, cancel_by_coordinator, cancel_for_another_provider]
 
 
 @pytest.mark.parametrize("trick", TRICKS)
@@ -154,7 +159,7 @@ async def test_a_response_cut_by_its_coordinator_is_unpaid_work(trick: Trick) ->
     await harness.ended()
     receipt = harness.store.receipt_records[0].receipt.message
     assert receipt.cost == 0
-    assert receipt.outcome in (Outcome.PROVIDER_ERROR, Outcome.TIMED_OUT)
+    assert receipt.outcome in (Outcome.PROVIDER_ERROR, Outcome.TIMED_OUT, Outcome.REFUSED)
     assert not harness.answer(placed)[3]
     input_tokens, output_tokens = (len(placed.body) + 3) // 4, 10
     due = (input_tokens * PRICES.input + output_tokens * PRICES.output + 999_999) // 1_000_000

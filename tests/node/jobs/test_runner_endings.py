@@ -49,7 +49,7 @@ STEPS: dict[str, Step] = {
 }
 ENDS = {"busy", "down", "bug", "hangs", "end"}
 ACTIONS = (
-    *("credit", "cancel", "timed_out", "coordinator", "lose", "again"),
+    *("credit", "cancel", "timed_out", "coordinator", "hedged", "lose", "again"),
     *("dispatch", "refused", "too cheap", "wait", "full disk"),
 )
 
@@ -62,6 +62,7 @@ async def act(harness: RunnerHarness, action: str, placed: list[PlacedJob], job:
         "cancel": lambda: runner.cancel(link, job.job),
         "timed_out": lambda: runner.cancel(link, job.job, CancelReason.TIMED_OUT),
         "coordinator": lambda: runner.cancel(link, job.job, CancelReason.COORDINATOR),
+        "hedged": lambda: runner.cancel(link, job.job, CancelReason.HEDGED),
         "lose": lambda: runner.link_lost(link),
         "again": lambda: harness.dispatch_again(job),
         "dispatch": lambda: placed.append(harness.dispatch()),

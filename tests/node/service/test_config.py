@@ -144,6 +144,8 @@ def test_keys_stay_secret() -> None:
         {"link": {"heartbeat_seconds": -1.0}},
         {"engines": [{"url": "file:///etc/passwd"}]},
         {"engines": [{"url": "http://e", "slots": 0}]},
+        {"engines": [{"url": "http://e", "queue_depth": -1}]},
+        {"engines": [{"url": "http://e", "queue_depth": 1_025}]},
         {"engines": [{"url": "http://e", "output_limit_field": "x"}]},
         {"engines": [{"url": "http://e"}, {"url": "http://e/v1"}]},
         {"engines": [{"url": "http://e", "models": [{"name": ""}]}]},

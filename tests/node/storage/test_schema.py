@@ -14,8 +14,11 @@ from node.ports import CoordinatorHour
 from node.storage.earnings import read_lines, read_payouts
 from node.storage.store import MIGRATIONS, SqlStore
 from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.messages import Order, Receipt, Terms
+from tallystick.protocol.stored import load_signed, load_struct
 from tallystick.protocol.tab import ProviderTab
 from tallystick.protocol.types import Amount
+from tallystick.protocol.wire import dumps
 from tallystick.runtime import storage
 from tests.node.harness import COORDINATOR, DOMAIN, NOW, PROVIDER, Client, admitted
 from tests.node.storage.test_store import ASK, finish, receipt_record
@@ -89,12 +92,24 @@ async def test_state_from_before_an_order_and_its_job_were_one_row(tmp_path: Pat
     for _ in range(2):
         _migrate(path, "0008")
         with closing(sqlite3.connect(path)) as database:
+            _write_json(database)
             digests = {row[0] for row in database.execute("SELECT order_digest FROM jobs")}
         assert digests == {done.matched.order.digest.hex(), running.order.digest.hex()}
         store = SqlStore(f"sqlite:///{path}", PROVIDER.address, DOMAIN)
         await store.start()
         assert await _meaning(store) == expected
         await store.close()
+
+
+def _write_json(database: sqlite3.Connection) -> None:
+    """Writes the documents as the release of that schema did."""
+    for digest, order, terms in database.execute("SELECT digest, order_doc, terms_doc FROM orders").fetchall():
+        docs = load_signed(Order, order).dumps(), dumps(load_struct(Terms, terms).to_json()).decode()
+        database.execute("UPDATE orders SET order_doc = ?, terms_doc = ? WHERE digest = ?", (*docs, digest))
+    for digest, receipt in database.execute("SELECT order_digest, receipt_doc FROM receipts").fetchall():
+        document = load_signed(Receipt, receipt).dumps()
+        database.execute("UPDATE receipts SET receipt_doc = ? WHERE order_digest = ?", (document, digest))
+    database.commit()
 
 
 async def _meaning(store: SqlStore) -> list[object]:

@@ -1,0 +1,82 @@
+"""Watches the match logs of this node's coordinators: an order that was dispatched here must be logged as a match.
+
+A coordinator that shows orders without logging them leaves evidence in the node's folder `match-log`. The newest head of a log
+goes with each response to the client, sealed, so a coordinator cannot show its clients another log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit
+
+import aiohttp
+import orjson
+
+from node.ports import Link
+from tallystick.protocol.eip712 import Domain, Signed
+from tallystick.protocol.errors import Code, Unavailable, error_from_json
+from tallystick.protocol.log_monitor import LogQuestion
+from tallystick.protocol.match_log import Match
+from tallystick.protocol.messages import Order
+from tallystick.protocol.proxies import uses_proxy
+from tallystick.protocol.types import Address
+from tallystick.runtime.log_watch import LogWatch
+
+ASK_SECONDS = 20.0
+MAX_ANSWER = 1 << 20
+"""Bytes of an answer with proofs. An honest one has some 100 KiB."""
+
+
+class MatchWatch:
+    """See the module's docstring. `url_of`: the address of a link's coordinator. `folder`: where evidence is kept."""
+
+    def __init__(self, domain: Domain, folder: Path, url_of: Callable[[Link], str]) -> None:
+        self._domain, self._folder, self._url_of = domain, folder, url_of
+        self._watches: dict[Address, LogWatch] = {}
+        self._urls: dict[Address, str] = {}
+
+    def on_match(self, link: Link, match: Match, order: Signed[Order]) -> None:
+        """Takes a match that the admission checked, and gives the link the newest head of the log."""
+        coordinator = link.coordinator
+        watch = self._watches.get(coordinator)
+        if watch is None:
+            watch = self._watches[coordinator] = LogWatch(
+                self._domain, coordinator, self._folder, lambda question: ask_proof(self._urls[coordinator], question)
+            )
+        self._urls[coordinator] = base_url(self._url_of(link))
+        watch.add_match(match, order)
+        link.log_head = watch.packed_head
+
+    async def close(self) -> None:
+        """Stops watching; matches that were not checked yet are checked by the next process."""
+        await asyncio.gather(*(watch.close() for watch in self._watches.values()))
+
+
+def base_url(url: str) -> str:
+    """The HTTP address of a coordinator, given that of its node link."""
+    parts = urlsplit(url)
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    return f"{scheme}://{parts.netloc}{parts.path.removesuffix('/v1/node')}"
+
+
+async def ask_proof(url: str, question: LogQuestion) -> object:
+    """Asks a coordinator for proofs. Raises Unavailable, and the coordinator's own error."""
+    address = f"{url}/v1/log/proof?{urlencode(question.query)}"
+    timeout = aiohttp.ClientTimeout(total=ASK_SECONDS)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, trust_env=uses_proxy(url)) as session,
+            session.get(address, allow_redirects=False) as response,
+        ):
+            body = await response.content.read(MAX_ANSWER)
+            while len(body) < MAX_ANSWER and (more := await response.content.read(MAX_ANSWER - len(body))):
+                body += more
+            raw: object = orjson.loads(body)
+            if response.status != 200:
+                raise error_from_json(raw, response.status)
+            return raw
+    except (aiohttp.ClientError, TimeoutError, OSError, orjson.JSONDecodeError) as error:
+        text = f"coordinator {url}: no proof from its match log: {str(error) or type(error).__name__}"
+        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, text) from error

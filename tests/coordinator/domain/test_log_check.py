@@ -1,0 +1,72 @@
+"""The replay of a whole log: honest logs have no fault, and each kind of manipulation is named with its leaf."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from coordinator.domain.log_check import LogReplay
+from tallystick.protocol.criteria import Reason
+from tallystick.protocol.eip712 import read_signed
+from tallystick.protocol.match_log import Match, MatchLeaf, RestartLeaf, draw_of, load_leaf
+from tallystick.protocol.merkle import leaf_hash
+from tallystick.protocol.messages import LogHead
+from tallystick.protocol.wire import Kind
+from tests.coordinator.harness import World, quiet
+
+
+async def leaves_of(world: World) -> list[bytes]:
+    """The leaves of a market with a failover and a restart."""
+    world.market.matchmaker.draw = draw_of
+    await world.market.start()
+    first, second = world.node("ann"), world.node("bob", input_price=2_000_000)
+    client = await world.started(first, second)
+    first.fail(client.job.id)
+    await quiet()
+    assert client.kinds.count(Kind.MATCH) == 2
+    await world.pass_time(3)
+    await world.restart()
+    world.market.matchmaker.draw = draw_of
+    client = await world.started(second)
+    assert Match.loads(client.frames[0][1]).decision.epoch == 3
+    return [row.leaf or b"" for row in await world.log_store.log_entries(0, 99)]
+
+
+def faults(leaves: list[bytes]) -> list[tuple[int, str]]:
+    """What a replay of these leaves finds."""
+    replay = LogReplay()
+    return [(fault.index, fault.text) for leaf in leaves for fault in replay.add(leaf_hash(leaf), leaf)]
+
+
+async def test_an_honest_log_has_no_fault(world: World) -> None:
+    """The replay computes the signed root, and counts matches and restarts; contents that are gone are only counted."""
+    leaves = await leaves_of(world)
+    await world.market.match_log.sign_head()
+    head = read_signed(LogHead, (await world.market.match_log.proof((), ()))["head"]).message
+    replay = LogReplay()
+    assert [fault for leaf in leaves for fault in replay.add(leaf_hash(leaf), leaf)] == []
+    assert (replay.edge.size, replay.edge.root()) == (head.size, head.root)
+    assert (replay.matches, replay.restarts, replay.forgotten) == (3, 2, 0)
+    partly = LogReplay()
+    kept = [None, None, *leaves[2:]]
+    assert [fault for leaf, data in zip(leaves, kept, strict=True) for fault in partly.add(leaf_hash(leaf), data)] == []
+    assert (partly.edge.root(), partly.forgotten) == (head.root, 2)
+
+
+async def test_manipulations_are_named(world: World) -> None:
+    """Back-dated leaves, wrong restarts, repeated attempts, invented failures and unreadable or swapped contents are named."""
+    leaves = await leaves_of(world)
+    first, last = load_leaf(leaves[1]), load_leaf(leaves[4])
+    assert isinstance(first, MatchLeaf)
+    assert isinstance(last, MatchLeaf)
+    back = [*leaves[:4], replace(last, at=first.at - 1).dumps()]
+    assert any(index == 4 and "it is back-dated" in text for index, text in faults(back))
+    assert any("it names 0 as the last restart" in text for _, text in faults([*leaves[:4], replace(last, epoch=0).dumps()]))
+    assert any(index == 2 and "were logged before" in text for index, text in faults([leaves[0], leaves[1], leaves[1]]))
+    invented = replace(first.considered[1], outcome=Reason.FAILED)
+    excluded = replace(first, considered=(first.considered[0], invented)).dumps()
+    assert any(index == 1 and "said to have had the job before" in text for index, text in faults([leaves[0], excluded]))
+    assert any("leaf" in text for _, text in faults([b"\xff" * 20]))
+    replay = LogReplay()
+    (fault,) = replay.add(leaf_hash(leaves[0]), leaves[1])
+    assert "do not have the hash" in fault.text
+    assert faults([RestartLeaf(5).dumps()]) == []
