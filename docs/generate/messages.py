@@ -21,6 +21,19 @@ hexadecimal text, and integers of more than 32 bits are decimal text. Readers ar
 is `bad_message`.
 
 A message without a signer is a part of another message, or is hashed into one.
+
+## Binary form
+
+[Frames](wire.md) and databases have messages in binary form, from which the digest is computed without encoding anything again:
+
+1. EIP-712's `encodeData`: one word of 32 bytes for each member, in the order of the type string.
+2. For each member whose word is only a hash, in the same order, what is hashed: a `string` or `bytes` as 2 bytes length
+   (big-endian) and the bytes; an array as 2 bytes count and the items, which are words, strings or structs; a struct as its own
+   binary form.
+3. For a signed message, 65 bytes of signature: `r`, `s`, `v`.
+
+A signed order has 385 bytes, a signed receipt 481. Each message has exactly one binary form. Padding that is not zero, a value
+that its word does not hash, and bytes left over are `bad_message`. `tests/vectors/binary.json` has an example of every message.
 """
 
 

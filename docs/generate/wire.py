@@ -9,20 +9,29 @@ from collections.abc import Iterator
 from typing import Any
 
 from docs.generate.markdown import code, table
-from tallystick.protocol import link, sealing, wire
+from tallystick.protocol import link, options, queue_place, sealing, versions, wire
 
 INTRODUCTION = """# Wire protocol
 
 Clients post jobs to the coordinator over HTTP, and nodes keep one WebSocket open to it. Both carry binary frames. The
-coordinator reads the headers and forwards the sealed bytes, which it cannot open.
+coordinator reads what stands before the sealed bytes and forwards those, which it cannot open.
+
+Numbers are big-endian. Orders, terms and receipts travel as the bytes that are signed: see
+[binary form](messages.md#binary-form).
 
 | bytes | layout |
 |---|---|
-| submission: body of `POST /v1/jobs` | 4 bytes length (big-endian), JSON of that length (`Submission`), then the sealed request |
-| dispatch: payload of a `DISPATCH` frame | the same layout with the header `Dispatch` |
-| match: payload of `MATCH` and `HEDGE` frames | 8 bytes leaf number (big-endian), 16 bytes secret, 32 bytes order, the leaf |
-| response frame: coordinator to client | 1 byte kind, 4 bytes length (big-endian), payload |
+| submission: body of `POST /v1/jobs` | 1 byte protocol, 16 bytes job id, [options](#options), candidates, sealed request |
+| candidates | 1 byte number, and each candidate behind its length in 2 bytes |
+| candidate | the signed order, the terms, then the wrapped key |
+| dispatch: payload of a `DISPATCH` frame | 1 byte protocol, 2 bytes length, match, 2 bytes length, candidate, sealed request |
+| match: payload of `MATCH` and `HEDGE` frames | 8 bytes leaf number, 16 bytes secret, 32 bytes order, the leaf |
+| payload of a `RECEIPT` or `VOID` frame | the signed receipt |
+| payload of a `FAIL` frame | an OpenAI error object as JSON; from a node, also a zero byte and the signed receipt |
+| response frame: coordinator to client | 1 byte kind, 4 bytes length, payload |
 | link frame: one WebSocket message | 1 byte kind, 16 bytes job id, payload |
+
+{protocol}
 
 A job's life in frames is drawn in [the life of a job](../explanation/life-of-a-job.md).
 """
@@ -31,19 +40,37 @@ A job's life in frames is drawn in [the life of a job](../explanation/life-of-a-
 def pages() -> dict[str, str]:
     """The page of the wire protocol."""
     parts = [
-        INTRODUCTION,
+        INTRODUCTION.replace("{protocol}", _protocol()),
+        "## Options\n",
+        (inspect.getdoc(options) or "").partition("\n\n")[2] + "\n",
+        table(("number", "option", "value"), _options()),
         "## Frame kinds\n",
         table(("number", "kind", "direction", "payload"), _kinds()),
         "## Limits\n",
         table(("limit", "value"), _limits()),
         "## Headers and payloads\n",
-        "JSON members have the names below. `Signed[X]` is a [signed message](messages.md) of that type.\n",
+        "The members of each structure; JSON payloads use these names. `Signed[X]` is a [signed message](messages.md).\n",
         *_structures(wire),
+        *_structures(queue_place),
         *_structures(link),
         "## Sealing\n",
         (inspect.getdoc(sealing) or "") + "\n",
     ]
     return {"wire.md": "\n".join(parts)}
+
+
+def _protocol() -> str:
+    return (
+        f"The protocol is version {versions.PROTOCOL}, which release {versions.SINCE} introduced. `GET /v1/info`,\n"
+        "`CHALLENGE` and `HELLO` name it as `protocol`; version 1, whose submissions were JSON, did not. A peer of\n"
+        "another version gets an error that says which side to upgrade."
+    )
+
+
+def _options() -> Iterator[tuple[str, str, str]]:
+    docs = {"ranked": "nothing: the option is there or not", "hints": "JSON of at most 255 bytes: `RankingHints`"}
+    for option in wire.SUBMISSION_OPTIONS:
+        yield str(option.number), code(option.name), docs.get(option.field, "4 bytes, a whole number")
 
 
 def _kinds() -> Iterator[tuple[str, str, str, str]]:

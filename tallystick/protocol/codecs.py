@@ -8,6 +8,7 @@ binary form. Each message has exactly one binary form.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -165,6 +166,12 @@ def _pack_string(value: str) -> bytes:
     return pack_sized(_utf8(value), 4 * MAX_STRING)
 
 
+@functools.lru_cache(256)
+def _hash_string(raw: bytes) -> Hash:
+    """Cached, since one model stands in all candidates of a job and in most jobs."""
+    return keccak(raw)
+
+
 def _unpack_string(data: bytes, at: int, field: str) -> tuple[str, bytes, int]:
     raw, end = unpack_sized(data, at, field, 4 * MAX_STRING)
     try:
@@ -173,7 +180,7 @@ def _unpack_string(data: bytes, at: int, field: str) -> tuple[str, bytes, int]:
         raise BadMessage(f"{field}: expected UTF-8") from None
     if len(value) > MAX_STRING:
         raise BadMessage(f"{field}: expected a string of at most {MAX_STRING} characters, got {len(value)}")
-    return value, keccak(raw), end
+    return value, _hash_string(raw), end
 
 
 def _unpack_bytes(data: bytes, at: int, field: str) -> tuple[bytes, bytes, int]:

@@ -146,6 +146,11 @@ class Message:
         """The digest that is signed: keccak(0x1901 || domain separator || struct hash)."""
         return keccak(domain.prefix + self.struct_hash())
 
+    def word(self, field: str) -> bytes:
+        """The word of a field that fits it. Two words are compared faster than two decoded values."""
+        start, _ = self.SCHEMA.places[field]
+        return self.words()[start : start + WORD]
+
     def to_bytes(self) -> bytes:
         """The binary form. Raises BadMessage if a value does not fit its type, or is longer than readers accept."""
         return b"".join([self.words(), *(tail.pack(getattr(self, name)) for name, _, _, tail in self.SCHEMA.tails)])

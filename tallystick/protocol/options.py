@@ -1,7 +1,7 @@
 """Options of a binary message: numbered members that may be absent. A later release adds members without a new protocol.
 
 The binary form is 1 byte count, and for each option 1 byte number, 1 byte length and the value, by ascending number. A reader
-refuses an option below IGNORABLE that it does not know, since leaving it out would change what the sender asked for. It ignores
+refuses an option below 128 that it does not know, since leaving it out would change what the sender asked for. It ignores
 an unknown one from there on.
 """
 
@@ -15,6 +15,7 @@ from tallystick.protocol.codecs import take
 from tallystick.protocol.errors import BadMessage
 
 IGNORABLE = 128
+MAX_VALUE = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ def pack_options(options: Sequence[Option], message: object) -> bytes:
         member = getattr(message, option.field)
         if member is not None and member is not False:
             value = option.write(member)
+            if len(value) > MAX_VALUE:
+                raise BadMessage(f"{option.name}: expected at most {MAX_VALUE} bytes, got {len(value)}")
             parts.append(bytes((option.number, len(value))) + value)
     return bytes((len(parts),)) + b"".join(parts)
 

@@ -74,14 +74,14 @@ class Kind(IntEnum):
     CHUNK = 2  # node -> coordinator -> client: a sealed chunk, raw
     RECEIPT = 3  # node -> coordinator -> client: Signed[Receipt]
     FAIL = 4  # node -> coordinator -> client: Failure, as JSON and binary
-    BEAT = 5  # coordinator -> client: empty, or a QueuePlace; keeps the connection alive; node -> coordinator: Capacity
+    BEAT = 5  # coordinator -> client: empty, or a QueuePlace; node -> coordinator: {"capacity": [Capacity]} of changed groups
     VOID = 6  # coordinator -> client: Signed[Receipt] at no cost, for an attempt that failed or lost before the job ended
     HEDGE = 7  # coordinator -> client: the Match of a second attempt, which runs beside the one that was matched last
 
     CHALLENGE = 16  # coordinator -> node: Challenge
     HELLO = 17  # node -> coordinator: Hello
     WELCOME = 18  # coordinator -> node: {}
-    ASKS = 19  # node -> coordinator: {"asks": [Signed[Ask]]}, replaces all earlier asks
+    ASKS = 19  # node -> coordinator: Listing, replaces all earlier asks
     DISPATCH = 20  # coordinator -> node: Dispatch, binary
     ACCEPT = 21  # node -> coordinator: empty; the job was admitted
     CANCEL = 22  # coordinator -> node: a CancelReason as text; empty means CLIENT
@@ -204,13 +204,13 @@ class Submission:
 
 
 def _check_alike(job: JobId, candidates: Sequence[Candidate]) -> None:
-    first = candidates[0]
+    payer, model = candidates[0].order.message.word("payer"), candidates[0].terms.model
     for candidate in candidates:
-        if candidate.order.message.payer != first.order.message.payer:
+        if candidate.order.message.word("payer") != payer:
             raise BadMessage("submission.candidates: expected orders of one payer, got several payers")
-        if candidate.terms.model != first.terms.model:
+        if candidate.terms.model != model:
             raise BadMessage("submission.candidates: expected terms of one model, got several models")
-        if candidate.terms.job != job:
+        if candidate.terms.word("job")[:16] != job:
             raise BadMessage("submission.candidates: expected terms of the submission's job, got terms of another job")
 
 
