@@ -104,7 +104,7 @@ CHECKED: dict[str, tuple[str, ...]] = {
     ),
     "tallystick/client/receipts/token_audit.py": ("tests/client/receipts/test_token_audit.py",),
     "tallystick/client/ledger/budgets.py": ("tests/client/ledger/test_budgets.py",),
-    "tallystick/client/ledger/spending.py": ("tests/client/ledger/test_budgets.py",),
+    "tallystick/client/ledger/spending.py": ("tests/client/ledger/test_budgets.py", "tests/client/jobs/test_job_hedging.py"),
     "tallystick/client/ledger/upstream_spending.py": ("tests/client/ledger/test_upstream_spending.py",),
     "tallystick/client/upstreams/metering.py": ("tests/client/upstreams/test_metering.py",),
 }

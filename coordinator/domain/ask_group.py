@@ -8,7 +8,7 @@ request costs with the asks that follow, so a search stops early.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from operator import attrgetter
 
 from sortedcontainers import SortedKeyList
@@ -16,6 +16,7 @@ from sortedcontainers import SortedKeyList
 from coordinator.domain.listed_ask import ADDRESS_BITS, CLASSES, FREE_SLOT, SLOWEST, ListedAsk, latency_step, throughput_step
 from coordinator.domain.scoring import RequestShape, Scorer
 from tallystick.protocol.messages import Ask
+from tallystick.protocol.types import Address
 
 NEAR_TIE = 100
 """Costs within one part in this many of the lowest count as equal: the draw decides where a shortlist begins among them."""
@@ -98,8 +99,8 @@ class FreeAsks:
         cheapest: ListedAsk = self._orders["price"][0]
         return cheapest.price * rate // _SCALE
 
-    def by_price(self, rate: int, tie: tuple[int, int], draw: float) -> Iterator[Offer]:
-        """Yields the asks, cheapest first.
+    def by_price(self, rate: int, tie: tuple[int, int], draw: float, exclude: Collection[Address] = ()) -> Iterator[Offer]:
+        """Yields the asks, cheapest first, without those of the providers in `exclude`.
 
         `tie`: the lowest bound of all lists, and the one to which it counts as equal. Those asks are spread evenly among those of
         other lists, from one on that `draw` decides.
@@ -111,10 +112,12 @@ class FreeAsks:
         place, step = (draw + end * _GOLDEN) % 1 / (end or 1), 1 / (end or 1)
         for part in (ranked.islice(begin, end), ranked.islice(0, begin)):
             for listed_ask in part:
-                yield lowest, place, listed_ask
+                if listed_ask.provider not in exclude:
+                    yield lowest, place, listed_ask
                 place += step
         for listed_ask in ranked.islice(end):
-            yield listed_ask.price * rate // _SCALE, 0.0, listed_ask
+            if listed_ask.provider not in exclude:
+                yield (listed_ask.by_price >> ADDRESS_BITS) * rate // _SCALE, 0.0, listed_ask
 
     def by_speed(self, order: str, rate: int, scorer: Scorer) -> Iterator[Offer]:
         """Yields the asks, the fastest first, the cheapest of the equally fast first."""

@@ -9,7 +9,7 @@ shortlist does not grow with the number of asks that are busy, do not fit or can
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from heapq import merge
 from itertools import chain, islice
 
@@ -20,6 +20,7 @@ from coordinator.domain.listed_ask import PROVEN, RELIABLE, ListedAsk
 from coordinator.domain.scoring import Scorer
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.messages import Ask
+from tallystick.protocol.types import Address
 
 MAX_GROUPS = 256
 """Groups of one model that one shortlist considers. Those with reliable providers come first."""
@@ -43,41 +44,44 @@ def group_key(ask: Ask) -> GroupKey:
 class FreeOffers:
     """The free asks of one class that a request may get, of all groups. `best_score`: the highest step of a score among them."""
 
-    __slots__ = ("_draw", "_lists", "_orders", "_scorer", "best_score")
+    __slots__ = ("_draw", "_exclude", "_lists", "_orders", "_scorer", "best_score")
 
-    def __init__(self, lists: list[FreeAsks], orders: list[str], scorer: Scorer, draw: float) -> None:
+    def __init__(
+        self, lists: list[FreeAsks], orders: list[str], scorer: Scorer, draw: float, exclude: Collection[Address] = ()
+    ) -> None:
         self.best_score = max(free_asks.best_score for free_asks in lists)
         self._lists, self._orders, self._scorer, self._draw = lists, orders, scorer, draw
+        self._exclude = exclude
 
-    def __iter__(self) -> Iterator[tuple[int, ListedAsk]]:
+    def __iter__(self) -> Iterator[Offer]:
         """Yields the asks, each with a bound: the asks after it have no lower price and time, except those yielded before.
 
         With several orders, each ask comes up once in each of them, in turns.
         """
         rates = [free_asks.price_rate(self._scorer.shape) for free_asks in self._lists]
         streams = [self._stream(order, rates) for order in self._orders]
-        if len(streams) == 1:
-            for bound, _, listed_ask in streams[0]:
-                yield bound, listed_ask
-            return
-        bounds = [0] * len(streams)
-        while True:
-            for number, stream in enumerate(streams):
-                offer = next(stream, None)
-                if offer is None:
-                    return
-                bounds[number] = offer[0]
-                yield max(bounds), offer[2]
+        return streams[0] if len(streams) == 1 else _in_turns(streams)
 
     def _stream(self, order: str, rates: list[int]) -> Iterator[Offer]:
         pairs = list(zip(self._lists, rates, strict=True))
         if order == "price":
             lowest = min(free_asks.lowest(rate) for free_asks, rate in pairs)
             tie = lowest, lowest + lowest // NEAR_TIE
-            streams = [free_asks.by_price(rate, tie, self._draw) for free_asks, rate in pairs]
+            streams = [free_asks.by_price(rate, tie, self._draw, self._exclude) for free_asks, rate in pairs]
         else:
             streams = [free_asks.by_speed(order, rate, self._scorer) for free_asks, rate in pairs]
         return streams[0] if len(streams) == 1 else merge(*streams, key=_bound)
+
+
+def _in_turns(streams: list[Iterator[Offer]]) -> Iterator[Offer]:
+    bounds = [0] * len(streams)
+    while True:
+        for number, stream in enumerate(streams):
+            offer = next(stream, None)
+            if offer is None:
+                return
+            bounds[number] = offer[0]
+            yield max(bounds), offer[1], offer[2]
 
 
 def _bound(offer: Offer) -> tuple[int, float]:
@@ -164,7 +168,7 @@ class ModelIndex:
         for order in orders:
             self._keep_order(order)
         by_price = ["price"] if demand.sort == "price" else []
-        return FreeOffers(lists, [*by_price, *orders], scorer, draw)
+        return FreeOffers(lists, [*by_price, *orders], scorer, draw, demand.exclude)
 
     def _keep_order(self, order: str) -> None:
         if order not in self._orders:

@@ -117,12 +117,13 @@ def price_of(ask: Ask, shape: RequestShape) -> int:
 class Scorer:
     """Scores asks for one request. `refer` must set the reference before the first score."""
 
-    __slots__ = ("_failure", "_input", "_known", "_output", "_score", "_timed", "shape")
+    __slots__ = ("_failure", "_first_token", "_input", "_known", "_output", "_score", "_speed", "shape")
 
     def __init__(self, shape: RequestShape, score: Score) -> None:
         self.shape, self._score = shape, score
         self._input, self._output = shape.input_tokens, shape.output_tokens
-        self._timed = bool(shape.weights.first_token or shape.weights.speed)
+        self._first_token = int(shape.weights.first_token) * (MICRO // 1_000)
+        self._speed = int(shape.weights.speed) * shape.output_tokens
         self._failure = 0
         self._known: dict[int, tuple[ScoreTerms, float]] = {}
 
@@ -132,14 +133,14 @@ class Scorer:
 
     def first_token(self, step: int) -> int:
         """What the time to the first token counts at this step of latency."""
-        return self.shape.weights.first_token * LATENCY_MS[step] * (MICRO // 1_000)
+        return self._first_token * LATENCY_MS[step]
 
     def speed(self, step: int) -> int:
         """What the time of the output counts at this step of throughput."""
-        return self.shape.weights.speed * self._output * TOKEN_US[step]
+        return self._speed * TOKEN_US[step]
 
     def _times(self, listed_ask: ListedAsk) -> tuple[int, int]:
-        if not self._timed:
+        if not (self._first_token or self._speed):
             return 0, 0
         latency, throughput = speed_steps(listed_ask.speed)
         return self.first_token(latency), self.speed(throughput)
@@ -148,7 +149,7 @@ class Scorer:
         """Sets what a failed job costs, from the fitting asks of the best class of reliability among these."""
         best = min([entry.node.reliability for entry in listed_asks], default=OTHER)
         worths = [self.price(entry) + sum(self._times(entry)) for entry in listed_asks if entry.node.reliability == best]
-        floor = FLOOR * (self._input + self._output) + MICRO * self.shape.weights.loss
+        floor = FLOOR * (self._input + self._output) + MICRO * int(self.shape.weights.loss)
         self._failure = FAILED_JOBS * min(worths, default=0) + floor
         self._known.clear()
 
@@ -161,7 +162,7 @@ class Scorer:
         loss = self._failure * (MICRO - int(MICRO * score)) // MICRO
         slots, taken = listed_ask.slot_group.capacity.slots, listed_ask.slot_group.taken
         load = (price * taken // (slots * LOAD_PART) if taken else 0) if slots else price // LOAD_PART
-        first_token, speed = self._times(listed_ask) if self._timed else (0, 0)
+        first_token, speed = self._times(listed_ask)
         terms = ScoreTerms(price, loss, first_token, speed, load)
         self._known[id(listed_ask)] = terms, score
         return terms, score

@@ -143,20 +143,16 @@ class Search:
 
     def _take(self, offers: FreeOffers, wanted: int, pool: _Pool) -> None:
         """Adds fitting asks of one class to the pool: until it has as many as wanted, and no ask that follows may win."""
-        demand, left, scanned = self.demand, _MAX_JUDGED, 0
-        most, limit = len(pool.fitting) + _MAX_SCORED, _LAST
+        demand, fitting, left = self.demand, pool.fitting, _MAX_JUDGED
+        exclude, most = demand.exclude, len(fitting) + _MAX_SCORED
         simple = None if demand.min_stake or demand.min_reputation else Facts(self.now)
-        for bound, lead in offers:
-            if len(pool.fitting) >= wanted:
-                limit = pool.limit(offers.best_score)
-                if bound >= limit or len(pool.fitting) >= most:
-                    return
-            scanned += 1
-            provider = lead.provider
-            if scanned > _MAX_SCANNED or not left:
-                return
-            if provider in demand.exclude or provider in pool.fitting:
+        for bound, _, lead in islice(offers, _MAX_SCANNED):
+            if lead.provider in exclude or lead.provider in fitting:
                 continue
+            if len(fitting) >= wanted and (bound >= pool.limit(offers.best_score) or len(fitting) >= most):
+                return
+            if not left:
+                return
             left -= 1
             several = len(lead.node.asks) > 1
             listed_ask = self._best_of(lead) if several else self._suiting(lead, simple)

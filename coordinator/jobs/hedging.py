@@ -105,7 +105,7 @@ class Hedging:
 
     async def _match(self, job: LiveJob, pending: _Pending) -> None:
         try:
-            attempt = await self._matchmaker.choose(job)
+            attempt = await self._matchmaker.choose(job, free_slot=True)
         except SlotsBusy:
             self._refuse(job, NO_SLOT)
             return

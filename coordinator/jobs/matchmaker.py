@@ -230,8 +230,11 @@ class Matchmaker:
         """Returns until when a node must answer a dispatch of the job that leaves now."""
         return self._tick() + self._limits.accept_within(len(job.submission.sealed))
 
-    async def choose(self, job: LiveJob) -> Attempt:
-        """Returns an attempt of the best candidate left, with its slot and exposure; raises as `match`."""
+    async def choose(self, job: LiveJob, *, free_slot: bool = False) -> Attempt:
+        """Returns an attempt of the best candidate left, with its slot and exposure; raises as `match`.
+
+        `free_slot`: a place in an engine's queue is not enough.
+        """
         now, refused = int(self._now()), job.last_error
         draw, shape = self.draw(job.id, len(job.attempts)), self._shape_of_job(job)
         fitting, rejected = rank_candidates(
@@ -252,7 +255,7 @@ class Matchmaker:
         for place, ranked in enumerate(fitting):
             listed_ask, candidate = ranked.entry
             order, group = candidate.order.verify(self.domain), listed_ask.slot_group
-            if not self.queue.is_open(group, job.queued):
+            if not self.queue.is_open(group, job.queued) or (free_slot and not group.free):
                 rejected[group.provider] = Reason.BUSY.value
                 considered[place] = replace(considered[place], outcome=Verdict.HELD)
                 continue

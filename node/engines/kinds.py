@@ -43,6 +43,13 @@ class EngineKind(str, Enum):
     OTHER = "openai-compatible"
 
 
+QUEUEING = frozenset({EngineKind.OLLAMA, EngineKind.VLLM, EngineKind.SGLANG, EngineKind.LLAMA_CPP})
+"""Kinds that let a request wait if they cannot run it at once. Sources: Ollama's FAQ (OLLAMA_MAX_QUEUE, 512), vLLM's and SGLang's
+schedulers (requests waiting, in their metrics), llama.cpp's server (requests_deferred, in its metrics).
+"""
+QUEUE_DEPTH = 2
+"""Jobs that wait in such an engine's queue, if nothing else is said: enough that a free slot is taken at once."""
+
 DEFAULT_URLS = tuple(f"http://127.0.0.1:{port}" for port in (11434, 8000, 30000, 8080, 1234, 3000, 4000, 5000, 9000))
 """Default addresses of, in order: Ollama; vLLM, TensorRT-LLM, NIM, Ray Serve; SGLang; llama.cpp, LocalAI, TGI; LM Studio;
 BentoML; LiteLLM; text-generation-webui; Triton's OpenAI frontend.

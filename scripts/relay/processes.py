@@ -93,12 +93,13 @@ async def market(
     proxy_port: int = 0,
     log_level: str = "info",
     slots: int = 256,
+    queue_depth: int = 0,
     core: int | None = TESTED,
 ) -> AsyncIterator[Site]:
     """Runs chain, coordinator, gateway and a node that serves an engine, each as a process of the `tally` command.
 
     `engine`: its base URL. `proxy_port`: the port at which node and gateway reach the coordinator, if a proxy is between them.
-    `slots`: of the node. `core`: the one that coordinator, node and gateway share; None for any.
+    `slots`, `queue_depth`: of the engine. `core`: the one that coordinator, node and gateway share; None for any.
     """
     (folder / "keys").mkdir(parents=True)
     write_private(folder / "password", b"bench")
@@ -122,18 +123,18 @@ async def market(
         await _start(
             site, "coordinator", ("coordinator", "run"), settings, port=ports["coordinator"], ready=lambda: _answers(health)
         )
-        await add_node(site, "node", engine, model=model, slots=slots)
+        await add_node(site, "node", engine, model=model, slots=slots, queue_depth=queue_depth)
         gateway = await add_gateway(site, "gateway")
         yield replace(site, gateway=gateway)
 
 
-async def add_node(site: Site, name: str, engine: str, *, model: str = MODEL, slots: int) -> Address:
+async def add_node(site: Site, name: str, engine: str, *, model: str = MODEL, slots: int, queue_depth: int = 0) -> Address:
     """Starts a node of an engine and waits until it sells the model. Returns the provider."""
     keystore = site.folder / "keys" / f"{name}.json"
     if not keystore.exists():
         create_keystore(keystore, "bench", cost=1 << 12)
     settings = {"coordinator": site.coordinator_url, "state": str(site.folder / name)}
-    engines = f'[[engines]]\nurl = "{engine}/v1"\nslots = {slots}\n'
+    engines = f'[[engines]]\nurl = "{engine}/v1"\nslots = {slots}\nqueue_depth = {queue_depth}\n'
     asks, provider = f"{site.coordinator}/v1/asks?model={model}", provider_of(site, name)
     await _start(site, name, ("node", "run"), settings, tables=engines, ready=lambda: _answers(asks, provider, wanted=True))
     return provider
@@ -173,6 +174,14 @@ async def _start(
     site.pids[name] = child.process.pid
     if site.core is not None:
         pin(child.process.pid, site.core)
+
+
+async def restart(site: Site, name: str, *command: str, ready: str) -> None:
+    """Starts a process again that has ended, with its config, and waits until the URL `ready` answers."""
+    config, keystore = site.folder / f"{name}.toml", site.folder / "keys" / f"{name}.json"
+    arguments = (name, *command, "--config", str(config), "--wallet", str(keystore))
+    child = await site.group.start(f"{name}-again", *arguments, ready=lambda: _answers(ready))
+    site.pids[name] = child.process.pid
 
 
 async def fund(site: Site, payer: Signer) -> None:

@@ -80,7 +80,8 @@ class Capacity:
     """The capacity of one slot group now: the asks of a node that share the slots of an engine.
 
     `slots`: jobs that the engine runs at once. `queue`: further jobs that the node passes on, to wait in the engine's own queue.
-    `free`: jobs that the node takes now, of `slots` and `queue` together. The speeds were measured last; 0 means unknown.
+    `free`: jobs that the node takes now, of `slots` and `queue` together. The speeds were measured last; 0 means unknown. On the
+    wire, `group` is the number of the slot group.
     """
 
     free: int
@@ -174,7 +175,8 @@ def read_asks(raw: object, field: str = "asks") -> tuple[Signed[Ask], ...]:
 class Listing:
     """All that a node offers: its asks, the number of each ask's slot group, and the capacity of each group.
 
-    Asks of one group share its slots. A node keeps the number of a group while it keeps the engine.
+    Asks of one group share its slots. A node keeps the number of a group while it keeps the engine. On the wire, `capacities` is
+    `capacity`, a list with one Capacity for each group that the asks name.
     """
 
     asks: tuple[Signed[Ask], ...]
@@ -216,7 +218,10 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """A node's first frame: the signed answer to the challenge, its asks with their capacity, and its software version."""
+    """A node's first frame: the signed answer to the challenge, its asks with their capacity, and its software version.
+
+    On the wire, the members of `listing` stand beside the others.
+    """
 
     connect: Signed[Connect]
     listing: Listing

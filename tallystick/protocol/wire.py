@@ -40,7 +40,7 @@ MAX_HEADER = 32 * 1024
 MAX_BODY = 32 * 1024 * 1024
 MAX_FRAME = 1024 * 1024
 MAX_WRAPPED = 4_096
-MAX_MATCH = 8_192
+MAX_MATCH = 20_480
 """Bytes of a match."""
 MAX_HEDGE_MS = 600_000
 SUBMISSION_OPTIONS = (
@@ -74,14 +74,14 @@ class Kind(IntEnum):
     CHUNK = 2  # node -> coordinator -> client: a sealed chunk, raw
     RECEIPT = 3  # node -> coordinator -> client: Signed[Receipt]
     FAIL = 4  # node -> coordinator -> client: Failure, as JSON and binary
-    BEAT = 5  # coordinator -> client: empty, or a QueuePlace; keeps the connection alive; node -> coordinator: Capacity
+    BEAT = 5  # coordinator -> client: empty, or a QueuePlace; node -> coordinator: {"capacity": [Capacity]} of changed groups
     VOID = 6  # coordinator -> client: Signed[Receipt] at no cost, for an attempt that failed or lost before the job ended
     HEDGE = 7  # coordinator -> client: the Match of a second attempt, which runs beside the one that was matched last
 
     CHALLENGE = 16  # coordinator -> node: Challenge
     HELLO = 17  # node -> coordinator: Hello
     WELCOME = 18  # coordinator -> node: {}
-    ASKS = 19  # node -> coordinator: {"asks": [Signed[Ask]]}, replaces all earlier asks
+    ASKS = 19  # node -> coordinator: Listing, replaces all earlier asks
     DISPATCH = 20  # coordinator -> node: Dispatch, binary
     ACCEPT = 21  # node -> coordinator: empty; the job was admitted
     CANCEL = 22  # coordinator -> node: a CancelReason as text; empty means CLIENT

@@ -123,6 +123,21 @@ async def test_a_full_engine_does_not_hold_up_the_other(tmp_path: Path) -> None:
     assert (first.highest, second.highest) == (1, 3)
 
 
+async def test_two_engines_with_one_model_share_its_jobs(tmp_path: Path) -> None:
+    """A burst for a model that two engines of a node have runs on both, as many jobs at a time as both have slots."""
+    engines = HeldEngine(("both",)), HeldEngine(("both",))
+    async with _held(engines[0]), _held(engines[1]):
+        config = "".join(_engine(engine, f"engine {number}", slots=2) for number, engine in enumerate(engines))
+        async with _client(tmp_path / "market", config, "both") as client:
+            jobs = [asyncio.create_task(_ask(client, "both")) for _ in range(8)]
+            for engine in engines:
+                await engine.until(both=2)
+            for engine in engines:
+                engine.open.set()
+            assert [answer async for answer in _answers(jobs)] == ["hi"] * 8
+    assert [engine.highest for engine in engines] == [2, 2]
+
+
 async def test_what_an_engine_refuses_is_learned_at_once(tmp_path: Path) -> None:
     """An engine with eight slots in its config that takes two jobs refuses few: the others wait until it has room."""
     engine = HeldEngine(("small",), most=2)

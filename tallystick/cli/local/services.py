@@ -171,14 +171,15 @@ async def start_stand_in(market: LocalMarket, processes: ProcessGroup, port: int
 
 async def start_node(market: LocalMarket, processes: ProcessGroup, name: str, engine: DiscoveredEngine) -> None:
     """Starts a node for an engine, or for the node's own stand-in; returns when its asks are published. Raises Unavailable."""
-    from node.engines.kinds import EngineKind
+    from node.engines.kinds import QUEUE_DEPTH, QUEUEING, EngineKind
 
     settings = {
         "coordinator": market.url(market.ports.coordinator),
         "deployment": str(market.deployment),
         "state": str(market.folder / name),
     }
-    engine_settings = {"url": market.url(market.ports.engines[name]) if engine.kind is EngineKind.DEMO else engine.url}
+    url = market.url(market.ports.engines[name]) if engine.kind is EngineKind.DEMO else engine.url
+    engine_settings: dict[str, object] = {"url": url, "queue_depth": QUEUE_DEPTH if engine.kind in QUEUEING else 0}
     if engine.api_key:
         engine_settings["api_key_env"] = "OPENAI_API_KEY"
     claims = {"check_interval": 0.5, "max_age": 0.5}

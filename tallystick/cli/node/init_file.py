@@ -150,10 +150,21 @@ def _features(engine: DiscoveredEngine, plan: ModelPlan) -> list[str]:
 
 
 def _slots(engine: DiscoveredEngine, slots: int | None) -> list[str]:
-    """The number of slots: written down only if the engine does not tell it."""
+    """The number of slots, written down only if the engine does not tell it; the depth of its queue, if it has one."""
+    from node.engines.kinds import QUEUE_DEPTH, QUEUEING
+
+    depth = (
+        [
+            "# Jobs beyond these that wait in the engine's own queue, so that a slot which becomes free is taken at once.",
+            f"queue_depth = {QUEUE_DEPTH}",
+        ]
+        if engine.kind in QUEUEING
+        else []
+    )
     if slots is None and engine.slots is not None:
         return [
             f"# Number of jobs that the engine may run at once. By default what it reports, {engine.slots} now.",
             "# slots = 4",
+            *depth,
         ]
-    return ["# Number of jobs that the engine may run at once.", f"slots = {slots or DEFAULT_SLOTS}"]
+    return ["# Number of jobs that the engine may run at once.", f"slots = {slots or DEFAULT_SLOTS}", *depth]

@@ -13,7 +13,7 @@ import pytest
 
 from node.engines.demo import build_app
 from node.engines.discover import DiscoveredEngine
-from node.engines.kinds import EngineKind
+from node.engines.kinds import QUEUE_DEPTH, QUEUEING, EngineKind
 from node.service.config import load_config
 from node.storage.state_folder import claim_state, lock_state
 from tallystick.cli.node.init_file import ModelPlan, NodeSetup, to_toml
@@ -38,10 +38,22 @@ def test_node_reads_the_written_config(tmp_path: Path) -> None:
     assert (loaded.deployment, loaded.rpc, loaded.state) == (tmp_path / "d.json", None, tmp_path / "state")
     (engine,) = loaded.engines
     assert (engine.url, engine.slots) == (engine_found.url, 3)
+    assert engine.queue_depth == QUEUE_DEPTH, "vLLM lets requests wait"
     tiny, other = engine.models
     assert (tiny.name, tiny.sold_as, tiny.context_tokens) == ("/models/tiny.gguf", "tiny", 512)
     assert (tiny.prices.input, tiny.prices.output) == (1_500_000, 10)
     assert (other.sold_as, other.context_tokens, other.prices.input) == ("org/model:7b", None, 0)
+
+
+@pytest.mark.parametrize(("kind", "depth"), [(kind, QUEUE_DEPTH if kind in QUEUEING else 0) for kind in EngineKind])
+@pytest.mark.parametrize("reported", [None, 2])
+def test_only_engines_that_queue_get_a_queue(tmp_path: Path, kind: EngineKind, depth: int, reported: int | None) -> None:
+    """Others refuse what they cannot run, and a job sent to them would fail over."""
+    engine = DiscoveredEngine("http://x", kind, "1", (), slots=reported)
+    plans = {engine.url: [ModelPlan("m", 512, Amount(1), Amount(1), "as given")]}
+    setup = NodeSetup("http://c", tmp_path / "d.json", None, tmp_path / "state")
+    (tmp_path / "node.toml").write_text(to_toml(setup, [engine], plans, None))
+    assert load_config(tmp_path / "node.toml", environment={}).engines[0].queue_depth == depth
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import Kind
 from tests.client.fake_coordinator import BODY, CHAT, FakeMarket, Session, completion, eventually, run
-from tests.client.parties import MODEL
+from tests.client.parties import MODEL, Provider
 
 LATE = 0.25
 
@@ -65,6 +65,29 @@ async def test_the_second_provider_wins(market: Market, fake: FakeMarket) -> Non
     assert (await market.tab(alice.address)).accepted == 0
     (spent,) = await market._ledger.spending(0, ())
     assert (spent.requests, spent.hedged, spent.cost, spent.hedge_cost) == (1, 1, 3, 0)
+
+
+@pytest.mark.parametrize(("price", "extra"), [(4_000_000, 18), (40_000, -1)], ids=["dearer", "cheaper"])
+async def test_what_hedging_cost(market: Market, fake: FakeMarket, price: int, extra: int) -> None:
+    """The winner's receipt less what the first provider would have charged for it; sums over jobs, none for other jobs."""
+    fake.providers = [Provider.make("alice"), Provider.make("bob", output_price=price)]
+
+    async def hedged(session: Session) -> None:
+        await session.match(0)
+        await session.hedge(1)
+        await session.send(Kind.MATCH, session.matched)
+        await _ends(session, "from bob")
+
+    await run(market)
+    fake.script = hedged
+    for _ in range(2):
+        result = await market.chat(MODEL, BODY["messages"], tally={"hedge_after": LATE})
+        assert result.provider == fake.providers[1].address
+        assert result.cost == 3 + extra
+    (spent,) = await market._ledger.spending(0, ())
+    assert (spent.requests, spent.hedged, spent.hedge_cost) == (3, 2, 2 * extra)
+    (alice,) = [row for row in await market._ledger.spending(0, ("provider",)) if row.group == (fake.providers[0].address,)]
+    assert (alice.requests, alice.hedged, alice.hedge_cost) == (1, 0, 0)
 
 
 async def test_the_first_provider_wins(market: Market, fake: FakeMarket) -> None:

@@ -63,12 +63,12 @@ def _free(index: ModelIndex | None, demand: Demand, reliability: int, draw: floa
     offers = None if index is None else index.free_asks(demand, reliability, scorer, draw)
     if offers is None:
         return []
-    assert all(entry.node.score_step <= offers.best_score for _, entry in offers)
+    assert all(entry.node.score_step <= offers.best_score for _, _, entry in offers)
     yielded = list(offers)
-    leads = list(dict.fromkeys(entry for _, entry in yielded))
+    leads = list(dict.fromkeys(entry for _, _, entry in yielded))
     worths = {entry: (terms := scorer.judge(entry)[0]).price + terms.first_token + terms.speed for entry in leads}
-    for place, (bound, _) in enumerate(yielded):
-        seen = {entry for _, entry in yielded[:place]}
+    for place, (bound, _, _) in enumerate(yielded):
+        seen = {entry for _, _, entry in yielded[:place]}
         assert all(bound <= worths[entry] for entry in leads if entry not in seen)
     return leads
 

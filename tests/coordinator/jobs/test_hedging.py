@@ -11,6 +11,7 @@ from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.jobs.attempt import OUTRUN
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.jobs import State
+from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import Kind
@@ -248,6 +249,19 @@ async def test_the_first_provider_fails(world: World, ann: FakeNode, bob: FakeNo
     assert client.kinds[-2:] == [Kind.CHUNK, Kind.RECEIPT]
     assert [state for state, *_ in await _states(world, client)] == [State.FAILED, State.COMPLETED]
     assert world.market.reputation.score(ann.address) < UNKNOWN_PROVIDER.score
+    world.assert_idle()
+
+
+async def test_a_place_in_an_engines_queue_is_no_hedge(world: World, ann: FakeNode, bob: FakeNode) -> None:
+    """A second attempt that would only wait is not begun."""
+    world.market.matchmaker.set_capacity(bob.address, Capacity(2, 1, queue=2))
+    client = await _place(world, ann, bob)
+    ann.accept(client.job.id)
+    await world.pass_time(LATE)
+    assert (client.kinds, bob.got(Kind.DISPATCH)) == ([Kind.MATCH], [])
+    ann.complete(client.job.id)
+    await quiet()
+    assert client.kinds[-1] is Kind.RECEIPT
     world.assert_idle()
 
 
