@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from coordinator.domain.log_check import LogReplay
 from node.domain.requests import prepare
 from node.domain.upstream_models import read_models
 from node.engines.kinds import read_load
@@ -21,6 +22,9 @@ from tallystick.client.receipts.proof import Proof, read_proof
 from tallystick.protocol.eip712 import Domain, Message, Signed, loads_signed, read_signed_bytes
 from tallystick.protocol.errors import BadSeal, TallyError, error_from_json
 from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, Listing, read_asks, write_beat
+from tallystick.protocol.log_evidence import Fraud, LogEvidence, judge
+from tallystick.protocol.match_log import Match, load_leaf
+from tallystick.protocol.merkle import leaf_hash
 from tallystick.protocol.messages import Ask, Claim, LogHead, Order, Receipt, Spec, Terms
 from tallystick.protocol.openai_wire import read_completion, read_other_answer
 from tallystick.protocol.routes import MESSAGES, RESPONSES
@@ -121,6 +125,17 @@ def binary(data: bytes) -> None:
                 message.verify(DOMAIN)
     with contextlib.suppress(TallyError):
         assert Terms.from_bytes(data).to_bytes() == data
+
+
+def match_log(data: bytes) -> None:
+    """Matches, their leaves, and evidence about the log that they are in; each has one form, and a replay judges any leaf."""
+    with contextlib.suppress(TallyError):
+        assert Match.loads(data).dumps() == data
+    with contextlib.suppress(TallyError):
+        assert load_leaf(data).dumps() == data
+    with contextlib.suppress(TallyError):
+        judge(LogEvidence.loads(data))
+    list(LogReplay().add(leaf_hash(data), data))
 
 
 def seals(data: bytes) -> None:
@@ -232,6 +247,7 @@ TARGETS: dict[str, Target] = {
         dispatch,
         signed,
         binary,
+        match_log,
         seals,
         events,
         answers,
@@ -273,6 +289,13 @@ def seeds() -> dict[str, list[bytes]]:
         "submission": [placed.dumps()],
         "dispatch": [Dispatch(match, placed.candidates[0], b"sealed").dumps()],
         "binary": [*(signed.to_bytes() for signed in messages), terms.to_bytes()],
+        "match_log": [
+            match.dumps(),
+            match.leaf,
+            LogEvidence(
+                Fraud.MISSING, DOMAIN, ann.address, (ann.sign(log_head, DOMAIN),), match, placed.candidates[0].order
+            ).dumps(),
+        ],
         "signed": [*listed, dumps(terms.to_json())],
         "seals": [
             KEY.seal_request(JOB, b"body"),

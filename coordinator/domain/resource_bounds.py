@@ -32,8 +32,8 @@ connection, node or payer, [all] over everything.
 - Bodies of the control plane: [c] 64 KiB; [a] 32 x 64 KiB = 2 MiB, among the bodies of jobs.
 - Responses of the control plane: [c] PAGE_BYTES, 1 MiB and one entry of 16 KiB; 200 explained asks, 3.3 MiB; [a] 32 at once,
   106 MiB.
-- Proofs of the match log: [c] 16 leaves and 16 sizes a request, 256 leaves a page. Leaves that wait for the database: [all]
-  MAX_UNWRITTEN, 4,096; at more, orders are refused.
+- Proofs of the match log: [c] 16 leaves and 16 sizes a request, 256 leaves and 256 KiB a page. Leaves that wait for the
+  database: [all] MAX_UNWRITTEN, 4,096; at more, orders are refused.
 - Requests to the control plane: [a] requests_per_second, 100, burst 20 times that. 50 KiB of responses count as one more
   request, an unknown job as 5 more.
 - Refusals: [a] refused_requests_per_second, 2, refused_requests_burst, 100: unreadable or badly signed input on every route and

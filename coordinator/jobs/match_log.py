@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import structlog
@@ -30,6 +32,8 @@ HEAD_SECONDS = 1.0
 FORGET_SECONDS = 60.0
 MAX_UNWRITTEN = 4_096
 """Leaves that wait for the database; at more, the coordinator takes no further job."""
+MAX_PAGE_BYTES = 256 * 1024
+"""Contents of leaves in one page of entries, beside the first."""
 Random = Callable[[int], bytes]
 
 
@@ -256,6 +260,9 @@ class MatchLog:
         size = self._newest().message.size
         end = min(start + limit, size)
         rows = await self.store.log_entries(start, end) if start < end else []
+        sizes = list(accumulate(len(row.leaf or b"") for row in rows))
+        rows = rows[: max(1, bisect_right(sizes, MAX_PAGE_BYTES))]
+        end = start + len(rows) if rows else end
         listed = [{"index": row.number} | _entry(row) for row in rows]
         return {"entries": listed, "size": size, "next": end if end < size else None}
 

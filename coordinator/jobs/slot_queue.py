@@ -17,6 +17,7 @@ from coordinator.jobs.invitations import ANSWER_SECONDS, Invitations
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker, SlotsBusy
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
+from tallystick.protocol.match_log import MAX_CONSIDERED
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import Candidate
@@ -98,6 +99,8 @@ class SlotQueue:
             order, terms = candidate.order.message, candidate.terms
             if candidate.order in (other.order for other in job.submission.candidates):
                 continue  # posted before
+            if len(job.submission.candidates) >= MAX_CONSIDERED:
+                raise Refusal(Code.ORDER_TERMS, f"job {job.id.hex()} has orders on {MAX_CONSIDERED} providers, the maximum")
             if (order.payer, terms.job, terms.model) != (job.payer, job.id, job.submission.candidates[0].terms.model):
                 raise Refusal(Code.ORDER_TERMS, f"order: expected the payer and the model of job {job.id.hex()}, got others")
             check_order(order, terms, coordinator=self._address, limits=self._limits, now=int(self._now()))

@@ -25,8 +25,9 @@ from tallystick.protocol.types import Address, Hash, JobId
 
 MERGE_SECONDS = 60
 """Seconds after a match within which a signed head must contain its leaf."""
-MAX_LEAF = 4_096
-MAX_CONSIDERED = 16
+MAX_LEAF = 16 * 1024
+MAX_CONSIDERED = 64
+"""Candidates of one match: those of the submission, and those that were added while the job waited."""
 SECRET_SIZE = 16
 VERSION = 1
 _RESTART, _MATCH = 0, 1

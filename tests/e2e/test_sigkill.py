@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
+from coordinator.domain.log_check import LogReplay
 from node.engines.demo import MODEL
 from node.engines.discover import inspect_engine
 from tallystick.chain.deployment import Deployment
@@ -29,6 +30,7 @@ from tallystick.cli.local.processes import ManagedProcess, ProcessGroup
 from tallystick.protocol.access import dump_access
 from tallystick.protocol.messages import Access, Receipt
 from tallystick.protocol.stored import load_signed
+from tallystick.protocol.types import Hash
 
 DEEP = os.environ.get("TALLYSTICK_PROOF") == "deep"
 KILLS = int(os.environ.get("TALLYSTICK_KILLS", "200" if DEEP else "6"))
@@ -160,6 +162,16 @@ def _check_tabs(cluster: Cluster) -> dict[str, int]:
     return totals
 
 
+def _check_match_log(cluster: Cluster) -> None:
+    """Checks that the match log replays without a fault, and that neither payer nor node has evidence against it."""
+    replay = LogReplay()
+    rows = cluster.rows("coordinator", "SELECT number, hashes, leaf FROM match_log ORDER BY number")
+    assert [number for number, _, _ in rows] == list(range(len(rows)))
+    assert [fault for _, hashes, leaf in rows for fault in replay.add(Hash(hashes[:32]), leaf)] == []
+    assert replay.matches
+    assert not list(cluster.market.folder.rglob("evidence-*.json"))
+
+
 async def _kill_during_a_job(cluster: Cluster, seed: int) -> str:
     """One job, one kill at a moment that the seed determines, one restart, and the same request again with its key."""
     chance = random.Random(seed)
@@ -228,6 +240,7 @@ async def test_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: d
         rpc = Rpc(deployment.rpc)
         try:
             totals = _check_tabs(cluster)
+            _check_match_log(cluster)
             await _until(lambda: _settled(cluster, Escrow(rpc, deployment), totals), "settlement on chain")
         finally:
             await rpc.close()

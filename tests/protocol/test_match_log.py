@@ -125,11 +125,11 @@ def test_a_changed_byte_never_passes_unseen(place: int, flip: int) -> None:
         replace(LEAF, draw=1.5),
         replace(LEAF, considered=LEAF.considered * 2),
         replace(LEAF, considered=(replace(LEAF.considered[0], outcome=Verdict.UNPAID),)),
-        replace(LEAF, considered=LEAF.considered * 17),
+        replace(LEAF, considered=LEAF.considered * 65),
     ],
 )
 def test_leaves_that_decide_nothing_are_refused(leaf: MatchLeaf) -> None:
-    """A leaf has one chosen candidate, at most 16 of them, and numbers that can be compared."""
+    """A leaf has one chosen candidate, at most 64 of them, and numbers that can be compared."""
     with pytest.raises(BadMessage):
         load_leaf(leaf.dumps())
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
-from coordinator.jobs.match_log import MAX_UNWRITTEN, MatchLog
+from coordinator.jobs.match_log import MAX_PAGE_BYTES, MAX_UNWRITTEN, MatchLog
 from coordinator.ports import LogRow
 from coordinator.storage.memory import MemoryLogStore
 from tallystick.protocol.eip712 import Signed, read_signed
@@ -273,6 +273,21 @@ async def test_entries_are_listed_in_pages_up_to_the_head(world: World) -> None:
     page = await log.entries(3, 3)
     assert ([entry["leaf"] for entry in page["entries"]], page["next"]) == ([match.leaf.hex() for match in matches[2:]], None)
     assert (await log.entries(5, 3))["entries"] == []
+
+
+async def test_a_page_is_bounded_in_bytes(world: World) -> None:
+    """A page of large leaves is shorter, and the next one goes on where it ended."""
+    await world.market.start()
+    log = world.market.match_log
+    await jobs(world, 4)
+    await log.sign_head()
+    assert isinstance(world.log_store, MemoryLogStore)
+    world.log_store.rows = [replace(row, leaf=bytes(MAX_PAGE_BYTES // 2)) for row in world.log_store.rows]
+    page = await log.entries(0, 9)
+    assert ([entry["index"] for entry in page["entries"]], page["next"]) == ([0, 1], 2)
+    world.log_store.rows = [replace(row, leaf=bytes(2 * MAX_PAGE_BYTES)) for row in world.log_store.rows]
+    page = await log.entries(4, 9)
+    assert ([entry["index"] for entry in page["entries"]], page["next"]) == ([4], None)
 
 
 async def test_old_contents_go_and_proofs_stay(world: World) -> None:

@@ -1,0 +1,70 @@
+"""The match log under SIGKILL: whatever moment a process dies at, every head that it showed is of the one log that follows."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from tallystick.protocol.eip712 import loads_signed
+from tallystick.protocol.match_log import MatchLeaf, RestartLeaf, load_leaf
+from tallystick.protocol.merkle import EMPTY_ROOT, Edge, leaf_hash
+from tallystick.protocol.messages import LogHead
+from tests.coordinator.harness import DOMAIN
+from tests.runtime.processes import line, script
+
+ROUNDS = 6
+WRITER = """
+import asyncio, sys, time
+from coordinator.domain.scoring import ANY_REQUEST
+from coordinator.jobs.match_log import MatchDraft, MatchLog
+from coordinator.storage.store import Store
+from tests.builders import build_match
+from tests.coordinator.harness import COORDINATOR, DOMAIN, make_ask, make_order, make_terms, person
+from tallystick.protocol.types import JobId
+
+async def main():
+    store = Store(sys.argv[1])
+    await store.start()
+    log = MatchLog(store.match_log, COORDINATOR, DOMAIN, time.time)
+    await log.start()
+    print(log.head.dumps(), flush=True)
+    ask = make_ask(person("ann"))
+    terms = make_terms(ask, JobId(bytes(16)))
+    order = make_order(terms, person("ann").address)
+    draft = MatchDraft("m", ANY_REQUEST, False, 0.5, build_match(order, terms).decision.considered)
+    while True:
+        for _ in range(7):
+            log.append(terms.job, 0, order, draft)
+        await asyncio.sleep(0)
+        await log.sign_head()
+        print(log.head.dumps(), flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_a_killed_log_has_no_gap_and_no_second_head(tmp_path: Path) -> None:
+    """After each kill the log goes on. All heads that were ever shown are of it, one for each size, and each start is a leaf."""
+    file, shown = tmp_path / "coordinator.db", list[str]()
+    for number in range(ROUNDS):
+        with script(WRITER, f"sqlite:///{file}") as process:
+            shown += [line(process) for _ in range(2 + 3 * number)]
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            shown += [text for text in process.stdout.read().split("\n") if text.endswith("}")]
+    with closing(sqlite3.connect(file)) as database:
+        rows = database.execute("SELECT number, hashes, leaf FROM match_log ORDER BY number").fetchall()
+    assert [number for number, _, _ in rows] == list(range(len(rows)))
+    edge, roots = Edge(), [EMPTY_ROOT]
+    for _, hashes, leaf in rows:
+        assert b"".join(edge.append(leaf_hash(leaf))) == hashes
+        roots.append(edge.root())
+    heads = {(head.size, head.root) for head in (loads_signed(LogHead, text).verify(DOMAIN).message for text in shown)}
+    assert all(roots[size] == root for size, root in heads)
+    assert len({size for size, _ in heads}) == len(heads) > ROUNDS
+    leaves = [load_leaf(leaf) for _, _, leaf in rows]
+    restarts = [place for place, leaf in enumerate(leaves) if isinstance(leaf, RestartLeaf)]
+    assert len(restarts) == ROUNDS
+    assert all(leaf.epoch in restarts and leaf.epoch < place for place, leaf in enumerate(leaves) if isinstance(leaf, MatchLeaf))
