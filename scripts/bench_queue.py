@@ -5,7 +5,8 @@ SDK as it comes. `flood_other_wait_ratio`: the time of one request while another
 one other request; a fair queue makes it about 2. `closed_loop_ratio_N`: answers per second of N clients that always have one
 request under way, through the market, over those of N such clients at the engine itself; the median of rounds that alternate, so
 that what else the machine does falls on both. `closed_loop_refused`: requests of these loops that failed.
-`closed_loop_answers_per_s_N`: at the engine itself.
+`closed_loop_answers_per_s_N`: at the engine itself. `waiting_bytes_per_job`: what the coordinator's resident memory grows by for
+each job of the first burst while it waits, its connection included.
 
 The node declares that its engine queues, as `tally node init` does for llama.cpp. Engine and market have a core each, if there
 are two. `--engine stand-in` takes a mock engine whose answers take a fixed time, where llama.cpp cannot be installed.
@@ -18,6 +19,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -27,6 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import aiohttp
 import openai
 import uvloop
 
@@ -44,10 +47,12 @@ GOALS: dict[str, Callable[[float], bool]] = {
     "burst_answered_share": lambda share: share == 1,
     "sdk_default_answered_share": lambda share: share == 1,
     "flood_other_wait_ratio": lambda ratio: ratio <= 2.5,
+    "waiting_bytes_per_job": lambda size: size <= 10_485,
     "closed_loop_ratio": lambda ratio: ratio >= 0.95,
     "closed_loop_refused": lambda number: number == 0,
     "closed_loop_answers_per_s": lambda _rate: True,
 }
+_WAITING = "tallystick_jobs_waiting "
 Ask = Callable[[], Awaitable[object]]
 
 
@@ -97,6 +102,26 @@ async def _answered_share(ask: Ask, number: int) -> float:
     """Returns the share of `number` requests at once that are answered."""
     results = await asyncio.gather(*(ask() for _ in range(number)), return_exceptions=True)
     return sum(not isinstance(result, BaseException) for result in results) / number
+
+
+async def _waiting_bytes(site: Site, ask: Ask, number: int) -> tuple[float, float]:
+    """Returns the coordinator's memory for each waiting job of a burst, in bytes, and the share of the burst that is answered."""
+    pid = site.pids["coordinator"]
+    before, most, waiting = _resident_bytes(pid), 0, 1
+    burst = asyncio.create_task(_answered_share(ask, number))
+    async with aiohttp.ClientSession() as session:
+        while not burst.done():
+            async with session.get(f"{site.coordinator}/metrics") as response:
+                text = await response.text()
+            now_waiting = next(int(float(line.split()[1])) for line in text.splitlines() if line.startswith(_WAITING))
+            if now_waiting > waiting:
+                most, waiting = _resident_bytes(pid), now_waiting
+            await asyncio.wait({burst}, timeout=0.2)
+    return max(0, most - before) / waiting, await burst
+
+
+def _resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 async def run_clients(ask: Ask, clients: int, answers: int) -> tuple[float, int]:
@@ -202,7 +227,8 @@ async def _measure(folder: Path, installed: Path | None, options: argparse.Names
         single = _asker(once, load, load.burst_tokens)
         await single()
         if options.burst:
-            figures["burst_answered_share"] = await _answered_share(single, options.burst)
+            memory = await _waiting_bytes(site, single, options.burst)
+            figures["waiting_bytes_per_job"], figures["burst_answered_share"] = memory
             many = _asker(usual, load, load.burst_tokens)
             figures["sdk_default_answered_share"] = await _answered_share(many, min(options.burst, 50))
             figures["flood_other_wait_ratio"] = await _flood_ratio(site, load, single, min(options.burst, 50))

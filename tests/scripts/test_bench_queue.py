@@ -14,7 +14,7 @@ def test_a_quick_run_has_every_figure() -> None:
     command = [sys.executable, "-m", "scripts.bench_queue", *options]
     figures = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=600).stdout)
     loops = {f"closed_loop_{name}_{clients}" for clients in CLIENTS for name in ("ratio", "answers_per_s")}
-    bursts = {"burst_answered_share", "sdk_default_answered_share", "flood_other_wait_ratio"}
+    bursts = {"waiting_bytes_per_job", "burst_answered_share", "sdk_default_answered_share", "flood_other_wait_ratio"}
     assert figures.keys() == bursts | loops | {"closed_loop_refused"}
     assert (figures["burst_answered_share"], figures["sdk_default_answered_share"]) == (1, 1)
     assert figures["closed_loop_refused"] == 0

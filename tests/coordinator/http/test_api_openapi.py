@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from coordinator.app import running
 from coordinator.config import CoordinatorConfig
@@ -82,7 +83,9 @@ def test_it_answers_as_documented(document: Any, method: str, path: str, mode: G
     because this coordinator has no chain.
     """
     operation = document[path][method]
-    excluded = [not_a_server_error] if path == "/v1/ready" else []
+    excluded: list[Any] = [not_a_server_error] if path == "/v1/ready" else []
+    if path == "/v1/jobs/{job}/orders":  # a schema does not describe the binary candidates behind its base64
+        excluded.append(positive_data_acceptance)
 
     @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     @given(case=operation.as_strategy(generation_mode=mode))
