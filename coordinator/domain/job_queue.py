@@ -78,16 +78,16 @@ class QueuedJob:
     """Whether the job was assigned to the slot that it was granted, and the group counts it."""
     ended: bool = False
     """Whether no provider is left that it could wait for, or its grant expired."""
+    tag: tuple[int, int] = field(init=False)
+    """Its place in the fair order."""
+
+    def __post_init__(self) -> None:
+        self.tag = self.start, self.number
 
     @property
     def queue(self) -> tuple[str, bool]:
         """Its model and its class."""
         return self.model, self.batch
-
-    @property
-    def tag(self) -> tuple[int, int]:
-        """Its place in the fair order."""
-        return self.start, self.number
 
 
 @dataclass(slots=True)

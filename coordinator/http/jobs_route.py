@@ -89,25 +89,30 @@ class JobsRoute:
         """Raises TallyError before anything is sent."""
         body = await self._bodies.read(receive, reservation, self._intake.body_bytes, "a job")
         submission = Submission.loads(body)
-        record(job=submission.job.hex(), model=submission.candidates[0].terms.model)
+        job, payer = submission.job, submission.candidates[0].order.message.payer
+        record(job=job.hex(), model=submission.candidates[0].terms.model)
         linger = _read_linger(scope)
-        request.payer = submission.candidates[0].order.message.payer
-        self._rate_limiter.check_signer(request.payer)
+        request.payer = payer
+        self._rate_limiter.check_signer(payer)
+        # Neither the body nor the submission may be held here while the job waits: the queue replaces it by a smaller one.
         if linger is None:
-            del body
-            await self._serve_once(submission, receive, send, request)
+            buffer = ResponseBuffer(payer=payer)
+            driver = self._start(submission, buffer, request.release())
+            del body, submission
+            await self._serve_once(job, driver, buffer, receive, send)
         else:
             buffer = await self._find_or_begin(submission, hashlib.sha256(body).digest(), request)
-            await self._serve_kept(submission.job, buffer, linger, receive, send)
+            del body, submission
+            await self._serve_kept(job, buffer, linger, receive, send)
 
-    async def _serve_once(self, submission: Submission, receive: Receive, send: Send, request: _Request) -> None:
+    async def _serve_once(
+        self, job: JobId, driver: asyncio.Task[None], buffer: ResponseBuffer, receive: Receive, send: Send
+    ) -> None:
         """Serves a job that ends with its connection. Returns when the job has ended; if cancelled, the job fails at once."""
-        buffer = ResponseBuffer(payer=submission.candidates[0].order.message.payer)
-        driver = self._start(submission, buffer, request.release())
         try:
-            await self._deliver(submission.job, buffer, receive, send)
+            await self._deliver(job, buffer, receive, send)
             if not buffer.ended:
-                self._abandon(submission.job, buffer)
+                self._abandon(job, buffer)
             await driver
         finally:
             driver.cancel()
@@ -184,9 +189,10 @@ class JobsRoute:
 
         An ordinary job waits for its reader after each burst of frames. The market counts that wait as the reader's time.
         """
-        refusal: TallyError | None = None
+        refusal, job_id = None, submission.job
         try:
             job = await self._market.place_order(submission)
+            del submission
             if buffer.abandoned:
                 self._market.cancel(job.id)
             async with aclosing(self._market.run(job)) as frames:
@@ -200,7 +206,7 @@ class JobsRoute:
             refusal = error
         finally:
             if keep:
-                self._buffers.end(submission.job, refusal)
+                self._buffers.end(job_id, refusal)
             else:
                 buffer.end(time.monotonic(), refusal)
             if reservation is not None:

@@ -35,7 +35,6 @@ class LiveJob:
     state: State = State.QUEUED
     attempt: Attempt | None = None
     """The attempt that the client knows as the current one."""
-    tried: set[Address] = field(default_factory=set)
     attempts: list[Attempt] = field(default_factory=list)
     open_attempts: list[Attempt] = field(default_factory=list)
     """The attempts that hold a slot and exposure: at most two, and at most one that another one did not outrun has output."""
@@ -50,10 +49,12 @@ class LiveJob:
     """Its place in the queue, or the slot that it was granted."""
     served: QueuedJob | None = None
     """Its last place in the queue, to which it returns if an attempt fails: what it cost its payer's turn is counted once."""
-    woken: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the job's wait for a slot ends or it is cancelled."""
-    inbox: asyncio.Queue[tuple[Attempt, bytes]] = field(default_factory=asyncio.Queue)
-    """Frames, each with its attempt, of which an attempt may have INBOX_FRAMES."""
+    woken: bool = False
+    """Whether the job's wait for a slot ended, or it was cancelled, and its driver does not know yet."""
+    sleeper: asyncio.Future[None] | None = field(default=None, repr=False)
+    """What the driver awaits while the job waits for a slot."""
+    frames: asyncio.Queue[tuple[Attempt, bytes]] | None = field(default=None, repr=False)
+    """The inbox. A job that waits for its first slot has none, since there may be thousands of them."""
 
     @property
     def id(self) -> JobId:
@@ -64,6 +65,33 @@ class LiveJob:
     def payer(self) -> Address:
         """The payer that ordered the job."""
         return self.submission.candidates[0].order.message.payer
+
+    @property
+    def tried(self) -> set[Address]:
+        """The providers of its attempts."""
+        return {attempt.provider for attempt in self.attempts}
+
+    @property
+    def inbox(self) -> asyncio.Queue[tuple[Attempt, bytes]]:
+        """Frames, each with its attempt, of which an attempt may have INBOX_FRAMES."""
+        if self.frames is None:
+            self.frames = asyncio.Queue()
+        return self.frames
+
+    def wake(self) -> None:
+        """Tells the driver that the job's wait for a slot ended, or that the job was cancelled."""
+        self.woken = True
+        if self.sleeper is not None and not self.sleeper.done():
+            self.sleeper.set_result(None)
+
+    async def sleep(self) -> None:
+        """Waits for `wake`, unless it was called since the last wait. Only the driver may wait."""
+        if not self.woken:
+            self.sleeper = asyncio.get_running_loop().create_future()
+            try:
+                await self.sleeper
+            finally:
+                self.sleeper = None
 
     @property
     def current(self) -> Attempt:
@@ -187,7 +215,6 @@ class LiveJob:
 
     def _add(self, attempt: Attempt, deadline: float) -> None:
         attempt.number, attempt.deadline = len(self.attempts), deadline
-        self.tried.add(attempt.provider)
         self.attempts.append(attempt)
         self.open_attempts.append(attempt)
 

@@ -63,8 +63,8 @@ class SlotQueue:
                     queued.wake_at = self._tick() + min(BEAT_SECONDS, self._seconds_left(job))
                     asks = tuple(listed_ask.ask.to_json() for listed_ask in self._invitations.take(job))
                     yield replace(self._place(queued), asks=asks).dumps()
-                    await job.woken.wait()
-                job.woken.clear()
+                    await job.sleep()
+                job.woken = False
                 self._check(job, queued)
                 if queued.granted is not None:
                     await self._use_grant(job, queued)
@@ -124,12 +124,13 @@ class SlotQueue:
 
     def _enter(self, job: LiveJob, busy: SlotsBusy) -> None:
         groups = self._waited_for(job, busy)
+        job.submission = job.submission.compact()
         if job.served is None:
             job.queued = self._place_in_queue(job, groups, busy)
         else:
             self._queue.enter_again(job.served, groups)
             job.queued = job.served
-        job.woken.clear()
+        job.woken = False
         self._invitations.add(job.queued, job)
         for key in job.queued.groups:  # a slot may be free that no earlier job waits for
             self._offer(key)
@@ -147,7 +148,7 @@ class SlotQueue:
                 cost=max(candidate.terms.max_cost for candidate in candidates),
                 weight=sum(tab.reserved for tab in tabs if tab is not None),
                 tick=self._tick(),
-                wake=job.woken.set,
+                wake=job.wake,
                 batch=job.submission.batch,
                 size=len(job.submission.sealed),
             )

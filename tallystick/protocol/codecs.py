@@ -167,20 +167,20 @@ def _pack_string(value: str) -> bytes:
 
 
 @functools.lru_cache(256)
-def _hash_string(raw: bytes) -> Hash:
-    """Cached, since one model stands in all candidates of a job and in most jobs."""
-    return keccak(raw)
+def _read_string(raw: bytes) -> tuple[str, Hash]:
+    """Cached, since one model stands in all candidates of a job and in most jobs: its text is then held once."""
+    return raw.decode(), keccak(raw)
 
 
 def _unpack_string(data: bytes, at: int, field: str) -> tuple[str, bytes, int]:
     raw, end = unpack_sized(data, at, field, 4 * MAX_STRING)
     try:
-        value = raw.decode()
+        value, word = _read_string(raw)
     except UnicodeDecodeError:
         raise BadMessage(f"{field}: expected UTF-8") from None
     if len(value) > MAX_STRING:
         raise BadMessage(f"{field}: expected a string of at most {MAX_STRING} characters, got {len(value)}")
-    return value, _hash_string(raw), end
+    return value, word, end
 
 
 def _unpack_bytes(data: bytes, at: int, field: str) -> tuple[bytes, bytes, int]:
@@ -208,13 +208,19 @@ def _boolean(raw: object, field: str) -> bool:
     return raw
 
 
+@functools.lru_cache(4_096)
+def _read_address(word: bytes) -> str:
+    """Cached, since the same payers and providers stand in most messages: the text of each is then held once."""
+    return "0x" + word[12:].hex()
+
+
 SCALARS: dict[object, Codec] = {
     Address: Codec(
         "address",
         lambda v: bytes.fromhex(v[2:]).rjust(32, b"\0"),
         str,
         parse_address,
-        lambda word: "0x" + word[12:].hex(),
+        _read_address,
         _bits(256) - _bits(160),
     ),
     Hash: _fixed_bytes(32),

@@ -17,7 +17,7 @@ object (`ResponseHead`) as the first chunk, followed by the engine's body in chu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 from typing import Any
 
@@ -60,6 +60,8 @@ SUBMISSION_OPTIONS = (
 _OPTIONS = {option.number: option for option in SUBMISSION_OPTIONS}
 NO_JOB = JobId(bytes(16))
 LINK_HEAD = 17
+COPIED_BYTES = 1 << 16
+"""Bytes of a sealed request up to which a copy costs less than the rest of the body that a view of it keeps."""
 INITIAL_CREDIT = 64
 """The number of chunks that a node may send for a job before the coordinator grants more with CREDIT."""
 
@@ -124,7 +126,7 @@ def loads(data: bytes | str, name: str) -> Any:
 def dumps(value: Any) -> bytes:
     """Compact JSON. Raises BadMessage for a value that cannot be written, such as one that is nested too deeply."""
     try:
-        return orjson.dumps(value)
+        return bytes(memoryview(orjson.dumps(value)))  # a copy: what orjson returns takes 4 KiB of memory at least
     except orjson.JSONEncodeError as error:
         raise BadMessage(f"JSON: {error}") from None
 
@@ -144,6 +146,10 @@ class Candidate:
         if self.raw is not None:
             return self.raw
         return self.order.to_bytes() + self.terms.to_bytes() + self.wrapped_key
+
+    def compact(self) -> Candidate:
+        """The same candidate without its wire form and decoded fields, which are computed again when they are used."""
+        return Candidate(Signed(self.order.message.compact(), self.order.signature), self.terms.compact(), self.wrapped_key)
 
     @classmethod
     def from_bytes(cls, raw: bytes, where: str = "candidate") -> Candidate:
@@ -182,6 +188,14 @@ class Submission:
         candidates = (pack_sized(candidate.to_bytes()) for candidate in self.candidates)
         options = pack_options(SUBMISSION_OPTIONS, self)
         return b"".join((bytes((PROTOCOL,)), self.job, options, count, *candidates, self.sealed))
+
+    def compact(self) -> Submission:
+        """The same submission in as little memory as can be, for one that is kept for a while.
+
+        It keeps neither the body that it was read from, nor decoded fields. A request of more than COPIED_BYTES stays a view.
+        """
+        sealed = bytes(self.sealed) if len(self.sealed) <= COPIED_BYTES else self.sealed
+        return replace(self, candidates=tuple(candidate.compact() for candidate in self.candidates), sealed=sealed)
 
     @classmethod
     def loads(cls, data: bytes) -> Submission:
