@@ -201,7 +201,9 @@ class JobsRoute:
                     if keep and kind is Kind.RECEIPT:
                         await self._keep(job.id, buffer, frame)
                     await buffer.add(frame, more=job.more_frames_queued)
-            record(outcome=job.state.value, provider=job.provider)
+            record(outcome=job.state.value)
+            if job.attempt is not None:  # a job that waited for a slot in vain never had a provider
+                record(provider=job.provider)
         except TallyError as error:
             refusal = error
         finally:

@@ -116,7 +116,7 @@ class SlotQueue:
     def _add_candidate(self, job: LiveJob, candidate: Candidate, key: SlotKey) -> None:
         provider = candidate.order.message.provider
         others = (other for other in job.submission.candidates if other.order.message.provider != provider)
-        job.submission = replace(job.submission, candidates=(*others, candidate))
+        job.submission = replace(job.submission, candidates=(*others, candidate.compact()))
         self._invitations.answered(job, key)
         if job.queued is not None:
             self._queue.join(job.queued, (key,))

@@ -63,6 +63,32 @@ def test_every_message_survives_its_binary_form(value: Message) -> None:
     assert repr(read) == repr(value)
 
 
+@many
+@given(any_message)
+def test_a_compact_message_is_the_same_without_what_was_decoded(value: Message) -> None:
+    """Its fields, hash and bytes are those of the message. One that was not read from bytes is its own compact form."""
+    assert value.compact() is value
+    read = type(value).from_bytes(value.to_bytes())
+    assert read.to_json() == value.to_json()
+    compact = read.compact()
+    decoded = {name for name in value.SCHEMA.places if name in _set_fields(compact)}
+    assert decoded == set()
+    assert (compact.to_bytes(), compact.struct_hash()) == (value.to_bytes(), value.struct_hash())
+    assert compact == value
+
+
+def _set_fields(value: Message) -> set[str]:
+    """The fields that take memory now."""
+    names = set[str]()
+    for name in value.SCHEMA.fields:
+        try:
+            object.__getattribute__(value, name)
+        except AttributeError:
+            continue
+        names.add(name)
+    return names
+
+
 @some
 @given(any_message, st.data())
 def test_each_message_has_one_binary_form(value: Message, data: st.DataObject) -> None:

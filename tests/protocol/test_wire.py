@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import sys
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from tallystick.protocol.link import (
 from tallystick.protocol.messages import Claim, ClaimRow, Connect, Order, Terms
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
 from tallystick.protocol.wire import (
+    COPIED_BYTES,
     INITIAL_CREDIT,
     LINK_HEAD,
     MAX_BODY,
@@ -566,6 +568,32 @@ def test_the_sealed_request_is_not_copied() -> None:
         del result
         assert candidate.order.message.payer == PAYER.address
         assert sys.getrefcount(body) == before
+
+
+def test_a_compact_submission_is_the_same_and_keeps_no_body() -> None:
+    """One that waits holds its words and its request, not the body that it was read from. A large request is not copied."""
+    for size, kept in ((0, 0), (COPIED_BYTES, 0), (COPIED_BYTES + 1, 1)):
+        body = replace(SUBMISSION, sealed=bytes(size), ranked=True, wait=9).dumps()
+        before = sys.getrefcount(body)
+        read = Submission.loads(body)
+        assert read.candidates[0].order.message.payer == PAYER.address  # decoded before
+        compact = read.compact()
+        assert compact == read
+        del read
+        assert sys.getrefcount(body) == before + kept
+        assert compact.dumps() == body
+        assert compact.candidates[0].raw is None
+
+
+def test_json_is_kept_in_no_more_memory_than_it_takes() -> None:
+    """Orjson returns bytes that hold 4 KiB at least; thousands of them may be kept."""
+    tracemalloc.start()
+    try:
+        kept = [dumps({"position": number}) for number in range(100)]
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size < 200 * len(kept)
 
 
 def test_the_receipt_in_a_failure_is_read_apart_from_its_error() -> None:

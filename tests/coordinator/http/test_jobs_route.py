@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from coordinator.domain import resource_bounds
 from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.http import jobs_route as module
+from coordinator.http import request_bodies
 from coordinator.http.jobs_route import JobsRoute
 from coordinator.http.response_buffer import Retention
 from coordinator.jobs.live_job import LiveJob
@@ -25,6 +27,7 @@ from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.types import Amount, JobId
 from tallystick.protocol.wire import Dispatch, FrameReader, Kind, Submission, dumps
 from tests.coordinator.harness import (
+    CAP,
     DOMAIN,
     LAST_CHUNK,
     PAYER,
@@ -407,6 +410,27 @@ async def test_a_body_counts_until_its_job_ends(world: World) -> None:
     node.finish(submission.job)
     await until(lambda: route._bodies.held == 0)
     assert route._bodies.open == 0
+
+
+@pytest.mark.parametrize("headers", [[], [(b"x-tally-linger", b"30")]])
+async def test_a_waiting_job_holds_no_body(world: World, headers: list[tuple[bytes, bytes]]) -> None:
+    """Neither the route nor the market keeps the body that the queued submission was read from."""
+    node = world.node("ann", slots=1)
+    world.funds.free[PAYER.address] = Amount(10 * CAP)
+    await world.started(node)
+    route, submission = JobsRoute(world.market), replace(world.submission(node), sealed=bytes(40_000))
+    body = submission.dumps()
+    tracemalloc.start()
+    try:
+        call = asyncio.create_task(_call(route, [body[:20_000], body[20_000:]], headers=headers))
+        await quiet()
+        bodies = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, request_bodies.__file__)])
+    finally:
+        tracemalloc.stop()
+    assert world.market.waiting == 1
+    assert sum(trace.size for trace in bodies.traces) < 10_000
+    world.market.cancel(submission.job)
+    await call
 
 
 async def test_an_answer_that_is_read_again_counts_as_a_body(world: World) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from coordinator.domain.listed_ask import ConnectedNode, SlotGroup
@@ -12,7 +14,7 @@ from tallystick.protocol.jobs import Event, IllegalTransition, State
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import INITIAL_CREDIT, Kind, pack_link
-from tests.coordinator.harness import DOMAIN, PAYER, START, make_ask, make_submission, person
+from tests.coordinator.harness import DOMAIN, PAYER, START, make_ask, make_submission, person, quiet
 
 DRAFT = MatchDraft("m", ANY_REQUEST, ranked=False, draw=0.0, considered=())
 ANN, BOB = person("ann"), person("bob")
@@ -35,6 +37,33 @@ def test_a_new_job_waits() -> None:
     assert (job.id, job.payer, job.state, job.at_node, job.ended) == (JOB, PAYER.address, State.QUEUED, False, False)
     with pytest.raises(RuntimeError, match="never matched"):
         _ = job.provider
+
+
+async def test_a_job_that_waits_for_a_slot_is_woken_once() -> None:
+    """Whether it is woken before or while its driver sleeps; a second call does no harm, and no inbox is made for it."""
+    job, _ = _make_job()
+    job.wake()
+    await job.sleep()
+    job.woken = False
+    sleeping = asyncio.create_task(job.sleep())
+    await quiet()
+    assert not sleeping.done()
+    job.wake()
+    job.wake()
+    await sleeping
+    assert (job.woken, job.sleeper, job.frames) == (True, None, None)
+
+
+async def test_a_sleep_that_is_cancelled_leaves_nothing() -> None:
+    """A later wake is kept for the next sleep."""
+    job, _ = _make_job()
+    sleeping = asyncio.create_task(job.sleep())
+    await quiet()
+    sleeping.cancel()
+    await asyncio.wait({sleeping})
+    assert job.sleeper is None
+    job.wake()
+    await job.sleep()
 
 
 def _begun() -> tuple[LiveJob, Attempt, Attempt]:
