@@ -92,6 +92,7 @@ class JobsRoute:
         job, payer = submission.job, submission.candidates[0].order.message.payer
         record(job=job.hex(), model=submission.candidates[0].terms.model)
         linger = _read_linger(scope)
+        _forget_headers(scope)
         request.payer = payer
         self._rate_limiter.check_signer(payer)
         # Neither the body nor the submission may be held here while the job waits: the queue replaces it by a smaller one.
@@ -276,6 +277,13 @@ def _read_linger(scope: Scope) -> float | None:
                 raise BadMessage("x-tally-linger: expected whole seconds, of at most 9 digits")
             return float(value)
     return None
+
+
+def _forget_headers(scope: Scope) -> None:
+    """Frees the request's headers, which are not read any more, while its job waits."""
+    headers = scope.get("headers")
+    if isinstance(headers, list):
+        headers.clear()
 
 
 def _response_start(job: JobId) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tallystick.protocol.errors import TallyError
 from tallystick.protocol.jobs import TERMINAL, Event, State, step
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import LINK_HEAD, Kind, Submission
+from tallystick.runtime.lean_event import LeanEvent
 
 
 class InboxOverrun(Exception):
@@ -49,10 +50,8 @@ class LiveJob:
     """Its place in the queue, or the slot that it was granted."""
     served: QueuedJob | None = None
     """Its last place in the queue, to which it returns if an attempt fails: what it cost its payer's turn is counted once."""
-    woken: bool = False
-    """Whether the job's wait for a slot ended, or it was cancelled, and its driver does not know yet."""
-    sleeper: asyncio.Future[None] | None = field(default=None, repr=False)
-    """What the driver awaits while the job waits for a slot."""
+    woken: LeanEvent = field(default_factory=LeanEvent)
+    """Set when the job's wait for a slot ends or it is cancelled."""
     frames: asyncio.Queue[tuple[Attempt, bytes]] | None = field(default=None, repr=False)
     """The inbox. A job that waits for its first slot has none, since there may be thousands of them."""
 
@@ -77,21 +76,6 @@ class LiveJob:
         if self.frames is None:
             self.frames = asyncio.Queue()
         return self.frames
-
-    def wake(self) -> None:
-        """Tells the driver that the job's wait for a slot ended, or that the job was cancelled."""
-        self.woken = True
-        if self.sleeper is not None and not self.sleeper.done():
-            self.sleeper.set_result(None)
-
-    async def sleep(self) -> None:
-        """Waits for `wake`, unless it was called since the last wait. Only the driver may wait."""
-        if not self.woken:
-            self.sleeper = asyncio.get_running_loop().create_future()
-            try:
-                await self.sleeper
-            finally:
-                self.sleeper = None
 
     @property
     def current(self) -> Attempt:

@@ -268,7 +268,7 @@ class Market:
             for attempt in job.open_attempts:
                 attempt.deadline = min(job.due(attempt, tick), tick + self.limits.cancel)
             job.cancelled = True
-            job.wake()
+            job.woken.set()
             if job.at_node:
                 leader = job.leader
                 self._relay.decide(job, leader)  # only one provider may charge for a job that its client left

@@ -63,8 +63,8 @@ class SlotQueue:
                     queued.wake_at = self._tick() + min(BEAT_SECONDS, self._seconds_left(job))
                     asks = tuple(listed_ask.ask.to_json() for listed_ask in self._invitations.take(job))
                     yield replace(self._place(queued), asks=asks).dumps()
-                    await job.sleep()
-                job.woken = False
+                    await job.woken.wait()
+                job.woken.clear()
                 self._check(job, queued)
                 if queued.granted is not None:
                     await self._use_grant(job, queued)
@@ -130,7 +130,7 @@ class SlotQueue:
         else:
             self._queue.enter_again(job.served, groups)
             job.queued = job.served
-        job.woken = False
+        job.woken.clear()
         self._invitations.add(job.queued, job)
         for key in job.queued.groups:  # a slot may be free that no earlier job waits for
             self._offer(key)
@@ -148,7 +148,7 @@ class SlotQueue:
                 cost=max(candidate.terms.max_cost for candidate in candidates),
                 weight=sum(tab.reserved for tab in tabs if tab is not None),
                 tick=self._tick(),
-                wake=job.wake,
+                wake=job.woken.set,
                 batch=job.submission.batch,
                 size=len(job.submission.sealed),
             )

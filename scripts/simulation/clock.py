@@ -1,6 +1,6 @@
 """A virtual clock that runs coroutines: time moves at once to the next event, so a simulated day takes minutes.
 
-The coordinator's coroutines run on it unchanged. They wait only for an `asyncio.Event`, in whose place they are given a `Signal`.
+The coordinator's coroutines run on it unchanged. They wait only for a `LeanEvent`, in whose place they are given a `Signal`.
 Events at the same time run in the order in which they were scheduled, so a run depends on its seed alone.
 """
 
@@ -11,6 +11,8 @@ import contextlib
 from collections.abc import Callable, Coroutine, Generator
 from heapq import heappop, heappush
 from typing import Any, Literal
+
+from tallystick.runtime.lean_event import LeanEvent
 
 Life = Coroutine[Any, Any, None]
 
@@ -98,7 +100,7 @@ def sleep(seconds: float) -> Wait:
     return Wait(seconds)
 
 
-class Signal(asyncio.Event):
+class Signal(LeanEvent):
     """An event that coroutines on a virtual clock can wait for."""
 
     def __init__(self, clock: VirtualClock) -> None:

@@ -149,7 +149,8 @@ class Candidate:
 
     def compact(self) -> Candidate:
         """The same candidate without its wire form and decoded fields, which are computed again when they are used."""
-        return Candidate(Signed(self.order.message.compact(), self.order.signature), self.terms.compact(), self.wrapped_key)
+        order = replace(self.order, message=self.order.message.compact())
+        return replace(self, order=order, terms=self.terms.compact(), raw=None)
 
     @classmethod
     def from_bytes(cls, raw: bytes, where: str = "candidate") -> Candidate:

@@ -3,6 +3,8 @@
 An offer to change the protocol (`Upgrade: h2c`, which every Java client makes) is ignored as RFC 9110, 7.8 permits. uvicorn lets
 the parser take the request's body for data of the new protocol, and so loses it. Answers without a length go to HTTP/1.0 clients
 unchunked and end with the connection (RFC 9112, 6.1 and 6.3). Request targets may be absolute URLs (RFC 9112, 3.2.2).
+
+Thousands of requests may wait at once, so a connection also has lighter events and a lighter pipeline than uvicorn's.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from tallystick.runtime.lean_event import LeanEvent
+
 _ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 _OFFERS = frozenset({b"upgrade", b"http2-settings"})
 """Headers of an offer to change the protocol."""
@@ -20,8 +24,29 @@ _TLS_HANDSHAKE = b"\x16\x03"
 _HTTP2_PREFACE = b"PRI * HTTP/2"
 
 
+class _Pipeline(list[Any]):
+    """The requests that wait for the one before them: what uvicorn uses of a deque, which takes 0.8 KB even if it is empty."""
+
+    __slots__ = ()
+
+    def appendleft(self, item: Any) -> None:
+        """See collections.deque."""
+        self.insert(0, item)
+
+
 class HttpProtocol(HttpToolsProtocol):
     """One HTTP connection."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.pipeline = _Pipeline()  # type: ignore[assignment]  # see its docstring
+
+    def connection_made(self, transport: Any) -> None:
+        """See asyncio.Protocol."""
+        super().connection_made(transport)
+        writable = LeanEvent()
+        writable.set()
+        self.flow._is_writable_event = writable  # type: ignore[assignment]  # noqa: SLF001 - uvicorn has no other way
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -65,7 +90,10 @@ class HttpProtocol(HttpToolsProtocol):
             raise ValueError("CONNECT: this server is not a proxy")
         self.url = _origin_form(self.url)
         if not self._ignores_offer():
+            former = self.cycle
             super().on_headers_complete()
+            if self.cycle is not former:  # its app has not begun to run
+                self.cycle.message_event = LeanEvent()  # type: ignore[assignment]  # behaves as the event in its place
 
     def on_message_complete(self) -> None:
         """Called by the parser."""

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from coordinator.domain.listed_ask import ConnectedNode, SlotGroup
@@ -14,7 +12,7 @@ from tallystick.protocol.jobs import Event, IllegalTransition, State
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import INITIAL_CREDIT, Kind, pack_link
-from tests.coordinator.harness import DOMAIN, PAYER, START, make_ask, make_submission, person, quiet
+from tests.coordinator.harness import DOMAIN, PAYER, START, make_ask, make_submission, person
 
 DRAFT = MatchDraft("m", ANY_REQUEST, ranked=False, draw=0.0, considered=())
 ANN, BOB = person("ann"), person("bob")
@@ -39,31 +37,13 @@ def test_a_new_job_waits() -> None:
         _ = job.provider
 
 
-async def test_a_job_that_waits_for_a_slot_is_woken_once() -> None:
-    """Whether it is woken before or while its driver sleeps; a second call does no harm, and no inbox is made for it."""
-    job, _ = _make_job()
-    job.wake()
-    await job.sleep()
-    job.woken = False
-    sleeping = asyncio.create_task(job.sleep())
-    await quiet()
-    assert not sleeping.done()
-    job.wake()
-    job.wake()
-    await sleeping
-    assert (job.woken, job.sleeper, job.frames) == (True, None, None)
-
-
-async def test_a_sleep_that_is_cancelled_leaves_nothing() -> None:
-    """A later wake is kept for the next sleep."""
-    job, _ = _make_job()
-    sleeping = asyncio.create_task(job.sleep())
-    await quiet()
-    sleeping.cancel()
-    await asyncio.wait({sleeping})
-    assert job.sleeper is None
-    job.wake()
-    await job.sleep()
+def test_a_job_that_was_never_matched_has_no_inbox() -> None:
+    """There may be thousands of jobs that wait. The inbox is made for the first frame."""
+    job, (attempt, _) = _make_job()
+    assert job.frames is None
+    job.begin(attempt, deadline=5)
+    job.deliver(attempt, pack_link(Kind.ACCEPT, JOB))
+    assert job.inbox.qsize() == 1
 
 
 def _begun() -> tuple[LiveJob, Attempt, Attempt]:
