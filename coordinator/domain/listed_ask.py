@@ -99,16 +99,16 @@ class SlotGroup:
     """The numbers of the decisions before which that last changed, oldest first; at most _MAX_CHANGES."""
     leads: tuple[ListedAsk, ...] = ()
     """Those of the node's leads that sell these slots."""
+    key: SlotKey = field(init=False, repr=False)
+    """Identifies the group, also after its node connected again. One object, which all jobs that wait for the group share."""
+
+    def __post_init__(self) -> None:
+        self.key = self.node.provider, self.number
 
     @property
     def provider(self) -> Address:
         """The provider of the node."""
         return self.node.provider
-
-    @property
-    def key(self) -> SlotKey:
-        """Identifies the group, also after its node connected again."""
-        return self.node.provider, self.number
 
     @property
     def places(self) -> int:

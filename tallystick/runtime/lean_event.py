@@ -13,7 +13,7 @@ class LeanEvent:
 
     def __init__(self) -> None:
         self._is_set = False
-        self._futures: list[asyncio.Future[None]] | None = None
+        self._futures: tuple[asyncio.Future[None], ...] = ()
 
     def is_set(self) -> bool:
         """See asyncio.Event."""
@@ -22,8 +22,8 @@ class LeanEvent:
     def set(self) -> None:
         """See asyncio.Event."""
         self._is_set = True
-        futures, self._futures = self._futures, None
-        for future in futures or ():
+        futures, self._futures = self._futures, ()
+        for future in futures:
             if not future.done():
                 future.set_result(None)
 
@@ -36,13 +36,9 @@ class LeanEvent:
         if self._is_set:
             return True
         future = asyncio.get_running_loop().create_future()
-        if self._futures is None:
-            self._futures = []
-        self._futures.append(future)
+        self._futures = (*self._futures, future)
         try:
             await future
         finally:
-            if self._futures is not None and future in self._futures:
-                self._futures.remove(future)
-                self._futures = self._futures or None
+            self._futures = tuple(other for other in self._futures if other is not future)
         return True

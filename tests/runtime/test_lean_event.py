@@ -64,5 +64,5 @@ async def test_nothing_is_kept_after_a_wait() -> None:
         await _turns()
         end(wait)
         await asyncio.wait({wait})
-        assert event._futures is None
+        assert event._futures == ()
         event.clear()
