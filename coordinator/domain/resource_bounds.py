@@ -21,9 +21,9 @@ connection, node or payer, [all] over everything.
   buffered response. A client that takes nothing for 45 s to 90 s loses its job. [a] 256 jobs x 14 MiB = 3.5 GiB for that long,
   if its own nodes send as much.
 - Running jobs, lingering ones too: [a] max_jobs_per_address, 256; [c] max_jobs_per_payer, 256, max_jobs_per_node, 1,024.
-- Jobs that wait for a free slot: [all] MAX_WAITING, 10,000, among the running jobs of their payer and address, for at most
-  max_wait_seconds, 600. The payer must have signed their orders and could pay when they entered. A slot is kept 15 s for the
-  job that it was granted to.
+- Jobs that wait for a free slot: [all] max_waiting_jobs, 10,000, of one model max_waiting_jobs_per_model, 5,000, with bodies of
+  max_waiting_mib, 256, among the running jobs of their payer and address, for at most max_wait_seconds, 600. The payer must have
+  signed their orders and could pay when they entered. A slot is kept 15 s for the job that it was granted to.
 - Hedged jobs: hedge_share of all and of each payer's jobs. Counts of payers and of providers for that: [all] 10,000 each.
 - Ids of placed jobs, which detect replays: kept for max_order_seconds, 3,600.
 - Bodies of jobs, complete or not, until their jobs end: [a] max_bodies_mib_per_address, 128; [all] max_bodies_mib, 1,024. When

@@ -96,8 +96,12 @@ def _unknown_commands(text: str) -> Iterator[str]:
 
 
 def _unknown_words(span: str) -> Iterator[str]:
-    """A code span that is one name: `top_up_total` must be a word in the sources, `[[budgets]]` a table of the settings."""
-    if re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", span) and not {span, span.removesuffix("_total")} & _words_in_code():
+    """A code span that is one name: `top_up_total` must be a word in the sources, `[[budgets]]` a table of the settings.
+
+    A benchmark's key that ends with a number, such as `answers_4`, is `answers_N` there.
+    """
+    names = {span, span.removesuffix("_total"), re.sub(r"_\d+$", "_N", span)}
+    if re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", span) and not names & _words_in_code():
         yield f"no such name in the code: {span}"
     table = re.fullmatch(r"\[{1,2}([a-z_.]+)\]{1,2}", span)
     if table and not any(_has_table(config, table[1].split(".")) for config in CONFIGS.values()):
@@ -111,7 +115,7 @@ def _has_table(config: Any, path: list[str]) -> bool:
 
 @functools.cache
 def _words_in_code() -> frozenset[str]:
-    folders = ("tallystick", "node", "coordinator", "contracts/src")
+    folders = ("tallystick", "node", "coordinator", "contracts/src", "scripts")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in {".py", ".toml", ".sol"}]
     return frozenset(word for path in files for word in re.findall(r"[a-z]\w*", path.read_text(encoding="utf-8")))
 

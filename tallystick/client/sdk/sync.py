@@ -247,6 +247,11 @@ class SyncJob(SyncWrapper[Job]):
         return self._inner.place
 
     @property
+    def streams(self) -> bool:
+        """See `Job.streams`."""
+        return self._inner.streams
+
+    @property
     def done(self) -> bool:
         """See `Job.done`."""
         return self._inner.done
