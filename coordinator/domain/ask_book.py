@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from operator import attrgetter
 from sys import intern
+from typing import Any, TypeVar
 
 from coordinator.domain.ask_index import GroupKey, ModelIndex, group_key
 from coordinator.domain.listed_ask import (
@@ -24,7 +25,7 @@ from coordinator.domain.listed_ask import (
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadMessage, Fault
 from tallystick.protocol.link import Capacities, Capacity
-from tallystick.protocol.messages import Ask, Spec
+from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, Hash
 
 __all__ = ["AskBook", "ConnectedNode", "ListedAsk"]
@@ -32,19 +33,34 @@ NO_CAPACITY = Capacity(0, 0)
 MAX_FORMER_ASKS = 16
 """Replaced asks of one node that orders may still name."""
 _price_key = attrgetter("price_key")
+T = TypeVar("T")
 
 
 @lru_cache(maxsize=4_096)
-def _shared(spec: Spec) -> Spec:
-    """Returns an equal spec that other asks have already, if one is remembered: many nodes sell the same product."""
-    return spec
+def _remembered(value: Any) -> Any:  # the type of the value is not known to the cache
+    return value
+
+
+def _shared(value: T) -> T:
+    """Returns an equal value that other asks have already, if one is remembered: many nodes sell the same product."""
+    shared: T = _remembered(value)
+    return shared
 
 
 def _compact(ask: Verified[Ask], provider: Address) -> Verified[Ask]:
     """Returns the same ask with the values that others have too in common with them."""
     message = ask.message
-    model, suite = intern(message.model), intern(message.sealing_suite)
-    shared = replace(message, provider=provider, model=model, sealing_suite=suite, spec=_shared(message.spec))
+    shared = replace(
+        message,
+        provider=provider,
+        model=intern(message.model),
+        sealing_suite=intern(message.sealing_suite),
+        context_tokens=_shared(message.context_tokens),
+        max_output_tokens=_shared(message.max_output_tokens),
+        valid_from=_shared(message.valid_from),
+        valid_until=_shared(message.valid_until),
+        spec=_shared(message.spec),
+    )
     return Verified(shared, ask.signature, ask.digest)
 
 
@@ -71,7 +87,7 @@ def _fold(listed_asks: tuple[ListedAsk, ...]) -> tuple[ListedAsk, ...]:
         return listed_asks
     groups: dict[tuple[str, GroupKey, int], list[ListedAsk]] = {}
     for listed_ask in sorted(listed_asks, key=_price_key):
-        ask = listed_ask.ask.message
+        ask = listed_ask.message
         groups.setdefault((ask.model, group_key(ask), listed_ask.slot_group.number), []).append(listed_ask)
     for lead, *siblings in groups.values():
         lead.siblings = tuple(siblings)
@@ -79,15 +95,11 @@ def _fold(listed_asks: tuple[ListedAsk, ...]) -> tuple[ListedAsk, ...]:
 
 
 def _set_leads(node: ConnectedNode) -> None:
-    node.leads = _fold(node.asks)
-    if len(node.groups) == 1:
-        node.groups[0].leads = node.leads
-        return
     leads: dict[SlotGroup, list[ListedAsk]] = {}
-    for lead in node.leads:
+    for lead in _fold(node.asks):
         leads.setdefault(lead.slot_group, []).append(lead)
     for group, of_group in leads.items():
-        group.leads = tuple(of_group)
+        group.leads = node.asks if len(of_group) == len(node.asks) == 1 else tuple(of_group)
 
 
 def _set_score(node: ConnectedNode, reliability: int, score_step: int) -> None:
@@ -127,7 +139,7 @@ class AskBook:
         all asks share group 0.
         """
         node = self._nodes.get(provider)
-        former = () if node is None else (*node.former, *node.asks)
+        former, slot_groups = ((), ()) if node is None else ((*node.former, *node.asks), (*node.retired, *node.groups))
         self._remove_asks(provider)
         if node is None:
             node = self._nodes[provider] = ConnectedNode(provider)
@@ -135,18 +147,18 @@ class AskBook:
             node.reliability, node.score_step = reliability, score_step
         listed = list(asks)
         numbers = list(groups) or [0] * len(listed)
-        by_number = self._set_groups(node, numbers, capacity)
+        by_number = self._set_groups(node, slot_groups, numbers, capacity)
         node.asks = tuple(
             ListedAsk(_compact(ask, provider), by_number[number], self.measured(provider, ask.message.model))
             for ask, number in zip(listed, numbers, strict=True)
         )
         _set_leads(node)
         for listed_ask in node.asks:
-            model = listed_ask.ask.message.model
-            self._by_digest[listed_ask.ask.digest] = listed_ask
+            model = listed_ask.message.model
+            self._by_digest[listed_ask.digest] = listed_ask
             insort(self._by_model.setdefault(model, []), listed_ask, key=_price_key)
         for listed_ask in node.leads:
-            model = listed_ask.ask.message.model
+            model = listed_ask.message.model
             index = self._indexes.get(model)
             if index is None:
                 index = self._indexes[model] = ModelIndex()
@@ -157,30 +169,36 @@ class AskBook:
                 self.on_free(slot_group)
 
     def _set_groups(
-        self, node: ConnectedNode, numbers: Iterable[int], capacity: Capacity | Capacities | None
+        self,
+        node: ConnectedNode,
+        former: Iterable[SlotGroup],
+        numbers: Iterable[int],
+        capacity: Capacity | Capacities | None,
     ) -> dict[int, SlotGroup]:
-        """Gives a node the slot groups with these numbers. It keeps those that it has, and those that still have jobs."""
-        known = {group.number: group for group in (*node.retired, *node.groups)}
-        node.groups = tuple(
-            known.pop(number) if number in known else SlotGroup(node, number, NO_CAPACITY, known_since=self.decisions)
+        """Returns a node's slot groups with these numbers: of the former ones those that there are. Those with jobs retire."""
+        known = {group.number: group for group in former}
+        groups = {
+            number: known.pop(number) if number in known else SlotGroup(node, number, NO_CAPACITY, known_since=self.decisions)
             for number in dict.fromkeys(numbers)
-        )
+        }
         node.retired = tuple(group for group in known.values() if group.assigned)
-        for group, group_capacity in self._limited(node, _by_group(capacity or {})):
+        for group, group_capacity in self._limited(node, groups.values(), _by_group(capacity or {})):
             group.capacity = group_capacity
-        for group in node.groups:
+        for group in groups.values():
             group.set_state(group.current_state, self.decisions)
-        return {group.number: group for group in node.groups}
+        return groups
 
-    def _limited(self, node: ConnectedNode, reported: Capacities) -> list[tuple[SlotGroup, Capacity]]:
+    def _limited(
+        self, node: ConnectedNode, groups: Collection[SlotGroup], reported: Capacities
+    ) -> list[tuple[SlotGroup, Capacity]]:
         """Returns the slot groups with their reported capacities, of which no node gets more than `max_jobs` places in all.
 
         Groups that no ask names are left out.
         """
         left = self.max_jobs - sum(group.assigned for group in node.retired)
-        left -= sum(_size(group.capacity) for group in node.groups if group.number not in reported)
+        left -= sum(_size(group.capacity) for group in groups if group.number not in reported)
         limited: list[tuple[SlotGroup, Capacity]] = []
-        for group in node.groups:
+        for group in groups:
             capacity = reported.get(group.number)
             if capacity is None:
                 continue
@@ -193,15 +211,13 @@ class AskBook:
 
     def _keep_former(self, node: ConnectedNode, former: Iterable[ListedAsk]) -> None:
         """Keeps the last replaced asks of models that the node still sells: it accepts orders on them until they expire."""
-        sold = {(listed_ask.ask.message.model, listed_ask.slot_group) for listed_ask in node.asks}
+        sold = {(listed_ask.message.model, listed_ask.slot_group) for listed_ask in node.asks}
         replaced = [
-            entry
-            for entry in former
-            if (entry.ask.message.model, entry.slot_group) in sold and entry.ask.digest not in self._by_digest
+            entry for entry in former if (entry.message.model, entry.slot_group) in sold and entry.digest not in self._by_digest
         ]
         node.former = tuple(replaced[-MAX_FORMER_ASKS:])
         for listed_ask in node.former:
-            self._by_digest[listed_ask.ask.digest] = listed_ask
+            self._by_digest[listed_ask.digest] = listed_ask
 
     def drop(self, provider: Address) -> None:
         """Removes a provider that disconnected."""
@@ -213,10 +229,10 @@ class AskBook:
         if node is None:
             return
         for listed_ask in node.leads:
-            self._indexes[listed_ask.ask.message.model].leave(listed_ask)
+            self._indexes[listed_ask.message.model].leave(listed_ask)
         for listed_ask in node.asks:
-            self._by_digest.pop(listed_ask.ask.digest, None)
-            model = listed_ask.ask.message.model
+            self._by_digest.pop(listed_ask.digest, None)
+            model = listed_ask.message.model
             of_model = self._by_model[model]
             index = bisect_left(of_model, listed_ask.price_key, key=_price_key)
             while of_model[index] is not listed_ask:
@@ -225,10 +241,10 @@ class AskBook:
             if not of_model:
                 del self._by_model[model], self._indexes[model]
         for listed_ask in node.former:
-            self._by_digest.pop(listed_ask.ask.digest, None)
-        node.asks = node.leads = node.former = ()
+            self._by_digest.pop(listed_ask.digest, None)
         for group in node.groups:
             group.leads = ()
+        node.asks = node.former = ()
 
     # What changes with every job
 
@@ -240,12 +256,12 @@ class AskBook:
         node = self._nodes.get(provider)
         if node is None:
             return
-        reported = _by_group(capacity)
-        unknown = reported.keys() - {group.number for group in node.groups}
+        reported, groups = _by_group(capacity), node.groups
+        unknown = reported.keys() - {group.number for group in groups}
         if unknown:
             text = f"expected slot groups that asks of the node name, got {min(unknown)}"
             raise BadMessage(f"capacity.group: {text}", fault=Fault.PROVIDER)
-        for group, group_capacity in self._limited(node, reported):
+        for group, group_capacity in self._limited(node, groups, reported):
             self._set_capacity(group, group_capacity)
 
     def _set_capacity(self, group: SlotGroup, capacity: Capacity) -> None:
@@ -267,11 +283,11 @@ class AskBook:
         if node is None:
             return
         for listed_ask in node.asks:
-            if listed_ask.ask.message.model != model:
+            if listed_ask.message.model != model:
                 continue
             before = speed_steps(listed_ask.speed)
             former, listed_ask.measured = listed_ask.measured, speed
-            if listed_ask in node.leads and speed_steps(listed_ask.speed) != before:
+            if listed_ask in listed_ask.slot_group.leads and speed_steps(listed_ask.speed) != before:
                 index, listed_ask.measured = self._indexes[model], former
                 index.unlist(listed_ask)
                 listed_ask.measured = speed
@@ -291,23 +307,23 @@ class AskBook:
 
     def _update(self, group: SlotGroup) -> None:
         """Moves the asks of a slot group to the lists of its state."""
-        if self._nodes.get(group.provider) is not group.node or group not in group.node.groups:
+        if not group.leads:  # its node was dropped, or no ask names it any more
             return
         former, state = group.state, group.current_state
         if former != state:
             group.set_state(state, self.decisions)
             for lead in group.leads:
-                self._indexes[lead.ask.message.model].group_of(lead).move(lead, former=former, state=state)
+                self._indexes[lead.message.model].group_of(lead).move(lead, former=former, state=state)
         if state != NO_PLACE:
             self.on_free(group)
 
     def _relist(self, leads: Sequence[ListedAsk], change: Callable[[], None]) -> None:
         """Makes a change on which the places of these asks depend."""
         for lead in leads:
-            self._indexes[lead.ask.message.model].unlist(lead)
+            self._indexes[lead.message.model].unlist(lead)
         change()
         for lead in leads:
-            self._indexes[lead.ask.message.model].relist(lead)
+            self._indexes[lead.message.model].relist(lead)
 
     # Reading
 
@@ -339,7 +355,7 @@ class AskBook:
     def of_providers(self, model: str, providers: Iterable[Address]) -> Iterator[ListedAsk]:
         """Returns the asks of these providers for a model, unsorted."""
         listed_asks = (listed_ask for provider in providers for listed_ask in self.of_provider(provider))
-        return (listed_ask for listed_ask in listed_asks if listed_ask.ask.message.model == model)
+        return (listed_ask for listed_ask in listed_asks if listed_ask.message.model == model)
 
     def find(self, digest: Hash) -> ListedAsk | None:
         """Returns the ask with this digest, a listed one or one that was replaced lately, or None."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import islice
 from operator import attrgetter
 
 from sortedcontainers import SortedKeyList
@@ -25,6 +26,8 @@ _SHARES = 4_096
 _SCALE = 3 * _SHARES
 _MIXES = 32
 """Price mixes that are apart, so that one order by price is nearly the order by any request's price."""
+_CHUNK = 32
+"""Asks that a list passes over at a time, if their providers are excluded."""
 _GOLDEN = 0x9E3779B1 / 2**32
 
 ORDERS: dict[str, Callable[[ListedAsk], int]] = {
@@ -66,7 +69,7 @@ class FreeAsks:
         for ranked in self._orders.values():
             ranked.add(listed_ask)
         self._scores[listed_ask.node.score_step] += 1
-        self._shares[output_share(listed_ask.ask.message)] += 1
+        self._shares[output_share(listed_ask.message)] += 1
 
     def remove(self, listed_ask: ListedAsk) -> None:
         """Undoes `add`."""
@@ -74,7 +77,7 @@ class FreeAsks:
             ranked.remove(listed_ask)
         for counts, key in (
             (self._scores, listed_ask.node.score_step),
-            (self._shares, output_share(listed_ask.ask.message)),
+            (self._shares, output_share(listed_ask.message)),
         ):
             counts[key] -= 1
             if not counts[key]:
@@ -92,7 +95,8 @@ class FreeAsks:
     def price_rate(self, shape: RequestShape) -> int:
         """Returns what a request costs at least for each base unit of an ask's standard price, in _SCALE parts of MICRO."""
         low, high = min(self._shares), min(max(self._shares) + 1, _SHARES)
-        return min((_SHARES - share) * shape.input_tokens + 3 * share * shape.output_tokens for share in (low, high))
+        inputs, outputs = shape.input_tokens, 3 * shape.output_tokens
+        return min((_SHARES - low) * inputs + low * outputs, (_SHARES - high) * inputs + high * outputs)
 
     def lowest(self, rate: int) -> int:
         """Returns the bound of the whole list on the price."""
@@ -110,13 +114,14 @@ class FreeAsks:
         end = ranked.bisect_key_left((highest * _SCALE // rate if rate else ranked[-1].price) + 1 << ADDRESS_BITS)
         begin = int(draw * end)
         place, step = (draw + end * _GOLDEN) % 1 / (end or 1), 1 / (end or 1)
-        for part in (ranked.islice(begin, end), ranked.islice(0, begin)):
-            for listed_ask in part:
+        for first, last in ((begin, end), (0, begin)):
+            for number, listed_ask in enumerate(ranked.islice(first, last) if first < last else ()):
                 if listed_ask.provider not in exclude:
-                    yield lowest, place, listed_ask
-                place += step
-        for listed_ask in ranked.islice(end):
-            if listed_ask.provider not in exclude:
+                    yield lowest, place + number * step, listed_ask
+            place += (last - first) * step
+        following = ranked.islice(end)
+        while chunk := list(islice(following, _CHUNK)):
+            for listed_ask in [entry for entry in chunk if entry.provider not in exclude] if exclude else chunk:
                 yield (listed_ask.by_price >> ADDRESS_BITS) * rate // _SCALE, 0.0, listed_ask
 
     def by_speed(self, order: str, rate: int, scorer: Scorer) -> Iterator[Offer]:
@@ -124,8 +129,7 @@ class FreeAsks:
         least, latency, known, here, later = self.lowest(rate), order == "latency", -1, 0, 0
         weigh = scorer.first_token if latency else scorer.speed
         for listed_ask in self._orders[order]:
-            speed = listed_ask.speed
-            step = latency_step(speed.first_token_ms) if latency else throughput_step(speed.tokens_per_second)
+            step = latency_step(listed_ask.first_token_ms) if latency else throughput_step(listed_ask.tokens_per_second)
             if step != known:
                 known, here, later = step, weigh(step), weigh(min(step + 1, SLOWEST)) + least
             bound = here + listed_ask.price * rate // _SCALE

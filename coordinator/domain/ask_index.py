@@ -49,7 +49,7 @@ class FreeOffers:
     def __init__(
         self, lists: list[FreeAsks], orders: list[str], scorer: Scorer, draw: float, exclude: Collection[Address] = ()
     ) -> None:
-        self.best_score = max(free_asks.best_score for free_asks in lists)
+        self.best_score = max([free_asks.best_score for free_asks in lists])
         self._lists, self._orders, self._scorer, self._draw = lists, orders, scorer, draw
         self._exclude = exclude
 
@@ -65,7 +65,7 @@ class FreeOffers:
     def _stream(self, order: str, rates: list[int]) -> Iterator[Offer]:
         pairs = list(zip(self._lists, rates, strict=True))
         if order == "price":
-            lowest = min(free_asks.lowest(rate) for free_asks, rate in pairs)
+            lowest = min([free_asks.lowest(rate) for free_asks, rate in pairs])
             tie = lowest, lowest + lowest // NEAR_TIE
             streams = [free_asks.by_price(rate, tie, self._draw, self._exclude) for free_asks, rate in pairs]
         else:
@@ -106,7 +106,7 @@ class ModelIndex:
 
     def enter(self, listed_ask: ListedAsk) -> None:
         """Counts an ask in its group, which it creates if necessary, and lists the ask there."""
-        ask = listed_ask.ask.message
+        ask = listed_ask.message
         key = group_key(ask)
         group = self._groups.get(key)
         if group is None:
@@ -120,7 +120,7 @@ class ModelIndex:
 
     def leave(self, listed_ask: ListedAsk) -> None:
         """Undoes `enter`."""
-        key = group_key(listed_ask.ask.message)
+        key = group_key(listed_ask.message)
         group = self._groups[key]
         group.size -= 1
         self._remove(group, listed_ask)
@@ -153,7 +153,7 @@ class ModelIndex:
 
     def group_of(self, listed_ask: ListedAsk) -> AskGroup:
         """Returns the group of an ask that was entered."""
-        return self._groups[group_key(listed_ask.ask.message)]
+        return self._groups[group_key(listed_ask.message)]
 
     def free_asks(self, demand: Demand, reliability: int, scorer: Scorer, draw: float) -> FreeOffers | None:
         """Returns the free asks of one class whose spec meets the demand, for one request; None if there are none.
@@ -164,11 +164,12 @@ class ModelIndex:
         if not lists:
             return None
         weights = scorer.shape.weights
-        orders = [order for order, weight in (("latency", weights.first_token), ("throughput", weights.speed)) if weight]
-        for order in orders:
-            self._keep_order(order)
-        by_price = ["price"] if demand.sort == "price" else []
-        return FreeOffers(lists, [*by_price, *orders], scorer, draw, demand.exclude)
+        orders = ["price"] if demand.sort == "price" else []
+        for order, weight in (("latency", weights.first_token), ("throughput", weights.speed)):
+            if weight:
+                self._keep_order(order)
+                orders.append(order)
+        return FreeOffers(lists, orders, scorer, draw, demand.exclude)
 
     def _keep_order(self, order: str) -> None:
         if order not in self._orders:

@@ -55,7 +55,7 @@ def asks_page(book: AskBook, model: str, after: str, limit: int) -> Page:
 
 
 def _sort_key(listed_ask: ListedAsk) -> tuple[tuple[int, str], str]:
-    return listed_ask.price_key, listed_ask.ask.digest.hex()
+    return listed_ask.price_key, listed_ask.digest.hex()
 
 
 def _cursor(listed_ask: ListedAsk) -> str:
@@ -80,7 +80,7 @@ def model_entry(name: str, listed_asks: list[ListedAsk]) -> dict[str, Any]:
 
     `routes` and `features`: what at least one of its asks sells and declares, at most MAX_LISTED of each.
     """
-    asks = [listed_ask.ask.message for listed_ask in listed_asks]
+    asks = [listed_ask.message for listed_ask in listed_asks]
     speeds = [listed_ask.speed for listed_ask in listed_asks]
     return {
         "id": name,

@@ -117,11 +117,11 @@ class DecisionLog:
         if not chosen and not reasons:
             return
         full = len(chosen) == demand.limit
-        highest = max(price_of(entry.ask.message, shape) for entry in chosen) if full else None
+        highest = max(price_of(entry.message, shape) for entry in chosen) if full else None
         waits = bool(chosen) and not any(entry.slot_group.free for entry in chosen)
         providers = tuple(entry.provider for entry in chosen)
         strict = demand.strict
-        declared = strict is not None and bool(chosen) and strict.spec_objection(chosen[0].ask.message) is None
+        declared = strict is not None and bool(chosen) and strict.spec_objection(chosen[0].message) is None
         kept = _slim(demand)
         result = Decision(self.count, now, demand.model, False, providers, reasons, kept, declared, highest, waits, shape)
         self._add(replace(result, scores=dict(scores)))
@@ -152,7 +152,7 @@ class DecisionLog:
     def _verdicts(self, provider: Address, book: AskBook, prices: Prices | None) -> Iterator[Verdict]:
         by_model: dict[str, list[ListedAsk]] = {}
         for listed_ask in book.of_provider(provider):
-            by_model.setdefault(listed_ask.ask.message.model, []).append(listed_ask)
+            by_model.setdefault(listed_ask.message.model, []).append(listed_ask)
         left = _MAX_JUDGED
         for decision in reversed(self._decisions):
             if decision.match:
@@ -188,7 +188,7 @@ def _judge(listed_ask: ListedAsk, decision: Decision, prices: Prices | None, *, 
     """Returns what a shortlist's demand means for an ask that a provider has now. `former`: it is not known whether a slot was
     free then.
     """
-    ask, was_free = _repriced(listed_ask.ask.message, prices), listed_ask.slot_group.was_free(decision.number)
+    ask, was_free = _repriced(listed_ask.message, prices), listed_ask.slot_group.was_free(decision.number)
     if decision.demand is None or (was_free is None and not former):
         return False, _NOT_LISTED
     facts = Facts(decision.at, listed_ask.node.stake, None if was_free is None else int(was_free))

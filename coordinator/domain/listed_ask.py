@@ -6,10 +6,9 @@ address, so the order is total and the same in each process.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import lru_cache
 from math import log2
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
@@ -37,36 +36,85 @@ class Speed(NamedTuple):
     tokens_per_second: int = 0
 
 
-UNKNOWN_SPEED = Speed()
-
-
 FREE_SLOT, QUEUE_PLACE, NO_PLACE = range(3)
 """The states of a slot group, best first: a slot is free; only a place in the engine's queue is; the node takes no job."""
 SlotKey = tuple[Address, int | None]
 """A slot group by its provider and number. None stands for the groups of a provider that is away."""
 
 
-@dataclass(slots=True, eq=False)
+_Asks = Union["ListedAsk", tuple["ListedAsk", ...]]
+"""One ask, or none or several in a tuple. Most nodes have one, and with 100,000 of them a tuple for each counts."""
+
+
+_NO_PAST: tuple[tuple[SlotGroup, ...], tuple[ListedAsk, ...]] = ((), ())
+
+
+def _packed(asks: tuple[ListedAsk, ...]) -> _Asks:
+    return asks[0] if len(asks) == 1 else asks
+
+
+def _unpacked(asks: _Asks) -> tuple[ListedAsk, ...]:
+    return asks if isinstance(asks, tuple) else (asks,)
+
+
 class ConnectedNode:
     """A connected node and its slot groups.
 
-    `stake`: base units, as last read; 0 until a demand asks for a stake. Only the ask book changes the other members.
+    `stake`: base units, as last read; 0 until a demand asks for a stake. `score_step`: a step that its provider's score does not
+    exceed. Only the ask book changes members other than the stake.
     """
 
-    provider: Address
-    stake: int = 0
-    reliability: int = OTHER
-    score_step: int = SCORE_STEPS
-    """A step that its provider's score does not exceed."""
-    groups: tuple[SlotGroup, ...] = ()
-    """The slot groups that the node's asks name."""
-    retired: tuple[SlotGroup, ...] = ()
-    """Former slot groups that still have jobs."""
-    asks: tuple[ListedAsk, ...] = ()
-    leads: tuple[ListedAsk, ...] = ()
-    """Its cheapest ask in each group and slot group, which stands for its others there: a provider has one place among equals."""
-    former: tuple[ListedAsk, ...] = ()
-    """Asks that were replaced lately, which orders may still name."""
+    __slots__ = ("_asks", "_past", "provider", "reliability", "score_step", "stake")
+
+    def __init__(self, provider: Address, *, reliability: int = OTHER) -> None:
+        self.provider, self.reliability, self.score_step, self.stake = provider, reliability, SCORE_STEPS, 0
+        self._asks: _Asks = ()
+        self._past = _NO_PAST
+
+    @property
+    def retired(self) -> tuple[SlotGroup, ...]:
+        """Former slot groups that still have jobs."""
+        return self._past[0]
+
+    @retired.setter
+    def retired(self, groups: tuple[SlotGroup, ...]) -> None:
+        self._set_past(groups, self.former)
+
+    @property
+    def former(self) -> tuple[ListedAsk, ...]:
+        """Asks that were replaced lately, which orders may still name."""
+        return self._past[1]
+
+    @former.setter
+    def former(self, asks: tuple[ListedAsk, ...]) -> None:
+        self._set_past(self.retired, asks)
+
+    def _set_past(self, groups: tuple[SlotGroup, ...], asks: tuple[ListedAsk, ...]) -> None:
+        self._past = (groups, asks) if groups or asks else _NO_PAST
+
+    @property
+    def several(self) -> bool:
+        """Whether the node has more than one ask."""
+        return isinstance(self._asks, tuple) and len(self._asks) > 1
+
+    @property
+    def asks(self) -> tuple[ListedAsk, ...]:
+        """Its listed asks."""
+        return _unpacked(self._asks)
+
+    @asks.setter
+    def asks(self, asks: tuple[ListedAsk, ...]) -> None:
+        self._asks = _packed(asks)
+
+    @property
+    def groups(self) -> tuple[SlotGroup, ...]:
+        """The slot groups that the node's asks name."""
+        return tuple(dict.fromkeys(listed_ask.slot_group for listed_ask in self.asks))
+
+    @property
+    def leads(self) -> tuple[ListedAsk, ...]:
+        """The leads of its slot groups."""
+        return tuple(lead for group in self.groups for lead in group.leads)
 
     @property
     def free(self) -> int:
@@ -79,31 +127,47 @@ class ConnectedNode:
         return sum(group.assigned for group in (*self.groups, *self.retired))
 
 
-@dataclass(slots=True, eq=False)
 class SlotGroup:
     """Slots that some asks of a node share, because one engine serves them: their last reported capacity, and their jobs.
 
     The asks of a slot group are free or busy together, whatever the node's other engines do. Only the ask book changes it.
+
+    `slots`: jobs that the engine runs at once. `assigned`: jobs that the group was given and that have not ended. `state`: the
+    lists in which the group's asks are. `known_since`: the number of the first decision at which it is known whether a slot was
+    free. `changes`: the numbers of the decisions before which that last changed, oldest first; at most _MAX_CHANGES.
     """
 
-    node: ConnectedNode
-    number: int
-    capacity: Capacity
-    assigned: int = 0
-    """Jobs that the group was given and that have not ended."""
-    state: int = NO_PLACE
-    """The lists in which the group's asks are."""
-    known_since: int = 0
-    """The number of the first decision at which it is known whether a slot was free."""
-    changes: tuple[int, ...] = ()
-    """The numbers of the decisions before which that last changed, oldest first; at most _MAX_CHANGES."""
-    leads: tuple[ListedAsk, ...] = ()
-    """Those of the node's leads that sell these slots."""
-    key: SlotKey = field(init=False, repr=False)
-    """Identifies the group, also after its node connected again. One object, which all jobs that wait for the group share."""
+    __slots__ = (
+        "_leads", "_queue", "_reported_free", "assigned", "changes", "first_token_ms", "known_since", "node", "number", "slots",
+        "state", "tokens_per_second",
+    )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        self.key = self.node.provider, self.number
+    def __init__(self, node: ConnectedNode, number: int, capacity: Capacity, known_since: int = 0) -> None:
+        self.node, self.number, self.known_since = node, number, known_since
+        self.assigned, self.state, self.changes = 0, NO_PLACE, tuple[int, ...]()
+        self._leads: _Asks = ()
+        self.capacity = capacity
+
+    @property
+    def capacity(self) -> Capacity:
+        """The last reported capacity. Its parts are kept without it, which saves memory."""
+        return Capacity(self._reported_free, self.slots, self.tokens_per_second, self.first_token_ms, self._queue)
+
+    @capacity.setter
+    def capacity(self, capacity: Capacity) -> None:
+        self._reported_free, self.slots, self._queue = capacity.free, capacity.slots, capacity.queue
+        self.tokens_per_second, self.first_token_ms = capacity.tokens_per_second, capacity.first_token_ms
+
+    @property
+    def leads(self) -> tuple[ListedAsk, ...]:
+        """The cheapest of its asks in each group of the index, which stands for its others there: a provider has one place among
+        equals. A slot group that no ask of a connected node names has none.
+        """
+        return _unpacked(self._leads)
+
+    @leads.setter
+    def leads(self, leads: tuple[ListedAsk, ...]) -> None:
+        self._leads = _packed(leads)
 
     @property
     def provider(self) -> Address:
@@ -111,35 +175,44 @@ class SlotGroup:
         return self.node.provider
 
     @property
+    def key(self) -> SlotKey:
+        """Identifies the group, also after its node connected again."""
+        return self.node.provider, self.number
+
+    @property
     def places(self) -> int:
         """Jobs that the group takes now, as far as this coordinator knows: into free slots and the engine's queue."""
-        capacity = self.capacity
-        return max(0, min(capacity.free, capacity.slots + capacity.queue - self.assigned))
+        left = self.slots + self._queue - self.assigned
+        places = min(left, self._reported_free)
+        return max(0, places)
 
     @property
     def free(self) -> int:
         """Free slots. The places of the engine's queue are used last."""
-        return max(0, self.places - self.capacity.queue)
+        return max(0, self.places - self._queue)
 
     @property
     def taken(self) -> int:
         """Jobs in slots or in the engine's queue, those of others included."""
-        return self.capacity.slots + self.capacity.queue - self.places
+        size = self.slots + self._queue
+        if not self.assigned and self._reported_free >= size:
+            return 0
+        return min(max(size - self._reported_free, self.assigned), size)
 
     @property
     def load(self) -> float:
         """Jobs per slot: 1 if all slots are taken, more if jobs wait in the engine's queue."""
-        return self.taken / self.capacity.slots if self.capacity.slots else 1.0
+        return self.taken / self.slots if self.slots else 1.0
 
     @property
     def current_state(self) -> int:
         """The state that follows from the capacity and the jobs."""
         places = self.places
-        return FREE_SLOT if places > self.capacity.queue else QUEUE_PLACE if places else NO_PLACE
+        return FREE_SLOT if places > self._queue else QUEUE_PLACE if places else NO_PLACE
 
     def set_state(self, state: int, decision: int) -> None:
         """Sets `state`. `decision`: the number of the next decision."""
-        if (state == FREE_SLOT) != (self.state == FREE_SLOT):
+        if (state == FREE_SLOT) != (self.state == FREE_SLOT) and decision > self.known_since:
             self.changes = (*self.changes, decision)
             if len(self.changes) > _MAX_CHANGES:
                 self.known_since, self.changes = self.changes[0], self.changes[1:]
@@ -153,25 +226,27 @@ class SlotGroup:
         return (self.state == FREE_SLOT) ^ bool(later % 2)
 
 
-@dataclass(slots=True, eq=False)
 class ListedAsk:
     """One ask in the book, with the slots that it sells, and its key in the order by price.
 
     `measured`: the speed that the coordinator measured for its provider and model; None if it measured too little.
+    `siblings`: the provider's other asks in the same group and slot group, cheapest first, if this one leads them.
     """
 
-    ask: Verified[Ask]
-    slot_group: SlotGroup
-    measured: Speed | None = None
-    siblings: tuple[ListedAsk, ...] = ()
-    """The provider's other asks in the same group and slot group, cheapest first, if this one stands for them in the lists."""
-    provider: Address = field(init=False)
-    by_price: int = field(init=False)
+    __slots__ = ("by_price", "digest", "measured", "message", "provider", "siblings", "signature", "slot_group")
 
-    def __post_init__(self) -> None:
-        message = self.ask.message
-        self.provider = message.provider
-        self.by_price = 3 * message.input_price + message.output_price << ADDRESS_BITS | int(self.provider[2:10], 16)
+    def __init__(self, ask: Verified[Ask], slot_group: SlotGroup, measured: Speed | None = None) -> None:
+        message = ask.message
+        self.provider, self.message = message.provider, message
+        self.signature, self.digest = ask.signature, ask.digest
+        self.slot_group, self.measured = slot_group, measured
+        self.siblings: tuple[ListedAsk, ...] = ()
+        self.by_price = 3 * message.input_price + message.output_price << ADDRESS_BITS | int(message.provider[2:10], 16)
+
+    @property
+    def ask(self) -> Verified[Ask]:
+        """The ask as its provider signed it. Its parts are kept without it, which saves memory."""
+        return Verified(self.message, self.signature, self.digest)
 
     @property
     def node(self) -> ConnectedNode:
@@ -191,19 +266,29 @@ class ListedAsk:
     @property
     def speed(self) -> Speed:
         """The measured speed, and until enough was measured, what the node says of itself."""
-        capacity, measured = self.slot_group.capacity, self.measured or UNKNOWN_SPEED
-        first_token_ms = measured.first_token_ms or capacity.first_token_ms
-        return Speed(first_token_ms, measured.tokens_per_second or capacity.tokens_per_second)
+        return Speed(self.first_token_ms, self.tokens_per_second)
+
+    @property
+    def first_token_ms(self) -> int:
+        """The time to the first token, as in `speed`."""
+        measured = self.measured
+        return (measured.first_token_ms if measured else 0) or self.slot_group.first_token_ms
+
+    @property
+    def tokens_per_second(self) -> int:
+        """The throughput, as in `speed`."""
+        measured = self.measured
+        return (measured.tokens_per_second if measured else 0) or self.slot_group.tokens_per_second
 
     @property
     def by_latency(self) -> int:
         """Sort key: the step of the time to the first token, then the price."""
-        return latency_step(self.speed.first_token_ms) << _SPEED_SHIFT | self.by_price
+        return latency_step(self.first_token_ms) << _SPEED_SHIFT | self.by_price
 
     @property
     def by_throughput(self) -> int:
         """Sort key: the step of the throughput, then the price."""
-        return throughput_step(self.speed.tokens_per_second) << _SPEED_SHIFT | self.by_price
+        return throughput_step(self.tokens_per_second) << _SPEED_SHIFT | self.by_price
 
 
 @lru_cache(maxsize=1 << 16)

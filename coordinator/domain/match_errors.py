@@ -40,14 +40,14 @@ def no_match_error(
     counts = "; ".join(f"{count} x {reason.value}" for reason, count in reasons.most_common())
     if Reason.BUSY in reasons:
         return Unavailable(Code.NODE_BUSY, f"providers of {demand.model!r} are busy: {counts}", fault=Fault.PROVIDER)
-    asks = [listed_ask.ask.message for reason, listed_ask in rejected if reason in _PRICE]
+    asks = [listed_ask.message for reason, listed_ask in rejected if reason in _PRICE]
     if asks and set(reasons) <= _PRICE | _CHOICE:
         among = "every provider asked for" if set(reasons) & _CHOICE else "every provider"
         lowest_input = format_amount(min(ask.input_price for ask in asks))
         lowest_output = format_amount(min(ask.output_price for ask in asks))
         text = f"{among} of {demand.model!r} is above the price cap; the lowest prices in dollars per million tokens are "
         return Refusal(Code.PRICE_ABOVE_CAP, f"{text}{lowest_input} for input and {lowest_output} for output")
-    longest = max((entry.ask.message.context_tokens for reason, entry in rejected if reason is Reason.TOO_LONG), default=0)
+    longest = max((entry.message.context_tokens for reason, entry in rejected if reason is Reason.TOO_LONG), default=0)
     if longest and set(reasons) <= _UNABLE | _CHOICE:
         return context_refusal(demand.model, longest, demand.input_tokens)
     if set(reasons) <= _UNABLE | _CHOICE and set(reasons) & _UNABLE:
@@ -76,7 +76,7 @@ def _able_models(demand: Demand, book: AskBook) -> list[str]:
     scanned = 0
     for model, listed_asks in book.models():
         scanned += len(listed_asks)
-        if any(_is_able(listed_ask.ask.message, demand, wanted) for listed_ask in listed_asks):
+        if any(_is_able(listed_ask.message, demand, wanted) for listed_ask in listed_asks):
             able.append(model)
         if len(able) >= _MAX_NAMED or scanned >= _MAX_SCANNED:
             break

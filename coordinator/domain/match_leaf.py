@@ -28,7 +28,7 @@ _AFTER_RANKING = (Verdict.UNPAID, Verdict.HELD)
 
 def facts_of(listed_ask: ListedAsk, reputation: Reputation) -> AskFacts:
     """Returns what the matcher knows of an ask and its node now."""
-    ask, node, group = listed_ask.ask.message, listed_ask.node, listed_ask.slot_group
+    ask, node, group = listed_ask.message, listed_ask.node, listed_ask.slot_group
     return AskFacts(
         ask.input_price,
         ask.cached_input_price,
@@ -36,7 +36,7 @@ def facts_of(listed_ask: ListedAsk, reputation: Reputation) -> AskFacts:
         ask.valid_from,
         ask.valid_until,
         group.places,
-        group.capacity.slots,
+        group.slots,
         group.capacity.queue,
         listed_ask.speed.first_token_ms,
         listed_ask.speed.tokens_per_second,

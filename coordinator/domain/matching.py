@@ -96,12 +96,12 @@ def explain(
         if any(reason is None for reason in reasons.values()):
             break
         for listed_ask in listed_asks:
-            if reasons[id(listed_ask)] is Reason.BUSY and listed_ask.slot_group.capacity.slots:
+            if reasons[id(listed_ask)] is Reason.BUSY and listed_ask.slot_group.slots:
                 reasons[id(listed_ask)] = rejection(listed_ask, demand, now, score, queues=True, waits=waits)
     strict, fitting = demand.strict, [entry for entry in listed_asks if reasons[id(entry)] is None]
-    if strict is not None and any(strict.spec_objection(entry.ask.message) is None for entry in fitting):
+    if strict is not None and any(strict.spec_objection(entry.message) is None for entry in fitting):
         for entry in fitting:
-            if strict.spec_objection(entry.ask.message) is not None:
+            if strict.spec_objection(entry.message) is not None:
                 reasons[id(entry)] = Reason.UNDECLARED
     scorer = Scorer(shape_of_demand(demand, mean_output), score)
     scorer.refer([entry for entry in listed_asks if reasons[id(entry)] is None] or listed_asks)
@@ -172,7 +172,7 @@ def rank_fitting(
 
 def check_terms(candidate: Candidate, listed_ask: ListedAsk) -> None:
     """Checks an order's terms against the ask that they name. Raises Refusal (order_terms)."""
-    terms, ask = candidate.terms, listed_ask.ask.message
+    terms, ask = candidate.terms, listed_ask.message
     if ask.provider != candidate.order.message.provider or ask.model != terms.model:
         raise Refusal(Code.ORDER_TERMS, "terms.ask: the ask of another provider or model")
     offered = (ask.input_price, ask.cached_input_price, ask.output_price)

@@ -59,38 +59,32 @@ def score_step(score: float) -> int:
 
 
 class Ranked(NamedTuple, Generic[T]):
-    """An entry of a ranking: an ask, or an order on it, with the terms of its score. `reputation`: its provider's score."""
+    """An entry of a ranking: an ask, or an order on it, with the terms of its score and their `total`.
+
+    `reputation`: its provider's score.
+    """
 
     entry: T
     listed_ask: ListedAsk
     terms: ScoreTerms
     reputation: float
-
-    def nearly_ties(self, best: Ranked[T]) -> bool:
-        """Whether this entry is about as cheap, fast and reliable as the best one."""
-        mine, its = self.terms, best.terms
-        time, best_time = mine.first_token + mine.speed, its.first_token + its.speed
-        return (
-            mine.price <= its.price + its.price // NEAR_TIE
-            and time <= best_time + best_time // NEAR_TIE
-            and self.reputation >= best.reputation - _NEAR_SCORE
-            and (self.reputation < BAD) == (best.reputation < BAD)
-        )
+    total: int
 
 
 def rank(entries: Sequence[T], ask_of: Callable[[T], ListedAsk], scorer: Scorer) -> list[Ranked[T]]:
     """Returns the entries with the lowest expected cost first. `scorer` must have its reference."""
-    ranking: list[Ranked[T]] = []
-    for entry in entries:
+    rows: list[tuple[bool, int, int, int, Ranked[T]]] = []
+    for place, entry in enumerate(entries):
         listed_ask = ask_of(entry)
-        ranking.append(Ranked(entry, listed_ask, *scorer.judge(listed_ask)))
-    ranking.sort(key=_key)
-    return ranking
+        ranked = Ranked(entry, listed_ask, *scorer.judge(listed_ask))
+        rows.append((*_key(ranked), place, ranked))
+    rows.sort()
+    return [row[4] for row in rows]
 
 
 def _key(ranked: Ranked[T]) -> tuple[bool, int, int]:
     """Sort key: those that mostly fail last, then the lowest total; price, then address break a tie."""
-    return ranked.reputation < BAD, ranked.terms.total, ranked.listed_ask.by_price
+    return ranked.reputation < BAD, ranked.total, ranked.listed_ask.by_price
 
 
 def spread_near_ties(ranking: list[Ranked[T]], chance: float) -> list[Ranked[T]]:
@@ -102,14 +96,27 @@ def spread_near_ties(ranking: list[Ranked[T]], chance: float) -> list[Ranked[T]]
     if len(ranking) < 2:
         return ranking
     best, salt = ranking[0], int(chance * _MAX_ADDRESS_PART)
-    tied = [ranked for ranked in ranking if ranked.nearly_ties(best)]
+    tied, others = _near_ties(ranking, best)
     if len(tied) < 2:
         return ranking
-    others = [] if len(tied) == len(ranking) else [ranked for ranked in ranking if not ranked.nearly_ties(best)]
     tied.sort(key=lambda ranked: ((ranked.listed_ask.by_price & _MAX_ADDRESS_PART) ^ salt) * _SHUFFLE & _MAX_ADDRESS_PART)
     if tied[1].listed_ask.slot_group.load < tied[0].listed_ask.slot_group.load:
         tied[0], tied[1] = tied[1], tied[0]
     return tied + others
+
+
+def _near_ties(ranking: list[Ranked[T]], best: Ranked[T]) -> tuple[list[Ranked[T]], list[Ranked[T]]]:
+    """Returns the entries that are about as cheap, fast and reliable as the best one, and the others."""
+    price, _, first_token, speed, _ = best.terms
+    highest, slowest = price + price // NEAR_TIE, first_token + speed + (first_token + speed) // NEAR_TIE
+    least, is_bad = best.reputation - _NEAR_SCORE, best.reputation < BAD
+    tied: list[Ranked[T]] = []
+    others: list[Ranked[T]] = []
+    for ranked in ranking:
+        terms, reputation = ranked.terms, ranked.reputation
+        near = terms[0] <= highest and terms[2] + terms[3] <= slowest and reputation >= least and (reputation < BAD) == is_bad
+        (tied if near else others).append(ranked)
+    return tied, others
 
 
 def keep_holder(ranking: list[Ranked[T]], holder: Address | None) -> list[Ranked[T]]:
@@ -118,7 +125,7 @@ def keep_holder(ranking: list[Ranked[T]], holder: Address | None) -> list[Ranked
     if kept is None:
         return ranking
     best = min(ranking, key=_key)
-    if (kept.reputation < BAD) > (best.reputation < BAD) or KEPT * best.terms.total < (KEPT - 1) * kept.terms.total:
+    if (kept.reputation < BAD) > (best.reputation < BAD) or KEPT * best.total < (KEPT - 1) * kept.total:
         return ranking
     return [kept, *(ranked for ranked in ranking if ranked is not kept)]
 

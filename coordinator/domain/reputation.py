@@ -48,6 +48,7 @@ class ProviderRecord:
 
 
 UNKNOWN_PROVIDER = ProviderRecord()
+_UNKNOWN_SCORE = UNKNOWN_PROVIDER.score
 
 
 def _ignore(_provider: Address) -> None:
@@ -64,7 +65,8 @@ class Reputation:
 
     def score(self, provider: Address) -> float:
         """Returns the provider's score, from 0 to 1; 0.25 for an unknown provider."""
-        return self._records.get(provider, UNKNOWN_PROVIDER).score
+        record = self._records.get(provider)
+        return _UNKNOWN_SCORE if record is None else record.score
 
     def newcomer(self, provider: Address) -> bool:
         """Whether the provider had too few jobs to be judged."""

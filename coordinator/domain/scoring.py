@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from coordinator.domain.listed_ask import LATENCY_MS, OTHER, SCORE_STEPS, TOKEN_US, ListedAsk, speed_steps
+from coordinator.domain.listed_ask import LATENCY_MS, OTHER, SCORE_STEPS, TOKEN_US, ListedAsk, latency_step, throughput_step
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, Amount, format_amount
 from tallystick.protocol.weights import NO_WEIGHTS, Weights
@@ -61,6 +61,12 @@ class ScoreTerms(NamedTuple):
         """Returns the terms and their sum in dollars, as exact decimal text."""
         terms = {"price": self.price, "loss": self.loss, "firstToken": self.first_token, "speed": self.speed, "load": self.load}
         return {name: format_amount(term, _MICRO_DECIMALS) for name, term in (terms | {"total": self.total}).items()}
+
+
+_tuple = tuple.__new__
+"""Makes a named tuple in half the time that its own constructor takes."""
+Judged = tuple[ScoreTerms, float, int]
+"""The terms of an ask's score, its provider's reputation, and the sum of the terms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +123,10 @@ def price_of(ask: Ask, shape: RequestShape) -> int:
 class Scorer:
     """Scores asks for one request. `refer` must set the reference before the first score."""
 
-    __slots__ = ("_failure", "_first_token", "_input", "_known", "_output", "_score", "_speed", "shape")
+    __slots__ = (
+        "_bases", "_cached", "_failure", "_first_token", "_holder", "_input", "_known", "_losses", "_output", "_score", "_speed",
+        "shape",
+    )  # fmt: skip
 
     def __init__(self, shape: RequestShape, score: Score) -> None:
         self.shape, self._score = shape, score
@@ -125,11 +134,17 @@ class Scorer:
         self._first_token = int(shape.weights.first_token) * (MICRO // 1_000)
         self._speed = int(shape.weights.speed) * shape.output_tokens
         self._failure = 0
-        self._known: dict[int, tuple[ScoreTerms, float]] = {}
+        self._cached, self._holder = shape.cached_tokens, shape.holder
+        self._known: dict[int, Judged] = {}
+        self._bases: dict[int, tuple[int, int, int]] = {}
+        self._losses: dict[float, int] = {}
 
     def price(self, listed_ask: ListedAsk) -> int:
         """The request's price with this ask."""
-        return price_of(listed_ask.ask.message, self.shape)
+        ask = listed_ask.message
+        if self._cached and ask.provider == self._holder:
+            return price_of(ask, self.shape)
+        return self._input * ask.input_price + self._output * ask.output_price
 
     def first_token(self, step: int) -> int:
         """What the time to the first token counts at this step of latency."""
@@ -139,33 +154,39 @@ class Scorer:
         """What the time of the output counts at this step of throughput."""
         return self._speed * TOKEN_US[step]
 
-    def _times(self, listed_ask: ListedAsk) -> tuple[int, int]:
-        if not (self._first_token or self._speed):
-            return 0, 0
-        latency, throughput = speed_steps(listed_ask.speed)
-        return self.first_token(latency), self.speed(throughput)
+    def _base(self, listed_ask: ListedAsk) -> tuple[int, int, int]:
+        """Returns the price, the first token and the speed of an ask, the terms that do not depend on the reference."""
+        return (
+            self.price(listed_ask),
+            self.first_token(latency_step(listed_ask.first_token_ms)) if self._first_token else 0,
+            self.speed(throughput_step(listed_ask.tokens_per_second)) if self._speed else 0,
+        )
 
     def refer(self, listed_asks: Sequence[ListedAsk]) -> None:
         """Sets what a failed job costs, from the fitting asks of the best class of reliability among these."""
-        best = min([entry.node.reliability for entry in listed_asks], default=OTHER)
-        worths = [self.price(entry) + sum(self._times(entry)) for entry in listed_asks if entry.node.reliability == best]
+        best, base = min([entry.slot_group.node.reliability for entry in listed_asks], default=OTHER), self._base
+        self._bases = {id(entry): base(entry) for entry in listed_asks if entry.slot_group.node.reliability == best}
+        worths = list(map(sum, self._bases.values()))
         floor = FLOOR * (self._input + self._output) + MICRO * int(self.shape.weights.loss)
         self._failure = FAILED_JOBS * min(worths, default=0) + floor
         self._known.clear()
+        self._losses.clear()
 
-    def judge(self, listed_ask: ListedAsk) -> tuple[ScoreTerms, float]:
-        """Returns the terms of an ask's score, and its provider's reputation, from 0 to 1."""
+    def judge(self, listed_ask: ListedAsk) -> Judged:
+        """Returns the terms of an ask's score, its provider's reputation, from 0 to 1, and the sum of the terms."""
         known = self._known.get(id(listed_ask))
         if known is not None:
             return known
-        price, score = self.price(listed_ask), self._score(listed_ask.provider)
-        loss = self._failure * (MICRO - int(MICRO * score)) // MICRO
-        slots, taken = listed_ask.slot_group.capacity.slots, listed_ask.slot_group.taken
+        price, first_token, speed = self._bases.get(id(listed_ask)) or self._base(listed_ask)
+        group, score = listed_ask.slot_group, self._score(listed_ask.provider)
+        loss = self._losses.get(score)
+        if loss is None:
+            loss = self._losses[score] = self._failure * (MICRO - int(MICRO * score)) // MICRO
+        slots, taken = group.slots, group.taken
         load = (price * taken // (slots * LOAD_PART) if taken else 0) if slots else price // LOAD_PART
-        first_token, speed = self._times(listed_ask)
-        terms = ScoreTerms(price, loss, first_token, speed, load)
-        self._known[id(listed_ask)] = terms, score
-        return terms, score
+        terms = _tuple(ScoreTerms, (price, loss, first_token, speed, load))
+        known = self._known[id(listed_ask)] = terms, score, price + loss + first_token + speed + load
+        return known
 
     def least_loss(self, score_step: int) -> int:
         """The least loss of a provider whose score does not exceed this step."""

@@ -45,22 +45,20 @@ def rejection(
     now: int,
     score: Score = perfect_score,
     *,
-    suitable: bool = False,
     queues: bool = False,
     waits: bool = False,
 ) -> Reason | None:
     """Returns the first reason why this ask does not meet the demand, or None if it does. `now`: Unix seconds.
 
-    `suitable`: the ask's spec is known to meet the demand. `queues`: the job may wait in the engine's queue. `waits`: it may wait
-    for a slot.
+    `queues`: the job may wait in the engine's queue. `waits`: it may wait for a slot.
     """
-    group, ask = listed_ask.slot_group, listed_ask.ask.message
+    group, ask = listed_ask.slot_group, listed_ask.message
     reputation = 100 * score(listed_ask.provider) if demand.min_reputation else None
     facts = Facts(now, group.node.stake, None if waits else group.places if queues else group.free, reputation)
-    return demand.offer_objection(ask, facts) if suitable else demand.objection(ask, facts)
+    return demand.objection(ask, facts)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Search:
     """The search for the asks that meet one demand. It adds the asks that it judged and rejected to `rejected`."""
 
@@ -118,7 +116,7 @@ class Search:
         return list(fitting.values())
 
     def _fits_when_free(self, listed_ask: ListedAsk, demand: Demand) -> bool:
-        slots = listed_ask.slot_group.capacity.slots
+        slots = listed_ask.slot_group.slots
         return slots > 0 and rejection(listed_ask, demand, self.now, self.score, waits=True) is None
 
     def _among_pinned(self) -> list[ListedAsk]:
@@ -144,36 +142,40 @@ class Search:
     def _take(self, offers: FreeOffers, wanted: int, pool: _Pool) -> None:
         """Adds fitting asks of one class to the pool: until it has as many as wanted, and no ask that follows may win."""
         demand, fitting, left = self.demand, pool.fitting, _MAX_JUDGED
-        exclude, most = demand.exclude, len(fitting) + _MAX_SCORED
+        exclude, most, best_score = demand.exclude, len(fitting) + _MAX_SCORED, offers.best_score
         simple = None if demand.min_stake or demand.min_reputation else Facts(self.now)
+        add, objection = pool.unscored.append, demand.offer_objection
         for bound, _, lead in islice(offers, _MAX_SCANNED):
-            if lead.provider in exclude or lead.provider in fitting:
+            provider = lead.provider
+            if provider in fitting or provider in exclude:
                 continue
-            if len(fitting) >= wanted and (bound >= pool.limit(offers.best_score) or len(fitting) >= most):
+            if len(fitting) >= wanted and (bound >= pool.limit(best_score) or len(fitting) >= most):
                 return
             if not left:
                 return
             left -= 1
-            several = len(lead.node.asks) > 1
-            listed_ask = self._best_of(lead) if several else self._suiting(lead, simple)
-            if listed_ask is not None:
-                pool.add(listed_ask)
+            if lead.slot_group.node.several:
+                listed_ask = self._best_of(lead)
+                if listed_ask is None:
+                    continue
+                lead = listed_ask  # noqa: PLW2901  # the provider's best ask stands for it
+            else:
+                reason = objection(lead.message, simple or self._facts(lead))
+                if reason is not None:
+                    self.rejected.append((reason, lead))
+                    continue
+            fitting[provider] = lead
+            add(lead)
 
-    def _suiting(self, listed_ask: ListedAsk, simple: Facts | None) -> ListedAsk | None:
-        """Returns a free ask of a suitable group if it fits; records the reason if it does not."""
-        if simple is None:
-            reason = rejection(listed_ask, self.demand, self.now, self.score, suitable=True)
-        else:
-            reason = self.demand.offer_objection(listed_ask.ask.message, simple)
-        if reason is not None:
-            self.rejected.append((reason, listed_ask))
-        return listed_ask if reason is None else None
+    def _facts(self, listed_ask: ListedAsk) -> Facts:
+        """Returns what is known of a free ask's provider."""
+        return Facts(self.now, listed_ask.node.stake, None, 100 * self.score(listed_ask.provider))
 
     def _best_of(self, lead: ListedAsk) -> ListedAsk | None:
         """Returns the best fitting ask of a provider with several; None unless this one, or a sibling of it, is the best."""
         fitting: list[tuple[int, int, ListedAsk]] = []
         for number, listed_ask in enumerate(lead.node.asks):
-            if listed_ask.ask.message.model == self.demand.model:
+            if listed_ask.message.model == self.demand.model:
                 reason = rejection(listed_ask, self.demand, self.now, self.score)
                 if reason is None:
                     fitting.append((self.scorer.price(listed_ask), number, listed_ask))
@@ -217,24 +219,21 @@ class _Pool:
     search: Search
     fitting: dict[Address, ListedAsk] = field(default_factory=dict)
     _totals: list[int] = field(default_factory=list)
-    _unscored: list[ListedAsk] = field(default_factory=list)
+    unscored: list[ListedAsk] = field(default_factory=list)
+    """The last ones, in their order. Who adds an ask to `fitting` adds it here too."""
     _referred: bool = False
-
-    def add(self, listed_ask: ListedAsk) -> None:
-        """Adds an ask of a provider that has none in the pool."""
-        self.fitting[listed_ask.provider] = listed_ask
-        self._unscored.append(listed_ask)
 
     def limit(self, best_score: int) -> int:
         """Returns the price and time from which no further ask can be among the best, if its score has at most this step."""
         search = self.search
         if not self._referred:
-            search.scorer.refer(self._unscored)
+            search.scorer.refer(self.unscored)
             self._referred = True
-        for listed_ask in self._unscored:
-            terms, score = search.scorer.judge(listed_ask)
-            insort(self._totals, terms.total + _LAST if score < BAD else terms.total)
-        self._unscored.clear()
+        judge = search.scorer.judge
+        for listed_ask in self.unscored:
+            _, score, total = judge(listed_ask)
+            insort(self._totals, total + _LAST if score < BAD else total)
+        self.unscored.clear()
         if len(self._totals) < search.demand.limit:
             return _LAST
         worst = self._totals[search.demand.limit - 1]

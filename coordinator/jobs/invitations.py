@@ -62,7 +62,7 @@ class Invitations:
         for listed_ask in group.node.asks:
             if listed_ask.slot_group is not group:
                 continue
-            for queued in islice(self._queue.waiting_of(listed_ask.ask.message.model), _MAX_SCANNED):
+            for queued in islice(self._queue.waiting_of(listed_ask.message.model), _MAX_SCANNED):
                 if len(waiting) >= group.places or not self._queue.is_open(group, None):
                     return
                 job = self._jobs.get(queued)
@@ -113,7 +113,7 @@ class Invitations:
 
     def _add(self, job: LiveJob, listed_ask: ListedAsk) -> bool:
         """Adds an ask that the job was not invited to before and may be ordered on. Returns whether it was added."""
-        ask, digest = listed_ask.ask.message, listed_ask.ask.digest
+        ask, digest = listed_ask.message, listed_ask.digest
         invited = self._invited.get(job.id) or _Invited()
         candidates = job.submission.candidates
         if digest in invited.asks or len(invited.asks) >= MAX_INVITATIONS or ask.provider in job.tried:

@@ -122,7 +122,7 @@ class Matchmaker:
 
     def _note_withdrawn(self, provider: Address) -> None:
         for listed_ask in self.book.of_provider(provider):
-            model = listed_ask.ask.message.model
+            model = listed_ask.message.model
             self._withdrawn[model] = self._tick()
             self._withdrawn.move_to_end(model)
         while len(self._withdrawn) > MAX_WITHDRAWN_MODELS:

@@ -117,7 +117,7 @@ class Replica:
         """Yields the asks that meet a demand, the cheapest first. `free`: only those whose node has a free slot."""
         facts, specs = Facts(self.unix_time()), dict[Spec, bool]()
         for entry in self.book.of_model(demand.model):
-            ask = entry.ask.message
+            ask = entry.message
             if (free and not entry.slot_group.free) or demand.offer_objection(ask, facts) is not None:
                 continue
             if ask.spec not in specs:

@@ -46,12 +46,12 @@ class Request:
 
 def candidate_of(payer: Payer, turn: Turn, entry: ListedAsk, job: JobId, now: int) -> Candidate:
     """Returns an order on an ask for a request. `now`: Unix seconds."""
-    ask = entry.ask.message
+    ask = entry.message
     prices = Prices(ask.input_price, ask.cached_input_price, ask.output_price)
     cap = worst_case(BYTES_PER_TOKEN * turn.input, ANSWER.most, prices, ask.context_tokens)
     terms = Terms(
         model=ask.model,
-        ask=entry.ask.digest,
+        ask=entry.digest,
         input_price=ask.input_price,
         cached_input_price=ask.cached_input_price,
         output_price=ask.output_price,
@@ -77,7 +77,7 @@ def candidate_of(payer: Payer, turn: Turn, entry: ListedAsk, job: JobId, now: in
 
 def price_with(entry: ListedAsk, usage: Usage) -> Amount:
     """Returns what this usage costs with an ask, in base units."""
-    ask = entry.ask.message
+    ask = entry.message
     return cost(usage, Prices(ask.input_price, ask.cached_input_price, ask.output_price))
 
 

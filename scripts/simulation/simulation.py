@@ -230,7 +230,7 @@ class Simulation:
 
     async def _prefer_holder(self, request: Request, asks: list[ListedAsk]) -> tuple[list[ListedAsk], Preference | None]:
         """Puts the provider first that has the beginning of the conversation, as the client does."""
-        by_digest = {entry.ask.digest: entry for entry in asks}
+        by_digest = {entry.digest: entry for entry in asks}
 
         async def find(provider: Address) -> list[Verified[Ask]]:
             try:
@@ -238,7 +238,7 @@ class Simulation:
                 found = self.replica_of(request.payer).matchmaker.shortlist(pinned)
             except (Refusal, Unavailable):
                 return []
-            by_digest.update((entry.ask.digest, entry) for entry in found)
+            by_digest.update((entry.digest, entry) for entry in found)
             return [entry.ask for entry in found]
 
         arranged, holder = await self._affinity.arrange(tags_of(request.turn), [entry.ask for entry in asks], find)

@@ -22,6 +22,7 @@ from tallystick.protocol.messages import Ask, Claim, ClaimRow, Order, Outcome, R
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import Candidate, Dispatch, Failure, Kind, Submission, loads, pack_link, unpack_link
+from tallystick.runtime.lean_event import LeanEvent
 from tests.builders import build_ask, build_order, receipt_for, terms_of
 
 M = TypeVar("M", bound=Message)
@@ -232,7 +233,7 @@ class Client:
     job: LiveJob
     frames: list[tuple[Kind, bytes]] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
-    reads: asyncio.Event = field(default_factory=asyncio.Event)
+    reads: LeanEvent = field(default_factory=LeanEvent)
 
     @property
     def kinds(self) -> list[Kind]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from coordinator.domain.ask_book import MAX_FORMER_ASKS, AskBook
 from coordinator.domain.listed_ask import ConnectedNode, SlotGroup
 from tallystick.protocol.link import Capacity
+from tallystick.protocol.messages import Spec
 from tests.coordinator.harness import MODEL, make_ask, person
 
 ANN, BOB = person("ann"), person("bob")
@@ -125,3 +126,30 @@ def test_few_replaced_asks_are_kept() -> None:
     assert known == [False] * 3 + [True] * (MAX_FORMER_ASKS + 1)
     book.replace(ANN.address, [])
     assert not any(book.find(ask.digest) for ask in asks)
+
+
+def test_asks_have_equal_values_in_common() -> None:
+    """Many nodes sell the same product, so the book keeps its values once. What was signed stays as it was."""
+    book, base = AskBook(), 1_900_000_000
+    asks = [make_ask(key, valid_until=base + int(second), spec=Spec(engine="vllm")) for key, second in ((ANN, "7"), (BOB, "7"))]
+    for ask in asks:
+        book.replace(ask.message.provider, [ask], Capacity(1, 1))
+    (first,), (second,) = (book.of_provider(ask.message.provider) for ask in asks)
+    assert first.message.valid_until is second.message.valid_until
+    assert first.message.spec is second.message.spec
+    assert [first.ask, second.ask] == asks
+
+
+def test_a_slot_group_keeps_each_part_of_a_capacity() -> None:
+    """The capacity that a group returns is the one that was reported; jobs change what is left of it, not the report."""
+    reported = Capacity(free=3, slots=2, tokens_per_second=7, first_token_ms=11, queue=5)
+    group = SlotGroup(ConnectedNode(ANN.address), 0, reported)
+    assert (group.capacity, group.places, group.taken) == (reported, 3, 4)
+    group.assigned = 6
+    assert (group.capacity, group.places, group.taken) == (reported, 1, 6)
+    group.assigned = 9
+    assert (group.places, group.taken) == (0, 7)
+    group.assigned, group.capacity = 0, Capacity(2, 2)
+    assert (group.places, group.taken, group.load) == (2, 0, 0.0)
+    group.capacity = Capacity(4, 2)
+    assert (group.places, group.taken) == (2, 0), "no more than its slots"

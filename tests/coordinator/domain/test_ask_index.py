@@ -281,6 +281,7 @@ def test_a_node_remembers_when_it_was_full() -> None:
     book.decisions = 3
     book.replace(KEYS[0].address, [make_ask(KEYS[0])], Capacity(1, 1))
     (group,) = book.groups_of((KEYS[0].address, None))
+    assert group.changes == (), "nothing is known of what was before"
     for decision, change in ((5, book.assign), (7, book.release)):
         book.decisions = decision
         change(group)

@@ -67,7 +67,7 @@ def test_the_terms_are_what_they_say() -> None:
     shape = RequestShape(1_000, 100, weights, ANN.address, 400)
     scorer = Scorer(shape, lambda _: 0.75)
     scorer.refer([listed_ask])
-    terms, score = scorer.judge(listed_ask)
+    terms, score, _ = scorer.judge(listed_ask)
     price = 600 * 2_000_000 + 400 * 500_000 + 100 * 3_000_000
     latency, throughput = speed_steps(Speed(256, 64))
     assert (LATENCY_MS[latency], TOKEN_US[throughput]) == (256, 15_625)
@@ -112,7 +112,8 @@ def test_the_first_of_the_shortlist_is_the_best_of_all(seed: int, sort: str) -> 
     scorer.refer(free)
 
     def total(entry: ListedAsk) -> tuple[bool, int]:
-        terms, score = scorer.judge(entry)
+        terms, score, total = scorer.judge(entry)
+        assert total == terms.total
         return score < BAD, terms.total
 
     best, first = min(map(total, free)), total(chosen[0])
