@@ -414,7 +414,7 @@ async def test_a_body_counts_until_its_job_ends(world: World) -> None:
 
 @pytest.mark.parametrize("headers", [[], [(b"x-tally-linger", b"30")]])
 async def test_a_waiting_job_holds_no_body(world: World, headers: list[tuple[bytes, bytes]]) -> None:
-    """Neither the route nor the market keeps the body that the queued submission was read from."""
+    """Neither the route nor the market keeps the body that the queued submission was read from, nor the request's headers."""
     node = world.node("ann", slots=1)
     world.funds.free[PAYER.address] = Amount(10 * CAP)
     await world.started(node)
@@ -429,6 +429,7 @@ async def test_a_waiting_job_holds_no_body(world: World, headers: list[tuple[byt
         tracemalloc.stop()
     assert world.market.waiting == 1
     assert sum(trace.size for trace in bodies.traces) < 10_000
+    assert headers == [], "the request's headers are kept"
     world.market.cancel(submission.job)
     await call
 
