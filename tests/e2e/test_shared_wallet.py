@@ -146,7 +146,7 @@ async def shared_wallet(
         engine = await inspect_engine(market.url(market.ports.engines["node-a"]))
         running: dict[str, ManagedProcess] = {}
         cluster = SharedWalletCluster(
-            market, processes, engine, running, dict(zip(GATEWAYS, (free_port(0), free_port(0)), strict=True))
+            market, processes, engine, running, {}, ports=dict(zip(GATEWAYS, (free_port(0), free_port(0)), strict=True))
         )
         cluster.apart = apart
         for name in ("coordinator", "node-a", "node-b", *GATEWAYS):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.domain.limits import JobLimits
 from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.jobs.matchmaker import RETURN_SECONDS
 from coordinator.ports import JobRecord
@@ -20,7 +21,20 @@ from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.tab import MAX_SEQ
 from tallystick.protocol.types import Amount, JobId
 from tallystick.protocol.wire import Kind
-from tests.coordinator.harness import COST, PAYER, START, Client, FakeNode, World, hash_of, make_order, person, quiet, unchecked
+from tests.coordinator.harness import (
+    COST,
+    PAYER,
+    START,
+    Client,
+    FakeNode,
+    World,
+    hash_of,
+    hedged,
+    make_order,
+    person,
+    quiet,
+    unchecked,
+)
 
 
 async def _receipts(world: World, client: Client) -> list[Signed[Receipt]]:
@@ -429,6 +443,39 @@ async def test_an_end_that_was_lost_is_learnt_from_the_receipt() -> None:
     known = await store.job(client.job.id)
     assert known is not None
     assert (known.record.state, known.record.last.state) == (State.COMPLETED, State.COMPLETED)
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+@pytest.mark.parametrize("charged", [True, False])
+async def test_the_end_of_a_hedged_job_that_was_lost(attempts: int, *, charged: bool) -> None:
+    """A receipt ends a job that is open in the store, but one at no cost does not while another provider may still have it."""
+    store = MemoryStore()
+    world = World(store=store, limits=JobLimits(hedge_share=1.0))
+    ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
+    client = world.read(await world.market.place_order(hedged(world.submission(*(ann, bob)[:attempts]), 2.0)))
+    await quiet()
+    ann.accept(client.job.id)
+    record = store.jobs[client.job.id]
+    if attempts == 2:
+        await world.pass_time(2.0)
+        record = store.jobs[client.job.id]
+    assert len(record.open_attempts()) == attempts
+    free = {"outcome": Outcome.PROVIDER_ERROR, "input_tokens": 0, "output_tokens": 0, "cost": Amount(0)}
+    receipt = ann.receipt(client.job.id, **({} if charged else free))
+    for node in (ann, bob)[:attempts]:
+        node.fail(client.job.id)
+    await quiet()
+    store.jobs[client.job.id] = record  # the write of the end was lost
+    await ann.hand_in_late(client.job.id, receipt)
+    known = await store.job(client.job.id)
+    assert known is not None
+    states = [attempt.state for attempt in known.record.attempts]
+    if attempts == 2 and not charged:
+        assert (known.record, list(known.receipts)) == (record, [ann.address]), "bob may still have it"
+    elif attempts == 2:
+        assert (known.record.state, states) == (State.COMPLETED, [State.COMPLETED, State.CANCELLED])
+    else:
+        assert states == [known.record.state] == [State.COMPLETED if charged else State.FAILED]
 
 
 async def test_a_receipt_payload_reaches_the_client_untouched(world: World) -> None:
