@@ -172,7 +172,7 @@ async def _closed_loops(direct: Ask, market: Ask, answers: int, rounds: int) -> 
                 figures["closed_loop_refused"] += failed
             ratios.append(rate[market] / rate[direct])
             rates.append(rate[direct])
-        print(clients, [round(ratio, 3) for ratio in ratios], file=sys.stderr)
+        print(f"closed loop, clients {clients}: {[round(ratio, 3) for ratio in ratios]}", file=sys.stderr)
         figures[f"closed_loop_ratio_{clients}"] = median(ratios)
         figures[f"closed_loop_answers_per_s_{clients}"] = median(rates)
     return figures
