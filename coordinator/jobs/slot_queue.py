@@ -48,7 +48,7 @@ class SlotQueue:
             await self._matchmaker.match(job)
         except SlotsBusy as busy:
             if self._seconds_left(job) <= 0:
-                raise
+                raise job.last_error or busy from None  # of a job that failed, why it failed tells its client more
             await self._matchmaker.check_waiting(job, busy.busy)
             if self._closing is not None:
                 raise self._closing from busy

@@ -45,6 +45,8 @@ from tallystick.protocol.types import Address, Hash, JobId, format_amount
 from tallystick.protocol.wire import FrameReader, Kind, ResponseHead, split_request
 
 log = structlog.get_logger()
+_NEVER_RAN = (Code.NODE_BUSY, Code.NO_PROVIDER)
+"""Failures of a job that no provider took, such as the end of its wait for a slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,6 +412,8 @@ class Job:
         state = JobState.CANCELLED if self._cancelling else JobState.FAILED
         deliveries = self._delivered_by_order()
         await context.ledger.end_job(self.id, state, failure.public_text, context.now(), deliveries=deliveries)
+        if failure.code in _NEVER_RAN and response.head is None:  # its key may place a new job
+            await context.ledger.forget_key_of(self.id)
         if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger does not have
             context.reconciler.wake()
             self._end_with(await context.reconciler.recovery.explain_refusal(self.id, failure))

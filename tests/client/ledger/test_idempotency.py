@@ -18,7 +18,7 @@ from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Refusal, Unavailable
 from tallystick.protocol.types import JobId
-from tests.client.fake_coordinator import BODY, CHAT, FakeMarket
+from tests.client.fake_coordinator import BODY, CHAT, FakeMarket, Session, honest
 
 
 async def _ask(market: Market, key: str, **changes: object) -> bytes:
@@ -50,6 +50,21 @@ async def test_a_refused_job_frees_its_key(market: Market, fake: FakeMarket) -> 
     with pytest.raises(Unavailable, match="stopping"):
         await _ask(market, "mine")
     assert await _ask(market, "mine")
+
+
+@pytest.mark.parametrize("code", [Code.NODE_BUSY, Code.NO_PROVIDER])
+async def test_a_job_that_no_provider_took_frees_its_key(market: Market, fake: FakeMarket, code: Code) -> None:
+    """A job that waited for a slot in vain never ran: the next request with its key is a new job, which may find one."""
+
+    async def wait_in_vain(session: Session) -> None:
+        await session.fail(Unavailable(code, "no slot became free within 1 s"))
+
+    fake.script = wait_in_vain
+    with pytest.raises(Unavailable, match="no slot became free"):
+        await _ask(market, "mine")
+    fake.script = honest
+    assert await _ask(market, "mine")
+    assert len({submission.job for submission in fake.submissions}) > 1
 
 
 async def test_a_job_that_an_older_release_submitted(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
