@@ -9,7 +9,7 @@ import pytest
 
 from coordinator.domain.job_queue import GRANT_SECONDS
 from coordinator.domain.limits import JobLimits
-from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.errors import Code, Refusal, Unavailable
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import Amount
@@ -89,6 +89,17 @@ async def test_a_new_node_and_a_freed_slot_are_used_at_once(world: World) -> Non
         await _finish(client, node)
     assert second.ended
     world.assert_idle()
+
+
+async def test_a_failed_job_that_may_not_wait_says_why_it_failed(world: World) -> None:
+    """Its first provider's reason tells the client what to do, such as to recover a tab; that the other is busy tells nothing."""
+    ann, bob = world.node("ann"), world.node("bob", slots=1, output_price=9_000_000)
+    await world.started(bob)
+    client = world.read(await world.market.place_order(replace(world.submission(ann, bob), wait=0)))
+    await quiet()
+    ann.fail(client.job.id, Refusal(Code.UNAUTHORISED_TAB, "order.ceiling: expected more"))
+    await quiet()
+    assert (client.failure.code, "expected more" in str(client.failure)) == (Code.UNAUTHORISED_TAB, True)
 
 
 async def test_the_client_says_how_long_it_waits(world: World) -> None:
