@@ -23,7 +23,7 @@ def load_decisions(data: bytes) -> list[Decision]:
     """Reads a batch that `dump_decisions` wrote; the numbers of the decisions are 0. Raises ValueError for other bytes."""
     try:
         return [_load(raw) for raw in loads(zlib.decompress(data), "decisions")]
-    except Exception as error:
+    except Exception as error:  # whatever the bytes are, nothing but the explanations of old decisions is lost
         raise ValueError(f"decisions: written by another version ({type(error).__name__})") from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any, Literal
 
@@ -111,7 +112,7 @@ class Signal(LeanEvent):
         """Resumes all coroutines that wait, after the current one."""
         super().set()
         for wait in self._held:
-            self._clock.call_at(self._clock.now, lambda wait=wait: self._clock.resume(wait))  # type: ignore[misc]
+            self._clock.call_at(self._clock.now, partial(self._clock.resume, wait))
 
     async def wait(self) -> Literal[True]:
         """Waits until the signal is set."""

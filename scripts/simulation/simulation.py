@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from itertools import count
 from random import Random
@@ -156,7 +157,10 @@ class Simulation:
         begin, end = self.scenario.flood_window
         for number in range(limit):
             random = self.scenario.random("flood", number)
-            self.clock.call_at(begin, lambda random=random: self.clock.start(self._flood(used[target], end, random)))  # type: ignore[misc]
+            self.clock.call_at(begin, partial(self._begin_flood, used[target], end, random))
+
+    def _begin_flood(self, model: Model, end: float, random: Random) -> None:
+        self.clock.start(self._flood(model, end, random))
 
     async def _flood(self, model: Model, end: float, random: Random) -> None:
         while self.clock.now < end:

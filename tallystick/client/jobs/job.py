@@ -412,7 +412,7 @@ class Job:
         state = JobState.CANCELLED if self._cancelling else JobState.FAILED
         deliveries = self._delivered_by_order()
         await context.ledger.end_job(self.id, state, failure.public_text, context.now(), deliveries=deliveries)
-        if failure.code in _NEVER_RAN and response.head is None:  # its key may place a new job
+        if self._keyed and failure.code in _NEVER_RAN and response.head is None:  # its key may place a new job
             await context.ledger.forget_key_of(self.id)
         if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger does not have
             context.reconciler.wake()

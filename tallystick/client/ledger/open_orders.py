@@ -49,20 +49,20 @@ class OrderKey(NamedTuple):
 _UNMATCHED = Delivery(0, 0, ZERO_HASH, finished=False, bounded=False)
 """The delivery of an order whose job ended here without the order being matched."""
 
-_THIS_ORDER = (orders.c.job == bindparam("of_job")) & (orders.c.digest == bindparam("of_order"))
+THIS_ORDER = (orders.c.job == bindparam("of_job")) & (orders.c.digest == bindparam("of_order"))
 _UNDECIDED = orders.c.state.in_([OrderState.OPEN.value, OrderState.DISPATCHED.value])
 _MARK_DISPATCHED = (
     sa.update(orders)
-    .where(_THIS_ORDER, orders.c.state.in_([OrderState.OPEN.value, OrderState.CLOSED.value]))
+    .where(THIS_ORDER, orders.c.state.in_([OrderState.OPEN.value, OrderState.CLOSED.value]))
     .values(state=OrderState.DISPATCHED.value)
 )
-_STORE_DELIVERY = sa.update(orders).where(_THIS_ORDER, _UNDECIDED).values(delivered_doc=bindparam("to_doc"))
-_SELECT_ORDER = sa.select(orders.c.delivered_doc, orders.c.undelivered_quarters, orders.c.state).where(_THIS_ORDER)
+_STORE_DELIVERY = sa.update(orders).where(THIS_ORDER, _UNDECIDED).values(delivered_doc=bindparam("to_doc"))
+_SELECT_ORDER = sa.select(orders.c.delivered_doc, orders.c.undelivered_quarters, orders.c.state).where(THIS_ORDER)
 _SELECT_JOB = sa.select(jobs.c.state, jobs.c.cancelled).where(jobs.c.job == bindparam("of_job"))
 _MARK_CANCELLED = sa.update(jobs).where(jobs.c.job == bindparam("of_job")).values(cancelled=True)
 _SET_QUARTERS = (
     sa.update(orders)
-    .where(_THIS_ORDER)
+    .where(THIS_ORDER)
     .values(undelivered_quarters=bindparam("to_quarters"), undelivered_at=bindparam("to_undelivered_at"))
 )
 _NEW_SUM = sa.func.max(0, tabs.c.undelivered_quarters + bindparam("to_quarters", type_=sa.Integer))

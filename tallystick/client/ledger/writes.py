@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
 from tallystick.client.ledger import open_orders, spending
-from tallystick.client.ledger.open_orders import NO_DELIVERIES, Deliveries, OrderKey
+from tallystick.client.ledger.open_orders import NO_DELIVERIES, THIS_ORDER, Deliveries, OrderKey
 from tallystick.client.ledger.schema import (
     IS_UNRESOLVED,
     JobState,
@@ -135,7 +135,6 @@ _BELOW_SEQ = sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq < _
 _SAME_ORDER = sa.select(receipts.c.digest, receipts.c.receipt_doc).where(
     receipts.c.job == bindparam("of_job"), receipts.c.order_digest == bindparam("of_order")
 )
-_THIS_ORDER = (orders.c.job == bindparam("of_job")) & (orders.c.digest == bindparam("of_order"))
 
 _ACCEPT = (
     sa.update(tabs)
@@ -145,9 +144,9 @@ _ACCEPT = (
 _BLOCK = sa.update(tabs).where(THIS_TAB, tabs.c.blocked_reason == "").values(blocked_reason=bindparam("to_blocked_reason"))
 _TOUCH_TAB = sa.update(tabs).where(THIS_TAB).values(blocked_reason=tabs.c.blocked_reason)
 _DISPUTE = (
-    sa.update(orders).where(_THIS_ORDER, orders.c.state != OrderState.RECORDED.value).values(state=OrderState.DISPUTED.value)
+    sa.update(orders).where(THIS_ORDER, orders.c.state != OrderState.RECORDED.value).values(state=OrderState.DISPUTED.value)
 )
-_SET_ORDER_STATE = sa.update(orders).where(_THIS_ORDER).values(state=bindparam("to_state"))
+_SET_ORDER_STATE = sa.update(orders).where(THIS_ORDER).values(state=bindparam("to_state"))
 _END_JOB = (
     sa.update(jobs)
     .where(jobs.c.job == bindparam("of_job"))

@@ -12,7 +12,7 @@ from alembic import command
 from alembic.config import Config
 
 from tallystick.client.ledger.ledger import MIGRATIONS, Ledger
-from tallystick.client.ledger.schema import OrderState, metadata
+from tallystick.client.ledger.schema import IS_COLLECTABLE, IS_UNRESOLVED, OrderState, metadata
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.types import ZERO_HASH, Hash, JobId
@@ -106,6 +106,21 @@ def test_no_index_is_ordered_by_a_digest(tmp_path: Path) -> None:
             if table in {"jobs", "orders", "receipts"}
         }
     assert {column for _, column in first} <= {"job", "payer", "provider", "deployment_id"}
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (f"SELECT cap FROM orders WHERE payer = 'a' AND provider IN ('b', 'c') AND {IS_COLLECTABLE}", "orders_collectable"),
+        (f"SELECT job FROM jobs WHERE payer = 'a' AND created_at <= 5 AND {IS_UNRESOLVED}", "jobs_unresolved"),
+    ],
+)
+def test_the_few_open_rows_have_an_index_of_their_own(tmp_path: Path, query: str, index: str) -> None:
+    """A partial index is used only if a query has its condition verbatim; without it, each order would read all earlier ones."""
+    _migrate(tmp_path / "state.db", "head")
+    with closing(sqlite3.connect(tmp_path / "state.db")) as database:
+        plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}")]
+    assert [step for step in plan if index in step]
 
 
 @pytest.mark.parametrize("table", sorted(metadata.tables))

@@ -6,12 +6,14 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
 from node.ports import CoordinatorHour
 from node.storage.earnings import read_lines, read_payouts
+from node.storage.schema import IS_UNACKNOWLEDGED, IS_UNFINISHED
 from node.storage.store import MIGRATIONS, SqlStore
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Order, Receipt, Terms
@@ -122,6 +124,24 @@ async def _meaning(store: SqlStore) -> list[object]:
         await store.claimable(NOW, 10),
         await store.read(lambda c: read_lines(c, 0)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (f"SELECT job FROM orders WHERE {IS_UNFINISHED} AND claim_by > 5", "orders_unfinished"),
+        (
+            f"SELECT job FROM receipts WHERE coordinator = 'a' AND {IS_UNACKNOWLEDGED}",
+            "receipts_unacknowledged",
+        ),
+    ],
+)
+def test_the_few_open_rows_have_an_index_of_their_own(tmp_path: Path, query: str, index: str) -> None:
+    """A partial index is used only if a query has its condition verbatim."""
+    _migrate(tmp_path / "node.db", "head")
+    with closing(sqlite3.connect(tmp_path / "node.db")) as database:
+        plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}")]
+    assert [step for step in plan if index in step]
 
 
 def test_no_index_is_ordered_by_a_digest(tmp_path: Path) -> None:
