@@ -150,7 +150,6 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         info = _info(config, deployment, signer)
         metrics = CoordinatorMetrics(lambda: health.monitor.last)
         settler.on_settled, store.database.on_commit = metrics.settled, metrics.committed
-        store.database.writers = lambda: market.live
         metrics.gauge(
             "tallystick_coordinator_database_queue", "Writes that wait for a transaction", lambda: store.database.queued
         )

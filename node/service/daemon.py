@@ -113,7 +113,6 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         may_take_jobs=lambda link: state_recovery.is_complete(link.coordinator),
         on_match=match_watch.on_match,
     )
-    store.count_writers(lambda: runner.running)
     receipt_sender = ReceiptSender(store, config.receipt_resend_interval)
     router = LinkRouter(runner, receipt_sender, state_recovery)
     listing = _listing_for(asks, resources.engine_pool, runner, state_recovery, coordinator_credit)

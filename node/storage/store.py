@@ -72,10 +72,6 @@ class SqlStore:
         """Runs `work` on one consistent snapshot and returns its result."""
         return await self._db.read(work)
 
-    def count_writers(self, count: Callable[[], int]) -> None:
-        """From now on, `count` tells how many jobs run; see `Database.writers`."""
-        self._db.writers = count
-
     async def close(self) -> None:
         """Completes queued writes and closes the database."""
         await self._db.close()

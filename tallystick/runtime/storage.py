@@ -5,7 +5,7 @@ it returns once they are committed: they survive the death of the process, and a
 that precedes a synced write. A sync costs milliseconds; docs/explanation/durability.md says who relies on what.
 
 Writes that arrive during a transaction wait for the next one and share it: a transaction writes whole pages, and a row in it
-costs microseconds. If many writers are under way (`Database.writers`), a transaction waits a few milliseconds for more of them.
+costs microseconds. No transaction waits for writes that may come: a job's writes follow each other, so each would wait.
 If a write of a group fails, the group is rolled back and each write runs alone, so only the bad one fails. If the transaction
 cannot begin at all, every write of the group fails.
 
@@ -21,7 +21,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -47,12 +47,6 @@ MAX_GROUP = 256
 """Writes that share one transaction."""
 MAX_QUEUED = 4_096
 """Writes that wait for a transaction."""
-MIN_WRITERS = 8
-"""Writers under way from which a transaction waits for more writes, like PostgreSQL's commit_siblings."""
-DELAY_PER_WRITER, MAX_DELAY = 0.0003, 0.02
-"""Seconds that a transaction waits, per writer and at most, if others can be expected by then."""
-_RATE_WEIGHT = 0.2
-"""Weight of the latest transaction in the measured rate of writes."""
 _MIGRATING = threading.Lock()
 """Held during a migration. Alembic keeps its state in module globals, so a process migrates one database at a time."""
 log = structlog.get_logger()
@@ -202,9 +196,7 @@ class _Postgres:
 class Database:
     """A database with its writer. Call `start` before use and `close` after it; `close` finishes the queued writes."""
 
-    def __init__(
-        self, url: str | URL, setting: str = "db", *, pause: Callable[[float], Awaitable[object]] = asyncio.sleep
-    ) -> None:
+    def __init__(self, url: str | URL, setting: str = "db") -> None:
         """`setting`: the one that has the address, for errors. `pause` waits for a number of seconds.
 
         Raises BadMessage for an address that is not understood.
@@ -218,11 +210,6 @@ class Database:
         self._file_identity: tuple[int, int] | None = None
         self.on_commit: Callable[[float], None] = lambda _: None
         """Called with the seconds of each transaction of the writer."""
-        self.writers: Callable[[], int] = lambda: 0
-        """Returns how many callers are under way that will write, such as running jobs."""
-        self._pause = pause
-        self._rate = 0.0
-        """Writes per second."""
 
     async def start(self, migrations: Path) -> None:
         """Migrates to the head of `migrations`/versions and starts the writer. Raises Unavailable (database_unavailable)."""
@@ -303,19 +290,13 @@ class Database:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is closed")
 
     async def _commit_groups(self) -> None:
-        closing, last = False, time.monotonic()
+        closing = False
         while not (closing and self._queue.empty()):  # writes accepted before the close may be queued behind its mark
             taken = [await self._queue.get()]
-            delay = min(self.writers() * DELAY_PER_WRITER, MAX_DELAY)
-            if taken[0] is not None and delay >= MIN_WRITERS * DELAY_PER_WRITER and self._rate * delay >= 1:
-                await self._pause(delay)
             while len(taken) < MAX_GROUP and not self._queue.empty():
                 taken.append(self._queue.get_nowait())
             group = [entry for entry in taken if entry is not None]
             closing = closing or len(group) < len(taken)
-            now = time.monotonic()
-            self._rate += _RATE_WEIGHT * (len(group) / max(now - last, 0.001) - self._rate)
-            last = now
             if group:
                 await self._commit(group)
 

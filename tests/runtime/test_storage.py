@@ -135,38 +135,6 @@ async def test_only_synced_writes_sync(url: str) -> None:
     assert set(grouped) == {on}
 
 
-async def test_many_writers_share_a_transaction(sqlite: str) -> None:
-    """While many writers write often, a transaction waits for more of them. It waits for none if they are few or quiet."""
-    pauses: list[float] = []
-    paused, arrived = asyncio.Event(), asyncio.Event()
-
-    async def pause(seconds: float) -> None:
-        pauses.append(seconds)
-        paused.set()
-        await arrived.wait()
-
-    database = Database(sqlite, pause=pause)
-    await database.start(MIGRATIONS)
-    counted = commits(database)
-    database.writers = lambda: 1
-    await asyncio.gather(*(database.write(insert(n)) for n in range(1, 101)))
-    assert not pauses
-    database.writers = lambda: 1_000
-    first = asyncio.create_task(database.write(insert(200)))
-    await paused.wait()
-    counted.clear()
-    later = [asyncio.create_task(database.write(insert(n))) for n in range(201, 220)]
-    await asyncio.sleep(0)
-    arrived.set()
-    await asyncio.gather(first, *later)
-    assert len(counted) == 1
-    assert pauses == [storage.MAX_DELAY]
-    database._rate = 1.0  # one write a second: nobody comes within the pause
-    await database.write(insert(300))
-    assert pauses == [storage.MAX_DELAY]
-    await database.close()
-
-
 async def test_concurrent_writes_share_transactions(url: str) -> None:
     """A thousand concurrent writes take a handful of commits, and each gets its own result."""
     async with opened(url) as database:

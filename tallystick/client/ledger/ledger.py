@@ -87,10 +87,6 @@ class Ledger:
         """From now on, `observe` gets the seconds of each transaction."""
         self._database.on_commit = observe
 
-    def count_writers(self, count: Callable[[], int]) -> None:
-        """From now on, `count` tells how many jobs run; see `Database.writers`."""
-        self._database.writers = count
-
     async def close(self) -> None:
         """Finishes queued writes and closes the file."""
         await self._database.close()

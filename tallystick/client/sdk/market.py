@@ -159,7 +159,6 @@ class Market(ConvenienceMethods):
         self._onchain = PayerEscrow.of(self.config, self.wallet)
         self._ledger = await Ledger.open(self.config.ledger_path(self.address), self.address)
         self._affinity = Affinity.open(self.wallet, self.config.affinity_path(self.address), self._now)
-        self._ledger.count_writers(lambda: len(self._live))
         await self._coordinator.__aenter__()
         recovery = TabRecovery.of(
             self._ledger, self._coordinator, self.wallet, self.info, now=self._now, config=self.config, escrow=self._onchain
