@@ -10,6 +10,7 @@ If a group fails though the database works, each write runs alone: only the bad 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,10 +84,7 @@ class GroupWriter:
         """Notes that somebody waits for one of the queued writes."""
         self._waiting += 1
         if self._group is None:
-            if self._waiting * JOBS_A_WAIT >= self._running():
-                self._begin()
-            elif self._waiting == 1:
-                self._start_timer(WAIT_SECONDS)
+            self._begin_or_wait(timed=self._waiting > 1)
 
     async def flush(self) -> None:
         """Waits until all writes queued so far are committed or failed."""
@@ -102,6 +100,12 @@ class GroupWriter:
         await self.flush()
         self._stop_timer()
 
+    def _begin_or_wait(self, *, timed: bool = False) -> None:
+        if self._waiting * JOBS_A_WAIT >= self._running():
+            self._begin()
+        elif not timed:
+            self._start_timer(WAIT_SECONDS)
+
     def _start_timer(self, seconds: float) -> None:
         self._stop_timer()
         self._timer = self._later(seconds, self._begin)
@@ -114,40 +118,40 @@ class GroupWriter:
     def _begin(self) -> None:
         self._stop_timer()
         if self._group is None and self._entries:
-            self._group = asyncio.get_running_loop().create_task(self._commit_group(), name="job-rows")
-            self._group.add_done_callback(self._ended)
+            self._group = asyncio.get_running_loop().create_task(self._run_group(), name="job-rows")
 
-    def _ended(self, _group: asyncio.Task[None]) -> None:
-        self._group = None
-        if self._waiting:  # they waited for the former group
-            self._begin()
-        elif self._entries:
-            self._start_timer(LAZY_SECONDS)
+    async def _run_group(self) -> None:
+        try:
+            await self._commit_group()
+        finally:
+            self._group = None
+            if self._waiting:
+                self._begin_or_wait()
+            elif self._entries:
+                self._start_timer(LAZY_SECONDS)
 
     async def _commit_group(self) -> None:
         entries, self._entries, self._waiting = self._entries, [], 0
         for entry in entries:
             entry.taken = True
         try:
-            await self._db.write(lambda connection: _apply(connection, entries), synced=False)
+            await self._db.write(functools.partial(_apply, entries=entries), synced=False)
         except Unavailable as error:
             for entry in entries:
                 _settle(entry, error)
-        except Exception as error:  # noqa: BLE001 - each write then runs alone, and the one that failed gets its error
-            await self._commit_alone(entries, error)
+        except Exception:  # noqa: BLE001 - each write then runs alone, and the one that failed gets its error
+            await self._commit_alone(entries)
         else:
             for entry in entries:
                 _settle(entry)
 
-    async def _commit_alone(self, entries: Sequence[Entry], error: Exception) -> None:
+    async def _commit_alone(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             try:
-                if len(entries) == 1:
-                    raise error
-                await self._db.write(lambda connection, entry=entry: _apply(connection, [entry]), synced=False)
-            except Exception as failed:  # noqa: BLE001 - whoever waits gets it
-                log.error("write failed", error=str(failed))
-                _settle(entry, failed)
+                await self._db.write(functools.partial(_apply, entries=[entry]), synced=False)
+            except Exception as error:  # whoever waits gets it
+                log.exception("write failed")
+                _settle(entry, error)
             else:
                 _settle(entry)
 

@@ -1,6 +1,6 @@
 """Jobs as bytes for the database: state, attempts with their orders, and receipts in one compact document. Pure.
 
-A message is stored as the words that EIP-712 hashes, each without its leading zeros, and what a word only hashes behind them. That
+A message is stored as the words that EIP-712 hashes, each without its leading zeros, then what a word only hashes. That
 is a third of the words' size, and reading it back checks the encoding of each word.
 """
 
@@ -92,7 +92,7 @@ def _length(data: bytes) -> bytes:
 
 def _pack(message: Message) -> bytes:
     data, size = message.to_bytes(), message.SCHEMA.size
-    parts = []
+    parts = list[bytes]()
     for start in range(0, size, WORD):
         word = data[start : start + WORD].lstrip(b"\x00")
         parts += (_LENGTHS[len(word)], word)

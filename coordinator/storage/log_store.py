@@ -71,6 +71,7 @@ class SqlLogStore:
 
     async def decisions(self) -> list[bytes]:
         """See ports.LogStore."""
+        await self._writer.flush()
         query = sa.select(decisions.c.doc).order_by(decisions.c.id)
         return await self._db.read(lambda connection: list(connection.execute(query).scalars()))
 
@@ -82,6 +83,7 @@ class SqlLogStore:
         def work(connection: Connection) -> tuple[Any, Any]:
             return connection.execute(last).one_or_none(), connection.execute(newest).scalar_one_or_none()
 
+        await self._writer.flush()
         row, doc = await self._db.write(work)
         number, at = (-1, 0) if row is None else row
         return StoredLog(number + 1, at, None if doc is None else loads_signed(LogHead, doc))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +27,7 @@ from coordinator.ports import (
     StoredState,
     too_many_claims,
 )
+from coordinator.storage.job_store import SEGMENT_JOBS, SqlJobStore
 from coordinator.storage.log_store import SqlLogStore
 from coordinator.storage.provider_records import write_records
 from coordinator.storage.schema import claims, cursors, responses, settlements
