@@ -118,10 +118,9 @@ async def test_many_jobs_of_an_older_release_are_found(tmp_path: Path, monkeypat
     names = [JobId(bytes([number]) * 16) for number in range(1, 12)]
     with closing(sqlite3.connect(path)) as database, database:
         for job in names[1:]:
-            database.execute(
-                "INSERT INTO jobs SELECT ?, payer, provider, state, created_at, finished_at, attempts_doc FROM jobs WHERE job = ?",
-                (job.hex(), JOB.hex()),
-            )
+            columns = "payer, provider, state, created_at, finished_at, attempts_doc"
+            copy = f"INSERT INTO jobs SELECT ?, {columns} FROM jobs WHERE job = ?"
+            database.execute(copy, (job.hex(), JOB.hex()))
     store = Store(f"sqlite:///{path}")
     await store.start()
     for job in names:
