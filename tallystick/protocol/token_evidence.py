@@ -1,6 +1,6 @@
 """What a node keeps of each token of an answer, so that the answer can be audited: the token and the engine's five best ones.
 
-The receipt commits to it (`evidence_root`, the root of a Merkle tree over `leaf`), before anybody knows whether the job is audited.
+The receipt commits to it (`evidence_root`, a Merkle root over `leaf`), before anybody knows whether the job is audited.
 In its compact form a token takes about 30 bytes: rows of consecutive positions, each `token ‖ count ‖ count * (token ‖ uint16)`.
 Tokens are unsigned LEB128 numbers; the uint16 are log-probabilities in thousandths of a nat below zero. There is one encoding of
 given rows.
