@@ -15,7 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from scripts.relay.mock import BODY, MODEL
 from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified
-from tallystick.protocol.link import Capacity, Challenge, Hello, Listing, endpoint_of, write_beat
+from tallystick.protocol.link import Beat, Capacity, Challenge, Hello, Listing, endpoint_of
 from tallystick.protocol.messages import Ask, Connect, Order, Outcome, Receipt, Spec, Terms
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.sealing import X25519, ContentKey, Sealer, SealingKey, commit_request, wrap_key
@@ -178,7 +178,7 @@ class EnginelessNode:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(5)
-            await self.socket.send(pack_link(Kind.BEAT, payload=dumps(write_beat({}))))
+            await self.socket.send(pack_link(Kind.BEAT, payload=dumps(Beat({}).to_json())))
 
     async def _answer(self, job: JobId, dispatch: Dispatch) -> None:
         order, terms = dispatch.candidate.order.message, dispatch.candidate.terms
