@@ -7,13 +7,13 @@ costs one call of the driver. It runs in the transaction of the SQLAlchemy conne
 from __future__ import annotations
 
 import sqlite3
-from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.engine import result_tuple
 from sqlalchemy.exc import DBAPIError
 
 Parameters = Mapping[str, object]
@@ -48,7 +48,7 @@ class SqliteStatement:
             raise self._translated(error) from error
 
     def all(self, c: Connection, parameters: Parameters) -> list[Any]:
-        """Returns the rows as named tuples."""
+        """Returns the rows, each with its columns as attributes."""
         cursor = self._execute(c, parameters)
         try:
             rows = cursor.fetchall()
@@ -57,7 +57,7 @@ class SqliteStatement:
         return list(map(self._row_of(cursor), rows)) if rows else []
 
     def first(self, c: Connection, parameters: Parameters) -> Any | None:
-        """Returns the first row as a named tuple; None if there is none."""
+        """Returns the first row; None if there is none."""
         cursor = self._execute(c, parameters)
         try:
             row = cursor.fetchone()
@@ -75,8 +75,7 @@ class SqliteStatement:
 
     def _row_of(self, cursor: sqlite3.Cursor) -> Callable[[Sequence[Any]], Any]:
         if self._row is None:
-            row: Any = namedtuple("Row", [column[0] for column in cursor.description], rename=True)  # noqa: PYI024 - names vary
-            self._row = row._make
+            self._row = result_tuple([column[0] for column in cursor.description])
         return self._row
 
     def _translated(self, error: sqlite3.Error) -> Exception:
