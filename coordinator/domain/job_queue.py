@@ -2,10 +2,11 @@
 
 The order is start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996), per model. Each job has a start tag: the finish tag of
 its payer's last job, or the virtual time if that is later. Its finish tag is the start tag plus cost / weight. The virtual time
-is the start tag of the job that was served last. The cost of a job is its cap, the weight is what its payer reserved. So a payer
-who floods the queue delays its own jobs, and a payer with one job waits for little more than the jobs under way. A job that
-leaves before it was granted a slot costs its payer nothing. The slots of an engine have a clock too, the highest start tag that
-they were granted to, at which jobs of all its models begin.
+is the start tag of the job that was served last, and at most the lowest one that still waits: a job that is far behind may be
+served early by a slot that nobody else waits for, which must not put newcomers at other slots behind jobs like it. The cost of a
+job is its cap, the weight is what its payer reserved. So a payer who floods the queue delays its own jobs, and a payer with one
+job waits for little more than the jobs under way. A job that leaves before it was granted a slot costs its payer nothing. The
+slots of an engine have a clock too, the highest virtual time at which they were granted, at which jobs of all its models begin.
 
 Interactive jobs go before batch jobs. Each class of each model has an order of its own. While batch jobs wait for a slot group,
 at least one of BATCH_EVERY of its slots goes to them, so that they are never starved.
@@ -118,8 +119,8 @@ class _ModelQueue:
             self.finish_tags.pop(job.payer, None)
 
     def serve(self, start: int, tick: float) -> None:
-        """Notes that a job with this start tag was granted a slot."""
-        self.virtual_time = max(self.virtual_time, start)
+        """Notes that a job with this start tag, which waits no more, was granted a slot."""
+        self.virtual_time = max(self.virtual_time, min(start, self.jobs[0].start) if self.jobs else start)
         self.granted += 1
         self.grants.append(tick)
         if len(self.finish_tags) > self.tidy_at:
@@ -142,7 +143,7 @@ class JobQueue:
         self._granted: Counter[SlotKey] = Counter()
         """Grants of each group that are not used yet."""
         self._clocks: OrderedDict[tuple[SlotKey, bool], int] = OrderedDict()
-        """The highest start tag of each class that each group was granted to, for those with the latest grants."""
+        """The highest virtual time of each class at which each group was granted, for those with the latest grants."""
         self._since_batch: Counter[SlotKey] = Counter()
         """Slots of each group that interactive jobs were granted since a batch job was, while batch jobs waited."""
         self.granted_jobs: set[QueuedJob] = set()
@@ -267,9 +268,9 @@ class JobQueue:
             job.granted, job.granted_at, job.using = key, tick, False
             self._granted[key] += 1
             self.granted_jobs.add(job)
-            self._models[job.queue].serve(job.start, tick)
-            clock = (key, job.batch)
-            self._clocks[clock] = max(self._clocks.get(clock, 0), job.start)
+            queue, clock = self._models[job.queue], (key, job.batch)
+            queue.serve(job.start, tick)
+            self._clocks[clock] = max(self._clocks.get(clock, 0), queue.virtual_time)
             self._clocks.move_to_end(clock)
             if len(self._clocks) > _MAX_CLOCKS:
                 self._clocks.popitem(last=False)
