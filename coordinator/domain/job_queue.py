@@ -90,6 +90,11 @@ class QueuedJob:
         """Its model and its class."""
         return self.model, self.batch
 
+    @property
+    def precedence(self) -> tuple[bool, tuple[int, int]]:
+        """Its place in the fair order of both classes; the turns of batch jobs are not counted."""
+        return self.batch, self.tag
+
 
 @dataclass(slots=True)
 class _ModelQueue:
@@ -293,6 +298,10 @@ class JobQueue:
     def _first(self, group: SlotGroup, *, batch: bool) -> QueuedJob | None:
         queues = (self._by_group.get((key, batch)) for key in _keys(group))
         return min((jobs[0] for jobs in queues if jobs), key=_tag, default=None)
+
+    def following(self, group: SlotGroup) -> QueuedJob | None:
+        """Returns the first job that waits for a group, an interactive one if there is any."""
+        return self._first(group, batch=False) or self._first(group, batch=True)
 
     def end_without(self, connected: Callable[[SlotKey], bool], tick: float = math.inf) -> None:
         """Ends and wakes the jobs that wait for slot groups which are all gone."""
