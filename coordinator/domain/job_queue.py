@@ -170,6 +170,11 @@ class JobQueue:
     def _classes_of(self, model: str) -> list[_ModelQueue]:
         return [queue for queue in map(self._models.get, ((model, False), (model, True))) if queue is not None]
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job waits and no slot is granted, so that every free slot is open."""
+        return not self._waiting and not self._granted
+
     def waiting_for(self, group: SlotGroup) -> int:
         """Returns the number of jobs that wait for this slot group."""
         return sum(len(self._by_group.get((key, batch), ())) for key in _keys(group) for batch in (False, True))
