@@ -42,8 +42,8 @@ from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.selection.affinity import Affinity, ranking_hints
 from tallystick.client.selection.options import (
     AskExplanation,
+    Demands,
     ProviderCriteria,
-    demand_for,
     demand_of,
     explain_asks,
     read_hedge_after,
@@ -110,6 +110,7 @@ class Market(ConvenienceMethods):
             stake_of=self._stake_of,
             find_stale=lambda domain, asks: self._ledger.stale_asks(domain, asks, self._now()),
         )
+        self._demands = Demands(config)
         self._pin = DeploymentPin()
         self._onchain: PayerEscrow | None = None
         self._info_lock = asyncio.Lock()
@@ -355,7 +356,7 @@ class Market(ConvenienceMethods):
             text = f"model: expected one of those allowed here ({', '.join(sorted(models))[:500]}), got {summary.model!r}"
             raise Refusal(Code.UNKNOWN_MODEL, text)
         self._check_room()
-        demand = demand_for(demand_of(self.config, summary.model, path, choice), summary)
+        demand = self._demands.of(summary, path, choice)
         limit = smallest_limit(self.config.max_cost, max_cost)
         seconds = self.config.wait_seconds if wait is None else read_count(wait, "wait", high=MAX_WAIT_SECONDS)
         late = self.config.hedge_after if hedge_after is None else read_hedge_after(hedge_after, "hedge_after")
