@@ -7,13 +7,13 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
-from starlette.datastructures import Headers
 from starlette.types import Scope, Send
 
 from tallystick.client.dialects.dialect import ErrorFormat, Translation
 from tallystick.client.dialects.registry import errors_of
 from tallystick.client.gateway.attempts import Attempts
 from tallystick.client.gateway.early_stream import STREAM_HEADERS, EarlyStream, telling_place
+from tallystick.client.gateway.request_headers import headers_of
 from tallystick.client.gateway.response_cache import MAX_CACHED_BYTES, CachedResponse, ResponseCache
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result
@@ -256,7 +256,7 @@ def total_cost(results: Sequence[Result]) -> Amount:
 
 def error_format(scope: Scope) -> ErrorFormat:
     """The form of errors in the API of a request: by its route, or by the header that only one API's clients send."""
-    return errors_of(scope["path"], Headers(scope=scope))
+    return errors_of(scope["path"], headers_of(scope))
 
 
 def _id_headers(errors: ErrorFormat, job: JobId) -> dict[str, str]:

@@ -78,6 +78,10 @@ class ApiRequest:
         summary = replace(summary, accepts_less=accepts_less or summary.accepts_less)
         return cls(RequestHead(path, content_type), body, summary, label, document)
 
+    def with_log_head(self, packed: bytes) -> ApiRequest:
+        """The request with a head of the match log for its provider, which the coordinator can neither read nor leave out."""
+        return replace(self, head=replace(self.head, log_head=packed)) if packed else self
+
     @property
     def plaintext(self) -> bytes:
         """The bytes that are sealed for the provider."""

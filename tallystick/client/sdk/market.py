@@ -405,6 +405,8 @@ class Market(ConvenienceMethods):
     async def _submit_to(self, request: ApiRequest, asks: Sequence[Verified[Ask]], demand: Demand, options: _JobOptions) -> Job:
         began = asyncio.get_running_loop().time()
         info, context = await self._open_context()
+        if self._log_watch is not None and options.idempotency_key is None:  # one with a key may be sealed again, the same
+            request = request.with_log_head(self._log_watch.packed_head)
         tags = () if demand.ranked else self._affinity.tags(request, options.affinity)
         asks, holder = await self._affinity.arrange(tags, asks, partial(self._shortlists.of_provider, demand))
         asks = asks[: self.config.shortlist_size]

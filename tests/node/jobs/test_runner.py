@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from tallystick.protocol.sealing import HYBRID, SealingKey
 from tallystick.protocol.types import Amount
 from tallystick.protocol.usage_reports import ReportedUsage
 from tallystick.protocol.wire import INITIAL_CREDIT, CancelReason, Failure, Kind, ResponseHead
-from tests.node.harness import NOW, PRICES, Client, PlacedJob, RunnerHarness, signer
+from tests.node.harness import CHAT, NOW, PRICES, Client, PlacedJob, RunnerHarness, signer
 
 HEAD = ResponseStart(200, "text/event-stream")
 ROLE = ResponsePart(b"role.", has_output=False)
@@ -675,3 +676,13 @@ async def test_an_engines_words_travel_sealed() -> None:
     harness = RunnerHarness(ScriptedEngine(DOWN))
     plain = await harness.failure(harness.dispatch())
     assert "sealed_reason" not in plain
+
+
+async def test_the_clients_head_of_the_match_log_is_passed_on() -> None:
+    """What a request says of the log goes to the watch once the job ended, whatever it is; a request without one passes none."""
+    harness, passed_on = RunnerHarness(ScriptedEngine(HEAD, ONE, END)), list[tuple[object, bytes]]()
+    harness.runner._on_client_head = lambda link, head: passed_on.append((link, head))
+    for head in (CHAT, replace(CHAT, log_head=b"head")):
+        await harness.receipt(harness.dispatch(head=head))
+    await harness.ended()
+    assert passed_on == [(harness.link, b"head")]
