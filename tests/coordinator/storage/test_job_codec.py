@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,8 @@ def test_every_state_is_read_back() -> None:
 @given(st.text(), st.sets(st.sampled_from(FLAGS)), st.integers(0, 1 << 62))
 def test_an_attempt_is_read_back(reason: str, flags: set[str], at: int) -> None:
     """With any reason, any flags and any time."""
-    attempts = (ATTEMPT, replace(ATTEMPT, reason=reason, **{name: name in flags for name in FLAGS}))
+    changed: dict[str, Any] = {name: name in flags for name in FLAGS}
+    attempts = (ATTEMPT, replace(ATTEMPT, reason=reason, **changed))
     record = replace(RECORD, created_at=at, finished_at=at, attempts=attempts)
     assert load_job(dump_job(record, {})).record == record
 
