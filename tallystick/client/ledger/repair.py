@@ -15,7 +15,7 @@ from sqlalchemy import Connection, bindparam
 from tallystick.client.ledger import open_orders, spending
 from tallystick.client.ledger.queries import known_orders
 from tallystick.client.ledger.schema import IS_COLLECTABLE, OrderState, domain_of, evidence, orders, tabs
-from tallystick.client.ledger.tabs import DEPLOYMENT_ID, INSERT_TAB, PAYER, PROVIDER, SELECT_TAB, THIS_TAB, read_tabs
+from tallystick.client.ledger.tabs import DEPLOYMENT_ID, INSERT_TAB, PAYER, SELECT_TAB, TAB_ID, THIS_TAB, read_tabs
 from tallystick.client.ledger.writes import IncomingReceipt, check_receipt, store_receipt
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.orders.tab import Tab
@@ -59,7 +59,9 @@ class RecoveryResult:
     blocked_reason: str = ""
 
 
-_FIRST_ORDER_SEQ = sa.select(sa.func.min(orders.c.seq)).where(orders.c.payer == PAYER, orders.c.deployment_id == DEPLOYMENT_ID)
+_FIRST_ORDER_SEQ = sa.select(sa.func.min(orders.c.seq)).where(
+    orders.c.tab.in_(sa.select(tabs.c.id).where(tabs.c.payer == PAYER, tabs.c.deployment_id == DEPLOYMENT_ID))
+)
 _RAISE_TAB = INSERT_TAB.on_conflict_do_update(
     index_elements=[tabs.c.deployment_id, tabs.c.payer, tabs.c.provider],
     set_={name: INSERT_TAB.excluded[name] for name in ("total", "total_order_seq", "ceiling", "order_seq", "recovered")},
@@ -159,8 +161,7 @@ def _judge_payment(c: Connection, tab_key: dict[str, object], settled: Amount, n
 
 def _dispatched_caps(c: Connection, tab_key: dict[str, object], now: int) -> int:
     """The sum of the caps of dispatched orders: their jobs ended and they have no receipt."""
-    on_tab = (orders.c.deployment_id == DEPLOYMENT_ID) & (orders.c.payer == PAYER) & (orders.c.provider == PROVIDER)
-    query = sa.select(sa.func.coalesce(sa.func.sum(orders.c.cap), 0)).where(on_tab, orders.c.claim_by > now)
+    query = sa.select(sa.func.coalesce(sa.func.sum(orders.c.cap), 0)).where(orders.c.tab == TAB_ID, orders.c.claim_by > now)
     return int(c.execute(query.where(IS_COLLECTABLE, orders.c.state == OrderState.DISPATCHED.value), tab_key).scalar_one())
 
 
