@@ -81,17 +81,22 @@ def merge_proven(
 ) -> RecoveryResult:
     """Raises a tab to what is proven beyond this ledger.
 
-    The total is believed up to the ceilings of orders that this ledger lacks; orders that it knows are settled by
-    `record_receipt`. An order on which nothing can be collected (see IEscrow.secure) proves no payment.
+    The total is believed up to the ceilings of orders that this ledger lacks. Orders that it knows are settled by
+    `record_receipt`, and those that retention deleted were settled. An order on which nothing can be collected (see
+    IEscrow.secure) proves no payment.
 
     `settled` is the amount that the chain says it paid, and `paid` are the orders that it shows for that amount (None if the
     chain was not searched). A bare number raises nothing: it takes an order of this key that this ledger lacks, with a sufficient
     ceiling. A payment beyond the receipts and the orders that may still be collected blocks the provider until a person decides.
     """
     shown_orders = [shown.order for shown in receipts] + [payment.order for payment in paid or ()]
-    known = known_orders(c, shown_orders)
-    lacking = [order.message for order in shown_orders if order.digest not in known]
     row = SELECT_TAB.first(c, tab_key)
+    forgotten_seq = 0 if row is None else row.forgotten_seq
+    known = {
+        *known_orders(c, shown_orders),
+        *(order.digest for order in shown_orders if order.message.seq <= forgotten_seq),
+    }
+    lacking = [order.message for order in shown_orders if order.digest not in known]
     tab = _read_tab(c, tab_key, now)
     shown_total = max((shown.receipt.message.cumulative_cost for shown in receipts), default=0)
     ceiling = max((order.ceiling for order in lacking), default=0)
