@@ -170,6 +170,6 @@ async def test_the_file_stops_growing(ledger: Ledger, tmp_path: Path) -> None:
             pass
         with closing(sqlite3.connect(tmp_path / "state.db")) as database:
             pages.append(database.execute("PRAGMA page_count").fetchone()[0])
-    assert pages[-1] <= pages[4] + 1
-    assert pages[-1] > pages[0]
+    assert pages[-1] <= pages[4] * 1.1  # the index of random job ids splits its pages now and then
+    assert pages[4] > pages[0] * 1.3
     assert sum(row.requests for row in await ledger.spending(0, ())) == 8 * 60
