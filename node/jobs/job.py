@@ -108,7 +108,7 @@ class Job:
         admitted: AdmittedJob,
         dispatch: Dispatch,
         engine: PooledEngine,
-        order_stored: asyncio.Task[None],
+        order_stored: asyncio.Future[None],
         sealing_key: SealingKey,
         deadlines: Deadlines,
     ) -> None:

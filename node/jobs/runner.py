@@ -275,13 +275,12 @@ class JobRunner:
         self._remember(admitted, now)
         # A job never starts after its order's deadline, so it does not wait for a slot beyond it.
         queue = min(self._deadlines.queue, admitted.order.message.deadline - now)
-        durable = asyncio.create_task(self._store.begin(admitted, now))
         job = Job(
             link=link,
             admitted=admitted,
             dispatch=dispatch,
             engine=pool,
-            order_stored=durable,
+            order_stored=self._store.begin(admitted, now),
             sealing_key=self._sealing_key,
             deadlines=replace(self._deadlines, queue=queue),
         )
