@@ -25,6 +25,7 @@ from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import MAX_LINK_FRAME
 from coordinator.http.api import ApiContext, build_control_plane
+from coordinator.http.job_service import JobService
 from coordinator.http.jobs_route import PATH as JOBS_PATH
 from coordinator.http.jobs_route import JobsRoute
 from coordinator.http.metrics import CoordinatorMetrics
@@ -73,7 +74,8 @@ class App:
         """`rate_limiter`: the limits per address, shared with the node hub."""
         limits = intake or IntakeLimits()
         shared, bodies = rate_limiter or RateLimiter(limits, time.monotonic), RequestBodies(limits)
-        self._jobs = JobsRoute(context.market, responses, intake=limits, retention=retention, rate_limiter=shared, bodies=bodies)
+        service = JobService(context.market, responses, intake=limits, retention=retention, rate_limiter=shared, bodies=bodies)
+        self._jobs = JobsRoute(service)
         self._hub, self._control = hub, RequestLimiter(build_control_plane(context), shared, bodies)
         self._metrics, self._logged = context.metrics, AccessLog(self._route, self._observe)
 
