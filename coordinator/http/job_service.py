@@ -105,6 +105,11 @@ class JobService:
             self.bodies.close(request.reservation)
             request.reservation = None
 
+    def hold(self, request: JobRequest, size: int, limit: int) -> None:
+        """Counts a body that arrived at once. Raises Refusal if it is too long, Unavailable if there is no room for it."""
+        if request.reservation is not None:
+            self.bodies.hold_body(request.reservation, size, min(limit, self.intake.body_bytes), "a job")
+
     def read(self, request: JobRequest, body: bytes) -> JobId:
         """Reads the submission. Raises BadMessage, and Unavailable (rate_limited) for a payer without funds."""
         submission = Submission.loads(body)

@@ -10,10 +10,9 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-import aiohttp
-
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import ConnectionLost, CoordinatorClient, CoordinatorInfo
+from tallystick.client.coordinator.job_stream import JobStream
 from tallystick.client.jobs.candidates import draft_orders, drafts_within_budget, wrap_keys
 from tallystick.client.jobs.further_orders import FurtherOrders
 from tallystick.client.jobs.response import JobResponse
@@ -71,7 +70,7 @@ class JobSubmitter:
         hedge_after: float,
         batch: bool,
         hints: RankingHints,
-    ) -> tuple[JobResponse, aiohttp.ClientResponse]:
+    ) -> tuple[JobResponse, JobStream]:
         """Posts a job. Returns its response, still without frames, and the open stream of them.
 
         `max_cost` bounds the cap of each order, in base units. `ranked`: the coordinator must try the asks in this order.
@@ -96,12 +95,12 @@ class JobSubmitter:
                     text = "another process of this wallet just submitted a job with this idempotency key; send the request again"
                     raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
             linger = None if idempotency_key is None else self.config.linger_seconds
-            http_response = await self.coordinator.submit(header + key.seal_request(job, request.plaintext), linger=linger)
+            stream = await self.coordinator.submit(header + key.seal_request(job, request.plaintext), linger=linger)
         by_digest = {placed.order.digest: placed for placed in orders}
         response = JobResponse(
             job, key, by_digest, info.domain, info.coordinator, keep_bytes=keep_bytes, may_hedge=late is not None
         )
-        return response, http_response
+        return response, stream
 
     async def _sign(
         self, info: CoordinatorInfo, job: NewJob, drafts: Sequence[tuple[Address, Terms]], wait: int
