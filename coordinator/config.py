@@ -10,12 +10,17 @@ from coordinator.domain.endpoints import endpoints_of, is_loopback
 from coordinator.domain.limits import IntakeLimits, JobLimits
 from coordinator.http.response_buffer import Retention
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.match_log import MERGE_SECONDS
 from tallystick.protocol.types import Amount
 from tallystick.runtime.config import home, load
 from tallystick.runtime.connection_limiter import ConnectionLimits
 from tallystick.runtime.database_url import parse_database_url
 
 ENV_PREFIX = "TALLY_COORDINATOR_"
+MIN_HEAD_SECONDS = 0.1
+"""Each head is a signature and a synced write."""
+MIN_KEEP_SECONDS = 86_400
+"""A client that was away learns from the contents of a restart's leaf that its match was lost, not hidden."""
 
 _SECONDS = (
     *("settle_interval", "accept_timeout", "first_output_timeout", "idle_timeout", "job_timeout", "reader_timeout"),
@@ -78,6 +83,10 @@ class CoordinatorConfig:
     """Share of jobs, 0 to 1, that may run at two providers because their first output is late; of each payer's jobs too."""
     min_claim_window: int = 3_600
     """How long an order must leave its provider to claim."""
+    match_log_seconds: float = 1
+    """Time between two signed heads of the match log, at most 30: clients expect each match under a head within 60 s."""
+    match_log_keep_seconds: int = 2_592_000
+    """How long the match log keeps the contents of its leaves; their hashes stay. 30 days by default."""
     response_seconds: float = 600
     """How long the sealed response of a job with an idempotency key is kept after the job's end."""
     response_mib: int = 4
@@ -130,6 +139,7 @@ class CoordinatorConfig:
                 raise BadMessage(f"config: {name}: expected a number from 0, got {getattr(self, name)}")
         if not 0 <= self.hedge_share <= 1:
             raise BadMessage(f"config: hedge_share: expected a share from 0 to 1, got {self.hedge_share}")
+        self._check_match_log()
         parse_database_url(self.db, "config: db")
         if not 0 <= self.fee_bps <= 10_000:
             raise BadMessage(f"config: fee_bps: expected 0 to 10000 hundredths of a percent, got {self.fee_bps}")
@@ -142,6 +152,15 @@ class CoordinatorConfig:
             endpoints_of(self.public_urls)
         except BadMessage as error:
             raise BadMessage(f"config: public_urls: {error}") from None
+
+    def _check_match_log(self) -> None:
+        between, keep = self.match_log_seconds, self.match_log_keep_seconds
+        if not MIN_HEAD_SECONDS <= between <= MERGE_SECONDS / 2:
+            text = f"clients expect each match under a signed head within {MERGE_SECONDS} s"
+            high = MERGE_SECONDS // 2
+            raise BadMessage(f"config: match_log_seconds: expected {MIN_HEAD_SECONDS} to {high}, since {text}; got {between}")
+        if keep < MIN_KEEP_SECONDS:
+            raise BadMessage(f"config: match_log_keep_seconds: expected at least {MIN_KEEP_SECONDS} (a day), got {keep}")
 
     @property
     def retention(self) -> Retention:
@@ -168,6 +187,8 @@ class CoordinatorConfig:
             max_wait=self.max_wait_seconds,
             hedge_share=self.hedge_share,
             min_claim_window=self.min_claim_window,
+            match_log_seconds=self.match_log_seconds,
+            match_log_keep_seconds=self.match_log_keep_seconds,
             fee_bps=self.fee_bps,
             jobs_per_payer=self.max_jobs_per_payer,
             jobs_per_node=self.max_jobs_per_node,

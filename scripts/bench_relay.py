@@ -1,6 +1,7 @@
-"""Measures the relay on this machine: direct, through the whole market, the coordinator alone, and LiteLLM's proxy. All cases use
-one mock upstream in one run. The measured processes are pinned to one core, load and mock to another, if there are two. Only the
-ratios are meaningful. LiteLLM is installed into build/litellm on the first run; with --no-litellm its figures are null.
+"""Measures the relay on this machine: direct, through the whole market, the coordinator alone, LiteLLM's proxy and SGLang's
+router. All cases use one mock upstream in one run, except the added time of a short answer, which needs a real llama.cpp server.
+The measured processes are pinned to one core, load and upstreams to another, if there are two. Only the ratios are meaningful.
+Peers and engine are installed into build/ on the first run. Figures are null with --no-peers, and where one cannot be installed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import sqlite3
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -21,12 +23,14 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from scripts.peers import LITELLM, install
-from scripts.relay import load, processes
+from scripts.peers import LITELLM, SGLANG_ROUTER, install
+from scripts.relay import llama_cpp, load, processes
 from scripts.relay.load import Latencies, percentile
 from tallystick.protocol.eip712 import Signer
 
 STREAMS, CHUNKS = 64, 200
+SHORT_TOKENS, SHORT_ROUNDS = 16, 10
+ROOMS = ("coordinator", "node", "gateway")
 
 Figures = dict[str, float | None]
 
@@ -50,14 +54,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench relay", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--quick", action="store_true", help="a few requests of each kind: shows that it runs, measures little")
-    parser.add_argument("--no-litellm", action="store_true", help="leave LiteLLM out")
+    parser.add_argument("--no-peers", action="store_true", help="leave LiteLLM, SGLang's router and llama.cpp out")
+    parser.add_argument(
+        "--soak", type=int, default=0, metavar="JOBS", help="run so many jobs more, then measure memory and files"
+    )
     options = parser.parse_args()
     size = QUICK if options.quick else FULL
-    peer = None if options.no_litellm or options.quick else install(*LITELLM)
+    peers = Peers() if options.no_peers or options.quick else Peers.installed()
     os.environ.setdefault("PYTHONHASHSEED", "0")
     processes.pin(os.getpid(), processes.LOAD)
     with tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder:
-        figures = uvloop.run(_measure(Path(folder), size, peer))
+        figures = uvloop.run(_measure(Path(folder), size, peers, options.soak))
     if options.json:
         print(json.dumps({name: None if value is None else round(value, 3) for name, value in figures.items()}, indent=2))
     else:
@@ -65,18 +72,53 @@ def main() -> int:
     return 0
 
 
-async def _measure(folder: Path, size: RunSize, peer: Path | None) -> Figures:
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """Folders of the programs that the market is compared with; None for one that is left out."""
+
+    litellm: Path | None = None
+    sglang_router: Path | None = None
+    llama_cpp: Path | None = None
+
+    @classmethod
+    def installed(cls) -> Peers:
+        """Installs those that can be installed here."""
+        return cls(install(*LITELLM), install(*SGLANG_ROUTER), llama_cpp.install_engine())
+
+
+async def _measure(folder: Path, size: RunSize, peers: Peers, soak: int) -> Figures:
     figures: Figures = {}
     async with processes.upstream() as mock:
         async with processes.market(folder / "market", mock) as site:
+            figures |= {f"rss_mib_start_{room}": processes.rss_mib(site.pids[room]) for room in ROOMS}
             await _whole_path(figures, site, mock, size)
             await _coordinator_alone(figures, site, size)
+            if soak:
+                await load.ask(site.gateway, requests=soak, concurrency=64)
+                figures |= {f"disk_mib_{room}": _database_bytes(site, room) / 2**20 for room in ROOMS}
             figures["rss_mib"] = processes.rss_mib(site.pids["coordinator"])
-            figures |= {f"{name}_rss_mib": processes.rss_mib(pid) for name, pid in site.pids.items()}
-        await _litellm(figures, folder, mock, peer, size)
-    ours, theirs = figures["coordinator_cpu_us_per_job"], figures["litellm_cpu_us_per_request"]
-    figures["cpu_ratio"] = theirs / ours if ours and theirs else None
+            figures |= {f"rss_mib_{room}": processes.rss_mib(site.pids[room]) for room in ROOMS}
+        await _peer(figures, "litellm", peers.litellm and processes.litellm(folder, mock, peers.litellm), mock, size)
+        router = peers.sglang_router and processes.sglang_router(folder, mock, peers.sglang_router)
+        await _peer(figures, "sglang", router, mock, size)
+    await _short_answers(figures, folder, peers.llama_cpp)
+    _ratios(figures)
     return figures
+
+
+def _ratios(figures: Figures) -> None:
+    """Adds what is compared with a peer of the same run."""
+
+    def ratio(name: str, above: str, below: str) -> None:
+        over, under = figures[above], figures[below]
+        figures[name] = over / under if over and under else None
+
+    figures["path_cpu_us_per_job"] = sum(figures[f"path_cpu_us_per_job_64_{room}"] or 0 for room in ROOMS)
+    ratio("path_cpu_ratio", "litellm_cpu_us_per_request", "path_cpu_us_per_job")
+    ratio("cpu_ratio", "litellm_cpu_us_per_request", "coordinator_cpu_us_per_job")
+    ratio("path_rate_ratio", "path_requests_per_s_64", "litellm_requests_per_s_64")
+    ratio("ttft_ratio", "added_ttft_ms_p50", "litellm_added_ttft_ms_p50")
+    ratio("sglang_cpu_ratio", "coordinator_cpu_us_per_job", "sglang_cpu_us_per_request")
 
 
 # ------------------------------------------------------------------------------------------------------------------ cases
@@ -95,8 +137,14 @@ async def _whole_path(figures: Figures, site: processes.Site, mock: str, size: R
     for at_once in (1, 16, 64):
         requests = size.requests // 4 if at_once == 1 else size.requests
         figures[f"direct_requests_per_s_{at_once}"] = _rate(await load.ask(mock, requests=requests, concurrency=at_once))
+        before = {room: (processes.written(site.pids[room]), _database_bytes(site, room)) for room in ROOMS}
         async with _cpu(figures, site.pids, f"path_cpu_us_per_job_{at_once}", requests):
             measured = await load.ask(site.gateway, requests=requests, concurrency=at_once)
+        for room, (written, size_before) in before.items():  # the last round, of 64 at once, remains
+            now = processes.written(site.pids[room])
+            figures[f"written_bytes_per_job_{room}"] = (now.bytes - written.bytes) / requests
+            figures[f"write_calls_per_job_{room}"] = (now.calls - written.calls) / requests
+            figures[f"disk_bytes_per_job_{room}"] = (_database_bytes(site, room) - size_before) / requests
         figures[f"path_requests_per_s_{at_once}"] = _rate(measured)
         figures[f"path_ms_p50_{at_once}"] = percentile(measured.whole, 0.5) * 1_000
     for name, gap in (("flat_out", 0.0), ("paced", 0.02)):
@@ -134,21 +182,58 @@ async def _coordinator_alone(figures: Figures, site: processes.Site, size: RunSi
         serving.cancel()
 
 
-async def _litellm(figures: Figures, folder: Path, mock: str, peer: Path | None, size: RunSize) -> None:
-    names = ("litellm_cpu_us_per_request", "litellm_requests_per_s_64", "litellm_rss_mib", "litellm_added_ttft_ms_p50")
+async def _peer(
+    figures: Figures, name: str, peer: contextlib.AbstractAsyncContextManager[tuple[str, int]] | None, mock: str, size: RunSize
+) -> None:
+    names = (f"{name}_cpu_us_per_request", f"{name}_requests_per_s_64", f"{name}_rss_mib", f"{name}_added_ttft_ms_p50")
     figures |= dict.fromkeys(names)
     if peer is None:
         return
-    async with processes.litellm(folder, mock, peer / "litellm") as (url, pid):
+    async with peer as (url, pid):
         await load.ask(url, requests=20, concurrency=4)
         direct = await load.ask(mock, requests=60, concurrency=1, chunks=4)
         theirs = await load.ask(url, requests=60, concurrency=1, chunks=4)
-        _added_latency(figures, "litellm_", direct, theirs)
-        async with _cpu(figures, {"x": pid}, "litellm", size.slow):
+        _added_latency(figures, f"{name}_", direct, theirs)
+        async with _cpu(figures, {"x": pid}, name, size.slow):
             measured = await load.ask(url, requests=size.slow, concurrency=64)
-        figures["litellm_cpu_us_per_request"] = figures.pop("litellm_x")
-        figures["litellm_requests_per_s_64"] = _rate(measured)
-        figures["litellm_rss_mib"] = processes.rss_mib(pid)
+        figures[f"{name}_cpu_us_per_request"] = figures.pop(f"{name}_x")
+        figures[f"{name}_requests_per_s_64"] = _rate(measured)
+        figures[f"{name}_rss_mib"] = processes.rss_mib(pid)
+
+
+async def _short_answers(figures: Figures, folder: Path, engine: Path | None) -> None:
+    """Measures the time that the market adds to a whole short answer of a real engine, one request in flight."""
+    figures["added_ms_whole"] = None
+    if engine is None:
+        return
+    async with (
+        llama_cpp.server(engine, folder / "llama.log", processes.LOAD) as url,
+        processes.market(folder / "short", url, model=llama_cpp.MODEL, slots=llama_cpp.SLOTS) as site,
+    ):
+        options = {"model": llama_cpp.MODEL, "max_tokens": SHORT_TOKENS, "temperature": 0}
+        direct, ours = Latencies(), Latencies()
+        for number in range(SHORT_ROUNDS + 1):
+            theirs = await load.ask(url, requests=10, concurrency=1, options=options)
+            through = await load.ask(site.gateway, requests=10, concurrency=1, options=options)
+            if number:  # the first round warms up
+                direct.whole += theirs.whole
+                ours.whole += through.whole
+        figures["added_ms_whole"] = (percentile(ours.whole, 0.5) - percentile(direct.whole, 0.5)) * 1_000
+
+
+_DATABASES = {"coordinator": "coordinator.db", "node": "node/*.db", "gateway": "client/*.db"}
+
+
+def _database_bytes(site: processes.Site, room: str) -> int:
+    """Bytes of the pages in use of a process's databases, with those that are still in the write-ahead log."""
+    total = 0
+    for file in site.folder.glob(_DATABASES[room]):
+        with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
+            pages, free, size = (
+                database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+            )
+        total += (pages - free) * size
+    return total
 
 
 def _added_latency(figures: Figures, prefix: str, direct: Latencies, ours: Latencies) -> None:
@@ -180,15 +265,23 @@ async def _get(url: str) -> dict[str, str]:
 # ----------------------------------------------------------------------------------------------------------------- output
 
 GOALS = {
-    "coordinator_cpu_us_per_job": "goal ≤ 250, then 120",
+    "path_cpu_ratio": "goal ≥ 6",
     "cpu_ratio": "goal ≥ 40",
-    "added_ttft_ms_p50": "goal ≤ 3",
-    "chunks_per_s": "goal ≥ 100,000 a core",
+    "path_rate_ratio": "goal ≥ 5",
+    "ttft_ratio": "goal ≤ 0.25",
+    "added_ms_whole": "goal ≤ 4",
+    "chunks_per_s": "goal ≥ 200,000 a core",
+    "sglang_cpu_ratio": "goal ≤ 2",
+    **{f"written_bytes_per_job_{room}": "goal ≤ 6,000" for room in ROOMS},
+    **{f"write_calls_per_job_{room}": "goal ≤ 10" for room in ROOMS},
+    **{f"disk_bytes_per_job_{room}": "goal ≤ 1,000" for room in ROOMS},
+    **{f"path_stream_cpu_us_per_chunk_flat_out_{room}": "goal ≤ 6" for room in ("node", "gateway")},
+    **{f"rss_mib_{room}": "goal ≤ 110" for room in ROOMS},
 }
 
 
 def _show(figures: Figures) -> None:
-    first = [*GOALS, "added_ttft_ms_p99", "rss_mib"]
+    first = [*GOALS, "added_ttft_ms_p50", "added_ttft_ms_p99"]
     table = Table(title="relay", title_justify="left", title_style="bold")
     for column in ("figure", "value", "goal"):
         table.add_column(column, justify="right" if column == "value" else "left")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 BUILD = Path(__file__).parent.parent / "build"
 LITELLM = ("litellm", ("litellm[proxy]==1.106.2",))
+SGLANG_ROUTER = ("sglang-router", ("sglang-router==0.3.2",))
 
 
 def install(name: str, requirements: tuple[str, ...]) -> Path | None:

@@ -21,7 +21,7 @@ from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.client.receipts.proof import Proof, read_proof
 from tallystick.protocol.eip712 import Domain, Message, Signed, loads_signed, read_signed_bytes
 from tallystick.protocol.errors import BadSeal, TallyError, error_from_json
-from tallystick.protocol.link import Capacity, Challenge, ClaimRequest, Hello, LateReceipt, Listing, read_asks, write_beat
+from tallystick.protocol.link import Beat, Capacity, Challenge, ClaimRequest, Hello, LateReceipt, Listing, read_asks
 from tallystick.protocol.log_evidence import Fraud, LogEvidence, judge
 from tallystick.protocol.match_log import Match, load_leaf
 from tallystick.protocol.merkle import leaf_hash
@@ -283,7 +283,7 @@ def seeds() -> dict[str, list[bytes]]:
             pack_link(Kind.HELLO, payload=dumps({"connect": {}, **listing.to_json(), "software": "x", "protocol": 2})),
             pack_link(Kind.ASKS, payload=dumps(listing.to_json())),
             pack_link(Kind.CLAIM, payload=dumps(claim.to_json())),
-            pack_link(Kind.BEAT, payload=dumps(write_beat({0: Capacity(1, 2)}))),
+            pack_link(Kind.BEAT, payload=dumps(Beat({0: Capacity(1, 2)}).to_json())),
             pack_link(Kind.LATE_RECEIPT, payload=dumps(LateReceipt(receipt, order, terms).to_json())),
         ],
         "submission": [placed.dumps()],

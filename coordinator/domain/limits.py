@@ -43,7 +43,9 @@ class JobLimits:
     """How far ahead an order's deadline may lie, and how long replays are remembered."""
     min_claim_window: int = 3_600
     """How long an order must leave its provider to claim."""
-    match_log_seconds: int = 30 * 86_400
+    match_log_seconds: float = 1
+    """Between two signed heads of the match log, while there are new matches."""
+    match_log_keep_seconds: int = 30 * 86_400
     """How long the match log keeps the contents of its leaves. Their hashes stay."""
     fee_bps: int = 0
     hedge_share: float = 0.05

@@ -46,7 +46,7 @@ from tallystick.protocol.errors import (
     TallyError,
     Unavailable,
 )
-from tallystick.protocol.link import Challenge, ClaimRequest, Hello, LateReceipt, Listing, read_beat
+from tallystick.protocol.link import Beat, Challenge, ClaimRequest, Hello, LateReceipt, Listing
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import Failure, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.connection_limiter import address_key
@@ -233,7 +233,9 @@ class NodeHub:
         elif kind is Kind.LATE_RECEIPT:
             await self._take_late_receipt(provider, job, payload)
         elif kind is Kind.BEAT:
-            self._market.matchmaker.set_capacity(provider, read_beat(loads(payload, "beat")))
+            beat = Beat.from_json(loads(payload, "beat"))
+            self._market.matchmaker.set_capacity(provider, beat.capacities)
+            self._market.match_log.add_seen_head(provider, beat.log_head)
         elif kind is Kind.ASKS:
             self._check_change_rate(provider)
             listing = Listing.from_json(loads(payload, "asks"), "asks")

@@ -86,7 +86,8 @@ class Market:
         self._writes = DeferredWrites(store, self.reputation, maker.speeds)
         self.hedging = Hedging(maker, limits.hedge_share, tick, later)
         self._decision_keeper = DecisionKeeper(self.decision_log, log_store)
-        self.match_log = MatchLog(log_store, signer, domain, now, keep_seconds=limits.match_log_seconds)
+        heads, keep = limits.match_log_seconds, limits.match_log_keep_seconds
+        self.match_log = MatchLog(log_store, signer, domain, now, head_seconds=heads, keep_seconds=keep)
         self._relay = Relay(
             match_log=self.match_log,
             bus=bus,
@@ -182,7 +183,7 @@ class Market:
         """
         now = int(self._now())
         if self._relay.stopping or self._writes.pending or self.match_log.blocked:
-            why = "is stopping" if self._relay.stopping else "cannot write to its database"
+            why = "is stopping" if self._relay.stopping else self.match_log.conflict or "cannot write to its database"
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"this coordinator {why}", fault=Fault.COORDINATOR)
         if submission.job in self._seen:
             raise Refusal(Code.ORDER_REPLAYED, f"job {submission.job.hex()} was placed before; GET /v1/jobs/ID shows its state")

@@ -22,16 +22,17 @@ from coordinator.ports import LogRow, LogStore
 from tallystick.protocol import merkle
 from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Fault, Unavailable
-from tallystick.protocol.match_log import SECRET_SIZE, Considered, Match, MatchLeaf, RestartLeaf, commit
+from tallystick.protocol.match_log import SECRET_SIZE, Considered, Match, MatchLeaf, RestartLeaf, commit, unpack_head
 from tallystick.protocol.merkle import HASH_SIZE, Edge, leaf_hash
 from tallystick.protocol.messages import LogHead, Order
-from tallystick.protocol.types import Hash, JobId
+from tallystick.protocol.types import Address, Hash, JobId
 
 log = structlog.get_logger()
-HEAD_SECONDS = 1.0
 FORGET_SECONDS = 60.0
 MAX_UNWRITTEN = 4_096
 """Leaves that wait for the database; at more, the coordinator takes no further job."""
+MAX_SEEN_HEADS = 16
+"""Heads that nodes passed on and that wait for their check, one a node. More are dropped: later beats have newer ones."""
 MAX_PAGE_BYTES = 256 * 1024
 """Contents of leaves in one page of entries, beside the first."""
 Random = Callable[[int], bytes]
@@ -61,18 +62,23 @@ class _Written:
 
 @dataclass(slots=True)
 class MatchLog:
-    """See the module's docstring. `now`: Unix time in seconds. `keep_seconds`: how long the contents of leaves are kept."""
+    """See the module's docstring. `now`: Unix time in seconds. `head_seconds`: between two signed heads. `keep_seconds`: how long
+    the contents of leaves are kept.
+    """
 
     store: LogStore
     signer: Signer
     domain: Domain
     now: Callable[[], float]
     random: Random = os.urandom
+    head_seconds: float = 1.0
     keep_seconds: int = 30 * 86_400
     head: Verified[LogHead] | None = None
     """The newest head; None until the first one is signed."""
     epoch: int = 0
     """The number of this process's RestartLeaf."""
+    conflict: str = ""
+    """Why this log must not go on: its key has signed another log. Empty if nothing is known of one."""
     _edge: Edge = field(default_factory=Edge)
     _written: _Written = field(default_factory=_Written)
     _last_at: int = 0
@@ -80,6 +86,8 @@ class MatchLog:
     _writing: asyncio.Future[None] | None = None
     _forgotten: int = 0
     _forget_at: float = 0.0
+    _seen: dict[Address, bytes] = field(default_factory=dict)
+    """Heads that nodes passed on, by provider."""
 
     async def start(self) -> None:
         """Loads the log and appends the leaf of this restart. Raises Unavailable if the database does not hold its own head."""
@@ -103,12 +111,9 @@ class MatchLog:
             what = "has a match log of another chain or contract"
         if verified is not None and head.message.coordinator != self.signer.address:
             verified, what = None, f"has the match log of {head.message.coordinator}, and this is {self.signer.address}"
-        if verified is not None and size <= self._edge.size:
-            ranges = [(0, size)]
-            rows = {row.number: row for row in await self.store.log_rows(sorted(merkle.rows(ranges)))}
-            if merkle.range_hash((0, size), _reader(rows)) == head.message.root:
-                self.head = verified
-                return
+        if verified is not None and size <= self._edge.size and await self._root_of(size) == head.message.root:
+            self.head = verified
+            return
         text = f"db: the database {what}; use the database that this key wrote last, or a new database and a new key"
         raise Unavailable(Code.DATABASE_UNAVAILABLE, text, fault=Fault.COORDINATOR)
 
@@ -116,8 +121,8 @@ class MatchLog:
 
     @property
     def blocked(self) -> bool:
-        """Whether too many leaves wait for the database."""
-        return len(self._unwritten) >= MAX_UNWRITTEN
+        """Whether too many leaves wait for the database, or the log must not go on."""
+        return len(self._unwritten) >= MAX_UNWRITTEN or bool(self.conflict)
 
     def append(self, job: JobId, attempt: int, order: Verified[Order], draft: MatchDraft) -> Match:
         """Appends a match and returns it. It is written with the next transaction, and signed with the next head."""
@@ -190,7 +195,7 @@ class MatchLog:
         if self._unwritten and self._writing is None:
             self._write()
         size, root = self._written.size, self._written.root
-        if self.head is not None and size <= self.head.message.size:
+        if self.conflict or (self.head is not None and size <= self.head.message.size):
             return
         signed_at = max(int(self.now()), self._last_at)
         if self.head is not None:
@@ -203,12 +208,44 @@ class MatchLog:
     async def run(self) -> None:
         """Signs heads until cancelled, and forgets the contents of old leaves."""
         while True:
-            await asyncio.sleep(HEAD_SECONDS)
+            await asyncio.sleep(self.head_seconds)
             try:
+                await self._check_seen()
                 await self.sign_head()
                 await self._forget()
             except Unavailable as error:
                 log.warning("match log waits for the database", error=str(error))
+
+    def add_seen_head(self, provider: Address, packed: bytes) -> None:
+        """Takes a head of this log that a node saw, to be checked before the next one is signed. Never waits."""
+        if packed and (provider in self._seen or len(self._seen) < MAX_SEEN_HEADS):
+            self._seen[provider] = packed
+
+    async def _check_seen(self) -> None:
+        """Compares the heads that nodes saw with this log, and stops the log if its key signed another one. Raises Unavailable.
+
+        What this key did not sign is ignored: anybody can make it up.
+        """
+        seen, self._seen = set(self._seen.values()), {}
+        for packed in seen:
+            try:
+                head = unpack_head(packed, self.signer.address).verify(self.domain).message
+            except (BadMessage, BadSignature):
+                continue
+            if not self.conflict and not await self._is_own(head):
+                self.conflict = f"has a key that signed another match log ({head.size} leaves, root {head.root.hex()})"
+                text = "stop the other coordinator with this key; if this database is an older copy, use the newest one"
+                log.error("match log stopped", reason=self.conflict, next=text)
+
+    async def _is_own(self, head: LogHead) -> bool:
+        newest = self._newest().message
+        return head.size <= newest.size and await self._root_of(head.size) == head.root
+
+    async def _root_of(self, size: int) -> Hash:
+        """The root of the first `size` leaves, which must be on disk."""
+        span = (0, size)
+        rows = {row.number: row for row in await self.store.log_rows(sorted(merkle.rows([span])))}
+        return Hash(merkle.range_hash(span, _reader(rows)))
 
     async def close(self) -> None:
         """Writes what is left and signs it."""

@@ -23,7 +23,7 @@ from websockets.exceptions import WebSocketException
 from node.ports import Link, LinkLost
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadMessage, TallyError, error_from_json
-from tallystick.protocol.link import Capacities, Capacity, Challenge, Hello, Listing, endpoint_of, write_beat
+from tallystick.protocol.link import Beat, Capacities, Capacity, Challenge, Hello, Listing, endpoint_of
 from tallystick.protocol.messages import Connect
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address, JobId
@@ -88,15 +88,17 @@ class NodeLink:
         capacities: Callable[[], Capacities],
         settings: LinkSettings | None = None,
         coordinator: Address | None = None,
+        log_head: Callable[[Address], bytes] = lambda _coordinator: b"",
         jitter: Callable[[], float] = _JITTER,
     ) -> None:
         """`listing` returns what is offered to a coordinator, `capacities` the current capacity of each slot group.
-        `coordinator`: the only account to accept, if it is known. `jitter` returns numbers from 0 to 1.
+        `coordinator`: the only account to accept, if it is known. `log_head` returns the newest known head of a coordinator's
+        match log, which is told to that coordinator once. `jitter` returns numbers from 0 to 1.
         """
         self.url = node_url(url)
         self._signer, self._domain, self._handler = signer, domain, handler
         self._listing, self._capacities, self._settings = listing, capacities, settings or LinkSettings()
-        self._coordinator, self._jitter = coordinator, jitter
+        self._coordinator, self._jitter, self._log_head = coordinator, jitter, log_head
         self._closing = asyncio.Event()
         self._capacity_changed = asyncio.Event()
         self.session: LinkSession | None = None
@@ -235,12 +237,18 @@ class NodeLink:
             self._capacity_changed.clear()
 
     def _report(self, session: LinkSession) -> None:
-        """Sends the capacity of the announced slot groups in which it changed. An empty report is a sign of life."""
+        """Sends the capacity of the announced slot groups in which it changed, and the newest head of the match log if it is new.
+
+        An empty report is a sign of life.
+        """
         current = self._capacities()
         now = {group: current.get(group, _GONE) for group in session.reported}
         changed = {group: capacity for group, capacity in now.items() if capacity != session.reported[group]}
         session.reported = now
-        session.post(Kind.BEAT, NO_JOB, dumps(write_beat(changed)))
+        head = self._log_head(session.coordinator)
+        beat = Beat(changed, b"" if head == session.told_head else head)
+        session.told_head = head
+        session.post(Kind.BEAT, NO_JOB, dumps(beat.to_json()))
 
 
 class _Connection(ClientConnection):
@@ -269,7 +277,7 @@ class LinkSession:
         self.socket, self.coordinator, self.announced, self.endpoint = socket, coordinator, announced, endpoint
         self.reported = dict(announced.capacities)
         """The capacities that the coordinator knows."""
-        self.problem, self.log_head = "", b""
+        self.problem, self.log_head, self.told_head = "", b"", b""
         self._limit = outbox_frames
         self._outbox: deque[bytes] = deque()
         self._posted, self._room, self._empty = asyncio.Event(), asyncio.Event(), asyncio.Event()

@@ -1,7 +1,8 @@
 """Watches the match logs of this node's coordinators: an order that was dispatched here must be logged as a match.
 
 A coordinator that shows orders without logging them leaves evidence in the node's folder `match-log`. The newest head of a log
-goes with each response to the client, sealed, so a coordinator cannot show its clients another log.
+goes with each response to the client, and the client's comes with its request, both sealed: a coordinator that shows its clients
+and its nodes two logs cannot keep them apart. Nodes tell the coordinator the heads that they saw, too, in their beats.
 """
 
 from __future__ import annotations
@@ -39,15 +40,33 @@ class MatchWatch:
 
     def on_match(self, link: Link, match: Match, order: Signed[Order]) -> None:
         """Takes a match that the admission checked, and gives the link the newest head of the log."""
+        watch = self._watch_of(link)
+        watch.add_match(match, order)
+        link.log_head = watch.packed_head
+
+    def on_connected(self, link: Link) -> None:
+        """Watches the log of a link's coordinator from what an earlier process kept of it."""
+        self._watch_of(link).start()
+
+    def on_client_head(self, link: Link, packed: bytes) -> None:
+        """Takes the head that a client passed on in its request, which is untrusted."""
+        self._watch_of(link).add_head(packed)
+
+    def head_of(self, coordinator: Address) -> bytes:
+        """The newest head that is known of a coordinator's log, as it is passed on; empty if none is known."""
+        watch = self._watches.get(coordinator)
+        return b"" if watch is None else watch.packed_head
+
+    def _watch_of(self, link: Link) -> LogWatch:
         coordinator = link.coordinator
+        if url := self._url_of(link):  # empty once the link has ended
+            self._urls[coordinator] = base_url(url)
         watch = self._watches.get(coordinator)
         if watch is None:
             watch = self._watches[coordinator] = LogWatch(
                 self._domain, coordinator, self._folder, lambda question: ask_proof(self._urls[coordinator], question)
             )
-        self._urls[coordinator] = base_url(self._url_of(link))
-        watch.add_match(match, order)
-        link.log_head = watch.packed_head
+        return watch
 
     async def close(self) -> None:
         """Stops watching; matches that were not checked yet are checked by the next process."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.coordinator.match_watch import MatchWatch
 from node.coordinator.receipt_sender import ReceiptSender
 from node.coordinator.state_recovery import StateRecovery
 from node.jobs.runner import JobRunner
@@ -15,14 +16,16 @@ from tallystick.protocol.wire import CancelReason, Kind, loads
 
 @dataclass(frozen=True, slots=True)
 class LinkRouter:
-    """Passes link events to the job runner, the receipt sender and state recovery (link.LinkHandler)."""
+    """Passes link events to the job runner, the receipt sender, state recovery and the match log's watch (link.LinkHandler)."""
 
     runner: JobRunner
     receipt_sender: ReceiptSender
     state_recovery: StateRecovery
+    match_watch: MatchWatch
 
     def connected(self, link: Link) -> None:
         """See link.LinkHandler."""
+        self.match_watch.on_connected(link)
         self.state_recovery.connected(link)
         self.receipt_sender.connected(link)
         if self.state_recovery.is_complete(link.coordinator):

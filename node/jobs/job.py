@@ -133,7 +133,7 @@ class Job:
         admitted: AdmittedJob,
         dispatch: Dispatch,
         engine: PooledEngine,
-        order_stored: asyncio.Task[None],
+        order_stored: asyncio.Future[None],
         sealing_key: SealingKey,
         deadlines: Deadlines,
     ) -> None:
@@ -145,6 +145,8 @@ class Job:
         self._work: asyncio.Task[JobResult] | None = None
         self._stopped: StopReason | None = None
         self._coordinator_stopped = self._engine_asked = False
+        self.client_log_head = b""
+        """The head of the match log that the client passed on; empty until the request was opened, or if there is none."""
         self.hedged = False
         """Whether another provider had the job too and was faster, even if the response had already ended."""
         self._reader_timer = ReaderTimer(deadlines.reader)
@@ -257,6 +259,7 @@ class Job:
         plain = key.open_request(admitted.job, dispatch.sealed)
         head, body = split_request(plain)
         check_request(terms, key.commitment_key, plain, body, admitted.offer.context_tokens)
+        self.client_log_head = head.log_head
         request = prepare(head, body, admitted.offer, terms.max_output_tokens)
         meter = UsageMeter(key, digest, terms, len(body), context_tokens=0 if request.bounded else admitted.offer.context_tokens)
         sealer = Sealer(key, admitted.job, digest)

@@ -82,6 +82,7 @@ class JobRunner:
         on_capacity_change: Callable[[], None] = lambda: None,
         may_take_jobs: Callable[[Link], bool] = lambda _link: True,
         on_match: OnMatch = lambda _link, _match, _order: None,
+        on_client_head: Callable[[Link, bytes], None] = lambda _link, _head: None,
     ) -> None:
         self._provider, self._domain, self._sealing_key = provider, domain, sealing_key
         self._engines, self._tabs, self._store, self._chain = engines, tabs, store, chain
@@ -90,7 +91,7 @@ class JobRunner:
         self._on_capacity_change, self._may_take_jobs = on_capacity_change, may_take_jobs
         self._consumed_orders = dict(consumed_orders or {})
         self._prune_at = _PRUNE_SIZE
-        self._on_match = on_match
+        self._on_match, self._on_client_head = on_match, on_client_head
         self._admission = Admission(
             asks, rules or AdmissionRules(), lambda order, job: order in self._consumed_orders or job in self._jobs
         )
@@ -221,6 +222,8 @@ class JobRunner:
             try:
                 await self._settle(job, await job.run())
             finally:
+                if job.client_log_head:
+                    self._on_client_head(link, job.client_log_head)
                 del self._jobs[job_id]
                 job.engine.job_ended()
                 self._on_capacity_change()
@@ -270,13 +273,12 @@ class JobRunner:
         self._remember(admitted, now)
         # A job never starts after its order's deadline, so it does not wait for a slot beyond it.
         queue = min(self._deadlines.queue, admitted.order.message.deadline - now)
-        durable = asyncio.create_task(self._store.begin(admitted, now))
         job = Job(
             link=link,
             admitted=admitted,
             dispatch=dispatch,
             engine=pool,
-            order_stored=durable,
+            order_stored=self._store.begin(admitted, now),
             sealing_key=self._sealing_key,
             deadlines=replace(self._deadlines, queue=queue),
         )

@@ -112,9 +112,10 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         on_capacity_change=partial(_announce_capacity, links),
         may_take_jobs=lambda link: state_recovery.is_complete(link.coordinator),
         on_match=match_watch.on_match,
+        on_client_head=match_watch.on_client_head,
     )
     receipt_sender = ReceiptSender(store, config.receipt_resend_interval)
-    router = LinkRouter(runner, receipt_sender, state_recovery)
+    router = LinkRouter(runner, receipt_sender, state_recovery, match_watch)
     listing = _listing_for(asks, resources.engine_pool, runner, state_recovery, coordinator_credit)
     links += _links(config, signer, domain, router, listing)
     resources.engine_pool.on_change = partial(_announce_capacity, links)
@@ -271,6 +272,7 @@ def _links(config: NodeConfig, signer: Signer, domain: Domain, router: LinkRoute
             capacities=router.runner.capacities,
             settings=config.link,
             coordinator=config.coordinator_address if url == config.coordinator else None,
+            log_head=router.match_watch.head_of,
         )
         for url in config.all_coordinators
     ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import aiohttp
 import orjson
@@ -14,7 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from scripts.relay.mock import BODY, MODEL
 from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified
-from tallystick.protocol.link import Capacity, Challenge, Hello, Listing, endpoint_of, write_beat
+from tallystick.protocol.link import Beat, Capacity, Challenge, Hello, Listing, endpoint_of
 from tallystick.protocol.messages import Ask, Connect, Order, Outcome, Receipt, Spec, Terms
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.sealing import X25519, ContentKey, Sealer, SealingKey, commit_request, wrap_key
@@ -64,16 +65,27 @@ def percentile(values: list[float], share: float) -> float:
 # ------------------------------------------------------------------------------------------------------- OpenAI requests
 
 
-def _body(chunks: int | None, gap: float) -> bytes:
-    request: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": TEXT}], "max_tokens": 512}
+def _body(chunks: int | None, gap: float, options: Mapping[str, object]) -> bytes:
+    request: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": TEXT}], "max_tokens": 512, **options}
     if chunks is not None:
         request |= {"stream": True, "user": f"{chunks} {gap}"}
     return orjson.dumps(request)
 
 
-async def ask(url: str, *, requests: int, concurrency: int, chunks: int | None = None, gap: float = 0.0) -> Latencies:
-    """Sends requests, `concurrency` at a time; if `chunks` is given, streamed in so many pieces, `gap` seconds apart."""
-    latencies, body = Latencies(), _body(chunks, gap)
+async def ask(
+    url: str,
+    *,
+    requests: int,
+    concurrency: int,
+    chunks: int | None = None,
+    gap: float = 0.0,
+    options: Mapping[str, object] = MappingProxyType({}),
+) -> Latencies:
+    """Sends requests, `concurrency` at a time; if `chunks` is given, streamed in so many pieces, `gap` seconds apart.
+
+    `options`: further members of the request's body.
+    """
+    latencies, body = Latencies(), _body(chunks, gap, options)
     remaining = iter(range(requests))
     headers = {"content-type": "application/json", "authorization": "Bearer none"}
     timeout = aiohttp.ClientTimeout(total=120)
@@ -166,7 +178,7 @@ class EnginelessNode:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(5)
-            await self.socket.send(pack_link(Kind.BEAT, payload=dumps(write_beat({}))))
+            await self.socket.send(pack_link(Kind.BEAT, payload=dumps(Beat({}).to_json())))
 
     async def _answer(self, job: JobId, dispatch: Dispatch) -> None:
         order, terms = dispatch.candidate.order.message, dispatch.candidate.terms
@@ -206,7 +218,7 @@ class EnginelessNode:
 
 def sign_jobs(count: int, *, payer: Signer, coordinator: Address, domain: Domain, ask: Verified[Ask]) -> list[bytes]:
     """Signs and seals `count` submissions for one provider, before the clock starts: signing is the work of clients."""
-    now, body, submissions = int(time.time()), _body(None, 0), []
+    now, body, submissions = int(time.time()), _body(None, 0, {}), []
     for number in range(count):
         job, key = JobId(secrets.token_bytes(16)), ContentKey.new()
         plain = join_request(RequestHead(CHAT), body)

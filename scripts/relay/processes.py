@@ -52,6 +52,23 @@ def rss_mib(pid: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """What a process has written so far, to files and sockets: bytes and system calls."""
+
+    bytes: int
+    calls: int
+
+
+def written(pid: int) -> Written:
+    """What a process and its ended children have written. Zeros if the system does not count it."""
+    try:
+        lines = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    except OSError:
+        return Written(0, 0)
+    return Written(int(lines["wchar"]), int(lines["syscw"]))
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """A running market: its addresses, the pids of its processes by name, and its payer.
 
@@ -218,27 +235,32 @@ general_settings: {{dangerously_permit_weak_or_unset_master_key: true}}
 
 
 @contextlib.asynccontextmanager
-async def litellm(folder: Path, mock: str, command: Path) -> AsyncIterator[tuple[str, int]]:
+async def litellm(folder: Path, mock: str, commands: Path) -> AsyncIterator[tuple[str, int]]:
     """Runs LiteLLM's proxy with one worker on the same mock engine; yields its base URL and its pid."""
     config, port = folder / "litellm.yaml", free_port(0)
     config.write_text(LITELLM_CONFIG.format(mock=mock))
-    with (folder / "litellm.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            str(command),
-            "--config",
-            str(config),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--num_workers",
-            "1",
-            stdout=log,
-            stderr=log,
-        )
+    options = ("--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1")
+    async with _peer(folder, commands / "litellm", options, f"http://127.0.0.1:{port}", "/health/liveliness") as peer:
+        yield peer
+
+
+@contextlib.asynccontextmanager
+async def sglang_router(folder: Path, mock: str, commands: Path) -> AsyncIterator[tuple[str, int]]:
+    """Runs SGLang's router, which is written in Rust, on the same mock engine; yields its base URL and its pid."""
+    port, metrics = free_port(0), free_port(0)
+    options = ("launch", "--host", "127.0.0.1", "--port", str(port), "--worker-urls", mock)
+    options += ("--policy", "round_robin", "--log-level", "error", "--prometheus-port", str(metrics))
+    async with _peer(folder, commands / "sglang-router", options, f"http://127.0.0.1:{port}", "/readiness") as peer:
+        yield peer
+
+
+@contextlib.asynccontextmanager
+async def _peer(folder: Path, command: Path, options: Sequence[str], url: str, ready: str) -> AsyncIterator[tuple[str, int]]:
+    """Runs a program of another project, pinned to the core of the measured processes."""
+    with (folder / f"{command.name}.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(str(command), *options, stdout=log, stderr=log)
     try:
-        url = f"http://127.0.0.1:{port}"
-        await until_answers(f"{url}/health/liveliness", process)
+        await until_answers(f"{url}{ready}", process)
         pin(process.pid, TESTED)
         yield url, process.pid
     finally:

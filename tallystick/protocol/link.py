@@ -13,7 +13,7 @@ from tallystick.protocol.json_members import read_count, read_items, read_member
 from tallystick.protocol.messages import Ask, Claim, Connect, Order, Receipt, Terms
 from tallystick.protocol.types import Address, Hash, parse_address
 from tallystick.protocol.versions import PROTOCOL, check_protocol
-from tallystick.protocol.wire import dumps
+from tallystick.protocol.wire import dumps, read_log_head
 
 MAX_CHAIN_ID = (1 << 63) - 1
 """The largest chain id. Some chains have ids above 32 bits; EIP-2294 allows about 63."""
@@ -132,15 +132,26 @@ def read_capacities(raw: object, field: str = "capacity") -> dict[int, Capacity]
     return capacities
 
 
-def write_beat(capacities: Capacities) -> dict[str, Any]:
-    """The payload of a node's BEAT: the capacities of the slot groups in which it changed."""
-    return {"capacity": write_capacities(capacities)}
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The payload of a node's BEAT: the capacities of the slot groups in which it changed.
 
+    `log_head`: a head of the coordinator's match log that the node has not passed on yet (match_log.pack_head); empty if none.
+    """
 
-def read_beat(raw: object) -> dict[int, Capacity]:
-    """Reads the payload of a node's BEAT. Raises BadMessage."""
-    (capacity,) = read_members(raw, "beat", "capacity")
-    return read_capacities(capacity, "beat.capacity")
+    capacities: Capacities
+    log_head: bytes = b""
+
+    def to_json(self) -> dict[str, Any]:
+        """The wire form."""
+        head = {"logHead": self.log_head.hex()} if self.log_head else {}
+        return {"capacity": write_capacities(self.capacities)} | head
+
+    @classmethod
+    def from_json(cls, raw: Any) -> Beat:
+        """Reads the wire form. Raises BadMessage."""
+        (capacity,) = read_members(raw, "beat", "capacity")
+        return cls(read_capacities(capacity, "beat.capacity"), read_log_head(raw, "beat.logHead"))
 
 
 MAX_ASKS = 256

@@ -77,7 +77,7 @@ class Kind(IntEnum):
     CHUNK = 2  # node -> coordinator -> client: a sealed chunk, raw
     RECEIPT = 3  # node -> coordinator -> client: Signed[Receipt]
     FAIL = 4  # node -> coordinator -> client: Failure, as JSON and binary
-    BEAT = 5  # coordinator -> client: empty, or a QueuePlace; node -> coordinator: {"capacity": [Capacity]} of changed groups
+    BEAT = 5  # coordinator -> client: empty, or a QueuePlace; node -> coordinator: Beat
     VOID = 6  # coordinator -> client: Signed[Receipt] at no cost, for an attempt that failed or lost before the job ended
     HEDGE = 7  # coordinator -> client: the Match of a second attempt, which runs beside the one that was matched last
 
@@ -298,10 +298,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """The first line of a request's plaintext: the OpenAI route, and the content type of the body."""
+    """The first line of a request's plaintext: the OpenAI route, and the content type of the body.
+
+    `log_head`: the newest head of the coordinator's match log that the client knows, as in `ResponseHead`.
+    """
 
     path: str
     content_type: str = "application/json"
+    log_head: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +323,10 @@ class ResponseHead:
 
 def join_request(head: RequestHead, body: bytes) -> bytes:
     """The plaintext of a request."""
-    return dumps({"path": head.path, "contentType": head.content_type}) + b"\n" + body
+    members = {"path": head.path, "contentType": head.content_type}
+    if head.log_head:
+        members["logHead"] = head.log_head.hex()
+    return dumps(members) + b"\n" + body
 
 
 def split_request(plain: bytes) -> tuple[RequestHead, bytes]:
@@ -327,8 +334,14 @@ def split_request(plain: bytes) -> tuple[RequestHead, bytes]:
     line, separator, body = plain.partition(b"\n")
     if not separator:
         raise BadMessage("request: expected a head line that ends with LF")
-    path, content_type = read_members(loads(line, "request head"), "request head", "path", "contentType")
-    return RequestHead(read_text(path, "request.path"), read_content_type(content_type, "request.contentType")), body
+    raw = loads(line, "request head")
+    path, content_type = read_members(raw, "request head", "path", "contentType")
+    head = RequestHead(
+        read_text(path, "request.path"),
+        read_content_type(content_type, "request.contentType"),
+        read_log_head(raw, "request.logHead"),
+    )
+    return head, body
 
 
 def dump_response_head(head: ResponseHead) -> bytes:
@@ -339,22 +352,23 @@ def dump_response_head(head: ResponseHead) -> bytes:
     return dumps(members)
 
 
-def _read_hex(raw: object) -> bytes:
+def read_log_head(raw: dict[str, Any], where: str) -> bytes:
+    """The member `logHead` of an object: a head as match_log.pack_head gives it, unread; empty if absent. Raises BadMessage."""
+    packed = raw.get("logHead")
     try:
-        return bytes.fromhex(read_text(raw, "response.logHead"))
+        return b"" if packed is None else bytes.fromhex(read_text(packed, where))
     except ValueError:
-        raise BadMessage("response.logHead: expected hex digits") from None
+        raise BadMessage(f"{where}: expected hex digits") from None
 
 
 def load_response_head(chunk: bytes) -> ResponseHead:
     """Reads the first plaintext chunk of a response. Raises BadMessage."""
     raw = loads(chunk, "response head")
     status, content_type = read_members(raw, "response head", "status", "contentType")
-    packed = raw.get("logHead")
     return ResponseHead(
         read_count(status, "response.status", 100, 599),
         read_content_type(content_type, "response.contentType"),
-        b"" if packed is None else _read_hex(packed),
+        read_log_head(raw, "response.logHead"),
     )
 
 

@@ -89,6 +89,10 @@ class AccessLog:
         token = _fields.set(access.fields)
         try:
             await self._app(scope, receive, observed)
+        except Exception:
+            if access.status == CLIENT_GONE:
+                access.status = 500  # which the server answers once it has the error
+            raise
         finally:
             _fields.reset(token)
             access.seconds = self._clock() - begin

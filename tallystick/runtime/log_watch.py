@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from tallystick.protocol.eip712 import Domain, Signed, read_signed
+from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import PeerError, TallyError
 from tallystick.protocol.json_members import read_count, read_items, read_members, read_text
 from tallystick.protocol.log_evidence import LogEvidence, read_hex
@@ -31,6 +31,8 @@ log = structlog.get_logger()
 CHECK_SECONDS = 2.0
 MAX_EVIDENCE = 100
 """Files of evidence in one folder."""
+MAX_PASSED_ON = 8
+"""Heads of other parties that wait to be read. More than these replace others at random, so no party can keep others out."""
 _CHANCE = random.SystemRandom().random
 Ask = Callable[[LogQuestion], Awaitable[object]]
 """Asks the coordinator GET /v1/log/proof and returns the JSON of its answer. Raises TallyError."""
@@ -50,7 +52,10 @@ class LogWatch:
         chance: Callable[[], float] = _CHANCE,
     ) -> None:
         self.monitor = LogMonitor(domain, coordinator, chance)
-        self._folder, self._ask, self._now = folder, ask, now
+        self._folder, self._ask, self._now, self._chance = folder, ask, now, chance
+        self._passed_on: list[bytes] = []
+        self._passed_on_count = 0
+        self._packed: tuple[Verified[LogHead] | None, bytes] = (None, b"")
         self._task: asyncio.Task[None] | None = None
         self._problem = ""
         self._saved: tuple[int, bytes] | None = None
@@ -58,26 +63,40 @@ class LogWatch:
     @property
     def packed_head(self) -> bytes:
         """The newest head, as it is passed on to others; empty if none is known."""
-        return b"" if self.monitor.head is None else pack_head(self.monitor.head)
+        head = self.monitor.head
+        if head is not None and head is not self._packed[0]:
+            self._packed = (head, pack_head(head))
+        return self._packed[1]
 
     def add_match(self, match: Match, order: Signed[Order]) -> None:
         """Takes a match whose `check` passed, and sees that the log is checked. Never waits."""
         self.monitor.add_match(match, order, int(self._now()))
-        self._start()
+        self.start()
 
     def add_head(self, packed: bytes) -> None:
-        """Takes a head that another party passed on. What is no head of this coordinator is ignored, since it proves nothing."""
-        if not packed:
+        """Takes a head that another party passed on, for the next check. Never waits, and checks no signature yet."""
+        if not packed or packed == self.packed_head or packed in self._passed_on:
             return
-        try:
-            evidence = self.monitor.add_head(unpack_head(packed, self.monitor.coordinator), int(self._now()))
-        except PeerError as error:
-            log.debug("foreign head ignored", reason=str(error))
-            return
-        self._report([] if evidence is None else [evidence])
-        self._start()
+        self._passed_on_count += 1
+        if len(self._passed_on) < MAX_PASSED_ON:
+            self._passed_on.append(packed)
+        elif (place := int(self._chance() * self._passed_on_count)) < MAX_PASSED_ON:
+            self._passed_on[place] = packed
+        self.start()
 
-    def _start(self) -> None:
+    def _read_passed_on(self) -> None:
+        """Compares the heads that others passed on. What is no head of this coordinator is ignored, since it proves nothing."""
+        passed_on, self._passed_on, self._passed_on_count = self._passed_on, [], 0
+        for packed in passed_on:
+            try:
+                evidence = self.monitor.add_head(unpack_head(packed, self.monitor.coordinator), int(self._now()))
+            except PeerError as error:
+                log.debug("foreign head ignored", reason=str(error))
+            else:
+                self._report([] if evidence is None else [evidence])
+
+    def start(self) -> None:
+        """Begins to watch, with what earlier processes kept. The first match or head starts it too."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="match log")
 
@@ -88,7 +107,8 @@ class LogWatch:
             await self.check()
 
     async def check(self) -> None:
-        """Asks the coordinator once, if there is anything to ask."""
+        """Reads the heads that others passed on, and asks the coordinator once, if there is anything to ask."""
+        self._read_passed_on()
         question = self.monitor.question(int(self._now()))
         if question is None:
             return

@@ -27,7 +27,7 @@ from tallystick.protocol.eip712 import Signed, Signer, Verified
 from tallystick.protocol.errors import TallyError, error_from_json
 from tallystick.protocol.health import CheckResult, Health
 from tallystick.protocol.job_link import LINK_PATH, LINK_STREAM, pack_greeting, pack_record, pack_submit, read_records
-from tallystick.protocol.link import Capacity, Challenge, Hello, Listing, endpoint_of, write_beat
+from tallystick.protocol.link import Beat, Capacity, Challenge, Hello, Listing, endpoint_of
 from tallystick.protocol.messages import Ask, Connect, Receipt
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import NO_JOB, Dispatch, FrameReader, Kind, Submission, dumps, loads, pack_link, unpack_link
@@ -161,7 +161,7 @@ class LinkNode:
         await self.socket.send(pack_link(kind, job, payload))
 
     async def send_beat(self, capacity: Capacity = ROOMY) -> None:
-        await self.send(Kind.BEAT, NO_JOB, dumps(write_beat({0: capacity} if self.asks else {})))
+        await self.send(Kind.BEAT, NO_JOB, dumps(Beat({0: capacity} if self.asks else {}).to_json()))
 
     async def expect(self, kind: Kind) -> bytes:
         """Returns the payload of the next frame of this kind."""

@@ -9,6 +9,7 @@ from coordinator.config import ENV_PREFIX, CoordinatorConfig, load_config
 from coordinator.domain.limits import IntakeLimits, JobLimits
 from coordinator.http.response_buffer import Retention
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.match_log import MERGE_SECONDS
 
 EXAMPLE = Path(coordinator.__file__).parent / "example.toml"
 DEFAULTS = CoordinatorConfig(deployment=Path("deployment.json"))
@@ -55,12 +56,23 @@ def test_the_default_deployment_file_is_in_the_home_folder(tmp_path: Path, monke
         ("hedge_share", -0.01),
         ("hedge_share", 1.01),
         ("hedge_share", float("nan")),
+        ("match_log_seconds", 0.05),
+        ("match_log_seconds", 31),
+        ("match_log_seconds", float("nan")),
+        ("match_log_keep_seconds", 86_399),
     ],
 )
 def test_invalid_values_are_refused_at_start(name: str, value: float) -> None:
     """A time or a rate that would hang or spin the process is refused, and the error names it."""
     with pytest.raises(BadMessage, match=name):
         load_config(EXAMPLE, {name: value})
+
+
+def test_the_match_log_is_signed_and_kept_as_configured() -> None:
+    """Both times reach the market. Any head interval allowed leaves a match time to be under a head when it is due."""
+    limits = load_config(EXAMPLE, {"match_log_seconds": 30, "match_log_keep_seconds": 86_400}).job_limits
+    assert (limits.match_log_seconds, limits.match_log_keep_seconds) == (30, 86_400)
+    assert 2 * limits.match_log_seconds <= MERGE_SECONDS
 
 
 def test_nan_is_no_time() -> None:

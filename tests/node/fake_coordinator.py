@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.link import Capacity, Challenge, Hello, LateReceipt, Listing, read_asks, read_beat
+from tallystick.protocol.link import Beat, Capacity, Challenge, Hello, LateReceipt, Listing, read_asks
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads, pack_link, unpack_link
@@ -60,7 +60,7 @@ class Connection:
             if kind is Kind.ASKS:
                 known = dict(Listing.from_json(loads(payload, "asks"), "asks").capacities)
             elif kind is Kind.BEAT:
-                known |= read_beat(loads(payload, "beat"))
+                known |= Beat.from_json(loads(payload, "beat")).capacities
         return known
 
     async def send(self, kind: Kind, job: JobId = NO_JOB, payload: bytes = b"") -> None:

@@ -21,17 +21,7 @@ from tallystick.protocol.codecs import keccak
 from tallystick.protocol.criteria import MAX_CANDIDATES
 from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.errors import BadMessage, Code, Unavailable
-from tallystick.protocol.link import (
-    MAX_CHAIN_ID,
-    Capacity,
-    Challenge,
-    ClaimRequest,
-    Hello,
-    Listing,
-    read_asks,
-    read_beat,
-    write_beat,
-)
+from tallystick.protocol.link import MAX_CHAIN_ID, Beat, Capacity, Challenge, ClaimRequest, Hello, Listing, read_asks
 from tallystick.protocol.messages import Claim, ClaimRow, Connect, Order, Terms
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
 from tallystick.protocol.wire import (
@@ -169,8 +159,9 @@ def test_challenges_and_capacities_of_any_value_survive(
     """Chain ids may exceed 32 bits, as on real chains; counts use all of their 32 bits."""
     challenge = Challenge(nonce, coordinator, chain, contract)
     assert Challenge.from_json(loads(dumps(challenge.to_json()), "challenge")) == challenge
-    beat = {counts[0]: Capacity(*counts[1:])}
-    assert read_beat(loads(dumps(write_beat(beat)), "beat")) == beat
+    for log_head in (b"", nonce):
+        beat = Beat({counts[0]: Capacity(*counts[1:])}, log_head)
+        assert Beat.from_json(loads(dumps(beat.to_json()), "beat")) == beat
 
 
 printable = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=256)
@@ -180,9 +171,9 @@ printable = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size
 @some
 def test_heads_survive_the_journey(path: str, content_type: str, body: bytes, status: int) -> None:
     """Request and response heads survive a round trip with any bytes in the body, including newlines."""
-    head = RequestHead(path, content_type)
+    head = RequestHead(path, content_type, body[:113])
     assert split_request(join_request(head, body)) == (head, body)
-    answer = ResponseHead(status, content_type)
+    answer = ResponseHead(status, content_type, body[:113])
     assert load_response_head(dump_response_head(answer)) == answer
 
 
@@ -227,6 +218,9 @@ def test_the_layout_is_this_one() -> None:
     assert pack_frame(Kind.CHUNK, b"abc") == b"\x02\x00\x00\x00\x03abc"
     assert pack_link(Kind.CREDIT, JOB, b"\0\0\0\1") == b"\x17" + b"j" * 16 + b"\0\0\0\1"
     assert join_request(RequestHead("/v1/x"), b"{}") == b'{"path":"/v1/x","contentType":"application/json"}\n{}'
+    head = RequestHead("/v1/x", "a", b"\x01\xff")
+    assert join_request(head, b"{}") == b'{"path":"/v1/x","contentType":"a","logHead":"01ff"}\n{}'
+    assert dumps(Beat({}, b"\x01\xff").to_json()) == b'{"capacity":[],"logHead":"01ff"}'
     candidate = CANDIDATE.order.to_bytes() + CANDIDATE.terms.to_bytes() + b"wrapped"
     sized = len(candidate).to_bytes(2, "big") + candidate
     assert SUBMISSION.dumps() == b"\x02" + JOB + b"\0" + b"\x02" + sized + sized + b"sealed"
@@ -647,7 +641,7 @@ def test_each_member_of_a_challenge_is_checked_by_name(member: str, values: list
 def test_each_member_of_a_capacity_is_checked_by_name(member: str, value: object) -> None:
     """A capacity consists of whole numbers of 32 bits."""
     with pytest.raises(BadMessage, match=rf"^beat.capacity\[1\]\.{member}: expected a whole number from 0 to 4294967295"):
-        read_beat({"capacity": [CAPACITIES[7].to_json(7), {**CAPACITIES[8].to_json(8), member: value}]})
+        Beat.from_json({"capacity": [CAPACITIES[7].to_json(7), {**CAPACITIES[8].to_json(8), member: value}]})
 
 
 @pytest.mark.parametrize(
@@ -693,6 +687,18 @@ def test_a_content_type_cannot_break_out_of_its_header(content_type: object) -> 
         load_response_head(orjson.dumps({"status": 200, "contentType": content_type}))
     with pytest.raises(BadMessage, match=r"^request\.contentType: expected"):
         split_request(orjson.dumps({"path": "/", "contentType": content_type}) + b"\n")
+
+
+@pytest.mark.parametrize("log_head", ["0", "zz", "00" * 129, 1, {}])
+def test_a_log_head_is_short_and_in_hex(log_head: object) -> None:
+    """What is passed on of the match log is refused by its name if it is no text of hex digits, wherever it travels."""
+    members = {"path": "/", "status": 200, "contentType": "a", "capacity": [], "logHead": log_head}
+    with pytest.raises(BadMessage, match=r"^request\.logHead: expected"):
+        split_request(orjson.dumps(members) + b"\n")
+    with pytest.raises(BadMessage, match=r"^response\.logHead: expected"):
+        load_response_head(orjson.dumps(members))
+    with pytest.raises(BadMessage, match=r"^beat\.logHead: expected"):
+        Beat.from_json(members)
 
 
 def test_a_request_without_a_line_end_has_no_head() -> None:

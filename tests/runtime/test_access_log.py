@@ -139,3 +139,23 @@ async def test_other_connections_pass() -> None:
 
     await AccessLog(handler)({"type": "websocket"}, 1, 2)  # type: ignore[arg-type]
     assert calls == [({"type": "websocket"}, 1, 2)]
+
+
+@pytest.mark.parametrize(("begins", "status"), [(False, 500), (True, 200)])
+async def test_a_handler_that_fails(begins: bool, status: int) -> None:
+    """The server answers its error with status 500, unless the answer has begun; the client has not left."""
+
+    async def fails(_scope: Any, _receive: Any, send: Any) -> None:
+        if begins:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ValueError("a fault")
+
+    seen: list[Access] = []
+    scope = {"type": "http", "method": "POST", "path": "/v1/x", "headers": []}
+
+    async def nothing(*_: Any) -> Any:
+        return {}
+
+    with pytest.raises(ValueError, match="a fault"):
+        await AccessLog(fails, seen.append)(scope, nothing, nothing)
+    assert seen[0].status == status

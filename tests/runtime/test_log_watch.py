@@ -8,7 +8,7 @@ from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.log_evidence import Fraud, LogEvidence
 from tallystick.protocol.log_monitor import SETTLE_SECONDS, LogQuestion
 from tallystick.protocol.match_log import MERGE_SECONDS, pack_head
-from tallystick.runtime.log_watch import MAX_EVIDENCE, LogWatch
+from tallystick.runtime.log_watch import MAX_EVIDENCE, MAX_PASSED_ON, LogWatch
 from tests.protocol.test_log_monitor import COORDINATOR, DOMAIN, NOW, Coordinator, matched
 
 
@@ -17,11 +17,12 @@ class World:
 
     def __init__(self, folder: Path | None) -> None:
         self.coordinator, self.down, self.now, self.folder = Coordinator(), False, NOW, folder
+        self.chance = 0.5
         self.watch = self.make()
 
     def make(self) -> LogWatch:
         """A watch as another process makes it."""
-        return LogWatch(DOMAIN, COORDINATOR.address, self.folder, self.ask, now=lambda: self.now, chance=lambda: 0.5)
+        return LogWatch(DOMAIN, COORDINATOR.address, self.folder, self.ask, now=lambda: self.now, chance=lambda: self.chance)
 
     async def ask(self, question: LogQuestion) -> object:
         """Answers a question."""
@@ -120,8 +121,44 @@ async def test_a_foreign_head_of_another_log_is_evidence(tmp_path: Path) -> None
     other.leaves.append(matched(5)[0].leaf)
     for head in (b"", b"nonsense", bytes(113), pack_head(world.coordinator.head())):
         world.watch.add_head(head)
+    await world.watch.check()
     assert world.evidence() == []
     world.watch.add_head(pack_head(other.head()))
+    assert world.evidence() == []  # a job's path checks no signature
+    await world.watch.check()
+    assert [evidence.fraud for evidence in world.evidence()] == [Fraud.SPLIT]
+    await world.watch.close()
+
+
+async def test_what_others_pass_on_is_bounded(tmp_path: Path) -> None:
+    """Between two checks so many heads are kept, each once, and none of them is checked in a job's path."""
+    world = World(tmp_path)
+    for number in range(3):
+        for _ in range(2):
+            world.watch.add_head(bytes((number,)) * 113)
+    assert len(world.watch._passed_on) == 3
+    for number in range(200):
+        world.watch.add_head(bytes((number,)) * 113)
+    assert len(world.watch._passed_on) == MAX_PASSED_ON
+    await world.watch.check()
+    assert (world.watch._passed_on, world.evidence()) == ([], [])
+    await world.watch.close()
+
+
+async def test_a_flood_does_not_keep_other_heads_out(tmp_path: Path) -> None:
+    """Once it is full, each further head replaces one at random; so the one that matters is read with some chance."""
+    world, other = World(tmp_path), Coordinator()
+    world.add(1)
+    world.now += SETTLE_SECONDS
+    await world.watch.check()
+    other.leaves.append(matched(5)[0].leaf)
+    for number in range(MAX_PASSED_ON):
+        world.watch.add_head(bytes((number,)) * 113)
+    world.chance = 0.0
+    world.watch.add_head(pack_head(other.head()))
+    world.chance = 0.99
+    world.watch.add_head(b"z" * 113)
+    await world.watch.check()
     assert [evidence.fraud for evidence in world.evidence()] == [Fraud.SPLIT]
     await world.watch.close()
 

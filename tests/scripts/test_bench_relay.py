@@ -4,16 +4,31 @@ import json
 import subprocess
 import sys
 
-PROMISED = (
-    *("coordinator_cpu_us_per_job", "litellm_cpu_us_per_request", "cpu_ratio", "added_ttft_ms_p50", "added_ttft_ms_p99"),
-    *("chunks_per_s", "rss_mib"),
+ROOMS = ("coordinator", "node", "gateway")
+BY_ROOM = (
+    "written_bytes_per_job",
+    "disk_bytes_per_job",
+    "write_calls_per_job",
+    "rss_mib",
+    "rss_mib_start",
+    "path_stream_cpu_us_per_chunk_flat_out",
 )
+OF_PEERS = {
+    *("litellm_cpu_us_per_request", "cpu_ratio", "path_cpu_ratio", "path_rate_ratio", "ttft_ratio", "added_ms_whole"),
+    *("sglang_cpu_us_per_request", "sglang_cpu_ratio"),
+}
+PROMISED = {
+    *("coordinator_cpu_us_per_job", "path_cpu_us_per_job", "added_ttft_ms_p50", "added_ttft_ms_p99", "chunks_per_s"),
+    *("rss_mib",),
+    *(f"{name}_{room}" for name in BY_ROOM for room in ROOMS),
+    *OF_PEERS,
+}
 
 
 def test_quick_run_has_every_figure() -> None:
     """The benchmark runs completely on real processes; a figure that it does not measure is null."""
     command = [sys.executable, "-m", "scripts.bench_relay", "--quick", "--json"]
     figures = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=1_000).stdout)
-    assert figures.keys() >= set(PROMISED)
-    assert {name for name in PROMISED if figures[name] is None} == {"litellm_cpu_us_per_request", "cpu_ratio"}
+    assert figures.keys() >= PROMISED
+    assert {name for name in PROMISED if figures[name] is None} == OF_PEERS
     assert figures["coordinator_cpu_us_per_job"] > 0

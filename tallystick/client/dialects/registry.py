@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Final
 
 from tallystick.client.dialects.dialect import Dialect, ErrorFormat, OpenAiErrors
@@ -16,7 +16,7 @@ VERSION_HEADER: Final = "anthropic-version"
 """A header that every client of Anthropic's API sends, and no other."""
 
 
-def errors_of(path: str, headers: Mapping[str, str]) -> ErrorFormat:
+def errors_of(path: str, headers: Container[str]) -> ErrorFormat:
     """The form in which a client reads errors: by the route, else by the headers that it sent."""
     if path == MESSAGES or path.startswith(f"{MESSAGES}/") or VERSION_HEADER in headers:
         return DIALECTS[MESSAGES]

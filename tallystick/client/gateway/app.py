@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import quote
 
 import structlog
 from starlette.applications import Starlette
@@ -26,9 +25,10 @@ from tallystick.client.dialects.messages_models import model_entry, models_page
 from tallystick.client.dialects.registry import VERSION_HEADER
 from tallystick.client.gateway.aliases import AliasRouter
 from tallystick.client.gateway.auth import CALLER_KEY, Authenticator, check_public_access
-from tallystick.client.gateway.handler import PATH_MODEL, RequestHandler
+from tallystick.client.gateway.dispatcher import Dispatcher
+from tallystick.client.gateway.handler import RequestHandler
 from tallystick.client.gateway.operations import Operations
-from tallystick.client.gateway.paths import allowed_methods, explain_unknown, read_target
+from tallystick.client.gateway.paths import allowed_methods, explain_unknown
 from tallystick.client.gateway.response_routes import stored_response_routes
 from tallystick.client.gateway.response_sender import ERROR_HEADERS, TALLY_HEADERS, error_response, send_error
 from tallystick.client.jobs.export import job_json
@@ -62,13 +62,12 @@ def build_app(market: Market, operations: Operations | None = None) -> ASGIApp:
         Route("/v1/models/{model:path}", models.get_model),
         Route("/tally/jobs/{job}", job),
         *stored_response_routes(handler.responses),
-        Route("/v1/{path:path}", _Sold(handler)),
+        Route("/v1/{path:path}", _Sold(handler)),  # routes besides JOB_ROUTES that providers may sell
     ]
     handlers: dict[Any, Callable[..., Any]] = {TallyError: _show_error, 404: _no_route, 405: _no_route}
     router = Starlette(routes=routes, exception_handlers=handlers)
     router.router.redirect_slashes = False  # paths come without slashes at their end
-    authenticated = Authenticator(router, market.config, send_error)
-    app = _PathReader(authenticated)
+    app = Dispatcher(handler, router, Authenticator(market.config), send_error)
     cors = _with_cors(app, market.config.allow_origins) if market.config.allow_origins else app
     return AccessLog(cors, operations.observe)
 
@@ -156,19 +155,6 @@ class _Sold:
             await _show_methods(scope["path"])(scope, receive, send)
         else:
             await send_error(scope, send, Refusal(Code.UNKNOWN_ROUTE, reason))
-
-
-class _PathReader:
-    """Replaces each request's path by that of the route that it stands for, and remembers the model that it names."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            target = read_target(scope["path"])
-            scope = {**scope, "path": target.path, "raw_path": quote(target.path).encode(), PATH_MODEL: target.model}
-        await self._app(scope, receive, send)
 
 
 def _json(document: object) -> Response:

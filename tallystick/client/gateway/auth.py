@@ -6,15 +6,15 @@ Sec-Fetch-Site, which pages cannot set. Host names that were made to resolve to 
 
 from __future__ import annotations
 
-import hmac
+import hashlib
 import re
-from collections.abc import Awaitable, Callable
+import secrets
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from tallystick.client.config import ANY_ORIGIN, ApiKey, ClientConfig
-from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
+from tallystick.client.gateway.request_headers import RequestHeaders, headers_of
+from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.runtime.plaintext import is_loopback
 
 MIN_SECRET = 16
@@ -28,6 +28,9 @@ ANONYMOUS = "tally.anonymous"
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 """Paths that answer every caller, and tell strangers only that the gateway is up."""
 
+MAX_HOSTS = 64
+"""Values of the header Host that are remembered: one for each port, or name, by which local programs reach this gateway."""
+
 _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([a-zA-Z0-9._-]{1,253}))(?::[0-9]{1,5})?")
 _OWN_SITES = ("none", "same-origin")
 """Values of Sec-Fetch-Site for requests that no other site's page caused."""
@@ -40,52 +43,44 @@ def caller_label(scope: Scope) -> str:
 
 
 class Authenticator:
-    """ASGI middleware that passes authenticated requests on. `refuse` sends an error to other callers.
+    """Authenticates requests. Raises BadMessage for keys that are easy to guess, and for allow_origins "*" without a key."""
 
-    OPEN_PATHS are passed on for every caller, marked ANONYMOUS. Raises BadMessage for keys that are easy to guess, and for
-    allow_origins "*" without a key.
-    """
-
-    def __init__(self, app: ASGIApp, config: ClientConfig, refuse: Callable[[Scope, Send, TallyError], Awaitable[None]]) -> None:
-        self._app, self._refuse, self._origins = app, refuse, frozenset(origin.lower() for origin in config.allow_origins)
+    def __init__(self, config: ClientConfig) -> None:
+        self._origins = frozenset(origin.lower() for origin in config.allow_origins)
         _check_secrets(config)
         _check_origins(config)
-        master = ((config.api_key.encode(), None),) if config.api_key else ()
-        callers = ((api_key.value.encode(), api_key) for api_key in config.api_keys)
-        self._keys: tuple[tuple[bytes, ApiKey | None], ...] = (*master, *callers)
+        self._pepper = secrets.token_bytes(32)
+        master = ((config.api_key, None),) if config.api_key else ()
+        callers = ((api_key.value, api_key) for api_key in config.api_keys)
+        self._keys: dict[bytes, ApiKey | None] = {self._digest(key.encode()): caller for key, caller in (*master, *callers)}
         self._own_name = config.host.lower()
+        self._own_hosts: set[str] = set()
+        """Values of the header Host that name this machine, of those seen last."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on, or answers 401."""
-        if scope["type"] == "http":
-            try:
-                scope[CALLER_KEY] = self._authenticate(Headers(scope=scope), scope["http_version"])
-            except TallyError as error:
-                if scope["path"] not in OPEN_PATHS:
-                    await self._refuse(scope, send, error)
-                    return
-                scope[ANONYMOUS] = True
-        await self._app(scope, receive, send)
+    def _digest(self, key: bytes) -> bytes:
+        """What a key is looked up by. It is secret, so the time of a lookup does not tell how close a guess was."""
+        return hashlib.blake2b(key, key=self._pepper, digest_size=32).digest()
 
-    def _authenticate(self, headers: Headers, http_version: str) -> ApiKey | None:
+    def authenticate(self, scope: Scope) -> ApiKey | None:
+        """The caller's key, if it is one of [[api_keys]]. Raises Refusal (unauthenticated) for a caller that may do nothing."""
+        headers = headers_of(scope)
         if not self._keys:
-            self._check_local(headers, http_version)
+            self._check_local(headers, scope["http_version"])
             return None
-        # Compares with every key, so that the time does not tell which one was close.
-        secrets = _presented(headers)
-        matching = [caller for secret in secrets for key, caller in self._keys if hmac.compare_digest(secret, key)]
-        if not matching:
-            text = f"this gateway requires an API key: send Authorization: Bearer KEY, or the header {' or '.join(KEY_HEADERS)}"
-            raise Refusal(Code.UNAUTHENTICATED, text)
-        return matching[0]
+        for key in _presented(headers):
+            digest = self._digest(key)
+            if digest in self._keys:
+                return self._keys[digest]
+        text = f"this gateway requires an API key: send Authorization: Bearer KEY, or the header {' or '.join(KEY_HEADERS)}"
+        raise Refusal(Code.UNAUTHENTICATED, text)
 
-    def _check_local(self, headers: Headers, http_version: str) -> None:
-        origins, hosts = headers.getlist("origin"), headers.getlist("host")
+    def _check_local(self, headers: RequestHeaders, http_version: str) -> None:
+        origins, hosts = headers.all("origin"), headers.all("host")
         for origin in origins:
             if origin.lower() not in self._origins:
                 text = f"web pages of {origin[:200]} may not spend from this wallet; to allow them, set allow_origins"
                 raise Refusal(Code.UNAUTHENTICATED, text)
-        if not origins and any(site not in _OWN_SITES for site in headers.getlist("sec-fetch-site")):
+        if not origins and any(site not in _OWN_SITES for site in headers.all("sec-fetch-site")):
             text = "web pages of other sites (Sec-Fetch-Site) may not spend from this wallet; to allow them, set allow_origins"
             raise Refusal(Code.UNAUTHENTICATED, text)
         if not hosts and http_version == "1.0":
@@ -95,16 +90,23 @@ class Authenticator:
             raise Refusal(Code.UNAUTHENTICATED, text)
 
     def _is_this_machine(self, host: str) -> bool:
+        if host in self._own_hosts:
+            return True
         match = _HOST.fullmatch(host)
         name = (match[1] or match[2]).lower() if match is not None else ""
-        return bool(name) and (name == self._own_name or is_loopback(name))
+        if not name or not (name == self._own_name or is_loopback(name)):
+            return False
+        if len(self._own_hosts) >= MAX_HOSTS:
+            self._own_hosts.clear()
+        self._own_hosts.add(host)
+        return True
 
 
-def _presented(headers: Headers) -> list[bytes]:
+def _presented(headers: RequestHeaders) -> list[bytes]:
     """The keys that a request presents. Clients that send several mean any of them."""
-    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    scheme, _, credentials = headers.get("authorization").partition(" ")
     bearer = [credentials] if scheme.lower() == "bearer" else []
-    return [key.strip().encode() for key in (*bearer, *(headers.get(name, "") for name in KEY_HEADERS)) if key.strip()]
+    return [key.strip().encode() for key in (*bearer, *(headers.get(name) for name in KEY_HEADERS)) if key.strip()]
 
 
 def _check_secrets(config: ClientConfig) -> None:
@@ -113,8 +115,8 @@ def _check_secrets(config: ClientConfig) -> None:
             source = "secret" if api_key.secret_env is None else f"environment variable {api_key.secret_env}"
             problem = f"got {len(api_key.value)}" if api_key.value else "it is not set"
             raise BadMessage(f"config: api_keys: {api_key.label}: {source}: expected at least {MIN_SECRET} characters, {problem}")
-    secrets = [api_key.value for api_key in config.api_keys] + [config.api_key]
-    if len(set(secrets)) != len(secrets):
+    values = [api_key.value for api_key in config.api_keys] + [config.api_key]
+    if len(set(values)) != len(values):
         raise BadMessage("config: api_keys: expected different secrets, got the same secret twice")
     labels = [api_key.label for api_key in config.api_keys]
     if len(set(labels)) != len(labels):

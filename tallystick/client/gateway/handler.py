@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
-from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from tallystick.client.config import ApiKey, UpstreamTarget
@@ -19,9 +17,12 @@ from tallystick.client.dialects.registry import DIALECTS
 from tallystick.client.gateway.aliases import AliasRouter, RoutingPlan, weight_draw
 from tallystick.client.gateway.attempts import Attempts
 from tallystick.client.gateway.auth import CALLER_KEY, caller_label
+from tallystick.client.gateway.disconnects import DisconnectWatch
+from tallystick.client.gateway.dispatcher import PATH_MODEL
 from tallystick.client.gateway.early_stream import EarlyStream
 from tallystick.client.gateway.forms import Form, translated_after
 from tallystick.client.gateway.request_bodies import ClientStalled, RequestBodies, with_send_timeout
+from tallystick.client.gateway.request_headers import headers_of
 from tallystick.client.gateway.response_cache import CachedResponse, ResponseCache
 from tallystick.client.gateway.response_recorder import ResponseRecorder
 from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, send_json, total_cost
@@ -53,8 +54,6 @@ from tallystick.protocol.wire import RequestHead, join_request
 from tallystick.runtime.content_encoding import read_codings
 
 log = structlog.get_logger()
-PATH_MODEL = "tally.model"
-"""Scope member with the model that the request's path names, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +84,12 @@ class _GatewayRequest:
 
         Raises BadMessage, or Refusal if the caller's key does not allow the request.
         """
-        headers = Headers(scope=scope)
-        content_type = headers.get("content-type", "")
+        headers = headers_of(scope)
+        content_type = headers.get("content-type")
         content_type = content_type if media_type(content_type) == FORM else JSON
         caller: ApiKey | None = scope.get(CALLER_KEY)
-        key = headers.get("idempotency-key")
-        options, extras = read_options(headers.get(HEADER))
+        key = headers.find("idempotency-key")
+        options, extras = read_options(headers.find(HEADER))
         body = with_model(strip_bom(body) if content_type == JSON else body, content_type, scope.get(PATH_MODEL))
         return cls(
             scope["path"],
@@ -124,7 +123,7 @@ class RequestHandler:
         """Runs the job until its answer is sent or its caller has disconnected."""
         send = with_send_timeout(send)
         try:
-            codings = read_codings(Headers(scope=scope).getlist("content-encoding"))
+            codings = read_codings(headers_of(scope).all("content-encoding"))
             async with self._bodies.read(receive, codings) as body:
                 if body is None:
                     return
@@ -142,19 +141,9 @@ class RequestHandler:
             log.info("caller disconnected", reason=str(error))
 
     async def _run(self, scope: Scope, request: _GatewayRequest, receive: Receive, send: Send) -> None:
-        answering = asyncio.create_task(self._answer_or_error(scope, request, send), name="answer")
-        disconnected = asyncio.create_task(_wait_for_disconnect(receive), name="client-disconnect")
-        try:
-            await asyncio.wait({answering, disconnected}, return_when=asyncio.FIRST_COMPLETED)
-            if request.key is not None:  # the caller may come back for it
-                await asyncio.wait({answering}, timeout=self._market.config.linger_seconds)
-        finally:
-            disconnected.cancel()
-            if not answering.done():
-                answering.cancel()
-            await asyncio.gather(answering, disconnected, return_exceptions=True)
-        if not answering.cancelled():
-            answering.result()
+        """Answers a request until its caller disconnects; with an idempotency key for a while longer: it may come back for it."""
+        linger = 0 if request.key is None else self._market.config.linger_seconds
+        await DisconnectWatch(receive, linger).run(self._answer_or_error(scope, request, send))
 
     async def _answer_or_error(self, scope: Scope, request: _GatewayRequest, send: Send) -> None:
         """Answers from the cache or from a job. Cancelling it ends the job, which waits for its receipt for a bounded time."""
@@ -347,8 +336,3 @@ def _is_accepted(plan: RoutingPlan, result: Result) -> bool:
         return plan.accepts(result.json())
     except BadMessage:
         return True
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

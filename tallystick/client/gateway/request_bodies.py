@@ -6,13 +6,13 @@ Bodies with a Content-Encoding are decoded, and the limits hold before and after
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 from starlette.types import Message, Receive, Send
 
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.runtime.content_encoding import decode
+from tallystick.runtime.deadlines import wait_within
 
 BODY_TIMEOUT_SECONDS = 60
 """Seconds within which a request's body must arrive."""
@@ -34,27 +34,21 @@ class RequestBodies:
         self.held = 0
         self._decoders = asyncio.Semaphore(MAX_DECODERS)
 
-    @contextlib.asynccontextmanager
-    async def read(self, receive: Receive, codings: Sequence[str] = ()) -> AsyncIterator[bytes | None]:
-        """Reads a request's body, which counts until the block ends. Yields None if the caller disconnected meanwhile.
+    def read(self, receive: Receive, codings: Sequence[str] = ()) -> _Reading:
+        """A context manager that reads a request's body, which counts until the block ends. It gives None if the caller
+        disconnected meanwhile.
 
-        `codings`: its Content-Encoding; see `read_codings`. Raises BadMessage for a body that does not decode, Refusal for one
-        that is too long or too slow, and Unavailable if all bodies together leave no room for it.
+        `codings`: its Content-Encoding; see `read_codings`. Entering raises BadMessage for a body that does not decode, Refusal
+        for one that is too long or too slow, and Unavailable if all bodies together leave no room for it.
         """
-        held = _HeldParts(self)
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_SECONDS) as deadline:
-                complete = await _receive_parts(receive, held)
-                if complete and codings:
-                    held = await self._decode(held, codings)
-            body = held.join() if complete else None
-            yield body
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            raise Refusal(Code.TIMED_OUT, f"request body: expected within {BODY_TIMEOUT_SECONDS} seconds") from None
-        finally:
-            held.release()
+        return _Reading(self, receive, codings)
+
+    async def read_into(self, held: _HeldParts, receive: Receive, codings: Sequence[str]) -> tuple[_HeldParts, bytes | None]:
+        """Reads a body; see `read`. Returns what counts for it."""
+        complete = await _receive_parts(receive, held)
+        if complete and codings:
+            held = await self._decode(held, codings)
+        return held, held.join() if complete else None
 
     async def _decode(self, encoded: _HeldParts, codings: Sequence[str]) -> _HeldParts:
         """The decoded body. The encoded one is released."""
@@ -78,6 +72,31 @@ class RequestBodies:
             text = f"the running requests fill the gateway's {self._max_total} bytes (max_total_body_bytes); try again later"
             raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
         self.held += added
+
+
+class _Reading:
+    """See RequestBodies.read."""
+
+    __slots__ = ("_bodies", "_codings", "_held", "_receive")
+
+    def __init__(self, bodies: RequestBodies, receive: Receive, codings: Sequence[str]) -> None:
+        self._bodies, self._receive, self._codings = bodies, receive, codings
+        self._held = _HeldParts(bodies)
+
+    async def __aenter__(self) -> bytes | None:
+        reading = self._bodies.read_into(self._held, self._receive, self._codings)
+        try:
+            self._held, body = await wait_within(BODY_TIMEOUT_SECONDS, reading)
+        except TimeoutError:
+            self._held.release()
+            raise Refusal(Code.TIMED_OUT, f"request body: expected within {BODY_TIMEOUT_SECONDS} seconds") from None
+        except BaseException:
+            self._held.release()
+            raise
+        return body
+
+    async def __aexit__(self, *_: object) -> None:
+        self._held.release()
 
 
 class _HeldParts:
@@ -120,8 +139,7 @@ def with_send_timeout(send: Send) -> Send:
 
     async def send_in_time(message: Message) -> None:
         try:
-            async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
-                await send(message)
+            await wait_within(SEND_TIMEOUT_SECONDS, send(message))
         except TimeoutError:
             raise ClientStalled(f"the caller read nothing for {SEND_TIMEOUT_SECONDS} seconds") from None
 

@@ -19,8 +19,9 @@ from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.messages import Terms
 from tallystick.protocol.types import Address, Amount, format_amount
+from tallystick.runtime.sqlite_statement import SqliteStatement
 
-_SPENT_TODAY = sa.select(sa.func.coalesce(sa.func.sum(spent.c.cost), 0)).where(
+_SPENT_TODAY = sa.select(sa.func.coalesce(sa.func.sum(spent.c.cost), 0).label("amount")).where(
     spent.c.payer == bindparam("of_payer"), spent.c.day == bindparam("of_day")
 )
 _OPEN_CAPS = (
@@ -33,7 +34,20 @@ _OPEN_CAPS = (
     )
     .subquery()
 )
-_RESERVED = sa.select(sa.func.coalesce(sa.func.sum(_OPEN_CAPS.c.cap), 0))
+_RESERVED = sa.select(sa.func.coalesce(sa.func.sum(_OPEN_CAPS.c.cap), 0).label("amount"))
+
+
+def _is_below(label: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    """`Budget.covers` in SQL. It avoids LIKE, which ignores case."""
+    below: sa.BindParameter[str] = bindparam("of_prefix")
+    return (label == bindparam("of_label")) | (sa.func.substr(label, 1, sa.func.length(below)) == below)
+
+
+_SUMS = SqliteStatement(_SPENT_TODAY), SqliteStatement(_RESERVED)
+_SUMS_OF_LABEL = (
+    SqliteStatement(_SPENT_TODAY.where(_is_below(spent.c.label))),
+    SqliteStatement(_RESERVED.where(_is_below(_OPEN_CAPS.c.label))),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +72,13 @@ class BudgetStatus:
         return 100 if self.budget.per_day == 0 else (self.spent + self.reserved) * 100 // self.budget.per_day
 
 
-def _label_under(label: sa.ColumnElement[str], workload: str) -> sa.ColumnElement[bool]:
-    """`Budget.covers` in SQL. It avoids LIKE, which ignores case."""
-    prefix = workload + "/"
-    return (label == workload) | (sa.func.substr(label, 1, len(prefix)) == prefix)
-
-
 def budget_status(c: Connection, payer: Address, budget: Budget, now: int) -> BudgetStatus:
     """Returns the state of a budget on the UTC day of `now` (Unix seconds)."""
-    spent_today, reserved = _SPENT_TODAY, _RESERVED
+    spent_today, reserved = _SUMS if budget.label is None else _SUMS_OF_LABEL
+    of = {"of_payer": payer, "of_now": now, "of_day": now // DAY_SECONDS}
     if budget.label is not None:
-        spent_today = spent_today.where(_label_under(spent.c.label, budget.label))
-        reserved = reserved.where(_label_under(_OPEN_CAPS.c.label, budget.label))
-    open_caps = c.execute(reserved, {"of_payer": payer, "of_now": now}).scalar_one()
-    cost = c.execute(spent_today, {"of_payer": payer, "of_day": now // DAY_SECONDS}).scalar_one()
+        of |= {"of_label": budget.label, "of_prefix": budget.label + "/"}
+    cost, open_caps = (statement.all(c, of)[0].amount for statement in (spent_today, reserved))
     return BudgetStatus(budget, Amount(cost), Amount(open_caps))
 
 

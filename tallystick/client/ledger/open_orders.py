@@ -28,6 +28,7 @@ from tallystick.client.receipts.delivery_check import (
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.types import ZERO_HASH, Address, Hash, JobId
 from tallystick.protocol.wire import dumps, loads
+from tallystick.runtime.sqlite_statement import SqliteStatement
 
 Deliveries = Mapping[Hash, Delivery]
 """What arrived for each order of a job that a provider had, by the order's digest."""
@@ -50,15 +51,19 @@ _UNMATCHED = Delivery(0, 0, ZERO_HASH, finished=False, bounded=False)
 """The delivery of an order whose job ended here without the order being matched."""
 
 THIS_ORDER = (orders.c.job == bindparam("of_job")) & (orders.c.digest == bindparam("of_order"))
-_UNDECIDED = orders.c.state.in_([OrderState.OPEN.value, OrderState.DISPATCHED.value])
-_MARK_DISPATCHED = (
-    sa.update(orders)
-    .where(THIS_ORDER, orders.c.state.in_([OrderState.OPEN.value, OrderState.CLOSED.value]))
-    .values(state=OrderState.DISPATCHED.value)
+_IS_OPEN, _IS_CLOSED, _IS_DISPATCHED = (
+    orders.c.state == state.value for state in (OrderState.OPEN, OrderState.CLOSED, OrderState.DISPATCHED)
 )
-_STORE_DELIVERY = sa.update(orders).where(THIS_ORDER, _UNDECIDED).values(delivered_doc=bindparam("to_doc"))
-_SELECT_ORDER = sa.select(orders.c.delivered_doc, orders.c.undelivered_quarters, orders.c.state).where(THIS_ORDER)
-_SELECT_JOB = sa.select(jobs.c.state, jobs.c.cancelled).where(jobs.c.job == bindparam("of_job"))
+_MARK_DISPATCHED = SqliteStatement(
+    sa.update(orders).where(THIS_ORDER, _IS_OPEN | _IS_CLOSED).values(state=OrderState.DISPATCHED.value)
+)
+_STORE_DELIVERY = SqliteStatement(
+    sa.update(orders).where(THIS_ORDER, _IS_OPEN | _IS_DISPATCHED).values(delivered_doc=bindparam("to_doc"))
+)
+_SELECT_ORDER = SqliteStatement(
+    sa.select(orders.c.delivered_doc, orders.c.undelivered_quarters, orders.c.state).where(THIS_ORDER)
+)
+_SELECT_JOB = SqliteStatement(sa.select(jobs.c.state, jobs.c.cancelled).where(jobs.c.job == bindparam("of_job")))
 _MARK_CANCELLED = sa.update(jobs).where(jobs.c.job == bindparam("of_job")).values(cancelled=True)
 _SET_QUARTERS = (
     sa.update(orders)
@@ -94,13 +99,13 @@ def store_deliveries(c: Connection, job: JobId, deliveries: Deliveries) -> None:
         order = OrderKey(job, digest)
         stored = _read_stored(c, order)
         if stored is None or not stored.finished:
-            c.execute(_STORE_DELIVERY, order.parameters | {"to_doc": dumps(delivery.to_json()).decode()})
+            _STORE_DELIVERY.run(c, order.parameters | {"to_doc": dumps(delivery.to_json()).decode()})
 
 
 def mark_dispatched(c: Connection, job: JobId, digests: Iterable[Hash]) -> None:
     """Marks orders of a job that a provider had and that have no receipt: they count until their `claim_by`."""
     for digest in digests:
-        c.execute(_MARK_DISPATCHED, OrderKey(job, digest).parameters)
+        _MARK_DISPATCHED.run(c, OrderKey(job, digest).parameters)
 
 
 def mark_cancelled(c: Connection, job: JobId) -> None:
@@ -122,12 +127,12 @@ def read_delivery(c: Connection, job: JobId, receipt: Receipt, delivery: Deliver
     known = delivery if delivery is not None else _read_stored(c, OrderKey(job, receipt.order_hash))
     if known is None or known.cancelled or receipt.outcome != Outcome.CLIENT_CANCELLED:
         return known
-    row = c.execute(_SELECT_JOB, {"of_job": job.hex()}).first()
+    row = _SELECT_JOB.first(c, {"of_job": job.hex()})
     return replace(known, cancelled=row is not None and bool(row.cancelled))
 
 
 def _read_stored(c: Connection, order: OrderKey) -> Delivery | None:
-    row = c.execute(_SELECT_ORDER, order.parameters).first()
+    row = _SELECT_ORDER.first(c, order.parameters)
     if row is not None and row.state == OrderState.CLOSED.value:
         return _UNMATCHED
     if row is None or row.delivered_doc is None:
@@ -137,7 +142,7 @@ def _read_stored(c: Connection, order: OrderKey) -> Delivery | None:
 
 def job_state(c: Connection, job: JobId) -> JobState | None:
     """Returns the state of a job; None if the ledger does not have it."""
-    row = c.execute(_SELECT_JOB, {"of_job": job.hex()}).first()
+    row = _SELECT_JOB.first(c, {"of_job": job.hex()})
     return None if row is None else JobState(row.state)
 
 
@@ -158,7 +163,7 @@ def count_undelivered(
     Therefore what was counted since the order's job was placed is subtracted. `now` is Unix seconds.
     """
     key = order.parameters
-    row = c.execute(_SELECT_ORDER, key).first()
+    row = _SELECT_ORDER.first(c, key)
     before = 0 if row is None else row.undelivered_quarters
     stream_lost = quarters != QUARTERS_DELIVERED and delivery is not None and delivery.stream is not StreamEnd.ENDED
     if stream_lost:

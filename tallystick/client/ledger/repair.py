@@ -89,7 +89,7 @@ def merge_proven(
     shown_orders = [shown.order for shown in receipts] + [payment.order for payment in paid or ()]
     known = known_orders(c, shown_orders)
     lacking = [order.message for order in shown_orders if order.digest not in known]
-    row = c.execute(SELECT_TAB, tab_key).first()
+    row = SELECT_TAB.first(c, tab_key)
     tab = _read_tab(c, tab_key, now)
     shown_total = max((shown.receipt.message.cumulative_cost for shown in receipts), default=0)
     ceiling = max((order.ceiling for order in lacking), default=0)
@@ -138,9 +138,9 @@ def _raise_tab(c: Connection, tab_key: dict[str, object], tab: Tab, total_order_
 
 def _judge_payment(c: Connection, tab_key: dict[str, object], settled: Amount, now: int, paid: Sequence[PaidOrder] | None) -> str:
     """Judges a payment beyond the receipts by the current tab. Returns why the provider is blocked; empty if it is not."""
-    if c.execute(SELECT_TAB, tab_key).first() is None:
+    if SELECT_TAB.first(c, tab_key) is None:
         _raise_tab(c, tab_key, Tab(), 0)
-    row = c.execute(SELECT_TAB, tab_key).one()
+    (row,) = SELECT_TAB.all(c, tab_key)
     tab = _read_tab(c, tab_key, now)
     excess = settled - tab.explained_total
     if settled <= row.settled_at_unblock or (paid is None and settled > tab.ceiling):

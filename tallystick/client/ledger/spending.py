@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 from sqlalchemy.dialects.sqlite import insert
 
-from tallystick.client.ledger.schema import JobState, OrderState, jobs, orders, receipts, spent
+from tallystick.client.ledger.schema import IS_UNRESOLVED, OrderState, jobs, orders, receipts, spent
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.runtime.sqlite_statement import SqliteStatement
 
 DAY_SECONDS = 86_400
 GROUPS = ("day", "label", "model", "provider")
@@ -35,15 +37,17 @@ _JOB_ROW = sa.select(
 _COLUMNS = ("payer", *GROUPS, *_SUMS)
 
 
-def _add_from(source: sa.Select[tuple[object, ...]]) -> sa.Executable:
+def _add_from(source: sa.Select[Any]) -> SqliteStatement:
     row = insert(spent).from_select(_COLUMNS, source)
-    return row.on_conflict_do_update(
-        index_elements=["payer", *GROUPS], set_={name: spent.c[name] + row.excluded[name] for name in _SUMS}
+    return SqliteStatement(
+        row.on_conflict_do_update(
+            index_elements=["payer", *GROUPS], set_={name: spent.c[name] + row.excluded[name] for name in _SUMS}
+        )
     )
 
 
 _ADD_RECEIPT = _add_from(_JOB_ROW)
-_ADD_FAILED = _add_from(_JOB_ROW.where(jobs.c.state.in_([JobState.OPEN.value, JobState.LOST.value])))
+_ADD_FAILED = _add_from(_JOB_ROW.where(IS_UNRESOLVED))
 _INSERT = insert(spent)
 _ADD_CACHE_HIT = _INSERT.on_conflict_do_update(
     index_elements=["payer", *GROUPS],
@@ -99,8 +103,8 @@ def add_receipt(
     """Adds a recorded receipt. `counted`: its request already counts, as a failed one. `hedge_cost`: see `SpendingRow`; None if
     the job ran at one provider.
     """
-    c.execute(
-        _ADD_RECEIPT,
+    _ADD_RECEIPT.run(
+        c,
         {
             "of_job": job.hex(),
             "to_day": now // DAY_SECONDS,
@@ -120,8 +124,8 @@ def add_receipt(
 def add_failed(c: Connection, job: JobId, now: int) -> None:
     """Counts a job that ends without a receipt. Call it before the job's state changes."""
     zeros = dict.fromkeys((f"to_{name}" for name in _RECEIPT_SUMS[1:]), 0)
-    c.execute(
-        _ADD_FAILED,
+    _ADD_FAILED.run(
+        c,
         zeros | {"of_job": job.hex(), "to_day": now // DAY_SECONDS, "to_provider": "", "to_requests": 1, "to_failed": 1},
     )
 

@@ -6,6 +6,7 @@ Functions of one connection. Bound parameters that select rows start with `of_`,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
@@ -15,48 +16,29 @@ from tallystick.client.ledger.schema import IS_COLLECTABLE, OrderState, deployme
 from tallystick.client.orders.tab import Tab
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.types import Address, Amount
+from tallystick.runtime.sqlite_statement import SqliteStatement
 
 DEPLOYMENT_ID: sa.BindParameter[str] = bindparam("of_deployment_id")
 PAYER: sa.BindParameter[str] = bindparam("of_payer")
 PROVIDER: sa.BindParameter[str] = bindparam("of_provider")
-_PROVIDERS: sa.BindParameter[list[str]] = bindparam("of_providers", expanding=True)
 
 THIS_TAB = (tabs.c.deployment_id == DEPLOYMENT_ID) & (tabs.c.payer == PAYER) & (tabs.c.provider == PROVIDER)
-SELECT_TAB = sa.select(tabs).where(THIS_TAB)
+SELECT_TAB = SqliteStatement(sa.select(tabs).where(THIS_TAB))
 INSERT_TAB = insert(tabs)
-_SELECT_TABS = sa.select(tabs).where(
-    tabs.c.deployment_id == DEPLOYMENT_ID, tabs.c.payer == PAYER, tabs.c.provider.in_(_PROVIDERS)
-)
 _NOT_EXPIRED = orders.c.claim_by > bindparam("of_now")
 
 
-def _caps_where(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
-    return sa.func.sum(sa.case((condition, orders.c.cap), else_=0))
+def _sum_where(condition: sa.ColumnElement[bool], value: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+    return sa.func.coalesce(sa.func.sum(sa.case((condition, value), else_=0)), 0)
 
 
-_SELECT_CAPS = (
+_SELECT_CAPS = SqliteStatement(
     sa.select(
-        orders.c.provider,
-        _caps_where(_NOT_EXPIRED).label("open"),
-        sa.func.sum(sa.case((_NOT_EXPIRED & (orders.c.state == OrderState.DISPATCHED.value), 1), else_=0)).label(
-            "awaiting_receipts"
-        ),
-        _caps_where(_NOT_EXPIRED & (orders.c.seq <= tabs.c.total_order_seq)).label("early"),
-        _caps_where(~_NOT_EXPIRED).label("expired"),
-    )
-    .join(
-        tabs,
-        (tabs.c.deployment_id == orders.c.deployment_id)
-        & (tabs.c.payer == orders.c.payer)
-        & (tabs.c.provider == orders.c.provider),
-    )
-    .where(
-        orders.c.payer == PAYER,
-        IS_COLLECTABLE,
-        orders.c.provider.in_(_PROVIDERS),
-        orders.c.deployment_id == DEPLOYMENT_ID,
-    )
-    .group_by(orders.c.provider)
+        _sum_where(_NOT_EXPIRED, orders.c.cap).label("open"),
+        _sum_where(_NOT_EXPIRED & (orders.c.state == OrderState.DISPATCHED.value), sa.literal(1)).label("awaiting_receipts"),
+        _sum_where(_NOT_EXPIRED & (orders.c.seq <= bindparam("of_total_order_seq")), orders.c.cap).label("early"),
+        _sum_where(~_NOT_EXPIRED, orders.c.cap).label("expired"),
+    ).where(orders.c.payer == PAYER, IS_COLLECTABLE, orders.c.provider == PROVIDER, orders.c.deployment_id == DEPLOYMENT_ID)
 )
 
 
@@ -67,14 +49,20 @@ def tab_key(domain: Domain, payer: Address, provider: Address) -> dict[str, obje
 
 def read_tabs(c: Connection, domain: Domain, payer: Address, providers: Sequence[Address], now: int) -> dict[Address, Tab]:
     """The payer's tabs with these providers. Orders whose `claim_by` is not after `now` (Unix seconds) count as expired."""
-    key = {"of_deployment_id": deployment_id(domain), "of_payer": payer, "of_providers": list(providers)}
-    rows = {row.provider: row for row in c.execute(_SELECT_TABS, key)}
-    caps = {row.provider: row for row in c.execute(_SELECT_CAPS, key | {"of_now": now})}
-    return {provider: tab_of(rows.get(provider), caps.get(provider)) for provider in providers}
+    read: dict[Address, Tab] = {}
+    for provider in providers:
+        key = tab_key(domain, payer, provider)
+        row = SELECT_TAB.first(c, key)
+        if row is None:
+            read[provider] = Tab()
+        else:
+            caps = _SELECT_CAPS.first(c, key | {"of_now": now, "of_total_order_seq": row.total_order_seq})
+            read[provider] = tab_of(row, caps)
+    return read
 
 
-def tab_of(row: sa.Row[tuple[object, ...]] | None, caps: sa.Row[tuple[object, ...]] | None = None) -> Tab:
-    """Builds a Tab from its row and from the sums over its collectable orders. Without `caps`, those sums are zero."""
+def tab_of(row: Any | None, caps: Any | None = None) -> Tab:
+    """Builds a Tab from the row of SELECT_TAB and from the sums over its collectable orders, which are zero without `caps`."""
     if row is None:
         return Tab()
     if caps is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
@@ -50,6 +51,7 @@ from tallystick.protocol.messages import Outcome, Receipt, Terms
 from tallystick.protocol.stored import load_signed, store_signed, store_struct
 from tallystick.protocol.types import Address, Hash, JobId, format_amount
 from tallystick.protocol.wire import dumps
+from tallystick.runtime.sqlite_statement import SqliteStatement
 
 SignOrder = Callable[[Tab, Address, Terms], PlacedOrder]
 MAX_REASON = 1_000
@@ -121,22 +123,41 @@ class IncomingReceipt:
         return OrderKey(self.job, self.placed.order.digest)
 
 
-_RAISE_TAB = INSERT_TAB.on_conflict_do_update(
-    index_elements=[tabs.c.deployment_id, tabs.c.payer, tabs.c.provider],
-    set_={"ceiling": sa.func.max(tabs.c.ceiling, INSERT_TAB.excluded.ceiling), "order_seq": INSERT_TAB.excluded.order_seq},
+_RAISE_TAB = SqliteStatement(
+    INSERT_TAB.on_conflict_do_update(
+        index_elements=[tabs.c.deployment_id, tabs.c.payer, tabs.c.provider],
+        set_={"ceiling": sa.func.max(tabs.c.ceiling, INSERT_TAB.excluded.ceiling), "order_seq": INSERT_TAB.excluded.order_seq},
+    ),
+    "deployment_id payer provider accepted total total_order_seq ceiling order_seq blocked_reason",
 )
-_INSERT_JOB, _INSERT_ORDER = sa.insert(jobs), sa.insert(orders)
-_INSERT_RECEIPT, _INSERT_EVIDENCE = sa.insert(receipts), sa.insert(evidence)
+_INSERT_JOB = SqliteStatement(
+    sa.insert(jobs), "job deployment_id payer model path state reason commitment_key created_at label reader"
+)
+_INSERT_ORDER = SqliteStatement(
+    sa.insert(orders),
+    "digest job deployment_id payer provider seq cap ceiling claim_by state order_doc terms_doc",
+)
+_INSERT_RECEIPT = SqliteStatement(
+    sa.insert(receipts),
+    "digest job deployment_id payer provider seq order_digest receipt_doc whole recorded_at",
+)
+_INSERT_EVIDENCE = sa.insert(evidence)
 
 _SEQ: sa.BindParameter[int] = bindparam("of_seq")
 _ON_TAB = (receipts.c.deployment_id == DEPLOYMENT_ID) & (receipts.c.payer == PAYER) & (receipts.c.provider == PROVIDER)
-_FROM_SEQ = sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq >= _SEQ).order_by(receipts.c.seq.asc()).limit(2)
-_BELOW_SEQ = sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq < _SEQ).order_by(receipts.c.seq.desc()).limit(1)
-_SAME_ORDER = sa.select(receipts.c.digest, receipts.c.receipt_doc).where(
-    receipts.c.job == bindparam("of_job"), receipts.c.order_digest == bindparam("of_order")
+_FROM_SEQ = SqliteStatement(
+    sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq >= _SEQ).order_by(receipts.c.seq.asc()).limit(2)
+)
+_BELOW_SEQ = SqliteStatement(
+    sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq < _SEQ).order_by(receipts.c.seq.desc()).limit(1)
+)
+_SAME_ORDER = SqliteStatement(
+    sa.select(receipts.c.digest, receipts.c.receipt_doc).where(
+        receipts.c.job == bindparam("of_job"), receipts.c.order_digest == bindparam("of_order")
+    )
 )
 
-_ACCEPT = (
+_ACCEPT = SqliteStatement(
     sa.update(tabs)
     .where(THIS_TAB)
     .values(accepted=bindparam("to_accepted"), total=bindparam("to_total"), total_order_seq=bindparam("to_total_order_seq"))
@@ -146,7 +167,7 @@ _TOUCH_TAB = sa.update(tabs).where(THIS_TAB).values(blocked_reason=tabs.c.blocke
 _DISPUTE = (
     sa.update(orders).where(THIS_ORDER, orders.c.state != OrderState.RECORDED.value).values(state=OrderState.DISPUTED.value)
 )
-_SET_ORDER_STATE = sa.update(orders).where(THIS_ORDER).values(state=bindparam("to_state"))
+_SET_ORDER_STATE = SqliteStatement(sa.update(orders).where(THIS_ORDER).values(state=bindparam("to_state")))
 _END_JOB = (
     sa.update(jobs)
     .where(jobs.c.job == bindparam("of_job"))
@@ -158,9 +179,10 @@ _END_JOB = (
     )
 )
 _IS_OPEN = sa.select(jobs.c.job).where(jobs.c.job == bindparam("of_job"), jobs.c.state == JobState.OPEN.value)
-_END_OPEN_JOB = _END_JOB.where(jobs.c.state == JobState.OPEN.value)
-_END_UNKNOWN_JOB = _END_JOB.where(IS_UNRESOLVED)
-_CLOSE_ORDERS = (
+_END_ANY_JOB = SqliteStatement(_END_JOB)
+_END_OPEN_JOB = SqliteStatement(_END_JOB.where(jobs.c.state == JobState.OPEN.value))
+_END_UNKNOWN_JOB = SqliteStatement(_END_JOB.where(IS_UNRESOLVED))
+_CLOSE_ORDERS = SqliteStatement(
     sa.update(orders)
     .where(orders.c.job == bindparam("of_job"), orders.c.state == OrderState.OPEN.value)
     .values(state=OrderState.CLOSED.value)
@@ -176,7 +198,7 @@ def sign_orders(
     """
     placed_orders = _sign(c, job, drafts, sign)
     if placed_orders:
-        c.execute(_INSERT_JOB, _job_row(deployment_id(job.domain), job) | {"reader": reader})
+        _INSERT_JOB.run(c, _job_row(deployment_id(job.domain), job) | {"reader": reader})
         _store_orders(c, job, placed_orders)
     return placed_orders
 
@@ -202,8 +224,8 @@ def _sign(c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], s
 
 def _store_orders(c: Connection, job: NewJob, placed_orders: Sequence[PlacedOrder]) -> None:
     deployment = deployment_id(job.domain)
-    c.execute(_INSERT_ORDER, [_order_row(deployment, job, placed) for placed in placed_orders])
-    c.execute(_RAISE_TAB, [_tab_row(deployment, placed) for placed in placed_orders])
+    _INSERT_ORDER.run_many(c, [_order_row(deployment, job, placed) for placed in placed_orders])
+    _RAISE_TAB.run_many(c, [_tab_row(deployment, placed) for placed in placed_orders])
 
 
 def _job_row(deployment: str, job: NewJob) -> dict[str, object]:
@@ -271,13 +293,14 @@ def record_receipt(c: Connection, incoming: IncomingReceipt) -> BadReceipt | Non
         return error
     except BadReceipt as error:
         if error.fault is Fault.PROVIDER:
-            _block(c, incoming, _adjacent_docs(c, incoming), str(error))
+            same_order = _SAME_ORDER.first(c, OrderKey(incoming.job, incoming.receipt.message.order_hash).parameters)
+            _block(c, incoming, _adjacent_docs(c, incoming, same_order), str(error))
         return error
     if not known:
         store_receipt(c, incoming, tab_row)
     elif incoming.final and open_orders.job_state(c, incoming.job) in _END_UNKNOWN:
         # It came as the receipt at no cost of an attempt. The job's end was lost with its stream: no other attempt followed.
-        c.execute(_SET_ORDER_STATE, incoming.order_key.parameters | {"to_state": OrderState.RECORDED.value})
+        _SET_ORDER_STATE.run(c, incoming.order_key.parameters | {"to_state": OrderState.RECORDED.value})
         _end_with_receipt(c, incoming, counted=False)
     elif incoming.delivery is not None and incoming.delivery.finished:
         # The receipt was recorded when the stream was lost; now the whole answer was fetched.
@@ -301,32 +324,30 @@ def _count_undelivered(c: Connection, incoming: IncomingReceipt) -> None:
         )
 
 
-def check_receipt(c: Connection, incoming: IncomingReceipt) -> tuple[bool, sa.Row[tuple[object, ...]] | None]:
+def check_receipt(c: Connection, incoming: IncomingReceipt) -> tuple[bool, Any | None]:
     """Checks a receipt against its order, the delivery, its tab and the audit.
 
     Returns whether the receipt was recorded before, and the row of its tab. Raises BadReceipt if it must not be recorded.
     """
     receipt = incoming.receipt.message
     check_against_order(incoming.placed, receipt, incoming.delivery)
-    recorded = c.execute(_SAME_ORDER, OrderKey(incoming.job, receipt.order_hash).parameters).first()
+    recorded = _SAME_ORDER.first(c, OrderKey(incoming.job, receipt.order_hash).parameters)
     if recorded is not None and recorded.digest == incoming.receipt.digest.hex():
         return True, None
-    adjacent = (load_signed(Receipt, doc).message for doc in _adjacent_docs(c, incoming))
+    adjacent = (load_signed(Receipt, doc).message for doc in _adjacent_docs(c, incoming, recorded))
     check_sequence(receipt, AdjacentReceipts.of(receipt, adjacent))
     check_audit(incoming.audit_finding)
-    return False, c.execute(SELECT_TAB, incoming.tab_key).first()
+    return False, SELECT_TAB.first(c, incoming.tab_key)
 
 
-def _adjacent_docs(c: Connection, incoming: IncomingReceipt) -> list[str]:
-    """The signed documents of the recorded receipts around a new one: same order, same seq, next above and next below."""
-    receipt = incoming.receipt.message
-    key = incoming.tab_key | {"of_seq": receipt.seq}
-    docs = [*c.execute(_FROM_SEQ, key).scalars(), *c.execute(_BELOW_SEQ, key).scalars()]
-    same_order = c.execute(_SAME_ORDER, OrderKey(incoming.job, receipt.order_hash).parameters).first()
+def _adjacent_docs(c: Connection, incoming: IncomingReceipt, same_order: Any | None) -> list[str]:
+    """The signed documents of the recorded receipts around a new one: same seq, next above, next below and `same_order`."""
+    key = incoming.tab_key | {"of_seq": incoming.receipt.message.seq}
+    docs = [row.receipt_doc for row in (*_FROM_SEQ.all(c, key), *_BELOW_SEQ.all(c, key))]
     return docs if same_order is None or same_order.receipt_doc in docs else [*docs, same_order.receipt_doc]
 
 
-def store_receipt(c: Connection, incoming: IncomingReceipt, tab_row: sa.Row[tuple[object, ...]] | None) -> None:
+def store_receipt(c: Connection, incoming: IncomingReceipt, tab_row: Any | None) -> None:
     """Stores a receipt that passed `check_receipt`, and ends its job if it is final; `tab_row` is the row of its tab."""
     receipt, delivery, tab = incoming.receipt.message, incoming.delivery, tab_of(tab_row)
     values = {
@@ -341,16 +362,16 @@ def store_receipt(c: Connection, incoming: IncomingReceipt, tab_row: sa.Row[tupl
         "whole": delivery is not None and delivery.finished,
         "recorded_at": incoming.now,
     }
-    c.execute(_INSERT_RECEIPT, values)
+    _INSERT_RECEIPT.run(c, values)
     total, total_order_seq = (tab.total, tab_row.total_order_seq if tab_row is not None else 0)
     if tab.total < receipt.cumulative_cost <= tab.ceiling:  # a total above every ceiling known here proves nothing
         total, total_order_seq = receipt.cumulative_cost, tab.order_seq
     change = {"to_accepted": int(tab.accepted + receipt.cost), "to_total": int(total), "to_total_order_seq": total_order_seq}
-    c.execute(_ACCEPT, incoming.tab_key | change)
+    _ACCEPT.run(c, incoming.tab_key | change)
     state_before = open_orders.job_state(c, incoming.job)
     final = receipt.cost > 0 or (incoming.final and state_before in _AWAITING_END)
     order_state = OrderState.RECORDED if final else OrderState.RELEASED
-    c.execute(_SET_ORDER_STATE, incoming.order_key.parameters | {"to_state": order_state.value})
+    _SET_ORDER_STATE.run(c, incoming.order_key.parameters | {"to_state": order_state.value})
     _count_undelivered(c, incoming)
     if final:
         _end_with_receipt(c, incoming, counted=state_before in _COUNTED_AS_FAILED)
@@ -381,8 +402,8 @@ def _end_with_receipt(c: Connection, incoming: IncomingReceipt, *, counted: bool
         "to_finished_at": incoming.now,
         "to_duration_ms": incoming.duration_ms,
     }
-    c.execute(_END_JOB, {"of_job": incoming.job.hex()} | change)
-    c.execute(_CLOSE_ORDERS, {"of_job": incoming.job.hex()})
+    _END_ANY_JOB.run(c, {**change, "of_job": incoming.job.hex()})
+    _CLOSE_ORDERS.run(c, {"of_job": incoming.job.hex()})
 
 
 def touch_tab(c: Connection, key: Mapping[str, object]) -> None:
@@ -434,8 +455,8 @@ def end_job(
     open_orders.store_deliveries(c, job, deliveries)
     open_orders.mark_dispatched(c, job, [*deliveries, *matched])
     key = {"of_job": job.hex()}
-    statement = {JobState.LOST: _END_OPEN_JOB, JobState.DISPUTED: _END_JOB}.get(state, _END_UNKNOWN_JOB)
+    statement = {JobState.LOST: _END_OPEN_JOB, JobState.DISPUTED: _END_ANY_JOB}.get(state, _END_UNKNOWN_JOB)
     change = {"to_state": state.value, "to_reason": reason[:MAX_REASON], "to_finished_at": now, "to_duration_ms": None}
-    c.execute(statement, key | change)
+    statement.run(c, {**change, **key})
     if state is not JobState.LOST and not keep_orders_open:
-        c.execute(_CLOSE_ORDERS, key)
+        _CLOSE_ORDERS.run(c, key)

@@ -20,9 +20,10 @@ from tallystick.protocol.errors import (
     Refusal,
     Unavailable,
 )
-from tallystick.protocol.messages import Outcome
+from tallystick.protocol.match_log import pack_head
+from tallystick.protocol.messages import LogHead, Outcome
 from tallystick.protocol.pricing import Usage
-from tallystick.protocol.types import Amount
+from tallystick.protocol.types import Amount, Hash
 from tests.client.fake_coordinator import (
     BODY,
     CHAT,
@@ -38,7 +39,7 @@ from tests.client.fake_coordinator import (
     run,
     until_cancelled,
 )
-from tests.client.parties import DOMAIN, MODEL, Provider
+from tests.client.parties import DOMAIN, MODEL, Provider, signer
 
 
 async def test_a_chat_returns_text_receipt_and_cost(market: Market, fake: FakeMarket) -> None:
@@ -332,3 +333,19 @@ async def test_connections_are_reused(market: Market, fake: FakeMarket) -> None:
     for _ in range(9):
         await run(market)
     assert len(fake.connections) <= len(fake.providers)
+
+
+async def test_a_request_passes_the_head_of_the_match_log_on(market: Market, fake: FakeMarket) -> None:
+    """The provider learns, sealed, which log this wallet was shown. A request with a key has none: it may be sealed again."""
+    await run(market)
+    assert fake.last.head.log_head == b""
+    watch = market._log_watch
+    assert watch is not None
+    coordinator = signer("coordinator")
+    head = coordinator.sign(LogHead(coordinator=coordinator.address, size=3, root=Hash(b"r" * 32), signed_at=1), DOMAIN)
+    watch.monitor.head = head
+    await run(market)
+    assert fake.last.head.log_head == pack_head(head)
+    async with await market.submit(CHAT, BODY, key="k") as job:
+        await job.result()
+    assert fake.last.head.log_head == b""

@@ -16,7 +16,7 @@ from coordinator.ports import KnownJob, node_subject
 from coordinator.storage.memory import MemoryStore
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import Code, Fault, Unavailable, error_from_json
-from tallystick.protocol.link import Capacity, Challenge, LateReceipt, Listing, write_beat
+from tallystick.protocol.link import Beat, Capacity, Challenge, LateReceipt, Listing
 from tallystick.protocol.messages import Connect, Outcome
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import MAX_FRAME, NO_JOB, Failure, Kind, dumps, loads, pack_link
@@ -160,9 +160,9 @@ async def test_a_full_coordinator() -> None:
         pack_link(Kind.MATCH, JOB),
         pack_link(Kind.ERROR, JOB),
         pack_link(Kind.BEAT, NO_JOB, b"not JSON"),
-        pack_link(Kind.BEAT, NO_JOB, dumps(write_beat({0: Capacity(-1, 1)}))),
-        pack_link(Kind.BEAT, NO_JOB, dumps(write_beat({0: Capacity(1, 1 << 40)}))),
-        pack_link(Kind.BEAT, NO_JOB, dumps(write_beat({1: Capacity(1, 1)}))),
+        pack_link(Kind.BEAT, NO_JOB, dumps(Beat({0: Capacity(-1, 1)}).to_json())),
+        pack_link(Kind.BEAT, NO_JOB, dumps(Beat({0: Capacity(1, 1 << 40)}).to_json())),
+        pack_link(Kind.BEAT, NO_JOB, dumps(Beat({1: Capacity(1, 1)}).to_json())),
         pack_link(Kind.BEAT, NO_JOB, dumps({"capacity": [Capacity(1, 1).to_json(0)] * 2})),
         pack_link(Kind.BEAT, NO_JOB, dumps(Capacity(1, 1).to_json(0))),
         pack_link(Kind.ASKS, NO_JOB, b"[]"),
@@ -189,7 +189,7 @@ async def test_a_node_does_not_touch_jobs_of_others(at: Served) -> None:
             await bob.send(kind, about, b"intruder")
         await bob.send(Kind.RECEIPT, about, receipt.to_bytes())
     await ann.send(Kind.CHUNK, job, b"ours")
-    await bob.send(Kind.BEAT, NO_JOB, dumps(write_beat({0: Capacity(1, 1)})))
+    await bob.send(Kind.BEAT, NO_JOB, dumps(Beat({0: Capacity(1, 1)}).to_json()))
     await until(lambda: _free(at, bob) == 1)
     await ann.finish(job, receipt)
     await until(lambda: client.ended)
@@ -248,8 +248,16 @@ async def test_silence(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_beats_tell_the_capacity(at: Served) -> None:
     """A BEAT updates the node's capacity."""
     node = await LinkNode.join(at, ANN)
-    await node.send(Kind.BEAT, NO_JOB, dumps(write_beat({0: Capacity(1, 2)})))
+    await node.send(Kind.BEAT, NO_JOB, dumps(Beat({0: Capacity(1, 2)}).to_json()))
     await until(lambda: _free(at, node) == 1)
+
+
+async def test_a_beat_may_have_a_head_of_the_match_log(at: Served) -> None:
+    """The head that a node saw is kept for its check; a made-up one does the link no harm."""
+    node = await LinkNode.join(at, ANN)
+    await node.send(Kind.BEAT, NO_JOB, dumps(Beat({0: Capacity(1, 2)}, bytes(113)).to_json()))
+    await until(lambda: _free(at, node) == 1)
+    assert at.world.market.match_log._seen == {ANN.address: bytes(113)}
 
 
 async def test_a_beat_tells_the_capacity_of_some_slot_groups(at: Served) -> None:
@@ -259,12 +267,12 @@ async def test_a_beat_tells_the_capacity_of_some_slot_groups(at: Served) -> None
     listing = Listing(asks, (5, 9, 5), {5: Capacity(1, 1), 9: Capacity(3, 1, queue=2)})
     await node.send(Kind.ASKS, NO_JOB, dumps(listing.to_json()))
     await until(lambda: at.world.market.book.find(asks[0].digest) is not None)
-    await node.send(Kind.BEAT, NO_JOB, dumps(write_beat({9: Capacity(2, 1, queue=2)})))
+    await node.send(Kind.BEAT, NO_JOB, dumps(Beat({9: Capacity(2, 1, queue=2)}).to_json()))
     groups = at.world.market.book.groups_of((ANN.address, None))
     await until(lambda: groups[1].places == 2)
     assert [(group.number, group.free, group.places, len(group.leads)) for group in groups] == [(5, 1, 1, 2), (9, 0, 2, 1)]
     await node.send(Kind.ASKS, NO_JOB, dumps(Listing.of_one_group(asks[:1], Capacity(1, 1)).to_json()))
-    await node.send(Kind.BEAT, NO_JOB, dumps(write_beat({9: Capacity(1, 1)})))
+    await node.send(Kind.BEAT, NO_JOB, dumps(Beat({9: Capacity(1, 1)}).to_json()))
     assert "expected slot groups that asks of the node name, got 9" in str(await node.refusal())
 
 
@@ -414,7 +422,7 @@ async def test_a_second_connection_does_not_wait_for_a_dead_first(at: Served, mo
     await asyncio.sleep(0.05)
     new = await LinkNode.join(at, ANN, make_ask(ANN, seq=2))
     await old.send(Kind.ASKS, NO_JOB, dumps(Listing.of_one_group((make_ask(ANN, model="ghost"),), Capacity(1, 1)).to_json()))
-    await new.send(Kind.BEAT, NO_JOB, dumps(write_beat({0: Capacity(2, 2)})))
+    await new.send(Kind.BEAT, NO_JOB, dumps(Beat({0: Capacity(2, 2)}).to_json()))
     await until(lambda: _free(at, new) == 2)
     assert [name for name, _ in at.world.market.book.models()] == [new.asks[0].message.model]
     await new.socket.close()

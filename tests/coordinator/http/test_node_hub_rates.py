@@ -12,7 +12,7 @@ from coordinator.domain.resource_bounds import BEAT_ASKS
 from coordinator.http.node_hub import NodeHub
 from coordinator.http.node_link import NodeLink
 from coordinator.storage.memory import MemoryStore
-from tallystick.protocol.link import Capacity, write_beat
+from tallystick.protocol.link import Beat, Capacity
 from tallystick.protocol.wire import Kind, dumps, pack_link
 from tests.coordinator.harness import World, make_ask, person
 
@@ -36,7 +36,7 @@ async def test_a_report_of_capacity_counts_by_the_asks_that_it_moves(world: Worl
     limiter = RecordingLimiter()
     hub = NodeHub(world.market, world.bus, MemoryStore(), _accept_claim, rate_limiter=limiter)
     link = NodeLink(cast(Any, None), cast(Any, None), "192.0.2.1", Counter())
-    beat = pack_link(Kind.BEAT, payload=dumps(write_beat({0: Capacity(0, 1)})))
+    beat = pack_link(Kind.BEAT, payload=dumps(Beat({0: Capacity(0, 1)}).to_json()))
     for count in (1, 2 * BEAT_ASKS):
         key = person(f"sells {count}")
         world.market.matchmaker.replace_asks(key.address, [make_ask(key, seq=seq) for seq in range(count)], Capacity(1, 1))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.domain.limits import JobLimits
 from coordinator.jobs.match_log import MAX_PAGE_BYTES, MAX_UNWRITTEN, MatchLog
 from coordinator.ports import LogRow
 from coordinator.storage.memory import MemoryLogStore
@@ -296,7 +297,7 @@ async def test_old_contents_go_and_proofs_stay(world: World) -> None:
     log = world.market.match_log
     matches = await jobs(world, 3)
     await log.sign_head()
-    world.clock.seconds = world.limits.match_log_seconds + 10
+    world.clock.seconds = world.limits.match_log_keep_seconds + 10
     await log._forget()
     answer = await proof(log, [1], [matches[0].index])
     entry, head = answer["inclusion"]["1"], answer["head"]
@@ -325,3 +326,18 @@ async def test_a_proof_of_an_earlier_size(world: World) -> None:
     assert isinstance(load_leaf(rows[1].leaf or b""), MatchLeaf)
     assert whole["size"] == (await log.proof((), (), 99))["size"] == 7
     assert Hash(rows[1].hashes[:32]) == matches[0].leaf_hash
+
+
+async def test_heads_are_signed_at_the_configured_interval() -> None:
+    """While there are new leaves, one head follows the other without anybody asking for it."""
+    world = World(limits=JobLimits(match_log_seconds=0.01))
+    await world.market.start()
+    log = world.market.match_log
+    running = asyncio.create_task(log.run())
+    for number in (1, 2):
+        await jobs(world, 1)
+        async with asyncio.timeout(60):
+            while log.head is None or log.head.message.size <= number:  # noqa: ASYNC110 - heads have no event
+                await asyncio.sleep(0.01)
+    running.cancel()
+    assert log.head_seconds == 0.01

@@ -14,7 +14,7 @@ from node.coordinator.link import MAX_OUTBOX_FACTOR, LinkSession, LinkSettings, 
 from node.ports import Link, LinkLost
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadMessage, Code, Refusal
-from tallystick.protocol.link import Capacity, Listing, read_asks, read_beat
+from tallystick.protocol.link import Beat, Capacity, Listing, read_asks
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads, pack_link
@@ -124,12 +124,29 @@ async def test_frames_go_both_ways_in_order() -> None:
 async def test_heartbeats_follow_the_free_slots() -> None:
     """A BEAT carries the capacity of a slot group, at once after a change; without a change it is a sign of life alone."""
     async with connected() as (node, connection):
-        assert read_beat(loads(await connection.until(Kind.BEAT), "beat")) == {}
+        assert Beat.from_json(loads(await connection.until(Kind.BEAT), "beat")).capacities == {}
         node.capacity = Capacity(1, 3)
         node.link.announce_capacity()
-        assert read_beat(loads(await connection.until(Kind.BEAT, 2), "beat")) == {0: Capacity(1, 3)}
+        assert Beat.from_json(loads(await connection.until(Kind.BEAT, 2), "beat")).capacities == {0: Capacity(1, 3)}
         node.link.announce_capacity()
-        assert read_beat(loads(await connection.until(Kind.BEAT, 3), "beat")) == {}
+        assert Beat.from_json(loads(await connection.until(Kind.BEAT, 3), "beat")).capacities == {}
+
+
+async def test_a_beat_passes_a_new_head_of_the_match_log_on_once() -> None:
+    """The coordinator is told the newest head that this node knows of its log: with one beat, and again once it is newer."""
+    heads = [b"first"]
+    async with connected(log_head=lambda coordinator: heads[-1] if coordinator == COORDINATOR.address else b"") as (
+        node,
+        connection,
+    ):
+
+        async def head_of_beat(number: int) -> bytes:
+            node.link.announce_capacity()
+            return Beat.from_json(loads(await connection.until(Kind.BEAT, number), "beat")).log_head
+
+        assert [await head_of_beat(number) for number in (1, 2)] == [b"first", b""]
+        heads.append(b"second")
+        assert [await head_of_beat(number) for number in (3, 4)] == [b"second", b""]
 
 
 async def test_changed_asks_are_announced() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from aiohttp import web
 from node.coordinator.match_watch import MatchWatch, ask_proof, base_url
 from node.testing.memory import MemoryLink
 from tallystick.protocol.errors import Refusal, Unavailable
-from tallystick.protocol.log_evidence import Fraud, LogEvidence
+from tallystick.protocol.log_evidence import Fraud, LogEvidence, judge
 from tallystick.protocol.log_monitor import LogQuestion
 from tallystick.protocol.match_log import pack_head
 from tests.protocol.test_log_monitor import COORDINATOR, DOMAIN, Coordinator, matched
@@ -77,6 +78,69 @@ async def test_an_order_that_was_not_logged_leaves_evidence(tmp_path: Path) -> N
     finally:
         await watch.close()
         await runner.cleanup()
+
+
+async def test_a_client_that_was_shown_another_log_leaves_evidence(tmp_path: Path) -> None:
+    """The head that came with a request, sealed, is compared with what the node was shown; a made-up one does no harm."""
+    coordinator, shown_to_client = Coordinator(signed_at=1 << 33), Coordinator()
+    (match, order), (other, _) = matched(1), matched(9)
+    coordinator.leaves.append(match.leaf)
+    shown_to_client.leaves.append(other.leaf)
+    runner, url = await _serve(coordinator)
+    link = MemoryLink(COORDINATOR.address)
+    watch = MatchWatch(DOMAIN, tmp_path, lambda _link: url)
+    try:
+        watch.on_match(link, match, order)
+        inner = watch._watches[COORDINATOR.address]
+        inner.monitor.pending[0].received_at = 0
+        await inner.check()
+        assert watch.head_of(COORDINATOR.address) == pack_head(coordinator.head())
+        for made_up in (b"x", bytes(113), pack_head(coordinator.head())):
+            watch.on_client_head(link, made_up)
+        await inner.check()
+        assert _evidence(tmp_path) == []
+        watch.on_client_head(link, pack_head(shown_to_client.head()))
+        await inner.check()
+        (evidence,) = _evidence(tmp_path)
+        assert evidence.fraud is Fraud.SPLIT
+        assert judge(evidence).proven
+    finally:
+        await watch.close()
+        await runner.cleanup()
+
+
+async def test_a_head_is_kept_over_a_restart_of_the_node(tmp_path: Path) -> None:
+    """A node that connects again passes on what an earlier process saw, before any job: an older log is noticed at once."""
+    coordinator = Coordinator(signed_at=1 << 33)
+    match, order = matched(1)
+    coordinator.leaves.append(match.leaf)
+    runner, url = await _serve(coordinator)
+    link = MemoryLink(COORDINATOR.address)
+    first, second = (MatchWatch(DOMAIN, tmp_path, lambda _link: url) for _ in range(2))
+    try:
+        first.on_match(link, match, order)
+        first._watches[COORDINATOR.address].monitor.pending[0].received_at = 0
+        await first._watches[COORDINATOR.address].check()
+        await first.close()
+        assert second.head_of(COORDINATOR.address) == b""
+        second.on_connected(link)
+        async with asyncio.timeout(60):
+            while not second.head_of(COORDINATOR.address):  # noqa: ASYNC110 - its file is read in the background
+                await asyncio.sleep(0.01)
+        assert second.head_of(COORDINATOR.address) == first.head_of(COORDINATOR.address)
+    finally:
+        await second.close()
+        await runner.cleanup()
+
+
+async def test_an_ended_link_does_not_change_the_logs_address(tmp_path: Path) -> None:
+    """A job may end after its link; proofs are still asked for where the link was dialled."""
+    urls = ["http://c.example", ""]
+    watch, link = MatchWatch(DOMAIN, tmp_path, lambda _link: urls.pop(0)), MemoryLink(COORDINATOR.address)
+    watch.on_match(link, *matched(1))
+    watch.on_client_head(link, b"x")
+    assert watch._urls == {COORDINATOR.address: "http://c.example"}
+    await watch.close()
 
 
 async def test_a_coordinator_without_a_log_is_no_evidence() -> None:

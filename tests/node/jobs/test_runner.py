@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from node.domain.order_admission import AdmittedJob
 from node.domain.tabs import CreditLimits, Funds
 from node.jobs import runner
 from node.jobs.delivery import CHUNK_BYTES
@@ -18,7 +20,7 @@ from tallystick.protocol.sealing import HYBRID, SealingKey
 from tallystick.protocol.types import Amount
 from tallystick.protocol.usage_reports import ReportedUsage
 from tallystick.protocol.wire import INITIAL_CREDIT, CancelReason, Failure, Kind, ResponseHead
-from tests.node.harness import NOW, PRICES, Client, PlacedJob, RunnerHarness, signer
+from tests.node.harness import CHAT, NOW, PRICES, Client, PlacedJob, RunnerHarness, signer
 
 HEAD = ResponseStart(200, "text/event-stream")
 ROLE = ResponsePart(b"role.", has_output=False)
@@ -73,7 +75,7 @@ async def test_the_last_chunk_waits_for_the_stored_receipt() -> None:
         await record_receipt(record)
         seen.append(len(harness.link.payloads(placed.job, Kind.CHUNK)))
 
-    harness.store.record_receipt = watched  # type: ignore[method-assign]
+    harness.store.record_receipt = lambda record: asyncio.ensure_future(watched(record))  # type: ignore[method-assign]
     placed = harness.dispatch()
     await harness.receipt(placed)
     assert seen == [2, 2]
@@ -86,11 +88,11 @@ async def test_no_output_leaves_before_the_order_is_stored() -> None:
     opening = asyncio.Event()
     begin = harness.store.begin
 
-    async def slow(*arguments: object) -> None:
+    async def slow(admitted: AdmittedJob, at: int) -> None:
         await opening.wait()
-        await begin(*arguments)  # type: ignore[arg-type]
+        await begin(admitted, at)
 
-    harness.store.begin = slow  # type: ignore[method-assign, assignment]
+    harness.store.begin = lambda admitted, at: asyncio.ensure_future(slow(admitted, at))  # type: ignore[method-assign]
     placed = harness.dispatch()
     await harness.link.until(Kind.ACCEPT, placed.job)
     for _ in range(20):
@@ -674,3 +676,13 @@ async def test_an_engines_words_travel_sealed() -> None:
     harness = RunnerHarness(ScriptedEngine(DOWN))
     plain = await harness.failure(harness.dispatch())
     assert "sealed_reason" not in plain
+
+
+async def test_the_clients_head_of_the_match_log_is_passed_on() -> None:
+    """What a request says of the log goes to the watch once the job ended, whatever it is; a request without one passes none."""
+    harness, passed_on = RunnerHarness(ScriptedEngine(HEAD, ONE, END)), list[tuple[object, bytes]]()
+    harness.runner._on_client_head = lambda link, head: passed_on.append((link, head))
+    for head in (CHAT, replace(CHAT, log_head=b"head")):
+        await harness.receipt(harness.dispatch(head=head))
+    await harness.ended()
+    assert passed_on == [(harness.link, b"head")]
