@@ -5,6 +5,7 @@ Each interface is narrow and has an in-memory implementation in `node.testing.me
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -134,20 +135,30 @@ class ClaimableTab:
         return min(self.cumulative, self.order.message.ceiling) - self.settled
 
 
-class JobStore(Protocol):
-    """The store that the job runner needs."""
+class TabConflict(Exception):
+    """A receipt does not follow the last one that is stored, which has this `seq` and this total in base units."""
 
-    async def begin(self, admitted: AdmittedJob, at: int) -> None:
-        """Stores an admitted order. It survives the process before the first output byte leaves, so a restart never runs it
-        again.
+    def __init__(self, seq: int, cumulative: Amount) -> None:
+        super().__init__(f"the receipt does not follow the stored tab, which ends with receipt {seq} and {cumulative} base units")
+        self.seq, self.cumulative = seq, cumulative
+
+
+class JobStore(Protocol):
+    """The store that the job runner needs. It writes in the order of the calls; cancelling a future cancels no write."""
+
+    def begin(self, admitted: AdmittedJob, at: int) -> asyncio.Future[None]:
+        """Stores an admitted order. Once the future is done, the order survives the process, so a restart never runs it again."""
+        ...
+
+    def record_receipt(self, record: ReceiptRecord) -> asyncio.Future[None]:
+        """Stores receipt, job and tab in one transaction. Once the future is done, they survive a power cut.
+
+        The future fails if nothing was written: with TabConflict for a receipt that does not follow the stored tab, else with
+        Unavailable.
         """
         ...
 
-    async def record_receipt(self, booking: ReceiptRecord) -> None:
-        """Stores receipt, job and tab in one transaction; durable on return. Raises Unavailable if nothing was written."""
-        ...
-
-    async def record_refusal(self, booking: ReceiptRecord) -> None:
+    def record_refusal(self, record: ReceiptRecord) -> asyncio.Future[None]:
         """Stores order, receipt, job and tab of a refused order, as `record_receipt` does. Such an order never backs a claim."""
         ...
 

@@ -229,13 +229,15 @@ class Tabs:
             )
         self._put(order.payer, account, now)
 
-    def tab_after(self, payer: Address, cost: Amount, max_cost: Amount) -> ProviderTab:
-        """Returns the tab after a receipt over `cost` for a job with this maximum cost, without changing anything."""
-        return self.account(payer).tab.record(cost, max_cost)
-
     def record(self, payer: Address, cost: Amount, max_cost: Amount) -> None:
-        """Records a durable receipt: its total becomes the tab's total."""
-        self._change(payer, self.tab_after(payer, cost, max_cost))
+        """Records a durable receipt over `cost` for a job with this maximum cost: its total becomes the tab's total."""
+        self._change(payer, self.account(payer).tab.record(cost, max_cost))
+
+    def continue_from(self, payer: Address, seq: int, cumulative: Amount) -> None:
+        """Continues a tab from a receipt that is stored, if this record ends before it: its write was thought to have failed."""
+        tab = self.account(payer).tab
+        if seq > tab.seq:
+            self._change(payer, replace(tab, seq=seq, cumulative=cumulative))
 
     def drop(self, payer: Address, max_cost: Amount) -> None:
         """Removes a job that ended without a receipt."""

@@ -1,7 +1,8 @@
 """The receipt signer: numbers, signs and stores receipts. It is the only place where this node signs one.
 
-Receipts of one payer follow each other, so each waits until the previous one is stored. A receipt that cannot be stored is not
-sent, and the next receipt gets its number.
+Receipts of one payer follow each other. The next one is signed on top of those that are queued for the store, so one sync to disk
+stores many. The store writes them in order and compares each with the tab that it has, so all that follow a receipt that cannot
+be stored fail with it. None of them was sent, so the next receipt gets the number of the first of them.
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 import structlog
 
 from node.domain.order_admission import AdmittedJob, MatchedOrder
 from node.domain.tabs import Tabs
 from node.domain.usage_meter import NOTHING, make_receipt
-from node.ports import JobStore, ReceiptRecord
+from node.ports import JobStore, ReceiptRecord, TabConflict
 from tallystick.protocol.eip712 import Domain, Signer, Verified
+from tallystick.protocol.errors import TallyError
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.pricing import Usage
+from tallystick.protocol.tab import ProviderTab
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash
 
 log = structlog.get_logger()
@@ -33,6 +37,14 @@ class _ReceiptContent(NamedTuple):
     usage: Usage = NOTHING
     outcome: Outcome = Outcome.PROVIDER_ERROR
     commitment: Hash = ZERO_HASH
+
+
+@dataclass(slots=True)
+class _Chain:
+    """The receipts of one payer that are signed and not stored yet: their number, and the tab after the last of them."""
+
+    last: ProviderTab
+    pending: int = 0
 
 
 class ReceiptSigner:
@@ -50,10 +62,10 @@ class ReceiptSigner:
     ) -> None:
         self._signer, self._domain, self._tabs, self._store, self._now = signer, domain, tabs, store, now
         self.unfinished = list(unfinished)
-        self._locks: WeakValueDictionary[Address, asyncio.Lock] = WeakValueDictionary()
+        self._chains: dict[Address, _Chain] = {}
 
     async def sign_for_job(
-        self, admitted: AdmittedJob, order_stored: asyncio.Task[None], usage: Usage, outcome: Outcome, commitment: Hash
+        self, admitted: AdmittedJob, order_stored: asyncio.Future[None], usage: Usage, outcome: Outcome, commitment: Hash
     ) -> Verified[Receipt] | None:
         """Signs the receipt of a job that ended, once its order is stored (`order_stored`). Returns None if either cannot be
         stored.
@@ -80,28 +92,51 @@ class ReceiptSigner:
         return sum(receipt is not None for receipt in receipts)
 
     async def _write(
-        self, matched: MatchedOrder, content: _ReceiptContent, after: asyncio.Task[None] | None = None
+        self, matched: MatchedOrder, content: _ReceiptContent, after: asyncio.Future[None] | None = None
     ) -> Verified[Receipt] | None:
-        store = self._store.record_refusal if content.outcome is Outcome.REFUSED and after is None else self._store.record_receipt
-        lock = self._locks.setdefault(matched.payer, asyncio.Lock())
         try:
             if after is not None:
                 await asyncio.shield(after)
-            async with lock:
-                tab = self._tabs.account(matched.payer).tab
-                unsigned = make_receipt(
-                    matched.order,
-                    matched.terms,
-                    tab,
-                    usage=content.usage,
-                    outcome=content.outcome,
-                    commitment=content.commitment,
-                    finished_at=int(self._now()),
-                )
-                receipt = self._signer.sign(unsigned, self._domain)
-                await store(ReceiptRecord(matched, receipt))
-                self._tabs.record(matched.payer, unsigned.cost, content.cap)
+            receipt, stored = self._sign(matched, content, is_refusal=content.outcome is Outcome.REFUSED and after is None)
+            await asyncio.shield(stored)
+        except (TallyError, TabConflict) as error:
+            log.error("receipt not stored; the job is not charged", job=matched.job.hex(), reason=str(error))  # noqa: TRY400
+            return None
         except Exception:  # after any failure to store it, the job must end uncharged and free its slot
-            log.exception("receipt not stored; the job is not charged", job=matched.job.hex())
+            log.exception("bug in the store; the job is not charged", job=matched.job.hex())
             return None
         return receipt
+
+    def _sign(
+        self, matched: MatchedOrder, content: _ReceiptContent, *, is_refusal: bool
+    ) -> tuple[Verified[Receipt], asyncio.Future[None]]:
+        """Signs the next receipt of a payer and queues it for the store. Returns it with its write."""
+        payer = matched.payer
+        chain = self._chains.get(payer) or _Chain(self._tabs.account(payer).tab)
+        unsigned = make_receipt(
+            matched.order,
+            matched.terms,
+            chain.last,
+            usage=content.usage,
+            outcome=content.outcome,
+            commitment=content.commitment,
+            finished_at=int(self._now()),
+        )
+        record = ReceiptRecord(matched, self._signer.sign(unsigned, self._domain))
+        stored = self._store.record_refusal(record) if is_refusal else self._store.record_receipt(record)
+        chain.last, chain.pending = ProviderTab(unsigned.seq, unsigned.cumulative_cost), chain.pending + 1
+        self._chains[payer] = chain
+        stored.add_done_callback(partial(self._written, chain, unsigned, content.cap))
+        return record.receipt, stored
+
+    def _written(self, chain: _Chain, receipt: Receipt, cap: Amount, stored: asyncio.Future[None]) -> None:
+        """Follows the store, whoever still waits for the write: the tab continues after the last receipt that is stored."""
+        chain.pending -= 1
+        error = asyncio.CancelledError() if stored.cancelled() else stored.exception()
+        if (error is not None or not chain.pending) and self._chains.get(receipt.payer) is chain:
+            del self._chains[receipt.payer]
+        if error is None:
+            self._tabs.continue_from(receipt.payer, receipt.seq - 1, Amount(receipt.cumulative_cost - receipt.cost))
+            self._tabs.record(receipt.payer, receipt.cost, cap)
+        elif isinstance(error, TabConflict):
+            self._tabs.continue_from(receipt.payer, error.seq, error.cumulative)

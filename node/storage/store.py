@@ -6,6 +6,7 @@ written before; see docs/explanation/durability.md.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -17,7 +18,16 @@ from sqlalchemy import Connection
 from node.domain.order_admission import AdmittedJob, MatchedOrder
 from node.domain.signed_ceilings import SignedCeiling
 from node.domain.tabs import Funds, StoredTab
-from node.ports import ClaimableTab, CoordinatorHour, FeeTotal, PayoutRecord, ReceiptRecord, UnacknowledgedReceipt, WriteOff
+from node.ports import (
+    ClaimableTab,
+    CoordinatorHour,
+    FeeTotal,
+    PayoutRecord,
+    ReceiptRecord,
+    TabConflict,
+    UnacknowledgedReceipt,
+    WriteOff,
+)
 from node.storage.rows import read_claimable_tab, read_order, read_stored_tab, to_order_row, to_receipt_row
 from node.storage.schema import (
     IS_UNACKNOWLEDGED,
@@ -78,17 +88,17 @@ class SqlStore:
 
     # Jobs
 
-    async def begin(self, admitted: AdmittedJob, at: int) -> None:
+    def begin(self, admitted: AdmittedJob, at: int) -> asyncio.Future[None]:
         """See ports.JobStore."""
         row = to_order_row(admitted.order, admitted.terms, at)
-        await self._db.write(lambda connection: connection.execute(_NEW_ORDER, row), synced=False)
+        return asyncio.ensure_future(self._db.write(lambda connection: _run(connection, _NEW_ORDER, row), synced=False))
 
-    async def record_receipt(self, record: ReceiptRecord) -> None:
+    def record_receipt(self, record: ReceiptRecord) -> asyncio.Future[None]:
         """See ports.JobStore."""
         end = _end_rows(record)
-        await self._db.write(lambda connection: _write_end(connection, end))
+        return asyncio.ensure_future(self._db.write(lambda connection: _write_end(connection, end)))
 
-    async def record_refusal(self, record: ReceiptRecord) -> None:
+    def record_refusal(self, record: ReceiptRecord) -> asyncio.Future[None]:
         """See ports.JobStore."""
         refused, end = record.matched, _end_rows(record)
         # With a ceiling of 0 no claim rests on the order, because its terms, such as the fee, may be unacceptable.
@@ -98,7 +108,7 @@ class SqlStore:
             connection.execute(_NEW_ORDER, row)
             _write_end(connection, end)
 
-        await self._db.write(work)
+        return asyncio.ensure_future(self._db.write(work))
 
     # Receipts
 
@@ -321,6 +331,7 @@ def _update_tab() -> sa.Executable:
 
 
 _UPDATE_TAB = _update_tab()
+_TAB_END = sa.select(tabs.c.seq, tabs.c.cumulative).where(tabs.c.payer == sa.bindparam("of_payer"))
 
 
 def best_order(now: int) -> sa.ScalarSelect[Any]:
@@ -364,7 +375,15 @@ def _end_rows(record: ReceiptRecord) -> _EndRows:
     )
 
 
+def _run(connection: Connection, statement: sa.Executable, row: dict[str, Any]) -> None:
+    connection.execute(statement, row)
+
+
 def _write_end(connection: Connection, end: _EndRows) -> None:
+    """Writes the rows. Raises TabConflict if the receipt does not follow the last one of its tab."""
+    stored = connection.execute(_TAB_END, {"of_payer": end.tab["payer"]}).first() or (0, Amount(0))
+    if tuple(stored) != (end.receipt["seq"] - 1, end.receipt["cumulative"] - end.receipt["cost"]):
+        raise TabConflict(*stored)
     connection.execute(_NEW_RECEIPT, end.receipt)
     connection.execute(_END_JOB, end.job)
     connection.execute(_UPDATE_TAB, _NEW_TAB | end.tab)

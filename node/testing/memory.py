@@ -19,6 +19,7 @@ from node.ports import (
     JobReport,
     LinkLost,
     ReceiptRecord,
+    TabConflict,
     UnacknowledgedReceipt,
     WriteOff,
 )
@@ -109,33 +110,42 @@ class MemoryStore:
         self._coordinator_hours: dict[tuple[str, int], CoordinatorHour] = {}
         self._tabs: dict[Address, _Tab] = {}
 
-    async def begin(self, admitted: AdmittedJob, at: int) -> None:  # noqa: ARG002 - the port's signature
+    def begin(self, admitted: AdmittedJob, at: int) -> asyncio.Future[None]:
         """See ports.JobStore."""
+        return asyncio.ensure_future(self._begin(admitted, at))
+
+    def record_receipt(self, record: ReceiptRecord) -> asyncio.Future[None]:
+        """See ports.JobStore."""
+        return asyncio.ensure_future(self._record_receipt(record))
+
+    def record_refusal(self, record: ReceiptRecord) -> asyncio.Future[None]:
+        """See ports.JobStore."""
+        return asyncio.ensure_future(self._record_refusal(record))
+
+    async def _begin(self, admitted: AdmittedJob, at: int) -> None:  # noqa: ARG002 - the port's signature
         self._check()
         if admitted.order.digest in self.orders:
             raise ValueError("an order was begun twice")
         self.orders[admitted.order.digest] = admitted
 
-    async def record_receipt(self, record: ReceiptRecord) -> None:
-        """See ports.JobStore."""
+    async def _record_receipt(self, record: ReceiptRecord) -> None:
         await asyncio.sleep(0)
         self._check()
         receipt = record.receipt.message
         tab = self._tabs.get(receipt.payer, _Tab())
-        if receipt.seq != tab.seq + 1:
-            raise ValueError(f"receipt {receipt.seq} after {tab.seq}")
+        if (receipt.seq, receipt.cumulative_cost) != (tab.seq + 1, tab.cumulative + receipt.cost):
+            raise TabConflict(tab.seq, tab.cumulative)
         since = tab.since if tab.cumulative > tab.funds.settled else receipt.finished_at
         tab = replace(tab, seq=receipt.seq, cumulative=receipt.cumulative_cost, since=since, last_at=receipt.finished_at)
         self._tabs[receipt.payer] = tab
         self.receipt_records.append(record)
 
-    async def record_refusal(self, record: ReceiptRecord) -> None:
-        """See ports.JobStore."""
+    async def _record_refusal(self, record: ReceiptRecord) -> None:
         self._check()
         digest = record.matched.order.digest
         if digest in self.orders:
             raise ValueError("an order was refused after it was begun")
-        await self.record_receipt(record)
+        await self._record_receipt(record)
         self.orders[digest] = record.matched
         self.refused.add(digest)
 

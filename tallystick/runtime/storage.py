@@ -4,13 +4,11 @@
 it returns once they are committed: they survive the death of the process, and a power cut may undo the last of them, never one
 that precedes a synced write. A sync costs milliseconds; docs/explanation/durability.md says who relies on what.
 
-Writes that arrive during a transaction wait for the next one and share it: a transaction writes whole pages, and a row in it
-costs microseconds. No transaction waits for writes that may come: a job's writes follow each other, so each would wait.
-If a write of a group fails, the group is rolled back and each write runs alone, so only the bad one fails. If the transaction
-cannot begin at all, every write of the group fails.
+`Database.append(rows)` does the same for rows of prepared statements and is the cheapest write: rows of one group that belong to
+one statement are one call of the driver.
 
-`fn` is synchronous SQLAlchemy code. SQLite runs it in one writer thread, PostgreSQL through asyncpg with `run_sync`. It must
-have no effects except on the connection, because it may run twice.
+Concurrent writes share a transaction, see group_commit.py. `fn` is synchronous SQLAlchemy code. SQLite runs it in one writer
+thread, PostgreSQL through asyncpg with `run_sync`. It must have no effects except on the connection, because it may run twice.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import os
 import threading
 import time
@@ -35,18 +34,13 @@ from tallystick.protocol.errors import Code, Unavailable
 from tallystick.runtime.database_errors import BUSY_SECONDS, explain, explain_failed_start
 from tallystick.runtime.database_migration import MigrationFailed, migrate
 from tallystick.runtime.database_url import parse_database_url, postgres_dsn
+from tallystick.runtime.group_commit import GroupCommit, LoopCommit, Rows, ThreadCommit, Write
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 R = TypeVar("R")
 Work = Callable[[Connection], R]
-_Write = tuple[Work[Any], asyncio.Future[Any], bool]
-"""Its work, its result, and whether it must be synced."""
-MAX_GROUP = 256
-"""Writes that share one transaction."""
-MAX_QUEUED = 4_096
-"""Writes that wait for a transaction."""
 _MIGRATING = threading.Lock()
 """Held during a migration. Alembic keeps its state in module globals, so a process migrates one database at a time."""
 log = structlog.get_logger()
@@ -55,8 +49,11 @@ log = structlog.get_logger()
 class _Backend(Protocol):
     """Runs functions in transactions."""
 
+    @property
+    def commits(self) -> GroupCommit: ...
     async def prepare(self) -> None: ...
-    async def run(self, work: Work[R], *, write: bool, synced: bool = True) -> R: ...
+    async def migrate(self, work: Work[None]) -> None: ...
+    async def read(self, work: Work[R]) -> R: ...
     async def close(self) -> None: ...
 
 
@@ -67,43 +64,72 @@ class _Sqlite:
     file's write lock before it reads, so processes that share the file do not overwrite each other, and a read sees one snapshot.
     """
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, translate: Callable[[Exception], Exception]) -> None:
         self._file = sqlite_file(url)
-        # Each thread has its own connection; `close` disposes of both from another thread after they have ended.
-        # Parameters may contain secrets, so they are kept out of errors and logs.
+        # Each thread has its own connection; `close` disposes of both from another thread after they have ended. A database in
+        # memory has a single one, which its writer uses for reads too. Parameters may contain secrets: no error or log has them.
+        self._in_memory = url.database in {None, "", ":memory:"}
+        pool_class = pool.StaticPool if self._in_memory else pool.SingletonThreadPool
         connect = {"check_same_thread": False, "timeout": BUSY_SECONDS}
-        self._engine = create_engine(url, poolclass=pool.SingletonThreadPool, connect_args=connect, hide_parameters=True)
+        self._engine = create_engine(url, poolclass=pool_class, connect_args=connect, hide_parameters=True)
         event.listen(self._engine, "connect", _pragmas)
-        self._writer = ThreadPoolExecutor(1, "sqlite-writer")
-        in_memory = url.database in {None, "", ":memory:"}
-        self._reader = self._writer if in_memory else ThreadPoolExecutor(1, "sqlite-reader")
-        self._synced = True
-        """The mode of the writer's connection."""
+        self.commits = ThreadCommit(self._write, translate)
+        self._reader = ThreadPoolExecutor(1, "sqlite-reader")
+        self._writing: Connection | None = None
+        """The writer's connection, which stays open from one transaction to the next."""
+        self._synced: bool | None = None
+        """The mode of the writer's connection; None: not known."""
 
     async def prepare(self) -> None:
         """Creates the file and its folders, readable by their owner alone. Raises OSError."""
         if self._file is not None:
             await asyncio.to_thread(_create_for_owner, self._file)
 
-    async def run(self, work: Work[R], *, write: bool, synced: bool = True) -> R:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writer if write else self._reader, self._transact, work, write, synced)
+    async def migrate(self, work: Work[None]) -> None:
+        """Runs `work` in a synced transaction, before the writer starts."""
+        await asyncio.get_running_loop().run_in_executor(self._reader, self._transact, work, "BEGIN IMMEDIATE")
 
-    def _transact(self, work: Work[R], write: bool, synced: bool) -> R:
+    async def read(self, work: Work[R]) -> R:
+        """Runs `work` on one snapshot."""
+        if self._in_memory:
+            future = asyncio.get_running_loop().create_future()
+            await self.commits.put_in_turn(Write(work, future, synced=False))
+            return await future  # type: ignore[no-any-return]  # the result of `work`
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self._transact, work, "BEGIN")
+
+    def _transact(self, work: Work[R], begin: str) -> R:
         with self._engine.begin() as connection:
-            if write and synced != self._synced:  # in WAL mode, NORMAL commits without a sync
-                connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
-                self._synced = synced
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-            try:
-                return work(connection)
-            except StopIteration as error:  # a future cannot hold it, and its awaiter would never wake
-                raise RuntimeError("StopIteration out of a transaction") from error
+            connection.exec_driver_sql(begin)
+            return _run(work, connection)
+
+    def _write(self, work: Work[Any], synced: bool) -> None:
+        if self._writing is None:
+            self._writing = self._engine.connect()
+        connection = self._writing
+        try:
+            with connection.begin():
+                if synced is not self._synced:  # in WAL mode, NORMAL commits without a sync
+                    connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
+                    self._synced = synced
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                _run(work, connection)
+        except BaseException:
+            self._writing = self._synced = None
+            connection.close()
+            raise
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._writer.shutdown)
         await asyncio.to_thread(self._reader.shutdown)
-        self._engine.dispose()
+        if self._writing is not None:
+            self._writing.close()
+        await asyncio.to_thread(self._engine.dispose)
+
+
+def _run(work: Work[R], connection: Connection) -> R:
+    try:
+        return work(connection)
+    except StopIteration as error:  # a future cannot hold it, and its awaiter would never wake
+        raise RuntimeError("StopIteration out of a transaction") from error
 
 
 def sqlite_file(url: URL) -> Path | None:
@@ -175,19 +201,29 @@ def postgres_engine(url: URL, **options: Any) -> AsyncEngine:
 
 
 class _Postgres:
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, translate: Callable[[Exception], Exception]) -> None:
         self._engine = postgres_engine(url, pool_size=4, pool_pre_ping=True)
+        self.commits = LoopCommit(self._write, translate)
 
     async def prepare(self) -> None:
         """Connects. Raises what the driver raises."""
         async with self._engine.connect():
             pass
 
-    async def run(self, work: Work[R], *, write: bool, synced: bool = True) -> R:
+    async def migrate(self, work: Work[None]) -> None:
+        """Runs `work` in a synced transaction."""
+        await self._write(work, synced=True)
+
+    async def read(self, work: Work[R]) -> R:
+        """Runs `work` in a transaction of its own."""
         async with self._engine.begin() as connection:
-            if write and not synced:
+            return await connection.run_sync(functools.partial(_run, work))
+
+    async def _write(self, work: Work[Any], synced: bool) -> None:
+        async with self._engine.begin() as connection:
+            if not synced:
                 await connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
-            return await connection.run_sync(work)
+            await connection.run_sync(functools.partial(_run, work))
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -197,19 +233,24 @@ class Database:
     """A database with its writer. Call `start` before use and `close` after it; `close` finishes the queued writes."""
 
     def __init__(self, url: str | URL, setting: str = "db") -> None:
-        """`setting`: the one that has the address, for errors. `pause` waits for a number of seconds.
+        """`setting`: the one that has the address, for errors.
 
         Raises BadMessage for an address that is not understood.
         """
         self.url, self._setting = parse_database_url(url, setting) if isinstance(url, str) else url, setting
-        sqlite = self.url.drivername.startswith("sqlite")
-        self._backend: _Backend = _Sqlite(self.url) if sqlite else _Postgres(self.url)
-        self._queue: asyncio.Queue[_Write | None] = asyncio.Queue(MAX_QUEUED)
-        self._task: asyncio.Task[None] | None = None
+        backend = _Sqlite if self.url.drivername.startswith("sqlite") else _Postgres
+        self._backend: _Backend = backend(self.url, self._translate)
         self._closed = False
         self._file_identity: tuple[int, int] | None = None
-        self.on_commit: Callable[[float], None] = lambda _: None
+
+    @property
+    def on_commit(self) -> Callable[[float], None]:
         """Called with the seconds of each transaction of the writer."""
+        return self._backend.commits.on_commit
+
+    @on_commit.setter
+    def on_commit(self, observe: Callable[[float], None]) -> None:
+        self._backend.commits.on_commit = observe
 
     async def start(self, migrations: Path) -> None:
         """Migrates to the head of `migrations`/versions and starts the writer. Raises Unavailable (database_unavailable)."""
@@ -220,43 +261,55 @@ class Database:
         while not _MIGRATING.acquire(blocking=False):  # noqa: ASYNC110 - other loops may hold it, and no event crosses loops
             await asyncio.sleep(0.01)
         try:
-            await self._backend.run(lambda c: migrate(c, migrations), write=True)
+            await self._backend.migrate(lambda c: migrate(c, migrations))
         except (SQLAlchemyError, OSError, MigrationFailed) as error:
             raise explain_failed_start(error, self.url, self._setting) from error
         finally:
             _MIGRATING.release()
         self._file_identity = await asyncio.to_thread(_file_identity, self.url)
-        self._task = asyncio.create_task(self._commit_groups(), name="group-commit")
+        self._backend.commits.start()
 
     async def write(self, work: Work[R], *, synced: bool = True) -> R:
         """Runs `work` and returns its result once it is durable, see above. Raises the error of `work`, or Unavailable; then
         nothing is written.
         """
+        result: R = await self._write(work, synced=synced)
+        return result
+
+    async def append(self, rows: Rows, *, synced: bool = True) -> None:
+        """Runs each statement with its row, all or none, and returns once they are durable.
+
+        Rows of other writers may come between these, and those of one statement come together: no row may depend on one of
+        another statement. Raises ValueError for a row that does not fit its statement, the database's error, or Unavailable; then
+        nothing is written.
+        """
+        await self._write(rows, synced=synced)
+
+    async def _write(self, work: Work[Any] | Rows, *, synced: bool) -> Any:
         self._check_open()
-        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        await self._queue.put((work, future, synced))
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        write, commits = Write(work, future, synced), self._backend.commits
+        if not commits.put(write):
+            await commits.put_in_turn(write)
         return await future
 
-    def enqueue(self, work: Work[R]) -> asyncio.Future[R]:
-        """Queues `work`, not synced, and returns at once. It is committed before any later write, and when the future is done.
+    def enqueue(self, work: Work[R] | Rows) -> asyncio.Future[R]:
+        """Queues `work`, or rows as for `append`, not synced, and returns at once. It is committed before any later write, and
+        when the future is done.
 
         Raises Unavailable if the queue is full.
         """
         self._check_open()
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(_log_lost)
-        try:
-            self._queue.put_nowait((work, future, False))
-        except asyncio.QueueFull:
-            future.cancel()
-            raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too slow: its write queue is full") from None
+        if not self._backend.commits.put(Write(work, future, synced=False, awaited=False)):
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too slow: its write queue is full")
         return future
 
     async def read(self, work: Work[R]) -> R:
         """Runs `work`, which must only read. Raises Unavailable if the database does not answer."""
         self._check_open()
         try:
-            return await self._backend.run(work, write=False)
+            return await self._backend.read(work)
         except Exception as error:
             translated = self._translate(error)
             if translated is error:
@@ -266,7 +319,7 @@ class Database:
     @property
     def queued(self) -> int:
         """Writes that wait for a transaction."""
-        return self._queue.qsize()
+        return self._backend.commits.queued
 
     async def ping(self) -> float:
         """Waits for the writer and an empty transaction; returns the seconds that it took. Raises Unavailable."""
@@ -279,49 +332,12 @@ class Database:
     async def close(self) -> None:
         """Finishes the queued writes and closes the database. Later calls raise Unavailable."""
         self._closed = True
-        if self._task is not None:
-            await self._queue.put(None)
-            await self._task
-            self._task = None
+        await self._backend.commits.close()
         await self._backend.close()
 
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is closed")
-
-    async def _commit_groups(self) -> None:
-        closing = False
-        while not (closing and self._queue.empty()):  # writes accepted before the close may be queued behind its mark
-            taken = [await self._queue.get()]
-            while len(taken) < MAX_GROUP and not self._queue.empty():
-                taken.append(self._queue.get_nowait())
-            group = [entry for entry in taken if entry is not None]
-            closing = closing or len(group) < len(taken)
-            if group:
-                await self._commit(group)
-
-    async def _commit(self, group: list[_Write]) -> None:
-        begun = False
-
-        def together(connection: Connection) -> list[Any]:
-            nonlocal begun
-            begun = True
-            return [work(connection) for work, _, _ in group]
-
-        since = time.monotonic()
-        try:
-            results = await self._backend.run(together, write=True, synced=any(synced for _, _, synced in group))
-        except Exception as error:  # noqa: BLE001 - each write then runs alone, and the one that failed gets its error
-            if begun and len(group) > 1:
-                for entry in group:
-                    await self._commit([entry])
-                return
-            for _, future, _ in group:
-                _settle(future, error=self._translate(error))
-            return
-        self.on_commit(time.monotonic() - since)
-        for (_, future, _), result in zip(group, results, strict=True):
-            _settle(future, result)
 
     def _translate(self, error: Exception) -> Exception:
         """Unavailable if the database failed, else the error of the work itself."""
@@ -330,17 +346,3 @@ class Database:
             return error
         log.error("database failed", reason=str(explained))
         return explained
-
-
-def _log_lost(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled() and future.exception() is not None:
-        log.error("queued write lost", error=str(future.exception()))
-
-
-def _settle(future: asyncio.Future[Any], result: object = None, error: Exception | None = None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)

@@ -15,7 +15,7 @@ from tallystick.client.gateway.attempts import Attempts
 from tallystick.client.gateway.early_stream import STREAM_HEADERS, EarlyStream, telling_place
 from tallystick.client.gateway.request_headers import headers_of
 from tallystick.client.gateway.response_cache import MAX_CACHED_BYTES, CachedResponse, ResponseCache
-from tallystick.client.jobs.job import Job
+from tallystick.client.jobs.job import Job, arrivals_of
 from tallystick.client.jobs.result import Result
 from tallystick.client.ledger.upstream_spending import UPSTREAM_PREFIX
 from tallystick.client.openai.errors import ErrorResponse
@@ -121,7 +121,7 @@ class ResponseSender:
         stream = None if translation is None else translation.open_stream(job=job.id.hex())
         sent = _SentBytes(self._send, keep=self.cache_name is not None)
         try:
-            async for chunk in job:
+            async for chunk in arrivals_of(job):
                 await sent.add(chunk if stream is None else stream.feed(chunk))
             if stream is not None:
                 await sent.add(stream.finish(usage_of(job.receipt.message) if job.receipt is not None else None))

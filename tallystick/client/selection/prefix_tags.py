@@ -34,6 +34,8 @@ _UNREAD_PARTS = frozenset({"thinking", "redacted_thinking", "reasoning"})
 """Parts and items that clients, or the templates of engines, leave out of later turns."""
 _UNREAD_MEMBERS = frozenset({"cache_control", "id", "status", "annotations", "logprobs", "reasoning_content", "reasoning"})
 """Members that no engine reads again, or that a client moves or adds between two turns."""
+_PLAIN_MEMBERS = frozenset({"role", "content", "name"})
+"""Members of a message that is read as it is if they are texts, as those of most messages are."""
 _MAX_DEPTH = 12
 _ANSWERS = frozenset({"function_call", "custom_tool_call", "reasoning"})
 """Types of items that a model writes; those of messages have the role `assistant`."""
@@ -187,7 +189,9 @@ def _read(value: Any, depth: int = _MAX_DEPTH) -> Any:
     if isinstance(value, list):
         items = [_read(item, depth - 1) for item in value if not _is_unread(item)]
         return items[0] if len(items) == 1 and isinstance(items[0], str) else items
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
+        return value
+    if value.keys() <= _PLAIN_MEMBERS and all(type(member) is str for member in value.values()):
         return value
     if _kind(value) in _TEXT_PARTS and isinstance(value.get("text"), str):
         return value["text"]

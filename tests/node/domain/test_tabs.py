@@ -187,3 +187,17 @@ def test_tabs_add_up(steps: list[tuple[int, int, int, int]]) -> None:
         assert tab.cumulative + tab.in_flight <= 100
         assert tabs.unsecured == sum(tabs.account(each).unsecured for each in payers) <= exposure.total
         assert tabs.account(payer).unsecured <= exposure.per_payer
+
+
+def test_a_tab_continues_from_a_stored_receipt_only_forward() -> None:
+    """A stored receipt beyond the record moves seq and total and nothing else; one within the record moves nothing."""
+    tabs = Tabs(CreditLimits())
+    tabs.admit(order(1_000), Amount(100), RICH, NOW)
+    tabs.continue_from(PAYER.address, 3, Amount(80))
+    tab = tabs.account(PAYER.address).tab
+    assert (tab.seq, tab.cumulative, tab.in_flight, tab.ceiling) == (3, 80, 100, 1_000)
+    for seq in (0, 2, 3):
+        tabs.continue_from(PAYER.address, seq, Amount(70))
+        assert tabs.account(PAYER.address).tab == tab
+    tabs.continue_from(PAYER.address, 4, Amount(81))
+    assert (tabs.account(PAYER.address).tab.seq, tabs.account(PAYER.address).tab.cumulative) == (4, 81)

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from node.domain.order_admission import AdmittedJob
 from node.domain.tabs import CreditLimits, Funds
 from node.jobs import runner
+from node.jobs.deadlines import Deadlines
 from node.jobs.delivery import CHUNK_BYTES
-from node.jobs.job import Deadlines
 from node.ports import ReceiptRecord, ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryChain, ScriptedEngine
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
@@ -74,7 +75,7 @@ async def test_the_last_chunk_waits_for_the_stored_receipt() -> None:
         await record_receipt(record)
         seen.append(len(harness.link.payloads(placed.job, Kind.CHUNK)))
 
-    harness.store.record_receipt = watched  # type: ignore[method-assign]
+    harness.store.record_receipt = lambda record: asyncio.ensure_future(watched(record))  # type: ignore[method-assign]
     placed = harness.dispatch()
     await harness.receipt(placed)
     assert seen == [2, 2]
@@ -87,11 +88,11 @@ async def test_no_output_leaves_before_the_order_is_stored() -> None:
     opening = asyncio.Event()
     begin = harness.store.begin
 
-    async def slow(*arguments: object) -> None:
+    async def slow(admitted: AdmittedJob, at: int) -> None:
         await opening.wait()
-        await begin(*arguments)  # type: ignore[arg-type]
+        await begin(admitted, at)
 
-    harness.store.begin = slow  # type: ignore[method-assign, assignment]
+    harness.store.begin = lambda admitted, at: asyncio.ensure_future(slow(admitted, at))  # type: ignore[method-assign]
     placed = harness.dispatch()
     await harness.link.until(Kind.ACCEPT, placed.job)
     for _ in range(20):

@@ -1,0 +1,247 @@
+"""Group commit: writes that wait at the same time share one transaction. SQLite's writer thread and PostgreSQL's are here.
+
+Writes that arrive during a transaction wait for the next one and share it: a transaction writes whole pages, and a row in it
+costs microseconds. It begins when the event loop has run what was ready, which may write too. It waits for nothing else: a job's
+writes follow each other, so each would wait.
+If a write of a group fails, the group is rolled back and each write runs alone, so only the bad one fails. If the transaction
+cannot begin at all, every write of the group fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+import structlog
+from sqlalchemy import Connection
+
+from tallystick.runtime.prepared import Prepared, Row
+
+MAX_GROUP = 256
+"""Writes that share one transaction."""
+MAX_QUEUED = 4_096
+"""Writes that wait for a transaction."""
+log = structlog.get_logger()
+Work = Callable[[Connection], Any]
+Rows = Sequence[tuple[Prepared, Row]]
+
+
+class Write(NamedTuple):
+    """One write: what it does, its result, whether it must be synced, and whether somebody waits for the result."""
+
+    work: Work | Rows
+    future: asyncio.Future[Any]
+    synced: bool = True
+    awaited: bool = True
+
+
+class Group:
+    """Writes of one transaction, and how it went."""
+
+    def __init__(self, writes: Sequence[Write]) -> None:
+        self.writes = writes
+        self.synced = any(write.synced for write in writes)
+        self.error: Exception | None = None
+        self.results: list[Any] = []
+        self.seconds = 0.0
+        self._begun = False
+
+    def run(self, connection: Connection) -> None:
+        """Does the writes, in their order. Rows that follow each other are one call of the driver for each statement."""
+        self._begun = True
+        self.results, rows = [], dict[Prepared, list[Row]]()
+        for work, *_ in self.writes:
+            if callable(work):
+                _flush(connection, rows)
+                self.results.append(work(connection))
+                continue
+            for statement, row in work:
+                rows.setdefault(statement, []).append(row)
+            self.results.append(None)
+        _flush(connection, rows)
+
+    def fail(self, error: Exception) -> list[Group]:
+        """Keeps the error of the transaction. If one write of many is at fault, returns the groups that are to run instead."""
+        if self._begun and len(self.writes) > 1:
+            groups, self.writes = [Group([write]) for write in self.writes], ()
+            return groups
+        self.error = error
+        return []
+
+    def settle(self, translate: Callable[[Exception], Exception]) -> None:
+        """Tells the writes how it went. Runs in the event loop."""
+        for number, write in enumerate(self.writes):
+            if write.future.done():  # its caller has been cancelled
+                continue
+            if self.error is None:
+                write.future.set_result(self.results[number])
+                continue
+            error = translate(self.error)
+            write.future.set_exception(error)
+            if not write.awaited:
+                write.future.exception()  # marks it as seen
+                log.error("queued write lost", error=str(error))
+
+
+def _flush(connection: Connection, rows: dict[Prepared, list[Row]]) -> None:
+    for statement, group in rows.items():
+        statement.run(connection, *group)
+    rows.clear()
+
+
+class GroupCommit(ABC):
+    """A bounded queue of writes, which are committed in groups, one group at a time. Used from one event loop."""
+
+    def __init__(self, translate: Callable[[Exception], Exception]) -> None:
+        """`translate` makes the error that writes raise from that of their transaction."""
+        self._translate = translate
+        self.on_commit: Callable[[float], None] = lambda _: None
+        """Called with the seconds of each transaction."""
+        self._waiting: deque[Write] = deque()
+        self._turn = asyncio.Lock()
+        """Held by the write that waits for room; later ones wait in order."""
+        self._room, self._idle = asyncio.Event(), asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._busy = False
+        """Whether a group is committed, or will be in this turn of the event loop."""
+
+    @property
+    def queued(self) -> int:
+        """Writes that wait for a transaction."""
+        return len(self._waiting)
+
+    def start(self) -> None:
+        """Starts to commit. Runs in the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._schedule()
+
+    def put(self, write: Write) -> bool:
+        """Queues a write, and returns False if there is no room."""
+        if len(self._waiting) >= MAX_QUEUED or self._turn.locked():
+            return False
+        self._waiting.append(write)
+        if not self._busy:
+            self._schedule()
+        return True
+
+    async def put_in_turn(self, write: Write) -> None:
+        """Queues a write when there is room, in the order of the calls."""
+        async with self._turn:
+            while len(self._waiting) >= MAX_QUEUED:
+                self._room.clear()
+                await self._room.wait()
+            self._waiting.append(write)
+            self._schedule()
+
+    async def close(self) -> None:
+        """Commits the writes that wait, also for room, and ends."""
+        if self._loop is None:
+            return
+        async with self._turn:
+            pass
+        while self._busy:
+            self._idle.clear()
+            await self._idle.wait()
+        self._loop = None
+        self._end()
+
+    def _schedule(self) -> None:
+        if self._loop is not None and self._waiting and not self._busy:
+            self._busy = True
+            self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        self._begin([self._waiting.popleft() for _ in range(min(MAX_GROUP, len(self._waiting)))])
+        self._room.set()
+
+    @abstractmethod
+    def _begin(self, writes: Sequence[Write]) -> None:
+        """Begins to commit these writes; `_report` gets them when it is done."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Frees what commits."""
+
+    def _report(self, groups: Sequence[Group]) -> None:
+        """Settles the groups that the writes became. Runs in the event loop."""
+        for group in groups:
+            if group.error is None and group.writes:
+                self.on_commit(group.seconds)
+            group.settle(self._translate)
+        self._busy = False
+        self._schedule()  # behind the writers that were settled just now, whose next writes join
+        if not self._busy:
+            self._idle.set()
+
+
+class ThreadCommit(GroupCommit):
+    """Commits in a thread of its own. `transact` runs a function in a transaction; its second argument: whether it is synced."""
+
+    def __init__(self, transact: Callable[[Work, bool], Any], translate: Callable[[Exception], Exception]) -> None:
+        super().__init__(translate)
+        self._transact = transact
+        self._queue: queue.SimpleQueue[Sequence[Write]] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """See GroupCommit."""
+        super().start()
+        # A daemon: a process ends although it never closed its database, as if it were killed.
+        threading.Thread(target=self._work, args=(self._loop,), name="database-writer", daemon=True).start()
+
+    def _begin(self, writes: Sequence[Write]) -> None:
+        self._queue.put(writes)
+
+    def _end(self) -> None:
+        self._queue.put(())
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        while writes := self._queue.get():
+            groups = self._commit(writes)
+            with contextlib.suppress(RuntimeError):  # the loop has been closed, and nobody waits
+                loop.call_soon_threadsafe(self._report, groups)
+
+    def _commit(self, writes: Sequence[Write]) -> list[Group]:
+        waiting, ended = deque([Group(writes)]), list[Group]()
+        while waiting:
+            group, since = waiting.popleft(), time.monotonic()
+            try:
+                self._transact(group.run, group.synced)
+            except Exception as error:  # noqa: BLE001 - the error of a write, which gets it
+                waiting.extend(group.fail(error))
+            group.seconds = time.monotonic() - since
+            ended.append(group)
+        return ended
+
+
+class LoopCommit(GroupCommit):
+    """Commits in the event loop. `transact` runs a function in a transaction; its second argument: whether it is synced."""
+
+    def __init__(self, transact: Callable[[Work, bool], Awaitable[Any]], translate: Callable[[Exception], Exception]) -> None:
+        super().__init__(translate)
+        self._transact = transact
+        self._task: asyncio.Task[None] | None = None
+
+    def _begin(self, writes: Sequence[Write]) -> None:
+        self._task = asyncio.create_task(self._commit(writes), name="group-commit")
+
+    def _end(self) -> None:
+        self._task = None
+
+    async def _commit(self, writes: Sequence[Write]) -> None:
+        waiting, ended = deque([Group(writes)]), list[Group]()
+        while waiting:
+            group, since = waiting.popleft(), time.monotonic()
+            try:
+                await self._transact(group.run, group.synced)
+            except Exception as error:  # noqa: BLE001 - the error of a write, which gets it
+                waiting.extend(group.fail(error))
+            group.seconds = time.monotonic() - since
+            ended.append(group)
+        self._report(ended)
