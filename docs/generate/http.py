@@ -17,9 +17,9 @@ from tallystick.runtime.content_encoding import SUPPORTED
 COORDINATOR = """# Coordinator HTTP API
 
 A coordinator listens on `http://127.0.0.1:8420` by default. Its routes take and return JSON, except `POST /v1/jobs` and the
-WebSockets `/v1/link` and `/v1/node`, which carry [binary frames](wire.md). Amounts are base units, millionths of a dollar. Errors have the
-shape described under [error codes](errors.md). A running coordinator serves the OpenAPI document at `/openapi.json`, an
-interactive description at `/docs`, and [metrics](metrics.md) for Prometheus at `/metrics`.
+WebSockets `/v1/link` and `/v1/node`, which carry [binary frames](wire.md). Amounts are base units, millionths of a dollar.
+Errors have the shape described under [error codes](errors.md). A running coordinator serves the OpenAPI document at
+`/openapi.json`, an interactive description at `/docs`, and [metrics](metrics.md) for Prometheus at `/metrics`.
 """
 
 JOBS = """## `POST /v1/jobs`

@@ -487,7 +487,9 @@ async def test_an_old_coordinator_gets_jobs_by_http() -> None:
         requests.append(await reader.readuntil(b"\r\n\r\n"))
         if requests[-1].startswith(b"POST"):
             assert await reader.readexactly(1) == b"x"
-        writer.write(b"HTTP/1.1 307 Moved\r\nlocation: http://elsewhere.example/\r\ncontent-length: 0\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 307 Moved\r\nlocation: http://elsewhere.example/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        )
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
