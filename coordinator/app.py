@@ -25,6 +25,9 @@ from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import MAX_LINK_FRAME
 from coordinator.http.api import ApiContext, build_control_plane
+from coordinator.http.client_hub import METHOD as LINK_METHOD
+from coordinator.http.client_hub import ClientHub
+from coordinator.http.job_service import JobService
 from coordinator.http.jobs_route import PATH as JOBS_PATH
 from coordinator.http.jobs_route import JobsRoute
 from coordinator.http.metrics import CoordinatorMetrics
@@ -43,6 +46,7 @@ from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.health import CheckResult, Health
+from tallystick.protocol.job_link import LINK_PATH
 from tallystick.protocol.types import Address
 from tallystick.runtime import logs
 from tallystick.runtime.access_log import Access, AccessLog
@@ -55,10 +59,12 @@ log = structlog.get_logger()
 DRAIN_SECONDS = 5
 SWEEP_SECONDS = 1
 NODE_PATH = "/v1/node"
+_JOBS = frozenset({(JOBS_PATH, "POST"), (LINK_PATH, LINK_METHOD)})
+"""Path and method of jobs in the access log."""
 
 
 class App:
-    """The ASGI app: two raw routes for jobs and node links, and FastAPI for everything else."""
+    """The ASGI app: raw routes for jobs, for the links of clients and for those of nodes, and FastAPI for everything else."""
 
     def __init__(
         self,
@@ -73,8 +79,10 @@ class App:
         """`rate_limiter`: the limits per address, shared with the node hub."""
         limits = intake or IntakeLimits()
         shared, bodies = rate_limiter or RateLimiter(limits, time.monotonic), RequestBodies(limits)
-        self._jobs = JobsRoute(context.market, responses, intake=limits, retention=retention, rate_limiter=shared, bodies=bodies)
-        self._hub, self._control = hub, RequestLimiter(build_control_plane(context), shared, bodies)
+        service = JobService(context.market, responses, intake=limits, retention=retention, rate_limiter=shared, bodies=bodies)
+        self._jobs, self.clients = JobsRoute(service), ClientHub(service, self._observe)
+        self._hub = hub
+        self._control = RequestLimiter(build_control_plane(context), shared, bodies)
         self._metrics, self._logged = context.metrics, AccessLog(self._route, self._observe)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,12 +90,14 @@ class App:
         await self._logged(scope, receive, send)
 
     def _observe(self, access: Access) -> None:
-        if access.path == JOBS_PATH and access.method == "POST":
+        if (access.path, access.method) in _JOBS:
             self._metrics.job_ended(access.outcome, access.seconds, access.first_seconds, access.sent_bytes)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == JOBS_PATH and scope["method"] == "POST":
             await self._jobs(scope, receive, send)
+        elif scope["type"] == "websocket" and scope["path"] == LINK_PATH:
+            await self.clients.serve(scope, receive, send)
         elif scope["type"] == "websocket" and scope["path"] == NODE_PATH:
             await self._hub.serve(scope, receive, send)
         else:
@@ -163,6 +173,7 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
                 await market.drain(DRAIN_SECONDS)
             finally:
                 await hub.close()
+                await app.clients.close()
         await funds.close()
         await health.close()
     finally:

@@ -414,7 +414,7 @@ class Market(ConvenienceMethods):
         asks, holder = await self._affinity.arrange(tags, asks, partial(self._shortlists.of_provider, demand))
         asks = asks[: self.config.shortlist_size]
         await self._reconciler.recovery.recover_unknown(ask.message.provider for ask in asks)
-        response, http_response = await self._submitter.submit(
+        response, stream = await self._submitter.submit(
             info,
             request,
             asks,
@@ -428,7 +428,7 @@ class Market(ConvenienceMethods):
             hints=ranking_hints(demand, holder),
         )
         keyed = options.idempotency_key is not None
-        job = Job(context, response, http_response, request.summary, request.plaintext, keyed=keyed, began=began)
+        job = Job(context, response, stream, request.summary, request.plaintext, keyed=keyed, began=began)
         job.tags = tags
         job.further_orders = partial(self._submitter.further_orders, info, request, demand, response, wait)
         self._live.add(job)
