@@ -143,7 +143,9 @@ def _check_job(cluster: Cluster, job: str) -> int:
         for (cost,) in cluster.rows(name, f"SELECT CAST(cost AS INTEGER) FROM receipts WHERE job = '{job}'")
     ]
     paid = cluster.rows(
-        "payer", f"SELECT r.receipt_doc FROM receipts r JOIN orders o ON o.digest = r.order_digest WHERE o.job = '{job}'"
+        "payer",
+        "SELECT r.receipt_doc FROM receipts r JOIN orders o ON o.id = r.order_id JOIN jobs j ON j.id = o.job "
+        f"WHERE j.job = x'{job}'",
     )
     assert sum(cost > 0 for cost in charged) <= 1, f"job {job} is charged twice: {charged}"
     costs = [load_signed(Receipt, doc).message.cost for (doc,) in paid]
