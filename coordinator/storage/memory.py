@@ -131,6 +131,21 @@ class MemoryStore(MemoryLogStore):
         recent = tuple(job for job, record in self.jobs.items() if record.created_at >= since)
         return StoredState(recent, totals, dict(self.records), dict(self.speeds))
 
+    async def forget_jobs(self, before: int) -> bool:
+        """See ports.JobStore. Keeps the jobs of receipts that are kept."""
+        kept: dict[tuple[Address, Address], dict[str, tuple[int, JobId]]] = {}
+        for job, receipts in self.receipts.items():
+            for provider, (receipt, total) in receipts.items():
+                highest = kept.setdefault((receipt.message.payer, provider), {})
+                for name, value in (("seq", receipt.message.seq), ("total", total)):
+                    highest[name] = max(highest.get(name, (-1, job)), (value, job))
+        needed = {job for highest in kept.values() for _, job in highest.values()}
+        for job, record in list(self.jobs.items()):
+            if record.finished_at is not None and record.finished_at < before and job not in needed:
+                del self.jobs[job]
+                self.receipts.pop(job, None)
+        return False
+
     def enqueue_provider_records(
         self, records: Mapping[Address, ProviderRecord], speeds: Mapping[Key, SpeedRecord] = MappingProxyType({})
     ) -> None:

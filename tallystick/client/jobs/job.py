@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn, Self
 
-import aiohttp
 import structlog
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
+from tallystick.client.coordinator.job_stream import JobStream, StreamLost
 from tallystick.client.jobs.further_orders import FurtherOrders
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.jobs.result import Result, StreamInterrupted, build_proof, outcome_error, require_success
@@ -42,7 +42,7 @@ from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Hash, JobId, format_amount
-from tallystick.protocol.wire import FrameReader, Kind, ResponseHead, split_request
+from tallystick.protocol.wire import Kind, ResponseHead, split_request
 
 log = structlog.get_logger()
 _NEVER_RAN = (Code.NODE_BUSY, Code.NO_PROVIDER)
@@ -77,7 +77,7 @@ class Job:
         self,
         context: JobContext,
         response: JobResponse,
-        http_response: aiohttp.ClientResponse,
+        stream: JobStream,
         summary: RequestSummary,
         request: bytes,
         *,
@@ -90,10 +90,9 @@ class Job:
         """
         self._began = began
         self._keyed, self._resumed = keyed, resumed
-        self._context, self._response, self._http_response, self._summary = context, response, http_response, summary
+        self._context, self._response, self._stream, self._summary = context, response, stream, summary
         head, body = split_request(request)
         self._request, self._path, self._body_bytes = request, head.path, len(body)
-        self._reader = FrameReader()
         self._frames: deque[tuple[Kind, bytes]] = deque()
         self._reading = asyncio.Lock()
         self._cancelling = False
@@ -236,7 +235,8 @@ class Job:
                 if not self._done and not self._response.ended:
                     if self._keyed:  # tells other readers of the same job
                         await self._context.ledger.mark_cancelled(self.id)
-                    await self._context.coordinator.cancel(self.id)
+                    if self._keyed or not self._stream.cancel():
+                        await self._context.coordinator.cancel(self.id)
                 while not self._done:
                     await self._next_frame()
         except (TimeoutError, TallyError):
@@ -331,7 +331,7 @@ class Job:
             if response.place.asks and self._further_orders is None and self.further_orders is not None:
                 self._further_orders = self.further_orders()
             if response.place.asks and self._further_orders is not None:
-                await self._further_orders.order(response.place.asks, response)
+                await self._further_orders.order(response.place.asks, response, self._stream)
             self.on_place(response.place)
         return chunk
 
@@ -361,15 +361,9 @@ class Job:
 
     async def _read_frames(self) -> None:
         try:
-            data = await self._http_response.content.readany()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            await self._recover_from_lost_stream(str(error) or type(error).__name__)
-            return
-        if not data:
-            await self._recover_from_lost_stream("the coordinator closed it")
-            return
-        try:
-            self._frames.extend(self._reader.feed(data))
+            self._frames.extend(await self._stream.read())
+        except StreamLost as error:
+            await self._recover_from_lost_stream(str(error))
         except PeerError as error:
             error.fault = Fault.COORDINATOR
             await self._break_off(error)
@@ -386,8 +380,7 @@ class Job:
 
     def _finish_reading(self) -> None:
         self._done = True
-        if not self._http_response.content.at_eof():  # at its end the connection went back to the pool by itself
-            self._http_response.close()
+        self._stream.close()
         self._context.on_finished(self)
 
     def _raise_end(self) -> None:
