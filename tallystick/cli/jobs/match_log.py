@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Read and verify the coordinator's log of all matches.")
 SHOWN_FAULTS = 100
+MAX_MODELS = 1_000
+"""Models whose current asks are compared with the log."""
 
 
 @app.command("head")
@@ -153,7 +155,7 @@ async def _replay(client: CoordinatorClient) -> tuple[LogReplay, list[LogFault],
     from coordinator.domain.log_check import Fault as LogFault
     from coordinator.domain.log_check import LogReplay
 
-    head = (await _head(client)).message
+    info, head = await client.info(), (await _head(client)).message
     replay, faults = LogReplay(), list[LogFault]()
     while replay.edge.size < head.size:
         start = replay.edge.size
@@ -164,6 +166,9 @@ async def _replay(client: CoordinatorClient) -> tuple[LogReplay, list[LogFault],
             raise BadMessage(f"entries: expected leaf {start} of {head.size}, got none", fault=Fault.COORDINATOR)
     if replay.edge.root() != head.root:
         faults.append(LogFault(head.size - 1, "the leaves do not have the root that the coordinator signed"))
+    for model in sorted(replay.models)[:MAX_MODELS]:
+        for ask in await client.asks(model):
+            faults += replay.check_ask(ask.verify(info.domain))
     return replay, faults[:SHOWN_FAULTS], head.size
 
 
