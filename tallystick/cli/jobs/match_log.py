@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tallystick.cli.options import Config, CoordinatorUrl, Json
-from tallystick.cli.output import out, show_json, show_table
+from tallystick.cli.output import counted, out, show_json, show_table
 from tallystick.protocol.errors import BadMessage, Fault
 
 if TYPE_CHECKING:
@@ -92,11 +92,12 @@ def verify(
         if faults:
             show_table(("leaf", "fault"), [(fault.index, fault.text) for fault in faults])
         text = (
-            f"{size} leaves under the signed head: {replay.matches} matches replayed, "
-            f"{replay.restarts} starts of the coordinator, {replay.forgotten} of which only the hash is kept"
+            f"the signed head covers {size} leaves: {replay.matches} matches replayed, "
+            f"{counted(replay.restarts, 'start')} of the coordinator, "
+            f"{replay.forgotten} of which only the hash is kept"
         )
         out.print(text, highlight=False)
-        out.print("no decision broke the rule" if not faults else f"{len(faults)} faults", highlight=False)
+        out.print("no decision broke the rule" if not faults else counted(len(faults), "fault"), highlight=False)
     if faults:
         raise typer.Exit(1)
 
