@@ -183,10 +183,9 @@ async def _round(cluster: SharedWalletCluster, seed: int) -> str:
 
 async def _all_settled(cluster: SharedWalletCluster) -> bool:
     """Whether the wallet knows the end of all its jobs, and the nodes have delivered all receipts."""
-    rows = [row for name in cluster.market.providers for row in cluster.rows(name, "SELECT acknowledged FROM receipts")]
-    return all(acknowledged for (acknowledged,) in rows) and not cluster.rows(
-        "payer", "SELECT job FROM jobs WHERE state IN ('open', 'lost')"
-    )
+    query = "SELECT 1 FROM open_orders WHERE receipt_id > 0"
+    undelivered = [row for name in cluster.market.providers for row in cluster.rows(name, query)]
+    return not undelivered and not cluster.rows("payer", "SELECT job FROM jobs WHERE state IN ('open', 'lost')")
 
 
 def _check_records(cluster: SharedWalletCluster) -> dict[str, int]:
@@ -198,7 +197,7 @@ def _check_records(cluster: SharedWalletCluster) -> dict[str, int]:
         seqs = cluster.rows("payer", f"SELECT seq FROM orders WHERE provider = '{provider}'")
         assert len(set(seqs)) == len(seqs)
         ceiling = cluster.rows("payer", f"SELECT max(ceiling) FROM orders WHERE provider = '{provider}'")[0][0] or 0
-        highest = cluster.rows(name, "SELECT max(CAST(cumulative AS INTEGER)) FROM receipts")[0][0] or 0
+        highest = cluster.rows(name, "SELECT max(CAST(cumulative AS INTEGER)) FROM tabs")[0][0] or 0
         assert highest <= ceiling
     labels: dict[str, int] = dict(cluster.rows("payer", "SELECT label, sum(cost) FROM spent GROUP BY label"))
     assert sum(labels.values()) == sum(totals.values()) <= PLENTY
