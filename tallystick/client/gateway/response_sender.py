@@ -80,15 +80,16 @@ class ResponseSender:
         Raises BadMessage, the engine's fault, for an answer that cannot be translated.
         """
         content_type, body = self._translated(result)
+        cost = total_cost([result, *rejected])
         headers = {
             "content-type": content_type,
             **_id_headers(self._errors, result.job),
             "x-tally-provider": result.provider,
-            "x-tally-cost": str(total_cost([result, *rejected])),
+            "x-tally-cost": str(cost),
             "x-tally-receipt": RECEIPT_OUTSTANDING if result.receipt is None else "0x" + result.receipt.digest.hex(),
             "x-tally-prices": _prices(result.terms),
         }
-        _record_job(result.job, result.provider, result.terms.model, total_cost([result, *rejected]), result.outcome)
+        _record_job(result.job, result.provider, result.terms.model, cost, result.outcome)
         if rejected:
             entries = (f"{r.terms.model}; job={r.job.hex()}; cost={int(r.highest_cost)}" for r in rejected)
             headers["x-tally-escalated"] = ", ".join(entries)
