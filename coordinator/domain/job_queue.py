@@ -2,10 +2,11 @@
 
 The order is start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996), per model. Each job has a start tag: the finish tag of
 its payer's last job, or the virtual time if that is later. Its finish tag is the start tag plus cost / weight. The virtual time
-is the start tag of the job that was served last. The cost of a job is its cap, the weight is what its payer reserved. So a payer
-who floods the queue delays its own jobs, and a payer with one job waits for little more than the jobs under way. A job that
-leaves before it was granted a slot costs its payer nothing. The slots of an engine have a clock too, the highest start tag that
-they were granted to, at which jobs of all its models begin.
+is the start tag of the job that was served last, and at most the lowest one that still waits: a job that is far behind may be
+served early by a slot that nobody else waits for, which must not put newcomers at other slots behind jobs like it. The cost of a
+job is its cap, the weight is what its payer reserved. So a payer who floods the queue delays its own jobs, and a payer with one
+job waits for little more than the jobs under way. A job that leaves before it was granted a slot costs its payer nothing. The
+slots of an engine have a clock too, the highest virtual time at which they were granted, at which jobs of all its models begin.
 
 Interactive jobs go before batch jobs. Each class of each model has an order of its own. While batch jobs wait for a slot group,
 at least one of BATCH_EVERY of its slots goes to them, so that they are never starved.
@@ -89,6 +90,11 @@ class QueuedJob:
         """Its model and its class."""
         return self.model, self.batch
 
+    @property
+    def precedence(self) -> tuple[bool, tuple[int, int]]:
+        """Its place in the fair order of both classes; the turns of batch jobs are not counted."""
+        return self.batch, self.tag
+
 
 @dataclass(slots=True)
 class _ModelQueue:
@@ -118,8 +124,8 @@ class _ModelQueue:
             self.finish_tags.pop(job.payer, None)
 
     def serve(self, start: int, tick: float) -> None:
-        """Notes that a job with this start tag was granted a slot."""
-        self.virtual_time = max(self.virtual_time, start)
+        """Notes that a job with this start tag, which waits no more, was granted a slot."""
+        self.virtual_time = max(self.virtual_time, min(start, self.jobs[0].start) if self.jobs else start)
         self.granted += 1
         self.grants.append(tick)
         if len(self.finish_tags) > self.tidy_at:
@@ -142,7 +148,7 @@ class JobQueue:
         self._granted: Counter[SlotKey] = Counter()
         """Grants of each group that are not used yet."""
         self._clocks: OrderedDict[tuple[SlotKey, bool], int] = OrderedDict()
-        """The highest start tag of each class that each group was granted to, for those with the latest grants."""
+        """The highest virtual time of each class at which each group was granted, for those with the latest grants."""
         self._since_batch: Counter[SlotKey] = Counter()
         """Slots of each group that interactive jobs were granted since a batch job was, while batch jobs waited."""
         self.granted_jobs: set[QueuedJob] = set()
@@ -163,6 +169,11 @@ class JobQueue:
 
     def _classes_of(self, model: str) -> list[_ModelQueue]:
         return [queue for queue in map(self._models.get, ((model, False), (model, True))) if queue is not None]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job waits and no slot is granted, so that every free slot is open."""
+        return not self._waiting and not self._granted
 
     def waiting_for(self, group: SlotGroup) -> int:
         """Returns the number of jobs that wait for this slot group."""
@@ -267,9 +278,9 @@ class JobQueue:
             job.granted, job.granted_at, job.using = key, tick, False
             self._granted[key] += 1
             self.granted_jobs.add(job)
-            self._models[job.queue].serve(job.start, tick)
-            clock = (key, job.batch)
-            self._clocks[clock] = max(self._clocks.get(clock, 0), job.start)
+            queue, clock = self._models[job.queue], (key, job.batch)
+            queue.serve(job.start, tick)
+            self._clocks[clock] = max(self._clocks.get(clock, 0), queue.virtual_time)
             self._clocks.move_to_end(clock)
             if len(self._clocks) > _MAX_CLOCKS:
                 self._clocks.popitem(last=False)
@@ -292,6 +303,10 @@ class JobQueue:
     def _first(self, group: SlotGroup, *, batch: bool) -> QueuedJob | None:
         queues = (self._by_group.get((key, batch)) for key in _keys(group))
         return min((jobs[0] for jobs in queues if jobs), key=_tag, default=None)
+
+    def following(self, group: SlotGroup) -> QueuedJob | None:
+        """Returns the first job that waits for a group, an interactive one if there is any."""
+        return self._first(group, batch=False) or self._first(group, batch=True)
 
     def end_without(self, connected: Callable[[SlotKey], bool], tick: float = math.inf) -> None:
         """Ends and wakes the jobs that wait for slot groups which are all gone."""

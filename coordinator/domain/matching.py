@@ -53,19 +53,21 @@ def shortlist(
     newcomer: IsNewcomer = _no_newcomer,
     chance: float = 1.0,
     backlog: Callable[[SlotGroup], float] = _no_backlog,
+    is_open: Callable[[SlotGroup], bool] | None = None,
     mean_output: int | None = None,
     terms: dict[Address, ScoreTerms] | None = None,
 ) -> list[ListedAsk]:
     """Returns the best asks for a demand, best first: at most `demand.limit`, one per provider.
 
     Asks with a free slot come alone if there are any, else those whose engines would queue the job. If all that fit are busy,
-    returns the most reliable ones with the least `backlog`: a job can wait for them.
+    returns the most reliable ones with the least `backlog`: a job can wait for them. An ask whose free slot is not open, because
+    another job was granted it or waits for it, counts as busy.
     `rejected` is filled with the asks that were judged and do not meet the demand, each with its reason; `terms` with the scores
     of the asks that were considered. `chance`: a uniform draw from 0 to 1, see ranking.py. `mean_output`: see `shape_of`. Raises
     Refusal or Unavailable that say why no ask meets the demand.
     """
     scorer = Scorer(shape_of_demand(demand, mean_output), score)
-    search = Search(book, demand, now, score, scorer, chance, [] if rejected is None else rejected)
+    search = Search(book, demand, now, score, scorer, chance, [] if rejected is None else rejected, is_open)
     free = search.best()
     pool = free or search.best_of(QUEUE_PLACE)
     waiting = [] if pool else search.best_of(NO_PLACE)

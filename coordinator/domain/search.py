@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from operator import attrgetter
 
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.ask_index import FreeOffers
-from coordinator.domain.listed_ask import CLASSES, OTHER, SCORE_STEPS, ListedAsk
+from coordinator.domain.listed_ask import CLASSES, NO_PLACE, OTHER, SCORE_STEPS, ListedAsk, SlotGroup
 from coordinator.domain.match_errors import no_match_error
 from coordinator.domain.ranking import BAD
 from coordinator.domain.scoring import Score, Scorer
@@ -69,6 +69,10 @@ class Search:
     scorer: Scorer
     chance: float
     rejected: list[tuple[Reason, ListedAsk]]
+    is_open: Callable[[SlotGroup], bool] | None = None
+    """Whether a free slot is for newcomers. None: all are."""
+    held: list[ListedAsk] = field(default_factory=list)
+    """Asks with a free slot that is not, as of a job that was granted it; not judged yet."""
 
     def best(self) -> list[ListedAsk]:
         """Returns fitting asks that declare all that the request needs; if there are none, other fitting asks."""
@@ -86,21 +90,24 @@ class Search:
     def best_of(self, state: int) -> list[ListedAsk]:
         """Returns asks in a state other than FREE_SLOT that would fit if a slot were free, one per provider.
 
-        If there are any, returns those that declare all that the request needs.
+        Those that are `held` count as in state NO_PLACE. If there are any, returns those that declare all that the request needs.
         """
         book, demand = self.book, self.demand
         index = book.index_of(demand.model)
         if index is None:
             return []
+        classes: list[Iterator[ListedAsk]]
         for wanted in (demand,) if demand.strict is None else (demand.strict, demand):
             if demand.pin:
                 pinned = (entry for entry in book.of_providers(demand.model, demand.pin) if entry.slot_group.state == state)
                 classes = [iter(sorted(pinned, key=attrgetter("price_key")))]
             else:
                 classes = [index.other_asks(wanted, state, reliability, self.chance) for reliability in CLASSES]
+            if state == NO_PLACE:
+                classes.append(iter(self.held))
             fitting = [listed_ask for listed_asks in classes for listed_ask in self._fitting_when_free(listed_asks, wanted)]
             if fitting:
-                return fitting
+                return list({listed_ask.provider: listed_ask for listed_ask in fitting}.values())
         return []
 
     def _fitting_when_free(self, listed_asks: Iterator[ListedAsk], demand: Demand) -> list[ListedAsk]:
@@ -144,7 +151,7 @@ class Search:
         demand, fitting, left = self.demand, pool.fitting, _MAX_JUDGED
         exclude, most, best_score = demand.exclude, len(fitting) + _MAX_SCORED, offers.best_score
         simple = None if demand.min_stake or demand.min_reputation else Facts(self.now)
-        add, objection = pool.unscored.append, demand.offer_objection
+        add, objection, is_open = pool.unscored.append, demand.offer_objection, self.is_open
         for bound, _, lead in islice(offers, _MAX_SCANNED):
             provider = lead.provider
             if provider in fitting or provider in exclude:
@@ -154,6 +161,9 @@ class Search:
             if not left:
                 return
             left -= 1
+            if is_open is not None and not is_open(lead.slot_group):
+                self.held.append(lead)
+                continue
             if lead.slot_group.node.several:
                 listed_ask = self._best_of(lead)
                 if listed_ask is None:
@@ -194,6 +204,8 @@ class Search:
             reason = rejection(listed_ask, self.demand, self.now, self.score)
             if reason is not None:
                 self.rejected.append((reason, listed_ask))
+            elif self.is_open is not None and not self.is_open(listed_ask.slot_group):
+                self.held.append(listed_ask)
             elif provider not in fitting or self.scorer.price(listed_ask) < self.scorer.price(fitting[provider]):
                 fitting[provider] = listed_ask
         return list(fitting.values())

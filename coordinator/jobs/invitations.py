@@ -1,9 +1,11 @@
 """Invitations: asks that a waiting job has no order on, and that could take it now. Its client may order on them.
 
 A slot that is free, and that no waiting job has an order on, is offered to the first jobs that wait for its model, to one job a
-slot. What a job does not answer within ANSWER_SECONDS goes to the next one. A job is also told of the new ask of a
-provider that it waits for, if the ask that it ordered on is gone. The client judges each ask by its own demand, which this
-coordinator does not know, and posts further orders for the same job, which keeps its place. Nothing is matched without an order.
+slot. What a job does not answer within ANSWER_SECONDS goes to the next one. A job that is about to be overtaken is invited too:
+it has no order on a busy slot that will go to a job behind it in the fair order. Each slot that is freed invites one such job at
+most, so a long queue costs no more invitations than a short one. A job is also told of the new ask of a provider that it waits
+for, if the ask that it ordered on is gone. The client judges each ask by its own demand, which this coordinator does not know,
+and posts further orders for the same job, which keeps its place. Nothing is matched without an order.
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ ANSWER_SECONDS = 5.0
 """How long a free slot is kept in mind for a client that was invited before the next one is."""
 _MAX_SCANNED = 64
 """Waiting jobs that are looked at for one free slot."""
+_MAX_OVERTAKEN = 8
+"""Waiting jobs that are looked at for one busy slot."""
+_MAX_BUSY = MAX_INVITATIONS // 2
+"""Invitations that a job gets to busy slots: its client may refuse these asks, and later ones may be free."""
 
 
 @dataclass(slots=True)
@@ -45,7 +51,7 @@ class Invitations:
         self._invited: dict[JobId, _Invited] = {}
         self._unanswered: dict[SlotKey, dict[JobId, float]] = {}
         """When jobs were invited to each slot group, for those that have not ordered since."""
-        matchmaker.on_open = self.invite
+        matchmaker.on_open = self._slot_freed
 
     def add(self, queued: QueuedJob, job: LiveJob) -> None:
         """Notes that a job waits from now on."""
@@ -55,6 +61,26 @@ class Invitations:
         """Notes that a job waits no more."""
         self._jobs.pop(queued, None)
         self._invited.pop(job.id, None)
+
+    def _slot_freed(self, group: SlotGroup) -> None:
+        self._invite_overtaken(group)
+        self.invite(group)
+
+    def _invite_overtaken(self, group: SlotGroup) -> None:
+        """Invites the first job that comes before the one that is next at this group, and has no order there."""
+        following = self._queue.following(group)
+        if following is None:
+            return
+        for listed_ask in group.node.asks:
+            if listed_ask.slot_group is not group:
+                continue
+            for queued in islice(self._queue.waiting_of(listed_ask.message.model), _MAX_OVERTAKEN):
+                if queued.precedence >= following.precedence:
+                    break
+                job = self._jobs.get(queued)
+                if job is not None and self._add(job, listed_ask, _MAX_BUSY):
+                    queued.wake()
+                    return
 
     def invite(self, group: SlotGroup) -> None:
         """Invites the first jobs to a slot group that has more free slots than jobs wait for it."""
@@ -111,12 +137,12 @@ class Invitations:
         """Notes that a job ordered on an ask that it was invited to."""
         self._unanswered.get(key, {}).pop(job.id, None)
 
-    def _add(self, job: LiveJob, listed_ask: ListedAsk) -> bool:
-        """Adds an ask that the job was not invited to before and may be ordered on. Returns whether it was added."""
+    def _add(self, job: LiveJob, listed_ask: ListedAsk, most: int = MAX_INVITATIONS) -> bool:
+        """Adds an ask that the job was not invited to before and may be ordered on, as one of `most`. Returns whether it did."""
         ask, digest = listed_ask.message, listed_ask.digest
         invited = self._invited.get(job.id) or _Invited()
         candidates = job.submission.candidates
-        if digest in invited.asks or len(invited.asks) >= MAX_INVITATIONS or ask.provider in job.tried:
+        if digest in invited.asks or len(invited.asks) >= most or ask.provider in job.tried:
             return False
         if ask.model != candidates[0].terms.model or all(_is_dearer(ask, candidate.terms) for candidate in candidates):
             return False

@@ -182,6 +182,7 @@ class Matchmaker:
                 newcomer=reputation.newcomer,
                 chance=self._chance(),
                 backlog=self._backlog,
+                is_open=None if self.queue.is_idle else self._is_open,
                 mean_output=self.speeds.mean_output(demand.model),
                 terms=scores,
             )
@@ -197,6 +198,9 @@ class Matchmaker:
     def _backlog(self, group: SlotGroup) -> float:
         """Returns the jobs that would wait for a group per job that it has here: nobody can check the slots that it reports."""
         return (self.queue.waiting_for(group) + 1) / group.assigned if group.assigned else float("inf")
+
+    def _is_open(self, group: SlotGroup) -> bool:
+        return self.queue.is_open(group, None)
 
     def _check_returning(self, model: str, error: Refusal) -> None:
         """Raises Unavailable for a model whose providers may come back soon."""

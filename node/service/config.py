@@ -8,21 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from sqlalchemy import URL
-
-from node.chain.collector import ClaimPolicy
-from node.coordinator.link import LinkSettings, node_url
+from node.chain.claim_policy import ClaimPolicy
+from node.coordinator.link_settings import LinkSettings, node_url
+from node.domain.admission_rules import AdmissionRules
 from node.domain.credit_limits import CreditLimits
 from node.domain.dynamic_pricing import PriceRule, apply_price_rules
-from node.domain.order_admission import AdmissionRules
 from node.domain.payout_policy import PayoutPolicy
 from node.domain.published_asks import Offer
 from node.engines.api_key import AUTHORIZATION, ApiKey
-from node.engines.openai_http import EngineSettings
-from node.engines.probe import Capabilities
-from node.jobs.job import Deadlines
+from node.engines.capabilities import Capabilities
+from node.engines.engine_settings import EngineSettings
+from node.jobs.deadlines import Deadlines
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.features import opposite
 from tallystick.protocol.messages import UNKNOWN, Spec
@@ -31,7 +30,9 @@ from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.sealing import SUITES, X25519
 from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.config import home, load
-from tallystick.runtime.database_url import sqlite_url
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 ENV_PREFIX = "TALLY_NODE_"
 DEFAULT_INPUT_PRICE = Amount(100_000)
@@ -274,6 +275,8 @@ class NodeConfig:
     @property
     def database(self) -> URL:
         """The URL of the node's store."""
+        from tallystick.runtime.database_url import sqlite_url  # noqa: PLC0415 - slow to import, and most commands open no store
+
         return sqlite_url((self.state / "node.db").absolute())
 
 

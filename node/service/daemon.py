@@ -20,7 +20,8 @@ from node.chain.collector import Collector
 from node.chain.escrow_view import EscrowView
 from node.chain.payouts import Payouts, check_policy
 from node.chain.watcher import ChainWatcher
-from node.coordinator.link import NodeLink, node_url
+from node.coordinator.link import NodeLink
+from node.coordinator.link_settings import node_url
 from node.coordinator.match_watch import MatchWatch
 from node.coordinator.receipt_sender import ReceiptSender
 from node.coordinator.router import LinkRouter

@@ -15,6 +15,7 @@ from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.requirements import Requirements
+from tallystick.protocol.sealing import X25519
 from tallystick.protocol.types import Address, Hash
 
 NOW = 1_800_000_000
@@ -134,7 +135,7 @@ def _ask(provider: Address, model: Model, factor: float, region: str, random: Ra
         output_price=3 * price,
         context_tokens=CONTEXT,
         max_output_tokens=ANSWER.most,
-        sealing_suite="x25519-sha256-aes128gcm",
+        sealing_suite=X25519,
         sealing_key=bytes(32),
         valid_from=NOW - 60,
         valid_until=NOW + 10_000_000,

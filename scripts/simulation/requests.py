@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from random import Random
@@ -73,6 +74,11 @@ def candidate_of(payer: Payer, turn: Turn, entry: ListedAsk, job: JobId, now: in
         terms_hash=ZERO_HASH,
     )
     return Candidate(TrustedOrder(order, b""), terms, b"")
+
+
+def highest_cap(candidates: Iterable[Candidate]) -> int:
+    """Returns the highest cap of a job's orders, in base units: no further order may cost more."""
+    return max(candidate.terms.max_cost for candidate in candidates)
 
 
 def price_with(entry: ListedAsk, usage: Usage) -> Amount:

@@ -6,13 +6,15 @@ see the same demand.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from itertools import count
 from random import Random
+from typing import Any
 
 from coordinator.domain.listed_ask import ListedAsk
 from coordinator.jobs.live_job import LiveJob
@@ -22,18 +24,21 @@ from scripts.simulation.parties import Model, Payer, Session, SimulatedNode, mod
 from scripts.simulation.policies import Policy
 from scripts.simulation.records import JobResult, Recorder
 from scripts.simulation.replica import Replica
-from scripts.simulation.requests import Request, Turn, candidate_of, price_with, receipt_of, tags_of
+from scripts.simulation.requests import Request, Turn, candidate_of, highest_cap, price_with, receipt_of, tags_of
 from scripts.simulation.scenario import ANSWER, FIRST_MESSAGE, HOUR, LATER_MESSAGE, MEAN_TURNS, THINKING, Scenario, pareto
 from tallystick.client.selection.affinity import Affinity, Preference, ranking_hints
 from tallystick.client.selection.prefix_table import PrefixTable
+from tallystick.client.selection.shortlist import objection
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import ENDS, Event, State
+from tallystick.protocol.link import read_ask
 from tallystick.protocol.messages import Ask, Outcome
 from tallystick.protocol.pricing import Usage, charge, cost, prices_of
+from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import Submission
+from tallystick.protocol.wire import Candidate, Submission
 
 FIRST_TOKEN = 0.2
 """Seconds to the first token without any input to read."""
@@ -248,13 +253,26 @@ class Simulation:
         arranged, holder = await self._affinity.arrange(tags_of(request.turn), [entry.ask for entry in asks], find)
         return [by_digest[ask.digest] for ask in arranged][: self.scenario.shortlist_size], holder
 
+    async def _order_further(self, job: LiveJob, request: Request, invited: Sequence[Any]) -> None:
+        """Orders on the asks that a waiting job is invited to, as the client does: those that fit, and not for more."""
+        replica, payer, highest = self.replica_of(request.payer), request.payer, highest_cap(job.submission.candidates)
+        candidates: list[Candidate] = []
+        for ask in (read_ask(raw).message for raw in invited):
+            entries = [entry for entry in replica.book.of_provider(ask.provider) if entry.message == ask]
+            if entries and objection(request.demand, ask, replica.unix_time()) is None:
+                candidates.append(candidate_of(payer, request.turn, entries[0], job.id, replica.unix_time()))
+        with contextlib.suppress(Refusal, Unavailable):
+            await replica.slot_queue.add_orders(job, [each for each in candidates if each.terms.max_cost <= highest])
+
     # Jobs, as the coordinator runs them and nodes answer
 
     async def _run(self, job: LiveJob, request: Request) -> None:
         slot_queue = self.replica_of(request.payer).slot_queue
         while True:
             async with aclosing(slot_queue.wait(job)) as places:
-                async for _ in places:
+                async for place in places:
+                    if b'"asks"' in place:
+                        await self._order_further(job, request, QueuePlace.loads(place).asks)
                     if request.payer.stalled and request.random.random() < STALLS:
                         await sleep(STALL_SECONDS)
             if await self._attempt(job, request):

@@ -14,7 +14,8 @@ import orjson
 
 from tallystick.protocol.errors import BadMessage
 
-_LONG_INTEGER = re.compile(rb"\d{19}")
+_DIGITS = bytes(ord("0") if chr(byte).isascii() and chr(byte).isdigit() else ord(" ") for byte in range(256))
+_LONG_INTEGER = b"0" * 19
 """Nineteen digits may exceed 64 bits, which the fast parser would turn into a floating-point number."""
 MAX_DEPTH = 512
 """Nested arrays and objects. Python's parser recurses: without a limit of its own, a program that raised Python's recursion limit
@@ -26,7 +27,7 @@ _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 def load_lenient(data: bytes) -> Any:
     """Parses JSON; invalid UTF-8 becomes U+FFFD. Raises ValueError if the document is no JSON even by these rules."""
     data = data.removeprefix(b"\xef\xbb\xbf")
-    if not _LONG_INTEGER.search(data):
+    if _LONG_INTEGER not in data.translate(_DIGITS):  # a twentieth of a regular expression's time
         try:
             return orjson.loads(data)
         except orjson.JSONDecodeError:

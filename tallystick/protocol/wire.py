@@ -9,6 +9,7 @@ Numbers are big-endian.
 
 A response frame (coordinator -> client) is 1 byte kind, 4 bytes big-endian length, payload.
 A link frame (coordinator <-> node, one binary WebSocket message) is 1 byte kind, 16 bytes job id, payload.
+The link between client and coordinator carries response frames of many jobs (job_link.py).
 
 The plaintext of a request is a JSON line (`RequestHead`) followed by the client's body. The plaintext of a response is a JSON
 object (`ResponseHead`) as the first chunk, followed by the engine's body in chunks. Only client and node see these.
@@ -81,20 +82,26 @@ class Kind(IntEnum):
     HEDGE = 7  # coordinator -> client: the Match of a second attempt, which runs beside the one that was matched last
 
     CHALLENGE = 16  # coordinator -> node: Challenge
-    HELLO = 17  # node -> coordinator: Hello
-    WELCOME = 18  # coordinator -> node: {}
+    HELLO = 17  # node -> coordinator: Hello; client -> coordinator: {"protocol", "software"}
+    WELCOME = 18  # coordinator -> node: {}; coordinator -> client: {"protocol"}
     ASKS = 19  # node -> coordinator: Listing, replaces all earlier asks
     DISPATCH = 20  # coordinator -> node: Dispatch, binary
     ACCEPT = 21  # node -> coordinator: empty; the job was admitted
-    CANCEL = 22  # coordinator -> node: a CancelReason as text; empty means CLIENT
-    CREDIT = 23  # coordinator -> node: 4 bytes big-endian, the number of further chunks that may be sent
+    CANCEL = 22  # coordinator -> node: a CancelReason as text; empty means CLIENT. client -> coordinator: empty
+    CREDIT = 23  # coordinator -> node: 4 bytes big-endian, the number of further chunks; client -> coordinator: of bytes
     RECEIPT_ACK = 24  # coordinator -> node: empty; the receipt is stored durably
     CLAIM = 25  # node -> coordinator: ClaimRequest
-    ERROR = 26  # coordinator -> node: an OpenAI error object; the link is closed after it
+    ERROR = 26  # coordinator -> node: an OpenAI error object; the link is closed after it. -> client: or its stream has ended
     RECEIPT_REFUSED = 27  # coordinator -> node: an OpenAI error object; the receipt must not be sent again
     LATE_RECEIPT = 28  # node -> coordinator: LateReceipt, if RECEIPT was not acknowledged
     RECALL = 29  # node -> coordinator: {"after": address or ""}; asks for its last receipt on each tab, for payers after this one
     RECALLED = 30  # coordinator -> node: {"receipts": [LateReceipt], "more": bool}, by payer
+
+    SUBMIT = 31  # client -> coordinator: the seconds that the job may linger, and a Submission; see job_link.py
+    LEAVE = 32  # client -> coordinator: empty; the client reads the stream no further
+    ORDERS = 33  # client -> coordinator: candidates, as in a Submission; further orders for a job that waits
+    ADDED = 34  # coordinator -> client: empty, or an OpenAI error object; the answer to ORDERS
+    END = 35  # coordinator -> client: empty; the stream has ended
 
 
 class CancelReason(str, Enum):

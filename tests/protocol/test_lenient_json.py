@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 
@@ -66,3 +67,12 @@ def test_what_is_no_json() -> None:
     endless.append(endless)
     with pytest.raises(BadMessage, match="JSON: "):
         dump_lenient(endless)
+
+
+@pytest.mark.parametrize("digits", [1, 16, 17, 18, 19, 20, 21, 40])
+@pytest.mark.parametrize("text", ["{}", "[1, -{}, 2]", '{{"a": {}}}', '{{"a": "{}"}}', "[{}, 7777777]"])
+def test_integers_of_any_length_are_exact(digits: int, text: str) -> None:
+    """Wherever they stand, and whatever digits they have."""
+    for digit in "1239":
+        document = text.format(digit * digits)
+        assert load_lenient(document.encode()) == json.loads(document)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn, Self
 
-import aiohttp
 import structlog
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
+from tallystick.client.coordinator.job_stream import JobStream, StreamLost
 from tallystick.client.jobs.further_orders import FurtherOrders
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.jobs.result import Result, StreamInterrupted, build_proof, outcome_error, require_success
@@ -42,7 +42,7 @@ from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Hash, JobId, format_amount
-from tallystick.protocol.wire import FrameReader, Kind, ResponseHead, split_request
+from tallystick.protocol.wire import Kind, ResponseHead, split_request
 
 log = structlog.get_logger()
 _NEVER_RAN = (Code.NODE_BUSY, Code.NO_PROVIDER)
@@ -77,7 +77,7 @@ class Job:
         self,
         context: JobContext,
         response: JobResponse,
-        http_response: aiohttp.ClientResponse,
+        stream: JobStream,
         summary: RequestSummary,
         request: bytes,
         *,
@@ -90,19 +90,21 @@ class Job:
         """
         self._began = began
         self._keyed, self._resumed = keyed, resumed
-        self._context, self._response, self._http_response, self._summary = context, response, http_response, summary
+        self._context, self._response, self._stream, self._summary = context, response, stream, summary
         head, body = split_request(request)
         self._request, self._path, self._body_bytes = request, head.path, len(body)
-        self._reader = FrameReader()
         self._frames: deque[tuple[Kind, bytes]] = deque()
         self._reading = asyncio.Lock()
         self._cancelling = False
         self._done = False
         self._error: TallyError | None = None
+        self._broken: PeerError | None = None
+        """What is wrong with a frame that came with good ones, which the caller gets first."""
         self.tags: tuple[PrefixTag, ...] = ()
         """The tags by which its market recognises the conversation."""
-        self.further_orders: FurtherOrders | None = None
-        """Orders on asks that its coordinator names while it waits; None if it waits for its first orders alone."""
+        self.further_orders: Callable[[], FurtherOrders] | None = None
+        """Gives the orders on asks that its coordinator names while it waits; None if it waits for its first orders alone."""
+        self._further_orders: FurtherOrders | None = None
         self.on_place: Callable[[QueuePlace], None] = lambda _place: None
         """Called with the job's place in the queue while it waits for a free slot."""
 
@@ -201,7 +203,8 @@ class Job:
         """Reads to the end and returns the result. An engine's error answer is a result too. Raises TallyError."""
         parts: list[bytes] = []
         size = 0
-        async for chunk in self:
+        while not self._done:
+            chunk = await self._next_frame(joined=True)
             parts.append(chunk)
             size += len(chunk)
             if size > self._context.config.max_answer_bytes:
@@ -209,6 +212,7 @@ class Job:
                 limit = self._context.config.max_answer_bytes
                 text = f"the answer has more than {limit} bytes (max_answer_bytes); stream it, or raise that setting"
                 raise Refusal(Code.BODY_TOO_LARGE, text)
+        self._raise_end()
         return self._result(b"".join(parts))
 
     def _result(self, body: bytes) -> Result:
@@ -231,7 +235,8 @@ class Job:
                 if not self._done and not self._response.ended:
                     if self._keyed:  # tells other readers of the same job
                         await self._context.ledger.mark_cancelled(self.id)
-                    await self._context.coordinator.cancel(self.id)
+                    if self._keyed or not self._stream.cancel():
+                        await self._context.coordinator.cancel(self.id)
                 while not self._done:
                     await self._next_frame()
         except (TimeoutError, TallyError):
@@ -283,13 +288,21 @@ class Job:
 
     # Reading frames
 
-    async def _next_frame(self) -> bytes:
-        """Reads one frame and returns the body bytes in it, which are often none. Raises the error that ended the job, if any."""
+    async def _next_frame(self, *, joined: bool = False) -> bytes:
+        """Reads one frame and returns the body bytes in it, which are often none. `joined`: with those of the chunks that arrived
+        with it.
+
+        Raises the error that ended the job, if any.
+        """
         async with self._reading:
             if self._done:
                 return b""
-            await self._record_voids()
-            if self._response.ended:  # an earlier reader was cancelled while it recorded the end
+            response = self._response
+            if response.voids:
+                await self._record_voids()
+            if self._broken is not None:
+                await self._break_off(self._broken)
+            if response.ended:  # an earlier reader was cancelled while it recorded the end
                 await self._finish()
                 return b""
             while not self._frames:
@@ -297,21 +310,41 @@ class Job:
                 if self._done:
                     return b""
             kind, payload = self._frames.popleft()
-            waited = self._response.head is None
-            try:
-                chunk = self._response.accept(kind, payload)
-            except PeerError as error:
-                await self._break_off(error)
-            if waited and self._response.head is not None:
-                self._context.on_answer(self)
-            if kind is Kind.BEAT and self._response.place is not None:
-                if self._response.place.asks and self.further_orders is not None:
-                    await self.further_orders.order(self._response.place.asks, self._response)
-                self.on_place(self._response.place)
-            await self._record_voids()
-            if self._response.ended:
+            chunk = await self._take_frame(kind, payload)
+            if kind is Kind.CHUNK:  # which ends no attempt and no job
+                return self._join_following(chunk) if joined and chunk and self._frames else chunk
+            if response.voids:
+                await self._record_voids()
+            if response.ended:
                 await self._finish()
             return chunk
+
+    async def _take_frame(self, kind: Kind, payload: bytes) -> bytes:
+        response, waited = self._response, self._response.head is None
+        try:
+            chunk = response.accept(kind, payload)
+        except PeerError as error:
+            await self._break_off(error)
+        if kind is Kind.CHUNK:
+            if waited and response.head is not None:
+                self._context.on_answer(self)
+        elif kind is Kind.BEAT and response.place is not None:
+            if response.place.asks and self._further_orders is None and self.further_orders is not None:
+                self._further_orders = self.further_orders()
+            if response.place.asks and self._further_orders is not None:
+                await self._further_orders.order(response.place.asks, response, self._stream)
+            self.on_place(response.place)
+        return chunk
+
+    def _join_following(self, chunk: bytes) -> bytes:
+        """The chunk, and those that arrived with it. An error in one of them is raised once the caller has those before it."""
+        chunks, frames = [chunk], self._frames
+        while frames and frames[0][0] is Kind.CHUNK and self._broken is None:
+            try:
+                chunks.append(self._response.accept(*frames.popleft()))
+            except PeerError as error:
+                self._broken = error
+        return b"".join(chunks) if len(chunks) > 1 else chunk
 
     async def _record_voids(self) -> None:
         """Records receipts at no cost, which releases the caps of their orders. A dishonest one concerns its provider alone."""
@@ -326,15 +359,9 @@ class Job:
 
     async def _read_frames(self) -> None:
         try:
-            data = await self._http_response.content.readany()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            await self._recover_from_lost_stream(str(error) or type(error).__name__)
-            return
-        if not data:
-            await self._recover_from_lost_stream("the coordinator closed it")
-            return
-        try:
-            self._frames.extend(self._reader.feed(data))
+            self._frames.extend(await self._stream.read())
+        except StreamLost as error:
+            await self._recover_from_lost_stream(str(error))
         except PeerError as error:
             error.fault = Fault.COORDINATOR
             await self._break_off(error)
@@ -351,8 +378,7 @@ class Job:
 
     def _finish_reading(self) -> None:
         self._done = True
-        if not self._http_response.content.at_eof():  # at its end the connection went back to the pool by itself
-            self._http_response.close()
+        self._stream.close()
         self._context.on_finished(self)
 
     def _raise_end(self) -> None:
@@ -470,3 +496,12 @@ class Job:
 def matches_of(job: Job) -> list[tuple[Match, Verified[Order]]]:
     """The matches of a job so far, which must be in the coordinator's match log, each with its order."""
     return job._response.logged_matches  # noqa: SLF001 - part of the same class in all but name
+
+
+async def arrivals_of(job: Job) -> AsyncIterator[bytes]:
+    """Iterates over a job as the job itself does, except that pieces which arrived together are one."""
+    while not job.done:
+        chunk = await job._next_frame(joined=True)  # noqa: SLF001 - part of the same class in all but name
+        if chunk:
+            yield chunk
+    job._raise_end()  # noqa: SLF001 - see above

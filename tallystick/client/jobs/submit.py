@@ -6,14 +6,12 @@ If that fails, its orders do not stay open longer than they must.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import aiohttp
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import ConnectionLost, CoordinatorClient, CoordinatorInfo
+from tallystick.client.coordinator.job_stream import JobStream
 from tallystick.client.jobs.candidates import draft_orders, drafts_within_budget, wrap_keys
 from tallystick.client.jobs.further_orders import FurtherOrders
 from tallystick.client.jobs.response import JobResponse
@@ -71,7 +69,7 @@ class JobSubmitter:
         hedge_after: float,
         batch: bool,
         hints: RankingHints,
-    ) -> tuple[JobResponse, aiohttp.ClientResponse]:
+    ) -> tuple[JobResponse, JobStream]:
         """Posts a job. Returns its response, still without frames, and the open stream of them.
 
         `max_cost` bounds the cap of each order, in base units. `ranked`: the coordinator must try the asks in this order.
@@ -86,22 +84,34 @@ class JobSubmitter:
         now = new.created_at
         late = max(1, round(1_000 * hedge_after)) if hedge_after else None
         within_budget = drafts_within_budget(drafts, max_cost)
-        async with self._closing_orders(request, key, job, idempotency_key) as signed:
+        orders: list[PlacedOrder] = []
+        self.submitting.add(job)  # until it is among the running jobs, so that nothing else settles it meanwhile
+        try:
             orders = await self._sign(info, new, within_budget, wait)
-            signed.extend(orders)
             header = Submission(job, wrap_keys(job, key, orders, asks), b"", ranked, wait, late, hints, batch).dumps()
+            linger = None
             if idempotency_key is not None:
-                keyed = IdempotencyKey(idempotency_key.key, idempotency_key.fingerprint, job, key.secret, header, now)
-                if (await self.ledger.store_key(keyed, now - self.config.idempotency_seconds)).job != job:
-                    text = "another process of this wallet just submitted a job with this idempotency key; send the request again"
-                    raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
-            linger = None if idempotency_key is None else self.config.linger_seconds
-            http_response = await self.coordinator.submit(header + key.seal_request(job, request.plaintext), linger=linger)
+                linger = self.config.linger_seconds
+                await self._store_key(
+                    IdempotencyKey(idempotency_key.key, idempotency_key.fingerprint, job, key.secret, header, now)
+                )
+            stream = await self.coordinator.submit(header + key.seal_request(job, request.plaintext), linger=linger)
+        except (TallyError, asyncio.CancelledError) as error:
+            await self._close_orders(request, key, job, error, signed=orders, idempotency_key=idempotency_key)
+            raise
+        finally:
+            self.submitting.discard(job)
         by_digest = {placed.order.digest: placed for placed in orders}
         response = JobResponse(
             job, key, by_digest, info.domain, info.coordinator, keep_bytes=keep_bytes, may_hedge=late is not None
         )
-        return response, http_response
+        return response, stream
+
+    async def _store_key(self, keyed: IdempotencyKey) -> None:
+        """Stores an idempotency key. Raises Unavailable if another process has just stored it for a job of its own."""
+        if (await self.ledger.store_key(keyed, keyed.made_at - self.config.idempotency_seconds)).job != keyed.job:
+            text = "another process of this wallet just submitted a job with this idempotency key; send the request again"
+            raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
 
     async def _sign(
         self, info: CoordinatorInfo, job: NewJob, drafts: Sequence[tuple[Address, Terms]], wait: int
@@ -165,36 +175,34 @@ class JobSubmitter:
             label=request.label,
         )
 
-    @contextlib.asynccontextmanager
-    async def _closing_orders(
-        self, request: ApiRequest, key: ContentKey, job: JobId, idempotency_key: KeyedRequest | None
-    ) -> AsyncIterator[list[PlacedOrder]]:
-        """Closes a job's orders if submitting it fails. The caller appends each order to the yielded list once it is signed.
+    async def _close_orders(
+        self,
+        request: ApiRequest,
+        key: ContentKey,
+        job: JobId,
+        error: BaseException,
+        *,
+        signed: Sequence[PlacedOrder],
+        idempotency_key: KeyedRequest | None,
+    ) -> None:
+        """Closes the orders of a job that could not be submitted.
 
         The orders of a job that may have arrived count until its end is known. Those of a job with an idempotency key wait for
         the next request with that key.
         """
-        signed: list[PlacedOrder] = []
-        self.submitting.add(job)  # until it is among the running jobs, so that nothing else settles it meanwhile
-        try:
-            yield signed
-        except (ConnectionLost, asyncio.CancelledError) as error:
+        if isinstance(error, ConnectionLost | asyncio.CancelledError):
             stream = StreamEnd.ABANDONED if idempotency_key is None else StreamEnd.RESUMABLE
             await self.ledger.store_deliveries(job, _nothing_delivered(request, key, signed, stream), matched=False)
             if idempotency_key is None:
                 if isinstance(error, ConnectionLost):
                     error.retry = False  # the job may have been admitted, and another request would buy it twice
                 self.reconciler.abandon(job)
-            raise
-        except TallyError as error:
-            if idempotency_key is not None:
-                keyed = await self.ledger.find_key(idempotency_key.key)
-                if keyed is not None and keyed.job == job:
-                    await self.ledger.forget_key(idempotency_key.key)
-            await self.ledger.end_job(job, JobState.FAILED, str(error), self.clock() // 1_000_000_000)
-            raise
-        finally:
-            self.submitting.discard(job)
+            return
+        if idempotency_key is not None:
+            keyed = await self.ledger.find_key(idempotency_key.key)
+            if keyed is not None and keyed.job == job:
+                await self.ledger.forget_key(idempotency_key.key)
+        await self.ledger.end_job(job, JobState.FAILED, str(error), self.clock() // 1_000_000_000)
 
 
 def _nothing_delivered(

@@ -9,7 +9,7 @@ llama.cpp's extensions of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,6 +55,8 @@ _PARTS: Mapping[str, str] = {
     "document": FILES,
 }
 """The feature that a content part needs, by its type."""
+_UNTYPED = ("image_url", "input_audio", "audio_url", "video_url")
+"""Members by which a part without a type is recognised."""
 _TOOL_PARTS = frozenset({"tool_use", "tool_result", "function_call", "function_call_output", "custom_tool_call"})
 _PROMPTS = ("messages", "input", "prompt", "system", "instructions")
 """Members that hold the text of the request."""
@@ -64,6 +66,15 @@ _TRUNCATING = ("truncate_prompt_tokens", "truncate", "truncation", "transforms")
 """Members of vLLM, TEI and NIM, OpenAI's responses, and OpenRouter that ask for a shorter prompt instead of an error."""
 _GRAMMARS = ("guided_json", "json_schema", "structured_outputs")
 """Members of vLLM, llama.cpp and SGLang that have a JSON schema."""
+_FEATURE_MEMBERS = frozenset(
+    {
+        *("tools", "functions", "modalities", "logprobs", "top_logprobs", "include"),
+        *("text", "output_config", "response_format", "output_format", *_GRAMMARS),
+    }
+)
+"""Members of a request that may use a feature; few requests have one of them."""
+_MARKS = bytes(ord(" ") if chr(byte).isspace() else ord("x") for byte in range(128)) + b"x" * 128
+"""Translates ASCII text to a space for each character that `str.split` splits at, and "x" for each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +95,35 @@ NO_NEEDS: Final = RequestNeeds()
 
 def derive_needs(path: str, request: Mapping[str, Any]) -> RequestNeeds:
     """Reads the needs of a JSON request. Members of unexpected types need nothing: the engine judges them."""
-    parts = list(_parts(request))
-    features = [_PARTS[kind] for part in parts if (kind := _kind(part)) in _PARTS]
-    features += [feature for feature, uses in _USES.items() if uses(path, request, parts)]
-    lengths = [_length_of(sequence) for sequence in _sequences(path, request)]
-    least = max((length.least for length in lengths), default=0)
-    media = sum(_kind(part) in _PARTS for part in parts)
-    likely = max((length.likely for length in lengths), default=0) + media * LIKELY_MEDIA_TOKENS + _likely_tools(request)
-    is_measured = path in (*OUTPUT_LIMITS, EMBEDDINGS) and not _truncates(request)
-    if not is_measured:
-        least, likely = 0, 0
-    used = tuple(sorted(set(features)))
-    return RequestNeeds(used, tuple(f for f in used if not _is_soft(f, path, request)), least, max(likely, least))
+    parts: Parts = []
+    for name in _PROMPTS:
+        if isinstance(prompt := request.get(name), list | dict):
+            _collect_objects(prompt, _MAX_DEPTH, parts)
+    kinds = [_kind(part) for part in parts]
+    media = [_PARTS[kind] for kind in kinds if kind in _PARTS]
+    features = set(media)
+    if path == EMBEDDINGS:
+        features.add(EMBEDDINGS_FEATURE)
+    if not request.keys().isdisjoint(_FEATURE_MEMBERS):
+        features.update(feature for feature, uses in _USES.items() if uses(request))
+    if any(map(_is_of_tools, kinds, parts)):
+        features.add(TOOLS)
+    least, likely = _measure(path, request, len(media))
+    if not features:
+        return RequestNeeds((), (), least, likely)
+    used = tuple(sorted(features))
+    return RequestNeeds(used, tuple(f for f in used if not _is_soft(f, path, request)), least, likely)
+
+
+def _measure(path: str, request: Mapping[str, Any], media: int) -> tuple[int, int]:
+    """The fewest tokens of a request, and those that it is likely to have; 0 if unknown. `media`: its images and recordings."""
+    if (path not in OUTPUT_LIMITS and path != EMBEDDINGS) or _truncates(request):
+        return 0, 0
+    least = likely = 0
+    for sequence in _sequences(path, request):
+        length = _length_of(sequence)
+        least, likely = max(least, length[0]), max(likely, length[1])
+    return least, max(least, likely + media * LIKELY_MEDIA_TOKENS + _likely_tools(request))
 
 
 def round_up(tokens: int) -> int:
@@ -120,8 +148,11 @@ def _step(tokens: int) -> int:
 
 def _truncates(request: Mapping[str, Any]) -> bool:
     """Whether the engine is asked to shorten a prompt that is too long."""
-    values = (request.get(name) for name in _TRUNCATING)
-    return any(value and str(value).lower() not in ("disabled", "none", "false") for value in values)
+    for name in _TRUNCATING:
+        value = request.get(name)
+        if value and str(value).lower() not in ("disabled", "none", "false"):
+            return True
+    return False
 
 
 # Features
@@ -131,24 +162,25 @@ def _kind(part: Mapping[str, Any]) -> str:
     kind = part.get("type")
     if isinstance(kind, str):
         return kind
-    return next((name for name in ("image_url", "input_audio", "audio_url", "video_url") if name in part), "")
+    for name in _UNTYPED:
+        if name in part:
+            return name
+    return ""
 
 
-def _parts(request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """All messages, items and content parts of a request, also those inside results of tools."""
-    for name in _PROMPTS:
-        yield from _objects_in(request.get(name), _MAX_DEPTH)
-
-
-def _objects_in(value: Any, depth: int) -> Iterator[Mapping[str, Any]]:
-    if depth and isinstance(value, list):
+def _collect_objects(value: Any, depth: int, into: Parts) -> None:
+    """Appends all messages, items and content parts of a prompt, also those inside results of tools."""
+    if not depth:
+        return
+    if isinstance(value, list):
         for entry in value:
-            if isinstance(entry, list | Mapping):
-                yield from _objects_in(entry, depth - 1)
-    elif depth and isinstance(value, Mapping):
-        yield value
+            if isinstance(entry, list | dict):
+                _collect_objects(entry, depth - 1, into)
+    elif isinstance(value, dict):
+        into.append(value)
         for name in ("content", "output"):
-            yield from _objects_in(value.get(name), depth - 1)
+            if isinstance(inner := value.get(name), list | dict):
+                _collect_objects(inner, depth - 1, into)
 
 
 Parts = list[Mapping[str, Any]]
@@ -158,10 +190,9 @@ def _defines_tools(request: Mapping[str, Any]) -> bool:
     return any(isinstance(request.get(name), list) and request[name] for name in ("tools", "functions"))
 
 
-def _uses_tools(_path: str, request: Mapping[str, Any], parts: Parts) -> bool:
-    return _defines_tools(request) or any(
-        part.get("tool_calls") or part.get("role") == "tool" or _kind(part) in _TOOL_PARTS for part in parts
-    )
+def _is_of_tools(kind: str, part: Mapping[str, Any]) -> bool:
+    """Whether a message, an item or a part is a call of a tool, or its result."""
+    return kind in _TOOL_PARTS or bool(part.get("tool_calls")) or part.get("role") == "tool"
 
 
 def _has_schema(request: Mapping[str, Any]) -> bool:
@@ -175,11 +206,11 @@ def _has_schema(request: Mapping[str, Any]) -> bool:
     return any(isinstance(form, Mapping) and form.get("type") == "json_schema" for form in formats)
 
 
-def _uses_schema(_path: str, request: Mapping[str, Any], _parts: Parts) -> bool:
+def _uses_schema(request: Mapping[str, Any]) -> bool:
     return _has_schema(request) or any(request.get(name) for name in _GRAMMARS)
 
 
-def _uses_logprobs(_path: str, request: Mapping[str, Any], _parts: Parts) -> bool:
+def _uses_logprobs(request: Mapping[str, Any]) -> bool:
     logprobs, include = request.get("logprobs"), request.get("include")
     counted = isinstance(logprobs, int) and not isinstance(logprobs, bool)  # completions: a number, of which 0 asks too
     included = isinstance(include, list) and any(isinstance(name, str) and name.endswith(".logprobs") for name in include)
@@ -201,28 +232,21 @@ def _is_soft(feature: str, path: str, request: Mapping[str, Any]) -> bool:
     return feature == LOGPROBS and path == COMPLETIONS
 
 
-def _uses_audio_output(_path: str, request: Mapping[str, Any], _parts: Parts) -> bool:
+def _uses_audio_output(request: Mapping[str, Any]) -> bool:
     modalities = request.get("modalities")
     return isinstance(modalities, list) and "audio" in modalities
 
 
-_USES: Mapping[str, Callable[[str, Mapping[str, Any], Parts], bool]] = {
-    TOOLS: _uses_tools,
+_USES: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    TOOLS: _defines_tools,
     JSON_SCHEMA: _uses_schema,
     LOGPROBS: _uses_logprobs,
     AUDIO_OUTPUT: _uses_audio_output,
-    EMBEDDINGS_FEATURE: lambda path, _request, _parts: path == EMBEDDINGS,
 }
-"""Whether a request uses a feature by other members than its content parts."""
+"""Whether a request uses a feature by its _FEATURE_MEMBERS."""
 
 
 # Length
-
-
-@dataclass(frozen=True, slots=True)
-class _Length:
-    least: int
-    likely: int
 
 
 def _sequences(path: str, request: Mapping[str, Any]) -> list[list[Any]]:
@@ -233,33 +257,48 @@ def _sequences(path: str, request: Mapping[str, Any]) -> list[list[Any]]:
     return [[request.get(name) for name in _PROMPTS]]
 
 
-def _length_of(sequence: list[Any]) -> _Length:
-    size = bare = words = ids = 0
+def _length_of(sequence: list[Any]) -> tuple[int, int]:
+    """The fewest tokens of a sequence, and those that it is likely to have."""
+    texts: list[str | int] = []
     for value in sequence:
-        for text in _texts_in(value, _MAX_DEPTH):
-            if isinstance(text, int):
-                ids += 1
-                continue
-            size += len(text.encode(errors="replace"))
+        if value is not None:
+            _collect_texts(value, _MAX_DEPTH, texts)
+    size = bare = words = ids = 0
+    for text in texts:
+        if isinstance(text, int):
+            ids += 1
+            continue
+        encoded = text.encode(errors="replace")
+        size += len(encoded)
+        if text.isascii():
+            marks = encoded.translate(_MARKS)
+            bare += len(marks) - marks.count(b" ")
+            words += marks.count(b" x") + marks.startswith(b"x")
+        else:
             split = text.split()
             words += len(split)
             bare += len("".join(split).encode(errors="replace"))
     least = ids + max(bare // MAX_BYTES_PER_TOKEN, words // MAX_WORDS_PER_TOKEN)
-    return _Length(least, ids + size // LIKELY_BYTES_PER_TOKEN)
+    return least, ids + size // LIKELY_BYTES_PER_TOKEN
 
 
-def _texts_in(value: Any, depth: int) -> Iterator[str | int]:
-    """The texts and the token ids in a prompt. Media, which stand beside them as long texts too, are left out."""
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-        yield value
+def _collect_texts(value: Any, depth: int, into: list[str | int]) -> None:
+    """Appends the texts and the token ids in a prompt. Media, which stand beside them as long texts too, are left out."""
+    if isinstance(value, str):
+        into.append(value)
+    elif isinstance(value, int):
+        if not isinstance(value, bool):
+            into.append(value)
     elif depth and isinstance(value, list):
         for entry in value:
-            yield from _texts_in(entry, depth - 1)
-    elif depth and isinstance(value, Mapping):
+            _collect_texts(entry, depth - 1, into)
+    elif depth and isinstance(value, dict):
         for name in _TEXTS:
             inner = value.get(name)
-            if isinstance(inner, str | list):
-                yield from _texts_in(inner, depth - 1)
+            if isinstance(inner, str):
+                into.append(inner)
+            elif isinstance(inner, list):
+                _collect_texts(inner, depth - 1, into)
 
 
 def _likely_tools(request: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from tallystick.client.openai.needs import NO_NEEDS, RequestNeeds, derive_needs, round_up
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient, parse_lenient
-from tallystick.protocol.openai_wire import bounds_input, count_choices, find_output_limit
+from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, find_output_limit
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, MESSAGES, check_route, media_type
 from tallystick.protocol.wire import RequestHead, join_request
 from tallystick.runtime.multipart import add_field, read_field
@@ -70,22 +70,31 @@ class ApiRequest:
     label: str = ""
     json: Mapping[str, Any] | None = field(default=None, repr=False)
     """The body if it is JSON, None if it is a form."""
+    _plaintext: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, path: str, body: bytes, content_type: str = JSON, label: str = "", *, accepts_less: bool = False) -> ApiRequest:
         """Reads a request. Raises BadMessage or Refusal; see `summarise`."""
         summary, document = _read(path, body, content_type)
-        summary = replace(summary, accepts_less=accepts_less or summary.accepts_less)
+        if accepts_less and not summary.accepts_less:
+            summary = replace(summary, accepts_less=True)
         return cls(RequestHead(path, content_type), body, summary, label, document)
 
     def with_log_head(self, packed: bytes) -> ApiRequest:
         """The request with a head of the match log for its provider, which the coordinator can neither read nor leave out."""
-        return replace(self, head=replace(self.head, log_head=packed)) if packed else self
+        if not packed:
+            return self
+        head = RequestHead(self.head.path, self.head.content_type, packed)
+        return ApiRequest(head, self.body, self.summary, self.label, self.json)
 
     @property
     def plaintext(self) -> bytes:
         """The bytes that are sealed for the provider."""
-        return join_request(self.head, self.body)
+        joined = self._plaintext
+        if joined is None:
+            joined = join_request(self.head, self.body)
+            object.__setattr__(self, "_plaintext", joined)
+        return joined
 
 
 def strip_bom(body: bytes) -> bytes:
@@ -123,20 +132,23 @@ def summarise(path: str, body: bytes, content_type: str = JSON) -> RequestSummar
 
 def load_body(body: bytes) -> Any:
     """The JSON of a request, as engines read it: with lone surrogates, and integers of any size. Raises BadMessage."""
-    try:
-        body.decode()
-    except UnicodeDecodeError as error:
-        raise BadMessage(f"request body: expected UTF-8, got the byte 0x{body[error.start]:02x} at {error.start}") from None
+    if not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            raise BadMessage(f"request body: expected UTF-8, got the byte 0x{body[error.start]:02x} at {error.start}") from None
     return parse_lenient(body, "request body")
 
 
 def _read(path: str, body: bytes, content_type: str) -> tuple[RequestSummary, dict[str, Any] | None]:
-    check_route(path)
-    if media_type(content_type) == FORM:
+    if path not in OUTPUT_LIMITS:
+        check_route(path)
+    kind = content_type if content_type == JSON else media_type(content_type)
+    if kind == FORM:
         model = _check_model(read_field(content_type, body, "model"))
         stream = read_field(content_type, body, "stream") == "true"
         return RequestSummary(model, stream, None, 1, bounded=False), None
-    if media_type(content_type) != JSON:
+    if kind != JSON:
         raise BadMessage(f"content-type: expected {JSON} or {FORM}, got {content_type[:60]!r}")
     document = load_body(body)
     if not isinstance(document, dict):

@@ -29,6 +29,7 @@ from tallystick.client.jobs.submit import JobSubmitter, KeyedRequest
 from tallystick.client.ledger import idempotency
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.queries import KnownJob
+from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.evidence import Evidence
@@ -42,8 +43,8 @@ from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.selection.affinity import Affinity, ranking_hints
 from tallystick.client.selection.options import (
     AskExplanation,
+    Demands,
     ProviderCriteria,
-    demand_for,
     demand_of,
     explain_asks,
     read_hedge_after,
@@ -110,6 +111,7 @@ class Market(ConvenienceMethods):
             stake_of=self._stake_of,
             find_stale=lambda domain, asks: self._ledger.stale_asks(domain, asks, self._now()),
         )
+        self._demands = Demands(config)
         self._pin = DeploymentPin()
         self._onchain: PayerEscrow | None = None
         self._info_lock = asyncio.Lock()
@@ -170,6 +172,7 @@ class Market(ConvenienceMethods):
             live=lambda: self._submitting | {job.id for job in self._live},
             limit=self.config.max_jobs,
             every=self.config.start_seconds,
+            keep=self.config.ledger_days * DAY_SECONDS,
             recovery=recovery,
         )
         self._submitter = JobSubmitter(
@@ -355,7 +358,7 @@ class Market(ConvenienceMethods):
             text = f"model: expected one of those allowed here ({', '.join(sorted(models))[:500]}), got {summary.model!r}"
             raise Refusal(Code.UNKNOWN_MODEL, text)
         self._check_room()
-        demand = demand_for(demand_of(self.config, summary.model, path, choice), summary)
+        demand = self._demands.of(summary, path, choice)
         limit = smallest_limit(self.config.max_cost, max_cost)
         seconds = self.config.wait_seconds if wait is None else read_count(wait, "wait", high=MAX_WAIT_SECONDS)
         late = self.config.hedge_after if hedge_after is None else read_hedge_after(hedge_after, "hedge_after")
@@ -391,7 +394,7 @@ class Market(ConvenienceMethods):
         """
         asks, cached = await self._shortlists.get(demand)
         try:
-            return await self._submit_to(request, asks, demand, replace(options, wait=0) if cached else options)
+            return await self._submit_to(request, asks, demand, options, 0 if cached else options.wait)
         except Refusal as error:
             if error.code is not Code.ORDER_TERMS or not await self._fee_changed():
                 raise
@@ -400,9 +403,11 @@ class Market(ConvenienceMethods):
             if not cached or error.code not in _STALE_SHORTLIST:
                 raise
         asks, _ = await self._shortlists.get(demand)
-        return await self._submit_to(request, asks, demand, options)
+        return await self._submit_to(request, asks, demand, options, options.wait)
 
-    async def _submit_to(self, request: ApiRequest, asks: Sequence[Verified[Ask]], demand: Demand, options: _JobOptions) -> Job:
+    async def _submit_to(
+        self, request: ApiRequest, asks: Sequence[Verified[Ask]], demand: Demand, options: _JobOptions, wait: int
+    ) -> Job:
         began = asyncio.get_running_loop().time()
         info, context = await self._open_context()
         if self._log_watch is not None and options.idempotency_key is None:  # one with a key may be sealed again, the same
@@ -411,7 +416,7 @@ class Market(ConvenienceMethods):
         asks, holder = await self._affinity.arrange(tags, asks, partial(self._shortlists.of_provider, demand))
         asks = asks[: self.config.shortlist_size]
         await self._reconciler.recovery.recover_unknown(ask.message.provider for ask in asks)
-        response, http_response = await self._submitter.submit(
+        response, stream = await self._submitter.submit(
             info,
             request,
             asks,
@@ -419,15 +424,15 @@ class Market(ConvenienceMethods):
             keep_bytes=self._bytes_to_keep(context, request, options.keep),
             idempotency_key=options.idempotency_key,
             ranked=demand.ranked,
-            wait=options.wait,
+            wait=wait,
             hedge_after=options.hedge_after,
             batch=options.batch,
             hints=ranking_hints(demand, holder),
         )
         keyed = options.idempotency_key is not None
-        job = Job(context, response, http_response, request.summary, request.plaintext, keyed=keyed, began=began)
+        job = Job(context, response, stream, request.summary, request.plaintext, keyed=keyed, began=began)
         job.tags = tags
-        job.further_orders = self._submitter.further_orders(info, request, demand, response, options.wait)
+        job.further_orders = partial(self._submitter.further_orders, info, request, demand, response, wait)
         self._live.add(job)
         return job
 

@@ -23,6 +23,8 @@ from tallystick.protocol.wire import loads
 
 HEADER = "x-tally-options"
 MAX_PROVIDERS = 256
+MAX_DEMANDS = 256
+"""Demands that are kept."""
 MAX_REASON = 500
 """Characters of the coordinator's reason that are shown."""
 MAX_TERM = 60
@@ -102,6 +104,29 @@ def demand_for(demand: Demand, request: RequestSummary) -> Demand:
         likely_tokens=bucket(request.needs.likely_tokens),
         max_output=None if request.output_tokens is None else bucket(request.output_tokens),
     )
+
+
+class Demands:
+    """Builds the demands of one config's requests. Those of requests without criteria of their own are kept, and shared."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self._config = config
+        self._kept: dict[tuple[object, ...], Demand] = {}
+
+    def of(self, summary: RequestSummary, route: str, criteria: ProviderCriteria) -> Demand:
+        """The demand of a request. Raises as `demand_of`."""
+        if criteria:
+            return demand_for(demand_of(self._config, summary.model, route, criteria), summary)
+        needs, output = summary.needs, summary.output_tokens
+        sizes = (round_down(needs.least_tokens), bucket(needs.likely_tokens), None if output is None else bucket(output))
+        key = (summary.model, route, needs.features, needs.essential, summary.likely_context, *sizes)
+        demand = self._kept.get(key)
+        if demand is None:
+            demand = demand_for(demand_of(self._config, summary.model, route, criteria), summary)
+            if len(self._kept) >= MAX_DEMANDS:
+                self._kept.clear()
+            self._kept[key] = demand
+        return demand
 
 
 def _narrowed(policy: ClientConfig | ApiKey, criteria: ProviderCriteria) -> _Narrowing:

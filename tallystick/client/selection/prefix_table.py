@@ -84,8 +84,10 @@ class PrefixTable:
     def holders(self, tag: bytes) -> list[Holder]:
         """The providers that hold a prefix, the one that was used last first."""
         data = self._read(tag)
-        holders = [self._parse(data, begin)[1] for begin in _BEGINNINGS if data.startswith(tag, begin)]
-        holders = [holder for holder in holders if holder is not _EMPTY]
+        if tag not in data:
+            return []
+        entries = [self._parse(data, begin) for begin in _BEGINNINGS if data.startswith(tag, begin)]
+        holders = [Holder(Address(f"0x{entry[1].hex()}"), entry[2], entry[3]) for entry in entries if entry is not None]
         return sorted(holders, key=lambda holder: holder.used_at, reverse=True)
 
     def record(self, tag: bytes, provider: Address, cached_percent: int | None = None) -> bool:
@@ -93,34 +95,45 @@ class PrefixTable:
 
         `cached_percent`: None leaves it as it is, at first 0.
         """
-        entries = self._entries(self._read(tag))
-        place = _place_for(entries, tag, provider)
-        stored, holder = entries[place]
-        is_known = stored == tag and holder.provider == provider
-        percent = (holder.cached_percent if is_known else 0) if cached_percent is None else cached_percent
-        body = _ENTRY.pack(tag, bytes.fromhex(provider[2:]), self._now(), percent)
-        self._write(tag, place, body + _CHECKSUM.pack(zlib.crc32(body)))
-        return is_known
+        data, raw, now = self._read(tag), bytes.fromhex(provider[2:]), self._now()
+        for begin in _BEGINNINGS:
+            if data.startswith(tag, begin) and (entry := self._parse(data, begin)) is not None and entry[1] == raw:
+                used_at, known = entry[2:]
+                percent = known if cached_percent is None else cached_percent
+                if (percent, now) != (known, used_at):
+                    self._write(tag, begin, _pack(tag, raw, now, percent))
+                return True
+        self._write(tag, self._oldest(data), _pack(tag, raw, now, cached_percent or 0))
+        return False
 
     def forget(self, tag: bytes, provider: Address) -> None:
         """Records that a provider does not hold a prefix."""
-        for place, (stored, holder) in enumerate(self._entries(self._read(tag))):
-            if stored == tag and holder.provider == provider:
-                self._write(tag, place, bytes(_ENTRY_BYTES))
+        data, raw = self._read(tag), bytes.fromhex(provider[2:])
+        for begin in _BEGINNINGS:
+            if data.startswith(tag, begin) and (entry := self._parse(data, begin)) is not None and entry[1] == raw:
+                self._write(tag, begin, bytes(_ENTRY_BYTES))
 
-    def _entries(self, data: bytes) -> list[tuple[bytes, Holder]]:
-        return [self._parse(data, begin) for begin in _BEGINNINGS]
+    def _oldest(self, data: bytes) -> int:
+        """Where the entry of a set begins that is empty, or was used longest ago."""
+        oldest, since = 0, None
+        for begin in _BEGINNINGS:
+            entry = self._parse(data, begin)
+            if entry is None:
+                return begin
+            if since is None or entry[2] < since:
+                oldest, since = begin, entry[2]
+        return oldest
 
-    def _parse(self, data: bytes, begin: int) -> tuple[bytes, Holder]:
-        """The entry of a set that begins at this byte. An empty one has an empty tag and was never used."""
+    def _parse(self, data: bytes, begin: int) -> tuple[bytes, bytes, int, int] | None:
+        """The tag, provider, last use and percent of the entry that begins at this byte of a set; None if it is empty."""
         end, now = begin + _ENTRY.size, self._now()
         body = data[begin:end]
         if len(data) < end + _CHECKSUM.size or _CHECKSUM.unpack_from(data, end)[0] != zlib.crc32(body):
-            return b"", _EMPTY
-        tag, provider, used_at, percent = _ENTRY.unpack(body)
-        if percent > 100 or not now - MAX_AGE_SECONDS < used_at <= now + MAX_AGE_SECONDS:
-            return b"", _EMPTY
-        return tag, Holder(Address(f"0x{provider.hex()}"), used_at, percent)
+            return None
+        entry: tuple[bytes, bytes, int, int] = _ENTRY.unpack(body)
+        if entry[3] > 100 or not now - MAX_AGE_SECONDS < entry[2] <= now + MAX_AGE_SECONDS:
+            return None
+        return entry
 
     def _read(self, tag: bytes) -> bytes:
         try:
@@ -130,9 +143,9 @@ class PrefixTable:
             self._give_up(error)
             return b""
 
-    def _write(self, tag: bytes, place: int, entry: bytes) -> None:
+    def _write(self, tag: bytes, begin: int, entry: bytes) -> None:
         try:
-            self._file.seek(_offset(tag) + place * _ENTRY_BYTES)
+            self._file.seek(_offset(tag) + begin)
             self._file.write(entry)
         except (OSError, ValueError) as error:
             self._give_up(error)
@@ -143,16 +156,10 @@ class PrefixTable:
             self._file.close()
 
 
-_EMPTY = Holder(Address("0x" + "00" * 20), 0, 0)
+def _pack(tag: bytes, provider: bytes, used_at: int, percent: int) -> bytes:
+    body = _ENTRY.pack(tag, provider, used_at, percent)
+    return body + _CHECKSUM.pack(zlib.crc32(body))
 
 
 def _offset(tag: bytes) -> int:
     return len(_MAGIC) + int.from_bytes(tag[:4], "little") % SETS * _SET_BYTES
-
-
-def _place_for(entries: list[tuple[bytes, Holder]], tag: bytes, provider: Address) -> int:
-    """Where a set has, or gets, the entry of a tag and a provider."""
-    for place, (stored, holder) in enumerate(entries):
-        if stored == tag and holder.provider == provider:
-            return place
-    return min(range(WAYS), key=lambda place: entries[place][1].used_at)

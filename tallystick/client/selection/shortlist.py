@@ -96,13 +96,14 @@ class ShortlistCache:
         cached = self._cached.get(demand)
         from_cache = cached is not None and cached.is_valid(clock)
         if cached is None or not from_cache:
-            task = asyncio.create_task(self._query(demand), name="shortlist")
-            task.add_done_callback(_failed)
-            cached = self._cached[demand] = _CachedShortlist(task, clock + self._seconds)
+            query = asyncio.create_task(self._query(demand), name="shortlist")
+            query.add_done_callback(_failed)
+            cached = self._cached[demand] = _CachedShortlist(query, clock + self._seconds)
             self._cached.move_to_end(demand)
             if len(self._cached) > MAX_CACHED:
                 self._cached.popitem(last=False)
-        return await asyncio.shield(cached.task), from_cache
+        task = cached.task
+        return (task.result() if task.done() else await asyncio.shield(task)), from_cache
 
     async def of_provider(self, demand: Demand, provider: Address) -> list[Verified[Ask]]:
         """The asks of one provider that meet the demand; none if it has none, if it may not be chosen, or if nobody can say."""

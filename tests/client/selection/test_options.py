@@ -10,8 +10,10 @@ import pytest
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.openai.requests import summarise
+from tallystick.client.selection import options
 from tallystick.client.selection.options import (
     HEADER,
+    Demands,
     GatewayOptions,
     ProviderCriteria,
     demand_for,
@@ -211,3 +213,37 @@ def test_one_bad_ask_hides_no_other() -> None:
     listed: list[dict[str, Any]] = [{"ask": fat}, {"ask": None}, {}, {"ask": good, "free": -1}, {"ask": good, "why": "w" * 9_000}]
     (explanation,) = explain_asks(listed, Demand(MODEL), {}, START)
     assert (explanation.ask.provider, len(explanation.reason)) == (ANN, 500)
+
+
+def test_kept_demands_equal_those_built_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests without criteria share a demand if they need the same; criteria are never shared; only so many are kept."""
+    config = ClientConfig(min_reputation=7)
+    demands = Demands(config)
+    long = "word " * 5_000
+    bodies: list[dict[str, Any]] = [
+        {"model": "m", "messages": []},
+        {"model": "other", "messages": []},
+        {"model": "m", "messages": [{"role": "user", "content": long}]},
+        {"model": "m", "messages": [{"role": "user", "content": long}], "truncation": "auto"},
+        {"model": "m", "messages": [], "max_tokens": 9},
+        {"model": "m", "messages": [], "max_tokens": 9, "n": 2},
+        {"model": "m", "messages": [], "tools": [{"type": "function"}]},
+        {"model": "m", "messages": [], "tools": [{"type": "function"}], "tool_choice": "required"},
+        {"model": "m", "messages": [{"role": "user", "content": long}], "max_tokens": 5_000},
+    ]
+    built: list[Demand] = []
+    for route in ("/v1/chat/completions", "/v1/messages"):
+        for body in bodies:
+            summary = summarise(route, json.dumps(body).encode())
+            expected = demand_for(demand_of(config, summary.model, route, {}), summary)
+            assert demands.of(summary, route, {}) == expected
+            assert demands.of(summary, route, {}) is demands.of(summary, route, {})
+            narrowed = demands.of(summary, route, {"min_reputation": 9})
+            assert (narrowed.min_reputation, expected.min_reputation) == (9, 7)
+            built.append(expected)
+    assert len(set(built)) > len(bodies)
+    monkeypatch.setattr(options, "MAX_DEMANDS", 3)
+    for number in range(10):
+        summary = summarise("/v1/chat/completions", json.dumps({"model": f"m{number}"}).encode())
+        demands.of(summary, "/v1/chat/completions", {})
+    assert len(demands._kept) <= 3

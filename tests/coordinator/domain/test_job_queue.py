@@ -77,6 +77,54 @@ def test_a_newcomer_is_not_punished_and_not_preferred_for_its_absence() -> None:
     assert 9 <= len(set(late) & set(served)) <= 11
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_newcomer_is_not_behind_a_flood_that_other_slots_served(seed: int) -> None:
+    """Jobs of a flood wait for three nodes each, so a node may serve one that is far behind. A newcomer is still the next, or the
+    one after it, wherever a slot is free first.
+    """
+    queue, random = JobQueue(), Random(seed)
+    nodes = [SlotGroup(ConnectedNode(person(f"node {number}").address), 0, Capacity(1, 1)) for number in range(30)]
+    for _ in range(200):
+        _enter(queue, FLOOD, *random.sample(nodes, 3))
+    for _ in range(40):
+        _serve(queue, random.choice(nodes))
+    for _ in range(10):
+        chosen = random.sample(nodes, 3)
+        mine = _enter(queue, person(f"newcomer {random.random()}").address, *chosen)
+        first = random.choice(chosen)
+        assert mine in [_serve(queue, first) for _ in range(2)]
+
+
+def test_a_backlog_is_remembered_although_other_slots_served_it_early() -> None:
+    """A payer whose late jobs were served by slots that nobody else waited for has had them: its next jobs come after them."""
+    queue = JobQueue()
+    waiting = [_enter(queue, FLOOD) for _ in range(3)]
+    for _ in range(20):
+        _enter(queue, FLOOD, BOB)
+    for _ in range(20):
+        _serve(queue, BOB)
+    late = _enter(queue, FLOOD, BOB)
+    mine = [_enter(queue, ALICE, BOB) for _ in range(20)]
+    assert [_serve(queue, BOB) for _ in range(21)] == [*mine, late]
+    assert [_serve(queue) for _ in range(3)] == waiting
+
+
+def test_a_job_that_no_slot_serves_holds_the_clock_back_no_longer_than_it_waits() -> None:
+    """A newcomer starts where the job stands that waits in vain; when that job left, newcomers start with all others."""
+    queue = JobQueue()
+    stuck = _enter(queue, person("stuck").address)
+    for _ in range(10):
+        _enter(queue, FLOOD, BOB)
+    _serve(queue, BOB)
+    _serve(queue, BOB)
+    assert _enter(queue, ALICE, BOB).start == stuck.start
+    queue.leave(stuck)
+    _serve(queue, BOB)
+    served = _serve(queue, BOB)
+    assert served is not None
+    assert _enter(queue, person("late").address, BOB).start == served.start > stuck.start
+
+
 def test_a_slot_goes_to_the_first_job_that_wants_its_provider() -> None:
     """Jobs that wait for other providers keep their place and lose nothing."""
     queue = JobQueue()

@@ -209,3 +209,40 @@ async def test_invitations_are_bounded(world: World) -> None:
     for _ in range(10):
         await world.pass_time(1)
     assert world.market._slot_queue._invitations._unanswered == {}
+
+
+async def test_a_job_that_would_be_overtaken_is_invited_to_the_busy_slot(world: World) -> None:
+    """A slot goes to a job that came later, since the first one has no order on it. It is told of the slot and gets it next."""
+    ann, bob = world.node("ann", slots=1), world.node("bob", slots=1)
+    running = [await world.started(ann), await world.started(bob)]
+    early = await world.started(ann)
+    later = [await world.started(bob) for _ in range(3)]
+    assert _invited(early) == [], "nothing was granted yet"
+    await _finish(running[1], bob)
+    assert (_invited(early), [_invited(client) for client in later]) == ([bob.address], [[], [], []])
+    await world.market.add_orders(early.job.id, [_order(world, early, bob)])
+    await _finish(later[0], bob)
+    assert (early.job.provider, later[1].job.attempts) == (bob.address, [])
+    for client, node in ((early, bob), (later[1], bob), (later[2], bob), (running[0], ann)):
+        await _finish(client, node)
+    world.assert_idle()
+
+
+async def test_invitations_to_busy_slots_leave_room_for_free_ones(world: World) -> None:
+    """A job is told of a few busy slots, which its client may refuse, and then still of a node that connects."""
+    busy = [world.node(f"busy {number}", slots=1) for number in range(MAX_INVITATIONS)]
+    ann = world.node("ann", slots=1)
+    running, first = [await world.started(node) for node in busy], await world.started(ann)
+    early = await world.started(ann)
+    later = [(await world.started(node), await world.started(node)) for node in busy]
+    for client, node in zip(running, busy, strict=True):
+        await _finish(client, node)
+    assert len(_invited(early)) == MAX_INVITATIONS // 2
+    carl = world.node("carl", slots=1)
+    await quiet()
+    assert _invited(early)[-1] == carl.address
+    await _finish(first, ann)
+    for node, pair in zip((ann, *busy), ((early,), *later), strict=True):
+        for client in pair:
+            await _finish(client, node)
+    world.assert_idle()

@@ -36,7 +36,7 @@ async def main():
     while True:
         for _ in range(7):
             log.append(terms.job, 0, order, draft)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
         await log.sign_head()
         print(log.head.dumps(), flush=True)
 

@@ -9,12 +9,13 @@ import pytest
 
 from coordinator.domain.job_queue import GRANT_SECONDS
 from coordinator.domain.limits import JobLimits
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.errors import Code, Refusal, Unavailable
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import Kind, Submission
-from tests.coordinator.harness import CAP, PAYER, Client, FakeNode, World, person, quiet
+from tests.coordinator.harness import CAP, MODEL, PAYER, Client, FakeNode, World, person, quiet
 
 
 async def _finish(client: Client, node: FakeNode) -> None:
@@ -274,4 +275,28 @@ async def test_a_failover_does_not_count_a_job_twice(world: World) -> None:
     assert (mine.job.provider, theirs.job.attempts) == (bob.address, [])
     await _finish(mine, bob)
     await _finish(theirs, bob)
+    world.assert_idle()
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+async def test_a_slot_that_another_job_was_granted_is_not_free(world: World, pinned: bool) -> None:
+    """While a client does not read, the slot that its job was granted draws no other jobs: they wait for all providers alike, and
+    those that a free provider can take go there.
+    """
+    ann, bob = world.node("ann", slots=1, input_price=900_000), world.node("bob", slots=1)
+    first, other = await world.started(ann), await world.started(bob)
+    deaf = await world.market.place_order(world.submission(ann))
+    frames = world.market.run(deaf)
+    await anext(frames)
+    await _finish(first, ann)
+    assert deaf.attempts == []
+    pin = frozenset({ann.address, bob.address}) if pinned else frozenset()
+    maker, demand = world.market.matchmaker, Demand(MODEL, pin=pin)
+    assert {entry.provider for entry in maker.shortlist(demand)} == {ann.address, bob.address}
+    assert {entry.provider for entry in maker.shortlist(replace(demand, max_input_price=950_000))} == {ann.address}
+    await _finish(other, bob)
+    assert [entry.provider for entry in maker.shortlist(demand)] == [bob.address]
+    await frames.aclose()
+    await quiet()
+    assert {entry.provider for entry in maker.shortlist(demand)} == {ann.address, bob.address}
     world.assert_idle()

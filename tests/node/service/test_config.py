@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 import node
-from node.engines.probe import Capabilities
+from node.engines.capabilities import Capabilities
 from node.service.config import EngineConfig, ModelConfig, NodeConfig, load_config, merge_specs
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.messages import Spec
