@@ -36,6 +36,7 @@ from coordinator.http.request_bodies import RequestBodies
 from coordinator.http.request_limiter import RequestLimiter
 from coordinator.http.response_buffer import Retention
 from coordinator.http.schemas import Info
+from coordinator.jobs.job_retention import JobRetention
 from coordinator.jobs.market import Market
 from coordinator.ports import ResponseStore
 from coordinator.storage.store import Store
@@ -160,13 +161,15 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         info = _info(config, deployment, signer)
         metrics = CoordinatorMetrics(lambda: health.monitor.last)
         settler.on_settled, store.database.on_commit = metrics.settled, metrics.committed
-        metrics.gauge(
-            "tallystick_coordinator_database_queue", "Writes that wait for a transaction", lambda: store.database.queued
-        )
+        metrics.gauge("tallystick_coordinator_database_queue", "Writes that wait for a transaction", lambda: store.queued)
         context = ApiContext(market, lambda: hub.connected, store, store, store, info, health.monitor, metrics)
         app = App(context, hub, store, retention=config.retention, intake=config.intake_limits, rate_limiter=rate_limiter)
         server = serving(app, config.host, config.port, limits=config.connection_limits, ws_max_size=MAX_LINK_FRAME)
-        loops = (settler.run(), fees.run(), _sweep(market), market.match_log.run(), store.guard(), health.monitor.run())
+        retention = JobRetention(store, config.jobs_keep_seconds, time.time)
+        loops = (
+            *(settler.run(), fees.run(), _sweep(market), market.match_log.run(), retention.run()),
+            *(store.guard(), health.monitor.run()),
+        )
         async with server as port, _background(*loops):
             try:
                 yield port

@@ -70,7 +70,10 @@ class SqlJobStore:
         self._late: dict[JobId, Entry] = {}
         """Writes of jobs that do not run here, until they are committed."""
         self._stale: list[int] = []
-        self._failed: dict[JobId, _Job] = {}
+        self._failed = set[JobId]()
+        """Jobs whose newest write failed, until one succeeds."""
+        self._again = list[_Job]()
+        """Those of them that are to be queued again."""
         self._segment_due = True
         self.writer = GroupWriter(database, lambda: len(self._jobs))
 
@@ -156,6 +159,7 @@ class SqlJobStore:
             job.entry = None
         if not done.cancelled() and done.exception() is None:
             self._note(write)
+            self._failed.discard(write.job)
             if job.row:
                 self._stale.append(job.row)
             job.row = 0 if write.ended else write.number
@@ -164,9 +168,11 @@ class SqlJobStore:
             self._tidy()
         elif newest:
             if isinstance(done.exception(), Unavailable):
-                self._failed[write.job] = job
+                self._failed.add(write.job)
+                self._again.append(job)
             else:  # the group writer logged why; no repetition would help
                 self._jobs.pop(write.job, None)
+                self._failed.discard(write.job)
 
     def _late_written(self, entry: Entry, done: asyncio.Future[None]) -> None:
         if self._late.get(entry.item.job) is entry:
@@ -180,11 +186,11 @@ class SqlJobStore:
             self._numbers.recent[write.job] = write.number, write.newest
 
     def _write_again(self) -> None:
-        if self._failed:
-            failed, self._failed = self._failed, {}
-            for job in failed.values():
-                if job.entry is None:
-                    self._add(job, waited=False)
+        while self._again:
+            job = self._again[-1]
+            if job.entry is None:
+                self._add(job, waited=False)
+            self._again.pop()
 
     def _tidy(self) -> None:
         """Queues the deletion of stale rows, and the next segment, once there are enough of them."""

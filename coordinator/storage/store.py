@@ -76,6 +76,11 @@ class Store:
         """The database, for metrics."""
         return self._db
 
+    @property
+    def queued(self) -> int:
+        """Writes that wait for a transaction, for metrics."""
+        return self._jobs.writer.queued + self._db.queued
+
     async def ping(self) -> float:
         """Waits for the database; returns the seconds that its answer took. Raises Unavailable."""
         return await self._db.ping()

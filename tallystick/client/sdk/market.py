@@ -29,6 +29,7 @@ from tallystick.client.jobs.submit import JobSubmitter, KeyedRequest
 from tallystick.client.ledger import idempotency
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.queries import KnownJob
+from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.evidence import Evidence
@@ -171,6 +172,7 @@ class Market(ConvenienceMethods):
             live=lambda: self._submitting | {job.id for job in self._live},
             limit=self.config.max_jobs,
             every=self.config.start_seconds,
+            keep=self.config.ledger_days * DAY_SECONDS,
             recovery=recovery,
         )
         self._submitter = JobSubmitter(
