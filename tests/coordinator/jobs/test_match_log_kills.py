@@ -125,7 +125,7 @@ POINTS = (
 
 
 def test_a_kill_at_each_point_between_leaf_and_head_leaves_one_log(tmp_path: Path) -> None:
-    """Wherever the process dies, in any order of deaths: no gap among the leaves, no size has two heads, each shown head stays."""
+    """Wherever the process dies, in any order of deaths: no gap in the leaves, no size has two heads, each shown head stays."""
     file, shown = tmp_path / "coordinator.db", list[str]()
     for point in (*POINTS, *reversed(POINTS)):
         with script(DIER, f"sqlite:///{file}", point) as process:
