@@ -240,6 +240,10 @@ class LogStore(Protocol):
         """Returns the leaves from `start` to before `end`. Raises Unavailable."""
         ...
 
+    async def log_hashes(self, start: int, end: int) -> list[bytes]:
+        """Returns the hashes of the leaves from `start` to before `end`. Raises Unavailable."""
+        ...
+
     async def forget_leaves(self, before: int) -> bool:
         """Deletes the contents of some leaves that are older than `before`. Returns whether there may be more.
 

@@ -14,6 +14,7 @@ from coordinator.ports import LogRow, StoredLog
 from coordinator.storage.group_writer import GroupWriter
 from coordinator.storage.schema import decisions, log_heads, match_log
 from tallystick.protocol.eip712 import Signed, loads_signed
+from tallystick.protocol.merkle import HASH_SIZE
 from tallystick.protocol.messages import LogHead
 from tallystick.runtime.storage import Database
 
@@ -105,6 +106,12 @@ class SqlLogStore:
         within = sa.and_(match_log.c.number >= start, match_log.c.number < end)
         query = sa.select(match_log).where(within).order_by(match_log.c.number)
         return await self._db.read(lambda connection: [LogRow(*row) for row in connection.execute(query)])
+
+    async def log_hashes(self, start: int, end: int) -> list[bytes]:
+        """See ports.LogStore."""
+        within = sa.and_(match_log.c.number >= start, match_log.c.number < end)
+        query = sa.select(match_log.c.hashes).where(within).order_by(match_log.c.number)
+        return await self._db.read(lambda connection: [row[:HASH_SIZE] for row in connection.execute(query).scalars()])
 
     async def forget_leaves(self, before: int) -> bool:
         """See ports.LogStore."""

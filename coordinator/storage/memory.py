@@ -27,6 +27,7 @@ from coordinator.ports import (
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.link import ClaimRequest, LateReceipt
+from tallystick.protocol.merkle import HASH_SIZE
 from tallystick.protocol.messages import LogHead, Receipt
 from tallystick.protocol.types import Address, Amount, JobId
 
@@ -74,6 +75,10 @@ class MemoryLogStore:
     async def log_entries(self, start: int, end: int) -> list[LogRow]:
         """See ports.LogStore."""
         return self.rows[start:end]
+
+    async def log_hashes(self, start: int, end: int) -> list[bytes]:
+        """See ports.LogStore."""
+        return [row.hashes[:HASH_SIZE] for row in self.rows[start:end]]
 
     async def forget_leaves(self, before: int) -> bool:
         """See ports.LogStore."""

@@ -25,7 +25,7 @@ from tallystick.client.gateway.request_bodies import ClientStalled, RequestBodie
 from tallystick.client.gateway.request_headers import headers_of
 from tallystick.client.gateway.response_cache import CachedResponse, ResponseCache
 from tallystick.client.gateway.response_recorder import ResponseRecorder
-from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, send_json, total_cost
+from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, send_json
 from tallystick.client.gateway.response_state import ResponseState, ResponseStore
 from tallystick.client.gateway.routing_rules import load_rule
 from tallystick.client.gateway.upstream_router import UpstreamRouter
@@ -179,7 +179,7 @@ class RequestHandler:
 
     def _plan(self, request: _GatewayRequest) -> RoutingPlan:
         allowed = () if request.caller is None else request.caller.models
-        draw, fallbacks = weight_draw(request.key or secrets.token_hex()), request.extras.fallbacks
+        draw, fallbacks = weight_draw(request.key or secrets.token_hex()) if self._aliases else 0.0, request.extras.fallbacks
         if request.content_type != JSON:
             return self._aliases.plan_form(request.content_type, request.body, fallbacks, draw, allowed)
         return self._aliases.plan(request.body, fallbacks, draw, allowed)
@@ -266,7 +266,7 @@ class RequestHandler:
         """
         options = request.options
         limit = smallest_limit(self._market.config.max_cost, options.get("max_cost"))
-        spent = attempts.possible_cost + total_cost(attempts.results) + attempts.upstream_cost
+        spent = attempts.spent
         if spent and limit is not None:
             options = RequestOptions(**options)
             options["max_cost"] = Amount(max(limit - spent, 0))

@@ -309,9 +309,10 @@ class Job:
                 await self._read_frames()
                 if self._done:
                     return b""
-            chunk = await self._take_frame(*self._frames.popleft())
-            if chunk and joined:
-                chunk = self._join_following(chunk)
+            kind, payload = self._frames.popleft()
+            chunk = await self._take_frame(kind, payload)
+            if kind is Kind.CHUNK:  # which ends no attempt and no job
+                return self._join_following(chunk) if joined and chunk and self._frames else chunk
             if response.voids:
                 await self._record_voids()
             if response.ended:
@@ -337,16 +338,13 @@ class Job:
 
     def _join_following(self, chunk: bytes) -> bytes:
         """The chunk, and those that arrived with it. An error in one of them is raised once the caller has those before it."""
-        frames = self._frames
-        if not frames or frames[0][0] is not Kind.CHUNK:
-            return chunk
-        chunks = [chunk]
+        chunks, frames = [chunk], self._frames
         while frames and frames[0][0] is Kind.CHUNK and self._broken is None:
             try:
                 chunks.append(self._response.accept(*frames.popleft()))
             except PeerError as error:
                 self._broken = error
-        return b"".join(chunks)
+        return b"".join(chunks) if len(chunks) > 1 else chunk
 
     async def _record_voids(self) -> None:
         """Records receipts at no cost, which releases the caps of their orders. A dishonest one concerns its provider alone."""
