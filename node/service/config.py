@@ -41,6 +41,7 @@ DEFAULT_CONTEXT_TOKENS = 8_192
 DEFAULT_OUTPUT_TOKENS = 4_096
 DEFAULT_SLOTS = 4
 MAX_QUEUE_DEPTH = 1_024
+MIN_KEEP_SECONDS = 86_400
 SETTLEMENT_SECONDS = 300
 """Seconds that a transaction of this node may take to be mined and seen, after the coordinator's time for a claim has passed."""
 _JOB_PHASES = frozenset({"total", "reader", "first_credit"})
@@ -199,6 +200,8 @@ class NodeConfig:
     ask_validity: int = 3_600
     engine_check_interval: float = 10.0
     receipt_resend_interval: float = 60.0
+    job_keep_seconds: int = 7_776_000
+    """How long the records of a job are kept after its end."""
     shutdown_grace: float = 60.0
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
@@ -220,6 +223,10 @@ class NodeConfig:
             raise BadMessage(f"config: sealing_suite: expected one of {', '.join(sorted(SUITES))}, got {self.sealing_suite!r}")
         if self.ask_validity < 60:
             raise BadMessage(f"config: ask_validity: expected at least 60 seconds, got {self.ask_validity}")
+        if self.job_keep_seconds < MIN_KEEP_SECONDS:
+            raise BadMessage(
+                f"config: job_keep_seconds: expected at least {MIN_KEEP_SECONDS} (a day), got {self.job_keep_seconds}"
+            )
         labels = [engine.label for engine in self.engines]
         if len(set(labels)) != len(labels):
             raise BadMessage(f"config: engines.name: expected a different name for each engine, got {', '.join(labels)}")

@@ -167,7 +167,7 @@ class Candidate:
         wrapped = raw[at:]
         if len(wrapped) > MAX_WRAPPED:
             raise BadMessage(f"{where}.wrappedKey: expected at most {MAX_WRAPPED} bytes, got {len(wrapped)}")
-        if order.message.terms_hash != terms.struct_hash():
+        if order.message.word("terms_hash") != terms.struct_hash():
             raise BadMessage(f"{where}.order.termsHash: expected the hash of the candidate's terms")
         return cls(order, terms, wrapped, raw)
 
@@ -260,8 +260,10 @@ class Dispatch:
         """Reads the wire form. The sealed request is a view of `data`. Raises BadMessage."""
         check_first_byte(data, "dispatch", "the coordinator")
         match, at = unpack_sized(data, 1, "dispatch.match", MAX_MATCH)
-        candidate, at = unpack_sized(data, at, "dispatch.candidate")
-        return cls(Match.loads(match), Candidate.from_bytes(candidate, "dispatch.candidate"), memoryview(data)[at:])
+        raw, at = unpack_sized(data, at, "dispatch.candidate")
+        candidate = Candidate.from_bytes(raw, "dispatch.candidate")
+        candidate.terms.decode()  # the node reads nearly all of them
+        return cls(Match.loads(match), candidate, memoryview(data)[at:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,10 +185,9 @@ async def _round(cluster: SharedWalletCluster, seed: int) -> str:
 
 async def _all_settled(cluster: SharedWalletCluster) -> bool:
     """Whether the wallet knows the end of all its jobs, and the nodes have delivered all receipts."""
-    rows = [row for name in cluster.market.providers for row in cluster.rows(name, "SELECT acknowledged FROM receipts")]
-    return all(acknowledged for (acknowledged,) in rows) and not cluster.rows(
-        "payer", "SELECT job FROM jobs WHERE state IN ('open', 'lost')"
-    )
+    query = "SELECT 1 FROM open_orders WHERE receipt_id > 0"
+    undelivered = [row for name in cluster.market.providers for row in cluster.rows(name, query)]
+    return not undelivered and not cluster.rows("payer", "SELECT job FROM jobs WHERE state IN ('open', 'lost')")
 
 
 def _check_records(cluster: SharedWalletCluster) -> dict[str, int]:
@@ -202,7 +201,7 @@ def _check_records(cluster: SharedWalletCluster) -> dict[str, int]:
         assert len(set(seqs)) == len(seqs)
         orders = [load_signed(Order, doc) for (doc,) in cluster.rows("payer", f"SELECT order_doc FROM orders WHERE {on_tab}")]
         ceiling = max((order.message.ceiling for order in orders), default=0)
-        highest = cluster.rows(name, "SELECT max(CAST(cumulative AS INTEGER)) FROM receipts")[0][0] or 0
+        highest = cluster.rows(name, "SELECT max(CAST(cumulative AS INTEGER)) FROM tabs")[0][0] or 0
         assert highest <= ceiling
     labels: dict[str, int] = dict(cluster.rows("payer", "SELECT label, sum(cost) FROM spent GROUP BY label"))
     assert sum(labels.values()) == sum(totals.values()) <= PLENTY

@@ -127,8 +127,8 @@ async def _ended(cluster: Cluster, job: str) -> str | None:
             f"{market.url(market.ports.coordinator)}/v1/jobs/{job}", headers={"authorization": _access_token(cluster)}
         )
     coordinator_record = response.json()
-    rows = [row for name in market.providers for row in cluster.rows(name, "SELECT acknowledged FROM receipts")]
-    if payer_record.get("state") not in TERMINAL or not all(acknowledged for (acknowledged,) in rows):
+    rows = [row for name in market.providers for row in cluster.rows(name, "SELECT 1 FROM open_orders WHERE receipt_id > 0")]
+    if payer_record.get("state") not in TERMINAL or rows:
         return None
     if response.status_code == 404:
         return str(payer_record["state"])
@@ -140,7 +140,9 @@ def _check_job(cluster: Cluster, job: str) -> int:
     charged = [
         cost
         for name in cluster.market.providers
-        for (cost,) in cluster.rows(name, f"SELECT CAST(cost AS INTEGER) FROM receipts WHERE job = '{job}'")
+        for (cost,) in cluster.rows(
+            name, f"SELECT r.cost FROM receipts r JOIN orders o ON o.id = r.order_id WHERE o.job = x'{job}'"
+        )
     ]
     paid = cluster.rows(
         "payer",

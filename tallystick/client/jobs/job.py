@@ -25,7 +25,7 @@ from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.openai.answers import TextDeltas
-from tallystick.client.openai.requests import RequestSummary
+from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.client.receipts.file_store import ProofStore
@@ -42,7 +42,7 @@ from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Hash, JobId, format_amount
-from tallystick.protocol.wire import Kind, ResponseHead, split_request
+from tallystick.protocol.wire import Kind, ResponseHead
 
 log = structlog.get_logger()
 _NEVER_RAN = (Code.NODE_BUSY, Code.NO_PROVIDER)
@@ -78,8 +78,7 @@ class Job:
         context: JobContext,
         response: JobResponse,
         stream: JobStream,
-        summary: RequestSummary,
-        request: bytes,
+        request: ApiRequest,
         *,
         keyed: bool = False,
         resumed: bool = False,
@@ -90,9 +89,8 @@ class Job:
         """
         self._began = began
         self._keyed, self._resumed = keyed, resumed
-        self._context, self._response, self._stream, self._summary = context, response, stream, summary
-        head, body = split_request(request)
-        self._request, self._path, self._body_bytes = request, head.path, len(body)
+        self._context, self._response, self._stream, self._summary = context, response, stream, request.summary
+        self._request, self._path, self._body_bytes = request.plaintext, request.head.path, len(request.body)
         self._frames: deque[tuple[Kind, bytes]] = deque()
         self._reading = asyncio.Lock()
         self._cancelling = False
@@ -309,9 +307,10 @@ class Job:
                 await self._read_frames()
                 if self._done:
                     return b""
-            chunk = await self._take_frame(*self._frames.popleft())
-            if chunk and joined:
-                chunk = self._join_following(chunk)
+            kind, payload = self._frames.popleft()
+            chunk = await self._take_frame(kind, payload)
+            if kind is Kind.CHUNK:  # which ends no attempt and no job
+                return self._join_following(chunk) if joined and chunk and self._frames else chunk
             if response.voids:
                 await self._record_voids()
             if response.ended:
@@ -337,16 +336,13 @@ class Job:
 
     def _join_following(self, chunk: bytes) -> bytes:
         """The chunk, and those that arrived with it. An error in one of them is raised once the caller has those before it."""
-        frames = self._frames
-        if not frames or frames[0][0] is not Kind.CHUNK:
-            return chunk
-        chunks = [chunk]
+        chunks, frames = [chunk], self._frames
         while frames and frames[0][0] is Kind.CHUNK and self._broken is None:
             try:
                 chunks.append(self._response.accept(*frames.popleft()))
             except PeerError as error:
                 self._broken = error
-        return b"".join(chunks)
+        return b"".join(chunks) if len(chunks) > 1 else chunk
 
     async def _record_voids(self) -> None:
         """Records receipts at no cost, which releases the caps of their orders. A dishonest one concerns its provider alone."""
