@@ -9,7 +9,7 @@ queue and no turn of a task.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -27,6 +27,12 @@ MAX_FRAGMENTS = 64
 """Fragments of one message. Our clients send none. Empty fragments count for no size limit, so their number is limited."""
 FRAME_LIMIT_EXTENSION = "tallystick.frame_limit"
 """The ASGI extension that sets the maximum message size of one connection: a function that takes the number of bytes."""
+FILTER_EXTENSION = "tallystick.filter"
+"""The ASGI extension that shows each whole binary message to the app before it becomes an event: a function that takes a
+MessageFilter.
+"""
+MessageFilter = Callable[[bytes], bool]
+"""Returns whether it took the message, which then becomes no event. It must not raise."""
 DIRECT_EXTENSION = "tallystick.direct"
 """The ASGI extension that gives a connection's messages to a MessageHandler: a function that takes it and returns a DirectSocket.
 From then on, the app's `receive` returns nothing but the disconnect.
@@ -79,14 +85,16 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
 
     _limit = 0
     _handler: MessageHandler | None = None
+    _filter: MessageFilter | None = None
 
     def handle_connect(self, event: Any) -> None:
         """Lets the app set this connection's maximum message size. Before that the server's maximum applies."""
         super().handle_connect(event)
         self._limit = self.config.ws_max_size
         if self.response.status_code == 101:
-            extensions: dict[str, Any] = {FRAME_LIMIT_EXTENSION: self._set_limit, DIRECT_EXTENSION: self._set_handler}
-            self.scope["extensions"] |= extensions
+            extensions: dict[str, Any] = self.scope["extensions"]
+            extensions[FRAME_LIMIT_EXTENSION] = self._set_limit
+            extensions[DIRECT_EXTENSION], extensions[FILTER_EXTENSION] = self._set_handler, self._set_filter
 
     def _set_limit(self, size: int) -> None:
         conn: Any = self.conn
@@ -95,6 +103,9 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
     def _set_handler(self, handler: MessageHandler) -> DirectSocket:
         self._handler = handler
         return self
+
+    def _set_filter(self, message_filter: MessageFilter) -> None:
+        self._filter = message_filter
 
     # DirectSocket
 
@@ -142,6 +153,11 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
         """Gives a message that the library parsed to the app."""
         handler = self._handler
         if handler is None:
+            if self._filter is not None and self.curr_msg_data_type == "bytes" and not self.close_sent:
+                self.frames = [b"".join(self.frames)]
+                if self._filter(self.frames[0]):
+                    self.frames = []
+                    return
             super().send_receive_event_to_app()
             return
         data, self.frames = b"".join(self.frames), []
@@ -160,7 +176,8 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
 
     def _take_messages(self, data: bytes) -> bytes:
         """Takes the whole binary messages at the start of the data. Returns the rest of the data."""
-        at, end, limit, handler = 0, len(data), self._limit, self._handler
+        at, end, limit, handler, message_filter = 0, len(data), self._limit, self._handler, self._filter
+        queued = False
         while end - at >= 6 and data[at] == _WHOLE_BINARY and data[at + 1] & _MASKED:
             size, head = data[at + 1] & 0x7F, at + 2
             if size == 126:
@@ -172,11 +189,13 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
                 break
             payload = apply_mask(data[head + 4 : stop], data[head : head + 4])
             at = stop
-            if handler is None:
+            if handler is not None:
+                if not self.close_sent:
+                    handler.message_received(payload)
+            elif message_filter is None or not message_filter(payload):
                 self.queue.put_nowait({"type": "websocket.receive", "bytes": payload})
-            elif not self.close_sent:
-                handler.message_received(payload)
-        if at and handler is None and not self.read_paused:
+                queued = True
+        if queued and not self.read_paused:
             self.read_paused = True
             self.transport.pause_reading()
         return data[at:] if at else data
