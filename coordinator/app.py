@@ -25,6 +25,9 @@ from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import MAX_LINK_FRAME
 from coordinator.http.api import ApiContext, build_control_plane
+from coordinator.http.client_hub import METHOD as LINK_METHOD
+from coordinator.http.client_hub import ClientHub
+from coordinator.http.job_service import JobService
 from coordinator.http.jobs_route import PATH as JOBS_PATH
 from coordinator.http.jobs_route import JobsRoute
 from coordinator.http.metrics import CoordinatorMetrics
@@ -33,6 +36,7 @@ from coordinator.http.request_bodies import RequestBodies
 from coordinator.http.request_limiter import RequestLimiter
 from coordinator.http.response_buffer import Retention
 from coordinator.http.schemas import Info
+from coordinator.jobs.job_retention import JobRetention
 from coordinator.jobs.market import Market
 from coordinator.ports import ResponseStore
 from coordinator.storage.store import Store
@@ -43,6 +47,7 @@ from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.health import CheckResult, Health
+from tallystick.protocol.job_link import LINK_PATH
 from tallystick.protocol.types import Address
 from tallystick.runtime import logs
 from tallystick.runtime.access_log import Access, AccessLog
@@ -55,10 +60,12 @@ log = structlog.get_logger()
 DRAIN_SECONDS = 5
 SWEEP_SECONDS = 1
 NODE_PATH = "/v1/node"
+_JOBS = frozenset({(JOBS_PATH, "POST"), (LINK_PATH, LINK_METHOD)})
+"""Path and method of jobs in the access log."""
 
 
 class App:
-    """The ASGI app: two raw routes for jobs and node links, and FastAPI for everything else."""
+    """The ASGI app: raw routes for jobs, for the links of clients and for those of nodes, and FastAPI for everything else."""
 
     def __init__(
         self,
@@ -73,8 +80,10 @@ class App:
         """`rate_limiter`: the limits per address, shared with the node hub."""
         limits = intake or IntakeLimits()
         shared, bodies = rate_limiter or RateLimiter(limits, time.monotonic), RequestBodies(limits)
-        self._jobs = JobsRoute(context.market, responses, intake=limits, retention=retention, rate_limiter=shared, bodies=bodies)
-        self._hub, self._control = hub, RequestLimiter(build_control_plane(context), shared, bodies)
+        service = JobService(context.market, responses, intake=limits, retention=retention, rate_limiter=shared, bodies=bodies)
+        self._jobs, self.clients = JobsRoute(service), ClientHub(service, self._observe)
+        self._hub = hub
+        self._control = RequestLimiter(build_control_plane(context), shared, bodies)
         self._metrics, self._logged = context.metrics, AccessLog(self._route, self._observe)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,12 +91,14 @@ class App:
         await self._logged(scope, receive, send)
 
     def _observe(self, access: Access) -> None:
-        if access.path == JOBS_PATH and access.method == "POST":
+        if (access.path, access.method) in _JOBS:
             self._metrics.job_ended(access.outcome, access.seconds, access.first_seconds, access.sent_bytes)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == JOBS_PATH and scope["method"] == "POST":
             await self._jobs(scope, receive, send)
+        elif scope["type"] == "websocket" and scope["path"] == LINK_PATH:
+            await self.clients.serve(scope, receive, send)
         elif scope["type"] == "websocket" and scope["path"] == NODE_PATH:
             await self._hub.serve(scope, receive, send)
         else:
@@ -150,19 +161,22 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         info = _info(config, deployment, signer)
         metrics = CoordinatorMetrics(lambda: health.monitor.last)
         settler.on_settled, store.database.on_commit = metrics.settled, metrics.committed
-        metrics.gauge(
-            "tallystick_coordinator_database_queue", "Writes that wait for a transaction", lambda: store.database.queued
-        )
+        metrics.gauge("tallystick_coordinator_database_queue", "Writes that wait for a transaction", lambda: store.queued)
         context = ApiContext(market, lambda: hub.connected, store, store, store, info, health.monitor, metrics)
         app = App(context, hub, store, retention=config.retention, intake=config.intake_limits, rate_limiter=rate_limiter)
         server = serving(app, config.host, config.port, limits=config.connection_limits, ws_max_size=MAX_LINK_FRAME)
-        loops = (settler.run(), fees.run(), _sweep(market), market.match_log.run(), store.guard(), health.monitor.run())
+        retention = JobRetention(store, config.jobs_keep_seconds, time.time)
+        loops = (
+            *(settler.run(), fees.run(), _sweep(market), market.match_log.run(), retention.run()),
+            *(store.guard(), health.monitor.run()),
+        )
         async with server as port, _background(*loops):
             try:
                 yield port
                 await market.drain(DRAIN_SECONDS)
             finally:
                 await hub.close()
+                await app.clients.close()
         await funds.close()
         await health.close()
     finally:

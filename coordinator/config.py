@@ -83,6 +83,8 @@ class CoordinatorConfig:
     """Share of jobs, 0 to 1, that may run at two providers because their first output is late; of each payer's jobs too."""
     min_claim_window: int = 3_600
     """How long an order must leave its provider to claim."""
+    jobs_keep_seconds: int = 2_592_000
+    """Retention: how long ended jobs and their receipts are kept. The last receipts of each tab stay."""
     match_log_seconds: float = 1
     """Time between two signed heads of the match log, at most 30: clients expect each match under a head within 60 s."""
     match_log_keep_seconds: int = 2_592_000
@@ -140,6 +142,7 @@ class CoordinatorConfig:
         if not 0 <= self.hedge_share <= 1:
             raise BadMessage(f"config: hedge_share: expected a share from 0 to 1, got {self.hedge_share}")
         self._check_match_log()
+        self._check_retention()
         parse_database_url(self.db, "config: db")
         if not 0 <= self.fee_bps <= 10_000:
             raise BadMessage(f"config: fee_bps: expected 0 to 10000 hundredths of a percent, got {self.fee_bps}")
@@ -161,6 +164,13 @@ class CoordinatorConfig:
             raise BadMessage(f"config: match_log_seconds: expected {MIN_HEAD_SECONDS} to {high}, since {text}; got {between}")
         if keep < MIN_KEEP_SECONDS:
             raise BadMessage(f"config: match_log_keep_seconds: expected at least {MIN_KEEP_SECONDS} (a day), got {keep}")
+
+    def _check_retention(self) -> None:
+        """What is remembered of a job must last as long as its order and its response can be sent again."""
+        least, keep = max(self.max_order_seconds, int(self.response_seconds)), self.jobs_keep_seconds
+        if keep < least:
+            text = f"expected at least {least}, the longer of max_order_seconds and response_seconds, got {keep}"
+            raise BadMessage(f"config: jobs_keep_seconds: {text}")
 
     @property
     def retention(self) -> Retention:

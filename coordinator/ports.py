@@ -150,12 +150,15 @@ class JobStore(Protocol):
     """Stores jobs and receipts. Writes survive the process when their coroutine returns. A terminal state is never replaced."""
 
     def enqueue_job(self, record: JobRecord) -> None:
-        """Queues a job, or its newer state, to be stored before all later writes. Raises Unavailable if the queue is too long."""
+        """Queues a job, or its newer state. It is stored soon, and before any later write of the same job.
+
+        Raises Unavailable if the queue is too long.
+        """
 
     async def put_receipt(self, job: JobId, receipt: Verified[Receipt], total: Amount, record: JobRecord | None = None) -> None:
         """Stores a receipt, the total of its tab, and the job's final state if given, in one transaction.
 
-        The first receipt of an attempt is never replaced. Raises Unavailable.
+        The first receipt of an attempt is never replaced. Raises Unavailable, also if the job is not stored and none is given.
         """
 
     async def job(self, job: JobId) -> KnownJob | None:
@@ -165,6 +168,13 @@ class JobStore(Protocol):
         """Loads what a process starts from: jobs created at or after `since`, the highest total of each tab, and reputation.
 
         Jobs that a former process left open are ended as failed at `now`, with their last attempts unseen. Raises Unavailable.
+        """
+        ...
+
+    async def forget_jobs(self, before: int) -> bool:
+        """Deletes some jobs that ended before `before`, with their receipts. Returns whether there may be more.
+
+        Of each tab, the receipts with the highest seq and with the highest total are kept. Raises Unavailable.
         """
         ...
 
@@ -228,6 +238,10 @@ class LogStore(Protocol):
 
     async def log_entries(self, start: int, end: int) -> list[LogRow]:
         """Returns the leaves from `start` to before `end`. Raises Unavailable."""
+        ...
+
+    async def log_hashes(self, start: int, end: int) -> list[bytes]:
+        """Returns the hashes of the leaves from `start` to before `end`. Raises Unavailable."""
         ...
 
     async def forget_leaves(self, before: int) -> bool:

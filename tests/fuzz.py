@@ -21,6 +21,17 @@ from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.client.receipts.proof import Proof, read_proof
 from tallystick.protocol.eip712 import Domain, Message, Signed, loads_signed, read_signed_bytes
 from tallystick.protocol.errors import BadSeal, TallyError, error_from_json
+from tallystick.protocol.job_link import (
+    pack_greeting,
+    pack_orders,
+    pack_record,
+    pack_submit,
+    read_greeting,
+    read_orders,
+    read_records,
+    read_submit,
+    split_frames,
+)
 from tallystick.protocol.link import Beat, Capacity, Challenge, ClaimRequest, Hello, LateReceipt, Listing, read_asks
 from tallystick.protocol.log_evidence import Fraud, LogEvidence, judge
 from tallystick.protocol.match_log import Match, load_leaf
@@ -87,6 +98,18 @@ def link(data: bytes) -> None:
     for read in (*(reader.from_json for reader in readers), read_asks):
         with contextlib.suppress(TallyError):
             read(raw)
+
+
+def job_link(data: bytes) -> None:
+    """A message of the link between client and coordinator, cut into frames as both ends do, and the payloads in it."""
+    readers = (read_submit, read_orders, lambda payload: read_greeting(payload, "hello", "the client"))
+    for _, kind, payload in read_records(data):
+        for read in readers:
+            with contextlib.suppress(TallyError):
+                read(payload)
+        with contextlib.suppress(TallyError):
+            assert b"".join(split_frames(payload, 64)) == payload
+        assert list(FrameReader(len(payload)).feed(pack_frame(kind, payload))) == [(kind, payload)]
 
 
 def submission(data: bytes) -> None:
@@ -243,6 +266,7 @@ TARGETS: dict[str, Target] = {
     for target in (
         frames,
         link,
+        job_link,
         submission,
         dispatch,
         signed,
@@ -285,6 +309,12 @@ def seeds() -> dict[str, list[bytes]]:
             pack_link(Kind.CLAIM, payload=dumps(claim.to_json())),
             pack_link(Kind.BEAT, payload=dumps(Beat({0: Capacity(1, 2)}).to_json())),
             pack_link(Kind.LATE_RECEIPT, payload=dumps(LateReceipt(receipt, order, terms).to_json())),
+        ],
+        "job_link": [
+            pack_record(0, Kind.HELLO, pack_greeting("x")),
+            pack_record(1, Kind.SUBMIT, pack_submit(placed.dumps(), 60)) + pack_record(1, Kind.CREDIT, bytes(4)),
+            pack_record(1, Kind.ORDERS, pack_orders(placed.candidates)),
+            pack_record(1, Kind.CHUNK, pack_frame(Kind.MATCH, match.dumps()) + pack_frame(Kind.CHUNK, chunk)),
         ],
         "submission": [placed.dumps()],
         "dispatch": [Dispatch(match, placed.candidates[0], b"sealed").dumps()],

@@ -11,6 +11,10 @@ connection, node or payer, [all] over everything.
 - Node links: [a] max_nodes_per_address, 64, before their HELLO too, which must arrive within 10 s; [c] one per key; [all] 10,000.
 - A link's frame, finished or not: [c] MAX_HELLO, 96 KiB, before the HELLO, MAX_LINK_FRAME, 128 KiB, after it, in at most 64
   fragments, the first of them at most 90 s old; [a] 64 x 128 KiB = 8 MiB.
+- Client links: [a] CLIENT_LINKS, 256, whose HELLO must arrive within 10 s. A link's message, finished or not: [c] 4 KiB before
+  the HELLO, 256 KiB after it; [a] 256 x 256 KiB = 64 MiB. A submission on a link: [c] 192 KiB. Frames of jobs that have ended
+  count as those of nodes do, a refused job as 5 units. A client that does not read is not read.
+- Frames that a client's link has not read: [c] 256 KiB and one frame a job. Jobs wait while the connection is full.
 - Listed asks: [c] 16 KiB an ask, 64 KiB and 256 asks a node; [a] 64 x 64 KiB = 4 MiB of JSON.
 - Asks whose signatures are checked: [a] 100 per second, burst 4,000; [c] changed twice per second, burst 60.
 - Link frames that no running job asked for: [a] 1,000 units per second, burst 4,000. A frame costs one unit, one more per KiB,
@@ -64,6 +68,8 @@ INBOX_FRAMES = INITIAL_CREDIT + 16
 """Frames queued for one job: a node's whole credit, and the few frames that need no credit."""
 UNREAD_BYTES = INBOX_FRAMES * MAX_LINK_FRAME
 """Bytes of one job queued for its client."""
+CLIENT_LINKS = 256
+"""Links of clients of one address."""
 ASKS_PER_SECOND, ASKS_BURST = 100, 4_000
 """Asks of one address whose signatures are checked; a HELLO counts as one more."""
 CHANGES_PER_SECOND, CHANGES_BURST = 2, 60

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Query
 from coordinator.domain.resource_bounds import MAX_LOG_ENTRIES
 from coordinator.jobs.match_log import MatchLog
 from tallystick.protocol.errors import Code, Refusal
-from tallystick.protocol.log_monitor import MAX_ASKED
+from tallystick.protocol.log_monitor import MAX_ASKED, MAX_SPAN
 
 _Number = Annotated[int, Query(ge=0, lt=1 << 63)]
 _Numbers = Annotated[list[_Number], Query(max_length=MAX_ASKED)]
@@ -52,13 +52,21 @@ def add_log_routes(api: FastAPI, match_log: MatchLog) -> None:
         return {"path": answer["consistency"][str(first)], "first": first, "second": answer["size"], "head": answer["head"]}
 
     @api.get("/v1/log/proof")
-    async def proof(since: _Numbers = [], index: _Numbers = []) -> dict[str, Any]:  # noqa: B006 - FastAPI makes a new list each time
+    async def proof(
+        since: _Numbers = [],  # noqa: B006 - FastAPI makes a new list each time
+        index: _Numbers = [],  # noqa: B006
+        start: _Number | None = None,
+        end: _Number | None = None,
+    ) -> dict[str, Any]:
         """Returns the newest head with several proofs at once, as clients and nodes ask for them in the background.
 
         `consistency` has a proof for each size in `since`, `inclusion` an entry for each leaf in `index`. What the head does not
-        cover is left out. `epoch` is the number of the leaf with which this process of the coordinator began.
+        cover is left out. `span` has the hashes of the leaves from `start` to before `end`, in hex without gaps, and one `path`
+        for all: the hashes of what lies beside them, from left to right. It is null if they are too many, or if the head does
+        not cover them. `epoch` is the number of the leaf with which this process of the coordinator began.
         """
-        return await match_log.proof(since, index)
+        span = None if start is None or end is None or end - start > MAX_SPAN else (start, end)
+        return await match_log.proof(since, index, span=span)
 
     @api.get("/v1/log/entries")
     async def entries(start: _Number = 0, limit: _Limit = MAX_LOG_ENTRIES) -> dict[str, Any]:

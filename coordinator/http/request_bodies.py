@@ -89,6 +89,10 @@ class RequestBodies:
             text = f"bodies of {reservation.address}: expected at most {self._limits.address_bytes} bytes; wait for a job to end"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
 
+    def hold_body(self, reservation: BodyReservation, size: int, limit: int, what: str) -> None:
+        """Counts a body that arrived at once. Raises as `read` does: Refusal for a longer one, Unavailable without room."""
+        self._add(reservation, size, limit, what)
+
     async def read(self, receive: Receive, reservation: BodyReservation, limit: int, what: str) -> bytes:
         """Reads a whole body of at most `limit` bytes. `what` names it in errors.
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.types import JobId
+from tallystick.protocol.wire import Kind, pack_frame
 
 FRAME_OVERHEAD_BYTES = 64
 """Bytes that a buffered frame takes beside its content."""
@@ -109,8 +110,12 @@ class ResponseBuffer:
         self._waiting.append(future)
         await future
 
-    async def add(self, frame: bytes, *, more: bool = False) -> None:
-        """Adds a frame. Waits for the reader if the response is too long to be kept; `end` stops the wait.
+    def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:
+        """See FrameSink."""
+        return self.put_frame(pack_frame(kind, payload), more=more)
+
+    def put_frame(self, frame: bytes, *, more: bool = False) -> bool:
+        """Adds a packed frame. Returns whether the job must `wait` for the reader, since the response is too long to be kept.
 
         `more`: the next frame is there already, so the two may be sent together.
         """
@@ -119,10 +124,20 @@ class ResponseBuffer:
         if self.size > self._max_bytes:
             self.whole = False
         self._notify()
-        if not (more and len(self._frames) < BURST_FRAMES):
-            while not self.whole and not self.ended and self.size > self._read_ahead and self.wanted:
-                await self._change()
+        if self._is_full and not (more and len(self._frames) < BURST_FRAMES):
+            return True
         self._drop_unwanted()
+        return False
+
+    async def wait(self) -> None:
+        """Waits until the reader took what it must take before the next frame; `end` stops the wait."""
+        while self._is_full:
+            await self._change()
+        self._drop_unwanted()
+
+    @property
+    def _is_full(self) -> bool:
+        return not self.whole and not self.ended and self.size > self._read_ahead and self.wanted
 
     def _drop_unwanted(self) -> None:
         if not self.whole and not self.wanted:

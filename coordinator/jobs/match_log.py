@@ -265,11 +265,13 @@ class MatchLog:
 
     # Proofs
 
-    async def proof(self, since: Sequence[int], indexes: Sequence[int], size: int | None = None) -> dict[str, Any]:
+    async def proof(
+        self, since: Sequence[int], indexes: Sequence[int], size: int | None = None, span: merkle.Range | None = None
+    ) -> dict[str, Any]:
         """Returns the newest head, and the proofs that it contains these leaves and continues the logs of these sizes.
 
         Leaves and sizes beyond the head are left out. `size`: proves it for the log of so many leaves instead of the whole one.
-        Raises Unavailable.
+        `span`: leaves in a row whose hashes are returned with one proof for all. Raises Unavailable.
         """
         head = self._newest()
         size = head.message.size if size is None else min(size, head.message.size)
@@ -277,12 +279,16 @@ class MatchLog:
         leaves = [index for index in dict.fromkeys(indexes) if index < size]
         extensions = {earlier: merkle.consistency_ranges(earlier, size) for earlier in sizes}
         paths = {index: merkle.inclusion_ranges(index, size) for index in leaves}
-        needed = merkle.rows(span for ranges in (*extensions.values(), *paths.values()) for span in ranges) | set(leaves)
+        in_a_row = span if span is not None and 0 <= span[0] < span[1] <= size else None
+        beside = [] if in_a_row is None else merkle.span_ranges(in_a_row, size)
+        ranges_of_all = (*extensions.values(), *paths.values(), beside)
+        needed = merkle.rows(part for ranges in ranges_of_all for part in ranges) | set(leaves)
+        listed = [] if in_a_row is None else await self.store.log_hashes(*in_a_row)
         rows = {row.number: row for row in await self.store.log_rows(sorted(needed))}
         node = _reader(rows)
 
         def hashes(ranges: list[merkle.Range]) -> list[str]:
-            return [merkle.range_hash(span, node).hex() for span in ranges]
+            return [merkle.range_hash(part, node).hex() for part in ranges]
 
         return {
             "head": head.to_json(),
@@ -290,6 +296,7 @@ class MatchLog:
             "epoch": self.epoch,
             "consistency": {str(earlier): hashes(ranges) for earlier, ranges in extensions.items()},
             "inclusion": {str(index): _entry(rows[index]) | {"path": hashes(ranges)} for index, ranges in paths.items()},
+            "span": None if in_a_row is None else {"hashes": b"".join(listed).hex(), "path": hashes(beside)},
         }
 
     async def entries(self, start: int, limit: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,8 +11,10 @@ from sqlalchemy import Connection
 
 from coordinator.domain.decision_log import MAX_DECISIONS
 from coordinator.ports import LogRow, StoredLog
+from coordinator.storage.group_writer import GroupWriter
 from coordinator.storage.schema import decisions, log_heads, match_log
 from tallystick.protocol.eip712 import Signed, loads_signed
+from tallystick.protocol.merkle import HASH_SIZE
 from tallystick.protocol.messages import LogHead
 from tallystick.runtime.storage import Database
 
@@ -29,13 +31,13 @@ class LogGap(Exception):
 class SqlLogStore:
     """Implements LogStore on a database."""
 
-    def __init__(self, database: Database) -> None:
-        self._db = database
+    def __init__(self, database: Database, writer: GroupWriter) -> None:
+        self._db, self._writer = database, writer
         self._forgotten = 0
 
     def enqueue_leaves(self, rows: Sequence[LogRow]) -> asyncio.Future[None]:
         """See ports.LogStore."""
-        return self._db.enqueue(lambda connection: _append(connection, rows))
+        return self._writer.add(_append_all, rows, waited=False).done
 
     async def put_head(self, head: Signed[LogHead]) -> None:
         """See ports.LogStore."""
@@ -66,10 +68,11 @@ class SqlLogStore:
                     break
                 newer += size
 
-        self._db.enqueue(work)
+        self._writer.add(_run_all, work, waited=False)
 
     async def decisions(self) -> list[bytes]:
         """See ports.LogStore."""
+        await self._writer.flush()
         query = sa.select(decisions.c.doc).order_by(decisions.c.id)
         return await self._db.read(lambda connection: list(connection.execute(query).scalars()))
 
@@ -81,6 +84,7 @@ class SqlLogStore:
         def work(connection: Connection) -> tuple[Any, Any]:
             return connection.execute(last).one_or_none(), connection.execute(newest).scalar_one_or_none()
 
+        await self._writer.flush()
         row, doc = await self._db.write(work)
         number, at = (-1, 0) if row is None else row
         return StoredLog(number + 1, at, None if doc is None else loads_signed(LogHead, doc))
@@ -103,6 +107,12 @@ class SqlLogStore:
         query = sa.select(match_log).where(within).order_by(match_log.c.number)
         return await self._db.read(lambda connection: [LogRow(*row) for row in connection.execute(query)])
 
+    async def log_hashes(self, start: int, end: int) -> list[bytes]:
+        """See ports.LogStore."""
+        within = sa.and_(match_log.c.number >= start, match_log.c.number < end)
+        query = sa.select(match_log.c.hashes).where(within).order_by(match_log.c.number)
+        return await self._db.read(lambda connection: [row[:HASH_SIZE] for row in connection.execute(query).scalars()])
+
     async def forget_leaves(self, before: int) -> bool:
         """See ports.LogStore."""
         columns, first = match_log.c, self._forgotten
@@ -115,6 +125,16 @@ class SqlLogStore:
         await self._db.write(lambda connection: connection.execute(sa.update(match_log).where(span).values(leaf=None)))
         self._forgotten = numbers[-1] + 1
         return len(numbers) == FORGOTTEN_AT_ONCE
+
+
+def _append_all(connection: Connection, batches: Sequence[Sequence[LogRow]]) -> None:
+    for rows in batches:
+        _append(connection, rows)
+
+
+def _run_all(connection: Connection, works: Sequence[Callable[[Connection], None]]) -> None:
+    for work in works:
+        work(connection)
 
 
 def _append(connection: Connection, rows: Sequence[LogRow]) -> None:

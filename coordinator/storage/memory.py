@@ -27,6 +27,7 @@ from coordinator.ports import (
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.link import ClaimRequest, LateReceipt
+from tallystick.protocol.merkle import HASH_SIZE
 from tallystick.protocol.messages import LogHead, Receipt
 from tallystick.protocol.types import Address, Amount, JobId
 
@@ -74,6 +75,10 @@ class MemoryLogStore:
     async def log_entries(self, start: int, end: int) -> list[LogRow]:
         """See ports.LogStore."""
         return self.rows[start:end]
+
+    async def log_hashes(self, start: int, end: int) -> list[bytes]:
+        """See ports.LogStore."""
+        return [row.hashes[:HASH_SIZE] for row in self.rows[start:end]]
 
     async def forget_leaves(self, before: int) -> bool:
         """See ports.LogStore."""
@@ -130,6 +135,21 @@ class MemoryStore(MemoryLogStore):
                 totals[tab] = Amount(max(total, totals.get(tab, 0)))
         recent = tuple(job for job, record in self.jobs.items() if record.created_at >= since)
         return StoredState(recent, totals, dict(self.records), dict(self.speeds))
+
+    async def forget_jobs(self, before: int) -> bool:
+        """See ports.JobStore. Keeps the jobs of receipts that are kept."""
+        kept: dict[tuple[Address, Address], dict[str, tuple[int, JobId]]] = {}
+        for job, receipts in self.receipts.items():
+            for provider, (receipt, total) in receipts.items():
+                highest = kept.setdefault((receipt.message.payer, provider), {})
+                for name, value in (("seq", receipt.message.seq), ("total", total)):
+                    highest[name] = max(highest.get(name, (-1, job)), (value, job))
+        needed = {job for highest in kept.values() for _, job in highest.values()}
+        for job, record in list(self.jobs.items()):
+            if record.finished_at is not None and record.finished_at < before and job not in needed:
+                del self.jobs[job]
+                self.receipts.pop(job, None)
+        return False
 
     def enqueue_provider_records(
         self, records: Mapping[Address, ProviderRecord], speeds: Mapping[Key, SpeedRecord] = MappingProxyType({})

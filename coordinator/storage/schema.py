@@ -2,29 +2,74 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
 metadata = sa.MetaData()
+_NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+"""A row's number. SQLite stores the rows themselves in the order of an integer key."""
+_ORDERED: dict[str, Any] = {"sqlite_with_rowid": False}
+"""SQLite stores the rows in the order of the whole key, without a second tree."""
+open_jobs = sa.Table(
+    "open_jobs",
+    metadata,
+    sa.Column("number", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("job", sa.LargeBinary),
+    sa.Column("doc", sa.LargeBinary),
+)
 jobs = sa.Table(
     "jobs",
     metadata,
-    sa.Column("job", sa.String(32), primary_key=True),
-    sa.Column("payer", sa.String(42)),
-    sa.Column("provider", sa.String(42)),
+    sa.Column("number", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("job", sa.LargeBinary),
     sa.Column("state", sa.String(16)),
     sa.Column("created_at", sa.BigInteger),
     sa.Column("finished_at", sa.BigInteger),
-    sa.Column("attempts_doc", sa.Text),
+    sa.Column("doc", sa.LargeBinary),
 )
-receipts = sa.Table(
-    "receipts",
+job_segments = sa.Table(
+    "job_segments",
     metadata,
-    sa.Column("job", sa.String(32), primary_key=True),
-    sa.Column("provider", sa.String(42), primary_key=True),
+    sa.Column("segment", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("first", sa.BigInteger),
+    sa.Column("newest_at", sa.BigInteger),
+)
+job_index = sa.Table(
+    "job_index",
+    metadata,
+    sa.Column("segment", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("job", sa.LargeBinary, primary_key=True),
+    sa.Column("number", sa.BigInteger),
+    **_ORDERED,
+)
+tabs = sa.Table(
+    "tabs",
+    metadata,
+    sa.Column("tab", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("provider", sa.String(42)),
     sa.Column("payer", sa.String(42)),
+    sa.Column("total", sa.LargeBinary),
     sa.Column("seq", sa.BigInteger),
-    sa.Column("total", sa.String(29)),
-    sa.Column("receipt_doc", sa.Text),
+    sa.Column("number", sa.BigInteger),
+)
+tab_receipts = sa.Table(
+    "tab_receipts",
+    metadata,
+    sa.Column("tab", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("total", sa.LargeBinary, primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    **_ORDERED,
+)
+kept_receipts = sa.Table(
+    "kept_receipts",
+    metadata,
+    sa.Column("tab", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("total", sa.LargeBinary),
+    sa.Column("doc", sa.LargeBinary),
+    **_ORDERED,
 )
 claims = sa.Table(
     "claims",
@@ -95,8 +140,9 @@ speeds = sa.Table(
 responses = sa.Table(
     "responses",
     metadata,
-    sa.Column("job", sa.String(32), primary_key=True),
-    sa.Column("fingerprint", sa.String(64)),
+    sa.Column("number", _NUMBER, primary_key=True),
+    sa.Column("job", sa.LargeBinary),
+    sa.Column("fingerprint", sa.LargeBinary),
     sa.Column("payer", sa.String(42)),
     sa.Column("ended_at", sa.BigInteger),
     sa.Column("size", sa.BigInteger),

@@ -17,9 +17,9 @@ from tallystick.runtime.content_encoding import SUPPORTED
 COORDINATOR = """# Coordinator HTTP API
 
 A coordinator listens on `http://127.0.0.1:8420` by default. Its routes take and return JSON, except `POST /v1/jobs` and the
-WebSocket `/v1/node`, which carry [binary frames](wire.md). Amounts are base units, millionths of a dollar. Errors have the
-shape described under [error codes](errors.md). A running coordinator serves the OpenAPI document at `/openapi.json`, an
-interactive description at `/docs`, and [metrics](metrics.md) for Prometheus at `/metrics`.
+WebSockets `/v1/link` and `/v1/node`, which carry [binary frames](wire.md). Amounts are base units, millionths of a dollar.
+Errors have the shape described under [error codes](errors.md). A running coordinator serves the OpenAPI document at
+`/openapi.json`, an interactive description at `/docs`, and [metrics](metrics.md) for Prometheus at `/metrics`.
 """
 
 JOBS = """## `POST /v1/jobs`
@@ -37,6 +37,14 @@ seconds) the job continues for that long without a connection. A client that pos
 response from its first frame. This works while the job runs, and as long as the coordinator keeps the response, even after a
 restart. `linger_seconds`, `response_seconds` and `response_mib` in [the coordinator's settings](config-coordinator.md) limit
 this.
+"""
+
+LINK = """## `WebSocket /v1/link`
+
+Carries many jobs of one client, each as `POST /v1/jobs` would: the same submissions, frames, errors and limits. The SDK and the
+gateway use it, and post a job by HTTP if it has more than 192 KiB, or if a proxy in between opens no WebSocket. Each job is a
+stream with a window of its own, so a slow reader holds no other one up. A lost link counts as the departure of each job's
+client. The messages are described under [the link of a client](wire.md#the-link-of-a-client).
 """
 
 NODE = """## `WebSocket /v1/node`
@@ -153,7 +161,7 @@ def _coordinator() -> str:
         for method, operation in operations.items()
     ]
     schemas = [part for name, schema in sorted(document["components"]["schemas"].items()) for part in _schema(name, schema)]
-    parts = [COORDINATOR, JOBS, NODE, *sections, "## Schemas\n", *schemas]
+    parts = [COORDINATOR, JOBS, LINK, NODE, *sections, "## Schemas\n", *schemas]
     return "\n".join(parts)
 
 

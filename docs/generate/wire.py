@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from docs.generate.markdown import code, table
-from tallystick.protocol import link, options, queue_place, sealing, versions, wire
+from tallystick.protocol import job_link, link, options, queue_place, sealing, versions, wire
 
 INTRODUCTION = """# Wire protocol
 
-Clients post jobs to the coordinator over HTTP, and nodes keep one WebSocket open to it. Both carry binary frames. The
-coordinator reads what stands before the sealed bytes and forwards those, which it cannot open.
+Clients and nodes keep one WebSocket each open to the coordinator; a client may also post a job over HTTP. All carry binary
+frames. The coordinator reads what stands before the sealed bytes and forwards those, which it cannot open.
 
 Numbers are big-endian. Orders, terms and receipts travel as the bytes that are signed: see
 [binary form](messages.md#binary-form).
@@ -29,7 +29,8 @@ Numbers are big-endian. Orders, terms and receipts travel as the bytes that are 
 | payload of a `RECEIPT` or `VOID` frame | the signed receipt |
 | payload of a `FAIL` frame | an OpenAI error object as JSON; from a node, also a zero byte and the signed receipt |
 | response frame: coordinator to client | 1 byte kind, 4 bytes length, payload |
-| link frame: one WebSocket message | 1 byte kind, 16 bytes job id, payload |
+| link frame: one WebSocket message of a node's link | 1 byte kind, 16 bytes job id, payload |
+| message of a client's link | records: 4 bytes stream, 4 bytes length, and that many bytes of response frames |
 
 {protocol}
 
@@ -46,6 +47,12 @@ def pages() -> dict[str, str]:
         table(("number", "option", "value"), _options()),
         "## Frame kinds\n",
         table(("number", "kind", "direction", "payload"), _kinds()),
+        "## The link of a client\n",
+        (inspect.getdoc(job_link) or "")
+        .partition("\n\n")[2]
+        .replace("\nclient ->", "\n```text\nclient ->", 1)
+        .replace("\n\nOf each", "\n```\n\nOf each", 1)
+        + "\n",
         "## Limits\n",
         table(("limit", "value"), _limits()),
         "## Headers and payloads\n",
@@ -80,9 +87,13 @@ def _kinds() -> Iterator[tuple[str, str, str, str]]:
 
 
 def _limits() -> Iterator[tuple[str, str]]:
-    for module in (wire, link):
+    for module in (wire, link, job_link):
         for name, value in vars(module).items():
-            if re.match(r"(MAX|INITIAL)_", name) and isinstance(value, int) and module.__name__ in _home(module, name):
+            if (
+                re.match(r"(MAX|INITIAL|WINDOW|CREDIT)_", name)
+                and isinstance(value, int)
+                and module.__name__ in _home(module, name)
+            ):
                 yield code(name), f"{value:,}" if value < 1 << 40 else f"2^{value.bit_length()} - 1"
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import structlog
 
+from node.chain.claim_policy import CHECKS_PER_WITHDRAWAL, ClaimPolicy
 from node.domain.tabs import Funds
 from node.ports import ChainView, ClaimableTab, ClaimStore, DebtAlarm, Link, Settlement
 from tallystick.protocol.eip712 import Domain, Signer, Verified
@@ -39,66 +39,10 @@ MAX_EMPTY_PURSES = 10_000
 """Number of empty purses that are remembered."""
 _WRITE_OFF_SECONDS = 600.0
 _MIN_CHECK_INTERVAL = 0.5
-_CHECKS_PER_WITHDRAWAL = 4
 THAWING, EXPIRING = "a payer with debt withdraws from its purse", "a debt will soon be unclaimable"
 RELEASING = "a payer with debt releases its reservation"
 NO_COINS = "a debt will soon be unclaimable, and this wallet has no coins to collect it"
 WRITTEN_OFF = "debts that no order can claim any more were written off"
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimPolicy:
-    """When to claim. Amounts are base units, times are seconds, `reserve_percent` is a percentage of a tab's reservation.
-
-    `check_interval`: how often tabs are checked; `claim_amount`, `max_age`: the due amount and the waiting time from which a tab
-    is claimed; `expiry_margin`: a tab is claimed when its order's claimBy is this near; `retry_after`: time that a claim may take
-    to be settled; `dust`: smaller amounts are never claimed.
-
-    `gas_cost_per_tab`: cost of settling one tab; a claim must bring `min_gas_multiple` times that, unless its order expires.
-    `direct_margin`: how near claimBy may come before the node settles a claim itself (0: never), if that brings
-    `direct_min_amount`.
-    """
-
-    check_interval: float = 15.0
-    claim_amount: Amount = Amount(1_000_000)
-    max_age: float = 3_600.0
-    reserve_percent: int = 50
-    expiry_margin: float = 86_400.0
-    retry_after: float = 120.0
-    dust: Amount = Amount(1)
-    gas_cost_per_tab: Amount = Amount(0)
-    min_gas_multiple: int = 10
-    direct_margin: float = 3_600.0
-    direct_min_amount: Amount = Amount(10_000)
-
-    def is_due(self, tab: ClaimableTab, now: float) -> bool:
-        """Whether to claim this tab now."""
-        due = tab.due
-        if due < max(1, self.dust):
-            return False
-        if tab.order.message.claim_by - now <= self.expiry_margin:
-            return True
-        return due >= self.min_gas_multiple * self.gas_cost_per_tab and (
-            due >= self.claim_amount
-            or now - tab.since >= self.max_age
-            or (tab.reserved > 0 and due * 100 >= tab.reserved * self.reserve_percent)
-        )
-
-    def is_pending(self, tab: ClaimableTab, now: float) -> bool:
-        """Whether the last claim may still be settled."""
-        return now - tab.claimed_at < self.retry_after and tab.claimed > tab.settled
-
-    def must_settle_directly(self, tab: ClaimableTab, now: float, *, linked: bool, wait: float = float("inf")) -> bool:
-        """Whether the node must settle this tab itself now.
-
-        `linked`: its coordinator is connected; `wait`: seconds until a payer that withdraws has its funds back, else infinite.
-        """
-        left = tab.order.message.claim_by - now
-        if self.direct_margin <= 0 or (left > self.direct_margin and wait == float("inf")):
-            return False
-        settle_time = min(self.retry_after, wait / _CHECKS_PER_WITHDRAWAL)
-        unsettled = tab.claimed > tab.settled and now - tab.claimed_at >= settle_time
-        return unsettled or not linked or left <= self.retry_after + self.check_interval
 
 
 class RetryDelay(NamedTuple):
@@ -149,7 +93,7 @@ class Collector:
     @property
     def check_interval(self) -> float:
         """Seconds between two checks: at most a part of the withdrawal delay, so no withdrawal completes between two checks."""
-        return min(self.policy.check_interval, max(_MIN_CHECK_INTERVAL, self._chain.withdrawal_delay / _CHECKS_PER_WITHDRAWAL))
+        return min(self.policy.check_interval, max(_MIN_CHECK_INTERVAL, self._chain.withdrawal_delay / CHECKS_PER_WITHDRAWAL))
 
     async def _claim_forever(self) -> None:
         while True:

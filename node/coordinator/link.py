@@ -12,14 +12,13 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import structlog
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
+from node.coordinator.link_settings import LinkSettings, node_url
 from node.ports import Link, LinkLost
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadMessage, TallyError, error_from_json
@@ -41,18 +40,6 @@ _CLOSE_SECONDS = 3.0
 MAX_OUTBOX_FACTOR = 16
 _MIN_BEAT_SECONDS = 0.02
 """Changes of the free slots within this time are reported once."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinkSettings:
-    """Settings of the link; times are seconds. `outbox_frames`: frames that may wait before jobs are slowed down."""
-
-    connect_seconds: float = 10.0
-    heartbeat_seconds: float = 5.0
-    ping_seconds: float = 20.0
-    min_backoff_seconds: float = 0.5
-    max_backoff_seconds: float = 30.0
-    outbox_frames: int = 1_024
 
 
 class LinkHandler(Protocol):
@@ -344,16 +331,6 @@ class LinkSession:
         self._closed = True
         self._room.set()
         self._empty.set()
-
-
-def node_url(url: str) -> str:
-    """Returns the URL of a coordinator's node link, given its base URL (http, https, ws or wss). Raises BadMessage."""
-    parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
-    scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
-    if scheme is None or not parts.hostname:
-        raise BadMessage(f"coordinator: expected a URL such as https://coordinator.example, got {url!r}")
-    path = parts.path.rstrip("/")
-    return f"{scheme}://{parts.netloc}{path if path.endswith('/v1/node') else path + '/v1/node'}"
 
 
 async def _expect(socket: ClientConnection, kind: Kind) -> bytes:

@@ -24,7 +24,7 @@ MAX_PAGES = 16
 """Pages that one round sends to one coordinator, so that a coordinator that confirms nothing does not get all receipts every
 time.
 """
-_BATCH_SECONDS = 0.1
+_BATCH_SECONDS = 1.0
 
 
 class ReceiptSender:

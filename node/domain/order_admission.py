@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from node.domain.admission_rules import AdmissionRules
 from node.domain.published_asks import Offer, PublishedAsks
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
@@ -28,24 +29,6 @@ from tallystick.protocol.pricing import prices_of, worst_case
 from tallystick.protocol.sealing import commit_request
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import Dispatch
-
-
-@dataclass(frozen=True, slots=True)
-class AdmissionRules:
-    """The orders and coordinators that a provider accepts.
-
-    `max_deadline_ahead`: seconds that an order's deadline may lie ahead; `claim_window`: seconds that must be left to claim;
-    `max_fee_bps`: largest part of the payment that an order may grant its coordinator, in basis points.
-
-    A coordinator is served while the work that it left unpaid within a day costs at most the larger of `max_unpaid` (base units)
-    and `max_unpaid_percent` of the earnings through it.
-    """
-
-    max_deadline_ahead: int = 86_400
-    claim_window: int = 1_800
-    max_fee_bps: int = 1_000
-    max_unpaid: Amount = Amount(100_000)
-    max_unpaid_percent: int = 5
 
 
 @dataclass(frozen=True, slots=True)

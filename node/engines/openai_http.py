@@ -23,8 +23,9 @@ import structlog
 from node.domain.requests import EngineRequest
 from node.domain.upstream_models import UpstreamModel, read_models
 from node.engines.addresses import base_addresses
-from node.engines.api_key import Key, auth_headers
+from node.engines.api_key import auth_headers
 from node.engines.bodies import read_on, read_start
+from node.engines.engine_settings import EngineSettings
 from node.engines.error_words import Censor, error_body, read_document, words_of
 from node.engines.framing import answer_form, as_document, as_stream
 from node.engines.kinds import read_load
@@ -39,26 +40,6 @@ from tallystick.protocol.sse import DONE, EVENT_STREAM, EventReader, MalformedAn
 
 log = structlog.get_logger()
 _DRAIN_SECONDS = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """How to reach an engine. `url`: its base URL, as OpenAI's SDKs mean it or without /v1. The API key is never printed.
-
-    `trust_env`: use the proxies in HTTP_PROXY and related environment variables.
-    """
-
-    url: str
-    api_key: Key = None
-    connect_seconds: float = 5.0
-    check_seconds: float = 5.0
-    max_event_bytes: int = 1 << 20
-    max_answer_bytes: int = 32 << 20
-    max_error_bytes: int = 64 << 10
-    trust_env: bool = False
-
-    def __repr__(self) -> str:
-        return f"EngineSettings({self.url})"
 
 
 class OpenAIEngine:

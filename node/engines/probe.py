@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -18,6 +17,7 @@ import orjson
 
 from node.engines.addresses import BaseAddress, base_addresses
 from node.engines.api_key import Key, auth_headers
+from node.engines.capabilities import Capabilities
 from node.engines.discover import DiscoveredEngine
 from node.engines.kinds import EngineKind
 from node.engines.route_probe import CLASSIFY, MODERATIONS, RERANK, SCORE, SPEECH, Routes, probe_routes
@@ -42,21 +42,6 @@ _PNG = (
 _IMAGE = [{"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "image_url", "image_url": {"url": _PNG}}]}]
 _LOADS_ON_DEMAND = frozenset({EngineKind.OLLAMA, EngineKind.LM_STUDIO, EngineKind.LOCALAI})
 """Engines that load a model for its first request, and unload another for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What a model can do. `streams`: "usage" if streams end with token counts, "yes" if not, "no" if it does not stream.
-
-    `streams` is "unknown" if nothing was generated. `features`: what an ask declares, routes and absences included.
-    `output_limit_field`: the member that limits its output.
-    """
-
-    chat: bool
-    completions: bool
-    streams: str
-    features: tuple[str, ...] = ()
-    output_limit_field: str = "max_tokens"
 
 
 def may_generate(engine: DiscoveredEngine) -> bool:

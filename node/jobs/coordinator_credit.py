@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from node.domain.order_admission import AdmissionRules
+from node.domain.admission_rules import AdmissionRules
 from node.ports import CoordinatorCreditStore, CoordinatorHour
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.types import Amount, format_amount

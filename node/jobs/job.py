@@ -38,7 +38,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -47,6 +47,7 @@ import structlog
 from node.domain.order_admission import AdmittedJob, check_request
 from node.domain.requests import EngineRequest, prepare
 from node.domain.usage_meter import Throughput, UsageMeter
+from node.jobs.deadlines import Deadlines
 from node.jobs.delivery import Delivery, FirstCreditTimeout, ReaderTimeout, ReaderTimer
 from node.jobs.pooled_engine import PooledEngine
 from node.ports import Link, LinkLost, ResponseEnd, ResponsePart, ResponseStart
@@ -60,36 +61,10 @@ KEEPALIVE_SECONDS = 30.0
 """Interval at which a job without output reports that it is running: several times within the two minutes that coordinators
 wait.
 """
-SHORT_PROMPT_BYTES = 16 << 10
-"""Bytes of a request that an engine reads within the time for its first token."""
-PROMPT_BYTES_PER_SECOND = 256
-"""Further bytes of a request that the slowest engine reads a second: some 64 tokens."""
 MAX_TOKENS_PER_PART = 16
 """Output tokens in a part of a stream, on average, above which the engine did not deliver them as it generated them."""
 MAX_HELD_BYTES = 1 << 20
 """Bytes that an engine may send before any output."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deadlines:
-    """Seconds that each phase of a job may take.
-
-    `queue`: until a slot is free; `first_token`: until the first output of a stream, or its next sign of life
-    (`first_token_for`; a response in one piece has `total`);
-    `between_tokens`: from one output to the next; `total`: the whole job without waits for the reader; `reader`: all waits for
-    the reader together; `first_credit`: until the coordinator confirms that it has output.
-    """
-
-    queue: float = 10.0
-    first_token: float = 60.0
-    between_tokens: float = 30.0
-    total: float = 900.0
-    reader: float = 900.0
-    first_credit: float = 15.0
-
-    def first_token_for(self, body_bytes: int) -> float:
-        """Seconds until the first output of a stream whose request has `body_bytes`: a long prompt takes longer to read."""
-        return self.first_token + max(0, body_bytes - SHORT_PROMPT_BYTES) / PROMPT_BYTES_PER_SECOND
 
 
 def _now() -> float:

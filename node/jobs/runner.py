@@ -17,13 +17,15 @@ from typing import Any
 
 import structlog
 
-from node.domain.order_admission import Admission, AdmissionRules, AdmittedJob, LinkIdentity, MatchedOrder
+from node.domain.admission_rules import AdmissionRules
+from node.domain.order_admission import Admission, AdmittedJob, LinkIdentity, MatchedOrder
 from node.domain.published_asks import PublishedAsks
 from node.domain.tabs import Tabs
 from node.domain.usage_meter import NOTHING
 from node.jobs.billing import confirm_charge, final_usage, unpaid_work
 from node.jobs.coordinator_credit import CoordinatorCredit
-from node.jobs.job import Deadlines, Job, JobResult, StopReason
+from node.jobs.deadlines import Deadlines
+from node.jobs.job import Job, JobResult, StopReason
 from node.jobs.pooled_engine import PooledEngine
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.refusal_receipts import RefusalReceipts

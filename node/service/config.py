@@ -8,21 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from sqlalchemy import URL
-
-from node.chain.collector import ClaimPolicy
-from node.coordinator.link import LinkSettings, node_url
+from node.chain.claim_policy import ClaimPolicy
+from node.coordinator.link_settings import LinkSettings, node_url
+from node.domain.admission_rules import AdmissionRules
 from node.domain.credit_limits import CreditLimits
 from node.domain.dynamic_pricing import PriceRule, apply_price_rules
-from node.domain.order_admission import AdmissionRules
 from node.domain.payout_policy import PayoutPolicy
 from node.domain.published_asks import Offer
 from node.engines.api_key import AUTHORIZATION, ApiKey
-from node.engines.openai_http import EngineSettings
-from node.engines.probe import Capabilities
-from node.jobs.job import Deadlines
+from node.engines.capabilities import Capabilities
+from node.engines.engine_settings import EngineSettings
+from node.jobs.deadlines import Deadlines
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.features import opposite
 from tallystick.protocol.messages import UNKNOWN, Spec
@@ -31,7 +30,9 @@ from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.sealing import SUITES, X25519
 from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.config import home, load
-from tallystick.runtime.database_url import sqlite_url
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 ENV_PREFIX = "TALLY_NODE_"
 DEFAULT_INPUT_PRICE = Amount(100_000)
@@ -40,6 +41,7 @@ DEFAULT_CONTEXT_TOKENS = 8_192
 DEFAULT_OUTPUT_TOKENS = 4_096
 DEFAULT_SLOTS = 4
 MAX_QUEUE_DEPTH = 1_024
+MIN_KEEP_SECONDS = 86_400
 SETTLEMENT_SECONDS = 300
 """Seconds that a transaction of this node may take to be mined and seen, after the coordinator's time for a claim has passed."""
 _JOB_PHASES = frozenset({"total", "reader", "first_credit"})
@@ -198,6 +200,8 @@ class NodeConfig:
     ask_validity: int = 3_600
     engine_check_interval: float = 10.0
     receipt_resend_interval: float = 60.0
+    job_keep_seconds: int = 7_776_000
+    """How long the records of a job are kept after its end."""
     shutdown_grace: float = 60.0
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
@@ -219,6 +223,10 @@ class NodeConfig:
             raise BadMessage(f"config: sealing_suite: expected one of {', '.join(sorted(SUITES))}, got {self.sealing_suite!r}")
         if self.ask_validity < 60:
             raise BadMessage(f"config: ask_validity: expected at least 60 seconds, got {self.ask_validity}")
+        if self.job_keep_seconds < MIN_KEEP_SECONDS:
+            raise BadMessage(
+                f"config: job_keep_seconds: expected at least {MIN_KEEP_SECONDS} (a day), got {self.job_keep_seconds}"
+            )
         labels = [engine.label for engine in self.engines]
         if len(set(labels)) != len(labels):
             raise BadMessage(f"config: engines.name: expected a different name for each engine, got {', '.join(labels)}")
@@ -267,6 +275,8 @@ class NodeConfig:
     @property
     def database(self) -> URL:
         """The URL of the node's store."""
+        from tallystick.runtime.database_url import sqlite_url  # noqa: PLC0415 - slow to import, and most commands open no store
+
         return sqlite_url((self.state / "node.db").absolute())
 
 

@@ -20,7 +20,8 @@ from node.chain.collector import Collector
 from node.chain.escrow_view import EscrowView
 from node.chain.payouts import Payouts, check_policy
 from node.chain.watcher import ChainWatcher
-from node.coordinator.link import NodeLink, node_url
+from node.coordinator.link import NodeLink
+from node.coordinator.link_settings import node_url
 from node.coordinator.match_watch import MatchWatch
 from node.coordinator.receipt_sender import ReceiptSender
 from node.coordinator.router import LinkRouter
@@ -35,6 +36,7 @@ from node.service.ask_publisher import AskPublisher
 from node.service.config import NodeConfig
 from node.service.engine_pool import EnginePool
 from node.service.metrics import NodeMetrics, count_gpus
+from node.service.record_pruner import RecordPruner
 from node.service.resources import Resources, open_resources
 from node.service.status import health, status
 from node.service.status_socket import serve_status
@@ -142,6 +144,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         engine_suspected=engine_suspected,
         coordinator_credit=coordinator_credit,
         match_watch=match_watch,
+        record_pruner=RecordPruner(store, config.job_keep_seconds),
     )
     return node
 
@@ -324,6 +327,7 @@ class Node:
     engine_suspected: asyncio.Event
     coordinator_credit: CoordinatorCredit
     match_watch: MatchWatch
+    record_pruner: RecordPruner
     config_problem: str = ""
     """Why the config that was read last is not applied; empty if it is."""
     settings_for_restart: tuple[str, ...] = ()
@@ -344,6 +348,7 @@ class Node:
                 self.payouts.run(),
                 self.chain_watcher.run(),
                 self.coordinator_credit.run(),
+                self.record_pruner.run(),
             )
             parts = (*(link.run() for link in self.links), *services)
             tasks = [group.create_task(part) for part in parts]

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import structlog
 
 from node.engines.api_key import Key
+from node.engines.capabilities import Capabilities
 from node.engines.discover import DiscoveredEngine, inspect_engine
 from node.engines.kinds import EngineKind
-from node.engines.probe import Capabilities, may_generate, model_for_routes, probe
+from node.engines.probe import may_generate, model_for_routes, probe
 from tallystick.protocol.errors import Unavailable
 from tallystick.protocol.messages import UNKNOWN
 from tallystick.protocol.routes import MESSAGES, RESPONSES

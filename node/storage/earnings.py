@@ -10,8 +10,9 @@ from sqlalchemy import Connection
 from node.domain.earned_money import TabMoney
 from node.domain.tabs import Funds
 from node.ports import PayoutRecord
-from node.storage.schema import gas, orders, payouts, receipts, tabs
-from node.storage.store import best_order
+from node.storage.rows import read_address
+from node.storage.schema import ceilings, earned_days, gas, payouts, receipts, tabs
+from node.storage.store import has_best_order
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Address, Amount
 
@@ -53,27 +54,45 @@ def read_gas(c: Connection, since: int) -> GasSpent:
 
 
 def read_lines(c: Connection, since: int) -> list[EarningsLine]:
-    """Returns the earnings since `since` (Unix seconds), newest day first, then largest revenue first."""
-    day = sa.func.date(receipts.c.finished_at, "unixepoch").label("day")
-    revenue = sa.func.sum(sa.cast(sa.type_coerce(receipts.c.cost, sa.String), sa.BigInteger)).label("revenue")
+    """Returns the earnings since `since` (Unix seconds), newest day first, then largest revenue first.
+
+    Of the day of `since`, receipts that are no longer kept count as a whole day.
+    """
+    day = sa.func.date(receipts.c.finished_at, "unixepoch")
+    kept = sa.select(
+        day.label("day"),
+        receipts.c.model,
+        receipts.c.payer,
+        sa.literal(1).label("jobs"),
+        receipts.c.input_tokens,
+        receipts.c.output_tokens,
+        sa.type_coerce(receipts.c.cost, sa.BigInteger).label("revenue"),
+    ).where(
+        receipts.c.model.is_not(None),
+        receipts.c.finished_at >= since,
+        receipts.c.outcome.is_distinct_from(int(Outcome.REFUSED)),
+    )
+    summed = sa.select(
+        *(column for column in earned_days.columns if column.key != "revenue"),
+        sa.type_coerce(earned_days.c.revenue, sa.BigInteger).label("revenue"),
+    ).where(earned_days.c.day >= sa.func.date(since, "unixepoch"))
+    parts = sa.union_all(kept, summed).subquery()
+    revenue = sa.func.sum(parts.c.revenue).label("revenue")
     query = (
         sa.select(
-            day,
-            orders.c.model,
-            receipts.c.payer,
-            sa.func.count().label("jobs"),
-            sa.func.sum(receipts.c.input_tokens).label("input"),
-            sa.func.sum(receipts.c.output_tokens).label("output"),
+            parts.c.day,
+            parts.c.model,
+            parts.c.payer,
+            sa.func.sum(parts.c.jobs).label("jobs"),
+            sa.func.sum(parts.c.input_tokens).label("input"),
+            sa.func.sum(parts.c.output_tokens).label("output"),
             revenue,
         )
-        .join(orders, (orders.c.job == receipts.c.job) & (orders.c.digest == receipts.c.order_digest))
-        .where(orders.c.admitted_at.is_not(None))
-        .where(receipts.c.finished_at >= since, orders.c.outcome.is_distinct_from(int(Outcome.REFUSED)))
-        .group_by(day, orders.c.model, receipts.c.payer)
-        .order_by(day.desc(), revenue.desc())
+        .group_by(parts.c.day, parts.c.model, parts.c.payer)
+        .order_by(parts.c.day.desc(), revenue.desc())
     )
     return [
-        EarningsLine(row.day, row.model, Address(row.payer), row.jobs, row.input, row.output, Amount(row.revenue))
+        EarningsLine(row.day, row.model, read_address(row.payer), row.jobs, row.input, row.output, Amount(row.revenue))
         for row in c.execute(query)
     ]
 
@@ -82,8 +101,8 @@ def read_tab_money(c: Connection, now: int) -> list[TabMoney]:
     """Returns all tabs with the state of the chain that was last recorded, and the orders that are claimable at `now` (Unix
     seconds).
     """
-    columns = (tabs.c.payer, tabs.c.cumulative, tabs.c.settled, tabs.c.reserved, orders.c.ceiling, orders.c.claim_by)
-    query = sa.select(*columns).select_from(tabs.outerjoin(orders, orders.c.id == best_order(now)))
+    columns = (tabs.c.payer, tabs.c.cumulative, tabs.c.settled, tabs.c.reserved, ceilings.c.ceiling, ceilings.c.claim_by)
+    query = sa.select(*columns).select_from(tabs.outerjoin(ceilings, has_best_order(now)))
     return [
         TabMoney(
             Address(row.payer), row.cumulative, row.ceiling or Amount(0), row.claim_by or 0, Funds(row.settled, row.reserved)

@@ -1,7 +1,8 @@
 """The tables of the node's store, and the column types for amounts and times.
 
-A job's rows are found by its id, which grows with time if its client is ours, and receipts by payer and seq. No index is ordered
-by a digest: each entry of such an index would take a page of its own to write.
+A job appends one order and one receipt, each with its signed documents in one compressed column. Rows are found by their number:
+the few that a query looks for otherwise, open orders and the ceilings that claims rest on, have small tables of their own. So no
+index grows with the jobs but the one that refuses a second receipt of a number.
 """
 
 from __future__ import annotations
@@ -44,6 +45,21 @@ class Time(sa.types.TypeDecorator[int]):
         return None if value is None else min(value, _MAX_INT64)
 
 
+class Units(sa.types.TypeDecorator[Amount]):
+    """An Amount as an integer that SQL can sum, limited to what the database holds. The exact amount is in the document."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: Amount | None, _dialect: Any) -> int | None:
+        """Converts a value for the database."""
+        return None if value is None else min(int(value), _MAX_INT64)
+
+    def process_result_value(self, value: Any, _dialect: Any) -> Amount | None:
+        """Converts a value from the database."""
+        return None if value is None else Amount(value)
+
+
 identity = sa.Table(
     "identity",
     metadata,
@@ -55,43 +71,58 @@ orders = sa.Table(
     "orders",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("digest", sa.String),
-    sa.Column("job", sa.String),
-    sa.Column("payer", sa.String),
-    sa.Column("coordinator", sa.String),
-    sa.Column("model", sa.String),
-    sa.Column("ceiling", Money),
+    sa.Column("digest", sa.LargeBinary),
+    sa.Column("job", sa.LargeBinary),
     sa.Column("deadline", Time),
-    sa.Column("claim_by", Time),
     sa.Column("admitted_at", sa.BigInteger),  # not for an order that was only recovered, whose job this state never had
-    sa.Column("ended_at", sa.BigInteger),
-    sa.Column("outcome", sa.SmallInteger),
-    sa.Column("order_doc", sa.Text),
-    sa.Column("terms_doc", sa.Text),
+    sa.Column("document", sa.LargeBinary),
 )
-IS_UNFINISHED = sa.text("orders.admitted_at IS NOT NULL AND orders.ended_at IS NULL")
-"""Whether the job of an order runs, or ran in a process that was killed. The condition of a partial index, verbatim."""
 receipts = sa.Table(
     "receipts",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("order_digest", sa.String),
-    sa.Column("job", sa.String),
-    sa.Column("payer", sa.String),
-    sa.Column("coordinator", sa.String),
+    sa.Column("order_id", sa.Integer),
+    sa.Column("payer", sa.LargeBinary),
     sa.Column("seq", sa.BigInteger),
-    sa.Column("cumulative", Money),
-    sa.Column("cost", Money),
-    sa.Column("input_tokens", sa.BigInteger),
-    sa.Column("cached_input_tokens", sa.BigInteger),
-    sa.Column("output_tokens", sa.BigInteger),
+    sa.Column("model", sa.String),  # not for a receipt that was only recovered
     sa.Column("finished_at", sa.BigInteger),
-    sa.Column("acknowledged", sa.Boolean),
-    sa.Column("receipt_doc", sa.Text),
+    sa.Column("outcome", sa.SmallInteger),
+    sa.Column("input_tokens", sa.BigInteger),
+    sa.Column("output_tokens", sa.BigInteger),
+    sa.Column("cost", Units),
+    sa.Column("document", sa.LargeBinary),
     sa.UniqueConstraint("payer", "seq", name="receipts_seq"),  # signing two receipts with one number costs the stake
 )
-IS_UNACKNOWLEDGED = sa.text("NOT receipts.acknowledged")
-"""Whether a receipt must still reach its coordinator. The condition of a partial index, verbatim."""
+open_orders = sa.Table(
+    "open_orders",
+    metadata,
+    sa.Column("job", sa.LargeBinary, primary_key=True),
+    sa.Column("order_id", sa.Integer, primary_key=True),
+    sa.Column("coordinator", sa.String),
+    sa.Column("receipt_id", sa.Integer),  # not while the job runs, or ran in a process that was killed
+)
+"""Orders until their coordinator has confirmed their receipt."""
+ceilings = sa.Table(
+    "ceilings",
+    metadata,
+    sa.Column("payer", sa.String, primary_key=True),
+    sa.Column("ceiling", Money, primary_key=True),
+    sa.Column("claim_by", Time, primary_key=True),
+    sa.Column("order_id", sa.Integer),
+)
+"""The orders that a claim can rest on: none is lower and expires earlier than another one of its payer."""
+earned_days = sa.Table(
+    "earned_days",
+    metadata,
+    sa.Column("day", sa.String, primary_key=True),
+    sa.Column("model", sa.String, primary_key=True),
+    sa.Column("payer", sa.LargeBinary, primary_key=True),
+    sa.Column("jobs", sa.BigInteger),
+    sa.Column("input_tokens", sa.BigInteger),
+    sa.Column("output_tokens", sa.BigInteger),
+    sa.Column("revenue", Units),
+)
+"""Sums of receipts that are no longer kept, by UTC day."""
 tabs = sa.Table(
     "tabs",
     metadata,

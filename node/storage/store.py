@@ -1,4 +1,4 @@
-"""The node's store: SQLAlchemy Core on SQLite. Signed documents are stored unchanged.
+"""The node's store: SQLAlchemy Core on SQLite.
 
 A write survives the process when its method returns. Receipts and claims are synced to disk by then, and with them all that was
 written before; see docs/explanation/durability.md.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import sqlalchemy.dialects.sqlite
@@ -24,19 +25,29 @@ from node.ports import (
     FeeTotal,
     PayoutRecord,
     ReceiptRecord,
-    TabConflict,
     UnacknowledgedReceipt,
     WriteOff,
 )
-from node.storage.rows import read_claimable_tab, read_order, read_stored_tab, to_order_row, to_receipt_row
+from node.storage.job_rows import NO_CEILING, JobWrite, add_ceiling, put_tabs, tab_end, tab_row, to_beginning, to_ending
+from node.storage.job_writer import JobWriter, failed
+from node.storage.retention import Page, prune
+from node.storage.rows import (
+    pack_address,
+    read_claimable_tab,
+    read_order,
+    read_receipt,
+    read_stored_tab,
+    to_order_row,
+    to_receipt_row,
+)
 from node.storage.schema import (
-    IS_UNACKNOWLEDGED,
-    IS_UNFINISHED,
+    ceilings,
     completed_recoveries,
     coordinator_hours,
     fee_cursor,
     gas,
     identity,
+    open_orders,
     orders,
     payouts,
     receipts,
@@ -45,9 +56,9 @@ from node.storage.schema import (
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import LateReceipt
-from tallystick.protocol.messages import Claim, Order, Receipt, Terms
-from tallystick.protocol.stored import load_signed, load_struct
+from tallystick.protocol.messages import Claim, Order, Receipt
 from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.runtime.prepared import Prepared
 from tallystick.runtime.storage import Database
 
 R = TypeVar("R")
@@ -60,6 +71,10 @@ class SqlStore:
     def __init__(self, url: str | sa.URL, provider: Address, domain: Domain) -> None:
         self._db = Database(url, "state")
         self._provider, self._domain = provider, domain
+        self._next_order = self._next_receipt = 1
+        self._running: dict[Hash, int] = {}
+        """The number of each order that has no receipt yet."""
+        self._jobs = JobWriter(self._db, lambda: len(self._running))
 
     async def start(self) -> None:
         """Connects and migrates. Raises Unavailable, or BadMessage if this is the state of another key, chain or contract."""
@@ -70,6 +85,9 @@ class SqlStore:
             row = connection.execute(sa.select(identity)).mappings().first()
             if row is None:
                 connection.execute(sa.insert(identity).values(mine))
+            self._next_order = _after(connection, orders.c.id)
+            self._next_receipt = _after(connection, receipts.c.id)
+            self._running = {Hash(digest): number for digest, number in connection.execute(_UNFINISHED).all()}
             return dict(row or mine)
 
         stored = await self._db.write(work)
@@ -84,73 +102,87 @@ class SqlStore:
 
     async def close(self) -> None:
         """Completes queued writes and closes the database."""
+        await self._jobs.close()
         await self._db.close()
 
     # Jobs
 
     def begin(self, admitted: AdmittedJob, at: int) -> asyncio.Future[None]:
-        """See ports.JobStore."""
-        row = to_order_row(admitted.order, admitted.terms, at)
-        return asyncio.ensure_future(self._db.write(lambda connection: _run(connection, _NEW_ORDER, row), synced=False))
+        """See ports.JobStore. The future fails with ValueError for an order whose job runs."""
+        digest, number = admitted.order.digest, self._next_order
+        if digest in self._running:
+            return failed(ValueError(f"order {digest.hex()}: it was begun before and has no receipt yet"))
+        self._running[digest], self._next_order = number, number + 1
+        stored = self._jobs.add(JobWrite(to_beginning(number, admitted, at, admitted.order.message.ceiling)))
+        stored.add_done_callback(partial(self._begun, digest))
+        return stored
+
+    def _begun(self, digest: Hash, stored: asyncio.Future[None]) -> None:
+        if stored.cancelled() or stored.exception() is not None:
+            self._running.pop(digest, None)
 
     def record_receipt(self, record: ReceiptRecord) -> asyncio.Future[None]:
-        """See ports.JobStore."""
-        end = _end_rows(record)
-        return asyncio.ensure_future(self._db.write(lambda connection: _write_end(connection, end)))
+        """See ports.JobStore. The future fails with ValueError for an order that was not begun or has its receipt."""
+        digest, number = record.matched.order.digest, self._next_receipt
+        order_id = self._running.pop(digest, None)
+        if order_id is None:
+            return failed(ValueError(f"order {digest.hex()}: expected one that was begun and has no receipt yet"))
+        self._next_receipt = number + 1
+        return self._jobs.add(JobWrite(None, to_ending(number, order_id, record)))
 
     def record_refusal(self, record: ReceiptRecord) -> asyncio.Future[None]:
-        """See ports.JobStore."""
-        refused, end = record.matched, _end_rows(record)
-        # With a ceiling of 0 no claim rests on the order, because its terms, such as the fee, may be unacceptable.
-        row = to_order_row(refused.order, refused.terms, record.receipt.message.finished_at) | {"ceiling": Amount(0)}
-
-        def work(connection: Connection) -> None:
-            connection.execute(_NEW_ORDER, row)
-            _write_end(connection, end)
-
-        return asyncio.ensure_future(self._db.write(work))
+        """See ports.JobStore. The future fails with ValueError for an order whose job runs."""
+        digest, order_id, number = record.matched.order.digest, self._next_order, self._next_receipt
+        if digest in self._running:
+            return failed(ValueError(f"order {digest.hex()}: expected one that was not begun"))
+        self._next_order, self._next_receipt = order_id + 1, number + 1
+        beginning = to_beginning(order_id, record.matched, record.receipt.message.finished_at, NO_CEILING)
+        return self._jobs.add(JobWrite(beginning, to_ending(number, order_id, record)))
 
     # Receipts
 
     async def unacknowledged(self, coordinator: Address, before: int, page: int, size: int) -> list[UnacknowledgedReceipt]:
         """See ports.ReceiptStore."""
         query = (
-            sa.select(receipts.c.job, receipts.c.receipt_doc, orders.c.order_doc, orders.c.terms_doc)
-            .join(orders, _OF_RECEIPT)
-            .where(receipts.c.coordinator == coordinator, IS_UNACKNOWLEDGED)
-            .where(receipts.c.finished_at < before)
+            sa.select(orders.c.digest, orders.c.document, receipts.c.document.label("receipt"))
+            .select_from(open_orders)
+            .join(orders, orders.c.id == open_orders.c.order_id)
+            .join(receipts, receipts.c.id == open_orders.c.receipt_id)
+            .where(open_orders.c.coordinator == coordinator, receipts.c.finished_at < before)
             .order_by(receipts.c.finished_at, receipts.c.id)
             .limit(size)
             .offset(page * size)
         )
         rows = await self._db.read(lambda c: c.execute(query).all())
-        return [
-            UnacknowledgedReceipt(
-                JobId(bytes.fromhex(job)),
-                LateReceipt(load_signed(Receipt, receipt), load_signed(Order, order), load_struct(Terms, terms, "stored terms")),
-            )
-            for job, receipt, order, terms in rows
-        ]
+        unacknowledged = []
+        for digest, document, receipt in rows:
+            order, terms = read_order(digest, document)
+            unacknowledged.append(UnacknowledgedReceipt(terms.job, LateReceipt(read_receipt(receipt), order, terms)))
+        return unacknowledged
 
     async def acknowledge(self, coordinator: Address, jobs: Iterable[JobId]) -> None:
         """See ports.ReceiptStore."""
-        job_ids = [job.hex() for job in jobs]
-        query = sa.update(receipts).where(receipts.c.coordinator == coordinator, receipts.c.job.in_(job_ids))
-        await self._db.write(lambda c: c.execute(query.values(acknowledged=True)), synced=False)
+        rows = [{"of_job": job, "of_coordinator": coordinator} for job in jobs]
+        await self._db.write(lambda c: _ACKNOWLEDGE.run(c, *rows), synced=False)
 
     # State recovery
 
     async def record_recovered(self, receipt: Verified[Receipt], order: Verified[Order], late: LateReceipt) -> None:
-        """See ports.RecoveryStore."""
-        message, digest = receipt.message, order.digest.hex()
-        order_row = to_order_row(order, late.terms, None)
-        receipt_row = to_receipt_row(receipt, digest, late.terms.job, order.message.coordinator) | {"acknowledged": True}
-        tab = {"payer": message.payer, "since": message.finished_at, "seq": message.seq, "cumulative": message.cumulative_cost}
+        """See ports.RecoveryStore. A receipt that is no later than the tab changes nothing."""
+        message, ordered = receipt.message, order.message
+        order_id, receipt_id = self._next_order, self._next_receipt
+        self._next_order, self._next_receipt = order_id + 1, receipt_id + 1
+        order_row = to_order_row(order_id, order, late.terms, None)
+        receipt_row = to_receipt_row(receipt_id, receipt, order_id, None)
+        tab = tab_row(message.payer, message.seq, message.cumulative_cost, message.finished_at)
 
         def work(connection: Connection) -> None:
-            for table, row in ((orders, order_row), (receipts, receipt_row)):
-                connection.execute(sa.dialects.sqlite.insert(table).on_conflict_do_nothing(), row)
-            connection.execute(_UPDATE_TAB, _NEW_TAB | tab)
+            if tab_end(connection, message.payer)[0] >= message.seq:
+                return
+            connection.execute(sa.insert(orders), order_row)
+            connection.execute(sa.insert(receipts), receipt_row)
+            put_tabs(connection, [tab])
+            add_ceiling(connection, message.payer, ordered.ceiling, ordered.claim_by, order_id)
 
         await self._db.write(work)
 
@@ -170,11 +202,12 @@ class SqlStore:
 
     async def claimable(self, now: int, limit: int, skip: int = 0) -> list[ClaimableTab]:
         """See ports.ClaimStore."""
-        best = best_order(now)
         query = (
-            sa.select(tabs, orders.c.digest, orders.c.order_doc)
-            .join(orders, orders.c.id == best)
-            .where(tabs.c.cumulative > tabs.c.settled, orders.c.ceiling > tabs.c.settled)
+            sa.select(tabs, orders.c.digest, orders.c.document)
+            .select_from(tabs)
+            .join(ceilings, has_best_order(now))
+            .join(orders, orders.c.id == ceilings.c.order_id)
+            .where(tabs.c.cumulative > tabs.c.settled, ceilings.c.ceiling > tabs.c.settled)
             .order_by(tabs.c.since, tabs.c.payer)
             .limit(limit)
             .offset(skip)
@@ -202,9 +235,8 @@ class SqlStore:
 
     async def write_off(self, now: int) -> list[WriteOff]:
         """See ports.ClaimStore."""
-        best = best_order(now)
-        columns = (tabs.c.payer, tabs.c.cumulative, tabs.c.settled, tabs.c.written_off, orders.c.ceiling)
-        query = sa.select(*columns).select_from(tabs.outerjoin(orders, orders.c.id == best))
+        columns = (tabs.c.payer, tabs.c.cumulative, tabs.c.settled, tabs.c.written_off, ceilings.c.ceiling)
+        query = sa.select(*columns).select_from(tabs.outerjoin(ceilings, has_best_order(now)))
         query = query.where(sa.or_(tabs.c.cumulative > tabs.c.settled, tabs.c.written_off > Amount(0)))
 
         def work(connection: Connection) -> list[WriteOff]:
@@ -248,38 +280,47 @@ class SqlStore:
 
     async def tabs(self, now: int) -> list[StoredTab]:
         """See ports.StartupStore."""
-        last = receipts.alias()
-        query = sa.select(tabs, last.c.finished_at).outerjoin(
-            last, sa.and_(last.c.payer == tabs.c.payer, last.c.seq == tabs.c.seq)
-        )
 
-        def work(connection: Connection) -> tuple[Any, Any]:
-            return connection.execute(query).mappings().all(), connection.execute(_live_ceilings(now)).all()
+        def work(connection: Connection) -> tuple[Any, Any, dict[str, int]]:
+            rows = connection.execute(sa.select(tabs)).mappings().all()
+            last = {row["payer"]: _finished_at(connection, row["payer"], row["seq"]) for row in rows}
+            return rows, connection.execute(_live_ceilings(now)).all(), last
 
-        rows, ceiling_rows = await self._db.read(work)
-        ceilings: dict[str, list[SignedCeiling]] = {}
+        rows, ceiling_rows, last = await self._db.read(work)
+        live: dict[str, list[SignedCeiling]] = {}
         for payer, ceiling, claim_by in ceiling_rows:
-            ceilings.setdefault(payer, []).append(SignedCeiling(ceiling, claim_by))
-        return [read_stored_tab(row, ceilings.get(row["payer"], [])) for row in rows]
+            live.setdefault(payer, []).append(SignedCeiling(ceiling, claim_by))
+        return [read_stored_tab(row, last[row["payer"]], live.get(row["payer"], [])) for row in rows]
 
     async def consumed_orders(self, now: int) -> list[tuple[Hash, int]]:
         """See ports.StartupStore."""
         query = sa.select(orders.c.digest, orders.c.deadline).where(orders.c.deadline > now)
         rows = await self._db.read(lambda c: c.execute(query).all())
-        return [(Hash(bytes.fromhex(digest)), deadline) for digest, deadline in rows]
+        return [(Hash(digest), deadline) for digest, deadline in rows]
 
     async def unfinished_orders(self, now: int) -> list[MatchedOrder]:
         """See ports.StartupStore."""
         query = (
-            sa.select(orders.c.job, orders.c.digest, orders.c.order_doc, orders.c.terms_doc)
-            .where(IS_UNFINISHED, orders.c.claim_by > now)
-            .order_by(orders.c.admitted_at)
+            sa.select(orders.c.digest, orders.c.document)
+            .join(open_orders, open_orders.c.order_id == orders.c.id)
+            .where(open_orders.c.receipt_id.is_(None))
+            .order_by(orders.c.id)
         )
         rows = await self._db.read(lambda c: c.execute(query).all())
-        return [
-            MatchedOrder(JobId(bytes.fromhex(job)), read_order(digest, order), load_struct(Terms, terms, "stored terms"))
-            for job, digest, order, terms in rows
-        ]
+        unfinished = [read_order(digest, document) for digest, document in rows]
+        return [MatchedOrder(terms.job, order, terms) for order, terms in unfinished if order.message.claim_by > now]
+
+    # Retention
+
+    async def prune(self, now: int, keep_seconds: int) -> int:
+        """Removes orders and receipts that ended more than `keep_seconds` ago and that nothing rests on any more; their sums stay
+        in the earnings. Returns the number of receipts that it removed.
+        """
+        page, removed = Page(after=0), 0
+        while not page.is_last:
+            page = await self._db.write(partial(prune, after=page.after, before=now - keep_seconds, now=now), synced=False)
+            removed += page.removed
+        return removed
 
     # Coordinators
 
@@ -301,89 +342,46 @@ class SqlStore:
 
 # Statements that every job executes. Building them once per job would cost more than executing them.
 
-_NEW_ORDER, _NEW_RECEIPT = sa.insert(orders), sa.insert(receipts)
-_OF_RECEIPT = (orders.c.job == receipts.c.job) & (orders.c.digest == receipts.c.order_digest)
-_END_JOB = (
-    sa.update(orders)
-    .where(orders.c.job == sa.bindparam("of_job"), orders.c.digest == sa.bindparam("of_order"))
-    .values(ended_at=sa.bindparam("to_ended"), outcome=sa.bindparam("to_outcome"))
+_ACKNOWLEDGE = Prepared(
+    sa.delete(open_orders).where(
+        open_orders.c.job == sa.bindparam("of_job"),
+        open_orders.c.coordinator == sa.bindparam("of_coordinator"),
+        open_orders.c.receipt_id.is_not(None),
+    )
 )
-_NEW_TAB = {
-    "settled": Amount(0),
-    "reserved": Amount(0),
-    "claimed_at": 0,
-    "claimed": Amount(0),
-    "written_off": Amount(0),
-}
+_UNFINISHED = (
+    sa.select(orders.c.digest, orders.c.id)
+    .join(open_orders, open_orders.c.order_id == orders.c.id)
+    .where(open_orders.c.receipt_id.is_(None))
+)
 
 
-def _update_tab() -> sa.Executable:
-    """Returns the statement that updates a tab to a receipt.
-
-    `since`, the time of the first unsettled receipt, stays while anything is unsettled.
-    """
-    query = sa.dialects.sqlite.insert(tabs)
-    new = query.excluded
-    since = sa.case((tabs.c.cumulative > tabs.c.settled, tabs.c.since), else_=new.since)
-    changed = {"seq": new.seq, "cumulative": new.cumulative, "since": since}
-    # State recovery may have come in between: a tab never goes back.
-    return query.on_conflict_do_update(index_elements=["payer"], set_=changed, where=new.seq > tabs.c.seq)
-
-
-_UPDATE_TAB = _update_tab()
-_TAB_END = sa.select(tabs.c.seq, tabs.c.cumulative).where(tabs.c.payer == sa.bindparam("of_payer"))
-
-
-def best_order(now: int) -> sa.ScalarSelect[Any]:
-    """Selects the id of the payer's order with the highest ceiling that stays claimable after `now`."""
-    query = sa.select(orders.c.id).where(orders.c.payer == tabs.c.payer, orders.c.claim_by > now)
-    query = query.order_by(orders.c.ceiling.desc(), orders.c.claim_by.desc()).limit(1)
-    return query.correlate(tabs).scalar_subquery()
+def has_best_order(now: int) -> sa.ColumnElement[bool]:
+    """Whether a ceiling is the highest of its tab's payer that stays claimable after `now`."""
+    live = ceilings.alias()
+    query = sa.select(live.c.order_id).where(live.c.payer == tabs.c.payer, live.c.claim_by > now)
+    query = query.order_by(live.c.ceiling.desc(), live.c.claim_by.desc()).limit(1)
+    return sa.and_(ceilings.c.payer == tabs.c.payer, ceilings.c.order_id == query.correlate(tabs).scalar_subquery())
 
 
 def _live_ceilings(now: int) -> sa.Select[Any]:
-    """Selects payer, ceiling and claimBy of live orders, highest ceiling first, without orders that another exceeds in both."""
-    live = sa.select(orders.c.payer, orders.c.ceiling, orders.c.claim_by).where(orders.c.claim_by > now)
-    above = sa.func.max(orders.c.claim_by).over(
-        partition_by=orders.c.payer, order_by=(orders.c.ceiling.desc(), orders.c.claim_by.desc()), rows=(None, -1)
-    )
-    ranked = live.add_columns(above.label("above")).subquery()
-    query = sa.select(ranked.c.payer, ranked.c.ceiling, ranked.c.claim_by)
-    query = query.where(sa.or_(ranked.c.above.is_(None), ranked.c.claim_by > ranked.c.above))
-    return query.order_by(ranked.c.payer, ranked.c.ceiling.desc())
+    """Selects payer, ceiling and claimBy of the orders that claims can rest on, highest ceiling first."""
+    query = sa.select(ceilings.c.payer, ceilings.c.ceiling, ceilings.c.claim_by).where(ceilings.c.claim_by > now)
+    return query.order_by(ceilings.c.payer, ceilings.c.ceiling.desc())
+
+
+def _finished_at(connection: Connection, payer: str, seq: int) -> int:
+    """When the receipt with this number was made, in Unix seconds; 0 if it is not kept."""
+    row = connection.exec_driver_sql(
+        "SELECT finished_at FROM receipts WHERE payer = ? AND seq = ?", (pack_address(Address(payer)), seq)
+    ).first()
+    return 0 if row is None else int(row[0])
+
+
+def _after(connection: Connection, number: sa.ColumnElement[int]) -> int:
+    """Returns the number after the highest one of a table."""
+    return int(connection.execute(sa.select(sa.func.coalesce(sa.func.max(number), 0))).scalar_one()) + 1
 
 
 def _describe(identity: dict[str, Any]) -> str:
     return f"{identity['provider']} on chain {identity['chain_id']} with contract {identity['contract']}"
-
-
-class _EndRows(NamedTuple):
-    """The rows that end a job."""
-
-    receipt: dict[str, Any]
-    job: dict[str, Any]
-    tab: dict[str, Any]
-
-
-def _end_rows(record: ReceiptRecord) -> _EndRows:
-    matched, receipt = record.matched, record.receipt.message
-    digest = matched.order.digest.hex()
-    return _EndRows(
-        to_receipt_row(record.receipt, digest, matched.job, matched.order.message.coordinator),
-        {"of_job": matched.job.hex(), "of_order": digest, "to_ended": receipt.finished_at, "to_outcome": int(receipt.outcome)},
-        {"payer": receipt.payer, "since": receipt.finished_at, "seq": receipt.seq, "cumulative": receipt.cumulative_cost},
-    )
-
-
-def _run(connection: Connection, statement: sa.Executable, row: dict[str, Any]) -> None:
-    connection.execute(statement, row)
-
-
-def _write_end(connection: Connection, end: _EndRows) -> None:
-    """Writes the rows. Raises TabConflict if the receipt does not follow the last one of its tab."""
-    stored = connection.execute(_TAB_END, {"of_payer": end.tab["payer"]}).first() or (0, Amount(0))
-    if tuple(stored) != (end.receipt["seq"] - 1, end.receipt["cumulative"] - end.receipt["cost"]):
-        raise TabConflict(*stored)
-    connection.execute(_NEW_RECEIPT, end.receipt)
-    connection.execute(_END_JOB, end.job)
-    connection.execute(_UPDATE_TAB, _NEW_TAB | end.tab)

@@ -6,6 +6,7 @@ cheater under a new key, starts low and earns its place. Matching uses the lower
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ WEIGHTS = {Verdict.PASS: (1.0, 0.0), Verdict.SUSPECT: (0.0, 1.0), Verdict.CONFIR
 """What a verdict adds to passes and failures. INCONCLUSIVE adds nothing."""
 BASE_RATE, MORE_RATE = 0.02, 0.28
 """Share of the jobs of a trusted provider that are audited, and what is added for one that is not trusted at all."""
-_TERMS = 40
+_TERMS = 24
 """Pairs of terms of the continued fraction; more for large parameters."""
 NEWCOMER_JOBS = 50
 """Jobs of a provider that are audited at the full rate."""
@@ -67,12 +68,13 @@ def audit_rate(integrity: Integrity, jobs: int) -> float:
     return BASE_RATE + MORE_RATE * (1 - integrity.lower)
 
 
+@functools.lru_cache(4_096)
 def beta_quantile(probability: float, alpha: float, beta: float) -> float:
     """The quantile of a Beta distribution, by bisection. Raises ValueError for parameters that are not positive."""
     if not (0 <= probability <= 1 and alpha > 0 and beta > 0):
         raise ValueError("expected a probability and positive parameters")
     low, high = 0.0, 1.0
-    while high - low > 1e-9:
+    while high - low > 1e-7:
         middle = (low + high) / 2
         if beta_cdf(middle, alpha, beta) < probability:
             low = middle
@@ -87,7 +89,7 @@ def beta_cdf(value: float, alpha: float, beta: float) -> float:
         return float(value >= 1)
     if value > (alpha + 1) / (alpha + beta + 2):  # the fraction converges fast on this side only
         return 1 - beta_cdf(1 - value, beta, alpha)
-    terms, fraction = _TERMS + int(math.sqrt(alpha + beta)) * 8, 1.0
+    terms, fraction = _TERMS + 4 * int(math.sqrt(alpha + beta)), 1.0
     for m in range(terms, -1, -1):
         odd = -(alpha + m) * (alpha + beta + m) * value / ((alpha + 2 * m) * (alpha + 2 * m + 1))
         even = m * (beta - m) * value / ((alpha + 2 * m - 1) * (alpha + 2 * m)) if m else 0.0

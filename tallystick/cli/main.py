@@ -16,7 +16,6 @@ from tallystick.cli.money import balance, funds, give_back, rotate, safe, spendi
 from tallystick.cli.node import backup, collect, doctor, earnings, init, status, why
 from tallystick.cli.output import exit_with_error
 from tallystick.protocol.errors import BadMessage, TallyError
-from tallystick.runtime.logs import configure_quiet
 
 app = typer.Typer(
     name="tally",
@@ -84,14 +83,18 @@ def _print_version(requested: bool) -> None:
 
 @app.callback()
 def root(
-    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(  # noqa: ARG001 - its callback prints it
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     """See the help of the application."""
+    from tallystick.runtime.logs import configure_quiet
+
+    configure_quiet()
 
 
 def main() -> None:
     """The console script: a TallyError, or a file that cannot be used, becomes one message (JSON with --json) and exit code 1."""
-    configure_quiet()
     try:
         app()
     except TallyError as error:

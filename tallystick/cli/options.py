@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
 from tallystick.runtime.config import home
 from tallystick.runtime.keystore import PASSWORD_HELP, open_wallet
+
+if TYPE_CHECKING:
+    from tallystick.protocol.eip712 import Signer
 
 DEFAULT_WALLET = "default"
 

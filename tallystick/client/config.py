@@ -51,6 +51,7 @@ _AT_LEAST_ONE = (
     "cache_folder_mib",
     "responses_count",
     "responses_days",
+    "ledger_days",
     "idle_reserve_days",
 )
 _UPSTREAM_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
@@ -318,6 +319,7 @@ class ClientConfig:
     max_jobs: int = 1_024
 
     ledger_file: Path | None = None
+    ledger_days: int = 90
     cache_folder: Path | None = None
     cache_folder_mib: int = 256
     cache_seconds: int = 86_400

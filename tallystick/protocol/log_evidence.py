@@ -15,7 +15,7 @@ from tallystick.protocol.eip712 import Domain, Signed, read_signed
 from tallystick.protocol.errors import BadMessage, BadSignature
 from tallystick.protocol.json_members import read_count, read_items, read_members, read_text
 from tallystick.protocol.match_log import MERGE_SECONDS, Match, MatchLeaf, RestartLeaf, load_leaf
-from tallystick.protocol.merkle import includes, is_prefix, leaf_hash
+from tallystick.protocol.merkle import HASH_SIZE, includes, is_prefix, leaf_hash
 from tallystick.protocol.messages import LogHead, Order
 from tallystick.protocol.types import Address, Hash, parse_address
 from tallystick.protocol.wire import dumps, loads
@@ -63,6 +63,25 @@ class LogEntry:
             return None if self.leaf is None else load_leaf(self.leaf)
         except BadMessage:
             return None
+
+
+@dataclass(frozen=True, slots=True)
+class LogSpan:
+    """Leaves in a row as the coordinator proves them: their hashes, and those of what lies beside them in a head's tree."""
+
+    hashes: tuple[Hash, ...]
+    path: tuple[bytes, ...]
+
+    @classmethod
+    def from_json(cls, raw: object, where: str, most: int) -> LogSpan:
+        """Reads the member `span` with up to `most` leaves. Raises BadMessage."""
+        listed, path = read_members(raw, where, "hashes", "path")
+        size = HASH_SIZE
+        data = read_hex(read_text(listed, f"{where}.hashes", 2 * size * most), f"{where}.hashes")
+        if len(data) % size:
+            raise BadMessage(f"{where}.hashes: expected hashes of {size} bytes in a row, got {len(data)} bytes")
+        hashes = tuple(Hash(data[place : place + size]) for place in range(0, len(data), size))
+        return cls(hashes, read_path(path, f"{where}.path", 2 * MAX_PATH))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +218,9 @@ def read_hex(raw: object, where: str, size: int | None = None) -> bytes:
     return data
 
 
-def read_path(raw: object, where: str) -> tuple[bytes, ...]:
+def read_path(raw: object, where: str, limit: int = MAX_PATH) -> tuple[bytes, ...]:
     """The hashes of a proof. Raises BadMessage."""
-    return tuple(read_hex(part, where, 32) for part in read_items(raw, where, MAX_PATH))
+    return tuple(read_hex(part, where, 32) for part in read_items(raw, where, limit))
 
 
 def read_paths(raw: object, where: str, limit: int) -> Mapping[int, Any]:

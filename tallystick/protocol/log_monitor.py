@@ -13,9 +13,9 @@ from typing import Any
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.json_members import read_count, read_members
-from tallystick.protocol.log_evidence import Fraud, LogEntry, LogEvidence, contradicts, read_path, read_paths
+from tallystick.protocol.log_evidence import Fraud, LogEntry, LogEvidence, LogSpan, contradicts, read_path, read_paths
 from tallystick.protocol.match_log import MERGE_SECONDS, Match, RestartLeaf
-from tallystick.protocol.merkle import includes, is_prefix
+from tallystick.protocol.merkle import Range, includes, includes_span, is_prefix
 from tallystick.protocol.messages import LogHead, Order
 from tallystick.protocol.types import Address, Hash
 
@@ -23,6 +23,10 @@ MAX_PENDING = 1_024
 """Matches that wait for their check. More than these replace others at random."""
 MAX_ASKED = 16
 """Leaves, and sizes, that one question names."""
+MAX_SPAN = 2_048
+"""Leaves in a row that one question asks for."""
+MIN_SHARE = 16
+"""Leaves in a row are asked for if at least one in so many is expected among them; else each is asked for by its number."""
 MAX_FOREIGN = 8
 """Heads of other parties that wait for their check."""
 SETTLE_SECONDS = 3
@@ -32,25 +36,32 @@ _MAX_INDEX = (1 << 63) - 1
 
 @dataclass(slots=True)
 class PendingMatch:
-    """A match whose leaf was not seen in the log yet. `restart`: the number of the leaf that may say why it is not there."""
+    """A match whose leaf was not seen in the log yet. `restart`: the number of the leaf that may say why it is not there.
+    `missed`: leaves in a row were shown in which its own was not, so it is asked for alone.
+    """
 
     match: Match
     order: Signed[Order]
     received_at: int
     restart: int | None = None
+    missed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LogQuestion:
-    """What to ask GET /v1/log/proof: that the log continues those of these sizes, and which leaves have these numbers."""
+    """What to ask GET /v1/log/proof: that the log continues those of these sizes, which leaves have these numbers, and the hashes
+    of leaves in a row. `span`: the first of these, and the one after the last; None for none.
+    """
 
     since: tuple[int, ...]
     indexes: tuple[int, ...]
+    span: Range | None = None
 
     @property
     def query(self) -> list[tuple[str, str]]:
         """The parameters of the request."""
-        return [("since", str(size)) for size in self.since] + [("index", str(index)) for index in self.indexes]
+        in_a_row = [] if self.span is None else [("start", str(self.span[0])), ("end", str(self.span[1]))]
+        return [("since", str(size)) for size in self.since] + [("index", str(index)) for index in self.indexes] + in_a_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,7 @@ class _Answer:
     epoch: int
     proofs: dict[int, tuple[bytes, ...]]
     entries: dict[int, LogEntry]
+    span: LogSpan | None
 
 
 @dataclass(slots=True)
@@ -118,15 +130,17 @@ class LogMonitor:
 
     def question(self, now: int) -> LogQuestion | None:
         """What to ask the coordinator now; None if there is nothing."""
-        due = [pending for pending in self._pending.values() if now >= pending.received_at + SETTLE_SECONDS][: MAX_ASKED // 2]
+        due = [pending for pending in self._pending.values() if now >= pending.received_at + SETTLE_SECONDS]
         if not due and not self._foreign:
             return None
+        span, due = _in_a_row(due, now)
+        due = due[: MAX_ASKED // 2]
         sizes = dict.fromkeys(size for size, _ in self._foreign)
         if self.head is not None:
             sizes = dict.fromkeys((self.head.message.size, *sizes))
         indexes = dict.fromkeys(pending.match.index for pending in due)
         indexes |= dict.fromkeys(pending.restart for pending in due if pending.restart is not None)
-        return LogQuestion(tuple(sizes)[:MAX_ASKED], tuple(indexes)[:MAX_ASKED])
+        return LogQuestion(tuple(sizes)[:MAX_ASKED], tuple(indexes)[:MAX_ASKED], span)
 
     def answer(self, question: LogQuestion, raw: object, now: int) -> list[LogEvidence]:
         """Takes the answer to a question. Returns what it proves against the coordinator, which is kept forever.
@@ -138,6 +152,8 @@ class LogMonitor:
         if found:
             return found
         self.head = answer.head
+        if question.span is not None and answer.span is not None:
+            self._check_span(question.span, answer.span, answer.head.message)
         for pending in self.pending:
             if pending.match.index in question.indexes:
                 evidence = self._check(pending, answer, now)
@@ -156,6 +172,7 @@ class LogMonitor:
             read_count(epoch, "proof.epoch", high=_MAX_INDEX),
             {size: read_path(path, f"proof.consistency.{size}") for size, path in proofs.items()},
             {index: LogEntry.from_json(entry, f"proof.inclusion.{index}") for index, entry in entries.items()},
+            LogSpan.from_json(raw["span"], "proof.span", MAX_SPAN) if isinstance(raw, dict) and raw.get("span") else None,
         )
 
     def _compare(self, answer: _Answer, now: int) -> list[LogEvidence]:
@@ -210,6 +227,20 @@ class LogMonitor:
             checked_at=now,
         )
 
+    def _check_span(self, span: Range, shown: LogSpan, head: LogHead) -> None:
+        """Checks off what is among leaves in a row. It proves nothing of the others: they are asked for one by one."""
+        first, end = span
+        proven = len(shown.hashes) == end - first and includes_span(head.root, head.size, first, shown.hashes, shown.path)
+        for pending in self.pending:
+            index = pending.match.index
+            if not first <= index < end:
+                continue
+            if proven and shown.hashes[index - first] == pending.match.leaf_hash:
+                del self._pending[pending.match.leaf_hash]
+                self.checked += 1
+            else:
+                pending.missed = True
+
     def _restart_before(self, entry: LogEntry | None, answer: _Answer, match: Match) -> int | None:
         """The number of the restart that may have lost this match; None if there was none after it."""
         contents = None if entry is None else entry.contents()
@@ -227,6 +258,19 @@ class LogMonitor:
     def _evidence(self, fraud: Fraud, *heads: Verified[LogHead], **members: Any) -> LogEvidence:
         signed = tuple(Signed(head.message, head.signature) for head in heads)
         return LogEvidence(fraud, self.domain, self.coordinator, signed, **members)
+
+
+def _in_a_row(due: list[PendingMatch], now: int) -> tuple[Range | None, list[PendingMatch]]:
+    """Chooses leaves in a row among which many of these matches are. Returns their range, None if that does not pay, and the
+    matches that are asked for alone.
+    """
+    alone = [pending for pending in due if pending.missed or now >= pending.received_at + MERGE_SECONDS]
+    others = sorted(pending.match.index for pending in due if not pending.missed and now < pending.received_at + MERGE_SECONDS)
+    first = others[0] if others else 0
+    within = [index for index in others if index < first + MAX_SPAN]
+    if len(within) <= MAX_ASKED // 2 or len(within) * MIN_SHARE < within[-1] + 1 - first:
+        return None, due
+    return (first, within[-1] + 1), alone
 
 
 def _key(head: LogHead) -> tuple[int, bytes]:

@@ -100,6 +100,47 @@ def consistency_ranges(first: int, second: int) -> list[Range]:
     return ranges[::-1]
 
 
+def span_ranges(span: Range, size: int) -> list[Range]:
+    """The ranges of the proof that the leaves of `span` are in the tree of `size` leaves: those beside it, from left to right."""
+    first, end = span
+    if not 0 <= first < end <= size:
+        raise ValueError(f"expected a range of leaves below {size}, got {first} to {end}")
+
+    def beside(low: int, high: int) -> Iterator[Range]:
+        if high <= first or low >= end:
+            yield low, high
+        elif low < first or high > end:
+            middle = _split(low, high)
+            yield from beside(low, middle)
+            yield from beside(middle, high)
+
+    return list(beside(0, size))
+
+
+def includes_span(root: bytes, size: int, first: int, leaves: Sequence[bytes], proof: Sequence[bytes]) -> bool:
+    """Whether the proof shows that the leaves of these hashes have the numbers from `first` on in the tree of this root and size.
+
+    It costs one hash a leaf, and its proof is no longer than that of two leaves.
+    """
+    end = first + len(leaves)
+    if not 0 <= first < end <= size or any(len(part) != HASH_SIZE for part in (*proof, *leaves)):
+        return False
+    if len(proof) != len(span_ranges((first, end), size)):
+        return False
+    parts = iter(proof)
+
+    def subtree(low: int, high: int) -> bytes:
+        if high <= first or low >= end:
+            return next(parts)
+        if high - low == 1:
+            return leaves[low - first]
+        middle = _split(low, high)
+        left = subtree(low, middle)
+        return node_hash(left, subtree(middle, high))
+
+    return subtree(0, size) == root
+
+
 def includes(root: bytes, size: int, index: int, leaf: bytes, proof: Sequence[bytes]) -> bool:
     """Whether the proof shows that the leaf of this hash is number `index` in the tree of this root and size."""
     if not 0 <= index < size or any(len(part) != HASH_SIZE for part in proof):

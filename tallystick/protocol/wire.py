@@ -9,6 +9,7 @@ Numbers are big-endian.
 
 A response frame (coordinator -> client) is 1 byte kind, 4 bytes big-endian length, payload.
 A link frame (coordinator <-> node, one binary WebSocket message) is 1 byte kind, 16 bytes job id, payload.
+The link between client and coordinator carries response frames of many jobs (job_link.py).
 
 The plaintext of a request is a JSON line (`RequestHead`) followed by the client's body. The plaintext of a response is a JSON
 object (`ResponseHead`) as the first chunk, followed by the engine's body in chunks. Only client and node see these.
@@ -81,20 +82,26 @@ class Kind(IntEnum):
     HEDGE = 7  # coordinator -> client: the Match of a second attempt, which runs beside the one that was matched last
 
     CHALLENGE = 16  # coordinator -> node: Challenge
-    HELLO = 17  # node -> coordinator: Hello
-    WELCOME = 18  # coordinator -> node: {}
+    HELLO = 17  # node -> coordinator: Hello; client -> coordinator: {"protocol", "software"}
+    WELCOME = 18  # coordinator -> node: {}; coordinator -> client: {"protocol"}
     ASKS = 19  # node -> coordinator: Listing, replaces all earlier asks
     DISPATCH = 20  # coordinator -> node: Dispatch, binary
     ACCEPT = 21  # node -> coordinator: empty; the job was admitted
-    CANCEL = 22  # coordinator -> node: a CancelReason as text; empty means CLIENT
-    CREDIT = 23  # coordinator -> node: 4 bytes big-endian, the number of further chunks that may be sent
+    CANCEL = 22  # coordinator -> node: a CancelReason as text; empty means CLIENT. client -> coordinator: empty
+    CREDIT = 23  # coordinator -> node: 4 bytes big-endian, the number of further chunks; client -> coordinator: of bytes
     RECEIPT_ACK = 24  # coordinator -> node: empty; the receipt is stored durably
     CLAIM = 25  # node -> coordinator: ClaimRequest
-    ERROR = 26  # coordinator -> node: an OpenAI error object; the link is closed after it
+    ERROR = 26  # coordinator -> node: an OpenAI error object; the link is closed after it. -> client: or its stream has ended
     RECEIPT_REFUSED = 27  # coordinator -> node: an OpenAI error object; the receipt must not be sent again
     LATE_RECEIPT = 28  # node -> coordinator: LateReceipt, if RECEIPT was not acknowledged
     RECALL = 29  # node -> coordinator: {"after": address or ""}; asks for its last receipt on each tab, for payers after this one
     RECALLED = 30  # coordinator -> node: {"receipts": [LateReceipt], "more": bool}, by payer
+
+    SUBMIT = 31  # client -> coordinator: the seconds that the job may linger, and a Submission; see job_link.py
+    LEAVE = 32  # client -> coordinator: empty; the client reads the stream no further
+    ORDERS = 33  # client -> coordinator: candidates, as in a Submission; further orders for a job that waits
+    ADDED = 34  # coordinator -> client: empty, or an OpenAI error object; the answer to ORDERS
+    END = 35  # coordinator -> client: empty; the stream has ended
 
 
 class CancelReason(str, Enum):
@@ -160,7 +167,7 @@ class Candidate:
         wrapped = raw[at:]
         if len(wrapped) > MAX_WRAPPED:
             raise BadMessage(f"{where}.wrappedKey: expected at most {MAX_WRAPPED} bytes, got {len(wrapped)}")
-        if order.message.terms_hash != terms.struct_hash():
+        if order.message.word("terms_hash") != terms.struct_hash():
             raise BadMessage(f"{where}.order.termsHash: expected the hash of the candidate's terms")
         return cls(order, terms, wrapped, raw)
 
@@ -253,8 +260,10 @@ class Dispatch:
         """Reads the wire form. The sealed request is a view of `data`. Raises BadMessage."""
         check_first_byte(data, "dispatch", "the coordinator")
         match, at = unpack_sized(data, 1, "dispatch.match", MAX_MATCH)
-        candidate, at = unpack_sized(data, at, "dispatch.candidate")
-        return cls(Match.loads(match), Candidate.from_bytes(candidate, "dispatch.candidate"), memoryview(data)[at:])
+        raw, at = unpack_sized(data, at, "dispatch.candidate")
+        candidate = Candidate.from_bytes(raw, "dispatch.candidate")
+        candidate.terms.decode()  # the node reads nearly all of them
+        return cls(Match.loads(match), candidate, memoryview(data)[at:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +374,9 @@ def load_response_head(chunk: bytes) -> ResponseHead:
     )
 
 
+_FRAME_HEAD = 5
+
+
 def pack_frame(kind: Kind, payload: bytes = b"") -> bytes:
     """Encodes a response frame."""
     return b"".join((bytes((kind,)), len(payload).to_bytes(4, "big"), payload))
@@ -375,20 +387,32 @@ class FrameReader:
 
     def __init__(self, limit: int = MAX_FRAME) -> None:
         self._buffer = bytearray()
+        self._needed = _FRAME_HEAD
+        """Buffered bytes from which on something can be read."""
         self._limit = limit
 
     def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
         """Yields the frames that `data` completes. Raises BadMessage for an unknown kind or an oversized frame."""
-        self._buffer += data
-        while len(self._buffer) >= 5:
-            size = int.from_bytes(self._buffer[1:5], "big")
-            if size > self._limit:
-                raise BadMessage(f"frame: expected at most {self._limit} bytes, got {size}")
-            if len(self._buffer) < 5 + size:
+        if self._buffer:
+            self._buffer += data
+            if len(self._buffer) < self._needed:
                 return
-            kind, payload = self._buffer[0], bytes(self._buffer[5 : 5 + size])
-            del self._buffer[: 5 + size]
-            yield read_kind(kind), payload
+            data = bytes(self._buffer)
+            self._buffer.clear()
+        at, end, self._needed = 0, len(data), _FRAME_HEAD
+        try:
+            while end - at >= _FRAME_HEAD:
+                size = int.from_bytes(data[at + 1 : at + _FRAME_HEAD], "big")
+                if size > self._limit:
+                    raise BadMessage(f"frame: expected at most {self._limit} bytes, got {size}")
+                start, stop = at + _FRAME_HEAD, at + _FRAME_HEAD + size
+                if stop > end:
+                    self._needed = stop - at
+                    return
+                kind, payload, at = data[at], data[start:stop], stop
+                yield read_kind(kind), payload
+        finally:  # also if the caller takes only some of the frames
+            self._buffer += data[at:]
 
     @property
     def pending(self) -> int:

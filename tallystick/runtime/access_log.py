@@ -48,6 +48,20 @@ def record(**fields: object) -> None:
         current.update(fields)
 
 
+def begin_access(method: str, path: str) -> Access:
+    """Begins the entry of what the current task serves from now on: `record` adds to it."""
+    access = Access(method, path)
+    _fields.set(access.fields)
+    return access
+
+
+def log_access(access: Access) -> None:
+    """Writes the line of an answered request."""
+    write = log.debug if access.path in PROBES else log.info
+    milliseconds = round(access.seconds * 1_000, 1)
+    write("request", method=access.method, path=access.path, status=access.status, ms=milliseconds, **access.fields)
+
+
 class AccessLog:
     """ASGI middleware that logs each request once it is answered, and passes it to `observe`."""
 
@@ -83,6 +97,4 @@ class AccessLog:
             _fields.reset(token)
             access.seconds = self._clock() - begin
             self._observe(access)
-            write = log.debug if access.path in PROBES else log.info
-            milliseconds = round(access.seconds * 1_000, 1)
-            write("request", method=access.method, path=access.path, status=access.status, ms=milliseconds, **access.fields)
+            log_access(access)

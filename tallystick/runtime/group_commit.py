@@ -1,7 +1,8 @@
 """Group commit: writes that wait at the same time share one transaction. SQLite's writer thread and PostgreSQL's are here.
 
 Writes that arrive during a transaction wait for the next one and share it: a transaction writes whole pages, and a row in it
-costs microseconds. No transaction waits for writes that may come: a job's writes follow each other, so each would wait.
+costs microseconds. It begins when the event loop has run what was ready, which may write too. It waits for nothing else: a job's
+writes follow each other, so each would wait.
 If a write of a group fails, the group is rolled back and each write runs alone, so only the bad one fails. If the transaction
 cannot begin at all, every write of the group fails.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import queue
 import threading
 import time
@@ -97,109 +97,118 @@ def _flush(connection: Connection, rows: dict[Prepared, list[Row]]) -> None:
 
 
 class GroupCommit(ABC):
-    """A bounded queue of writes, and what commits them in groups. Used from one event loop."""
+    """A bounded queue of writes, which are committed in groups, one group at a time. Used from one event loop."""
 
     def __init__(self, translate: Callable[[Exception], Exception]) -> None:
         """`translate` makes the error that writes raise from that of their transaction."""
         self._translate = translate
         self.on_commit: Callable[[float], None] = lambda _: None
         """Called with the seconds of each transaction."""
+        self._waiting: deque[Write] = deque()
         self._turn = asyncio.Lock()
         """Held by the write that waits for room; later ones wait in order."""
-        self._room = asyncio.Event()
-        self._started = False
+        self._room, self._idle = asyncio.Event(), asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._busy = False
+        """Whether a group is committed, or will be in this turn of the event loop."""
 
     @property
-    @abstractmethod
     def queued(self) -> int:
         """Writes that wait for a transaction."""
+        return len(self._waiting)
 
-    @abstractmethod
-    def _put(self, write: Write | None) -> None:
-        """Queues a write; None is the end."""
-
-    @abstractmethod
     def start(self) -> None:
         """Starts to commit. Runs in the event loop."""
-
-    @abstractmethod
-    async def _ended(self) -> None:
-        """Waits until the end is reached."""
+        self._loop = asyncio.get_running_loop()
+        self._schedule()
 
     def put(self, write: Write) -> bool:
         """Queues a write, and returns False if there is no room."""
-        if self.queued >= MAX_QUEUED or self._turn.locked():
+        if len(self._waiting) >= MAX_QUEUED or self._turn.locked():
             return False
-        self._put(write)
+        self._waiting.append(write)
+        if not self._busy:
+            self._schedule()
         return True
 
-    async def put_in_turn(self, write: Write | None) -> None:
+    async def put_in_turn(self, write: Write) -> None:
         """Queues a write when there is room, in the order of the calls."""
         async with self._turn:
-            while self.queued >= MAX_QUEUED and write is not None:
+            while len(self._waiting) >= MAX_QUEUED:
                 self._room.clear()
                 await self._room.wait()
-            self._put(write)
+            self._waiting.append(write)
+            self._schedule()
 
     async def close(self) -> None:
         """Commits the writes that wait, also for room, and ends."""
-        if self._started:
-            self._started = False
-            await self.put_in_turn(None)
-            await self._ended()
+        if self._loop is None:
+            return
+        async with self._turn:
+            pass
+        while self._busy:
+            self._idle.clear()
+            await self._idle.wait()
+        self._loop = None
+        self._end()
+
+    def _schedule(self) -> None:
+        if self._loop is not None and self._waiting and not self._busy:
+            self._busy = True
+            self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        self._begin([self._waiting.popleft() for _ in range(min(MAX_GROUP, len(self._waiting)))])
+        self._room.set()
+
+    @abstractmethod
+    def _begin(self, writes: Sequence[Write]) -> None:
+        """Begins to commit these writes; `_report` gets them when it is done."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Frees what commits."""
 
     def _report(self, groups: Sequence[Group]) -> None:
-        """Settles groups of writes. Runs in the event loop."""
-        self._room.set()
+        """Settles the groups that the writes became. Runs in the event loop."""
         for group in groups:
             if group.error is None and group.writes:
                 self.on_commit(group.seconds)
             group.settle(self._translate)
+        self._busy = False
+        self._schedule()  # behind the writers that were settled just now, whose next writes join
+        if not self._busy:
+            self._idle.set()
 
 
 class ThreadCommit(GroupCommit):
-    """Commits in a thread of its own. `transact` runs a function in a transaction; its second argument: whether it is synced.
-
-    The thread takes whatever is queued, and reports a group with one wake-up of the event loop. It does not wait for the loop.
-    """
+    """Commits in a thread of its own. `transact` runs a function in a transaction; its second argument: whether it is synced."""
 
     def __init__(self, transact: Callable[[Work, bool], Any], translate: Callable[[Exception], Exception]) -> None:
         super().__init__(translate)
         self._transact = transact
-        self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
-        self._finished = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    @property
-    def queued(self) -> int:
-        """See GroupCommit."""
-        return self._queue.qsize()
+        self._queue: queue.SimpleQueue[Sequence[Write]] = queue.SimpleQueue()
 
     def start(self) -> None:
         """See GroupCommit."""
-        self._started, self._loop = True, asyncio.get_running_loop()
+        super().start()
         # A daemon: a process ends although it never closed its database, as if it were killed.
-        threading.Thread(target=self._work, name="database-writer", daemon=True).start()
+        threading.Thread(target=self._work, args=(self._loop,), name="database-writer", daemon=True).start()
 
-    def _put(self, write: Write | None) -> None:
-        self._queue.put(write)
+    def _begin(self, writes: Sequence[Write]) -> None:
+        self._queue.put(writes)
 
-    async def _ended(self) -> None:
-        await self._finished.wait()
+    def _end(self) -> None:
+        self._queue.put(())
 
-    def _work(self) -> None:
-        closing = False
-        while not closing:
-            writes = [self._queue.get()]
-            while len(writes) < MAX_GROUP and not self._queue.empty():  # nobody else takes from it
-                writes.append(self._queue.get())
-            closing = writes[-1] is None
-            groups = self._commit([write for write in writes if write is not None])
-            self._call_loop(functools.partial(self._report, groups))
-        self._call_loop(self._finished.set)
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        while writes := self._queue.get():
+            groups = self._commit(writes)
+            with contextlib.suppress(RuntimeError):  # the loop has been closed, and nobody waits
+                loop.call_soon_threadsafe(self._report, groups)
 
     def _commit(self, writes: Sequence[Write]) -> list[Group]:
-        waiting, ended = deque([Group(writes)] if writes else []), list[Group]()
+        waiting, ended = deque([Group(writes)]), list[Group]()
         while waiting:
             group, since = waiting.popleft(), time.monotonic()
             try:
@@ -210,11 +219,6 @@ class ThreadCommit(GroupCommit):
             ended.append(group)
         return ended
 
-    def _call_loop(self, call: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has been closed, and nobody waits
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(call)
-
 
 class LoopCommit(GroupCommit):
     """Commits in the event loop. `transact` runs a function in a transaction; its second argument: whether it is synced."""
@@ -222,36 +226,16 @@ class LoopCommit(GroupCommit):
     def __init__(self, transact: Callable[[Work, bool], Awaitable[Any]], translate: Callable[[Exception], Exception]) -> None:
         super().__init__(translate)
         self._transact = transact
-        self._queue: asyncio.Queue[Write | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
-    @property
-    def queued(self) -> int:
-        """See GroupCommit."""
-        return self._queue.qsize()
+    def _begin(self, writes: Sequence[Write]) -> None:
+        self._task = asyncio.create_task(self._commit(writes), name="group-commit")
 
-    def start(self) -> None:
-        """See GroupCommit."""
-        self._started, self._task = True, asyncio.create_task(self._work(), name="group-commit")
-
-    def _put(self, write: Write | None) -> None:
-        self._queue.put_nowait(write)
-
-    async def _ended(self) -> None:
-        if self._task is not None:
-            await self._task
-
-    async def _work(self) -> None:
-        closing = False
-        while not closing:
-            writes = [await self._queue.get()]
-            while len(writes) < MAX_GROUP and not self._queue.empty():
-                writes.append(self._queue.get_nowait())
-            closing = writes[-1] is None
-            await self._commit([write for write in writes if write is not None])
+    def _end(self) -> None:
+        self._task = None
 
     async def _commit(self, writes: Sequence[Write]) -> None:
-        waiting = deque([Group(writes)] if writes else [])
+        waiting, ended = deque([Group(writes)]), list[Group]()
         while waiting:
             group, since = waiting.popleft(), time.monotonic()
             try:
@@ -259,4 +243,5 @@ class LoopCommit(GroupCommit):
             except Exception as error:  # noqa: BLE001 - the error of a write, which gets it
                 waiting.extend(group.fail(error))
             group.seconds = time.monotonic() - since
-            self._report([group])
+            ended.append(group)
+        self._report(ended)

@@ -14,13 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import parse_address
 from tallystick.runtime.config import home
 
 if TYPE_CHECKING:
-    from eth_account import Account
+    from tallystick.protocol.eip712 import Signer
 
 PASSWORD_ENV = "TALLYSTICK_PASSWORD"  # noqa: S105 - the variable's name
 PASSWORD_FILE_ENV = "TALLYSTICK_PASSWORD_FILE"  # noqa: S105 - the variable's name
@@ -96,6 +95,8 @@ def create_keystore(path: Path, password: str, secret: bytes | None = None, *, c
     if path.exists():
         raise exists
     _require_password(password)
+    from tallystick.protocol.eip712 import Signer  # noqa: PLC0415 - slow to import, and many commands need no key
+
     try:
         signer = Signer(secrets.token_bytes(32) if secret is None else secret)
     except ValueError as error:
@@ -121,7 +122,9 @@ def _require_password(password: str) -> None:
 
 
 def _encrypt(signer: Signer, password: str, cost: int) -> bytes:
-    return json.dumps(_account().encrypt(signer.secret, password, kdf="scrypt", iterations=cost)).encode()
+    from tallystick.runtime.web3_keystore import encrypt_keystore  # noqa: PLC0415 - slow to import, and many commands need no key
+
+    return json.dumps(encrypt_keystore(signer.secret, password, signer.address, cost=cost)).encode()
 
 
 def open_keystore(path: Path, password: str) -> Signer:
@@ -137,7 +140,8 @@ def open_keystore(path: Path, password: str) -> Signer:
 
 def read_keystore(path: Path, password: str) -> Signer:
     """The signer in a keystore that another wallet wrote, whatever the permissions of the file. Raises BadMessage."""
-    from tallystick.runtime.web3_keystore import KeystoreError, WrongPassword, decrypt_keystore  # noqa: PLC0415 - see `_account`
+    from tallystick.protocol.eip712 import Signer  # noqa: PLC0415 - see `_encrypt`
+    from tallystick.runtime.web3_keystore import KeystoreError, WrongPassword, decrypt_keystore  # noqa: PLC0415 - see `_encrypt`
 
     try:
         store = json.loads(path.read_bytes())
@@ -213,9 +217,3 @@ def load_or_create_secret(path: Path, size: int) -> bytes:
     if len(data) != size:
         raise BadMessage(f"{path}: expected {size} bytes, got {len(data)}")
     return data
-
-
-def _account() -> type[Account]:
-    from eth_account import Account  # noqa: PLC0415 - the import takes a third of a second, and most commands open no keystore
-
-    return Account

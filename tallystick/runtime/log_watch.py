@@ -29,6 +29,8 @@ from tallystick.runtime.keystore import write_private
 
 log = structlog.get_logger()
 CHECK_SECONDS = 2.0
+SAVE_SECONDS = 30.0
+"""How often a newer head is written at most, with the matches that wait. Any head that was seen serves the comparison."""
 MAX_EVIDENCE = 100
 """Files of evidence in one folder."""
 MAX_PASSED_ON = 8
@@ -59,6 +61,7 @@ class LogWatch:
         self._task: asyncio.Task[None] | None = None
         self._problem = ""
         self._saved: tuple[int, bytes] | None = None
+        self._save_at = float("-inf")
 
     @property
     def packed_head(self) -> bytes:
@@ -123,7 +126,7 @@ class LogWatch:
         self._problem = ""
         self._report(evidence)
         head = self.monitor.head
-        if head is not None and self._saved != (head.message.size, head.message.root):
+        if head is not None and self._saved != (head.message.size, head.message.root) and self._now() >= self._save_at:
             await self._save()
 
     async def close(self) -> None:
@@ -186,6 +189,7 @@ class LogWatch:
             log.warning("state of the match log not kept", path=str(file), reason=str(error))
             return
         self._saved = None if head is None else (head.message.size, head.message.root)
+        self._save_at = self._now() + SAVE_SECONDS
 
     def _report(self, found: Iterable[LogEvidence]) -> None:
         for evidence in found:

@@ -5,10 +5,6 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import urlsplit
 
-import structlog
-
-log = structlog.get_logger()
-
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or an address literal denotes this machine."""
@@ -37,7 +33,9 @@ def warn_if_plaintext(url: str, leaks: str) -> bool:
     """Warns if a coordinator's URL is plaintext. `leaks` lists the data that others can read. Returns whether it warned."""
     if not is_plaintext(url):
         return False
-    log.warning(
+    import structlog  # noqa: PLC0415 - slow to import, and every command asks whether an address is of this machine
+
+    structlog.get_logger().warning(
         "PLAIN HTTP to a coordinator on another machine: others on the network path can read and change the traffic",
         url=url,
         exposed=leaks,

@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tallystick.runtime.logs import printable
-
 _LISTEN = "0A"
 """The state of a listening socket in /proc/net/tcp (see proc_net_tcp in the kernel's documentation)."""
 MAX_COMMAND, COMMAND_WORDS = 80, 6
@@ -50,6 +48,8 @@ def _open_files(process: Path) -> Iterator[str]:
 
 
 def _command(process: Path) -> str:
+    from tallystick.runtime.logs import printable  # noqa: PLC0415 - slow to import, and seldom needed
+
     try:
         words = (process / "cmdline").read_text(errors="replace").rstrip("\0").split("\0")
     except OSError:

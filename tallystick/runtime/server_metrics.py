@@ -26,7 +26,7 @@ class ServerMetrics:
 
     def __init__(self, prefix: str, last_health: Callable[[], HealthReport | None]) -> None:
         self.registry = registry = CollectorRegistry()
-        self._outcomes: set[str] = set()
+        self._outcomes: dict[str, Counter] = {}
         self._jobs = Counter(
             f"{prefix}_jobs", "Ended jobs, by outcome or by the code of their error", ["outcome"], registry=registry
         )
@@ -52,8 +52,10 @@ class ServerMetrics:
         """Counts a job."""
         if len(self._outcomes) >= MAX_OUTCOMES and outcome not in self._outcomes:
             outcome = "other"
-        self._outcomes.add(outcome)
-        self._jobs.labels(outcome).inc()
+        ended = self._outcomes.get(outcome)
+        if ended is None:
+            ended = self._outcomes[outcome] = self._jobs.labels(outcome)
+        ended.inc()
         self._total.observe(seconds)
         self._bytes.inc(sent_bytes)
         if first_seconds is not None:

@@ -36,9 +36,9 @@ class SqliteStatement:
         self._constants = {name: value for name, value in compiled.params.items() if value is not None}
         self._row: Callable[[Sequence[Any]], Any] | None = None
 
-    def run(self, c: Connection, parameters: Parameters) -> None:
-        """Runs it for its effect."""
-        self._execute(c, parameters)
+    def run(self, c: Connection, parameters: Parameters) -> int:
+        """Runs it for its effect. Returns the number of rows that it wrote."""
+        return self._execute(c, parameters).rowcount
 
     def run_many(self, c: Connection, rows: Sequence[Parameters]) -> None:
         """Runs it once for each of the rows."""

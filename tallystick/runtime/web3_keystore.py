@@ -1,4 +1,4 @@
-"""Decryption of keystores that any wallet wrote (Web3 Secret Storage, version 3). Pure.
+"""Encryption of keystores, and decryption of those that any wallet wrote (Web3 Secret Storage, version 3). Pure.
 
 The format names its cipher, and the checksum does not cover that name: decryption with another cipher gives another key. https://ethereum.org/en/developers/docs/data-structures-and-encoding/web3-secret-storage/
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+import os
+import uuid
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from Crypto.Protocol.KDF import scrypt
@@ -18,6 +20,7 @@ from tallystick.protocol.codecs import keccak
 MAX_MEMORY = 1 << 30
 """Bytes that scrypt may take. geth's standard keystores take 256 MiB."""
 MAX_SCRYPT_WORK, MAX_PBKDF2_ROUNDS = 1 << 26, 100_000_000
+SCRYPT_R, SCRYPT_P = 8, 1
 _KEY_BYTES, _BLOCK, _DERIVED = 32, 16, 32
 _MAX_BYTES = 1_024
 
@@ -31,6 +34,34 @@ class WrongPassword(KeystoreError):
 
     def __init__(self) -> None:
         super().__init__("the password does not open it, or the file is damaged")
+
+
+def encrypt_keystore(
+    secret: bytes, password: str, address: str, *, cost: int, random: Callable[[int], bytes] = os.urandom
+) -> dict[str, Any]:
+    """A keystore that every wallet opens: AES-128-CTR, with a key that scrypt derives from the password. `cost`: scrypt's N.
+
+    `address`: that of the key, which wallets show before they have the password.
+    """
+    salt, iv = random(_BLOCK), random(_BLOCK)
+    parameters = {"dklen": _DERIVED, "n": cost, "r": SCRYPT_R, "p": SCRYPT_P, "salt": salt.hex()}
+    derived = _derive({"kdf": "scrypt", "kdfparams": parameters}, password.encode())
+    encryptor = Cipher(algorithms.AES(derived[:_BLOCK]), modes.CTR(iv)).encryptor()
+    ciphertext = encryptor.update(secret) + encryptor.finalize()
+    crypto = {
+        "cipher": "aes-128-ctr",
+        "cipherparams": {"iv": iv.hex()},
+        "ciphertext": ciphertext.hex(),
+        "kdf": "scrypt",
+        "kdfparams": parameters,
+        "mac": keccak(derived[_BLOCK:_DERIVED] + ciphertext).hex(),
+    }
+    return {
+        "address": address.removeprefix("0x"),
+        "crypto": crypto,
+        "id": str(uuid.UUID(bytes=random(16), version=4)),
+        "version": 3,
+    }
 
 
 def decrypt_keystore(store: object, password: str) -> bytes:

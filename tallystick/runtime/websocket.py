@@ -1,12 +1,16 @@
-"""uvicorn's WebSocket protocol with a fast path for binary messages that arrive whole in one frame, as nodes send them.
+"""uvicorn's WebSocket protocol with a fast path for binary messages that arrive whole in one frame, as our peers send them.
 
 The websockets library, which is written in Python, parses all other frames, and every frame while one of its own is incomplete.
 So the library alone handles fragments, pings, closes and errors. The fast path takes a third of the time per relayed chunk.
+
+An app may take a connection's messages as calls (DIRECT_EXTENSION) instead of as ASGI events. A message then costs no event, no
+queue and no turn of a task.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.protocol import OPEN
@@ -23,23 +27,119 @@ MAX_FRAGMENTS = 64
 """Fragments of one message. Our clients send none. Empty fragments count for no size limit, so their number is limited."""
 FRAME_LIMIT_EXTENSION = "tallystick.frame_limit"
 """The ASGI extension that sets the maximum message size of one connection: a function that takes the number of bytes."""
+FILTER_EXTENSION = "tallystick.filter"
+"""The ASGI extension that shows each whole binary message to the app before it becomes an event: a function that takes a
+MessageFilter.
+"""
+MessageFilter = Callable[[bytes], bool]
+"""Returns whether it took the message, which then becomes no event. It must not raise."""
+DIRECT_EXTENSION = "tallystick.direct"
+"""The ASGI extension that gives a connection's messages to a MessageHandler: a function that takes it and returns a DirectSocket.
+From then on, the app's `receive` returns nothing but the disconnect.
+"""
+
+
+class MessageHandler(Protocol):
+    """Takes the messages of a connection. Its methods must not raise."""
+
+    def message_received(self, message: bytes | str) -> None:
+        """A whole message came."""
+        ...
+
+    def pause_writing(self) -> None:
+        """The peer reads more slowly than it is written to."""
+        ...
+
+    def resume_writing(self) -> None:
+        """The peer has read again."""
+        ...
+
+
+class DirectSocket(Protocol):
+    """A connection whose messages a MessageHandler takes."""
+
+    def send_parts(self, parts: Sequence[bytes]) -> None:
+        """Sends one binary message, whose parts are joined. Does nothing once the connection is closing."""
+        ...
+
+    def pause_reading(self) -> None:
+        """Takes no more from the peer until `resume_reading`. Messages that are here already are handled all the same."""
+        ...
+
+    def resume_reading(self) -> None:
+        """See `pause_reading`."""
+        ...
+
+
+def message_head(size: int, mask: int = 0) -> bytes:
+    """What precedes the payload of a whole binary message, and its masking key (RFC 6455, 5.2). `mask`: 0x80 from a client."""
+    if size < 126:
+        return bytes((_WHOLE_BINARY, mask | size))
+    if size < 1 << 16:
+        return bytes((_WHOLE_BINARY, mask | 126)) + size.to_bytes(2, "big")
+    return bytes((_WHOLE_BINARY, mask | 127)) + size.to_bytes(8, "big")
 
 
 class FastPathWebSocket(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol with the fast path."""
 
     _limit = 0
+    _handler: MessageHandler | None = None
+    _filter: MessageFilter | None = None
 
     def handle_connect(self, event: Any) -> None:
         """Lets the app set this connection's maximum message size. Before that the server's maximum applies."""
         super().handle_connect(event)
         self._limit = self.config.ws_max_size
         if self.response.status_code == 101:
-            self.scope["extensions"] |= {FRAME_LIMIT_EXTENSION: self._set_limit}  # type: ignore[dict-item]  # an extension of this project
+            extensions: dict[str, Any] = self.scope["extensions"]
+            extensions[FRAME_LIMIT_EXTENSION] = self._set_limit
+            extensions[DIRECT_EXTENSION], extensions[FILTER_EXTENSION] = self._set_handler, self._set_filter
 
     def _set_limit(self, size: int) -> None:
         conn: Any = self.conn
         self._limit = conn.max_message_size = size
+
+    def _set_handler(self, handler: MessageHandler) -> DirectSocket:
+        self._handler = handler
+        return self
+
+    def _set_filter(self, message_filter: MessageFilter) -> None:
+        self._filter = message_filter
+
+    # DirectSocket
+
+    def send_parts(self, parts: Sequence[bytes]) -> None:
+        """See DirectSocket."""
+        if self.conn.state is OPEN and not self.close_sent and not self.transport.is_closing():
+            self.transport.write(b"".join((message_head(sum(map(len, parts))), *parts)))
+
+    def pause_reading(self) -> None:
+        """See DirectSocket."""
+        if not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """See DirectSocket."""
+        if self.read_paused:
+            self.read_paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        """See asyncio.BaseProtocol."""
+        super().pause_writing()
+        if self._handler is not None:
+            self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        """See asyncio.BaseProtocol."""
+        super().resume_writing()
+        if self._handler is not None:
+            self._handler.resume_writing()
+
+    # Messages
 
     def handle_cont(self, event: Any) -> None:
         """Counts a fragment and closes the connection if there are too many."""
@@ -48,6 +148,22 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
             return
         super().handle_cont(event)
+
+    def send_receive_event_to_app(self) -> None:
+        """Gives a message that the library parsed to the app."""
+        handler = self._handler
+        if handler is None:
+            if self._filter is not None and self.curr_msg_data_type == "bytes" and not self.close_sent:
+                self.frames = [b"".join(self.frames)]
+                if self._filter(self.frames[0]):
+                    self.frames = []
+                    return
+            super().send_receive_event_to_app()
+            return
+        data, self.frames = b"".join(self.frames), []
+        if not self.close_sent:
+            text = self.curr_msg_data_type == "text"
+            handler.message_received(data.decode(errors="replace") if text else data)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -59,8 +175,9 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
         super().data_received(data)
 
     def _take_messages(self, data: bytes) -> bytes:
-        """Queues the whole binary messages at the start of the data. Returns the rest of the data."""
-        at, end, limit = 0, len(data), self._limit
+        """Takes the whole binary messages at the start of the data. Returns the rest of the data."""
+        at, end, limit, handler, message_filter = 0, len(data), self._limit, self._handler, self._filter
+        queued = False
         while end - at >= 6 and data[at] == _WHOLE_BINARY and data[at + 1] & _MASKED:
             size, head = data[at + 1] & 0x7F, at + 2
             if size == 126:
@@ -71,9 +188,14 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
             if stop > end or size > limit:
                 break
             payload = apply_mask(data[head + 4 : stop], data[head : head + 4])
-            self.queue.put_nowait({"type": "websocket.receive", "bytes": payload})
             at = stop
-        if at and not self.read_paused:
+            if handler is not None:
+                if not self.close_sent:
+                    handler.message_received(payload)
+            elif message_filter is None or not message_filter(payload):
+                self.queue.put_nowait({"type": "websocket.receive", "bytes": payload})
+                queued = True
+        if queued and not self.read_paused:
             self.read_paused = True
             self.transport.pause_reading()
         return data[at:] if at else data

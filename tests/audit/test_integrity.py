@@ -34,7 +34,7 @@ def binomial_tail(least: int, count: int, share: float) -> float:
 def test_quantile_inverts_the_distribution(parameters: tuple[float, float]) -> None:
     """Quantile inverts the distribution."""
     for probability in (0.05, 0.5, 0.95):
-        assert beta_cdf(beta_quantile(probability, *parameters), *parameters) == pytest.approx(probability, abs=1e-6)
+        assert beta_cdf(beta_quantile(probability, *parameters), *parameters) == pytest.approx(probability, abs=1e-5)
 
 
 def after(*verdicts: Verdict, start: Integrity | None = None) -> Integrity:

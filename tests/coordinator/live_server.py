@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ from coordinator.storage.memory import MemoryStore
 from tallystick.protocol.eip712 import Signed, Signer, Verified
 from tallystick.protocol.errors import TallyError, error_from_json
 from tallystick.protocol.health import CheckResult, Health
+from tallystick.protocol.job_link import LINK_PATH, LINK_STREAM, pack_greeting, pack_record, pack_submit, read_records
 from tallystick.protocol.link import Beat, Capacity, Challenge, Hello, Listing, endpoint_of
 from tallystick.protocol.messages import Ask, Connect, Receipt
 from tallystick.protocol.types import Address, JobId
@@ -99,6 +101,7 @@ async def served(
             yield Served(world, world.store, hub, f"http://127.0.0.1:{port}", http, app, rate_limiter)
         finally:
             await hub.close()
+            await app.clients.close()
 
 
 async def until(condition: Any) -> None:
@@ -198,3 +201,64 @@ async def frames_of(response: httpx.Response) -> AsyncGenerator[tuple[Kind, byte
     async for data in response.aiter_raw():
         for frame in reader.feed(data):
             yield frame
+
+
+@dataclass
+class LinkClient:
+    """A client behind a real WebSocket that says only what the test says."""
+
+    socket: ClientConnection
+    frames: dict[int, list[tuple[Kind, bytes]]] = field(default_factory=dict)
+    """All frames that came, by stream."""
+    streams: int = 0
+
+    @classmethod
+    async def open(cls, at: Served, **settings: Any) -> Self:
+        """Opens a connection without sending anything."""
+        url = at.url.replace("http", "ws") + LINK_PATH
+        socket = await connect(url, proxy=None, compression=None, max_size=None, ping_interval=None, close_timeout=1, **settings)
+        return cls(socket)
+
+    @classmethod
+    async def join(cls, at: Served, **settings: Any) -> Self:
+        """Opens a connection and completes its handshake."""
+        client = await cls.open(at, **settings)
+        await client.send(LINK_STREAM, Kind.HELLO, pack_greeting("test"))
+        await client.expect(LINK_STREAM, Kind.WELCOME)
+        return client
+
+    async def send(self, stream: int, kind: Kind, payload: bytes = b"") -> None:
+        await self.socket.send(pack_record(stream, kind, payload))
+
+    async def submit(self, submission: Submission | bytes, linger: int | None = None) -> int:
+        """Submits a job. Returns its stream."""
+        self.streams += 1
+        body = submission if isinstance(submission, bytes) else submission.dumps()
+        await self.send(self.streams, Kind.SUBMIT, pack_submit(body, linger))
+        return self.streams
+
+    async def _receive(self) -> None:
+        for stream, kind, payload in read_records(await self.socket.recv(decode=False)):
+            self.frames.setdefault(stream, []).append((kind, payload))
+
+    async def expect(self, stream: int, kind: Kind, count: int = 1) -> bytes:
+        """Returns the payload of a stream's n-th frame of this kind."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            while len(payloads := [payload for other, payload in self.frames.get(stream, []) if other is kind]) < count:
+                await self._receive()
+        return payloads[count - 1]
+
+    async def refusal(self, stream: int = LINK_STREAM) -> TallyError:
+        """Returns the error that ends a stream, or the link."""
+        return error_from_json(loads(await self.expect(stream, Kind.ERROR), "error"), 502)
+
+    async def closed(self) -> int | None:
+        """Reads on until the coordinator closes the connection. Returns the code of its close."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    await self._receive()
+        return self.socket.close_code
+
+    def kinds(self, stream: int) -> list[Kind]:
+        return [kind for kind, _ in self.frames.get(stream, [])]

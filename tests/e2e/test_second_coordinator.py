@@ -11,6 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from coordinator.storage.job_codec import load_job
 from scripts.relay import load, processes
 from tallystick.protocol.eip712 import Signer
 from tests.e2e.conftest import TALLY, clean_environment
@@ -36,8 +37,11 @@ async def _start_second(folder: Path, db: str) -> tuple[int, str]:
 
 
 def _states(folder: Path) -> list[str]:
+    """The states of all stored jobs, in the order of their ends; those that run come last."""
     with sqlite3.connect(f"file:{folder}/coordinator.db?mode=ro", uri=True) as connection:
-        return [state for (state,) in connection.execute("SELECT state FROM jobs ORDER BY created_at")]
+        ended = [state for (state,) in connection.execute("SELECT state FROM jobs ORDER BY number")]
+        running = [load_job(doc) for (doc,) in connection.execute("SELECT doc FROM open_jobs ORDER BY number")]
+    return ended + [doc.record.state.value for doc in running]
 
 
 async def test_second_coordinator_refuses_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,8 @@ from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
 from tallystick.cli.local import demo, services
 from tallystick.cli.local.processes import ManagedProcess, ProcessGroup, free_port
+from tallystick.protocol.messages import Order
+from tallystick.protocol.stored import load_signed
 from tallystick.runtime.keystore import PASSWORD_FILE_ENV
 from tests.e2e.test_sigkill import DEEP, SEED, STREAM_SECONDS, Cluster, _check_job, _check_tabs, _settled, _until
 
@@ -183,22 +185,23 @@ async def _round(cluster: SharedWalletCluster, seed: int) -> str:
 
 async def _all_settled(cluster: SharedWalletCluster) -> bool:
     """Whether the wallet knows the end of all its jobs, and the nodes have delivered all receipts."""
-    rows = [row for name in cluster.market.providers for row in cluster.rows(name, "SELECT acknowledged FROM receipts")]
-    return all(acknowledged for (acknowledged,) in rows) and not cluster.rows(
-        "payer", "SELECT job FROM jobs WHERE state IN ('open', 'lost')"
-    )
+    query = "SELECT 1 FROM open_orders WHERE receipt_id > 0"
+    undelivered = [row for name in cluster.market.providers for row in cluster.rows(name, query)]
+    return not undelivered and not cluster.rows("payer", "SELECT job FROM jobs WHERE state IN ('open', 'lost')")
 
 
 def _check_records(cluster: SharedWalletCluster) -> dict[str, int]:
     """Checks the records of payer and nodes after any kills. Returns the totals by provider."""
     totals = _check_tabs(cluster)
-    cost = {job: _check_job(cluster, job) for (job,) in cluster.rows("payer", "SELECT job FROM jobs")}
+    cost = {job: _check_job(cluster, job.hex()) for (job,) in cluster.rows("payer", "SELECT job FROM jobs")}
     assert sum(cost.values()) == sum(totals.values())
     for name, provider in cluster.market.providers.items():
-        seqs = cluster.rows("payer", f"SELECT seq FROM orders WHERE provider = '{provider}'")
+        on_tab = f"tab = (SELECT id FROM tabs WHERE provider = '{provider}')"
+        seqs = cluster.rows("payer", f"SELECT seq FROM orders WHERE {on_tab}")
         assert len(set(seqs)) == len(seqs)
-        ceiling = cluster.rows("payer", f"SELECT max(ceiling) FROM orders WHERE provider = '{provider}'")[0][0] or 0
-        highest = cluster.rows(name, "SELECT max(CAST(cumulative AS INTEGER)) FROM receipts")[0][0] or 0
+        orders = [load_signed(Order, doc) for (doc,) in cluster.rows("payer", f"SELECT order_doc FROM orders WHERE {on_tab}")]
+        ceiling = max((order.message.ceiling for order in orders), default=0)
+        highest = cluster.rows(name, "SELECT max(CAST(cumulative AS INTEGER)) FROM tabs")[0][0] or 0
         assert highest <= ceiling
     labels: dict[str, int] = dict(cluster.rows("payer", "SELECT label, sum(cost) FROM spent GROUP BY label"))
     assert sum(labels.values()) == sum(totals.values()) <= PLENTY

@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from coordinator.domain.log_check import LogReplay
+from coordinator.storage.job_codec import load_job
 from node.engines.demo import MODEL
 from node.engines.discover import inspect_engine
 from tallystick.chain.deployment import Deployment
@@ -126,8 +127,8 @@ async def _ended(cluster: Cluster, job: str) -> str | None:
             f"{market.url(market.ports.coordinator)}/v1/jobs/{job}", headers={"authorization": _access_token(cluster)}
         )
     coordinator_record = response.json()
-    rows = [row for name in market.providers for row in cluster.rows(name, "SELECT acknowledged FROM receipts")]
-    if payer_record.get("state") not in TERMINAL or not all(acknowledged for (acknowledged,) in rows):
+    rows = [row for name in market.providers for row in cluster.rows(name, "SELECT 1 FROM open_orders WHERE receipt_id > 0")]
+    if payer_record.get("state") not in TERMINAL or rows:
         return None
     if response.status_code == 404:
         return str(payer_record["state"])
@@ -139,10 +140,14 @@ def _check_job(cluster: Cluster, job: str) -> int:
     charged = [
         cost
         for name in cluster.market.providers
-        for (cost,) in cluster.rows(name, f"SELECT CAST(cost AS INTEGER) FROM receipts WHERE job = '{job}'")
+        for (cost,) in cluster.rows(
+            name, f"SELECT r.cost FROM receipts r JOIN orders o ON o.id = r.order_id WHERE o.job = x'{job}'"
+        )
     ]
     paid = cluster.rows(
-        "payer", f"SELECT r.receipt_doc FROM receipts r JOIN orders o ON o.digest = r.order_digest WHERE o.job = '{job}'"
+        "payer",
+        "SELECT r.receipt_doc FROM receipts r JOIN orders o ON o.id = r.order_id JOIN jobs j ON j.id = o.job "
+        f"WHERE j.job = x'{job}'",
     )
     assert sum(cost > 0 for cost in charged) <= 1, f"job {job} is charged twice: {charged}"
     costs = [load_signed(Receipt, doc).message.cost for (doc,) in paid]
@@ -235,8 +240,9 @@ async def test_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: d
         status, body = await _until(lambda: _repeat(cluster, "the next job"), "the next job")
         assert (status, b"[DONE]" in body) == (200, True)
         if options:
-            hedged = cluster.rows("coordinator", "SELECT count(*) FROM jobs WHERE attempts_doc LIKE '%\"hedged\"%'")
-            assert hedged[0][0] > 0, "no job ran at two providers"
+            stored = [load_job(doc).record for (doc,) in cluster.rows("coordinator", "SELECT doc FROM jobs")]
+            hedged = [attempt for record in stored for attempt in record.attempts if attempt.hedged]
+            assert hedged, "no job ran at two providers"
         rpc = Rpc(deployment.rpc)
         try:
             totals = _check_tabs(cluster)

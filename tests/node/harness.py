@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from node.domain.order_admission import Admission, AdmissionRules, AdmittedJob, LinkIdentity
+from node.domain.admission_rules import AdmissionRules
+from node.domain.order_admission import Admission, AdmittedJob, LinkIdentity
 from node.domain.published_asks import Offer, PublishedAsks, Seller
 from node.domain.tabs import CreditLimits, Tabs
 from node.jobs.coordinator_credit import CoordinatorCredit
-from node.jobs.job import Deadlines
+from node.jobs.deadlines import Deadlines
 from node.jobs.pooled_engine import PooledEngine
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.runner import JobRunner

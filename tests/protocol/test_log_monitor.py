@@ -11,7 +11,16 @@ from tallystick.protocol import merkle
 from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.errors import BadMessage, BadSignature
 from tallystick.protocol.log_evidence import Fraud, LogEvidence, judge
-from tallystick.protocol.log_monitor import MAX_FOREIGN, MAX_PENDING, SETTLE_SECONDS, LogMonitor, LogQuestion
+from tallystick.protocol.log_monitor import (
+    MAX_ASKED,
+    MAX_FOREIGN,
+    MAX_PENDING,
+    MAX_SPAN,
+    MIN_SHARE,
+    SETTLE_SECONDS,
+    LogMonitor,
+    LogQuestion,
+)
 from tallystick.protocol.match_log import MERGE_SECONDS, Match, RestartLeaf, pack_head, unpack_head
 from tallystick.protocol.merkle import HASH_SIZE, Edge, leaf_hash
 from tallystick.protocol.messages import LogHead
@@ -80,6 +89,12 @@ class Coordinator:
                 }
                 for index in question.indexes
                 if index < size
+            },
+            "span": None
+            if question.span is None or question.span[1] > size
+            else {
+                "hashes": b"".join(leaf_hash(leaf) for leaf in self.leaves[slice(*question.span)]).hex(),
+                "path": hashes(merkle.span_ranges(question.span, size)),
             },
         }
 
@@ -378,3 +393,100 @@ def test_a_packed_head_has_one_form() -> None:
     for wrong in (b"", packed[:-1], packed + b"\0"):
         with pytest.raises(BadMessage, match="113 bytes"):
             unpack_head(wrong, COORDINATOR.address)
+
+
+def many(watch: LogMonitor, coordinator: Coordinator, count: int, *, every: int = 1, missing: int = 0) -> None:
+    """Adds `count` matches, of which each has `every` leaves in the log, and number `missing` has another leaf."""
+    for number in range(1, count + 1):
+        match, order = matched(len(coordinator.leaves))
+        watch.add_match(match, order, NOW)
+        coordinator.leaves.append(match.leaf if number != missing else matched(5_000)[0].leaf)
+        coordinator.leaves += [matched(10_000 + number * every + other)[0].leaf for other in range(every - 1)]
+
+
+@pytest.mark.parametrize("every", [1, 5, MIN_SHARE])
+def test_many_matches_are_checked_with_one_question(every: int) -> None:
+    """Leaves in a row are one proof for all matches among them."""
+    watch, coordinator = monitor(), Coordinator()
+    many(watch, coordinator, 60, every=every)
+    question = watch.question(NOW + SETTLE_SECONDS)
+    assert question == LogQuestion((), (), (1, 60 * every - every + 2))
+    assert dict(question.query) == {"start": "1", "end": str(60 * every - every + 2)}
+    assert ask(watch, coordinator, NOW + SETTLE_SECONDS) == []
+    assert (watch.checked, watch.pending) == (60, [])
+
+
+def test_matches_far_apart_are_asked_for_one_by_one() -> None:
+    """Where most leaves are of others, a proof for each of a few costs less than all leaves between them."""
+    watch, coordinator = monitor(), Coordinator()
+    many(watch, coordinator, 20, every=MIN_SHARE + 2)
+    question = watch.question(NOW + SETTLE_SECONDS)
+    assert question is not None
+    assert (question.span, len(question.indexes)) == (None, MAX_ASKED // 2)
+
+
+def test_one_question_asks_for_a_bounded_number_of_leaves() -> None:
+    """What lies further on is asked for next time."""
+    watch, coordinator = monitor(), Coordinator()
+    watch.add_match(*matched(MAX_SPAN + 1), NOW)
+    many(watch, coordinator, 20)
+    question = watch.question(NOW + SETTLE_SECONDS)
+    assert question == LogQuestion((), (), (1, 21))
+    ask(watch, coordinator, NOW + SETTLE_SECONDS)
+    assert [pending.match.index for pending in watch.pending] == [MAX_SPAN + 1]
+
+
+def test_a_match_that_is_not_among_its_neighbours_is_asked_for_alone() -> None:
+    """Leaves in a row prove what is there. What is not becomes evidence as ever, once it is due."""
+    watch, coordinator = monitor(), Coordinator()
+    many(watch, coordinator, 30, missing=7)
+    assert ask(watch, coordinator, NOW + SETTLE_SECONDS) == []
+    assert (watch.checked, [pending.match.index for pending in watch.pending]) == (29, [7])
+    assert watch.question(NOW + SETTLE_SECONDS) == LogQuestion((31,), (7,))
+    coordinator.signed_at = LATE
+    (evidence,) = ask(watch, coordinator, LATE)
+    assert reread(evidence).fraud is Fraud.MISSING
+
+
+@pytest.mark.parametrize("lie", ["hash", "short", "path", "none"])
+def test_a_false_proof_of_leaves_in_a_row_checks_nothing_off(lie: str) -> None:
+    """Whatever is wrong with it, or if there is none: each match is then asked for by its number."""
+    watch, coordinator = monitor(), Coordinator()
+    many(watch, coordinator, 30)
+    question = watch.question(NOW + SETTLE_SECONDS)
+    assert question is not None
+    answer = coordinator.answer(question)
+    if lie == "hash":  # a foreign leaf, beside the own ones
+        answer["span"]["hashes"] = "00" * HASH_SIZE + answer["span"]["hashes"][2 * HASH_SIZE :]
+    elif lie == "short":
+        answer["span"]["hashes"] = answer["span"]["hashes"][: -2 * HASH_SIZE]
+    elif lie == "path":
+        answer["span"]["path"] = []
+    else:
+        answer["span"] = None
+    assert watch.answer(question, answer, NOW + SETTLE_SECONDS) == []
+    assert (watch.checked, len(watch.pending)) == (0, 30)
+    later = watch.question(NOW + MERGE_SECONDS)
+    assert later is not None
+    assert (later.span, len(later.indexes)) == (None, MAX_ASKED // 2)
+
+
+@pytest.mark.parametrize(
+    "span",
+    [
+        7,
+        {"hashes": ""},
+        {"hashes": "0g", "path": []},
+        {"hashes": "00", "path": []},
+        {"hashes": "00" * 32 * (MAX_SPAN + 1), "path": []},
+    ],
+)
+def test_a_malformed_span_is_no_answer(span: object) -> None:
+    """It names what is wrong, and nothing is concluded from it."""
+    watch, coordinator = monitor(), Coordinator()
+    many(watch, coordinator, 30)
+    question = watch.question(NOW + SETTLE_SECONDS)
+    assert question is not None
+    with pytest.raises(BadMessage, match=r"proof\.span"):
+        watch.answer(question, coordinator.answer(question) | {"span": span}, NOW + SETTLE_SECONDS)
+    assert len(watch.pending) == 30

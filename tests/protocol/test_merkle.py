@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick.protocol import merkle
-from tallystick.protocol.merkle import EMPTY_ROOT, Edge, includes, is_prefix, leaf_hash
+from tallystick.protocol.merkle import EMPTY_ROOT, Edge, includes, includes_span, is_prefix, leaf_hash
 
 LEAVES = [
     bytes.fromhex(text)
@@ -196,3 +196,44 @@ def test_an_edge_is_loaded_from_the_stored_hashes(size: int) -> None:
     assert loaded.append(leaf_hash(b"next")) == log.edge.append(leaf_hash(b"next"))
     assert loaded.root() == log.edge.root()
     assert copy.size == size
+
+
+def _spans(leaves: list[bytes], first: int, end: int) -> tuple[list[bytes], list[bytes]]:
+    """The hashes of leaves in a row, and those of what lies beside them."""
+    beside = [tree(leaves[low:high]) for low, high in merkle.span_ranges((first, end), len(leaves))]
+    return [leaf_hash(leaf) for leaf in leaves[first:end]], beside
+
+
+@given(st.data())
+def test_leaves_in_a_row_have_one_proof(data: st.DataObject) -> None:
+    """Any range of any tree is proven; a changed, missing or moved leaf or hash is not, nor another size or root."""
+    size = data.draw(st.integers(1, 40))
+    first = data.draw(st.integers(0, size - 1))
+    end = data.draw(st.integers(first + 1, size))
+    leaves = numbered(size)
+    hashes, beside = _spans(leaves, first, end)
+    root = tree(leaves)
+    assert includes_span(root, size, first, hashes, beside)
+    place = data.draw(st.integers(0, len(hashes) - 1))
+    changed = [*hashes[:place], bytes(32), *hashes[place + 1 :]]
+    assert not includes_span(root, size, first, changed, beside)
+    assert not includes_span(root, size, first, hashes[:-1], beside)
+    assert not includes_span(bytes(32), size, first, hashes, beside)
+    assert not includes_span(root, size, first + 1, hashes, beside)
+    assert not includes_span(root, size, first, hashes, [*beside, bytes(32)])
+    if beside:
+        place = data.draw(st.integers(0, len(beside) - 1))
+        assert not includes_span(root, size, first, hashes, [*beside[:place], bytes(32), *beside[place + 1 :]])
+        assert not includes_span(root, size, first, hashes, [*beside[:place], b"", *beside[place + 1 :]])
+
+
+def test_the_proof_of_leaves_in_a_row_is_short() -> None:
+    """It grows with the depth of the tree, not with the number of leaves."""
+    assert len(merkle.span_ranges((500_000, 502_048), 1_000_000)) <= 2 * 20
+
+
+@pytest.mark.parametrize("span", [(0, 0), (3, 2), (-1, 2), (0, 6)])
+def test_no_span_outside_the_tree(span: tuple[int, int]) -> None:
+    """A range that is empty or not in the tree has no proof."""
+    with pytest.raises(ValueError, match="expected a range"):
+        merkle.span_ranges(span, 5)

@@ -6,12 +6,22 @@ import base64
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Domain, Message, Signed, Signer
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.messages import Receipt, Terms
-from tallystick.protocol.stored import load_signed, load_struct, store_signed, store_struct
+from tallystick.protocol.stored import (
+    load_signed,
+    load_struct,
+    pack,
+    pack_signed,
+    pack_struct,
+    store_signed,
+    store_struct,
+    unpack,
+)
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import dumps
 from tests.builders import build_receipt, build_terms
@@ -28,7 +38,32 @@ def test_what_was_stored_is_read(value: Message) -> None:
     signed = Signed(value, bytes(65))
     cls = type(value)
     assert load_signed(cls, store_signed(signed)) == load_signed(cls, signed.dumps()) == signed
+    assert load_signed(cls, pack_signed(signed)) == signed
+    assert load_struct(cls, pack_struct(value)) == value
     assert load_struct(cls, store_struct(value)) == load_struct(cls, dumps(value.to_json()).decode()) == value
+
+
+@some
+@given(st.binary(max_size=600), st.integers(0, 600))
+def test_bytes_are_packed_without_loss(data: bytes, zeros: int) -> None:
+    """Runs of zeros of any length, at any place, come back."""
+    for plain in (data, bytes(zeros) + data, data + bytes(zeros)):
+        assert unpack(pack(plain)) == plain
+
+
+def test_packed_receipts_are_small() -> None:
+    """Most of a message's words is zeros; what is left are its hashes, addresses and signature."""
+    signed = SIGNER.sign(build_receipt(Address("0x" + "22" * 20), SIGNER.address), DOMAIN)
+    assert len(pack_signed(signed)) < len(signed.to_bytes()) * 0.7
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"\1", b"\0\xff" * 500, b"\0\0"])
+def test_damaged_bytes_are_refused_by_name(data: bytes) -> None:
+    """A database that another program changed gives an error that names the message."""
+    with pytest.raises(BadMessage, match="receipt"):
+        load_signed(Receipt, data)
+    with pytest.raises(BadMessage, match="terms"):
+        load_struct(Terms, data)
 
 
 def test_a_stored_receipt_is_verified_over_its_bytes() -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage
-from tallystick.runtime import keystore
+from tallystick.runtime import keystore, web3_keystore
 from tallystick.runtime.keystore import (
     create_keystore,
     find_password,
@@ -113,16 +113,16 @@ def test_an_existing_key_is_never_overwritten(store: Path) -> None:
 def test_of_two_that_make_one_keystore_at_once_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If two processes create one keystore at once, the second is refused and the first one's key is kept."""
     path = tmp_path / "k.json"
-    encrypt = Account.encrypt
+    encrypt = web3_keystore.encrypt_keystore
 
     def slow(*arguments: Any, **more: Any) -> Any:
         if not path.exists():
-            monkeypatch.setattr(Account, "encrypt", encrypt)
+            monkeypatch.setattr(web3_keystore, "encrypt_keystore", encrypt)
             winner.append(create_keystore(path, "first", cost=CHEAP))
         return encrypt(*arguments, **more)
 
     winner: list[Signer] = []
-    monkeypatch.setattr(Account, "encrypt", slow)
+    monkeypatch.setattr(web3_keystore, "encrypt_keystore", slow)
     with pytest.raises(BadMessage, match="exists, and a key is never overwritten"):
         create_keystore(path, "second", cost=CHEAP)
     assert open_keystore(path, "first").secret == winner[0].secret

@@ -8,7 +8,8 @@ from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.log_evidence import Fraud, LogEvidence
 from tallystick.protocol.log_monitor import SETTLE_SECONDS, LogQuestion
 from tallystick.protocol.match_log import MERGE_SECONDS, pack_head
-from tallystick.runtime.log_watch import MAX_EVIDENCE, MAX_PASSED_ON, LogWatch
+from tallystick.protocol.wire import loads
+from tallystick.runtime.log_watch import MAX_EVIDENCE, MAX_PASSED_ON, SAVE_SECONDS, LogWatch
 from tests.protocol.test_log_monitor import COORDINATOR, DOMAIN, NOW, Coordinator, matched
 
 
@@ -203,3 +204,22 @@ async def test_evidence_is_bounded(tmp_path: Path) -> None:
     await world.watch.check()
     await world.watch.close()
     assert world.files() == MAX_EVIDENCE
+
+
+async def test_a_newer_head_is_written_now_and_then(tmp_path: Path) -> None:
+    """Not with each head: a process with many jobs would write all that waits every two seconds."""
+    world = World(tmp_path)
+    sizes = []
+    for index in range(1, 5):
+        world.add(index)
+        world.now += SETTLE_SECONDS if index < 4 else int(SAVE_SECONDS)
+        await world.watch.check()
+        file = tmp_path / f"{COORDINATOR.address}-{DOMAIN.chain_id}.json"
+        sizes.append(int(loads(file.read_bytes(), "file")["head"]["message"]["size"]))
+    assert sizes == [2, 2, 2, 5]
+    world.add(5)
+    world.now += SETTLE_SECONDS
+    await world.watch.check()
+    world.watch.start()
+    await world.watch.close()
+    assert int(loads(file.read_bytes(), "file")["head"]["message"]["size"]) == 6

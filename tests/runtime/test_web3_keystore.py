@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from tallystick.protocol.codecs import keccak
 from tallystick.runtime import web3_keystore
-from tallystick.runtime.web3_keystore import KeystoreError, WrongPassword, decrypt_keystore
+from tallystick.runtime.web3_keystore import KeystoreError, WrongPassword, decrypt_keystore, encrypt_keystore
 
 SECRET = keccak(b"a secret")
 IV, SALT = bytes(range(16)), b"\7" * 32
@@ -219,6 +220,28 @@ def test_it_opens_what_eth_account_writes(password: str, kdf: Any) -> None:
     """What eth-account encrypts opens to the same key."""
     store = Account.encrypt(SECRET, password, kdf=kdf, iterations=2)
     assert decrypt_keystore(store, password) == SECRET
+
+
+@given(st.text(max_size=40), st.binary(min_size=32, max_size=32), st.sampled_from([2, 1 << 10]))
+def test_eth_account_opens_what_it_writes(password: str, seed: bytes, cost: int) -> None:
+    """Other wallets open its keystores to the same key, and see the key's address before that."""
+    account = Account.from_key(keccak(seed))
+    store = encrypt_keystore(bytes(account.key), password, account.address, cost=cost)
+    assert bytes(Account.decrypt(store, password)) == decrypt_keystore(store, password) == bytes(account.key)
+    assert account.address == f"0x{store['address']}"
+    assert (store["version"], store["crypto"]["kdfparams"]["n"], uuid.UUID(store["id"]).version) == (3, cost, 4)
+
+
+def test_no_two_keystores_share_their_random_bytes() -> None:
+    """Salt, start of the counter and id are new in each keystore: with the same ones, two files would show equal passwords."""
+    first, second = (encrypt_keystore(SECRET, "pass", "0x00", cost=2) for _ in range(2))
+    for members in zip(_random_members(first), _random_members(second), strict=True):
+        assert members[0] != members[1]
+
+
+def _random_members(store: dict[str, Any]) -> tuple[str, str, str, str]:
+    crypto = store["crypto"]
+    return crypto["kdfparams"]["salt"], crypto["cipherparams"]["iv"], crypto["ciphertext"], store["id"]
 
 
 @pytest.mark.parametrize(

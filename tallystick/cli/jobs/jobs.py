@@ -15,7 +15,6 @@ from tallystick.cli.onchain import parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, PasswordFile, Wallet
 from tallystick.cli.output import outcome_words, show_fields, show_json, show_table
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
-from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import JobId, format_amount, parse_job_id
 from tallystick.runtime.keystore import PASSWORD_HELP
 
@@ -169,6 +168,8 @@ def _coordinator_state(status: dict[str, Any]) -> str:
     state = str(status["state"])
     if status.get("queue") is None:
         return state
+    from tallystick.protocol.queue_place import QueuePlace
+
     place = QueuePlace.from_json(status["queue"])
     return f"{state}: all providers are busy; number {place.position} in the queue{place.words}"
 

@@ -24,8 +24,8 @@ from tallystick.protocol.errors import BadMessage, TallyError, Unavailable
 from tallystick.protocol.types import Address, Amount, format_amount, parse_amount
 
 if TYPE_CHECKING:
+    from node.engines.capabilities import Capabilities
     from node.engines.discover import DiscoveredEngine
-    from node.engines.probe import Capabilities
 
 MAX_PROBED_MODELS = 8
 """An engine with more models is not probed."""

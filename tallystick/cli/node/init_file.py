@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tallystick.protocol.types import Address, Amount, format_amount
 
 if TYPE_CHECKING:
+    from node.engines.capabilities import Capabilities
     from node.engines.discover import DiscoveredEngine
-    from node.engines.probe import Capabilities
 
 DEFAULT_SLOTS = 4
 

@@ -18,6 +18,8 @@ import structlog
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.bounded_json import MAX_RAW, BoundedJsonReader
+from tallystick.client.coordinator.job_link import JobLinks, LinkLost
+from tallystick.client.coordinator.job_stream import HttpJobStream, JobStream, StreamLost
 from tallystick.client.coordinator.model_offers import MAX_NUMBER, ModelOffer
 from tallystick.protocol.criteria import MAX_CANDIDATES
 from tallystick.protocol.eip712 import Domain, Signed, read_signed
@@ -136,6 +138,7 @@ class CoordinatorClient:
         self.url = url.rstrip("/")
         self._config, self.authorize = config, authorize
         self._session: aiohttp.ClientSession | None = None
+        self._links = JobLinks(self.url, config)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -148,6 +151,7 @@ class CoordinatorClient:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._links.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -295,19 +299,21 @@ class CoordinatorClient:
                 receipts.append(LateReceipt.from_json(entry))
         return receipts
 
-    async def submit(self, submission: bytes, *, linger: int | None = None) -> aiohttp.ClientResponse:
-        """POST /v1/jobs: submits a job and returns its open stream. Raises the coordinator's refusal, NotSent or ConnectionLost.
+    async def submit(self, submission: bytes, *, linger: int | None = None) -> JobStream:
+        """Submits a job and returns its open stream. Raises the coordinator's refusal, NotSent or ConnectionLost.
 
-        `linger`: seconds for which the job goes on after a lost connection; the same submission then resumes it. If the
-        coordinator has just closed a pooled connection, the submission is sent once more; the job's id keeps it from running
-        twice.
+        It goes on the link, or by POST /v1/jobs if it is large or there is no link. `linger`: seconds for which the job goes on
+        after a lost connection; the same submission then resumes it. If the connection is lost before anything came, as the
+        coordinator may have just closed it, the submission is sent once more; the job's id keeps it from running twice.
         """
         keyed = linger is not None
         try:
             return await self._submit(submission, linger)
-        except aiohttp.ServerDisconnectedError:
+        except (aiohttp.ServerDisconnectedError, LinkLost):
             try:
                 return await self._submit(submission, linger)
+            except StreamLost as error:
+                raise ConnectionLost(f"coordinator {self.url}: {error}", keyed=keyed) from error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise ConnectionLost(str(self._transport_error(error)), keyed=keyed) from error
             except Refusal as error:
@@ -316,6 +322,8 @@ class CoordinatorClient:
                         "the connection was lost after the coordinator had admitted the job", keyed=keyed
                     ) from error
                 raise
+        except StreamLost as error:
+            raise ConnectionLost(f"coordinator {self.url}: {error}", keyed=keyed) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             failure = self._transport_error(error)
             raise failure if isinstance(failure, NotSent) else ConnectionLost(str(failure), keyed=keyed) from error
@@ -325,7 +333,14 @@ class CoordinatorClient:
         listed = [base64.b64encode(candidate.to_bytes()).decode() for candidate in candidates]
         await self._request_json("POST", f"/v1/jobs/{job.hex()}/orders", {"candidates": listed})
 
-    async def _submit(self, submission: bytes, linger: int | None) -> aiohttp.ClientResponse:
+    async def _submit(self, submission: bytes, linger: int | None) -> JobStream:
+        self._client()  # raises if the market is not open
+        link = await self._links.find(len(submission))
+        if link is not None:
+            return await link.submit(submission, linger)
+        return HttpJobStream(await self._post(submission, linger))
+
+    async def _post(self, submission: bytes, linger: int | None) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(
             total=self._config.run_seconds, connect=self._config.connect_seconds, sock_read=self._config.stream_idle_seconds
         )

@@ -93,6 +93,10 @@ class AliasRouter:
         self._aliases = {alias.name: alias for alias in aliases}
         self._rules = rules
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._aliases)
+
     def usable(self, allowed: Collection[str]) -> dict[str, tuple[str, ...]]:
         """The aliases that a caller may use, each with its models that the caller may reach by it."""
         members = {alias.name: _members(alias, allowed) for alias in self._aliases.values()}

@@ -32,6 +32,13 @@ class Attempts:
         """What failed attempts may still cost, in base units."""
         return Amount(sum(cost for _, cost in self._failed_jobs))
 
+    @property
+    def spent(self) -> Amount:
+        """What the attempts cost so far, or may still cost, in base units."""
+        if not (self._failed_jobs or self.results):
+            return self.upstream_cost
+        return Amount(self.possible_cost + sum(result.highest_cost for result in self.results) + self.upstream_cost)
+
     def record_failure(self, job: Job, error: TallyError, possible_cost: Amount) -> None:
         """Records that a submitted attempt failed with `error` and may still cost `possible_cost` base units."""
         self._errors.append(error)

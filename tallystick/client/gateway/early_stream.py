@@ -61,6 +61,11 @@ class EarlyStream:
             if not message.get("more_body"):
                 await self._end(self._as_event(bytes(self._whole)))
 
+    @property
+    def begun(self) -> Send:
+        """What passes on the rest of an answer whose head was sent: without a further step, unless it began early."""
+        return self if self.early else self._send
+
     async def begin(self, request_id: str, headers: Mapping[str, str]) -> None:
         """Begins the stream, unless it has begun."""
         if not self.early:

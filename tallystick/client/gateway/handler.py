@@ -25,7 +25,7 @@ from tallystick.client.gateway.request_bodies import ClientStalled, RequestBodie
 from tallystick.client.gateway.request_headers import headers_of
 from tallystick.client.gateway.response_cache import CachedResponse, ResponseCache
 from tallystick.client.gateway.response_recorder import ResponseRecorder
-from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, send_json, total_cost
+from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, send_json
 from tallystick.client.gateway.response_state import ResponseState, ResponseStore
 from tallystick.client.gateway.routing_rules import load_rule
 from tallystick.client.gateway.upstream_router import UpstreamRouter
@@ -147,13 +147,14 @@ class RequestHandler:
 
     async def _answer_or_error(self, scope: Scope, request: _GatewayRequest, send: Send) -> None:
         """Answers from the cache or from a job. Cancelling it ends the job, which waits for its receipt for a bounded time."""
-        attempts, stream = Attempts(), EarlyStream(send, error_format(scope))
+        errors = error_format(scope)
+        attempts, stream = Attempts(), EarlyStream(send, errors)
         try:
             plan = self._upstreams.restrict(self._plan(request), request.options, market=request.requires_market)
             plan = await self._plan_for_key(request, plan)
             name, cached = await self._find_cached(request, plan.bodies)
             if cached is None:
-                sender = ResponseSender(stream, error_format(scope), self._cache, name, attempts)
+                sender = ResponseSender(stream, errors, self._cache, name, attempts)
                 cached = await self._try_models(request, plan, sender, attempts)
             if cached is not None:
                 await send_cached(scope, stream, cached)
@@ -179,7 +180,7 @@ class RequestHandler:
 
     def _plan(self, request: _GatewayRequest) -> RoutingPlan:
         allowed = () if request.caller is None else request.caller.models
-        draw, fallbacks = weight_draw(request.key or secrets.token_hex()), request.extras.fallbacks
+        draw, fallbacks = weight_draw(request.key or secrets.token_hex()) if self._aliases else 0.0, request.extras.fallbacks
         if request.content_type != JSON:
             return self._aliases.plan_form(request.content_type, request.body, fallbacks, draw, allowed)
         return self._aliases.plan(request.body, fallbacks, draw, allowed)
@@ -266,7 +267,7 @@ class RequestHandler:
         """
         options = request.options
         limit = smallest_limit(self._market.config.max_cost, options.get("max_cost"))
-        spent = attempts.possible_cost + total_cost(attempts.results) + attempts.upstream_cost
+        spent = attempts.spent
         if spent and limit is not None:
             options = RequestOptions(**options)
             options["max_cost"] = Amount(max(limit - spent, 0))

@@ -80,15 +80,16 @@ class ResponseSender:
         Raises BadMessage, the engine's fault, for an answer that cannot be translated.
         """
         content_type, body = self._translated(result)
+        cost = total_cost([result, *rejected]) if rejected else result.highest_cost
         headers = {
             "content-type": content_type,
             **_id_headers(self._errors, result.job),
             "x-tally-provider": result.provider,
-            "x-tally-cost": str(total_cost([result, *rejected])),
+            "x-tally-cost": str(cost),
             "x-tally-receipt": RECEIPT_OUTSTANDING if result.receipt is None else "0x" + result.receipt.digest.hex(),
             "x-tally-prices": _prices(result.terms),
         }
-        _record_job(result.job, result.provider, result.terms.model, total_cost([result, *rejected]), result.outcome)
+        _record_job(result.job, result.provider, result.terms.model, cost, result.outcome)
         if rejected:
             entries = (f"{r.terms.model}; job={r.job.hex()}; cost={int(r.highest_cost)}" for r in rejected)
             headers["x-tally-escalated"] = ", ".join(entries)
@@ -119,7 +120,7 @@ class ResponseSender:
         await _send_head(self._send, head.status, headers)
         translation = self.translations.get(job.id)
         stream = None if translation is None else translation.open_stream(job=job.id.hex())
-        sent = _SentBytes(self._send, keep=self.cache_name is not None)
+        sent = _SentBytes(self._send.begun, keep=self.cache_name is not None)
         try:
             async for chunk in arrivals_of(job):
                 await sent.add(chunk if stream is None else stream.feed(chunk))
@@ -181,7 +182,7 @@ class ResponseSender:
         headers = {"content-type": answer.content_type, **STREAM_HEADERS, **self._upstream_headers(answer)}
         await _send_head(self._send, answer.status, headers)
         stream = None if translation is None else translation.open_stream(job=answer.id)
-        sent = _SentBytes(self._send, keep=False)
+        sent = _SentBytes(self._send.begun, keep=False)
         try:
             async for event in answer.events():
                 await sent.add(event if stream is None else stream.feed(event))
@@ -237,7 +238,7 @@ class _SentBytes:
     async def add(self, data: bytes) -> None:
         if not data:
             return
-        self._tail = (self._tail + data)[-2:]
+        self._tail = data[-2:] if len(data) > 1 else (self._tail + data)[-2:]
         self._size += len(data)
         if self._keep and self._size <= MAX_CACHED_BYTES:
             self._parts.append(data)
@@ -271,11 +272,12 @@ def _job_headers(job: Job) -> dict[str, str]:
 
 def _record_job(job: JobId, provider: str, model: str, cost: Amount | None, outcome: Outcome | None) -> None:
     """Adds a job to the request's line in the log; without a receipt, cost and outcome are not known."""
-    record(job=job.hex(), model=model, provider=provider)
+    fields = {"job": job.hex(), "model": model, "provider": provider}
     if cost is not None:
-        record(cost=format_amount(cost))
+        fields["cost"] = format_amount(cost)
     if outcome is not None:
-        record(outcome=outcome.name.lower())
+        fields["outcome"] = outcome.name.lower()
+    record(**fields)
 
 
 def _prices(terms: Terms) -> str:

@@ -12,7 +12,7 @@ from tallystick.client.config import ClientConfig, UpstreamTarget
 from tallystick.client.gateway.aliases import RoutingPlan
 from tallystick.client.gateway.attempts import Attempts
 from tallystick.client.gateway.forms import Form
-from tallystick.client.gateway.response_sender import ResponseSender, total_cost
+from tallystick.client.gateway.response_sender import ResponseSender
 from tallystick.client.sdk.market import Market, maintenance_of
 from tallystick.client.selection.options import RequestOptions, market_criteria, smallest_limit
 from tallystick.client.upstreams.caller import UpstreamCaller
@@ -101,8 +101,7 @@ class UpstreamRouter:
         limit = smallest_limit(self._config.max_cost, options.get("max_cost"))
         if limit is None:
             return None
-        used = attempts.possible_cost + total_cost(attempts.results) + attempts.upstream_cost
-        return Amount(max(limit - used, 0))
+        return Amount(max(limit - attempts.spent, 0))
 
     def _check_prices(self, request: UpstreamRequest) -> None:
         """Raises Refusal (price_above_cap) for a model above the config's maximum prices, and for one without prices then."""

@@ -15,6 +15,7 @@ import structlog
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
+from tallystick.client.coordinator.job_stream import JobStream
 from tallystick.client.jobs.candidates import draft_orders, wrap_keys
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.ledger.ledger import Ledger
@@ -51,12 +52,15 @@ class FurtherOrders:
     now: Callable[[], int]
     signed: int = 0
 
-    async def order(self, offered: Sequence[object], response: JobResponse) -> None:
-        """Orders on those of the offered asks that the request accepts. Whatever fails, the job waits on as before."""
+    async def order(self, offered: Sequence[object], response: JobResponse, stream: JobStream) -> None:
+        """Orders on those of the offered asks that the request accepts. Whatever fails, the job waits on as before.
+
+        `stream`: the job's.
+        """
         try:
             asks = await self._acceptable(offered, {placed.terms.ask for placed in response.candidates})
             if asks:
-                await self._order(asks, response)
+                await self._order(asks, response, stream)
         except TallyError as error:
             log.info("no further order for a waiting job", job=response.job.hex(), reason=error.public_text)
 
@@ -77,7 +81,7 @@ class FurtherOrders:
         stale = await self.ledger.stale_asks(self.job.domain, asks, self.now())
         return [ask for ask in asks if ask.digest not in ordered and ask.digest not in stale][: MAX_INVITATIONS - self.signed]
 
-    async def _order(self, asks: Sequence[Verified[Ask]], response: JobResponse) -> None:
+    async def _order(self, asks: Sequence[Verified[Ask]], response: JobResponse, stream: JobStream) -> None:
         job, key = response.job, response.key
         commitment = commit_request(key.commitment_key, job, self.request.plaintext)
         drafts = draft_orders(self.request, asks, job, commitment, self.config.default_max_output_tokens)
@@ -89,5 +93,7 @@ class FurtherOrders:
         placed = await self.ledger.sign_further_orders(self.job, drafts, self.signer(), self.config.budgets)
         if placed:
             response.add_orders(placed)  # before the coordinator has them: a match may follow at once
-            await self.coordinator.add_orders(job, wrap_keys(job, key, placed, asks))
+            candidates = wrap_keys(job, key, placed, asks)
+            if not await stream.add_orders(candidates):
+                await self.coordinator.add_orders(job, candidates)
             log.info("ordered on further providers for a waiting job", job=job.hex(), orders=len(placed))

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn, Self
 
-import aiohttp
 import structlog
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
+from tallystick.client.coordinator.job_stream import JobStream, StreamLost
 from tallystick.client.jobs.further_orders import FurtherOrders
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.jobs.result import Result, StreamInterrupted, build_proof, outcome_error, require_success
@@ -25,7 +25,7 @@ from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.openai.answers import TextDeltas
-from tallystick.client.openai.requests import RequestSummary
+from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.client.receipts.file_store import ProofStore
@@ -42,7 +42,7 @@ from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Hash, JobId, format_amount
-from tallystick.protocol.wire import FrameReader, Kind, ResponseHead, split_request
+from tallystick.protocol.wire import Kind, ResponseHead
 
 log = structlog.get_logger()
 _NEVER_RAN = (Code.NODE_BUSY, Code.NO_PROVIDER)
@@ -77,9 +77,8 @@ class Job:
         self,
         context: JobContext,
         response: JobResponse,
-        http_response: aiohttp.ClientResponse,
-        summary: RequestSummary,
-        request: bytes,
+        stream: JobStream,
+        request: ApiRequest,
         *,
         keyed: bool = False,
         resumed: bool = False,
@@ -90,10 +89,8 @@ class Job:
         """
         self._began = began
         self._keyed, self._resumed = keyed, resumed
-        self._context, self._response, self._http_response, self._summary = context, response, http_response, summary
-        head, body = split_request(request)
-        self._request, self._path, self._body_bytes = request, head.path, len(body)
-        self._reader = FrameReader()
+        self._context, self._response, self._stream, self._summary = context, response, stream, request.summary
+        self._request, self._path, self._body_bytes = request.plaintext, request.head.path, len(request.body)
         self._frames: deque[tuple[Kind, bytes]] = deque()
         self._reading = asyncio.Lock()
         self._cancelling = False
@@ -236,7 +233,8 @@ class Job:
                 if not self._done and not self._response.ended:
                     if self._keyed:  # tells other readers of the same job
                         await self._context.ledger.mark_cancelled(self.id)
-                    await self._context.coordinator.cancel(self.id)
+                    if self._keyed or not self._stream.cancel():
+                        await self._context.coordinator.cancel(self.id)
                 while not self._done:
                     await self._next_frame()
         except (TimeoutError, TallyError):
@@ -309,9 +307,10 @@ class Job:
                 await self._read_frames()
                 if self._done:
                     return b""
-            chunk = await self._take_frame(*self._frames.popleft())
-            if chunk and joined:
-                chunk = self._join_following(chunk)
+            kind, payload = self._frames.popleft()
+            chunk = await self._take_frame(kind, payload)
+            if kind is Kind.CHUNK:  # which ends no attempt and no job
+                return self._join_following(chunk) if joined and chunk and self._frames else chunk
             if response.voids:
                 await self._record_voids()
             if response.ended:
@@ -331,22 +330,19 @@ class Job:
             if response.place.asks and self._further_orders is None and self.further_orders is not None:
                 self._further_orders = self.further_orders()
             if response.place.asks and self._further_orders is not None:
-                await self._further_orders.order(response.place.asks, response)
+                await self._further_orders.order(response.place.asks, response, self._stream)
             self.on_place(response.place)
         return chunk
 
     def _join_following(self, chunk: bytes) -> bytes:
         """The chunk, and those that arrived with it. An error in one of them is raised once the caller has those before it."""
-        frames = self._frames
-        if not frames or frames[0][0] is not Kind.CHUNK:
-            return chunk
-        chunks = [chunk]
+        chunks, frames = [chunk], self._frames
         while frames and frames[0][0] is Kind.CHUNK and self._broken is None:
             try:
                 chunks.append(self._response.accept(*frames.popleft()))
             except PeerError as error:
                 self._broken = error
-        return b"".join(chunks)
+        return b"".join(chunks) if len(chunks) > 1 else chunk
 
     async def _record_voids(self) -> None:
         """Records receipts at no cost, which releases the caps of their orders. A dishonest one concerns its provider alone."""
@@ -361,15 +357,9 @@ class Job:
 
     async def _read_frames(self) -> None:
         try:
-            data = await self._http_response.content.readany()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            await self._recover_from_lost_stream(str(error) or type(error).__name__)
-            return
-        if not data:
-            await self._recover_from_lost_stream("the coordinator closed it")
-            return
-        try:
-            self._frames.extend(self._reader.feed(data))
+            self._frames.extend(await self._stream.read())
+        except StreamLost as error:
+            await self._recover_from_lost_stream(str(error))
         except PeerError as error:
             error.fault = Fault.COORDINATOR
             await self._break_off(error)
@@ -386,8 +376,7 @@ class Job:
 
     def _finish_reading(self) -> None:
         self._done = True
-        if not self._http_response.content.at_eof():  # at its end the connection went back to the pool by itself
-            self._http_response.close()
+        self._stream.close()
         self._context.on_finished(self)
 
     def _raise_end(self) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import aiohttp
-
 from tallystick.client.coordinator.http_client import ConnectionLost, NotSent
+from tallystick.client.coordinator.job_stream import JobStream
 from tallystick.client.jobs.job import Job, JobContext
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.ledger.idempotency import IdempotencyKey
@@ -34,13 +33,13 @@ async def resume_job(
     orders = () if known_job is None else known_job.orders
     placed = [PlacedOrder(known.order.verify(context.domain), known.terms) for known in orders]
     await context.ledger.set_reader(keyed.job)
-    http_response = await _post(context, keyed, keyed.header + key.seal_request(keyed.job, plaintext))
+    stream = await _post(context, keyed, keyed.header + key.seal_request(keyed.job, plaintext))
     by_digest = {order.order.digest: order for order in placed}
     response = JobResponse(keyed.job, key, by_digest, context.domain, coordinator, keep_bytes=keep_bytes, may_hedge=True)
-    return Job(context, response, http_response, request.summary, plaintext, keyed=True, resumed=True)
+    return Job(context, response, stream, request, keyed=True, resumed=True)
 
 
-async def _post(context: JobContext, keyed: IdempotencyKey, submission: bytes) -> aiohttp.ClientResponse:
+async def _post(context: JobContext, keyed: IdempotencyKey, submission: bytes) -> JobStream:
     try:
         return await context.coordinator.submit(submission, linger=context.config.linger_seconds)
     except (ConnectionLost, NotSent):

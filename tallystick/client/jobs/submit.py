@@ -9,10 +9,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import aiohttp
-
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import ConnectionLost, CoordinatorClient, CoordinatorInfo
+from tallystick.client.coordinator.job_stream import JobStream
 from tallystick.client.jobs.candidates import draft_orders, drafts_within_budget, wrap_keys
 from tallystick.client.jobs.further_orders import FurtherOrders
 from tallystick.client.jobs.response import JobResponse
@@ -70,7 +69,7 @@ class JobSubmitter:
         hedge_after: float,
         batch: bool,
         hints: RankingHints,
-    ) -> tuple[JobResponse, aiohttp.ClientResponse]:
+    ) -> tuple[JobResponse, JobStream]:
         """Posts a job. Returns its response, still without frames, and the open stream of them.
 
         `max_cost` bounds the cap of each order, in base units. `ranked`: the coordinator must try the asks in this order.
@@ -96,7 +95,7 @@ class JobSubmitter:
                 await self._store_key(
                     IdempotencyKey(idempotency_key.key, idempotency_key.fingerprint, job, key.secret, header, now)
                 )
-            http_response = await self.coordinator.submit(header + key.seal_request(job, request.plaintext), linger=linger)
+            stream = await self.coordinator.submit(header + key.seal_request(job, request.plaintext), linger=linger)
         except (TallyError, asyncio.CancelledError) as error:
             await self._close_orders(request, key, job, error, signed=orders, idempotency_key=idempotency_key)
             raise
@@ -106,7 +105,7 @@ class JobSubmitter:
         response = JobResponse(
             job, key, by_digest, info.domain, info.coordinator, keep_bytes=keep_bytes, may_hedge=late is not None
         )
-        return response, http_response
+        return response, stream
 
     async def _store_key(self, keyed: IdempotencyKey) -> None:
         """Stores an idempotency key. Raises Unavailable if another process has just stored it for a job of its own."""

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
 from tallystick.client.config import Budget
-from tallystick.client.ledger.schema import IS_COLLECTABLE, jobs, orders, spent
+from tallystick.client.ledger.schema import IS_COLLECTABLE, jobs, orders, spent, tabs, workloads
 from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.messages import Terms
@@ -25,10 +25,12 @@ _SPENT_TODAY = sa.select(sa.func.coalesce(sa.func.sum(spent.c.cost), 0).label("a
     spent.c.payer == bindparam("of_payer"), spent.c.day == bindparam("of_day")
 )
 _OPEN_CAPS = (
-    sa.select(orders.c.cap, jobs.c.label)
-    .join(jobs, jobs.c.job == orders.c.job)
+    sa.select(orders.c.cap, workloads.c.label)
+    .join(tabs, tabs.c.id == orders.c.tab)
+    .join(jobs, jobs.c.id == orders.c.job)
+    .join(workloads, workloads.c.id == jobs.c.workload)
     .where(
-        orders.c.payer == bindparam("of_payer"),
+        tabs.c.payer == bindparam("of_payer"),
         IS_COLLECTABLE,
         orders.c.claim_by > bindparam("of_now"),
     )

@@ -35,6 +35,7 @@ from tallystick.client.ledger.open_orders import NO_DELIVERIES, Deliveries
 from tallystick.client.ledger.process_locks import ProcessLock
 from tallystick.client.ledger.queries import KnownJob
 from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryResult
+from tallystick.client.ledger.retention import FORGOTTEN_AT_ONCE, forget_jobs
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.spending import DAY_SECONDS, CacheHit, SpendingRow
 from tallystick.client.ledger.tabs import read_tabs, tab_key
@@ -55,6 +56,8 @@ from tallystick.runtime.keystore import write_private
 from tallystick.runtime.storage import Database
 
 log = structlog.get_logger()
+PAGE_SIZE = 2_048
+"""Bytes. A job changes few bytes on many pages, and a transaction writes whole pages: half of SQLite's usual size writes less."""
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 
 
@@ -75,7 +78,7 @@ class Ledger:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
             raise explain_failed_start(error, sqlite_url(path), "ledger_file") from error
-        database = Database(sqlite_url(path), "ledger_file")
+        database = Database(sqlite_url(path), "ledger_file", page_size=PAGE_SIZE)
         await database.start(MIGRATIONS)
         return cls(database, payer, path.parent / "evidence", ProcessLock(path))
 
@@ -314,6 +317,13 @@ class Ledger:
         jobs = await self._database.read(lambda c: queries.unresolved_jobs(c, self.payer, before, limit))
         living = {reader for reader in {reader for _, reader in jobs} if self._process.other_is_alive(reader)}
         return [job for job, reader in jobs if reader not in living]
+
+    async def forget_jobs(self, now: int, keep: int, limit: int = FORGOTTEN_AT_ONCE) -> bool:
+        """Deletes jobs that ended more than `keep` seconds before `now` and are not needed, oldest first; see `retention`.
+
+        Returns whether there may be more of them: one call deletes at most `limit`.
+        """
+        return await self._database.write(lambda c: forget_jobs(c, self.payer, now, keep, limit), synced=False) == limit
 
     async def find_job(self, job: JobId) -> KnownJob | None:
         """Returns a job with its orders and receipt; None if the ledger does not have it."""

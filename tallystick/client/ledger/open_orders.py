@@ -15,8 +15,8 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
-from tallystick.client.ledger.schema import JobState, OrderState, jobs, orders, tabs
-from tallystick.client.ledger.tabs import DEPLOYMENT_ID, PAYER, PROVIDER, THIS_TAB
+from tallystick.client.ledger.schema import THIS_JOB, THIS_ORDER, JobState, OrderState, jobs, orders, tabs
+from tallystick.client.ledger.tabs import TAB_ID, THIS_TAB
 from tallystick.client.receipts.delivery_check import (
     MAX_UNDELIVERED_QUARTERS,
     QUARTERS_DELIVERED,
@@ -44,13 +44,12 @@ class OrderKey(NamedTuple):
     @property
     def parameters(self) -> dict[str, object]:
         """The bound parameters that select it."""
-        return {"of_job": self.job.hex(), "of_order": self.digest.hex()}
+        return {"of_job": bytes(self.job), "of_order": bytes(self.digest)}
 
 
 _UNMATCHED = Delivery(0, 0, ZERO_HASH, finished=False, bounded=False)
 """The delivery of an order whose job ended here without the order being matched."""
 
-THIS_ORDER = (orders.c.job == bindparam("of_job")) & (orders.c.digest == bindparam("of_order"))
 _IS_OPEN, _IS_CLOSED, _IS_DISPATCHED = (
     orders.c.state == state.value for state in (OrderState.OPEN, OrderState.CLOSED, OrderState.DISPATCHED)
 )
@@ -63,8 +62,8 @@ _STORE_DELIVERY = SqliteStatement(
 _SELECT_ORDER = SqliteStatement(
     sa.select(orders.c.delivered_doc, orders.c.undelivered_quarters, orders.c.state).where(THIS_ORDER)
 )
-_SELECT_JOB = SqliteStatement(sa.select(jobs.c.state, jobs.c.cancelled).where(jobs.c.job == bindparam("of_job")))
-_MARK_CANCELLED = sa.update(jobs).where(jobs.c.job == bindparam("of_job")).values(cancelled=True)
+_SELECT_JOB = SqliteStatement(sa.select(jobs.c.state, jobs.c.cancelled).where(THIS_JOB))
+_MARK_CANCELLED = sa.update(jobs).where(THIS_JOB).values(cancelled=True)
 _SET_QUARTERS = (
     sa.update(orders)
     .where(THIS_ORDER)
@@ -83,14 +82,12 @@ _ADD_QUARTERS = (
     )
 )
 _QUARTERS_SINCE = sa.select(sa.func.coalesce(sa.func.sum(orders.c.undelivered_quarters), 0)).where(
-    orders.c.deployment_id == DEPLOYMENT_ID,
-    orders.c.payer == PAYER,
-    orders.c.provider == PROVIDER,
+    orders.c.tab == TAB_ID,
     orders.c.digest != bindparam("of_order"),
     sa.text("orders.undelivered_at > 0"),  # the condition of the partial index
     orders.c.undelivered_at > bindparam("of_since"),
 )
-_JOB_CREATED_AT = sa.select(jobs.c.created_at).where(jobs.c.job == bindparam("of_job"))
+_JOB_CREATED_AT = sa.select(jobs.c.created_at).where(THIS_JOB)
 
 
 def store_deliveries(c: Connection, job: JobId, deliveries: Deliveries) -> None:
@@ -110,12 +107,12 @@ def mark_dispatched(c: Connection, job: JobId, digests: Iterable[Hash]) -> None:
 
 def mark_cancelled(c: Connection, job: JobId) -> None:
     """Notes that this client asks for the end of a job; from now on a receipt may say that the client cancelled."""
-    c.execute(_MARK_CANCELLED, {"of_job": job.hex()})
+    c.execute(_MARK_CANCELLED, {"of_job": bytes(job)})
 
 
 def set_reader(c: Connection, job: JobId, reader: str) -> None:
     """Stores the name of the process that reads a job; see process_locks.py."""
-    c.execute(sa.update(jobs).where(jobs.c.job == job.hex()).values(reader=reader))
+    c.execute(sa.update(jobs).where(THIS_JOB).values(reader=reader), {"of_job": bytes(job)})
 
 
 def read_delivery(c: Connection, job: JobId, receipt: Receipt, delivery: Delivery | None) -> Delivery | None:
@@ -127,7 +124,7 @@ def read_delivery(c: Connection, job: JobId, receipt: Receipt, delivery: Deliver
     known = delivery if delivery is not None else _read_stored(c, OrderKey(job, receipt.order_hash))
     if known is None or known.cancelled or receipt.outcome != Outcome.CLIENT_CANCELLED:
         return known
-    row = _SELECT_JOB.first(c, {"of_job": job.hex()})
+    row = _SELECT_JOB.first(c, {"of_job": bytes(job)})
     return replace(known, cancelled=row is not None and bool(row.cancelled))
 
 
@@ -142,7 +139,7 @@ def _read_stored(c: Connection, order: OrderKey) -> Delivery | None:
 
 def job_state(c: Connection, job: JobId) -> JobState | None:
     """Returns the state of a job; None if the ledger does not have it."""
-    row = _SELECT_JOB.first(c, {"of_job": job.hex()})
+    row = _SELECT_JOB.first(c, {"of_job": bytes(job)})
     return None if row is None else JobState(row.state)
 
 

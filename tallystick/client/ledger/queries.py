@@ -14,6 +14,7 @@ from sqlalchemy import Connection, bindparam
 from tallystick.client.ledger.schema import (
     IS_COLLECTABLE,
     IS_UNRESOLVED,
+    THIS_JOB,
     JobState,
     OrderState,
     deployment_id,
@@ -23,7 +24,9 @@ from tallystick.client.ledger.schema import (
     orders,
     receipts,
     tabs,
+    workloads,
 )
+from tallystick.client.ledger.tabs import TAB_ID, tab_key
 from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS, awaiting_receipts_reason
 from tallystick.client.receipts.evidence import Evidence
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
@@ -62,6 +65,10 @@ class KnownJob:
     receipt: Signed[Receipt] | None
 
 
+_IS_OF_WORKLOAD = workloads.c.id == jobs.c.workload
+_OWN_JOBS = sa.select(jobs.c.job).join(workloads, _IS_OF_WORKLOAD)
+
+
 def blocked(c: Connection, payer: Address, domain: Domain | None = None) -> dict[Address, str]:
     """Returns the providers that get no orders until a person unblocks them, with the reason; in one deployment or in all."""
     query = sa.select(tabs.c.provider, tabs.c.blocked_reason).where(tabs.c.payer == payer, tabs.c.blocked_reason != "")
@@ -73,10 +80,11 @@ def excluded(c: Connection, domain: Domain, payer: Address, now: int) -> dict[Ad
     """Returns the providers that get no orders now, with the reason: blocked ones, and those that owe too many receipts."""
     count = sa.func.count()
     awaiting = (
-        sa.select(orders.c.provider, count)
-        .where(orders.c.deployment_id == deployment_id(domain), orders.c.payer == payer, orders.c.claim_by > now)
+        sa.select(tabs.c.provider, count)
+        .join(orders, orders.c.tab == tabs.c.id)
+        .where(tabs.c.deployment_id == deployment_id(domain), tabs.c.payer == payer, orders.c.claim_by > now)
         .where(IS_COLLECTABLE, orders.c.state == OrderState.DISPATCHED.value)
-        .group_by(orders.c.provider)
+        .group_by(tabs.c.provider)
         .having(count >= MAX_AWAITING_RECEIPTS)
     )
     return {Address(provider): awaiting_receipts_reason(number) for provider, number in c.execute(awaiting)} | blocked(
@@ -94,18 +102,18 @@ def jobs_awaiting_receipts(c: Connection, payer: Address, now: int, every: int, 
     waiting = sa.select(orders.c.job).where(IS_COLLECTABLE, undecided, orders.c.claim_by > now)
     due = jobs.c.asked_at + sa.func.max(every, jobs.c.asked_at - jobs.c.created_at) <= now
     ended = jobs.c.state.not_in([JobState.OPEN.value, JobState.LOST.value])
-    query = sa.select(jobs.c.job).where(jobs.c.payer == payer, jobs.c.job.in_(waiting), ended, due)
+    query = _OWN_JOBS.where(workloads.c.payer == payer, jobs.c.id.in_(waiting), ended, due)
     rows = c.execute(query.order_by(jobs.c.asked_at).limit(limit)).scalars()
-    return [JobId(bytes.fromhex(row)) for row in rows]
+    return [JobId(row) for row in rows]
 
 
 def record_inquiry(c: Connection, job: JobId, now: int) -> None:
     """Stores when the coordinator was last asked about a job, in Unix seconds."""
-    c.execute(sa.update(jobs).where(jobs.c.job == job.hex()).values(asked_at=now))
+    c.execute(sa.update(jobs).where(THIS_JOB).values(asked_at=now), {"of_job": bytes(job)})
 
 
-_KNOWN_ORDERS = sa.select(orders.c.digest, orders.c.job).where(
-    orders.c.provider == bindparam("of_provider"),
+_KNOWN_ORDERS = sa.select(orders.c.digest, jobs.c.job).where(
+    jobs.c.id == orders.c.job,
     orders.c.seq.in_(bindparam("of_seqs", expanding=True)),
     orders.c.digest.in_(bindparam("of_orders", expanding=True)),
 )
@@ -113,13 +121,9 @@ _KNOWN_ORDERS = sa.select(orders.c.digest, orders.c.job).where(
 
 def known_orders(c: Connection, signed: Sequence[Verified[Order]]) -> dict[Hash, JobId]:
     """Returns the job of each of these orders, by digest; orders that the ledger lacks are left out."""
-    known: dict[Hash, JobId] = {}
-    for provider in {order.message.provider for order in signed}:
-        listed = [order for order in signed if order.message.provider == provider]
-        seqs, digests = [order.message.seq for order in listed], [order.digest.hex() for order in listed]
-        rows = c.execute(_KNOWN_ORDERS, {"of_provider": provider, "of_seqs": seqs, "of_orders": digests})
-        known |= {Hash(bytes.fromhex(row.digest)): JobId(bytes.fromhex(row.job)) for row in rows}
-    return known
+    seqs, digests = [order.message.seq for order in signed], [bytes(order.digest) for order in signed]
+    rows = c.execute(_KNOWN_ORDERS, {"of_seqs": seqs, "of_orders": digests})
+    return {Hash(row.digest): JobId(row.job) for row in rows}
 
 
 def providers_with_tab(c: Connection, domain: Domain, payer: Address, providers: Sequence[Address]) -> set[Address]:
@@ -130,14 +134,14 @@ def providers_with_tab(c: Connection, domain: Domain, payer: Address, providers:
 
 def unresolved_jobs(c: Connection, payer: Address, before: int, limit: int) -> list[tuple[JobId, str]]:
     """Returns the jobs created until `before` (Unix seconds) whose end is unknown, with their readers, oldest first."""
-    query = sa.select(jobs.c.job, jobs.c.reader).where(jobs.c.payer == payer, IS_UNRESOLVED, jobs.c.created_at <= before)
-    return [(JobId(bytes.fromhex(row.job)), row.reader) for row in c.execute(query.order_by(jobs.c.created_at).limit(limit))]
+    query = _OWN_JOBS.add_columns(jobs.c.reader).where(workloads.c.payer == payer, IS_UNRESOLVED, jobs.c.created_at <= before)
+    return [(JobId(row.job), row.reader) for row in c.execute(query.order_by(jobs.c.created_at).limit(limit))]
 
 
 def signed_receipts(c: Connection, domain: Domain, payer: Address, provider: Address) -> list[Signed[Receipt]]:
     """Returns every recorded receipt of a tab, by seq."""
-    on_tab = (receipts.c.deployment_id == deployment_id(domain), receipts.c.payer == payer, receipts.c.provider == provider)
-    rows = c.execute(sa.select(receipts.c.receipt_doc).where(*on_tab).order_by(receipts.c.seq)).scalars()
+    on_tab = sa.select(receipts.c.receipt_doc).where(receipts.c.tab == TAB_ID).order_by(receipts.c.seq)
+    rows = c.execute(on_tab, tab_key(domain, payer, provider)).scalars()
     return [load_signed(Receipt, doc) for doc in rows]
 
 
@@ -168,22 +172,21 @@ def _others(doc: str | None) -> tuple[Signed[Receipt], ...]:
 
 def latest_jobs(c: Connection, payer: Address, limit: int) -> list[KnownJob]:
     """Returns the last jobs, newest first."""
-    query = sa.select(jobs.c.job).where(jobs.c.payer == payer)
-    rows = c.execute(query.order_by(sa.literal_column("jobs.rowid").desc()).limit(limit)).scalars()
-    known_jobs = (find_job(c, payer, JobId(bytes.fromhex(job))) for job in rows.all())
+    query = _OWN_JOBS.where(workloads.c.payer == payer)
+    rows = c.execute(query.order_by(jobs.c.id.desc()).limit(limit)).scalars()
+    known_jobs = (find_job(c, payer, JobId(job)) for job in rows.all())
     return [known for known in known_jobs if known is not None]
 
 
 def find_job(c: Connection, payer: Address, job: JobId) -> KnownJob | None:
     """Returns a job with its orders and receipt; None if the ledger does not have it."""
-    row = c.execute(sa.select(jobs).where(jobs.c.job == job.hex(), jobs.c.payer == payer)).first()
+    query = sa.select(jobs, workloads.c.deployment_id, workloads.c.model, workloads.c.path).join(workloads, _IS_OF_WORKLOAD)
+    row = c.execute(query.where(THIS_JOB, workloads.c.payer == payer), {"of_job": bytes(job)}).first()
     if row is None:
         return None
-    listed = c.execute(sa.select(orders).where(orders.c.job == job.hex()).order_by(orders.c.id)).all()
-    digests = [entry.digest for entry in listed if entry.state == OrderState.RECORDED.value]
-    receipt = c.execute(
-        sa.select(receipts.c.receipt_doc).where(receipts.c.job == job.hex(), receipts.c.order_digest.in_(digests))
-    ).scalar()
+    listed = c.execute(sa.select(orders).where(orders.c.job == row.id).order_by(orders.c.id)).all()
+    recorded = [entry.id for entry in listed if entry.state == OrderState.RECORDED.value]
+    receipt = c.execute(sa.select(receipts.c.receipt_doc).where(receipts.c.order_id.in_(recorded))).scalar()
     return KnownJob(
         job=job,
         domain=domain_of(row.deployment_id),
@@ -202,6 +205,6 @@ def _known_order(row: sa.Row[tuple[object, ...]]) -> KnownOrder:
     return KnownOrder(
         load_signed(Order, row.order_doc),
         load_struct(Terms, row.terms_doc),
-        Hash(bytes.fromhex(row.digest)),
+        Hash(row.digest),
         OrderState(row.state),
     )

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, bindparam
 from tallystick.client.ledger import open_orders, spending
 from tallystick.client.ledger.queries import known_orders
 from tallystick.client.ledger.schema import IS_COLLECTABLE, OrderState, domain_of, evidence, orders, tabs
-from tallystick.client.ledger.tabs import DEPLOYMENT_ID, INSERT_TAB, PAYER, PROVIDER, SELECT_TAB, THIS_TAB, read_tabs
+from tallystick.client.ledger.tabs import DEPLOYMENT_ID, INSERT_TAB, PAYER, SELECT_TAB, TAB_ID, THIS_TAB, read_tabs
 from tallystick.client.ledger.writes import IncomingReceipt, check_receipt, store_receipt
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.orders.tab import Tab
@@ -59,7 +59,9 @@ class RecoveryResult:
     blocked_reason: str = ""
 
 
-_FIRST_ORDER_SEQ = sa.select(sa.func.min(orders.c.seq)).where(orders.c.payer == PAYER, orders.c.deployment_id == DEPLOYMENT_ID)
+_FIRST_ORDER_SEQ = sa.select(sa.func.min(orders.c.seq)).where(
+    orders.c.tab.in_(sa.select(tabs.c.id).where(tabs.c.payer == PAYER, tabs.c.deployment_id == DEPLOYMENT_ID))
+)
 _RAISE_TAB = INSERT_TAB.on_conflict_do_update(
     index_elements=[tabs.c.deployment_id, tabs.c.payer, tabs.c.provider],
     set_={name: INSERT_TAB.excluded[name] for name in ("total", "total_order_seq", "ceiling", "order_seq", "recovered")},
@@ -79,17 +81,22 @@ def merge_proven(
 ) -> RecoveryResult:
     """Raises a tab to what is proven beyond this ledger.
 
-    The total is believed up to the ceilings of orders that this ledger lacks; orders that it knows are settled by
-    `record_receipt`. An order on which nothing can be collected (see IEscrow.secure) proves no payment.
+    The total is believed up to the ceilings of orders that this ledger lacks. Orders that it knows are settled by
+    `record_receipt`, and those that retention deleted were settled. An order on which nothing can be collected (see
+    IEscrow.secure) proves no payment.
 
     `settled` is the amount that the chain says it paid, and `paid` are the orders that it shows for that amount (None if the
     chain was not searched). A bare number raises nothing: it takes an order of this key that this ledger lacks, with a sufficient
     ceiling. A payment beyond the receipts and the orders that may still be collected blocks the provider until a person decides.
     """
     shown_orders = [shown.order for shown in receipts] + [payment.order for payment in paid or ()]
-    known = known_orders(c, shown_orders)
-    lacking = [order.message for order in shown_orders if order.digest not in known]
     row = SELECT_TAB.first(c, tab_key)
+    forgotten_seq = 0 if row is None else row.forgotten_seq
+    known = {
+        *known_orders(c, shown_orders),
+        *(order.digest for order in shown_orders if order.message.seq <= forgotten_seq),
+    }
+    lacking = [order.message for order in shown_orders if order.digest not in known]
     tab = _read_tab(c, tab_key, now)
     shown_total = max((shown.receipt.message.cumulative_cost for shown in receipts), default=0)
     ceiling = max((order.ceiling for order in lacking), default=0)
@@ -159,8 +166,7 @@ def _judge_payment(c: Connection, tab_key: dict[str, object], settled: Amount, n
 
 def _dispatched_caps(c: Connection, tab_key: dict[str, object], now: int) -> int:
     """The sum of the caps of dispatched orders: their jobs ended and they have no receipt."""
-    on_tab = (orders.c.deployment_id == DEPLOYMENT_ID) & (orders.c.payer == PAYER) & (orders.c.provider == PROVIDER)
-    query = sa.select(sa.func.coalesce(sa.func.sum(orders.c.cap), 0)).where(on_tab, orders.c.claim_by > now)
+    query = sa.select(sa.func.coalesce(sa.func.sum(orders.c.cap), 0)).where(orders.c.tab == TAB_ID, orders.c.claim_by > now)
     return int(c.execute(query.where(IS_COLLECTABLE, orders.c.state == OrderState.DISPATCHED.value), tab_key).scalar_one())
 
 

@@ -1,7 +1,8 @@
 """The tables of the payer's ledger, which client/migrations creates. Signed documents are stored as they were received.
 
-A job's rows are found by its id, which grows with time, and by provider and seq. No index is ordered by a digest: each entry of
-such an index would take a page of its own to write.
+What many rows would repeat is a row of its own: the parties of a tab, and the workload of a job. Rows are found by what grows
+with time: the number of their job, order or tab, and seqs. No index is ordered by a digest: each entry of such an index would
+take a page of its own to write.
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ metadata = sa.MetaData()
 tabs = sa.Table(
     "tabs",
     metadata,
-    sa.Column("deployment_id", sa.String(64), primary_key=True),
-    sa.Column("payer", sa.String(42), primary_key=True),
-    sa.Column("provider", sa.String(42), primary_key=True),
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("deployment_id", sa.String(64)),
+    sa.Column("payer", sa.String(42)),
+    sa.Column("provider", sa.String(42)),
     sa.Column("accepted", sa.BigInteger),
     sa.Column("total", sa.BigInteger),
     sa.Column("total_order_seq", sa.BigInteger),
@@ -78,26 +80,36 @@ tabs = sa.Table(
     sa.Column("settled", sa.BigInteger),
     sa.Column("settled_at_unblock", sa.BigInteger),
     sa.Column("recovered", sa.BigInteger),
+    sa.Column("forgotten_seq", sa.BigInteger),
 )
-jobs = sa.Table(
-    "jobs",
+"""`forgotten_seq`: the highest seq of an order that retention deleted; 0 if there is none."""
+workloads = sa.Table(
+    "workloads",
     metadata,
-    sa.Column("job", sa.String(32), primary_key=True),
+    sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("deployment_id", sa.String(64)),
     sa.Column("payer", sa.String(42)),
     sa.Column("model", sa.Text),
     sa.Column("path", sa.Text),
+    sa.Column("label", sa.String(64)),
+)
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("job", sa.LargeBinary),
+    sa.Column("workload", sa.Integer),
     sa.Column("state", sa.String(16)),
     sa.Column("reason", sa.Text),
     sa.Column("commitment_key", sa.LargeBinary),
     sa.Column("created_at", sa.BigInteger),
     sa.Column("finished_at", sa.BigInteger),
-    sa.Column("label", sa.String(64)),
     sa.Column("duration_ms", sa.BigInteger),
     sa.Column("cancelled", sa.Boolean),
     sa.Column("asked_at", sa.BigInteger),
     sa.Column("reader", sa.String(16)),
 )
+"""`job`: the job's id; `workload`: a row of workloads."""
 spent = sa.Table(
     "spent",
     metadata,
@@ -121,37 +133,32 @@ orders = sa.Table(
     "orders",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("digest", sa.String(64)),
-    sa.Column("job", sa.String(32)),
-    sa.Column("deployment_id", sa.String(64)),
-    sa.Column("payer", sa.String(42)),
-    sa.Column("provider", sa.String(42)),
+    sa.Column("job", sa.Integer),
+    sa.Column("tab", sa.Integer),
     sa.Column("seq", sa.BigInteger),
     sa.Column("cap", sa.BigInteger),
-    sa.Column("ceiling", sa.BigInteger),
     sa.Column("claim_by", sa.BigInteger),
     sa.Column("state", sa.String(16)),
-    sa.Column("order_doc", sa.Text),
-    sa.Column("terms_doc", sa.Text),
+    sa.Column("digest", sa.LargeBinary),
+    sa.Column("order_doc", sa.LargeBinary),
+    sa.Column("terms_doc", sa.LargeBinary),
     sa.Column("delivered_doc", sa.Text),
     sa.Column("undelivered_quarters", sa.Integer),
     sa.Column("undelivered_at", sa.BigInteger),
 )
+"""`job` and `tab`: rows of these tables."""
 receipts = sa.Table(
     "receipts",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("digest", sa.String(64)),
-    sa.Column("job", sa.String(32)),
-    sa.Column("deployment_id", sa.String(64)),
-    sa.Column("payer", sa.String(42)),
-    sa.Column("provider", sa.String(42)),
+    sa.Column("order_id", sa.Integer),
+    sa.Column("tab", sa.Integer),
     sa.Column("seq", sa.BigInteger),
-    sa.Column("order_digest", sa.String(64)),
-    sa.Column("receipt_doc", sa.Text),
+    sa.Column("receipt_doc", sa.LargeBinary),
     sa.Column("whole", sa.Boolean),
     sa.Column("recorded_at", sa.BigInteger),
 )
+"""`order_id` and `tab`: rows of these tables."""
 evidence = sa.Table(
     "evidence",
     metadata,
@@ -188,3 +195,10 @@ asks = sa.Table(
     sa.Column("newest_doc", sa.Text),
     sa.Column("seen_at", sa.BigInteger),
 )
+
+_OF_JOB: sa.BindParameter[bytes] = sa.bindparam("of_job")
+THIS_JOB = jobs.c.job == _OF_JOB
+"""The job whose id is the parameter `of_job`."""
+JOB_ID = sa.select(jobs.c.id).where(THIS_JOB).scalar_subquery()
+THIS_ORDER = (orders.c.job == JOB_ID) & (orders.c.digest == sa.bindparam("of_order"))
+"""The order of that job whose digest is the parameter `of_order`."""

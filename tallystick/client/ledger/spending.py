@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 from sqlalchemy.dialects.sqlite import insert
 
-from tallystick.client.ledger.schema import IS_UNRESOLVED, OrderState, jobs, orders, receipts, spent
+from tallystick.client.ledger.schema import IS_UNRESOLVED, THIS_JOB, OrderState, jobs, orders, receipts, spent, tabs, workloads
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.runtime.sqlite_statement import SqliteStatement
@@ -26,14 +26,14 @@ _RECEIPT_SUMS = (*_SUMS[1:6], *_SUMS[8:])
 
 _CACHE_SUMS = ("hits", "saved")
 _JOB_ROW = sa.select(
-    jobs.c.payer,
+    workloads.c.payer,
     bindparam("to_day", type_=sa.BigInteger),
-    jobs.c.label,
-    jobs.c.model,
+    workloads.c.label,
+    workloads.c.model,
     bindparam("to_provider", type_=sa.String),
     bindparam("to_requests", type_=sa.BigInteger),
     *(sa.literal(0) if name in _CACHE_SUMS else bindparam(f"to_{name}", type_=sa.BigInteger) for name in _SUMS[1:]),
-).where(jobs.c.job == bindparam("of_job"))
+).where(THIS_JOB, workloads.c.id == jobs.c.workload)
 _COLUMNS = ("payer", *GROUPS, *_SUMS)
 
 
@@ -106,7 +106,7 @@ def add_receipt(
     _ADD_RECEIPT.run(
         c,
         {
-            "of_job": job.hex(),
+            "of_job": bytes(job),
             "to_day": now // DAY_SECONDS,
             "to_provider": receipt.provider,
             "to_requests": int(not counted),
@@ -126,7 +126,7 @@ def add_failed(c: Connection, job: JobId, now: int) -> None:
     zeros = dict.fromkeys((f"to_{name}" for name in _RECEIPT_SUMS[1:]), 0)
     _ADD_FAILED.run(
         c,
-        zeros | {"of_job": job.hex(), "to_day": now // DAY_SECONDS, "to_provider": "", "to_requests": 1, "to_failed": 1},
+        zeros | {"of_job": bytes(job), "to_day": now // DAY_SECONDS, "to_provider": "", "to_requests": 1, "to_failed": 1},
     )
 
 
@@ -166,12 +166,14 @@ def read_spending(c: Connection, payer: Address, since: int, by: Sequence[str]) 
 
 def _latencies(c: Connection, payer: Address, since: int, by: Sequence[str]) -> dict[tuple[object, ...], tuple[int, int, int]]:
     day = receipts.c.recorded_at // DAY_SECONDS
-    columns = {"day": day, "label": jobs.c.label, "model": jobs.c.model, "provider": receipts.c.provider}
+    columns = {"day": day, "label": workloads.c.label, "model": workloads.c.model, "provider": tabs.c.provider}
     query = (
         sa.select(*(columns[name] for name in by), jobs.c.duration_ms)
-        .join(orders, orders.c.job == jobs.c.job)
-        .join(receipts, (receipts.c.job == orders.c.job) & (receipts.c.order_digest == orders.c.digest))
-        .where(jobs.c.payer == payer, day >= since // DAY_SECONDS, jobs.c.duration_ms.is_not(None))
+        .join(workloads, workloads.c.id == jobs.c.workload)
+        .join(orders, orders.c.job == jobs.c.id)
+        .join(receipts, receipts.c.order_id == orders.c.id)
+        .join(tabs, tabs.c.id == receipts.c.tab)
+        .where(workloads.c.payer == payer, day >= since // DAY_SECONDS, jobs.c.duration_ms.is_not(None))
         .where(orders.c.state == OrderState.RECORDED.value)
         .order_by(jobs.c.duration_ms)
     )

@@ -25,6 +25,7 @@ PROVIDER: sa.BindParameter[str] = bindparam("of_provider")
 THIS_TAB = (tabs.c.deployment_id == DEPLOYMENT_ID) & (tabs.c.payer == PAYER) & (tabs.c.provider == PROVIDER)
 SELECT_TAB = SqliteStatement(sa.select(tabs).where(THIS_TAB))
 INSERT_TAB = insert(tabs)
+TAB_ID = sa.select(tabs.c.id).where(THIS_TAB).scalar_subquery()
 _NOT_EXPIRED = orders.c.claim_by > bindparam("of_now")
 
 
@@ -38,7 +39,7 @@ _SELECT_CAPS = SqliteStatement(
         _sum_where(_NOT_EXPIRED & (orders.c.state == OrderState.DISPATCHED.value), sa.literal(1)).label("awaiting_receipts"),
         _sum_where(_NOT_EXPIRED & (orders.c.seq <= bindparam("of_total_order_seq")), orders.c.cap).label("early"),
         _sum_where(~_NOT_EXPIRED, orders.c.cap).label("expired"),
-    ).where(orders.c.payer == PAYER, IS_COLLECTABLE, orders.c.provider == PROVIDER, orders.c.deployment_id == DEPLOYMENT_ID)
+    ).where(orders.c.tab == bindparam("of_tab"), IS_COLLECTABLE)
 )
 
 
@@ -56,7 +57,7 @@ def read_tabs(c: Connection, domain: Domain, payer: Address, providers: Sequence
         if row is None:
             read[provider] = Tab()
         else:
-            caps = _SELECT_CAPS.first(c, key | {"of_now": now, "of_total_order_seq": row.total_order_seq})
+            caps = _SELECT_CAPS.first(c, {"of_tab": row.id, "of_now": now, "of_total_order_seq": row.total_order_seq})
             read[provider] = tab_of(row, caps)
     return read
 

@@ -12,11 +12,15 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
+from sqlalchemy.dialects.sqlite import insert
 
 from tallystick.client.ledger import open_orders, spending
-from tallystick.client.ledger.open_orders import NO_DELIVERIES, THIS_ORDER, Deliveries, OrderKey
+from tallystick.client.ledger.open_orders import NO_DELIVERIES, Deliveries, OrderKey
 from tallystick.client.ledger.schema import (
     IS_UNRESOLVED,
+    JOB_ID,
+    THIS_JOB,
+    THIS_ORDER,
     JobState,
     OrderState,
     deployment_id,
@@ -25,13 +29,12 @@ from tallystick.client.ledger.schema import (
     orders,
     receipts,
     tabs,
+    workloads,
 )
 from tallystick.client.ledger.tabs import (
-    DEPLOYMENT_ID,
     INSERT_TAB,
-    PAYER,
-    PROVIDER,
     SELECT_TAB,
+    TAB_ID,
     THIS_TAB,
     read_tabs,
     tab_key,
@@ -48,7 +51,7 @@ from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadReceipt, Fault
 from tallystick.protocol.jobs import ENDS, Event
 from tallystick.protocol.messages import Outcome, Receipt, Terms
-from tallystick.protocol.stored import load_signed, store_signed, store_struct
+from tallystick.protocol.stored import load_signed, pack_signed, pack_struct, store_signed, store_struct
 from tallystick.protocol.types import Address, Hash, JobId, format_amount
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.sqlite_statement import SqliteStatement
@@ -130,21 +133,41 @@ _RAISE_TAB = SqliteStatement(
     ),
     "deployment_id payer provider accepted total total_order_seq ceiling order_seq blocked_reason",
 )
+_WORKLOAD = ("deployment_id", "payer", "model", "path", "label")
+_ADD_WORKLOAD = SqliteStatement(insert(workloads).on_conflict_do_nothing(), " ".join(_WORKLOAD))
 _INSERT_JOB = SqliteStatement(
-    sa.insert(jobs), "job deployment_id payer model path state reason commitment_key created_at label reader"
+    sa.insert(jobs).from_select(
+        ["job", "workload", "state", "reason", "commitment_key", "created_at", "reader"],
+        sa.select(
+            bindparam("to_job", type_=sa.LargeBinary),
+            workloads.c.id,
+            sa.literal(JobState.OPEN.value),
+            sa.literal(""),
+            bindparam("to_commitment_key", type_=sa.LargeBinary),
+            bindparam("to_created_at", type_=sa.BigInteger),
+            bindparam("to_reader", type_=sa.String),
+        ).where(*(workloads.c[name] == bindparam(name) for name in _WORKLOAD)),
+    )
 )
 _INSERT_ORDER = SqliteStatement(
-    sa.insert(orders),
-    "digest job deployment_id payer provider seq cap ceiling claim_by state order_doc terms_doc",
+    sa.insert(orders).values(
+        job=JOB_ID,
+        tab=TAB_ID,
+        state=OrderState.OPEN.value,
+        **{name: bindparam(f"to_{name}") for name in ("seq", "cap", "claim_by", "digest", "order_doc", "terms_doc")},
+    )
 )
 _INSERT_RECEIPT = SqliteStatement(
-    sa.insert(receipts),
-    "digest job deployment_id payer provider seq order_digest receipt_doc whole recorded_at",
+    sa.insert(receipts).values(
+        order_id=sa.select(orders.c.id).where(THIS_ORDER).scalar_subquery(),
+        tab=TAB_ID,
+        **{name: bindparam(f"to_{name}") for name in ("seq", "receipt_doc", "whole", "recorded_at")},
+    )
 )
 _INSERT_EVIDENCE = sa.insert(evidence)
 
 _SEQ: sa.BindParameter[int] = bindparam("of_seq")
-_ON_TAB = (receipts.c.deployment_id == DEPLOYMENT_ID) & (receipts.c.payer == PAYER) & (receipts.c.provider == PROVIDER)
+_ON_TAB = receipts.c.tab == TAB_ID
 _FROM_SEQ = SqliteStatement(
     sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq >= _SEQ).order_by(receipts.c.seq.asc()).limit(2)
 )
@@ -152,9 +175,7 @@ _BELOW_SEQ = SqliteStatement(
     sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq < _SEQ).order_by(receipts.c.seq.desc()).limit(1)
 )
 _SAME_ORDER = SqliteStatement(
-    sa.select(receipts.c.digest, receipts.c.receipt_doc).where(
-        receipts.c.job == bindparam("of_job"), receipts.c.order_digest == bindparam("of_order")
-    )
+    sa.select(receipts.c.receipt_doc).where(receipts.c.order_id.in_(sa.select(orders.c.id).where(THIS_ORDER)))
 )
 
 _ACCEPT = SqliteStatement(
@@ -170,7 +191,7 @@ _DISPUTE = (
 _SET_ORDER_STATE = SqliteStatement(sa.update(orders).where(THIS_ORDER).values(state=bindparam("to_state")))
 _END_JOB = (
     sa.update(jobs)
-    .where(jobs.c.job == bindparam("of_job"))
+    .where(THIS_JOB)
     .values(
         state=bindparam("to_state"),
         reason=bindparam("to_reason"),
@@ -178,14 +199,12 @@ _END_JOB = (
         duration_ms=bindparam("to_duration_ms"),
     )
 )
-_IS_OPEN = sa.select(jobs.c.job).where(jobs.c.job == bindparam("of_job"), jobs.c.state == JobState.OPEN.value)
+_IS_OPEN = sa.select(jobs.c.job).where(THIS_JOB, jobs.c.state == JobState.OPEN.value)
 _END_ANY_JOB = SqliteStatement(_END_JOB)
 _END_OPEN_JOB = SqliteStatement(_END_JOB.where(jobs.c.state == JobState.OPEN.value))
 _END_UNKNOWN_JOB = SqliteStatement(_END_JOB.where(IS_UNRESOLVED))
 _CLOSE_ORDERS = SqliteStatement(
-    sa.update(orders)
-    .where(orders.c.job == bindparam("of_job"), orders.c.state == OrderState.OPEN.value)
-    .values(state=OrderState.CLOSED.value)
+    sa.update(orders).where(orders.c.job == JOB_ID, orders.c.state == OrderState.OPEN.value).values(state=OrderState.CLOSED.value)
 )
 
 
@@ -198,7 +217,10 @@ def sign_orders(
     """
     placed_orders = _sign(c, job, drafts, sign)
     if placed_orders:
-        _INSERT_JOB.run(c, _job_row(deployment_id(job.domain), job) | {"reader": reader})
+        row = _job_row(job, reader)
+        if not _INSERT_JOB.run(c, row):
+            _ADD_WORKLOAD.run(c, row)
+            _INSERT_JOB.run(c, row)
         _store_orders(c, job, placed_orders)
     return placed_orders
 
@@ -207,7 +229,7 @@ def sign_further_orders(
     c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: SignOrder
 ) -> list[PlacedOrder]:
     """Like `sign_orders`, for a job that is stored. Signs nothing for a job that is not open any more."""
-    if c.execute(_IS_OPEN, {"of_job": job.job.hex()}).first() is None:
+    if c.execute(_IS_OPEN, {"of_job": bytes(job.job)}).first() is None:
         return []
     placed_orders = _sign(c, job, drafts, sign)
     if placed_orders:
@@ -224,40 +246,34 @@ def _sign(c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], s
 
 def _store_orders(c: Connection, job: NewJob, placed_orders: Sequence[PlacedOrder]) -> None:
     deployment = deployment_id(job.domain)
-    _INSERT_ORDER.run_many(c, [_order_row(deployment, job, placed) for placed in placed_orders])
     _RAISE_TAB.run_many(c, [_tab_row(deployment, placed) for placed in placed_orders])
+    _INSERT_ORDER.run_many(c, [_order_row(job, placed) for placed in placed_orders])
 
 
-def _job_row(deployment: str, job: NewJob) -> dict[str, object]:
+def _job_row(job: NewJob, reader: str) -> dict[str, object]:
     return {
-        "job": job.job.hex(),
-        "deployment_id": deployment,
+        "deployment_id": deployment_id(job.domain),
         "payer": job.payer,
         "model": job.model,
         "path": job.path,
-        "state": JobState.OPEN.value,
-        "reason": "",
-        "commitment_key": job.commitment_key,
-        "created_at": job.created_at,
         "label": job.label,
+        "to_job": bytes(job.job),
+        "to_commitment_key": job.commitment_key,
+        "to_created_at": job.created_at,
+        "to_reader": reader,
     }
 
 
-def _order_row(deployment: str, job: NewJob, placed: PlacedOrder) -> dict[str, object]:
+def _order_row(job: NewJob, placed: PlacedOrder) -> dict[str, object]:
     order = placed.order.message
-    return {
-        "digest": placed.order.digest.hex(),
-        "job": job.job.hex(),
-        "deployment_id": deployment,
-        "payer": order.payer,
-        "provider": order.provider,
-        "seq": order.seq,
-        "cap": int(placed.terms.max_cost),
-        "ceiling": int(order.ceiling),
-        "claim_by": order.claim_by,
-        "state": OrderState.OPEN.value,
-        "order_doc": store_signed(placed.order),
-        "terms_doc": store_struct(placed.terms),
+    return tab_key(job.domain, order.payer, order.provider) | {
+        "of_job": bytes(job.job),
+        "to_seq": order.seq,
+        "to_cap": int(placed.terms.max_cost),
+        "to_claim_by": order.claim_by,
+        "to_digest": bytes(placed.order.digest),
+        "to_order_doc": pack_signed(placed.order),
+        "to_terms_doc": pack_struct(placed.terms),
     }
 
 
@@ -332,7 +348,7 @@ def check_receipt(c: Connection, incoming: IncomingReceipt) -> tuple[bool, Any |
     receipt = incoming.receipt.message
     check_against_order(incoming.placed, receipt, incoming.delivery)
     recorded = _SAME_ORDER.first(c, OrderKey(incoming.job, receipt.order_hash).parameters)
-    if recorded is not None and recorded.digest == incoming.receipt.digest.hex():
+    if recorded is not None and load_signed(Receipt, recorded.receipt_doc).message == receipt:
         return True, None
     adjacent = (load_signed(Receipt, doc).message for doc in _adjacent_docs(c, incoming, recorded))
     check_sequence(receipt, AdjacentReceipts.of(receipt, adjacent))
@@ -340,7 +356,7 @@ def check_receipt(c: Connection, incoming: IncomingReceipt) -> tuple[bool, Any |
     return False, SELECT_TAB.first(c, incoming.tab_key)
 
 
-def _adjacent_docs(c: Connection, incoming: IncomingReceipt, same_order: Any | None) -> list[str]:
+def _adjacent_docs(c: Connection, incoming: IncomingReceipt, same_order: Any | None) -> list[str | bytes]:
     """The signed documents of the recorded receipts around a new one: same seq, next above, next below and `same_order`."""
     key = incoming.tab_key | {"of_seq": incoming.receipt.message.seq}
     docs = [row.receipt_doc for row in (*_FROM_SEQ.all(c, key), *_BELOW_SEQ.all(c, key))]
@@ -351,18 +367,12 @@ def store_receipt(c: Connection, incoming: IncomingReceipt, tab_row: Any | None)
     """Stores a receipt that passed `check_receipt`, and ends its job if it is final; `tab_row` is the row of its tab."""
     receipt, delivery, tab = incoming.receipt.message, incoming.delivery, tab_of(tab_row)
     values = {
-        "digest": incoming.receipt.digest.hex(),
-        "job": incoming.job.hex(),
-        "deployment_id": deployment_id(incoming.domain),
-        "payer": receipt.payer,
-        "provider": receipt.provider,
-        "seq": receipt.seq,
-        "order_digest": incoming.placed.order.digest.hex(),
-        "receipt_doc": store_signed(incoming.receipt),
-        "whole": delivery is not None and delivery.finished,
-        "recorded_at": incoming.now,
+        "to_seq": receipt.seq,
+        "to_receipt_doc": pack_signed(incoming.receipt),
+        "to_whole": delivery is not None and delivery.finished,
+        "to_recorded_at": incoming.now,
     }
-    _INSERT_RECEIPT.run(c, values)
+    _INSERT_RECEIPT.run(c, {**incoming.tab_key, **incoming.order_key.parameters, **values})
     total, total_order_seq = (tab.total, tab_row.total_order_seq if tab_row is not None else 0)
     if tab.total < receipt.cumulative_cost <= tab.ceiling:  # a total above every ceiling known here proves nothing
         total, total_order_seq = receipt.cumulative_cost, tab.order_seq
@@ -402,8 +412,8 @@ def _end_with_receipt(c: Connection, incoming: IncomingReceipt, *, counted: bool
         "to_finished_at": incoming.now,
         "to_duration_ms": incoming.duration_ms,
     }
-    _END_ANY_JOB.run(c, {**change, "of_job": incoming.job.hex()})
-    _CLOSE_ORDERS.run(c, {"of_job": incoming.job.hex()})
+    _END_ANY_JOB.run(c, {**change, "of_job": bytes(incoming.job)})
+    _CLOSE_ORDERS.run(c, {"of_job": bytes(incoming.job)})
 
 
 def touch_tab(c: Connection, key: Mapping[str, object]) -> None:
@@ -411,7 +421,7 @@ def touch_tab(c: Connection, key: Mapping[str, object]) -> None:
     c.execute(_TOUCH_TAB, key)
 
 
-def _block(c: Connection, incoming: IncomingReceipt, other_docs: list[str], reason: str) -> None:
+def _block(c: Connection, incoming: IncomingReceipt, other_docs: list[str | bytes], reason: str) -> None:
     order, delivery = incoming.placed.order, incoming.delivery
     values = {
         "deployment_id": deployment_id(incoming.domain),
@@ -454,7 +464,7 @@ def end_job(
         spending.add_failed(c, job, now)
     open_orders.store_deliveries(c, job, deliveries)
     open_orders.mark_dispatched(c, job, [*deliveries, *matched])
-    key = {"of_job": job.hex()}
+    key = {"of_job": bytes(job)}
     statement = {JobState.LOST: _END_OPEN_JOB, JobState.DISPUTED: _END_ANY_JOB}.get(state, _END_UNKNOWN_JOB)
     change = {"to_state": state.value, "to_reason": reason[:MAX_REASON], "to_finished_at": now, "to_duration_ms": None}
     statement.run(c, {**change, **key})

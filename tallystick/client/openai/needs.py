@@ -64,10 +64,17 @@ _TEXTS = ("text", "content", "input_text", "output", "arguments", "refusal", "th
 """Members of messages and parts that hold text, or parts with text."""
 _TRUNCATING = ("truncate_prompt_tokens", "truncate", "truncation", "transforms")
 """Members of vLLM, TEI and NIM, OpenAI's responses, and OpenRouter that ask for a shorter prompt instead of an error."""
-_MARKS = bytes(ord(" ") if chr(byte).isspace() else ord("x") for byte in range(128)) + b"x" * 128
-"""Translates ASCII text to a space for each character that `str.split` splits at, and "x" for each other."""
 _GRAMMARS = ("guided_json", "json_schema", "structured_outputs")
 """Members of vLLM, llama.cpp and SGLang that have a JSON schema."""
+_FEATURE_MEMBERS = frozenset(
+    {
+        *("tools", "functions", "modalities", "logprobs", "top_logprobs", "include"),
+        *("text", "output_config", "response_format", "output_format", *_GRAMMARS),
+    }
+)
+"""Members of a request that may use a feature; few requests have one of them."""
+_MARKS = bytes(ord(" ") if chr(byte).isspace() else ord("x") for byte in range(128)) + b"x" * 128
+"""Translates ASCII text to a space for each character that `str.split` splits at, and "x" for each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +97,17 @@ def derive_needs(path: str, request: Mapping[str, Any]) -> RequestNeeds:
     """Reads the needs of a JSON request. Members of unexpected types need nothing: the engine judges them."""
     parts: Parts = []
     for name in _PROMPTS:
-        if (prompt := request.get(name)) is not None:
+        if isinstance(prompt := request.get(name), list | dict):
             _collect_objects(prompt, _MAX_DEPTH, parts)
-    media = [_PARTS[kind] for part in parts if (kind := _kind(part)) in _PARTS]
-    features = {*media, *(feature for feature, uses in _USES.items() if uses(path, request, parts))}
+    kinds = [_kind(part) for part in parts]
+    media = [_PARTS[kind] for kind in kinds if kind in _PARTS]
+    features = set(media)
+    if path == EMBEDDINGS:
+        features.add(EMBEDDINGS_FEATURE)
+    if not request.keys().isdisjoint(_FEATURE_MEMBERS):
+        features.update(feature for feature, uses in _USES.items() if uses(request))
+    if any(map(_is_of_tools, kinds, parts)):
+        features.add(TOOLS)
     least, likely = _measure(path, request, len(media))
     if not features:
         return RequestNeeds((), (), least, likely)
@@ -176,10 +190,9 @@ def _defines_tools(request: Mapping[str, Any]) -> bool:
     return any(isinstance(request.get(name), list) and request[name] for name in ("tools", "functions"))
 
 
-def _uses_tools(_path: str, request: Mapping[str, Any], parts: Parts) -> bool:
-    return _defines_tools(request) or any(
-        part.get("tool_calls") or part.get("role") == "tool" or _kind(part) in _TOOL_PARTS for part in parts
-    )
+def _is_of_tools(kind: str, part: Mapping[str, Any]) -> bool:
+    """Whether a message, an item or a part is a call of a tool, or its result."""
+    return kind in _TOOL_PARTS or bool(part.get("tool_calls")) or part.get("role") == "tool"
 
 
 def _has_schema(request: Mapping[str, Any]) -> bool:
@@ -193,11 +206,11 @@ def _has_schema(request: Mapping[str, Any]) -> bool:
     return any(isinstance(form, Mapping) and form.get("type") == "json_schema" for form in formats)
 
 
-def _uses_schema(_path: str, request: Mapping[str, Any], _parts: Parts) -> bool:
+def _uses_schema(request: Mapping[str, Any]) -> bool:
     return _has_schema(request) or any(request.get(name) for name in _GRAMMARS)
 
 
-def _uses_logprobs(_path: str, request: Mapping[str, Any], _parts: Parts) -> bool:
+def _uses_logprobs(request: Mapping[str, Any]) -> bool:
     logprobs, include = request.get("logprobs"), request.get("include")
     counted = isinstance(logprobs, int) and not isinstance(logprobs, bool)  # completions: a number, of which 0 asks too
     included = isinstance(include, list) and any(isinstance(name, str) and name.endswith(".logprobs") for name in include)
@@ -219,19 +232,18 @@ def _is_soft(feature: str, path: str, request: Mapping[str, Any]) -> bool:
     return feature == LOGPROBS and path == COMPLETIONS
 
 
-def _uses_audio_output(_path: str, request: Mapping[str, Any], _parts: Parts) -> bool:
+def _uses_audio_output(request: Mapping[str, Any]) -> bool:
     modalities = request.get("modalities")
     return isinstance(modalities, list) and "audio" in modalities
 
 
-_USES: Mapping[str, Callable[[str, Mapping[str, Any], Parts], bool]] = {
-    TOOLS: _uses_tools,
+_USES: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    TOOLS: _defines_tools,
     JSON_SCHEMA: _uses_schema,
     LOGPROBS: _uses_logprobs,
     AUDIO_OUTPUT: _uses_audio_output,
-    EMBEDDINGS_FEATURE: lambda path, _request, _parts: path == EMBEDDINGS,
 }
-"""Whether a request uses a feature by other members than its content parts."""
+"""Whether a request uses a feature by its _FEATURE_MEMBERS."""
 
 
 # Length

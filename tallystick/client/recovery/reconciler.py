@@ -29,6 +29,8 @@ log = structlog.get_logger()
 POLLS = (0.1, 0.3, 1.0, 3.0, 5.0)
 """Seconds between queries about a job that is still running."""
 
+MAX_BATCHES = 200
+"""Batches of old jobs that one round deletes: more than a gateway adds meanwhile."""
 CHECK_PAYMENTS_SECONDS = 600.0
 """Seconds between queries to the chain about payments to recently used providers."""
 
@@ -61,10 +63,12 @@ class Reconciler:
         live: Callable[[], Collection[JobId]],
         limit: int,
         every: int,
+        keep: int,
         recovery: TabRecovery,
     ) -> None:
+        """`keep`: seconds for which the ledger keeps ended jobs."""
         self._ledger, self._coordinator, self.recovery = ledger, coordinator, recovery
-        self._now, self._live, self._limit, self._every = now, live, limit, every
+        self._now, self._live, self._limit, self._every, self._keep = now, live, limit, every, keep
         self._tasks: set[asyncio.Task[Any]] = set()
         self._wake = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
@@ -232,7 +236,7 @@ class Reconciler:
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            for work in (self._settle_open, self._query_missing_receipts, self._check_payments):
+            for work in (self._settle_open, self._query_missing_receipts, self._check_payments, self._forget_old):
                 try:
                     await work()
                 except TallyError as error:
@@ -265,6 +269,12 @@ class Reconciler:
             if (escrow := self.recovery.escrow) is not None:
                 domain = (await self.recovery.info()).domain
                 await escrow.warn_leaving(await self._ledger.accounts(domain, self._now()))
+
+    async def _forget_old(self) -> None:
+        """Deletes old jobs from the ledger, with a transaction for each batch, so that running jobs need not wait."""
+        for _ in range(MAX_BATCHES):
+            if not await self._ledger.forget_jobs(self._now(), self._keep):
+                return
 
     async def close(self, seconds: float) -> None:
         """Waits up to `seconds` for abandoned jobs, then stops. The next start finds the remaining jobs in the ledger."""

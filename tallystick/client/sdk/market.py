@@ -29,6 +29,7 @@ from tallystick.client.jobs.submit import JobSubmitter, KeyedRequest
 from tallystick.client.ledger import idempotency
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.queries import KnownJob
+from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.evidence import Evidence
@@ -171,6 +172,7 @@ class Market(ConvenienceMethods):
             live=lambda: self._submitting | {job.id for job in self._live},
             limit=self.config.max_jobs,
             every=self.config.start_seconds,
+            keep=self.config.ledger_days * DAY_SECONDS,
             recovery=recovery,
         )
         self._submitter = JobSubmitter(
@@ -414,7 +416,7 @@ class Market(ConvenienceMethods):
         asks, holder = await self._affinity.arrange(tags, asks, partial(self._shortlists.of_provider, demand))
         asks = asks[: self.config.shortlist_size]
         await self._reconciler.recovery.recover_unknown(ask.message.provider for ask in asks)
-        response, http_response = await self._submitter.submit(
+        response, stream = await self._submitter.submit(
             info,
             request,
             asks,
@@ -428,7 +430,7 @@ class Market(ConvenienceMethods):
             hints=ranking_hints(demand, holder),
         )
         keyed = options.idempotency_key is not None
-        job = Job(context, response, http_response, request.summary, request.plaintext, keyed=keyed, began=began)
+        job = Job(context, response, stream, request, keyed=keyed, began=began)
         job.tags = tags
         job.further_orders = partial(self._submitter.further_orders, info, request, demand, response, wait)
         self._live.add(job)

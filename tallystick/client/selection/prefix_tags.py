@@ -34,6 +34,8 @@ _UNREAD_PARTS = frozenset({"thinking", "redacted_thinking", "reasoning"})
 """Parts and items that clients, or the templates of engines, leave out of later turns."""
 _UNREAD_MEMBERS = frozenset({"cache_control", "id", "status", "annotations", "logprobs", "reasoning_content", "reasoning"})
 """Members that no engine reads again, or that a client moves or adds between two turns."""
+_SHARED_MEMBERS = ("tools", "functions", "system", "instructions")
+"""Members that many conversations have in common, beside the system prompt."""
 _PLAIN_MEMBERS = frozenset({"role", "content", "name"})
 """Members of a message that is read as it is if they are texts, as those of most messages are."""
 _MAX_DEPTH = 12
@@ -71,15 +73,17 @@ def derive_tags(key: bytes, request: ApiRequest, name: str | None = None) -> tup
 def _derive(key: bytes, request: ApiRequest, body: Mapping[str, Any], name: str | None) -> tuple[PrefixTag, ...]:
     named = body.get("prompt_cache_key") if name is None else name
     named = named if isinstance(named, str) else None
-    state, whole = hashlib.blake2b(digest_size=TAG_BYTES, key=key), 0
+    state, whole, messages = hashlib.blake2b(digest_size=TAG_BYTES, key=key), 0, _messages(body)
+    opened = 0 if messages is None else _count_opening(messages)
+    shared = messages is not None and (opened > 0 or any(body.get(name) for name in _SHARED_MEMBERS))
     _add(state, dump_lenient([request.head.path, request.summary.model, named]))
     tagged = [(state.copy().digest(), 0)]
-    for part, ends in _parts(body):
+    for part, ends in _parts(body, messages, opened, shared=shared):
         whole += len(part)
         _add(state, part)
         if ends:
             tagged.append((state.copy().digest(), whole))
-    return tuple(_longest_first(tagged, whole, named=named is not None, shared=_has_shared(body)))
+    return tuple(_longest_first(tagged, whole, named=named is not None, shared=shared))
 
 
 def _longest_first(tagged: Sequence[tuple[bytes, int]], whole: int, *, named: bool, shared: bool) -> Iterator[PrefixTag]:
@@ -103,8 +107,11 @@ def _add(state: hashlib.blake2b, part: bytes) -> None:
     state.update(part)
 
 
-def _parts(body: Mapping[str, Any]) -> Iterator[tuple[bytes, bool]]:
-    """The parts of a request in the order in which an engine reads them, and whether an earlier request may have ended there."""
+def _parts(body: Mapping[str, Any], messages: Sequence[Any] | None, opened: int, *, shared: bool) -> Iterator[tuple[bytes, bool]]:
+    """The parts of a request in the order in which an engine reads them, and whether an earlier request may have ended there.
+
+    `opened`: how many of the messages are the system prompt. `shared`: whether there is a system prompt, or tools.
+    """
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
@@ -114,17 +121,13 @@ def _parts(body: Mapping[str, Any]) -> Iterator[tuple[bytes, bool]]:
     if isinstance(prompt, list) and all(isinstance(token, int) for token in prompt):
         yield from _sliced("".join(map(chr, _as_code_points(prompt))))
         return
-    messages = _messages(body)
     if messages is None:
         return
-    opening, turns = _split_opening(messages)
-    tools = [_read(tool) for tool in _listed(body.get("tools"))] + [
-        _read(function) for function in _listed(body.get("functions"))
-    ]
-    system = [_read(body.get(member)) for member in ("system", "instructions")]
-    if _has_shared(body):
-        yield dump_lenient([tools, system, [_read(message) for message in opening]]), True
-    for message in turns:
+    if shared:
+        tools = [_read(tool) for name in ("tools", "functions") for tool in _listed(body.get(name))]
+        system = [_read(body.get(member)) for member in ("system", "instructions")]
+        yield dump_lenient([tools, system, [_read(message) for message in messages[:opened]]]), True
+    for message in messages[opened:]:
         if not _is_unread(message):
             yield dump_lenient(_read(message)), not _is_answer(message)
 
@@ -155,18 +158,12 @@ def _listed(value: object) -> Sequence[Any]:
     return value if isinstance(value, list) else ()
 
 
-def _split_opening(messages: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-    """The system prompt that begins the messages, and the turns after it."""
-    turn = (number for number, message in enumerate(messages) if message.get("role") not in ("system", "developer"))
-    first = next(turn, len(messages))
-    return messages[:first], messages[first:]
-
-
-def _has_shared(body: Mapping[str, Any]) -> bool:
-    """Whether a request has a system prompt or tools."""
-    messages = _messages(body)
-    opened = bool(messages) and bool(_split_opening(messages or ())[0])
-    return messages is not None and (opened or any(body.get(name) for name in ("tools", "functions", "system", "instructions")))
+def _count_opening(messages: Sequence[Any]) -> int:
+    """How many messages the system prompt has that begins them."""
+    for number, message in enumerate(messages):
+        if message.get("role") not in ("system", "developer"):
+            return number
+    return len(messages)
 
 
 def _is_answer(message: Mapping[str, Any]) -> bool:
@@ -174,7 +171,7 @@ def _is_answer(message: Mapping[str, Any]) -> bool:
 
 
 def _is_unread(part: object) -> bool:
-    return isinstance(part, Mapping) and _kind(part) in _UNREAD_PARTS
+    return isinstance(part, dict) and _kind(part) in _UNREAD_PARTS
 
 
 def _kind(part: Mapping[str, Any]) -> str:

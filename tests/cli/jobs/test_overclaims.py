@@ -20,6 +20,7 @@ from tallystick.client.ledger.schema import deployment_id
 from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.protocol.eip712 import Domain, Signed
 from tallystick.protocol.messages import Receipt
+from tallystick.protocol.stored import pack_signed
 from tallystick.protocol.types import ZERO_ADDRESS, Amount, JobId
 from tests.chain.harness import DOLLAR, World, person
 from tests.cli.conftest import Tally, on_chain
@@ -84,20 +85,14 @@ def _record(market: Tally, *created: Signed[Receipt]) -> None:
     asyncio.run(create())
     with closing(sqlite3.connect(path)) as database, database:
         for receipt in created:
-            digest, tab = receipt.message.digest(domain).hex(), (receipt.message.payer, receipt.message.provider)
-            row: dict[str, object] = {
-                "digest": digest,
-                "job": "00" * 16,
-                "order_digest": digest,
-                "deployment_id": deployment_id(domain),
-                "seq": receipt.message.seq,
-            }
-            row |= dict(zip(("payer", "provider"), tab, strict=True)) | {
-                "receipt_doc": receipt.dumps(),
-                "whole": True,
-                "recorded_at": 0,
-            }
-            database.execute(f"INSERT INTO receipts ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", tuple(row.values()))
+            message = receipt.message
+            tab = (deployment_id(domain), message.payer, message.provider)
+            counts = "accepted, total, total_order_seq, ceiling, order_seq, blocked_reason"
+            into = f"INSERT OR IGNORE INTO tabs (deployment_id, payer, provider, {counts}) VALUES (?, ?, ?, 0, 0, 0, 0, 0, '')"
+            database.execute(into, tab)
+            of_tab = "SELECT id, ?, ?, 1, 0 FROM tabs WHERE (deployment_id, payer, provider) = (?, ?, ?)"
+            into = f"INSERT INTO receipts (tab, seq, receipt_doc, whole, recorded_at) {of_tab}"
+            database.execute(into, (message.seq, pack_signed(receipt), *tab))
 
 
 def test_report_slashes_an_overclaim(market: Tally, tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ def _owe(market: Tally, units: int) -> None:
 
     asyncio.run(make())
     domain = Deployment.load(market.home / "deployment.json").domain
-    tab = (deployment_id(domain), KEY.address, NODE.address, units, units, 0, units, 0, "", 0, 0, 0, 0)
+    tab = (deployment_id(domain), KEY.address, NODE.address, units, units, 0, units, 0, "", 0, 0, 0, 0, 0)
     with closing(sqlite3.connect(path)) as database, database:
-        database.execute(f"INSERT INTO tabs VALUES ({', '.join('?' * len(tab))})", tab)
+        database.execute(f"INSERT INTO tabs VALUES (NULL, {', '.join('?' * len(tab))})", tab)
 
 
 def test_a_payer_without_debts_is_not_warned(market: Tally) -> None:

@@ -121,8 +121,8 @@ async def test_a_process_becomes_the_reader_of_one_job(harness: Harness) -> None
     readers = dict(
         await harness.do(lambda c: [tuple(row) for row in c.execute(jobs.select().with_only_columns(jobs.c.job, jobs.c.reader))])
     )
-    assert readers[job.hex()] == "another"
-    assert readers[other.hex()] == harness.ledger._process.name
+    assert readers[job] == "another"
+    assert readers[other] == harness.ledger._process.name
     await harness.ledger.end_job(other, JobState.CANCELLED, "", NOW_S)
     states = [await harness.do(partial(open_orders.job_state, job=each)) for each in (job, other, JobId(bytes(16)))]
     assert states == [JobState.OPEN, JobState.CANCELLED, None]
@@ -218,6 +218,6 @@ async def test_a_refused_receipt_leaves_its_order_counting(harness: Harness) -> 
     rows = await harness.do(lambda c: c.execute(orders.select()).all())
     states = {row.digest: row.state for row in rows}
     assert states == {
-        placed.order.digest.hex(): OrderState.DISPATCHED.value,
-        beside.order.digest.hex(): OrderState.OPEN.value,
+        placed.order.digest: OrderState.DISPATCHED.value,
+        beside.order.digest: OrderState.OPEN.value,
     }

@@ -14,11 +14,13 @@ import pytest
 from coordinator.domain import resource_bounds
 from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.reputation import UNKNOWN_PROVIDER
-from coordinator.http import jobs_route as module
 from coordinator.http import request_bodies
+from coordinator.http.job_service import JobService
 from coordinator.http.jobs_route import JobsRoute
 from coordinator.http.response_buffer import Retention
 from coordinator.jobs.live_job import LiveJob
+from coordinator.jobs.market import Market
+from coordinator.ports import ResponseStore
 from tallystick.protocol.criteria import MAX_CANDIDATES
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Unavailable, error_from_json
@@ -43,6 +45,11 @@ from tests.coordinator.harness import (
 from tests.coordinator.live_server import LinkNode, Served, frames_of, served, until
 
 ANN = person("ann")
+
+
+def _route(market: Market, store: ResponseStore | None = None, *, stall_seconds: float = 45, **settings: Any) -> JobsRoute:
+    """The route with a service of its own."""
+    return JobsRoute(JobService(market, store, **settings), stall_seconds=stall_seconds)
 
 
 async def _refusal(response: httpx.Response) -> tuple[int, str]:
@@ -156,7 +163,7 @@ async def test_a_header_that_lies(at: Served) -> None:
 async def test_too_large_a_body(at: Served) -> None:
     """A body above the limit is refused before it is read to its end."""
     at.world.node("ann")
-    route = JobsRoute(at.world.market, intake=IntakeLimits(body_bytes=1_000))
+    route = _route(at.world.market, intake=IntakeLimits(body_bytes=1_000))
     sent = await _call(route, [b"x" * 600, b"x" * 600, b"never read"])
     assert sent[0]["status"] == 413
     assert b"body_too_large" in sent[1]["body"]
@@ -164,7 +171,7 @@ async def test_too_large_a_body(at: Served) -> None:
 
 async def test_all_bodies_together(world: World) -> None:
     """Bodies beyond what the coordinator can hold get rate_limited; a job that ended makes room."""
-    route = JobsRoute(world.market, intake=IntakeLimits(total_body_bytes=1_000))
+    route = _route(world.market, intake=IntakeLimits(total_body_bytes=1_000))
     for _ in range(3):
         assert (await _call(route, [b"x" * 600]))[0]["status"] == 400
     waiting = asyncio.create_task(_call(route, [b"x" * 600, b"y"], stall=True))
@@ -179,7 +186,7 @@ async def test_all_bodies_together(world: World) -> None:
 
 async def test_malformed_requests_are_rate_limited(world: World) -> None:
     """An address that sent too many malformed requests is refused unread for a while; others are not."""
-    route = JobsRoute(world.market, intake=IntakeLimits(refused_per_second=0.001, refused_burst=3))
+    route = _route(world.market, intake=IntakeLimits(refused_per_second=0.001, refused_burst=3))
     seen = [(await _call(route, [b"nonsense"]))[0]["status"] for _ in range(5)]
     assert seen == [400, 400, 400, 429, 429]
     assert (await _call(route, [b"nonsense"], client="10.0.0.9"))[0]["status"] == 400
@@ -188,7 +195,7 @@ async def test_malformed_requests_are_rate_limited(world: World) -> None:
 async def test_a_body_that_never_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that does not send its body in time gets an error that says so."""
     monkeypatch.setattr(resource_bounds, "BODY_GRACE_SECONDS", 0.02)
-    sent = await _call(JobsRoute(world.market), [b"some", b"more"], stall=True)
+    sent = await _call(_route(world.market), [b"some", b"more"], stall=True)
     assert sent[0]["status"] == 400
     assert b"must arrive within" in sent[1]["body"]
 
@@ -366,7 +373,7 @@ async def test_a_paid_response_is_not_lost_to_strangers() -> None:
     rich = person("rich")
     world.funds.free[rich.address] = Amount(100_000)
     node = world.node("ann")
-    route = JobsRoute(world.market, world.store, retention=retention)  # type: ignore[arg-type]
+    route = _route(world.market, world.store, retention=retention)  # type: ignore[arg-type]
 
     async def run(payer: Signer, size: int, number: int) -> tuple[Submission, list[dict[str, Any]]]:
         submission = make_submission(node.ask, payer=payer, job=JobId(number.to_bytes(16, "big")))
@@ -385,7 +392,7 @@ async def test_a_paid_response_is_not_lost_to_strangers() -> None:
         await run(rich, 2_000, number)
     again = await _call(route, [paid.dumps()], headers=[(b"x-tally-linger", b"30")])
     assert _content(again) == _content(first)
-    route._buffers._evict(10**9, lambda: PAYER.address)
+    route._service.buffers._evict(10**9, lambda: PAYER.address)
     again = await _call(route, [paid.dumps()], headers=[(b"x-tally-linger", b"30")])
     assert _content(again) == _content(first), "out of the store"
 
@@ -397,19 +404,19 @@ def _content(sent: list[dict[str, Any]]) -> bytes:
 async def test_a_body_counts_until_its_job_ends(world: World) -> None:
     """The bytes of a lingering job count until its end, even if its client left."""
     node = world.node("ann")
-    route = JobsRoute(world.market, intake=IntakeLimits(address_bytes=3_000))
+    route = _route(world.market, intake=IntakeLimits(address_bytes=3_000))
     submission = replace(make_submission(node.ask), sealed=bytes(1_500))
     call = asyncio.create_task(_call(route, [submission.dumps()], headers=[(b"x-tally-linger", b"30")]))
     await quiet()
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
-    held = route._bodies.held
+    held = route._service.bodies.held
     assert held == len(submission.dumps())
     assert (await _call(route, [bytes(3_000 - held + 1)]))[0]["status"] == 429
     node.chunk(submission.job, b"\1")
     node.finish(submission.job)
-    await until(lambda: route._bodies.held == 0)
-    assert route._bodies.open == 0
+    await until(lambda: route._service.bodies.held == 0)
+    assert route._service.bodies.open == 0
 
 
 @pytest.mark.parametrize("headers", [[], [(b"x-tally-linger", b"30")]])
@@ -418,7 +425,7 @@ async def test_a_waiting_job_holds_no_body(world: World, headers: list[tuple[byt
     node = world.node("ann", slots=1)
     world.funds.free[PAYER.address] = Amount(10 * CAP)
     await world.started(node)
-    route, submission = JobsRoute(world.market), replace(world.submission(node), sealed=bytes(40_000))
+    route, submission = _route(world.market), replace(world.submission(node), sealed=bytes(40_000))
     body = submission.dumps()
     tracemalloc.start()
     try:
@@ -437,7 +444,7 @@ async def test_a_waiting_job_holds_no_body(world: World, headers: list[tuple[byt
 async def test_an_answer_that_is_read_again_counts_as_a_body(world: World) -> None:
     """A client that requests old responses and does not read them uses up its own share alone."""
     node = world.node("ann")
-    route = JobsRoute(world.market, intake=IntakeLimits(address_bytes=10_000))
+    route = _route(world.market, intake=IntakeLimits(address_bytes=10_000))
     submission = make_submission(node.ask)
     call = asyncio.create_task(_call(route, [submission.dumps()], headers=[(b"x-tally-linger", b"30")]))
     await quiet()
@@ -452,13 +459,13 @@ async def test_an_answer_that_is_read_again_counts_as_a_body(world: World) -> No
         asyncio.create_task(_call(route, [submission.dumps()], stall, headers=[(b"x-tally-linger", b"30")])) for _ in range(5)
     ]
     await quiet()
-    assert route._bodies.held <= 10_000
+    assert route._service.bodies.held <= 10_000
     refused = await _call(route, [submission.dumps()], headers=[(b"x-tally-linger", b"30")])
     assert refused[0]["status"] == 429
     for task in lazy:
         task.cancel()
     await asyncio.gather(*lazy, return_exceptions=True)
-    assert route._bodies.held == 0
+    assert route._service.bodies.held == 0
 
 
 async def test_get_is_no_way_to_place_a_job(at: Served) -> None:
@@ -521,9 +528,8 @@ async def _call(
     return sent
 
 
-async def test_a_client_that_stops_reading(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_stops_reading(world: World) -> None:
     """A client that takes nothing counts as gone: its job is cancelled, its receipt stored, and nothing hangs."""
-    monkeypatch.setattr(module, "STALL_SECONDS", 0.05)
     node = world.node("ann")
     sent: list[Any] = []
 
@@ -533,7 +539,7 @@ async def test_a_client_that_stops_reading(world: World, monkeypatch: pytest.Mon
             await asyncio.Event().wait()
 
     submission = world.submission(node)
-    call = asyncio.create_task(_call(JobsRoute(world.market), [submission.dumps()], send))
+    call = asyncio.create_task(_call(_route(world.market, stall_seconds=0.05), [submission.dumps()], send))
     await quiet()
     for _ in range(5):
         node.chunk(submission.job)
@@ -554,7 +560,7 @@ async def test_a_connection_that_fails_at_the_first_byte(world: World) -> None:
         raise OSError("connection lost")
 
     submission = world.submission(node)
-    call = asyncio.create_task(_call(JobsRoute(world.market), [submission.dumps()], send))
+    call = asyncio.create_task(_call(_route(world.market), [submission.dumps()], send))
     await quiet()
     assert len(node.got(Kind.CANCEL)) == 1
     node.complete(submission.job, outcome=Outcome.CLIENT_CANCELLED)
@@ -586,7 +592,7 @@ async def test_a_client_that_leaves_before_its_job_is_admitted(world: World, mon
     async def send(_event: Any) -> None:
         pass
 
-    call = asyncio.create_task(JobsRoute(world.market)({"type": "http", "client": ("10.0.0.1", 1)}, receive, send))
+    call = asyncio.create_task(_route(world.market)({"type": "http", "client": ("10.0.0.1", 1)}, receive, send))
     gone.set()
     await quiet()
     admitted.set()
@@ -602,7 +608,7 @@ async def test_a_server_that_is_torn_down(world: World) -> None:
     """When the server cancels a request, its job fails at once, its node is told to stop, and nothing is held."""
     node = world.node("ann")
     submission = world.submission(node)
-    call = asyncio.create_task(_call(JobsRoute(world.market), [submission.dumps()]))
+    call = asyncio.create_task(_call(_route(world.market), [submission.dumps()]))
     await quiet()
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
@@ -623,5 +629,5 @@ async def test_a_client_that_leaves_while_it_posts(world: World) -> None:
     async def send(event: Any) -> None:
         sent.append(event)
 
-    await JobsRoute(world.market)({"type": "http"}, receive, send)
+    await _route(world.market)({"type": "http"}, receive, send)
     assert sent == []

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tallystick.protocol.eip712 import read_signed
+from tallystick.protocol.log_monitor import MAX_SPAN
 from tallystick.protocol.match_log import Match
-from tallystick.protocol.merkle import includes, is_prefix
+from tallystick.protocol.merkle import includes, includes_span, is_prefix
 from tallystick.protocol.messages import LogHead
 from tests.coordinator.harness import COORDINATOR, DOMAIN
 from tests.coordinator.live_server import Served
@@ -41,6 +42,11 @@ async def test_a_reader_checks_everything_itself(at: Served) -> None:
     assert listed["next"] == 3
     both = (await at.http.get("/v1/log/proof", params={"since": [0, 1], "index": [1, 2, 99]})).json()
     assert (set(both["consistency"]), set(both["inclusion"]), both["epoch"]) == ({"0", "1"}, {"1", "2"}, 0)
+    row = (await at.http.get("/v1/log/proof", params={"start": 1, "end": 6})).json()["span"]
+    hashes, beside = [match.leaf_hash for match in matches], [bytes.fromhex(part) for part in row["path"]]
+    assert (row["hashes"], includes_span(head.root, 6, 1, hashes, beside)) == (b"".join(hashes).hex(), True)
+    for start, end in ((1, 7), (1, 1), (0, MAX_SPAN + 1)):
+        assert (await at.http.get("/v1/log/proof", params={"start": start, "end": end})).json()["span"] is None
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,19 @@ async def _read_all(buffer: ResponseBuffer) -> bytes:
     return b"".join([part async for part in buffer.read()])
 
 
+async def _add(buffer: ResponseBuffer, frame: bytes, *, more: bool = False) -> None:
+    """Adds a frame as a job does."""
+    if buffer.put_frame(frame, more=more):
+        await buffer.wait()
+
+
 def _job(number: int) -> JobId:
     return JobId(number.to_bytes(16, "big"))
 
 
 async def _ended(buffers: ResponseBuffers, job: JobId, size: int, payer: str = "") -> None:
     buffer = buffers.begin(job, b"", payer)
-    await buffer.add(bytes(size - FRAME_OVERHEAD_BYTES))
+    await _add(buffer, bytes(size - FRAME_OVERHEAD_BYTES))
     buffers.end(job)
 
 
@@ -42,13 +48,13 @@ async def test_the_oldest_ended_makes_room_and_old_ones_are_dropped() -> None:
     for job in (ONE, TWO):
         await _ended(buffers, job, SHARE)
     third = buffers.begin(THREE, b"")
-    await third.add(bytes(SHARE - FRAME_OVERHEAD_BYTES))
+    await _add(third, bytes(SHARE - FRAME_OVERHEAD_BYTES))
     assert [buffers.find(job, b"") is not None for job in (ONE, TWO, THREE)] == [True, True, True]
     await _ended(buffers, _job(4), SHARE)
     assert [buffers.find(job, b"") is not None for job in (ONE, TWO, THREE)] == [False, False, True]
     fifth, sixth = buffers.begin(_job(5), b""), buffers.begin(_job(6), b"")
     for buffer in (fifth, sixth):
-        await buffer.add(bytes(SHARE - FRAME_OVERHEAD_BYTES))
+        await _add(buffer, bytes(SHARE - FRAME_OVERHEAD_BYTES))
     assert (buffers.find(_job(4), b""), sixth.whole) == (None, True)
     assert not (third.whole and fifth.whole)
     buffers.end(THREE)
@@ -82,7 +88,7 @@ async def test_a_payers_flood_evicts_no_other_payers_response(ended: bool) -> No
         await _ended(buffers, _job(number), SHARE, "honest")
     for number in range(100, 200):
         flood = buffers.begin(_job(number), b"", "flood")
-        await flood.add(bytes(SHARE - FRAME_OVERHEAD_BYTES))
+        await _add(flood, bytes(SHARE - FRAME_OVERHEAD_BYTES))
         if ended:
             buffers.end(_job(number))
         else:
@@ -106,9 +112,9 @@ async def test_a_response_that_is_no_longer_kept_reaches_its_reader() -> None:
     buffers = ResponseBuffers(Retention(10, 10 * SHARE, 2 * SHARE, 1), lambda: 0.0)
     first = buffers.begin(ONE, b"", "one")
     reader = first.read()
-    await first.add(bytes(SHARE))
+    await _add(first, bytes(SHARE))
     got = len(await anext(reader))
-    await first.add(bytes(SHARE // 2))
+    await _add(first, bytes(SHARE // 2))
     await _ended(buffers, TWO, SHARE, "two")
     assert not first.whole
     buffers.end(ONE)
@@ -126,10 +132,10 @@ async def test_too_long_to_be_kept() -> None:
 
     async def add() -> None:
         for _ in range(20):
-            await buffer.add(bytes(READ_AHEAD_BYTES // 4))
+            await _add(buffer, bytes(READ_AHEAD_BYTES // 4))
         buffer.end(0)
 
-    await buffer.add(b"1")
+    await _add(buffer, b"1")
     got += len(await anext(reader))
     writer = asyncio.create_task(add())
     async for part in reader:
@@ -144,10 +150,10 @@ async def test_too_long_to_be_kept() -> None:
 async def test_a_reader_that_leaves_does_not_delay_the_writer() -> None:
     """The writer of a response that is too long does not wait for a reader that is gone."""
     buffer = ResponseBuffer(b"", 0, read_ahead=READ_AHEAD_BYTES)
-    await buffer.add(b"waits for its first reader")
+    await _add(buffer, b"waits for its first reader")
     assert buffer.size > 0
     buffer.first_reader_left()
-    await buffer.add(bytes(2 * READ_AHEAD_BYTES))
+    await _add(buffer, bytes(2 * READ_AHEAD_BYTES))
     assert buffer.size == 0
     with pytest.raises(Refusal) as caught:
         await _read_all(buffer)
@@ -158,7 +164,7 @@ async def test_a_response_of_a_former_process() -> None:
     """A stored response is read like any other, under the same bounds. An evicted response is reported once."""
     buffers = ResponseBuffers(Retention(10, SHARE, 2 * SHARE, 1), lambda: 0.0)
     first = buffers.begin(ONE, b"")
-    await first.add(b"some ")
+    await _add(first, b"some ")
     assert first.joined(b"more") == b"some more"
     assert first.joined(bytes(SHARE)) is None, "longer than its share"
     buffers.end(ONE)
@@ -178,8 +184,8 @@ async def test_an_ordinary_job_waits_for_its_reader_after_each_burst() -> None:
     """A buffer that keeps nothing holds one burst of frames at most, and is empty once they were taken."""
     buffer = ResponseBuffer()
     for _ in range(BURST_FRAMES - 1):
-        await buffer.add(b"frame", more=True)
-    last = asyncio.create_task(buffer.add(b"last", more=True))
+        await _add(buffer, b"frame", more=True)
+    last = asyncio.create_task(_add(buffer, b"last", more=True))
     await asyncio.sleep(0)
     assert not last.done()
     reader = buffer.read()
@@ -195,7 +201,7 @@ async def test_an_ordinary_job_waits_for_its_reader_after_each_burst() -> None:
 async def test_an_ordinary_job_waits_until_each_frame_was_sent() -> None:
     """A frame that its reader took still holds the job up; a reader that leaves does not."""
     buffer = ResponseBuffer()
-    added = asyncio.create_task(buffer.add(b"frame"))
+    added = asyncio.create_task(_add(buffer, b"frame"))
     reader = buffer.read()
     assert await anext(reader) == b"frame"
     await asyncio.sleep(0)

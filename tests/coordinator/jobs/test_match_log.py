@@ -15,8 +15,9 @@ from coordinator.ports import LogRow
 from coordinator.storage.memory import MemoryLogStore
 from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.log_evidence import LogSpan
 from tallystick.protocol.match_log import Match, MatchLeaf, RestartLeaf, load_leaf
-from tallystick.protocol.merkle import EMPTY_ROOT, includes, is_prefix
+from tallystick.protocol.merkle import EMPTY_ROOT, includes, includes_span, is_prefix
 from tallystick.protocol.messages import LogHead
 from tallystick.protocol.types import Hash
 from tallystick.protocol.wire import Dispatch, Kind
@@ -274,6 +275,22 @@ async def test_entries_are_listed_in_pages_up_to_the_head(world: World) -> None:
     page = await log.entries(3, 3)
     assert ([entry["leaf"] for entry in page["entries"]], page["next"]) == ([match.leaf.hex() for match in matches[2:]], None)
     assert (await log.entries(5, 3))["entries"] == []
+
+
+async def test_leaves_in_a_row_have_one_proof(world: World) -> None:
+    """Their hashes are proven together, under the same head; leaves that no head covers are left out."""
+    await world.market.start()
+    matches = await jobs(world, 6)
+    log = world.market.match_log
+    await log.sign_head()
+    answer = await log.proof((), (), span=(2, 5))
+    head = read_signed(LogHead, answer["head"]).message
+    span = LogSpan.from_json(answer["span"], "span", 3)
+    assert includes_span(head.root, head.size, 2, span.hashes, span.path)
+    assert list(span.hashes) == [match.leaf_hash for match in matches[1:4]]
+    for beyond in ((2, head.size + 1), (head.size, head.size + 1), (3, 3), (4, 2)):
+        assert (await log.proof((), (), span=beyond))["span"] is None
+    assert (await log.proof((), ()))["span"] is None
 
 
 async def test_a_page_is_bounded_in_bytes(world: World) -> None:

@@ -91,7 +91,7 @@ async def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     async def again() -> AnyStore:
         if opened:
             await opened.pop().close()
-        opened.append(Store(url))
+        opened.append(Store(url, segment_jobs=2))
         await opened[0].start()
         return opened[0]
 
@@ -204,7 +204,8 @@ async def test_each_attempt_has_its_receipt(store: AnyStore) -> None:
 async def test_the_largest_numbers(store: AnyStore, reopen: Reopen) -> None:
     """Totals of 96 bits and seqs of 63 bits are stored exactly and compared as numbers."""
     for job, total in ((JOB, MOST), (OTHER, Amount(9))):
-        await store.put_receipt(job, _receipt(job=job, seq=(1 << 63) - 1, cumulative_cost=MOST), total)
+        receipt = _receipt(job=job, seq=(1 << 63) - 1, cumulative_cost=MOST)
+        await store.put_receipt(job, receipt, total, _record(job=job, state=State.COMPLETED))
     recalled = await (await reopen()).load_state(START, START)
     assert recalled.totals == {(PAYER.address, ANN.address): MOST}
     assert all(isinstance(total, Amount) for total in recalled.totals.values())
@@ -225,8 +226,9 @@ async def test_recent_jobs_are_recalled(store: AnyStore, reopen: Reopen) -> None
 async def test_each_tabs_highest_total_is_recalled(store: AnyStore, reopen: Reopen) -> None:
     """A tab's total is the highest of its receipts, in any order of arrival; tabs do not mix."""
     for number, total in enumerate((999, 1_000, 20)):
-        await store.put_receipt(JobId(bytes([number] * 16)), _receipt(), Amount(total))
-    await store.put_receipt(JOB, _receipt(BOB), Amount(7))
+        job = JobId(bytes([number] * 16))
+        await store.put_receipt(job, _receipt(), Amount(total), _record(job=job, state=State.COMPLETED))
+    await store.put_receipt(OTHER, _receipt(BOB), Amount(7), _record(_attempt(BOB), job=OTHER, state=State.COMPLETED))
     recalled = await (await reopen()).load_state(START, START)
     assert recalled.totals == {(PAYER.address, ANN.address): 1_000, (PAYER.address, BOB.address): 7}
 

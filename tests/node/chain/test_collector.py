@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from node.chain import collector
+from node.chain.claim_policy import ClaimPolicy
 from node.chain.collector import (
     EXPIRING,
     MAX_REFRESHED,
@@ -17,7 +18,6 @@ from node.chain.collector import (
     RELEASING,
     THAWING,
     WRITTEN_OFF,
-    ClaimPolicy,
     Collector,
 )
 from node.domain.tabs import Funds

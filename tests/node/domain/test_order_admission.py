@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.domain.order_admission import AdmissionRules, check_request
+from node.domain.admission_rules import AdmissionRules
+from node.domain.order_admission import check_request
 from tallystick.protocol.errors import BadSignature, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.sealing import commit_request
 from tallystick.protocol.types import Amount, Hash, JobId

@@ -14,8 +14,9 @@ from node.domain.requests import EngineRequest
 from node.engines.addresses import base_addresses
 from node.engines.demo import MODEL, build_app
 from node.engines.discover import discover, inspect_engine
+from node.engines.engine_settings import EngineSettings
 from node.engines.kinds import DEFAULT_URLS, OLLAMA_CONTEXT, EngineKind, slots_in_environment
-from node.engines.openai_http import EngineSettings, OpenAIEngine
+from node.engines.openai_http import OpenAIEngine
 from node.engines.probe import probe
 from node.ports import ResponseStart
 from tallystick.protocol.errors import Unavailable

@@ -8,7 +8,8 @@ import pytest
 
 from node.domain.requests import EngineRequest
 from node.domain.upstream_models import UpstreamModel
-from node.engines.openai_http import EngineSettings, OpenAIEngine
+from node.engines.engine_settings import EngineSettings
+from node.engines.openai_http import OpenAIEngine
 from node.ports import EngineEvent, EngineLoad, ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.routes import CHAT, EMBEDDINGS, RESPONSES

@@ -14,7 +14,8 @@ import pytest
 from node.domain.requests import prepare
 from node.engines.api_key import ApiKey
 from node.engines.discover import NoModelList, inspect_engine
-from node.engines.openai_http import EngineSettings, OpenAIEngine
+from node.engines.engine_settings import EngineSettings
+from node.engines.openai_http import OpenAIEngine
 from node.engines.probe import probe
 from node.ports import EngineEvent, ResponseEnd, ResponseStart
 from tallystick.protocol.errors import Code, Unavailable

@@ -14,10 +14,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from node.engines.capabilities import Capabilities
 from node.engines.demo import MODEL, build_app
 from node.engines.discover import DiscoveredEngine
 from node.engines.kinds import EngineKind
-from node.engines.probe import UNKNOWN_MODEL, Capabilities, may_generate, model_for_routes, probe
+from node.engines.probe import UNKNOWN_MODEL, may_generate, model_for_routes, probe
 from node.engines.route_probe import IMAGES
 from tallystick.protocol.routes import CHAT, EMBEDDINGS, MESSAGES, RESPONSES
 from tallystick.runtime.serving import serving

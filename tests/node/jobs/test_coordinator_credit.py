@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from node.domain.order_admission import AdmissionRules
+from node.domain.admission_rules import AdmissionRules
 from node.jobs.coordinator_credit import HOUR, HOURS, CoordinatorCredit
-from node.jobs.job import Deadlines
+from node.jobs.deadlines import Deadlines
 from node.ports import CoordinatorHour, ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryLink, MemoryStore, ScriptedEngine
 from tallystick.protocol.errors import Code, Fault, Unavailable

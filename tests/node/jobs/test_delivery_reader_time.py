@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from node.domain.slot_limiter import SlotLimiter
+from node.jobs.deadlines import Deadlines
 from node.jobs.delivery import FIRST_BYTES, ReaderTimeout, ReaderTimer
-from node.jobs.job import Deadlines
 from node.ports import ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryLink, ScriptedEngine
 from tallystick.protocol.errors import Fault

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from node.domain.tabs import CreditLimits, Funds, Tabs
-from node.jobs.job import Deadlines
+from node.jobs.deadlines import Deadlines
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.refusal_receipts import BURST, MAX_CONCURRENT, PAYER_SHARE, RATE, releases
 from node.ports import ResponseEnd, ResponsePart, ResponseStart

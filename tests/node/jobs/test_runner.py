@@ -10,8 +10,8 @@ import pytest
 from node.domain.order_admission import AdmittedJob
 from node.domain.tabs import CreditLimits, Funds
 from node.jobs import runner
+from node.jobs.deadlines import Deadlines
 from node.jobs.delivery import CHUNK_BYTES
-from node.jobs.job import Deadlines
 from node.ports import ReceiptRecord, ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryChain, ScriptedEngine
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from node.jobs.deadlines import Deadlines
 from node.jobs.delivery import FIRST_BYTES
-from node.jobs.job import Deadlines
 from node.ports import ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryStore, ScriptedEngine, Step
 from tallystick.protocol.errors import Code, Fault, Unavailable

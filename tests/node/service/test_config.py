@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 import node
-from node.engines.probe import Capabilities
+from node.engines.capabilities import Capabilities
 from node.service.config import EngineConfig, ModelConfig, NodeConfig, load_config, merge_specs
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.messages import Spec
@@ -40,6 +40,7 @@ def test_the_example_contains_the_defaults() -> None:
         "ask_validity",
         "engine_check_interval",
         "receipt_resend_interval",
+        "job_keep_seconds",
         "shutdown_grace",
         "metrics_host",
         "log_json",
@@ -138,6 +139,7 @@ def test_keys_stay_secret() -> None:
         {"coordinator": "ftp://x"},
         {"sealing_suite": "rot13"},
         {"ask_validity": 1},
+        {"job_keep_seconds": 86_399},
         {"deadlines": {"total": 0.0}},
         {"credit": {"percent_of_paid": 101}},
         {"credit": {"percent_of_paid": -1}},

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from node.domain.upstream_models import UpstreamModel
 from node.engines.api_key import Key
+from node.engines.capabilities import Capabilities
 from node.engines.discover import DiscoveredEngine
 from node.engines.kinds import EngineKind
-from node.engines.probe import Capabilities
 from node.service.config import EngineConfig, ModelConfig
 from node.service.engine_findings import CHECKS_BETWEEN_INSPECTIONS, MAX_GENERATED, MAX_PROBED, RETRY_CHECKS, EngineFindings
 from node.service.engine_pool import EnginePool

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 from node.domain.order_admission import MatchedOrder
 from node.domain.tabs import Funds, StoredTab
@@ -83,17 +82,17 @@ async def test_a_receipt_must_follow_the_stored_tab(store: Store) -> None:
     """A receipt with a number or a total that does not follow the stored tab is not written, nor what builds on it."""
     client = Client()
     await finish(store, client)
-    placed = [client.order(ASK) for _ in range(4)]
+    placed = [client.order(ASK) for _ in range(8)]
     for job in placed:
         await store.begin(admitted(job), NOW)
     wrong = [ProviderTab(0, Amount(0)), ProviderTab(2, Amount(40)), ProviderTab(1, Amount(41)), ProviderTab(1, Amount(39))]
-    for job, tab in zip(placed, wrong, strict=True):
+    for job, tab in zip(placed[4:], wrong, strict=True):
         with pytest.raises(TabConflict) as caught:
             await store.record_receipt(receipt_record(job, tab))
         assert (caught.value.seq, caught.value.cumulative) == (1, 40)
     writes = [
         store.record_receipt(receipt_record(job, ProviderTab(seq, Amount(40 * seq))))
-        for job, seq in zip(placed, (1, 3, 4, 2), strict=True)  # the third is signed on top of one that is missing
+        for job, seq in zip(placed[:4], (1, 3, 4, 2), strict=True)  # the third is signed on top of one that is missing
     ]
     results = await asyncio.gather(*writes, return_exceptions=True)
     assert [isinstance(result, TabConflict) for result in results] == [False, True, True, False]
@@ -125,7 +124,7 @@ async def test_a_consumed_order_stays_consumed(store: Store) -> None:
         await store.begin(admitted(placed), NOW)
     assert {digest for digest, _ in await store.consumed_orders(NOW)} == {first.order.digest, second.order.digest}
     assert await store.consumed_orders(NOW + 60) == []
-    with pytest.raises((ValueError, sa.exc.IntegrityError)):
+    with pytest.raises(ValueError, match="begun"):
         await store.begin(admitted(first), NOW)
 
 
@@ -157,8 +156,10 @@ async def test_a_refused_order_backs_no_claim(store: Store) -> None:
     assert tab.order.digest == records.matched.order.digest
     assert greedy.order.digest in {digest for digest, _ in await store.consumed_orders(NOW)}
     assert greedy.job in {entry.job for entry in await store.unacknowledged(COORDINATOR.address, NOW + 1, 0, 10)}
-    with pytest.raises((ValueError, sa.exc.IntegrityError)):
-        await store.record_refusal(refusal(greedy, ProviderTab(2, Amount(40))))
+    begun = client.order(ASK)
+    await store.begin(admitted(begun), NOW)
+    with pytest.raises(ValueError, match="begun"):
+        await store.record_refusal(refusal(begun, ProviderTab(2, Amount(40))))
 
 
 async def test_unfinished_orders(store: Store) -> None:
@@ -285,10 +286,8 @@ async def test_the_database_itself_refuses_a_second_receipt_of_a_seq(tmp_path: P
     await store.start()
     await finish(store, Client())
     await store.close()
-    insert = (
-        "INSERT INTO receipts SELECT NULL, 'another', job, payer, coordinator, seq, cumulative, cost, input_tokens, "
-        "cached_input_tokens, output_tokens, finished_at, acknowledged, receipt_doc FROM receipts"
-    )
+    columns = "order_id, payer, seq, model, finished_at, outcome, input_tokens, output_tokens, cost, document"
+    insert = f"INSERT INTO receipts ({columns}) SELECT {columns} FROM receipts"
     with sqlite3.connect(tmp_path / "node.db") as connection, pytest.raises(sqlite3.IntegrityError, match=r"receipts\.payer"):
         connection.execute(insert)
 

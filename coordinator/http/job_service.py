@@ -1,0 +1,240 @@
+"""Serves jobs, whichever way they are posted: by HTTP (jobs_route.py) or on a client's link (client_link.py).
+
+An ordinary job ends with its client: the client's departure cancels it. A job that lingers continues for a while without one. A
+client that posts the same bytes again then gets the response from the first frame on, while the job runs and for as long as the
+response is kept, from the next process too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from contextlib import aclosing
+from typing import Protocol
+
+import structlog
+
+from coordinator.domain.limits import IntakeLimits
+from coordinator.domain.rate_limiter import RateLimiter
+from coordinator.http.request_bodies import BodyReservation, RequestBodies
+from coordinator.http.response_buffer import ResponseBuffer, ResponseBuffers, Retention
+from coordinator.jobs.market import Market
+from coordinator.ports import ResponseStore, StoredResponse
+from tallystick.protocol.errors import TallyError, Unavailable
+from tallystick.protocol.types import Address, JobId
+from tallystick.protocol.wire import Kind, Submission, pack_frame
+from tallystick.runtime.access_log import record
+
+log = structlog.get_logger()
+STALL_SECONDS = 45
+"""A client that takes nothing for this long counts as gone. A provider may stay silent for longer, so it is not at fault."""
+
+
+class FrameSink(Protocol):
+    """Takes the frames of a job."""
+
+    abandoned: bool
+    """Whether nobody reads the job any more, so that it is to be cancelled."""
+
+    def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:
+        """Takes a frame. Returns whether the job must `wait` before the next one. `more`: the next frame is there already."""
+        ...
+
+    async def wait(self) -> None:
+        """Waits until there is room for another frame."""
+        ...
+
+
+class JobRequest:
+    """A posted job: its address, its reservation, the payer that its orders name, and its submission until the job has it."""
+
+    __slots__ = ("address", "job", "payer", "reservation", "submission")
+
+    def __init__(self, address: str, reservation: BodyReservation) -> None:
+        self.address = address
+        self.reservation: BodyReservation | None = reservation
+        self.payer: Address | None = None
+        self.job: JobId | None = None
+        self.submission: Submission | None = None
+
+    def take(self) -> tuple[Submission, BodyReservation | None]:
+        """Returns the submission and the reservation, which from now on belong to the job: it may outlive the request.
+
+        The submission may not be held while the job waits: the queue replaces it by a smaller one.
+        """
+        submission, reservation = self.submission, self.reservation
+        self.submission = self.reservation = None
+        if submission is None:
+            raise RuntimeError("the submission was taken before, or not read")
+        return submission, reservation
+
+
+class JobService:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        market: Market,
+        store: ResponseStore | None = None,
+        *,
+        intake: IntakeLimits | None = None,
+        retention: Retention | None = None,
+        rate_limiter: RateLimiter | None = None,
+        bodies: RequestBodies | None = None,
+    ) -> None:
+        """`store`: keeps responses beyond the process; None keeps them in memory only. `rate_limiter` and `bodies` may be shared
+        with other routes.
+        """
+        self.market, self._store, self.intake = market, store, intake or IntakeLimits()
+        self.rate_limiter = rate_limiter or RateLimiter(self.intake, time.monotonic)
+        self.bodies = bodies or RequestBodies(self.intake)
+        self.buffers = ResponseBuffers(retention or Retention(), time.monotonic)
+        self._drivers: set[asyncio.Task[None]] = set()
+
+    # Requests
+
+    def open(self, address: str) -> JobRequest:
+        """Begins a request. Raises Unavailable (rate_limited)."""
+        self.rate_limiter.check_address(address)
+        return JobRequest(address, self.bodies.begin(address))
+
+    def close(self, request: JobRequest) -> None:
+        """Ends a request. A job that it began keeps what it holds."""
+        if request.reservation is not None:
+            self.bodies.close(request.reservation)
+            request.reservation = None
+
+    def hold(self, request: JobRequest, size: int, limit: int) -> None:
+        """Counts a body that arrived at once. Raises Refusal if it is too long, Unavailable if there is no room for it."""
+        if request.reservation is not None:
+            self.bodies.hold_body(request.reservation, size, min(limit, self.intake.body_bytes), "a job")
+
+    def read(self, request: JobRequest, body: bytes) -> JobId:
+        """Reads the submission. Raises BadMessage, and Unavailable (rate_limited) for a payer without funds."""
+        submission = Submission.loads(body)
+        request.submission, request.job = submission, submission.job
+        request.payer = submission.candidates[0].order.message.payer
+        record(job=submission.job.hex(), model=submission.candidates[0].terms.model)
+        self.rate_limiter.check_signer(request.payer)
+        return submission.job
+
+    def count_refusal(self, request: JobRequest | None, address: str, error: TallyError) -> None:
+        """Counts a refused request against those who caused it."""
+        self.rate_limiter.count_refusal(address, error, None if request is None else request.payer)
+        record(outcome=error.code.value)
+
+    # One job
+
+    async def run(self, request: JobRequest, sink: FrameSink, *, kept: ResponseBuffer | None = None) -> None:
+        """Runs a job from its order to its end, whether anybody reads or not. Its body counts until then.
+
+        `kept`: the response as it is kept, for a job that lingers. The market counts the waits for the sink as the reader's time.
+        Raises TallyError for a job that was not admitted. If cancelled, the job fails at once.
+        """
+        submission, reservation = request.take()
+        market = self.market
+        try:
+            job = await market.place_order(submission)
+            del submission
+            if sink.abandoned:
+                market.cancel(job.id)
+            async with aclosing(market.run(job)) as frames:
+                async for kind, payload in frames:
+                    if kept is not None and kind is Kind.RECEIPT:
+                        await self._keep(job.id, kept, pack_frame(kind, payload))
+                    if sink.put(kind, payload, more=job.more_frames_queued):
+                        await sink.wait()
+            record(outcome=job.state.value)
+            if job.attempt is not None:  # a job that waited for a slot in vain never had a provider
+                record(provider=job.provider)
+        finally:
+            if reservation is not None:
+                self.bodies.close(reservation)
+
+    def start(self, request: JobRequest, job: JobId, buffer: ResponseBuffer, *, keep: bool = False) -> asyncio.Task[None]:
+        """Runs a job in a task of its own, into a buffer."""
+        driver = asyncio.create_task(self._drive(request, job, buffer, keep=keep), name=f"job {job.hex()}")
+        self._drivers.add(driver)
+        driver.add_done_callback(self._drivers.discard)
+        return driver
+
+    async def _drive(self, request: JobRequest, job: JobId, buffer: ResponseBuffer, *, keep: bool) -> None:
+        refusal = None
+        try:
+            await self.run(request, buffer, kept=buffer if keep else None)
+        except TallyError as error:
+            refusal = error
+        finally:
+            if keep:
+                self.buffers.end(job, refusal)
+            else:
+                buffer.end(time.monotonic(), refusal)
+
+    def abandon(self, job: JobId, sink: FrameSink) -> None:
+        """Cancels a job that nobody reads, now or as soon as it is admitted."""
+        sink.abandoned = True
+        self.market.cancel(job)
+
+    # Responses that outlive their clients
+
+    async def find_or_begin(self, request: JobRequest, job: JobId, body: bytes) -> ResponseBuffer:
+        """Returns the buffer of a job that was posted before, or starts the job with a new one. Raises TallyError."""
+        fingerprint = hashlib.sha256(body).digest()
+        buffer = self.buffers.find(job, fingerprint) or await self._restore(job, fingerprint)
+        if buffer is None:
+            buffer = self.buffers.begin(job, fingerprint, request.payer or "")
+            self._begin(request, job, buffer)
+        elif buffer.ended and request.reservation is not None:
+            self.bodies.hold(request.reservation, buffer.size)  # a client that does not read it makes a copy of it wait
+        return buffer
+
+    def _begin(self, request: JobRequest, job: JobId, buffer: ResponseBuffer) -> None:
+        submission, reservation = request.take()
+        of_job = JobRequest(request.address, reservation) if reservation is not None else request
+        of_job.submission = submission
+        self.start(of_job, job, buffer, keep=True)
+
+    def left(self, job: JobId, buffer: ResponseBuffer) -> None:
+        """Notes that a reader left the response of a job that lingers.
+
+        The longest linger of all readers counts: a stranger that posts the same bytes and leaves ends no job.
+        """
+        buffer.first_reader_left()
+        if not buffer.ended and not buffer.readers:
+            asyncio.get_running_loop().call_later(buffer.linger, self._cancel_unread, job, buffer)
+
+    def set_linger(self, buffer: ResponseBuffer, seconds: float) -> None:
+        """Notes for how long a reader wants the job to go on without it."""
+        buffer.linger = max(buffer.linger, min(seconds, self.buffers.retention.linger_seconds))
+
+    def _cancel_unread(self, job: JobId, buffer: ResponseBuffer) -> None:
+        if not buffer.ended and not buffer.readers:
+            self.abandon(job, buffer)
+
+    async def _restore(self, job: JobId, fingerprint: bytes) -> ResponseBuffer | None:
+        """Returns a stored response, or None. Raises Refusal if the job was posted with other bytes; Unavailable."""
+        if self._store is None or not self.market.placed_before(job):
+            return None
+        stored = await self._store.response(job, self._horizon())
+        known = self.buffers.find(job, fingerprint)  # another request may have been faster
+        if stored is None or known is not None:
+            return known
+        buffer = self.buffers.restore(job, stored.fingerprint, stored.frames, stored.payer)
+        return buffer.check_fingerprint(job, fingerprint)
+
+    async def _keep(self, job: JobId, buffer: ResponseBuffer, receipt: bytes) -> None:
+        """Stores a response before its receipt leaves, since the receipt tells the client that the response can be had again."""
+        if evicted := self.buffers.take_evicted():
+            log.info("responses evicted from memory; the database still keeps them", count=len(evicted))
+        frames = buffer.joined(receipt)
+        if self._store is None or frames is None:
+            return
+        stored = StoredResponse(job, buffer.fingerprint, frames, int(time.time()), buffer.payer)
+        try:
+            await self._store.put_response(stored, since=self._horizon(), max_bytes=self.buffers.retention.stored_bytes)
+        except Unavailable as error:
+            log.warning("response not stored; it is lost if this process ends", job=job.hex(), error=str(error))
+
+    def _horizon(self) -> int:
+        return int(time.time() - self.buffers.retention.seconds)

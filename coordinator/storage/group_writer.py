@@ -1,0 +1,179 @@
+"""Grouped writes: rows of many jobs share one transaction, and one statement a table.
+
+A transaction writes whole pages, so a page costs a job the less, the more jobs share it. A write that nobody waits for goes with
+the next group, at the latest LAZY_SECONDS later. A write that somebody waits for begins a group at once if few jobs run. If many
+do, it waits until a part of them ends together, at most WAIT_SECONDS. So a lone job waits for nothing.
+
+If a group fails though the database works, each write runs alone: only the bad one gets its error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection
+
+from tallystick.protocol.errors import Code, Unavailable
+from tallystick.runtime.storage import Database
+
+LAZY_SECONDS = 0.02
+WAIT_SECONDS = 0.02
+JOBS_A_WAIT = 8
+"""A write waits for others if this many jobs run for each write that waits already."""
+MAX_QUEUED = 8_192
+"""Writes that wait for a transaction."""
+Apply = Callable[[Connection, Sequence[Any]], None]
+"""Applies the items of a group in one transaction; it may run twice, and has no effects except on the connection."""
+CallLater = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
+log = structlog.get_logger()
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One write. `taken`: its group has begun, so its item must not change any more."""
+
+    apply: Apply
+    item: Any
+    done: asyncio.Future[None]
+    taken: bool = False
+
+
+def _call_later(seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
+    return asyncio.get_running_loop().call_later(seconds, function)
+
+
+class GroupWriter:
+    """See the module's docstring. `running` returns the number of jobs that run; `later` calls a function after some seconds."""
+
+    def __init__(self, database: Database, running: Callable[[], int], later: CallLater = _call_later) -> None:
+        self._db, self._running, self._later = database, running, later
+        self._entries: list[Entry] = []
+        self._waiting = 0
+        """Entries that somebody waits for."""
+        self._group: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._closed = False
+
+    @property
+    def queued(self) -> int:
+        """Writes that wait for a transaction."""
+        return len(self._entries)
+
+    def add(self, apply: Apply, item: Any, *, waited: bool) -> Entry:
+        """Queues a write, committed when `done` of the entry is. Raises Unavailable if the queue is full or closed."""
+        if self._closed:
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is closed")
+        if len(self._entries) >= MAX_QUEUED:
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too slow: its write queue is full")
+        entry = Entry(apply, item, asyncio.get_running_loop().create_future())
+        entry.done.add_done_callback(_retrieve)
+        self._entries.append(entry)
+        if waited:
+            self.hurry()
+        elif self._timer is None and self._group is None:
+            self._start_timer(LAZY_SECONDS)
+        return entry
+
+    def hurry(self) -> None:
+        """Notes that somebody waits for one of the queued writes."""
+        self._waiting += 1
+        if self._group is None:
+            self._begin_or_wait(timed=self._waiting > 1)
+
+    async def flush(self) -> None:
+        """Waits until all writes queued so far are committed or failed."""
+        while self._group is not None or self._entries:
+            if self._group is None:
+                self._begin()
+            if self._group is not None:
+                await asyncio.shield(self._group)
+
+    async def close(self) -> None:
+        """Commits the queued writes. Later ones raise Unavailable."""
+        self._closed = True
+        await self.flush()
+        self._stop_timer()
+
+    def _begin_or_wait(self, *, timed: bool = False) -> None:
+        if self._waiting * JOBS_A_WAIT >= self._running():
+            self._begin()
+        elif not timed:
+            self._start_timer(WAIT_SECONDS)
+
+    def _start_timer(self, seconds: float) -> None:
+        self._stop_timer()
+        self._timer = self._later(seconds, self._begin)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _begin(self) -> None:
+        self._stop_timer()
+        if self._group is None and self._entries:
+            self._group = asyncio.get_running_loop().create_task(self._run_group(), name="job-rows")
+
+    async def _run_group(self) -> None:
+        try:
+            await self._commit_group()
+        finally:
+            self._group = None
+            if self._waiting:
+                self._begin_or_wait()
+            elif self._entries:
+                self._start_timer(LAZY_SECONDS)
+
+    async def _commit_group(self) -> None:
+        entries, self._entries, self._waiting = self._entries, [], 0
+        for entry in entries:
+            entry.taken = True
+        try:
+            await self._db.write(functools.partial(_apply, entries=entries), synced=False)
+        except Unavailable as error:
+            for entry in entries:
+                _settle(entry, error)
+        except Exception:  # noqa: BLE001 - each write then runs alone, and the one that failed gets its error
+            await self._commit_alone(entries)
+        else:
+            for entry in entries:
+                _settle(entry)
+
+    async def _commit_alone(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            try:
+                await self._db.write(functools.partial(_apply, entries=[entry]), synced=False)
+            except Exception as error:  # whoever waits gets it
+                log.exception("write failed")
+                _settle(entry, error)
+            else:
+                _settle(entry)
+
+
+def _apply(connection: Connection, entries: Sequence[Entry]) -> None:
+    by_function: dict[Apply, list[Any]] = {}
+    for entry in entries:
+        by_function.setdefault(entry.apply, []).append(entry.item)
+    for apply, items in by_function.items():
+        apply(connection, items)
+
+
+def _settle(entry: Entry, error: Exception | None = None) -> None:
+    if entry.done.done():
+        return
+    if error is None:
+        entry.done.set_result(None)
+    else:
+        entry.done.set_exception(error)
+
+
+def _retrieve(done: asyncio.Future[None]) -> None:
+    """Nobody may wait for a write; its error is then logged already."""
+    if not done.cancelled():
+        done.exception()

@@ -1,0 +1,73 @@
+"""The frames of one job as they arrive, over whichever transport."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import aiohttp
+
+from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.wire import Candidate, FrameReader, Kind
+
+Frame = tuple[Kind, bytes]
+
+
+class StreamLost(Unavailable):
+    """The stream of a job broke, or ended before its job. What became of the job is not known."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(Code.COORDINATOR_UNAVAILABLE, reason)
+
+
+class JobStream(Protocol):
+    """The frames of one job. Read it from one place."""
+
+    async def read(self) -> Sequence[Frame]:
+        """Waits for frames and returns those that have come. Raises StreamLost at the end, BadMessage for bytes that are none."""
+        ...
+
+    def close(self) -> None:
+        """Reads no further. The coordinator takes that for the client's departure, unless the job has ended."""
+        ...
+
+    def cancel(self) -> bool:
+        """Stops the job, whose receipt still ends the stream. Returns False if this stream cannot do that."""
+        ...
+
+    async def add_orders(self, candidates: Sequence[Candidate]) -> bool:
+        """Adds orders to the job while it waits. Returns False if this stream cannot do that. Raises TallyError."""
+        ...
+
+
+class HttpJobStream:
+    """The frames of an open response to POST /v1/jobs."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response, self._reader = response, FrameReader()
+
+    async def read(self) -> Sequence[Frame]:
+        """See JobStream."""
+        frames: list[Frame] = []
+        while not frames:
+            try:
+                data = await self._response.content.readany()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise StreamLost(str(error) or type(error).__name__) from error
+            if not data:
+                raise StreamLost("the coordinator closed it")
+            frames.extend(self._reader.feed(data))
+        return frames
+
+    def close(self) -> None:
+        """See JobStream."""
+        if not self._response.content.at_eof():  # at its end the connection went back to the pool by itself
+            self._response.close()
+
+    def cancel(self) -> bool:
+        """See JobStream: POST /v1/jobs/{id}/cancel does."""
+        return False
+
+    async def add_orders(self, _candidates: Sequence[Candidate]) -> bool:
+        """See JobStream: POST /v1/jobs/{id}/orders does."""
+        return False
