@@ -177,6 +177,8 @@ class JobQueue:
 
     def waiting_for(self, group: SlotGroup) -> int:
         """Returns the number of jobs that wait for this slot group."""
+        if not self._waiting:
+            return 0
         return sum(len(self._by_group.get((key, batch), ())) for key in _keys(group) for batch in (False, True))
 
     def is_open(self, group: SlotGroup, job: QueuedJob | None) -> bool:
@@ -269,6 +271,9 @@ class JobQueue:
 
     def offer(self, group: SlotGroup, tick: float) -> None:
         """Grants the free slots and queue places of a group to the first jobs that wait for it, and wakes them."""
+        if not self._waiting:
+            self._since_batch.clear()
+            return
         key = group.key
         while group.places > self._granted.get(key, 0):
             job = self._next(group)
@@ -306,6 +311,8 @@ class JobQueue:
 
     def following(self, group: SlotGroup) -> QueuedJob | None:
         """Returns the first job that waits for a group, an interactive one if there is any."""
+        if not self._waiting:
+            return None
         return self._first(group, batch=False) or self._first(group, batch=True)
 
     def end_without(self, connected: Callable[[SlotKey], bool], tick: float = math.inf) -> None:

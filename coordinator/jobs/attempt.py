@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from coordinator.domain.listed_ask import SlotGroup
 from coordinator.jobs.match_log import MatchDraft
@@ -54,29 +54,41 @@ class Attempt:
     last_at: float = 0.0
     """When its latest chunk arrived."""
     chunks: int = 0
-    record: AttemptRecord = field(init=False)
+    state: State = State.MATCHED
+    reason: str = ""
+    """Why it failed."""
+    delivered: bool = False
+    """Whether the last chunk of its response was relayed."""
+    cancelled: bool = False
+    """Whether its node was told that the client cancelled."""
+    hedged: bool = False
+    """Whether it began beside another attempt."""
+    outrun: bool = False
+    """Whether the job goes on with another attempt beside this one, which must end without a charge."""
     subject: str = field(init=False)
     """The bus subject of its node's frames."""
 
     def __post_init__(self) -> None:
-        terms = self.candidate.terms
-        self.record = AttemptRecord(self.order, terms, State.MATCHED)
-        self.subject = job_subject(terms.job, self.provider)
+        self.subject = job_subject(self.candidate.terms.job, self.provider)
+
+    @property
+    def record(self) -> AttemptRecord:
+        """The attempt as it is stored."""
+        return AttemptRecord(
+            self.order,
+            self.candidate.terms,
+            self.state,
+            self.reason,
+            delivered=self.delivered,
+            cancelled=self.cancelled,
+            hedged=self.hedged,
+            outrun=self.outrun,
+        )
 
     @property
     def provider(self) -> Address:
         """The provider that the order names."""
         return self.order.message.provider
-
-    @property
-    def outrun(self) -> bool:
-        """Whether the job goes on with another attempt beside this one, which must end without a charge."""
-        return self.record.outrun
-
-    @property
-    def delivered(self) -> bool:
-        """Whether the last chunk of its response was relayed."""
-        return self.record.delivered
 
     def chunk_arrived(self, tick: float) -> None:
         """Notes when a chunk of its response arrived."""
@@ -87,17 +99,17 @@ class Attempt:
 
     def close(self, state: State, reason: str = "", *, outrun: bool = False) -> None:
         """Records how it ended. `outrun`: the job goes on with the attempt beside it."""
-        self.record = replace(self.record, state=state, reason=reason, outrun=outrun)
+        self.state, self.reason, self.outrun = state, reason, outrun
 
     def mark_delivered(self) -> None:
         """Records that the last chunk of its response was relayed."""
-        self.record = replace(self.record, delivered=True)
+        self.delivered = True
 
     def mark_cancelled(self) -> None:
         """Records that its node was told that the client cancelled."""
-        self.record = replace(self.record, cancelled=True)
+        self.cancelled = True
 
     def mark_outrun(self, deadline: float) -> None:
         """Records that another attempt had output first. Its node has until `deadline` to end it."""
-        self.record = replace(self.record, state=State.CANCELLED, reason=OUTRUN, outrun=True)
+        self.state, self.reason, self.outrun = State.CANCELLED, OUTRUN, True
         self.deadline, self.reputation_counted = deadline, True

@@ -36,6 +36,6 @@ def enforce_deadlines(
             if not attempt.outrun:
                 stop(attempt, CancelReason.TIMED_OUT)
             job.interrupt(attempt, pack_link(Kind.FAIL, job.id, dumps(error.as_json())))
-    if tick > job.last_frame_at + limits.beat and job.inbox.empty():
+    if tick > job.last_frame_at + limits.beat and not len(job.inbox):
         job.last_frame_at = tick
         job.post(job.current, pack_link(Kind.BEAT, job.id))

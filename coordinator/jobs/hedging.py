@@ -133,10 +133,10 @@ class Hedging:
         tick = self._tick()
         if winner is not None and receipt is not None:
             self.losses.add_earned(winner.provider, receipt.cost, tick)
-            if winner.record.hedged:
+            if winner.hedged:
                 self.counts[WON] += 1
         for attempt in job.attempts:
-            if attempt.record.state is State.CANCELLED and attempt.outrun:
+            if attempt.state is State.CANCELLED and attempt.outrun:
                 terms = attempt.candidate.terms
                 usage = None if receipt is None else Usage(receipt.input_tokens, 0, receipt.output_tokens)
                 cost = terms.max_cost if usage is None else min(terms.max_cost, charge(terms, usage, Outcome.COMPLETED))

@@ -63,6 +63,8 @@ class Invitations:
         self._invited.pop(job.id, None)
 
     def _slot_freed(self, group: SlotGroup) -> None:
+        if not len(self._queue):  # nobody waits: as after most jobs
+            return
         self._invite_overtaken(group)
         self.invite(group)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from coordinator.domain.job_queue import QueuedJob
 from coordinator.domain.resource_bounds import INBOX_FRAMES
 from coordinator.jobs.attempt import Attempt
+from coordinator.jobs.inbox import Inbox
 from coordinator.ports import JobRecord
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.jobs import TERMINAL, Event, State, step
@@ -52,18 +52,16 @@ class LiveJob:
     """Its last place in the queue, to which it returns if an attempt fails: what it cost its payer's turn is counted once."""
     woken: LeanEvent = field(default_factory=LeanEvent)
     """Set when the job's wait for a slot ends or it is cancelled."""
-    frames: asyncio.Queue[tuple[Attempt, bytes]] | None = field(default=None, repr=False)
+    frames: Inbox[tuple[Attempt, bytes]] | None = field(default=None, repr=False)
     """The inbox. A job that waits for its first slot has none, since there may be thousands of them."""
 
-    @property
-    def id(self) -> JobId:
-        """The job's id."""
-        return self.submission.job
+    id: JobId = field(init=False)
+    """The job's id."""
+    payer: Address = field(init=False)
+    """The payer that ordered the job."""
 
-    @property
-    def payer(self) -> Address:
-        """The payer that ordered the job."""
-        return self.submission.candidates[0].order.message.payer
+    def __post_init__(self) -> None:
+        self.id, self.payer = self.submission.job, self.submission.candidates[0].order.message.payer
 
     @property
     def tried(self) -> set[Address]:
@@ -71,10 +69,10 @@ class LiveJob:
         return {attempt.provider for attempt in self.attempts}
 
     @property
-    def inbox(self) -> asyncio.Queue[tuple[Attempt, bytes]]:
+    def inbox(self) -> Inbox[tuple[Attempt, bytes]]:
         """Frames, each with its attempt, of which an attempt may have INBOX_FRAMES."""
         if self.frames is None:
-            self.frames = asyncio.Queue()
+            self.frames = Inbox()
         return self.frames
 
     @property
@@ -107,7 +105,7 @@ class LiveJob:
     @property
     def hedged(self) -> bool:
         """Whether the job was given to a second provider beside the first."""
-        return any(attempt.record.hedged for attempt in self.attempts)
+        return any(attempt.hedged for attempt in self.attempts)
 
     @property
     def ended(self) -> bool:
@@ -122,7 +120,7 @@ class LiveJob:
     @property
     def more_frames_queued(self) -> bool:
         """Whether more chunks can be relayed at once. A single queued frame may be a receipt, which takes a while to store."""
-        return self.state is State.STREAMING and self.inbox.qsize() > 1
+        return self.state is State.STREAMING and len(self.inbox) > 1
 
     def reader_seconds(self, tick: float) -> float:
         """Returns how long the reader has kept the job waiting so far."""
@@ -145,9 +143,14 @@ class LiveJob:
 
     def frame_taken(self, tick: float) -> None:
         """Notes that the reader took its frame and asks for the next one."""
-        for attempt in self.open_attempts:
-            attempt.deadline = self.due(attempt, tick)
-        self.reader_waits, self.reading_since = self.reader_seconds(tick), None
+        if self.reading_since is None:
+            return
+        waited, self.reading_since = tick - self.reading_since, None
+        self.reader_waits += waited
+        if not self.cancelled:
+            for attempt in self.open_attempts:
+                if not attempt.outrun:
+                    attempt.deadline += waited
 
     def move(self, event: Event) -> None:
         """Changes the state by the transition table. Raises IllegalTransition."""
@@ -175,12 +178,13 @@ class LiveJob:
     def post(self, attempt: Attempt, frame: bytes) -> None:
         """Queues a frame for an attempt."""
         attempt.unread += 1
-        self.inbox.put_nowait((attempt, frame))
+        self.inbox.put((attempt, frame))
 
     async def next_frame(self) -> tuple[Attempt, bytes]:
         """Waits for a frame of an open attempt. Late frames of former attempts are not taken for a later one's."""
+        inbox = self.inbox
         while True:
-            attempt, frame = await self.inbox.get()
+            attempt, frame = inbox.take() if inbox else await inbox.get()
             attempt.unread -= 1
             if not attempt.released:
                 return attempt, frame
@@ -194,7 +198,7 @@ class LiveJob:
     def hedge(self, attempt: Attempt, deadline: float) -> None:
         """Begins a second attempt beside the current one."""
         self.move(Event.HEDGE)
-        attempt.record = replace(attempt.record, hedged=True)
+        attempt.hedged = True
         self._add(attempt, deadline)
 
     def _add(self, attempt: Attempt, deadline: float) -> None:

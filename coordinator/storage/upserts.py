@@ -6,14 +6,17 @@ from collections.abc import Iterable
 from typing import Any
 
 import sqlalchemy as sa
-import sqlalchemy.dialects.postgresql
 import sqlalchemy.dialects.sqlite
 from sqlalchemy import Connection
 
 
 def inserting(dialect: str, table: sa.Table) -> Any:
     """Returns an INSERT that supports ON CONFLICT."""
-    return (sa.dialects.postgresql if dialect == "postgresql" else sa.dialects.sqlite).insert(table)
+    if dialect == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert  # noqa: PLC0415 - large, and SQLite's users do not need it
+
+        return insert(table)
+    return sa.dialects.sqlite.insert(table)
 
 
 def upserting(dialect: str, table: sa.Table, names: Iterable[str], key: tuple[str, ...], where: Any = None) -> sa.Insert:

@@ -60,12 +60,25 @@ class Tail(NamedTuple):
     unpack: Callable[[bytes, int, str], tuple[Any, bytes, int]]
 
 
+class Layout(NamedTuple):
+    """How `struct` writes and reads the word of a type.
+
+    `code`: its format of 32 bytes. `dump` turns a value into what the format packs, `load` turns that back; None: it is the same.
+    `size`: the exact number of bytes of a value, which `struct` would cut or fill; None if it has no such size.
+    """
+
+    code: str
+    dump: Callable[[Any], Any] | None = None
+    load: Callable[[Any], Any] | None = None
+    size: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Codec:
     """One field type: its name, its EIP-712 encoding to 32 bytes, its JSON writer and reader, and its binary form.
 
     A type that fits its word has `decode`, which reads the value from the word, and `padding`: the bits of the word that must be
-    zero, as a number. Any other type has `tail`.
+    zero, as a number. Any other type has `tail`. `layout` says the same once more, for a whole message at once.
     """
 
     name: str
@@ -75,6 +88,7 @@ class Codec:
     decode: Callable[[bytes], Any] | None = None
     padding: int = 0
     tail: Tail | None = None
+    layout: Layout | None = None
 
 
 def uint(bits: int, of: type) -> Codec:
@@ -98,7 +112,19 @@ def uint(bits: int, of: type) -> Codec:
         return value
 
     to_json: Callable[[int], object] = int if bits <= 32 else (lambda v: str(int(v)))
-    return Codec(f"uint{bits}", encode, to_json, from_json, decode, _bits(256) - _bits(bits))
+    return Codec(f"uint{bits}", encode, to_json, from_json, decode, _bits(256) - _bits(bits), layout=_uint_layout(bits, of))
+
+
+def _uint_layout(bits: int, of: type) -> Layout:
+    code = {8: "31xB", 16: "30xH", 32: "28xI", 64: "24xQ"}.get(bits)
+    if code is not None:
+        return Layout(code, load=None if of is int else of)
+    size = bits // 8
+
+    def load(raw: bytes) -> int:
+        return int.__new__(of, int.from_bytes(raw, "big"))  # an Amount's own constructor checks a type that is known here
+
+    return Layout(f"{WORD - size}x{size}s", lambda value: value.to_bytes(size, "big"), load)
 
 
 def _bits(count: int) -> int:
@@ -131,6 +157,7 @@ def _fixed_bytes(size: int) -> Codec:
         lambda raw, field: read_hex(field, raw, size),
         lambda word: word[:size],
         _bits(8 * (WORD - size)),
+        layout=Layout(f"{size}s{WORD - size}x", size=size),
     )
 
 
@@ -209,9 +236,14 @@ def _boolean(raw: object, field: str) -> bool:
 
 
 @functools.lru_cache(4_096)
-def _read_address(word: bytes) -> str:
+def _read_address(raw: bytes) -> str:
     """Cached, since the same payers and providers stand in most messages: the text of each is then held once."""
-    return "0x" + word[12:].hex()
+    return "0x" + raw.hex()
+
+
+@functools.lru_cache(4_096)
+def _dump_address(address: str) -> bytes:
+    return bytes.fromhex(address[2:])
 
 
 SCALARS: dict[object, Codec] = {
@@ -220,8 +252,9 @@ SCALARS: dict[object, Codec] = {
         lambda v: bytes.fromhex(v[2:]).rjust(32, b"\0"),
         str,
         parse_address,
-        _read_address,
+        lambda word: _read_address(word[12:]),
         _bits(256) - _bits(160),
+        layout=Layout("12x20s", _dump_address, _read_address, 42),
     ),
     Hash: _fixed_bytes(32),
     JobId: _fixed_bytes(16),
@@ -233,7 +266,15 @@ SCALARS: dict[object, Codec] = {
         tail=Tail(lambda v: pack_sized(v, MAX_BYTES), _unpack_bytes),
     ),
     str: Codec("string", lambda v: keccak(_utf8(v)), str, _string, tail=Tail(_pack_string, _unpack_string)),
-    bool: Codec("bool", lambda v: int(v).to_bytes(32, "big"), bool, _boolean, lambda word: bool(word[-1]), _bits(256) - _bits(1)),
+    bool: Codec(
+        "bool",
+        lambda v: int(v).to_bytes(32, "big"),
+        bool,
+        _boolean,
+        lambda word: bool(word[-1]),
+        _bits(256) - _bits(1),
+        layout=Layout("31x?"),
+    ),
 }
 """The codecs of scalar types, by Python type."""
 

@@ -11,16 +11,18 @@ import contextlib
 import os
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy import URL, pool, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.runtime.database_errors import explain_failed_start
 from tallystick.runtime.database_url import parse_database_url
 from tallystick.runtime.storage import postgres_engine, sqlite_file
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 fcntl: ModuleType | None
 try:

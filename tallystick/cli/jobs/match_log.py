@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tallystick.cli.options import Config, CoordinatorUrl, Json
-from tallystick.cli.output import out, show_json, show_table
+from tallystick.cli.output import counted, out, show_json, show_table
 from tallystick.protocol.errors import BadMessage, Fault
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Read and verify the coordinator's log of all matches.")
 SHOWN_FAULTS = 100
+MAX_MODELS = 1_000
+"""Models whose current asks are compared with the log."""
 
 
 @app.command("head")
@@ -90,11 +92,12 @@ def verify(
         if faults:
             show_table(("leaf", "fault"), [(fault.index, fault.text) for fault in faults])
         text = (
-            f"{size} leaves under the signed head: {replay.matches} matches replayed, "
-            f"{replay.restarts} starts of the coordinator, {replay.forgotten} of which only the hash is kept"
+            f"the signed head covers {size} leaves: {replay.matches} matches replayed, "
+            f"{counted(replay.restarts, 'start')} of the coordinator, "
+            f"{replay.forgotten} of which only the hash is kept"
         )
         out.print(text, highlight=False)
-        out.print("no decision broke the rule" if not faults else f"{len(faults)} faults", highlight=False)
+        out.print("no decision broke the rule" if not faults else counted(len(faults), "fault"), highlight=False)
     if faults:
         raise typer.Exit(1)
 
@@ -153,7 +156,7 @@ async def _replay(client: CoordinatorClient) -> tuple[LogReplay, list[LogFault],
     from coordinator.domain.log_check import Fault as LogFault
     from coordinator.domain.log_check import LogReplay
 
-    head = (await _head(client)).message
+    info, head = await client.info(), (await _head(client)).message
     replay, faults = LogReplay(), list[LogFault]()
     while replay.edge.size < head.size:
         start = replay.edge.size
@@ -164,6 +167,9 @@ async def _replay(client: CoordinatorClient) -> tuple[LogReplay, list[LogFault],
             raise BadMessage(f"entries: expected leaf {start} of {head.size}, got none", fault=Fault.COORDINATOR)
     if replay.edge.root() != head.root:
         faults.append(LogFault(head.size - 1, "the leaves do not have the root that the coordinator signed"))
+    for model in sorted(replay.models)[:MAX_MODELS]:
+        for ask in await client.asks(model):
+            faults += replay.check_ask(ask.verify(info.domain))
     return replay, faults[:SHOWN_FAULTS], head.size
 
 

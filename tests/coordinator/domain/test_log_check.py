@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 from coordinator.domain.log_check import LogReplay
 from tallystick.protocol.criteria import Reason
@@ -11,7 +12,7 @@ from tallystick.protocol.match_log import Match, MatchLeaf, RestartLeaf, draw_of
 from tallystick.protocol.merkle import leaf_hash
 from tallystick.protocol.messages import LogHead
 from tallystick.protocol.wire import Kind
-from tests.coordinator.harness import World, quiet
+from tests.coordinator.harness import MODEL, PAYER, World, quiet
 
 
 async def leaves_of(world: World) -> list[bytes]:
@@ -70,3 +71,34 @@ async def test_manipulations_are_named(world: World) -> None:
     (fault,) = replay.add(leaf_hash(leaves[0]), leaves[1])
     assert "do not have the hash" in fault.text
     assert faults([RestartLeaf(5).dumps()]) == []
+
+
+async def test_facts_about_an_ask_are_compared_with_what_its_provider_signed(world: World) -> None:
+    """A price or a validity that a leaf invents changes the ranking and breaks no rule in the leaf: the signed ask shows it."""
+    leaves = await leaves_of(world)
+    asks = [ask for node in world.nodes for ask in node.asks]
+    replay = LogReplay()
+    for leaf in leaves:
+        assert list(replay.add(leaf_hash(leaf), leaf)) == []
+    assert replay.models == {MODEL}
+    assert [fault for ask in asks for fault in replay.check_ask(ask)] == []
+    first = load_leaf(leaves[1])
+    assert isinstance(first, MatchLeaf)
+    entry = first.considered[-1]
+    assert entry.facts is not None
+    invented = {"input_price": 7, "cached_input_price": 7, "output_price": 7, "valid_from": 7, "valid_until": 1 << 31}
+    for member, value in invented.items():
+        considered = (*first.considered[:-1], replace(entry, facts=replace(entry.facts, **cast(Any, {member: value}))))
+        forged = replace(first, considered=considered).dumps()
+        replay = LogReplay()
+        list(replay.add(leaf_hash(leaves[0]), leaves[0]))
+        list(replay.add(leaf_hash(forged), forged))
+        (fault,) = [fault for ask in asks for fault in replay.check_ask(ask)]
+        assert fault.index == 1
+        assert f"its {member} is recorded as {value}" in fault.text
+    moved = replace(first, model="another", considered=(*first.considered[:-1], replace(entry, provider=PAYER.address))).dumps()
+    replay = LogReplay()
+    list(replay.add(leaf_hash(moved), moved))
+    texts = [fault.text for ask in asks for fault in replay.check_ask(ask)]
+    assert sum("its provider is recorded as" in text for text in texts) == 1
+    assert sum("its model is recorded as another" in text for text in texts) == 2

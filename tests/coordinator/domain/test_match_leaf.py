@@ -9,11 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator.domain.limits import JobLimits
+from coordinator.domain.log_check import LogReplay
 from coordinator.domain.match_leaf import check_leaf
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.match_log import AskFacts, Considered, Match, MatchLeaf, RequestFacts, Verdict, draw_of, load_leaf
+from tallystick.protocol.merkle import leaf_hash
 from tallystick.protocol.types import Amount, Hash, JobId
-from tests.coordinator.harness import PAYER, FakeNode, World
+from tallystick.protocol.wire import Kind
+from tests.coordinator.harness import PAYER, FakeNode, World, hedged, quiet
 
 
 @pytest.fixture
@@ -157,3 +161,52 @@ def test_any_leaf_is_judged_without_a_failure(facts: list[AskFacts | None], rank
     read = load_leaf(leaf.dumps())
     assert isinstance(read, MatchLeaf)
     assert all(isinstance(text, str) for text in check_leaf(read))
+
+
+async def test_a_hedged_match_follows_the_rule() -> None:
+    """The second attempt of a hedged job excludes the first one's provider, and nobody else."""
+    world = World(limits=JobLimits(hedge_share=1.0))
+    world.market.matchmaker.draw = draw_of
+    ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
+    client = world.read(await world.market.place_order(hedged(world.submission(ann, bob), 2.0)))
+    await quiet()
+    ann.accept(client.job.id)
+    await world.pass_time(2.0)
+    assert client.kinds == [Kind.MATCH, Kind.HEDGE]
+    leaf = Match.loads(client.frames[1][1]).decision
+    assert {entry.provider: entry.outcome for entry in leaf.considered} == {
+        bob.address: Verdict.CHOSEN,
+        ann.address: Reason.FAILED,
+    }
+    assert list(check_leaf(leaf)) == []
+    replay = LogReplay()
+    rows = [row.leaf or b"" for row in await world.log_store.log_entries(0, 99)]
+    assert [fault.text for row in rows for fault in replay.add(leaf_hash(row), row)] == []
+
+
+async def test_a_job_that_waited_is_matched_by_the_rule(honest: World) -> None:
+    """The match of a job that left the queue has the time and the facts of its start, not those of its order."""
+    node = honest.node("ann", slots=1)
+    first = await honest.started(node)
+    waiting = honest.read(await honest.market.place_order(honest.submission(node)))
+    await quiet()
+    assert Kind.MATCH not in waiting.kinds
+    await honest.pass_time(30)
+    node.complete(first.job.id)
+    await quiet()
+    matches = [payload for kind, payload in waiting.frames if kind is Kind.MATCH]
+    leaf = Match.loads(matches[0]).decision
+    assert (leaf.at, list(check_leaf(leaf))) == (int(honest.clock.now()), [])
+    assert any("'no free slot now'" in text for text in check_leaf(changed(leaf, 0, free=0)))
+
+
+async def test_the_clients_weights_decide(honest: World) -> None:
+    """A leaf that ranks by price alone though the client weighed speed is named, and so is one with other weights."""
+    slow, quick = honest.node("ann"), honest.node("bob", input_price=2_000_000, output_price=2_000_000)
+    leaf = await leaf_of(honest, slow, quick)
+    leaf = changed(changed(leaf, 0, first_token_ms=5_000, tokens_per_second=1), 1, first_token_ms=50, tokens_per_second=500)
+    assert (leaf.chosen.provider, list(check_leaf(leaf))) == (slow.address, [])
+    weighed = replace(leaf, request=replace(leaf.request, first_token_weight=10**9, speed_weight=10**9))
+    assert any(f"{quick.address} ranks before {slow.address}" in text for text in check_leaf(weighed))
+    cached = replace(leaf, request=replace(leaf.request, input_tokens=1_000_000, cached_tokens=1_000_000, holder=quick.address))
+    assert any(f"{quick.address} ranks before" in text for text in check_leaf(changed(cached, 1, cached_input_price=0)))

@@ -43,7 +43,7 @@ def test_a_job_that_was_never_matched_has_no_inbox() -> None:
     assert job.frames is None
     job.begin(attempt, deadline=5)
     job.deliver(attempt, pack_link(Kind.ACCEPT, JOB))
-    assert job.inbox.qsize() == 1
+    assert len(job.inbox) == 1
 
 
 def _begun() -> tuple[LiveJob, Attempt, Attempt]:
@@ -53,7 +53,7 @@ def _begun() -> tuple[LiveJob, Attempt, Attempt]:
 
 
 async def _frames(job: LiveJob) -> list[tuple[Attempt, bytes]]:
-    return [await job.next_frame() for _ in range(job.inbox.qsize())]
+    return [await job.next_frame() for _ in range(len(job.inbox))]
 
 
 def test_a_whole_credit_fits_the_inbox() -> None:
@@ -154,7 +154,7 @@ def test_a_hedged_job_is_decided_once() -> None:
     assert list(job.rivals) == [second]
     assert job.leader is second
     second.mark_outrun(deadline=20)
-    first.record = first.record.__class__(first.order, first.candidate.terms, State.COMPLETED)
+    first.close(State.COMPLETED)
     record = job.record()
     assert record.last.provider == ANN.address
     assert [(a.state, a.reason, a.outrun) for a in record.attempts] == [
