@@ -24,7 +24,7 @@ from rich.progress import Progress
 from scripts.simulation.policies import BY_NAME
 from scripts.simulation.scenario import Scenario
 from scripts.simulation.tables import write_tables
-from scripts.simulation.variants import Variant, check_constants, run_variant, sweep_variants
+from scripts.simulation.variants import SWEEPS, Variant, check_constants, run_variant, sweep_variants
 
 DEFAULT_POLICIES = ("as_shipped", "cheapest", "least_loaded")
 _PROGRESS: Any = None
@@ -81,7 +81,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=scenario.seed, metavar="N", help="the same seed gives the same figures")
     parser.add_argument("--policy", nargs="+", default=DEFAULT_POLICIES, choices=sorted(BY_NAME), metavar="NAME")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="another value of a default, for each policy")
-    parser.add_argument("--sweep", action="store_true", help="vary each default in turn, as shipped otherwise")
+    parser.add_argument(
+        "--sweep",
+        nargs="*",
+        choices=sorted(SWEEPS),
+        metavar="NAME",
+        help="vary these defaults in turn, without names all of them",
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="runs at the same time")
     parser.add_argument("--json", metavar="FILE", help="write the report to a file; -: print it instead of a table")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write plots as SVG and tables as Markdown")
@@ -100,10 +106,10 @@ def main() -> int:
     sizes = {name: getattr(options, name) for name in ("nodes", "models", "payers", "hours", "speedup", "load", "seed")}
     scenario = Scenario(**sizes)
     variants = [Variant(name, options.constants) for name in options.policy]
-    if options.sweep:
-        variants = sweep_variants()
+    if options.sweep is not None:
+        variants = sweep_variants(options.sweep or SWEEPS)
     report: dict[str, Any] = {"scenario": asdict(scenario), "runs": simulate(scenario, variants, options.processes)}
-    if options.sweep:
+    if options.sweep is not None:
         report["sweep"] = True
         for run in report["runs"].values():
             for name in [name for name in run if name not in ("figures", "errors", "cpu_seconds")]:

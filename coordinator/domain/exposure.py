@@ -36,6 +36,8 @@ class Exposure:
     """All tabs of all payers that have traded here."""
 
     _tabs: dict[Address, dict[Address, TabExposure]] = field(default_factory=dict)
+    _uncovered: dict[Address, int] = field(default_factory=dict)
+    """The sum over each payer's tabs of what their reservations do not cover."""
 
     def known(self, payer: Address, provider: Address) -> TabExposure | None:
         """Returns the tab of a pair that has traded here or is about to, or None."""
@@ -54,8 +56,7 @@ class Exposure:
     def admit(self, payer: Address, provider: Address, cap: Amount, free: Amount) -> None:
         """Counts a job as in flight. Raises Refusal (insufficient_funds) if the purse does not cover the worst case."""
         chosen = self._tab(payer, provider)
-        others = sum(tab.uncovered() for tab in self._tabs[payer].values() if tab is not chosen)
-        need = others + chosen.uncovered(cap)
+        need = self._uncovered[payer] - chosen.uncovered() + chosen.uncovered(cap)
         if need > free:
             self._forget_if_idle(payer, provider)
             raise Refusal(
@@ -64,44 +65,63 @@ class Exposure:
                 f"{format_amount(need)}. Deposit with: tally deposit AMOUNT",
             )
         chosen.in_flight += cap
+        self._uncovered[payer] = need
 
     def release(self, payer: Address, provider: Address, cap: Amount) -> None:
         """Ends a job with this cap."""
-        self._tab(payer, provider).in_flight -= cap
+        tab = self._tab(payer, provider)
+        before = tab.uncovered()
+        tab.in_flight -= cap
+        self._recount(payer, tab, before)
         self._forget_if_idle(payer, provider)
 
     def record_receipt(self, payer: Address, provider: Address, cumulative: Amount, ceiling: Amount) -> Amount:
         """Records the total of a receipt, for an order with this ceiling. Returns the total of the tab."""
         tab = self._tab(payer, provider)
+        before = tab.uncovered()
         tab.ceiling = Amount(max(tab.ceiling, ceiling))
         tab.cumulative = Amount(max(tab.cumulative, min(cumulative, tab.ceiling)))
+        self._recount(payer, tab, before)
         self._forget_if_idle(payer, provider)
         return tab.cumulative
 
     def observe(self, payer: Address, provider: Address, *, settled: Amount, reserved: Amount) -> None:
         """Records what the chain says of the tab of a job that is about to be admitted."""
         tab = self._tab(payer, provider)
+        before = tab.uncovered()
         tab.settled, tab.reserved = Amount(max(tab.settled, settled)), reserved
+        self._recount(payer, tab, before)
 
     def unreserve(self, payer: Address, provider: Address) -> None:
         """Counts nothing as reserved until the next `observe`: a release of the tab's reservation has begun or ended."""
         tab = self.known(payer, provider)
         if tab is not None:
+            before = tab.uncovered()
             tab.reserved = Amount(0)
+            self._recount(payer, tab, before)
 
     def settle(self, payer: Address, provider: Address, settled: Amount) -> None:
         """Records what the chain has paid on the tab in all."""
         tab = self.known(payer, provider)
         if tab is not None:
+            before = tab.uncovered()
             tab.settled = Amount(max(tab.settled, settled))
+            self._recount(payer, tab, before)
 
     def forget_settled(self) -> None:
         """Forgets all settled totals, after the chain was reorganised."""
-        for tabs in self._tabs.values():
+        for payer, tabs in self._tabs.items():
             for tab in tabs.values():
+                before = tab.uncovered()
                 tab.settled = Amount(0)
+                self._recount(payer, tab, before)
+
+    def _recount(self, payer: Address, tab: TabExposure, before: int) -> None:
+        """Keeps the payer's sum after a tab changed. `before`: what the tab's reservation did not cover."""
+        self._uncovered[payer] += tab.uncovered() - before
 
     def _tab(self, payer: Address, provider: Address) -> TabExposure:
+        self._uncovered.setdefault(payer, 0)
         return self._tabs.setdefault(payer, {}).setdefault(provider, TabExposure())
 
     def _forget_if_idle(self, payer: Address, provider: Address) -> None:
@@ -109,4 +129,4 @@ class Exposure:
         if not tab.in_flight and not tab.cumulative:
             del self._tabs[payer][provider]
             if not self._tabs[payer]:
-                del self._tabs[payer]
+                del self._tabs[payer], self._uncovered[payer]

@@ -48,9 +48,9 @@ from tallystick.protocol.errors import (
 )
 from tallystick.protocol.link import Beat, Challenge, ClaimRequest, Hello, LateReceipt, Listing
 from tallystick.protocol.types import Address, Hash, JobId
-from tallystick.protocol.wire import Failure, Kind, dumps, loads, pack_link, unpack_link
+from tallystick.protocol.wire import LINK_HEAD, Failure, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.connection_limiter import address_key
-from tallystick.runtime.websocket import FRAME_LIMIT_EXTENSION
+from tallystick.runtime.websocket import FILTER_EXTENSION, FRAME_LIMIT_EXTENSION
 
 log = structlog.get_logger()
 _FOR_RUNNING_JOBS = frozenset({Kind.CHUNK, Kind.ACCEPT, Kind.FAIL, Kind.RECEIPT})
@@ -117,6 +117,8 @@ class NodeHub:
                 with contextlib.closing(Watchdog(HELLO_SECONDS)) as watchdog:
                     provider, hello = await self._authenticate(link, scope, watchdog)
                 set_limit(MAX_LINK_FRAME)
+                set_filter = (scope.get("extensions") or {}).get(FILTER_EXTENSION, id)
+                set_filter(lambda frame: self._deliver(link, provider, frame))
                 with contextlib.closing(Watchdog(SILENCE_SECONDS)) as watchdog:
                     await self._serve_node(link, provider, hello, watchdog)
         except LinkClosed:
@@ -221,12 +223,24 @@ class NodeHub:
             error = Unavailable(Code.NODE_BUSY, text, fault=Fault.PROVIDER)
             self._bus.send(subject, pack_link(Kind.FAIL, job, dumps(error.as_json())))
 
+    def _deliver(self, link: NodeLink, provider: Address, frame: bytes) -> bool:
+        """Delivers a frame of a running job at once. Returns False for any other frame, which the link's task handles."""
+        if len(frame) < LINK_HEAD or frame[0] not in _FOR_RUNNING_JOBS or self._links.get(provider) is not link:
+            return False
+        subject = self._market.subject_of(JobId(frame[1:LINK_HEAD]), provider)
+        if subject is None:
+            return False
+        link.heard = True
+        try:
+            return link.failed or self._bus.send(subject, frame) or frame[0] != Kind.RECEIPT
+        except InboxOverrun as error:
+            link.fail(error)
+            return True
+
     async def _handle(self, link: NodeLink, provider: Address, frame: bytes) -> None:
         kind, job, payload = unpack_link(frame)
-        if kind in _FOR_RUNNING_JOBS:
-            subject = self._market.subject_of(job, provider)
-            if subject and (self._bus.send(subject, frame) or kind is not Kind.RECEIPT):
-                return
+        if self._deliver(link, provider, frame):
+            return
         await self._throttle(link, frame, self._units(kind, provider))
         if kind is Kind.RECEIPT or (kind is Kind.FAIL and (payload := _void(payload))):
             await self._take_receipt(provider, job, payload)

@@ -35,6 +35,9 @@ class NodeLink:
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue(OUTBOX_FRAMES)
         self._closed = self._overflowed = False
         self._watchdog: Watchdog | None = None
+        self.heard = False
+        """Whether a frame came that `receive` does not return, since it last looked."""
+        self._failure: Exception | None = None
 
     def enqueue(self, frame: bytes) -> bool:
         """Queues a frame. Returns False for a job that does not fit into the bytes of this address; it is not queued.
@@ -55,6 +58,19 @@ class NodeLink:
 
     def _overflow(self) -> None:
         self._overflowed = True
+        self._interrupt()
+
+    def fail(self, error: Exception) -> None:
+        """Makes `receive` raise this error."""
+        self._failure = self._failure or error
+        self._interrupt()
+
+    @property
+    def failed(self) -> bool:
+        """Whether `fail` was called."""
+        return self._failure is not None
+
+    def _interrupt(self) -> None:
         if self._watchdog is not None:
             self._watchdog.trip()
 
@@ -84,12 +100,20 @@ class NodeLink:
             self._closed = True
 
     async def receive(self, watchdog: Watchdog) -> bytes:
-        """Returns the next frame. Raises LinkClosed, BadMessage for text, Refusal for a node that is silent or does not read."""
+        """Returns the next frame. Raises LinkClosed, BadMessage for text, Refusal for a node that is silent or does not read,
+        and what `fail` was given.
+        """
         self._watchdog = watchdog
         event: Any = None
-        if not self._overflowed:
-            with contextlib.suppress(TimeoutError):
+        while event is None and not self._overflowed and self._failure is None:
+            self.heard = False
+            try:
                 event = await watchdog.wait(self._receive())
+            except TimeoutError:
+                if not self.heard:
+                    break
+        if self._failure is not None:
+            raise self._failure
         if event is None:
             text = "the node does not read what is sent to it" if self._overflowed else "the node was silent for too long"
             raise Refusal(Code.NODE_GONE, f"link: {text}", fault=Fault.PROVIDER)

@@ -1,11 +1,12 @@
 """Jobs as bytes for the database: state, attempts with their orders, and receipts in one compact document. Pure.
 
-A message is stored as the words that EIP-712 hashes, each without its leading zeros, then what a word only hashes. That
-is a third of the words' size, and reading it back checks the encoding of each word.
+A message is stored as the lengths of the words that EIP-712 hashes, without their leading zeros, then these words, then what a
+word only hashes. That is a third of the words' size, and reading it back checks the encoding of each word.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,6 +21,7 @@ from tallystick.protocol.types import Address, Amount, JobId
 
 M = TypeVar("M", bound=Message)
 _VERSION = 1
+_WORDS = struct.Struct(f"{WORD}s")
 _STATES = (
     *(State.QUEUED, State.MATCHED, State.RUNNING, State.STREAMING),
     *(State.COMPLETED, State.CANCELLED, State.FAILED, State.EXPIRED),
@@ -28,7 +30,8 @@ _STATES = (
 _STATE_NUMBERS = {state: number for number, state in enumerate(_STATES)}
 _FLAGS = ("delivered", "cancelled", "unseen", "hedged", "outrun")
 """A flag is stored as the bit with its place in this list: append only."""
-_LENGTHS = [bytes([length]) for length in range(WORD + 1)]
+Packed = dict[Address, bytes]
+"""The order and the terms of a job's attempts by provider, as they are stored: they never change."""
 Receipts = Mapping[Address, tuple[Signed[Receipt], Amount]]
 """Receipts by provider, each with the total of its tab."""
 
@@ -41,15 +44,16 @@ class JobDoc:
     receipts: Receipts
 
 
-def dump_job(record: JobRecord, receipts: Receipts) -> bytes:
-    """Returns the document of a job."""
+def dump_job(record: JobRecord, receipts: Receipts, packed: Packed | None = None) -> bytes:
+    """Returns the document of a job. `packed`: what earlier documents of the same job packed; it is added to."""
+    packed = {} if packed is None else packed
     parts = [bytes((_VERSION, _STATE_NUMBERS[record.state])), record.job, _number(record.created_at)]
     parts += (_number(-1 if record.finished_at is None else record.finished_at), bytes((len(record.attempts),)))
     for attempt in record.attempts:
-        flags = sum(1 << place for place, name in enumerate(_FLAGS) if getattr(attempt, name))
-        reason = attempt.reason.encode()
-        parts += (bytes((_STATE_NUMBERS[attempt.state], flags)), _length(reason), reason)
-        parts += (_pack(attempt.order.message), attempt.order.signature, _pack(attempt.terms))
+        reason, provider = attempt.reason.encode(), attempt.provider
+        if provider not in packed:
+            packed[provider] = _pack(attempt.order.message) + attempt.order.signature + _pack(attempt.terms)
+        parts += (bytes((_STATE_NUMBERS[attempt.state], _flags(attempt))), _length(reason), reason, packed[provider])
     parts.append(bytes((len(receipts),)))
     for receipt, total in receipts.values():
         parts += (_pack(receipt.message), receipt.signature, total.to_bytes(12, "big"))
@@ -82,6 +86,11 @@ def _load_attempt(reader: _Reader) -> AttemptRecord:
     return AttemptRecord(order, terms, _STATES[state], reason, **values)
 
 
+def _flags(attempt: AttemptRecord) -> int:
+    first = attempt.delivered | attempt.cancelled << 1 | attempt.unseen << 2
+    return first | attempt.hedged << 3 | attempt.outrun << 4
+
+
 def _number(value: int) -> bytes:
     return value.to_bytes(8, "big", signed=True)
 
@@ -91,15 +100,13 @@ def _length(data: bytes) -> bytes:
 
 
 def _pack(message: Message) -> bytes:
-    data, size = message.to_bytes(), message.SCHEMA.size
-    parts = list[bytes]()
-    for start in range(0, size, WORD):
-        word = data[start : start + WORD].lstrip(b"\x00")
-        parts += (_LENGTHS[len(word)], word)
-    if message.SCHEMA.tails:
-        tail = data[size:]
-        parts += (_length(tail), tail)
-    return b"".join(parts)
+    schema = message.SCHEMA
+    words = [word.lstrip(b"\x00") for (word,) in _WORDS.iter_unpack(message.words())]
+    packed = bytes(map(len, words)) + b"".join(words)
+    if not schema.tails:
+        return packed
+    tail = message.to_bytes()[schema.size :]
+    return packed + _length(tail) + tail
 
 
 class _Reader:
@@ -119,6 +126,6 @@ class _Reader:
         return int.from_bytes(self.take(8), "big", signed=True)
 
     def message(self, cls: type[M]) -> M:
-        words = [self.take(self.take(1)[0]).rjust(WORD, b"\x00") for _ in cls.SCHEMA.fields]
+        words = [self.take(length).rjust(WORD, b"\x00") for length in self.take(len(cls.SCHEMA.fields))]
         tail = self.take(int.from_bytes(self.take(4), "big")) if cls.SCHEMA.tails else b""
         return cls.from_bytes(b"".join((*words, tail)))

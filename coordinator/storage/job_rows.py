@@ -23,18 +23,30 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from coordinator.ports import JobRecord
-from coordinator.storage.job_codec import JobDoc, Receipts, dump_job, load_job
+from coordinator.storage.job_codec import JobDoc, Packed, Receipts, dump_job, load_job
 from coordinator.storage.schema import job_index, job_segments, jobs, kept_receipts, open_jobs, tab_receipts, tabs
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.runtime.prepared import Prepared
 
 Tab = tuple[Address, Address]
 """Payer and provider."""
 FORGOTTEN_AT_ONCE = 256
 """Jobs that one write deletes."""
+
+
+_INSERT_OPEN, _INSERT_JOB, _INSERT_RECEIPT = (Prepared(sa.insert(table)) for table in (open_jobs, jobs, tab_receipts))
+_UPDATE_TAB = Prepared(
+    sa.update(tabs)
+    .where(tabs.c.tab == sa.bindparam("own_tab"))
+    .values({name: sa.bindparam(name) for name in ("total", "seq", "number")})
+)
+_TAB = sa.select(tabs.c.tab, tabs.c.total, tabs.c.seq, tabs.c.number).where(
+    tabs.c.provider == sa.bindparam("provider"), tabs.c.payer == sa.bindparam("payer")
+)
 
 
 class JobUnknown(Exception):
@@ -53,6 +65,7 @@ class JobWrite:
     record: JobRecord | None
     receipts: Receipts
     whole: bool
+    packed: Packed = field(default_factory=dict)
     number: int = 0
     ended: bool = False
     newest: int = 0
@@ -87,7 +100,7 @@ class JobRows:
         opened, ended, receipts = list[dict[str, Any]](), list[dict[str, Any]](), list[tuple[Tab, Receipt, Amount, int]]()
         for write in writes:
             doc, known = self._merge(connection, write)
-            row = _row(doc)
+            row = _row(doc, write.packed)
             write.ended, write.newest = doc.record.state in TERMINAL, doc.record.finished_at or doc.record.created_at
             if known is not None and known.number:
                 write.number = known.number
@@ -106,9 +119,9 @@ class JobRows:
                     if provider not in old
                 )
         if opened:
-            connection.execute(sa.insert(open_jobs), opened)
+            _INSERT_OPEN.run(connection, *opened)
         if ended:
-            connection.execute(sa.insert(jobs), ended)
+            _INSERT_JOB.run(connection, *ended)
         _write_receipts(connection, receipts)
 
     def _merge(self, connection: Connection, write: JobWrite) -> tuple[JobDoc, _Known | None]:
@@ -193,14 +206,14 @@ class _Known:
     number: int
 
 
-def _row(doc: JobDoc) -> dict[str, Any]:
+def _row(doc: JobDoc, packed: Packed) -> dict[str, Any]:
     record = doc.record
     return {
         "job": record.job,
         "state": record.state.value,
         "created_at": record.created_at,
         "finished_at": record.finished_at,
-        "doc": dump_job(record, doc.receipts),
+        "doc": dump_job(record, doc.receipts, packed),
     }
 
 
@@ -218,24 +231,23 @@ def _write_receipts(connection: Connection, receipts: Iterable[tuple[Tab, Receip
         identifier = _update_tab(connection, tab, max(entries), max(total for _, total, _ in entries))
         rows += ({"tab": identifier, "total": total, "seq": seq, "number": number} for seq, total, number in entries)
     if rows:
-        connection.execute(sa.insert(tab_receipts), rows)
+        _INSERT_RECEIPT.run(connection, *rows)
 
 
 def _update_tab(connection: Connection, tab: Tab, newest: tuple[int, bytes, int], total: bytes) -> int:
     payer, provider = tab
     columns, (seq, _, number) = tabs.c, newest
-    query = sa.select(columns.tab, columns.total, columns.seq).where(columns.provider == provider, columns.payer == payer)
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(_TAB, {"provider": provider, "payer": payer}).one_or_none()
     if row is None:
         identifier: int = (connection.execute(sa.select(sa.func.max(columns.tab))).scalar_one() or 0) + 1
         values = {"tab": identifier, "payer": payer, "provider": provider, "total": total, "seq": seq, "number": number}
         connection.execute(sa.insert(tabs), values)
         return identifier
     identifier = row.tab
-    changed: dict[str, Any] = {"total": max(total, bytes(row.total))}
-    if seq >= row.seq:
-        changed |= {"seq": seq, "number": number}
-    connection.execute(sa.update(tabs).where(columns.tab == identifier), changed)
+    if seq < row.seq:
+        seq, number = row.seq, row.number
+    changed = {"own_tab": identifier, "total": max(total, bytes(row.total)), "seq": seq, "number": number}
+    _UPDATE_TAB.run(connection, changed)
     return identifier
 
 

@@ -14,6 +14,7 @@ import structlog
 
 from coordinator.ports import AttemptRecord, JobRecord, KnownJob, StoredState
 from coordinator.storage.group_writer import Entry, GroupWriter
+from coordinator.storage.job_codec import Packed
 from coordinator.storage.job_rows import (
     JobNumbers,
     JobRows,
@@ -51,6 +52,7 @@ class _Job:
     receipts: dict[Address, tuple[Signed[Receipt], Amount]] = field(default_factory=dict)
     entry: Entry | None = None
     """Its newest write, until that is committed."""
+    packed: Packed = field(default_factory=dict)
     row: int = 0
     """Its row among the open jobs; 0 without any."""
 
@@ -130,7 +132,7 @@ class SqlJobStore:
                 self.writer.hurry()
             return entry
         ending = entry is not None and entry.item.record.state in TERMINAL
-        write = JobWrite(job.record.job, job.record, dict(job.receipts), whole=not ending)
+        write = JobWrite(job.record.job, job.record, dict(job.receipts), whole=not ending, packed=job.packed)
         entry = self.writer.add(self._rows.write, write, waited=waited)
         job.entry = entry
         entry.done.add_done_callback(lambda done: self._written(job, entry, done))

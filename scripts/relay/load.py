@@ -14,6 +14,8 @@ import orjson
 from websockets.asyncio.client import ClientConnection, connect
 
 from scripts.relay.mock import BODY, MODEL
+from tallystick.client.config import ClientConfig
+from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified
 from tallystick.protocol.link import Beat, Capacity, Challenge, Hello, Listing, endpoint_of
 from tallystick.protocol.messages import Ask, Connect, Order, Outcome, Receipt, Spec, Terms
@@ -25,7 +27,6 @@ from tallystick.protocol.wire import (
     MAX_BODY,
     Candidate,
     Dispatch,
-    FrameReader,
     Kind,
     RequestHead,
     ResponseHead,
@@ -253,25 +254,24 @@ def sign_jobs(count: int, *, payer: Signer, coordinator: Address, domain: Domain
 
 
 async def post(url: str, jobs: list[bytes], *, concurrency: int) -> Latencies:
-    """Posts signed jobs to a coordinator's job route and reads their frames to the receipt."""
+    """Submits signed jobs on one link to a coordinator, as a gateway does, and reads their frames to the receipt."""
     latencies, remaining = Latencies(), iter(jobs)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(120)) as session:
+    async with CoordinatorClient(url, ClientConfig(coordinator=url)) as client:
         began = time.perf_counter()
-        await asyncio.gather(*(_poster(session, f"{url}/v1/jobs", remaining, latencies) for _ in range(concurrency)))
+        await asyncio.gather(*(_submitter(client, remaining, latencies) for _ in range(concurrency)))
         latencies.seconds = time.perf_counter() - began
     return latencies
 
 
-async def _poster(session: aiohttp.ClientSession, url: str, remaining: Iterator[bytes], latencies: Latencies) -> None:
+async def _submitter(client: CoordinatorClient, remaining: Iterator[bytes], latencies: Latencies) -> None:
     for job in remaining:
-        began, reader, last = time.perf_counter(), FrameReader(), None
-        async with session.post(url, data=job) as response:
-            if response.status != 200:
-                raise RuntimeError(f"{url} answered {response.status}: {(await response.text())[:300]}")
-            async for piece in response.content.iter_any():
-                for kind, payload in reader.feed(piece):
-                    latencies.chunks += kind is Kind.CHUNK
-                    last = (kind, payload)
-        if last is None or last[0] is not Kind.RECEIPT:
-            raise RuntimeError(f"a job ended with {last}")
+        began, last = time.perf_counter(), (Kind.BEAT, b"")
+        stream = await client.submit(job)
+        while last[0] not in (Kind.RECEIPT, Kind.FAIL):
+            frames = await stream.read()
+            latencies.chunks += sum(kind is Kind.CHUNK for kind, _ in frames)
+            last = frames[-1]
+        stream.close()
+        if last[0] is not Kind.RECEIPT:
+            raise RuntimeError(f"a job failed: {last[1][:300]!r}")
         latencies.whole.append(time.perf_counter() - began)

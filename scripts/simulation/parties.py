@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from itertools import accumulate
 from random import Random
 
 from coordinator.domain.reputation import ProviderRecord
@@ -161,10 +162,13 @@ class Payer:
     spent: int = 0
     live: int = 0
     """Jobs under way."""
+    _popularity: list[float] = field(default_factory=list)
 
     def pick(self, random: Random) -> Model:
         """Returns the model of a conversation: popular ones are used more."""
-        return random.choices(self.models, [(model.rank + 1) ** -DEMAND_EXPONENT for model in self.models])[0]
+        if not self._popularity:
+            self._popularity = list(accumulate((model.rank + 1) ** -DEMAND_EXPONENT for model in self.models))
+        return random.choices(self.models, cum_weights=self._popularity)[0]
 
     def demand(self, model: Model, input_tokens: int, limit: int) -> Demand:
         """Returns the demand of one request. Lengths are rounded, as the client does."""

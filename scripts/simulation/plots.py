@@ -104,4 +104,8 @@ def _sweep_plots(report: Report) -> Plots:
 
         return draw
 
-    return {f"sweep-{constant.replace('_', '-')}": (2, draw_one(constant)) for constant in _SWEEP_PANELS}
+    return {
+        f"sweep-{constant.replace('_', '-')}": (2, draw_one(constant))
+        for constant in _SWEEP_PANELS
+        if any(swept(report, constant))
+    }

@@ -44,7 +44,7 @@ def _cheapest(_random: Random) -> Selection:
 
 def _least_loaded(random: Random) -> Selection:
     def select(replica: Replica, demand: Demand) -> list[ListedAsk]:
-        listed = list(replica.fitting(demand, free=True)) or list(replica.fitting(demand))
+        listed = list(replica.fitting(demand, free=True, among=random)) or list(replica.fitting(demand))
         return sorted(_found(listed, demand), key=lambda entry: (entry.slot_group.load, random.random()))[: demand.limit]
 
     return select

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
+from random import Random
 
 from coordinator.domain.job_queue import JobQueue, QueuedJob
 from coordinator.domain.limits import JobLimits
@@ -25,6 +26,8 @@ from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount
 
 DOMAIN = Domain(1, ZERO_ADDRESS)
 _PURSE = Amount(10**15)
+SAMPLED = 64
+"""Asks that a policy looks at which does not need all of them."""
 
 
 class TrustedOrder(Signed[Order]):
@@ -113,10 +116,15 @@ class Replica:
         job.woken = self.clock.signal()
         return job
 
-    def fitting(self, demand: Demand, *, free: bool = False) -> Iterator[ListedAsk]:
-        """Yields the asks that meet a demand, the cheapest first. `free`: only those whose node has a free slot."""
+    def fitting(self, demand: Demand, *, free: bool = False, among: Random | None = None) -> Iterator[ListedAsk]:
+        """Yields the asks that meet a demand, the cheapest first. `free`: only those whose node has a free slot. `among`: only of
+        some that it draws, which is as good for a choice among equals.
+        """
         facts, specs = Facts(self.unix_time()), dict[Spec, bool]()
-        for entry in self.book.of_model(demand.model):
+        listed = self.book.of_model(demand.model)
+        if among is not None and len(listed) > SAMPLED:
+            listed = [listed[number] for number in sorted(among.sample(range(len(listed)), SAMPLED))]
+        for entry in listed:
             ask = entry.message
             if (free and not entry.slot_group.free) or demand.offer_objection(ask, facts) is not None:
                 continue

@@ -25,7 +25,7 @@ class Scenario:
 
     nodes: int = 10_000
     models: int = 1_000
-    payers: int = 400
+    payers: int = 4_000
     hours: float = 24.0
     speedup: float = 144.0
     load: float = 0.6
@@ -85,6 +85,18 @@ THINKING = 10.0
 def zipf(number: int, exponent: float) -> list[float]:
     """Returns the cumulative weights of a Zipf distribution."""
     return list(accumulate((rank + 1) ** -exponent for rank in range(number)))
+
+
+def capped_shares(weights: Sequence[float], most: float) -> list[float]:
+    """Returns shares in proportion to weights, of which none exceeds `most`, unless all are equal."""
+    shares, most = [weight / sum(weights) for weight in weights], max(most, 1 / len(weights))
+    for _ in range(100):
+        shares = [min(share, most) for share in shares]
+        rest, room = 1 - sum(shares), sum(share for share in shares if share < most)
+        if rest < 1e-9 or not room:
+            break
+        shares = [share * (1 + rest / room) if share < most else share for share in shares]
+    return shares
 
 
 def pareto(random: Random, mean: float, shape: float = 1.5) -> float:

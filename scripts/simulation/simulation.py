@@ -25,7 +25,17 @@ from scripts.simulation.policies import Policy
 from scripts.simulation.records import JobResult, Recorder
 from scripts.simulation.replica import Replica
 from scripts.simulation.requests import Request, Turn, candidate_of, highest_cap, price_with, receipt_of, tags_of
-from scripts.simulation.scenario import ANSWER, FIRST_MESSAGE, HOUR, LATER_MESSAGE, MEAN_TURNS, THINKING, Scenario, pareto
+from scripts.simulation.scenario import (
+    ANSWER,
+    FIRST_MESSAGE,
+    HOUR,
+    LATER_MESSAGE,
+    MEAN_TURNS,
+    THINKING,
+    Scenario,
+    capped_shares,
+    pareto,
+)
 from tallystick.client.selection.affinity import Affinity, Preference, ranking_hints
 from tallystick.client.selection.prefix_table import PrefixTable
 from tallystick.client.selection.shortlist import objection
@@ -50,6 +60,8 @@ FLOODER_RESERVES = 500_000
 """What the payer who floods reserves with each provider, in base units, as many honest payers do."""
 CRASHES = 0.3
 """The share of connections that are lost with jobs under way."""
+LARGEST_PAYER = 0.2
+"""The largest mean number of jobs of a payer, as a share of those that it may have at once: a larger one has several wallets."""
 ACTIVE, SILENT = 60.0, 90.0
 """Mean seconds that a payer sends requests, and that it does not."""
 
@@ -83,9 +95,9 @@ class Simulation:
             self.clock.start(replica.sweep())
         for node in self.nodes:
             self.clock.start(self._node_life(node, self.scenario.random("node", node.number)))
-        starts = self._conversations_per_second() / sum(payer.weight for payer in self.payers)
-        for payer in self.payers:
-            self.clock.start(self._payer_life(payer, starts * payer.weight, self.scenario.random("payer", payer.number)))
+        starts = self._conversations_per_second()
+        for payer, share in zip(self.payers, self._shares(), strict=True):
+            self.clock.start(self._payer_life(payer, starts * share, self.scenario.random("payer", payer.number)))
         if self.scenario.flood:
             self._plan_flood()
         for step in range(200):
@@ -93,6 +105,13 @@ class Simulation:
             progress((step + 1) / 200)
         self.clock.close()
         self.records.close(self.nodes, self.clock.now)
+
+    def _shares(self) -> list[float]:
+        """Returns each payer's share of the traffic: by weight, and no more than leaves room for bursts under its limit."""
+        jobs = self.scenario.load * sum(node.capacity.slots for node in self.nodes)
+        return capped_shares(
+            [payer.weight for payer in self.payers], LARGEST_PAYER * self.replicas[0].limits.jobs_per_payer / jobs
+        )
 
     def _conversations_per_second(self) -> float:
         """Returns the mean rate at which conversations begin, which fills the scenario's load of the slots."""

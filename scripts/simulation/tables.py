@@ -67,8 +67,9 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
 
 
 def report_name(report: Report) -> str:
-    """Returns the name of a report of policies, by what it compares."""
-    return "queues" if "arrival_order" in report["runs"] else "policies"
+    """Returns the name of a report of policies, by what it compares and its seed."""
+    seed = report.get("scenario", {}).get("seed", 1)
+    return ("queues" if "arrival_order" in report["runs"] else "policies") + ("" if seed == 1 else f"-seed-{seed}")
 
 
 def _policy_table(report: Report) -> Iterator[str]:

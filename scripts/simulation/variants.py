@@ -6,7 +6,7 @@ import contextlib
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -31,6 +31,9 @@ SWEEPS: dict[str, tuple[float, ...]] = {
 }
 """Values that `--sweep` tries, one constant at a time."""
 
+_COLLECT_EVERY = 200_000
+"""Objects between two runs of the garbage collector, which would take a fifth of the time otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -53,9 +56,9 @@ def check_constants(constants: Mapping[str, float]) -> None:
             raise ValueError(f"--set {name}: expected one of {', '.join(known)}")
 
 
-def sweep_variants() -> list[Variant]:
-    """Returns the variants of all sweeps."""
-    return [Variant("as_shipped", {name: value}) for name, values in SWEEPS.items() for value in values]
+def sweep_variants(names: Iterable[str] = tuple(SWEEPS)) -> list[Variant]:
+    """Returns the variants of these sweeps."""
+    return [Variant("as_shipped", {name: value}) for name in names for value in SWEEPS[name]]
 
 
 @contextlib.contextmanager
@@ -94,8 +97,11 @@ def run_variant(scenario: Scenario, variant: Variant, progress: Callable[[float]
         simulation = Simulation(changed, BY_NAME[variant.policy])
         gc.collect()
         gc.freeze()  # parties and asks stay for the whole run, so the collector need not look at them again
+        thresholds = gc.get_threshold()
+        gc.set_threshold(_COLLECT_EVERY)
         try:
             simulation.run(progress)
         finally:
+            gc.set_threshold(*thresholds)
             gc.unfreeze()
     return simulation.records.report() | {"cpu_seconds": round(time.process_time() - began, 1)}

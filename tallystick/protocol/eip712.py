@@ -148,6 +148,11 @@ class Message:
             packed = b"".join([encode(value) for encode, value in zip(schema.encoders, values, strict=True)])
         return packed
 
+    def keep_words(self) -> Self:
+        """The same message, which keeps its words: for one that is both hashed and written. Raises BadMessage as `words` does."""
+        object.__setattr__(self, "_words", self.words())
+        return self
+
     def digest(self, domain: Domain) -> Hash:
         """The digest that is signed: keccak(0x1901 || domain separator || struct hash)."""
         return keccak(domain.prefix + self.struct_hash())

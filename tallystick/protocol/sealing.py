@@ -14,6 +14,7 @@ commitment to a third party, a client reveals that derived key and not the conte
 from __future__ import annotations
 
 import base64
+import functools
 import hmac
 import os
 from collections.abc import Callable
@@ -25,15 +26,15 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PrivateKey, MLKEM768X25519PublicKey, Suite
-from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from tallystick.protocol.errors import BadSeal
 from tallystick.protocol.types import Address, Hash, JobId
 
 KEY_BYTES = 32
 _NONCE_BYTES = 12
+_MORE, _LAST = b"\0", b"\1"
+"""The first byte of a sealed chunk: whether more chunks follow."""
 _LENGTH_BYTES = 4
 _SMALLEST, _LARGEST = 128, 16_384
 X25519: Final = "x25519"
@@ -47,6 +48,7 @@ def bucket(size: int) -> int:
     return max(_SMALLEST, 1 << (size - 1).bit_length())
 
 
+@functools.lru_cache(4_096)
 def padded_size(size: int) -> int:
     """The padded size of a plaintext of `size` bytes, including its length prefix and without the authentication tag."""
     return bucket(size + _LENGTH_BYTES)
@@ -65,7 +67,8 @@ def _unpad(padded: bytes) -> bytes:
 
 
 def _derive(key: bytes, label: bytes) -> bytes:
-    return HKDFExpand(SHA256(), KEY_BYTES, label).derive(key)
+    """HKDF-Expand with SHA-256 (RFC 5869, 2.3) for 32 bytes, which are its first block alone."""
+    return hmac.digest(key, label + b"\1", "sha256")
 
 
 @dataclass(frozen=True, repr=False)
@@ -137,19 +140,16 @@ class Transcript:
 
 def is_last(sealed: bytes) -> bool:
     """Whether a sealed chunk is marked as the last of its response. The mark is plaintext and authenticated by the seal."""
-    return sealed[:1] == b"\1"
+    return sealed[:1] == _LAST
 
 
 class _Stream:
     def __init__(self, key: ContentKey, job: JobId, order_hash: Hash) -> None:
         self._cipher = key.response_cipher(order_hash)
-        self._associated = job + order_hash
+        self._associated = {flag: job + order_hash + flag for flag in (_MORE, _LAST)}
         self._count = 0
+        """The number of the next chunk, which is its nonce."""
         self.finished = False
-
-    def _nonce_and_data(self, flag: bytes) -> tuple[bytes, bytes]:
-        """The nonce of the next chunk, and its associated data."""
-        return self._count.to_bytes(12, "big"), self._associated + flag
 
 
 class Sealer(_Stream):
@@ -160,10 +160,9 @@ class Sealer(_Stream):
         if self.finished:
             raise ValueError("the last chunk was sealed already")
         self.finished = last
-        flag = b"\1" if last else b"\0"
-        nonce, associated = self._nonce_and_data(flag)
+        flag, nonce = _LAST if last else _MORE, self._count.to_bytes(_NONCE_BYTES, "big")
         self._count += 1
-        return flag + self._cipher.encrypt(nonce, _pad(chunk), associated)
+        return flag + self._cipher.encrypt(nonce, _pad(chunk), self._associated[flag])
 
 
 class Opener(_Stream):
@@ -176,10 +175,10 @@ class Opener(_Stream):
         """Opens the next chunk. Raises BadSeal for a chunk that is altered, out of order, or after the last."""
         if self.finished:
             raise BadSeal("seal: a chunk follows the last one")
-        nonce, associated = self._nonce_and_data(sealed[:1])
         try:
-            chunk = _unpad(self._cipher.decrypt(nonce, sealed[1:], associated))
-        except (InvalidTag, ValueError):
+            associated = self._associated[sealed[:1]]
+            chunk = _unpad(self._cipher.decrypt(self._count.to_bytes(_NONCE_BYTES, "big"), sealed[1:], associated))
+        except (InvalidTag, ValueError, KeyError):
             raise BadSeal(f"seal: chunk {self._count} is altered, missing or out of order") from None
         self._count += 1
         self.finished = is_last(sealed)

@@ -374,6 +374,9 @@ def load_response_head(chunk: bytes) -> ResponseHead:
     )
 
 
+_FRAME_HEAD = 5
+
+
 def pack_frame(kind: Kind, payload: bytes = b"") -> bytes:
     """Encodes a response frame."""
     return b"".join((bytes((kind,)), len(payload).to_bytes(4, "big"), payload))
@@ -384,20 +387,32 @@ class FrameReader:
 
     def __init__(self, limit: int = MAX_FRAME) -> None:
         self._buffer = bytearray()
+        self._needed = _FRAME_HEAD
+        """Buffered bytes from which on something can be read."""
         self._limit = limit
 
     def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
         """Yields the frames that `data` completes. Raises BadMessage for an unknown kind or an oversized frame."""
-        self._buffer += data
-        while len(self._buffer) >= 5:
-            size = int.from_bytes(self._buffer[1:5], "big")
-            if size > self._limit:
-                raise BadMessage(f"frame: expected at most {self._limit} bytes, got {size}")
-            if len(self._buffer) < 5 + size:
+        if self._buffer:
+            self._buffer += data
+            if len(self._buffer) < self._needed:
                 return
-            kind, payload = self._buffer[0], bytes(self._buffer[5 : 5 + size])
-            del self._buffer[: 5 + size]
-            yield read_kind(kind), payload
+            data = bytes(self._buffer)
+            self._buffer.clear()
+        at, end, self._needed = 0, len(data), _FRAME_HEAD
+        try:
+            while end - at >= _FRAME_HEAD:
+                size = int.from_bytes(data[at + 1 : at + _FRAME_HEAD], "big")
+                if size > self._limit:
+                    raise BadMessage(f"frame: expected at most {self._limit} bytes, got {size}")
+                start, stop = at + _FRAME_HEAD, at + _FRAME_HEAD + size
+                if stop > end:
+                    self._needed = stop - at
+                    return
+                kind, payload, at = data[at], data[start:stop], stop
+                yield read_kind(kind), payload
+        finally:  # also if the caller takes only some of the frames
+            self._buffer += data[at:]
 
     @property
     def pending(self) -> int:

@@ -8,6 +8,7 @@ number of omitted ones.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
@@ -15,6 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+import orjson
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -30,6 +32,8 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066
 
 def printable(text: str) -> str:
     """The text with control characters escaped as in Python, on one line and safe for a terminal."""
+    if text.isprintable():  # no character of _CONTROLS is
+        return text
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
@@ -73,6 +77,18 @@ class LogRateLimiter:
         return {**event, "left_out": dropped} if dropped else event
 
 
+def _dump(event: EventDict, default: Callable[[object], object]) -> str:
+    """JSON of ASCII characters alone. The fast writer escapes no others, and refuses what JSON has no number or key for.
+
+    Objects are written by `default`, which shows their repr: it has no secrets, while the fields of a dataclass may.
+    """
+    try:
+        text = orjson.dumps(event, default=default, option=orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME)
+    except TypeError:
+        text = b"\xff"
+    return text.decode() if text.isascii() else json.dumps(event, default=default)
+
+
 def configure_quiet() -> None:
     """Sets up structlog for short commands: warnings and errors only, to stderr."""
     structlog.configure(
@@ -101,7 +117,7 @@ def configure(*, json: bool | None, level: str = "info") -> None:
     json = not sys.stderr.isatty() if json is None else json
     shared, limiter = _shared(json=json), LogRateLimiter()
     renderer: Processor = (
-        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.processors.JSONRenderer(_dump) if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
     structlog.configure(

@@ -64,7 +64,7 @@ class _Sqlite:
     file's write lock before it reads, so processes that share the file do not overwrite each other, and a read sees one snapshot.
     """
 
-    def __init__(self, url: URL, translate: Callable[[Exception], Exception]) -> None:
+    def __init__(self, url: URL, translate: Callable[[Exception], Exception], page_size: int) -> None:
         self._file = sqlite_file(url)
         # Each thread has its own connection; `close` disposes of both from another thread after they have ended. A database in
         # memory has a single one, which its writer uses for reads too. Parameters may contain secrets: no error or log has them.
@@ -72,7 +72,7 @@ class _Sqlite:
         pool_class = pool.StaticPool if self._in_memory else pool.SingletonThreadPool
         connect = {"check_same_thread": False, "timeout": BUSY_SECONDS}
         self._engine = create_engine(url, poolclass=pool_class, connect_args=connect, hide_parameters=True)
-        event.listen(self._engine, "connect", _pragmas)
+        event.listen(self._engine, "connect", functools.partial(_pragmas, page_size=page_size))
         self.commits = ThreadCommit(self._write, translate)
         self._reader = ThreadPoolExecutor(1, "sqlite-reader")
         self._writing: Connection | None = None
@@ -179,9 +179,9 @@ def _create_for_owner(path: Path) -> None:
             log.warning("database file can be read by others", path=str(file), error=str(error))
 
 
-def _pragmas(connection: Any, _record: object) -> None:
+def _pragmas(connection: Any, _record: object, *, page_size: int) -> None:
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in (f"page_size={page_size}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
@@ -232,14 +232,16 @@ class _Postgres:
 class Database:
     """A database with its writer. Call `start` before use and `close` after it; `close` finishes the queued writes."""
 
-    def __init__(self, url: str | URL, setting: str = "db") -> None:
-        """`setting`: the one that has the address, for errors.
+    def __init__(self, url: str | URL, setting: str = "db", *, page_size: int = 4_096) -> None:
+        """`setting`: the one that has the address, for errors. `page_size`: bytes of a page of an SQLite file that is new.
 
         Raises BadMessage for an address that is not understood.
         """
         self.url, self._setting = parse_database_url(url, setting) if isinstance(url, str) else url, setting
-        backend = _Sqlite if self.url.drivername.startswith("sqlite") else _Postgres
-        self._backend: _Backend = backend(self.url, self._translate)
+        sqlite = self.url.drivername.startswith("sqlite")
+        self._backend: _Backend = (
+            _Sqlite(self.url, self._translate, page_size) if sqlite else _Postgres(self.url, self._translate)
+        )
         self._closed = False
         self._file_identity: tuple[int, int] | None = None
 

@@ -9,7 +9,7 @@ queue and no turn of a task.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -27,6 +27,12 @@ MAX_FRAGMENTS = 64
 """Fragments of one message. Our clients send none. Empty fragments count for no size limit, so their number is limited."""
 FRAME_LIMIT_EXTENSION = "tallystick.frame_limit"
 """The ASGI extension that sets the maximum message size of one connection: a function that takes the number of bytes."""
+FILTER_EXTENSION = "tallystick.filter"
+"""The ASGI extension that shows each whole binary message to the app before it becomes an event: a function that takes a
+MessageFilter.
+"""
+MessageFilter = Callable[[bytes], bool]
+"""Returns whether it took the message, which then becomes no event. It must not raise."""
 DIRECT_EXTENSION = "tallystick.direct"
 """The ASGI extension that gives a connection's messages to a MessageHandler: a function that takes it and returns a DirectSocket.
 From then on, the app's `receive` returns nothing but the disconnect.
@@ -74,19 +80,53 @@ def message_head(size: int, mask: int = 0) -> bytes:
     return bytes((_WHOLE_BINARY, mask | 127)) + size.to_bytes(8, "big")
 
 
+class PartialFrame:
+    """The beginning of a whole message's frame, until its rest has come. It holds no more than that frame has bytes."""
+
+    __slots__ = ("_held", "_needed")
+
+    def __init__(self) -> None:
+        self._held, self._needed = bytearray(), 0
+
+    def __bool__(self) -> bool:
+        return bool(self._held)
+
+    def join(self, data: bytes) -> bytes:
+        """Returns what is to be parsed now that `data` came; nothing as long as the frame is not complete."""
+        if not self._held:
+            return data
+        self._held += data
+        return b"" if len(self._held) < self._needed else self.take()
+
+    def take(self) -> bytes:
+        """Returns what is held, and holds it no longer."""
+        data, self._held = bytes(self._held), bytearray()
+        return data
+
+    def hold(self, data: bytes, size: int) -> None:
+        """Holds the beginning of a frame of `size` bytes."""
+        self._held, self._needed = bytearray(data), size
+
+
 class FastPathWebSocket(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol with the fast path."""
 
     _limit = 0
     _handler: MessageHandler | None = None
+    _filter: MessageFilter | None = None
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._partial = PartialFrame()
 
     def handle_connect(self, event: Any) -> None:
         """Lets the app set this connection's maximum message size. Before that the server's maximum applies."""
         super().handle_connect(event)
         self._limit = self.config.ws_max_size
         if self.response.status_code == 101:
-            extensions: dict[str, Any] = {FRAME_LIMIT_EXTENSION: self._set_limit, DIRECT_EXTENSION: self._set_handler}
-            self.scope["extensions"] |= extensions
+            extensions: dict[str, Any] = self.scope["extensions"]
+            extensions[FRAME_LIMIT_EXTENSION] = self._set_limit
+            extensions[DIRECT_EXTENSION], extensions[FILTER_EXTENSION] = self._set_handler, self._set_filter
 
     def _set_limit(self, size: int) -> None:
         conn: Any = self.conn
@@ -95,6 +135,9 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
     def _set_handler(self, handler: MessageHandler) -> DirectSocket:
         self._handler = handler
         return self
+
+    def _set_filter(self, message_filter: MessageFilter) -> None:
+        self._filter = message_filter
 
     # DirectSocket
 
@@ -142,6 +185,11 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
         """Gives a message that the library parsed to the app."""
         handler = self._handler
         if handler is None:
+            if self._filter is not None and self.curr_msg_data_type == "bytes" and not self.close_sent:
+                self.frames = [b"".join(self.frames)]
+                if self._filter(self.frames[0]):
+                    self.frames = []
+                    return
             super().send_receive_event_to_app()
             return
         data, self.frames = b"".join(self.frames), []
@@ -153,30 +201,46 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
         """See asyncio.Protocol."""
         conn: Any = self.conn
         if conn.state is OPEN and not self.close_sent and conn.current_size is None and not conn.reader.buffer:
-            data = self._take_messages(data)
+            data = self._take_messages(self._partial.join(data))
             if not data:
                 return
+        elif self._partial:
+            data = self._partial.take() + data
         super().data_received(data)
 
     def _take_messages(self, data: bytes) -> bytes:
-        """Takes the whole binary messages at the start of the data. Returns the rest of the data."""
-        at, end, limit, handler = 0, len(data), self._limit, self._handler
-        while end - at >= 6 and data[at] == _WHOLE_BINARY and data[at + 1] & _MASKED:
+        """Takes the whole binary messages at the start of the data. Returns the rest, unless it only lacks the end of one."""
+        at, end, limit, queued = 0, len(data), self._limit, False
+        while end - at >= 2 and data[at] == _WHOLE_BINARY and data[at + 1] & _MASKED:
             size, head = data[at + 1] & 0x7F, at + 2
             if size == 126:
                 size, head = int.from_bytes(data[head : head + 2], "big"), head + 2
             elif size == 127:
                 size, head = int.from_bytes(data[head : head + 8], "big"), head + 8
             stop = head + 4 + size
-            if stop > end or size > limit:
+            if head > end:  # the length is not complete
+                size, stop = 0, head
+            if size > limit:
+                break
+            if stop > end:
+                self._partial.hold(data[at:], stop - at)
+                at = end
                 break
             payload = apply_mask(data[head + 4 : stop], data[head : head + 4])
             at = stop
-            if handler is None:
-                self.queue.put_nowait({"type": "websocket.receive", "bytes": payload})
-            elif not self.close_sent:
-                handler.message_received(payload)
-        if at and handler is None and not self.read_paused:
+            queued = self._pass_on(payload) or queued
+        if queued and not self.read_paused:
             self.read_paused = True
             self.transport.pause_reading()
         return data[at:] if at else data
+
+    def _pass_on(self, message: bytes) -> bool:
+        """Gives a message to the app. Returns whether it became an event."""
+        if self._handler is not None:
+            if not self.close_sent:
+                self._handler.message_received(message)
+            return False
+        if self._filter is not None and self._filter(message):
+            return False
+        self.queue.put_nowait({"type": "websocket.receive", "bytes": message})
+        return True

@@ -16,7 +16,7 @@ from websockets.frames import Opcode
 from websockets.protocol import CLOSED, OPEN
 
 from tallystick.runtime.buffered_transport import buffered
-from tallystick.runtime.websocket import MAX_FRAGMENTS, message_head
+from tallystick.runtime.websocket import MAX_FRAGMENTS, PartialFrame, message_head
 
 try:
     from websockets.speedups import apply_mask
@@ -44,6 +44,7 @@ class FastPathConnection(ClientConnection):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._fragments: list[bytes] = []
+        self._partial = PartialFrame()
         self._is_text = False
         self._keys, self._key_at = b"", 0
 
@@ -97,14 +98,16 @@ class FastPathConnection(ClientConnection):
         """See asyncio.Protocol."""
         conn: Any = self.protocol
         if self.on_message is not None and conn.state is OPEN and conn.current_size is None and not conn.reader.buffer:
-            data = self._take_messages(data, conn.max_message_size)
+            data = self._take_messages(self._partial.join(data), conn.max_message_size)
             if not data:
                 return
+        elif self._partial:
+            data = self._partial.take() + data
         if conn.state is not CLOSED:
             super().data_received(data)
 
     def _take_messages(self, data: bytes, limit: int) -> bytes:
-        """Takes the whole binary messages at the start of the data. Returns the rest of the data."""
+        """Takes the whole binary messages at the start of the data. Returns the rest, unless it only lacks the end of one."""
         at, end = 0, len(data)
         while end - at >= 2 and data[at] == _WHOLE_BINARY and self.on_message is not None:
             size, head = data[at + 1], at + 2
@@ -115,8 +118,13 @@ class FastPathConnection(ClientConnection):
             elif size > 127:  # masked, which no server may do (RFC 6455, 5.1): the library refuses it
                 break
             stop = head + size
-            if stop > end or size > limit:
+            if head > end:  # the length is not complete
+                size, stop = 0, head
+            if size > limit:
                 break
+            if stop > end:
+                self._partial.hold(data[at:], stop - at)
+                return b""
             at = stop
             self.on_message(data[head:stop])
         return data[at:] if at else data

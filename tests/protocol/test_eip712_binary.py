@@ -77,6 +77,25 @@ def test_a_compact_message_is_the_same_without_what_was_decoded(value: Message) 
     assert compact == value
 
 
+@many
+@given(any_message)
+def test_a_message_that_keeps_its_words_is_the_same(value: Message) -> None:
+    """Its fields, hash and bytes stay; a copy with another value has words of its own."""
+    json_form, words, binary, struct_hash = value.to_json(), value.words(), value.to_bytes(), value.struct_hash()
+    assert value.keep_words() is value
+    assert value.words() is value.words(), "encoded once"
+    assert (value.to_json(), value.words(), value.to_bytes(), value.struct_hash()) == (json_form, words, binary, struct_hash)
+    assert replace(value) == value  # type: ignore[type-var]
+    assert replace(value).words() == words  # type: ignore[type-var]
+    assert type(value).from_bytes(binary) == value
+
+
+def test_a_changed_copy_does_not_keep_the_words() -> None:
+    """Words belong to one value."""
+    terms = build_terms().keep_words()
+    assert replace(terms, max_cost=Amount(terms.max_cost + 1)).words() != terms.words()
+
+
 def _set_fields(value: Message) -> set[str]:
     """The fields that take memory now."""
     names = set[str]()

@@ -210,6 +210,11 @@ def test_the_numbers_of_the_kinds_are_the_wire() -> None:
         "LATE_RECEIPT": 28,
         "RECALL": 29,
         "RECALLED": 30,
+        "SUBMIT": 31,
+        "LEAVE": 32,
+        "ORDERS": 33,
+        "ADDED": 34,
+        "END": 35,
     }
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tallystick.protocol.types import Amount
 from tallystick.runtime import logs
 from tests.runtime.processes import TIMEOUT_SECONDS, script
 
@@ -157,3 +162,54 @@ def test_omitted_events_are_counted() -> None:
     for number in range(5_000):
         pace(None, "info", {"event": str(number)})
     assert len(pace._buckets) == logs._MAX_EVENT_NAMES
+
+
+@dataclass(frozen=True)
+class Secretive:
+    """An object whose repr hides a field."""
+
+    secret: str = field(repr=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("gr\u00fc\u00df dich", "gr\u00fc\u00df dich"),
+        ([1, "zw\u00f6lf", None, True, 1.5], [1, "zw\u00f6lf", None, True, 1.5]),
+        ([1 << 70], [1 << 70]),
+        ([Amount(7)], [7]),
+        ({1: "a"}, {"1": "a"}),
+        (["\ud800", "\u202e", "\x9b"], ["\ud800", "\u202e", "\x9b"]),
+        ([Secretive("s3cret")], ["Secretive()"]),
+        ({"key": Secretive("s3cret")}, {"key": "Secretive()"}),
+    ],
+)
+def test_a_line_of_json_is_ascii_and_shows_no_fields_of_objects(
+    capsys: pytest.CaptureFixture[str], value: object, expected: object
+) -> None:
+    """Whatever is logged: text in other scripts, numbers that are too long, objects in lists."""
+    handlers = logging.root.handlers[:]
+    logs.configure(json=True)
+    try:
+        structlog.get_logger().info("event", value=value)
+    finally:
+        structlog.reset_defaults()
+        logging.root.handlers[:] = handlers
+    line = capsys.readouterr().err
+    assert line.isascii()
+    assert json.loads(line)["value"] == expected
+    assert "s3cret" not in line
+
+
+@given(st.text())
+def test_text_is_escaped_as_if_every_character_was_looked_at(text: str) -> None:
+    """Printable text is returned as it is; no other text has a control character afterwards."""
+    escaped = logs._CONTROLS.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
+    assert logs.printable(text) == escaped
+
+
+def test_no_control_character_counts_as_printable() -> None:
+    """Each of them is escaped, alone and in text."""
+    controls = [chr(code) for code in range(sys.maxunicode + 1) if logs._CONTROLS.match(chr(code))]
+    assert len(controls) > 2_000
+    assert not any(control in logs.printable(f"a{control}b") for control in controls)

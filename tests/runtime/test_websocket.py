@@ -13,7 +13,7 @@ from websockets.frames import Frame, Opcode
 from tallystick.runtime import connection_limiter
 from tallystick.runtime.connection_limiter import ConnectionLimits
 from tallystick.runtime.serving import serving
-from tallystick.runtime.websocket import FRAME_LIMIT_EXTENSION, MAX_FRAGMENTS
+from tallystick.runtime.websocket import DIRECT_EXTENSION, FILTER_EXTENSION, FRAME_LIMIT_EXTENSION, MAX_FRAGMENTS
 
 MAX_MESSAGE = 200_000
 
@@ -183,3 +183,109 @@ async def test_unread_pongs_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> N
                     await asyncio.sleep(0.05)
         socket.transport.abort()
     assert max(held) <= connection_limiter.MAX_UNREAD_PONG_BYTES + (256 << 10) + 128, "and the answers to what is read at once"
+
+
+async def test_a_filter_takes_messages_before_they_are_events() -> None:
+    """The app sees what the filter leaves, in order; fragments are shown to it whole, text and what follows a close are not."""
+    taken: list[bytes] = []
+    left: list[bytes | str] = []
+
+    def take(message: bytes) -> bool:
+        if message.startswith(b"fast"):
+            taken.append(message)
+        return message.startswith(b"fast")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        scope["extensions"][FILTER_EXTENSION](take)
+        await send({"type": "websocket.accept"})
+        while (event := await receive())["type"] == "websocket.receive":
+            left.append(event.get("bytes") or event["text"])
+            if event.get("text") == "end":
+                await send({"type": "websocket.send", "text": "done"})
+
+    async with (
+        serving(app, "127.0.0.1", 0, ws_max_size=MAX_MESSAGE) as port,
+        connect(f"ws://127.0.0.1:{port}", compression=None, ping_interval=None) as socket,
+    ):
+        for message in (b"fast 1", b"slow 1", [b"fast", b" 2"], [b"slow", b" 2"], "fast text", b"fast 3", "end"):
+            await socket.send(message)
+        assert await socket.recv() == "done"
+    assert taken == [b"fast 1", b"fast 2", b"fast 3"]
+    assert left == [b"slow 1", b"slow 2", "fast text", "end"]
+
+
+class Direct:
+    """A handler that answers each message with its bytes doubled, in parts."""
+
+    def __init__(self) -> None:
+        self.socket: Any = None
+        self.events: list[object] = []
+
+    def message_received(self, message: bytes | str) -> None:
+        self.events.append(message)
+        if isinstance(message, bytes):
+            self.socket.send_parts([message, b"", message])
+
+    def pause_writing(self) -> None:
+        self.events.append("paused")
+        self.socket.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.events.append("resumed")
+        self.socket.resume_reading()
+
+
+@pytest.mark.parametrize("size", [0, 1, 62, 63, 32_767, 32_768, 90_000])
+async def test_messages_as_calls(size: int) -> None:
+    """A direct handler gets messages and answers them at once, whatever their length; the app's `receive` has the end alone."""
+    handler, ended = Direct(), list[str]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        handler.socket = scope["extensions"][DIRECT_EXTENSION](handler)
+        await send({"type": "websocket.accept"})
+        ended.append((await receive())["type"])
+
+    async with serving(app, "127.0.0.1", 0, ws_max_size=MAX_MESSAGE) as port:
+        async with connect(f"ws://127.0.0.1:{port}", compression=None, ping_interval=None) as socket:
+            data = random.Random(size).randbytes(size)
+            await socket.send(data)
+            assert await socket.recv() == data + data
+            await socket.send([data[: size // 2], data[size // 2 :]])
+            assert await socket.recv() == data + data
+            await socket.send("text")
+            await (await socket.ping())
+        assert handler.events == [data, data, "text"]
+    assert ended == ["websocket.disconnect"]
+
+
+async def test_a_peer_that_reads_nothing_pauses_the_handler() -> None:
+    """The handler is told when the peer's connection is full, and when it has read again; nothing is lost."""
+    handler = Direct()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        handler.socket = scope["extensions"][DIRECT_EXTENSION](handler)
+        await send({"type": "websocket.accept"})
+        await receive()
+
+    async with (
+        serving(app, "127.0.0.1", 0, ws_max_size=MAX_MESSAGE) as port,
+        connect(f"ws://127.0.0.1:{port}", compression=None, ping_interval=None, max_size=None, max_queue=None) as socket,
+    ):
+        socket.transport.pause_reading()
+        sender = asyncio.create_task(_send_many(socket, 300))
+        async with asyncio.timeout(60):
+            while "paused" not in handler.events:  # noqa: ASYNC110 - what is waited for has no event
+                await asyncio.sleep(0.01)
+        socket.transport.resume_reading()
+        for _ in range(300):
+            assert len(await socket.recv()) == 200_000
+        await sender
+        assert handler.events.count("paused") == handler.events.count("resumed")
+
+
+async def _send_many(socket: ClientConnection, count: int) -> None:
+    for _ in range(count):
+        await socket.send(bytes(100_000))

@@ -147,13 +147,14 @@ class RequestHandler:
 
     async def _answer_or_error(self, scope: Scope, request: _GatewayRequest, send: Send) -> None:
         """Answers from the cache or from a job. Cancelling it ends the job, which waits for its receipt for a bounded time."""
-        attempts, stream = Attempts(), EarlyStream(send, error_format(scope))
+        errors = error_format(scope)
+        attempts, stream = Attempts(), EarlyStream(send, errors)
         try:
             plan = self._upstreams.restrict(self._plan(request), request.options, market=request.requires_market)
             plan = await self._plan_for_key(request, plan)
             name, cached = await self._find_cached(request, plan.bodies)
             if cached is None:
-                sender = ResponseSender(stream, error_format(scope), self._cache, name, attempts)
+                sender = ResponseSender(stream, errors, self._cache, name, attempts)
                 cached = await self._try_models(request, plan, sender, attempts)
             if cached is not None:
                 await send_cached(scope, stream, cached)

@@ -80,7 +80,7 @@ class ResponseSender:
         Raises BadMessage, the engine's fault, for an answer that cannot be translated.
         """
         content_type, body = self._translated(result)
-        cost = total_cost([result, *rejected])
+        cost = total_cost([result, *rejected]) if rejected else result.highest_cost
         headers = {
             "content-type": content_type,
             **_id_headers(self._errors, result.job),
@@ -272,11 +272,12 @@ def _job_headers(job: Job) -> dict[str, str]:
 
 def _record_job(job: JobId, provider: str, model: str, cost: Amount | None, outcome: Outcome | None) -> None:
     """Adds a job to the request's line in the log; without a receipt, cost and outcome are not known."""
-    record(job=job.hex(), model=model, provider=provider)
+    fields = {"job": job.hex(), "model": model, "provider": provider}
     if cost is not None:
-        record(cost=format_amount(cost))
+        fields["cost"] = format_amount(cost)
     if outcome is not None:
-        record(outcome=outcome.name.lower())
+        fields["outcome"] = outcome.name.lower()
+    record(**fields)
 
 
 def _prices(terms: Terms) -> str:

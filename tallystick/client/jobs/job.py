@@ -25,7 +25,7 @@ from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.openai.answers import TextDeltas
-from tallystick.client.openai.requests import RequestSummary
+from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.client.receipts.file_store import ProofStore
@@ -42,7 +42,7 @@ from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Hash, JobId, format_amount
-from tallystick.protocol.wire import Kind, ResponseHead, split_request
+from tallystick.protocol.wire import Kind, ResponseHead
 
 log = structlog.get_logger()
 _NEVER_RAN = (Code.NODE_BUSY, Code.NO_PROVIDER)
@@ -78,8 +78,7 @@ class Job:
         context: JobContext,
         response: JobResponse,
         stream: JobStream,
-        summary: RequestSummary,
-        request: bytes,
+        request: ApiRequest,
         *,
         keyed: bool = False,
         resumed: bool = False,
@@ -90,9 +89,8 @@ class Job:
         """
         self._began = began
         self._keyed, self._resumed = keyed, resumed
-        self._context, self._response, self._stream, self._summary = context, response, stream, summary
-        head, body = split_request(request)
-        self._request, self._path, self._body_bytes = request, head.path, len(body)
+        self._context, self._response, self._stream, self._summary = context, response, stream, request.summary
+        self._request, self._path, self._body_bytes = request.plaintext, request.head.path, len(request.body)
         self._frames: deque[tuple[Kind, bytes]] = deque()
         self._reading = asyncio.Lock()
         self._cancelling = False

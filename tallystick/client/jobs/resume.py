@@ -36,7 +36,7 @@ async def resume_job(
     stream = await _post(context, keyed, keyed.header + key.seal_request(keyed.job, plaintext))
     by_digest = {order.order.digest: order for order in placed}
     response = JobResponse(keyed.job, key, by_digest, context.domain, coordinator, keep_bytes=keep_bytes, may_hedge=True)
-    return Job(context, response, stream, request.summary, plaintext, keyed=True, resumed=True)
+    return Job(context, response, stream, request, keyed=True, resumed=True)
 
 
 async def _post(context: JobContext, keyed: IdempotencyKey, submission: bytes) -> JobStream:

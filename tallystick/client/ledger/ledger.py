@@ -56,6 +56,8 @@ from tallystick.runtime.keystore import write_private
 from tallystick.runtime.storage import Database
 
 log = structlog.get_logger()
+PAGE_SIZE = 2_048
+"""Bytes. A job changes few bytes on many pages, and a transaction writes whole pages: half of SQLite's usual size writes less."""
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 
 
@@ -76,7 +78,7 @@ class Ledger:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
             raise explain_failed_start(error, sqlite_url(path), "ledger_file") from error
-        database = Database(sqlite_url(path), "ledger_file")
+        database = Database(sqlite_url(path), "ledger_file", page_size=PAGE_SIZE)
         await database.start(MIGRATIONS)
         return cls(database, payer, path.parent / "evidence", ProcessLock(path))
 

@@ -80,7 +80,7 @@ def terms_for(ask: Verified[Ask], *, job: JobId, commitment: Hash, output_tokens
         max_output_tokens=output_tokens,
         job=job,
         request_commitment=commitment,
-    )
+    ).keep_words()
 
 
 def check_cap(terms: Terms, max_cost: Amount | None) -> None:
@@ -124,5 +124,5 @@ def sign_order(
         max_fee_bps=policy.max_fee_bps,
         coordinator=coordinator,
         terms_hash=terms.struct_hash(),
-    )
+    ).keep_words()
     return PlacedOrder(signer.sign(order, domain), terms)

@@ -430,7 +430,7 @@ class Market(ConvenienceMethods):
             hints=ranking_hints(demand, holder),
         )
         keyed = options.idempotency_key is not None
-        job = Job(context, response, stream, request.summary, request.plaintext, keyed=keyed, began=began)
+        job = Job(context, response, stream, request, keyed=keyed, began=began)
         job.tags = tags
         job.further_orders = partial(self._submitter.further_orders, info, request, demand, response, wait)
         self._live.add(job)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tallystick.client.ledger.idempotency import IdempotencyKey
-from tallystick.client.ledger.ledger import Ledger
+from tallystick.client.ledger.ledger import PAGE_SIZE, Ledger
 from tallystick.client.ledger.repair import OrderEvidence, RecoveryResult
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.writes import IncomingReceipt
@@ -170,6 +170,7 @@ async def test_the_file_stops_growing(ledger: Ledger, tmp_path: Path) -> None:
             pass
         with closing(sqlite3.connect(tmp_path / "state.db")) as database:
             pages.append(database.execute("PRAGMA page_count").fetchone()[0])
+            assert database.execute("PRAGMA page_size").fetchone() == (PAGE_SIZE,)
     assert pages[-1] <= pages[4] * 1.1  # the index of random job ids splits its pages now and then
     assert pages[4] > pages[0] * 1.3
     assert sum(row.requests for row in await ledger.spending(0, ())) == 8 * 60

@@ -103,6 +103,17 @@ def test_length(path: str, members: dict[str, Any], least: int, most_likely: int
     assert (needs.least_tokens, needs.likely_tokens) == (least, most_likely)
 
 
+@pytest.mark.parametrize("space", [*(chr(code) for code in range(128) if chr(code).isspace()), "\u3000", "\u00a0", "\u2028"])
+def test_words_end_at_every_white_space(space: str) -> None:
+    """Where Python ends them, in ASCII and beyond, however many spaces there are and wherever they stand."""
+    for text in ("word" + space, space + "word", space + "word" + space * 3 + "word", "word" + space + "\t" + "word" + space):
+        prompt = text * 600
+        words, size = prompt.split(), len(prompt.encode())
+        least = max(len("".join(words)) // 16, len(words) // 2)
+        needs = derive_needs(COMPLETIONS, {"prompt": prompt})
+        assert (needs.least_tokens, needs.likely_tokens) == (least, max(size // 4, least))
+
+
 @pytest.mark.parametrize(
     ("tokens", "down", "up"),
     [(0, 0, 0), (1, 0, 256), (256, 256, 256), (257, 256, 320), (8_192, 8_192, 8_192), (9_000, 8_192, 10_240)],

@@ -146,6 +146,19 @@ class ExposureMachine(RuleBasedStateMachine):
     def settle(self, provider: Address, settled: Amount) -> None:
         self.exposure.settle(PAYER, provider, settled)
 
+    @rule(provider=st.sampled_from([A, B]))
+    def unreserve(self, provider: Address) -> None:
+        self.exposure.unreserve(PAYER, provider)
+
+    @rule()
+    def forget_settled(self) -> None:
+        self.exposure.forget_settled()
+
+    @invariant()
+    def the_sum_is_that_of_all_tabs(self) -> None:
+        sums = {payer: sum(tab.uncovered() for tab in tabs.values()) for payer, tabs in self.exposure._tabs.items()}
+        assert self.exposure._uncovered == sums
+
     @invariant()
     def in_flight_is_the_sum_of_the_caps(self) -> None:
         assert self.exposure.in_flight == sum(cap for _, cap in self.jobs)
@@ -158,6 +171,23 @@ class ExposureMachine(RuleBasedStateMachine):
 
 TestExposureMachine = ExposureMachine.TestCase
 TestExposureMachine.__doc__ = "What is in flight is the sum of the caps of the jobs in flight, and returns to 0."
+
+
+def test_a_payer_with_many_tabs_costs_no_more() -> None:
+    """Admitting a job looks at the tab of its own pair alone, so a payer with many providers holds up nobody."""
+    looked_at = list[TabExposure]()
+
+    class Watched(TabExposure):
+        def uncovered(self, cap: int = 0) -> int:
+            looked_at.append(self)
+            return super().uncovered(cap)
+
+    exposure = Exposure()
+    exposure._tabs[PAYER] = {person(f"{number}").address: Watched(cumulative=Amount(2)) for number in range(50)}
+    exposure._uncovered[PAYER] = 100
+    assert _admits(exposure, A, 10, 110)
+    assert not _admits(exposure, A, 1, 110)
+    assert looked_at == []
 
 
 def test_a_receipt_at_no_cost_leaves_no_tab() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -12,10 +13,11 @@ from websockets.exceptions import ConnectionClosed
 from coordinator.domain.resource_bounds import INBOX_FRAMES
 from coordinator.http import node_hub as module
 from coordinator.http import node_link
+from coordinator.http.node_link import NodeLink
 from coordinator.ports import KnownJob, node_subject
 from coordinator.storage.memory import MemoryStore
 from tallystick.protocol.eip712 import Domain
-from tallystick.protocol.errors import Code, Fault, Unavailable, error_from_json
+from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable, error_from_json
 from tallystick.protocol.link import Beat, Capacity, Challenge, LateReceipt, Listing
 from tallystick.protocol.messages import Connect, Outcome
 from tallystick.protocol.types import JobId
@@ -33,7 +35,7 @@ from tests.coordinator.harness import (
     person,
     unchecked,
 )
-from tests.coordinator.live_server import LinkNode, Served, served, until
+from tests.coordinator.live_server import LinkNode, Served, frames_of, served, until
 
 ANN, BOB = person("ann"), person("bob")
 JOB = JobId(b"\x05" * 16)
@@ -456,3 +458,44 @@ async def test_a_payer_is_no_node(at: Served) -> None:
     await node.hello()
     await node.expect(Kind.WELCOME)
     assert at.world.market.book.size == 0
+
+
+async def test_a_node_whose_jobs_alone_are_heard_is_not_silent() -> None:
+    """Frames of running jobs are signs of life too, though the link's task does not see them; a real silence still ends it."""
+    link = NodeLink(cast(Any, asyncio.Event().wait), cast(Any, None), "192.0.2.1", Counter())
+    waits = 0
+
+    class Expired:
+        """A watchdog whose time is always up."""
+
+        async def wait(self, awaitable: Any) -> Any:
+            nonlocal waits
+            awaitable.close()
+            waits += 1
+            link.heard = waits < 3
+            raise TimeoutError
+
+    with pytest.raises(Refusal, match="silent"):
+        await link.receive(cast(Any, Expired()))
+    assert waits == 3
+
+
+async def test_chunks_keep_their_order(at: Served) -> None:
+    """Frames reach their job in the order in which they came, whether they came whole, in pieces or in fragments."""
+    node = await LinkNode.join(at, ANN)
+    submission = make_submission(node.asks[0])
+    async with at.http.stream("POST", "/v1/jobs", content=submission.dumps()) as response:
+        frames = frames_of(response)
+        assert (await anext(frames))[0] is Kind.MATCH
+        job, receipt = await node.take_job()
+        sent = [bytes([0, number]) * (1 + 3_000 * (number % 3)) for number in range(40)]
+        for number, chunk in enumerate(sent):
+            whole = pack_link(Kind.CHUNK, job, chunk)
+            if number % 4 == 3:
+                await node.socket.send([whole[:1], whole[1:20], whole[20:]])
+            else:
+                await node.socket.send(whole)
+            if number % 8 == 0:
+                await node.send_beat()
+        await node.finish(job, receipt)
+        assert [payload async for kind, payload in frames if kind is Kind.CHUNK][:-1] == sent
