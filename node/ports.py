@@ -333,7 +333,7 @@ class Link(Protocol):
 
     @property
     def has_room(self) -> bool:
-        """Whether `drain` would return or raise without waiting."""
+        """Whether a frame can be posted now: the queue has room, and the link is not lost."""
         ...
 
     async def drain(self) -> None:

@@ -18,7 +18,7 @@ from coordinator.domain.resource_bounds import CLIENT_LINKS, LOOKUP_UNITS
 from coordinator.http.client_link import ClientLink, LinkStream
 from coordinator.http.job_service import STALL_SECONDS, JobRequest, JobService
 from coordinator.http.response_buffer import ResponseBuffer
-from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.job_link import (
     CREDIT_BYTES,
     LINK_PATH,
@@ -194,7 +194,8 @@ class ClientHub:
                 await self._forward_kept(stream, stream.job, buffer, stream.linger)
         except TallyError as error:
             service.count_refusal(request, address, error)
-            stream.link.charge(LOOKUP_UNITS)
+            if isinstance(error, PeerError | Refusal) or error.code is Code.RATE_LIMITED:  # not if nobody has a free slot
+                stream.link.charge(LOOKUP_UNITS)
             raise
         finally:
             if request is not None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import structlog
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import WebSocketException
 
 from node.coordinator.link_settings import LinkSettings, node_url
@@ -27,8 +27,8 @@ from tallystick.protocol.messages import Connect
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import MAX_BODY, MAX_FRAME, NO_JOB, Kind, dumps, loads, pack_link, unpack_link
-from tallystick.runtime.buffered_transport import buffered
 from tallystick.runtime.plaintext import warn_if_plaintext
+from tallystick.runtime.websocket_client import FastPathConnection, open_websocket
 from tallystick.version import __version__
 
 log = structlog.get_logger()
@@ -132,22 +132,22 @@ class NodeLink:
         """Runs one connection from opening to end; `problem` says why it ended."""
         settings = self._settings
         try:
-            async with connect(
+            socket = await open_websocket(
                 self.url,
-                create_connection=_Connection,
-                open_timeout=settings.connect_seconds,
-                ping_interval=settings.ping_seconds,
-                ping_timeout=settings.ping_seconds,
-                close_timeout=_CLOSE_SECONDS,
                 max_size=MAX_BODY + MAX_FRAME,
-                compression=None,
-                proxy=True if uses_proxy(self.url) else None,
-                user_agent_header=f"tallystick-node/{__version__}",
-            ) as socket:
+                open_seconds=settings.connect_seconds,
+                ping_seconds=settings.ping_seconds,
+                close_seconds=_CLOSE_SECONDS,
+                user_agent=f"tallystick-node/{__version__}",
+                use_proxy=uses_proxy(self.url),
+            )
+            try:
                 session = await self._handshake(socket)
                 self.problem = ""
                 await self._serve(session)
                 self.problem = session.problem or "the coordinator closed the connection"
+            finally:
+                await socket.close()
         except TallyError as error:
             self.problem = str(error)
         except TimeoutError:
@@ -155,7 +155,7 @@ class NodeLink:
         except (OSError, WebSocketException) as error:
             self.problem = str(error) or type(error).__name__
 
-    async def _handshake(self, socket: ClientConnection) -> LinkSession:
+    async def _handshake(self, socket: FastPathConnection) -> LinkSession:
         async with asyncio.timeout(self._settings.connect_seconds):
             challenge = Challenge.from_json(loads(await _expect(socket, Kind.CHALLENGE), "challenge"))
             self._check_challenge(challenge)
@@ -206,15 +206,37 @@ class NodeLink:
             await asyncio.gather(heartbeats, writer, return_exceptions=True)
 
     async def _read(self, session: LinkSession) -> None:
-        async for message in session.socket:
-            kind, job, payload = unpack_link(message)
-            if kind in _FOR_HANDLER:
-                self._handler.frame_received(session, kind, job, payload)
-            elif kind is Kind.ERROR:
-                session.problem = str(error_from_json(loads(payload, "error"), 502))
-                log.error("the coordinator refuses this node", url=self.url, reason=session.problem)
-            elif kind is not Kind.BEAT:
-                raise BadMessage(f"link: expected a frame that coordinators send, got {kind.name}")
+        """Takes the coordinator's frames until the connection ends. Raises TallyError for one that breaks the protocol."""
+        socket, fault = session.socket, list[TallyError]()
+
+        def take(message: bytes | str) -> None:
+            try:
+                self._take(session, message)
+            except TallyError as error:
+                fault.append(error)
+                socket.on_message = lambda _message: None
+                session.end_soon(str(error)[:100], code=1002)
+
+        while socket.recv_messages.frames and not fault:  # what came with WELCOME
+            take(await socket.recv())
+        if not fault:
+            socket.on_message = take
+        try:
+            async for _ in socket:  # it yields nothing any more, and ends with the connection
+                continue
+        finally:
+            if fault:
+                raise fault[0]
+
+    def _take(self, session: LinkSession, message: bytes | str) -> None:
+        kind, job, payload = unpack_link(message)
+        if kind in _FOR_HANDLER:
+            self._handler.frame_received(session, kind, job, payload)
+        elif kind is Kind.ERROR:
+            session.problem = str(error_from_json(loads(payload, "error"), 502))
+            log.error("the coordinator refuses this node", url=self.url, reason=session.problem)
+        elif kind is not Kind.BEAT:
+            raise BadMessage(f"link: expected a frame that coordinators send, got {kind.name}")
 
     async def _send_heartbeats(self, session: LinkSession) -> None:
         while True:
@@ -238,23 +260,16 @@ class NodeLink:
         session.post(Kind.BEAT, NO_JOB, dumps(beat.to_json()))
 
 
-class _Connection(ClientConnection):
-    """A connection with a write buffer: frames posted together leave in one write."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(buffered(transport))
-
-
 class LinkSession:
     """One connected session (ports.Link).
 
-    Posted frames wait in order and one task writes them, so stopping a job never cuts a frame in two. `drain` slows down a sender
-    that posts more than the coordinator reads.
+    Posted frames leave at once, those of one turn of the event loop in one write. While the coordinator does not read, they wait
+    in order and one task writes them. `drain` slows down a sender that posts more than the coordinator reads.
     """
 
     def __init__(
         self,
-        socket: ClientConnection,
+        socket: FastPathConnection,
         coordinator: Address,
         outbox_frames: int,
         announced: Listing = _NOTHING,
@@ -271,6 +286,7 @@ class LinkSession:
         self._room.set()
         self._empty.set()
         self._closed = False
+        self._ending: asyncio.Task[None] | None = None
 
     def post(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
         """See ports.Link.
@@ -279,6 +295,10 @@ class LinkSession:
         does not read fill the queue MAX_OUTBOX_FACTOR times over.
         """
         if self._closed:
+            return
+        if not self._outbox and not self.socket.paused:
+            if not self.socket.send_parts((bytes((kind,)), job, payload)):
+                self.close()
             return
         if len(self._outbox) >= MAX_OUTBOX_FACTOR * self._limit:
             self.problem = f"the coordinator does not read: {len(self._outbox)} frames are waiting"
@@ -294,7 +314,7 @@ class LinkSession:
     @property
     def has_room(self) -> bool:
         """See ports.Link."""
-        return self._room.is_set()
+        return not self._closed and self._room.is_set()
 
     async def drain(self) -> None:
         """See ports.Link."""
@@ -320,6 +340,10 @@ class LinkSession:
     async def flush(self, seconds: float) -> None:
         """Waits until everything posted was sent, for at most `seconds`."""
         await _until(self._empty, seconds)
+
+    def end_soon(self, reason: str, code: int) -> None:
+        """Begins to close the connection with a reason."""
+        self._ending = asyncio.create_task(self.end(reason, code), name="link end")
 
     async def end(self, reason: str, code: int = 1000) -> None:
         """Closes the connection with a reason."""

@@ -69,23 +69,34 @@ class SlotLimiter:
         self._limit, self._max_limit, self._queue_depth, self._most = float(limit), max_limit, queue_depth, None
         self._wake()
 
+    def try_acquire(self) -> bool:
+        """Takes a slot if one is free and nobody waits for it. Call `release` after it."""
+        if self._waiting or not self._has_room:
+            return False
+        self._running += 1
+        return True
+
+    def release(self) -> None:
+        """Gives a slot back."""
+        self._running -= 1
+        self._wake()
+
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
         """Waits for a slot and holds it."""
-        await self._acquire()
+        await self.acquire()
         try:
             yield
         finally:
-            self._running -= 1
-            self._wake()
+            self.release()
 
     @property
     def _has_room(self) -> bool:
         return self._running < self.limit + self.queue
 
-    async def _acquire(self) -> None:
-        if self._has_room and not self._waiting:
-            self._running += 1
+    async def acquire(self) -> None:
+        """Waits for a slot and takes it. Call `release` after it."""
+        if self.try_acquire():
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)

@@ -12,7 +12,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -63,7 +63,7 @@ class OpenAIEngine:
         settings = self._settings
         async with self._faults(), asyncio.timeout(settings.check_seconds):
             for base in (self._base, *self._other_bases):
-                async with self._open().get(base.route(MODELS), allow_redirects=False) as response:
+                async with self._get(base.route(MODELS)) as response:
                     if response.status in (404, 405):
                         continue
                     self._check_status(response.status)
@@ -80,14 +80,14 @@ class OpenAIEngine:
         try:
             async with (
                 asyncio.timeout(settings.check_seconds),
-                self._open().get(self._base.endpoint("/metrics"), allow_redirects=False) as response,
+                self._get(self._base.endpoint("/metrics")) as response,
             ):
                 if response.status in (401, 403, 404, 405, 501):
                     self._has_metrics = False
                 if response.status != 200 or response.content_type != "text/plain":
                     return None
                 return read_load(await self._read_all(response, settings.max_answer_bytes))
-        except (EngineBroken, aiohttp.ClientError, TimeoutError, OSError):
+        except (EngineBroken, Unavailable, aiohttp.ClientError, TimeoutError, OSError):
             return None
 
     async def answer(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
@@ -182,7 +182,11 @@ class OpenAIEngine:
         while True:
             trace = _Trace(request)
             posting = self._open().post(
-                address, data=request.body, headers=headers, allow_redirects=False, trace_request_ctx=trace
+                address,
+                data=request.body,
+                headers=headers | auth_headers(self._settings.api_key),
+                allow_redirects=False,
+                trace_request_ctx=trace,
             )
             try:
                 return await posting
@@ -310,9 +314,9 @@ class OpenAIEngine:
         unavailable.retry, unavailable.private_reason = not permanent, words or None
         raise unavailable
 
-    async def _authorize(self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        request.headers.update(auth_headers(self._settings.api_key))
-        return await send(request)
+    def _get(self, address: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """A GET request with the API key. Raises Unavailable if the key cannot be read."""
+        return self._open().get(address, headers=auth_headers(self._settings.api_key), allow_redirects=False)
 
     def _open(self) -> aiohttp.ClientSession:
         """The HTTP session, created inside the running event loop."""
@@ -323,7 +327,6 @@ class OpenAIEngine:
             traces.on_request_chunk_sent.append(_mark_sent)
             self._session = aiohttp.ClientSession(
                 headers={"accept-encoding": "identity"},
-                middlewares=(self._authorize,),
                 trace_configs=[traces],
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
                 # The runner's deadlines bound the answer; this bounds only the time before it.

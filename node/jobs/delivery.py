@@ -110,6 +110,8 @@ class Delivery:
 
     async def confirmed(self) -> bool:
         """Waits for the first credit, within its time limit; returns whether the coordinator has output of this attempt."""
+        if self._confirmation.done():
+            return self._confirmation.result()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._first_credit_seconds):
                 return await asyncio.shield(self._confirmation)
@@ -143,6 +145,15 @@ class Delivery:
             self.meter.add_output(len(part), text if end >= len(data) else 0)
             self._post(self._seal(part, last=False))
             start, is_first = end, False
+
+    def send_now(self, data: bytes, text: int = 0) -> bool:
+        """Sends output of a response that has begun, if it is one chunk and nothing has to wait. Returns whether it was sent."""
+        is_one_chunk = self.started and not self._held and 0 < len(data) <= CHUNK_BYTES
+        if not (is_one_chunk and self._confirmation.done() and self._credit > RESERVED_CREDIT and self._link.has_room):
+            return False
+        self.meter.add_output(len(data), text)
+        self._post(self._seal(data, last=False))
+        return True
 
     async def close(self, tail: bytes, text: int = 0) -> None:
         """Sends all but the last chunk of a response that ended with `tail`; `seal_last` makes that one. Raises as `send`."""

@@ -36,8 +36,7 @@ that chunk and its charge.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
@@ -49,6 +48,7 @@ from node.domain.requests import EngineRequest, prepare
 from node.domain.usage_meter import Throughput, UsageMeter
 from node.jobs.deadlines import Deadlines
 from node.jobs.delivery import Delivery, FirstCreditTimeout, ReaderTimeout, ReaderTimer
+from node.jobs.idle_timeout import IdleTimeout
 from node.jobs.pooled_engine import PooledEngine
 from node.ports import Link, LinkLost, ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
@@ -131,6 +131,7 @@ class Job:
         self._queued_at_engine = False
         self._first_output_at: float | None = None
         self._streams, self._parts = False, 0
+        self._keepalive: asyncio.TimerHandle | None = None
 
     @property
     def has_output(self) -> bool:
@@ -223,6 +224,8 @@ class Job:
         if self._stopped is not None:
             self._work.cancel()
         await asyncio.wait({self._work})
+        if self._keepalive is not None:
+            self._keepalive.cancel()
         return self._result(self._work)
 
     def _open_request(self, dispatch: Dispatch) -> EngineRequest:
@@ -249,59 +252,57 @@ class Job:
         return replace(request, on_sent=meter.mark_request_sent)
 
     async def _answer(self, dispatch: Dispatch) -> JobResult:
-        limits, clock = self._deadlines, asyncio.get_running_loop().time
+        limits = self._deadlines
         request = self._open_request(dispatch)
         first_token = limits.first_token_for(len(request.body)) if request.stream else limits.total
         self._streams = request.stream
         del dispatch
         self._phase = "waiting for a slot"
-        async with (
-            self._send_keepalives(),
-            asyncio.timeout(limits.total) as self._reader_timer.engine_deadline,
-            self.engine.slot(limits.queue),
-        ):
+        self._keep_alive()
+        async with asyncio.timeout(limits.total) as self._reader_timer.engine_deadline, self.engine.slot(limits.queue):
             self._phase, self._slot_at, self._engine_asked = "waiting for the first output", _now(), True
             self._queued_at_engine = self.engine.slot_limiter.running > self.engine.slots
             async with (
-                asyncio.timeout(first_token) as phase,
+                IdleTimeout(first_token) as phase,
                 aclosing(self.engine.engine.answer(request)) as events,
             ):
                 status = 200
                 async for event in events:
                     if isinstance(event, ResponsePart):
                         # Signs of life before any output, such as comments, extend the wait for it.
-                        sent = await self._deliver(event, phase)
-                        phase.reschedule(clock() + (limits.between_tokens if sent else first_token))
+                        sent = self._deliver_now(event) or await self._deliver(event, phase)
+                        phase.renew(limits.between_tokens if sent else first_token)
                     elif isinstance(event, ResponseStart):
                         status = event.status
                         self.delivery.meter.mark_request_sent()
                         self.delivery.set_head(event)
                     else:
-                        phase.reschedule(None)
+                        phase.pause()
                         return await self._finish(event, status)
         raise Unavailable(Code.ENGINE_UNAVAILABLE, "the engine's response broke off", fault=Fault.ENGINE)
 
-    @asynccontextmanager
-    async def _send_keepalives(self) -> AsyncIterator[None]:
-        """Reports now and then that the job is running, until there is output.
+    def _keep_alive(self) -> None:
+        """Reports now and then that the job is running, until there is output or `_answer` ends.
 
         A response in one piece may take long, and a coordinator that hears nothing would give the job to another provider,
         unpaid.
         """
+        if self.has_output:
+            return
+        if self._keepalive is not None:
+            self.link.post(Kind.ACCEPT, self.admitted.job)
+        self._keepalive = asyncio.get_running_loop().call_later(KEEPALIVE_SECONDS, self._keep_alive)
 
-        async def send() -> None:
-            await asyncio.sleep(KEEPALIVE_SECONDS)
-            while not self.has_output:
-                self.link.post(Kind.ACCEPT, self.admitted.job)
-                await asyncio.sleep(KEEPALIVE_SECONDS)
+    def _deliver_now(self, piece: ResponsePart) -> bool:
+        """Sends a part of a response that has begun, if nothing has to wait for it. Returns whether it was sent."""
+        if self._first_output_at is None or not self.delivery.send_now(piece.data, piece.text_bytes):
+            return False
+        if piece.usage is not None:
+            self.delivery.meter.set_reported(piece.usage)
+        self._parts += 1
+        return True
 
-        task = asyncio.create_task(send(), name=f"keepalive {self.admitted.job.hex()}")
-        try:
-            yield
-        finally:
-            task.cancel()
-
-    async def _deliver(self, piece: ResponsePart, phase: asyncio.Timeout) -> bool:
+    async def _deliver(self, piece: ResponsePart, phase: IdleTimeout) -> bool:
         """Sends a part, or holds it back before any output; returns whether it was sent. Only the reader's time limits the
         wait.
         """
@@ -314,7 +315,7 @@ class Job:
                     fault=Fault.ENGINE,
                 )
             return False
-        phase.reschedule(None)
+        phase.pause()
         await self._first_output()
         self._parts += 1
         await self.delivery.send(piece.data, piece.text_bytes)
@@ -324,7 +325,9 @@ class Job:
         if self._first_output_at is None:
             self._first_output_at = _now()
             self._phase = "waiting for the next output"
-            await asyncio.shield(self.order_stored)
+            if not self.order_stored.done():
+                await asyncio.shield(self.order_stored)
+            self.order_stored.result()
 
     async def _finish(self, end: ResponseEnd, status: int) -> JobResult:
         self.delivery.meter.set_reported(end.usage)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 from node.domain.slot_limiter import SlotLimiter
 from node.domain.usage_meter import Throughput
@@ -153,15 +153,17 @@ class PooledEngine:
 
         An engine that refuses the job meanwhile because it is busy is taken at its word at once.
         """
-        async with AsyncExitStack() as held:
+        if not self.slot_limiter.try_acquire():
             try:
                 async with asyncio.timeout(seconds):
-                    await held.enter_async_context(self.slot_limiter.hold())
+                    await self.slot_limiter.acquire()
             except TimeoutError:
                 raise Unavailable(Code.NODE_BUSY, f"no slot was free within {seconds} s", fault=Fault.PROVIDER) from None
-            try:
-                yield
-            except Unavailable as error:
-                if (error.code, error.fault) == (Code.NODE_BUSY, Fault.ENGINE):
-                    self.refused(error.retry_after)
-                raise
+        try:
+            yield
+        except Unavailable as error:
+            if (error.code, error.fault) == (Code.NODE_BUSY, Fault.ENGINE):
+                self.refused(error.retry_after)
+            raise
+        finally:
+            self.slot_limiter.release()

@@ -96,7 +96,7 @@ class ReceiptSigner:
     ) -> Verified[Receipt] | None:
         try:
             if after is not None:
-                await asyncio.shield(after)
+                await (after if after.done() else asyncio.shield(after))
             receipt, stored = self._sign(matched, content, is_refusal=content.outcome is Outcome.REFUSED and after is None)
             await asyncio.shield(stored)
         except (TallyError, TabConflict) as error:

@@ -7,7 +7,7 @@ import time
 from collections import Counter as PlainCounter
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -34,6 +34,17 @@ Health = Callable[[], Mapping[str, Any]]
 """Returns the health report of the node; `ok` says whether it can earn now."""
 
 
+class _ModelSeries(NamedTuple):
+    """The series of one model. To find them by their labels for each job would cost more than to count in them."""
+
+    input_tokens: Counter
+    output_tokens: Counter
+    revenue: Counter
+    first: Histogram
+    total: Histogram
+    per_token: Histogram
+
+
 class NodeMetrics:
     """Metrics of every job that ends (ports.Observer), and the alarms."""
 
@@ -54,6 +65,7 @@ class NodeMetrics:
         self._on_engine_fault, self._gpus, self._tick = on_engine_fault, gpus, tick
         self._recent_revenue: deque[tuple[float, int]] = deque()
         self._started_at = tick()
+        self._of_model: dict[str, _ModelSeries] = {}
         self._outcomes: PlainCounter[str] = PlainCounter()
         self._sums = {"inputTokens": 0, "outputTokens": 0, "revenue": 0}
         self._last_jobs: deque[dict[str, Any]] = deque(maxlen=_MAX_LAST_JOBS)
@@ -116,17 +128,20 @@ class NodeMetrics:
         """See ports.Observer."""
         outcome = report.outcome.name.lower() if report.outcome is not None else "no_receipt"
         self._jobs.labels(report.model, outcome).inc()
-        self._tokens.labels(report.model, "input").inc(report.input_tokens)
-        self._tokens.labels(report.model, "output").inc(report.output_tokens)
-        self._revenue.labels(report.model).inc(int(report.cost))
+        of_model = self._of_model.get(report.model)
+        if of_model is None:
+            of_model = self._of_model[report.model] = self._series_of(report.model)
+        of_model.input_tokens.inc(report.input_tokens)
+        of_model.output_tokens.inc(report.output_tokens)
+        of_model.revenue.inc(int(report.cost))
         if report.written_off:
             self._unpaid.labels(report.endpoint).inc(int(report.written_off))
-        self._total.labels(report.model).observe(report.total_seconds)
+        of_model.total.observe(report.total_seconds)
         if report.first_seconds is not None:
-            self._first.labels(report.model).observe(report.first_seconds)
+            of_model.first.observe(report.first_seconds)
             if report.output_tokens > 1:
                 seconds_per_token = (report.total_seconds - report.first_seconds) / (report.output_tokens - 1)
-                self._per_token.labels(report.model).observe(seconds_per_token)
+                of_model.per_token.observe(seconds_per_token)
         self._add_revenue(int(report.cost))
         self._add_to_summary(report, outcome)
         if report.engine_fault:
@@ -141,6 +156,16 @@ class NodeMetrics:
             cost=format_amount(report.cost),
             tokens=[report.input_tokens, report.output_tokens],
             seconds=round(report.total_seconds, 3),
+        )
+
+    def _series_of(self, model: str) -> _ModelSeries:
+        return _ModelSeries(
+            self._tokens.labels(model, "input"),
+            self._tokens.labels(model, "output"),
+            self._revenue.labels(model),
+            self._first.labels(model),
+            self._total.labels(model),
+            self._per_token.labels(model),
         )
 
     def _add_to_summary(self, report: JobReport, outcome: str) -> None:

@@ -292,7 +292,7 @@ class MemoryLink:
     @property
     def has_room(self) -> bool:
         """See ports.Link."""
-        return self._room.is_set()
+        return self._room.is_set() and not self._lost
 
     async def drain(self) -> None:
         """See ports.Link."""

@@ -26,9 +26,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PrivateKey, MLKEM768X25519PublicKey, Suite
-from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from tallystick.protocol.errors import BadSeal
 from tallystick.protocol.types import Address, Hash, JobId
@@ -69,7 +67,8 @@ def _unpad(padded: bytes) -> bytes:
 
 
 def _derive(key: bytes, label: bytes) -> bytes:
-    return HKDFExpand(SHA256(), KEY_BYTES, label).derive(key)
+    """HKDF-Expand with SHA-256 (RFC 5869, 2.3) for 32 bytes, which are its first block alone."""
+    return hmac.digest(key, label + b"\1", "sha256")
 
 
 @dataclass(frozen=True, repr=False)

@@ -9,9 +9,12 @@ import random
 from itertools import permutations
 
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tallystick.protocol import sealing
 from tallystick.protocol.errors import BadSeal
 from tallystick.protocol.sealing import (
     HYBRID,
@@ -527,3 +530,11 @@ def _transcript(chunks: list[bytes], key: bytes = KEY.commitment_key, order: Has
     for chunk in chunks:
         transcript.add(chunk)
     return transcript.commitment
+
+
+@given(st.binary(min_size=1, max_size=80))
+@some
+def test_keys_are_derived_with_hkdf_expand(label: bytes) -> None:
+    """The derivation is that of an independent implementation of RFC 5869."""
+    derived = HKDFExpand(SHA256(), KEY_BYTES, label).derive(bytes(range(32)))
+    assert sealing._derive(bytes(range(32)), label) == derived

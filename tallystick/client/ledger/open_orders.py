@@ -64,13 +64,13 @@ _SELECT_ORDER = SqliteStatement(
 )
 _SELECT_JOB = SqliteStatement(sa.select(jobs.c.state, jobs.c.cancelled).where(THIS_JOB))
 _MARK_CANCELLED = sa.update(jobs).where(THIS_JOB).values(cancelled=True)
-_SET_QUARTERS = (
+_SET_QUARTERS = SqliteStatement(
     sa.update(orders)
     .where(THIS_ORDER)
     .values(undelivered_quarters=bindparam("to_quarters"), undelivered_at=bindparam("to_undelivered_at"))
 )
 _NEW_SUM = sa.func.max(0, tabs.c.undelivered_quarters + bindparam("to_quarters", type_=sa.Integer))
-_ADD_QUARTERS = (
+_ADD_QUARTERS = SqliteStatement(
     sa.update(tabs)
     .where(THIS_TAB)
     .values(
@@ -169,7 +169,7 @@ def count_undelivered(
         quarters = max(quarters - counted_since, 0)
     if quarters == before:
         return
-    c.execute(_SET_QUARTERS, key | {"to_quarters": quarters, "to_undelivered_at": now if stream_lost else 0})
+    _SET_QUARTERS.run(c, key | {"to_quarters": quarters, "to_undelivered_at": now if stream_lost else 0})
     add_undelivered(c, tab_key, quarters - before, reason)
 
 
@@ -177,7 +177,7 @@ def add_undelivered(c: Connection, tab_key: Mapping[str, object], quarters: int,
     """Adds quarters of an answer to what a provider charged without delivering; see `count_undelivered`."""
     answers = MAX_UNDELIVERED_QUARTERS // QUARTERS_UNDELIVERED
     text = f"it charged for {answers} or more answers that did not arrive; the last: {reason}"
-    c.execute(_ADD_QUARTERS, {**tab_key, "to_quarters": quarters, "to_blocked_reason": text[:1_000]})
+    _ADD_QUARTERS.run(c, {**tab_key, "to_quarters": quarters, "to_blocked_reason": text[:1_000]})
 
 
 def refuse_receipt(

@@ -385,6 +385,21 @@ async def test_frames_that_no_job_asked_for_are_read_slowly(monkeypatch: pytest.
         await client.socket.close()
 
 
+@pytest.mark.parametrize(("refused", "slow"), [(b"junk", True), (None, False)])
+async def test_refused_jobs_slow_their_link_down(monkeypatch: pytest.MonkeyPatch, refused: bytes | None, slow: bool) -> None:
+    """A client that submits what must be refused is read slowly; one whose jobs meet no free provider is not."""
+    monkeypatch.setattr(resource_bounds, "FRAMES_PER_SECOND", 0.001)
+    monkeypatch.setattr(resource_bounds, "FRAMES_BURST", 10)
+    async with served() as at:
+        node, client = at.world.node("ann"), await LinkClient.join(at)
+        node.leave()
+        link = next(iter(at.app.clients._links))
+        for _ in range(3):
+            submission = refused or replace(at.world.submission(node), wait=0).dumps()
+            await client.refusal(await client.submit(submission))
+        assert (link._throttled is not None) is slow
+
+
 # Time and ends
 
 

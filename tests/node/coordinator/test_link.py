@@ -285,6 +285,8 @@ async def test_drain_waits_for_a_full_outbox() -> None:
     """`drain` waits while a coordinator does not read, and raises once the link is lost."""
 
     class Stuck:
+        paused = True
+
         async def send(self, _frame: bytes) -> None:
             await asyncio.Event().wait()
 
@@ -309,8 +311,9 @@ async def test_the_outbox_is_limited() -> None:
         _, link = await node.next_event()
         most = MAX_OUTBOX_FACTOR * QUICK.outbox_frames
         for _ in range(3 * most):
-            link.post(Kind.FAIL, JOB, b"refused")
+            link.post(Kind.FAIL, JOB, bytes(100_000))
         assert len(link._outbox) <= most
+        assert link.socket.transport.get_write_buffer_size() < 1 << 20, "what waits for the system is bounded too"
         assert await node.next_event() == ("disconnected", link)
         assert "does not read" in link.problem
         await connection.closed.wait()

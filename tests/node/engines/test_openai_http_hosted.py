@@ -107,6 +107,7 @@ async def test_a_token_that_is_renewed_in_its_file(tmp_path: Path) -> None:
             with pytest.raises(Unavailable, match="API key cannot be read") as caught:
                 await ask(engine, api, stream=False)
             assert caught.value.code is Code.ENGINE_UNAVAILABLE
+            assert await engine.load() is None
             assert str(tmp_path) not in str(caught.value)
 
 
