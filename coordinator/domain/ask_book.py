@@ -366,6 +366,11 @@ class AskBook:
         return iter(sorted(self._by_model.items()))
 
     @property
+    def free_slots(self) -> int:
+        """The free slots of all engines, each counted once however many asks share them."""
+        return sum(group.free for group in {listed_ask.slot_group for listed_ask in self._by_digest.values()})
+
+    @property
     def size(self) -> int:
         """The number of listed asks."""
         return sum(map(len, self._by_model.values()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from coordinator.domain.ask_book import AskBook
@@ -32,10 +32,13 @@ Page = tuple[list[dict[str, Any]], str | None]
 """Entries, and the cursor of the next page; None on the last page."""
 
 
-def models_page(book: AskBook, after: str, limit: int) -> Page:
-    """Returns up to `limit` models whose names come after `after`. The cursor is a name."""
+def models_page(book: AskBook, count_waiting: Callable[[str], int], after: str, limit: int) -> Page:
+    """Returns up to `limit` models whose names come after `after`. The cursor is a name.
+
+    `count_waiting` returns the number of jobs that wait for a model.
+    """
     models = ((name, asks) for name, asks in book.models() if name > after and len(name) <= MAX_MODEL_NAME)
-    return _take_page(((name, model_entry(name, asks)) for name, asks in models), limit)
+    return _take_page(((name, model_entry(name, asks) | {"waiting": count_waiting(name)}) for name, asks in models), limit)
 
 
 def asks_page(book: AskBook, model: str, after: str, limit: int) -> Page:

@@ -167,6 +167,10 @@ class JobQueue:
         """Returns the jobs that wait for a model without a grant, in order, interactive ones first."""
         return chain.from_iterable(queue.jobs for queue in self._classes_of(model))
 
+    def count_waiting(self, model: str) -> int:
+        """Returns the number of jobs that wait for a model without a grant."""
+        return sum(len(queue.jobs) for queue in self._classes_of(model))
+
     def _classes_of(self, model: str) -> list[_ModelQueue]:
         return [queue for queue in map(self._models.get, ((model, False), (model, True))) if queue is not None]
 

@@ -132,9 +132,11 @@ def _add_market_routes(api: FastAPI, context: ApiContext) -> None:
     async def models(after: AfterModel = "", limit: Limit = DEFAULT_PAGE_ENTRIES) -> Response:
         """Lists the models on offer in `data`, by name, with their lowest prices in base units per 1,000,000 tokens.
 
+        `live`: the asks with a free slot; `waiting`: the jobs that wait for one.
+
         `next` is the `after` of the next page, or null on the last page. A page may have fewer entries than requested.
         """
-        return _page("data", *models_page(context.market.book, after, limit))
+        return _page("data", *models_page(context.market.book, context.market.matchmaker.queue.count_waiting, after, limit))
 
     @api.get("/v1/asks")
     async def asks(model: ModelName, after: AfterAsk = "", limit: Limit = DEFAULT_PAGE_ENTRIES) -> Response:
@@ -285,6 +287,7 @@ def _add_operations_routes(api: FastAPI, context: ApiContext) -> None:
     gauges = {
         "tallystick_nodes_connected": ("Nodes connected.", context.connected),
         "tallystick_asks_listed": ("Asks in the ask book.", lambda: context.market.book.size),
+        "tallystick_slots_free": ("Free slots of all engines.", lambda: context.market.book.free_slots),
         "tallystick_jobs_live": ("Jobs between order and terminal state.", lambda: context.market.live),
         "tallystick_jobs_waiting": ("Jobs that wait for a free slot.", lambda: context.market.waiting),
     }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Path, Query, Security
 from fastapi.security import APIKeyHeader
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from coordinator.domain.ask_pages import CURSOR_PATTERN, MAX_MODEL_NAME
 from coordinator.domain.resource_bounds import MAX_PAGE_ENTRIES
@@ -18,7 +18,21 @@ from tallystick.protocol.weights import MAX_WEIGHT
 Hex32 = Annotated[str, Path(pattern="^[0-9a-fA-F]{32}$", description="The job's id, 32 hex digits.")]
 ProviderPath = Annotated[str, Path(pattern="^0x[0-9a-fA-F]{40}$", description="The provider's account.")]
 Account = Annotated[str, Field(pattern="^0x[0-9a-fA-F]{40}$")]
-Price = Annotated[int, Field(ge=0, le=10**18)]
+
+
+def _refuse_other_types(value: Any) -> Any:
+    """Refuses what pydantic would read as a number, and JSON Schema does not call one: true, false, and text."""
+    if isinstance(value, bool | str):
+        raise ValueError("expected a whole number")  # noqa: TRY004 - pydantic reports a ValueError by its member
+    return value
+
+
+_WHOLE = BeforeValidator(_refuse_other_types)
+"""Stands after the bounds of a number, which else were missing in the schema."""
+Count = Annotated[int, Field(ge=0, lt=1 << 32), _WHOLE]
+Weight = Annotated[int, Field(ge=0, le=MAX_WEIGHT), _WHOLE]
+Price = Annotated[int, Field(ge=0, le=10**18), _WHOLE] | Annotated[str, Field(pattern="^[0-9]{1,18}$")]
+"""Base units: a number, or decimal digits for clients whose numbers are too small."""
 ModelName = Annotated[str, Query(max_length=MAX_MODEL_NAME, description="The model's name.")]
 _NEXT = "The `next` of the previous page; empty for the first page."
 AfterModel = Annotated[str, Query(max_length=MAX_MODEL_NAME, description=_NEXT)]
@@ -88,7 +102,7 @@ class Required(BaseModel):
     tier: Names = []
     engine: Names = []
     features: Names = []
-    contextTokens: int = Field(default=0, ge=0, lt=1 << 32)
+    contextTokens: Count = 0
 
 
 class Needed(BaseModel):
@@ -97,7 +111,7 @@ class Needed(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     features: Names = []
-    contextTokens: int = Field(default=0, ge=0, lt=1 << 32)
+    contextTokens: Count = 0
 
 
 class Weighted(BaseModel):
@@ -105,9 +119,9 @@ class Weighted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    firstToken: int = Field(default=0, ge=0, le=MAX_WEIGHT)
-    speed: int = Field(default=0, ge=0, le=MAX_WEIGHT)
-    loss: int = Field(default=0, ge=0, le=MAX_WEIGHT)
+    firstToken: Weight = 0
+    speed: Weight = 0
+    loss: Weight = 0
 
 
 class ShortlistRequest(BaseModel):
@@ -130,14 +144,14 @@ class ShortlistRequest(BaseModel):
     require: Required = Field(default_factory=Required)
     needs: Needed = Field(default_factory=Needed)
     essential: Names = []
-    inputTokens: int = Field(default=0, ge=0, lt=1 << 32)
-    likelyTokens: int = Field(default=0, ge=0, lt=1 << 32)
-    maxOutput: int | None = Field(default=None, ge=0, lt=1 << 32)
+    inputTokens: Count = 0
+    likelyTokens: Count = 0
+    maxOutput: Count | None = None
     weights: Weighted = Field(default_factory=Weighted)
-    minReputation: int = Field(default=0, ge=0, le=100)
+    minReputation: Annotated[int, Field(ge=0, le=100), _WHOLE] = 0
     minStake: Price = 0
     sort: Sort = "price"
-    limit: int = Field(default=DEFAULT_LIMIT, ge=1, le=MAX_CANDIDATES)
+    limit: Annotated[int, Field(ge=1, le=MAX_CANDIDATES), _WHOLE] = DEFAULT_LIMIT
 
     def demand(self) -> Demand:
         """Returns the demand. Raises Refusal (unknown_route)."""

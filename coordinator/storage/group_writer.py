@@ -1,8 +1,9 @@
 """Grouped writes: rows of many jobs share one transaction, and one statement a table.
 
 A transaction writes whole pages, so a page costs a job the less, the more jobs share it. A write that nobody waits for goes with
-the next group, at the latest LAZY_SECONDS later. A write that somebody waits for begins a group at once if few jobs run. If many
-do, it waits until a part of them ends together, at most WAIT_SECONDS. So a lone job waits for nothing.
+the next group, at the latest LAZY_SECONDS later. A write that somebody waits for begins a group at once if few jobs run, or if
+they end seldom. Otherwise it waits until a part of them ends together, at most a time that grows with their number, up to
+MAX_WAIT_SECONDS. So a lone job waits for nothing.
 
 If a group fails though the database works, each write runs alone: only the bad one gets its error.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +24,7 @@ from tallystick.protocol.errors import Code, Unavailable
 from tallystick.runtime.storage import Database
 
 LAZY_SECONDS = 0.02
-WAIT_SECONDS = 0.02
+WAIT_SECONDS_A_JOB, MAX_WAIT_SECONDS = 0.0005, 0.05
 JOBS_A_WAIT = 8
 """A write waits for others if this many jobs run for each write that waits already."""
 MAX_QUEUED = 8_192
@@ -48,10 +50,20 @@ def _call_later(seconds: float, function: Callable[[], None]) -> asyncio.TimerHa
 
 
 class GroupWriter:
-    """See the module's docstring. `running` returns the number of jobs that run; `later` calls a function after some seconds."""
+    """See the module's docstring. `running` returns the number of jobs that run; `later` calls a function after some seconds, and
+    `tick` is a monotonic clock.
+    """
 
-    def __init__(self, database: Database, running: Callable[[], int], later: CallLater = _call_later) -> None:
-        self._db, self._running, self._later = database, running, later
+    def __init__(
+        self,
+        database: Database,
+        running: Callable[[], int],
+        later: CallLater = _call_later,
+        tick: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._db, self._running, self._later, self._tick = database, running, later, tick
+        self._last_waited = float("-inf")
+        """When somebody last began to wait."""
         self._entries: list[Entry] = []
         self._waiting = 0
         """Entries that somebody waits for."""
@@ -83,8 +95,15 @@ class GroupWriter:
     def hurry(self) -> None:
         """Notes that somebody waits for one of the queued writes."""
         self._waiting += 1
+        last, self._last_waited = self._last_waited, self._tick()
         if self._group is None:
-            self._begin_or_wait(timed=self._waiting > 1)
+            if self._last_waited - last > self._wait_seconds():  # no other would come meanwhile
+                self._begin()
+            else:
+                self._begin_or_wait(timed=self._waiting > 1)
+
+    def _wait_seconds(self) -> float:
+        return min(WAIT_SECONDS_A_JOB * self._running(), MAX_WAIT_SECONDS)
 
     async def flush(self) -> None:
         """Waits until all writes queued so far are committed or failed."""
@@ -104,7 +123,7 @@ class GroupWriter:
         if self._waiting * JOBS_A_WAIT >= self._running():
             self._begin()
         elif not timed:
-            self._start_timer(WAIT_SECONDS)
+            self._start_timer(self._wait_seconds())
 
     def _start_timer(self, seconds: float) -> None:
         self._stop_timer()

@@ -16,7 +16,7 @@ class Anything(SimpleNamespace):
     def __getattr__(self, name: str) -> Any:
         if name == "counts":
             return {}
-        return 0 if name in {"size", "live", "waiting"} else Anything()
+        return 0 if name in {"size", "live", "waiting", "free_slots"} else Anything()
 
 
 def api_context() -> ApiContext:

@@ -48,7 +48,7 @@ def prune(connection: Connection, *, after: int, before: int, now: int) -> Page:
     _add_to_days(connection, removed)
     _FORGET_RECEIPT.run(connection, *({"number": row["id"]} for row in removed))
     _FORGET_ORDER.run(connection, *({"number": row["order_id"]} for row in removed))
-    is_last = len(page) < PAGE_SIZE or len(old) < len(page)
+    is_last = len(page) < PAGE_SIZE or not old
     if is_last:
         expired = [{"number": number} for number in _expired_orders(connection, before, now)]
         _FORGET_OPEN_ORDER.run(connection, *expired)

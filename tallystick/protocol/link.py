@@ -136,7 +136,8 @@ def read_capacities(raw: object, field: str = "capacity") -> dict[int, Capacity]
 class Beat:
     """The payload of a node's BEAT: the capacities of the slot groups in which it changed.
 
-    `log_head`: a head of the coordinator's match log that the node has not passed on yet (match_log.pack_head); empty if none.
+    `log_head`: a head of the coordinator's match log that the node has not passed on yet (match_log.pack_head); empty if none. On
+    the wire, `capacities` is `capacity`, a list of Capacity, and `logHead` is in hex, or absent.
     """
 
     capacities: Capacities

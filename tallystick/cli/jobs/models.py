@@ -28,7 +28,7 @@ Texts = list[str] | None
 
 
 def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_json: Json = False) -> None:
-    """List the models on offer: lowest prices in dollars per million tokens, number of providers, best measured speeds."""
+    """List the models on offer: providers, jobs that wait for a slot, lowest prices (dollars per million tokens), speeds."""
     from tallystick.client.config import load_config
     from tallystick.client.coordinator.http_client import CoordinatorClient
 
@@ -49,6 +49,7 @@ def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_jso
         (
             offer.id,
             f"{offer.live} of {offer.providers}",
+            offer.waiting,
             format_amount(offer.input_price),
             format_amount(offer.output_price),
             offer.context_tokens,
@@ -57,7 +58,7 @@ def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_jso
         )
         for offer in offers
     )
-    columns = ("model", "free providers", "input", "output", "context", "tokens/s", "first token, ms")
+    columns = ("model", "free providers", "waiting jobs", "input", "output", "context", "tokens/s", "first token, ms")
     show_table(columns, rows, title="Models on offer; prices in dollars per million tokens")
 
 

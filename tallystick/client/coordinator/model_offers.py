@@ -31,6 +31,8 @@ class ModelOffer:
     routes: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     """What at least one of its providers sells and declares."""
+    waiting: int = 0
+    """Jobs that wait for a free slot of any of its providers."""
 
     @classmethod
     def from_json(cls, raw: object) -> ModelOffer:
@@ -44,14 +46,15 @@ class ModelOffer:
         routes, features = (_names(raw.get(name, []), f"models.{name}") for name in _MODEL_NAMES)
         model = read_text(raw.get("id"), "models.id")
         prices = (input_price, cached_price, output_price)
-        return cls(model, providers, live, *prices, context, output, speed, first_token, routes, features)
+        waiting = _number(raw.get("waiting", 0), "models.waiting")
+        return cls(model, providers, live, *prices, context, output, speed, first_token, routes, features, waiting)
 
     def to_json(self) -> dict[str, Any]:
         """The wire form."""
         values = (self.providers, self.live, self.input_price, self.cached_input_price, self.output_price)
         members = zip(_MODEL_NUMBERS, (*values, self.context_tokens, self.max_output_tokens), strict=True)
         speeds = dict(zip(_MODEL_SPEEDS, (self.tokens_per_second, self.first_token_ms), strict=True))
-        names = {"routes": list(self.routes), "features": list(self.features)}
+        names = {"routes": list(self.routes), "features": list(self.features), "waiting": self.waiting}
         return (
             {"id": self.id} | {name: str(value) if name.endswith("Price") else value for name, value in members} | speeds | names
         )

@@ -22,10 +22,10 @@ ENTRY: dict[str, Any] = {
 
 
 def test_what_it_sells() -> None:
-    """Routes and features pass on; a coordinator that lists none is understood."""
-    listed = {"tokensPerSecond": 0, "firstTokenMs": 0, "routes": ["/v1/chat/completions"], "features": ["tools"]}
+    """Routes, features and waiting jobs pass on; a coordinator that lists none is understood."""
+    listed = {"tokensPerSecond": 0, "firstTokenMs": 0, "routes": ["/v1/chat/completions"], "features": ["tools"], "waiting": 3}
     assert ModelOffer.from_json(ENTRY | listed).to_json() == ENTRY | listed
-    assert ModelOffer.from_json(ENTRY).routes == ()
+    assert (ModelOffer.from_json(ENTRY).routes, ModelOffer.from_json(ENTRY).waiting) == ((), 0)
 
 
 @pytest.mark.parametrize("member", ["routes", "features"])

@@ -384,6 +384,7 @@ def test_the_place_of_a_batch_job_counts_the_interactive_ones() -> None:
     batch = [_enter(queue, ALICE, batch=True) for _ in range(2)]
     interactive = [_enter(queue, FLOOD) for _ in range(3)]
     assert [queue.place(job, 0)[0] for job in (*interactive, *batch)] == [1, 2, 3, 4, 5]
+    assert (queue.count_waiting(MODEL), queue.count_waiting("another")) == (len(interactive) + len(batch), 0)
     assert list(queue.waiting_of(MODEL)) == [*interactive, *batch]
 
 

@@ -100,10 +100,24 @@ async def test_models(at: Served) -> None:
         "firstTokenMs": 0,
         "routes": ["/v1/chat/completions", "/v1/embeddings", "/v1/rerank"],
         "features": ["logprobs", "tools"],
+        "waiting": 0,
     }
     at.world.market.matchmaker.set_capacity(busy.address, Capacity(1, 1, 70, 250))
     (model,) = (await at.http.get("/v1/models")).json()["data"]
     assert (model["live"], model["tokensPerSecond"], model["firstTokenMs"]) == (2, 70, 250)
+
+
+async def test_models_tell_how_many_jobs_wait(at: Served) -> None:
+    """The jobs that wait for a slot are counted by model, and the free slots of engines once, however many asks share them."""
+    full, other = at.world.node("ann", slots=1), at.world.node("bob", slots=3, model="other")
+    at.world.market.matchmaker.replace_asks(
+        other.address, (*other.asks, make_ask(other.signer, model="third")), Capacity(3, 3), groups=(0, 0)
+    )
+    for _ in range(3):
+        await at.world.place(full)
+    models = (await at.http.get("/v1/models")).json()["data"]
+    assert {model["id"]: model["waiting"] for model in models} == {MODEL: 2, "other": 0, "third": 0}
+    assert "tallystick_slots_free 3.0" in (await at.http.get("/metrics")).text
 
 
 async def test_asks(at: Served) -> None:
@@ -249,6 +263,7 @@ async def test_health_and_metrics(at: Served) -> None:
         "tallystick_asks_listed 1.0",
         "tallystick_jobs_live 1.0",
         "tallystick_jobs_waiting 0.0",
+        "tallystick_slots_free 3.0",
     ):
         assert line in metrics.text
 
@@ -665,9 +680,15 @@ def test_a_page_escapes_what_it_shows() -> None:
         (DEMAND | {"payer": "me"}, "payer"),
         (DEMAND | {"limit": 0}, "limit"),
         (DEMAND | {"limit": 9}, "limit"),
+        *((DEMAND | {member: True}, member) for member in ("limit", "inputTokens", "maxOutput", "minReputation", "minStake")),
+        *((DEMAND | {member: "5"}, member) for member in ("limit", "likelyTokens", "maxOutput")),
+        (DEMAND | {"weights": {"speed": True}}, "weights.speed"),
+        (DEMAND | {"require": {"contextTokens": True}}, "require.contextTokens"),
         (DEMAND | {"maxInputPrice": -1}, "maxInputPrice"),
         (DEMAND | {"maxInputPrice": 1 << 64}, "maxInputPrice"),
         (DEMAND | {"maxOutputPrice": 1.5}, "maxOutputPrice"),
+        (DEMAND | {"maxOutputPrice": "1.5"}, "maxOutputPrice"),
+        (DEMAND | {"minStake": "-1"}, "minStake"),
         (DEMAND | {"providers": ["0x12"]}, "providers"),
         (DEMAND | {"exclude": [PAYER.address] * 257}, "exclude"),
         (DEMAND | {"model": "x" * 1_025}, "model"),

@@ -9,7 +9,14 @@ from typing import Any, cast
 import pytest
 from sqlalchemy import Connection
 
-from coordinator.storage.group_writer import JOBS_A_WAIT, LAZY_SECONDS, MAX_QUEUED, WAIT_SECONDS, GroupWriter
+from coordinator.storage.group_writer import (
+    JOBS_A_WAIT,
+    LAZY_SECONDS,
+    MAX_QUEUED,
+    MAX_WAIT_SECONDS,
+    WAIT_SECONDS_A_JOB,
+    GroupWriter,
+)
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.runtime.storage import Database
 
@@ -48,7 +55,8 @@ class _Writer:
     def __init__(self) -> None:
         self.database, self.timers, self.running = _Database(), list[_Timer](), 0
         self.written = list[list[Any]]()
-        self.writer = GroupWriter(cast("Database", self.database), lambda: self.running, self._later)
+        self.now = 0.0
+        self.writer = GroupWriter(cast("Database", self.database), lambda: self.running, self._later, lambda: self.now)
 
     def _later(self, seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
         self.timers.append(_Timer(seconds, function))
@@ -94,16 +102,32 @@ async def test_what_nobody_waits_for_goes_along(writer: _Writer) -> None:
 
 async def test_many_jobs_end_together(writer: _Writer) -> None:
     """While many run, a write waits until a part of them waits, or for a short time."""
+    await writer.add("before", waited=True)
+    writer.written.clear()
     writer.running = 3 * JOBS_A_WAIT
     waiting = [writer.add(name, waited=True) for name in "ab"]
-    assert [timer.seconds for timer in writer.timers] == [WAIT_SECONDS]
-    assert writer.database.groups == 0
+    assert [timer.seconds for timer in writer.timers] == [WAIT_SECONDS_A_JOB * writer.running]
+    assert not writer.written
     await asyncio.gather(*waiting, writer.add("c", waited=True))
     assert writer.written == [["a", "b", "c"]]
     late = writer.add("d", waited=True)
     writer.timers[-1].function()
     await late
     assert writer.written[1:] == [["d"]]
+
+
+async def test_jobs_that_end_seldom_do_not_wait(writer: _Writer) -> None:
+    """However many run: no other would end meanwhile."""
+    writer.running = 1_000
+    for name in "abc":
+        writer.now += MAX_WAIT_SECONDS + 0.001
+        await writer.add(name, waited=True)
+    assert writer.written == [["a"], ["b"], ["c"]]
+    writer.now += MAX_WAIT_SECONDS
+    late = writer.add("d", waited=True)
+    assert [timer.seconds for timer in writer.timers] == [MAX_WAIT_SECONDS]
+    writer.timers[0].function()
+    await late
 
 
 async def test_writes_during_a_transaction_share_the_next_one(writer: _Writer) -> None:

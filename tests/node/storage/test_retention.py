@@ -90,6 +90,17 @@ async def test_what_is_needed_stays(store: SqlStore, tmp_path: Path) -> None:
     await store.record_receipt(receipt_record(running, ProviderTab(5, Amount(200)), at=later))
 
 
+async def test_a_wrong_clock_stops_nothing(store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receipt that was made when the clock ran ahead does not keep those after it."""
+    monkeypatch.setattr(retention, "PAGE_SIZE", 3)
+    client = Client()
+    await finish_confirmed(store, client, 2)
+    await finish_confirmed(store, client, 1, first=2, at=NOW + 100 * KEEP)
+    await finish_confirmed(store, client, 6, first=3)
+    assert await store.prune(NOW + KEEP + DAY, KEEP) == 7
+    assert count(tmp_path)["receipts"] == 2
+
+
 async def test_refused_orders_go_without_a_sum(store: SqlStore, tmp_path: Path) -> None:
     """A refused order earned nothing; it goes like any other."""
     client = Client()
