@@ -165,7 +165,7 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         context = ApiContext(market, lambda: hub.connected, store, store, store, info, health.monitor, metrics)
         app = App(context, hub, store, retention=config.retention, intake=config.intake_limits, rate_limiter=rate_limiter)
         server = serving(app, config.host, config.port, limits=config.connection_limits, ws_max_size=MAX_LINK_FRAME)
-        retention = JobRetention(store, config.jobs_keep_seconds, time.time)
+        retention = JobRetention(store, config.job_keep_seconds, time.time)
         loops = (
             *(settler.run(), fees.run(), _sweep(market), market.match_log.run(), retention.run()),
             *(store.guard(), health.monitor.run()),

@@ -83,7 +83,7 @@ class CoordinatorConfig:
     """Share of jobs, 0 to 1, that may run at two providers because their first output is late; of each payer's jobs too."""
     min_claim_window: int = 3_600
     """How long an order must leave its provider to claim."""
-    jobs_keep_seconds: int = 2_592_000
+    job_keep_seconds: int = 2_592_000
     """Retention: how long ended jobs and their receipts are kept. The last receipts of each tab stay."""
     match_log_seconds: float = 1
     """Time between two signed heads of the match log, at most 30: clients expect each match under a head within 60 s."""
@@ -167,10 +167,10 @@ class CoordinatorConfig:
 
     def _check_retention(self) -> None:
         """What is remembered of a job must last as long as its order and its response can be sent again."""
-        least, keep = max(self.max_order_seconds, int(self.response_seconds)), self.jobs_keep_seconds
+        least, keep = max(self.max_order_seconds, int(self.response_seconds)), self.job_keep_seconds
         if keep < least:
             text = f"expected at least {least}, the longer of max_order_seconds and response_seconds, got {keep}"
-            raise BadMessage(f"config: jobs_keep_seconds: {text}")
+            raise BadMessage(f"config: job_keep_seconds: {text}")
 
     @property
     def retention(self) -> Retention:

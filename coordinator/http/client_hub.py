@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -232,7 +233,7 @@ class ClientHub:
         """Ends the streams of clients that take nothing, while there are jobs."""
         loop = asyncio.get_running_loop()
         self._sweeping = loop.call_later(self._stall_seconds / 4, self._sweep) if self._jobs else None
-        overdue = loop.time() - self._stall_seconds
+        overdue = time.monotonic() - self._stall_seconds
         for link in tuple(self._links):
             for stream in tuple(link.streams.values()):
                 if stream.waiting_since is not None and stream.waiting_since < overdue:

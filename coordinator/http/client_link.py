@@ -7,6 +7,7 @@ turn of the event loop leave as one message.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from coordinator.domain.peer_errors import error_for_peers
@@ -153,7 +154,7 @@ class ClientLink:
         self._submit, self._left, self._cancelled, self._ordered = submit, left, cancelled, ordered
         self._refused, self._greeted = refused, greeted
         self._loop = asyncio.get_running_loop()
-        self.clock = self._loop.time
+        self.clock = time.monotonic  # the loop's own clock may have whole milliseconds
         self.streams: dict[int, LinkStream] = {}
         self.software: str | None = None
         """What the client calls itself; None before its HELLO."""

@@ -25,6 +25,8 @@ MAX_PAGES = 16
 time.
 """
 _BATCH_SECONDS = 1.0
+MAX_UNSAVED = 8_192
+"""Acknowledgements of one coordinator that wait to be saved. The receipts of further ones are sent once more."""
 
 
 class ReceiptSender:
@@ -58,8 +60,10 @@ class ReceiptSender:
         """Notes that the coordinator stored this job's receipt. The note is saved soon; if it is lost, the receipt is sent once
         more.
         """
-        self._unsaved.setdefault(link.coordinator, set()).add(job)
-        self._has_unsaved.set()
+        unsaved = self._unsaved.setdefault(link.coordinator, set())
+        if len(unsaved) < MAX_UNSAVED:
+            unsaved.add(job)
+            self._has_unsaved.set()
 
     def refused(self, link: Link, job: JobId, error: TallyError) -> None:
         """Notes that the coordinator will never accept this job's receipt. The receipt stays on disk and is collected as any

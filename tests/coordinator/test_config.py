@@ -60,7 +60,7 @@ def test_the_default_deployment_file_is_in_the_home_folder(tmp_path: Path, monke
         ("match_log_seconds", 31),
         ("match_log_seconds", float("nan")),
         ("match_log_keep_seconds", 86_399),
-        ("jobs_keep_seconds", 3_599),
+        ("job_keep_seconds", 3_599),
     ],
 )
 def test_invalid_values_are_refused_at_start(name: str, value: float) -> None:

@@ -11,6 +11,7 @@ from node.coordinator.receipt_sender import ReceiptSender
 from node.testing.memory import MemoryLink, MemoryStore
 from tallystick.protocol.errors import Code, Refusal, Unavailable
 from tallystick.protocol.link import LateReceipt
+from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import Kind, loads
 from tests.node.harness import COORDINATOR, NOW, Client
 from tests.node.storage.test_store import finish
@@ -126,3 +127,17 @@ async def test_a_full_disk_delays_acknowledgements_only() -> None:
     sender.acknowledged(link, records.matched.job)
     await sender.save_acknowledgements()
     assert store.acknowledged_jobs == {records.matched.job}
+
+
+async def test_acknowledgements_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator that confirms what never was fills no memory; receipts that it then fails to confirm are sent again."""
+    monkeypatch.setattr(courier_module, "MAX_UNSAVED", 3)
+    store, link = MemoryStore(), MemoryLink(COORDINATOR.address)
+    sender = ReceiptSender(store)
+    for number in range(5):
+        sender.acknowledged(link, JobId(bytes([number]) * 16))
+    await sender.save_acknowledgements()
+    assert len(store.acknowledged_jobs) == 3
+    sender.acknowledged(link, JobId(bytes([9]) * 16))
+    await sender.save_acknowledgements()
+    assert len(store.acknowledged_jobs) == 4
