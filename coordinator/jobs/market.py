@@ -2,7 +2,7 @@
 
 `place_order` admits a job, for which the matchmaker finds a provider. `run` drives the job: match, relay, failover, receipt. What
 happens at its nodes is the relay's part. The frames of a job arrive in its inbox; the caller of `run` passes on the frames that
-it yields. All I/O goes through ports; time comes from two clocks.
+it yields. A chunk that need not wait goes to the client's sink at once. All I/O goes through ports; time comes from two clocks.
 
 While the reader of a job's frames takes one, no deadline runs against the provider. The reader has an allowance of its own
 (`JobLimits.reader`), shorter than the nodes' own allowance. When it is used up, the job is cancelled for its client.
@@ -32,7 +32,7 @@ from coordinator.jobs.matchmaker import Matchmaker
 from coordinator.jobs.receipts import Receipts
 from coordinator.jobs.relay import GONE, Relay, not_relayed
 from coordinator.jobs.slot_queue import SlotQueue
-from coordinator.ports import Bus, Funds, JobStore, LogStore
+from coordinator.ports import Bus, ChunkSink, Funds, JobStore, LogStore
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import State
@@ -215,11 +215,12 @@ class Market:
 
     # Jobs
 
-    async def run(self, job: LiveJob) -> AsyncGenerator[tuple[Kind, bytes], None]:
-        """Drives an admitted job to its end and yields the frames for its client.
+    async def run(self, job: LiveJob, sink: ChunkSink | None = None) -> AsyncGenerator[tuple[Kind, bytes], None]:
+        """Drives an admitted job to its end and yields the frames for its client, but for the chunks that `sink` takes at once.
 
         If the client leaves, the caller calls `cancel` and iterates to the end. Closing the generator early fails the job.
         """
+        job.sink = sink
         try:
             while not job.ended:
                 steps = self._next_attempt(job) if job.state is State.QUEUED else self._relay.attempts(job)
