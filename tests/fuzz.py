@@ -38,27 +38,19 @@ from tallystick.protocol.match_log import Match, load_leaf
 from tallystick.protocol.merkle import leaf_hash
 from tallystick.protocol.messages import Ask, Claim, LogHead, Order, Receipt, Spec, Terms
 from tallystick.protocol.openai_wire import read_completion, read_other_answer
+from tallystick.protocol.plaintext_heads import (
+    RequestHead,
+    ResponseHead,
+    dump_response_head,
+    join_request,
+    load_response_head,
+    split_request,
+)
 from tallystick.protocol.routes import MESSAGES, RESPONSES
 from tallystick.protocol.sealing import X25519, ContentKey, Opener, Sealer, SealingKey, wrap_key
 from tallystick.protocol.sse import EventReader, MalformedAnswer, event_data
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Hash, JobId
-from tallystick.protocol.wire import (
-    Dispatch,
-    FrameReader,
-    Kind,
-    RequestHead,
-    ResponseHead,
-    Submission,
-    dump_response_head,
-    dumps,
-    join_request,
-    load_response_head,
-    loads,
-    pack_frame,
-    pack_link,
-    split_request,
-    unpack_link,
-)
+from tallystick.protocol.wire import Dispatch, FrameReader, Kind, Submission, dumps, loads, pack_frame, pack_link, unpack_link
 from tests.builders import build_match
 from tests.coordinator.harness import make_ask, make_claim, make_order, make_receipt, make_submission, make_terms, person
 from tests.node.harness import OFFER

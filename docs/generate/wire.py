@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from docs.generate.markdown import code, table
-from tallystick.protocol import job_link, link, options, queue_place, sealing, versions, wire
+from tallystick.protocol import job_link, link, options, plaintext_heads, queue_place, sealing, versions, wire
 
 INTRODUCTION = """# Wire protocol
 
@@ -58,6 +58,7 @@ def pages() -> dict[str, str]:
         "## Headers and payloads\n",
         "The members of each structure; JSON payloads use these names. `Signed[X]` is a [signed message](messages.md).\n",
         *_structures(wire),
+        *_structures(plaintext_heads),
         *_structures(queue_place),
         *_structures(link),
         "## Sealing\n",

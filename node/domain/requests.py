@@ -16,6 +16,7 @@ from node.domain.published_asks import Offer
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient
 from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, read_count, read_output_limit
+from tallystick.protocol.plaintext_heads import RequestHead
 from tallystick.protocol.routes import (
     ALWAYS,
     CHAT,
@@ -29,7 +30,6 @@ from tallystick.protocol.routes import (
     serves,
     sold_routes,
 )
-from tallystick.protocol.wire import RequestHead
 from tallystick.runtime.multipart import replace_field
 
 MIN_BYTES_PER_TOKEN = 2.5

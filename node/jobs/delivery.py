@@ -14,9 +14,10 @@ from contextlib import asynccontextmanager
 
 from node.domain.usage_meter import UsageMeter
 from node.ports import Link, ResponseStart
+from tallystick.protocol.plaintext_heads import ResponseHead, dump_response_head
 from tallystick.protocol.sealing import Sealer
 from tallystick.protocol.types import JobId
-from tallystick.protocol.wire import INITIAL_CREDIT, Kind, ResponseHead, dump_response_head
+from tallystick.protocol.wire import INITIAL_CREDIT, Kind
 
 CHUNK_BYTES = 64 * 1024
 FIRST_BYTES = 4 * 1024

@@ -53,8 +53,9 @@ from node.jobs.pooled_engine import PooledEngine
 from node.ports import Link, LinkLost, ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.messages import Outcome
+from tallystick.protocol.plaintext_heads import split_request
 from tallystick.protocol.sealing import ContentKey, Sealer, SealingKey
-from tallystick.protocol.wire import Dispatch, Kind, split_request
+from tallystick.protocol.wire import Dispatch, Kind
 
 log = structlog.get_logger()
 KEEPALIVE_SECONDS = 30.0

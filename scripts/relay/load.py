@@ -19,6 +19,7 @@ from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified
 from tallystick.protocol.link import Beat, Capacity, Challenge, Hello, Listing, endpoint_of
 from tallystick.protocol.messages import Ask, Connect, Order, Outcome, Receipt, Spec, Terms
+from tallystick.protocol.plaintext_heads import RequestHead, ResponseHead, dump_response_head, join_request
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.sealing import X25519, ContentKey, Sealer, SealingKey, commit_request, wrap_key
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
@@ -28,12 +29,8 @@ from tallystick.protocol.wire import (
     Candidate,
     Dispatch,
     Kind,
-    RequestHead,
-    ResponseHead,
     Submission,
-    dump_response_head,
     dumps,
-    join_request,
     loads,
     pack_link,
     unpack_link,

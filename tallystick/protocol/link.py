@@ -11,9 +11,10 @@ from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.json_members import read_count, read_items, read_members, read_text
 from tallystick.protocol.messages import Ask, Claim, Connect, Order, Receipt, Terms
+from tallystick.protocol.plaintext_heads import read_log_head
 from tallystick.protocol.types import Address, Hash, parse_address
 from tallystick.protocol.versions import PROTOCOL, check_protocol
-from tallystick.protocol.wire import dumps, read_log_head
+from tallystick.protocol.wire import dumps
 
 MAX_CHAIN_ID = (1 << 63) - 1
 """The largest chain id. Some chains have ids above 32 bits; EIP-2294 allows about 63."""

@@ -22,23 +22,14 @@ from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import ENDS, TERMINAL, State, step
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Access, Inquiry, Order, Outcome, Receipt
+from tallystick.protocol.plaintext_heads import RequestHead, ResponseHead, dump_response_head, split_request
 from tallystick.protocol.pricing import Usage, charge, prices_of, worst_case
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import ALWAYS, serves
 from tallystick.protocol.sealing import ContentKey, Sealer, Transcript, commit_request
 from tallystick.protocol.tab import Security
 from tallystick.protocol.types import Address, Amount, JobId, parse_address, parse_job_id
-from tallystick.protocol.wire import (
-    Candidate,
-    Kind,
-    RequestHead,
-    ResponseHead,
-    Submission,
-    dump_response_head,
-    dumps,
-    pack_frame,
-    split_request,
-)
+from tallystick.protocol.wire import Candidate, Kind, Submission, dumps, pack_frame
 from tests.builders import build_match, receipt_for
 from tests.client.parties import DOMAIN, MODEL, Provider, signer
 

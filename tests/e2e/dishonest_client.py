@@ -12,9 +12,10 @@ import orjson
 
 from tallystick.protocol.eip712 import Domain, Signed, Signer, read_signed
 from tallystick.protocol.messages import Ask, Order, Terms
+from tallystick.protocol.plaintext_heads import RequestHead, join_request
 from tallystick.protocol.sealing import ContentKey, commit_request, wrap_key
 from tallystick.protocol.types import Address, Amount, JobId
-from tallystick.protocol.wire import Candidate, FrameReader, Kind, RequestHead, Submission, join_request
+from tallystick.protocol.wire import Candidate, FrameReader, Kind, Submission
 from tests.builders import build_order
 
 CAP = Amount(1_000)

@@ -18,7 +18,8 @@ from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.log_evidence import Fraud, LogEvidence, judge
 from tallystick.protocol.match_log import MERGE_SECONDS, Match, draw_of
 from tallystick.protocol.messages import Order
-from tallystick.protocol.wire import Dispatch, Kind, ResponseHead, dump_response_head, load_response_head, split_request
+from tallystick.protocol.plaintext_heads import ResponseHead, dump_response_head, load_response_head, split_request
+from tallystick.protocol.wire import Dispatch, Kind
 from tallystick.runtime.log_watch import LogWatch
 from tests.coordinator.harness import COORDINATOR, DOMAIN, START, FakeNode, World
 from tests.coordinator.live_server import Served, served

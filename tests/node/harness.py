@@ -24,21 +24,12 @@ from tallystick.protocol.eip712 import Domain, Signer, Verified, read_signed_byt
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Order, Outcome, Receipt, Spec, Terms
+from tallystick.protocol.plaintext_heads import RequestHead, ResponseHead, join_request, load_response_head
 from tallystick.protocol.pricing import Prices, worst_case
 from tallystick.protocol.sealing import X25519, ContentKey, Opener, SealingKey, Transcript, commit_request, wrap_key
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import (
-    Candidate,
-    Dispatch,
-    Failure,
-    Kind,
-    RequestHead,
-    ResponseHead,
-    dumps,
-    join_request,
-    load_response_head,
-)
+from tallystick.protocol.wire import Candidate, Dispatch, Failure, Kind, dumps
 from tests.builders import build_match, build_order, terms_of
 
 NOW = 1_800_000_000

@@ -305,7 +305,8 @@ async def _try_engine(engine: EngineConfig) -> str:
     from node.engines.openai_http import OpenAIEngine
     from node.ports import ResponseEnd, ResponseStart
     from tallystick.protocol.messages import UNKNOWN
-    from tallystick.protocol.wire import RequestHead, dumps
+    from tallystick.protocol.plaintext_heads import RequestHead
+    from tallystick.protocol.wire import dumps
 
     settings = engine.settings(os.environ)
     try:

@@ -47,10 +47,10 @@ from tallystick.client.selection.options import (
     smallest_limit,
 )
 from tallystick.protocol.errors import BadMessage, Code, TallyError
+from tallystick.protocol.plaintext_heads import RequestHead, join_request
 from tallystick.protocol.routes import FORM, JSON, RESPONSES, media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Amount
-from tallystick.protocol.wire import RequestHead, join_request
 from tallystick.runtime.content_encoding import read_codings
 
 log = structlog.get_logger()

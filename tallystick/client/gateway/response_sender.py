@@ -22,11 +22,11 @@ from tallystick.client.openai.errors import ErrorResponse
 from tallystick.client.upstreams.caller import UpstreamAnswer
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.messages import Outcome, Terms
+from tallystick.protocol.plaintext_heads import ResponseHead
 from tallystick.protocol.pricing import usage_of
 from tallystick.protocol.routes import JSON
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Amount, JobId, format_amount
-from tallystick.protocol.wire import ResponseHead
 from tallystick.runtime.access_log import record
 
 log = structlog.get_logger()

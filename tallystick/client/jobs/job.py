@@ -31,11 +31,12 @@ from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refus
 from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Order, Receipt
+from tallystick.protocol.plaintext_heads import ResponseHead
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Hash, JobId, format_amount
-from tallystick.protocol.wire import Kind, ResponseHead
+from tallystick.protocol.wire import Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,12 +22,13 @@ from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, BadSigna
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Order, Outcome, Receipt
+from tallystick.protocol.plaintext_heads import ResponseHead, load_response_head
 from tallystick.protocol.pricing import charge, usage_of
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.sealing import ContentKey, Opener, Transcript
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address, Hash, JobId
-from tallystick.protocol.wire import Failure, Kind, ResponseHead, load_response_head
+from tallystick.protocol.wire import Failure, Kind
 
 CHUNK_OVERHEAD = 64
 """Bytes that keeping a chunk takes beside its content."""

@@ -13,11 +13,11 @@ from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadSeal, Code, Fault, TallyError, Unavailable
 from tallystick.protocol.lenient_json import parse_lenient
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
+from tallystick.protocol.plaintext_heads import ResponseHead
 from tallystick.protocol.pricing import Usage, usage_of
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Amount, JobId, format_amount
-from tallystick.protocol.wire import ResponseHead
 
 
 @dataclass(frozen=True, slots=True, repr=False)

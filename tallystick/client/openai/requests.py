@@ -14,8 +14,8 @@ from tallystick.client.openai.needs import NO_NEEDS, RequestNeeds, derive_needs,
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient, parse_lenient
 from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, find_output_limit
+from tallystick.protocol.plaintext_heads import RequestHead, join_request
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, MESSAGES, check_route, media_type
-from tallystick.protocol.wire import RequestHead, join_request
 from tallystick.runtime.multipart import add_field, read_field
 
 MAX_MODEL_NAME = 256

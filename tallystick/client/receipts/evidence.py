@@ -30,9 +30,10 @@ from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, Fault, TallyError
 from tallystick.protocol.json_members import read_count, read_items, read_text
 from tallystick.protocol.messages import Order, Receipt, Terms
+from tallystick.protocol.plaintext_heads import split_request
 from tallystick.protocol.sealing import Transcript, commit_request
 from tallystick.protocol.types import Address, JobId, parse_address
-from tallystick.protocol.wire import dumps, loads, split_request
+from tallystick.protocol.wire import dumps, loads
 
 FORMAT = "evidence/1"
 MAX_OTHER_RECEIPTS = 8

@@ -23,9 +23,10 @@ from tallystick.client.receipts.price_check import check_against_order
 from tallystick.protocol.eip712 import Domain, Signed, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, TallyError
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
+from tallystick.protocol.plaintext_heads import load_response_head, split_request
 from tallystick.protocol.sealing import Transcript, commit_request
 from tallystick.protocol.types import format_amount, parse_address
-from tallystick.protocol.wire import dumps, load_response_head, loads, split_request
+from tallystick.protocol.wire import dumps, loads
 
 FORMAT = "proof/1"
 MAX_BYTES = 256 * 1024 * 1024

@@ -18,7 +18,7 @@ from tallystick.client.config import ClientConfig, TokenAudit
 from tallystick.client.openai.message_text import COUNTABLE_ROUTES, Texts, answer_texts, request_texts
 from tallystick.protocol.errors import BadMessage, BadReceipt
 from tallystick.protocol.messages import Receipt
-from tallystick.protocol.wire import load_response_head, split_request
+from tallystick.protocol.plaintext_heads import load_response_head, split_request
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -23,10 +23,10 @@ from tallystick.client.sdk.stream import TextStream
 from tallystick.client.selection.options import RequestOptions
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.messages import Receipt
+from tallystick.protocol.plaintext_heads import ResponseHead
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import CHAT
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import ResponseHead
 
 P = ParamSpec("P")
 R = TypeVar("R")

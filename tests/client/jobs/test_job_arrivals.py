@@ -7,7 +7,8 @@ import pytest
 from tallystick.client.jobs.job import arrivals_of
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.errors import BadMessage, BadSeal, Fault, TallyError
-from tallystick.protocol.wire import Kind, ResponseHead, dump_response_head, pack_frame
+from tallystick.protocol.plaintext_heads import ResponseHead, dump_response_head
+from tallystick.protocol.wire import Kind, pack_frame
 from tests.client.fake_coordinator import CHAT, EVENTS, STREAM, WORDS, FakeMarket, Session, event
 
 PIECES = [*map(event, WORDS), b"data: [DONE]\n\n"]

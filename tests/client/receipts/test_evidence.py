@@ -18,10 +18,10 @@ from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature, Unavailable
 from tallystick.protocol.messages import Outcome
+from tallystick.protocol.plaintext_heads import RequestHead, join_request
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.sealing import Transcript, commit_request
 from tallystick.protocol.types import Amount
-from tallystick.protocol.wire import RequestHead, join_request
 from tests.client.fake_coordinator import BODY, CHAT, FakeMarket, Session, completion, honest
 from tests.client.parties import ALICE, DOMAIN, MODEL, NOW, NOW_S, PAYER, bill, place, signer
 from tests.client.receipts.test_token_audit import tokenizer

@@ -20,8 +20,9 @@ from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, BadReceipt
 from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.plaintext_heads import RequestHead, ResponseHead, dump_response_head, join_request
 from tallystick.protocol.pricing import Usage
-from tallystick.protocol.wire import RequestHead, ResponseHead, dump_response_head, dumps, join_request
+from tallystick.protocol.wire import dumps
 from tests.client.fake_coordinator import BODY, CHAT, EVENTS, FakeMarket, Session, event
 from tests.client.parties import MODEL, bill, place
 

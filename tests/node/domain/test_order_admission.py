@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from node.domain.admission_rules import AdmissionRules
 from node.domain.order_admission import check_request
 from tallystick.protocol.errors import BadSignature, Code, Fault, Refusal, Unavailable
+from tallystick.protocol.plaintext_heads import join_request
 from tallystick.protocol.sealing import commit_request
 from tallystick.protocol.types import Amount, Hash, JobId
-from tallystick.protocol.wire import join_request
 from tests.node.harness import CHAT, DOMAIN, LINK, NOW, OFFER, PROVIDER, Client, admission, make_asks, signer
 
 BOOK = make_asks()

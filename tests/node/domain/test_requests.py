@@ -12,8 +12,9 @@ from tallystick.client.openai.requests import summarise
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.openai_wire import OUTPUT_LIMITS
+from tallystick.protocol.plaintext_heads import RequestHead
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
-from tallystick.protocol.wire import RequestHead, dumps, loads
+from tallystick.protocol.wire import dumps, loads
 from tests.node.harness import OFFER
 
 

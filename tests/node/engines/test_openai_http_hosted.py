@@ -19,9 +19,9 @@ from node.engines.openai_http import OpenAIEngine
 from node.engines.probe import probe
 from node.ports import EngineEvent, ResponseEnd, ResponseStart
 from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.plaintext_heads import RequestHead
 from tallystick.protocol.routes import CHAT
 from tallystick.protocol.usage_reports import ReportedUsage
-from tallystick.protocol.wire import RequestHead
 from tallystick.runtime.serving import serving
 from tests.node.engines.hosted import HOSTED, KEY, HostedApi
 from tests.node.engines.test_openai_http import body

@@ -16,10 +16,11 @@ from node.ports import ReceiptRecord, ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryChain, ScriptedEngine
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.messages import Outcome
+from tallystick.protocol.plaintext_heads import ResponseHead
 from tallystick.protocol.sealing import HYBRID, SealingKey
 from tallystick.protocol.types import Amount
 from tallystick.protocol.usage_reports import ReportedUsage
-from tallystick.protocol.wire import INITIAL_CREDIT, CancelReason, Failure, Kind, ResponseHead
+from tallystick.protocol.wire import INITIAL_CREDIT, CancelReason, Failure, Kind
 from tests.node.harness import CHAT, NOW, PRICES, Client, PlacedJob, RunnerHarness, signer
 
 HEAD = ResponseStart(200, "text/event-stream")
