@@ -19,6 +19,7 @@ from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.link import ClaimRequest, LateReceipt
 from tallystick.protocol.messages import LogHead, Order, Receipt, Terms
 from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.wire import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,18 @@ class Backing:
 
 
 Handler = Callable[[bytes], None]
+
+
+class ChunkSink(Protocol):
+    """Takes chunks of a job's response on their way to its client, without a turn of the job's task."""
+
+    def takes(self, size: int) -> bool:
+        """Whether a chunk of `size` bytes can be put now and leaves room for another, so that nobody needs to wait."""
+        ...
+
+    def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:
+        """Takes a frame. Returns whether the job must wait before the next one. `more`: the next frame is there already."""
+        ...
 
 
 def node_subject(provider: Address) -> str:

@@ -29,7 +29,8 @@ connection, node or payer, [all] over everything.
   max_waiting_mib, 256, among the running jobs of their payer and address, for at most max_wait_seconds, 600. The payer must have
   signed their orders and could pay when they entered. A slot is kept 15 s for the job that it was granted to.
 - Hedged jobs: hedge_share of all and of each payer's jobs. Counts of payers and of providers for that: [all] 10,000 each.
-- Ids of placed jobs, which detect replays: kept for max_order_seconds, 3,600.
+- Ids of placed jobs, which detect replays: kept for max_order_seconds, 3,600, and an eighth
+  of that longer at most.
 - Bodies of jobs, complete or not, until their jobs end: [a] max_bodies_mib_per_address, 128; [all] max_bodies_mib, 1,024. When
   that is used up, the address that holds most loses its largest unfinished body. [c] max_body_mib, 32, within 15 s plus
   the transfer time at 64 KiB/s. Old responses that are read again count as bodies.

@@ -72,6 +72,10 @@ class LinkStream:
         self.task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
+    def takes(self, size: int) -> bool:
+        """See ChunkSink."""
+        return self.room > size + RECORD_HEAD and not (self.abandoned or self.link.paused)
+
     def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:  # noqa: ARG002 - frames are joined anyway
         """See FrameSink."""
         if self.abandoned:

@@ -20,7 +20,7 @@ from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.http.request_bodies import BodyReservation, RequestBodies
 from coordinator.http.response_buffer import ResponseBuffer, ResponseBuffers, Retention
 from coordinator.jobs.market import Market
-from coordinator.ports import ResponseStore, StoredResponse
+from coordinator.ports import ChunkSink, ResponseStore, StoredResponse
 from tallystick.protocol.errors import TallyError, Unavailable
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import Kind, Submission, pack_frame
@@ -31,15 +31,11 @@ STALL_SECONDS = 45
 """A client that takes nothing for this long counts as gone. A provider may stay silent for longer, so it is not at fault."""
 
 
-class FrameSink(Protocol):
+class FrameSink(ChunkSink, Protocol):
     """Takes the frames of a job."""
 
     abandoned: bool
     """Whether nobody reads the job any more, so that it is to be cancelled."""
-
-    def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:
-        """Takes a frame. Returns whether the job must `wait` before the next one. `more`: the next frame is there already."""
-        ...
 
     async def wait(self) -> None:
         """Waits until there is room for another frame."""
@@ -139,7 +135,7 @@ class JobService:
             del submission
             if sink.abandoned:
                 market.cancel(job.id)
-            async with aclosing(market.run(job)) as frames:
+            async with aclosing(market.run(job, sink)) as frames:
                 async for kind, payload in frames:
                     if kept is not None and kind is Kind.RECEIPT:
                         await self._keep(job.id, kept, pack_frame(kind, payload))

@@ -30,7 +30,7 @@ from coordinator.domain.resource_bounds import (
     MAX_LINK_FRAME,
 )
 from coordinator.domain.token_bucket import TokenBucket
-from coordinator.http.node_link import LinkClosed, NodeLink
+from coordinator.http.node_link import LinkClosed, NodeLink, queue_all
 from coordinator.http.watchdog import Watchdog
 from coordinator.jobs.live_job import InboxOverrun
 from coordinator.jobs.market import Market
@@ -50,7 +50,7 @@ from tallystick.protocol.link import Beat, Challenge, ClaimRequest, Hello, LateR
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import LINK_HEAD, Failure, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.connection_limiter import address_key
-from tallystick.runtime.websocket import FILTER_EXTENSION, FRAME_LIMIT_EXTENSION
+from tallystick.runtime.websocket import FILTER_EXTENSION, FRAME_LIMIT_EXTENSION, WRITE_EXTENSION
 
 log = structlog.get_logger()
 _FOR_RUNNING_JOBS = frozenset({Kind.CHUNK, Kind.ACCEPT, Kind.FAIL, Kind.RECEIPT})
@@ -105,11 +105,12 @@ class NodeHub:
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection, from its handshake to its end (ASGI websocket)."""
         await receive()
-        set_limit = (scope.get("extensions") or {}).get(FRAME_LIMIT_EXTENSION, int)
+        extensions = scope.get("extensions") or {}
+        set_limit = extensions.get(FRAME_LIMIT_EXTENSION, int)
         set_limit(MAX_HELLO)
         await send({"type": "websocket.accept"})
         address = (scope.get("client") or ("",))[0]
-        link = NodeLink(receive, send, address, self._queued)
+        link = NodeLink(receive, send, address, self._queued, extensions.get(WRITE_EXTENSION, queue_all))
         try:
             with self._counted(address):
                 self._rate_limiter.check_address(address)
@@ -117,7 +118,7 @@ class NodeHub:
                 with contextlib.closing(Watchdog(HELLO_SECONDS)) as watchdog:
                     provider, hello = await self._authenticate(link, scope, watchdog)
                 set_limit(MAX_LINK_FRAME)
-                set_filter = (scope.get("extensions") or {}).get(FILTER_EXTENSION, id)
+                set_filter = extensions.get(FILTER_EXTENSION, id)
                 set_filter(lambda frame: self._deliver(link, provider, frame))
                 with contextlib.closing(Watchdog(SILENCE_SECONDS)) as watchdog:
                     await self._serve_node(link, provider, hello, watchdog)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import Receive, Send
@@ -24,13 +25,27 @@ class LinkClosed(Exception):
     """The node's connection ended."""
 
 
+def queue_all(_frame: bytes) -> bool:
+    """Sends nothing at once, for a server that cannot."""
+    return False
+
+
 class NodeLink:
     """One connection. A node that lets its queue fill up is disconnected, and its jobs fail over."""
 
-    def __init__(self, receive: Receive, send: Send, address: str, queued: Counter[str]) -> None:
-        """`queued`: the bytes that wait, by address; this link counts its own bytes there."""
+    def __init__(
+        self,
+        receive: Receive,
+        send: Send,
+        address: str,
+        queued: Counter[str],
+        try_send: Callable[[bytes], bool] = queue_all,
+    ) -> None:
+        """`queued`: the bytes that wait, by address; this link counts its own bytes there. `try_send`: sends a frame at once if
+        the node reads (websocket.WRITE_EXTENSION).
+        """
         self.address = address
-        self._receive, self._send = receive, send
+        self._receive, self._send, self._try_send = receive, send, try_send
         self._key, self._queued, self._waiting = address_key(address), queued, 0
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue(OUTBOX_FRAMES)
         self._closed = self._overflowed = False
@@ -40,11 +55,14 @@ class NodeLink:
         self._failure: Exception | None = None
 
     def enqueue(self, frame: bytes) -> bool:
-        """Queues a frame. Returns False for a job that does not fit into the bytes of this address; it is not queued.
+        """Sends a frame, or queues it if the node does not read at once. Returns False for a job that does not fit into the bytes
+        of this address; it is not queued.
 
         Small frames are always queued. Otherwise jobs that fill the queue exactly, or another link of the address that does not
         read, would close the link of a working node.
         """
+        if not self._waiting and not self._closed and self._try_send(frame):
+            return True
         if self._waiting and len(frame) > SMALL_FRAME_BYTES and self._queued[self._key] + len(frame) > OUTBOX_BYTES:
             if frame[0] == Kind.DISPATCH:
                 return False

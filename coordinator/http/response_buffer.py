@@ -110,6 +110,10 @@ class ResponseBuffer:
         self._waiting.append(future)
         await future
 
+    def takes(self, size: int) -> bool:
+        """See ChunkSink. Once the response is not kept, its reader is waited for."""
+        return self.whole and self.size + size + FRAME_OVERHEAD_BYTES <= self._max_bytes
+
     def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:
         """See FrameSink."""
         return self.put_frame(pack_frame(kind, payload), more=more)

@@ -21,6 +21,11 @@ class Inbox(Generic[T]):
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def awaited(self) -> bool:
+        """Whether the reader waits and no item was put since, so that it has handled all former ones."""
+        return self._waiting is not None and not self._waiting.done()
+
     def put(self, item: T) -> None:
         """Appends an item, and wakes the reader."""
         self._items.append(item)

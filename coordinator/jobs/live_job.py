@@ -9,7 +9,7 @@ from coordinator.domain.job_queue import QueuedJob
 from coordinator.domain.resource_bounds import INBOX_FRAMES
 from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.inbox import Inbox
-from coordinator.ports import JobRecord
+from coordinator.ports import ChunkSink, JobRecord
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.jobs import TERMINAL, Event, State, step
 from tallystick.protocol.types import Address, JobId
@@ -52,6 +52,8 @@ class LiveJob:
     """Its last place in the queue, to which it returns if an attempt fails: what it cost its payer's turn is counted once."""
     woken: LeanEvent = field(default_factory=LeanEvent)
     """Set when the job's wait for a slot ends or it is cancelled."""
+    sink: ChunkSink | None = field(default=None, repr=False)
+    """Takes chunks at once while the job's task waits for a frame; None: each frame passes through the task."""
     frames: Inbox[tuple[Attempt, bytes]] | None = field(default=None, repr=False)
     """The inbox. A job that waits for its first slot has none, since there may be thousands of them."""
 

@@ -2,7 +2,7 @@
 
 `place_order` admits a job, for which the matchmaker finds a provider. `run` drives the job: match, relay, failover, receipt. What
 happens at its nodes is the relay's part. The frames of a job arrive in its inbox; the caller of `run` passes on the frames that
-it yields. All I/O goes through ports; time comes from two clocks.
+it yields. A chunk that need not wait goes to the client's sink at once. All I/O goes through ports; time comes from two clocks.
 
 While the reader of a job's frames takes one, no deadline runs against the provider. The reader has an allowance of its own
 (`JobLimits.reader`), shorter than the nodes' own allowance. When it is used up, the job is cancelled for its client.
@@ -15,13 +15,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 import structlog
 
 from coordinator.domain.limits import JobLimits, check_order
+from coordinator.domain.seen_jobs import SeenJobs
 from coordinator.jobs.deadlines import enforce_deadlines
 from coordinator.jobs.decision_keeper import DecisionKeeper
 from coordinator.jobs.deferred_writes import DeferredWrites
@@ -32,7 +33,7 @@ from coordinator.jobs.matchmaker import Matchmaker
 from coordinator.jobs.receipts import Receipts
 from coordinator.jobs.relay import GONE, Relay, not_relayed
 from coordinator.jobs.slot_queue import SlotQueue
-from coordinator.ports import Bus, Funds, JobStore, LogStore
+from coordinator.ports import Bus, ChunkSink, Funds, JobStore, LogStore
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import State
@@ -81,8 +82,7 @@ class Market:
         self._slot_queue = SlotQueue(maker, limits, address=self.address, now=now, tick=tick)
         self._live: dict[JobId, LiveJob] = {}
         self._running: Counter[Address] = Counter()
-        self._seen: OrderedDict[JobId, int] = OrderedDict()
-        """When each job was placed, for as long as a replay is possible."""
+        self._seen = SeenJobs(limits.max_order_seconds)
         self._writes = DeferredWrites(store, self.reputation, maker.speeds)
         self.hedging = Hedging(maker, limits.hedge_share, tick, later)
         self._decision_keeper = DecisionKeeper(self.decision_log, log_store)
@@ -109,7 +109,7 @@ class Market:
         """Loads the store's state: recent jobs, to detect replays, the totals of all tabs, and the providers' reputation."""
         now = int(self._now())
         stored = await self._store.load_state(now, now - self.limits.max_order_seconds)
-        self._seen = OrderedDict.fromkeys(stored.jobs, now)
+        self._seen.restore(stored.jobs, now)
         if stored.jobs:
             self.matchmaker.restarted()
         for (payer, provider), total in stored.totals.items():
@@ -196,12 +196,12 @@ class Market:
             text = f"this payer already runs {self.limits.jobs_per_payer} jobs here, the maximum per payer; wait for one to end"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
         job = LiveJob(submission, created_at=now, started=self._tick(), last_frame_at=self._tick())
-        self._seen[job.id] = now
+        self._seen.add(job.id, now)
         self._running[job.payer] += 1
         try:
             await self._slot_queue.match_or_enter(job)
         except BaseException:
-            self._seen.pop(job.id, None)
+            self._seen.discard(job.id)
             self._count_out(job.payer)
             raise
         self._live[job.id] = job
@@ -217,11 +217,12 @@ class Market:
 
     # Jobs
 
-    async def run(self, job: LiveJob) -> AsyncGenerator[tuple[Kind, bytes], None]:
-        """Drives an admitted job to its end and yields the frames for its client.
+    async def run(self, job: LiveJob, sink: ChunkSink | None = None) -> AsyncGenerator[tuple[Kind, bytes], None]:
+        """Drives an admitted job to its end and yields the frames for its client, but for the chunks that `sink` takes at once.
 
         If the client leaves, the caller calls `cancel` and iterates to the end. Closing the generator early fails the job.
         """
+        job.sink = sink
         try:
             while not job.ended:
                 steps = self._next_attempt(job) if job.state is State.QUEUED else self._relay.attempts(job)
@@ -295,16 +296,15 @@ class Market:
         if (late.order.message.coordinator, late.order.message.provider) != (self.address, provider):
             raise BadReceipt(f"receipt: expected an order on {provider} through {self.address}, got another party")
         await self._receipts.accept_unknown(job_id, late)
-        self._seen.setdefault(job_id, int(self._now()))
+        self._seen.add(job_id, int(self._now()))
 
     def sweep(self) -> None:
         """Runs once a second: ends overdue jobs, sends signs of life for silent ones, forgets old ids, retries failed writes."""
-        tick, horizon = self._tick(), int(self._now()) - self.limits.max_order_seconds
+        tick = self._tick()
         for job in list(self._live.values()):
             if job.at_node:
                 enforce_deadlines(job, tick, self.limits, cancel=self.cancel, stop=self._relay.stop)
         self._slot_queue.sweep()
-        while self._seen and next(iter(self._seen.values())) <= horizon:
-            self._seen.popitem(last=False)
+        self._seen.sweep(int(self._now()))
         self._writes.retry()
         self._decision_keeper.save()

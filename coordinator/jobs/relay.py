@@ -89,7 +89,9 @@ class Relay:
             if attempt.outrun and frame[0] not in (Kind.FAIL, Kind.RECEIPT):
                 return
             if frame[0] == Kind.CHUNK:
-                attempt.chunk_arrived(self._tick())
+                attempt.chunk_arrived(tick := self._tick())
+                if job.sink is not None and self._pass_on(job, attempt, frame, tick):
+                    return
             # A node signs no receipt that charges before it knows that no other attempt begins. Empty credit tells it so as
             # soon as its output arrives: a reader that takes nothing must not make this coordinator seem silent.
             if job.deliver(attempt, frame):
@@ -98,6 +100,24 @@ class Relay:
 
         attempt.handler = deliver
         self._bus.attach(attempt.subject, deliver)
+
+    def _pass_on(self, job: LiveJob, attempt: Attempt, frame: bytes, tick: float) -> bool:
+        """Gives a chunk to the client's sink if the job's task would do nothing else with it. Returns False if it might."""
+        sink = job.sink
+        if (
+            sink is None
+            or job.state is not State.STREAMING
+            or job.attempt is not attempt
+            or attempt.delivered
+            or not job.inbox.awaited
+            or not sink.takes(len(frame))
+        ):
+            return False
+        payload = link_payload(frame)
+        self._note_chunk(job, attempt, payload, tick)
+        sink.put(Kind.CHUNK, payload)
+        self._grant_credit(job, attempt)
+        return True
 
     def decide(self, job: LiveJob, winner: Attempt) -> None:
         """Tells the node of every other attempt to stop, without a charge."""
@@ -180,14 +200,17 @@ class Relay:
     def _relay_chunk(self, job: LiveJob, attempt: Attempt, payload: bytes) -> Sequence[Frame]:
         if attempt.delivered or attempt.outrun:
             return ()  # the response has ended, or is not this one's; no client could open the chunk
-        if is_last(payload):
-            attempt.mark_delivered()
         if job.state is not State.STREAMING:
             job.move(Event.OUTPUT)
-        job.last_frame_at = self._tick()
-        job.extend(attempt, job.last_frame_at + self._limits.idle)
+        self._note_chunk(job, attempt, payload, self._tick())
         chunk = Kind.CHUNK, payload
         return (chunk,) if job.attempt is attempt else (self._choose(job, attempt), chunk)
+
+    def _note_chunk(self, job: LiveJob, attempt: Attempt, payload: bytes, tick: float) -> None:
+        if is_last(payload):
+            attempt.mark_delivered()
+        job.last_frame_at = tick
+        job.extend(attempt, tick + self._limits.idle)
 
     def _choose(self, job: LiveJob, attempt: Attempt) -> Frame:
         """Makes a second attempt the current one, and returns the MATCH that tells the client so."""

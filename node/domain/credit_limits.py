@@ -44,11 +44,11 @@ class CreditLimits:
 
     def earned_by(self, settled: int) -> int:
         """Returns the credit that a payer has earned by settling `settled` base units, in base units."""
-        return settled * self.percent_of_paid // 100
+        return int(settled) * self.percent_of_paid // 100
 
     def payer_limit(self, settled: int) -> int:
         """Returns the credit limit of a payer that has settled `settled` base units, in base units."""
-        return min(self.per_payer, self.new_payer + self.earned_by(settled))
+        return min(int(self.per_payer), int(self.new_payer) + self.earned_by(settled))
 
 
 class UnearnedCredit(NamedTuple):

@@ -45,4 +45,7 @@ def after(held: SignedCeilings, time: int) -> SignedCeilings:
 
 def highest(held: SignedCeilings, time: int) -> SignedCeiling | None:
     """Returns the highest ceiling that stays claimable after `time` (Unix seconds); None if there is none."""
-    return next((ceiling for ceiling in held if ceiling.claim_by > time), None)
+    for ceiling in held:
+        if ceiling.claim_by > time:
+            return ceiling
+    return None

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from node.domain.credit_limits import CreditLimits, DailyUnearnedCredit, UnearnedCredit
 from node.domain.signed_ceilings import SignedCeiling, SignedCeilings, add, after, highest
@@ -63,19 +64,18 @@ class StoredTab:
     claimed: Amount = Amount(0)
 
 
-@dataclass(frozen=True, slots=True)
-class PayerAccount:
+class PayerAccount(NamedTuple):
     """The account of one payer: its tab, its signed ceilings, its funds as last seen, its last order's time (Unix seconds).
 
     `written_off`: the part of its debt that is written off, in base units; `unearned`: its unearned credit.
     """
 
-    tab: ProviderTab = field(default_factory=ProviderTab)
+    tab: ProviderTab = ProviderTab()
     ceilings: SignedCeilings = ()
-    funds: Funds = field(default_factory=Funds)
+    funds: Funds = Funds()
     last_order_at: int = 0
     written_off: int = 0
-    unearned: UnearnedCredit = field(default_factory=UnearnedCredit)
+    unearned: UnearnedCredit = UnearnedCredit()
 
     @property
     def claim_by(self) -> int:
@@ -85,17 +85,17 @@ class PayerAccount:
     @property
     def owed(self) -> int:
         """The debt if every job in flight costs its maximum, in base units."""
-        return max(0, self.tab.cumulative + self.tab.in_flight - self.funds.settled)
+        return max(0, int(self.tab.cumulative) + int(self.tab.in_flight) - int(self.funds.settled))
 
     @property
     def unreserved(self) -> int:
         """The part of `owed` that no reservation covers."""
-        return max(0, self.owed - self.funds.reserved)
+        return max(0, self.owed - int(self.funds.reserved))
 
     @property
     def unsecured(self) -> int:
         """The part of `unreserved` that is not written off."""
-        return max(0, self.owed - self.written_off - self.funds.reserved)
+        return max(0, self.owed - self.written_off - int(self.funds.reserved))
 
     def write_off(self, now: int, write_off: int) -> int:
         """Returns the debt to write off at `now`, in base units.
@@ -104,8 +104,8 @@ class PayerAccount:
         unreserved debt.
         """
         best = highest(self.ceilings, now)
-        reach = max(self.funds.settled, best.amount if best else 0)
-        expired = max(0, self.tab.cumulative - reach)
+        reach = int(max(self.funds.settled, best.amount if best else 0))
+        expired = max(0, int(self.tab.cumulative) - reach)
         forgotten = not self.tab.in_flight and now >= self.last_order_at + write_off
         return max(expired, self.unreserved) if forgotten else expired
 
@@ -113,7 +113,10 @@ class PayerAccount:
         """Returns when more debt may have to be written off (Unix seconds); None if that cannot happen."""
         best = highest(self.ceilings, now)
         times = [best.claim_by if best else now, self.last_order_at + write_off]
-        return min((time for time in times if time > now), default=None)
+        return min([time for time in times if time > now], default=None)
+
+
+_UNKNOWN = PayerAccount()
 
 
 class Tabs:
@@ -137,7 +140,7 @@ class Tabs:
             for ceiling in (SignedCeiling(row.ceiling, row.claim_by), *row.lower_ceilings):
                 ceilings = add(ceilings, ceiling)
             account = PayerAccount(ProviderTab(row.seq, row.cumulative, row.ceiling), ceilings, Funds(row.settled, row.reserved))
-            self._put(row.payer, replace(account, last_order_at=row.last_order_at), row.last_order_at)
+            self._put(row.payer, account._replace(last_order_at=row.last_order_at), row.last_order_at)
             if max(row.settled, row.claimed) > row.cumulative:
                 self.chain_ahead[row.payer] = max(row.settled, row.claimed)
 
@@ -147,9 +150,9 @@ class Tabs:
         ceilings = add(former.ceilings, SignedCeiling(order.ceiling, order.claim_by))
         total = Amount(max(former.tab.cumulative, receipt.cumulative_cost))
         ceiling = ceilings[0].amount if ceilings else former.tab.ceiling
-        tab = replace(former.tab, seq=max(former.tab.seq, receipt.seq), cumulative=total, ceiling=ceiling)
+        tab = former.tab._replace(seq=max(former.tab.seq, receipt.seq), cumulative=total, ceiling=ceiling)
         last_at = max(former.last_order_at, receipt.finished_at)
-        self._put(receipt.payer, replace(former, tab=tab, ceilings=ceilings, last_order_at=last_at), receipt.finished_at)
+        self._put(receipt.payer, former._replace(tab=tab, ceilings=ceilings, last_order_at=last_at), receipt.finished_at)
         if self.chain_ahead.get(receipt.payer, total + 1) <= total:
             del self.chain_ahead[receipt.payer]
             self.on_stale_state()
@@ -179,7 +182,7 @@ class Tabs:
 
     def account(self, payer: Address) -> PayerAccount:
         """Returns a payer's account; an empty one for an unknown payer."""
-        return self._accounts.get(payer) or PayerAccount()
+        return self._accounts.get(payer, _UNKNOWN)
 
     def most_recent_payers(self, limit: int) -> list[Address]:
         """Returns at most `limit` payers, most recent order first."""
@@ -217,10 +220,10 @@ class Tabs:
             )
         ceilings = add(after(former.ceilings, now), SignedCeiling(order.ceiling, order.claim_by))
         best = highest(ceilings, margin)
-        tab = replace(former.tab, ceiling=best.amount if best else Amount(0))
+        tab = former.tab._replace(ceiling=best.amount if best else Amount(0))
         security = Security(seen.settled, seen.reserved, Amount(self._credit_limit(former, seen.settled)))
-        account = replace(former, tab=tab.admit(order, max_cost, security), ceilings=ceilings, funds=seen, last_order_at=now)
-        if seen.known and account.owed > seen.free + seen.reserved:
+        account = former._replace(tab=tab.admit(order, max_cost, security), ceilings=ceilings, funds=seen, last_order_at=now)
+        if seen.known and account.owed > int(seen.free) + int(seen.reserved):
             raise Refusal(
                 Code.INSUFFICIENT_FUNDS,
                 f"the payer would owe {format_amount(Amount(account.owed))} dollars, but its purse has "
@@ -237,7 +240,7 @@ class Tabs:
         """Continues a tab from a receipt that is stored, if this record ends before it: its write was thought to have failed."""
         tab = self.account(payer).tab
         if seq > tab.seq:
-            self._change(payer, replace(tab, seq=seq, cumulative=cumulative))
+            self._change(payer, tab._replace(seq=seq, cumulative=cumulative))
 
     def drop(self, payer: Address, max_cost: Amount) -> None:
         """Removes a job that ended without a receipt."""
@@ -248,7 +251,7 @@ class Tabs:
         former = self._accounts.get(payer)
         if former is None or not funds.known:
             return
-        self._put(payer, replace(former, funds=funds), self._now)
+        self._put(payer, former._replace(funds=funds), self._now)
         if funds.settled > former.tab.cumulative:
             self._note_ahead(payer, funds.settled)
 
@@ -275,18 +278,20 @@ class Tabs:
         limits = self._limits
         others = self._unsecured - account.unsecured
         granted, unearned = self._unearned.granted(self._now), self._unearned.aged(account.unearned)
-        left = max(0, limits.new_payers_per_day - (granted - unearned.recent))
-        return max(0, min(limits.payer_limit(settled), limits.total - others, limits.earned_by(settled) + unearned.old + left))
+        left = max(0, int(limits.new_payers_per_day) - (granted - unearned.recent))
+        return max(
+            0, min(limits.payer_limit(settled), int(limits.total) - others, limits.earned_by(settled) + unearned.old + left)
+        )
 
     def _change(self, payer: Address, tab: ProviderTab) -> None:
-        self._put(payer, replace(self.account(payer), tab=tab), self._now)
+        self._put(payer, self.account(payer)._replace(tab=tab), self._now)
 
     def _put(self, payer: Address, account: PayerAccount, at: int) -> None:
         """Stores an account and updates the sums over all accounts; `at` is when the debt arose."""
-        former = self._accounts.get(payer) or PayerAccount()
+        former = self.account(payer)
         unearned = max(0, account.unreserved - self._limits.earned_by(account.funds.settled))
         written_off = account.write_off(self._now, self._limits.write_off_after)
-        account = replace(account, written_off=written_off, unearned=self._unearned.update(former.unearned, unearned, at))
+        account = account._replace(written_off=written_off, unearned=self._unearned.update(former.unearned, unearned, at))
         self._unsecured += account.unsecured - former.unsecured
         self._written_off += account.written_off - former.written_off
         if account.tab.seq or account.tab.in_flight:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -25,6 +24,7 @@ from node.domain.upstream_models import UpstreamModel, read_models
 from node.engines.addresses import base_addresses
 from node.engines.api_key import auth_headers
 from node.engines.bodies import read_on, read_start
+from node.engines.engine_connector import EngineConnector, RequestBody
 from node.engines.engine_settings import EngineSettings
 from node.engines.error_words import Censor, error_body, read_document, words_of
 from node.engines.framing import answer_form, as_document, as_stream
@@ -61,15 +61,16 @@ class OpenAIEngine:
     async def models(self) -> tuple[UpstreamModel, ...]:
         """The models that the engine serves now; empty if it has no model list. Raises Unavailable."""
         settings = self._settings
-        async with self._faults(), asyncio.timeout(settings.check_seconds):
-            for base in (self._base, *self._other_bases):
-                async with self._get(base.route(MODELS)) as response:
-                    if response.status in (404, 405):
-                        continue
-                    self._check_status(response.status)
-                    models = read_models(await self._read_all(response, settings.max_answer_bytes))
-                    self._base, self._other_bases = base, []
-                    return models
+        with self._faults():
+            async with asyncio.timeout(settings.check_seconds):
+                for base in (self._base, *self._other_bases):
+                    async with self._get(base.route(MODELS)) as response:
+                        if response.status in (404, 405):
+                            continue
+                        self._check_status(response.status)
+                        models = read_models(await self._read_all(response, settings.max_answer_bytes))
+                        self._base, self._other_bases = base, []
+                        return models
         return ()
 
     async def load(self) -> EngineLoad | None:
@@ -94,28 +95,30 @@ class OpenAIEngine:
         """See ports.Engine."""
         accept = EVENT_STREAM if request.stream else JSON if request.is_completion or request.path == EMBEDDINGS else "*/*"
         headers = {"content-type": request.content_type, "accept": accept}
-        async with self._faults(), self._post(request, headers) as response:
-            if response.status not in ANSWERED:
-                for event in await self._read_error(response):
-                    yield event
-                return
-            start = await read_start(response)
-            form = answer_form(response.content_type, start, request)
-            if form is None:
-                expected = EVENT_STREAM if request.stream else JSON
-                raise EngineBroken(f"the content type {response.content_type[:60]!r} instead of {expected}")
-            if form == JSON:
-                for event in self._read_whole(start + await self._read_all(response, self._settings.max_answer_bytes), request):
-                    yield event
-            elif form == EVENT_STREAM and not request.stream and (request.is_completion or request.path in (RESPONSES, MESSAGES)):
-                for event in await self._assemble(response, start, request):
-                    yield event
-            else:
-                read = self._read_stream if form == EVENT_STREAM else self._read_bytes
-                yield ResponseStart(200, _bounded_type(form))
-                async with aclosing(read(response, start, request)) as events:
-                    async for event in events:
+        with self._faults():
+            async with await self._post(request, headers) as response:
+                if response.status not in ANSWERED:
+                    for event in await self._read_error(response):
                         yield event
+                    return
+                start = await read_start(response)
+                form = answer_form(response.content_type, start, request)
+                if form is None:
+                    expected = EVENT_STREAM if request.stream else JSON
+                    raise EngineBroken(f"the content type {response.content_type[:60]!r} instead of {expected}")
+                if form == JSON:
+                    body = start + await self._read_all(response, self._settings.max_answer_bytes)
+                    for event in self._read_whole(body, request):
+                        yield event
+                elif form == EVENT_STREAM and not request.stream and _is_text(request):
+                    for event in await self._assemble(response, start, request):
+                        yield event
+                else:
+                    read = self._read_stream if form == EVENT_STREAM else self._read_bytes
+                    yield ResponseStart(200, _bounded_type(form))
+                    async with aclosing(read(response, start, request)) as events:
+                        async for event in events:
+                            yield event
 
     async def _read_error(self, response: aiohttp.ClientResponse) -> tuple[EngineEvent, ...]:
         """The engine's own error if it blames the request. Raises Unavailable if the engine is busy, and EngineBroken."""
@@ -161,8 +164,7 @@ class OpenAIEngine:
             yield ResponsePart(data, has_output=True)
         yield ResponseEnd()
 
-    @asynccontextmanager
-    async def _post(self, request: EngineRequest, headers: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _post(self, request: EngineRequest, headers: dict[str, str]) -> aiohttp.ClientResponse:
         """Posts a request to the first meaning of the base URL that has its route, until one is known to be meant."""
         for base in (bases := (self._base, *self._other_bases)):
             response = await self._send(base.route(request.path), request, headers)
@@ -171,8 +173,7 @@ class OpenAIEngine:
             if response.status not in (404, 405) or base is bases[-1]:
                 break
             response.release()
-        async with response:
-            yield response
+        return response
 
     async def _send(self, address: str, request: EngineRequest, headers: dict[str, str]) -> aiohttp.ClientResponse:
         """If a request fails on a reused connection, it is sent again, until a new connection was used.
@@ -180,18 +181,17 @@ class OpenAIEngine:
         Some engines silently close a connection after a stream. A request on such a connection never reached them.
         """
         while True:
-            trace = _Trace(request)
+            body = RequestBody(request)
             posting = self._open().post(
                 address,
-                data=request.body,
+                data=body,
                 headers=headers | auth_headers(self._settings.api_key),
                 allow_redirects=False,
-                trace_request_ctx=trace,
             )
             try:
                 return await posting
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if not trace.reused_connection:
+                if not body.reused_connection:
                     raise
 
     async def _read_stream(
@@ -288,8 +288,8 @@ class OpenAIEngine:
         if status not in ANSWERED:
             raise EngineBroken(f"the status {status}", words)
 
-    @asynccontextmanager
-    async def _faults(self) -> AsyncIterator[None]:
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
         """Raises Unavailable, with the engine's fault, for everything that goes wrong with the engine.
 
         Its text quotes nothing. The engine's own words are its `private_reason`.
@@ -322,13 +322,9 @@ class OpenAIEngine:
         """The HTTP session, created inside the running event loop."""
         if self._session is None:
             settings = self._settings
-            traces = aiohttp.TraceConfig()
-            traces.on_connection_reuseconn.append(_mark_reused)
-            traces.on_request_chunk_sent.append(_mark_sent)
             self._session = aiohttp.ClientSession(
                 headers={"accept-encoding": "identity"},
-                trace_configs=[traces],
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+                connector=EngineConnector(limit=0, keepalive_timeout=30),
                 # The runner's deadlines bound the answer; this bounds only the time before it.
                 timeout=aiohttp.ClientTimeout(
                     total=None, connect=settings.connect_seconds, sock_connect=settings.connect_seconds
@@ -337,26 +333,6 @@ class OpenAIEngine:
                 trust_env=settings.trust_env,
             )
         return self._session
-
-
-@dataclass(slots=True)
-class _Trace:
-    """One attempt at a request, and whether it used a connection that had served another request."""
-
-    request: EngineRequest
-    reused_connection: bool = False
-
-
-async def _mark_reused(_session: aiohttp.ClientSession, context: Any, _params: aiohttp.TraceConnectionReuseconnParams) -> None:
-    """Called when the request uses a kept connection."""
-    if context.trace_request_ctx is not None:
-        context.trace_request_ctx.reused_connection = True
-
-
-async def _mark_sent(_session: aiohttp.ClientSession, context: Any, _params: aiohttp.TraceRequestChunkSentParams) -> None:
-    """Called when the body, which is one chunk, was sent."""
-    if context.trace_request_ctx is not None:
-        context.trace_request_ctx.request.on_sent()
 
 
 def read_wait(header: str) -> int | None:
@@ -369,6 +345,10 @@ def read_wait(header: str) -> int | None:
         return read_retry_after(math.ceil(parsedate_to_datetime(header).timestamp() - time.time()))
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+def _is_text(request: EngineRequest) -> bool:
+    return request.is_completion or request.path in (RESPONSES, MESSAGES)
 
 
 def _bounded_type(content_type: str) -> str:

@@ -67,10 +67,6 @@ MAX_HELD_BYTES = 1 << 20
 """Bytes that an engine may send before any output."""
 
 
-def _now() -> float:
-    return asyncio.get_running_loop().time()
-
-
 class StopReason(Enum):
     """Why a running job is stopped from outside."""
 
@@ -99,7 +95,10 @@ class JobResult(NamedTuple):
 
 
 class Job:
-    """See the module's docstring. `order_stored` is the write of the order; no output leaves before it is done."""
+    """See the module's docstring. `order_stored` is the write of the order; no output leaves before it is done.
+
+    `queue_seconds`: how long the job may wait for a slot.
+    """
 
     def __init__(
         self,
@@ -111,9 +110,11 @@ class Job:
         order_stored: asyncio.Future[None],
         sealing_key: SealingKey,
         deadlines: Deadlines,
+        queue_seconds: float,
     ) -> None:
         self.link, self.admitted, self.engine, self.order_stored = link, admitted, engine, order_stored
-        self._sealing_key, self._deadlines = sealing_key, deadlines
+        self._sealing_key, self._deadlines, self._queue_seconds = sealing_key, deadlines, queue_seconds
+        self._clock = asyncio.get_running_loop().time
         self._dispatch: Dispatch | None = dispatch
         self._content_key: ContentKey | None = None
         self._delivery: Delivery | None = None
@@ -126,7 +127,7 @@ class Job:
         """Whether another provider had the job too and was faster, even if the response had already ended."""
         self._reader_timer = ReaderTimer(deadlines.reader)
         self._phase = "opening the request"
-        self._started_at = _now()
+        self._started_at = self._clock()
         self._slot_at: float | None = None
         self._queued_at_engine = False
         self._first_output_at: float | None = None
@@ -175,7 +176,7 @@ class Job:
     @property
     def total_seconds(self) -> float:
         """Seconds that the job has taken so far, without the waits for its reader."""
-        return _now() - self._started_at - self._reader_timer.spent
+        return self._clock() - self._started_at - self._reader_timer.spent
 
     @property
     def request_opened(self) -> bool:
@@ -259,8 +260,8 @@ class Job:
         del dispatch
         self._phase = "waiting for a slot"
         self._keep_alive()
-        async with asyncio.timeout(limits.total) as self._reader_timer.engine_deadline, self.engine.slot(limits.queue):
-            self._phase, self._slot_at, self._engine_asked = "waiting for the first output", _now(), True
+        async with asyncio.timeout(limits.total) as self._reader_timer.engine_deadline, self.engine.slot(self._queue_seconds):
+            self._phase, self._slot_at, self._engine_asked = "waiting for the first output", self._clock(), True
             self._queued_at_engine = self.engine.slot_limiter.running > self.engine.slots
             async with (
                 IdleTimeout(first_token) as phase,
@@ -323,7 +324,7 @@ class Job:
 
     async def _first_output(self) -> None:
         if self._first_output_at is None:
-            self._first_output_at = _now()
+            self._first_output_at = self._clock()
             self._phase = "waiting for the next output"
             if not self.order_stored.done():
                 await asyncio.shield(self.order_stored)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from node.domain.slot_limiter import SlotLimiter
 from node.domain.usage_meter import Throughput
@@ -147,23 +147,33 @@ class PooledEngine:
 
         self._later(LOOK_SECONDS, act)
 
-    @asynccontextmanager
-    async def slot(self, seconds: float) -> AsyncIterator[None]:
-        """Holds a slot. Raises Unavailable (`node_busy`) if none becomes free within `seconds`.
+    def slot(self, seconds: float) -> Slot:
+        """Holds a slot for a block. Raises Unavailable (`node_busy`) if none becomes free within `seconds`.
 
         An engine that refuses the job meanwhile because it is busy is taken at its word at once.
         """
-        if not self.slot_limiter.try_acquire():
-            try:
-                async with asyncio.timeout(seconds):
-                    await self.slot_limiter.acquire()
-            except TimeoutError:
-                raise Unavailable(Code.NODE_BUSY, f"no slot was free within {seconds} s", fault=Fault.PROVIDER) from None
+        return Slot(self, seconds)
+
+
+class Slot:
+    """See PooledEngine.slot."""
+
+    def __init__(self, pool: PooledEngine, seconds: float) -> None:
+        self._pool, self._seconds = pool, seconds
+
+    async def __aenter__(self) -> None:
+        limiter = self._pool.slot_limiter
+        if limiter.try_acquire():
+            return
         try:
-            yield
-        except Unavailable as error:
-            if (error.code, error.fault) == (Code.NODE_BUSY, Fault.ENGINE):
-                self.refused(error.retry_after)
-            raise
+            async with asyncio.timeout(self._seconds):
+                await limiter.acquire()
+        except TimeoutError:
+            raise Unavailable(Code.NODE_BUSY, f"no slot was free within {self._seconds} s", fault=Fault.PROVIDER) from None
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if isinstance(error, Unavailable) and (error.code, error.fault) == (Code.NODE_BUSY, Fault.ENGINE):
+                self._pool.refused(error.retry_after)
         finally:
-            self.slot_limiter.release()
+            self._pool.slot_limiter.release()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -282,7 +281,8 @@ class JobRunner:
             engine=pool,
             order_stored=self._store.begin(admitted, now),
             sealing_key=self._sealing_key,
-            deadlines=replace(self._deadlines, queue=queue),
+            deadlines=self._deadlines,
+            queue_seconds=queue,
         )
         self._jobs[admitted.job] = job
         pool.assigned += 1

@@ -202,17 +202,8 @@ class SqlStore:
 
     async def claimable(self, now: int, limit: int, skip: int = 0) -> list[ClaimableTab]:
         """See ports.ClaimStore."""
-        query = (
-            sa.select(tabs, orders.c.digest, orders.c.document)
-            .select_from(tabs)
-            .join(ceilings, has_best_order(now))
-            .join(orders, orders.c.id == ceilings.c.order_id)
-            .where(tabs.c.cumulative > tabs.c.settled, ceilings.c.ceiling > tabs.c.settled)
-            .order_by(tabs.c.since, tabs.c.payer)
-            .limit(limit)
-            .offset(skip)
-        )
-        rows = await self._db.read(lambda c: c.execute(query).mappings().all())
+        values = {"now": now, "size": limit, "skip": skip}
+        rows = await self._db.read(lambda c: c.execute(_CLAIMABLE, values).mappings().all())
         return [read_claimable_tab(row) for row in rows]
 
     async def record_funds(self, payer: Address, funds: Funds, at: int) -> None:
@@ -356,12 +347,24 @@ _UNFINISHED = (
 )
 
 
-def has_best_order(now: int) -> sa.ColumnElement[bool]:
+def has_best_order(now: int | sa.BindParameter[int]) -> sa.ColumnElement[bool]:
     """Whether a ceiling is the highest of its tab's payer that stays claimable after `now`."""
     live = ceilings.alias()
     query = sa.select(live.c.order_id).where(live.c.payer == tabs.c.payer, live.c.claim_by > now)
     query = query.order_by(live.c.ceiling.desc(), live.c.claim_by.desc()).limit(1)
     return sa.and_(ceilings.c.payer == tabs.c.payer, ceilings.c.order_id == query.correlate(tabs).scalar_subquery())
+
+
+_CLAIMABLE = (
+    sa.select(tabs, orders.c.digest, orders.c.document)
+    .select_from(tabs)
+    .join(ceilings, has_best_order(sa.bindparam("now")))
+    .join(orders, orders.c.id == ceilings.c.order_id)
+    .where(tabs.c.cumulative > tabs.c.settled, ceilings.c.ceiling > tabs.c.settled)
+    .order_by(tabs.c.since, tabs.c.payer)
+    .limit(sa.bindparam("size", type_=sa.Integer))
+    .offset(sa.bindparam("skip", type_=sa.Integer))
+)
 
 
 def _live_ceilings(now: int) -> sa.Select[Any]:

@@ -231,12 +231,12 @@ class LogMonitor:
         """Checks off what is among leaves in a row. It proves nothing of the others: they are asked for one by one."""
         first, end = span
         proven = len(shown.hashes) == end - first and includes_span(head.root, head.size, first, shown.hashes, shown.path)
-        for pending in self.pending:
+        for leaf, pending in tuple(self._pending.items()):
             index = pending.match.index
             if not first <= index < end:
                 continue
-            if proven and shown.hashes[index - first] == pending.match.leaf_hash:
-                del self._pending[pending.match.leaf_hash]
+            if proven and shown.hashes[index - first] == leaf:
+                del self._pending[leaf]
                 self.checked += 1
             else:
                 pending.missed = True

@@ -206,6 +206,7 @@ def wrap_key(key: ContentKey, suite: str, sealing_key: bytes, *, job: JobId, ord
         raise BadSeal(f"ask.sealingKey: expected a usable key of suite {suite!r}") from None
 
 
+@functools.lru_cache(1_024)  # each job wraps its key for providers that earlier jobs had
 def _public_key(suite: str, raw: bytes) -> X25519PublicKey | MLKEM768X25519PublicKey:
     if suite == X25519:
         return X25519PublicKey.from_public_bytes(raw)

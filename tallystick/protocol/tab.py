@@ -6,7 +6,8 @@ each receipt with `check_receipt`. A ceiling is the cap on the tab's total over 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadReceipt, Code, Refusal
@@ -30,8 +31,7 @@ class PayerTab:
         return self.accepted + self.open_caps + cap
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderTab:
+class ProviderTab(NamedTuple):
     """The provider's side: the last receipt's `seq` and total, the highest signed ceiling, and the caps of running jobs.
 
     Amounts are base units.
@@ -52,26 +52,25 @@ class ProviderTab:
                 f"order.ceiling: expected at least {exposure} base units (the tab's total {self.cumulative} plus "
                 f"{self.in_flight + cap} for this and running jobs), got {ceiling}",
             )
-        if exposure - security.settled > security.reserved + security.unsecured_limit:
+        if int(exposure) - int(security.settled) > int(security.reserved) + int(security.unsecured_limit):
             raise Refusal(
                 Code.UNSECURED,
                 f"this payer would owe {format_amount(exposure - security.settled)} dollars, but only "
                 f"{format_amount(security.reserved)} is reserved for this provider, which trusts this payer with "
                 f"{format_amount(security.unsecured_limit)} more. Reserve more: tally reserve PROVIDER AMOUNT",
             )
-        return replace(self, ceiling=ceiling, in_flight=self.in_flight + cap)
+        return self._replace(ceiling=ceiling, in_flight=self.in_flight + cap)
 
     def record(self, cost: Amount, cap: Amount) -> ProviderTab:
         """The tab after the receipt of a job with this cap: it has the next `seq` and the new total."""
-        return replace(self, seq=self.seq + 1, cumulative=self.cumulative + cost, in_flight=self.in_flight - cap)
+        return self._replace(seq=self.seq + 1, cumulative=self.cumulative + cost, in_flight=self.in_flight - cap)
 
     def drop(self, cap: Amount) -> ProviderTab:
         """The tab after a job ended without a receipt."""
-        return replace(self, in_flight=self.in_flight - cap)
+        return self._replace(in_flight=self.in_flight - cap)
 
 
-@dataclass(frozen=True, slots=True)
-class Security:
+class Security(NamedTuple):
     """The security of a tab in base units: paid on chain, reserved on chain, and the provider's own trust in this payer."""
 
     settled: Amount

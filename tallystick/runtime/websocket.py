@@ -31,6 +31,10 @@ FILTER_EXTENSION = "tallystick.filter"
 """The ASGI extension that shows each whole binary message to the app before it becomes an event: a function that takes a
 MessageFilter.
 """
+WRITE_EXTENSION = "tallystick.write"
+"""The ASGI extension that sends a binary message at once: a function that takes it and returns whether it was sent. It is not if
+the peer reads more slowly than it is written to, or the connection is closing; then only the app's `send` may send it.
+"""
 MessageFilter = Callable[[bytes], bool]
 """Returns whether it took the message, which then becomes no event. It must not raise."""
 DIRECT_EXTENSION = "tallystick.direct"
@@ -127,6 +131,7 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
             extensions: dict[str, Any] = self.scope["extensions"]
             extensions[FRAME_LIMIT_EXTENSION] = self._set_limit
             extensions[DIRECT_EXTENSION], extensions[FILTER_EXTENSION] = self._set_handler, self._set_filter
+            extensions[WRITE_EXTENSION] = self._try_send
 
     def _set_limit(self, size: int) -> None:
         conn: Any = self.conn
@@ -138,6 +143,12 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
 
     def _set_filter(self, message_filter: MessageFilter) -> None:
         self._filter = message_filter
+
+    def _try_send(self, message: bytes) -> bool:
+        if not self.writable.is_set() or self.conn.state is not OPEN or self.close_sent or self.transport.is_closing():
+            return False
+        self.transport.write(message_head(len(message)) + message)
+        return True
 
     # DirectSocket
 

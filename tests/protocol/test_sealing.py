@@ -420,8 +420,9 @@ def test_an_unusable_sealing_key_is_named(suite: str, size: int) -> None:
     for raw in (bytes(size), b"\xff" * size):
         if (suite, raw) == (X25519, b"\xff" * 32):
             continue  # allowed: RFC 7748 masks the top bit
-        with pytest.raises(BadSeal, match=r"ask\.sealingKey: expected a usable"):
-            wrap_key(KEY, suite, raw, job=JOB, order_hash=ORDER, provider=PROVIDER)
+        for _ in range(2):  # whether or not it was seen before
+            with pytest.raises(BadSeal, match=r"ask\.sealingKey: expected a usable"):
+                wrap_key(KEY, suite, raw, job=JOB, order_hash=ORDER, provider=PROVIDER)
 
 
 @pytest.mark.parametrize("suite", sorted(SUITES))

@@ -13,7 +13,7 @@ from websockets.frames import Frame, Opcode
 from tallystick.runtime import connection_limiter
 from tallystick.runtime.connection_limiter import ConnectionLimits
 from tallystick.runtime.serving import serving
-from tallystick.runtime.websocket import DIRECT_EXTENSION, FILTER_EXTENSION, FRAME_LIMIT_EXTENSION, MAX_FRAGMENTS
+from tallystick.runtime.websocket import DIRECT_EXTENSION, FILTER_EXTENSION, FRAME_LIMIT_EXTENSION, MAX_FRAGMENTS, WRITE_EXTENSION
 
 MAX_MESSAGE = 200_000
 
@@ -213,6 +213,45 @@ async def test_a_filter_takes_messages_before_they_are_events() -> None:
         assert await socket.recv() == "done"
     assert taken == [b"fast 1", b"fast 2", b"fast 3"]
     assert left == [b"slow 1", b"slow 2", "fast text", "end"]
+
+
+async def test_messages_are_sent_at_once_as_long_as_the_peer_reads() -> None:
+    """Then they precede what the app sends afterwards. To a peer that does not read, and after a close, none is sent at once."""
+    size, results, full, finished = 32 << 10, list[bool](), asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        write = scope["extensions"][WRITE_EXTENSION]
+        await send({"type": "websocket.accept"})
+        results.append(write(b"at once"))
+        await send({"type": "websocket.send", "bytes": b"then"})
+        await receive()  # from now on, the client does not read
+        count = 0
+        while write(bytes(size)):
+            count += 1
+            assert count * size < 64 << 20, "the connection never seemed full"
+            await asyncio.sleep(0)
+        full.set()
+        await send({"type": "websocket.send", "bytes": b"full"})  # waits until it reads again
+        results.append(write(b"again"))
+        await send({"type": "websocket.close", "code": 1000})
+        results.append(write(b"beyond"))
+        finished.set()
+
+    async with (
+        serving(app, "127.0.0.1", 0, ws_max_size=MAX_MESSAGE) as port,
+        connect(f"ws://127.0.0.1:{port}", compression=None, ping_interval=None) as socket,
+    ):
+        assert [await socket.recv(), await socket.recv()] == [b"at once", b"then"]
+        socket.transport.pause_reading()
+        await socket.send(b"paused")
+        await full.wait()
+        socket.transport.resume_reading()
+        got = [message async for message in socket]
+        await finished.wait()
+    assert [message for message in got if len(message) != size] == [b"full", b"again"]
+    assert got[-2:] == [b"full", b"again"]
+    assert results == [True, True, False]
 
 
 class Direct:

@@ -8,8 +8,9 @@ import contextlib
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlencode
 
 import aiohttp
@@ -18,8 +19,7 @@ import structlog
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.bounded_json import MAX_RAW, BoundedJsonReader
-from tallystick.client.coordinator.job_link import JobLinks, LinkLost
-from tallystick.client.coordinator.job_stream import HttpJobStream, JobStream, StreamLost
+from tallystick.client.coordinator.job_stream import HttpJobStream, JobStream, LinkLost, StreamLost
 from tallystick.client.coordinator.model_offers import MAX_NUMBER, ModelOffer
 from tallystick.protocol.criteria import MAX_CANDIDATES
 from tallystick.protocol.eip712 import Domain, Signed, read_signed
@@ -33,6 +33,9 @@ from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address, JobId, parse_address
 from tallystick.protocol.versions import check_protocol
 from tallystick.protocol.wire import Candidate
+
+if TYPE_CHECKING:
+    from tallystick.client.coordinator.job_link import JobLinks
 
 log = structlog.get_logger()
 JOB_TYPE = "application/vnd.tallystick.job"
@@ -138,7 +141,6 @@ class CoordinatorClient:
         self.url = url.rstrip("/")
         self._config, self.authorize = config, authorize
         self._session: aiohttp.ClientSession | None = None
-        self._links = JobLinks(self.url, config)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -151,10 +153,17 @@ class CoordinatorClient:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        await self._links.close()
+        if "_links" in vars(self):
+            await self._links.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    @cached_property
+    def _links(self) -> JobLinks:
+        from tallystick.client.coordinator.job_link import JobLinks  # noqa: PLC0415 - slow to import, and most commands place no job
+
+        return JobLinks(self.url, self._config)
 
     def _transport_error(self, error: Exception) -> Unavailable:
         """Converts an error of the transport: NotSent if nothing was sent, otherwise Unavailable."""

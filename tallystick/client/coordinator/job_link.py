@@ -14,7 +14,7 @@ import structlog
 from websockets.exceptions import WebSocketException
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.job_stream import Frame, StreamLost
+from tallystick.client.coordinator.job_stream import Frame, LinkLost, StreamLost
 from tallystick.protocol.errors import BadMessage, Fault, TallyError, Unavailable, error_from_json
 from tallystick.protocol.job_link import (
     CREDIT_BYTES,
@@ -52,10 +52,6 @@ BUSY_SECONDS = 5.0
 MAX_BUFFERED = WINDOW_BYTES + MAX_FRAME
 """Bytes of one stream that are held, for a coordinator that keeps the rules: what was granted, and one frame beyond it."""
 _LAST = (Kind.RECEIPT, Kind.FAIL)
-
-
-class LinkLost(StreamLost):
-    """The link was lost before anything of the job's response came."""
 
 
 class LinkJobStream:

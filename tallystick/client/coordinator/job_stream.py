@@ -20,6 +20,10 @@ class StreamLost(Unavailable):
         super().__init__(Code.COORDINATOR_UNAVAILABLE, reason)
 
 
+class LinkLost(StreamLost):
+    """The link was lost before anything of the job's response came."""
+
+
 class JobStream(Protocol):
     """The frames of one job. Read it from one place."""
 

@@ -376,7 +376,7 @@ async def test_broken_protocol_is_the_coordinators_fault(
 
     async def play(session: Session) -> None:
         if script is _same_match_again:
-            session.provider.tab = replace(session.provider.tab, in_flight=Amount(-(10**9)))
+            session.provider.tab = session.provider.tab._replace(in_flight=Amount(-(10**9)))
         await script(session)  # type: ignore[operator]
         await session.cancelled.wait()
 

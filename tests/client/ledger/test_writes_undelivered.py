@@ -316,7 +316,7 @@ async def test_an_attempt_that_was_passed_over_bills_nothing(market: Market, fak
     async def twice(session: Session) -> None:
         await session.match(0)
         late_receipt = session.release(Outcome.REFUSED)
-        session.provider.tab = replace(session.provider.tab, seq=0)
+        session.provider.tab = session.provider.tab._replace(seq=0)
         charged = session.bill(ALL, result_commitment=OTHER)
         assert late_receipt.message.order_hash == charged.message.order_hash
         session.tried[-1]["receipt"] = charged.to_json()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -85,8 +85,7 @@ class Trade(RuleBasedStateMachine):
             assert message.ceiling == tab.accepted + tab.open_caps + placed.terms.max_cost
             self.provider = self.provider.admit(message, placed.terms.max_cost, Security(Amount(0), Amount(10**15), Amount(0)))
         else:
-            self.provider = replace(
-                self.provider,
+            self.provider = self.provider._replace(
                 ceiling=Amount(max(self.provider.ceiling, message.ceiling)),
                 in_flight=self.provider.in_flight + placed.terms.max_cost,
             )

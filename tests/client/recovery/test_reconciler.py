@@ -106,4 +106,4 @@ async def test_jobs_that_run_here_are_left_alone(reconciling_market: Market, fak
         fake.sessions[job.id].bill()
         await asyncio.sleep(1.5)
         assert await state_of(reconciling_market, job.id) is JobState.OPEN
-        fake.sessions[job.id].provider.tab = replace(fake.last.provider.tab, seq=0, cumulative=Amount(0))
+        fake.sessions[job.id].provider.tab = fake.last.provider.tab._replace(seq=0, cumulative=Amount(0))

@@ -171,7 +171,7 @@ async def test_replays_are_remembered_as_long_as_an_order_can_live(world: World)
     with pytest.raises(Refusal) as caught:
         await world.market.place_order(client.job.submission)
     assert caught.value.code is Code.ORDER_REPLAYED
-    await world.pass_time(1)
+    await world.pass_time(3_600 // 8)
     with pytest.raises(Refusal) as caught:
         await world.market.place_order(client.job.submission)
     assert caught.value.code is Code.ORDER_EXPIRED

@@ -1,0 +1,195 @@
+"""Chunks that go to the client's sink at once: in the same order, and noted as those that pass through the job's task."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import pytest
+
+from coordinator.domain.limits import JobLimits
+from coordinator.jobs.live_job import LiveJob
+from coordinator.jobs.relay import CREDIT_STEP
+from tallystick.protocol.jobs import State
+from tallystick.protocol.wire import Kind
+from tests.coordinator.harness import FakeNode, World, hedged, quiet
+
+
+class Sink:
+    """Takes chunks while `open`, and all that the job's task yields, as the client would get them."""
+
+    def __init__(self) -> None:
+        self.open = True
+        self.frames: list[tuple[Kind, bytes]] = []
+        self.direct: list[bytes] = []
+        self.reads = asyncio.Event()
+        self.reads.set()
+
+    def takes(self, size: int) -> bool:
+        assert size > 0
+        return self.open
+
+    def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:
+        assert kind is Kind.CHUNK
+        assert not more
+        self.frames.append((kind, payload))
+        self.direct.append(payload)
+        return False
+
+    @property
+    def chunks(self) -> list[bytes]:
+        return [payload for kind, payload in self.frames if kind is Kind.CHUNK]
+
+    async def read(self, frames: AsyncGenerator[tuple[Kind, bytes], None]) -> None:
+        async with aclosing(frames):
+            async for frame in frames:
+                self.frames.append(frame)
+                await self.reads.wait()
+
+
+async def _started(world: World, *nodes: FakeNode, hedge: float | None = None) -> tuple[LiveJob, Sink, asyncio.Task[None]]:
+    submission = world.submission(*nodes)
+    job = await world.market.place_order(submission if hedge is None else hedged(submission, hedge))
+    sink = Sink()
+    reading = asyncio.create_task(sink.read(world.market.run(job, sink)))
+    await quiet()
+    return job, sink, reading
+
+
+async def test_chunks_of_a_running_response_wait_for_no_task() -> None:
+    """The first chunk decides and goes through the job's task. Later ones arrive within the node's own call."""
+    world = World()
+    node = world.node("ann")
+    job, sink, reading = await _started(world, node)
+    node.chunk(job.id, b"first")
+    await quiet()
+    assert sink.direct == []
+    node.chunk(job.id, b"second")
+    node.chunk(job.id, b"third")
+    assert sink.direct == [b"second", b"third"]
+    node.complete(job.id)
+    assert job.current.delivered, "the last chunk is noted, whichever way it goes"
+    assert len(sink.direct) == 3
+    await reading
+    assert [kind for kind, _ in sink.frames] == [Kind.MATCH, *[Kind.CHUNK] * 4, Kind.RECEIPT]
+    assert job.state is State.COMPLETED
+    world.assert_idle()
+
+
+@pytest.mark.parametrize("why", ["the sink is full", "the reader has a frame", "a frame waits"])
+async def test_a_chunk_that_must_wait_keeps_its_place(why: str) -> None:
+    """No chunk overtakes another, and a reader that takes nothing holds its job up as ever."""
+    world = World()
+    node = world.node("ann")
+    job, sink, reading = await _started(world, node)
+    if why == "the reader has a frame":
+        sink.reads.clear()
+    node.chunk(job.id, b"0")
+    if why != "a frame waits":
+        await quiet()
+    sink.open = why != "the sink is full"
+    node.chunk(job.id, b"1")
+    sink.open = True
+    node.chunk(job.id, b"2")
+    assert sink.direct == []
+    sink.reads.set()
+    await quiet()
+    node.chunk(job.id, b"3")
+    assert sink.direct == [b"3"]
+    node.complete(job.id)
+    await reading
+    assert sink.chunks[:4] == [b"0", b"1", b"2", b"3"]
+    world.assert_idle()
+
+
+async def test_credit_is_granted_for_chunks_that_went_at_once() -> None:
+    """The node gets as much credit as for any other chunks."""
+    world = World()
+    node = world.node("ann")
+    job, sink, reading = await _started(world, node)
+
+    def granted() -> list[bytes]:
+        return [payload for payload in node.got(Kind.CREDIT, job.id) if any(payload)]
+
+    node.chunk(job.id)
+    await quiet()
+    for _ in range(CREDIT_STEP - 2):
+        node.chunk(job.id)
+    assert granted() == []
+    node.chunk(job.id)
+    assert granted() == [CREDIT_STEP.to_bytes(4, "big")]
+    assert len(sink.direct) == CREDIT_STEP - 1
+    node.complete(job.id)
+    await reading
+    world.assert_idle()
+
+
+async def test_each_chunk_is_a_sign_of_life() -> None:
+    """It moves the deadline of the node, and the client gets no sign of life in its place."""
+    world = World(limits=JobLimits(idle=10, beat=8))
+    node = world.node("ann")
+    job, sink, reading = await _started(world, node)
+    node.chunk(job.id)
+    await quiet()
+    for _ in range(5):
+        await world.pass_time(6)
+        node.chunk(job.id)
+    assert job.state is State.STREAMING
+    assert len(sink.direct) == 5
+    assert Kind.BEAT not in [kind for kind, _ in sink.frames]
+    await world.pass_time(11)
+    await reading
+    assert sink.frames[-1][0] is Kind.FAIL
+    world.assert_idle()
+
+
+async def test_only_the_attempt_that_had_output_first_is_passed_on() -> None:
+    """The other one's chunks are dropped, though its node has not stopped yet."""
+    world = World()
+    late, quick = world.node("ann"), world.node("bob")
+    job, sink, reading = await _started(world, late, quick, hedge=1)
+    await world.pass_time(2)
+    nodes = {node.address: node for node in (late, quick)}
+    assert len(job.open_attempts) == 2
+    winner, loser = nodes[job.open_attempts[1].provider], nodes[job.open_attempts[0].provider]
+    winner.chunk(job.id, b"good")
+    await quiet()
+    loser.chunk(job.id, b"bad")
+    winner.chunk(job.id, b"more")
+    assert sink.direct == [b"more"]
+    assert sink.chunks == [b"good", b"more"]
+    winner.complete(job.id)
+    await reading
+    assert b"bad" not in sink.chunks
+
+
+async def test_nothing_follows_the_last_chunk() -> None:
+    """A node that sends on after the end of its response does not reach the client."""
+    world = World()
+    node = world.node("ann")
+    job, sink, reading = await _started(world, node)
+    node.chunk(job.id)
+    await quiet()
+    node.last_chunk(job.id)
+    node.chunk(job.id, b"beyond")
+    node.finish(job.id)
+    await reading
+    assert b"beyond" not in sink.chunks
+    assert len(sink.chunks) == 2
+    world.assert_idle()
+
+
+async def test_no_chunk_passes_the_end_of_its_attempt() -> None:
+    """After the loss of a node, what it still seems to send reaches nobody."""
+    world = World()
+    node = world.node("ann")
+    job, sink, reading = await _started(world, node)
+    node.chunk(job.id)
+    await quiet()
+    world.market.node_gone(node.address)
+    node.chunk(job.id, b"from the grave")
+    assert sink.direct == []
+    await reading
+    assert sink.frames[-1][0] is Kind.FAIL
+    assert job.state is State.FAILED
