@@ -13,27 +13,20 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn, Self
 
-import structlog
-
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.coordinator.job_stream import JobStream, StreamLost
 from tallystick.client.jobs.further_orders import FurtherOrders
+from tallystick.client.jobs.record import JobRecord, RecordContext
 from tallystick.client.jobs.response import JobResponse
-from tallystick.client.jobs.result import Result, StreamInterrupted, build_proof, outcome_error, require_success
-from tallystick.client.ledger.ledger import Ledger
-from tallystick.client.ledger.schema import JobState
-from tallystick.client.ledger.writes import IncomingReceipt
+from tallystick.client.jobs.result import Result, StreamInterrupted, require_success
 from tallystick.client.openai.answers import TextDeltas
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
-from tallystick.client.receipts.file_store import ProofStore
 from tallystick.client.receipts.proof import Proof
-from tallystick.client.receipts.token_audit import AuditFinding, TokenAuditor
-from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.client.selection.prefix_tags import PrefixTag
-from tallystick.protocol.eip712 import Domain, Verified
+from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.match_log import Match
@@ -44,30 +37,20 @@ from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Hash, JobId, format_amount
 from tallystick.protocol.wire import Kind, ResponseHead
 
-log = structlog.get_logger()
-_NEVER_RAN = (Code.NODE_BUSY, Code.NO_PROVIDER)
-"""Failures of a job that no provider took, such as the end of its wait for a slot."""
 
-
-@dataclass(frozen=True, slots=True)
-class JobContext:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobContext(RecordContext):
     """What a job needs from its market.
 
-    `now` is Unix time in seconds. `on_answer` is called once when an answer begins, `on_finished` once at the job's end.
-    `read_elsewhere` returns whether another `Job` object reads the same job now.
+    `on_answer` is called once when an answer begins, `on_finished` once at the job's end. `read_elsewhere` returns whether
+    another `Job` object reads the same job now.
     """
 
     config: ClientConfig
     coordinator: CoordinatorClient
-    ledger: Ledger
-    reconciler: Reconciler
-    domain: Domain
-    now: Callable[[], int]
     on_answer: Callable[[Job], None]
     on_finished: Callable[[Job], None]
     read_elsewhere: Callable[[Job], bool]
-    proof_folder: ProofStore | None
-    auditor: TokenAuditor | None = None
 
 
 class Job:
@@ -87,13 +70,11 @@ class Job:
         """`keyed`: the job has an idempotency key, so that losing the stream does not end it. `resumed`: the job was read before,
         and may have been cancelled when that stream was lost. `began`: the event loop's time at the request, in seconds.
         """
-        self._began = began
-        self._keyed, self._resumed = keyed, resumed
+        self._keyed = keyed
         self._context, self._response, self._stream, self._summary = context, response, stream, request.summary
-        self._request, self._path, self._body_bytes = request.plaintext, request.head.path, len(request.body)
+        self._record = JobRecord(context, response, request, keyed=keyed, resumed=resumed, began=began)
         self._frames: deque[tuple[Kind, bytes]] = deque()
         self._reading = asyncio.Lock()
-        self._cancelling = False
         self._done = False
         self._error: TallyError | None = None
         self._broken: PeerError | None = None
@@ -223,11 +204,11 @@ class Job:
     @property
     def proof(self) -> Proof | None:
         """The proof of the job for third parties. None before its receipt came, and if it was not to be kept or is too long."""
-        return build_proof(self._context.domain, self._response, self._request)
+        return self._record.proof
 
     async def cancel(self) -> Result | None:
         """Cancels the job and waits up to `cancel_seconds` for the receipt of what was delivered. Returns None without one."""
-        self._cancelling = True
+        self._record.cancelling = True
         try:
             async with asyncio.timeout(self._context.config.cancel_seconds):
                 if not self._done and not self._response.ended:
@@ -239,7 +220,7 @@ class Job:
                     await self._next_frame()
         except (TimeoutError, TallyError):
             if not self._done:
-                await self._record_arrived(StreamEnd.ABANDONED)
+                await self._record.arrived(StreamEnd.ABANDONED)
                 self._finish_reading()
                 self._context.reconciler.abandon(self.id)
             return None
@@ -262,27 +243,10 @@ class Job:
 
         A job with an idempotency key goes on for a while, because a retry may resume it.
         """
-        deliveries = await self._record_arrived(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
+        deliveries = await self._record.arrived(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
         if not self._keyed:
             self._context.reconciler.abandon(self.id)
         return deliveries
-
-    async def _record_arrived(self, stream: StreamEnd) -> dict[Hash, Delivery]:
-        """Records what arrived on a stream that was lost or left: nothing for orders without a match. Returns what arrived for
-        the matched orders.
-        """
-        ledger, response = self._context.ledger, self._response
-        deliveries = self._delivered_by_order(stream)
-        await ledger.store_deliveries(self.id, deliveries)
-        unmatched = response.unmatched(self._body_bytes, bounded=self._summary.bounded, stream=stream)
-        await ledger.store_deliveries(self.id, unmatched, matched=False)
-        return deliveries
-
-    def _delivered_by_order(self, stream: StreamEnd = StreamEnd.ENDED) -> dict[Hash, Delivery]:
-        cancelled = self._cancelling or self._resumed or stream is not StreamEnd.ENDED
-        return self._response.delivered_by_order(
-            self._body_bytes, bounded=self._summary.bounded, cancelled=cancelled, stream=stream
-        )
 
     # Reading frames
 
@@ -297,7 +261,7 @@ class Job:
                 return b""
             response = self._response
             if response.voids:
-                await self._record_voids()
+                await self._record.voids()
             if self._broken is not None:
                 await self._break_off(self._broken)
             if response.ended:  # an earlier reader was cancelled while it recorded the end
@@ -312,7 +276,7 @@ class Job:
             if kind is Kind.CHUNK:  # which ends no attempt and no job
                 return self._join_following(chunk) if joined and chunk and self._frames else chunk
             if response.voids:
-                await self._record_voids()
+                await self._record.voids()
             if response.ended:
                 await self._finish()
             return chunk
@@ -344,17 +308,6 @@ class Job:
                 self._broken = error
         return b"".join(chunks) if len(chunks) > 1 else chunk
 
-    async def _record_voids(self) -> None:
-        """Records receipts at no cost, which releases the caps of their orders. A dishonest one concerns its provider alone."""
-        voids, context = self._response.voids, self._context
-        while voids:
-            placed, receipt = voids[0]
-            await context.ledger.record_receipt(
-                IncomingReceipt(context.domain, self.id, placed, receipt, None, context.now(), final=False)
-            )
-            if voids:  # another reader may have removed it meanwhile
-                voids.popleft()
-
     async def _read_frames(self) -> None:
         try:
             self._frames.extend(await self._stream.read())
@@ -382,7 +335,7 @@ class Job:
     def _raise_end(self) -> None:
         if self._error is not None:
             raise self._error
-        if self._cancelling:
+        if self._record.cancelling:
             raise Unavailable(Code.CANCELLED, "the job was cancelled by this client", fault=Fault.CLIENT)
 
     async def _recover_from_lost_stream(self, reason: str) -> None:
@@ -394,10 +347,10 @@ class Job:
         receipt: Verified[Receipt] | None = None
         over = False
         try:
-            deliveries = await self._record_arrived(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
+            deliveries = await self._record.arrived(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
             if response.complete:
-                await self._record_delivery(deliveries)
-            remote, receipt = await self._context.reconciler.reconcile(self.id, deliveries, self._doubt)
+                await self._record.whole_answer(deliveries)
+            remote, receipt = await self._context.reconciler.reconcile(self.id, deliveries, self._record.doubt)
             report = f"the coordinator reports the job as {remote.state.value}"
             over = remote.state in TERMINAL
             if receipt is None and remote.receipt is None and not response.complete:
@@ -417,78 +370,11 @@ class Job:
         text = f"the stream from the coordinator broke ({reason}) after {received}; {report}"
         self._end_with(StreamInterrupted(text, receipt, retry=self._keyed or over))
 
-    # The end of the job
-
-    async def _record_delivery(self, deliveries: dict[Hash, Delivery]) -> None:
-        """Records that the whole answer came while its receipt is outstanding."""
-        text = "the whole answer came; its receipt is outstanding"
-        await self._context.ledger.end_job(self.id, JobState.COMPLETED, text, self._context.now(), deliveries=deliveries)
-
-    async def _finish_failed(self, failure: TallyError) -> None:
-        """Ends a job that the coordinator reported as failed. Raises that failure, unless the whole answer had come."""
-        response, context = self._response, self._context
-        if response.complete and response.head is not None:
-            log.warning("job failed after its whole answer", job=self.id.hex(), reason=failure.public_text)
-            await self._record_delivery(self._delivered_by_order())
-            context.reconciler.fetch_receipt(self.id)
-            self._finish_reading()
-            return
-        state = JobState.CANCELLED if self._cancelling else JobState.FAILED
-        deliveries = self._delivered_by_order()
-        await context.ledger.end_job(self.id, state, failure.public_text, context.now(), deliveries=deliveries)
-        if self._keyed and failure.code in _NEVER_RAN and response.head is None:  # its key may place a new job
-            await context.ledger.forget_key_of(self.id)
-        if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger does not have
-            context.reconciler.wake()
-            self._end_with(await context.reconciler.recovery.explain_refusal(self.id, failure))
-        self._end_with(failure)
-
     async def _finish(self) -> None:
-        response, context = self._response, self._context
-        if response.failure is not None:
-            await self._finish_failed(response.failure)
-            return
-        if response.receipt is None or response.match is None:
-            raise RuntimeError("a response ended without a receipt or a failure")
-        delivered = response.delivered(
-            self._body_bytes, bounded=self._summary.bounded, cancelled=self._cancelling or self._resumed
-        )
-        took_ms = None if self._began is None else int((asyncio.get_running_loop().time() - self._began) * 1_000)
-        doubt = await self._doubt(response.receipt.message)
-        incoming = IncomingReceipt(
-            context.domain,
-            self.id,
-            response.match,
-            response.receipt,
-            delivered,
-            context.now(),
-            took_ms,
-            doubt,
-            self.proof,
-            hedge_cost=response.hedge_cost,
-            other_deliveries=self._delivered_by_order(),
-        )
-        objection = await context.ledger.record_receipt(incoming)
-        if response.failed_providers:
-            context.reconciler.recover_tabs(response.failed_providers)
-        if response.outrun_order is not None:
-            context.reconciler.fetch_void(self.id)
-        if context.proof_folder is not None and self.proof is not None:
-            await context.proof_folder.put(self.id, self.proof)
-        error = objection or outcome_error(response, response.receipt.message, cancelling=self._cancelling)
+        error = await self._record.end()
         if error is not None:
             self._end_with(error)
         self._finish_reading()
-
-    async def _doubt(self, receipt: Receipt) -> AuditFinding | None:
-        """What the token audit objects to in the receipt of a whole answer."""
-        auditor, response = self._context.auditor, self._response
-        if auditor is None or not response.complete or not auditor.counts(self._summary.model, self._path):
-            return None
-        doubt = await auditor.audit(self._summary.model, self._request, response.kept, receipt)
-        if doubt is not None:
-            log.warning("receipt doubted", job=self.id.hex(), provider=receipt.provider, reason=doubt.reason)
-        return doubt
 
 
 def matches_of(job: Job) -> list[tuple[Match, Verified[Order]]]:

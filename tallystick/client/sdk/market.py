@@ -243,17 +243,17 @@ class Market(ConvenienceMethods):
             self._log_watch = LogWatch(info.domain, info.coordinator, folder, self._coordinator.log_proof, now=self._now)
         if self._job_context is None:
             self._job_context = JobContext(
-                self.config,
-                self._coordinator,
-                self._ledger,
-                self._reconciler,
-                info.domain,
-                self._now,
-                self._answer_began,
-                self._job_finished,
-                lambda job: any(other is not job and other.id == job.id for other in self._live),
-                ProofStore.of(self.config),
-                self._auditor,
+                config=self.config,
+                coordinator=self._coordinator,
+                ledger=self._ledger,
+                reconciler=self._reconciler,
+                domain=info.domain,
+                now=self._now,
+                on_answer=self._answer_began,
+                on_finished=self._job_finished,
+                read_elsewhere=lambda job: any(other is not job and other.id == job.id for other in self._live),
+                proof_folder=ProofStore.of(self.config),
+                auditor=self._auditor,
             )
         return info, self._job_context
 
