@@ -89,6 +89,8 @@ class CoordinatorConfig:
     """Time between two signed heads of the match log, at most 30: clients expect each match under a head within 60 s."""
     match_log_keep_seconds: int = 2_592_000
     """How long the match log keeps the contents of its leaves; their hashes stay. 30 days by default."""
+    match_log_lost: bool = False
+    """Whether the database with this key's match log is lost for good, so that the coordinator may begin another log."""
     response_seconds: float = 600
     """How long the sealed response of a job with an idempotency key is kept after the job's end."""
     response_mib: int = 4
@@ -199,6 +201,7 @@ class CoordinatorConfig:
             min_claim_window=self.min_claim_window,
             match_log_seconds=self.match_log_seconds,
             match_log_keep_seconds=self.match_log_keep_seconds,
+            match_log_lost=self.match_log_lost,
             fee_bps=self.fee_bps,
             jobs_per_payer=self.max_jobs_per_payer,
             jobs_per_node=self.max_jobs_per_node,

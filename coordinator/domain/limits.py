@@ -47,6 +47,8 @@ class JobLimits:
     """Between two signed heads of the match log, while there are new matches."""
     match_log_keep_seconds: int = 30 * 86_400
     """How long the match log keeps the contents of its leaves. Their hashes stay."""
+    match_log_lost: bool = False
+    """Whether heads of an earlier log of this key stop nothing."""
     fee_bps: int = 0
     hedge_share: float = 0.05
     """Share of jobs, from 0 to 1, that may run at two providers because their first output is late; of each payer's jobs too."""

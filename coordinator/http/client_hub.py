@@ -206,7 +206,7 @@ class ClientHub:
         """Forwards a response that may outlive this link."""
         self._service.set_linger(buffer, linger)
         try:
-            async with contextlib.aclosing(buffer.read()) as parts:
+            async with contextlib.aclosing(buffer.read(stream.take_frame)) as parts:
                 async for frames in parts:
                     for piece in split_frames(frames, CREDIT_BYTES):
                         if stream.put_frames(piece):

@@ -15,6 +15,7 @@ from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import LOOKUP_UNITS
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.job_link import (
+    CREDIT_BYTES,
     LINK_STREAM,
     RECORD_HEAD,
     WINDOW_BYTES,
@@ -81,6 +82,13 @@ class LinkStream:
         if self.abandoned:
             return False
         return self._sent(len(payload), record_head(self.number, kind, len(payload)), payload)
+
+    def take_frame(self, frame: bytes) -> bool:
+        """Sends a packed frame if that keeps nobody waiting. Returns whether it was sent."""
+        if len(frame) > CREDIT_BYTES or not self.takes(len(frame)):
+            return False
+        self.put_frames(frame)
+        return True
 
     def put_frames(self, frames: bytes) -> bool:
         """Sends packed frames. Returns as `put` does."""

@@ -50,6 +50,23 @@ def _uncounted(_change: int) -> None:
     """Counts the bytes of a response against nobody."""
 
 
+class _Reader:
+    """A reader of a response: the number of its next frame, what takes frames at once, and what wakes it while it waits."""
+
+    __slots__ = ("position", "take", "woken")
+
+    def __init__(self, take: Callable[[bytes], bool] | None) -> None:
+        self.position, self.take = 0, take
+        self.woken: asyncio.Future[None] | None = None
+
+    def takes(self, number: int, frame: bytes) -> bool:
+        """Gives a waiting reader this frame if it is its next one. Returns False if the reader must be woken for it."""
+        if self.take is None or self.position != number or self.woken is None or self.woken.done() or not self.take(frame):
+            return False
+        self.position += 1
+        return True
+
+
 class ResponseBuffer:
     """One response as it grows. One task adds frames, any number of tasks read them."""
 
@@ -81,6 +98,7 @@ class ResponseBuffer:
         """The number of the first frame that is still held."""
         self._max_bytes, self._read_ahead, self._resized = max_bytes, read_ahead, resized
         self._waiting: list[asyncio.Future[None]] = []
+        self._waiting_readers: list[_Reader] = []
 
     def check_fingerprint(self, job: JobId, fingerprint: bytes) -> ResponseBuffer:
         """Returns this buffer. Raises Refusal if the job was posted with other bytes."""
@@ -101,9 +119,19 @@ class ResponseBuffer:
 
     def _notify(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for future in waiting:
-            if not future.done():
+        readers, self._waiting_readers = self._waiting_readers, []
+        for future in (*waiting, *(reader.woken for reader in readers)):
+            if future is not None and not future.done():
                 future.set_result(None)
+
+    def _pass_on(self, frame: bytes) -> None:
+        """Gives a frame that was added to all readers that wait for it, or wakes everybody.
+
+        What is not kept is dropped by its reader in its own turn, so nothing of it is passed on here.
+        """
+        number = self._first + len(self._frames) - 1
+        if not self.whole or not all(reader.takes(number, frame) for reader in self._waiting_readers) or self._waiting:
+            self._notify()
 
     async def _change(self) -> None:
         future = asyncio.get_running_loop().create_future()
@@ -127,7 +155,7 @@ class ResponseBuffer:
         self._grow(len(frame) + FRAME_OVERHEAD_BYTES)
         if self.size > self._max_bytes:
             self.whole = False
-        self._notify()
+        self._pass_on(frame)
         if self._is_full and not (more and len(self._frames) < BURST_FRAMES):
             return True
         self._drop_unwanted()
@@ -183,34 +211,40 @@ class ResponseBuffer:
         self.ended, self.ended_at, self.refusal = True, at, refusal
         self._notify()
 
-    async def read(self) -> AsyncGenerator[bytes, None]:
+    async def read(self, take: Callable[[bytes], bool] | None = None) -> AsyncGenerator[bytes, None]:
         """Yields all frames from the first on; frames that wait together are joined.
+
+        `take` gets each frame that is added while the reader waits for it. It returns whether it took the frame, which is then
+        not yielded; it must not raise.
 
         Raises Refusal if the first frames were dropped, and the error of a job that was not admitted.
         """
         if self._first:
             raise Refusal(Code.ORDER_REPLAYED, "the response was too long to be kept; GET /v1/jobs/ID tells how the job ended")
-        position = 0
+        reader = _Reader(take)
         self.readers += 1
         self.awaited = False
         try:
             while True:
+                position = reader.position
                 if position < self._first:
                     raise ConnectionAbortedError("the response is not kept, and another reader took it first")
                 end = self._first + len(self._frames)
                 if position < end:
                     waiting = self._frames[position - self._first :]
                     yield waiting[0] if len(waiting) == 1 else b"".join(waiting)
-                    position = end
+                    reader.position = end
                     if not self.whole:
-                        self._drop(position)
+                        self._drop(end)
                         self._notify()
                 elif self.refusal is not None:
                     raise self.refusal
                 elif self.ended:
                     return
                 else:
-                    await self._change()
+                    reader.woken = asyncio.get_running_loop().create_future()
+                    self._waiting_readers.append(reader)
+                    await reader.woken
         finally:
             self.readers -= 1
             self._drop_unwanted()

@@ -87,7 +87,9 @@ class Market:
         self.hedging = Hedging(maker, limits.hedge_share, tick, later)
         self._decision_keeper = DecisionKeeper(self.decision_log, log_store)
         heads, keep = limits.match_log_seconds, limits.match_log_keep_seconds
-        self.match_log = MatchLog(log_store, signer, domain, now, head_seconds=heads, keep_seconds=keep)
+        self.match_log = MatchLog(
+            log_store, signer, domain, now, head_seconds=heads, keep_seconds=keep, lost=limits.match_log_lost
+        )
         self._relay = Relay(
             match_log=self.match_log,
             bus=bus,

@@ -63,7 +63,7 @@ class _Written:
 @dataclass(slots=True)
 class MatchLog:
     """See the module's docstring. `now`: Unix time in seconds. `head_seconds`: between two signed heads. `keep_seconds`: how long
-    the contents of leaves are kept.
+    the contents of leaves are kept. `lost`: whether an earlier log of this key is lost, so that its heads do not stop this one.
     """
 
     store: LogStore
@@ -73,6 +73,7 @@ class MatchLog:
     random: Random = os.urandom
     head_seconds: float = 1.0
     keep_seconds: int = 30 * 86_400
+    lost: bool = False
     head: Verified[LogHead] | None = None
     """The newest head; None until the first one is signed."""
     epoch: int = 0
@@ -233,8 +234,15 @@ class MatchLog:
             except (BadMessage, BadSignature):
                 continue
             if not self.conflict and not await self._is_own(head):
-                self.conflict = f"has a key that signed another match log ({head.size} leaves, root {head.root.hex()})"
-                text = "stop the other coordinator with this key; if this database is an older copy, use the newest one"
+                reason = f"has a key that signed another match log ({head.size} leaves, root {head.root.hex()})"
+                if self.lost:
+                    log.warning("a node knows a head of the lost match log", reason=reason)
+                    continue
+                self.conflict = reason
+                text = (
+                    "stop the other coordinator with this key; if this database is an older copy, use the newest one; if that is "
+                    "lost, use a new key, or set match_log_lost = true and tell your users"
+                )
                 log.error("match log stopped", reason=self.conflict, next=text)
 
     async def _is_own(self, head: LogHead) -> bool:

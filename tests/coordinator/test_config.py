@@ -71,8 +71,8 @@ def test_invalid_values_are_refused_at_start(name: str, value: float) -> None:
 
 def test_the_match_log_is_signed_and_kept_as_configured() -> None:
     """Both times reach the market. Any head interval allowed leaves a match time to be under a head when it is due."""
-    limits = load_config(EXAMPLE, {"match_log_seconds": 30, "match_log_keep_seconds": 86_400}).job_limits
-    assert (limits.match_log_seconds, limits.match_log_keep_seconds) == (30, 86_400)
+    limits = load_config(EXAMPLE, {"match_log_seconds": 30, "match_log_keep_seconds": 86_400, "match_log_lost": True}).job_limits
+    assert (limits.match_log_seconds, limits.match_log_keep_seconds, limits.match_log_lost) == (30, 86_400, True)
     assert 2 * limits.match_log_seconds <= MERGE_SECONDS
 
 

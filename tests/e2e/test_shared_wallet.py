@@ -294,7 +294,8 @@ async def test_lost_ledger_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             await cluster.kill(name)
         _lose(cluster.ledger_file)
         _lose(cluster.market.folder / "coordinator.db")
-        await cluster.start("coordinator")
+        # Nodes know the match log that was in the database.
+        await services.start_coordinator(cluster.market, cluster.processes, match_log_lost=True)
         for provider in cluster.market.providers.values():
             await _until(partial(services.has_ask, cluster.market, MODEL, provider), "a node that came back")
         for name in GATEWAYS:

@@ -90,8 +90,11 @@ async def start_chain(market: LocalMarket, processes: ProcessGroup) -> None:
     step(f"chain on {url}")
 
 
-async def start_coordinator(market: LocalMarket, processes: ProcessGroup) -> None:
-    """Starts a coordinator that settles within seconds. Its wallet must have coins. Raises Unavailable."""
+async def start_coordinator(market: LocalMarket, processes: ProcessGroup, **options: object) -> None:
+    """Starts a coordinator that settles within seconds. Its wallet must have coins. `options`: further settings.
+
+    Raises Unavailable.
+    """
     config = market.folder / "coordinator.toml"
     settings = {
         "deployment": str(market.deployment),
@@ -99,6 +102,7 @@ async def start_coordinator(market: LocalMarket, processes: ProcessGroup) -> Non
         "db": f"sqlite:///{market.folder}/coordinator.db",
         "settle_interval": 0.5,
         "name": "demo",
+        **options,
     }
     config.write_text(to_toml(settings))
     url = f"{market.url(market.ports.coordinator)}/v1/health"

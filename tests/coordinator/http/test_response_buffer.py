@@ -209,3 +209,74 @@ async def test_an_ordinary_job_waits_until_each_frame_was_sent() -> None:
     await reader.aclose()
     await added
     assert buffer.size == 0
+
+
+class _Taker:
+    """A reader that takes frames at once while `ready`, and the others in its turn."""
+
+    def __init__(self, buffer: ResponseBuffer) -> None:
+        self.ready, self.at_once, self.got = True, list[bytes](), list[bytes]()
+        self.task = asyncio.create_task(self._read(buffer))
+
+    def _take(self, frame: bytes) -> bool:
+        if self.ready:
+            self.at_once.append(frame)
+            self.got.append(frame)
+        return self.ready
+
+    async def _read(self, buffer: ResponseBuffer) -> None:
+        async for part in buffer.read(self._take):
+            self.got.append(part)
+
+
+async def test_a_waiting_reader_takes_frames_at_once() -> None:
+    """Every reader gets all frames once, in their order, whether it takes them at once or in its turn."""
+    buffer = ResponseBuffer(max_bytes=1 << 20)
+    buffer.put_frame(b"0")
+    first, second = _Taker(buffer), _Taker(buffer)
+    plain = asyncio.create_task(_read_all(buffer))
+    await asyncio.sleep(0)
+    buffer.put_frame(b"1")
+    buffer.put_frame(b"2")  # the readers have been woken for the plain one, and have not had their turn
+    assert first.at_once == [b"1"]
+    await asyncio.sleep(0)
+    second.ready = False
+    buffer.put_frame(b"3")
+    assert (first.at_once, second.at_once) == ([b"1", b"3"], [b"1"])
+    await asyncio.sleep(0)
+    second.ready = True
+    buffer.put_frame(b"4")
+    buffer.end(0.0)
+    await asyncio.gather(first.task, second.task)
+    assert [b"".join(first.got), b"".join(second.got), await plain] == [b"01234"] * 3
+    assert b"4" in second.at_once
+
+
+async def test_a_response_that_is_not_kept_waits_for_a_reader_that_takes_at_once() -> None:
+    """Once a response outgrew its share, each frame is dropped in the reader's turn, and its job never waits in vain."""
+    buffer = ResponseBuffer(max_bytes=SHARE)
+    taker = _Taker(buffer)
+    await asyncio.sleep(0)
+    frames = [bytes([number]) * 400 for number in range(12)]
+    async with asyncio.timeout(60):
+        for frame in frames:
+            await _add(buffer, frame)
+        buffer.end(0.0)
+        await taker.task
+    assert b"".join(taker.got) == b"".join(frames)
+    assert taker.at_once == frames[:2]
+    assert buffer.size == 0
+
+
+async def test_a_reader_that_left_takes_nothing() -> None:
+    """Frames that are added after it left, or while it leaves, are kept for others."""
+    buffer = ResponseBuffer(max_bytes=1 << 20)
+    taker = _Taker(buffer)
+    await asyncio.sleep(0)
+    taker.task.cancel()
+    buffer.put_frame(b"0")
+    await asyncio.gather(taker.task, return_exceptions=True)
+    buffer.put_frame(b"1")
+    buffer.end(0.0)
+    assert taker.at_once == []
+    assert await _read_all(buffer) == b"01"

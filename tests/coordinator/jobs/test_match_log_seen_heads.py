@@ -61,6 +61,16 @@ async def test_a_head_of_another_log_stops_this_one(world: World, size: int) -> 
     assert log.head is head
 
 
+async def test_a_lost_log_stops_nothing_if_the_operator_says_so(world: World) -> None:
+    """`match_log_lost`: the database is gone, and the coordinator begins another log under its old key."""
+    log, head = await signed_log(world)
+    log.lost = True
+    log.add_seen_head(ANN, packed(replace(head.message, size=9, root=Hash(b"r" * 32))))
+    await log._check_seen()
+    assert (log.conflict, log.blocked) == ("", False)
+    await jobs(world, 1)
+
+
 async def test_an_older_copy_of_the_database_is_noticed(world: World) -> None:
     """A node saw a head that the copy does not have. The coordinator learns it from the node's beat."""
     log, earlier = await signed_log(world, 2)
