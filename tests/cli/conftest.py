@@ -76,6 +76,7 @@ def tally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
     def run_main(arguments: tuple[str, ...]) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["tally", *arguments])
+        capsys.readouterr()  # what this process wrote before, such as the SDK's log
         try:
             main()
             code = 0

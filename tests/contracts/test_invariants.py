@@ -165,11 +165,12 @@ class Escrow(RuleBasedStateMachine):
         text = Permit(
             owner=owner.address, spender=self.market.escrow, value=amount, nonce=self.book.nonces[owner.address], deadline=FAR
         )
-        signature = (THIEF if wrong else owner).sign_digest(text.digest(coin_domain(self.market)))
+        signer = THIEF if wrong else owner
+        signature, valid = signer.sign_digest(text.digest(coin_domain(self.market))), signer.address == owner.address
         permit = SignedPermit(Amount(amount), Seconds(FAR), signature)
         arguments = (key.address, amount, FAR, *split_signature(signature))
         self.play(
-            lambda: self.book.deposit_with_permit(owner.address, key.address, permit, valid=not wrong),
+            lambda: self.book.deposit_with_permit(owner.address, key.address, permit, valid=valid),
             lambda: self.market.call(owner.address, "depositWithPermit", *arguments),
         )
 
