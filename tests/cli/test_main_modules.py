@@ -15,6 +15,7 @@ SERVERS = {"uvicorn", "fastapi", "starlette", "websockets"}
 CHAINS = {"web3", "eth_tester", "eth", "eth_account", "py_ecc"}
 NEVER = SERVERS | CHAINS | {"alembic", "openai", "prompt_toolkit", "numpy"}
 DATABASE, HTTP, LOGS, SEALS = {"sqlalchemy"}, {"aiohttp"}, {"structlog"}, {"cryptography"}
+NOBODY = "http://127.0.0.1:9"
 COMMANDS = {
     "--help": NEVER | DATABASE | HTTP | LOGS | SEALS,
     "--version": NEVER | DATABASE | HTTP | LOGS | SEALS,
@@ -24,10 +25,10 @@ COMMANDS = {
     "spending --wallet main": NEVER | HTTP,
     "job list --wallet main": NEVER | HTTP,
     "receipt evidence --wallet main": NEVER | HTTP,
-    "models": NEVER | DATABASE,
-    "explain m": NEVER | DATABASE,
-    "log head": NEVER | DATABASE,
-    "balance --wallet main": NEVER | DATABASE,
+    f"models --coordinator {NOBODY}": NEVER | DATABASE,
+    f"explain m --coordinator {NOBODY}": NEVER | DATABASE,
+    f"log head --coordinator {NOBODY}": NEVER | DATABASE,
+    f"balance --wallet main --coordinator {NOBODY}": NEVER | DATABASE,
     "node status": NEVER | DATABASE | HTTP,
     "node why": NEVER | DATABASE,
     "node earnings": NEVER,

@@ -31,6 +31,7 @@ from tallystick.runtime.ports import describe_holder
 
 if TYPE_CHECKING:
     from node.service.config import EngineConfig, NodeConfig
+    from node.storage.state_folder import StateFolder
     from tallystick.chain.escrow import Escrow
     from tallystick.client.coordinator.http_client import CoordinatorInfo
 
@@ -106,7 +107,7 @@ async def _examine(diagnosis: Diagnosis, path: Path | None, wallet: str) -> None
     running = _check_state(diagnosis, loaded, path, provider)
     _check_metrics_port(diagnosis, loaded, running=running)
     await _check_chain(diagnosis, loaded, provider)
-    market = await _check_coordinator(diagnosis, loaded, provider, running=running)
+    market = await _check_coordinator(diagnosis, loaded, provider, runs=lambda: running or _runs(loaded, path))
     await _check_engines(diagnosis, loaded, market)
 
 
@@ -125,7 +126,7 @@ def _check_state(diagnosis: Diagnosis, loaded: NodeConfig, config: Path | None, 
     from node.storage.state_folder import describe_running, find_states, inspect_state
 
     state = inspect_state(loaded.state)
-    foreign_config = state.config is not None and state.config != (config.absolute() if config else None)
+    foreign_config = _is_foreign(state, config)
     own_remedy = "give this node a `state` of its own in the config; tally node init writes such a config"
     if provider is not None and state.provider not in (None, provider):
         diagnosis.add(
@@ -146,6 +147,18 @@ def _check_state(diagnosis: Diagnosis, loaded: NodeConfig, config: Path | None, 
         text = f"{describe_running(other)}, in {other.path}: two nodes with one wallet would sign one receipt number twice"
         diagnosis.add("wallet", False, text, "give each node a wallet of its own: tally wallet new NAME")
     return state.running is not None and not foreign_config
+
+
+def _is_foreign(state: StateFolder, config: Path | None) -> bool:
+    return state.config is not None and state.config != (config.absolute() if config else None)
+
+
+def _runs(loaded: NodeConfig, config: Path | None) -> bool:
+    """Whether this node runs now."""
+    from node.storage.state_folder import inspect_state
+
+    state = inspect_state(loaded.state)
+    return state.running is not None and not _is_foreign(state, config)
 
 
 def _check_metrics_port(diagnosis: Diagnosis, loaded: NodeConfig, *, running: bool) -> None:
@@ -216,9 +229,12 @@ async def _check_account(diagnosis: Diagnosis, escrow: Escrow, provider: Address
 
 
 async def _check_coordinator(
-    diagnosis: Diagnosis, loaded: NodeConfig, provider: Address | None, *, running: bool
+    diagnosis: Diagnosis, loaded: NodeConfig, provider: Address | None, *, runs: Callable[[], bool]
 ) -> dict[str, Any] | None:
-    """The market's offers by model; None if the coordinator does not answer."""
+    """The market's offers by model; None if the coordinator does not answer.
+
+    `runs`: whether this node runs, asked after the coordinator said whether it is connected: it may just have started.
+    """
     import aiohttp
 
     from tallystick.chain.deployment import Deployment
@@ -249,7 +265,7 @@ async def _check_coordinator(
         skew = time.time() - parsedate_to_datetime(date).timestamp()
         finding = f"{skew:+.0f} s from the coordinator's"
         diagnosis.add("clock", abs(skew) < MAX_SKEW_SECONDS, finding, "set this machine's clock (NTP)")
-    _check_link(diagnosis, connected=connected, running=running)
+    _check_link(diagnosis, connected=connected, running=runs())
     return offers
 
 
