@@ -96,6 +96,7 @@ CHECKED: dict[str, tuple[str, ...]] = {
     ),
     "tallystick/client/ledger/repair.py": (
         "tests/client/ledger/test_repair.py",
+        "tests/client/ledger/test_retention.py",
         "tests/client/recovery/test_lost_state_totals.py",
     ),
     "tallystick/client/recovery/lost_state.py": (

@@ -47,6 +47,8 @@ def test_a_job_is_admitted_exactly_if_it_is_authorised(
         with pytest.raises(Refusal) as caught:
             tab.admit(order_of(signed), cap, RICH)
         assert caught.value.code is Code.UNAUTHORISED_TAB
+        least = f"at least {cumulative + in_flight + cap} base units (the tab's total {cumulative} plus {in_flight + cap} for"
+        assert least in str(caught.value)
 
 
 @given(amounts(10**9), amounts(10**9), amounts(10**9), st.builds(Security, *[amounts(10**9)] * 3))

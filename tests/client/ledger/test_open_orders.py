@@ -15,6 +15,7 @@ from tallystick.client.ledger import open_orders
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.open_orders import OrderKey, read_delivery
 from tallystick.client.ledger.schema import JobState, OrderState, deployment_id, jobs, orders, tabs
+from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.delivery_check import (
     MAX_UNDELIVERED_QUARTERS,
@@ -84,6 +85,21 @@ async def test_a_delivery_is_stored_for_its_order_only(harness: Harness) -> None
         assert await harness.read_delivery(job, placed) == kept
     assert await harness.read_delivery(other, beside) is None
     assert await harness.read_delivery(job, placed, PART) == PART, "what the reader itself saw comes first"
+
+
+async def test_an_order_with_a_receipt_keeps_its_state(harness: Harness) -> None:
+    """A late word that its provider had it, or what arrived of its answer, changes nothing."""
+    job, (placed,) = await take(harness.ledger)
+    receipt = ALICE.signer.sign(bill(placed), DOMAIN)
+    assert await harness.ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed, receipt, WHOLE_ANSWER, NOW_S)) is None
+    stored = (
+        orders.select().with_only_columns(orders.c.state, orders.c.delivered_doc).where(orders.c.digest == placed.order.digest)
+    )
+    before = await harness.do(lambda c: c.execute(stored).one())
+    assert before.state == OrderState.RECORDED.value
+    await harness.do(partial(open_orders.mark_dispatched, job=job, digests=[placed.order.digest]))
+    await harness.do(partial(open_orders.store_deliveries, job=job, deliveries={placed.order.digest: PART}))
+    assert await harness.do(lambda c: c.execute(stored).one()) == before
 
 
 async def test_orders_without_a_stored_delivery(harness: Harness) -> None:
