@@ -171,9 +171,11 @@ class ClientHub:
         except TallyError as error:
             access.status = error_status(stream, error)
             stream.fail(error)
-        except Exception:
-            stream.fail(Unavailable(Code.COORDINATOR_UNAVAILABLE, "the coordinator failed on this job", fault=Fault.COORDINATOR))
-            raise
+        except Exception:  # a bug in one job: its client is told, and the others go on
+            log.exception("bug in a job of a link")
+            failure = Unavailable(Code.COORDINATOR_UNAVAILABLE, "the coordinator failed on this job", fault=Fault.COORDINATOR)
+            access.status = error_status(stream, failure)
+            stream.fail(failure)
         finally:
             access.seconds, access.sent_bytes = stream.link.clock() - began, stream.sent_bytes
             access.first_seconds = stream.first_at - began if stream.first_at else None

@@ -69,7 +69,6 @@ class GroupWriter:
         """Entries that somebody waits for."""
         self._group: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
         self._closed = False
 
     @property

@@ -100,7 +100,7 @@ class ReceiptSigner:
             receipt, stored = self._sign(matched, content, is_refusal=content.outcome is Outcome.REFUSED and after is None)
             await asyncio.shield(stored)
         except (TallyError, TabConflict) as error:
-            log.error("receipt not stored; the job is not charged", job=matched.job.hex(), reason=str(error))  # noqa: TRY400
+            log.error("receipt not stored; the job is not charged", job=matched.job.hex(), reason=str(error))  # noqa: TRY400 - expected, no bug
             return None
         except Exception:  # after any failure to store it, the job must end uncharged and free its slot
             log.exception("bug in the store; the job is not charged", job=matched.job.hex())

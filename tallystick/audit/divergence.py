@@ -4,10 +4,7 @@ hidden prompts. It does not see who wrote the text: a small model may write what
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
-from tallystick.audit.scores import Answer, Row
+from tallystick.audit.scores import Answer, MeanStatistic, Row
 
 TOP = 5
 """Tokens of a position that are compared."""
@@ -15,21 +12,8 @@ MIN_POSITIONS = 8
 """Positions from which the mean means something."""
 
 
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """The mean distance over `positions` positions; 0 for equal numbers, at most TOP / 2."""
-
-    mean: float
-    positions: int
-
-    @property
-    def conclusive(self) -> bool:
-        """Whether enough positions were compared."""
-        return self.positions >= MIN_POSITIONS
-
-
-def measure_divergence(provider: Answer, referee: Answer) -> Divergence:
-    """Compares all positions that both have, if both speak of the same token there.
+def measure_divergence(provider: Answer, referee: Answer) -> MeanStatistic:
+    """The mean distance over all positions that both have with the same token: 0 for equal numbers, at most TOP / 2.
 
     A position with another token or without rows is left out: misaligned rows are nobody's guilt.
     """
@@ -38,7 +22,7 @@ def measure_divergence(provider: Answer, referee: Answer) -> Divergence:
         for position, row in provider.items()
         if (theirs := referee.get(position)) is not None and theirs.token == row.token and row.logprobs and theirs.logprobs
     ]
-    return Divergence(math.fsum(distances) / len(distances) if distances else 0.0, len(distances))
+    return MeanStatistic.of(distances, MIN_POSITIONS)
 
 
 def _distance(provider: Row, referee: Row) -> float:

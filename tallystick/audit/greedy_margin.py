@@ -6,10 +6,7 @@ that another model wrote, though the right one scored it. It says nothing of sam
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
-from tallystick.audit.scores import Answer
+from tallystick.audit.scores import Answer, MeanStatistic
 
 MAX_MARGIN = 3.0
 """Nats. One token that is entirely unlikely, as after a rare numeric accident, counts no more than this."""
@@ -17,21 +14,8 @@ MIN_POSITIONS = 16
 """Positions from which the mean means something."""
 
 
-@dataclass(frozen=True, slots=True)
-class Margin:
-    """The mean margin over `positions` positions, in nats."""
-
-    mean: float
-    positions: int
-
-    @property
-    def conclusive(self) -> bool:
-        """Whether enough positions were scored."""
-        return self.positions >= MIN_POSITIONS
-
-
-def measure_margin(referee: Answer) -> Margin:
-    """Averages the margins of an answer at temperature 0.
+def measure_margin(referee: Answer) -> MeanStatistic:
+    """The mean margin of an answer at temperature 0, in nats.
 
     A token that the referee does not list is at most as probable as its last one.
     """
@@ -40,4 +24,4 @@ def measure_margin(referee: Answer) -> Margin:
         if row.logprobs:
             returned = row.logprobs.get(row.token, row.lowest)
             margins.append(min(max(row.logprobs.values()) - returned, MAX_MARGIN))
-    return Margin(math.fsum(margins) / len(margins) if margins else 0.0, len(margins))
+    return MeanStatistic.of(margins, MIN_POSITIONS)

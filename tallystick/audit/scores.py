@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tallystick.protocol.token_evidence import EvidenceRow
@@ -33,6 +33,25 @@ class Row:
     def lowest(self) -> float:
         """The smallest logarithm of the row, in nats. Tokens that the row lacks are at most as probable. 0 if it is empty."""
         return min(self.logprobs.values(), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class MeanStatistic:
+    """A mean over `positions` positions of an answer. It decides something from `least` positions on."""
+
+    mean: float
+    positions: int
+    least: int
+
+    @classmethod
+    def of(cls, values: Sequence[float], least: int) -> MeanStatistic:
+        """The mean of one value a position; 0 without any."""
+        return cls(math.fsum(values) / len(values) if values else 0.0, len(values), least)
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether there are enough positions."""
+        return self.positions >= self.least
 
 
 Answer = Mapping[int, Row]

@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import structlog
 
 from coordinator.domain import resource_bounds
 from coordinator.domain.limits import IntakeLimits, JobLimits
 from coordinator.http import client_hub
-from tallystick.protocol.errors import BadMessage, Code, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.job_link import (
     CREDIT_BYTES,
     FRAME_HEAD,
@@ -257,6 +258,28 @@ async def test_a_refused_job_ends_its_stream_alone(at: Served) -> None:
     assert at.app.clients._service.bodies.open == 0
 
 
+async def test_a_bug_in_one_job_is_told_logged_and_counted(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client is told whose fault it is, the log has the error and its status, and the link serves the next job."""
+    node, client, place_order = at.world.node("ann"), await LinkClient.join(at), at.world.market.place_order
+
+    async def broken(_placed: Submission) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(at.world.market, "place_order", broken)
+    with structlog.testing.capture_logs() as logged:
+        error = await client.refusal(await client.submit(at.world.submission(node)))
+        await until(lambda: not at.app.clients._jobs)
+    assert (error.code, error.fault) == (Code.COORDINATOR_UNAVAILABLE, Fault.COORDINATOR)
+    assert [entry["event"] for entry in logged if entry["log_level"] == "error"] == ["bug in a job of a link"]
+    assert [entry["status"] for entry in logged if entry["event"] == "request" and entry["method"] == "SUBMIT"] == [503]
+    monkeypatch.setattr(at.world.market, "place_order", place_order)
+    good = at.world.submission(node)
+    stream = await client.submit(good)
+    await _dispatched(node, good.job)
+    node.complete(good.job)
+    await client.expect(stream, Kind.END)
+
+
 async def test_submissions_that_are_too_long_go_by_http(at: Served) -> None:
     """A submission beyond what a link carries is refused by its size."""
     node, client = at.world.node("ann"), await LinkClient.join(at)
@@ -486,7 +509,7 @@ async def test_places_and_further_orders(at: Served) -> None:
     at.world.assert_idle()
 
 
-async def test_jobs_of_links_are_counted_and_logged(at: Served, caplog: pytest.LogCaptureFixture) -> None:
+async def test_jobs_of_links_are_counted(at: Served) -> None:
     """The metrics count a link's jobs by their outcome, as those of the HTTP route."""
     node, client = at.world.node("ann"), await LinkClient.join(at)
     submission = at.world.submission(node)
@@ -499,4 +522,3 @@ async def test_jobs_of_links_are_counted_and_logged(at: Served, caplog: pytest.L
     text = (await at.http.get("/metrics")).text
     assert 'outcome="completed"' in text
     assert 'outcome="bad_message"' in text
-    assert caplog.records is not None
