@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -167,8 +168,8 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
         server = serving(app, config.host, config.port, limits=config.connection_limits, ws_max_size=MAX_LINK_FRAME)
         retention = JobRetention(store, config.job_keep_seconds, time.time)
         loops = (
-            *(settler.run(), fees.run(), _sweep(market), market.match_log.run(), retention.run()),
-            *(store.guard(), health.monitor.run()),
+            *(settler.run, fees.run, partial(_sweep, market), market.match_log.run, retention.run),
+            *(store.guard, health.monitor.run),
         )
         async with server as port, _background(*loops):
             try:
@@ -207,11 +208,11 @@ def _health(store: Store, rpc: Rpc, deployment: Deployment, account: Address) ->
 
 
 @contextlib.asynccontextmanager
-async def _background(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def _background(*loops: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
     """Runs endless loops while the context lasts. A loop that fails ends the context with its error."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(loop) for loop in loops]
+            tasks = [group.create_task(loop()) for loop in loops]
             yield
             for task in tasks:
                 task.cancel()

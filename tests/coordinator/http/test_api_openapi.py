@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
+from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from coordinator.app import running
@@ -43,7 +44,9 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
     assert ready.wait(120)
-    yield schemathesis.openapi.from_url(f"http://127.0.0.1:{ports[0]}/openapi.json")
+    checks = {"negative_data_rejection": {"expected-statuses": ["4xx"]}}  # its default lacks 413
+    rejections = SchemathesisConfig.from_dict({"checks": checks})
+    yield schemathesis.openapi.from_url(f"http://127.0.0.1:{ports[0]}/openapi.json", config=rejections)
     loop.call_soon_threadsafe(over.set)
     thread.join(30)
     loop.close()

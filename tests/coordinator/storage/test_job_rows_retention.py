@@ -33,7 +33,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     url = POSTGRES if request.param == "postgres" else f"sqlite:///{tmp_path}/coordinator.db"
     opened = Store(url, segment_jobs=SEGMENT)
     await opened.start()
-    if POSTGRES:
+    if request.param == "postgres":
         await opened.database.write(lambda c: [c.execute(sa.delete(table)) for table in _TABLES])
         await opened.close()
         opened = Store(url, segment_jobs=SEGMENT)
@@ -126,15 +126,17 @@ async def test_a_late_receipt_of_a_deleted_job_is_a_new_one(store: Store) -> Non
     assert [entry.receipt.message.seq for entry in await store.last_receipts(ANN.address, "", 9)] == [SEGMENT]
 
 
+def _page_count(connection: sa.Connection) -> int:
+    return connection.exec_driver_sql("PRAGMA page_count").scalar_one() if connection.dialect.name == "sqlite" else 0
+
+
 async def test_the_size_is_flat(store: Store) -> None:
-    """Once the limit bites, as many rows go as come, and SQLite reuses their pages."""
-    if POSTGRES:
-        pytest.skip("PostgreSQL frees space when it vacuums")
+    """Once the limit bites, as many rows go as come, and SQLite reuses their pages; PostgreSQL frees space when it vacuums."""
     pages = []
     for number in range(1, 40 * SEGMENT + 1):
         await _end(store, number)
         if number % (4 * SEGMENT) == 0:
             await _forget(store, number - 4 * SEGMENT)
-            pages.append(await store.database.read(lambda c: c.exec_driver_sql("PRAGMA page_count").scalar_one()))
+            pages.append(await store.database.read(_page_count))
     assert await _count(store, jobs) <= 6 * SEGMENT
     assert pages[-1] <= pages[4] + 1, pages
