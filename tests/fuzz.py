@@ -47,7 +47,7 @@ from tallystick.protocol.plaintext_heads import (
     split_request,
 )
 from tallystick.protocol.routes import MESSAGES, RESPONSES
-from tallystick.protocol.sealing import X25519, ContentKey, Opener, Sealer, SealingKey, wrap_key
+from tallystick.protocol.sealing import X25519, ContentKey, KeySession, Opener, Sealer, SealingKey, wrap_key
 from tallystick.protocol.sse import EventReader, MalformedAnswer, event_data
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Hash, JobId
 from tallystick.protocol.wire import Dispatch, FrameReader, Kind, Submission, dumps, loads, pack_frame, pack_link, unpack_link
@@ -323,6 +323,7 @@ def seeds() -> dict[str, list[bytes]]:
             KEY.seal_request(JOB, b"body"),
             Sealer(KEY, JOB, ORDER).seal(b"chunk"),
             wrap_key(KEY, X25519, SEALING_KEY.public, job=JOB, order_hash=ORDER, provider=PROVIDER),
+            KeySession(X25519, SEALING_KEY.public).wrap(KEY, job=JOB, order_hash=ORDER, provider=PROVIDER),
             join_request(RequestHead("/v1/chat/completions"), b"{}"),
             dump_response_head(head),
         ],
