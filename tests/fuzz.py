@@ -19,6 +19,7 @@ from tallystick.client.openai.message_text import answer_texts, request_texts
 from tallystick.client.openai.requests import summarise
 from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.client.receipts.proof import Proof, read_proof
+from tallystick.protocol.audit_reports import AuditVerdict, ReportRequest, build_report, check_report
 from tallystick.protocol.eip712 import Domain, Message, Signed, loads_signed, read_signed_bytes
 from tallystick.protocol.errors import BadSeal, TallyError, error_from_json
 from tallystick.protocol.job_link import (
@@ -153,6 +154,13 @@ def match_log(data: bytes) -> None:
     list(LogReplay().add(leaf_hash(data), data))
 
 
+def reports(data: bytes) -> None:
+    """Reports of audits, as the coordinator reads them."""
+    read = ReportRequest.from_json(loads(data, "report"))
+    assert ReportRequest.from_json(loads(dumps(read.to_json()), "report")) == read
+    check_report(read, DOMAIN, PROVIDER, 1_700_000_000)
+
+
 def seals(data: bytes) -> None:
     """Bytes that pretend to be sealed: only sealed ones open, and others change nothing."""
     with contextlib.suppress(BadSeal):
@@ -264,6 +272,7 @@ TARGETS: dict[str, Target] = {
         signed,
         binary,
         match_log,
+        reports,
         seals,
         events,
         answers,
@@ -292,6 +301,12 @@ def seeds() -> dict[str, list[bytes]]:
     listed = [signed.dumps().encode() for signed in messages]
     whole = dumps({"choices": [{"message": {"content": "hi"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
     proof = Proof(DOMAIN, order, terms, receipt, bytes(32), join_request(RequestHead("/v1/x"), b"{}"), (chunk,))
+    report = ann.sign(
+        replace(
+            build_report(receipt, PROVIDER, job, ("m", "f16"), AuditVerdict.PASS, reported_at=1, random=bytes), payer=ann.address
+        ),
+        DOMAIN,
+    )
     listing = Listing.of_one_group((ask,), Capacity(1, 2))
     return {
         "frames": [pack_frame(Kind.MATCH, match.dumps()) + pack_frame(Kind.CHUNK, chunk) + pack_frame(Kind.RECEIPT, listed[2])],
@@ -319,6 +334,7 @@ def seeds() -> dict[str, list[bytes]]:
             ).dumps(),
         ],
         "signed": [*listed, dumps(terms.to_json())],
+        "reports": [dumps(ReportRequest(report, receipt).to_json())],
         "seals": [
             KEY.seal_request(JOB, b"body"),
             Sealer(KEY, JOB, ORDER).seal(b"chunk"),
