@@ -3,8 +3,8 @@
 Each job has one content key. The request body is sealed once with it (AES-256-GCM). The content key is wrapped for each
 shortlisted provider with HPKE (RFC 9180, base mode), whose `info` binds job, order and provider. HPKE's curve arithmetic may be
 shared by the jobs of a minute: then it wraps a session key, and a key derived from that, job, order and provider wraps the
-content key. Response chunks are sealed with a key derived from the content key and the order hash, so two providers of a shortlist
-never share a key and nonce. A chunk's nonce is its number and the last chunk is marked, so the client detects chunks that are
+content key. Response chunks are sealed with a key derived from the content key and the order hash, so no two providers
+share a key and nonce. A chunk's nonce is its number and the last chunk is marked, so the client detects chunks that are
 reordered, dropped, repeated or altered, and a response that is cut off.
 
 Plaintext is padded to size buckets first, because exact lengths leak text. The commitments to the request and to the response
