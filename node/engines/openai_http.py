@@ -29,13 +29,14 @@ from node.engines.engine_settings import EngineSettings
 from node.engines.error_words import Censor, error_body, read_document, words_of
 from node.engines.framing import answer_form, as_document, as_stream
 from node.engines.kinds import read_load
+from node.engines.scoring import ScoringRoute, scoring_api
 from node.engines.streams import EngineBroken, StreamReader, rename_model
 from node.ports import EngineEvent, EngineLoad, ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.engine_errors import ANSWERED, BUSY, CLIENT_FAULTS, error_status
 from tallystick.protocol.errors import Code, Fault, Unavailable, read_retry_after
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient
 from tallystick.protocol.openai_wire import EngineError, read_completion, read_other_answer
-from tallystick.protocol.routes import EMBEDDINGS, JSON, MESSAGES, MODELS, RESPONSES
+from tallystick.protocol.routes import EMBEDDINGS, JSON, MESSAGES, MODELS, RESPONSES, SCORES
 from tallystick.protocol.sse import DONE, EVENT_STREAM, EventReader, MalformedAnswer, event_data
 
 log = structlog.get_logger()
@@ -51,6 +52,7 @@ class OpenAIEngine:
         self._censor = Censor.of(settings.url, settings.api_key)
         self._session: aiohttp.ClientSession | None = None
         self._has_metrics = True
+        self._scoring = ScoringRoute()
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -91,8 +93,18 @@ class OpenAIEngine:
         except (EngineBroken, Unavailable, aiohttp.ClientError, TimeoutError, OSError):
             return None
 
-    async def answer(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+    def answer(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """See ports.Engine."""
+        return self._score(request) if request.path == SCORES else self._ask(request)
+
+    async def _score(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+        with self._faults():
+            api = scoring_api(self._open(), self._base, self._settings.api_key)
+            async with aclosing(self._scoring.answer(request, api)) as events:
+                async for event in events:
+                    yield event
+
+    async def _ask(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         accept = EVENT_STREAM if request.stream else JSON if request.is_completion or request.path == EMBEDDINGS else "*/*"
         headers = {"content-type": request.content_type, "accept": accept}
         with self._faults():
