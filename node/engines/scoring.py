@@ -10,6 +10,7 @@ import orjson
 from node.domain.requests import EngineRequest
 from node.engines.addresses import BaseAddress
 from node.engines.api_key import Key, auth_headers
+from node.engines.engine_settings import EngineSettings
 from node.ports import EngineEvent, ResponseEnd, ResponseStart
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.lenient_json import dump_lenient
@@ -27,16 +28,24 @@ def scoring_api(session: aiohttp.ClientSession, base: BaseAddress, key: Key) -> 
 
 
 class ScoringRoute:
-    """Answers scoring requests. It finds out the adapter of each model at the first request."""
+    """Answers scoring requests. It finds out the adapter of each model at the first request. Call `close` at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
         self._scorers: dict[str, Scorer] = {}
+        self._session: aiohttp.ClientSession | None = None
 
-    async def answer(self, request: EngineRequest, api: EngineApi) -> AsyncGenerator[EngineEvent, None]:
+    async def close(self) -> None:
+        """Closes all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def answer(self, request: EngineRequest, base: BaseAddress) -> AsyncGenerator[EngineEvent, None]:
         """See ports.Engine. Only the tokens that were read are charged, all as input."""
         scoring = ScoreRequest.from_json(orjson.loads(request.body))
         try:
-            scorer = await self._find(scoring.model, api)
+            scorer = await self._find(scoring.model, base)
             request.on_sent()
             response = await scorer.score(scoring)
         except BadMessage as error:
@@ -55,10 +64,23 @@ class ScoringRoute:
         yield ResponseStart(200, JSON)
         yield ResponseEnd(dump_lenient(body), usage=usage)
 
-    async def _find(self, model: str, api: EngineApi) -> Scorer:
+    async def _find(self, model: str, base: BaseAddress) -> Scorer:
         """The adapter of a model. Raises NoSuchRoute if it has none."""
-        scorer = self._scorers.get(model) or await find_scorer(api, model)
+        scorer = self._scorers.get(model)
         if scorer is None:
-            raise NoSuchRoute
-        self._scorers[model] = scorer
+            scorer = await find_scorer(scoring_api(self._open(), base, self._settings.api_key), model)
+            if scorer is None:
+                raise NoSuchRoute
+            self._scorers[model] = scorer
         return scorer
+
+    def _open(self) -> aiohttp.ClientSession:
+        """The HTTP session, created inside the running event loop."""
+        if self._session is None:
+            connect = self._settings.connect_seconds
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=None, connect=connect, sock_connect=connect),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=self._settings.trust_env,
+            )
+        return self._session
