@@ -19,6 +19,7 @@ from tallystick.client.openai.message_text import answer_texts, request_texts
 from tallystick.client.openai.requests import summarise
 from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.client.receipts.proof import Proof, read_proof
+from tallystick.protocol.audit_reports import AuditVerdict, ReportRequest, build_report, check_report
 from tallystick.protocol.eip712 import Domain, Message, Signed, loads_signed, read_signed_bytes
 from tallystick.protocol.errors import BadSeal, TallyError, error_from_json
 from tallystick.protocol.job_link import (
@@ -46,9 +47,10 @@ from tallystick.protocol.plaintext_heads import (
     load_response_head,
     split_request,
 )
-from tallystick.protocol.routes import MESSAGES, RESPONSES
-from tallystick.protocol.sealing import X25519, ContentKey, Opener, Sealer, SealingKey, wrap_key
+from tallystick.protocol.routes import MESSAGES, RESPONSES, SCORES
+from tallystick.protocol.sealing import X25519, ContentKey, KeySession, Opener, Sealer, SealingKey, wrap_key
 from tallystick.protocol.sse import EventReader, MalformedAnswer, event_data
+from tallystick.protocol.token_scores import ScoreRequest, ScoreResponse, ScoreRow
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Hash, JobId
 from tallystick.protocol.wire import Dispatch, FrameReader, Kind, Submission, dumps, loads, pack_frame, pack_link, unpack_link
 from tests.builders import build_match
@@ -153,6 +155,13 @@ def match_log(data: bytes) -> None:
     list(LogReplay().add(leaf_hash(data), data))
 
 
+def reports(data: bytes) -> None:
+    """Reports of audits, as the coordinator reads them."""
+    read = ReportRequest.from_json(loads(data, "report"))
+    assert ReportRequest.from_json(loads(dumps(read.to_json()), "report")) == read
+    check_report(read, DOMAIN, PROVIDER, 1_700_000_000)
+
+
 def seals(data: bytes) -> None:
     """Bytes that pretend to be sealed: only sealed ones open, and others change nothing."""
     with contextlib.suppress(BadSeal):
@@ -202,12 +211,30 @@ def answers(data: bytes) -> None:
         error_from_json(loads(data, "error"), 502)
 
 
-SELLS_ALL = replace(OFFER, spec=Spec(features=("/v1/responses", "/v1/audio/transcriptions")))
+SELLS_ALL = replace(OFFER, spec=Spec(features=("/v1/responses", "/v1/audio/transcriptions", SCORES)))
+SCORE_REQUEST = ScoreRequest("m", {"prompt": "a"}, (1, 2), (0, 2))
+
+
+def scores(data: bytes) -> None:
+    """A request for scores as a node reads it, and a referee's answer."""
+    raw = loads(data, "scores")
+    with contextlib.suppress(TallyError):
+        request = ScoreRequest.from_json(raw)
+        assert ScoreRequest.from_json(request.to_json()) == request
+    response = ScoreResponse.from_json(raw, SCORE_REQUEST)
+    assert len(ScoreResponse.from_json(response.to_json(), SCORE_REQUEST).rows) == 2
 
 
 def requests(data: bytes) -> None:
     """A caller's request, as the client and as the node read it."""
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/audio/transcriptions"):
+    for path in (
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/responses",
+        "/v1/audio/transcriptions",
+        SCORES,
+    ):
         for kind in ("application/json", "multipart/form-data; boundary=b"):
             with contextlib.suppress(TallyError):
                 summarise(path, data, kind)
@@ -264,10 +291,12 @@ TARGETS: dict[str, Target] = {
         signed,
         binary,
         match_log,
+        reports,
         seals,
         events,
         answers,
         requests,
+        scores,
         proofs,
         evidence,
         texts,
@@ -292,6 +321,12 @@ def seeds() -> dict[str, list[bytes]]:
     listed = [signed.dumps().encode() for signed in messages]
     whole = dumps({"choices": [{"message": {"content": "hi"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
     proof = Proof(DOMAIN, order, terms, receipt, bytes(32), join_request(RequestHead("/v1/x"), b"{}"), (chunk,))
+    report = ann.sign(
+        replace(
+            build_report(receipt, PROVIDER, job, ("m", "f16"), AuditVerdict.PASS, reported_at=1, random=bytes), payer=ann.address
+        ),
+        DOMAIN,
+    )
     listing = Listing.of_one_group((ask,), Capacity(1, 2))
     return {
         "frames": [pack_frame(Kind.MATCH, match.dumps()) + pack_frame(Kind.CHUNK, chunk) + pack_frame(Kind.RECEIPT, listed[2])],
@@ -319,16 +354,22 @@ def seeds() -> dict[str, list[bytes]]:
             ).dumps(),
         ],
         "signed": [*listed, dumps(terms.to_json())],
+        "reports": [dumps(ReportRequest(report, receipt).to_json())],
         "seals": [
             KEY.seal_request(JOB, b"body"),
             Sealer(KEY, JOB, ORDER).seal(b"chunk"),
             wrap_key(KEY, X25519, SEALING_KEY.public, job=JOB, order_hash=ORDER, provider=PROVIDER),
+            KeySession(X25519, SEALING_KEY.public).wrap(KEY, job=JOB, order_hash=ORDER, provider=PROVIDER),
             join_request(RequestHead("/v1/chat/completions"), b"{}"),
             dump_response_head(head),
         ],
         "events": [chunk + b": beat\r\n\r\n" + b"event: x\ndata: 1\ndata: 2\n\n" + b"data: [DONE]\n\n"],
         "answers": [whole, dumps({"data": [{"id": "m", "max_model_len": 5}]}), dumps({"error": {"message": "no", "code": "x"}})],
         "requests": [dumps(chat), dumps({"model": "m", "prompt": ["a", [1, 2]]}), dumps({"model": "m", "input": "a"})],
+        "scores": [
+            dumps(SCORE_REQUEST.to_json()),
+            dumps(ScoreResponse("m", 1, (1, 2), (ScoreRow.of(0, 1, {1: -0.5, 7: -2.0}, 5), None)).to_json()),
+        ],
         "proofs": [proof.dumps()],
         "evidence": [EvidenceFile(DOMAIN, "because", order, terms, receipt, (receipt,), proof).dumps()],
         "dialects": [*DIALECT_REQUESTS.values(), whole, chunk],
