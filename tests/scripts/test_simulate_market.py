@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -104,7 +103,7 @@ def test_popular_models_are_as_scarce_in_a_market_of_any_size(models: int) -> No
     Each payer uses some of the models. If it used the popular ones of these more for that, they would be demanded twice as much.
     """
     scenario = Scenario(nodes=10 * models, models=models, payers=4 * models)
-    demanded, shares = Counter[int](), demand_shares(models)
+    demanded, shares = dict.fromkeys(range(models), 0.0), demand_shares(models)
     for payer in payers_of(scenario, models_of(scenario)):
         for model, weight in zip(payer.models, payer.weights, strict=True):
             demanded[model.rank] += weight / sum(payer.weights)
