@@ -14,6 +14,7 @@ from coordinator.domain.ask_index import GroupKey, ModelIndex, group_key
 from coordinator.domain.listed_ask import (
     FREE_SLOT,
     NO_PLACE,
+    PERFECT,
     SCORE_STEPS,
     ConnectedNode,
     ListedAsk,
@@ -81,6 +82,10 @@ def _unmeasured(_provider: Address, _model: str) -> Speed | None:
     return None
 
 
+def _unaudited(_ask: Ask) -> tuple[int, int]:
+    return PERFECT
+
+
 def _fold(listed_asks: tuple[ListedAsk, ...]) -> tuple[ListedAsk, ...]:
     """Returns the cheapest ask of each group and slot group, with the others of these as its siblings."""
     if len(listed_asks) < 2:
@@ -122,6 +127,8 @@ class AskBook:
     """Jobs that one node may be given at a time, over all of its slot groups."""
     measured: Callable[[Address, str], Speed | None] = _unmeasured
     """Returns the speed that was measured for a provider and a model; None if too little was."""
+    standing: Callable[[Ask], tuple[int, int]] = _unaudited
+    """Returns the integrity of what an ask sells, in INTEGRITY_STEPS, and the number of audits behind it."""
 
     def replace(
         self,
@@ -149,7 +156,12 @@ class AskBook:
         numbers = list(groups) or [0] * len(listed)
         by_number = self._set_groups(node, slot_groups, numbers, capacity)
         node.asks = tuple(
-            ListedAsk(_compact(ask, provider), by_number[number], self.measured(provider, ask.message.model))
+            ListedAsk(
+                _compact(ask, provider),
+                by_number[number],
+                self.measured(provider, ask.message.model),
+                self.standing(ask.message),
+            )
             for ask, number in zip(listed, numbers, strict=True)
         )
         _set_leads(node)
@@ -276,6 +288,13 @@ class AskBook:
         node = self._nodes.get(provider)
         if node is not None and (node.reliability, node.score_step) != (reliability, score_step):
             self._relist(node.leads, partial(_set_score, node, reliability, score_step))
+
+    def refresh_standing(self, provider: Address) -> None:
+        """Reads again what audits say of a connected provider's asks, those that were replaced lately included."""
+        node = self._nodes.get(provider)
+        if node is not None:
+            for listed_ask in (*node.asks, *node.former):
+                listed_ask.integrity, listed_ask.audits = self.standing(listed_ask.message)
 
     def set_speed(self, provider: Address, model: str, speed: Speed) -> None:
         """Records the speed that was measured for a provider and a model."""

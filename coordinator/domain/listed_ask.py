@@ -12,6 +12,7 @@ from typing import NamedTuple, Union
 
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
+from tallystick.protocol.log_facts import INTEGRITY_STEPS
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address
 
@@ -27,6 +28,10 @@ SLOWEST = 84
 """The step of an unknown speed. It counts as a minute to the first token, or as a second per token."""
 _SPEED_SHIFT = 128
 _MAX_CHANGES = 32
+
+
+PERFECT = (INTEGRITY_STEPS, 0)
+"""The integrity and the audits of an ask in a market where nothing is audited."""
 
 
 class Speed(NamedTuple):
@@ -230,17 +235,23 @@ class ListedAsk:
     """One ask in the book, with the slots that it sells, and its key in the order by price.
 
     `measured`: the speed that the coordinator measured for its provider and model; None if it measured too little.
-    `siblings`: the provider's other asks in the same group and slot group, cheapest first, if this one leads them.
+    `siblings`: the provider's other asks in the same group and slot group, cheapest first, if this one leads them. `integrity`:
+    that of what it sells, in INTEGRITY_STEPS, 0 if its provider is excluded; `audits`: those behind it.
     """
 
-    __slots__ = ("by_price", "digest", "measured", "message", "provider", "siblings", "signature", "slot_group")
+    __slots__ = (
+        "audits", "by_price", "digest", "integrity", "measured", "message", "provider", "siblings", "signature", "slot_group",
+    )  # fmt: skip
 
-    def __init__(self, ask: Verified[Ask], slot_group: SlotGroup, measured: Speed | None = None) -> None:
+    def __init__(
+        self, ask: Verified[Ask], slot_group: SlotGroup, measured: Speed | None = None, standing: tuple[int, int] = PERFECT
+    ) -> None:
         message = ask.message
         self.provider, self.message = message.provider, message
         self.signature, self.digest = ask.signature, ask.digest
         self.slot_group, self.measured = slot_group, measured
         self.siblings: tuple[ListedAsk, ...] = ()
+        self.integrity, self.audits = standing
         self.by_price = 3 * message.input_price + message.output_price << ADDRESS_BITS | int(message.provider[2:10], 16)
 
     @property

@@ -2,8 +2,8 @@
 
 The terms of that cost are in scoring.py. Next to a provider that hardly fails, a provider that fails more than half of its jobs
 comes later at any price. So does an unknown provider, which has its share of exploration instead. A provider with a score below
-BAD, worse than an unknown one, comes after all others. A high price does not help: of two providers, one comes first at any price
-only if its score is better by a half or more.
+BAD, worse than an unknown one, comes after all others, and so does one that this coordinator found cheating. A high price does
+not help: of two providers, one comes first at any price only if its score is better by a half or more.
 
 Near ties: providers whose price and time differ by no more than one part in NEAR_TIE come in an order that a draw decides, each
 provider once. Of the first two of them, the less loaded one comes first.
@@ -27,6 +27,7 @@ from typing import Generic, NamedTuple, TypeVar
 from coordinator.domain.ask_group import NEAR_TIE
 from coordinator.domain.listed_ask import ADDRESS_BITS, OTHER, PROVEN, RELIABLE, SCORE_STEPS, ListedAsk
 from coordinator.domain.scoring import Scorer, ScoreTerms
+from tallystick.protocol.log_facts import INTEGRITY_STEPS
 from tallystick.protocol.types import Address
 
 BAD = 0.2
@@ -55,9 +56,17 @@ def reliability(score: float) -> int:
     return PROVEN if score >= PROVEN_SCORE else OTHER
 
 
-def score_step(score: float) -> int:
-    """Returns the lowest step that this score does not exceed."""
-    return ceil(score * SCORE_STEPS)
+def quality_step(score: float, integrity: int = INTEGRITY_STEPS) -> int:
+    """Returns the lowest step that the mean of a score and of an integrity, in INTEGRITY_STEPS, does not exceed.
+
+    The index bounds by it what an unseen provider can at least cost beside price and time.
+    """
+    return ceil((score + integrity / INTEGRITY_STEPS) / 2 * SCORE_STEPS)
+
+
+def is_bad(score: float, integrity: int) -> bool:
+    """Whether a provider comes after all others: it mostly fails, or this coordinator found it cheating."""
+    return score < BAD or not integrity
 
 
 class Ranked(NamedTuple, Generic[T]):
@@ -71,6 +80,11 @@ class Ranked(NamedTuple, Generic[T]):
     terms: ScoreTerms
     reputation: float
     total: int
+
+    @property
+    def bad(self) -> bool:
+        """See `is_bad`."""
+        return is_bad(self.reputation, self.listed_ask.integrity)
 
 
 def rank(entries: Sequence[T], ask_of: Callable[[T], ListedAsk], scorer: Scorer) -> list[Ranked[T]]:
@@ -86,7 +100,7 @@ def rank(entries: Sequence[T], ask_of: Callable[[T], ListedAsk], scorer: Scorer)
 
 def _key(ranked: Ranked[T]) -> tuple[bool, int, int]:
     """Sort key: those that mostly fail last, then the lowest total; price, then address break a tie."""
-    return ranked[3] < BAD, ranked[4], ranked[1].by_price
+    return is_bad(ranked[3], ranked[1].integrity), ranked[4], ranked[1].by_price
 
 
 def spread_near_ties(ranking: list[Ranked[T]], chance: float) -> list[Ranked[T]]:
@@ -109,14 +123,15 @@ def spread_near_ties(ranking: list[Ranked[T]], chance: float) -> list[Ranked[T]]
 
 def _near_ties(ranking: list[Ranked[T]], best: Ranked[T]) -> tuple[list[Ranked[T]], list[Ranked[T]]]:
     """Returns the entries that are about as cheap, fast and reliable as the best one, and the others."""
-    price, _, first_token, speed, _ = best.terms
+    price, _, first_token, speed, _, risk = best.terms
     highest, slowest = price + price // NEAR_TIE, first_token + speed + (first_token + speed) // NEAR_TIE
-    least, is_bad = best.reputation - _NEAR_SCORE, best.reputation < BAD
+    least, bad, risk = best.reputation - _NEAR_SCORE, best.bad, risk + price // NEAR_TIE
     tied: list[Ranked[T]] = []
     others: list[Ranked[T]] = []
     for ranked in ranking:
         terms, reputation = ranked.terms, ranked.reputation
-        near = terms[0] <= highest and terms[2] + terms[3] <= slowest and reputation >= least and (reputation < BAD) == is_bad
+        near = terms[0] <= highest and terms[2] + terms[3] <= slowest and reputation >= least
+        near = near and terms[5] <= risk and ranked.bad == bad
         (tied if near else others).append(ranked)
     return tied, others
 
@@ -127,7 +142,8 @@ def keep_holder(ranking: list[Ranked[T]], holder: Address | None) -> list[Ranked
     if kept is None:
         return ranking
     best = min(ranking, key=_key)
-    if (kept.reputation < BAD) > (best.reputation < BAD) or KEPT * best.total < (KEPT - 1) * kept.total:
+    common = min(kept.terms.integrity, best.terms.integrity)  # what both are unknown for decides nothing between them
+    if kept.bad > best.bad or KEPT * (best.total - common) < (KEPT - 1) * (kept.total - common):
         return ranking
     return [kept, *(ranked for ranked in ranking if ranked is not kept)]
 
@@ -137,7 +153,11 @@ def with_exploration(ranking: list[Ranked[T]], newcomer: IsNewcomer, chance: flo
     if not ranking or chance >= EXPLORED or newcomer(ranking[0].listed_ask.provider):
         return ranking
     price = ranking[0].terms.price
-    newcomers = [ranked for ranked in ranking if newcomer(ranked.listed_ask.provider) and ranked.terms.price <= price]
+    newcomers = [
+        ranked
+        for ranked in ranking
+        if newcomer(ranked.listed_ask.provider) and ranked.terms.price <= price and ranked.listed_ask.integrity
+    ]
     if not newcomers:
         return ranking
     chosen = newcomers[int(chance / EXPLORED * len(newcomers))]

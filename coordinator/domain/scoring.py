@@ -4,6 +4,7 @@
 |---|---|
 | price | the likely input, less what its provider has cached at the cached price, and the expected output |
 | loss | (1 - score of the provider) x what a failed job costs |
+| integrity | (1 - integrity of what it sells, by audits) x what a failed job costs: a wrong answer costs as much |
 | first_token | seconds to the first token x `Weights.first_token` |
 | speed | seconds from then to the end of the expected output x `Weights.speed` |
 | load | the share of slots that are taken x one part in LOAD_PART of the price |
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from coordinator.domain.listed_ask import LATENCY_MS, OTHER, SCORE_STEPS, TOKEN_US, ListedAsk, latency_step, throughput_step
+from tallystick.protocol.log_facts import INTEGRITY_STEPS
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, Amount, format_amount
 from tallystick.protocol.weights import NO_WEIGHTS, Weights
@@ -51,15 +53,17 @@ class ScoreTerms(NamedTuple):
     first_token: int
     speed: int
     load: int
+    integrity: int = 0
 
     @property
     def total(self) -> int:
         """The sum of all terms."""
-        return self[0] + self[1] + self[2] + self[3] + self[4]
+        return self[0] + self[1] + self[2] + self[3] + self[4] + self[5]
 
     def to_json(self) -> dict[str, str]:
         """Returns the terms and their sum in dollars, as exact decimal text."""
         terms = {"price": self.price, "loss": self.loss, "firstToken": self.first_token, "speed": self.speed, "load": self.load}
+        terms["integrity"] = self.integrity
         return {name: format_amount(term, _MICRO_DECIMALS) for name, term in (terms | {"total": self.total}).items()}
 
 
@@ -124,8 +128,8 @@ class Scorer:
     """Scores asks for one request. `refer` must set the reference before the first score."""
 
     __slots__ = (
-        "_bases", "_cached", "_failure", "_first_token", "_holder", "_input", "_known", "_losses", "_output", "_score", "_speed",
-        "shape",
+        "_bases", "_cached", "_failure", "_first_token", "_holder", "_input", "_known", "_losses", "_output", "_risks", "_score",
+        "_speed", "shape",
     )  # fmt: skip
 
     def __init__(self, shape: RequestShape, score: Score) -> None:
@@ -138,6 +142,7 @@ class Scorer:
         self._known: dict[int, Judged] = {}
         self._bases: dict[int, tuple[int, int, int]] = {}
         self._losses: dict[float, int] = {}
+        self._risks: dict[int, int] = {}
 
     def price(self, listed_ask: ListedAsk) -> int:
         """The request's price with this ask."""
@@ -171,6 +176,7 @@ class Scorer:
         self._failure = FAILED_JOBS * min(worths, default=0) + floor
         self._known.clear()
         self._losses.clear()
+        self._risks.clear()
 
     def judge(self, listed_ask: ListedAsk) -> Judged:
         """Returns the terms of an ask's score, its provider's reputation, from 0 to 1, and the sum of the terms."""
@@ -182,12 +188,16 @@ class Scorer:
         loss = self._losses.get(score)
         if loss is None:
             loss = self._losses[score] = self._failure * (MICRO - int(MICRO * score)) // MICRO
+        risk = self._risks.get(listed_ask.integrity)
+        if risk is None:
+            risk = self._failure * (INTEGRITY_STEPS - listed_ask.integrity) // INTEGRITY_STEPS
+            self._risks[listed_ask.integrity] = risk
         slots, taken = group.slots, group.taken
         load = (price * taken // (slots * LOAD_PART) if taken else 0) if slots else price // LOAD_PART
-        terms = _tuple(ScoreTerms, (price, loss, first_token, speed, load))
-        known = self._known[id(listed_ask)] = terms, score, price + loss + first_token + speed + load
+        terms = _tuple(ScoreTerms, (price, loss, first_token, speed, load, risk))
+        known = self._known[id(listed_ask)] = terms, score, price + loss + first_token + speed + load + risk
         return known
 
     def least_loss(self, score_step: int) -> int:
-        """The least loss of a provider whose score does not exceed this step."""
-        return self._failure * (SCORE_STEPS - score_step) // SCORE_STEPS
+        """The least loss, that by integrity included, of a provider whose step does not exceed this one; see `quality_step`."""
+        return 2 * self._failure * (SCORE_STEPS - score_step) // SCORE_STEPS

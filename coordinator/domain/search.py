@@ -12,7 +12,7 @@ from coordinator.domain.ask_book import AskBook
 from coordinator.domain.ask_index import FreeOffers
 from coordinator.domain.listed_ask import CLASSES, NO_PLACE, OTHER, SCORE_STEPS, ListedAsk, SlotGroup
 from coordinator.domain.match_errors import no_match_error
-from coordinator.domain.ranking import BAD
+from coordinator.domain.ranking import is_bad
 from coordinator.domain.scoring import Score, Scorer
 from tallystick.protocol.criteria import MAX_ADDRESSES, Demand, Facts, Reason
 from tallystick.protocol.errors import TallyError
@@ -244,7 +244,7 @@ class _Pool:
         judge = search.scorer.judge
         for listed_ask in self.unscored:
             _, score, total = judge(listed_ask)
-            insort(self._totals, total + _LAST if score < BAD else total)
+            insort(self._totals, total + _LAST if is_bad(score, listed_ask.integrity) else total)
         self.unscored.clear()
         if len(self._totals) < search.demand.limit:
             return _LAST

@@ -22,7 +22,8 @@ from coordinator.ports import LogRow, LogStore
 from tallystick.protocol import merkle
 from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Fault, Unavailable
-from tallystick.protocol.match_log import SECRET_SIZE, Considered, Match, MatchLeaf, RestartLeaf, commit, unpack_head
+from tallystick.protocol.log_leaves import RestartLeaf
+from tallystick.protocol.match_log import SECRET_SIZE, Considered, Match, MatchLeaf, commit, unpack_head
 from tallystick.protocol.merkle import HASH_SIZE, Edge, leaf_hash
 from tallystick.protocol.messages import LogHead, Order
 from tallystick.protocol.types import Address, Hash, JobId

@@ -8,7 +8,8 @@ from typing import Any, cast
 from coordinator.domain.log_check import LogReplay
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import read_signed
-from tallystick.protocol.match_log import Match, MatchLeaf, RestartLeaf, draw_of, load_leaf
+from tallystick.protocol.log_leaves import RestartLeaf
+from tallystick.protocol.match_log import Match, MatchLeaf, draw_of, load_leaf
 from tallystick.protocol.merkle import leaf_hash
 from tallystick.protocol.messages import LogHead
 from tallystick.protocol.wire import Kind
