@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 from coordinator.domain.ask_index import GroupKey, ModelIndex, group_key
 from coordinator.domain.listed_ask import (
     FREE_SLOT,
+    FULL_QUALITY,
     NO_PLACE,
     PERFECT,
-    SCORE_STEPS,
     ConnectedNode,
     ListedAsk,
     SlotGroup,
@@ -107,8 +107,8 @@ def _set_leads(node: ConnectedNode) -> None:
         group.leads = node.asks if len(of_group) == len(node.asks) == 1 else tuple(of_group)
 
 
-def _set_score(node: ConnectedNode, reliability: int, score_step: int) -> None:
-    node.reliability, node.score_step = reliability, score_step
+def _set_score(node: ConnectedNode, reliability: int, quality: int) -> None:
+    node.reliability, node.quality = reliability, quality
 
 
 @dataclass(slots=True)
@@ -136,13 +136,13 @@ class AskBook:
         asks: Iterable[Verified[Ask]],
         capacity: Capacity | Capacities | None = None,
         reliability: int | None = None,
-        score_step: int = SCORE_STEPS,
+        quality: int = FULL_QUALITY,
         *,
         groups: Sequence[int] = (),
     ) -> None:
         """Replaces all asks of a provider. None for `capacity` or `reliability` keeps the former one.
 
-        `score_step`: see ConnectedNode, if `reliability` is given. `groups`: the number of each ask's slot group; without any,
+        `quality`: see ConnectedNode, if `reliability` is given. `groups`: the number of each ask's slot group; without any,
         all asks share group 0.
         """
         node = self._nodes.get(provider)
@@ -151,7 +151,7 @@ class AskBook:
         if node is None:
             node = self._nodes[provider] = ConnectedNode(provider)
         if reliability is not None:
-            node.reliability, node.score_step = reliability, score_step
+            node.reliability, node.quality = reliability, quality
         listed = list(asks)
         numbers = list(groups) or [0] * len(listed)
         by_number = self._set_groups(node, slot_groups, numbers, capacity)
@@ -283,11 +283,11 @@ class AskBook:
             self._relist(group.leads, partial(setattr, group, "capacity", capacity))
         self._update(group)
 
-    def set_reliability(self, provider: Address, reliability: int, score_step: int = SCORE_STEPS) -> None:
+    def set_reliability(self, provider: Address, reliability: int, quality: int = FULL_QUALITY) -> None:
         """Records the class of reliability of a connected node's provider, and the step that its score does not exceed."""
         node = self._nodes.get(provider)
-        if node is not None and (node.reliability, node.score_step) != (reliability, score_step):
-            self._relist(node.leads, partial(_set_score, node, reliability, score_step))
+        if node is not None and (node.reliability, node.quality) != (reliability, quality):
+            self._relist(node.leads, partial(_set_score, node, reliability, quality))
 
     def refresh_standing(self, provider: Address) -> None:
         """Reads again what audits say of a connected provider's asks, those that were replaced lately included."""

@@ -19,8 +19,10 @@ from tallystick.protocol.types import Address
 RELIABLE, PROVEN, OTHER = range(3)
 """The classes of reliability, best first. ranking.py assigns them by score."""
 CLASSES = (RELIABLE, PROVEN, OTHER)
-SCORE_STEPS = 64
-"""Steps of a provider's score, by which the index bounds how reliable an unseen provider can be."""
+FULL_QUALITY = 128_000
+"""The quality of a provider that never fails and whose integrity is beyond doubt: half of it is its score, half its integrity. By
+it the index bounds what an unseen provider costs beside price and time.
+"""
 ADDRESS_BITS = 32
 _STEPS_PER_DOUBLING = 4
 """Speeds are compared in steps of the fourth root of two, because every report of a node differs a little."""
@@ -65,14 +67,14 @@ def _unpacked(asks: _Asks) -> tuple[ListedAsk, ...]:
 class ConnectedNode:
     """A connected node and its slot groups.
 
-    `stake`: base units, as last read; 0 until a demand asks for a stake. `score_step`: a step that its provider's score does not
-    exceed. Only the ask book changes members other than the stake.
+    `stake`: base units, as last read; 0 until a demand asks for a stake. `quality`: what its provider's score and integrity do
+    not exceed, of FULL_QUALITY. Only the ask book changes members other than the stake.
     """
 
-    __slots__ = ("_asks", "_past", "provider", "reliability", "score_step", "stake")
+    __slots__ = ("_asks", "_past", "provider", "quality", "reliability", "stake")
 
     def __init__(self, provider: Address, *, reliability: int = OTHER) -> None:
-        self.provider, self.reliability, self.score_step, self.stake = provider, reliability, SCORE_STEPS, 0
+        self.provider, self.reliability, self.quality, self.stake = provider, reliability, FULL_QUALITY, 0
         self._asks: _Asks = ()
         self._past = _NO_PAST
 

@@ -25,7 +25,8 @@ from math import ceil
 from typing import Generic, NamedTuple, TypeVar
 
 from coordinator.domain.ask_group import NEAR_TIE
-from coordinator.domain.listed_ask import ADDRESS_BITS, OTHER, PROVEN, RELIABLE, SCORE_STEPS, ListedAsk
+from coordinator.domain.integrity_records import UNAUDITED
+from coordinator.domain.listed_ask import ADDRESS_BITS, FULL_QUALITY, OTHER, PROVEN, RELIABLE, ListedAsk
 from coordinator.domain.scoring import Scorer, ScoreTerms
 from tallystick.protocol.log_facts import INTEGRITY_STEPS
 from tallystick.protocol.types import Address
@@ -39,6 +40,7 @@ PROVEN_SCORE, RELIABLE_SCORE = 0.5, 0.9
 
 _NEAR_SCORE = 0.02
 """Scores that differ by no more count as equal among near ties."""
+_SCORE_STEPS = 64
 _MAX_ADDRESS_PART = (1 << ADDRESS_BITS) - 1
 _SHUFFLE = 0x9E3779B1
 """An odd factor near 2^32 divided by the golden ratio: it scatters neighbouring addresses (Knuth, TAOCP 3, section 6.4)."""
@@ -56,12 +58,15 @@ def reliability(score: float) -> int:
     return PROVEN if score >= PROVEN_SCORE else OTHER
 
 
-def quality_step(score: float, integrity: int = INTEGRITY_STEPS) -> int:
-    """Returns the lowest step that the mean of a score and of an integrity, in INTEGRITY_STEPS, does not exceed.
+def quality_bound(score: float, integrity: int = INTEGRITY_STEPS) -> int:
+    """Returns a number of few that a provider's quality does not exceed, of FULL_QUALITY. `integrity`: in INTEGRITY_STEPS.
 
-    The index bounds by it what an unseen provider can at least cost beside price and time.
+    Half of it is the score. The rest is exact for strangers and those below, so that no search goes on among them in vain.
     """
-    return ceil((score + integrity / INTEGRITY_STEPS) / 2 * SCORE_STEPS)
+    half, part = FULL_QUALITY // 2, FULL_QUALITY // (2 * _SCORE_STEPS)
+    exact = integrity * half // INTEGRITY_STEPS
+    rounded = exact if integrity <= UNAUDITED.integrity else min(-(-exact // (2 * part)) * 2 * part, half)
+    return ceil(score * _SCORE_STEPS) * part + rounded
 
 
 def is_bad(score: float, integrity: int) -> bool:
@@ -100,7 +105,8 @@ def rank(entries: Sequence[T], ask_of: Callable[[T], ListedAsk], scorer: Scorer)
 
 def _key(ranked: Ranked[T]) -> tuple[bool, int, int]:
     """Sort key: those that mostly fail last, then the lowest total; price, then address break a tie."""
-    return is_bad(ranked[3], ranked[1].integrity), ranked[4], ranked[1].by_price
+    listed_ask = ranked[1]
+    return ranked[3] < BAD or not listed_ask.integrity, ranked[4], listed_ask.by_price  # as is_bad, without a call
 
 
 def spread_near_ties(ranking: list[Ranked[T]], chance: float) -> list[Ranked[T]]:
@@ -130,8 +136,8 @@ def _near_ties(ranking: list[Ranked[T]], best: Ranked[T]) -> tuple[list[Ranked[T
     others: list[Ranked[T]] = []
     for ranked in ranking:
         terms, reputation = ranked.terms, ranked.reputation
-        near = terms[0] <= highest and terms[2] + terms[3] <= slowest and reputation >= least
-        near = near and terms[5] <= risk and ranked.bad == bad
+        near = terms[0] <= highest and terms[2] + terms[3] <= slowest and reputation >= least and terms[5] <= risk
+        near = near and (reputation < BAD or not ranked[1].integrity) == bad
         (tied if near else others).append(ranked)
     return tied, others
 

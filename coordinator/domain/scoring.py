@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from coordinator.domain.listed_ask import LATENCY_MS, OTHER, SCORE_STEPS, TOKEN_US, ListedAsk, latency_step, throughput_step
+from coordinator.domain.listed_ask import FULL_QUALITY, LATENCY_MS, OTHER, TOKEN_US, ListedAsk, latency_step, throughput_step
 from tallystick.protocol.log_facts import INTEGRITY_STEPS
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, Amount, format_amount
@@ -128,7 +128,7 @@ class Scorer:
     """Scores asks for one request. `refer` must set the reference before the first score."""
 
     __slots__ = (
-        "_bases", "_cached", "_failure", "_first_token", "_holder", "_input", "_known", "_losses", "_output", "_risks", "_score",
+        "_bases", "_cached", "_failure", "_first_token", "_holder", "_input", "_known", "_losses", "_output", "_risk", "_score",
         "_speed", "shape",
     )  # fmt: skip
 
@@ -137,12 +137,11 @@ class Scorer:
         self._input, self._output = shape.input_tokens, shape.output_tokens
         self._first_token = int(shape.weights.first_token) * (MICRO // 1_000)
         self._speed = int(shape.weights.speed) * shape.output_tokens
-        self._failure = 0
+        self._failure = self._risk = 0
         self._cached, self._holder = shape.cached_tokens, shape.holder
         self._known: dict[int, Judged] = {}
         self._bases: dict[int, tuple[int, int, int]] = {}
         self._losses: dict[float, int] = {}
-        self._risks: dict[int, int] = {}
 
     def price(self, listed_ask: ListedAsk) -> int:
         """The request's price with this ask."""
@@ -174,9 +173,9 @@ class Scorer:
         worths = list(map(sum, self._bases.values()))
         floor = FLOOR * (self._input + self._output) + MICRO * int(self.shape.weights.loss)
         self._failure = FAILED_JOBS * min(worths, default=0) + floor
+        self._risk = self._failure // INTEGRITY_STEPS
         self._known.clear()
         self._losses.clear()
-        self._risks.clear()
 
     def judge(self, listed_ask: ListedAsk) -> Judged:
         """Returns the terms of an ask's score, its provider's reputation, from 0 to 1, and the sum of the terms."""
@@ -188,16 +187,13 @@ class Scorer:
         loss = self._losses.get(score)
         if loss is None:
             loss = self._losses[score] = self._failure * (MICRO - int(MICRO * score)) // MICRO
-        risk = self._risks.get(listed_ask.integrity)
-        if risk is None:
-            risk = self._failure * (INTEGRITY_STEPS - listed_ask.integrity) // INTEGRITY_STEPS
-            self._risks[listed_ask.integrity] = risk
+        risk = self._risk * (INTEGRITY_STEPS - listed_ask.integrity)
         slots, taken = group.slots, group.taken
         load = (price * taken // (slots * LOAD_PART) if taken else 0) if slots else price // LOAD_PART
         terms = _tuple(ScoreTerms, (price, loss, first_token, speed, load, risk))
         known = self._known[id(listed_ask)] = terms, score, price + loss + first_token + speed + load + risk
         return known
 
-    def least_loss(self, score_step: int) -> int:
-        """The least loss, that by integrity included, of a provider whose step does not exceed this one; see `quality_step`."""
-        return 2 * self._failure * (SCORE_STEPS - score_step) // SCORE_STEPS
+    def least_loss(self, quality: int) -> int:
+        """The least loss and risk of a provider whose quality does not exceed this one, of FULL_QUALITY."""
+        return 2 * self._failure * (FULL_QUALITY - quality) // FULL_QUALITY

@@ -19,7 +19,7 @@ from coordinator.domain.limits import JobLimits
 from coordinator.domain.listed_ask import ConnectedNode, ListedAsk, SlotGroup
 from coordinator.domain.match_leaf import consider
 from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist
-from coordinator.domain.ranking import Ranked, quality_step, reliability
+from coordinator.domain.ranking import Ranked, quality_bound, reliability
 from coordinator.domain.reputation import Reputation
 from coordinator.domain.scoring import RequestShape, ScoreTerms, shape_of
 from coordinator.domain.speeds import Speeds, Timing
@@ -115,7 +115,7 @@ class Matchmaker:
         if any(ask.message.provider != provider for ask in verified):
             raise BadMessage(f"asks: expected asks of {provider} alone, got one of another provider")
         self._note_withdrawn(provider)
-        self.book.replace(provider, verified, capacity, *self._quality(provider), groups=groups)
+        self.book.replace(provider, verified, capacity, *self.quality(provider), groups=groups)
 
     def drop(self, provider: Address) -> None:
         """Removes a provider that disconnected."""
@@ -156,16 +156,16 @@ class Matchmaker:
         self.speeds.record_late(attempt.provider, attempt.candidate.terms.model, late)
 
     def _score_changed(self, provider: Address) -> None:
-        self.book.set_reliability(provider, *self._quality(provider))
+        self.book.set_reliability(provider, *self.quality(provider))
 
     def _integrity_changed(self, provider: Address) -> None:
         self.book.refresh_standing(provider)
-        self.book.set_reliability(provider, *self._quality(provider))
+        self.book.set_reliability(provider, *self.quality(provider))
 
-    def _quality(self, provider: Address) -> tuple[int, int]:
-        """Returns a provider's class of reliability, and a step that the mean of its score and integrity does not exceed."""
+    def quality(self, provider: Address) -> tuple[int, int]:
+        """Returns a provider's class of reliability, and a bound of its quality."""
         score, best = self.reputation.score(provider), max(self.integrity.best(provider), UNAUDITED.integrity)
-        return reliability(score), quality_step(score, best)
+        return reliability(score), quality_bound(score, best)
 
     async def load_stakes(self, model: str) -> None:
         """Reads the stakes of a model's providers from the chain. Raises Unavailable if the chain does not answer."""

@@ -9,7 +9,7 @@ import pytest
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
 from coordinator.domain.matching import rank_candidates, shortlist
-from coordinator.domain.ranking import EXPLORED, Ranked, quality_step, rank, reliability, spread_near_ties, with_exploration
+from coordinator.domain.ranking import EXPLORED, Ranked, quality_bound, rank, reliability, spread_near_ties, with_exploration
 from coordinator.domain.reputation import NEWCOMER_JOBS, Reputation
 from coordinator.domain.scoring import ANY_REQUEST, RequestShape, Scorer
 from tallystick.protocol.criteria import Demand
@@ -52,7 +52,7 @@ def _listed(book: AskBook, reputation: Reputation, chance: float = 1.0, **demand
     wanted = Demand(MODEL, **demand)  # type: ignore[arg-type]
     for listed_ask in book.of_model(MODEL):
         score = reputation.score(listed_ask.provider)
-        book.set_reliability(listed_ask.provider, reliability(score), quality_step(score))
+        book.set_reliability(listed_ask.provider, reliability(score), quality_bound(score))
     ranked_providers = shortlist(book, wanted, START, None, reputation.score, newcomer=reputation.newcomer, chance=chance)
     return [listed_ask.node.provider for listed_ask in ranked_providers]
 
