@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.types import Address
@@ -14,12 +13,13 @@ INTEGRITY_STEPS = 1_000
 """Integrity in a leaf is a whole number of these parts."""
 _MAX_SLOTS = 0xFFFF
 _REQUEST = struct.Struct(">IIQQQI20s")
+REQUEST_SIZE = _REQUEST.size
 _FACTS = struct.Struct(">QQQIIHHHIIBd?")
+_FACTS_MEMBERS = 13
 _TRUST = struct.Struct(">HIB")
 
 
-@dataclass(frozen=True, slots=True)
-class AskFacts:
+class AskFacts(NamedTuple):
     """What the matcher knew of a listed ask and its node. Prices are base units per 1,000,000 tokens, times are Unix seconds.
 
     `slots`: jobs that its engine runs at once; `queue`: further jobs that may wait in the engine's queue; `free`: jobs that both
@@ -47,7 +47,18 @@ class AskFacts:
 
     def dumps(self, *, audited: bool = True) -> bytes:
         """Its part of a leaf; without what audits say for a leaf that has it not."""
-        packed = _FACTS.pack(
+        try:
+            packed = _FACTS.pack(*self[:_FACTS_MEMBERS])
+        except struct.error:
+            packed = self._pack_large()
+        if not audited:
+            return packed
+        precision = self.precision.encode()
+        return packed + _TRUST.pack(self.integrity, min(self.audits, MAX_COUNT), len(precision)) + precision
+
+    def _pack_large(self) -> bytes:
+        """Packs facts of which one does not fit its field: it counts as the largest value of the field."""
+        return _FACTS.pack(
             self.input_price,
             self.cached_input_price,
             self.output_price,
@@ -62,10 +73,6 @@ class AskFacts:
             self.score,
             self.newcomer,
         )
-        if not audited:
-            return packed
-        precision = self.precision.encode()
-        return packed + _TRUST.pack(self.integrity, min(self.audits, MAX_COUNT), len(precision)) + precision
 
     @classmethod
     def loads(cls, data: bytes, place: int, *, audited: bool = True) -> tuple[AskFacts, int]:
@@ -75,7 +82,7 @@ class AskFacts:
         if audited:
             integrity, audits, length = _TRUST.unpack_from(data, place)
             place += _TRUST.size
-            facts = replace(facts, integrity=integrity, audits=audits, precision=data[place : place + length].decode())
+            facts = facts._replace(integrity=integrity, audits=audits, precision=data[place : place + length].decode())
             place += length
         if not 0 <= facts.score <= 1:
             raise BadMessage("leaf.score: expected a number from 0 to 1")
@@ -103,8 +110,7 @@ class AskFacts:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFacts:
+class RequestFacts(NamedTuple):
     """What the matcher knew of the request: tokens in buckets, and the weights of the client in base units.
 
     `holder`: the provider that has `cached_tokens` of the input in its cache; None if none is known.
@@ -117,8 +123,6 @@ class RequestFacts:
     loss_weight: int = 0
     cached_tokens: int = 0
     holder: Address | None = None
-
-    SIZE: ClassVar[int] = _REQUEST.size
 
     def dumps(self) -> bytes:
         """Its part of a leaf."""

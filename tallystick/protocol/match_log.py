@@ -14,12 +14,12 @@ import hmac
 import struct
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.log_facts import MAX_TIME, AskFacts, RequestFacts
+from tallystick.protocol.log_facts import MAX_TIME, REQUEST_SIZE, AskFacts, RequestFacts
 from tallystick.protocol.log_leaves import FORMER_MATCH, LEAF_HEAD, MATCH, REPORT, RESTART, VERSION, ReportLeaf, RestartLeaf
 from tallystick.protocol.merkle import leaf_hash
 from tallystick.protocol.messages import LogHead
@@ -63,8 +63,7 @@ _CODES: dict[int, Outcome] = {
 _NUMBERS = {outcome: number for number, outcome in _CODES.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Considered:
+class Considered(NamedTuple):
     """One candidate of a match. `place`: its place in the client's submission; `facts`: None if its ask was not listed.
 
     `deadline`: of its order, in Unix seconds.
@@ -176,7 +175,7 @@ def _load_match(at: int, data: bytes, *, audited: bool) -> MatchLeaf:
     model = data[place : place + length].decode()
     place += length
     request = RequestFacts.loads(data, place)
-    place += RequestFacts.SIZE
+    place += REQUEST_SIZE
     if not 0 <= draw <= 1:
         raise BadMessage("leaf.draw: expected a number from 0 to 1")
     if not 1 <= count <= MAX_CONSIDERED:
