@@ -140,6 +140,9 @@ FACTS = st.builds(
     reliability=st.integers(0, 2),
     score=st.floats(0, 1),
     newcomer=st.booleans(),
+    integrity=st.integers(0, 1_000),
+    audits=st.integers(0, 1 << 40),
+    precision=st.text(max_size=8),
 )
 
 
