@@ -106,3 +106,14 @@ def check_referees(referees: Iterable[OwnReferee]) -> None:
     names = [referee.name for referee in referees]
     if len(set(names)) != len(names):
         raise BadMessage("config: referees: expected different names, got the same name twice")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptConsent:
+    """Whether other providers may see a request because of its audit. `private`: it was marked so, which nothing overrides."""
+
+    may_share: bool = False
+    private: bool = False
+
+
+NO_CONSENT = PromptConsent()

@@ -408,6 +408,10 @@ class ClientConfig:
         """The file, beside this wallet's ledger, that has its audits."""
         return self.ledger_path(payer).with_suffix(".audits.db")
 
+    def consent_path(self, payer: Address) -> Path:
+        """The file, beside this wallet's ledger, that says whether audits may show prompts to other providers."""
+        return self.ledger_path(payer).with_suffix(".consent")
+
     def kept_jobs_path(self, payer: Address) -> Path:
         """The folder, beside this wallet's ledger, of the jobs that are kept for audits."""
         return self.ledger_path(payer).with_suffix(".kept")

@@ -33,6 +33,7 @@ from tallystick.client.audits.store import AuditStore, KnownAudit, NewAudit, Opi
 from tallystick.client.audits.subject import Subject, pack_tokens, unpack_tokens
 from tallystick.client.audits.synthetic import make_up_request
 from tallystick.client.audits.threshold_table import ThresholdTable
+from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.token_scores import ScoreRequest
@@ -115,7 +116,7 @@ class Conductor:
     async def _choose(self, audit: KnownAudit, kept: KeptJob, opinions: Sequence[Opinion]) -> RefereeChoice | None:
         records = await self.store.referee_records()
         may_share = may_show(kept.consent, synthetic=kept.synthetic)
-        asks: Sequence[Ask] = ()
+        asks: Sequence[Verified[Ask]] = ()
         asked = {opinion.referee for opinion in opinions}
         if may_share and not _own_left(self.own, audit, asked):
             asks = await self.market.scoring_asks(audit.model)
@@ -202,7 +203,7 @@ class Conductor:
 
     async def _check_referee(self, audit: KnownAudit, subject: Subject) -> Conclusion:
         """Shows a referee an answer that is known to be good or bad. `audit.provider` is the referee."""
-        ask = next((ask for ask in await self.market.scoring_asks(audit.model) if ask.provider == audit.provider), None)
+        ask = next((ask for ask in await self.market.scoring_asks(audit.model) if ask.message.provider == audit.provider), None)
         if ask is None:
             raise NoReferee(f"{audit.provider} does not sell scoring of {audit.model} now")
         choice = RefereeChoice(ask=ask)

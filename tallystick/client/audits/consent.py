@@ -7,20 +7,8 @@ to allow it, and without any word it is forbidden. What is private is never show
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from tallystick.client.audit_settings import AuditSettings, is_below
-
-
-@dataclass(frozen=True, slots=True)
-class PromptConsent:
-    """Whether other providers may see a request because of its audit. `private`: it was marked so, which nothing overrides."""
-
-    may_share: bool = False
-    private: bool = False
-
-
-NO_CONSENT = PromptConsent()
+from tallystick.client.audit_settings import AuditSettings, PromptConsent, is_below
 
 
 def decide_consent(

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from tallystick.client.audits.consent import PromptConsent
+from tallystick.client.audit_settings import PromptConsent
 from tallystick.client.openai.answers import read_events
 from tallystick.client.receipts.proof import Proof
 from tallystick.protocol.eip712 import Domain, Signed, read_signed_bytes

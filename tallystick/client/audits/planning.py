@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from tallystick.audit.integrity import BASE_RATE, MORE_RATE, Integrity, audit_rate
-from tallystick.client.audit_settings import OwnReferee
-from tallystick.client.audits.consent import PromptConsent
+from tallystick.client.audit_settings import OwnReferee, PromptConsent
+from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.messages import UNKNOWN, Ask
 from tallystick.protocol.types import Address
 
@@ -57,14 +57,14 @@ class RefereeChoice:
     """A referee of one audit: an engine of the user's own, or a provider with the ask on which it scores."""
 
     own: OwnReferee | None = None
-    ask: Ask | None = None
+    ask: Verified[Ask] | None = None
 
     @property
     def name(self) -> str:
         """What it is recorded as: `own:NAME`, or a provider's address."""
         if self.own is not None:
             return own_name(self.own)
-        return "" if self.ask is None else self.ask.provider
+        return "" if self.ask is None else self.ask.message.provider
 
 
 def own_name(referee: OwnReferee) -> str:
@@ -84,7 +84,7 @@ def choose_referee(
     precision: str,
     may_share: bool,
     own: Sequence[OwnReferee],
-    asks: Sequence[Ask],
+    asks: Sequence[Verified[Ask]],
     asked: Collection[str],
     distrusted: Collection[str],
     random: Random,
@@ -102,9 +102,9 @@ def choose_referee(
     fitting = [
         ask
         for ask in asks
-        if ask.provider not in {provider, *asked, *distrusted}
-        and _same_class(ask.spec.precision, precision)
-        and ask.model == model
+        if ask.message.provider not in {provider, *asked, *distrusted}
+        and _same_class(ask.message.spec.precision, precision)
+        and ask.message.model == model
     ]
     return RefereeChoice(ask=fitting[int(draw(random) * len(fitting))]) if fitting else None
 

@@ -12,6 +12,7 @@ from tallystick.client.audit_settings import OwnReferee
 from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.planning import RefereeChoice
 from tallystick.client.receipts.proof import Proof
+from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.lenient_json import parse_lenient
 from tallystick.protocol.messages import Ask
@@ -45,11 +46,11 @@ class Scored:
 class AuditMarket(Protocol):
     """What audits need of the market. Every wait is bounded by the config's timeouts."""
 
-    async def scoring_asks(self, model: str) -> Sequence[Ask]:
+    async def scoring_asks(self, model: str) -> Sequence[Verified[Ask]]:
         """The asks of providers that sell scoring of a model. Empty if there are none. Raises TallyError."""
         ...
 
-    async def score(self, ask: Ask, request: ScoreRequest, key: str) -> Proof:
+    async def score(self, ask: Verified[Ask], request: ScoreRequest, key: str) -> Proof:
         """Pays a provider for scoring. `key`: an idempotency key of the job. Raises TallyError."""
         ...
 
@@ -72,7 +73,10 @@ async def ask_referee(market: AuditMarket, choice: RefereeChoice, request: Score
     if not proof.response or load_response_head(proof.response[0]).status != 200:
         raise BadMessage(f"the referee {choice.name} cannot score this answer", fault=Fault.PROVIDER)
     try:
-        return Scored(read_scores(proof, request), proof.dumps(), cost)
+        document = orjson.dumps(
+            {"job": orjson.loads(proof.dumps()), "ask": Signed(choice.ask.message, choice.ask.signature).to_json()}
+        )
+        return Scored(read_scores(proof, request), document, cost)
     except BadMessage as error:
         raise BadScores(f"the referee {choice.name} sent no scores: {error}", cost) from error
 

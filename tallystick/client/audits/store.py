@@ -17,7 +17,7 @@ from tallystick.audit.referee_record import RefereeRecord
 from tallystick.audit.token_counts import PooledCounts
 from tallystick.audit.verdicts import WINDOW, Audit, Finding, Verdict
 from tallystick.client.audits.findings import MAX_EARLIER
-from tallystick.client.audits.schema import AuditKind, AuditState, Origin, audits, disputes, opinions, pardons
+from tallystick.client.audits.schema import AuditKind, AuditState, Origin, audits, disputes, opinions, pardons, reports
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.runtime.database_errors import explain_failed_start
 from tallystick.runtime.database_url import sqlite_url
@@ -29,6 +29,7 @@ MAX_PENDING = 1_000
 MAX_AUDITS = 20_000
 """Audits that the file keeps."""
 MAX_REASON = 1_000
+MAX_REPORTS = 20_000
 _NOT_PLANTED = audits.c.kind.in_([AuditKind.JOB.value, AuditKind.SYNTHETIC.value])
 _DECIDED = (Verdict.PASS.value, Verdict.SUSPECT.value)
 
@@ -89,6 +90,16 @@ class Opinion:
     scores: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class WaitingReport:
+    """A signed report that the coordinator has not taken yet."""
+
+    id: int
+    audit: int
+    body: str
+    attempts: int
+
+
 class AuditStore:
     """The audits of one wallet. Open with `AuditStore.open`, close with `close`."""
 
@@ -120,13 +131,7 @@ class AuditStore:
             waiting = c.execute(
                 sa.select(sa.func.count()).select_from(audits).where(audits.c.state == AuditState.PENDING.value)
             ).scalar_one()
-            known = (
-                new.job
-                and c.execute(
-                    sa.select(audits.c.id).where(audits.c.job == new.job, _NOT_PLANTED, audits.c.state != AuditState.FAILED.value)
-                ).scalar()
-            )
-            if (waiting >= MAX_PENDING and new.origin is Origin.DRAWN) or (known and not new.kind.planted):
+            if new.origin is Origin.DRAWN and (waiting >= MAX_PENDING or _is_known(c, new)):
                 return None
             values = {
                 "kind": new.kind.value,
@@ -305,6 +310,12 @@ class AuditStore:
         )
         return await self._database.read(lambda c: list(reversed(c.execute(query).scalars().all())))
 
+    async def suspects(self, provider: Address, model: str, precision: str, limit: int) -> list[KnownAudit]:
+        """The latest suspect answers of a provider, newest first."""
+        query = sa.select(audits).where(*_of(provider, model, precision), audits.c.verdict == Verdict.SUSPECT.value)
+        query = query.order_by(audits.c.id.desc()).limit(limit)
+        return await self._database.read(lambda c: [_known(row) for row in c.execute(query)])
+
     async def record_dispute(self, audit: int, losers: dict[str, bool], now: int) -> None:
         """Records which referees of a disputed job were in the minority. A later view of the same job replaces an earlier one."""
 
@@ -334,6 +345,54 @@ class AuditStore:
             audits.c.origin == Origin.DRAWN.value, audits.c.created_at >= since
         )
         return Amount(await self._database.read(lambda c: int(c.execute(query).scalar_one())))
+
+    # Reports
+
+    async def add_report(self, audit: int, body: str, now: int) -> None:
+        """Adds a report to be sent. Beyond MAX_REPORTS, the oldest that wait are given up."""
+        values = {"audit": audit, "body": body, "state": "pending", "answer": "", "attempts": 0, "due_at": now}
+
+        def work(c: Connection) -> None:
+            c.execute(sa.insert(reports).values(values))
+            newest = c.execute(sa.select(sa.func.max(reports.c.id))).scalar_one()
+            c.execute(sa.delete(reports).where(reports.c.id <= newest - MAX_REPORTS))
+
+        await self._database.write(work)
+
+    async def due_reports(self, now: int, limit: int) -> list[WaitingReport]:
+        """The reports whose time has come, oldest first."""
+        query = (
+            sa.select(reports).where(reports.c.state == "pending", reports.c.due_at <= now).order_by(reports.c.id).limit(limit)
+        )
+        return await self._database.read(
+            lambda c: [WaitingReport(row.id, row.audit, row.body, row.attempts) for row in c.execute(query)]
+        )
+
+    async def postpone_report(self, report: int, reason: str, due_at: int) -> None:
+        """Notes a try in vain, and when the next one is due."""
+        values = {"answer": reason[:MAX_REASON], "due_at": due_at, "attempts": reports.c.attempts + 1}
+        await self._database.write(lambda c: c.execute(sa.update(reports).where(reports.c.id == report).values(values)) and None)
+
+    async def end_report(self, report: int, state: str, answer: str) -> None:
+        """Notes that a report was taken (`sent`), or that it will not be (`refused`)."""
+        values = {"state": state, "answer": answer[:MAX_REASON]}
+        await self._database.write(lambda c: c.execute(sa.update(reports).where(reports.c.id == report).values(values)) and None)
+
+    async def report_state(self, audit: int) -> str:
+        """What became of an audit's report: pending, sent, or refused with the reason; empty if there is none."""
+        query = sa.select(reports.c.state, reports.c.answer).where(reports.c.audit == audit).order_by(reports.c.id.desc())
+        row = await self._database.read(lambda c: c.execute(query).first())
+        if row is None:
+            return ""
+        return f"{row.state}: {row.answer}" if row.state == "refused" else str(row.state)
+
+
+def _is_known(c: Connection, new: NewAudit) -> bool:
+    """Whether a job is audited already."""
+    if not new.job or new.kind.planted:
+        return False
+    query = sa.select(audits.c.id).where(audits.c.job == new.job, _NOT_PLANTED, audits.c.state != AuditState.FAILED.value)
+    return c.execute(query.limit(1)).scalar() is not None
 
 
 def _of(provider: Address, model: str, precision: str | None = None) -> Sequence[sa.ColumnElement[bool]]:
