@@ -260,6 +260,11 @@ class Market(ConvenienceMethods):
         return info, self._job_context
 
     def _answer_began(self, job: Job) -> None:
+        if not job.reads_whole:  # else it ends in the same moment
+            self._note_holder(job)
+
+    def _note_holder(self, job: Job) -> None:
+        """Records that the provider of an answer has read the request."""
         if job.provider is not None and job.head is not None and job.head.status == HTTPStatus.OK:
             self._affinity.begin(job.tags, job.provider)
 
@@ -275,7 +280,9 @@ class Market(ConvenienceMethods):
             self._shortlists.forget()
         if job.receipt is not None and job.receipt_accepted:
             self._affinity.end(job.tags, job.receipt.message)
-        elif job.provider is not None and not job.receipt_outstanding:
+        elif job.receipt_outstanding:
+            self._note_holder(job)
+        elif job.provider is not None:
             self._affinity.forget(job.tags, job.provider)
 
     async def _shortlist_context(self) -> tuple[Domain, Iterable[Address]]:
