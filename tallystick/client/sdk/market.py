@@ -401,18 +401,20 @@ class Market(ConvenienceMethods):
 
         A job does not wait for the providers of a cached shortlist: others may have free slots meanwhile.
         """
-        asks, cached = await self._shortlists.get(demand)
-        try:
-            return await self._submit_to(request, asks, demand, options, 0 if cached else options.wait)
-        except Refusal as error:
-            if error.code is not Code.ORDER_TERMS or not await self._fee_changed():
-                raise
-        except Unavailable as error:
-            self._shortlists.forget(demand)
-            if not cached or error.code not in _STALE_SHORTLIST:
-                raise
-        asks, _ = await self._shortlists.get(demand)
-        return await self._submit_to(request, asks, demand, options, options.wait)
+        with self._shortlists.choosing(demand.model):
+            asks, cached = await self._shortlists.get(demand)
+            try:
+                return await self._submit_to(request, asks, demand, options, 0 if cached else options.wait)
+            except Refusal as error:
+                if error.code is not Code.ORDER_TERMS or not await self._fee_changed():
+                    raise
+                asks, _ = await self._shortlists.get(demand)
+            except Unavailable as error:
+                self._shortlists.forget(demand)
+                if not cached or error.code not in _STALE_SHORTLIST:
+                    raise
+                asks = await self._shortlists.fresh(demand)
+            return await self._submit_to(request, asks, demand, options, options.wait)
 
     async def _submit_to(
         self, request: ApiRequest, asks: Sequence[Verified[Ask]], demand: Demand, options: _JobOptions, wait: int
