@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.decision_log import DecisionLog
@@ -17,7 +16,7 @@ from coordinator.domain.job_queue import JobQueue
 from coordinator.domain.limits import JobLimits
 from coordinator.domain.listed_ask import ConnectedNode, ListedAsk, SlotGroup
 from coordinator.domain.match_leaf import consider
-from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist
+from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist, spare_asks
 from coordinator.domain.ranking import Ranked, reliability, score_step
 from coordinator.domain.reputation import Reputation
 from coordinator.domain.scoring import RequestShape, ScoreTerms, shape_of
@@ -195,6 +194,10 @@ class Matchmaker:
             self.book.decisions = self.decision_log.count
         return chosen
 
+    def spare_asks(self, demand: Demand) -> Iterator[ListedAsk]:
+        """Yields the asks with a free slot whose spec meets a demand, the best class of reliability first, and cheapest first."""
+        return spare_asks(self.book, demand, self.reputation.score, self._chance())
+
     def _backlog(self, group: SlotGroup) -> float:
         """Returns the jobs that would wait for a group per job that it has here: nobody can check the slots that it reports."""
         return (self.queue.waiting_for(group) + 1) / group.assigned if group.assigned else float("inf")
@@ -261,7 +264,7 @@ class Matchmaker:
             order, group = candidate.order.verify(self.domain), listed_ask.slot_group
             if not self.queue.is_open(group, job.queued) or (free_slot and not group.free):
                 rejected[group.provider] = Reason.BUSY.value
-                considered[place] = replace(considered[place], outcome=Verdict.HELD)
+                considered[place] = considered[place]._replace(outcome=Verdict.HELD)
                 continue
             self.queue.use_grant(group, job.queued)
             self.book.assign(group)
@@ -272,11 +275,11 @@ class Matchmaker:
                 if not isinstance(error, Refusal):
                     raise
                 refused = refused or error
-                considered[place] = replace(considered[place], outcome=Verdict.UNPAID)
+                considered[place] = considered[place]._replace(outcome=Verdict.UNPAID)
                 if isinstance(error, _NoPurse):
                     break  # nor is there a reservation for another candidate: a stranger costs two chain reads
             else:
-                considered[place] = replace(considered[place], outcome=Verdict.CHOSEN)
+                considered[place] = considered[place]._replace(outcome=Verdict.CHOSEN)
                 outranked = dict.fromkeys(providers, Verdict.OUTRANKED.value)
                 self.decision_log.add_match(model, group.provider, outranked | rejected, now, scores)
                 draft = MatchDraft(model, shape, job.submission.ranked, draw, tuple(considered))

@@ -93,6 +93,8 @@ class Job:
         """Who may see it because of an audit; None for a job that is not kept for audits."""
         self.on_place: Callable[[QueuePlace], None] = lambda _place: None
         """Called with the job's place in the queue while it waits for a free slot."""
+        self.reads_whole = False
+        """Whether its reader has no use for a part of the answer, so that it need not be woken for each."""
 
     @property
     def id(self) -> JobId:
@@ -189,6 +191,7 @@ class Job:
         """Reads to the end and returns the result. An engine's error answer is a result too. Raises TallyError."""
         parts: list[bytes] = []
         size = 0
+        self.reads_whole = True
         while not self._done:
             chunk = await self._next_frame(joined=True)
             parts.append(chunk)
@@ -274,12 +277,9 @@ class Job:
             if response.ended:  # an earlier reader was cancelled while it recorded the end
                 await self._finish()
                 return b""
-            while not self._frames:
-                await self._read_frames()
-                if self._done:
-                    return b""
-            kind, payload = self._frames.popleft()
-            chunk = await self._take_frame(kind, payload)
+            kind, chunk = await self._take_next()
+            if kind is None:
+                return b""
             if kind is Kind.CHUNK:  # which ends no attempt and no job
                 return self._join_following(chunk) if joined and chunk and self._frames else chunk
             if response.voids:
@@ -287,6 +287,18 @@ class Job:
             if response.ended:
                 await self._finish()
             return chunk
+
+    async def _take_next(self) -> tuple[Kind | None, bytes]:
+        """Takes frames until one is no match. Returns its kind, None if there was none, and the body bytes in it."""
+        while True:
+            while not self._frames:
+                await self._read_frames()
+                if self._done:
+                    return None, b""
+            kind, payload = self._frames.popleft()
+            chunk = await self._take_frame(kind, payload)
+            if kind is not Kind.MATCH and kind is not Kind.HEDGE:
+                return kind, chunk
 
     async def _take_frame(self, kind: Kind, payload: bytes) -> bytes:
         response, waited = self._response, self._response.head is None
@@ -316,8 +328,9 @@ class Job:
         return b"".join(chunks) if len(chunks) > 1 else chunk
 
     async def _read_frames(self) -> None:
+        whole = self.reads_whole and not (self._keyed or self._record.cancelling or self._response.match is None)
         try:
-            self._frames.extend(await self._stream.read())
+            self._frames.extend(await self._stream.read(whole=whole))
         except StreamLost as error:
             await self._recover_from_lost_stream(str(error))
         except PeerError as error:

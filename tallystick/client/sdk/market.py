@@ -268,6 +268,11 @@ class Market(ConvenienceMethods):
         return info, self._job_context
 
     def _answer_began(self, job: Job) -> None:
+        if not job.reads_whole:  # else it ends in the same moment
+            self._note_holder(job)
+
+    def _note_holder(self, job: Job) -> None:
+        """Records that the provider of an answer has read the request."""
         if job.provider is not None and job.head is not None and job.head.status == HTTPStatus.OK:
             self._affinity.begin(job.tags, job.provider)
 
@@ -284,7 +289,9 @@ class Market(ConvenienceMethods):
             self._shortlists.forget()
         if job.receipt is not None and job.receipt_accepted:
             self._affinity.end(job.tags, job.receipt.message)
-        elif job.provider is not None and not job.receipt_outstanding:
+        elif job.receipt_outstanding:
+            self._note_holder(job)
+        elif job.provider is not None:
             self._affinity.forget(job.tags, job.provider)
 
     async def _shortlist_context(self) -> tuple[Domain, Iterable[Address]]:
@@ -408,18 +415,20 @@ class Market(ConvenienceMethods):
 
         A job does not wait for the providers of a cached shortlist: others may have free slots meanwhile.
         """
-        asks, cached = await self._shortlists.get(demand)
-        try:
-            return await self._submit_to(request, asks, demand, options, 0 if cached else options.wait)
-        except Refusal as error:
-            if error.code is not Code.ORDER_TERMS or not await self._fee_changed():
-                raise
-        except Unavailable as error:
-            self._shortlists.forget(demand)
-            if not cached or error.code not in _STALE_SHORTLIST:
-                raise
-        asks, _ = await self._shortlists.get(demand)
-        return await self._submit_to(request, asks, demand, options, options.wait)
+        with self._shortlists.choosing(demand.model):
+            asks, cached = await self._shortlists.get(demand)
+            try:
+                return await self._submit_to(request, asks, demand, options, 0 if cached else options.wait)
+            except Refusal as error:
+                if error.code is not Code.ORDER_TERMS or not await self._fee_changed():
+                    raise
+                asks, _ = await self._shortlists.get(demand)
+            except Unavailable as error:
+                self._shortlists.forget(demand)
+                if not cached or error.code not in _STALE_SHORTLIST:
+                    raise
+                asks = await self._shortlists.fresh(demand)
+            return await self._submit_to(request, asks, demand, options, options.wait)
 
     async def _submit_to(
         self, request: ApiRequest, asks: Sequence[Verified[Ask]], demand: Demand, options: _JobOptions, wait: int
