@@ -323,7 +323,7 @@ def seeds() -> dict[str, list[bytes]]:
     proof = Proof(DOMAIN, order, terms, receipt, bytes(32), join_request(RequestHead("/v1/x"), b"{}"), (chunk,))
     report = ann.sign(
         replace(
-            build_report(receipt, ask.message, PROVIDER, job, AuditVerdict.PASS, reported_at=1, random=bytes), payer=ann.address
+            build_report(receipt, PROVIDER, job, ("m", "f16"), AuditVerdict.PASS, reported_at=1, random=bytes), payer=ann.address
         ),
         DOMAIN,
     )

@@ -89,23 +89,23 @@ def _class_of(declared: str) -> str:
 
 def build_report(
     receipt: Verified[Receipt],
-    ask: Ask,
     coordinator: Address,
     job: JobId,
+    sold: tuple[str, str],
     verdict: AuditVerdict,
     *,
     reported_at: int,
     random: Callable[[int], bytes],
     evidence_hash: Hash = ZERO_HASH,
 ) -> AuditReport:
-    """A report on a receipt. `ask`: the one that its order was on; `random` returns that many random bytes."""
+    """A report on a receipt. `sold`: model and precision, as the ask has them; `random` returns that many random bytes."""
     return AuditReport(
         payer=receipt.message.payer,
         provider=receipt.message.provider,
         coordinator=coordinator,
         job=job,
-        model=ask.model,
-        precision=precision_class(ask),
+        model=sold[0],
+        precision=_class_of(sold[1]),
         verdict=int(verdict),
         receipt_hash=receipt.digest,
         evidence_hash=evidence_hash,

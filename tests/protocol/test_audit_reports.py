@@ -23,7 +23,6 @@ from tests.builders import build_ask
 
 DOMAIN = Domain(31_337, Address("0x" + "5f" * 20))
 PAYER, PROVIDER, COORDINATOR, STRANGER = (Signer(bytes((0,) * 31 + (n,))) for n in (1, 2, 3, 4))
-ASK = build_ask(PROVIDER.address, model="tiny", spec=Spec(precision=" F16"))
 JOB, NOW = JobId(bytes(range(16))), 1_700_000_000
 
 
@@ -52,7 +51,9 @@ def request(
 ) -> ReportRequest:
     """A report on a receipt, with changes to the report."""
     receipt = receipt or paid_receipt()
-    report = build_report(receipt, ASK, COORDINATOR.address, JOB, AuditVerdict.SUSPECT, reported_at=NOW, random=bytes)
+    report = build_report(
+        receipt, COORDINATOR.address, JOB, ("tiny", " F16"), AuditVerdict.SUSPECT, reported_at=NOW, random=bytes
+    )
     signed = signer.sign(replace(report, **changes), DOMAIN)
     return ReportRequest(signed, receipt, None if seal is None else COORDINATOR.sign(seal, DOMAIN))
 
@@ -88,7 +89,9 @@ def test_reports_of_the_same_finding_differ_by_their_salt() -> None:
     """A digest in the match log cannot be recomputed from guesses of the payer."""
     receipt = paid_receipt()
     reports = [
-        build_report(receipt, ASK, COORDINATOR.address, JOB, AuditVerdict.PASS, reported_at=NOW, random=random).digest(DOMAIN)
+        build_report(
+            receipt, COORDINATOR.address, JOB, ("tiny", " F16"), AuditVerdict.PASS, reported_at=NOW, random=random
+        ).digest(DOMAIN)
         for random in (bytes, lambda size: b"\x01" * size)
     ]
     assert len(set(reports)) == 2
