@@ -5,7 +5,8 @@ from __future__ import annotations
 import structlog
 
 from node.domain.usage_meter import NOTHING
-from node.jobs.job import Job, JobResult
+from node.jobs.endings import JobResult
+from node.jobs.job import Job
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage, charge

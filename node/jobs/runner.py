@@ -24,7 +24,8 @@ from node.domain.usage_meter import NOTHING
 from node.jobs.billing import confirm_charge, final_usage, unpaid_work
 from node.jobs.coordinator_credit import CoordinatorCredit
 from node.jobs.deadlines import Deadlines
-from node.jobs.job import Job, JobResult, StopReason
+from node.jobs.endings import JobResult, StopReason
+from node.jobs.job import Job
 from node.jobs.pooled_engine import PooledEngine
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.refusal_receipts import RefusalReceipts
