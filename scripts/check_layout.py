@@ -19,6 +19,7 @@ PACKAGES = {
     "node": "node",
     "protocol": "tallystick/protocol",
     "runtime": "tallystick/runtime",
+    "scoring": "tallystick/scoring",
 }
 """Each folder of tests, and the package that it mirrors."""
 

@@ -19,6 +19,7 @@ from tallystick.client.openai.message_text import answer_texts, request_texts
 from tallystick.client.openai.requests import summarise
 from tallystick.client.receipts.evidence import EvidenceFile
 from tallystick.client.receipts.proof import Proof, read_proof
+from tallystick.protocol.audit_reports import AuditVerdict, ReportRequest, build_report, check_report
 from tallystick.protocol.eip712 import Domain, Message, Signed, loads_signed, read_signed_bytes
 from tallystick.protocol.errors import BadSeal, TallyError, error_from_json
 from tallystick.protocol.job_link import (
@@ -47,7 +48,7 @@ from tallystick.protocol.plaintext_heads import (
     split_request,
 )
 from tallystick.protocol.routes import MESSAGES, RESPONSES
-from tallystick.protocol.sealing import X25519, ContentKey, Opener, Sealer, SealingKey, wrap_key
+from tallystick.protocol.sealing import X25519, ContentKey, KeySession, Opener, Sealer, SealingKey, wrap_key
 from tallystick.protocol.sse import EventReader, MalformedAnswer, event_data
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Hash, JobId
 from tallystick.protocol.wire import Dispatch, FrameReader, Kind, Submission, dumps, loads, pack_frame, pack_link, unpack_link
@@ -151,6 +152,13 @@ def match_log(data: bytes) -> None:
     with contextlib.suppress(TallyError):
         judge(LogEvidence.loads(data))
     list(LogReplay().add(leaf_hash(data), data))
+
+
+def reports(data: bytes) -> None:
+    """Reports of audits, as the coordinator reads them."""
+    read = ReportRequest.from_json(loads(data, "report"))
+    assert ReportRequest.from_json(loads(dumps(read.to_json()), "report")) == read
+    check_report(read, DOMAIN, PROVIDER, 1_700_000_000)
 
 
 def seals(data: bytes) -> None:
@@ -264,6 +272,7 @@ TARGETS: dict[str, Target] = {
         signed,
         binary,
         match_log,
+        reports,
         seals,
         events,
         answers,
@@ -292,6 +301,12 @@ def seeds() -> dict[str, list[bytes]]:
     listed = [signed.dumps().encode() for signed in messages]
     whole = dumps({"choices": [{"message": {"content": "hi"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
     proof = Proof(DOMAIN, order, terms, receipt, bytes(32), join_request(RequestHead("/v1/x"), b"{}"), (chunk,))
+    report = ann.sign(
+        replace(
+            build_report(receipt, PROVIDER, job, ("m", "f16"), AuditVerdict.PASS, reported_at=1, random=bytes), payer=ann.address
+        ),
+        DOMAIN,
+    )
     listing = Listing.of_one_group((ask,), Capacity(1, 2))
     return {
         "frames": [pack_frame(Kind.MATCH, match.dumps()) + pack_frame(Kind.CHUNK, chunk) + pack_frame(Kind.RECEIPT, listed[2])],
@@ -319,10 +334,12 @@ def seeds() -> dict[str, list[bytes]]:
             ).dumps(),
         ],
         "signed": [*listed, dumps(terms.to_json())],
+        "reports": [dumps(ReportRequest(report, receipt).to_json())],
         "seals": [
             KEY.seal_request(JOB, b"body"),
             Sealer(KEY, JOB, ORDER).seal(b"chunk"),
             wrap_key(KEY, X25519, SEALING_KEY.public, job=JOB, order_hash=ORDER, provider=PROVIDER),
+            KeySession(X25519, SEALING_KEY.public).wrap(KEY, job=JOB, order_hash=ORDER, provider=PROVIDER),
             join_request(RequestHead("/v1/chat/completions"), b"{}"),
             dump_response_head(head),
         ],

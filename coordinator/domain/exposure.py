@@ -28,7 +28,8 @@ class TabExposure:
 
     def uncovered(self, cap: int = 0) -> int:
         """Returns what the reservation does not cover, with one more job of this cap."""
-        return max(0, max(0, self.cumulative - self.settled) + self.in_flight + cap - self.reserved)
+        owed = max(0, int(self.cumulative) - int(self.settled))
+        return max(0, owed + int(self.in_flight) + int(cap) - int(self.reserved))
 
 
 @dataclass(slots=True)
@@ -121,8 +122,11 @@ class Exposure:
         self._uncovered[payer] += tab.uncovered() - before
 
     def _tab(self, payer: Address, provider: Address) -> TabExposure:
-        self._uncovered.setdefault(payer, 0)
-        return self._tabs.setdefault(payer, {}).setdefault(provider, TabExposure())
+        tab = self.known(payer, provider)
+        if tab is None:
+            self._uncovered.setdefault(payer, 0)
+            tab = self._tabs.setdefault(payer, {})[provider] = TabExposure()
+        return tab
 
     def _forget_if_idle(self, payer: Address, provider: Address) -> None:
         tab = self._tabs[payer][provider]

@@ -6,6 +6,7 @@ Both use the predicates of `Demand`. Pure: the ask book, a demand and the time g
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from operator import itemgetter
 from typing import TypeVar
 
@@ -152,7 +153,13 @@ def candidate_rejection(listed_ask: ListedAsk | None, model: str, deadline: int,
         return Reason.FAILED
     if deadline <= now:
         return Reason.ORDER_EXPIRED
-    return Reason.ASK_GONE if listed_ask is None else rejection(listed_ask, Demand(model=model), now, queues=True)
+    return Reason.ASK_GONE if listed_ask is None else rejection(listed_ask, _any_ask_of(model), now, queues=True)
+
+
+@lru_cache(maxsize=256)
+def _any_ask_of(model: str) -> Demand:
+    """Returns the demand that each valid ask for a model meets: the client chose its candidates by its own."""
+    return Demand(model=model)
 
 
 def rank_fitting(

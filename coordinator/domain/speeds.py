@@ -111,7 +111,7 @@ def _is_plain(model: str) -> bool:
     return len(model) <= MAX_NAME and model.isprintable()
 
 
-UNMEASURED = SpeedRecord()
+UNMEASURED, UNKNOWN_SPEED = SpeedRecord(), Speed()
 
 
 def _ignore(_provider: Address, _model: str, _speed: Speed) -> None:
@@ -131,7 +131,7 @@ class Speeds:
     def measured(self, provider: Address, model: str) -> Speed | None:
         """Returns the measured speed, with 0 for what is not known yet; None if nothing is."""
         record = self._records.get((provider, model))
-        return None if record is None or record.speed == Speed() else record.speed
+        return None if record is None or record.speed == UNKNOWN_SPEED else record.speed
 
     def mean_output(self, model: str) -> int | None:
         """Returns the mean output of a model's jobs, in tokens; None if there was none."""
@@ -170,11 +170,12 @@ class Speeds:
         self._changed.update(keys)
 
     def _put(self, key: Key, record: SpeedRecord) -> None:
+        former, speed = self._records.get(key, UNMEASURED).speed, record.speed
         self._records[key] = record
         self._records.move_to_end(key)
         self._changed.add(key)
-        if record.speed != Speed():
-            self.on_change(*key, record.speed)
+        if speed not in (former, UNKNOWN_SPEED):
+            self.on_change(*key, speed)
         if len(self._records) > MAX_REMEMBERED:
             self._changed.discard(self._records.popitem(last=False)[0])
 

@@ -191,6 +191,8 @@ class Market:
             raise Refusal(Code.ORDER_REPLAYED, f"job {submission.job.hex()} was placed before; GET /v1/jobs/ID shows its state")
         for candidate in submission.candidates:
             order, terms = candidate.order.message, candidate.terms
+            order.decode()
+            terms.decode()
             check_order(order, terms, coordinator=self.address, limits=self.limits, now=now)
         if self._running[submission.candidates[0].order.message.payer] >= self.limits.jobs_per_payer:
             text = f"this payer already runs {self.limits.jobs_per_payer} jobs here, the maximum per payer; wait for one to end"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
 
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.decision_log import DecisionLog
@@ -261,7 +260,7 @@ class Matchmaker:
             order, group = candidate.order.verify(self.domain), listed_ask.slot_group
             if not self.queue.is_open(group, job.queued) or (free_slot and not group.free):
                 rejected[group.provider] = Reason.BUSY.value
-                considered[place] = replace(considered[place], outcome=Verdict.HELD)
+                considered[place] = considered[place]._replace(outcome=Verdict.HELD)
                 continue
             self.queue.use_grant(group, job.queued)
             self.book.assign(group)
@@ -272,11 +271,11 @@ class Matchmaker:
                 if not isinstance(error, Refusal):
                     raise
                 refused = refused or error
-                considered[place] = replace(considered[place], outcome=Verdict.UNPAID)
+                considered[place] = considered[place]._replace(outcome=Verdict.UNPAID)
                 if isinstance(error, _NoPurse):
                     break  # nor is there a reservation for another candidate: a stranger costs two chain reads
             else:
-                considered[place] = replace(considered[place], outcome=Verdict.CHOSEN)
+                considered[place] = considered[place]._replace(outcome=Verdict.CHOSEN)
                 outranked = dict.fromkeys(providers, Verdict.OUTRANKED.value)
                 self.decision_log.add_match(model, group.provider, outranked | rejected, now, scores)
                 draft = MatchDraft(model, shape, job.submission.ranked, draw, tuple(considered))

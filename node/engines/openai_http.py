@@ -12,7 +12,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -24,10 +24,11 @@ from node.domain.upstream_models import UpstreamModel, read_models
 from node.engines.addresses import base_addresses
 from node.engines.api_key import auth_headers
 from node.engines.bodies import read_on, read_start
-from node.engines.engine_connector import EngineConnector, RequestBody
 from node.engines.engine_settings import EngineSettings
 from node.engines.error_words import Censor, error_body, read_document, words_of
 from node.engines.framing import answer_form, as_document, as_stream
+from node.engines.http_client import EngineClient
+from node.engines.http_connection import EngineResponse, MalformedResponse
 from node.engines.kinds import read_load
 from node.engines.logprobs import rewrite, take_logprobs
 from node.engines.streams import EngineBroken, StreamReader, rename_model
@@ -55,16 +56,14 @@ class OpenAIEngine:
         self._settings = settings
         self._base, *self._other_bases = base_addresses(settings.url)
         self._censor = Censor.of(settings.url, settings.api_key)
-        self._session: aiohttp.ClientSession | None = None
+        self._client = EngineClient(settings)
         self._has_metrics = True
         self._without_logprobs: set[tuple[object, ...]] = set()
         """Shapes of requests that the engine answers only without log-probabilities."""
 
     async def close(self) -> None:
         """Closes all connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._client.close()
 
     async def models(self) -> tuple[UpstreamModel, ...]:
         """The models that the engine serves now; empty if it has no model list. Raises Unavailable."""
@@ -72,7 +71,7 @@ class OpenAIEngine:
         with self._faults():
             async with asyncio.timeout(settings.check_seconds):
                 for base in (self._base, *self._other_bases):
-                    async with self._get(base.route(MODELS)) as response:
+                    with await self._get(base.route(MODELS)) as response:
                         if response.status in (404, 405):
                             continue
                         self._check_status(response.status)
@@ -87,17 +86,18 @@ class OpenAIEngine:
         if not self._has_metrics:
             return None
         try:
-            async with (
-                asyncio.timeout(settings.check_seconds),
-                self._get(self._base.endpoint("/metrics")) as response,
-            ):
-                if response.status in (401, 403, 404, 405, 501):
-                    self._has_metrics = False
-                if response.status != 200 or response.content_type != "text/plain":
-                    return None
-                return read_load(await self._read_all(response, settings.max_answer_bytes))
+            async with asyncio.timeout(settings.check_seconds):
+                with await self._get(self._base.endpoint("/metrics")) as response:
+                    return await self._read_load(response)
         except (EngineBroken, Unavailable, aiohttp.ClientError, TimeoutError, OSError):
             return None
+
+    async def _read_load(self, response: EngineResponse) -> EngineLoad | None:
+        if response.status in (401, 403, 404, 405, 501):
+            self._has_metrics = False
+        if response.status != 200 or response.content_type != "text/plain":
+            return None
+        return read_load(await self._read_all(response, self._settings.max_answer_bytes))
 
     async def answer(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """See ports.Engine."""
@@ -105,33 +105,33 @@ class OpenAIEngine:
         headers = {"content-type": request.content_type, "accept": accept}
         with self._faults():
             request, posted = await self._ask(request, headers)
-            async with posted as response:
-                if response.status not in ANSWERED:
-                    for event in await self._read_error(response):
+        with self._faults(), posted as response:
+            if response.status not in ANSWERED:
+                for event in await self._read_error(response):
+                    yield event
+                return
+            start = await read_start(response)
+            form = answer_form(response.content_type, start, request)
+            if form is None:
+                expected = EVENT_STREAM if request.stream else JSON
+                raise EngineBroken(f"the content type {response.content_type[:60]!r} instead of {expected}")
+            if form == JSON:
+                body = start + await self._read_all(response, self._settings.max_answer_bytes * _growth(request))
+                for event in self._read_whole(body, request):
+                    yield event
+            elif form == EVENT_STREAM and not request.stream and _is_text(request):
+                for event in await self._assemble(response, start, request):
+                    yield event
+            else:
+                read = self._read_stream if form == EVENT_STREAM else self._read_bytes
+                yield ResponseStart(200, _bounded_type(form))
+                async with aclosing(read(response, start, request)) as events:
+                    async for event in events:
                         yield event
-                    return
-                start = await read_start(response)
-                form = answer_form(response.content_type, start, request)
-                if form is None:
-                    expected = EVENT_STREAM if request.stream else JSON
-                    raise EngineBroken(f"the content type {response.content_type[:60]!r} instead of {expected}")
-                if form == JSON:
-                    body = start + await self._read_all(response, self._settings.max_answer_bytes * _growth(request))
-                    for event in self._read_whole(body, request):
-                        yield event
-                elif form == EVENT_STREAM and not request.stream and _is_text(request):
-                    for event in await self._assemble(response, start, request):
-                        yield event
-                else:
-                    read = self._read_stream if form == EVENT_STREAM else self._read_bytes
-                    yield ResponseStart(200, _bounded_type(form))
-                    async with aclosing(read(response, start, request)) as events:
-                        async for event in events:
-                            yield event
 
-    async def _read_error(self, response: aiohttp.ClientResponse) -> tuple[EngineEvent, ...]:
+    async def _read_error(self, response: EngineResponse) -> tuple[EngineEvent, ...]:
         """The engine's own error if it blames the request. Raises Unavailable if the engine is busy, and EngineBroken."""
-        status, wait = response.status, read_wait(response.headers.get("retry-after", ""))
+        status, wait = response.status, read_wait(response.header("retry-after"))
         if status < 400:
             self._check_status(status, wait)
         try:
@@ -162,7 +162,7 @@ class OpenAIEngine:
         return self._refusal(error.blamed_status, error.document, b"")
 
     async def _read_bytes(
-        self, response: aiohttp.ClientResponse, start: bytes, _request: EngineRequest
+        self, response: EngineResponse, start: bytes, _request: EngineRequest
     ) -> AsyncGenerator[EngineEvent, None]:
         """Passes on a body that is neither JSON nor an event stream (speech, an image) as it comes."""
         size = 0
@@ -173,7 +173,7 @@ class OpenAIEngine:
             yield ResponsePart(data, has_output=True)
         yield ResponseEnd()
 
-    async def _ask(self, request: EngineRequest, headers: dict[str, str]) -> tuple[EngineRequest, aiohttp.ClientResponse]:
+    async def _ask(self, request: EngineRequest, headers: dict[str, str]) -> tuple[EngineRequest, EngineResponse]:
         """Posts a request. An engine that refuses it with log-probabilities is asked without them, and later requests of the same
         shape as well. Returns also the request that was answered.
         """
@@ -192,10 +192,11 @@ class OpenAIEngine:
             log.info("the engine refuses log-probabilities; such requests go without", url=self._settings.url, route=request.path)
         return plain, response
 
-    async def _post(self, request: EngineRequest, headers: dict[str, str]) -> aiohttp.ClientResponse:
+    async def _post(self, request: EngineRequest, headers: dict[str, str]) -> EngineResponse:
         """Posts a request to the first meaning of the base URL that has its route, until one is known to be meant."""
         for base in (bases := (self._base, *self._other_bases)):
-            response = await self._send(base.route(request.path), request, headers)
+            address, auth = base.route(request.path), auth_headers(self._settings.api_key)
+            response = await self._client.send("POST", address, headers | auth, request.body, request.on_sent)
             if response.status < 400:
                 self._base, self._other_bases = base, []
             if response.status not in (404, 405) or base is bases[-1]:
@@ -203,27 +204,8 @@ class OpenAIEngine:
             response.release()
         return response
 
-    async def _send(self, address: str, request: EngineRequest, headers: dict[str, str]) -> aiohttp.ClientResponse:
-        """If a request fails on a reused connection, it is sent again, until a new connection was used.
-
-        Some engines silently close a connection after a stream. A request on such a connection never reached them.
-        """
-        while True:
-            body = RequestBody(request)
-            posting = self._open().post(
-                address,
-                data=body,
-                headers=headers | auth_headers(self._settings.api_key),
-                allow_redirects=False,
-            )
-            try:
-                return await posting
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if not body.reused_connection:
-                    raise
-
     async def _read_stream(
-        self, response: aiohttp.ClientResponse, start: bytes, request: EngineRequest
+        self, response: EngineResponse, start: bytes, request: EngineRequest
     ) -> AsyncGenerator[EngineEvent, None]:
         """Yields one ResponsePart for the events that each read completed. The last event is part of ResponseEnd.
 
@@ -235,7 +217,7 @@ class OpenAIEngine:
                 for part in stream.feed(data):
                     yield part
                 if stream.ended:
-                    await self._drain(response)
+                    response.finish_soon(_DRAIN_SECONDS)
                     break
             for last in stream.finish():
                 yield last
@@ -245,7 +227,7 @@ class OpenAIEngine:
             for own in self._own_error(error):
                 yield own
 
-    async def _assemble(self, response: aiohttp.ClientResponse, start: bytes, request: EngineRequest) -> tuple[EngineEvent, ...]:
+    async def _assemble(self, response: EngineResponse, start: bytes, request: EngineRequest) -> tuple[EngineEvent, ...]:
         """Reads an event stream to its end, and returns it as the one document that the client asked for."""
         body, text_bytes, end, head = bytearray(), 0, ResponseEnd(), ResponseStart(200, JSON)
         async with aclosing(self._read_stream(response, start, request)) as events:
@@ -268,12 +250,6 @@ class OpenAIEngine:
         rename_model(document, request)
         return head, ResponseEnd(dump_lenient(document), text_bytes, end.usage, truncated=end.truncated)
 
-    async def _drain(self, response: aiohttp.ClientResponse) -> None:
-        """Reads the response to its end, so that its connection can be reused."""
-        with suppress(TimeoutError, aiohttp.ClientError):
-            async with asyncio.timeout(_DRAIN_SECONDS):
-                await response.content.readany()
-
     def _read_whole(self, body: bytes, request: EngineRequest) -> tuple[EngineEvent, ...]:
         try:
             document = read_completion(body) if request.is_completion or request.path == EMBEDDINGS else read_other_answer(body)
@@ -291,9 +267,9 @@ class OpenAIEngine:
         end = ResponseEnd(body, document.text_bytes, document.usage, truncated=document.finish_reason == "length")
         return ResponseStart(200, kind), end
 
-    async def _read_all(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
+    async def _read_all(self, response: EngineResponse, limit: int) -> bytes:
         body = bytearray()
-        while data := await response.content.readany():
+        while data := await response.readany():
             body += data
             if len(body) > limit:
                 raise EngineBroken(f"an answer of more than {limit} bytes")
@@ -332,6 +308,8 @@ class OpenAIEngine:
             text, words = "the engine reported a failure instead of an answer", words_of(error.document, self._censor)
         except MalformedAnswer as error:
             text = f"the engine's answer is malformed: {error}"
+        except MalformedResponse as error:
+            text = f"the engine answered with {error}"
         except aiohttp.ClientPayloadError:
             text = "the engine's answer broke off"
         except (aiohttp.ClientError, OSError) as error:
@@ -343,25 +321,9 @@ class OpenAIEngine:
         unavailable.retry, unavailable.private_reason = not permanent, words or None
         raise unavailable
 
-    def _get(self, address: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """A GET request with the API key. Raises Unavailable if the key cannot be read."""
-        return self._open().get(address, headers=auth_headers(self._settings.api_key), allow_redirects=False)
-
-    def _open(self) -> aiohttp.ClientSession:
-        """The HTTP session, created inside the running event loop."""
-        if self._session is None:
-            settings = self._settings
-            self._session = aiohttp.ClientSession(
-                headers={"accept-encoding": "identity"},
-                connector=EngineConnector(limit=0, keepalive_timeout=30),
-                # The runner's deadlines bound the answer; this bounds only the time before it.
-                timeout=aiohttp.ClientTimeout(
-                    total=None, connect=settings.connect_seconds, sock_connect=settings.connect_seconds
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=settings.trust_env,
-            )
-        return self._session
+    async def _get(self, address: str) -> EngineResponse:
+        """Sends a GET request with the API key. Raises Unavailable if the key cannot be read."""
+        return await self._client.send("GET", address, auth_headers(self._settings.api_key))
 
 
 def read_wait(header: str) -> int | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tallystick.protocol.token_evidence import EvidenceRow
+from tallystick.protocol.token_scores import ScoreResponse
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,15 @@ class MeanStatistic:
 
 Answer = Mapping[int, Row]
 """Rows by their position in the answer, from 0. Positions may be missing."""
+
+
+def scored_answer(response: ScoreResponse) -> Answer:
+    """What a referee scored, without the row of the answer's end.
+
+    A token below the row's best ones is left out, though its probability may be known: `Row.lowest` must bound all others.
+    """
+    rows = (row for row in response.rows if row is not None)
+    return {row.position: Row(row.token, dict(row.top)) for row in rows if row.token is not None}
 
 
 def other_mass(row: Row) -> float:

@@ -184,7 +184,10 @@ class Demand:
         return _unacceptable(self, ask, facts)
 
     def _first(self, predicates: tuple[tuple[Reason, _Predicate], ...], ask: Ask) -> Reason | None:
-        return next((reason for reason, excludes in predicates if excludes(self, ask)), None)
+        for reason, excludes in predicates:
+            if excludes(self, ask):
+                return reason
+        return None
 
     def _first_unmet(self, ask: Ask) -> Reason | None:
         unmet = None if self.require is NO_REQUIREMENTS else self.require.first_unmet(ask)

@@ -99,9 +99,18 @@ class Message:
     def decode(self) -> None:
         """Decodes all fields of a message that was read from its binary form: faster than one by one if most are used."""
         words: bytes | None = getattr(self, "_words", None)
-        if words is not None:
+        if words is not None and not self._is_decoded():
+            put = object.__setattr__
             for name, value in self.SCHEMA.layout.unpack(words):
-                object.__setattr__(self, name, value)
+                put(self, name, value)
+
+    def _is_decoded(self) -> bool:
+        """Whether the last field was decoded, and with it most likely all others. A field that was not is decoded when read."""
+        try:
+            object.__getattribute__(self, self.SCHEMA.layout.last)
+        except AttributeError:
+            return False
+        return True
 
     def compact(self) -> Self:
         """The same message without the fields that were decoded since it was read, for one that is kept for a while."""

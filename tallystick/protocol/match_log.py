@@ -14,7 +14,7 @@ import hmac
 import struct
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import Signed
@@ -68,8 +68,7 @@ _CODES: dict[int, Outcome] = {
 _NUMBERS = {outcome: number for number, outcome in _CODES.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class AskFacts:
+class AskFacts(NamedTuple):
     """What the matcher knew of a listed ask and its node. Prices are base units per 1,000,000 tokens, times are Unix seconds.
 
     `slots`: jobs that its engine runs at once; `queue`: further jobs that may wait in the engine's queue; `free`: jobs that both
@@ -92,8 +91,7 @@ class AskFacts:
     newcomer: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFacts:
+class RequestFacts(NamedTuple):
     """What the matcher knew of the request: tokens in buckets, and the weights of the client in base units.
 
     `holder`: the provider that has `cached_tokens` of the input in its cache; None if none is known.
@@ -132,8 +130,7 @@ class RequestFacts:
         return cls(likely, expected, first_token, speed, loss, cached, known)
 
 
-@dataclass(frozen=True, slots=True)
-class Considered:
+class Considered(NamedTuple):
     """One candidate of a match. `place`: its place in the client's submission; `facts`: None if its ask was not listed.
 
     `deadline`: of its order, in Unix seconds.
@@ -232,6 +229,14 @@ Leaf = MatchLeaf | RestartLeaf
 
 
 def _pack_facts(facts: AskFacts) -> bytes:
+    try:
+        return _FACTS.pack(*facts)
+    except struct.error:
+        return _pack_large_facts(facts)
+
+
+def _pack_large_facts(facts: AskFacts) -> bytes:
+    """Writes facts of which one does not fit its field: it counts as the largest value of the field."""
     return _FACTS.pack(
         facts.input_price,
         facts.cached_input_price,

@@ -203,3 +203,46 @@ class Access(Message):
     account: Address
     coordinator: Address
     issued_at: U64
+
+
+@message(signer="payer")
+class AuditReport(Message):
+    """A payer's verdict on one job of a provider. `precision`: the class that the ask declared.
+
+    `receipt_hash`: the digest of the paid receipt. `evidence_hash`: the SHA-256 of the evidence file; zero for none.
+    `reported_at`: Unix seconds.
+    """
+
+    payer: Address
+    provider: Address
+    coordinator: Address
+    job: JobId
+    model: str
+    precision: str
+    verdict: U8
+    receipt_hash: Hash
+    evidence_hash: Hash
+    reported_at: U64
+    salt: Hash
+
+
+@message(signer="coordinator")
+class ReportAck(Message):
+    """The coordinator's promise that its match log has the report with this digest as leaf `index`, whose hash is `leaf_hash`.
+
+    `accepted_at`: Unix seconds.
+    """
+
+    coordinator: Address
+    report_hash: Hash
+    index: U64
+    leaf_hash: Hash
+    accepted_at: U64
+
+
+@message(signer="coordinator")
+class ProbeSeal(Message):
+    """The coordinator's statement that a report is of a probe of its own, placed with a key that only it knows."""
+
+    coordinator: Address
+    report_hash: Hash

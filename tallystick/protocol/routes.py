@@ -18,6 +18,8 @@ COMPLETIONS: Final = "/v1/completions"
 EMBEDDINGS: Final = "/v1/embeddings"
 RESPONSES: Final = "/v1/responses"
 MESSAGES: Final = "/v1/messages"
+SCORES: Final = "/v1/token_scores"
+"""Scores the tokens of a given answer (`token_scores`). Engines have no such route; vLLM's /v1/score compares texts."""
 MODELS: Final = "/v1/models"
 """The route that lists models. It is not for sale."""
 ALWAYS: Final = (CHAT, COMPLETIONS, EMBEDDINGS)

@@ -1,10 +1,11 @@
 """Sealing: end-to-end encryption of requests and responses between client and provider, which the coordinator cannot read.
 
 Each job has one content key. The request body is sealed once with it (AES-256-GCM). The content key is wrapped for each
-shortlisted provider with HPKE (RFC 9180, base mode), whose `info` binds job, order and provider. Response chunks are sealed with
-a key derived from the content key and the order hash, so two providers of one shortlist never share a key and nonce. A chunk's
-nonce is its number and the last chunk is marked, so the client detects chunks that are reordered, dropped, repeated or altered,
-and a response that is cut off.
+shortlisted provider with HPKE (RFC 9180, base mode), whose `info` binds job, order and provider. HPKE's curve arithmetic may be
+shared by the jobs of a minute: then it wraps a session key, and a key derived from that, job, order and provider wraps the
+content key. Response chunks are sealed with a key derived from the content key and the order hash, so no two providers
+share a key and nonce. A chunk's nonce is its number and the last chunk is marked, so the client detects chunks that are
+reordered, dropped, repeated or altered, and a response that is cut off.
 
 Plaintext is padded to size buckets first, because exact lengths leak text. The commitments to the request and to the response
 transcript are HMACs under a key derived from the content key. Nobody else can test a guess against them, and to prove a
@@ -39,6 +40,11 @@ _LENGTH_BYTES = 4
 _SMALLEST, _LARGEST = 128, 16_384
 X25519: Final = "x25519"
 HYBRID: Final = "mlkem768-x25519"
+_IN_SESSION_BYTES = KEY_BYTES + 16
+"""A content key that is sealed with a session's key, and the tag."""
+_SESSION_INFO = b"tallystick/1 session"
+MAX_SESSIONS = 1_024
+"""Session keys that a provider remembers. Another one costs the curve arithmetic of one job."""
 
 
 def bucket(size: int) -> int:
@@ -205,15 +211,41 @@ _SUITES: dict[str, Suite] = {X25519: _suite(KEM.X25519), HYBRID: _suite(KEM.MLKE
 SUITES = frozenset(_SUITES)
 
 
+_WRAPPED_BYTES = {X25519: 32 + KEY_BYTES + 16, HYBRID: 1_088 + 32 + KEY_BYTES + 16}
+"""Bytes of a key that HPKE has wrapped: the encapsulated key, the ciphertext and the tag."""
+
+
 def _info(job: JobId, order_hash: Hash, provider: Address) -> bytes:
     return b"tallystick/1 wrap" + job + order_hash + bytes.fromhex(provider[2:])
 
 
 def wrap_key(key: ContentKey, suite: str, sealing_key: bytes, *, job: JobId, order_hash: Hash, provider: Address) -> bytes:
     """Wraps the content key for the provider whose ask names this suite and key. Raises BadSeal if they are unusable."""
+    return _encapsulate(suite, sealing_key, key.secret, _info(job, order_hash, provider))
+
+
+class KeySession:
+    """A key that a client shares with one provider, by which it wraps the content keys of many jobs. Its repr does not show it.
+
+    As long as a client keeps it, whoever gets it can open the jobs that were wrapped with it, so clients replace it every minute.
+    """
+
+    __slots__ = ("_secret", "_wrapped")
+
+    def __init__(self, suite: str, sealing_key: bytes, random: Callable[[int], bytes] = os.urandom) -> None:
+        """Makes a key for the provider whose ask names this suite and key. Raises BadSeal if they are unusable."""
+        self._secret = random(KEY_BYTES)
+        self._wrapped = _encapsulate(suite, sealing_key, self._secret, _SESSION_INFO)
+
+    def wrap(self, key: ContentKey, *, job: JobId, order_hash: Hash, provider: Address) -> bytes:
+        """Wraps a content key for this job, order and provider. The nonce is zero: the derived key seals this message only."""
+        cipher = AESGCM(_derive(self._secret, _info(job, order_hash, provider)))
+        return self._wrapped + cipher.encrypt(bytes(_NONCE_BYTES), key.secret, None)
+
+
+def _encapsulate(suite: str, sealing_key: bytes, secret: bytes, info: bytes) -> bytes:
     try:
-        public = _public_key(suite, sealing_key)
-        return _SUITES[suite].encrypt(key.secret, public, info=_info(job, order_hash, provider))
+        return _SUITES[suite].encrypt(secret, _public_key(suite, sealing_key), info=info)
     except (KeyError, ValueError):
         raise BadSeal(f"ask.sealingKey: expected a usable key of suite {suite!r}") from None
 
@@ -234,6 +266,8 @@ class SealingKey:
             raise ValueError(f"expected a {suite} secret of {self.secret_bytes(suite)} bytes, got {len(secret)}")
         self.suite = suite
         self._suite = _SUITES[suite]
+        self._sessions: dict[bytes, bytes] = {}
+        """Keys of sessions by what wraps them, the one that was used last at the end."""
         x25519 = X25519PrivateKey.from_private_bytes(secret[-32:])
         self._private: X25519PrivateKey | MLKEM768X25519PrivateKey = x25519
         self.public = x25519.public_key().public_bytes_raw()
@@ -249,10 +283,25 @@ class SealingKey:
 
     def unwrap(self, wrapped: bytes, *, job: JobId, order_hash: Hash, provider: Address) -> ContentKey:
         """Unwraps the content key for this job, order and provider. Raises BadSeal."""
+        info, size = _info(job, order_hash, provider), _WRAPPED_BYTES[self.suite]
         try:
-            secret = self._suite.decrypt(wrapped, self._private, info=_info(job, order_hash, provider))
+            if len(wrapped) == size + _IN_SESSION_BYTES:
+                cipher = AESGCM(_derive(self._session_key(wrapped[:size]), info))
+                secret = cipher.decrypt(bytes(_NONCE_BYTES), wrapped[size:], None)
+            else:
+                secret = self._suite.decrypt(wrapped, self._private, info=info)
         except (InvalidTag, ValueError):
             raise BadSeal("seal: the content key was wrapped for another provider or order, or altered") from None
         if len(secret) != KEY_BYTES:
             raise BadSeal(f"seal: expected a content key of {KEY_BYTES} bytes, got {len(secret)}")
         return ContentKey(secret)
+
+    def _session_key(self, wrapped: bytes) -> bytes:
+        """The key of a session. Raises InvalidTag or ValueError."""
+        secret = self._sessions.pop(wrapped, None)
+        if secret is None:
+            secret = self._suite.decrypt(wrapped, self._private, info=_SESSION_INFO)
+            if len(self._sessions) >= MAX_SESSIONS:
+                del self._sessions[next(iter(self._sessions))]
+        self._sessions[wrapped] = secret
+        return secret

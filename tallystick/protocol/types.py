@@ -43,18 +43,18 @@ class Amount(int):
         return int.__new__(cls, value)
 
     def __add__(self, other: int) -> Amount:
-        return Amount(int.__add__(self, _whole(other)))
+        return _new(Amount, int.__add__(self, other if type(other) in _WHOLE else _whole(other)))
 
     __radd__ = __add__
 
     def __sub__(self, other: int) -> Amount:
-        return Amount(int.__sub__(self, _whole(other)))
+        return _new(Amount, int.__sub__(self, other if type(other) in _WHOLE else _whole(other)))
 
     def __rsub__(self, other: int) -> Amount:
-        return Amount(int.__rsub__(self, _whole(other)))
+        return _new(Amount, int.__rsub__(self, other if type(other) in _WHOLE else _whole(other)))
 
     def __mul__(self, other: int) -> Amount:
-        return Amount(int.__mul__(self, _whole(other)))
+        return _new(Amount, int.__mul__(self, other if type(other) in _WHOLE else _whole(other)))
 
     __rmul__ = __mul__
 
@@ -71,7 +71,7 @@ class Amount(int):
         raise TypeError("Amount: powers are not defined")
 
     def __neg__(self) -> Amount:
-        return Amount(int.__neg__(self))
+        return _new(Amount, int.__neg__(self))
 
     def __truediv__(self, other: Any) -> NoReturn:
         raise TypeError("Amount: true division gives a float; use // and choose the rounding")
@@ -86,6 +86,12 @@ class Amount(int):
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[type[Amount], tuple[int]]:
         return Amount, (int(self),)
+
+
+_new = int.__new__
+"""Makes an Amount of what integer arithmetic returned, which needs no check."""
+_WHOLE = frozenset({int, Amount})
+"""Types of operands that need no further check."""
 
 
 def _whole(value: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tallystick.protocol.codecs import WORD, Codec, Layout
@@ -22,6 +22,8 @@ class WordLayout:
             for i, (name, codec) in enumerate(zip(fields, codecs, strict=True))
             if codec.layout is not None
         )
+        self.last = self._loads[-1][0] if self._loads else ""
+        """The last of the fields that `unpack` returns; empty if there is none."""
 
     def pack(self, values: Sequence[Any]) -> bytes | None:
         """The words of these values, one for each field; None if a value does not fit. Its codec then says what is wrong.
@@ -39,8 +41,7 @@ class WordLayout:
         except (struct.error, OverflowError, AttributeError, TypeError, ValueError):
             return None
 
-    def unpack(self, words: bytes) -> Iterator[tuple[str, Any]]:
-        """Yields the fields that fit their words, with their values. The words must have passed `Schema.check_words`."""
+    def unpack(self, words: bytes) -> list[tuple[str, Any]]:
+        """Returns the fields that fit their words, with their values. The words must have passed `Schema.check_words`."""
         values = self._struct.unpack(words)
-        for name, i, load in self._loads:
-            yield name, values[i] if load is None else load(values[i])
+        return [(name, values[i] if load is None else load(values[i])) for name, i, load in self._loads]

@@ -11,6 +11,7 @@ from tallystick.protocol.eip712 import Domain, Message, Signer
 from tallystick.protocol.messages import (
     Access,
     Ask,
+    AuditReport,
     Bind,
     Claim,
     ClaimRow,
@@ -18,8 +19,10 @@ from tallystick.protocol.messages import (
     Inquiry,
     LogHead,
     Order,
+    ProbeSeal,
     Receipt,
     Release,
+    ReportAck,
     Spec,
     Terms,
 )
@@ -41,6 +44,9 @@ ALL: tuple[type[Message], ...] = (
     Inquiry,
     Connect,
     Access,
+    AuditReport,
+    ReportAck,
+    ProbeSeal,
 )
 SIGNED = tuple(cls for cls in ALL if cls.SIGNER is not None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -51,7 +52,7 @@ def test_a_restart_survives_the_journey() -> None:
 )
 def test_outcomes_and_missing_facts_survive_the_journey(outcome: Verdict | Reason) -> None:
     """Each outcome has its number, and an ask that was not listed has no facts."""
-    other = replace(LEAF.considered[0], outcome=outcome, facts=None, place=1)
+    other = LEAF.considered[0]._replace(outcome=outcome, facts=None, place=1)
     leaf = replace(LEAF, considered=(*LEAF.considered, other))
     assert load_leaf(leaf.dumps()) == leaf
 
@@ -118,13 +119,27 @@ def test_a_changed_byte_never_passes_unseen(place: int, flip: int) -> None:
     assert (match.index, match.leaf_hash) != (MATCH.index, MATCH.leaf_hash)
 
 
+def test_facts_beyond_their_fields_count_as_the_largest_value() -> None:
+    """A time, a count or a speed that does not fit changes no other fact of the leaf."""
+    facts = LEAF.considered[0].facts
+    assert facts is not None
+    huge: dict[str, Any] = {"valid_from": 1 << 40, "valid_until": 1 << 33, "free": 1 << 17, "slots": 65_536, "queue": 99_999}
+    huge |= {"first_token_ms": 1 << 32, "tokens_per_second": 1 << 50}
+    fields: dict[str, Any] = {**dict.fromkeys(huge, (1 << 32) - 1), **dict.fromkeys(("free", "slots", "queue"), (1 << 16) - 1)}
+    for names in (*((name,) for name in huge), tuple(huge)):
+        entry = LEAF.considered[0]._replace(facts=facts._replace(**{name: huge[name] for name in names}))
+        read = load_leaf(replace(LEAF, considered=(entry, *LEAF.considered[1:])).dumps())
+        assert isinstance(read, MatchLeaf)
+        assert read.considered[0].facts == facts._replace(**{name: fields[name] for name in names})
+
+
 @pytest.mark.parametrize(
     "leaf",
     [
         replace(LEAF, draw=float("nan")),
         replace(LEAF, draw=1.5),
         replace(LEAF, considered=LEAF.considered * 2),
-        replace(LEAF, considered=(replace(LEAF.considered[0], outcome=Verdict.UNPAID),)),
+        replace(LEAF, considered=(LEAF.considered[0]._replace(outcome=Verdict.UNPAID),)),
         replace(LEAF, considered=LEAF.considered * 65),
     ],
 )

@@ -44,6 +44,12 @@ TYPE_STRINGS = {
     "Inquiry": "Inquiry(address payer,address provider,address coordinator,uint64 askedAt)",
     "Connect": "Connect(address provider,address coordinator,bytes32 challenge,string endpoint)",
     "Access": "Access(address account,address coordinator,uint64 issuedAt)",
+    "AuditReport": (
+        "AuditReport(address payer,address provider,address coordinator,bytes16 job,string model,string precision,uint8 verdict,"
+        "bytes32 receiptHash,bytes32 evidenceHash,uint64 reportedAt,bytes32 salt)"
+    ),
+    "ReportAck": "ReportAck(address coordinator,bytes32 reportHash,uint64 index,bytes32 leafHash,uint64 acceptedAt)",
+    "ProbeSeal": "ProbeSeal(address coordinator,bytes32 reportHash)",
 }
 SIGNERS = {
     "Spec": None,
@@ -59,6 +65,9 @@ SIGNERS = {
     "Inquiry": "payer",
     "Connect": "provider",
     "Access": "account",
+    "AuditReport": "payer",
+    "ReportAck": "coordinator",
+    "ProbeSeal": "coordinator",
 }
 
 

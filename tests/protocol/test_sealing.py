@@ -19,9 +19,11 @@ from tallystick.protocol.errors import BadSeal
 from tallystick.protocol.sealing import (
     HYBRID,
     KEY_BYTES,
+    MAX_SESSIONS,
     SUITES,
     X25519,
     ContentKey,
+    KeySession,
     Opener,
     Sealer,
     SealingKey,
@@ -299,7 +301,7 @@ def test_equal_chunks_look_different(key: ContentKey, chunk: bytes) -> None:
 
 
 def test_evidence_is_in_its_place_and_cannot_be_left_out() -> None:
-    """A chunk of evidence says so, opens only in its order, and nothing after it opens if it is missing or is passed off as text."""
+    """A chunk of evidence says so, opens only in its order, and nothing after it opens if it is missing or passed off as text."""
     sealer = Sealer(KEY, JOB, ORDER)
     stream = [sealer.seal(b"a"), sealer.seal_evidence(b"rows"), sealer.seal(b"end", last=True)]
     opener = Opener(KEY, JOB, ORDER)
@@ -461,6 +463,111 @@ def test_the_suites_have_these_sizes() -> None:
         for s, k in SEALING.items()
     }
     assert sizes == {X25519: (32, 80), HYBRID: (1_216, 1_168)}
+
+
+# Sessions
+
+
+@pytest.mark.parametrize("suite", sorted(SUITES))
+def test_the_jobs_of_a_session_open_one_by_one(suite: str) -> None:
+    """A session wraps many keys. Each opens for its own job, order and provider alone, and shows neither key."""
+    sealing, session = SEALING[suite], KeySession(suite, SEALING[suite].public)
+    other = ContentKey(bytes(range(32)))
+    first = session.wrap(KEY, job=JOB, order_hash=ORDER, provider=PROVIDER)
+    second = session.wrap(other, job=OTHER_JOB, order_hash=OTHER_ORDER, provider=PROVIDER)
+    assert sealing.unwrap(second, job=OTHER_JOB, order_hash=OTHER_ORDER, provider=PROVIDER) == other
+    assert sealing.unwrap(first, job=JOB, order_hash=ORDER, provider=PROVIDER) == KEY
+    size = len(first) - 48
+    assert first[:size] == second[:size]
+    assert first[size:] != second[size:]
+    assert KEY.secret not in first
+    for wrapped in (second, first[:size] + second[size:]):
+        with pytest.raises(BadSeal, match="wrapped for another provider or order"):
+            sealing.unwrap(wrapped, job=JOB, order_hash=ORDER, provider=PROVIDER)
+    for job, order, provider in ((OTHER_JOB, ORDER, PROVIDER), (JOB, OTHER_ORDER, PROVIDER), (JOB, ORDER, OTHER_PROVIDER)):
+        with pytest.raises(BadSeal, match="wrapped for another provider or order"):
+            sealing.unwrap(first, job=job, order_hash=order, provider=provider)
+    stranger = SealingKey(suite, os.urandom(SealingKey.secret_bytes(suite)))
+    with pytest.raises(BadSeal, match="wrapped for another provider or order"):
+        stranger.unwrap(first, job=JOB, order_hash=ORDER, provider=PROVIDER)
+
+
+@pytest.mark.parametrize("suite", sorted(SUITES))
+def test_sessions_share_nothing(suite: str) -> None:
+    """Two sessions with one provider have different keys, and neither opens what the other wrapped."""
+    sealing = SEALING[suite]
+    wraps = [KeySession(suite, sealing.public).wrap(KEY, job=JOB, order_hash=ORDER, provider=PROVIDER) for _ in range(2)]
+    assert wraps[0][-48:] != wraps[1][-48:]
+    with pytest.raises(BadSeal):
+        sealing.unwrap(wraps[0][:-48] + wraps[1][-48:], job=JOB, order_hash=ORDER, provider=PROVIDER)
+
+
+@pytest.mark.parametrize("suite", sorted(SUITES))
+@given(st.data())
+@few
+def test_a_damaged_wrapped_key_of_a_session_does_not_open(suite: str, data: st.DataObject) -> None:
+    """A flipped bit, a cut, an extension and a session that HPKE did not wrap raise BadSeal, also once the session is known."""
+    sealing = SEALING[suite]
+    wrapped = KeySession(suite, sealing.public).wrap(KEY, job=JOB, order_hash=ORDER, provider=PROVIDER)
+    if data.draw(st.booleans()):
+        sealing.unwrap(wrapped, job=JOB, order_hash=ORDER, provider=PROVIDER)
+    direct = wrap_key(KEY, suite, sealing.public, job=JOB, order_hash=ORDER, provider=PROVIDER)
+    for wrong in (
+        flipped(wrapped, data.draw(st.integers(0, len(wrapped) * 8 - 1))),
+        wrapped[: data.draw(st.integers(0, len(wrapped) - 1))],
+        wrapped + b"\0",
+        direct + wrapped[-48:],
+        bytes(len(wrapped)),
+    ):
+        with pytest.raises(BadSeal):
+            sealing.unwrap(wrong, job=JOB, order_hash=ORDER, provider=PROVIDER)
+    assert sealing.unwrap(wrapped, job=JOB, order_hash=ORDER, provider=PROVIDER) == KEY
+
+
+def test_a_provider_remembers_a_bounded_number_of_sessions() -> None:
+    """Each session is decrypted once while it is among those used last; what does not decrypt is not remembered."""
+    sealing = SealingKey(X25519, bytes(range(32)))
+    decrypted: list[bytes] = []
+    suite = sealing._suite
+
+    class Counting:
+        """The suite, which notes what it decrypts."""
+
+        def decrypt(self, wrapped: bytes, key: object, *, info: bytes) -> bytes:
+            """See Suite."""
+            decrypted.append(wrapped)
+            return suite.decrypt(wrapped, key, info=info)  # type: ignore[arg-type]
+
+    sealing._suite = Counting()  # type: ignore[assignment]
+
+    def unwrap(wrapped: bytes) -> None:
+        assert sealing.unwrap(wrapped, job=JOB, order_hash=ORDER, provider=PROVIDER) == KEY
+
+    wraps = [
+        KeySession(X25519, sealing.public).wrap(KEY, job=JOB, order_hash=ORDER, provider=PROVIDER)
+        for _ in range(MAX_SESSIONS + 1)
+    ]
+    for wrapped in wraps[:-1]:
+        unwrap(wrapped)
+    assert len(decrypted) == MAX_SESSIONS
+    unwrap(wraps[0])  # now the one that was used last
+    with pytest.raises(BadSeal):
+        sealing.unwrap(bytes(128), job=JOB, order_hash=ORDER, provider=PROVIDER)
+    assert len(decrypted) == MAX_SESSIONS + 1
+    unwrap(wraps[-1])  # takes the place of the second one
+    decrypted.clear()
+    for wrapped in (wraps[0], wraps[-1], wraps[2]):
+        unwrap(wrapped)
+    assert not decrypted
+    unwrap(wraps[1])
+    assert decrypted == [wraps[1][:80]]
+
+
+@pytest.mark.parametrize("suite", [*sorted(SUITES), "", "rot13"])
+def test_no_session_begins_with_an_unusable_sealing_key(suite: str) -> None:
+    """That is the ask's fault, as with a single job."""
+    with pytest.raises(BadSeal, match=r"ask\.sealingKey: expected a usable"):
+        KeySession(suite, bytes(32))
 
 
 # Commitments

@@ -68,6 +68,22 @@ def test_a_verified_message_is_decoded() -> None:
     assert type(verified.message.ceiling) is Amount
 
 
+def test_decoding_again_keeps_the_values() -> None:
+    """Also after only the last field was read on its own: the others are decoded when they are read."""
+    for first in ((), ("ceiling",), Order.SCHEMA.fields):
+        read = Order.from_bytes(ORDER.to_bytes())
+        for name in first:
+            getattr(read, name)
+        read.decode()
+        read.decode()
+        assert read == ORDER
+        assert Order.SCHEMA.layout.last in Order.SCHEMA.fields
+    read = Order.from_bytes(ORDER.to_bytes())
+    assert getattr(read, Order.SCHEMA.layout.last) == getattr(ORDER, Order.SCHEMA.layout.last)
+    read.decode()
+    assert [getattr(read, name) for name in Order.SCHEMA.fields] == [getattr(ORDER, name) for name in Order.SCHEMA.fields]
+
+
 def with_field(value: Message, **changes: Any) -> Message:
     """The message with a value that no constructor of ours would give it."""
     fields = {name: getattr(value, name) for name in value.SCHEMA.fields}

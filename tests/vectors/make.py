@@ -22,6 +22,7 @@ from tallystick.protocol.eip712 import Message
 from tallystick.protocol.messages import (
     Access,
     Ask,
+    AuditReport,
     Bind,
     Claim,
     ClaimRow,
@@ -29,8 +30,10 @@ from tallystick.protocol.messages import (
     Inquiry,
     LogHead,
     Order,
+    ProbeSeal,
     Receipt,
     Release,
+    ReportAck,
     Spec,
     Terms,
 )
@@ -50,7 +53,7 @@ def _row(payer: Address, order: Hash, seq: int, total: int) -> ClaimRow:
 
 def cases() -> Iterator[tuple[str, Message]]:
     """Every flat struct with all least values, all greatest, and no two fields alike; the others by hand."""
-    for cls in (Order, Receipt, Bind, Release, Terms, LogHead, Connect, Inquiry, Access):
+    for cls in (Order, Receipt, Bind, Release, Terms, LogHead, Connect, Inquiry, Access, AuditReport, ReportAck, ProbeSeal):
         for label, make in (("least", _least), ("greatest", _greatest), ("distinct", _distinct)):
             names = [codec.name for codec in cls.SCHEMA.codecs]
             values = [make(name, place) for place, name in enumerate(names, 1)]

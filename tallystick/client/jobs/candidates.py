@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tallystick.client.jobs.key_sessions import KeySessions
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.orders.signing import PlacedOrder, cap_for, check_cap, terms_for
 from tallystick.protocol.criteria import context_refusal
@@ -11,7 +12,7 @@ from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadSeal, Code, Fault, Refusal
 from tallystick.protocol.features import denied
 from tallystick.protocol.messages import Ask, Terms
-from tallystick.protocol.sealing import ContentKey, wrap_key
+from tallystick.protocol.sealing import ContentKey
 from tallystick.protocol.types import Address, Amount, Hash, JobId, format_amount
 from tallystick.protocol.wire import Candidate
 
@@ -86,7 +87,9 @@ def drafts_within_budget(drafts: Sequence[tuple[Address, Terms]], max_cost: Amou
     return within
 
 
-def wrap_keys(job: JobId, key: ContentKey, orders: Sequence[PlacedOrder], asks: Sequence[Verified[Ask]]) -> tuple[Candidate, ...]:
+def wrap_keys(
+    job: JobId, key: ContentKey, orders: Sequence[PlacedOrder], asks: Sequence[Verified[Ask]], sessions: KeySessions
+) -> tuple[Candidate, ...]:
     """The candidates for these orders, without those whose sealing key is unusable. Raises BadSeal if none is left."""
     asks_by_provider = {ask.message.provider: ask.message for ask in asks}
     candidates: list[Candidate] = []
@@ -94,7 +97,7 @@ def wrap_keys(job: JobId, key: ContentKey, orders: Sequence[PlacedOrder], asks: 
     for placed in orders:
         ask, digest = asks_by_provider[placed.provider], placed.order.digest
         try:
-            wrapped = wrap_key(key, ask.sealing_suite, ask.sealing_key, job=job, order_hash=digest, provider=placed.provider)
+            wrapped = sessions.wrap(key, ask, job=job, order_hash=digest, provider=placed.provider)
         except BadSeal as error:
             error.fault = Fault.PROVIDER
             refused = error

@@ -17,6 +17,7 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.coordinator.job_stream import JobStream
 from tallystick.client.jobs.candidates import draft_orders, wrap_keys
+from tallystick.client.jobs.key_sessions import KeySessions
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.writes import NewJob, SignOrder
@@ -48,6 +49,7 @@ class FurtherOrders:
     job: NewJob
     highest_cap: int
     """Base units."""
+    sessions: KeySessions
     signer: Callable[[], SignOrder]
     now: Callable[[], int]
     signed: int = 0
@@ -93,7 +95,7 @@ class FurtherOrders:
         placed = await self.ledger.sign_further_orders(self.job, drafts, self.signer(), self.config.budgets)
         if placed:
             response.add_orders(placed)  # before the coordinator has them: a match may follow at once
-            candidates = wrap_keys(job, key, placed, asks)
+            candidates = wrap_keys(job, key, placed, asks, self.sessions)
             if not await stream.add_orders(candidates):
                 await self.coordinator.add_orders(job, candidates)
             log.info("ordered on further providers for a waiting job", job=job.hex(), orders=len(placed))

@@ -14,6 +14,7 @@ from tallystick.client.coordinator.http_client import ConnectionLost, Coordinato
 from tallystick.client.coordinator.job_stream import JobStream
 from tallystick.client.jobs.candidates import draft_orders, drafts_within_budget, wrap_keys
 from tallystick.client.jobs.further_orders import FurtherOrders
+from tallystick.client.jobs.key_sessions import KeySessions
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.ledger import Ledger
@@ -54,6 +55,7 @@ class JobSubmitter:
     clock: Callable[[], int]
     random: Callable[[int], bytes]
     submitting: set[JobId]
+    sessions: KeySessions
 
     async def submit(
         self,
@@ -88,7 +90,9 @@ class JobSubmitter:
         self.submitting.add(job)  # until it is among the running jobs, so that nothing else settles it meanwhile
         try:
             orders = await self._sign(info, new, within_budget, wait)
-            header = Submission(job, wrap_keys(job, key, orders, asks), b"", ranked, wait, late, hints, batch).dumps()
+            header = Submission(
+                job, wrap_keys(job, key, orders, asks, self.sessions), b"", ranked, wait, late, hints, batch
+            ).dumps()
             linger = None
             if idempotency_key is not None:
                 linger = self.config.linger_seconds
@@ -159,6 +163,7 @@ class JobSubmitter:
             demand,
             self._new_job(info, request, response.job, response.key),
             max(placed.terms.max_cost for placed in response.candidates),
+            self.sessions,
             lambda: self._signer(info, wait),
             lambda: self.clock() // 1_000_000_000,
         )

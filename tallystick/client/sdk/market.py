@@ -24,6 +24,7 @@ from tallystick.client.coordinator.http_client import CoordinatorClient, Coordin
 from tallystick.client.coordinator.model_offers import ModelOffer
 from tallystick.client.coordinator.pinning import DeploymentPin
 from tallystick.client.jobs.job import Job, JobContext, matches_of
+from tallystick.client.jobs.key_sessions import KeySessions
 from tallystick.client.jobs.resume import resume_job
 from tallystick.client.jobs.submit import JobSubmitter, KeyedRequest
 from tallystick.client.ledger import idempotency
@@ -184,6 +185,7 @@ class Market(ConvenienceMethods):
             self._clock,
             self._random,
             self._submitting,
+            KeySessions(self._random),
         )
         return self
 

@@ -63,7 +63,7 @@ async def test_manipulations_are_named(world: World) -> None:
     assert any(index == 4 and "it is back-dated" in text for index, text in faults(back))
     assert any("it names 0 as the last restart" in text for _, text in faults([*leaves[:4], replace(last, epoch=0).dumps()]))
     assert any(index == 2 and "were logged before" in text for index, text in faults([leaves[0], leaves[1], leaves[1]]))
-    invented = replace(first.considered[1], outcome=Reason.FAILED)
+    invented = first.considered[1]._replace(outcome=Reason.FAILED)
     excluded = replace(first, considered=(first.considered[0], invented)).dumps()
     assert any(index == 1 and "said to have had the job before" in text for index, text in faults([leaves[0], excluded]))
     assert any("leaf" in text for _, text in faults([b"\xff" * 20]))
@@ -88,7 +88,7 @@ async def test_facts_about_an_ask_are_compared_with_what_its_provider_signed(wor
     assert entry.facts is not None
     invented = {"input_price": 7, "cached_input_price": 7, "output_price": 7, "valid_from": 7, "valid_until": 1 << 31}
     for member, value in invented.items():
-        considered = (*first.considered[:-1], replace(entry, facts=replace(entry.facts, **cast(Any, {member: value}))))
+        considered = (*first.considered[:-1], entry._replace(facts=entry.facts._replace(**cast(Any, {member: value}))))
         forged = replace(first, considered=considered).dumps()
         replay = LogReplay()
         list(replay.add(leaf_hash(leaves[0]), leaves[0]))
@@ -96,7 +96,7 @@ async def test_facts_about_an_ask_are_compared_with_what_its_provider_signed(wor
         (fault,) = [fault for ask in asks for fault in replay.check_ask(ask)]
         assert fault.index == 1
         assert f"its {member} is recorded as {value}" in fault.text
-    moved = replace(first, model="another", considered=(*first.considered[:-1], replace(entry, provider=PAYER.address))).dumps()
+    moved = replace(first, model="another", considered=(*first.considered[:-1], entry._replace(provider=PAYER.address))).dumps()
     replay = LogReplay()
     list(replay.add(leaf_hash(moved), moved))
     texts = [fault.text for ask in asks for fault in replay.check_ask(ask)]

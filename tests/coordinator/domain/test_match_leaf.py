@@ -39,11 +39,11 @@ async def leaf_of(world: World, *nodes: FakeNode, **changes: Any) -> MatchLeaf:
 def changed(leaf: MatchLeaf, place: int, **members: Any) -> MatchLeaf:
     """The leaf with one candidate changed."""
     entry = leaf.considered[place]
-    facts = {name: members.pop(name) for name in list(members) if name in AskFacts.__dataclass_fields__}
+    facts = {name: members.pop(name) for name in list(members) if name in AskFacts._fields}
     if facts:
         assert entry.facts is not None
-        members["facts"] = replace(entry.facts, **facts)
-    considered = (*leaf.considered[:place], replace(entry, **members), *leaf.considered[place + 1 :])
+        members["facts"] = entry.facts._replace(**facts)
+    considered = (*leaf.considered[:place], entry._replace(**members), *leaf.considered[place + 1 :])
     return replace(leaf, considered=considered)
 
 
@@ -154,8 +154,8 @@ def test_any_leaf_is_judged_without_a_failure(facts: list[AskFacts | None], rank
         for entry in facts
     )
     chosen = data.draw(st.integers(0, len(considered) - 1))
-    others = [replace(entry, outcome=Verdict.OUTRANKED) if entry.outcome is Verdict.CHOSEN else entry for entry in considered]
-    others[chosen] = replace(others[chosen], outcome=Verdict.CHOSEN)
+    others = [entry._replace(outcome=Verdict.OUTRANKED) if entry.outcome is Verdict.CHOSEN else entry for entry in considered]
+    others[chosen] = others[chosen]._replace(outcome=Verdict.CHOSEN)
     request, commitment = RequestFacts(5, 6, *data.draw(WEIGHTS)), Hash(bytes(32))
     leaf = MatchLeaf(1_000, 0, JobId(bytes(16)), 0, commitment, ranked, 0.3, "m", request, tuple(others))
     read = load_leaf(leaf.dumps())
@@ -206,7 +206,7 @@ async def test_the_clients_weights_decide(honest: World) -> None:
     leaf = await leaf_of(honest, slow, quick)
     leaf = changed(changed(leaf, 0, first_token_ms=5_000, tokens_per_second=1), 1, first_token_ms=50, tokens_per_second=500)
     assert (leaf.chosen.provider, list(check_leaf(leaf))) == (slow.address, [])
-    weighed = replace(leaf, request=replace(leaf.request, first_token_weight=10**9, speed_weight=10**9))
+    weighed = replace(leaf, request=leaf.request._replace(first_token_weight=10**9, speed_weight=10**9))
     assert any(f"{quick.address} ranks before {slow.address}" in text for text in check_leaf(weighed))
-    cached = replace(leaf, request=replace(leaf.request, input_tokens=1_000_000, cached_tokens=1_000_000, holder=quick.address))
+    cached = replace(leaf, request=leaf.request._replace(input_tokens=1_000_000, cached_tokens=1_000_000, holder=quick.address))
     assert any(f"{quick.address} ranks before" in text for text in check_leaf(changed(cached, 1, cached_input_price=0)))

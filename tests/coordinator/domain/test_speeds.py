@@ -59,6 +59,19 @@ def test_what_a_provider_did_once_fades() -> None:
     assert record.speed.tokens_per_second == 5
 
 
+def test_a_speed_that_stays_the_same_is_not_reported_again() -> None:
+    """Each report moves the provider's asks in the book, so there is one for each change, and none before enough is known."""
+    reported = list[Speed]()
+    speeds = Speeds(lambda _provider, _model, speed: reported.append(speed))
+    for _ in range(MEASURED + 5):
+        speeds.record(ANN, MODEL, STREAM, 100)
+    assert reported == [Speed(500, 50)]
+    for _ in range(100):
+        speeds.record(ANN, MODEL, Timing(sent=10.0, body=11.0, last=15.0, chunks=50), 100)
+    assert reported[-1] == speeds.measured(ANN, MODEL)
+    assert len(reported) == len(set(reported)) > 2
+
+
 def test_being_outrun_only_makes_slower() -> None:
     """A provider that was late counts as at least that late; one that is known to be slower gains nothing."""
     speeds = Speeds()

@@ -59,7 +59,7 @@ def test_text_that_an_engine_withholds_is_no_gap() -> None:
 
 
 def test_an_engine_that_does_not_tell_the_texts() -> None:
-    """vLLM names ids instead of texts, so only the count is checked."""
+    """Ids instead of texts are what vLLM names, so only the count is checked."""
     assert rows_of(([report(1, None)], b"a long text")).commit(1, truncated=True).tokens == 1
     assert rows_of(([report(1, None)], b"a long text")).commit(3, truncated=False) == NO_ROWS
 

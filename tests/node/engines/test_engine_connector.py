@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from functools import partial
 
 import aiohttp
 
-from node.domain.requests import EngineRequest
 from node.engines.engine_connector import EngineConnector, RequestBody
-
-REQUEST = EngineRequest(path="/v1/chat/completions", body=b"{}", stream=False, strip_usage=False, rename=None)
 
 
 async def test_a_reused_connection_is_told_from_a_new_one() -> None:
@@ -29,7 +25,7 @@ async def test_a_reused_connection_is_told_from_a_new_one() -> None:
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    bodies = [RequestBody(replace(REQUEST, on_sent=partial(sent.append, number))) for number in range(3)]
+    bodies = [RequestBody(b"{}", partial(sent.append, number)) for number in range(3)]
     connector = EngineConnector(limit=0, keepalive_timeout=60)
     try:
         async with asyncio.timeout(60), aiohttp.ClientSession(connector=connector) as session:

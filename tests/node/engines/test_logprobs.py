@@ -57,6 +57,12 @@ def writings(document: Any) -> list[bytes]:
     ]
 
 
+values = st.recursive(
+    st.none() | st.booleans() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["logprobs", "a", '"logprobs":']), inner),
+    max_leaves=8,
+)
+others = st.dictionaries(st.sampled_from(["id", "usage", "x", "logprobs"]), values)
 PLACES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"index": 0, "delta": {"content": "Hé"}}, {}),
     ({"index": 0}, {"finish_reason": None, "delta": {"content": '"logprobs": {"content"'}}),
@@ -86,15 +92,11 @@ def test_the_caller_sees_the_answer_as_if_nothing_had_been_added(
     assert taken(answer(), NULL)[0] == answer()
 
 
-@given(st.dictionaries(st.sampled_from(["id", "usage", "x", "logprobs"]), st.recursive(
-    st.none() | st.booleans() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["logprobs", "a", '"logprobs":']), inner, max_size=3),
-    max_leaves=8,
-)), st.integers(0, 3), st.integers(1, 3))  # fmt: skip
-def test_any_answer_keeps_its_other_members(others: dict[str, Any], number: int, choices: int) -> None:
+@given(others, st.integers(0, 3), st.integers(1, 3))
+def test_any_answer_keeps_its_other_members(members: dict[str, Any], number: int, choices: int) -> None:
     """Members of the same name in other places, and texts that look like it, stay."""
-    plain = others | {"choices": [{"index": n, "text": "a"} for n in range(choices)]}
-    added = others | {"choices": [{"index": n, "logprobs": CONTENT, "text": "a"} for n in range(choices)]}
+    plain = members | {"choices": [{"index": n, "text": "a"} for n in range(choices)]}
+    added = members | {"choices": [{"index": n, "logprobs": CONTENT, "text": "a"} for n in range(choices)]}
     assert json.loads(taken(writings(added)[number], ABSENT)[0]) == plain
 
 

@@ -141,10 +141,13 @@ async def test_an_engines_refusal_has_no_evidence() -> None:
 
 async def test_an_engine_that_refuses_log_probabilities_is_asked_without_them() -> None:
     """The client gets its answer, and the engine is not asked again for what it refused."""
+
     async def handler(write: Any) -> None:
         body = server.requests[-1].split(b"\r\n\r\n")[1]
         if b"logprobs" in body:
-            await write(head(400, "application/json") + b'{"error": {"message": "logprobs is not supported with tools + stream"}}')
+            await write(
+                head(400, "application/json") + b'{"error": {"message": "logprobs is not supported with tools + stream"}}'
+            )
         else:
             await write(head() + word(0) + last("stop", 1))
 
@@ -159,4 +162,4 @@ async def test_an_engine_that_refuses_log_probabilities_is_asked_without_them() 
 def test_rows_of_the_longest_answers_are_for_asking_later() -> None:
     """A response's evidence stays within the first credit, however long the answer is."""
     assert MAX_EVIDENCE_CHUNKS < INITIAL_CREDIT // 2
-    assert MAX_EVIDENCE_CHUNKS * CHUNK_BYTES > len(pack_evidence([row(200_000)])) * 32_768
+    assert len(pack_evidence([row(200_000)])) * 32_768 < MAX_EVIDENCE_CHUNKS * CHUNK_BYTES
