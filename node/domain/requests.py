@@ -29,10 +29,12 @@ from tallystick.protocol.routes import (
     JSON,
     MESSAGES,
     RESPONSES,
+    SCORES,
     media_type,
     serves,
     sold_routes,
 )
+from tallystick.protocol.token_scores import ScoreRequest
 from tallystick.runtime.multipart import replace_field
 
 MIN_BYTES_PER_TOKEN = 2.5
@@ -102,8 +104,6 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
     if kind != JSON:
         raise BadMessage(f"request.contentType: expected {JSON} for this route")
     members = _load(body)
-    if not isinstance(members, dict):
-        raise BadMessage("request body: expected a JSON object")
     stream = members.get("stream", False)
     if not isinstance(stream, bool | None) or (stream and head.path == EMBEDDINGS):
         raise BadMessage("request body: stream: expected true or false, and never true for embeddings")
@@ -122,7 +122,13 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
     elif head.path == MESSAGES:
         requested = _take_limit(members, "max_tokens")
         members["max_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
+<<<<<<< HEAD
     bounded = bounds_input(head.path, members)
+=======
+    elif head.path == SCORES:
+        members = ScoreRequest.from_json(members).to_json()
+    strip_usage = _ask_usage(members, offer) if stream and head.path in (CHAT, COMPLETIONS) else False
+>>>>>>> main
     return EngineRequest(
         head.path, dump_lenient(members), bool(stream), strip_usage=False, rename=rename, bounded=bounded, cut_after=cut_after
     )
@@ -153,12 +159,15 @@ def _prepare_completion(path: str, members: dict[str, Any], offer: Offer, limit:
     )
 
 
-def _load(body: bytes) -> Any:
+def _load(body: bytes) -> dict[str, Any]:
     """The request's JSON, with integers of any size (a seed) unchanged. Raises BadMessage, which quotes nothing of it."""
     try:
-        return load_lenient(body)
+        members = load_lenient(body)
     except ValueError:
         raise BadMessage("request body: not JSON") from None
+    if not isinstance(members, dict):
+        raise BadMessage("request body: expected a JSON object")
+    return members
 
 
 def _limit_choices(members: dict[str, Any], path: str, offer: Offer, limit: int, body_bytes: int) -> bool:

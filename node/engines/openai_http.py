@@ -30,14 +30,18 @@ from node.engines.framing import answer_form, as_document, as_stream
 from node.engines.http_client import EngineClient
 from node.engines.http_connection import EngineResponse, MalformedResponse
 from node.engines.kinds import read_load
+<<<<<<< HEAD
 from node.engines.logprobs import rewrite, take_logprobs
+=======
+from node.engines.scoring import ScoringRoute
+>>>>>>> main
 from node.engines.streams import EngineBroken, StreamReader, rename_model
 from node.ports import EngineEvent, EngineLoad, ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.engine_errors import ANSWERED, BUSY, CLIENT_FAULTS, error_status
 from tallystick.protocol.errors import Code, Fault, Unavailable, read_retry_after
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient
 from tallystick.protocol.openai_wire import EngineError, read_completion, read_other_answer
-from tallystick.protocol.routes import EMBEDDINGS, JSON, MESSAGES, MODELS, RESPONSES
+from tallystick.protocol.routes import EMBEDDINGS, JSON, MESSAGES, MODELS, RESPONSES, SCORES
 from tallystick.protocol.sse import DONE, EVENT_STREAM, EventReader, MalformedAnswer, event_data
 
 log = structlog.get_logger()
@@ -58,12 +62,17 @@ class OpenAIEngine:
         self._censor = Censor.of(settings.url, settings.api_key)
         self._client = EngineClient(settings)
         self._has_metrics = True
+<<<<<<< HEAD
         self._without_logprobs: set[tuple[object, ...]] = set()
         """Shapes of requests that the engine answers only without log-probabilities."""
+=======
+        self._scoring = ScoringRoute(settings)
+>>>>>>> main
 
     async def close(self) -> None:
         """Closes all connections."""
         await self._client.close()
+        await self._scoring.close()
 
     async def models(self) -> tuple[UpstreamModel, ...]:
         """The models that the engine serves now; empty if it has no model list. Raises Unavailable."""
@@ -99,8 +108,17 @@ class OpenAIEngine:
             return None
         return read_load(await self._read_all(response, self._settings.max_answer_bytes))
 
-    async def answer(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+    def answer(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """See ports.Engine."""
+        return self._score(request) if request.path == SCORES else self._ask(request)
+
+    async def _score(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+        with self._faults():
+            async with aclosing(self._scoring.answer(request, self._base)) as events:
+                async for event in events:
+                    yield event
+
+    async def _ask(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         accept = EVENT_STREAM if request.stream else JSON if request.is_completion or request.path == EMBEDDINGS else "*/*"
         headers = {"content-type": request.content_type, "accept": accept}
         with self._faults():

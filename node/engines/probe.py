@@ -22,12 +22,15 @@ from node.engines.discover import DiscoveredEngine
 from node.engines.evidence_probe import STREAM, EvidenceProbe
 from node.engines.kinds import EngineKind
 from node.engines.route_probe import CLASSIFY, MODERATIONS, RERANK, SCORE, SPEECH, Routes, probe_routes
+from node.engines.scoring import scoring_api
 from tallystick.protocol.engine_errors import ANSWERED, BUSY
+from tallystick.protocol.errors import Unavailable
 from tallystick.protocol.features import EMBEDDINGS_FEATURE, JSON_SCHEMA, LOGPROBS, TOOLS, VISION, absent
 from tallystick.protocol.openai_wire import choices_of, read_completion
 from tallystick.protocol.proxies import uses_proxy
-from tallystick.protocol.routes import ALWAYS, CHAT, COMPLETIONS, EMBEDDINGS, MODELS
+from tallystick.protocol.routes import ALWAYS, CHAT, COMPLETIONS, EMBEDDINGS, MODELS, SCORES
 from tallystick.protocol.sse import DONE, EventReader, MalformedAnswer, event_data
+from tallystick.scoring.detect import find_scorer
 
 PROBE_SECONDS = 60.0
 """Timeout of one request, which may have to wait until the model is loaded."""
@@ -128,10 +131,16 @@ class _Trial:
         if chat:
             streams = await self._try_streams()
             abilities = await self._try_abilities()
+<<<<<<< HEAD
         completed = self._evidence.noting(COMPLETIONS, _has("choices"), lambda body: [body])
         completions = await self._try(COMPLETIONS, completed, prompt="Hi", max_tokens=1)
         if completions:
             await self._evidence.try_completions(self._try)
+=======
+        completions = await self._try(COMPLETIONS, _has("choices"), prompt="Hi", max_tokens=1)
+        if chat or completions:
+            self._routes[SCORES] = await self._try_scores()
+>>>>>>> main
         embeddings = await self._try(EMBEDDINGS, _has("data"), input="Hi")
         await self._try_others(chat=chat)
         if chat or completions or embeddings:
@@ -155,6 +164,13 @@ class _Trial:
                 self._limit_field = "max_completion_tokens"
                 self._minimal = {"messages": _HI, self._limit_field: 16}
         return chat
+
+    async def _try_scores(self) -> bool | None:
+        """Whether the engine can score a text for an audit, by whatever endpoints it has."""
+        try:
+            return await find_scorer(scoring_api(self._session, self._base, None), self._model) is not None
+        except Unavailable:
+            return None
 
     async def _try_streams(self) -> str:
         stream = self._minimal | {"stream": True}

@@ -17,7 +17,7 @@ from node.domain.admission_rules import AdmissionRules
 from node.domain.credit_limits import CreditLimits
 from node.domain.dynamic_pricing import PriceRule, apply_price_rules
 from node.domain.payout_policy import PayoutPolicy
-from node.domain.published_asks import Offer
+from node.domain.published_asks import Offer, split_scoring
 from node.engines.api_key import AUTHORIZATION, ApiKey
 from node.engines.capabilities import Capabilities
 from node.engines.engine_settings import EngineSettings
@@ -57,6 +57,7 @@ class ModelConfig:
     input_price: Amount | None = None
     cached_input_price: Amount | None = None
     output_price: Amount | None = None
+    score_price: Amount | None = None
     context_tokens: int | None = None
     max_output_tokens: int | None = None
     spec: Spec = field(default_factory=Spec)
@@ -97,6 +98,7 @@ class EngineConfig:
     input_price: Amount | None = None
     cached_input_price: Amount | None = None
     output_price: Amount | None = None
+    score_price: Amount | None = None
     output_limit_field: str | None = None
     supports_stream_usage: bool | None = None
     probe: bool = True
@@ -187,7 +189,15 @@ class EngineConfig:
             input_price=self.input_price,
             cached_input_price=self.cached_input_price,
             output_price=self.output_price,
+            score_price=self.score_price,
         )
+
+    def priced_offers(self, offer: Offer, model: ModelConfig, when: datetime, load: float) -> tuple[Offer, ...]:
+        """The offers of a model: one, or two if its scoring has a price of its own."""
+        price = self.score_price if model.score_price is None else model.score_price
+        if price is None:
+            return (offer,)
+        return split_scoring(offer, apply_price_rules(Prices(int(price), int(price), int(price)), self.price_rules, when, load))
 
 
 @dataclass(frozen=True, kw_only=True)

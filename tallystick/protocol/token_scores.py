@@ -65,7 +65,7 @@ class ScoreRequest:
         if not self.positions or len(self.positions) > MAX_POSITIONS or not ordered or self.positions[0] < 0:
             raise BadMessage(f"positions: expected 1 to {MAX_POSITIONS} positions, ascending, from 0 on")
         if self.positions[-1] > (longest := self.longest):
-            raise BadMessage(f"positions: expected positions of the completion, up to {longest}, got {self.positions[-1]}")
+            raise BadMessage(f"positions: expected positions of the completion, up to its end at {longest}")
 
     @property
     def longest(self) -> int:
@@ -86,9 +86,9 @@ class ScoreRequest:
         """Reads the wire form. Raises BadMessage, whose text quotes nothing of the prompt."""
         if not isinstance(raw, Mapping):
             raise BadMessage("score request: expected a JSON object")
-        unknown = raw.keys() - {"model", "completion", "positions", "top", *PROMPT_MEMBERS}
-        if unknown:
-            raise BadMessage(f"score request: {str(min(unknown, key=str))[:60]}: unknown member")
+        known = ("model", "completion", "positions", "top", *PROMPT_MEMBERS)
+        if raw.keys() - set(known):
+            raise BadMessage(f"score request: unknown member; known members: {', '.join(known)}")
         positions = [
             read_count(position, "positions", 0, MAX_TOKENS)
             for position in read_items(raw.get("positions"), "positions", MAX_POSITIONS)
