@@ -122,13 +122,9 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
     elif head.path == MESSAGES:
         requested = _take_limit(members, "max_tokens")
         members["max_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
-<<<<<<< HEAD
-    bounded = bounds_input(head.path, members)
-=======
     elif head.path == SCORES:
         members = ScoreRequest.from_json(members).to_json()
-    strip_usage = _ask_usage(members, offer) if stream and head.path in (CHAT, COMPLETIONS) else False
->>>>>>> main
+    bounded = bounds_input(head.path, members)
     return EngineRequest(
         head.path, dump_lenient(members), bool(stream), strip_usage=False, rename=rename, bounded=bounded, cut_after=cut_after
     )

@@ -30,11 +30,8 @@ from node.engines.framing import answer_form, as_document, as_stream
 from node.engines.http_client import EngineClient
 from node.engines.http_connection import EngineResponse, MalformedResponse
 from node.engines.kinds import read_load
-<<<<<<< HEAD
 from node.engines.logprobs import rewrite, take_logprobs
-=======
 from node.engines.scoring import ScoringRoute
->>>>>>> main
 from node.engines.streams import EngineBroken, StreamReader, rename_model
 from node.ports import EngineEvent, EngineLoad, ResponseEnd, ResponsePart, ResponseStart
 from tallystick.protocol.engine_errors import ANSWERED, BUSY, CLIENT_FAULTS, error_status
@@ -62,12 +59,9 @@ class OpenAIEngine:
         self._censor = Censor.of(settings.url, settings.api_key)
         self._client = EngineClient(settings)
         self._has_metrics = True
-<<<<<<< HEAD
         self._without_logprobs: set[tuple[object, ...]] = set()
         """Shapes of requests that the engine answers only without log-probabilities."""
-=======
         self._scoring = ScoringRoute(settings)
->>>>>>> main
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -122,7 +116,7 @@ class OpenAIEngine:
         accept = EVENT_STREAM if request.stream else JSON if request.is_completion or request.path == EMBEDDINGS else "*/*"
         headers = {"content-type": request.content_type, "accept": accept}
         with self._faults():
-            request, posted = await self._ask(request, headers)
+            request, posted = await self._post_with_logprobs(request, headers)
         with self._faults(), posted as response:
             if response.status not in ANSWERED:
                 for event in await self._read_error(response):
@@ -191,7 +185,7 @@ class OpenAIEngine:
             yield ResponsePart(data, has_output=True)
         yield ResponseEnd()
 
-    async def _ask(self, request: EngineRequest, headers: dict[str, str]) -> tuple[EngineRequest, EngineResponse]:
+    async def _post_with_logprobs(self, request: EngineRequest, headers: dict[str, str]) -> tuple[EngineRequest, EngineResponse]:
         """Posts a request. An engine that refuses it with log-probabilities is asked without them, and later requests of the same
         shape as well. Returns also the request that was answered.
         """

@@ -131,16 +131,12 @@ class _Trial:
         if chat:
             streams = await self._try_streams()
             abilities = await self._try_abilities()
-<<<<<<< HEAD
         completed = self._evidence.noting(COMPLETIONS, _has("choices"), lambda body: [body])
         completions = await self._try(COMPLETIONS, completed, prompt="Hi", max_tokens=1)
         if completions:
             await self._evidence.try_completions(self._try)
-=======
-        completions = await self._try(COMPLETIONS, _has("choices"), prompt="Hi", max_tokens=1)
         if chat or completions:
             self._routes[SCORES] = await self._try_scores()
->>>>>>> main
         embeddings = await self._try(EMBEDDINGS, _has("data"), input="Hi")
         await self._try_others(chat=chat)
         if chat or completions or embeddings:
