@@ -31,6 +31,7 @@ from coordinator.http.client_hub import ClientHub
 from coordinator.http.job_service import JobService
 from coordinator.http.jobs_route import PATH as JOBS_PATH
 from coordinator.http.jobs_route import JobsRoute
+from coordinator.http.log_proof_route import LogProofRoute
 from coordinator.http.metrics import CoordinatorMetrics
 from coordinator.http.node_hub import NodeHub
 from coordinator.http.request_bodies import RequestBodies
@@ -84,7 +85,8 @@ class App:
         service = JobService(context.market, responses, intake=limits, retention=retention, rate_limiter=shared, bodies=bodies)
         self._jobs, self.clients = JobsRoute(service), ClientHub(service, self._observe)
         self._hub = hub
-        self._control = RequestLimiter(build_control_plane(context), shared, bodies)
+        control_plane = LogProofRoute(build_control_plane(context), context.market.match_log)
+        self._control = RequestLimiter(control_plane, shared, bodies)
         self._metrics, self._logged = context.metrics, AccessLog(self._route, self._observe)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -47,9 +47,10 @@ from tallystick.protocol.plaintext_heads import (
     load_response_head,
     split_request,
 )
-from tallystick.protocol.routes import MESSAGES, RESPONSES
+from tallystick.protocol.routes import MESSAGES, RESPONSES, SCORES
 from tallystick.protocol.sealing import X25519, ContentKey, KeySession, Opener, Sealer, SealingKey, wrap_key
 from tallystick.protocol.sse import EventReader, MalformedAnswer, event_data
+from tallystick.protocol.token_scores import ScoreRequest, ScoreResponse, ScoreRow
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Hash, JobId
 from tallystick.protocol.wire import Dispatch, FrameReader, Kind, Submission, dumps, loads, pack_frame, pack_link, unpack_link
 from tests.builders import build_match
@@ -210,12 +211,30 @@ def answers(data: bytes) -> None:
         error_from_json(loads(data, "error"), 502)
 
 
-SELLS_ALL = replace(OFFER, spec=Spec(features=("/v1/responses", "/v1/audio/transcriptions")))
+SELLS_ALL = replace(OFFER, spec=Spec(features=("/v1/responses", "/v1/audio/transcriptions", SCORES)))
+SCORE_REQUEST = ScoreRequest("m", {"prompt": "a"}, (1, 2), (0, 2))
+
+
+def scores(data: bytes) -> None:
+    """A request for scores as a node reads it, and a referee's answer."""
+    raw = loads(data, "scores")
+    with contextlib.suppress(TallyError):
+        request = ScoreRequest.from_json(raw)
+        assert ScoreRequest.from_json(request.to_json()) == request
+    response = ScoreResponse.from_json(raw, SCORE_REQUEST)
+    assert len(ScoreResponse.from_json(response.to_json(), SCORE_REQUEST).rows) == 2
 
 
 def requests(data: bytes) -> None:
     """A caller's request, as the client and as the node read it."""
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/audio/transcriptions"):
+    for path in (
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/responses",
+        "/v1/audio/transcriptions",
+        SCORES,
+    ):
         for kind in ("application/json", "multipart/form-data; boundary=b"):
             with contextlib.suppress(TallyError):
                 summarise(path, data, kind)
@@ -277,6 +296,7 @@ TARGETS: dict[str, Target] = {
         events,
         answers,
         requests,
+        scores,
         proofs,
         evidence,
         texts,
@@ -346,6 +366,10 @@ def seeds() -> dict[str, list[bytes]]:
         "events": [chunk + b": beat\r\n\r\n" + b"event: x\ndata: 1\ndata: 2\n\n" + b"data: [DONE]\n\n"],
         "answers": [whole, dumps({"data": [{"id": "m", "max_model_len": 5}]}), dumps({"error": {"message": "no", "code": "x"}})],
         "requests": [dumps(chat), dumps({"model": "m", "prompt": ["a", [1, 2]]}), dumps({"model": "m", "input": "a"})],
+        "scores": [
+            dumps(SCORE_REQUEST.to_json()),
+            dumps(ScoreResponse("m", 1, (1, 2), (ScoreRow.of(0, 1, {1: -0.5, 7: -2.0}, 5), None)).to_json()),
+        ],
         "proofs": [proof.dumps()],
         "evidence": [EvidenceFile(DOMAIN, "because", order, terms, receipt, (receipt,), proof).dumps()],
         "dialects": [*DIALECT_REQUESTS.values(), whole, chunk],

@@ -163,6 +163,11 @@ class JobQueue:
         """Returns the jobs that wait without a grant."""
         return (job for queue in self._models.values() for job in queue.jobs)
 
+    @property
+    def models(self) -> list[str]:
+        """The models for which jobs wait without a grant."""
+        return list(dict.fromkeys(model for (model, _), queue in self._models.items() if queue.jobs))
+
     def waiting_of(self, model: str) -> Iterator[QueuedJob]:
         """Returns the jobs that wait for a model without a grant, in order, interactive ones first."""
         return chain.from_iterable(queue.jobs for queue in self._classes_of(model))

@@ -5,19 +5,20 @@ Both use the predicates of `Demand`. Pure: the ask book, a demand and the time g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from operator import itemgetter
 from typing import TypeVar
 
 from coordinator.domain.ask_book import AskBook
-from coordinator.domain.listed_ask import NO_PLACE, QUEUE_PLACE, ListedAsk, SlotGroup
+from coordinator.domain.listed_ask import CLASSES, NO_PLACE, QUEUE_PLACE, ListedAsk, SlotGroup
 from coordinator.domain.ranking import (
     IsNewcomer,
     Ranked,
     keep_holder,
     limited,
     rank,
+    spread_concurrent,
     spread_near_ties,
     with_exploration,
 )
@@ -25,10 +26,13 @@ from coordinator.domain.scoring import ANY_REQUEST, RequestShape, Score, Scorer,
 from coordinator.domain.search import Search, perfect_score, rejection
 from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.errors import Code, Refusal
+from tallystick.protocol.messages import UNKNOWN, Spec
+from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import Candidate
 
 T = TypeVar("T")
+_UNDECLARED = frozenset(("", UNKNOWN))
 
 
 def _no_backlog(_group: SlotGroup) -> float:
@@ -78,12 +82,46 @@ def shortlist(
         scorer.refer(pool or waiting)
     ranking = rank(pool or waiting, _itself, scorer)
     if pool:
-        ranking = limited(with_exploration(spread_near_ties(ranking, chance), newcomer, chance), demand.limit, newcomer)
+        ranking = with_exploration(spread_near_ties(ranking, chance), newcomer, chance)
+        if free and demand.concurrent:
+            ranking = spread_concurrent(ranking, demand.concurrent, chance)
+        ranking = limited(ranking, demand.limit, newcomer)
     else:
         ranking.sort(key=lambda ranked: (ranked.listed_ask.node.reliability, backlog(ranked.listed_ask.slot_group)))
     if terms is not None:
         terms.update((ranked.listed_ask.provider, ranked.terms) for ranked in ranking)
     return [ranked.listed_ask for ranked in ranking[: demand.limit]]
+
+
+def likely_requirements(specs: Iterable[Spec]) -> Requirements:
+    """Returns what a client that ordered on asks with these specs may require: what they have in common.
+
+    A name that one of them does not declare is not required, since an unknown one meets no requirement.
+    """
+    listed = list(specs)
+
+    def names(member: str) -> tuple[str, ...]:
+        values = {str(getattr(spec, member)).lower() for spec in listed}
+        return () if values & _UNDECLARED else tuple(sorted(values))
+
+    common = set(listed[0].features).intersection(*(spec.features for spec in listed)) if listed else set[str]()
+    return Requirements(
+        region=names("region"),
+        tier=names("tier"),
+        precision=names("precision"),
+        engine=names("engine"),
+        features=tuple(sorted(name for name in common if not name.startswith("-"))),
+    )
+
+
+def spare_asks(book: AskBook, demand: Demand, score: Score, chance: float) -> Iterator[ListedAsk]:
+    """Yields the asks with a free slot whose spec meets a demand: the most reliable class first, in each the cheapest first."""
+    index, scorer = book.index_of(demand.model), Scorer(shape_of_demand(demand), score)
+    for reliability in () if index is None else CLASSES:
+        offers = None if index is None else index.free_asks(demand, reliability, scorer, chance)
+        for _, _, lead in offers or ():
+            yield lead
+            yield from lead.siblings
 
 
 def explain(

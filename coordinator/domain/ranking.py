@@ -8,6 +8,9 @@ only if its score is better by a half or more.
 Near ties: providers whose price and time differ by no more than one part in NEAR_TIE come in an order that a draw decides, each
 provider once. Of the first two of them, the less loaded one comes first.
 
+Concurrent jobs: those of a client that look for a slot at the same moment begin at different free slots, of the first that
+suffice for all.
+
 Hysteresis: the provider that has the beginning of a conversation in its cache keeps the conversation while it has a free slot,
 until another is cheaper by more than one part in KEPT. So a conversation does not change between two providers that are about
 equally good.
@@ -20,7 +23,9 @@ newcomer, so that orders on newcomers exist.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from math import ceil
 from typing import Generic, NamedTuple, TypeVar
 
@@ -39,6 +44,8 @@ PROVEN_SCORE, RELIABLE_SCORE = 0.5, 0.9
 _NEAR_SCORE = 0.02
 """Scores that differ by no more count as equal among near ties."""
 _MAX_ADDRESS_PART = (1 << ADDRESS_BITS) - 1
+_CONCURRENT_DRAWS = 7_919
+"""A draw times this, modulo 1, is a second draw that does not depend on whether the first is for exploration."""
 _SHUFFLE = 0x9E3779B1
 """An odd factor near 2^32 divided by the golden ratio: it scatters neighbouring addresses (Knuth, TAOCP 3, section 6.4)."""
 
@@ -119,6 +126,20 @@ def _near_ties(ranking: list[Ranked[T]], best: Ranked[T]) -> tuple[list[Ranked[T
         near = terms[0] <= highest and terms[2] + terms[3] <= slowest and reputation >= least and (reputation < BAD) == is_bad
         (tied if near else others).append(ranked)
     return tied, others
+
+
+def spread_concurrent(ranking: list[Ranked[T]], concurrent: int, chance: float) -> list[Ranked[T]]:
+    """Returns a ranking of asks with a free slot that begins at a slot which `chance` decides, one of the first `concurrent` + 1.
+
+    So jobs that choose at the same moment order on different providers, and together on the best of them. Those that follow
+    come next, then those before. Providers that mostly fail stay last.
+    """
+    worst = ranking[0].reputation < BAD
+    sound = [ranked for ranked in ranking if (ranked.reputation < BAD) == worst]
+    ends = list(accumulate(ranked.listed_ask.slot_group.free for ranked in sound))
+    drawn = int(chance * _CONCURRENT_DRAWS % 1 * min(concurrent + 1, ends[-1]))
+    begin = bisect_right(ends, drawn) % len(sound)
+    return [*sound[begin:], *sound[:begin], *(ranked for ranked in ranking if (ranked.reputation < BAD) != worst)]
 
 
 def keep_holder(ranking: list[Ranked[T]], holder: Address | None) -> list[Ranked[T]]:

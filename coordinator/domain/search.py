@@ -142,7 +142,8 @@ class Search:
             offers = index.free_asks(self.demand, reliability, self.scorer, self.chance)
             if offers is not None:
                 more = _LEAST if reliability == OTHER else 0
-                self._take(offers, max(self.demand.limit, _LEAST, len(pool.fitting) + more), pool)
+                wanted = max(self.demand.limit + self.demand.concurrent, _LEAST, len(pool.fitting) + more)
+                self._take(offers, wanted, pool)
         pool.limit(SCORE_STEPS)
         return list(pool.fitting.values())
 

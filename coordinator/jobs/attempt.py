@@ -67,8 +67,11 @@ class Attempt:
     """Whether the job goes on with another attempt beside this one, which must end without a charge."""
     subject: str = field(init=False)
     """The bus subject of its node's frames."""
+    provider: Address = field(init=False)
+    """The provider that the order names."""
 
     def __post_init__(self) -> None:
+        self.provider = self.order.message.provider
         self.subject = job_subject(self.candidate.terms.job, self.provider)
 
     @property
@@ -84,11 +87,6 @@ class Attempt:
             hedged=self.hedged,
             outrun=self.outrun,
         )
-
-    @property
-    def provider(self) -> Address:
-        """The provider that the order names."""
-        return self.order.message.provider
 
     def chunk_arrived(self, tick: float) -> None:
         """Notes when a chunk of its response arrived."""

@@ -1,11 +1,15 @@
 """Invitations: asks that a waiting job has no order on, and that could take it now. Its client may order on them.
 
 A slot that is free, and that no waiting job has an order on, is offered to the first jobs that wait for its model, to one job a
-slot. What a job does not answer within ANSWER_SECONDS goes to the next one. A job that is about to be overtaken is invited too:
-it has no order on a busy slot that will go to a job behind it in the fair order. Each slot that is freed invites one such job at
-most, so a long queue costs no more invitations than a short one. A job is also told of the new ask of a provider that it waits
-for, if the ask that it ordered on is gone. The client judges each ask by its own demand, which this coordinator does not know,
-and posts further orders for the same job, which keeps its place. Nothing is matched without an order.
+slot. So is a slot that is free already when a job begins to wait, as in a burst of jobs that all ordered on the same providers.
+What a job does not answer within ANSWER_SECONDS goes to the next one. Asks that have in common what the job's orders have in
+common come first. Only half of a job's invitations go to others, since its client probably refuses them.
+
+A job that is about to be overtaken is invited too: it has no order on a busy slot that will go to a job behind it in the fair
+order. Each slot that is freed invites one such job at most, so a long queue costs no more invitations than a short one. A job is
+also told of the new ask of a provider that it waits for, if the ask that it ordered on is gone. The client judges each ask by its
+own demand, which this coordinator does not know, and posts further orders for the same job, which keeps its place. Nothing is
+matched without an order.
 """
 
 from __future__ import annotations
@@ -16,11 +20,14 @@ from itertools import islice
 
 from coordinator.domain.job_queue import QueuedJob
 from coordinator.domain.listed_ask import ListedAsk, SlotGroup, SlotKey
+from coordinator.domain.matching import likely_requirements
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.messages import Ask, Terms
 from tallystick.protocol.queue_place import MAX_INVITATIONS
+from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import Candidate
 
@@ -30,8 +37,10 @@ _MAX_SCANNED = 64
 """Waiting jobs that are looked at for one free slot."""
 _MAX_OVERTAKEN = 8
 """Waiting jobs that are looked at for one busy slot."""
-_MAX_BUSY = MAX_INVITATIONS // 2
-"""Invitations that a job gets to busy slots: its client may refuse these asks, and later ones may be free."""
+_MAX_SPARE = 64
+"""Asks with a free slot that are looked at for one waiting job, of those that its client probably accepts, and of all."""
+_MAX_UNLIKELY = MAX_INVITATIONS // 2
+"""Invitations that a job gets to busy slots and unlike asks: its client may refuse these asks, and later ones may fit."""
 
 
 @dataclass(slots=True)
@@ -57,6 +66,43 @@ class Invitations:
         """Notes that a job waits from now on."""
         self._jobs[queued] = job
 
+    def invite_to_spare(self, queued: QueuedJob, job: LiveJob) -> bool:
+        """Invites a job that waits without a grant to the best slot that is free and that no other job was invited to.
+
+        Returns whether there is one. The job is not woken.
+        """
+        if queued.granted is not None or queued.ended:
+            return False
+        matchmaker, terms = self._matchmaker, job.submission.candidates[0].terms
+        exclude = frozenset(job.tried) | {candidate.order.message.provider for candidate in job.submission.candidates}
+        likely = Demand(terms.model, require=self._requirements(job), exclude=exclude)
+        for demand in dict.fromkeys((likely, Demand(terms.model, exclude=exclude))):
+            for listed_ask in islice(matchmaker.spare_asks(demand), _MAX_SPARE):
+                if self._missing(listed_ask.slot_group) > 0 and self._invite(job, listed_ask):
+                    return True
+        return False
+
+    def _invite(self, job: LiveJob, listed_ask: ListedAsk) -> bool:
+        """Invites a job to a free slot. Returns whether it may be invited to it.
+
+        If its client probably refuses, the slot is not kept in mind for it.
+        """
+        if not self._is_likely(job, listed_ask):
+            return self._add(job, listed_ask, _MAX_UNLIKELY)
+        if not self._add(job, listed_ask):
+            return False
+        self._unanswered.setdefault(listed_ask.slot_group.key, {})[job.id] = self._tick()
+        return True
+
+    def _is_likely(self, job: LiveJob, listed_ask: ListedAsk) -> bool:
+        """Whether an ask has what all asks have in common that the job has orders on."""
+        return self._requirements(job).first_unmet(listed_ask.message) is None
+
+    def _requirements(self, job: LiveJob) -> Requirements:
+        """Returns what the job's client may require, as its orders show."""
+        asks = (self._matchmaker.book.find(candidate.terms.ask) for candidate in job.submission.candidates)
+        return likely_requirements(ask.message.spec for ask in asks if ask is not None)
+
     def discard(self, queued: QueuedJob, job: LiveJob) -> None:
         """Notes that a job waits no more."""
         self._jobs.pop(queued, None)
@@ -80,24 +126,31 @@ class Invitations:
                 if queued.precedence >= following.precedence:
                     break
                 job = self._jobs.get(queued)
-                if job is not None and self._add(job, listed_ask, _MAX_BUSY):
+                if job is not None and self._add(job, listed_ask, _MAX_UNLIKELY):
                     queued.wake()
                     return
 
     def invite(self, group: SlotGroup) -> None:
-        """Invites the first jobs to a slot group that has more free slots than jobs wait for it."""
-        waiting = self._unanswered.get(group.key, {})
+        """Invites the first jobs to a slot group that has more free slots than jobs wait for it: likely ones before others."""
         for listed_ask in group.node.asks:
             if listed_ask.slot_group is not group:
                 continue
+            others: list[QueuedJob] = []
             for queued in islice(self._queue.waiting_of(listed_ask.message.model), _MAX_SCANNED):
-                if len(waiting) >= group.places or not self._queue.is_open(group, None):
+                if self._missing(group) <= 0:
                     return
                 job = self._jobs.get(queued)
-                if job is not None and self._add(job, listed_ask):
-                    waiting = self._unanswered.setdefault(group.key, waiting)
-                    waiting[job.id] = self._tick()
+                if job is not None and not self._is_likely(job, listed_ask):
+                    others.append(queued)
+                elif job is not None and self._invite(job, listed_ask):
                     queued.wake()
+            invitable = (queued for queued in others if self._invite(self._jobs[queued], listed_ask))
+            for queued in islice(invitable, max(self._missing(group), 0)):
+                queued.wake()
+
+    def _missing(self, group: SlotGroup) -> int:
+        """Returns how many more jobs may be invited to a slot group: one for each slot that is free and that no job waits for."""
+        return group.places - len(self._unanswered.get(group.key, ())) if self._queue.is_open(group, None) else 0
 
     def sweep(self) -> None:
         """Runs once a second: invites further jobs in place of those that did not answer."""
@@ -109,6 +162,18 @@ class Invitations:
                 del self._unanswered[key]
             for group in self._matchmaker.book.groups_of(key):
                 self.invite(group)
+        self._invite_first()
+
+    def _invite_first(self) -> None:
+        """Invites the first jobs that wait for each model, without an invitation that their clients may still answer."""
+        pending = {job_id for jobs in self._unanswered.values() for job_id in jobs}
+        for model in self._queue.models:
+            if not any(True for _ in self._matchmaker.spare_asks(Demand(model))):
+                continue
+            for queued in list(islice(self._queue.waiting_of(model), _MAX_SCANNED)):
+                job = self._jobs.get(queued)
+                if job is not None and job.id not in pending and self.invite_to_spare(queued, job):
+                    queued.wake()
 
     def take(self, job: LiveJob) -> list[ListedAsk]:
         """Returns the asks that the job's client is to be told of now, each once."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -18,6 +18,7 @@ import structlog
 
 from coordinator.domain.match_leaf import request_facts
 from coordinator.domain.scoring import RequestShape
+from coordinator.jobs.recent_hashes import RecentHashes
 from coordinator.ports import LogRow, LogStore
 from tallystick.protocol import merkle
 from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified
@@ -89,12 +90,12 @@ class MatchLog:
     _forget_at: float = 0.0
     _seen: dict[Address, bytes] = field(default_factory=dict)
     """Heads that nodes passed on, by provider."""
+    _recent: RecentHashes = field(default_factory=RecentHashes)
 
     async def start(self) -> None:
         """Loads the log and appends the leaf of this restart. Raises Unavailable if the database does not hold its own head."""
         stored = await self.store.load_log()
-        rows = {row.number: row for row in await self.store.log_rows(sorted(merkle.rows([(0, stored.size)])))}
-        self._edge = Edge.load(stored.size, _reader(rows))
+        self._edge = Edge.load(stored.size, _reader(await self._hashes(merkle.rows([(0, stored.size)]))))
         self._written, self._last_at = _Written(stored.size, self._edge.root()), stored.last_at
         if stored.head is not None:
             await self._check_head(stored.head)
@@ -156,7 +157,9 @@ class MatchLog:
     def _append(self, data: bytes) -> int:
         number = self._edge.size
         hashes = self._edge.append(leaf_hash(data))
-        self._unwritten.append(LogRow(number, self._last_at, b"".join(hashes), data))
+        row = LogRow(number, self._last_at, b"".join(hashes), data)
+        self._unwritten.append(row)
+        self._recent.append(number, row.hashes)
         if self._writing is None:
             self._write()
         return number
@@ -252,8 +255,22 @@ class MatchLog:
     async def _root_of(self, size: int) -> Hash:
         """The root of the first `size` leaves, which must be on disk."""
         span = (0, size)
-        rows = {row.number: row for row in await self.store.log_rows(sorted(merkle.rows([span])))}
-        return Hash(merkle.range_hash(span, _reader(rows)))
+        return Hash(merkle.range_hash(span, _reader(await self._hashes(merkle.rows([span])))))
+
+    async def _hashes(self, numbers: Collection[int]) -> dict[int, bytes]:
+        """Returns the stored hashes of these leaves, from memory as far as they are there. Raises Unavailable."""
+        known = self._recent.known(numbers)
+        missing = sorted(number for number in numbers if number not in known)
+        if missing:
+            read = {row.number: row.hashes for row in await self.store.log_rows(missing)}
+            self._recent.add_older(read)
+            known |= read
+        return known
+
+    async def _leaf_hashes(self, start: int, end: int) -> list[bytes]:
+        """Returns the hashes of leaves in a row. Raises Unavailable."""
+        recent = self._recent.span(start, end)
+        return await self.store.log_hashes(start, end) if recent is None else [hashes[:HASH_SIZE] for hashes in recent]
 
     async def close(self) -> None:
         """Writes what is left and signs it."""
@@ -290,10 +307,9 @@ class MatchLog:
         in_a_row = span if span is not None and 0 <= span[0] < span[1] <= size else None
         beside = [] if in_a_row is None else merkle.span_ranges(in_a_row, size)
         ranges_of_all = (*extensions.values(), *paths.values(), beside)
-        needed = merkle.rows(part for ranges in ranges_of_all for part in ranges) | set(leaves)
-        listed = [] if in_a_row is None else await self.store.log_hashes(*in_a_row)
-        rows = {row.number: row for row in await self.store.log_rows(sorted(needed))}
-        node = _reader(rows)
+        listed = [] if in_a_row is None else await self._leaf_hashes(*in_a_row)
+        rows = {row.number: row for row in await self.store.log_rows(sorted(leaves))} if leaves else {}
+        node = _reader(await self._hashes(merkle.rows(part for ranges in ranges_of_all for part in ranges)))
 
         def hashes(ranges: list[merkle.Range]) -> list[str]:
             return [merkle.range_hash(part, node).hex() for part in ranges]
@@ -329,8 +345,8 @@ def _entry(row: LogRow) -> dict[str, Any]:
     return {"hash": row.hashes[:HASH_SIZE].hex(), "leaf": None if row.leaf is None else row.leaf.hex()}
 
 
-def _reader(rows: dict[int, LogRow]) -> merkle.ReadNode:
+def _reader(hashes: Mapping[int, bytes]) -> merkle.ReadNode:
     def node(row: int, level: int) -> bytes:
-        return rows[row].hashes[HASH_SIZE * level : HASH_SIZE * (level + 1)]
+        return hashes[row][HASH_SIZE * level : HASH_SIZE * (level + 1)]
 
     return node

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.decision_log import DecisionLog
@@ -16,7 +16,7 @@ from coordinator.domain.job_queue import JobQueue
 from coordinator.domain.limits import JobLimits
 from coordinator.domain.listed_ask import ConnectedNode, ListedAsk, SlotGroup
 from coordinator.domain.match_leaf import consider
-from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist
+from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist, spare_asks
 from coordinator.domain.ranking import Ranked, reliability, score_step
 from coordinator.domain.reputation import Reputation
 from coordinator.domain.scoring import RequestShape, ScoreTerms, shape_of
@@ -193,6 +193,10 @@ class Matchmaker:
             self.decision_log.add_shortlist(demand, chosen, rejected, now, shape=shape, scores=scores)
             self.book.decisions = self.decision_log.count
         return chosen
+
+    def spare_asks(self, demand: Demand) -> Iterator[ListedAsk]:
+        """Yields the asks with a free slot whose spec meets a demand, the best class of reliability first, and cheapest first."""
+        return spare_asks(self.book, demand, self.reputation.score, self._chance())
 
     def _backlog(self, group: SlotGroup) -> float:
         """Returns the jobs that would wait for a group per job that it has here: nobody can check the slots that it reports."""

@@ -88,31 +88,42 @@ class Relay:
         def deliver(frame: bytes) -> None:
             if attempt.outrun and frame[0] not in (Kind.FAIL, Kind.RECEIPT):
                 return
-            if frame[0] == Kind.CHUNK:
+            kind = frame[0]
+            if kind == Kind.CHUNK:
                 attempt.chunk_arrived(tick := self._tick())
-                if job.sink is not None and self._pass_on(job, attempt, frame, tick):
+                if self._pass_on(job, attempt, frame, tick):
                     return
-            # A node signs no receipt that charges before it knows that no other attempt begins. Empty credit tells it so as
-            # soon as its output arrives: a reader that takes nothing must not make this coordinator seem silent.
+            elif kind == Kind.ACCEPT and job.inbox.awaited:
+                self._note_accept(job, attempt)
+                return
             if job.deliver(attempt, frame):
-                self.decide(job, attempt)
-                self._bus.send(node_subject(attempt.provider), pack_link(Kind.CREDIT, job.id, bytes(4)))
+                self._begin_output(job, attempt)
 
         attempt.handler = deliver
         self._bus.attach(attempt.subject, deliver)
 
+    def _begin_output(self, job: LiveJob, attempt: Attempt) -> None:
+        """Decides for an attempt, whose first output arrived.
+
+        A node signs no receipt that charges before it knows that no other attempt begins. Empty credit tells it so as soon as its
+        output arrives: a reader that takes nothing must not make this coordinator seem silent.
+        """
+        self.decide(job, attempt)
+        self._bus.send(node_subject(attempt.provider), pack_link(Kind.CREDIT, job.id, bytes(4)))
+
     def _pass_on(self, job: LiveJob, attempt: Attempt, frame: bytes, tick: float) -> bool:
-        """Gives a chunk to the client's sink if the job's task would do nothing else with it. Returns False if it might."""
+        """Gives a chunk to the client's sink while the job's task waits for a frame. Returns False if the task must have it.
+
+        The task must, if the chunk has to wait for the reader or for a frame before it, or if the client must learn more than it.
+        """
         sink = job.sink
-        if (
-            sink is None
-            or job.state is not State.STREAMING
-            or job.attempt is not attempt
-            or attempt.delivered
-            or not job.inbox.awaited
-            or not sink.takes(len(frame))
-        ):
+        if sink is None or job.attempt is not attempt or attempt.delivered or not job.inbox.awaited or not sink.takes(len(frame)):
             return False
+        if job.state is not State.STREAMING:
+            job.move(Event.OUTPUT)
+        if not attempt.output_seen:
+            attempt.output_seen = True
+            self._begin_output(job, attempt)
         payload = link_payload(frame)
         self._note_chunk(job, attempt, payload, tick)
         sink.put(Kind.CHUNK, payload)
@@ -190,12 +201,17 @@ class Relay:
             return (await self._finish(job, attempt, payload),)
         if kind in (Kind.FAIL, Kind.RECEIPT, GONE):
             return await self._fail(job, attempt, kind, payload)
-        if kind == Kind.ACCEPT and job.state is not State.STREAMING:
-            if job.state is State.MATCHED:
-                job.move(Event.ACCEPT)
-            # A repeated ACCEPT is a sign of life: a response in one piece has no output for long. `total` bounds it.
-            job.extend(attempt, self._tick() + self._limits.first_output)
+        if kind == Kind.ACCEPT:
+            self._note_accept(job, attempt)
         return ((Kind.BEAT, b""),) if kind == Kind.BEAT else ()
+
+    def _note_accept(self, job: LiveJob, attempt: Attempt) -> None:
+        """A repeated ACCEPT is a sign of life: a response in one piece has no output for long. `total` bounds it."""
+        if job.state is State.STREAMING:
+            return
+        if job.state is State.MATCHED:
+            job.move(Event.ACCEPT)
+        job.extend(attempt, self._tick() + self._limits.first_output)
 
     def _relay_chunk(self, job: LiveJob, attempt: Attempt, payload: bytes) -> Sequence[Frame]:
         if attempt.delivered or attempt.outrun:

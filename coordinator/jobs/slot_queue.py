@@ -134,6 +134,7 @@ class SlotQueue:
         self._invitations.add(job.queued, job)
         for key in job.queued.groups:  # a slot may be free that no earlier job waits for
             self._offer(key)
+        self._invitations.invite_to_spare(job.queued, job)
 
     def _place_in_queue(self, job: LiveJob, groups: Sequence[SlotKey], busy: SlotsBusy) -> QueuedJob:
         """Lets a job enter the queue. Its payer's weight is what it reserved for the providers that the job waits for."""

@@ -6,12 +6,15 @@ A replaced ask stays valid until it expires, since orders may already name it. A
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from node.domain.logprob_request import EvidenceSupport
 from tallystick.protocol.eip712 import Verified
+from tallystick.protocol.features import absent
 from tallystick.protocol.link import MAX_ASK_BYTES, MAX_ASKS, MAX_NODE_ASK_BYTES
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.pricing import Prices
+from tallystick.protocol.routes import ALWAYS, SCORES
 from tallystick.protocol.types import Address, Hash
 from tallystick.protocol.wire import dumps
 
@@ -23,7 +26,7 @@ class Offer:
     """One model for sale. `upstream` is the model's name at the engine `engine`; prices are base units per 1,000,000 tokens.
 
     `output_limit_field`: name of the output limit in chat requests to that engine; `supports_stream_usage`: whether the engine
-    supports `stream_options.include_usage`.
+    supports `stream_options.include_usage`. `evidence`: how it gives log-probabilities; None if answers have no evidence.
     """
 
     model: str
@@ -35,6 +38,17 @@ class Offer:
     spec: Spec
     output_limit_field: str = "max_tokens"
     supports_stream_usage: bool = True
+    evidence: EvidenceSupport | None = None
+
+
+def split_scoring(offer: Offer, prices: Prices) -> tuple[Offer, ...]:
+    """An offer whose scoring has prices of its own: all else, and scoring alone. One offer if it sells no scoring."""
+    features = offer.spec.features
+    if SCORES not in features:
+        return (offer,)
+    others = replace(offer.spec, features=tuple(feature for feature in features if feature != SCORES))
+    alone = replace(offer.spec, features=(SCORES, *map(absent, ALWAYS)))
+    return replace(offer, spec=others), replace(offer, spec=alone, prices=prices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from node.domain.answer_rows import AnswerRows, CommittedRows
 from node.domain.order_admission import AdmittedJob, check_request
 from node.domain.requests import EngineRequest, prepare
 from node.domain.usage_meter import Throughput, UsageMeter
@@ -72,6 +73,9 @@ class Job:
         self._coordinator_stopped = self._engine_asked = False
         self.client_log_head = b""
         """The head of the match log that the client passed on; empty until the request was opened, or if there is none."""
+        self.wants_evidence = False
+        """Whether the client wants the rows of evidence with the response."""
+        self._rows = AnswerRows()
         self.hedged = False
         """Whether another provider had the job too and was faster, even if the response had already ended."""
         self._reader_timer = ReaderTimer(deadlines.reader)
@@ -142,6 +146,10 @@ class Job:
         """Whether the coordinator stopped the job or its link was lost, even if the response had already ended."""
         return self._coordinator_stopped
 
+    def commit_rows(self, *, truncated: bool) -> CommittedRows:
+        """The rows of evidence for the receipt of this job, which ended. `truncated`: at its output limit."""
+        return self._rows.commit(self.delivery.meter.reported_output, truncated=truncated)
+
     def grant_credit(self, chunks: int) -> None:
         """Adds credit for `chunks` chunks."""
         if self._delivery is not None:
@@ -205,6 +213,7 @@ class Job:
         check_request(terms, key.commitment_key, plain, body, admitted.offer.context_tokens)
         self.client_log_head = head.log_head
         request = prepare(head, body, admitted.offer, terms.max_output_tokens)
+        self.wants_evidence, self._rows = head.evidence, request.rows
         meter = UsageMeter(key, digest, terms, len(body), context_tokens=0 if request.bounded else admitted.offer.context_tokens)
         sealer = Sealer(key, admitted.job, digest)
         self._delivery = Delivery(

@@ -17,13 +17,13 @@ from node.domain.admission_rules import AdmissionRules
 from node.domain.credit_limits import CreditLimits
 from node.domain.dynamic_pricing import PriceRule, apply_price_rules
 from node.domain.payout_policy import PayoutPolicy
-from node.domain.published_asks import Offer
+from node.domain.published_asks import Offer, split_scoring
 from node.engines.api_key import AUTHORIZATION, ApiKey
 from node.engines.capabilities import Capabilities
 from node.engines.engine_settings import EngineSettings
 from node.jobs.deadlines import Deadlines
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.features import opposite
+from tallystick.protocol.features import EVIDENCE, absent, opposite
 from tallystick.protocol.messages import UNKNOWN, Spec
 from tallystick.protocol.pricing import Prices
 from tallystick.protocol.proxies import uses_proxy
@@ -57,6 +57,7 @@ class ModelConfig:
     input_price: Amount | None = None
     cached_input_price: Amount | None = None
     output_price: Amount | None = None
+    score_price: Amount | None = None
     context_tokens: int | None = None
     max_output_tokens: int | None = None
     spec: Spec = field(default_factory=Spec)
@@ -97,9 +98,11 @@ class EngineConfig:
     input_price: Amount | None = None
     cached_input_price: Amount | None = None
     output_price: Amount | None = None
+    score_price: Amount | None = None
     output_limit_field: str | None = None
     supports_stream_usage: bool | None = None
     probe: bool = True
+    evidence: bool = True
     price_rules: tuple[PriceRule, ...] = ()
     spec: Spec = field(default_factory=Spec)
 
@@ -162,6 +165,10 @@ class EngineConfig:
             capabilities = Capabilities(True, True, "unknown")
         usage = capabilities.streams != "yes"
         tokens = model.context_tokens or context or DEFAULT_CONTEXT_TOKENS
+        evidence = capabilities.evidence if self.evidence else None
+        specs: tuple[Spec, ...] = (Spec(features=capabilities.features), reported, self.spec, model.spec)
+        if capabilities.chat or capabilities.completions:  # not for the config to declare: the node alone commits to evidence
+            specs += (Spec(features=(EVIDENCE if evidence is not None else absent(EVIDENCE),)),)
         return Offer(
             model=model.sold_as,
             engine=self.label,
@@ -169,9 +176,10 @@ class EngineConfig:
             prices=apply_price_rules(model.prices, self.price_rules, when, load),
             context_tokens=tokens,
             max_output_tokens=min(model.max_output_tokens or DEFAULT_OUTPUT_TOKENS, tokens),
-            spec=merge_specs(Spec(features=capabilities.features), reported, self.spec, model.spec),
+            spec=merge_specs(*specs),
             output_limit_field=self.output_limit_field or capabilities.output_limit_field,
             supports_stream_usage=usage if self.supports_stream_usage is None else self.supports_stream_usage,
+            evidence=evidence,
         )
 
     def model_defaults(self, name: str) -> ModelConfig:
@@ -181,7 +189,15 @@ class EngineConfig:
             input_price=self.input_price,
             cached_input_price=self.cached_input_price,
             output_price=self.output_price,
+            score_price=self.score_price,
         )
+
+    def priced_offers(self, offer: Offer, model: ModelConfig, when: datetime, load: float) -> tuple[Offer, ...]:
+        """The offers of a model: one, or two if its scoring has a price of its own."""
+        price = self.score_price if model.score_price is None else model.score_price
+        if price is None:
+            return (offer,)
+        return split_scoring(offer, apply_price_rules(Prices(int(price), int(price), int(price)), self.price_rules, when, load))
 
 
 @dataclass(frozen=True, kw_only=True)

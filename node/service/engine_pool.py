@@ -121,8 +121,9 @@ class EnginePool:
             log.warning("the engine does not list configured models", engine=name, models=sorted(missing))
         self._missing |= missing
         when, load = datetime.now(UTC), self.engines[name].load
-        return [
-            engine.offer(
+        offers: list[Offer] = []
+        for model in listed:
+            offer = engine.offer(
                 model,
                 contexts.get(model.name),
                 identified.spec(model.name),
@@ -130,8 +131,8 @@ class EnginePool:
                 load,
                 capabilities=findings.capabilities.get(model.name),
             )
-            for model in listed
-        ]
+            offers += engine.priced_offers(offer, model, when, load)
+        return offers
 
     def listing(self, asks: PublishedAsks, capacities: Capacities) -> Listing:
         """Returns the current asks with their slot groups, which are the engines, and the capacity of each."""

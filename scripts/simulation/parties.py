@@ -9,7 +9,7 @@ from random import Random
 
 from coordinator.domain.reputation import ProviderRecord
 from scripts.simulation.clock import Signal
-from scripts.simulation.scenario import ANSWER, REGIONS, Scenario, choose, zipf
+from scripts.simulation.scenario import ANSWER, REGIONS, Scenario, choose
 from tallystick.client.openai.needs import bucket, round_down
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Verified
@@ -22,8 +22,12 @@ from tallystick.protocol.types import Address, Hash
 NOW = 1_800_000_000
 """Unix seconds at which a run begins."""
 CONTEXT = 65_536
-DEMAND_EXPONENT, SUPPLY_EXPONENT, PAYER_EXPONENT = 0.9, 0.81, 0.8
-"""Popularity by rank. Supply follows demand with less spread, so popular models are scarcer."""
+DEMAND_EXPONENT, PAYER_EXPONENT = 0.9, 0.8
+"""The share of a model in the demand, and of a payer in the traffic, falls with its rank (Zipf)."""
+EVEN_SUPPLY = 0.1
+"""The share of asks that are spread evenly over the models. The others follow the demand, so popular models are scarcer, and by
+the same factor in a market of any size.
+"""
 CACHED_TOKENS = 60_000
 """Tokens of conversations that an engine keeps per slot."""
 _SIZES = ((3, 90_000, 110, 9_000), (4, 250_000, 70, 5_000), (2, 700_000, 45, 3_000), (1, 2_000_000, 30, 2_000))
@@ -102,9 +106,20 @@ class SimulatedNode:
         self.cached = 0
 
 
+def demand_shares(models: int) -> list[float]:
+    """Returns the share of each model in the demand, by rank."""
+    weights = [(rank + 1) ** -DEMAND_EXPONENT for rank in range(models)]
+    return [weight / sum(weights) for weight in weights]
+
+
+def supply_shares(models: int) -> list[float]:
+    """Returns the share of each model in the asks, by rank."""
+    return [(1 - EVEN_SUPPLY) * share + EVEN_SUPPLY / models for share in demand_shares(models)]
+
+
 def nodes_of(scenario: Scenario, models: list[Model]) -> list[SimulatedNode]:
     """Returns the nodes. Each model has some, and popular ones have more."""
-    random, supply = scenario.random("nodes"), zipf(len(models), SUPPLY_EXPONENT)
+    random, supply = scenario.random("nodes"), list(accumulate(supply_shares(len(models))))
     return [_node(number, random, models, supply) for number in range(scenario.nodes)]
 
 
@@ -162,13 +177,12 @@ class Payer:
     spent: int = 0
     live: int = 0
     """Jobs under way."""
-    _popularity: list[float] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    """How often it uses each of its models."""
 
     def pick(self, random: Random) -> Model:
-        """Returns the model of a conversation: popular ones are used more."""
-        if not self._popularity:
-            self._popularity = list(accumulate((model.rank + 1) ** -DEMAND_EXPONENT for model in self.models))
-        return random.choices(self.models, cum_weights=self._popularity)[0]
+        """Returns the model of a conversation."""
+        return random.choices(self.models, self.weights)[0]
 
     def demand(self, model: Model, input_tokens: int, limit: int) -> Demand:
         """Returns the demand of one request. Lengths are rounded, as the client does."""
@@ -187,14 +201,17 @@ class Payer:
 
 def payers_of(scenario: Scenario, models: list[Model]) -> list[Payer]:
     """Returns the payers, those with the most traffic first."""
-    random, demand = scenario.random("payers"), zipf(len(models), DEMAND_EXPONENT)
-    payers = []
+    random, demand = scenario.random("payers"), demand_shares(len(models))
+    cumulative, payers = list(accumulate(demand)), list[Payer]()
     for number in range(scenario.payers):
+        draws = random.randrange(4, 40)
+        ranks = sorted(choose(random, cumulative, draws))
         payer = Payer(
             number=number,
             address=Address(f"0x{random.getrandbits(160):040x}"),
             weight=(number + 1) ** -PAYER_EXPONENT,
-            models=[models[rank] for rank in sorted(choose(random, demand, random.randrange(4, 40)))],
+            models=[models[rank] for rank in ranks],
+            weights=[demand[rank] / (1 - (1 - demand[rank]) ** draws) for rank in ranks],  # all payers together: the demand
             reserved=int(_pick(random, _RESERVES)),
             price_factor=random.choice((1.3, 1.6, 2.5, 5.0)),
             region=random.choice(REGIONS) if random.random() < 0.1 else None,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from math import exp, log, pi, sin
 from random import Random
 
@@ -80,11 +79,6 @@ FIRST_MESSAGE, LATER_MESSAGE, ANSWER = Tokens(900, 1.2, 24_000), Tokens(120, 1.0
 MEAN_TURNS = 4.0
 THINKING = 10.0
 """Median seconds between an answer and the next message of its conversation."""
-
-
-def zipf(number: int, exponent: float) -> list[float]:
-    """Returns the cumulative weights of a Zipf distribution."""
-    return list(accumulate((rank + 1) ** -exponent for rank in range(number)))
 
 
 def capped_shares(weights: Sequence[float], most: float) -> list[float]:

@@ -175,7 +175,7 @@ class Simulation:
             slots[node.asks[0].message.model] += node.capacity.slots
         used = {model.name: model for payer in self.payers[: len(self.payers) // 4] for model in payer.models}
         target = min(used, key=lambda name: (abs(slots[name] - limit // 4), name))
-        self.flooder.flooding, self.flooder.models = True, [used[target]]
+        self.flooder.flooding, self.flooder.models, self.flooder.weights = True, [used[target]], [1.0]
         self.flooder.reserved = FLOODER_RESERVES
         self.records.flooded = target
         begin, end = self.scenario.flood_window

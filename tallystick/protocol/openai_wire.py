@@ -13,7 +13,7 @@ from typing import Any, Final
 from tallystick.protocol.engine_errors import FAILED_FINISH, NO_FINISHES, error_status, has_error
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.lenient_json import load_lenient
-from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, SCORES
 from tallystick.protocol.sse import MalformedAnswer
 from tallystick.protocol.usage_reports import ReportedUsage, find_usage
 
@@ -121,7 +121,7 @@ def bounds_input(path: str, request: Mapping[str, Any]) -> bool:
     """
     if path == EMBEDDINGS:
         return True
-    if path not in OUTPUT_LIMITS or request.get("previous_response_id") or request.get("conversation"):
+    if path not in (*OUTPUT_LIMITS, SCORES) or request.get("previous_response_id") or request.get("conversation"):
         return False
     messages = request.get("messages", request.get("input"))
     contents = [m.get("content") for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []

@@ -11,15 +11,15 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tallystick.runtime.logs import log_frequent
 
 MAX_PATH = 200
 CLIENT_GONE = 499
 """The status of a request whose client left before the answer, after nginx."""
 PROBES = frozenset({"/health", "/ready", "/metrics", "/v1/health", "/v1/ready"})
 """Paths that are asked every few seconds; their lines are logged at the level debug."""
-log = structlog.get_logger()
 _fields: ContextVar[dict[str, object] | None] = ContextVar("access", default=None)
 
 
@@ -57,9 +57,9 @@ def begin_access(method: str, path: str) -> Access:
 
 def log_access(access: Access) -> None:
     """Writes the line of an answered request."""
-    write = log.debug if access.path in PROBES else log.info
     milliseconds = round(access.seconds * 1_000, 1)
-    write("request", method=access.method, path=access.path, status=access.status, ms=milliseconds, **access.fields)
+    fields = {"method": access.method, "path": access.path, "status": access.status, "ms": milliseconds, **access.fields}
+    log_frequent("debug" if access.path in PROBES else "info", "request", fields)
 
 
 class AccessLog:

@@ -18,6 +18,7 @@ import structlog
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.buffered_transport import buffered
+from tallystick.runtime.http_direct import DirectRoutes
 from tallystick.runtime.http_protocol import HttpProtocol
 from tallystick.runtime.websocket import FastPathWebSocket
 
@@ -74,10 +75,10 @@ class ConnectionLimits:
 
 
 class ConnectionLimiter:
-    """Counts the open connections of one server, per address."""
+    """Counts the open connections of one server, per address. `direct`: its routes without ASGI."""
 
-    def __init__(self, limits: ConnectionLimits) -> None:
-        self.limits = limits
+    def __init__(self, limits: ConnectionLimits, direct: DirectRoutes | None = None) -> None:
+        self.limits, self._direct = limits, direct
         self._open: Counter[str] = Counter()
         self.lingering = 0
         """The number of refused connections that are still open."""
@@ -109,12 +110,12 @@ class ConnectionLimiter:
 
     def protocols(self) -> tuple[type[HttpProtocol], type[FastPathWebSocket]]:
         """Subclasses of uvicorn's protocols whose connections this limiter counts and limits."""
-        limiter = self
+        limiter, direct = self, self._direct
 
         class Http(_Http):
             """Limited by this limiter."""
 
-            LIMITER = limiter
+            LIMITER, DIRECT = limiter, direct
 
         class WebSocket(_WebSocket):
             """Limited by this limiter."""

@@ -15,6 +15,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from tallystick.runtime.http_direct import DirectRequest, DirectRoutes
 from tallystick.runtime.lean_event import LeanEvent
 
 _ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
@@ -35,10 +36,15 @@ class _Pipeline(list[Any]):
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One HTTP connection."""
+    """One HTTP connection. Requests to DIRECT are served without ASGI."""
+
+    __slots__ = ("_serving",)
+    DIRECT: DirectRoutes | None = None
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
+        self._serving: Any = None
+        """The request whose answer is being sent; `cycle` is the one that came last."""
         self.pipeline = _Pipeline()  # type: ignore[assignment]  # see its docstring
 
     def connection_made(self, transport: Any) -> None:
@@ -47,6 +53,16 @@ class HttpProtocol(HttpToolsProtocol):
         writable = LeanEvent()
         writable.set()
         self.flow._is_writable_event = writable  # type: ignore[assignment]  # noqa: SLF001 - uvicorn has no other way
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol. Tells the request that is being served, which uvicorn does only if no other waits behind it."""
+        serving = self._serving
+        super().connection_lost(exc)
+        if serving is not None and not serving.response_complete:
+            serving.disconnected = True
+            serving.message_event.set()
+            if isinstance(serving, DirectRequest):
+                serving.leave()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -91,6 +107,9 @@ class HttpProtocol(HttpToolsProtocol):
         self.url = _origin_form(self.url)
         if not self._ignores_offer():
             former = self.cycle
+            if self.DIRECT is not None and self.DIRECT.take(*self._request_line(), self.headers):
+                self._begin_direct(self.DIRECT, former)
+                return
             super().on_headers_complete()
             if self.cycle is not former:  # its app has not begun to run
                 self.cycle.message_event = LeanEvent()  # type: ignore[assignment]  # behaves as the event in its place
@@ -100,7 +119,21 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._ignores_offer():
             super().on_message_complete()
 
+    def _request_line(self) -> tuple[bytes, bytes, str]:
+        return self.parser.get_method(), self.url, self.parser.get_http_version()
+
+    def _begin_direct(self, routes: DirectRoutes, former: Any) -> None:
+        """Serves the request whose head was read, once the one before it is answered."""
+        self.scope["method"], self.scope["path"] = "POST", self.url.decode("ascii")
+        self.cycle = request = DirectRequest(routes, self)  # type: ignore[assignment]  # has all members that a connection uses
+        if former is None or former.response_complete:
+            self._start_asgi_task(request, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((request, self.app))  # type: ignore[arg-type]  # see above
+
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._serving = cycle
         super()._start_asgi_task(cycle, app if cycle.scope["http_version"] != "1.0" else _ended_by_closing(cycle, app))
 
 

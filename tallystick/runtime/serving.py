@@ -19,6 +19,7 @@ import uvicorn
 
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.runtime.connection_limiter import LINGERING, ConnectionLimiter, ConnectionLimits
+from tallystick.runtime.http_direct import MAX_RECURSION, DirectApp
 from tallystick.runtime.ports import describe_holder
 from tallystick.runtime.supervision import report_port
 
@@ -35,11 +36,6 @@ KEEP_ALIVE_SECONDS = 75
 otherwise a request may meet a connection that is just being closed."""
 OTHER_FILES = 128
 """Open files that a server needs in addition to its connections: databases, the chain, logs."""
-MAX_RECURSION = 12_288
-"""The recursion limit, which py-evm needs. Importing eth-account's libraries raises Python's limit to 100,000. The standard
-library's JSON parser, which FastAPI uses, would then overflow the stack on a deeply nested body, and one request could kill the
-process.
-"""
 
 
 @contextlib.asynccontextmanager
@@ -75,7 +71,8 @@ def server_config(
     app: Any, host: str, port: int, *, limits: ConnectionLimits | None = None, ws_max_size: int | None = None
 ) -> uvicorn.Config:
     """The settings with which `serving` runs uvicorn."""
-    http, websocket = ConnectionLimiter(_within_open_file_limit(limits or ConnectionLimits())).protocols()
+    direct = app.routes if isinstance(app, DirectApp) else None
+    http, websocket = ConnectionLimiter(_within_open_file_limit(limits or ConnectionLimits()), direct).protocols()
     return uvicorn.Config(
         _with_recursion_limit(app),
         host=host,

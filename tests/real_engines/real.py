@@ -18,6 +18,7 @@ from node.engines.embedded import install as install_embedded
 from node.engines.kinds import EngineKind
 from scripts.peers import BUILD, LITELLM, install
 from tallystick.cli.local.processes import free_port
+from tallystick.protocol.routes import SCORES
 
 HERE = Path(__file__).parent
 GGUF = HERE.parent / "data" / "tinycode-q4_0.gguf"
@@ -112,7 +113,7 @@ async def embedded(folder: Path) -> AsyncIterator[Engine]:
     process = Process(server_command(home, "127.0.0.1", port), port, folder / "embedded.log")
     try:
         await process.start()
-        features = frozenset({"logprobs", "/v1/responses"})
+        features = frozenset({"logprobs", "/v1/responses", SCORES})
         yield Engine(EngineKind.LLAMA_CPP, process, MODEL, features, "usage", {"n_probs": 200}, 4_096)
     finally:
         await process.kill()

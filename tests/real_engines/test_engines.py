@@ -15,6 +15,8 @@ from openai import AsyncOpenAI, OpenAIError
 from node.engines.discover import inspect_engine
 from node.engines.probe import model_for_routes, probe
 from scripts.relay import processes
+from tallystick.protocol.routes import SCORES
+from tallystick.protocol.token_scores import ScoreRequest, ScoreResponse
 from tests.e2e.extra_node import node_beside, sells
 from tests.real_engines.conftest import WANTED
 from tests.real_engines.real import LARGE, QUICK, Engine
@@ -31,7 +33,7 @@ def _toml(engine: Engine) -> str:
     return (
         f'[[engines]]\nname = "main"\nurl = "{engine.process.url}/v1"\nslots = 2\n{usage}[engines.spec]\nfeatures = {features}\n'
         f'[[engines.models]]\nname = "{engine.model}"\nsell_as = "tinycode"\ninput_price = "1"\noutput_price = "1"\n'
-        f"max_output_tokens = 450\n{extra}"
+        f'max_output_tokens = 450\nscore_price = "3"\n{extra}'
     )
 
 
@@ -50,6 +52,8 @@ async def test_a_real_engine(name: str, tmp_path: Path) -> None:
         ):
             await _chats(client, http, engine)
             await _streams(client, http, engine)
+            if SCORES in engine.features:
+                await _scores(http, engine)
             await _is_cancelled(site, http, engine)
             if engine.embeddings:
                 await _embeds(site, client)
@@ -116,6 +120,28 @@ async def _streams(client: AsyncOpenAI, http: httpx.AsyncClient, engine: Engine)
         assert _billed(receipt) == (usage.prompt_tokens, usage.completion_tokens)
     else:
         assert 0 < receipt["outputTokens"] <= len(text)
+
+
+async def _scores(http: httpx.AsyncClient, engine: Engine) -> None:
+    """An answer at temperature 0 is scored: each of its tokens is the likeliest. Scoring has a price of its own."""
+    body = {"model": "tinycode", "messages": SAY, "max_tokens": 12, "temperature": 0, "logprobs": True, "top_logprobs": 2}
+    answer = (await http.post("/v1/chat/completions", json=body)).json()
+    given = answer["choices"][0]["logprobs"]["content"]
+    tokens = [entry["id"] for entry in given] if "id" in given[0] else answer["choices"][0]["message"]["content"]
+    request = ScoreRequest.of(body, tokens, range(len(given)))
+    raw = await http.post(SCORES, json=request.to_json())
+    assert raw.status_code == 200, raw.text
+    response = ScoreResponse.from_json(raw.json(), request)
+    assert len(response.tokens) == len(given)
+    for row, entry in zip(response.rows, given, strict=True):
+        assert row is not None
+        assert row.logprob == pytest.approx(entry["logprob"], abs=0.05)
+        assert row.logprob == pytest.approx(row.top[0][1], abs=0.05)
+    receipt = await _receipt(http, raw.headers["x-tally-job"])
+    assert _billed(receipt) == (response.prompt_tokens + len(tokens), 0)
+    assert int(receipt["cost"]) == 3 * receipt["inputTokens"]
+    refused = await http.post(SCORES, json={**request.to_json(), "positions": [10_000]})
+    assert refused.status_code == 400, refused.text
 
 
 async def _is_cancelled(site: processes.Site, http: httpx.AsyncClient, engine: Engine) -> None:

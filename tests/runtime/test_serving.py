@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from tallystick.protocol.errors import Unavailable
-from tallystick.runtime.serving import MAX_RECURSION, server_config, serving, wait_for_stop_signal
+from tallystick.runtime.http_direct import MAX_RECURSION
+from tallystick.runtime.serving import server_config, serving, wait_for_stop_signal
 from tests.runtime.processes import TIMEOUT_SECONDS, line, script
 
 LOOPBACK = "127.0.0.1"

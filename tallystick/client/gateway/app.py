@@ -25,10 +25,11 @@ from tallystick.client.dialects.messages_models import model_entry, models_page
 from tallystick.client.dialects.registry import VERSION_HEADER
 from tallystick.client.gateway.aliases import AliasRouter
 from tallystick.client.gateway.auth import CALLER_KEY, Authenticator, check_public_access
-from tallystick.client.gateway.dispatcher import Dispatcher
+from tallystick.client.gateway.dispatcher import JOB_ROUTES, Dispatcher
 from tallystick.client.gateway.handler import RequestHandler
 from tallystick.client.gateway.operations import Operations
 from tallystick.client.gateway.paths import allowed_methods, explain_unknown
+from tallystick.client.gateway.request_bodies import SEND_TIMEOUT_SECONDS
 from tallystick.client.gateway.response_routes import stored_response_routes
 from tallystick.client.gateway.response_sender import ERROR_HEADERS, TALLY_HEADERS, error_response, send_error
 from tallystick.client.jobs.export import job_json
@@ -40,13 +41,17 @@ from tallystick.protocol.routes import JSON
 from tallystick.protocol.types import parse_job_id
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.access_log import AccessLog
+from tallystick.runtime.http_direct import DirectApp, DirectRoutes
 from tallystick.runtime.serving import serving, wait_for_stop_signal
 
 log = structlog.get_logger()
 
 
-def build_app(market: Market, operations: Operations | None = None) -> ASGIApp:
-    """The gateway as an ASGI app, for an open market. `operations`: its health and metrics, else those of this app alone."""
+def build_app(market: Market, operations: Operations | None = None) -> DirectApp:
+    """The gateway of an open market, as an ASGI app whose routes for jobs are served without ASGI.
+
+    `operations`: its health and metrics, else those of this app alone.
+    """
     operations = operations or Operations(market)
     handler, models = RequestHandler(market), _ModelRoutes(market)
 
@@ -67,9 +72,10 @@ def build_app(market: Market, operations: Operations | None = None) -> ASGIApp:
     handlers: dict[Any, Callable[..., Any]] = {TallyError: _show_error, 404: _no_route, 405: _no_route}
     router = Starlette(routes=routes, exception_handlers=handlers)
     router.router.redirect_slashes = False  # paths come without slashes at their end
-    app = Dispatcher(handler, router, Authenticator(market.config), send_error)
-    cors = _with_cors(app, market.config.allow_origins) if market.config.allow_origins else app
-    return AccessLog(cors, operations.observe)
+    app, origins = Dispatcher(handler, router, Authenticator(market.config), send_error), market.config.allow_origins
+    targets = frozenset(route.encode() for route in JOB_ROUTES)
+    direct = DirectRoutes(targets, app.serve, bool(origins), operations.observe, SEND_TIMEOUT_SECONDS)
+    return DirectApp(AccessLog(_with_cors(app, origins) if origins else app, operations.observe), direct)
 
 
 def _with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:

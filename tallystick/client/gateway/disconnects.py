@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from starlette.types import Receive
+
+Watch = Callable[[Callable[[], None]], Callable[[], None]]
+"""Calls a function once the caller has disconnected. Returns what ends that."""
+
+
+def watch_by_task(receive: Receive) -> Watch:
+    """A Watch for a caller that only ASGI's `receive` tells of."""
+
+    def watch(left: Callable[[], None]) -> Callable[[], None]:
+        async def wait() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left()
+
+        waiting = asyncio.create_task(wait(), name="client-disconnect")
+
+        def stop() -> None:
+            waiting.cancel()
+
+        return stop
+
+    return watch
 
 
 class DisconnectWatch:
     """Cancels an answer in the making `linger` seconds after its caller has disconnected."""
 
-    __slots__ = ("_answering", "_linger", "_receive", "_requested", "_timer")
+    __slots__ = ("_answering", "_linger", "_requested", "_timer", "_watch")
 
-    def __init__(self, receive: Receive, linger: float = 0) -> None:
-        self._receive, self._linger = receive, linger
+    def __init__(self, watch: Watch, linger: float = 0) -> None:
+        self._watch, self._linger = watch, linger
         self._answering: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._requested = False
@@ -28,7 +50,7 @@ class DisconnectWatch:
         if task is None:
             raise RuntimeError("a request is served outside of a task")
         before = task.cancelling()
-        watching = asyncio.create_task(self._watch(), name="client-disconnect")
+        stop = self._watch(self._leave)
         try:
             await answer
         except asyncio.CancelledError:
@@ -36,15 +58,13 @@ class DisconnectWatch:
                 raise
         finally:
             self._answering = None
-            watching.cancel()
+            stop()
             if self._timer is not None:
                 self._timer.cancel()
             if self._requested:
                 task.uncancel()
 
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    def _leave(self) -> None:
         if self._linger and self._answering is not None:
             self._timer = asyncio.get_running_loop().call_later(self._linger, self._cancel)
         else:

@@ -1,10 +1,13 @@
-"""The gateway's OpenAI routes, as raw ASGI: one request is one job, or several in turn if an alias stands for several models."""
+"""The gateway's OpenAI routes, by ASGI or without it.
+
+One request is one job, or several in turn if an alias stands for several models.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -17,11 +20,11 @@ from tallystick.client.dialects.registry import DIALECTS
 from tallystick.client.gateway.aliases import AliasRouter, RoutingPlan, weight_draw
 from tallystick.client.gateway.attempts import Attempts
 from tallystick.client.gateway.auth import CALLER_KEY, caller_label
-from tallystick.client.gateway.disconnects import DisconnectWatch
+from tallystick.client.gateway.disconnects import DisconnectWatch, Watch, watch_by_task
 from tallystick.client.gateway.dispatcher import PATH_MODEL
 from tallystick.client.gateway.early_stream import EarlyStream
 from tallystick.client.gateway.forms import Form, translated_after
-from tallystick.client.gateway.request_bodies import ClientStalled, RequestBodies, with_send_timeout
+from tallystick.client.gateway.request_bodies import RequestBodies, with_send_timeout
 from tallystick.client.gateway.request_headers import headers_of
 from tallystick.client.gateway.response_cache import CachedResponse, ResponseCache
 from tallystick.client.gateway.response_recorder import ResponseRecorder
@@ -52,6 +55,7 @@ from tallystick.protocol.routes import FORM, JSON, RESPONSES, media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Amount
 from tallystick.runtime.content_encoding import read_codings
+from tallystick.runtime.http_direct import ClientStalled, DirectRequest
 
 log = structlog.get_logger()
 
@@ -103,7 +107,10 @@ class _GatewayRequest:
 
 
 class RequestHandler:
-    """ASGI app that answers requests to OpenAI's routes, from the body to the last byte of the answer."""
+    """Answers requests to OpenAI's routes, from the body to the last byte of the answer.
+
+    It is an ASGI app; `serve` takes a request that comes without ASGI.
+    """
 
     def __init__(self, market: Market) -> None:
         """Raises BadMessage for routing rules that cannot be loaded."""
@@ -121,10 +128,19 @@ class RequestHandler:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the job until its answer is sent or its caller has disconnected."""
-        send = with_send_timeout(send)
+        await self._serve(scope, receive, with_send_timeout(send), watch_by_task(receive))
+
+    async def serve(self, request: DirectRequest) -> None:
+        """Does the same for a request that comes without ASGI."""
+        await self._serve(request.scope, request.receive, request, request.watch, request.take_body)
+
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, watch: Watch, take: Callable[[], bytes | None] | None = None
+    ) -> None:
+        """`take`: gives the whole body if it is here already."""
         try:
             codings = read_codings(headers_of(scope).all("content-encoding"))
-            async with self._bodies.read(receive, codings) as body:
+            async with self._bodies.read(receive, codings, take) as body:
                 if body is None:
                     return
                 if scope["path"] == COUNT_TOKENS:
@@ -134,16 +150,16 @@ class RequestHandler:
                 if request.path == RESPONSES and request.content_type == JSON:
                     turn = await self.responses.open_turn(request.body, caller_label(scope))
                     request, send = replace(request, body=turn.body), ResponseRecorder(send, self.responses, turn)
-                await self._run(scope, request, receive, send)
+                await self._run(scope, request, watch, send)
         except TallyError as error:
             await send_error(scope, send, error)
         except ClientStalled as error:
             log.info("caller disconnected", reason=str(error))
 
-    async def _run(self, scope: Scope, request: _GatewayRequest, receive: Receive, send: Send) -> None:
+    async def _run(self, scope: Scope, request: _GatewayRequest, watch: Watch, send: Send) -> None:
         """Answers a request until its caller disconnects; with an idempotency key for a while longer: it may come back for it."""
         linger = 0 if request.key is None else self._market.config.linger_seconds
-        await DisconnectWatch(receive, linger).run(self._answer_or_error(scope, request, send))
+        await DisconnectWatch(watch, linger).run(self._answer_or_error(scope, request, send))
 
     async def _answer_or_error(self, scope: Scope, request: _GatewayRequest, send: Send) -> None:
         """Answers from the cache or from a job. Cancelling it ends the job, which waits for its receipt for a bounded time."""
@@ -273,7 +289,7 @@ class RequestHandler:
             options["max_cost"] = Amount(max(limit - spent, 0))
         for may_repeat in (request.key is None, False):
             job, form = await self._submit(request, body, options)
-            sender.translations[job.id] = form.translation
+            sender.translations[job.id], job.reads_whole = form.translation, not job.streams
             async with job:
                 try:
                     async with sender.telling_place(job):

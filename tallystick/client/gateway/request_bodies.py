@@ -6,13 +6,14 @@ Bodies with a Content-Encoding are decoded, and the limits hold before and after
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.types import Message, Receive, Send
 
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.runtime.content_encoding import decode
 from tallystick.runtime.deadlines import wait_within
+from tallystick.runtime.http_direct import ClientStalled
 
 BODY_TIMEOUT_SECONDS = 60
 """Seconds within which a request's body must arrive."""
@@ -20,10 +21,6 @@ SEND_TIMEOUT_SECONDS = 300
 """Seconds without progress after which a caller that does not read its answer is disconnected and its job cancelled."""
 MAX_DECODERS = 4
 """Bodies that are decoded at the same time. A decoder may hold 16 MiB."""
-
-
-class ClientStalled(Exception):
-    """The caller does not read its answer."""
 
 
 class RequestBodies:
@@ -34,14 +31,16 @@ class RequestBodies:
         self.held = 0
         self._decoders = asyncio.Semaphore(MAX_DECODERS)
 
-    def read(self, receive: Receive, codings: Sequence[str] = ()) -> _Reading:
+    def read(self, receive: Receive, codings: Sequence[str] = (), take: Callable[[], bytes | None] | None = None) -> _Reading:
         """A context manager that reads a request's body, which counts until the block ends. It gives None if the caller
         disconnected meanwhile.
 
-        `codings`: its Content-Encoding; see `read_codings`. Entering raises BadMessage for a body that does not decode, Refusal
-        for one that is too long or too slow, and Unavailable if all bodies together leave no room for it.
+        `codings`: its Content-Encoding; see `read_codings`. `take`: gives the whole body if it is here.
+
+        Entering raises BadMessage for a body that does not decode, Refusal for one that is too long or too slow, and Unavailable
+        if all bodies together leave no room for it.
         """
-        return _Reading(self, receive, codings)
+        return _Reading(self, receive, codings, take)
 
     async def read_into(self, held: _HeldParts, receive: Receive, codings: Sequence[str]) -> tuple[_HeldParts, bytes | None]:
         """Reads a body; see `read`. Returns what counts for it."""
@@ -77,13 +76,18 @@ class RequestBodies:
 class _Reading:
     """See RequestBodies.read."""
 
-    __slots__ = ("_bodies", "_codings", "_held", "_receive")
+    __slots__ = ("_bodies", "_codings", "_held", "_receive", "_take")
 
-    def __init__(self, bodies: RequestBodies, receive: Receive, codings: Sequence[str]) -> None:
-        self._bodies, self._receive, self._codings = bodies, receive, codings
+    def __init__(
+        self, bodies: RequestBodies, receive: Receive, codings: Sequence[str], take: Callable[[], bytes | None] | None
+    ) -> None:
+        self._bodies, self._receive, self._codings, self._take = bodies, receive, codings, take
         self._held = _HeldParts(bodies)
 
     async def __aenter__(self) -> bytes | None:
+        if self._take is not None and not self._codings and (whole := self._take()) is not None:
+            self._held.count(whole)
+            return whole
         reading = self._bodies.read_into(self._held, self._receive, self._codings)
         try:
             self._held, body = await wait_within(BODY_TIMEOUT_SECONDS, reading)
@@ -107,9 +111,13 @@ class _HeldParts:
 
     def add(self, part: bytes) -> None:
         """Raises as RequestBodies.read."""
+        self.count(part)
+        self._parts.append(part)
+
+    def count(self, part: bytes) -> None:
+        """Counts a part without keeping it. Raises as RequestBodies.read."""
         self._bodies.hold(self._size + len(part), len(part))
         self._size += len(part)
-        self._parts.append(part)
 
     def join(self) -> bytes:
         """The whole body, which still counts."""

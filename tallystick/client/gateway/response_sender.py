@@ -28,6 +28,7 @@ from tallystick.protocol.routes import JSON
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Address, Amount, JobId, format_amount
 from tallystick.runtime.access_log import record
+from tallystick.runtime.http_direct import DirectRequest
 
 log = structlog.get_logger()
 TALLY_HEADERS = (
@@ -139,7 +140,7 @@ class ResponseSender:
         _record_job(job.id, job.provider or "", model, None if receipt is None else receipt.cost, outcome)
         if job.receipt_accepted and sent.kept is not None and not (stream is not None and stream.failed):
             await self._store(await job.result(), head.content_type, sent.kept)
-        await self._send({"type": "http.response.body", "body": b""})
+        await self.end_stream()
 
     async def send_upstream(self, answer: UpstreamAnswer, body: bytes, translation: Translation | None) -> None:
         """Sends a whole answer of an upstream, which nobody sealed or signed. Raises BadMessage if it cannot be translated."""
@@ -225,6 +226,7 @@ class _SentBytes:
 
     def __init__(self, send: Send, *, keep: bool) -> None:
         self._send, self._parts, self._size, self._keep, self._tail = send, list[bytes](), 0, keep, b"\n\n"
+        self._direct = send.send if isinstance(send, DirectRequest) else None
 
     @property
     def gap(self) -> bytes:
@@ -242,7 +244,10 @@ class _SentBytes:
         self._size += len(data)
         if self._keep and self._size <= MAX_CACHED_BYTES:
             self._parts.append(data)
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        if self._direct is not None:
+            await self._direct(data)
+        else:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
 
 def _as_event(document: bytes) -> bytes:
@@ -286,11 +291,19 @@ def _prices(terms: Terms) -> str:
 
 
 async def _send_head(send: Send, status: int, headers: Mapping[str, str]) -> None:
+    target = send.begun if isinstance(send, EarlyStream) else send
+    if isinstance(target, DirectRequest):
+        await target.begin(status, headers)
+        return
     raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})
 
 
 async def _send_whole(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    target = send.begun if isinstance(send, EarlyStream) else send
+    if isinstance(target, DirectRequest):
+        await target.respond(status, headers, body)
+        return
     await _send_head(send, status, {**headers, "content-length": str(len(body))})
     await send({"type": "http.response.body", "body": body})
 

@@ -15,7 +15,7 @@ from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient, parse_lenient
 from tallystick.protocol.openai_wire import OUTPUT_LIMITS, bounds_input, count_choices, find_output_limit
 from tallystick.protocol.plaintext_heads import RequestHead, join_request
-from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, MESSAGES, check_route, media_type
+from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS, FORM, JSON, MESSAGES, SCORES, check_route, media_type
 from tallystick.runtime.multipart import add_field, read_field
 
 MAX_MODEL_NAME = 256
@@ -161,6 +161,8 @@ def _summarise_json(path: str, document: dict[str, Any]) -> RequestSummary:
     if path == EMBEDDINGS:
         needs = derive_needs(path, document)
         return RequestSummary(model, stream=False, output_tokens=0, choices=1, bounded=True, needs=needs)
+    if path == SCORES:
+        return RequestSummary(model, stream=False, output_tokens=0, choices=1, bounded=bounds_input(path, document))
     choices = count_choices(path, document) if path in (CHAT, COMPLETIONS) else 1
     limit = find_output_limit(path, document)
     total = None if limit is None else limit * choices

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from starlette.types import Message
 
-from tallystick.client.gateway.disconnects import DisconnectWatch
+from tallystick.client.gateway.disconnects import DisconnectWatch, watch_by_task
 from tests.virtual_time import on_virtual_time
 
 
@@ -58,7 +58,7 @@ async def test_a_caller_that_leaves_ends_the_answer(
     """It is cancelled `linger` seconds later, what it does then is waited for, and the task goes on uncancelled."""
     answer, clock = Answer(seconds, cleanup=3, swallows=swallows), asyncio.get_running_loop().time
     began = clock()
-    await DisconnectWatch(leaves_after(2), linger).run(answer.run())  # type: ignore[arg-type]
+    await DisconnectWatch(watch_by_task(leaves_after(2)), linger).run(answer.run())  # type: ignore[arg-type]
     assert (answer.log, clock() - began) == (log, ends)
     task = asyncio.current_task()
     assert task is not None
@@ -75,10 +75,10 @@ async def test_errors_and_cancellations_are_passed_on() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await DisconnectWatch(leaves_after(2)).run(fails())  # type: ignore[arg-type]
+        await DisconnectWatch(watch_by_task(leaves_after(2))).run(fails())  # type: ignore[arg-type]
     for seconds in (1.0, 100.0):
         answer = Answer(50, cleanup=10)
-        serving = asyncio.create_task(DisconnectWatch(leaves_after(seconds)).run(answer.run()))  # type: ignore[arg-type]
+        serving = asyncio.create_task(DisconnectWatch(watch_by_task(leaves_after(seconds))).run(answer.run()))  # type: ignore[arg-type]
         await asyncio.sleep(5)
         serving.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -14,10 +14,11 @@ from starlette.types import Message
 from tallystick.client.config import MIB, ClientConfig
 from tallystick.client.gateway import request_bodies
 from tallystick.client.gateway.app import build_app
-from tallystick.client.gateway.request_bodies import ClientStalled, RequestBodies, with_send_timeout
+from tallystick.client.gateway.request_bodies import RequestBodies, with_send_timeout
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Refusal, Unavailable
+from tallystick.runtime.http_direct import ClientStalled
 from tallystick.runtime.serving import serving
 from tests.client.fake_coordinator import BODY, CHAT, EVENTS, STREAM, FakeMarket, Session, event, eventually
 from tests.virtual_time import on_virtual_time
