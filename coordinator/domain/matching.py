@@ -18,6 +18,7 @@ from coordinator.domain.ranking import (
     keep_holder,
     limited,
     rank,
+    spread_concurrent,
     spread_near_ties,
     with_exploration,
 )
@@ -81,7 +82,10 @@ def shortlist(
         scorer.refer(pool or waiting)
     ranking = rank(pool or waiting, _itself, scorer)
     if pool:
-        ranking = limited(with_exploration(spread_near_ties(ranking, chance), newcomer, chance), demand.limit, newcomer)
+        ranking = with_exploration(spread_near_ties(ranking, chance), newcomer, chance)
+        if free and demand.concurrent:
+            ranking = spread_concurrent(ranking, demand.concurrent, chance)
+        ranking = limited(ranking, demand.limit, newcomer)
     else:
         ranking.sort(key=lambda ranked: (ranked.listed_ask.node.reliability, backlog(ranked.listed_ask.slot_group)))
     if terms is not None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from coordinator.domain.ask_pages import CURSOR_PATTERN, MAX_MODEL_NAME
 from coordinator.domain.resource_bounds import MAX_PAGE_ENTRIES
-from tallystick.protocol.criteria import DEFAULT_LIMIT, MAX_ADDRESSES, MAX_CANDIDATES, Demand, Sort
+from tallystick.protocol.criteria import DEFAULT_LIMIT, MAX_ADDRESSES, MAX_CANDIDATES, MAX_CONCURRENT, Demand, Sort
 from tallystick.protocol.requirements import MAX_NAMES
 from tallystick.protocol.versions import PROTOCOL
 from tallystick.protocol.weights import MAX_WEIGHT
@@ -129,7 +129,9 @@ class ShortlistRequest(BaseModel):
 
     `inputTokens`: the fewest input tokens that the request can have. `likelyTokens` and `maxOutput`: its likely input and the
     most output that it allows, in tokens, for which the asks' costs are compared. If any ask declares all that the request
-    `needs`, only such asks are returned. Asks that declare that they lack an `essential` feature are left out.
+    `needs`, only such asks are returned. Asks that declare that they lack an `essential` feature are left out. `concurrent`:
+    other jobs for which the client looks for a slot of the model at this moment; the list begins at a slot that is drawn from as
+    many of the best free ones.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -148,6 +150,7 @@ class ShortlistRequest(BaseModel):
     likelyTokens: Count = 0
     maxOutput: Count | None = None
     weights: Weighted = Field(default_factory=Weighted)
+    concurrent: Annotated[int, Field(ge=0, le=MAX_CONCURRENT), _WHOLE] = 0
     minReputation: Annotated[int, Field(ge=0, le=100), _WHOLE] = 0
     minStake: Price = 0
     sort: Sort = "price"

@@ -29,6 +29,8 @@ DEFAULT_LIMIT = 4
 """Entries of a shortlist if the request names no limit."""
 MAX_CANDIDATES = 8
 """Entries of a shortlist, and so orders of a job, at most."""
+MAX_CONCURRENT = 64
+"""Concurrent jobs of a client that a demand may tell of."""
 MAX_ADDRESSES = 256
 """Providers that a demand may name as pinned, and as excluded."""
 
@@ -118,6 +120,10 @@ class Demand:
     """The most output tokens that the request allows, rounded; None if unknown."""
     weights: Weights = NO_WEIGHTS
     """What the client's time and a failed job count besides the price."""
+    concurrent: int = 0
+    """Other jobs for which the client looks for a slot of the model at this moment. The shortlist begins at a slot that is drawn
+    from as many of the best free ones, so that not all of them order on the same providers.
+    """
 
     def __post_init__(self) -> None:
         """Raises BadMessage for a limit or a sort order that does not exist."""
@@ -278,6 +284,7 @@ _MEMBERS: dict[str, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "likelyTokens": ("likely_tokens", int, lambda raw: read_count(raw, "likelyTokens")),
     "maxOutput": ("max_output", int, lambda raw: read_count(raw, "maxOutput")),
     "weights": ("weights", Weights.to_json, Weights.from_json),
+    "concurrent": ("concurrent", int, lambda raw: min(read_count(raw, "concurrent"), MAX_CONCURRENT)),
     "minReputation": ("min_reputation", int, int),
     "minStake": ("min_stake", int, int),
     "sort": ("sort", str, str),

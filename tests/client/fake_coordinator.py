@@ -47,6 +47,7 @@ _OPTIONAL_CRITERIA = {
     "essential",
     "inputTokens",
     "likelyTokens",
+    "concurrent",
     "maxOutput",
     "weights",
     "require",
@@ -251,6 +252,8 @@ class FakeMarket:
         self.refuses_further: TallyError | None = None
         """The answer to further orders, instead of taking them."""
         self.refusals: list[TallyError] = []
+        self.busy = False
+        """Whether jobs that do not wait are refused."""
         self.asks: Callable[[], list[Any]] = self._asks
         self.info: dict[str, Any] = {
             "name": "fake",
@@ -380,6 +383,8 @@ class FakeMarket:
         self.submissions.append(submission)
         if self.refusals:
             return _refuse(self.refusals.pop(0))
+        if self.busy and not submission.wait:
+            return _refuse(Unavailable(Code.NODE_BUSY, "all providers of the shortlist are busy"))
         response = web.StreamResponse(headers={"content-type": "application/vnd.tallystick.frames"})
         session = Session(self, submission, response)
         self.sessions[submission.job] = session

@@ -176,6 +176,7 @@ def test_every_criterion_is_on_the_wire() -> None:
         "likely_tokens": 1,
         "max_output": 1,
         "weights": Weights(Amount(1), Amount(2), Amount(3)),
+        "concurrent": 1,
     }
     assert values.keys() == {field.name for field in fields(Demand)} - {"model", "limit", "prefer"}
     whole = replace(Demand(MODEL), **values)

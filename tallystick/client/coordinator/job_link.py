@@ -52,6 +52,12 @@ BUSY_SECONDS = 5.0
 MAX_BUFFERED = WINDOW_BYTES + MAX_FRAME
 """Bytes of one stream that are held, for a coordinator that keeps the rules: what was granted, and one frame beyond it."""
 _LAST = (Kind.RECEIPT, Kind.FAIL)
+_QUIET = frozenset((Kind.MATCH, Kind.HEDGE, Kind.CHUNK))
+"""Frames that a reader who wants the whole answer need not see at once."""
+
+
+_LEFT = StreamLost("this client stopped reading")
+"""Why nothing more comes on a stream that its reader has closed. It is never raised: nobody reads any more."""
 
 
 class LinkJobStream:
@@ -61,12 +67,15 @@ class LinkJobStream:
         "_added",
         "_begun",
         "_buffered",
+        "_cancelled",
         "_frames",
         "_granted",
         "_link",
         "_number",
         "_over",
+        "_urgent",
         "_waiter",
+        "_whole",
         "began",
         "last",
         "waiting",
@@ -75,7 +84,7 @@ class LinkJobStream:
     def __init__(self, link: JobLink, number: int, began: float) -> None:
         self._link, self._number, self.began = link, number, began
         self._frames: list[Frame] = []
-        self._begun = False
+        self._begun = self._cancelled = self._urgent = self._whole = False
         self._buffered = self._granted = 0
         self._over: TallyError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -99,12 +108,17 @@ class LinkJobStream:
             self._begun = True
             self._frames.append((kind, payload))
             self._buffered += FRAME_HEAD + len(payload)
+            if kind not in _QUIET or self._buffered >= CREDIT_BYTES:
+                self._urgent = True
             self.last = self.last or kind in _LAST
             if self._buffered > MAX_BUFFERED:
                 text = f"link: expected at most {WINDOW_BYTES} bytes of a stream before more are granted"
                 self.lose(BadMessage(text, fault=Fault.COORDINATOR))
                 self._link.leave(self._number)
-            self._wake()
+            if self._urgent or not self._whole:
+                self._wake()
+            elif self.waiting is not None:
+                self.waiting = self._link.clock()
 
     def _read_error(self, payload: bytes) -> TallyError:
         try:
@@ -133,8 +147,9 @@ class LinkJobStream:
         if not self._frames and self._over is not None:
             raise self._over
 
-    async def _wait(self) -> None:
-        while not self._frames and self._over is None:
+    async def _wait(self, *, whole: bool = False) -> None:
+        self._whole = whole and not self._cancelled
+        while self._over is None and not (self._urgent if self._whole else self._frames):
             self._waiter = asyncio.get_running_loop().create_future()
             self.waiting = self._link.clock()
             try:
@@ -142,12 +157,12 @@ class LinkJobStream:
             finally:
                 self.waiting = None
 
-    async def read(self) -> Sequence[Frame]:
+    async def read(self, *, whole: bool = False) -> Sequence[Frame]:
         """See JobStream."""
-        await self._wait()
+        await self._wait(whole=whole)
         if not self._frames and self._over is not None:
             raise self._over
-        frames, self._frames = self._frames, []
+        frames, self._frames, self._urgent = self._frames, [], False
         size, self._buffered = self._buffered, 0
         self._grant(size)
         return frames
@@ -163,10 +178,13 @@ class LinkJobStream:
         """See JobStream."""
         if self._over is None and not self.last:
             self._link.leave(self._number)
-        self.lose(StreamLost("this client stopped reading"))
+        self.lose(_LEFT)
 
     def cancel(self) -> bool:
-        """See JobStream."""
+        """See JobStream. Its reader gets at once what came: a receipt that never comes may charge for that."""
+        self._cancelled, self._whole = True, False
+        if self._frames:
+            self._wake()
         if self._over is None:
             self._link.post(pack_record(self._number, Kind.CANCEL))
         return self._over is None

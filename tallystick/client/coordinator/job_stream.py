@@ -27,8 +27,12 @@ class LinkLost(StreamLost):
 class JobStream(Protocol):
     """The frames of one job. Read it from one place."""
 
-    async def read(self) -> Sequence[Frame]:
-        """Waits for frames and returns those that have come. Raises StreamLost at the end, BadMessage for bytes that are none."""
+    async def read(self, *, whole: bool = False) -> Sequence[Frame]:
+        """Waits for frames and returns those that have come. Raises StreamLost at the end, BadMessage for bytes that are none.
+
+        `whole`: the reader wants the answer at its end only. Then the stream may keep matches and chunks until another frame
+        comes, as far as it has room for them.
+        """
         ...
 
     def close(self) -> None:
@@ -50,7 +54,7 @@ class HttpJobStream:
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response, self._reader = response, FrameReader()
 
-    async def read(self) -> Sequence[Frame]:
+    async def read(self, *, whole: bool = False) -> Sequence[Frame]:  # noqa: ARG002 - a response has one reader and no room
         """See JobStream."""
         frames: list[Frame] = []
         while not frames:

@@ -289,7 +289,7 @@ class RequestHandler:
             options["max_cost"] = Amount(max(limit - spent, 0))
         for may_repeat in (request.key is None, False):
             job, form = await self._submit(request, body, options)
-            sender.translations[job.id] = form.translation
+            sender.translations[job.id], job.reads_whole = form.translation, not job.streams
             async with job:
                 try:
                     async with sender.telling_place(job):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn, Self
 
+from tallystick.client.audit_settings import PromptConsent
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.coordinator.job_stream import JobStream, StreamLost
@@ -30,7 +31,7 @@ from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.match_log import Match
-from tallystick.protocol.messages import Order, Receipt
+from tallystick.protocol.messages import Ask, Order, Receipt
 from tallystick.protocol.plaintext_heads import ResponseHead
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import media_type
@@ -85,8 +86,15 @@ class Job:
         self.further_orders: Callable[[], FurtherOrders] | None = None
         """Gives the orders on asks that its coordinator names while it waits; None if it waits for its first orders alone."""
         self._further_orders: FurtherOrders | None = None
+        self.asks: Sequence[Verified[Ask]] = ()
+        """The asks that it was offered to at first."""
+        self.label = request.label
+        self.audit_consent: PromptConsent | None = None
+        """Who may see it because of an audit; None for a job that is not kept for audits."""
         self.on_place: Callable[[QueuePlace], None] = lambda _place: None
         """Called with the job's place in the queue while it waits for a free slot."""
+        self.reads_whole = False
+        """Whether its reader has no use for a part of the answer, so that it need not be woken for each."""
 
     @property
     def id(self) -> JobId:
@@ -183,6 +191,7 @@ class Job:
         """Reads to the end and returns the result. An engine's error answer is a result too. Raises TallyError."""
         parts: list[bytes] = []
         size = 0
+        self.reads_whole = True
         while not self._done:
             chunk = await self._next_frame(joined=True)
             parts.append(chunk)
@@ -268,12 +277,9 @@ class Job:
             if response.ended:  # an earlier reader was cancelled while it recorded the end
                 await self._finish()
                 return b""
-            while not self._frames:
-                await self._read_frames()
-                if self._done:
-                    return b""
-            kind, payload = self._frames.popleft()
-            chunk = await self._take_frame(kind, payload)
+            kind, chunk = await self._take_next()
+            if kind is None:
+                return b""
             if kind is Kind.CHUNK:  # which ends no attempt and no job
                 return self._join_following(chunk) if joined and chunk and self._frames else chunk
             if response.voids:
@@ -281,6 +287,18 @@ class Job:
             if response.ended:
                 await self._finish()
             return chunk
+
+    async def _take_next(self) -> tuple[Kind | None, bytes]:
+        """Takes frames until one is no match. Returns its kind, None if there was none, and the body bytes in it."""
+        while True:
+            while not self._frames:
+                await self._read_frames()
+                if self._done:
+                    return None, b""
+            kind, payload = self._frames.popleft()
+            chunk = await self._take_frame(kind, payload)
+            if kind is not Kind.MATCH and kind is not Kind.HEDGE:
+                return kind, chunk
 
     async def _take_frame(self, kind: Kind, payload: bytes) -> bytes:
         response, waited = self._response, self._response.head is None
@@ -310,8 +328,9 @@ class Job:
         return b"".join(chunks) if len(chunks) > 1 else chunk
 
     async def _read_frames(self) -> None:
+        whole = self.reads_whole and not (self._keyed or self._record.cancelling or self._response.match is None)
         try:
-            self._frames.extend(await self._stream.read())
+            self._frames.extend(await self._stream.read(whole=whole))
         except StreamLost as error:
             await self._recover_from_lost_stream(str(error))
         except PeerError as error:
@@ -390,3 +409,18 @@ async def arrivals_of(job: Job) -> AsyncIterator[bytes]:
         if chunk:
             yield chunk
     job._raise_end()  # noqa: SLF001 - see above
+
+
+def keep_for_audit(job: Job) -> None:
+    """Keeps the answer of a job for a possible audit alone: the job itself has no proof."""
+    job._record.for_audit_only = True  # noqa: SLF001 - part of the same class in all but name
+
+
+def audit_proof(job: Job) -> Proof | None:
+    """The proof of a job whose answer was kept, for whatever reason."""
+    return job._record.audit_proof  # noqa: SLF001 - see above
+
+
+def evidence_of(job: Job) -> bytes:  # noqa: ARG001
+    """The packed rows of evidence that came with the answer; empty without."""
+    return b""

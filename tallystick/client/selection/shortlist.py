@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
 from tallystick.client.coordinator.http_client import CoordinatorClient
-from tallystick.protocol.criteria import Demand, Facts, Reason
+from tallystick.protocol.criteria import MAX_CONCURRENT, Demand, Facts, Reason
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.messages import Ask
@@ -85,6 +86,8 @@ class ShortlistCache:
         self._stake_of, self._find_stale = stake_of, find_stale
         self._coordinator, self._payer, self._limit, self._seconds = coordinator, payer, limit, seconds
         self._context, self._now = context, now
+        self._choosing: Counter[str] = Counter()
+        """Jobs of each model that look for a slot."""
         self._cached: OrderedDict[Demand, _CachedShortlist] = OrderedDict()
 
     async def get(self, demand: Demand) -> tuple[list[Verified[Ask]], bool]:
@@ -104,6 +107,28 @@ class ShortlistCache:
                 self._cached.popitem(last=False)
         task = cached.task
         return (task.result() if task.done() else await asyncio.shield(task)), from_cache
+
+    @contextlib.contextmanager
+    def choosing(self, model: str) -> Iterator[None]:
+        """Counts a job of a model while it looks for a slot."""
+        self._choosing[model] += 1
+        try:
+            yield
+        finally:
+            self._choosing[model] -= 1
+            if not self._choosing[model]:
+                del self._choosing[model]
+
+    async def fresh(self, demand: Demand) -> list[Verified[Ask]]:
+        """Returns the asks of a new query, best first, after those of the cache were busy; raises as `get`.
+
+        If several jobs of the model are `choosing`, each gets a list of its own, which begins at another free slot.
+        """
+        self.forget(demand)
+        concurrent = self._choosing[demand.model] - 1
+        if concurrent < 1:
+            return (await self.get(demand))[0]
+        return await self._query(replace(demand, concurrent=min(concurrent, MAX_CONCURRENT)))
 
     async def of_provider(self, demand: Demand, provider: Address) -> list[Verified[Ask]]:
         """The asks of one provider that meet the demand; none if it has none, if it may not be chosen, or if nobody can say."""

@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator import job_link
 from tallystick.client.coordinator.http_client import ConnectionLost, CoordinatorClient, NotSent
-from tallystick.client.coordinator.job_link import JobLinks
+from tallystick.client.coordinator.job_link import JobLinks, LinkJobStream
 from tallystick.client.coordinator.job_stream import JobStream, StreamLost
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.job_link import (
@@ -245,6 +245,72 @@ async def test_a_link_lost_in_the_middle() -> None:
                 await stream.read()
             assert not stream.cancel()
         assert len(await _read_all(await client.submit(b"z"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("last", "payload"),
+    [(Kind.RECEIPT, b""), (Kind.FAIL, b""), (Kind.VOID, b""), (Kind.BEAT, b""), (Kind.CHUNK, bytes(CREDIT_BYTES))],
+)
+async def test_a_reader_of_a_whole_answer_is_woken_once(last: Kind, payload: bytes) -> None:
+    """Matches and chunks wait for another frame, or until they fill the stream's share, and then come together."""
+    release = asyncio.Event()
+    before = [(Kind.MATCH, b"m"), (Kind.HEDGE, b"h"), (Kind.CHUNK, b"head"), (Kind.CHUNK, b"part")]
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        stream, _ = await peer.expect(Kind.SUBMIT)
+        for kind, data in before:
+            await peer.send(stream, kind, data)
+        await release.wait()
+        await peer.send(stream, last, payload)
+        await _stay(peer)
+
+    async with _coordinator(script) as client:
+        stream = await client.submit(b"x")
+        assert isinstance(stream, LinkJobStream)
+        reading = asyncio.create_task(_read_whole(stream))
+        while len(stream._frames) < len(before):  # noqa: ASYNC110 - frames have no event here
+            await asyncio.sleep(0.01)
+        assert not reading.done()
+        release.set()
+        assert await asyncio.wait_for(reading, 60) == [*before, (last, payload)]
+
+
+async def _read_whole(stream: LinkJobStream) -> list[tuple[Kind, bytes]]:
+    return list(await stream.read(whole=True))
+
+
+@pytest.mark.parametrize("end", ["lost", "closed by the coordinator", "cancelled here"])
+async def test_a_whole_answer_that_ends_early_is_read_at_once(end: str) -> None:
+    """What had come of it is read when the stream is lost, and when its job is cancelled."""
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        stream, _ = await peer.expect(Kind.SUBMIT)
+        await peer.send(stream, Kind.MATCH)
+        await peer.send(stream, Kind.CHUNK, b"part")
+        if end == "lost":
+            await peer.expect(Kind.CREDIT)
+            peer.socket.transport.abort()
+        elif end == "closed by the coordinator":
+            await peer.expect(Kind.CREDIT)
+            await peer.send(stream, Kind.END)
+        await _stay(peer)
+
+    async with _coordinator(script) as client:
+        stream = await client.submit(b"x")
+        assert isinstance(stream, LinkJobStream)
+        reading = asyncio.create_task(_read_whole(stream))
+        while len(stream._frames) < 2:  # noqa: ASYNC110 - frames have no event here
+            await asyncio.sleep(0.01)
+        assert not reading.done()
+        if end == "cancelled here":
+            assert stream.cancel()
+        else:
+            link = client._links._link
+            assert link is not None
+            link.post(pack_record(1, Kind.CREDIT, bytes(4)))
+        assert await asyncio.wait_for(reading, 60) == [(Kind.MATCH, b""), (Kind.CHUNK, b"part")]
 
 
 @pytest.mark.parametrize("end", [Kind.END, Kind.ERROR])

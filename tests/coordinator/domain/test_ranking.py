@@ -9,7 +9,16 @@ import pytest
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
 from coordinator.domain.matching import rank_candidates, shortlist
-from coordinator.domain.ranking import EXPLORED, Ranked, rank, reliability, score_step, spread_near_ties, with_exploration
+from coordinator.domain.ranking import (
+    EXPLORED,
+    Ranked,
+    quality_bound,
+    rank,
+    reliability,
+    spread_concurrent,
+    spread_near_ties,
+    with_exploration,
+)
 from coordinator.domain.reputation import NEWCOMER_JOBS, Reputation
 from coordinator.domain.scoring import ANY_REQUEST, RequestShape, Scorer
 from tallystick.protocol.criteria import Demand
@@ -52,7 +61,7 @@ def _listed(book: AskBook, reputation: Reputation, chance: float = 1.0, **demand
     wanted = Demand(MODEL, **demand)  # type: ignore[arg-type]
     for listed_ask in book.of_model(MODEL):
         score = reputation.score(listed_ask.provider)
-        book.set_reliability(listed_ask.provider, reliability(score), score_step(score))
+        book.set_reliability(listed_ask.provider, reliability(score), quality_bound(score))
     ranked_providers = shortlist(book, wanted, START, None, reputation.score, newcomer=reputation.newcomer, chance=chance)
     return [listed_ask.node.provider for listed_ask in ranked_providers]
 
@@ -208,6 +217,40 @@ async def test_matches_share_the_jobs_too() -> None:
 
 
 # Exploration
+
+
+def test_concurrent_jobs_begin_at_different_slots() -> None:
+    """Of three jobs at once, each of the first three free slots is drawn as often. What follows comes next."""
+    book, reputation, keys = AskBook(), Reputation(), [person(f"slot {number}") for number in range(4)]
+    entries = [_stand(book, key, 1_000 * (n + 1), Capacity(2 if n == 1 else 1, 2)) for n, key in enumerate(keys)]
+    for key in keys:
+        _known(good=200, reputation=reputation, key=key)
+    ranking, firsts = _rank(entries, reputation), Counter[int]()
+    for draw in range(3_000):
+        spread = [entries.index(ranked.listed_ask) for ranked in spread_concurrent(ranking, 2, draw / 3_000)]
+        first = spread[0]
+        assert spread == [*range(first, 4), *range(first)]
+        firsts[first] += 1
+    assert firsts.keys() == {0, 1}, "the second provider has two slots"
+    assert abs(firsts[0] - 1_000) < 50
+    assert abs(firsts[1] - 2_000) < 50
+    all_firsts = {spread_concurrent(ranking, 64, draw / 100)[0].listed_ask.provider for draw in range(100)}
+    assert len(all_firsts) == 4, "more jobs than slots begin at any slot"
+    assert spread_concurrent(ranking, 0, 0.9) == ranking
+
+
+def test_concurrent_jobs_do_not_begin_at_providers_that_mostly_fail() -> None:
+    """A provider that mostly fails stays last however many jobs look for a slot; if all do, the jobs spread among them."""
+    book, reputation = AskBook(), _known(good=200)
+    entries = [_stand(book, GOOD, 1_000), _stand(book, BAD, 1), _stand(book, NEW, 2)]
+    for key in (BAD, NEW):
+        _known(bad=200, reputation=reputation, key=key)
+    for draw in range(50):
+        spread = spread_concurrent(_rank(entries, reputation), 10, draw / 50)
+        assert spread[0].listed_ask.provider == GOOD.address
+        assert {ranked.listed_ask.provider for ranked in spread} == {GOOD.address, BAD.address, NEW.address}
+    bad = {spread_concurrent(_rank(entries[1:], reputation), 10, draw / 50)[0].listed_ask.provider for draw in range(50)}
+    assert bad == {BAD.address, NEW.address}
 
 
 def test_newcomers_get_their_share_and_no_more() -> None:

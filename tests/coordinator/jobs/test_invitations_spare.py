@@ -9,12 +9,13 @@ import pytest
 
 from coordinator.domain.reputation import ProviderRecord
 from coordinator.jobs.invitations import ANSWER_SECONDS
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.link import read_ask
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.queue_place import MAX_INVITATIONS, QueuePlace
 from tallystick.protocol.types import Address, Amount
 from tallystick.protocol.wire import Kind
-from tests.coordinator.harness import CAP, PAYER, Client, FakeNode, World, quiet
+from tests.coordinator.harness import CAP, MODEL, PAYER, Client, FakeNode, World, quiet
 
 EU, US, EU_FP8 = Spec(region="eu"), Spec(region="us"), Spec(region="EU", precision="fp8", features=("tools", "-vision"))
 
@@ -94,6 +95,31 @@ async def test_a_burst_on_few_providers_uses_all_slots_at_once(world: World) -> 
     await Answering(world).answer()
     assert all(client.job.at_node for client in clients)
     assert all(len(_providers(client)) <= 1 for client in clients), "each waiting job is told of one slot of its own"
+    await _end_all(world)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_burst_is_spread_over_the_best_free_slots(world: World, seed: int) -> None:
+    """Of thirty jobs at once on sixty slots at different prices, two in three or more get one of the thirty cheapest at once.
+
+    All shortlists are made before the first job arrives. Without the number of concurrent jobs, three would get a slot.
+    """
+    random, nodes = Random(seed), dict[Address, FakeNode]()
+    for number in range(60):
+        price = 1_000_000 + 40_000 * number
+        node = world.node(f"node {number}", slots=1, input_price=price, output_price=2 * price)
+        nodes[node.address] = node
+    shortlists = []
+    for _ in range(30):
+        world.chance = random.random()
+        listed = world.market.matchmaker.shortlist(Demand(MODEL, limit=3, concurrent=29))
+        shortlists.append([nodes[listed_ask.provider] for listed_ask in listed])
+    world.chance = 1.0
+    for shortlist in shortlists:
+        await world.started(*shortlist)
+    assert sum(client.job.at_node for client in world.clients) >= 20
+    assert all(list(nodes).index(client.job.provider) < 32 for client in world.clients if client.job.at_node)
+    await Answering(world).answer()
     await _end_all(world)
 
 
