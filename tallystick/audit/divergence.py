@@ -9,9 +9,8 @@ from tallystick.audit.scores import Answer, MeanStatistic, Row
 TOP = 5
 """Tokens of a position that are compared."""
 FLOOR = 0.1
-"""Nats that are added to each pair of logarithms. Evidence is rounded to 0.001: without it, the best token of a sure position would
-count as much as a real difference, since 0.0004 and 0 are entirely different numbers. Measured on honest engines: half of their
-audits were above a threshold that none reaches with it (docs/explanation/trust.md).
+"""Nats that are added to each pair of logarithms. Evidence is rounded to 0.001, and 0.0004 and 0 are entirely different numbers.
+Without it, half of the audits of honest engines were above the threshold; with it, none (docs/explanation/trust.md).
 """
 MIN_POSITIONS = 8
 """Positions from which the mean means something."""
