@@ -68,7 +68,7 @@ class FreeAsks:
         """Lists an ask in each order."""
         for ranked in self._orders.values():
             ranked.add(listed_ask)
-        self._scores[listed_ask.node.score_step] += 1
+        self._scores[listed_ask.node.quality] += 1
         self._shares[output_share(listed_ask.message)] += 1
 
     def remove(self, listed_ask: ListedAsk) -> None:
@@ -76,7 +76,7 @@ class FreeAsks:
         for ranked in self._orders.values():
             ranked.remove(listed_ask)
         for counts, key in (
-            (self._scores, listed_ask.node.score_step),
+            (self._scores, listed_ask.node.quality),
             (self._shares, output_share(listed_ask.message)),
         ):
             counts[key] -= 1
@@ -88,8 +88,8 @@ class FreeAsks:
         self._orders[order] = SortedKeyList(self._orders["price"], key=ORDERS[order])
 
     @property
-    def best_score(self) -> int:
-        """The highest step of a score in the list."""
+    def best_quality(self) -> int:
+        """The highest bound of the quality in the list."""
         return max(self._scores)
 
     def price_rate(self, shape: RequestShape) -> int:

@@ -11,12 +11,12 @@ from coordinator.domain.ask_group import price_mix
 from coordinator.domain.ask_index import MAX_GROUPS, ModelIndex
 from coordinator.domain.listed_ask import (
     CLASSES,
+    FULL_QUALITY,
     NO_PLACE,
     OTHER,
     PROVEN,
     QUEUE_PLACE,
     RELIABLE,
-    SCORE_STEPS,
     ListedAsk,
     SlotGroup,
     Speed,
@@ -63,7 +63,7 @@ def _free(index: ModelIndex | None, demand: Demand, reliability: int, draw: floa
     offers = None if index is None else index.free_asks(demand, reliability, scorer, draw)
     if offers is None:
         return []
-    assert all(entry.node.score_step <= offers.best_score for _, _, entry in offers)
+    assert all(entry.node.quality <= offers.best_quality for _, _, entry in offers)
     yielded = list(offers)
     leads = list(dict.fromkeys(entry for _, _, entry in yielded))
     worths = {entry: (terms := scorer.judge(entry)[0]).price + terms.first_token + terms.speed for entry in leads}
@@ -96,7 +96,7 @@ def _change(book: AskBook, asks: list[list[Verified[Ask]]], random: Random, assi
         case 2 if node is not None:
             book.set_capacity(provider, {group.number: capacities[group.number] for group in node.groups})
         case 3:
-            book.set_reliability(provider, random.choice(CLASSES), random.randrange(SCORE_STEPS))
+            book.set_reliability(provider, random.choice(CLASSES), random.randrange(FULL_QUALITY))
         case 4 if node is not None and node.groups:
             group = random.choice(node.groups)
             book.assign(group)
