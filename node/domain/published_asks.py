@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from node.domain.logprob_request import EvidenceSupport
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.features import absent
 from tallystick.protocol.link import MAX_ASK_BYTES, MAX_ASKS, MAX_NODE_ASK_BYTES
@@ -25,7 +26,7 @@ class Offer:
     """One model for sale. `upstream` is the model's name at the engine `engine`; prices are base units per 1,000,000 tokens.
 
     `output_limit_field`: name of the output limit in chat requests to that engine; `supports_stream_usage`: whether the engine
-    supports `stream_options.include_usage`.
+    supports `stream_options.include_usage`. `evidence`: how it gives log-probabilities; None if answers have no evidence.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Offer:
     spec: Spec
     output_limit_field: str = "max_tokens"
     supports_stream_usage: bool = True
+    evidence: EvidenceSupport | None = None
 
 
 def split_scoring(offer: Offer, prices: Prices) -> tuple[Offer, ...]:

@@ -2,16 +2,19 @@
 
 Every member passes through untouched, except those that the order bounds: the model's name and, on routes that have one, the
 output limit. Streams also get `stream_options.include_usage`, because the receipt should rest on the engine's own token count.
+Engines that can are also asked for log-probabilities (`node.domain.logprob_request`).
 In a form (audio, image edits) only the model's name changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from node.domain.answer_rows import AnswerRows
 from node.domain.engine_quirks import adapt
+from node.domain.logprob_request import LogprobRequest, add_logprobs
 from node.domain.published_asks import Offer
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient
@@ -41,6 +44,8 @@ USUAL_OUTPUT_TOKENS = 4_096
 """Output tokens that clients order for a request that sets no limit. An order of less is a limit that its client chose."""
 ENDLESS_ENGINES = frozenset({"llama.cpp", "ollama", "lm-studio"})
 """Engines that complete a prompt up to the end of their context if no limit is set. OpenAI and vLLM then stop after 16 tokens."""
+_SHAPING = ("tools", "functions", "response_format", "grammar", "json_schema", "structured_outputs")
+"""Members with which an engine may refuse log-probabilities that it gives otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,8 @@ class EngineRequest:
     so the answer loses it. `rename`: the engine's name of the model and the name that the client bought, which replaces it in the
     answer. `cut_after`: output tokens after which the node ends the stream of an engine that got no limit, since the order pays
     for no more. `on_sent` is called once the engine has the whole request, which may be long before its first byte of the answer.
+    `logprobs`: the request for log-probabilities, whose answers are added to `rows`; None if there is none. `shape`: requests of
+    the same shape are refused alike.
     """
 
     path: str
@@ -62,6 +69,16 @@ class EngineRequest:
     bounded: bool = True
     cut_after: int | None = None
     on_sent: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
+    logprobs: LogprobRequest | None = None
+    rows: AnswerRows = field(default_factory=AnswerRows, repr=False, compare=False)
+    shape: tuple[object, ...] = ()
+
+    def without_logprobs(self) -> EngineRequest:
+        """The same request without what was added for log-probabilities, which gives no rows."""
+        if self.logprobs is None:
+            return self
+        plain = self.body[: self.logprobs.shared] + self.logprobs.plain_end if self.logprobs.adds else self.body
+        return replace(self, body=plain, logprobs=None)
 
     @property
     def is_completion(self) -> bool:
@@ -77,7 +94,7 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
     if not serves(offer.spec.features, head.path):
         served = ", ".join(sold_routes(offer.spec.features))
         raise Refusal(Code.UNKNOWN_ROUTE, f"path: expected a route that this provider serves for {offer.model!r}: {served}")
-    rename = None if offer.upstream == offer.model else (offer.upstream, offer.model)
+    rename = _rename(offer)
     kind = media_type(head.content_type)
     if kind == FORM and head.path not in ALWAYS:
         form = replace_field(head.content_type, body, "model", offer.upstream)
@@ -91,11 +108,10 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
     if not isinstance(stream, bool | None) or (stream and head.path == EMBEDDINGS):
         raise BadMessage("request body: stream: expected true or false, and never true for embeddings")
     members["model"] = offer.upstream
-    cut_after = None
     if head.path in (CHAT, COMPLETIONS):
-        is_limited = _limit_choices(members, head.path, offer, max_output_tokens, len(body))
-        cut_after = None if is_limited else max_output_tokens
-    elif head.path == RESPONSES:
+        return _prepare_completion(head.path, members, offer, max_output_tokens, len(body))
+    cut_after = None
+    if head.path == RESPONSES:
         requested = _take_limit(members, "max_output_tokens")
         if requested is not None or _needs_limit(head.path, len(body), max_output_tokens, 1, offer):
             members["max_output_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
@@ -108,15 +124,34 @@ def prepare(head: RequestHead, body: bytes, offer: Offer, max_output_tokens: int
         members["max_tokens"] = max_output_tokens if requested is None else min(requested, max_output_tokens)
     elif head.path == SCORES:
         members = ScoreRequest.from_json(members).to_json()
-    strip_usage = _ask_usage(members, offer) if stream and head.path in (CHAT, COMPLETIONS) else False
+    bounded = bounds_input(head.path, members)
     return EngineRequest(
-        head.path,
-        dump_lenient(members),
-        bool(stream),
+        head.path, dump_lenient(members), bool(stream), strip_usage=False, rename=rename, bounded=bounded, cut_after=cut_after
+    )
+
+
+def _rename(offer: Offer) -> tuple[str, str] | None:
+    return None if offer.upstream == offer.model else (offer.upstream, offer.model)
+
+
+def _prepare_completion(path: str, members: dict[str, Any], offer: Offer, limit: int, body_bytes: int) -> EngineRequest:
+    """The request for a chat or a completion. Raises BadMessage."""
+    stream = bool(members.get("stream"))
+    is_limited = _limit_choices(members, path, offer, limit, body_bytes)
+    strip_usage = _ask_usage(members, offer) if stream else False
+    bounded = bounds_input(path, members)
+    shape = (path, stream, offer.upstream, *(bool(members.get(name)) for name in _SHAPING))
+    body, logprobs = add_logprobs(path, members, offer.evidence, stream=stream)
+    return EngineRequest(
+        path,
+        body,
+        stream,
         strip_usage,
-        rename,
-        bounded=bounds_input(head.path, members),
-        cut_after=cut_after,
+        _rename(offer),
+        bounded=bounded,
+        cut_after=None if is_limited else limit,
+        logprobs=logprobs,
+        shape=shape,
     )
 
 

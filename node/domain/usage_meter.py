@@ -94,6 +94,11 @@ class UsageMeter:
         return min(max(tokens, 0), self._max_input)
 
     @property
+    def reported_output(self) -> int | None:
+        """Output tokens by the engine's own count; None if it reported none."""
+        return None if self._reported is None else self._reported.output
+
+    @property
     def was_clamped(self) -> bool:
         """Whether the engine reported more than can be true."""
         reported, usage = self._reported, self.usage()
@@ -111,6 +116,7 @@ def make_receipt(
     outcome: Outcome,
     commitment: Hash,
     finished_at: int,
+    evidence_root: Hash = ZERO_HASH,
 ) -> Receipt:
     """Returns the unsigned receipt that follows the last one of `tab`."""
     cost = charge(terms, usage, outcome)
@@ -127,7 +133,7 @@ def make_receipt(
         cost=Amount(cost),
         outcome=outcome,
         finished_at=finished_at,
-        evidence_root=ZERO_HASH,
+        evidence_root=evidence_root,
     )
 
 

@@ -30,6 +30,7 @@ from node.engines.framing import answer_form, as_document, as_stream
 from node.engines.http_client import EngineClient
 from node.engines.http_connection import EngineResponse, MalformedResponse
 from node.engines.kinds import read_load
+from node.engines.logprobs import rewrite, take_logprobs
 from node.engines.scoring import ScoringRoute
 from node.engines.streams import EngineBroken, StreamReader, rename_model
 from node.ports import EngineEvent, EngineLoad, ResponseEnd, ResponsePart, ResponseStart
@@ -42,6 +43,11 @@ from tallystick.protocol.sse import DONE, EVENT_STREAM, EventReader, MalformedAn
 
 log = structlog.get_logger()
 _DRAIN_SECONDS = 0.02
+_REFUSALS = CLIENT_FAULTS | {500}
+"""Statuses with which engines refuse log-probabilities. llama.cpp answered 500 before 2025."""
+_MAX_SHAPES = 256
+_LOGPROBS_GROWTH = 4
+"""How many times larger an answer with log-probabilities may be than one without: 500 bytes a token with llama.cpp."""
 
 
 class OpenAIEngine:
@@ -53,6 +59,8 @@ class OpenAIEngine:
         self._censor = Censor.of(settings.url, settings.api_key)
         self._client = EngineClient(settings)
         self._has_metrics = True
+        self._without_logprobs: set[tuple[object, ...]] = set()
+        """Shapes of requests that the engine answers only without log-probabilities."""
         self._scoring = ScoringRoute(settings)
 
     async def close(self) -> None:
@@ -107,7 +115,9 @@ class OpenAIEngine:
     async def _ask(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         accept = EVENT_STREAM if request.stream else JSON if request.is_completion or request.path == EMBEDDINGS else "*/*"
         headers = {"content-type": request.content_type, "accept": accept}
-        with self._faults(), await self._post(request, headers) as response:
+        with self._faults():
+            request, posted = await self._post_with_logprobs(request, headers)
+        with self._faults(), posted as response:
             if response.status not in ANSWERED:
                 for event in await self._read_error(response):
                     yield event
@@ -118,7 +128,7 @@ class OpenAIEngine:
                 expected = EVENT_STREAM if request.stream else JSON
                 raise EngineBroken(f"the content type {response.content_type[:60]!r} instead of {expected}")
             if form == JSON:
-                body = start + await self._read_all(response, self._settings.max_answer_bytes)
+                body = start + await self._read_all(response, self._settings.max_answer_bytes * _growth(request))
                 for event in self._read_whole(body, request):
                     yield event
             elif form == EVENT_STREAM and not request.stream and _is_text(request):
@@ -175,6 +185,25 @@ class OpenAIEngine:
             yield ResponsePart(data, has_output=True)
         yield ResponseEnd()
 
+    async def _post_with_logprobs(self, request: EngineRequest, headers: dict[str, str]) -> tuple[EngineRequest, EngineResponse]:
+        """Posts a request. An engine that refuses it with log-probabilities is asked without them, and later requests of the same
+        shape as well. Returns also the request that was answered.
+        """
+        if request.logprobs is None or not request.logprobs.adds:
+            return request, await self._post(request, headers)
+        plain = request.without_logprobs()
+        if request.shape in self._without_logprobs:
+            return plain, await self._post(plain, headers)
+        response = await self._post(request, headers)
+        if response.status not in _REFUSALS:
+            return request, response
+        response.release()
+        response = await self._post(plain, headers)
+        if response.status in ANSWERED and len(self._without_logprobs) < _MAX_SHAPES:
+            self._without_logprobs.add(request.shape)
+            log.info("the engine refuses log-probabilities; such requests go without", url=self._settings.url, route=request.path)
+        return plain, response
+
     async def _post(self, request: EngineRequest, headers: dict[str, str]) -> EngineResponse:
         """Posts a request to the first meaning of the base URL that has its route, until one is known to be meant."""
         for base in (bases := (self._base, *self._other_bases)):
@@ -194,7 +223,7 @@ class OpenAIEngine:
 
         An error of the engine before any output yields a new ResponseStart.
         """
-        stream = StreamReader(request, self._settings.max_event_bytes)
+        stream = StreamReader(request, self._settings.max_event_bytes * _growth(request))
         try:
             async for data in read_on(response, start):
                 for part in stream.feed(data):
@@ -241,8 +270,9 @@ class OpenAIEngine:
         finished = not request.is_completion or document.finish_reason or (document.finish_reason is None and document.has_output)
         if not finished:
             raise EngineBroken("an answer without any choice that ended")
-        if rename_model(document.members, request):
-            body = dump_lenient(document.members)
+        changes = take_logprobs(document.members, request.logprobs, request.rows) if request.logprobs else ()
+        renamed = rename_model(document.members, request)
+        body = dump_lenient(document.members) if renamed else rewrite(body, document.members, changes)
         kind = JSON
         if request.stream:
             body, kind = as_stream(document.members, request), EVENT_STREAM
@@ -318,6 +348,10 @@ def read_wait(header: str) -> int | None:
         return read_retry_after(math.ceil(parsedate_to_datetime(header).timestamp() - time.time()))
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+def _growth(request: EngineRequest) -> int:
+    return 1 if request.logprobs is None else _LOGPROBS_GROWTH
 
 
 def _is_text(request: EngineRequest) -> bool:

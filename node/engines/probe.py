@@ -19,6 +19,7 @@ from node.engines.addresses import BaseAddress, base_addresses
 from node.engines.api_key import Key, auth_headers
 from node.engines.capabilities import Capabilities
 from node.engines.discover import DiscoveredEngine
+from node.engines.evidence_probe import STREAM, EvidenceProbe
 from node.engines.kinds import EngineKind
 from node.engines.route_probe import CLASSIFY, MODERATIONS, RERANK, SCORE, SPEECH, Routes, probe_routes
 from node.engines.scoring import scoring_api
@@ -118,6 +119,7 @@ class _Trial:
         self._session, self._base, self._model, self._routes = session, base, model, dict(routes)
         self._minimal: dict[str, Any] = {"messages": _HI, "max_tokens": 1}
         self._limit_field = "max_tokens"
+        self._evidence = EvidenceProbe()
         self._input_tokens: int | None = None
         """What the engine counts for the smallest chat."""
 
@@ -129,7 +131,10 @@ class _Trial:
         if chat:
             streams = await self._try_streams()
             abilities = await self._try_abilities()
-        completions = await self._try(COMPLETIONS, _has("choices"), prompt="Hi", max_tokens=1)
+        completed = self._evidence.noting(COMPLETIONS, _has("choices"), lambda body: [body])
+        completions = await self._try(COMPLETIONS, completed, prompt="Hi", max_tokens=1)
+        if completions:
+            await self._evidence.try_completions(self._try)
         if chat or completions:
             self._routes[SCORES] = await self._try_scores()
         embeddings = await self._try(EMBEDDINGS, _has("data"), input="Hi")
@@ -139,7 +144,8 @@ class _Trial:
         if embeddings:
             abilities[EMBEDDINGS_FEATURE] = True
         features = _declare(self._routes, abilities)
-        return Capabilities(bool(chat), bool(completions), streams, features, self._limit_field)
+        support = self._evidence.support()
+        return Capabilities(bool(chat), bool(completions), streams, features, self._limit_field, support)
 
     async def _try(self, path: str, check: _Check, **members: object) -> bool | None:
         if self._routes[path] is False:
@@ -164,22 +170,25 @@ class _Trial:
 
     async def _try_streams(self) -> str:
         stream = self._minimal | {"stream": True}
-        if await self._try(CHAT, _counts_usage, **stream, stream_options={"include_usage": True}):
+        counts_usage = self._evidence.noting(STREAM, _counts_usage, _read_payloads)
+        if await self._try(CHAT, counts_usage, **stream, stream_options={"include_usage": True}):
             return "usage"
-        return "yes" if await self._try(CHAT, _is_stream, **stream) else "no"
+        is_stream = self._evidence.noting(STREAM, _is_stream, _read_payloads)
+        return "yes" if await self._try(CHAT, is_stream, **stream) else "no"
 
     async def _try_abilities(self) -> dict[str, bool | None]:
         minimal = self._minimal
         return {
             TOOLS: await self._try(CHAT, self._reads_more, **minimal, tools=[_TOOL]),
-            LOGPROBS: await self._try(CHAT, _has_logprobs, **minimal, logprobs=True, top_logprobs=1),
+            LOGPROBS: await self._evidence.try_chat(self._try, minimal),
             JSON_SCHEMA: await self._try(CHAT, _begins_as_json, **minimal, response_format=_SCHEMA),
             VISION: await self._try(CHAT, self._reads_more, **minimal | {"messages": _IMAGE}),
         }
 
     def _is_chat(self, kind: str, body: bytes) -> bool:
-        usage = read_completion(body).usage
-        self._input_tokens = None if usage is None else usage.input
+        answer = read_completion(body)
+        self._input_tokens = None if answer.usage is None else answer.usage.input
+        self._evidence.note_plain(CHAT, answer.members)
         return _has("choices")(kind, body)
 
     def _reads_more(self, kind: str, body: bytes) -> bool | None:
@@ -242,11 +251,6 @@ def _has(member: str) -> Callable[[str, bytes], bool]:
         return isinstance(document, dict) and isinstance(document.get(member), list) and bool(document[member])
 
     return check
-
-
-def _has_logprobs(_kind: str, body: bytes) -> bool | None:
-    """Whether an answer has log-probabilities; None if the engine ignored the request for them."""
-    return any(choice.get("logprobs") for choice in choices_of(read_completion(body).members)) or None
 
 
 def _read_payloads(body: bytes) -> list[bytes]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from node.domain.requests import EngineRequest
 from node.engines.framing import incomplete_response
+from node.engines.logprobs import Changes, is_changed, rewrite, take_logprobs
 from node.ports import ResponseEnd, ResponsePart
 from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.protocol.openai_wire import (
@@ -116,8 +117,9 @@ class StreamReader:
             self._finish = document.finish_reason
         self._usage = self._usage.updated(document.usage) if self._usage is not None else document.usage
         self._is_last = self._is_last or document.is_last
+        changes = take_logprobs(document.members, self._request.logprobs, self._request.rows) if self._request.logprobs else ()
         if not (document.usage_only and self._request.strip_usage):
-            batch.add(_render(event, document, self._request), document)
+            batch.add(_render(event, document, self._request, changes), document)
         batch.usage = self._usage
         self.has_output = self.has_output or batch.has_output
 
@@ -159,10 +161,13 @@ class StreamReader:
             raise EngineBroken("a stream that was cut off" if self.has_output else "a stream without an answer")
 
 
-def _render(event: bytes, document: AnswerDocument, request: EngineRequest) -> bytes:
-    """The event as the client gets it: unchanged, unless the model is sold under another name."""
+def _render(event: bytes, document: AnswerDocument, request: EngineRequest, changes: Changes = ()) -> bytes:
+    """The event as the client gets it: unchanged but for the model's name, and for log-probabilities that it did not ask for."""
     if not rename_model(document.members, request):
-        return event
+        if event.count(b"\n") == 2:  # one line of data
+            return rewrite(event, document.members, changes)
+        if not is_changed(changes):
+            return event
     named = b"".join(line + b"\n" for line in event.splitlines() if line.startswith(b"event:"))
     return named + b"data: " + dump_lenient(document.members) + b"\n\n"
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import structlog
 
+from node.domain.answer_rows import NO_ROWS, CommittedRows
 from node.domain.usage_meter import NOTHING
-from node.jobs.job import Job, JobResult
+from node.jobs.endings import JobResult
+from node.jobs.job import Job
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage, charge
-from tallystick.protocol.types import Amount, Hash
+from tallystick.protocol.types import ZERO_HASH, Amount, Hash
 
 log = structlog.get_logger()
 
@@ -37,23 +41,39 @@ async def confirm_charge(job: Job, result: JobResult) -> JobResult:
     return JobResult(Outcome.REFUSED if job.hedged else Outcome.PROVIDER_ERROR, reason, result.error, unpaid=True)
 
 
-def final_usage(job: Job, outcome: Outcome) -> tuple[tuple[bytes, ...], Usage, Hash]:
-    """Returns the chunks that close the response, its usage, and the commitment to all chunks.
+class FinalResponse(NamedTuple):
+    """How a response ends: the chunks that close it, its usage, the commitment to all chunks, and its rows of evidence."""
+
+    last: tuple[bytes, ...] = ()
+    usage: Usage = NOTHING
+    commitment: Hash = ZERO_HASH
+    rows: CommittedRows = NO_ROWS
+    rows_sent: bool = False
+
+
+def close_response(job: Job, outcome: Outcome) -> FinalResponse:
+    """Closes the response of a job that ended.
 
     Only a paid response and the engine's own refusal get a last chunk: a client may take any response with a last chunk for
-    complete.
+    complete. Only a paid one has evidence, which comes before that chunk, so that nobody can leave it out.
     """
+    if not job.request_opened:
+        return FinalResponse()
     delivery, meter = job.delivery, job.delivery.meter
+    cancelled = outcome is Outcome.CLIENT_CANCELLED
+    is_paid = cancelled or CHARGES[outcome] is Charge.USAGE
+    rows = job.commit_rows(truncated=outcome is Outcome.LENGTH) if is_paid else NO_ROWS
+    evidence = rows.packed if job.wants_evidence and delivery.has_room_for(rows.packed) else b""
     last: tuple[bytes, ...] = ()
-    if outcome is Outcome.CLIENT_CANCELLED:
-        last = delivery.seal_abort()
-    elif CHARGES[outcome] is Charge.USAGE or outcome is Outcome.UPSTREAM_ERROR:
-        last = delivery.seal_last()
+    if cancelled:
+        last = delivery.seal_abort(evidence)
+    elif is_paid or outcome is Outcome.UPSTREAM_ERROR:
+        last = delivery.seal_last(evidence)
     free = outcome is Outcome.UPSTREAM_ERROR or (not job.has_output and not last)
-    usage = NOTHING if free else meter.usage(cancelled=outcome is Outcome.CLIENT_CANCELLED)
+    usage = NOTHING if free else meter.usage(cancelled=cancelled)
     if meter.was_clamped:
         log.warning("the engine reported impossible usage; it was clamped", job=job.admitted.job.hex())
-    return last, usage, meter.commitment
+    return FinalResponse(last, usage, meter.commitment, rows, bool(evidence))
 
 
 def unpaid_work(job: Job) -> Amount:

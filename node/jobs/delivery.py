@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 from node.domain.usage_meter import UsageMeter
+from node.jobs.job_timeout import JobTimeout
 from node.ports import Link, ResponseStart
 from tallystick.protocol.plaintext_heads import ResponseHead, dump_response_head
 from tallystick.protocol.sealing import Sealer
@@ -24,6 +25,8 @@ FIRST_BYTES = 4 * 1024
 """Bytes of the response body that may leave before the coordinator grants its first credit."""
 RESERVED_CREDIT = 1
 """Credit that is kept for the last chunk: a response can always be closed."""
+MAX_EVIDENCE_CHUNKS = 16
+"""Chunks of evidence that come with a response: a megabyte, for some 35,000 tokens."""
 CANCELLED_HEAD = ResponseStart(499, "application/json")
 
 
@@ -41,7 +44,7 @@ class ReaderTimer:
     def __init__(self, allowed_seconds: float) -> None:
         self._allowed = allowed_seconds
         self.spent = 0.0
-        self.engine_deadline: asyncio.Timeout | None = None
+        self.engine_deadline: JobTimeout | None = None
 
     @asynccontextmanager
     async def wait(self) -> AsyncIterator[None]:
@@ -174,16 +177,27 @@ class Delivery:
         """Sends the head of a response that was cancelled before any output, for the coordinator to confirm."""
         self._post_head(CANCELLED_HEAD)
 
-    def seal_last(self) -> tuple[bytes, ...]:
-        """Seals and counts the last chunk, without sending it. Call it for a response that is paid or costs nothing."""
+    def seal_last(self, evidence: bytes = b"") -> tuple[bytes, ...]:
+        """Seals and counts the last chunk, after those with the rows of `evidence`, without sending them.
+
+        Call it for a response that is paid or costs nothing.
+        """
         (tail, text), self._tail = self._tail or (b"", 0), None
         self.meter.add_output(len(tail), text)
-        return (self._seal(tail, last=True),)
+        return (*self._seal_evidence(evidence), self._seal(tail, last=True))
 
-    def seal_abort(self) -> tuple[bytes, ...]:
+    def seal_abort(self, evidence: bytes = b"") -> tuple[bytes, ...]:
         """Seals the chunks that close a cancelled response, without sending them. Bytes held back are not part of them."""
         head = () if self.started else (self._seal(_head_chunk(CANCELLED_HEAD, b""), last=False),)
-        return (*head, self._seal(b"", last=True))
+        return (*head, *self._seal_evidence(evidence), self._seal(b"", last=True))
+
+    def has_room_for(self, evidence: bytes) -> bool:
+        """Whether rows of evidence can be sent now. Nothing waits for them: the client can ask for them later."""
+        chunks = -(-len(evidence) // CHUNK_BYTES)
+        return chunks <= min(MAX_EVIDENCE_CHUNKS, self._credit - RESERVED_CREDIT - (not self.started)) and self._link.has_room
+
+    def _seal_evidence(self, rows: bytes) -> Iterator[bytes]:
+        return (self._sealer.seal_evidence(rows[at : at + CHUNK_BYTES]) for at in range(0, len(rows), CHUNK_BYTES))
 
     def post(self, *chunks: bytes) -> None:
         """Sends chunks that `seal_last` or `seal_abort` returned."""

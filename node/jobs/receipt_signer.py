@@ -37,6 +37,7 @@ class _ReceiptContent(NamedTuple):
     usage: Usage = NOTHING
     outcome: Outcome = Outcome.PROVIDER_ERROR
     commitment: Hash = ZERO_HASH
+    evidence_root: Hash = ZERO_HASH
 
 
 @dataclass(slots=True)
@@ -65,12 +66,20 @@ class ReceiptSigner:
         self._chains: dict[Address, _Chain] = {}
 
     async def sign_for_job(
-        self, admitted: AdmittedJob, order_stored: asyncio.Future[None], usage: Usage, outcome: Outcome, commitment: Hash
+        self,
+        admitted: AdmittedJob,
+        order_stored: asyncio.Future[None],
+        usage: Usage,
+        outcome: Outcome,
+        commitment: Hash,
+        *,
+        evidence_root: Hash = ZERO_HASH,
     ) -> Verified[Receipt] | None:
         """Signs the receipt of a job that ended, once its order is stored (`order_stored`). Returns None if either cannot be
         stored.
         """
-        return await self._write(admitted, _ReceiptContent(admitted.max_cost, usage, outcome, commitment), after=order_stored)
+        content = _ReceiptContent(admitted.max_cost, usage, outcome, commitment, evidence_root)
+        return await self._write(admitted, content, after=order_stored)
 
     async def sign_refusal(self, matched: MatchedOrder) -> Verified[Receipt] | None:
         """Signs a receipt at no cost for an order that is refused and consumed. Returns None if it cannot be stored."""
@@ -121,6 +130,7 @@ class ReceiptSigner:
             outcome=content.outcome,
             commitment=content.commitment,
             finished_at=int(self._now()),
+            evidence_root=content.evidence_root,
         )
         record = ReceiptRecord(matched, self._signer.sign(unsigned, self._domain))
         stored = self._store.record_refusal(record) if is_refusal else self._store.record_receipt(record)

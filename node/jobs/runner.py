@@ -20,11 +20,11 @@ from node.domain.admission_rules import AdmissionRules
 from node.domain.order_admission import Admission, AdmittedJob, LinkIdentity, MatchedOrder
 from node.domain.published_asks import PublishedAsks
 from node.domain.tabs import Tabs
-from node.domain.usage_meter import NOTHING
-from node.jobs.billing import confirm_charge, final_usage, unpaid_work
+from node.jobs.billing import close_response, confirm_charge, unpaid_work
 from node.jobs.coordinator_credit import CoordinatorCredit
 from node.jobs.deadlines import Deadlines
-from node.jobs.job import Job, JobResult, StopReason
+from node.jobs.endings import JobResult, StopReason
+from node.jobs.job import Job
 from node.jobs.pooled_engine import PooledEngine
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.refusal_receipts import RefusalReceipts
@@ -35,7 +35,7 @@ from tallystick.protocol.link import Capacities
 from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Order, Receipt
 from tallystick.protocol.sealing import SealingKey
-from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
+from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import MAX_HEADER, CancelReason, Dispatch, Failure, Kind
 
 log = structlog.get_logger()
@@ -344,14 +344,16 @@ class JobRunner:
         if unpaid:  # recorded at once, because other jobs wait for this job's slot
             self._coordinator_credit.record_unpaid(job.link.endpoint, unpaid)
             self._stop_queued_jobs(job.link.endpoint)
-        last, usage, commitment = final_usage(job, result.outcome) if job.request_opened else ((), NOTHING, ZERO_HASH)
-        receipt = await self._receipt_signer.sign_for_job(admitted, job.order_stored, usage, result.outcome, commitment)
+        end = close_response(job, result.outcome)
+        receipt = await self._receipt_signer.sign_for_job(
+            admitted, job.order_stored, end.usage, result.outcome, end.commitment, evidence_root=end.rows.root
+        )
         if receipt is None:
             self._tabs.drop(admitted.payer, admitted.max_cost)
             fallback = Unavailable(Code.PROVIDER_FAILED, "the node could not store the receipt", fault=Fault.PROVIDER)
             self._fail(job.link, admitted.job, result.error or fallback)
-        elif last or job.has_output:
-            job.delivery.post(*last)
+        elif end.last or job.has_output:
+            job.delivery.post(*end.last)
             job.link.post(Kind.RECEIPT, admitted.job, receipt.to_bytes())
         else:
             fallback = Unavailable(Code.PROVIDER_FAILED, result.reason, fault=Fault.PROVIDER)

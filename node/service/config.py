@@ -23,7 +23,7 @@ from node.engines.capabilities import Capabilities
 from node.engines.engine_settings import EngineSettings
 from node.jobs.deadlines import Deadlines
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.features import opposite
+from tallystick.protocol.features import EVIDENCE, absent, opposite
 from tallystick.protocol.messages import UNKNOWN, Spec
 from tallystick.protocol.pricing import Prices
 from tallystick.protocol.proxies import uses_proxy
@@ -102,6 +102,7 @@ class EngineConfig:
     output_limit_field: str | None = None
     supports_stream_usage: bool | None = None
     probe: bool = True
+    evidence: bool = True
     price_rules: tuple[PriceRule, ...] = ()
     spec: Spec = field(default_factory=Spec)
 
@@ -164,6 +165,10 @@ class EngineConfig:
             capabilities = Capabilities(True, True, "unknown")
         usage = capabilities.streams != "yes"
         tokens = model.context_tokens or context or DEFAULT_CONTEXT_TOKENS
+        evidence = capabilities.evidence if self.evidence else None
+        specs: tuple[Spec, ...] = (Spec(features=capabilities.features), reported, self.spec, model.spec)
+        if capabilities.chat or capabilities.completions:  # not for the config to declare: the node alone commits to evidence
+            specs += (Spec(features=(EVIDENCE if evidence is not None else absent(EVIDENCE),)),)
         return Offer(
             model=model.sold_as,
             engine=self.label,
@@ -171,9 +176,10 @@ class EngineConfig:
             prices=apply_price_rules(model.prices, self.price_rules, when, load),
             context_tokens=tokens,
             max_output_tokens=min(model.max_output_tokens or DEFAULT_OUTPUT_TOKENS, tokens),
-            spec=merge_specs(Spec(features=capabilities.features), reported, self.spec, model.spec),
+            spec=merge_specs(*specs),
             output_limit_field=self.output_limit_field or capabilities.output_limit_field,
             supports_stream_usage=usage if self.supports_stream_usage is None else self.supports_stream_usage,
+            evidence=evidence,
         )
 
     def model_defaults(self, name: str) -> ModelConfig:

@@ -10,7 +10,7 @@ from tallystick import __version__
 from tallystick.cli import daemons
 from tallystick.cli.chain import chain, contract, coordinator_fee, deploy
 from tallystick.cli.chat import chat
-from tallystick.cli.jobs import jobs, match_log, models, receipts
+from tallystick.cli.jobs import audits, jobs, match_log, models, receipts
 from tallystick.cli.local import demo, engine, start
 from tallystick.cli.money import balance, funds, give_back, rotate, safe, spending, wallet
 from tallystick.cli.node import backup, collect, doctor, earnings, init, status, why
@@ -37,6 +37,7 @@ app.command("models", rich_help_panel=BUY)(models.models)
 app.command("explain", rich_help_panel=BUY)(models.explain)
 app.add_typer(jobs.job, name="job", rich_help_panel=BUY)
 app.add_typer(receipts.app, name="receipt", rich_help_panel=BUY)
+app.add_typer(audits.app, name="audit", rich_help_panel=BUY)
 app.add_typer(match_log.app, name="log", rich_help_panel=BUY)
 app.command("spending", rich_help_panel=BUY)(spending.spending)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tallystick.client.audit_settings import AuditSettings, OwnReferee, check_referees
 from tallystick.protocol.criteria import MAX_CANDIDATES, read_sort
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.requirements import Requirements
@@ -88,7 +89,8 @@ class ApiKey:
     """One caller's key for the gateway, with limits on its jobs in addition to the config's own.
 
     The workload of its jobs is `label`, or a workload below it that a request names. `models`: the models and aliases that it may
-    use, all if empty. A named alias may be used with all its models, and those not by their own names. Raises BadMessage.
+    use, all if empty. A named alias may be used with all its models, and those not by their own names. `share_prompts`: whether
+    audits may show its prompts to other providers; see `audits.consent`. Raises BadMessage.
     """
 
     label: str
@@ -101,6 +103,7 @@ class ApiKey:
     min_reputation: int = 0
     min_stake: Amount = Amount(0)
     require: Requirements = field(default_factory=Requirements)
+    share_prompts: bool | None = None
 
     def __post_init__(self) -> None:
         if not 0 < len(self.label) <= MAX_LABEL:
@@ -291,6 +294,8 @@ class ClientConfig:
     upstreams: tuple[Upstream, ...] = ()
     budgets: tuple[Budget, ...] = ()
     token_audits: tuple[TokenAudit, ...] = ()
+    audits: AuditSettings = field(default_factory=AuditSettings)
+    referees: tuple[OwnReferee, ...] = ()
     label: str = ""
     max_fee_bps: int = 500
     reserve_target: Amount = Amount(1_000_000)
@@ -353,6 +358,7 @@ class ClientConfig:
                 raise BadMessage(f"config: allow_origins: {text}")
         self._check_numbers()
         self._check_upstreams()
+        check_referees(self.referees)
 
     def _check_upstreams(self) -> None:
         names = [upstream.name for upstream in self.upstreams]
@@ -397,6 +403,18 @@ class ClientConfig:
     def affinity_path(self, payer: Address) -> Path:
         """The file, beside this wallet's ledger, that says which provider holds which conversation in its cache."""
         return self.ledger_path(payer).with_suffix(".affinity")
+
+    def audits_path(self, payer: Address) -> Path:
+        """The file, beside this wallet's ledger, that has its audits."""
+        return self.ledger_path(payer).with_suffix(".audits.db")
+
+    def consent_path(self, payer: Address) -> Path:
+        """The file, beside this wallet's ledger, that says whether audits may show prompts to other providers."""
+        return self.ledger_path(payer).with_suffix(".consent")
+
+    def kept_jobs_path(self, payer: Address) -> Path:
+        """The folder, beside this wallet's ledger, of the jobs that are kept for audits."""
+        return self.ledger_path(payer).with_suffix(".kept")
 
     @property
     def loopback(self) -> bool:

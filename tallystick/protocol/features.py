@@ -19,6 +19,8 @@ AUDIO_OUTPUT: Final = "audio_output"
 VIDEO: Final = "video"
 FILES: Final = "files"
 EMBEDDINGS_FEATURE: Final = "embeddings"
+EVIDENCE: Final = "evidence"
+"""Receipts commit to log-probabilities of the answer, by which it can be audited (token_evidence.py)."""
 MEANINGS: Final = {
     TOOLS: "calls of tools or functions",
     JSON_SCHEMA: "output by a JSON schema",
@@ -28,6 +30,7 @@ MEANINGS: Final = {
     AUDIO_OUTPUT: "audio output",
     VIDEO: "video input",
     FILES: "file input",
+    EVIDENCE: "evidence for audits",
 }
 """What a feature means, for people."""
 _NOT = "-"

@@ -35,6 +35,13 @@ def read_count(raw: object, member: str, low: int = 0, high: int = (1 << 32) - 1
     return raw
 
 
+def read_flag(raw: object, member: str) -> bool:
+    """Reads true or false. Raises BadMessage."""
+    if not isinstance(raw, bool):
+        raise BadMessage(f"{member}: expected true or false, got {str(raw)[:80]!r}")
+    return raw
+
+
 def read_content_type(raw: object, member: str) -> str:
     """A content type of printable ASCII, which cannot break the HTTP header that it is put into. Raises BadMessage."""
     text = read_text(raw, member)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.json_members import read_content_type, read_count, read_members, read_text
+from tallystick.protocol.json_members import read_content_type, read_count, read_flag, read_members, read_text
 from tallystick.protocol.wire import dumps, loads
 
 
@@ -18,12 +18,14 @@ from tallystick.protocol.wire import dumps, loads
 class RequestHead:
     """The first line of a request's plaintext: the OpenAI route, and the content type of the body.
 
-    `log_head`: the newest head of the coordinator's match log that the client knows, as in `ResponseHead`.
+    `log_head`: the newest head of the coordinator's match log that the client knows, as in `ResponseHead`. `evidence`: whether
+    the client wants the rows of evidence (token_evidence.py) with the response.
     """
 
     path: str
     content_type: str = "application/json"
     log_head: bytes = b""
+    evidence: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,11 @@ class ResponseHead:
 
 def join_request(head: RequestHead, body: bytes) -> bytes:
     """The plaintext of a request."""
-    members = {"path": head.path, "contentType": head.content_type}
+    members: dict[str, Any] = {"path": head.path, "contentType": head.content_type}
     if head.log_head:
         members["logHead"] = head.log_head.hex()
+    if head.evidence:
+        members["evidence"] = True
     return dumps(members) + b"\n" + body
 
 
@@ -58,6 +62,7 @@ def split_request(plain: bytes) -> tuple[RequestHead, bytes]:
         read_text(path, "request.path"),
         read_content_type(content_type, "request.contentType"),
         read_log_head(raw, "request.logHead"),
+        read_flag(raw.get("evidence", False), "request.evidence"),
     )
     return head, body
 

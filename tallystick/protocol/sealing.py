@@ -34,8 +34,8 @@ from tallystick.protocol.types import Address, Hash, JobId
 
 KEY_BYTES = 32
 _NONCE_BYTES = 12
-_MORE, _LAST = b"\0", b"\1"
-"""The first byte of a sealed chunk: whether more chunks follow."""
+_MORE, _LAST, _EVIDENCE = b"\0", b"\1", b"\2"
+"""The first byte of a sealed chunk: more chunks follow, it is the last one, or it has no bytes of the response but evidence."""
 _LENGTH_BYTES = 4
 _SMALLEST, _LARGEST = 128, 16_384
 X25519: Final = "x25519"
@@ -149,24 +149,36 @@ def is_last(sealed: bytes) -> bool:
     return sealed[:1] == _LAST
 
 
+def is_evidence(sealed: bytes) -> bool:
+    """Whether a sealed chunk has rows of evidence (token_evidence.py) instead of bytes of the response. Authenticated as well."""
+    return sealed[:1] == _EVIDENCE
+
+
 class _Stream:
     def __init__(self, key: ContentKey, job: JobId, order_hash: Hash) -> None:
         self._cipher = key.response_cipher(order_hash)
-        self._associated = {flag: job + order_hash + flag for flag in (_MORE, _LAST)}
+        self._associated = {flag: job + order_hash + flag for flag in (_MORE, _LAST, _EVIDENCE)}
         self._count = 0
         """The number of the next chunk, which is its nonce."""
         self.finished = False
 
 
 class Sealer(_Stream):
-    """Seals a response, chunk by chunk. A sealed chunk is one flag byte (1: last) and the ciphertext."""
+    """Seals a response, chunk by chunk. A sealed chunk is one flag byte (1: last, 2: evidence) and the ciphertext."""
 
     def seal(self, chunk: bytes, *, last: bool = False) -> bytes:
         """Seals the next chunk. Raises ValueError after the last one."""
+        return self._seal(chunk, _LAST if last else _MORE)
+
+    def seal_evidence(self, rows: bytes) -> bytes:
+        """Seals a chunk of evidence, whose place among the chunks nobody can change. Raises ValueError after the last one."""
+        return self._seal(rows, _EVIDENCE)
+
+    def _seal(self, chunk: bytes, flag: bytes) -> bytes:
         if self.finished:
             raise ValueError("the last chunk was sealed already")
-        self.finished = last
-        flag, nonce = _LAST if last else _MORE, self._count.to_bytes(_NONCE_BYTES, "big")
+        self.finished = flag == _LAST
+        nonce = self._count.to_bytes(_NONCE_BYTES, "big")
         self._count += 1
         return flag + self._cipher.encrypt(nonce, _pad(chunk), self._associated[flag])
 

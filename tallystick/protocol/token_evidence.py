@@ -99,6 +99,29 @@ def unpack_evidence(data: bytes) -> tuple[EvidenceRow, ...]:
     return tuple(rows)
 
 
+class EvidenceBuilder:
+    """Packs the rows of an answer as it is generated, and keeps their Merkle root up to date."""
+
+    def __init__(self) -> None:
+        self.packed = bytearray()
+        self.count = 0
+        self._edge = Edge()
+
+    @property
+    def root(self) -> Hash:
+        """The `evidence_root` of the rows so far; zero without any."""
+        return self._edge.root() if self.count else ZERO_HASH
+
+    def add(self, token: int, logprobs: Iterable[tuple[int, float]]) -> None:
+        """Adds the row of the next position; see `EvidenceRow.of`. Raises BadMessage."""
+        if self.count == MAX_TOKENS:
+            raise BadMessage(f"evidence: expected at most {MAX_TOKENS} tokens")
+        row = EvidenceRow.of(token, logprobs).pack()
+        self._edge.append(leaf_hash(_LEAF.pack(self.count) + row))
+        self.packed += row
+        self.count += 1
+
+
 def leaf(position: int, row: EvidenceRow) -> bytes:
     """The data of a row's leaf. It names its position, so no row passes for another one."""
     return _LEAF.pack(position) + row.pack()

@@ -55,16 +55,22 @@ class EngineApi:
 
         Raises NoSuchRoute; BadMessage if the engine refuses this request; Unavailable if it is busy, down or broken.
         """
+        return await self._call("POST", path, dump_lenient(dict(body)))
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """The JSON object that the engine answers; empty if it has no such endpoint. Raises Unavailable."""
+        try:
+            return await self._call("GET", path, None)
+        except (NoSuchRoute, BadMessage):
+            return {}
+
+    async def _call(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
         address = self._api + path.removeprefix("/v1") if path.startswith("/v1/") else self._root + path
+        headers = {"content-type": "application/json", **self._headers()}
         try:
             async with (
                 asyncio.timeout(self._seconds),
-                self._session.post(
-                    address,
-                    data=dump_lenient(dict(body)),
-                    headers={"content-type": "application/json", **self._headers()},
-                    allow_redirects=False,
-                ) as response,
+                self._session.request(method, address, data=body, headers=headers, allow_redirects=False) as response,
             ):
                 answer = await _read(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -27,6 +27,7 @@ class LlamaCppScorer:
     def __init__(self, api: EngineApi, model: str) -> None:
         self._api, self._model = api, model
         self._word: int | None = None
+        self._ends: tuple[int, ...] | None = None
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """See Scorer."""
@@ -41,7 +42,7 @@ class LlamaCppScorer:
             logprobs = await self._score_next((*prompt, *tokens[:position]), request.top)
             token = tokens[position] if position < len(tokens) else None
             rows.append(ScoreRow.of(position, token, logprobs, request.top) if logprobs else None)
-        return ScoreResponse(request.model, len(prompt), tokens, tuple(rows))
+        return ScoreResponse(request.model, len(prompt), tokens, tuple(rows), await self._read_ends())
 
     async def _read_prompt(self, prompt: Mapping[str, Any]) -> tuple[int, ...]:
         """The tokens of the prompt as the engine reads that of a chat or a completion."""
@@ -54,6 +55,15 @@ class LlamaCppScorer:
             if not isinstance(text, str):
                 raise NoSuchRoute
         return await self._tokenize(text, special=True)
+
+    async def _read_ends(self) -> tuple[int, ...]:
+        """The token that ends a turn, as GET /props names it; none if it does not."""
+        if self._ends is None:
+            text = (await self._api.get("/props")).get("eos_token")
+            body = {"model": self._model, "content": text, "add_special": False, "parse_special": True}
+            tokens = read_tokens(await self._api.post("/tokenize", body)) if isinstance(text, str) and text else ()
+            self._ends = tokens if len(tokens) == 1 else ()
+        return self._ends
 
     async def _tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
         body = {"model": self._model, "content": text, "add_special": special, "parse_special": special}

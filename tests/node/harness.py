@@ -26,7 +26,7 @@ from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Order, Outcome, Receipt, Spec, Terms
 from tallystick.protocol.plaintext_heads import RequestHead, ResponseHead, join_request, load_response_head
 from tallystick.protocol.pricing import Prices, worst_case
-from tallystick.protocol.sealing import X25519, ContentKey, Opener, SealingKey, Transcript, commit_request, wrap_key
+from tallystick.protocol.sealing import X25519, ContentKey, Opener, SealingKey, Transcript, commit_request, is_evidence, wrap_key
 from tallystick.protocol.tab import check_receipt
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import Candidate, Dispatch, Failure, Kind, dumps
@@ -72,10 +72,18 @@ class PlacedJob:
         opener, transcript = Opener(self.key, self.job, self.order.digest), Transcript(self.key.commitment_key, self.order.digest)
         opened = []
         for chunk in chunks:
-            opened.append(opener.open(chunk))
-            transcript.add(opened[-1])
+            plain = opener.open(chunk)
+            if is_evidence(chunk):
+                continue
+            opened.append(plain)
+            transcript.add(plain)
         head = load_response_head(opened[0]) if opened else None
         return head, b"".join(opened[1:]), transcript, opener.finished
+
+    def evidence(self, chunks: list[bytes]) -> bytes:
+        """Opens sealed chunks as a client does; returns the rows of evidence in them."""
+        opener = Opener(self.key, self.job, self.order.digest)
+        return b"".join(plain for chunk in chunks if (plain := opener.open(chunk)) and is_evidence(chunk))
 
 
 @dataclass

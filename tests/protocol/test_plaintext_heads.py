@@ -7,10 +7,7 @@ import pytest
 
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import Beat
-from tallystick.protocol.plaintext_heads import (
-    load_response_head,
-    split_request,
-)
+from tallystick.protocol.plaintext_heads import RequestHead, join_request, load_response_head, split_request
 
 
 @pytest.mark.parametrize("status", [0, 99, 600, 99_999, -200, 200.0, "200", True, None])
@@ -47,3 +44,12 @@ def test_a_request_without_a_line_end_has_no_head() -> None:
     """A truncated head is not read as a request without a body."""
     with pytest.raises(BadMessage, match="expected a head line"):
         split_request(b'{"path":"/","contentType":"a"}')
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_request_says_whether_evidence_is_wanted(wanted: bool) -> None:
+    """It is not wanted unless the head says so, in true or false."""
+    head = RequestHead("/v1/chat/completions", evidence=wanted)
+    assert split_request(join_request(head, b"body")) == (head, b"body")
+    with pytest.raises(BadMessage, match=r"^request\.evidence: expected true or false, got '1'"):
+        split_request(orjson.dumps({"path": "/", "contentType": "text/plain", "evidence": 1}) + b"\n")

@@ -30,6 +30,7 @@ from tallystick.protocol.sealing import (
     Transcript,
     bucket,
     commit_request,
+    is_evidence,
     wrap_key,
 )
 from tallystick.protocol.types import Address, Hash, JobId
@@ -297,6 +298,24 @@ def test_equal_chunks_look_different(key: ContentKey, chunk: bytes) -> None:
     """Repeated text in one response, or in request and response, gives different ciphertexts."""
     first, second, _ = sealed_stream([chunk] * 3, key)
     assert len({first[1:17], second[1:17], key.seal_request(JOB, chunk)[:16]}) == 3
+
+
+def test_evidence_is_in_its_place_and_cannot_be_left_out() -> None:
+    """A chunk of evidence says so, opens only in its order, and nothing after it opens if it is missing or passed off as text."""
+    sealer = Sealer(KEY, JOB, ORDER)
+    stream = [sealer.seal(b"a"), sealer.seal_evidence(b"rows"), sealer.seal(b"end", last=True)]
+    opener = Opener(KEY, JOB, ORDER)
+    assert [(opener.open(chunk), is_evidence(chunk), opener.finished) for chunk in stream] == [
+        (b"a", False, False),
+        (b"rows", True, False),
+        (b"end", False, True),
+    ]
+    assert b"rows" not in stream[1]
+    with pytest.raises(ValueError, match="last chunk"):
+        sealer.seal_evidence(b"more")
+    for changed in ([stream[0], stream[2]], [stream[0], b"\0" + stream[1][1:]], [stream[0], b"\1" + stream[1][1:]]):
+        with pytest.raises(BadSeal):
+            _open_all(changed)
 
 
 def test_sealed_bytes_are_these() -> None:

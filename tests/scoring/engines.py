@@ -15,6 +15,7 @@ from typing import Any
 from aiohttp import web
 
 END = 256
+END_TEXT = "<end>"
 CONTEXT = 400
 
 
@@ -63,7 +64,7 @@ class FakeEngine:
         endpoint = self.endpoints.get(request.path)
         if endpoint is None:
             return web.json_response({"error": "not found"}, status=404)
-        body = await request.json()
+        body = await request.json() if request.method == "POST" else {}
         self.asked.append((request.path, body))
         answer = endpoint(body)
         return answer if isinstance(answer, web.Response) else web.json_response(answer)
@@ -103,8 +104,9 @@ def llama_cpp() -> FakeEngine:
     return FakeEngine(
         {
             "/apply-template": lambda body: {"prompt": template(body["messages"])} if "messages" in body else refused(500),
-            "/tokenize": lambda body: {"tokens": tokens_of(body.get("content", ""))},
+            "/tokenize": lambda body: {"tokens": [END] if body["content"] == END_TEXT else tokens_of(body["content"])},
             "/completion": complete,
+            "/props": lambda _: {"eos_token": END_TEXT},
         }
     )
 

@@ -57,6 +57,7 @@ async def test_scores_are_the_models_own_probabilities(name: str, completion: st
     response = await score(ENGINES[name](), ScoreRequest("toy", {"messages": MESSAGES}, given, positions))
     assert response.prompt_tokens == len(PROMPT)
     assert response.tokens == tuple(answer)
+    assert response.ends == ((END,) if name == "llama.cpp" else ())
     for position, row in zip(positions, response.rows, strict=True):
         before = [*PROMPT, *answer[:position]]
         assert row is not None

@@ -45,13 +45,16 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Verify a proof offline: that order and receipt are signed, that the price is right, and that the answer is the one signed.
-    Or verify evidence: that a receipt is dishonest.
+    Or verify evidence: that a receipt is dishonest, or that audited answers are not what their provider sold.
 
     The exit code is 1 if a check fails. Needs only the file: no wallet, no network, no chain.
     """
     from tallystick.client.receipts.proof import Proof, describe
     from tallystick.client.receipts.token_audit import recount_with
 
+    if _is_audit_evidence(file):
+        _show_audit_evidence(file, as_json=as_json)
+        return
     document = _read(file)
     if not isinstance(document, Proof):
         _show_evidence(document, document.check(None if tokenizer is None else recount_with(tokenizer)), as_json=as_json)
@@ -130,16 +133,10 @@ def unblock(
 def _read(file: Path) -> EvidenceFile | Proof:
     """Reads an evidence file or a proof. Raises BadMessage."""
     from tallystick.client.receipts.evidence import FORMAT, EvidenceFile
-    from tallystick.client.receipts.proof import MAX_BYTES, read_proof
+    from tallystick.client.receipts.proof import read_proof
     from tallystick.protocol.wire import loads
 
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise BadMessage(f"{file}: {error.strerror}") from None
-    if len(data) > MAX_BYTES:
-        raise BadMessage(f"{file}: expected at most {MAX_BYTES} bytes, got more")
+    data = _read_bytes(file)
     raw = loads(data, str(file))
     return EvidenceFile.from_json(raw) if isinstance(raw, dict) and raw.get("tallystick") == FORMAT else read_proof(data)
 
@@ -269,6 +266,41 @@ def find_overclaims(
                 step(f"the contract slashes for this: tally receipt overclaims {address} --report")
 
     with_ledger(config, wallet, None, act)
+
+
+def _read_bytes(file: Path) -> bytes:
+    """Reads a file of at most MAX_BYTES. Raises BadMessage."""
+    from tallystick.client.receipts.proof import MAX_BYTES
+
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise BadMessage(f"{file}: {error.strerror}") from None
+    if len(data) > MAX_BYTES:
+        raise BadMessage(f"{file}: expected at most {MAX_BYTES} bytes, got more")
+    return data
+
+
+def _is_audit_evidence(file: Path) -> bool:
+    from tallystick.client.audits.evidence_file import FORMAT
+    from tallystick.protocol.wire import loads
+
+    raw = loads(_read_bytes(file), str(file))
+    return isinstance(raw, dict) and raw.get("tallystick") == FORMAT
+
+
+def _show_audit_evidence(file: Path, *, as_json: bool) -> None:
+    from tallystick.client.audits.evidence_file import read_audit_evidence
+
+    evidence = read_audit_evidence(_read_bytes(file))
+    findings = evidence.check()
+    if as_json:
+        documents = [{"check": finding.check, "found": finding.found} for finding in findings]
+        show_json({"dishonest": True, "provider": evidence.provider, "model": evidence.model, "findings": documents})
+        return
+    show_fields(((finding.check, finding.found) for finding in findings), title=f"evidence against {evidence.provider}")
+    step("the provider did not serve what it sold: whoever trusts these referees can check that by this file")
 
 
 def _show_evidence(evidence: EvidenceFile, findings: list[Finding], *, as_json: bool) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, NoReturn, Self
 
+from tallystick.client.audit_settings import PromptConsent
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.coordinator.job_stream import JobStream, StreamLost
@@ -30,7 +31,7 @@ from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.match_log import Match
-from tallystick.protocol.messages import Order, Receipt
+from tallystick.protocol.messages import Ask, Order, Receipt
 from tallystick.protocol.plaintext_heads import ResponseHead
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import media_type
@@ -92,6 +93,11 @@ class Job:
         self.further_orders: Callable[[], FurtherOrders] | None = None
         """Gives the orders on asks that its coordinator names while it waits; None if it waits for its first orders alone."""
         self._further_orders: FurtherOrders | None = None
+        self.asks: Sequence[Verified[Ask]] = ()
+        """The asks that it was offered to at first."""
+        self.label = request.label
+        self.audit_consent: PromptConsent | None = None
+        """Who may see it because of an audit; None for a job that is not kept for audits."""
         self.on_place: Callable[[QueuePlace], None] = lambda _place: None
         """Called with the job's place in the queue while it waits for a free slot."""
         self.reads_whole = False
@@ -428,3 +434,18 @@ async def arrivals_of(job: Job, outlet: Outlet | None = None) -> AsyncIterator[b
         if chunk:
             yield chunk
     job._raise_end()  # noqa: SLF001 - see above
+
+
+def keep_for_audit(job: Job) -> None:
+    """Keeps the answer of a job for a possible audit alone: the job itself has no proof."""
+    job._record.for_audit_only = True  # noqa: SLF001 - part of the same class in all but name
+
+
+def audit_proof(job: Job) -> Proof | None:
+    """The proof of a job whose answer was kept, for whatever reason."""
+    return job._record.audit_proof  # noqa: SLF001 - see above
+
+
+def evidence_of(job: Job) -> bytes:  # noqa: ARG001
+    """The packed rows of evidence that came with the answer; empty without."""
+    return b""

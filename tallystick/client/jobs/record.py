@@ -59,10 +59,17 @@ class JobRecord:
         self._request, self._path, self._body_bytes = request.plaintext, request.head.path, len(request.body)
         self._keyed, self._resumed, self._began = keyed, resumed, began
         self.cancelling = False
+        self.for_audit_only = False
+        """Whether the answer is kept for a possible audit alone, and not for a proof."""
 
     @property
     def proof(self) -> Proof | None:
         """See `Job.proof`."""
+        return None if self.for_audit_only else self.audit_proof
+
+    @property
+    def audit_proof(self) -> Proof | None:
+        """The proof of the job if its answer was kept, for whatever reason."""
         return build_proof(self._context.domain, self._response, self._request)
 
     async def arrived(self, stream: StreamEnd) -> dict[Hash, Delivery]:

@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 from tallystick.client.config import Budget
 from tallystick.client.ledger import (
     ask_freshness,
+    audit_spending,
     budgets,
     idempotency,
     open_orders,
@@ -304,6 +305,19 @@ class Ledger:
         if newer or aged:
             await self._database.write(lambda c: ask_freshness.remember_asks(c, domain, asks, now), synced=False)
         return reasons
+
+    async def block(self, domain: Domain, provider: Address, reason: str) -> bool:
+        """Lets a provider have no more orders until a person unblocks it. Returns whether it could have some before."""
+        key = tab_key(domain, self.payer, provider)
+        return await self._database.write(lambda c: writes.block_provider(c, key, reason))
+
+    async def spent_on_jobs(self, since: int) -> Amount:
+        """See `audit_spending.spent_on_jobs`."""
+        return await self._database.read(lambda c: audit_spending.spent_on_jobs(c, self.payer, since))
+
+    async def jobs_of(self, provider: Address) -> int:
+        """See `audit_spending.jobs_of`."""
+        return await self._database.read(lambda c: audit_spending.jobs_of(c, self.payer, provider))
 
     async def unblock(self, provider: Address, now: int) -> bool:
         """Lets a provider have orders again, in every deployment; see `repair.unblock`. Returns whether it was blocked."""

@@ -421,6 +421,11 @@ def touch_tab(c: Connection, key: Mapping[str, object]) -> None:
     c.execute(_TOUCH_TAB, key)
 
 
+def block_provider(c: Connection, key: Mapping[str, object], reason: str) -> bool:
+    """Lets a provider with a tab have no more orders. Returns whether it was not blocked before."""
+    return c.execute(_BLOCK, {**key, "to_blocked_reason": reason}).rowcount > 0
+
+
 def _block(c: Connection, incoming: IncomingReceipt, other_docs: list[str | bytes], reason: str) -> None:
     order, delivery = incoming.placed.order, incoming.delivery
     values = {

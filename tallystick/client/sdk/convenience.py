@@ -40,6 +40,8 @@ class ConvenienceMethods(ABC):
         hedge_after: float | None = None,
         priority: str | None = None,
         content_type: str = JSON,
+        share_prompt: bool | None = None,
+        private: bool = False,
         **choice: Unpack[ProviderCriteria],
     ) -> Job:
         """Places a job; see `Market.submit`."""

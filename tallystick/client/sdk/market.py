@@ -18,12 +18,13 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
 
+from tallystick.client.audit_settings import NO_CONSENT, PromptConsent
 from tallystick.client.config import BATCH, MAX_LABEL, MAX_WAIT_SECONDS, ClientConfig, read_priority
 from tallystick.client.coordinator.access_tokens import AccessTokens
 from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo
 from tallystick.client.coordinator.model_offers import ModelOffer
 from tallystick.client.coordinator.pinning import DeploymentPin
-from tallystick.client.jobs.job import Job, JobContext, matches_of
+from tallystick.client.jobs.job import Job, JobContext, keep_for_audit, matches_of
 from tallystick.client.jobs.key_sessions import KeySessions
 from tallystick.client.jobs.resume import resume_job
 from tallystick.client.jobs.submit import JobSubmitter, KeyedRequest
@@ -39,6 +40,7 @@ from tallystick.client.receipts.token_audit import TokenAuditor
 from tallystick.client.recovery.escrow import PayerEscrow
 from tallystick.client.recovery.lost_state import TabRecovery
 from tallystick.client.recovery.reconciler import Reconciler
+from tallystick.client.sdk.audits import JobAudits, MarketAudits
 from tallystick.client.sdk.convenience import ConvenienceMethods
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.selection.affinity import Affinity, ranking_hints
@@ -63,6 +65,8 @@ from tallystick.protocol.types import Address, Amount, JobId, parse_address
 from tallystick.runtime.log_watch import LogWatch
 from tallystick.runtime.plaintext import warn_if_plaintext
 
+MAX_AUDITED_BYTES = 1 << 20
+"""Bytes of the longest answer that is kept for audits."""
 _STALE_SHORTLIST = (Code.NO_PROVIDER, Code.NODE_BUSY)
 """Refusals after which a fresh shortlist may succeed."""
 
@@ -80,6 +84,7 @@ class _JobOptions:
     wait: int
     hedge_after: float
     batch: bool
+    consent: PromptConsent
 
 
 class Market(ConvenienceMethods):
@@ -187,12 +192,15 @@ class Market(ConvenienceMethods):
             self._submitting,
             KeySessions(self._random),
         )
+        audits = MarketAudits(self.submit, self._coordinator, self._ledger, self.info, self._now)
+        self._audits = JobAudits.of(self.config, self.wallet, audits, self._ledger, None, now=self._now, random=self._random)
         return self
 
     async def close(self) -> None:
         """Does what leaving does: cancels the jobs that still run."""
         try:
             await self.drain(0)
+            await self._audits.auditor.close()
             await self._reconciler.close(self.config.cancel_seconds)
             if self._log_watch is not None:
                 await self._log_watch.close()
@@ -276,6 +284,7 @@ class Market(ConvenienceMethods):
             for match, order in matches_of(job):
                 self._log_watch.add_match(match, order)
             self._log_watch.add_head(b"" if job.head is None else job.head.log_head)
+        self._audits.finished(job)
         if job.disputed:
             self._shortlists.forget()
         if job.receipt is not None and job.receipt_accepted:
@@ -337,6 +346,8 @@ class Market(ConvenienceMethods):
         priority: str | None = None,
         content_type: str = JSON,
         accepts_less: bool = False,
+        share_prompt: bool | None = None,
+        private: bool = False,
         **choice: Unpack[ProviderCriteria],
     ) -> Job:
         """Seals, signs and posts a request to an OpenAI route such as /v1/chat/completions. Returns once the job is admitted.
@@ -349,8 +360,9 @@ class Market(ConvenienceMethods):
         that the job may wait for a free slot (None: the config's `wait_seconds`). `hedge_after`: seconds without output after
         which a second provider may get the job too, of which one is paid; 0 for never (None: as configured). `priority`: "batch"
         waits behind "interactive" (None: as configured). `accepts_less`: less output may be ordered than the body's
-        limit, if no provider sells as much. Raises TallyError, after which nothing is owed except for an earlier job of the same
-        key.
+        limit, if no provider sells as much. `share_prompt`: whether audits may show the request to other providers, as far as
+        nothing else forbids it (None: as configured); a `private` one they may not. Raises TallyError, after which nothing is
+        owed except for an earlier job of the same key.
         """
         raw = body if isinstance(body, bytes) else dump_lenient(dict(body))
         if len(raw) > self.config.max_body_bytes:
@@ -372,7 +384,8 @@ class Market(ConvenienceMethods):
         seconds = self.config.wait_seconds if wait is None else read_count(wait, "wait", high=MAX_WAIT_SECONDS)
         late = self.config.hedge_after if hedge_after is None else read_hedge_after(hedge_after, "hedge_after")
         batch = self.config.priority == BATCH if priority is None else read_priority(priority, "priority") == BATCH
-        options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds, late, batch)
+        consent = self._audits.consent(label, share=share_prompt, private=private) if self._audits.keeps(request) else NO_CONSENT
+        options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds, late, batch, consent)
         if key is None:
             return await self._submit_to_shortlist(request, demand, options)
         fingerprint = idempotency.fingerprint(request.plaintext)
@@ -383,8 +396,9 @@ class Market(ConvenienceMethods):
                 return await self._submit_to_shortlist(request, demand, options)
             idempotency.check_same(keyed, fingerprint)
             info, context = await self._open_context()
-            kept = self._bytes_to_keep(context, request, keep)
+            kept = self._bytes_to_keep(request, keep)
             job = await resume_job(context, info.coordinator, keyed, request, keep_bytes=kept)
+            self._prepare_audit(job, request, options)
             self._live.add(job)
             return job
 
@@ -432,7 +446,7 @@ class Market(ConvenienceMethods):
             request,
             asks,
             options.max_cost,
-            keep_bytes=self._bytes_to_keep(context, request, options.keep),
+            keep_bytes=self._bytes_to_keep(request, options.keep),
             idempotency_key=options.idempotency_key,
             ranked=demand.ranked,
             wait=wait,
@@ -442,15 +456,27 @@ class Market(ConvenienceMethods):
         )
         keyed = options.idempotency_key is not None
         job = Job(context, response, stream, request, keyed=keyed, began=began)
-        job.tags = tags
+        job.tags, job.asks = tags, asks
+        self._prepare_audit(job, request, options)
         job.further_orders = partial(self._submitter.further_orders, info, request, demand, response, wait)
         self._live.add(job)
         return job
 
-    def _bytes_to_keep(self, context: JobContext, request: ApiRequest, keep: bool) -> int:
-        """Bytes of the answer to keep in memory, for its proof or its token audit; 0 if neither is wanted."""
-        audited = self._auditor.counts(request.summary.model, request.head.path)
-        return self.config.max_answer_bytes if keep or audited or context.proof_folder is not None else 0
+    def _prepare_audit(self, job: Job, request: ApiRequest, options: _JobOptions) -> None:
+        if self._audits.keeps(request):
+            job.audit_consent = options.consent
+            if not self._gives_proof(request, options.keep):
+                keep_for_audit(job)
+
+    def _gives_proof(self, request: ApiRequest, keep: bool) -> bool:
+        counted = self._auditor.counts(request.summary.model, request.head.path)
+        return keep or counted or self.config.proof_folder is not None
+
+    def _bytes_to_keep(self, request: ApiRequest, keep: bool) -> int:
+        """Bytes of the answer to keep in memory, for its proof, its token audit or an audit; 0 if none of them is wanted."""
+        if self._gives_proof(request, keep):
+            return self.config.max_answer_bytes
+        return MAX_AUDITED_BYTES if self._audits.keeps(request) else 0
 
     # Reading the ledger
 
@@ -474,3 +500,8 @@ class Market(ConvenienceMethods):
 def maintenance_of(market: Market) -> Maintenance:
     """The maintenance of an open market's wallet."""
     return Maintenance(market.config, market._ledger, market._onchain, market.info, market._clock)  # noqa: SLF001 - part of the same class in all but name
+
+
+def audits_of(market: Market) -> JobAudits:
+    """The audits of an open market's wallet."""
+    return market._audits  # noqa: SLF001 - part of the same class in all but name

@@ -67,7 +67,8 @@ class RequestOptions(ProviderCriteria, total=False):
 
     `affinity`: the name of the request's conversation. `wait`: seconds that the job may wait for a free slot.
     `hedge_after`: seconds without output after which a second provider may get the job too; 0 for never.
-    `priority`: "batch" waits behind "interactive".
+    `priority`: "batch" waits behind "interactive". `share_prompt`: whether audits may show the request to other providers; a
+    `private` one they may not.
     """
 
     max_cost: Amount | None
@@ -76,6 +77,8 @@ class RequestOptions(ProviderCriteria, total=False):
     wait: int
     hedge_after: float
     priority: str
+    share_prompt: bool | None
+    private: bool
 
 
 def demand_of(config: ClientConfig, model: str, route: str, criteria: ProviderCriteria) -> Demand:
@@ -147,6 +150,8 @@ def restrict_to_key(caller: ApiKey | None, options: RequestOptions) -> RequestOp
     restricted = cast("RequestOptions", {**options, **_narrowed(caller, options)})
     max_cost = smallest_limit(caller.max_cost, options.get("max_cost"))
     restricted["max_cost"] = None if max_cost is None else Amount(max_cost)
+    if caller.share_prompts is not None:
+        restricted["share_prompt"] = caller.share_prompts and options.get("share_prompt") is not False
     restricted["label"] = "/".join(part for part in (caller.label, options.get("label")) if part)
     return restricted
 
@@ -241,6 +246,8 @@ _READERS: dict[str, Callable[[object, str], Any]] = {
     "wait": lambda value, member: read_count(value, member, high=MAX_WAIT_SECONDS),
     "hedge_after": read_hedge_after,
     "priority": read_priority,
+    "share_prompt": _flag,
+    "private": _flag,
 }
 """The reader of each option."""
 

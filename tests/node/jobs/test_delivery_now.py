@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from node.domain.usage_meter import UsageMeter
-from node.jobs.delivery import CHUNK_BYTES, RESERVED_CREDIT, Delivery
+from node.jobs.delivery import CHUNK_BYTES, MAX_EVIDENCE_CHUNKS, RESERVED_CREDIT, Delivery
 from node.ports import ResponseStart
 from node.testing.memory import MemoryLink
 from tallystick.protocol.sealing import Sealer
@@ -77,3 +77,23 @@ async def test_only_one_whole_chunk_is_sent_at_once() -> None:
     assert at.delivery.send_now(bytes(CHUNK_BYTES))
     at.delivery.hold_back(b"held")
     assert not at.delivery.send_now(b"two.")
+
+
+async def test_rows_of_evidence_never_wait() -> None:
+    """They are sent with the end of a response only if credit and link have room for all of them."""
+    at = Sending()
+    assert at.delivery.has_room_for(b"x" * CHUNK_BYTES * MAX_EVIDENCE_CHUNKS)
+    assert not at.delivery.has_room_for(b"x" * (CHUNK_BYTES * MAX_EVIDENCE_CHUNKS + 1))
+    await at.delivery.send(b"1")
+    at.delivery.grant_credit(0)
+    while at.delivery.has_room_for(b"x" * CHUNK_BYTES * 2):
+        assert at.delivery.send_now(b"1")
+    assert at.delivery.has_room_for(b"x" * CHUNK_BYTES)
+    await at.delivery.close(b"end")
+    at.delivery.post(*at.delivery.seal_last(b"x" * CHUNK_BYTES))
+    assert at.placed.evidence(at.link.payloads(at.placed.job, Kind.CHUNK)) == b"x" * CHUNK_BYTES
+    assert at.body.endswith(b"end")
+    assert len(at.link.payloads(at.placed.job, Kind.CHUNK)) <= INITIAL_CREDIT
+    full = Sending()
+    full.link.fill()
+    assert not full.delivery.has_room_for(b"x")

@@ -10,6 +10,7 @@ import pytest
 
 import node
 from node.domain.dynamic_pricing import PriceRule
+from node.domain.logprob_request import EvidenceSupport, TokenIds
 from node.engines.capabilities import Capabilities
 from node.service.config import EngineConfig, ModelConfig, NodeConfig, load_config, merge_specs
 from tallystick.protocol.errors import BadMessage
@@ -92,6 +93,9 @@ def test_limits_default_to_the_engines() -> None:
     assert engine.offer(ModelConfig(name="m"), None, Spec(), NOON, 0.0).context_tokens == 8_192
 
 
+SUPPORT = EvidenceSupport(TokenIds.MEMBER, None)
+
+
 @pytest.mark.parametrize(
     ("streams", "setting", "asked"),
     [
@@ -111,10 +115,38 @@ def test_the_probe_fills_in_what_the_settings_leave_open(streams: str, setting: 
     assert (offer.supports_stream_usage, offer.output_limit_field, offer.spec.features) == (
         asked,
         "max_completion_tokens",
-        ("tools",),
+        ("tools", "-evidence"),
     )
     set_limit = replace(engine, output_limit_field="max_tokens")
     assert set_limit.offer(ModelConfig(name="m"), None, Spec(), NOON, 0.0, capabilities=found).output_limit_field == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("found", "setting", "declared", "stated"),
+    [
+        (SUPPORT, True, (), "evidence"),
+        (SUPPORT, False, (), "-evidence"),
+        (None, True, (), "-evidence"),
+        (None, True, ("evidence",), "-evidence"),
+        (SUPPORT, True, ("-evidence",), "evidence"),
+    ],
+)
+def test_an_ask_says_whether_the_node_commits_to_evidence(
+    found: EvidenceSupport | None, setting: bool, declared: tuple[str, ...], stated: str
+) -> None:
+    """The probe and the setting decide, and not what the config declares; the engine is asked only if the ask says so."""
+    engine = EngineConfig(url="http://e", evidence=setting, spec=Spec(features=declared))
+    offer = engine.offer(
+        ModelConfig(name="m"), None, Spec(), NOON, 0.0, capabilities=Capabilities(True, False, "no", evidence=found)
+    )
+    assert (offer.spec.features, offer.evidence) == ((stated,), SUPPORT if stated == "evidence" else None)
+
+
+def test_a_model_without_generated_text_says_nothing_of_evidence() -> None:
+    """A model of embeddings has no tokens of which evidence could be."""
+    found = Capabilities(False, False, "no", ("embeddings",))
+    offer = EngineConfig(url="http://e").offer(ModelConfig(name="m"), None, Spec(), NOON, 0.0, capabilities=found)
+    assert offer.spec.features == ("embeddings",)
 
 
 def test_features_and_their_contraries() -> None:

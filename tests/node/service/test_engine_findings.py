@@ -44,8 +44,9 @@ class Site:
         return self.capabilities
 
     async def features(self) -> list[tuple[str, ...]]:
-        """The features of the offers, after one check."""
-        return [offer.spec.features for offer in await self.pool.make_offers("e", self.engine.models)]
+        """The features of the offers but for evidence, after one check."""
+        offers = await self.pool.make_offers("e", self.engine.models)
+        return [tuple(name for name in offer.spec.features if name.removeprefix("-") != "evidence") for offer in offers]
 
 
 async def test_what_the_probe_found_is_sold_unasked() -> None:

@@ -1,0 +1,274 @@
+"""Conducts one audit: asks referees until they agree, records what they found, and draws the consequences.
+
+A referee that cannot be asked now is asked again later. One whose numbers cannot be used counts as having none to say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+
+from tallystick.audit.referee_record import dispute_losers
+from tallystick.audit.token_counts import PooledCounts
+from tallystick.audit.verdicts import Audit, Finding, Referees, Verdict, judge, judge_job, needs_opinion
+from tallystick.client.audit_settings import AuditSettings, OwnReferee
+from tallystick.client.audits.kept_job import KeptJob
+from tallystick.client.audits.planning import (
+    Random,
+    RefereeChoice,
+    choose_referee,
+    draw,
+    is_own,
+    may_show,
+)
+from tallystick.client.audits.planted import bad_question, judge_bad, make_bad
+from tallystick.client.audits.provider_verdict import judge_provider_and_counts
+from tallystick.client.audits.referees import AuditMarket, BadScores, Scored, ask_referee
+from tallystick.client.audits.schema import AuditKind, Origin
+from tallystick.client.audits.store import AuditStore, KnownAudit, NewAudit, Opinion
+from tallystick.client.audits.subject import Subject, pack_tokens, unpack_tokens
+from tallystick.client.audits.synthetic import make_up_request
+from tallystick.client.audits.threshold_table import ThresholdTable
+from tallystick.protocol.eip712 import Verified
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal
+from tallystick.protocol.messages import Ask
+from tallystick.protocol.token_scores import ScoreRequest
+from tallystick.protocol.types import Address, Amount
+
+log = structlog.get_logger()
+MAX_ASKED: Final = 12
+"""Referees that one job is shown to at most."""
+MAX_SILENT: Final = 3
+"""Referees of one job that may have nothing to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """The end of one audit. `provider`: the verdict on the provider by all its audits."""
+
+    audit: KnownAudit
+    opinions: tuple[Opinion, ...]
+    verdict: Verdict
+    provider: Verdict
+    reason: str = ""
+
+
+class NoReferee(Refusal):
+    """Nobody is left who may be asked."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(Code.NO_PROVIDER, text, fault=Fault.CLIENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Conductor:
+    """Conducts the audits of one wallet. `now` is Unix seconds; `random` returns secret random bytes."""
+
+    settings: AuditSettings
+    own: Sequence[OwnReferee]
+    store: AuditStore
+    market: AuditMarket
+    thresholds: ThresholdTable
+    now: Callable[[], int]
+    random: Random
+    on_conclusion: Callable[[Conclusion, KeptJob], Awaitable[None]]
+    """Called after each audit of a provider: blocks, reports, and writes files."""
+
+    def referees_for(self, model: str, precision: str) -> Referees:
+        """How far the referees of a model are trusted. One that always judges too cannot be captured: the user's own engine."""
+        own = any(referee.serves(model, precision) for referee in self.own)
+        return Referees(self.settings.opinions, 0.0) if own else Referees(self.settings.opinions)
+
+    async def conduct(self, audit: KnownAudit) -> Conclusion:
+        """Does an audit to its end. Raises NoReferee if nobody can be asked at all, TallyError if somebody may be later."""
+        if audit.kept is None:
+            raise BadMessage(f"audit {audit.id}: its job is not kept any more")
+        kept = KeptJob.unpack(audit.kept)
+        if audit.kind is AuditKind.SYNTHETIC and not audit.job:
+            audit, kept = await self._place_synthetic(audit, kept)
+        subject = Subject.of(kept)
+        if audit.kind.planted:
+            return await self._check_referee(audit, subject)
+        rules = self.referees_for(audit.model, audit.precision)
+        opinions = await self.store.opinions(audit.id)
+        while _wants_more(opinions, audit, rules):
+            choice = await self._choose(audit, kept, opinions)
+            if choice is None:
+                if not opinions:
+                    raise NoReferee(self._why_nobody(kept))
+                break
+            opinions.append(await self._ask(audit, subject, choice))
+        return await self._conclude(audit, kept, subject, opinions, rules)
+
+    async def _place_synthetic(self, audit: KnownAudit, like: KeptJob) -> tuple[KnownAudit, KeptJob]:
+        """Places a request that was made up in the shape of a real one. Only its provider sees it, as any other."""
+        path, request = like.request()
+        body = make_up_request(path, request, self.random)
+        kept = await self.market.place_synthetic(audit.provider, path, body, like)
+        packed, job = kept.pack(), kept.job.hex()
+        await self.store.record_job(audit.id, job, packed, kept.proof.receipt.message.cost)
+        return replace(audit, job=job, kept=packed), kept
+
+    async def _choose(self, audit: KnownAudit, kept: KeptJob, opinions: Sequence[Opinion]) -> RefereeChoice | None:
+        records = await self.store.referee_records()
+        may_share = may_show(kept.consent, synthetic=kept.synthetic)
+        asks: Sequence[Verified[Ask]] = ()
+        asked = {opinion.referee for opinion in opinions}
+        if may_share and not _own_left(self.own, audit, asked):
+            asks = await self.market.scoring_asks(audit.model)
+        return choose_referee(
+            provider=audit.provider,
+            model=audit.model,
+            precision=audit.precision,
+            may_share=may_share,
+            own=self.own,
+            asks=asks,
+            asked=asked,
+            distrusted=[name for name, record in records.items() if not record.trusted],
+            random=self.random,
+        )
+
+    async def _ask(self, audit: KnownAudit, subject: Subject, choice: RefereeChoice) -> Opinion:
+        """What a referee finds. Raises TallyError if it could not be asked; what it paid for in vain is recorded."""
+        request = subject.question(self.settings.positions, self.random)
+        try:
+            scored = await ask_referee(self.market, choice, request, self._key(audit, choice))
+        except BadMessage as error:
+            log.info("a referee had nothing to say", audit=audit.id, referee=choice.name, reason=str(error))
+            cost = error.cost if isinstance(error, BadScores) else Amount(0)
+            opinion = Opinion(choice.name, Verdict.INCONCLUSIVE, (), PooledCounts(), cost, self.now())
+            if isinstance(error, BadScores):  # it took money for nothing
+                await self.store.record_dispute(audit.id, {choice.name: True}, self.now())
+        else:
+            opinion = await self._opinion(audit, subject, choice, scored)
+        await self.store.add_opinion(audit.id, opinion)
+        return opinion
+
+    def _key(self, audit: KnownAudit, choice: RefereeChoice) -> str:
+        """The idempotency key of a scoring job: it is paid once, also if this process ends meanwhile."""
+        return "audit-" + hashlib.sha256(f"{audit.id} {audit.job} {choice.name} {audit.attempts}".encode()).hexdigest()[:40]
+
+    async def _opinion(self, audit: KnownAudit, subject: Subject, choice: RefereeChoice, scored: Scored) -> Opinion:
+        earlier = [unpack_tokens(tokens) for tokens in await self.store.earlier_tokens(audit.provider, audit.model, audit.job)]
+        findings = subject.judge(scored.response, self.thresholds.of(audit.model, audit.precision), earlier)
+        counts = subject.counts(scored.response)
+        return Opinion(choice.name, judge(findings), tuple(findings), counts, scored.cost, self.now(), scored.document)
+
+    async def _conclude(
+        self, audit: KnownAudit, kept: KeptJob, subject: Subject, opinions: Sequence[Opinion], rules: Referees
+    ) -> Conclusion:
+        votes = votes_of(audit, opinions)
+        verdict = judge_job(votes, rules)
+        keep = verdict is Verdict.SUSPECT
+        tokens = pack_tokens([row.token for row in subject.rows]) if subject.rows else None
+        reason = describe(opinions, verdict)
+        await self.store.finish(audit.id, verdict, reason, self.now(), tokens=tokens, keep=keep)
+        losers = {referee.decode(): lost for referee, lost in dispute_losers(votes, rules).items()}
+        if losers:
+            await self.store.record_dispute(audit.id, losers, self.now())
+        disagree = {opinion.verdict for opinion in opinions} >= {Verdict.PASS, Verdict.SUSPECT}
+        await self._plant(audit, kept, opinions, verdict, always=disagree)
+        known = await self.store.get(audit.id) or audit
+        conclusion = Conclusion(known, tuple(opinions), verdict, await self.judge_provider(audit), reason)
+        await self.on_conclusion(conclusion, kept)
+        return conclusion
+
+    async def judge_provider(self, audit: KnownAudit) -> Verdict:
+        """The verdict on a provider by all its audits of one product, and by its token counts."""
+        rules = self.referees_for(audit.model, audit.precision)
+        history = await self.store.history(audit.provider, audit.model, audit.precision)
+        return judge_provider_and_counts(history, await self.store.counts(audit.provider, audit.model), rules)
+
+    # Checks of referees
+
+    async def _plant(
+        self, audit: KnownAudit, kept: KeptJob, opinions: Sequence[Opinion], verdict: Verdict, *, always: bool
+    ) -> None:
+        """Sometimes plans checks of the market's referees of a job, with this job; always if they disagreed."""
+        if not may_show(kept.consent, synthetic=kept.synthetic) or audit.kept is None:
+            return
+        for opinion in opinions:
+            if is_own(opinion.referee):
+                continue
+            if not always and draw(self.random) * 100 >= self.settings.planted_percent:
+                continue
+            good = verdict is Verdict.PASS and not always and draw(self.random) < 0.5
+            kind = AuditKind.PLANTED_GOOD if good else AuditKind.PLANTED_BAD
+            planted = NewAudit(kind, Origin.DRAWN, Address(opinion.referee), audit.model, audit.precision, audit.job, audit.kept)
+            await self.store.add(planted, self.now())
+
+    async def _check_referee(self, audit: KnownAudit, subject: Subject) -> Conclusion:
+        """Shows a referee an answer that is known to be good or bad. `audit.provider` is the referee."""
+        ask = next((ask for ask in await self.market.scoring_asks(audit.model) if ask.message.provider == audit.provider), None)
+        if ask is None:
+            raise NoReferee(f"{audit.provider} does not sell scoring of {audit.model} now")
+        choice = RefereeChoice(ask=ask)
+        request = subject.question(self.settings.positions, self.random)
+        verdict, finding, scored = await self._planted(audit, subject, choice, request)
+        opinion = Opinion(choice.name, verdict, finding, PooledCounts(), scored.cost, self.now())
+        await self.store.add_opinion(audit.id, opinion)
+        if verdict is not Verdict.INCONCLUSIVE:
+            await self.store.record_dispute(audit.id, {choice.name: verdict is Verdict.SUSPECT}, self.now())
+        reason = {Verdict.PASS: "the referee told it right", Verdict.SUSPECT: "the referee told it wrong"}.get(verdict, "")
+        await self.store.finish(audit.id, verdict, reason, self.now())
+        known = await self.store.get(audit.id) or audit
+        return Conclusion(known, (opinion,), verdict, Verdict.INCONCLUSIVE, reason)
+
+    async def _planted(
+        self, audit: KnownAudit, subject: Subject, choice: RefereeChoice, request: ScoreRequest
+    ) -> tuple[Verdict, tuple[Finding, ...], Scored]:
+        key = self._key(audit, choice)
+        if audit.kind is AuditKind.PLANTED_GOOD or not subject.rows:
+            scored = await ask_referee(self.market, choice, request, key)
+            findings = tuple(subject.judge(scored.response, self.thresholds.of(audit.model, audit.precision)))
+            return judge(findings), findings, scored
+        request = replace(request, completion=tuple(row.token for row in subject.rows))
+        bad = make_bad([row.token for row in subject.rows], request.positions, self.random)
+        if bad is None:
+            raise BadMessage("the answer has too few different tokens to be made a bad one")
+        scored = await ask_referee(self.market, choice, bad_question(request, bad), key)
+        return judge_bad(bad, scored.response), (), scored
+
+    def _why_nobody(self, kept: KeptJob) -> str:
+        own = ", ".join(referee.name for referee in self.own)
+        engines = f"none of the [[referees]] ({own}) has" if own else "no engine of your own ([[referees]]) has"
+        model = f"{kept.model!r} in the class {kept.precision!r}"
+        if not may_show(kept.consent, synthetic=kept.synthetic):
+            why = (
+                "the request is private"
+                if kept.consent.private
+                else "you did not allow its prompt to be shown to other providers"
+            )
+            remedy = "" if kept.consent.private else "; for this answer alone: tally audit JOB --share"
+            return f"nobody can judge this answer: {engines} {model}, and {why} ([audits] share_prompts){remedy}"
+        return f"nobody can judge this answer: {engines} {model}, and no other provider that is trusted sells scoring of it now"
+
+
+def votes_of(audit: KnownAudit, opinions: Sequence[Opinion]) -> list[Audit]:
+    """The opinions as votes on the audit's job."""
+    return [Audit(audit.job.encode(), opinion.referee.encode(), opinion.verdict) for opinion in opinions]
+
+
+def _wants_more(opinions: Sequence[Opinion], audit: KnownAudit, rules: Referees) -> bool:
+    if len(opinions) >= MAX_ASKED:
+        return False
+    if all(opinion.verdict is Verdict.INCONCLUSIVE for opinion in opinions):
+        return len(opinions) < MAX_SILENT
+    return needs_opinion(votes_of(audit, opinions), rules)
+
+
+def _own_left(own: Sequence[OwnReferee], audit: KnownAudit, asked: set[str]) -> bool:
+    return any(referee.serves(audit.model, audit.precision) and f"own:{referee.name}" not in asked for referee in own)
+
+
+def describe(opinions: Sequence[Opinion], verdict: Verdict) -> str:
+    """What the referees found, in words."""
+    deciding = [finding for opinion in opinions for finding in opinion.findings if finding.verdict is verdict]
+    worst: Mapping[str, Finding] = {finding.test: finding for finding in sorted(deciding, key=lambda item: item.statistic)}
+    tests = ", ".join(f"{test} {finding.statistic:.4g} of {finding.threshold:.4g}" for test, finding in worst.items())
+    said = f"{sum(opinion.verdict is verdict for opinion in opinions)} of {len(opinions)} referees"
+    return f"{said}: {tests}" if tests else said

@@ -1,0 +1,122 @@
+"""What follows from an audit: a report to the coordinator, and for a confirmed provider a block and an evidence file."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+
+from tallystick.audit.verdicts import Verdict
+from tallystick.client.audits.conduct import Conclusion
+from tallystick.client.audits.evidence_file import AuditEvidence, Case, SignedOpinion
+from tallystick.client.audits.kept_job import KeptJob
+from tallystick.client.audits.planning import is_own
+from tallystick.client.audits.report_queue import ReportQueue
+from tallystick.client.audits.store import AuditStore, KnownAudit
+from tallystick.client.audits.threshold_table import ThresholdTable
+from tallystick.client.receipts.proof import read_proof
+from tallystick.protocol.audit_reports import AuditVerdict, ReportRequest, build_report
+from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified, read_signed
+from tallystick.protocol.errors import TallyError
+from tallystick.protocol.messages import Ask, Receipt
+from tallystick.protocol.types import ZERO_HASH, Address, Hash
+from tallystick.runtime.keystore import write_private
+
+log = structlog.get_logger()
+MAX_CASES = 8
+"""Suspect answers that an evidence file has."""
+_REPORTED = {Verdict.PASS: AuditVerdict.PASS, Verdict.SUSPECT: AuditVerdict.SUSPECT, Verdict.CONFIRMED: AuditVerdict.CONFIRMED}
+Block = Callable[[Domain, Address, str], Awaitable[bool]]
+"""Blocks a provider with a reason. Returns whether it was not blocked before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Consequences:
+    """Draws the consequences for one wallet. `coordinator` returns its account. `now` is Unix seconds."""
+
+    wallet: Signer
+    store: AuditStore
+    thresholds: ThresholdTable
+    folder: Path
+    block: Block
+    coordinator: Callable[[], Awaitable[Address]]
+    reports: ReportQueue | None
+    now: Callable[[], int]
+    random: Callable[[int], bytes]
+
+    async def draw(self, conclusion: Conclusion, kept: KeptJob) -> None:
+        """Reports the audit, and acts on the provider if it is confirmed now."""
+        audit, digest = conclusion.audit, ZERO_HASH
+        verdict = conclusion.verdict
+        if conclusion.provider is Verdict.CONFIRMED and verdict is not Verdict.PASS:
+            verdict = Verdict.CONFIRMED
+            path = self.folder / f"audit-{audit.provider}-{audit.id}.json"
+            digest = await self._write_evidence(audit, path)
+            reason = f"audits: {conclusion.reason}; see: tally audit show {audit.job}"
+            if await self.block(kept.proof.domain, audit.provider, reason[:500]):
+                log.warning(
+                    "audits confirm that a provider does not serve what it sells: blocked",
+                    provider=audit.provider,
+                    model=audit.model,
+                    evidence=str(path),
+                )
+        await self._report(audit, kept, verdict, digest)
+
+    async def _write_evidence(self, audit: KnownAudit, path: Path) -> Hash:
+        """Writes the evidence file; returns its SHA-256, or zero if that failed."""
+        data = (await self.evidence(audit)).dumps()
+        try:
+            await asyncio.to_thread(write_private, path, data)
+        except OSError as error:
+            log.warning("the evidence file could not be written", path=str(path), error=str(error))
+            return ZERO_HASH
+        return Hash(hashlib.sha256(data).digest())
+
+    async def evidence(self, audit: KnownAudit) -> AuditEvidence:
+        """The evidence against the provider of an audit: its suspect answers that are still kept, newest first."""
+        suspects = await self.store.suspects(audit.provider, audit.model, audit.precision, MAX_CASES)
+        cases: list[Case] = []
+        for suspect in suspects:
+            if suspect.kept is not None:
+                opinions = [opinion.scores for opinion in await self.store.opinions(suspect.id) if not is_own(opinion.referee)]
+                signed = tuple(read_opinion(scores) for scores in opinions if scores is not None)
+                cases.append(Case(KeptJob.unpack(suspect.kept), signed))
+        history = await self.store.history(audit.provider, audit.model, audit.precision)
+        thresholds = self.thresholds.of(audit.model, audit.precision)
+        jobs = len({vote.job for vote in history})
+        return AuditEvidence(audit.provider, audit.model, audit.precision, jobs, thresholds, tuple(cases))
+
+    async def _report(self, audit: KnownAudit, kept: KeptJob, verdict: Verdict, evidence: Hash) -> None:
+        receipt: Signed[Receipt] = kept.proof.receipt
+        if self.reports is None or verdict not in _REPORTED or not receipt.message.cost:
+            return
+        try:
+            verified: Verified[Receipt] = receipt.verify(kept.proof.domain)
+            report = build_report(
+                verified,
+                await self.coordinator(),
+                kept.job,
+                (audit.model, audit.precision),
+                _REPORTED[verdict],
+                reported_at=self.now(),
+                random=self.random,
+                evidence_hash=evidence,
+            )
+            signed = self.wallet.sign(report, kept.proof.domain)
+            request = ReportRequest(Signed(signed.message, signed.signature), Signed(receipt.message, receipt.signature))
+            await self.reports.add(audit.id, request)
+        except TallyError as error:
+            log.info("an audit was not reported", audit=audit.id, reason=str(error))
+
+
+def read_opinion(data: bytes) -> SignedOpinion:
+    """A referee's scoring job in the file, and the ask on which it was sold. Raises BadMessage."""
+    raw: Any = orjson.loads(data)
+    ask = raw.get("ask")
+    return SignedOpinion(read_proof(orjson.dumps(raw["job"])), None if ask is None else read_signed(Ask, ask))

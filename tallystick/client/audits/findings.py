@@ -1,0 +1,130 @@
+"""The tests of one audit: what a referee's numbers say of an answer. Pure.
+
+Each test has a blind spot, so all that apply are run. What cannot be compared is inconclusive and nobody's guilt: rows of other
+tokens, answers without evidence, sampling that the request leaves open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tallystick.audit.divergence import measure_divergence
+from tallystick.audit.endings import cut_evidence, replay_evidence
+from tallystick.audit.greedy_margin import measure_margin
+from tallystick.audit.sampling import Sampling
+from tallystick.audit.scores import Answer, Row
+from tallystick.audit.surprisal import TILTS, Surprisal, measure_surprisal
+from tallystick.audit.thresholds import Thresholds
+from tallystick.audit.verdicts import Finding
+from tallystick.client.audits.sampling_terms import SamplingTerms
+from tallystick.protocol.token_evidence import EvidenceRow
+
+DIVERGENCE, SURPRISAL, MARGIN, CUT, REPLAY = "divergence", "surprisal", "margin", "cut", "replay"
+MIN_SURPRISAL_POSITIONS = 8
+UNKNOWN_CLASS_DIVERGENCE = 0.3
+"""Threshold of the divergence where the sold precision is unknown: any quantization is below it, another model above it."""
+MAX_EARLIER = 64
+"""Earlier answers of a provider with which an answer is compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditedAnswer:
+    """An answer as its provider sold it. `rows`: its evidence, which may be empty. `tokens`: its token ids by that evidence, else
+    by the referee. `ended`: whether the model itself ended it, by what its provider says. `earlier`: tokens of other answers.
+    `class_known`: whether its ask says in which precision the model is sold.
+    """
+
+    rows: Sequence[EvidenceRow]
+    tokens: Sequence[int]
+    sampling: SamplingTerms
+    ended: bool = False
+    earlier: Sequence[Sequence[int]] = ()
+    class_known: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RefereeNumbers:
+    """What a referee says. `answer`: rows by position. `end_logprob`: of the end after the last token, in nats, if known."""
+
+    answer: Answer
+    end_logprob: float | None = None
+
+
+def find(audited: AuditedAnswer, numbers: RefereeNumbers, thresholds: Thresholds) -> list[Finding]:
+    """The findings of all tests that apply to an answer."""
+    referee = {
+        position: row
+        for position, row in numbers.answer.items()
+        if 0 <= position < len(audited.tokens) and row.token == audited.tokens[position]
+    }
+    return [
+        *_divergence(audited, referee, thresholds),
+        *_sampling(audited, referee, thresholds),
+        *_cut(audited, numbers, thresholds),
+        *_replay(audited, referee, thresholds),
+    ]
+
+
+def _divergence(audited: AuditedAnswer, referee: Answer, thresholds: Thresholds) -> Iterator[Finding]:
+    if audited.rows:
+        provider = {position: Row.of(row) for position, row in enumerate(audited.rows) if position in referee and row.top}
+        distance = measure_divergence(provider, referee)
+        least = thresholds.divergence if audited.class_known else max(thresholds.divergence, UNKNOWN_CLASS_DIVERGENCE)
+        yield Finding(DIVERGENCE, distance.mean, least, distance.conclusive)
+
+
+def _sampling(audited: AuditedAnswer, referee: Answer, thresholds: Thresholds) -> Iterator[Finding]:
+    """The greedy margin of an answer at temperature 0, the surprisal of any other one whose temperature is declared."""
+    temperature = audited.sampling.temperature
+    if temperature is None:
+        return
+    if audited.sampling.greedy:
+        margin = measure_margin(referee)
+        yield Finding(MARGIN, margin.mean, thresholds.margin, margin.conclusive)
+        return
+    surprisal = measure_surprisal(referee, Sampling(temperature))
+    evidence = surprisal.log_evidence if audited.sampling.untruncated else _evidence_of_unlikely(surprisal)
+    yield Finding(SURPRISAL, evidence, thresholds.surprisal, surprisal.positions >= MIN_SURPRISAL_POSITIONS)
+
+
+def _evidence_of_unlikely(surprisal: Surprisal) -> float:
+    """The mixture over the bets on unlikely tokens alone.
+
+    An engine that truncates draws the likely ones more often than the model says, which must not count against it. Whatever it
+    truncates, such a bet gains nothing on average: it moves probability to tokens that are not drawn.
+    """
+    wealth = [value for tilt, value in zip(TILTS, surprisal.wealth, strict=True) if tilt > 0]
+    best = max(wealth)
+    return best + math.log(math.fsum(math.exp(value - best) for value in wealth) / len(wealth))
+
+
+def _cut(audited: AuditedAnswer, numbers: RefereeNumbers, thresholds: Thresholds) -> Iterator[Finding]:
+    if audited.ended and numbers.end_logprob is not None and audited.sampling.temperature is not None:
+        yield Finding(CUT, cut_evidence(numbers.end_logprob, len(audited.tokens)), thresholds.cut)
+
+
+def _replay(audited: AuditedAnswer, referee: Answer, thresholds: Thresholds) -> Iterator[Finding]:
+    """Whether an answer that was drawn repeats an earlier one, as far as the referee scored its beginning without a gap."""
+    temperature = audited.sampling.temperature
+    if not temperature or not audited.earlier or not audited.sampling.independent:
+        return
+    surprisals: list[float] = []
+    for position, token in enumerate(audited.tokens):
+        row = referee.get(position)
+        if row is None or not row.logprobs:
+            break
+        surprisals.append(_surprisal(row, token, temperature))
+    tokens = list(audited.tokens[: len(surprisals)])
+    earlier = audited.earlier[-MAX_EARLIER:]
+    evidence = max(replay_evidence(tokens, surprisals, other) for other in earlier) - math.log(len(earlier))
+    yield Finding(REPLAY, evidence, thresholds.replay)
+
+
+def _surprisal(row: Row, token: int, temperature: float) -> float:
+    """The surprisal of a token under the temperature, at most: the tokens that the row lacks are left out."""
+    weights = {other: value / temperature for other, value in row.logprobs.items()}
+    best = max(weights.values())
+    total = best + math.log(math.fsum(math.exp(value - best) for value in weights.values()))
+    return max(0.0, total - weights.get(token, min(weights.values())))

@@ -1,0 +1,113 @@
+"""What a referee is asked about a kept job, and what its answer says of it. Pure."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tallystick.audit.scores import scored_answer
+from tallystick.audit.thresholds import Thresholds
+from tallystick.audit.token_counts import PooledCounts
+from tallystick.audit.verdicts import Finding
+from tallystick.client.audits.findings import AuditedAnswer, RefereeNumbers, find
+from tallystick.client.audits.kept_job import AUDITABLE_ROUTES, KeptJob, read_answer
+from tallystick.client.audits.planning import Random, choose_positions, draw
+from tallystick.client.audits.sampling_terms import SamplingTerms, read_sampling
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.messages import UNKNOWN, Outcome
+from tallystick.protocol.token_evidence import EvidenceRow, evidence_root
+from tallystick.protocol.token_scores import MAX_TOKENS, ScoreRequest, ScoreResponse
+
+MIN_TOKENS = 8
+"""Tokens of an answer from which an audit can say something."""
+LIKELY_BYTES_PER_TOKEN = 4
+TEXT_SHARE = 0.25
+_WHOLE = (Outcome.COMPLETED, Outcome.LENGTH)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An answer that can be audited. `text`: scored if there is no evidence."""
+
+    kept: KeptJob
+    request: Mapping[str, Any]
+    rows: Sequence[EvidenceRow]
+    text: str
+    sampling: SamplingTerms
+    ended: bool
+
+    @classmethod
+    def of(cls, kept: KeptJob) -> Subject:
+        """Raises BadMessage that says why the answer cannot be audited."""
+        path, request = kept.request()
+        receipt = kept.proof.receipt.message
+        if path not in AUDITABLE_ROUTES:
+            raise BadMessage(f"an answer of {path} cannot be audited: expected one of {', '.join(AUDITABLE_ROUTES)}")
+        if receipt.outcome not in _WHOLE:
+            raise BadMessage(f"the job ended as {Outcome(receipt.outcome).name.lower()}: a broken-off answer is not audited")
+        rows = kept.rows
+        if evidence_root(rows) != receipt.evidence_root:
+            raise BadMessage("the evidence is not that of the receipt")
+        answer = read_answer(kept.proof.response)
+        if not rows and answer is None:
+            raise BadMessage("the answer has no evidence, and is not one text, so a referee cannot score it")
+        if request.get("n") not in (None, 1) or request.get("echo"):
+            raise BadMessage("an answer with several choices, or with its prompt, is not audited")
+        text = "" if answer is None else answer.text
+        if max(len(rows), len(text) // LIKELY_BYTES_PER_TOKEN) < MIN_TOKENS:
+            raise BadMessage(f"the answer is too short for an audit: expected about {MIN_TOKENS} tokens or more")
+        ended = answer is not None and answer.finish == "stop" and not request.get("stop")
+        return cls(kept, request, rows, text, read_sampling(request), ended)
+
+    @property
+    def completion(self) -> tuple[int, ...] | str:
+        """The answer for a referee: as tokens if there is evidence."""
+        return tuple(row.token for row in self.rows) or self.text
+
+    @property
+    def likely_tokens(self) -> int:
+        """The tokens of the answer, if it is a text about that many."""
+        return len(self.rows) or min(len(self.text) // LIKELY_BYTES_PER_TOKEN, MAX_TOKENS)
+
+    def question(self, positions: int, random: Random) -> ScoreRequest:
+        """What to ask a referee, with positions drawn anew. Raises BadMessage.
+
+        One in four gets the text instead of the tokens: so rows for tokens that are not in the text are found.
+        """
+        as_text = bool(self.rows and self.text) and draw(random) < TEXT_SHARE
+        completion = self.text if as_text else self.completion
+        return ScoreRequest.of(self.request, completion, choose_positions(self.likely_tokens, positions, random))
+
+    def judge(
+        self,
+        response: ScoreResponse,
+        thresholds: Thresholds,
+        earlier: Sequence[Sequence[int]] = (),
+    ) -> list[Finding]:
+        """The findings by a referee's answer to `question`."""
+        audited = AuditedAnswer(
+            rows=self.rows,
+            tokens=response.tokens,
+            sampling=self.sampling,
+            ended=self.ended,
+            earlier=earlier,
+            class_known=self.kept.precision not in ("", UNKNOWN),
+        )
+        return find(audited, RefereeNumbers(scored_answer(response)), thresholds)
+
+    def counts(self, response: ScoreResponse) -> PooledCounts:
+        """The tokens that the receipt bills, and those that the referee counted."""
+        receipt = self.kept.proof.receipt.message
+        return PooledCounts(receipt.input_tokens + receipt.output_tokens, response.prompt_tokens + len(response.tokens))
+
+
+def pack_tokens(tokens: Sequence[int]) -> bytes:
+    """The first tokens of an answer for a file: as many as a comparison needs."""
+    return struct.pack(f">{min(len(tokens), 256)}I", *tokens[:256])
+
+
+def unpack_tokens(data: bytes) -> tuple[int, ...]:
+    """The inverse of `pack_tokens`."""
+    return struct.unpack(f">{len(data) // 4}I", data)

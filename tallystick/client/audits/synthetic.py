@@ -1,0 +1,124 @@
+"""Made-up requests in the shape of the user's own: same model, sampling, number and length of messages, tools and limits. Pure.
+
+They show nobody anything of the user, so any referee may see them. Their text is drawn from public blocks, anew each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from tallystick.client.audits.planning import Random, draw
+from tallystick.protocol.lenient_json import dump_lenient
+from tallystick.protocol.routes import COMPLETIONS
+
+SHAPE_MEMBERS: Final = frozenset(
+    {
+        *("model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p"),
+        *("seed", "presence_penalty", "frequency_penalty", "repetition_penalty", "n", "parallel_tool_calls", "reasoning_effort"),
+    }
+)
+"""Members that are taken over as they are: they say nothing of the prompt. A seed is drawn anew."""
+MAX_MESSAGES: Final = 64
+MAX_TOOLS: Final = 32
+MAX_CHARACTERS: Final = 200_000
+MIN_CHARACTERS: Final = 24
+_SUBJECTS: Final = (
+    *("a small bakery", "the night train", "our team", "a coastal town", "the old library", "a solar farm", "the harvest"),
+    *("a hospital ward", "the river delta", "a chess club", "the customs office", "a software release", "the city council"),
+    *("a wooden bridge", "the weather station", "a second-hand shop", "the tax return", "a marathon runner", "the museum"),
+    *("a family budget", "the school garden", "a delivery route", "the phone contract", "a rented flat", "the spice market"),
+)
+_VERBS: Final = (
+    *("changes", "depends on", "competes with", "learns from", "pays for", "prepares for", "is compared with", "replaces"),
+    *("measures", "outlives", "explains", "slows down", "supports", "struggles with", "borrows from", "quietly avoids"),
+)
+_TIMES: Final = (
+    *("in winter", "on weekdays", "after a long strike", "since last year", "before the deadline", "at short notice"),
+    *("in most cases", "for the first time", "once a month", "during the holidays", "within a week", "by now"),
+)
+_ASKS: Final = (
+    *("Explain in a few sentences why", "Write a short story in which", "List the main reasons why", "Summarise how"),
+    *("Give me a plan for the case that", "Argue for and against the claim that", "Describe step by step what happens when"),
+    *("What would you advise if", "Draft a friendly e-mail that says that", "Compare what it means when"),
+)
+_REMARKS: Final = ("Please keep it concise.", "Use plain words.", "Give one example.", "Number the points.", "Mention the costs.")
+_SYSTEMS: Final = (
+    *("You are a helpful assistant.", "Answer briefly and precisely.", "You are an editor who values clear language."),
+    *("You help customers of a shop.", "You are a careful analyst."),
+)
+_TOOL_NAMES: Final = ("get_weather", "search_documents", "convert_currency", "list_events", "look_up_order", "send_reminder")
+
+
+def make_up_request(path: str, like: Mapping[str, Any], random: Random) -> bytes:
+    """The JSON body of a request to the same route as `like`, and in its shape."""
+    body = {name: value for name, value in like.items() if name in SHAPE_MEMBERS}
+    if body.get("seed") is not None:
+        body["seed"] = int.from_bytes(random(4), "big") >> 1
+    if path == COMPLETIONS:
+        body["prompt"] = _text(_length(like.get("prompt")), random)
+        return dump_lenient(body)
+    messages = [message for message in like.get("messages") or () if isinstance(message, dict)][-MAX_MESSAGES:]
+    body["messages"] = [_message(message, random) for message in messages if message.get("role") in _ROLES] or [
+        {"role": "user", "content": _text(80, random)}
+    ]
+    if body["messages"][-1]["role"] != "user":
+        body["messages"].append({"role": "user", "content": _text(80, random)})
+    tools = like.get("tools")
+    if isinstance(tools, list) and tools:
+        body["tools"] = [_tool(number, random) for number in range(min(len(tools), MAX_TOOLS))]
+    return dump_lenient(body)
+
+
+_ROLES: Final = ("system", "developer", "user", "assistant")
+
+
+def _message(like: Mapping[str, Any], random: Random) -> dict[str, Any]:
+    role, length = like["role"], _length(like.get("content"))
+    if role in ("system", "developer"):
+        return {"role": role, "content": _filled([_pick(_SYSTEMS, random)], length, random)}
+    return {"role": role, "content": _text(length, random)}
+
+
+def _length(content: Any) -> int:
+    """The characters of a text, or of the text parts of a content."""
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        return sum(len(part) for part in parts if isinstance(part, str))
+    return len(content) if isinstance(content, str) else 0
+
+
+def _text(length: int, random: Random) -> str:
+    """A request in words, of about so many characters."""
+    return _filled([f"{_pick(_ASKS, random)} {_clause(random)}."], length, random)
+
+
+def _filled(sentences: list[str], length: int, random: Random) -> str:
+    """The sentences, and others after them, up to about so many characters."""
+    wanted = max(MIN_CHARACTERS, min(length, MAX_CHARACTERS))
+    total = len(sentences[0])
+    while total < wanted:
+        sentence = _pick(_REMARKS, random) if draw(random) < 0.2 else _sentence(random)
+        sentences.append(sentence)
+        total += len(sentence) + 1
+    return " ".join(sentences)
+
+
+def _sentence(random: Random) -> str:
+    clause = _clause(random)
+    return f"{clause[0].upper()}{clause[1:]}."
+
+
+def _clause(random: Random) -> str:
+    return f"{_pick(_SUBJECTS, random)} {_pick(_VERBS, random)} {_pick(_SUBJECTS, random)} {_pick(_TIMES, random)}"
+
+
+def _pick(choices: Sequence[str], random: Random) -> str:
+    return choices[int(draw(random) * len(choices))]
+
+
+def _tool(number: int, random: Random) -> dict[str, Any]:
+    name = _TOOL_NAMES[number % len(_TOOL_NAMES)]
+    parameters = {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]}
+    name = name if number < len(_TOOL_NAMES) else f"{name}_{number // len(_TOOL_NAMES) + 1}"
+    return {"type": "function", "function": {"name": name, "description": _sentence(random), "parameters": parameters}}
