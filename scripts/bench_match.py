@@ -17,8 +17,9 @@ from random import Random
 from time import thread_time
 
 from coordinator.domain.ask_book import AskBook
+from coordinator.domain.integrity_records import UNAUDITED
 from coordinator.domain.matching import shortlist
-from coordinator.domain.ranking import reliability, score_step
+from coordinator.domain.ranking import quality_bound, reliability
 from coordinator.domain.reputation import UNKNOWN_PROVIDER, Reputation
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Verified
@@ -86,8 +87,9 @@ def _asks(case: Case, number: int, random: Random) -> Iterator[tuple[Address, Ve
 
 def _book(case: Case, number: int) -> tuple[AskBook, list[Address]]:
     book, providers, unknown = AskBook(), list[Address](), UNKNOWN_PROVIDER.score
+    book.standing = lambda _ask: UNAUDITED
     for provider, ask, capacity in _asks(case, number, Random(number)):
-        book.replace(provider, [ask], capacity, reliability(unknown), score_step(unknown))
+        book.replace(provider, [ask], capacity, reliability(unknown), quality_bound(unknown, UNAUDITED.integrity))
         providers.append(provider)
     return book, providers
 

@@ -7,17 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 from tallystick.protocol.eip712 import Verified
-from tallystick.protocol.match_log import (
-    SECRET_SIZE,
-    AskFacts,
-    Considered,
-    Match,
-    MatchLeaf,
-    RequestFacts,
-    Verdict,
-    commit,
-    draw_of,
-)
+from tallystick.protocol.log_facts import AskFacts, RequestFacts
+from tallystick.protocol.match_log import SECRET_SIZE, Considered, Match, MatchLeaf, Verdict, commit, draw_of
 from tallystick.protocol.messages import Ask, Order, Outcome, Receipt, Spec, Terms
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, JobId

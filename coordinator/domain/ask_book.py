@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from coordinator.domain.ask_index import GroupKey, ModelIndex, group_key
 from coordinator.domain.listed_ask import (
     FREE_SLOT,
+    FULL_QUALITY,
     NO_PLACE,
-    SCORE_STEPS,
+    PERFECT,
     ConnectedNode,
     ListedAsk,
     SlotGroup,
@@ -81,6 +82,10 @@ def _unmeasured(_provider: Address, _model: str) -> Speed | None:
     return None
 
 
+def _unaudited(_ask: Ask) -> tuple[int, int]:
+    return PERFECT
+
+
 def _fold(listed_asks: tuple[ListedAsk, ...]) -> tuple[ListedAsk, ...]:
     """Returns the cheapest ask of each group and slot group, with the others of these as its siblings."""
     if len(listed_asks) < 2:
@@ -102,8 +107,8 @@ def _set_leads(node: ConnectedNode) -> None:
         group.leads = node.asks if len(of_group) == len(node.asks) == 1 else tuple(of_group)
 
 
-def _set_score(node: ConnectedNode, reliability: int, score_step: int) -> None:
-    node.reliability, node.score_step = reliability, score_step
+def _set_score(node: ConnectedNode, reliability: int, quality: int) -> None:
+    node.reliability, node.quality = reliability, quality
 
 
 @dataclass(slots=True)
@@ -122,6 +127,8 @@ class AskBook:
     """Jobs that one node may be given at a time, over all of its slot groups."""
     measured: Callable[[Address, str], Speed | None] = _unmeasured
     """Returns the speed that was measured for a provider and a model; None if too little was."""
+    standing: Callable[[Ask], tuple[int, int]] = _unaudited
+    """Returns the integrity of what an ask sells, in INTEGRITY_STEPS, and the number of audits behind it."""
 
     def replace(
         self,
@@ -129,13 +136,13 @@ class AskBook:
         asks: Iterable[Verified[Ask]],
         capacity: Capacity | Capacities | None = None,
         reliability: int | None = None,
-        score_step: int = SCORE_STEPS,
+        quality: int = FULL_QUALITY,
         *,
         groups: Sequence[int] = (),
     ) -> None:
         """Replaces all asks of a provider. None for `capacity` or `reliability` keeps the former one.
 
-        `score_step`: see ConnectedNode, if `reliability` is given. `groups`: the number of each ask's slot group; without any,
+        `quality`: see ConnectedNode, if `reliability` is given. `groups`: the number of each ask's slot group; without any,
         all asks share group 0.
         """
         node = self._nodes.get(provider)
@@ -144,12 +151,17 @@ class AskBook:
         if node is None:
             node = self._nodes[provider] = ConnectedNode(provider)
         if reliability is not None:
-            node.reliability, node.score_step = reliability, score_step
+            node.reliability, node.quality = reliability, quality
         listed = list(asks)
         numbers = list(groups) or [0] * len(listed)
         by_number = self._set_groups(node, slot_groups, numbers, capacity)
         node.asks = tuple(
-            ListedAsk(_compact(ask, provider), by_number[number], self.measured(provider, ask.message.model))
+            ListedAsk(
+                _compact(ask, provider),
+                by_number[number],
+                self.measured(provider, ask.message.model),
+                self.standing(ask.message),
+            )
             for ask, number in zip(listed, numbers, strict=True)
         )
         _set_leads(node)
@@ -271,11 +283,18 @@ class AskBook:
             self._relist(group.leads, partial(setattr, group, "capacity", capacity))
         self._update(group)
 
-    def set_reliability(self, provider: Address, reliability: int, score_step: int = SCORE_STEPS) -> None:
+    def set_reliability(self, provider: Address, reliability: int, quality: int = FULL_QUALITY) -> None:
         """Records the class of reliability of a connected node's provider, and the step that its score does not exceed."""
         node = self._nodes.get(provider)
-        if node is not None and (node.reliability, node.score_step) != (reliability, score_step):
-            self._relist(node.leads, partial(_set_score, node, reliability, score_step))
+        if node is not None and (node.reliability, node.quality) != (reliability, quality):
+            self._relist(node.leads, partial(_set_score, node, reliability, quality))
+
+    def refresh_standing(self, provider: Address) -> None:
+        """Reads again what audits say of a connected provider's asks, those that were replaced lately included."""
+        node = self._nodes.get(provider)
+        if node is not None:
+            for listed_ask in (*node.asks, *node.former):
+                listed_ask.integrity, listed_ask.audits = self.standing(listed_ask.message)
 
     def set_speed(self, provider: Address, model: str, speed: Speed) -> None:
         """Records the speed that was measured for a provider and a model."""

@@ -42,14 +42,14 @@ def group_key(ask: Ask) -> GroupKey:
 
 
 class FreeOffers:
-    """The free asks of one class that a request may get, of all groups. `best_score`: the highest step of a score among them."""
+    """The free asks of one class that a request may get, of all groups. `best_quality`: the highest bound of their quality."""
 
-    __slots__ = ("_draw", "_exclude", "_lists", "_orders", "_scorer", "best_score")
+    __slots__ = ("_draw", "_exclude", "_lists", "_orders", "_scorer", "best_quality")
 
     def __init__(
         self, lists: list[FreeAsks], orders: list[str], scorer: Scorer, draw: float, exclude: Collection[Address] = ()
     ) -> None:
-        self.best_score = max([free_asks.best_score for free_asks in lists])
+        self.best_quality = max([free_asks.best_quality for free_asks in lists])
         self._lists, self._orders, self._scorer, self._draw = lists, orders, scorer, draw
         self._exclude = exclude
 

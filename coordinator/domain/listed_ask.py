@@ -12,14 +12,17 @@ from typing import NamedTuple, Union
 
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
+from tallystick.protocol.log_facts import INTEGRITY_STEPS
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address
 
 RELIABLE, PROVEN, OTHER = range(3)
 """The classes of reliability, best first. ranking.py assigns them by score."""
 CLASSES = (RELIABLE, PROVEN, OTHER)
-SCORE_STEPS = 64
-"""Steps of a provider's score, by which the index bounds how reliable an unseen provider can be."""
+FULL_QUALITY = 128_000
+"""The quality of a provider that never fails and whose integrity is beyond doubt: half of it is its score, half its integrity. By
+it the index bounds what an unseen provider costs beside price and time.
+"""
 ADDRESS_BITS = 32
 _STEPS_PER_DOUBLING = 4
 """Speeds are compared in steps of the fourth root of two, because every report of a node differs a little."""
@@ -27,6 +30,10 @@ SLOWEST = 84
 """The step of an unknown speed. It counts as a minute to the first token, or as a second per token."""
 _SPEED_SHIFT = 128
 _MAX_CHANGES = 32
+
+
+PERFECT = (INTEGRITY_STEPS, 0)
+"""The integrity and the audits of an ask in a market where nothing is audited."""
 
 
 class Speed(NamedTuple):
@@ -60,14 +67,14 @@ def _unpacked(asks: _Asks) -> tuple[ListedAsk, ...]:
 class ConnectedNode:
     """A connected node and its slot groups.
 
-    `stake`: base units, as last read; 0 until a demand asks for a stake. `score_step`: a step that its provider's score does not
-    exceed. Only the ask book changes members other than the stake.
+    `stake`: base units, as last read; 0 until a demand asks for a stake. `quality`: what its provider's score and integrity do
+    not exceed, of FULL_QUALITY. Only the ask book changes members other than the stake.
     """
 
-    __slots__ = ("_asks", "_past", "provider", "reliability", "score_step", "stake")
+    __slots__ = ("_asks", "_past", "provider", "quality", "reliability", "stake")
 
     def __init__(self, provider: Address, *, reliability: int = OTHER) -> None:
-        self.provider, self.reliability, self.score_step, self.stake = provider, reliability, SCORE_STEPS, 0
+        self.provider, self.reliability, self.quality, self.stake = provider, reliability, FULL_QUALITY, 0
         self._asks: _Asks = ()
         self._past = _NO_PAST
 
@@ -230,17 +237,23 @@ class ListedAsk:
     """One ask in the book, with the slots that it sells, and its key in the order by price.
 
     `measured`: the speed that the coordinator measured for its provider and model; None if it measured too little.
-    `siblings`: the provider's other asks in the same group and slot group, cheapest first, if this one leads them.
+    `siblings`: the provider's other asks in the same group and slot group, cheapest first, if this one leads them. `integrity`:
+    that of what it sells, in INTEGRITY_STEPS, 0 if its provider is excluded; `audits`: those behind it.
     """
 
-    __slots__ = ("by_price", "digest", "measured", "message", "provider", "siblings", "signature", "slot_group")
+    __slots__ = (
+        "audits", "by_price", "digest", "integrity", "measured", "message", "provider", "siblings", "signature", "slot_group",
+    )  # fmt: skip
 
-    def __init__(self, ask: Verified[Ask], slot_group: SlotGroup, measured: Speed | None = None) -> None:
+    def __init__(
+        self, ask: Verified[Ask], slot_group: SlotGroup, measured: Speed | None = None, standing: tuple[int, int] = PERFECT
+    ) -> None:
         message = ask.message
         self.provider, self.message = message.provider, message
         self.signature, self.digest = ask.signature, ask.digest
         self.slot_group, self.measured = slot_group, measured
         self.siblings: tuple[ListedAsk, ...] = ()
+        self.integrity, self.audits = standing
         self.by_price = 3 * message.input_price + message.output_price << ADDRESS_BITS | int(message.provider[2:10], 16)
 
     @property

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
+from coordinator.domain.integrity_records import UNAUDITED, IntegrityRecords, ProductKey, Standing
 from coordinator.domain.match_leaf import check_leaf
+from tallystick.protocol.audit_reports import AuditVerdict, precision_class
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.match_log import AskFacts, MatchLeaf, RestartLeaf, load_leaf
+from tallystick.protocol.log_facts import INTEGRITY_STEPS, AskFacts
+from tallystick.protocol.log_leaves import ReportLeaf, RestartLeaf
+from tallystick.protocol.match_log import MERGE_SECONDS, MatchLeaf, load_leaf
 from tallystick.protocol.merkle import Edge, leaf_hash
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, Hash, JobId
@@ -20,6 +24,7 @@ _REMEMBERED_JOBS = 100_000
 _REMEMBERED_ASKS = 100_000
 """Asks whose facts are remembered, to compare them with the signed asks."""
 _CLAIMS_AN_ASK = 8
+_FORMER_STANDINGS = 256
 _MAX_TIME = 0xFFFFFFFF
 
 
@@ -42,32 +47,42 @@ class AskClaim:
     output_price: int
     valid_from: int
     valid_until: int
+    precision: str | None
+    """None if a leaf does not say it."""
 
     @classmethod
-    def of_leaf(cls, model: str, provider: Address, facts: AskFacts) -> AskClaim:
+    def of_leaf(cls, leaf: MatchLeaf, provider: Address, facts: AskFacts) -> AskClaim:
         """What a leaf says."""
         prices = facts.input_price, facts.cached_input_price, facts.output_price
-        return cls(provider, model, *prices, facts.valid_from, facts.valid_until)
+        precision = facts.precision if leaf.audited else None
+        return cls(provider, leaf.model, *prices, facts.valid_from, facts.valid_until, precision)
 
     @classmethod
     def of_ask(cls, ask: Ask) -> AskClaim:
         """What the provider signed, as a leaf has it."""
         prices = ask.input_price, ask.cached_input_price, ask.output_price
-        return cls(ask.provider, ask.model, *prices, min(ask.valid_from, _MAX_TIME), min(ask.valid_until, _MAX_TIME))
+        validity = min(ask.valid_from, _MAX_TIME), min(ask.valid_until, _MAX_TIME)
+        return cls(ask.provider, ask.model, *prices, *validity, precision_class(ask))
 
 
 @dataclass(slots=True)
 class LogReplay:
-    """Takes the leaves of a log in order. `matches`, `restarts`, `forgotten`: what was counted so far."""
+    """Takes the leaves of a log in order. `matches`, `restarts`, `reports`, `forgotten`: what was counted so far."""
 
     edge: Edge = field(default_factory=Edge)
     matches: int = 0
     restarts: int = 0
+    reports: int = 0
     forgotten: int = 0
     """Leaves whose contents the coordinator has deleted; only their hashes were checked."""
+    integrity: IntegrityRecords = field(default_factory=IntegrityRecords)
+    """What the reports so far make of each product."""
     _at: int = 0
     _epoch: int | None = None
     _tried: OrderedDict[JobId, list[Address]] = field(default_factory=OrderedDict)
+    _reported: OrderedDict[tuple[JobId, Address, bool], None] = field(default_factory=OrderedDict)
+    _former: dict[Address, deque[tuple[int, dict[ProductKey, Standing]]]] = field(default_factory=dict)
+    """What the standings of a provider were before its latest reports, with the times of these."""
     _claims: dict[Hash, dict[AskClaim, int]] = field(default_factory=dict)
     """For each ask, what leaves say of it, and the first leaf that says so."""
 
@@ -89,9 +104,49 @@ class LogReplay:
         if leaf.at < self._at:
             yield Fault(index, f"it is of {leaf.at}, and an earlier leaf is of {self._at}: it is back-dated")
         self._at = max(self._at, leaf.at)
-        texts = self._restart(index) if isinstance(leaf, RestartLeaf) else self._match(index, leaf)
+        if isinstance(leaf, RestartLeaf):
+            texts = self._restart(index)
+        else:
+            texts = self._report(index, leaf) if isinstance(leaf, ReportLeaf) else self._match(index, leaf)
         for text in texts:
             yield Fault(index, text)
+
+    def _report(self, index: int, leaf: ReportLeaf) -> Iterator[str]:
+        self.reports += 1
+        yield from self._check_epoch(leaf.epoch)
+        finding = leaf.job, leaf.provider, leaf.verdict == AuditVerdict.CONFIRMED
+        if finding in self._reported:
+            yield f"the audit of job {leaf.job.hex()} is counted again"
+        self._reported[finding] = None
+        while len(self._reported) > _REMEMBERED_JOBS:
+            self._reported.popitem(last=False)
+        former = self._former.setdefault(leaf.provider, deque(maxlen=_FORMER_STANDINGS))
+        former.append((leaf.at, self.integrity.standings(leaf.provider)))
+        self.integrity.apply(leaf, index)
+
+    def _check_epoch(self, epoch: int) -> Iterator[str]:
+        if self._epoch is not None and epoch != self._epoch:
+            yield f"it names {epoch} as the last restart, which was leaf {self._epoch}"
+
+    def _check_integrity(self, leaf: MatchLeaf) -> Iterator[str]:
+        """Compares the integrity by which the matcher ranked with what the reports before the match make of it."""
+        if not leaf.audited or self.forgotten:
+            return
+        for entry in leaf.considered:
+            if entry.facts is None:
+                continue
+            own = self.integrity.standing(key := ProductKey(entry.provider, leaf.model, entry.facts.precision))
+            known = [own, *self._latest_former(key, leaf.at)]
+            if not any(_agrees(standing, entry.facts) for standing in known):
+                recorded = f"{entry.facts.integrity / INTEGRITY_STEPS} after {entry.facts.audits} audits"
+                expected = f"{own.integrity / INTEGRITY_STEPS} after {own.audits}"
+                yield f"{entry.provider}: its integrity is recorded as {recorded}, and the logged reports make it {expected}"
+
+    def _latest_former(self, key: ProductKey, at: int) -> Iterator[Standing]:
+        """The standings of a product before the latest reports: a match is decided a moment before it is logged."""
+        for changed_at, standings in self._former.get(key.provider, ()):
+            if changed_at >= at - MERGE_SECONDS:
+                yield standings.get(key, UNAUDITED)
 
     def _restart(self, index: int) -> Iterator[str]:
         self.restarts += 1
@@ -109,7 +164,7 @@ class LogReplay:
         for claim, index in self._claims.get(ask.digest, {}).items():
             for member in fields(AskClaim):
                 recorded, own = getattr(claim, member.name), getattr(signed, member.name)
-                if recorded != own:
+                if recorded is not None and recorded != own:
                     yield Fault(
                         index, f"{signed.provider}: its {member.name} is recorded as {recorded}, and its signed ask says {own}"
                     )
@@ -119,13 +174,13 @@ class LogReplay:
             if entry.facts is not None and (entry.ask in self._claims or len(self._claims) < _REMEMBERED_ASKS):
                 claims = self._claims.setdefault(entry.ask, {})
                 if len(claims) < _CLAIMS_AN_ASK:
-                    claims.setdefault(AskClaim.of_leaf(leaf.model, entry.provider, entry.facts), index)
+                    claims.setdefault(AskClaim.of_leaf(leaf, entry.provider, entry.facts), index)
 
     def _match(self, index: int, leaf: MatchLeaf) -> Iterator[str]:
         self.matches += 1
         self._note_asks(index, leaf)
-        if self._epoch is not None and leaf.epoch != self._epoch:
-            yield f"it names {leaf.epoch} as the last restart, which was leaf {self._epoch}"
+        yield from self._check_epoch(leaf.epoch)
+        yield from self._check_integrity(leaf)
         tried = self._tried.setdefault(leaf.job, [])
         unlogged = leaf.attempt - len(tried)  # a job that was cancelled before its dispatch has no leaf of that attempt
         excluded = [entry.provider for entry in leaf.considered if entry.outcome is Reason.FAILED and entry.provider not in tried]
@@ -137,3 +192,8 @@ class LogReplay:
         while len(self._tried) > _REMEMBERED_JOBS:
             self._tried.popitem(last=False)
         yield from check_leaf(leaf)
+
+
+def _agrees(standing: Standing, facts: AskFacts) -> bool:
+    """Whether a leaf has this standing. Machines differ in the last digit of a quantile."""
+    return abs(standing.integrity - facts.integrity) <= 1 and standing.audits == facts.audits

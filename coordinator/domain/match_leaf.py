@@ -13,10 +13,12 @@ from coordinator.domain.matching import candidate_rejection, rank_fitting
 from coordinator.domain.ranking import Ranked
 from coordinator.domain.reputation import Reputation
 from coordinator.domain.scoring import RequestShape, Scorer
+from tallystick.protocol.audit_reports import precision_class
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
-from tallystick.protocol.match_log import AskFacts, Considered, MatchLeaf, Outcome, RequestFacts, Verdict, draw_of
+from tallystick.protocol.log_facts import AskFacts, RequestFacts
+from tallystick.protocol.match_log import Considered, MatchLeaf, Outcome, Verdict, draw_of
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.types import Address, Amount, Hash
 from tallystick.protocol.weights import Weights
@@ -38,11 +40,14 @@ def facts_of(listed_ask: ListedAsk, reputation: Reputation) -> AskFacts:
         group.places,
         group.slots,
         group.capacity.queue,
-        listed_ask.speed.first_token_ms,
-        listed_ask.speed.tokens_per_second,
+        listed_ask.first_token_ms,
+        listed_ask.tokens_per_second,
         node.reliability,
         reputation.score(node.provider),
         reputation.newcomer(node.provider),
+        listed_ask.integrity,
+        listed_ask.audits,
+        precision_class(ask),
     )
 
 
@@ -148,4 +153,5 @@ def _listed_ask(model: str, entry: Considered, facts: AskFacts) -> ListedAsk:
     node = ConnectedNode(entry.provider, reliability=facts.reliability)
     group = SlotGroup(node, 0, Capacity(facts.free, facts.slots, queue=facts.queue))
     group.set_state(group.current_state, 0)
-    return ListedAsk(Verified(ask, b"", entry.ask), group, Speed(facts.first_token_ms, facts.tokens_per_second))
+    standing = facts.integrity, facts.audits
+    return ListedAsk(Verified(ask, b"", entry.ask), group, Speed(facts.first_token_ms, facts.tokens_per_second), standing)

@@ -2,8 +2,8 @@
 
 The terms of that cost are in scoring.py. Next to a provider that hardly fails, a provider that fails more than half of its jobs
 comes later at any price. So does an unknown provider, which has its share of exploration instead. A provider with a score below
-BAD, worse than an unknown one, comes after all others. A high price does not help: of two providers, one comes first at any price
-only if its score is better by a half or more.
+BAD, worse than an unknown one, comes after all others, and so does one that this coordinator found cheating. A high price does
+not help: of two providers, one comes first at any price only if its score is better by a half or more.
 
 Near ties: providers whose price and time differ by no more than one part in NEAR_TIE come in an order that a draw decides, each
 provider once. Of the first two of them, the less loaded one comes first.
@@ -30,8 +30,10 @@ from math import ceil
 from typing import Generic, NamedTuple, TypeVar
 
 from coordinator.domain.ask_group import NEAR_TIE
-from coordinator.domain.listed_ask import ADDRESS_BITS, OTHER, PROVEN, RELIABLE, SCORE_STEPS, ListedAsk
+from coordinator.domain.integrity_records import UNAUDITED
+from coordinator.domain.listed_ask import ADDRESS_BITS, FULL_QUALITY, OTHER, PROVEN, RELIABLE, ListedAsk
 from coordinator.domain.scoring import Scorer, ScoreTerms
+from tallystick.protocol.log_facts import INTEGRITY_STEPS
 from tallystick.protocol.types import Address
 
 BAD = 0.2
@@ -43,6 +45,7 @@ PROVEN_SCORE, RELIABLE_SCORE = 0.5, 0.9
 
 _NEAR_SCORE = 0.02
 """Scores that differ by no more count as equal among near ties."""
+_SCORE_STEPS = 64
 _MAX_ADDRESS_PART = (1 << ADDRESS_BITS) - 1
 _CONCURRENT_DRAWS = 7_919
 """A draw times this, modulo 1, is a second draw that does not depend on whether the first is for exploration."""
@@ -62,9 +65,20 @@ def reliability(score: float) -> int:
     return PROVEN if score >= PROVEN_SCORE else OTHER
 
 
-def score_step(score: float) -> int:
-    """Returns the lowest step that this score does not exceed."""
-    return ceil(score * SCORE_STEPS)
+def quality_bound(score: float, integrity: int = INTEGRITY_STEPS) -> int:
+    """Returns a number of few that a provider's quality does not exceed, of FULL_QUALITY. `integrity`: in INTEGRITY_STEPS.
+
+    Half of it is the score. The rest is exact for strangers and those below, so that no search goes on among them in vain.
+    """
+    half, part = FULL_QUALITY // 2, FULL_QUALITY // (2 * _SCORE_STEPS)
+    exact = integrity * half // INTEGRITY_STEPS
+    rounded = exact if integrity <= UNAUDITED.integrity else min(-(-exact // (2 * part)) * 2 * part, half)
+    return ceil(score * _SCORE_STEPS) * part + rounded
+
+
+def is_bad(score: float, integrity: int) -> bool:
+    """Whether a provider comes after all others: it mostly fails, or this coordinator found it cheating."""
+    return score < BAD or not integrity
 
 
 class Ranked(NamedTuple, Generic[T]):
@@ -78,6 +92,11 @@ class Ranked(NamedTuple, Generic[T]):
     terms: ScoreTerms
     reputation: float
     total: int
+
+    @property
+    def bad(self) -> bool:
+        """See `is_bad`."""
+        return is_bad(self.reputation, self.listed_ask.integrity)
 
 
 def rank(entries: Sequence[T], ask_of: Callable[[T], ListedAsk], scorer: Scorer) -> list[Ranked[T]]:
@@ -93,7 +112,8 @@ def rank(entries: Sequence[T], ask_of: Callable[[T], ListedAsk], scorer: Scorer)
 
 def _key(ranked: Ranked[T]) -> tuple[bool, int, int]:
     """Sort key: those that mostly fail last, then the lowest total; price, then address break a tie."""
-    return ranked[3] < BAD, ranked[4], ranked[1].by_price
+    listed_ask = ranked[1]
+    return ranked[3] < BAD or not listed_ask.integrity, ranked[4], listed_ask.by_price  # as is_bad, without a call
 
 
 def spread_near_ties(ranking: list[Ranked[T]], chance: float) -> list[Ranked[T]]:
@@ -116,14 +136,15 @@ def spread_near_ties(ranking: list[Ranked[T]], chance: float) -> list[Ranked[T]]
 
 def _near_ties(ranking: list[Ranked[T]], best: Ranked[T]) -> tuple[list[Ranked[T]], list[Ranked[T]]]:
     """Returns the entries that are about as cheap, fast and reliable as the best one, and the others."""
-    price, _, first_token, speed, _ = best.terms
+    price, _, first_token, speed, _, risk = best.terms
     highest, slowest = price + price // NEAR_TIE, first_token + speed + (first_token + speed) // NEAR_TIE
-    least, is_bad = best.reputation - _NEAR_SCORE, best.reputation < BAD
+    least, bad, risk = best.reputation - _NEAR_SCORE, best.bad, risk + price // NEAR_TIE
     tied: list[Ranked[T]] = []
     others: list[Ranked[T]] = []
     for ranked in ranking:
         terms, reputation = ranked.terms, ranked.reputation
-        near = terms[0] <= highest and terms[2] + terms[3] <= slowest and reputation >= least and (reputation < BAD) == is_bad
+        near = terms[0] <= highest and terms[2] + terms[3] <= slowest and reputation >= least and terms[5] <= risk
+        near = near and (reputation < BAD or not ranked[1].integrity) == bad
         (tied if near else others).append(ranked)
     return tied, others
 
@@ -134,12 +155,12 @@ def spread_concurrent(ranking: list[Ranked[T]], concurrent: int, chance: float) 
     So jobs that choose at the same moment order on different providers, and together on the best of them. Those that follow
     come next, then those before. Providers that mostly fail stay last.
     """
-    worst = ranking[0].reputation < BAD
-    sound = [ranked for ranked in ranking if (ranked.reputation < BAD) == worst]
+    worst = ranking[0].bad
+    sound = [ranked for ranked in ranking if ranked.bad == worst]
     ends = list(accumulate(ranked.listed_ask.slot_group.free for ranked in sound))
     drawn = int(chance * _CONCURRENT_DRAWS % 1 * min(concurrent + 1, ends[-1]))
     begin = bisect_right(ends, drawn) % len(sound)
-    return [*sound[begin:], *sound[:begin], *(ranked for ranked in ranking if (ranked.reputation < BAD) != worst)]
+    return [*sound[begin:], *sound[:begin], *(ranked for ranked in ranking if ranked.bad != worst)]
 
 
 def keep_holder(ranking: list[Ranked[T]], holder: Address | None) -> list[Ranked[T]]:
@@ -148,7 +169,8 @@ def keep_holder(ranking: list[Ranked[T]], holder: Address | None) -> list[Ranked
     if kept is None:
         return ranking
     best = min(ranking, key=_key)
-    if (kept.reputation < BAD) > (best.reputation < BAD) or KEPT * best.total < (KEPT - 1) * kept.total:
+    common = min(kept.terms.integrity, best.terms.integrity)  # what both are unknown for decides nothing between them
+    if kept.bad > best.bad or KEPT * (best.total - common) < (KEPT - 1) * (kept.total - common):
         return ranking
     return [kept, *(ranked for ranked in ranking if ranked is not kept)]
 
@@ -158,7 +180,11 @@ def with_exploration(ranking: list[Ranked[T]], newcomer: IsNewcomer, chance: flo
     if not ranking or chance >= EXPLORED or newcomer(ranking[0].listed_ask.provider):
         return ranking
     price = ranking[0].terms.price
-    newcomers = [ranked for ranked in ranking if newcomer(ranked.listed_ask.provider) and ranked.terms.price <= price]
+    newcomers = [
+        ranked
+        for ranked in ranking
+        if newcomer(ranked.listed_ask.provider) and ranked.terms.price <= price and ranked.listed_ask.integrity
+    ]
     if not newcomers:
         return ranking
     chosen = newcomers[int(chance / EXPLORED * len(newcomers))]

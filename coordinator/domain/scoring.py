@@ -4,6 +4,7 @@
 |---|---|
 | price | the likely input, less what its provider has cached at the cached price, and the expected output |
 | loss | (1 - score of the provider) x what a failed job costs |
+| integrity | (1 - integrity of what it sells, by audits) x what a failed job costs: a wrong answer costs as much |
 | first_token | seconds to the first token x `Weights.first_token` |
 | speed | seconds from then to the end of the expected output x `Weights.speed` |
 | load | the share of slots that are taken x one part in LOAD_PART of the price |
@@ -20,7 +21,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from coordinator.domain.listed_ask import LATENCY_MS, OTHER, SCORE_STEPS, TOKEN_US, ListedAsk, latency_step, throughput_step
+from coordinator.domain.listed_ask import FULL_QUALITY, LATENCY_MS, OTHER, TOKEN_US, ListedAsk, latency_step, throughput_step
+from tallystick.protocol.log_facts import INTEGRITY_STEPS
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, Amount, format_amount
 from tallystick.protocol.weights import NO_WEIGHTS, Weights
@@ -51,15 +53,17 @@ class ScoreTerms(NamedTuple):
     first_token: int
     speed: int
     load: int
+    integrity: int = 0
 
     @property
     def total(self) -> int:
         """The sum of all terms."""
-        return self[0] + self[1] + self[2] + self[3] + self[4]
+        return self[0] + self[1] + self[2] + self[3] + self[4] + self[5]
 
     def to_json(self) -> dict[str, str]:
         """Returns the terms and their sum in dollars, as exact decimal text."""
         terms = {"price": self.price, "loss": self.loss, "firstToken": self.first_token, "speed": self.speed, "load": self.load}
+        terms["integrity"] = self.integrity
         return {name: format_amount(term, _MICRO_DECIMALS) for name, term in (terms | {"total": self.total}).items()}
 
 
@@ -124,8 +128,8 @@ class Scorer:
     """Scores asks for one request. `refer` must set the reference before the first score."""
 
     __slots__ = (
-        "_bases", "_cached", "_failure", "_first_token", "_holder", "_input", "_known", "_losses", "_output", "_score", "_speed",
-        "shape",
+        "_bases", "_cached", "_failure", "_first_token", "_holder", "_input", "_known", "_losses", "_output", "_risk", "_score",
+        "_speed", "shape",
     )  # fmt: skip
 
     def __init__(self, shape: RequestShape, score: Score) -> None:
@@ -133,7 +137,7 @@ class Scorer:
         self._input, self._output = shape.input_tokens, shape.output_tokens
         self._first_token = int(shape.weights.first_token) * (MICRO // 1_000)
         self._speed = int(shape.weights.speed) * shape.output_tokens
-        self._failure = 0
+        self._failure = self._risk = 0
         self._cached, self._holder = shape.cached_tokens, shape.holder
         self._known: dict[int, Judged] = {}
         self._bases: dict[int, tuple[int, int, int]] = {}
@@ -169,6 +173,7 @@ class Scorer:
         worths = list(map(sum, self._bases.values()))
         floor = FLOOR * (self._input + self._output) + MICRO * int(self.shape.weights.loss)
         self._failure = FAILED_JOBS * min(worths, default=0) + floor
+        self._risk = self._failure // INTEGRITY_STEPS
         self._known.clear()
         self._losses.clear()
 
@@ -182,12 +187,13 @@ class Scorer:
         loss = self._losses.get(score)
         if loss is None:
             loss = self._losses[score] = self._failure * (MICRO - int(MICRO * score)) // MICRO
+        risk = self._risk * (INTEGRITY_STEPS - listed_ask.integrity)
         slots, taken = group.slots, group.taken
         load = (price * taken // (slots * LOAD_PART) if taken else 0) if slots else price // LOAD_PART
-        terms = _tuple(ScoreTerms, (price, loss, first_token, speed, load))
-        known = self._known[id(listed_ask)] = terms, score, price + loss + first_token + speed + load
+        terms = _tuple(ScoreTerms, (price, loss, first_token, speed, load, risk))
+        known = self._known[id(listed_ask)] = terms, score, price + loss + first_token + speed + load + risk
         return known
 
-    def least_loss(self, score_step: int) -> int:
-        """The least loss of a provider whose score does not exceed this step."""
-        return self._failure * (SCORE_STEPS - score_step) // SCORE_STEPS
+    def least_loss(self, quality: int) -> int:
+        """The least loss and risk of a provider whose quality does not exceed this one, of FULL_QUALITY."""
+        return 2 * self._failure * (FULL_QUALITY - quality) // FULL_QUALITY

@@ -10,7 +10,7 @@ from operator import attrgetter
 
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.ask_index import FreeOffers
-from coordinator.domain.listed_ask import CLASSES, NO_PLACE, OTHER, SCORE_STEPS, ListedAsk, SlotGroup
+from coordinator.domain.listed_ask import CLASSES, FULL_QUALITY, NO_PLACE, OTHER, ListedAsk, SlotGroup
 from coordinator.domain.match_errors import no_match_error
 from coordinator.domain.ranking import BAD
 from coordinator.domain.scoring import Score, Scorer
@@ -144,20 +144,20 @@ class Search:
                 more = _LEAST if reliability == OTHER else 0
                 wanted = max(self.demand.limit + self.demand.concurrent, _LEAST, len(pool.fitting) + more)
                 self._take(offers, wanted, pool)
-        pool.limit(SCORE_STEPS)
+        pool.limit(FULL_QUALITY)
         return list(pool.fitting.values())
 
     def _take(self, offers: FreeOffers, wanted: int, pool: _Pool) -> None:
         """Adds fitting asks of one class to the pool: until it has as many as wanted, and no ask that follows may win."""
         demand, fitting, left = self.demand, pool.fitting, _MAX_JUDGED
-        exclude, most, best_score = demand.exclude, len(fitting) + _MAX_SCORED, offers.best_score
+        exclude, most, best_quality = demand.exclude, len(fitting) + _MAX_SCORED, offers.best_quality
         simple = None if demand.min_stake or demand.min_reputation else Facts(self.now)
         add, objection, is_open = pool.unscored.append, demand.offer_objection, self.is_open
         for bound, _, lead in islice(offers, _MAX_SCANNED):
             provider = lead.provider
             if provider in fitting or provider in exclude:
                 continue
-            if len(fitting) >= wanted and (bound >= pool.limit(best_score) or len(fitting) >= most):
+            if len(fitting) >= wanted and (bound >= pool.limit(best_quality) or len(fitting) >= most):
                 return
             if not left:
                 return
@@ -236,7 +236,7 @@ class _Pool:
     """The last ones, in their order. Who adds an ask to `fitting` adds it here too."""
     _referred: bool = False
 
-    def limit(self, best_score: int) -> int:
+    def limit(self, best_quality: int) -> int:
         """Returns the price and time from which no further ask can be among the best, if its score has at most this step."""
         search = self.search
         if not self._referred:
@@ -245,9 +245,9 @@ class _Pool:
         judge = search.scorer.judge
         for listed_ask in self.unscored:
             _, score, total = judge(listed_ask)
-            insort(self._totals, total + _LAST if score < BAD else total)
+            insort(self._totals, total + _LAST if score < BAD or not listed_ask.integrity else total)
         self.unscored.clear()
         if len(self._totals) < search.demand.limit:
             return _LAST
         worst = self._totals[search.demand.limit - 1]
-        return worst - worst // _TOLERANCE - search.scorer.least_loss(best_score)
+        return worst - worst // _TOLERANCE - search.scorer.least_loss(best_quality)

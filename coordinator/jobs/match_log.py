@@ -10,7 +10,7 @@ import asyncio
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -23,7 +23,8 @@ from coordinator.ports import LogRow, LogStore
 from tallystick.protocol import merkle
 from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Fault, Unavailable
-from tallystick.protocol.match_log import SECRET_SIZE, Considered, Match, MatchLeaf, RestartLeaf, commit, unpack_head
+from tallystick.protocol.log_leaves import ReportLeaf, RestartLeaf
+from tallystick.protocol.match_log import SECRET_SIZE, Considered, Match, MatchLeaf, commit, unpack_head
 from tallystick.protocol.merkle import HASH_SIZE, Edge, leaf_hash
 from tallystick.protocol.messages import LogHead, Order
 from tallystick.protocol.types import Address, Hash, JobId
@@ -145,6 +146,13 @@ class MatchLog:
         )
         data = leaf.dumps()
         return Match(self._append(data), secret, order.digest, data, leaf)
+
+    def append_report(self, leaf: ReportLeaf) -> tuple[int, ReportLeaf]:
+        """Appends a report with its time and epoch. Returns its number and the leaf; `flush` waits until it is on disk."""
+        if not self._edge.size:
+            self._begin()
+        leaf = replace(leaf, at=self._time(), epoch=self.epoch)
+        return self._append(leaf.dumps()), leaf
 
     def _begin(self) -> None:
         self.epoch = self._append(RestartLeaf(self._time()).dumps())

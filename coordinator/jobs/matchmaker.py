@@ -12,12 +12,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.decision_log import DecisionLog
 from coordinator.domain.exposure import Exposure
+from coordinator.domain.integrity_records import UNAUDITED, IntegrityRecords, product_key
 from coordinator.domain.job_queue import JobQueue
 from coordinator.domain.limits import JobLimits
 from coordinator.domain.listed_ask import ConnectedNode, ListedAsk, SlotGroup
 from coordinator.domain.match_leaf import consider
 from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist, spare_asks
-from coordinator.domain.ranking import Ranked, reliability, score_step
+from coordinator.domain.ranking import Ranked, quality_bound, reliability
 from coordinator.domain.reputation import Reputation
 from coordinator.domain.scoring import RequestShape, ScoreTerms, shape_of
 from coordinator.domain.speeds import Speeds, Timing
@@ -78,6 +79,8 @@ class Matchmaker:
     ) -> None:
         self.book, self.exposure, self.decision_log = AskBook(max_jobs=limits.jobs_per_node), Exposure(), DecisionLog()
         self.reputation, self.queue = Reputation(self._score_changed), _queue(limits)
+        self.integrity = IntegrityRecords(self._integrity_changed)
+        self.book.standing = lambda ask: self.integrity.standing(product_key(ask))
         self.speeds = Speeds(self.book.set_speed)
         self.book.measured = self.speeds.measured
         self.book.on_free = self._slot_freed
@@ -111,8 +114,7 @@ class Matchmaker:
         if any(ask.message.provider != provider for ask in verified):
             raise BadMessage(f"asks: expected asks of {provider} alone, got one of another provider")
         self._note_withdrawn(provider)
-        score = self.reputation.score(provider)
-        self.book.replace(provider, verified, capacity, reliability(score), score_step(score), groups=groups)
+        self.book.replace(provider, verified, capacity, *self.quality(provider), groups=groups)
 
     def drop(self, provider: Address) -> None:
         """Removes a provider that disconnected."""
@@ -153,8 +155,16 @@ class Matchmaker:
         self.speeds.record_late(attempt.provider, attempt.candidate.terms.model, late)
 
     def _score_changed(self, provider: Address) -> None:
-        score = self.reputation.score(provider)
-        self.book.set_reliability(provider, reliability(score), score_step(score))
+        self.book.set_reliability(provider, *self.quality(provider))
+
+    def _integrity_changed(self, provider: Address) -> None:
+        self.book.refresh_standing(provider)
+        self.book.set_reliability(provider, *self.quality(provider))
+
+    def quality(self, provider: Address) -> tuple[int, int]:
+        """Returns a provider's class of reliability, and a bound of its quality."""
+        score, best = self.reputation.score(provider), max(self.integrity.best(provider), UNAUDITED.integrity)
+        return reliability(score), quality_bound(score, best)
 
     async def load_stakes(self, model: str) -> None:
         """Reads the stakes of a model's providers from the chain. Raises Unavailable if the chain does not answer."""

@@ -54,7 +54,12 @@ class SlotLimiter:
     @property
     def queue(self) -> int:
         """The number of jobs beyond `limit` that may wait in the engine's queue now."""
-        return self._within(int(self._limit) + self._queue_depth) - self.limit
+        return self.places - self.limit
+
+    @property
+    def places(self) -> int:
+        """The number of jobs that the engine may have now, in its slots and its queue."""
+        return self._within(int(self._limit) + self._queue_depth)
 
     @property
     def running(self) -> int:
@@ -92,7 +97,7 @@ class SlotLimiter:
 
     @property
     def _has_room(self) -> bool:
-        return self._running < self.limit + self.queue
+        return self._running < self.places
 
     async def acquire(self) -> None:
         """Waits for a slot and takes it. Call `release` after it."""

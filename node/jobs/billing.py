@@ -8,7 +8,8 @@ import structlog
 
 from node.domain.answer_rows import NO_ROWS, CommittedRows
 from node.domain.usage_meter import NOTHING
-from node.jobs.job import Job, JobResult
+from node.jobs.endings import JobResult
+from node.jobs.job import Job
 from tallystick.protocol.jobs import CHARGES, Charge
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage, charge

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 from node.domain.usage_meter import UsageMeter
+from node.jobs.job_timeout import JobTimeout
 from node.ports import Link, ResponseStart
 from tallystick.protocol.plaintext_heads import ResponseHead, dump_response_head
 from tallystick.protocol.sealing import Sealer
@@ -43,7 +44,7 @@ class ReaderTimer:
     def __init__(self, allowed_seconds: float) -> None:
         self._allowed = allowed_seconds
         self.spent = 0.0
-        self.engine_deadline: asyncio.Timeout | None = None
+        self.engine_deadline: JobTimeout | None = None
 
     @asynccontextmanager
     async def wait(self) -> AsyncIterator[None]:

@@ -1,34 +1,7 @@
 """One admitted job: open the request, wait for a slot, ask the engine, deliver. It always ends in a `JobResult`, never in an
 exception.
 
-The table shows how a job ends, which is also what its receipt says. A receipt always follows (`node.jobs.runner`).
-
-    event                             before any output left           after
-    the response ended                completed or length; upstream_error if the engine refused with a deterministic 4xx
-    the request breaks a rule         refused                          -
-    no free slot; the engine is       refused                          -
-    busy; the coordinator was
-    suspended meanwhile
-    the engine failed                 provider_error                   provider_error
-    a phase exceeded its deadline     timed_out                        timed_out
-    the client cancelled              client_cancelled                 client_cancelled
-    the coordinator's deadline        timed_out *                      timed_out *
-    passed
-    the coordinator gave the job up,  provider_error *                 provider_error *
-    or the link was lost
-    another provider that had the     refused *                        refused *
-    job too was faster (hedging)
-    no first credit came              -                                provider_error *
-    the reader's time was used up,    -                                timed_out *
-    and the coordinator did not
-    cancel
-    the node shut down                provider_error                   provider_error
-
-Until the engine was asked, every end except a cancellation is `refused`. The receipt's charge follows from its outcome
-(`jobs.CHARGES`). Charged are responses that ended by themselves, and responses that the client cancelled, including the input
-alone once the engine has the request. The coordinator caused the ends marked with *: what they would have cost counts as unpaid
-work (`node.jobs.coordinator_credit`). If the coordinator stops a finished response before its last chunk left, the response loses
-that chunk and its charge.
+How a job ends is decided in `node.jobs.endings`. A receipt always follows (`node.jobs.runner`).
 
 `total` limits the engine's time. Waits for the reader (credit, room on the link) have an allowance of their own, `reader`.
 """
@@ -36,10 +9,9 @@ that chunk and its charge.
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
-from enum import Enum
-from typing import NamedTuple
+from typing import Any
 
 import structlog
 
@@ -48,11 +20,12 @@ from node.domain.order_admission import AdmittedJob, check_request
 from node.domain.requests import EngineRequest, prepare
 from node.domain.usage_meter import Throughput, UsageMeter
 from node.jobs.deadlines import Deadlines
-from node.jobs.delivery import Delivery, FirstCreditTimeout, ReaderTimeout, ReaderTimer
-from node.jobs.idle_timeout import IdleTimeout
+from node.jobs.delivery import Delivery, ReaderTimer
+from node.jobs.endings import BY_COORDINATOR, JobResult, StopReason, classify, is_expected
+from node.jobs.job_timeout import JobTimeout
 from node.jobs.pooled_engine import PooledEngine
-from node.ports import Link, LinkLost, ResponseEnd, ResponsePart, ResponseStart
-from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
+from node.ports import Link, ResponseEnd, ResponsePart, ResponseStart
+from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.plaintext_heads import split_request
 from tallystick.protocol.sealing import ContentKey, Sealer, SealingKey
@@ -67,33 +40,6 @@ MAX_TOKENS_PER_PART = 16
 """Output tokens in a part of a stream, on average, above which the engine did not deliver them as it generated them."""
 MAX_HELD_BYTES = 1 << 20
 """Bytes that an engine may send before any output."""
-
-
-class StopReason(Enum):
-    """Why a running job is stopped from outside."""
-
-    CANCELLED = "the job was cancelled"
-    TIMED_OUT = "the coordinator's deadline for the job passed"
-    COORDINATOR = "the coordinator gave the job up"
-    HEDGED = "another provider that had the job too answered first"
-    LINK_LOST = "the link to the coordinator was lost"
-    SHUTDOWN = "the node is shutting down"
-    COORDINATOR_SUSPENDED = "the coordinator left too much of this provider's work unpaid"
-
-
-BY_COORDINATOR = frozenset({StopReason.TIMED_OUT, StopReason.COORDINATOR, StopReason.HEDGED, StopReason.LINK_LOST})
-
-
-class JobResult(NamedTuple):
-    """How a job ended: the outcome for its receipt, the reason for people, and the error if there was one.
-
-    `unpaid`: the coordinator caused that the work is not paid.
-    """
-
-    outcome: Outcome
-    reason: str
-    error: TallyError | None = None
-    unpaid: bool = False
 
 
 class Job:
@@ -120,7 +66,9 @@ class Job:
         self._dispatch: Dispatch | None = dispatch
         self._content_key: ContentKey | None = None
         self._delivery: Delivery | None = None
-        self._work: asyncio.Task[JobResult] | None = None
+        self._task: asyncio.Task[Any] | None = None
+        """The task that runs the job, until the job has ended."""
+        self._has_ended = False
         self._stopped: StopReason | None = None
         self._coordinator_stopped = self._engine_asked = False
         self.client_log_head = b""
@@ -219,27 +167,43 @@ class Job:
         """
         self._coordinator_stopped = self._coordinator_stopped or reason in BY_COORDINATOR
         self.hedged = self.hedged or reason is StopReason.HEDGED
-        if self._stopped is None and (self._work is None or not self._work.done()):
+        if self._stopped is None and not self._has_ended:
             self._stopped = reason
-            if self._work is not None:
-                self._work.cancel()
+            if self._task is not None:
+                self._task.cancel()
 
     async def run(self) -> JobResult:
-        """Runs the job to its end. Call it once."""
+        """Runs the job to its end, in the task of its caller, which `stop` cancels meanwhile. Call it once."""
+        if self._dispatch is None:
+            raise RuntimeError("Job.run was called twice")
+        result, error = None, None
+        if self._stopped is None:
+            self._task = task = asyncio.current_task()
+            try:
+                result = await self._answer()
+            except asyncio.CancelledError:
+                if self._stopped is None:  # the process ends
+                    raise
+            except Exception as failure:  # noqa: BLE001 - `classify` knows them all
+                error = failure
+            finally:
+                self._has_ended, self._task = True, None
+                if self._keepalive is not None:
+                    self._keepalive.cancel()
+            if self._stopped is not None and task is not None:
+                result = None
+                await _take_back_cancellation(task)
+        self._has_ended, self._dispatch = True, None
+        return result or self._failed(error)
+
+    def _open_request(self) -> EngineRequest:
+        """Opens the sealed request, checks it against its terms, and converts it for the engine. Raises TallyError.
+
+        A request may be large, so its sealed form is not kept.
+        """
         dispatch, self._dispatch = self._dispatch, None
         if dispatch is None:
-            raise RuntimeError("Job.run was called twice")
-        self._work = asyncio.create_task(self._answer(dispatch), name=f"answer {self.admitted.job.hex()}")
-        del dispatch
-        if self._stopped is not None:
-            self._work.cancel()
-        await asyncio.wait({self._work})
-        if self._keepalive is not None:
-            self._keepalive.cancel()
-        return self._result(self._work)
-
-    def _open_request(self, dispatch: Dispatch) -> EngineRequest:
-        """Opens the sealed request, checks it against its terms, and converts it for the engine. Raises TallyError."""
+            raise RuntimeError("the request was opened before")
         admitted, terms = self.admitted, self.admitted.terms
         digest, provider = admitted.order.digest, admitted.order.message.provider
         key = self._sealing_key.unwrap(dispatch.candidate.wrapped_key, job=admitted.job, order_hash=digest, provider=provider)
@@ -262,33 +226,31 @@ class Job:
         )
         return replace(request, on_sent=meter.mark_request_sent)
 
-    async def _answer(self, dispatch: Dispatch) -> JobResult:
+    async def _answer(self) -> JobResult:
         limits = self._deadlines
-        request = self._open_request(dispatch)
+        request = self._open_request()
         first_token = limits.first_token_for(len(request.body)) if request.stream else limits.total
         self._streams = request.stream
-        del dispatch
         self._phase = "waiting for a slot"
         self._keep_alive()
-        async with asyncio.timeout(limits.total) as self._reader_timer.engine_deadline, self.engine.slot(self._queue_seconds):
+        async with JobTimeout(limits.total) as timeout, self.engine.slot(self._queue_seconds):
+            self._reader_timer.engine_deadline = timeout
             self._phase, self._slot_at, self._engine_asked = "waiting for the first output", self._clock(), True
             self._queued_at_engine = self.engine.slot_limiter.running > self.engine.slots
-            async with (
-                IdleTimeout(first_token) as phase,
-                aclosing(self.engine.engine.answer(request)) as events,
-            ):
+            timeout.renew(first_token)
+            async with aclosing(self.engine.engine.answer(request)) as events:
                 status = 200
                 async for event in events:
                     if isinstance(event, ResponsePart):
                         # Signs of life before any output, such as comments, extend the wait for it.
-                        sent = self._deliver_now(event) or await self._deliver(event, phase)
-                        phase.renew(limits.between_tokens if sent else first_token)
+                        sent = self._deliver_now(event) or await self._deliver(event, timeout)
+                        timeout.renew(limits.between_tokens if sent else first_token)
                     elif isinstance(event, ResponseStart):
                         status = event.status
                         self.delivery.meter.mark_request_sent()
                         self.delivery.set_head(event)
                     else:
-                        phase.pause()
+                        timeout.pause()
                         return await self._finish(event, status)
         raise Unavailable(Code.ENGINE_UNAVAILABLE, "the engine's response broke off", fault=Fault.ENGINE)
 
@@ -313,7 +275,7 @@ class Job:
         self._parts += 1
         return True
 
-    async def _deliver(self, piece: ResponsePart, phase: IdleTimeout) -> bool:
+    async def _deliver(self, piece: ResponsePart, wait: JobTimeout) -> bool:
         """Sends a part, or holds it back before any output; returns whether it was sent. Only the reader's time limits the
         wait.
         """
@@ -326,7 +288,7 @@ class Job:
                     fault=Fault.ENGINE,
                 )
             return False
-        phase.pause()
+        wait.pause()
         await self._first_output()
         self._parts += 1
         await self.delivery.send(piece.data, piece.text_bytes)
@@ -348,11 +310,12 @@ class Job:
             return JobResult(Outcome.UPSTREAM_ERROR, f"the engine returned status {status}")
         return JobResult(Outcome.LENGTH if end.truncated else Outcome.COMPLETED, "the response ended")
 
-    def _result(self, work: asyncio.Task[JobResult]) -> JobResult:
-        error = None if work.cancelled() else work.exception()
-        if not work.cancelled() and error is None:
-            return work.result()
-        result = self._classify(error)
+    def _failed(self, error: Exception | None) -> JobResult:
+        """How a job ended that was stopped (no error) or failed."""
+        if error is not None and self._stopped is None and not is_expected(error):
+            # A bug in one job must not stop the others. It is logged in full, and the client tries another provider.
+            log.error("bug in a job", job=self.admitted.job.hex(), exc_info=error)
+        result = classify(self._stopped, error, phase=self._phase, request_opened=self.request_opened)
         if result.error is not None and result.error.private_reason is not None and self._content_key is not None:
             digest = self.admitted.order.digest
             result.error.sealed_reason = self._content_key.seal_reason(digest, result.error.private_reason)
@@ -360,39 +323,13 @@ class Job:
         idle = not self._engine_asked and result.outcome is not Outcome.CLIENT_CANCELLED
         return result._replace(outcome=Outcome.REFUSED) if not self.has_output and (idle or busy) else result
 
-    def _classify(self, error: BaseException | None) -> JobResult:
-        """Applies the table above to a job that was stopped (no error) or failed."""
-        stop = self._stopped
-        if stop is None and (error is None or isinstance(error, LinkLost)):
-            stop = StopReason.SHUTDOWN if error is None else StopReason.LINK_LOST
-        if stop is not None:
-            return self._stop_result(stop)
-        if isinstance(error, ReaderTimeout | FirstCreditTimeout):
-            outcome = Outcome.TIMED_OUT if isinstance(error, ReaderTimeout) else Outcome.PROVIDER_ERROR
-            cause: TallyError = Unavailable(Code.TIMED_OUT, str(error), fault=Fault.COORDINATOR)
-            return JobResult(outcome, str(cause), cause, unpaid=True)
-        if isinstance(error, TimeoutError):
-            cause = Unavailable(Code.TIMED_OUT, f"deadline exceeded while {self._phase}", fault=Fault.ENGINE)
-            return JobResult(Outcome.TIMED_OUT, str(cause), cause)
-        if isinstance(error, TallyError):
-            if error.code is Code.DATABASE_UNAVAILABLE:  # a fault of this node: its peers learn that the provider failed
-                error = Unavailable(Code.PROVIDER_FAILED, f"the node cannot store the order: {error}", fault=Fault.PROVIDER)
-            return JobResult(Outcome.PROVIDER_ERROR, str(error), error)
-        # A bug in one job must not stop the others. It is logged in full, and the client tries another provider.
-        log.error("bug in a job", job=self.admitted.job.hex(), exc_info=error)
-        cause = Unavailable(Code.PROVIDER_FAILED, "the node failed with an internal error", fault=Fault.PROVIDER)
-        return JobResult(Outcome.PROVIDER_ERROR, str(cause), cause)
 
-    def _stop_result(self, stop: StopReason) -> JobResult:
-        if stop is StopReason.CANCELLED:
-            cause = Unavailable(Code.CANCELLED, stop.value)
-            return JobResult(Outcome.CLIENT_CANCELLED if self.request_opened else Outcome.REFUSED, stop.value, cause)
-        if stop is StopReason.TIMED_OUT:
-            cause = Unavailable(Code.TIMED_OUT, f"{stop.value} while {self._phase}", fault=Fault.COORDINATOR)
-            return JobResult(Outcome.TIMED_OUT, str(cause), cause, unpaid=True)
-        if stop is StopReason.HEDGED:
-            cause = Unavailable(Code.CANCELLED, stop.value, fault=Fault.NOBODY)
-            return JobResult(Outcome.REFUSED, stop.value, cause, unpaid=True)
-        fault = Fault.COORDINATOR if stop is StopReason.COORDINATOR_SUSPENDED else Fault.PROVIDER
-        cause = Unavailable(Code.NODE_BUSY, stop.value, fault=fault)
-        return JobResult(Outcome.PROVIDER_ERROR, stop.value, cause, unpaid=stop in BY_COORDINATOR)
+async def _take_back_cancellation(task: asyncio.Task[Any]) -> None:
+    """Takes back one cancellation of the current task, whether or not it has reached the task already.
+
+    Raises CancelledError if the task was cancelled once more.
+    """
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    if task.uncancel():
+        raise asyncio.CancelledError

@@ -74,7 +74,7 @@ class PooledEngine:
         """Number of further jobs that the engine could take now, into its slots or its queue."""
         if not self.up:
             return 0
-        places = self.slots + self.queue - self.assigned
+        places = self.slot_limiter.places - self.assigned
         if self._others_waiting:
             places = min(places, self.queue - self._others_waiting)
         return max(0, places)
@@ -82,7 +82,7 @@ class PooledEngine:
     @property
     def most_jobs(self) -> int:
         """Number of jobs that the node has at most for this engine, those included that wait here for a slot."""
-        return 4 * (self.slots + self.queue) + MAX_WAITING
+        return 4 * self.slot_limiter.places + MAX_WAITING
 
     def check_room(self, model: str) -> None:
         """Raises Unavailable (`node_busy`) if the node accepts no job for this engine.

@@ -23,7 +23,8 @@ from node.domain.tabs import Tabs
 from node.jobs.billing import close_response, confirm_charge, unpaid_work
 from node.jobs.coordinator_credit import CoordinatorCredit
 from node.jobs.deadlines import Deadlines
-from node.jobs.job import Job, JobResult, StopReason
+from node.jobs.endings import JobResult, StopReason
+from node.jobs.job import Job
 from node.jobs.pooled_engine import PooledEngine
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.refusal_receipts import RefusalReceipts

@@ -12,7 +12,6 @@ from random import Random
 from coordinator.domain.job_queue import JobQueue, QueuedJob
 from coordinator.domain.limits import JobLimits
 from coordinator.domain.listed_ask import ListedAsk, SlotKey
-from coordinator.domain.ranking import reliability, score_step
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker
 from coordinator.jobs.slot_queue import SlotQueue
@@ -102,8 +101,7 @@ class Replica:
 
     def connect(self, node: SimulatedNode) -> None:
         """Lists a node's asks."""
-        score = self.reputation.score(node.provider)
-        self.book.replace(node.provider, node.asks, node.capacity, reliability(score), score_step(score))
+        self.book.replace(node.provider, node.asks, node.capacity, *self.matchmaker.quality(node.provider))
 
     async def sweep(self) -> None:
         """Does once a second what the coordinator does once a second."""

@@ -19,7 +19,7 @@ HALF_LIFE = 500
 LOWER = 0.05
 """The quantile that matching uses."""
 WEIGHTS = {Verdict.PASS: (1.0, 0.0), Verdict.SUSPECT: (0.0, 1.0), Verdict.CONFIRMED: (0.0, 50.0)}
-"""What a verdict adds to passes and failures. INCONCLUSIVE adds nothing."""
+"""What a verdict adds to passes and failures. INCONCLUSIVE adds nothing. CONFIRMED takes earlier passes away, too."""
 BASE_RATE, MORE_RATE = 0.02, 0.28
 """Share of the jobs of a trusted provider that are audited, and what is added for one that is not trusted at all."""
 _TERMS = 24
@@ -47,7 +47,8 @@ class Integrity:
             return self
         passes, failures = WEIGHTS[verdict]
         keep = 0.5 ** (weight / HALF_LIFE)
-        return Integrity(self.passes * keep + weight * passes, self.failures * keep + weight * failures, self.audits + 1)
+        kept_passes = self.passes * keep * (1 - weight if verdict is Verdict.CONFIRMED else 1)
+        return Integrity(kept_passes + weight * passes, self.failures * keep + weight * failures, self.audits + 1)
 
     @property
     def mean(self) -> float:

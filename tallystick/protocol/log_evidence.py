@@ -14,7 +14,8 @@ from typing import Any
 from tallystick.protocol.eip712 import Domain, Signed, read_signed
 from tallystick.protocol.errors import BadMessage, BadSignature
 from tallystick.protocol.json_members import read_count, read_items, read_members, read_text
-from tallystick.protocol.match_log import MERGE_SECONDS, Match, MatchLeaf, RestartLeaf, load_leaf
+from tallystick.protocol.log_leaves import RestartLeaf
+from tallystick.protocol.match_log import MERGE_SECONDS, Leaf, Match, load_leaf
 from tallystick.protocol.merkle import HASH_SIZE, includes, is_prefix, leaf_hash
 from tallystick.protocol.messages import LogHead, Order
 from tallystick.protocol.types import Address, Hash, parse_address
@@ -57,7 +58,7 @@ class LogEntry:
         leaf = None if self.leaf is None else self.leaf.hex()
         return {"hash": self.hash.hex(), "leaf": leaf, "path": [part.hex() for part in self.path]}
 
-    def contents(self) -> MatchLeaf | RestartLeaf | None:
+    def contents(self) -> Leaf | None:
         """The leaf; None if its contents are not known or cannot be read."""
         try:
             return None if self.leaf is None else load_leaf(self.leaf)
@@ -202,7 +203,7 @@ def _judge_missing(evidence: LogEvidence, heads: Sequence[LogHead]) -> Judgement
     if entry.hash == match.leaf_hash:
         raise BadMessage("evidence: the match is in the log, at its number")
     contents = entry.contents()
-    if isinstance(contents, MatchLeaf) and contents.epoch > match.decision.epoch:
+    if contents is not None and not isinstance(contents, RestartLeaf) and contents.epoch > match.decision.epoch:
         signed_order += f". The coordinator restarted meanwhile (leaf {contents.epoch})"
     return Judgement(False, f"another leaf is number {match.index} in the log. {signed_order}")
 

@@ -14,7 +14,8 @@ from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.json_members import read_count, read_members
 from tallystick.protocol.log_evidence import Fraud, LogEntry, LogEvidence, LogSpan, contradicts, read_path, read_paths
-from tallystick.protocol.match_log import MERGE_SECONDS, Match, RestartLeaf
+from tallystick.protocol.log_leaves import RestartLeaf
+from tallystick.protocol.match_log import MERGE_SECONDS, Match
 from tallystick.protocol.merkle import Range, includes, includes_span, is_prefix
 from tallystick.protocol.messages import LogHead, Order
 from tallystick.protocol.types import Address, Hash

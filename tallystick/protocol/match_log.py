@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.log_facts import MAX_TIME, REQUEST_SIZE, AskFacts, RequestFacts
+from tallystick.protocol.log_leaves import FORMER_MATCH, LEAF_HEAD, MATCH, REPORT, RESTART, VERSION, ReportLeaf, RestartLeaf
 from tallystick.protocol.merkle import leaf_hash
 from tallystick.protocol.messages import LogHead
 from tallystick.protocol.types import Address, Hash, JobId
@@ -29,17 +31,10 @@ MAX_LEAF = 16 * 1024
 MAX_CONSIDERED = 64
 """Candidates of one match: those of the submission, and those that were added while the job waited."""
 SECRET_SIZE = 16
-VERSION = 1
-_RESTART, _MATCH = 0, 1
-_HEAD = struct.Struct(">BBQ")
 _BODY = struct.Struct(">Q16sB32s?dHB")
-_REQUEST = struct.Struct(">IIQQQI20s")
 _CANDIDATE = struct.Struct(">20s32sBBI?")
-_FACTS = struct.Struct(">QQQIIHHHIIBd?")
 _FRAME = struct.Struct(">Q16s32s")
 _SIGNED_HEAD = struct.Struct(">Q32sQ65s")
-_MAX_TIME = _MAX_COUNT = 0xFFFFFFFF
-_MAX_SLOTS = 0xFFFF
 
 
 class Verdict(Enum):
@@ -68,68 +63,6 @@ _CODES: dict[int, Outcome] = {
 _NUMBERS = {outcome: number for number, outcome in _CODES.items()}
 
 
-class AskFacts(NamedTuple):
-    """What the matcher knew of a listed ask and its node. Prices are base units per 1,000,000 tokens, times are Unix seconds.
-
-    `slots`: jobs that its engine runs at once; `queue`: further jobs that may wait in the engine's queue; `free`: jobs that both
-    take now. The speed is as the coordinator measured it, or as the node says; 0 if it is unknown. `reliability`: the class by
-    which the index found it; `score`: its reputation, from 0 to 1.
-    """
-
-    input_price: int
-    cached_input_price: int
-    output_price: int
-    valid_from: int
-    valid_until: int
-    free: int
-    slots: int
-    queue: int
-    first_token_ms: int
-    tokens_per_second: int
-    reliability: int
-    score: float
-    newcomer: bool
-
-
-class RequestFacts(NamedTuple):
-    """What the matcher knew of the request: tokens in buckets, and the weights of the client in base units.
-
-    `holder`: the provider that has `cached_tokens` of the input in its cache; None if none is known.
-    """
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    first_token_weight: int = 0
-    speed_weight: int = 0
-    loss_weight: int = 0
-    cached_tokens: int = 0
-    holder: Address | None = None
-
-    def dumps(self) -> bytes:
-        """Its part of a leaf."""
-        holder = bytes(20) if self.holder is None else bytes.fromhex(self.holder[2:])
-        counts = (min(self.input_tokens, _MAX_COUNT), min(self.output_tokens, _MAX_COUNT))
-        weights = (self.first_token_weight, self.speed_weight, self.loss_weight)
-        return _REQUEST.pack(*counts, *weights, min(self.cached_tokens, _MAX_COUNT), holder)
-
-    def to_json(self) -> dict[str, Any]:
-        """What is known of the request, as people read it. Weights are base units."""
-        return {
-            "inputTokens": self.input_tokens,
-            "outputTokens": self.output_tokens,
-            "weights": {"firstToken": self.first_token_weight, "speed": self.speed_weight, "loss": self.loss_weight},
-            "cachedTokens": self.cached_tokens,
-            "holder": self.holder,
-        }
-
-    @classmethod
-    def loads(cls, data: bytes, place: int) -> RequestFacts:
-        """Reads its part of a leaf."""
-        likely, expected, first_token, speed, loss, cached, holder = _REQUEST.unpack_from(data, place)
-        known = Address("0x" + holder.hex()) if any(holder) else None
-        return cls(likely, expected, first_token, speed, loss, cached, known)
-
-
 class Considered(NamedTuple):
     """One candidate of a match. `place`: its place in the client's submission; `facts`: None if its ask was not listed.
 
@@ -142,25 +75,6 @@ class Considered(NamedTuple):
     outcome: Outcome
     deadline: int
     facts: AskFacts | None
-
-
-@dataclass(frozen=True, slots=True)
-class RestartLeaf:
-    """The first leaf of each process of the coordinator. Matches that were not on disk before it are lost. `at`: Unix seconds."""
-
-    at: int
-
-    def dumps(self) -> bytes:
-        """The bytes of the leaf."""
-        return _HEAD.pack(VERSION, _RESTART, self.at)
-
-    def epoch_at(self, index: int) -> int:
-        """The number of the last restart at this leaf, given the leaf's own number."""
-        return index
-
-    def to_json(self) -> dict[str, Any]:
-        """The leaf as people read it."""
-        return {"kind": "restart", "at": self.at}
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +93,7 @@ class MatchLeaf:
     model: str
     request: RequestFacts
     considered: tuple[Considered, ...]
+    audited: bool = True
 
     def epoch_at(self, index: int) -> int:  # noqa: ARG002 - as RestartLeaf has it
         """The number of the last restart at this leaf."""
@@ -193,7 +108,7 @@ class MatchLeaf:
         """The bytes of the leaf. Times and counts beyond their fields count as the largest value of these."""
         model = self.model.encode()
         parts = [
-            _HEAD.pack(VERSION, _MATCH, self.at),
+            LEAF_HEAD.pack(VERSION, MATCH if self.audited else FORMER_MATCH, self.at),
             _BODY.pack(
                 self.epoch, self.job, self.attempt, self.commitment, self.ranked, self.draw, len(model), len(self.considered)
             ),
@@ -202,10 +117,10 @@ class MatchLeaf:
         ]
         for entry in self.considered:
             provider = bytes.fromhex(entry.provider[2:])
-            deadline, number = min(entry.deadline, _MAX_TIME), _NUMBERS[entry.outcome]
+            deadline, number = min(entry.deadline, MAX_TIME), _NUMBERS[entry.outcome]
             parts.append(_CANDIDATE.pack(provider, entry.ask, entry.place, number, deadline, entry.facts is not None))
             if entry.facts is not None:
-                parts.append(_pack_facts(entry.facts))
+                parts.append(entry.facts.dumps(audited=self.audited))
         return b"".join(parts)
 
     def to_json(self) -> dict[str, Any]:
@@ -225,62 +140,27 @@ class MatchLeaf:
         }
 
 
-Leaf = MatchLeaf | RestartLeaf
-
-
-def _pack_facts(facts: AskFacts) -> bytes:
-    try:
-        return _FACTS.pack(*facts)
-    except struct.error:
-        return _pack_large_facts(facts)
-
-
-def _pack_large_facts(facts: AskFacts) -> bytes:
-    """Writes facts of which one does not fit its field: it counts as the largest value of the field."""
-    return _FACTS.pack(
-        facts.input_price,
-        facts.cached_input_price,
-        facts.output_price,
-        min(facts.valid_from, _MAX_TIME),
-        min(facts.valid_until, _MAX_TIME),
-        min(facts.free, _MAX_SLOTS),
-        min(facts.slots, _MAX_SLOTS),
-        min(facts.queue, _MAX_SLOTS),
-        min(facts.first_token_ms, _MAX_COUNT),
-        min(facts.tokens_per_second, _MAX_COUNT),
-        facts.reliability,
-        facts.score,
-        facts.newcomer,
-    )
+Leaf = MatchLeaf | RestartLeaf | ReportLeaf
 
 
 def _considered_json(entry: Considered) -> dict[str, Any]:
     shown = {"provider": entry.provider, "ask": entry.ask.hex(), "outcome": entry.outcome.value, "deadline": entry.deadline}
-    facts = entry.facts
-    if facts is None:
-        return shown
-    return shown | {
-        "inputPrice": facts.input_price,
-        "cachedInputPrice": facts.cached_input_price,
-        "outputPrice": facts.output_price,
-        "free": facts.free,
-        "slots": facts.slots,
-        "queue": facts.queue,
-        "firstTokenMs": facts.first_token_ms,
-        "tokensPerSecond": facts.tokens_per_second,
-        "reliability": facts.reliability,
-        "score": round(facts.score, 4),
-        "newcomer": facts.newcomer,
-    }
+    return shown if entry.facts is None else shown | entry.facts.to_json()
 
 
 def load_leaf(data: bytes) -> Leaf:
     """Reads a leaf. Raises BadMessage."""
     try:
-        version, kind, at = _HEAD.unpack_from(data)
-        if version != VERSION or kind not in (_RESTART, _MATCH) or len(data) > MAX_LEAF:
-            raise BadMessage(f"leaf: expected version {VERSION}, a restart or a match, got version {version}, kind {kind}")
-        leaf: Leaf = RestartLeaf(at) if kind == _RESTART else _load_match(at, data)
+        version, kind, at = LEAF_HEAD.unpack_from(data)
+        if version != VERSION or kind > MATCH or len(data) > MAX_LEAF:
+            raise BadMessage(f"leaf: expected version {VERSION} and a kind up to {MATCH}, got version {version}, kind {kind}")
+        leaf: Leaf
+        if kind == RESTART:
+            leaf = RestartLeaf(at)
+        elif kind == REPORT:
+            leaf = ReportLeaf.loads(at, data)
+        else:
+            leaf = _load_match(at, data, audited=kind == MATCH)
     except (struct.error, UnicodeDecodeError):
         raise BadMessage(f"leaf: cut off, or its text is not UTF-8 ({len(data)} bytes)") from None
     if leaf.dumps() != data:
@@ -288,14 +168,14 @@ def load_leaf(data: bytes) -> Leaf:
     return leaf
 
 
-def _load_match(at: int, data: bytes) -> MatchLeaf:
-    place = _HEAD.size
+def _load_match(at: int, data: bytes, *, audited: bool) -> MatchLeaf:
+    place = LEAF_HEAD.size
     epoch, job, attempt, commitment, ranked, draw, length, count = _BODY.unpack_from(data, place)
     place += _BODY.size
     model = data[place : place + length].decode()
     place += length
     request = RequestFacts.loads(data, place)
-    place += _REQUEST.size
+    place += REQUEST_SIZE
     if not 0 <= draw <= 1:
         raise BadMessage("leaf.draw: expected a number from 0 to 1")
     if not 1 <= count <= MAX_CONSIDERED:
@@ -304,17 +184,17 @@ def _load_match(at: int, data: bytes) -> MatchLeaf:
     for _ in range(count):
         provider, ask, submitted, number, deadline, listed = _CANDIDATE.unpack_from(data, place)
         place += _CANDIDATE.size
-        facts = AskFacts(*_FACTS.unpack_from(data, place)) if listed else None
-        place += _FACTS.size if listed else 0
-        if facts is not None and not 0 <= facts.score <= 1:
-            raise BadMessage("leaf.score: expected a number from 0 to 1")
+        facts = None
+        if listed:
+            facts, place = AskFacts.loads(data, place, audited=audited)
         if number not in _CODES:
             raise BadMessage(f"leaf.outcome: expected a known number, got {number}")
         address = Address("0x" + provider.hex())
         considered.append(Considered(address, Hash(ask), submitted, _CODES[number], deadline, facts))
     if sum(entry.outcome is Verdict.CHOSEN for entry in considered) != 1:
         raise BadMessage("leaf.considered: expected one candidate that was chosen")
-    return MatchLeaf(at, epoch, JobId(job), attempt, Hash(commitment), ranked, draw, model, request, tuple(considered))
+    listed_candidates = tuple(considered)
+    return MatchLeaf(at, epoch, JobId(job), attempt, Hash(commitment), ranked, draw, model, request, listed_candidates, audited)
 
 
 def commit(secret: bytes, payer: Address, order_hash: Hash, job: JobId) -> Hash:
@@ -359,7 +239,7 @@ class Match:
         leaf = data[_FRAME.size :]
         decision = load_leaf(leaf)
         if not isinstance(decision, MatchLeaf):
-            raise BadMessage("match.leaf: expected the leaf of a match, got that of a restart")
+            raise BadMessage("match.leaf: expected the leaf of a match, got that of a restart or of a report")
         return cls(index, secret, Hash(order_hash), leaf, decision)
 
     def check(self, job: JobId, order_hash: Hash, provider: Address, payer: Address) -> None:

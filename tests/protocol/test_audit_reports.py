@@ -7,11 +7,19 @@ from typing import Any
 
 import pytest
 
-from tallystick.protocol.audit_reports import REPORT_SECONDS, AuditVerdict, ReportRequest, build_report, check_report
+from tallystick.protocol.audit_reports import (
+    REPORT_SECONDS,
+    AuditVerdict,
+    ReportRequest,
+    build_report,
+    check_report,
+    precision_class,
+)
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Refusal
-from tallystick.protocol.messages import AuditReport, ProbeSeal, Receipt
+from tallystick.protocol.messages import AuditReport, ProbeSeal, Receipt, Spec
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
+from tests.builders import build_ask
 
 DOMAIN = Domain(31_337, Address("0x" + "5f" * 20))
 PAYER, PROVIDER, COORDINATOR, STRANGER = (Signer(bytes((0,) * 31 + (n,))) for n in (1, 2, 3, 4))
@@ -43,7 +51,9 @@ def request(
 ) -> ReportRequest:
     """A report on a receipt, with changes to the report."""
     receipt = receipt or paid_receipt()
-    report = build_report(receipt, COORDINATOR.address, JOB, ("tiny", "f16"), AuditVerdict.SUSPECT, reported_at=NOW, random=bytes)
+    report = build_report(
+        receipt, COORDINATOR.address, JOB, ("tiny", " F16"), AuditVerdict.SUSPECT, reported_at=NOW, random=bytes
+    )
     signed = signer.sign(replace(report, **changes), DOMAIN)
     return ReportRequest(signed, receipt, None if seal is None else COORDINATOR.sign(seal, DOMAIN))
 
@@ -68,12 +78,19 @@ def test_a_report_on_a_paid_receipt_is_accepted_and_survives_the_wire() -> None:
     assert check_report(sealed, DOMAIN, COORDINATOR.address, NOW).is_probe
 
 
+@pytest.mark.parametrize(("declared", "expected"), [("fp8", "fp8"), (" FP8 ", "fp8"), ("", "unknown"), ("x" * 33, "unknown")])
+def test_precisions_that_differ_in_spelling_are_one_class(declared: str, expected: str) -> None:
+    """A provider gets no clean record by another spelling, and none that cannot be reported."""
+    ask = build_ask(PROVIDER.address, spec=Spec(precision=declared))
+    assert precision_class(ask) == expected
+
+
 def test_reports_of_the_same_finding_differ_by_their_salt() -> None:
     """A digest in the match log cannot be recomputed from guesses of the payer."""
     receipt = paid_receipt()
     reports = [
         build_report(
-            receipt, COORDINATOR.address, JOB, ("tiny", "f16"), AuditVerdict.PASS, reported_at=NOW, random=random
+            receipt, COORDINATOR.address, JOB, ("tiny", " F16"), AuditVerdict.PASS, reported_at=NOW, random=random
         ).digest(DOMAIN)
         for random in (bytes, lambda size: b"\x01" * size)
     ]

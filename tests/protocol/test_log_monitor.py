@@ -11,6 +11,7 @@ from tallystick.protocol import merkle
 from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.errors import BadMessage, BadSignature
 from tallystick.protocol.log_evidence import Fraud, LogEvidence, judge
+from tallystick.protocol.log_leaves import RestartLeaf
 from tallystick.protocol.log_monitor import (
     MAX_ASKED,
     MAX_FOREIGN,
@@ -21,7 +22,7 @@ from tallystick.protocol.log_monitor import (
     LogMonitor,
     LogQuestion,
 )
-from tallystick.protocol.match_log import MERGE_SECONDS, Match, RestartLeaf, pack_head, unpack_head
+from tallystick.protocol.match_log import MERGE_SECONDS, Match, pack_head, unpack_head
 from tallystick.protocol.merkle import HASH_SIZE, Edge, leaf_hash
 from tallystick.protocol.messages import LogHead
 from tallystick.protocol.types import Address, JobId

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.match_log import Match, MatchLeaf, RestartLeaf, Verdict, commit, draw_of, load_leaf
+from tallystick.protocol.log_leaves import RestartLeaf
+from tallystick.protocol.match_log import Match, MatchLeaf, Verdict, commit, draw_of, load_leaf
 from tallystick.protocol.types import Address, Hash, JobId
 from tests.builders import build_match, build_order, build_terms
 

@@ -13,7 +13,8 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.log_evidence import Fraud, LogEvidence
-from tallystick.protocol.match_log import MatchLeaf, RestartLeaf, draw_of
+from tallystick.protocol.log_leaves import RestartLeaf
+from tallystick.protocol.match_log import MatchLeaf, draw_of
 from tests.cli.conftest import Tally
 from tests.coordinator.live_server import Served, served
 from tests.protocol.test_log_monitor import COORDINATOR, DOMAIN, LATE, Coordinator, ask, matched, monitor

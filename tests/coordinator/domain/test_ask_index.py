@@ -11,12 +11,12 @@ from coordinator.domain.ask_group import price_mix
 from coordinator.domain.ask_index import MAX_GROUPS, ModelIndex
 from coordinator.domain.listed_ask import (
     CLASSES,
+    FULL_QUALITY,
     NO_PLACE,
     OTHER,
     PROVEN,
     QUEUE_PLACE,
     RELIABLE,
-    SCORE_STEPS,
     ListedAsk,
     SlotGroup,
     Speed,
@@ -30,7 +30,7 @@ from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.requirements import Requirements
-from tallystick.protocol.types import Amount
+from tallystick.protocol.types import Address, Amount, Hash
 from tallystick.protocol.weights import Weights
 from tests.coordinator.harness import MODEL, START, make_ask, person
 
@@ -63,7 +63,7 @@ def _free(index: ModelIndex | None, demand: Demand, reliability: int, draw: floa
     offers = None if index is None else index.free_asks(demand, reliability, scorer, draw)
     if offers is None:
         return []
-    assert all(entry.node.score_step <= offers.best_score for _, _, entry in offers)
+    assert all(entry.node.quality <= offers.best_quality for _, _, entry in offers)
     yielded = list(offers)
     leads = list(dict.fromkeys(entry for _, _, entry in yielded))
     worths = {entry: (terms := scorer.judge(entry)[0]).price + terms.first_token + terms.speed for entry in leads}
@@ -96,7 +96,7 @@ def _change(book: AskBook, asks: list[list[Verified[Ask]]], random: Random, assi
         case 2 if node is not None:
             book.set_capacity(provider, {group.number: capacities[group.number] for group in node.groups})
         case 3:
-            book.set_reliability(provider, random.choice(CLASSES), random.randrange(SCORE_STEPS))
+            book.set_reliability(provider, random.choice(CLASSES), random.randrange(FULL_QUALITY))
         case 4 if node is not None and node.groups:
             group = random.choice(node.groups)
             book.assign(group)
@@ -223,6 +223,47 @@ def test_near_ties_begin_where_the_draw_says() -> None:
     assert [entry.price for entry in in_order] == sorted(entry.price for entry in in_order)
     for order, begin in zip(orders, (0, 10, 20, 39), strict=True):
         assert order == in_order[begin:40] + in_order[:begin] + in_order[40:]
+
+
+def _unsigned(number: int, price: int, spec: Spec) -> Verified[Ask]:
+    """An ask of a provider of its own, which nobody signed: signing hundreds takes seconds."""
+    message = replace(make_ask(KEYS[0], input_price=price, output_price=2 * price, spec=spec).message, provider=_address(number))
+    return Verified(message, bytes(65), Hash(number.to_bytes(32, "big")))
+
+
+def _address(number: int) -> Address:
+    return Address(f"0x{number * 0x9E3779B97F4A7C15 % (1 << 160):040x}")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_exclusions_find_what_a_scan_finds(seed: int) -> None:
+    """Whatever was excluded before, and whoever came and left since, the asks of the others are yielded, each once, in order.
+
+    The list is long enough to remember where the asks of the others begin.
+    """
+    random, book, spec = Random(seed), AskBook(), Spec(region="eu")
+    prices = {number: 1_000_000 + 20_000 * (number // 10) for number in range(1, 701)}
+    for number, price in prices.items():
+        book.replace(_address(number), [_unsigned(number, price, spec)], Capacity(1, 1))
+    index = book.index_of(MODEL)
+    assert index is not None
+    sets = [frozenset(map(_address, range(1, count))) for count in (3, 30, 300, 650, 701, 100)]
+    sets.append(frozenset(map(_address, random.sample(range(1, 701), 400))))
+    for step in range(300):
+        number = random.randrange(1, 701)
+        if random.random() < 0.3:
+            prices[number] = random.randrange(900_000, 1_200_000)
+            book.replace(_address(number), [_unsigned(number, prices[number], spec)], Capacity(1, 1))
+        else:
+            book.set_capacity(_address(number), Capacity(random.randrange(2), 1))
+        if step % 3:
+            continue
+        exclude, draw = random.choice(sets), random.random()
+        free = [n for n in prices if book.groups_of((_address(n), 0))[0].free and _address(n) not in exclude]
+        listed = _free(index, Demand(MODEL, exclude=exclude), OTHER, draw)
+        assert sorted(entry.provider for entry in listed) == sorted(map(_address, free))
+        tie = next((place for place, entry in enumerate(listed) if entry.price > listed[0].price * 1.03), len(listed))
+        assert [entry.price for entry in listed[tie:]] == sorted(entry.price for entry in listed[tie:])
 
 
 def test_no_spec_is_hidden_by_the_specs_of_others() -> None:

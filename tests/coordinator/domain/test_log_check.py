@@ -8,11 +8,13 @@ from typing import Any, cast
 from coordinator.domain.log_check import LogReplay
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import read_signed
-from tallystick.protocol.match_log import Match, MatchLeaf, RestartLeaf, draw_of, load_leaf
+from tallystick.protocol.log_leaves import ReportLeaf, RestartLeaf
+from tallystick.protocol.match_log import Match, MatchLeaf, draw_of, load_leaf
 from tallystick.protocol.merkle import leaf_hash
 from tallystick.protocol.messages import LogHead
+from tallystick.protocol.types import Hash, JobId
 from tallystick.protocol.wire import Kind
-from tests.coordinator.harness import MODEL, PAYER, World, quiet
+from tests.coordinator.harness import MODEL, PAYER, START, World, quiet
 
 
 async def leaves_of(world: World) -> list[bytes]:
@@ -102,3 +104,51 @@ async def test_facts_about_an_ask_are_compared_with_what_its_provider_signed(wor
     texts = [fault.text for ask in asks for fault in replay.check_ask(ask)]
     assert sum("its provider is recorded as" in text for text in texts) == 1
     assert sum("its model is recorded as another" in text for text in texts) == 2
+
+
+async def audited_log(world: World) -> list[bytes]:
+    """The leaves of a market in which an audit of ann was reported before its second match."""
+    world.market.matchmaker.draw = draw_of
+    await world.market.start()
+    first = world.node("ann")
+    await world.started(first)
+    leaf = ReportLeaf(START, 0, JobId(bytes(16)), first.signer.address, MODEL, "unknown", 0, False, 5_000, Hash(bytes(32)))
+    world.market.matchmaker.integrity.apply(leaf, world.market.match_log.append_report(leaf)[0])
+    await world.started(first)
+    await quiet()
+    return [row.leaf or b"" for row in await world.log_store.log_entries(0, 99)]
+
+
+async def test_integrity_is_replayed(world: World) -> None:
+    """The reports before a match give the integrity by which it was ranked; another one is named, and so is a dropped report."""
+    leaves = await audited_log(world)
+    assert faults(leaves) == []
+    replay = LogReplay()
+    for data in leaves:
+        list(replay.add(leaf_hash(data), data))
+    assert (replay.matches, replay.reports) == (2, 1)
+    last = load_leaf(leaves[3])
+    assert isinstance(last, MatchLeaf)
+    facts = last.considered[0].facts
+    assert facts is not None
+    assert (facts.audits, facts.precision) == (1, "unknown")
+    for wrong in (facts._replace(integrity=900), facts._replace(audits=2)):
+        forged = replace(last, considered=(last.considered[0]._replace(facts=wrong),)).dumps()
+        assert any("the logged reports make it" in text for _, text in faults([*leaves[:3], forged]))
+    without = [leaves[0], leaves[1], leaves[3]]
+    assert any("its integrity is recorded as" in text for _, text in faults(without))
+
+
+async def test_an_old_integrity_counts_for_a_minute(world: World) -> None:
+    """A match is decided a moment before it is logged, so it may not know a report of that moment, and must know older ones."""
+    leaves = await audited_log(world)
+    early = load_leaf(leaves[1])
+    assert isinstance(early, MatchLeaf)
+    for later, known in ((60, True), (61, False)):
+        assert (faults([leaves[0], leaves[2], replace(early, at=early.at + later, draw=early.draw).dumps()]) == []) is known
+
+
+async def test_an_audit_that_counts_twice_is_named(world: World) -> None:
+    """A coordinator that repeats a report to ruin or to praise a provider shows in its log."""
+    leaves = await audited_log(world)
+    assert any(index == 3 and "is counted again" in text for index, text in faults([*leaves[:3], leaves[2]]))

@@ -13,7 +13,8 @@ from coordinator.domain.limits import JobLimits
 from coordinator.domain.log_check import LogReplay
 from coordinator.domain.match_leaf import check_leaf
 from tallystick.protocol.criteria import Reason
-from tallystick.protocol.match_log import AskFacts, Considered, Match, MatchLeaf, RequestFacts, Verdict, draw_of, load_leaf
+from tallystick.protocol.log_facts import AskFacts, RequestFacts
+from tallystick.protocol.match_log import Considered, Match, MatchLeaf, Verdict, draw_of, load_leaf
 from tallystick.protocol.merkle import leaf_hash
 from tallystick.protocol.types import Amount, Hash, JobId
 from tallystick.protocol.wire import Kind
@@ -139,6 +140,9 @@ FACTS = st.builds(
     reliability=st.integers(0, 2),
     score=st.floats(0, 1),
     newcomer=st.booleans(),
+    integrity=st.integers(0, 1_000),
+    audits=st.integers(0, 1 << 40),
+    precision=st.text(max_size=8),
 )
 
 

@@ -12,9 +12,9 @@ from coordinator.domain.matching import rank_candidates, shortlist
 from coordinator.domain.ranking import (
     EXPLORED,
     Ranked,
+    quality_bound,
     rank,
     reliability,
-    score_step,
     spread_concurrent,
     spread_near_ties,
     with_exploration,
@@ -61,7 +61,7 @@ def _listed(book: AskBook, reputation: Reputation, chance: float = 1.0, **demand
     wanted = Demand(MODEL, **demand)  # type: ignore[arg-type]
     for listed_ask in book.of_model(MODEL):
         score = reputation.score(listed_ask.provider)
-        book.set_reliability(listed_ask.provider, reliability(score), score_step(score))
+        book.set_reliability(listed_ask.provider, reliability(score), quality_bound(score))
     ranked_providers = shortlist(book, wanted, START, None, reputation.score, newcomer=reputation.newcomer, chance=chance)
     return [listed_ask.node.provider for listed_ask in ranked_providers]
 

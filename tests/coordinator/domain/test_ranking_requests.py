@@ -11,7 +11,7 @@ import pytest
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.listed_ask import LATENCY_MS, TOKEN_US, ListedAsk, Speed, speed_steps
 from coordinator.domain.matching import explain, rank_candidates, shape_of_demand, shortlist
-from coordinator.domain.ranking import BAD, reliability, score_step
+from coordinator.domain.ranking import BAD, quality_bound, reliability
 from coordinator.domain.scoring import FAILED_JOBS, FLOOR, LOAD_PART, MICRO, RequestShape, Scorer, ScoreTerms, shape_of
 from tallystick.protocol.criteria import Demand, Reason
 from tallystick.protocol.eip712 import Signer
@@ -30,7 +30,7 @@ def _stand(
 ) -> None:
     input_price, cached, output_price = prices
     ask = make_ask(key, input_price=input_price, cached_input_price=cached, output_price=output_price)
-    book.replace(key.address, [ask], capacity or Capacity(4, 4), reliability(score), score_step(score))
+    book.replace(key.address, [ask], capacity or Capacity(4, 4), reliability(score), quality_bound(score))
 
 
 def _first(book: AskBook, **demand: object) -> Address:
@@ -101,7 +101,7 @@ def test_the_first_of_the_shortlist_is_the_best_of_all(seed: int, sort: str) -> 
             )
             for seq in range(1, random.choice((2, 2, 5)))
         ]
-        book.replace(key.address, asks, capacity, reliability(score), score_step(score))
+        book.replace(key.address, asks, capacity, reliability(score), quality_bound(score))
     weights = Weights(Amount(random.choice((0, 0, 200))), Amount(random.choice((0, 0, 200))), Amount(random.choice((0, 90))))
     demand = Demand(
         MODEL, sort=sort, weights=weights, likely_tokens=random.choice((64, 8_192)), max_output=random.choice((16, 1_024))
@@ -140,7 +140,7 @@ def test_equals_share_the_first_place_whatever_they_list() -> None:
         book, random = AskBook(), Random(7)
         crowd = person("crowd")
         asks = [make_ask(crowd, seq=seq, context_tokens=50_000 + seq % specs) for seq in range(1, 201)]
-        book.replace(crowd.address, asks, Capacity(4, 4), reliability(1.0), score_step(1.0))
+        book.replace(crowd.address, asks, Capacity(4, 4), reliability(1.0), quality_bound(1.0))
         for number in range(24):
             _stand(book, person(f"{number}"), (1_000_000, 1_000_000, 2_000_000))
         firsts = Counter(shortlist(book, Demand(MODEL), START, chance=random.random())[0].provider for _ in range(2_500))

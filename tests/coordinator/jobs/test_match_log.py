@@ -16,7 +16,8 @@ from coordinator.storage.memory import MemoryLogStore
 from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.log_evidence import LogSpan
-from tallystick.protocol.match_log import Match, MatchLeaf, RestartLeaf, load_leaf
+from tallystick.protocol.log_leaves import RestartLeaf
+from tallystick.protocol.match_log import Match, MatchLeaf, load_leaf
 from tallystick.protocol.merkle import EMPTY_ROOT, includes, includes_span, is_prefix
 from tallystick.protocol.messages import LogHead
 from tallystick.protocol.types import Hash

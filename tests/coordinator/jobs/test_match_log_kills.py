@@ -8,7 +8,8 @@ from contextlib import closing
 from pathlib import Path
 
 from tallystick.protocol.eip712 import loads_signed
-from tallystick.protocol.match_log import MatchLeaf, RestartLeaf, load_leaf
+from tallystick.protocol.log_leaves import RestartLeaf
+from tallystick.protocol.match_log import MatchLeaf, load_leaf
 from tallystick.protocol.merkle import EMPTY_ROOT, Edge, leaf_hash
 from tallystick.protocol.messages import LogHead
 from tests.coordinator.harness import DOMAIN

@@ -1,0 +1,160 @@
+"""Integrity of what providers sell, from reports of audits, by provider, model and precision. Pure.
+
+Each is a Beta posterior (tallystick/audit/integrity.py) that the leaves of reports in the match log change, one after the other,
+so anybody who replays the log finds the same. Matching uses its lower quantile, in INTEGRITY_STEPS.
+
+A report counts by what its payer settled on chain: `report_weight`. Several reports of one payer on one product count less and
+less, and payments to a provider do not lend weight to praise of it. So to accuse or to praise costs money that went to others.
+Reports of payers bring a provider down to where a stranger is. Only the coordinator's own audits exclude it further: its value is
+0 then, for all that it sells.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tallystick.audit.integrity import Integrity
+from tallystick.audit.verdicts import Verdict
+from tallystick.protocol.audit_reports import AuditVerdict, precision_class
+from tallystick.protocol.log_facts import INTEGRITY_STEPS
+from tallystick.protocol.log_leaves import WEIGHT_ONE, ReportLeaf
+from tallystick.protocol.messages import Ask
+from tallystick.protocol.types import Address, Amount
+
+MAX_REMEMBERED = 100_000
+"""Products. Those whose last report is the longest ago are forgotten first."""
+MAX_PRODUCTS = 64
+"""Products of one provider."""
+HALF_WEIGHT = Amount(10_000_000)
+"""Base units that a payer settled on chain for its first report on a product to count half."""
+CONFIRMED_PART = 10
+"""A payer's word that a provider is confirmed counts one part in so many of what the coordinator's own finding counts."""
+DISTRUSTED = 10
+"""The integrity, in INTEGRITY_STEPS, below which a provider that the coordinator itself found cheating is excluded."""
+_VERDICTS = {AuditVerdict.PASS: Verdict.PASS, AuditVerdict.SUSPECT: Verdict.SUSPECT, AuditVerdict.CONFIRMED: Verdict.CONFIRMED}
+
+
+class ProductKey(NamedTuple):
+    """What a provider sells, as far as audits tell it apart."""
+
+    provider: Address
+    model: str
+    precision: str
+
+
+class Standing(NamedTuple):
+    """What matching knows of an ask's product: its integrity in INTEGRITY_STEPS, and the number of audits behind it."""
+
+    integrity: int
+    audits: int
+
+
+@dataclass(frozen=True, slots=True)
+class IntegrityRecord:
+    """The audits of a product. `probe_failures`: what the coordinator itself found against it; `leaf`: of the last report."""
+
+    integrity: Integrity = field(default_factory=Integrity)
+    probe_failures: int = 0
+    leaf: int = 0
+
+    def after(self, leaf: ReportLeaf, index: int) -> IntegrityRecord:
+        """With the report that the match log has as leaf `index`. A verdict of an unknown number changes nothing."""
+        verdict = _VERDICTS.get(AuditVerdict(leaf.verdict)) if leaf.verdict in tuple(AuditVerdict) else None
+        integrity = self.integrity if verdict is None else self.integrity.after(verdict, weight=leaf.weight / WEIGHT_ONE)
+        failed = leaf.is_probe and verdict in (Verdict.SUSPECT, Verdict.CONFIRMED)
+        return IntegrityRecord(integrity, self.probe_failures + failed, index)
+
+    @property
+    def standing(self) -> Standing:
+        """Its standing by itself."""
+        steps = max(1, round(self.integrity.lower * INTEGRITY_STEPS))
+        return Standing(0 if self.probe_failures and steps < DISTRUSTED else steps, self.integrity.audits)
+
+
+UNAUDITED = IntegrityRecord().standing
+
+
+def product_key(ask: Ask) -> ProductKey:
+    """What an ask sells."""
+    return ProductKey(ask.provider, ask.model, precision_class(ask))
+
+
+def report_weight(
+    verdict: AuditVerdict, provider: Address, settled: Mapping[Address, Amount], earlier: int, *, is_probe: bool
+) -> int:
+    """The weight of a report, of WEIGHT_ONE. `settled`: base units that its payer settled on chain, by provider; `earlier`: its
+    earlier reports on the same product.
+    """
+    if is_probe:
+        return WEIGHT_ONE
+    paid = sum(amount for payee, amount in settled.items() if verdict is not AuditVerdict.PASS or payee != provider)
+    part = CONFIRMED_PART if verdict is AuditVerdict.CONFIRMED else 1
+    return WEIGHT_ONE * paid // ((paid + HALF_WEIGHT) * (1 + earlier) * part)
+
+
+def _ignore(_provider: Address) -> None:
+    pass
+
+
+@dataclass(slots=True)
+class IntegrityRecords:
+    """The records of all audited products. `on_change` is called with each provider whose standing may have changed."""
+
+    on_change: Callable[[Address], None] = _ignore
+    _records: OrderedDict[ProductKey, IntegrityRecord] = field(default_factory=OrderedDict)
+    _products: dict[Address, list[ProductKey]] = field(default_factory=dict)
+
+    def standing(self, key: ProductKey) -> Standing:
+        """The standing of a product. Integrity is 0 for all products of a provider that is excluded for one of them."""
+        products = self._products.get(key.provider)
+        if products is None:
+            return UNAUDITED
+        record = self._records.get(key)
+        standing = UNAUDITED if record is None else record.standing
+        if any(not self._records[product].standing.integrity for product in products):
+            return Standing(0, standing.audits)
+        return standing
+
+    def standings(self, provider: Address) -> dict[ProductKey, Standing]:
+        """The standings of all audited products of a provider."""
+        return {key: self.standing(key) for key in self._products.get(provider, ())}
+
+    def best(self, provider: Address) -> int:
+        """The highest integrity that any product of a provider can have, in INTEGRITY_STEPS."""
+        return max((standing.integrity for standing in self.standings(provider).values()), default=UNAUDITED.integrity)
+
+    def record(self, key: ProductKey) -> IntegrityRecord:
+        """The record of a product, an empty one without audits."""
+        return self._records.get(key, IntegrityRecord())
+
+    def apply(self, leaf: ReportLeaf, index: int) -> tuple[ProductKey, IntegrityRecord]:
+        """Counts the report that the match log has as leaf `index`. Returns the product's new record."""
+        key = ProductKey(leaf.provider, leaf.model, leaf.precision)
+        record = self.record(key).after(leaf, index)
+        self._put(key, record)
+        return key, record
+
+    def restore(self, records: Iterable[tuple[ProductKey, IntegrityRecord]]) -> None:
+        """Adds the records that a former process stored, those with the oldest reports first."""
+        for key, record in records:
+            self._put(key, record)
+
+    def _put(self, key: ProductKey, record: IntegrityRecord) -> None:
+        if key not in self._records:
+            products = self._products.setdefault(key.provider, [])
+            products.append(key)
+            if len(products) > MAX_PRODUCTS:
+                oldest = min(products[:-1], key=lambda product: self._records[product].leaf)
+                products.remove(oldest)
+                del self._records[oldest]
+        self._records[key] = record
+        self._records.move_to_end(key)
+        self.on_change(key.provider)
+        if len(self._records) > MAX_REMEMBERED:
+            forgotten, _ = self._records.popitem(last=False)
+            self._products[forgotten.provider].remove(forgotten)
+            if not self._products[forgotten.provider]:
+                del self._products[forgotten.provider]

@@ -1,0 +1,165 @@
+"""Integrity of what providers sell: what a report counts, who is excluded, and what the ranking makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from coordinator.domain.ask_book import AskBook
+from coordinator.domain.integrity_records import (
+    HALF_WEIGHT,
+    MAX_PRODUCTS,
+    UNAUDITED,
+    IntegrityRecord,
+    IntegrityRecords,
+    ProductKey,
+    Standing,
+    product_key,
+    report_weight,
+)
+from coordinator.domain.matching import shortlist
+from coordinator.domain.ranking import quality_bound, reliability
+from tallystick.protocol.audit_reports import AuditVerdict
+from tallystick.protocol.criteria import Demand
+from tallystick.protocol.link import Capacity
+from tallystick.protocol.log_leaves import WEIGHT_ONE, ReportLeaf
+from tallystick.protocol.messages import Spec
+from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tests.coordinator.harness import MODEL, START, make_ask, person
+
+ANN, BOB, EVE = person("ann"), person("bob"), person("eve")
+PASS, SUSPECT, CONFIRMED = AuditVerdict
+
+
+def report(verdict: AuditVerdict = PASS, provider: Address = ANN.address, **changes: Any) -> ReportLeaf:
+    """A report that counts in full."""
+    members: dict[str, Any] = {
+        "at": START,
+        "epoch": 0,
+        "job": JobId(bytes(16)),
+        "provider": provider,
+        "model": MODEL,
+        "precision": "unknown",
+        "verdict": int(verdict),
+        "is_probe": False,
+        "weight": WEIGHT_ONE,
+        "report_hash": Hash(bytes(32)),
+    }
+    return ReportLeaf(**(members | changes))
+
+
+def after(*reports: ReportLeaf) -> IntegrityRecords:
+    """The records after these reports."""
+    records = IntegrityRecords()
+    for index, leaf in enumerate(reports, 1):
+        records.apply(leaf, index)
+    return records
+
+
+def standing(*reports: ReportLeaf, model: str = MODEL, precision: str = "unknown") -> Standing:
+    """Ann's standing after these reports."""
+    return after(*reports).standing(ProductKey(ANN.address, model, precision))
+
+
+def test_a_newcomer_starts_low_and_earns_its_place() -> None:
+    """Each passed audit counts, and the number of audits is told."""
+    assert standing() == UNAUDITED == Standing(17, 0)
+    assert standing(report()) > UNAUDITED
+    assert standing(*[report()] * 50) == (882, 50)
+
+
+def test_products_are_apart() -> None:
+    """Another model or precision of the same provider is another product, and others' reports are not its own."""
+    assert standing(report(model="other"), report(precision="fp8"), report(provider=BOB.address)) == UNAUDITED
+    fp8 = product_key(make_ask(ANN, spec=Spec(precision=" FP8")).message)
+    assert fp8 == (ANN.address, MODEL, "fp8")
+    assert after(report(precision="fp8")).standing(fp8).audits == 1
+
+
+def test_a_report_without_weight_and_one_of_a_later_kind_change_nothing_but_the_leaf() -> None:
+    """A verdict that this release does not know is no verdict."""
+    for leaf in (report(weight=0), report(verdict=SUSPECT, weight=0)):
+        assert IntegrityRecord().after(leaf, 7).standing == UNAUDITED
+    assert IntegrityRecord().after(report(), 7).leaf == 7
+    assert standing(ReportLeaf(**{name: getattr(report(), name) for name in ReportLeaf.__slots__} | {"verdict": 9})) == UNAUDITED
+
+
+def test_reports_of_payers_alone_exclude_nobody() -> None:
+    """However often payers accuse, a provider comes where a stranger is; the coordinator's own finding excludes it."""
+    accused = standing(*[report(CONFIRMED)] * 20)
+    assert 0 < accused.integrity <= UNAUDITED.integrity
+    assert standing(*[report()] * 30, report(SUSPECT, is_probe=True)).integrity > 700
+    assert standing(*[report()] * 30, report(CONFIRMED, is_probe=True)).integrity == 0
+
+
+def test_a_provider_that_is_excluded_for_one_product_is_excluded_for_all() -> None:
+    """No other name of the model or of its precision washes it clean, neither one with audits nor one without."""
+    caught = report(CONFIRMED, is_probe=True)
+    for model, precision in ((MODEL, "fp8"), ("other", "unknown")):
+        assert standing(caught, model=model, precision=precision) == (0, 0)
+        praised = report(model=model, precision=precision)
+        assert standing(*[praised] * 9, caught, model=model, precision=precision) == (0, 9)
+    assert after(caught).standing(ProductKey(BOB.address, MODEL, "unknown")) == UNAUDITED
+
+
+def test_weight_grows_with_what_others_were_paid() -> None:
+    """Half at HALF_WEIGHT, less for each further report on the same product, and a tenth for a conviction."""
+    settled = {BOB.address: HALF_WEIGHT}
+    assert report_weight(PASS, ANN.address, settled, 0, is_probe=False) == WEIGHT_ONE // 2
+    assert report_weight(PASS, ANN.address, settled, 4, is_probe=False) == WEIGHT_ONE // 10
+    assert report_weight(CONFIRMED, ANN.address, settled, 0, is_probe=False) == WEIGHT_ONE // 20
+    assert report_weight(SUSPECT, ANN.address, {}, 0, is_probe=False) == 0
+    assert report_weight(SUSPECT, ANN.address, {BOB.address: Amount(10**18)}, 0, is_probe=False) == WEIGHT_ONE - 1
+    assert report_weight(SUSPECT, ANN.address, {}, 9, is_probe=True) == WEIGHT_ONE
+
+
+def test_nobody_lends_weight_to_its_own_praise() -> None:
+    """What a payer paid to the provider counts against it alone."""
+    settled = {ANN.address: HALF_WEIGHT}
+    assert report_weight(PASS, ANN.address, settled, 0, is_probe=False) == 0
+    assert report_weight(SUSPECT, ANN.address, settled, 0, is_probe=False) == WEIGHT_ONE // 2
+
+
+def test_a_flood_of_products_is_bounded() -> None:
+    """A provider's products with the oldest reports are forgotten, and the first ones are unaudited again."""
+    records = after(*[report(model=f"m{number}") for number in range(MAX_PRODUCTS + 3)])
+    assert len(records.standings(ANN.address)) == MAX_PRODUCTS
+    assert records.standing(ProductKey(ANN.address, "m2", "unknown")) == UNAUDITED
+    assert records.standing(ProductKey(ANN.address, "m3", "unknown")).audits == 1
+
+
+def test_a_restart_changes_nothing() -> None:
+    """Records that were stored are the same again."""
+    reports = [report(), report(SUSPECT), report(model="other"), report(CONFIRMED, is_probe=True, provider=BOB.address)]
+    first, second, changed = after(*reports), IntegrityRecords(), list[Address]()
+    second.on_change = changed.append
+    second.restore((key, first.record(key)) for key in (*first.standings(ANN.address), *first.standings(BOB.address)))
+    assert second.standings(ANN.address) == first.standings(ANN.address)
+    assert second.standings(BOB.address) == first.standings(BOB.address)
+    assert changed == [ANN.address, ANN.address, BOB.address]
+
+
+def ranking(records: IntegrityRecords, prices: dict[Address, int]) -> list[Address]:
+    """The shortlist among ann, bob and eve, who never fail, at these prices (base units per token)."""
+    book = AskBook()
+    book.standing = lambda ask: records.standing(product_key(ask))
+    for key in (ANN, BOB, EVE):
+        price = prices[key.address] * 1_000_000
+        ask = make_ask(key, input_price=price, cached_input_price=price, output_price=price)
+        book.replace(key.address, [ask], Capacity(4, 4), reliability(1.0), quality_bound(1.0, records.best(key.address)))
+    return [entry.provider for entry in shortlist(book, Demand(MODEL), START)]
+
+
+def test_expected_loss_is_added_to_the_price() -> None:
+    """An audited provider comes before a cheaper stranger, not before one at a third of its price, and a cheater comes last."""
+    records = after(*[report()] * 100, report(CONFIRMED, provider=EVE.address, is_probe=True))
+    assert ranking(records, {ANN.address: 4, BOB.address: 3, EVE.address: 1}) == [ANN.address, BOB.address, EVE.address]
+    assert ranking(records, {ANN.address: 9, BOB.address: 3, EVE.address: 1}) == [BOB.address, ANN.address, EVE.address]
+
+
+@pytest.mark.parametrize("score", [0.0, 0.25, 0.5, 0.93, 1.0])
+@pytest.mark.parametrize("integrity", [0, 1, 17, 18, 500, 999, 1_000])
+def test_the_bound_of_the_index_is_never_below_the_quality(score: float, integrity: int) -> None:
+    """Otherwise a search would end before the best provider."""
+    assert 64_000 * score + 64 * integrity <= quality_bound(score, integrity) <= 128_000
