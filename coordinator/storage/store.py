@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -143,7 +142,7 @@ class Store:
         }
         self._put += 1
         room = max_bytes if self._put % ROOM_CHECK_INTERVAL == 0 else None
-        await asyncio.shield(self._jobs.writer.add(_write_responses, (row, since, room), waited=True).done)
+        await self._jobs.writer.add(_write_responses, (row, since, room), waited=True).done
 
     async def response(self, job: JobId, since: int) -> StoredResponse | None:
         """See ports.ResponseStore."""

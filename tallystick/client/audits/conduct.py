@@ -243,7 +243,8 @@ class Conductor:
                 if kept.consent.private
                 else "you did not allow its prompt to be shown to other providers"
             )
-            return f"nobody can judge this answer: {engines} {model}, and {why} ([audits] share_prompts)"
+            remedy = "" if kept.consent.private else "; for this answer alone: tally audit JOB --share"
+            return f"nobody can judge this answer: {engines} {model}, and {why} ([audits] share_prompts){remedy}"
         return f"nobody can judge this answer: {engines} {model}, and no other provider that is trusted sells scoring of it now"
 
 
