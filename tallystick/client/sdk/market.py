@@ -386,9 +386,10 @@ class Market(ConvenienceMethods):
         batch = self.config.priority == BATCH if priority is None else read_priority(priority, "priority") == BATCH
         consent = self._audits.consent(label, share=share_prompt, private=private) if self._audits.keeps(request) else NO_CONSENT
         options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds, late, batch, consent)
+        fingerprint = "" if key is None else idempotency.fingerprint(request.plaintext)
+        request = request.with_evidence() if self.config.evidence else request
         if key is None:
             return await self._submit_to_shortlist(request, demand, options)
-        fingerprint = idempotency.fingerprint(request.plaintext)
         async with self._keys.setdefault(idempotency.check_key(key), asyncio.Lock()):
             keyed = await self._ledger.find_key(key)
             if keyed is None:
