@@ -23,6 +23,7 @@ from coordinator.http.job_views import job_view, queued_view, settlement_view
 from coordinator.http.log_routes import add_log_routes
 from coordinator.http.metrics import CoordinatorMetrics
 from coordinator.http.pages import ABOUT, LINKS, PAGE_HEADERS, api_page, home_page
+from coordinator.http.report_routes import add_report_routes
 from coordinator.http.schemas import (
     AfterAsk,
     AfterModel,
@@ -104,6 +105,7 @@ def build_control_plane(context: ApiContext) -> FastAPI:
     _add_job_routes(api, context)
     _add_tab_routes(api, context)
     add_log_routes(api, context.market.match_log)
+    add_report_routes(api, context.market.audit_reports)
     _add_operations_routes(api, context)
     _add_pages(api, context)
     return api
