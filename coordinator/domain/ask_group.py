@@ -26,6 +26,8 @@ _SHARES = 4_096
 _SCALE = 3 * _SHARES
 _MIXES = 32
 """Price mixes that are apart, so that one order by price is nearly the order by any request's price."""
+_MANY_EXCLUDED, _LONG_LIST, _MAX_BEGINS = 16, 512, 4
+"""A list of so many asks remembers for so many sets of excluded providers where the others begin, if so many are excluded."""
 _CHUNK = 32
 """Asks that a list passes over at a time, if their providers are excluded."""
 _GOLDEN = 0x9E3779B1 / 2**32
@@ -54,9 +56,11 @@ def price_mix(ask: Ask) -> int:
 class FreeAsks:
     """The free asks of one class of reliability in one group."""
 
-    __slots__ = ("_orders", "_scores", "_shares")
+    __slots__ = ("_begins", "_orders", "_scores", "_shares")
 
     def __init__(self, orders: Iterable[str]) -> None:
+        self._begins: dict[Collection[Address], int] = {}
+        """A key by price for sets of excluded providers: all asks below it are of these providers."""
         self._orders: dict[str, SortedKeyList[ListedAsk, int]] = {order: SortedKeyList(key=ORDERS[order]) for order in orders}
         self._scores: Counter[int] = Counter()
         self._shares: Counter[int] = Counter()
@@ -68,6 +72,9 @@ class FreeAsks:
         """Lists an ask in each order."""
         for ranked in self._orders.values():
             ranked.add(listed_ask)
+        for exclude, begin in self._begins.items():
+            if listed_ask.by_price < begin and listed_ask.provider not in exclude:
+                self._begins[exclude] = listed_ask.by_price
         self._scores[listed_ask.node.quality] += 1
         self._shares[output_share(listed_ask.message)] += 1
 
@@ -103,6 +110,22 @@ class FreeAsks:
         cheapest: ListedAsk = self._orders["price"][0]
         return cheapest.price * rate // _SCALE
 
+    def _begin(self, exclude: Collection[Address]) -> int:
+        """Returns the place in the order by price before which all asks are of excluded providers.
+
+        A client excludes the same providers in each of its requests. So the place is remembered for the last sets of many.
+        """
+        ranked = self._orders["price"]
+        if len(exclude) < _MANY_EXCLUDED or len(ranked) < _LONG_LIST:
+            return 0
+        key = self._begins.get(exclude)
+        if key is None:
+            if len(self._begins) >= _MAX_BEGINS:
+                del self._begins[next(iter(self._begins))]
+            others = (listed_ask.by_price for listed_ask in ranked if listed_ask.provider not in exclude)
+            key = self._begins[exclude] = next(others, ranked[-1].by_price + 1)
+        return int(ranked.bisect_key_left(key))
+
     def by_price(self, rate: int, tie: tuple[int, int], draw: float, exclude: Collection[Address] = ()) -> Iterator[Offer]:
         """Yields the asks, cheapest first, without those of the providers in `exclude`.
 
@@ -111,10 +134,13 @@ class FreeAsks:
         """
         ranked = self._orders["price"]
         lowest, highest = tie
+        start = self._begin(exclude)
         end = ranked.bisect_key_left((highest * _SCALE // rate if rate else ranked[-1].price) + 1 << ADDRESS_BITS)
-        begin = int(draw * end)
-        place, step = (draw + end * _GOLDEN) % 1 / (end or 1), 1 / (end or 1)
-        for first, last in ((begin, end), (0, begin)):
+        end = max(start, end)
+        size = end - start or 1
+        begin = start + int(draw * (end - start))
+        place, step = (draw + size * _GOLDEN) % 1 / size, 1 / size
+        for first, last in ((begin, end), (start, begin)):
             for number, listed_ask in enumerate(ranked.islice(first, last) if first < last else ()):
                 if listed_ask.provider not in exclude:
                     yield lowest, place + number * step, listed_ask

@@ -28,17 +28,45 @@ MAX_MODEL_NAME = 1_024
 """Characters of a model's name. A longer name can be neither requested nor listed."""
 CURSOR_PATTERN = "([0-9]{1,21})-(0x[0-9a-f]{40})-([0-9a-f]{64})"
 """Price, provider and digest of an ask."""
+_SECONDS_PER_ASK = 1e-4
+"""How long the entry of a model is used again for each of its asks: some fifty times as long as it takes to read the ask."""
+_MAX_ENTRIES = 1_000
 Page = tuple[list[dict[str, Any]], str | None]
 """Entries, and the cursor of the next page; None on the last page."""
 
 
-def models_page(book: AskBook, count_waiting: Callable[[str], int], after: str, limit: int) -> Page:
+class ModelEntries:
+    """The JSON of listed models. Whoever asks how often, at most about a fiftieth of the time goes into reading all asks.
+
+    `tick` arguments are seconds of a monotonic clock.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[float, dict[str, Any]]] = {}
+        """Until when each entry is used again, and the entry."""
+
+    def entry(self, name: str, listed_asks: list[ListedAsk], tick: float) -> dict[str, Any]:
+        """Returns the entry of a model, which is older the more asks the model has: up to 10 s with 100,000 asks."""
+        until, entry = self._known.get(name, (tick, {}))
+        if tick >= until:
+            entry = model_entry(name, listed_asks)
+            self._known.pop(name, None)
+            self._known[name] = tick + len(listed_asks) * _SECONDS_PER_ASK, entry
+            if len(self._known) > _MAX_ENTRIES:
+                del self._known[next(iter(self._known))]
+        return entry
+
+
+def models_page(
+    book: AskBook, entries: ModelEntries, count_waiting: Callable[[str], int], after: str, limit: int, *, tick: float
+) -> Page:
     """Returns up to `limit` models whose names come after `after`. The cursor is a name.
 
-    `count_waiting` returns the number of jobs that wait for a model.
+    `count_waiting` returns the number of jobs that wait for a model. `tick`: see `ModelEntries`.
     """
     models = ((name, asks) for name, asks in book.models() if name > after and len(name) <= MAX_MODEL_NAME)
-    return _take_page(((name, model_entry(name, asks) | {"waiting": count_waiting(name)}) for name, asks in models), limit)
+    listed = ((name, entries.entry(name, asks, tick) | {"waiting": count_waiting(name)}) for name, asks in models)
+    return _take_page(listed, limit)
 
 
 def asks_page(book: AskBook, model: str, after: str, limit: int) -> Page:

@@ -22,6 +22,8 @@ class TokenBucket:
 
     def delay(self, key: str, now: float) -> float:
         """Returns the seconds until this key has a whole token; 0 if it has one. Takes nothing."""
+        if key not in self._levels:  # as nearly all
+            return max(0.0, (1 - self.burst) / self.rate)
         return max(0.0, (1 - self._level(key, now)) / self.rate)
 
     def try_spend(self, key: str, now: float, tokens: float = 1) -> bool:

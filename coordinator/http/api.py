@@ -16,13 +16,14 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from coordinator.domain.ask_pages import ask_entry, asks_page, explained_entry, models_page
+from coordinator.domain.ask_pages import ModelEntries, ask_entry, asks_page, explained_entry, models_page
 from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.resource_bounds import DEFAULT_PAGE_ENTRIES
 from coordinator.http.job_views import job_view, queued_view, settlement_view
 from coordinator.http.log_routes import add_log_routes
 from coordinator.http.metrics import CoordinatorMetrics
 from coordinator.http.pages import ABOUT, LINKS, PAGE_HEADERS, api_page, home_page
+from coordinator.http.report_routes import add_report_routes
 from coordinator.http.schemas import (
     AfterAsk,
     AfterModel,
@@ -104,6 +105,7 @@ def build_control_plane(context: ApiContext) -> FastAPI:
     _add_job_routes(api, context)
     _add_tab_routes(api, context)
     add_log_routes(api, context.market.match_log)
+    add_report_routes(api, context.market.audit_reports)
     _add_operations_routes(api, context)
     _add_pages(api, context)
     return api
@@ -128,15 +130,19 @@ def _add_market_routes(api: FastAPI, context: ApiContext) -> None:
         """Returns the identity of this coordinator, and the chain and contract for which every message must be signed."""
         return context.info
 
+    entries = ModelEntries()
+
     @api.get("/v1/models")
     async def models(after: AfterModel = "", limit: Limit = DEFAULT_PAGE_ENTRIES) -> Response:
         """Lists the models on offer in `data`, by name, with their lowest prices in base units per 1,000,000 tokens.
 
-        `live`: the asks with a free slot; `waiting`: the jobs that wait for one.
+        `live`: the asks with a free slot; `waiting`: the jobs that wait for one. Of a model with 10,000 asks, all but `waiting`
+        may be one second old, with more asks older.
 
         `next` is the `after` of the next page, or null on the last page. A page may have fewer entries than requested.
         """
-        return _page("data", *models_page(context.market.book, context.market.matchmaker.queue.count_waiting, after, limit))
+        waiting = context.market.matchmaker.queue.count_waiting
+        return _page("data", *models_page(context.market.book, entries, waiting, after, limit, tick=time.monotonic()))
 
     @api.get("/v1/asks")
     async def asks(model: ModelName, after: AfterAsk = "", limit: Limit = DEFAULT_PAGE_ENTRIES) -> Response:

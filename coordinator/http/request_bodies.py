@@ -70,7 +70,9 @@ class RequestBodies:
     def close(self, reservation: BodyReservation) -> None:
         """Closes a reservation and releases its bytes."""
         self._count(reservation, -reservation.bytes)
-        self._open -= Counter((reservation.address,))
+        self._open[reservation.address] -= 1
+        if not self._open[reservation.address]:
+            del self._open[reservation.address]
 
     def _count(self, reservation: BodyReservation, size: int) -> None:
         reservation.bytes += size

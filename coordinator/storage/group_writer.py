@@ -14,7 +14,6 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -29,20 +28,60 @@ JOBS_A_WAIT = 8
 """A write waits for others if this many jobs run for each write that waits already."""
 MAX_QUEUED = 8_192
 """Writes that wait for a transaction."""
+Note = Callable[[Exception | None], None]
+"""Takes the error of a write; None if it is committed."""
 Apply = Callable[[Connection, Sequence[Any]], None]
 """Applies the items of a group in one transaction; it may run twice, and has no effects except on the connection."""
 CallLater = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
 log = structlog.get_logger()
 
 
-@dataclass(slots=True, eq=False)
 class Entry:
     """One write. `taken`: its group has begun, so its item must not change any more."""
 
-    apply: Apply
-    item: Any
-    done: asyncio.Future[None]
-    taken: bool = False
+    __slots__ = ("_error", "_futures", "_notes", "_settled", "apply", "item", "taken")
+
+    def __init__(self, apply: Apply, item: Any) -> None:
+        self.apply, self.item, self.taken = apply, item, False
+        self._settled = False
+        self._error: Exception | None = None
+        self._notes: list[Note] = []
+        self._futures: list[asyncio.Future[None]] = []
+
+    def then(self, note: Note) -> None:
+        """Lets a function be called when the write is committed or failed, before those that wait for it go on."""
+        self._notes.append(note)
+
+    @property
+    def done(self) -> asyncio.Future[None]:
+        """A future of the caller's own, for when the write is committed. It may be cancelled, which cancels no write."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._futures.append(future)
+        if self._settled:
+            self._settle_futures()
+        return future
+
+    def settle(self, error: Exception | None = None) -> None:
+        """Tells all who want to know that the write is committed, or why it failed. Does nothing the second time."""
+        if self._settled:
+            return
+        self._settled, self._error = True, error
+        for note in self._notes:
+            try:
+                note(error)
+            except Exception:  # a bug in one must not keep the others waiting
+                log.exception("bug in the note of a write")
+        self._settle_futures()
+
+    def _settle_futures(self) -> None:
+        futures, self._futures = self._futures, []
+        for future in futures:
+            if future.done():  # its caller was cancelled
+                continue
+            if self._error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(self._error)
 
 
 def _call_later(seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
@@ -77,13 +116,12 @@ class GroupWriter:
         return len(self._entries)
 
     def add(self, apply: Apply, item: Any, *, waited: bool) -> Entry:
-        """Queues a write, committed when `done` of the entry is. Raises Unavailable if the queue is full or closed."""
+        """Queues a write; the entry tells when it is committed. Raises Unavailable if the queue is full or closed."""
         if self._closed:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is closed")
         if len(self._entries) >= MAX_QUEUED:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too slow: its write queue is full")
-        entry = Entry(apply, item, asyncio.get_running_loop().create_future())
-        entry.done.add_done_callback(_retrieve)
+        entry = Entry(apply, item)
         self._entries.append(entry)
         if waited:
             self.hurry()
@@ -156,12 +194,12 @@ class GroupWriter:
             await self._db.write(functools.partial(_apply, entries=entries), synced=False)
         except Unavailable as error:
             for entry in entries:
-                _settle(entry, error)
+                entry.settle(error)
         except Exception:  # noqa: BLE001 - each write then runs alone, and the one that failed gets its error
             await self._commit_alone(entries)
         else:
             for entry in entries:
-                _settle(entry)
+                entry.settle()
 
     async def _commit_alone(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
@@ -169,9 +207,9 @@ class GroupWriter:
                 await self._db.write(functools.partial(_apply, entries=[entry]), synced=False)
             except Exception as error:  # whoever waits gets it
                 log.exception("write failed")
-                _settle(entry, error)
+                entry.settle(error)
             else:
-                _settle(entry)
+                entry.settle()
 
 
 def _apply(connection: Connection, entries: Sequence[Entry]) -> None:
@@ -180,18 +218,3 @@ def _apply(connection: Connection, entries: Sequence[Entry]) -> None:
         by_function.setdefault(entry.apply, []).append(entry.item)
     for apply, items in by_function.items():
         apply(connection, items)
-
-
-def _settle(entry: Entry, error: Exception | None = None) -> None:
-    if entry.done.done():
-        return
-    if error is None:
-        entry.done.set_result(None)
-    else:
-        entry.done.set_exception(error)
-
-
-def _retrieve(done: asyncio.Future[None]) -> None:
-    """Nobody may wait for a write; its error is then logged already."""
-    if not done.cancelled():
-        done.exception()

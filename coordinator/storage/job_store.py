@@ -6,7 +6,6 @@ for the same transaction are one write: a short job may be stored by its end alo
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -119,7 +118,7 @@ class SqlJobStore:
             job.receipts.setdefault(provider, stored)
             entry = self._add(job, waited=True)
         try:
-            await asyncio.shield(entry.done)
+            await entry.done
         except JobUnknown as error:  # it was deleted since its receipt was checked
             raise Unavailable(Code.DATABASE_UNAVAILABLE, f"{error} any more; send the receipt again") from error
 
@@ -135,7 +134,7 @@ class SqlJobStore:
         write = JobWrite(job.record.job, job.record, dict(job.receipts), whole=not ending, packed=job.packed)
         entry = self.writer.add(self._rows.write, write, waited=waited)
         job.entry = entry
-        entry.done.add_done_callback(lambda done: self._written(job, entry, done))
+        entry.then(lambda error: self._written(job, entry, error))
         return entry
 
     def _add_late(
@@ -151,15 +150,15 @@ class SqlJobStore:
             return entry
         entry = self.writer.add(self._rows.write, JobWrite(job_id, record, receipts, whole=False), waited=waited)
         self._late[job_id] = entry
-        entry.done.add_done_callback(lambda done: self._late_written(entry, done))
+        entry.then(lambda error: self._late_written(entry, error))
         return entry
 
-    def _written(self, job: _Job, entry: Entry, done: asyncio.Future[None]) -> None:
+    def _written(self, job: _Job, entry: Entry, error: Exception | None) -> None:
         """Takes note of a committed write, and repeats one that failed with the next write."""
         newest, write = job.entry is entry, entry.item
         if newest:
             job.entry = None
-        if not done.cancelled() and done.exception() is None:
+        if error is None:
             self._note(write)
             self._failed.discard(write.job)
             if job.row:
@@ -169,17 +168,17 @@ class SqlJobStore:
                 del self._jobs[write.job]
             self._tidy()
         elif newest:
-            if isinstance(done.exception(), Unavailable):
+            if isinstance(error, Unavailable):
                 self._failed.add(write.job)
                 self._again.append(job)
             else:  # the group writer logged why; no repetition would help
                 self._jobs.pop(write.job, None)
                 self._failed.discard(write.job)
 
-    def _late_written(self, entry: Entry, done: asyncio.Future[None]) -> None:
+    def _late_written(self, entry: Entry, error: Exception | None) -> None:
         if self._late.get(entry.item.job) is entry:
             del self._late[entry.item.job]
-        if not done.cancelled() and done.exception() is None:
+        if error is None:
             self._note(entry.item)
             self._tidy()
 
@@ -204,13 +203,13 @@ class SqlJobStore:
                 segment = dict(self._numbers.recent)
                 entry = self.writer.add(self._rows.write_segment, segment, waited=False)
                 self._segment_due = False
-                entry.done.add_done_callback(lambda done: self._segment_written(segment, done))
+                entry.then(lambda error: self._segment_written(segment, error))
         except Unavailable:
             return  # tried again with the next write
 
-    def _segment_written(self, segment: dict[JobId, tuple[int, int]], done: asyncio.Future[None]) -> None:
+    def _segment_written(self, segment: dict[JobId, tuple[int, int]], error: Exception | None) -> None:
         self._segment_due = True
-        if not done.cancelled() and done.exception() is None:
+        if error is None:
             recent = self._numbers.recent
             for job, entry in segment.items():
                 if recent.get(job) == entry:

@@ -16,12 +16,14 @@ from coordinator.storage.schema import decisions, log_heads, match_log
 from tallystick.protocol.eip712 import Signed, loads_signed
 from tallystick.protocol.merkle import HASH_SIZE
 from tallystick.protocol.messages import LogHead
+from tallystick.runtime.prepared import Prepared
 from tallystick.runtime.storage import Database
 
 KEPT_HEADS = 1_024
 FORGOTTEN_AT_ONCE = 500
 """Leaves whose contents one write deletes."""
 _ROWS_A_QUERY = 500
+_INSERT_LEAF = Prepared(sa.insert(match_log), ("number", "at", "hashes", "leaf"))
 
 
 class LogGap(Exception):
@@ -149,5 +151,4 @@ def _append(connection: Connection, rows: Sequence[LogRow]) -> None:
         if list(connection.execute(same).scalars()) != [row.hashes for row in rows[:stored]]:
             raise LogGap(f"leaf {rows[0].number}: the log has another one")
     new = [{"number": row.number, "at": row.at, "hashes": row.hashes, "leaf": row.leaf} for row in rows[stored:]]
-    if new:
-        connection.execute(sa.insert(match_log), new)
+    _INSERT_LEAF.run(connection, *new)

@@ -8,6 +8,10 @@ from tallystick.audit.scores import Answer, MeanStatistic, Row
 
 TOP = 5
 """Tokens of a position that are compared."""
+FLOOR = 0.1
+"""Nats that are added to each pair of logarithms. Evidence is rounded to 0.001, and 0.0004 and 0 are entirely different numbers.
+Without it, half of the audits of honest engines were above the threshold; with it, none (docs/explanation/trust.md).
+"""
 MIN_POSITIONS = 8
 """Positions from which the mean means something."""
 
@@ -26,7 +30,7 @@ def measure_divergence(provider: Answer, referee: Answer) -> MeanStatistic:
 
 
 def _distance(provider: Row, referee: Row) -> float:
-    """The sum of |a - b| / (|a| + |b|) over the provider's best tokens, halved.
+    """The sum of |a - b| / (|a| + |b| + FLOOR) over the provider's best tokens, halved.
 
     A token that the referee does not list is at most as probable as its last one, so the distance is at least that to its last.
     """
@@ -36,7 +40,5 @@ def _distance(provider: Row, referee: Row) -> float:
         theirs = referee.logprobs.get(token)
         if theirs is None:
             theirs = min(floor, ours) if ours < floor else floor
-        size = abs(ours) + abs(theirs)
-        if size > 0:
-            total += abs(ours - theirs) / size
+        total += abs(ours - theirs) / (abs(ours) + abs(theirs) + FLOOR)
     return total / 2

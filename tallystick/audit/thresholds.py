@@ -22,7 +22,7 @@ class Thresholds:
     hold for any honest provider: ln(1,000) is exceeded by one audit in 1,000 at most.
     """
 
-    divergence: float = 0.004
+    divergence: float = 0.01
     margin: float = 0.05
     surprisal: float = math.log(1_000)
     cut: float = math.log(1_000)

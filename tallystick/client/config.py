@@ -319,6 +319,7 @@ class ClientConfig:
     """Whether the gateway's log is JSON; None: text at a terminal, JSON elsewhere."""
     log_level: str = "info"
     shutdown_seconds: float = 10.0
+    evidence: bool = True
     linger_seconds: int = 30
     idempotency_seconds: int = 86_400
     max_jobs: int = 1_024

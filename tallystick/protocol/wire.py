@@ -16,6 +16,7 @@ The plaintexts inside are described in plaintext_heads.py.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
@@ -42,17 +43,24 @@ MAX_WRAPPED = 4_096
 MAX_MATCH = 20_480
 """Bytes of a match."""
 MAX_HEDGE_MS = 600_000
+
+
+@functools.lru_cache(maxsize=512)
+def _write_hints(hints: RankingHints) -> bytes:
+    """Cached, as what it reads: the jobs of one application have the same few hints."""
+    return dumps(hints.to_json())
+
+
+@functools.lru_cache(maxsize=512)
+def _read_hints(value: bytes, where: str) -> RankingHints:
+    return RankingHints.from_json(loads(value, where), where)
+
+
 SUBMISSION_OPTIONS = (
     flag(1, "ranked", "ranked"),
     whole_number(2, "wait", "wait"),
     whole_number(3, "hedge_after_ms", "hedgeAfterMs", 1, MAX_HEDGE_MS),
-    Option(
-        IGNORABLE,
-        "hints",
-        "hints",
-        lambda hints: dumps(hints.to_json()),
-        lambda value, where: RankingHints.from_json(loads(value, where), where),
-    ),
+    Option(IGNORABLE, "hints", "hints", _write_hints, _read_hints),
     flag(IGNORABLE + 1, "batch", "batch"),
 )
 """The members of a submission that may be absent. Each keeps its number for ever."""

@@ -225,6 +225,15 @@ class DirectRequest:
             await self._drain()
         self._write(part)
 
+    @property
+    def ready(self) -> bool:
+        """Whether a part of the body can be sent at once, by `send_now`: the client reads, and the answer has begun."""
+        return self.response_started and not (self.flow.write_paused or self.response_complete)
+
+    def send_now(self, part: bytes) -> None:
+        """Sends a part of the body while `ready`."""
+        self._write(part)
+
     async def end(self, part: bytes = b"") -> None:
         """Sends the last part of the body. Raises ClientStalled."""
         await self.send(part)

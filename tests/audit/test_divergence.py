@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tallystick.audit.divergence import MIN_POSITIONS, TOP, measure_divergence
+from tallystick.audit.divergence import FLOOR, MIN_POSITIONS, TOP, measure_divergence
 from tallystick.audit.scores import Row
 from tests.audit.models import ToyModel
 
@@ -23,18 +23,24 @@ def test_equal_numbers_have_no_distance() -> None:
 def test_distance_is_the_sum_of_relative_differences_halved() -> None:
     """Distance is the sum of relative differences halved."""
     ours, theirs = Row(1, {1: -1.0, 2: -2.0}), Row(1, {1: -3.0, 2: -2.0, 3: -4.0})
-    assert measure_divergence({0: ours}, {0: theirs}).mean == pytest.approx((2 / 4) / 2)
+    assert measure_divergence({0: ours}, {0: theirs}).mean == pytest.approx((2 / (4 + FLOOR)) / 2)
 
 
 def test_a_token_that_the_referee_lacks_is_at_most_as_probable_as_its_last() -> None:
     """A token that the referee lacks is at most as probable as its last."""
     ours, theirs = Row(1, {1: -1.0, 9: -2.0}), Row(1, {1: -1.0, 3: -6.0})
-    assert measure_divergence({0: ours}, {0: theirs}).mean == pytest.approx((4 / 8) / 2)
+    assert measure_divergence({0: ours}, {0: theirs}).mean == pytest.approx((4 / (8 + FLOOR)) / 2)
     unlikely = Row(1, {1: -1.0, 9: -8.0})  # it may be as unlikely for the referee
     assert measure_divergence({0: unlikely}, {0: theirs}).mean == 0
 
 
-@pytest.mark.parametrize(("noise", "least"), [(0.02, 0.004), (0.3, 0.05)])
+def test_the_rounding_of_evidence_is_no_difference() -> None:
+    """A sure token is rounded to 0, which is nothing of its own logarithm and all of its ratio."""
+    ours, theirs = Row(1, {1: 0.0, 2: -8.0}), Row(1, {1: -0.0004, 2: -8.0004})
+    assert measure_divergence({0: ours}, {0: theirs}).mean < 0.003
+
+
+@pytest.mark.parametrize(("noise", "least"), [(0.05, 0.01), (0.3, 0.05)])
 def test_coarser_weights_are_seen(noise: float, least: float) -> None:
     """Coarser weights are seen."""
     other = ToyModel(1, noise)

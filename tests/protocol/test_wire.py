@@ -31,6 +31,7 @@ from tallystick.protocol.plaintext_heads import (
     load_response_head,
     split_request,
 )
+from tallystick.protocol.ranking_hints import RankingHints
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
 from tallystick.protocol.wire import (
     COPIED_BYTES,
@@ -683,3 +684,15 @@ def test_members_that_a_newer_peer_adds_are_ignored() -> None:
     for name, (subject, read) in TREES.items():
         if name != "Candidate":
             assert read({**subject.to_json(), "later": 1}) == subject
+
+
+@pytest.mark.parametrize("hints", [RankingHints(), RankingHints(7, holder=Address("0x" + "ab" * 20), cached_tokens=5)])
+def test_hints_are_read_as_they_were_written_each_time(hints: RankingHints) -> None:
+    """Also a second time, when both are known; and what is no hint is refused each time."""
+    submission = replace(SUBMISSION, hints=hints)
+    for _ in range(2):
+        assert Submission.loads(submission.dumps()).hints == hints
+    packed = replace(SUBMISSION, hints=RankingHints(123_456)).dumps()
+    for _ in range(2):
+        with pytest.raises(BadMessage, match=r"submission\.hints"):
+            Submission.loads(packed.replace(b"123456", b"-12345"))

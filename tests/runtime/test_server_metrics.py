@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from tallystick.protocol.health import CheckResult, Health, HealthReport
-from tallystick.runtime.server_metrics import MAX_OUTCOMES, ServerMetrics
+from tallystick.runtime.server_metrics import COMMIT_BUCKETS, FIRST_BUCKETS, MAX_OUTCOMES, TOTAL_BUCKETS, ServerMetrics
 
 
 def values(metrics: ServerMetrics) -> dict[str, float]:
@@ -28,6 +28,39 @@ def test_ended_jobs() -> None:
     assert (found["x_job_seconds_count"], found["x_first_output_seconds_count"]) == (3, 2)
     assert found["x_sent_bytes_total"] == 150
     assert (found["x_database_commit_seconds_count"], found["x_live"]) == (1, 7)
+
+
+def test_the_figures_are_those_of_the_librarys_own_counters() -> None:
+    """Name, type, text, labels and value of each sample, with times on, below and above the bounds."""
+    registry = CollectorRegistry()
+    own = Counter("x_jobs", "Ended jobs, by outcome or by the code of their error", ["outcome"], registry=registry)
+    text = "Seconds from a job's request to the first byte of its answer"
+    first = Histogram("x_first_output_seconds", text, registry=registry, buckets=FIRST_BUCKETS)
+    total = Histogram("x_job_seconds", "Seconds from a job's request to its end", registry=registry, buckets=TOTAL_BUCKETS)
+    sent = Counter("x_sent_bytes", "Bytes of answers to jobs", registry=registry)
+    text = "Seconds that a group of writes took to be durable"
+    commits = Histogram("x_database_commit_seconds", text, registry=registry, buckets=COMMIT_BUCKETS)
+    metrics = ServerMetrics("x", lambda: None)
+    assert _shown(metrics.registry) == _shown(registry), "before the first job"
+    for outcome in ("completed", "no_provider", 'a "quoted" one', "completed"):
+        for seconds in (0.0, *FIRST_BUCKETS, *TOTAL_BUCKETS, 0.011, 601.5):
+            metrics.job_ended(outcome, seconds, seconds, 7)
+            metrics.job_ended(outcome, 2 * seconds, None, 0)
+            own.labels(outcome).inc(2)
+            first.observe(seconds)
+            total.observe(seconds)
+            total.observe(2 * seconds)
+            sent.inc(7)
+            metrics.committed(seconds / 100)
+            commits.observe(seconds / 100)
+    assert _shown(metrics.registry) == _shown(registry)
+
+
+def _shown(registry: CollectorRegistry) -> list[str]:
+    """The lines of the metrics of jobs and transactions, without when their counters began."""
+    names = ("x_jobs", "x_first", "x_job_", "x_sent", "x_database")
+    lines = [line for line in generate_latest(registry).decode().splitlines() if "_created" not in line]
+    return [line for line in lines if line.removeprefix("# HELP ").removeprefix("# TYPE ").startswith(names)]
 
 
 def test_labels_are_bounded() -> None:

@@ -1,7 +1,7 @@
 """`tally demo`: a whole market on this machine, and one job through it, without mocks.
 
 Chain, coordinator, two nodes with an engine each, and gateway run as separate processes. The demo streams one chat through the
-official OpenAI SDK, then shows the job's trace: its order, its receipt and its payment on chain.
+official OpenAI SDK, then shows the job's trace: its order, its receipt, its payment on chain, and its audit by the other node.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tallystick.runtime.ports import describe_holder
 if TYPE_CHECKING:
     from tallystick.chain.deployment import Deployment
 
-PROMPT = "In one sentence: what is the capital of France?"
+PROMPT = "In two sentences: what is the capital of France, and what is it known for?"
 DEPOSIT = Amount(10_000_000)
 SETTLE_SECONDS = 60
 
@@ -95,6 +95,7 @@ async def _show(market: LocalMarket, processes: ProcessGroup, prompt: str, *, on
     step(f"the market is up after {time.monotonic() - started:.1f} s")
     from tallystick.chain.escrow import Escrow
     from tallystick.chain.rpc import Rpc
+    from tallystick.cli.local.job_audit import audit_traced_job
     from tallystick.cli.local.job_trace import JobTracer, show_trace
 
     rpc = Rpc(deployment.rpc)
@@ -107,6 +108,9 @@ async def _show(market: LocalMarket, processes: ProcessGroup, prompt: str, *, on
             settle_seconds=SETTLE_SECONDS,
         )
         trace = await tracer.run(model, prompt, market.providers, quiet=as_json)
+        coordinator = market.url(market.ports.coordinator)
+        payer = market.signers["payer"]
+        trace["audit"] = await audit_traced_job(coordinator, payer, market.folder, trace["job"], market.providers)
     finally:
         await rpc.close()
     if as_json:

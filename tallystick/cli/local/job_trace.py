@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tallystick.cli.local.job_audit import audit_words
 from tallystick.cli.output import show_fields
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.types import Address, Amount, format_amount, parse_address, parse_job_id
@@ -88,6 +89,7 @@ class JobTracer:
                 stream=True,
                 stream_options={"include_usage": True},
                 max_tokens=512,
+                temperature=0.7,
             )
             parts: list[str] = []
             if not quiet:
@@ -152,6 +154,7 @@ def show_trace(trace: Mapping[str, Any]) -> None:
             ("settled in", trace["settle_tx"]),
             ("purse (free + reserved), dollars", f"{amount('purse_before')} -> {amount('purse_after')}"),
             ("provider's credit, dollars", f"{amount('provider_credit_before')} -> {amount('provider_credit_after')}"),
+            ("audit", audit_words(trace["audit"])),
         ],
         title="Trace of the job",
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -277,6 +279,8 @@ async def _complete(
     finally:
         await rpc.close()
     answer = await _ask(config, signer, prompt, as_json=as_json)
+    if not as_json:
+        _ask_for_consent(config, signer)
     commands = ["tally chat", "tally gateway", "tally balance", "tally spending", "tally start --stop"]
     if as_json:
         show_json({"local": True, "done": missing, "answer": answer, "next": commands})
@@ -323,6 +327,20 @@ async def _fund(escrow: Escrow, signer: Signer, location: MarketLocation) -> Non
     if free < MIN_PURSE:
         await fund_purse(escrow, Sender(rpc, signer), signer, Amount(TARGET_PURSE - free), mint=True)
         step(f"the purse has {format_amount(TARGET_PURSE)} test dollars")
+
+
+def _ask_for_consent(config: ClientConfig, signer: Signer) -> None:
+    """Asks once whether audits may show prompts to other providers, if somebody can answer and the config says nothing."""
+    from tallystick.client.audits.consent_file import QUESTION, read_answer, write_answer
+
+    path = config.consent_path(signer.address)
+    if config.audits.share_prompts is not None or not config.audits.enabled or read_answer(path) is not None:
+        return
+    if not sys.stdin.isatty():
+        note("audits show no prompt to other providers; to allow it: tally audit share --allow")
+        return
+    write_answer(path, share=typer.confirm(QUESTION, default=False, err=True), now=int(time.time()))
+    note("to change that: tally audit share --allow, or --forbid")
 
 
 async def _ask(config: ClientConfig, signer: Signer, prompt: str, *, as_json: bool) -> dict[str, Any] | None:

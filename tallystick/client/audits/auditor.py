@@ -47,6 +47,8 @@ RETRY_SECONDS: Final = 120
 MAX_ATTEMPTS: Final = 6
 SCORERS_SECONDS: Final = 60
 MAX_MODELS: Final = 256
+MAX_DUE: Final = 64
+"""Audits of one visit to the file."""
 ASKED_SECONDS: Final = 3_600
 """After which an audit that a person asked for is done in the background, if that person's process did not end it."""
 
@@ -76,7 +78,7 @@ class Auditor:
         self._drawn: deque[tuple[KeptJob, float]] = deque()
         self._wake = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
-        self._opening = asyncio.Lock()
+        self._opening, self._busy = asyncio.Lock(), asyncio.Lock()
         self._store: AuditStore | None = None
         self._lock: InstanceLock | None = None
         self._scorers: dict[str, tuple[int, frozenset[Address]]] = {}
@@ -140,15 +142,16 @@ class Auditor:
 
     async def work_once(self) -> int:
         """Records what was drawn, and does every audit that is due and within the budget. Returns how many it ended."""
-        await self._take_drawn()
-        if not await self._is_alone():
-            return 0
-        store, ended = await self.store(), 0
-        now = self._ports.now()
+        async with self._busy:
+            await self._take_drawn()
+            return await self._do_due() if await self._is_alone() else 0
+
+    async def _do_due(self) -> int:
+        store, now, ended = await self.store(), self._ports.now(), 0
         await store.prune(now, contents_before=now - 3_600 * self._settings.keep_hours)
         await self.kept_jobs.prune()
         conductor = await self.conductor()
-        for audit in await store.due(now, 64):
+        for audit in await store.due(now, MAX_DUE):
             if await self._may_cost(audit):
                 ended += await self._conduct(conductor, audit)
             await self._take_drawn()
@@ -311,8 +314,9 @@ class Auditor:
         except TallyError as error:
             await store.fail(audit.id, str(error), self._ports.now())
             raise
-        if (queue := await self._reports()) is not None:
-            await queue.send_due()
+        async with self._busy:
+            if (queue := await self._reports()) is not None:
+                await queue.send_due()
         return conclusion
 
     def auditable(self, path: str) -> bool:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -45,6 +45,7 @@ from tallystick.protocol.wire import dumps, loads
 FORMAT = "audit-evidence/1"
 MAX_CASES = 32
 MAX_OPINIONS = 16
+MIN_REFEREES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +152,9 @@ class AuditEvidence:
         for number, case in enumerate(self.cases, 1):
             case_votes = list(self._check_case(case, own, results, f"answer {number}"))
             votes += case_votes
-        rules = Referees(2)
-        sure = [job for job in {vote.job for vote in votes} if _all_suspect(vote for vote in votes if vote.job == job)]
+        counts = [_agreeing([vote for vote in votes if vote.job == job]) for job in {vote.job for vote in votes}]
+        sure = [count for count in counts if count >= MIN_REFEREES]
+        rules = Referees(min(sure, default=MIN_REFEREES))
         others = [Audit(f"passed {number}".encode(), b"", Verdict.PASS) for number in range(max(0, self.audits - len(sure)))]
         verdict = judge_provider([*others, *votes], rules)
         if verdict is not Verdict.CONFIRMED:
@@ -188,9 +190,10 @@ class AuditEvidence:
             yield Audit(bytes(kept.job), receipt.provider.encode(), verdict)
 
 
-def _all_suspect(votes: Iterable[Audit]) -> bool:
+def _agreeing(votes: Sequence[Audit]) -> int:
+    """How many referees find an answer suspect, if none passes it; else 0."""
     known = [vote for vote in votes if vote.verdict is not Verdict.INCONCLUSIVE]
-    return len({vote.referee for vote in known}) >= 2 and all(vote.verdict is Verdict.SUSPECT for vote in known)
+    return len({vote.referee for vote in known}) if all(vote.verdict is Verdict.SUSPECT for vote in known) else 0
 
 
 def _check_ask(proof: Proof, ask: Signed[Ask] | None, precision: str, name: str) -> None:

@@ -14,7 +14,7 @@ import structlog
 from websockets.exceptions import WebSocketException
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.job_stream import Frame, LinkLost, StreamLost
+from tallystick.client.coordinator.job_stream import Frame, LinkLost, Sink, StreamLost
 from tallystick.protocol.errors import BadMessage, Fault, TallyError, Unavailable, error_from_json
 from tallystick.protocol.job_link import (
     CREDIT_BYTES,
@@ -73,6 +73,7 @@ class LinkJobStream:
         "_link",
         "_number",
         "_over",
+        "_sink",
         "_urgent",
         "_waiter",
         "_whole",
@@ -87,6 +88,8 @@ class LinkJobStream:
         self._begun = self._cancelled = self._urgent = self._whole = False
         self._buffered = self._granted = 0
         self._over: TallyError | None = None
+        self._sink: Sink | None = None
+        """What takes chunks while the reader waits."""
         self._waiter: asyncio.Future[None] | None = None
         self._added: asyncio.Future[bytes] | None = None
         self.waiting: float | None = None
@@ -96,7 +99,10 @@ class LinkJobStream:
 
     def take(self, kind: Kind, payload: bytes) -> None:
         """Takes a frame of the link."""
-        if kind is Kind.END:
+        if kind is Kind.CHUNK and self._sink is not None and not self._frames and self._sink(payload):
+            self._grant(FRAME_HEAD + len(payload))
+            self.waiting = self._link.clock()
+        elif kind is Kind.END:
             self.lose(StreamLost("the coordinator closed it"))
         elif kind is Kind.ERROR:
             self.lose(self._read_error(payload))
@@ -147,19 +153,19 @@ class LinkJobStream:
         if not self._frames and self._over is not None:
             raise self._over
 
-    async def _wait(self, *, whole: bool = False) -> None:
+    async def _wait(self, *, whole: bool = False, sink: Sink | None = None) -> None:
         self._whole = whole and not self._cancelled
         while self._over is None and not (self._urgent if self._whole else self._frames):
             self._waiter = asyncio.get_running_loop().create_future()
-            self.waiting = self._link.clock()
+            self.waiting, self._sink = self._link.clock(), sink
             try:
                 await self._waiter
             finally:
-                self.waiting = None
+                self.waiting = self._sink = None
 
-    async def read(self, *, whole: bool = False) -> Sequence[Frame]:
+    async def read(self, *, whole: bool = False, sink: Sink | None = None) -> Sequence[Frame]:
         """See JobStream."""
-        await self._wait(whole=whole)
+        await self._wait(whole=whole, sink=sink)
         if not self._frames and self._over is not None:
             raise self._over
         frames, self._frames, self._urgent = self._frames, [], False

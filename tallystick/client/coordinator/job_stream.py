@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import aiohttp
@@ -10,6 +10,8 @@ import aiohttp
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.wire import Candidate, FrameReader, Kind
 
+Sink = Callable[[bytes], bool]
+"""Takes the payload of a chunk at once, and returns whether it did. It must not raise."""
 Frame = tuple[Kind, bytes]
 
 
@@ -27,11 +29,11 @@ class LinkLost(StreamLost):
 class JobStream(Protocol):
     """The frames of one job. Read it from one place."""
 
-    async def read(self, *, whole: bool = False) -> Sequence[Frame]:
+    async def read(self, *, whole: bool = False, sink: Sink | None = None) -> Sequence[Frame]:
         """Waits for frames and returns those that have come. Raises StreamLost at the end, BadMessage for bytes that are none.
 
         `whole`: the reader wants the answer at its end only. Then the stream may keep matches and chunks until another frame
-        comes, as far as it has room for them.
+        comes, as far as it has room for them. `sink`: may get chunks while this waits, instead of the reader.
         """
         ...
 
@@ -54,7 +56,7 @@ class HttpJobStream:
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response, self._reader = response, FrameReader()
 
-    async def read(self, *, whole: bool = False) -> Sequence[Frame]:  # noqa: ARG002 - a response has one reader and no room
+    async def read(self, *, whole: bool = False, sink: Sink | None = None) -> Sequence[Frame]:  # noqa: ARG002 - both are optional
         """See JobStream."""
         frames: list[Frame] = []
         while not frames:

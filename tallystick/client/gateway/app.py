@@ -34,7 +34,7 @@ from tallystick.client.gateway.response_routes import stored_response_routes
 from tallystick.client.gateway.response_sender import ERROR_HEADERS, TALLY_HEADERS, error_response, send_error
 from tallystick.client.jobs.export import job_json
 from tallystick.client.ledger.spending import DAY_SECONDS
-from tallystick.client.sdk.market import Market, maintenance_of
+from tallystick.client.sdk.market import Market, audits_of, maintenance_of
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.routes import JSON
@@ -192,6 +192,7 @@ async def _maintain(market: Market) -> None:
         await market.info()
     except TallyError as error:
         log.warning("coordinator not available", reason=str(error))
+    audits_of(market).resume_pending()
     maintenance = maintenance_of(market)
     while True:
         try:

@@ -15,7 +15,7 @@ from tallystick.client.gateway.attempts import Attempts
 from tallystick.client.gateway.early_stream import STREAM_HEADERS, EarlyStream, telling_place
 from tallystick.client.gateway.request_headers import headers_of
 from tallystick.client.gateway.response_cache import MAX_CACHED_BYTES, CachedResponse, ResponseCache
-from tallystick.client.jobs.job import Job, arrivals_of
+from tallystick.client.jobs.job import Job, Outlet, arrivals_of
 from tallystick.client.jobs.result import Result
 from tallystick.client.ledger.upstream_spending import UPSTREAM_PREFIX
 from tallystick.client.openai.errors import ErrorResponse
@@ -123,7 +123,7 @@ class ResponseSender:
         stream = None if translation is None else translation.open_stream(job=job.id.hex())
         sent = _SentBytes(self._send.begun, keep=self.cache_name is not None)
         try:
-            async for chunk in arrivals_of(job):
+            async for chunk in arrivals_of(job, sent.outlet if stream is None else None):
                 await sent.add(chunk if stream is None else stream.feed(chunk))
             if stream is not None:
                 await sent.add(stream.finish(usage_of(job.receipt.message) if job.receipt is not None else None))
@@ -226,7 +226,7 @@ class _SentBytes:
 
     def __init__(self, send: Send, *, keep: bool) -> None:
         self._send, self._parts, self._size, self._keep, self._tail = send, list[bytes](), 0, keep, b"\n\n"
-        self._direct = send.send if isinstance(send, DirectRequest) else None
+        self._direct = send if isinstance(send, DirectRequest) else None
 
     @property
     def gap(self) -> bytes:
@@ -237,15 +237,29 @@ class _SentBytes:
     def kept(self) -> bytes | None:
         return b"".join(self._parts) if self._keep and self._size <= MAX_CACHED_BYTES else None
 
-    async def add(self, data: bytes) -> None:
-        if not data:
-            return
+    @property
+    def outlet(self) -> Outlet | None:
+        """What sends parts without a turn of the event loop; None if the answer goes by ASGI."""
+        direct = self._direct
+        return None if direct is None else Outlet(lambda: direct.ready, self._put)
+
+    def _put(self, data: bytes) -> None:
+        self._note(data)
+        if self._direct is not None:
+            self._direct.send_now(data)
+
+    def _note(self, data: bytes) -> None:
         self._tail = data[-2:] if len(data) > 1 else (self._tail + data)[-2:]
         self._size += len(data)
         if self._keep and self._size <= MAX_CACHED_BYTES:
             self._parts.append(data)
+
+    async def add(self, data: bytes) -> None:
+        if not data:
+            return
+        self._note(data)
         if self._direct is not None:
-            await self._direct(data)
+            await self._direct.send(data)
         else:
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import NamedTuple, NoReturn, Self
 
 from tallystick.client.audit_settings import PromptConsent
 from tallystick.client.config import ClientConfig
@@ -36,6 +36,7 @@ from tallystick.protocol.plaintext_heads import ResponseHead
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
+from tallystick.protocol.token_evidence import EvidenceRow
 from tallystick.protocol.types import Address, Hash, JobId, format_amount
 from tallystick.protocol.wire import Kind
 
@@ -53,6 +54,13 @@ class JobContext(RecordContext):
     on_answer: Callable[[Job], None]
     on_finished: Callable[[Job], None]
     read_elsewhere: Callable[[Job], bool]
+
+
+class Outlet(NamedTuple):
+    """Takes pieces of an answer's body at once. `ready`: whether it can take one now; `put`: takes it. Neither may raise."""
+
+    ready: Callable[[], bool]
+    put: Callable[[bytes], None]
 
 
 class Job:
@@ -95,6 +103,8 @@ class Job:
         """Called with the job's place in the queue while it waits for a free slot."""
         self.reads_whole = False
         """Whether its reader has no use for a part of the answer, so that it need not be woken for each."""
+        self._outlet: Outlet | None = None
+        """What takes the body's pieces while the reader waits for the next one."""
 
     @property
     def id(self) -> JobId:
@@ -135,6 +145,11 @@ class Job:
     def receipt(self) -> Verified[Receipt] | None:
         """Its receipt; None before it came. `receipt_accepted` says whether it is honest."""
         return self._response.receipt
+
+    @property
+    def evidence(self) -> tuple[EvidenceRow, ...]:
+        """What its provider committed to of each token, once its receipt came; empty if the provider commits to nothing."""
+        return self._response.evidence.rows
 
     @property
     def receipt_outstanding(self) -> bool:
@@ -209,7 +224,9 @@ class Job:
         if response.head is None or response.match is None or (response.receipt is None and not response.complete):
             raise Unavailable(Code.CANCELLED, "the job was cancelled before its answer began", fault=Fault.CLIENT)
         placed, key = response.match, response.key.commitment_key
-        return Result(self.id, response.head, body, response.receipt, placed.order, placed.terms, key, self.proof)
+        return Result(
+            self.id, response.head, body, response.receipt, placed.order, placed.terms, key, self.proof, response.evidence
+        )
 
     @property
     def proof(self) -> Proof | None:
@@ -317,6 +334,18 @@ class Job:
             self.on_place(response.place)
         return chunk
 
+    def _let_out(self, payload: bytes) -> bool:
+        """Gives the body in a chunk to the outlet. Returns False if its reader has to take it."""
+        outlet = self._outlet
+        if outlet is None or not outlet.ready():
+            return False
+        try:
+            chunk = self._response.accept(Kind.CHUNK, payload)
+        except PeerError:  # a chunk that does not open changes nothing: the reader gets it again, and this error
+            return False
+        outlet.put(chunk)
+        return True
+
     def _join_following(self, chunk: bytes) -> bytes:
         """The chunk, and those that arrived with it. An error in one of them is raised once the caller has those before it."""
         chunks, frames = [chunk], self._frames
@@ -330,7 +359,7 @@ class Job:
     async def _read_frames(self) -> None:
         whole = self.reads_whole and not (self._keyed or self._record.cancelling or self._response.match is None)
         try:
-            self._frames.extend(await self._stream.read(whole=whole))
+            self._frames.extend(await self._stream.read(whole=whole, sink=None if self._outlet is None else self._let_out))
         except StreamLost as error:
             await self._recover_from_lost_stream(str(error))
         except PeerError as error:
@@ -402,10 +431,14 @@ def matches_of(job: Job) -> list[tuple[Match, Verified[Order]]]:
     return job._response.logged_matches  # noqa: SLF001 - part of the same class in all but name
 
 
-async def arrivals_of(job: Job) -> AsyncIterator[bytes]:
-    """Iterates over a job as the job itself does, except that pieces which arrived together are one."""
+async def arrivals_of(job: Job, outlet: Outlet | None = None) -> AsyncIterator[bytes]:
+    """Iterates over a started job as the job itself does, except that pieces which arrived together are one.
+
+    `outlet`: gets those pieces that it is ready for, in their order, while the iterator waits for the next one.
+    """
+    job._outlet = outlet  # noqa: SLF001 - part of the same class in all but name
     while not job.done:
-        chunk = await job._next_frame(joined=True)  # noqa: SLF001 - part of the same class in all but name
+        chunk = await job._next_frame(joined=True)  # noqa: SLF001 - see above
         if chunk:
             yield chunk
     job._raise_end()  # noqa: SLF001 - see above
@@ -421,6 +454,6 @@ def audit_proof(job: Job) -> Proof | None:
     return job._record.audit_proof  # noqa: SLF001 - see above
 
 
-def evidence_of(job: Job) -> bytes:  # noqa: ARG001
-    """The packed rows of evidence that came with the answer; empty without."""
-    return b""
+def evidence_of(job: Job) -> bytes:
+    """The packed rows of evidence that came with the answer and are those of its receipt; empty without."""
+    return job._response.evidence.packed  # noqa: SLF001 - see above

@@ -115,6 +115,7 @@ class JobAudits:
     def __init__(self, config: ClientConfig, wallet: Signer, auditor: Auditor, now: Callable[[], int]) -> None:
         """Raises BadMessage for a damaged file of the user's consent."""
         self._config, self._now, self.auditor = config, now, auditor
+        self._has_file = config.audits_path(wallet.address).exists
         self._answered = read_answer(config.consent_path(wallet.address))
 
     @classmethod
@@ -132,6 +133,11 @@ class JobAudits:
         """The audits of one wallet. Raises BadMessage for thresholds, or a consent, that cannot be read."""
         ports = AuditorPorts(market, ledger, market.coordinator, send_report, now, random)
         return cls(config, wallet, Auditor(config, wallet, ports), now)
+
+    def resume_pending(self) -> None:
+        """Goes on with audits that an earlier process left, if there may be some."""
+        if self._has_file():
+            self.auditor.resume()
 
     def consent(self, label: str, *, share: bool | None, private: bool) -> PromptConsent:
         """Who may see a request because of its audit."""

@@ -16,7 +16,7 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator import job_link
 from tallystick.client.coordinator.http_client import ConnectionLost, CoordinatorClient, NotSent
 from tallystick.client.coordinator.job_link import JobLinks, LinkJobStream
-from tallystick.client.coordinator.job_stream import JobStream, StreamLost
+from tallystick.client.coordinator.job_stream import JobStream, Sink, StreamLost
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.job_link import (
     CREDIT_BYTES,
@@ -278,6 +278,50 @@ async def test_a_reader_of_a_whole_answer_is_woken_once(last: Kind, payload: byt
 
 async def _read_whole(stream: LinkJobStream) -> list[tuple[Kind, bytes]]:
     return list(await stream.read(whole=True))
+
+
+async def test_chunks_go_to_the_sink_while_the_reader_waits() -> None:
+    """A chunk that the sink refuses, and everything after it, goes to the reader; what the sink took is granted again."""
+    taken: list[bytes] = []
+    granted: list[int] = []
+    big = bytes(CREDIT_BYTES)
+
+    def sink(payload: bytes) -> bool:
+        if payload == b"refused":
+            return False
+        taken.append(payload)
+        return True
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        stream, _ = await peer.expect(Kind.SUBMIT)
+        await peer.send(stream, Kind.MATCH)
+        await peer.expect(Kind.CREDIT)  # the test reads
+        for payload in (b"first", big, b"refused"):
+            await peer.send(stream, Kind.CHUNK, payload)
+        granted.append(read_number((await peer.expect(Kind.CREDIT))[1], "credit"))
+        await peer.send(stream, Kind.CHUNK, b"last")
+        await peer.send(stream, Kind.RECEIPT)
+        await _stay(peer)
+
+    async with _coordinator(script) as client:
+        stream = await client.submit(b"x")
+        assert list(await stream.read(sink=sink)) == [(Kind.MATCH, b"")]  # it had come, and nothing waited
+        reading = asyncio.create_task(_read_with(stream, sink))
+        await asyncio.sleep(0)
+        link = client._links._link
+        assert link is not None
+        link.post(pack_record(1, Kind.CREDIT, bytes(4)))
+        frames = await asyncio.wait_for(reading, 60)
+        while frames[-1][0] is not Kind.RECEIPT:
+            frames += await stream.read()
+        assert frames == [(Kind.CHUNK, b"refused"), (Kind.CHUNK, b"last"), (Kind.RECEIPT, b"")]
+        assert taken == [b"first", big]
+    assert granted == [2 * FRAME_HEAD + len(b"first") + len(big) + FRAME_HEAD]
+
+
+async def _read_with(stream: JobStream, sink: Sink) -> list[tuple[Kind, bytes]]:
+    return list(await stream.read(sink=sink))
 
 
 @pytest.mark.parametrize("end", ["lost", "closed by the coordinator", "cancelled here"])

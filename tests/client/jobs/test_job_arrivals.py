@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from tallystick.client.jobs.job import arrivals_of
+from tallystick.client.coordinator.job_stream import Frame, JobStream, Sink
+from tallystick.client.jobs.job import Job, Outlet, arrivals_of
+from tallystick.client.ledger.schema import JobState
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.errors import BadMessage, BadSeal, Fault, TallyError
 from tallystick.protocol.plaintext_heads import ResponseHead, dump_response_head
@@ -70,3 +76,101 @@ async def test_what_came_before_a_bad_frame_is_read_first(fake: FakeMarket, mark
         with pytest.raises(TallyError) as again:
             await job.result()
         assert again.value is caught.value
+
+
+class Sinking:
+    """A job's stream that gives chunks to the sink while a reader waits, as a link does."""
+
+    def __init__(self, stream: JobStream) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    async def read(self, *, whole: bool = False, sink: Sink | None = None) -> list[Frame]:
+        """See JobStream."""
+        while True:
+            frames = list(await self._stream.read(whole=whole))
+            while frames and frames[0][0] is Kind.CHUNK and sink is not None and sink(frames[0][1]):
+                del frames[0]
+            if frames:
+                return frames
+
+
+class Reader:
+    """Reads a job with an outlet. `log`: what came, in its order, and by which way."""
+
+    def __init__(self, readiness: Callable[[int], bool]) -> None:
+        self.log: list[tuple[str, bytes]] = []
+        self.outlet = Outlet(lambda: readiness(len(self.log)), lambda piece: self.log.append(("outlet", piece)))
+
+    @property
+    def body(self) -> bytes:
+        """What came."""
+        return b"".join(piece for _, piece in self.log)
+
+    @property
+    def ways(self) -> set[str]:
+        """The ways by which it came."""
+        return {way for way, _ in self.log}
+
+    async def read(self, job: Job) -> None:
+        """Reads to the end."""
+        await job.start()
+        job._stream = Sinking(job._stream)
+        async for piece in arrivals_of(job, self.outlet):
+            self.log.append(("reader", piece))
+
+
+@pytest.mark.parametrize(
+    ("readiness", "ways"),
+    [
+        (lambda _: True, {"outlet"}),
+        (lambda _: False, {"reader"}),
+        (lambda count: count % 2 == 0, {"outlet", "reader"}),
+        (lambda count: count % 3 == 2, {"outlet", "reader"}),
+    ],
+)
+async def test_pieces_keep_their_order_whichever_way_they_go(
+    fake: FakeMarket, market: Market, readiness: Callable[[int], bool], ways: set[str]
+) -> None:
+    """A piece goes to the outlet if that is ready, else to the reader; the receipt covers both."""
+
+    async def one_by_one(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        for number, piece in enumerate(PIECES):
+            await asyncio.sleep(0.01)  # so that few pieces arrive together
+            await session.chunk(piece, last=number == len(PIECES) - 1)
+        await session.response.write(pack_frame(Kind.RECEIPT, session.bill().to_bytes()))
+
+    fake.script = one_by_one
+    async with await market.submit(CHAT, STREAM) as job:
+        reader = Reader(readiness)
+        await reader.read(job)
+        assert (reader.body, job.receipt_accepted) == (b"".join(PIECES), True)
+        assert reader.ways <= ways
+    known = await market.find(job.id)
+    assert known is not None
+    assert known.state is JobState.COMPLETED
+
+
+async def test_a_bad_chunk_is_not_let_out(fake: FakeMarket, market: Market) -> None:
+    """The reader gets the error after the good pieces, and what was let out counts as delivered."""
+
+    async def cheats(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        for piece in PIECES[:2]:
+            await session.chunk(piece)
+        await session.send(Kind.CHUNK, bytes(64))
+        await session.chunk(PIECES[2])
+        await session.hang()
+
+    fake.script = cheats
+    async with await market.submit(CHAT, STREAM) as job:
+        reader = Reader(lambda _: True)
+        with pytest.raises(BadSeal) as caught:
+            await reader.read(job)
+        assert (reader.body, caught.value.fault) == (b"".join(PIECES[:2]), Fault.COORDINATOR)
+        assert job._response.body_bytes == len(reader.body)

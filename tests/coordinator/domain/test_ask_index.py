@@ -30,7 +30,7 @@ from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.requirements import Requirements
-from tallystick.protocol.types import Amount
+from tallystick.protocol.types import Address, Amount, Hash
 from tallystick.protocol.weights import Weights
 from tests.coordinator.harness import MODEL, START, make_ask, person
 
@@ -120,6 +120,8 @@ def test_the_index_has_every_free_ask_that_fits(seed: int) -> None:
     asks = _asks(random)
     for _ in range(400):
         _change(book, asks, random, assigned)
+        groups = {entry.slot_group for key in KEYS for entry in book.of_provider(key.address)}
+        assert book.free_slots == sum(group.free for group in groups), "the count is kept, not made by a walk over all asks"
         require = random.choice((Requirements(), Requirements(region=("EU",)), Requirements(context_tokens=8_000)))
         needs = random.choice((Requirements(), Requirements(features=("tools",)), Requirements(context_tokens=9_000)))
         length = random.choice((0, 4_096, 4_097, random.randrange(40_000)))
@@ -223,6 +225,47 @@ def test_near_ties_begin_where_the_draw_says() -> None:
     assert [entry.price for entry in in_order] == sorted(entry.price for entry in in_order)
     for order, begin in zip(orders, (0, 10, 20, 39), strict=True):
         assert order == in_order[begin:40] + in_order[:begin] + in_order[40:]
+
+
+def _unsigned(number: int, price: int, spec: Spec) -> Verified[Ask]:
+    """An ask of a provider of its own, which nobody signed: signing hundreds takes seconds."""
+    message = replace(make_ask(KEYS[0], input_price=price, output_price=2 * price, spec=spec).message, provider=_address(number))
+    return Verified(message, bytes(65), Hash(number.to_bytes(32, "big")))
+
+
+def _address(number: int) -> Address:
+    return Address(f"0x{number * 0x9E3779B97F4A7C15 % (1 << 160):040x}")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_exclusions_find_what_a_scan_finds(seed: int) -> None:
+    """Whatever was excluded before, and whoever came and left since, the asks of the others are yielded, each once, in order.
+
+    The list is long enough to remember where the asks of the others begin.
+    """
+    random, book, spec = Random(seed), AskBook(), Spec(region="eu")
+    prices = {number: 1_000_000 + 20_000 * (number // 10) for number in range(1, 701)}
+    for number, price in prices.items():
+        book.replace(_address(number), [_unsigned(number, price, spec)], Capacity(1, 1))
+    index = book.index_of(MODEL)
+    assert index is not None
+    sets = [frozenset(map(_address, range(1, count))) for count in (3, 30, 300, 650, 701, 100)]
+    sets.append(frozenset(map(_address, random.sample(range(1, 701), 400))))
+    for step in range(300):
+        number = random.randrange(1, 701)
+        if random.random() < 0.3:
+            prices[number] = random.randrange(900_000, 1_200_000)
+            book.replace(_address(number), [_unsigned(number, prices[number], spec)], Capacity(1, 1))
+        else:
+            book.set_capacity(_address(number), Capacity(random.randrange(2), 1))
+        if step % 3:
+            continue
+        exclude, draw = random.choice(sets), random.random()
+        free = [n for n in prices if book.groups_of((_address(n), 0))[0].free and _address(n) not in exclude]
+        listed = _free(index, Demand(MODEL, exclude=exclude), OTHER, draw)
+        assert sorted(entry.provider for entry in listed) == sorted(map(_address, free))
+        tie = next((place for place, entry in enumerate(listed) if entry.price > listed[0].price * 1.03), len(listed))
+        assert [entry.price for entry in listed[tie:]] == sorted(entry.price for entry in listed[tie:])
 
 
 def test_no_spec_is_hidden_by_the_specs_of_others() -> None:

@@ -181,3 +181,28 @@ async def test_closing_commits_what_is_queued(writer: _Writer) -> None:
     assert lazy.done()
     with pytest.raises(Unavailable, match="closed"):
         writer.add("b", waited=False)
+
+
+async def test_what_a_write_became_is_told_before_its_waiters_go_on(writer: _Writer) -> None:
+    """Notes are called in their order, each with the error; a note with a bug keeps nobody waiting."""
+    told = list[tuple[str, Exception | None]]()
+
+    def bug(_error: Exception | None) -> None:
+        raise RuntimeError("a bug")
+
+    for item, error in (("a", None), ("bad", ValueError)):
+        entry = writer.writer.add(writer.apply, item, waited=False)
+        entry.then(lambda error: told.append(("first", error)))
+        entry.then(bug)
+        entry.then(lambda error: told.append(("second", error)))
+        futures = [entry.done for _ in range(3)]
+        futures[0].cancel()
+        await writer.writer.flush()
+        assert [name for name, _ in told] == ["first", "second"]
+        for future in (*futures[1:], entry.done):
+            assert future.done()
+            assert (None if error is None else error) is (None if future.exception() is None else type(future.exception()))
+        assert {type(given) for _, given in told} == {type(None) if error is None else error}
+        entry.settle(OSError("too late"))
+        assert len(told) == 2
+        told.clear()
