@@ -34,6 +34,8 @@ GRACE_SECONDS = 10
 KEEP_ALIVE_SECONDS = 75
 """Seconds after which an idle connection is closed. Clients and proxies that keep theirs for up to a minute must close first, as
 otherwise a request may meet a connection that is just being closed."""
+DATE_SECONDS = 1.0
+"""How often the header Date is renewed."""
 OTHER_FILES = 128
 """Open files that a server needs in addition to its connections: databases, the chain, logs."""
 
@@ -63,7 +65,7 @@ async def serving(
             yield bound
         finally:
             ready.cancel()
-            server.should_exit = True
+            server.stop()
             await task
 
 
@@ -144,7 +146,19 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.ready = asyncio.Event()
+        self.ready, self._stopped = asyncio.Event(), asyncio.Event()
+
+    def stop(self) -> None:
+        """Ends the server, as soon as its requests have ended or their time is up."""
+        self.should_exit = True
+        self._stopped.set()
+
+    async def main_loop(self) -> None:
+        """Returns when the server should exit. uvicorn's looks ten times a second, which an idle process should not."""
+        while not await self.on_tick(0):  # renews the header Date
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DATE_SECONDS):
+                    await self._stopped.wait()
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
         await super().startup(sockets)
