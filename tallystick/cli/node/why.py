@@ -37,6 +37,7 @@ def why(
         show_json(answer)
         return
     decisions = answer["decisions"]
+    show_ratings(answer)
     rows = ((_when(entry), entry["model"], entry["stage"], entry["why"]) for entry in decisions)
     show_table(("when", "model", "stage", "result"), rows)
     _show_scores(decisions)
@@ -59,15 +60,36 @@ def _show_scores(decisions: list[dict[str, Any]]) -> None:
     scored = [entry for entry in decisions if entry.get("score")]
     if not scored:
         return
-    terms = ("price", "loss", "firstToken", "speed", "load", "total")
+    terms = ("price", "loss", "integrity", "firstToken", "speed", "load", "total")
     rows = []
     for entry in scored:
         whose = "this node and the first" if entry["score"] == entry["best"] else "this node"
-        rows.append([_when(entry), entry["stage"], whose, *(short_decimal(entry["score"][term]) for term in terms)])
+        rows.append([_when(entry), entry["stage"], whose, *(short_decimal(entry["score"].get(term, "0")) for term in terms)])
         if entry["best"] and entry["best"] != entry["score"]:
-            rows.append(["", "", "the first", *(short_decimal(entry["best"][term]) for term in terms)])
-    columns = ("when", "stage", "whose score", "price", "loss", "first token", "speed", "load", "total")
+            rows.append(["", "", "the first", *(short_decimal(entry["best"].get(term, "0")) for term in terms)])
+    columns = ("when", "stage", "whose score", "price", "loss", "integrity", "first token", "speed", "load", "total")
     show_table(columns, rows, title="How this node was ranked: expected cost of the request in dollars, lowest total first")
+
+
+def show_ratings(answer: dict[str, Any]) -> None:
+    """Shows how a coordinator rates a provider: integrity by audits, availability by jobs, and speed, each by itself."""
+    if not answer.get("ratings"):
+        return
+    rows = [
+        (
+            rating["model"],
+            rating["precision"],
+            f"{rating['integrity']:g}",
+            rating["audits"],
+            answer["availability"],
+            rating["tokensPerSecond"] or "unknown",
+            rating["firstTokenMs"] or "unknown",
+            "the coordinator" if rating["measured"] else "the node",
+        )
+        for rating in answer["ratings"]
+    ]
+    columns = ("model", "precision", "integrity %", "audits", "available %", "tokens/s", "first token, ms", "speed measured by")
+    show_table(columns, rows, title="How the coordinator rates this node")
 
 
 def _price_query(prices: str) -> str:
