@@ -32,7 +32,7 @@ def why(
 
     loaded, provider = load_config(config), parse_account(wallet, "--wallet")
     query = f"limit={limit}" + ("" if at is None else _price_query(at))
-    answer = asyncio.run(_fetch(f"{loaded.coordinator.rstrip('/')}/v1/providers/{provider}/why?{query}"))
+    answer = asyncio.run(fetch_decisions(loaded.coordinator, provider, query))
     if as_json:
         show_json(answer)
         return
@@ -71,7 +71,7 @@ def _show_scores(decisions: list[dict[str, Any]]) -> None:
     show_table(columns, rows, title="How this node was ranked: expected cost of the request in dollars, lowest total first")
 
 
-def show_ratings(answer: dict[str, Any]) -> None:
+def show_ratings(answer: dict[str, Any], rater: str = "the coordinator") -> None:
     """Shows how a coordinator rates a provider: integrity by audits, availability by jobs, and speed, each by itself."""
     if not answer.get("ratings"):
         return
@@ -89,7 +89,7 @@ def show_ratings(answer: dict[str, Any]) -> None:
         for rating in answer["ratings"]
     ]
     columns = ("model", "precision", "integrity %", "audits", "available %", "tokens/s", "first token, ms", "speed measured by")
-    show_table(columns, rows, title="How the coordinator rates this node")
+    show_table(columns, rows, title=f"How {rater} rates this node")
 
 
 def _price_query(prices: str) -> str:
@@ -102,6 +102,11 @@ def _price_query(prices: str) -> str:
         raise BadMessage(f"--at: expected the prices of input and output, such as 0.2,0.6, got {prices[:100]!r}")
     amounts = parse_amount(input_price, field="--at"), parse_amount(output_price, field="--at")
     return f"&inputPrice={amounts[0]}&outputPrice={amounts[1]}"
+
+
+async def fetch_decisions(coordinator: str, provider: str, query: str) -> Any:
+    """What a coordinator says of a provider: its latest decisions, and how it rates it. Raises TallyError."""
+    return await _fetch(f"{coordinator.rstrip('/')}/v1/providers/{provider}/why?{query}")
 
 
 async def _fetch(url: str) -> Any:
