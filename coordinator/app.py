@@ -136,6 +136,7 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
             bus=bus,
             store=store,
             log_store=store.match_log,
+            report_store=store.reports,
             funds=funds,
             limits=config.job_limits,
         )

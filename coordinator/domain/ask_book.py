@@ -108,7 +108,7 @@ def _set_leads(node: ConnectedNode) -> None:
 
 
 def _set_score(node: ConnectedNode, reliability: int, quality: int) -> None:
-    node.reliability, node.quality = reliability, quality
+    node.reliability, node.quality = reliability, _shared(quality)
 
 
 @dataclass(slots=True)
@@ -119,6 +119,8 @@ class AskBook:
     _by_digest: dict[Hash, ListedAsk] = field(default_factory=dict)
     _nodes: dict[Address, ConnectedNode] = field(default_factory=dict)
     _indexes: dict[str, ModelIndex] = field(default_factory=dict)
+    free_slots: int = 0
+    """The free slots of all engines, each counted once however many asks share them."""
     decisions: int = 0
     """The number of the next decision, which dates changes of the free slots."""
     on_free: Callable[[SlotGroup], None] = _ignore
@@ -146,12 +148,13 @@ class AskBook:
         all asks share group 0.
         """
         node = self._nodes.get(provider)
+        self.free_slots -= 0 if node is None else node.free
         former, slot_groups = ((), ()) if node is None else ((*node.former, *node.asks), (*node.retired, *node.groups))
         self._remove_asks(provider)
         if node is None:
             node = self._nodes[provider] = ConnectedNode(provider)
         if reliability is not None:
-            node.reliability, node.quality = reliability, quality
+            _set_score(node, reliability, quality)
         listed = list(asks)
         numbers = list(groups) or [0] * len(listed)
         by_number = self._set_groups(node, slot_groups, numbers, capacity)
@@ -176,6 +179,7 @@ class AskBook:
                 index = self._indexes[model] = ModelIndex()
             index.enter(listed_ask)
         self._keep_former(node, former)
+        self.free_slots += node.free
         for slot_group in node.groups:
             if slot_group.state != NO_PLACE:
                 self.on_free(slot_group)
@@ -233,6 +237,8 @@ class AskBook:
 
     def drop(self, provider: Address) -> None:
         """Removes a provider that disconnected."""
+        node = self._nodes.get(provider)
+        self.free_slots -= 0 if node is None else node.free
         self._remove_asks(provider)
         self._nodes.pop(provider, None)
 
@@ -277,11 +283,12 @@ class AskBook:
             self._set_capacity(group, group_capacity)
 
     def _set_capacity(self, group: SlotGroup, capacity: Capacity) -> None:
+        free = group.free
         if group.state != FREE_SLOT or speed_steps(capacity) == speed_steps(group.capacity):
             group.capacity = capacity
         else:
             self._relist(group.leads, partial(setattr, group, "capacity", capacity))
-        self._update(group)
+        self._update(group, free)
 
     def set_reliability(self, provider: Address, reliability: int, quality: int = FULL_QUALITY) -> None:
         """Records the class of reliability of a connected node's provider, and the step that its score does not exceed."""
@@ -314,20 +321,23 @@ class AskBook:
 
     def assign(self, group: SlotGroup) -> None:
         """Counts a job that a slot group was given."""
+        free = group.free
         group.assigned += 1
-        self._update(group)
+        self._update(group, free)
 
     def release(self, group: SlotGroup) -> None:
         """Counts the end of a job of a slot group, whose node may have disconnected since."""
+        free = group.free
         group.assigned -= 1
         if not group.assigned and group in group.node.retired:
             group.node.retired = tuple(retired for retired in group.node.retired if retired is not group)
-        self._update(group)
+        self._update(group, free)
 
-    def _update(self, group: SlotGroup) -> None:
-        """Moves the asks of a slot group to the lists of its state."""
+    def _update(self, group: SlotGroup, free: int) -> None:
+        """Moves the asks of a slot group to the lists of its state. `free`: the slots that were free before the change."""
         if not group.leads:  # its node was dropped, or no ask names it any more
             return
+        self.free_slots += group.free - free
         former, state = group.state, group.current_state
         if former != state:
             group.set_state(state, self.decisions)
@@ -383,11 +393,6 @@ class AskBook:
     def models(self) -> Iterator[tuple[str, list[ListedAsk]]]:
         """Returns every model with its asks, by name."""
         return iter(sorted(self._by_model.items()))
-
-    @property
-    def free_slots(self) -> int:
-        """The free slots of all engines, each counted once however many asks share them."""
-        return sum(group.free for group in {listed_ask.slot_group for listed_ask in self._by_digest.values()})
 
     @property
     def size(self) -> int:

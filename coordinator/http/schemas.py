@@ -152,6 +152,7 @@ class ShortlistRequest(BaseModel):
     weights: Weighted = Field(default_factory=Weighted)
     concurrent: Annotated[int, Field(ge=0, le=MAX_CONCURRENT), _WHOLE] = 0
     minReputation: Annotated[int, Field(ge=0, le=100), _WHOLE] = 0
+    minIntegrity: Annotated[int, Field(ge=0, le=100), _WHOLE] = 0
     minStake: Price = 0
     sort: Sort = "price"
     limit: Annotated[int, Field(ge=1, le=MAX_CANDIDATES), _WHOLE] = DEFAULT_LIMIT
@@ -179,6 +180,96 @@ class SignedInquiry(BaseModel):
 
     message: InquiryMembers
     signature: str = Field(pattern="^0x[0-9a-fA-F]{130}$")
+
+
+Digest = Annotated[str, Field(pattern="^0x[0-9a-fA-F]{64}$")]
+Signature = Annotated[str, Field(pattern="^0x[0-9a-fA-F]{130}$")]
+Uint64 = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,18})$")]
+Uint96 = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,27})$")]
+
+
+class ReportMembers(BaseModel):
+    """A payer's verdict on one job: 0 pass, 1 suspect, 2 confirmed. Times are Unix seconds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    payer: Account
+    provider: Account
+    coordinator: Account
+    job: str = Field(pattern="^0x[0-9a-fA-F]{32}$")
+    model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
+    precision: str = Field(min_length=1, max_length=32)
+    verdict: Annotated[int, Field(ge=0, le=2), _WHOLE]
+    receiptHash: Digest
+    evidenceHash: Digest
+    reportedAt: Uint64
+    salt: Digest
+
+
+class SignedReport(BaseModel):
+    """A report and its payer's EIP-712 signature."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    message: ReportMembers
+    signature: Signature
+
+
+class ReceiptMembers(BaseModel):
+    """A provider's receipt, as it signed it. Costs are base units."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    payer: Account
+    provider: Account
+    seq: Uint64
+    cumulativeCost: Uint96
+    orderHash: Digest
+    resultCommitment: Digest
+    inputTokens: Count
+    cachedInputTokens: Count
+    outputTokens: Count
+    cost: Uint96
+    outcome: Annotated[int, Field(ge=0, le=255), _WHOLE]
+    finishedAt: Uint64
+    evidenceRoot: Digest
+
+
+class SignedReceipt(BaseModel):
+    """A receipt and its provider's EIP-712 signature."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    message: ReceiptMembers
+    signature: Signature
+
+
+class SealMembers(BaseModel):
+    """This coordinator's statement that the report with this digest is of its own probe."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    coordinator: Account
+    reportHash: Digest
+
+
+class SignedSeal(BaseModel):
+    """A seal and this coordinator's EIP-712 signature."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    message: SealMembers
+    signature: Signature
+
+
+class AuditReportBody(BaseModel):
+    """A report of an audit, and the receipt of the job that was audited. `seal`: of a probe of the coordinator alone."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    report: SignedReport
+    receipt: SignedReceipt
+    seal: SignedSeal | None = None
 
 
 MAX_CANDIDATE = 16_384

@@ -23,6 +23,7 @@ import structlog
 
 from coordinator.domain.limits import JobLimits, check_order
 from coordinator.domain.seen_jobs import SeenJobs
+from coordinator.jobs.audit_reports import AuditReports
 from coordinator.jobs.deadlines import enforce_deadlines
 from coordinator.jobs.decision_keeper import DecisionKeeper
 from coordinator.jobs.deferred_writes import DeferredWrites
@@ -32,6 +33,7 @@ from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.matchmaker import Matchmaker
 from coordinator.jobs.receipts import Receipts
 from coordinator.jobs.relay import GONE, Relay, not_relayed
+from coordinator.jobs.report_store import ReportStore
 from coordinator.jobs.slot_queue import SlotQueue
 from coordinator.ports import Bus, ChunkSink, Funds, JobStore, LogStore
 from tallystick.protocol.eip712 import Domain, Signer
@@ -60,6 +62,7 @@ class Market:
         bus: Bus,
         store: JobStore,
         log_store: LogStore,
+        report_store: ReportStore,
         funds: Funds,
         limits: JobLimits,
         now: Callable[[], float] = time.time,
@@ -90,6 +93,16 @@ class Market:
         self.match_log = MatchLog(
             log_store, signer, domain, now, head_seconds=heads, keep_seconds=keep, lost=limits.match_log_lost
         )
+        self._log_store = log_store
+        self.audit_reports = AuditReports(
+            match_log=self.match_log,
+            integrity=maker.integrity,
+            jobs=store,
+            store=report_store,
+            find_ask=maker.find_ask,
+            now=now,
+            tick=tick,
+        )
         self._relay = Relay(
             match_log=self.match_log,
             bus=bus,
@@ -119,6 +132,7 @@ class Market:
         await self._decision_keeper.restore()
         self.book.decisions = self.decision_log.count
         await self.match_log.start()
+        await self.audit_reports.start(self._log_store)
 
     async def drain(self, seconds: float) -> None:
         """Refuses new orders and waits for the live jobs. Jobs left after `seconds` end when their nodes' links are closed."""

@@ -33,7 +33,7 @@ from tallystick.protocol.link import Capacities, Capacity
 from tallystick.protocol.match_log import Verdict, draw_of
 from tallystick.protocol.messages import Ask, Order, Terms
 from tallystick.protocol.ranking_hints import NO_HINTS
-from tallystick.protocol.types import Address, JobId
+from tallystick.protocol.types import Address, Hash, JobId
 
 _BYTES_PER_TOKEN = 4
 """Bytes of a sealed request that count as one input token, if its client does not say more."""
@@ -160,6 +160,11 @@ class Matchmaker:
     def _integrity_changed(self, provider: Address) -> None:
         self.book.refresh_standing(provider)
         self.book.set_reliability(provider, *self.quality(provider))
+
+    def find_ask(self, digest: Hash) -> Ask | None:
+        """Returns the ask with this digest, a listed one or one that was replaced lately, or None."""
+        listed_ask = self.book.find(digest)
+        return None if listed_ask is None else listed_ask.message
 
     def quality(self, provider: Address) -> tuple[int, int]:
         """Returns a provider's class of reliability, and a bound of its quality."""

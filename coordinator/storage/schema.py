@@ -148,3 +148,29 @@ responses = sa.Table(
     sa.Column("size", sa.BigInteger),
     sa.Column("frames", sa.LargeBinary),
 )
+audit_reports = sa.Table(
+    "audit_reports",
+    metadata,
+    sa.Column("job", sa.LargeBinary, primary_key=True),
+    sa.Column("provider", sa.String(42), primary_key=True),
+    sa.Column("convicts", sa.Boolean, primary_key=True),
+    sa.Column("payer", sa.String(42)),
+    sa.Column("model", sa.Text),
+    sa.Column("precision", sa.String(32)),
+    sa.Column("at", sa.BigInteger),
+    sa.Column("leaf", sa.BigInteger),
+    sa.Column("report_hash", sa.LargeBinary),
+    sa.Column("leaf_hash", sa.LargeBinary),
+)
+integrity = sa.Table(
+    "integrity",
+    metadata,
+    sa.Column("provider", sa.String(42), primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("precision", sa.String(32), primary_key=True),
+    sa.Column("passes", sa.Float(53)),
+    sa.Column("failures", sa.Float(53)),
+    sa.Column("audits", sa.BigInteger),
+    sa.Column("probe_failures", sa.BigInteger),
+    sa.Column("leaf", sa.BigInteger),
+)

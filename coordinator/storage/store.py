@@ -29,6 +29,7 @@ from coordinator.ports import (
 from coordinator.storage.job_store import SEGMENT_JOBS, SqlJobStore
 from coordinator.storage.log_store import SqlLogStore
 from coordinator.storage.provider_records import write_records
+from coordinator.storage.report_store import SqlReportStore
 from coordinator.storage.schema import claims, cursors, responses, settlements
 from coordinator.storage.upserts import inserting, upsert, upserting
 from tallystick.protocol.eip712 import Verified
@@ -56,6 +57,7 @@ class Store:
         self._db, self._instance_lock = Database(url), instance_lock(url, "coordinator")
         self._jobs = SqlJobStore(self._db, segment_jobs)
         self.match_log = SqlLogStore(self._db, self._jobs.writer)
+        self.reports = SqlReportStore(self._db)
         self._put = 0
 
     async def start(self) -> None:

@@ -78,6 +78,11 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "client",
         "Send a new job; to fetch the answer of an old one use its `Idempotency-Key`.",
     ),
+    Code.REPORT_REPLAYED: (
+        "The audit of this job was reported before, in another report.",
+        "client",
+        "Nothing: the first report counts. The same report may be sent again, and gets the same acknowledgement.",
+    ),
     Code.ORDER_MISDIRECTED: (
         "The order names another provider, coordinator, chain or contract.",
         "client",

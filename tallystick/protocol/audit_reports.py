@@ -19,7 +19,7 @@ from typing import Any
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.json_members import read_members
-from tallystick.protocol.messages import UNKNOWN, Ask, AuditReport, ProbeSeal, Receipt
+from tallystick.protocol.messages import UNKNOWN, Ask, AuditReport, ProbeSeal, Receipt, ReportAck
 from tallystick.protocol.types import ZERO_HASH, Address, Hash, JobId
 
 REPORT_SECONDS = 7 * 86_400
@@ -158,3 +158,16 @@ def _is_sealed(seal: Signed[ProbeSeal] | None, report: Verified[AuditReport], do
         raise BadMessage(f"seal.reportHash: expected {report.digest.hex()}, got {seal.message.report_hash.hex()}")
     seal.verify(domain)
     return True
+
+
+def read_ack(raw: object, request: ReportRequest, domain: Domain) -> Verified[ReportAck]:
+    """Reads the answer to a report. Raises BadMessage or BadSignature unless the report's coordinator promises to log it."""
+    (signed,) = read_members(raw, "answer", "ack")
+    ack = read_signed(ReportAck, signed, "ack")
+    report = request.report.message
+    if ack.message.coordinator != report.coordinator:
+        raise BadMessage(f"ack.coordinator: expected {report.coordinator}, got {ack.message.coordinator}")
+    digest = report.digest(domain)
+    if ack.message.report_hash != digest:
+        raise BadMessage(f"ack.reportHash: expected {digest.hex()}, got {ack.message.report_hash.hex()}")
+    return ack.verify(domain)

@@ -45,6 +45,7 @@ class Code(str, Enum):
     UNSUPPORTED_ENCODING = "unsupported_encoding"
     ORDER_EXPIRED = "order_expired"
     ORDER_REPLAYED = "order_replayed"
+    REPORT_REPLAYED = "report_replayed"
     ORDER_MISDIRECTED = "order_misdirected"
     ORDER_TERMS = "order_terms"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
@@ -101,6 +102,7 @@ PUBLIC: dict[Code, Public] = {
     Code.UNSUPPORTED_ENCODING: Public(415, _INVALID),
     Code.ORDER_EXPIRED: Public(400, _INVALID),
     Code.ORDER_REPLAYED: Public(409, _INVALID),
+    Code.REPORT_REPLAYED: Public(409, _INVALID),
     Code.ORDER_MISDIRECTED: Public(400, _INVALID),
     Code.ORDER_TERMS: Public(400, _INVALID),
     Code.CONTEXT_LENGTH_EXCEEDED: Public(400, _INVALID),

@@ -34,8 +34,7 @@ GRACE_SECONDS = 10
 KEEP_ALIVE_SECONDS = 75
 """Seconds after which an idle connection is closed. Clients and proxies that keep theirs for up to a minute must close first, as
 otherwise a request may meet a connection that is just being closed."""
-DATE_SECONDS = 1.0
-"""How often the header Date is renewed."""
+_DATE_SECONDS = 1.0
 OTHER_FILES = 128
 """Open files that a server needs in addition to its connections: databases, the chain, logs."""
 
@@ -146,23 +145,22 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.ready, self._stopped = asyncio.Event(), asyncio.Event()
-
-    def stop(self) -> None:
-        """Ends the server, as soon as its requests have ended or their time is up."""
-        self.should_exit = True
-        self._stopped.set()
-
-    async def main_loop(self) -> None:
-        """Returns when the server should exit. uvicorn's looks ten times a second, which an idle process should not."""
-        while not await self.on_tick(0):  # renews the header Date
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DATE_SECONDS):
-                    await self._stopped.wait()
+        self.ready, self._stopping = asyncio.Event(), asyncio.Event()
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
         await super().startup(sockets)
         self.ready.set()
+
+    async def main_loop(self) -> None:
+        """Renews the date of answers each second until `stop`. uvicorn's own wakes the process ten times a second to look."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), _DATE_SECONDS)
+
+    def stop(self) -> None:
+        """Ends the server, which completes the requests under way."""
+        self.should_exit = True
+        self._stopping.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:

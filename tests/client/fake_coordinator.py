@@ -138,6 +138,10 @@ class Session:
         self.output_bytes += len(data)
         await self.send(Kind.CHUNK, self.sealer.seal(data, last=last))
 
+    async def evidence(self, rows: bytes) -> None:
+        """Sends a chunk with rows of evidence."""
+        await self.send(Kind.CHUNK, self.sealer.seal_evidence(rows))
+
     async def answer(self, status: int = 200, content_type: str = JSON) -> None:
         """Sends the response head."""
         await self.chunk(dump_response_head(ResponseHead(status, content_type)))

@@ -11,6 +11,7 @@ from coordinator.bus import InProcessBus
 from coordinator.domain.limits import JobLimits
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.market import Market
+from coordinator.jobs.report_store import MemoryReportStore, ReportStore
 from coordinator.ports import JobStore, LogStore, node_subject
 from coordinator.storage.memory import MemoryFunds, MemoryLogStore, MemoryStore
 from tallystick.protocol.codecs import keccak
@@ -264,6 +265,7 @@ class World:
     limits: JobLimits = field(default_factory=JobLimits)
     store: JobStore = field(default_factory=MemoryStore)
     log_store: LogStore = field(default_factory=MemoryLogStore)
+    report_store: ReportStore = field(default_factory=MemoryReportStore)
     funds: MemoryFunds = field(default_factory=MemoryFunds)
     bus: InProcessBus = field(default_factory=InProcessBus)
     market: Market = field(init=False)
@@ -284,6 +286,7 @@ class World:
             bus=self.bus,
             store=self.store,
             log_store=self.log_store,
+            report_store=self.report_store,
             funds=self.funds,
             limits=self.limits,
             now=self.clock.now,

@@ -14,10 +14,11 @@ from tallystick.protocol.audit_reports import (
     build_report,
     check_report,
     precision_class,
+    read_ack,
 )
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Refusal
-from tallystick.protocol.messages import AuditReport, ProbeSeal, Receipt, Spec
+from tallystick.protocol.messages import AuditReport, ProbeSeal, Receipt, ReportAck, Spec
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
 from tests.builders import build_ask
 
@@ -185,3 +186,20 @@ def test_every_member_of_a_report_is_signed() -> None:
         changed = replace(asked.report, message=replace(asked.report.message, **{field.name: other}))
         with pytest.raises((BadSignature, BadMessage, Refusal)):
             check(replace(asked, report=changed))
+
+
+def test_an_acknowledgement_is_of_this_report_and_of_this_coordinator() -> None:
+    """Another report's, another coordinator's, and one that nobody signed are refused."""
+    asked = request()
+    digest = asked.report.message.digest(DOMAIN)
+    ack = ReportAck(coordinator=COORDINATOR.address, report_hash=digest, index=7, leaf_hash=Hash(b"\x03" * 32), accepted_at=NOW)
+    signed = COORDINATOR.sign(ack, DOMAIN)
+    assert read_ack({"ack": signed.to_json()}, asked, DOMAIN).message == ack
+    other = COORDINATOR.sign(replace(ack, report_hash=ZERO_HASH), DOMAIN)
+    with pytest.raises(BadMessage, match=r"ack\.reportHash"):
+        read_ack({"ack": other.to_json()}, asked, DOMAIN)
+    with pytest.raises(BadMessage, match=r"ack\.coordinator"):
+        read_ack({"ack": STRANGER.sign(replace(ack, coordinator=STRANGER.address), DOMAIN).to_json()}, asked, DOMAIN)
+    forged = replace(signed, signature=STRANGER.sign_digest(signed.digest))
+    with pytest.raises(BadSignature):
+        read_ack({"ack": forged.to_json()}, asked, DOMAIN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from tallystick.protocol.health import CheckResult, Health, HealthReport
-from tallystick.runtime.server_metrics import FIRST_BUCKETS, MAX_OUTCOMES, TOTAL_BUCKETS, ServerMetrics
+from tallystick.runtime.server_metrics import COMMIT_BUCKETS, FIRST_BUCKETS, MAX_OUTCOMES, TOTAL_BUCKETS, ServerMetrics
 
 
 def values(metrics: ServerMetrics) -> dict[str, float]:
@@ -38,6 +38,8 @@ def test_the_figures_are_those_of_the_librarys_own_counters() -> None:
     first = Histogram("x_first_output_seconds", text, registry=registry, buckets=FIRST_BUCKETS)
     total = Histogram("x_job_seconds", "Seconds from a job's request to its end", registry=registry, buckets=TOTAL_BUCKETS)
     sent = Counter("x_sent_bytes", "Bytes of answers to jobs", registry=registry)
+    text = "Seconds that a group of writes took to be durable"
+    commits = Histogram("x_database_commit_seconds", text, registry=registry, buckets=COMMIT_BUCKETS)
     metrics = ServerMetrics("x", lambda: None)
     assert _shown(metrics.registry) == _shown(registry), "before the first job"
     for outcome in ("completed", "no_provider", 'a "quoted" one', "completed"):
@@ -49,12 +51,14 @@ def test_the_figures_are_those_of_the_librarys_own_counters() -> None:
             total.observe(seconds)
             total.observe(2 * seconds)
             sent.inc(7)
+            metrics.committed(seconds / 100)
+            commits.observe(seconds / 100)
     assert _shown(metrics.registry) == _shown(registry)
 
 
 def _shown(registry: CollectorRegistry) -> list[str]:
-    """The lines of the metrics of jobs, without when their counters began."""
-    names = ("x_jobs", "x_first", "x_job_", "x_sent")
+    """The lines of the metrics of jobs and transactions, without when their counters began."""
+    names = ("x_jobs", "x_first", "x_job_", "x_sent", "x_database")
     lines = [line for line in generate_latest(registry).decode().splitlines() if "_created" not in line]
     return [line for line in lines if line.removeprefix("# HELP ").removeprefix("# TYPE ").startswith(names)]
 

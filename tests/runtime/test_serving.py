@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tallystick.protocol.errors import Unavailable
+from tallystick.runtime import serving as serving_module
 from tallystick.runtime.http_direct import MAX_RECURSION
 from tallystick.runtime.serving import _Server, server_config, serving, wait_for_stop_signal
 from tests.runtime.processes import TIMEOUT_SECONDS, line, script
@@ -52,6 +53,35 @@ async def test_a_request_under_way_is_answered_before_the_end() -> None:
             asking = asyncio.create_task(client.get(f"http://{LOOPBACK}:{port}/slow"))
             await asked.wait()
         assert (await asking).text == "/slow"
+
+
+async def test_a_server_that_has_nothing_to_do_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops when it is told to, not when it next looks; and answers have a date all the same."""
+    monkeypatch.setattr(serving_module, "_DATE_SECONDS", 100_000)
+    async with asyncio.timeout(TIMEOUT_SECONDS), serving(echo, "127.0.0.1", 0) as port, httpx.AsyncClient() as client:
+        assert (await client.get(f"http://127.0.0.1:{port}/")).headers["date"].endswith("GMT")
+
+
+async def test_the_date_of_answers_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as the server runs."""
+    monkeypatch.setattr(serving_module, "_DATE_SECONDS", 0.001)
+    renewed = asyncio.Event()
+    server = serving_module._Server(server_config(echo, "127.0.0.1", 0))
+    ticks = 0
+
+    async def tick(_counter: int) -> bool:
+        nonlocal ticks
+        ticks += 1
+        if ticks == 3:
+            renewed.set()
+        return server.should_exit
+
+    monkeypatch.setattr(server, "on_tick", tick)
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        running = asyncio.create_task(server.main_loop())
+        await renewed.wait()
+        server.stop()
+        await running
 
 
 def test_idle_connections_are_kept_longer_than_by_clients() -> None:

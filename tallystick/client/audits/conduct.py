@@ -26,6 +26,7 @@ from tallystick.client.audits.planning import (
     may_show,
 )
 from tallystick.client.audits.planted import bad_question, judge_bad, make_bad
+from tallystick.client.audits.pools import bounded
 from tallystick.client.audits.provider_verdict import judge_provider_and_counts
 from tallystick.client.audits.referees import AuditMarket, BadScores, Scored, ask_referee
 from tallystick.client.audits.schema import AuditKind, Origin
@@ -156,7 +157,8 @@ class Conductor:
         earlier = [unpack_tokens(tokens) for tokens in await self.store.earlier_tokens(audit.provider, audit.model, audit.job)]
         findings = subject.judge(scored.response, self.thresholds.of(audit.model, audit.precision), earlier)
         counts = subject.counts(scored.response)
-        return Opinion(choice.name, judge(findings), tuple(findings), counts, scored.cost, self.now(), scored.document)
+        pool = bounded(subject.pool(scored.response))
+        return Opinion(choice.name, judge(findings), tuple(findings), counts, scored.cost, self.now(), scored.document, pool)
 
     async def _conclude(
         self, audit: KnownAudit, kept: KeptJob, subject: Subject, opinions: Sequence[Opinion], rules: Referees
@@ -181,7 +183,9 @@ class Conductor:
         """The verdict on a provider by all its audits of one product, and by its token counts."""
         rules = self.referees_for(audit.model, audit.precision)
         history = await self.store.history(audit.provider, audit.model, audit.precision)
-        return judge_provider_and_counts(history, await self.store.counts(audit.provider, audit.model), rules)
+        counts = await self.store.counts(audit.provider, audit.model)
+        pools = await self.store.pools(audit.provider, audit.model, audit.precision)
+        return judge_provider_and_counts(history, counts, rules, pools)
 
     # Checks of referees
 

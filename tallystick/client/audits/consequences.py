@@ -54,11 +54,11 @@ class Consequences:
         """Reports the audit, and acts on the provider if it is confirmed now."""
         audit, digest = conclusion.audit, ZERO_HASH
         verdict = conclusion.verdict
-        if conclusion.provider is Verdict.CONFIRMED and verdict is not Verdict.PASS:
+        if conclusion.provider is Verdict.CONFIRMED:
             verdict = Verdict.CONFIRMED
             path = self.folder / f"audit-{audit.provider}-{audit.id}.json"
             digest = await self._write_evidence(audit, path)
-            reason = f"audits: {conclusion.reason}; see: tally audit show {audit.job}"
+            reason = f"audits confirm that it does not serve {audit.model} as sold; see: tally audit show {audit.job}"
             if await self.block(kept.proof.domain, audit.provider, reason[:500]):
                 log.warning(
                     "audits confirm that a provider does not serve what it sells: blocked",

@@ -15,9 +15,10 @@ from tallystick.audit.endings import cut_evidence, replay_evidence
 from tallystick.audit.greedy_margin import measure_margin
 from tallystick.audit.sampling import Sampling
 from tallystick.audit.scores import Answer, Row
-from tallystick.audit.surprisal import TILTS, Surprisal, measure_surprisal
+from tallystick.audit.surprisal import measure_surprisal
 from tallystick.audit.thresholds import Thresholds
 from tallystick.audit.verdicts import Finding
+from tallystick.client.audits.pools import Pool, pool_of
 from tallystick.client.audits.sampling_terms import SamplingTerms
 from tallystick.protocol.token_evidence import EvidenceRow
 
@@ -54,17 +55,29 @@ class RefereeNumbers:
 
 def find(audited: AuditedAnswer, numbers: RefereeNumbers, thresholds: Thresholds) -> list[Finding]:
     """The findings of all tests that apply to an answer."""
-    referee = {
-        position: row
-        for position, row in numbers.answer.items()
-        if 0 <= position < len(audited.tokens) and row.token == audited.tokens[position]
-    }
+    referee = _aligned(audited, numbers)
     return [
         *_divergence(audited, referee, thresholds),
         *_sampling(audited, referee, thresholds),
         *_cut(audited, numbers, thresholds),
         *_replay(audited, referee, thresholds),
     ]
+
+
+def pooled_evidence(audited: AuditedAnswer, numbers: RefereeNumbers) -> Pool:
+    """What an answer adds to the evidence of others of its provider."""
+    temperature = audited.sampling.temperature
+    surprisal = measure_surprisal(_aligned(audited, numbers), Sampling(temperature)) if temperature else None
+    return pool_of(surprisal, _cut_evidence(audited, numbers), untruncated=audited.sampling.untruncated)
+
+
+def _aligned(audited: AuditedAnswer, numbers: RefereeNumbers) -> Answer:
+    """The referee's rows of the tokens that were returned."""
+    return {
+        position: row
+        for position, row in numbers.answer.items()
+        if 0 <= position < len(audited.tokens) and row.token == audited.tokens[position]
+    }
 
 
 def _divergence(audited: AuditedAnswer, referee: Answer, thresholds: Thresholds) -> Iterator[Finding]:
@@ -85,24 +98,23 @@ def _sampling(audited: AuditedAnswer, referee: Answer, thresholds: Thresholds) -
         yield Finding(MARGIN, margin.mean, thresholds.margin, margin.conclusive)
         return
     surprisal = measure_surprisal(referee, Sampling(temperature))
-    evidence = surprisal.log_evidence if audited.sampling.untruncated else _evidence_of_unlikely(surprisal)
+    # An engine that truncates draws likely tokens more often than the model says, which must not count against it. A bet on
+    # unlikely ones gains nothing by that: it moves probability to tokens that are not drawn.
+    evidence = pool_of(surprisal, None, untruncated=audited.sampling.untruncated).surprisal.log_evidence
     yield Finding(SURPRISAL, evidence, thresholds.surprisal, surprisal.positions >= MIN_SURPRISAL_POSITIONS)
 
 
-def _evidence_of_unlikely(surprisal: Surprisal) -> float:
-    """The mixture over the bets on unlikely tokens alone.
-
-    An engine that truncates draws the likely ones more often than the model says, which must not count against it. Whatever it
-    truncates, such a bet gains nothing on average: it moves probability to tokens that are not drawn.
-    """
-    wealth = [value for tilt, value in zip(TILTS, surprisal.wealth, strict=True) if tilt > 0]
-    best = max(wealth)
-    return best + math.log(math.fsum(math.exp(value - best) for value in wealth) / len(wealth))
-
-
 def _cut(audited: AuditedAnswer, numbers: RefereeNumbers, thresholds: Thresholds) -> Iterator[Finding]:
-    if audited.ended and numbers.end_logprob is not None and audited.sampling.temperature is not None:
-        yield Finding(CUT, cut_evidence(numbers.end_logprob, len(audited.tokens)), thresholds.cut)
+    evidence = _cut_evidence(audited, numbers)
+    if evidence is not None:
+        yield Finding(CUT, evidence, thresholds.cut)
+
+
+def _cut_evidence(audited: AuditedAnswer, numbers: RefereeNumbers) -> float | None:
+    """The evidence that an answer was cut, in nats; None if it does not claim to have ended by itself."""
+    if not audited.ended or numbers.end_logprob is None or audited.sampling.temperature is None:
+        return None
+    return cut_evidence(numbers.end_logprob, len(audited.tokens))
 
 
 def _replay(audited: AuditedAnswer, referee: Answer, thresholds: Thresholds) -> Iterator[Finding]:

@@ -33,16 +33,16 @@ def is_drawn(number: float, integrity: Integrity, jobs: int) -> bool:
 
 
 def choose_positions(tokens: int, count: int, random: Random) -> tuple[int, ...]:
-    """The positions of an answer to look at, ascending: its beginning, others at random, and its end after the last token.
+    """The positions of an answer to look at, ascending: its beginning, others at random, and its end.
 
     The choice does not depend on the answer's text, which the surprisal test needs.
     """
     if tokens + 1 <= count:
         return tuple(range(tokens + 1))
     first = min(FIRST_POSITIONS, count // 2)
-    rest = list(range(first, tokens))
+    rest = list(range(first, tokens - 1))
     shuffle(rest, random)
-    return (*range(first), *sorted(rest[: count - first - 1]), tokens)
+    return (*range(first), *sorted(rest[: count - first - 2]), tokens - 1, tokens)
 
 
 def shuffle(items: list[int], random: Random) -> None:

@@ -1,31 +1,37 @@
-"""The verdict on a provider: by the answers that referees found suspect, and by the tokens that it bills. Pure."""
+"""The verdict on a provider: by the answers that referees found suspect, by what adds up over all, by its token counts. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
 
-from tallystick.audit.token_counts import PooledCounts
+from tallystick.audit.token_counts import CONFIRMED, PooledCounts
 from tallystick.audit.verdicts import Audit, Referees, Verdict, judge_provider
 from tallystick.client.audits.planning import is_own
+from tallystick.client.audits.pools import Pool, judge_pools
 
-MIN_COUNTERS = 2
-"""Referees that must find the same surplus; one alone could invent it. An engine of the user's own is enough."""
+_WORST_FIRST: Final = (Verdict.CONFIRMED, Verdict.SUSPECT, Verdict.PASS, Verdict.INCONCLUSIVE)
 
 
-def judge_counts(by_referee: Mapping[str, PooledCounts]) -> Verdict:
-    """The verdict on a provider's token counts. CONFIRMED only if several referees, or the user's own engine, count so."""
+def judge_counts(by_referee: Mapping[str, PooledCounts], rules: Referees) -> Verdict:
+    """The verdict on a provider's token counts. CONFIRMED only if as many referees count so as must agree, or the user's own."""
     pooled = PooledCounts()
     for counts in by_referee.values():
         pooled = pooled.add(counts.billed, counts.counted)
     verdict = pooled.verdict
     if verdict is not Verdict.CONFIRMED:
         return verdict
-    agreeing = [referee for referee, counts in by_referee.items() if counts.surplus * 100 > 2]
-    sure = len(agreeing) >= MIN_COUNTERS or any(map(is_own, agreeing))
-    return Verdict.CONFIRMED if sure else Verdict.SUSPECT
+    agreeing = [referee for referee, counts in by_referee.items() if counts.surplus > CONFIRMED]
+    return Verdict.CONFIRMED if len(agreeing) >= rules.opinions or any(map(is_own, agreeing)) else Verdict.SUSPECT
 
 
-def judge_provider_and_counts(history: Sequence[Audit], by_referee: Mapping[str, PooledCounts], rules: Referees) -> Verdict:
-    """The worse of both."""
-    order = (Verdict.CONFIRMED, Verdict.SUSPECT, Verdict.PASS, Verdict.INCONCLUSIVE)
-    return min((judge_provider(history, rules), judge_counts(by_referee)), key=order.index)
+def judge_provider_and_counts(
+    history: Sequence[Audit],
+    counts: Mapping[str, PooledCounts],
+    rules: Referees,
+    pools: Mapping[str, Pool] = MappingProxyType({}),
+) -> Verdict:
+    """The worst verdict of all. `counts` and `pools`: by referee."""
+    verdicts = (judge_provider(history, rules), judge_counts(counts, rules), judge_pools(pools, rules))
+    return min(verdicts, key=_WORST_FIRST.index)

@@ -70,13 +70,16 @@ opinions = sa.Table(
     sa.Column("referee", sa.String(64)),
     sa.Column("verdict", sa.String(16)),
     sa.Column("findings", sa.Text),
+    sa.Column("pool", sa.Text),
     sa.Column("billed", sa.BigInteger),
     sa.Column("counted", sa.BigInteger),
     sa.Column("cost", sa.BigInteger),
     sa.Column("at", sa.BigInteger),
     sa.Column("scores", sa.LargeBinary),
 )
-"""`scores`: the packed scoring job, signed by its referee; the bare JSON of an engine of the user's own."""
+"""`pool`: what adds up over answers. `scores`: the scoring job, signed by its referee; the bare JSON of an engine of the user's
+own.
+"""
 disputes = sa.Table(
     "disputes",
     metadata,

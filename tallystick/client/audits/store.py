@@ -17,6 +17,7 @@ from tallystick.audit.referee_record import RefereeRecord
 from tallystick.audit.token_counts import PooledCounts
 from tallystick.audit.verdicts import WINDOW, Audit, Finding, Verdict
 from tallystick.client.audits.findings import MAX_EARLIER
+from tallystick.client.audits.pools import NO_POOL, Pool
 from tallystick.client.audits.schema import AuditKind, AuditState, Origin, audits, disputes, opinions, pardons, reports
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.runtime.database_errors import explain_failed_start
@@ -88,6 +89,7 @@ class Opinion:
     cost: Amount
     at: int
     scores: bytes | None = None
+    pool: Pool = NO_POOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,7 @@ class AuditStore:
             "referee": opinion.referee,
             "verdict": opinion.verdict.value,
             "findings": orjson.dumps([_finding_json(finding) for finding in opinion.findings]).decode(),
+            "pool": orjson.dumps(opinion.pool.to_json()).decode(),
             "billed": opinion.counts.billed,
             "counted": opinion.counts.counted,
             "cost": int(opinion.cost),
@@ -299,6 +302,27 @@ class AuditStore:
         return await self._database.read(
             lambda c: {referee: PooledCounts(billed, counted) for referee, billed, counted in c.execute(query)}
         )
+
+    async def pools(self, provider: Address, model: str, precision: str) -> dict[str, Pool]:
+        """What adds up over a provider's latest WINDOW audits, by referee: of each answer once, by the first in the majority."""
+        latest = sa.select(audits.c.id).where(*_of(provider, model, precision)).order_by(audits.c.id.desc()).limit(WINDOW)
+        query = (
+            sa.select(audits.c.job, opinions.c.referee, opinions.c.pool)
+            .join(opinions, opinions.c.audit == audits.c.id)
+            .where(audits.c.id.in_(latest), opinions.c.verdict == audits.c.verdict)
+            .order_by(opinions.c.id)
+        )
+
+        def work(c: Connection) -> dict[str, Pool]:
+            pools: dict[str, Pool] = {}
+            seen = set[str]()
+            for job, referee, packed in c.execute(query):
+                if job not in seen:
+                    seen.add(job)
+                    pools[referee] = pools.get(referee, NO_POOL) + Pool.from_json(orjson.loads(packed))
+            return pools
+
+        return await self._database.read(work)
 
     async def earlier_tokens(self, provider: Address, model: str, job: str) -> list[bytes]:
         """The packed tokens of a provider's latest audited answers but that of `job`, oldest first."""
@@ -434,7 +458,8 @@ def _opinion(row: sa.Row[tuple[object, ...]]) -> Opinion:
         for entry in orjson.loads(row.findings)
     )
     counts = PooledCounts(row.billed, row.counted)
-    return Opinion(row.referee, Verdict(row.verdict), findings, counts, Amount(row.cost), row.at, row.scores)
+    pool = Pool.from_json(orjson.loads(row.pool))
+    return Opinion(row.referee, Verdict(row.verdict), findings, counts, Amount(row.cost), row.at, row.scores, pool)
 
 
 def _finding_json(finding: Finding) -> dict[str, object]:

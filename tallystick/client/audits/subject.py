@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tallystick.audit.scores import scored_answer
+from tallystick.audit.scores import end_logprob, scored_answer
 from tallystick.audit.thresholds import Thresholds
 from tallystick.audit.token_counts import PooledCounts
 from tallystick.audit.verdicts import Finding
-from tallystick.client.audits.findings import AuditedAnswer, RefereeNumbers, find
+from tallystick.client.audits.findings import AuditedAnswer, RefereeNumbers, find, pooled_evidence
 from tallystick.client.audits.kept_job import AUDITABLE_ROUTES, KeptJob, read_answer
 from tallystick.client.audits.planning import Random, choose_positions, draw
+from tallystick.client.audits.pools import Pool
 from tallystick.client.audits.sampling_terms import SamplingTerms, read_sampling
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.messages import UNKNOWN, Outcome
@@ -48,7 +49,7 @@ class Subject:
         if receipt.outcome not in _WHOLE:
             raise BadMessage(f"the job ended as {Outcome(receipt.outcome).name.lower()}: a broken-off answer is not audited")
         rows = kept.rows
-        if evidence_root(rows) != receipt.evidence_root:
+        if rows and evidence_root(rows) != receipt.evidence_root:  # without rows, the text is judged alone
             raise BadMessage("the evidence is not that of the receipt")
         answer = read_answer(kept.proof.response)
         if not rows and answer is None:
@@ -87,7 +88,14 @@ class Subject:
         earlier: Sequence[Sequence[int]] = (),
     ) -> list[Finding]:
         """The findings by a referee's answer to `question`."""
-        audited = AuditedAnswer(
+        return find(self._audited(response, earlier), _numbers(response), thresholds)
+
+    def pool(self, response: ScoreResponse) -> Pool:
+        """What a referee's answer adds to the evidence of other answers."""
+        return pooled_evidence(self._audited(response), _numbers(response))
+
+    def _audited(self, response: ScoreResponse, earlier: Sequence[Sequence[int]] = ()) -> AuditedAnswer:
+        return AuditedAnswer(
             rows=self.rows,
             tokens=response.tokens,
             sampling=self.sampling,
@@ -95,12 +103,15 @@ class Subject:
             earlier=earlier,
             class_known=self.kept.precision not in ("", UNKNOWN),
         )
-        return find(audited, RefereeNumbers(scored_answer(response)), thresholds)
 
     def counts(self, response: ScoreResponse) -> PooledCounts:
         """The tokens that the receipt bills, and those that the referee counted."""
         receipt = self.kept.proof.receipt.message
         return PooledCounts(receipt.input_tokens + receipt.output_tokens, response.prompt_tokens + len(response.tokens))
+
+
+def _numbers(response: ScoreResponse) -> RefereeNumbers:
+    return RefereeNumbers(scored_answer(response), end_logprob(response))
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:

@@ -21,14 +21,15 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.bounded_json import MAX_RAW, BoundedJsonReader
 from tallystick.client.coordinator.job_stream import HttpJobStream, JobStream, LinkLost, StreamLost
 from tallystick.client.coordinator.model_offers import MAX_NUMBER, ModelOffer
+from tallystick.protocol.audit_reports import ReportRequest, read_ack
 from tallystick.protocol.criteria import MAX_CANDIDATES
-from tallystick.protocol.eip712 import Domain, Signed, read_signed
+from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable, error_from_json
 from tallystick.protocol.jobs import State
 from tallystick.protocol.json_members import read_count, read_text
 from tallystick.protocol.link import MAX_CHAIN_ID, LateReceipt, read_ask
 from tallystick.protocol.log_monitor import LogQuestion
-from tallystick.protocol.messages import Ask, Inquiry, LogHead, Receipt
+from tallystick.protocol.messages import Ask, Inquiry, LogHead, Receipt, ReportAck
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address, JobId, parse_address
 from tallystick.protocol.versions import check_protocol
@@ -307,6 +308,13 @@ class CoordinatorClient:
             with contextlib.suppress(BadMessage):
                 receipts.append(LateReceipt.from_json(entry))
         return receipts
+
+    async def report(self, request: ReportRequest) -> Verified[ReportAck]:
+        """Reports an audit. Returns the coordinator's signed promise to log the report; raises BadMessage for another answer."""
+        domain = (await self.info()).domain
+        raw = await self._request_json("POST", "/v1/reports", request.to_json())
+        with _coordinator_fault():
+            return read_ack(raw, request, domain)
 
     async def submit(self, submission: bytes, *, linger: int | None = None) -> JobStream:
         """Submits a job and returns its open stream. Raises the coordinator's refusal, NotSent or ConnectionLost.

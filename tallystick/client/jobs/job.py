@@ -36,6 +36,7 @@ from tallystick.protocol.plaintext_heads import ResponseHead
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
+from tallystick.protocol.token_evidence import EvidenceRow
 from tallystick.protocol.types import Address, Hash, JobId, format_amount
 from tallystick.protocol.wire import Kind
 
@@ -146,6 +147,11 @@ class Job:
         return self._response.receipt
 
     @property
+    def evidence(self) -> tuple[EvidenceRow, ...]:
+        """What its provider committed to of each token, once its receipt came; empty if the provider commits to nothing."""
+        return self._response.evidence.rows
+
+    @property
     def receipt_outstanding(self) -> bool:
         """Whether the whole answer came and its receipt has not. The ledger records the receipt when it comes."""
         return self._done and self._error is None and self._response.complete and self._response.receipt is None
@@ -218,7 +224,9 @@ class Job:
         if response.head is None or response.match is None or (response.receipt is None and not response.complete):
             raise Unavailable(Code.CANCELLED, "the job was cancelled before its answer began", fault=Fault.CLIENT)
         placed, key = response.match, response.key.commitment_key
-        return Result(self.id, response.head, body, response.receipt, placed.order, placed.terms, key, self.proof)
+        return Result(
+            self.id, response.head, body, response.receipt, placed.order, placed.terms, key, self.proof, response.evidence
+        )
 
     @property
     def proof(self) -> Proof | None:
@@ -446,6 +454,6 @@ def audit_proof(job: Job) -> Proof | None:
     return job._record.audit_proof  # noqa: SLF001 - see above
 
 
-def evidence_of(job: Job) -> bytes:  # noqa: ARG001
-    """The packed rows of evidence that came with the answer; empty without."""
-    return b""
+def evidence_of(job: Job) -> bytes:
+    """The packed rows of evidence that came with the answer and are those of its receipt; empty without."""
+    return job._response.evidence.packed  # noqa: SLF001 - see above

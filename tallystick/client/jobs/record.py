@@ -25,6 +25,8 @@ from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import Hash
 
 log = structlog.get_logger()
+LARGE = 1 << 15
+"""Bytes of evidence, a thousand rows, from which on they are checked beside the event loop."""
 _NEVER_RAN = (Code.NODE_BUSY, Code.NO_PROVIDER)
 """Failures of a job that no provider took, such as the end of its wait for a slot."""
 
@@ -111,6 +113,15 @@ class JobRecord:
         objection = await self._receipt(response.receipt)
         return objection or outcome_error(response, response.receipt.message, cancelling=self.cancelling)
 
+    async def _evidence_finding(self) -> AuditFinding | None:
+        """What is wrong with the rows of evidence that came, which take a while to check if they are many."""
+        response = self._response
+        evidence = await asyncio.to_thread(lambda: response.evidence) if response.evidence_bytes > LARGE else response.evidence
+        if evidence.finding is not None:
+            provider = None if response.match is None else response.match.provider
+            log.warning("false evidence", job=response.job.hex(), provider=provider, reason=evidence.reason)
+        return evidence.finding
+
     async def doubt(self, receipt: Receipt) -> AuditFinding | None:
         """What the token audit objects to in the receipt of a whole answer."""
         auditor, response = self._context.auditor, self._response
@@ -154,7 +165,7 @@ class JobRecord:
             self._body_bytes, bounded=self._summary.bounded, cancelled=self.cancelling or self._resumed
         )
         took_ms = None if self._began is None else int((asyncio.get_running_loop().time() - self._began) * 1_000)
-        doubt = await self.doubt(receipt.message)
+        doubt = await self._evidence_finding() or await self.doubt(receipt.message)
         incoming = IncomingReceipt(
             context.domain,
             job,

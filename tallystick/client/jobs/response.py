@@ -6,6 +6,8 @@ for it. The CHUNKs are of the attempt that was matched last, so a MATCH of the s
 carries the receipt at no cost of an attempt that failed or was outrun. FAIL and BEAT may come at any time. The first chunk is
 the response head, the others are the body.
 
+Rows of evidence may come in chunks of their own before the last one.
+
 A frame that breaks this order, does not parse or has a wrong signature is the coordinator's fault, because every frame passes
 through it. It is never held against a provider.
 """
@@ -16,6 +18,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.answer_evidence import NO_EVIDENCE, AnswerEvidence, EvidenceState, check_rows, most_bytes
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.protocol.eip712 import Domain, Verified, read_signed_bytes
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSeal, BadSignature, Fault, TallyError
@@ -25,9 +28,9 @@ from tallystick.protocol.messages import Order, Outcome, Receipt
 from tallystick.protocol.plaintext_heads import ResponseHead, load_response_head
 from tallystick.protocol.pricing import charge, usage_of
 from tallystick.protocol.queue_place import QueuePlace
-from tallystick.protocol.sealing import ContentKey, Opener, Transcript
+from tallystick.protocol.sealing import ContentKey, Opener, Transcript, is_evidence
 from tallystick.protocol.tab import check_receipt
-from tallystick.protocol.types import Address, Hash, JobId
+from tallystick.protocol.types import ZERO_HASH, Address, Hash, JobId
 from tallystick.protocol.wire import Failure, Kind
 
 CHUNK_OVERHEAD = 64
@@ -70,6 +73,9 @@ class JobResponse:
         """The job's last known place in the coordinator's queue, while it waits for a free slot."""
         self.body_bytes = 0
         self.chunks = 0
+        self._rows: bytearray | None = bytearray()
+        """Packed rows of evidence so far; None once they are more than the order allows."""
+        self._evidence: AnswerEvidence | None = None
         self._placed, self._domain, self._coordinator = dict(placed), domain, coordinator
         self._opener: Opener | None = None
         self._transcript: Transcript | None = None
@@ -83,6 +89,27 @@ class JobResponse:
     def ended(self) -> bool:
         """Whether a receipt or a failure came, after which no frame is legal."""
         return self.receipt is not None or self.failure is not None
+
+    @property
+    def evidence_bytes(self) -> int:
+        """Bytes of the rows of evidence that came."""
+        return len(self._rows or b"")
+
+    @property
+    def evidence(self) -> AnswerEvidence:
+        """The rows of evidence that came, checked once against the receipt; none before it came.
+
+        Rows of a response that was cut off are not judged: the coordinator may have dropped some.
+        """
+        if self.receipt is None or self.match is None:
+            return NO_EVIDENCE
+        if not self.complete:
+            is_none = self.receipt.message.evidence_root == ZERO_HASH
+            return NO_EVIDENCE if is_none else AnswerEvidence(EvidenceState.NOT_SENT)
+        if self._evidence is None:
+            packed = None if self._rows is None else bytes(self._rows)
+            self._evidence = check_rows(self.receipt.message, packed, self.match.terms.max_output_tokens)
+        return self._evidence
 
     @property
     def failed_providers(self) -> list[Address]:
@@ -209,6 +236,8 @@ class JobResponse:
         if self.match is not None and self.match.order.digest in self._voided:
             raise BadMessage("frame: expected no chunk after the receipt at no cost of its attempt")
         chunk = self._opener.open(payload)
+        if is_evidence(payload):
+            return self._take_evidence(chunk)
         self._transcript.add(chunk)
         self.chunks += 1
         self._keep(chunk)
@@ -221,6 +250,12 @@ class JobResponse:
             return b""
         self.body_bytes += len(chunk)
         return chunk
+
+    def _take_evidence(self, rows: bytes) -> bytes:
+        if self._rows is not None and self.match is not None:
+            fits = len(self._rows) + len(rows) <= most_bytes(self.match.terms.max_output_tokens)
+            self._rows = self._rows + rows if fits else None
+        return b""
 
     def _keep(self, chunk: bytes) -> None:
         if self.kept is not None:

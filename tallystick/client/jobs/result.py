@@ -8,6 +8,7 @@ from typing import Any
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.openai.answers import TextDeltas, read_text
 from tallystick.client.openai.errors import read_engine_error
+from tallystick.client.receipts.answer_evidence import NO_EVIDENCE, AnswerEvidence
 from tallystick.client.receipts.proof import Proof
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadSeal, Code, Fault, TallyError, Unavailable
@@ -17,6 +18,7 @@ from tallystick.protocol.plaintext_heads import ResponseHead
 from tallystick.protocol.pricing import Usage, usage_of
 from tallystick.protocol.routes import media_type
 from tallystick.protocol.sse import EVENT_STREAM
+from tallystick.protocol.token_evidence import EvidenceRow
 from tallystick.protocol.types import Address, Amount, JobId, format_amount
 
 
@@ -26,7 +28,8 @@ class Result:
 
     `receipt` is None if the whole answer came and its receipt is outstanding; the ledger has the receipt once it came
     (`Market.find`). `commitment_key` opens the commitments in the order and the receipt; anyone who has it can confirm guesses of
-    the request. `proof` is None unless it was to be kept.
+    the request. `proof` is None unless it was to be kept. `answer_evidence`: the rows of evidence that came, and what is known of
+    them.
     """
 
     job: JobId
@@ -37,11 +40,17 @@ class Result:
     terms: Terms
     commitment_key: bytes
     proof: Proof | None = None
+    answer_evidence: AnswerEvidence = NO_EVIDENCE
 
     @property
     def provider(self) -> Address:
         """The provider that did the job."""
         return self.order.message.provider
+
+    @property
+    def evidence(self) -> tuple[EvidenceRow, ...]:
+        """What the provider committed to of each token of the answer, checked against the receipt; empty without."""
+        return self.answer_evidence.rows
 
     @property
     def usage(self) -> Usage:

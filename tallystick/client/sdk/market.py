@@ -193,7 +193,8 @@ class Market(ConvenienceMethods):
             KeySessions(self._random),
         )
         audits = MarketAudits(self.submit, self._coordinator, self._ledger, self.info, self._now)
-        self._audits = JobAudits.of(self.config, self.wallet, audits, self._ledger, None, now=self._now, random=self._random)
+        report = self._coordinator.report if self.config.audits.report else None
+        self._audits = JobAudits.of(self.config, self.wallet, audits, self._ledger, report, now=self._now, random=self._random)
         return self
 
     async def close(self) -> None:
@@ -386,9 +387,10 @@ class Market(ConvenienceMethods):
         batch = self.config.priority == BATCH if priority is None else read_priority(priority, "priority") == BATCH
         consent = self._audits.consent(label, share=share_prompt, private=private) if self._audits.keeps(request) else NO_CONSENT
         options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds, late, batch, consent)
+        fingerprint = "" if key is None else idempotency.fingerprint(request.plaintext)
+        request = request.with_evidence() if self.config.evidence else request
         if key is None:
             return await self._submit_to_shortlist(request, demand, options)
-        fingerprint = idempotency.fingerprint(request.plaintext)
         async with self._keys.setdefault(idempotency.check_key(key), asyncio.Lock()):
             keyed = await self._ledger.find_key(key)
             if keyed is None:

@@ -26,6 +26,7 @@ from tallystick.protocol.messages import Receipt
 from tallystick.protocol.plaintext_heads import ResponseHead
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.routes import CHAT
+from tallystick.protocol.token_evidence import EvidenceRow
 from tallystick.protocol.types import Address, JobId
 
 P = ParamSpec("P")
@@ -270,6 +271,11 @@ class SyncJob(SyncWrapper[Job]):
     def receipt_accepted(self) -> bool:
         """See `Job.receipt_accepted`."""
         return self._inner.receipt_accepted
+
+    @property
+    def evidence(self) -> tuple[EvidenceRow, ...]:
+        """See `Job.evidence`."""
+        return self._inner.evidence
 
     @property
     def receipt_outstanding(self) -> bool:

@@ -120,6 +120,8 @@ def test_the_index_has_every_free_ask_that_fits(seed: int) -> None:
     asks = _asks(random)
     for _ in range(400):
         _change(book, asks, random, assigned)
+        groups = {entry.slot_group for key in KEYS for entry in book.of_provider(key.address)}
+        assert book.free_slots == sum(group.free for group in groups), "the count is kept, not made by a walk over all asks"
         require = random.choice((Requirements(), Requirements(region=("EU",)), Requirements(context_tokens=8_000)))
         needs = random.choice((Requirements(), Requirements(features=("tools",)), Requirements(context_tokens=9_000)))
         length = random.choice((0, 4_096, 4_097, random.randrange(40_000)))

@@ -41,6 +41,7 @@ def upgrade() -> None:
         sa.Column("referee", sa.String(64), nullable=False),
         sa.Column("verdict", sa.String(16), nullable=False),
         sa.Column("findings", sa.Text, nullable=False),
+        sa.Column("pool", sa.Text, nullable=False),
         sa.Column("billed", sa.BigInteger, nullable=False),
         sa.Column("counted", sa.BigInteger, nullable=False),
         sa.Column("cost", sa.BigInteger, nullable=False),

@@ -1,0 +1,164 @@
+"""Reports of audits: each is checked against the job that it is about, logged, counted, stored and acknowledged, in this order.
+
+A report needs the receipt of a job that its payer paid here. One job is reported once, and once more if the provider is convicted
+over it. An acknowledged report is on disk, with its leaf in the match log. If a process dies between leaf and record, the next
+one reads the record out of the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from coordinator.domain.integrity_records import IntegrityRecord, IntegrityRecords, ProductKey, report_weight
+from coordinator.domain.token_bucket import TokenBucket
+from coordinator.jobs.match_log import MatchLog
+from coordinator.jobs.report_store import Finding, ReportStore, StoredReport
+from coordinator.ports import JobStore, LogStore
+from tallystick.protocol.audit_reports import AuditVerdict, CheckedReport, ReportRequest, check_report, precision_class
+from tallystick.protocol.eip712 import Verified
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
+from tallystick.protocol.log_leaves import REPORT, ReportLeaf
+from tallystick.protocol.match_log import load_leaf
+from tallystick.protocol.merkle import leaf_hash
+from tallystick.protocol.messages import Ask, ReportAck
+from tallystick.protocol.types import Address, Hash
+
+log = structlog.get_logger()
+REPORTS_PER_SECOND, REPORTS_BURST = 1, 60
+"""Reports of one payer: each costs two signature checks, a lookup, and a leaf."""
+KEPT_SECONDS = 30 * 86_400
+"""How long it is remembered which jobs were reported: longer than a job can be reported."""
+RECOVERED_LEAVES = 10_000
+"""Leaves before a restart that are searched for reports that were not counted."""
+FindAsk = Callable[[Hash], Ask | None]
+"""Returns the ask with this digest while it is listed."""
+
+
+class AuditReports:
+    """See the module's docstring. `now` is Unix time, `tick` a monotonic clock, both in seconds."""
+
+    def __init__(
+        self,
+        *,
+        match_log: MatchLog,
+        integrity: IntegrityRecords,
+        jobs: JobStore,
+        store: ReportStore,
+        find_ask: FindAsk,
+        now: Callable[[], float],
+        tick: Callable[[], float],
+    ) -> None:
+        self._match_log, self._integrity, self._jobs, self._store = match_log, integrity, jobs, store
+        self._find_ask, self._now, self._tick = find_ask, now, tick
+        self._rate = TokenBucket(REPORTS_PER_SECOND, REPORTS_BURST)
+        self._turn = asyncio.Lock()
+        self._unstored: dict[Finding, tuple[StoredReport, IntegrityRecord]] = {}
+        """Reports that are in the log, and that the database did not take yet."""
+
+    async def start(self, log_store: LogStore) -> None:
+        """Loads all records, and counts the reports that a former process logged and could not count. Raises Unavailable."""
+        records = await self._store.integrity()
+        self._integrity.restore(records)
+        end = self._match_log.epoch
+        begin = max([0, end - RECOVERED_LEAVES, *(record.leaf + 1 for _, record in records)])
+        for row in await log_store.log_entries(begin, end) if begin < end else []:
+            if row.leaf is not None and row.leaf[1] == REPORT:
+                leaf = load_leaf(row.leaf)
+                if isinstance(leaf, ReportLeaf):
+                    await self._recover(leaf, row.number)
+
+    async def _recover(self, leaf: ReportLeaf, index: int) -> None:
+        known = await self._jobs.job(leaf.job)
+        payer = Address("") if known is None else known.record.payer
+        product, record = self._integrity.apply(leaf, index)
+        finding = (leaf.job, leaf.provider, leaf.verdict == AuditVerdict.CONFIRMED)
+        report = StoredReport(finding, payer, product, leaf.at, index, leaf.report_hash, leaf_hash(leaf.dumps()))
+        await self._store.put_report(report, record, leaf.at - KEPT_SECONDS)
+        log.info("the report of an audit was counted after a restart", leaf=index, provider=leaf.provider)
+
+    async def accept(self, request: ReportRequest) -> Verified[ReportAck]:
+        """Accepts a report. A report that was accepted before gets the same answer again, and does not count again.
+
+        Raises BadMessage, BadSignature, Refusal for a report that is not taken, and Unavailable.
+        """
+        domain, coordinator = self._match_log.domain, self._match_log.signer.address
+        checked = check_report(request, domain, coordinator, int(self._now()))
+        message = checked.report.message
+        if not self._rate.try_spend(message.payer, self._tick()):
+            delay = self._rate.delay(message.payer, self._tick())
+            text = f"{message.payer} reports more than {REPORTS_PER_SECOND} audits per second; try again in {delay:.0f} s"
+            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
+        await self._check_job(checked)
+        finding = (message.job, message.provider, checked.verdict is AuditVerdict.CONFIRMED)
+        async with self._turn:
+            stored = await self._stored(finding)
+            if stored is None:
+                stored = await self._count(checked, finding)
+            elif stored.report_hash != checked.report.digest:
+                text = f"report: the audit of job {message.job.hex()} was reported before, and counts once"
+                raise Refusal(Code.REPORT_REPLAYED, text)
+        ack = ReportAck(
+            coordinator=coordinator,
+            report_hash=stored.report_hash,
+            index=stored.index,
+            leaf_hash=stored.leaf_hash,
+            accepted_at=stored.at,
+        )
+        return self._match_log.signer.sign(ack, domain)
+
+    async def _check_job(self, checked: CheckedReport) -> None:
+        """Checks that the job is known here, with this receipt, and that the report names what the job's ask sold."""
+        message, receipt = checked.report.message, checked.receipt.message
+        known = await self._jobs.job(message.job)
+        attempt = None if known is None else known.record.attempt_of(message.provider)
+        if known is None or attempt is None:
+            text = f"report.job: {message.provider} had no job {message.job.hex()} of {message.payer} through this coordinator"
+            raise Refusal(Code.UNKNOWN_JOB, text)
+        stored = known.receipts.get(message.provider)
+        if stored is None or stored.message != receipt:
+            given = "none yet" if stored is None else f"seq {stored.message.seq}"
+            raise BadMessage(
+                f"receipt: expected the one that the provider sent for job {message.job.hex()}, {given}; got another"
+            )
+        if message.model != attempt.terms.model:
+            raise BadMessage(f"report.model: expected {attempt.terms.model!r}, as the job's terms say, got {message.model!r:.80}")
+        ask = self._find_ask(attempt.terms.ask)
+        if ask is not None and message.precision != precision_class(ask):
+            raise BadMessage(f"report.precision: expected {precision_class(ask)!r}, as the ask says, got {message.precision!r}")
+
+    async def _stored(self, finding: Finding) -> StoredReport | None:
+        unstored = self._unstored.get(finding)
+        if unstored is None:
+            return await self._store.report(finding)
+        await self._put(*unstored)
+        return unstored[0]
+
+    async def _count(self, checked: CheckedReport, finding: Finding) -> StoredReport:
+        """Logs, counts and stores a report. Raises Unavailable; if the report was logged by then, `_stored` stores it later."""
+        message = checked.report.message
+        if self._match_log.blocked or self._unstored:
+            for unstored in tuple(self._unstored.values()):
+                await self._put(*unstored)
+        if self._match_log.blocked:
+            text = "this coordinator cannot log the report now; send it again later"
+            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, text, fault=Fault.COORDINATOR)
+        product = ProductKey(message.provider, message.model, message.precision)
+        settled = await self._store.settled_by(message.payer)
+        earlier = await self._store.count_reports(message.payer, product)
+        weight = report_weight(checked.verdict, message.provider, settled, earlier, is_probe=checked.is_probe)
+        members = (message.job, *product, int(checked.verdict), checked.is_probe, weight, checked.report.digest)
+        index, leaf = self._match_log.append_report(ReportLeaf(0, 0, *members))
+        _, record = self._integrity.apply(leaf, index)
+        hashed = leaf_hash(leaf.dumps())
+        report = StoredReport(finding, message.payer, product, leaf.at, index, checked.report.digest, hashed)
+        self._unstored[finding] = report, record
+        await self._put(report, record)
+        return report
+
+    async def _put(self, report: StoredReport, record: IntegrityRecord) -> None:
+        await self._match_log.flush()
+        await self._store.put_report(report, record, report.at - KEPT_SECONDS)
+        self._unstored.pop(report.finding, None)

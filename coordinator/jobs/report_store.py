@@ -1,0 +1,80 @@
+"""The port to the database of reports and integrity, and an implementation in memory for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from coordinator.domain.integrity_records import IntegrityRecord, ProductKey
+from tallystick.protocol.types import Address, Amount, Hash, JobId
+
+Finding = tuple[JobId, Address, bool]
+"""A job, its provider, and whether the report convicts the provider: what is reported once."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReport:
+    """An accepted report. `index`, `leaf_hash`: of its leaf in the match log; `at`: Unix seconds; `payer`: who reported."""
+
+    finding: Finding
+    payer: Address
+    product: ProductKey
+    at: int
+    index: int
+    report_hash: Hash
+    leaf_hash: Hash
+
+
+class ReportStore(Protocol):
+    """Stores reports and the integrity that they make. Writes survive the process when their coroutine returns."""
+
+    async def put_report(self, report: StoredReport, record: IntegrityRecord, since: int) -> None:
+        """Stores a report and its product's new record, and deletes reports before `since`. Idempotent. Raises Unavailable."""
+
+    async def report(self, finding: Finding) -> StoredReport | None:
+        """Returns what was reported, or None. Raises Unavailable."""
+        ...
+
+    async def count_reports(self, payer: Address, product: ProductKey) -> int:
+        """Returns the number of stored reports of a payer on a product. Raises Unavailable."""
+        ...
+
+    async def settled_by(self, payer: Address) -> Mapping[Address, Amount]:
+        """Returns what a payer settled on chain, by provider, in base units. Raises Unavailable."""
+        ...
+
+    async def integrity(self) -> list[tuple[ProductKey, IntegrityRecord]]:
+        """Returns all records, those with the oldest reports first. Raises Unavailable."""
+        ...
+
+
+@dataclass
+class MemoryReportStore:
+    """Implements ReportStore. Nothing outlives the process."""
+
+    reports: dict[Finding, StoredReport] = field(default_factory=dict)
+    records: dict[ProductKey, IntegrityRecord] = field(default_factory=dict)
+    settled: dict[Address, dict[Address, Amount]] = field(default_factory=dict)
+
+    async def put_report(self, report: StoredReport, record: IntegrityRecord, since: int) -> None:
+        """See ReportStore."""
+        self.reports = {finding: kept for finding, kept in self.reports.items() if kept.at >= since}
+        self.reports[report.finding] = report
+        self.records[report.product] = record
+
+    async def report(self, finding: Finding) -> StoredReport | None:
+        """See ReportStore."""
+        return self.reports.get(finding)
+
+    async def count_reports(self, payer: Address, product: ProductKey) -> int:
+        """See ReportStore."""
+        return sum((report.payer, report.product) == (payer, product) for report in self.reports.values())
+
+    async def settled_by(self, payer: Address) -> Mapping[Address, Amount]:
+        """See ReportStore."""
+        return self.settled.get(payer, {})
+
+    async def integrity(self) -> list[tuple[ProductKey, IntegrityRecord]]:
+        """See ReportStore."""
+        return sorted(self.records.items(), key=lambda entry: entry[1].leaf)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import random
+
+from tallystick.audit.verdicts import Referees, Verdict
+from tallystick.client.audits.pools import NO_POOL, Pool, bounded, judge_pools
+from tallystick.client.audits.store import AuditStore
+from tallystick.client.audits.subject import Subject
+from tests.client.audits.parties import ALICE, HONEST, REQUEST, build_bench, sold
+from tests.client.audits.test_conduct import conduct, honest_market
+from tests.client.audits.toy_model import prompt_text
+
+RULES = Referees(3)
+
+
+def pools_of(declared: float, actual: float, answers: int, seed: int, **sampling: float) -> dict[str, Pool]:
+    """The evidence of answers that were drawn at another temperature than the request declares, by three referees."""
+    request = REQUEST | {"temperature": declared} | sampling
+    draw = random.Random(seed)
+    pools: dict[str, Pool] = {}
+    for number in range(answers):
+        subject = Subject.of(sold(ALICE, HONEST, request=request, tokens=range(16)))
+        question = subject.question(64, draw.randbytes)
+        tokens = HONEST.answer(prompt_text(question), 64, actual, draw)
+        subject = Subject.of(sold(ALICE, HONEST, request=request, tokens=tokens))
+        response = HONEST.score(subject.question(64, draw.randbytes))
+        name = f"referee{number % 3}"
+        pools[name] = pools.get(name, NO_POOL) + bounded(subject.pool(response))
+    return pools
+
+
+def test_a_temperature_off_by_0_3_adds_up() -> None:
+    """No single answer shows it to be sure; twenty do."""
+    assert judge_pools(pools_of(0.7, 1.0, 20, 1), RULES) is Verdict.CONFIRMED
+
+
+def test_a_lower_temperature_shows_if_nothing_is_truncated() -> None:
+    """Otherwise the engine's own truncation might have made the answer likelier, which is honest."""
+    assert judge_pools(pools_of(1.0, 0.7, 20, 2), RULES) is Verdict.PASS
+    assert judge_pools(pools_of(1.0, 0.7, 20, 2, top_p=1, top_k=0, min_p=0), RULES) is Verdict.CONFIRMED
+
+
+def test_honest_answers_add_up_to_nothing() -> None:
+    """Whatever is declared."""
+    for seed in range(8):
+        assert judge_pools(pools_of(0.7, 0.7, 12, seed), RULES) is Verdict.PASS
+        assert judge_pools(pools_of(1.0, 1.0, 12, seed, top_p=1, top_k=-1, min_p=0), RULES) is Verdict.PASS
+
+
+def test_one_referee_cannot_confirm_by_what_it_invents() -> None:
+    """As many as must agree on a job; an engine of the user's own is enough."""
+    pools = pools_of(0.7, 1.3, 12, 3)
+    whole = sum(pools.values(), start=NO_POOL)
+    assert judge_pools({"liar": whole}, RULES) is Verdict.SUSPECT
+    assert judge_pools({"liar": whole, "other": NO_POOL, "third": NO_POOL}, RULES) is Verdict.SUSPECT
+    assert judge_pools({"own:desk": whole}, RULES) is Verdict.CONFIRMED
+    assert judge_pools({}, RULES) is Verdict.INCONCLUSIVE
+
+
+async def test_a_provider_is_confirmed_by_what_adds_up(store: AuditStore) -> None:
+    """The opinions in the file are enough; most single answers pass."""
+    bench = build_bench(store, honest_market(), opinions=2)
+    draw = random.Random(5)
+    for _ in range(24):
+        prompt = repr(sorted({"messages": REQUEST["messages"]}.items()))
+        await conduct(bench, sold(ALICE, HONEST, tokens=HONEST.answer(prompt, 64, 1.0, draw)))
+    verdicts = [conclusion.verdict for conclusion, _ in bench.conclusions]
+    assert verdicts.count(Verdict.PASS) > 12
+    assert bench.conclusions[-1][0].provider is Verdict.CONFIRMED

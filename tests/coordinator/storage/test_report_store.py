@@ -1,0 +1,98 @@
+"""Stored reports and integrity: the same from SQLite and PostgreSQL, and after a restart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from coordinator.domain.integrity_records import IntegrityRecord, ProductKey
+from coordinator.jobs.report_store import StoredReport
+from coordinator.ports import Cursor, Settlement
+from coordinator.storage.schema import audit_reports, integrity, settlements
+from coordinator.storage.store import Store
+from tallystick.audit.integrity import Integrity
+from tallystick.protocol.types import Amount, Hash, JobId
+from tests.coordinator.harness import PAYER, person
+
+POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
+ANN, BOB = person("ann").address, person("bob").address
+PRODUCT = ProductKey(ANN, "model/€", "fp8")
+REPORT = StoredReport(
+    (JobId(bytes(range(16))), ANN, False), PAYER.address, PRODUCT, 1_000, 7, Hash(b"\x01" * 32), Hash(b"\x02" * 32)
+)
+RECORD = IntegrityRecord(Integrity(12.123456789012345, 0.1, 13), 2, 7)
+
+
+def _empty(connection: Connection) -> None:
+    for table in (audit_reports, integrity, settlements):
+        connection.execute(sa.delete(table))
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database."""
+    if request.param == "postgres" and not POSTGRES:
+        pytest.skip("needs PostgreSQL, which scripts/test starts")
+    return POSTGRES if request.param == "postgres" else f"sqlite:///{tmp_path}/coordinator.db"
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    """An empty store."""
+    opened = Store(url)
+    await opened.start()
+    await opened.database.write(_empty)
+    yield opened
+    await opened.close()
+
+
+async def test_what_was_stored_is_there_in_the_next_process(store: Store, url: str) -> None:
+    """Reports and records survive, to the last digit."""
+    await store.reports.put_report(REPORT, RECORD, 0)
+    await store.close()
+    later = Store(url)
+    await later.start()
+    try:
+        assert await later.reports.report(REPORT.finding) == REPORT
+        assert await later.reports.integrity() == [(PRODUCT, RECORD)]
+    finally:
+        await later.close()
+
+
+async def test_findings_and_products_are_apart(store: Store) -> None:
+    """A conviction over a job is another finding; another precision is another product; a newer record replaces the former."""
+    job, _, _ = REPORT.finding
+    await store.reports.put_report(REPORT, RECORD, 0)
+    convicts = replace(REPORT, finding=(job, ANN, True), index=9)
+    await store.reports.put_report(convicts, replace(RECORD, leaf=9), 0)
+    other = replace(REPORT, finding=(job, BOB, False), product=ProductKey(BOB, "m", "f16"), payer=BOB)
+    await store.reports.put_report(other, replace(RECORD, leaf=8), 0)
+    assert await store.reports.report(convicts.finding) == convicts
+    assert await store.reports.report((job, BOB, True)) is None
+    assert [key for key, _ in await store.reports.integrity()] == [other.product, PRODUCT]
+    counts = [await store.reports.count_reports(payer, PRODUCT) for payer in (PAYER.address, BOB)]
+    assert counts == [2, 0]
+
+
+async def test_old_reports_are_deleted_and_their_integrity_stays(store: Store) -> None:
+    """A job that cannot be reported any more need not be remembered."""
+    await store.reports.put_report(REPORT, RECORD, 0)
+    newer = replace(REPORT, finding=(JobId(bytes(16)), ANN, False), at=1_001, index=8)
+    await store.reports.put_report(newer, replace(RECORD, leaf=8), 1_001)
+    assert await store.reports.report(REPORT.finding) is None
+    assert await store.reports.report(newer.finding) == newer
+    assert len(await store.reports.integrity()) == 1
+
+
+async def test_settlements_of_a_payer(store: Store) -> None:
+    """What each provider was paid on chain."""
+    settled = [Settlement(PAYER.address, ANN, Amount(5), "0x1", 1), Settlement(PAYER.address, BOB, Amount(1 << 70), "0x1", 1)]
+    await store.put_settlements([*settled, Settlement(BOB, ANN, Amount(9), "0x1", 1)], Cursor(2))
+    assert await store.reports.settled_by(PAYER.address) == {ANN: 5, BOB: 1 << 70}
+    assert await store.reports.settled_by(ANN) == {}
