@@ -68,10 +68,11 @@ async def chat(request: Request) -> Response:
     if body.get("logprobs") and body.get("stream") and body.get("tools"):
         return JSONResponse({"error": {"message": "logprobs is not supported with tools + stream"}}, 400)
     count = min(body.get("max_tokens") or 40, 40)
-    usage, finish = {"prompt_tokens": 3, "completion_tokens": count}, "length" if count < 40 else "stop"
+    usage: dict[str, Any] = {"prompt_tokens": 3, "completion_tokens": count}
+    finish = "length" if count < 40 else "stop"
     if not body.get("stream"):
         return JSONResponse({"id": "w", "choices": choices(body, 0, count, finish, "message"), "usage": usage})
-    events = [{"id": "w", "choices": choices(body, n, n + 1, None, "delta")} for n in range(count)]
+    events: list[dict[str, Any]] = [{"id": "w", "choices": choices(body, n, n + 1, None, "delta")} for n in range(count)]
     events += [{"id": "w", "choices": choices(body, 0, 0, finish, "delta")}]
     events += [{"id": "w", "choices": [], "usage": usage}] if (body.get("stream_options") or {}).get("include_usage") else []
     data = b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events) + DONE
