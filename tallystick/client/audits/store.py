@@ -17,6 +17,7 @@ from tallystick.audit.referee_record import RefereeRecord
 from tallystick.audit.token_counts import PooledCounts
 from tallystick.audit.verdicts import WINDOW, Audit, Finding, Verdict
 from tallystick.client.audits.findings import MAX_EARLIER
+from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.pools import NO_POOL, Pool
 from tallystick.client.audits.schema import AuditKind, AuditState, Origin, audits, disputes, opinions, pardons, reports
 from tallystick.protocol.types import Address, Amount, JobId
@@ -29,6 +30,8 @@ MAX_PENDING = 1_000
 """Audits that wait at most; further draws are left out."""
 MAX_AUDITS = 20_000
 """Audits that the file keeps."""
+MAX_SUSPECTS = 256
+"""Suspect answers whose contents the file keeps."""
 MAX_REASON = 1_000
 MAX_REPORTS = 20_000
 _NOT_PLANTED = audits.c.kind.in_([AuditKind.JOB.value, AuditKind.SYNTHETIC.value])
@@ -49,6 +52,8 @@ class NewAudit:
     precision: str
     job: str = ""
     kept: bytes | None = None
+    delay: int = 0
+    """Seconds until it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +152,7 @@ class AuditStore:
                 "reason": "",
                 "attempts": 0,
                 "created_at": now,
-                "due_at": now,
+                "due_at": now + new.delay,
                 "cost": 0,
                 "kept": new.kept,
             }
@@ -166,9 +171,11 @@ class AuditStore:
         values = {"reason": reason[:MAX_REASON], "due_at": due_at, "attempts": audits.c.attempts + 1}
         await self._update(audit, values)
 
-    async def record_job(self, audit: int, job: str, kept: bytes, cost: Amount) -> None:
-        """Notes the job that was placed for a synthetic audit, and what it cost."""
-        await self._update(audit, {"job": job, "kept": kept, "cost": audits.c.cost + int(cost)})
+    async def record_job(self, audit: int, kept: KeptJob) -> None:
+        """Notes the job that was placed for a synthetic audit, who answered it, and what it cost."""
+        cost = int(kept.proof.receipt.message.cost)
+        values = {"job": kept.job.hex(), "kept": kept.pack(), "provider": kept.provider, "precision": kept.precision}
+        await self._update(audit, values | {"cost": audits.c.cost + cost})
 
     async def finish(
         self, audit: int, verdict: Verdict, reason: str, now: int, *, tokens: bytes | None = None, keep: bool = False
@@ -219,6 +226,10 @@ class AuditStore:
             c.execute(sa.update(audits).where(stale, audits.c.kept.is_not(None)).values(kept=None))
             of_stale = opinions.c.audit.in_(sa.select(audits.c.id).where(stale))
             c.execute(sa.update(opinions).where(of_stale, opinions.c.scores.is_not(None)).values(scores=None))
+            suspects = sa.select(audits.c.id).where(audits.c.verdict == Verdict.SUSPECT.value, audits.c.kept.is_not(None))
+            beyond = c.execute(suspects.order_by(audits.c.id.desc()).offset(MAX_SUSPECTS).limit(1)).scalar() or 0
+            c.execute(sa.update(audits).where(audits.c.id <= beyond).values(kept=None))
+            c.execute(sa.update(opinions).where(opinions.c.audit <= beyond).values(scores=None))
             abandoned = (audits.c.state == AuditState.PENDING.value) & (audits.c.created_at < now - 7 * 86_400)
             c.execute(
                 sa.update(audits).where(abandoned).values(state=AuditState.FAILED.value, reason="it waited too long", kept=None)

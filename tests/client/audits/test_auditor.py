@@ -142,7 +142,6 @@ async def test_a_job_above_the_rate_is_not_audited(world: World) -> None:
 async def test_a_confirmed_provider_is_blocked_with_evidence(world: World) -> None:
     """The ledger refuses it, the file convinces others, and the report names the file's digest."""
     auditor = world.auditor()
-    world.market.models[ALICE.address] = OTHER_MODEL
     for _ in range(2):
         offer(world, auditor, sold(ALICE, OTHER_MODEL))
         await auditor.work_once()
@@ -167,9 +166,10 @@ async def test_a_confirmed_provider_is_blocked_with_evidence(world: World) -> No
 )
 async def test_what_may_not_be_shown_is_made_up(world: World, consent: PromptConsent, kind: AuditKind) -> None:
     """The audit is of the same provider; no referee sees a word of the real request."""
-    world.market.models[ALICE.address] = HONEST
     auditor = world.auditor()
     offer(world, auditor, sold(ALICE, HONEST, consent=consent))
+    await auditor.work_once()
+    world.now += 600
     await auditor.work_once()
     (audit,) = await (await auditor.store()).latest(5)
     assert (audit.kind, audit.state) == (kind, AuditState.DONE)
