@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from tallystick.client.audits.findings import MAX_EARLIER
 from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.pools import NO_POOL, Pool
 from tallystick.client.audits.schema import AuditKind, AuditState, Origin, audits, disputes, opinions, pardons, reports
+from tallystick.protocol.eip712 import Signed, loads_signed
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.messages import ReportAck
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.runtime.database_errors import explain_failed_start
 from tallystick.runtime.database_url import sqlite_url
@@ -412,6 +416,16 @@ class AuditStore:
         """Notes that a report was taken (`sent`), or that it will not be (`refused`)."""
         values = {"state": state, "answer": answer[:MAX_REASON]}
         await self._database.write(lambda c: c.execute(sa.update(reports).where(reports.c.id == report).values(values)) and None)
+
+    async def promises(self) -> list[Signed[ReportAck]]:
+        """The coordinators' signed promises to log reports, newest first. Their signatures were checked when they came."""
+        query = sa.select(reports.c.answer).where(reports.c.state == "sent").order_by(reports.c.id.desc()).limit(MAX_REPORTS)
+        answers = await self._database.read(lambda c: list(c.execute(query).scalars()))
+        promises: list[Signed[ReportAck]] = []
+        for answer in answers:
+            with contextlib.suppress(BadMessage):  # another release noted something else
+                promises.append(loads_signed(ReportAck, answer))
+        return promises
 
     async def report_state(self, audit: int) -> str:
         """What became of an audit's report: pending, sent, or refused with the reason; empty if there is none."""
