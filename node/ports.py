@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from node.domain.order_admission import AdmittedJob, MatchedOrder
 from node.domain.requests import EngineRequest
@@ -26,16 +26,14 @@ from tallystick.protocol.wire import Kind
 FULL_KV_CACHE = 0.95
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseStart:
+class ResponseStart(NamedTuple):
     """The engine accepted the request. A status of 400 or more is a deterministic refusal that the client receives."""
 
     status: int
     content_type: str
 
 
-@dataclass(frozen=True, slots=True)
-class ResponsePart:
+class ResponsePart(NamedTuple):
     """Bytes of the response body. `has_output`: the user would see something of them; `text_bytes`: bytes of generated text in
     them.
     """
@@ -46,8 +44,7 @@ class ResponsePart:
     usage: ReportedUsage | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseEnd:
+class ResponseEnd(NamedTuple):
     """The engine finished the response. `tail`: the last bytes of the body; `truncated`: the output limit was reached."""
 
     tail: bytes = b""
@@ -96,8 +93,7 @@ class Engine(Protocol):
 # Store
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiptRecord:
+class ReceiptRecord(NamedTuple):
     """The order and the receipt that are stored together when a job ends or an order is refused."""
 
     matched: MatchedOrder
@@ -374,8 +370,7 @@ class FeeRateView(Protocol):
 # Observer
 
 
-@dataclass(frozen=True, slots=True)
-class JobReport:
+class JobReport(NamedTuple):
     """How a job ended, for metrics and logs. Durations are seconds. `outcome` is None if the job has no receipt.
 
     `endpoint`: where its coordinator was dialled; `written_off`: the cost of work that the coordinator left unpaid, in base

@@ -108,7 +108,7 @@ def _set_leads(node: ConnectedNode) -> None:
 
 
 def _set_score(node: ConnectedNode, reliability: int, quality: int) -> None:
-    node.reliability, node.quality = reliability, quality
+    node.reliability, node.quality = reliability, _shared(quality)
 
 
 @dataclass(slots=True)
@@ -154,7 +154,7 @@ class AskBook:
         if node is None:
             node = self._nodes[provider] = ConnectedNode(provider)
         if reliability is not None:
-            node.reliability, node.quality = reliability, quality
+            _set_score(node, reliability, quality)
         listed = list(asks)
         numbers = list(groups) or [0] * len(listed)
         by_number = self._set_groups(node, slot_groups, numbers, capacity)

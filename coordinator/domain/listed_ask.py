@@ -30,6 +30,8 @@ SLOWEST = 84
 """The step of an unknown speed. It counts as a minute to the first token, or as a second per token."""
 _SPEED_SHIFT = 128
 _MAX_CHANGES = 32
+_NUMBERS = tuple(range(1 << 13))
+"""One object of each number, so that nodes with the same time to the first token share it, which saves memory."""
 
 
 PERFECT = (INTEGRITY_STEPS, 0)
@@ -163,7 +165,8 @@ class SlotGroup:
     @capacity.setter
     def capacity(self, capacity: Capacity) -> None:
         self._reported_free, self.slots, self._queue = capacity.free, capacity.slots, capacity.queue
-        self.tokens_per_second, self.first_token_ms = capacity.tokens_per_second, capacity.first_token_ms
+        self.tokens_per_second, milliseconds = capacity.tokens_per_second, capacity.first_token_ms
+        self.first_token_ms = _NUMBERS[milliseconds] if milliseconds < len(_NUMBERS) else milliseconds
 
     @property
     def leads(self) -> tuple[ListedAsk, ...]:

@@ -45,7 +45,8 @@ class _EventBatch:
 
     def add(self, event: bytes, document: AnswerDocument) -> None:
         self.data += event
-        self.has_output = self.has_output or document.has_output or bool(document.finish_reason)
+        if document.has_output or document.finish_reason:
+            self.has_output = True
         self.text += document.text_bytes
 
     def piece(self) -> ResponsePart:
@@ -115,7 +116,8 @@ class StreamReader:
             self._response = response if isinstance(response, dict) else self._response
         if document.finish_reason or self._finish is None:
             self._finish = document.finish_reason
-        self._usage = self._usage.updated(document.usage) if self._usage is not None else document.usage
+        if document.usage is not None:
+            self._usage = document.usage if self._usage is None else self._usage.updated(document.usage)
         self._is_last = self._is_last or document.is_last
         changes = take_logprobs(document.members, self._request.logprobs, self._request.rows) if self._request.logprobs else ()
         if not (document.usage_only and self._request.strip_usage):
@@ -163,6 +165,8 @@ class StreamReader:
 
 def _render(event: bytes, document: AnswerDocument, request: EngineRequest, changes: Changes = ()) -> bytes:
     """The event as the client gets it: unchanged but for the model's name, and for log-probabilities that it did not ask for."""
+    if request.rename is None and not changes:
+        return event
     if not rename_model(document.members, request):
         if event.count(b"\n") == 2:  # one line of data
             return rewrite(event, document.members, changes)
@@ -175,9 +179,11 @@ def _render(event: bytes, document: AnswerDocument, request: EngineRequest, chan
 def rename_model(document: dict[str, Any], request: EngineRequest) -> bool:
     """Replaces the engine's name of the model by the name that it is sold under. Returns whether the document changed."""
     changed = False
+    if request.rename is None:
+        return changed
     for part in (document, document.get("response"), document.get("message")):
         named = isinstance(part, dict) and ("model" in part or (part is document and request.is_completion))
-        if request.rename is not None and isinstance(part, dict) and named and part.get("model") != request.rename[1]:
+        if isinstance(part, dict) and named and part.get("model") != request.rename[1]:
             part["model"] = request.rename[1]
             changed = True
     return changed

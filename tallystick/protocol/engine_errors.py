@@ -41,6 +41,7 @@ _RESULTS = frozenset(
     }
 )
 """Members that hold the results of an answer."""
+_NAMES = frozenset({"error", "error_type", "error_message", "error_msg", "errorMessage"})
 _DESCRIPTIONS = ("detail", "message", "msg", "errors", "title", "error_msg", "errorMessage")
 _CODES = ("code", "status", "status_code", "statusCode", "type", "error_code", "errorCode", "param", "name")
 _WAITING = frozenset(
@@ -105,11 +106,11 @@ _BUSY_WORDS = re.compile(r"rate.?limit|too many requests|overloaded|queue is ful
 
 def has_error(document: Mapping[str, Any]) -> bool:
     """Whether a document of an answer reports an error, in any of the forms above."""
-    kinds = (document.get("object"), document.get("type"))
-    named = any(document.get(name) for name in ("error", "error_type", "error_message", "error_msg", "errorMessage"))
-    if named or "error" in kinds:
+    if "error" in (document.get("object"), document.get("type")):
         return True
-    if _RESULTS & document.keys():
+    if not _NAMES.isdisjoint(document) and any(document.get(name) for name in _NAMES):
+        return True
+    if not _RESULTS.isdisjoint(document):
         return False
     if document.get("success") is False or document.get("status") in ("error", "fail", "failed"):
         return True

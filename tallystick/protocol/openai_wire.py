@@ -7,8 +7,7 @@ Members that are not read here pass through untouched. Source: OpenAI's API refe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tallystick.protocol.engine_errors import FAILED_FINISH, NO_FINISHES, error_status, has_error
 from tallystick.protocol.errors import BadMessage
@@ -143,8 +142,7 @@ class EngineError(MalformedAnswer):
         self.document, self.blamed_status = document, error_status(document)
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerDocument:
+class AnswerDocument(NamedTuple):
     """One JSON document of an answer: the whole answer, or the data of one event of its stream.
 
     `members`: the parsed document. `has_output`: whether a user would see anything of it. `text_bytes`: bytes of generated text.
@@ -271,9 +269,9 @@ def _measure_choice(choice: Mapping[str, Any]) -> tuple[int, bool]:
     message = choice.get("delta") or choice.get("message") or {}
     if isinstance(message, dict):
         for name, value in message.items():
-            if name not in _SILENT and value:
+            if value and name not in _SILENT:
                 has_output = True
-                text_bytes += _count_text_bytes(value)
+                text_bytes += len(value) if isinstance(value, str) and value.isascii() else _count_text_bytes(value)
     return text_bytes, has_output
 
 

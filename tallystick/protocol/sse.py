@@ -37,17 +37,21 @@ class EventReader:
 
         Raises MalformedAnswer for an event of more than `limit` bytes, after yielding the events before it.
         """
-        scanned = max(len(self._buffer) - 1, 0)
-        self._buffer += self._normalise(data)
-        if self._buffer.find(b"\n\n", scanned) < 0:
-            self._check_size(self._buffer)
-            return
-        *events, self._buffer = self._buffer.split(b"\n\n")
+        data = self._normalise(data)
+        if self._buffer:
+            scanned = len(self._buffer) - 1
+            self._buffer += data
+            if self._buffer.find(b"\n\n", scanned) < 0:
+                self._check_size(self._buffer)
+                return
+            data = bytes(self._buffer)
+        *events, rest = data.split(b"\n\n")
+        self._buffer = bytearray(rest)
         for event in events:
             self._check_size(event)
             if event.strip(b"\n"):
-                yield bytes(event) + b"\n\n"
-        self._check_size(self._buffer)
+                yield event + b"\n\n"
+        self._check_size(rest)
 
     def finish(self) -> bytes | None:
         """The event that the end of the stream completes, with the blank line that it lacks; None if there is none."""
@@ -64,7 +68,7 @@ class EventReader:
             return data
         return data[: len(data) - self._ends_with_cr].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
-    def _check_size(self, event: bytearray) -> None:
+    def _check_size(self, event: bytes | bytearray) -> None:
         if len(event) > self._limit:
             raise MalformedAnswer(f"event: expected at most {self._limit} bytes, got {len(event)}")
 

@@ -14,8 +14,8 @@ _INPUT: Final = ("prompt_tokens", "input_tokens", "prompt_eval_count", "promptTo
 _OUTPUT: Final = ("completion_tokens", "output_tokens", "eval_count", "candidatesTokenCount", "outputTokens")
 _TOTAL: Final = ("total_tokens", "totalTokenCount", "totalTokens")
 _CACHED: Final = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens", "cachedContentTokenCount")
-
-
+_OTHER_PLACES: Final = frozenset({"response", "message", "x_groq", "data", "meta", "usageMetadata", "eval_count", "timings"})
+"""Members of a document, beside `usage` and `choices`, that may hold usage."""
 _DIGITS = re.compile(r"[0-9]{1,12}")
 
 
@@ -49,6 +49,8 @@ class ReportedUsage:
 
 def find_usage(document: Mapping[str, Any]) -> ReportedUsage | None:
     """The usage in a document of an answer, in whichever of its places it stands; None if there is none that is valid."""
+    if _has_no_place(document):
+        return None
     found: ReportedUsage | None = None
     for usage in _places(document):
         reported = read_usage(usage)
@@ -56,6 +58,19 @@ def find_usage(document: Mapping[str, Any]) -> ReportedUsage | None:
             return reported
         found = found or reported
     return found or _read_timings(document.get("timings"))
+
+
+def _has_no_place(document: Mapping[str, Any]) -> bool:
+    """Whether none of the places holds anything, as in most events of a stream."""
+    if document.get("usage") is not None or not _OTHER_PLACES.isdisjoint(document):
+        return False
+    choices = document.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict):
+            delta = choice.get("delta")
+            if choice.get("usage") is not None or (isinstance(delta, dict) and "usage" in delta):
+                return False
+    return True
 
 
 def _places(document: Mapping[str, Any]) -> Iterator[object]:

@@ -43,7 +43,7 @@ from tallystick.runtime.ports import describe_holder
 if TYPE_CHECKING:
     from tallystick.chain.deployment import Deployment
 
-PROMPT = "In one sentence: what is the capital of France?"
+PROMPT = "In two sentences: what is the capital of France, and what is it known for?"
 DEPOSIT = Amount(10_000_000)
 SETTLE_SECONDS = 60
 

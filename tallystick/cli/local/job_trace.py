@@ -89,6 +89,7 @@ class JobTracer:
                 stream=True,
                 stream_options={"include_usage": True},
                 max_tokens=512,
+                temperature=0.7,
             )
             parts: list[str] = []
             if not quiet:

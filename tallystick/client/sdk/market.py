@@ -193,7 +193,8 @@ class Market(ConvenienceMethods):
             KeySessions(self._random),
         )
         audits = MarketAudits(self.submit, self._coordinator, self._ledger, self.info, self._now)
-        self._audits = JobAudits.of(self.config, self.wallet, audits, self._ledger, None, now=self._now, random=self._random)
+        report = self._coordinator.report if self.config.audits.report else None
+        self._audits = JobAudits.of(self.config, self.wallet, audits, self._ledger, report, now=self._now, random=self._random)
         return self
 
     async def close(self) -> None:

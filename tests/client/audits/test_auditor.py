@@ -276,7 +276,7 @@ async def test_by_hand_says_why_not(world: World) -> None:
     short = sold(ALICE, HONEST, length=3)
     with pytest.raises(BadMessage, match="too short"):
         await auditor.audit(short)
-    forged = replace(sold(ALICE, HONEST), evidence=b"")
+    forged = replace(sold(ALICE, HONEST), evidence=sold(ALICE, HONEST).evidence)
     with pytest.raises(BadMessage, match="not that of the receipt"):
         await auditor.audit(forged)
     assert world.market.asked == []
