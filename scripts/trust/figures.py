@@ -38,9 +38,9 @@ SETTLED_JOBS = 2_000
 
 @dataclass
 class Client:
-    """What one client knows of one provider. Its own engine looks first; other referees are honest too, at positions of their own.
+    """What one client knows of one provider. Its own engine looks first; other referees are honest too.
 
-    An observed answer that is drawn again is taken for another one, so it is not compared with itself.
+    Each looks at positions of its own. An observed answer that is drawn again is not compared with itself.
     """
 
     draws: random.Random
