@@ -123,16 +123,19 @@ class Backing:
 Handler = Callable[[bytes], None]
 
 
-class ChunkSink(Protocol):
-    """Takes chunks of a job's response on their way to its client, without a turn of the job's task."""
+class FrameSink(Protocol):
+    """Takes the frames of a job on their way to its client."""
 
     def takes(self, size: int) -> bool:
         """Whether a chunk of `size` bytes can be put now and leaves room for another, so that nobody needs to wait."""
         ...
 
     def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:
-        """Takes a frame. Returns whether the job must wait before the next one. `more`: the next frame is there already."""
+        """Takes a frame. Returns whether the job must `wait` before the next one. `more`: the next frame is there already."""
         ...
+
+    async def wait(self) -> None:
+        """Waits until there is room for another frame."""
 
 
 def node_subject(provider: Address) -> str:

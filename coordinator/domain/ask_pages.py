@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from coordinator.domain.ask_book import AskBook
+from coordinator.domain.integrity_records import product_key
 from coordinator.domain.listed_ask import ListedAsk
 from coordinator.domain.ranking import Ranked
 from coordinator.domain.resource_bounds import PAGE_BYTES
-from coordinator.domain.scoring import RequestShape
+from coordinator.domain.scoring import RequestShape, Score
+from tallystick.protocol.audit_reports import precision_class
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import MAX_ASKS
+from tallystick.protocol.log_facts import INTEGRITY_STEPS
 from tallystick.protocol.routes import sold_routes
 from tallystick.protocol.wire import dumps
 
@@ -45,11 +48,11 @@ class ModelEntries:
         self._known: dict[str, tuple[float, dict[str, Any]]] = {}
         """Until when each entry is used again, and the entry."""
 
-    def entry(self, name: str, listed_asks: list[ListedAsk], tick: float) -> dict[str, Any]:
+    def entry(self, name: str, listed_asks: list[ListedAsk], score: Score, tick: float) -> dict[str, Any]:
         """Returns the entry of a model, which is older the more asks the model has: up to 10 s with 100,000 asks."""
         until, entry = self._known.get(name, (tick, {}))
         if tick >= until:
-            entry = model_entry(name, listed_asks)
+            entry = model_entry(name, listed_asks, score)
             self._known.pop(name, None)
             self._known[name] = tick + len(listed_asks) * _SECONDS_PER_ASK, entry
             if len(self._known) > _MAX_ENTRIES:
@@ -58,18 +61,25 @@ class ModelEntries:
 
 
 def models_page(
-    book: AskBook, entries: ModelEntries, count_waiting: Callable[[str], int], after: str, limit: int, *, tick: float
+    book: AskBook,
+    entries: ModelEntries,
+    count_waiting: Callable[[str], int],
+    after: str,
+    limit: int,
+    *,
+    score: Score,
+    tick: float,
 ) -> Page:
     """Returns up to `limit` models whose names come after `after`. The cursor is a name.
 
-    `count_waiting` returns the number of jobs that wait for a model. `tick`: see `ModelEntries`.
+    `count_waiting` returns the jobs that wait for a model, `score` a provider's availability. `tick`: see `ModelEntries`.
     """
     models = ((name, asks) for name, asks in book.models() if name > after and len(name) <= MAX_MODEL_NAME)
-    listed = ((name, entries.entry(name, asks, tick) | {"waiting": count_waiting(name)}) for name, asks in models)
+    listed = ((name, entries.entry(name, asks, score, tick) | {"waiting": count_waiting(name)}) for name, asks in models)
     return _take_page(listed, limit)
 
 
-def asks_page(book: AskBook, model: str, after: str, limit: int) -> Page:
+def asks_page(book: AskBook, model: str, after: str, limit: int, score: Score) -> Page:
     """Returns up to `limit` asks for a model after the cursor `after`, cheapest first. Raises BadMessage for a bad cursor."""
     of_model = book.of_model(model)
     begin, last = 0, None
@@ -82,7 +92,7 @@ def asks_page(book: AskBook, model: str, after: str, limit: int) -> Page:
     # Asks of one provider at one price are unsorted in the book. The window includes all of them at both ends of the page.
     window = sorted(of_model[begin : begin + limit + 2 * MAX_ASKS], key=_sort_key)
     following = (listed_ask for listed_ask in window if last is None or _sort_key(listed_ask) > last)
-    return _take_page(((_cursor(listed_ask), ask_entry(listed_ask)) for listed_ask in following), limit)
+    return _take_page(((_cursor(listed_ask), ask_entry(listed_ask, score)) for listed_ask in following), limit)
 
 
 def _sort_key(listed_ask: ListedAsk) -> tuple[tuple[int, str], str]:
@@ -106,13 +116,15 @@ def _take_page(entries: Iterable[tuple[str, dict[str, Any]]], limit: int) -> Pag
     return page, None
 
 
-def model_entry(name: str, listed_asks: list[ListedAsk]) -> dict[str, Any]:
+def model_entry(name: str, listed_asks: list[ListedAsk], score: Score) -> dict[str, Any]:
     """Returns the JSON of a listed model. Prices are base units per 1,000,000 tokens, as text.
 
+    `integrity` and `availability`: the highest of its asks, in percent; `audits`: those of all.
     `routes` and `features`: what at least one of its asks sells and declares, at most MAX_LISTED of each.
     """
     asks = [listed_ask.message for listed_ask in listed_asks]
     speeds = [listed_ask.speed for listed_ask in listed_asks]
+    products = {product_key(listed_ask.message): listed_ask.audits for listed_ask in listed_asks}
     return {
         "id": name,
         "providers": len({ask.provider for ask in asks}),
@@ -124,6 +136,9 @@ def model_entry(name: str, listed_asks: list[ListedAsk]) -> dict[str, Any]:
         "maxOutputTokens": max(ask.max_output_tokens for ask in asks),
         "tokensPerSecond": max(speed.tokens_per_second for speed in speeds),
         "firstTokenMs": min((speed.first_token_ms for speed in speeds if speed.first_token_ms), default=0),
+        "integrity": percent(max(listed_ask.integrity for listed_ask in listed_asks)),
+        "audits": sum(products.values()),
+        "availability": round(100 * max(score(ask.provider) for ask in asks)),
         "routes": _listed(path for ask in asks for path in sold_routes(ask.spec.features)),
         "features": _listed(name for ask in asks for name in ask.spec.features if not name.startswith(("-", "/"))),
     }
@@ -134,16 +149,45 @@ def _listed(names: Iterable[str]) -> list[str]:
     return sorted({name for name in names if len(name) <= MAX_LISTED_NAME})[:MAX_LISTED]
 
 
-def ask_entry(listed_ask: ListedAsk) -> dict[str, Any]:
-    """Returns the JSON of a listed ask: as it was signed, with the free slots and queue places of its slot group."""
+def percent(integrity: int) -> float:
+    """Returns an integrity in percent, with one decimal."""
+    return round(100 * integrity / INTEGRITY_STEPS, 1)
+
+
+def ask_entry(listed_ask: ListedAsk, score: Score) -> dict[str, Any]:
+    """Returns the JSON of a listed ask: as it was signed, with the free slots and queue places of its slot group.
+
+    `integrity`: of what it sells, by `audits`; `availability`: the score of its provider, by its jobs; both in percent.
+    """
     group = listed_ask.slot_group
-    return {"ask": listed_ask.ask.to_json(), "free": group.free, "queue": group.places - group.free}
+    return {
+        "ask": listed_ask.ask.to_json(),
+        "free": group.free,
+        "queue": group.places - group.free,
+        "integrity": percent(listed_ask.integrity),
+        "audits": listed_ask.audits,
+        "availability": round(100 * score(listed_ask.provider)),
+    }
+
+
+def rating_entry(listed_ask: ListedAsk) -> dict[str, Any]:
+    """Returns the JSON of how this coordinator rates what an ask sells: its integrity by audits in percent, and its speed."""
+    speed = listed_ask.speed
+    return {
+        "model": listed_ask.message.model,
+        "precision": precision_class(listed_ask.message),
+        "integrity": percent(listed_ask.integrity),
+        "audits": listed_ask.audits,
+        "tokensPerSecond": speed.tokens_per_second,
+        "firstTokenMs": speed.first_token_ms,
+        "measured": listed_ask.measured is not None,
+    }
 
 
 def explained_entry(ranked: Ranked[ListedAsk], reason: Reason | None, shape: RequestShape) -> dict[str, Any]:
     """Returns the JSON of an explained ask: with the reason against it, and the terms of its score in dollars, as text."""
     listed_ask, speed = ranked.listed_ask, ranked.listed_ask.speed
-    return ask_entry(listed_ask) | {
+    return ask_entry(listed_ask, lambda _provider: ranked.reputation) | {
         "why": None if reason is None else reason.value,
         "tokensPerSecond": speed.tokens_per_second,
         "firstTokenMs": speed.first_token_ms,

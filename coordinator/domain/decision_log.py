@@ -15,6 +15,7 @@ from types import MappingProxyType
 from coordinator.domain.ask_book import AskBook, ListedAsk
 from coordinator.domain.scoring import ANY_REQUEST, RequestShape, ScoreTerms, price_of
 from tallystick.protocol.criteria import Demand, Facts, Reason
+from tallystick.protocol.log_facts import INTEGRITY_STEPS
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address
 
@@ -191,7 +192,8 @@ def _judge(listed_ask: ListedAsk, decision: Decision, prices: Prices | None, *, 
     ask, was_free = _repriced(listed_ask.message, prices), listed_ask.slot_group.was_free(decision.number)
     if decision.demand is None or (was_free is None and not former):
         return False, _NOT_LISTED
-    facts = Facts(decision.at, listed_ask.node.stake, None if was_free is None else int(was_free))
+    integrity = 100 * listed_ask.integrity / INTEGRITY_STEPS
+    facts = Facts(decision.at, listed_ask.node.stake, None if was_free is None else int(was_free), None, integrity)
     reason = decision.demand.objection(ask, facts)
     strict = decision.demand.strict if decision.declared else None
     if reason is None and strict is not None and strict.spec_objection(ask) is not None:

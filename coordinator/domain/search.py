@@ -16,6 +16,7 @@ from coordinator.domain.ranking import BAD
 from coordinator.domain.scoring import Score, Scorer
 from tallystick.protocol.criteria import MAX_ADDRESSES, Demand, Facts, Reason
 from tallystick.protocol.errors import TallyError
+from tallystick.protocol.log_facts import INTEGRITY_STEPS
 from tallystick.protocol.types import Address
 
 _LEAST = 4
@@ -39,6 +40,11 @@ def perfect_score(_provider: Address) -> float:
     return 1.0
 
 
+def integrity_percent(listed_ask: ListedAsk) -> float:
+    """Returns the integrity of what an ask sells, in percent."""
+    return 100 * listed_ask.integrity / INTEGRITY_STEPS
+
+
 def rejection(
     listed_ask: ListedAsk,
     demand: Demand,
@@ -54,7 +60,8 @@ def rejection(
     """
     group, ask = listed_ask.slot_group, listed_ask.message
     reputation = 100 * score(listed_ask.provider) if demand.min_reputation else None
-    facts = Facts(now, group.node.stake, None if waits else group.places if queues else group.free, reputation)
+    places = None if waits else group.places if queues else group.free
+    facts = Facts(now, group.node.stake, places, reputation, integrity_percent(listed_ask))
     return demand.objection(ask, facts)
 
 
@@ -151,7 +158,7 @@ class Search:
         """Adds fitting asks of one class to the pool: until it has as many as wanted, and no ask that follows may win."""
         demand, fitting, left = self.demand, pool.fitting, _MAX_JUDGED
         exclude, most, best_quality = demand.exclude, len(fitting) + _MAX_SCORED, offers.best_quality
-        simple = None if demand.min_stake or demand.min_reputation else Facts(self.now)
+        simple = None if demand.min_stake or demand.min_reputation or demand.min_integrity else Facts(self.now)
         add, objection, is_open = pool.unscored.append, demand.offer_objection, self.is_open
         for bound, _, lead in islice(offers, _MAX_SCANNED):
             provider = lead.provider
@@ -180,7 +187,8 @@ class Search:
 
     def _facts(self, listed_ask: ListedAsk) -> Facts:
         """Returns what is known of a free ask's provider."""
-        return Facts(self.now, listed_ask.node.stake, None, 100 * self.score(listed_ask.provider))
+        rating = 100 * self.score(listed_ask.provider)
+        return Facts(self.now, listed_ask.node.stake, None, rating, integrity_percent(listed_ask))
 
     def _best_of(self, lead: ListedAsk) -> ListedAsk | None:
         """Returns the best fitting ask of a provider with several; None unless this one, or a sibling of it, is the best."""

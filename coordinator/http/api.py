@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from coordinator.domain.ask_pages import ModelEntries, ask_entry, asks_page, explained_entry, models_page
+from coordinator.domain.ask_pages import ModelEntries, ask_entry, asks_page, explained_entry, models_page, rating_entry
 from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.resource_bounds import DEFAULT_PAGE_ENTRIES
 from coordinator.http.job_views import job_view, queued_view, settlement_view
@@ -142,15 +142,18 @@ def _add_market_routes(api: FastAPI, context: ApiContext) -> None:
         `next` is the `after` of the next page, or null on the last page. A page may have fewer entries than requested.
         """
         waiting = context.market.matchmaker.queue.count_waiting
-        return _page("data", *models_page(context.market.book, entries, waiting, after, limit, tick=time.monotonic()))
+        market, tick = context.market, time.monotonic()
+        page = models_page(market.book, entries, waiting, after, limit, score=market.reputation.score, tick=tick)
+        return _page("data", *page)
 
     @api.get("/v1/asks")
     async def asks(model: ModelName, after: AfterAsk = "", limit: Limit = DEFAULT_PAGE_ENTRIES) -> Response:
         """Lists the signed asks for a model in `asks`, cheapest first.
 
-        `next` is the `after` of the next page, or null on the last page. A page may have fewer entries than requested.
+        Integrity, by `audits`, and availability are percentages. `next` is the `after` of the next page, or null on the last
+        page. A page may have fewer entries than requested.
         """
-        return _page("asks", *asks_page(context.market.book, model, after, limit))
+        return _page("asks", *asks_page(context.market.book, model, after, limit, context.market.reputation.score))
 
     @api.post("/v1/explain")
     async def explain(request: ShortlistRequest) -> dict[str, Any]:
@@ -159,7 +162,7 @@ def _add_market_routes(api: FastAPI, context: ApiContext) -> None:
         `why` is the reason for which the ask would not be on the shortlist, or null if it would be. `score` has the terms by
         which asks are ranked for this request, and their `total`, in dollars; `expected` has the tokens that they are for.
         `tokensPerSecond` and `firstTokenMs` are this coordinator's measurements if `measured` is true, else the node's own word.
-        `reputation` is a percentage.
+        `integrity`, by `audits`, and `availability`, by jobs, are percentages; `reputation` is another name of the latter.
         """
         demand, maker = await _demand(context, request), context.market.matchmaker
         explained, shape = maker.explain(demand), maker.shape_of(demand)
@@ -168,8 +171,8 @@ def _add_market_routes(api: FastAPI, context: ApiContext) -> None:
     @api.post("/v1/shortlist")
     async def shortlist(request: ShortlistRequest) -> dict[str, Any]:
         """Returns the best signed asks for a demand in `asks`, best first. If there is none, the error says why."""
-        demand = await _demand(context, request)
-        return {"asks": [ask_entry(listed_ask) for listed_ask in context.market.matchmaker.shortlist(demand)]}
+        demand, score = await _demand(context, request), context.market.reputation.score
+        return {"asks": [ask_entry(listed_ask, score) for listed_ask in context.market.matchmaker.shortlist(demand)]}
 
 
 async def _demand(context: ApiContext, request: ShortlistRequest) -> Demand:
@@ -189,7 +192,8 @@ def _add_provider_routes(api: FastAPI, context: ApiContext) -> None:
     ) -> dict[str, Any]:
         """Returns the latest decisions about a provider, newest first: which jobs it got, and why it did not get others.
 
-        `tally node why` shows them. No decision names a payer. With `inputPrice` or `outputPrice`, in base units per 1,000,000
+        `tally node why` shows them. `availability` (by jobs) and `integrity` (by `audits` of each product) are percentages.
+        No decision names a payer. With `inputPrice` or `outputPrice`, in base units per 1,000,000
         tokens, the answer says what the shortlists among these decisions would have been for its present asks at these prices.
         """
         address, market = parse_address(provider), context.market
@@ -197,6 +201,8 @@ def _add_provider_routes(api: FastAPI, context: ApiContext) -> None:
         return {
             "provider": address,
             "connected": market.book.node(address) is not None,
+            "availability": round(100 * market.reputation.score(address)),
+            "ratings": [rating_entry(listed_ask) for listed_ask in market.book.of_provider(address)],
             "decisions": [asdict(verdict) for verdict in market.decision_log.verdicts(address, market.book, limit, prices)],
         }
 

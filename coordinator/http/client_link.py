@@ -40,7 +40,7 @@ Submit = Callable[["LinkStream", bytes], asyncio.Task[None]]
 
 
 class LinkStream:
-    """One job's frames on their way to its client (job_service.FrameSink).
+    """One job's frames on their way to its client (job_service.ClientSink).
 
     `linger`: seconds for which the job goes on without its client; None: not at all. `job` is set once the job is known.
     """
@@ -74,7 +74,7 @@ class LinkStream:
         self._waiter: asyncio.Future[None] | None = None
 
     def takes(self, size: int) -> bool:
-        """See ChunkSink."""
+        """See FrameSink."""
         return self.room > size + RECORD_HEAD and not (self.abandoned or self.link.paused)
 
     def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:  # noqa: ARG002 - frames are joined anyway

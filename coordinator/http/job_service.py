@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from contextlib import aclosing
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -20,7 +20,7 @@ from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.http.request_bodies import BodyReservation, RequestBodies
 from coordinator.http.response_buffer import ResponseBuffer, ResponseBuffers, Retention
 from coordinator.jobs.market import Market
-from coordinator.ports import ChunkSink, ResponseStore, StoredResponse
+from coordinator.ports import FrameSink, ResponseStore, StoredResponse
 from tallystick.protocol.errors import TallyError, Unavailable
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import Kind, Submission, pack_frame
@@ -31,15 +31,11 @@ STALL_SECONDS = 45
 """A client that takes nothing for this long counts as gone. A provider may stay silent for longer, so it is not at fault."""
 
 
-class FrameSink(ChunkSink, Protocol):
-    """Takes the frames of a job."""
+class ClientSink(FrameSink, Protocol):
+    """Takes the frames of a job for a client, who may leave."""
 
     abandoned: bool
     """Whether nobody reads the job any more, so that it is to be cancelled."""
-
-    async def wait(self) -> None:
-        """Waits until there is room for another frame."""
-        ...
 
 
 class JobRequest:
@@ -122,7 +118,7 @@ class JobService:
 
     # One job
 
-    async def run(self, request: JobRequest, sink: FrameSink, *, kept: ResponseBuffer | None = None) -> None:
+    async def run(self, request: JobRequest, sink: ClientSink, *, kept: ResponseBuffer | None = None) -> None:
         """Runs a job from its order to its end, whether anybody reads or not. Its body counts until then.
 
         `kept`: the response as it is kept, for a job that lingers. The market counts the waits for the sink as the reader's time.
@@ -135,12 +131,7 @@ class JobService:
             del submission
             if sink.abandoned:
                 market.cancel(job.id)
-            async with aclosing(market.run(job, sink)) as frames:
-                async for kind, payload in frames:
-                    if kept is not None and kind is Kind.RECEIPT:
-                        await self._keep(job.id, kept, pack_frame(kind, payload))
-                    if sink.put(kind, payload, more=job.more_frames_queued):
-                        await sink.wait()
+            await market.run(job, sink, None if kept is None else partial(self._keep, job.id, kept))
             record(outcome=job.state.value)
             if job.attempt is not None:  # a job that waited for a slot in vain never had a provider
                 record(provider=job.provider)
@@ -167,7 +158,7 @@ class JobService:
             else:
                 buffer.end(time.monotonic(), refusal)
 
-    def abandon(self, job: JobId, sink: FrameSink) -> None:
+    def abandon(self, job: JobId, sink: ClientSink) -> None:
         """Cancels a job that nobody reads, now or as soon as it is admitted."""
         sink.abandoned = True
         self.market.cancel(job)
@@ -220,10 +211,13 @@ class JobService:
         return buffer.check_fingerprint(job, fingerprint)
 
     async def _keep(self, job: JobId, buffer: ResponseBuffer, receipt: bytes) -> None:
-        """Stores a response before its receipt leaves, since the receipt tells the client that the response can be had again."""
+        """Stores a response before its receipt leaves, since the receipt tells the client that the response can be had again.
+
+        `receipt`: the payload of its frame.
+        """
         if evicted := self.buffers.take_evicted():
             log.info("responses evicted from memory; the database still keeps them", count=len(evicted))
-        frames = buffer.joined(receipt)
+        frames = buffer.joined(pack_frame(Kind.RECEIPT, receipt))
         if self._store is None or frames is None:
             return
         stored = StoredResponse(job, buffer.fingerprint, frames, int(time.time()), buffer.payer)

@@ -139,7 +139,7 @@ class ResponseBuffer:
         await future
 
     def takes(self, size: int) -> bool:
-        """See ChunkSink. Once the response is not kept, its reader is waited for."""
+        """See FrameSink. Once the response is not kept, its reader is waited for."""
         return self.whole and self.size + size + FRAME_OVERHEAD_BYTES <= self._max_bytes
 
     def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:

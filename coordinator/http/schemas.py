@@ -152,6 +152,7 @@ class ShortlistRequest(BaseModel):
     weights: Weighted = Field(default_factory=Weighted)
     concurrent: Annotated[int, Field(ge=0, le=MAX_CONCURRENT), _WHOLE] = 0
     minReputation: Annotated[int, Field(ge=0, le=100), _WHOLE] = 0
+    minIntegrity: Annotated[int, Field(ge=0, le=100), _WHOLE] = 0
     minStake: Price = 0
     sort: Sort = "price"
     limit: Annotated[int, Field(ge=1, le=MAX_CANDIDATES), _WHOLE] = DEFAULT_LIMIT

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 from coordinator.domain.job_queue import QueuedJob
 from coordinator.domain.resource_bounds import INBOX_FRAMES
 from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.inbox import Inbox
-from coordinator.ports import ChunkSink, JobRecord
+from coordinator.ports import FrameSink, JobRecord
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.jobs import TERMINAL, Event, State, step
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import LINK_HEAD, Kind, Submission
 from tallystick.runtime.lean_event import LeanEvent
+
+BeforeReceipt = Callable[[bytes], Awaitable[None]]
+"""Takes the payload of the frame with the receipt."""
 
 
 class InboxOverrun(Exception):
@@ -42,7 +45,7 @@ class LiveJob:
     finished_at: int | None = None
     cancelled: bool = False
     reading_since: float | None = None
-    """Since when the reader has had a frame without asking for the next one. This is the reader's time, not the provider's."""
+    """Since when the reader has had no room for the next frame. This is the reader's time, not the provider's."""
     reader_waits: float = 0.0
     """Seconds that the reader took before."""
     last_error: TallyError | None = None
@@ -52,8 +55,10 @@ class LiveJob:
     """Its last place in the queue, to which it returns if an attempt fails: what it cost its payer's turn is counted once."""
     woken: LeanEvent = field(default_factory=LeanEvent)
     """Set when the job's wait for a slot ends or it is cancelled."""
-    sink: ChunkSink | None = field(default=None, repr=False)
-    """Takes chunks at once while the job's task waits for a frame; None: each frame passes through the task."""
+    sink: FrameSink | None = field(default=None, repr=False)
+    """Takes the job's frames: chunks at once while the job's task waits for a frame, all others from the task."""
+    before_receipt: BeforeReceipt | None = field(default=None, repr=False)
+    """What must be done before the receipt goes to the client."""
     frames: Inbox[tuple[Attempt, bytes]] | None = field(default=None, repr=False)
     """The inbox. A job that waits for its first slot has none, since there may be thousands of them."""
 
@@ -143,8 +148,17 @@ class LiveJob:
         if not self.cancelled:
             attempt.deadline = deadline
 
-    def frame_taken(self, tick: float) -> None:
-        """Notes that the reader took its frame and asks for the next one."""
+    async def put(self, kind: Kind, payload: bytes, tick: Callable[[], float]) -> None:
+        """Gives a frame to the reader, and waits until it has room for the next one."""
+        if kind is Kind.RECEIPT and self.before_receipt is not None:
+            await self.before_receipt(payload)
+        if self.sink is not None and self.sink.put(kind, payload, more=self.more_frames_queued):
+            self.reading_since = tick()
+            await self.sink.wait()
+            self._note_read(tick())
+
+    def _note_read(self, tick: float) -> None:
+        """Notes that the reader has room again."""
         if self.reading_since is None:
             return
         waited, self.reading_since = tick - self.reading_since, None

@@ -1,11 +1,11 @@
 """The market: the life of a job from its order to its terminal state. Only the market orders the events of a job.
 
 `place_order` admits a job, for which the matchmaker finds a provider. `run` drives the job: match, relay, failover, receipt. What
-happens at its nodes is the relay's part. The frames of a job arrive in its inbox; the caller of `run` passes on the frames that
-it yields. A chunk that need not wait goes to the client's sink at once. All I/O goes through ports; time comes from two clocks.
+happens at its nodes is the relay's part. The frames of a job arrive in its inbox, and leave through its sink: a chunk that need
+not wait at once, in the call that brings it. All I/O goes through ports; time comes from two clocks.
 
-While the reader of a job's frames takes one, no deadline runs against the provider. The reader has an allowance of its own
-(`JobLimits.reader`), shorter than the nodes' own allowance. When it is used up, the job is cancelled for its client.
+While the reader of a job's frames has no room for the next one, no deadline runs against the provider. The reader has its own
+allowance (`JobLimits.reader`), shorter than that of nodes. When it is used up, the job is cancelled for its client.
 
 However node, client and store behave, a job ends in one terminal state, and its exposure and its node's slot are released.
 """
@@ -16,7 +16,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 import structlog
@@ -28,14 +28,14 @@ from coordinator.jobs.deadlines import enforce_deadlines
 from coordinator.jobs.decision_keeper import DecisionKeeper
 from coordinator.jobs.deferred_writes import DeferredWrites
 from coordinator.jobs.hedging import CallLater, Hedging, call_later
-from coordinator.jobs.live_job import LiveJob
+from coordinator.jobs.live_job import BeforeReceipt, LiveJob
 from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.matchmaker import Matchmaker
 from coordinator.jobs.receipts import Receipts
 from coordinator.jobs.relay import GONE, Relay, not_relayed
 from coordinator.jobs.report_store import ReportStore
 from coordinator.jobs.slot_queue import SlotQueue
-from coordinator.ports import Bus, ChunkSink, Funds, JobStore, LogStore
+from coordinator.ports import Bus, FrameSink, Funds, JobStore, LogStore
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import State
@@ -233,20 +233,19 @@ class Market:
 
     # Jobs
 
-    async def run(self, job: LiveJob, sink: ChunkSink | None = None) -> AsyncGenerator[tuple[Kind, bytes], None]:
-        """Drives an admitted job to its end and yields the frames for its client, but for the chunks that `sink` takes at once.
+    async def run(self, job: LiveJob, sink: FrameSink, before_receipt: BeforeReceipt | None = None) -> None:
+        """Drives an admitted job to its end. `sink` gets the frames for its client.
 
-        If the client leaves, the caller calls `cancel` and iterates to the end. Closing the generator early fails the job.
+        `before_receipt` is awaited with the payload of the receipt before the sink gets it. If the client leaves, the caller
+        calls `cancel` and waits on. Cancelling the task that runs this fails the job.
         """
-        job.sink = sink
+        job.sink, job.before_receipt = sink, before_receipt
         try:
             while not job.ended:
-                steps = self._next_attempt(job) if job.state is State.QUEUED else self._relay.attempts(job)
-                async with aclosing(steps) as frames:
-                    async for frame in frames:
-                        job.reading_since = self._tick()
-                        yield frame
-                        job.frame_taken(self._tick())
+                if job.state is State.QUEUED:
+                    await self._next_attempt(job)
+                else:
+                    await self._relay.attempts(job)
         finally:
             if not job.ended:
                 self._relay.end(job, not_relayed())
@@ -260,8 +259,8 @@ class Market:
         if not self._running[payer]:
             del self._running[payer]
 
-    async def _next_attempt(self, job: LiveJob) -> AsyncGenerator[tuple[Kind, bytes], None]:
-        """Begins the next attempt of a job, which may wait for a slot meanwhile. Yields what its client gets to know of that.
+    async def _next_attempt(self, job: LiveJob) -> None:
+        """Begins the next attempt of a job, which may wait for a slot meanwhile, as its client gets to know.
 
         If there is none, the job ends with the error that says why.
         """
@@ -274,9 +273,9 @@ class Market:
                 await self._slot_queue.match_or_enter(job)
             async with aclosing(self._slot_queue.wait(job)) as places:
                 async for place in places:
-                    yield Kind.BEAT, place
+                    await job.put(Kind.BEAT, place, self._tick)
         except TallyError as error:
-            yield self._relay.end(job, error)
+            await job.put(*self._relay.end(job, error), self._tick)
 
     def cancel(self, job_id: JobId) -> bool:
         """Tells the job's nodes to stop; the receipt of one will end the job. Returns False if no such job is live."""

@@ -8,7 +8,7 @@ two fails before any output, the job goes on with the other.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -63,17 +63,18 @@ class Relay:
         self.stopping = False
         """Whether this coordinator is stopping, which excuses nodes whose connections are lost."""
 
-    async def attempts(self, job: LiveJob) -> AsyncGenerator[Frame, None]:
-        """Drives a job that was matched until it has ended or waits for another match. Yields the frames for its client."""
+    async def attempts(self, job: LiveJob) -> None:
+        """Drives a job that was matched until it has ended or waits for another match."""
+        tick = self._tick
         try:
-            for first in self._begin(job, job.current):
-                yield first
+            for kind, payload in self._begin(job, job.current):
+                await job.put(kind, payload, tick)
             self._hedging.arm(job)
             while job.at_node:
                 attempt, frame = await job.next_frame()
-                for relayed in await self._handle(job, attempt, frame):
-                    yield relayed
-                    if relayed[0] is Kind.CHUNK:
+                for kind, payload in await self._handle(job, attempt, frame):
+                    await job.put(kind, payload, tick)
+                    if kind is Kind.CHUNK:
                         self._grant_credit(job, attempt)
         finally:
             self._hedging.disarm(job)

@@ -117,6 +117,7 @@ OPTIONS = {
     "exclude": "providers that must not be used",
     "require": "requirements on what providers declare: " + ", ".join(f"`{name}`" for name in Requirements.__dataclass_fields__),
     "min_reputation": "minimum reputation, as a percentage",
+    "min_integrity": "minimum integrity by audits, as a percentage",
     "min_stake": "minimum stake, in dollars",
     "sort": "`price`, `latency` or `speed`",
     "weights": "what time and failure are worth, in dollars: `first_token` and `speed` per second, `loss` per failed job",

@@ -81,6 +81,11 @@ class PublishedAsks:
         self._left_out: tuple[PublishedAsk, ...] = ()
 
     @property
+    def provider(self) -> Address:
+        """The account that sells."""
+        return self._seller.provider
+
+    @property
     def current(self) -> tuple[Verified[Ask], ...]:
         """The current asks, as the coordinator should list them."""
         return tuple(published.ask for published in self._current)

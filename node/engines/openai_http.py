@@ -225,8 +225,10 @@ class OpenAIEngine:
         """
         stream = StreamReader(request, self._settings.max_event_bytes * _growth(request))
         try:
-            async for data in read_on(response, start):
-                for part in stream.feed(data):
+            data = start
+            while data or (data := await response.readany()):
+                part, data = stream.feed(data), b""
+                if part is not None:
                     yield part
                 if stream.ended:
                     response.finish_soon(_DRAIN_SECONDS)

@@ -72,15 +72,14 @@ class StreamReader:
         self._texts: list[str] = []
         self.has_output = self.ended = False
 
-    def feed(self, data: bytes) -> Iterator[ResponsePart]:
-        """Yields one part for the events that `data` completes. Raises MalformedAnswer and EngineBroken."""
+    def feed(self, data: bytes) -> ResponsePart | None:
+        """The part of the events that `data` completes; None if it completes none. Raises MalformedAnswer and EngineBroken."""
         batch = _EventBatch()
         for event in self._events.feed(data):
             self._add(event, batch)
             if self.ended:
                 break
-        if batch.data:
-            yield batch.piece()
+        return batch.piece() if batch.data else None
 
     def finish(self) -> Iterator[ResponsePart | ResponseEnd]:
         """Yields what remains at the end of the stream, and the end. Raises MalformedAnswer and EngineBroken."""

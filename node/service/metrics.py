@@ -7,10 +7,10 @@ import time
 from collections import Counter as PlainCounter
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
@@ -20,29 +20,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from node.ports import DebtAlarm, JobReport
+from node.service.job_totals import JobTotals
 from tallystick.protocol.types import Address, Amount, format_amount
+from tallystick.runtime.logs import log_frequent
 
 log = structlog.get_logger()
-_FIRST_OUTPUT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_JOB_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-
-_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
 _HOUR = 3_600.0
 _MAX_ALARMS, _MAX_PAYERS, _MAX_LAST_JOBS = 20, 100, 10
 
 Health = Callable[[], Mapping[str, Any]]
 """Returns the health report of the node; `ok` says whether it can earn now."""
-
-
-class _ModelSeries(NamedTuple):
-    """The series of one model. To find them by their labels for each job would cost more than to count in them."""
-
-    input_tokens: Counter
-    output_tokens: Counter
-    revenue: Counter
-    first: Histogram
-    total: Histogram
-    per_token: Histogram
 
 
 class NodeMetrics:
@@ -65,42 +52,13 @@ class NodeMetrics:
         self._on_engine_fault, self._gpus, self._tick = on_engine_fault, gpus, tick
         self._recent_revenue: deque[tuple[float, int]] = deque()
         self._started_at = tick()
-        self._of_model: dict[str, _ModelSeries] = {}
         self._outcomes: PlainCounter[str] = PlainCounter()
         self._sums = {"inputTokens": 0, "outputTokens": 0, "revenue": 0}
         self._last_jobs: deque[dict[str, Any]] = deque(maxlen=_MAX_LAST_JOBS)
         self.alarms: list[dict[str, str]] = []
         self.registry = CollectorRegistry()
-        self._jobs = Counter(
-            "tallystick_node_jobs", "Ended jobs, by outcome on the receipt", ["model", "outcome"], registry=self.registry
-        )
-        self._tokens = Counter(
-            "tallystick_node_tokens", "Tokens billed on receipts", ["model", "direction"], registry=self.registry
-        )
-        self._revenue = Counter(
-            "tallystick_node_revenue_units", "Total cost on receipts, in base units", ["model"], registry=self.registry
-        )
-        self._first = Histogram(
-            "tallystick_node_first_output_seconds",
-            "Seconds from admission to the first output",
-            ["model"],
-            registry=self.registry,
-            buckets=_FIRST_OUTPUT_BUCKETS,
-        )
-        self._total = Histogram(
-            "tallystick_node_job_seconds",
-            "Seconds from admission to the end of the job",
-            ["model"],
-            registry=self.registry,
-            buckets=_JOB_BUCKETS,
-        )
-        self._per_token = Histogram(
-            "tallystick_node_token_seconds",
-            "Seconds per output token after the first",
-            ["model"],
-            registry=self.registry,
-            buckets=_TOKEN_BUCKETS,
-        )
+        self._jobs = JobTotals()
+        self.registry.register(self._jobs)
         self._unpaid = Counter(
             "tallystick_node_unpaid_units",
             "Cost of jobs that the coordinator left unpaid, in base units",
@@ -127,46 +85,24 @@ class NodeMetrics:
     def job_ended(self, report: JobReport) -> None:
         """See ports.Observer."""
         outcome = report.outcome.name.lower() if report.outcome is not None else "no_receipt"
-        self._jobs.labels(report.model, outcome).inc()
-        of_model = self._of_model.get(report.model)
-        if of_model is None:
-            of_model = self._of_model[report.model] = self._series_of(report.model)
-        of_model.input_tokens.inc(report.input_tokens)
-        of_model.output_tokens.inc(report.output_tokens)
-        of_model.revenue.inc(int(report.cost))
+        self._jobs.add(report, outcome)
         if report.written_off:
             self._unpaid.labels(report.endpoint).inc(int(report.written_off))
-        of_model.total.observe(report.total_seconds)
-        if report.first_seconds is not None:
-            of_model.first.observe(report.first_seconds)
-            if report.output_tokens > 1:
-                seconds_per_token = (report.total_seconds - report.first_seconds) / (report.output_tokens - 1)
-                of_model.per_token.observe(seconds_per_token)
         self._add_revenue(int(report.cost))
         self._add_to_summary(report, outcome)
         if report.engine_fault:
             self._on_engine_fault()
-        log.info(
-            "job ended",
-            job=report.job.hex(),
-            payer=report.payer,
-            model=report.model,
-            outcome=outcome,
-            reason=report.reason,
-            cost=format_amount(report.cost),
-            tokens=[report.input_tokens, report.output_tokens],
-            seconds=round(report.total_seconds, 3),
-        )
-
-    def _series_of(self, model: str) -> _ModelSeries:
-        return _ModelSeries(
-            self._tokens.labels(model, "input"),
-            self._tokens.labels(model, "output"),
-            self._revenue.labels(model),
-            self._first.labels(model),
-            self._total.labels(model),
-            self._per_token.labels(model),
-        )
+        fields = {
+            "job": report.job.hex(),
+            "payer": report.payer,
+            "model": report.model,
+            "outcome": outcome,
+            "reason": report.reason,
+            "cost": format_amount(report.cost),
+            "tokens": [report.input_tokens, report.output_tokens],
+            "seconds": round(report.total_seconds, 3),
+        }
+        log_frequent("info", "job ended", fields)
 
     def _add_to_summary(self, report: JobReport, outcome: str) -> None:
         """Updates the totals and the last jobs of the status report."""

@@ -63,6 +63,7 @@ def health(node: StatusSources) -> dict[str, Any]:
     engines = node.engine_pool.engines
     return {
         "ok": served and bool(node.asks.current) and not node.state_recovery.problem,
+        "provider": node.asks.provider,
         "coordinator": connected[0] if connected else None,
         "coordinators": {link.url: link.session.coordinator if link.session else None for link in node.links},
         "trouble": "; ".join(filter(None, problems)),

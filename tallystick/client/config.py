@@ -101,6 +101,7 @@ class ApiKey:
     max_input_price: Amount | None = None
     max_output_price: Amount | None = None
     min_reputation: int = 0
+    min_integrity: int = 0
     min_stake: Amount = Amount(0)
     require: Requirements = field(default_factory=Requirements)
     share_prompts: bool | None = None
@@ -285,6 +286,7 @@ class ClientConfig:
     max_cost: Amount | None = None
     require: Requirements = field(default_factory=Requirements)
     min_reputation: int = 0
+    min_integrity: int = 0
     min_stake: Amount = Amount(0)
     sort: str = "price"
     weights: Weights = NO_WEIGHTS
@@ -351,8 +353,9 @@ class ClientConfig:
             raise BadMessage(f"config: shortlist_size: expected 1 to {MAX_CANDIDATES}, got {self.shortlist_size}")
         read_sort(self.sort, "config: sort")
         read_priority(self.priority, "config: priority")
-        if not 0 <= self.min_reputation <= 100:
-            raise BadMessage(f"config: min_reputation: expected 0 to 100 percent, got {self.min_reputation}")
+        for name in ("min_reputation", "min_integrity"):
+            if not 0 <= getattr(self, name) <= 100:
+                raise BadMessage(f"config: {name}: expected 0 to 100 percent, got {getattr(self, name)}")
         for origin in self.allow_origins:
             if origin != ANY_ORIGIN and not _ORIGIN.fullmatch(origin):
                 text = f'expected origins such as "http://localhost:3000", without a path, or "*" for all, got {origin!r}'

@@ -59,6 +59,7 @@ class Reason(Enum):
     TOO_LONG = "the request is longer than its context"
     UNDECLARED = "it does not declare what the request needs, and another provider does"
     REPUTATION = "it failed too many jobs lately"
+    INTEGRITY = "audits vouch for it less than asked for"
     STAKE = "it has staked less than asked for"
     INPUT_PRICE = "its input price is above the client's maximum"
     OUTPUT_PRICE = "its output price is above the client's maximum"
@@ -75,12 +76,14 @@ class Facts:
     """What one side knows about the provider of an ask. None means unknown, and an unknown fact excludes nobody.
 
     `now`: Unix seconds. `stake`: base units. `free`: free slots. `reputation`: the score from 0 to 100.
+    `integrity`: that of what the ask sells, by audits, from 0 to 100.
     """
 
     now: int
     stake: int | None = None
     free: int | None = None
     reputation: float | None = None
+    integrity: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,8 @@ class Demand:
     """Other jobs for which the client looks for a slot of the model at this moment. The shortlist begins at a slot that is drawn
     from as many of the best free ones, so that not all of them order on the same providers.
     """
+    min_integrity: int = 0
+    """Percent of the answers that are what was sold, at least, as far as the coordinator's audits vouch for it."""
 
     def __post_init__(self) -> None:
         """Raises BadMessage for a limit or a sort order that does not exist."""
@@ -238,8 +243,14 @@ def _unacceptable(demand: Demand, ask: Ask, facts: Facts) -> Reason | None:
         return Reason.ASK_EXPIRED
     if facts.free is not None and facts.free < 1:
         return Reason.BUSY
+    return _distrusted(demand, facts)
+
+
+def _distrusted(demand: Demand, facts: Facts) -> Reason | None:
     if facts.reputation is not None and facts.reputation < demand.min_reputation:
         return Reason.REPUTATION
+    if facts.integrity is not None and facts.integrity < demand.min_integrity:
+        return Reason.INTEGRITY
     return None
 
 
@@ -286,6 +297,7 @@ _MEMBERS: dict[str, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "weights": ("weights", Weights.to_json, Weights.from_json),
     "concurrent": ("concurrent", int, lambda raw: min(read_count(raw, "concurrent"), MAX_CONCURRENT)),
     "minReputation": ("min_reputation", int, int),
+    "minIntegrity": ("min_integrity", int, int),
     "minStake": ("min_stake", int, int),
     "sort": ("sort", str, str),
     "providers": ("pin", sorted, _read_addresses),

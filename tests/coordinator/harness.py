@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -251,10 +251,58 @@ class Client:
     def ended(self) -> bool:
         return self.task is not None and self.task.done()
 
-    async def read(self, frames: AsyncGenerator[tuple[Kind, bytes], None]) -> None:
-        async for frame in frames:
-            self.frames.append(frame)
-            await self.reads.wait()
+    def takes(self, _size: int) -> bool:
+        return False
+
+    def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:
+        self.frames.append((kind, payload))
+        return True
+
+    async def wait(self) -> None:
+        await self.reads.wait()
+
+
+class Frames:
+    """The frames of a job, one by one: the job goes on only when the test asks for the next one."""
+
+    def __init__(self, market: Market, job: LiveJob) -> None:
+        self._run = market.run(job, self)
+        self._task: asyncio.Task[None] | None = None
+        self._frames, self._asked, self._arrived = list[tuple[Kind, bytes]](), asyncio.Event(), asyncio.Event()
+
+    def __aiter__(self) -> Frames:
+        return self
+
+    async def __anext__(self) -> tuple[Kind, bytes]:
+        self._arrived.clear()
+        self._asked.set()
+        task = self._task = self._task or asyncio.create_task(self._run)
+        arrived = asyncio.create_task(self._arrived.wait())
+        await asyncio.wait({task, arrived}, return_when=asyncio.FIRST_COMPLETED)
+        arrived.cancel()
+        if self._frames:
+            return self._frames.pop(0)
+        await task
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        if self._task is None:
+            self._run.close()
+        else:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def takes(self, _size: int) -> bool:
+        return False
+
+    def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:
+        self._frames.append((kind, payload))
+        self._asked.clear()
+        self._arrived.set()
+        return True
+
+    async def wait(self) -> None:
+        await self._asked.wait()
 
 
 @dataclass
@@ -327,7 +375,7 @@ class World:
     def read(self, job: LiveJob) -> Client:
         client = Client(job)
         client.reads.set()
-        client.task = asyncio.create_task(client.read(self.market.run(job)), name="client")
+        client.task = asyncio.create_task(self.market.run(job, client), name="client")
         self.clients.append(client)
         return client
 

@@ -177,6 +177,7 @@ def test_every_criterion_is_on_the_wire() -> None:
         "max_output": 1,
         "weights": Weights(Amount(1), Amount(2), Amount(3)),
         "concurrent": 1,
+        "min_integrity": 1,
     }
     assert values.keys() == {field.name for field in fields(Demand)} - {"model", "limit", "prefer"}
     whole = replace(Demand(MODEL), **values)

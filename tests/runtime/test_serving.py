@@ -15,8 +15,9 @@ import pytest
 from tallystick.protocol.errors import Unavailable
 from tallystick.runtime import serving as serving_module
 from tallystick.runtime.http_direct import MAX_RECURSION
-from tallystick.runtime.serving import server_config, serving, wait_for_stop_signal
+from tallystick.runtime.serving import _Server, server_config, serving, wait_for_stop_signal
 from tests.runtime.processes import TIMEOUT_SECONDS, line, script
+from tests.virtual_time import on_virtual_time
 
 LOOPBACK = "127.0.0.1"
 
@@ -249,3 +250,26 @@ def test_connections_do_not_use_up_the_open_files(hard: int, connections: int, f
         while "files=" in (output := line(process)):
             assert "the open file limit is too low" in output
         assert output == f"{connections} {files}"
+
+
+@on_virtual_time
+async def test_an_idle_server_seldom_wakes() -> None:
+    """It renews the header Date once a second, and ends as soon as it is told to."""
+    loop, ticks = asyncio.get_running_loop(), list[float]()
+    began = loop.time()
+
+    class Counting(_Server):
+        """Notes when it wakes."""
+
+        async def on_tick(self, counter: int) -> bool:
+            """See uvicorn."""
+            ticks.append(loop.time() - began)
+            return await super().on_tick(counter)
+
+    config = server_config(echo, LOOPBACK, 0)
+    config.load()
+    server = Counting(config)
+    loop.call_later(2.5, server.stop)
+    await server.main_loop()
+    assert [round(tick, 3) for tick in ticks] == [0, 1, 2, 2.5]
+    assert [name for name, _ in server.server_state.default_headers] == [b"date", b"server"]

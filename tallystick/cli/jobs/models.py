@@ -28,7 +28,10 @@ Texts = list[str] | None
 
 
 def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_json: Json = False) -> None:
-    """List the models on offer: providers, jobs that wait for a slot, lowest prices (dollars per million tokens), speeds."""
+    """List the models on offer: providers, jobs that wait, lowest prices (dollars per million tokens), and the best ratings.
+
+    Integrity is by audits, availability by jobs, both in percent.
+    """
     from tallystick.client.config import load_config
     from tallystick.client.coordinator.http_client import CoordinatorClient
 
@@ -55,11 +58,15 @@ def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_jso
             offer.context_tokens,
             offer.tokens_per_second or "unknown",
             offer.first_token_ms or "unknown",
+            "unknown" if offer.availability is None else offer.availability,
+            "unknown" if offer.integrity is None else f"{offer.integrity:g} ({offer.audits})",
         )
         for offer in offers
     )
     columns = ("model", "free providers", "waiting jobs", "input", "output", "context", "tokens/s", "first token, ms")
-    show_table(columns, rows, title="Models on offer; prices in dollars per million tokens")
+    show_table(
+        (*columns, "available %", "integrity % (audits)"), rows, title="Models on offer; prices in dollars per million tokens"
+    )
 
 
 def explain(
@@ -77,6 +84,7 @@ def explain(
     pin: Annotated[Texts, typer.Option(help="Only this provider (repeatable).")] = None,
     exclude: Annotated[Texts, typer.Option(help="Not this provider (repeatable).")] = None,
     min_stake: Annotated[str | None, typer.Option(help="Smallest stake of a provider, in dollars.")] = None,
+    min_integrity: Annotated[int, typer.Option(min=0, max=100, help="Least integrity by audits, in percent.")] = 0,
     sort: Annotated[str | None, typer.Option(help="Order: price, latency or speed.")] = None,
     weight: Annotated[
         Texts,
@@ -109,6 +117,7 @@ def explain(
     )
     choice = ProviderCriteria(pin=pin or (), exclude=exclude or (), require=require)
     _add_amounts(choice, max_input_price, max_output_price, min_stake)
+    choice["min_integrity"] = min_integrity
     if sort is not None:
         choice["sort"] = sort
     if weight:
@@ -226,7 +235,7 @@ def _show_scores(explained: list[AskExplanation], names: list[str]) -> None:
             for provider in ranked
         ]
         title = f"Score for {input_tokens} input and {output_tokens} output tokens, in dollars; the lowest total is first"
-        columns = ("provider", "price", "loss", "first token", "speed", "load", "total")
+        columns = ("provider", "price", "loss", "integrity", "first token", "speed", "load", "total")
         show_table(columns, rows, title=title if len(set(names)) == 1 else f"{model}: {title}")
 
 
@@ -240,7 +249,9 @@ def _row(provider: AskExplanation) -> dict[str, object]:
         "precision": spec.precision,
         "tokens/s": provider.tokens_per_second or "unknown",
         "first token, ms": provider.first_token_ms or "unknown",
-        "good %": provider.reputation,
+        "available %": provider.reputation,
+        "integrity %": "unknown" if provider.integrity is None else f"{provider.integrity:g}",
+        "audits": provider.audits,
     }
 
 
@@ -253,6 +264,9 @@ def _json(provider: AskExplanation, why: str) -> dict[str, Any]:
         "tokensPerSecond": provider.tokens_per_second,
         "firstTokenMs": provider.first_token_ms,
         "reputation": provider.reputation,
+        "availability": provider.reputation,
+        "integrity": provider.integrity,
+        "audits": provider.audits,
         "measured": provider.measured,
         "score": dict(provider.score),
         "expected": dict(zip(("inputTokens", "outputTokens"), provider.expected, strict=True)),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 AUDIT_SECONDS = 180.0
 KEPT_SECONDS = 10.0
+_TOLD = ("divergence", "surprisal", "margin")
 
 
 async def audit_traced_job(
@@ -83,6 +84,7 @@ def audit_words(audit: Mapping[str, Any]) -> str:
     """The audit in one line."""
     if audit["verdict"] is None:
         return f"not audited: {audit['reason']}"
-    tests = ", ".join(f"{item['test']} {item['statistic']:.4g} of {item['threshold']:.4g}" for item in audit["findings"])
-    cost = f"{format_amount(int(audit['cost']))} test dollars"
+    told = [item for item in audit["findings"] if item["test"] in _TOLD]
+    tests = ", ".join(f"{item['test']} {item['statistic']:.2g} of {item['threshold']:.2g}" for item in told)
+    cost = format_amount(int(audit["cost"]))
     return f"{audit['verdict']}, by {audit['referee']} for {cost}" + (f" ({tests})" if tests else "")

@@ -30,8 +30,9 @@ def status(
     interval: Annotated[float, typer.Option("--interval", min=0.2, help="Seconds between refreshes of --watch.")] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Show what the node does now: connections, engines and their slots, asks, latest jobs, alarms.
+    """Show what the node does now: connections, engines and their slots, asks, latest jobs, alarms, and how coordinators rate it.
 
+    Without --watch it asks each coordinator for the ratings: integrity by audits, availability by jobs, speed.
     Run it on the node's machine, as the node's user. With --watch --json it prints one line of JSON per refresh.
     """
     from node.service.config import load_config
@@ -41,14 +42,42 @@ def status(
     if not watch:
         report = asyncio.run(read_status(state))
         if as_json:
-            show_json(report)
+            show_json(report | {"ratings": asyncio.run(_ratings(report))})
         else:
             out.print(_draw(report))
+            _show_ratings(asyncio.run(_ratings(report)))
         return
     try:
         asyncio.run(_watch(state, interval, as_json=as_json))
     except KeyboardInterrupt:
         return
+
+
+async def _ratings(report: dict[str, Any]) -> dict[str, Any]:
+    """What each connected coordinator says of this node, by URL; null for one that does not answer."""
+    from tallystick.cli.node.why import fetch_decisions
+
+    ratings: dict[str, Any] = {}
+    for url, coordinator in report["coordinators"].items():
+        if coordinator is not None and report.get("provider"):
+            try:
+                base = url.replace("ws", "http", 1).removesuffix("/v1/node")
+                answer = await fetch_decisions(base, report["provider"], "limit=1")
+            except TallyError:
+                ratings[url] = None
+            else:
+                ratings[url] = {name: answer.get(name) for name in ("availability", "ratings")}
+    return ratings
+
+
+def _show_ratings(ratings: dict[str, Any]) -> None:
+    from tallystick.cli.node.why import show_ratings
+
+    for url, rating in ratings.items():
+        if rating is None:
+            out.print(f"{url} does not tell how it rates this node", highlight=False, markup=False)
+        else:
+            show_ratings(rating, url if len(ratings) > 1 else "the coordinator")
 
 
 async def _watch(state: Path, interval: float, *, as_json: bool) -> None:

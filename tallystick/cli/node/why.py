@@ -32,11 +32,12 @@ def why(
 
     loaded, provider = load_config(config), parse_account(wallet, "--wallet")
     query = f"limit={limit}" + ("" if at is None else _price_query(at))
-    answer = asyncio.run(_fetch(f"{loaded.coordinator.rstrip('/')}/v1/providers/{provider}/why?{query}"))
+    answer = asyncio.run(fetch_decisions(loaded.coordinator, provider, query))
     if as_json:
         show_json(answer)
         return
     decisions = answer["decisions"]
+    show_ratings(answer)
     rows = ((_when(entry), entry["model"], entry["stage"], entry["why"]) for entry in decisions)
     show_table(("when", "model", "stage", "result"), rows)
     _show_scores(decisions)
@@ -59,15 +60,36 @@ def _show_scores(decisions: list[dict[str, Any]]) -> None:
     scored = [entry for entry in decisions if entry.get("score")]
     if not scored:
         return
-    terms = ("price", "loss", "firstToken", "speed", "load", "total")
+    terms = ("price", "loss", "integrity", "firstToken", "speed", "load", "total")
     rows = []
     for entry in scored:
         whose = "this node and the first" if entry["score"] == entry["best"] else "this node"
-        rows.append([_when(entry), entry["stage"], whose, *(short_decimal(entry["score"][term]) for term in terms)])
+        rows.append([_when(entry), entry["stage"], whose, *(short_decimal(entry["score"].get(term, "0")) for term in terms)])
         if entry["best"] and entry["best"] != entry["score"]:
-            rows.append(["", "", "the first", *(short_decimal(entry["best"][term]) for term in terms)])
-    columns = ("when", "stage", "whose score", "price", "loss", "first token", "speed", "load", "total")
+            rows.append(["", "", "the first", *(short_decimal(entry["best"].get(term, "0")) for term in terms)])
+    columns = ("when", "stage", "whose score", "price", "loss", "integrity", "first token", "speed", "load", "total")
     show_table(columns, rows, title="How this node was ranked: expected cost of the request in dollars, lowest total first")
+
+
+def show_ratings(answer: dict[str, Any], rater: str = "the coordinator") -> None:
+    """Shows how a coordinator rates a provider: integrity by audits, availability by jobs, and speed, each by itself."""
+    if not answer.get("ratings"):
+        return
+    rows = [
+        (
+            rating["model"],
+            rating["precision"],
+            f"{rating['integrity']:g}",
+            rating["audits"],
+            answer["availability"],
+            rating["tokensPerSecond"] or "unknown",
+            rating["firstTokenMs"] or "unknown",
+            "the coordinator" if rating["measured"] else "the node",
+        )
+        for rating in answer["ratings"]
+    ]
+    columns = ("model", "precision", "integrity %", "audits", "available %", "tokens/s", "first token, ms", "speed measured by")
+    show_table(columns, rows, title=f"How {rater} rates this node")
 
 
 def _price_query(prices: str) -> str:
@@ -80,6 +102,11 @@ def _price_query(prices: str) -> str:
         raise BadMessage(f"--at: expected the prices of input and output, such as 0.2,0.6, got {prices[:100]!r}")
     amounts = parse_amount(input_price, field="--at"), parse_amount(output_price, field="--at")
     return f"&inputPrice={amounts[0]}&outputPrice={amounts[1]}"
+
+
+async def fetch_decisions(coordinator: str, provider: str, query: str) -> Any:
+    """What a coordinator says of a provider: its latest decisions, and how it rates it. Raises TallyError."""
+    return await _fetch(f"{coordinator.rstrip('/')}/v1/providers/{provider}/why?{query}")
 
 
 async def _fetch(url: str) -> Any:

@@ -77,9 +77,13 @@ class KeptJob:
             raise BadMessage("request: expected a JSON object")
         return head.path, document
 
-    def pack(self) -> bytes:
-        """The job's bytes for a file."""
-        proof = self.proof
+    def pack(self, asks: dict[bytes, bytes] | None = None) -> bytes:
+        """The job's bytes for a file. `asks`: the bytes of asks by their signature, which are slow to make; it is added to."""
+        proof, ask = self.proof, b""
+        if self.ask is not None:
+            known = {} if asks is None else asks
+            ask = known.get(self.ask.signature) or Signed(self.ask.message, self.ask.signature).to_bytes()
+            known[self.ask.signature] = ask
         members = {
             "v": _VERSION,
             "chain": proof.domain.chain_id,
@@ -98,7 +102,7 @@ class KeptJob:
             proof.commitment_key,
             proof.request,
             self.evidence,
-            b"" if self.ask is None else Signed(self.ask.message, self.ask.signature).to_bytes(),
+            ask,
             *proof.response,
         )
         return b"".join(_SIZE.pack(len(part)) + part for part in parts)

@@ -26,6 +26,7 @@ log = structlog.get_logger()
 FLUSH_SECONDS = 0.25
 MAX_PENDING_BYTES = 32 << 20
 """Bytes of plaintext that wait for the thread; further jobs are not kept."""
+MAX_ASKS = 256
 _HEADER = struct.Struct(">16sI")
 _NAME = re.compile(r"([0-9]{1,12})-[0-9a-f]{8}\.jobs")
 _HOUR = 3_600
@@ -39,6 +40,7 @@ class KeptJobs:
         self._token = secrets.token_hex(4)
         self._pending: list[KeptJob] = []
         self._pending_bytes = 0
+        self._asks: dict[bytes, bytes] = {}
         self._flushing: asyncio.Task[None] | None = None
         self.dropped = 0
         """Jobs that were not kept because the disk was too slow or refused them."""
@@ -80,8 +82,10 @@ class KeptJobs:
 
     def _write(self, batch: list[KeptJob]) -> None:
         data = bytearray()
+        if len(self._asks) > MAX_ASKS:
+            self._asks.clear()
         for kept in batch:
-            body = kept.pack()
+            body = kept.pack(self._asks)
             data += _HEADER.pack(kept.job, len(body)) + body
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self.folder / f"{self._now() // _HOUR}-{self._token}.jobs"

@@ -33,6 +33,11 @@ class ModelOffer:
     """What at least one of its providers sells and declares."""
     waiting: int = 0
     """Jobs that wait for a free slot of any of its providers."""
+    integrity: float | None = None
+    """The highest integrity of its providers, in percent; None from a coordinator that counts no audits."""
+    audits: int = 0
+    availability: int | None = None
+    """The share of good jobs of its most available provider, in percent; None if the coordinator does not tell."""
 
     @classmethod
     def from_json(cls, raw: object) -> ModelOffer:
@@ -47,14 +52,18 @@ class ModelOffer:
         model = read_text(raw.get("id"), "models.id")
         prices = (input_price, cached_price, output_price)
         waiting = _number(raw.get("waiting", 0), "models.waiting")
-        return cls(model, providers, live, *prices, context, output, speed, first_token, routes, features, waiting)
+        audits = _number(raw.get("audits", 0), "models.audits")
+        integrity, availability = (_percent(raw.get(name), f"models.{name}") for name in ("integrity", "availability"))
+        ratings = integrity, audits, None if availability is None else round(availability)
+        return cls(model, providers, live, *prices, context, output, speed, first_token, routes, features, waiting, *ratings)
 
     def to_json(self) -> dict[str, Any]:
         """The wire form."""
         values = (self.providers, self.live, self.input_price, self.cached_input_price, self.output_price)
         members = zip(_MODEL_NUMBERS, (*values, self.context_tokens, self.max_output_tokens), strict=True)
         speeds = dict(zip(_MODEL_SPEEDS, (self.tokens_per_second, self.first_token_ms), strict=True))
-        names = {"routes": list(self.routes), "features": list(self.features), "waiting": self.waiting}
+        names: dict[str, Any] = {"routes": list(self.routes), "features": list(self.features), "waiting": self.waiting}
+        names |= {"integrity": self.integrity, "audits": self.audits, "availability": self.availability}
         return (
             {"id": self.id} | {name: str(value) if name.endswith("Price") else value for name, value in members} | speeds | names
         )
@@ -67,6 +76,15 @@ _MODEL_NAMES = ("routes", "features")
 
 def _names(raw: object, member: str) -> tuple[str, ...]:
     return tuple(read_text(name, member) for name in read_items(raw, member, MAX_NAMES))
+
+
+def _percent(value: object, member: str) -> float | None:
+    """Reads a percentage, or nothing. Raises BadMessage."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        raise BadMessage(f"{member}: expected a number from 0 to 100")
+    return float(value)
 
 
 def _number(value: object, member: str) -> int:

@@ -69,9 +69,9 @@ class FurtherOrders:
     async def _acceptable(self, offered: Sequence[object], ordered: Collection[Hash]) -> list[Verified[Ask]]:
         """The offered asks that meet the demand and are not among those `ordered`.
 
-        None for a demand that only the coordinator or the chain can judge: a reputation or a stake.
+        None for a demand that only the coordinator or the chain can judge: a reputation, an integrity or a stake.
         """
-        if self.demand.min_reputation or self.demand.min_stake:
+        if self.demand.min_reputation or self.demand.min_integrity or self.demand.min_stake:
             return []
         readable: list[Signed[Ask]] = []
         for raw in offered:

@@ -28,7 +28,7 @@ MAX_DEMANDS = 256
 MAX_REASON = 500
 """Characters of the coordinator's reason that are shown."""
 MAX_TERM = 60
-SCORE_TERMS = ("price", "loss", "firstToken", "speed", "load", "total")
+SCORE_TERMS = ("price", "loss", "integrity", "firstToken", "speed", "load", "total")
 """The terms of an ask's score and their sum, as the coordinator names them."""
 _DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
@@ -40,6 +40,7 @@ class _Narrowing(TypedDict):
     max_output_price: int | None
     require: Requirements
     min_reputation: int
+    min_integrity: int
     min_stake: int
 
 
@@ -57,6 +58,7 @@ class ProviderCriteria(TypedDict, total=False):
     exclude: Iterable[str]
     require: Requirements
     min_reputation: int
+    min_integrity: int
     min_stake: int
     sort: str
     weights: Weights
@@ -139,6 +141,7 @@ def _narrowed(policy: ClientConfig | ApiKey, criteria: ProviderCriteria) -> _Nar
         "max_output_price": smallest_limit(policy.max_output_price, criteria.get("max_output_price")),
         "require": policy.require.intersection(criteria.get("require", Requirements())),
         "min_reputation": max(policy.min_reputation, criteria.get("min_reputation", 0)),
+        "min_integrity": max(policy.min_integrity, criteria.get("min_integrity", 0)),
         "min_stake": max(policy.min_stake, criteria.get("min_stake", 0)),
     }
 
@@ -158,7 +161,7 @@ def restrict_to_key(caller: ApiKey | None, options: RequestOptions) -> RequestOp
 
 def market_criteria(config: ClientConfig, options: RequestOptions) -> tuple[str, ...]:
     """The criteria of a request that only providers of the market can meet, by name: an upstream signs and declares nothing."""
-    named: list[str] = [name for name in ("pin", "min_reputation", "min_stake") if options.get(name)]
+    named: list[str] = [name for name in ("pin", "min_reputation", "min_integrity", "min_stake") if options.get(name)]
     named += [name for name in ("max_input_price", "max_output_price") if options.get(name) is not None]
     if options.get("require", NO_REQUIREMENTS) != NO_REQUIREMENTS or config.require != NO_REQUIREMENTS:
         named.append("require")
@@ -235,6 +238,7 @@ _READERS: dict[str, Callable[[object, str], Any]] = {
     "exclude": _texts,
     "require": Requirements.from_json,
     "min_reputation": lambda value, member: read_count(value, member, high=100),
+    "min_integrity": lambda value, member: read_count(value, member, high=100),
     "min_stake": _dollars,
     "sort": lambda value, member: read_sort(read_text(value, member), member),
     "weights": Weights.from_dollars,
@@ -257,8 +261,9 @@ class AskExplanation:
     """An ask, and why it would not be offered a job.
 
     `reason` is empty if the job would be offered to it. `free`: free slots. Speeds are 0 if unknown; `measured`: whether the
-    coordinator measured them, instead of the node. `reputation`: the coordinator's rating, in percent. `score`: the terms by
-    which asks are ranked, and their total, in dollars. `expected`: the input and output tokens that they are for.
+    coordinator measured them, instead of the node. `reputation`: how available the coordinator found the provider, in percent.
+    `integrity`: that of what the ask sells, in percent, by `audits`; None if the coordinator counts no audits. `score`: the terms
+    by which asks are ranked, and their total, in dollars. `expected`: the input and output tokens that they are for.
     """
 
     ask: Ask
@@ -270,6 +275,8 @@ class AskExplanation:
     measured: bool = False
     score: Mapping[str, str] = field(default_factory=dict)
     expected: tuple[int, int] = (0, 0)
+    integrity: float | None = None
+    audits: int = 0
 
 
 def explain_asks(
@@ -305,6 +312,9 @@ def _explain_ask(entry: Mapping[str, Any], demand: Demand, excluded: Mapping[Add
     terms = {name: _term(score[name], f"score.{name}") for name in SCORE_TERMS if name in score}
     input_tokens, output_tokens = (read_count(expected.get(name, 0), name) for name in ("inputTokens", "outputTokens"))
     free, tokens_per_second, first_token_ms, reputation = numbers
+    integrity = entry.get("integrity")
+    if integrity is not None and (type(integrity) not in (int, float) or not 0 <= integrity <= 100):
+        raise BadMessage("explain.integrity: expected a number from 0 to 100")
     return AskExplanation(
         ask=ask,
         reason=why,
@@ -315,6 +325,8 @@ def _explain_ask(entry: Mapping[str, Any], demand: Demand, excluded: Mapping[Add
         measured=entry.get("measured") is True,
         score=terms,
         expected=(input_tokens, output_tokens),
+        integrity=None if integrity is None else float(integrity),
+        audits=read_count(entry.get("audits", 0), "audits"),
     )
 
 

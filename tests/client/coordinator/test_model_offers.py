@@ -24,6 +24,8 @@ ENTRY: dict[str, Any] = {
 def test_what_it_sells() -> None:
     """Routes, features and waiting jobs pass on; a coordinator that lists none is understood."""
     listed = {"tokensPerSecond": 0, "firstTokenMs": 0, "routes": ["/v1/chat/completions"], "features": ["tools"], "waiting": 3}
+    ratings = {"integrity": 88.2, "audits": 50, "availability": 93}
+    listed = listed | ratings
     assert ModelOffer.from_json(ENTRY | listed).to_json() == ENTRY | listed
     assert (ModelOffer.from_json(ENTRY).routes, ModelOffer.from_json(ENTRY).waiting) == ((), 0)
 
@@ -34,3 +36,12 @@ def test_malformed_names(member: str, value: Any) -> None:
     """The error names the member."""
     with pytest.raises(BadMessage, match=f"models.{member}"):
         ModelOffer.from_json(ENTRY | {member: value})
+
+
+@pytest.mark.parametrize("member", ["integrity", "availability"])
+@pytest.mark.parametrize("value", ["x", -1, 100.1, True, [1], {}])
+def test_malformed_ratings(member: str, value: Any) -> None:
+    """The error names the member; a coordinator that does not rate is understood."""
+    with pytest.raises(BadMessage, match=f"models.{member}"):
+        ModelOffer.from_json(ENTRY | {member: value})
+    assert (ModelOffer.from_json(ENTRY).integrity, ModelOffer.from_json(ENTRY).audits) == (None, 0)

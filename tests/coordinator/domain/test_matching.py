@@ -394,3 +394,21 @@ def test_strangers_that_are_never_free_keep_no_job_waiting() -> None:
     assert _providers(shortlist(book, Demand(MODEL), START)) == [CAT.address, BOB.address, ANN.address]
     book.set_reliability(CAT.address, OTHER)
     assert _providers(shortlist(book, Demand(MODEL, limit=1), START)) == [BOB.address]
+
+
+def test_a_least_integrity_is_a_requirement_like_the_others() -> None:
+    """Only products that audits vouch for meet it, pinned or not, and the reason is told to the others."""
+    book, ann, bob = AskBook(), person("ann"), person("bob")
+    book.standing = lambda ask: (500, 12) if ask.provider == ann.address else (17, 0)
+    for key in (ann, bob):
+        book.replace(key.address, [make_ask(key)], Capacity(4, 4))
+    rejected: list[tuple[Reason, ListedAsk]] = []
+    wanted = Demand(MODEL, min_integrity=50)
+    assert [entry.provider for entry in shortlist(book, wanted, START, rejected)] == [ann.address]
+    assert {reason for reason, entry in rejected if entry.provider == bob.address} == {Reason.INTEGRITY}
+    pinned = replace(wanted, pin=frozenset({bob.address}))
+    for demand in (pinned, replace(wanted, min_integrity=51)):
+        with pytest.raises(TallyError, match="audits vouch for it less than asked for"):
+            shortlist(book, demand, START)
+    explained = explain(book.of_model(MODEL), wanted, START, lambda _provider: 1.0)
+    assert {ranked.entry.provider: reason for ranked, reason in explained} == {ann.address: None, bob.address: Reason.INTEGRITY}

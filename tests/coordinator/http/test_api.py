@@ -101,6 +101,9 @@ async def test_models(at: Served) -> None:
         "routes": ["/v1/chat/completions", "/v1/embeddings", "/v1/rerank"],
         "features": ["logprobs", "tools"],
         "waiting": 0,
+        "integrity": 1.7,
+        "audits": 0,
+        "availability": 25,
     }
     at.world.market.matchmaker.set_capacity(busy.address, Capacity(1, 1, 70, 250))
     (model,) = (await at.http.get("/v1/models")).json()["data"]
@@ -294,6 +297,7 @@ async def test_the_docs(at: Served) -> None:
         ("/v1/jobs/{job}", "get"),
         ("/v1/jobs/{job}/cancel", "post"),
         ("/v1/jobs/{job}/orders", "post"),
+        ("/v1/reports", "post"),
         ("/v1/tabs", "post"),
         ("/v1/health", "get"),
         ("/v1/ready", "get"),

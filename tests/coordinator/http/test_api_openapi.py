@@ -122,6 +122,7 @@ def test_the_schema_has_every_criterion(document: Any) -> None:
         likely_tokens=1,
         max_output=1,
         weights=Weights(Amount(1)),
+        min_integrity=1,
     )
     members = document.raw_schema["components"]["schemas"]["ShortlistRequest"]["properties"]
     assert whole.to_json(COORDINATOR.address).keys() == members.keys()

@@ -27,6 +27,7 @@ from tests.coordinator.harness import (
     PAYER,
     START,
     Client,
+    Frames,
     World,
     make_ask,
     person,
@@ -270,7 +271,7 @@ async def test_a_run_that_is_closed_early_fails_its_job(world: World) -> None:
     """If the run is closed early, the node is told to stop, the job ends as failed, and nothing is held."""
     node = world.node("ann")
     job = await world.market.place_order(world.submission(node))
-    frames = world.market.run(job)
+    frames = Frames(world.market, job)
     assert (await anext(frames))[0] is Kind.MATCH
     await frames.aclose()
     assert node.got(Kind.CANCEL, job.id) == [b"coordinator"]

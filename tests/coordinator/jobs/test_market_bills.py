@@ -22,6 +22,7 @@ from tests.coordinator.harness import (
     PAYER,
     Client,
     FakeNode,
+    Frames,
     World,
     make_ask,
     make_receipt,
@@ -117,7 +118,7 @@ async def test_another_reason_to_stop_is_not_the_clients(world: World, reason: s
         job = client.job.id
     else:
         placed = await world.market.place_order(world.submission(node))
-        frames = world.market.run(placed)
+        frames = Frames(world.market, placed)
         await anext(frames)
         await frames.aclose()
         job = placed.id

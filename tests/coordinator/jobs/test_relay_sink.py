@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 import pytest
 
@@ -18,10 +16,11 @@ from tests.coordinator.harness import FakeNode, World, hedged, quiet
 
 
 class Sink:
-    """Takes chunks while `open`, and all that the job's task yields, as the client would get them."""
+    """Takes chunks at once while `open`, and all that the job's task gives it. `asked`: the next one is such a chunk."""
 
     def __init__(self) -> None:
         self.open = True
+        self.asked = False
         self.frames: list[tuple[Kind, bytes]] = []
         self.direct: list[bytes] = []
         self.reads = asyncio.Event()
@@ -29,31 +28,30 @@ class Sink:
 
     def takes(self, size: int) -> bool:
         assert size > 0
+        self.asked = self.open
         return self.open
 
     def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:
-        assert kind is Kind.CHUNK
-        assert not more
         self.frames.append((kind, payload))
-        self.direct.append(payload)
-        return False
+        at_once, self.asked = self.asked, False
+        if at_once:
+            assert (kind, more) == (Kind.CHUNK, False)
+            self.direct.append(payload)
+        return not at_once
+
+    async def wait(self) -> None:
+        await self.reads.wait()
 
     @property
     def chunks(self) -> list[bytes]:
         return [payload for kind, payload in self.frames if kind is Kind.CHUNK]
-
-    async def read(self, frames: AsyncGenerator[tuple[Kind, bytes], None]) -> None:
-        async with aclosing(frames):
-            async for frame in frames:
-                self.frames.append(frame)
-                await self.reads.wait()
 
 
 async def _started(world: World, *nodes: FakeNode, hedge: float | None = None) -> tuple[LiveJob, Sink, asyncio.Task[None]]:
     submission = world.submission(*nodes)
     job = await world.market.place_order(submission if hedge is None else hedged(submission, hedge))
     sink = Sink()
-    reading = asyncio.create_task(sink.read(world.market.run(job, sink)))
+    reading = asyncio.create_task(world.market.run(job, sink))
     await quiet()
     return job, sink, reading
 

@@ -15,7 +15,7 @@ from tallystick.protocol.link import Capacity
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import Amount
 from tallystick.protocol.wire import Kind, Submission
-from tests.coordinator.harness import CAP, MODEL, PAYER, Client, FakeNode, World, person, quiet
+from tests.coordinator.harness import CAP, MODEL, PAYER, Client, FakeNode, Frames, World, person, quiet
 
 
 async def _finish(client: Client, node: FakeNode) -> None:
@@ -153,7 +153,7 @@ async def test_a_client_that_does_not_read_keeps_no_slot(world: World) -> None:
     node = world.node("ann", slots=1)
     first = await world.started(node)
     stuck = Client(await world.market.place_order(world.submission(node)))
-    frames = world.market.run(stuck.job)
+    frames = Frames(world.market, stuck.job)
     assert (await anext(frames))[0] is Kind.BEAT  # and nothing more is taken
     third = await world.started(node)
     await _finish(first, node)
@@ -286,7 +286,7 @@ async def test_a_slot_that_another_job_was_granted_is_not_free(world: World, pin
     ann, bob = world.node("ann", slots=1, input_price=900_000), world.node("bob", slots=1)
     first, other = await world.started(ann), await world.started(bob)
     deaf = await world.market.place_order(world.submission(ann))
-    frames = world.market.run(deaf)
+    frames = Frames(world.market, deaf)
     await anext(frames)
     await _finish(first, ann)
     assert deaf.attempts == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from random import Random
 
@@ -16,7 +15,8 @@ from tallystick.protocol.errors import Code, TallyError, Unavailable
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.types import Address, Amount
 from tallystick.protocol.wire import Kind, Submission
-from tests.coordinator.harness import CAP, MODEL, World, person, quiet
+from tallystick.runtime.lean_event import LeanEvent
+from tests.coordinator.harness import CAP, MODEL, Client, World, person, quiet
 
 STEPS = 1_000
 PAYERS = [person(f"payer {number}") for number in range(5)]
@@ -47,7 +47,7 @@ class Walk:
             self.world.node(f"node {number}", slots=self.random.randrange(1, 4), output_price=2_000_000 + number % 3, model=model)
         self.drivers: list[asyncio.Task[None]] = []
         self.jobs: list[LiveJob] = []
-        self.reads = [asyncio.Event(), asyncio.Event()]
+        self.reads = [LeanEvent(), LeanEvent()]
         """Half of the clients read only while the first event is set."""
         self.reads[1].set()
 
@@ -90,9 +90,7 @@ class Walk:
         except TallyError:
             return
         self.jobs.append(job)
-        async with aclosing(self.world.market.run(job)) as frames:
-            async for _ in frames:
-                await self.reads[len(self.jobs) % 2].wait()
+        await self.world.market.run(job, Client(job, reads=self.reads[len(self.jobs) % 2]))
 
     def end_attempt(self) -> None:
         for job in self.jobs:
