@@ -33,6 +33,8 @@ class JobResult:
     wait: float | None = None
     """Seconds until its first attempt."""
     waited: bool = False
+    beside_free: bool = False
+    """Whether a slot that fits was free, and not another job's, when it began to wait."""
     attempts: int = 0
     first_token: float = 0.0
     service: float = 0.0
@@ -71,6 +73,8 @@ class Recorder:
     answered: int = 0
     attempts: int = 0
     waiting_jobs: int = 0
+    beside_free: int = 0
+    """Those of them that began to wait although a slot was free."""
     errors: Counter[Code] = field(default_factory=Counter)
     _at: array[float] = field(default_factory=lambda: array("d"))
     _waits: array[float] = field(default_factory=lambda: array("d"))
@@ -101,6 +105,7 @@ class Recorder:
         self.ended_jobs += 1
         self.attempts += result.attempts
         self.waiting_jobs += result.waited
+        self.beside_free += result.beside_free
         wait = result.wait or 0.0
         if result.error is not None:
             self.errors[result.error] += 1
@@ -202,6 +207,7 @@ class Recorder:
             "answered_share": self.honest_answered / max(self.honest_jobs, 1),
             "failed_attempt_share": 1 - self.answered / max(self.attempts, 1),
             "waited_share": self.waiting_jobs / ended,
+            "waited_beside_free_share": self.beside_free / max(self.waiting_jobs, 1),
             "utilisation": sum(self._busy) / max(sum(self._online), 1e-9),
             **{f"wait_s_p{percent}": percentile(self._waits, percent) for percent in (50, 90, 95, 99)},
             **{f"first_token_s_p{percent}": percentile(self._first_tokens, percent) for percent in (50, 95)},

@@ -131,6 +131,10 @@ class Replica:
             if specs[ask.spec]:
                 yield entry
 
+    def has_free(self, demand: Demand) -> bool:
+        """Whether an ask that meets a demand has a free slot that no job was granted or waits for."""
+        return any(self.matchmaker.queue.is_open(entry.slot_group, None) for entry in self.fitting(demand, free=True))
+
     def cheapest(self, demand: Demand) -> tuple[ListedAsk | None, ListedAsk | None]:
         """Returns the cheapest connected ask that would meet a demand with a free slot, and the cheapest that has one."""
         return next(self.fitting(demand), None), next(self.fitting(demand, free=True), None)

@@ -253,7 +253,8 @@ class Simulation:
         now = self.clock.now
         job = replica.new_job(LiveJob(submission, created_at=replica.unix_time(), started=now, last_frame_at=now))
         await replica.slot_queue.match_or_enter(job)
-        request.result.waited = job.queued is not None
+        if job.queued is not None:
+            request.result.waited, request.result.beside_free = True, replica.has_free(request.demand)
         return job
 
     async def _prefer_holder(self, request: Request, asks: list[ListedAsk]) -> tuple[list[ListedAsk], Preference | None]:

@@ -113,6 +113,14 @@ def test_popular_models_are_as_scarce_in_a_market_of_any_size(models: int) -> No
     assert 1.05 < shares[0] / supply_shares(models)[0] < 1.12
 
 
+@pytest.mark.parametrize("policy", BY_NAME)
+def test_no_request_waits_while_a_slot_is_free(policy: str) -> None:
+    """A request begins to wait only if no slot is free that meets its demand, or all of them have just been granted to others."""
+    figures = finished(policy).records.report()["figures"]
+    assert figures["waited_share"] > 0.01
+    assert figures["waited_beside_free_share"] == 0
+
+
 @pytest.mark.parametrize("seed", [1, 4])
 def test_nobody_waits_long_for_the_sake_of_price_or_cache(seed: int) -> None:
     """Without a flood, one request in a hundred waits as long as under a policy that takes the cheapest free provider; twice at
