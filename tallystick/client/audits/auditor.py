@@ -38,6 +38,10 @@ from tallystick.runtime.single_instance import InstanceLock, instance_lock
 log = structlog.get_logger()
 MAX_DRAWN: Final = 256
 """Drawn jobs that wait for the file."""
+MAX_PACKED: Final = 256 << 10
+"""Bytes of a job that is drawn: a thousand of them may wait."""
+SYNTHETIC_SECONDS: Final = 600
+"""A made-up request is placed within this time, at random."""
 AUDIT_SECONDS: Final = 1_800
 """The longest that one audit may take."""
 BUDGET_DAYS: Final = 30
@@ -190,8 +194,13 @@ class Auditor:
         kind = self._kind_of(kept)
         if kind is None:
             return
-        job = kept.job.hex() if kind is AuditKind.JOB else ""
-        new = NewAudit(kind, Origin.DRAWN, kept.provider, kept.model, kept.precision, job, kept.pack())
+        packed = kept.pack()
+        if len(packed) > MAX_PACKED:
+            return
+        job, delay = kept.job.hex(), 0
+        if kind is AuditKind.SYNTHETIC:  # some time after the real request, so that nothing joins the two
+            job, delay = "", int(draw(self._ports.random) * SYNTHETIC_SECONDS)
+        new = NewAudit(kind, Origin.DRAWN, kept.provider, kept.model, kept.precision, job, packed, delay)
         await store.add(new, self._ports.now())
 
     async def _has_referee(self, kept: KeptJob) -> bool:

@@ -106,13 +106,15 @@ class Conductor:
         return await self._conclude(audit, kept, subject, opinions, rules)
 
     async def _place_synthetic(self, audit: KnownAudit, like: KeptJob) -> tuple[KnownAudit, KeptJob]:
-        """Places a request that was made up in the shape of a real one. Only its provider sees it, as any other."""
+        """Places a request that was made up in the shape of a real one.
+
+        It is ordered like any other, so that nothing tells its provider: whoever gets it is audited.
+        """
         path, request = like.request()
-        body = make_up_request(path, request, self.random)
-        kept = await self.market.place_synthetic(audit.provider, path, body, like)
-        packed, job = kept.pack(), kept.job.hex()
-        await self.store.record_job(audit.id, job, packed, kept.proof.receipt.message.cost)
-        return replace(audit, job=job, kept=packed), kept
+        kept = await self.market.place_synthetic(path, make_up_request(path, request, self.random))
+        await self.store.record_job(audit.id, kept)
+        placed = replace(audit, job=kept.job.hex(), kept=kept.pack(), provider=kept.provider, precision=kept.precision)
+        return placed, kept
 
     async def _choose(self, audit: KnownAudit, kept: KeptJob, opinions: Sequence[Opinion]) -> RefereeChoice | None:
         records = await self.store.referee_records()
@@ -130,6 +132,7 @@ class Conductor:
             asks=asks,
             asked=asked,
             distrusted=[name for name, record in records.items() if not record.trusted],
+            prices=(kept.proof.terms.input_price, kept.proof.terms.output_price),
             random=self.random,
         )
 

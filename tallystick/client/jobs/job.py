@@ -437,10 +437,13 @@ async def arrivals_of(job: Job, outlet: Outlet | None = None) -> AsyncIterator[b
     `outlet`: gets those pieces that it is ready for, in their order, while the iterator waits for the next one.
     """
     job._outlet = outlet  # noqa: SLF001 - part of the same class in all but name
-    while not job.done:
-        chunk = await job._next_frame(joined=True)  # noqa: SLF001 - see above
-        if chunk:
-            yield chunk
+    try:
+        while not job.done:
+            chunk = await job._next_frame(joined=True)  # noqa: SLF001 - see above
+            if chunk:
+                yield chunk
+    finally:
+        job._outlet = None  # noqa: SLF001 - see above
     job._raise_end()  # noqa: SLF001 - see above
 
 
