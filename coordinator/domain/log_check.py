@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 
 from coordinator.domain.integrity_records import UNAUDITED, IntegrityRecords, ProductKey, Standing
@@ -16,7 +16,7 @@ from tallystick.protocol.log_facts import INTEGRITY_STEPS, AskFacts
 from tallystick.protocol.log_leaves import ReportLeaf, RestartLeaf
 from tallystick.protocol.match_log import MERGE_SECONDS, MatchLeaf, load_leaf
 from tallystick.protocol.merkle import Edge, leaf_hash
-from tallystick.protocol.messages import Ask
+from tallystick.protocol.messages import Ask, LogHead, ReportAck
 from tallystick.protocol.types import Address, Hash, JobId
 
 _REMEMBERED_JOBS = 100_000
@@ -70,6 +70,8 @@ class LogReplay:
     """Takes the leaves of a log in order. `matches`, `restarts`, `reports`, `forgotten`: what was counted so far."""
 
     edge: Edge = field(default_factory=Edge)
+    promises: Mapping[int, ReportAck] = field(default_factory=dict)
+    """The coordinator's promises to log reports, by the number of the leaf."""
     matches: int = 0
     restarts: int = 0
     reports: int = 0
@@ -90,6 +92,9 @@ class LogReplay:
         """Takes the next leaf: its hash, and its contents if they are kept. Yields what is wrong with it."""
         index = self.edge.size
         self.edge.append(digest)
+        promise = self.promises.get(index)
+        if promise is not None and promise.leaf_hash != digest:
+            yield Fault(index, f"the coordinator promised to log the report {promise.report_hash.hex()} here, and dropped it")
         if data is None:
             self.forgotten += 1
             return
@@ -152,6 +157,13 @@ class LogReplay:
         self.restarts += 1
         self._epoch = index
         yield from ()
+
+    def check_missing(self, head: LogHead) -> Iterator[Fault]:
+        """Yields the reports that the log must have by the time of its head, and has not, after all of its leaves were added."""
+        for index, promise in self.promises.items():
+            if index >= self.edge.size and head.signed_at > promise.accepted_at + MERGE_SECONDS:
+                report = promise.report_hash.hex()
+                yield Fault(index, f"the coordinator promised to log the report {report} here, and its log ends before")
 
     @property
     def models(self) -> set[str]:

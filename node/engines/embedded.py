@@ -78,9 +78,12 @@ def verify_model(folder: Path) -> None:
         raise _unavailable(f"{path}: expected SHA-256 {MODEL_SHA256}, got {digest}; delete {folder} and try again")
 
 
-def server_command(folder: Path, host: str, port: int) -> list[str]:
-    """The command that serves the model at http://HOST:PORT/v1, with this Python but without this environment's packages."""
-    return [sys.executable, "-I", str(_SERVER), str(folder), str(folder / MODEL_FILE), MODEL, host, str(port)]
+def server_command(folder: Path, host: str, port: int, model_file: Path | None = None) -> list[str]:
+    """The command that serves the model at http://HOST:PORT/v1, with this Python but without this environment's packages.
+
+    `model_file`: another file that is served under the model's name.
+    """
+    return [sys.executable, "-I", str(_SERVER), str(folder), str(model_file or folder / MODEL_FILE), MODEL, host, str(port)]
 
 
 def _run_installer(target: Path, downloads: Path) -> None:

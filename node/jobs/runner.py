@@ -25,6 +25,7 @@ from node.jobs.coordinator_credit import CoordinatorCredit
 from node.jobs.deadlines import Deadlines
 from node.jobs.endings import JobResult, StopReason
 from node.jobs.job import Job
+from node.jobs.kept_evidence import KeptEvidence
 from node.jobs.pooled_engine import PooledEngine
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.refusal_receipts import RefusalReceipts
@@ -84,6 +85,7 @@ class JobRunner:
         may_take_jobs: Callable[[Link], bool] = lambda _link: True,
         on_match: OnMatch = lambda _link, _match, _order: None,
         on_client_head: Callable[[Link, bytes], None] = lambda _link, _head: None,
+        kept_evidence: KeptEvidence | None = None,
     ) -> None:
         self._provider, self._domain, self._sealing_key = provider, domain, sealing_key
         self._engines, self._tabs, self._store, self._chain = engines, tabs, store, chain
@@ -92,6 +94,7 @@ class JobRunner:
         self._on_capacity_change, self._may_take_jobs = on_capacity_change, may_take_jobs
         self._consumed_orders = dict(consumed_orders or {})
         self._prune_at = _PRUNE_SIZE
+        self._kept_evidence = kept_evidence or KeptEvidence()
         self._on_match, self._on_client_head = on_match, on_client_head
         self._admission = Admission(
             asks, rules or AdmissionRules(), lambda order, job: order in self._consumed_orders or job in self._jobs
@@ -283,6 +286,7 @@ class JobRunner:
             sealing_key=self._sealing_key,
             deadlines=self._deadlines,
             queue_seconds=queue,
+            kept_evidence=self._kept_evidence,
         )
         self._jobs[admitted.job] = job
         pool.assigned += 1
@@ -359,6 +363,8 @@ class JobRunner:
             fallback = Unavailable(Code.PROVIDER_FAILED, result.reason, fault=Fault.PROVIDER)
             self._fail(job.link, admitted.job, result.error or fallback, receipt)
         self._report(job, result, receipt.message if receipt is not None else None, unpaid)
+        if receipt is not None and end.rows.packed and not end.rows_sent:
+            self._kept_evidence.keep(admitted.job, admitted.payer, end.rows.packed)
         if receipt is not None:
             self._coordinator_credit.record_earned(job.link.endpoint, receipt.message.cost)
         if unpaid:

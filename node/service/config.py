@@ -27,6 +27,7 @@ from tallystick.protocol.features import EVIDENCE, absent, opposite
 from tallystick.protocol.messages import UNKNOWN, Spec
 from tallystick.protocol.pricing import Prices
 from tallystick.protocol.proxies import uses_proxy
+from tallystick.protocol.routes import EVIDENCE_ROUTE
 from tallystick.protocol.sealing import SUITES, X25519
 from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.config import home, load
@@ -168,7 +169,7 @@ class EngineConfig:
         evidence = capabilities.evidence if self.evidence else None
         specs: tuple[Spec, ...] = (Spec(features=capabilities.features), reported, self.spec, model.spec)
         if capabilities.chat or capabilities.completions:  # not for the config to declare: the node alone commits to evidence
-            specs += (Spec(features=(EVIDENCE if evidence is not None else absent(EVIDENCE),)),)
+            specs += (Spec(features=(EVIDENCE, EVIDENCE_ROUTE) if evidence is not None else (absent(EVIDENCE),)),)
         return Offer(
             model=model.sold_as,
             engine=self.label,

@@ -10,14 +10,14 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from node.engines.embedded import MODEL, embedded_folder, install, is_installed, server_command
+from node.engines.embedded import MODEL, MODEL_FILE, embedded_folder, install, is_installed, server_command
 from node.engines.embedded_server import CONTEXT_TOKENS, SLOTS
 from scripts.peers import BUILD
 from scripts.relay import processes
 from tallystick.cli.local.processes import free_port
 from tallystick.protocol.errors import Unavailable
 
-__all__ = ["CONTEXT_TOKENS", "MODEL", "SLOTS", "install_engine", "server"]
+__all__ = ["CONTEXT_TOKENS", "MODEL", "MODEL_FILE", "SLOTS", "install_engine", "server"]
 
 
 def install_engine() -> Path | None:
@@ -36,12 +36,15 @@ def install_engine() -> Path | None:
 
 
 @contextlib.asynccontextmanager
-async def server(folder: Path, log: Path, core: int | None = None) -> AsyncIterator[str]:
-    """Runs one server with SLOTS slots; yields its base URL. `core`: the one that it runs on, with one thread; None for any."""
+async def server(folder: Path, log: Path, core: int | None = None, model_file: Path | None = None) -> AsyncIterator[str]:
+    """Runs one server with SLOTS slots; yields its base URL. `core`: the one that it runs on, with one thread; None for any.
+
+    `model_file`: another file that is served under the model's name.
+    """
     port = free_port(0)
     with log.open("ab") as output, _on_core(core):
         process = await asyncio.create_subprocess_exec(
-            *server_command(folder, "127.0.0.1", port), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            *server_command(folder, "127.0.0.1", port, model_file), stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
     try:
         url = f"http://127.0.0.1:{port}"

@@ -112,11 +112,13 @@ async def market(
     slots: int = 256,
     queue_depth: int = 0,
     core: int | None = TESTED,
+    engine_table: str = "",
 ) -> AsyncIterator[Site]:
     """Runs chain, coordinator, gateway and a node that serves an engine, each as a process of the `tally` command.
 
     `engine`: its base URL. `proxy_port`: the port at which node and gateway reach the coordinator, if a proxy is between them.
-    `slots`, `queue_depth`: of the engine. `core`: the one that coordinator, node and gateway share; None for any.
+    `slots`, `queue_depth`: of the engine. `engine_table`: more of its TOML.
+    `core`: the one that coordinator, node and gateway share; None for any.
     """
     (folder / "keys").mkdir(parents=True)
     write_private(folder / "password", b"bench")
@@ -140,18 +142,20 @@ async def market(
         await _start(
             site, "coordinator", ("coordinator", "run"), settings, port=ports["coordinator"], ready=lambda: _answers(health)
         )
-        await add_node(site, "node", engine, model=model, slots=slots, queue_depth=queue_depth)
+        await add_node(site, "node", engine, model=model, slots=slots, queue_depth=queue_depth, engine_table=engine_table)
         gateway = await add_gateway(site, "gateway")
         yield replace(site, gateway=gateway)
 
 
-async def add_node(site: Site, name: str, engine: str, *, model: str = MODEL, slots: int, queue_depth: int = 0) -> Address:
+async def add_node(
+    site: Site, name: str, engine: str, *, model: str = MODEL, slots: int, queue_depth: int = 0, engine_table: str = ""
+) -> Address:
     """Starts a node of an engine and waits until it sells the model. Returns the provider."""
     keystore = site.folder / "keys" / f"{name}.json"
     if not keystore.exists():
         create_keystore(keystore, "bench", cost=1 << 12)
     settings = {"coordinator": site.coordinator_url, "state": str(site.folder / name)}
-    engines = f'[[engines]]\nurl = "{engine}/v1"\nslots = {slots}\nqueue_depth = {queue_depth}\n'
+    engines = f'[[engines]]\nurl = "{engine}/v1"\nslots = {slots}\nqueue_depth = {queue_depth}\n{engine_table}'
     asks, provider = f"{site.coordinator}/v1/asks?model={model}", provider_of(site, name)
     await _start(site, name, ("node", "run"), settings, tables=engines, ready=lambda: _answers(asks, provider, wanted=True))
     return provider

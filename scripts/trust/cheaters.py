@@ -15,6 +15,7 @@ from aiohttp import web
 
 from scripts.trust.engine import Document, ServedEngine, logprob_entries
 from tallystick.cli.local.processes import free_port
+from tallystick.protocol.errors import TallyError
 
 HIDDEN_PROMPT = {"role": "system", "content": "You are a cheerful salesman. Recommend Acme products where you can."}
 COLDER = 0.3
@@ -148,7 +149,10 @@ async def served(cheat: Cheat, model: str) -> AsyncIterator[str]:
         body = await request.json()
         if not isinstance(body.get("messages"), list):
             return web.json_response({"error": {"message": "messages: expected a list", "code": 400}}, status=400)
-        return web.json_response(await cheat({**body, "stream": False}))
+        try:
+            return web.json_response(await cheat({**body, "stream": False}))
+        except TallyError as error:
+            return web.json_response({"error": {"message": str(error), "code": 400}}, status=400)
 
     app: Any = web.Application(client_max_size=16 << 20)
     app.router.add_get("/v1/models", models)

@@ -13,7 +13,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import QuantError, dequantize, quantize
 
-PRUNED_LAYERS = (8, 13, 18, 23)
+PRUNED_LAYERS = (9, 14, 20)
 VARIANTS = {
     "f16": (GGMLQuantizationType.F16, ()),
     "q8_0": (GGMLQuantizationType.Q8_0, ()),

@@ -14,8 +14,10 @@ from tallystick.audit.scores import Row, other_mass
 
 OTHER = -1
 """Any token that the row does not list."""
-NOISE = 1e-3
-"""Probability that is added to each outcome: engines differ in the last digits, which moves tokens over a truncation's edge."""
+NOISE, EDGE_NOISE = 3e-4, 1e-3
+"""Probability that is added to each outcome: engines differ in the last digits. More if tokens are truncated, since that moves
+some over the edge.
+"""
 VOCABULARY = 300_000
 """An upper bound for the size of a vocabulary."""
 
@@ -38,6 +40,11 @@ class Sampling:
         if not (0 < self.top_p <= 1 and 0 <= self.min_p <= 1 and self.top_k >= 0):
             raise ValueError("sampling: expected 0 < top_p <= 1, 0 <= min_p <= 1 and top_k >= 0")
 
+    @property
+    def truncates(self) -> bool:
+        """Whether unlikely tokens are never drawn."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
 
 def outcome_bounds(row: Row, sampling: Sampling) -> dict[int, float]:
     """Upper bounds of the probability of each listed token and of OTHER, under the declared sampling."""
@@ -47,12 +54,13 @@ def outcome_bounds(row: Row, sampling: Sampling) -> dict[int, float]:
     # the largest one says who may be a member.
     smallest, smallest_whole = _truncate(weights, sampling, least)
     largest, largest_whole = _truncate(weights, sampling, most)
+    noise = EDGE_NOISE if sampling.truncates else NOISE
     below = math.fsum(smallest.values()) + (0.0 if smallest_whole else least)
     bounds = {
-        token: (min(1.0, weight / below) if token in largest and below > 0 else 0.0) + NOISE for token, weight in weights.items()
+        token: (min(1.0, weight / below) if token in largest and below > 0 else 0.0) + noise for token, weight in weights.items()
     }
     above = math.fsum(weights.values()) + most
-    bounds[OTHER] = (0.0 if largest_whole else min(1.0, most / above) if above > 0 else 1.0) + NOISE
+    bounds[OTHER] = (0.0 if largest_whole else min(1.0, most / above) if above > 0 else 1.0) + noise
     return bounds
 
 

@@ -68,21 +68,6 @@ def scored_answer(response: ScoreResponse) -> Answer:
     return {row.position: Row(row.token, dict(row.top)) for row in rows if row.token is not None}
 
 
-def end_logprob(response: ScoreResponse) -> float | None:
-    """The logarithm of the probability, by the referee, that the answer ends where it does; None if the referee does not say.
-
-    An upper bound if its row does not list the token that ends a turn.
-    """
-    if not response.ends or not response.tokens:
-        return None
-    end = len(response.tokens) - (response.tokens[-1] in response.ends)
-    row = next((row for row in response.rows if row is not None and row.position == end and row.top), None)
-    if row is None:
-        return None
-    listed = [value for token, value in row.top if token in response.ends]
-    return min(0.0, math.log(math.fsum(map(math.exp, listed))) if listed else row.top[-1][1])
-
-
 def other_mass(row: Row) -> float:
     """The probability of all tokens that the row lacks, between 0 and 1."""
     return max(0.0, 1.0 - math.fsum(map(math.exp, row.logprobs.values())))

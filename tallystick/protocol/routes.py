@@ -22,6 +22,11 @@ SCORES: Final = "/v1/token_scores"
 """Scores the tokens of a given answer (`token_scores`). Engines have no such route; vLLM's /v1/score compares texts."""
 MODELS: Final = "/v1/models"
 """The route that lists models. It is not for sale."""
+EVIDENCE_ROUTE: Final = "/v1/evidence"
+"""The node's own route, free of charge, for rows of evidence (token_evidence.py) that did not come with their answer.
+
+The request is {"model", "job": hex}, the answer the packed rows.
+"""
 ALWAYS: Final = (CHAT, COMPLETIONS, EMBEDDINGS)
 JSON: Final = "application/json"
 FORM: Final = "multipart/form-data"

@@ -23,8 +23,6 @@ MAX_TOKENS: Final = 1 << 17
 """Tokens of an answer that is scored, and of a prompt that is given as tokens."""
 MAX_TEXT: Final = 4 * MAX_TOKENS
 """Characters of an answer that is given as text."""
-MAX_ENDS: Final = 16
-"""Tokens that end a turn."""
 LEAST_LOGPROB: Final = -10_000.0
 """Nats. Engines write an impossible token as this, or as minus infinity."""
 PROMPT_MEMBERS: Final = (
@@ -159,15 +157,16 @@ class ScoreRow:
 class ScoreResponse:
     """The scores: one row for each position of the request, or None where the engine could not tell.
 
-    `tokens`: the answer, as the model reads it. `prompt_tokens`: tokens of the prompt alone. `ends`: tokens that end a turn, if
-    the engine says so.
+    `tokens`: the answer, as the model reads it. `prompt_tokens`: tokens of the prompt alone.
+    `end_logprob`: the logarithm of the probability that the answer ends where it does, in nats; None if the engine does not say
+    which tokens end a turn, or if the end was not among the positions.
     """
 
     model: str
     prompt_tokens: int
     tokens: tuple[int, ...] = field(repr=False)
     rows: tuple[ScoreRow | None, ...]
-    ends: tuple[int, ...] = ()
+    end_logprob: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The wire form. Its usage counts all tokens that were read as input."""
@@ -178,7 +177,7 @@ class ScoreResponse:
             "prompt_tokens": self.prompt_tokens,
             "tokens": list(self.tokens),
             "rows": [None if row is None else row.to_json() for row in self.rows],
-            "ends": list(self.ends),
+            "end_logprob": None if self.end_logprob is None else round(self.end_logprob, 5),
             "usage": {"prompt_tokens": tokens_read, "completion_tokens": 0, "total_tokens": tokens_read},
         }
 
@@ -200,8 +199,11 @@ class ScoreResponse:
             expected = tokens[position] if position < len(tokens) else None
             rows.append(None if row is None or position > len(tokens) else _read_row(row, position, expected))
         prompt_tokens = read_count(raw.get("prompt_tokens"), "prompt_tokens", 0, (1 << 31) - 1)
-        ends = _read_tokens(read_items(raw.get("ends", []), "ends", MAX_ENDS), "ends")
-        return cls(read_text(raw.get("model"), "model"), prompt_tokens, tokens, tuple(rows), ends)
+        end = raw.get("end_logprob")
+        end_logprob = None if end is None else _number(end, "end_logprob")
+        if end_logprob is not None and not LEAST_LOGPROB <= end_logprob <= 0:
+            raise BadMessage(f"end_logprob: expected a number from {LEAST_LOGPROB} to 0")
+        return cls(read_text(raw.get("model"), "model"), prompt_tokens, tokens, tuple(rows), end_logprob)
 
 
 def bounded_logprob(value: float) -> float:

@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.token_scores import ScoreRequest, ScoreResponse, ScoreRow
+from tallystick.protocol.token_scores import ScoreRequest, ScoreResponse, ScoreRow, bounded_logprob
 from tallystick.scoring.engine_api import EngineApi, NoSuchRoute
 from tallystick.scoring.scorer import find_list, read_tokens
 
+END_TOP = 2_000
+"""Tokens that are read where an answer ends. If the end is not among them, it is at most as probable as the last."""
 _WORD = " the"
 _FORCE = 10_000.0
 """A bias above any difference of logits."""
@@ -27,22 +29,28 @@ class LlamaCppScorer:
     def __init__(self, api: EngineApi, model: str) -> None:
         self._api, self._model = api, model
         self._word: int | None = None
-        self._ends: tuple[int, ...] | None = None
+        self._end: int | None = None
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """See Scorer."""
         prompt = await self._read_prompt(request.prompt)
         completion = request.completion
         tokens = await self._tokenize(completion, special=False) if isinstance(completion, str) else completion
+        end_token = await self._read_end()
+        end = len(tokens) - (tokens[-1] == end_token)
         rows: list[ScoreRow | None] = []
+        end_logprob = None
         for position in request.positions:
             if position > len(tokens):
                 rows.append(None)
                 continue
-            logprobs = await self._score_next((*prompt, *tokens[:position]), request.top)
+            top = max(request.top, END_TOP) if position == end and end_token >= 0 else request.top
+            logprobs = await self._score_next((*prompt, *tokens[:position]), top)
             token = tokens[position] if position < len(tokens) else None
             rows.append(ScoreRow.of(position, token, logprobs, request.top) if logprobs else None)
-        return ScoreResponse(request.model, len(prompt), tokens, tuple(rows), await self._read_ends())
+            if position == end and end_token >= 0 and logprobs:
+                end_logprob = bounded_logprob(logprobs.get(end_token, min(logprobs.values())))
+        return ScoreResponse(request.model, len(prompt), tokens, tuple(rows), end_logprob)
 
     async def _read_prompt(self, prompt: Mapping[str, Any]) -> tuple[int, ...]:
         """The tokens of the prompt as the engine reads that of a chat or a completion."""
@@ -56,14 +64,14 @@ class LlamaCppScorer:
                 raise NoSuchRoute
         return await self._tokenize(text, special=True)
 
-    async def _read_ends(self) -> tuple[int, ...]:
-        """The token that ends a turn, as GET /props names it; none if it does not."""
-        if self._ends is None:
+    async def _read_end(self) -> int:
+        """The token that ends a turn, as GET /props names it; -1 if it does not."""
+        if self._end is None:
             text = (await self._api.get("/props")).get("eos_token")
             body = {"model": self._model, "content": text, "add_special": False, "parse_special": True}
             tokens = read_tokens(await self._api.post("/tokenize", body)) if isinstance(text, str) and text else ()
-            self._ends = tokens if len(tokens) == 1 else ()
-        return self._ends
+            self._end = tokens[0] if len(tokens) == 1 else -1
+        return self._end
 
     async def _tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
         body = {"model": self._model, "content": text, "add_special": special, "parse_special": special}

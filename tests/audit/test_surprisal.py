@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tallystick.audit.sampling import NOISE, OTHER, Sampling, outcome_bounds
+from tallystick.audit.sampling import EDGE_NOISE, NOISE, OTHER, Sampling, outcome_bounds
 from tallystick.audit.scores import Row
 from tallystick.audit.surprisal import Surprisal, measure_surprisal
 from tests.audit.models import VOCABULARY, ToyModel
@@ -94,9 +94,10 @@ def test_bounds_are_above_the_true_probabilities() -> None:
 def test_truncation_leaves_what_cannot_be_drawn_only_the_noise() -> None:
     """Truncation leaves what cannot be drawn only the noise."""
     row = Row(1, {1: math.log(0.6), 2: math.log(0.3), 3: math.log(0.06)})
-    assert outcome_bounds(row, Sampling(top_k=2)) == pytest.approx({1: 2 / 3 + NOISE, 2: 1 / 3 + NOISE, 3: NOISE, OTHER: NOISE})
-    assert outcome_bounds(row, Sampling(top_p=0.85))[3] == NOISE
-    assert outcome_bounds(row, Sampling(min_p=0.2))[OTHER] == NOISE
+    noise = EDGE_NOISE
+    assert outcome_bounds(row, Sampling(top_k=2)) == pytest.approx({1: 2 / 3 + noise, 2: 1 / 3 + noise, 3: noise, OTHER: noise})
+    assert outcome_bounds(row, Sampling(top_p=0.85))[3] == noise
+    assert outcome_bounds(row, Sampling(min_p=0.2))[OTHER] == noise
     assert outcome_bounds(Row(1, {}), Sampling()) == {OTHER: 1 + NOISE}
 
 

@@ -12,7 +12,6 @@ from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.token_evidence import MAX_TOKEN_ID
 from tallystick.protocol.token_scores import (
     LEAST_LOGPROB,
-    MAX_ENDS,
     MAX_POSITIONS,
     MAX_TOKENS,
     MAX_TOP,
@@ -28,7 +27,7 @@ ROWS = (
     None,
     ScoreRow.of(3, None, {2: -0.25, 9: -3.0}, 4),
 )
-RESPONSE = ScoreResponse("m", 11, (5, 6, 7), ROWS, (2,))
+RESPONSE = ScoreResponse("m", 11, (5, 6, 7), ROWS, -7.5)
 
 
 def test_both_messages_survive_the_wire() -> None:
@@ -152,9 +151,10 @@ def row(**changes: Any) -> list[Any]:
         broken(rows=row(top=[[5, -0.01], [6, -0.01]])),
         broken(rows=row(top=[[token, -5.0] for token in range(MAX_TOP + 2)])),
         broken(prompt_tokens=-1),
-        broken(ends=[-1]),
-        broken(ends=None),
-        broken(ends=[1] * (MAX_ENDS + 1)),
+        broken(end_logprob=0.5),
+        broken(end_logprob="-1"),
+        broken(end_logprob=math.nan),
+        broken(end_logprob=-math.inf),
         broken(prompt_tokens=None),
         broken(model=None),
     ],

@@ -57,7 +57,8 @@ async def test_scores_are_the_models_own_probabilities(name: str, completion: st
     response = await score(ENGINES[name](), ScoreRequest("toy", {"messages": MESSAGES}, given, positions))
     assert response.prompt_tokens == len(PROMPT)
     assert response.tokens == tuple(answer)
-    assert response.ends == ((END,) if name == "llama.cpp" else ())
+    end = logprobs([*PROMPT, *answer])[END] if name == "llama.cpp" else None
+    assert response.end_logprob == (None if end is None else pytest.approx(end))
     for position, row in zip(positions, response.rows, strict=True):
         before = [*PROMPT, *answer[:position]]
         assert row is not None
@@ -164,3 +165,12 @@ async def test_an_engine_whose_rows_are_no_probabilities_is_no_referee(rows: obj
     engine.endpoints["/completion"] = lambda _: {"content": "", "completion_probabilities": [{"top_logprobs": rows}]}
     async with serving(engine) as url, EngineApi.open(url) as api:
         assert await find_scorer(api, "toy") is None
+
+
+async def test_an_answer_that_ends_with_its_last_token_ends_there() -> None:
+    """Evidence may have the token that ends a turn, or end before it. Without the end among the positions, nothing is said."""
+    text = tokens_of("abc")
+    ended = await score(llama_cpp(), ScoreRequest("toy", {"messages": MESSAGES}, (*text, END), (3,)))
+    assert ended.end_logprob == pytest.approx(logprobs([*PROMPT, *text])[END])
+    unasked = await score(llama_cpp(), ScoreRequest("toy", {"messages": MESSAGES}, tuple(text), (0, 2)))
+    assert unasked.end_logprob is None

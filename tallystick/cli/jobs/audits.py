@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tallystick.cli.jobs.calibrate import calibrate
 from tallystick.cli.jobs.jobs import show_time, with_ledger
 from tallystick.cli.onchain import parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, PasswordFile, Provider, Wallet, unlock
@@ -46,6 +47,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Check that providers serve what they sell: `tally audit JOB` checks one answer.",
 )
+app.command("calibrate")(calibrate)
 
 
 @app.command(_SUBJECT)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tallystick.cli.options import Config, CoordinatorUrl, Json
+from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, Wallet
 from tallystick.cli.output import counted, out, show_json, show_table
 from tallystick.protocol.errors import BadMessage, Fault
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from coordinator.domain.log_check import Fault as LogFault
     from coordinator.domain.log_check import LogReplay
     from tallystick.client.coordinator.http_client import CoordinatorClient
-    from tallystick.protocol.eip712 import Verified
-    from tallystick.protocol.messages import LogHead
+    from tallystick.protocol.eip712 import Signed, Verified
+    from tallystick.protocol.messages import LogHead, ReportAck
 
 app = typer.Typer(no_args_is_help=True, help="Read and verify the coordinator's log of all matches.")
 SHOWN_FAULTS = 100
@@ -45,6 +45,9 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one leaf of the match log, after checking that the newest signed head contains it."""
+    from tallystick.protocol.audit_reports import AuditVerdict
+    from tallystick.protocol.log_facts import INTEGRITY_STEPS
+    from tallystick.protocol.log_leaves import WEIGHT_ONE, ReportLeaf
     from tallystick.protocol.match_log import MatchLeaf
 
     async def read(client: CoordinatorClient) -> dict[str, Any]:
@@ -57,42 +60,60 @@ def show(
         return
     if leaf is None:
         out.print(f"leaf {index}: the coordinator keeps its hash alone, {answer['hash']}", highlight=False)
+    elif isinstance(leaf, ReportLeaf):
+        verdict = AuditVerdict(leaf.verdict).name.lower() if leaf.verdict in tuple(AuditVerdict) else str(leaf.verdict)
+        who = "the coordinator" if leaf.is_probe else "a payer"
+        text = f"leaf {index}: {who} audited job {leaf.job.hex()} of {leaf.provider}, {leaf.model} {leaf.precision}: {verdict}"
+        out.print(f"{text}, weight {leaf.weight / WEIGHT_ONE:g}, {_time(leaf.at)}", highlight=False)
     elif not isinstance(leaf, MatchLeaf):
         out.print(f"leaf {index}: the coordinator started at {_time(leaf.at)}", highlight=False)
     else:
         text = f"leaf {index}: {leaf.model}, {_time(leaf.at)}, job {leaf.job.hex()}, attempt {leaf.attempt}"
         out.print(text, highlight=False)
         rows = [
-            (entry.provider, entry.outcome.value, "" if entry.facts is None else f"{entry.facts.score:.2f}")
+            (
+                entry.provider,
+                entry.outcome.value,
+                "" if entry.facts is None else f"{entry.facts.score:.2f}",
+                "" if entry.facts is None else f"{entry.facts.integrity / INTEGRITY_STEPS:.3f} ({entry.facts.audits})",
+            )
             for entry in leaf.considered
         ]
-        show_table(("provider", "outcome", "reputation"), rows)
+        show_table(("provider", "outcome", "reputation", "integrity (audits)"), rows)
 
 
 @app.command("verify")
 def verify(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Evidence to judge, without any network.")] = None,
     config: Config = None,
+    wallet: Wallet = DEFAULT_WALLET,
     coordinator_url: CoordinatorUrl = None,
     as_json: Json = False,
 ) -> None:
     """Replay the whole match log and name each decision that broke the coordinator's own rule; or judge an evidence FILE.
 
+    The replay counts the reports of audits as the coordinator must, and looks for those that it promised this wallet to log.
     Exit code 1 if anything is wrong with the log, or if the file proves nothing to others.
     """
     if file is not None:
         _judge(file, as_json)
         return
-    replay, faults, size = asyncio.run(_with_coordinator(config, coordinator_url, _replay))
+
+    async def read(client: CoordinatorClient) -> tuple[LogReplay, list[LogFault], int]:
+        return await _replay(client, await _promises(config, wallet))
+
+    replay, faults, size = asyncio.run(_with_coordinator(config, coordinator_url, read))
     if as_json:
         shown = [{"index": fault.index, "fault": fault.text} for fault in faults]
-        counts = {"matches": replay.matches, "restarts": replay.restarts, "forgotten": replay.forgotten}
+        counts = {"matches": replay.matches, "reports": replay.reports, "promises": len(replay.promises)}
+        counts |= {"restarts": replay.restarts, "forgotten": replay.forgotten}
         show_json({"size": size, "faults": shown} | counts)
     else:
         if faults:
             show_table(("leaf", "fault"), [(fault.index, fault.text) for fault in faults])
         text = (
-            f"the signed head covers {size} leaves: {replay.matches} matches replayed, "
+            f"the signed head covers {size} leaves: {replay.matches} matches and "
+            f"{counted(replay.reports, 'report')} of audits replayed, {counted(len(replay.promises), 'report')} of this wallet, "
             f"{counted(replay.restarts, 'start')} of the coordinator, "
             f"{replay.forgotten} of which only the hash is kept"
         )
@@ -152,12 +173,32 @@ async def _proven_leaf(client: CoordinatorClient, index: int) -> dict[str, Any]:
     return {"hash": entry.hash.hex(), "leaf": None if entry.leaf is None else load_leaf(entry.leaf)}
 
 
-async def _replay(client: CoordinatorClient) -> tuple[LogReplay, list[LogFault], int]:
+async def _promises(config: Path | None, wallet: str) -> list[Signed[ReportAck]]:
+    """What coordinators promised to log of this wallet's reports; nothing without a wallet or audits."""
+    from tallystick.cli.onchain import parse_account
+    from tallystick.client.audits.store import AuditStore
+    from tallystick.client.config import load_config
+    from tallystick.runtime.keystore import keystore_path
+
+    if wallet == DEFAULT_WALLET and not keystore_path(wallet).exists():
+        return []
+    path = load_config(config).audits_path(parse_account(wallet, "--wallet"))
+    if not path.exists():
+        return []
+    store = await AuditStore.open(path)
+    try:
+        return await store.promises()
+    finally:
+        await store.close()
+
+
+async def _replay(client: CoordinatorClient, promises: Iterable[Signed[ReportAck]] = ()) -> tuple[LogReplay, list[LogFault], int]:
     from coordinator.domain.log_check import Fault as LogFault
     from coordinator.domain.log_check import LogReplay
 
     info, head = await client.info(), (await _head(client)).message
-    replay, faults = LogReplay(), list[LogFault]()
+    own = {promise.message.index: promise.message for promise in promises if promise.message.coordinator == info.coordinator}
+    replay, faults = LogReplay(promises=own), list[LogFault]()
     while replay.edge.size < head.size:
         start = replay.edge.size
         for digest, data in _entries(await client.log_entries(start), start):
@@ -167,6 +208,7 @@ async def _replay(client: CoordinatorClient) -> tuple[LogReplay, list[LogFault],
             raise BadMessage(f"entries: expected leaf {start} of {head.size}, got none", fault=Fault.COORDINATOR)
     if replay.edge.root() != head.root:
         faults.append(LogFault(head.size - 1, "the leaves do not have the root that the coordinator signed"))
+    faults += replay.check_missing(head)
     for model in sorted(replay.models)[:MAX_MODELS]:
         for ask in await client.asks(model):
             faults += replay.check_ask(ask.verify(info.domain))

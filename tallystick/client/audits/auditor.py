@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 
 from tallystick.client.audits.conduct import Conclusion, Conductor, NoReferee
+from tallystick.client.audits.consent_file import read_answer
 from tallystick.client.audits.consequences import Consequences
 from tallystick.client.audits.kept_job import AUDITABLE_ROUTES, KeptJob
 from tallystick.client.audits.kept_jobs import FLUSH_SECONDS, KeptJobs
@@ -38,6 +39,10 @@ from tallystick.runtime.single_instance import InstanceLock, instance_lock
 log = structlog.get_logger()
 MAX_DRAWN: Final = 256
 """Drawn jobs that wait for the file."""
+MAX_PACKED: Final = 256 << 10
+"""Bytes of a job that is drawn: a thousand of them may wait."""
+SYNTHETIC_SECONDS: Final = 600
+"""A made-up request is placed within this time, at random."""
 AUDIT_SECONDS: Final = 1_800
 """The longest that one audit may take."""
 BUDGET_DAYS: Final = 30
@@ -190,8 +195,13 @@ class Auditor:
         kind = self._kind_of(kept)
         if kind is None:
             return
-        job = kept.job.hex() if kind is AuditKind.JOB else ""
-        new = NewAudit(kind, Origin.DRAWN, kept.provider, kept.model, kept.precision, job, kept.pack())
+        packed = kept.pack()
+        if len(packed) > MAX_PACKED:
+            return
+        job, delay = kept.job.hex(), 0
+        if kind is AuditKind.SYNTHETIC:  # some time after the real request, so that nothing joins the two
+            job, delay = "", int(draw(self._ports.random) * SYNTHETIC_SECONDS)
+        new = NewAudit(kind, Origin.DRAWN, kept.provider, kept.model, kept.precision, job, packed, delay)
         await store.add(new, self._ports.now())
 
     async def _has_referee(self, kept: KeptJob) -> bool:
@@ -294,8 +304,15 @@ class Auditor:
             thresholds=self.thresholds,
             now=self._ports.now,
             random=self._ports.random,
+            sharing_forbidden=self._sharing_forbidden(),
             on_conclusion=(await self.consequences()).draw,
         )
+
+    def _sharing_forbidden(self) -> bool:
+        """Whether the user says no now, in the config or else by the answer to `tally start`."""
+        if self._settings.share_prompts is not None:
+            return not self._settings.share_prompts
+        return read_answer(self._config.consent_path(self._wallet.address)) is False
 
     # By hand
 

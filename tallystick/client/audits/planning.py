@@ -16,6 +16,8 @@ MAX_RATE: Final = BASE_RATE + MORE_RATE
 """The highest share of a provider's jobs that is audited. A draw above it needs no further look at the job."""
 FIRST_POSITIONS: Final = 24
 """Positions from the beginning that are always looked at: a replayed answer shows there."""
+MAX_PRICE_FACTOR: Final = 3
+"""A referee may ask this many times the higher price of the audited answer."""
 _DRAWS = 1 << 53
 
 Random = Callable[[int], bytes]
@@ -87,12 +89,14 @@ def choose_referee(
     asks: Sequence[Verified[Ask]],
     asked: Collection[str],
     distrusted: Collection[str],
+    prices: tuple[int, int],
     random: Random,
 ) -> RefereeChoice | None:
     """The next referee of a job; None if nobody is left.
 
     Engines of the user's own come first: they see no new prompt and cannot be bribed. Of other providers, those of the same class
-    are asked, in a random order. `may_share`: whether they may see the prompt. `asked`: referees that have judged the job.
+    are asked, in a random order, unless they cost much more than the answer did. `prices`: of its input and output, in base units
+    per 1,000,000 tokens. `may_share`: whether they may see the prompt. `asked`: referees that have judged the job.
     """
     for referee in own:
         if referee.serves(model, precision) and own_name(referee) not in asked:
@@ -105,6 +109,8 @@ def choose_referee(
         if ask.message.provider not in {provider, *asked, *distrusted}
         and _same_class(ask.message.spec.precision, precision)
         and ask.message.model == model
+        and ask.message.input_price <= MAX_PRICE_FACTOR * max(prices)
+        and ask.message.output_price <= MAX_PRICE_FACTOR * max(prices)
     ]
     return RefereeChoice(ask=fitting[int(draw(random) * len(fitting))]) if fitting else None
 

@@ -18,7 +18,7 @@ from tallystick.protocol.lenient_json import parse_lenient
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.plaintext_heads import load_response_head
 from tallystick.protocol.token_scores import ScoreRequest, ScoreResponse
-from tallystick.protocol.types import Address, Amount
+from tallystick.protocol.types import Amount
 from tallystick.scoring.detect import find_scorer
 from tallystick.scoring.engine_api import EngineApi, NoSuchRoute
 
@@ -54,11 +54,8 @@ class AuditMarket(Protocol):
         """Pays a provider for scoring. `key`: an idempotency key of the job. Raises TallyError."""
         ...
 
-    async def place_synthetic(self, provider: Address, path: str, body: bytes, like: KeptJob) -> KeptJob:
-        """Runs an ordinary job at a provider, and returns it as it would be kept. `like`: the job that its shape is from.
-
-        Raises TallyError.
-        """
+    async def place_synthetic(self, path: str, body: bytes) -> KeptJob:
+        """Runs an ordinary job, at whichever provider gets it, and returns it as it would be kept. Raises TallyError."""
         ...
 
 
@@ -72,6 +69,8 @@ async def ask_referee(market: AuditMarket, choice: RefereeChoice, request: Score
     cost = proof.receipt.message.cost
     if not proof.response or load_response_head(proof.response[0]).status != 200:
         raise BadMessage(f"the referee {choice.name} cannot score this answer", fault=Fault.PROVIDER)
+    if proof.receipt.message.output_tokens:
+        raise BadScores(f"the referee {choice.name} bills output, and scoring has none", cost)
     try:
         document = orjson.dumps(
             {"job": orjson.loads(proof.dumps()), "ask": Signed(choice.ask.message, choice.ask.signature).to_json()}

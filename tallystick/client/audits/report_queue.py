@@ -9,13 +9,15 @@ import structlog
 
 from tallystick.client.audits.store import AuditStore
 from tallystick.protocol.audit_reports import ReportRequest
+from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadMessage, Refusal, TallyError
+from tallystick.protocol.messages import ReportAck
 from tallystick.protocol.wire import dumps, loads
 
 log = structlog.get_logger()
 RETRY_SECONDS = 60
 MAX_ATTEMPTS = 12
-SendReport = Callable[[ReportRequest], Awaitable[object]]
+SendReport = Callable[[ReportRequest], Awaitable[Signed[ReportAck]]]
 """Sends a report, and checks the acknowledgement. Raises TallyError."""
 
 
@@ -46,4 +48,4 @@ class ReportQueue:
                     due_at = self.now() + RETRY_SECONDS * (1 << min(report.attempts, 8))
                     await self.store.postpone_report(report.id, str(error), due_at)
             else:
-                await self.store.end_report(report.id, "sent", str(answer)[:500])
+                await self.store.end_report(report.id, "sent", answer.dumps())

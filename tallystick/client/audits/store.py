@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,12 @@ from tallystick.audit.referee_record import RefereeRecord
 from tallystick.audit.token_counts import PooledCounts
 from tallystick.audit.verdicts import WINDOW, Audit, Finding, Verdict
 from tallystick.client.audits.findings import MAX_EARLIER
+from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.pools import NO_POOL, Pool
 from tallystick.client.audits.schema import AuditKind, AuditState, Origin, audits, disputes, opinions, pardons, reports
+from tallystick.protocol.eip712 import Signed, loads_signed
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.messages import ReportAck
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.runtime.database_errors import explain_failed_start
 from tallystick.runtime.database_url import sqlite_url
@@ -29,6 +34,8 @@ MAX_PENDING = 1_000
 """Audits that wait at most; further draws are left out."""
 MAX_AUDITS = 20_000
 """Audits that the file keeps."""
+MAX_SUSPECTS = 256
+"""Suspect answers whose contents the file keeps."""
 MAX_REASON = 1_000
 MAX_REPORTS = 20_000
 _NOT_PLANTED = audits.c.kind.in_([AuditKind.JOB.value, AuditKind.SYNTHETIC.value])
@@ -49,6 +56,8 @@ class NewAudit:
     precision: str
     job: str = ""
     kept: bytes | None = None
+    delay: int = 0
+    """Seconds until it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +156,7 @@ class AuditStore:
                 "reason": "",
                 "attempts": 0,
                 "created_at": now,
-                "due_at": now,
+                "due_at": now + new.delay,
                 "cost": 0,
                 "kept": new.kept,
             }
@@ -166,9 +175,11 @@ class AuditStore:
         values = {"reason": reason[:MAX_REASON], "due_at": due_at, "attempts": audits.c.attempts + 1}
         await self._update(audit, values)
 
-    async def record_job(self, audit: int, job: str, kept: bytes, cost: Amount) -> None:
-        """Notes the job that was placed for a synthetic audit, and what it cost."""
-        await self._update(audit, {"job": job, "kept": kept, "cost": audits.c.cost + int(cost)})
+    async def record_job(self, audit: int, kept: KeptJob) -> None:
+        """Notes the job that was placed for a synthetic audit, who answered it, and what it cost."""
+        cost = int(kept.proof.receipt.message.cost)
+        values = {"job": kept.job.hex(), "kept": kept.pack(), "provider": kept.provider, "precision": kept.precision}
+        await self._update(audit, values | {"cost": audits.c.cost + cost})
 
     async def finish(
         self, audit: int, verdict: Verdict, reason: str, now: int, *, tokens: bytes | None = None, keep: bool = False
@@ -219,6 +230,10 @@ class AuditStore:
             c.execute(sa.update(audits).where(stale, audits.c.kept.is_not(None)).values(kept=None))
             of_stale = opinions.c.audit.in_(sa.select(audits.c.id).where(stale))
             c.execute(sa.update(opinions).where(of_stale, opinions.c.scores.is_not(None)).values(scores=None))
+            suspects = sa.select(audits.c.id).where(audits.c.verdict == Verdict.SUSPECT.value, audits.c.kept.is_not(None))
+            beyond = c.execute(suspects.order_by(audits.c.id.desc()).offset(MAX_SUSPECTS).limit(1)).scalar() or 0
+            c.execute(sa.update(audits).where(audits.c.id <= beyond).values(kept=None))
+            c.execute(sa.update(opinions).where(opinions.c.audit <= beyond).values(scores=None))
             abandoned = (audits.c.state == AuditState.PENDING.value) & (audits.c.created_at < now - 7 * 86_400)
             c.execute(
                 sa.update(audits).where(abandoned).values(state=AuditState.FAILED.value, reason="it waited too long", kept=None)
@@ -401,6 +416,16 @@ class AuditStore:
         """Notes that a report was taken (`sent`), or that it will not be (`refused`)."""
         values = {"state": state, "answer": answer[:MAX_REASON]}
         await self._database.write(lambda c: c.execute(sa.update(reports).where(reports.c.id == report).values(values)) and None)
+
+    async def promises(self) -> list[Signed[ReportAck]]:
+        """The coordinators' signed promises to log reports, newest first. Their signatures were checked when they came."""
+        query = sa.select(reports.c.answer).where(reports.c.state == "sent").order_by(reports.c.id.desc()).limit(MAX_REPORTS)
+        answers = await self._database.read(lambda c: list(c.execute(query).scalars()))
+        promises: list[Signed[ReportAck]] = []
+        for answer in answers:
+            with contextlib.suppress(BadMessage):  # another release noted something else
+                promises.append(loads_signed(ReportAck, answer))
+        return promises
 
     async def report_state(self, audit: int) -> str:
         """What became of an audit's report: pending, sent, or refused with the reason; empty if there is none."""

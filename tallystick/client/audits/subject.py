@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tallystick.audit.scores import end_logprob, scored_answer
+from tallystick.audit.scores import scored_answer
 from tallystick.audit.thresholds import Thresholds
 from tallystick.audit.token_counts import PooledCounts
 from tallystick.audit.verdicts import Finding
@@ -111,7 +111,7 @@ class Subject:
 
 
 def _numbers(response: ScoreResponse) -> RefereeNumbers:
-    return RefereeNumbers(scored_answer(response), end_logprob(response))
+    return RefereeNumbers(scored_answer(response), response.end_logprob)
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:

@@ -75,13 +75,13 @@ class MarketAudits:
         result = await self._run(SCORES, dumps(request.to_json()), ask.message.provider, key=key)
         return _proof_of(result)
 
-    async def place_synthetic(self, provider: Address, path: str, body: bytes, like: KeptJob) -> KeptJob:
+    async def place_synthetic(self, path: str, body: bytes) -> KeptJob:
         """See `AuditMarket`."""
-        job = await self._submit(path, body, pin=(provider,), label=AUDIT_LABEL, keep=True)
+        job = await self._submit(path, body, label=AUDIT_LABEL, keep=True)
         async with job:
             _proof_of(await job.result())
         kept = kept_job(job, self._now(), consent=PromptConsent(may_share=True), label=AUDIT_LABEL, synthetic=True)
-        if kept is None or kept.provider != provider or kept.model != like.model:
+        if kept is None:
             raise Unavailable(Code.PROVIDER_FAILED, "the made-up request of an audit has no receipt", fault=Fault.PROVIDER)
         return kept
 

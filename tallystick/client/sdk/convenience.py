@@ -9,11 +9,15 @@ from typing import Any, Unpack
 from tallystick.client.config import ClientConfig
 from tallystick.client.jobs.job import Job
 from tallystick.client.jobs.result import Result, require_success
+from tallystick.client.ledger.queries import KnownJob
+from tallystick.client.receipts.answer_evidence import EvidenceState, check_rows
 from tallystick.client.sdk.batch import Batch, BatchOptions, BatchResult, RequestBody
 from tallystick.client.sdk.stream import TextStream
 from tallystick.client.selection.options import ProviderCriteria, RequestOptions
-from tallystick.protocol.routes import CHAT, JSON
-from tallystick.protocol.types import Amount, JobId
+from tallystick.protocol.errors import BadReceipt, Code, Refusal
+from tallystick.protocol.routes import CHAT, EVIDENCE_ROUTE, JSON
+from tallystick.protocol.token_evidence import EvidenceRow
+from tallystick.protocol.types import ZERO_HASH, Amount, JobId
 
 
 class ConvenienceMethods(ABC):
@@ -49,6 +53,30 @@ class ConvenienceMethods(ABC):
     @abstractmethod
     async def _possible_cost(self, job: JobId) -> Amount:
         """What a failed job may still cost, in base units."""
+
+    @abstractmethod
+    async def find(self, job: JobId) -> KnownJob | None:
+        """A job of the ledger; see `Market.find`."""
+
+    async def fetch_evidence(self, job: JobId) -> tuple[EvidenceRow, ...]:
+        """The rows of evidence of an earlier job, if they did not come with its answer. Its provider keeps them for a day.
+
+        Places a job at no cost with that provider. Raises Refusal for a job without evidence, or one that its provider no longer
+        has rows of, BadReceipt for rows that the job's receipt does not commit to, and the errors of `submit`.
+        """
+        known = await self.find(job)
+        receipt = None if known is None or known.receipt is None else known.receipt.message
+        if known is None or receipt is None or receipt.evidence_root == ZERO_HASH:
+            text = f"job: expected a job of this wallet whose receipt commits to evidence, got {job.hex()}"
+            raise Refusal(Code.BAD_MESSAGE, text)
+        placed = next(order for order in known.orders if order.digest == receipt.order_hash)
+        body = {"model": known.model, "job": job.hex()}
+        async with await self.submit(EVIDENCE_ROUTE, body, pin=[receipt.provider]) as fetched:
+            result = require_success(await fetched.result())
+        evidence = check_rows(receipt, result.body, placed.terms.max_output_tokens)
+        if evidence.state is not EvidenceState.CHECKED:
+            raise BadReceipt(evidence.reason or "the provider sent no rows of the evidence that its receipt commits to")
+        return evidence.rows
 
     async def chat(
         self, /, model: str, messages: Sequence[Mapping[str, Any]], *, tally: RequestOptions | None = None, **options: Any

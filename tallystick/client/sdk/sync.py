@@ -208,6 +208,10 @@ class SyncMarket(SyncWrapper[Market]):
         """See `Market.stream`."""
         return SyncTextStream(self._inner.stream(model, messages, tally=tally, **options), self._loop)
 
+    def fetch_evidence(self, job: JobId) -> tuple[EvidenceRow, ...]:
+        """See `Market.fetch_evidence`."""
+        return self._loop.run(self._inner.fetch_evidence(job))
+
     def map(
         self,
         requests: Iterable[RequestBody],

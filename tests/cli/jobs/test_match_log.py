@@ -11,11 +11,13 @@ from coordinator.storage.memory import MemoryLogStore
 from tallystick.cli.jobs.match_log import _proven_leaf, _replay
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
+from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.log_evidence import Fraud, LogEvidence
 from tallystick.protocol.log_leaves import RestartLeaf
 from tallystick.protocol.match_log import MatchLeaf, draw_of
 from tests.cli.conftest import Tally
+from tests.coordinator.jobs.test_audit_reports import paid_job, request
 from tests.coordinator.live_server import Served, served
 from tests.protocol.test_log_monitor import COORDINATOR, DOMAIN, LATE, Coordinator, ask, matched, monitor
 
@@ -77,3 +79,29 @@ async def test_a_changed_log_is_named() -> None:
             assert any("do not have the root" in fault.text for fault in faults)
             with pytest.raises(BadMessage, match="does not contain it"):
                 await _proven_leaf(client, 2)
+
+
+async def test_a_dropped_report_is_named() -> None:
+    """A report that the coordinator promised to log is in its log; another leaf there, and a log that ends before, are faults."""
+    async with served() as at:
+        at.world.market.matchmaker.draw = draw_of
+        await at.world.market.start()
+        node = at.world.node("ann")
+        ack = await at.world.market.audit_reports.accept(request(await paid_job(at.world, node), seals=True))
+        promise = Signed(ack.message, ack.signature)
+        await at.world.market.match_log.sign_head()
+        other = Signed(replace(ack.message, leaf_hash=ack.message.report_hash), ack.signature)
+        late = Signed(replace(ack.message, index=99), ack.signature)
+        stranger = Signed(replace(other.message, coordinator=COORDINATOR.address), ack.signature)
+        async with CoordinatorClient(at.url, ClientConfig(coordinator=at.url)) as client:
+            replay, faults, _ = await _replay(client, [promise, stranger])
+            assert (faults, replay.reports, len(replay.promises)) == ([], 1, 1)
+            _, faults, _ = await _replay(client, [other])
+            assert [(fault.index, "and dropped it" in fault.text) for fault in faults] == [(ack.message.index, True)]
+            assert (await _replay(client, [late]))[1] == []
+            at.world.clock.seconds += 61
+            await paid_job(at.world, node)
+            await at.world.market.match_log.flush()
+            await at.world.market.match_log.sign_head()
+            _, (fault,), _ = await _replay(client, [late])
+            assert "its log ends before" in fault.text

@@ -33,7 +33,7 @@ from tallystick.protocol.routes import CHAT, SCORES
 from tallystick.protocol.sealing import Transcript, commit_request
 from tallystick.protocol.token_evidence import EvidenceRow, evidence_root, pack_evidence
 from tallystick.protocol.token_scores import PROMPT_MEMBERS, ScoreRequest, ScoreResponse
-from tallystick.protocol.types import Address, JobId
+from tallystick.protocol.types import JobId
 from tests.builders import receipt_for
 from tests.client.audits.toy_model import ToyModel
 from tests.client.parties import COORDINATOR, DOMAIN, MODEL, NOW, NOW_S, PAYER, POLICY, Provider
@@ -133,8 +133,10 @@ class Referees:
     providers: dict[str, Provider] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     asked: list[tuple[str, ScoreRequest]] = field(default_factory=list)
-    placed: list[tuple[Address, dict[str, Any]]] = field(default_factory=list)
-    models: dict[Address, ToyModel] = field(default_factory=dict)
+    placed: list[dict[str, Any]] = field(default_factory=list)
+    served: ToyModel = field(default_factory=ToyModel)
+    """What a provider of made-up requests serves."""
+    seller: Provider | None = None
     failure: TallyError | None = None
 
     def add(self, name: str, score: Score, **changes: Any) -> Provider:
@@ -159,17 +161,16 @@ class Referees:
         usage = Usage(response.prompt_tokens + len(response.tokens), 0, 0)
         return prove(self.providers[name], SCORES, orjson.dumps(request.to_json()), body, usage=usage)
 
-    async def place_synthetic(self, provider: Address, path: str, body: bytes, like: KeptJob) -> KeptJob:
+    async def place_synthetic(self, path: str, body: bytes) -> KeptJob:
         """See AuditMarket."""
+        assert path == CHAT
         request = orjson.loads(body)
-        self.placed.append((provider, request))
-        party = next(party for party in PARTIES if party.address == provider)
-        kept = sold(party, self.models[provider], request=request)
+        self.placed.append(request)
+        kept = sold(self.seller or ALICE, self.served, request=request)
         return KeptJob(kept.proof, kept.evidence, kept.ask, "audits", SHARED, NOW_S, synthetic=True)
 
 
 ALICE = seller("alice")
-PARTIES = [ALICE]
 HONEST = ToyModel(1)
 
 
@@ -207,6 +208,7 @@ def build_bench(
         thresholds=ThresholdTable(),
         now=now,
         random=randomness,
+        sharing_forbidden=False,
         on_conclusion=conclude,
     )
     return Bench(conductor, store, market, conclusions)

@@ -11,14 +11,17 @@ import pytest
 from tallystick.audit.verdicts import Verdict
 from tallystick.client.audit_settings import AuditSettings, PromptConsent
 from tallystick.client.audits.auditor import Auditor, AuditorPorts
+from tallystick.client.audits.consent_file import write_answer
 from tallystick.client.audits.evidence_file import read_audit_evidence
 from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.schema import AuditKind, AuditState
 from tallystick.client.config import Budget, ClientConfig
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.protocol.audit_reports import AuditVerdict, ReportRequest, check_report
+from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError, Unavailable
-from tallystick.protocol.types import Address, Amount
+from tallystick.protocol.messages import ReportAck
+from tallystick.protocol.types import ZERO_HASH, Address, Amount
 from tests.client.audits.parties import ALICE, HONEST, SHARED, Referees, sold
 from tests.client.audits.test_conduct import OTHER_MODEL, honest_market
 from tests.client.fake_coordinator import eventually
@@ -71,11 +74,18 @@ class World:
     async def _coordinator(self) -> Address:
         return COORDINATOR
 
-    async def _send(self, request: ReportRequest) -> object:
+    async def _send(self, request: ReportRequest) -> Signed[ReportAck]:
         if self.report_error is not None:
             raise self.report_error
         self.reports.append(request)
-        return "taken"
+        ack = ReportAck(
+            coordinator=COORDINATOR,
+            report_hash=request.report.message.digest(DOMAIN),
+            index=len(self.reports),
+            leaf_hash=ZERO_HASH,
+            accepted_at=self.now,
+        )
+        return Signed(ack, bytes(65))  # nothing here checks it
 
 
 class _Ledger:
@@ -122,6 +132,8 @@ async def test_a_drawn_job_is_audited_and_reported(world: World) -> None:
     assert (checked.verdict, checked.report.message.job) == (AuditVerdict.PASS, kept.job)
     assert b"tally" not in repr(world.reports[0].to_json()).encode().replace(b"Tallystick", b"")
     assert await (await auditor.store()).report_state(audit.id) == "sent"
+    (promise,) = await (await auditor.store()).promises()
+    assert promise.message.report_hash == world.reports[0].report.message.digest(DOMAIN)
 
 
 async def test_the_worker_does_it_by_itself(world: World) -> None:
@@ -142,7 +154,6 @@ async def test_a_job_above_the_rate_is_not_audited(world: World) -> None:
 async def test_a_confirmed_provider_is_blocked_with_evidence(world: World) -> None:
     """The ledger refuses it, the file convinces others, and the report names the file's digest."""
     auditor = world.auditor()
-    world.market.models[ALICE.address] = OTHER_MODEL
     for _ in range(2):
         offer(world, auditor, sold(ALICE, OTHER_MODEL))
         await auditor.work_once()
@@ -167,9 +178,10 @@ async def test_a_confirmed_provider_is_blocked_with_evidence(world: World) -> No
 )
 async def test_what_may_not_be_shown_is_made_up(world: World, consent: PromptConsent, kind: AuditKind) -> None:
     """The audit is of the same provider; no referee sees a word of the real request."""
-    world.market.models[ALICE.address] = HONEST
     auditor = world.auditor()
     offer(world, auditor, sold(ALICE, HONEST, consent=consent))
+    await auditor.work_once()
+    world.now += 600
     await auditor.work_once()
     (audit,) = await (await auditor.store()).latest(5)
     assert (audit.kind, audit.state) == (kind, AuditState.DONE)
@@ -268,6 +280,21 @@ async def test_a_coordinator_that_takes_no_report_changes_nothing(world: World) 
     audit = await store.find(kept.job)
     assert audit is not None
     assert await store.report_state(audit.id) == "refused: no"
+
+
+async def test_a_no_counts_at_once(world: World) -> None:
+    """Audits that wait show nothing any more; one that a person asks for is that person's word."""
+    auditor = world.auditor()
+    kept = sold(ALICE, HONEST)
+    world.spent = 0
+    offer(world, auditor, kept)
+    await auditor.work_once()
+    world.spent = 10**9
+    write_answer(world.config.consent_path(PAYER.address), share=False, now=1)
+    assert await auditor.work_once() == 0
+    assert world.market.asked == []
+    await auditor.audit(kept)
+    assert len(world.market.asked) == 1
 
 
 async def test_by_hand_says_why_not(world: World) -> None:

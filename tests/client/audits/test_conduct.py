@@ -11,7 +11,7 @@ from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.schema import AuditKind, AuditState, Origin
 from tallystick.client.audits.store import AuditStore, KnownAudit, NewAudit
 from tallystick.protocol.token_scores import ScoreRequest, ScoreResponse, ScoreRow
-from tests.client.audits.parties import ALICE, HONEST, Bench, Referees, build_bench, shown_prompt, sold
+from tests.client.audits.parties import ALICE, HONEST, Bench, Referees, build_bench, seller, shown_prompt, sold
 from tests.client.audits.toy_model import ToyModel, completion_tokens
 from tests.client.parties import NOW_S
 
@@ -138,18 +138,31 @@ async def test_without_consent_nobody_sees_the_prompt(store: AuditStore, consent
 
 
 async def test_a_made_up_request_is_shown_in_its_place(store: AuditStore) -> None:
-    """It goes to the audited provider as an ordinary job, and then to referees."""
+    """It is ordered like any other job. Whoever answers it is audited."""
     market = honest_market()
-    market.models[ALICE.address] = OTHER_MODEL
+    market.served, market.seller = OTHER_MODEL, seller("mallory")
     bench = build_bench(store, market)
     like = sold(ALICE, OTHER_MODEL, consent=PromptConsent())
     audit = await plan(store, like, AuditKind.SYNTHETIC)
     conclusion = await bench.conductor.conduct(audit)
     assert conclusion.verdict is Verdict.SUSPECT
-    assert [provider for provider, _ in market.placed] == [ALICE.address]
+    assert len(market.placed) == 1
+    assert conclusion.audit.provider == market.seller.address
+    assert len(await store.history(market.seller.address, like.model, like.precision)) == 3
     assert all("tally" not in repr(shown_prompt(request)) for _, request in market.asked)
     assert conclusion.audit.job not in ("", like.job.hex())
     assert conclusion.audit.cost > sum(opinion.cost for opinion in conclusion.opinions)
+
+
+async def test_referees_that_cost_much_more_are_not_asked(store: AuditStore) -> None:
+    """Nobody gets rich by judging others: three times the price of the answer is the most."""
+    market = Referees()
+    market.add("dear", HONEST.score, input_price=1_200_001)
+    with pytest.raises(NoReferee):
+        await conduct(build_bench(store, market), sold(ALICE, HONEST))
+    market.add("fair", HONEST.score, input_price=1_200_000, output_price=0)
+    assert await conduct(build_bench(store, market), sold(ALICE, HONEST)) is Verdict.PASS
+    assert {name for name, _ in market.asked} == {"fair"}
 
 
 def nothing(request: ScoreRequest) -> ScoreResponse:

@@ -139,7 +139,8 @@ def test_an_ask_says_whether_the_node_commits_to_evidence(
     offer = engine.offer(
         ModelConfig(name="m"), None, Spec(), NOON, 0.0, capabilities=Capabilities(True, False, "no", evidence=found)
     )
-    assert (offer.spec.features, offer.evidence) == ((stated,), SUPPORT if stated == "evidence" else None)
+    features = (stated, "/v1/evidence") if stated == "evidence" else (stated,)
+    assert (offer.spec.features, offer.evidence) == (features, SUPPORT if stated == "evidence" else None)
 
 
 def test_a_model_without_generated_text_says_nothing_of_evidence() -> None:
