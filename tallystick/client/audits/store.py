@@ -164,6 +164,13 @@ class AuditStore:
 
         return await self._database.write(work)
 
+    async def fill_planted(self, model: str, precision: str, job: str, kept: bytes, now: int) -> None:
+        """Gives checks of referees that wait for a good answer this one, and makes them due."""
+        waiting = (audits.c.kind == AuditKind.PLANTED_BAD.value) & (audits.c.state == AuditState.PENDING.value)
+        product = (audits.c.model == model) & (audits.c.precision == precision)
+        fill = sa.update(audits).where(waiting, product, audits.c.kept.is_(None)).values(kept=kept, job=job, due_at=now)
+        await self._database.write(lambda c: c.execute(fill) and None)
+
     async def due(self, now: int, limit: int) -> list[KnownAudit]:
         """The audits whose time has come, those that wait longest first."""
         is_due = (audits.c.state == AuditState.PENDING.value) & (audits.c.due_at <= now)
