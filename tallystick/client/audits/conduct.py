@@ -28,9 +28,10 @@ from tallystick.client.audits.planning import (
 from tallystick.client.audits.planted import bad_question, judge_bad, make_bad
 from tallystick.client.audits.pools import bounded
 from tallystick.client.audits.provider_verdict import judge_provider_and_counts
+from tallystick.client.audits.records import KnownAudit, NewAudit, Opinion
 from tallystick.client.audits.referees import AuditMarket, BadScores, Scored, ask_referee
 from tallystick.client.audits.schema import AuditKind, Origin
-from tallystick.client.audits.store import AuditStore, KnownAudit, NewAudit, Opinion
+from tallystick.client.audits.store import AuditStore
 from tallystick.client.audits.subject import Subject, pack_tokens, unpack_tokens
 from tallystick.client.audits.synthetic import make_up_request
 from tallystick.client.audits.threshold_table import ThresholdTable

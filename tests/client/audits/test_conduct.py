@@ -8,8 +8,9 @@ from tallystick.audit.verdicts import Verdict
 from tallystick.client.audit_settings import PromptConsent
 from tallystick.client.audits.conduct import NoReferee
 from tallystick.client.audits.kept_job import KeptJob
+from tallystick.client.audits.records import KnownAudit, NewAudit
 from tallystick.client.audits.schema import AuditKind, AuditState, Origin
-from tallystick.client.audits.store import AuditStore, KnownAudit, NewAudit
+from tallystick.client.audits.store import AuditStore
 from tallystick.protocol.token_scores import ScoreRequest, ScoreResponse, ScoreRow
 from tallystick.protocol.types import ZERO_ADDRESS
 from tests.client.audits.parties import ALICE, HONEST, Bench, Referees, build_bench, seller, shown_prompt, sold
