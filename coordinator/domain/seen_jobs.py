@@ -24,7 +24,10 @@ class SeenJobs:
 
     def __contains__(self, job: JobId) -> bool:
         number = int.from_bytes(job)
-        return any(number in ids for ids in self._ids.values())
+        for ids in self._ids.values():  # noqa: SIM110 - `any` takes three times as long, for every job
+            if number in ids:
+                return True
+        return False
 
     def add(self, job: JobId, now: int) -> None:
         """Notes a job that is placed now."""

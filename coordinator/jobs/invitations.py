@@ -14,9 +14,11 @@ matched without an order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TypeVar
 
 from coordinator.domain.job_queue import QueuedJob
 from coordinator.domain.listed_ask import ListedAsk, SlotGroup, SlotKey
@@ -25,12 +27,13 @@ from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.errors import Code, Refusal
-from tallystick.protocol.messages import Ask, Terms
+from tallystick.protocol.messages import Ask
 from tallystick.protocol.queue_place import MAX_INVITATIONS
-from tallystick.protocol.requirements import Requirements
+from tallystick.protocol.requirements import NO_REQUIREMENTS, Requirements
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import Candidate
 
+T = TypeVar("T")
 ANSWER_SECONDS = 5.0
 """How long a free slot is kept in mind for a client that was invited before the next one is."""
 _MAX_SCANNED = 64
@@ -39,6 +42,10 @@ _MAX_OVERTAKEN = 8
 """Waiting jobs that are looked at for one busy slot."""
 _MAX_SPARE = 64
 """Asks with a free slot that are looked at for one waiting job, of those that its client probably accepts, and of all."""
+_MAX_DEARER = 4
+"""Asks of one class of reliability that are dearer than all of the job's orders, after which the class is left."""
+_MAX_SWEPT = 8
+"""Waiting jobs of one model that are looked at in one sweep."""
 _MAX_UNLIKELY = MAX_INVITATIONS // 2
 """Invitations that a job gets to busy slots and unlike asks: its client may refuse these asks, and later ones may fit."""
 
@@ -60,6 +67,8 @@ class Invitations:
         self._invited: dict[JobId, _Invited] = {}
         self._unanswered: dict[SlotKey, dict[JobId, float]] = {}
         """When jobs were invited to each slot group, for those that have not ordered since."""
+        self._turn = 0
+        """Where the next sweep begins among the models and their jobs."""
         matchmaker.on_open = self._slot_freed
 
     def add(self, queued: QueuedJob, job: LiveJob) -> None:
@@ -73,30 +82,31 @@ class Invitations:
         """
         if queued.granted is not None or queued.ended:
             return False
-        matchmaker, terms = self._matchmaker, job.submission.candidates[0].terms
-        exclude = frozenset(job.tried) | {candidate.order.message.provider for candidate in job.submission.candidates}
-        likely = Demand(terms.model, require=self._requirements(job), exclude=exclude)
-        for demand in dict.fromkeys((likely, Demand(terms.model, exclude=exclude))):
-            for listed_ask in islice(matchmaker.spare_asks(demand), _MAX_SPARE):
-                if self._missing(listed_ask.slot_group) > 0 and self._invite(job, listed_ask):
+        candidates, likely = job.submission.candidates, self._requirements(job)
+        exclude = frozenset(job.tried) | {candidate.order.message.provider for candidate in candidates}
+        for require in dict.fromkeys((likely, NO_REQUIREMENTS)):
+            demand, dearer = Demand(candidates[0].terms.model, require=require, exclude=exclude), Counter[int]()
+            for listed_ask in islice(self._matchmaker.spare_asks(demand), _MAX_SPARE):
+                reliability = listed_ask.node.reliability
+                if dearer[reliability] >= _MAX_DEARER:
+                    continue
+                if _is_dearer(listed_ask.message, candidates):
+                    dearer[reliability] += 1
+                elif self._missing(listed_ask.slot_group) > 0 and self._invite(job, listed_ask, likely):
                     return True
         return False
 
-    def _invite(self, job: LiveJob, listed_ask: ListedAsk) -> bool:
-        """Invites a job to a free slot. Returns whether it may be invited to it.
+    def _invite(self, job: LiveJob, listed_ask: ListedAsk, likely: Requirements) -> bool:
+        """Invites a job to a free slot. Returns whether it may be invited to it. `likely`: see `_requirements`.
 
         If its client probably refuses, the slot is not kept in mind for it.
         """
-        if not self._is_likely(job, listed_ask):
+        if likely.first_unmet(listed_ask.message) is not None:
             return self._add(job, listed_ask, _MAX_UNLIKELY)
         if not self._add(job, listed_ask):
             return False
         self._unanswered.setdefault(listed_ask.slot_group.key, {})[job.id] = self._tick()
         return True
-
-    def _is_likely(self, job: LiveJob, listed_ask: ListedAsk) -> bool:
-        """Whether an ask has what all asks have in common that the job has orders on."""
-        return self._requirements(job).first_unmet(listed_ask.message) is None
 
     def _requirements(self, job: LiveJob) -> Requirements:
         """Returns what the job's client may require, as its orders show."""
@@ -135,16 +145,19 @@ class Invitations:
         for listed_ask in group.node.asks:
             if listed_ask.slot_group is not group:
                 continue
-            others: list[QueuedJob] = []
+            others: list[tuple[QueuedJob, LiveJob]] = []
             for queued in islice(self._queue.waiting_of(listed_ask.message.model), _MAX_SCANNED):
                 if self._missing(group) <= 0:
                     return
                 job = self._jobs.get(queued)
-                if job is not None and not self._is_likely(job, listed_ask):
-                    others.append(queued)
-                elif job is not None and self._invite(job, listed_ask):
+                if job is None or _is_dearer(listed_ask.message, job.submission.candidates):
+                    continue
+                likely = self._requirements(job)
+                if likely.first_unmet(listed_ask.message) is not None:
+                    others.append((queued, job))
+                elif self._invite(job, listed_ask, likely):
                     queued.wake()
-            invitable = (queued for queued in others if self._invite(self._jobs[queued], listed_ask))
+            invitable = (queued for queued, job in others if self._add(job, listed_ask, _MAX_UNLIKELY))
             for queued in islice(invitable, max(self._missing(group), 0)):
                 queued.wake()
 
@@ -165,15 +178,24 @@ class Invitations:
         self._invite_first()
 
     def _invite_first(self) -> None:
-        """Invites the first jobs that wait for each model, without an invitation that their clients may still answer."""
+        """Invites some of the first jobs that wait for each model, without an invitation that their clients may still answer.
+
+        However many models there are, few jobs are looked at; others are at the next times.
+        """
         pending = {job_id for jobs in self._unanswered.values() for job_id in jobs}
-        for model in self._queue.models:
+        models, left = self._queue.models, _MAX_SCANNED
+        for model in _from(models, self._turn):
             if not any(True for _ in self._matchmaker.spare_asks(Demand(model))):
                 continue
-            for queued in list(islice(self._queue.waiting_of(model), _MAX_SCANNED)):
+            first = list(islice(self._queue.waiting_of(model), _MAX_SCANNED))
+            for queued in _from(first, self._turn)[: min(left, _MAX_SWEPT)]:
+                left -= 1
                 job = self._jobs.get(queued)
                 if job is not None and job.id not in pending and self.invite_to_spare(queued, job):
                     queued.wake()
+            if left <= 0:
+                break
+        self._turn += _MAX_SWEPT
 
     def take(self, job: LiveJob) -> list[ListedAsk]:
         """Returns the asks that the job's client is to be told of now, each once."""
@@ -211,7 +233,7 @@ class Invitations:
         candidates = job.submission.candidates
         if digest in invited.asks or len(invited.asks) >= most or ask.provider in job.tried:
             return False
-        if ask.model != candidates[0].terms.model or all(_is_dearer(ask, candidate.terms) for candidate in candidates):
+        if ask.model != candidates[0].terms.model or _is_dearer(ask, candidates):
             return False
         if any(candidate.order.message.provider == ask.provider and self._is_usable(candidate) for candidate in candidates):
             return False
@@ -226,5 +248,12 @@ class Invitations:
         return order.deadline > self._now() and (book.find(candidate.terms.ask) is not None or book.node(order.provider) is None)
 
 
-def _is_dearer(ask: Ask, terms: Terms) -> bool:
-    return ask.input_price > terms.input_price and ask.output_price > terms.output_price
+def _is_dearer(ask: Ask, candidates: Sequence[Candidate]) -> bool:
+    """Whether an ask is dearer than each of these orders, both for input and for output."""
+    return all(ask.input_price > each.terms.input_price and ask.output_price > each.terms.output_price for each in candidates)
+
+
+def _from(entries: list[T], turn: int) -> list[T]:
+    """Returns the entries from one on that `turn` decides, then those before."""
+    begin = turn % len(entries) if entries else 0
+    return entries[begin:] + entries[:begin]

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from node.domain.logprob_request import TOKEN_ID_FLAG, EvidenceSupport, TokenIds
+from node.domain.published_asks import Offer
+from node.domain.requests import prepare
 from node.engines.logprobs import UnreadableLogprobs, read_reports
+from node.ports import Engine
+from tallystick.protocol.errors import Unavailable
 from tallystick.protocol.openai_wire import choices_of, read_completion
+from tallystick.protocol.plaintext_heads import RequestHead
 from tallystick.protocol.routes import CHAT, COMPLETIONS
-from tallystick.protocol.token_evidence import TOP
+from tallystick.protocol.token_evidence import TOP, unpack_evidence
+from tallystick.protocol.wire import dumps
 
 STREAM = "stream"
 """Stands for a streamed chat beside the routes."""
@@ -78,3 +85,20 @@ class EvidenceProbe:
             return None
         nulls = (self._has_null.get(where, False) for where in (CHAT, STREAM, COMPLETIONS))
         return EvidenceSupport(chat, completions, *nulls)
+
+
+async def gives_evidence(engine: Engine, offer: Offer) -> bool:
+    """Whether the answer to a small chat has rows, whichever way the engine names ids. Sends up to four requests."""
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    for ids in TokenIds:
+        asked = replace(offer, evidence=EvidenceSupport(ids, None))
+        request = prepare(RequestHead(CHAT), dumps(body), asked, 1)
+        try:
+            async with aclosing(engine.answer(request)) as events:
+                async for _ in events:
+                    pass
+        except Unavailable:
+            return False
+        if any(len(row.top) > 1 for row in unpack_evidence(request.rows.commit(None, truncated=True).packed)):
+            return True
+    return False

@@ -8,7 +8,7 @@ import typer
 
 from tallystick import __version__
 from tallystick.cli import daemons
-from tallystick.cli.chain import chain, contract, coordinator_fee, deploy
+from tallystick.cli.chain import chain, contract, coordinator_fee, coordinator_probe, deploy
 from tallystick.cli.chat import chat
 from tallystick.cli.jobs import audits, jobs, match_log, models, receipts
 from tallystick.cli.local import demo, engine, start
@@ -69,6 +69,7 @@ daemons.node.command("restore")(backup.restore)
 app.add_typer(daemons.node, name="node", rich_help_panel=SELL)
 app.command("engine", rich_help_panel=SELL)(engine.engine)
 daemons.coordinator.command("fee")(coordinator_fee.fee)
+daemons.coordinator.command("probe")(coordinator_probe.probe)
 app.add_typer(daemons.coordinator, name="coordinator", rich_help_panel=SELL)
 
 app.add_typer(chain.app, name="chain", rich_help_panel=CHAIN)
@@ -89,7 +90,10 @@ def root(
     ),
 ) -> None:
     """See the help of the application."""
-    from tallystick.runtime.logs import configure_quiet
+    from tallystick.runtime.optional_import import without_module
+
+    with without_module("pygments"):  # by which structlog would colour tracebacks: 4 MiB, and the slowest of all imports
+        from tallystick.runtime.logs import configure_quiet
 
     configure_quiet()
 

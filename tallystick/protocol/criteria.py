@@ -215,7 +215,7 @@ _CHOSEN: tuple[tuple[Reason, _Predicate], ...] = (
 """Whether the client asks for this provider."""
 _ABLE: tuple[tuple[Reason, _Predicate], ...] = (
     (Reason.ROUTE, lambda demand, ask: demand.route is not None and not serves(ask.spec.features, demand.route)),
-    (Reason.UNSUPPORTED, lambda demand, ask: bool(denied(ask.spec.features, demand.essential))),
+    (Reason.UNSUPPORTED, lambda demand, ask: bool(demand.essential and denied(ask.spec.features, demand.essential))),
     (Reason.TOO_LONG, lambda demand, ask: 0 < ask.context_tokens < demand.input_tokens),
 )
 """Whether the ask can answer the request at all. Checked before the requirements."""

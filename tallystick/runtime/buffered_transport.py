@@ -18,6 +18,7 @@ class BufferedTransport:
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self.is_closing = transport.is_closing  # asked before each write: not by way of __getattr__
         self._loop = asyncio.get_running_loop()
         self._chunks: list[bytes] = []
         self._size = 0

@@ -15,7 +15,7 @@ from tallystick.cli.onchain import parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, PasswordFile, Wallet
 from tallystick.cli.output import outcome_words, show_fields, show_json, show_table
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
-from tallystick.protocol.types import JobId, format_amount, parse_job_id
+from tallystick.protocol.types import Address, JobId, format_amount, parse_job_id
 from tallystick.runtime.keystore import PASSWORD_HELP
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def show(
         if as_json:
             show_json(document)
         else:
-            _show(document, silence)
+            _show(document, silence, await _evidence_words(document, loaded, ledger.payer))
 
     with_ledger(config, wallet, coordinator_url, find)
 
@@ -132,7 +132,20 @@ async def _ask_coordinator(
         return None, str(error)
 
 
-def _show(document: dict[str, Any], silence: str) -> None:
+async def _evidence_words(document: dict[str, Any], loaded: ClientConfig, payer: Address) -> str:
+    """What the provider committed to of the answer's tokens, and whether the rows are here."""
+    if document.get("evidenceRoot") is None:
+        return "none"
+    from tallystick.client.audits.kept_jobs import KeptJobs
+
+    kept_jobs = KeptJobs(loaded.kept_jobs_path(payer), limit=0, hours=loaded.audits.keep_hours, now=lambda: int(time.time()))
+    kept = await kept_jobs.find(parse_job_id(document["job"], "ID"))
+    if kept is None or not kept.evidence:
+        return "the receipt commits to it; its rows are not kept here"
+    return f"{len(kept.rows)} tokens, as the receipt commits to"
+
+
+def _show(document: dict[str, Any], silence: str, evidence: str) -> None:
     status = document["coordinator"]
     state = document.get("state")
     fields: list[tuple[str, object]] = []
@@ -148,6 +161,7 @@ def _show(document: dict[str, Any], silence: str) -> None:
             fields += [("provider", document["provider"]), ("outcome", outcome_words(document["outcome"]))]
             fields += [("tokens", f"{usage['inputTokens']} + {usage['outputTokens']}")]
             fields += [("cost, dollars", document["costDollars"]), ("receipt", document["receipt"]["digest"])]
+            fields += [("evidence", evidence)]
     if status:
         settlement = status.get("settlement")
         tx = settlement.get("tx") if isinstance(settlement, dict) else None

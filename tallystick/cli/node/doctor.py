@@ -30,6 +30,9 @@ from tallystick.protocol.types import Address
 from tallystick.runtime.ports import describe_holder
 
 if TYPE_CHECKING:
+    from node.domain.published_asks import Offer
+    from node.engines.discover import DiscoveredEngine
+    from node.engines.openai_http import OpenAIEngine
     from node.service.config import EngineConfig, NodeConfig
     from node.storage.state_folder import StateFolder
     from tallystick.chain.escrow import Escrow
@@ -344,6 +347,7 @@ async def _try_engine(engine: EngineConfig) -> str:
         async with asyncio.timeout(60):
             request = prepare(RequestHead("/v1/chat/completions"), dumps(body), offer, 1)
             events = [event async for event in adapter.answer(request)]
+            evidence = await _evidence_words(engine, discovered, adapter, offer)
     except TimeoutError:
         raise Refusal(Code.TIMED_OUT, f"{discovered.url} did not generate one token within 60 s") from None
     finally:
@@ -356,7 +360,21 @@ async def _try_engine(engine: EngineConfig) -> str:
     reports_usage = isinstance(events[-1], ResponseEnd) and events[-1].usage
     usage = "reports usage" if reports_usage else "reports no usage: tokens are estimated from bytes"
     seconds = time.monotonic() - began
-    return f"{discovered.kind.value} {discovered.version}, {counted(len(names), 'model')}, one token in {seconds:.2f} s, {usage}"
+    models = counted(len(names), "model")
+    return f"{discovered.kind.value} {discovered.version}, {models}, one token in {seconds:.2f} s, {usage}, {evidence}"
+
+
+async def _evidence_words(engine: EngineConfig, discovered: DiscoveredEngine, adapter: OpenAIEngine, offer: Offer) -> str:
+    """Whether answers of the engine will have evidence."""
+    from node.engines.evidence_probe import gives_evidence
+    from node.engines.probe import may_generate
+
+    if not (engine.evidence and engine.probe):
+        return "no evidence, as its settings say"
+    if not may_generate(discovered):
+        return "no evidence: such an engine is not tried out unasked"
+    gives = await gives_evidence(adapter, offer)
+    return "answers have evidence" if gives else "no evidence: it gives no log-probabilities with token ids"
 
 
 def _check_price(diagnosis: Diagnosis, model: Any, offer: dict[str, Any] | None) -> None:

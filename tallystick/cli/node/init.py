@@ -295,6 +295,8 @@ def _describe(abilities: Capabilities | None) -> str:
         return "not tested"
     streams = {"usage": ["streams with usage"], "yes": ["streams without usage"]}.get(abilities.streams, [])
     words = [*(["chat"] if abilities.chat else []), *(["completions"] if abilities.completions else []), *streams]
+    if abilities.streams != "unknown" and (abilities.chat or abilities.completions):
+        words.append("no evidence" if abilities.evidence is None else "evidence")
     features = (f"no {name[1:]}" if name.startswith("-") else name for name in abilities.features)
     return ", ".join((*words, *features)) or "none of those tested"
 

@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 
 from tallystick.client.audits.conduct import Conclusion, Conductor, NoReferee
+from tallystick.client.audits.consent_file import read_answer
 from tallystick.client.audits.consequences import Consequences
 from tallystick.client.audits.kept_job import AUDITABLE_ROUTES, KeptJob
 from tallystick.client.audits.kept_jobs import FLUSH_SECONDS, KeptJobs
@@ -303,8 +304,15 @@ class Auditor:
             thresholds=self.thresholds,
             now=self._ports.now,
             random=self._ports.random,
+            sharing_forbidden=self._sharing_forbidden(),
             on_conclusion=(await self.consequences()).draw,
         )
+
+    def _sharing_forbidden(self) -> bool:
+        """Whether the user says no now, in the config or else by the answer to `tally start`."""
+        if self._settings.share_prompts is not None:
+            return not self._settings.share_prompts
+        return read_answer(self._config.consent_path(self._wallet.address)) is False
 
     # By hand
 

@@ -76,6 +76,8 @@ class Conductor:
     thresholds: ThresholdTable
     now: Callable[[], int]
     random: Random
+    sharing_forbidden: bool
+    """Whether the user forbids by now that prompts are shown, whatever was said when they were sent."""
     on_conclusion: Callable[[Conclusion, KeptJob], Awaitable[None]]
     """Called after each audit of a provider: blocks, reports, and writes files."""
 
@@ -118,7 +120,7 @@ class Conductor:
 
     async def _choose(self, audit: KnownAudit, kept: KeptJob, opinions: Sequence[Opinion]) -> RefereeChoice | None:
         records = await self.store.referee_records()
-        may_share = may_show(kept.consent, synthetic=kept.synthetic)
+        may_share = self._may_show(audit, kept)
         asks: Sequence[Verified[Ask]] = ()
         asked = {opinion.referee for opinion in opinions}
         if may_share and not _own_left(self.own, audit, asked):
@@ -135,6 +137,11 @@ class Conductor:
             prices=(kept.proof.terms.input_price, kept.proof.terms.output_price),
             random=self.random,
         )
+
+    def _may_show(self, audit: KnownAudit, kept: KeptJob) -> bool:
+        if self.sharing_forbidden and audit.origin is Origin.DRAWN and not kept.synthetic:
+            return False
+        return may_show(kept.consent, synthetic=kept.synthetic)
 
     async def _ask(self, audit: KnownAudit, subject: Subject, choice: RefereeChoice) -> Opinion:
         """What a referee finds. Raises TallyError if it could not be asked; what it paid for in vain is recorded."""
@@ -196,7 +203,7 @@ class Conductor:
         self, audit: KnownAudit, kept: KeptJob, opinions: Sequence[Opinion], verdict: Verdict, *, always: bool
     ) -> None:
         """Sometimes plans checks of the market's referees of a job, with this job; always if they disagreed."""
-        if not may_show(kept.consent, synthetic=kept.synthetic) or audit.kept is None:
+        if not self._may_show(audit, kept) or audit.kept is None:
             return
         for opinion in opinions:
             if is_own(opinion.referee):
@@ -213,6 +220,8 @@ class Conductor:
         ask = next((ask for ask in await self.market.scoring_asks(audit.model) if ask.message.provider == audit.provider), None)
         if ask is None:
             raise NoReferee(f"{audit.provider} does not sell scoring of {audit.model} now")
+        if not self._may_show(audit, subject.kept):
+            raise NoReferee("the user forbids by now that this prompt is shown")
         choice = RefereeChoice(ask=ask)
         request = subject.question(self.settings.positions, self.random)
         verdict, finding, scored = await self._planted(audit, subject, choice, request)

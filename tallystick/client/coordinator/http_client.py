@@ -59,6 +59,7 @@ Authorize = Callable[[], Awaitable[str]]
 KEEPALIVE_SECONDS = 4
 """Seconds for which an idle connection is kept open. A coordinator closes its end after five seconds."""
 
+SealReport = Callable[[ReportRequest, Domain], ReportRequest]
 STREAMED_BYTES = 1 << 20
 """Size in bytes from which a submission is sent in pieces, to keep the event loop responsive."""
 
@@ -141,6 +142,8 @@ class CoordinatorClient:
     def __init__(self, url: str, config: ClientConfig, authorize: Authorize | None = None) -> None:
         self.url = url.rstrip("/")
         self._config, self.authorize = config, authorize
+        self.seal: SealReport | None = None
+        """Seals reports as the coordinator's own; None for everybody but the coordinator."""
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -312,6 +315,8 @@ class CoordinatorClient:
     async def report(self, request: ReportRequest) -> Verified[ReportAck]:
         """Reports an audit. Returns the coordinator's signed promise to log the report; raises BadMessage for another answer."""
         domain = (await self.info()).domain
+        if self.seal is not None:
+            request = self.seal(request, domain)
         raw = await self._request_json("POST", "/v1/reports", request.to_json())
         with _coordinator_fault():
             return read_ack(raw, request, domain)

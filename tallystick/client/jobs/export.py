@@ -9,7 +9,7 @@ from tallystick.client.ledger.schema import OrderState
 from tallystick.protocol.eip712 import Domain, Message, Signed, typed_data
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.pricing import Usage, usage_of
-from tallystick.protocol.types import format_amount
+from tallystick.protocol.types import ZERO_HASH, format_amount
 
 
 def signed_document(signed: Signed[Message], domain: Domain) -> dict[str, Any]:
@@ -30,6 +30,7 @@ def job_json(job: KnownJob) -> dict[str, Any]:
     """All that the ledger knows of a job.
 
     `order`, `terms`, `receipt`, `usage` and `cost` (base units, as a decimal string) are null until they are known.
+    `evidenceRoot` is null if the receipt commits to no evidence.
     """
     receipt, answered = job.receipt, _answered_order(job)
     return {
@@ -60,13 +61,14 @@ def _answered_order(job: KnownJob) -> KnownOrder | None:
 
 def _billed(receipt: Signed[Receipt] | None) -> dict[str, Any]:
     if receipt is None:
-        return {"outcome": None, "usage": None, "cost": None, "costDollars": None}
+        return {"outcome": None, "usage": None, "cost": None, "costDollars": None, "evidenceRoot": None}
     message = receipt.message
     return {
         "outcome": Outcome(message.outcome).name.lower(),
         "usage": usage_json(usage_of(message)),
         "cost": str(int(message.cost)),
         "costDollars": format_amount(message.cost),
+        "evidenceRoot": None if message.evidence_root == ZERO_HASH else "0x" + message.evidence_root.hex(),
     }
 
 

@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 from tallystick.client.audit_settings import NO_CONSENT, PromptConsent
 from tallystick.client.config import BATCH, MAX_LABEL, MAX_WAIT_SECONDS, ClientConfig, read_priority
 from tallystick.client.coordinator.access_tokens import AccessTokens
-from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo
+from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo, SealReport
 from tallystick.client.coordinator.model_offers import ModelOffer
 from tallystick.client.coordinator.pinning import DeploymentPin
 from tallystick.client.jobs.job import Job, JobContext, keep_for_audit, matches_of
@@ -507,3 +507,8 @@ def maintenance_of(market: Market) -> Maintenance:
 def audits_of(market: Market) -> JobAudits:
     """The audits of an open market's wallet."""
     return market._audits  # noqa: SLF001 - part of the same class in all but name
+
+
+def seal_reports(market: Market, seal: SealReport) -> None:
+    """Seals the reports of an open market's wallet as those of the coordinator's own audits."""
+    market._coordinator.seal = seal  # noqa: SLF001 - part of the same class in all but name

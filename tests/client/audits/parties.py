@@ -208,6 +208,7 @@ def build_bench(
         thresholds=ThresholdTable(),
         now=now,
         random=randomness,
+        sharing_forbidden=False,
         on_conclusion=conclude,
     )
     return Bench(conductor, store, market, conclusions)

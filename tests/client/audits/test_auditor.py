@@ -11,6 +11,7 @@ import pytest
 from tallystick.audit.verdicts import Verdict
 from tallystick.client.audit_settings import AuditSettings, PromptConsent
 from tallystick.client.audits.auditor import Auditor, AuditorPorts
+from tallystick.client.audits.consent_file import write_answer
 from tallystick.client.audits.evidence_file import read_audit_evidence
 from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.schema import AuditKind, AuditState
@@ -279,6 +280,21 @@ async def test_a_coordinator_that_takes_no_report_changes_nothing(world: World) 
     audit = await store.find(kept.job)
     assert audit is not None
     assert await store.report_state(audit.id) == "refused: no"
+
+
+async def test_a_no_counts_at_once(world: World) -> None:
+    """Audits that wait show nothing any more; one that a person asks for is that person's word."""
+    auditor = world.auditor()
+    kept = sold(ALICE, HONEST)
+    world.spent = 0
+    offer(world, auditor, kept)
+    await auditor.work_once()
+    world.spent = 10**9
+    write_answer(world.config.consent_path(PAYER.address), share=False, now=1)
+    assert await auditor.work_once() == 0
+    assert world.market.asked == []
+    await auditor.audit(kept)
+    assert len(world.market.asked) == 1
 
 
 async def test_by_hand_says_why_not(world: World) -> None:

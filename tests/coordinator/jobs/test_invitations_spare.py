@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
 
 import pytest
 
+from coordinator.domain.listed_ask import ListedAsk
 from coordinator.domain.reputation import ProviderRecord
 from coordinator.jobs.invitations import ANSWER_SECONDS
 from tallystick.protocol.criteria import Demand
@@ -235,3 +238,30 @@ async def test_no_job_waits_while_a_fitting_slot_is_free(world: World, kind: str
             free = sum(group.free for group in world.market.book.groups_of((node.address, None)))
             assert not (fits and free and not dearer)
     await _end_all(world)
+
+
+async def test_a_sweep_looks_at_few_jobs_however_many_wait(world: World) -> None:
+    """Each second, a bounded number of waiting jobs is looked at. All get their turn, and one whose client is late its slot."""
+    models = [f"model {number}" for number in range(12)]
+    for model in models:
+        busy = world.node(f"busy {model}", slots=1, model=model)
+        for _ in range(13):
+            await world.started(busy, terms={"model": model})
+        world.node(f"dear {model}", slots=1, model=model, input_price=9_000_000, output_price=9_000_000)
+    matchmaker, looked = world.market.matchmaker, list[Demand]()
+    spare_asks = matchmaker.spare_asks
+
+    def counting(demand: Demand) -> Iterator[ListedAsk]:
+        looked.append(demand)
+        return spare_asks(demand)
+
+    matchmaker.spare_asks = counting  # type: ignore[method-assign]
+    seen = Counter[str]()
+    for _ in range(12):
+        world.market._slot_queue._invitations.sweep()
+        assert 0 < len(looked) <= 12 + 2 * 64
+        seen.update(demand.model for demand in looked if demand.exclude)
+        looked.clear()
+    assert seen.keys() == set(models)
+    for client in world.clients:
+        world.market.cancel(client.job.id)
