@@ -49,6 +49,7 @@ async def test_an_honest_answer_passes_with_one_referee(store: AuditStore) -> No
     assert await conduct(build_bench(store, market), kept) is Verdict.PASS
     assert len(market.asked) == 1
     _, request = market.asked[0]
+    assert set(request.to_json()) == {"model", "messages", "completion", "positions", "top"}
     assert shown_prompt(request) == {"messages": [{"role": "user", "content": "What is a tally?"}]}
     assert request.completion in (tuple(row.token for row in kept.rows), " ".join(str(row.token) for row in kept.rows))
 
