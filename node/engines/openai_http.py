@@ -42,7 +42,8 @@ from tallystick.protocol.routes import EMBEDDINGS, JSON, MESSAGES, MODELS, RESPO
 from tallystick.protocol.sse import DONE, EVENT_STREAM, EventReader, MalformedAnswer, event_data
 
 log = structlog.get_logger()
-_DRAIN_SECONDS = 0.02
+_DRAIN_SECONDS = 0.5
+"""How long a stream that has ended may take to end its HTTP body. Nobody waits for it."""
 _REFUSALS = CLIENT_FAULTS | {500}
 """Statuses with which engines refuse log-probabilities. llama.cpp answered 500 before 2025."""
 _MAX_SHAPES = 256
