@@ -45,7 +45,7 @@ def take_logprobs(document: dict[str, Any], request: LogprobRequest, rows: Answe
     for choice in choices_of(document):
         if "logprobs" in choice:
             value = choice["logprobs"]
-            changes.append((value, value if value is None else _stripped(choice, value, request)))
+            changes.append((value, _stripped(choice, value, request)))
         else:
             value = None
         if not choice.get("index"):

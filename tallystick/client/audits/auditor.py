@@ -21,10 +21,11 @@ from tallystick.client.audits.consequences import Consequences
 from tallystick.client.audits.kept_job import AUDITABLE_ROUTES, KeptJob
 from tallystick.client.audits.kept_jobs import FLUSH_SECONDS, KeptJobs
 from tallystick.client.audits.planning import MAX_RATE, draw, is_drawn, may_show
+from tallystick.client.audits.records import KnownAudit, NewAudit
 from tallystick.client.audits.referees import AuditMarket
 from tallystick.client.audits.report_queue import ReportQueue, SendReport
 from tallystick.client.audits.schema import AuditKind, Origin
-from tallystick.client.audits.store import AuditStore, KnownAudit, NewAudit
+from tallystick.client.audits.store import AuditStore
 from tallystick.client.audits.subject import Subject
 from tallystick.client.audits.threshold_table import ThresholdTable
 from tallystick.client.config import MIB, ClientConfig

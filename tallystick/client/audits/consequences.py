@@ -17,8 +17,9 @@ from tallystick.client.audits.conduct import Conclusion
 from tallystick.client.audits.evidence_file import AuditEvidence, Case, SignedOpinion
 from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.planning import is_own
+from tallystick.client.audits.records import KnownAudit
 from tallystick.client.audits.report_queue import ReportQueue
-from tallystick.client.audits.store import AuditStore, KnownAudit
+from tallystick.client.audits.store import AuditStore
 from tallystick.client.audits.threshold_table import ThresholdTable
 from tallystick.client.receipts.proof import read_proof
 from tallystick.protocol.audit_reports import AuditVerdict, ReportRequest, build_report

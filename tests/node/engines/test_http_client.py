@@ -245,19 +245,14 @@ async def test_answers_that_are_compressed_unasked() -> None:
         assert isinstance(await client.send("POST", server.url, {}), HttpExchange)
 
 
-BROKEN = {
-    "other data": b"no gzip",
-    "a bomb": gzip.compress(b"x" * 2_000),
-    "cut off": gzip.compress(b"hello")[:-4],
-    "too large before it is decoded": bytes(1_001),
-}
-
-
-@pytest.mark.parametrize("form", BROKEN)
+@pytest.mark.parametrize(
+    "body",
+    [b"no gzip", gzip.compress(b"x" * 2_000), gzip.compress(b"hello")[:-4], bytes(1_001)],
+    ids=["not gzip", "too large", "cut", "zeros"],
+)
 @pytest.mark.parametrize("coding", [b"gzip", b"lz4"])
-async def test_compressed_answers_that_do_not_decode(form: str, coding: bytes) -> None:
+async def test_compressed_answers_that_do_not_decode(body: bytes, coding: bytes) -> None:
     """Neither a bomb nor a coding that is unknown gets past the limit."""
-    body = BROKEN[form]
     answer = b"HTTP/1.1 200 OK\r\ncontent-encoding: %b\r\ncontent-length: %d\r\n\r\n" % (coding, len(body)) + body
     async with serving(answer) as server, client_of(server.url) as client:
         with pytest.raises(MalformedResponse):
