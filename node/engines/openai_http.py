@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import socket
+import ssl
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -328,7 +331,7 @@ class OpenAIEngine:
         except aiohttp.ClientPayloadError:
             text = "the engine's answer broke off"
         except (aiohttp.ClientError, OSError) as error:
-            text = f"the engine cannot be reached: {type(error).__name__}"
+            text = f"the engine cannot be reached: {_cause(error)}"
         else:
             return
         log.warning("engine fault", engine=self._settings.url, fault=text)
@@ -351,6 +354,19 @@ def read_wait(header: str) -> int | None:
         return read_retry_after(math.ceil(parsedate_to_datetime(header).timestamp() - time.time()))
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+def _cause(error: Exception) -> str:
+    """Why a connection failed, without its address, which only the provider may see."""
+    if isinstance(error, TimeoutError):
+        return "it did not answer in time"
+    if isinstance(error, socket.gaierror):
+        return "its host name has no address"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "its certificate is not trusted"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno)
+    return "it closed the connection" if isinstance(error, aiohttp.ServerDisconnectedError) else type(error).__name__
 
 
 def _growth(request: EngineRequest) -> int:
