@@ -19,7 +19,7 @@ from tallystick.client.audits.conduct import Conclusion, Conductor, NoReferee
 from tallystick.client.audits.consent_file import read_answer
 from tallystick.client.audits.consequences import Consequences
 from tallystick.client.audits.kept_job import AUDITABLE_ROUTES, KeptJob
-from tallystick.client.audits.kept_jobs import FLUSH_SECONDS, KeptJobs
+from tallystick.client.audits.kept_jobs import KeptJobs
 from tallystick.client.audits.planning import MAX_RATE, draw, is_drawn, may_show
 from tallystick.client.audits.records import KnownAudit, NewAudit
 from tallystick.client.audits.referees import AuditMarket
@@ -47,6 +47,8 @@ SYNTHETIC_SECONDS: Final = 600
 AUDIT_SECONDS: Final = 1_800
 """The longest that one audit may take."""
 BUDGET_DAYS: Final = 30
+WORK_SECONDS: Final = 2.0
+"""How long draws gather before they are recorded: each visit to the file costs as much as several jobs."""
 IDLE_SECONDS: Final = 30.0
 """How often the auditor looks for audits that have become due."""
 RETRY_SECONDS: Final = 120
@@ -136,7 +138,7 @@ class Auditor:
         while True:
             self._wake.clear()
             try:
-                await asyncio.sleep(FLUSH_SECONDS)  # so that several draws are one visit to the file
+                await asyncio.sleep(WORK_SECONDS)  # so that many draws are one visit to the file
                 await self.work_once()
             except TallyError as error:
                 log.info("audits have to wait", reason=str(error))
