@@ -289,8 +289,8 @@ async def test_a_no_counts_at_once(world: World) -> None:
     world.spent = 0
     offer(world, auditor, kept)
     await auditor.work_once()
-    world.spent = 10**9
     write_answer(world.config.consent_path(PAYER.address), share=False, now=1)
+    world.spent = 10**9
     assert await auditor.work_once() == 0
     assert world.market.asked == []
     await auditor.audit(kept)
