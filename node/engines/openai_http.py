@@ -14,7 +14,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -50,21 +50,24 @@ _DRAIN_SECONDS = 0.5
 _REFUSALS = CLIENT_FAULTS | {500}
 """Statuses with which engines refuse log-probabilities. llama.cpp answered 500 before 2025."""
 _MAX_SHAPES = 256
+_REFUSAL_SECONDS = 600.0
+"""For how long a refusal of log-probabilities is remembered: it may have been another fault that passed meanwhile."""
 _LOGPROBS_GROWTH = 4
 """How many times larger an answer with log-probabilities may be than one without: 500 bytes a token with llama.cpp."""
 
 
 class OpenAIEngine:
-    """One HTTP endpoint. Call `close` at the end."""
+    """One HTTP endpoint. Call `close` at the end. `clock` is monotonic, in seconds."""
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._settings = settings
         self._base, *self._other_bases = base_addresses(settings.url)
         self._censor = Censor.of(settings.url, settings.api_key)
         self._client = EngineClient(settings)
         self._has_metrics = True
-        self._without_logprobs: set[tuple[object, ...]] = set()
-        """Shapes of requests that the engine answers only without log-probabilities."""
+        self._without_logprobs: dict[tuple[object, ...], float] = {}
+        """Shapes of requests that the engine answers only without log-probabilities, and until when that is believed."""
         self._scoring = ScoringRoute(settings)
 
     async def close(self) -> None:
@@ -196,15 +199,15 @@ class OpenAIEngine:
         if request.logprobs is None or not request.logprobs.adds:
             return request, await self._post(request, headers)
         plain = request.without_logprobs()
-        if request.shape in self._without_logprobs:
+        if self._without_logprobs.get(request.shape, 0.0) > self._clock():
             return plain, await self._post(plain, headers)
         response = await self._post(request, headers)
         if response.status not in _REFUSALS:
             return request, response
         response.release()
         response = await self._post(plain, headers)
-        if response.status in ANSWERED and len(self._without_logprobs) < _MAX_SHAPES:
-            self._without_logprobs.add(request.shape)
+        if response.status in ANSWERED and (len(self._without_logprobs) < _MAX_SHAPES or request.shape in self._without_logprobs):
+            self._without_logprobs[request.shape] = self._clock() + _REFUSAL_SECONDS
             log.info("the engine refuses log-probabilities; such requests go without", url=self._settings.url, route=request.path)
         return plain, response
 
