@@ -323,12 +323,20 @@ class Auditor:
         """Audits one job now, because a person asked. Raises TallyError that says why it has no verdict."""
         Subject.of(kept)  # fails before anything is paid
         store, now = await self.store(), self._ports.now()
-        new = NewAudit(AuditKind.JOB, Origin.ASKED, kept.provider, kept.model, kept.precision, kept.job.hex(), kept.pack())
+        new = NewAudit(
+            AuditKind.JOB,
+            Origin.ASKED,
+            kept.provider,
+            kept.model,
+            kept.precision,
+            kept.job.hex(),
+            kept.pack(),
+            ASKED_SECONDS,  # not due before, so that no process in the background does it too
+        )
         number = await store.add(new, now)
         audit = None if number is None else await store.get(number)
         if audit is None:
             raise BadMessage(f"job {kept.job.hex()}: its audit could not be recorded")
-        await store.postpone(audit.id, "a person asked for it", now + ASKED_SECONDS)
         try:
             conclusion = await (await self.conductor()).conduct(audit)
         except TallyError as error:

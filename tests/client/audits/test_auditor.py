@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import os
+import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,10 @@ from tests.client.parties import COORDINATOR, DOMAIN, NOW_S, PAYER, take
 ALWAYS, NEVER = bytes(8), b"\xff" * 8
 
 
+def _chance() -> Callable[[int], bytes]:
+    return random.Random(7).randbytes  # the same in every run
+
+
 class World:
     """An auditor with a ledger, in a folder. `spent`: what the wallet paid for jobs, in base units."""
 
@@ -37,7 +41,7 @@ class World:
         self.market, self.now, self.spent, self.jobs = market, NOW_S, 10**9, 0
         self.reports: list[ReportRequest] = []
         self.report_error: TallyError | None = None
-        self.draws: Callable[[int], bytes] = os.urandom
+        self.draws: Callable[[int], bytes] = _chance()
         budgets = settings.pop("budgets", ())
         audits = AuditSettings(**({"planted_percent": 0.0} | settings))
         self.config = ClientConfig(ledger_file=folder / "client.db", audits=audits, budgets=budgets)
@@ -113,8 +117,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 def offer(world: World, auditor: Auditor, kept: KeptJob, number: bytes = ALWAYS) -> None:
     """Offers a job whose draw is this number; what is drawn after that is random."""
-    draws = [number]
-    world.draws = lambda size: draws.pop() if draws else os.urandom(size)
+    draws, chance = [number], _chance()
+    world.draws = lambda size: draws.pop() if draws else chance(size)
     auditor.offer(kept)
 
 
