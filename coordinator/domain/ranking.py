@@ -101,11 +101,10 @@ class Ranked(NamedTuple, Generic[T]):
 
 def rank(entries: Sequence[T], ask_of: Callable[[T], ListedAsk], scorer: Scorer) -> list[Ranked[T]]:
     """Returns the entries with the lowest expected cost first. `scorer` must have its reference."""
-    ranking: list[Ranked[T]] = []
-    for entry in entries:
-        listed_ask = ask_of(entry)
-        terms, reputation, total = scorer.judge(listed_ask)
-        ranking.append(_tuple(Ranked, (entry, listed_ask, terms, reputation, total)))
+    judge = scorer.judge
+    ranking: list[Ranked[T]] = [
+        _tuple(Ranked, (entry, listed_ask, *judge(listed_ask))) for entry in entries for listed_ask in (ask_of(entry),)
+    ]
     ranking.sort(key=_key)
     return ranking
 
@@ -139,12 +138,13 @@ def _near_ties(ranking: list[Ranked[T]], best: Ranked[T]) -> tuple[list[Ranked[T
     price, _, first_token, speed, _, risk = best.terms
     highest, slowest = price + price // NEAR_TIE, first_token + speed + (first_token + speed) // NEAR_TIE
     least, bad, risk = best.reputation - _NEAR_SCORE, best.bad, risk + price // NEAR_TIE
+    mixed = ranking[-1].bad != bad  # a ranking has the bad ones last
     tied: list[Ranked[T]] = []
     others: list[Ranked[T]] = []
     for ranked in ranking:
         terms, reputation = ranked.terms, ranked.reputation
         near = terms[0] <= highest and terms[2] + terms[3] <= slowest and reputation >= least and terms[5] <= risk
-        near = near and (reputation < BAD or not ranked[1].integrity) == bad
+        near = near and (not mixed or ranked.bad == bad)
         (tied if near else others).append(ranked)
     return tied, others
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from coordinator.ports import AttemptRecord, JobRecord, KnownJob, StoredState
-from coordinator.storage.group_writer import Entry, GroupWriter
 from coordinator.storage.job_codec import Packed
 from coordinator.storage.job_rows import (
     JobNumbers,
@@ -32,6 +31,7 @@ from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.runtime.group_writer import Entry, GroupWriter
 from tallystick.runtime.storage import Database
 
 log = structlog.get_logger()

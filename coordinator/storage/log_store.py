@@ -11,11 +11,11 @@ from sqlalchemy import Connection
 
 from coordinator.domain.decision_log import MAX_DECISIONS
 from coordinator.ports import LogRow, StoredLog
-from coordinator.storage.group_writer import GroupWriter
 from coordinator.storage.schema import decisions, log_heads, match_log
 from tallystick.protocol.eip712 import Signed, loads_signed
 from tallystick.protocol.merkle import HASH_SIZE
 from tallystick.protocol.messages import LogHead
+from tallystick.runtime.group_writer import GroupWriter
 from tallystick.runtime.prepared import Prepared
 from tallystick.runtime.storage import Database
 

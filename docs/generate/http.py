@@ -124,6 +124,8 @@ OPTIONS = {
     "fallbacks": "models to try if this one is not available",
     "market": "`true`: no upstream may answer",
     "cache": "whether the answer may come from, and go to, the cache",
+    "share_prompt": "whether audits may show the request to other providers; one `false` anywhere forbids it",
+    "private": "`true`: audits never show the request to other providers",
     "affinity": "a name for the conversation, to keep it with one provider",
     "label": "the workload that the cost counts towards",
     "wait": "seconds that the request may wait for a free slot if all providers that fit are busy; 0 fails at once",

@@ -57,7 +57,8 @@ def _node() -> Iterator[tuple[str, str, str, str]]:
 
 
 def _sample_labels(metric: Any) -> str:
-    return ", ".join(code(name) for name in (metric.samples[0].labels if metric.samples else ()))
+    names = getattr(metric, "_labelnames", ()) or (metric.samples[0].labels if metric.samples else ())
+    return ", ".join(code(name) for name in names)
 
 
 def _credit_summary() -> dict[str, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import re
 import socket
 import ssl
@@ -31,6 +32,7 @@ _EYEBALLS_SECONDS = 0.25
 """The wait for one address of a host before the next one is tried beside it (RFC 8305)."""
 _TARGETS = 64
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f]")
+_NUMBER = re.compile(r"\[Errno (\d+)\]")
 _COMMON_HEADERS = {"accept-encoding": "identity", "user-agent": f"tallystick-node/{__version__}"}
 
 
@@ -137,7 +139,10 @@ class EngineClient:
         async with asyncio.timeout(self._settings.connect_seconds):
             context = await asyncio.to_thread(_tls_context) if is_encrypted else None
             addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_EYEBALLS_SECONDS, loop=loop)
+            try:
+                sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_EYEBALLS_SECONDS, loop=loop)
+            except OSError as error:
+                raise _first_cause(error) from None
             try:
                 _, connection = await loop.create_connection(
                     lambda: HttpConnection(functools.partial(self._freed, server), self._lost),
@@ -174,6 +179,12 @@ class EngineClient:
                 idle.remove(connection)
                 connection.close()
         self._sweep = loop.call_later(_KEEPALIVE_SECONDS, self._close_stale) if any(self._idle.values()) else None
+
+
+def _first_cause(error: OSError) -> OSError:
+    """The error of one address, if several addresses failed, whose errors aiohappyeyeballs joins to one without a number."""
+    number = _NUMBER.search(str(error)) if error.errno is None else None
+    return error if number is None else OSError(int(number[1]), os.strerror(int(number[1])))
 
 
 @functools.cache

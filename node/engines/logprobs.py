@@ -45,7 +45,7 @@ def take_logprobs(document: dict[str, Any], request: LogprobRequest, rows: Answe
     for choice in choices_of(document):
         if "logprobs" in choice:
             value = choice["logprobs"]
-            changes.append((value, value if value is None else _stripped(choice, value, request)))
+            changes.append((value, _stripped(choice, value, request)))
         else:
             value = None
         if not choice.get("index"):
@@ -159,10 +159,18 @@ def _read_entry(entry: Any) -> TokenReport:
     token, logprob = _read_id(entry), _read_logprob(entry)
     best = entry.get("top_logprobs")
     logprobs = [(_read_id(other), _read_logprob(other)) for other in best] if isinstance(best, list) else []
-    text = entry.get("bytes")
-    is_text = isinstance(text, list) and all(isinstance(byte, int) and 0 <= byte < 256 for byte in text)
-    is_named = isinstance(entry.get("token"), str) and entry["token"].startswith(_PREFIX)
-    return TokenReport(token, logprobs or [(token, logprob)], bytes(text) if is_text and not is_named else None)
+    return TokenReport(token, logprobs or [(token, logprob)], _read_text(entry))
+
+
+def _read_text(entry: Mapping[str, Any]) -> bytes | None:
+    """The bytes of a token's text; None if the engine does not tell them."""
+    text, name = entry.get("bytes"), entry.get("token")
+    if not isinstance(text, list) or (isinstance(name, str) and name.startswith(_PREFIX)):
+        return None
+    try:
+        return bytes(text)
+    except (TypeError, ValueError):  # not numbers, or no bytes
+        return None
 
 
 def _read_older_form(value: Mapping[str, Any]) -> Iterator[TokenReport]:
@@ -181,7 +189,7 @@ def _read_id(entry: Any) -> int:
         raise UnreadableLogprobs
     for name in _ID_MEMBERS:
         token = entry.get(name)
-        if isinstance(token, int) and not isinstance(token, bool):
+        if type(token) is int:  # and no bool
             return token
     return _read_text_id(entry.get("token"))
 
@@ -198,6 +206,8 @@ def _read_logprob(entry: Mapping[str, Any]) -> float:
 
 
 def _check_logprob(number: Any) -> float:
+    if type(number) is float:
+        return number
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise UnreadableLogprobs
     return float(number)

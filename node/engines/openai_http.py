@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import socket
+import ssl
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -42,25 +45,29 @@ from tallystick.protocol.routes import EMBEDDINGS, JSON, MESSAGES, MODELS, RESPO
 from tallystick.protocol.sse import DONE, EVENT_STREAM, EventReader, MalformedAnswer, event_data
 
 log = structlog.get_logger()
-_DRAIN_SECONDS = 0.02
+_DRAIN_SECONDS = 0.5
+"""How long a stream that has ended may take to end its HTTP body. Nobody waits for it."""
 _REFUSALS = CLIENT_FAULTS | {500}
 """Statuses with which engines refuse log-probabilities. llama.cpp answered 500 before 2025."""
 _MAX_SHAPES = 256
+_REFUSAL_SECONDS = 600.0
+"""For how long a refusal of log-probabilities is remembered: it may have been another fault that passed meanwhile."""
 _LOGPROBS_GROWTH = 4
 """How many times larger an answer with log-probabilities may be than one without: 500 bytes a token with llama.cpp."""
 
 
 class OpenAIEngine:
-    """One HTTP endpoint. Call `close` at the end."""
+    """One HTTP endpoint. Call `close` at the end. `clock` is monotonic, in seconds."""
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._settings = settings
         self._base, *self._other_bases = base_addresses(settings.url)
         self._censor = Censor.of(settings.url, settings.api_key)
         self._client = EngineClient(settings)
         self._has_metrics = True
-        self._without_logprobs: set[tuple[object, ...]] = set()
-        """Shapes of requests that the engine answers only without log-probabilities."""
+        self._without_logprobs: dict[tuple[object, ...], float] = {}
+        """Shapes of requests that the engine answers only without log-probabilities, and until when that is believed."""
         self._scoring = ScoringRoute(settings)
 
     async def close(self) -> None:
@@ -192,15 +199,15 @@ class OpenAIEngine:
         if request.logprobs is None or not request.logprobs.adds:
             return request, await self._post(request, headers)
         plain = request.without_logprobs()
-        if request.shape in self._without_logprobs:
+        if self._without_logprobs.get(request.shape, 0.0) > self._clock():
             return plain, await self._post(plain, headers)
         response = await self._post(request, headers)
         if response.status not in _REFUSALS:
             return request, response
         response.release()
         response = await self._post(plain, headers)
-        if response.status in ANSWERED and len(self._without_logprobs) < _MAX_SHAPES:
-            self._without_logprobs.add(request.shape)
+        if response.status in ANSWERED and (len(self._without_logprobs) < _MAX_SHAPES or request.shape in self._without_logprobs):
+            self._without_logprobs[request.shape] = self._clock() + _REFUSAL_SECONDS
             log.info("the engine refuses log-probabilities; such requests go without", url=self._settings.url, route=request.path)
         return plain, response
 
@@ -327,7 +334,7 @@ class OpenAIEngine:
         except aiohttp.ClientPayloadError:
             text = "the engine's answer broke off"
         except (aiohttp.ClientError, OSError) as error:
-            text = f"the engine cannot be reached: {type(error).__name__}"
+            text = f"the engine cannot be reached: {_cause(error)}"
         else:
             return
         log.warning("engine fault", engine=self._settings.url, fault=text)
@@ -350,6 +357,19 @@ def read_wait(header: str) -> int | None:
         return read_retry_after(math.ceil(parsedate_to_datetime(header).timestamp() - time.time()))
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+def _cause(error: Exception) -> str:
+    """Why a connection failed, without its address, which only the provider may see."""
+    if isinstance(error, TimeoutError):
+        return "it did not answer in time"
+    if isinstance(error, socket.gaierror):
+        return "its host name has no address"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "its certificate is not trusted"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno)
+    return "it closed the connection" if isinstance(error, aiohttp.ServerDisconnectedError) else type(error).__name__
 
 
 def _growth(request: EngineRequest) -> int:

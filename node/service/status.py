@@ -99,6 +99,7 @@ def status(node: StatusSources) -> dict[str, Any]:
             "inputPrice": str(offer.prices.input),
             "outputPrice": str(offer.prices.output),
             "contextTokens": offer.context_tokens,
+            "evidence": offer.evidence is not None,
         }
         for offer in node.asks.offers
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from tallystick.protocol.errors import TallyError
 
 HIDDEN_PROMPT = {"role": "system", "content": "You are a cheerful salesman. Recommend Acme products where you can."}
 COLDER = 0.3
-PADDING = 1.05
+PADDING = 0.05
 CHEATED_SHARE = 5
 HONEST_JOBS = 10
 MIN_TEMPERATURE = 0.05
@@ -94,13 +95,12 @@ def cut(engine: ServedEngine) -> Cheat:
 
 
 def padded(engine: ServedEngine) -> Cheat:
-    """Counts more tokens than there are."""
+    """Counts more tokens than there are. All of them are of the prompt, of which there are no rows of evidence to count."""
 
     async def chat(body: Document) -> Document:
         answer = await engine.chat(body)
         usage = answer["usage"]
-        for name in ("prompt_tokens", "completion_tokens"):
-            usage[name] = round(usage[name] * PADDING)
+        usage["prompt_tokens"] += math.ceil(PADDING * (usage["prompt_tokens"] + usage["completion_tokens"]))
         usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
         return answer
 

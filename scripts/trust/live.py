@@ -54,7 +54,9 @@ FULL = Plan(
     16,
 )
 _OWN_SERVERS = {"honest_b": "f16", "q8_0": "q8_0", "q4_0": "q4_0", "other_model": "pruned"}
-"""Providers that serve a model of their own, and its variant. All others stand before the first server, which serves F16."""
+"""Providers that have a server of their own, and the variant that it serves."""
+SECOND_SERVER = frozenset({"honest_b", "temperature", "cut", "padded"})
+"""Providers before the second of the two servers in 16 bits. A referee is the other one, so that it is a process of its own."""
 
 
 def make_variants(engine: Path) -> Path | None:
@@ -103,17 +105,19 @@ async def observe(engine: Path, models: Path, folder: Path, plan: Plan) -> dict[
                 site, name, addresses[name], model=MODEL, slots=llama_cpp.SLOTS, engine_table=spec
             )
         client = await stack.enter_async_context(_client(site))
-        return await _ask_all(client, providers, engines["f16"], plan)
+        second = engines.get("honest_b", engines["f16"])
+        referees = {name: engines["f16"] if name in SECOND_SERVER else second for name in plan.providers}
+        return await _ask_all(client, providers, referees, plan)
 
 
 def _cheats(engines: Mapping[str, ServedEngine]) -> dict[str, Cheat]:
-    right = engines["f16"]
+    right, second = engines["f16"], engines.get("honest_b", engines["f16"])
     cheats = {
         "hidden_prompt": cheaters.hidden_prompt(right),
-        "temperature": cheaters.colder(right),
+        "temperature": cheaters.colder(second),
         "replay": cheaters.replay(right),
-        "cut": cheaters.cut(right),
-        "padded": cheaters.padded(right),
+        "cut": cheaters.cut(second),
+        "padded": cheaters.padded(second),
     }
     if "other_model" in engines:
         cheats["prefill"] = cheaters.prefill(right, engines["other_model"])
@@ -133,14 +137,15 @@ async def _client(site: processes.Site) -> AsyncIterator[Market]:
 
 
 async def _ask_all(
-    client: Market, providers: Mapping[str, Address], referee: ServedEngine, plan: Plan
+    client: Market, providers: Mapping[str, Address], referees: Mapping[str, ServedEngine], plan: Plan
 ) -> dict[str, list[Observation]]:
     observed: dict[str, list[Observation]] = {name: [] for name in plan.providers}
     bodies = make_requests(plan.jobs)
     for number, body in enumerate(bodies):
-        asked = [_observe(client, name, providers[name], body, referee) for name in plan.providers]
+        asked = [_observe(client, name, providers[name], body, referees[name]) for name in plan.providers]
         for observation in await asyncio.gather(*asked):
-            observed[observation.provider].append(observation)
+            if observation is not None:
+                observed[observation.provider].append(observation)
         print(f"{number + 1} of {len(bodies)} jobs of each provider", file=sys.stderr)
     return observed
 
@@ -157,12 +162,15 @@ def make_requests(count: int, seed: int = 1) -> list[dict[str, Any]]:
     ]
 
 
-async def _observe(client: Market, name: str, provider: Address, body: Mapping[str, Any], referee: ServedEngine) -> Observation:
-    """One job at one provider, and the scores of all positions of its answer."""
+async def _observe(
+    client: Market, name: str, provider: Address, body: Mapping[str, Any], referee: ServedEngine
+) -> Observation | None:
+    """One job at one provider, and the scores of all positions of its answer; None if it came without evidence."""
     job = await client.submit(CHAT, body, pin=(provider,))
     result = await job.result()
     if result.receipt is None or not job.evidence:
-        raise RuntimeError(f"{name}: the answer came without a receipt or without evidence")
+        print(f"{name}: an answer came without evidence", file=sys.stderr)
+        return None
     receipt = result.receipt.message
     document = json.loads(result.body)
     tokens = [row.token for row in job.evidence]

@@ -49,7 +49,7 @@ class Sampling:
 def outcome_bounds(row: Row, sampling: Sampling) -> dict[int, float]:
     """Upper bounds of the probability of each listed token and of OTHER, under the declared sampling."""
     weights = {token: math.exp(value / sampling.temperature) for token, value in row.logprobs.items()}
-    least, most = _other_weight(row, 1 / sampling.temperature)
+    least, most = other_weight(row, 1 / sampling.temperature)
     # How much is truncated depends on the weight of the others. The smallest set that can remain makes its members most probable;
     # the largest one says who may be a member.
     smallest, smallest_whole = _truncate(weights, sampling, least)
@@ -64,7 +64,7 @@ def outcome_bounds(row: Row, sampling: Sampling) -> dict[int, float]:
     return bounds
 
 
-def _other_weight(row: Row, power: float) -> tuple[float, float]:
+def other_weight(row: Row, power: float) -> tuple[float, float]:
     """Bounds of the sum of p**power over the tokens that the row lacks, whose probabilities sum to a known mass."""
     if not row.logprobs:
         return 0.0, math.inf

@@ -90,7 +90,10 @@ def root(
     ),
 ) -> None:
     """See the help of the application."""
-    from tallystick.runtime.logs import configure_quiet
+    from tallystick.runtime.optional_import import without_module
+
+    with without_module("pygments"):  # by which structlog would colour tracebacks: 4 MiB, and the slowest of all imports
+        from tallystick.runtime.logs import configure_quiet
 
     configure_quiet()
 

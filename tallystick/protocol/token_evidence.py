@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.merkle import EMPTY_ROOT, Edge, leaf_hash
@@ -23,6 +24,9 @@ MAX_TOKENS = 1 << 20
 MAX_TOKEN_ID = (1 << 28) - 1
 MAX_MILLINATS = (1 << 16) - 1
 """A log-probability below -65.535 is kept as this."""
+_ROUNDED_UP = 1e-3
+"""The most that a log-probability may be, since engines round. Not-a-number is not below it."""
+_COUNTS = tuple(bytes((count,)) for count in range(TOP + 1))
 _LEAF = struct.Struct(">I")
 
 Top = tuple[tuple[int, int], ...]
@@ -56,7 +60,7 @@ class EvidenceRow:
         """Of what an engine reports: natural logarithms of probabilities by token. Keeps the TOP best. Raises BadMessage."""
         best: dict[int, int] = {}
         for other, logprob in logprobs:
-            if not logprob <= 1e-3:  # engines round; not-a-number fails too
+            if not logprob <= _ROUNDED_UP:
                 raise BadMessage(f"evidence: expected a log-probability of at most 0, got {logprob}")
             best.setdefault(other, round(min(-min(logprob, 0.0), MAX_MILLINATS / 1_000) * 1_000))
         ordered = sorted((size, other) for other, size in best.items())[:TOP]
@@ -99,6 +103,30 @@ def unpack_evidence(data: bytes) -> tuple[EvidenceRow, ...]:
     return tuple(rows)
 
 
+def pack_report(token: int, logprobs: Iterable[tuple[int, float]]) -> bytes:
+    """The packed row of what an engine reports: `EvidenceRow.of(…).pack()`, but faster. Raises BadMessage."""
+    best: dict[int, int] = {}
+    for other, logprob in logprobs:
+        if not logprob <= _ROUNDED_UP:
+            raise BadMessage(f"evidence: expected a log-probability of at most 0, got {logprob}")
+        if other not in best:
+            best[other] = round(min(-logprob, MAX_MILLINATS / 1_000) * 1_000) if logprob < 0 else 0
+    ordered = sorted(zip(best.values(), best, strict=True))[:TOP]
+    parts = [_number_bytes(token), _COUNTS[len(ordered)]]
+    for size, other in ordered:
+        parts += (_number_bytes(other), size.to_bytes(2, "big"))
+    return b"".join(parts)
+
+
+@lru_cache(1 << 14)
+def _number_bytes(number: int) -> bytes:
+    if not 0 <= number <= MAX_TOKEN_ID:
+        raise BadMessage(f"evidence: expected a token from 0 to {MAX_TOKEN_ID}, got {number}")
+    packed = bytearray()
+    _write_number(packed, number)
+    return bytes(packed)
+
+
 class EvidenceBuilder:
     """Packs the rows of an answer as it is generated, and keeps their Merkle root up to date."""
 
@@ -116,7 +144,7 @@ class EvidenceBuilder:
         """Adds the row of the next position; see `EvidenceRow.of`. Raises BadMessage."""
         if self.count == MAX_TOKENS:
             raise BadMessage(f"evidence: expected at most {MAX_TOKENS} tokens")
-        row = EvidenceRow.of(token, logprobs).pack()
+        row = pack_report(token, logprobs)
         self._edge.append(leaf_hash(_LEAF.pack(self.count) + row))
         self.packed += row
         self.count += 1

@@ -110,7 +110,7 @@ def read_usage(usage: object) -> ReportedUsage | None:
 
 
 def _read_counts(usage: dict[str, Any]) -> ReportedUsage | None:
-    given, output, total = (_count_of(usage, names) for names in (_INPUT, _OUTPUT, _TOTAL))
+    given, output, total = _count_of(usage, _INPUT), _count_of(usage, _OUTPUT), _count_of(usage, _TOTAL)
     if given is None and output is None and total is None:
         return None
     cached = _count_of(usage, _CACHED) or _read_details(usage)
@@ -119,7 +119,7 @@ def _read_counts(usage: dict[str, Any]) -> ReportedUsage | None:
         if given is not None and (total is None or total >= given + (output or 0) + read + written):
             given += read + written
         cached = cached or read
-    stated = any(name in usage for name in _OUTPUT)
+    stated = output is not None or any(name in usage for name in _OUTPUT)
     if given is None:
         if output is None:
             return ReportedUsage(None, cached, None) if stated else ReportedUsage(total, cached, 0)
@@ -152,9 +152,13 @@ def _read_timings(timings: object) -> ReportedUsage | None:
 
 def _count_of(members: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     """The first count among these members; None if all are absent or null. Raises _NoCount."""
-    value = next((members[name] for name in names if members.get(name) is not None), None)
-    if value is None:
-        return None
+    value = None
+    for name in names:
+        value = members.get(name)
+        if value is not None:
+            break
+    if value is None or (type(value) is int and value >= 0):
+        return value
     if (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and _DIGITS.fullmatch(value)):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 
+from tallystick.runtime.optional_import import without_module
+
 MIGRATION_LOCK = 0x7A11
 """The advisory lock of a migration: processes that start together on one PostgreSQL wait for the one that migrates."""
 _REVISION = re.compile(r"^revision\b[^=\n]*= *[\"']([^\"']+)", re.MULTILINE)
@@ -23,9 +25,10 @@ def migrate(connection: Connection, migrations: Path) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
     if _current(connection) == _heads(migrations):
         return
-    from alembic import command  # noqa: PLC0415 - see above
-    from alembic.config import Config  # noqa: PLC0415 - see above
-    from alembic.util import CommandError  # noqa: PLC0415 - see above
+    with without_module("pygments"):  # by which its templates would colour source code: 3 MiB of a daemon, as long as it runs
+        from alembic import command  # noqa: PLC0415 - see above
+        from alembic.config import Config  # noqa: PLC0415 - see above
+        from alembic.util import CommandError  # noqa: PLC0415 - see above
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "alembic"))

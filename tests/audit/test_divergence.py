@@ -75,3 +75,34 @@ def test_rows_are_checked(value: float) -> None:
     """Rows are checked."""
     with pytest.raises(ValueError, match="log-probabilities"):
         Row(1, {1: value})
+
+
+def tempered(model: ToyModel, tokens: list[int], temperature: float) -> dict[int, Row]:
+    """Evidence of an engine that reports probabilities at the temperature of the request, as SGLang does."""
+    rows = {}
+    for position in range(1, len(tokens)):
+        values = model.logprobs(tokens[position - 1], temperature)
+        best = sorted(range(len(values)), key=lambda token: -values[token])[:TOP]
+        rows[position] = Row(tokens[position], {token: round(values[token], 3) for token in best})
+    return rows
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.7, 0.99, 1.4])
+def test_engines_may_report_at_the_temperature_of_the_request(temperature: float) -> None:
+    """Such an honest engine is no more suspect than another; at a temperature that nobody asked for it would be."""
+    evidence, referee = tempered(MODEL, TOKENS, temperature), MODEL.score(TOKENS)
+    assert measure_divergence(evidence, referee, (temperature,)).mean < 0.003
+    if temperature != 0.99:
+        assert measure_divergence(evidence, referee).mean > 0.01
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 0.7, 1.4])
+def test_no_scale_hides_other_weights(temperature: float) -> None:
+    """Numbers of coarser weights are far from the right ones at every temperature; greedy decoding has none of its own."""
+    other = ToyModel(1, 0.2)
+    tokens = other.write(random.Random(3), 64)
+    plain = measure_divergence(other.score(tokens, TOP), MODEL.score(tokens))
+    either = measure_divergence(other.score(tokens, TOP), MODEL.score(tokens), (temperature,))
+    assert 0.03 < either.mean <= plain.mean
+    scaled = tempered(other, tokens, temperature or 1.0)
+    assert measure_divergence(scaled, MODEL.score(tokens), (temperature,)).mean > 0.03

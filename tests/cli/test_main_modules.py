@@ -62,6 +62,8 @@ def test_a_command_loads_what_it_needs(tmp_path: Path, command: str) -> None:
         loaded = _loaded("-m", "tallystick.cli", *command.split(), home=tmp_path)
     assert "tallystick.cli.main" in loaded
     assert {name.partition(".")[0] for name in loaded} & COMMANDS[command] == set()
+    if "typer.rich_utils" not in loaded:  # which prints help, and errors of usage, with colours
+        assert "pygments.token" not in loaded  # an import that fails is listed by its name alone
 
 
 def test_the_package_loads_next_to_nothing() -> None:

@@ -12,10 +12,12 @@ from tallystick.protocol.token_evidence import (
     MAX_MILLINATS,
     MAX_TOKEN_ID,
     TOP,
+    EvidenceBuilder,
     EvidenceRow,
     evidence_root,
     leaf,
     pack_evidence,
+    pack_report,
     unpack_evidence,
 )
 from tallystick.protocol.types import ZERO_HASH
@@ -115,3 +117,31 @@ def test_the_root_commits_to_each_row_and_its_position() -> None:
     assert evidence_root([]) == ZERO_HASH
     assert evidence_root([first]) == leaf_hash(leaf(0, first))
     assert len(inclusion_ranges(1, 3)) == 2
+
+
+@given(tokens, st.lists(st.tuples(tokens, st.floats(-100, 0.001)), max_size=8))
+def test_a_report_is_packed_as_its_row(token: int, logprobs: list[tuple[int, float]]) -> None:
+    """The short way gives the same bytes, also for tokens that are named twice and numbers that were rounded up."""
+    assert pack_report(token, logprobs) == EvidenceRow.of(token, logprobs).pack()
+
+
+@pytest.mark.parametrize(
+    ("token", "logprobs"),
+    [(-1, []), (MAX_TOKEN_ID + 1, []), (1, [(-1, -0.5)]), (1, [(1, 0.002)]), (1, [(1, float("nan"))]), (1, [(1, float("inf"))])],
+)
+def test_a_report_that_is_no_row(token: int, logprobs: list[tuple[int, float]]) -> None:
+    """Numbers out of range are refused the short way as well."""
+    for pack in (pack_report, lambda *report: EvidenceRow.of(*report).pack()):
+        with pytest.raises(BadMessage, match=r"^evidence: expected a"):
+            pack(token, logprobs)
+
+
+def test_a_builder_has_the_root_of_its_rows() -> None:
+    """At every length, and no root without rows."""
+    builder = EvidenceBuilder()
+    assert (builder.root, bytes(builder.packed), builder.count) == (ZERO_HASH, b"", 0)
+    for number in range(1, 20):
+        builder.add(number, [(number, -0.5), (7 * number, -1.5)])
+        answer = unpack_evidence(bytes(builder.packed))
+        assert (builder.count, builder.root) == (number, evidence_root(answer))
+        assert answer[-1] == EvidenceRow.of(number, [(number, -0.5), (7 * number, -1.5)])

@@ -12,7 +12,9 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, OpenAIError
 
+from node.domain.logprob_request import EvidenceSupport, TokenIds
 from node.engines.discover import inspect_engine
+from node.engines.kinds import EngineKind
 from node.engines.probe import model_for_routes, probe
 from scripts.relay import processes
 from tallystick.protocol.routes import SCORES
@@ -52,6 +54,8 @@ async def test_a_real_engine(name: str, tmp_path: Path) -> None:
         ):
             await _chats(client, http, engine)
             await _streams(client, http, engine)
+            if engine.kind is EngineKind.LLAMA_CPP:
+                await _has_evidence(http)
             if SCORES in engine.features:
                 await _scores(http, engine)
             await _is_cancelled(site, http, engine)
@@ -70,6 +74,9 @@ async def _check_discovery(engine: Engine) -> None:
     assert discovered.kind is engine.kind
     assert (capabilities.chat, capabilities.completions, capabilities.streams) == (True, True, engine.streams)
     assert engine.features <= set(capabilities.features)
+    assert engine.kind is not EngineKind.LLAMA_CPP or capabilities.evidence == EvidenceSupport(
+        TokenIds.MEMBER, TokenIds.MEMBER, null_in_completions=True
+    )
     if engine.context:
         assert [model.context_tokens for model in discovered.models] == [engine.context]
     # LiteLLM pauses a model for seconds after a request that it cannot serve.
@@ -79,6 +86,17 @@ async def _check_discovery(engine: Engine) -> None:
             if (await direct.post(f"{engine.process.url}/v1/chat/completions", json=request)).status_code == 200:
                 break
             await asyncio.sleep(0.5)
+
+
+async def _has_evidence(http: httpx.AsyncClient) -> None:
+    """Receipts of whole and streamed answers commit to their rows, and callers see no log-probabilities."""
+    for stream in (False, True):
+        request = {"model": "tinycode", "messages": SAY, "max_tokens": 8, "temperature": 0, "stream": stream}
+        answer = await http.post("/v1/chat/completions", json=request)
+        assert answer.status_code == 200
+        assert "logprobs" not in answer.text
+        receipt = await _receipt(http, answer.headers["x-tally-job"])
+        assert int(receipt["evidenceRoot"], 16) != 0
 
 
 async def _receipt(http: httpx.AsyncClient, job: str) -> dict[str, Any]:

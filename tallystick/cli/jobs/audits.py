@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from tallystick.audit.verdicts import Finding
     from tallystick.client.audits.conduct import Conclusion
     from tallystick.client.audits.kept_job import KeptJob
-    from tallystick.client.audits.store import AuditStore, KnownAudit, Opinion
+    from tallystick.client.audits.records import KnownAudit, Opinion
+    from tallystick.client.audits.store import AuditStore
     from tallystick.client.config import ClientConfig
     from tallystick.client.ledger.ledger import Ledger
     from tallystick.client.sdk.market import Market

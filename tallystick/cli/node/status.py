@@ -158,10 +158,13 @@ def _engines(report: dict[str, Any]) -> Table:
 
 
 def _asks(report: dict[str, Any]) -> Table:
-    table = _table("model", "engine", "input", "output", "context", title="Asks; prices in dollars per million tokens")
+    table = _table(
+        "model", "engine", "input", "output", "context", "evidence", title="Asks; prices in dollars per million tokens"
+    )
     for ask in report["asks"]:
         prices = (_dollars(ask["inputPrice"]), _dollars(ask["outputPrice"]))
-        table.add_row(escape(ask["model"]), escape(ask["engine"]), *prices, str(ask["contextTokens"]))
+        evidence = {True: "yes", False: "no"}.get(ask.get("evidence"), "")
+        table.add_row(escape(ask["model"]), escape(ask["engine"]), *prices, str(ask["contextTokens"]), evidence)
     return table
 
 

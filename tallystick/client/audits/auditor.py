@@ -16,14 +16,16 @@ from typing import Final
 import structlog
 
 from tallystick.client.audits.conduct import Conclusion, Conductor, NoReferee
+from tallystick.client.audits.consent_file import read_answer
 from tallystick.client.audits.consequences import Consequences
 from tallystick.client.audits.kept_job import AUDITABLE_ROUTES, KeptJob
-from tallystick.client.audits.kept_jobs import FLUSH_SECONDS, KeptJobs
+from tallystick.client.audits.kept_jobs import KeptJobs
 from tallystick.client.audits.planning import MAX_RATE, draw, is_drawn, may_show
+from tallystick.client.audits.records import KnownAudit, NewAudit
 from tallystick.client.audits.referees import AuditMarket
 from tallystick.client.audits.report_queue import ReportQueue, SendReport
 from tallystick.client.audits.schema import AuditKind, Origin
-from tallystick.client.audits.store import AuditStore, KnownAudit, NewAudit
+from tallystick.client.audits.store import AuditStore
 from tallystick.client.audits.subject import Subject
 from tallystick.client.audits.threshold_table import ThresholdTable
 from tallystick.client.config import MIB, ClientConfig
@@ -45,6 +47,8 @@ SYNTHETIC_SECONDS: Final = 600
 AUDIT_SECONDS: Final = 1_800
 """The longest that one audit may take."""
 BUDGET_DAYS: Final = 30
+WORK_SECONDS: Final = 2.0
+"""How long draws gather before they are recorded: each visit to the file costs as much as several jobs."""
 IDLE_SECONDS: Final = 30.0
 """How often the auditor looks for audits that have become due."""
 RETRY_SECONDS: Final = 120
@@ -134,7 +138,7 @@ class Auditor:
         while True:
             self._wake.clear()
             try:
-                await asyncio.sleep(FLUSH_SECONDS)  # so that several draws are one visit to the file
+                await asyncio.sleep(WORK_SECONDS)  # so that many draws are one visit to the file
                 await self.work_once()
             except TallyError as error:
                 log.info("audits have to wait", reason=str(error))
@@ -303,8 +307,15 @@ class Auditor:
             thresholds=self.thresholds,
             now=self._ports.now,
             random=self._ports.random,
+            sharing_forbidden=self._sharing_forbidden(),
             on_conclusion=(await self.consequences()).draw,
         )
+
+    def _sharing_forbidden(self) -> bool:
+        """Whether the user says no now, in the config or else by the answer to `tally start`."""
+        if self._settings.share_prompts is not None:
+            return not self._settings.share_prompts
+        return read_answer(self._config.consent_path(self._wallet.address)) is False
 
     # By hand
 
@@ -312,12 +323,20 @@ class Auditor:
         """Audits one job now, because a person asked. Raises TallyError that says why it has no verdict."""
         Subject.of(kept)  # fails before anything is paid
         store, now = await self.store(), self._ports.now()
-        new = NewAudit(AuditKind.JOB, Origin.ASKED, kept.provider, kept.model, kept.precision, kept.job.hex(), kept.pack())
+        new = NewAudit(
+            AuditKind.JOB,
+            Origin.ASKED,
+            kept.provider,
+            kept.model,
+            kept.precision,
+            kept.job.hex(),
+            kept.pack(),
+            ASKED_SECONDS,  # not due before, so that no process in the background does it too
+        )
         number = await store.add(new, now)
         audit = None if number is None else await store.get(number)
         if audit is None:
             raise BadMessage(f"job {kept.job.hex()}: its audit could not be recorded")
-        await store.postpone(audit.id, "a person asked for it", now + ASKED_SECONDS)
         try:
             conclusion = await (await self.conductor()).conduct(audit)
         except TallyError as error:

@@ -28,21 +28,23 @@ from tallystick.client.audits.planning import (
 from tallystick.client.audits.planted import bad_question, judge_bad, make_bad
 from tallystick.client.audits.pools import bounded
 from tallystick.client.audits.provider_verdict import judge_provider_and_counts
+from tallystick.client.audits.records import KnownAudit, NewAudit, Opinion
 from tallystick.client.audits.referees import AuditMarket, BadScores, Scored, ask_referee
 from tallystick.client.audits.schema import AuditKind, Origin
-from tallystick.client.audits.store import AuditStore, KnownAudit, NewAudit, Opinion
+from tallystick.client.audits.store import AuditStore
 from tallystick.client.audits.subject import Subject, pack_tokens, unpack_tokens
 from tallystick.client.audits.synthetic import make_up_request
 from tallystick.client.audits.threshold_table import ThresholdTable
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal
 from tallystick.protocol.messages import Ask
-from tallystick.protocol.token_scores import ScoreRequest
-from tallystick.protocol.types import Address, Amount
+from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount
 
 log = structlog.get_logger()
 MAX_ASKED: Final = 12
 """Referees that one job is shown to at most."""
+PLANTED_SECONDS: Final = 6 * 86_400
+"""How long the check of a referee waits for an answer that can be planted."""
 MAX_SILENT: Final = 3
 """Referees of one job that may have nothing to say."""
 
@@ -76,6 +78,8 @@ class Conductor:
     thresholds: ThresholdTable
     now: Callable[[], int]
     random: Random
+    sharing_forbidden: bool
+    """Whether the user forbids by now that prompts are shown, whatever was said when they were sent."""
     on_conclusion: Callable[[Conclusion, KeptJob], Awaitable[None]]
     """Called after each audit of a provider: blocks, reports, and writes files."""
 
@@ -118,7 +122,7 @@ class Conductor:
 
     async def _choose(self, audit: KnownAudit, kept: KeptJob, opinions: Sequence[Opinion]) -> RefereeChoice | None:
         records = await self.store.referee_records()
-        may_share = may_show(kept.consent, synthetic=kept.synthetic)
+        may_share = self._may_show(audit, kept)
         asks: Sequence[Verified[Ask]] = ()
         asked = {opinion.referee for opinion in opinions}
         if may_share and not _own_left(self.own, audit, asked):
@@ -135,6 +139,11 @@ class Conductor:
             prices=(kept.proof.terms.input_price, kept.proof.terms.output_price),
             random=self.random,
         )
+
+    def _may_show(self, audit: KnownAudit, kept: KeptJob) -> bool:
+        if self.sharing_forbidden and audit.origin is Origin.DRAWN and not kept.synthetic:
+            return False
+        return may_show(kept.consent, synthetic=kept.synthetic)
 
     async def _ask(self, audit: KnownAudit, subject: Subject, choice: RefereeChoice) -> Opinion:
         """What a referee finds. Raises TallyError if it could not be asked; what it paid for in vain is recorded."""
@@ -195,28 +204,34 @@ class Conductor:
     async def _plant(
         self, audit: KnownAudit, kept: KeptJob, opinions: Sequence[Opinion], verdict: Verdict, *, always: bool
     ) -> None:
-        """Sometimes plans checks of the market's referees of a job, with this job; always if they disagreed."""
-        if not may_show(kept.consent, synthetic=kept.synthetic) or audit.kept is None:
-            return
-        for opinion in opinions:
-            if is_own(opinion.referee):
-                continue
-            if not always and draw(self.random) * 100 >= self.settings.planted_percent:
-                continue
-            good = verdict is Verdict.PASS and not always and draw(self.random) < 0.5
-            kind = AuditKind.PLANTED_GOOD if good else AuditKind.PLANTED_BAD
-            planted = NewAudit(kind, Origin.DRAWN, Address(opinion.referee), audit.model, audit.precision, audit.job, audit.kept)
+        """Sometimes plans checks of the market's referees of a job; always if they disagreed.
+
+        Only an answer that passed is good enough to be planted. A check that is due after another one waits for such an answer.
+        """
+        referees = [opinion.referee for opinion in opinions if not is_own(opinion.referee)]
+        due = [referee for referee in referees if always or draw(self.random) * 100 < self.settings.planted_percent]
+        usable = verdict is Verdict.PASS and audit.kept is not None and self._may_show(audit, kept)
+        for referee in due:
+            planted = NewAudit(
+                AuditKind.PLANTED_BAD, Origin.DRAWN, Address(referee), audit.model, audit.precision, delay=PLANTED_SECONDS
+            )
             await self.store.add(planted, self.now())
+        if audit.kept is None or not usable:
+            return
+        await self.store.fill_planted(audit.model, audit.precision, audit.job, audit.kept, self.now())
+        if len(referees) < len(opinions) and draw(self.random) * 100 < self.settings.planted_percent:
+            nobody_yet = NewAudit(
+                AuditKind.PLANTED_GOOD, Origin.DRAWN, ZERO_ADDRESS, audit.model, audit.precision, audit.job, audit.kept
+            )  # the user's own engine passed it
+            await self.store.add(nobody_yet, self.now())
 
     async def _check_referee(self, audit: KnownAudit, subject: Subject) -> Conclusion:
-        """Shows a referee an answer that is known to be good or bad. `audit.provider` is the referee."""
-        ask = next((ask for ask in await self.market.scoring_asks(audit.model) if ask.message.provider == audit.provider), None)
-        if ask is None:
-            raise NoReferee(f"{audit.provider} does not sell scoring of {audit.model} now")
-        choice = RefereeChoice(ask=ask)
-        request = subject.question(self.settings.positions, self.random)
-        verdict, finding, scored = await self._planted(audit, subject, choice, request)
-        opinion = Opinion(choice.name, verdict, finding, PooledCounts(), scored.cost, self.now())
+        """Shows a referee an answer that is known to be good or bad. `audit.provider`: the referee; zero: any new one."""
+        if not self._may_show(audit, subject.kept):
+            raise NoReferee("the user forbids by now that this prompt is shown")
+        choice = await self._referee_to_check(audit, subject.kept)
+        verdict, findings, scored = await self._planted(audit, subject, choice)
+        opinion = Opinion(choice.name, verdict, findings, PooledCounts(), scored.cost, self.now())
         await self.store.add_opinion(audit.id, opinion)
         if verdict is not Verdict.INCONCLUSIVE:
             await self.store.record_dispute(audit.id, {choice.name: verdict is Verdict.SUSPECT}, self.now())
@@ -225,16 +240,39 @@ class Conductor:
         known = await self.store.get(audit.id) or audit
         return Conclusion(known, (opinion,), verdict, Verdict.INCONCLUSIVE, reason)
 
+    async def _referee_to_check(self, audit: KnownAudit, kept: KeptJob) -> RefereeChoice:
+        """Raises NoReferee if it does not sell scoring now."""
+        asks = await self.market.scoring_asks(audit.model)
+        if audit.provider != ZERO_ADDRESS:
+            asks = [ask for ask in asks if ask.message.provider == audit.provider]
+        base = await self.store.find(kept.job)
+        judged = [] if base is None or audit.provider != ZERO_ADDRESS else await self.store.opinions(base.id)
+        choice = choose_referee(
+            provider=kept.provider,
+            model=audit.model,
+            precision=audit.precision,
+            may_share=True,
+            own=(),
+            asks=asks,
+            asked=[opinion.referee for opinion in judged],
+            distrusted=(),
+            prices=(kept.proof.terms.input_price, kept.proof.terms.output_price),
+            random=self.random,
+        )
+        if choice is None:
+            raise NoReferee(f"no referee of {audit.model} that could be checked sells scoring now")
+        return choice
+
     async def _planted(
-        self, audit: KnownAudit, subject: Subject, choice: RefereeChoice, request: ScoreRequest
+        self, audit: KnownAudit, subject: Subject, choice: RefereeChoice
     ) -> tuple[Verdict, tuple[Finding, ...], Scored]:
-        key = self._key(audit, choice)
-        if audit.kind is AuditKind.PLANTED_GOOD or not subject.rows:
+        key, request = self._key(audit, choice), subject.question(self.settings.positions, self.random)
+        if audit.kind is AuditKind.PLANTED_GOOD:
             scored = await ask_referee(self.market, choice, request, key)
             findings = tuple(subject.judge(scored.response, self.thresholds.of(audit.model, audit.precision)))
             return judge(findings), findings, scored
-        request = replace(request, completion=tuple(row.token for row in subject.rows))
-        bad = make_bad([row.token for row in subject.rows], request.positions, self.random)
+        tokens = tuple(row.token for row in subject.rows)
+        bad = make_bad(tokens, request.positions, self.random)
         if bad is None:
             raise BadMessage("the answer has too few different tokens to be made a bad one")
         scored = await ask_referee(self.market, choice, bad_question(request, bad), key)

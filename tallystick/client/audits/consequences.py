@@ -17,8 +17,9 @@ from tallystick.client.audits.conduct import Conclusion
 from tallystick.client.audits.evidence_file import AuditEvidence, Case, SignedOpinion
 from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.planning import is_own
+from tallystick.client.audits.records import KnownAudit
 from tallystick.client.audits.report_queue import ReportQueue
-from tallystick.client.audits.store import AuditStore, KnownAudit
+from tallystick.client.audits.store import AuditStore
 from tallystick.client.audits.threshold_table import ThresholdTable
 from tallystick.client.receipts.proof import read_proof
 from tallystick.protocol.audit_reports import AuditVerdict, ReportRequest, build_report
@@ -58,7 +59,10 @@ class Consequences:
             verdict = Verdict.CONFIRMED
             path = self.folder / f"audit-{audit.provider}-{audit.id}.json"
             digest = await self._write_evidence(audit, path)
-            reason = f"audits confirm that it does not serve {audit.model} as sold; see: tally audit show {audit.job}"
+            reason = (
+                f"audits confirm that it does not serve {audit.model} as sold: tally audit show {audit.job}; to order from it "
+                f"again: tally audit unblock {audit.provider}"
+            )
             if await self.block(kept.proof.domain, audit.provider, reason[:500]):
                 log.warning(
                     "audits confirm that a provider does not serve what it sells: blocked",
@@ -69,8 +73,11 @@ class Consequences:
         await self._report(audit, kept, verdict, digest)
 
     async def _write_evidence(self, audit: KnownAudit, path: Path) -> Hash:
-        """Writes the evidence file; returns its SHA-256, or zero if that failed."""
-        data = (await self.evidence(audit)).dumps()
+        """Writes the evidence file; returns its SHA-256. Zero if that failed, or if no single answer is suspect."""
+        evidence = await self.evidence(audit)
+        if not evidence.cases:
+            return ZERO_HASH
+        data = evidence.dumps()
         try:
             await asyncio.to_thread(write_private, path, data)
         except OSError as error:

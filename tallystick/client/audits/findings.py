@@ -24,6 +24,8 @@ from tallystick.protocol.token_evidence import EvidenceRow
 
 DIVERGENCE, SURPRISAL, MARGIN, CUT, REPLAY = "divergence", "surprisal", "margin", "cut", "replay"
 MIN_SURPRISAL_POSITIONS = 8
+USUAL_TEMPERATURES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Temperatures that engines use for requests without one, such as those of a model's generation config; 1 is always tried."""
 UNKNOWN_CLASS_DIVERGENCE = 0.3
 """Threshold of the divergence where the sold precision is unknown: any quantization is below it, another model above it."""
 MAX_EARLIER = 64
@@ -83,9 +85,14 @@ def _aligned(audited: AuditedAnswer, numbers: RefereeNumbers) -> Answer:
 def _divergence(audited: AuditedAnswer, referee: Answer, thresholds: Thresholds) -> Iterator[Finding]:
     if audited.rows:
         provider = {position: Row.of(row) for position, row in enumerate(audited.rows) if position in referee and row.top}
-        distance = measure_divergence(provider, referee)
+        distance = measure_divergence(provider, referee, _scales(audited.sampling))
         least = thresholds.divergence if audited.class_known else max(thresholds.divergence, UNKNOWN_CLASS_DIVERGENCE)
         yield Finding(DIVERGENCE, distance.mean, least, distance.conclusive)
+
+
+def _scales(sampling: SamplingTerms) -> tuple[float, ...]:
+    """Temperatures at which an engine may have reported its numbers: that of the request, or its own where that has none."""
+    return USUAL_TEMPERATURES if sampling.temperature is None else (sampling.temperature,)
 
 
 def _sampling(audited: AuditedAnswer, referee: Answer, thresholds: Thresholds) -> Iterator[Finding]:

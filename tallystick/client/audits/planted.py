@@ -1,7 +1,7 @@
 """Planted audits: answers that are known to be good or bad, by which a referee is checked. It cannot tell them from others. Pure.
 
-A bad one is a good answer in which tokens have changed places. Whoever runs the model finds those unlikely; whoever invents
-numbers, or passes everything, does not know where they are.
+A bad one is a good answer in whose second half tokens have changed places. Whoever runs the model finds those unlikely, and what
+stands before them as likely as ever; whoever invents numbers, or passes everything, does not know where they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SWAPPED_SHARE: Final = 4
 """One in so many positions that are asked about has another token."""
 MIN_SWAPPED: Final = 6
 MIN_DROP: Final = 2.0
-"""Nats by which the swapped tokens are less likely than the others, in the median, to any honest referee."""
+"""Nats by which the swapped tokens are less likely than those before them, in the median, to any honest referee."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class BadAnswer:
 
 
 def make_bad(tokens: Sequence[int], positions: Sequence[int], random: Random) -> BadAnswer | None:
-    """Swaps tokens at some of the positions for others of the same answer. None if the answer has too few tokens."""
+    """Swaps tokens at some of the later positions for others of the same answer. None if the answer has too few tokens."""
     inside = [position for position in positions if 0 < position < len(tokens)]
-    chosen = list(inside)
+    chosen = inside[len(inside) // 2 :]
     shuffle(chosen, random)
     chosen = chosen[: max(MIN_SWAPPED, len(inside) // SWAPPED_SHARE)]
     changed, swapped = list(tokens), set[int]()
@@ -46,16 +46,17 @@ def make_bad(tokens: Sequence[int], positions: Sequence[int], random: Random) ->
 
 def judge_bad(bad: BadAnswer, response: ScoreResponse) -> Verdict:
     """PASS if the referee found the swapped tokens unlikely, SUSPECT if it did not, INCONCLUSIVE for too few rows."""
-    swapped, others = list[float](), list[float]()
+    swapped, before = list[float](), list[float]()
+    first = min(bad.swapped, default=0)
     for row in response.rows:
-        if row is None or row.token is None:
+        if row is None or row.token is None or not (row.position < first or row.position in bad.swapped):
             continue
         listed = dict(row.top)
         value = row.logprob if row.logprob is not None else listed.get(row.token, min(listed.values(), default=0.0))
-        (swapped if row.position in bad.swapped else others).append(value)
-    if len(swapped) < MIN_SWAPPED or len(others) < MIN_SWAPPED:
+        (swapped if row.position in bad.swapped else before).append(value)
+    if len(swapped) < MIN_SWAPPED or len(before) < MIN_SWAPPED:
         return Verdict.INCONCLUSIVE
-    drop = statistics.median(others) - statistics.median(swapped)
+    drop = statistics.median(before) - statistics.median(swapped)
     return judge([Finding("planted", MIN_DROP - drop, 0.0)])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -16,10 +15,19 @@ from sqlalchemy.dialects.sqlite import insert
 from tallystick.audit.integrity import Integrity
 from tallystick.audit.referee_record import RefereeRecord
 from tallystick.audit.token_counts import PooledCounts
-from tallystick.audit.verdicts import WINDOW, Audit, Finding, Verdict
+from tallystick.audit.verdicts import WINDOW, Audit, Verdict
 from tallystick.client.audits.findings import MAX_EARLIER
 from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.pools import NO_POOL, Pool
+from tallystick.client.audits.records import (
+    KnownAudit,
+    NewAudit,
+    Opinion,
+    WaitingReport,
+    finding_json,
+    read_audit,
+    read_opinion_row,
+)
 from tallystick.client.audits.schema import AuditKind, AuditState, Origin, audits, disputes, opinions, pardons, reports
 from tallystick.protocol.eip712 import Signed, loads_signed
 from tallystick.protocol.errors import BadMessage
@@ -40,75 +48,6 @@ MAX_REASON = 1_000
 MAX_REPORTS = 20_000
 _NOT_PLANTED = audits.c.kind.in_([AuditKind.JOB.value, AuditKind.SYNTHETIC.value])
 _DECIDED = (Verdict.PASS.value, Verdict.SUSPECT.value)
-
-
-@dataclass(frozen=True, slots=True)
-class NewAudit:
-    """An audit to be done. `job`: whose answer it is about; empty for a request that is still to be made up.
-
-    `kept`: the packed job, if it is known.
-    """
-
-    kind: AuditKind
-    origin: Origin
-    provider: Address
-    model: str
-    precision: str
-    job: str = ""
-    kept: bytes | None = None
-    delay: int = 0
-    """Seconds until it is done."""
-
-
-@dataclass(frozen=True, slots=True)
-class KnownAudit:
-    """An audit in the file. `verdict` is of the job, as all its referees together see it. Times are Unix seconds.
-
-    `attempts`: how often it was tried in vain. `cost`: of its referees and of a synthetic job.
-    """
-
-    id: int
-    kind: AuditKind
-    origin: Origin
-    state: AuditState
-    job: str
-    provider: Address
-    model: str
-    precision: str
-    verdict: Verdict
-    reason: str
-    attempts: int
-    created_at: int
-    finished_at: int | None
-    cost: Amount
-    kept: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class Opinion:
-    """What one referee found. `billed` and `counted`: tokens of the job by its receipt and by the referee.
-
-    `scores`: what the referee sent. `cost` is in base units.
-    """
-
-    referee: str
-    verdict: Verdict
-    findings: tuple[Finding, ...]
-    counts: PooledCounts
-    cost: Amount
-    at: int
-    scores: bytes | None = None
-    pool: Pool = NO_POOL
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingReport:
-    """A signed report that the coordinator has not taken yet."""
-
-    id: int
-    audit: int
-    body: str
-    attempts: int
 
 
 class AuditStore:
@@ -164,11 +103,18 @@ class AuditStore:
 
         return await self._database.write(work)
 
+    async def fill_planted(self, model: str, precision: str, job: str, kept: bytes, now: int) -> None:
+        """Gives checks of referees that wait for a good answer this one, and makes them due."""
+        waiting = (audits.c.kind == AuditKind.PLANTED_BAD.value) & (audits.c.state == AuditState.PENDING.value)
+        product = (audits.c.model == model) & (audits.c.precision == precision)
+        fill = sa.update(audits).where(waiting, product, audits.c.kept.is_(None)).values(kept=kept, job=job, due_at=now)
+        await self._database.write(lambda c: c.execute(fill) and None)
+
     async def due(self, now: int, limit: int) -> list[KnownAudit]:
         """The audits whose time has come, those that wait longest first."""
         is_due = (audits.c.state == AuditState.PENDING.value) & (audits.c.due_at <= now)
         query = sa.select(audits).where(is_due).order_by(audits.c.due_at, audits.c.id).limit(limit)
-        return await self._database.read(lambda c: [_known(row) for row in c.execute(query)])
+        return await self._database.read(lambda c: [read_audit(row) for row in c.execute(query)])
 
     async def postpone(self, audit: int, reason: str, due_at: int) -> None:
         """Notes a try in vain, and when the next one is due."""
@@ -206,17 +152,17 @@ class AuditStore:
     async def get(self, audit: int) -> KnownAudit | None:
         """An audit by its number."""
         query = sa.select(audits).where(audits.c.id == audit)
-        return await self._database.read(lambda c: next((_known(row) for row in c.execute(query)), None))
+        return await self._database.read(lambda c: next((read_audit(row) for row in c.execute(query)), None))
 
     async def find(self, job: JobId) -> KnownAudit | None:
         """The latest audit of a job's answer, if there is one."""
         query = sa.select(audits).where(audits.c.job == job.hex(), _NOT_PLANTED).order_by(audits.c.id.desc()).limit(1)
-        return await self._database.read(lambda c: next((_known(row) for row in c.execute(query)), None))
+        return await self._database.read(lambda c: next((read_audit(row) for row in c.execute(query)), None))
 
     async def latest(self, limit: int) -> list[KnownAudit]:
         """The latest audits, newest first."""
         query = sa.select(audits).order_by(audits.c.id.desc()).limit(limit)
-        return await self._database.read(lambda c: [_known(row) for row in c.execute(query)])
+        return await self._database.read(lambda c: [read_audit(row) for row in c.execute(query)])
 
     async def prune(self, now: int, *, contents_before: int) -> None:
         """Deletes audits beyond MAX_AUDITS, and contents of those that ended before a time, unless they are suspect."""
@@ -249,7 +195,7 @@ class AuditStore:
             "audit": audit,
             "referee": opinion.referee,
             "verdict": opinion.verdict.value,
-            "findings": orjson.dumps([_finding_json(finding) for finding in opinion.findings]).decode(),
+            "findings": orjson.dumps([finding_json(finding) for finding in opinion.findings]).decode(),
             "pool": orjson.dumps(opinion.pool.to_json()).decode(),
             "billed": opinion.counts.billed,
             "counted": opinion.counts.counted,
@@ -267,7 +213,7 @@ class AuditStore:
     async def opinions(self, audit: int) -> list[Opinion]:
         """What the referees of an audit found, oldest first."""
         query = sa.select(opinions).where(opinions.c.audit == audit).order_by(opinions.c.id)
-        return await self._database.read(lambda c: [_opinion(row) for row in c.execute(query)])
+        return await self._database.read(lambda c: [read_opinion_row(row) for row in c.execute(query)])
 
     # What is known of providers and referees
 
@@ -353,7 +299,7 @@ class AuditStore:
         """The latest suspect answers of a provider, newest first."""
         query = sa.select(audits).where(*_of(provider, model, precision), audits.c.verdict == Verdict.SUSPECT.value)
         query = query.order_by(audits.c.id.desc()).limit(limit)
-        return await self._database.read(lambda c: [_known(row) for row in c.execute(query)])
+        return await self._database.read(lambda c: [read_audit(row) for row in c.execute(query)])
 
     async def record_dispute(self, audit: int, losers: dict[str, bool], now: int) -> None:
         """Records which referees of a disputed job were in the minority. A later view of the same job replaces an earlier one."""
@@ -450,47 +396,3 @@ def _of(provider: Address, model: str, precision: str | None = None) -> Sequence
     since = audits.c.id > sa.func.coalesce(pardoned, 0)
     sold = (audits.c.provider == provider, audits.c.model == model, _NOT_PLANTED, since)
     return sold if precision is None else (*sold, audits.c.precision == precision)
-
-
-def _known(row: sa.Row[tuple[object, ...]]) -> KnownAudit:
-    return KnownAudit(
-        id=row.id,
-        kind=AuditKind(row.kind),
-        origin=Origin(row.origin),
-        state=AuditState(row.state),
-        job=row.job,
-        provider=Address(row.provider),
-        model=row.model,
-        precision=row.precision,
-        verdict=Verdict(row.verdict),
-        reason=row.reason,
-        attempts=row.attempts,
-        created_at=row.created_at,
-        finished_at=row.finished_at,
-        cost=Amount(row.cost),
-        kept=row.kept,
-    )
-
-
-def _opinion(row: sa.Row[tuple[object, ...]]) -> Opinion:
-    findings = tuple(
-        Finding(
-            entry["test"],
-            float("nan") if entry["statistic"] is None else entry["statistic"],
-            entry["threshold"],
-            entry["conclusive"],
-        )
-        for entry in orjson.loads(row.findings)
-    )
-    counts = PooledCounts(row.billed, row.counted)
-    pool = Pool.from_json(orjson.loads(row.pool))
-    return Opinion(row.referee, Verdict(row.verdict), findings, counts, Amount(row.cost), row.at, row.scores, pool)
-
-
-def _finding_json(finding: Finding) -> dict[str, object]:
-    return {
-        "test": finding.test,
-        "statistic": finding.statistic,
-        "threshold": finding.threshold,
-        "conclusive": finding.conclusive,
-    }

@@ -116,7 +116,7 @@ class JobRecord:
     async def _evidence_finding(self) -> AuditFinding | None:
         """What is wrong with the rows of evidence that came, which take a while to check if they are many."""
         response = self._response
-        evidence = await asyncio.to_thread(lambda: response.evidence) if response.evidence_bytes > LARGE else response.evidence
+        evidence = await asyncio.to_thread(lambda: response.evidence) if len(response.packed_rows) > LARGE else response.evidence
         if evidence.finding is not None:
             provider = None if response.match is None else response.match.provider
             log.warning("false evidence", job=response.job.hex(), provider=provider, reason=evidence.reason)

@@ -91,9 +91,9 @@ class JobResponse:
         return self.receipt is not None or self.failure is not None
 
     @property
-    def evidence_bytes(self) -> int:
-        """Bytes of the rows of evidence that came."""
-        return len(self._rows or b"")
+    def packed_rows(self) -> bytes:
+        """The rows of evidence that came, unchecked; none if they are more than the order allows."""
+        return bytes(self._rows or b"")
 
     @property
     def evidence(self) -> AnswerEvidence:

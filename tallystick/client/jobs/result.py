@@ -124,6 +124,7 @@ def build_proof(domain: Domain, response: JobResponse, request: bytes) -> Proof 
         commitment_key=response.key.commitment_key,
         request=request,
         response=tuple(response.kept),
+        evidence=response.packed_rows,
     )
 
 

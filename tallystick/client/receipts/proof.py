@@ -7,6 +7,7 @@
     commitmentKey      hex; it lets a reader confirm guesses of the plaintexts, so share it only as part of this file
     request            base64 of the sealed request's plaintext: its head and body
     response           list of base64: the plaintext chunks of the answer in order; the first is the response head
+    evidence           base64: the packed rows of evidence that came with the answer (token_evidence.py); absent without
 
 Creating and checking a proof needs no network, clock or ledger file.
 """
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tallystick.client.orders.signing import PlacedOrder
+from tallystick.client.receipts.answer_evidence import EvidenceState, check_rows
 from tallystick.client.receipts.price_check import check_against_order
 from tallystick.protocol.eip712 import Domain, Signed, read_signed
 from tallystick.protocol.errors import BadMessage, BadReceipt, TallyError
@@ -33,6 +35,7 @@ MAX_BYTES = 256 * 1024 * 1024
 """Largest proof file that is read, in bytes."""
 
 _NAMES = {"tallystick", "chainId", "contract", "order", "terms", "receipt", "commitmentKey", "request", "response"}
+_OPTIONAL = {"evidence"}
 _WHOLE = (Outcome.COMPLETED, Outcome.LENGTH)
 
 
@@ -46,7 +49,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The contents of a proof file; see the module's docstring. `request` and `response` are plaintext."""
+    """The contents of a proof file; see the module's docstring. `request`, `response` and `evidence` are plaintext."""
 
     domain: Domain
     order: Signed[Order]
@@ -55,6 +58,7 @@ class Proof:
     commitment_key: bytes = field(repr=False)
     request: bytes = field(repr=False)
     response: tuple[bytes, ...] = field(repr=False)
+    evidence: bytes = field(default=b"", repr=False)
 
     def dumps(self) -> bytes:
         """The file's bytes."""
@@ -69,6 +73,7 @@ class Proof:
                 "commitmentKey": self.commitment_key.hex(),
                 "request": _encode(self.request),
                 "response": [_encode(chunk) for chunk in self.response],
+                **({"evidence": _encode(self.evidence)} if self.evidence else {}),
             }
         )
 
@@ -78,7 +83,7 @@ class Proof:
         raw = loads(data, "proof")
         if not isinstance(raw, dict) or raw.get("tallystick") != FORMAT:
             raise BadMessage(f'proof: expected a JSON object with "tallystick": "{FORMAT}"')
-        if raw.keys() != _NAMES:
+        if raw.keys() - _OPTIONAL != _NAMES:
             raise BadMessage(f"proof: expected the members {', '.join(sorted(_NAMES))}; got {', '.join(sorted(raw))[:300]}")
         chain = raw["chainId"]
         if isinstance(chain, bool) or not isinstance(chain, int) or not 0 < chain < 1 << 63:
@@ -93,6 +98,7 @@ class Proof:
             commitment_key=_key(raw["commitmentKey"]),
             request=_decode(raw["request"], "proof.request"),
             response=tuple(_decode(chunk, f"proof.response[{n}]") for n, chunk in enumerate(raw["response"])),
+            evidence=_decode(raw.get("evidence", ""), "proof.evidence"),
         )
 
     def text(self) -> tuple[str, str]:
@@ -121,7 +127,16 @@ class Proof:
         check_against_order(PlacedOrder(order, terms), message, None)
         bill = f"{message.input_tokens} + {message.output_tokens} tokens cost {format_amount(message.cost)} dollars"
         findings.append(Finding("price", f"{bill}, by the prices of the terms"))
-        return [*findings, self._transcript(message)]
+        return [*findings, self._transcript(message), *self._evidence(message)]
+
+    def _evidence(self, receipt: Receipt) -> list[Finding]:
+        """What is found of the rows of evidence; nothing if the receipt commits to none. Raises BadReceipt for false ones."""
+        evidence = check_rows(receipt, self.evidence, self.terms.max_output_tokens)
+        if evidence.state is EvidenceState.FALSE:
+            raise BadReceipt(f"proof.evidence: {evidence.reason}")
+        if evidence.state is EvidenceState.NOT_SENT:
+            return [Finding("evidence", "the receipt commits to rows that are not in this file")]
+        return [Finding("evidence", f"rows of {len(evidence.rows)} tokens, as the provider signed")] if evidence.rows else []
 
     def _transcript(self, receipt: Receipt) -> Finding:
         transcript = Transcript(self.commitment_key, receipt.order_hash)

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from tallystick.audit.token_counts import PooledCounts
 from tallystick.audit.verdicts import Finding, Verdict
 from tallystick.cli.jobs.audits import app
+from tallystick.client.audits.records import NewAudit, Opinion
 from tallystick.client.audits.schema import AuditKind, Origin
-from tallystick.client.audits.store import AuditStore, NewAudit, Opinion
+from tallystick.client.audits.store import AuditStore
 from tallystick.client.config import ClientConfig
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.protocol.types import Amount

@@ -64,3 +64,12 @@ def test_outcomes_and_amounts_are_in_words() -> None:
     for outcome in Outcome:
         last = _shown(last=[job | {"outcome": outcome.name.lower()}])
         assert "_" not in last.split("Latest jobs")[1]
+
+
+def test_asks_say_whether_their_answers_have_evidence() -> None:
+    """By yes and no; a node of an earlier release does not say."""
+    ask = {"model": "m", "engine": "e", "inputPrice": "1", "outputPrice": "2", "contextTokens": 4_096}
+    for members, word in (({"evidence": True}, "yes"), ({"evidence": False}, "no"), ({}, "")):
+        shown = _shown(asks=[ask | members]).split("Asks;")[1]
+        assert f"4096 {word}".strip() in shown
+        assert ("yes" in shown, "no " in shown) == (word == "yes", word == "no")

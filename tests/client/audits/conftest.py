@@ -6,6 +6,13 @@ from pathlib import Path
 import pytest
 
 from tallystick.client.audits.store import AuditStore
+from tests.client.audits.parties import restart_seeds
+
+
+@pytest.fixture(autouse=True)
+def same_answers() -> None:
+    """Answers of toy models are the same in every run."""
+    restart_seeds()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -41,7 +42,15 @@ from tests.client.parties import COORDINATOR, DOMAIN, MODEL, NOW, NOW_S, PAYER, 
 SPEC = Spec(precision="bf16", features=(SCORES,))
 SHARED = PromptConsent(may_share=True)
 KEY = b"k" * 32
+SEEDS = itertools.count(1_000)
+"""Seeds of answers, which `restart_seeds` sets back: chance must not decide whether a test passes."""
 REQUEST: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "What is a tally?"}], "temperature": 0.7}
+
+
+def restart_seeds() -> None:
+    """Makes the answers of a test the same in every run."""
+    global SEEDS  # noqa: PLW0603 - one sequence for all answers of a test
+    SEEDS = itertools.count(1_000)
 
 
 def seller(name: str, **changes: Any) -> Provider:
@@ -112,7 +121,7 @@ def sold(
     question = ScoreRequest.of(request, (0,), (0,))
     prompt = repr(sorted(question.prompt.items()))
     if tokens is None:
-        draw = random.Random(seed or os.urandom(8))
+        draw = random.Random(seed or next(SEEDS))
         tokens = (writer or model).answer(prompt, length, request.get("temperature", 1.0), draw)
     rows = model.rows(prompt, tokens) if evidence else ()
     text = " ".join(map(str, tokens))
@@ -190,7 +199,6 @@ def build_bench(
     *,
     own: Sequence[OwnReferee] = (),
     now: Callable[[], int] = lambda: NOW_S,
-    randomness: Callable[[int], bytes] = os.urandom,
     **settings: Any,
 ) -> Bench:
     """A conductor of audits with these settings."""
@@ -207,7 +215,8 @@ def build_bench(
         market=market,
         thresholds=ThresholdTable(),
         now=now,
-        random=randomness,
+        random=random.Random(7).randbytes,
+        sharing_forbidden=False,
         on_conclusion=conclude,
     )
     return Bench(conductor, store, market, conclusions)

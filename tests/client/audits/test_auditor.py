@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import os
+import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ import pytest
 from tallystick.audit.verdicts import Verdict
 from tallystick.client.audit_settings import AuditSettings, PromptConsent
 from tallystick.client.audits.auditor import Auditor, AuditorPorts
+from tallystick.client.audits.consent_file import write_answer
 from tallystick.client.audits.evidence_file import read_audit_evidence
 from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.schema import AuditKind, AuditState
@@ -29,6 +30,10 @@ from tests.client.parties import COORDINATOR, DOMAIN, NOW_S, PAYER, take
 ALWAYS, NEVER = bytes(8), b"\xff" * 8
 
 
+def _chance() -> Callable[[int], bytes]:
+    return random.Random(7).randbytes  # the same in every run
+
+
 class World:
     """An auditor with a ledger, in a folder. `spent`: what the wallet paid for jobs, in base units."""
 
@@ -36,7 +41,7 @@ class World:
         self.market, self.now, self.spent, self.jobs = market, NOW_S, 10**9, 0
         self.reports: list[ReportRequest] = []
         self.report_error: TallyError | None = None
-        self.draws: Callable[[int], bytes] = os.urandom
+        self.draws: Callable[[int], bytes] = _chance()
         budgets = settings.pop("budgets", ())
         audits = AuditSettings(**({"planted_percent": 0.0} | settings))
         self.config = ClientConfig(ledger_file=folder / "client.db", audits=audits, budgets=budgets)
@@ -112,8 +117,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 def offer(world: World, auditor: Auditor, kept: KeptJob, number: bytes = ALWAYS) -> None:
     """Offers a job whose draw is this number; what is drawn after that is random."""
-    draws = [number]
-    world.draws = lambda size: draws.pop() if draws else os.urandom(size)
+    draws, chance = [number], _chance()
+    world.draws = lambda size: draws.pop() if draws else chance(size)
     auditor.offer(kept)
 
 
@@ -279,6 +284,21 @@ async def test_a_coordinator_that_takes_no_report_changes_nothing(world: World) 
     audit = await store.find(kept.job)
     assert audit is not None
     assert await store.report_state(audit.id) == "refused: no"
+
+
+async def test_a_no_counts_at_once(world: World) -> None:
+    """Audits that wait show nothing any more; one that a person asks for is that person's word."""
+    auditor = world.auditor()
+    kept = sold(ALICE, HONEST)
+    world.spent = 0
+    offer(world, auditor, kept)
+    await auditor.work_once()
+    write_answer(world.config.consent_path(PAYER.address), share=False, now=1)
+    world.spent = 10**9
+    assert await auditor.work_once() == 0
+    assert world.market.asked == []
+    await auditor.audit(kept)
+    assert len(world.market.asked) == 1
 
 
 async def test_by_hand_says_why_not(world: World) -> None:

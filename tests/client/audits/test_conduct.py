@@ -8,9 +8,11 @@ from tallystick.audit.verdicts import Verdict
 from tallystick.client.audit_settings import PromptConsent
 from tallystick.client.audits.conduct import NoReferee
 from tallystick.client.audits.kept_job import KeptJob
+from tallystick.client.audits.records import KnownAudit, NewAudit
 from tallystick.client.audits.schema import AuditKind, AuditState, Origin
-from tallystick.client.audits.store import AuditStore, KnownAudit, NewAudit
+from tallystick.client.audits.store import AuditStore
 from tallystick.protocol.token_scores import ScoreRequest, ScoreResponse, ScoreRow
+from tallystick.protocol.types import ZERO_ADDRESS
 from tests.client.audits.parties import ALICE, HONEST, Bench, Referees, build_bench, seller, shown_prompt, sold
 from tests.client.audits.toy_model import ToyModel, completion_tokens
 from tests.client.parties import NOW_S
@@ -49,6 +51,7 @@ async def test_an_honest_answer_passes_with_one_referee(store: AuditStore) -> No
     assert await conduct(build_bench(store, market), kept) is Verdict.PASS
     assert len(market.asked) == 1
     _, request = market.asked[0]
+    assert set(request.to_json()) == {"model", "messages", "completion", "positions", "top"}
     assert shown_prompt(request) == {"messages": [{"role": "user", "content": "What is a tally?"}]}
     assert request.completion in (tuple(row.token for row in kept.rows), " ".join(str(row.token) for row in kept.rows))
 
@@ -240,8 +243,37 @@ async def test_referees_that_disagree_are_both_checked(store: AuditStore) -> Non
     for _ in range(12):
         kept = sold(ALICE, HONEST)
         await conduct(bench, kept)
-    planted = [audit for audit in await store.due(NOW_S, 1_000) if audit.kind.planted]
+    planted = [audit for audit in await store.latest(1_000) if audit.kind is AuditKind.PLANTED_BAD]
     assert {audit.provider for audit in planted} == {party.address for party in market.providers.values()}
+
+
+async def test_a_check_waits_for_a_good_answer(store: AuditStore) -> None:
+    """A cheater's answer is no measure of a referee: an honest one would find all of it unlikely."""
+    market = honest_market(1)
+    bench = build_bench(store, market, planted_percent=100)
+    await conduct(bench, sold(ALICE, OTHER_MODEL))
+    (waiting, _) = await store.latest(2)
+    assert (waiting.kind, waiting.kept) == (AuditKind.PLANTED_BAD, None)
+    assert waiting not in await store.due(NOW_S, 10)
+    good = sold(ALICE, HONEST)
+    await conduct(bench, good)
+    due = [audit for audit in await store.due(NOW_S, 10) if audit.kind is AuditKind.PLANTED_BAD]
+    assert {audit.job for audit in due} == {good.job.hex()}
+    for audit in due:
+        assert (await bench.conductor.conduct(audit)).verdict is Verdict.PASS
+    assert {record.lost for record in (await store.referee_records()).values()} == {0}
+
+
+async def test_planted_good_answers_find_referees_that_convict(store: AuditStore) -> None:
+    """Another referee than those that passed the answer is shown it, whichever has not seen it."""
+    market = Referees()
+    liar = market.add("liar", OTHER_MODEL.score)
+    kept = sold(ALICE, HONEST)
+    new = NewAudit(AuditKind.PLANTED_GOOD, Origin.DRAWN, ZERO_ADDRESS, kept.model, kept.precision, kept.job.hex(), kept.pack())
+    audit = await store.get(await store.add(new, NOW_S) or 0)
+    assert audit is not None
+    assert (await build_bench(store, market).conductor.conduct(audit)).verdict is Verdict.SUSPECT
+    assert (await store.referee_records())[liar.address].lost == 1
 
 
 async def test_what_was_passed_is_not_kept_and_what_is_suspect_is(store: AuditStore) -> None:

@@ -12,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick.client.config import ClientConfig
+from tallystick.client.receipts.evidence import read_evidence
 from tallystick.client.receipts.file_store import ProofStore
-from tallystick.client.receipts.proof import FORMAT, Proof, describe, read_proof
+from tallystick.client.receipts.proof import FORMAT, Finding, Proof, describe, read_proof
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature
+from tallystick.protocol.token_evidence import EvidenceRow, evidence_root, pack_evidence
 from tallystick.protocol.types import JobId
+from tallystick.protocol.wire import dumps
 from tests.client.fake_coordinator import BODY, CHAT, EVENTS, STREAM, FakeMarket, Session, event, run, until_cancelled
 from tests.client.parties import MODEL
 
@@ -193,3 +196,54 @@ async def test_too_long_an_answer(market: Market, fake: FakeMarket, config: Clie
             async for _ in job:
                 pass
         assert job.proof is None
+
+
+async def test_rows_of_evidence_are_part_of_a_proof(market: Market, fake: FakeMarket) -> None:
+    """They are judged offline with the rest: those of the receipt, none where the receipt commits to some, and altered ones."""
+    rows = [EvidenceRow.of(token, [(token, -0.5), (token + 1, -1.0)]) for token in range(5)]
+
+    async def script(session: Session) -> None:
+        await session.match()
+        await session.answer()
+        await session.evidence(pack_evidence(rows))
+        await session.chunk(b'{"choices": []}', last=True)
+        await session.finish(evidence_root=evidence_root(rows))
+
+    fake.script = script
+    result = await (await market.submit(CHAT, BODY, keep=True)).result()
+    assert result.proof is not None
+    again = read_proof(result.proof.dumps())
+    assert again == result.proof
+    assert again.check()[-1] == Finding("evidence", "rows of 5 tokens, as the provider signed")
+    without = read_proof(replace(again, evidence=b"").dumps())
+    assert "evidence" not in json.loads(without.dumps())
+    assert without.check()[-1] == Finding("evidence", "the receipt commits to rows that are not in this file")
+    for false in (pack_evidence(rows[:4]), pack_evidence(rows) + b"\0"):
+        with pytest.raises(BadReceipt, match=r"^proof\.evidence: the provider sent false evidence"):
+            replace(again, evidence=false).check()
+    with pytest.raises(BadMessage, match=r"^proof\.evidence: expected base64"):
+        read_proof(dumps(json.loads(again.dumps()) | {"evidence": 7}))
+
+
+async def test_false_rows_are_in_the_evidence_file(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Whoever reads the file sees what the provider sealed, and that it rests on this client's word."""
+
+    async def script(session: Session) -> None:
+        await session.match()
+        await session.answer()
+        await session.evidence(b"\x05\x00")
+        await session.chunk(b'{"choices": []}', last=True)
+        await session.finish()
+
+    fake.script = script
+    async with Market(fake.url, wallet, config) as market:
+        with pytest.raises(BadReceipt, match="false evidence"):
+            await (await market.submit(CHAT, BODY, keep=True)).result()
+        (known,) = await market.evidence()
+        path = market.config.ledger_path(market.address).parent / "evidence" / f"{known.job.hex()}.json"
+    file = read_evidence(path.read_bytes())
+    assert file.proof is not None
+    assert file.proof.evidence == b"\x05\x00"
+    assert not file.convinces
+    with pytest.raises(BadReceipt, match="nothing in this file proves to others: receipt: the provider sent false evidence"):
+        file.check()

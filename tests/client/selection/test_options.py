@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from tallystick.client.config import ClientConfig
+from tallystick.client.config import ApiKey, ClientConfig
 from tallystick.client.openai.requests import summarise
 from tallystick.client.selection import options
 from tallystick.client.selection.options import (
@@ -247,3 +247,33 @@ def test_kept_demands_equal_those_built_anew(monkeypatch: pytest.MonkeyPatch) ->
         summary = summarise("/v1/chat/completions", json.dumps({"model": f"m{number}"}).encode())
         demands.of(summary, "/v1/chat/completions", {})
     assert len(demands._kept) <= 3
+
+
+def test_a_least_integrity_is_narrowed_and_never_relaxed() -> None:
+    """In the config, in an API key and in the header alike; only providers of the market can meet it."""
+    config = ClientConfig(min_integrity=40)
+    for wanted, expected in ((10, 40), (60, 60)):
+        narrowed = demand_of(config, "m", "/v1/chat/completions", ProviderCriteria(min_integrity=wanted))
+        assert narrowed.min_integrity == expected
+    asked, _ = read_options('{"min_integrity": 60}')
+    assert asked == {"min_integrity": 60}
+    assert options.market_criteria(config, asked) == ("min_integrity",)
+    key = ApiKey(label="research", secret="a key of sixteen", min_integrity=90)
+    assert options.restrict_to_key(key, asked)["min_integrity"] == 90
+    for odd in ('{"min_integrity": 101}', '{"min_integrity": "x"}', '{"min_integrity": 1.5}'):
+        with pytest.raises(BadMessage, match="min_integrity"):
+            read_options(odd)
+    with pytest.raises(BadMessage, match="min_integrity: expected 0 to 100 percent, got 101"):
+        ClientConfig(min_integrity=101)
+
+
+def test_integrity_is_explained_with_its_audits() -> None:
+    """A coordinator that tells nonsense is named; one that counts no audits is understood."""
+    entry = {"ask": unchecked(make_ask(person("ann"))).to_json()}
+    (explained,) = explain_asks([entry | {"integrity": 88.2, "audits": 50}], Demand(MODEL), {}, START)
+    assert (explained.integrity, explained.audits) == (88.2, 50)
+    (unknown,) = explain_asks([entry], Demand(MODEL), {}, START)
+    assert (unknown.integrity, unknown.audits) == (None, 0)
+    for odd in ("x", True, -1, 100.5, [1]):
+        with pytest.raises(BadMessage, match=r"explain\.integrity"):
+            explain_asks([entry | {"integrity": odd}], Demand(MODEL), {}, START)

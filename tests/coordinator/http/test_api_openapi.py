@@ -123,6 +123,7 @@ def test_the_schema_has_every_criterion(document: Any) -> None:
         max_output=1,
         weights=Weights(Amount(1)),
         min_integrity=1,
+        concurrent=1,
     )
     members = document.raw_schema["components"]["schemas"]["ShortlistRequest"]["properties"]
     assert whole.to_json(COORDINATOR.address).keys() == members.keys()

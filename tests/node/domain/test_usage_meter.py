@@ -9,7 +9,7 @@ from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import TEMPLATE_ALLOWANCE, Usage, usage_of
 from tallystick.protocol.sealing import Transcript
 from tallystick.protocol.tab import ProviderTab, check_receipt
-from tallystick.protocol.types import Amount
+from tallystick.protocol.types import ZERO_HASH, Amount, Hash
 from tallystick.protocol.usage_reports import ReportedUsage
 from tests.builders import check_continuity
 from tests.node.harness import NOW, Client, make_asks
@@ -31,6 +31,25 @@ def test_the_reported_usage_is_billed() -> None:
     counted.set_reported(None)
     assert counted.usage() == Usage(200, 50, 80)
     assert not counted.was_clamped
+
+
+def test_the_engines_own_count_of_output() -> None:
+    """It is known as it was reported, however little of it can be billed, and not known without a report."""
+    counted = meter()
+    assert counted.reported_output is None
+    counted.set_reported(ReportedUsage(1, 0, None))
+    assert counted.reported_output is None
+    counted.set_reported(ReportedUsage(1, 0, 10**9))
+    assert counted.reported_output == 10**9
+
+
+def test_a_receipt_commits_to_the_evidence_that_it_is_given() -> None:
+    """To none by default."""
+    tab = ProviderTab(0, Amount(0))
+    made = {"usage": NOTHING, "outcome": Outcome.COMPLETED, "commitment": ZERO_HASH, "finished_at": NOW}
+    assert make_receipt(PLACED.order, PLACED.terms, tab, **made).evidence_root == ZERO_HASH  # type: ignore[arg-type]
+    root = Hash(b"r" * 32)
+    assert make_receipt(PLACED.order, PLACED.terms, tab, **made, evidence_root=root).evidence_root == root  # type: ignore[arg-type]
 
 
 def test_without_a_report_bytes_are_counted() -> None:

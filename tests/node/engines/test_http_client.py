@@ -245,7 +245,11 @@ async def test_answers_that_are_compressed_unasked() -> None:
         assert isinstance(await client.send("POST", server.url, {}), HttpExchange)
 
 
-@pytest.mark.parametrize("body", [b"no gzip", gzip.compress(b"x" * 2_000), gzip.compress(b"hello")[:-4], bytes(1_001)])
+@pytest.mark.parametrize(
+    "body",
+    [b"no gzip", gzip.compress(b"x" * 2_000), gzip.compress(b"hello")[:-4], bytes(1_001)],
+    ids=["not gzip", "too large", "cut", "zeros"],
+)
 @pytest.mark.parametrize("coding", [b"gzip", b"lz4"])
 async def test_compressed_answers_that_do_not_decode(body: bytes, coding: bytes) -> None:
     """Neither a bomb nor a coding that is unknown gets past the limit."""

@@ -21,6 +21,8 @@ COMPLETE = {
     "chunked, with extensions and trailers": CHUNKED + b"4;a=b\r\nfour\r\n0\r\nx-sum: 1\r\ncontent-type: x\r\n\r\n",
     "100 continue first": b"HTTP/1.1 100 Continue\r\n\r\n" + SIZED,
     "early hints, twice": b"HTTP/1.1 103 Early Hints\r\nlink: a\r\ncontent-length: 7\r\n\r\n" * 2 + SIZED,
+    "bare line feeds": SIZED.replace(b"\r\n", b"\n"),
+    "control characters in a header": SIZED.replace(b"content-length", b"x: a\x01b\xff\r\ncontent-length"),
     "no reason": b"HTTP/1.1 200\r\ncontent-length: 4\r\n\r\nfour",
     "spaces after the chunk's size": CHUNKED + b"4  \r\nfour\r\n0\r\n\r\n",
 }

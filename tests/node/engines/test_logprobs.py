@@ -88,7 +88,9 @@ def test_the_caller_sees_the_answer_as_if_nothing_had_been_added(
         assert taken(answer(logprobs=value), ABSENT)[0] == answer()
     assert json.loads(taken(answer(logprobs=value), ABSENT)[0]) == json.loads(answer())
     assert taken(answer(logprobs=value), UNCHANGED)[0] == answer(logprobs=value)
-    assert taken(answer(logprobs=None), ABSENT)[0] == answer(logprobs=None)
+    assert taken(answer(logprobs=None), NULL)[0] == answer(logprobs=None)
+    assert json.loads(taken(answer(logprobs=None), ABSENT)[0]) == json.loads(answer())
+    assert taken(answer(logprobs=None), UNCHANGED)[0] == taken(answer(logprobs=None), TWO)[0] == answer(logprobs=None)
     assert taken(answer(), NULL)[0] == answer()
 
 

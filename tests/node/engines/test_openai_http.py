@@ -272,12 +272,26 @@ async def test_a_misbehaving_answer_has_a_named_fault(name: str) -> None:
     assert (await fault(BAD_ANSWERS[name], WHOLE)).code is Code.ENGINE_UNAVAILABLE
 
 
-async def test_an_engine_that_refuses_connections() -> None:
-    """A refused connection is an unavailable engine."""
-    engine = OpenAIEngine(EngineSettings("http://127.0.0.1:1"))
-    with pytest.raises(Unavailable, match="cannot be reached"):
+@pytest.mark.parametrize(
+    ("url", "cause"),
+    [
+        ("http://127.0.0.1:1", "Connection refused"),
+        ("http://localhost:1", "Connection refused"),
+        ("http://no-such-host.invalid", "its host name has no address"),
+    ],
+)
+async def test_an_engine_that_cannot_be_reached(url: str, cause: str) -> None:
+    """It is an unavailable engine, for a reason that does not name its address to clients."""
+    engine = OpenAIEngine(EngineSettings(url, connect_seconds=50.0))
+    with pytest.raises(Unavailable) as caught:
         await anext(engine.answer(STREAM))
+    assert str(caught.value).endswith(f"the engine cannot be reached: {cause}")
     await engine.close()
+
+
+async def test_an_engine_that_closes_the_connection() -> None:
+    """The reason says so."""
+    assert str(await fault(answers_with())).endswith("cannot be reached: it closed the connection")
 
 
 @pytest.mark.parametrize(("deaf", "answered"), [(False, True), (True, False)])

@@ -52,11 +52,20 @@ def last(finish: str, tokens: int) -> bytes:
     return end + b"data: " + usage + b"\n\n" + DONE
 
 
+class Clock:
+    """A clock that a test sets."""
+
+    now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @asynccontextmanager
-async def node(handler: ConnectionHandler) -> AsyncIterator[tuple[RunnerHarness, RawServer]]:
+async def node(handler: ConnectionHandler, clock: Clock | None = None) -> AsyncIterator[tuple[RunnerHarness, RawServer]]:
     """A node in front of an engine."""
     async with raw_server(handler) as server:
-        engine = OpenAIEngine(EngineSettings(server.url))
+        engine = OpenAIEngine(EngineSettings(server.url), clock or Clock())
         try:
             async with asyncio.timeout(60):
                 yield RunnerHarness(engine, offer=replace(OFFER, evidence=SUPPORT)), server
@@ -140,7 +149,7 @@ async def test_an_engines_refusal_has_no_evidence() -> None:
 
 
 async def test_an_engine_that_refuses_log_probabilities_is_asked_without_them() -> None:
-    """The client gets its answer, and the engine is not asked again for what it refused."""
+    """The client gets its answer, and the engine is not asked again for what it refused, for ten minutes."""
 
     async def handler(write: Any) -> None:
         body = server.requests[-1].split(b"\r\n\r\n")[1]
@@ -151,9 +160,11 @@ async def test_an_engine_that_refuses_log_probabilities_is_asked_without_them() 
         else:
             await write(head() + word(0) + last("stop", 1))
 
-    async with node(handler) as (harness, server):
-        for number in (2, 3, 5):
-            body = {"model": "model", "messages": [], "stream": True, "max_tokens": 9} | ({"tools": [1]} if number == 5 else {})
+    clock = Clock()
+    async with node(handler, clock) as (harness, server):
+        for number in (2, 3, 5, 6, 8):
+            body = {"model": "model", "messages": [], "stream": True, "max_tokens": 9} | ({"tools": [1]} if number > 3 else {})
+            clock.now += {6: 599, 8: 2}.get(number, 0)
             receipt = await harness.receipt(harness.dispatch(body, head=WANTED))
             assert (receipt.outcome, receipt.evidence_root) == (Outcome.COMPLETED, ZERO_HASH)
             assert len(server.requests) == number  # requests of another shape may be refused or not

@@ -17,6 +17,8 @@ from node.storage.store import MIGRATIONS
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.tab import ProviderTab
 from tallystick.protocol.types import Amount
+from tallystick.runtime import group_writer
+from tallystick.runtime.group_writer import GroupWriter
 from tallystick.runtime.storage import Database
 from tests.node.harness import NOW, Client, admitted
 from tests.node.storage.test_store import ASK, receipt_record
@@ -33,7 +35,7 @@ class CountingDatabase(Database):
 
     async def write(self, work: Callable[[Connection], Any], *, synced: bool = True) -> Any:
         """See Database."""
-        self.transactions.append((len(getattr(work, "keywords", {}).get("writes", ())), synced))
+        self.transactions.append((len(getattr(work, "keywords", {}).get("entries", ())), synced))
         if self.faults:
             raise self.faults.pop(0)
         return await super().write(work, synced=synced)
@@ -61,29 +63,33 @@ def writes(count: int) -> list[JobWrite]:
 
 async def test_jobs_that_run_together_share_a_transaction(database: CountingDatabase) -> None:
     """While many jobs run, a transaction waits a moment for others, and never longer than the limit."""
-    pauses: list[float] = []
+    timers: list[tuple[float, Callable[[], None]]] = []
     jobs = writes(6)
 
-    async def pause(seconds: float) -> None:
-        pauses.append(seconds)
-        later.extend(map(writer.add, jobs[2:]))
+    def later(seconds: float, begin: Callable[[], None]) -> asyncio.TimerHandle:
+        timers.append((seconds, begin))
+        return asyncio.get_running_loop().call_later(3_600, print)
 
-    later: list[asyncio.Future[None]] = []
-    writer = JobWriter(database, lambda: 1_000, pause)
-    first = [writer.add(job) for job in jobs[:2]]
-    await asyncio.gather(*first)
-    await asyncio.gather(*later)
-    assert database.transactions == [(6, True)]
-    assert pauses == [job_writer.MAX_WAIT_SECONDS]
+    group = GroupWriter(database, lambda: 1_000, job_writer.PATIENCE, later=later, tick=lambda: 5.0)
+    writer = JobWriter(database, lambda: 1_000, group)
+    await writer.add(jobs[0])
+    waiting = [writer.add(job) for job in jobs[1:]]
+    ((seconds, begin),) = timers
+    begin()
+    await asyncio.gather(*waiting)
+    assert database.transactions == [(1, True), (5, True)], "the first one had nobody to wait for"
+    assert seconds == job_writer.PATIENCE.most == 0.01
+    await writer.close()
 
 
 async def test_few_jobs_wait_for_nobody(database: CountingDatabase) -> None:
     """A job that runs alone is written at once; an order alone is committed without a sync."""
 
-    async def pause(_seconds: float) -> None:
+    def later(_seconds: float, _begin: Callable[[], None]) -> asyncio.TimerHandle:
         pytest.fail("waited for writes that may come")
 
-    writer = JobWriter(database, lambda: 4, pause)
+    group = GroupWriter(database, lambda: 4, job_writer.PATIENCE, later=later, tick=lambda: 5.0)
+    writer = JobWriter(database, lambda: 4, group)
     (job,) = writes(1)
     await writer.add(JobWrite(job.beginning))
     await writer.add(JobWrite(None, job.ending))
@@ -111,7 +117,7 @@ async def test_a_write_with_a_bug_fails_alone(database: CountingDatabase) -> Non
 
 async def test_the_queue_is_bounded_and_closes(database: CountingDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that finds the queue full fails, as one after the end does; what was queued is written at the end."""
-    monkeypatch.setattr(job_writer, "MAX_QUEUED", 2)
+    monkeypatch.setattr(group_writer, "MAX_QUEUED", 2)
     writer, jobs = JobWriter(database, lambda: 1), writes(4)
     queued = [writer.add(job) for job in jobs[:2]]
     with pytest.raises(Unavailable, match="too slow"):

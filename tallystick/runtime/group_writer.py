@@ -1,9 +1,9 @@
-"""Grouped writes: rows of many jobs share one transaction, and one statement a table.
+"""Grouped writes: rows of many jobs share one transaction, and one statement a table. Coordinator and node store jobs with it.
 
 A transaction writes whole pages, so a page costs a job the less, the more jobs share it. A write that nobody waits for goes with
 the next group, at the latest LAZY_SECONDS later. A write that somebody waits for begins a group at once if few jobs run, or if
-they end seldom. Otherwise it waits until a part of them ends together, at most a time that grows with their number, up to
-MAX_WAIT_SECONDS. So a lone job waits for nothing.
+they end seldom. Otherwise it waits until a part of them ends together, at most a time that grows with their number (`Patience`).
+So a lone job waits for nothing. Writes are made in the order in which they came.
 
 If a group fails though the database works, each write runs alone: only the bad one gets its error.
 """
@@ -14,7 +14,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from sqlalchemy import Connection
@@ -23,7 +23,6 @@ from tallystick.protocol.errors import Code, Unavailable
 from tallystick.runtime.storage import Database
 
 LAZY_SECONDS = 0.02
-WAIT_SECONDS_A_JOB, MAX_WAIT_SECONDS = 0.0005, 0.05
 JOBS_A_WAIT = 8
 """A write waits for others if this many jobs run for each write that waits already."""
 MAX_QUEUED = 8_192
@@ -36,13 +35,23 @@ CallLater = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
 log = structlog.get_logger()
 
 
+class Patience(NamedTuple):
+    """How long a write that somebody waits for may wait for others, in seconds: for each job that runs, and at most."""
+
+    a_job: float = 0.0005
+    most: float = 0.05
+
+
+PATIENCE = Patience()
+
+
 class Entry:
-    """One write. `taken`: its group has begun, so its item must not change any more."""
+    """One write. `taken`: its group has begun, so its item must not change any more. `synced`: on disk when it is committed."""
 
-    __slots__ = ("_error", "_futures", "_notes", "_settled", "apply", "item", "taken")
+    __slots__ = ("_error", "_futures", "_notes", "_settled", "apply", "item", "synced", "taken")
 
-    def __init__(self, apply: Apply, item: Any) -> None:
-        self.apply, self.item, self.taken = apply, item, False
+    def __init__(self, apply: Apply, item: Any, *, synced: bool = False) -> None:
+        self.apply, self.item, self.synced, self.taken = apply, item, synced, False
         self._settled = False
         self._error: Exception | None = None
         self._notes: list[Note] = []
@@ -97,10 +106,12 @@ class GroupWriter:
         self,
         database: Database,
         running: Callable[[], int],
+        patience: Patience = PATIENCE,
+        *,
         later: CallLater = _call_later,
         tick: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._db, self._running, self._later, self._tick = database, running, later, tick
+        self._db, self._running, self._patience, self._later, self._tick = database, running, patience, later, tick
         self._last_waited = float("-inf")
         """When somebody last began to wait."""
         self._entries: list[Entry] = []
@@ -115,13 +126,13 @@ class GroupWriter:
         """Writes that wait for a transaction."""
         return len(self._entries)
 
-    def add(self, apply: Apply, item: Any, *, waited: bool) -> Entry:
+    def add(self, apply: Apply, item: Any, *, waited: bool, synced: bool = False) -> Entry:
         """Queues a write; the entry tells when it is committed. Raises Unavailable if the queue is full or closed."""
         if self._closed:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is closed")
         if len(self._entries) >= MAX_QUEUED:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too slow: its write queue is full")
-        entry = Entry(apply, item)
+        entry = Entry(apply, item, synced=synced)
         self._entries.append(entry)
         if waited:
             self.hurry()
@@ -140,7 +151,7 @@ class GroupWriter:
                 self._begin_or_wait(timed=self._waiting > 1)
 
     def _wait_seconds(self) -> float:
-        return min(WAIT_SECONDS_A_JOB * self._running(), MAX_WAIT_SECONDS)
+        return min(self._patience.a_job * self._running(), self._patience.most)
 
     async def flush(self) -> None:
         """Waits until all writes queued so far are committed or failed."""
@@ -191,7 +202,7 @@ class GroupWriter:
         for entry in entries:
             entry.taken = True
         try:
-            await self._db.write(functools.partial(_apply, entries=entries), synced=False)
+            await self._db.write(functools.partial(_apply, entries=entries), synced=any(entry.synced for entry in entries))
         except Unavailable as error:
             for entry in entries:
                 entry.settle(error)
@@ -204,7 +215,7 @@ class GroupWriter:
     async def _commit_alone(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             try:
-                await self._db.write(functools.partial(_apply, entries=[entry]), synced=False)
+                await self._db.write(functools.partial(_apply, entries=[entry]), synced=entry.synced)
             except Exception as error:  # whoever waits gets it
                 log.exception("write failed")
                 entry.settle(error)

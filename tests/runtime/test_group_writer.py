@@ -9,16 +9,17 @@ from typing import Any, cast
 import pytest
 from sqlalchemy import Connection
 
-from coordinator.storage.group_writer import (
+from tallystick.protocol.errors import Code, Unavailable
+from tallystick.runtime.group_writer import (
     JOBS_A_WAIT,
     LAZY_SECONDS,
     MAX_QUEUED,
-    MAX_WAIT_SECONDS,
-    WAIT_SECONDS_A_JOB,
     GroupWriter,
+    Patience,
 )
-from tallystick.protocol.errors import Code, Unavailable
 from tallystick.runtime.storage import Database
+
+PATIENCE = Patience(a_job=0.003, most=0.1)
 
 
 class _Timer:
@@ -36,14 +37,15 @@ class _Database:
 
     def __init__(self) -> None:
         self.groups = 0
+        self.synced = list[bool]()
         self.open = asyncio.Event()
         self.open.set()
         self.error: Exception | None = None
 
     async def write(self, work: Callable[[Connection], Any], *, synced: bool) -> Any:
-        assert not synced
         await self.open.wait()
         self.groups += 1
+        self.synced.append(synced)
         if self.error is not None:
             raise self.error
         return work(cast("Connection", None))
@@ -56,7 +58,9 @@ class _Writer:
         self.database, self.timers, self.running = _Database(), list[_Timer](), 0
         self.written = list[list[Any]]()
         self.now = 0.0
-        self.writer = GroupWriter(cast("Database", self.database), lambda: self.running, self._later, lambda: self.now)
+        self.writer = GroupWriter(
+            cast("Database", self.database), lambda: self.running, PATIENCE, later=self._later, tick=lambda: self.now
+        )
 
     def _later(self, seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
         self.timers.append(_Timer(seconds, function))
@@ -106,7 +110,7 @@ async def test_many_jobs_end_together(writer: _Writer) -> None:
     writer.written.clear()
     writer.running = 3 * JOBS_A_WAIT
     waiting = [writer.add(name, waited=True) for name in "ab"]
-    assert [timer.seconds for timer in writer.timers] == [WAIT_SECONDS_A_JOB * writer.running]
+    assert [timer.seconds for timer in writer.timers] == [PATIENCE.a_job * writer.running]
     assert not writer.written
     await asyncio.gather(*waiting, writer.add("c", waited=True))
     assert writer.written == [["a", "b", "c"]]
@@ -120,12 +124,12 @@ async def test_jobs_that_end_seldom_do_not_wait(writer: _Writer) -> None:
     """However many run: no other would end meanwhile."""
     writer.running = 1_000
     for name in "abc":
-        writer.now += MAX_WAIT_SECONDS + 0.001
+        writer.now += PATIENCE.most + 0.001
         await writer.add(name, waited=True)
     assert writer.written == [["a"], ["b"], ["c"]]
-    writer.now += MAX_WAIT_SECONDS
+    writer.now += PATIENCE.most
     late = writer.add("d", waited=True)
-    assert [timer.seconds for timer in writer.timers] == [MAX_WAIT_SECONDS]
+    assert [timer.seconds for timer in writer.timers] == [PATIENCE.most]
     writer.timers[0].function()
     await late
 
@@ -206,3 +210,18 @@ async def test_what_a_write_became_is_told_before_its_waiters_go_on(writer: _Wri
         entry.settle(OSError("too late"))
         assert len(told) == 2
         told.clear()
+
+
+async def test_a_group_is_synced_if_one_of_its_writes_must_be(writer: _Writer) -> None:
+    """A write that others can replace is not synced for its own sake; alone, each has what it asked for."""
+
+    async def group(*synced: bool, items: str = "abc") -> list[bool]:
+        writer.database.synced.clear()
+        for item, wanted in zip(items, synced, strict=False):
+            writer.writer.add(writer.apply, "bad" if item == "x" else item, waited=False, synced=wanted)
+        await writer.writer.flush()
+        return writer.database.synced
+
+    assert await group(False, False, False) == [False]
+    assert await group(False, True, False) == [True]
+    assert await group(False, True, False, items="xbc") == [True, False, True, False]
