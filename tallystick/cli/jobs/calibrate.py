@@ -25,9 +25,9 @@ def calibrate(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File for the thresholds, beside what it has: that of `[audits] thresholds`.")
+        Path, typer.Option("--out", "-o", help="File for the thresholds, beside what it has: that of `[audits] thresholds`.")
     ],
-    precision: Annotated[str, typer.Option("--precision", help="Class that both engines serve; empty for all.")] = "",
+    precision: Annotated[str, typer.Option("--class", help="Class that both engines serve; empty for all.")] = "",
     served_model: Annotated[str, typer.Option("--served-model", help="The engines' own name of the model, if another one.")] = "",
     api_key_env: Annotated[
         str | None, typer.Option("--api-key-env", help="Environment variable with the key of both engines, if they want one.")
