@@ -5,6 +5,7 @@ so anybody who replays the log finds the same. Matching uses its lower quantile,
 
 A report counts by what its payer settled on chain: `report_weight`. Several reports of one payer on one product count less and
 less, and payments to a provider do not lend weight to praise of it. So to accuse or to praise costs money that went to others.
+A pass of an answer without evidence counts less, because its text alone does not show a quantization.
 Reports of payers bring a provider down to where a stranger is. Only the coordinator's own audits exclude it further: its value is
 0 then, for all that it sells.
 """
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tallystick.audit.integrity import Integrity
+from tallystick.audit.integrity import Integrity, weight_of
 from tallystick.audit.verdicts import Verdict
 from tallystick.protocol.audit_reports import AuditVerdict, precision_class
 from tallystick.protocol.log_facts import INTEGRITY_STEPS
@@ -83,16 +84,23 @@ def product_key(ask: Ask) -> ProductKey:
 
 
 def report_weight(
-    verdict: AuditVerdict, provider: Address, settled: Mapping[Address, Amount], earlier: int, *, is_probe: bool
+    verdict: AuditVerdict,
+    provider: Address,
+    settled: Mapping[Address, Amount],
+    earlier: int,
+    *,
+    is_probe: bool,
+    has_evidence: bool = True,
 ) -> int:
     """The weight of a report, of WEIGHT_ONE. `settled`: base units that its payer settled on chain, by provider; `earlier`: its
-    earlier reports on the same product.
+    earlier reports on the same product; `has_evidence`: whether the job's receipt commits to evidence.
     """
+    whole = round(WEIGHT_ONE * weight_of(_VERDICTS[verdict], has_evidence=has_evidence)) if verdict in _VERDICTS else WEIGHT_ONE
     if is_probe:
-        return WEIGHT_ONE
+        return whole
     paid = sum(amount for payee, amount in settled.items() if verdict is not AuditVerdict.PASS or payee != provider)
     part = CONFIRMED_PART if verdict is AuditVerdict.CONFIRMED else 1
-    return WEIGHT_ONE * paid // ((paid + HALF_WEIGHT) * (1 + earlier) * part)
+    return whole * paid // ((paid + HALF_WEIGHT) * (1 + earlier) * part)
 
 
 def _ignore(_provider: Address) -> None:

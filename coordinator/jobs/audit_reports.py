@@ -24,7 +24,7 @@ from tallystick.protocol.log_leaves import REPORT, ReportLeaf
 from tallystick.protocol.match_log import load_leaf
 from tallystick.protocol.merkle import leaf_hash
 from tallystick.protocol.messages import Ask, ReportAck
-from tallystick.protocol.types import Address, Hash
+from tallystick.protocol.types import ZERO_HASH, Address, Hash
 
 log = structlog.get_logger()
 REPORTS_PER_SECOND, REPORTS_BURST = 1, 60
@@ -148,7 +148,14 @@ class AuditReports:
         product = ProductKey(message.provider, message.model, message.precision)
         settled = await self._store.settled_by(message.payer)
         earlier = await self._store.count_reports(message.payer, product)
-        weight = report_weight(checked.verdict, message.provider, settled, earlier, is_probe=checked.is_probe)
+        weight = report_weight(
+            checked.verdict,
+            message.provider,
+            settled,
+            earlier,
+            is_probe=checked.is_probe,
+            has_evidence=checked.receipt.message.evidence_root != ZERO_HASH,
+        )
         members = (message.job, *product, int(checked.verdict), checked.is_probe, weight, checked.report.digest)
         index, leaf = self._match_log.append_report(ReportLeaf(0, 0, *members))
         _, record = self._integrity.apply(leaf, index)

@@ -18,7 +18,7 @@ from tallystick.audit.token_counts import PooledCounts
 from tallystick.audit.verdicts import Audit, Referees, Verdict, judge, needs_opinion
 from tallystick.client.audits.findings import AuditedAnswer, RefereeNumbers, find, pooled_evidence
 from tallystick.client.audits.planning import choose_positions
-from tallystick.client.audits.pools import NO_POOL, Pool, bounded
+from tallystick.client.audits.pools import Pool, bounded
 from tallystick.client.audits.provider_verdict import judge_provider_and_counts
 from tallystick.client.audits.sampling_terms import read_sampling
 from tallystick.protocol.token_scores import ScoreResponse
@@ -48,7 +48,7 @@ class Client:
     rules: Referees = field(default_factory=lambda: Referees(captured=0.0))
     history: list[Audit] = field(default_factory=list)
     counts: dict[str, PooledCounts] = field(default_factory=dict)
-    pools: dict[str, Pool] = field(default_factory=dict)
+    pools: list[tuple[str, Pool]] = field(default_factory=list)
     earlier: dict[int, Observation] = field(default_factory=dict)
     jobs: int = 0
     tokens: int = 0
@@ -63,8 +63,7 @@ class Client:
             audited = self._audited(observation)
             votes.append(Audit(job, referee.encode(), judge(find(audited, numbers, self.thresholds))))
             if len(votes) == 1:
-                pool = bounded(pooled_evidence(audited, numbers))
-                self.pools[referee] = self.pools.get(referee, NO_POOL) + pool
+                self.pools.append((referee, bounded(pooled_evidence(audited, numbers))))
             pooled = self.counts.get(referee, PooledCounts())
             counted = observation.response.prompt_tokens + len(observation.response.tokens)
             self.counts[referee] = pooled.add(observation.billed, counted)

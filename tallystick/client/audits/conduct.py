@@ -43,6 +43,7 @@ from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount
 log = structlog.get_logger()
 MAX_ASKED: Final = 12
 """Referees that one job is shown to at most."""
+WITHHELD: Final = "the provider committed to evidence and did not hand it over; the text alone clears nobody who has more to show"
 PLANTED_SECONDS: Final = 6 * 86_400
 """How long the check of a referee waits for an answer that can be planted."""
 MAX_SILENT: Final = 3
@@ -95,6 +96,7 @@ class Conductor:
         kept = KeptJob.unpack(audit.kept)
         if audit.kind is AuditKind.SYNTHETIC and not audit.job:
             audit, kept = await self._place_synthetic(audit, kept)
+        kept = await self._with_evidence(kept)
         subject = Subject.of(kept)
         if audit.kind.planted:
             return await self._check_referee(audit, subject)
@@ -108,6 +110,11 @@ class Conductor:
                 break
             opinions.append(await self._ask(audit, subject, choice))
         return await self._conclude(audit, kept, subject, opinions, rules)
+
+    async def _with_evidence(self, kept: KeptJob) -> KeptJob:
+        if kept.evidence or not kept.has_root:
+            return kept
+        return replace(kept, evidence=await self.market.fetch_evidence(kept.job))
 
     async def _place_synthetic(self, audit: KnownAudit, like: KeptJob) -> tuple[KnownAudit, KeptJob]:
         """Places a request that was made up in the shape of a real one.
@@ -177,9 +184,11 @@ class Conductor:
     ) -> Conclusion:
         votes = votes_of(audit, opinions)
         verdict = judge_job(votes, rules)
+        reason = describe(opinions, verdict)
+        if verdict is Verdict.PASS and subject.withheld:
+            verdict, reason = Verdict.INCONCLUSIVE, WITHHELD
         keep = verdict is Verdict.SUSPECT
         tokens = pack_tokens([row.token for row in subject.rows]) if subject.rows else None
-        reason = describe(opinions, verdict)
         await self.store.finish(audit.id, verdict, reason, self.now(), tokens=tokens, keep=keep)
         losers = {referee.decode(): lost for referee, lost in dispute_losers(votes, rules).items()}
         if losers:

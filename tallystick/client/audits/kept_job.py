@@ -20,7 +20,7 @@ from tallystick.protocol.plaintext_heads import load_response_head, split_reques
 from tallystick.protocol.routes import CHAT, COMPLETIONS, media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.token_evidence import EvidenceRow, unpack_evidence
-from tallystick.protocol.types import Address, JobId, parse_address
+from tallystick.protocol.types import ZERO_HASH, Address, JobId, parse_address
 
 AUDITABLE_ROUTES = (CHAT, COMPLETIONS)
 """Routes whose answers are text that a model wrote."""
@@ -63,6 +63,11 @@ class KeptJob:
     def precision(self) -> str:
         """The class that was sold; "unknown" if its ask does not say."""
         return UNKNOWN if self.ask is None else self.ask.message.spec.precision
+
+    @property
+    def has_root(self) -> bool:
+        """Whether the receipt commits to evidence."""
+        return self.proof.receipt.message.evidence_root != ZERO_HASH
 
     @property
     def rows(self) -> tuple[EvidenceRow, ...]:

@@ -2,12 +2,15 @@
 
 A product of bets against an honest provider stays a fair bet, however many answers there are and whoever scored them (Ville's
 inequality). So a provider is confirmed at the same rate of false alarms as by suspect answers.
+
+Bets lose on honest answers. So that a long honest past excuses nothing, the bet is divided evenly among the latest answer, the
+latest two, four, …, and all. A mixture of fair bets is a fair bet (Shafer 2021, "Testing by betting").
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,8 +21,6 @@ from tallystick.client.audits.planning import is_own
 SUSPECT: Final = -math.log(FALSE_SUSPECT)
 CONFIRMED: Final = -math.log(MAX_FALSE)
 MOST_OF_ONE: Final = SUSPECT
-AGREES: Final = 2.0
-"""Nats that a referee's own answers must show for it to count as one that agrees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,8 @@ class Pool:
 
     @property
     def log_evidence(self) -> float:
-        """The stronger of both kinds."""
-        return max(self.surprisal.log_evidence, self.cut)
+        """The evidence of a bet that is divided evenly between both kinds."""
+        return _log_mean((self.surprisal.log_evidence, self.cut))
 
     def to_json(self) -> dict[str, Any]:
         """For a file."""
@@ -64,15 +65,56 @@ def bounded(pool: Pool) -> Pool:
     return Pool(Surprisal(wealth, pool.surprisal.positions), min(pool.cut, MOST_OF_ONE))
 
 
-def judge_pools(by_referee: Mapping[str, Pool], rules: Referees) -> Verdict:
-    """The verdict by all answers of a provider. CONFIRMED only if as many referees agree as must on a job, or the user's own."""
-    total = sum(by_referee.values(), start=NO_POOL)
-    if not total.surprisal.positions and not total.cut:
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """Evidence over answers, in nats. `without_captured`: without the referees that may be captured, those that accuse most."""
+
+    log_evidence: float
+    without_captured: float
+
+
+def pool_answers(answers: Sequence[tuple[str, Pool]], captured: float = 0.0) -> Pooled:
+    """Adds up answers with the referee that judged each, the oldest first. `captured`: the share of referees that may lie."""
+    whole, trimmed = list[float](), list[float]()
+    by_referee, size = dict[str, Pool](), 1
+    for count, (referee, pool) in enumerate(reversed(answers), 1):
+        by_referee[referee] = by_referee.get(referee, NO_POOL) + pool
+        if count == size or count == len(answers):
+            mildest_first = sorted(by_referee.values(), key=lambda total: total.log_evidence)
+            kept = mildest_first[: max(0, len(mildest_first) - possibly_captured(len(mildest_first), captured))]
+            whole.append(sum(mildest_first, start=NO_POOL).log_evidence)
+            trimmed.append(sum(kept, start=NO_POOL).log_evidence)
+            size *= 2
+    return Pooled(_log_mean(whole), _log_mean(trimmed)) if answers else Pooled(0.0, 0.0)
+
+
+def possibly_captured(referees: int, share: float) -> int:
+    """How many of some referees may be captured if this share of all is: three standard deviations above the mean."""
+    return math.ceil(referees * share + 3 * math.sqrt(referees * share * (1 - share)))
+
+
+def judge_pools(answers: Sequence[tuple[str, Pool]], rules: Referees) -> Verdict:
+    """The verdict by all answers of a provider, the oldest first, each with the referee that judged it.
+
+    CONFIRMED only if those referees suspect it too that remain without the possibly captured ones, or if the user's own engine
+    alone shows it.
+    """
+    if not any(pool.surprisal.positions or pool.cut for _, pool in answers):
         return Verdict.INCONCLUSIVE
-    if total.log_evidence <= SUSPECT:
+    pooled = pool_answers(answers, rules.captured)
+    if pooled.log_evidence <= SUSPECT:
         return Verdict.PASS
-    agreeing = sum(pool.log_evidence >= AGREES for pool in by_referee.values())
-    own = any(is_own(referee) and pool.log_evidence > CONFIRMED for referee, pool in by_referee.items())
-    if total.log_evidence > CONFIRMED and (agreeing >= rules.opinions or own):
-        return Verdict.CONFIRMED
-    return Verdict.SUSPECT
+    enough = pooled.log_evidence > CONFIRMED and pooled.without_captured > SUSPECT
+    many = len({referee for referee, _ in answers}) >= rules.opinions
+    return Verdict.CONFIRMED if (enough and many) or _own_engine_shows(answers) else Verdict.SUSPECT
+
+
+def _own_engine_shows(answers: Sequence[tuple[str, Pool]]) -> bool:
+    owned = {referee for referee, _ in answers if is_own(referee)}
+    return any(pool_answers([answer for answer in answers if answer[0] == own]).log_evidence > CONFIRMED for own in owned)
+
+
+def _log_mean(logs: Sequence[float]) -> float:
+    """The logarithm of the mean of numbers by their logarithms."""
+    most = max(logs)
+    return most + math.log(math.fsum(math.exp(value - most) for value in logs) / len(logs))

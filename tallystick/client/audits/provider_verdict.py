@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Final
 
 from tallystick.audit.token_counts import CONFIRMED, PooledCounts
@@ -30,8 +29,8 @@ def judge_provider_and_counts(
     history: Sequence[Audit],
     counts: Mapping[str, PooledCounts],
     rules: Referees,
-    pools: Mapping[str, Pool] = MappingProxyType({}),
+    pools: Sequence[tuple[str, Pool]] = (),
 ) -> Verdict:
-    """The worst verdict of all. `counts` and `pools`: by referee."""
+    """The worst verdict of all. `counts`: by referee. `pools`: of each answer, with its referee, the oldest first."""
     verdicts = (judge_provider(history, rules), judge_counts(counts, rules), judge_pools(pools, rules))
     return min(verdicts, key=_WORST_FIRST.index)

@@ -18,7 +18,7 @@ from tallystick.protocol.lenient_json import parse_lenient
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.plaintext_heads import load_response_head
 from tallystick.protocol.token_scores import ScoreRequest, ScoreResponse
-from tallystick.protocol.types import Amount
+from tallystick.protocol.types import Amount, JobId
 from tallystick.scoring.detect import find_scorer
 from tallystick.scoring.engine_api import EngineApi, NoSuchRoute
 
@@ -56,6 +56,13 @@ class AuditMarket(Protocol):
 
     async def place_synthetic(self, path: str, body: bytes) -> KeptJob:
         """Runs an ordinary job, at whichever provider gets it, and returns it as it would be kept. Raises TallyError."""
+        ...
+
+    async def fetch_evidence(self, job: JobId) -> bytes:
+        """The packed evidence of a job, which did not come with its answer. Empty if its provider does not hand it over.
+
+        Raises Unavailable if it may do so later.
+        """
         ...
 
 

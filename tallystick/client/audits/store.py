@@ -12,13 +12,13 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.dialects.sqlite import insert
 
-from tallystick.audit.integrity import Integrity
+from tallystick.audit.integrity import Integrity, weight_of
 from tallystick.audit.referee_record import RefereeRecord
 from tallystick.audit.token_counts import PooledCounts
 from tallystick.audit.verdicts import WINDOW, Audit, Verdict
 from tallystick.client.audits.findings import MAX_EARLIER
 from tallystick.client.audits.kept_job import KeptJob
-from tallystick.client.audits.pools import NO_POOL, Pool
+from tallystick.client.audits.pools import Pool
 from tallystick.client.audits.records import (
     KnownAudit,
     NewAudit,
@@ -242,12 +242,15 @@ class AuditStore:
 
     async def integrity(self, provider: Address, model: str, precision: str) -> Integrity:
         """What the audits of a provider say of it."""
-        query = sa.select(audits.c.verdict).where(*_of(provider, model, precision), audits.c.state == AuditState.DONE.value)
+        query = sa.select(audits.c.verdict, audits.c.tokens.is_not(None)).where(
+            *_of(provider, model, precision), audits.c.state == AuditState.DONE.value
+        )
 
         def work(c: Connection) -> Integrity:
             integrity = Integrity()
-            for verdict in c.execute(query.order_by(audits.c.id)).scalars():
-                integrity = integrity.after(Verdict(verdict))
+            for number, has_evidence in c.execute(query.order_by(audits.c.id)):
+                verdict = Verdict(number)
+                integrity = integrity.after(verdict, weight=weight_of(verdict, has_evidence=has_evidence))
             return integrity
 
         return await self._database.read(work)
@@ -264,8 +267,10 @@ class AuditStore:
             lambda c: {referee: PooledCounts(billed, counted) for referee, billed, counted in c.execute(query)}
         )
 
-    async def pools(self, provider: Address, model: str, precision: str) -> dict[str, Pool]:
-        """What adds up over a provider's latest WINDOW audits, by referee: of each answer once, by the first in the majority."""
+    async def pools(self, provider: Address, model: str, precision: str) -> list[tuple[str, Pool]]:
+        """What adds up over a provider's latest WINDOW audits, the oldest first: of each answer once, by the first referee in the
+        majority.
+        """
         latest = sa.select(audits.c.id).where(*_of(provider, model, precision)).order_by(audits.c.id.desc()).limit(WINDOW)
         query = (
             sa.select(audits.c.job, opinions.c.referee, opinions.c.pool)
@@ -274,13 +279,13 @@ class AuditStore:
             .order_by(opinions.c.id)
         )
 
-        def work(c: Connection) -> dict[str, Pool]:
-            pools: dict[str, Pool] = {}
+        def work(c: Connection) -> list[tuple[str, Pool]]:
+            pools = list[tuple[str, Pool]]()
             seen = set[str]()
             for job, referee, packed in c.execute(query):
                 if job not in seen:
                     seen.add(job)
-                    pools[referee] = pools.get(referee, NO_POOL) + Pool.from_json(orjson.loads(packed))
+                    pools.append((referee, Pool.from_json(orjson.loads(packed))))
             return pools
 
         return await self._database.read(work)

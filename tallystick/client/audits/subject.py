@@ -63,6 +63,11 @@ class Subject:
         return cls(kept, request, rows, text, read_sampling(request), ended)
 
     @property
+    def withheld(self) -> bool:
+        """Whether its provider committed to evidence and did not hand it over."""
+        return not self.rows and self.kept.has_root
+
+    @property
     def completion(self) -> tuple[int, ...] | str:
         """The answer for a referee: as tokens if there is evidence."""
         return tuple(row.token for row in self.rows) or self.text

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
+import structlog
+
 from tallystick.client.audit_settings import PromptConsent
 from tallystick.client.audits.auditor import Auditor, AuditorPorts
 from tallystick.client.audits.consent import decide_consent
@@ -22,10 +24,12 @@ from tallystick.protocol.eip712 import Signed, Signer, Verified
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.routes import SCORES, serves
+from tallystick.protocol.token_evidence import EvidenceRow, pack_evidence
 from tallystick.protocol.token_scores import ScoreRequest
-from tallystick.protocol.types import Address
+from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import dumps
 
+log = structlog.get_logger()
 MAX_SCORING_ASKS = 64
 
 if TYPE_CHECKING:
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 
 Submit = Callable[..., Awaitable[Job]]
 """`Market.submit`."""
+FetchEvidence = Callable[[JobId], Awaitable[tuple[EvidenceRow, ...]]]
+"""`Market.fetch_evidence`."""
 
 
 class MarketAudits:
@@ -45,9 +51,12 @@ class MarketAudits:
         coordinator: CoordinatorClient,
         ledger: Ledger,
         info: Callable[[], Awaitable[CoordinatorInfo]],
+        *,
         now: Callable[[], int],
+        fetch_evidence: FetchEvidence,
     ) -> None:
-        self._submit, self._coordinator, self._ledger, self._info, self._now = submit, coordinator, ledger, info, now
+        self._submit, self._fetch_evidence = submit, fetch_evidence
+        self._coordinator, self._ledger, self._info, self._now = coordinator, ledger, info, now
 
     async def coordinator(self) -> Address:
         """The coordinator's account."""
@@ -84,6 +93,16 @@ class MarketAudits:
         if kept is None:
             raise Unavailable(Code.PROVIDER_FAILED, "the made-up request of an audit has no receipt", fault=Fault.PROVIDER)
         return kept
+
+    async def fetch_evidence(self, job: JobId) -> bytes:
+        """See `AuditMarket`."""
+        try:
+            return pack_evidence(await self._fetch_evidence(job))
+        except Unavailable:
+            raise
+        except TallyError as error:
+            log.info("the evidence of a job cannot be had", job=job.hex(), reason=str(error))
+            return b""
 
     async def _run(self, path: str, body: bytes, provider: Address, *, key: str) -> Result:
         job = await self._submit(path, body, pin=(provider,), label=AUDIT_LABEL, keep=True, key=key)

@@ -192,7 +192,9 @@ class Market(ConvenienceMethods):
             self._submitting,
             KeySessions(self._random),
         )
-        audits = MarketAudits(self.submit, self._coordinator, self._ledger, self.info, self._now)
+        audits = MarketAudits(
+            self.submit, self._coordinator, self._ledger, self.info, now=self._now, fetch_evidence=self.fetch_evidence
+        )
         report = self._coordinator.report if self.config.audits.report else None
         self._audits = JobAudits.of(self.config, self.wallet, audits, self._ledger, report, now=self._now, random=self._random)
         return self

@@ -147,6 +147,9 @@ class Referees:
     """What a provider of made-up requests serves."""
     seller: Provider | None = None
     failure: TallyError | None = None
+    evidence: bytes = b""
+    """What a provider hands over of evidence that did not come with the answer."""
+    fetched: list[JobId] = field(default_factory=list)
 
     def add(self, name: str, score: Score, **changes: Any) -> Provider:
         """A referee."""
@@ -177,6 +180,11 @@ class Referees:
         self.placed.append(request)
         kept = sold(self.seller or ALICE, self.served, request=request)
         return KeptJob(kept.proof, kept.evidence, kept.ask, "audits", SHARED, NOW_S, synthetic=True)
+
+    async def fetch_evidence(self, job: JobId) -> bytes:
+        """See AuditMarket."""
+        self.fetched.append(job)
+        return self.evidence
 
 
 ALICE = seller("alice")

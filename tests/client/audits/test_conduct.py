@@ -286,3 +286,36 @@ async def test_what_was_passed_is_not_kept_and_what_is_suspect_is(store: AuditSt
     assert all(opinion.scores for opinion in await store.opinions(suspect.id))
     assert not any(opinion.scores for opinion in await store.opinions(passed.id))
     assert suspect.state is AuditState.DONE
+
+
+async def test_evidence_that_did_not_come_is_fetched(store: AuditStore) -> None:
+    """Its provider keeps it for a day; the audit uses it as if it had come with the answer."""
+    market = honest_market()
+    kept = sold(ALICE, COARSER)
+    market.evidence = kept.evidence
+    bench = build_bench(store, market)
+    assert await conduct(bench, replace(kept, evidence=b"")) is Verdict.SUSPECT
+    assert market.fetched == [kept.job]
+
+
+async def test_withheld_evidence_clears_nobody(store: AuditStore) -> None:
+    """A provider that commits to evidence and keeps it back gains no integrity by its text, which may still accuse it."""
+    market = honest_market()
+    bench = build_bench(store, market)
+    kept = replace(sold(ALICE, COARSER), evidence=b"")
+    assert await conduct(bench, kept) is Verdict.INCONCLUSIVE
+    assert "did not hand it over" in bench.conclusions[0][0].reason
+    assert (await store.integrity(ALICE.address, kept.model, kept.precision)).audits == 0
+    assert await conduct(bench, replace(sold(ALICE, OTHER_MODEL), evidence=b"")) is Verdict.SUSPECT
+
+
+async def test_a_pass_by_the_text_alone_counts_a_quarter(store: AuditStore) -> None:
+    """It does not show a quantization. Nothing is fetched where nothing was committed to."""
+    market = honest_market()
+    bench = build_bench(store, market)
+    kept = sold(ALICE, HONEST, evidence=False)
+    assert await conduct(bench, kept) is Verdict.PASS
+    assert not market.fetched
+    assert (await store.integrity(ALICE.address, kept.model, kept.precision)).passes == 0.25
+    await conduct(bench, sold(ALICE, HONEST))
+    assert 1.24 < (await store.integrity(ALICE.address, kept.model, kept.precision)).passes < 1.25

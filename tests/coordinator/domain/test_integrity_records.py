@@ -114,6 +114,15 @@ def test_weight_grows_with_what_others_were_paid() -> None:
     assert report_weight(SUSPECT, ANN.address, {}, 9, is_probe=True) == WEIGHT_ONE
 
 
+def test_a_pass_without_evidence_counts_a_quarter() -> None:
+    """Text alone does not show a quantization; what it does show counts in full."""
+    settled = {BOB.address: HALF_WEIGHT}
+    assert report_weight(PASS, ANN.address, settled, 0, is_probe=False, has_evidence=False) == WEIGHT_ONE // 8
+    assert report_weight(SUSPECT, ANN.address, settled, 0, is_probe=False, has_evidence=False) == WEIGHT_ONE // 2
+    assert report_weight(PASS, ANN.address, {}, 0, is_probe=True, has_evidence=False) == WEIGHT_ONE // 4
+    assert report_weight(CONFIRMED, ANN.address, {}, 0, is_probe=True, has_evidence=False) == WEIGHT_ONE
+
+
 def test_nobody_lends_weight_to_its_own_praise() -> None:
     """What a payer paid to the provider counts against it alone."""
     settled = {ANN.address: HALF_WEIGHT}
