@@ -17,11 +17,11 @@ from coordinator.domain.listed_ask import ListedAsk
 from coordinator.domain.ranking import Ranked
 from coordinator.domain.resource_bounds import PAGE_BYTES
 from coordinator.domain.scoring import RequestShape, Score
-from tallystick.protocol.audit_reports import precision_class
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import MAX_ASKS
 from tallystick.protocol.log_facts import INTEGRITY_STEPS
+from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.routes import sold_routes
 from tallystick.protocol.wire import dumps
 
@@ -175,7 +175,7 @@ def rating_entry(listed_ask: ListedAsk) -> dict[str, Any]:
     speed = listed_ask.speed
     return {
         "model": listed_ask.message.model,
-        "precision": precision_class(listed_ask.message),
+        "precision": precision_class(listed_ask.message.spec.precision),
         "integrity": percent(listed_ask.integrity),
         "audits": listed_ask.audits,
         "tokensPerSecond": speed.tokens_per_second,

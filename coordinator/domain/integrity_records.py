@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 from tallystick.audit.integrity import Integrity, weight_of
 from tallystick.audit.verdicts import Verdict
-from tallystick.protocol.audit_reports import AuditVerdict, precision_class
+from tallystick.protocol.audit_reports import AuditVerdict
 from tallystick.protocol.log_facts import INTEGRITY_STEPS
 from tallystick.protocol.log_leaves import WEIGHT_ONE, ReportLeaf
 from tallystick.protocol.messages import Ask
+from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.types import Address, Amount
 
 MAX_REMEMBERED = 100_000
@@ -80,7 +81,7 @@ UNAUDITED = IntegrityRecord().standing
 
 def product_key(ask: Ask) -> ProductKey:
     """What an ask sells."""
-    return ProductKey(ask.provider, ask.model, precision_class(ask))
+    return ProductKey(ask.provider, ask.model, precision_class(ask.spec.precision))
 
 
 def report_weight(

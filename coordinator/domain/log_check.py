@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 
 from coordinator.domain.integrity_records import UNAUDITED, IntegrityRecords, ProductKey, Standing
 from coordinator.domain.match_leaf import check_leaf
-from tallystick.protocol.audit_reports import AuditVerdict, precision_class
+from tallystick.protocol.audit_reports import AuditVerdict
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadMessage
@@ -17,6 +17,7 @@ from tallystick.protocol.log_leaves import ReportLeaf, RestartLeaf
 from tallystick.protocol.match_log import MERGE_SECONDS, MatchLeaf, load_leaf
 from tallystick.protocol.merkle import Edge, leaf_hash
 from tallystick.protocol.messages import Ask, LogHead, ReportAck
+from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.types import Address, Hash, JobId
 
 _REMEMBERED_JOBS = 100_000
@@ -62,7 +63,7 @@ class AskClaim:
         """What the provider signed, as a leaf has it."""
         prices = ask.input_price, ask.cached_input_price, ask.output_price
         validity = min(ask.valid_from, _MAX_TIME), min(ask.valid_until, _MAX_TIME)
-        return cls(ask.provider, ask.model, *prices, *validity, precision_class(ask))
+        return cls(ask.provider, ask.model, *prices, *validity, precision_class(ask.spec.precision))
 
 
 @dataclass(slots=True)

@@ -13,13 +13,13 @@ from coordinator.domain.matching import candidate_rejection, rank_fitting
 from coordinator.domain.ranking import Ranked
 from coordinator.domain.reputation import Reputation
 from coordinator.domain.scoring import RequestShape, Scorer
-from tallystick.protocol.audit_reports import precision_class
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.log_facts import AskFacts, RequestFacts
 from tallystick.protocol.match_log import Considered, MatchLeaf, Outcome, Verdict, draw_of
 from tallystick.protocol.messages import Ask, Spec
+from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.types import Address, Amount, Hash
 from tallystick.protocol.weights import Weights
 from tallystick.protocol.wire import Candidate
@@ -47,7 +47,7 @@ def facts_of(listed_ask: ListedAsk, reputation: Reputation) -> AskFacts:
         reputation.newcomer(node.provider),
         listed_ask.integrity,
         listed_ask.audits,
-        precision_class(ask),
+        precision_class(ask.spec.precision),
     )
 
 

@@ -17,13 +17,14 @@ from coordinator.domain.token_bucket import TokenBucket
 from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.report_store import Finding, ReportStore, StoredReport
 from coordinator.ports import JobStore, LogStore
-from tallystick.protocol.audit_reports import AuditVerdict, CheckedReport, ReportRequest, check_report, precision_class
+from tallystick.protocol.audit_reports import AuditVerdict, CheckedReport, ReportRequest, check_report
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.log_leaves import REPORT, ReportLeaf
 from tallystick.protocol.match_log import load_leaf
 from tallystick.protocol.merkle import leaf_hash
 from tallystick.protocol.messages import Ask, ReportAck
+from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.types import ZERO_HASH, Address, Hash
 
 log = structlog.get_logger()
@@ -126,8 +127,9 @@ class AuditReports:
         if message.model != attempt.terms.model:
             raise BadMessage(f"report.model: expected {attempt.terms.model!r}, as the job's terms say, got {message.model!r:.80}")
         ask = self._find_ask(attempt.terms.ask)
-        if ask is not None and message.precision != precision_class(ask):
-            raise BadMessage(f"report.precision: expected {precision_class(ask)!r}, as the ask says, got {message.precision!r}")
+        sold = message.precision if ask is None else precision_class(ask.spec.precision)
+        if message.precision != sold:
+            raise BadMessage(f"report.precision: expected {sold!r}, as the ask says, got {message.precision!r}")
 
     async def _stored(self, finding: Finding) -> StoredReport | None:
         unstored = self._unstored.get(finding)

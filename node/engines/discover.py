@@ -13,7 +13,7 @@ import orjson
 from node.domain.upstream_models import UpstreamModel, read_models
 from node.engines.addresses import BaseAddress, base_addresses
 from node.engines.api_key import Key, auth_headers
-from node.engines.kinds import DEFAULT_URLS, FINGERPRINT_PATHS, EngineKind, identify, read_details, read_ollama_features
+from node.engines.kinds import DEFAULT_URLS, FINGERPRINT_PATHS, EngineKind, identify, read_details, read_ollama_spec
 from tallystick.protocol.engine_errors import ANSWERED, BUSY
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.messages import Spec
@@ -75,7 +75,7 @@ async def inspect_engine(url: str, api_key: Key = None, *, seconds: float = TIME
         kind, version = identify(models, by_path)
         shown = await _show_models(session, base, models) if kind is EngineKind.OLLAMA else {}
     details = read_details(kind, models, by_path)
-    specs = {**details.specs, **{name: Spec(features=read_ollama_features(answer)) for name, answer in shown.items()}}
+    specs = {**details.specs, **{name: read_ollama_spec(answer) for name, answer in shown.items()}}
     models = tuple(replace(model, context_tokens=details.contexts.get(model.name, model.context_tokens)) for model in models)
     return DiscoveredEngine(url, kind, version, models, api_key, details.slots, specs)
 

@@ -16,6 +16,7 @@ from node.domain.upstream_models import UpstreamModel
 from node.ports import EngineLoad
 from tallystick.protocol.features import AUDIO_INPUT, EMBEDDINGS_FEATURE, JSON_SCHEMA, TOOLS, VISION, absent
 from tallystick.protocol.messages import UNKNOWN, Spec
+from tallystick.protocol.precisions import gguf_precision, precision_class
 from tallystick.protocol.routes import CHAT, COMPLETIONS, EMBEDDINGS
 
 Documents = Mapping[str, dict[str, Any]]
@@ -152,7 +153,9 @@ def read_details(kind: EngineKind, models: tuple[UpstreamModel, ...], answers: D
         settings = answers["/props"].get("default_generation_settings")
         context = _read_count(settings, "n_ctx") if isinstance(settings, dict) else None
         contexts = dict.fromkeys(names, context) if context else {}
-        spec = Spec(features=_llama_cpp_features(answers["/props"]))
+        spec = Spec(
+            precision=gguf_precision(_read_path(answers["/props"], "model_path")), features=_llama_cpp_features(answers["/props"])
+        )
         return EngineDetails(_read_count(answers["/props"], "total_slots"), contexts, dict.fromkeys(names, spec))
     if kind is EngineKind.TGI:
         info = answers["/info"]
@@ -207,6 +210,13 @@ def _lm_studio_features(model: Mapping[str, Any]) -> tuple[str, ...]:
     return (*stated, *tools, *((absent(EMBEDDINGS),) if stated else ()))
 
 
+def read_ollama_spec(answer: Mapping[str, Any]) -> Spec:
+    """What Ollama's POST /api/show says of a model: its quantization in `details`, and what it can do."""
+    details = answer.get("details")
+    precision = _read_text(details, "quantization_level") if isinstance(details, dict) else UNKNOWN
+    return Spec(precision=precision_class(precision), features=read_ollama_features(answer))
+
+
 def read_ollama_features(answer: Mapping[str, Any]) -> tuple[str, ...]:
     """What Ollama's POST /api/show says of a model in `capabilities`, which are missing before 0.6.4."""
     capabilities = answer.get("capabilities")
@@ -244,6 +254,11 @@ def read_load(metrics: bytes) -> EngineLoad | None:
 def _read_text(document: Mapping[str, Any], name: str) -> str:
     value = document.get(name)
     return value[:64] if isinstance(value, str) and value else UNKNOWN
+
+
+def _read_path(document: Mapping[str, Any], name: str) -> str:
+    value = document.get(name)
+    return value if isinstance(value, str) else ""
 
 
 def _read_count(document: Mapping[str, Any], name: str) -> int | None:

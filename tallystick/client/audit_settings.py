@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.precisions import precision_class
 
 _REFEREE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 MAX_OPINIONS = 8
@@ -88,7 +89,7 @@ class OwnReferee:
 
     def serves(self, model: str, precision: str) -> bool:
         """Whether it can judge an answer of this model and precision class."""
-        return model == self.model and (not self.precision or self.precision.lower() == precision.lower())
+        return model == self.model and (not self.precision or precision_class(self.precision) == precision_class(precision))
 
     def read_key(self) -> str | None:
         """The API key; None if the config names none. Raises BadMessage if its variable is not set."""

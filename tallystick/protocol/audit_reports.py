@@ -13,19 +13,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
 from typing import Any
 
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.json_members import read_members
-from tallystick.protocol.messages import UNKNOWN, Ask, AuditReport, ProbeSeal, Receipt, ReportAck
+from tallystick.protocol.messages import AuditReport, ProbeSeal, Receipt, ReportAck
+from tallystick.protocol.precisions import MAX_PRECISION, precision_class
 from tallystick.protocol.types import ZERO_HASH, Address, Hash, JobId
 
 REPORT_SECONDS = 7 * 86_400
 """A report is accepted for this long after its job's end."""
-MAX_PRECISION = 32
-"""Bytes of a precision class."""
 MAX_MODEL = 1_024
 
 
@@ -76,17 +74,6 @@ class CheckedReport:
         return AuditVerdict(self.report.message.verdict)
 
 
-def precision_class(ask: Ask) -> str:
-    """The precision of an ask as reports name it: products that differ in spelling alone are one."""
-    return _class_of(ask.spec.precision)
-
-
-@lru_cache(1_024)
-def _class_of(declared: str) -> str:
-    precision = declared.strip().lower()
-    return precision if 0 < len(precision.encode()) <= MAX_PRECISION else UNKNOWN
-
-
 def build_report(
     receipt: Verified[Receipt],
     coordinator: Address,
@@ -105,7 +92,7 @@ def build_report(
         coordinator=coordinator,
         job=job,
         model=sold[0],
-        precision=_class_of(sold[1]),
+        precision=precision_class(sold[1]),
         verdict=int(verdict),
         receipt_hash=receipt.digest,
         evidence_hash=evidence_hash,

@@ -13,14 +13,12 @@ from tallystick.protocol.audit_reports import (
     ReportRequest,
     build_report,
     check_report,
-    precision_class,
     read_ack,
 )
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Refusal
-from tallystick.protocol.messages import AuditReport, ProbeSeal, Receipt, ReportAck, Spec
+from tallystick.protocol.messages import AuditReport, ProbeSeal, Receipt, ReportAck
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
-from tests.builders import build_ask
 
 DOMAIN = Domain(31_337, Address("0x" + "5f" * 20))
 PAYER, PROVIDER, COORDINATOR, STRANGER = (Signer(bytes((0,) * 31 + (n,))) for n in (1, 2, 3, 4))
@@ -77,13 +75,6 @@ def test_a_report_on_a_paid_receipt_is_accepted_and_survives_the_wire() -> None:
     sealed = request(seal=seal_of(asked))
     assert ReportRequest.from_json(sealed.to_json()).to_json() == sealed.to_json()
     assert check_report(sealed, DOMAIN, COORDINATOR.address, NOW).is_probe
-
-
-@pytest.mark.parametrize(("declared", "expected"), [("fp8", "fp8"), (" FP8 ", "fp8"), ("", "unknown"), ("x" * 33, "unknown")])
-def test_precisions_that_differ_in_spelling_are_one_class(declared: str, expected: str) -> None:
-    """A provider gets no clean record by another spelling, and none that cannot be reported."""
-    ask = build_ask(PROVIDER.address, spec=Spec(precision=declared))
-    assert precision_class(ask) == expected
 
 
 def test_reports_of_the_same_finding_differ_by_their_salt() -> None:

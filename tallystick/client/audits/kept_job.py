@@ -17,6 +17,7 @@ from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.lenient_json import parse_lenient
 from tallystick.protocol.messages import UNKNOWN, Ask, Order, Receipt, Terms
 from tallystick.protocol.plaintext_heads import load_response_head, split_request
+from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.routes import CHAT, COMPLETIONS, media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.token_evidence import EvidenceRow, unpack_evidence
@@ -61,8 +62,8 @@ class KeptJob:
 
     @property
     def precision(self) -> str:
-        """The class that was sold; "unknown" if its ask does not say."""
-        return UNKNOWN if self.ask is None else self.ask.message.spec.precision
+        """The precision class that was sold; "unknown" if its ask does not say."""
+        return UNKNOWN if self.ask is None else precision_class(self.ask.message.spec.precision)
 
     @property
     def has_root(self) -> bool:

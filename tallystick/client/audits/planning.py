@@ -9,7 +9,8 @@ from typing import Final
 from tallystick.audit.integrity import BASE_RATE, MORE_RATE, Integrity, audit_rate
 from tallystick.client.audit_settings import OwnReferee, PromptConsent
 from tallystick.protocol.eip712 import Verified
-from tallystick.protocol.messages import UNKNOWN, Ask
+from tallystick.protocol.messages import Ask
+from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.types import Address
 
 MAX_RATE: Final = BASE_RATE + MORE_RATE
@@ -107,17 +108,12 @@ def choose_referee(
         ask
         for ask in asks
         if ask.message.provider not in {provider, *asked, *distrusted}
-        and _same_class(ask.message.spec.precision, precision)
+        and precision_class(ask.message.spec.precision) == precision_class(precision)
         and ask.message.model == model
         and ask.message.input_price <= MAX_PRICE_FACTOR * max(prices)
         and ask.message.output_price <= MAX_PRICE_FACTOR * max(prices)
     ]
     return RefereeChoice(ask=fitting[int(draw(random) * len(fitting))]) if fitting else None
-
-
-def _same_class(mine: str, theirs: str) -> bool:
-    """Whether two precision classes are one. Unknown classes are compared with each other: at best they are of one product."""
-    return (mine or UNKNOWN).lower() == (theirs or UNKNOWN).lower()
 
 
 def may_show(consent: PromptConsent, *, synthetic: bool) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tallystick.audit.thresholds import Thresholds
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.wire import loads
 
 ANY = "*"
@@ -27,7 +28,7 @@ class ThresholdTable:
     def of(self, model: str, precision: str) -> Thresholds:
         """The thresholds for a model in a class."""
         classes = self.by_model.get(model) or self.by_model.get(ANY) or {}
-        return classes.get(precision) or classes.get(ANY) or Thresholds()
+        return classes.get(precision_class(precision)) or classes.get(ANY) or Thresholds()
 
     @classmethod
     def load(cls, path: Path | None) -> ThresholdTable:
@@ -42,7 +43,10 @@ class ThresholdTable:
             raise BadMessage(f"config: audits.thresholds: {path}: expected an object of objects, by model and precision class")
         return cls(
             {
-                model: {precision: _read(values, path, model, precision) for precision, values in classes.items()}
+                model: {
+                    name if name == ANY else precision_class(name): _read(values, path, model, name)
+                    for name, values in classes.items()
+                }
                 for model, classes in raw.items()
             }
         )

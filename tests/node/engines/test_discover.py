@@ -95,7 +95,11 @@ async def test_engines_are_identified(owner: str, said: dict[str, Any], kind: En
     ("said", "slots", "context", "precision"),
     [
         (LLAMA, 3, 2_048, "unknown"),
+        (LLAMA | {"/props": LLAMA["/props"] | {"model_path": "/models/tiny-Q8_0.gguf"}}, 3, 2_048, "q8_0"),
+        (LLAMA | {"/props": LLAMA["/props"] | {"model_path": 7}}, 3, 2_048, "unknown"),
         (OLLAMA, None, OLLAMA_CONTEXT, "unknown"),
+        (OLLAMA | {"/api/show": {"details": {"quantization_level": "Q4_K_M"}}}, None, OLLAMA_CONTEXT, "q4_k_m"),
+        (OLLAMA | {"/api/show": {"details": ["Q4_K_M"]}}, None, OLLAMA_CONTEXT, "unknown"),
         (OLLAMA | LOADED, None, 32_768, "unknown"),
         ({"/api/v0/models": {"data": [STUDIO]}}, None, 131_072, "Q4_K_M"),
         ({"/api/v0/models": {"data": [STUDIO | {"loaded_context_length": 8_192}, 7]}}, None, 8_192, "Q4_K_M"),
