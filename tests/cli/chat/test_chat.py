@@ -15,7 +15,8 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
-from tallystick.cli.chat.screen import MarkdownScreen, last_break
+from tallystick.cli.chat import session, turn
+from tallystick.cli.chat.screen import MarkdownScreen, PlainScreen, last_break
 from tallystick.cli.output import strip_control
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
@@ -124,19 +125,30 @@ def test_an_error_does_not_end_the_conversation(payer: Tally, fake: FakeMarket, 
     assert _last_messages(fake) == [("user", "two")]
 
 
-async def _interrupted(session: Session) -> None:
-    """Begins an answer, then sends SIGINT as Ctrl-C does."""
-    await session.match()
-    await session.answer(200, EVENTS)
-    await session.chunk(event("As I was"))
-    os.kill(os.getpid(), signal.SIGINT)
-    await session.cancelled.wait()
-    await session.finish(Usage(10, 0, 2), Outcome.CLIENT_CANCELLED)
+async def _interrupted(market: Session) -> None:
+    """Begins an answer, which `_CtrlC` stops once it is shown."""
+    await market.match()
+    await market.answer(200, EVENTS)
+    await market.chunk(event("As I was"))
+    await market.cancelled.wait()
+    await market.finish(Usage(10, 0, 2), Outcome.CLIENT_CANCELLED)
 
 
-def test_ctrl_c_stops_an_answer_and_shows_its_cost(payer: Tally, fake: FakeMarket, keyboard: PipeInput) -> None:
+class _CtrlC(PlainScreen):
+    """Sends SIGINT, as Ctrl-C does, when text is shown."""
+
+    def write(self, text: str) -> None:
+        super().write(text)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_stops_an_answer_and_shows_its_cost(
+    payer: Tally, fake: FakeMarket, keyboard: PipeInput, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A conversation continues from the partial answer, also after two Ctrl-C; a single question exits with code 130."""
     fake.script = _interrupted
+    monkeypatch.setattr(turn, "open_screen", lambda *_args, **_options: _CtrlC(strip=False))
+    monkeypatch.setattr(session, "DOUBLE_INTERRUPT_SECONDS", 1e9)
     assert "stopped; paid 0.0" in payer.says("chat", "hi", "--coordinator", fake.url, code=130)
     keyboard.send_text("hi\rgo on\r\x03/cost\r\x04")
     text = payer.says("chat", "--coordinator", fake.url)
