@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.domain.ask_book import AskBook
 from coordinator.domain.integrity_records import HALF_WEIGHT, UNAUDITED, ProductKey, Standing
 from coordinator.domain.log_check import LogReplay
 from coordinator.jobs.audit_reports import REPORTS_BURST
@@ -195,10 +196,10 @@ class BrokenStore(MemoryReportStore):
 
     broken = True
 
-    async def put_report(self, report: StoredReport, record: Any, since: int) -> None:
+    async def put_report(self, report: StoredReport, change: Any, since: int) -> None:
         if self.broken:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "the disk is full")
-        await super().put_report(report, record, since)
+        await super().put_report(report, change, since)
 
 
 @pytest.mark.parametrize("restarts", [True, False])
@@ -231,6 +232,34 @@ async def test_one_payer_counts_less_with_each_report(world: World) -> None:
     for _ in range(3):
         await world.market.audit_reports.accept(request(await paid_job(world, node)))
     assert [leaf.weight for leaf in await report_leaves(world)] == [5_000, 2_500, 1_666]
+
+
+async def test_products_that_nobody_sold_wash_nobody_clean(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once its ask is withdrawn, a provider's own payer cannot invent products whose records push out the damning one."""
+    await world.market.start()
+    node = world.node("ann")
+    pay(world, person("bob").address)
+    paid = [await paid_job(world, node) for _ in range(3)]
+    await world.market.audit_reports.accept(request(paid[0], CONFIRMED, seals=True))
+    monkeypatch.setattr(AskBook, "find", lambda _book, _digest: None)
+    assert "is not listed any more" in str(await refusal(world, request(paid[1], PASS, precision="made-up")))
+    await world.market.audit_reports.accept(request(paid[1], SUSPECT))  # an ask of this product is still listed
+    monkeypatch.setattr(AskBook, "of_provider", lambda _book, _provider: ())
+    await world.market.audit_reports.accept(request(paid[2], SUSPECT))  # it has a record
+    assert standing(world, node) == (0, 3)
+
+
+async def test_a_report_that_counts_nothing_begins_no_record(world: World) -> None:
+    """It is logged and acknowledged, and stays without effect after a restart."""
+    await world.market.start()
+    node = world.node("ann")
+    asked = request(await paid_job(world, node), PASS)
+    first = await world.market.audit_reports.accept(asked)
+    await world.restart()
+    assert (await world.market.audit_reports.accept(asked)).message == first.message
+    assert [leaf.weight for leaf in await report_leaves(world)] == [0]
+    assert isinstance(world.report_store, MemoryReportStore)
+    assert world.report_store.records == {}
 
 
 def test_strangers_cannot_seal() -> None:
