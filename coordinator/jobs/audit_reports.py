@@ -13,6 +13,7 @@ from collections.abc import Callable
 import structlog
 
 from coordinator.domain.integrity_records import IntegrityRecords, ProductKey, RecordChange, report_weight
+from coordinator.domain.job_aliases import JobAliases
 from coordinator.domain.token_bucket import TokenBucket
 from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.report_store import Finding, ReportStore, StoredReport
@@ -58,6 +59,7 @@ class AuditReports:
         self._match_log, self._integrity, self._jobs, self._store = match_log, integrity, jobs, store
         self._find_ask, self._is_listed, self._now, self._tick = find_ask, is_listed, now, tick
         self._rate = TokenBucket(REPORTS_PER_SECOND, REPORTS_BURST)
+        self._aliases = JobAliases(match_log.signer.secret)
         self._turn = asyncio.Lock()
         self._unstored: dict[Finding, tuple[StoredReport, RecordChange]] = {}
         """Reports that are in the log, and that the database did not take yet."""
@@ -75,10 +77,11 @@ class AuditReports:
                     await self._recover(leaf, row.number)
 
     async def _recover(self, leaf: ReportLeaf, index: int) -> None:
-        known = await self._jobs.job(leaf.job)
+        job = self._aliases.job_of(leaf.job_alias)
+        known = await self._jobs.job(job)
         payer = Address("") if known is None else known.record.payer
         change = self._integrity.apply(leaf, index)
-        finding = (leaf.job, leaf.provider, leaf.verdict == AuditVerdict.CONFIRMED)
+        finding = (job, leaf.provider, leaf.verdict == AuditVerdict.CONFIRMED)
         report = StoredReport(finding, payer, change.product, leaf.at, index, leaf.report_hash, leaf_hash(leaf.dumps()))
         await self._store.put_report(report, change, leaf.at - KEPT_SECONDS)
         log.info("the report of an audit was counted after a restart", leaf=index, provider=leaf.provider)
@@ -172,7 +175,14 @@ class AuditReports:
             is_probe=checked.is_probe,
             has_evidence=checked.receipt.message.evidence_root != ZERO_HASH,
         )
-        members = (message.job, *product, int(checked.verdict), checked.is_probe, weight, checked.report.digest)
+        members = (
+            self._aliases.alias_of(message.job),
+            *product,
+            int(checked.verdict),
+            checked.is_probe,
+            weight,
+            checked.report.digest,
+        )
         index, leaf = self._match_log.append_report(ReportLeaf(0, 0, *members))
         change = self._integrity.apply(leaf, index)
         hashed = leaf_hash(leaf.dumps())

@@ -28,7 +28,7 @@ from tallystick.protocol.criteria import Demand
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.log_leaves import WEIGHT_ONE, ReportLeaf
 from tallystick.protocol.messages import Spec
-from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.protocol.types import Address, Amount, Hash
 from tests.coordinator.harness import MODEL, START, make_ask, person
 
 ANN, BOB, EVE = person("ann"), person("bob"), person("eve")
@@ -41,7 +41,7 @@ def report(verdict: AuditVerdict = PASS, provider: Address = ANN.address, **chan
     members: dict[str, Any] = {
         "at": START,
         "epoch": 0,
-        "job": JobId(bytes(16)),
+        "job_alias": bytes(16),
         "provider": provider,
         "model": MODEL,
         "precision": "unknown",
