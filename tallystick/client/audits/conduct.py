@@ -35,6 +35,7 @@ from tallystick.client.audits.schema import AuditKind, Origin
 from tallystick.client.audits.store import AuditStore
 from tallystick.client.audits.subject import Subject, pack_tokens, unpack_tokens
 from tallystick.client.audits.synthetic import make_up_request
+from tallystick.client.audits.texts import load_texts
 from tallystick.client.audits.threshold_table import ThresholdTable
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal
@@ -127,7 +128,8 @@ class Conductor:
         It is ordered like any other, so that nothing tells its provider: whoever gets it is audited.
         """
         path, request = like.request()
-        kept = await self.market.place_synthetic(path, make_up_request(path, request, self.random))
+        body = make_up_request(path, request, self.random, await load_texts(self.settings.texts))
+        kept = await self.market.place_synthetic(path, body)
         await self.store.record_job(audit.id, kept)
         placed = replace(audit, job=kept.job.hex(), kept=kept.pack(), provider=kept.provider, precision=kept.precision)
         return placed, kept
