@@ -27,9 +27,9 @@ from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.types import Address, Amount
 
 MAX_REMEMBERED = 100_000
-"""Products. Those whose last report is the longest ago are forgotten first."""
+"""Products. Those whose last report is the longest ago are forgotten first, and those that the coordinator found false last."""
 MAX_PRODUCTS = 64
-"""Products of one provider."""
+"""Products of one provider. Those with the least weight of audits are forgotten first, by the same exception."""
 HALF_WEIGHT = Amount(10_000_000)
 """Base units that a payer settled on chain for its first report on a product to count half."""
 CONFIRMED_PART = 10
@@ -70,10 +70,23 @@ class IntegrityRecord:
         return IntegrityRecord(integrity, self.probe_failures + failed, index)
 
     @property
+    def weight(self) -> tuple[int, float]:
+        """What forgetting it would lose: what the coordinator itself found, and then the audits as they count now."""
+        return self.probe_failures, self.integrity.passes + self.integrity.failures
+
+    @property
     def standing(self) -> Standing:
         """Its standing by itself."""
         steps = max(1, round(self.integrity.lower * INTEGRITY_STEPS))
         return Standing(0 if self.probe_failures and steps < DISTRUSTED else steps, self.integrity.audits)
+
+
+class RecordChange(NamedTuple):
+    """What a report changed. `record`: the product's new one, None if it has none; `forgotten`: products that made way for it."""
+
+    product: ProductKey
+    record: IntegrityRecord | None
+    forgotten: tuple[ProductKey, ...] = ()
 
 
 UNAUDITED = IntegrityRecord().standing
@@ -139,31 +152,56 @@ class IntegrityRecords:
         """The record of a product, an empty one without audits."""
         return self._records.get(key, IntegrityRecord())
 
-    def apply(self, leaf: ReportLeaf, index: int) -> tuple[ProductKey, IntegrityRecord]:
-        """Counts the report that the match log has as leaf `index`. Returns the product's new record."""
+    def is_recorded(self, key: ProductKey) -> bool:
+        """Whether audits of a product count here."""
+        return key in self._records
+
+    def apply(self, leaf: ReportLeaf, index: int) -> RecordChange:
+        """Counts the report that the match log has as leaf `index`. A report that counts nothing begins no record."""
         key = ProductKey(leaf.provider, leaf.model, leaf.precision)
-        record = self.record(key).after(leaf, index)
-        self._put(key, record)
-        return key, record
+        known = self._records.get(key)
+        record = (known or IntegrityRecord()).after(leaf, index)
+        if known is None and not record.integrity.audits:
+            return RecordChange(key, None)
+        return RecordChange(key, record, self._put(key, record))
 
     def restore(self, records: Iterable[tuple[ProductKey, IntegrityRecord]]) -> None:
         """Adds the records that a former process stored, those with the oldest reports first."""
         for key, record in records:
             self._put(key, record)
 
-    def _put(self, key: ProductKey, record: IntegrityRecord) -> None:
+    def _put(self, key: ProductKey, record: IntegrityRecord) -> tuple[ProductKey, ...]:
+        """Sets a record. Returns the products that were forgotten for it."""
+        forgotten: list[ProductKey] = []
         if key not in self._records:
             products = self._products.setdefault(key.provider, [])
             products.append(key)
             if len(products) > MAX_PRODUCTS:
-                oldest = min(products[:-1], key=lambda product: self._records[product].leaf)
-                products.remove(oldest)
-                del self._records[oldest]
+                forgotten.append(
+                    min(products[:-1], key=lambda product: (*self._records[product].weight, self._records[product].leaf))
+                )
         self._records[key] = record
         self._records.move_to_end(key)
-        self.on_change(key.provider)
-        if len(self._records) > MAX_REMEMBERED:
-            forgotten, _ = self._records.popitem(last=False)
-            self._products[forgotten.provider].remove(forgotten)
-            if not self._products[forgotten.provider]:
-                del self._products[forgotten.provider]
+        if len(self._records) - len(forgotten) > MAX_REMEMBERED:
+            forgotten.append(self._oldest())
+        for product in forgotten:
+            self._forget(product)
+        for provider in {key.provider, *(product.provider for product in forgotten)}:
+            self.on_change(provider)
+        return tuple(forgotten)
+
+    def _oldest(self) -> ProductKey:
+        """The product whose last report is the longest ago, passing over those that the coordinator itself found false."""
+        for _ in range(len(self._records)):
+            oldest = next(iter(self._records))
+            if not self._records[oldest].probe_failures:
+                break
+            self._records.move_to_end(oldest)
+        return next(iter(self._records))
+
+    def _forget(self, product: ProductKey) -> None:
+        del self._records[product]
+        products = self._products[product.provider]
+        products.remove(product)
+        if not products:
+            del self._products[product.provider]

@@ -83,7 +83,8 @@ class LogReplay:
     _at: int = 0
     _epoch: int | None = None
     _tried: OrderedDict[JobId, list[Address]] = field(default_factory=OrderedDict)
-    _reported: OrderedDict[tuple[JobId, Address, bool], None] = field(default_factory=OrderedDict)
+    _reported: OrderedDict[tuple[bytes, Address, bool], None] = field(default_factory=OrderedDict)
+    _report_hashes: OrderedDict[Hash, None] = field(default_factory=OrderedDict)
     _former: dict[Address, deque[tuple[int, dict[ProductKey, Standing]]]] = field(default_factory=dict)
     """What the standings of a provider were before its latest reports, with the times of these."""
     _claims: dict[Hash, dict[AskClaim, int]] = field(default_factory=dict)
@@ -120,12 +121,13 @@ class LogReplay:
     def _report(self, index: int, leaf: ReportLeaf) -> Iterator[str]:
         self.reports += 1
         yield from self._check_epoch(leaf.epoch)
-        finding = leaf.job, leaf.provider, leaf.verdict == AuditVerdict.CONFIRMED
-        if finding in self._reported:
-            yield f"the audit of job {leaf.job.hex()} is counted again"
-        self._reported[finding] = None
-        while len(self._reported) > _REMEMBERED_JOBS:
-            self._reported.popitem(last=False)
+        finding = leaf.job_alias, leaf.provider, leaf.verdict == AuditVerdict.CONFIRMED
+        if finding in self._reported or leaf.report_hash in self._report_hashes:
+            yield f"the audit of the job with the alias {leaf.job_alias.hex()} is counted again"
+        self._reported[finding] = self._report_hashes[leaf.report_hash] = None
+        for remembered in (self._reported, self._report_hashes):
+            while len(remembered) > _REMEMBERED_JOBS:
+                remembered.popitem(last=False)
         former = self._former.setdefault(leaf.provider, deque(maxlen=_FORMER_STANDINGS))
         former.append((leaf.at, self.integrity.standings(leaf.provider)))
         self.integrity.apply(leaf, index)

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import structlog
 
-from coordinator.domain.integrity_records import IntegrityRecord, IntegrityRecords, ProductKey, report_weight
+from coordinator.domain.integrity_records import IntegrityRecords, ProductKey, RecordChange, report_weight
+from coordinator.domain.job_aliases import JobAliases
 from coordinator.domain.token_bucket import TokenBucket
 from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.report_store import Finding, ReportStore, StoredReport
@@ -36,6 +37,8 @@ RECOVERED_LEAVES = 10_000
 """Leaves before a restart that are searched for reports that were not counted."""
 FindAsk = Callable[[Hash], Ask | None]
 """Returns the ask with this digest while it is listed."""
+IsListed = Callable[[ProductKey], bool]
+"""Whether a provider lists an ask for this product now."""
 
 
 class AuditReports:
@@ -49,14 +52,16 @@ class AuditReports:
         jobs: JobStore,
         store: ReportStore,
         find_ask: FindAsk,
+        is_listed: IsListed,
         now: Callable[[], float],
         tick: Callable[[], float],
     ) -> None:
         self._match_log, self._integrity, self._jobs, self._store = match_log, integrity, jobs, store
-        self._find_ask, self._now, self._tick = find_ask, now, tick
+        self._find_ask, self._is_listed, self._now, self._tick = find_ask, is_listed, now, tick
         self._rate = TokenBucket(REPORTS_PER_SECOND, REPORTS_BURST)
+        self._aliases = JobAliases(match_log.signer.secret)
         self._turn = asyncio.Lock()
-        self._unstored: dict[Finding, tuple[StoredReport, IntegrityRecord]] = {}
+        self._unstored: dict[Finding, tuple[StoredReport, RecordChange]] = {}
         """Reports that are in the log, and that the database did not take yet."""
 
     async def start(self, log_store: LogStore) -> None:
@@ -72,12 +77,13 @@ class AuditReports:
                     await self._recover(leaf, row.number)
 
     async def _recover(self, leaf: ReportLeaf, index: int) -> None:
-        known = await self._jobs.job(leaf.job)
+        job = self._aliases.job_of(leaf.job_alias)
+        known = await self._jobs.job(job)
         payer = Address("") if known is None else known.record.payer
-        product, record = self._integrity.apply(leaf, index)
-        finding = (leaf.job, leaf.provider, leaf.verdict == AuditVerdict.CONFIRMED)
-        report = StoredReport(finding, payer, product, leaf.at, index, leaf.report_hash, leaf_hash(leaf.dumps()))
-        await self._store.put_report(report, record, leaf.at - KEPT_SECONDS)
+        change = self._integrity.apply(leaf, index)
+        finding = (job, leaf.provider, leaf.verdict == AuditVerdict.CONFIRMED)
+        report = StoredReport(finding, payer, change.product, leaf.at, index, leaf.report_hash, leaf_hash(leaf.dumps()))
+        await self._store.put_report(report, change, leaf.at - KEPT_SECONDS)
         log.info("the report of an audit was counted after a restart", leaf=index, provider=leaf.provider)
 
     async def accept(self, request: ReportRequest) -> Verified[ReportAck]:
@@ -126,10 +132,21 @@ class AuditReports:
             )
         if message.model != attempt.terms.model:
             raise BadMessage(f"report.model: expected {attempt.terms.model!r}, as the job's terms say, got {message.model!r:.80}")
-        ask = self._find_ask(attempt.terms.ask)
+        self._check_precision(checked, self._find_ask(attempt.terms.ask))
+
+    def _check_precision(self, checked: CheckedReport, ask: Ask | None) -> None:
+        """Checks what was sold. The ask may be withdrawn by now: then the product must be one that is listed, or has a record."""
+        message = checked.report.message
         sold = message.precision if ask is None else precision_class(ask.spec.precision)
         if message.precision != sold:
             raise BadMessage(f"report.precision: expected {sold!r}, as the ask says, got {message.precision!r}")
+        product = ProductKey(message.provider, message.model, message.precision)
+        known = checked.is_probe or ask is not None or self._is_listed(product) or self._integrity.is_recorded(product)
+        if not known:
+            raise BadMessage(
+                f"report.precision: expected one that {message.provider} sells of the model, because the job's ask is "
+                f"not listed any more, got {message.precision!r}"
+            )
 
     async def _stored(self, finding: Finding) -> StoredReport | None:
         unstored = self._unstored.get(finding)
@@ -158,16 +175,23 @@ class AuditReports:
             is_probe=checked.is_probe,
             has_evidence=checked.receipt.message.evidence_root != ZERO_HASH,
         )
-        members = (message.job, *product, int(checked.verdict), checked.is_probe, weight, checked.report.digest)
+        members = (
+            self._aliases.alias_of(message.job),
+            *product,
+            int(checked.verdict),
+            checked.is_probe,
+            weight,
+            checked.report.digest,
+        )
         index, leaf = self._match_log.append_report(ReportLeaf(0, 0, *members))
-        _, record = self._integrity.apply(leaf, index)
+        change = self._integrity.apply(leaf, index)
         hashed = leaf_hash(leaf.dumps())
         report = StoredReport(finding, message.payer, product, leaf.at, index, checked.report.digest, hashed)
-        self._unstored[finding] = report, record
-        await self._put(report, record)
+        self._unstored[finding] = report, change
+        await self._put(report, change)
         return report
 
-    async def _put(self, report: StoredReport, record: IntegrityRecord) -> None:
+    async def _put(self, report: StoredReport, change: RecordChange) -> None:
         await self._match_log.flush()
-        await self._store.put_report(report, record, report.at - KEPT_SECONDS)
+        await self._store.put_report(report, change, report.at - KEPT_SECONDS)
         self._unstored.pop(report.finding, None)

@@ -100,6 +100,7 @@ class Market:
             jobs=store,
             store=report_store,
             find_ask=maker.find_ask,
+            is_listed=maker.is_listed,
             now=now,
             tick=tick,
         )

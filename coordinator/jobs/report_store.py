@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from coordinator.domain.integrity_records import IntegrityRecord, ProductKey
+from coordinator.domain.integrity_records import IntegrityRecord, ProductKey, RecordChange
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 
 Finding = tuple[JobId, Address, bool]
@@ -29,8 +29,8 @@ class StoredReport:
 class ReportStore(Protocol):
     """Stores reports and the integrity that they make. Writes survive the process when their coroutine returns."""
 
-    async def put_report(self, report: StoredReport, record: IntegrityRecord, since: int) -> None:
-        """Stores a report and its product's new record, and deletes reports before `since`. Idempotent. Raises Unavailable."""
+    async def put_report(self, report: StoredReport, change: RecordChange, since: int) -> None:
+        """Stores a report and what it changed, and deletes reports before `since`. Idempotent. Raises Unavailable."""
 
     async def report(self, finding: Finding) -> StoredReport | None:
         """Returns what was reported, or None. Raises Unavailable."""
@@ -57,11 +57,14 @@ class MemoryReportStore:
     records: dict[ProductKey, IntegrityRecord] = field(default_factory=dict)
     settled: dict[Address, dict[Address, Amount]] = field(default_factory=dict)
 
-    async def put_report(self, report: StoredReport, record: IntegrityRecord, since: int) -> None:
+    async def put_report(self, report: StoredReport, change: RecordChange, since: int) -> None:
         """See ReportStore."""
         self.reports = {finding: kept for finding, kept in self.reports.items() if kept.at >= since}
         self.reports[report.finding] = report
-        self.records[report.product] = record
+        if change.record is not None:
+            self.records[change.product] = change.record
+        for product in change.forgotten:
+            self.records.pop(product, None)
 
     async def report(self, finding: Finding) -> StoredReport | None:
         """See ReportStore."""

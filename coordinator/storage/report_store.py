@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from coordinator.domain.integrity_records import MAX_REMEMBERED, IntegrityRecord, ProductKey
+from coordinator.domain.integrity_records import MAX_REMEMBERED, IntegrityRecord, ProductKey, RecordChange
 from coordinator.jobs.report_store import Finding, StoredReport
 from coordinator.storage.schema import audit_reports, integrity, settlements
 from coordinator.storage.upserts import upsert
@@ -27,7 +27,7 @@ class SqlReportStore:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    async def put_report(self, report: StoredReport, record: IntegrityRecord, since: int) -> None:
+    async def put_report(self, report: StoredReport, change: RecordChange, since: int) -> None:
         """See ReportStore."""
         job, provider, convicts = report.finding
         row = {
@@ -42,17 +42,13 @@ class SqlReportStore:
             "report_hash": report.report_hash,
             "leaf_hash": report.leaf_hash,
         }
-        posterior = {
-            "passes": record.integrity.passes,
-            "failures": record.integrity.failures,
-            "audits": record.integrity.audits,
-            "probe_failures": record.probe_failures,
-            "leaf": record.leaf,
-        }
 
         def work(connection: Connection) -> None:
             upsert(connection, audit_reports, row, ("job", "provider", "convicts"))
-            upsert(connection, integrity, report.product._asdict() | posterior, _PRODUCT)
+            if change.record is not None:
+                upsert(connection, integrity, change.product._asdict() | _posterior(change.record), _PRODUCT)
+            for product in change.forgotten:
+                connection.execute(sa.delete(integrity).filter_by(**product._asdict()))
             connection.execute(sa.delete(audit_reports).where(audit_reports.c.at < since))
 
         await self._db.write(work)
@@ -83,15 +79,26 @@ class SqlReportStore:
 
     async def integrity(self) -> list[tuple[ProductKey, IntegrityRecord]]:
         """See ReportStore."""
-        newest = sa.select(integrity).order_by(integrity.c.leaf.desc()).limit(MAX_REMEMBERED)
+        found_false = integrity.c.probe_failures > 0
+        newest = sa.select(integrity).order_by(found_false.desc(), integrity.c.leaf.desc()).limit(MAX_REMEMBERED)
         rows = await self._db.read(lambda connection: connection.execute(newest).mappings().all())
         return [
             (
                 ProductKey(Address(row["provider"]), row["model"], row["precision"]),
                 IntegrityRecord(Integrity(row["passes"], row["failures"], row["audits"]), row["probe_failures"], row["leaf"]),
             )
-            for row in reversed(rows)
+            for row in sorted(rows, key=lambda row: row["leaf"])
         ]
+
+
+def _posterior(record: IntegrityRecord) -> dict[str, Any]:
+    return {
+        "passes": record.integrity.passes,
+        "failures": record.integrity.failures,
+        "audits": record.integrity.audits,
+        "probe_failures": record.probe_failures,
+        "leaf": record.leaf,
+    }
 
 
 def _load(row: Mapping[Any, Any]) -> StoredReport:

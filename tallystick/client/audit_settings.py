@@ -40,6 +40,7 @@ class AuditSettings:
     keep_mib: int = 256
     keep_hours: int = 24
     thresholds: Path | None = None
+    texts: Path | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (("budget_percent", 0, 100), ("planted_percent", 0, 100)):

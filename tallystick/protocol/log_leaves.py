@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.types import Address, Hash, JobId
+from tallystick.protocol.types import Address, Hash
 
 VERSION = 1
 LEAF_HEAD = struct.Struct(">BBQ")
@@ -40,15 +40,16 @@ class RestartLeaf:
 
 @dataclass(frozen=True, slots=True)
 class ReportLeaf:
-    """A report of an audit, as it counts from this leaf on. It names neither the payer nor the prompt.
+    """A report of an audit, as it counts from this leaf on. It names neither the payer nor the prompt nor the job.
 
+    `job_alias`: 16 bytes that stand for the job, the same for each report on it. Only the coordinator can tell the job from them.
     `verdict`: the number of an `AuditVerdict`; `is_probe`: whether the coordinator itself audited; `weight`: how much the verdict
     counts, of WEIGHT_ONE; `report_hash`: the digest of the signed report. `epoch`: the number of the last RestartLeaf before it.
     """
 
     at: int
     epoch: int
-    job: JobId
+    job_alias: bytes
     provider: Address
     model: str
     precision: str
@@ -62,7 +63,7 @@ class ReportLeaf:
         model, precision = self.model.encode(), self.precision.encode()
         body = _REPORT.pack(
             self.epoch,
-            self.job,
+            self.job_alias,
             bytes.fromhex(self.provider[2:]),
             self.verdict,
             self.is_probe,
@@ -81,13 +82,13 @@ class ReportLeaf:
     def loads(cls, at: int, data: bytes) -> ReportLeaf:
         """Reads a leaf after its head. Raises BadMessage, struct.error, UnicodeDecodeError."""
         fields = _REPORT.unpack_from(data, LEAF_HEAD.size)
-        epoch, job, provider, verdict, is_probe, weight, report_hash, length, rest = fields
+        epoch, job_alias, provider, verdict, is_probe, weight, report_hash, length, rest = fields
         place = LEAF_HEAD.size + _REPORT.size
         model, precision = data[place : place + length].decode(), data[place + length : place + length + rest].decode()
         if weight > WEIGHT_ONE or is_probe > 1:
             raise BadMessage(f"leaf.weight: expected at most {WEIGHT_ONE}, and a probe or none, got {weight} and {is_probe}")
         address = Address("0x" + provider.hex())
-        return cls(at, epoch, JobId(job), address, model, precision, verdict, bool(is_probe), weight, Hash(report_hash))
+        return cls(at, epoch, job_alias, address, model, precision, verdict, bool(is_probe), weight, Hash(report_hash))
 
     def to_json(self) -> dict[str, Any]:
         """The leaf as people read it. `weight` is a share."""
@@ -95,7 +96,7 @@ class ReportLeaf:
             "kind": "report",
             "at": self.at,
             "epoch": self.epoch,
-            "job": self.job.hex(),
+            "jobAlias": self.job_alias.hex(),
             "provider": self.provider,
             "model": self.model,
             "precision": self.precision,

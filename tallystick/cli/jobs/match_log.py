@@ -63,7 +63,7 @@ def show(
     elif isinstance(leaf, ReportLeaf):
         verdict = AuditVerdict(leaf.verdict).name.lower() if leaf.verdict in tuple(AuditVerdict) else str(leaf.verdict)
         who = "the coordinator" if leaf.is_probe else "a payer"
-        text = f"leaf {index}: {who} audited job {leaf.job.hex()} of {leaf.provider}, {leaf.model} {leaf.precision}: {verdict}"
+        text = f"leaf {index}: {who} audited a job of {leaf.provider}, {leaf.model} {leaf.precision}: {verdict}"
         out.print(f"{text}, weight {leaf.weight / WEIGHT_ONE:g}, {_time(leaf.at)}", highlight=False)
     elif not isinstance(leaf, MatchLeaf):
         out.print(f"leaf {index}: the coordinator started at {_time(leaf.at)}", highlight=False)

@@ -24,6 +24,8 @@ from tallystick.protocol.token_evidence import EvidenceRow
 
 DIVERGENCE, SURPRISAL, MARGIN, CUT, REPLAY = "divergence", "surprisal", "margin", "cut", "replay"
 MIN_SURPRISAL_POSITIONS = 8
+MIN_ENTRIES = 3
+"""Tokens from which a row of evidence is compared: in one with fewer, rounding and noise of a single token would decide."""
 USUAL_TEMPERATURES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Temperatures that engines use for requests without one, such as those of a model's generation config; 1 is always tried."""
 UNKNOWN_CLASS_DIVERGENCE = 0.3
@@ -84,7 +86,11 @@ def _aligned(audited: AuditedAnswer, numbers: RefereeNumbers) -> Answer:
 
 def _divergence(audited: AuditedAnswer, referee: Answer, thresholds: Thresholds) -> Iterator[Finding]:
     if audited.rows:
-        provider = {position: Row.of(row) for position, row in enumerate(audited.rows) if position in referee and row.top}
+        provider = {
+            position: Row.of(row)
+            for position, row in enumerate(audited.rows)
+            if position in referee and len(row.top) >= MIN_ENTRIES
+        }
         distance = measure_divergence(provider, referee, _scales(audited.sampling))
         least = thresholds.divergence if audited.class_known else max(thresholds.divergence, UNKNOWN_CLASS_DIVERGENCE)
         yield Finding(DIVERGENCE, distance.mean, least, distance.conclusive)

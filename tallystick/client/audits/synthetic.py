@@ -1,6 +1,7 @@
 """Made-up requests in the shape of the user's own: same model, sampling, number and length of messages, tools and limits. Pure.
 
-They show nobody anything of the user, so any referee may see them. Their text is drawn from public blocks, anew each time.
+They show nobody anything of the user, so any referee may see them. Their text is drawn anew each time: from texts of the user's
+choice, or from blocks that are public, which a provider that knows them can recognise.
 """
 
 from __future__ import annotations
@@ -50,34 +51,34 @@ _SYSTEMS: Final = (
 _TOOL_NAMES: Final = ("get_weather", "search_documents", "convert_currency", "list_events", "look_up_order", "send_reminder")
 
 
-def make_up_request(path: str, like: Mapping[str, Any], random: Random) -> bytes:
-    """The JSON body of a request to the same route as `like`, and in its shape."""
+def make_up_request(path: str, like: Mapping[str, Any], random: Random, texts: Sequence[str] = ()) -> bytes:
+    """The JSON body of a request to the same route as `like`, and in its shape. `texts`: paragraphs of the user's choice."""
     body = {name: value for name, value in like.items() if name in SHAPE_MEMBERS}
     if body.get("seed") is not None:
         body["seed"] = int.from_bytes(random(4), "big") >> 1
     if path == COMPLETIONS:
-        body["prompt"] = _text(_length(like.get("prompt")), random)
+        body["prompt"] = _text(_length(like.get("prompt")), random, texts)
         return dump_lenient(body)
     messages = [message for message in like.get("messages") or () if isinstance(message, dict)][-MAX_MESSAGES:]
-    body["messages"] = [_message(message, random) for message in messages if message.get("role") in _ROLES] or [
-        {"role": "user", "content": _text(80, random)}
+    body["messages"] = [_message(message, random, texts) for message in messages if message.get("role") in _ROLES] or [
+        {"role": "user", "content": _text(80, random, texts)}
     ]
     if body["messages"][-1]["role"] != "user":
-        body["messages"].append({"role": "user", "content": _text(80, random)})
+        body["messages"].append({"role": "user", "content": _text(80, random, texts)})
     tools = like.get("tools")
     if isinstance(tools, list) and tools:
-        body["tools"] = [_tool(number, random) for number in range(min(len(tools), MAX_TOOLS))]
+        body["tools"] = [_tool(number, random, texts) for number in range(min(len(tools), MAX_TOOLS))]
     return dump_lenient(body)
 
 
 _ROLES: Final = ("system", "developer", "user", "assistant")
 
 
-def _message(like: Mapping[str, Any], random: Random) -> dict[str, Any]:
+def _message(like: Mapping[str, Any], random: Random, texts: Sequence[str]) -> dict[str, Any]:
     role, length = like["role"], _length(like.get("content"))
-    if role in ("system", "developer"):
+    if role in ("system", "developer") and not texts:
         return {"role": role, "content": _filled([_pick(_SYSTEMS, random)], length, random)}
-    return {"role": role, "content": _text(length, random)}
+    return {"role": role, "content": _text(length, random, texts)}
 
 
 def _length(content: Any) -> int:
@@ -88,9 +89,23 @@ def _length(content: Any) -> int:
     return len(content) if isinstance(content, str) else 0
 
 
-def _text(length: int, random: Random) -> str:
+def _text(length: int, random: Random, texts: Sequence[str]) -> str:
     """A request in words, of about so many characters."""
+    if texts:
+        return _passage(length, random, texts)
     return _filled([f"{_pick(_ASKS, random)} {_clause(random)}."], length, random)
+
+
+def _passage(length: int, random: Random, texts: Sequence[str]) -> str:
+    """Consecutive paragraphs from any place, cut at a word."""
+    wanted = max(MIN_CHARACTERS, min(length, MAX_CHARACTERS))
+    at, paragraphs, total = int(draw(random) * len(texts)), list[str](), 0
+    while total < wanted:
+        paragraphs.append(texts[at % len(texts)])
+        total += len(paragraphs[-1]) + 1
+        at += 1
+    passage = "\n".join(paragraphs)
+    return passage if len(passage) <= wanted else passage[:wanted].rpartition(" ")[0] or passage[:wanted]
 
 
 def _filled(sentences: list[str], length: int, random: Random) -> str:
@@ -117,8 +132,15 @@ def _pick(choices: Sequence[str], random: Random) -> str:
     return choices[int(draw(random) * len(choices))]
 
 
-def _tool(number: int, random: Random) -> dict[str, Any]:
+def _tool(number: int, random: Random, texts: Sequence[str]) -> dict[str, Any]:
     name = _TOOL_NAMES[number % len(_TOOL_NAMES)]
     parameters = {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]}
     name = name if number < len(_TOOL_NAMES) else f"{name}_{number // len(_TOOL_NAMES) + 1}"
-    return {"type": "function", "function": {"name": name, "description": _sentence(random), "parameters": parameters}}
+    return {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": _text(60, random, texts) if texts else _sentence(random),
+            "parameters": parameters,
+        },
+    }

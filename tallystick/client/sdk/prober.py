@@ -15,6 +15,7 @@ from tallystick.client.audit_settings import PromptConsent
 from tallystick.client.audits.conduct import Conclusion
 from tallystick.client.audits.probes import ProbeTarget, choose_target, read_targets, shape_of_traffic
 from tallystick.client.audits.synthetic import make_up_request
+from tallystick.client.audits.texts import load_texts
 from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.ledger.audit_spending import AUDIT_LABEL
 from tallystick.client.sdk.audits import kept_job
@@ -59,7 +60,7 @@ class Prober:
         if target is None:
             return None
         like = shape_of_traffic(target.model, await self._traffic(), self.random)
-        body = make_up_request(CHAT, like, self.random)
+        body = make_up_request(CHAT, like, self.random, await load_texts(self.market.config.audits.texts))
         job = await self.market.submit(CHAT, body, pin=(target.provider,), label=AUDIT_LABEL, keep=True)
         async with job:
             await job.result()

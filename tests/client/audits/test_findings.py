@@ -115,3 +115,12 @@ def test_evidence_without_rows_of_a_position_is_left_out() -> None:
     rows = tuple(row if number % 2 else EvidenceRow(row.token, ()) for number, row in enumerate(MODEL.rows("p", tokens)))
     audited = AuditedAnswer(rows, tokens, SamplingTerms(None))
     assert verdicts(audited, RefereeNumbers(answer_of(MODEL, tokens))) == {DIVERGENCE: Verdict.PASS}
+
+
+def test_rows_of_one_or_two_tokens_are_not_compared() -> None:
+    """Rounding alone would make an honest engine suspect that reports the best token only."""
+    tokens = tuple(range(32))
+    for kept, expected in ((1, Verdict.INCONCLUSIVE), (2, Verdict.INCONCLUSIVE), (3, Verdict.SUSPECT), (4, Verdict.SUSPECT)):
+        rows = tuple(EvidenceRow(row.token, row.top[:kept]) for row in ToyModel(1, noise=0.05).rows("p", tokens))
+        audited = AuditedAnswer(rows, tokens, SamplingTerms(None))
+        assert verdicts(audited, RefereeNumbers(answer_of(MODEL, tokens))) == {DIVERGENCE: expected}

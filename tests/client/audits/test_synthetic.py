@@ -49,6 +49,21 @@ def test_it_has_the_shape_of_the_real_one() -> None:
     assert request.summary.output_tokens == 77
 
 
+TEXTS = tuple(f"Paragraph {number} speaks of " + "things that nobody at the release knows " * 3 for number in range(30))
+
+
+def test_texts_of_the_user_hide_it() -> None:
+    """No sentence of the release is in any message, and the lengths are those of the real request."""
+    plain = orjson.loads(make_up_request(CHAT, LIKE, os.urandom, TEXTS))
+    for mine, theirs in zip(plain["messages"], LIKE["messages"], strict=True):
+        length = len(theirs["content"]) if isinstance(theirs["content"], str) else len(theirs["content"][0]["text"])
+        assert length * 0.8 < len(mine["content"]) <= max(length, 24)
+    words = {word for text in TEXTS for word in text.split()}
+    texts = [message["content"] for message in plain["messages"]] + [tool["function"]["description"] for tool in plain["tools"]]
+    assert {word for text in texts for word in text.split()} <= words
+    assert len({orjson.loads(make_up_request(COMPLETIONS, LIKE, os.urandom, TEXTS))["prompt"] for _ in range(50)}) > 10
+
+
 def test_it_says_nothing_of_the_user() -> None:
     """No word, name or identifier of the real request."""
     text = orjson.dumps(made_up(LIKE)).decode().lower()

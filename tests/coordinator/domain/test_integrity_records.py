@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from coordinator.domain import integrity_records
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.integrity_records import (
     HALF_WEIGHT,
@@ -14,6 +16,7 @@ from coordinator.domain.integrity_records import (
     IntegrityRecord,
     IntegrityRecords,
     ProductKey,
+    RecordChange,
     Standing,
     product_key,
     report_weight,
@@ -25,10 +28,11 @@ from tallystick.protocol.criteria import Demand
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.log_leaves import WEIGHT_ONE, ReportLeaf
 from tallystick.protocol.messages import Spec
-from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.protocol.types import Address, Amount, Hash
 from tests.coordinator.harness import MODEL, START, make_ask, person
 
 ANN, BOB, EVE = person("ann"), person("bob"), person("eve")
+PRODUCT = ProductKey(ANN.address, MODEL, "unknown")
 PASS, SUSPECT, CONFIRMED = AuditVerdict
 
 
@@ -37,7 +41,7 @@ def report(verdict: AuditVerdict = PASS, provider: Address = ANN.address, **chan
     members: dict[str, Any] = {
         "at": START,
         "epoch": 0,
-        "job": JobId(bytes(16)),
+        "job_alias": bytes(16),
         "provider": provider,
         "model": MODEL,
         "precision": "unknown",
@@ -136,6 +140,53 @@ def test_a_flood_of_products_is_bounded() -> None:
     assert len(records.standings(ANN.address)) == MAX_PRODUCTS
     assert records.standing(ProductKey(ANN.address, "m2", "unknown")) == UNAUDITED
     assert records.standing(ProductKey(ANN.address, "m3", "unknown")).audits == 1
+
+
+@pytest.mark.parametrize("weight", [0, 1, WEIGHT_ONE])
+@pytest.mark.parametrize("caught", [SUSPECT, CONFIRMED])
+def test_no_flood_of_products_evicts_what_the_coordinator_found(weight: int, caught: AuditVerdict) -> None:
+    """Whatever the reports on other products weigh, the record of a failed probe stays, and a provider stays excluded."""
+    flood = [report(model=f"m{number}", weight=weight) for number in range(3 * MAX_PRODUCTS)]
+    records = after(*[report(caught, is_probe=True)] * 3, *flood)
+    assert records.record(PRODUCT).probe_failures == 3
+    assert records.standing(PRODUCT) == standing(*[report(caught, is_probe=True)] * 3)
+    assert len(records.standings(ANN.address)) <= MAX_PRODUCTS
+    assert records.best(ANN.address) == 0
+
+
+@pytest.mark.parametrize("weight", [0, 1, WEIGHT_ONE])
+def test_no_flood_of_light_products_evicts_a_good_record(weight: int) -> None:
+    """Products make way by weight: an honest provider keeps what many audits made."""
+    records = after(*[report()] * 50, *[report(SUSPECT, model=f"m{number}", weight=weight) for number in range(3 * MAX_PRODUCTS)])
+    assert records.standing(PRODUCT) == (882, 50)
+
+
+def test_a_report_that_counts_nothing_begins_no_record() -> None:
+    """Neither one without weight nor one of an unknown verdict; on a known product they leave everything as it is."""
+    records = IntegrityRecords()
+    for leaf in (report(weight=0), report(SUSPECT, weight=0), replace(report(), verdict=9)):
+        assert records.apply(leaf, 1) == RecordChange(PRODUCT, None)
+    assert records.standings(ANN.address) == {}
+    assert not records.is_recorded(PRODUCT)
+    assert records.apply(report(), 2).record is not None
+    assert records.apply(report(weight=0), 3).record == replace(records.record(PRODUCT), leaf=3)
+    assert records.is_recorded(PRODUCT)
+
+
+def test_the_oldest_product_of_all_is_forgotten_except_one_that_the_coordinator_found_false(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The change names what made way, and its provider's ask is ranked as a stranger's at once."""
+    monkeypatch.setattr(integrity_records, "MAX_REMEMBERED", 2)
+    changed = list[Address]()
+    records = IntegrityRecords(changed.append)
+    people = [person(f"provider {number}").address for number in range(4)]
+    for index, provider in enumerate(people[:3]):
+        change = records.apply(report(SUSPECT, provider=provider, is_probe=index == 0), index)
+    assert change.forgotten == (ProductKey(people[1], MODEL, "unknown"),)
+    assert set(changed[-2:]) == {people[1], people[2]}
+    assert records.apply(report(provider=people[3]), 3).forgotten == (ProductKey(people[2], MODEL, "unknown"),)
+    assert records.record(ProductKey(people[0], MODEL, "unknown")).probe_failures == 1
 
 
 def test_a_restart_changes_nothing() -> None:

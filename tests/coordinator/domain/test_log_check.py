@@ -12,7 +12,7 @@ from tallystick.protocol.log_leaves import ReportLeaf, RestartLeaf
 from tallystick.protocol.match_log import Match, MatchLeaf, draw_of, load_leaf
 from tallystick.protocol.merkle import leaf_hash
 from tallystick.protocol.messages import LogHead
-from tallystick.protocol.types import Hash, JobId
+from tallystick.protocol.types import Hash
 from tallystick.protocol.wire import Kind
 from tests.coordinator.harness import MODEL, PAYER, START, World, quiet
 
@@ -112,7 +112,7 @@ async def audited_log(world: World) -> list[bytes]:
     await world.market.start()
     first = world.node("ann")
     await world.started(first)
-    leaf = ReportLeaf(START, 0, JobId(bytes(16)), first.signer.address, MODEL, "unknown", 0, False, 5_000, Hash(bytes(32)))
+    leaf = ReportLeaf(START, 0, bytes(16), first.signer.address, MODEL, "unknown", 0, False, 5_000, Hash(bytes(32)))
     world.market.matchmaker.integrity.apply(leaf, world.market.match_log.append_report(leaf)[0])
     await world.started(first)
     await quiet()
@@ -151,4 +151,10 @@ async def test_an_old_integrity_counts_for_a_minute(world: World) -> None:
 async def test_an_audit_that_counts_twice_is_named(world: World) -> None:
     """A coordinator that repeats a report to ruin or to praise a provider shows in its log."""
     leaves = await audited_log(world)
-    assert any(index == 3 and "is counted again" in text for index, text in faults([*leaves[:3], leaves[2]]))
+    leaf = load_leaf(leaves[2])
+    assert isinstance(leaf, ReportLeaf)
+    again = replace(leaf, report_hash=Hash(b"\x01" * 32)), replace(leaf, job_alias=b"\x02" * 16)
+    for data in (leaves[2], *(other.dumps() for other in again)):
+        assert any(index == 3 and "is counted again" in text for index, text in faults([*leaves[:3], data]))
+    other = replace(again[0], job_alias=b"\x02" * 16).dumps()
+    assert not any("is counted again" in text for _, text in faults([*leaves[:3], other]))

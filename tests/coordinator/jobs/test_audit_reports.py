@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from coordinator.domain.ask_book import AskBook
 from coordinator.domain.integrity_records import HALF_WEIGHT, UNAUDITED, ProductKey, Standing
+from coordinator.domain.job_aliases import JobAliases
 from coordinator.domain.log_check import LogReplay
 from coordinator.jobs.audit_reports import REPORTS_BURST
 from coordinator.jobs.report_store import MemoryReportStore, StoredReport
@@ -16,7 +18,7 @@ from tallystick.protocol.audit_reports import AuditVerdict, ReportRequest, build
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.log_leaves import ReportLeaf
-from tallystick.protocol.match_log import draw_of, load_leaf
+from tallystick.protocol.match_log import MatchLeaf, draw_of, load_leaf
 from tallystick.protocol.merkle import leaf_hash
 from tallystick.protocol.messages import ProbeSeal, Receipt, ReportAck
 from tallystick.protocol.types import Address, Amount, Hash, JobId
@@ -89,6 +91,29 @@ async def test_a_report_is_logged_counted_and_acknowledged(world: World) -> None
     assert standing(world, node) == (15, 1)
     listed_ask = world.market.book.of_provider(node.address)[0]
     assert (listed_ask.integrity, listed_ask.audits) == (15, 1)
+
+
+async def test_a_leaf_does_not_say_which_job_was_audited(world: World) -> None:
+    """A provider that knows the payers of its jobs learns from the log neither the prober nor who else audits."""
+    await world.market.start()
+    node = world.node("ann")
+    paid = [await paid_job(world, node) for _ in range(2)]
+    for entry in paid:
+        await world.market.audit_reports.accept(request(entry, PASS, seals=True))
+    await world.market.audit_reports.accept(request(paid[0], CONFIRMED, seals=True))
+    leaves = await report_leaves(world)
+    assert leaves[0].job_alias == leaves[2].job_alias != leaves[1].job_alias  # an audit that counts twice shows
+    rows = await world.log_store.log_entries(0, 999)
+    matches = [leaf for row in rows if isinstance(leaf := load_leaf(row.leaf or b""), MatchLeaf)]
+    seen = [bytes.fromhex(PAYER.address[2:])]
+    for (job, receipt), match in zip(paid, matches, strict=True):
+        seen += [job, receipt.digest, receipt.message.order_hash, match.commitment, match.chosen.ask]
+    for leaf in leaves:
+        assert not [known for known in seen if known in leaf.dumps()]
+        shared = {name for name, value in leaf.to_json().items() if any(value == match.to_json().get(name) for match in matches)}
+        assert shared <= {"at", "epoch", "model"}
+    strangers = JobAliases(person("eve").secret)
+    assert {strangers.alias_of(job) for job, _ in paid}.isdisjoint(leaf.job_alias for leaf in leaves)
 
 
 async def test_the_same_report_counts_once(world: World) -> None:
@@ -195,10 +220,10 @@ class BrokenStore(MemoryReportStore):
 
     broken = True
 
-    async def put_report(self, report: StoredReport, record: Any, since: int) -> None:
+    async def put_report(self, report: StoredReport, change: Any, since: int) -> None:
         if self.broken:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "the disk is full")
-        await super().put_report(report, record, since)
+        await super().put_report(report, change, since)
 
 
 @pytest.mark.parametrize("restarts", [True, False])
@@ -231,6 +256,34 @@ async def test_one_payer_counts_less_with_each_report(world: World) -> None:
     for _ in range(3):
         await world.market.audit_reports.accept(request(await paid_job(world, node)))
     assert [leaf.weight for leaf in await report_leaves(world)] == [5_000, 2_500, 1_666]
+
+
+async def test_products_that_nobody_sold_wash_nobody_clean(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once its ask is withdrawn, a provider's own payer cannot invent products whose records push out the damning one."""
+    await world.market.start()
+    node = world.node("ann")
+    pay(world, person("bob").address)
+    paid = [await paid_job(world, node) for _ in range(3)]
+    await world.market.audit_reports.accept(request(paid[0], CONFIRMED, seals=True))
+    monkeypatch.setattr(AskBook, "find", lambda _book, _digest: None)
+    assert "is not listed any more" in str(await refusal(world, request(paid[1], PASS, precision="made-up")))
+    await world.market.audit_reports.accept(request(paid[1], SUSPECT))  # an ask of this product is still listed
+    monkeypatch.setattr(AskBook, "of_provider", lambda _book, _provider: ())
+    await world.market.audit_reports.accept(request(paid[2], SUSPECT))  # it has a record
+    assert standing(world, node) == (0, 3)
+
+
+async def test_a_report_that_counts_nothing_begins_no_record(world: World) -> None:
+    """It is logged and acknowledged, and stays without effect after a restart."""
+    await world.market.start()
+    node = world.node("ann")
+    asked = request(await paid_job(world, node), PASS)
+    first = await world.market.audit_reports.accept(asked)
+    await world.restart()
+    assert (await world.market.audit_reports.accept(asked)).message == first.message
+    assert [leaf.weight for leaf in await report_leaves(world)] == [0]
+    assert isinstance(world.report_store, MemoryReportStore)
+    assert world.report_store.records == {}
 
 
 def test_strangers_cannot_seal() -> None:

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from coordinator.domain.integrity_records import IntegrityRecord, ProductKey
+from coordinator.domain.integrity_records import IntegrityRecord, ProductKey, RecordChange
 from coordinator.jobs.report_store import StoredReport
 from coordinator.ports import Cursor, Settlement
 from coordinator.storage.schema import audit_reports, integrity, settlements
@@ -27,6 +27,7 @@ REPORT = StoredReport(
     (JobId(bytes(range(16))), ANN, False), PAYER.address, PRODUCT, 1_000, 7, Hash(b"\x01" * 32), Hash(b"\x02" * 32)
 )
 RECORD = IntegrityRecord(Integrity(12.123456789012345, 0.1, 13), 2, 7)
+CHANGE = RecordChange(PRODUCT, RECORD)
 
 
 def _empty(connection: Connection) -> None:
@@ -54,7 +55,7 @@ async def store(url: str) -> AsyncIterator[Store]:
 
 async def test_what_was_stored_is_there_in_the_next_process(store: Store, url: str) -> None:
     """Reports and records survive, to the last digit."""
-    await store.reports.put_report(REPORT, RECORD, 0)
+    await store.reports.put_report(REPORT, CHANGE, 0)
     await store.close()
     later = Store(url)
     await later.start()
@@ -68,11 +69,11 @@ async def test_what_was_stored_is_there_in_the_next_process(store: Store, url: s
 async def test_findings_and_products_are_apart(store: Store) -> None:
     """A conviction over a job is another finding; another precision is another product; a newer record replaces the former."""
     job, _, _ = REPORT.finding
-    await store.reports.put_report(REPORT, RECORD, 0)
+    await store.reports.put_report(REPORT, CHANGE, 0)
     convicts = replace(REPORT, finding=(job, ANN, True), index=9)
-    await store.reports.put_report(convicts, replace(RECORD, leaf=9), 0)
+    await store.reports.put_report(convicts, RecordChange(PRODUCT, replace(RECORD, leaf=9)), 0)
     other = replace(REPORT, finding=(job, BOB, False), product=ProductKey(BOB, "m", "f16"), payer=BOB)
-    await store.reports.put_report(other, replace(RECORD, leaf=8), 0)
+    await store.reports.put_report(other, RecordChange(other.product, replace(RECORD, leaf=8)), 0)
     assert await store.reports.report(convicts.finding) == convicts
     assert await store.reports.report((job, BOB, True)) is None
     assert [key for key, _ in await store.reports.integrity()] == [other.product, PRODUCT]
@@ -80,11 +81,21 @@ async def test_findings_and_products_are_apart(store: Store) -> None:
     assert counts == [2, 0]
 
 
+async def test_forgotten_products_and_reports_that_count_nothing_leave_no_record(store: Store) -> None:
+    """Otherwise a restart would bring back what made way, and in another order."""
+    others = [ProductKey(ANN, "m", "f16"), ProductKey(ANN, PRODUCT.model, "f16"), ProductKey(BOB, *PRODUCT[1:])]
+    for number, key in enumerate(others):
+        await store.reports.put_report(REPORT, RecordChange(key, replace(RECORD, leaf=number)), 0)
+    await store.reports.put_report(REPORT, RecordChange(PRODUCT, RECORD, tuple(others[:1])), 0)
+    await store.reports.put_report(REPORT, RecordChange(others[0], None), 0)
+    assert [key for key, _ in await store.reports.integrity()] == [*others[1:], PRODUCT]
+
+
 async def test_old_reports_are_deleted_and_their_integrity_stays(store: Store) -> None:
     """A job that cannot be reported any more need not be remembered."""
-    await store.reports.put_report(REPORT, RECORD, 0)
+    await store.reports.put_report(REPORT, CHANGE, 0)
     newer = replace(REPORT, finding=(JobId(bytes(16)), ANN, False), at=1_001, index=8)
-    await store.reports.put_report(newer, replace(RECORD, leaf=8), 1_001)
+    await store.reports.put_report(newer, RecordChange(PRODUCT, replace(RECORD, leaf=8)), 1_001)
     assert await store.reports.report(REPORT.finding) is None
     assert await store.reports.report(newer.finding) == newer
     assert len(await store.reports.integrity()) == 1
