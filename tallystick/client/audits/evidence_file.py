@@ -182,7 +182,7 @@ class AuditEvidence:
                 raise BadMessage(f"{name}: expected other providers of {self.model} as referees")
             _check_ask(opinion.proof, opinion.ask, self.precision, f"{name}: {receipt.provider}")
             request = _question(opinion.proof, subject, name)
-            findings = subject.judge(read_scores(opinion.proof, request), thresholds)
+            findings = subject.judge(request, read_scores(opinion.proof, request), thresholds)
             verdict = judge(findings)
             numbers = ", ".join(
                 f"{finding.test} {finding.statistic:.4g} of {finding.threshold:.4g}" for finding in findings if finding.conclusive
