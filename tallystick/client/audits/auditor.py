@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -58,6 +59,7 @@ RETRY_SECONDS: Final = 120
 MAX_ATTEMPTS: Final = 6
 SCORERS_SECONDS: Final = 60
 MAX_MODELS: Final = 256
+TRACE_FRAMES: Final = 12
 MAX_DUE: Final = 64
 """Audits of one visit to the file."""
 ASKED_SECONDS: Final = 3_600
@@ -145,8 +147,8 @@ class Auditor:
                 await self.work_once()
             except TallyError as error:
                 log.info("audits have to wait", reason=str(error))
-            except Exception:
-                log.exception("a bug in an audit")
+            except Exception as error:
+                log.exception("a bug in the auditor", exc_info=False, traceback=_trace(error))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_SECONDS):
                     await self._wake.wait()
@@ -193,8 +195,8 @@ class Auditor:
                 raise
             except BadMessage as error:
                 log.info("a drawn job cannot be audited", job=kept.job.hex(), reason=str(error))
-            except Exception:
-                log.exception("a bug: a drawn job cannot be audited", job=kept.job.hex())
+            except Exception as error:
+                log.exception("a bug: a drawn job cannot be audited", job=kept.job.hex(), exc_info=False, traceback=_trace(error))
             self._drawn.popleft()
 
     async def _record_draw(self, kept: KeptJob, number: float) -> None:
@@ -289,7 +291,7 @@ class Auditor:
                 await store.postpone(audit.id, str(error) or "it took too long", now + RETRY_SECONDS * (1 << audit.attempts))
             return False
         except Exception as error:
-            log.exception("a bug in an audit", audit=audit.id)
+            log.exception("a bug in an audit", audit=audit.id, exc_info=False, traceback=_trace(error))
             await store.fail(audit.id, f"a bug in this client: {type(error).__name__}: {error}", now)
         return True
 
@@ -366,6 +368,11 @@ class Auditor:
     def auditable(self, path: str) -> bool:
         """Whether answers of a route are kept."""
         return self._settings.keeps_jobs and path in AUDITABLE_ROUTES
+
+
+def _trace(error: Exception) -> str:
+    """Where an error came from, without the values of variables: those are prompts, and may take a minute to print."""
+    return "".join(traceback.format_exception(error, limit=-TRACE_FRAMES))
 
 
 def can_be_audited(request: Mapping[str, Any]) -> bool:
