@@ -61,7 +61,7 @@ def _tempered(referee: Row, provider: Row, temperature: float) -> Row:
 
 
 def _distance(provider: Row, referee: Row) -> float:
-    """The sum of |a - b| / (|a| + |b| + FLOOR) over the provider's best tokens, halved.
+    """The mean of |a - b| / (|a| + |b| + FLOOR) over the provider's best tokens, times TOP / 2: a row with fewer is no nearer.
 
     A token that the referee does not list is at most as probable as its last one, so the distance is at least that to its last.
     """
@@ -72,4 +72,4 @@ def _distance(provider: Row, referee: Row) -> float:
         if theirs is None:
             theirs = min(floor, ours) if ours < floor else floor
         total += abs(ours - theirs) / (abs(ours) + abs(theirs) + FLOOR)
-    return total / 2
+    return total / len(best) * TOP / 2

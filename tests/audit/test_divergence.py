@@ -20,16 +20,16 @@ def test_equal_numbers_have_no_distance() -> None:
     assert measured.conclusive
 
 
-def test_distance_is_the_sum_of_relative_differences_halved() -> None:
-    """Distance is the sum of relative differences halved."""
+def test_distance_is_the_mean_of_relative_differences_scaled() -> None:
+    """A row of five is at most TOP / 2 away, and so is one with fewer tokens: leaving some out brings nobody nearer."""
     ours, theirs = Row(1, {1: -1.0, 2: -2.0}), Row(1, {1: -3.0, 2: -2.0, 3: -4.0})
-    assert measure_divergence({0: ours}, {0: theirs}).mean == pytest.approx((2 / (4 + FLOOR)) / 2)
+    assert measure_divergence({0: ours}, {0: theirs}).mean == pytest.approx((2 / (4 + FLOOR)) / 2 * TOP / 2)
 
 
 def test_a_token_that_the_referee_lacks_is_at_most_as_probable_as_its_last() -> None:
     """A token that the referee lacks is at most as probable as its last."""
     ours, theirs = Row(1, {1: -1.0, 9: -2.0}), Row(1, {1: -1.0, 3: -6.0})
-    assert measure_divergence({0: ours}, {0: theirs}).mean == pytest.approx((4 / (8 + FLOOR)) / 2)
+    assert measure_divergence({0: ours}, {0: theirs}).mean == pytest.approx((4 / (8 + FLOOR)) / 2 * TOP / 2)
     unlikely = Row(1, {1: -1.0, 9: -8.0})  # it may be as unlikely for the referee
     assert measure_divergence({0: unlikely}, {0: theirs}).mean == 0
 
@@ -37,7 +37,7 @@ def test_a_token_that_the_referee_lacks_is_at_most_as_probable_as_its_last() -> 
 def test_the_rounding_of_evidence_is_no_difference() -> None:
     """A sure token is rounded to 0, which is nothing of its own logarithm and all of its ratio."""
     ours, theirs = Row(1, {1: 0.0, 2: -8.0}), Row(1, {1: -0.0004, 2: -8.0004})
-    assert measure_divergence({0: ours}, {0: theirs}).mean < 0.003
+    assert measure_divergence({0: ours}, {0: theirs}).mean < 0.003 * TOP / 2
 
 
 @pytest.mark.parametrize(("noise", "least"), [(0.05, 0.01), (0.3, 0.05)])

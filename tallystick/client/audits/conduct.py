@@ -5,6 +5,7 @@ A referee that cannot be asked now is asked again later. One whose numbers canno
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from tallystick.audit.referee_record import dispute_losers
 from tallystick.audit.token_counts import PooledCounts
 from tallystick.audit.verdicts import Audit, Finding, Referees, Verdict, judge, judge_job, needs_opinion
 from tallystick.client.audit_settings import AuditSettings, OwnReferee
+from tallystick.client.audits.findings import DIVERGENCE
 from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.planning import (
     Random,
@@ -39,12 +41,16 @@ from tallystick.client.audits.threshold_table import ThresholdTable
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal
 from tallystick.protocol.messages import Ask
+from tallystick.protocol.token_scores import ScoreRequest
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount
 
 log = structlog.get_logger()
 MAX_ASKED: Final = 12
 """Referees that one job is shown to at most."""
-WITHHELD: Final = "the provider committed to evidence and did not hand it over; the text alone clears nobody who has more to show"
+WITHHELD: Final = (
+    "the provider committed to evidence and did not hand it over, or not enough to compare; "
+    "the text alone clears nobody who has more to show"
+)
 PLANTED_SECONDS: Final = 6 * 86_400
 """How long the check of a referee waits for an answer that can be planted."""
 MAX_SILENT: Final = 3
@@ -123,7 +129,8 @@ class Conductor:
         It is ordered like any other, so that nothing tells its provider: whoever gets it is audited.
         """
         path, request = like.request()
-        body = make_up_request(path, request, self.random, await load_texts(self.settings.texts))
+        texts = await load_texts(self.settings.texts)
+        body = await asyncio.to_thread(make_up_request, path, request, self.random, texts)  # a long one takes a while
         kept = await self.market.place_synthetic(path, body)
         await self.store.record_job(audit.id, kept)
         placed = replace(audit, job=kept.job.hex(), kept=kept.pack(), provider=kept.provider, precision=kept.precision)
@@ -166,7 +173,7 @@ class Conductor:
             if isinstance(error, BadScores):  # it took money for nothing
                 await self.store.record_dispute(audit.id, {choice.name: True}, self.now())
         else:
-            opinion = await self._opinion(audit, subject, choice, scored)
+            opinion = await self._opinion(audit, subject, choice, request, scored)
         await self.store.add_opinion(audit.id, opinion)
         return opinion
 
@@ -174,11 +181,14 @@ class Conductor:
         """The idempotency key of a scoring job: it is paid once, also if this process ends meanwhile."""
         return "audit-" + hashlib.sha256(f"{audit.id} {audit.job} {choice.name} {audit.attempts}".encode()).hexdigest()[:40]
 
-    async def _opinion(self, audit: KnownAudit, subject: Subject, choice: RefereeChoice, scored: Scored) -> Opinion:
+    async def _opinion(
+        self, audit: KnownAudit, subject: Subject, choice: RefereeChoice, request: ScoreRequest, scored: Scored
+    ) -> Opinion:
         earlier = [unpack_tokens(tokens) for tokens in await self.store.earlier_tokens(audit.provider, audit.model, audit.job)]
-        findings = subject.judge(scored.response, self.thresholds.of(audit.model, audit.precision), earlier)
-        counts = subject.counts(scored.response)
-        pool = bounded(subject.pool(scored.response))
+        thresholds = self.thresholds.of(audit.model, audit.precision)
+        findings = subject.judge(request, scored.response, thresholds, earlier)
+        counts = subject.counts(request, scored.response)
+        pool = bounded(subject.pool(request, scored.response))
         return Opinion(choice.name, judge(findings), tuple(findings), counts, scored.cost, self.now(), scored.document, pool)
 
     async def _conclude(
@@ -187,7 +197,7 @@ class Conductor:
         votes = votes_of(audit, opinions)
         verdict = judge_job(votes, rules)
         reason = describe(opinions, verdict)
-        if verdict is Verdict.PASS and subject.withheld:
+        if verdict is Verdict.PASS and (subject.withheld or (kept.has_root and not _compares(opinions))):
             verdict, reason = Verdict.INCONCLUSIVE, WITHHELD
         keep = verdict is Verdict.SUSPECT
         tokens = pack_tokens([row.token for row in subject.rows]) if subject.rows else None
@@ -280,7 +290,7 @@ class Conductor:
         key, request = self._key(audit, choice), subject.question(self.settings.positions, self.random)
         if audit.kind is AuditKind.PLANTED_GOOD:
             scored = await ask_referee(self.market, choice, request, key)
-            findings = tuple(subject.judge(scored.response, self.thresholds.of(audit.model, audit.precision)))
+            findings = tuple(subject.judge(request, scored.response, self.thresholds.of(audit.model, audit.precision)))
             return judge(findings), findings, scored
         tokens = tuple(row.token for row in subject.rows)
         bad = make_bad(tokens, request.positions, self.random)
@@ -315,6 +325,11 @@ def _wants_more(opinions: Sequence[Opinion], audit: KnownAudit, rules: Referees)
     if all(opinion.verdict is Verdict.INCONCLUSIVE for opinion in opinions):
         return len(opinions) < MAX_SILENT
     return needs_opinion(votes_of(audit, opinions), rules)
+
+
+def _compares(opinions: Sequence[Opinion]) -> bool:
+    """Whether a referee's numbers could be compared with those that the provider committed to."""
+    return any(finding.test == DIVERGENCE and finding.conclusive for opinion in opinions for finding in opinion.findings)
 
 
 def _own_left(own: Sequence[OwnReferee], audit: KnownAudit, asked: set[str]) -> bool:

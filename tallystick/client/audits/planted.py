@@ -62,4 +62,5 @@ def judge_bad(bad: BadAnswer, response: ScoreResponse) -> Verdict:
 
 def bad_question(request: ScoreRequest, bad: BadAnswer) -> ScoreRequest:
     """The question about the bad answer in place of the good one."""
-    return ScoreRequest(request.model, request.prompt, bad.tokens, request.positions, request.top)
+    inside = tuple(position for position in request.positions if position <= len(bad.tokens))
+    return ScoreRequest(request.model, request.prompt, bad.tokens, inside, request.top)

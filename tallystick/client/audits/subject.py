@@ -18,19 +18,25 @@ from tallystick.client.audits.pools import Pool
 from tallystick.client.audits.sampling_terms import SamplingTerms, read_sampling
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.messages import UNKNOWN, Outcome
-from tallystick.protocol.token_evidence import EvidenceRow, evidence_root
+from tallystick.protocol.token_evidence import TOP, EvidenceRow, evidence_root
 from tallystick.protocol.token_scores import MAX_TOKENS, ScoreRequest, ScoreResponse
 
 MIN_TOKENS = 8
 """Tokens of an answer from which an audit can say something."""
 LIKELY_BYTES_PER_TOKEN = 4
+MOST_BYTES_PER_TOKEN = 8
 TEXT_SHARE = 0.25
+MAX_SHORT_ROWS = 0.25
+"""The share of rows with fewer than TOP tokens up to which the rows say what their provider's engine computed."""
 _WHOLE = (Outcome.COMPLETED, Outcome.LENGTH)
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """An answer that can be audited. `text`: scored if there is no evidence."""
+    """An answer that can be audited. `text`: scored if there is no evidence, or if that is not of the whole answer.
+
+    `ended`: whether the model itself ended it, by what its provider says.
+    """
 
     kept: KeptJob
     request: Mapping[str, Any]
@@ -64,8 +70,24 @@ class Subject:
 
     @property
     def withheld(self) -> bool:
-        """Whether its provider committed to evidence and did not hand it over."""
-        return not self.rows and self.kept.has_root
+        """Whether its provider committed to evidence and shows too little of it: such an answer clears nobody."""
+        if not self.kept.has_root:
+            return False
+        short = sum(len(row.top) < TOP for row in self.rows)
+        return short > MAX_SHORT_ROWS * len(self.rows) or not self.rows or not (self.is_covered or self.text)
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether the rows are those of the whole answer: as many as its billed tokens, but perhaps for its end token.
+
+        An honest node's rows end before the first token that its engine gave no row for.
+        """
+        return self._missing <= (1 if self.kept.proof.receipt.message.outcome == Outcome.COMPLETED else 0)
+
+    @property
+    def _missing(self) -> int:
+        """Tokens that are billed and have no row."""
+        return self.kept.proof.receipt.message.output_tokens - len(self.rows)
 
     @property
     def completion(self) -> tuple[int, ...] | str:
@@ -74,45 +96,62 @@ class Subject:
 
     @property
     def likely_tokens(self) -> int:
-        """The tokens of the answer, if it is a text about that many."""
-        return len(self.rows) or min(len(self.text) // LIKELY_BYTES_PER_TOKEN, MAX_TOKENS)
+        """The tokens of the text: those that are billed, as far as a text of its size can have so many or so few."""
+        billed, size = self.kept.proof.receipt.message.output_tokens, len(self.text.encode(errors="replace"))
+        return min(max(billed, size // MOST_BYTES_PER_TOKEN), size, MAX_TOKENS)
 
     def question(self, positions: int, random: Random) -> ScoreRequest:
         """What to ask a referee, with positions drawn anew. Raises BadMessage.
 
-        One in four gets the text instead of the tokens: so rows for tokens that are not in the text are found.
+        The text is sent instead of the tokens where the rows are not those of the whole answer, and else one time in four: so
+        text without rows, and rows for tokens that are not in the text, are found.
         """
-        as_text = bool(self.rows and self.text) and draw(random) < TEXT_SHARE
+        as_text = bool(self.text) and (not self.rows or not self.is_covered or draw(random) < TEXT_SHARE)
         completion = self.text if as_text else self.completion
-        return ScoreRequest.of(self.request, completion, choose_positions(self.likely_tokens, positions, random))
+        tokens = self.likely_tokens if as_text else len(self.rows)
+        return ScoreRequest.of(self.request, completion, choose_positions(tokens, positions, random))
 
     def judge(
         self,
+        request: ScoreRequest,
         response: ScoreResponse,
         thresholds: Thresholds,
         earlier: Sequence[Sequence[int]] = (),
     ) -> list[Finding]:
-        """The findings by a referee's answer to `question`."""
-        return find(self._audited(response, earlier), _numbers(response), thresholds)
+        """The findings by a referee's answer to a `question`."""
+        return find(self._audited(request, response, earlier), _numbers(response), thresholds)
 
-    def pool(self, response: ScoreResponse) -> Pool:
-        """What a referee's answer adds to the evidence of other answers."""
-        return pooled_evidence(self._audited(response), _numbers(response))
+    def pool(self, request: ScoreRequest, response: ScoreResponse) -> Pool:
+        """What a referee's answer to a `question` adds to the evidence of other answers."""
+        return pooled_evidence(self._audited(request, response), _numbers(response))
 
-    def _audited(self, response: ScoreResponse, earlier: Sequence[Sequence[int]] = ()) -> AuditedAnswer:
+    def _audited(self, request: ScoreRequest, response: ScoreResponse, earlier: Sequence[Sequence[int]] = ()) -> AuditedAnswer:
         return AuditedAnswer(
             rows=self.rows,
             tokens=response.tokens,
             sampling=self.sampling,
-            ended=self.ended,
+            ended=self.ended and (_is_text(request) or self._missing <= 0),
             earlier=earlier,
             class_known=self.kept.precision not in ("", UNKNOWN),
         )
 
-    def counts(self, response: ScoreResponse) -> PooledCounts:
-        """The tokens that the receipt bills, and those that the referee counted."""
+    def counts(self, request: ScoreRequest, response: ScoreResponse) -> PooledCounts:
+        """The tokens that the receipt bills, and those that the referee counted; none if it saw only a part of the answer.
+
+        The end token of an answer may be billed and is not in its text.
+        """
+        if not _is_text(request) and not self.is_covered:
+            return PooledCounts()
         receipt = self.kept.proof.receipt.message
-        return PooledCounts(receipt.input_tokens + receipt.output_tokens, response.prompt_tokens + len(response.tokens))
+        counted = len(response.tokens)
+        if receipt.outcome == Outcome.COMPLETED and receipt.output_tokens > counted:
+            counted += 1
+        return PooledCounts(receipt.input_tokens + receipt.output_tokens, response.prompt_tokens + counted)
+
+
+def _is_text(request: ScoreRequest) -> bool:
+    """Whether a referee saw the whole text, and not the tokens that have rows."""
+    return isinstance(request.completion, str)
 
 
 def _numbers(response: ScoreResponse) -> RefereeNumbers:

@@ -115,15 +115,19 @@ def sold(
     length: int = 64,
     seed: int = 0,
     finish: str = "stop",
+    keep: Callable[[tuple[EvidenceRow, ...]], tuple[EvidenceRow, ...]] = tuple,
 ) -> KeptJob:
-    """An answer that a provider sold: `model` says how probable its tokens are, `writer` (else the same) wrote them."""
+    """An answer that a provider sold: `model` says how probable its tokens are, `writer` (else the same) wrote them.
+
+    `keep`: what its provider commits to of the evidence.
+    """
     request = request or REQUEST
     question = ScoreRequest.of(request, (0,), (0,))
     prompt = repr(sorted(question.prompt.items()))
     if tokens is None:
         draw = random.Random(seed or next(SEEDS))
         tokens = (writer or model).answer(prompt, length, request.get("temperature", 1.0), draw)
-    rows = model.rows(prompt, tokens) if evidence else ()
+    rows = keep(model.rows(prompt, tokens)) if evidence else ()
     text = " ".join(map(str, tokens))
     answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}]}
     usage = Usage(len(prompt.split()), 0, len(tokens) if billed is None else billed)

@@ -115,3 +115,23 @@ def test_evidence_without_rows_of_a_position_is_left_out() -> None:
     rows = tuple(row if number % 2 else EvidenceRow(row.token, ()) for number, row in enumerate(MODEL.rows("p", tokens)))
     audited = AuditedAnswer(rows, tokens, SamplingTerms(None))
     assert verdicts(audited, RefereeNumbers(answer_of(MODEL, tokens))) == {DIVERGENCE: Verdict.PASS}
+
+
+def test_rows_of_one_or_two_tokens_are_not_compared() -> None:
+    """Rounding alone would make an honest engine suspect that reports the best token only."""
+    tokens = tuple(range(32))
+    for kept, expected in ((1, Verdict.INCONCLUSIVE), (2, Verdict.INCONCLUSIVE), (3, Verdict.SUSPECT), (4, Verdict.SUSPECT)):
+        rows = tuple(EvidenceRow(row.token, row.top[:kept]) for row in ToyModel(1, noise=0.05).rows("p", tokens))
+        audited = AuditedAnswer(rows, tokens, SamplingTerms(None))
+        assert verdicts(audited, RefereeNumbers(answer_of(MODEL, tokens))) == {DIVERGENCE: expected}
+
+
+def test_a_text_that_is_split_otherwise_is_nobodys_guilt() -> None:
+    """A text is its tokens no more if the model wrote a word in two pieces. All later rows are shifted, and repeat by chance."""
+    repeating = (7, 7, 7, 3) * 16
+    read = (9, 8, *repeating)
+    audited = AuditedAnswer(MODEL.rows("p", (9, *repeating)), read, SamplingTerms(None))
+    assert verdicts(audited, RefereeNumbers(answer_of(MODEL, read))) == {DIVERGENCE: Verdict.INCONCLUSIVE}
+    once = (5, *repeating)  # one token read as another: the others are where they were
+    audited = AuditedAnswer(OTHER.rows("p", (9, *repeating)), once, SamplingTerms(None))
+    assert verdicts(audited, RefereeNumbers(answer_of(MODEL, once))) == {DIVERGENCE: Verdict.SUSPECT}

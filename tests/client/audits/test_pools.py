@@ -25,9 +25,9 @@ def pools_of(declared: float, actual: float, answers: int, seed: int, **sampling
         question = subject.question(64, draw.randbytes)
         tokens = HONEST.answer(prompt_text(question), 64, actual, draw)
         subject = Subject.of(sold(ALICE, HONEST, request=request, tokens=tokens))
-        response = HONEST.score(subject.question(64, draw.randbytes))
+        question = subject.question(64, draw.randbytes)
         name = f"referee{number % 3}"
-        pools.append((name, bounded(subject.pool(response))))
+        pools.append((name, bounded(subject.pool(question, HONEST.score(question)))))
     return pools
 
 
