@@ -119,19 +119,19 @@ class HttpConnection(asyncio.Protocol):
             else:
                 self._transport.close()
 
-    def free(self) -> None:
-        """Called by the response when its reader needs it no more."""
-        exchange, transport = self._exchange, self._transport
-        if exchange is None:
+    def free(self, exchange: HttpExchange) -> None:
+        """Called by a response when its reader needs it no more. Does nothing for a response that it no longer serves.
+
+        A connection that was not read to its end is closed: bytes may wait there that would answer the next request.
+        """
+        if exchange is not self._exchange:
             return
-        self._exchange = None
-        is_clean = exchange.complete and exchange.keeps_alive and transport is not None and not self._is_full
+        self._exchange, transport = None, self._transport
+        is_clean = exchange.complete and exchange.keeps_alive and not exchange.is_paused and not self._is_full
         if not is_clean or transport is None or transport.is_closing() or transport.get_write_buffer_size():
             self.close()
             return
         self.used, self.idle_since, self._on_sent = True, self._loop.time(), None
-        if exchange.is_paused:
-            transport.resume_reading()
         self._on_free(self)
 
     def set_reading(self, *, active: bool) -> None:
@@ -222,7 +222,8 @@ class HttpExchange:
     """A response as it comes (EngineResponse)."""
 
     def __init__(self, connection: HttpConnection, loop: asyncio.AbstractEventLoop) -> None:
-        self._connection, self._loop = connection, loop
+        self._connection: HttpConnection | None = connection
+        self._loop = loop
         self.status = 0
         self.headers: dict[str, str] = {}
         self.head_received: asyncio.Future[None] = loop.create_future()
@@ -256,29 +257,47 @@ class HttpExchange:
             self._reader = self._loop.create_future()
             await self._reader
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._drop_chunks()
+        return data
+
+    def _drop_chunks(self) -> None:
         self._chunks, self._size = [], 0
-        if self.is_paused:
+        if self.is_paused and self._connection is not None:
             self.is_paused = False
             self._connection.set_reading(active=True)
-        return data
 
     def finish_soon(self, seconds: float) -> None:
         """See EngineResponse."""
         self._discards = True
-        if not self.complete and self._error is None:
-            self._timer = self._loop.call_later(seconds, self._free)
+        self._drop_chunks()
+        if not self.complete and self._error is None and self._timer is None:
+            self._timer = self._loop.call_later(seconds, self._give_up)
 
     def release(self) -> None:
         """See EngineResponse."""
         self._is_released = True
-        if self._timer is None or self.complete:
+        if self._timer is None or self.complete or self._error is not None:
             self._free()
 
+    def _give_up(self) -> None:
+        """Ends a response whose rest did not come in time. Its reader may still hold it, so only `release` frees it."""
+        self._timer = None
+        if not self.complete:
+            self.fail(aiohttp.ClientPayloadError("the rest of the body did not come in time"))
+            self.wake()
+
     def _free(self) -> None:
+        """Gives the connection back, once: afterwards it may serve another response, which this one must not touch."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._connection.free()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.free(self)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -289,8 +308,10 @@ class HttpExchange:
     # For its connection
 
     def begin(self) -> None:
-        """A message begins. One after the end of the response answers nothing."""
+        """A message begins. One after the end of the response answers nothing, and ends the connection."""
         self.keeps_alive = False
+        if self.complete:
+            self._close()
         if not self._has_head:
             self.headers.clear()
 
@@ -313,7 +334,7 @@ class HttpExchange:
             return
         self._chunks.append(data)
         self._size += len(data)
-        if self._size > _MAX_BUFFERED and not self.is_paused:
+        if self._size > _MAX_BUFFERED and not self.is_paused and self._connection is not None:
             self.is_paused = True
             self._connection.set_reading(active=False)
 
@@ -340,7 +361,7 @@ class HttpExchange:
         self.keeps_alive = False
         if not self.complete and self._error is None:
             self._error = error
-            self._connection.close()
+            self._close()
 
     def wake(self) -> None:
         """Lets its reader see what came."""
@@ -353,5 +374,5 @@ class HttpExchange:
             if not self._reader.done():
                 self._reader.set_result(None)
             self._reader = None
-        if self._is_released and self._timer is not None and (self.complete or self._error is not None):
+        if self._is_released and (self.complete or self._error is not None):
             self._free()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -141,6 +142,32 @@ async def test_a_request_on_a_dead_connection_is_sent_again() -> None:
         with pytest.raises(aiohttp.ServerDisconnectedError):
             await post(client, server)
         assert len(server.requests) == 7
+
+
+async def test_a_reader_that_holds_its_answer_ends_no_other() -> None:
+    """A response whose rest was discarded in time is released late: the request that came meanwhile gets its whole answer."""
+    start, end = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nfour\r\n", b"0\r\n\r\n"
+    async with serving(start, start, start) as server, client_of(server.url) as client:
+        held = await client.send("POST", server.url, {})
+        assert await held.readany() == b"four"
+        held.finish_soon(0.05)
+        server.connections[0].write(end)
+        with contextlib.suppress(aiohttp.ClientError):  # a machine so slow that the timer came first
+            assert await held.readany() == b""
+        passed = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.1, passed.set)
+        await passed.wait()
+        second = await client.send("POST", server.url, {})
+        assert len(server.connections) == 2
+        assert await second.readany() == b"four"
+        held.release()
+        third = await client.send("POST", server.url, {})
+        assert await third.readany() == b"four"
+        for writer in server.connections:
+            writer.write(end)
+        assert [await second.readany(), await third.readany()] == [b"", b""]
+        for response in (second, third, held):
+            response.release()
 
 
 async def test_closed_and_stale_connections_serve_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
