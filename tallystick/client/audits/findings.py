@@ -26,6 +26,8 @@ DIVERGENCE, SURPRISAL, MARGIN, CUT, REPLAY = "divergence", "surprisal", "margin"
 MIN_SURPRISAL_POSITIONS = 8
 MIN_ENTRIES = 3
 """Tokens from which a row of evidence is compared: in one with fewer, rounding and noise of a single token would decide."""
+ALIGNED = 16
+"""Equal tokens in a row after which rows and a text that was split otherwise are at the same place again."""
 USUAL_TEMPERATURES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Temperatures that engines use for requests without one, such as those of a model's generation config; 1 is always tried."""
 UNKNOWN_CLASS_DIVERGENCE = 0.3
@@ -86,14 +88,27 @@ def _aligned(audited: AuditedAnswer, numbers: RefereeNumbers) -> Answer:
 
 def _divergence(audited: AuditedAnswer, referee: Answer, thresholds: Thresholds) -> Iterator[Finding]:
     if audited.rows:
+        same = _same_places(audited, referee)
         provider = {
-            position: Row.of(row)
-            for position, row in enumerate(audited.rows)
-            if position in referee and len(row.top) >= MIN_ENTRIES
+            position: Row.of(row) for position, row in enumerate(audited.rows) if position in same and len(row.top) >= MIN_ENTRIES
         }
         distance = measure_divergence(provider, referee, _scales(audited.sampling))
         least = thresholds.divergence if audited.class_known else max(thresholds.divergence, UNKNOWN_CLASS_DIVERGENCE)
         yield Finding(DIVERGENCE, distance.mean, least, distance.conclusive)
+
+
+def _same_places(audited: AuditedAnswer, referee: Answer) -> set[int]:
+    """Positions at which the rows and the referee speak of the same place of the answer.
+
+    A referee that reads the text may split it otherwise than the model wrote it, which shifts all later tokens. Then equal tokens
+    are chance: they count only after ALIGNED equal ones.
+    """
+    places, equal = set[int](), ALIGNED
+    for position, (row, token) in enumerate(zip(audited.rows, audited.tokens, strict=False)):
+        equal = equal + 1 if row.token == token else 0
+        if equal > ALIGNED and position in referee:
+            places.add(position)
+    return places
 
 
 def _scales(sampling: SamplingTerms) -> tuple[float, ...]:

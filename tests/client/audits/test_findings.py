@@ -124,3 +124,14 @@ def test_rows_of_one_or_two_tokens_are_not_compared() -> None:
         rows = tuple(EvidenceRow(row.token, row.top[:kept]) for row in ToyModel(1, noise=0.05).rows("p", tokens))
         audited = AuditedAnswer(rows, tokens, SamplingTerms(None))
         assert verdicts(audited, RefereeNumbers(answer_of(MODEL, tokens))) == {DIVERGENCE: expected}
+
+
+def test_a_text_that_is_split_otherwise_is_nobodys_guilt() -> None:
+    """A text is its tokens no more if the model wrote a word in two pieces. All later rows are shifted, and repeat by chance."""
+    repeating = (7, 7, 7, 3) * 16
+    read = (9, 8, *repeating)
+    audited = AuditedAnswer(MODEL.rows("p", (9, *repeating)), read, SamplingTerms(None))
+    assert verdicts(audited, RefereeNumbers(answer_of(MODEL, read))) == {DIVERGENCE: Verdict.INCONCLUSIVE}
+    once = (5, *repeating)  # one token read as another: the others are where they were
+    audited = AuditedAnswer(OTHER.rows("p", (9, *repeating)), once, SamplingTerms(None))
+    assert verdicts(audited, RefereeNumbers(answer_of(MODEL, once))) == {DIVERGENCE: Verdict.SUSPECT}
