@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import structlog
 
@@ -26,14 +26,17 @@ from tallystick.client.audits.referees import AuditMarket
 from tallystick.client.audits.report_queue import ReportQueue, SendReport
 from tallystick.client.audits.schema import AuditKind, Origin
 from tallystick.client.audits.store import AuditStore
-from tallystick.client.audits.subject import Subject
+from tallystick.client.audits.subject import MIN_TOKENS, Subject
+from tallystick.client.audits.synthetic import request_shape
 from tallystick.client.audits.threshold_table import ThresholdTable
 from tallystick.client.config import MIB, ClientConfig
 from tallystick.client.ledger.audit_spending import AUDIT_LABEL
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, TallyError, Unavailable
-from tallystick.protocol.types import Address
+from tallystick.protocol.lenient_json import dump_lenient
+from tallystick.protocol.plaintext_heads import RequestHead, join_request
+from tallystick.protocol.types import Address, Amount, format_amount
 from tallystick.runtime.database_url import sqlite_url
 from tallystick.runtime.single_instance import InstanceLock, instance_lock
 
@@ -41,7 +44,7 @@ log = structlog.get_logger()
 MAX_DRAWN: Final = 256
 """Drawn jobs that wait for the file."""
 MAX_PACKED: Final = 256 << 10
-"""Bytes of a job that is drawn: a thousand of them may wait."""
+"""Bytes of a job that is audited itself, since a thousand of them may wait. A longer one is audited by a made-up request."""
 SYNTHETIC_SECONDS: Final = 600
 """A made-up request is placed within this time, at random."""
 AUDIT_SECONDS: Final = 1_800
@@ -160,8 +163,7 @@ class Auditor:
         await self.kept_jobs.prune()
         conductor = await self.conductor()
         for audit in await store.due(now, MAX_DUE):
-            if await self._may_cost(audit):
-                ended += await self._conduct(conductor, audit)
+            ended += await self._conduct(conductor, audit)
             await self._take_drawn()
         if (queue := await self._reports()) is not None:
             await queue.send_due()
@@ -182,9 +184,17 @@ class Auditor:
         return True
 
     async def _take_drawn(self) -> None:
+        """Plans audits of drawn jobs. Raises Unavailable for a file that cannot be used now: then they go on waiting."""
         while self._drawn:
             kept, number = self._drawn[0]
-            await self._record_draw(kept, number)
+            try:
+                await self._record_draw(kept, number)
+            except Unavailable:
+                raise
+            except BadMessage as error:
+                log.info("a drawn job cannot be audited", job=kept.job.hex(), reason=str(error))
+            except Exception:
+                log.exception("a bug: a drawn job cannot be audited", job=kept.job.hex())
             self._drawn.popleft()
 
     async def _record_draw(self, kept: KeptJob, number: float) -> None:
@@ -195,17 +205,15 @@ class Auditor:
         integrity = await store.integrity(kept.provider, kept.model, kept.precision)
         if not is_drawn(number, integrity, await self._ports.ledger.jobs_of(kept.provider)):
             return
-        kind = self._kind_of(kept)
-        if kind is None:
-            return
-        packed = kept.pack()
-        if len(packed) > MAX_PACKED:
-            return
-        job, delay = kept.job.hex(), 0
-        if kind is AuditKind.SYNTHETIC:  # some time after the real request, so that nothing joins the two
-            job, delay = "", int(draw(self._ports.random) * SYNTHETIC_SECONDS)
+        kind, packed, job, delay = AuditKind.JOB, kept.pack() if self._is_auditable(kept) else b"", kept.job.hex(), 0
+        if not 0 < len(packed) <= MAX_PACKED:
+            if not self._settings.synthetic or not can_be_audited(kept.request()[1]):
+                return
+            kind, packed, job = AuditKind.SYNTHETIC, shape_of(kept).pack(), ""
+            delay = int(draw(self._ports.random) * SYNTHETIC_SECONDS)  # after the real request, so that nothing joins the two
         new = NewAudit(kind, Origin.DRAWN, kept.provider, kept.model, kept.precision, job, packed, delay)
-        await store.add(new, self._ports.now())
+        if len(packed) <= MAX_PACKED:
+            await store.add(new, self._ports.now())
 
     async def _has_referee(self, kept: KeptJob) -> bool:
         """Whether anybody scores answers of a model: an engine of the user's own, or another provider than the job's."""
@@ -223,29 +231,32 @@ class Auditor:
             self._scorers[kept.model] = self._ports.now() + SCORERS_SECONDS, providers
         return bool(providers - {kept.provider})
 
-    def _kind_of(self, kept: KeptJob) -> AuditKind | None:
-        """How a drawn job can be audited: itself, or by a request of its shape. None if it cannot be."""
+    def _is_auditable(self, kept: KeptJob) -> bool:
+        """Whether a drawn job can be audited itself. Otherwise a request of its shape is: no form of an answer is exempt."""
         own = any(referee.serves(kept.model, kept.precision) for referee in self._config.referees)
-        if own or may_show(kept.consent, synthetic=False):
-            try:
-                Subject.of(kept)
-            except BadMessage:
-                return None
-            return AuditKind.JOB
-        return AuditKind.SYNTHETIC if self._settings.synthetic else None
+        if not own and not may_show(kept.consent, synthetic=False):
+            return False
+        try:
+            Subject.of(kept)
+        except BadMessage:
+            return False
+        return True
 
-    async def _may_cost(self, audit: KnownAudit) -> bool:
-        """Whether an audit fits the budget of audits, and leaves the user's own budgets to the jobs. It waits otherwise."""
+    async def _why_it_waits(self, audit: KnownAudit) -> str:
+        """Why an audit waits: the budget of audits is used up, or one of the user's own nearly is. Empty if it need not."""
         if audit.origin is Origin.ASKED:
-            return True
+            return ""
         now = self._ports.now()
         for budget in self._config.budgets:
             if budget.covers(AUDIT_LABEL):
                 status = await self._ports.ledger.budget_status(budget, now)
                 if status.percent >= budget.warn_percent:
-                    return False
-        likely = self._likely_cost(audit)
-        return likely <= await self.allowance()
+                    return "waits: one of the [[budgets]] is nearly used up, and jobs come first"
+        likely, left = self._likely_cost(audit), max(0, await self.allowance())
+        if likely <= left:
+            return ""
+        amounts = f"about {format_amount(Amount(likely))} dollars, and {format_amount(Amount(left))} are left"
+        return f"waits for the budget of audits ([audits] budget_percent): it costs {amounts}"
 
     async def allowance(self) -> int:
         """What audits may cost now, in base units: their share of the spending on jobs, less what they cost."""
@@ -261,9 +272,15 @@ class Auditor:
         return scoring + (job if audit.kind is AuditKind.SYNTHETIC else 0)
 
     async def _conduct(self, conductor: Conductor, audit: KnownAudit) -> bool:
-        """Does one audit. Returns whether it ended; otherwise it is postponed."""
+        """Does one audit if it may cost what it will. Returns whether it ended; otherwise it waits, is postponed, or failed.
+
+        Whatever goes wrong with it, the others go on.
+        """
         store, now = await self.store(), self._ports.now()
         try:
+            if why := await self._why_it_waits(audit):
+                await store.note(audit.id, why)
+                return False
             async with asyncio.timeout(AUDIT_SECONDS):
                 await conductor.conduct(audit)
         except BadMessage as error:
@@ -275,6 +292,9 @@ class Auditor:
             else:
                 await store.postpone(audit.id, str(error) or "it took too long", now + RETRY_SECONDS * (1 << audit.attempts))
             return False
+        except Exception as error:
+            log.exception("a bug in an audit", audit=audit.id)
+            await store.fail(audit.id, f"a bug in this client: {type(error).__name__}: {error}", now)
         return True
 
     async def _reports(self) -> ReportQueue | None:
@@ -339,8 +359,8 @@ class Auditor:
             raise BadMessage(f"job {kept.job.hex()}: its audit could not be recorded")
         try:
             conclusion = await (await self.conductor()).conduct(audit)
-        except TallyError as error:
-            await store.fail(audit.id, str(error), self._ports.now())
+        except Exception as error:
+            await store.fail(audit.id, str(error) or type(error).__name__, self._ports.now())
             raise
         async with self._busy:
             if (queue := await self._reports()) is not None:
@@ -350,3 +370,16 @@ class Auditor:
     def auditable(self, path: str) -> bool:
         """Whether answers of a route are kept."""
         return self._settings.keeps_jobs and path in AUDITABLE_ROUTES
+
+
+def can_be_audited(request: Mapping[str, Any]) -> bool:
+    """Whether a request of this shape can have an answer that is audited: one choice, and enough tokens."""
+    limits = [request.get("max_tokens"), request.get("max_completion_tokens")]
+    return request.get("n") in (None, 1) and all(limit >= MIN_TOKENS for limit in limits if isinstance(limit, int | float))
+
+
+def shape_of(kept: KeptJob) -> KeptJob:
+    """A job without its texts, for the audit by a request of its shape. Raises BadMessage."""
+    path, request = kept.request()
+    body = dump_lenient(request_shape(path, request))
+    return replace(kept, evidence=b"", proof=replace(kept.proof, request=join_request(RequestHead(path), body), response=()))

@@ -5,6 +5,7 @@ A referee that cannot be asked now is asked again later. One whose numbers canno
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -128,7 +129,8 @@ class Conductor:
         It is ordered like any other, so that nothing tells its provider: whoever gets it is audited.
         """
         path, request = like.request()
-        body = make_up_request(path, request, self.random, await load_texts(self.settings.texts))
+        texts = await load_texts(self.settings.texts)
+        body = await asyncio.to_thread(make_up_request, path, request, self.random, texts)  # a long one takes a while
         kept = await self.market.place_synthetic(path, body)
         await self.store.record_job(audit.id, kept)
         placed = replace(audit, job=kept.job.hex(), kept=kept.pack(), provider=kept.provider, precision=kept.precision)

@@ -37,6 +37,7 @@ from tallystick.protocol.json_members import read_count, read_items, read_text
 from tallystick.protocol.lenient_json import parse_lenient
 from tallystick.protocol.messages import UNKNOWN, Ask
 from tallystick.protocol.plaintext_heads import split_request
+from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.routes import SCORES
 from tallystick.protocol.token_scores import PROMPT_MEMBERS, ScoreRequest
 from tallystick.protocol.types import Address, parse_address
@@ -199,13 +200,13 @@ def _agreeing(votes: Sequence[Audit]) -> int:
 def _check_ask(proof: Proof, ask: Signed[Ask] | None, precision: str, name: str) -> None:
     """Whether a job was sold in this class, which the terms of its order say by the digest of the ask."""
     if ask is None:
-        if precision not in ("", UNKNOWN):
+        if precision_class(precision) != UNKNOWN:
             raise BadMessage(f"{name}: expected the ask, since only it says in which precision the model was sold")
         return
     verified = ask.verify(proof.domain)
     if verified.digest != proof.terms.ask or verified.message.provider != proof.receipt.message.provider:
         raise BadMessage(f"{name}: expected the ask that the order is on, got another one")
-    if verified.message.spec.precision.lower() != precision.lower():
+    if precision_class(verified.message.spec.precision) != precision_class(precision):
         raise BadMessage(f"{name}: expected an ask for the class {precision!r}, got {verified.message.spec.precision!r}")
 
 

@@ -173,6 +173,14 @@ def read_answer(response: Sequence[bytes]) -> AnswerText | None:
                     return None
                 parts.append(message.get("content") or choice.get("text") or "")
                 finish = choice.get("finish_reason") or finish
-        return AnswerText("".join(parts), str(finish)) if head.status == 200 and parts else None
+        return AnswerText(_readable("".join(parts)), str(finish)) if head.status == 200 and parts else None
     except (BadMessage, AttributeError, IndexError, TypeError, ValueError):
         return None
+
+
+def _readable(text: str) -> str:
+    """A text that any tokenizer reads: the two halves of a character that were apart are joined, a lone one becomes U+FFFD.
+
+    JSON can spell one half of a UTF-16 pair. Engines refuse such a text, so it must not exempt an answer from audits.
+    """
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -13,6 +13,8 @@ from tallystick.client.audits.pools import NO_POOL, Pool
 from tallystick.client.audits.schema import AuditKind, AuditState, Origin
 from tallystick.protocol.types import Address, Amount
 
+MAX_REASON = 1_000
+
 
 @dataclass(frozen=True, slots=True)
 class NewAudit:
@@ -128,3 +130,8 @@ def finding_json(finding: Finding) -> dict[str, object]:
         "threshold": finding.threshold,
         "conclusive": finding.conclusive,
     }
+
+
+def reason_text(text: str) -> str:
+    """A reason for the file, which takes no lone surrogates."""
+    return text[:MAX_REASON].encode(errors="replace").decode()

@@ -14,7 +14,7 @@ from tallystick.client.audits.planning import RefereeChoice
 from tallystick.client.receipts.proof import Proof
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
-from tallystick.protocol.lenient_json import parse_lenient
+from tallystick.protocol.lenient_json import dump_lenient, parse_lenient
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.plaintext_heads import load_response_head
 from tallystick.protocol.token_scores import ScoreRequest, ScoreResponse
@@ -79,7 +79,7 @@ async def ask_referee(market: AuditMarket, choice: RefereeChoice, request: Score
     if proof.receipt.message.output_tokens:
         raise BadScores(f"the referee {choice.name} bills output, and scoring has none", cost)
     try:
-        document = orjson.dumps(
+        document = dump_lenient(
             {"job": orjson.loads(proof.dumps()), "ask": Signed(choice.ask.message, choice.ask.signature).to_json()}
         )
         return Scored(read_scores(proof, request), document, cost)
@@ -108,4 +108,4 @@ async def _ask_own(referee: OwnReferee, request: ScoreRequest) -> Scored:
             text = f"the referee {referee.name} did not answer as an engine that scores"
             raise Unavailable(Code.ENGINE_UNAVAILABLE, text, fault=Fault.CLIENT) from None
     document = {"referee": referee.name, "request": request.to_json(), "response": response.to_json()}
-    return Scored(response, orjson.dumps(document))
+    return Scored(response, dump_lenient(document))

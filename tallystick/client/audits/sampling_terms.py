@@ -6,7 +6,6 @@ a test takes only the temperature at its word, and only if nothing else in the r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -61,9 +60,9 @@ def read_sampling(request: Mapping[str, Any]) -> SamplingTerms:
         if name not in _HARMLESS and value is not None and value not in _NEUTRAL.get(name, ()):
             return SamplingTerms(None)
     temperature = request.get("temperature")
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not math.isfinite(temperature):
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
         return SamplingTerms(None)
-    if not 0 <= temperature <= MAX_TEMPERATURE:
+    if not 0 <= temperature <= MAX_TEMPERATURE:  # false for NaN; an integer of any size compares
         return SamplingTerms(None)
     top_p, top_k, min_p = request.get("top_p"), request.get("top_k"), request.get("min_p")
     untruncated = top_p == 1 and top_k in _NO_TOP_K and min_p == 0

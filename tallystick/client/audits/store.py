@@ -27,6 +27,7 @@ from tallystick.client.audits.records import (
     finding_json,
     read_audit,
     read_opinion_row,
+    reason_text,
 )
 from tallystick.client.audits.schema import AuditKind, AuditState, Origin, audits, disputes, opinions, pardons, reports
 from tallystick.protocol.eip712 import Signed, loads_signed
@@ -44,7 +45,6 @@ MAX_AUDITS = 20_000
 """Audits that the file keeps."""
 MAX_SUSPECTS = 256
 """Suspect answers whose contents the file keeps."""
-MAX_REASON = 1_000
 MAX_REPORTS = 20_000
 _NOT_PLANTED = audits.c.kind.in_([AuditKind.JOB.value, AuditKind.SYNTHETIC.value])
 _DECIDED = (Verdict.PASS.value, Verdict.SUSPECT.value)
@@ -118,8 +118,13 @@ class AuditStore:
 
     async def postpone(self, audit: int, reason: str, due_at: int) -> None:
         """Notes a try in vain, and when the next one is due."""
-        values = {"reason": reason[:MAX_REASON], "due_at": due_at, "attempts": audits.c.attempts + 1}
-        await self._update(audit, values)
+        values = {"reason": reason_text(reason), "due_at": due_at, "attempts": audits.c.attempts + 1}
+        await self._update(audit, values, audits.c.state == AuditState.PENDING.value)
+
+    async def note(self, audit: int, reason: str) -> None:
+        """Notes why an audit waits, if that was not known."""
+        reason = reason_text(reason)
+        await self._update(audit, {"reason": reason}, audits.c.state == AuditState.PENDING.value, audits.c.reason != reason)
 
     async def record_job(self, audit: int, kept: KeptJob) -> None:
         """Notes the job that was placed for a synthetic audit, who answered it, and what it cost."""
@@ -131,7 +136,7 @@ class AuditStore:
         self, audit: int, verdict: Verdict, reason: str, now: int, *, tokens: bytes | None = None, keep: bool = False
     ) -> None:
         """Ends an audit with its verdict. `tokens`: of the answer, packed. `keep`: whether its contents are needed further."""
-        values: dict[str, object] = {"state": AuditState.DONE.value, "verdict": verdict.value, "reason": reason[:MAX_REASON]}
+        values: dict[str, object] = {"state": AuditState.DONE.value, "verdict": verdict.value, "reason": reason_text(reason)}
         values |= {"finished_at": now, "tokens": tokens} | ({} if keep else {"kept": None})
 
         def work(c: Connection) -> None:
@@ -142,12 +147,13 @@ class AuditStore:
         await self._database.write(work)
 
     async def fail(self, audit: int, reason: str, now: int) -> None:
-        """Ends an audit that can have no verdict."""
-        values = {"state": AuditState.FAILED.value, "reason": reason[:MAX_REASON], "finished_at": now, "kept": None}
-        await self._update(audit, values)
+        """Ends an audit that can have no verdict. One that has its verdict keeps it."""
+        values = {"state": AuditState.FAILED.value, "reason": reason_text(reason), "finished_at": now, "kept": None}
+        await self._update(audit, values, audits.c.state == AuditState.PENDING.value)
 
-    async def _update(self, audit: int, values: dict[str, object]) -> None:
-        await self._database.write(lambda c: c.execute(sa.update(audits).where(audits.c.id == audit).values(values)) and None)
+    async def _update(self, audit: int, values: dict[str, object], *conditions: sa.ColumnElement[bool]) -> None:
+        update = sa.update(audits).where(audits.c.id == audit, *conditions).values(values)
+        await self._database.write(lambda c: c.execute(update) and None)
 
     async def get(self, audit: int) -> KnownAudit | None:
         """An audit by its number."""
@@ -155,8 +161,9 @@ class AuditStore:
         return await self._database.read(lambda c: next((read_audit(row) for row in c.execute(query)), None))
 
     async def find(self, job: JobId) -> KnownAudit | None:
-        """The latest audit of a job's answer, if there is one."""
-        query = sa.select(audits).where(audits.c.job == job.hex(), _NOT_PLANTED).order_by(audits.c.id.desc()).limit(1)
+        """The latest audit of a job's answer that ended with a verdict, else the latest one, if there is one."""
+        done_first = (audits.c.state == AuditState.DONE.value).desc()
+        query = sa.select(audits).where(audits.c.job == job.hex(), _NOT_PLANTED).order_by(done_first, audits.c.id.desc()).limit(1)
         return await self._database.read(lambda c: next((read_audit(row) for row in c.execute(query)), None))
 
     async def latest(self, limit: int) -> list[KnownAudit]:
@@ -360,12 +367,12 @@ class AuditStore:
 
     async def postpone_report(self, report: int, reason: str, due_at: int) -> None:
         """Notes a try in vain, and when the next one is due."""
-        values = {"answer": reason[:MAX_REASON], "due_at": due_at, "attempts": reports.c.attempts + 1}
+        values = {"answer": reason_text(reason), "due_at": due_at, "attempts": reports.c.attempts + 1}
         await self._database.write(lambda c: c.execute(sa.update(reports).where(reports.c.id == report).values(values)) and None)
 
     async def end_report(self, report: int, state: str, answer: str) -> None:
         """Notes that a report was taken (`sent`), or that it will not be (`refused`)."""
-        values = {"state": state, "answer": answer[:MAX_REASON]}
+        values = {"state": state, "answer": reason_text(answer)}
         await self._database.write(lambda c: c.execute(sa.update(reports).where(reports.c.id == report).values(values)) and None)
 
     async def promises(self) -> list[Signed[ReportAck]]:

@@ -22,7 +22,8 @@ SHAPE_MEMBERS: Final = frozenset(
 """Members that are taken over as they are: they say nothing of the prompt. A seed is drawn anew."""
 MAX_MESSAGES: Final = 64
 MAX_TOOLS: Final = 32
-MAX_CHARACTERS: Final = 200_000
+MAX_CHARACTERS: Final = 1_000_000
+"""Of all messages: as many as real requests get, so that hardly one is too long to be a made-up one."""
 MIN_CHARACTERS: Final = 24
 _SUBJECTS: Final = (
     *("a small bakery", "the night train", "our team", "a coastal town", "the old library", "a solar farm", "the harvest"),
@@ -52,15 +53,19 @@ _TOOL_NAMES: Final = ("get_weather", "search_documents", "convert_currency", "li
 
 
 def make_up_request(path: str, like: Mapping[str, Any], random: Random, texts: Sequence[str] = ()) -> bytes:
-    """The JSON body of a request to the same route as `like`, and in its shape. `texts`: paragraphs of the user's choice."""
+    """The JSON body of a request to the same route as `like`, and in its shape. `texts`: paragraphs of the user's choice.
+
+    `like`: a request, or its `request_shape`.
+    """
     body = {name: value for name, value in like.items() if name in SHAPE_MEMBERS}
     if body.get("seed") is not None:
         body["seed"] = int.from_bytes(random(4), "big") >> 1
     if path == COMPLETIONS:
         body["prompt"] = _text(_length(like.get("prompt")), random, texts)
         return dump_lenient(body)
-    messages = [message for message in like.get("messages") or () if isinstance(message, dict)][-MAX_MESSAGES:]
-    body["messages"] = [_message(message, random, texts) for message in messages if message.get("role") in _ROLES] or [
+    messages = [message for message in _messages(like) if message.get("role") in _ROLES]
+    share = min(1.0, MAX_CHARACTERS / max(1, sum(_length(message.get("content")) for message in messages)))
+    body["messages"] = [_message(message, share, random, texts) for message in messages] or [
         {"role": "user", "content": _text(80, random, texts)}
     ]
     if body["messages"][-1]["role"] != "user":
@@ -71,18 +76,37 @@ def make_up_request(path: str, like: Mapping[str, Any], random: Random, texts: S
     return dump_lenient(body)
 
 
+def request_shape(path: str, like: Mapping[str, Any]) -> dict[str, Any]:
+    """What `make_up_request` needs of a request, which is short and has no word of it: each text is its number of characters."""
+    shape = {name: value for name, value in like.items() if name in SHAPE_MEMBERS}
+    if path == COMPLETIONS:
+        return shape | {"prompt": _length(like.get("prompt"))}
+    tools = like.get("tools")
+    return shape | {
+        "messages": [{"role": message.get("role"), "content": _length(message.get("content"))} for message in _messages(like)],
+        "tools": [{}] * min(len(tools), MAX_TOOLS) if isinstance(tools, list) else [],
+    }
+
+
+def _messages(like: Mapping[str, Any]) -> list[dict[str, Any]]:
+    messages = like.get("messages")
+    return [message for message in messages if isinstance(message, dict)][-MAX_MESSAGES:] if isinstance(messages, list) else []
+
+
 _ROLES: Final = ("system", "developer", "user", "assistant")
 
 
-def _message(like: Mapping[str, Any], random: Random, texts: Sequence[str]) -> dict[str, Any]:
-    role, length = like["role"], _length(like.get("content"))
+def _message(like: Mapping[str, Any], share: float, random: Random, texts: Sequence[str]) -> dict[str, Any]:
+    role, length = like["role"], int(_length(like.get("content")) * share)
     if role in ("system", "developer") and not texts:
         return {"role": role, "content": _filled([_pick(_SYSTEMS, random)], length, random)}
     return {"role": role, "content": _text(length, random, texts)}
 
 
 def _length(content: Any) -> int:
-    """The characters of a text, or of the text parts of a content."""
+    """The characters of a text, or of the text parts of a content. A number is that of its characters."""
+    if isinstance(content, int):
+        return max(0, min(content, MAX_CHARACTERS))
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
         return sum(len(part) for part in parts if isinstance(part, str))

@@ -22,12 +22,12 @@ from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.receipts.proof import Proof
 from tallystick.protocol.eip712 import Signed, Signer, Verified
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
+from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.routes import SCORES, serves
 from tallystick.protocol.token_evidence import EvidenceRow, pack_evidence
 from tallystick.protocol.token_scores import ScoreRequest
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import dumps
 
 log = structlog.get_logger()
 MAX_SCORING_ASKS = 64
@@ -81,7 +81,7 @@ class MarketAudits:
 
     async def score(self, ask: Verified[Ask], request: ScoreRequest, key: str) -> Proof:
         """See `AuditMarket`."""
-        result = await self._run(SCORES, dumps(request.to_json()), ask.message.provider, key=key)
+        result = await self._run(SCORES, dump_lenient(request.to_json()), ask.message.provider, key=key)
         return _proof_of(result)
 
     async def place_synthetic(self, path: str, body: bytes) -> KeptJob:

@@ -13,20 +13,26 @@ from tallystick.client.audits.evidence_file import AuditEvidence, Case, read_aud
 from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.store import AuditStore
 from tallystick.protocol.errors import BadMessage, BadReceipt, TallyError
+from tallystick.protocol.messages import Spec
+from tallystick.protocol.precisions import precision_class
+from tallystick.protocol.routes import SCORES
 from tallystick.protocol.token_evidence import pack_evidence
 from tests.client.audits.parties import ALICE, HONEST, REQUEST, Referees, build_bench, seller, sold
 from tests.client.audits.test_conduct import OTHER_MODEL, conduct, honest_market
 from tests.client.audits.toy_model import ToyModel
+from tests.client.parties import Provider
 
 OTHER_REQUEST = REQUEST | {"messages": [{"role": "user", "content": "Another question"}]}
 
 
-async def gather(store: AuditStore, served: ToyModel, jobs: int = 3, market: Referees | None = None) -> AuditEvidence:
+async def gather(
+    store: AuditStore, served: ToyModel, jobs: int = 3, market: Referees | None = None, provider: Provider = ALICE
+) -> AuditEvidence:
     """The evidence after audits of a provider that serves this model."""
     bench = build_bench(store, market or honest_market())
     cases: list[Case] = []
     for _ in range(jobs):
-        kept = sold(ALICE, served)
+        kept = sold(provider, served)
         await conduct(bench, kept)
         conclusion, _ = bench.conclusions[-1]
         signed = tuple(read_opinion(opinion.scores) for opinion in conclusion.opinions if opinion.scores is not None)
@@ -43,6 +49,22 @@ async def test_anyone_can_judge_it_offline(store: AuditStore) -> None:
     assert findings[-1].check == "verdict"
     assert ALICE.address in findings[-1].found
     assert sum("suspect" in finding.found for finding in findings) == 9
+
+
+@pytest.mark.parametrize("spelled", ["bf16", "BF16", "bfloat16", " BFloat16 ", "fp16", "half", "F16", "float32", "fp32"])
+async def test_a_class_has_many_spellings(store: AuditStore, spelled: str) -> None:
+    """That of the seller's ask, those of the referees' asks, and that in the file may differ."""
+    spec = Spec(precision=spelled, features=(SCORES,))
+    product = precision_class(spelled)
+    market = Referees()
+    for number, other in enumerate((spelled, product, spelled.upper())):
+        market.add(f"referee{number}", HONEST.score, spec=Spec(precision=other, features=(SCORES,)))
+    evidence = await gather(store, OTHER_MODEL, market=market, provider=seller("alice", spec=spec))
+    for written in (product, spelled):
+        findings = read_audit_evidence(replace(evidence, precision=written).dumps()).check()
+        assert findings[-1].check == "verdict"
+    with pytest.raises(BadMessage, match="expected an ask for the class"):
+        replace(evidence, precision="int4").check()
 
 
 async def test_honest_answers_convict_nobody(store: AuditStore) -> None:

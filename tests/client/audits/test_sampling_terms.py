@@ -25,6 +25,11 @@ from tallystick.client.audits.sampling_terms import SamplingTerms, read_sampling
         ({"temperature": "1"}, SamplingTerms(None)),
         ({"temperature": -1}, SamplingTerms(None)),
         ({"temperature": 1e9}, SamplingTerms(None)),
+        ({"temperature": 10**400}, SamplingTerms(None)),
+        ({"temperature": -(10**400)}, SamplingTerms(None)),
+        ({"temperature": float("nan")}, SamplingTerms(None)),
+        ({"temperature": float("inf")}, SamplingTerms(None)),
+        ({"temperature": 1, "top_k": 10**400, "top_p": 10**400}, SamplingTerms(1.0, independent=True)),
         (
             {"temperature": 1, "n": 1, "logit_bias": {}, "presence_penalty": 0, "stop": ["x"]},
             SamplingTerms(1.0, independent=True),

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
+import random
 from typing import Any
 
 import orjson
 import pytest
 
-from tallystick.client.audits.synthetic import make_up_request
+from tallystick.client.audits.synthetic import make_up_request, request_shape
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.protocol.routes import CHAT, COMPLETIONS
 
@@ -96,6 +97,34 @@ def test_any_request_gives_a_valid_one(messages: Any) -> None:
 
 
 def test_it_is_bounded() -> None:
-    """A request of a million characters is not copied in full."""
+    """A request of millions of characters is not copied in full."""
     body = made_up({"model": "m", "messages": [{"role": "user", "content": "x" * 2_000_000}] * 3})
-    assert sum(len(message["content"]) for message in body["messages"]) < 700_000
+    assert 990_000 < sum(len(message["content"]) for message in body["messages"]) < 1_010_000
+    assert len(made_up({"model": "m", "prompt": "x" * 2_000_000}, COMPLETIONS)["prompt"]) < 1_010_000
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_a_shape_is_enough(path: str) -> None:
+    """It has no text of the request, and makes one of the same size."""
+    like = LIKE | {"prompt": SECRET * 50}
+    shape = request_shape(path, like)
+    assert SECRET.strip() not in repr(shape)
+    mine, theirs = (orjson.loads(make_up_request(path, form, random.Random(5).randbytes)) for form in (shape, like))
+    assert mine == theirs
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        {"messages": 5},
+        {"messages": {"a": 1}},
+        {"messages": [1, None]},
+        {"tools": 5},
+        {"prompt": []},
+        *({"prompt": size, "messages": [{"role": "user", "content": size}]} for size in (10**400, -1)),
+    ],
+)
+def test_any_request_has_a_shape(member: dict[str, Any]) -> None:
+    """Whatever an engine accepted."""
+    for path in (CHAT, COMPLETIONS):
+        assert orjson.loads(make_up_request(path, request_shape(path, LIKE | member), os.urandom))["model"] == "m"

@@ -69,6 +69,8 @@ def prompt_text(request: ScoreRequest) -> str:
 
 
 def completion_tokens(request: ScoreRequest) -> tuple[int, ...]:
-    """The answer's tokens; a text is their numbers."""
+    """The answer's tokens; a text is their numbers, and each other word is the last token."""
     completion = request.completion
-    return tuple(map(int, completion.split())) if isinstance(completion, str) else completion
+    if isinstance(completion, str):
+        return tuple(int(word) if word.isdecimal() else VOCABULARY - 1 for word in completion.split())
+    return completion
