@@ -4,7 +4,8 @@ Each is a Beta posterior (tallystick/audit/integrity.py) that the leaves of repo
 so anybody who replays the log finds the same. Matching uses its lower quantile, in INTEGRITY_STEPS.
 
 A report counts by what its payer settled on chain: `report_weight`. Several reports of one payer on one product count less and
-less, and payments to a provider do not lend weight to praise of it. So to accuse or to praise costs money that went to others.
+less, and payments to a provider do not lend weight to praise of it. Weight costs less than was paid: whoever sells under a second
+account pays itself, for the fee and the gas. So what all payers together add to a product in a day is bounded: DAILY_EFFECT.
 A pass of an answer without evidence counts less, because its text alone does not show a quantization.
 Reports of payers bring a provider down to where a stranger is. Only the coordinator's own audits exclude it further: its value is
 0 then, for all that it sells.
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tallystick.audit.integrity import Integrity, weight_of
+from tallystick.audit.integrity import WEIGHTS, Integrity, weight_of
 from tallystick.audit.verdicts import Verdict
 from tallystick.protocol.audit_reports import AuditVerdict
 from tallystick.protocol.log_facts import INTEGRITY_STEPS
@@ -32,6 +33,9 @@ MAX_PRODUCTS = 64
 """Products of one provider. Those with the least weight of audits are forgotten first, by the same exception."""
 HALF_WEIGHT = Amount(10_000_000)
 """Base units that a payer settled on chain for its first report on a product to count half."""
+DAILY_EFFECT = 5 * WEIGHT_ONE
+"""What the reports of all payers add to the passes of a product in DAY_SECONDS, and to its failures, of WEIGHT_ONE."""
+DAY_SECONDS = 86_400
 CONFIRMED_PART = 10
 """A payer's word that a provider is confirmed counts one part in so many of what the coordinator's own finding counts."""
 DISTRUSTED = 10
@@ -97,6 +101,11 @@ def product_key(ask: Ask) -> ProductKey:
     return ProductKey(ask.provider, ask.model, precision_class(ask.spec.precision))
 
 
+def effect_of(verdict: AuditVerdict, weight: int) -> int:
+    """What a report adds to the passes or the failures of its product, of WEIGHT_ONE."""
+    return weight * round(max(WEIGHTS[_VERDICTS[verdict]]))
+
+
 def report_weight(
     verdict: AuditVerdict,
     provider: Address,
@@ -105,16 +114,19 @@ def report_weight(
     *,
     is_probe: bool,
     has_evidence: bool = True,
+    day_effect: int = 0,
 ) -> int:
     """The weight of a report, of WEIGHT_ONE. `settled`: base units that its payer settled on chain, by provider; `earlier`: its
-    earlier reports on the same product; `has_evidence`: whether the job's receipt commits to evidence.
+    earlier reports on the same product; `has_evidence`: whether the job's receipt commits to evidence; `day_effect`: what
+    payers' reports of the same direction added to the product in the last DAY_SECONDS.
     """
-    whole = round(WEIGHT_ONE * weight_of(_VERDICTS[verdict], has_evidence=has_evidence)) if verdict in _VERDICTS else WEIGHT_ONE
+    whole = round(WEIGHT_ONE * weight_of(_VERDICTS[verdict], has_evidence=has_evidence))
     if is_probe:
         return whole
     paid = sum(amount for payee, amount in settled.items() if verdict is not AuditVerdict.PASS or payee != provider)
     part = CONFIRMED_PART if verdict is AuditVerdict.CONFIRMED else 1
-    return whole * paid // ((paid + HALF_WEIGHT) * (1 + earlier) * part)
+    weight = whole * paid // ((paid + HALF_WEIGHT) * (1 + earlier) * part)
+    return min(weight, max(DAILY_EFFECT - day_effect, 0) // effect_of(verdict, 1))
 
 
 def _ignore(_provider: Address) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
-from coordinator.domain.integrity_records import IntegrityRecords, ProductKey, RecordChange, report_weight
+from coordinator.domain.integrity_records import DAY_SECONDS, IntegrityRecords, ProductKey, RecordChange, effect_of, report_weight
 from coordinator.domain.job_aliases import JobAliases
 from coordinator.domain.token_bucket import TokenBucket
 from coordinator.jobs.match_log import MatchLog
@@ -26,7 +26,7 @@ from tallystick.protocol.match_log import load_leaf
 from tallystick.protocol.merkle import leaf_hash
 from tallystick.protocol.messages import Ask, ReportAck
 from tallystick.protocol.precisions import precision_class
-from tallystick.protocol.types import ZERO_HASH, Address, Hash
+from tallystick.protocol.types import ZERO_HASH, Address, Hash, JobId
 
 log = structlog.get_logger()
 REPORTS_PER_SECOND, REPORTS_BURST = 1, 60
@@ -81,8 +81,7 @@ class AuditReports:
         known = await self._jobs.job(job)
         payer = Address("") if known is None else known.record.payer
         change = self._integrity.apply(leaf, index)
-        finding = (job, leaf.provider, leaf.verdict == AuditVerdict.CONFIRMED)
-        report = StoredReport(finding, payer, change.product, leaf.at, index, leaf.report_hash, leaf_hash(leaf.dumps()))
+        report = _stored_report(job, payer, leaf, index)
         await self._store.put_report(report, change, leaf.at - KEPT_SECONDS)
         log.info("the report of an audit was counted after a restart", leaf=index, provider=leaf.provider)
 
@@ -167,6 +166,7 @@ class AuditReports:
         product = ProductKey(message.provider, message.model, message.precision)
         settled = await self._store.settled_by(message.payer)
         earlier = await self._store.count_reports(message.payer, product)
+        praises = checked.verdict is AuditVerdict.PASS
         weight = report_weight(
             checked.verdict,
             message.provider,
@@ -174,6 +174,7 @@ class AuditReports:
             earlier,
             is_probe=checked.is_probe,
             has_evidence=checked.receipt.message.evidence_root != ZERO_HASH,
+            day_effect=await self._store.sum_effects(product, int(self._now()) - DAY_SECONDS, praises=praises),
         )
         members = (
             self._aliases.alias_of(message.job),
@@ -185,8 +186,7 @@ class AuditReports:
         )
         index, leaf = self._match_log.append_report(ReportLeaf(0, 0, *members))
         change = self._integrity.apply(leaf, index)
-        hashed = leaf_hash(leaf.dumps())
-        report = StoredReport(finding, message.payer, product, leaf.at, index, checked.report.digest, hashed)
+        report = _stored_report(message.job, message.payer, leaf, index)
         self._unstored[finding] = report, change
         await self._put(report, change)
         return report
@@ -195,3 +195,19 @@ class AuditReports:
         await self._match_log.flush()
         await self._store.put_report(report, change, report.at - KEPT_SECONDS)
         self._unstored.pop(report.finding, None)
+
+
+def _stored_report(job: JobId, payer: Address, leaf: ReportLeaf, index: int) -> StoredReport:
+    """A report as it is stored. Reports of verdicts that this release does not know have no effect."""
+    verdict = AuditVerdict(leaf.verdict) if leaf.verdict in tuple(AuditVerdict) else None
+    return StoredReport(
+        (job, leaf.provider, verdict is AuditVerdict.CONFIRMED),
+        payer,
+        ProductKey(leaf.provider, leaf.model, leaf.precision),
+        leaf.at,
+        index,
+        leaf.report_hash,
+        leaf_hash(leaf.dumps()),
+        praises=verdict is AuditVerdict.PASS,
+        effect=0 if leaf.is_probe or verdict is None else effect_of(verdict, leaf.weight),
+    )

@@ -15,7 +15,11 @@ Finding = tuple[JobId, Address, bool]
 
 @dataclass(frozen=True, slots=True)
 class StoredReport:
-    """An accepted report. `index`, `leaf_hash`: of its leaf in the match log; `at`: Unix seconds; `payer`: who reported."""
+    """An accepted report. `index`, `leaf_hash`: of its leaf in the match log; `at`: Unix seconds; `payer`: who reported.
+
+    `praises`: whether it found the answer good; `effect`: what a payer's report added to the product's passes or failures, of
+    WEIGHT_ONE, and 0 for a probe.
+    """
 
     finding: Finding
     payer: Address
@@ -24,6 +28,8 @@ class StoredReport:
     index: int
     report_hash: Hash
     leaf_hash: Hash
+    praises: bool = False
+    effect: int = 0
 
 
 class ReportStore(Protocol):
@@ -38,6 +44,10 @@ class ReportStore(Protocol):
 
     async def count_reports(self, payer: Address, product: ProductKey) -> int:
         """Returns the number of stored reports of a payer on a product. Raises Unavailable."""
+        ...
+
+    async def sum_effects(self, product: ProductKey, since: int, *, praises: bool) -> int:
+        """Returns what payers' reports since then added to the passes of a product, or to its failures. Raises Unavailable."""
         ...
 
     async def settled_by(self, payer: Address) -> Mapping[Address, Amount]:
@@ -73,6 +83,11 @@ class MemoryReportStore:
     async def count_reports(self, payer: Address, product: ProductKey) -> int:
         """See ReportStore."""
         return sum((report.payer, report.product) == (payer, product) for report in self.reports.values())
+
+    async def sum_effects(self, product: ProductKey, since: int, *, praises: bool) -> int:
+        """See ReportStore."""
+        same = (kept for kept in self.reports.values() if (kept.product, kept.praises) == (product, praises))
+        return sum(kept.effect for kept in same if kept.at >= since)
 
     async def settled_by(self, payer: Address) -> Mapping[Address, Amount]:
         """See ReportStore."""

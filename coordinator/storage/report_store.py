@@ -41,6 +41,8 @@ class SqlReportStore:
             "leaf": report.index,
             "report_hash": report.report_hash,
             "leaf_hash": report.leaf_hash,
+            "praises": report.praises,
+            "effect": report.effect,
         }
 
         def work(connection: Connection) -> None:
@@ -67,6 +69,16 @@ class SqlReportStore:
         mine = sa.and_(columns.payer == payer, columns.provider == product.provider)
         same = sa.and_(columns.model == product.model, columns.precision == product.precision)
         query = sa.select(sa.func.count()).where(mine, same)
+        return int(await self._db.read(lambda connection: connection.execute(query).scalar_one()))
+
+    async def sum_effects(self, product: ProductKey, since: int, *, praises: bool) -> int:
+        """See ReportStore."""
+        columns = audit_reports.c
+        same = sa.and_(
+            columns.provider == product.provider, columns.model == product.model, columns.precision == product.precision
+        )
+        effects = sa.func.coalesce(sa.func.sum(columns.effect), 0)
+        query = sa.select(effects).where(same, columns.at >= since, columns.praises == praises)
         return int(await self._db.read(lambda connection: connection.execute(query).scalar_one()))
 
     async def settled_by(self, payer: Address) -> Mapping[Address, Amount]:
@@ -111,4 +123,6 @@ def _load(row: Mapping[Any, Any]) -> StoredReport:
         row["leaf"],
         Hash(bytes(row["report_hash"])),
         Hash(bytes(row["leaf_hash"])),
+        bool(row["praises"]),
+        int(row["effect"]),
     )

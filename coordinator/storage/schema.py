@@ -161,6 +161,8 @@ audit_reports = sa.Table(
     sa.Column("leaf", sa.BigInteger),
     sa.Column("report_hash", sa.LargeBinary),
     sa.Column("leaf_hash", sa.LargeBinary),
+    sa.Column("praises", sa.Boolean),
+    sa.Column("effect", sa.BigInteger),
 )
 integrity = sa.Table(
     "integrity",

@@ -80,7 +80,8 @@ class EngineClient:
         `on_sent` is called when the request has left.
 
         A request that fails on a reused connection is sent again, until a new connection was used: some engines silently close a
-        connection after a stream, and a request on such a connection never reached them.
+        connection after a stream, and a request on such a connection never reached them. Load balancers say so with the status
+        408 (RFC 9110, 15.5.9), after which a new connection is used.
 
         Raises aiohttp.ClientError, OSError and TimeoutError, and Unavailable for a header that cannot be sent.
         """
@@ -91,13 +92,18 @@ class EngineClient:
                 self._proxied = ProxiedClient(self._settings)
             return await self._proxied.send(method, address, headers, body, on_sent)
         head = _head(method, target.line, headers, len(body) if body or method == "POST" else None)
+        may_reuse = True
         while True:
-            connection = self._take_idle(target.server) or await self._connect(target.server)
+            connection = (self._take_idle(target.server) if may_reuse else None) or await self._connect(target.server)
             try:
                 response = await connection.send(head, body, on_sent)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 if not connection.used:
                     raise
+                continue
+            if connection.used and response.status == 408 and "close" in response.header("connection").lower():
+                response.release()
+                may_reuse = False
                 continue
             coding = response.header("content-encoding").strip().lower()
             if coding in ("", "identity"):
@@ -154,6 +160,8 @@ class EngineClient:
                 sock.close()
                 raise
         self._connections.add(connection)
+        if self._is_closed:  # while it was being opened
+            connection.close()
         return connection
 
     def _freed(self, server: tuple[bool, str, int], connection: HttpConnection) -> None:

@@ -322,7 +322,9 @@ class HttpExchange:
             self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
 
     def end_head(self, status: int) -> None:
-        """The head is complete. Those of 1xx precede another one."""
+        """The head is complete. Those of 1xx precede another one; there is no status below (RFC 9110, 15)."""
+        if status < 100:
+            self.fail(MalformedResponse(f"the status {status}"))
         if status >= 200 and not self._has_head:
             self.status, self._has_head = status, True
             self.silent_bytes = 0

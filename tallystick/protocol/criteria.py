@@ -59,7 +59,7 @@ class Reason(Enum):
     TOO_LONG = "the request is longer than its context"
     UNDECLARED = "it does not declare what the request needs, and another provider does"
     REPUTATION = "it failed too many jobs lately"
-    INTEGRITY = "audits vouch for it less than asked for"
+    INTEGRITY = "audits vouch for it less than `min_integrity` asks for"
     STAKE = "it has staked less than asked for"
     INPUT_PRICE = "its input price is above the client's maximum"
     OUTPUT_PRICE = "its output price is above the client's maximum"

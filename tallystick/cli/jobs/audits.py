@@ -90,7 +90,8 @@ def audit_job(
         show_json(_json(conclusion.audit, conclusion.opinions, report) | {"providerVerdict": conclusion.provider.value})
     else:
         _show(conclusion.audit, conclusion.opinions, report)
-        step(_in_words(conclusion))
+        say = step if conclusion.verdict.value == "pass" else note
+        say(_in_words(conclusion, loaded.audits.opinions))
     if conclusion.verdict.value == "suspect":
         raise typer.Exit(1)
 
@@ -123,15 +124,21 @@ def _with_consent(kept: KeptJob, config: ClientConfig, *, share: bool, as_json: 
     return replace(kept, consent=PromptConsent(may_share=True)) if share else kept
 
 
-def _in_words(conclusion: Conclusion) -> str:
+MISSING_REFEREES = (
+    "; more referees must agree before it is confirmed: name another engine in [[referees]], or let other providers see prompts"
+)
+
+
+def _in_words(conclusion: Conclusion, opinions: int) -> str:
     words = {
         "pass": "the answer is what its provider sells, as far as the referees can tell",
         "suspect": "the answer is suspect: one audit convicts nobody, but this provider is audited more often now",
         "inconclusive": "the referees could not decide",
     }
+    missing = MISSING_REFEREES if conclusion.verdict.value == "suspect" and len(conclusion.opinions) < opinions else ""
     if conclusion.provider.value == "confirmed":
         return f"the provider {conclusion.audit.provider} does not serve what it sells: it gets no more orders of this wallet"
-    return words.get(conclusion.verdict.value, conclusion.verdict.value)
+    return words.get(conclusion.verdict.value, conclusion.verdict.value) + missing
 
 
 @app.command("list")
@@ -266,12 +273,12 @@ def _show(audit: KnownAudit, opinions: tuple[Opinion, ...] | list[Opinion], repo
     ]
     show_fields(fields, title=f"audit {audit.id}")
     rows = [
-        (opinion.referee, opinion.verdict.value, finding.test, _number(finding.statistic), _number(finding.threshold))
+        (opinion.referee, finding.test, finding.verdict.value, _number(finding.statistic), _number(finding.threshold))
         for opinion in opinions
         for finding in opinion.findings
     ]
     if rows:
-        show_table(("referee", "finds", "test", "statistic", "suspect above"), rows, title="What the referees found")
+        show_table(("referee", "test", "finds", "statistic", "suspect above"), rows, title="What the referees found")
 
 
 def _number(value: float) -> str:
@@ -292,9 +299,10 @@ def _audit_json(audit: KnownAudit) -> dict[str, Any]:
         "provider": audit.provider,
         "model": audit.model,
         "precision": audit.precision,
-        "verdict": audit.verdict.value,
+        "verdict": audit.verdict.value if audit.state.value == "done" else None,
         "reason": audit.reason,
         "cost": str(int(audit.cost)),
+        "costDollars": format_amount(Amount(audit.cost)),
         "createdAt": audit.created_at,
         "finishedAt": audit.finished_at,
     }

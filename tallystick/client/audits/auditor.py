@@ -37,7 +37,7 @@ from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, TallyError, Unavailable
 from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.protocol.plaintext_heads import RequestHead, join_request
-from tallystick.protocol.types import Address
+from tallystick.protocol.types import Address, Amount, format_amount
 from tallystick.runtime.database_url import sqlite_url
 from tallystick.runtime.single_instance import InstanceLock, instance_lock
 
@@ -244,18 +244,21 @@ class Auditor:
             return False
         return True
 
-    async def _may_cost(self, audit: KnownAudit) -> bool:
-        """Whether an audit fits the budget of audits, and leaves the user's own budgets to the jobs. It waits otherwise."""
+    async def _why_it_waits(self, audit: KnownAudit) -> str:
+        """Why an audit waits: the budget of audits is used up, or one of the user's own nearly is. Empty if it need not."""
         if audit.origin is Origin.ASKED:
-            return True
+            return ""
         now = self._ports.now()
         for budget in self._config.budgets:
             if budget.covers(AUDIT_LABEL):
                 status = await self._ports.ledger.budget_status(budget, now)
                 if status.percent >= budget.warn_percent:
-                    return False
-        likely = self._likely_cost(audit)
-        return likely <= await self.allowance()
+                    return "waits: one of the [[budgets]] is nearly used up, and jobs come first"
+        likely, left = self._likely_cost(audit), max(0, await self.allowance())
+        if likely <= left:
+            return ""
+        amounts = f"about {format_amount(Amount(likely))} dollars, and {format_amount(Amount(left))} are left"
+        return f"waits for the budget of audits ([audits] budget_percent): it costs {amounts}"
 
     async def allowance(self) -> int:
         """What audits may cost now, in base units: their share of the spending on jobs, less what they cost."""
@@ -277,7 +280,8 @@ class Auditor:
         """
         store, now = await self.store(), self._ports.now()
         try:
-            if not await self._may_cost(audit):
+            if why := await self._why_it_waits(audit):
+                await store.note(audit.id, why)
                 return False
             async with asyncio.timeout(AUDIT_SECONDS):
                 await conductor.conduct(audit)

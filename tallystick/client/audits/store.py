@@ -121,6 +121,11 @@ class AuditStore:
         values = {"reason": reason_text(reason), "due_at": due_at, "attempts": audits.c.attempts + 1}
         await self._update(audit, values, audits.c.state == AuditState.PENDING.value)
 
+    async def note(self, audit: int, reason: str) -> None:
+        """Notes why an audit waits, if that was not known."""
+        reason = reason_text(reason)
+        await self._update(audit, {"reason": reason}, audits.c.state == AuditState.PENDING.value, audits.c.reason != reason)
+
     async def record_job(self, audit: int, kept: KeptJob) -> None:
         """Notes the job that was placed for a synthetic audit, who answered it, and what it cost."""
         cost = int(kept.proof.receipt.message.cost)
@@ -156,8 +161,9 @@ class AuditStore:
         return await self._database.read(lambda c: next((read_audit(row) for row in c.execute(query)), None))
 
     async def find(self, job: JobId) -> KnownAudit | None:
-        """The latest audit of a job's answer, if there is one."""
-        query = sa.select(audits).where(audits.c.job == job.hex(), _NOT_PLANTED).order_by(audits.c.id.desc()).limit(1)
+        """The latest audit of a job's answer that ended with a verdict, else the latest one, if there is one."""
+        done_first = (audits.c.state == AuditState.DONE.value).desc()
+        query = sa.select(audits).where(audits.c.job == job.hex(), _NOT_PLANTED).order_by(done_first, audits.c.id.desc()).limit(1)
         return await self._database.read(lambda c: next((read_audit(row) for row in c.execute(query)), None))
 
     async def latest(self, limit: int) -> list[KnownAudit]:

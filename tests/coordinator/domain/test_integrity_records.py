@@ -10,6 +10,7 @@ import pytest
 from coordinator.domain import integrity_records
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.integrity_records import (
+    DAILY_EFFECT,
     HALF_WEIGHT,
     MAX_PRODUCTS,
     UNAUDITED,
@@ -18,6 +19,7 @@ from coordinator.domain.integrity_records import (
     ProductKey,
     RecordChange,
     Standing,
+    effect_of,
     product_key,
     report_weight,
 )
@@ -132,6 +134,32 @@ def test_nobody_lends_weight_to_its_own_praise() -> None:
     settled = {ANN.address: HALF_WEIGHT}
     assert report_weight(PASS, ANN.address, settled, 0, is_probe=False) == 0
     assert report_weight(SUSPECT, ANN.address, settled, 0, is_probe=False) == WEIGHT_ONE // 2
+
+
+@pytest.mark.parametrize("payers", [1, 20, 100])
+@pytest.mark.parametrize("verdict", list(AuditVerdict))
+def test_coins_that_go_round_make_little_in_a_day(payers: int, verdict: AuditVerdict) -> None:
+    """However many keys are paid from the same coins, they lift a newcomer and hurt an honest provider by a few audits a day."""
+    settled, effect, reports = {BOB.address: HALF_WEIGHT * 9}, 0, [] if verdict is PASS else [report()] * 200
+    for _ in range(payers):
+        weight = report_weight(verdict, ANN.address, settled, 0, is_probe=False, day_effect=effect)
+        effect += effect_of(verdict, weight)
+        reports.append(report(verdict, weight=weight))
+    assert effect <= DAILY_EFFECT
+    assert (effect == DAILY_EFFECT) is (payers > 1)
+    integrity = standing(*reports).integrity
+    assert integrity < 420 if verdict is PASS else integrity > 900
+
+
+def test_the_bound_of_a_day_is_exact_and_not_for_probes() -> None:
+    """The last report of a day counts what is left; the coordinator's own always counts in full."""
+    settled = {BOB.address: HALF_WEIGHT}
+    for verdict, full in ((PASS, WEIGHT_ONE // 2), (SUSPECT, WEIGHT_ONE // 2), (CONFIRMED, WEIGHT_ONE // 20)):
+        step = effect_of(verdict, 1)
+        for left, weight in ((full * step, full), (full * step - 1, full - 1), (step, 1), (step - 1, 0), (0, 0), (-9, 0)):
+            spent = DAILY_EFFECT - left
+            assert report_weight(verdict, ANN.address, settled, 0, is_probe=False, day_effect=spent) == weight
+        assert report_weight(verdict, ANN.address, {}, 0, is_probe=True, day_effect=DAILY_EFFECT) == WEIGHT_ONE
 
 
 def test_a_flood_of_products_is_bounded() -> None:

@@ -408,7 +408,7 @@ def test_a_least_integrity_is_a_requirement_like_the_others() -> None:
     assert {reason for reason, entry in rejected if entry.provider == bob.address} == {Reason.INTEGRITY}
     pinned = replace(wanted, pin=frozenset({bob.address}))
     for demand in (pinned, replace(wanted, min_integrity=51)):
-        with pytest.raises(TallyError, match="audits vouch for it less than asked for"):
+        with pytest.raises(TallyError, match="audits vouch for it less than `min_integrity` asks for"):
             shortlist(book, demand, START)
     explained = explain(book.of_model(MODEL), wanted, START, lambda _provider: 1.0)
     assert {ranked.entry.provider: reason for ranked, reason in explained} == {ann.address: None, bob.address: Reason.INTEGRITY}

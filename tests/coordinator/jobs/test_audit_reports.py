@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from coordinator.domain.ask_book import AskBook
-from coordinator.domain.integrity_records import HALF_WEIGHT, UNAUDITED, ProductKey, Standing
+from coordinator.domain.integrity_records import (
+    DAILY_EFFECT,
+    DAY_SECONDS,
+    HALF_WEIGHT,
+    UNAUDITED,
+    ProductKey,
+    RecordChange,
+    Standing,
+)
 from coordinator.domain.job_aliases import JobAliases
 from coordinator.domain.log_check import LogReplay
 from coordinator.jobs.audit_reports import REPORTS_BURST
@@ -284,6 +292,41 @@ async def test_a_report_that_counts_nothing_begins_no_record(world: World) -> No
     assert [leaf.weight for leaf in await report_leaves(world)] == [0]
     assert isinstance(world.report_store, MemoryReportStore)
     assert world.report_store.records == {}
+
+
+@pytest.mark.parametrize("verdict", [PASS, SUSPECT])
+async def test_all_payers_together_are_bounded_in_a_day(world: World, verdict: AuditVerdict) -> None:
+    """Coins that go round lend weight to key after key: the day's bound is kept over restarts, and not shared with probes."""
+    await world.market.start()
+    node = world.node("ann")
+    pay(world, person("bob").address, HALF_WEIGHT * 99)
+    paid = [await paid_job(world, node) for _ in range(6)]
+    earlier = StoredReport(
+        (JobId(b"\xaa" * 16), node.address, False),
+        person("eve").address,
+        ProductKey(node.address, MODEL, "unknown"),
+        int(world.clock.now()),
+        0,
+        Hash(bytes(32)),
+        Hash(bytes(32)),
+        praises=verdict is PASS,
+        effect=DAILY_EFFECT - 1_000,
+    )
+    await world.report_store.put_report(earlier, RecordChange(earlier.product, None), 0)
+    await world.market.audit_reports.accept(request(paid[0], verdict, seals=True))
+    for entry in paid[1:3]:
+        await world.market.audit_reports.accept(request(entry, verdict))
+    await world.restart()
+    await world.market.audit_reports.accept(request(paid[3], verdict))
+    other = SUSPECT if verdict is PASS else PASS
+    await world.market.audit_reports.accept(request(paid[4], other))
+    world.clock.seconds += DAY_SECONDS + 1
+    await world.market.audit_reports.accept(request(paid[5], verdict))
+    weights = [leaf.weight for leaf in await report_leaves(world)]
+    assert weights[0] == (2_500 if verdict is PASS else 10_000)
+    assert weights[1:4] == [1_000, 0, 0]
+    assert weights[4] > 0
+    assert weights[5] > 0
 
 
 def test_strangers_cannot_seal() -> None:

@@ -24,7 +24,7 @@ POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
 ANN, BOB = person("ann").address, person("bob").address
 PRODUCT = ProductKey(ANN, "model/€", "fp8")
 REPORT = StoredReport(
-    (JobId(bytes(range(16))), ANN, False), PAYER.address, PRODUCT, 1_000, 7, Hash(b"\x01" * 32), Hash(b"\x02" * 32)
+    (JobId(bytes(range(16))), ANN, False), PAYER.address, PRODUCT, 1_000, 7, Hash(b"\x01" * 32), Hash(b"\x02" * 32), True, 9
 )
 RECORD = IntegrityRecord(Integrity(12.123456789012345, 0.1, 13), 2, 7)
 CHANGE = RecordChange(PRODUCT, RECORD)
@@ -89,6 +89,24 @@ async def test_forgotten_products_and_reports_that_count_nothing_leave_no_record
     await store.reports.put_report(REPORT, RecordChange(PRODUCT, RECORD, tuple(others[:1])), 0)
     await store.reports.put_report(REPORT, RecordChange(others[0], None), 0)
     assert [key for key, _ in await store.reports.integrity()] == [*others[1:], PRODUCT]
+
+
+async def test_effects_of_a_product_are_summed_by_direction(store: Store) -> None:
+    """From a moment on, that moment included; other products and directions do not count."""
+    rows = [
+        replace(REPORT, at=999, effect=1),
+        replace(REPORT, at=1_000, effect=10),
+        replace(REPORT, at=1_001, effect=1 << 40),
+        replace(REPORT, praises=False, effect=100),
+        replace(REPORT, product=PRODUCT._replace(precision="f16"), effect=1_000),
+        replace(REPORT, product=PRODUCT._replace(model="m"), effect=1_000),
+    ]
+    for number, row in enumerate(rows):
+        finding = (JobId(bytes((number,)) * 16), ANN, False)
+        await store.reports.put_report(replace(row, finding=finding), CHANGE, 0)
+    assert await store.reports.sum_effects(PRODUCT, 1_000, praises=True) == 10 + (1 << 40)
+    assert await store.reports.sum_effects(PRODUCT, 1_000, praises=False) == 100
+    assert await store.reports.sum_effects(ProductKey(BOB, *PRODUCT[1:]), 0, praises=True) == 0
 
 
 async def test_old_reports_are_deleted_and_their_integrity_stays(store: Store) -> None:

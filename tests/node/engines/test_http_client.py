@@ -144,6 +144,35 @@ async def test_a_request_on_a_dead_connection_is_sent_again() -> None:
         assert len(server.requests) == 7
 
 
+async def test_a_connection_that_timed_out_idle_fails_no_job() -> None:
+    """A load balancer closes an idle connection with 408 just as the next request leaves: it is sent again, once."""
+    late = b"HTTP/1.1 408 Request Timeout\r\nConnection: Close\r\ncontent-length: 4\r\n\r\nlate"
+    async with serving() as server, client_of(server.url) as client:
+        responses = [await client.send("POST", server.url, {}) for _ in range(3)]
+        for response in responses:
+            await body_of(response)
+        server.answers.append(late)
+        assert await post(client, server) == b"ok"
+        assert (len(server.requests), len(server.connections)) == (5, 4)
+        server.answers.extend([late, late])
+        assert await post(client, server) == b"late"
+        assert len(server.requests) == 7
+        server.answers.append(late.replace(b"Connection: Close\r\n", b""))  # the engine's own answer
+        assert await post(client, server) == b"late"
+        assert len(server.requests) == 8
+
+
+async def test_a_connection_that_opens_while_the_client_closes() -> None:
+    """It serves no request, and does not stay open."""
+    async with serving() as server, client_of(server.url) as client:
+        sending = asyncio.create_task(client.send("POST", server.url, {}))
+        await asyncio.sleep(0)
+        await client.close()
+        with pytest.raises(aiohttp.ServerDisconnectedError):
+            await sending
+        assert not server.requests
+
+
 async def test_a_reader_that_holds_its_answer_ends_no_other() -> None:
     """A response whose rest was discarded in time is released late: the request that came meanwhile gets its whole answer."""
     start, end = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nfour\r\n", b"0\r\n\r\n"

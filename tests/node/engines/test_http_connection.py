@@ -48,6 +48,7 @@ MALFORMED = {
     "chunk size that is no number": CHUNKED + b"zz\r\nfour\r\n",
     "huge chunk": CHUNKED + b"ffffffffffffffffff\r\nfour\r\n",
     "change of the protocol": b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+    "status below 100": b"HTTP/1.1 099 X\r\ncontent-length: 4\r\n\r\nevil" + SIZED,
     "endless status line": b"HTTP/1.1 200 " + b"x" * 70_000,
     "endless header": b"HTTP/1.1 200 OK\r\nx: " + b"x" * 70_000,
     "endless headers": b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 12_000,
