@@ -21,6 +21,7 @@ from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.proof import Proof
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import TallyError
+from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.plaintext_heads import (
     RequestHead,
@@ -175,7 +176,7 @@ class Referees:
         response = self.scores[name](request)
         body = orjson.dumps(response.to_json())
         usage = Usage(response.prompt_tokens + len(response.tokens), 0, 0)
-        return prove(self.providers[name], SCORES, orjson.dumps(request.to_json()), body, usage=usage)
+        return prove(self.providers[name], SCORES, dump_lenient(request.to_json()), body, usage=usage)
 
     async def place_synthetic(self, path: str, body: bytes) -> KeptJob:
         """See AuditMarket."""

@@ -17,8 +17,10 @@ from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.records import KnownAudit
 from tallystick.client.audits.schema import AuditKind, AuditState
 from tallystick.client.audits.subject import Subject
+from tallystick.client.sdk.audits import MarketAudits
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.lenient_json import load_lenient
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.routes import CHAT
 from tallystick.protocol.token_scores import ScoreRequest, ScoreResponse
@@ -157,6 +159,30 @@ async def test_no_spelling_of_a_text_exempts_it(world: World, monkeypatch: pytes
     for _, request in world.market.asked:
         assert isinstance(request.completion, str)
         assert request.completion.encode()
+
+
+@pytest.mark.parametrize("name", ["half a character", "a huge number in a schema"])
+async def test_no_spelling_of_a_prompt_exempts_its_answer(world: World, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """What a referee was asked and said is kept as it was."""
+    use_own_engine(world, monkeypatch)
+    (audit,) = await audits_of(world, bare(answer_of(), REQUESTS[name]))
+    assert (audit.kind, audit.state) == (AuditKind.JOB, AuditState.DONE)
+
+
+@pytest.mark.parametrize("name", ["half a character", "a huge number in a schema"])
+async def test_a_prompt_is_shown_as_it_was(name: str) -> None:
+    """The scoring job that is ordered has the same prompt, however the application spelled it."""
+    bodies: list[bytes] = []
+
+    async def submit(_path: str, body: bytes, **_: Any) -> Any:
+        bodies.append(body)
+        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "down")
+
+    market = MarketAudits(submit, Any, Any, Any, now=lambda: NOW_S, fetch_evidence=Any)  # type: ignore[arg-type]
+    asked = Subject.of(bare(answer_of(), REQUESTS[name])).question(8, bytes)
+    with pytest.raises(Unavailable):
+        await market.score(ALICE.ask, asked, "audit-1")
+    assert ScoreRequest.from_json(load_lenient(bodies[0])) == asked
 
 
 async def test_halves_of_a_character_are_joined() -> None:
