@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -58,6 +59,7 @@ RETRY_SECONDS: Final = 120
 MAX_ATTEMPTS: Final = 6
 SCORERS_SECONDS: Final = 60
 MAX_MODELS: Final = 256
+TRACE_FRAMES: Final = 12
 MAX_DUE: Final = 64
 """Audits of one visit to the file."""
 ASKED_SECONDS: Final = 3_600
@@ -145,8 +147,8 @@ class Auditor:
                 await self.work_once()
             except TallyError as error:
                 log.info("audits have to wait", reason=str(error))
-            except Exception:
-                log.exception("a bug in an audit")
+            except Exception as error:  # noqa: BLE001 - logged, and the auditor goes on
+                _log_bug("a bug in the auditor", error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_SECONDS):
                     await self._wake.wait()
@@ -193,8 +195,8 @@ class Auditor:
                 raise
             except BadMessage as error:
                 log.info("a drawn job cannot be audited", job=kept.job.hex(), reason=str(error))
-            except Exception:
-                log.exception("a bug: a drawn job cannot be audited", job=kept.job.hex())
+            except Exception as error:  # noqa: BLE001 - logged; it concerns this job alone
+                _log_bug("a bug: a drawn job cannot be audited", error, job=kept.job.hex())
             self._drawn.popleft()
 
     async def _record_draw(self, kept: KeptJob, number: float) -> None:
@@ -292,8 +294,8 @@ class Auditor:
             else:
                 await store.postpone(audit.id, str(error) or "it took too long", now + RETRY_SECONDS * (1 << audit.attempts))
             return False
-        except Exception as error:
-            log.exception("a bug in an audit", audit=audit.id)
+        except Exception as error:  # noqa: BLE001 - logged; it concerns this audit alone
+            _log_bug("a bug in an audit", error, audit=audit.id)
             await store.fail(audit.id, f"a bug in this client: {type(error).__name__}: {error}", now)
         return True
 
@@ -370,6 +372,11 @@ class Auditor:
     def auditable(self, path: str) -> bool:
         """Whether answers of a route are kept."""
         return self._settings.keeps_jobs and path in AUDITABLE_ROUTES
+
+
+def _log_bug(event: str, error: Exception, **values: object) -> None:
+    """Logs where an error came from, without the values of variables: those are prompts, and may take a minute to print."""
+    log.error(event, **values, traceback="".join(traceback.format_exception(error, limit=-TRACE_FRAMES)))
 
 
 def can_be_audited(request: Mapping[str, Any]) -> bool:
