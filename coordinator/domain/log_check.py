@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 
-from coordinator.domain.integrity_records import UNAUDITED, IntegrityRecords, ProductKey, Standing
+from coordinator.domain.integrity_records import (
+    DAILY_EFFECT,
+    DAY_SECONDS,
+    UNAUDITED,
+    IntegrityRecords,
+    ProductKey,
+    Standing,
+    effect_of,
+)
 from coordinator.domain.match_leaf import check_leaf
 from tallystick.protocol.audit_reports import AuditVerdict
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.log_facts import INTEGRITY_STEPS, AskFacts
-from tallystick.protocol.log_leaves import ReportLeaf, RestartLeaf
+from tallystick.protocol.log_leaves import WEIGHT_ONE, ReportLeaf, RestartLeaf
 from tallystick.protocol.match_log import MERGE_SECONDS, MatchLeaf, load_leaf
 from tallystick.protocol.merkle import Edge, leaf_hash
 from tallystick.protocol.messages import Ask, LogHead, ReportAck
@@ -85,6 +93,9 @@ class LogReplay:
     _tried: OrderedDict[JobId, list[Address]] = field(default_factory=OrderedDict)
     _reported: OrderedDict[tuple[bytes, Address, bool], None] = field(default_factory=OrderedDict)
     _report_hashes: OrderedDict[Hash, None] = field(default_factory=OrderedDict)
+    _effects: deque[tuple[int, tuple[ProductKey, bool], int]] = field(default_factory=deque)
+    """What each of payers' latest reports added to a product, with the report's time and whether it praised."""
+    _effect_sums: Counter[tuple[ProductKey, bool]] = field(default_factory=Counter)
     _former: dict[Address, deque[tuple[int, dict[ProductKey, Standing]]]] = field(default_factory=dict)
     """What the standings of a provider were before its latest reports, with the times of these."""
     _claims: dict[Hash, dict[AskClaim, int]] = field(default_factory=dict)
@@ -128,9 +139,30 @@ class LogReplay:
         for remembered in (self._reported, self._report_hashes):
             while len(remembered) > _REMEMBERED_JOBS:
                 remembered.popitem(last=False)
+        yield from self._check_effect(leaf)
         former = self._former.setdefault(leaf.provider, deque(maxlen=_FORMER_STANDINGS))
         former.append((leaf.at, self.integrity.standings(leaf.provider)))
         self.integrity.apply(leaf, index)
+
+    def _check_effect(self, leaf: ReportLeaf) -> Iterator[str]:
+        """Sums what payers' reports add to a product within DAY_SECONDS, which is bounded."""
+        if leaf.is_probe or leaf.verdict not in tuple(AuditVerdict):
+            return
+        verdict = AuditVerdict(leaf.verdict)
+        key = ProductKey(leaf.provider, leaf.model, leaf.precision), verdict is AuditVerdict.PASS
+        effects, effect = self._effects, effect_of(verdict, leaf.weight)
+        while effects and (effects[0][0] <= leaf.at - DAY_SECONDS or len(effects) >= _REMEMBERED_JOBS):
+            _, former, passed = effects.popleft()
+            self._effect_sums[former] -= passed
+            if not self._effect_sums[former]:
+                del self._effect_sums[former]
+        if not effect:
+            return
+        effects.append((leaf.at, key, effect))
+        self._effect_sums[key] += effect
+        if self._effect_sums[key] > DAILY_EFFECT:
+            added, bound = self._effect_sums[key] / WEIGHT_ONE, DAILY_EFFECT // WEIGHT_ONE
+            yield f"{leaf.provider}: payers' reports of a day count {added:g} audits of {leaf.model} together, more than {bound}"
 
     def _check_epoch(self, epoch: int) -> Iterator[str]:
         if self._epoch is not None and epoch != self._epoch:

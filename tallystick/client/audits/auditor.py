@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, TallyError, Unavailable
 from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.protocol.plaintext_heads import RequestHead, join_request
-from tallystick.protocol.types import Address
+from tallystick.protocol.types import Address, Amount, format_amount
 from tallystick.runtime.database_url import sqlite_url
 from tallystick.runtime.single_instance import InstanceLock, instance_lock
 
@@ -58,6 +59,7 @@ RETRY_SECONDS: Final = 120
 MAX_ATTEMPTS: Final = 6
 SCORERS_SECONDS: Final = 60
 MAX_MODELS: Final = 256
+TRACE_FRAMES: Final = 12
 MAX_DUE: Final = 64
 """Audits of one visit to the file."""
 ASKED_SECONDS: Final = 3_600
@@ -145,8 +147,8 @@ class Auditor:
                 await self.work_once()
             except TallyError as error:
                 log.info("audits have to wait", reason=str(error))
-            except Exception:
-                log.exception("a bug in an audit")
+            except Exception as error:  # noqa: BLE001 - logged, and the auditor goes on
+                _log_bug("a bug in the auditor", error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_SECONDS):
                     await self._wake.wait()
@@ -193,8 +195,8 @@ class Auditor:
                 raise
             except BadMessage as error:
                 log.info("a drawn job cannot be audited", job=kept.job.hex(), reason=str(error))
-            except Exception:
-                log.exception("a bug: a drawn job cannot be audited", job=kept.job.hex())
+            except Exception as error:  # noqa: BLE001 - logged; it concerns this job alone
+                _log_bug("a bug: a drawn job cannot be audited", error, job=kept.job.hex())
             self._drawn.popleft()
 
     async def _record_draw(self, kept: KeptJob, number: float) -> None:
@@ -242,18 +244,21 @@ class Auditor:
             return False
         return True
 
-    async def _may_cost(self, audit: KnownAudit) -> bool:
-        """Whether an audit fits the budget of audits, and leaves the user's own budgets to the jobs. It waits otherwise."""
+    async def _why_it_waits(self, audit: KnownAudit) -> str:
+        """Why an audit waits: the budget of audits is used up, or one of the user's own nearly is. Empty if it need not."""
         if audit.origin is Origin.ASKED:
-            return True
+            return ""
         now = self._ports.now()
         for budget in self._config.budgets:
             if budget.covers(AUDIT_LABEL):
                 status = await self._ports.ledger.budget_status(budget, now)
                 if status.percent >= budget.warn_percent:
-                    return False
-        likely = self._likely_cost(audit)
-        return likely <= await self.allowance()
+                    return "waits: one of the [[budgets]] is nearly used up, and jobs come first"
+        likely, left = self._likely_cost(audit), max(0, await self.allowance())
+        if likely <= left:
+            return ""
+        amounts = f"about {format_amount(Amount(likely))} dollars, and {format_amount(Amount(left))} are left"
+        return f"waits for the budget of audits ([audits] budget_percent): it costs {amounts}"
 
     async def allowance(self) -> int:
         """What audits may cost now, in base units: their share of the spending on jobs, less what they cost."""
@@ -275,7 +280,8 @@ class Auditor:
         """
         store, now = await self.store(), self._ports.now()
         try:
-            if not await self._may_cost(audit):
+            if why := await self._why_it_waits(audit):
+                await store.note(audit.id, why)
                 return False
             async with asyncio.timeout(AUDIT_SECONDS):
                 await conductor.conduct(audit)
@@ -288,8 +294,8 @@ class Auditor:
             else:
                 await store.postpone(audit.id, str(error) or "it took too long", now + RETRY_SECONDS * (1 << audit.attempts))
             return False
-        except Exception as error:
-            log.exception("a bug in an audit", audit=audit.id)
+        except Exception as error:  # noqa: BLE001 - logged; it concerns this audit alone
+            _log_bug("a bug in an audit", error, audit=audit.id)
             await store.fail(audit.id, f"a bug in this client: {type(error).__name__}: {error}", now)
         return True
 
@@ -366,6 +372,11 @@ class Auditor:
     def auditable(self, path: str) -> bool:
         """Whether answers of a route are kept."""
         return self._settings.keeps_jobs and path in AUDITABLE_ROUTES
+
+
+def _log_bug(event: str, error: Exception, **values: object) -> None:
+    """Logs where an error came from, without the values of variables: those are prompts, and may take a minute to print."""
+    log.error(event, **values, traceback="".join(traceback.format_exception(error, limit=-TRACE_FRAMES)))
 
 
 def can_be_audited(request: Mapping[str, Any]) -> bool:

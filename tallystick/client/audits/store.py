@@ -121,6 +121,11 @@ class AuditStore:
         values = {"reason": reason_text(reason), "due_at": due_at, "attempts": audits.c.attempts + 1}
         await self._update(audit, values, audits.c.state == AuditState.PENDING.value)
 
+    async def note(self, audit: int, reason: str) -> None:
+        """Notes why an audit waits, if that was not known."""
+        reason = reason_text(reason)
+        await self._update(audit, {"reason": reason}, audits.c.state == AuditState.PENDING.value, audits.c.reason != reason)
+
     async def record_job(self, audit: int, kept: KeptJob) -> None:
         """Notes the job that was placed for a synthetic audit, who answered it, and what it cost."""
         cost = int(kept.proof.receipt.message.cost)
@@ -156,8 +161,9 @@ class AuditStore:
         return await self._database.read(lambda c: next((read_audit(row) for row in c.execute(query)), None))
 
     async def find(self, job: JobId) -> KnownAudit | None:
-        """The latest audit of a job's answer, if there is one."""
-        query = sa.select(audits).where(audits.c.job == job.hex(), _NOT_PLANTED).order_by(audits.c.id.desc()).limit(1)
+        """The latest audit of a job's answer that ended with a verdict, else the latest one, if there is one."""
+        done_first = (audits.c.state == AuditState.DONE.value).desc()
+        query = sa.select(audits).where(audits.c.job == job.hex(), _NOT_PLANTED).order_by(done_first, audits.c.id.desc()).limit(1)
         return await self._database.read(lambda c: next((read_audit(row) for row in c.execute(query)), None))
 
     async def latest(self, limit: int) -> list[KnownAudit]:
@@ -219,12 +225,15 @@ class AuditStore:
     # What is known of providers and referees
 
     async def history(self, provider: Address, model: str, precision: str) -> list[Audit]:
-        """What each referee found of a provider's answers, oldest first; those of the latest WINDOW audits."""
+        """What each referee found of a provider's answers, oldest first; those of the latest WINDOW audits.
+
+        Audits that ended without a verdict are left out, such as those whose evidence was withheld: a pass in one clears nobody.
+        """
         latest = sa.select(audits.c.id).where(*_of(provider, model, precision)).order_by(audits.c.id.desc()).limit(WINDOW)
         query = (
             sa.select(audits.c.job, opinions.c.referee, opinions.c.verdict)
             .join(opinions, opinions.c.audit == audits.c.id)
-            .where(audits.c.id.in_(latest))
+            .where(audits.c.id.in_(latest), audits.c.verdict.is_distinct_from(Verdict.INCONCLUSIVE.value))
             .order_by(audits.c.id, opinions.c.id)
         )
         return await self._database.read(
@@ -270,13 +279,14 @@ class AuditStore:
 
     async def pools(self, provider: Address, model: str, precision: str) -> list[tuple[str, Pool]]:
         """What adds up over a provider's latest WINDOW audits, the oldest first: of each answer once, by the first referee in the
-        majority.
+        majority; without a verdict, by the first that passed it: evidence adds up also where its provider withholds the rest.
         """
         latest = sa.select(audits.c.id).where(*_of(provider, model, precision)).order_by(audits.c.id.desc()).limit(WINDOW)
+        counted = sa.case((audits.c.verdict == Verdict.INCONCLUSIVE.value, Verdict.PASS.value), else_=audits.c.verdict)
         query = (
             sa.select(audits.c.job, opinions.c.referee, opinions.c.pool)
             .join(opinions, opinions.c.audit == audits.c.id)
-            .where(audits.c.id.in_(latest), opinions.c.verdict == audits.c.verdict)
+            .where(audits.c.id.in_(latest), opinions.c.verdict == counted)
             .order_by(opinions.c.id)
         )
 

@@ -14,7 +14,8 @@ from tallystick.client.audits.auditor import Auditor, AuditorPorts
 from tallystick.client.audits.consent_file import write_answer
 from tallystick.client.audits.evidence_file import read_audit_evidence
 from tallystick.client.audits.kept_job import KeptJob
-from tallystick.client.audits.schema import AuditKind, AuditState
+from tallystick.client.audits.records import NewAudit
+from tallystick.client.audits.schema import AuditKind, AuditState, Origin
 from tallystick.client.config import Budget, ClientConfig
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.protocol.audit_reports import AuditVerdict, ReportRequest, check_report
@@ -201,8 +202,12 @@ async def test_an_empty_budget_stops_audits(world: World) -> None:
     offer(world, auditor, kept)
     assert await auditor.work_once() == 0
     assert world.market.asked == []
+    assert "budget_percent): it costs about 0.0" in (await (await auditor.store()).latest(1))[0].reason
     conclusion = await auditor.audit(kept)
     assert conclusion.verdict is Verdict.PASS
+    known = await (await auditor.store()).find(kept.job)
+    assert known is not None
+    assert known.verdict is Verdict.PASS
     world.spent = 10**9
     assert await auditor.work_once() == 1
 
@@ -228,6 +233,7 @@ async def test_the_users_own_budgets_are_left_to_jobs(tmp_path: Path) -> None:
         offer(world, auditor, sold(ALICE, HONEST))
         assert await auditor.work_once() == 0
         assert world.market.asked == []
+        assert "[[budgets]] is nearly used up" in (await (await auditor.store()).latest(1))[0].reason
     finally:
         await world.close()
 
@@ -311,3 +317,16 @@ async def test_by_hand_says_why_not(world: World) -> None:
     with pytest.raises(BadMessage, match="not that of the receipt"):
         await auditor.audit(forged)
     assert world.market.asked == []
+
+
+async def test_a_try_in_vain_hides_no_verdict(world: World) -> None:
+    """Of several audits of a job, the one that ended with a verdict is shown."""
+    auditor, kept = world.auditor(), sold(ALICE, HONEST)
+    await auditor.audit(kept)
+    store = await auditor.store()
+    number = await store.add(NewAudit(AuditKind.JOB, Origin.ASKED, kept.provider, kept.model, kept.precision, kept.job.hex()), 0)
+    assert number is not None
+    await store.fail(number, "nobody can judge it", 0)
+    known = await store.find(kept.job)
+    assert known is not None
+    assert (known.state, known.verdict) == (AuditState.DONE, Verdict.PASS)

@@ -207,8 +207,10 @@ async def test_no_request_is_made_up_in_vain(world: World, member: dict[str, Any
     assert await audits_of(world, bare(ANSWERS["a short one"], orjson.dumps(REQUEST | member))) == []
 
 
-async def test_a_bug_is_one_audits_failure(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of whatever kind; and a verdict that was reached before it stays."""
+async def test_a_bug_is_one_audits_failure(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of whatever kind; and a verdict that was reached before it stays. The log says where it was, and nothing of a prompt."""
     real = conduct.Conductor._conclude
     bad = sold(ALICE, HONEST)
 
@@ -227,7 +229,11 @@ async def test_a_bug_is_one_audits_failure(world: World, monkeypatch: pytest.Mon
 
     await world.auditors[0].close()
     monkeypatch.setattr(conduct.Conductor, "_conclude", broken)
+    capsys.readouterr()
     failed = (await audits_of(world, sold(ALICE, HONEST)))[-1]
+    logged = capsys.readouterr().out
+    assert "ZeroDivisionError" in logged
+    assert "What is a tally?" not in logged
     assert failed.state is AuditState.FAILED
     assert "a bug in this client: ZeroDivisionError" in failed.reason
 

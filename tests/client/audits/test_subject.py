@@ -122,3 +122,23 @@ async def test_anything_after_the_rows_is_looked_at(store: AuditStore, first: in
         kept = sold(ALICE, HONEST, tokens=tokens, billed=billed, finish=finish, keep=lambda rows: rows[:first])
         verdicts.append(await conduct(bench, kept))
     assert Verdict.SUSPECT in verdicts
+
+
+@pytest.mark.parametrize(("short", "expected"), [(16, Verdict.PASS), (17, Verdict.INCONCLUSIVE), (64, Verdict.INCONCLUSIVE)])
+async def test_many_short_rows_clear_nobody_even_with_right_numbers(store: AuditStore, short: int, expected: Verdict) -> None:
+    """Who may choose which numbers to show chooses those that fit."""
+
+    def trim(rows: Rows) -> Rows:
+        return tuple(EvidenceRow(row.token, row.top[: 4 if n < short else 5]) for n, row in enumerate(rows))
+
+    assert await conduct(build_bench(store, market_with_ends()), sold(ALICE, HONEST, keep=trim)) is expected
+
+
+async def test_withheld_evidence_is_no_vote_and_hides_nothing_that_adds_up(store: AuditStore) -> None:
+    """A pass would dilute suspect answers. A temperature that is a little off shows after many answers, also of such ones."""
+    bench = build_bench(store, market_with_ends())
+    await conduct(bench, sold(ALICE, HONEST, keep=tops(0)))
+    conclusion, kept = bench.conclusions[-1]
+    assert not await store.history(ALICE.address, kept.model, kept.precision)
+    assert conclusion.verdict is Verdict.INCONCLUSIVE
+    assert len(await store.pools(ALICE.address, kept.model, kept.precision)) == 1

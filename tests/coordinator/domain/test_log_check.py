@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, cast
 
+import pytest
+
 from coordinator.domain.log_check import LogReplay
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import read_signed
@@ -146,6 +148,27 @@ async def test_an_old_integrity_counts_for_a_minute(world: World) -> None:
     assert isinstance(early, MatchLeaf)
     for later, known in ((60, True), (61, False)):
         assert (faults([leaves[0], leaves[2], replace(early, at=early.at + later, draw=early.draw).dumps()]) == []) is known
+
+
+@pytest.mark.parametrize(("verdict", "most"), [(0, 50_000), (1, 50_000), (2, 1_000)])
+def test_reports_that_count_more_in_a_day_than_payers_may_are_named(verdict: int, most: int) -> None:
+    """A coordinator that lets its friends' keys praise or accuse without bound shows it in its log. Its own probes are free."""
+
+    def too_many(*reports: tuple[int, int, int, str, bool]) -> list[int]:
+        """The leaves that break the bound; each report: seconds, verdict, weight, model, and whether it is a probe."""
+        made = [
+            ReportLeaf(START + at, 0, bytes((n,)) * 16, PAYER.address, model, "bf16", kind, probe, weight, Hash(bytes((n,)) * 32))
+            for n, (at, kind, weight, model, probe) in enumerate(reports)
+        ]
+        return [index for index, text in faults([leaf.dumps() for leaf in made]) if "audits of" in text]
+
+    weights = [10_000] * (most // 10_000) or [most]
+    full = [(0, verdict, weight, MODEL, False) for weight in weights]
+    assert too_many(*full) == []
+    assert too_many(*full, (86_399, verdict, 1, MODEL, False)) == [len(full)]
+    assert too_many(*full, (86_400, verdict, 1, MODEL, False)) == []
+    assert too_many(*full, (1, verdict, 10_000, MODEL, True), (1, verdict, 1, "another", False)) == []
+    assert too_many(*full, (1, 1 if verdict == 0 else 0, 10_000, MODEL, False), (2, 9, 10_000, MODEL, False)) == []
 
 
 async def test_an_audit_that_counts_twice_is_named(world: World) -> None:
