@@ -149,15 +149,13 @@ class EngineClient:
                 sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_EYEBALLS_SECONDS, loop=loop)
             except OSError as error:
                 raise _first_cause(error) from None
+            connection = HttpConnection(functools.partial(self._freed, server), self._lost)
             try:
-                _, connection = await loop.create_connection(
-                    lambda: HttpConnection(functools.partial(self._freed, server), self._lost),
-                    sock=sock,
-                    ssl=context,
-                    server_hostname=host if is_encrypted else None,
+                await loop.create_connection(
+                    lambda: connection, sock=sock, ssl=context, server_hostname=host if is_encrypted else None
                 )
             except BaseException:
-                sock.close()
+                connection.close()  # its transport owns the socket: closed here, its number would be another connection's
                 raise
         self._connections.add(connection)
         if self._is_closed:  # while it was being opened

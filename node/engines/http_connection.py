@@ -111,13 +111,10 @@ class HttpConnection(asyncio.Protocol):
         return exchange
 
     def close(self) -> None:
-        """Ends the connection at once."""
+        """Ends the connection at once. With TLS, nothing waits for the engine to agree: that would let it generate on."""
         self._on_sent = None
         if self._transport is not None:
-            if self._transport.get_write_buffer_size():
-                self._transport.abort()
-            else:
-                self._transport.close()
+            self._transport.abort()
 
     def free(self, exchange: HttpExchange) -> None:
         """Called by a response when its reader needs it no more. Does nothing for a response that it no longer serves.

@@ -225,12 +225,15 @@ class AuditStore:
     # What is known of providers and referees
 
     async def history(self, provider: Address, model: str, precision: str) -> list[Audit]:
-        """What each referee found of a provider's answers, oldest first; those of the latest WINDOW audits."""
+        """What each referee found of a provider's answers, oldest first; those of the latest WINDOW audits.
+
+        Audits that ended without a verdict are left out, such as those whose evidence was withheld: a pass in one clears nobody.
+        """
         latest = sa.select(audits.c.id).where(*_of(provider, model, precision)).order_by(audits.c.id.desc()).limit(WINDOW)
         query = (
             sa.select(audits.c.job, opinions.c.referee, opinions.c.verdict)
             .join(opinions, opinions.c.audit == audits.c.id)
-            .where(audits.c.id.in_(latest))
+            .where(audits.c.id.in_(latest), audits.c.verdict.is_distinct_from(Verdict.INCONCLUSIVE.value))
             .order_by(audits.c.id, opinions.c.id)
         )
         return await self._database.read(
@@ -276,13 +279,14 @@ class AuditStore:
 
     async def pools(self, provider: Address, model: str, precision: str) -> list[tuple[str, Pool]]:
         """What adds up over a provider's latest WINDOW audits, the oldest first: of each answer once, by the first referee in the
-        majority.
+        majority; without a verdict, by the first that passed it: evidence adds up also where its provider withholds the rest.
         """
         latest = sa.select(audits.c.id).where(*_of(provider, model, precision)).order_by(audits.c.id.desc()).limit(WINDOW)
+        counted = sa.case((audits.c.verdict == Verdict.INCONCLUSIVE.value, Verdict.PASS.value), else_=audits.c.verdict)
         query = (
             sa.select(audits.c.job, opinions.c.referee, opinions.c.pool)
             .join(opinions, opinions.c.audit == audits.c.id)
-            .where(audits.c.id.in_(latest), opinions.c.verdict == audits.c.verdict)
+            .where(audits.c.id.in_(latest), opinions.c.verdict == counted)
             .order_by(opinions.c.id)
         )
 

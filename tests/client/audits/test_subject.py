@@ -132,3 +132,13 @@ async def test_many_short_rows_clear_nobody_even_with_right_numbers(store: Audit
         return tuple(EvidenceRow(row.token, row.top[: 4 if n < short else 5]) for n, row in enumerate(rows))
 
     assert await conduct(build_bench(store, market_with_ends()), sold(ALICE, HONEST, keep=trim)) is expected
+
+
+async def test_withheld_evidence_is_no_vote_and_hides_nothing_that_adds_up(store: AuditStore) -> None:
+    """A pass would dilute suspect answers. A temperature that is a little off shows after many answers, also of such ones."""
+    bench = build_bench(store, market_with_ends())
+    await conduct(bench, sold(ALICE, HONEST, keep=tops(0)))
+    conclusion, kept = bench.conclusions[-1]
+    assert not await store.history(ALICE.address, kept.model, kept.precision)
+    assert conclusion.verdict is Verdict.INCONCLUSIVE
+    assert len(await store.pools(ALICE.address, kept.model, kept.precision)) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gzip
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +24,7 @@ from cryptography.x509.oid import NameOID
 from node.engines import http_client
 from node.engines.engine_settings import EngineSettings
 from node.engines.http_client import EngineClient
-from node.engines.http_connection import EngineResponse, HttpExchange, MalformedResponse
+from node.engines.http_connection import EngineResponse, HttpConnection, HttpExchange, MalformedResponse
 from tallystick.protocol.errors import Code, Unavailable
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -58,6 +59,22 @@ class Server:
     def url(self) -> str:
         """Its address."""
         return f"http://127.0.0.1:{self.port}"
+
+
+class CancelOnConnection:
+    """Stands for `connection_made`, and cancels all of `sending` once a connection is made for one of them."""
+
+    def __init__(self, original: Callable[[HttpConnection, asyncio.BaseTransport], None]) -> None:
+        self._original = original
+        self.sending: list[asyncio.Task[EngineResponse]] = []
+
+    def __get__(self, connection: HttpConnection, kind: type[HttpConnection]) -> Callable[[asyncio.BaseTransport], None]:
+        return functools.partial(self, connection)
+
+    def __call__(self, connection: HttpConnection, transport: asyncio.BaseTransport) -> None:
+        self._original(connection, transport)
+        for request in self.sending:
+            request.cancel()
 
 
 @asynccontextmanager
@@ -269,6 +286,28 @@ async def test_tls(tmp_path: Path) -> None:
             with pytest.raises(ssl.SSLCertVerificationError):
                 await client.send("GET", url.replace("localhost", "127.0.0.1"), {})
     assert len(state.requests) == 2
+    server.close()
+
+
+async def test_requests_that_are_cancelled_while_tls_begins(tmp_path: Path) -> None:
+    """However far a connection is when its request is cancelled, later requests are answered."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate = certificate_of("localhost", tmp_path / "engine.pem")
+    context.load_cert_chain(certificate)
+    server = await asyncio.start_server(Server().serve, "127.0.0.1", 0, ssl=context)
+    url = f"https://localhost:{server.sockets[0].getsockname()[1]}/"
+    trusting = ssl.create_default_context(cafile=certificate)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http_client, "_tls_context", lambda: trusting)
+        patch.setattr(HttpConnection, "connection_made", cancelling := CancelOnConnection(HttpConnection.connection_made))
+        for _ in range(5):
+            async with client_of(url) as client:
+                cancelling.sending = [asyncio.create_task(client.send("GET", url, {})) for _ in range(5)]
+                await asyncio.wait(cancelling.sending)
+                assert all(request.cancelled() for request in cancelling.sending)
+                cancelling.sending = []
+                responses = await asyncio.gather(*(client.send("GET", url, {}) for _ in range(5)))
+                assert [await body_of(response) for response in responses] == [b"ok"] * 5
     server.close()
 
 
