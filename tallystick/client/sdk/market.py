@@ -120,6 +120,7 @@ class Market(ConvenienceMethods):
         self._demands = Demands(config)
         self._pin = DeploymentPin()
         self._onchain: PayerEscrow | None = None
+        self._opened = contextlib.AsyncExitStack()
         self._info_lock = asyncio.Lock()
         self._job_context: JobContext | None = None
         self._log_watch: LogWatch | None = None
@@ -162,12 +163,22 @@ class Market(ConvenienceMethods):
     async def open(self) -> Self:
         """Does what entering does, for code without a block, such as the cells of a notebook. Call `close` at the end."""
         warn_if_plaintext(self.config.coordinator, "which account buys which model, when, in which sizes, at which price")
+        async with contextlib.AsyncExitStack() as opened:
+            await self._open(opened)
+            self._opened = opened.pop_all()
+        return self
+
+    async def _open(self, opened: contextlib.AsyncExitStack) -> None:
         self._auditor = TokenAuditor(self.config)
         self._pin, self._job_context, self._draining = DeploymentPin.of(self.config), None, False
-        self._onchain = PayerEscrow.of(self.config, self.wallet)
         self._ledger = await Ledger.open(self.config.ledger_path(self.address), self.address)
+        opened.push_async_callback(self._ledger.close)
         self._affinity = Affinity.open(self.wallet, self.config.affinity_path(self.address), self._now)
-        await self._coordinator.__aenter__()
+        opened.callback(self._affinity.close)
+        self._onchain = PayerEscrow.of(self.config, self.wallet)
+        if self._onchain is not None:
+            opened.push_async_callback(self._onchain.close)
+        await opened.enter_async_context(self._coordinator)
         recovery = TabRecovery.of(
             self._ledger, self._coordinator, self.wallet, self.info, now=self._now, config=self.config, escrow=self._onchain
         )
@@ -197,7 +208,6 @@ class Market(ConvenienceMethods):
         )
         report = self._coordinator.report if self.config.audits.report else None
         self._audits = JobAudits.of(self.config, self.wallet, audits, self._ledger, report, now=self._now, random=self._random)
-        return self
 
     async def close(self) -> None:
         """Does what leaving does: cancels the jobs that still run."""
@@ -209,11 +219,7 @@ class Market(ConvenienceMethods):
                 await self._log_watch.close()
                 self._log_watch = None
         finally:
-            await self._coordinator.__aexit__(None, None, None)
-            if self._onchain is not None:
-                await self._onchain.close()
-            self._affinity.close()
-            await self._ledger.close()
+            await self._opened.aclose()
 
     async def drain(self, seconds: float) -> None:
         """Accepts no more jobs, waits up to `seconds` for the running ones, then cancels them and waits for their receipts."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from tallystick.client.audits.consent_file import write_answer
 from tallystick.client.config import ClientConfig
 from tallystick.client.sdk.market import Market, audits_of
 from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import BadMessage
 from tests.client.fake_coordinator import BODY, CHAT, STREAM, FakeMarket, run
 
 KEEPING = AuditSettings()
@@ -38,6 +41,22 @@ async def test_nothing_is_kept_if_the_user_says_so(
             await job.result()
         assert await audits_of(market).auditor.kept_jobs.find(job.id) is None
     assert not config.kept_jobs_path(wallet.address).exists()
+
+
+async def test_a_market_that_cannot_open_leaves_nothing_open(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, tmp_path: Path
+) -> None:
+    """A file of thresholds that cannot be read, for example: no session and no ledger stay behind."""
+    (tmp_path / "thresholds.json").write_text("[]")
+    broken = replace(config, audits=AuditSettings(thresholds=tmp_path / "thresholds.json"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(BadMessage, match="thresholds"):
+            await Market(fake.url, wallet, broken).open()
+        gc.collect()
+    assert [str(warning.message) for warning in caught if issubclass(warning.category, ResourceWarning)] == []
+    async with Market(fake.url, wallet, config) as market, await market.submit(CHAT, BODY) as job:
+        assert (await job.result()).receipt is not None
 
 
 async def test_embeddings_and_audits_are_not_kept(market: Market) -> None:
