@@ -207,7 +207,8 @@ async def test_what_is_kept_is_bounded_and_secret(fake: FakeMarket, wallet: Sign
         statuses = [(await http.get(f"{RESPONSES}/{response_id}")).status_code for response_id in ids]
         assert statuses == [404, 200, 200]
         for file in files:
-            file.write_bytes(b"x" + file.read_bytes()[1:])
+            sealed = file.read_bytes()
+            file.write_bytes(bytes((sealed[0] ^ 1,)) + sealed[1:])
         assert (await http.get(f"{RESPONSES}/{ids[2]}")).status_code == 404
     async with gateway(fake, wallet, replace(config, responses_folder=folder, responses_mib=0)) as http:
         response = await _create(http)
