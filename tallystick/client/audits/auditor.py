@@ -27,7 +27,7 @@ from tallystick.client.audits.referees import AuditMarket
 from tallystick.client.audits.report_queue import ReportQueue, SendReport
 from tallystick.client.audits.schema import AuditKind, Origin
 from tallystick.client.audits.store import AuditStore
-from tallystick.client.audits.subject import MIN_TOKENS, Subject
+from tallystick.client.audits.subject import MIN_TOKENS, Subject, is_unverifiable
 from tallystick.client.audits.synthetic import request_shape
 from tallystick.client.audits.threshold_table import ThresholdTable
 from tallystick.client.config import MIB, ClientConfig
@@ -236,13 +236,11 @@ class Auditor:
     def _is_auditable(self, kept: KeptJob) -> bool:
         """Whether a drawn job can be audited itself. Otherwise a request of its shape is: no form of an answer is exempt."""
         own = any(referee.serves(kept.model, kept.precision) for referee in self._config.referees)
-        if not own and not may_show(kept.consent, synthetic=False):
-            return False
         try:
             Subject.of(kept)
-        except BadMessage:
-            return False
-        return True
+        except BadMessage as error:
+            return is_unverifiable(error)  # nobody has to see it
+        return own or may_show(kept.consent, synthetic=False)
 
     async def _why_it_waits(self, audit: KnownAudit) -> str:
         """Why an audit waits: the budget of audits is used up, or one of the user's own nearly is. Empty if it need not."""
@@ -270,7 +268,7 @@ class Auditor:
         """About what an audit costs: a referee reads what the job read and wrote; a made-up request costs as much as a job."""
         own = any(referee.serves(audit.model, audit.precision) for referee in self._config.referees)
         job = 0 if audit.kept is None else int(KeptJob.unpack(audit.kept).proof.receipt.message.cost)
-        scoring = 0 if own and not audit.kind.planted else job
+        scoring = 0 if (own and not audit.kind.planted) or _needs_no_referee(audit) else job
         return scoring + (job if audit.kind is AuditKind.SYNTHETIC else 0)
 
     async def _conduct(self, conductor: Conductor, audit: KnownAudit) -> bool:
@@ -343,7 +341,11 @@ class Auditor:
 
     async def audit(self, kept: KeptJob) -> Conclusion:
         """Audits one job now, because a person asked. Raises TallyError that says why it has no verdict."""
-        Subject.of(kept)  # fails before anything is paid
+        try:
+            Subject.of(kept)  # fails before anything is paid
+        except BadMessage as error:
+            if not is_unverifiable(error):
+                raise
         store, now = await self.store(), self._ports.now()
         new = NewAudit(
             AuditKind.JOB,
@@ -372,6 +374,17 @@ class Auditor:
     def auditable(self, path: str) -> bool:
         """Whether answers of a route are kept."""
         return self._settings.keeps_jobs and path in AUDITABLE_ROUTES
+
+
+def _needs_no_referee(audit: KnownAudit) -> bool:
+    """Whether nobody can score the answer, whoever is asked."""
+    if audit.kind is not AuditKind.JOB or audit.kept is None:
+        return False
+    try:
+        Subject.of(KeptJob.unpack(audit.kept))
+    except BadMessage as error:
+        return is_unverifiable(error)
+    return False
 
 
 def _log_bug(event: str, error: Exception, **values: object) -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tallystick.audit.token_counts import PooledCounts
 from tallystick.audit.verdicts import Finding, Verdict
 from tallystick.cli.jobs.audits import app
-from tallystick.client.audits.records import NewAudit, Opinion
+from tallystick.client.audits.records import AuditEnd, NewAudit, Opinion
 from tallystick.client.audits.schema import AuditKind, Origin
 from tallystick.client.audits.store import AuditStore
 from tallystick.client.config import ClientConfig
@@ -64,7 +64,7 @@ def files(tmp_path: Path) -> Files:
         finding = Finding("divergence", 0.25, 0.01)
         opinion = Opinion("own:desk", Verdict.SUSPECT, (finding,), PooledCounts(10, 9), Amount(1_500), NOW_S)
         await store.add_opinion(1, opinion)
-        await store.finish(1, Verdict.SUSPECT, "1 of 1 referees: divergence", NOW_S)
+        await store.finish(1, AuditEnd(Verdict.SUSPECT, "1 of 1 referees: divergence"), NOW_S)
 
     files.fill(audit)
     return files
