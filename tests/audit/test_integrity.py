@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tallystick.audit.integrity import NEWCOMER_JOBS, Integrity, audit_rate, beta_cdf, beta_quantile
+from tallystick.audit.integrity import NEWCOMER_JOBS, Integrity, audit_rate, beta_cdf, beta_quantile, weight_of
 from tallystick.audit.verdicts import Verdict
 
 

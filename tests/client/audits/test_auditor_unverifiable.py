@@ -140,7 +140,7 @@ async def test_a_job_that_is_audited_again_counts_once(world: World) -> None:
     """Otherwise a person who asks three times names a provider by one answer."""
     auditor, kept = world.auditor(), kept_back()
     for _ in range(4):
-        await auditor.audit(kept)
+        await auditor.audit(kept, again=True)
     assert (await provider_audits(world)).counts == AuditCounts(unverifiable=1)
 
 
@@ -173,7 +173,7 @@ async def test_short_answers_to_made_up_requests_count(world: World) -> None:
     await auditor._take_drawn()
     world.now += 3_600
     world.market.served = HONEST
-    placed, world.market.place_synthetic = world.market.place_synthetic, _place_short  # type: ignore[method-assign]
+    placed, world.market.place_synthetic = world.market.place_synthetic, _place_short  # type: ignore[assignment,method-assign]
     await auditor.work_once()
     world.market.place_synthetic = placed  # type: ignore[method-assign]
     assert (await provider_audits(world)).counts == AuditCounts(unverifiable=2)
@@ -200,7 +200,7 @@ async def test_evidence_that_is_always_for_later_is_withheld(
     async def later(_job: bytes) -> bytes:
         raise Unavailable(Code.NODE_BUSY, "not now", fault=fault)
 
-    world.market.fetch_evidence = later  # type: ignore[method-assign]
+    world.market.fetch_evidence = later  # type: ignore[assignment,method-assign]
     auditor, kept = world.auditor(), kept_back()
     offer(world, auditor, kept)
     for _ in range(EVIDENCE_ATTEMPTS):
