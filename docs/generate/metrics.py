@@ -27,8 +27,8 @@ INTRODUCTION = """# Metrics
 
 Node, coordinator and gateway serve [Prometheus](https://prometheus.io) metrics at `/metrics`: the node on `metrics_port`, which
 is off by default, the others on their own ports. The gateway's need its API key, if it has one. All names begin with
-`tallystick_`; names that end in `_units` are base units: millionths of a dollar. `/readyz` says why a dependency fails and what to
-do.
+`tallystick_`; names that end in `_units` are base units: millionths of a dollar. `/readyz` says why a dependency fails and what
+to do.
 """
 
 
