@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from coordinator.bus import InProcessBus
+from coordinator.bus.in_process import InProcessBus
 from coordinator.chain.escrow_cache import EscrowCache
 from coordinator.chain.fee_check import FeeCheck
 from coordinator.chain.settler import Settler
