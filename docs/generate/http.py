@@ -51,7 +51,8 @@ NODE = """## `WebSocket /v1/node`
 
 The connection of a node, which the node opens. The coordinator sends `CHALLENGE`, the node answers with its signed `HELLO`,
 and the coordinator sends `WELCOME`. After that the node announces its asks and receives jobs; see
-[frame kinds](wire.md#frame-kinds).
+[frame kinds](wire.md#frame-kinds). If the coordinator has several [replicas](wire.md#replicas), `WELCOME` lists them, and the
+node opens a connection to each.
 """
 
 GATEWAY = """# Gateway HTTP API

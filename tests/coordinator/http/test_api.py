@@ -76,6 +76,7 @@ async def test_info(at: Served) -> None:
         "protocol": 2,
         "block": 0,
         "rpc": None,
+        "replicas": [],
     }
 
 
