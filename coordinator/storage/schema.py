@@ -176,3 +176,11 @@ integrity = sa.Table(
     sa.Column("probe_failures", sa.BigInteger),
     sa.Column("leaf", sa.BigInteger),
 )
+replicas = sa.Table(
+    "replicas",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("url", sa.Text),
+    sa.Column("beat_at", sa.Float(53)),
+)
+"""The coordinator's replicas. `beat_at`: Unix seconds of the database's clock."""
