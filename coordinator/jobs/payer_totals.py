@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
-from typing import NamedTuple
 
 from coordinator.domain.exposure import Exposure
 from tallystick.protocol.types import Address, Amount
@@ -18,16 +17,8 @@ MAX_PAYERS = 10_000
 """Payers whose time of reading is remembered; that of others is read again with their next job."""
 
 
-class StoredTotal(NamedTuple):
-    """A tab as the database has it, in base units: the highest total of its receipts, and what the chain has paid of it."""
-
-    provider: Address
-    total: Amount
-    settled: Amount
-
-
-LoadTotals = Callable[[Address], Awaitable[Iterable[StoredTotal]]]
-"""Reads the tabs of a payer. Raises Unavailable."""
+LoadTotals = Callable[[Address], Awaitable[Iterable[tuple[Address, Amount, Amount]]]]
+"""Reads the tabs of a payer: provider, the highest total of its receipts, and what the chain has paid of it. Raises Unavailable."""
 
 
 class PayerTotals:
@@ -42,9 +33,9 @@ class PayerTotals:
         if self._tick() - self._read_at.get(payer, float("-inf")) < RELOAD_SECONDS:
             return
         began = self._tick()
-        for tab in await self._load(payer):
-            self._exposure.record_receipt(payer, tab.provider, tab.total, tab.total)
-            self._exposure.settle(payer, tab.provider, tab.settled)
+        for provider, total, settled in await self._load(payer):
+            self._exposure.record_receipt(payer, provider, total, total)
+            self._exposure.settle(payer, provider, settled)
         self._read_at[payer] = began
         self._read_at.move_to_end(payer)
         while len(self._read_at) > MAX_PAYERS:
