@@ -18,7 +18,7 @@ MAX_PAYERS = 10_000
 
 
 LoadTotals = Callable[[Address], Awaitable[Iterable[tuple[Address, Amount, Amount]]]]
-"""Reads the tabs of a payer: provider, the highest total of its receipts, and what the chain has paid of it. Raises Unavailable."""
+"""Reads the tabs of a payer: provider, highest total of its receipts, and what the chain has paid of it. Raises Unavailable."""
 
 
 class PayerTotals:

@@ -73,7 +73,7 @@ def read_notice(topic: str, payload: bytes) -> tuple[str, Notice]:
 def _read(topic: str, raw: Any) -> Notice:
     if topic == "cancel":
         job, payer = read_members(raw, "notice", "job", "payer")
-        return CancelNotice(parse_job_id(read_text(job, "notice.job")), _address(payer, "notice.payer"))
+        return CancelNotice(parse_job_id(read_text(job, "notice.job"), "notice.job"), _address(payer, "notice.payer"))
     if topic == "tab":
         payer, provider, total = read_members(raw, "notice", "payer", "provider", "total")
         return TabNotice(_address(payer, "notice.payer"), _address(provider, "notice.provider"), _total(total))
