@@ -55,9 +55,11 @@ from tallystick.protocol.job_link import LINK_PATH
 from tallystick.protocol.types import Address
 from tallystick.runtime import logs
 from tallystick.runtime.access_log import Access, AccessLog
+from tallystick.runtime.disk_space import check_disk
 from tallystick.runtime.health_monitor import Check, HealthMonitor
 from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import serving, wait_for_stop_signal
+from tallystick.runtime.storage import sqlite_file
 from tallystick.version import __version__
 
 log = structlog.get_logger()
@@ -232,11 +234,20 @@ class _HealthChecks:
 
 
 def _health(store: Store, rpc: Rpc, deployment: Deployment, account: Address, further: Mapping[str, Check]) -> _HealthChecks:
+    file = sqlite_file(store.database.url)
+
     async def database() -> dict[str, CheckResult]:
         return {"database": CheckResult(Health.PASS, value=round(1_000 * await store.ping(), 1), unit="ms")}
 
-    checks = {"database": database, "chain": ChainHealth(rpc, deployment, account).check, **further}
-    remedies = {"database": "check `db` and the database server", "chain": "check `rpc` and the chain's endpoint"}
+    async def disk() -> dict[str, CheckResult]:
+        return {} if file is None else {"disk": await check_disk(file)}
+
+    checks = {"database": database, "disk": disk, "chain": ChainHealth(rpc, deployment, account).check, **further}
+    remedies = {
+        "database": "check `db` and the database server",
+        "disk": "check the folder of `db`",
+        "chain": "check `rpc` and the chain's endpoint",
+    }
     return _HealthChecks(HealthMonitor(checks, remedies), rpc)
 
 
