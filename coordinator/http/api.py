@@ -6,7 +6,7 @@ import base64
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
@@ -18,11 +18,13 @@ from starlette.exceptions import HTTPException
 from coordinator.domain.ask_pages import ModelEntries, ask_entry, asks_page, explained_entry, models_page, rating_entry
 from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.resource_bounds import DEFAULT_PAGE_ENTRIES
+from coordinator.http.cancels import cancel_job
 from coordinator.http.job_views import job_view, queued_view, settlement_view
 from coordinator.http.log_routes import add_log_routes
 from coordinator.http.metrics import CoordinatorMetrics
 from coordinator.http.operations_routes import add_operations_routes
 from coordinator.http.pages import ABOUT, LINKS, PAGE_HEADERS, api_page, home_page
+from coordinator.http.replica_view import Alone, ReplicaView
 from coordinator.http.report_routes import add_report_routes
 from coordinator.http.schemas import (
     AfterAsk,
@@ -34,6 +36,7 @@ from coordinator.http.schemas import (
     Limit,
     ModelName,
     ProviderPath,
+    Replica,
     ShortlistRequest,
     SignedInquiry,
     Token,
@@ -73,6 +76,7 @@ class ApiContext:
     health: HealthMonitor
     metrics: CoordinatorMetrics
     now: Callable[[], float] = time.time
+    replicas: ReplicaView = field(default_factory=Alone)
 
 
 def build_control_plane(context: ApiContext) -> FastAPI:
@@ -101,6 +105,7 @@ def build_control_plane(context: ApiContext) -> FastAPI:
     add_log_routes(api, context.market.match_log)
     add_report_routes(api, context.market.audit_reports)
     add_operations_routes(api, context.market, context.connected, context.health, context.metrics)
+    context.metrics.watch_replicas(context.replicas)
     _add_pages(api, context)
     return api
 
@@ -122,7 +127,8 @@ def _add_market_routes(api: FastAPI, context: ApiContext) -> None:
     @api.get("/v1/info")
     async def info() -> Info:
         """Returns the identity of this coordinator, and the chain and contract for which every message must be signed."""
-        return context.info
+        listed = [Replica(id=replica.id, url=replica.url) for replica in context.replicas.listed]
+        return context.info.model_copy(update={"replicas": listed})
 
     entries = ModelEntries()
 
@@ -242,10 +248,7 @@ def _add_job_routes(api: FastAPI, context: ApiContext) -> None:
         `cancelling` is false if no such job runs.
         """
         caller, job_id = _caller(context, token), parse_job_id(job)
-        payer = context.market.payer_of(job_id)
-        if payer not in {None, caller}:
-            raise Refusal(Code.UNAUTHENTICATED, f"{caller} is not the payer of job {job}; only its payer cancels a job")
-        return {"cancelling": context.market.cancel(job_id)}
+        return {"cancelling": await cancel_job(context.market, context.jobs, context.replicas, job_id, caller)}
 
 
 def _read_candidate(text: str, where: str) -> Candidate:

@@ -38,7 +38,7 @@ def add_operations_routes(
     for name, (help_text, read) in gauges.items():
         metrics.gauge(name, help_text, read)
     metrics.watch_hedges(lambda: market.hedging.counts)
-    metrics.watch_jobs(market.totals)
+    metrics.watch_jobs(market.job_totals)
 
     @api.get("/v1/health", include_in_schema=False)
     @api.get(LIVENESS_PATH)

@@ -32,7 +32,7 @@ from coordinator.storage.log_store import SqlLogStore
 from coordinator.storage.provider_records import write_records
 from coordinator.storage.report_store import SqlReportStore
 from coordinator.storage.roles import AllRoles, ReplicaRoles, Roles
-from coordinator.storage.schema import claims, cursors, responses, settlements
+from coordinator.storage.schema import claims, cursors, responses, settlements, tabs
 from coordinator.storage.upserts import inserting, upsert, upserting
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import Code, Unavailable
@@ -156,6 +156,13 @@ class Store:
     async def receipts_of(self, payer: Address, provider: Address, limit: int) -> list[LateReceipt]:
         """See ports.TabStore."""
         return await self._jobs.receipts_of(payer, provider, limit)
+
+    async def load_totals(self, payer: Address) -> list[tuple[Address, Amount, Amount]]:
+        """Returns a payer's tabs: provider, highest total, and what the chain has paid. Raises Unavailable."""
+        paid = sa.and_(settlements.c.payer == tabs.c.payer, settlements.c.provider == tabs.c.provider)
+        query = sa.select(tabs.c.provider, tabs.c.total, settlements.c.settled).where(tabs.c.payer == payer)
+        rows = await self._db.read(lambda c: c.execute(query.select_from(tabs.outerjoin(settlements, paid))).all())
+        return [(Address(to), Amount(int.from_bytes(total, "big")), Amount(int(settled or 0))) for to, total, settled in rows]
 
     # Responses
 

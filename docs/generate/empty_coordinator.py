@@ -17,7 +17,7 @@ class Anything(SimpleNamespace):
     def __getattr__(self, name: str) -> Any:
         if name == "counts":
             return {}
-        if name == "totals":
+        if name == "job_totals":
             return JobTotals()
         return 0 if name in {"size", "live", "waiting", "free_slots", "in_flight"} else Anything()
 

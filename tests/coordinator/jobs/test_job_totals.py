@@ -11,7 +11,7 @@ from tests.coordinator.harness import World, quiet
 
 def _scraped(world: World) -> dict[str, float]:
     metrics = CoordinatorMetrics(lambda: None)
-    metrics.watch_jobs(world.market.totals)
+    metrics.watch_jobs(world.market.job_totals)
     registry: CollectorRegistry = metrics.registry
     lines = (line.rsplit(" ", 1) for line in generate_latest(registry).decode().splitlines() if line[0] != "#")
     return {name.removeprefix("tallystick_coordinator_"): float(value) for name, value in lines}
