@@ -89,7 +89,7 @@ class Kind(IntEnum):
 
     CHALLENGE = 16  # coordinator -> node: Challenge
     HELLO = 17  # node -> coordinator: Hello; client -> coordinator: {"protocol", "software"}
-    WELCOME = 18  # coordinator -> node: {}; coordinator -> client: {"protocol"}
+    WELCOME = 18  # coordinator -> node: {"replicas": [URL]}, {} if it is alone; coordinator -> client: {"protocol"}
     ASKS = 19  # node -> coordinator: Listing, replaces all earlier asks
     DISPATCH = 20  # coordinator -> node: Dispatch, binary
     ACCEPT = 21  # node -> coordinator: empty; the job was admitted
@@ -108,6 +108,8 @@ class Kind(IntEnum):
     ORDERS = 33  # client -> coordinator: candidates, as in a Submission; further orders for a job that waits
     ADDED = 34  # coordinator -> client: empty, or an OpenAI error object; the answer to ORDERS
     END = 35  # coordinator -> client: empty; the stream has ended
+
+    REPLICAS = 36  # coordinator -> node that announced `replicas`: [URL]; the coordinator's replicas have changed
 
 
 class CancelReason(str, Enum):

@@ -218,6 +218,7 @@ def test_the_numbers_of_the_kinds_are_the_wire() -> None:
         "ORDERS": 33,
         "ADDED": 34,
         "END": 35,
+        "REPLICAS": 36,
     }
 
 
