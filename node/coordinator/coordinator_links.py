@@ -75,10 +75,13 @@ class CoordinatorLinks:
 
     # For the daemon
 
-    @property
-    def links(self) -> tuple[NodeLink, ...]:
+    def __iter__(self) -> Iterator[NodeLink]:
         """All links, connected or not."""
-        return tuple(self._links.values())
+        return iter(tuple(self._links.values()))
+
+    def __len__(self) -> int:
+        """The number of links."""
+        return len(self._links)
 
     def announce_capacity(self) -> None:
         """Reports the changed capacity on every link."""

@@ -63,7 +63,7 @@ class StatusSources(Protocol):
 def health(node: StatusSources) -> dict[str, Any]:
     """Returns the JSON of /healthz. `ok`: the node is connected to a coordinator that it serves, and it has something to sell."""
     credit = node.tabs.credit_summary(int(time.time()))
-    links, capacities = node.links.links, node.runner.capacities()
+    links, capacities = list(node.links), node.runner.capacities()
     sessions, connected, by_seed = [link.session for link in links], node.links.coordinators(), node.links.status()
     served = any(node.coordinator_credit.serves(session.endpoint) for session in sessions if session)
     problems = (node.state_recovery.problem, *(link.problem for link in links), *node.coordinator_credit.problems())

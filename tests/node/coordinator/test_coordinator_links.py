@@ -77,7 +77,7 @@ class Node:
 
     def connected(self) -> set[str]:
         """The URLs of the open links."""
-        return {link.url for link in self.links.links if link.session is not None}
+        return {link.url for link in self.links if link.session is not None}
 
     async def until_connected(self, *coordinators: FakeCoordinator) -> None:
         """Waits until these links are open, and no others."""
@@ -151,12 +151,12 @@ async def test_a_replica_that_left_the_list_keeps_its_link_for_its_jobs() -> Non
         await node.until_connected(*served)
         first, second = [await coordinator.connections.get() for coordinator in served]
         await announce(first, served[0])
-        (left,) = [link for link in node.links.links if link.url == node_url(served[1].url)]
+        (left,) = [link for link in node.links if link.url == node_url(served[1].url)]
         await until(lambda: left.retired)
         assert left.session is not None
         await announce(second)  # its own list is out of date and is not heard
         await second.socket.close()
-        await until(lambda: left not in node.links.links)
+        await until(lambda: left not in node.links)
         assert node.connected() == {node_url(served[0].url)}
         assert served[1].connections.empty()
         await announce(first, *served)
@@ -183,7 +183,7 @@ async def test_a_coordinator_that_lists_ever_new_replicas() -> None:
         for coordinator in served[1:]:
             await announce(connection, coordinator)
             connection = await coordinator.connections.get()
-        await until(lambda: len(node.links.links) <= 2)
+        await until(lambda: len(node.links) <= 2)
         assert node_url(served[4].url) in node.connected()
 
 
@@ -221,7 +221,7 @@ async def test_a_listed_address_of_another_coordinator() -> None:
         with capture_logs() as logs:
             async with Node(served[0].url).running() as node:
                 await node.until_connected(*served)
-                await until(lambda: node_url(other.url) not in {link.url for link in node.links.links})
+                await until(lambda: node_url(other.url) not in {link.url for link in node.links})
                 await announce(await served[0].connections.get(), *served, other)
                 await node.until_connected(*served)
                 assert node.made.count(node_url(other.url)) == 1
@@ -272,7 +272,7 @@ async def test_addresses_that_a_coordinator_may_not_list() -> None:
     with capture_logs() as logs:
         async with node.running():
             await until(lambda: len(node.made) == 1)
-            (link,) = node.links.links
+            (link,) = node.links
             node.links.replicas_listed(link, COORDINATOR.address, ("http://127.0.0.1:1", "http://replica.invalid"))
             await until(lambda: len(node.made) == 2)
     assert node.made == [node_url(seed), node_url("http://replica.invalid")]
