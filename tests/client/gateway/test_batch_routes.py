@@ -163,7 +163,7 @@ async def test_a_batch_by_the_synchronous_sdk(url: str) -> None:
     def use() -> tuple[str, str]:
         with openai.OpenAI(base_url=f"{url}/v1", api_key="unused") as client:
             file = client.files.create(file=("a.jsonl", jsonl(request_line(1))), purpose="batch")
-            batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+            batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
             assert [listed.id for listed in client.batches.list()] == [batch.id]
             while batch.status not in ENDED:
                 batch = client.batches.retrieve(batch.id)
