@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from typing import Any
 
 import structlog
@@ -47,6 +47,7 @@ from tallystick.protocol.errors import (
     Unavailable,
 )
 from tallystick.protocol.link import Beat, Challenge, ClaimRequest, Hello, LateReceipt, Listing
+from tallystick.protocol.replicas import MAX_REPLICAS
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import LINK_HEAD, Failure, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.connection_limiter import address_key
@@ -91,6 +92,11 @@ class NodeHub:
         self._changes = TokenBucket(CHANGES_PER_SECOND, CHANGES_BURST)
         self._closing: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._replicas: tuple[str, ...] = ()
+
+    def add_endpoints(self, endpoints: Collection[str]) -> None:
+        """Adds public hosts and ports of this coordinator, which nodes may have dialled."""
+        self._endpoints |= frozenset(endpoints)
 
     @property
     def connected(self) -> int:
@@ -153,6 +159,19 @@ class NodeHub:
             why = f"has {self._max} nodes, the maximum" if full else "is stopping"
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"this coordinator {why}", fault=Fault.COORDINATOR)
 
+    def set_replicas(self, urls: Sequence[str]) -> None:
+        """Tells the nodes the base URLs of this coordinator's replicas, this one included; none for a lone coordinator.
+
+        At most MAX_REPLICAS are told.
+        """
+        if self._replicas == (listed := tuple(urls[:MAX_REPLICAS])):
+            return
+        self._replicas = listed
+        frame = pack_link(Kind.REPLICAS, payload=dumps(list(listed)))
+        for link in self._links.values():
+            if link.takes_replicas:
+                link.enqueue(frame)
+
     async def close(self) -> None:
         """Closes all links and accepts no new ones. The nodes will reconnect to the next process."""
         self._stopping = True
@@ -201,7 +220,9 @@ class NodeHub:
                     former.refuse(Refusal(Code.NODE_GONE, "another connection of this provider replaced this one"))
                 )
             self._replace_asks(provider, hello.listing)
-            link.enqueue(pack_link(Kind.WELCOME, payload=b"{}"))
+            link.takes_replicas = hello.replicas
+            welcome = {"replicas": list(self._replicas)} if self._replicas else {}
+            link.enqueue(pack_link(Kind.WELCOME, payload=dumps(welcome)))
             log.info("node connected", provider=provider, asks=len(hello.asks), software=hello.software)
             while True:
                 frame = await link.receive(watchdog)

@@ -52,6 +52,8 @@ class NodeLink:
         self._watchdog: Watchdog | None = None
         self.heard = False
         """Whether a frame came that `receive` does not return, since it last looked."""
+        self.takes_replicas = False
+        """Whether the node takes REPLICAS frames; only after its WELCOME."""
         self._failure: Exception | None = None
 
     def enqueue(self, frame: bytes) -> bool:

@@ -69,11 +69,19 @@ class ErrorBody(BaseModel):
     error: Problem
 
 
+class Replica(BaseModel):
+    """One process of a coordinator. `id` is new at each start; `url` is its base URL for clients and nodes."""
+
+    id: str
+    url: str
+
+
 class Info(BaseModel):
     """The identity of this coordinator, and the chain and contract on which it settles.
 
     `protocol` is the version of the wire protocol, `block` the block of the contract's creation. `rpc` is the chain's endpoint
-    if that is on the coordinator's own machine, else null: everybody chooses an endpoint that they trust.
+    if that is on the coordinator's own machine, else null: everybody chooses an endpoint that they trust. `replicas`: the
+    processes that serve this coordinator, by id; empty if it is alone. A client uses the one that is first for its payer.
     """
 
     name: str
@@ -87,6 +95,7 @@ class Info(BaseModel):
     protocol: int = PROTOCOL
     block: int = 0
     rpc: str | None = None
+    replicas: list[Replica] = []
 
 
 Names = Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=MAX_NAMES)]

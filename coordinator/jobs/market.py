@@ -17,7 +17,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 
 import structlog
 
@@ -28,10 +27,12 @@ from coordinator.jobs.deadlines import enforce_deadlines
 from coordinator.jobs.decision_keeper import DecisionKeeper
 from coordinator.jobs.deferred_writes import DeferredWrites
 from coordinator.jobs.hedging import CallLater, Hedging, call_later
+from coordinator.jobs.job_totals import JobTotals
 from coordinator.jobs.live_job import BeforeReceipt, LiveJob
 from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.matchmaker import Matchmaker
-from coordinator.jobs.receipts import Receipts
+from coordinator.jobs.payer_totals import LoadTotals, PayerTotals
+from coordinator.jobs.receipts import OnTotal, Receipts
 from coordinator.jobs.relay import GONE, Relay, not_relayed
 from coordinator.jobs.report_store import ReportStore
 from coordinator.jobs.slot_queue import SlotQueue
@@ -116,6 +117,8 @@ class Market:
             now=now,
             tick=tick,
         )
+        self.job_totals = JobTotals()
+        self._totals: PayerTotals | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -147,6 +150,19 @@ class Market:
         self._writes.save_provider_records()
         self._decision_keeper.save()
         await self.match_log.close()
+
+    # Replicas
+
+    def share_totals(self, load: LoadTotals, on_total: OnTotal) -> None:
+        """Prepares for other replicas: reads a payer's totals with `load` when it comes, and calls `on_total` when one rose."""
+        self._totals = PayerTotals(self.exposure, load, self._tick)
+        self.matchmaker.before_admission = self._totals.refresh
+        self._receipts.on_total = on_total
+
+    def forget_loaded_totals(self) -> None:
+        """Has the payers' totals read again, since notices of other replicas may have been lost."""
+        if self._totals is not None:
+            self._totals.forget()
 
     # Nodes
 
@@ -252,6 +268,7 @@ class Market:
                 self._relay.end(job, not_relayed())
             del self._live[job.id]
             self._count_out(job.payer)
+            self.job_totals.add(job)
             if not self._live:
                 self._idle.set()
 
@@ -272,11 +289,12 @@ class Market:
                 raise job.last_error
             if job.queued is None:
                 await self._slot_queue.match_or_enter(job)
-            async with aclosing(self._slot_queue.wait(job)) as places:
-                async for place in places:
-                    await job.put(Kind.BEAT, place, self._tick)
+            await self._slot_queue.wait(job, self._tell_place)
         except TallyError as error:
             await job.put(*self._relay.end(job, error), self._tick)
+
+    async def _tell_place(self, job: LiveJob, place: bytes) -> None:
+        await job.put(Kind.BEAT, place, self._tick)
 
     def cancel(self, job_id: JobId) -> bool:
         """Tells the job's nodes to stop; the receipt of one will end the job. Returns False if no such job is live."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.decision_log import DecisionLog
@@ -52,6 +52,10 @@ def _queue(limits: JobLimits) -> JobQueue:
     return JobQueue(limits.max_waiting, limits.max_waiting_per_model, limits.max_waiting_bytes)
 
 
+async def _nothing_to_read(_payer: Address) -> None:
+    pass
+
+
 class SlotsBusy(Unavailable):
     """Some candidates, `busy`, could take the job as soon as they have a free slot."""
 
@@ -90,6 +94,8 @@ class Matchmaker:
         self._chance = chance
         self.draw: Callable[[JobId, int], float] = draw_of
         """The draw of a match, from the job's id and the number of its attempt."""
+        self.before_admission: Callable[[Address], Awaitable[None]] = _nothing_to_read
+        """Awaited with a payer that has a purse, before its exposure is compared with its funds."""
         self._returned_at = 0.0
         self._withdrawn: OrderedDict[str, float] = OrderedDict()
         """When a provider last withdrew an ask for each model; the newest MAX_WITHDRAWN_MODELS."""
@@ -262,9 +268,10 @@ class Matchmaker:
         `free_slot`: a place in an engine's queue is not enough.
         """
         now, refused = int(self._now()), job.last_error
-        draw, shape = self.draw(job.id, len(job.attempts)), self._shape_of_job(job)
+        candidates, draw = job.candidates, self.draw(job.id, len(job.attempts))
+        shape = self._shape_of_job(job, candidates[0].terms)
         fitting, rejected = rank_candidates(
-            job.submission.candidates,
+            candidates,
             self.book,
             tried=job.tried,
             score=self.reputation.score,
@@ -274,10 +281,10 @@ class Matchmaker:
             newcomer=self.reputation.newcomer,
             chance=draw,
         )
-        considered = consider(job.submission.candidates, fitting, rejected, self.book.find, self.reputation)
+        considered = consider(candidates, fitting, rejected, self.book.find, self.reputation)
         providers = [ranked.listed_ask.provider for ranked in fitting]
         scores = {ranked.listed_ask.provider: ranked.terms for ranked in fitting}
-        model = job.submission.candidates[0].terms.model
+        model = job.model
         for place, ranked in enumerate(fitting):
             listed_ask, candidate = ranked.entry
             order, group = candidate.order.verify(self.domain), listed_ask.slot_group
@@ -314,9 +321,8 @@ class Matchmaker:
             raise no_slot
         raise refused or Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
 
-    def _shape_of_job(self, job: LiveJob) -> RequestShape:
-        submission, terms = job.submission, job.submission.candidates[0].terms
-        hints = submission.hints or NO_HINTS
+    def _shape_of_job(self, job: LiveJob, terms: Terms) -> RequestShape:
+        submission, hints = job.submission, job.submission.hints or NO_HINTS
         return shape_of(
             hints.likely_tokens or len(submission.sealed) // _BYTES_PER_TOKEN,
             terms.max_output_tokens,
@@ -333,7 +339,7 @@ class Matchmaker:
         Raises BadSignature, Refusal, Unavailable: strangers and other payers' names get no place in the queue.
         """
         refused: Refusal | None = None
-        for candidate in job.submission.candidates:
+        for candidate in job.candidates:
             order, terms = candidate.order.verify(self.domain).message, candidate.terms
             if order.provider not in busy:
                 continue
@@ -360,6 +366,7 @@ class Matchmaker:
             backing = await self._funds.backing(order.payer, order.provider, fresh=fresh)
             if not backing.opened:
                 continue
+            await self.before_admission(order.payer)
             self.exposure.observe(order.payer, order.provider, settled=backing.settled, reserved=backing.reserved)
             try:
                 self.exposure.admit(order.payer, order.provider, terms.max_cost, backing.free)

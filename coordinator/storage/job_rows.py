@@ -38,7 +38,8 @@ FORGOTTEN_AT_ONCE = 256
 """Jobs that one write deletes."""
 
 
-_INSERT_OPEN, _INSERT_JOB, _INSERT_RECEIPT = (Prepared(sa.insert(table)) for table in (open_jobs, jobs, tab_receipts))
+_INSERT_OPEN = Prepared(sa.insert(open_jobs), ("number", "job", "doc"))
+_INSERT_JOB, _INSERT_RECEIPT = (Prepared(sa.insert(table)) for table in (jobs, tab_receipts))
 _UPDATE_TAB = Prepared(
     sa.update(tabs)
     .where(tabs.c.tab == sa.bindparam("own_tab"))

@@ -17,6 +17,7 @@ open_jobs = sa.Table(
     sa.Column("number", _NUMBER, primary_key=True, autoincrement=False),
     sa.Column("job", sa.LargeBinary),
     sa.Column("doc", sa.LargeBinary),
+    sa.Column("owner", sa.String(64)),
 )
 jobs = sa.Table(
     "jobs",
@@ -176,3 +177,29 @@ integrity = sa.Table(
     sa.Column("probe_failures", sa.BigInteger),
     sa.Column("leaf", sa.BigInteger),
 )
+replicas = sa.Table(
+    "replicas",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("url", sa.Text),
+    sa.Column("beat_at", sa.Float(53)),
+)
+"""The coordinator's replicas. `beat_at`: Unix seconds of the database's clock."""
+placed_jobs = sa.Table(
+    "placed_jobs",
+    metadata,
+    sa.Column("job", sa.LargeBinary, primary_key=True),
+    sa.Column("owner", sa.String(64)),
+    sa.Column("placed_at", sa.BigInteger),
+    sa.Column("number", sa.BigInteger),
+)
+"""The jobs of replicas. `owner`: the replica's id; `number`: of the row in `jobs`, NULL while the job is open."""
+log_tail = sa.Table(
+    "log_tail",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("size", sa.BigInteger),
+    sa.Column("edge", sa.LargeBinary),
+    sa.Column("last_at", sa.BigInteger),
+)
+"""The end of the match log, one row, which replicas lock to append leaves. `edge`: the roots of its complete subtrees."""

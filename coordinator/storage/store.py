@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +31,8 @@ from coordinator.storage.job_store import SEGMENT_JOBS, SqlJobStore
 from coordinator.storage.log_store import SqlLogStore
 from coordinator.storage.provider_records import write_records
 from coordinator.storage.report_store import SqlReportStore
-from coordinator.storage.schema import claims, cursors, responses, settlements
+from coordinator.storage.roles import AllRoles, ReplicaRoles, Roles
+from coordinator.storage.schema import claims, cursors, responses, settlements, tabs
 from coordinator.storage.upserts import inserting, upsert, upserting
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import Code, Unavailable
@@ -43,6 +45,7 @@ from tallystick.runtime.storage import Database
 log = structlog.get_logger()
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 _EVENTS = "escrow"
+_LOCK_AGAIN_SECONDS = 1.0
 ROOM_CHECK_INTERVAL = 16
 """The space that stored responses take is checked once per this many responses."""
 FORGOTTEN_AT_ONCE = 4
@@ -52,9 +55,15 @@ FORGOTTEN_AT_ONCE = 4
 class Store:
     """Implements JobStore, TabStore, ResponseStore and ClaimStore on one database."""
 
-    def __init__(self, url: str, segment_jobs: int = SEGMENT_JOBS) -> None:
-        """`segment_jobs`: the number of ended jobs that are indexed, and later deleted, together."""
-        self._db, self._instance_lock = Database(url), instance_lock(url, "coordinator")
+    def __init__(self, url: str, segment_jobs: int = SEGMENT_JOBS, *, replica: str = "") -> None:
+        """`segment_jobs`: the number of ended jobs that are indexed, and later deleted, together. `replica`: the id of this
+        process among the replicas that share the database, another one at each start; empty for a lone coordinator.
+
+        Raises BadMessage for an address that is not understood, or for a replica whose database is not PostgreSQL.
+        """
+        self._replica = replica
+        self._db, self._instance_lock = Database(url), instance_lock(url, "coordinator", shared=bool(replica))
+        self.roles: Roles = ReplicaRoles(self._db.url) if replica else AllRoles()
         self._jobs = SqlJobStore(self._db, segment_jobs)
         self.match_log = SqlLogStore(self._db, self._jobs.writer)
         self.reports = SqlReportStore(self._db)
@@ -87,10 +96,30 @@ class Store:
         return await self._db.ping()
 
     async def guard(self) -> None:
-        """Waits while this coordinator holds the lock of the database. Raises Unavailable when the lock is lost."""
-        await self._instance_lock.lost()
-        log.error("database lock lost: another coordinator may take it, so this one stops")
-        raise Unavailable(Code.DATABASE_UNAVAILABLE, "the connection that held this coordinator's database was lost")
+        """Waits while this coordinator holds the lock of the database. Raises Unavailable when the lock is lost.
+
+        A replica takes the lost lock again as soon as the database answers, and ends only if a lone coordinator was faster.
+        """
+        while True:
+            await self._instance_lock.lost()
+            if not self._replica:
+                log.error("database lock lost: another coordinator may take it, so this one stops")
+                raise Unavailable(Code.DATABASE_UNAVAILABLE, "the connection that held this coordinator's database was lost")
+            log.warning("database lock lost: this replica takes it again when the database answers")
+            await self._take_again()
+            log.info("database lock taken again")
+
+    async def _take_again(self) -> None:
+        while True:
+            await self._instance_lock.release()
+            try:
+                await self._instance_lock.acquire()
+            except Unavailable as error:
+                if error.code is Code.ALREADY_RUNNING:
+                    raise
+                await asyncio.sleep(_LOCK_AGAIN_SECONDS)
+            else:
+                return
 
     # Jobs and tabs
 
@@ -127,6 +156,13 @@ class Store:
     async def receipts_of(self, payer: Address, provider: Address, limit: int) -> list[LateReceipt]:
         """See ports.TabStore."""
         return await self._jobs.receipts_of(payer, provider, limit)
+
+    async def load_totals(self, payer: Address) -> list[tuple[Address, Amount, Amount]]:
+        """Returns a payer's tabs: provider, highest total, and what the chain has paid. Raises Unavailable."""
+        paid = sa.and_(settlements.c.payer == tabs.c.payer, settlements.c.provider == tabs.c.provider)
+        query = sa.select(tabs.c.provider, tabs.c.total, settlements.c.settled).where(tabs.c.payer == payer)
+        rows = await self._db.read(lambda c: c.execute(query.select_from(tabs.outerjoin(settlements, paid))).all())
+        return [(Address(to), Amount(int.from_bytes(total, "big")), Amount(int(settled or 0))) for to, total, settled in rows]
 
     # Responses
 

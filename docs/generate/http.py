@@ -51,7 +51,8 @@ NODE = """## `WebSocket /v1/node`
 
 The connection of a node, which the node opens. The coordinator sends `CHALLENGE`, the node answers with its signed `HELLO`,
 and the coordinator sends `WELCOME`. After that the node announces its asks and receives jobs; see
-[frame kinds](wire.md#frame-kinds).
+[frame kinds](wire.md#frame-kinds). If the coordinator has several [replicas](wire.md#replicas), `WELCOME` lists them, and the
+node opens a connection to each.
 """
 
 GATEWAY = """# Gateway HTTP API
@@ -67,7 +68,7 @@ Requests and answers are those of OpenAI and Anthropic; this page lists what is 
 | `POST /v1/messages/count_tokens` | an estimate of the input tokens; no provider is asked |
 | `GET /v1/models`, `GET /v1/models/MODEL` | models and aliases with prices and speeds; to Anthropic's clients in their shape |
 | `GET /tally/jobs/ID` | state, provider, cost and receipt of a job of this wallet |
-| `GET /health` | whether the gateway serves |
+| `GET /healthz`, `GET /readyz` | whether the gateway serves; the state of each dependency |
 | `GET /` | what this is, and the base URLs for clients |
 
 ## What clients may send

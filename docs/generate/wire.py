@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from docs.generate.markdown import code, table
-from tallystick.protocol import job_link, link, options, plaintext_heads, queue_place, sealing, versions, wire
+from tallystick.protocol import job_link, link, options, plaintext_heads, queue_place, replicas, sealing, versions, wire
 
 INTRODUCTION = """# Wire protocol
 
@@ -53,6 +53,9 @@ def pages() -> dict[str, str]:
         .replace("\nclient ->", "\n```text\nclient ->", 1)
         .replace("\n\nOf each", "\n```\n\nOf each", 1)
         + "\n",
+        "## Replicas\n",
+        (inspect.getdoc(replicas) or "").partition("\n\n")[2] + "\n",
+        (inspect.getdoc(replicas.replica_order) or "").partition("\n\n")[2] + "\n",
         "## Limits\n",
         table(("limit", "value"), _limits()),
         "## Headers and payloads\n",
@@ -61,6 +64,7 @@ def pages() -> dict[str, str]:
         *_structures(plaintext_heads),
         *_structures(queue_place),
         *_structures(link),
+        *_structures(replicas),
         "## Sealing\n",
         (inspect.getdoc(sealing) or "") + "\n",
     ]
@@ -84,11 +88,11 @@ def _options() -> Iterator[tuple[str, str, str]]:
 def _kinds() -> Iterator[tuple[str, str, str, str]]:
     for name, number, comment in re.findall(r"^    ([A-Z_]+) = (\d+)  # (.*)$", inspect.getsource(wire.Kind), re.MULTILINE):
         direction, _, payload = comment.replace("->", "→").partition(": ")
-        yield number, code(name), direction, re.sub(r"(Signed\[\w+\]|\{.*\})", r"`\1`", payload)
+        yield number, code(name), direction, re.sub(r"(Signed\[\w+\]|\{.*?\})", r"`\1`", payload)
 
 
 def _limits() -> Iterator[tuple[str, str]]:
-    for module in (wire, link, job_link):
+    for module in (wire, link, job_link, replicas):
         for name, value in vars(module).items():
             if (
                 re.match(r"(MAX|INITIAL|WINDOW|CREDIT)_", name)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage
-from tallystick.protocol.json_members import read_count, read_items, read_members, read_text
+from tallystick.protocol.json_members import read_count, read_flag, read_items, read_members, read_text
 from tallystick.protocol.messages import Ask, Claim, Connect, Order, Receipt, Terms
 from tallystick.protocol.plaintext_heads import read_log_head
 from tallystick.protocol.types import Address, Hash, parse_address
@@ -233,12 +233,14 @@ class Listing:
 class Hello:
     """A node's first frame: the signed answer to the challenge, its asks with their capacity, and its software version.
 
-    On the wire, the members of `listing` stand beside the others.
+    `replicas`: whether the node takes REPLICAS frames, which older nodes do not know. On the wire, the members of `listing` stand
+    beside the others.
     """
 
     connect: Signed[Connect]
     listing: Listing
     software: str
+    replicas: bool = False
 
     @property
     def asks(self) -> tuple[Signed[Ask], ...]:
@@ -248,7 +250,7 @@ class Hello:
     def to_json(self) -> dict[str, Any]:
         """The wire form."""
         own = {"connect": self.connect.to_json(), "software": self.software, "protocol": PROTOCOL}
-        return own | self.listing.to_json()
+        return own | ({"replicas": True} if self.replicas else {}) | self.listing.to_json()
 
     @classmethod
     def from_json(cls, raw: Any) -> Hello:
@@ -259,6 +261,7 @@ class Hello:
             read_signed(Connect, connect, "hello.connect"),
             Listing.from_json(raw, "hello"),
             read_text(software, "hello.software"),
+            read_flag(raw.get("replicas", False), "hello.replicas"),
         )
 
 

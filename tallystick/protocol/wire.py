@@ -89,7 +89,7 @@ class Kind(IntEnum):
 
     CHALLENGE = 16  # coordinator -> node: Challenge
     HELLO = 17  # node -> coordinator: Hello; client -> coordinator: {"protocol", "software"}
-    WELCOME = 18  # coordinator -> node: {}; coordinator -> client: {"protocol"}
+    WELCOME = 18  # coordinator -> node: {"replicas": [URL]}, {} if it is alone; coordinator -> client: {"protocol"}
     ASKS = 19  # node -> coordinator: Listing, replaces all earlier asks
     DISPATCH = 20  # coordinator -> node: Dispatch, binary
     ACCEPT = 21  # node -> coordinator: empty; the job was admitted
@@ -108,6 +108,8 @@ class Kind(IntEnum):
     ORDERS = 33  # client -> coordinator: candidates, as in a Submission; further orders for a job that waits
     ADDED = 34  # coordinator -> client: empty, or an OpenAI error object; the answer to ORDERS
     END = 35  # coordinator -> client: empty; the stream has ended
+
+    REPLICAS = 36  # coordinator -> node that announced `replicas`: [URL]; the coordinator's replicas have changed
 
 
 class CancelReason(str, Enum):
@@ -160,11 +162,6 @@ class Candidate:
             return self.raw
         return self.order.to_bytes() + self.terms.to_bytes() + self.wrapped_key
 
-    def compact(self) -> Candidate:
-        """The same candidate without its wire form and decoded fields, which are computed again when they are used."""
-        order = replace(self.order, message=self.order.message.compact())
-        return replace(self, order=order, terms=self.terms.compact(), raw=None)
-
     @classmethod
     def from_bytes(cls, raw: bytes, where: str = "candidate") -> Candidate:
         """Reads the wire form and checks that the order commits to the terms. Raises BadMessage."""
@@ -203,13 +200,13 @@ class Submission:
         options = pack_options(SUBMISSION_OPTIONS, self)
         return b"".join((bytes((PROTOCOL,)), self.job, options, count, *candidates, self.sealed))
 
-    def compact(self) -> Submission:
-        """The same submission in as little memory as can be, for one that is kept for a while.
+    def without_candidates(self) -> Submission:
+        """The same submission without its candidates, for one that is kept for a while: a caller packs them more tightly.
 
-        It keeps neither the body that it was read from, nor decoded fields. A request of more than COPIED_BYTES stays a view.
+        It does not keep the body that it was read from, unless the request has more than COPIED_BYTES and so stays a view.
         """
         sealed = bytes(self.sealed) if len(self.sealed) <= COPIED_BYTES else self.sealed
-        return replace(self, candidates=tuple(candidate.compact() for candidate in self.candidates), sealed=sealed)
+        return replace(self, candidates=(), sealed=sealed)
 
     @classmethod
     def loads(cls, data: bytes) -> Submission:

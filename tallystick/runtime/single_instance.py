@@ -2,6 +2,8 @@
 
 For SQLite it is a lock (flock) on a file beside the database. For PostgreSQL it is a session's advisory lock on a separate
 connection. If that connection is lost, the lock is lost, and `lost` returns within CHECK_SECONDS and ANSWER_SECONDS.
+
+Replicas of a daemon take the shared form of PostgreSQL's lock: any number of them hold it, and no lone instance beside them.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from sqlalchemy import URL, pool, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.runtime.database_errors import explain_failed_start
 from tallystick.runtime.database_url import parse_database_url
 from tallystick.runtime.storage import postgres_engine, sqlite_file
@@ -50,14 +52,18 @@ class InstanceLock(Protocol):
         """Releases the lock. Does nothing if it was never taken."""
 
 
-def instance_lock(url: str | URL, daemon: str, setting: str = "db") -> InstanceLock:
+def instance_lock(url: str | URL, daemon: str, setting: str = "db", *, shared: bool = False) -> InstanceLock:
     """The lock of the database at `url`. `daemon` is the kind of daemon in errors, such as "coordinator".
 
-    `setting`: the one that has the address, for errors. Raises BadMessage for an address that is not understood.
+    `setting`: the one that has the address, for errors. `shared`: the form for replicas, which excludes lone instances only.
+    Raises BadMessage for an address that is not understood, or for replicas on a database that is not PostgreSQL.
     """
     url = parse_database_url(url, setting) if isinstance(url, str) else url
     if not url.drivername.startswith("sqlite"):
-        return _AdvisoryLock(url, daemon, setting)
+        return _AdvisoryLock(url, daemon, setting, shared=shared)
+    if shared:
+        expected = "a PostgreSQL database (postgresql+asyncpg://USER@HOST/NAME)"
+        raise BadMessage(f"{setting}: expected {expected} for replicas of a {daemon}, got SQLite")
     path = sqlite_file(url)
     return _NoLock() if path is None or fcntl is None else _FileLock(path, daemon, url, setting)
 
@@ -121,9 +127,9 @@ def _lock(descriptor: int) -> None:
 
 
 class _AdvisoryLock:
-    def __init__(self, url: URL, daemon: str, setting: str) -> None:
+    def __init__(self, url: URL, daemon: str, setting: str, *, shared: bool) -> None:
         self._engine = postgres_engine(url, poolclass=pool.NullPool, isolation_level="AUTOCOMMIT")
-        self._url, self._daemon, self._setting = url, daemon, setting
+        self._url, self._daemon, self._setting, self._shared = url, daemon, setting, shared
         self._connection: AsyncConnection | None = None
 
     async def acquire(self) -> None:
@@ -139,17 +145,25 @@ class _AdvisoryLock:
             raise explain_failed_start(error, self._url, self._setting) from error
 
     async def _acquire_by(self, deadline: float) -> None:
-        while not await self._query(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})"):
+        form = "_shared" if self._shared else ""
+        while not await self._query(f"SELECT pg_try_advisory_lock{form}({ADVISORY_LOCK})"):
             if asyncio.get_running_loop().time() > deadline:
                 await self.release()
-                where = f"{self._url.database} on {self._url.host}"
-                raise Unavailable(
-                    Code.ALREADY_RUNNING,
-                    f"another process runs a {self._daemon} on the database {where}; two would end each other's jobs:"
-                    " stop it first, or give this one another database (pg_locks shows the session with the advisory lock)",
-                    fault=Fault.CLIENT,
-                )
+                raise Unavailable(Code.ALREADY_RUNNING, self._refusal(), fault=Fault.CLIENT)
             await asyncio.sleep(0.1)
+
+    def _refusal(self) -> str:
+        where = f"{self._url.database} on {self._url.host}"
+        show = "pg_locks shows the session with the advisory lock"
+        if self._shared:
+            return (
+                f"a {self._daemon} without `bus` runs on the database {where}, which it needs for itself: start it with `bus` as"
+                f" well, or stop it first ({show})"
+            )
+        return (
+            f"another process runs a {self._daemon} on the database {where}; two would end each other's jobs: stop it first, give"
+            f" this one another database, or run all with `bus`, as replicas ({show})"
+        )
 
     async def _query(self, query: str) -> object:
         if self._connection is None:

@@ -120,6 +120,7 @@ class LinkNode:
     asks: tuple[Verified[Ask], ...]
     endpoint: str
     seen: list[tuple[Kind, JobId, bytes]] = field(default_factory=list)
+    takes_replicas: bool = False
 
     @classmethod
     async def open(cls, at: Served | str, signer: Signer, *asks: Verified[Ask]) -> Self:
@@ -154,7 +155,7 @@ class LinkNode:
 
     async def greet(self, signed: Signed[Connect], capacity: Capacity = ROOMY) -> None:
         """Sends HELLO."""
-        hello = Hello(signed, Listing.of_one_group(tuple(map(unchecked, self.asks)), capacity), "test")
+        hello = Hello(signed, Listing.of_one_group(tuple(map(unchecked, self.asks)), capacity), "test", self.takes_replicas)
         await self.send(Kind.HELLO, NO_JOB, dumps(hello.to_json()))
 
     async def send(self, kind: Kind, job: JobId = NO_JOB, payload: bytes = b"") -> None:

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tallystick.protocol.errors import Fault, Unavailable
+from tallystick.protocol.errors import BadMessage, Fault, Unavailable
 from tallystick.runtime import single_instance
 from tallystick.runtime.single_instance import instance_lock
 from tallystick.runtime.storage import sqlite_file
@@ -110,6 +110,33 @@ async def test_a_lost_lock_is_not_taken_for_held(monkeypatch: pytest.MonkeyPatch
     await second.acquire()
     await second.release()
     await first.release()
+
+
+@pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
+async def test_replicas_share_a_database_and_a_lone_instance_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any number of replicas hold the shared lock. A lone instance is refused while one does, and the other way round."""
+    monkeypatch.setattr(single_instance, "TAKEOVER_SECONDS", 0.5)
+    monkeypatch.setattr(single_instance, "ADVISORY_LOCK", 0x7A16)
+    replicas = [instance_lock(POSTGRES, "coordinator", shared=True) for _ in range(3)]
+    lone = instance_lock(POSTGRES, "coordinator")
+    for replica in replicas:
+        await replica.acquire()
+    with pytest.raises(Unavailable, match=r"another process runs a coordinator .* with `bus`, as replicas"):
+        await lone.acquire()
+    for replica in replicas:
+        await replica.release()
+    await lone.acquire()
+    with pytest.raises(Unavailable, match=r"a coordinator without `bus` runs on the database .*start it with `bus`"):
+        await replicas[0].acquire()
+    await lone.release()
+    await replicas[0].acquire()
+    await replicas[0].release()
+
+
+def test_replicas_need_postgresql(tmp_path: Path) -> None:
+    """A file has no lock that several processes could share, and no second writer that would know of the first one's numbers."""
+    with pytest.raises(BadMessage, match=r"db: expected a PostgreSQL database .* for replicas of a coordinator, got SQLite"):
+        instance_lock(f"sqlite:///{tmp_path}/facts.db", "coordinator", shared=True)
 
 
 async def test_a_database_in_memory_is_nobody_elses(url: str) -> None:

@@ -31,6 +31,7 @@ from tallystick.protocol.link import MAX_CHAIN_ID, LateReceipt, read_ask
 from tallystick.protocol.log_monitor import LogQuestion
 from tallystick.protocol.messages import Ask, Inquiry, LogHead, Receipt, ReportAck
 from tallystick.protocol.proxies import uses_proxy
+from tallystick.protocol.replicas import Replica, read_replicas
 from tallystick.protocol.types import Address, JobId, parse_address
 from tallystick.protocol.versions import check_protocol
 from tallystick.protocol.wire import Candidate
@@ -84,7 +85,7 @@ class CoordinatorInfo:
     """The coordinator's account and fee (basis points), and the deployment on which it settles.
 
     `block` is the block of the contract's creation, 0 if it was not told. `rpc` is the chain's endpoint if that is on the
-    coordinator's own machine.
+    coordinator's own machine. `replicas`: the processes that serve this coordinator; empty if it is alone.
     """
 
     coordinator: Address
@@ -94,6 +95,7 @@ class CoordinatorInfo:
     fee_bps: int
     block: int = 0
     rpc: str | None = None
+    replicas: tuple[Replica, ...] = ()
 
     @classmethod
     def from_json(cls, raw: object) -> CoordinatorInfo:
@@ -111,6 +113,7 @@ class CoordinatorInfo:
             fee_bps=read_count(raw.get("feeBps"), "info.feeBps", high=10_000),
             block=read_count(raw.get("block", 0), "info.block", high=MAX_NUMBER),
             rpc=None if raw.get("rpc") is None else read_text(raw["rpc"], "info.rpc"),
+            replicas=read_replicas(raw.get("replicas", []), "info.replicas"),
         )
 
 

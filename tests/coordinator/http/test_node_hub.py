@@ -20,6 +20,7 @@ from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable, error_from_json
 from tallystick.protocol.link import Beat, Capacity, Challenge, LateReceipt, Listing
 from tallystick.protocol.messages import Connect, Outcome
+from tallystick.protocol.replicas import MAX_REPLICAS
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import MAX_FRAME, NO_JOB, Failure, Kind, dumps, loads, pack_link
 from tests.coordinator.harness import (
@@ -499,3 +500,32 @@ async def test_chunks_keep_their_order(at: Served) -> None:
                 await node.send_beat()
         await node.finish(job, receipt)
         assert [payload async for kind, payload in frames if kind is Kind.CHUNK][:-1] == sent
+
+
+# Replicas
+
+
+async def test_nodes_learn_the_replicas(at: Served) -> None:
+    """WELCOME lists the replicas; a change of the list follows in REPLICAS, only to nodes that announced that they take it."""
+    urls = [f"https://r{i}.example" for i in range(MAX_REPLICAS + 1)]
+    at.hub.set_replicas(urls[:2])
+    nodes = [await LinkNode.open(at, signer) for signer in (ANN, BOB)]
+    nodes[0].takes_replicas = True
+    for node in nodes:
+        await node.hello()
+        assert loads(await node.expect(Kind.WELCOME), "welcome") == {"replicas": urls[:2]}
+    at.hub.set_replicas(urls[:2])
+    at.hub.set_replicas(urls)
+    assert loads(await nodes[0].expect(Kind.REPLICAS), "replicas") == urls[:MAX_REPLICAS]
+    at.hub.set_replicas([])
+    assert loads(await nodes[0].expect(Kind.REPLICAS), "replicas") == []
+    await nodes[1].send(Kind.RECALL, payload=dumps({"after": ""}))
+    await nodes[1].expect(Kind.RECALLED)
+    assert all(kind is not Kind.REPLICAS for kind, _, _ in nodes[1].seen)
+
+
+async def test_a_lone_coordinator_lists_no_replicas(at: Served) -> None:
+    """WELCOME is as it was before there were replicas."""
+    node = await LinkNode.open(at, ANN)
+    await node.hello()
+    assert await node.expect(Kind.WELCOME) == b"{}"
