@@ -1,14 +1,15 @@
 """The composition root: builds the coordinator's parts from the config, starts them in order and stops them in reverse.
 
-At a stop, live jobs have DRAIN_SECONDS to end. If a background task fails, the whole coordinator stops with its error.
+At a stop, live jobs have `drain_seconds` to end. If a background task fails, the whole coordinator stops with its error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from coordinator.bus import InProcessBus
+from coordinator.bus.in_process import InProcessBus
 from coordinator.chain.escrow_cache import EscrowCache
 from coordinator.chain.fee_check import FeeCheck
 from coordinator.chain.settler import Settler
@@ -41,6 +42,7 @@ from coordinator.http.schemas import Info
 from coordinator.jobs.job_retention import JobRetention
 from coordinator.jobs.market import Market
 from coordinator.ports import ResponseStore
+from coordinator.replication import Replication
 from coordinator.storage.store import Store
 from tallystick.chain.chain_health import ChainHealth
 from tallystick.chain.deployment import Deployment
@@ -53,13 +55,14 @@ from tallystick.protocol.job_link import LINK_PATH
 from tallystick.protocol.types import Address
 from tallystick.runtime import logs
 from tallystick.runtime.access_log import Access, AccessLog
-from tallystick.runtime.health_monitor import HealthMonitor
+from tallystick.runtime.disk_space import check_disk
+from tallystick.runtime.health_monitor import Check, HealthMonitor
 from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import serving, wait_for_stop_signal
+from tallystick.runtime.storage import sqlite_file
 from tallystick.version import __version__
 
 log = structlog.get_logger()
-DRAIN_SECONDS = 5
 SWEEP_SECONDS = 1
 NODE_PATH = "/v1/node"
 _JOBS = frozenset({(JOBS_PATH, "POST"), (LINK_PATH, LINK_METHOD)})
@@ -108,49 +111,34 @@ class App:
             await self._control(scope, receive, send)
 
 
-async def run(config: CoordinatorConfig, signer: Signer) -> None:
+async def run(config: CoordinatorConfig, signer: Signer, shared_port: int | None = None) -> None:
     """Serves until SIGTERM or SIGINT. Raises TallyError if the coordinator cannot start."""
     logs.configure(json=config.log_json, level=config.log_level)
-    async with running(config, signer) as port:
+    async with running(config, signer, shared_port) as port:
         log.info("coordinator ready", address=signer.address, url=f"http://{config.host}:{port}")
         await wait_for_stop_signal()
         log.info("stopping")
 
 
 @contextlib.asynccontextmanager
-async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[int]:
-    """Runs the whole coordinator while the context lasts. Yields the bound port."""
+async def running(config: CoordinatorConfig, signer: Signer, shared_port: int | None = None) -> AsyncIterator[int]:
+    """Runs the whole coordinator while the context lasts. Yields the bound port.
+
+    `shared_port`: a second port, on which other replicas on this machine listen too.
+    """
     deployment = _deployment(config)
     rpc = Rpc(config.rpc or deployment.rpc)
-    store = Store(config.db)
+    replica = secrets.token_hex(8) if config.bus else ""
+    store = Store(config.db, replica=replica)
     try:
         await store.start()
         escrow = Escrow(rpc, deployment)
         fees = FeeCheck(escrow, signer.address, config.fee_bps)
         await fees.check_at_start()
-        bus = InProcessBus()
-        funds = EscrowCache(escrow, config.funds_ttl)
-        market = Market(
-            domain=deployment.domain,
-            signer=signer,
-            bus=bus,
-            store=store,
-            log_store=store.match_log,
-            report_store=store.reports,
-            funds=funds,
-            limits=config.job_limits,
-        )
+        bus, funds = InProcessBus(), EscrowCache(escrow, config.funds_ttl)
+        market = _market(config, deployment, signer, bus=bus, store=store, funds=funds)
         await market.start()
-        settler = Settler(
-            escrow=escrow,
-            sender=Sender(rpc, signer, confirmations=config.confirmations),
-            store=store,
-            exposure=market.exposure,
-            interval=config.settle_interval,
-            min_claim=config.min_claim,
-            min_claim_row=config.min_claim_row,
-            confirmations=config.confirmations,
-        )
+        settler = _settler(config, escrow, Sender(rpc, signer, confirmations=config.confirmations), store, market)
         rate_limiter = RateLimiter(config.intake_limits, time.monotonic)
         hub = NodeHub(
             market,
@@ -161,31 +149,76 @@ async def running(config: CoordinatorConfig, signer: Signer) -> AsyncIterator[in
             rate_limiter=rate_limiter,
             endpoints=config.endpoints,
         )
-        health = _health(store, Rpc(config.rpc or deployment.rpc, attempts=1), deployment, signer.address)
-        info = _info(config, deployment, signer)
+        replication = Replication(config, replica, market, store.load_totals)
+        health = _health(store, Rpc(config.rpc or deployment.rpc, attempts=1), deployment, signer.address, replication.checks)
         metrics = CoordinatorMetrics(lambda: health.monitor.last)
         settler.on_settled, store.database.on_commit = metrics.settled, metrics.committed
         metrics.gauge("tallystick_coordinator_database_queue", "Writes that wait for a transaction", lambda: store.queued)
-        context = ApiContext(market, lambda: hub.connected, store, store, store, info, health.monitor, metrics)
+        info = _info(config, deployment, signer)
+        context = ApiContext(
+            *(market, lambda: hub.connected, store, store, store, info, health.monitor, metrics), replicas=replication.view
+        )
         app = App(context, hub, store, retention=config.retention, intake=config.intake_limits, rate_limiter=rate_limiter)
-        server = serving(app, config.host, config.port, limits=config.connection_limits, ws_max_size=MAX_LINK_FRAME)
-        retention = JobRetention(store, config.job_keep_seconds, time.time)
+        server = serving(
+            *(app, config.host, config.port),
+            limits=config.connection_limits,
+            ws_max_size=MAX_LINK_FRAME,
+            shared_port=shared_port,
+        )
         loops = (
-            *(settler.run, fees.run, partial(_sweep, market), market.match_log.run, retention.run),
-            *(store.guard, health.monitor.run),
+            *(fees.run, partial(_sweep, market), market.match_log.run, store.guard, health.monitor.run),
+            *(partial(store.roles.run, _roles(config, settler, store)), *replication.loops),
+            *((settler.watch,) if replica else ()),
         )
         async with server as port, _background(*loops):
             try:
+                await replication.join(hub, port)
                 yield port
-                await market.drain(DRAIN_SECONDS)
+                await replication.leave()
+                await market.drain(config.drain_seconds)
             finally:
                 await hub.close()
                 await app.clients.close()
+        await replication.close()
         await funds.close()
         await health.close()
     finally:
         await store.close()
         await rpc.close()
+
+
+def _market(
+    config: CoordinatorConfig, deployment: Deployment, signer: Signer, *, bus: InProcessBus, store: Store, funds: EscrowCache
+) -> Market:
+    return Market(
+        domain=deployment.domain,
+        signer=signer,
+        bus=bus,
+        store=store,
+        log_store=store.match_log,
+        report_store=store.reports,
+        funds=funds,
+        limits=config.job_limits,
+    )
+
+
+def _settler(config: CoordinatorConfig, escrow: Escrow, sender: Sender, store: Store, market: Market) -> Settler:
+    return Settler(
+        escrow=escrow,
+        sender=sender,
+        store=store,
+        exposure=market.exposure,
+        interval=config.settle_interval,
+        min_claim=config.min_claim,
+        min_claim_row=config.min_claim_row,
+        confirmations=config.confirmations,
+    )
+
+
+def _roles(config: CoordinatorConfig, settler: Settler, store: Store) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
+    """Returns what one replica does for all, by role. A lone coordinator does all of it."""
+    retention = JobRetention(store, config.job_keep_seconds, time.time)
+    return {"settler": settler.run, "retention": retention.run, "recovery": store.recover}
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +234,21 @@ class _HealthChecks:
         await self.rpc.close()
 
 
-def _health(store: Store, rpc: Rpc, deployment: Deployment, account: Address) -> _HealthChecks:
+def _health(store: Store, rpc: Rpc, deployment: Deployment, account: Address, further: Mapping[str, Check]) -> _HealthChecks:
+    file = sqlite_file(store.database.url)
+
     async def database() -> dict[str, CheckResult]:
         return {"database": CheckResult(Health.PASS, value=round(1_000 * await store.ping(), 1), unit="ms")}
 
-    checks = {"database": database, "chain": ChainHealth(rpc, deployment, account).check}
-    remedies = {"database": "check `db` and the database server", "chain": "check `rpc` and the chain's endpoint"}
+    async def disk() -> dict[str, CheckResult]:
+        return {} if file is None else {"disk": await check_disk(file)}
+
+    checks = {"database": database, "disk": disk, "chain": ChainHealth(rpc, deployment, account).check, **further}
+    remedies = {
+        "database": "check `db` and the database server",
+        "disk": "check the folder of `db`",
+        "chain": "check `rpc` and the chain's endpoint",
+    }
     return _HealthChecks(HealthMonitor(checks, remedies), rpc)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from coordinator.bus.nats_address import parse_nats_address
 from coordinator.domain.endpoints import endpoints_of, is_loopback
 from coordinator.domain.limits import IntakeLimits, JobLimits
 from coordinator.http.response_buffer import Retention
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.match_log import MERGE_SECONDS
+from tallystick.protocol.replicas import MAX_REPLICAS, read_replica_url
 from tallystick.protocol.types import Amount
 from tallystick.runtime.config import home, load
 from tallystick.runtime.connection_limiter import ConnectionLimits
@@ -29,7 +32,7 @@ _SECONDS = (
 )
 _FROM_ZERO = (
     *("confirmations", "funds_ttl", "min_claim_window", "response_seconds", "response_mib", "responses_mib"),
-    *("linger_seconds", "responses_mib_per_payer", "responses_disk_mib"),
+    *("linger_seconds", "responses_mib_per_payer", "responses_disk_mib", "drain_seconds"),
 )
 _ABOVE_ZERO = (
     *("max_connections", "max_connections_per_address", "max_nodes_per_address", "max_jobs_per_payer", "max_jobs_per_node"),
@@ -54,6 +57,17 @@ class CoordinatorConfig:
     Each node signs the address that it dialled, which keeps a relay from posing as this coordinator.
     """
     db: str = "sqlite:///coordinator.db"
+    bus: str | None = None
+    """Addresses of NATS servers. With one, this process is a replica: any number of them serve one account on one PostgreSQL."""
+    replica_url: str | None = None
+    """URL of this replica alone, as `/v1/info` lists it. {port} stands for the port of a process of `workers`.
+
+    None: the first of `public_urls`, else the address of `host` and `port`.
+    """
+    workers: int = 1
+    """Replicas that one command runs on this machine: all on `port`, and each on a port of its own, `port` + 1 and following."""
+    drain_seconds: float = 5
+    """How long live jobs may go on after SIGTERM."""
     rpc: str | None = None
     """URL of the chain's JSON-RPC endpoint. None: the one in the deployment file."""
     settle_interval: float = 30
@@ -145,7 +159,7 @@ class CoordinatorConfig:
             raise BadMessage(f"config: hedge_share: expected a share from 0 to 1, got {self.hedge_share}")
         self._check_match_log()
         self._check_retention()
-        parse_database_url(self.db, "config: db")
+        self._check_replicas()
         if not 0 <= self.fee_bps <= 10_000:
             raise BadMessage(f"config: fee_bps: expected 0 to 10000 hundredths of a percent, got {self.fee_bps}")
         if not self.public_urls and not is_loopback(self.host):
@@ -157,6 +171,49 @@ class CoordinatorConfig:
             endpoints_of(self.public_urls)
         except BadMessage as error:
             raise BadMessage(f"config: public_urls: {error}") from None
+
+    def _check_replicas(self) -> None:
+        database = parse_database_url(self.db, "config: db")
+        if not 1 <= self.workers <= MAX_REPLICAS:
+            raise BadMessage(f"config: workers: expected 1 to {MAX_REPLICAS}, got {self.workers}")
+        if self.bus is None:
+            given = "workers" if self.workers > 1 else "replica_url" if self.replica_url is not None else None
+            if given is not None:
+                raise BadMessage(
+                    f"config: bus: must name a NATS server, such as nats://127.0.0.1:4222, since `{given}` is set: several"
+                    " processes share a PostgreSQL database (`db`) and tell each other over NATS what is momentary"
+                )
+            return
+        parse_nats_address(self.bus, "config: bus")
+        if not database.drivername.startswith("postgresql"):
+            raise BadMessage(
+                "config: db: expected postgresql://USER:PASSWORD@HOST/DATABASE, since `bus` makes this process one of several"
+                " replicas on one database; got SQLite. Without `bus`, one process runs on SQLite"
+            )
+        self._check_replica_url()
+
+    def _check_replica_url(self) -> None:
+        port = f"{self.workers} processes need a URL each, so it must contain {{port}}"
+        if self.replica_url is None:
+            first = urlsplit(self.public_urls[0]) if self.public_urls else None
+            if first is not None and self.workers > 1 and first.path.strip("/"):
+                raise BadMessage(f"config: replica_url: required, since public_urls[0] has a path; {port}")
+            return
+        if self.workers > 1 and "{port}" not in self.replica_url:
+            raise BadMessage(f"config: replica_url: {port}, got {self.replica_url[:200]!r}")
+        read_replica_url(self.replica_url.replace("{port}", "1"), "config: replica_url")
+
+    def own_url(self, port: int) -> str:
+        """Returns the URL at which clients and nodes reach the replica that listens on `port`, which no other replica has."""
+        if self.replica_url is not None:
+            return read_replica_url(self.replica_url.replace("{port}", str(port)), "config: replica_url")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        url = self.public_urls[0] if self.public_urls else f"http://{host}:{port}"
+        if self.public_urls and self.workers > 1:
+            parts = urlsplit(url)
+            name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+            url = f"{parts.scheme}://{name}:{port}"
+        return read_replica_url(url, "config: public_urls[0]")
 
     def _check_match_log(self) -> None:
         between, keep = self.match_log_seconds, self.match_log_keep_seconds

@@ -306,10 +306,6 @@ class SharedStore(Protocol):
         """Whether any replica placed this job. Raises Unavailable."""
         ...
 
-    async def load_totals(self, payer: Address) -> Mapping[Address, Amount]:
-        """Returns the totals of a payer's tabs, by provider. Raises Unavailable."""
-        ...
-
 
 class Funds(Protocol):
     """Funds of payers and stakes of providers on chain."""

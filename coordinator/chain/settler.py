@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -184,11 +184,45 @@ class Settler:
                 return
             settled = [event for event in page.events if isinstance(event, Settled)]
             await self._store.put_settlements([_settlement(event) for event in settled], Cursor(page.cursor, page.tip))
-            for event in page.events:
-                if isinstance(event, Settled):
-                    self._exposure.settle(event.payer, event.provider, event.settled)
-                elif isinstance(event, ReleaseStarted | Released):
-                    self._exposure.unreserve(event.payer, event.provider)
+            self._apply(page.events)
+
+    def _apply(self, events: Iterable[object]) -> None:
+        for event in events:
+            if isinstance(event, Settled):
+                self._exposure.settle(event.payer, event.provider, event.settled)
+            elif isinstance(event, ReleaseStarted | Released):
+                self._exposure.unreserve(event.payer, event.provider)
+
+    async def watch(self) -> None:
+        """Keeps the exposure of a replica current until cancelled, whichever replica settles. Writes nothing."""
+        known: Cursor | None = None
+        while True:
+            try:
+                known = await self.watch_events(known)
+            except TallyError as error:
+                log.warning("settlements not read: the chain does not answer", error=str(error))
+            await asyncio.sleep(self._interval)
+
+    async def watch_events(self, known: Cursor | None) -> Cursor | None:
+        """Applies the events since `known`, from where the settler had read if None. Returns how far it read; None to begin anew.
+
+        Raises TallyError.
+        """
+        deployment = self._escrow.deployment
+        known = known or await self._store.cursor() or Cursor(deployment.block)
+        while True:
+            try:
+                page = await read_events(
+                    self._escrow.rpc, deployment, known.block, after=known.tip, confirmations=self._confirmations
+                )
+            except DeepReorg as error:
+                log.warning("deep reorganisation: settlements are read again", error=str(error))
+                self._exposure.forget_settled()
+                return None
+            self._apply(page.events)
+            if page.cursor == known.block:
+                return known
+            known = Cursor(page.cursor, page.tip)
 
 
 def _settlement(event: Settled) -> Settlement:

@@ -6,23 +6,25 @@ import base64
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from coordinator.domain.ask_pages import ModelEntries, ask_entry, asks_page, explained_entry, models_page, rating_entry
 from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.resource_bounds import DEFAULT_PAGE_ENTRIES
+from coordinator.http.cancels import cancel_job
 from coordinator.http.job_views import job_view, queued_view, settlement_view
 from coordinator.http.log_routes import add_log_routes
 from coordinator.http.metrics import CoordinatorMetrics
+from coordinator.http.operations_routes import add_operations_routes
 from coordinator.http.pages import ABOUT, LINKS, PAGE_HEADERS, api_page, home_page
+from coordinator.http.replica_view import Alone, ReplicaView
 from coordinator.http.report_routes import add_report_routes
 from coordinator.http.schemas import (
     AfterAsk,
@@ -34,6 +36,7 @@ from coordinator.http.schemas import (
     Limit,
     ModelName,
     ProviderPath,
+    Replica,
     ShortlistRequest,
     SignedInquiry,
     Token,
@@ -44,7 +47,6 @@ from tallystick.protocol.access import load_access
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
-from tallystick.protocol.health import HEALTH_JSON, Health
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Inquiry
 from tallystick.protocol.types import Address, parse_address, parse_job_id
@@ -54,11 +56,6 @@ from tallystick.version import __version__
 
 TAB_RECEIPTS = 16
 """Receipts of a tab that its payer gets."""
-_READINESS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "All dependencies work, perhaps with warnings.", "content": {HEALTH_JSON: {}}},
-    503: {"description": "A dependency fails; `checks` says which one and what to do.", "content": {HEALTH_JSON: {}}},
-}
-_LIVENESS = {Health.PASS: "ok", Health.WARN: "degraded", Health.FAIL: "failing"}
 _GATEWAY_ROUTES = ("/chat/", "/completions", "/embeddings", "/responses", "/messages", "/rerank", "/images/", "/audio/")
 """What clients of the gateway ask for, if they are given the coordinator's address."""
 MAX_INQUIRY_AGE = 300
@@ -79,6 +76,7 @@ class ApiContext:
     health: HealthMonitor
     metrics: CoordinatorMetrics
     now: Callable[[], float] = time.time
+    replicas: ReplicaView = field(default_factory=Alone)
 
 
 def build_control_plane(context: ApiContext) -> FastAPI:
@@ -106,7 +104,8 @@ def build_control_plane(context: ApiContext) -> FastAPI:
     _add_tab_routes(api, context)
     add_log_routes(api, context.market.match_log)
     add_report_routes(api, context.market.audit_reports)
-    _add_operations_routes(api, context)
+    add_operations_routes(api, context.market, context.connected, context.health, context.metrics)
+    context.metrics.watch_replicas(context.replicas)
     _add_pages(api, context)
     return api
 
@@ -128,7 +127,8 @@ def _add_market_routes(api: FastAPI, context: ApiContext) -> None:
     @api.get("/v1/info")
     async def info() -> Info:
         """Returns the identity of this coordinator, and the chain and contract for which every message must be signed."""
-        return context.info
+        listed = [Replica(id=replica.id, url=replica.url) for replica in context.replicas.listed]
+        return context.info.model_copy(update={"replicas": listed})
 
     entries = ModelEntries()
 
@@ -248,10 +248,7 @@ def _add_job_routes(api: FastAPI, context: ApiContext) -> None:
         `cancelling` is false if no such job runs.
         """
         caller, job_id = _caller(context, token), parse_job_id(job)
-        payer = context.market.payer_of(job_id)
-        if payer not in {None, caller}:
-            raise Refusal(Code.UNAUTHENTICATED, f"{caller} is not the payer of job {job}; only its payer cancels a job")
-        return {"cancelling": context.market.cancel(job_id)}
+        return {"cancelling": await cancel_job(context.market, context.jobs, context.replicas, job_id, caller)}
 
 
 def _read_candidate(text: str, where: str) -> Candidate:
@@ -293,47 +290,6 @@ def _excerpt(receipts: list[LateReceipt]) -> list[LateReceipt]:
     """Returns the first TAB_RECEIPTS receipts, and the one whose order has the highest ceiling."""
     highest = max(receipts, key=lambda late: late.order.message.ceiling, default=None)
     return [late for place, late in enumerate(receipts) if place < TAB_RECEIPTS or late is highest]
-
-
-def _add_operations_routes(api: FastAPI, context: ApiContext) -> None:
-    gauges = {
-        "tallystick_nodes_connected": ("Nodes connected.", context.connected),
-        "tallystick_asks_listed": ("Asks in the ask book.", lambda: context.market.book.size),
-        "tallystick_slots_free": ("Free slots of all engines.", lambda: context.market.book.free_slots),
-        "tallystick_jobs_live": ("Jobs between order and terminal state.", lambda: context.market.live),
-        "tallystick_jobs_waiting": ("Jobs that wait for a free slot.", lambda: context.market.waiting),
-    }
-    for name, (help_text, read) in gauges.items():
-        context.metrics.gauge(name, help_text, read)
-    context.metrics.watch_hedges(lambda: context.market.hedging.counts)
-
-    @api.get("/v1/health")
-    async def health() -> dict[str, Any]:
-        """Returns that this process serves requests, and its numbers of connected nodes, asks and running jobs.
-
-        `status` is "ok", or "degraded" or "failing" if a dependency is; `checks` has the state of each one. This route always
-        answers 200, and is meant for liveness probes. `/v1/ready` says whether jobs can be served.
-        """
-        report = context.health.peek()
-        counts = {"nodes": context.connected(), "asks": context.market.book.size, "jobs": context.market.live}
-        if report is None:
-            return {"status": "ok"} | counts
-        return {"status": _LIVENESS[report.status]} | counts | {"checks": report.summary}
-
-    @api.get("/v1/ready", responses=_READINESS)
-    async def ready() -> Response:
-        """Returns the state of each dependency: database, chain, age of its last block, contract, coins for gas.
-
-        The format is the IETF draft's for health checks (application/health+json). A check has `output` (what is wrong) and
-        `remedy` (what the operator does about it). The status is 200, or 503 if a dependency fails. Checks run at most every 5 s.
-        """
-        report = await context.health.report()
-        body = dumps(report.to_json(__version__))
-        return Response(body, report.http_status, {"cache-control": "max-age=5"}, HEALTH_JSON)
-
-    @api.get("/metrics", include_in_schema=False)
-    async def metrics() -> Response:
-        return Response(generate_latest(context.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_pages(api: FastAPI, context: ApiContext) -> None:

@@ -10,6 +10,7 @@ from prometheus_client import Counter, Metric
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from coordinator.http.replica_view import NOTICE_FAULTS, ReplicaView
 from coordinator.jobs.hedging import RESULTS
 from tallystick.protocol.health import HealthReport
 from tallystick.runtime.server_metrics import ServerMetrics
@@ -32,6 +33,12 @@ class CoordinatorMetrics(ServerMetrics):
         """Adds the counts of hedged jobs, by result; `read` returns them."""
         self.registry.register(_HedgeCollector(read))
 
+    def watch_replicas(self, replicas: ReplicaView) -> None:
+        """Adds the number of replicas, the state of the bus between them, and the notices that were dropped."""
+        self.gauge(f"{PREFIX}_replicas", "Replicas on the list; 0 for a lone coordinator", lambda: len(replicas.listed))
+        self.gauge(f"{PREFIX}_bus_connected", "Whether this replica is connected to NATS", lambda: replicas.bus_connected)
+        self.registry.register(_NoticeCollector(replicas))
+
     def settled(self, claims: int, gas: int, fee: int) -> None:
         """Counts settled claims, their gas, and its price in wei."""
         self._claims.inc(claims)
@@ -53,3 +60,19 @@ class _HedgeCollector(Collector):
         for result in RESULTS:
             hedges.add_metric([result], counts.get(result, 0))
         yield hedges
+
+
+class _NoticeCollector(Collector):
+    """Notices between replicas that were dropped."""
+
+    def __init__(self, replicas: ReplicaView) -> None:
+        self._replicas = replicas
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        text = "Notices between replicas that were dropped, by the reason"
+        dropped = CounterMetricFamily(f"{PREFIX}_notices_dropped", text, labels=["reason"])
+        counts = self._replicas.dropped
+        for reason in NOTICE_FAULTS:
+            dropped.add_metric([reason], counts.get(reason, 0))
+        yield dropped

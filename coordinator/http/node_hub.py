@@ -94,6 +94,10 @@ class NodeHub:
         self._stopping = False
         self._replicas: tuple[str, ...] = ()
 
+    def add_endpoints(self, endpoints: Collection[str]) -> None:
+        """Adds public hosts and ports of this coordinator, which nodes may have dialled."""
+        self._endpoints |= frozenset(endpoints)
+
     @property
     def connected(self) -> int:
         """The number of connected nodes."""

@@ -13,7 +13,7 @@ LINKS = {
     "openapi": ("openapi.json", "the HTTP API for programs (OpenAPI)"),
     "info": ("v1/info", "chain, contract and fee"),
     "models": ("v1/models", "models on offer"),
-    "ready": ("v1/ready", "state of its dependencies"),
+    "ready": ("readyz", "state of its dependencies"),
     "metrics": ("metrics", "metrics for Prometheus"),
 }
 """Relative addresses of the routes that are worth a look, and what they show."""

@@ -31,7 +31,8 @@ from coordinator.jobs.hedging import CallLater, Hedging, call_later
 from coordinator.jobs.live_job import BeforeReceipt, LiveJob
 from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.matchmaker import Matchmaker
-from coordinator.jobs.receipts import Receipts
+from coordinator.jobs.payer_totals import LoadTotals, PayerTotals
+from coordinator.jobs.receipts import OnTotal, Receipts
 from coordinator.jobs.relay import GONE, Relay, not_relayed
 from coordinator.jobs.report_store import ReportStore
 from coordinator.jobs.slot_queue import SlotQueue
@@ -116,6 +117,7 @@ class Market:
             now=now,
             tick=tick,
         )
+        self._totals: PayerTotals | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -147,6 +149,19 @@ class Market:
         self._writes.save_provider_records()
         self._decision_keeper.save()
         await self.match_log.close()
+
+    # Replicas
+
+    def share_totals(self, load: LoadTotals, on_total: OnTotal) -> None:
+        """Prepares for other replicas: reads a payer's totals with `load` when it comes, and calls `on_total` when one rose."""
+        self._totals = PayerTotals(self.exposure, load, self._tick)
+        self.matchmaker.before_admission = self._totals.refresh
+        self._receipts.on_total = on_total
+
+    def forget_loaded_totals(self) -> None:
+        """Has the payers' totals read again, since notices of other replicas may have been lost."""
+        if self._totals is not None:
+            self._totals.forget()
 
     # Nodes
 

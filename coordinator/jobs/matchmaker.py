@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.decision_log import DecisionLog
@@ -52,6 +52,10 @@ def _queue(limits: JobLimits) -> JobQueue:
     return JobQueue(limits.max_waiting, limits.max_waiting_per_model, limits.max_waiting_bytes)
 
 
+async def _nothing_to_read(_payer: Address) -> None:
+    pass
+
+
 class SlotsBusy(Unavailable):
     """Some candidates, `busy`, could take the job as soon as they have a free slot."""
 
@@ -90,6 +94,8 @@ class Matchmaker:
         self._chance = chance
         self.draw: Callable[[JobId, int], float] = draw_of
         """The draw of a match, from the job's id and the number of its attempt."""
+        self.before_admission: Callable[[Address], Awaitable[None]] = _nothing_to_read
+        """Awaited with a payer that has a purse, before its exposure is compared with its funds."""
         self._returned_at = 0.0
         self._withdrawn: OrderedDict[str, float] = OrderedDict()
         """When a provider last withdrew an ask for each model; the newest MAX_WITHDRAWN_MODELS."""
@@ -360,6 +366,7 @@ class Matchmaker:
             backing = await self._funds.backing(order.payer, order.provider, fresh=fresh)
             if not backing.opened:
                 continue
+            await self.before_admission(order.payer)
             self.exposure.observe(order.payer, order.provider, settled=backing.settled, reserved=backing.reserved)
             try:
                 self.exposure.admit(order.payer, order.provider, terms.max_cost, backing.free)

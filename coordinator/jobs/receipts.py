@@ -25,7 +25,7 @@ from tallystick.protocol.jobs import CHARGES, ENDS, TERMINAL, Charge, State, ste
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.tab import MAX_SEQ, check_receipt
-from tallystick.protocol.types import Address, JobId, format_amount
+from tallystick.protocol.types import Address, Amount, JobId, format_amount
 from tallystick.protocol.wire import Failure, Kind, pack_link
 
 UNKNOWN_JOBS_PER_SECOND, UNKNOWN_JOBS_BURST = 0.1, 100
@@ -33,6 +33,8 @@ UNKNOWN_JOBS_PER_SECOND, UNKNOWN_JOBS_BURST = 0.1, 100
 ALL_UNKNOWN_JOBS_PER_SECOND, ALL_UNKNOWN_JOBS_BURST = 2, 1_000
 """Receipts of all providers for unknown jobs that payer and provider signed: each costs two chain reads and may be stored."""
 _ALL = "all"
+OnTotal = Callable[[Address, Address, Amount], None]
+"""Takes payer, provider and total of a tab, in base units."""
 
 
 class Receipts:
@@ -54,6 +56,8 @@ class Receipts:
         self._exposure, self._reputation, self._funds, self._now, self._tick = exposure, reputation, funds, now, tick
         self._unknown_jobs = TokenBucket(UNKNOWN_JOBS_PER_SECOND, UNKNOWN_JOBS_BURST)
         self._all_unknown_jobs = TokenBucket(ALL_UNKNOWN_JOBS_PER_SECOND, ALL_UNKNOWN_JOBS_BURST)
+        self.on_total: OnTotal = lambda *_: None
+        """Called after a receipt was stored."""
 
     def read(self, attempt: AttemptRecord, order: Verified[Order], payload: bytes) -> Verified[Receipt]:
         """Reads a provider's receipt for this attempt. Raises BadReceipt for any fault in it."""
@@ -95,6 +99,7 @@ class Receipts:
         message = receipt.message
         total = self._exposure.record_receipt(message.payer, message.provider, message.cumulative_cost, order.message.ceiling)
         await self._store.put_receipt(job, receipt, total, record)
+        self.on_total(message.payer, message.provider, total)
         self._acknowledge(message.provider, job)
 
     async def accept_late(self, provider: Address, job: JobId, payload: bytes, newest: JobRecord | None) -> bool:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
-
-import sqlalchemy as sa
 
 from coordinator.ports import JobRecord, LogRow, MakeHead, MakeLeaf
 from coordinator.storage.job_codec import JobDoc, dump_job
 from coordinator.storage.job_store import SqlJobStore, StoredJob
-from coordinator.storage.schema import tabs
 from coordinator.storage.shared_log import After, SharedLog
 from coordinator.storage.shared_rows import JobElsewhere, SharedJobRows
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.messages import LogHead, Receipt
-from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.types import Amount, JobId
 from tallystick.runtime.storage import Database
 
 
@@ -80,12 +76,6 @@ class SharedJobStore(SqlJobStore):
     async def is_placed(self, job: JobId) -> bool:
         """See ports.SharedStore."""
         return job in self._jobs or await self._db.read(lambda connection: self.shared_rows.is_placed(connection, job))
-
-    async def load_totals(self, payer: Address) -> Mapping[Address, Amount]:
-        """See ports.SharedStore."""
-        query = sa.select(tabs.c.provider, tabs.c.total).where(tabs.c.payer == payer)
-        rows = await self._db.read(lambda connection: connection.execute(query).all())
-        return {Address(provider): Amount(int.from_bytes(total, "big")) for provider, total in rows}
 
     # The match log
 

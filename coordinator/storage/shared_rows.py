@@ -33,6 +33,7 @@ from coordinator.storage.job_rows import (
     update_job,
 )
 from coordinator.storage.replica_form import to_replicas
+from coordinator.storage.roles import living
 from coordinator.storage.schema import jobs, open_jobs, placed_jobs
 from tallystick.protocol.jobs import TERMINAL
 from tallystick.protocol.messages import Receipt
@@ -198,8 +199,9 @@ class SharedJobRows(JobRows):
     # Jobs of replicas that are gone
 
     def abandoned(self, connection: Connection) -> set[str]:
-        """Returns the owners of open jobs that are gone by the database's clock."""
-        return set(connection.exec_driver_sql(_ABANDONED, (self._owner, GONE_SECONDS)).scalars())
+        """Returns the owners of open jobs that are gone: they have not beaten by the database's clock, and hold no lock."""
+        silent = set(connection.exec_driver_sql(_ABANDONED, (self._owner, GONE_SECONDS)).scalars())
+        return silent - living(connection, silent) if silent else silent
 
     def end_abandoned(self, connection: Connection, owner: str, end: Callable[[JobRecord], JobRecord]) -> int:
         """Ends some of the open jobs of a replica that is gone, and deletes their rows. Returns how many rows there were."""

@@ -33,7 +33,7 @@ from coordinator.storage.provider_records import write_records
 from coordinator.storage.recovery import Recovery
 from coordinator.storage.report_store import SqlReportStore
 from coordinator.storage.roles import AllRoles, ReplicaRoles, Roles
-from coordinator.storage.schema import claims, cursors, responses, settlements
+from coordinator.storage.schema import claims, cursors, responses, settlements, tabs
 from coordinator.storage.shared_job_store import SharedJobStore
 from coordinator.storage.upserts import inserting, upsert, upserting
 from tallystick.protocol.eip712 import Verified
@@ -65,7 +65,7 @@ class Store:
         """
         self._replica = replica
         self._db, self._instance_lock = Database(url), instance_lock(url, "coordinator", shared=bool(replica))
-        self.roles: Roles = ReplicaRoles(self._db.url) if replica else AllRoles()
+        self.roles: Roles = ReplicaRoles(self._db.url, replica) if replica else AllRoles()
         self._log_db = Database(url) if replica else None
         self._shared = None if self._log_db is None else SharedJobStore(self._db, self._log_db, replica)
         self._jobs = self._shared or SqlJobStore(self._db, segment_jobs)
@@ -176,6 +176,13 @@ class Store:
     async def receipts_of(self, payer: Address, provider: Address, limit: int) -> list[LateReceipt]:
         """See ports.TabStore."""
         return await self._jobs.receipts_of(payer, provider, limit)
+
+    async def load_totals(self, payer: Address) -> list[tuple[Address, Amount, Amount]]:
+        """Returns a payer's tabs: provider, highest total, and what the chain has paid. Raises Unavailable."""
+        paid = sa.and_(settlements.c.payer == tabs.c.payer, settlements.c.provider == tabs.c.provider)
+        query = sa.select(tabs.c.provider, tabs.c.total, settlements.c.settled).where(tabs.c.payer == payer)
+        rows = await self._db.read(lambda c: c.execute(query.select_from(tabs.outerjoin(settlements, paid))).all())
+        return [(Address(to), Amount(int.from_bytes(total, "big")), Amount(int(settled or 0))) for to, total, settled in rows]
 
     # Responses
 

@@ -20,14 +20,15 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.gateway.operations import BUDGET_HEADER, Operations
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.health import CheckResult, Health, HealthReport
 from tallystick.protocol.types import Address, Amount
 
 INTRODUCTION = """# Metrics
 
 Node, coordinator and gateway serve [Prometheus](https://prometheus.io) metrics at `/metrics`: the node on `metrics_port`, which
 is off by default, the others on their own ports. The gateway's need its API key, if it has one. All names begin with
-`tallystick_`; names that end in `_units` are base units: millionths of a dollar. `/v1/ready` (coordinator) and `/ready` (gateway)
-say why a dependency fails and what to do.
+`tallystick_`; names that end in `_units` are base units: millionths of a dollar. `/readyz` says why a dependency fails and what
+to do.
 """
 
 
@@ -48,6 +49,7 @@ def pages() -> dict[str, str]:
 def _node() -> Iterator[tuple[str, str, str, str]]:
     payer = Address("0x" + "00" * 20)
     monitor = NodeMetrics(lambda: {payer: 0}, gpus=1, gpu_hour_cost=Amount(1), credit_summary=_credit_summary)
+    monitor.watch_health(lambda: HealthReport({"disk": CheckResult(Health.PASS)}, 0.0))
     for collector in list(monitor.registry._collector_to_names):  # noqa: SLF001 - prometheus_client names labels nowhere else
         labels = ", ".join(code(name) for name in getattr(collector, "_labelnames", ()))
         for metric in collector.collect():

@@ -86,6 +86,11 @@ class Collector:
         self._has_overdue = asyncio.Event()
         self._tried_at: dict[Address, float] = {}
 
+    @property
+    def open_alarms(self) -> frozenset[tuple[str, Address]]:
+        """The events that hold as of the last check, each with its payer."""
+        return frozenset(self._alarmed)
+
     async def run(self) -> None:
         """Checks the tabs every `check_interval` seconds until cancelled."""
         await asyncio.gather(self._claim_forever(), self._settle_forever())

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from node.ports import Link
 from node.service.ask_publisher import AskPublisher
 from node.service.config import NodeConfig
 from node.service.engine_pool import EnginePool
+from node.service.health_checks import watch
 from node.service.metrics import NodeMetrics, count_gpus
 from node.service.record_pruner import RecordPruner
 from node.service.resources import Resources, open_resources
@@ -44,6 +45,7 @@ from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.link import Listing, endpoint_of
 from tallystick.protocol.types import Address
+from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.logs import configure
 from tallystick.runtime.serving import serving, wait_for_stop_signal
 
@@ -72,7 +74,7 @@ async def run(
             stack.enter_context(_on_hangup(lambda: node.reload(read_config)))
         if config.metrics_port is not None:
             port = await stack.enter_async_context(
-                serving(node.metrics.app(partial(health, node)), config.metrics_host, config.metrics_port)
+                serving(node.metrics.app(partial(health, node), node.health), config.metrics_host, config.metrics_port)
             )
             log.info("metrics and health", host=config.metrics_host, port=port)
         await stack.enter_async_context(serve_status(config.state, partial(status, node)))
@@ -146,6 +148,9 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         match_watch=match_watch,
         record_pruner=RecordPruner(store, config.job_keep_seconds),
     )
+    node.health = watch(node, store, resources.chain_health)
+    metrics.watch_health(lambda: node.health.last)
+    stack.push_async_callback(node.health.close)
     return node
 
 
@@ -328,6 +333,7 @@ class Node:
     coordinator_credit: CoordinatorCredit
     match_watch: MatchWatch
     record_pruner: RecordPruner
+    health: HealthMonitor = field(init=False)
     config_problem: str = ""
     """Why the config that was read last is not applied; empty if it is."""
     settings_for_restart: tuple[str, ...] = ()
@@ -349,6 +355,7 @@ class Node:
                 self.chain_watcher.run(),
                 self.coordinator_credit.run(),
                 self.record_pruner.run(),
+                self.health.run(),
             )
             parts = (*(link.run() for link in self.links), *services)
             tasks = [group.create_task(part) for part in parts]
@@ -374,7 +381,9 @@ class Node:
             log.warning("config not applied; the former config stays in effect", reason=self.config_problem)
             return
         self.config_problem = ""
-        unchanged = {field.name: getattr(self.config, field.name) for field in fields(new) if field.name not in RELOADABLE}
+        unchanged = {
+            setting.name: getattr(self.config, setting.name) for setting in fields(new) if setting.name not in RELOADABLE
+        }
         self.settings_for_restart = tuple(name for name, value in unchanged.items() if getattr(new, name) != value)
         if self.settings_for_restart:
             log.warning("these settings need a restart", settings=list(self.settings_for_restart))

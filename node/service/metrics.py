@@ -1,4 +1,4 @@
-"""Metrics and health: Prometheus metrics at /metrics and a health report at /healthz, on a local port."""
+"""Prometheus metrics at /metrics, the node's state at /healthz, its dependencies at /readyz, all on a local port."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ from starlette.routing import Route
 
 from node.ports import DebtAlarm, JobReport
 from node.service.job_totals import JobTotals
+from tallystick.protocol.health import HEALTH_JSON, LIVENESS_PATH, READINESS_PATH, HealthReport
 from tallystick.protocol.types import Address, Amount, format_amount
+from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.logs import log_frequent
+from tallystick.runtime.server_metrics import HealthCollector
+from tallystick.version import __version__
 
 log = structlog.get_logger()
 _HOUR = 3_600.0
 _MAX_ALARMS, _MAX_PAYERS, _MAX_LAST_JOBS = 20, 100, 10
 
-Health = Callable[[], Mapping[str, Any]]
-"""Returns the health report of the node; `ok` says whether it can earn now."""
+Status = Callable[[], Mapping[str, Any]]
+"""Returns the state of the node; `ok` says whether it can earn now."""
 
 
 class NodeMetrics:
@@ -68,6 +72,10 @@ class NodeMetrics:
         self._alarms = Counter("tallystick_node_alarms", "Events that the operator should see", ["event"], registry=self.registry)
         self.registry.register(_CreditCollector(unsecured_by_payer, credit_summary))
         self._add_gpu_gauges(gpus, gpu_hour_cost)
+
+    def watch_health(self, last: Callable[[], HealthReport | None]) -> None:
+        """Adds the state of each dependency; `last` returns the latest report."""
+        self.registry.register(HealthCollector("tallystick_node", last))
 
     def _add_gpu_gauges(self, gpus: int, gpu_hour_cost: Amount | None) -> None:
         if gpus:
@@ -158,17 +166,21 @@ class NodeMetrics:
         self.alarms = [*self.alarms[1 - _MAX_ALARMS :], alarm]
         log.error("alarm", what=event, coordinator=endpoint, unpaid=format_amount(cost))
 
-    def app(self, health: Health) -> Starlette:
-        """Returns the ASGI app that serves the metrics and the `health` report."""
+    def app(self, status: Status, health: HealthMonitor) -> Starlette:
+        """Returns the ASGI app that serves the metrics, the `status` and the state of each dependency."""
 
         async def metrics(_request: Request) -> Response:
             return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
         async def healthz(_request: Request) -> Response:
-            report = dict(health())
-            return JSONResponse(report, 200 if report.get("ok") else 503)
+            return JSONResponse(dict(status()))
 
-        return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz)])
+        async def readyz(_request: Request) -> Response:
+            report = await health.report()
+            return JSONResponse(report.to_json(__version__), report.http_status, media_type=HEALTH_JSON)
+
+        routes = {"/metrics": metrics, LIVENESS_PATH: healthz, READINESS_PATH: readyz}
+        return Starlette(routes=[Route(path, serve) for path, serve in routes.items()])
 
 
 class _CreditCollector(Collector):

@@ -14,6 +14,7 @@ from node.service.config import NodeConfig
 from node.service.engine_pool import EnginePool, discover_engines
 from node.storage.state_folder import lock_state
 from node.storage.store import SqlStore
+from tallystick.chain.chain_health import ChainHealth
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
@@ -25,7 +26,9 @@ from tallystick.runtime.keystore import load_or_create_secret
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The opened resources: account and domain, store, chain view, direct settlement, payouts, engines, sealing key."""
+    """The opened resources: account and domain, store, chain view, direct settlement, payouts, engines, sealing key, and
+    the check of the chain.
+    """
 
     signer: Signer
     domain: Domain
@@ -35,6 +38,7 @@ class Resources:
     payouts: Payouts
     engine_pool: EnginePool
     sealing_key: SealingKey
+    chain_health: ChainHealth
 
 
 async def open_resources(config: NodeConfig, signer: Signer, stack: AsyncExitStack, config_file: Path | None = None) -> Resources:
@@ -58,7 +62,10 @@ async def open_resources(config: NodeConfig, signer: Signer, stack: AsyncExitSta
     sender = Sender(rpc, signer)
     settlement = DirectSettlement(escrow, sender, store.record_gas)
     payouts = Payouts(escrow, sender, store, config.payout)
-    return Resources(signer, deployment.domain, store, chain, settlement, payouts, engine_pool, _sealing_key(config))
+    health_rpc = Rpc(config.rpc or deployment.rpc, attempts=1)
+    stack.push_async_callback(health_rpc.close)
+    health = ChainHealth(health_rpc, deployment, signer.address)
+    return Resources(signer, deployment.domain, store, chain, settlement, payouts, engine_pool, _sealing_key(config), health)
 
 
 def _deployment(path: Path) -> Deployment:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from node.chain.collector import Collector
 from node.chain.escrow_view import EscrowView
 from node.chain.payouts import Payouts
 from node.chain.watcher import ChainWatcher
@@ -18,6 +19,8 @@ from node.jobs.runner import JobRunner
 from node.service.config import NodeConfig
 from node.service.engine_pool import EnginePool
 from node.service.metrics import NodeMetrics
+from tallystick.protocol.health import HealthReport
+from tallystick.runtime.health_monitor import HealthMonitor
 
 
 class StatusSources(Protocol):
@@ -51,6 +54,10 @@ class StatusSources(Protocol):
     def settings_for_restart(self) -> Sequence[str]: ...
     @property
     def coordinator_credit(self) -> CoordinatorCredit: ...
+    @property
+    def health(self) -> HealthMonitor: ...
+    @property
+    def collector(self) -> Collector: ...
 
 
 def health(node: StatusSources) -> dict[str, Any]:
@@ -87,6 +94,16 @@ def health(node: StatusSources) -> dict[str, Any]:
         "config_problem": node.config_problem,
         "settings_for_restart": list(node.settings_for_restart),
         "alarms": node.metrics.alarms,
+        "checks": _checks(node.health.peek()),
+    }
+
+
+def _checks(report: HealthReport | None) -> dict[str, dict[str, str]]:
+    """The state of each dependency, with what is wrong and what to do."""
+    results = {} if report is None else report.results
+    return {
+        name: {"status": result.status.value, "output": result.output, "remedy": result.remedy}
+        for name, result in results.items()
     }
 
 

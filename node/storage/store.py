@@ -96,6 +96,10 @@ class SqlStore:
             text = f"this state belongs to {_describe(stored)}, but the node is {_describe(mine)}"
             raise BadMessage(f"{text}; pass the --wallet of this state, or use another `state` folder")
 
+    async def ping(self) -> float:
+        """Waits for the database; returns the seconds that its answer took. Raises Unavailable."""
+        return await self._db.ping()
+
     async def read(self, work: Callable[[Connection], R]) -> R:
         """Runs `work` on one consistent snapshot and returns its result."""
         return await self._db.read(work)

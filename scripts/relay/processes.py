@@ -138,7 +138,7 @@ async def market(
             "db": f"sqlite:///{folder}/coordinator.db",
             "log_level": log_level,
         }
-        health = f"{urls['coordinator']}/v1/health"
+        health = f"{urls['coordinator']}/healthz"
         await _start(
             site, "coordinator", ("coordinator", "run"), settings, port=ports["coordinator"], ready=lambda: _answers(health)
         )
@@ -171,7 +171,7 @@ async def add_gateway(site: Site, name: str) -> str:
     port = free_port(0)
     url = f"http://127.0.0.1:{port}"
     settings = {"coordinator": site.coordinator_url, "port": port}
-    await _start(site, name, ("gateway",), settings, port=port, ready=lambda: _answers(f"{url}/health"), wallet="payer")
+    await _start(site, name, ("gateway",), settings, port=port, ready=lambda: _answers(f"{url}/healthz"), wallet="payer")
     return url
 
 

@@ -95,16 +95,24 @@ def coordinator_run(
     public_url: Annotated[
         list[str] | None, typer.Option(help="URL at which nodes reach this coordinator (repeatable); required beyond localhost.")
     ] = None,
+    bus: Annotated[
+        str | None,
+        typer.Option(help="NATS servers, such as nats://127.0.0.1:4222. Makes this process a replica; needs PostgreSQL."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Replicas to run on this machine, on one shared port and one port each; default: 1.")
+    ] = None,
 ) -> None:
     """Run the coordinator until SIGTERM. Its wallet signs matches and pays gas for settlements; it never holds client money.
 
-    Every option can also stand in the config (see coordinator/example.toml); options win over the config.
+    With --bus, any number of processes with one wallet and one PostgreSQL database serve together. Every option can also stand in
+    the config (see coordinator/example.toml); options win over the config.
     """
     from coordinator.app import run
     from coordinator.config import load_config
 
     flags = {"deployment": deployment, "host": host, "port": port, "db": db, "rpc": rpc, "public_urls": public_url or None}
-    loaded = load_config(config, flags)
+    loaded = load_config(config, flags | {"bus": bus, "workers": workers})
     deployment_path(loaded.deployment)
     run_daemon(run(loaded, unlock(wallet, password_file)))
 

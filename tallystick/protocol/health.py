@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 HEALTH_JSON = "application/health+json"
+LIVENESS_PATH, READINESS_PATH = "/healthz", "/readyz"
+"""Whether a process serves (always 200), and the state of each dependency (200, or 503 if one fails)."""
 
 
 class Health(StrEnum):

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tallystick.protocol.health import LIVENESS_PATH, READINESS_PATH
 from tallystick.runtime.logs import log_frequent
 
 MAX_PATH = 200
 CLIENT_GONE = 499
 """The status of a request whose client left before the answer, after nginx."""
-PROBES = frozenset({"/health", "/ready", "/metrics", "/v1/health", "/v1/ready"})
+PROBES = frozenset({LIVENESS_PATH, READINESS_PATH, "/metrics", "/health", "/ready", "/v1/health", "/v1/ready"})
 """Paths that are asked every few seconds; their lines are logged at the level debug."""
 _fields: ContextVar[dict[str, object] | None] = ContextVar("access", default=None)
 

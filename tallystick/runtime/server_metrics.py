@@ -31,7 +31,7 @@ class ServerMetrics:
         self.registry = registry = CollectorRegistry()
         self._figures = _Figures(prefix)
         registry.register(self._figures)
-        registry.register(_HealthCollector(prefix, last_health))
+        registry.register(HealthCollector(prefix, last_health))
 
     def job_ended(self, outcome: str, seconds: float, first_seconds: float | None, sent_bytes: int) -> None:
         """Counts a job."""
@@ -102,7 +102,7 @@ class _Figures(Collector):
         yield self.commits.metric(f"{self._prefix}_database_commit_seconds", text)
 
 
-class _HealthCollector(Collector):
+class HealthCollector(Collector):
     """The state of each dependency, as of the last check."""
 
     def __init__(self, prefix: str, last: Callable[[], HealthReport | None]) -> None:

@@ -41,19 +41,28 @@ OTHER_FILES = 128
 
 @contextlib.asynccontextmanager
 async def serving(
-    app: Any, host: str, port: int, *, limits: ConnectionLimits | None = None, ws_max_size: int | None = 1 << 20
+    app: Any,
+    host: str,
+    port: int,
+    *,
+    limits: ConnectionLimits | None = None,
+    ws_max_size: int | None = 1 << 20,
+    shared_port: int | None = None,
 ) -> AsyncIterator[int]:
     """Serves `app` inside the running loop. Yields the bound port, which differs from `port` if that is 0.
 
     `ws_max_size`: the most bytes of a WebSocket message; None ignores offers of a WebSocket, and serves the request as it is.
+    `shared_port`: a second port, on which other processes of this user may listen too: the kernel divides connections among them.
 
     Raises Unavailable (port_unavailable) if it cannot listen.
     """
     config = server_config(app, host, port, limits=limits, ws_max_size=ws_max_size)
     server = _Server(config)
     config.load()
-    with _listener(host, port) as listener:
-        task = asyncio.create_task(server.serve([listener]), name="http-server")
+    with contextlib.ExitStack() as listeners:
+        listener = listeners.enter_context(listen(host, port))
+        shared = [] if shared_port is None else [listeners.enter_context(listen(host, shared_port, shared=True))]
+        task = asyncio.create_task(server.serve([listener, *shared]), name="http-server")
         ready = asyncio.create_task(server.ready.wait())
         try:
             await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
@@ -130,10 +139,15 @@ def _within_open_file_limit(limits: ConnectionLimits) -> ConnectionLimits:
     return replace(limits, connections=min(limits.connections, fewer))
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket that listens. `shared`: other processes of this user may listen on the same port (SO_REUSEPORT, socket(7)).
+
+    Raises Unavailable (port_unavailable).
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
+        return socket.create_server((host, port), family=family, reuse_port=shared)
+    except (OSError, OverflowError, ValueError) as error:  # a ValueError where ports cannot be shared
         holder = describe_holder(port) if getattr(error, "errno", None) == errno.EADDRINUSE else None
         reason = f"{holder} listens there" if holder else str(error)
         text = f"cannot listen on {host} port {port}: {reason}; choose another port with --port, or `port` in the config"

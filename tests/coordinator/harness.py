@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from coordinator.bus import InProcessBus
+from coordinator.bus.in_process import InProcessBus
 from coordinator.domain.limits import JobLimits
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.market import Market

@@ -56,7 +56,7 @@ async def test_it_serves_without_a_chain(config: CoordinatorConfig) -> None:
     async with _client(config) as http:
         info = (await http.get("/v1/info")).json()
         assert (info["coordinator"], info["contract"]) == (COORDINATOR.address, DEPLOYMENT.escrow)
-        ready = await http.get("/v1/ready", timeout=60)
+        ready = await http.get("/readyz", timeout=60)
         assert (ready.status_code, ready.headers["content-type"]) == (503, "application/health+json")
         report = ready.json()
         assert report["status"] == "fail"
@@ -65,9 +65,11 @@ async def test_it_serves_without_a_chain(config: CoordinatorConfig) -> None:
         assert (chain["status"], chain["output"]) == ("fail", "it does not answer")
         assert "`rpc`" in chain["remedy"]
         assert DEPLOYMENT.rpc not in ready.text, "an RPC address may contain a key"
-        alive = await http.get("/v1/health")
+        alive = await http.get("/healthz")
         assert (alive.status_code, alive.json()["status"]) == (200, "failing")
-        assert alive.json()["checks"] == {"database": "pass", "chain": "fail"}
+        assert alive.json()["checks"] == {"database": "pass", "disk": "pass", "chain": "fail"}
+        for former, route in (("/v1/health", "/healthz"), ("/v1/ready", "/readyz")):
+            assert (await http.get(former)).json().keys() == (await http.get(route)).json().keys()
         response = await http.post("/v1/jobs", content=make_submission(make_ask(person("ann"))).dumps())
         assert response.status_code == 400, "its orders are of another time"
 
@@ -210,17 +212,17 @@ async def test_a_second_coordinator_does_not_start(config: CoordinatorConfig) ->
         with pytest.raises(Unavailable, match="runs a coordinator on the database"):
             async with running(config, COORDINATOR):
                 pass
-        assert (await http.get("/v1/health")).status_code == 200
+        assert (await http.get("/healthz")).status_code == 200
 
 
 async def test_a_lost_database_is_reported(config: CoordinatorConfig, tmp_path: Path) -> None:
     """If the database's file is gone, the coordinator is not ready, and its liveness route still answers."""
     async with _client(config) as http:
         (tmp_path / "coordinator.db").unlink()
-        ready = await http.get("/v1/ready", timeout=60)
+        ready = await http.get("/readyz", timeout=60)
         while ready.json()["checks"]["database"][0]["status"] == "pass":  # of the check at the start
             await asyncio.sleep(0.2)
-            ready = await http.get("/v1/ready", timeout=60)
+            ready = await http.get("/readyz", timeout=60)
         assert ready.status_code == 503
         assert "`db`" in ready.json()["checks"]["database"][0]["remedy"]
-        assert (await http.get("/v1/health")).status_code == 200
+        assert (await http.get("/healthz")).status_code == 200

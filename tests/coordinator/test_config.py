@@ -108,3 +108,57 @@ def test_intake_limits_have_the_same_defaults() -> None:
     """The config's default intake limits and retention are the routes' defaults."""
     assert DEFAULTS.intake_limits == IntakeLimits()
     assert DEFAULTS.retention == Retention()
+
+
+# Replicas
+
+REPLICA = {"db": "postgresql+asyncpg://ann:s3cret@db.example/market", "bus": "nats://ann:s3cret@bus.example"}
+
+
+def test_an_address_of_nats_makes_a_replica() -> None:
+    """With `bus` and PostgreSQL, the process is one of several; without both it is alone."""
+    config = load_config(EXAMPLE, REPLICA | {"workers": 3})
+    assert (config.bus, config.workers) == (REPLICA["bus"], 3)
+    assert load_config(EXAMPLE).bus is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"bus": "nats://bus.example"}, "db: expected postgresql://"),
+        ({"bus": "nats://bus.example", "db": "sqlite:///x.db"}, "db: expected postgresql://"),
+        ({"workers": 2}, "bus: must name a NATS server.*`workers` is set"),
+        ({"replica_url": "https://r1.example"}, "bus: must name a NATS server.*`replica_url` is set"),
+        (REPLICA | {"bus": "http://bus.example"}, "bus: expected nats://"),
+        (REPLICA | {"workers": 0}, "workers: expected 1 to 64, got 0"),
+        (REPLICA | {"workers": 65}, "workers: expected 1 to 64, got 65"),
+        (REPLICA | {"workers": 2, "replica_url": "https://r.example"}, r"replica_url: .* must contain \{port\}"),
+        (REPLICA | {"workers": 2, "public_urls": ["https://r.example/market"]}, "replica_url: required"),
+        (REPLICA | {"replica_url": "r.example"}, "replica_url: expected a URL"),
+        (REPLICA | {"replica_url": "https://ann:pw@r.example"}, "replica_url: expected a URL"),
+        (REPLICA | {"drain_seconds": -1}, "drain_seconds"),
+    ],
+)
+def test_half_of_a_replica_is_refused(flags: dict[str, object], words: str) -> None:
+    """The error names the setting that is missing or wrong, and shows no password."""
+    with pytest.raises(BadMessage, match=words) as caught:
+        load_config(EXAMPLE, flags)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        ({}, "http://127.0.0.1:8421"),
+        ({"host": "::1"}, "http://[::1]:8421"),
+        ({"public_urls": ["https://a.example", "https://b.example"]}, "https://a.example"),
+        ({"public_urls": ["https://a.example/"]}, "https://a.example"),
+        ({"public_urls": ["https://a.example:443"], "workers": 2}, "https://a.example:8421"),
+        ({"public_urls": ["http://[2001:db8::1]:80"], "workers": 2}, "http://[2001:db8::1]:8421"),
+        ({"public_urls": ["https://a.example"], "replica_url": "https://r1.example"}, "https://r1.example"),
+        ({"replica_url": "https://r{port}.example/", "workers": 2}, "https://r8421.example"),
+    ],
+)
+def test_each_replica_has_its_own_url(settings: dict[str, object], url: str) -> None:
+    """It is `replica_url`, else the first public one, with the port of the process where one command runs several."""
+    assert load_config(EXAMPLE, REPLICA | settings).own_url(8421) == url

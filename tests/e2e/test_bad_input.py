@@ -64,7 +64,7 @@ def nothing_charged(market: dict[str, Any], escrow_at: Deployment) -> Any:
     before = asyncio.run(settled())
     yield
     assert asyncio.run(settled()) == before
-    assert httpx.get(f"{market['coordinator']}/v1/health").json()["status"] == "ok"
+    assert httpx.get(f"{market['coordinator']}/healthz").json()["status"] == "ok"
 
 
 def refused(response: httpx.Response, status: int, code: str) -> str:

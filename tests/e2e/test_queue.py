@@ -88,7 +88,7 @@ async def test_a_killed_coordinator_keeps_nobody_hanging(tmp_path: Path) -> None
             async with asyncio.timeout(300):
                 refused = await asyncio.gather(*waiting)
         assert {(answer.status_code, answer.json()["error"]["retry"]) for answer in refused} == {(503, True)}
-        await processes.restart(site, "coordinator", "run", ready=f"{site.coordinator}/v1/health")
+        await processes.restart(site, "coordinator", "run", ready=f"{site.coordinator}/healthz")
 
         async def again(number: int) -> int:
             async with asyncio.timeout(300):

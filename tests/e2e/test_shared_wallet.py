@@ -71,7 +71,7 @@ class SharedWalletCluster(Cluster):
             await super().start(name)
             return
         arguments = ("gateway", "--config", str(self.config), "--wallet", self.market.keystore("payer"))
-        url = f"{self.url(name)}/health"
+        url = f"{self.url(name)}/healthz"
         listen, port = ("--port", str(self.ports[name])), self.ports[name]
         if self.apart and name == GATEWAYS[1]:
             other = self.market.folder / "other.toml"

@@ -99,7 +99,7 @@ async def test_an_exception_is_logged_and_passed_on() -> None:
     assert len(lines) == 1
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/v1/health", "/v1/ready"])
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/health", "/ready", "/metrics", "/v1/health", "/v1/ready"])
 async def test_probes_are_quiet(path: str) -> None:
     """Paths that monitors ask every few seconds are logged for debugging only."""
 

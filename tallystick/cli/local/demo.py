@@ -195,7 +195,7 @@ async def start_gateway(market: LocalMarket, processes: ProcessGroup) -> None:
     config.write_text(to_toml(settings))
     arguments = ("gateway", "--config", str(config), "--wallet", market.keystore("payer"))
     port, url = market.ports.gateway, market.url(market.ports.gateway)
-    await processes.start("gateway", *arguments, ready=lambda: is_healthy(f"{url}/health"), port=port)
+    await processes.start("gateway", *arguments, ready=lambda: is_healthy(f"{url}/healthz"), port=port)
     step(f"gateway on {url}/v1")
 
 

@@ -105,7 +105,7 @@ async def start_coordinator(market: LocalMarket, processes: ProcessGroup, **opti
         **options,
     }
     config.write_text(to_toml(settings))
-    url = f"{market.url(market.ports.coordinator)}/v1/health"
+    url = f"{market.url(market.ports.coordinator)}/healthz"
     arguments = ("--config", str(config), "--wallet", market.keystore("coordinator"))
     port = market.ports.coordinator
     await processes.start("coordinator", "coordinator", "run", *arguments, ready=lambda: is_healthy(url), port=port)

@@ -27,6 +27,7 @@ from tallystick.cli.output import counted, dollars, show_checks, show_json, step
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address
+from tallystick.runtime.peer_probe import SKEW_SECONDS
 from tallystick.runtime.ports import describe_holder
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from tallystick.chain.escrow import Escrow
     from tallystick.client.coordinator.http_client import CoordinatorInfo
 
-MAX_SKEW_SECONDS = 20
-"""A clock that is further off makes orders and asks look expired."""
 MAX_CHAIN_SKEW_SECONDS = 300
 MIN_DISK_BYTES = 500 << 20
 
@@ -267,7 +266,7 @@ async def _check_coordinator(
     if date:
         skew = time.time() - parsedate_to_datetime(date).timestamp()
         finding = f"{skew:+.0f} s from the coordinator's"
-        diagnosis.add("clock", abs(skew) < MAX_SKEW_SECONDS, finding, "set this machine's clock (NTP)")
+        diagnosis.add("clock", abs(skew) <= SKEW_SECONDS, finding, "set this machine's clock (NTP)")
     _check_link(diagnosis, connected=connected, running=runs())
     return offers
 

@@ -109,6 +109,12 @@ def _draw(report: dict[str, Any]) -> RenderableType:
     ]
     if report["last"]:
         parts.append(_jobs(report))
+    wrong = {name: check for name, check in report.get("checks", {}).items() if check["status"] != "pass"}
+    if wrong:
+        checks = _table("dependency", "state", "what is wrong", "remedy", title="Dependencies that need attention")
+        for name, check in wrong.items():
+            checks.add_row(*(escape(text) for text in (name, check["status"], check["output"], check["remedy"])))
+        parts.append(checks)
     if report["alarms"]:
         alarms = _table("alarm", "payer", "owes, dollars", "claim by", "remedy", title="Alarms")
         for alarm in report["alarms"]:

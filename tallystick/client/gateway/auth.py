@@ -15,6 +15,7 @@ from starlette.types import Scope
 from tallystick.client.config import ANY_ORIGIN, ApiKey, ClientConfig
 from tallystick.client.gateway.request_headers import RequestHeaders, headers_of
 from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.health import LIVENESS_PATH, READINESS_PATH
 from tallystick.runtime.plaintext import is_loopback
 
 MIN_SECRET = 16
@@ -25,7 +26,7 @@ CALLER_KEY = "tally.caller"
 """Scope member with the ApiKey of the caller, if its key is one of the config's [[api_keys]]."""
 ANONYMOUS = "tally.anonymous"
 """Scope member that is set for a request to OPEN_PATHS if the caller may use nothing else."""
-OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+OPEN_PATHS = frozenset({"/", LIVENESS_PATH, READINESS_PATH, "/health", "/ready"})
 """Paths that answer every caller, and tell strangers only that the gateway is up."""
 
 MAX_HOSTS = 64

@@ -17,12 +17,14 @@ from tallystick.client.gateway.auth import ANONYMOUS
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.sdk.market import Market, maintenance_of
 from tallystick.protocol.errors import TallyError
-from tallystick.protocol.health import HEALTH_JSON, CheckResult, Health
+from tallystick.protocol.health import HEALTH_JSON, LIVENESS_PATH, READINESS_PATH, CheckResult, Health
 from tallystick.protocol.routes import JSON
 from tallystick.protocol.types import Amount, format_amount
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.access_log import Access
+from tallystick.runtime.disk_space import check_disk
 from tallystick.runtime.health_monitor import HealthMonitor
+from tallystick.runtime.peer_probe import probe_peer
 from tallystick.runtime.server_metrics import ServerMetrics
 from tallystick.version import __version__
 
@@ -41,10 +43,17 @@ class Operations:
         self._market = market
         remedies = {
             "ledger": "check `ledger_file` and the disk's free space",
+            "disk": "check the folder of `ledger_file`",
             "coordinator": "check `coordinator`, or ask its operator",
             "purse": "check `rpc` and the chain's endpoint",
         }
-        checks = {"ledger": self._check_ledger, "coordinator": self._check_coordinator, "purse": self._check_purse}
+        checks = {
+            "ledger": self._check_ledger,
+            "disk": self._check_disk,
+            "coordinator": self._check_coordinator,
+            "peer": self._check_peer,
+            "purse": self._check_purse,
+        }
         self.health = HealthMonitor(checks, remedies)
         self.metrics = ServerMetrics(PREFIX, lambda: self.health.last)
         self.metrics.gauge(f"{PREFIX}_jobs_live", "Running jobs", lambda: market.running)
@@ -63,6 +72,13 @@ class Operations:
 
     async def _check_ledger(self) -> dict[str, CheckResult]:
         return {"ledger": CheckResult(Health.PASS, value=round(1_000 * await self._maintenance.ledger.ping(), 1), unit="ms")}
+
+    async def _check_disk(self) -> dict[str, CheckResult]:
+        return {"disk": await check_disk(self._market.config.ledger_path(self._market.address))}
+
+    async def _check_peer(self) -> dict[str, CheckResult]:
+        """The states of `clock` and `certificate`, as far as the coordinator's answer tells them."""
+        return (await probe_peer(self._market.config.coordinator)).checks()
 
     async def _check_coordinator(self) -> dict[str, CheckResult]:
         config = ClientConfig(connect_seconds=CONNECT_SECONDS, request_seconds=REQUEST_SECONDS)
@@ -93,8 +109,8 @@ class Operations:
         """The routes."""
         return [
             Route("/", self._show_root),
-            Route("/health", self._show_health),
-            Route("/ready", self._show_readiness),
+            *(Route(path, self._show_health) for path in (LIVENESS_PATH, "/health")),
+            *(Route(path, self._show_readiness) for path in (READINESS_PATH, "/ready")),
             Route("/metrics", self._show_metrics),
         ]
 
@@ -106,7 +122,7 @@ class Operations:
         if not known:
             return _json({"message": ABOUT})
         clients = {"OPENAI_BASE_URL": f"{url}v1", "ANTHROPIC_BASE_URL": url.rstrip("/")}
-        links = {"models": f"{url}v1/models", "ready": f"{url}ready", "metrics": f"{url}metrics"}
+        links = {"models": f"{url}v1/models", "ready": f"{url}readyz", "metrics": f"{url}metrics"}
         return _json({"message": ABOUT, "version": __version__, **links, "clients": clients})
 
     async def _show_health(self, request: Request) -> Response:
@@ -146,7 +162,7 @@ def _json(document: object) -> Response:
 
 def _page(url: str, *, known: bool) -> str:
     links = (
-        '<ul><li><a href="v1/models">models on offer</a><li><a href="ready">state of its dependencies</a>'
+        '<ul><li><a href="v1/models">models on offer</a><li><a href="readyz">state of its dependencies</a>'
         '<li><a href="metrics">metrics</a></ul>'
         f"<p>Base URL for OpenAI's clients: <code>{escape(url)}v1</code>, "
         f"for Anthropic's: <code>{escape(url.rstrip('/'))}</code></p>"

@@ -18,16 +18,19 @@ from tests.client.fake_coordinator import BODY, CHAT, FakeMarket
 from tests.client.gateway.test_app import gateway, http, url
 
 __all__ = ["http", "url"]
+WELL = dict.fromkeys(("ledger", "disk", "coordinator", "clock"), "pass")
 
 
 async def test_readiness(http: httpx.AsyncClient, fake: FakeMarket) -> None:
-    """GET /ready names each dependency; all of them work."""
-    answer = await http.get("/ready")
+    """GET /readyz names each dependency; all of them work."""
+    answer = await http.get("/readyz")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/health+json")
     report = answer.json()
     assert report["status"] == "pass"
-    assert {name: checks[0]["status"] for name, checks in report["checks"].items()} == {"ledger": "pass", "coordinator": "pass"}
-    assert (await http.get("/health")).json()["checks"] == {"ledger": "pass", "coordinator": "pass"}
+    assert {name: checks[0]["status"] for name, checks in report["checks"].items()} == WELL
+    assert (await http.get("/healthz")).json()["checks"] == WELL
+    for former, route in (("/health", "/healthz"), ("/ready", "/readyz")):
+        assert (await http.get(former)).json().keys() == (await http.get(route)).json().keys()
 
 
 async def test_a_coordinator_that_is_down(wallet: Signer, config: ClientConfig) -> None:
@@ -39,13 +42,13 @@ async def test_a_coordinator_that_is_down(wallet: Signer, config: ClientConfig) 
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http,
     ):
         key = {"authorization": "Bearer secret"}
-        answer = await http.get("/ready", headers=key, timeout=60)
+        answer = await http.get("/readyz", headers=key, timeout=60)
         assert answer.status_code == 503
         (check,) = answer.json()["checks"]["coordinator"]
         assert (check["status"], "`coordinator`" in check["remedy"]) == ("fail", True)
-        stranger = await http.get("/ready")
+        stranger = await http.get("/readyz")
         assert (stranger.status_code, stranger.json()) == (503, {"status": "fail"})
-        alive = await http.get("/health", headers=key)
+        alive = await http.get("/healthz", headers=key)
         assert (alive.status_code, alive.json()["status"]) == (200, "failing")
 
 
@@ -57,7 +60,7 @@ async def test_metrics(fake: FakeMarket, wallet: Signer, config: ClientConfig) -
             assert (await http.post(CHAT, json=BODY)).status_code == 200
             assert (await http.post(CHAT, json=BODY | {"stream": True})).status_code == 200
             assert (await http.post(CHAT, json={"model": "none"})).status_code >= 400
-        await http.get("/ready")
+        await http.get("/readyz")
         text = (await http.get("/metrics")).text
     for expected in (
         'tallystick_gateway_jobs_total{outcome="completed"} 2.0',
@@ -76,7 +79,7 @@ async def test_metrics(fake: FakeMarket, wallet: Signer, config: ClientConfig) -
     assert str(BODY["messages"]) not in str(lines)
 
 
-@pytest.mark.parametrize("path", ["/", "/ready", "/health", "/metrics"])
+@pytest.mark.parametrize("path", ["/", "/readyz", "/healthz", "/ready", "/health", "/metrics"])
 async def test_strangers_learn_only_the_state(fake: FakeMarket, wallet: Signer, config: ClientConfig, path: str) -> None:
     """Without the key, nothing tells the payer, the coordinator, the models, or any number; /metrics needs the key."""
     async with gateway(fake, wallet, replace(config, api_key="secret")) as url, httpx.AsyncClient(base_url=url) as http:
@@ -95,7 +98,7 @@ async def test_the_first_page(http: httpx.AsyncClient, url: str) -> None:
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert f"{url}/v1</code>" in page.text
-    for link in ("v1/models", "ready", "metrics"):
+    for link in ("v1/models", "readyz", "metrics"):
         assert f'href="{link}"' in page.text
         assert (await http.get(f"/{link}")).status_code == 200
     assert (await http.get("/")).json()["metrics"] == f"{url}/metrics"

@@ -427,3 +427,70 @@ async def test_time_is_the_settlers_own(escrow: FakeEscrow, store: MemoryStore) 
     clock.seconds = 11
     await settler.settle()
     assert (escrow.sent, _closed(store)) == ([], [NOTHING_OWED])
+
+
+# Replicas that do not settle
+
+
+async def test_a_replica_follows_what_another_one_settles(escrow: FakeEscrow, store: MemoryStore) -> None:
+    """It reads the chain from where the settler had read, keeps its own exposure current, and writes nothing."""
+    exposure = Exposure()
+    exposure.record_receipt(PAYER.address, ANN.address, Amount(20), Amount(20))
+    settling, watching = make_settler(escrow, store), make_settler(escrow, store, exposure=exposure)
+    known = await watching.watch_events(None)
+    await settling.accept_claim(ANN.address, _claim())
+    await settling.settle()
+    assert await watching.watch_events(known) is not None
+    tab = exposure.known(PAYER.address, ANN.address)
+    assert tab is not None
+    assert (tab.settled, await store.cursor(), await store.settlement(PAYER.address, ANN.address)) == (20, None, None)
+
+
+async def test_a_replica_reads_only_what_is_new(escrow: FakeEscrow, store: MemoryStore) -> None:
+    """It goes on where it was: an old event is not applied again over newer knowledge of a release."""
+    exposure = Exposure()
+    watching = make_settler(escrow, store, exposure=exposure)
+    exposure.record_receipt(PAYER.address, ANN.address, Amount(20), Amount(20))
+    escrow.block += 1
+    at = LogPosition(escrow.block, 0, "0x" + "00" * 32, "0x" + "00" * 32)
+    escrow.events.append(ReleaseStarted(at=at, payer=PAYER.address, provider=ANN.address, release_at=Seconds(9)))
+    known = await watching.watch_events(None)
+    exposure.observe(PAYER.address, ANN.address, settled=Amount(0), reserved=Amount(20))
+    again = await watching.watch_events(known)
+    tab = exposure.known(PAYER.address, ANN.address)
+    assert tab is not None
+    assert (tab.reserved, again) == (20, known)
+
+
+async def test_a_replica_begins_anew_after_a_deep_reorganisation(escrow: FakeEscrow, store: MemoryStore) -> None:
+    """It forgets what was settled on the former chain, and reads the new one."""
+    exposure = Exposure()
+    exposure.record_receipt(PAYER.address, ANN.address, Amount(20), Amount(20))
+    settling, watching = make_settler(escrow, store), make_settler(escrow, store, exposure=exposure)
+    await settling.accept_claim(ANN.address, _claim())
+    await settling.settle()
+    known = await watching.watch_events(None)
+    escrow.take_back()
+    assert await watching.watch_events(known) is None
+    tab = exposure.known(PAYER.address, ANN.address)
+    assert tab is not None
+    assert tab.settled == 0
+
+
+async def test_the_watch_outlives_the_chain(escrow: FakeEscrow, store: MemoryStore) -> None:
+    """A chain that is down delays what a replica knows, and does not end it."""
+    exposure = Exposure()
+    exposure.record_receipt(PAYER.address, ANN.address, Amount(20), Amount(20))
+    settling, watching = make_settler(escrow, store), make_settler(escrow, store, exposure=exposure)
+    await settling.accept_claim(ANN.address, _claim())
+    await settling.settle()
+    escrow.down = True
+    watch = asyncio.create_task(watching.watch())
+    await asyncio.sleep(0)
+    escrow.down = False
+    try:
+        async with asyncio.timeout(60):
+            while (tab := exposure.known(PAYER.address, ANN.address)) is None or tab.settled != 20:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+    finally:
+        watch.cancel()

@@ -259,7 +259,7 @@ async def test_health_and_metrics(at: Served) -> None:
     node = await LinkNode.join(at, person("ann"))
     at.world.read(await at.world.market.place_order(make_submission(node.asks[0])))
     await node.take_job()
-    assert (await at.http.get("/v1/health")).json() == {"status": "ok", "nodes": 1, "asks": 1, "jobs": 1}
+    assert (await at.http.get("/healthz")).json() == {"status": "ok", "nodes": 1, "asks": 1, "jobs": 1}
     metrics = await at.http.get("/metrics")
     assert metrics.headers["content-type"].startswith("text/plain")
     for line in (
@@ -300,8 +300,8 @@ async def test_the_docs(at: Served) -> None:
         ("/v1/jobs/{job}/orders", "post"),
         ("/v1/reports", "post"),
         ("/v1/tabs", "post"),
-        ("/v1/health", "get"),
-        ("/v1/ready", "get"),
+        ("/healthz", "get"),
+        ("/readyz", "get"),
         ("/v1/log/head", "get"),
         ("/v1/log/inclusion", "get"),
         ("/v1/log/consistency", "get"),
@@ -717,7 +717,7 @@ async def test_a_body_that_is_not_json(at: Served, body: bytes) -> None:
     """Any malformed body gets a 400 in the same shape, and the process continues."""
     headers = {"content-type": "application/json"}
     assert _error(await at.http.post("/v1/shortlist", content=body, headers=headers)) == (400, "bad_message")
-    assert (await at.http.get("/v1/health")).status_code == 200
+    assert (await at.http.get("/healthz")).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -756,7 +756,7 @@ async def test_a_bug_is_reported_in_the_same_shape(at: Served, monkeypatch: pyte
     response = await at.http.get(f"/v1/jobs/{UNKNOWN}", headers=access())
     assert _error(response) == (500, "coordinator_unavailable")
     assert "secret" not in response.text
-    assert (await at.http.get("/v1/health")).status_code == 200
+    assert (await at.http.get("/healthz")).status_code == 200
 
 
 async def test_many_at_once(at: Served) -> None:

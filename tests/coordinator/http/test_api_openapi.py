@@ -64,8 +64,8 @@ ROUTES = [
     ("POST", "/v1/jobs/{job}/orders"),
     ("POST", "/v1/reports"),
     ("POST", "/v1/tabs"),
-    ("GET", "/v1/health"),
-    ("GET", "/v1/ready"),
+    ("GET", "/healthz"),
+    ("GET", "/readyz"),
     ("GET", "/v1/log/head"),
     ("GET", "/v1/log/inclusion"),
     ("GET", "/v1/log/consistency"),
@@ -87,7 +87,7 @@ def test_it_answers_as_documented(document: Any, method: str, path: str, mode: G
     because this coordinator has no chain.
     """
     operation = document[path][method]
-    excluded: list[Any] = [not_a_server_error] if path == "/v1/ready" else []
+    excluded: list[Any] = [not_a_server_error] if path == "/readyz" else []
     # A schema describes neither the binary candidates behind base64, nor which coordinator a report is for.
     if path in ("/v1/jobs/{job}/orders", "/v1/reports"):
         excluded.append(positive_data_acceptance)

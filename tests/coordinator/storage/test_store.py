@@ -60,7 +60,7 @@ class AnyStore(JobStore, TabStore, ResponseStore, ClaimStore, Protocol):
 Reopen = Callable[[], Awaitable[AnyStore]]
 
 
-async def _empty_database() -> str:
+async def empty_database() -> str:
     """An empty database of this test process, beside the named one."""
     url = sa.make_url(POSTGRES)
     name = f"{url.database}_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
@@ -85,7 +85,7 @@ async def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         return
     if request.param == "postgres" and not POSTGRES:
         pytest.skip("needs PostgreSQL, which scripts/test starts")
-    url = f"sqlite:///{tmp_path}/coordinator.db" if request.param == "sqlite" else await _empty_database()
+    url = f"sqlite:///{tmp_path}/coordinator.db" if request.param == "sqlite" else await empty_database()
     opened: list[Store] = []
 
     async def again() -> AnyStore:

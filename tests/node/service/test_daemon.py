@@ -260,15 +260,21 @@ async def test_asks_follow_the_engine(site: Site) -> None:
         metrics_url = f"http://127.0.0.1:{port}"
         async with aiohttp.ClientSession() as session:
             async with session.get(metrics_url + "/healthz") as response:
-                assert response.status == 503
-                assert list((await response.json())["engines"].values()) == ["down"]
+                assert response.status == 200
+                state = await response.json()
+                assert (state["ok"], list(state["engines"].values())) == (False, ["down"])
+            status, checks = await _ready(session, metrics_url, engines="fail")
+            assert status == 503
+            assert {"coordinator", "database", "disk", "chain", "debts", "clock"} <= checks.keys()
+            assert (checks["coordinator"], checks["database"]) == ("pass", "pass")
             async with serving(DemoEngine().app, "127.0.0.1", other):
                 while True:
                     seen += 1
                     if read_asks(loads(await connection.until(Kind.ASKS, seen), "asks")["asks"]):
                         break
                 async with session.get(metrics_url + "/healthz") as response:
-                    assert response.status == 200
+                    assert (await response.json())["ok"]
+                assert (await _ready(session, metrics_url, engines="pass"))[1]["database"] == "pass"
                 async with session.get(metrics_url + "/metrics") as response:
                     assert "tallystick_node_unsecured_units" in await response.text()
         process.terminate()
@@ -277,6 +283,17 @@ async def test_asks_follow_the_engine(site: Site) -> None:
         if process.returncode is None:
             process.kill()
         await process.communicate()
+
+
+async def _ready(session: aiohttp.ClientSession, url: str, engines: str) -> tuple[int, dict[str, str]]:
+    """The status of /readyz, and the state of each dependency, once that of the engines is this one."""
+    while True:
+        async with session.get(url + "/readyz") as response:
+            checks = (await response.json(content_type=None))["checks"]
+        states = {name: entries[0]["status"] for name, entries in checks.items()}
+        if states["engines"] == engines:
+            return response.status, states
+        await asyncio.sleep(0.1)
 
 
 async def test_two_nodes_do_not_share_a_state(site: Site) -> None:

@@ -6,8 +6,10 @@ import aiohttp
 
 from node.ports import DebtAlarm, JobReport
 from node.service.metrics import NodeMetrics, count_gpus
+from tallystick.protocol.health import CheckResult, Health
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Amount
+from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.serving import serving
 from tests.node.harness import PAYER, Client, make_asks, signer
 
@@ -16,7 +18,7 @@ JOB = Client().order(make_asks().current[0]).job
 
 
 async def test_metrics_and_health() -> None:
-    """/metrics counts jobs by outcome, tokens and revenue, and /healthz says whether the node can earn."""
+    """/metrics counts jobs by outcome, tokens and revenue; /healthz always answers 200, /readyz 503 if a dependency fails."""
     suspected: list[bool] = []
     clock = 0.0
     owed = {PAYER.address: 40, STRANGER: 2}
@@ -41,8 +43,15 @@ async def test_metrics_and_health() -> None:
     )
     metrics.job_ended(JobReport(job=JOB, payer=PAYER.address, model="m", outcome=None, reason="engine down", engine_fault=True))
     assert suspected == [True]
-    health: dict[str, Any] = {"ok": True}
-    async with serving(metrics.app(lambda: health), "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
+    state: dict[str, Any] = {"ok": True}
+    results = {"disk": CheckResult(Health.PASS, value=9), "engines": CheckResult(Health.PASS)}
+
+    async def check() -> dict[str, CheckResult]:
+        return results
+
+    monitor = HealthMonitor({"all": check}, clock=lambda: clock)
+    metrics.watch_health(lambda: monitor.last)
+    async with serving(metrics.app(lambda: state, monitor), "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
         async with session.get(f"http://127.0.0.1:{port}/metrics") as response:
             text = await response.text()
         for line in (
@@ -60,10 +69,18 @@ async def test_metrics_and_health() -> None:
             "tallystick_node_gpu_hour_cost_units 900000.0",
         ):
             assert line in text
-        for ok, status in ((True, 200), (False, 503)):
-            health["ok"] = ok
+        for ok, failing, status in ((True, Health.WARN, 200), (False, Health.FAIL, 503)):
+            state["ok"], results["engines"], clock = ok, CheckResult(failing, "no answer", "start it"), clock + 60
             async with session.get(f"http://127.0.0.1:{port}/healthz") as response:
-                assert (response.status, await response.json()) == (status, {"ok": ok})
+                assert (response.status, await response.json()) == (200, {"ok": ok})
+            async with session.get(f"http://127.0.0.1:{port}/readyz") as response:
+                assert (response.status, response.content_type) == (status, "application/health+json")
+                report = await response.json(content_type=None)
+            assert report["status"] == failing.value
+            (entry,) = report["checks"]["engines"]
+            assert (entry["output"], entry["remedy"]) == ("no answer", "start it")
+        async with session.get(f"http://127.0.0.1:{port}/metrics") as response:
+            assert 'tallystick_node_dependency_state{dependency="engines"} 0.0' in await response.text()
 
 
 def test_revenue_of_an_hour() -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from coordinator.bus import InProcessBus
+from coordinator.bus.in_process import InProcessBus
 from coordinator.ports import job_subject, node_subject
 from tallystick.protocol.types import JobId
 from tests.coordinator.harness import PAYER

@@ -1,0 +1,145 @@
+"""The other replicas, as the parts of this one see them: the list, and the notices in both directions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import structlog
+
+from coordinator.domain.exposure import Exposure
+from coordinator.jobs.market import Market
+from coordinator.jobs.payer_totals import LoadTotals
+from coordinator.replicas.membership import Membership
+from coordinator.replicas.notices import CancelNotice, MembersNotice, Notice, TabNotice, pack_notice, read_notice
+from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.health import CheckResult, Health
+from tallystick.protocol.replicas import Replica
+from tallystick.protocol.types import Address, Amount, JobId
+
+log = structlog.get_logger()
+
+
+class NoticeBus(Protocol):
+    """Carries messages by topic to the other replicas, at most once."""
+
+    on_message: Callable[[str, bytes], None]
+    on_connected: Callable[[], None]
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages reach anybody now."""
+        ...
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """The number of messages that were dropped, by reason."""
+        ...
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        """Sends a message, or drops it."""
+
+    async def run(self) -> None:
+        """Keeps the connection until cancelled."""
+
+
+class ReplicaSet:
+    """See the module's docstring."""
+
+    def __init__(self, membership: Membership, bus: NoticeBus, market: Market, load_totals: LoadTotals) -> None:
+        self.membership, self._bus, self._market = membership, bus, market
+        self._malformed: Counter[str] = Counter()
+        bus.on_message, bus.on_connected = self._receive, self._connected
+        market.share_totals(load_totals, self._total_rose)
+
+    @property
+    def loops(self) -> tuple[Callable[[], Coroutine[Any, Any, None]], ...]:
+        """What runs in the background while this replica serves."""
+        return self._bus.run, self.membership.run
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """The number of notices that were dropped, by reason."""
+        return MappingProxyType(dict(self._bus.dropped) | self._malformed)
+
+    @property
+    def listed(self) -> tuple[Replica, ...]:
+        """The replicas that take jobs, by id."""
+        return self.membership.listed
+
+    @property
+    def bus_connected(self) -> bool:
+        """Whether notices reach the other replicas now."""
+        return self._bus.connected
+
+    async def join(self, url: str) -> None:
+        """Puts this replica on the list. Raises Unavailable."""
+        await self.membership.join(url)
+        self._publish(MembersNotice())
+
+    async def leave(self) -> None:
+        """Takes this replica off the list, and tells the others to look."""
+        await self.membership.leave()
+        self._publish(MembersNotice())
+
+    def cancel(self, job: JobId, payer: Address) -> None:
+        """Passes on a cancel of a job that this replica does not run."""
+        self._publish(CancelNotice(job, payer))
+
+    def _total_rose(self, payer: Address, provider: Address, total: Amount) -> None:
+        self._publish(TabNotice(payer, provider, total))
+
+    def _publish(self, notice: Notice) -> None:
+        if len(self.membership.listed) > 1 or isinstance(notice, MembersNotice):
+            self._bus.publish(*pack_notice(notice, self.membership.id))
+
+    def _connected(self) -> None:
+        """Announces this replica. Totals that rose while there was no connection are read again from the database."""
+        self._market.forget_loaded_totals()
+        self.membership.look()
+        self._publish(MembersNotice())
+
+    def _receive(self, topic: str, payload: bytes) -> None:
+        try:
+            sender, notice = read_notice(topic, payload)
+        except BadMessage as error:
+            self._malformed["malformed"] += 1
+            log.debug("notice dropped", topic=topic[:40], reason=str(error))
+            return
+        if sender == self.membership.id:
+            return
+        if isinstance(notice, CancelNotice):
+            if self._market.payer_of(notice.job) == notice.payer:
+                self._market.cancel(notice.job)
+        elif isinstance(notice, TabNotice):
+            raise_total(self._market.exposure, notice)
+        else:
+            self.membership.look()
+
+    # Health
+
+    async def check_bus(self) -> dict[str, CheckResult]:
+        """Returns the state of the bus. Without it jobs go on, so it is a warning."""
+        if self._bus.connected:
+            return {"bus": CheckResult(Health.PASS)}
+        text = "no connection to NATS: cancels and tab totals do not reach the other replicas; jobs go on"
+        return {"bus": CheckResult(Health.WARN, text, "check `bus` and the NATS server")}
+
+    async def check_replicas(self) -> dict[str, CheckResult]:
+        """Returns whether the list of replicas is current."""
+        count = len(self.membership.listed)
+        if self.membership.clash is not None:
+            text = "another live process has this replica's URL, so clients reach one of the two only"
+            return {"replicas": CheckResult(Health.WARN, text, "give each replica its own `replica_url`", count)}
+        if not self.membership.answered:
+            text = "the list of replicas cannot be read; the last known one stays"
+            return {"replicas": CheckResult(Health.WARN, text, "check `db` and the database server", count)}
+        return {"replicas": CheckResult(Health.PASS, value=count)}
+
+
+def raise_total(exposure: Exposure, notice: TabNotice) -> None:
+    """Raises the total of a tab that this replica counts; others are read from the database when their payer comes."""
+    if exposure.known(notice.payer, notice.provider) is not None:
+        exposure.record_receipt(notice.payer, notice.provider, notice.total, notice.total)

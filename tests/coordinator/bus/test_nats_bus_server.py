@@ -1,0 +1,80 @@
+"""The bus between replicas, over a real NATS server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from coordinator.bus.nats_address import parse_nats_address
+from coordinator.bus.nats_bus import NatsBus
+from tests.nats_server import nats_server
+
+SECONDS = 120
+
+
+class Peer:
+    """A bus with what it got."""
+
+    def __init__(self, url: str, prefix: str = "tallystick.0xab") -> None:
+        self.bus = NatsBus(parse_nats_address(url, "bus"), prefix)
+        self.got: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+        self.connected = asyncio.Event()
+        self.bus.on_message = lambda topic, payload: self.got.put_nowait((topic, payload))
+        self.bus.on_connected = self.connected.set
+
+
+@asynccontextmanager
+async def _running(*peers: Peer) -> AsyncIterator[None]:
+    runners = [asyncio.create_task(peer.bus.run()) for peer in peers]
+    try:
+        async with asyncio.timeout(SECONDS):
+            yield
+    finally:
+        for runner in runners:
+            runner.cancel()
+        await asyncio.gather(*runners, return_exceptions=True)
+
+
+async def test_a_message_reaches_all_others_of_the_same_coordinator() -> None:
+    """The sender does not hear itself, and coordinators that share a server do not hear each other."""
+    async with nats_server() as server:
+        ann, bob, other = Peer(server.url), Peer(server.url), Peer(server.url, "tallystick.0xcd")
+        async with _running(ann, bob, other):
+            for peer in (ann, bob, other):
+                await peer.connected.wait()
+            ann.bus.publish("tab", b"from ann")
+            assert await bob.got.get() == ("tab", b"from ann")
+            bob.bus.publish("cancel", b"from bob")
+            assert await ann.got.get() == ("cancel", b"from bob")
+            assert ann.got.empty()
+            assert other.got.empty()
+
+
+async def test_a_server_that_comes_late_and_again() -> None:
+    """A bus starts without its server, connects when it comes, notices its death, and connects to the next one."""
+    async with nats_server(started=False) as server:
+        ann, bob = Peer(server.url), Peer(server.url)
+        async with _running(ann, bob):
+            for _ in range(2):
+                await server.start()
+                for peer in (ann, bob):
+                    await peer.connected.wait()
+                    peer.connected.clear()
+                ann.bus.publish("members", b"hello")
+                assert await bob.got.get() == ("members", b"hello")
+                await server.stop()
+                while ann.bus.connected or bob.bus.connected:  # noqa: ASYNC110 - what is waited for has no event
+                    await asyncio.sleep(0.01)
+                ann.bus.publish("members", b"lost")
+    assert ann.bus.dropped["disconnected"] == 2
+
+
+async def test_a_server_that_refuses_the_password() -> None:
+    """The bus goes on trying, and the process is not kept busy; the right password connects."""
+    async with nats_server("--user", "ann", "--pass", "right") as server:
+        wrong, right = (Peer(server.url.replace("//", f"//ann:{word}@")) for word in ("wrong", "right"))
+        async with _running(wrong, right):
+            await right.connected.wait()
+            right.connected.clear()
+        assert not wrong.connected.is_set()

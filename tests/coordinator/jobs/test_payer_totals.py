@@ -1,0 +1,82 @@
+"""Totals of a payer's tabs that other replicas may have raised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from coordinator.domain.exposure import Exposure
+from coordinator.jobs import payer_totals as module
+from coordinator.jobs.payer_totals import RELOAD_SECONDS, PayerTotals
+from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.types import Address, Amount
+from tests.coordinator.harness import Clock, person
+
+ANN, PAYER, OTHER = (person(name).address for name in ("ann", "payer", "other"))
+
+
+class Database:
+    """Tabs as they are stored, and who was looked up."""
+
+    def __init__(self) -> None:
+        self.total, self.settled, self.reads, self.down = 50, 20, list[Address](), False
+
+    async def load(self, payer: Address) -> Iterable[tuple[Address, Amount, Amount]]:
+        if self.down:
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, "away")
+        self.reads.append(payer)
+        return [(ANN, Amount(self.total), Amount(self.settled))]
+
+
+async def test_totals_only_rise() -> None:
+    """What is read raises the tab as it is counted here, and never lowers it."""
+    clock, database, exposure = Clock(), Database(), Exposure()
+    totals = PayerTotals(exposure, database.load, clock.tick)
+    for total, settled, expected in ((50, 20, (50, 20)), (40, 10, (50, 20)), (60, 30, (60, 30))):
+        database.total, database.settled = total, settled
+        await totals.refresh(PAYER)
+        tab = exposure.known(PAYER, ANN)
+        assert tab is not None
+        assert (tab.cumulative, tab.settled) == expected
+        clock.seconds += RELOAD_SECONDS
+
+
+async def test_one_read_in_a_while() -> None:
+    """A payer is read once in RELOAD_SECONDS, each payer for itself, and after `forget` again."""
+    clock, database = Clock(), Database()
+    totals = PayerTotals(Exposure(), database.load, clock.tick)
+    for payer in (PAYER, PAYER, OTHER, PAYER):
+        await totals.refresh(payer)
+    assert database.reads == [PAYER, OTHER]
+    clock.seconds += RELOAD_SECONDS - 0.1
+    await totals.refresh(PAYER)
+    assert len(database.reads) == 2
+    clock.seconds += 0.1
+    await totals.refresh(PAYER)
+    totals.forget()
+    await totals.refresh(OTHER)
+    assert database.reads == [PAYER, OTHER, PAYER, OTHER]
+
+
+async def test_a_failed_read_is_repeated() -> None:
+    """An error counts as no read."""
+    database = Database()
+    totals = PayerTotals(Exposure(), database.load, Clock().tick)
+    database.down = True
+    with pytest.raises(Unavailable):
+        await totals.refresh(PAYER)
+    database.down = False
+    await totals.refresh(PAYER)
+    assert database.reads == [PAYER]
+
+
+async def test_remembered_payers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of too many payers, those that were read longest ago are forgotten."""
+    monkeypatch.setattr(module, "MAX_PAYERS", 2)
+    database = Database()
+    totals = PayerTotals(Exposure(), database.load, Clock().tick)
+    payers = [person(str(number)).address for number in range(3)]
+    for payer in (*payers, payers[2], payers[1], payers[0]):
+        await totals.refresh(payer)
+    assert database.reads == [*payers, payers[0]]
