@@ -199,6 +199,7 @@ def _market(
         report_store=store.reports,
         funds=funds,
         limits=config.job_limits,
+        shared=store.shared,
     )
 
 

@@ -298,8 +298,8 @@ class SharedStore(Protocol):
         """Stores a head of all leaves unless there is one, and returns the newest. Raises Unavailable."""
         ...
 
-    async def newest_head(self) -> Signed[LogHead] | None:
-        """Returns the newest head of any replica. Raises Unavailable."""
+    async def log_state(self) -> tuple[Signed[LogHead] | None, int]:
+        """Returns the newest head of any replica, and the number of leaves. Raises Unavailable."""
         ...
 
     async def is_placed(self, job: JobId) -> bool:

@@ -1,8 +1,8 @@
 """Ends the open jobs of replicas that are gone: the work of the role `recovery`.
 
-A replica is gone if it has not beaten for GONE_SECONDS and its connection for roles has ended, at two looks in a row. A replica
-that stops beats no more while its last jobs end. After an outage of the database all beats are old and all connections have ended;
-those that live are back by the second look.
+A replica is gone if it has not beaten for GONE_SECONDS and its connection for roles has ended, at two looks in a row. One that
+stops beats no more while its last jobs end. After an outage of the database all beats are old and all connections have ended; by
+the second look, those that live are back.
 """
 
 from __future__ import annotations

@@ -90,6 +90,6 @@ class SharedJobStore(SqlJobStore):
         """See ports.SharedStore."""
         return await self._log.sign_head(make)
 
-    async def newest_head(self) -> Signed[LogHead] | None:
+    async def log_state(self) -> tuple[Signed[LogHead] | None, int]:
         """See ports.SharedStore."""
-        return await self._log.newest_head()
+        return await self._log.state()

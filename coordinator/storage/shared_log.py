@@ -92,9 +92,14 @@ class SharedLog:
         async with self._turn:
             return await self._db.write(partial(_sign_head, make=make))
 
-    async def newest_head(self) -> Signed[LogHead] | None:
-        """Returns the newest head of any replica. Raises Unavailable."""
-        return await self._db.read(newest_head)
+    async def state(self) -> tuple[Signed[LogHead] | None, int]:
+        """Returns the newest head of any replica, and the number of leaves. Raises Unavailable."""
+
+        def read(connection: Connection) -> tuple[Signed[LogHead] | None, int]:
+            size = connection.execute(sa.select(log_tail.c.size)).scalar_one_or_none()
+            return newest_head(connection), size or 0
+
+        return await self._db.read(read)
 
     async def close(self) -> None:
         """Waits for the transaction that runs."""
