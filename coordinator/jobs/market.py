@@ -17,7 +17,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 from typing import Any
 
 import structlog
@@ -29,6 +28,7 @@ from coordinator.jobs.deadlines import enforce_deadlines
 from coordinator.jobs.decision_keeper import DecisionKeeper
 from coordinator.jobs.deferred_writes import DeferredWrites
 from coordinator.jobs.hedging import CallLater, Hedging, call_later
+from coordinator.jobs.job_totals import JobTotals
 from coordinator.jobs.live_job import BeforeReceipt, LiveJob
 from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.matchmaker import Matchmaker
@@ -123,6 +123,7 @@ class Market:
             now=now,
             tick=tick,
         )
+        self.job_totals = JobTotals()
         self._totals: PayerTotals | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -275,6 +276,7 @@ class Market:
                 self._relay.end(job, not_relayed())
             del self._live[job.id]
             self._count_out(job.payer)
+            self.job_totals.add(job)
             if not self._live:
                 self._idle.set()
 
@@ -295,11 +297,12 @@ class Market:
                 raise job.last_error
             if job.queued is None:
                 await self._slot_queue.match_or_enter(job)
-            async with aclosing(self._slot_queue.wait(job)) as places:
-                async for place in places:
-                    await job.put(Kind.BEAT, place, self._tick)
+            await self._slot_queue.wait(job, self._tell_place)
         except TallyError as error:
             await job.put(*self._relay.end(job, error), self._tick)
+
+    async def _tell_place(self, job: LiveJob, place: bytes) -> None:
+        await job.put(Kind.BEAT, place, self._tick)
 
     def cancel(self, job_id: JobId) -> bool:
         """Tells the job's nodes to stop; the receipt of one will end the job. Returns False if no such job is live."""
