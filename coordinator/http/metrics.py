@@ -1,5 +1,5 @@
-"""Prometheus metrics of the coordinator beside those that it shares with the gateway: what its settlements cost, and how many
-jobs were hedged.
+"""Prometheus metrics of the coordinator beside those that it shares with the gateway: what its settlements cost, and how jobs
+waited, failed over and were hedged.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from prometheus_client.registry import Collector
 
 from coordinator.http.replica_view import NOTICE_FAULTS, ReplicaView
 from coordinator.jobs.hedging import RESULTS
+from coordinator.jobs.job_totals import JobTotals
+from tallystick.protocol.errors import Fault
 from tallystick.protocol.health import HealthReport
 from tallystick.runtime.server_metrics import ServerMetrics
 
@@ -32,6 +34,10 @@ class CoordinatorMetrics(ServerMetrics):
     def watch_hedges(self, read: Callable[[], Mapping[str, int]]) -> None:
         """Adds the counts of hedged jobs, by result; `read` returns them."""
         self.registry.register(_HedgeCollector(read))
+
+    def watch_jobs(self, totals: JobTotals) -> None:
+        """Adds what the market counts of ended jobs."""
+        self.registry.register(_JobCollector(totals))
 
     def watch_replicas(self, replicas: ReplicaView) -> None:
         """Adds the number of replicas, the state of the bus between them, and the notices that were dropped."""
@@ -60,6 +66,26 @@ class _HedgeCollector(Collector):
         for result in RESULTS:
             hedges.add_metric([result], counts.get(result, 0))
         yield hedges
+
+
+class _JobCollector(Collector):
+    """Waits, failovers, chunks and failures of ended jobs."""
+
+    def __init__(self, totals: JobTotals) -> None:
+        self._totals = totals
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        totals = self._totals
+        yield totals.waits.metric(f"{PREFIX}_queue_wait_seconds", "Seconds from a job's order to its first dispatch")
+        text = "Attempts that began after another provider had failed"
+        yield CounterMetricFamily(f"{PREFIX}_failovers", text, totals.failovers)
+        yield CounterMetricFamily(f"{PREFIX}_chunks", "Chunks of answers that were relayed", totals.chunks)
+        text = "Jobs that failed, by the party at fault"
+        failures = CounterMetricFamily(f"{PREFIX}_failed_jobs", text, labels=["fault"])
+        for fault in Fault:
+            failures.add_metric([fault.value], totals.failures[fault.value])
+        yield failures
 
 
 class _NoticeCollector(Collector):

@@ -33,10 +33,12 @@ def add_operations_routes(
         "tallystick_slots_free": ("Free slots of all engines.", lambda: market.book.free_slots),
         "tallystick_jobs_live": ("Jobs between order and terminal state.", lambda: market.live),
         "tallystick_jobs_waiting": ("Jobs that wait for a free slot.", lambda: market.waiting),
+        "tallystick_in_flight_units": ("Caps of all jobs in flight, in base units.", lambda: int(market.exposure.in_flight)),
     }
     for name, (help_text, read) in gauges.items():
         metrics.gauge(name, help_text, read)
     metrics.watch_hedges(lambda: market.hedging.counts)
+    metrics.watch_jobs(market.job_totals)
 
     @api.get("/v1/health", include_in_schema=False)
     @api.get(LIVENESS_PATH)

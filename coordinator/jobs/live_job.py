@@ -49,6 +49,7 @@ class LiveJob:
     reader_waits: float = 0.0
     """Seconds that the reader took before."""
     last_error: TallyError | None = None
+    """Why the last attempt failed, or the job."""
     queued: QueuedJob | None = None
     """Its place in the queue, or the slot that it was granted."""
     served: QueuedJob | None = None

@@ -28,6 +28,7 @@ from coordinator.jobs.deadlines import enforce_deadlines
 from coordinator.jobs.decision_keeper import DecisionKeeper
 from coordinator.jobs.deferred_writes import DeferredWrites
 from coordinator.jobs.hedging import CallLater, Hedging, call_later
+from coordinator.jobs.job_totals import JobTotals
 from coordinator.jobs.live_job import BeforeReceipt, LiveJob
 from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.matchmaker import Matchmaker
@@ -117,6 +118,7 @@ class Market:
             now=now,
             tick=tick,
         )
+        self.job_totals = JobTotals()
         self._totals: PayerTotals | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -267,6 +269,7 @@ class Market:
                 self._relay.end(job, not_relayed())
             del self._live[job.id]
             self._count_out(job.payer)
+            self.job_totals.add(job)
             if not self._live:
                 self._idle.set()
 

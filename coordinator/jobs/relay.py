@@ -343,7 +343,7 @@ class Relay:
         job.move(Event.CANCEL if job.cancelled else Event.EXPIRE if error.code is Code.TIMED_OUT else Event.FAIL)
         for attempt in job.rivals:
             attempt.close(job.state, str(error))
-        job.finished_at = int(self._now())
+        job.finished_at, job.last_error = int(self._now()), error
         self._hedging.ended(job, None, None)
         if job.attempts:
             self._writes.save_end(job.record())

@@ -8,6 +8,7 @@ from typing import Any, cast
 from coordinator.http.api import ApiContext
 from coordinator.http.metrics import CoordinatorMetrics
 from coordinator.http.schemas import Info
+from coordinator.jobs.job_totals import JobTotals
 
 
 class Anything(SimpleNamespace):
@@ -16,7 +17,9 @@ class Anything(SimpleNamespace):
     def __getattr__(self, name: str) -> Any:
         if name == "counts":
             return {}
-        return 0 if name in {"size", "live", "waiting", "free_slots"} else Anything()
+        if name == "job_totals":
+            return JobTotals()
+        return 0 if name in {"size", "live", "waiting", "free_slots", "in_flight"} else Anything()
 
 
 def api_context() -> ApiContext:

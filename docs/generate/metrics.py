@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import NamedTuple
 
-import httpx
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry
 
 from coordinator.http.api import build_control_plane
 from docs.generate.empty_coordinator import api_context
@@ -17,7 +16,7 @@ from docs.generate.markdown import code, table
 from node.domain import tabs
 from node.service.metrics import NodeMetrics
 from tallystick.client.config import ClientConfig
-from tallystick.client.gateway.operations import BUDGET_HEADER, Operations
+from tallystick.client.gateway.operations import BUDGET_HEADER, BUDGET_METRIC, Operations
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.health import CheckResult, Health, HealthReport
@@ -32,35 +31,44 @@ to do.
 """
 
 
+class Exported(NamedTuple):
+    """A metric as a scrape has it: counters end in `_total`."""
+
+    name: str
+    text: str
+    kind: str
+    labels: frozenset[str]
+
+
 def pages() -> dict[str, str]:
     """The page of metrics."""
-    parts = [
-        INTRODUCTION,
-        "## Node\n",
-        table(("metric", "meaning", "type", "labels"), _node()),
-        "## Coordinator\n",
-        table(("metric", "meaning", "type"), _coordinator()),
-        "## Gateway\n",
-        table(("metric", "meaning", "type"), _gateway()),
-    ]
+    parts = [INTRODUCTION]
+    for title, metrics in (("Node", _node()), ("Coordinator", _coordinator()), ("Gateway", _gateway())):
+        rows = ((code(name), text, kind, ", ".join(map(code, sorted(labels)))) for name, text, kind, labels in metrics)
+        parts += [f"## {title}\n", table(("metric", "meaning", "type", "labels"), rows)]
     return {"metrics.md": "\n".join(parts)}
 
 
-def _node() -> Iterator[tuple[str, str, str, str]]:
-    payer = Address("0x" + "00" * 20)
-    monitor = NodeMetrics(lambda: {payer: 0}, gpus=1, gpu_hour_cost=Amount(1), credit_summary=_credit_summary)
-    monitor.watch_health(lambda: HealthReport({"disk": CheckResult(Health.PASS)}, 0.0))
-    for collector in list(monitor.registry._collector_to_names):  # noqa: SLF001 - prometheus_client names labels nowhere else
-        labels = ", ".join(code(name) for name in getattr(collector, "_labelnames", ()))
+@cache
+def exported_metrics() -> Mapping[str, Exported]:
+    """All metrics of the three daemons, by name."""
+    return {metric.name: metric for metrics in (_node(), _coordinator(), _gateway()) for metric in metrics}
+
+
+def _exported(registry: CollectorRegistry) -> Iterator[Exported]:
+    for collector in list(registry._collector_to_names):  # noqa: SLF001 - prometheus_client names labels nowhere else
         for metric in collector.collect():
-            kind = "counter" if metric.type == "counter" else metric.type
-            name = f"{metric.name}_total" if kind == "counter" else metric.name
-            yield code(name), metric.documentation, kind, labels or _sample_labels(metric)
+            names = getattr(collector, "_labelnames", ()) or getattr(metric, "_labelnames", ())
+            labels = frozenset(names or (metric.samples[0].labels if metric.samples else ())) - {"le"}
+            name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+            yield Exported(name, metric.documentation, metric.type, labels)
 
 
-def _sample_labels(metric: Any) -> str:
-    names = getattr(metric, "_labelnames", ()) or (metric.samples[0].labels if metric.samples else ())
-    return ", ".join(code(name) for name in names)
+def _node() -> Iterator[Exported]:
+    payer = Address("0x" + "00" * 20)
+    metrics = NodeMetrics(lambda: {payer: 0}, gpus=1, gpu_hour_cost=Amount(1), credit_summary=_credit_summary)
+    metrics.watch_health(lambda: HealthReport({"disk": CheckResult(Health.PASS)}, 0.0))
+    return _exported(metrics.registry)
 
 
 def _credit_summary() -> dict[str, int]:
@@ -70,25 +78,14 @@ def _credit_summary() -> dict[str, int]:
     return {}
 
 
-def _gateway() -> Iterator[tuple[str, str, str]]:
+def _gateway() -> Iterator[Exported]:
     operations = Operations(Market.of(ClientConfig(), Signer(bytes(31) + b"\1")))
-    budgets = BUDGET_HEADER.encode() + b"\n"
-    return _scraped((generate_latest(operations.metrics.registry) + budgets).decode())
+    yield from _exported(operations.metrics.registry)
+    text, kind = re.findall(r"^# (?:HELP|TYPE) \S+ (.*)$", BUDGET_HEADER, re.MULTILINE)
+    yield Exported(BUDGET_METRIC, text, kind, frozenset({"budget"}))
 
 
-def _coordinator() -> Iterator[tuple[str, str, str]]:
-    return _scraped(asyncio.run(_scrape()))
-
-
-def _scraped(text: str) -> Iterator[tuple[str, str, str]]:
-    helps = dict(re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE))
-    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
-        if name.endswith("_created"):  # when a counter began, which prometheus_client adds
-            continue
-        yield code(name), helps.get(name, ""), kind
-
-
-async def _scrape() -> str:
-    transport = httpx.ASGITransport(build_control_plane(api_context()))
-    async with httpx.AsyncClient(transport=transport, base_url="http://coordinator.example") as client:
-        return (await client.get("/metrics")).text
+def _coordinator() -> Iterator[Exported]:
+    context = api_context()
+    build_control_plane(context)
+    return _exported(context.metrics.registry)

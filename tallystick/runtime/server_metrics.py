@@ -46,7 +46,7 @@ class ServerMetrics:
         Gauge(name, help_text, registry=self.registry).set_function(read)
 
 
-class _Times:
+class Times:
     """How many times are at most as long as each of some bounds, in seconds, and their sum."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
@@ -55,6 +55,7 @@ class _Times:
         self._bounds, self._counts, self._sum = bounds, [0] * (len(bounds) + 1), 0.0
 
     def add(self, seconds: float) -> None:
+        """Counts one."""
         self._counts[bisect_left(self._bounds, seconds)] += 1
         self._sum += seconds
 
@@ -73,8 +74,8 @@ class _Figures(Collector):
         self._prefix = prefix
         self._outcomes: dict[str, int] = {}
         self._sent_bytes = 0
-        self._first, self._total = _Times(FIRST_BUCKETS), _Times(TOTAL_BUCKETS)
-        self.commits = _Times(COMMIT_BUCKETS)
+        self._first, self._total = Times(FIRST_BUCKETS), Times(TOTAL_BUCKETS)
+        self.commits = Times(COMMIT_BUCKETS)
 
     def add_job(self, outcome: str, seconds: float, first_seconds: float | None, sent_bytes: int) -> None:
         """Counts a job."""
