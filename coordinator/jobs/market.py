@@ -17,7 +17,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 
 import structlog
 
@@ -290,11 +289,12 @@ class Market:
                 raise job.last_error
             if job.queued is None:
                 await self._slot_queue.match_or_enter(job)
-            async with aclosing(self._slot_queue.wait(job)) as places:
-                async for place in places:
-                    await job.put(Kind.BEAT, place, self._tick)
+            await self._slot_queue.wait(job, self._tell_place)
         except TallyError as error:
             await job.put(*self._relay.end(job, error), self._tick)
+
+    async def _tell_place(self, job: LiveJob, place: bytes) -> None:
+        await job.put(Kind.BEAT, place, self._tick)
 
     def cancel(self, job_id: JobId) -> bool:
         """Tells the job's nodes to stop; the receipt of one will end the job. Returns False if no such job is live."""

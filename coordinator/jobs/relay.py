@@ -199,7 +199,7 @@ class Relay:
         if kind == BEGIN:
             return self._begin_second(job)
         if kind == Kind.RECEIPT and not (attempt.outrun or self._has_rival(job, attempt)):
-            return (await self._finish(job, attempt, payload),)
+            return await self._finish(job, attempt, payload)
         if kind in (Kind.FAIL, Kind.RECEIPT, GONE):
             return await self._fail(job, attempt, kind, payload)
         if kind == Kind.ACCEPT:
@@ -309,13 +309,17 @@ class Relay:
         self._bus.send(node_subject(attempt.provider), refused)
         count_failure(self._reputation, job, attempt, error)
 
-    async def _finish(self, job: LiveJob, attempt: Attempt, payload: bytes) -> Frame:
-        """Ends a job with its receipt; a bad receipt fails the job."""
+    async def _finish(self, job: LiveJob, attempt: Attempt, payload: bytes) -> Sequence[Frame]:
+        """Ends a job with its receipt; a bad receipt fails the job. Returns the last frame for the client, if it has not got it.
+
+        The node's acknowledgement waits until the receipt is stored. The client does not: whatever happens to this process, the
+        node sends the receipt again until it is acknowledged.
+        """
         try:
             receipt = self._receipts.read(attempt.record, attempt.order, payload)
         except BadReceipt as error:
             self._refuse(job, attempt, error)
-            return self._end(job, attempt, error)
+            return (self._end(job, attempt, error),)
         outcome = Outcome(receipt.message.outcome)
         count_receipt(self._reputation, job, attempt, outcome)
         if outcome is Outcome.COMPLETED and attempt.delivered:
@@ -325,12 +329,13 @@ class Relay:
         attempt.close(job.state)
         self._hedging.ended(job, attempt, receipt.message)
         record = job.record()
+        is_sent = job.put_last(Kind.RECEIPT, payload)
         try:
             await self._receipts.put(job.id, attempt.order, receipt, record)
         except Unavailable as error:  # not acknowledged, so its node will send it again
             log.warning("receipt not stored", job=job.id.hex(), provider=attempt.provider, error=str(error))
             self._writes.save_end(record)
-        return Kind.RECEIPT, payload
+        return () if is_sent else ((Kind.RECEIPT, payload),)
 
     def _end(self, job: LiveJob, attempt: Attempt, error: TallyError) -> Frame:
         """Ends a job without a receipt, because of what happened in an attempt."""

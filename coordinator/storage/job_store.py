@@ -132,7 +132,7 @@ class SqlJobStore:
             return entry
         ending = entry is not None and entry.item.record.state in TERMINAL
         write = JobWrite(job.record.job, job.record, dict(job.receipts), whole=not ending, packed=job.packed)
-        entry = self.writer.add(self._rows.write, write, waited=waited)
+        entry = self.writer.add(self._rows.write, write, waited=waited, brief=True)
         job.entry = entry
         entry.then(lambda error: self._written(job, entry, error))
         return entry
@@ -148,7 +148,8 @@ class SqlJobStore:
             if waited:
                 self.writer.hurry()
             return entry
-        entry = self.writer.add(self._rows.write, JobWrite(job_id, record, receipts, whole=False), waited=waited)
+        late = JobWrite(job_id, record, receipts, whole=False)
+        entry = self.writer.add(self._rows.write, late, waited=waited, brief=True)
         self._late[job_id] = entry
         entry.then(lambda error: self._late_written(entry, error))
         return entry

@@ -39,7 +39,7 @@ class SqlLogStore:
 
     def enqueue_leaves(self, rows: Sequence[LogRow]) -> asyncio.Future[None]:
         """See ports.LogStore."""
-        return self._writer.add(_append_all, rows, waited=False).done
+        return self._writer.add(_append_all, rows, waited=False, brief=True).done
 
     async def put_head(self, head: Signed[LogHead]) -> None:
         """See ports.LogStore."""
