@@ -204,6 +204,7 @@ def _market(
         report_store=store.reports,
         funds=funds,
         limits=config.job_limits,
+        shared=store.shared,
     )
 
 
@@ -222,7 +223,8 @@ def _settler(config: CoordinatorConfig, escrow: Escrow, sender: Sender, store: S
 
 def _roles(config: CoordinatorConfig, settler: Settler, store: Store) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
     """Returns what one replica does for all, by role. A lone coordinator does all of it."""
-    return {"settler": settler.run, "retention": JobRetention(store, config.job_keep_seconds, time.time).run}
+    retention = JobRetention(store, config.job_keep_seconds, time.time)
+    return {"settler": settler.run, "retention": retention.run, "recovery": store.recover}
 
 
 @dataclass(frozen=True, slots=True)

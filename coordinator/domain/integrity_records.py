@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from tallystick.audit.audit_counts import UNVERIFIABLE_WEIGHT
 from tallystick.audit.integrity import WEIGHTS, Integrity, weight_of
 from tallystick.audit.verdicts import Verdict
 from tallystick.protocol.audit_reports import AuditVerdict
@@ -40,7 +41,14 @@ CONFIRMED_PART = 10
 """A payer's word that a provider is confirmed counts one part in so many of what the coordinator's own finding counts."""
 DISTRUSTED = 10
 """The integrity, in INTEGRITY_STEPS, below which a provider that the coordinator itself found cheating is excluded."""
-_VERDICTS = {AuditVerdict.PASS: Verdict.PASS, AuditVerdict.SUSPECT: Verdict.SUSPECT, AuditVerdict.CONFIRMED: Verdict.CONFIRMED}
+_VERDICTS = {
+    AuditVerdict.PASS: Verdict.PASS,
+    AuditVerdict.SUSPECT: Verdict.SUSPECT,
+    AuditVerdict.CONFIRMED: Verdict.CONFIRMED,
+    AuditVerdict.UNVERIFIABLE: Verdict.SUSPECT,
+}
+_FAILURES = AuditVerdict.SUSPECT, AuditVerdict.CONFIRMED
+"""What the coordinator itself excludes for. An answer that could not be checked proves nothing."""
 
 
 class ProductKey(NamedTuple):
@@ -70,7 +78,7 @@ class IntegrityRecord:
         """With the report that the match log has as leaf `index`. A verdict of an unknown number changes nothing."""
         verdict = _VERDICTS.get(AuditVerdict(leaf.verdict)) if leaf.verdict in tuple(AuditVerdict) else None
         integrity = self.integrity if verdict is None else self.integrity.after(verdict, weight=leaf.weight / WEIGHT_ONE)
-        failed = leaf.is_probe and verdict in (Verdict.SUSPECT, Verdict.CONFIRMED)
+        failed = leaf.is_probe and leaf.verdict in _FAILURES
         return IntegrityRecord(integrity, self.probe_failures + failed, index)
 
     @property
@@ -120,7 +128,9 @@ def report_weight(
     earlier reports on the same product; `has_evidence`: whether the job's receipt commits to evidence; `day_effect`: what
     payers' reports of the same direction added to the product in the last DAY_SECONDS.
     """
-    whole = round(WEIGHT_ONE * weight_of(_VERDICTS[verdict], has_evidence=has_evidence))
+    whole = round(WEIGHT_ONE * weight_of(_VERDICTS[verdict], 1.0 if has_evidence else 0.0))
+    if verdict is AuditVerdict.UNVERIFIABLE:
+        whole = round(whole * UNVERIFIABLE_WEIGHT)
     if is_probe:
         return whole
     paid = sum(amount for payee, amount in settled.items() if verdict is not AuditVerdict.PASS or payee != provider)

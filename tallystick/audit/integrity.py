@@ -21,7 +21,9 @@ LOWER = 0.05
 WEIGHTS = {Verdict.PASS: (1.0, 0.0), Verdict.SUSPECT: (0.0, 1.0), Verdict.CONFIRMED: (0.0, 50.0)}
 """What a verdict adds to passes and failures. INCONCLUSIVE adds nothing. CONFIRMED takes earlier passes away, too."""
 TEXT_ONLY = 0.25
-"""What a pass counts of an answer without evidence: its text alone does not show a quantization."""
+"""What a pass counts of an answer without evidence: its text alone does not show a quantization. Evidence of a part of the answer
+counts in proportion.
+"""
 BASE_RATE, MORE_RATE = 0.02, 0.28
 """Share of the jobs of a trusted provider that are audited, and what is added for one that is not trusted at all."""
 _TERMS = 24
@@ -64,9 +66,14 @@ class Integrity:
         return beta_quantile(LOWER, self.passes + PRIOR[0], self.failures + PRIOR[1])
 
 
-def weight_of(verdict: Verdict, *, has_evidence: bool) -> float:
-    """What an audit's verdict counts, from 0 to 1."""
-    return TEXT_ONLY if verdict is Verdict.PASS and not has_evidence else 1.0
+def weight_of(verdict: Verdict, coverage: float) -> float:
+    """What an audit's verdict counts, from TEXT_ONLY to 1. `coverage`: the share of the answer, from 0 to 1, that has evidence.
+
+    Raises ValueError.
+    """
+    if not 0 <= coverage <= 1:
+        raise ValueError(f"coverage: expected a number from 0 to 1, got {coverage}")
+    return TEXT_ONLY + (1 - TEXT_ONLY) * coverage if verdict is Verdict.PASS else 1.0
 
 
 def audit_rate(integrity: Integrity, jobs: int) -> float:

@@ -28,11 +28,16 @@ MAX_MODEL = 1_024
 
 
 class AuditVerdict(IntEnum):
-    """What a report says. An audit that could not decide is not reported. The numbers are on the wire."""
+    """What a report says. The numbers are on the wire.
+
+    UNVERIFIABLE: the audit could not decide because of what the provider did, as often before. It counts as a part of a suspect
+    answer. Other audits that could not decide are not reported.
+    """
 
     PASS = 0
     SUSPECT = 1
     CONFIRMED = 2
+    UNVERIFIABLE = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,14 @@ Error texts quote nothing of requests and answers, because they may travel unsea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import aiohttp
 
 from tallystick.protocol.engine_errors import BUSY, CLIENT_FAULTS
-from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError, Unavailable
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient
 
 CALL_SECONDS = 300.0
@@ -23,6 +23,17 @@ MAX_ANSWER_BYTES = 64 << 20
 
 class NoSuchRoute(Exception):
     """The engine lacks the endpoint, or answers it in another form."""
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Adds the name of an engine, or of a referee, to errors that lack it."""
+    try:
+        yield
+    except TallyError as error:
+        if name not in error.public_text:
+            error.args = (f"{name}: {error.public_text}",)
+        raise
 
 
 class EngineApi:

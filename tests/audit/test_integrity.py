@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tallystick.audit.integrity import NEWCOMER_JOBS, Integrity, audit_rate, beta_cdf, beta_quantile
+from tallystick.audit.integrity import NEWCOMER_JOBS, Integrity, audit_rate, beta_cdf, beta_quantile, weight_of
 from tallystick.audit.verdicts import Verdict
 
 
@@ -91,3 +91,17 @@ def test_quantile_checks_its_numbers(arguments: tuple[float, float, float]) -> N
     """Quantile checks its numbers."""
     with pytest.raises(ValueError, match="expected"):
         beta_quantile(*arguments)
+
+
+@pytest.mark.parametrize(("coverage", "weight"), [(0.0, 0.25), (0.5, 0.625), (1.0, 1.0)])
+def test_a_pass_counts_by_its_evidence(coverage: float, weight: float) -> None:
+    """From a quarter, for a text alone, to a whole one. What accuses counts in full."""
+    assert weight_of(Verdict.PASS, coverage) == weight
+    assert weight_of(Verdict.SUSPECT, coverage) == weight_of(Verdict.CONFIRMED, coverage) == 1
+
+
+@pytest.mark.parametrize("coverage", [-0.01, 1.01, float("nan")])
+def test_coverage_is_a_share(coverage: float) -> None:
+    """Nothing else."""
+    with pytest.raises(ValueError, match="coverage"):
+        weight_of(Verdict.PASS, coverage)

@@ -7,11 +7,12 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
+from tallystick.cli.jobs.audited_providers import provider_json, show_providers, warn_of_named
 from tallystick.cli.jobs.calibrate import calibrate
 from tallystick.cli.jobs.jobs import show_time, with_ledger
 from tallystick.cli.onchain import parse_account
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tallystick.audit.verdicts import Finding
     from tallystick.client.audits.conduct import Conclusion
     from tallystick.client.audits.kept_job import KeptJob
+    from tallystick.client.audits.provider_audits import ProviderAudits
     from tallystick.client.audits.records import KnownAudit, Opinion
     from tallystick.client.audits.store import AuditStore
     from tallystick.client.config import ClientConfig
@@ -57,6 +59,9 @@ def audit_job(
     share: Annotated[
         bool, typer.Option("--share", help="Allow other providers of the model to see this prompt and answer, to judge it.")
     ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Audit a job that was audited before, and pay its referees once more.")
+    ] = False,
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
     coordinator_url: CoordinatorUrl = None,
@@ -66,8 +71,9 @@ def audit_job(
     """Audit one job now: let referees read its prompt and answer, and compare what they find with what its provider signed.
 
     Referees are your own engines ([[referees]] in the config) and, if you allow it, other providers of the same model, which are
-    paid for it. A job can be audited as long as it is kept on this machine ([audits] keep_hours). The exit code is 1 if the
-    answer is suspect.
+    paid for it. Chats and completions can be audited, and requests that the gateway turns into a chat; they can be as long as
+    they are kept on this machine ([audits] keep_hours). A job whose audit was paid before is audited again only with --again.
+    The exit code is 1 if the answer is suspect.
     """
     from tallystick.client.config import load_config
     from tallystick.client.sdk.market import Market, audits_of
@@ -76,20 +82,22 @@ def audit_job(
     loaded = load_config(config, {"coordinator": coordinator_url})
     signer = unlock(wallet, password_file)
 
-    async def run() -> tuple[Conclusion, str]:
+    async def run() -> tuple[Conclusion, AuditContext]:
         async with Market.of(loaded, signer) as market:
             auditor = audits_of(market).auditor
             kept = await auditor.kept_jobs.find(job)
             if kept is None:
                 raise await _why_not_kept(market, job.hex())
-            conclusion = await auditor.audit(_with_consent(kept, loaded, share=share, as_json=as_json))
-            return conclusion, await (await auditor.store()).report_state(conclusion.audit.id)
+            if not again:
+                await auditor.check_unpaid(job)
+            conclusion = await auditor.audit(_with_consent(kept, loaded, share=share, as_json=as_json), again=again)
+            return conclusion, await _context(await auditor.store(), conclusion.audit)
 
-    conclusion, report = asyncio.run(run())
+    conclusion, context = asyncio.run(run())
     if as_json:
-        show_json(_json(conclusion.audit, conclusion.opinions, report) | {"providerVerdict": conclusion.provider.value})
+        show_json(_json(conclusion.audit, conclusion.opinions, context) | {"providerVerdict": conclusion.provider.value})
     else:
-        _show(conclusion.audit, conclusion.opinions, report)
+        _show(conclusion.audit, conclusion.opinions, context)
         say = step if conclusion.verdict.value == "pass" else note
         say(_in_words(conclusion, loaded.audits.opinions))
     if conclusion.verdict.value == "suspect":
@@ -135,6 +143,8 @@ def _in_words(conclusion: Conclusion, opinions: int) -> str:
         "suspect": "the answer is suspect: one audit convicts nobody, but this provider is audited more often now",
         "inconclusive": "the referees could not decide",
     }
+    if conclusion.audit.unverifiable:
+        words["inconclusive"] = "the answer cannot be checked, by its provider's doing: that convicts nobody and clears nobody"
     missing = MISSING_REFEREES if conclusion.verdict.value == "suspect" and len(conclusion.opinions) < opinions else ""
     if conclusion.provider.value == "confirmed":
         return f"the provider {conclusion.audit.provider} does not serve what it sells: it gets no more orders of this wallet"
@@ -148,13 +158,18 @@ def list_(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Number of audits, newest first.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """List this wallet's latest audits, newest first. Needs no password."""
+    """List this wallet's latest audits, newest first. Needs no password.
+
+    What is audited (`of`): a `job`; a `synthetic` request, made up in the shape of yours where the job itself may not be shown;
+    or a referee, by an answer that is known to be good or bad (`planted-good`, `planted-bad`), which says nothing of a provider.
+    """
 
     async def read(store: AuditStore, _ledger: Ledger) -> None:
         audits = await store.latest(limit)
         if as_json:
             show_json([_audit_json(audit) for audit in audits])
             return
+        providers = await store.all_provider_audits()
         rows = [
             (
                 audit.id,
@@ -170,7 +185,23 @@ def list_(
         show_table(("audit", "at", "of", "job", "provider", "verdict", "found"), rows, title="Audits")
         if audits:
             spent = sum(audit.cost for audit in audits)
-            note(f"{counted(len(audits), 'audit')}, {dollars(spent)}; more: tally audit show JOB")
+            note(f"{counted(len(audits), 'audit')}, {dollars(spent)}; more: tally audit show JOB, tally audit providers")
+        warn_of_named(providers)
+
+    _with_store(config, wallet, read)
+
+
+@app.command("providers")
+def providers(config: Config = None, wallet: Wallet = DEFAULT_WALLET, as_json: Json = False) -> None:
+    """List what this wallet's audits found of each provider, by outcome. Needs no password.
+
+    Unverifiable: the audit could not decide because of what the provider did. It kept back the evidence that it committed to, or
+    gave an answer that nobody can score. A provider of which more than a fifth of the latest audits, and at least three, ended so
+    is named.
+    """
+
+    async def read(store: AuditStore, _ledger: Ledger) -> None:
+        show_providers(await store.all_provider_audits(), as_json=as_json)
 
     _with_store(config, wallet, read)
 
@@ -188,11 +219,11 @@ def show(
         audit = await (store.get(int(which)) if which.isdecimal() and len(which) < 12 else store.find(parse_job_id(which, "JOB")))
         if audit is None:
             raise Refusal(Code.UNKNOWN_JOB, f"JOB: this wallet has no audit of {which}; see: tally audit list")
-        opinions, report = await store.opinions(audit.id), await store.report_state(audit.id)
+        opinions, context = await store.opinions(audit.id), await _context(store, audit)
         if as_json:
-            show_json(_json(audit, opinions, report))
+            show_json(_json(audit, opinions, context))
         else:
-            _show(audit, opinions, report)
+            _show(audit, opinions, context)
 
     _with_store(config, wallet, read)
 
@@ -257,11 +288,25 @@ def _with_store(config: Path | None, wallet: str, act: Callable[[AuditStore, Led
     with_ledger(config, wallet, None, run)
 
 
+class AuditContext(NamedTuple):
+    """What is shown with an audit: what became of its report, and the audits of the provider."""
+
+    report: str
+    provider: ProviderAudits
+
+
+async def _context(store: AuditStore, audit: KnownAudit) -> AuditContext:
+    provider = await store.provider_audits(audit.provider, audit.model, audit.precision)
+    return AuditContext(await store.report_state(audit.id), provider)
+
+
 def _verdict(audit: KnownAudit) -> str:
-    return audit.verdict.value if audit.state.value == "done" else audit.state.value
+    if audit.state.value != "done":
+        return audit.state.value
+    return "inconclusive, unverifiable" if audit.unverifiable else audit.verdict.value
 
 
-def _show(audit: KnownAudit, opinions: tuple[Opinion, ...] | list[Opinion], report: str) -> None:
+def _show(audit: KnownAudit, opinions: tuple[Opinion, ...] | list[Opinion], context: AuditContext) -> None:
     fields = [
         ("job", audit.job or "-"),
         ("provider", audit.provider),
@@ -269,8 +314,10 @@ def _show(audit: KnownAudit, opinions: tuple[Opinion, ...] | list[Opinion], repo
         ("of", audit.kind.value),
         ("verdict", f"{_verdict(audit)}: {audit.reason}" if audit.reason else _verdict(audit)),
         ("cost, dollars", format_amount(Amount(audit.cost))),
-        ("report to the coordinator", report or "none"),
+        ("report to the coordinator", context.report or "none"),
     ]
+    if not audit.kind.planted:
+        fields.append(("all audits of this provider", str(context.provider.counts)))
     show_fields(fields, title=f"audit {audit.id}")
     rows = [
         (opinion.referee, finding.test, finding.verdict.value, _number(finding.statistic), _number(finding.threshold))
@@ -279,14 +326,17 @@ def _show(audit: KnownAudit, opinions: tuple[Opinion, ...] | list[Opinion], repo
     ]
     if rows:
         show_table(("referee", "test", "finds", "statistic", "suspect above"), rows, title="What the referees found")
+    if not audit.kind.planted:
+        warn_of_named([context.provider])
 
 
 def _number(value: float) -> str:
     return f"{value:.5g}"
 
 
-def _json(audit: KnownAudit, opinions: tuple[Opinion, ...] | list[Opinion], report: str) -> dict[str, Any]:
-    return _audit_json(audit) | {"opinions": [_opinion_json(opinion) for opinion in opinions], "report": report or None}
+def _json(audit: KnownAudit, opinions: tuple[Opinion, ...] | list[Opinion], context: AuditContext) -> dict[str, Any]:
+    members = {"opinions": [_opinion_json(opinion) for opinion in opinions], "report": context.report or None}
+    return _audit_json(audit) | members | {"providerAudits": provider_json(context.provider)}
 
 
 def _audit_json(audit: KnownAudit) -> dict[str, Any]:
@@ -300,6 +350,8 @@ def _audit_json(audit: KnownAudit) -> dict[str, Any]:
         "model": audit.model,
         "precision": audit.precision,
         "verdict": audit.verdict.value if audit.state.value == "done" else None,
+        "unverifiable": audit.unverifiable,
+        "coverage": audit.coverage,
         "reason": audit.reason,
         "cost": str(int(audit.cost)),
         "costDollars": format_amount(Amount(audit.cost)),

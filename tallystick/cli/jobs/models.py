@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tallystick.cli.jobs.audited_providers import describe_model_audits, provider_json, read_own_audits, warn_of_named
 from tallystick.cli.jobs.jobs import with_ledger
+from tallystick.cli.onchain import parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, Wallet
 from tallystick.cli.output import out, short_decimal, show_json, show_table, strip_control
 from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.features import EVIDENCE
 from tallystick.protocol.types import ZERO_ADDRESS, format_amount, parse_amount
 from tallystick.runtime.keystore import keystore_path
 
 if TYPE_CHECKING:
+    from tallystick.client.audits.provider_audits import ProviderAudits
     from tallystick.client.config import ClientConfig
     from tallystick.client.ledger.ledger import Ledger
     from tallystick.client.openai.requests import ApiRequest
@@ -27,10 +31,14 @@ if TYPE_CHECKING:
 Texts = list[str] | None
 
 
-def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_json: Json = False) -> None:
+def models(
+    config: Config = None, wallet: Wallet = DEFAULT_WALLET, coordinator_url: CoordinatorUrl = None, as_json: Json = False
+) -> None:
     """List the models on offer: providers, jobs that wait, lowest prices (dollars per million tokens), and the best ratings.
 
-    Integrity is by audits, availability by jobs, both in percent.
+    Integrity is by audits that the coordinator counts, availability by jobs, both in percent; evidence says whether a provider
+    commits to log-probabilities, by which its answers can be audited in full. If there is a wallet, its own audits are shown too,
+    and which providers make answers that cannot be checked; no password is needed.
     """
     from tallystick.client.config import load_config
     from tallystick.client.coordinator.http_client import CoordinatorClient
@@ -42,8 +50,9 @@ def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_jso
             return await coordinator.models()
 
     offers = asyncio.run(ask())
+    audited = _own_audits(loaded, wallet)
     if as_json:
-        show_json([offer.to_json() for offer in offers])
+        show_json([offer.to_json() | _own_audits_json(audited, offer.id) for offer in offers])
         return
     if not offers:
         out.print(f"no provider sells a model at {loaded.coordinator} now", highlight=False)
@@ -60,13 +69,31 @@ def models(config: Config = None, coordinator_url: CoordinatorUrl = None, as_jso
             offer.first_token_ms or "unknown",
             "unknown" if offer.availability is None else offer.availability,
             "unknown" if offer.integrity is None else f"{offer.integrity:g} ({offer.audits})",
+            "yes" if EVIDENCE in offer.features else "no",
+            *([] if audited is None else [describe_model_audits(_of_model(audited, offer.id))]),
         )
         for offer in offers
     )
     columns = ("model", "free providers", "waiting jobs", "input", "output", "context", "tokens/s", "first token, ms")
-    show_table(
-        (*columns, "available %", "integrity % (audits)"), rows, title="Models on offer; prices in dollars per million tokens"
-    )
+    ratings = ("available %", "integrity % (audits)", "evidence", *([] if audited is None else ["own audits"]))
+    show_table((*columns, *ratings), rows, title="Models on offer; prices in dollars per million tokens")
+    on_offer = {offer.id for offer in offers}
+    warn_of_named(provider for provider in audited or () if provider.model in on_offer)
+
+
+def _own_audits(config: ClientConfig, wallet: str) -> list[ProviderAudits] | None:
+    """The audits of a wallet by provider; None without a wallet. Raises Unavailable."""
+    if wallet == DEFAULT_WALLET and not keystore_path(wallet).exists():
+        return None
+    return asyncio.run(read_own_audits(config, parse_account(wallet, "--wallet")))
+
+
+def _of_model(audited: list[ProviderAudits], model: str) -> list[ProviderAudits]:
+    return [provider for provider in audited if provider.model == model]
+
+
+def _own_audits_json(audited: list[ProviderAudits] | None, model: str) -> dict[str, Any]:
+    return {"ownAudits": None if audited is None else [provider_json(provider) for provider in _of_model(audited, model)]}
 
 
 def explain(

@@ -132,13 +132,24 @@ def unblock(
 
 def _read(file: Path) -> EvidenceFile | Proof:
     """Reads an evidence file or a proof. Raises BadMessage."""
+    from tallystick.client.audits.evidence_file import FORMAT as AUDIT_FORMAT
     from tallystick.client.receipts.evidence import FORMAT, EvidenceFile
+    from tallystick.client.receipts.proof import FORMAT as PROOF_FORMAT
     from tallystick.client.receipts.proof import read_proof
     from tallystick.protocol.wire import loads
 
     data = _read_bytes(file)
     raw = loads(data, str(file))
-    return EvidenceFile.from_json(raw) if isinstance(raw, dict) and raw.get("tallystick") == FORMAT else read_proof(data)
+    form = raw.get("tallystick") if isinstance(raw, dict) else None
+    if form == FORMAT:
+        return EvidenceFile.from_json(raw)
+    if form != PROOF_FORMAT:
+        got = f"one with {form!r:.60}" if form is not None else "one without it" if isinstance(raw, dict) else "no object"
+        raise BadMessage(
+            f'{file}: expected a JSON object whose member "tallystick" is "{PROOF_FORMAT}" (a proof), "{FORMAT}" (evidence of a '
+            f'dishonest receipt) or "{AUDIT_FORMAT}" (evidence of an audit; `tally receipt verify` alone takes it), got {got}'
+        )
+    return read_proof(data)
 
 
 def _convinces_others(path: Path) -> bool:

@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
+from tallystick.client.audits.auditability import can_be_audited, needs_no_referee, shape_of
 from tallystick.client.audits.conduct import Conclusion, Conductor, NoReferee
 from tallystick.client.audits.consent_file import read_answer
 from tallystick.client.audits.consequences import Consequences
@@ -25,19 +26,16 @@ from tallystick.client.audits.planning import MAX_RATE, draw, is_drawn, may_show
 from tallystick.client.audits.records import KnownAudit, NewAudit
 from tallystick.client.audits.referees import AuditMarket
 from tallystick.client.audits.report_queue import ReportQueue, SendReport
-from tallystick.client.audits.schema import AuditKind, Origin
+from tallystick.client.audits.schema import AuditKind, AuditState, Origin
 from tallystick.client.audits.store import AuditStore
-from tallystick.client.audits.subject import MIN_TOKENS, Subject
-from tallystick.client.audits.synthetic import request_shape
+from tallystick.client.audits.subject import Subject, is_unverifiable
 from tallystick.client.audits.threshold_table import ThresholdTable
 from tallystick.client.config import MIB, ClientConfig
 from tallystick.client.ledger.audit_spending import AUDIT_LABEL
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.errors import BadMessage, Code, TallyError, Unavailable
-from tallystick.protocol.lenient_json import dump_lenient
-from tallystick.protocol.plaintext_heads import RequestHead, join_request
-from tallystick.protocol.types import Address, Amount, format_amount
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.types import Address, Amount, JobId, format_amount
 from tallystick.runtime.database_url import sqlite_url
 from tallystick.runtime.single_instance import InstanceLock, instance_lock
 
@@ -236,13 +234,11 @@ class Auditor:
     def _is_auditable(self, kept: KeptJob) -> bool:
         """Whether a drawn job can be audited itself. Otherwise a request of its shape is: no form of an answer is exempt."""
         own = any(referee.serves(kept.model, kept.precision) for referee in self._config.referees)
-        if not own and not may_show(kept.consent, synthetic=False):
-            return False
         try:
             Subject.of(kept)
-        except BadMessage:
-            return False
-        return True
+        except BadMessage as error:
+            return is_unverifiable(error)  # nobody has to see it
+        return own or may_show(kept.consent, synthetic=False)
 
     async def _why_it_waits(self, audit: KnownAudit) -> str:
         """Why an audit waits: the budget of audits is used up, or one of the user's own nearly is. Empty if it need not."""
@@ -270,7 +266,7 @@ class Auditor:
         """About what an audit costs: a referee reads what the job read and wrote; a made-up request costs as much as a job."""
         own = any(referee.serves(audit.model, audit.precision) for referee in self._config.referees)
         job = 0 if audit.kept is None else int(KeptJob.unpack(audit.kept).proof.receipt.message.cost)
-        scoring = 0 if own and not audit.kind.planted else job
+        scoring = 0 if (own and not audit.kind.planted) or needs_no_referee(audit) else job
         return scoring + (job if audit.kind is AuditKind.SYNTHETIC else 0)
 
     async def _conduct(self, conductor: Conductor, audit: KnownAudit) -> bool:
@@ -341,9 +337,33 @@ class Auditor:
 
     # By hand
 
-    async def audit(self, kept: KeptJob) -> Conclusion:
-        """Audits one job now, because a person asked. Raises TallyError that says why it has no verdict."""
-        Subject.of(kept)  # fails before anything is paid
+    async def check_unpaid(self, job: JobId) -> KnownAudit | None:
+        """The earlier audit of a job, if there is one. Raises Refusal if referees were paid for it, or are being paid now."""
+        known = await (await self.store()).find(job)
+        if known is None or known.state is AuditState.FAILED or (known.state is AuditState.DONE and not known.cost):
+            return known
+        if known.state is AuditState.PENDING:
+            if known.origin is Origin.DRAWN:  # it waits for its turn, or for the budget
+                return known
+            text = f"is being audited by another command, as audit {known.id}; to pay for another audit of it now: --again"
+        else:
+            text = (
+                f"was audited before, as audit {known.id}, for {format_amount(known.cost)} dollars: {known.verdict.value}. "
+                f"See: tally audit show {known.id}; to pay for another audit of it: --again"
+            )
+        raise Refusal(Code.BAD_MESSAGE, f"JOB: {job.hex()} {text}", fault=Fault.CLIENT)
+
+    async def audit(self, kept: KeptJob, *, again: bool = False) -> Conclusion:
+        """Audits one job now, because a person asked. Raises TallyError that says why it has no verdict.
+
+        `again`: also if referees were paid for an audit of it before.
+        """
+        try:
+            Subject.of(kept)  # fails before anything is paid
+        except BadMessage as error:
+            if not is_unverifiable(error):
+                raise
+        earlier = None if again else await self.check_unpaid(kept.job)
         store, now = await self.store(), self._ports.now()
         new = NewAudit(
             AuditKind.JOB,
@@ -359,6 +379,8 @@ class Auditor:
         audit = None if number is None else await store.get(number)
         if audit is None:
             raise BadMessage(f"job {kept.job.hex()}: its audit could not be recorded")
+        if earlier is not None:
+            await store.fail(earlier.id, f"a person asked for this audit before its turn: audit {audit.id}", now)
         try:
             conclusion = await (await self.conductor()).conduct(audit)
         except Exception as error:
@@ -377,16 +399,3 @@ class Auditor:
 def _log_bug(event: str, error: Exception, **values: object) -> None:
     """Logs where an error came from, without the values of variables: those are prompts, and may take a minute to print."""
     log.error(event, **values, traceback="".join(traceback.format_exception(error, limit=-TRACE_FRAMES)))
-
-
-def can_be_audited(request: Mapping[str, Any]) -> bool:
-    """Whether a request of this shape can have an answer that is audited: one choice, and enough tokens."""
-    limits = [request.get("max_tokens"), request.get("max_completion_tokens")]
-    return request.get("n") in (None, 1) and all(limit >= MIN_TOKENS for limit in limits if isinstance(limit, int | float))
-
-
-def shape_of(kept: KeptJob) -> KeptJob:
-    """A job without its texts, for the audit by a request of its shape. Raises BadMessage."""
-    path, request = kept.request()
-    body = dump_lenient(request_shape(path, request))
-    return replace(kept, evidence=b"", proof=replace(kept.proof, request=join_request(RequestHead(path), body), response=()))

@@ -7,14 +7,15 @@ for a referee. The thresholds are above nearly all that such pairs show (`tallys
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tallystick.audit.divergence import measure_divergence
 from tallystick.audit.greedy_margin import measure_margin
-from tallystick.audit.scores import Row, scored_answer
+from tallystick.audit.scores import Answer, Row, scored_answer
 from tallystick.audit.thresholds import MIN_SAMPLES, Thresholds, calibrate
 from tallystick.client.audits.threshold_table import ANY, ThresholdTable
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
@@ -23,7 +24,7 @@ from tallystick.protocol.routes import CHAT
 from tallystick.protocol.token_evidence import EvidenceRow
 from tallystick.protocol.token_scores import ScoreRequest
 from tallystick.scoring.detect import find_scorer
-from tallystick.scoring.engine_api import EngineApi, NoSuchRoute
+from tallystick.scoring.engine_api import EngineApi, NoSuchRoute, naming
 from tallystick.scoring.scorer import Scorer
 
 POSITIONS = 48
@@ -44,20 +45,42 @@ _SUBJECTS = (
 
 @dataclass(frozen=True, slots=True)
 class HonestEngine:
-    """An engine that serves what it should. `served_model`: its own name of the model."""
+    """An engine that serves what it should. `served_model`: its own name of the model. `name`: what errors call it."""
 
     api: EngineApi
     scorer: Scorer
     served_model: str
+    name: str
 
     @classmethod
     async def of(cls, api: EngineApi, served_model: str, where: str) -> HonestEngine:
         """Raises Unavailable if it cannot score."""
-        scorer = await find_scorer(api, served_model)
+        with naming(where):
+            scorer = await find_scorer(api, served_model)
         if scorer is None:
             text = f"{where}: expected an engine that can score, such as vLLM, SGLang or llama.cpp's server"
             raise Unavailable(Code.ENGINE_UNAVAILABLE, text, fault=Fault.CLIENT)
-        return cls(api, scorer, served_model)
+        return cls(api, scorer, served_model, where)
+
+    async def write(self, request: Mapping[str, Any]) -> str | None:
+        """The text of its answer; None without one. Raises TallyError, which names the engine."""
+        with self._naming():
+            return completion_text(await self.api.post(CHAT, {**request, "model": self.served_model}))
+
+    async def score(self, request: Mapping[str, Any], answer: str, positions: Sequence[int]) -> Answer:
+        """What it finds of an answer. Raises TallyError, which names the engine."""
+        with self._naming():
+            asked = ScoreRequest.of({**request, "model": self.served_model}, answer, positions)
+            return scored_answer(await self.scorer.score(asked))
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        with naming(self.name):
+            try:
+                yield
+            except NoSuchRoute:
+                text = "the engine does not answer any more as before"
+                raise Unavailable(Code.ENGINE_UNAVAILABLE, text, fault=Fault.ENGINE) from None
 
 
 @dataclass
@@ -97,21 +120,16 @@ async def compare(engines: Sequence[HonestEngine], answers: int, progress: Calla
 
 async def _compare_answer(writer: HonestEngine, referee: HonestEngine, request: Mapping[str, Any], pairs: HonestPairs) -> None:
     """Adds one answer. One that is empty, or too short for its test, adds nothing."""
-    try:
-        answer = completion_text(await writer.api.post(CHAT, {**request, "model": writer.served_model}))
-        if not answer:
-            return
-        positions = range(min(POSITIONS, len(answer.encode())))
-        asked = ScoreRequest.of({**request, "model": referee.served_model}, answer, positions)
-        scored = scored_answer(await referee.scorer.score(asked))
-        if request["temperature"] == 0:
-            margin = measure_margin(scored)
-            pairs.margin += [margin.mean] if margin.conclusive else []
-            return
-        asked = ScoreRequest.of({**request, "model": writer.served_model}, answer, positions)
-        written = scored_answer(await writer.scorer.score(asked))
-    except NoSuchRoute:
-        raise Unavailable(Code.ENGINE_UNAVAILABLE, "an engine does not answer any more as before", fault=Fault.ENGINE) from None
+    answer = await writer.write(request)
+    if not answer:
+        return
+    positions = range(min(POSITIONS, len(answer.encode())))
+    scored = await referee.score(request, answer, positions)
+    if request["temperature"] == 0:
+        margin = measure_margin(scored)
+        pairs.margin += [margin.mean] if margin.conclusive else []
+        return
+    written = await writer.score(request, answer, positions)
     evidence = {position: Row.of(EvidenceRow.of(row.token, row.logprobs.items())) for position, row in written.items()}
     distance = measure_divergence(evidence, scored)
     pairs.divergence += [distance.mean] if distance.conclusive else []

@@ -30,16 +30,16 @@ from tallystick.client.audits.planning import (
 from tallystick.client.audits.planted import bad_question, judge_bad, make_bad
 from tallystick.client.audits.pools import bounded
 from tallystick.client.audits.provider_verdict import judge_provider_and_counts
-from tallystick.client.audits.records import KnownAudit, NewAudit, Opinion
+from tallystick.client.audits.records import AuditEnd, KnownAudit, NewAudit, Opinion
 from tallystick.client.audits.referees import AuditMarket, BadScores, Scored, ask_referee
 from tallystick.client.audits.schema import AuditKind, Origin
 from tallystick.client.audits.store import AuditStore
-from tallystick.client.audits.subject import Subject, pack_tokens, unpack_tokens
+from tallystick.client.audits.subject import WITHHELD, ShortAnswer, Subject, UnverifiableAnswer, pack_tokens, unpack_tokens
 from tallystick.client.audits.synthetic import make_up_request
 from tallystick.client.audits.texts import load_texts
 from tallystick.client.audits.threshold_table import ThresholdTable
 from tallystick.protocol.eip712 import Verified
-from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.token_scores import ScoreRequest
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount
@@ -47,14 +47,13 @@ from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount
 log = structlog.get_logger()
 MAX_ASKED: Final = 12
 """Referees that one job is shown to at most."""
-WITHHELD: Final = (
-    "the provider committed to evidence and did not hand it over, or not enough to compare; "
-    "the text alone clears nobody who has more to show"
-)
+EVIDENCE_ATTEMPTS: Final = 3
+"""How often a provider is asked for the evidence of a job, before its answer is audited without."""
 PLANTED_SECONDS: Final = 6 * 86_400
 """How long the check of a referee waits for an answer that can be planted."""
 MAX_SILENT: Final = 3
 """Referees of one job that may have nothing to say."""
+UNSCORABLE: Final = "no referee could read the tokens that the provider committed to, and the answer has no text to read instead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +102,13 @@ class Conductor:
         kept = KeptJob.unpack(audit.kept)
         if audit.kind is AuditKind.SYNTHETIC and not audit.job:
             audit, kept = await self._place_synthetic(audit, kept)
-        kept = await self._with_evidence(kept)
-        subject = Subject.of(kept)
+        kept = await self._with_evidence(audit, kept)
+        try:
+            subject = Subject.of(kept)
+        except UnverifiableAnswer as error:
+            if audit.kind is not AuditKind.SYNTHETIC and (audit.kind.planted or isinstance(error, ShortAnswer)):
+                raise
+            return await self._end(audit, kept, (), AuditEnd(Verdict.INCONCLUSIVE, str(error), unverifiable=True))
         if audit.kind.planted:
             return await self._check_referee(audit, subject)
         rules = self.referees_for(audit.model, audit.precision)
@@ -118,10 +122,16 @@ class Conductor:
             opinions.append(await self._ask(audit, subject, choice))
         return await self._conclude(audit, kept, subject, opinions, rules)
 
-    async def _with_evidence(self, kept: KeptJob) -> KeptJob:
+    async def _with_evidence(self, audit: KnownAudit, kept: KeptJob) -> KeptJob:
+        """The job with the evidence that did not come with its answer. Raises Unavailable if its provider may give it later."""
         if kept.evidence or not kept.has_root:
             return kept
-        return replace(kept, evidence=await self.market.fetch_evidence(kept.job))
+        try:
+            return replace(kept, evidence=await self.market.fetch_evidence(kept.job))
+        except Unavailable as error:
+            if error.fault not in (Fault.PROVIDER, Fault.ENGINE) or audit.attempts + 1 < EVIDENCE_ATTEMPTS:
+                raise
+            return kept
 
     async def _place_synthetic(self, audit: KnownAudit, like: KeptJob) -> tuple[KnownAudit, KeptJob]:
         """Places a request that was made up in the shape of a real one.
@@ -163,9 +173,8 @@ class Conductor:
 
     async def _ask(self, audit: KnownAudit, subject: Subject, choice: RefereeChoice) -> Opinion:
         """What a referee finds. Raises TallyError if it could not be asked; what it paid for in vain is recorded."""
-        request = subject.question(self.settings.positions, self.random)
         try:
-            scored = await ask_referee(self.market, choice, request, self._key(audit, choice))
+            request, scored = await self._score(audit, subject, choice)
         except BadMessage as error:
             log.info("a referee had nothing to say", audit=audit.id, referee=choice.name, reason=str(error))
             cost = error.cost if isinstance(error, BadScores) else Amount(0)
@@ -177,9 +186,26 @@ class Conductor:
         await self.store.add_opinion(audit.id, opinion)
         return opinion
 
-    def _key(self, audit: KnownAudit, choice: RefereeChoice) -> str:
+    async def _score(self, audit: KnownAudit, subject: Subject, choice: RefereeChoice) -> tuple[ScoreRequest, Scored]:
+        """What a referee was asked, and its answer.
+
+        A referee that refuses the tokens of the evidence, which may be none of the model's, is asked about the text.
+        """
+        request = subject.question(self.settings.positions, self.random)
+        try:
+            return request, await ask_referee(self.market, choice, request, self._key(audit, choice))
+        except BadScores:
+            raise
+        except BadMessage:
+            if isinstance(request.completion, str) or not subject.text:
+                raise
+        request = subject.question(self.settings.positions, self.random, text_only=True)
+        return request, await ask_referee(self.market, choice, request, self._key(audit, choice, " text"))
+
+    def _key(self, audit: KnownAudit, choice: RefereeChoice, form: str = "") -> str:
         """The idempotency key of a scoring job: it is paid once, also if this process ends meanwhile."""
-        return "audit-" + hashlib.sha256(f"{audit.id} {audit.job} {choice.name} {audit.attempts}".encode()).hexdigest()[:40]
+        name = f"{audit.id} {audit.job} {choice.name} {audit.attempts}{form}"
+        return "audit-" + hashlib.sha256(name.encode()).hexdigest()[:40]
 
     async def _opinion(
         self, audit: KnownAudit, subject: Subject, choice: RefereeChoice, request: ScoreRequest, scored: Scored
@@ -197,18 +223,26 @@ class Conductor:
         votes = votes_of(audit, opinions)
         verdict = judge_job(votes, rules)
         reason = describe(opinions, verdict)
-        if verdict is Verdict.PASS and (subject.withheld or (kept.has_root and not _compares(opinions))):
-            verdict, reason = Verdict.INCONCLUSIVE, WITHHELD
+        withheld = subject.withheld or (WITHHELD if kept.has_root and not _compares(opinions) else "")
+        if verdict is Verdict.PASS and withheld:
+            verdict, reason = Verdict.INCONCLUSIVE, withheld
+        else:
+            withheld = UNSCORABLE if _is_unscorable(subject, opinions) else ""
         keep = verdict is Verdict.SUSPECT
         tokens = pack_tokens([row.token for row in subject.rows]) if subject.rows else None
-        await self.store.finish(audit.id, verdict, reason, self.now(), tokens=tokens, keep=keep)
+        end = AuditEnd(verdict, withheld or reason, tokens, keep, subject.coverage, unverifiable=bool(withheld))
         losers = {referee.decode(): lost for referee, lost in dispute_losers(votes, rules).items()}
         if losers:
             await self.store.record_dispute(audit.id, losers, self.now())
+        return await self._end(audit, kept, opinions, end)
+
+    async def _end(self, audit: KnownAudit, kept: KeptJob, opinions: Sequence[Opinion], end: AuditEnd) -> Conclusion:
+        """Records the end of an audit, and draws the consequences."""
+        await self.store.finish(audit.id, end, self.now())
         disagree = {opinion.verdict for opinion in opinions} >= {Verdict.PASS, Verdict.SUSPECT}
-        await self._plant(audit, kept, opinions, verdict, always=disagree)
+        await self._plant(audit, kept, opinions, end.verdict, always=disagree)
         known = await self.store.get(audit.id) or audit
-        conclusion = Conclusion(known, tuple(opinions), verdict, await self.judge_provider(audit), reason)
+        conclusion = Conclusion(known, tuple(opinions), end.verdict, await self.judge_provider(audit), end.reason)
         await self.on_conclusion(conclusion, kept)
         return conclusion
 
@@ -257,7 +291,7 @@ class Conductor:
         if verdict is not Verdict.INCONCLUSIVE:
             await self.store.record_dispute(audit.id, {choice.name: verdict is Verdict.SUSPECT}, self.now())
         reason = {Verdict.PASS: "the referee told it right", Verdict.SUSPECT: "the referee told it wrong"}.get(verdict, "")
-        await self.store.finish(audit.id, verdict, reason, self.now())
+        await self.store.finish(audit.id, AuditEnd(verdict, reason), self.now())
         known = await self.store.get(audit.id) or audit
         return Conclusion(known, (opinion,), verdict, Verdict.INCONCLUSIVE, reason)
 
@@ -330,6 +364,11 @@ def _wants_more(opinions: Sequence[Opinion], audit: KnownAudit, rules: Referees)
 def _compares(opinions: Sequence[Opinion]) -> bool:
     """Whether a referee's numbers could be compared with those that the provider committed to."""
     return any(finding.test == DIVERGENCE and finding.conclusive for opinion in opinions for finding in opinion.findings)
+
+
+def _is_unscorable(subject: Subject, opinions: Sequence[Opinion]) -> bool:
+    """Whether an answer consists of rows alone that several referees could not score. One referee may be at fault itself."""
+    return not subject.text and len(opinions) > 1 and not any(opinion.findings for opinion in opinions)
 
 
 def _own_left(own: Sequence[OwnReferee], audit: KnownAudit, asked: set[str]) -> bool:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 import structlog
 
+from tallystick.audit.integrity import weight_of
 from tallystick.audit.verdicts import Verdict
 from tallystick.client.audits.conduct import Conclusion
 from tallystick.client.audits.evidence_file import AuditEvidence, Case, SignedOpinion
 from tallystick.client.audits.kept_job import KeptJob
-from tallystick.client.audits.planning import is_own
+from tallystick.client.audits.planning import draw, is_own
 from tallystick.client.audits.records import KnownAudit
 from tallystick.client.audits.report_queue import ReportQueue
 from tallystick.client.audits.store import AuditStore
@@ -32,7 +33,7 @@ from tallystick.runtime.keystore import write_private
 log = structlog.get_logger()
 MAX_CASES = 8
 """Suspect answers that an evidence file has."""
-_REPORTED = {Verdict.PASS: AuditVerdict.PASS, Verdict.SUSPECT: AuditVerdict.SUSPECT, Verdict.CONFIRMED: AuditVerdict.CONFIRMED}
+_REPORTED = {Verdict.PASS: AuditVerdict.PASS, Verdict.SUSPECT: AuditVerdict.SUSPECT}
 Block = Callable[[Domain, Address, str], Awaitable[bool]]
 """Blocks a provider with a reason. Returns whether it was not blocked before."""
 
@@ -52,25 +53,57 @@ class Consequences:
     random: Callable[[int], bytes]
 
     async def draw(self, conclusion: Conclusion, kept: KeptJob) -> None:
-        """Reports the audit, and acts on the provider if it is confirmed now."""
-        audit, digest = conclusion.audit, ZERO_HASH
-        verdict = conclusion.verdict
+        """Reports the audit, and acts on the provider if it is confirmed, or if its answers often cannot be checked."""
+        audit = conclusion.audit
         if conclusion.provider is Verdict.CONFIRMED:
-            verdict = Verdict.CONFIRMED
-            path = self.folder / f"audit-{audit.provider}-{audit.id}.json"
-            digest = await self._write_evidence(audit, path)
-            reason = (
-                f"audits confirm that it does not serve {audit.model} as sold: tally audit show {audit.job}; to order from it "
-                f"again: tally audit unblock {audit.provider}"
+            digest = await self._block(audit, kept)
+            await self._report(audit, kept, AuditVerdict.CONFIRMED, digest)
+        elif audit.unverifiable:
+            if await self._is_named(audit):
+                await self._report(audit, kept, AuditVerdict.UNVERIFIABLE, ZERO_HASH)
+        elif conclusion.verdict in _REPORTED and self._counts(audit, kept):
+            await self._report(audit, kept, _REPORTED[conclusion.verdict], ZERO_HASH)
+
+    async def _block(self, audit: KnownAudit, kept: KeptJob) -> Hash:
+        """Blocks a confirmed provider. Returns the SHA-256 of the evidence file; zero without one."""
+        path = self.folder / f"audit-{audit.provider}-{audit.id}.json"
+        digest = await self._write_evidence(audit, path)
+        reason = (
+            f"audits confirm that it does not serve {audit.model} as sold: tally audit show {audit.job}; to order from it "
+            f"again: tally audit unblock {audit.provider}"
+        )
+        if await self.block(kept.proof.domain, audit.provider, reason[:500]):
+            log.warning(
+                "audits confirm that a provider does not serve what it sells: blocked",
+                provider=audit.provider,
+                model=audit.model,
+                evidence=str(path),
             )
-            if await self.block(kept.proof.domain, audit.provider, reason[:500]):
-                log.warning(
-                    "audits confirm that a provider does not serve what it sells: blocked",
-                    provider=audit.provider,
-                    model=audit.model,
-                    evidence=str(path),
-                )
-        await self._report(audit, kept, verdict, digest)
+        return digest
+
+    async def _is_named(self, audit: KnownAudit) -> bool:
+        """Whether the provider of an unverifiable answer is named for such answers. Logs it if it is named from this one on."""
+        counts = (await self.store.provider_audits(audit.provider, audit.model, audit.precision)).latest
+        before = replace(counts, unverifiable=max(0, counts.unverifiable - 1))
+        if counts.is_named and not before.is_named:
+            log.warning(
+                "a provider's answers often cannot be checked; no conviction, but it counts for less",
+                provider=audit.provider,
+                model=audit.model,
+                unverifiable=counts.unverifiable,
+                audits=counts.total,
+                latest=audit.reason,
+            )
+        return counts.is_named
+
+    def _counts(self, audit: KnownAudit, kept: KeptJob) -> bool:
+        """Whether this verdict is reported. Passes by partial evidence are reported in proportion: a report states no weight.
+
+        The coordinator weighs answers without any evidence itself.
+        """
+        if audit.verdict is not Verdict.PASS or not kept.has_root or audit.coverage is None or audit.coverage >= 1:
+            return True
+        return draw(self.random) < weight_of(audit.verdict, audit.coverage)
 
     async def _write_evidence(self, audit: KnownAudit, path: Path) -> Hash:
         """Writes the evidence file; returns its SHA-256. Zero if that failed, or if no single answer is suspect."""
@@ -99,9 +132,9 @@ class Consequences:
         jobs = len({vote.job for vote in history})
         return AuditEvidence(audit.provider, audit.model, audit.precision, jobs, thresholds, tuple(cases))
 
-    async def _report(self, audit: KnownAudit, kept: KeptJob, verdict: Verdict, evidence: Hash) -> None:
+    async def _report(self, audit: KnownAudit, kept: KeptJob, verdict: AuditVerdict, evidence: Hash) -> None:
         receipt: Signed[Receipt] = kept.proof.receipt
-        if self.reports is None or verdict not in _REPORTED or not receipt.message.cost:
+        if self.reports is None or not receipt.message.cost:
             return
         try:
             verified: Verified[Receipt] = receipt.verify(kept.proof.domain)
@@ -110,7 +143,7 @@ class Consequences:
                 await self.coordinator(),
                 kept.job,
                 (audit.model, audit.precision),
-                _REPORTED[verdict],
+                verdict,
                 reported_at=self.now(),
                 random=self.random,
                 evidence_hash=evidence,

@@ -56,6 +56,25 @@ class KnownAudit:
     finished_at: int | None
     cost: Amount
     kept: bytes | None
+    unverifiable: bool = False
+    """Whether it could not decide because of what the provider did; see tallystick/audit/audit_counts.py."""
+    coverage: float | None = None
+    """The share of the answer that has evidence, from 0 to 1; None if it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEnd:
+    """How an audit ended. `tokens`: of the answer, packed. `keep`: whether its contents are needed further.
+
+    `coverage`: the share of the answer that has evidence, from 0 to 1. `unverifiable`: see `KnownAudit`.
+    """
+
+    verdict: Verdict
+    reason: str
+    tokens: bytes | None = None
+    keep: bool = False
+    coverage: float | None = None
+    unverifiable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +122,8 @@ def read_audit(row: sa.Row[tuple[object, ...]]) -> KnownAudit:
         finished_at=row.finished_at,
         cost=Amount(row.cost),
         kept=row.kept,
+        unverifiable=bool(row.unverifiable),
+        coverage=row.coverage,
     )
 
 

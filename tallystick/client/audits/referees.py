@@ -10,7 +10,7 @@ import orjson
 
 from tallystick.client.audit_settings import OwnReferee
 from tallystick.client.audits.kept_job import KeptJob
-from tallystick.client.audits.planning import RefereeChoice
+from tallystick.client.audits.planning import RefereeChoice, own_name
 from tallystick.client.receipts.proof import Proof
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
@@ -20,7 +20,7 @@ from tallystick.protocol.plaintext_heads import load_response_head
 from tallystick.protocol.token_scores import ScoreRequest, ScoreResponse
 from tallystick.protocol.types import Amount, JobId
 from tallystick.scoring.detect import find_scorer
-from tallystick.scoring.engine_api import EngineApi, NoSuchRoute
+from tallystick.scoring.engine_api import EngineApi, NoSuchRoute, naming
 
 MAX_SCORES_BYTES = 4 << 20
 """Bytes of a referee's answer."""
@@ -67,21 +67,26 @@ class AuditMarket(Protocol):
 
 
 async def ask_referee(market: AuditMarket, choice: RefereeChoice, request: ScoreRequest, key: str) -> Scored:
-    """Asks one referee. Raises TallyError; BadMessage for numbers that are none."""
-    if choice.own is not None:
-        return await _ask_own(choice.own, request)
-    if choice.ask is None:
-        raise BadMessage("referee: expected an engine or an ask")
-    proof = await market.score(choice.ask, request, key)
+    """Asks one referee. Raises TallyError, which names it; BadMessage for numbers that are none."""
+    with naming(f"the referee {choice.name}"):
+        if choice.own is not None:
+            return await _ask_own(choice.own, request)
+        if choice.ask is None:
+            raise BadMessage("referee: expected an engine or an ask")
+        return await _ask_provider(market, choice, choice.ask, request, key)
+
+
+async def _ask_provider(
+    market: AuditMarket, choice: RefereeChoice, ask: Verified[Ask], request: ScoreRequest, key: str
+) -> Scored:
+    proof = await market.score(ask, request, key)
     cost = proof.receipt.message.cost
     if not proof.response or load_response_head(proof.response[0]).status != 200:
         raise BadMessage(f"the referee {choice.name} cannot score this answer", fault=Fault.PROVIDER)
     if proof.receipt.message.output_tokens:
         raise BadScores(f"the referee {choice.name} bills output, and scoring has none", cost)
     try:
-        document = dump_lenient(
-            {"job": orjson.loads(proof.dumps()), "ask": Signed(choice.ask.message, choice.ask.signature).to_json()}
-        )
+        document = dump_lenient({"job": orjson.loads(proof.dumps()), "ask": Signed(ask.message, ask.signature).to_json()})
         return Scored(read_scores(proof, request), document, cost)
     except BadMessage as error:
         raise BadScores(f"the referee {choice.name} sent no scores: {error}", cost) from error
@@ -100,12 +105,12 @@ async def _ask_own(referee: OwnReferee, request: ScoreRequest) -> Scored:
     async with EngineApi.open(referee.url, referee.read_key(), referee.timeout_seconds) as api:
         scorer = await find_scorer(api, served)
         if scorer is None:
-            text = f"the referee {referee.name} cannot score: expected an engine such as vLLM, SGLang or llama.cpp's server"
+            text = f"the referee {own_name(referee)} cannot score: expected an engine such as vLLM, SGLang or llama.cpp's server"
             raise Unavailable(Code.ENGINE_UNAVAILABLE, text, fault=Fault.CLIENT)
         try:
             response = await scorer.score(request)
         except NoSuchRoute:
-            text = f"the referee {referee.name} did not answer as an engine that scores"
+            text = f"the referee {own_name(referee)} did not answer as an engine that scores"
             raise Unavailable(Code.ENGINE_UNAVAILABLE, text, fault=Fault.CLIENT) from None
     document = {"referee": referee.name, "request": request.to_json(), "response": response.to_json()}
     return Scored(response, dump_lenient(document))

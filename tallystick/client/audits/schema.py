@@ -58,10 +58,15 @@ audits = sa.Table(
     sa.Column("cost", sa.BigInteger),
     sa.Column("kept", sa.LargeBinary),
     sa.Column("tokens", sa.LargeBinary),
+    sa.Column("unverifiable", sa.Boolean),
+    sa.Column("coverage", sa.Float),
 )
 """`kept`: the packed job, until it is not needed. `tokens`: of its answer, for the comparison with later ones. `cost`: of its
-referees and of a synthetic job, in base units.
+referees and of a synthetic job, in base units. `unverifiable`: it could not decide because of what its provider did. `coverage`:
+the share of the answer that has evidence; null before that was recorded.
 """
+NOT_PLANTED = audits.c.kind.in_([AuditKind.JOB.value, AuditKind.SYNTHETIC.value])
+"""Audits of providers, without the checks of referees."""
 opinions = sa.Table(
     "opinions",
     metadata,

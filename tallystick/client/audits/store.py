@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
@@ -12,14 +11,16 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.dialects.sqlite import insert
 
-from tallystick.audit.integrity import Integrity, weight_of
+from tallystick.audit.integrity import Integrity
 from tallystick.audit.referee_record import RefereeRecord
 from tallystick.audit.token_counts import PooledCounts
 from tallystick.audit.verdicts import WINDOW, Audit, Verdict
 from tallystick.client.audits.findings import MAX_EARLIER
 from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.pools import Pool
+from tallystick.client.audits.provider_audits import ProviderAudits, audits_of, list_products, read_provider
 from tallystick.client.audits.records import (
+    AuditEnd,
     KnownAudit,
     NewAudit,
     Opinion,
@@ -29,7 +30,17 @@ from tallystick.client.audits.records import (
     read_opinion_row,
     reason_text,
 )
-from tallystick.client.audits.schema import AuditKind, AuditState, Origin, audits, disputes, opinions, pardons, reports
+from tallystick.client.audits.schema import (
+    NOT_PLANTED,
+    AuditKind,
+    AuditState,
+    Origin,
+    audits,
+    disputes,
+    opinions,
+    pardons,
+    reports,
+)
 from tallystick.protocol.eip712 import Signed, loads_signed
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.messages import ReportAck
@@ -46,7 +57,6 @@ MAX_AUDITS = 20_000
 MAX_SUSPECTS = 256
 """Suspect answers whose contents the file keeps."""
 MAX_REPORTS = 20_000
-_NOT_PLANTED = audits.c.kind.in_([AuditKind.JOB.value, AuditKind.SYNTHETIC.value])
 _DECIDED = (Verdict.PASS.value, Verdict.SUSPECT.value)
 
 
@@ -132,16 +142,15 @@ class AuditStore:
         values = {"job": kept.job.hex(), "kept": kept.pack(), "provider": kept.provider, "precision": kept.precision}
         await self._update(audit, values | {"cost": audits.c.cost + cost})
 
-    async def finish(
-        self, audit: int, verdict: Verdict, reason: str, now: int, *, tokens: bytes | None = None, keep: bool = False
-    ) -> None:
-        """Ends an audit with its verdict. `tokens`: of the answer, packed. `keep`: whether its contents are needed further."""
-        values: dict[str, object] = {"state": AuditState.DONE.value, "verdict": verdict.value, "reason": reason_text(reason)}
-        values |= {"finished_at": now, "tokens": tokens} | ({} if keep else {"kept": None})
+    async def finish(self, audit: int, end: AuditEnd, now: int) -> None:
+        """Ends an audit."""
+        values: dict[str, object] = {"state": AuditState.DONE.value, "verdict": end.verdict.value, "finished_at": now}
+        values |= {"reason": reason_text(end.reason), "tokens": end.tokens, "coverage": end.coverage}
+        values |= {"unverifiable": end.unverifiable} | ({} if end.keep else {"kept": None})
 
         def work(c: Connection) -> None:
             c.execute(sa.update(audits).where(audits.c.id == audit).values(values))
-            if not keep:
+            if not end.keep:
                 c.execute(sa.update(opinions).where(opinions.c.audit == audit).values(scores=None))
 
         await self._database.write(work)
@@ -163,7 +172,7 @@ class AuditStore:
     async def find(self, job: JobId) -> KnownAudit | None:
         """The latest audit of a job's answer that ended with a verdict, else the latest one, if there is one."""
         done_first = (audits.c.state == AuditState.DONE.value).desc()
-        query = sa.select(audits).where(audits.c.job == job.hex(), _NOT_PLANTED).order_by(done_first, audits.c.id.desc()).limit(1)
+        query = sa.select(audits).where(audits.c.job == job.hex(), NOT_PLANTED).order_by(done_first, audits.c.id.desc()).limit(1)
         return await self._database.read(lambda c: next((read_audit(row) for row in c.execute(query)), None))
 
     async def latest(self, limit: int) -> list[KnownAudit]:
@@ -229,7 +238,7 @@ class AuditStore:
 
         Audits that ended without a verdict are left out, such as those whose evidence was withheld: a pass in one clears nobody.
         """
-        latest = sa.select(audits.c.id).where(*_of(provider, model, precision)).order_by(audits.c.id.desc()).limit(WINDOW)
+        latest = sa.select(audits.c.id).where(*audits_of(provider, model, precision)).order_by(audits.c.id.desc()).limit(WINDOW)
         query = (
             sa.select(audits.c.job, opinions.c.referee, opinions.c.verdict)
             .join(opinions, opinions.c.audit == audits.c.id)
@@ -252,25 +261,22 @@ class AuditStore:
 
     async def integrity(self, provider: Address, model: str, precision: str) -> Integrity:
         """What the audits of a provider say of it."""
-        query = sa.select(audits.c.verdict, audits.c.tokens.is_not(None)).where(
-            *_of(provider, model, precision), audits.c.state == AuditState.DONE.value
-        )
+        return (await self.provider_audits(provider, model, precision)).integrity
 
-        def work(c: Connection) -> Integrity:
-            integrity = Integrity()
-            for number, has_evidence in c.execute(query.order_by(audits.c.id)):
-                verdict = Verdict(number)
-                integrity = integrity.after(verdict, weight=weight_of(verdict, has_evidence=has_evidence))
-            return integrity
+    async def provider_audits(self, provider: Address, model: str, precision: str) -> ProviderAudits:
+        """A provider's audits of one product by outcome."""
+        return await self._database.read(lambda c: read_provider(c, provider, model, precision))
 
-        return await self._database.read(work)
+    async def all_provider_audits(self) -> list[ProviderAudits]:
+        """The audits of all providers, by product; those audited last first."""
+        return await self._database.read(lambda c: [read_provider(c, *product) for product in list_products(c)])
 
     async def counts(self, provider: Address, model: str) -> dict[str, PooledCounts]:
         """Billed and counted tokens of a provider's answers by referee."""
         query = (
             sa.select(opinions.c.referee, sa.func.sum(opinions.c.billed), sa.func.sum(opinions.c.counted))
             .join(audits, audits.c.id == opinions.c.audit)
-            .where(*_of(provider, model), opinions.c.counted > 0)
+            .where(*audits_of(provider, model), opinions.c.counted > 0)
             .group_by(opinions.c.referee)
         )
         return await self._database.read(
@@ -281,7 +287,7 @@ class AuditStore:
         """What adds up over a provider's latest WINDOW audits, the oldest first: of each answer once, by the first referee in the
         majority; without a verdict, by the first that passed it: evidence adds up also where its provider withholds the rest.
         """
-        latest = sa.select(audits.c.id).where(*_of(provider, model, precision)).order_by(audits.c.id.desc()).limit(WINDOW)
+        latest = sa.select(audits.c.id).where(*audits_of(provider, model, precision)).order_by(audits.c.id.desc()).limit(WINDOW)
         counted = sa.case((audits.c.verdict == Verdict.INCONCLUSIVE.value, Verdict.PASS.value), else_=audits.c.verdict)
         query = (
             sa.select(audits.c.job, opinions.c.referee, opinions.c.pool)
@@ -313,7 +319,7 @@ class AuditStore:
 
     async def suspects(self, provider: Address, model: str, precision: str, limit: int) -> list[KnownAudit]:
         """The latest suspect answers of a provider, newest first."""
-        query = sa.select(audits).where(*_of(provider, model, precision), audits.c.verdict == Verdict.SUSPECT.value)
+        query = sa.select(audits).where(*audits_of(provider, model, precision), audits.c.verdict == Verdict.SUSPECT.value)
         query = query.order_by(audits.c.id.desc()).limit(limit)
         return await self._database.read(lambda c: [read_audit(row) for row in c.execute(query)])
 
@@ -402,13 +408,5 @@ def _is_known(c: Connection, new: NewAudit) -> bool:
     """Whether a job is audited already."""
     if not new.job or new.kind.planted:
         return False
-    query = sa.select(audits.c.id).where(audits.c.job == new.job, _NOT_PLANTED, audits.c.state != AuditState.FAILED.value)
+    query = sa.select(audits.c.id).where(audits.c.job == new.job, NOT_PLANTED, audits.c.state != AuditState.FAILED.value)
     return c.execute(query.limit(1)).scalar() is not None
-
-
-def _of(provider: Address, model: str, precision: str | None = None) -> Sequence[sa.ColumnElement[bool]]:
-    """The audits of a provider's answers since it was last unblocked; of one class or of all."""
-    pardoned = sa.select(pardons.c.audit).where(pardons.c.provider == provider).scalar_subquery()
-    since = audits.c.id > sa.func.coalesce(pardoned, 0)
-    sold = (audits.c.provider == provider, audits.c.model == model, _NOT_PLANTED, since)
-    return sold if precision is None else (*sold, audits.c.precision == precision)

@@ -11,12 +11,13 @@ from tallystick.audit.scores import scored_answer
 from tallystick.audit.thresholds import Thresholds
 from tallystick.audit.token_counts import PooledCounts
 from tallystick.audit.verdicts import Finding
-from tallystick.client.audits.findings import AuditedAnswer, RefereeNumbers, find, pooled_evidence
+from tallystick.client.audits.findings import MIN_ENTRIES, AuditedAnswer, RefereeNumbers, find, pooled_evidence
 from tallystick.client.audits.kept_job import AUDITABLE_ROUTES, KeptJob, read_answer
 from tallystick.client.audits.planning import Random, choose_positions, draw
 from tallystick.client.audits.pools import Pool
 from tallystick.client.audits.sampling_terms import SamplingTerms, read_sampling
-from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.errors import BadMessage, Fault
+from tallystick.protocol.features import EVIDENCE
 from tallystick.protocol.messages import UNKNOWN, Outcome
 from tallystick.protocol.token_evidence import TOP, EvidenceRow, evidence_root
 from tallystick.protocol.token_scores import MAX_TOKENS, ScoreRequest, ScoreResponse
@@ -28,7 +29,36 @@ MOST_BYTES_PER_TOKEN = 8
 TEXT_SHARE = 0.25
 MAX_SHORT_ROWS = 0.25
 """The share of rows with fewer than TOP tokens up to which the rows say what their provider's engine computed."""
+MIN_LIMIT = 32
+"""A limit of output tokens below which an honest answer may be too short for an audit."""
 _WHOLE = (Outcome.COMPLETED, Outcome.LENGTH)
+_OWN_ROWS = ("tools", "functions", "logprobs", "top_logprobs", "post_sampling_probs", "response_format", "best_of")
+"""Members of a request to which an honest engine may give no evidence; see docs/explanation/evidence.md."""
+WITHHELD = (
+    "the provider committed to evidence and did not hand it over, or not enough to compare; "
+    "the text alone clears nobody who has more to show"
+)
+UNCOMMITTED = (
+    "the provider's ask promises evidence, and its receipt commits to none; the text alone clears nobody who has more to show"
+)
+_OTHER_FORMS = ("tools", "functions", "modalities", "audio")
+"""Members of a request that may be answered by something else than one text."""
+
+
+class UnverifiableAnswer(BadMessage):
+    """An answer that cannot be audited, though one to its request could be: its form is its provider's doing."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, fault=Fault.PROVIDER)
+
+
+class ShortAnswer(UnverifiableAnswer):
+    """An answer that is too short for an audit. It may be right to be so short, unless its request was made up to be audited."""
+
+
+def is_unverifiable(error: BadMessage) -> bool:
+    """Whether the answer to a real request cannot be audited by its provider's doing."""
+    return isinstance(error, UnverifiableAnswer) and not isinstance(error, ShortAnswer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +85,37 @@ class Subject:
         if receipt.outcome not in _WHOLE:
             raise BadMessage(f"the job ended as {Outcome(receipt.outcome).name.lower()}: a broken-off answer is not audited")
         rows = kept.rows
+        if request.get("n") not in (None, 1) or request.get("echo"):
+            raise BadMessage("an answer with several choices, or with its prompt, is not audited")
         if rows and evidence_root(rows) != receipt.evidence_root:  # without rows, the text is judged alone
             raise BadMessage("the evidence is not that of the receipt")
         answer = read_answer(kept.proof.response)
         if not rows and answer is None:
-            raise BadMessage("the answer has no evidence, and is not one text, so a referee cannot score it")
-        if request.get("n") not in (None, 1) or request.get("echo"):
-            raise BadMessage("an answer with several choices, or with its prompt, is not audited")
+            kind = BadMessage if any(request.get(member) for member in _OTHER_FORMS) else UnverifiableAnswer
+            raise kind("the answer has no evidence, and is not one text, so a referee cannot score it")
         text = "" if answer is None else answer.text
         if max(len(rows), len(text) // LIKELY_BYTES_PER_TOKEN) < MIN_TOKENS:
-            raise BadMessage(f"the answer is too short for an audit: expected about {MIN_TOKENS} tokens or more")
+            limits = [request.get(member) for member in ("max_tokens", "max_completion_tokens")]
+            kind = BadMessage if any(isinstance(limit, int) and limit < MIN_LIMIT for limit in limits) else ShortAnswer
+            raise kind(f"the answer is too short for an audit: expected about {MIN_TOKENS} tokens or more")
         ended = answer is not None and answer.finish == "stop" and not request.get("stop")
         return cls(kept, request, rows, text, read_sampling(request), ended)
 
     @property
-    def withheld(self) -> bool:
-        """Whether its provider committed to evidence and shows too little of it: such an answer clears nobody."""
+    def withheld(self) -> str:
+        """Why the answer clears nobody: its provider shows too little evidence. Empty if it shows enough, or never had any."""
         if not self.kept.has_root:
-            return False
+            return UNCOMMITTED if self._promised else ""
+        return WITHHELD if self._shows_too_little else ""
+
+    @property
+    def _promised(self) -> bool:
+        """Whether the ask promises evidence, and the request is of a kind for which engines that have any give some."""
+        ask = self.kept.ask
+        return ask is not None and EVIDENCE in ask.message.spec.features and not any(map(self.request.get, _OWN_ROWS))
+
+    @property
+    def _shows_too_little(self) -> bool:
         short = sum(len(row.top) < TOP for row in self.rows)
         return short > MAX_SHORT_ROWS * len(self.rows) or not self.rows or not (self.is_covered or self.text)
 
@@ -83,6 +126,13 @@ class Subject:
         An honest node's rows end before the first token that its engine gave no row for.
         """
         return self._missing <= (1 if self.kept.proof.receipt.message.outcome == Outcome.COMPLETED else 0)
+
+    @property
+    def coverage(self) -> float:
+        """The share of the answer, from 0 to 1, that has rows which can be compared."""
+        likely = max(len(self.rows), len(self.text.encode(errors="replace")) // MOST_BYTES_PER_TOKEN)
+        tokens = likely if self.is_covered else max(likely, self.kept.proof.receipt.message.output_tokens)
+        return sum(len(row.top) >= MIN_ENTRIES for row in self.rows) / tokens if tokens else 0.0
 
     @property
     def _missing(self) -> int:
@@ -100,13 +150,13 @@ class Subject:
         billed, size = self.kept.proof.receipt.message.output_tokens, len(self.text.encode(errors="replace"))
         return min(max(billed, size // MOST_BYTES_PER_TOKEN), size, MAX_TOKENS)
 
-    def question(self, positions: int, random: Random) -> ScoreRequest:
-        """What to ask a referee, with positions drawn anew. Raises BadMessage.
+    def question(self, positions: int, random: Random, *, text_only: bool = False) -> ScoreRequest:
+        """What to ask a referee, with positions drawn anew. `text_only`: about the text, if there is one. Raises BadMessage.
 
         The text is sent instead of the tokens where the rows are not those of the whole answer, and else one time in four: so
         text without rows, and rows for tokens that are not in the text, are found.
         """
-        as_text = bool(self.text) and (not self.rows or not self.is_covered or draw(random) < TEXT_SHARE)
+        as_text = bool(self.text) and (text_only or not self.rows or not self.is_covered or draw(random) < TEXT_SHARE)
         completion = self.text if as_text else self.completion
         tokens = self.likely_tokens if as_text else len(self.rows)
         return ScoreRequest.of(self.request, completion, choose_positions(tokens, positions, random))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tallystick.audit.token_counts import PooledCounts
 from tallystick.audit.verdicts import Finding, Verdict
 from tallystick.cli.jobs.audits import app
-from tallystick.client.audits.records import NewAudit, Opinion
+from tallystick.client.audits.records import AuditEnd, NewAudit, Opinion
 from tallystick.client.audits.schema import AuditKind, Origin
 from tallystick.client.audits.store import AuditStore
 from tallystick.client.config import ClientConfig
@@ -64,7 +64,7 @@ def files(tmp_path: Path) -> Files:
         finding = Finding("divergence", 0.25, 0.01)
         opinion = Opinion("own:desk", Verdict.SUSPECT, (finding,), PooledCounts(10, 9), Amount(1_500), NOW_S)
         await store.add_opinion(1, opinion)
-        await store.finish(1, Verdict.SUSPECT, "1 of 1 referees: divergence", NOW_S)
+        await store.finish(1, AuditEnd(Verdict.SUSPECT, "1 of 1 referees: divergence"), NOW_S)
 
     files.fill(audit)
     return files
@@ -90,6 +90,58 @@ def test_show(files: Files, name: str) -> None:
     assert opinion["findings"] == [
         {"test": "divergence", "statistic": 0.25, "threshold": 0.01, "conclusive": True, "verdict": "suspect"}
     ]
+
+
+def withhold(files: Files, *jobs: int) -> None:
+    """Adds audits of Alice's answers to these jobs, which cannot be checked."""
+
+    async def audit(store: AuditStore, _ledger: Ledger) -> None:
+        for job in jobs:
+            number = await store.add(NewAudit(AuditKind.JOB, Origin.DRAWN, ALICE.address, "m", "bf16", f"{job:032x}", b""), NOW_S)
+            assert number is not None
+            await store.finish(number, AuditEnd(Verdict.INCONCLUSIVE, "kept back", unverifiable=True), NOW_S)
+
+    files.fill(audit)
+
+
+def test_providers(files: Files) -> None:
+    """Each provider's audits by outcome, and its integrity."""
+    (provider,) = json.loads(files.run("providers", "--json"))
+    assert provider == {
+        "provider": ALICE.address,
+        "model": "m",
+        "precision": "bf16",
+        "passed": 0,
+        "suspect": 1,
+        "inconclusive": 0,
+        "unverifiable": 0,
+        "integrity": 1.3,
+        "named": False,
+    }
+    assert ALICE.address in files.run("providers")
+
+
+def test_who_hides_is_named_where_audits_are_shown(files: Files) -> None:
+    """From three answers on, that are more than a fifth; with the outcome of each audit."""
+    withhold(files, 2, 3)
+    assert "cannot be checked" not in _all(files, "list")
+    withhold(files, 4, 5)
+    for command in (("list",), ("providers",), ("show", JOB)):
+        assert f"{ALICE.address}: 4 of its latest 5 audited answers of m cannot be checked" in _all(files, *command), command
+    assert "inconclusive, unverifiable" in _all(files, "list", "-n", "1")
+    shown = json.loads(files.run("show", JOB, "--json"))
+    assert {name: shown["providerAudits"][name] for name in ("suspect", "unverifiable", "named")} == {
+        "suspect": 1,
+        "unverifiable": 4,
+        "named": True,
+    }
+    assert [audit["unverifiable"] for audit in json.loads(files.run("list", "-n", "1", "--json"))] == [True]
+
+
+def _all(files: Files, *arguments: str) -> str:
+    """What a command prints, its notes too, in one line."""
+    result = CliRunner().invoke(app, [*arguments, "--config", str(files.config), "--wallet", PAYER.address])
+    return " ".join(result.output.split())
 
 
 def test_unblock(files: Files) -> None:

@@ -14,7 +14,7 @@ from tallystick.client.audits.auditor import Auditor, AuditorPorts
 from tallystick.client.audits.consent_file import write_answer
 from tallystick.client.audits.evidence_file import read_audit_evidence
 from tallystick.client.audits.kept_job import KeptJob
-from tallystick.client.audits.records import NewAudit
+from tallystick.client.audits.records import AuditEnd, NewAudit
 from tallystick.client.audits.schema import AuditKind, AuditState, Origin
 from tallystick.client.config import Budget, ClientConfig
 from tallystick.client.ledger.ledger import Ledger
@@ -209,6 +209,9 @@ async def test_an_empty_budget_stops_audits(world: World) -> None:
     assert known is not None
     assert known.verdict is Verdict.PASS
     world.spent = 10**9
+    assert await auditor.work_once() == 0, "it was paid for already"
+    other = sold(ALICE, HONEST)
+    offer(world, auditor, other)
     assert await auditor.work_once() == 1
 
 
@@ -330,3 +333,47 @@ async def test_a_try_in_vain_hides_no_verdict(world: World) -> None:
     known = await store.find(kept.job)
     assert known is not None
     assert (known.state, known.verdict) == (AuditState.DONE, Verdict.PASS)
+
+
+async def test_a_paid_audit_is_not_paid_twice_without_a_word(world: World) -> None:
+    """By whomever it was asked for, and while it waits. A word pays again; a free audit and a failed one need none."""
+    auditor, kept = world.auditor(), sold(ALICE, HONEST)
+    await auditor.audit(kept)
+    asked = len(world.market.asked)
+    with pytest.raises(Refusal, match=r"was audited before, as audit 1, for 0\.[0-9]+ dollars: pass.*--again"):
+        await auditor.audit(kept)
+    assert len(world.market.asked) == asked
+    assert (await auditor.audit(kept, again=True)).verdict is Verdict.PASS
+    assert len(world.market.asked) == asked + 1
+
+
+async def test_an_audit_that_waits_is_done_at_once_if_a_person_asks(world: World) -> None:
+    """And not once more in its turn. One that another command is doing is not done twice."""
+    auditor, drawn = world.auditor(), sold(ALICE, HONEST)
+    offer(world, auditor, drawn)
+    await auditor._take_drawn()
+    assert (await auditor.audit(drawn)).audit.id == 2
+    assert await auditor.work_once() == 0
+    assert len(world.market.asked) == 1
+    asked = sold(ALICE, HONEST)
+    new = NewAudit(
+        AuditKind.JOB, Origin.ASKED, asked.provider, asked.model, asked.precision, asked.job.hex(), asked.pack(), 3_600
+    )
+    assert await (await auditor.store()).add(new, NOW_S) == 3
+    with pytest.raises(Refusal, match=r"is being audited by another command, as audit 3.*--again"):
+        await auditor.audit(asked)
+
+
+async def test_an_audit_that_cost_nothing_needs_no_word(world: World) -> None:
+    """An engine of the user's own judges as often as it is asked; so does anybody after a try that failed."""
+    auditor, kept = world.auditor(), sold(ALICE, HONEST)
+    store = await auditor.store()
+    new = NewAudit(AuditKind.JOB, Origin.ASKED, kept.provider, kept.model, kept.precision, kept.job.hex())
+    for end in (store.finish, None):
+        number = await store.add(new, NOW_S)
+        assert number is not None
+        if end is None:
+            await store.fail(number, "nobody can judge it", NOW_S)
+        else:
+            await end(number, AuditEnd(Verdict.PASS, ""), NOW_S)
+        await auditor.check_unpaid(kept.job)

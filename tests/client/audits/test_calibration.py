@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tallystick.client.audits.calibration import HonestEngine, HonestPairs, comp
 from tallystick.client.audits.threshold_table import ThresholdTable
 from tallystick.protocol.errors import BadMessage, Unavailable
 from tallystick.scoring.engine_api import EngineApi
+from tallystick.scoring.vllm import VllmScorer
 from tests.scoring.engines import FakeEngine, best, llama_cpp, serving, template, text_only, tokens_of, vllm
 
 
@@ -86,3 +88,18 @@ def test_the_file_keeps_what_it_has(tmp_path: Path) -> None:
     path.write_text(json.dumps({"a": {"f16": {"divergence": -1}}}))
     with pytest.raises(BadMessage):
         write_thresholds(path, "a", "f16", Thresholds())
+
+
+async def test_an_engine_that_fails_is_named() -> None:
+    """Of two engines, the one that went away while they were compared."""
+    async with (
+        serving(writing(llama_cpp())) as first,
+        EngineApi.open(first) as first_api,
+    ):
+        async with serving(writing(vllm())) as second, EngineApi.open(second) as second_api:
+            engines = [await HonestEngine.of(first_api, "toy", "first"), await HonestEngine.of(second_api, "toy", "second")]
+            gone = EngineApi.open(second)
+        async with gone as gone_api:
+            engines[1] = replace(engines[1], api=gone_api, scorer=VllmScorer(gone_api, "toy"))
+            with pytest.raises(Unavailable, match="second: the engine cannot be asked"):
+                await compare(engines, 1)

@@ -15,7 +15,7 @@ from tallystick.client.audits.referees import BadScores, ask_referee
 from tallystick.client.audits.store import AuditStore
 from tallystick.client.receipts.proof import Proof
 from tallystick.protocol.eip712 import Verified
-from tallystick.protocol.errors import BadMessage, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError, Unavailable
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.routes import SCORES
@@ -24,7 +24,7 @@ from tallystick.protocol.token_scores import ScoreRequest
 from tests.client.audits.parties import ALICE, HONEST, REQUEST, Referees, build_bench, prove, seller, sold
 from tests.client.audits.test_conduct import conduct
 from tests.client.parties import MODEL
-from tests.scoring.engines import FakeEngine, llama_cpp, logprobs, serving, template, text_only, tokens_of, vllm
+from tests.scoring.engines import FakeEngine, llama_cpp, logprobs, refused, serving, template, text_only, tokens_of, vllm
 
 ANSWER = "A tally is a stick with notches, split in two."
 PROMPT = tokens_of(template(REQUEST["messages"]))
@@ -124,3 +124,29 @@ async def test_a_refusal_is_no_fault() -> None:
     with pytest.raises(BadMessage, match="cannot score this answer") as caught:
         await ask_referee(Market(), RefereeChoice(ask=bob.ask), ScoreRequest.of(REQUEST, (1, 2), (0,)), "audit-1")
     assert not isinstance(caught.value, BadScores)
+
+
+@pytest.mark.parametrize("status", [400, 429, 500, 503])
+async def test_errors_name_the_referee(status: int) -> None:
+    """Whoever has several must know which one failed, and why."""
+    engine = vllm()
+    engine.endpoints = dict.fromkeys(engine.endpoints, lambda _body: refused(status))
+    async with serving(engine) as url:
+        referee = OwnReferee(name="desk", url=url, model=MODEL, served_model="toy")
+        request = ScoreRequest.of(REQUEST, "one two", (0, 1))
+        with pytest.raises(TallyError, match="referee own:desk"):
+            await ask_referee(Referees(), RefereeChoice(own=referee), request, "")
+    with pytest.raises(Unavailable, match="the referee own:desk: the engine cannot be asked for scores: Client"):
+        await ask_referee(Referees(), RefereeChoice(own=referee), request, "")
+
+
+async def test_errors_of_the_market_name_the_referee() -> None:
+    """Also where another provider's job fails."""
+
+    class Down(Referees):
+        async def score(self, ask: Verified[Ask], request: ScoreRequest, key: str) -> Proof:
+            raise Unavailable(Code.PROVIDER_FAILED, "the job failed", fault=Fault.PROVIDER)
+
+    choice = RefereeChoice(ask=ALICE.ask)
+    with pytest.raises(Unavailable, match=f"the referee {ALICE.address}: the job failed"):
+        await ask_referee(Down(), choice, ScoreRequest.of(REQUEST, "one two", (0, 1)), "audit-1")

@@ -35,7 +35,7 @@ from tests.coordinator.harness import MODEL, START, make_ask, person
 
 ANN, BOB, EVE = person("ann"), person("bob"), person("eve")
 PRODUCT = ProductKey(ANN.address, MODEL, "unknown")
-PASS, SUSPECT, CONFIRMED = AuditVerdict
+PASS, SUSPECT, CONFIRMED, UNVERIFIABLE = AuditVerdict
 
 
 def report(verdict: AuditVerdict = PASS, provider: Address = ANN.address, **changes: Any) -> ReportLeaf:
@@ -129,6 +129,19 @@ def test_a_pass_without_evidence_counts_a_quarter() -> None:
     assert report_weight(CONFIRMED, ANN.address, {}, 0, is_probe=True, has_evidence=False) == WEIGHT_ONE
 
 
+def test_an_unverifiable_answer_counts_a_quarter_of_a_suspect_one_and_excludes_nobody() -> None:
+    """With evidence or without, by a payer or a probe: it proves nothing."""
+    settled = {BOB.address: HALF_WEIGHT}
+    for has_evidence in (True, False):
+        assert report_weight(UNVERIFIABLE, ANN.address, settled, 0, is_probe=False, has_evidence=has_evidence) == WEIGHT_ONE // 8
+        assert report_weight(UNVERIFIABLE, ANN.address, {}, 0, is_probe=True, has_evidence=has_evidence) == WEIGHT_ONE // 4
+    quarter = [report(UNVERIFIABLE, weight=WEIGHT_ONE // 4, is_probe=True)] * 200
+    assert 0 < standing(*quarter).integrity < UNAUDITED.integrity
+    assert after(*quarter).record(ProductKey(ANN.address, MODEL, "unknown")).probe_failures == 0
+    passed = [report()] * 30
+    assert standing(*passed, report(SUSPECT)).integrity < standing(*passed, quarter[0]).integrity < standing(*passed).integrity
+
+
 def test_nobody_lends_weight_to_its_own_praise() -> None:
     """What a payer paid to the provider counts against it alone."""
     settled = {ANN.address: HALF_WEIGHT}
@@ -146,7 +159,7 @@ def test_coins_that_go_round_make_little_in_a_day(payers: int, verdict: AuditVer
         effect += effect_of(verdict, weight)
         reports.append(report(verdict, weight=weight))
     assert effect <= DAILY_EFFECT
-    assert (effect == DAILY_EFFECT) is (payers > 1)
+    assert (effect == DAILY_EFFECT) is (payers > (20 if verdict is UNVERIFIABLE else 1))
     integrity = standing(*reports).integrity
     assert integrity < 420 if verdict is PASS else integrity > 900
 

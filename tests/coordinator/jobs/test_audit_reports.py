@@ -32,7 +32,7 @@ from tallystick.protocol.messages import ProbeSeal, Receipt, ReportAck
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tests.coordinator.harness import COORDINATOR, DOMAIN, MODEL, PAYER, FakeNode, World, person, quiet
 
-PASS, SUSPECT, CONFIRMED = AuditVerdict
+PASS, SUSPECT, CONFIRMED, UNVERIFIABLE = AuditVerdict
 Paid = tuple[JobId, Verified[Receipt]]
 
 
