@@ -41,7 +41,7 @@ def queued_view(known: KnownJob | None, job: LiveJob, place: QueuePlace | None) 
     """Returns the JSON of a job that no provider has now. `known`: the job as it is stored, if a provider had it before."""
     view: dict[str, Any] = {
         "job": job.id.hex(),
-        "model": job.submission.candidates[0].terms.model,
+        "model": job.model,
         "payer": job.payer,
         "createdAt": job.created_at,
         "finishedAt": None,

@@ -63,7 +63,7 @@ class Hedging:
         if len(job.attempts) == 1:
             self.share.add_job(job.payer)
         after = job.submission.hedge_after_ms
-        if after is not None and not job.hedged and len(job.submission.candidates) > len(job.attempts):
+        if after is not None and not job.hedged and len(job.candidates) > len(job.attempts):
             pending = self._pending[job.id] = _Pending()
             pending.cancel_timer = self._later(after / 1_000, lambda: self._start(job, pending))
 

@@ -15,7 +15,7 @@ matched without an order.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
@@ -23,6 +23,7 @@ from typing import TypeVar
 from coordinator.domain.job_queue import QueuedJob
 from coordinator.domain.listed_ask import ListedAsk, SlotGroup, SlotKey
 from coordinator.domain.matching import likely_requirements
+from coordinator.domain.packed_orders import OrderFacts
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker
 from tallystick.protocol.criteria import Demand
@@ -82,15 +83,15 @@ class Invitations:
         """
         if queued.granted is not None or queued.ended:
             return False
-        candidates, likely = job.submission.candidates, self._requirements(job)
-        exclude = frozenset(job.tried) | {candidate.order.message.provider for candidate in candidates}
+        orders, likely = job.orders, self._requirements(job)
+        exclude = frozenset(job.tried) | {order.provider for order in orders}
         for require in dict.fromkeys((likely, NO_REQUIREMENTS)):
-            demand, dearer = Demand(candidates[0].terms.model, require=require, exclude=exclude), Counter[int]()
+            demand, dearer = Demand(job.model, require=require, exclude=exclude), Counter[int]()
             for listed_ask in islice(self._matchmaker.spare_asks(demand), _MAX_SPARE):
                 reliability = listed_ask.node.reliability
                 if dearer[reliability] >= _MAX_DEARER:
                     continue
-                if _is_dearer(listed_ask.message, candidates):
+                if _is_dearer(listed_ask.message, orders):
                     dearer[reliability] += 1
                 elif self._missing(listed_ask.slot_group) > 0 and self._invite(job, listed_ask, likely):
                     return True
@@ -110,7 +111,7 @@ class Invitations:
 
     def _requirements(self, job: LiveJob) -> Requirements:
         """Returns what the job's client may require, as its orders show."""
-        asks = (self._matchmaker.book.find(candidate.terms.ask) for candidate in job.submission.candidates)
+        asks = (self._matchmaker.book.find(order.ask) for order in job.orders)
         return likely_requirements(ask.message.spec for ask in asks if ask is not None)
 
     def discard(self, queued: QueuedJob, job: LiveJob) -> None:
@@ -150,7 +151,7 @@ class Invitations:
                 if self._missing(group) <= 0:
                     return
                 job = self._jobs.get(queued)
-                if job is None or _is_dearer(listed_ask.message, job.submission.candidates):
+                if job is None or _is_dearer(listed_ask.message, job.orders):
                     continue
                 likely = self._requirements(job)
                 if likely.first_unmet(listed_ask.message) is not None:
@@ -199,9 +200,9 @@ class Invitations:
 
     def take(self, job: LiveJob) -> list[ListedAsk]:
         """Returns the asks that the job's client is to be told of now, each once."""
-        for candidate in job.submission.candidates:
-            if not self._is_usable(candidate):
-                for listed_ask in self._matchmaker.book.of_provider(candidate.order.message.provider):
+        for order in job.orders:
+            if not self._is_usable(order):
+                for listed_ask in self._matchmaker.book.of_provider(order.provider):
                     self._add(job, listed_ask)
         invited = self._invited.get(job.id)
         if invited is None:
@@ -211,9 +212,7 @@ class Invitations:
 
     def may_use(self, job: LiveJob, provider: Address) -> bool:
         """Whether a job has an order that this provider could still take."""
-        return any(
-            candidate.order.message.provider == provider and self._is_usable(candidate) for candidate in job.submission.candidates
-        )
+        return any(order.provider == provider and self._is_usable(order) for order in job.orders)
 
     def check(self, job: LiveJob, candidate: Candidate) -> None:
         """Raises Refusal (order_terms) for an order on an ask that the job was not invited to."""
@@ -230,27 +229,27 @@ class Invitations:
         """Adds an ask that the job was not invited to before and may be ordered on, as one of `most`. Returns whether it did."""
         ask, digest = listed_ask.message, listed_ask.digest
         invited = self._invited.get(job.id) or _Invited()
-        candidates = job.submission.candidates
+        orders = job.orders
         if digest in invited.asks or len(invited.asks) >= most or ask.provider in job.tried:
             return False
-        if ask.model != candidates[0].terms.model or _is_dearer(ask, candidates):
+        if ask.model != job.model or _is_dearer(ask, orders):
             return False
-        if any(candidate.order.message.provider == ask.provider and self._is_usable(candidate) for candidate in candidates):
+        if any(order.provider == ask.provider and self._is_usable(order) for order in orders):
             return False
         self._invited[job.id] = invited
         invited.asks.add(digest)
         invited.untold.append(listed_ask)
         return True
 
-    def _is_usable(self, candidate: Candidate) -> bool:
+    def _is_usable(self, order: OrderFacts) -> bool:
         """Whether a provider that is connected could still take this order."""
-        order, book = candidate.order.message, self._matchmaker.book
-        return order.deadline > self._now() and (book.find(candidate.terms.ask) is not None or book.node(order.provider) is None)
+        book = self._matchmaker.book
+        return order.deadline > self._now() and (book.find(order.ask) is not None or book.node(order.provider) is None)
 
 
-def _is_dearer(ask: Ask, candidates: Sequence[Candidate]) -> bool:
+def _is_dearer(ask: Ask, orders: Iterable[OrderFacts]) -> bool:
     """Whether an ask is dearer than each of these orders, both for input and for output."""
-    return all(ask.input_price > each.terms.input_price and ask.output_price > each.terms.output_price for each in candidates)
+    return all(ask.input_price > order.input_price and ask.output_price > order.output_price for order in orders)
 
 
 def _from(entries: list[T], turn: int) -> list[T]:

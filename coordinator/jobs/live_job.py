@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from coordinator.domain.job_queue import QueuedJob
+from coordinator.domain.packed_orders import OrderFacts, PackedOrders
 from coordinator.domain.resource_bounds import INBOX_FRAMES
 from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.inbox import Inbox
@@ -13,7 +14,7 @@ from coordinator.ports import FrameSink, JobRecord
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.jobs import TERMINAL, Event, State, step
 from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import LINK_HEAD, Kind, Submission
+from tallystick.protocol.wire import LINK_HEAD, Candidate, Kind, Submission
 from tallystick.runtime.lean_event import LeanEvent
 
 BeforeReceipt = Callable[[bytes], Awaitable[None]]
@@ -32,6 +33,7 @@ class LiveJob:
     """
 
     submission: Submission
+    """What the client posted. While the job waits for a slot, its candidates are in `packed`."""
     created_at: int
     started: float
     last_frame_at: float
@@ -63,13 +65,43 @@ class LiveJob:
     frames: Inbox[tuple[Attempt, bytes]] | None = field(default=None, repr=False)
     """The inbox. A job that waits for its first slot has none, since there may be thousands of them."""
 
+    packed: PackedOrders | None = field(default=None, repr=False)
     id: JobId = field(init=False)
     """The job's id."""
     payer: Address = field(init=False)
     """The payer that ordered the job."""
+    model: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.id, self.payer = self.submission.job, self.submission.candidates[0].order.message.payer
+        first = self.submission.candidates[0]
+        self.id, self.payer, self.model = self.submission.job, first.order.message.payer, first.terms.model
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The candidates. Those of a job that waits are read anew each time, so `orders` is preferred where it says enough."""
+        return self.submission.candidates if self.packed is None else self.packed.unpack()
+
+    @property
+    def orders(self) -> Sequence[OrderFacts]:
+        """The facts of its orders."""
+        return [*map(OrderFacts.of, self.submission.candidates)] if self.packed is None else [*self.packed.facts()]
+
+    def replace_candidates(self, candidates: tuple[Candidate, ...]) -> None:
+        """Replaces the candidates, which stay packed if they are."""
+        if self.packed is None:
+            self.submission = replace(self.submission, candidates=candidates)
+        else:
+            self.packed = PackedOrders(candidates)
+
+    def pack(self) -> None:
+        """Holds the submission in as little memory as can be, while the job waits."""
+        if self.packed is None:
+            self.packed, self.submission = PackedOrders(self.submission.candidates), self.submission.without_candidates()
+
+    def unpack(self) -> None:
+        """Holds the candidates at hand."""
+        if self.packed is not None:
+            self.submission, self.packed = replace(self.submission, candidates=self.packed.unpack()), None
 
     @property
     def tried(self) -> set[Address]:
@@ -157,6 +189,13 @@ class LiveJob:
             self.reading_since = tick()
             await self.sink.wait()
             self._note_read(tick())
+
+    def put_last(self, kind: Kind, payload: bytes) -> bool:
+        """Gives the reader the frame that ends the job. Returns False if something must be done before: then `put` gives it."""
+        if self.sink is None or self.before_receipt is not None:
+            return False
+        self.sink.put(kind, payload)
+        return True
 
     def _note_read(self, tick: float) -> None:
         """Notes that the reader has room again."""

@@ -268,9 +268,10 @@ class Matchmaker:
         `free_slot`: a place in an engine's queue is not enough.
         """
         now, refused = int(self._now()), job.last_error
-        draw, shape = self.draw(job.id, len(job.attempts)), self._shape_of_job(job)
+        candidates, draw = job.candidates, self.draw(job.id, len(job.attempts))
+        shape = self._shape_of_job(job, candidates[0].terms)
         fitting, rejected = rank_candidates(
-            job.submission.candidates,
+            candidates,
             self.book,
             tried=job.tried,
             score=self.reputation.score,
@@ -280,10 +281,10 @@ class Matchmaker:
             newcomer=self.reputation.newcomer,
             chance=draw,
         )
-        considered = consider(job.submission.candidates, fitting, rejected, self.book.find, self.reputation)
+        considered = consider(candidates, fitting, rejected, self.book.find, self.reputation)
         providers = [ranked.listed_ask.provider for ranked in fitting]
         scores = {ranked.listed_ask.provider: ranked.terms for ranked in fitting}
-        model = job.submission.candidates[0].terms.model
+        model = job.model
         for place, ranked in enumerate(fitting):
             listed_ask, candidate = ranked.entry
             order, group = candidate.order.verify(self.domain), listed_ask.slot_group
@@ -320,9 +321,8 @@ class Matchmaker:
             raise no_slot
         raise refused or Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
 
-    def _shape_of_job(self, job: LiveJob) -> RequestShape:
-        submission, terms = job.submission, job.submission.candidates[0].terms
-        hints = submission.hints or NO_HINTS
+    def _shape_of_job(self, job: LiveJob, terms: Terms) -> RequestShape:
+        submission, hints = job.submission, job.submission.hints or NO_HINTS
         return shape_of(
             hints.likely_tokens or len(submission.sealed) // _BYTES_PER_TOKEN,
             terms.max_output_tokens,
@@ -339,7 +339,7 @@ class Matchmaker:
         Raises BadSignature, Refusal, Unavailable: strangers and other payers' names get no place in the queue.
         """
         refused: Refusal | None = None
-        for candidate in job.submission.candidates:
+        for candidate in job.candidates:
             order, terms = candidate.order.verify(self.domain).message, candidate.terms
             if order.provider not in busy:
                 continue

@@ -6,7 +6,7 @@ leaves, when its time is up, or when no candidate is connected any more. Nothing
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from coordinator.domain.job_queue import MAX_RETRY_SECONDS, QueuedJob
@@ -24,6 +24,8 @@ from tallystick.protocol.wire import Candidate
 
 BEAT_SECONDS = 5.0
 """Between two messages about a job's place."""
+Tell = Callable[[LiveJob, bytes], Awaitable[None]]
+"""Gives the client of a job the payload of a BEAT frame."""
 
 
 class SlotQueue:
@@ -54,15 +56,18 @@ class SlotQueue:
                 raise self._closing from busy
             self._enter(job, busy)
 
-    async def wait(self, job: LiveJob) -> AsyncGenerator[bytes, None]:
-        """Yields the payloads of BEAT frames until the job's next attempt began. Raises the error that says why there is none."""
+    async def wait(self, job: LiveJob, tell: Tell) -> None:
+        """Waits until the job's next attempt began, and tells its client its place meanwhile.
+
+        Raises the error that says why there is none.
+        """
         try:
             while job.queued is not None:
                 queued = job.queued
                 if queued.granted is None:
                     queued.wake_at = self._tick() + min(BEAT_SECONDS, self._seconds_left(job))
                     asks = tuple(listed_ask.ask.to_json() for listed_ask in self._invitations.take(job))
-                    yield replace(self._place(queued), asks=asks).dumps()
+                    await tell(job, replace(self._place(queued), asks=asks).dumps())
                     await job.woken.wait()
                 job.woken.clear()
                 self._check(job, queued)
@@ -97,11 +102,11 @@ class SlotQueue:
             if job.queued is None:
                 raise Refusal(Code.ORDER_EXPIRED, f"job {job.id.hex()} waits no more; these orders are not used")
             order, terms = candidate.order.message, candidate.terms
-            if candidate.order in (other.order for other in job.submission.candidates):
+            if candidate.order in (other.order for other in job.candidates):
                 continue  # posted before
-            if len(job.submission.candidates) >= MAX_CONSIDERED:
+            if len(job.orders) >= MAX_CONSIDERED:
                 raise Refusal(Code.ORDER_TERMS, f"job {job.id.hex()} has orders on {MAX_CONSIDERED} providers, the maximum")
-            if (order.payer, terms.job, terms.model) != (job.payer, job.id, job.submission.candidates[0].terms.model):
+            if (order.payer, terms.job, terms.model) != (job.payer, job.id, job.model):
                 raise Refusal(Code.ORDER_TERMS, f"order: expected the payer and the model of job {job.id.hex()}, got others")
             check_order(order, terms, coordinator=self._address, limits=self._limits, now=int(self._now()))
             self._invitations.check(job, candidate)
@@ -115,8 +120,8 @@ class SlotQueue:
 
     def _add_candidate(self, job: LiveJob, candidate: Candidate, key: SlotKey) -> None:
         provider = candidate.order.message.provider
-        others = (other for other in job.submission.candidates if other.order.message.provider != provider)
-        job.submission = replace(job.submission, candidates=(*others, candidate.compact()))
+        others = (other for other in job.candidates if other.order.message.provider != provider)
+        job.replace_candidates((*others, candidate))
         self._invitations.answered(job, key)
         if job.queued is not None:
             self._queue.join(job.queued, (key,))
@@ -124,12 +129,12 @@ class SlotQueue:
 
     def _enter(self, job: LiveJob, busy: SlotsBusy) -> None:
         groups = self._waited_for(job, busy)
-        job.submission = job.submission.compact()
         if job.served is None:
             job.queued = self._place_in_queue(job, groups, busy)
         else:
             self._queue.enter_again(job.served, groups)
             job.queued = job.served
+        job.pack()
         job.woken.clear()
         self._invitations.add(job.queued, job)
         for key in job.queued.groups:  # a slot may be free that no earlier job waits for
@@ -139,11 +144,11 @@ class SlotQueue:
     def _place_in_queue(self, job: LiveJob, groups: Sequence[SlotKey], busy: SlotsBusy) -> QueuedJob:
         """Lets a job enter the queue. Its payer's weight is what it reserved for the providers that the job waits for."""
         exposure, providers = self._matchmaker.exposure, {provider for provider, _ in groups}
-        candidates = [candidate for candidate in job.submission.candidates if candidate.order.message.provider in providers]
+        candidates = [candidate for candidate in job.candidates if candidate.order.message.provider in providers]
         tabs = (exposure.known(job.payer, provider) for provider in providers)
         try:
             return self._queue.enter(
-                candidates[0].terms.model,
+                job.model,
                 job.payer,
                 groups,
                 cost=max(candidate.terms.max_cost for candidate in candidates),
@@ -162,11 +167,11 @@ class SlotQueue:
         Others would be granted to the job in vain, in place of jobs that can use them.
         """
         book, groups = self._matchmaker.book, list[SlotKey]()
-        for candidate in job.submission.candidates:
-            provider = candidate.order.message.provider
+        for order in job.orders:
+            provider = order.provider
             if provider in job.tried:
                 continue
-            listed_ask = book.find(candidate.terms.ask)
+            listed_ask = book.find(order.ask)
             if provider in busy.busy and listed_ask is not None:
                 groups.append(listed_ask.slot_group.key)
             elif provider in busy.busy or book.node(provider) is None:
@@ -208,9 +213,11 @@ class SlotQueue:
             queued.kept_until = self._tick() + ANSWER_SECONDS
             self._offer(granted)
             return
+        job.unpack()
         try:
             await self._matchmaker.match(job)
         except SlotsBusy as busy:
+            job.pack()
             self._queue.enter_again(queued, self._waited_for(job, busy))
             if granted is not None:
                 self._offer(granted)
@@ -239,8 +246,7 @@ class SlotQueue:
 
     def _limit(self, job: LiveJob) -> float:
         """Returns the seconds that the job may wait. Once its last order has expired, no provider can take it."""
-        wanted, orders = job.submission.wait, (candidate.order.message for candidate in job.submission.candidates)
-        ordered = max(order.deadline for order in orders) - job.created_at
+        wanted, ordered = job.submission.wait, max(order.deadline for order in job.orders) - job.created_at
         return min(self._limits.wait if wanted is None else wanted, self._limits.max_wait, ordered)
 
     def _seconds_left(self, job: LiveJob) -> float:

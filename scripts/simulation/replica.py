@@ -38,6 +38,13 @@ class TrustedOrder(Signed[Order]):
         return Verified(self.message, self.signature, ZERO_HASH)
 
 
+class SimulatedJob(LiveJob):
+    """A job whose orders have no wire form."""
+
+    def pack(self) -> None:
+        """Keeps the candidates at hand."""
+
+
 class _Funds:
     """What each payer has on chain. Everything is settled at once."""
 

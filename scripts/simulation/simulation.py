@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
@@ -23,7 +22,7 @@ from scripts.simulation.clock import VirtualClock, sleep
 from scripts.simulation.parties import Model, Payer, Session, SimulatedNode, models_of, nodes_of, payers_of
 from scripts.simulation.policies import Policy
 from scripts.simulation.records import JobResult, Recorder
-from scripts.simulation.replica import Replica
+from scripts.simulation.replica import Replica, SimulatedJob
 from scripts.simulation.requests import Request, Turn, candidate_of, highest_cap, price_with, receipt_of, tags_of
 from scripts.simulation.scenario import (
     ANSWER,
@@ -251,7 +250,7 @@ class Simulation:
         candidates = tuple(candidate_of(payer, turn, entry, job_id, replica.unix_time()) for entry in asks)
         submission = Submission(job_id, candidates, b"", ranked, wait, hints=ranking_hints(request.demand, holder))
         now = self.clock.now
-        job = replica.new_job(LiveJob(submission, created_at=replica.unix_time(), started=now, last_frame_at=now))
+        job = replica.new_job(SimulatedJob(submission, created_at=replica.unix_time(), started=now, last_frame_at=now))
         await replica.slot_queue.match_or_enter(job)
         if job.queued is not None:
             request.result.waited, request.result.beside_free = True, replica.has_free(request.demand)
@@ -275,7 +274,7 @@ class Simulation:
 
     async def _order_further(self, job: LiveJob, request: Request, invited: Sequence[Any]) -> None:
         """Orders on the asks that a waiting job is invited to, as the client does: those that fit, and not for more."""
-        replica, payer, highest = self.replica_of(request.payer), request.payer, highest_cap(job.submission.candidates)
+        replica, payer, highest = self.replica_of(request.payer), request.payer, highest_cap(job.candidates)
         candidates: list[Candidate] = []
         for ask in (read_ask(raw).message for raw in invited):
             entries = [entry for entry in replica.book.of_provider(ask.provider) if entry.message == ask]
@@ -288,13 +287,15 @@ class Simulation:
 
     async def _run(self, job: LiveJob, request: Request) -> None:
         slot_queue = self.replica_of(request.payer).slot_queue
+
+        async def tell(job: LiveJob, place: bytes) -> None:
+            if b'"asks"' in place:
+                await self._order_further(job, request, QueuePlace.loads(place).asks)
+            if request.payer.stalled and request.random.random() < STALLS:
+                await sleep(STALL_SECONDS)
+
         while True:
-            async with aclosing(slot_queue.wait(job)) as places:
-                async for place in places:
-                    if b'"asks"' in place:
-                        await self._order_further(job, request, QueuePlace.loads(place).asks)
-                    if request.payer.stalled and request.random.random() < STALLS:
-                        await sleep(STALL_SECONDS)
+            await slot_queue.wait(job, tell)
             if await self._attempt(job, request):
                 return
             await slot_queue.match_or_enter(job)

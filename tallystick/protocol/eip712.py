@@ -112,17 +112,6 @@ class Message:
             return False
         return True
 
-    def compact(self) -> Self:
-        """The same message without the fields that were decoded since it was read, for one that is kept for a while."""
-        words = getattr(self, "_words", None)
-        if words is None:
-            return self
-        compact = object.__new__(type(self))
-        object.__setattr__(compact, "_words", words)
-        for name, _, _, _ in self.SCHEMA.tails:
-            object.__setattr__(compact, name, getattr(self, name))
-        return compact
-
     @classmethod
     def unpack_struct(cls, data: bytes, at: int, field: str) -> tuple[Self, Hash, int]:
         """Reads a struct inside another message: `unpack`, and the struct's hash. Raises BadMessage."""

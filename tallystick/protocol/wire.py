@@ -162,11 +162,6 @@ class Candidate:
             return self.raw
         return self.order.to_bytes() + self.terms.to_bytes() + self.wrapped_key
 
-    def compact(self) -> Candidate:
-        """The same candidate without its wire form and decoded fields, which are computed again when they are used."""
-        order = replace(self.order, message=self.order.message.compact())
-        return replace(self, order=order, terms=self.terms.compact(), raw=None)
-
     @classmethod
     def from_bytes(cls, raw: bytes, where: str = "candidate") -> Candidate:
         """Reads the wire form and checks that the order commits to the terms. Raises BadMessage."""
@@ -205,13 +200,13 @@ class Submission:
         options = pack_options(SUBMISSION_OPTIONS, self)
         return b"".join((bytes((PROTOCOL,)), self.job, options, count, *candidates, self.sealed))
 
-    def compact(self) -> Submission:
-        """The same submission in as little memory as can be, for one that is kept for a while.
+    def without_candidates(self) -> Submission:
+        """The same submission without its candidates, for one that is kept for a while: a caller packs them more tightly.
 
-        It keeps neither the body that it was read from, nor decoded fields. A request of more than COPIED_BYTES stays a view.
+        It does not keep the body that it was read from, unless the request has more than COPIED_BYTES and so stays a view.
         """
         sealed = bytes(self.sealed) if len(self.sealed) <= COPIED_BYTES else self.sealed
-        return replace(self, candidates=tuple(candidate.compact() for candidate in self.candidates), sealed=sealed)
+        return replace(self, candidates=(), sealed=sealed)
 
     @classmethod
     def loads(cls, data: bytes) -> Submission:

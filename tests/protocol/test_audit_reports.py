@@ -94,7 +94,7 @@ def test_reports_of_the_same_finding_differ_by_their_salt() -> None:
     [
         ({"receipt_hash": Hash(b"\x01" * 32)}, "report.receiptHash"),
         ({"provider": STRANGER.address}, "receipt: expected one of"),
-        ({"verdict": 3}, "report.verdict"),
+        ({"verdict": max(AuditVerdict) + 1}, "report.verdict"),
         ({"verdict": 255}, "report.verdict"),
         ({"model": ""}, "report.model"),
         ({"model": "m" * 1_025}, "report.model"),

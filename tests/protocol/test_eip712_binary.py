@@ -65,20 +65,6 @@ def test_every_message_survives_its_binary_form(value: Message) -> None:
 
 @many
 @given(any_message)
-def test_a_compact_message_is_the_same_without_what_was_decoded(value: Message) -> None:
-    """Its fields, hash and bytes are those of the message. One that was not read from bytes is its own compact form."""
-    assert value.compact() is value
-    read = type(value).from_bytes(value.to_bytes())
-    assert read.to_json() == value.to_json()
-    compact = read.compact()
-    decoded = {name for name in value.SCHEMA.places if name in _set_fields(compact)}
-    assert decoded == set()
-    assert (compact.to_bytes(), compact.struct_hash()) == (value.to_bytes(), value.struct_hash())
-    assert compact == value
-
-
-@many
-@given(any_message)
 def test_a_message_that_keeps_its_words_is_the_same(value: Message) -> None:
     """Its fields, hash and bytes stay; a copy with another value has words of its own."""
     json_form, words, binary, struct_hash = value.to_json(), value.words(), value.to_bytes(), value.struct_hash()
@@ -94,18 +80,6 @@ def test_a_changed_copy_does_not_keep_the_words() -> None:
     """Words belong to one value."""
     terms = build_terms().keep_words()
     assert replace(terms, max_cost=Amount(terms.max_cost + 1)).words() != terms.words()
-
-
-def _set_fields(value: Message) -> set[str]:
-    """The fields that take memory now."""
-    names = set[str]()
-    for name in value.SCHEMA.fields:
-        try:
-            object.__getattribute__(value, name)
-        except AttributeError:
-            continue
-        names.add(name)
-    return names
 
 
 @some

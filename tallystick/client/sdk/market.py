@@ -171,7 +171,9 @@ class Market(ConvenienceMethods):
     async def _open(self, opened: contextlib.AsyncExitStack) -> None:
         self._auditor = TokenAuditor(self.config)
         self._pin, self._job_context, self._draining = DeploymentPin.of(self.config), None, False
-        self._ledger = await Ledger.open(self.config.ledger_path(self.address), self.address)
+        self._ledger = await Ledger.open(
+            self.config.ledger_path(self.address), self.address, lambda: len(self._submitting) + len(self._live)
+        )
         opened.push_async_callback(self._ledger.close)
         self._affinity = Affinity.open(self.wallet, self.config.affinity_path(self.address), self._now)
         opened.callback(self._affinity.close)
@@ -515,6 +517,12 @@ def maintenance_of(market: Market) -> Maintenance:
 def audits_of(market: Market) -> JobAudits:
     """The audits of an open market's wallet."""
     return market._audits  # noqa: SLF001 - part of the same class in all but name
+
+
+def audit_counts(market: Market) -> Mapping[str, int]:
+    """The audits that a market ended, by outcome; none before it was opened."""
+    audits = getattr(market, "_audits", None)
+    return {} if audits is None else audits.auditor.counts
 
 
 def seal_reports(market: Market, seal: SealReport) -> None:

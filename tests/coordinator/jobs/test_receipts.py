@@ -392,7 +392,7 @@ class _NotingNode(FakeNode):
 
 
 async def test_acknowledged_after_it_is_durable() -> None:
-    """A receipt is stored before its node gets the acknowledgement and before the client gets the receipt."""
+    """A receipt is stored before its node gets the acknowledgement."""
     store = _FailingStore()
     world = World(store=store)
     plain = world.node("ann")
