@@ -315,7 +315,8 @@ class LinkLost(Exception):
 class Link(Protocol):
     """A connection to an authenticated coordinator.
 
-    `endpoint` is the host and port that was dialled. A coordinator can change its account more easily than its endpoint.
+    `endpoint` is the host and port of the configured coordinator, also on a link to a replica that it listed: listing more
+    replicas gains it nothing. A coordinator can change its account more easily than its endpoint.
     """
 
     coordinator: Address
@@ -330,6 +331,11 @@ class Link(Protocol):
     @property
     def has_room(self) -> bool:
         """Whether a frame can be posted now: the queue has room, and the link is not lost."""
+        ...
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the link has ended, so that nothing that is posted arrives."""
         ...
 
     async def drain(self) -> None:

@@ -16,6 +16,7 @@ from coordinator.domain.resource_bounds import LOOKUP_UNITS
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.job_link import (
     CREDIT_BYTES,
+    LAST_FRAMES,
     LINK_STREAM,
     RECORD_HEAD,
     WINDOW_BYTES,
@@ -81,7 +82,10 @@ class LinkStream:
         """See FrameSink."""
         if self.abandoned:
             return False
-        return self._sent(len(payload), record_head(self.number, kind, len(payload)), payload)
+        full = self._sent(len(payload), record_head(self.number, kind, len(payload)), payload)
+        if kind in LAST_FRAMES:
+            self.end()  # in the same message, although the job may go on until its receipt is stored
+        return full
 
     def take_frame(self, frame: bytes) -> bool:
         """Sends a packed frame if that keeps nobody waiting. Returns whether it was sent."""
@@ -257,11 +261,14 @@ class ClientLink:
     # What the client gets
 
     def post(self, head: bytes, payload: bytes = b"") -> None:
-        """Sends a record, together with what else is posted in this turn of the event loop."""
+        """Sends a record, together with what else is posted in this turn of the event loop or in the next one.
+
+        What arrived with a job's chunk, such as its receipt, goes through the job's task, which runs in the next turn.
+        """
         if self.closed:
             return
         if not self._parts:
-            self._loop.call_soon(self.flush)
+            self._loop.call_soon(self._loop.call_soon, self.flush)
         self._parts += (head, payload) if payload else (head,)
         self._size += RECORD_HEAD + len(payload)
         if self._size >= MAX_BATCH:

@@ -190,6 +190,13 @@ class LiveJob:
             await self.sink.wait()
             self._note_read(tick())
 
+    def put_last(self, kind: Kind, payload: bytes) -> bool:
+        """Gives the reader the frame that ends the job. Returns False if something must be done before: then `put` gives it."""
+        if self.sink is None or self.before_receipt is not None:
+            return False
+        self.sink.put(kind, payload)
+        return True
+
     def _note_read(self, tick: float) -> None:
         """Notes that the reader has room again."""
         if self.reading_since is None:

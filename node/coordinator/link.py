@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -18,13 +17,15 @@ import structlog
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import WebSocketException
 
+from node.coordinator.link_session import LinkSession, wait_for
 from node.coordinator.link_settings import LinkSettings, node_url
-from node.ports import Link, LinkLost
+from node.ports import Link
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadMessage, TallyError, error_from_json
 from tallystick.protocol.link import Beat, Capacities, Capacity, Challenge, Hello, Listing, endpoint_of
 from tallystick.protocol.messages import Connect
 from tallystick.protocol.proxies import uses_proxy
+from tallystick.protocol.replicas import read_replica_urls, read_welcome
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import MAX_BODY, MAX_FRAME, NO_JOB, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.plaintext import warn_if_plaintext
@@ -34,10 +35,8 @@ from tallystick.version import __version__
 log = structlog.get_logger()
 _GONE = Capacity(0, 0)
 """The capacity of an engine that was removed, until its asks are."""
-_NOTHING = Listing((), (), {})
 _JITTER = random.SystemRandom().random
 _CLOSE_SECONDS = 3.0
-MAX_OUTBOX_FACTOR = 16
 _MIN_BEAT_SECONDS = 0.02
 """Changes of the free slots within this time are reported once."""
 
@@ -56,6 +55,32 @@ class LinkHandler(Protocol):
     def disconnected(self, link: Link) -> None:
         """A connected link ended."""
         ...
+
+
+class WrongCoordinator(BadMessage):
+    """The peer is another coordinator than the one that is expected there."""
+
+
+class LinkObserver(Protocol):
+    """Watches a link for whoever keeps the links of a coordinator."""
+
+    def replicas_listed(self, link: NodeLink, coordinator: Address, urls: tuple[str, ...]) -> None:
+        """The coordinator listed its replicas; none if it is alone."""
+        ...
+
+    def link_changed(self) -> None:
+        """A link was connected, or lost its connection."""
+        ...
+
+
+class _Unobserved:
+    """Observes nothing."""
+
+    def replicas_listed(self, link: NodeLink, coordinator: Address, urls: tuple[str, ...]) -> None:
+        """See LinkObserver."""
+
+    def link_changed(self) -> None:
+        """See LinkObserver."""
 
 
 _FOR_HANDLER = frozenset({Kind.DISPATCH, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK, Kind.RECEIPT_REFUSED, Kind.RECALLED})
@@ -77,16 +102,23 @@ class NodeLink:
         coordinator: Address | None = None,
         log_head: Callable[[Address], bytes] = lambda _coordinator: b"",
         jitter: Callable[[], float] = _JITTER,
+        observer: LinkObserver | None = None,
+        seed: str | None = None,
     ) -> None:
         """`listing` returns what is offered to a coordinator, `capacities` the current capacity of each slot group.
         `coordinator`: the only account to accept, if it is known. `log_head` returns the newest known head of a coordinator's
-        match log, which is told to that coordinator once. `jitter` returns numbers from 0 to 1.
+        match log, which is told to that coordinator once. `jitter` returns numbers from 0 to 1. `seed`: the configured URL of the
+        coordinator that listed this replica; None for a configured URL itself.
         """
         self.url = node_url(url)
+        self.seed, self._listed = node_url(seed or url), seed is not None
+        self._observer: LinkObserver = _Unobserved() if observer is None else observer
         self._signer, self._domain, self._handler = signer, domain, handler
         self._listing, self._capacities, self._settings = listing, capacities, settings or LinkSettings()
         self._coordinator, self._jitter, self._log_head = coordinator, jitter, log_head
         self._closing = asyncio.Event()
+        self.retired = self.is_impostor = False
+        """`retired`: it is not connected again. `is_impostor`: the listed replica is not one of its coordinator."""
         self._capacity_changed = asyncio.Event()
         self.session: LinkSession | None = None
         self.problem = "not connected yet"
@@ -105,19 +137,19 @@ class NodeLink:
             log.info("asks announced", url=self.url, asks=len(listing.asks))
 
     async def run(self) -> None:
-        """Connects and reconnects until `close`."""
+        """Connects and reconnects until `close`; once it is retired, until its connection ends."""
         warn_if_plaintext(self.url, "which account buys which model here, when, in which sizes, at which price")
         pause = self._settings.min_backoff_seconds
-        while not self._closing.is_set():
+        while not self._closing.is_set() and not self.retired:
             began = time.monotonic()
             await self._run_connection()
-            if self._closing.is_set():
+            if self._closing.is_set() or self.retired or self.is_impostor:
                 return
             if time.monotonic() - began > self._settings.max_backoff_seconds:
                 pause = self._settings.min_backoff_seconds
             wait = pause * (0.5 + self._jitter() / 2)
             log.warning("no connection to the coordinator", url=self.url, reason=self.problem, retry_seconds=round(wait, 2))
-            await _until(self._closing, wait)
+            await wait_for(self._closing, wait)
             pause = min(2 * pause, self._settings.max_backoff_seconds)
 
     async def close(self) -> None:
@@ -148,6 +180,10 @@ class NodeLink:
                 self.problem = session.problem or "the coordinator closed the connection"
             finally:
                 await socket.close()
+        except WrongCoordinator as error:
+            self.problem, self.is_impostor = str(error), self._listed
+            if self._listed:
+                log.warning("a listed replica is another coordinator's and is not used", url=self.url, reason=self.problem)
         except TallyError as error:
             self.problem = str(error)
         except TimeoutError:
@@ -166,14 +202,18 @@ class NodeLink:
                 endpoint=endpoint_of(self.url),
             )
             listing = self._listing(challenge.coordinator)
-            hello = Hello(self._signer.sign(answer, self._domain), listing, f"tallystick-node/{__version__}")
+            hello = Hello(self._signer.sign(answer, self._domain), listing, f"tallystick-node/{__version__}", replicas=True)
             await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
-            await _expect(socket, Kind.WELCOME)
-        return LinkSession(socket, challenge.coordinator, self._settings.outbox_frames, listing, endpoint_of(self.url))
+            replicas = read_welcome(loads(await _expect(socket, Kind.WELCOME), "welcome"))
+        self._observer.replicas_listed(self, challenge.coordinator, replicas)
+        return LinkSession(socket, challenge.coordinator, self._settings.outbox_frames, listing, endpoint_of(self.seed))
 
     def _check_challenge(self, challenge: Challenge) -> None:
         if self._coordinator is not None and challenge.coordinator != self._coordinator:
-            raise BadMessage(f"challenge.coordinator: expected the configured {self._coordinator}, got {challenge.coordinator}")
+            expected = (
+                f"{self._coordinator}, which listed it as a replica" if self._listed else f"the configured {self._coordinator}"
+            )
+            raise WrongCoordinator(f"challenge.coordinator: expected {expected}, got {challenge.coordinator}")
         if (challenge.chain_id, challenge.contract) != (self._domain.chain_id, self._domain.contract):
             raise BadMessage(
                 f"the coordinator uses contract {challenge.contract} on chain {challenge.chain_id}, but this node uses contract "
@@ -188,6 +228,7 @@ class NodeLink:
         writer = asyncio.create_task(session.write(), name="outbox")
         try:
             self._handler.connected(session)
+            self._observer.link_changed()
             if self._listing(session.coordinator).asks != session.announced.asks:
                 self.announce_asks()
             await self._read(session)
@@ -203,6 +244,7 @@ class NodeLink:
             heartbeats.cancel()
             writer.cancel()
             self._handler.disconnected(session)
+            self._observer.link_changed()
             await asyncio.gather(heartbeats, writer, return_exceptions=True)
 
     async def _read(self, session: LinkSession) -> None:
@@ -232,6 +274,8 @@ class NodeLink:
         kind, job, payload = unpack_link(message)
         if kind in _FOR_HANDLER:
             self._handler.frame_received(session, kind, job, payload)
+        elif kind is Kind.REPLICAS:
+            self._observer.replicas_listed(self, session.coordinator, read_replica_urls(loads(payload, "replicas"), "replicas"))
         elif kind is Kind.ERROR:
             session.problem = str(error_from_json(loads(payload, "error"), 502))
             log.error("the coordinator refuses this node", url=self.url, reason=session.problem)
@@ -242,7 +286,7 @@ class NodeLink:
         while True:
             self._report(session)
             await asyncio.sleep(_MIN_BEAT_SECONDS)
-            await _until(self._capacity_changed, self._settings.heartbeat_seconds)
+            await wait_for(self._capacity_changed, self._settings.heartbeat_seconds)
             self._capacity_changed.clear()
 
     def _report(self, session: LinkSession) -> None:
@@ -260,103 +304,6 @@ class NodeLink:
         session.post(Kind.BEAT, NO_JOB, dumps(beat.to_json()))
 
 
-class LinkSession:
-    """One connected session (ports.Link).
-
-    Posted frames leave at once, those of one turn of the event loop in one write. While the coordinator does not read, they wait
-    in order and one task writes them. `drain` slows down a sender that posts more than the coordinator reads.
-    """
-
-    def __init__(
-        self,
-        socket: FastPathConnection,
-        coordinator: Address,
-        outbox_frames: int,
-        announced: Listing = _NOTHING,
-        endpoint: str = "",
-    ) -> None:
-        """`announced`: what HELLO carried, or ASKS later; `endpoint`: the host and port that was dialled."""
-        self.socket, self.coordinator, self.announced, self.endpoint = socket, coordinator, announced, endpoint
-        self.reported = dict(announced.capacities)
-        """The capacities that the coordinator knows."""
-        self.problem, self.log_head, self.told_head = "", b"", b""
-        self._limit = outbox_frames
-        self._outbox: deque[bytes] = deque()
-        self._posted, self._room, self._empty = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._room.set()
-        self._empty.set()
-        self._closed = False
-        self._ending: asyncio.Task[None] | None = None
-
-    def post(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
-        """See ports.Link.
-
-        The queue is limited by `drain` and by the credit of running jobs. The connection ends if answers to a coordinator that
-        does not read fill the queue MAX_OUTBOX_FACTOR times over.
-        """
-        if self._closed:
-            return
-        if not self._outbox and not self.socket.paused:
-            if not self.socket.send_parts((bytes((kind,)), job, payload)):
-                self.close()
-            return
-        if len(self._outbox) >= MAX_OUTBOX_FACTOR * self._limit:
-            self.problem = f"the coordinator does not read: {len(self._outbox)} frames are waiting"
-            self.close()
-            self.socket.transport.abort()
-            return
-        self._outbox.append(pack_link(kind, job, payload))
-        self._posted.set()
-        self._empty.clear()
-        if len(self._outbox) >= self._limit:
-            self._room.clear()
-
-    @property
-    def has_room(self) -> bool:
-        """See ports.Link."""
-        return not self._closed and self._room.is_set()
-
-    async def drain(self) -> None:
-        """See ports.Link."""
-        if not self._room.is_set():
-            await self._room.wait()
-        if self._closed:
-            raise LinkLost
-
-    async def write(self) -> None:
-        """Sends what is posted, until the connection ends."""
-        try:
-            while True:
-                await self._posted.wait()
-                while self._outbox:
-                    await self.socket.send(self._outbox.popleft())
-                    if len(self._outbox) < self._limit // 2:
-                        self._room.set()
-                self._posted.clear()
-                self._empty.set()
-        except WebSocketException:
-            self.close()
-
-    async def flush(self, seconds: float) -> None:
-        """Waits until everything posted was sent, for at most `seconds`."""
-        await _until(self._empty, seconds)
-
-    def end_soon(self, reason: str, code: int) -> None:
-        """Begins to close the connection with a reason."""
-        self._ending = asyncio.create_task(self.end(reason, code), name="link end")
-
-    async def end(self, reason: str, code: int = 1000) -> None:
-        """Closes the connection with a reason."""
-        self.close()
-        await self.socket.close(code, reason)
-
-    def close(self) -> None:
-        """Marks the session as closed and wakes up waiting senders."""
-        self._closed = True
-        self._room.set()
-        self._empty.set()
-
-
 async def _expect(socket: ClientConnection, kind: Kind) -> bytes:
     received, _, payload = unpack_link(await socket.recv())
     if received is Kind.ERROR:
@@ -364,12 +311,3 @@ async def _expect(socket: ClientConnection, kind: Kind) -> bytes:
     if received is not kind:
         raise BadMessage(f"link: expected {kind.name}, got {received.name}")
     return payload
-
-
-async def _until(event: asyncio.Event, seconds: float) -> None:
-    """Waits for an event, for at most `seconds`."""
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        pass

@@ -10,7 +10,11 @@ from tallystick.protocol.errors import BadMessage
 
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
-    """Settings of the link; times are seconds. `outbox_frames`: frames that may wait before jobs are slowed down."""
+    """Settings of the link; times are seconds. `outbox_frames`: frames that may wait before jobs are slowed down.
+
+    `max_replicas`: replicas of one coordinator to connect to. `replica_grace_seconds`: how long the link to a replica that is no
+    longer listed may stay open for its jobs.
+    """
 
     connect_seconds: float = 10.0
     heartbeat_seconds: float = 5.0
@@ -18,6 +22,8 @@ class LinkSettings:
     min_backoff_seconds: float = 0.5
     max_backoff_seconds: float = 30.0
     outbox_frames: int = 1_024
+    max_replicas: int = 8
+    replica_grace_seconds: float = 600.0
 
 
 def node_url(url: str) -> str:

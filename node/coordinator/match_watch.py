@@ -31,9 +31,11 @@ MAX_ANSWER = 1 << 20
 
 
 class MatchWatch:
-    """See the module's docstring. `url_of`: the address of a link's coordinator. `folder`: where evidence is kept."""
+    """See the module's docstring. `url_of`: the URL of an open link to a coordinator; empty without one. `folder`: where
+    evidence is kept.
+    """
 
-    def __init__(self, domain: Domain, folder: Path, url_of: Callable[[Link], str]) -> None:
+    def __init__(self, domain: Domain, folder: Path, url_of: Callable[[Address], str]) -> None:
         self._domain, self._folder, self._url_of = domain, folder, url_of
         self._watches: dict[Address, LogWatch] = {}
         self._urls: dict[Address, str] = {}
@@ -59,14 +61,22 @@ class MatchWatch:
 
     def _watch_of(self, link: Link) -> LogWatch:
         coordinator = link.coordinator
-        if url := self._url_of(link):  # empty once the link has ended
-            self._urls[coordinator] = base_url(url)
+        self._remember_url(coordinator)
         watch = self._watches.get(coordinator)
         if watch is None:
             watch = self._watches[coordinator] = LogWatch(
-                self._domain, coordinator, self._folder, lambda question: ask_proof(self._urls[coordinator], question)
+                self._domain, coordinator, self._folder, lambda question: self._ask(coordinator, question)
             )
         return watch
+
+    async def _ask(self, coordinator: Address, question: LogQuestion) -> object:
+        """Asks the coordinator over any open link to it, or where it was last. Raises TallyError."""
+        self._remember_url(coordinator)
+        return await ask_proof(self._urls[coordinator], question)
+
+    def _remember_url(self, coordinator: Address) -> None:
+        if url := self._url_of(coordinator):
+            self._urls[coordinator] = base_url(url)
 
     async def close(self) -> None:
         """Stops watching; matches that were not checked yet are checked by the next process."""

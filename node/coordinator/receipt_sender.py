@@ -2,6 +2,7 @@
 
 A receipt leaves once with its job. Until the coordinator confirms that it is stored, or refuses it for good, it is sent again
 after every reconnection and at intervals. It then carries its order, because a killed coordinator may not have stored the job.
+Any replica of the coordinator takes it: if the one that gave the job is lost, the receipt goes to another one at once.
 """
 
 from __future__ import annotations
@@ -33,28 +34,39 @@ class ReceiptSender:
     """See the module's docstring. `resend_seconds`: how long to wait for an acknowledgement before sending again."""
 
     def __init__(self, store: ReceiptStore, resend_seconds: float = 60.0, now: Callable[[], float] = time.time) -> None:
-        self._store, self._resend, self._now = store, resend_seconds, now
-        self._links: dict[Address, Link] = {}
+        self._store, self._resend_seconds, self._now = store, resend_seconds, now
+        self._links: dict[Address, list[Link]] = {}
+        """The open links to each coordinator, one for each replica, oldest first."""
         self._fresh: set[Address] = set()
         self._next_page: dict[Address, int] = {}
         self._unsaved: dict[Address, set[JobId]] = {}
         self._has_fresh, self._has_unsaved = asyncio.Event(), asyncio.Event()
 
     def connected(self, link: Link) -> None:
-        """Sends the unconfirmed receipts of a link that was opened."""
-        self._links[link.coordinator] = link
-        self._fresh.add(link.coordinator)
-        self._has_fresh.set()
+        """Sends the unconfirmed receipts of a coordinator, if this is its first link."""
+        links = self._links.setdefault(link.coordinator, [])
+        links.append(link)
+        if len(links) == 1:
+            self._resend(link.coordinator)
 
     def resend_now(self) -> None:
-        """Sends all unconfirmed receipts on every link, because some were never sent."""
-        self._fresh |= self._links.keys()
+        """Sends all unconfirmed receipts to every coordinator, because some were never sent."""
+        for coordinator in self._links:
+            self._resend(coordinator)
+
+    def _resend(self, coordinator: Address) -> None:
+        self._fresh.add(coordinator)
         self._has_fresh.set()
 
     def disconnected(self, link: Link) -> None:
-        """Forgets a link that ended."""
-        if self._links.get(link.coordinator) is link:
-            del self._links[link.coordinator]
+        """Forgets a link that ended. What was on its way goes to another replica."""
+        links = self._links.get(link.coordinator, [])
+        if link in links:
+            links.remove(link)
+        if links:
+            self._resend(link.coordinator)
+        else:
+            self._links.pop(link.coordinator, None)
 
     def acknowledged(self, link: Link, job: JobId) -> None:
         """Notes that the coordinator stored this job's receipt. The note is saved soon; if it is lost, the receipt is sent once
@@ -88,14 +100,15 @@ class ReceiptSender:
     async def _send_forever(self) -> None:
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._resend):
+                async with asyncio.timeout(self._resend_seconds):
                     await self._has_fresh.wait()
             self._has_fresh.clear()
             fresh, self._fresh = self._fresh, set()
-            for coordinator, link in list(self._links.items()):
-                before = int(self._now()) + 1 if coordinator in fresh else int(self._now() - self._resend)
-                with suppress(LinkLost):
-                    await self._send(link, before)
+            for coordinator, links in list(self._links.items()):
+                before = int(self._now()) + 1 if coordinator in fresh else int(self._now() - self._resend_seconds)
+                if links:
+                    with suppress(LinkLost):
+                        await self._send(links[0], before)
 
     async def _send(self, link: Link, before: int) -> None:
         await self.save_acknowledgements()

@@ -53,4 +53,5 @@ class LinkRouter:
     def disconnected(self, link: Link) -> None:
         """See link.LinkHandler."""
         self.receipt_sender.disconnected(link)
+        self.state_recovery.disconnected(link)
         self.runner.link_lost(link)

@@ -34,8 +34,8 @@ class StateRecovery:
     """See the module's docstring.
 
     `completed`: accounts and URLs of coordinators whose recovery is complete; `required`: URLs that must be complete; `skipped`:
-    URLs that the operator skips; `url_of` returns the URL of a link; `on_complete` is called when a coordinator's recovery is
-    complete.
+    URLs that the operator skips; `url_of` returns the configured URL of a link's coordinator; `on_complete` is called when a
+    coordinator's recovery is complete.
     """
 
     def __init__(
@@ -58,6 +58,8 @@ class StateRecovery:
         self._tasks: set[asyncio.Task[None]] = set()
         self._requested_after: dict[tuple[Address, str], str] = {}
         """The requested page of each coordinator, until it arrives."""
+        self._links: dict[tuple[Address, str], list[Link]] = {}
+        """The open links to each coordinator whose recovery is not complete, one for each replica. The first one is asked."""
 
     @property
     def unanswered(self) -> tuple[str, ...]:
@@ -89,9 +91,25 @@ class StateRecovery:
         return not self.problem and any(coordinator == known for known, _ in self._completed)
 
     def connected(self, link: Link) -> None:
-        """Asks the coordinator of a new link for receipts, unless its recovery is complete."""
-        if (link.coordinator, self._url_of(link)) not in self._completed:
-            self._request_page(link, "")
+        """Asks the coordinator of a new link for receipts, unless its recovery is complete, or another replica is being asked."""
+        source = link.coordinator, self._url_of(link)
+        if source not in self._completed:
+            links = self._links.setdefault(source, [])
+            links.append(link)
+            if links[0] is link:
+                self._request_page(link, source, "")
+
+    def disconnected(self, link: Link) -> None:
+        """Asks another replica, if the link that ended was the one that was asked."""
+        for source, links in list(self._links.items()):
+            if link not in links:
+                continue
+            asked = links[0] is link
+            links.remove(link)
+            if not links:
+                del self._links[source]
+            elif asked and source not in self._completed:
+                self._request_page(links[0], source, "")
 
     def page_received(self, link: Link, payload: bytes) -> None:
         """Handles one page of the answer. Raises BadMessage if the page is malformed."""
@@ -101,37 +119,42 @@ class StateRecovery:
             raise BadMessage(f"recalled: expected at most {MAX_PAGE} receipts and a boolean `more`")
         url = self._url_of(link)
         source = (link.coordinator, url)
-        if source in self._completed or source not in self._requested_after:
+        if source in self._completed or source not in self._requested_after or not self._is_asked(link, source):
             return  # not requested: the next page is requested once the previous one is stored, or pages would pile up
         late = [LateReceipt.from_json(raw_receipt) for raw_receipt in listed]
         after = self._requested_after[source]
         if late and late[-1].receipt.message.payer <= after:  # otherwise the pages might never end
             raise BadMessage(f"recalled: expected receipts of payers after {after}, got {late[-1].receipt.message.payer}")
         del self._requested_after[source]
-        task = asyncio.create_task(self._record_page(link, url, late, more=raw["more"] and bool(late)), name="recalled")
+        task = asyncio.create_task(self._record_page(link, source, late, more=raw["more"] and bool(late)), name="recalled")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _request_page(self, link: Link, after: str) -> None:
-        self._requested_after[link.coordinator, self._url_of(link)] = after
-        link.post(Kind.RECALL, NO_JOB, dumps({"after": after}))
+    def _is_asked(self, link: Link, source: tuple[Address, str]) -> bool:
+        return link in self._links.get(source, ())[:1]
 
-    async def _record_page(self, link: Link, url: str, listed: list[LateReceipt], *, more: bool) -> None:
+    def _request_page(self, link: Link, source: tuple[Address, str], after: str) -> None:
+        if self._is_asked(link, source):
+            self._requested_after[source] = after
+            link.post(Kind.RECALL, NO_JOB, dumps({"after": after}))
+
+    async def _record_page(self, link: Link, source: tuple[Address, str], listed: list[LateReceipt], *, more: bool) -> None:
         """Stores receipts that are newer than the record. Then requests the next page, or completes the recovery."""
         try:
             for late in listed:
                 await self._record(late)
             if not more:
-                await self._store.record_recovery_complete(link.coordinator, url, int(self._now()))
+                await self._store.record_recovery_complete(*source, int(self._now()))
         except TallyError as error:
             log.warning("state recovery failed, so nothing is offered; asking again", reason=str(error))
             await asyncio.sleep(_RETRY_SECONDS)
-            self._request_page(link, "")
+            self._request_page(link, source, "")
             return
         if more:
-            self._request_page(link, listed[-1].receipt.message.payer)
+            self._request_page(link, source, listed[-1].receipt.message.payer)
             return
-        self._completed.add((link.coordinator, url))
+        self._completed.add(source)
+        self._links.pop(source, None)
         if self.problem:
             log.warning("nothing is offered yet", reason=self.problem)
         self.on_complete()

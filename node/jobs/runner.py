@@ -60,7 +60,8 @@ class JobRunner:
     """See the module's docstring.
 
     `on_capacity_change` is called whenever the free capacity changed. `consumed_orders`: orders that must not run again, with
-    their deadlines. `may_take_jobs` returns whether state recovery with a link's coordinator is complete.
+    their deadlines. `may_take_jobs` returns whether state recovery with a link's coordinator is complete. `on_stranded_receipt`
+    is called when a receipt was stored whose link has ended.
     """
 
     def __init__(
@@ -85,9 +86,10 @@ class JobRunner:
         may_take_jobs: Callable[[Link], bool] = lambda _link: True,
         on_match: OnMatch = lambda _link, _match, _order: None,
         on_client_head: Callable[[Link, bytes], None] = lambda _link, _head: None,
+        on_stranded_receipt: Callable[[], None] = lambda: None,
         kept_evidence: KeptEvidence | None = None,
     ) -> None:
-        self._provider, self._domain, self._sealing_key = provider, domain, sealing_key
+        self._provider, self.domain, self._sealing_key = provider, domain, sealing_key
         self._engines, self._tabs, self._store, self._chain = engines, tabs, store, chain
         self._receipt_signer, self._coordinator_credit, self._observer = receipt_signer, coordinator_credit, observer
         self._deadlines, self._now = deadlines or Deadlines(), now
@@ -95,7 +97,7 @@ class JobRunner:
         self._consumed_orders = dict(consumed_orders or {})
         self._prune_at = _PRUNE_SIZE
         self._kept_evidence = kept_evidence or KeptEvidence()
-        self._on_match, self._on_client_head = on_match, on_client_head
+        self._on_match, self._on_client_head, self._on_stranded_receipt = on_match, on_client_head, on_stranded_receipt
         self._admission = Admission(
             asks, rules or AdmissionRules(), lambda order, job: order in self._consumed_orders or job in self._jobs
         )
@@ -251,13 +253,16 @@ class JobRunner:
         await self._refuse(link, matched, cause)
 
     def _match(self, link: Link, job_id: JobId, dispatch: Dispatch) -> MatchedOrder:
-        matched = self._admission.match(LinkIdentity(self._provider, link.coordinator, self._domain), job_id, dispatch)
+        matched = self._admission.match(LinkIdentity(self._provider, link.coordinator, self.domain), job_id, dispatch)
         self._on_match(link, dispatch.match, dispatch.candidate.order)
         return matched
 
     async def _refuse(self, link: Link, matched: MatchedOrder, cause: TallyError) -> None:
         log.info("job refused", job=matched.job.hex(), code=cause.code.value, reason=str(cause))
-        self._fail(link, matched.job, cause, await self._refusals.issue(link.endpoint, matched))
+        receipt = await self._refusals.issue(link.endpoint, matched)
+        self._fail(link, matched.job, cause, receipt)
+        if receipt is not None and link.is_lost:
+            self._on_stranded_receipt()
 
     async def _admit(self, link: Link, matched: MatchedOrder, dispatch: Dispatch) -> Job:
         """Admits a job. Raises TallyError.
@@ -362,6 +367,8 @@ class JobRunner:
         else:
             fallback = Unavailable(Code.PROVIDER_FAILED, result.reason, fault=Fault.PROVIDER)
             self._fail(job.link, admitted.job, result.error or fallback, receipt)
+        if receipt is not None and job.link.is_lost:
+            self._on_stranded_receipt()
         self._report(job, result, receipt.message if receipt is not None else None, unpaid)
         if receipt is not None and end.rows.packed and not end.rows_sent:
             self._kept_evidence.keep(admitted.job, admitted.payer, end.rows.packed)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -20,6 +20,7 @@ from node.chain.collector import Collector
 from node.chain.escrow_view import EscrowView
 from node.chain.payouts import Payouts, check_policy
 from node.chain.watcher import ChainWatcher
+from node.coordinator.coordinator_links import CoordinatorLinks, LinkMaker
 from node.coordinator.link import NodeLink
 from node.coordinator.link_settings import node_url
 from node.coordinator.match_watch import MatchWatch
@@ -31,7 +32,6 @@ from node.domain.tabs import Tabs
 from node.jobs.coordinator_credit import HOUR, HOURS, CoordinatorCredit
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.runner import JobRunner
-from node.ports import Link
 from node.service.ask_publisher import AskPublisher
 from node.service.config import NodeConfig
 from node.service.engine_pool import EnginePool
@@ -41,7 +41,7 @@ from node.service.record_pruner import RecordPruner
 from node.service.resources import Resources, open_resources
 from node.service.status import health, status
 from node.service.status_socket import serve_status
-from tallystick.protocol.eip712 import Domain, Signer
+from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.link import Listing, endpoint_of
 from tallystick.protocol.types import Address
@@ -91,13 +91,14 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
     tabs.expire(now)
     asks = _published_asks(config, resources)
     metrics = _metrics(config, tabs, engine_suspected)
-    links: list[NodeLink] = []
-    match_watch = MatchWatch(domain, config.state / "match-log", partial(_url_of, links))
+    links = CoordinatorLinks(signer.address, config.all_coordinators, config.link)
+    match_watch = MatchWatch(domain, config.state / "match-log", links.url_of)
     state_recovery = await _state_recovery(config, signer, resources, tabs, links)
     hours = await store.coordinator_hours(now // HOUR - HOURS)
     coordinator_credit = CoordinatorCredit(store, config.admission, hours, alarm=metrics.coordinator_suspended)
     unfinished = await store.unfinished_orders(now)
     receipt_signer = ReceiptSigner(signer=signer, domain=domain, tabs=tabs, store=store, unfinished=unfinished)
+    receipt_sender = ReceiptSender(store, config.receipt_resend_interval)
     runner = JobRunner(
         provider=signer.address,
         domain=domain,
@@ -113,17 +114,17 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         rules=config.admission_rules,
         deadlines=config.deadlines,
         consumed_orders=dict(await store.consumed_orders(now)),
-        on_capacity_change=partial(_announce_capacity, links),
+        on_capacity_change=links.announce_capacity,
         may_take_jobs=lambda link: state_recovery.is_complete(link.coordinator),
         on_match=match_watch.on_match,
         on_client_head=match_watch.on_client_head,
+        on_stranded_receipt=receipt_sender.resend_now,
     )
-    receipt_sender = ReceiptSender(store, config.receipt_resend_interval)
     router = LinkRouter(runner, receipt_sender, state_recovery, match_watch)
     listing = _listing_for(asks, resources.engine_pool, runner, state_recovery, coordinator_credit)
-    links += _links(config, signer, domain, router, listing)
-    resources.engine_pool.on_change = partial(_announce_capacity, links)
-    asks_changed = partial(_announce_asks, links)
+    links.make_link = _link_maker(config, signer, links, router, listing)
+    resources.engine_pool.on_change = links.announce_capacity
+    asks_changed = links.announce_asks
     state_recovery.on_complete = partial(_on_recovery_complete, links, router)
     tabs.on_stale_state, coordinator_credit.on_change = asks_changed, asks_changed
     node = Node(
@@ -132,9 +133,9 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         receipt_sender=receipt_sender,
         state_recovery=state_recovery,
         chain_watcher=ChainWatcher(
-            chain, chain, tabs, connected=partial(_connected, links), max_fee_bps=lambda: node.config.admission.max_fee_bps
+            chain, chain, tabs, connected=links.coordinators, max_fee_bps=lambda: node.config.admission.max_fee_bps
         ),
-        links=tuple(links),
+        links=links,
         collector=_collector(config, resources, tabs, metrics, links),
         payouts=resources.payouts,
         ask_publisher=_ask_publisher(config, resources.engine_pool, asks, asks_changed, engine_suspected),
@@ -173,7 +174,7 @@ def _metrics(config: NodeConfig, tabs: Tabs, engine_suspected: asyncio.Event) ->
 
 
 async def _state_recovery(
-    config: NodeConfig, signer: Signer, resources: Resources, tabs: Tabs, links: Sequence[NodeLink]
+    config: NodeConfig, signer: Signer, resources: Resources, tabs: Tabs, links: CoordinatorLinks
 ) -> StateRecovery:
     """Makes the component that asks each coordinator for the receipts that this key signed there."""
     return StateRecovery(
@@ -184,31 +185,24 @@ async def _state_recovery(
         completed=await resources.store.completed_recoveries(),
         required=map(node_url, config.all_coordinators),
         skipped=map(node_url, config.skip_recovery),
-        url_of=partial(_url_of, links),
+        url_of=links.seed_of,
     )
 
 
-def _collector(
-    config: NodeConfig, resources: Resources, tabs: Tabs, metrics: NodeMetrics, links: Sequence[NodeLink]
-) -> Collector:
+def _collector(config: NodeConfig, resources: Resources, tabs: Tabs, metrics: NodeMetrics, links: CoordinatorLinks) -> Collector:
     """Makes the component that turns receipts into money."""
     return Collector(
         signer=resources.signer,
         domain=resources.domain,
         store=resources.store,
         chain=resources.chain,
-        link=lambda coordinator: _session(links, coordinator),
+        link=links.session,
         policy=config.claims,
         on_funds=tabs.observe,
         on_check=tabs.expire,
         settlement=resources.settlement,
         alarm=metrics.alarm,
     )
-
-
-def _url_of(links: Sequence[NodeLink], session: Link) -> str:
-    """Returns the address that a session's connection dialled; empty if it has ended."""
-    return next((link.url for link in links if link.session is session), "")
 
 
 def _listing_for(
@@ -230,28 +224,10 @@ def _listing_for(
     return listing_for
 
 
-def _announce_capacity(links: Sequence[NodeLink]) -> None:
-    """Reports the changed capacity to every coordinator."""
-    for link in links:
-        link.announce_capacity()
-
-
-def _announce_asks(links: Sequence[NodeLink]) -> None:
-    """Sends the changed asks and capacity to every coordinator."""
-    for link in links:
-        link.announce_asks()
-        link.announce_capacity()
-
-
-def _on_recovery_complete(links: Sequence[NodeLink], router: LinkRouter) -> None:
+def _on_recovery_complete(links: CoordinatorLinks, router: LinkRouter) -> None:
     """Offers asks and closes unfinished orders, after the state recovery with a coordinator is complete."""
-    _announce_asks(links)
+    links.announce_asks()
     router.close_unfinished()
-
-
-def _connected(links: Sequence[NodeLink]) -> list[Address]:
-    """Returns the coordinators of the open connections."""
-    return [link.session.coordinator for link in links if link.session is not None]
 
 
 def _ask_publisher(
@@ -268,27 +244,28 @@ def _ask_publisher(
     )
 
 
-def _links(config: NodeConfig, signer: Signer, domain: Domain, router: LinkRouter, listing: ListingFor) -> list[NodeLink]:
-    """Makes one connection to each coordinator; `coordinator_address` is the account of the first."""
-    return [
-        NodeLink(
+def _link_maker(
+    config: NodeConfig, signer: Signer, links: CoordinatorLinks, router: LinkRouter, listing: ListingFor
+) -> LinkMaker:
+    """Returns what makes a link; `coordinator_address` is the account of the first configured coordinator."""
+
+    def make_link(url: str, *, seed: str | None, coordinator: Address | None) -> NodeLink:
+        pinned = config.coordinator_address if url == node_url(config.coordinator) else None
+        return NodeLink(
             url,
             signer=signer,
-            domain=domain,
+            domain=router.runner.domain,
             handler=router,
-            listing=partial(listing, endpoint_of(node_url(url))),
+            listing=partial(listing, endpoint_of(seed or url)),
             capacities=router.runner.capacities,
             settings=config.link,
-            coordinator=config.coordinator_address if url == config.coordinator else None,
+            coordinator=coordinator or pinned,
             log_head=router.match_watch.head_of,
+            observer=links,
+            seed=seed,
         )
-        for url in config.all_coordinators
-    ]
 
-
-def _session(links: Sequence[NodeLink], coordinator: Address) -> Link | None:
-    """Returns the open connection to a coordinator, if there is one."""
-    return next((link.session for link in links if link.session is not None and link.session.coordinator == coordinator), None)
+    return make_link
 
 
 @contextlib.contextmanager
@@ -320,7 +297,7 @@ class Node:
     receipt_sender: ReceiptSender
     state_recovery: StateRecovery
     chain_watcher: ChainWatcher
-    links: tuple[NodeLink, ...]
+    links: CoordinatorLinks
     collector: Collector
     payouts: Payouts
     ask_publisher: AskPublisher
@@ -357,8 +334,7 @@ class Node:
                 self.record_pruner.run(),
                 self.health.run(),
             )
-            parts = (*(link.run() for link in self.links), *services)
-            tasks = [group.create_task(part) for part in parts]
+            tasks = [group.create_task(part) for part in (self.links.run(), *services)]
             await wait_for_stop_signal()
             log.info("stopping", running=self.runner.running, grace_seconds=self.config.shutdown_grace)
             await self._drain()
@@ -403,4 +379,4 @@ class Node:
         except (TallyError, TimeoutError) as error:
             log.warning("claims not submitted; they will be after the next start", error=str(error) or "timed out")
         await self.receipt_sender.save_acknowledgements()
-        await asyncio.gather(*(link.close() for link in self.links), self.match_watch.close())
+        await asyncio.gather(self.links.close(), self.match_watch.close())

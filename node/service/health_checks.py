@@ -86,8 +86,10 @@ class _Checks:
         return {"debts": CheckResult(Health.WARN, f"{len(events)} payers: {kinds}", "tally node collect", len(events))}
 
     async def _check_peer(self) -> dict[str, CheckResult]:
-        """The states of `clock` and `certificate`, as far as the first coordinator's answer tells them."""
-        return (await probe_peer(self._node.links[0].url)).checks()
+        """The states of `clock` and `certificate`, as far as the answer of one coordinator tells them."""
+        links = list(self._node.links)
+        link = next((link for link in links if link.session), next(iter(links), None))
+        return {} if link is None else (await probe_peer(link.url)).checks()
 
 
 def _at_worst_warn(status: Health) -> Health:

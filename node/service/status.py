@@ -10,7 +10,7 @@ from node.chain.collector import Collector
 from node.chain.escrow_view import EscrowView
 from node.chain.payouts import Payouts
 from node.chain.watcher import ChainWatcher
-from node.coordinator.link import NodeLink
+from node.coordinator.coordinator_links import CoordinatorLinks
 from node.coordinator.state_recovery import StateRecovery
 from node.domain.published_asks import PublishedAsks
 from node.domain.tabs import Tabs
@@ -35,7 +35,7 @@ class StatusSources(Protocol):
     @property
     def chain_watcher(self) -> ChainWatcher: ...
     @property
-    def links(self) -> Sequence[NodeLink]: ...
+    def links(self) -> CoordinatorLinks: ...
     @property
     def metrics(self) -> NodeMetrics: ...
     @property
@@ -63,16 +63,17 @@ class StatusSources(Protocol):
 def health(node: StatusSources) -> dict[str, Any]:
     """Returns the JSON of /healthz. `ok`: the node is connected to a coordinator that it serves, and it has something to sell."""
     credit = node.tabs.credit_summary(int(time.time()))
-    sessions, capacities = [link.session for link in node.links], node.runner.capacities()
-    connected = [session.coordinator for session in sessions if session is not None]
+    links, capacities = list(node.links), node.runner.capacities()
+    sessions, connected, by_seed = [link.session for link in links], node.links.coordinators(), node.links.status()
     served = any(node.coordinator_credit.serves(session.endpoint) for session in sessions if session)
-    problems = (node.state_recovery.problem, *(link.problem for link in node.links), *node.coordinator_credit.problems())
+    problems = (node.state_recovery.problem, *(link.problem for link in links), *node.coordinator_credit.problems())
     engines = node.engine_pool.engines
     return {
         "ok": served and bool(node.asks.current) and not node.state_recovery.problem,
         "provider": node.asks.provider,
         "coordinator": connected[0] if connected else None,
-        "coordinators": {link.url: link.session.coordinator if link.session else None for link in node.links},
+        "coordinators": {seed: next(filter(None, accounts.values()), None) for seed, accounts in by_seed.items()},
+        "replicas": {seed: accounts for seed, accounts in by_seed.items() if accounts.keys() - {seed}},
         "trouble": "; ".join(filter(None, problems)),
         "chain_reachable": node.chain.reachable,
         "models": sorted({offer.model for offer in node.asks.offers}),

@@ -39,7 +39,7 @@ class JobWriter:
         """
         item = _Item(write)
         try:
-            entry = self._writer.add(_write_all, item, waited=True, synced=write.ending is not None)
+            entry = self._writer.add(_write_all, item, waited=True, synced=write.ending is not None, brief=True)
         except Unavailable as error:
             return failed(error)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -294,6 +294,11 @@ class MemoryLink:
         """See ports.Link."""
         return self._room.is_set() and not self._lost
 
+    @property
+    def is_lost(self) -> bool:
+        """See ports.Link."""
+        return self._lost
+
     async def drain(self) -> None:
         """See ports.Link."""
         await self._room.wait()

@@ -31,6 +31,8 @@ from tallystick.protocol.versions import PROTOCOL, check_protocol
 from tallystick.protocol.wire import MAX_FRAME, Candidate, Kind, dumps, loads, read_kind
 
 LINK_PATH = "/v1/link"
+LAST_FRAMES = frozenset((Kind.RECEIPT, Kind.FAIL))
+"""Frames that end a job."""
 LINK_STREAM = 0
 MAX_STREAM = (1 << 32) - 1
 NO_LINGER = (1 << 32) - 1

@@ -5,6 +5,10 @@ costs microseconds. It begins when the event loop has run what was ready, which 
 writes follow each other, so each would wait.
 If a write of a group fails, the group is rolled back and each write runs alone, so only the bad one fails. If the transaction
 cannot begin at all, every write of the group fails.
+
+The way to SQLite's thread and back takes longer than a small transaction. So a few brief writes that need no sync are committed
+in the event loop, unless they would have to wait: for another process that holds the file's lock, for a checkpoint, or for a
+disk that was slow a moment ago. Then the thread commits them.
 """
 
 from __future__ import annotations
@@ -28,18 +32,28 @@ MAX_GROUP = 256
 """Writes that share one transaction."""
 MAX_QUEUED = 4_096
 """Writes that wait for a transaction."""
+MAX_AT_ONCE = 4
+"""Writes that may be committed together in the event loop."""
+MAX_AT_ONCE_IN_A_ROW = 64
+"""Transactions in the event loop before the thread, which also makes checkpoints, must commit one."""
+SLOW_SECONDS, SLOW_PAUSE_SECONDS = 0.05, 1.0
+"""After a transaction in the event loop that took so long, the thread commits all for a while."""
 log = structlog.get_logger()
 Work = Callable[[Connection], Any]
 Rows = Sequence[tuple[Prepared, Row]]
 
 
 class Write(NamedTuple):
-    """One write: what it does, its result, whether it must be synced, and whether somebody waits for the result."""
+    """One write: what it does, its result, whether it must be synced, and whether somebody waits for the result.
+
+    `brief`: it takes a fraction of a millisecond, and few others come meanwhile.
+    """
 
     work: Work | Rows
     future: asyncio.Future[Any]
     synced: bool = True
     awaited: bool = True
+    brief: bool = False
 
 
 class Group:
@@ -161,6 +175,10 @@ class GroupCommit(ABC):
         self._begin([self._waiting.popleft() for _ in range(min(MAX_GROUP, len(self._waiting)))])
         self._room.set()
 
+    def commit_now(self, _work: Work) -> bool:
+        """See ThreadCommit."""
+        return False
+
     @abstractmethod
     def _begin(self, writes: Sequence[Write]) -> None:
         """Begins to commit these writes; `_report` gets them when it is done."""
@@ -182,11 +200,21 @@ class GroupCommit(ABC):
 
 
 class ThreadCommit(GroupCommit):
-    """Commits in a thread of its own. `transact` runs a function in a transaction; its second argument: whether it is synced."""
+    """Commits in a thread of its own, or at once. `transact` runs a function in a transaction; its second argument: whether it is
+    synced. `transact_at_once` does so without a sync, and raises an error rather than wait. `tick`: a monotonic clock.
+    """
 
-    def __init__(self, transact: Callable[[Work, bool], Any], translate: Callable[[Exception], Exception]) -> None:
+    def __init__(
+        self,
+        transact: Callable[[Work, bool], Any],
+        transact_at_once: Callable[[Work], Any],
+        translate: Callable[[Exception], Exception],
+        *,
+        tick: Callable[[], float] = time.monotonic,
+    ) -> None:
         super().__init__(translate)
-        self._transact = transact
+        self._transact, self._transact_at_once, self._tick = transact, transact_at_once, tick
+        self._at_once_in_a_row, self._thread_until = 0, float("-inf")
         self._queue: queue.SimpleQueue[Sequence[Write]] = queue.SimpleQueue()
 
     def start(self) -> None:
@@ -196,7 +224,42 @@ class ThreadCommit(GroupCommit):
         threading.Thread(target=self._work, args=(self._loop,), name="database-writer", daemon=True).start()
 
     def _begin(self, writes: Sequence[Write]) -> None:
+        if len(writes) <= MAX_AT_ONCE and all(write.brief and not write.synced for write in writes):
+            group = self._commit_at_once(writes)
+            if group is not None:
+                self._report([group])
+                return
+        self._at_once_in_a_row = 0
         self._queue.put(writes)
+
+    def _commit_at_once(self, writes: Sequence[Write]) -> Group | None:
+        """Commits in the event loop. Returns None if nothing is written, because the thread must or something failed."""
+        began = self._tick()
+        if self._at_once_in_a_row >= MAX_AT_ONCE_IN_A_ROW or began < self._thread_until:
+            return None
+        group = Group(writes)
+        try:
+            self._transact_at_once(group.run)
+        except Exception:  # noqa: BLE001 - the thread does the same again, and reports what fails
+            return None
+        ended = self._tick()
+        group.seconds = ended - began
+        self._at_once_in_a_row += 1
+        if group.seconds > SLOW_SECONDS:
+            self._thread_until = ended + SLOW_PAUSE_SECONDS
+        return group
+
+    def commit_now(self, work: Work) -> bool:
+        """Does a brief write before it returns, without a sync. Returns False if nothing is written; queue it then.
+
+        Nobody shares its transaction.
+        """
+        if self._busy or self._waiting or self._loop is None:
+            return False
+        group = self._commit_at_once([Write(work, self._loop.create_future(), synced=False)])
+        if group is not None:
+            self.on_commit(group.seconds)
+        return group is not None
 
     def _end(self) -> None:
         self._queue.put(())

@@ -27,6 +27,8 @@ JOBS_A_WAIT = 8
 """A write waits for others if this many jobs run for each write that waits already."""
 MAX_QUEUED = 8_192
 """Writes that wait for a transaction."""
+FEW_JOBS = 4
+"""While no more jobs run, and no more of their writes wait, brief ones are committed without a thread (group_commit.py)."""
 Note = Callable[[Exception | None], None]
 """Takes the error of a write; None if it is committed."""
 Apply = Callable[[Connection, Sequence[Any]], None]
@@ -46,12 +48,14 @@ PATIENCE = Patience()
 
 
 class Entry:
-    """One write. `taken`: its group has begun, so its item must not change any more. `synced`: on disk when it is committed."""
+    """One write. `taken`: its group has begun, so its item must not change any more. `synced`: on disk when it is committed.
+    `brief`: it takes a fraction of a millisecond.
+    """
 
-    __slots__ = ("_error", "_futures", "_notes", "_settled", "apply", "item", "synced", "taken")
+    __slots__ = ("_error", "_futures", "_notes", "_settled", "apply", "brief", "item", "synced", "taken")
 
-    def __init__(self, apply: Apply, item: Any, *, synced: bool = False) -> None:
-        self.apply, self.item, self.synced, self.taken = apply, item, synced, False
+    def __init__(self, apply: Apply, item: Any, *, synced: bool = False, brief: bool = False) -> None:
+        self.apply, self.item, self.synced, self.brief, self.taken = apply, item, synced, brief, False
         self._settled = False
         self._error: Exception | None = None
         self._notes: list[Note] = []
@@ -126,13 +130,15 @@ class GroupWriter:
         """Writes that wait for a transaction."""
         return len(self._entries)
 
-    def add(self, apply: Apply, item: Any, *, waited: bool, synced: bool = False) -> Entry:
-        """Queues a write; the entry tells when it is committed. Raises Unavailable if the queue is full or closed."""
+    def add(self, apply: Apply, item: Any, *, waited: bool, synced: bool = False, brief: bool = False) -> Entry:
+        """Queues a write; the entry tells when it is committed. `brief`: see Entry. Raises Unavailable if the queue is full or
+        closed.
+        """
         if self._closed:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is closed")
         if len(self._entries) >= MAX_QUEUED:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too slow: its write queue is full")
-        entry = Entry(apply, item, synced=synced)
+        entry = Entry(apply, item, synced=synced, brief=brief)
         self._entries.append(entry)
         if waited:
             self.hurry()
@@ -201,8 +207,10 @@ class GroupWriter:
         entries, self._entries, self._waiting = self._entries, [], 0
         for entry in entries:
             entry.taken = True
+        work = functools.partial(_apply, entries=entries)
         try:
-            await self._db.write(functools.partial(_apply, entries=entries), synced=any(entry.synced for entry in entries))
+            if not (self._are_brief(entries) and self._db.commit_now(work)):
+                await self._db.write(work, synced=any(entry.synced for entry in entries))
         except Unavailable as error:
             for entry in entries:
                 entry.settle(error)
@@ -211,6 +219,10 @@ class GroupWriter:
         else:
             for entry in entries:
                 entry.settle()
+
+    def _are_brief(self, entries: Sequence[Entry]) -> bool:
+        few = len(entries) <= FEW_JOBS and self._running() <= FEW_JOBS
+        return few and all(entry.brief and not entry.synced for entry in entries)
 
     async def _commit_alone(self, entries: Sequence[Entry]) -> None:
         for entry in entries:

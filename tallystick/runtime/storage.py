@@ -23,12 +23,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
 
 import structlog
 from sqlalchemy import URL, Connection, create_engine, event, pool
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.runtime.database_errors import BUSY_SECONDS, explain, explain_failed_start
@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 Work = Callable[[Connection], R]
+_ATTEMPTS = 5
+"""Of a transaction that PostgreSQL undid because of another process's."""
+_CONFLICTS = frozenset({"40001", "40P01"})
+"""SQLSTATEs of a serialization failure and a deadlock."""
+CHECKPOINT_PAGES = 1_000
+"""Pages of SQLite's write-ahead log from which on a commit copies them into the database."""
 _MIGRATING = threading.Lock()
 """Held during a migration. Alembic keeps its state in module globals, so a process migrates one database at a time."""
 log = structlog.get_logger()
@@ -55,6 +61,23 @@ class _Backend(Protocol):
     async def migrate(self, work: Work[None]) -> None: ...
     async def read(self, work: Work[R]) -> R: ...
     async def close(self) -> None: ...
+
+
+class _Mode(NamedTuple):
+    """How the writer's connection commits: whether with a sync, and whether it waits for locks and makes checkpoints."""
+
+    synced: bool
+    waits: bool
+
+    def set(self, connection: Connection) -> None:
+        """Sets the mode, outside a transaction. In WAL mode, NORMAL commits without a sync."""
+        driver: Any = connection.connection.dbapi_connection
+        driver.execute(f"PRAGMA synchronous={'FULL' if self.synced else 'NORMAL'}")
+        driver.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1_000 if self.waits else 0:.0f}")
+        driver.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES if self.waits else 0}")
+
+
+_SYNCED, _COMMITTED, _AT_ONCE = _Mode(synced=True, waits=True), _Mode(synced=False, waits=True), _Mode(synced=False, waits=False)
 
 
 class _Sqlite:
@@ -73,11 +96,11 @@ class _Sqlite:
         connect = {"check_same_thread": False, "timeout": BUSY_SECONDS}
         self._engine = create_engine(url, poolclass=pool_class, connect_args=connect, hide_parameters=True)
         event.listen(self._engine, "connect", functools.partial(_pragmas, page_size=page_size))
-        self.commits = ThreadCommit(self._write, translate)
+        self.commits = ThreadCommit(self._write, self._write_at_once, translate)
         self._reader = ThreadPoolExecutor(1, "sqlite-reader")
         self._writing: Connection | None = None
         """The writer's connection, which stays open from one transaction to the next."""
-        self._synced: bool | None = None
+        self._mode: _Mode | None = None
         """The mode of the writer's connection; None: not known."""
 
     async def prepare(self) -> None:
@@ -103,18 +126,25 @@ class _Sqlite:
             return _run(work, connection)
 
     def _write(self, work: Work[Any], synced: bool) -> None:
+        self._commit(work, _SYNCED if synced else _COMMITTED)
+
+    def _write_at_once(self, work: Work[Any]) -> None:
+        """Raises an error where it would have to wait for another process. It leaves checkpoints to `_write`."""
+        self._commit(work, _AT_ONCE)
+
+    def _commit(self, work: Work[Any], mode: _Mode) -> None:
         if self._writing is None:
             self._writing = self._engine.connect()
         connection = self._writing
         try:
             with connection.begin():
-                if synced is not self._synced:  # in WAL mode, NORMAL commits without a sync
-                    connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
-                    self._synced = synced
+                if mode is not self._mode:
+                    mode.set(connection)
+                    self._mode = mode
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
                 _run(work, connection)
         except BaseException:
-            self._writing = self._synced = None
+            self._writing = self._mode = None
             connection.close()
             raise
 
@@ -220,6 +250,16 @@ class _Postgres:
             return await connection.run_sync(functools.partial(_run, work))
 
     async def _write(self, work: Work[Any], synced: bool) -> None:
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return await self._write_once(work, synced)
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) not in _CONFLICTS:
+                    raise
+                log.info("transaction repeated: it met another process's", reason=type(error.orig).__name__)
+        return await self._write_once(work, synced)
+
+    async def _write_once(self, work: Work[Any], synced: bool) -> None:
         async with self._engine.begin() as connection:
             if not synced:
                 await connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
@@ -271,12 +311,20 @@ class Database:
         self._file_identity = await asyncio.to_thread(_file_identity, self.url)
         self._backend.commits.start()
 
-    async def write(self, work: Work[R], *, synced: bool = True) -> R:
+    async def write(self, work: Work[R], *, synced: bool = True, brief: bool = False) -> R:
         """Runs `work` and returns its result once it is durable, see above. Raises the error of `work`, or Unavailable; then
         nothing is written.
+
+        `brief`: `work` takes a fraction of a millisecond, and few other writes come meanwhile, so it may run in the event loop.
         """
-        result: R = await self._write(work, synced=synced)
+        result: R = await self._write(work, synced=synced, brief=brief)
         return result
+
+    def commit_now(self, work: Work[Any]) -> bool:
+        """Runs brief `work` in a transaction of its own before this returns, without a sync. Returns False if nothing is written,
+        because that would have to wait or failed; `write` it then.
+        """
+        return not self._closed and self._backend.commits.commit_now(work)
 
     async def append(self, rows: Rows, *, synced: bool = True) -> None:
         """Runs each statement with its row, all or none, and returns once they are durable.
@@ -287,10 +335,10 @@ class Database:
         """
         await self._write(rows, synced=synced)
 
-    async def _write(self, work: Work[Any] | Rows, *, synced: bool) -> Any:
+    async def _write(self, work: Work[Any] | Rows, *, synced: bool, brief: bool = False) -> Any:
         self._check_open()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        write, commits = Write(work, future, synced), self._backend.commits
+        write, commits = Write(work, future, synced, brief=brief), self._backend.commits
         if not commits.put(write):
             await commits.put_in_turn(write)
         return await future

@@ -78,6 +78,8 @@ class FakeCoordinator:
     account: Address = COORDINATOR.address
     acknowledge: bool = True
     recalls: bool = True
+    replicas: list[str] = field(default_factory=list)
+    """What WELCOME lists."""
     port: int = 0
     connections: asyncio.Queue[Connection] = field(default_factory=asyncio.Queue)
     remembered: list[LateReceipt] = field(default_factory=list)
@@ -112,10 +114,11 @@ class FakeCoordinator:
             return
         assert kind is Kind.HELLO
         hello = Hello.from_json(loads(payload, "hello"))
+        assert hello.replicas
         connect = hello.connect.verify(self.domain).message
         assert (connect.challenge, connect.coordinator) == (NONCE, self.account)
         connection = Connection(socket, hello)
-        await socket.send(pack_link(Kind.WELCOME, payload=b"{}"))
+        await socket.send(pack_link(Kind.WELCOME, payload=dumps({"replicas": self.replicas} if self.replicas else {})))
         self.connections.put_nowait(connection)
         try:
             async for message in socket:

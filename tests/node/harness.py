@@ -193,9 +193,14 @@ class RunnerHarness:
             deadlines=deadlines or Deadlines(),
             now=clock,
             on_capacity_change=self._changes.set,
+            on_stranded_receipt=self._strand,
         )
+        self.stranded = 0
         self.link = self.connect()
         self.client = Client()
+
+    def _strand(self) -> None:
+        self.stranded += 1
 
     def connect(self) -> MemoryLink:
         """Returns a link whose coordinator confirms at once that it has output."""

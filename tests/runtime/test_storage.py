@@ -391,7 +391,11 @@ class Failing:
         self.error, self.late = error, late
         self.runs = 0
         translate = database._translate
-        self.commits = ThreadCommit(self._transact, translate) if threaded else LoopCommit(self._transact_in_loop, translate)
+        self.commits = (
+            ThreadCommit(self._transact, lambda work: self._transact(work, synced=False), translate)
+            if threaded
+            else LoopCommit(self._transact_in_loop, translate)
+        )
 
     def _transact(self, work: Callable[[Any], Any], synced: bool) -> None:
         self.runs += 1

@@ -19,6 +19,7 @@ from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Amount, format_amount
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from rich.console import RenderableType
@@ -61,7 +62,8 @@ async def _ratings(report: dict[str, Any]) -> dict[str, Any]:
     for url, coordinator in report["coordinators"].items():
         if coordinator is not None and report.get("provider"):
             try:
-                base = url.replace("ws", "http", 1).removesuffix("/v1/node")
+                connected = (replica for replica, account in report.get("replicas", {}).get(url, {}).items() if account)
+                base = next(connected, url).replace("ws", "http", 1).removesuffix("/v1/node")
                 answer = await fetch_decisions(base, report["provider"], "limit=1")
             except TallyError:
                 ratings[url] = None
@@ -126,11 +128,11 @@ def _draw(report: dict[str, Any]) -> RenderableType:
 def _summary(report: dict[str, Any]) -> Table:
     from tallystick.chain.state_explainer import span
 
-    links = (f"{url} {'connected' if provider else 'disconnected'}" for url, provider in report["coordinators"].items())
     grid = Table.grid(padding=(0, 2))
     for name, value in (
         ("up for", span(int(report["upSeconds"]))),
-        ("coordinators", ", ".join(links)),
+        ("coordinators", ", ".join(_links(report["coordinators"]))),
+        *(("replicas", ", ".join(_links(accounts))) for accounts in report.get("replicas", {}).values()),
         ("chain", "reachable" if report["chain_reachable"] else "unreachable: settlement waits, jobs continue"),
         ("running jobs", f"{report['running']}; free slots: {report['free_slots']}"),
         ("speed", _speed(report["tokens_per_second"], report["first_token_ms"])),
@@ -151,6 +153,11 @@ def _summary(report: dict[str, Any]) -> Table:
     ):
         grid.add_row(f"[dim]{name}[/dim]", escape(value))
     return grid
+
+
+def _links(accounts: Mapping[str, str | None]) -> Iterator[str]:
+    for url, account in accounts.items():
+        yield f"{url} {'disconnected' if account is None else 'connected'}"
 
 
 def _engines(report: dict[str, Any]) -> Table:

@@ -19,6 +19,7 @@ from tallystick.protocol.errors import BadMessage, Fault, TallyError, Unavailabl
 from tallystick.protocol.job_link import (
     CREDIT_BYTES,
     FRAME_HEAD,
+    LAST_FRAMES,
     LINK_PATH,
     LINK_STREAM,
     MAX_CLIENT_MESSAGE,
@@ -51,7 +52,6 @@ BUSY_SECONDS = 5.0
 """The same, after a coordinator that has no room for a link now."""
 MAX_BUFFERED = WINDOW_BYTES + MAX_FRAME
 """Bytes of one stream that are held, for a coordinator that keeps the rules: what was granted, and one frame beyond it."""
-_LAST = (Kind.RECEIPT, Kind.FAIL)
 _QUIET = frozenset((Kind.MATCH, Kind.HEDGE, Kind.CHUNK))
 """Frames that a reader who wants the whole answer need not see at once."""
 
@@ -116,7 +116,7 @@ class LinkJobStream:
             self._buffered += FRAME_HEAD + len(payload)
             if kind not in _QUIET or self._buffered >= CREDIT_BYTES:
                 self._urgent = True
-            self.last = self.last or kind in _LAST
+            self.last = self.last or kind in LAST_FRAMES
             if self._buffered > MAX_BUFFERED:
                 text = f"link: expected at most {WINDOW_BYTES} bytes of a stream before more are granted"
                 self.lose(BadMessage(text, fault=Fault.COORDINATOR))

@@ -12,6 +12,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -53,10 +54,12 @@ from tallystick.protocol.pricing import Usage
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.runtime.database_errors import explain_failed_start
 from tallystick.runtime.database_url import sqlite_url
+from tallystick.runtime.group_writer import FEW_JOBS
 from tallystick.runtime.keystore import write_private
 from tallystick.runtime.storage import Database
 
 log = structlog.get_logger()
+R = TypeVar("R")
 PAGE_SIZE = 2_048
 """Bytes. A job changes few bytes on many pages, and a transaction writes whole pages: half of SQLite's usual size writes less."""
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
@@ -65,15 +68,20 @@ MIGRATIONS = Path(__file__).parents[1] / "migrations"
 class Ledger:
     """The ledger of one payer. Open with `Ledger.open`, close with `close`."""
 
-    def __init__(self, database: Database, payer: Address, evidence: Path, process: ProcessLock) -> None:
-        self._database, self._evidence = database, evidence
+    def __init__(
+        self, database: Database, payer: Address, evidence: Path, process: ProcessLock, running: Callable[[], int]
+    ) -> None:
+        self._database, self._evidence, self._running = database, evidence, running
         self.payer = payer
         self._process = process
         self._warned: set[tuple[int, str]] = set()
 
     @classmethod
-    async def open(cls, path: Path, payer: Address) -> Ledger:
-        """Opens or creates the file, with mode 0600. Raises Unavailable if that fails."""
+    async def open(cls, path: Path, payer: Address, running: Callable[[], int] = lambda: 0) -> Ledger:
+        """Opens or creates the file, with mode 0600. `running` returns how many jobs run in this process.
+
+        Raises Unavailable if the file cannot be used.
+        """
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -81,7 +89,7 @@ class Ledger:
             raise explain_failed_start(error, sqlite_url(path), "ledger_file") from error
         database = Database(sqlite_url(path), "ledger_file", page_size=PAGE_SIZE)
         await database.start(MIGRATIONS)
-        return cls(database, payer, path.parent / "evidence", ProcessLock(path))
+        return cls(database, payer, path.parent / "evidence", ProcessLock(path), running)
 
     async def ping(self) -> float:
         """Waits for the ledger's writer; returns the seconds that it took. Raises Unavailable."""
@@ -95,6 +103,10 @@ class Ledger:
         """Finishes queued writes and closes the file."""
         await self._database.close()
         self._process.release()
+
+    async def _write(self, work: Callable[[Connection], R]) -> R:
+        """Runs a step of a job in a transaction that is not synced. While few jobs run, none waits for a thread."""
+        return await self._database.write(work, synced=False, brief=self._running() <= FEW_JOBS)
 
     async def sign_orders(
         self, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: SignOrder, limits: Sequence[Budget] = ()
@@ -124,14 +136,14 @@ class Ledger:
         limits: Sequence[Budget],
     ) -> list[PlacedOrder]:
         if not limits:
-            return await self._database.write(lambda c: store(c, drafts), synced=False)
+            return await self._write(lambda c: store(c, drafts))
 
         def sign_within_budgets(c: Connection) -> tuple[list[PlacedOrder], list[BudgetStatus]]:
             applicable = (budget for budget in limits if budget.covers(job.label))
             statuses = [budgets.budget_status(c, self.payer, budget, job.created_at) for budget in applicable]
             return store(c, budgets.fit_budgets(drafts, statuses)), statuses
 
-        placed, statuses = await self._database.write(sign_within_budgets, synced=False)
+        placed, statuses = await self._write(sign_within_budgets)
         for status in statuses:
             day_and_budget = (job.created_at // DAY_SECONDS, status.budget.name)
             if status.percent >= status.budget.warn_percent and day_and_budget not in self._warned:
@@ -149,17 +161,15 @@ class Ledger:
 
     async def record_cache_hit(self, hit: CacheHit, now: int) -> None:
         """See `spending.add_cache_hit`."""
-        await self._database.write(lambda c: spending.add_cache_hit(c, self.payer, hit, now), synced=False)
+        await self._write(lambda c: spending.add_cache_hit(c, self.payer, hit, now))
 
     async def reserve_upstream(self, booking: UpstreamBooking, limits: Sequence[Budget]) -> None:
         """See `upstream_spending.reserve`."""
-        await self._database.write(lambda c: upstream_spending.reserve(c, self.payer, booking, limits), synced=False)
+        await self._write(lambda c: upstream_spending.reserve(c, self.payer, booking, limits))
 
     async def settle_upstream(self, booking: UpstreamBooking, cost: Amount, usage: Usage, *, failed: bool) -> None:
         """See `upstream_spending.settle`."""
-        await self._database.write(
-            lambda c: upstream_spending.settle(c, self.payer, booking, cost, usage, failed=failed), synced=False
-        )
+        await self._write(lambda c: upstream_spending.settle(c, self.payer, booking, cost, usage, failed=failed))
 
     async def spending(self, since: int, by: Sequence[str]) -> list[SpendingRow]:
         """See `spending.read_spending`."""
@@ -172,7 +182,7 @@ class Ledger:
         provider and is stored as evidence, also in a file for others. A receipt that charges for what did not arrive
         (UndeliveredCharge) counts against its provider; see `delivery_check.MAX_UNDELIVERED_QUARTERS`.
         """
-        error = await self._database.write(lambda c: writes.record_receipt(c, incoming), synced=False)
+        error = await self._write(lambda c: writes.record_receipt(c, incoming))
         if isinstance(error, UndeliveredCharge):
             log.warning(
                 "a receipt charges for what did not arrive",
@@ -228,11 +238,10 @@ class Ledger:
         keep_orders_open: bool = False,
     ) -> None:
         """Ends a job without a receipt; see `writes.end_job`."""
-        await self._database.write(
+        await self._write(
             lambda c: writes.end_job(
                 c, job, state, reason, now, deliveries=deliveries, matched=matched, keep_orders_open=keep_orders_open
-            ),
-            synced=False,
+            )
         )
 
     async def store_deliveries(self, job: JobId, deliveries: Deliveries, *, matched: bool = True) -> None:
@@ -270,7 +279,7 @@ class Ledger:
 
     async def store_key(self, key: IdempotencyKey, oldest: int) -> IdempotencyKey:
         """Stores a key unless it already has a job, and returns the stored key: another process may have been faster."""
-        return await self._database.write(lambda c: idempotency.store_key(c, self.payer, key, oldest), synced=False)
+        return await self._write(lambda c: idempotency.store_key(c, self.payer, key, oldest))
 
     async def find_key(self, key: str) -> IdempotencyKey | None:
         """Returns the stored key with its job, or None."""

@@ -55,6 +55,15 @@ def test_a_refused_config_is_shown_with_its_reason(width: int) -> None:
     assert "config" not in _shown(width)
 
 
+def test_replicas_are_shown_by_url() -> None:
+    """Each replica of a coordinator is connected or disconnected; a coordinator without replicas has no such line."""
+    seed, accounts = "ws://c.example/v1/node", {"ws://a.example/v1/node": "0x" + "ab" * 20, "ws://b.example/v1/node": None}
+    shown = _shown(200, replicas={seed: accounts})
+    assert "replicas ws://a.example/v1/node connected, ws://b.example/v1/node disconnected" in shown
+    assert "replicas" not in _shown(replicas={})
+    assert "replicas" not in _shown()
+
+
 def test_outcomes_and_amounts_are_in_words() -> None:
     """Outcomes are words and amounts are dollars."""
     shown = _shown()

@@ -61,6 +61,7 @@ def _fail(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         raise FAILURE
 
     monkeypatch.setattr(store.database, "write", fail)
+    monkeypatch.setattr(store.database, "commit_now", lambda _work: False)
     return lambda: monkeypatch.setattr(store.database, "write", write)
 
 

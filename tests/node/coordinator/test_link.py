@@ -10,7 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.asyncio.server import ServerConnection, serve
 
-from node.coordinator.link import MAX_OUTBOX_FACTOR, LinkSession, NodeLink
+from node.coordinator.link import NodeLink
+from node.coordinator.link_session import MAX_OUTBOX_FACTOR, LinkSession
 from node.coordinator.link_settings import LinkSettings, node_url
 from node.ports import Link, LinkLost
 from tallystick.protocol.eip712 import Signed

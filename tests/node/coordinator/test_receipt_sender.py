@@ -141,3 +141,39 @@ async def test_acknowledgements_that_wait_are_bounded(monkeypatch: pytest.Monkey
     sender.acknowledged(link, JobId(bytes([9]) * 16))
     await sender.save_acknowledgements()
     assert len(store.acknowledged_jobs) == 4
+
+
+async def test_replicas_share_the_receipts_of_their_coordinator() -> None:
+    """A further replica gets nothing again; what a lost one may have had goes to the one that is left, at once."""
+    store, client = MemoryStore(), Client()
+    record = await finish(store, client, at=NOW)
+    async with running(ReceiptSender(store, resend_seconds=3_600, now=lambda: NOW)) as sender:
+        first, second = MemoryLink(COORDINATOR.address), MemoryLink(COORDINATOR.address)
+        sender.connected(first)
+        await first.until(Kind.LATE_RECEIPT, record.matched.job)
+        sender.connected(second)
+        later = await finish(store, client, 1, at=NOW)
+        sender.resend_now()
+        await first.until(Kind.LATE_RECEIPT, later.matched.job)
+        assert not second.frames
+        sender.disconnected(first)
+        await second.until(Kind.LATE_RECEIPT, record.matched.job)
+        await second.until(Kind.LATE_RECEIPT, later.matched.job)
+        sender.acknowledged(second, record.matched.job)
+        sender.acknowledged(second, later.matched.job)
+        await sender.save_acknowledgements()
+        assert not await store.unacknowledged(COORDINATOR.address, NOW + 1, 0, 10)
+
+
+async def test_the_loss_of_a_replica_that_was_not_written_to() -> None:
+    """Its jobs' receipts, which it may not have stored, go to the replica that is left."""
+    store, client = MemoryStore(), Client()
+    async with running(ReceiptSender(store, resend_seconds=3_600, now=lambda: NOW)) as sender:
+        first, second = MemoryLink(COORDINATOR.address), MemoryLink(COORDINATOR.address)
+        sender.connected(first)
+        sender.connected(second)
+        record = await finish(store, client, at=NOW)
+        sender.disconnected(second)
+        await first.until(Kind.LATE_RECEIPT, record.matched.job)
+        sender.disconnected(first)
+        assert not sender._links

@@ -205,3 +205,45 @@ async def test_unrequested_pages_are_ignored(world: World) -> None:
     assert len(recovery._tasks) == 1
     await asyncio.gather(*recovery._tasks)
     assert [kind for kind, _, _ in world.first.frames] == [Kind.RECALL] * 2
+
+
+async def test_one_replica_is_asked_and_the_next_one_if_it_is_lost(world: World) -> None:
+    """Replicas of one coordinator share one recovery. If the one that was asked is lost, another is asked from the beginning."""
+    first, second = await receipts(1), MemoryLink(COORDINATOR.address)
+    recovery = await world.recovery(URLS[world.second.coordinator])
+    recovery.connected(world.first)
+    recovery.connected(second)
+    assert (len(world.first.frames), len(second.frames)) == (1, 0)
+    recovery.page_received(second, dumps({"receipts": [], "more": False}))
+    assert not recovery._tasks, "a page of a replica that was not asked"
+    recovery.disconnected(world.first)
+    assert second.payloads(NO_JOB, Kind.RECALL) == [dumps({"after": ""})]
+    recovery.page_received(world.first, dumps({"receipts": [], "more": False}))
+    assert not recovery._tasks
+    recovery.page_received(second, dumps({"receipts": [first[0].to_json()], "more": False}))
+    await asyncio.gather(*recovery._tasks)
+    assert recovery.is_complete(COORDINATOR.address)
+    assert world.tabs.account(PAYER.address).tab.seq == first[0].receipt.message.seq
+    third = MemoryLink(COORDINATOR.address)
+    recovery.connected(third)
+    assert not third.frames
+    for link in (second, third):
+        recovery.disconnected(link)
+
+
+async def test_a_replica_that_was_lost_between_two_pages(world: World) -> None:
+    """The page that it sent is kept; the rest comes from the other replica."""
+    late = await receipts(1)
+    second = MemoryLink(COORDINATOR.address)
+    recovery = await world.recovery(URLS[world.second.coordinator])
+    recovery.connected(world.first)
+    recovery.connected(second)
+    recovery.page_received(world.first, dumps({"receipts": [late[0].to_json()], "more": True}))
+    recovery.disconnected(world.first)
+    await asyncio.gather(*recovery._tasks)
+    assert len(world.first.payloads(NO_JOB, Kind.RECALL)) == 1
+    assert second.payloads(NO_JOB, Kind.RECALL) == [dumps({"after": ""})]
+    assert not recovery.is_complete(COORDINATOR.address)
+    recovery.page_received(second, dumps({"receipts": [], "more": False}))
+    await asyncio.gather(*recovery._tasks)
+    assert recovery.is_complete(COORDINATOR.address)

@@ -388,6 +388,7 @@ async def test_a_lost_link_before_output_leaves_a_receipt() -> None:
     harness.runner.link_lost(harness.link)
     await harness.ended()
     assert engine.stopped == 1
+    assert harness.stranded == 1
     assert nothing_is_owed(harness, placed)
     (late,) = await harness.store.unacknowledged(harness.link.coordinator, NOW + 1, 0, 10)
     assert (late.job, late.late_receipt.receipt.message.outcome) == (placed.job, Outcome.PROVIDER_ERROR)
@@ -404,6 +405,19 @@ async def test_a_lost_link_after_output_leaves_a_receipt() -> None:
     receipt = harness.store.receipt_records[0].receipt.message
     assert (receipt.outcome, receipt.cost) == (Outcome.PROVIDER_ERROR, 0)
     assert not harness.link.payloads(placed.job, Kind.RECEIPT)
+    assert harness.stranded == 1
+
+
+async def test_receipts_strand_only_on_lost_links() -> None:
+    """A receipt that left on its link is not told of as stranded; that of a refusal whose link was lost meanwhile is."""
+    harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
+    await harness.receipt(harness.dispatch())
+    await harness.refusal_receipt(harness.dispatch(terms_with={"max_cost": Amount(1)}))
+    assert harness.stranded == 0
+    harness.dispatch(terms_with={"max_cost": Amount(1)})
+    harness.link.disconnect()
+    await asyncio.gather(*harness.runner._tasks)
+    assert harness.stranded == 1
 
 
 @pytest.mark.parametrize("lost", [True, False], ids=["the link is lost", "no word comes"])
