@@ -38,8 +38,10 @@ class Member(NamedTuple):
 class ReplicaStore(Protocol):
     """The table of replicas."""
 
-    async def beat(self, own: Member, gone_seconds: float) -> list[Member]:
+    async def beat(self, own: tuple[Replica, bool], gone_seconds: float) -> list[tuple[Replica, bool]]:
         """Writes that `own` lives now. Returns the replicas whose last beat is at most `gone_seconds` old, the oldest beat first.
+
+        Each has whether clients may use it.
 
         Raises Unavailable.
         """
@@ -119,9 +121,9 @@ class Membership:
 
     async def beat(self) -> None:
         """Beats once, and follows the list. Does nothing before `join` and after `leave`."""
-        own = self._own
-        if own is None:
+        if self._own is None:
             return
+        own = self._own = Member(self._own.replica, self._own.ready or self._tick() >= self._ready_at)
         try:
             live = await self._store.beat(own, GONE_SECONDS)
         except Unavailable as error:
@@ -142,8 +144,9 @@ class Membership:
             log.info("replicas", urls=[replica.url for replica in self.listed], starting=len(self.known) - len(self.listed))
             self.on_change(self.known)
 
-    def _read(self, own: Replica, live: Sequence[Member]) -> None:
+    def _read(self, own: Replica, rows: Sequence[tuple[Replica, bool]]) -> None:
         """Takes over the list. Right after the database was away, a replica that is missing in it stays."""
+        live = [Member(*row) for row in rows]
         others = {member.replica.url: member for member in live if member.replica.url != own.url}
         claims = [member.replica.id for member in live if member.replica.url == own.url and member.replica.id != own.id]
         self.clash = claims[-1] if claims else None
@@ -151,8 +154,9 @@ class Membership:
         complete = since is None or self._tick() - since >= GONE_SECONDS
         self._others = others if complete else self._others | others
         alone = not any(member.ready for member in self._others.values())
-        if self._own is not None and (alone or self._tick() >= self._ready_at):
+        if self._own is not None and alone and not self._own.ready:
             self._own = Member(own, ready=True)
+            self.look()
 
     async def leave(self) -> None:
         """Takes this replica off the list, so that clients and nodes go elsewhere, before it stops."""

@@ -36,7 +36,7 @@ class SqlReplicaStore:
         self._connection: AsyncConnection | None = None
         self._busy = asyncio.Lock()
 
-    async def beat(self, own: tuple[Replica, bool], gone_seconds: float) -> list[Member]:
+    async def beat(self, own: tuple[Replica, bool], gone_seconds: float) -> list[tuple[Replica, bool]]:
         """See ReplicaStore."""
         replica, ready = own
         row = {"url": replica.url, "beat_at": _NOW, "ready": ready}
@@ -47,7 +47,7 @@ class SqlReplicaStore:
         async with self._connected() as connection:
             await connection.execute(beat)
             await connection.execute(sa.delete(replicas).where(age > FORGET_SECONDS))
-            return [Member(Replica(number, url), ready) for number, url, ready in await connection.execute(live)]
+            return [(Replica(number, url), ready) for number, url, ready in await connection.execute(live)]
 
     async def remove(self, replica: str) -> None:
         """See ReplicaStore."""
