@@ -8,6 +8,7 @@ response is kept, from the next process too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from functools import partial
@@ -27,6 +28,8 @@ from tallystick.protocol.wire import Kind, Submission, pack_frame
 from tallystick.runtime.access_log import record
 
 log = structlog.get_logger()
+STORE_AGAIN_SECONDS = 1.0
+"""How often responses are stored again that the store could not take."""
 STALL_SECONDS = 45
 """A client that takes nothing for this long counts as gone. A provider may stay silent for longer, so it is not at fault."""
 
@@ -74,15 +77,20 @@ class JobService:
         retention: Retention | None = None,
         rate_limiter: RateLimiter | None = None,
         bodies: RequestBodies | None = None,
+        store_again_seconds: float = STORE_AGAIN_SECONDS,
     ) -> None:
         """`store`: keeps responses beyond the process; None keeps them in memory only. `rate_limiter` and `bodies` may be shared
-        with other routes.
+        with other routes. `store_again_seconds`: when responses are stored again that the store could not take.
         """
         self.market, self._store, self.intake = market, store, intake or IntakeLimits()
         self.rate_limiter = rate_limiter or RateLimiter(self.intake, time.monotonic)
         self.bodies = bodies or RequestBodies(self.intake)
         self.buffers = ResponseBuffers(retention or Retention(), time.monotonic)
         self._drivers: set[asyncio.Task[None]] = set()
+        self._unstored: dict[JobId, int] = {}
+        """Jobs whose responses the store could not take, with the times of their ends."""
+        self._store_again_seconds = store_again_seconds
+        self._storing: asyncio.Task[None] | None = None
 
     # Requests
 
@@ -201,7 +209,7 @@ class JobService:
 
     async def _restore(self, job: JobId, fingerprint: bytes) -> ResponseBuffer | None:
         """Returns a stored response, or None. Raises Refusal if the job was posted with other bytes; Unavailable."""
-        if self._store is None or not self.market.placed_before(job):
+        if self._store is None or not await self.market.was_placed(job):
             return None
         stored = await self._store.response(job, self._horizon())
         known = self.buffers.find(job, fingerprint)  # another request may have been faster
@@ -224,7 +232,33 @@ class JobService:
         try:
             await self._store.put_response(stored, since=self._horizon(), max_bytes=self.buffers.retention.stored_bytes)
         except Unavailable as error:
-            log.warning("response not stored; it is lost if this process ends", job=job.hex(), error=str(error))
+            log.warning("response not stored yet; it is lost if this process ends first", job=job.hex(), error=str(error))
+            self._unstored[job] = stored.ended_at
+            if self._storing is None:
+                self._storing = asyncio.create_task(self._store_again(self._store), name="responses")
+
+    async def _store_again(self, store: ResponseStore) -> None:
+        """Stores what the store could not take, such as on a full disk, once it can. Memory bounds what this may be."""
+        try:
+            while self._unstored:
+                await asyncio.sleep(self._store_again_seconds)
+                with contextlib.suppress(Unavailable):
+                    await self._store_unstored(store)
+        finally:
+            self._storing = None
+
+    async def _store_unstored(self, store: ResponseStore) -> None:
+        """Raises Unavailable if the store still cannot take them."""
+        for job, ended_at in list(self._unstored.items()):
+            if self.buffers.is_growing(job):  # its receipt follows
+                continue
+            buffer = self.buffers.ended(job)
+            frames = None if buffer is None else buffer.frames
+            if buffer is not None and frames is not None:
+                stored = StoredResponse(job, buffer.fingerprint, frames, ended_at, buffer.payer)
+                await store.put_response(stored, since=self._horizon(), max_bytes=self.buffers.retention.stored_bytes)
+                log.info("response stored after all", job=job.hex())
+            del self._unstored[job]
 
     def _horizon(self) -> int:
         return int(time.time() - self.buffers.retention.seconds)

@@ -197,6 +197,11 @@ class ResponseBuffer:
         fits = self.whole and self.size + len(last) <= self._max_bytes
         return b"".join((*self._frames, last)) if fits else None
 
+    @property
+    def frames(self) -> bytes | None:
+        """All frames so far; None if the response is not kept whole."""
+        return b"".join(self._frames) if self.whole else None
+
     def uncount(self) -> None:
         """Stops counting the bytes, which only the readers hold from now on."""
         self._resized = _uncounted
@@ -335,6 +340,14 @@ class ResponseBuffers:
     def _keep(self, job: JobId, buffer: ResponseBuffer) -> None:
         self._ended[job] = buffer
         self._ended_by_payer.setdefault(buffer.payer, OrderedDict())[job] = buffer
+
+    def ended(self, job: JobId) -> ResponseBuffer | None:
+        """Returns the response of a job that ended; None if it is not kept."""
+        return self._ended.get(job)
+
+    def is_growing(self, job: JobId) -> bool:
+        """Whether the response of a job has not ended."""
+        return job in self._growing
 
     def restore(self, job: JobId, fingerprint: bytes, frames: bytes, payer: str = "") -> ResponseBuffer:
         """Returns the buffer of a response out of the store: of a former process, or one that memory had no room for."""

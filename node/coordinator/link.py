@@ -112,7 +112,8 @@ class NodeLink:
         coordinator that listed this replica; None for a configured URL itself.
         """
         self.url = node_url(url)
-        self.seed, self._listed, self._observer = node_url(seed or url), seed is not None, observer or _Unobserved()
+        self.seed, self._listed = node_url(seed or url), seed is not None
+        self._observer: LinkObserver = _Unobserved() if observer is None else observer
         self._signer, self._domain, self._handler = signer, domain, handler
         self._listing, self._capacities, self._settings = listing, capacities, settings or LinkSettings()
         self._coordinator, self._jitter, self._log_head = coordinator, jitter, log_head

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import aiohttp
@@ -41,6 +42,8 @@ CHAT = "/v1/chat/completions"
 TEXT = "word " * 60
 """The prompt: 300 bytes."""
 BARE_MODEL = "bench-bare"
+HOLD_SECONDS = 20.0
+"""Between two chunks of an answer that is held; a coordinator waits longer for the next one."""
 _REPLY, _PIECE = b"x" * BODY, b"x" * 150
 
 
@@ -119,17 +122,23 @@ class EnginelessNode:
     def __init__(self, socket: ClientConnection, signer: Signer, domain: Domain, key: SealingKey, ask: Verified[Ask]) -> None:
         self.socket, self._signer, self._domain, self._key, self.ask = socket, signer, domain, key, ask
         self.chunks = 1
+        self.piece = _PIECE
+        """What a chunk of several carries."""
+        self.holding: asyncio.Event | None = None
+        """If it is given, each answer goes on slowly from its first chunk until the event is set."""
         self._seq = self._total = 0
         self._credit: dict[JobId, asyncio.Semaphore] = {}
         self._jobs: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def join(cls, url: str, signer: Signer, domain: Domain) -> EnginelessNode:
-        """Connects and publishes its ask to the coordinator."""
+    async def join(
+        cls, url: str, signer: Signer, domain: Domain, *, models: Sequence[str] = (BARE_MODEL,), source: str | None = None
+    ) -> EnginelessNode:
+        """Connects and publishes its asks to the coordinator; `ask` is that for the first model. `source`: its own IP address."""
         key = SealingKey(X25519, secrets.token_bytes(SealingKey.secret_bytes(X25519)))
         message = Ask(
             provider=signer.address,
-            model=BARE_MODEL,
+            model=models[0],
             input_price=1_000_000,
             cached_input_price=1_000_000,
             output_price=1_000_000,
@@ -142,8 +151,10 @@ class EnginelessNode:
             seq=1,
             spec=Spec(),
         )
-        ask = signer.sign(message, domain)
-        socket = await connect(f"ws{url.removeprefix('http')}/v1/node", max_size=MAX_BODY, compression=None, ping_interval=None)
+        asks = tuple(signer.sign(replace(message, model=model), domain) for model in models)
+        local = None if source is None else (source, 0)
+        address = f"ws{url.removeprefix('http')}/v1/node"
+        socket = await connect(address, max_size=MAX_BODY, compression=None, ping_interval=None, proxy=None, local_addr=local)
         challenge = Challenge.from_json(loads(unpack_link(await socket.recv())[2], "challenge"))
         answer = Connect(
             provider=signer.address,
@@ -151,10 +162,10 @@ class EnginelessNode:
             challenge=challenge.challenge,
             endpoint=endpoint_of(url),
         )
-        hello = Hello(signer.sign(answer, domain), Listing.of_one_group((ask,), Capacity(1_000, 1_000)), "bench")
+        hello = Hello(signer.sign(answer, domain), Listing.of_one_group(asks, Capacity(1_000, 1_000)), "bench")
         await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
         await socket.recv()
-        return cls(socket, signer, domain, key, ask)
+        return cls(socket, signer, domain, key, asks[0])
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -186,9 +197,14 @@ class EnginelessNode:
         await send(pack_link(Kind.ACCEPT, job))
         await credit.acquire()
         await send(pack_link(Kind.CHUNK, job, sealer.seal(dump_response_head(ResponseHead(200, "application/json")))))
+        while self.holding is not None and not self.holding.is_set():
+            await credit.acquire()
+            await send(pack_link(Kind.CHUNK, job, sealer.seal(_PIECE)))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.holding.wait(), HOLD_SECONDS)
         for remaining in range(self.chunks - 1, -1, -1):
             await credit.acquire()
-            await send(pack_link(Kind.CHUNK, job, sealer.seal(_PIECE if self.chunks > 1 else _REPLY, last=remaining == 0)))
+            await send(pack_link(Kind.CHUNK, job, sealer.seal(self.piece if self.chunks > 1 else _REPLY, last=remaining == 0)))
         await send(pack_link(Kind.RECEIPT, job, self._receipt(order, order_hash, terms).to_bytes()))
         del self._credit[job]
 
@@ -214,8 +230,13 @@ class EnginelessNode:
         return self._signer.sign(receipt, self._domain)
 
 
-def sign_jobs(count: int, *, payer: Signer, coordinator: Address, domain: Domain, ask: Verified[Ask]) -> list[bytes]:
-    """Signs and seals `count` submissions for one provider, before the clock starts: signing is the work of clients."""
+def sign_jobs(
+    count: int, *, payer: Signer, coordinator: Address, domain: Domain, ask: Verified[Ask], first: int = 0
+) -> list[bytes]:
+    """Signs and seals `count` submissions for one provider, before the clock starts: signing is the work of clients.
+
+    `first`: how many were signed for that provider before.
+    """
     now, body, submissions = int(time.time()), _body(None, 0, {}), []
     for number in range(count):
         job, key = JobId(secrets.token_bytes(16)), ContentKey.new()
@@ -234,7 +255,7 @@ def sign_jobs(count: int, *, payer: Signer, coordinator: Address, domain: Domain
         order = Order(
             payer=payer.address,
             provider=ask.message.provider,
-            ceiling=Amount(CAP * (number + 1)),
+            ceiling=Amount(CAP * (first + number + 1)),
             reserve_target=Amount(0),
             seq=time.time_ns(),
             deadline=now + 300,

@@ -10,10 +10,12 @@ from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.orders.signing import PlacedOrder
+from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import TERMINAL
+from tallystick.protocol.messages import Receipt
 from tallystick.protocol.sealing import ContentKey
-from tallystick.protocol.types import Address, format_amount
+from tallystick.protocol.types import Address, JobId, format_amount
 from tallystick.protocol.versions import PROTOCOL
 
 
@@ -58,14 +60,21 @@ async def _explain_refusal(context: JobContext, keyed: IdempotencyKey, refused: 
     except Refusal as error:
         if error.code is not Code.UNKNOWN_JOB:
             raise
+        known = await context.ledger.find_job(job)
+        if known is not None and known.receipt is not None:  # the coordinator lost a job that was paid for: not to be paid twice
+            return _answer_gone(job, known.state.value, known.receipt)
         await context.ledger.end_job(job, JobState.FAILED, str(refused), context.now(), keep_orders_open=True)
         await context.ledger.forget_key(keyed.key)
         return refused
     if remote.state not in TERMINAL:
         return Unavailable(Code.COORDINATOR_UNAVAILABLE, f"job {job.hex()} is {remote.state.value}; send the request again later")
+    return _answer_gone(job, remote.state.value, receipt)
+
+
+def _answer_gone(job: JobId, state: str, receipt: Signed[Receipt] | None) -> Refusal:
     billed = "nothing was billed" if receipt is None else f"{format_amount(receipt.message.cost)} dollars were billed"
     text = (
-        f"job {job.hex()} of this idempotency key ended as {remote.state.value}, and {billed}; the coordinator no longer has its "
-        "answer; use another key to place a new job"
+        f"job {job.hex()} of this idempotency key ended as {state}, and {billed}; the coordinator no longer has its answer; use "
+        "another key to place a new job"
     )
     return Refusal(Code.ORDER_REPLAYED, text, fault=Fault.NOBODY)

@@ -519,6 +519,12 @@ def audits_of(market: Market) -> JobAudits:
     return market._audits  # noqa: SLF001 - part of the same class in all but name
 
 
+def audit_counts(market: Market) -> Mapping[str, int]:
+    """The audits that a market ended, by outcome; none before it was opened."""
+    audits = getattr(market, "_audits", None)
+    return {} if audits is None else audits.auditor.counts
+
+
 def seal_reports(market: Market, seal: SealReport) -> None:
     """Seals the reports of an open market's wallet as those of the coordinator's own audits."""
     market._coordinator.seal = seal  # noqa: SLF001 - part of the same class in all but name

@@ -189,7 +189,8 @@ async def test_a_coordinator_that_lists_ever_new_replicas() -> None:
 
 async def test_more_replicas_than_a_node_may_have_links_to() -> None:
     """The node dials those that come first for its account, so that the nodes spread over them."""
-    async with replicas(5) as served, Node(served[0].url, settings=replace(QUICK, max_replicas=2)).running() as node:
+    settings = replace(QUICK, max_replicas=2, replica_grace_seconds=0.01)
+    async with replicas(5) as served, Node(served[0].url, settings=settings).running() as node:
         first = replica_order(PROVIDER.address, served[0].replicas)[:2]
         await node.until_connected(*(coordinator for coordinator in served if coordinator.url in first))
 

@@ -1,0 +1,1 @@
+"""Parts of `scripts/bench load`: a crowd of nodes and streams on one coordinator, and floods of strangers."""

@@ -1,0 +1,164 @@
+"""What must hold once everything is back: nothing acknowledged is lost, nothing is charged twice, and all books agree."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+
+from coordinator.domain.log_check import LogReplay
+from scripts.faults.clients import Clients
+from scripts.faults.site import NODES, NotReady, Site, until
+from tallystick.chain.escrow import Escrow
+from tallystick.chain.rpc import Rpc
+from tallystick.protocol.access import dump_access
+from tallystick.protocol.messages import Access, Receipt
+from tallystick.protocol.stored import load_signed
+from tallystick.protocol.types import Hash
+
+END_SECONDS = 180.0
+"""How long after the last fault a job may be without an end."""
+TERMINAL = frozenset({"completed", "cancelled", "failed", "expired", "disputed"})
+_NOT_KEPT = ("order_replayed", "dollars were billed", "no longer has its answer")
+_PAYER_RECEIPTS = "SELECT j.job, r.receipt_doc FROM receipts r JOIN orders o ON o.id = r.order_id JOIN jobs j ON j.id = o.job"
+
+
+@dataclass(slots=True)
+class Findings:
+    """Violations in words, and answers that came whole but were not kept.
+
+    Those are answers whose stream broke between their last byte and their receipt. They are paid once, their clients have them,
+    and a repeated request is told so.
+    """
+
+    violations: list[str] = field(default_factory=list)
+    not_kept: int = 0
+
+
+async def check(site: Site, clients: Clients) -> Findings:
+    """Compares what all sides know. The clients must have stopped."""
+    findings = Findings()
+    try:
+        await until(site.all_serve, "every process serves again", END_SECONDS)
+        await _repeat_answers(clients, findings)
+        await until(lambda: _all_ended(site, clients), "every job has an end on all sides", END_SECONDS)
+        findings.violations += await _double_charges(site)
+        findings.violations += await _unequal_books(site)
+        findings.violations += await _faulty_log(site)
+        await until(lambda: _is_settled(site), "the chain pays the sum of the receipts", END_SECONDS)
+    except NotReady as error:
+        findings.violations.append(str(error))
+    return findings
+
+
+async def _repeat_answers(clients: Clients, findings: Findings) -> None:
+    """Asks for all answers again that had come whole."""
+    for request in clients.requests:
+        if request.answer is None:
+            continue
+        if request.answer != request.chunks:
+            findings.violations.append(f"request {request.key}: expected {request.chunks} words, got {request.answer}")
+        again = replace(request, answer=None, refusal="")
+        await clients.ask(again)
+        if all(sign in again.refusal for sign in _NOT_KEPT):
+            findings.not_kept += 1
+        elif again.answer != request.answer:
+            result = f"{again.answer} words {again.refusal}"
+            findings.violations.append(f"request {request.key}: the answer of {request.answer} words is lost; again: {result}")
+
+
+async def _all_ended(site: Site, clients: Clients) -> bool:
+    for node in NODES:
+        if await site.rows(node, "SELECT 1 FROM open_orders WHERE receipt_id > 0"):
+            return False
+    keys = {request.key for request in clients.requests}
+    rows = await site.rows("gateway", "SELECT key, job FROM keys")
+    return all([await _has_ended(site, job) for key, job in rows if key in keys])
+
+
+async def _has_ended(site: Site, job: str) -> bool:
+    async with site.session.get(f"{site.gateway}/tally/jobs/{job}") as response:
+        payers = (await response.json()).get("state")
+    if payers not in TERMINAL:
+        return False
+    headers = {"authorization": _access_token(site)}
+    async with site.session.get(f"{site.coordinator}/v1/jobs/{job}", headers=headers) as response:
+        return response.status == 404 or (await response.json()).get("state") in TERMINAL
+
+
+def _access_token(site: Site) -> str:
+    """The header value that proves to the coordinator that the payer asks."""
+    payer, coordinator = site.signers["payer"], site.signers["coordinator"].address
+    access = Access(account=payer.address, coordinator=coordinator, issued_at=int(time.time()))
+    return dump_access(payer.sign(access, site.deployment.domain))
+
+
+async def _double_charges(site: Site) -> list[str]:
+    charges = await _provider_charges(site)
+    payments: dict[str, list[int]] = defaultdict(list)
+    for job, doc in await site.rows("gateway", _PAYER_RECEIPTS):
+        payments[bytes(job).hex()].append(int(load_signed(Receipt, doc).message.cost))
+    violations = []
+    for job in charges.keys() | payments.keys():
+        costs, paid = sorted(filter(None, charges[job])), sorted(filter(None, payments[job]))
+        if len(costs) > 1:
+            violations.append(f"job {job}: charged {len(costs)} times: {costs} base units")
+        if costs != paid:
+            violations.append(f"job {job}: the providers charge {costs} base units, the payer's ledger has {paid}")
+    return violations
+
+
+async def _provider_charges(site: Site) -> dict[str, list[int]]:
+    charges: dict[str, list[int]] = defaultdict(list)
+    for node in NODES:
+        for job, cost in await site.rows(node, "SELECT o.job, r.cost FROM receipts r JOIN orders o ON o.id = r.order_id"):
+            charges[bytes(job).hex()].append(int(cost))
+    return charges
+
+
+async def _unequal_books(site: Site) -> list[str]:
+    """Tabs whose totals differ between provider, payer and coordinator, and tabs that are blocked."""
+    violations = []
+    coordinator = {
+        provider: int.from_bytes(total, "big")
+        for provider, total in await site.rows("coordinator", "SELECT provider, total FROM tabs")
+    }
+    payer = dict(await site.rows("gateway", "SELECT provider, total FROM tabs"))
+    for node in NODES:
+        provider = site.signers[node].address
+        total = await _total(site, node)
+        totals = {"provider": total, "payer": payer.get(provider, 0), "coordinator": coordinator.get(provider, 0)}
+        if len(set(totals.values())) > 1:
+            violations.append(f"the tab with {node} differs, in base units: {totals}")
+    violations += [
+        f"the payer blocks {provider}: {reason}"
+        for provider, reason in await site.rows("gateway", "SELECT provider, blocked_reason FROM tabs WHERE blocked_reason != ''")
+    ]
+    return violations
+
+
+async def _total(site: Site, node: str) -> int:
+    rows = await site.rows(node, "SELECT CAST(cumulative AS INTEGER) FROM tabs")
+    return int(rows[0][0]) if rows else 0
+
+
+async def _faulty_log(site: Site) -> list[str]:
+    """Faults of the match log, and what payer or nodes hold as evidence against the coordinator."""
+    replay, violations = LogReplay(), []
+    rows = await site.rows("coordinator", "SELECT number, hashes, leaf FROM match_log ORDER BY number")
+    if [number for number, _, _ in rows] != list(range(len(rows))):
+        violations.append("the match log has gaps")
+    for number, hashes, leaf in rows:
+        violations += [f"leaf {number} of the match log: {fault}" for fault in replay.add(Hash(hashes[:32]), leaf)]
+    return violations + [f"evidence against the coordinator: {file}" for file in site.folder.rglob("evidence-*.json")]
+
+
+async def _is_settled(site: Site) -> bool:
+    """Whether the chain has paid what the receipts add up to."""
+    rpc = Rpc(site.deployment.rpc)
+    try:
+        escrow = Escrow(rpc, site.deployment)
+        settled = [int((await escrow.tab(site.payer, site.signers[node].address)).settled) for node in NODES]
+    finally:
+        await rpc.close()
+    return settled == [await _total(site, node) for node in NODES]

@@ -1,0 +1,51 @@
+"""Jobs with idempotency keys at a coordinator that lost them, such as one whose database was away."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tallystick.client.sdk.market import Market
+from tallystick.protocol.errors import Code, Refusal
+from tests.client.fake_coordinator import BODY, CHAT, FakeMarket
+from tests.client.parties import Provider
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeMarket]:
+    """A market with one provider."""
+    async with FakeMarket(Provider.make("ann")).serve() as market:
+        yield market
+
+
+async def _buy(market: Market) -> int:
+    """Buys an answer with the key. Returns its cost in base units."""
+    async with await market.submit(CHAT, BODY, key="one") as job:
+        result = await job.result()
+    assert result.receipt is not None
+    return int(result.receipt.message.cost)
+
+
+@pytest.mark.parametrize("code", [Code.ORDER_EXPIRED, Code.ORDER_REPLAYED, Code.UNAUTHORISED_TAB])
+async def test_a_paid_job_that_the_coordinator_lost_is_not_bought_again(market: Market, fake: FakeMarket, code: Code) -> None:
+    """However often the key is used again, and whatever the coordinator says, its job stays the one that was paid for."""
+    cost = await _buy(market)
+    assert cost > 0
+    fake.sessions.clear()
+    for _ in range(3):
+        fake.refusals = [Refusal(code, "the coordinator knows nothing of it")]
+        with pytest.raises(
+            Refusal, match=r"ended as completed, and [0-9.]+ dollars were billed.* no longer has its answer"
+        ) as refused:
+            await market.submit(CHAT, BODY, key="one")
+        assert (refused.value.code, refused.value.retry) == (Code.ORDER_REPLAYED, False)
+    assert len({submission.job for submission in fake.submissions}) == 1
+
+
+async def test_a_job_that_was_never_admitted_frees_its_key(market: Market, fake: FakeMarket) -> None:
+    """A key whose job nobody ran buys an answer as soon as it can."""
+    fake.refusals = [Refusal(Code.ORDER_EXPIRED, "too late")]
+    with pytest.raises(Refusal):
+        await market.submit(CHAT, BODY, key="one")
+    assert await _buy(market) > 0
