@@ -37,6 +37,8 @@ class LinkSession:
         self.reported = dict(announced.capacities)
         """The capacities that the coordinator knows."""
         self.problem, self.log_head, self.told_head = "", b"", b""
+        self.refused = False
+        """Whether the coordinator sent an error, or broke the protocol."""
         self._limit = outbox_frames
         self._outbox: deque[bytes] = deque()
         self._posted, self._room, self._empty = asyncio.Event(), asyncio.Event(), asyncio.Event()
