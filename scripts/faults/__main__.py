@@ -145,6 +145,7 @@ async def _run_seed(site: Site, seed: int, faults: Sequence[Fault], only: str, r
         findings = await check(site, clients)
         violations = findings.violations
         report.not_kept += findings.not_kept
+        report.unreleased = findings.unreleased
     except (PhaseMissing, NotReady) as error:
         violations = [str(error)]
     finally:
