@@ -41,6 +41,7 @@ from coordinator.http.response_buffer import Retention
 from coordinator.http.schemas import Info
 from coordinator.jobs.job_retention import JobRetention
 from coordinator.jobs.market import Market
+from coordinator.pages.market_pages import MarketPages
 from coordinator.ports import ResponseStore
 from coordinator.replication import Replication
 from coordinator.storage.store import Store
@@ -88,7 +89,11 @@ class App:
         service = JobService(context.market, responses, intake=limits, retention=retention, rate_limiter=shared, bodies=bodies)
         self._jobs, self.clients = JobsRoute(service), ClientHub(service, self._observe)
         self._hub = hub
-        control_plane = LogProofRoute(build_control_plane(context), context.market.match_log)
+        api = build_control_plane(context)
+        name, connected = context.info.name, context.connected
+        self.pages = MarketPages(context.market, context.health, name=name, connected=connected, now=context.now)
+        self.pages.add_to(api)
+        control_plane = LogProofRoute(api, context.market.match_log)
         self._control = RequestLimiter(control_plane, shared, bodies)
         self._metrics, self._logged = context.metrics, AccessLog(self._route, self._observe)
 
@@ -166,7 +171,7 @@ async def running(config: CoordinatorConfig, signer: Signer, shared_port: int | 
             shared_port=shared_port,
         )
         loops = (
-            *(fees.run, partial(_sweep, market), market.match_log.run, store.guard, health.monitor.run),
+            *(fees.run, partial(_sweep, market, app.pages), market.match_log.run, store.guard, health.monitor.run),
             *(partial(store.roles.run, _roles(config, settler, store)), *replication.loops),
             *((settler.watch,) if replica else ()),
         )
@@ -199,6 +204,7 @@ def _market(
         report_store=store.reports,
         funds=funds,
         limits=config.job_limits,
+        shared=store.shared,
     )
 
 
@@ -217,7 +223,8 @@ def _settler(config: CoordinatorConfig, escrow: Escrow, sender: Sender, store: S
 
 def _roles(config: CoordinatorConfig, settler: Settler, store: Store) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
     """Returns what one replica does for all, by role. A lone coordinator does all of it."""
-    return {"settler": settler.run, "retention": JobRetention(store, config.job_keep_seconds, time.time).run}
+    retention = JobRetention(store, config.job_keep_seconds, time.time)
+    return {"settler": settler.run, "retention": retention.run, "recovery": store.recover}
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,10 +281,11 @@ def _deployment(config: CoordinatorConfig) -> Deployment:
         raise BadMessage(f"deployment {config.deployment}: {error.strerror}; `tally deploy` writes one") from error
 
 
-async def _sweep(market: Market) -> None:
+async def _sweep(market: Market, pages: MarketPages) -> None:
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
         market.sweep()
+        pages.sample()
 
 
 def _info(config: CoordinatorConfig, deployment: Deployment, signer: Signer) -> Info:

@@ -209,7 +209,7 @@ class JobService:
 
     async def _restore(self, job: JobId, fingerprint: bytes) -> ResponseBuffer | None:
         """Returns a stored response, or None. Raises Refusal if the job was posted with other bytes; Unavailable."""
-        if self._store is None or not self.market.placed_before(job):
+        if self._store is None or not await self.market.was_placed(job):
             return None
         stored = await self._store.response(job, self._horizon())
         known = self.buffers.find(job, fingerprint)  # another request may have been faster

@@ -17,6 +17,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import structlog
 
@@ -35,8 +36,9 @@ from coordinator.jobs.payer_totals import LoadTotals, PayerTotals
 from coordinator.jobs.receipts import OnTotal, Receipts
 from coordinator.jobs.relay import GONE, Relay, not_relayed
 from coordinator.jobs.report_store import ReportStore
+from coordinator.jobs.shared_match_log import SharedMatchLog
 from coordinator.jobs.slot_queue import SlotQueue
-from coordinator.ports import Bus, FrameSink, Funds, JobStore, LogStore
+from coordinator.ports import Bus, FrameSink, Funds, JobStore, LogStore, SharedStore
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import State
@@ -71,7 +73,9 @@ class Market:
         chance: Callable[[], float] = _CHANCE,
         later: CallLater = call_later,
         draw: Callable[[JobId, int], float] = draw_of,
+        shared: SharedStore | None = None,
     ) -> None:
+        """`shared`: what this process shares with the other replicas of its coordinator; None for a lone one."""
         self.domain, self.address, self.limits = domain, signer.address, limits
         self.matchmaker = maker = Matchmaker(domain=domain, funds=funds, limits=limits, now=now, tick=tick, chance=chance)
         maker.draw = draw
@@ -91,9 +95,10 @@ class Market:
         self.hedging = Hedging(maker, limits.hedge_share, tick, later)
         self._decision_keeper = DecisionKeeper(self.decision_log, log_store)
         heads, keep = limits.match_log_seconds, limits.match_log_keep_seconds
-        self.match_log = MatchLog(
-            log_store, signer, domain, now, head_seconds=heads, keep_seconds=keep, lost=limits.match_log_lost
-        )
+        self._shared = shared
+        log_options: dict[str, Any] = {"head_seconds": heads, "keep_seconds": keep, "lost": limits.match_log_lost}
+        shared_log = None if shared is None else SharedMatchLog(log_store, signer, domain, now, shared=shared, **log_options)
+        self.match_log = shared_log or MatchLog(log_store, signer, domain, now, **log_options)
         self._log_store = log_store
         self.audit_reports = AuditReports(
             match_log=self.match_log,
@@ -107,6 +112,7 @@ class Market:
         )
         self._relay = Relay(
             match_log=self.match_log,
+            shared_log=shared_log,
             bus=bus,
             store=store,
             matchmaker=maker,
@@ -127,7 +133,7 @@ class Market:
         now = int(self._now())
         stored = await self._store.load_state(now, now - self.limits.max_order_seconds)
         self._seen.restore(stored.jobs, now)
-        if stored.jobs:
+        if stored.follows:
             self.matchmaker.restarted()
         for (payer, provider), total in stored.totals.items():
             self.exposure.record_receipt(payer, provider, total, total)
@@ -184,8 +190,10 @@ class Market:
         """The number of jobs that wait for a free slot."""
         return len(self.matchmaker.queue)
 
-    def placed_before(self, job_id: JobId) -> bool:
-        """Whether a job with this id was placed here recently, in this process or a former one."""
+    async def was_placed(self, job_id: JobId) -> bool:
+        """Whether a job with this id was placed recently: here, by a former process, or at a replica. Raises Unavailable."""
+        if job_id not in self._seen and self._shared is not None and await self._shared.is_placed(job_id):
+            self._seen.add(job_id, int(self._now()))
         return job_id in self._seen
 
     def payer_of(self, job_id: JobId) -> Address | None:

@@ -8,7 +8,9 @@ machine, and neither web pages nor foreign host names (see auth.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import structlog
@@ -19,13 +21,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tallystick.client.batches.service import BatchService
 from tallystick.client.config import ApiKey, ClientConfig, UpstreamTarget
 from tallystick.client.coordinator.model_offers import ModelOffer
 from tallystick.client.dialects.messages_models import model_entry, models_page
 from tallystick.client.dialects.registry import VERSION_HEADER
 from tallystick.client.gateway.aliases import AliasRouter
 from tallystick.client.gateway.auth import CALLER_KEY, Authenticator, check_public_access
+from tallystick.client.gateway.batch_answers import BatchAnswers
+from tallystick.client.gateway.batch_routes import batch_routes
 from tallystick.client.gateway.dispatcher import JOB_ROUTES, Dispatcher
+from tallystick.client.gateway.file_routes import file_routes
 from tallystick.client.gateway.handler import RequestHandler
 from tallystick.client.gateway.operations import Operations
 from tallystick.client.gateway.paths import allowed_methods, explain_unknown
@@ -47,13 +53,19 @@ from tallystick.runtime.serving import serving, wait_for_stop_signal
 log = structlog.get_logger()
 
 
-def build_app(market: Market, operations: Operations | None = None) -> DirectApp:
+def build_app(
+    market: Market,
+    operations: Operations | None = None,
+    handler: RequestHandler | None = None,
+    batches: BatchService | None = None,
+) -> DirectApp:
     """The gateway of an open market, as an ASGI app whose routes for jobs are served without ASGI.
 
-    `operations`: its health and metrics, else those of this app alone.
+    `operations`: its health and metrics, else those of this app alone. `batches`: its files and batches, which answer by
+    `handler`; None if it has none.
     """
-    operations = operations or Operations(market)
-    handler, models = RequestHandler(market), _ModelRoutes(market)
+    operations, handler = operations or Operations(market), handler or RequestHandler(market)
+    models = _ModelRoutes(market)
 
     async def job(request: Request) -> Response:
         known = await market.find(parse_job_id(request.path_params["job"]))
@@ -67,6 +79,7 @@ def build_app(market: Market, operations: Operations | None = None) -> DirectApp
         Route("/v1/models/{model:path}", models.get_model),
         Route("/tally/jobs/{job}", job),
         *stored_response_routes(handler.responses),
+        *([] if batches is None else [*file_routes(batches, market.config), *batch_routes(batches)]),
         Route("/v1/{path:path}", _Sold(handler)),  # routes besides JOB_ROUTES that providers may sell
     ]
     handlers: dict[Any, Callable[..., Any]] = {TallyError: _show_error, 404: _no_route, 405: _no_route}
@@ -213,9 +226,27 @@ async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[
         await _serve(market, Operations(market), ready)
 
 
+@contextlib.asynccontextmanager
+async def open_batches(
+    market: Market, handler: RequestHandler, now: Callable[[], float] = time.time
+) -> AsyncIterator[BatchService | None]:
+    """The files and batches of a market, which run until the end of the block; None if `batches_mib` is 0.
+
+    `now`: Unix time in seconds. Raises Unavailable for an unusable folder.
+    """
+    if not market.config.batches_mib:
+        yield None
+        return
+    async with BatchService(market.config, market.wallet, BatchAnswers(market, handler), now=now) as batches:
+        yield batches
+
+
 async def _serve(market: Market, operations: Operations, ready: Callable[[int], None] | None) -> None:
-    config = market.config
-    async with serving(build_app(market, operations), config.host, config.port, ws_max_size=None) as port:
+    config, handler = market.config, RequestHandler(market)
+    async with (
+        open_batches(market, handler) as batches,
+        serving(build_app(market, operations, handler, batches), config.host, config.port, ws_max_size=None) as port,
+    ):
         host = f"[{config.host}]" if ":" in config.host else config.host
         log.info("gateway ready", url=f"http://{host}:{port}/v1", payer=market.address, coordinator=config.coordinator)
         if ready is not None:
@@ -226,4 +257,6 @@ async def _serve(market: Market, operations: Operations, ready: Callable[[int], 
         maintaining.cancel()
         watching.cancel()
         log.info("gateway stopping", jobs=market.running)
+        if batches is not None:
+            await batches.stop(config.shutdown_seconds)
         await market.drain(config.shutdown_seconds)
