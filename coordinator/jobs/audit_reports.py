@@ -8,6 +8,7 @@ one reads the record out of the log.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 import structlog
@@ -20,7 +21,7 @@ from coordinator.jobs.report_store import Finding, ReportStore, StoredReport
 from coordinator.ports import JobStore, LogStore
 from tallystick.protocol.audit_reports import AuditVerdict, CheckedReport, ReportRequest, check_report
 from tallystick.protocol.eip712 import Verified
-from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Fault, PeerError, Refusal, Unavailable
 from tallystick.protocol.log_leaves import REPORT, ReportLeaf
 from tallystick.protocol.match_log import load_leaf
 from tallystick.protocol.merkle import leaf_hash
@@ -35,6 +36,9 @@ KEPT_SECONDS = 30 * 86_400
 """How long it is remembered which jobs were reported: longer than a job can be reported."""
 RECOVERED_LEAVES = 10_000
 """Leaves before a restart that are searched for reports that were not counted."""
+SOURCES = ("payer", "probe")
+"""Who audited: a payer, or the coordinator itself."""
+REFUSED = ("refused", "")
 FindAsk = Callable[[Hash], Ask | None]
 """Returns the ask with this digest while it is listed."""
 IsListed = Callable[[ProductKey], bool]
@@ -61,6 +65,8 @@ class AuditReports:
         self._rate = TokenBucket(REPORTS_PER_SECOND, REPORTS_BURST)
         self._aliases = JobAliases(match_log.signer.secret)
         self._turn = asyncio.Lock()
+        self.counts = Counter[tuple[str, str]]()
+        """Reports that this process logged, by verdict and by who audited (see SOURCES); and those that it refused."""
         self._unstored: dict[Finding, tuple[StoredReport, RecordChange]] = {}
         """Reports that are in the log, and that the database did not take yet."""
 
@@ -90,6 +96,13 @@ class AuditReports:
 
         Raises BadMessage, BadSignature, Refusal for a report that is not taken, and Unavailable.
         """
+        try:
+            return await self._accept(request)
+        except (PeerError, Refusal):
+            self.counts[REFUSED] += 1
+            raise
+
+    async def _accept(self, request: ReportRequest) -> Verified[ReportAck]:
         domain, coordinator = self._match_log.domain, self._match_log.signer.address
         checked = check_report(request, domain, coordinator, int(self._now()))
         message = checked.report.message
@@ -185,6 +198,7 @@ class AuditReports:
             checked.report.digest,
         )
         index, leaf = self._match_log.append_report(ReportLeaf(0, 0, *members))
+        self.counts[checked.verdict.name.lower(), SOURCES[checked.is_probe]] += 1
         change = self._integrity.apply(leaf, index)
         report = _stored_report(message.job, message.payer, leaf, index)
         self._unstored[finding] = report, change

@@ -280,6 +280,7 @@ class Matchmaker:
             shape=shape,
             newcomer=self.reputation.newcomer,
             chance=draw,
+            batch=job.submission.batch,
         )
         considered = consider(candidates, fitting, rejected, self.book.find, self.reputation)
         providers = [ranked.listed_ask.provider for ranked in fitting]

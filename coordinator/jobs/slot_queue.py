@@ -113,7 +113,7 @@ class SlotQueue:
             listed_ask = self._matchmaker.book.find(terms.ask)
             if listed_ask is None:
                 raise Unavailable(Code.NO_PROVIDER, f"provider {order.provider} withdrew its ask", fault=Fault.PROVIDER)
-            check_terms(candidate, listed_ask)
+            check_terms(candidate, listed_ask, batch=job.submission.batch)
             candidate.order.verify(self._matchmaker.domain)
             await self._matchmaker.check_order(order, terms)
             self._add_candidate(job, candidate, listed_ask.slot_group.key)

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from node.engines.demo import MODEL
+from node.engines.demo_answer import MODEL
 from node.engines.discover import inspect_engine
 from tallystick.cli.local import demo, services
 from tallystick.cli.local.processes import ProcessGroup

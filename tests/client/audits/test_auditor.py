@@ -141,6 +141,18 @@ async def test_a_drawn_job_is_audited_and_reported(world: World) -> None:
     assert promise.message.report_hash == world.reports[0].report.message.digest(DOMAIN)
 
 
+async def test_audits_are_counted_by_outcome(world: World) -> None:
+    """Each once, also one that nobody can judge; checks of referees are none of a provider."""
+    auditor = world.auditor()
+    for model in (HONEST, OTHER_MODEL):
+        offer(world, auditor, sold(ALICE, model))
+        await auditor.work_once()
+    lonely = sold(ALICE, HONEST, consent=PromptConsent(private=True))
+    with pytest.raises(Refusal, match="private"):
+        await auditor.audit(lonely)
+    assert auditor.counts == {"pass": 1, "suspect": 1, "failed": 1}
+
+
 async def test_the_worker_does_it_by_itself(world: World) -> None:
     """Nobody has to ask."""
     auditor = world.auditor()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.integrity_records import (
@@ -20,6 +21,7 @@ from coordinator.domain.integrity_records import (
 )
 from coordinator.domain.job_aliases import JobAliases
 from coordinator.domain.log_check import LogReplay
+from coordinator.http.metrics import CoordinatorMetrics
 from coordinator.jobs.audit_reports import REPORTS_BURST
 from coordinator.jobs.report_store import MemoryReportStore, StoredReport
 from tallystick.protocol.audit_reports import AuditVerdict, ReportRequest, build_report
@@ -334,3 +336,28 @@ def test_strangers_cannot_seal() -> None:
     stranger = Signer(b"\x07" * 32)
     with pytest.raises(ValueError, match="does not name this key"):
         stranger.sign(ProbeSeal(coordinator=COORDINATOR.address, report_hash=Hash(bytes(32))), DOMAIN)
+
+
+async def test_reports_are_counted_in_metrics(world: World) -> None:
+    """By verdict and by who audited; one that is sent again counts once, and a refused one apart."""
+    await world.market.start()
+    node = world.node("ann")
+    paid = [await paid_job(world, node) for _ in range(3)]
+    reports = world.market.audit_reports
+    await reports.accept(request(paid[0], PASS, seals=True))
+    await reports.accept(request(paid[0], PASS, seals=True))
+    for entry in paid[1:]:
+        await reports.accept(request(entry, UNVERIFIABLE))
+    for changes in ({"model": "other"}, {"job": bytes(16)}):
+        with pytest.raises((BadMessage, Refusal)):
+            await reports.accept(request(paid[0], **changes))
+    metrics = CoordinatorMetrics(lambda: None)
+    metrics.watch_reports(lambda: reports.counts)
+    text = generate_latest(metrics.registry).decode()
+    lines = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("tallystick_coordinator_audit_reports"))
+    counted = {name.removeprefix("tallystick_coordinator_audit_reports"): float(value) for name, value in lines if float(value)}
+    assert {name: value for name, value in counted.items() if "created" not in name} == {
+        '_total{source="probe",verdict="pass"}': 1,
+        '_total{source="payer",verdict="unverifiable"}': 2,
+        "_refused_total": 2,
+    }
