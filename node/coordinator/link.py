@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -142,11 +141,10 @@ class NodeLink:
         warn_if_plaintext(self.url, "which account buys which model here, when, in which sizes, at which price")
         pause = self._settings.min_backoff_seconds
         while not self._closing.is_set() and not self.retired:
-            began = time.monotonic()
-            await self._run_connection()
+            served = await self._run_connection()
             if self._closing.is_set() or self.retired or self.is_impostor:
                 return
-            if time.monotonic() - began > self._settings.max_backoff_seconds:
+            if served:
                 pause = self._settings.min_backoff_seconds
             wait = pause * (0.5 + self._jitter() / 2)
             log.warning("no connection to the coordinator", url=self.url, reason=self.problem, retry_seconds=round(wait, 2))
@@ -161,9 +159,13 @@ class NodeLink:
             await session.flush(_CLOSE_SECONDS)
             await session.end("the node is stopping")
 
-    async def _run_connection(self) -> None:
-        """Runs one connection from opening to end; `problem` says why it ended."""
-        settings = self._settings
+    async def _run_connection(self) -> bool:
+        """Runs one connection from opening to end; `problem` says why it ended.
+
+        Returns whether the coordinator took this node, and neither refused it afterwards nor broke the protocol. Such a
+        connection ends because the coordinator or the network went away, so the next attempt may be soon, however short it was.
+        """
+        settings, served = self._settings, False
         try:
             socket = await open_websocket(
                 self.url,
@@ -178,6 +180,7 @@ class NodeLink:
                 session = await self._handshake(socket)
                 self.problem = ""
                 await self._serve(session)
+                served = not session.refused
                 self.problem = session.problem or "the coordinator closed the connection"
             finally:
                 await socket.close()
@@ -191,6 +194,7 @@ class NodeLink:
             self.problem = f"the coordinator did not respond within {settings.connect_seconds} s"
         except (OSError, WebSocketException) as error:
             self.problem = str(error) or type(error).__name__
+        return served
 
     async def _handshake(self, socket: FastPathConnection) -> LinkSession:
         async with asyncio.timeout(self._settings.connect_seconds):
@@ -235,7 +239,7 @@ class NodeLink:
             await self._read(session)
         except TallyError as error:
             log.warning("the coordinator broke the protocol", url=self.url, error=str(error))
-            session.problem = str(error)
+            session.problem, session.refused = str(error), True
             await session.end(str(error)[:100], code=1002)
         except WebSocketException as error:
             session.problem = session.problem or str(error)
@@ -278,7 +282,7 @@ class NodeLink:
         elif kind is Kind.REPLICAS:
             self._observer.replicas_listed(self, session.coordinator, read_replica_urls(loads(payload, "replicas"), "replicas"))
         elif kind is Kind.ERROR:
-            session.problem = str(error_from_json(loads(payload, "error"), 502))
+            session.problem, session.refused = str(error_from_json(loads(payload, "error"), 502)), True
             log.error("the coordinator refuses this node", url=self.url, reason=session.problem)
         elif kind is not Kind.BEAT:
             raise BadMessage(f"link: expected a frame that coordinators send, got {kind.name}")

@@ -40,6 +40,8 @@ class LinkSession:
         self.reported = dict(announced.capacities)
         """The capacities that the coordinator knows."""
         self.problem, self.log_head, self.told_head = "", b"", b""
+        self.refused = False
+        """Whether the coordinator sent an error, or broke the protocol."""
         self._limit = outbox_frames
         self._loop = asyncio.get_running_loop()
         self._held: list[JobId] = []

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -249,6 +249,47 @@ async def test_a_lost_link_is_reopened() -> None:
             second = await coordinator.connections.get()
             assert (await node.next_event())[1] is not former
             assert len(second.hello.asks) <= 1
+
+
+async def _waits(drop: Callable[[Connection], Awaitable[None]], times: int = 4) -> list[float]:
+    """How long a node waits after each of some connections that end in the same way."""
+    async with FakeCoordinator().serving() as coordinator:
+        with capture_logs() as logs:
+            async with Node(coordinator.url).running() as node:
+                for _ in range(times):
+                    connection = await coordinator.connections.get()
+                    assert (await node.next_event())[0] == "connected"
+                    await drop(connection)
+                    assert (await node.next_event())[0] == "disconnected"
+                await coordinator.connections.get()
+    return [entry["retry_seconds"] for entry in logs if entry["event"] == "no connection to the coordinator"][:times]
+
+
+async def test_a_coordinator_that_restarts_often_is_joined_again_at_once() -> None:
+    """However short its connections were: the wait does not grow from one that the coordinator took to the next."""
+
+    async def restart(connection: Connection) -> None:
+        connection.socket.transport.abort()
+
+    assert len(set(await _waits(restart))) == 1
+
+
+async def test_a_coordinator_that_refuses_is_asked_less_and_less() -> None:
+    """After an error or a broken protocol the wait grows up to its limit, as when nobody answers."""
+
+    async def refuse(connection: Connection) -> None:
+        error = Refusal(Code.NODE_GONE, "another connection of this provider took its place")
+        await connection.send(Kind.ERROR, NO_JOB, dumps(error.as_json()))
+        await connection.socket.close()
+
+    async def babble(connection: Connection) -> None:
+        await connection.socket.send("text")
+        await connection.closed.wait()
+
+    for drop in (refuse, babble):
+        waits = await _waits(drop)
+        assert waits == sorted(waits)
+        assert waits[-1] > waits[0]
 
 
 async def test_a_coordinator_that_is_down_is_tried_again() -> None:
