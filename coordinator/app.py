@@ -59,7 +59,7 @@ from tallystick.runtime.access_log import Access, AccessLog
 from tallystick.runtime.disk_space import check_disk
 from tallystick.runtime.health_monitor import Check, HealthMonitor
 from tallystick.runtime.plaintext import is_loopback
-from tallystick.runtime.serving import serving, wait_for_stop_signal
+from tallystick.runtime.serving import SharedPort, serving, wait_for_stop_signal
 from tallystick.runtime.storage import sqlite_file
 from tallystick.version import __version__
 
@@ -116,20 +116,20 @@ class App:
             await self._control(scope, receive, send)
 
 
-async def run(config: CoordinatorConfig, signer: Signer, shared_port: int | None = None) -> None:
+async def run(config: CoordinatorConfig, signer: Signer, shared: SharedPort | None = None) -> None:
     """Serves until SIGTERM or SIGINT. Raises TallyError if the coordinator cannot start."""
     logs.configure(json=config.log_json, level=config.log_level)
-    async with running(config, signer, shared_port) as port:
+    async with running(config, signer, shared) as port:
         log.info("coordinator ready", address=signer.address, url=f"http://{config.host}:{port}")
         await wait_for_stop_signal()
         log.info("stopping")
 
 
 @contextlib.asynccontextmanager
-async def running(config: CoordinatorConfig, signer: Signer, shared_port: int | None = None) -> AsyncIterator[int]:
+async def running(config: CoordinatorConfig, signer: Signer, shared: SharedPort | None = None) -> AsyncIterator[int]:
     """Runs the whole coordinator while the context lasts. Yields the bound port.
 
-    `shared_port`: a second port, on which other replicas on this machine listen too.
+    `shared`: a second port, on which other replicas on this machine listen too.
     """
     deployment = _deployment(config)
     rpc = Rpc(config.rpc or deployment.rpc)
@@ -168,7 +168,7 @@ async def running(config: CoordinatorConfig, signer: Signer, shared_port: int | 
             *(app, config.host, config.port),
             limits=config.connection_limits,
             ws_max_size=MAX_LINK_FRAME,
-            shared_port=shared_port,
+            shared=shared,
         )
         loops = (
             *(fees.run, partial(_sweep, market, app.pages), market.match_log.run, store.guard, health.monitor.run),
@@ -180,6 +180,8 @@ async def running(config: CoordinatorConfig, signer: Signer, shared_port: int | 
                 await replication.join(hub, port)
                 yield port
                 await replication.leave()
+                if shared is not None:
+                    shared.leave()
                 await market.drain(config.drain_seconds)
             finally:
                 await hub.close()

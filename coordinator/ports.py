@@ -18,7 +18,7 @@ from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.link import ClaimRequest, LateReceipt
 from tallystick.protocol.messages import LogHead, Order, Receipt, Terms
-from tallystick.protocol.types import Address, Amount, Hash, JobId
+from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.protocol.wire import Kind
 
 
@@ -268,42 +268,6 @@ class LogStore(Protocol):
 
         Raises Unavailable.
         """
-        ...
-
-
-MakeLeaf = Callable[[int], bytes]
-"""Returns the bytes of a leaf, given its time in Unix seconds. It may be called again, for another time."""
-MakeHead = Callable[[int, Hash, int, Signed[LogHead] | None], Signed[LogHead]]
-"""Signs a head, given the number of leaves, their root, the time of the last one, and the newest head so far."""
-
-
-class SharedStore(Protocol):
-    """What a replica shares with the others of its coordinator, beyond the other ports: it decides in transactions what a lone
-    coordinator knows by itself.
-    """
-
-    async def place(self, record: JobRecord, at: int, make: MakeLeaf) -> LogRow:
-        """Stores a job with its newest attempt, and the leaf of that match, before it is dispatched. Both are synced on return.
-
-        Raises Refusal (order_replayed) for a first attempt at a job that was placed before at any replica, and Unavailable, also
-        for a further attempt at a job that another replica ended meanwhile.
-        """
-        ...
-
-    async def append(self, at: int, make: MakeLeaf) -> LogRow:
-        """Appends a leaf to the match log of all replicas. Raises Unavailable."""
-        ...
-
-    async def sign_head(self, make: MakeHead) -> Signed[LogHead] | None:
-        """Stores a head of all leaves unless there is one, and returns the newest. Raises Unavailable."""
-        ...
-
-    async def log_state(self) -> tuple[Signed[LogHead] | None, int]:
-        """Returns the newest head of any replica, and the number of leaves. Raises Unavailable."""
-        ...
-
-    async def is_placed(self, job: JobId) -> bool:
-        """Whether any replica placed this job. Raises Unavailable."""
         ...
 
 

@@ -37,8 +37,9 @@ from coordinator.jobs.receipts import OnTotal, Receipts
 from coordinator.jobs.relay import GONE, Relay, not_relayed
 from coordinator.jobs.report_store import ReportStore
 from coordinator.jobs.shared_match_log import SharedMatchLog
+from coordinator.jobs.shared_store import SharedStore
 from coordinator.jobs.slot_queue import SlotQueue
-from coordinator.ports import Bus, FrameSink, Funds, JobStore, LogStore, SharedStore
+from coordinator.ports import Bus, FrameSink, Funds, JobStore, LogStore
 from tallystick.protocol.eip712 import Domain, Signer
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import State
@@ -91,7 +92,7 @@ class Market:
         self._live: dict[JobId, LiveJob] = {}
         self._running: Counter[Address] = Counter()
         self._seen = SeenJobs(limits.max_order_seconds)
-        self._writes = DeferredWrites(store, self.reputation, maker.speeds)
+        self._writes = DeferredWrites(store, self.reputation, maker.speeds, shared)
         self.hedging = Hedging(maker, limits.hedge_share, tick, later)
         self._decision_keeper = DecisionKeeper(self.decision_log, log_store)
         heads, keep = limits.match_log_seconds, limits.match_log_keep_seconds
@@ -106,7 +107,6 @@ class Market:
             jobs=store,
             store=report_store,
             find_ask=maker.find_ask,
-            is_listed=maker.is_listed,
             now=now,
             tick=tick,
         )
@@ -153,7 +153,7 @@ class Market:
                 await self._idle.wait()
         except TimeoutError:
             log.warning("jobs still running at shutdown", count=len(self._live))
-        self._writes.save_provider_records()
+        await self._writes.close()
         self._decision_keeper.save()
         await self.match_log.close()
 
@@ -222,6 +222,20 @@ class Market:
 
         Raises TallyError. Nothing was dispatched and nothing is owed then.
         """
+        job = self._admit(submission)
+        del submission  # which must not be held while the job waits for the chain
+        try:
+            await self._slot_queue.match_or_enter(job)
+        except BaseException:
+            self._seen.discard(job.id)
+            self._count_out(job.payer)
+            raise
+        self._live[job.id] = job
+        self._idle.clear()
+        return job
+
+    def _admit(self, submission: Submission) -> LiveJob:
+        """Returns a new job, which is counted. Raises TallyError."""
         now = int(self._now())
         if self._relay.stopping or self._writes.pending or self.match_log.blocked:
             why = "is stopping" if self._relay.stopping else self.match_log.conflict or "cannot write to its database"
@@ -239,14 +253,6 @@ class Market:
         job = LiveJob(submission, created_at=now, started=self._tick(), last_frame_at=self._tick())
         self._seen.add(job.id, now)
         self._running[job.payer] += 1
-        try:
-            await self._slot_queue.match_or_enter(job)
-        except BaseException:
-            self._seen.discard(job.id)
-            self._count_out(job.payer)
-            raise
-        self._live[job.id] = job
-        self._idle.clear()
         return job
 
     async def add_orders(self, job_id: JobId, candidates: Sequence[Candidate]) -> None:

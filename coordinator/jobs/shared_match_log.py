@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coordinator.jobs.match_log import MatchDraft, MatchLog
-from coordinator.ports import JobRecord, LogRow, SharedStore
+from coordinator.jobs.shared_store import SharedStore
+from coordinator.ports import JobRecord, LogRow
 from tallystick.protocol import merkle
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import Code, Unavailable

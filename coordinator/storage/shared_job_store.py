@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 
-from coordinator.ports import JobRecord, LogRow, MakeHead, MakeLeaf
+from coordinator.domain.reputation import ProviderRecord, RecordChange
+from coordinator.domain.speeds import Key, SpeedRecord
+from coordinator.jobs.shared_store import MakeHead, MakeLeaf
+from coordinator.ports import JobRecord, LogRow
 from coordinator.storage.job_codec import JobDoc, dump_job
 from coordinator.storage.job_store import SqlJobStore, StoredJob
+from coordinator.storage.provider_records import change_records
 from coordinator.storage.shared_log import After, SharedLog
 from coordinator.storage.shared_rows import JobElsewhere, SharedJobRows
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.messages import LogHead, Receipt
-from tallystick.protocol.types import Amount, JobId
+from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.runtime.storage import Database
 
 
@@ -33,7 +38,7 @@ class SharedJobStore(SqlJobStore):
         await super().close()
 
     async def place(self, record: JobRecord, at: int, make: MakeLeaf) -> LogRow:
-        """See ports.SharedStore."""
+        """See SharedStore."""
         job = self._jobs.get(record.job)
         if job is None:
             return await self._place(StoredJob(record), record, at, make)
@@ -73,23 +78,29 @@ class SharedJobStore(SqlJobStore):
         except JobElsewhere as error:
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"{error}; send it there, or again when the job has ended") from error
 
+    async def change_records(
+        self, changes: Mapping[Address, RecordChange], speeds: Mapping[Key, SpeedRecord]
+    ) -> Mapping[Address, ProviderRecord]:
+        """See SharedStore."""
+        return await self._log.run(lambda connection: change_records(connection, changes, speeds))
+
     async def is_placed(self, job: JobId) -> bool:
-        """See ports.SharedStore."""
+        """See SharedStore."""
         return job in self._jobs or await self._db.read(lambda connection: self.shared_rows.is_placed(connection, job))
 
     # The match log
 
     async def append(self, at: int, make: MakeLeaf, after: After | None = None) -> LogRow:
-        """See ports.SharedStore. `after`: what is written with the leaf, in the same transaction."""
+        """See SharedStore. `after`: what is written with the leaf, in the same transaction."""
         appended = await self._log.append(at, make, after=after)
         if appended is None:
             raise RuntimeError("a leaf without a job was not appended")
         return appended.row
 
     async def sign_head(self, make: MakeHead) -> Signed[LogHead] | None:
-        """See ports.SharedStore."""
+        """See SharedStore."""
         return await self._log.sign_head(make)
 
     async def log_state(self) -> tuple[Signed[LogHead] | None, int]:
-        """See ports.SharedStore."""
+        """See SharedStore."""
         return await self._log.state()

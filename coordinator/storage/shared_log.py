@@ -14,13 +14,14 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
 from sqlalchemy import Connection
 
-from coordinator.ports import LogRow, MakeHead, MakeLeaf
+from coordinator.jobs.shared_store import MakeHead, MakeLeaf
+from coordinator.ports import LogRow
 from coordinator.storage.job_codec import JobDoc
 from coordinator.storage.log_store import insert_head, insert_leaves, newest_head
 from coordinator.storage.schema import log_tail
@@ -32,6 +33,7 @@ from tallystick.protocol.messages import LogHead
 from tallystick.protocol.types import Hash, JobId
 from tallystick.runtime.storage import Database
 
+R = TypeVar("R")
 log = structlog.get_logger()
 MAX_WAITING = 4_096
 """Leaves that wait for a transaction."""
@@ -100,6 +102,11 @@ class SharedLog:
             return newest_head(connection), size or 0
 
         return await self._db.read(read)
+
+    async def run(self, work: Callable[[Connection], R]) -> R:
+        """Runs other work in a transaction of its own, which shares no locks with those of leaves. Raises Unavailable."""
+        async with self._turn:
+            return await self._db.write(work, synced=False)
 
     async def close(self) -> None:
         """Waits for the transaction that runs."""

@@ -12,7 +12,8 @@ from coordinator.domain.limits import JobLimits
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.market import Market
 from coordinator.jobs.report_store import MemoryReportStore, ReportStore
-from coordinator.ports import JobStore, LogStore, SharedStore, node_subject
+from coordinator.jobs.shared_store import SharedStore
+from coordinator.ports import JobStore, LogStore, node_subject
 from coordinator.storage.memory import MemoryFunds, MemoryLogStore, MemoryStore
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Domain, Message, Signed, Signer, Verified

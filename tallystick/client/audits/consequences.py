@@ -149,7 +149,9 @@ class Consequences:
                 evidence_hash=evidence,
             )
             signed = self.wallet.sign(report, kept.proof.domain)
-            request = ReportRequest(Signed(signed.message, signed.signature), Signed(receipt.message, receipt.signature))
+            request = ReportRequest(
+                Signed(signed.message, signed.signature), Signed(receipt.message, receipt.signature), ask=kept.ask
+            )
             await self.reports.add(audit.id, request)
         except TallyError as error:
             log.info("an audit was not reported", audit=audit.id, reason=str(error))

@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 
+from coordinator.domain.reputation import ProviderRecord, RecordChange
+from coordinator.domain.speeds import SpeedRecord
 from coordinator.ports import StoredResponse
 from coordinator.storage import job_store
 from coordinator.storage.recovery import REASON, Recovery
@@ -15,6 +17,7 @@ from coordinator.storage.schema import jobs, open_jobs, placed_jobs, tab_receipt
 from coordinator.storage.store import Store
 from tallystick.protocol.errors import Code, Refusal, Unavailable
 from tallystick.protocol.jobs import State
+from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Amount
 from tests.coordinator.harness import PAYER, START, person, unchecked
 from tests.coordinator.storage.replicas import ANN, BOB, POSTGRES, Job, beat, count, database, opened, shared
@@ -252,6 +255,27 @@ async def test_old_jobs_are_deleted_by_any_replica(pair: tuple[Store, Store]) ->
     (kept,) = await first.receipts_of(PAYER.address, ANN.address, 9)
     assert kept.receipt.message.seq == 8
     assert await first.load_totals(PAYER.address) == [(ANN.address, listed[-1].total, Amount(0))]
+
+
+async def test_reputations_are_changed_by_all_replicas(pair: tuple[Store, Store]) -> None:
+    """No replica overwrites the jobs that another one counted; each gets the record that results."""
+    change = RecordChange().after(Outcome.COMPLETED).after(Outcome.PROVIDER_ERROR)
+    other = RecordChange().after(Outcome.COMPLETED)
+    slow, fast = SpeedRecord(first_token_ms=9.0, first_tokens=1), SpeedRecord(first_token_ms=4.0, first_tokens=2)
+    both = {ANN.address: change, BOB.address: other}
+    changed = await shared(pair[0]).change_records(both, {(ANN.address, "m"): slow})
+    assert changed == {provider: each.of(ProviderRecord()) for provider, each in both.items()}
+    await asyncio.gather(*(shared(store).change_records({ANN.address: other, BOB.address: other}, {}) for store in pair * 9))
+    changed = await shared(pair[1]).change_records({ANN.address: other}, {(ANN.address, "m"): fast})
+    expected = change.of(ProviderRecord())
+    for _ in range(19):
+        expected = other.of(expected)
+    assert changed[ANN.address].jobs == expected.jobs == 21
+    assert [changed[ANN.address].good, changed[ANN.address].bad] == pytest.approx([expected.good, expected.bad])
+    state = await pair[0].load_state(START, 0)
+    assert state.records[ANN.address] == changed[ANN.address]
+    assert state.records[BOB.address].jobs == 19
+    assert state.speeds == {(ANN.address, "m"): fast}
 
 
 async def test_answers_and_claims_are_everybodys(pair: tuple[Store, Store]) -> None:
