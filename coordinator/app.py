@@ -41,6 +41,7 @@ from coordinator.http.response_buffer import Retention
 from coordinator.http.schemas import Info
 from coordinator.jobs.job_retention import JobRetention
 from coordinator.jobs.market import Market
+from coordinator.pages.market_pages import MarketPages
 from coordinator.ports import ResponseStore
 from coordinator.replication import Replication
 from coordinator.storage.store import Store
@@ -58,7 +59,7 @@ from tallystick.runtime.access_log import Access, AccessLog
 from tallystick.runtime.disk_space import check_disk
 from tallystick.runtime.health_monitor import Check, HealthMonitor
 from tallystick.runtime.plaintext import is_loopback
-from tallystick.runtime.serving import serving, wait_for_stop_signal
+from tallystick.runtime.serving import SharedPort, serving, wait_for_stop_signal
 from tallystick.runtime.storage import sqlite_file
 from tallystick.version import __version__
 
@@ -88,7 +89,11 @@ class App:
         service = JobService(context.market, responses, intake=limits, retention=retention, rate_limiter=shared, bodies=bodies)
         self._jobs, self.clients = JobsRoute(service), ClientHub(service, self._observe)
         self._hub = hub
-        control_plane = LogProofRoute(build_control_plane(context), context.market.match_log)
+        api = build_control_plane(context)
+        name, connected = context.info.name, context.connected
+        self.pages = MarketPages(context.market, context.health, name=name, connected=connected, now=context.now)
+        self.pages.add_to(api)
+        control_plane = LogProofRoute(api, context.market.match_log)
         self._control = RequestLimiter(control_plane, shared, bodies)
         self._metrics, self._logged = context.metrics, AccessLog(self._route, self._observe)
 
@@ -111,20 +116,20 @@ class App:
             await self._control(scope, receive, send)
 
 
-async def run(config: CoordinatorConfig, signer: Signer, shared_port: int | None = None) -> None:
+async def run(config: CoordinatorConfig, signer: Signer, shared: SharedPort | None = None) -> None:
     """Serves until SIGTERM or SIGINT. Raises TallyError if the coordinator cannot start."""
     logs.configure(json=config.log_json, level=config.log_level)
-    async with running(config, signer, shared_port) as port:
+    async with running(config, signer, shared) as port:
         log.info("coordinator ready", address=signer.address, url=f"http://{config.host}:{port}")
         await wait_for_stop_signal()
         log.info("stopping")
 
 
 @contextlib.asynccontextmanager
-async def running(config: CoordinatorConfig, signer: Signer, shared_port: int | None = None) -> AsyncIterator[int]:
+async def running(config: CoordinatorConfig, signer: Signer, shared: SharedPort | None = None) -> AsyncIterator[int]:
     """Runs the whole coordinator while the context lasts. Yields the bound port.
 
-    `shared_port`: a second port, on which other replicas on this machine listen too.
+    `shared`: a second port, on which other replicas on this machine listen too.
     """
     deployment = _deployment(config)
     rpc = Rpc(config.rpc or deployment.rpc)
@@ -163,10 +168,10 @@ async def running(config: CoordinatorConfig, signer: Signer, shared_port: int | 
             *(app, config.host, config.port),
             limits=config.connection_limits,
             ws_max_size=MAX_LINK_FRAME,
-            shared_port=shared_port,
+            shared=shared,
         )
         loops = (
-            *(fees.run, partial(_sweep, market), market.match_log.run, store.guard, health.monitor.run),
+            *(fees.run, partial(_sweep, market, app.pages), market.match_log.run, store.guard, health.monitor.run),
             *(partial(store.roles.run, _roles(config, settler, store)), *replication.loops),
             *((settler.watch,) if replica else ()),
         )
@@ -175,6 +180,8 @@ async def running(config: CoordinatorConfig, signer: Signer, shared_port: int | 
                 await replication.join(hub, port)
                 yield port
                 await replication.leave()
+                if shared is not None:
+                    shared.leave()
                 await market.drain(config.drain_seconds)
             finally:
                 await hub.close()
@@ -199,6 +206,7 @@ def _market(
         report_store=store.reports,
         funds=funds,
         limits=config.job_limits,
+        shared=store.shared,
     )
 
 
@@ -217,7 +225,8 @@ def _settler(config: CoordinatorConfig, escrow: Escrow, sender: Sender, store: S
 
 def _roles(config: CoordinatorConfig, settler: Settler, store: Store) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
     """Returns what one replica does for all, by role. A lone coordinator does all of it."""
-    return {"settler": settler.run, "retention": JobRetention(store, config.job_keep_seconds, time.time).run}
+    retention = JobRetention(store, config.job_keep_seconds, time.time)
+    return {"settler": settler.run, "retention": retention.run, "recovery": store.recover}
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,10 +283,11 @@ def _deployment(config: CoordinatorConfig) -> Deployment:
         raise BadMessage(f"deployment {config.deployment}: {error.strerror}; `tally deploy` writes one") from error
 
 
-async def _sweep(market: Market) -> None:
+async def _sweep(market: Market, pages: MarketPages) -> None:
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
         market.sweep()
+        pages.sample()
 
 
 def _info(config: CoordinatorConfig, deployment: Deployment, signer: Signer) -> Info:

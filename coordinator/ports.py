@@ -78,6 +78,8 @@ class KnownJob:
 
     record: JobRecord
     receipts: Mapping[Address, Signed[Receipt]]
+    replica: str = ""
+    """The other replica of this coordinator that runs the job, or ran it until now; empty if there is none."""
 
     @property
     def receipt(self) -> Signed[Receipt] | None:
@@ -88,13 +90,14 @@ class KnownJob:
 @dataclass(frozen=True, slots=True)
 class StoredState:
     """What a process starts from: jobs that must not be placed again, the total of each tab (payer, provider), and the
-    reputation records and speeds of providers.
+    reputation records and speeds of providers. `follows`: whether other processes ran before, so that nodes may come back.
     """
 
     jobs: tuple[JobId, ...]
     totals: Mapping[tuple[Address, Address], Amount]
     records: Mapping[Address, ProviderRecord] = field(default_factory=dict)
     speeds: Mapping[Key, SpeedRecord] = field(default_factory=dict)
+    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ class Replication:
             return
         self._store = SqlReplicaStore(config.db)
         bus = NatsBus(parse_nats_address(config.bus, "config: bus"), f"tallystick.{market.address.lower()}")
-        self._set = ReplicaSet(Membership(replica, self._store, time.monotonic), bus, market, load_totals)
+        self._set = ReplicaSet(Membership(replica, self._store, time.monotonic), bus, market, load_totals, time.monotonic)
 
     @property
     def view(self) -> ReplicaView:

@@ -47,6 +47,36 @@ class ProviderRecord:
         return ProviderRecord(DECAY * self.good + (not bad), DECAY * self.bad + bad, self.jobs + 1)
 
 
+@dataclass(frozen=True, slots=True)
+class RecordChange:
+    """What some jobs change in a record: its good and bad jobs fade by the factor `fade`, and then these are added.
+
+    Several processes may record jobs of one provider, each by changes: a record with all of them, in any order, lost none.
+    """
+
+    fade: float = 1.0
+    good: float = 0.0
+    bad: float = 0.0
+    jobs: int = 0
+
+    def after(self, outcome: Outcome) -> RecordChange:
+        """Returns the change with one more job."""
+        added = ProviderRecord(self.good, self.bad, self.jobs).after(outcome)
+        fade = self.fade if outcome in _NEUTRAL_OUTCOMES else DECAY * self.fade
+        return RecordChange(fade, added.good, added.bad, added.jobs)
+
+    def then(self, later: RecordChange) -> RecordChange:
+        """Returns this change and a later one together."""
+        good, bad = later.fade * self.good + later.good, later.fade * self.bad + later.bad
+        return RecordChange(self.fade * later.fade, good, bad, self.jobs + later.jobs)
+
+    def of(self, record: ProviderRecord) -> ProviderRecord:
+        """Returns the record with this change."""
+        good, bad = self.fade * record.good + self.good, self.fade * record.bad + self.bad
+        return ProviderRecord(good, bad, record.jobs + self.jobs)
+
+
+UNCHANGED = RecordChange()
 UNKNOWN_PROVIDER = ProviderRecord()
 _UNKNOWN_SCORE = UNKNOWN_PROVIDER.score
 
@@ -61,7 +91,8 @@ class Reputation:
 
     on_change: Callable[[Address], None] = _ignore
     _records: OrderedDict[Address, ProviderRecord] = field(default_factory=OrderedDict)
-    _changed: set[Address] = field(default_factory=set)
+    _changed: dict[Address, RecordChange] = field(default_factory=dict)
+    """What changed since `take_changed` or `take_changes`."""
 
     def score(self, provider: Address) -> float:
         """Returns the provider's score, from 0 to 1; 0.25 for an unknown provider."""
@@ -75,7 +106,7 @@ class Reputation:
     def record(self, provider: Address, outcome: Outcome) -> None:
         """Records how a job ended."""
         self._put(provider, self._records.get(provider, UNKNOWN_PROVIDER).after(outcome))
-        self._changed.add(provider)
+        self._changed[provider] = self._changed.get(provider, UNCHANGED).after(outcome)
 
     def restore(self, records: Mapping[Address, ProviderRecord]) -> None:
         """Adds the records that a former process stored."""
@@ -84,12 +115,29 @@ class Reputation:
 
     def take_changed(self) -> dict[Address, ProviderRecord]:
         """Returns the records that changed since the last call, or that `mark_unsaved` named."""
-        changed, self._changed = self._changed, set()
-        return {provider: self._records[provider] for provider in changed if provider in self._records}
+        return {provider: self._records[provider] for provider in self.take_changes() if provider in self._records}
 
     def mark_unsaved(self, providers: Iterable[Address]) -> None:
         """Notes that the records of these providers could not be stored."""
-        self._changed.update(providers)
+        for provider in providers:
+            self._changed.setdefault(provider, UNCHANGED)
+
+    # Beside other processes that record jobs of the same providers
+
+    def take_changes(self) -> dict[Address, RecordChange]:
+        """Returns what changed since the last call."""
+        changed, self._changed = self._changed, {}
+        return changed
+
+    def put_back(self, changes: Mapping[Address, RecordChange]) -> None:
+        """Takes back changes that could not be stored."""
+        for provider, change in changes.items():
+            self._changed[provider] = change.then(self._changed.get(provider, UNCHANGED))
+
+    def adopt(self, records: Mapping[Address, ProviderRecord]) -> None:
+        """Takes stored records, which have the jobs of other processes too, and adds what is not stored yet."""
+        for provider, record in records.items():
+            self._put(provider, self._changed.get(provider, UNCHANGED).of(record))
 
     def _put(self, provider: Address, record: ProviderRecord) -> None:
         self._records[provider] = record

@@ -135,8 +135,9 @@ class JobService:
         submission, reservation = request.take()
         market = self.market
         try:
-            job = await market.place_order(submission)
-            del submission
+            placing = market.place_order(submission)
+            del submission  # the job replaces it by a smaller one before it waits
+            job = await placing
             if sink.abandoned:
                 market.cancel(job.id)
             await market.run(job, sink, None if kept is None else partial(self._keep, job.id, kept))
@@ -209,7 +210,7 @@ class JobService:
 
     async def _restore(self, job: JobId, fingerprint: bytes) -> ResponseBuffer | None:
         """Returns a stored response, or None. Raises Refusal if the job was posted with other bytes; Unavailable."""
-        if self._store is None or not self.market.placed_before(job):
+        if self._store is None or not await self.market.was_placed(job):
             return None
         stored = await self._store.response(job, self._horizon())
         known = self.buffers.find(job, fingerprint)  # another request may have been faster

@@ -11,8 +11,10 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from coordinator.http.replica_view import NOTICE_FAULTS, ReplicaView
+from coordinator.jobs.audit_reports import REFUSED, SOURCES
 from coordinator.jobs.hedging import RESULTS
 from coordinator.jobs.job_totals import JobTotals
+from tallystick.protocol.audit_reports import AuditVerdict
 from tallystick.protocol.errors import Fault
 from tallystick.protocol.health import HealthReport
 from tallystick.runtime.server_metrics import ServerMetrics
@@ -38,6 +40,10 @@ class CoordinatorMetrics(ServerMetrics):
     def watch_jobs(self, totals: JobTotals) -> None:
         """Adds what the market counts of ended jobs."""
         self.registry.register(_JobCollector(totals))
+
+    def watch_reports(self, read: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """Adds the counts of reports of audits; `read` returns them, see `AuditReports.counts`."""
+        self.registry.register(_ReportCollector(read))
 
     def watch_replicas(self, replicas: ReplicaView) -> None:
         """Adds the number of replicas, the state of the bus between them, and the notices that were dropped."""
@@ -86,6 +92,24 @@ class _JobCollector(Collector):
         for fault in Fault:
             failures.add_metric([fault.value], totals.failures[fault.value])
         yield failures
+
+
+class _ReportCollector(Collector):
+    """Reports of audits, as the market counts them."""
+
+    def __init__(self, read: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        text = "Reports of audits that were logged, by their verdict and by who audited: a payer, or a probe of this coordinator"
+        logged, counts = CounterMetricFamily(f"{PREFIX}_audit_reports", text, labels=["verdict", "source"]), self._read()
+        for verdict in AuditVerdict:
+            for source in SOURCES:
+                logged.add_metric([verdict.name.lower(), source], counts.get((verdict.name.lower(), source), 0))
+        yield logged
+        text = "Reports of audits that were refused: malformed, replayed, or of a job that was not paid here"
+        yield CounterMetricFamily(f"{PREFIX}_audit_reports_refused", text, counts.get(REFUSED, 0))
 
 
 class _NoticeCollector(Collector):

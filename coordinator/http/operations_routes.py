@@ -39,6 +39,7 @@ def add_operations_routes(
         metrics.gauge(name, help_text, read)
     metrics.watch_hedges(lambda: market.hedging.counts)
     metrics.watch_jobs(market.job_totals)
+    metrics.watch_reports(lambda: market.audit_reports.counts)
 
     @api.get("/v1/health", include_in_schema=False)
     @api.get(LIVENESS_PATH)

@@ -9,6 +9,7 @@ from typing import Any
 
 PAGE_HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"}
 LINKS = {
+    "market": ("market", "models, providers and the match log, as pages"),
     "docs": ("docs", "the HTTP API"),
     "openapi": ("openapi.json", "the HTTP API for programs (OpenAPI)"),
     "info": ("v1/info", "chain, contract and fee"),

@@ -17,6 +17,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import structlog
 
@@ -35,6 +36,8 @@ from coordinator.jobs.payer_totals import LoadTotals, PayerTotals
 from coordinator.jobs.receipts import OnTotal, Receipts
 from coordinator.jobs.relay import GONE, Relay, not_relayed
 from coordinator.jobs.report_store import ReportStore
+from coordinator.jobs.shared_match_log import SharedMatchLog
+from coordinator.jobs.shared_store import SharedStore
 from coordinator.jobs.slot_queue import SlotQueue
 from coordinator.ports import Bus, FrameSink, Funds, JobStore, LogStore
 from tallystick.protocol.eip712 import Domain, Signer
@@ -71,7 +74,9 @@ class Market:
         chance: Callable[[], float] = _CHANCE,
         later: CallLater = call_later,
         draw: Callable[[JobId, int], float] = draw_of,
+        shared: SharedStore | None = None,
     ) -> None:
+        """`shared`: what this process shares with the other replicas of its coordinator; None for a lone one."""
         self.domain, self.address, self.limits = domain, signer.address, limits
         self.matchmaker = maker = Matchmaker(domain=domain, funds=funds, limits=limits, now=now, tick=tick, chance=chance)
         maker.draw = draw
@@ -87,13 +92,14 @@ class Market:
         self._live: dict[JobId, LiveJob] = {}
         self._running: Counter[Address] = Counter()
         self._seen = SeenJobs(limits.max_order_seconds)
-        self._writes = DeferredWrites(store, self.reputation, maker.speeds)
+        self._writes = DeferredWrites(store, self.reputation, maker.speeds, shared)
         self.hedging = Hedging(maker, limits.hedge_share, tick, later)
         self._decision_keeper = DecisionKeeper(self.decision_log, log_store)
         heads, keep = limits.match_log_seconds, limits.match_log_keep_seconds
-        self.match_log = MatchLog(
-            log_store, signer, domain, now, head_seconds=heads, keep_seconds=keep, lost=limits.match_log_lost
-        )
+        self._shared = shared
+        log_options: dict[str, Any] = {"head_seconds": heads, "keep_seconds": keep, "lost": limits.match_log_lost}
+        shared_log = None if shared is None else SharedMatchLog(log_store, signer, domain, now, shared=shared, **log_options)
+        self.match_log = shared_log or MatchLog(log_store, signer, domain, now, **log_options)
         self._log_store = log_store
         self.audit_reports = AuditReports(
             match_log=self.match_log,
@@ -101,12 +107,12 @@ class Market:
             jobs=store,
             store=report_store,
             find_ask=maker.find_ask,
-            is_listed=maker.is_listed,
             now=now,
             tick=tick,
         )
         self._relay = Relay(
             match_log=self.match_log,
+            shared_log=shared_log,
             bus=bus,
             store=store,
             matchmaker=maker,
@@ -127,7 +133,7 @@ class Market:
         now = int(self._now())
         stored = await self._store.load_state(now, now - self.limits.max_order_seconds)
         self._seen.restore(stored.jobs, now)
-        if stored.jobs:
+        if stored.follows:
             self.matchmaker.restarted()
         for (payer, provider), total in stored.totals.items():
             self.exposure.record_receipt(payer, provider, total, total)
@@ -147,7 +153,7 @@ class Market:
                 await self._idle.wait()
         except TimeoutError:
             log.warning("jobs still running at shutdown", count=len(self._live))
-        self._writes.save_provider_records()
+        await self._writes.close()
         self._decision_keeper.save()
         await self.match_log.close()
 
@@ -184,8 +190,10 @@ class Market:
         """The number of jobs that wait for a free slot."""
         return len(self.matchmaker.queue)
 
-    def placed_before(self, job_id: JobId) -> bool:
-        """Whether a job with this id was placed here recently, in this process or a former one."""
+    async def was_placed(self, job_id: JobId) -> bool:
+        """Whether a job with this id was placed recently: here, by a former process, or at a replica. Raises Unavailable."""
+        if job_id not in self._seen and self._shared is not None and await self._shared.is_placed(job_id):
+            self._seen.add(job_id, int(self._now()))
         return job_id in self._seen
 
     def payer_of(self, job_id: JobId) -> Address | None:
@@ -214,6 +222,20 @@ class Market:
 
         Raises TallyError. Nothing was dispatched and nothing is owed then.
         """
+        job = self._admit(submission)
+        del submission  # which must not be held while the job waits for the chain
+        try:
+            await self._slot_queue.match_or_enter(job)
+        except BaseException:
+            self._seen.discard(job.id)
+            self._count_out(job.payer)
+            raise
+        self._live[job.id] = job
+        self._idle.clear()
+        return job
+
+    def _admit(self, submission: Submission) -> LiveJob:
+        """Returns a new job, which is counted. Raises TallyError."""
         now = int(self._now())
         if self._relay.stopping or self._writes.pending or self.match_log.blocked:
             why = "is stopping" if self._relay.stopping else self.match_log.conflict or "cannot write to its database"
@@ -231,14 +253,6 @@ class Market:
         job = LiveJob(submission, created_at=now, started=self._tick(), last_frame_at=self._tick())
         self._seen.add(job.id, now)
         self._running[job.payer] += 1
-        try:
-            await self._slot_queue.match_or_enter(job)
-        except BaseException:
-            self._seen.discard(job.id)
-            self._count_out(job.payer)
-            raise
-        self._live[job.id] = job
-        self._idle.clear()
         return job
 
     async def add_orders(self, job_id: JobId, candidates: Sequence[Candidate]) -> None:

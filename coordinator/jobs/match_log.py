@@ -95,14 +95,17 @@ class MatchLog:
 
     async def start(self) -> None:
         """Loads the log and appends the leaf of this restart. Raises Unavailable if the database does not hold its own head."""
+        await self._load()
+        self._begin()
+        await self.flush()
+        await self.sign_head()
+
+    async def _load(self) -> None:
         stored = await self.store.load_log()
         self._edge = Edge.load(stored.size, _reader(await self._hashes(merkle.rows([(0, stored.size)]))))
         self._written, self._last_at = _Written(stored.size, self._edge.root()), stored.last_at
         if stored.head is not None:
             await self._check_head(stored.head)
-        self._begin()
-        await self.flush()
-        await self.sign_head()
 
     async def _check_head(self, head: Signed[LogHead]) -> None:
         """Raises Unavailable if the log on disk is not the one whose head was signed: to go on would be a second log."""
@@ -132,8 +135,16 @@ class MatchLog:
         if not self._edge.size:
             self._begin()
         secret = self.random(SECRET_SIZE)
-        leaf = MatchLeaf(
-            at=self._time(),
+        leaf = self.make_leaf(self._time(), job, attempt, order=order, draft=draft, secret=secret)
+        data = leaf.dumps()
+        return Match(self._append(data), secret, order.digest, data, leaf)
+
+    def make_leaf(
+        self, at: int, job: JobId, attempt: int, *, order: Verified[Order], draft: MatchDraft, secret: bytes
+    ) -> MatchLeaf:
+        """Returns the leaf of a match."""
+        return MatchLeaf(
+            at=at,
             epoch=self.epoch,
             job=job,
             attempt=attempt,
@@ -144,8 +155,6 @@ class MatchLog:
             request=request_facts(draft.shape),
             considered=draft.considered,
         )
-        data = leaf.dumps()
-        return Match(self._append(data), secret, order.digest, data, leaf)
 
     def append_report(self, leaf: ReportLeaf) -> tuple[int, ReportLeaf]:
         """Appends a report with its time and epoch. Returns its number and the leaf; `flush` waits until it is on disk."""
@@ -209,13 +218,19 @@ class MatchLog:
         size, root = self._written.size, self._written.root
         if self.conflict or (self.head is not None and size <= self.head.message.size):
             return
-        signed_at = max(int(self.now()), self._last_at)
-        if self.head is not None:
-            signed_at = max(signed_at, self.head.message.signed_at)
-        message = LogHead(coordinator=self.signer.address, size=size, root=root, signed_at=signed_at)
-        head = self.signer.sign(message, self.domain)
+        head = self._make_head(size, root, self._last_at, self.head)
         await self.store.put_head(head)
         self.head = head
+
+    def _make_head(self, size: int, root: Hash, last_at: int, newest: Signed[LogHead] | None) -> Verified[LogHead]:
+        """Signs a head. `last_at`: the time of the last leaf; `newest`: the newest head so far."""
+        signed_at = max(int(self.now()), last_at, 0 if newest is None else newest.message.signed_at)
+        message = LogHead(coordinator=self.signer.address, size=size, root=root, signed_at=signed_at)
+        return self.signer.sign(message, self.domain)
+
+    async def next_head(self) -> None:
+        """Called once in `head_seconds`. Raises Unavailable."""
+        await self.sign_head()
 
     async def run(self) -> None:
         """Signs heads until cancelled, and forgets the contents of old leaves."""
@@ -223,7 +238,7 @@ class MatchLog:
             await asyncio.sleep(self.head_seconds)
             try:
                 await self._check_seen()
-                await self.sign_head()
+                await self.next_head()
                 await self._forget()
             except Unavailable as error:
                 log.warning("match log waits for the database", error=str(error))

@@ -113,6 +113,9 @@ class Receipts:
         if known is None:
             self._unknown_jobs.try_spend(provider, self._tick())
             return False
+        if known.replica:
+            text = f"another replica of this coordinator runs job {job.hex()}; send it there, or again when the job has ended"
+            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, text, fault=Fault.COORDINATOR)
         record = newest or known.record
         await self._accept_known(record, known.receipts.get(provider), provider, payload, unended=newest is None)
         return True

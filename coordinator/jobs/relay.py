@@ -22,10 +22,12 @@ from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.matchmaker import Matchmaker
 from coordinator.jobs.receipts import Receipts
 from coordinator.jobs.reputation_updates import count_failure, count_receipt, read_failure
+from coordinator.jobs.shared_match_log import SharedMatchLog
 from coordinator.ports import Bus, JobStore, node_subject
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import ENDS, Event, State
+from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.sealing import is_last
 from tallystick.protocol.wire import CancelReason, Dispatch, Kind, dumps, pack_link
@@ -46,6 +48,7 @@ class Relay:
         self,
         *,
         match_log: MatchLog,
+        shared_log: SharedMatchLog | None = None,
         bus: Bus,
         store: JobStore,
         matchmaker: Matchmaker,
@@ -56,7 +59,7 @@ class Relay:
         now: Callable[[], float],
         tick: Callable[[], float],
     ) -> None:
-        self._match_log, self._bus, self._store = match_log, bus, store
+        self._match_log, self._shared_log, self._bus, self._store = match_log, shared_log, bus, store
         self._matchmaker, self._receipts, self._writes, self._hedging = matchmaker, receipts, writes, hedging
         self._reputation = matchmaker.reputation
         self._limits, self._now, self._tick = limits, now, tick
@@ -67,7 +70,7 @@ class Relay:
         """Drives a job that was matched until it has ended or waits for another match."""
         tick = self._tick
         try:
-            for kind, payload in self._begin(job, job.current):
+            for kind, payload in await self._begin(job, job.current):
                 await job.put(kind, payload, tick)
             self._hedging.arm(job)
             while job.at_node:
@@ -146,39 +149,53 @@ class Relay:
 
     # One attempt
 
-    def _begin(self, job: LiveJob, attempt: Attempt) -> Sequence[Frame]:
+    async def _begin(self, job: LiveJob, attempt: Attempt) -> Sequence[Frame]:
         """Sends the job to a node. Returns the MATCH for its client, or the FAIL of a job that was cancelled or not stored."""
         try:
+            if not job.cancelled:
+                match = await self._record(job, attempt)
             if job.cancelled:
                 raise Refusal(Code.CANCELLED, "the job was cancelled before a provider had it")
-            self._store.enqueue_job(job.record())  # before the dispatch: without it, a later receipt could not be checked
         except TallyError as error:
             return (self._end(job, attempt, error),)
-        return ((Kind.MATCH, self._dispatch(job, attempt)),)
+        return ((Kind.MATCH, self._dispatch(job, attempt, match)),)
 
-    def _begin_second(self, job: LiveJob) -> Sequence[Frame]:
+    async def _record(self, job: LiveJob, attempt: Attempt) -> Match:
+        """Stores the job and logs the match, before the dispatch: without them, a later receipt could not be checked.
+
+        A lone coordinator queues both, and waits for nothing. A replica waits until they are on disk. Raises TallyError.
+        """
+        if self._shared_log is not None:
+            return await self._shared_log.place(job.record(), attempt.order, attempt.draft)
+        self._store.enqueue_job(job.record())
+        return self._match_log.append(job.id, attempt.number, attempt.order, attempt.draft)
+
+    async def _begin_second(self, job: LiveJob) -> Sequence[Frame]:
         """Sends the job to a second node beside the first. Returns the HEDGE for its client, if it still needs one."""
         attempt = self._hedging.take(job)
         if attempt is None:
             return ()
         job.hedge(attempt, self._matchmaker.deadline(job))
         try:
-            self._store.enqueue_job(job.record())
+            match = await self._record(job, attempt)
         except TallyError as error:
             log.warning("second attempt not stored", job=job.id.hex(), error=str(error))
             attempt.close(State.FAILED, "the coordinator could not store the attempt", outrun=True)
             self._release(job, attempt)
             return ()
+        if attempt.outrun or job.cancelled:  # the first one had output meanwhile, or the client left
+            attempt.close(State.FAILED, "the job needed no second provider any more", outrun=True)
+            self._release(job, attempt)
+            return ()
         log.info("job hedged", job=job.id.hex(), late=job.provider, provider=attempt.provider)
-        return ((Kind.HEDGE, self._dispatch(job, attempt)),)
+        return ((Kind.HEDGE, self._dispatch(job, attempt, match)),)
 
-    def _dispatch(self, job: LiveJob, attempt: Attempt) -> bytes:
-        match = self._match_log.append(job.id, attempt.number, attempt.order, attempt.draft)
+    def _dispatch(self, job: LiveJob, attempt: Attempt, match: Match) -> bytes:
         self._attach(job, attempt)
         attempt.sent_at = self._tick()
         attempt.match = match.dumps()
         frame = Dispatch(match, attempt.candidate, job.submission.sealed).frame(job.id)
-        if not self._bus.send(node_subject(attempt.provider), frame):
+        if attempt.interrupted or not self._bus.send(node_subject(attempt.provider), frame):
             job.interrupt(attempt, pack_link(GONE, job.id))
         return attempt.match
 
@@ -197,7 +214,7 @@ class Relay:
         if kind == Kind.CHUNK:
             return self._relay_chunk(job, attempt, payload)
         if kind == BEGIN:
-            return self._begin_second(job)
+            return await self._begin_second(job)
         if kind == Kind.RECEIPT and not (attempt.outrun or self._has_rival(job, attempt)):
             return await self._finish(job, attempt, payload)
         if kind in (Kind.FAIL, Kind.RECEIPT, GONE):

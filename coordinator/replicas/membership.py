@@ -62,6 +62,11 @@ class Membership:
         return tuple(sorted((*own, *self._others.values()), key=lambda replica: replica.id)[:MAX_REPLICAS])
 
     @property
+    def joined(self) -> bool:
+        """Whether this replica is on the list: from `join` to `leave`."""
+        return self._own is not None
+
+    @property
     def answered(self) -> bool:
         """Whether the database took the last beat."""
         return self._answering_since is not None

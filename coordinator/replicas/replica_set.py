@@ -20,6 +20,8 @@ from tallystick.protocol.replicas import Replica
 from tallystick.protocol.types import Address, Amount, JobId
 
 log = structlog.get_logger()
+START_SECONDS = 5.0
+"""How long a process may take to its first connection to NATS before that is reported."""
 
 
 class NoticeBus(Protocol):
@@ -48,8 +50,12 @@ class NoticeBus(Protocol):
 class ReplicaSet:
     """See the module's docstring."""
 
-    def __init__(self, membership: Membership, bus: NoticeBus, market: Market, load_totals: LoadTotals) -> None:
-        self.membership, self._bus, self._market = membership, bus, market
+    def __init__(
+        self, membership: Membership, bus: NoticeBus, market: Market, load_totals: LoadTotals, tick: Callable[[], float]
+    ) -> None:
+        """`tick` is a monotonic clock in seconds."""
+        self.membership, self._bus, self._market, self._tick = membership, bus, market, tick
+        self._began = tick()
         self._malformed: Counter[str] = Counter()
         bus.on_message, bus.on_connected = self._receive, self._connected
         market.share_totals(load_totals, self._total_rose)
@@ -122,7 +128,7 @@ class ReplicaSet:
 
     async def check_bus(self) -> dict[str, CheckResult]:
         """Returns the state of the bus. Without it jobs go on, so it is a warning."""
-        if self._bus.connected:
+        if self._bus.connected or self._tick() - self._began < START_SECONDS:
             return {"bus": CheckResult(Health.PASS)}
         text = "no connection to NATS: cancels and tab totals do not reach the other replicas; jobs go on"
         return {"bus": CheckResult(Health.WARN, text, "check `bus` and the NATS server")}
@@ -133,7 +139,7 @@ class ReplicaSet:
         if self.membership.clash is not None:
             text = "another live process has this replica's URL, so clients reach one of the two only"
             return {"replicas": CheckResult(Health.WARN, text, "give each replica its own `replica_url`", count)}
-        if not self.membership.answered:
+        if self.membership.joined and not self.membership.answered:
             text = "the list of replicas cannot be read; the last known one stays"
             return {"replicas": CheckResult(Health.WARN, text, "check `db` and the database server", count)}
         return {"replicas": CheckResult(Health.PASS, value=count)}

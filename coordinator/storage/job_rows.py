@@ -24,6 +24,7 @@ from sqlalchemy import Connection
 
 from coordinator.ports import JobRecord
 from coordinator.storage.job_codec import JobDoc, Packed, Receipts, dump_job, load_job
+from coordinator.storage.replica_form import to_lone
 from coordinator.storage.schema import job_index, job_segments, jobs, kept_receipts, open_jobs, tab_receipts, tabs
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.jobs import TERMINAL
@@ -84,12 +85,17 @@ class JobNumbers:
     former: dict[JobId, JobDoc] = field(default_factory=dict)
     """Jobs that a former process left open."""
 
+    def note(self, write: JobWrite) -> None:
+        """Notes a committed write."""
+        if write.ended and write.number > self.last_segment:
+            self.recent[write.job] = write.number, write.newest
+
 
 class JobRows:
     """Writes and reads rows. `numbers` is changed by the writer's thread alone while it counts, otherwise by the event loop."""
 
     def __init__(self, numbers: JobNumbers) -> None:
-        self._numbers = numbers
+        self.numbers = numbers
 
     # Writing
 
@@ -101,16 +107,16 @@ class JobRows:
         opened, ended, receipts = list[dict[str, Any]](), list[dict[str, Any]](), list[tuple[Tab, Receipt, Amount, int]]()
         for write in writes:
             doc, known = self._merge(connection, write)
-            row = _row(doc, write.packed)
+            row = job_row(doc, write.packed)
             write.ended, write.newest = doc.record.state in TERMINAL, doc.record.finished_at or doc.record.created_at
             if known is not None and known.number:
                 write.number = known.number
-                connection.execute(sa.update(jobs).where(jobs.c.number == known.number), row)
+                update_job(connection, known.number, row)
             elif write.ended:
-                write.number, self._numbers.next_ended = self._numbers.next_ended, self._numbers.next_ended + 1
+                write.number, self.numbers.next_ended = self.numbers.next_ended, self.numbers.next_ended + 1
                 ended.append(row | {"number": write.number})
             else:
-                write.number, self._numbers.next_open = self._numbers.next_open, self._numbers.next_open + 1
+                write.number, self.numbers.next_open = self.numbers.next_open, self.numbers.next_open + 1
                 opened.append({"number": write.number, "job": row["job"], "doc": row["doc"]})
             if write.ended:
                 old = known.doc.receipts if known is not None and known.number else {}
@@ -121,11 +127,10 @@ class JobRows:
                 )
         if opened:
             _INSERT_OPEN.run(connection, *opened)
-        if ended:
-            _INSERT_JOB.run(connection, *ended)
+        insert_jobs(connection, ended)
         _write_receipts(connection, receipts)
 
-    def _merge(self, connection: Connection, write: JobWrite) -> tuple[JobDoc, _Known | None]:
+    def _merge(self, connection: Connection, write: JobWrite) -> tuple[JobDoc, Known | None]:
         """Returns what is to be stored of a job now, and what is stored already if this process does not know all of it."""
         if write.whole and write.record is not None:
             return JobDoc(write.record, write.receipts), None
@@ -156,33 +161,34 @@ class JobRows:
 
     # Reading
 
-    def load(self, connection: Connection) -> None:
-        """Loads what the next write needs, and the jobs that a former process left open."""
+    def load(self, connection: Connection, segment_jobs: int) -> None:
+        """Loads what the next write needs, and the jobs that a former process left open. `segment_jobs`: a segment's jobs."""
+        to_lone(connection, segment_jobs)
         newest, last = (connection.execute(sa.select(sa.func.max(t.c.number))).scalar_one() for t in (open_jobs, jobs))
         segment = connection.execute(sa.select(sa.func.max(job_segments.c.segment))).scalar_one() or 0
         columns = jobs.c
         query = sa.select(columns.job, columns.number, columns.created_at, columns.finished_at).where(columns.number > segment)
-        self._numbers.next_open, self._numbers.next_ended = (newest or 0) + 1, max(last or 0, segment) + 1
-        self._numbers.last_segment = segment
-        self._numbers.recent = {
+        self.numbers.next_open, self.numbers.next_ended = (newest or 0) + 1, max(last or 0, segment) + 1
+        self.numbers.last_segment = segment
+        self.numbers.recent = {
             JobId(bytes(job)): (number, finished or created) for job, number, created, finished in connection.execute(query)
         }
         docs = (load_job(bytes(doc)) for (doc,) in connection.execute(sa.select(open_jobs.c.doc).order_by(open_jobs.c.number)))
         left = {doc.record.job: doc for doc in docs}
-        self._numbers.former = {job: doc for job, doc in left.items() if self._number(connection, job) is None}
+        self.numbers.former = {job: doc for job, doc in left.items() if self._number(connection, job) is None}
 
-    def find(self, connection: Connection, job: JobId) -> _Known | None:
+    def find(self, connection: Connection, job: JobId) -> Known | None:
         """Returns what is stored of a job; of a job that runs in this process, what is stored may be older than that."""
         number = self._number(connection, job)
         if number is not None:
             doc = connection.execute(sa.select(jobs.c.doc).where(jobs.c.number == number)).scalar_one_or_none()
             if doc is not None:
-                return _Known(load_job(bytes(doc)), number)
-        former = self._numbers.former.get(job)
-        return None if former is None else _Known(former, 0)
+                return Known(load_job(bytes(doc)), number)
+        former = self.numbers.former.get(job)
+        return None if former is None else Known(former, 0)
 
     def _number(self, connection: Connection, job: JobId) -> int | None:
-        recent = self._numbers.recent.get(job)
+        recent = self.numbers.recent.get(job)
         if recent is not None:
             return recent[0]
         within = sa.and_(job_index.c.segment == job_segments.c.segment, job_index.c.job == job)
@@ -192,22 +198,49 @@ class JobRows:
 
     def end_former(self, connection: Connection, end: Mapping[JobId, JobRecord]) -> list[JobWrite]:
         """Stores the ends of the jobs that a former process left open."""
-        docs = self._numbers.former
+        docs = self.numbers.former
         writes = [JobWrite(job, record, docs[job].receipts, whole=True) for job, record in end.items()]
         self.write(connection, writes)
         connection.execute(sa.delete(open_jobs))
         return writes
 
+    def recent_jobs(self, connection: Connection, since: int) -> tuple[JobId, ...]:
+        """Returns the jobs that were created at or after `since`, as far as no constraint detects their replays."""
+        return jobs_since(connection, since)
+
+    def forget_jobs(self, connection: Connection, before: int) -> bool:
+        """See `forget_jobs`."""
+        return forget_jobs(connection, before)
+
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """A stored job. `number`: its row in `jobs`, or 0 for one that has not ended."""
+class Known:
+    """A stored job. `number`: its row in `jobs`, or 0 for one that has not ended. `replica`: another one that runs it."""
 
     doc: JobDoc
     number: int
+    replica: str = ""
 
 
-def _row(doc: JobDoc, packed: Packed) -> dict[str, Any]:
+def insert_jobs(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Appends ended jobs."""
+    if rows:
+        _INSERT_JOB.run(connection, *rows)
+
+
+def update_job(connection: Connection, number: int, row: Mapping[str, Any]) -> None:
+    """Replaces an ended job, which got a receipt."""
+    connection.execute(sa.update(jobs).where(jobs.c.number == number), row)
+
+
+def insert_receipts(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Appends receipts to their tabs."""
+    if rows:
+        _INSERT_RECEIPT.run(connection, *rows)
+
+
+def job_row(doc: JobDoc, packed: Packed) -> dict[str, Any]:
+    """Returns the row of a job, without its number."""
     record = doc.record
     return {
         "job": record.job,
@@ -218,7 +251,7 @@ def _row(doc: JobDoc, packed: Packed) -> dict[str, Any]:
     }
 
 
-def _packed(total: Amount) -> bytes:
+def pack_total(total: Amount) -> bytes:
     """A total as bytes that are sorted like numbers."""
     return total.to_bytes(12, "big")
 
@@ -226,13 +259,12 @@ def _packed(total: Amount) -> bytes:
 def _write_receipts(connection: Connection, receipts: Iterable[tuple[Tab, Receipt, Amount, int]]) -> None:
     by_tab: dict[Tab, list[tuple[int, bytes, int]]] = {}
     for tab, receipt, total, number in receipts:
-        by_tab.setdefault(tab, []).append((receipt.seq, _packed(total), number))
+        by_tab.setdefault(tab, []).append((receipt.seq, pack_total(total), number))
     rows = list[dict[str, Any]]()
     for tab, entries in by_tab.items():
         identifier = _update_tab(connection, tab, max(entries), max(total for _, total, _ in entries))
         rows += ({"tab": identifier, "total": total, "seq": seq, "number": number} for seq, total, number in entries)
-    if rows:
-        _INSERT_RECEIPT.run(connection, *rows)
+    insert_receipts(connection, rows)
 
 
 def _update_tab(connection: Connection, tab: Tab, newest: tuple[int, bytes, int], total: bytes) -> int:
@@ -320,7 +352,7 @@ def forget_jobs(connection: Connection, before: int) -> bool:
     query = sa.select(jobs.c.number, jobs.c.doc).where(jobs.c.number <= oldest.segment).order_by(jobs.c.number)
     rows = connection.execute(query.limit(FORGOTTEN_AT_ONCE)).all()
     if rows:
-        _keep_receipts(connection, [(number, load_job(bytes(doc))) for number, doc in rows])
+        keep_receipts(connection, [(number, load_job(bytes(doc))) for number, doc in rows])
         connection.execute(sa.delete(jobs).where(jobs.c.number <= rows[-1].number))
     if len(rows) < FORGOTTEN_AT_ONCE:
         connection.execute(sa.delete(job_index).where(job_index.c.segment == oldest.segment))
@@ -328,7 +360,7 @@ def forget_jobs(connection: Connection, before: int) -> bool:
     return True
 
 
-def _keep_receipts(connection: Connection, docs: Sequence[tuple[int, JobDoc]]) -> None:
+def keep_receipts(connection: Connection, docs: Sequence[tuple[int, JobDoc]]) -> None:
     """Deletes the rows of these jobs' receipts, and keeps the highest ones of each tab in `kept_receipts`."""
     by_tab: dict[Tab, list[tuple[Signed[Receipt], Amount, int, JobDoc]]] = {}
     for number, doc in docs:
@@ -340,13 +372,13 @@ def _keep_receipts(connection: Connection, docs: Sequence[tuple[int, JobDoc]]) -
         columns = tab_receipts.c
         key = [columns[name] == sa.bindparam(f"own_{name}") for name in ("tab", "total", "seq", "number")]
         old = [
-            {"own_tab": tab, "own_total": _packed(total), "own_seq": receipt.message.seq, "own_number": number}
+            {"own_tab": tab, "own_total": pack_total(total), "own_seq": receipt.message.seq, "own_number": number}
             for receipt, total, number, _ in entries
         ]
         connection.execute(sa.delete(tab_receipts).where(*key), old)
         kept = kept_receipts.c
         candidates = {
-            receipt.message.seq: (_packed(total), receipt.message.seq, _alone(doc, provider))
+            receipt.message.seq: (pack_total(total), receipt.message.seq, _alone(doc, provider))
             for receipt, total, _, doc in entries
         }
         for row in connection.execute(sa.select(kept.total, kept.seq, kept.doc).where(kept.tab == tab)):

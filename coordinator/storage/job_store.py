@@ -18,8 +18,6 @@ from coordinator.storage.job_rows import (
     JobRows,
     JobUnknown,
     JobWrite,
-    forget_jobs,
-    jobs_since,
     read_last_receipts,
     read_receipts_of,
     totals_of_tabs,
@@ -44,7 +42,7 @@ MAX_UNWRITTEN = 4_096
 
 
 @dataclass(slots=True, eq=False)
-class _Job:
+class StoredJob:
     """A job that runs, or whose end is not committed yet."""
 
     record: JobRecord
@@ -57,30 +55,32 @@ class _Job:
 
     @property
     def ended(self) -> bool:
+        """Whether the job has ended."""
         return self.record.state in TERMINAL
 
 
 class SqlJobStore:
     """Implements JobStore but for the providers' records, and TabStore. `segment_jobs`: see SEGMENT_JOBS."""
 
-    def __init__(self, database: Database, segment_jobs: int = SEGMENT_JOBS) -> None:
+    def __init__(self, database: Database, segment_jobs: int = SEGMENT_JOBS, rows: JobRows | None = None) -> None:
+        """`rows`: the SQL of jobs; by default that of a lone coordinator."""
         self._db, self._segment_jobs = database, segment_jobs
-        self._numbers = JobNumbers()
-        self._rows = JobRows(self._numbers)
-        self._jobs: dict[JobId, _Job] = {}
+        self._rows = rows or JobRows(JobNumbers())
+        self._numbers = self._rows.numbers
+        self._jobs: dict[JobId, StoredJob] = {}
         self._late: dict[JobId, Entry] = {}
         """Writes of jobs that do not run here, until they are committed."""
         self._stale: list[int] = []
         self._failed = set[JobId]()
         """Jobs whose newest write failed, until one succeeds."""
-        self._again = list[_Job]()
+        self._again = list[StoredJob]()
         """Those of them that are to be queued again."""
         self._segment_due = True
         self.writer = GroupWriter(database, lambda: len(self._jobs))
 
     async def start(self) -> None:
         """Loads what the next write needs. Raises Unavailable."""
-        await self._db.write(self._rows.load, synced=False)
+        await self._db.write(lambda connection: self._rows.load(connection, self._segment_jobs), synced=False)
 
     async def close(self) -> None:
         """Commits what is queued."""
@@ -99,7 +99,7 @@ class SqlJobStore:
         if job is None:
             if len(self._failed) >= MAX_UNWRITTEN:
                 raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database does not take the ends of jobs")
-            job = _Job(record)
+            job = StoredJob(record)
         elif not job.ended:
             job.record = record
         self._add(job, waited=False)
@@ -122,7 +122,7 @@ class SqlJobStore:
         except JobUnknown as error:  # it was deleted since its receipt was checked
             raise Unavailable(Code.DATABASE_UNAVAILABLE, f"{error} any more; send the receipt again") from error
 
-    def _add(self, job: _Job, *, waited: bool) -> Entry:
+    def _add(self, job: StoredJob, *, waited: bool) -> Entry:
         """Queues a job that runs, or changes its write that is queued already. Raises Unavailable."""
         entry = job.entry
         if entry is not None and not entry.taken:
@@ -154,13 +154,13 @@ class SqlJobStore:
         entry.then(lambda error: self._late_written(entry, error))
         return entry
 
-    def _written(self, job: _Job, entry: Entry, error: Exception | None) -> None:
+    def _written(self, job: StoredJob, entry: Entry, error: Exception | None) -> None:
         """Takes note of a committed write, and repeats one that failed with the next write."""
         newest, write = job.entry is entry, entry.item
         if newest:
             job.entry = None
         if error is None:
-            self._note(write)
+            self._numbers.note(write)
             self._failed.discard(write.job)
             if job.row:
                 self._stale.append(job.row)
@@ -180,12 +180,8 @@ class SqlJobStore:
         if self._late.get(entry.item.job) is entry:
             del self._late[entry.item.job]
         if error is None:
-            self._note(entry.item)
+            self._numbers.note(entry.item)
             self._tidy()
-
-    def _note(self, write: JobWrite) -> None:
-        if write.ended and write.number > self._numbers.last_segment:
-            self._numbers.recent[write.job] = write.number, write.newest
 
     def _write_again(self) -> None:
         while self._again:
@@ -228,20 +224,21 @@ class SqlJobStore:
         known = await self._db.read(lambda connection: self._rows.find(connection, job_id))
         if known is None:
             return None
-        return KnownJob(known.doc.record, {provider: receipt for provider, (receipt, _) in known.doc.receipts.items()})
+        receipts = {provider: receipt for provider, (receipt, _) in known.doc.receipts.items()}
+        return KnownJob(known.doc.record, receipts, known.replica)
 
     async def load_state(self, now: int, since: int) -> StoredState:
         """See ports.JobStore."""
-        end = {job: _ended(doc.record, now) for job, doc in self._numbers.former.items()}
+        end = {job: ended(doc.record, now) for job, doc in self._numbers.former.items()}
         writes = await self._db.write(lambda connection: self._rows.end_former(connection, end))
         self._numbers.former = {}
         for write in writes:
-            self._note(write)
+            self._numbers.note(write)
 
         recent, totals, (records, speeds) = await self._db.read(
-            lambda connection: (jobs_since(connection, since), totals_of_tabs(connection), read_records(connection))
+            lambda connection: (self._rows.recent_jobs(connection, since), totals_of_tabs(connection), read_records(connection))
         )
-        return StoredState(recent, totals, records, speeds)
+        return StoredState(recent, totals, records, speeds, follows=bool(recent or totals))
 
     async def last_receipts(self, provider: Address, after: str, limit: int) -> list[LateReceipt]:
         """See ports.TabStore. It sees all earlier writes."""
@@ -277,16 +274,14 @@ class SqlJobStore:
 
     async def forget_jobs(self, before: int) -> bool:
         """See ports.JobStore."""
-        return await self._db.write(lambda connection: forget_jobs(connection, before), synced=False)
+        return await self._db.write(lambda connection: self._rows.forget_jobs(connection, before), synced=False)
 
 
-def _ended(record: JobRecord, now: int) -> JobRecord:
-    """Returns the end of a job that a former process left open."""
-    return replace(record, state=State.FAILED, finished_at=now, attempts=tuple(_close(record.attempts)))
+def ended(record: JobRecord, now: int, why: str = "the coordinator was restarted") -> JobRecord:
+    """Returns the end of a job that a process left open which is gone."""
+    return replace(record, state=State.FAILED, finished_at=now, attempts=tuple(_close(record.attempts, why)))
 
 
-def _close(attempts: Iterable[AttemptRecord]) -> Iterator[AttemptRecord]:
-    why = "the coordinator was restarted"
+def _close(attempts: Iterable[AttemptRecord], why: str) -> Iterator[AttemptRecord]:
     for attempt in attempts:
-        ended = attempt.state in TERMINAL
-        yield attempt if ended else replace(attempt, state=State.FAILED, reason=why, unseen=True)
+        yield attempt if attempt.state in TERMINAL else replace(attempt, state=State.FAILED, reason=why, unseen=True)

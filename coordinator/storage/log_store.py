@@ -43,18 +43,14 @@ class SqlLogStore:
 
     async def put_head(self, head: Signed[LogHead]) -> None:
         """See ports.LogStore."""
-        size, row = head.message.size, {"size": head.message.size, "head_doc": head.dumps()}
+        size = head.message.size
 
         def work(connection: Connection) -> None:
             newest = connection.execute(sa.select(sa.func.max(log_heads.c.size))).scalar_one()
             stored = connection.execute(sa.select(sa.func.max(match_log.c.number))).scalar_one()
             if (newest is not None and size <= newest) or size > (-1 if stored is None else stored) + 1:
                 raise LogGap(f"head of {size} leaves: the newest head is of {newest}, the last leaf is {stored}")
-            connection.execute(sa.insert(log_heads), row)
-            old = sa.select(log_heads.c.size).order_by(log_heads.c.size.desc()).offset(KEPT_HEADS).limit(1)
-            oldest = connection.execute(old).scalar_one_or_none()
-            if oldest is not None:
-                connection.execute(sa.delete(log_heads).where(log_heads.c.size <= oldest))
+            insert_head(connection, head)
 
         await self._db.write(work)
 
@@ -81,15 +77,14 @@ class SqlLogStore:
     async def load_log(self) -> StoredLog:
         """See ports.LogStore."""
         last = sa.select(match_log.c.number, match_log.c.at).order_by(match_log.c.number.desc()).limit(1)
-        newest = sa.select(log_heads.c.head_doc).order_by(log_heads.c.size.desc()).limit(1)
 
-        def work(connection: Connection) -> tuple[Any, Any]:
-            return connection.execute(last).one_or_none(), connection.execute(newest).scalar_one_or_none()
+        def work(connection: Connection) -> tuple[Any, Signed[LogHead] | None]:
+            return connection.execute(last).one_or_none(), newest_head(connection)
 
         await self._writer.flush()
-        row, doc = await self._db.write(work)
+        row, head = await self._db.write(work)
         number, at = (-1, 0) if row is None else row
-        return StoredLog(number + 1, at, None if doc is None else loads_signed(LogHead, doc))
+        return StoredLog(number + 1, at, head)
 
     async def log_rows(self, numbers: Sequence[int]) -> list[LogRow]:
         """See ports.LogStore."""
@@ -150,5 +145,26 @@ def _append(connection: Connection, rows: Sequence[LogRow]) -> None:
         same = sa.select(match_log.c.hashes).where(match_log.c.number >= rows[0].number).order_by(match_log.c.number)
         if list(connection.execute(same).scalars()) != [row.hashes for row in rows[:stored]]:
             raise LogGap(f"leaf {rows[0].number}: the log has another one")
-    new = [{"number": row.number, "at": row.at, "hashes": row.hashes, "leaf": row.leaf} for row in rows[stored:]]
+    insert_leaves(connection, rows[stored:])
+
+
+def insert_leaves(connection: Connection, rows: Sequence[LogRow]) -> None:
+    """Inserts leaves, which must follow the last one."""
+    new = [{"number": row.number, "at": row.at, "hashes": row.hashes, "leaf": row.leaf} for row in rows]
     _INSERT_LEAF.run(connection, *new)
+
+
+def insert_head(connection: Connection, head: Signed[LogHead]) -> None:
+    """Inserts a head, which must be the newest, and deletes those that are older than the last KEPT_HEADS."""
+    connection.execute(sa.insert(log_heads), {"size": head.message.size, "head_doc": head.dumps()})
+    old = sa.select(log_heads.c.size).order_by(log_heads.c.size.desc()).offset(KEPT_HEADS).limit(1)
+    oldest = connection.execute(old).scalar_one_or_none()
+    if oldest is not None:
+        connection.execute(sa.delete(log_heads).where(log_heads.c.size <= oldest))
+
+
+def newest_head(connection: Connection) -> Signed[LogHead] | None:
+    """Returns the newest head, or None."""
+    newest = sa.select(log_heads.c.head_doc).order_by(log_heads.c.size.desc()).limit(1)
+    doc = connection.execute(newest).scalar_one_or_none()
+    return None if doc is None else loads_signed(LogHead, doc)

@@ -134,7 +134,7 @@ class MemoryStore(MemoryLogStore):
                 tab = (receipt.message.payer, provider)
                 totals[tab] = Amount(max(total, totals.get(tab, 0)))
         recent = tuple(job for job, record in self.jobs.items() if record.created_at >= since)
-        return StoredState(recent, totals, dict(self.records), dict(self.speeds))
+        return StoredState(recent, totals, dict(self.records), dict(self.speeds), follows=bool(recent or totals))
 
     async def forget_jobs(self, before: int) -> bool:
         """See ports.JobStore. Keeps the jobs of receipts that are kept."""

@@ -3,6 +3,8 @@
 A role is an advisory lock of PostgreSQL, and all locks of a replica are held by one connection that serves nothing else. The
 server frees them when the connection ends, also if the process was killed or stopped: it closes a connection that is idle, or
 whose machine does not answer, after SILENT_SECONDS. A replica asks for the roles that it has not once in LOOK_SECONDS.
+
+The same connection holds a lock on the replica's id, by which others see that it lives although it is on no list, since it stops.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
-from sqlalchemy import URL, pool, text
+from sqlalchemy import URL, Connection, pool, text
 
 from tallystick.runtime.database_url import parse_database_url
 from tallystick.runtime.storage import postgres_engine
@@ -27,7 +29,8 @@ LOOK_SECONDS = 1.0
 ANSWER_SECONDS = 2.0
 """How long the server may take for an answer, before a replica counts its roles as lost."""
 SILENT_SECONDS = 4
-_LOCK_CLASS = 0x7A15
+_LOCK_CLASS, LIFE_CLASS = 0x7A15, 0x7A18
+"""The first numbers of the locks on roles, and of those on the ids of replicas."""
 _SETTINGS = {
     "idle_session_timeout": f"{SILENT_SECONDS}s",  # since PostgreSQL 14
     "tcp_keepalives_idle": "1",
@@ -71,13 +74,13 @@ class AllRoles:
 class ReplicaRoles:
     """The roles of a replica; see the module's docstring. `sleep` waits for some seconds."""
 
-    def __init__(self, url: str | URL, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """Raises BadMessage for an address that is not understood."""
+    def __init__(self, url: str | URL, replica: str, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        """`replica`: the id of this process. Raises BadMessage for an address that is not understood."""
         parsed = parse_database_url(url, "db") if isinstance(url, str) else url
         self._engine = postgres_engine(parsed, poolclass=pool.NullPool, isolation_level="AUTOCOMMIT")
         self._connection: AsyncConnection | None = None
         self._works: dict[str, asyncio.Task[None]] = {}
-        self._sleep = sleep
+        self._replica, self._sleep = replica, sleep
 
     def held(self) -> frozenset[str]:
         """See Roles."""
@@ -104,6 +107,7 @@ class ReplicaRoles:
             for name, value in _SETTINGS.items():
                 setting = text("SELECT set_config(name, :value, false) FROM pg_settings WHERE name = :name")
                 await self._connection.execute(setting, {"name": name, "value": value})
+            await self._connection.execute(_TRY, {"class": LIFE_CLASS, "key": lock_key(self._replica)})
         await self._connection.scalar(text("SELECT 1"))
         for role, work in works.items():
             if role not in self._works and await self._connection.scalar(_TRY, {"class": _LOCK_CLASS, "key": lock_key(role)}):
@@ -138,9 +142,21 @@ class ReplicaRoles:
 _TRY = text("SELECT pg_try_advisory_lock(:class, :key)")
 
 
-def lock_key(role: str) -> int:
-    """The number of a role's lock: the first 31 bits of the SHA-256 of its name."""
-    return int.from_bytes(hashlib.sha256(role.encode()).digest()[:4]) >> 1
+def lock_key(name: str) -> int:
+    """The second number of the lock on a role or a replica: the first 31 bits of the SHA-256 of its name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) >> 1
+
+
+_HELD = (
+    "SELECT objid::bigint FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = $1::bigint::oid"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
+
+def living(connection: Connection, replicas: Iterable[str]) -> set[str]:
+    """Returns those of these replicas whose lock is held: their processes live."""
+    keys = set(connection.exec_driver_sql(_HELD, (LIFE_CLASS,)).scalars())
+    return {replica for replica in replicas if lock_key(replica) in keys}
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -30,9 +30,11 @@ from coordinator.ports import (
 from coordinator.storage.job_store import SEGMENT_JOBS, SqlJobStore
 from coordinator.storage.log_store import SqlLogStore
 from coordinator.storage.provider_records import write_records
+from coordinator.storage.recovery import Recovery
 from coordinator.storage.report_store import SqlReportStore
 from coordinator.storage.roles import AllRoles, ReplicaRoles, Roles
 from coordinator.storage.schema import claims, cursors, responses, settlements, tabs
+from coordinator.storage.shared_job_store import SharedJobStore
 from coordinator.storage.upserts import inserting, upsert, upserting
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.errors import Code, Unavailable
@@ -63,8 +65,10 @@ class Store:
         """
         self._replica = replica
         self._db, self._instance_lock = Database(url), instance_lock(url, "coordinator", shared=bool(replica))
-        self.roles: Roles = ReplicaRoles(self._db.url) if replica else AllRoles()
-        self._jobs = SqlJobStore(self._db, segment_jobs)
+        self.roles: Roles = ReplicaRoles(self._db.url, replica) if replica else AllRoles()
+        self._log_db = Database(url) if replica else None
+        self._shared = None if self._log_db is None else SharedJobStore(self._db, self._log_db, replica)
+        self._jobs = self._shared or SqlJobStore(self._db, segment_jobs)
         self.match_log = SqlLogStore(self._db, self._jobs.writer)
         self.reports = SqlReportStore(self._db)
         self._put = 0
@@ -73,13 +77,29 @@ class Store:
         """Connects and migrates. Raises Unavailable, also if another coordinator uses the database."""
         await self._instance_lock.acquire()
         await self._db.start(MIGRATIONS)
+        if self._log_db is not None:
+            await self._log_db.start(MIGRATIONS)
         await self._jobs.start()
 
     async def close(self) -> None:
         """Writes the queue and releases the database."""
         await self._jobs.close()
+        if self._log_db is not None:
+            await self._log_db.close()
         await self._db.close()
         await self._instance_lock.release()
+
+    @property
+    def shared(self) -> SharedJobStore | None:
+        """What this replica shares with the others; None for a lone coordinator."""
+        return self._shared
+
+    async def recover(self) -> None:
+        """Ends the open jobs of replicas that are gone, until cancelled: the work of the role `recovery`."""
+        if self._shared is None:
+            await asyncio.Event().wait()
+        else:
+            await Recovery(self._db, self._shared.shared_rows).run()
 
     @property
     def database(self) -> Database:

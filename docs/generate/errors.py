@@ -139,6 +139,21 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "client",
         "Check the id. It was not stored, or deleted, or too old, or is another API key's; see `responses_days`.",
     ),
+    Code.FILE_NOT_FOUND: (
+        "The gateway has no such file.",
+        "client",
+        "Check the id with `GET /v1/files`. It was deleted, or is too old, or is another API key's; see `batches_days`.",
+    ),
+    Code.BATCH_NOT_FOUND: (
+        "The gateway has no such batch.",
+        "client",
+        "Check the id with `tally batch list`. It is too old, or another API key's; see `batches_days`.",
+    ),
+    Code.STORAGE_FULL: (
+        "The files of the gateway use all the room that its settings allow.",
+        "client",
+        "Delete files that are not needed, or raise `batches_mib`.",
+    ),
     Code.UNKNOWN_ROUTE: (
         "The path is not a route, or no ask of the model sells it.",
         "client",

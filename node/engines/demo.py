@@ -1,7 +1,8 @@
 """The demo engine: an OpenAI-compatible server without a model, for demonstrations and tests.
 
 Its one model is called `tally-demo-stand-in`. Every answer says that it comes from a stand-in and repeats part of the prompt.
-Each word between white space counts as one token; each answer's `system_fingerprint` says so.
+Each word between white space counts as one token; each answer's `system_fingerprint` says so. Log-probabilities are those of
+`demo_model.py`, in llama.cpp's form, and texts can be scored as by vLLM: with POST /tokenize and `prompt_logprobs`.
 
 The engine can simulate delays and failures: by its command line, and by POST /demo/behaviour for the next `times` requests (0:
 for all further ones):
@@ -41,12 +42,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from node.engines.demo_answer import MODEL, DemoAnswer
+from node.engines.demo_model import DemoModel
 from tallystick.protocol.sse import DONE, EVENT_STREAM
+from tallystick.protocol.token_scores import MAX_TOP
 from tallystick.runtime.serving import serving, wait_for_stop_signal
 
-MODEL = "tally-demo-stand-in"
 OWNER = "tally-demo"
-FINGERPRINT = "stand-in:one-token-per-word"
 CONTEXT_TOKENS = 8_192
 _DIMENSIONS = 16
 _ECHO_WORDS = 24
@@ -92,6 +94,7 @@ class DemoEngine:
         self._next: Simulation | None = None
         self._remaining = 0
         self._numbers = itertools.count(1)
+        self._model = DemoModel(lambda question: _reply(question).split())
         self.seen = self.stopped = 0
         self.app = Starlette(
             routes=[
@@ -99,6 +102,7 @@ class DemoEngine:
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/completions", self._complete, methods=["POST"]),
                 Route("/v1/embeddings", self._embed, methods=["POST"]),
+                Route("/tokenize", self._tokenize, methods=["POST"]),
                 Route("/demo/behaviour", self._behave, methods=["POST", "GET"]),
             ]
         )
@@ -138,9 +142,46 @@ class DemoEngine:
 
     async def _complete(self, request: Request) -> Response:
         body = await _body(request)
-        if body is None or not isinstance(prompt := body.get("prompt"), str):
-            return _error(400, "prompt: expected a string")
+        prompt = body.get("prompt") if body else None
+        if body is not None and isinstance(prompt, list) and all(type(token) is int for token in prompt):
+            return await self._score(request, body, prompt)
+        if body is None or not isinstance(prompt, str):
+            return _error(400, "prompt: expected a string, or ids of POST /tokenize")
         return await self._answer(request, body, prompt, chat=False)
+
+    async def _tokenize(self, request: Request) -> Response:
+        """As vLLM's: of `prompt`, or of `messages`."""
+        body = await _body(request) or {}
+        messages, prompt = body.get("messages"), body.get("prompt")
+        if isinstance(messages, list) and messages:
+            tokens = self._model.tokenize_messages(list(map(_content, messages)))
+        elif isinstance(prompt, str):
+            tokens = self._model.tokenize(prompt, is_prompt=body.get("add_special_tokens") is not False)
+        else:
+            return _error(404, "expected `messages` or `prompt`")
+        return _json({"tokens": tokens, "count": len(tokens), "max_model_len": CONTEXT_TOKENS})
+
+    async def _score(self, request: Request, body: dict[str, Any], tokens: list[int]) -> Response:
+        """As vLLM's completion of one token after a prompt of ids, with `prompt_logprobs`."""
+        if (refusal := await self._refusal(request, self._next_simulation())) is not None:
+            return refusal
+        asked = [value for name in ("prompt_logprobs", "logprobs") if type(value := body.get(name)) is int]
+        top = max(1, min([*asked, MAX_TOP]))
+        try:
+            *rows, following = self._model.score(tokens, top)
+        except ValueError as error:
+            return _error(400, str(error))
+        best = {f"token_id:{token}": value for token, value in (following or {}).items()}
+        token, logprob = next(iter(best.items()), ("token_id:0", 0.0))
+        choice: dict[str, Any] = {
+            "index": 0,
+            "text": self._model.text_of(int(token.removeprefix("token_id:"))),
+            "logprobs": {"tokens": [token], "token_logprobs": [logprob], "top_logprobs": [best], "text_offset": [0]},
+            "finish_reason": "length",
+        }
+        if "prompt_logprobs" in body:
+            choice["prompt_logprobs"] = [row and {str(other): {"logprob": value} for other, value in row.items()} for row in rows]
+        return _json({"object": "text_completion", "model": MODEL, "choices": [choice], "usage": _usage(len(tokens), 1)})
 
     async def _embed(self, request: Request) -> Response:
         body = await _body(request)
@@ -164,13 +205,14 @@ class DemoEngine:
         reply = _words(_reply(question))
         words = reply[:limit] if isinstance(limit, int) and 0 < limit < len(reply) else reply
         options = body.get("stream_options") or {}
-        answer = _Answer(
+        answer = DemoAnswer(
             number=next(self._numbers),
             chat=chat,
             words=words,
             finish="length" if len(words) < len(reply) else "stop",
             usage=_usage(len(prompt.split()), len(words)) if simulation.fail is not FailureMode.NO_USAGE else None,
             usage_in_stream=bool(options.get("include_usage")),
+            logprobs=self._logprobs(body, reply, words, chat=chat),
         )
         if body.get("stream"):
             return StreamingResponse(self._counted_stream(request, answer, simulation), media_type=EVENT_STREAM)
@@ -178,13 +220,21 @@ class DemoEngine:
         whole = b'{"choices": [' if simulation.fail is FailureMode.GARBAGE else orjson.dumps(answer.whole())
         return Response(whole, media_type="application/json")
 
+    def _logprobs(self, body: dict[str, Any], reply: list[str], words: list[str], *, chat: bool) -> list[dict[str, Any]] | None:
+        """A position of `logprobs.content` for each word of the answer, if the request asks for them."""
+        asked = body.get("top_logprobs", 0) if chat and body.get("logprobs") is True else None if chat else body.get("logprobs")
+        if type(asked) is not int:
+            return None
+        rows = self._model.rows([word.strip() for word in reply], max(1, min(asked, MAX_TOP)))
+        return [self._model.entry(row, word) for row, word in zip(rows, words, strict=False)]
+
     async def _refusal(self, request: Request, simulation: Simulation) -> Response | None:
         if simulation.fail is FailureMode.HANG:
             await _pause(request, _FOREVER_SECONDS)
         status = {FailureMode.BAD_REQUEST: 400, FailureMode.BUSY: 429, FailureMode.ERROR: 500}.get(simulation.fail)
         return None if status is None else _error(status, f"simulated status {status}")
 
-    async def _counted_stream(self, request: Request, answer: _Answer, simulation: Simulation) -> AsyncIterator[bytes]:
+    async def _counted_stream(self, request: Request, answer: DemoAnswer, simulation: Simulation) -> AsyncIterator[bytes]:
         finished = False
         try:
             async for event in self._stream(request, answer, simulation):
@@ -193,7 +243,7 @@ class DemoEngine:
         finally:
             self.stopped += not finished
 
-    async def _stream(self, request: Request, answer: _Answer, simulation: Simulation) -> AsyncIterator[bytes]:
+    async def _stream(self, request: Request, answer: DemoAnswer, simulation: Simulation) -> AsyncIterator[bytes]:
         if answer.chat:
             yield answer.event({"role": "assistant", "content": ""})
         await _pause(request, simulation.first_token_seconds)
@@ -207,52 +257,11 @@ class DemoEngine:
                     yield b'data: {"choices": [{"delta": \n\n'
             if i:
                 await _pause(request, simulation.token_seconds)
-            yield answer.event({"content": word})
+            yield answer.event({"content": word}, position=i)
         yield answer.event({}, answer.finish)
         if answer.usage_in_stream and answer.usage is not None:
             yield answer.usage_event()
         yield b"data: " + DONE + b"\n\n"
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """One answer, which can be rendered whole or as events of a stream."""
-
-    number: int
-    chat: bool
-    words: list[str]
-    finish: str
-    usage: dict[str, Any] | None
-    usage_in_stream: bool
-
-    def _document(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": f"demo-{self.number}",
-            "object": kind,
-            "created": 0,
-            "model": MODEL,
-            "system_fingerprint": FINGERPRINT,
-            "choices": choices,
-        }
-
-    def whole(self) -> dict[str, Any]:
-        text = "".join(self.words)
-        content = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": self.finish}
-        usage = {"usage": self.usage} if self.usage is not None else {}
-        return self._document("chat.completion" if self.chat else "text_completion", [choice]) | usage
-
-    def event(self, delta: dict[str, str], finish: str | None = None) -> bytes:
-        content: dict[str, Any] = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
-        return _event(self._document(self._kind, [choice]) | ({"usage": None} if self.usage_in_stream else {}))
-
-    def usage_event(self) -> bytes:
-        return _event(self._document(self._kind, []) | {"usage": self.usage})
-
-    @property
-    def _kind(self) -> str:
-        return "chat.completion.chunk" if self.chat else "text_completion"
 
 
 async def _pause(request: Request, seconds: float) -> None:
@@ -307,10 +316,6 @@ async def _body(request: Request) -> dict[str, Any] | None:
     except orjson.JSONDecodeError:
         return None
     return body if isinstance(body, dict) else None
-
-
-def _event(document: dict[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(document) + b"\n\n"
 
 
 def _json(document: dict[str, Any], status: int = 200) -> Response:

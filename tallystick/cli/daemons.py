@@ -114,7 +114,12 @@ def coordinator_run(
     flags = {"deployment": deployment, "host": host, "port": port, "db": db, "rpc": rpc, "public_urls": public_url or None}
     loaded = load_config(config, flags | {"bus": bus, "workers": workers})
     deployment_path(loaded.deployment)
-    run_daemon(run(loaded, unlock(wallet, password_file)))
+    signer, shared = unlock(wallet, password_file), None
+    if loaded.workers > 1:
+        from coordinator.processes import split
+
+        loaded, shared = split(loaded)
+    run_daemon(run(loaded, signer, shared))
 
 
 def gateway(

@@ -52,9 +52,13 @@ _AT_LEAST_ONE = (
     "cache_folder_mib",
     "responses_count",
     "responses_days",
+    "batch_file_mib",
+    "batch_concurrency",
+    "batches_days",
     "ledger_days",
     "idle_reserve_days",
 )
+_AT_LEAST_ZERO = ("responses_mib", "batches_mib")
 _UPSTREAM_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/*?#@\s]+", re.IGNORECASE)
 
@@ -336,6 +340,11 @@ class ClientConfig:
     responses_mib: int = 256
     responses_count: int = 10_000
     responses_days: int = 30
+    batches_folder: Path | None = None
+    batches_mib: int = 4_096
+    batches_days: int = 30
+    batch_file_mib: int = 200
+    batch_concurrency: int = 32
     proof_folder: Path | None = None
     proof_folder_mib: int = 1_024
     host: str = "127.0.0.1"
@@ -387,13 +396,12 @@ class ClientConfig:
             raise BadMessage(f"config: max_fee_bps: expected 0 to 10000, got {self.max_fee_bps}")
         if not 0 < self.max_body_bytes <= self.max_total_body_bytes:
             raise BadMessage("config: max_total_body_bytes: expected at least max_body_bytes, which must be at least 1")
-        for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise BadMessage(f"config: {name}: expected at least 1, got {getattr(self, name)}")
+        for name in (*_AT_LEAST_ONE, *_AT_LEAST_ZERO):
+            least = 1 if name in _AT_LEAST_ONE else 0
+            if getattr(self, name) < least:
+                raise BadMessage(f"config: {name}: expected at least {least}, got {getattr(self, name)}")
         if not 0 <= self.hedge_after <= MAX_HEDGE_SECONDS:
             raise BadMessage(f"config: hedge_after: expected 0 to {MAX_HEDGE_SECONDS:g} seconds, got {self.hedge_after}")
-        if self.responses_mib < 0:
-            raise BadMessage(f"config: responses_mib: expected at least 0, got {self.responses_mib}")
         for name in ("stream_idle_seconds", "connect_seconds", "request_seconds", "cancel_seconds"):
             if getattr(self, name) <= 0:
                 raise BadMessage(f"config: {name}: expected more than 0 seconds, got {getattr(self, name)}")
@@ -405,6 +413,10 @@ class ClientConfig:
     def responses_path(self, payer: Address) -> Path:
         """The folder of this wallet's stored responses, beside its ledger unless the settings name another."""
         return self.responses_folder or self.ledger_path(payer).with_suffix(".responses")
+
+    def batches_path(self, payer: Address) -> Path:
+        """The folder of this wallet's files and batches, beside its ledger unless the settings name another."""
+        return self.batches_folder or self.ledger_path(payer).with_suffix(".batches")
 
     def affinity_path(self, payer: Address) -> Path:
         """The file, beside this wallet's ledger, that says which provider holds which conversation in its cache."""

@@ -58,6 +58,9 @@ class Code(str, Enum):
     UNKNOWN_LEAF = "unknown_leaf"
     PREVIOUS_RESPONSE_NOT_FOUND = "previous_response_not_found"
     RESPONSE_NOT_FOUND = "response_not_found"
+    FILE_NOT_FOUND = "file_not_found"
+    BATCH_NOT_FOUND = "batch_not_found"
+    STORAGE_FULL = "storage_full"
     UNKNOWN_ROUTE = "unknown_route"
     UNAUTHORISED_TAB = "unauthorised_tab"
     INSUFFICIENT_FUNDS = "insufficient_funds"
@@ -115,6 +118,9 @@ PUBLIC: dict[Code, Public] = {
     Code.UNKNOWN_LEAF: Public(404, _GONE),
     Code.PREVIOUS_RESPONSE_NOT_FOUND: Public(404, _INVALID),
     Code.RESPONSE_NOT_FOUND: Public(404, _INVALID),
+    Code.FILE_NOT_FOUND: Public(404, _INVALID),
+    Code.BATCH_NOT_FOUND: Public(404, _INVALID),
+    Code.STORAGE_FULL: Public(507, _FUNDS),
     Code.UNKNOWN_ROUTE: Public(404, _GONE),
     Code.UNAUTHORISED_TAB: Public(402, _FUNDS),
     Code.INSUFFICIENT_FUNDS: Public(402, _FUNDS),

@@ -9,8 +9,8 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -39,6 +39,15 @@ OTHER_FILES = 128
 """Open files that a server needs in addition to its connections: databases, the chain, logs."""
 
 
+@dataclass
+class SharedPort:
+    """A port on which several processes of one user listen (SO_REUSEPORT, socket(7)). The kernel distributes connections."""
+
+    port: int
+    leave: Callable[[], None] = lambda: None
+    """Takes no further connections from it, once the port is served. Those that there are go on."""
+
+
 @contextlib.asynccontextmanager
 async def serving(
     app: Any,
@@ -47,12 +56,12 @@ async def serving(
     *,
     limits: ConnectionLimits | None = None,
     ws_max_size: int | None = 1 << 20,
-    shared_port: int | None = None,
+    shared: SharedPort | None = None,
 ) -> AsyncIterator[int]:
     """Serves `app` inside the running loop. Yields the bound port, which differs from `port` if that is 0.
 
     `ws_max_size`: the most bytes of a WebSocket message; None ignores offers of a WebSocket, and serves the request as it is.
-    `shared_port`: a second port, on which other processes of this user may listen too: the kernel divides connections among them.
+    `shared`: a second port.
 
     Raises Unavailable (port_unavailable) if it cannot listen.
     """
@@ -61,8 +70,11 @@ async def serving(
     config.load()
     with contextlib.ExitStack() as listeners:
         listener = listeners.enter_context(listen(host, port))
-        shared = [] if shared_port is None else [listeners.enter_context(listen(host, shared_port, shared=True))]
-        task = asyncio.create_task(server.serve([listener, *shared]), name="http-server")
+        sockets = [listener]
+        if shared is not None:
+            sockets.append(listeners.enter_context(listen(host, shared.port, shared=True)))
+            shared.leave = server.leave_shared_port
+        task = asyncio.create_task(server.serve(sockets), name="http-server")
         ready = asyncio.create_task(server.ready.wait())
         try:
             await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
@@ -140,7 +152,7 @@ def _within_open_file_limit(limits: ConnectionLimits) -> ConnectionLimits:
 
 
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A socket that listens. `shared`: other processes of this user may listen on the same port (SO_REUSEPORT, socket(7)).
+    """A socket that listens. `shared`: see SharedPort.
 
     Raises Unavailable (port_unavailable).
     """
@@ -170,6 +182,11 @@ class _Server(uvicorn.Server):
         while not await self.on_tick(0):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), _DATE_SECONDS)
+
+    def leave_shared_port(self) -> None:
+        """Stops listening on all ports but the first."""
+        for server in self.servers[1:]:
+            server.close()
 
     def stop(self) -> None:
         """Ends the server, which completes the requests under way."""

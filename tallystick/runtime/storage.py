@@ -28,7 +28,7 @@ from urllib.parse import unquote
 
 import structlog
 from sqlalchemy import URL, Connection, create_engine, event, pool
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.runtime.database_errors import BUSY_SECONDS, explain, explain_failed_start
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 Work = Callable[[Connection], R]
+_ATTEMPTS = 5
+"""Of a transaction that PostgreSQL undid because of another process's."""
+_CONFLICTS = frozenset({"40001", "40P01"})
+"""SQLSTATEs of a serialization failure and a deadlock."""
 CHECKPOINT_PAGES = 1_000
 """Pages of SQLite's write-ahead log from which on a commit copies them into the database."""
 _MIGRATING = threading.Lock()
@@ -246,6 +250,16 @@ class _Postgres:
             return await connection.run_sync(functools.partial(_run, work))
 
     async def _write(self, work: Work[Any], synced: bool) -> None:
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return await self._write_once(work, synced)
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) not in _CONFLICTS:
+                    raise
+                log.info("transaction repeated: it met another process's", reason=type(error.orig).__name__)
+        return await self._write_once(work, synced)
+
+    async def _write_once(self, work: Work[Any], synced: bool) -> None:
         async with self._engine.begin() as connection:
             if not synced:
                 await connection.exec_driver_sql("SET LOCAL synchronous_commit = off")

@@ -24,13 +24,25 @@ class _Link:
     parent: socket.socket | None = None
 
 
+def take_parent() -> socket.socket | None:
+    """Takes the inherited socket over, and returns it if there is one. It ends when the parent does."""
+    descriptor = os.environ.pop(PARENT_SOCKET_ENV, "")
+    if descriptor.isdecimal():
+        _Link.parent = socket.socket(fileno=int(descriptor))
+        _Link.parent.set_inheritable(False)
+        return _Link.parent
+    return None
+
+
 def attach_to_parent() -> None:
     """Takes the inherited socket over, if there is one. From then on, the end of the parent sends SIGTERM to this process."""
-    descriptor = os.environ.pop(PARENT_SOCKET_ENV, "")
-    if not descriptor.isdecimal():
-        return
-    link = socket.socket(fileno=int(descriptor))
-    link.set_inheritable(False)
+    link = take_parent()
+    if link is not None:
+        attach_to(link)
+
+
+def attach_to(link: socket.socket) -> None:
+    """Makes the process at the other end of `link` the parent, to which this one reports and with which it ends."""
     _Link.parent = link
     Thread(target=_end_with_parent, args=(link,), name="parent", daemon=True).start()
 

@@ -54,6 +54,7 @@ _OPTIONAL_CRITERIA = {
     "minStake",
     "minReputation",
     "sort",
+    "batch",
 }
 _OF_ATTEMPT = ("candidate", "order", "provider", "key", "sealer", "transcript", "matched")
 

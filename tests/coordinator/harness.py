@@ -12,6 +12,7 @@ from coordinator.domain.limits import JobLimits
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.market import Market
 from coordinator.jobs.report_store import MemoryReportStore, ReportStore
+from coordinator.jobs.shared_store import SharedStore
 from coordinator.ports import JobStore, LogStore, node_subject
 from coordinator.storage.memory import MemoryFunds, MemoryLogStore, MemoryStore
 from tallystick.protocol.codecs import keccak
@@ -314,6 +315,7 @@ class World:
     store: JobStore = field(default_factory=MemoryStore)
     log_store: LogStore = field(default_factory=MemoryLogStore)
     report_store: ReportStore = field(default_factory=MemoryReportStore)
+    shared: SharedStore | None = None
     funds: MemoryFunds = field(default_factory=MemoryFunds)
     bus: InProcessBus = field(default_factory=InProcessBus)
     market: Market = field(init=False)
@@ -342,6 +344,7 @@ class World:
             chance=lambda: self.chance,
             later=self.clock.later,
             draw=lambda _job, _attempt: self.chance,
+            shared=self.shared,
         )
 
     async def restart(self) -> None:

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from node.engines.demo import MODEL, Simulation, build_app
+from node.engines.demo import Simulation, build_app
+from node.engines.demo_answer import MODEL
 from scripts.relay import processes
 from tallystick.runtime.serving import serving
 from tests.e2e.conftest import clean_environment

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
-from node.engines.demo import MODEL
+from node.engines.demo_answer import MODEL
 from node.engines.discover import inspect_engine
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow

@@ -21,7 +21,7 @@ import pytest
 
 from coordinator.domain.log_check import LogReplay
 from coordinator.storage.job_codec import load_job
-from node.engines.demo import MODEL
+from node.engines.demo_answer import MODEL
 from node.engines.discover import inspect_engine
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow

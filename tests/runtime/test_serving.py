@@ -15,7 +15,7 @@ import pytest
 from tallystick.protocol.errors import Unavailable
 from tallystick.runtime import serving as serving_module
 from tallystick.runtime.http_direct import MAX_RECURSION
-from tallystick.runtime.serving import _Server, server_config, serving, wait_for_stop_signal
+from tallystick.runtime.serving import SharedPort, _Server, server_config, serving, wait_for_stop_signal
 from tests.runtime.processes import TIMEOUT_SECONDS, line, script
 from tests.virtual_time import on_virtual_time
 
@@ -273,3 +273,25 @@ async def test_an_idle_server_seldom_wakes() -> None:
     await server.main_loop()
     assert [round(tick, 3) for tick in ticks] == [0, 1, 2, 2.5]
     assert [name for name, _ in server.server_state.default_headers] == [b"date", b"server"]
+
+
+async def test_a_shared_port_can_be_left_alone() -> None:
+    """An app also serves a second port; after it has left that one, its connections go on and new ones reach another process."""
+    shared, other = SharedPort(0), SharedPort(0)
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind((LOOPBACK, 0))
+        shared.port = other.port = held.getsockname()[1]
+        url = f"http://{LOOPBACK}:{shared.port}"
+        async with httpx.AsyncClient() as client, serving(echo, LOOPBACK, 0, shared=shared) as port:
+            assert port != shared.port
+            for base in (url, f"http://{LOOPBACK}:{port}"):
+                assert (await client.get(f"{base}/hello")).text == "/hello"
+            shared.leave()
+            assert (await client.get(f"{url}/kept")).text == "/kept", "on the connection that there is"
+            async with httpx.AsyncClient() as newcomer:
+                with pytest.raises(httpx.ConnectError):
+                    await newcomer.get(url)
+                async with serving(echo, LOOPBACK, 0, shared=other):
+                    assert (await newcomer.get(f"{url}/new")).text == "/new"
+                assert (await client.get(f"http://{LOOPBACK}:{port}/own")).text == "/own"

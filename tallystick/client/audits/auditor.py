@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
-from tallystick.client.audits.auditability import can_be_audited, needs_no_referee, shape_of
+from tallystick.client.audits.auditability import KEPT_ROUTES, as_chat, can_be_audited, needs_no_referee, shape_of
 from tallystick.client.audits.conduct import Conclusion, Conductor, NoReferee
 from tallystick.client.audits.consent_file import read_answer
 from tallystick.client.audits.consequences import Consequences
-from tallystick.client.audits.kept_job import AUDITABLE_ROUTES, KeptJob
+from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.kept_jobs import KeptJobs
 from tallystick.client.audits.planning import MAX_RATE, draw, is_drawn, may_show
 from tallystick.client.audits.records import KnownAudit, NewAudit
@@ -64,6 +64,10 @@ ASKED_SECONDS: Final = 3_600
 """After which an audit that a person asked for is done in the background, if that person's process did not end it."""
 
 
+OUTCOMES: Final = ("pass", "suspect", "inconclusive", "unverifiable", "failed")
+"""How audits of providers end. Failed: without a verdict, for want of a referee or by an error."""
+
+
 @dataclass(frozen=True, slots=True)
 class AuditorPorts:
     """What an auditor needs beside its files. `coordinator` returns the coordinator's account."""
@@ -92,6 +96,8 @@ class Auditor:
         self._opening, self._busy = asyncio.Lock(), asyncio.Lock()
         self._store: AuditStore | None = None
         self._lock: InstanceLock | None = None
+        self.counts = Counter[str]()
+        """Audits that this process ended, by outcome (see OUTCOMES)."""
         self._scorers: dict[str, tuple[int, frozenset[Address]]] = {}
         """Who sells scoring of a model, and until when this is believed (Unix seconds)."""
 
@@ -207,7 +213,7 @@ class Auditor:
             return
         kind, packed, job, delay = AuditKind.JOB, kept.pack() if self._is_auditable(kept) else b"", kept.job.hex(), 0
         if not 0 < len(packed) <= MAX_PACKED:
-            if not self._settings.synthetic or not can_be_audited(kept.request()[1]):
+            if not self._settings.synthetic or not can_be_audited(as_chat(kept)[1]):
                 return
             kind, packed, job = AuditKind.SYNTHETIC, shape_of(kept).pack(), ""
             delay = int(draw(self._ports.random) * SYNTHETIC_SECONDS)  # after the real request, so that nothing joins the two
@@ -282,18 +288,23 @@ class Auditor:
             async with asyncio.timeout(AUDIT_SECONDS):
                 await conductor.conduct(audit)
         except BadMessage as error:
-            await store.fail(audit.id, str(error), now)
+            await self._fail(audit, str(error))
         except (TallyError, TimeoutError) as error:
             most = 3 if isinstance(error, NoReferee) else MAX_ATTEMPTS
             if audit.attempts + 1 >= most:
-                await store.fail(audit.id, str(error) or "it took too long", now)
+                await self._fail(audit, str(error) or "it took too long")
             else:
                 await store.postpone(audit.id, str(error) or "it took too long", now + RETRY_SECONDS * (1 << audit.attempts))
             return False
         except Exception as error:  # noqa: BLE001 - logged; it concerns this audit alone
             _log_bug("a bug in an audit", error, audit=audit.id)
-            await store.fail(audit.id, f"a bug in this client: {type(error).__name__}: {error}", now)
+            await self._fail(audit, f"a bug in this client: {type(error).__name__}: {error}")
         return True
+
+    async def _fail(self, audit: KnownAudit, reason: str) -> None:
+        """Ends an audit that has no verdict and gets none."""
+        self.counts["failed"] += not audit.kind.planted
+        await (await self.store()).fail(audit.id, reason, self._ports.now())
 
     async def _reports(self) -> ReportQueue | None:
         if self._ports.send_report is None or not self._settings.report:
@@ -312,6 +323,7 @@ class Auditor:
             coordinator=ports.coordinator,
             reports=await self._reports(),
             now=ports.now,
+            report_delay=self._settings.report_delay,
             random=ports.random,
         )
 
@@ -326,8 +338,12 @@ class Auditor:
             now=self._ports.now,
             random=self._ports.random,
             sharing_forbidden=self._sharing_forbidden(),
-            on_conclusion=(await self.consequences()).draw,
+            on_conclusion=self._conclude,
         )
+
+    async def _conclude(self, conclusion: Conclusion, kept: KeptJob) -> None:
+        self.counts["unverifiable" if conclusion.audit.unverifiable else conclusion.verdict.value] += 1
+        await (await self.consequences()).draw(conclusion, kept)
 
     def _sharing_forbidden(self) -> bool:
         """Whether the user says no now, in the config or else by the answer to `tally start`."""
@@ -384,16 +400,18 @@ class Auditor:
         try:
             conclusion = await (await self.conductor()).conduct(audit)
         except Exception as error:
-            await store.fail(audit.id, str(error) or type(error).__name__, self._ports.now())
+            await self._fail(audit, str(error) or type(error).__name__)
             raise
         async with self._busy:
             if (queue := await self._reports()) is not None:
                 await queue.send_due()
+        if self._settings.report_delay:
+            self.resume()  # what waits is sent in its time
         return conclusion
 
     def auditable(self, path: str) -> bool:
         """Whether answers of a route are kept."""
-        return self._settings.keeps_jobs and path in AUDITABLE_ROUTES
+        return self._settings.keeps_jobs and path in KEPT_ROUTES
 
 
 def _log_bug(event: str, error: Exception, **values: object) -> None:

@@ -8,7 +8,9 @@ machine, and neither web pages nor foreign host names (see auth.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import structlog
@@ -19,13 +21,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tallystick.client.batches.service import BatchService
 from tallystick.client.config import ApiKey, ClientConfig, UpstreamTarget
 from tallystick.client.coordinator.model_offers import ModelOffer
 from tallystick.client.dialects.messages_models import model_entry, models_page
 from tallystick.client.dialects.registry import VERSION_HEADER
 from tallystick.client.gateway.aliases import AliasRouter
-from tallystick.client.gateway.auth import CALLER_KEY, Authenticator, check_public_access
+from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
+from tallystick.client.gateway.batch_answers import BatchAnswers
+from tallystick.client.gateway.batch_routes import batch_routes
 from tallystick.client.gateway.dispatcher import JOB_ROUTES, Dispatcher
+from tallystick.client.gateway.file_routes import file_routes
 from tallystick.client.gateway.handler import RequestHandler
 from tallystick.client.gateway.operations import Operations
 from tallystick.client.gateway.paths import allowed_methods, explain_unknown
@@ -34,6 +40,7 @@ from tallystick.client.gateway.response_routes import stored_response_routes
 from tallystick.client.gateway.response_sender import ERROR_HEADERS, TALLY_HEADERS, error_response, send_error
 from tallystick.client.jobs.export import job_json
 from tallystick.client.ledger.spending import DAY_SECONDS
+from tallystick.client.pages.payer_pages import PayerPages
 from tallystick.client.sdk.market import Market, audits_of, maintenance_of
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, TallyError
@@ -47,13 +54,20 @@ from tallystick.runtime.serving import serving, wait_for_stop_signal
 log = structlog.get_logger()
 
 
-def build_app(market: Market, operations: Operations | None = None) -> DirectApp:
+def build_app(
+    market: Market,
+    operations: Operations | None = None,
+    handler: RequestHandler | None = None,
+    batches: BatchService | None = None,
+) -> DirectApp:
     """The gateway of an open market, as an ASGI app whose routes for jobs are served without ASGI.
 
-    `operations`: its health and metrics, else those of this app alone.
+    `operations`: its health and metrics, else those of this app alone. `batches`: its files and batches, which answer by
+    `handler`; None if it has none.
     """
-    operations = operations or Operations(market)
-    handler, models = RequestHandler(market), _ModelRoutes(market)
+    operations, handler = operations or Operations(market), handler or RequestHandler(market)
+    models, authenticator = _ModelRoutes(market), Authenticator(market.config)
+    pages = PayerPages(market, may_see=_may_see_all, log_in=authenticator.log_in)
 
     async def job(request: Request) -> Response:
         known = await market.find(parse_job_id(request.path_params["job"]))
@@ -66,16 +80,23 @@ def build_app(market: Market, operations: Operations | None = None) -> DirectApp
         Route("/v1/models", models.list_models),
         Route("/v1/models/{model:path}", models.get_model),
         Route("/tally/jobs/{job}", job),
+        *pages.routes(),
         *stored_response_routes(handler.responses),
+        *([] if batches is None else [*file_routes(batches, market.config), *batch_routes(batches)]),
         Route("/v1/{path:path}", _Sold(handler)),  # routes besides JOB_ROUTES that providers may sell
     ]
     handlers: dict[Any, Callable[..., Any]] = {TallyError: _show_error, 404: _no_route, 405: _no_route}
     router = Starlette(routes=routes, exception_handlers=handlers)
     router.router.redirect_slashes = False  # paths come without slashes at their end
-    app, origins = Dispatcher(handler, router, Authenticator(market.config), send_error), market.config.allow_origins
+    app, origins = Dispatcher(handler, router, authenticator, send_error), market.config.allow_origins
     targets = frozenset(route.encode() for route in JOB_ROUTES)
     direct = DirectRoutes(targets, app.serve, bool(origins), operations.observe, SEND_TIMEOUT_SECONDS)
     return DirectApp(AccessLog(_with_cors(app, origins) if origins else app, operations.observe), direct)
+
+
+def _may_see_all(request: Request) -> bool:
+    """Whether the caller holds the gateway's own key, or none is needed. A key of [[api_keys]] opens no page."""
+    return not request.scope.get(ANONYMOUS) and request.scope.get(CALLER_KEY) is None
 
 
 def _with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
@@ -213,9 +234,27 @@ async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[
         await _serve(market, Operations(market), ready)
 
 
+@contextlib.asynccontextmanager
+async def open_batches(
+    market: Market, handler: RequestHandler, now: Callable[[], float] = time.time
+) -> AsyncIterator[BatchService | None]:
+    """The files and batches of a market, which run until the end of the block; None if `batches_mib` is 0.
+
+    `now`: Unix time in seconds. Raises Unavailable for an unusable folder.
+    """
+    if not market.config.batches_mib:
+        yield None
+        return
+    async with BatchService(market.config, market.wallet, BatchAnswers(market, handler), now=now) as batches:
+        yield batches
+
+
 async def _serve(market: Market, operations: Operations, ready: Callable[[int], None] | None) -> None:
-    config = market.config
-    async with serving(build_app(market, operations), config.host, config.port, ws_max_size=None) as port:
+    config, handler = market.config, RequestHandler(market)
+    async with (
+        open_batches(market, handler) as batches,
+        serving(build_app(market, operations, handler, batches), config.host, config.port, ws_max_size=None) as port,
+    ):
         host = f"[{config.host}]" if ":" in config.host else config.host
         log.info("gateway ready", url=f"http://{host}:{port}/v1", payer=market.address, coordinator=config.coordinator)
         if ready is not None:
@@ -226,4 +265,6 @@ async def _serve(market: Market, operations: Operations, ready: Callable[[int], 
         maintaining.cancel()
         watching.cancel()
         log.info("gateway stopping", jobs=market.running)
+        if batches is not None:
+            await batches.stop(config.shutdown_seconds)
         await market.drain(config.shutdown_seconds)

@@ -58,6 +58,8 @@ from tallystick.runtime.content_encoding import read_codings
 from tallystick.runtime.http_direct import ClientStalled, DirectRequest
 
 log = structlog.get_logger()
+OWN_KEY = "tally.key"
+"""Scope member with the idempotency key of a request that the gateway makes by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +94,16 @@ class _GatewayRequest:
         content_type = headers.get("content-type")
         content_type = content_type if media_type(content_type) == FORM else JSON
         caller: ApiKey | None = scope.get(CALLER_KEY)
-        key = headers.find("idempotency-key")
+        key, own_key = headers.find("idempotency-key"), scope.get(OWN_KEY)
+        if own_key is None and key is not None:
+            own_key = key if caller is None else scope_key(caller.label, key)
         options, extras = read_options(headers.find(HEADER))
         body = with_model(strip_bom(body) if content_type == JSON else body, content_type, scope.get(PATH_MODEL))
         return cls(
             scope["path"],
             body,
             content_type,
-            key if caller is None or key is None else scope_key(caller.label, key),
+            own_key,
             restrict_to_key(caller, options),
             extras,
             caller,

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from html import escape
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from tallystick.client.audits.auditor import OUTCOMES
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.gateway.auth import ANONYMOUS
 from tallystick.client.sdk.maintenance import Maintenance
-from tallystick.client.sdk.market import Market, maintenance_of
+from tallystick.client.sdk.market import Market, audit_counts, maintenance_of
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.health import HEALTH_JSON, LIVENESS_PATH, READINESS_PATH, CheckResult, Health
 from tallystick.protocol.routes import JSON
@@ -57,6 +61,7 @@ class Operations:
         self.health = HealthMonitor(checks, remedies)
         self.metrics = ServerMetrics(PREFIX, lambda: self.health.last)
         self.metrics.gauge(f"{PREFIX}_jobs_live", "Running jobs", lambda: market.running)
+        self.metrics.registry.register(_AuditCollector(market))
 
     async def run(self) -> None:
         """Watches the dependencies and the ledger's transactions until cancelled."""
@@ -162,10 +167,27 @@ def _json(document: object) -> Response:
 
 def _page(url: str, *, known: bool) -> str:
     links = (
-        '<ul><li><a href="v1/models">models on offer</a><li><a href="readyz">state of its dependencies</a>'
+        '<ul><li><a href="tally/spending">what was spent</a><li><a href="tally/jobs">jobs</a><li><a href="tally/chat">a chat</a>'
+        '<li><a href="v1/models">models on offer</a><li><a href="readyz">state of its dependencies</a>'
         '<li><a href="metrics">metrics</a></ul>'
         f"<p>Base URL for OpenAI's clients: <code>{escape(url)}v1</code>, "
         f"for Anthropic's: <code>{escape(url.rstrip('/'))}</code></p>"
     )
     begin = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Tallystick gateway</title><h1>Tallystick gateway</h1>'
     return f"{begin}<p>{escape(ABOUT)}</p>{links if known else ''}"
+
+
+class _AuditCollector(Collector):
+    """Audits of providers that this gateway ended."""
+
+    def __init__(self, market: Market) -> None:
+        self._market = market
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        counts = audit_counts(self._market)
+        text = "Audits of providers that ended, by outcome; failed: for want of a referee, or by an error"
+        audits = CounterMetricFamily(f"{PREFIX}_audits", text, labels=["outcome"])
+        for outcome in OUTCOMES:
+            audits.add_metric([outcome], counts.get(outcome, 0))
+        yield audits

@@ -31,15 +31,15 @@ SOLD_FAMILIES: Final = frozenset(
     }
 )
 """First segments below /v1 of routes that the gateway or a provider may have."""
+OWN_FAMILIES: Final = frozenset({"batches", "files"})
+"""First segments below /v1 of routes that the gateway serves by itself, and no provider."""
 ABSENT_FAMILIES: Final = frozenset(
     {
         "assistants",
-        "batches",
         "chatkit",
         "containers",
         "conversations",
         "evals",
-        "files",
         "fine-tunes",
         "fine_tuning",
         "organization",
@@ -62,6 +62,14 @@ _OTHER_APIS: Final = {
 _ROUTES: Final = (*ALWAYS, RESPONSES, MESSAGES)
 _GET: Final = ("GET", "HEAD", "OPTIONS")
 _POST: Final = ("OPTIONS", "POST")
+_OWN_ROUTES: Final = (
+    (re.compile(r"/v1/files"), ("GET", "HEAD", "OPTIONS", "POST")),
+    (re.compile(r"/v1/files/[^/]+"), ("DELETE", "GET", "HEAD", "OPTIONS")),
+    (re.compile(r"/v1/files/[^/]+/content"), _GET),
+    (re.compile(r"/v1/batches"), ("GET", "HEAD", "OPTIONS", "POST")),
+    (re.compile(r"/v1/batches/[^/]+"), _GET),
+    (re.compile(r"/v1/batches/[^/]+/cancel"), _POST),
+)
 _AZURE = re.compile(r"(?:/v1)?/openai(/.*)?")
 _DEPLOYMENT = re.compile(
     r"/deployments/(?P<model>.+?)(?P<route>/(?:chat/completions|completions|embeddings|responses|(?:images|audio|videos)/[a-z/]+))"
@@ -92,11 +100,14 @@ def read_target(path: str) -> Target:
 
 
 def _with_version(path: str) -> str:
-    return f"/v1{path}" if path.split("/")[1] in SOLD_FAMILIES | ABSENT_FAMILIES else path
+    return f"/v1{path}" if path.split("/")[1] in SOLD_FAMILIES | OWN_FAMILIES | ABSENT_FAMILIES else path
 
 
 def allowed_methods(path: str) -> tuple[str, ...]:
     """The methods that a target's path has, for the header Allow."""
+    for pattern, methods in _OWN_ROUTES:
+        if pattern.fullmatch(path):
+            return methods
     is_sold = path.startswith("/v1/") and path != MODELS and not path.startswith(f"{MODELS}/")
     return _POST if is_sold else _GET
 
@@ -104,7 +115,12 @@ def allowed_methods(path: str) -> tuple[str, ...]:
 def explain_unknown(method: str, path: str) -> str | None:
     """What is wrong with a request's path, for its sender; None if a provider may sell the route. `path` is a target's."""
     reason = _explain_path(path)
-    if reason is None and allowed_methods(path) == _POST:
+    if path.startswith("/v1/") and path.split("/")[2] in OWN_FAMILIES:
+        known = any(pattern.fullmatch(path) for pattern, _ in _OWN_ROUTES)
+        reason = f"expected {', '.join(allowed_methods(path))}, got {method}" if known else "no such route"
+        if known and method in allowed_methods(path):
+            reason = "this gateway keeps no files (batches_mib is 0)"
+    elif reason is None and allowed_methods(path) == _POST:
         if method == "POST":
             return None
         reason = f"expected POST, got {method}"

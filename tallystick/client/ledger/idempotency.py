@@ -22,8 +22,13 @@ MAX_KEY = 255
 """Characters of a key."""
 MAX_KEYS = 10_000
 """Keys of one payer that are stored; beyond it the oldest are deleted."""
+BATCH_KEY_SECONDS = 8 * 86_400
+"""How long a batch's key is stored at most: longer than a batch may take."""
 _SCOPE_END = "\N{SYMBOL FOR UNIT SEPARATOR}"
 """Ends the label of a gateway's caller in its keys."""
+
+_BATCH = f"{_SCOPE_END}batch{_SCOPE_END}"
+"""Begins the keys of batches, which their batch forgets. Other keys do not crowd them out: a line could then be paid twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,11 @@ class IdempotencyKey:
     content_key: bytes = field(repr=False)
     header: bytes = field(repr=False)
     made_at: int
+
+
+def batch_key(batch: str, line: int, attempt: int) -> str:
+    """Returns the key of a job of a batch's line. No caller's key is like it: headers cannot have the separator."""
+    return f"{_BATCH}{batch}:{line}:{attempt}"
 
 
 def scope_key(label: str, key: str) -> str:
@@ -83,11 +93,12 @@ def find_key(c: Connection, payer: Address, key: str) -> IdempotencyKey | None:
 def store_key(c: Connection, payer: Address, new: IdempotencyKey, oldest: int) -> IdempotencyKey:
     """Stores a key unless it already has a job, and returns the stored key.
 
-    Deletes keys made before `oldest` (Unix seconds) and those beyond MAX_KEYS.
+    Deletes keys made before `oldest` (Unix seconds) and those beyond MAX_KEYS; those of batches after BATCH_KEY_SECONDS.
     """
-    own_keys = keys.c.payer == payer
-    newest = sa.select(keys.c.key).where(own_keys).order_by(keys.c.made_at.desc()).limit(MAX_KEYS - 1)
-    c.execute(sa.delete(keys).where(own_keys, (keys.c.made_at < oldest) | keys.c.key.not_in(newest)))
+    own_keys, of_batch = keys.c.payer == payer, keys.c.key.startswith(_BATCH, autoescape=True)
+    newest = sa.select(keys.c.key).where(own_keys, ~of_batch).order_by(keys.c.made_at.desc()).limit(MAX_KEYS - 1)
+    old = ~of_batch & ((keys.c.made_at < oldest) | keys.c.key.not_in(newest))
+    c.execute(sa.delete(keys).where(own_keys, old | (keys.c.made_at < new.made_at - BATCH_KEY_SECONDS)))
     row = {
         "payer": payer,
         "key": new.key,

@@ -391,11 +391,12 @@ class Market(ConvenienceMethods):
             text = f"model: expected one of those allowed here ({', '.join(sorted(models))[:500]}), got {summary.model!r}"
             raise Refusal(Code.UNKNOWN_MODEL, text)
         self._check_room()
+        batch = self.config.priority == BATCH if priority is None else read_priority(priority, "priority") == BATCH
         demand = self._demands.of(summary, path, choice)
+        demand = demand if demand.batch is batch else replace(demand, batch=batch)
         limit = smallest_limit(self.config.max_cost, max_cost)
         seconds = self.config.wait_seconds if wait is None else read_count(wait, "wait", high=MAX_WAIT_SECONDS)
         late = self.config.hedge_after if hedge_after is None else read_hedge_after(hedge_after, "hedge_after")
-        batch = self.config.priority == BATCH if priority is None else read_priority(priority, "priority") == BATCH
         consent = self._audits.consent(label, share=share_prompt, private=private) if self._audits.keeps(request) else NO_CONSENT
         options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds, late, batch, consent)
         fingerprint = "" if key is None else idempotency.fingerprint(request.plaintext)
@@ -537,6 +538,12 @@ def maintenance_of(market: Market) -> Maintenance:
 def audits_of(market: Market) -> JobAudits:
     """The audits of an open market's wallet."""
     return market._audits  # noqa: SLF001 - part of the same class in all but name
+
+
+def audit_counts(market: Market) -> Mapping[str, int]:
+    """The audits that a market ended, by outcome; none before it was opened."""
+    audits = getattr(market, "_audits", None)
+    return {} if audits is None else audits.auditor.counts
 
 
 def seal_reports(market: Market, seal: SealReport) -> None:

@@ -141,6 +141,18 @@ async def test_a_drawn_job_is_audited_and_reported(world: World) -> None:
     assert promise.message.report_hash == world.reports[0].report.message.digest(DOMAIN)
 
 
+async def test_audits_are_counted_by_outcome(world: World) -> None:
+    """Each once, also one that nobody can judge; checks of referees are none of a provider."""
+    auditor = world.auditor()
+    for model in (HONEST, OTHER_MODEL):
+        offer(world, auditor, sold(ALICE, model))
+        await auditor.work_once()
+    lonely = sold(ALICE, HONEST, consent=PromptConsent(private=True))
+    with pytest.raises(Refusal, match="private"):
+        await auditor.audit(lonely)
+    assert auditor.counts == {"pass": 1, "suspect": 1, "failed": 1}
+
+
 async def test_the_worker_does_it_by_itself(world: World) -> None:
     """Nobody has to ask."""
     auditor = world.auditor()
@@ -377,3 +389,31 @@ async def test_an_audit_that_cost_nothing_needs_no_word(world: World) -> None:
         else:
             await end(number, AuditEnd(Verdict.PASS, ""), NOW_S)
         await auditor.check_unpaid(kept.job)
+
+
+async def test_a_report_waits_for_a_random_time(tmp_path: Path) -> None:
+    """At most as long as the config says, in the background and by hand, also over a restart."""
+    world = World(tmp_path, honest_market(), report_delay=900)
+    await world.open()
+    try:
+        sent_at = list[int]()
+        for number in range(12):
+            auditor = world.auditor()
+            if number % 2:
+                await auditor.audit(sold(ALICE, HONEST))
+            else:
+                offer(world, auditor, sold(ALICE, HONEST))
+                await auditor.work_once()
+            world.draws = random.Random(number).randbytes
+            assert len(world.reports) == number, "nothing was sent yet"
+            await auditor.close()
+            began, auditor = world.now, world.auditor()
+            while len(world.reports) == number:
+                world.now += 60
+                assert world.now <= began + 960
+                await auditor.work_once()
+            sent_at.append(world.now - began)
+            await auditor.close()
+        assert len(set(sent_at)) > 2
+    finally:
+        await world.close()

@@ -97,6 +97,7 @@ async def test_who_hides_is_named_and_not_convicted(world: World, hide: Callable
     known = await provider_audits(world)
     assert (known.counts.unverifiable, known.counts.total, known.is_named) == (5, 5, True)
     assert (known.integrity.passes, 0 < known.integrity.failures < 2) == (0, True)
+    assert auditor.counts == {"unverifiable": 5}
     assert ALICE.address not in await world.ledger.blocked(DOMAIN)
     named = [entry for entry in logs if entry["event"].startswith("a provider's answers often cannot be checked")]
     assert [(entry["provider"], entry["unverifiable"], entry["log_level"]) for entry in named] == [(ALICE.address, 3, "warning")]

@@ -62,6 +62,7 @@ async def test_metrics(fake: FakeMarket, wallet: Signer, config: ClientConfig) -
             assert (await http.post(CHAT, json={"model": "none"})).status_code >= 400
         await http.get("/readyz")
         text = (await http.get("/metrics")).text
+        assert 'tallystick_gateway_audits_total{outcome="unverifiable"} 0.0' in text
     for expected in (
         'tallystick_gateway_jobs_total{outcome="completed"} 2.0',
         "tallystick_gateway_job_seconds_count 3.0",

@@ -65,7 +65,10 @@ async def test_manipulations_are_named(world: World) -> None:
     assert isinstance(last, MatchLeaf)
     back = [*leaves[:4], replace(last, at=first.at - 1).dumps()]
     assert any(index == 4 and "it is back-dated" in text for index, text in faults(back))
-    assert any("it names 0 as the last restart" in text for _, text in faults([*leaves[:4], replace(last, epoch=0).dumps()]))
+    assert any(
+        "it names leaf 1 as the restart of its process" in text
+        for _, text in faults([*leaves[:4], replace(last, epoch=1).dumps()])
+    )
     assert any(index == 2 and "were logged before" in text for index, text in faults([leaves[0], leaves[1], leaves[1]]))
     invented = first.considered[1]._replace(outcome=Reason.FAILED)
     excluded = replace(first, considered=(first.considered[0], invented)).dumps()

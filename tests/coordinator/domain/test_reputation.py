@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from functools import reduce
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coordinator.domain import reputation as module
-from coordinator.domain.reputation import NEWCOMER_JOBS, ProviderRecord, Reputation
+from coordinator.domain.reputation import NEWCOMER_JOBS, UNCHANGED, ProviderRecord, RecordChange, Reputation
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.messages import Outcome
 from tests.coordinator.harness import PAYER, World, person, quiet
@@ -92,3 +96,42 @@ def test_a_record_is_what_it_counts() -> None:
     """Good, bad and all jobs are counted separately."""
     record = ProviderRecord().after(Outcome.COMPLETED).after(Outcome.PROVIDER_ERROR).after(Outcome.REFUSED)
     assert (round(record.good, 2), record.bad, record.jobs) == (1.0, 1.0, 3)
+
+
+_OUTCOMES = (Outcome.COMPLETED, Outcome.PROVIDER_ERROR, Outcome.REFUSED, Outcome.TIMED_OUT, Outcome.CLIENT_CANCELLED)
+
+
+@given(st.lists(st.sampled_from(_OUTCOMES), max_size=30), st.integers(0, 30), st.integers(0, 30))
+def test_changes_make_the_record_that_the_jobs_make(outcomes: list[Outcome], first: int, second: int) -> None:
+    """Wherever the jobs are cut into changes: stored one after the other, or joined because a write failed."""
+    expected = ProviderRecord(3.0, 1.5, 7)
+    for outcome in outcomes:
+        expected = expected.after(outcome)
+    cuts = sorted((min(first, len(outcomes)), min(second, len(outcomes))))
+    parts = [outcomes[: cuts[0]], outcomes[cuts[0] : cuts[1]], outcomes[cuts[1] :]]
+    changes = [reduce(RecordChange.after, part, UNCHANGED) for part in parts]
+    stored = ProviderRecord(3.0, 1.5, 7)
+    for change in changes:
+        stored = change.of(stored)
+    for record in (stored, reduce(RecordChange.then, changes).of(ProviderRecord(3.0, 1.5, 7))):
+        assert [record.good, record.bad] == pytest.approx([expected.good, expected.bad])
+        assert record.jobs == expected.jobs
+
+
+def test_jobs_at_two_processes_are_all_counted() -> None:
+    """Each stores what changed, and takes the record that results; what it has not stored yet is added to that."""
+    ann, stored = person("ann").address, ProviderRecord()
+    one, two = Reputation(), Reputation()
+    for reputation in (one, two):
+        reputation.record(ann, Outcome.COMPLETED)
+        reputation.record(ann, Outcome.REFUSED)
+        stored = reputation.take_changes()[ann].of(stored)
+        reputation.record(ann, Outcome.PROVIDER_ERROR)
+        reputation.adopt({ann: stored})
+    assert (stored.jobs, round(stored.good, 2), stored.bad) == (4, 2.0, 0)
+    assert two.score(ann) == RecordChange().after(Outcome.PROVIDER_ERROR).of(stored).score
+    lost = two.take_changes()
+    two.record(ann, Outcome.COMPLETED)
+    two.put_back(lost)
+    assert two.take_changes()[ann].jobs == 2
+    assert two.take_changes() == {}

@@ -33,7 +33,7 @@ async def test_a_client_reports_and_gets_a_promise(at: Served) -> None:
     [
         (lambda body: body["report"].pop("signature"), 400, "bad_message"),
         (lambda body: body["report"].update(signature="0x" + "11" * 65), 401, "bad_signature"),
-        (lambda body: body["report"]["message"].update(verdict=3), 400, "bad_message"),
+        (lambda body: body["report"]["message"].update(verdict=4), 400, "bad_message"),
         (lambda body: body["report"]["message"].update(verdict=0), 401, "bad_signature"),
         (lambda body: body["receipt"]["message"].update(cost="7"), 401, "bad_signature"),
         (lambda body: body.update(more=1), 400, "bad_message"),

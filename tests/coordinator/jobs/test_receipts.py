@@ -10,12 +10,12 @@ import pytest
 from coordinator.domain.limits import JobLimits
 from coordinator.domain.reputation import UNKNOWN_PROVIDER
 from coordinator.jobs.matchmaker import RETURN_SECONDS
-from coordinator.ports import JobRecord
+from coordinator.ports import JobRecord, KnownJob
 from coordinator.storage.memory import MemoryStore
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, Unavailable
-from tallystick.protocol.jobs import State
+from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.tab import MAX_SEQ
@@ -485,3 +485,31 @@ async def test_a_receipt_payload_reaches_the_client_untouched(world: World) -> N
     receipt = node.complete(client.job.id)
     await quiet()
     assert client.frames[-1] == (Kind.RECEIPT, receipt.to_bytes())
+
+
+class _OtherReplicas(MemoryStore):
+    """A store whose open jobs run at another replica."""
+
+    async def job(self, job: JobId) -> KnownJob | None:
+        known = await super().job(job)
+        return known if known is None or known.record.state in TERMINAL else replace(known, replica="two")
+
+
+async def test_the_replica_that_runs_a_job_checks_its_receipt() -> None:
+    """Elsewhere nobody knows what was relayed: the receipt is neither refused nor acknowledged until the job has ended."""
+    world = World(store=_OtherReplicas())
+    node = world.node("ann")
+    client = await world.started(node)
+    receipt = node.receipt(client.job.id)
+    job, world.market = client.job.id, world.make_market()
+    node.market = world.market
+    with pytest.raises(Unavailable, match=f"another replica of this coordinator runs job {job.hex()}; send it there") as caught:
+        await node.hand_in_late(job, receipt)
+    assert (caught.value.code, caught.value.fault) == (Code.COORDINATOR_UNAVAILABLE, Fault.COORDINATOR)
+    assert node.got(Kind.RECEIPT_ACK) == node.got(Kind.RECEIPT_REFUSED) == []
+    known = await world.store.job(job)
+    assert known is not None
+    assert known.receipts == {}
+    await world.store.load_state(START, 0)
+    assert await node.hand_in_late(job, receipt)
+    assert node.got(Kind.RECEIPT_ACK, job) == [b""]

@@ -10,7 +10,7 @@ import pytest
 from coordinator.jobs.payer_totals import RELOAD_SECONDS
 from coordinator.replicas.membership import Membership
 from coordinator.replicas.notices import CancelNotice, MembersNotice, Notice, TabNotice, pack_notice, read_notice
-from coordinator.replicas.replica_set import ReplicaSet
+from coordinator.replicas.replica_set import START_SECONDS, ReplicaSet
 from tallystick.protocol.errors import Refusal
 from tallystick.protocol.health import Health
 from tallystick.protocol.jobs import State
@@ -65,7 +65,7 @@ async def here() -> Here:
         return stored.get(payer, [])
 
     membership = Membership("here", table, world.clock.tick)
-    replicas = ReplicaSet(membership, bus, world.market, load)
+    replicas = ReplicaSet(membership, bus, world.market, load, world.clock.tick)
     await Membership("there", table, world.clock.tick).join("http://there")
     await replicas.join("http://here")
     bus.sent.clear()
@@ -208,6 +208,8 @@ async def test_the_state_of_the_bus_and_of_the_list(here: Here) -> None:
     assert (await here.replicas.check_bus())["bus"].status is Health.PASS
     assert (await here.replicas.check_replicas())["replicas"].value == 2
     here.bus.connected = False
+    assert (await here.replicas.check_bus())["bus"].status is Health.PASS, "it has just begun"
+    here.world.clock.seconds += START_SECONDS
     lost = (await here.replicas.check_bus())["bus"]
     assert (lost.status, "jobs go on" in lost.output, "`bus`" in lost.remedy) == (Health.WARN, True, True)
     here.table.down = True

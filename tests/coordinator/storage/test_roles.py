@@ -27,7 +27,7 @@ async def work():
     print("held", flush=True)
     await asyncio.Event().wait()
 
-asyncio.run(ReplicaRoles(sys.argv[1]).run({sys.argv[2]: work}))
+asyncio.run(ReplicaRoles(sys.argv[1], sys.argv[2]).run({sys.argv[2]: work}))
 """
 
 
@@ -35,7 +35,7 @@ class Holder:
     """A replica that asks for a role. `begun`, `ended`: of its work."""
 
     def __init__(self, role: str, roles: Roles | None = None) -> None:
-        self.roles = roles or ReplicaRoles(POSTGRES)
+        self.roles = roles or ReplicaRoles(POSTGRES, uuid.uuid4().hex)
         self.begun, self.ended = asyncio.Event(), asyncio.Event()
         self.task = asyncio.create_task(self.roles.run({role: self.work}))
 
@@ -76,7 +76,7 @@ async def test_one_replica_has_a_role_and_the_next_one_gets_it(role: str) -> Non
             looked.set()
         await asyncio.sleep(0.01)
 
-    second = Holder(role, ReplicaRoles(POSTGRES, look))
+    second = Holder(role, ReplicaRoles(POSTGRES, uuid.uuid4().hex, look))
     await reached(looked)
     assert first.roles.held() == {role}
     assert second.roles.held() == frozenset()
@@ -128,7 +128,7 @@ async def test_no_database_no_role(role: str) -> None:
             asked.set()
         await asyncio.sleep(0.01)
 
-    holder = Holder(role, ReplicaRoles("postgresql+asyncpg://nobody@127.0.0.1:1/nothing", look))
+    holder = Holder(role, ReplicaRoles("postgresql+asyncpg://nobody@127.0.0.1:1/nothing", "one", look))
     await reached(asked)
     assert not holder.begun.is_set()
     assert holder.roles.held() == frozenset()
@@ -138,7 +138,7 @@ async def test_no_database_no_role(role: str) -> None:
 @pytest.mark.parametrize("kind", ["lone", pytest.param("replica", marks=needs_postgres)])
 async def test_the_error_of_a_work_is_raised(role: str, kind: str) -> None:
     """Work that fails is no reason to go on without it: whoever runs the roles gets to know."""
-    roles: Roles = AllRoles() if kind == "lone" else ReplicaRoles(POSTGRES)
+    roles: Roles = AllRoles() if kind == "lone" else ReplicaRoles(POSTGRES, uuid.uuid4().hex)
     ended = asyncio.Event()
 
     async def work() -> None:

@@ -9,7 +9,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from node.engines.demo import FINGERPRINT, MODEL, DemoEngine
+from node.engines.demo import DemoEngine
+from node.engines.demo_answer import FINGERPRINT, MODEL
 from tallystick.runtime.serving import serving
 
 ASK: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "what is a tally stick"}]

@@ -12,7 +12,8 @@ from starlette.routing import Route
 
 from node.domain.requests import EngineRequest
 from node.engines.addresses import base_addresses
-from node.engines.demo import MODEL, build_app
+from node.engines.demo import build_app
+from node.engines.demo_answer import MODEL
 from node.engines.discover import discover, inspect_engine
 from node.engines.engine_settings import EngineSettings
 from node.engines.kinds import DEFAULT_URLS, OLLAMA_CONTEXT, EngineKind, slots_in_environment

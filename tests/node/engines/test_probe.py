@@ -15,7 +15,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from node.engines.capabilities import Capabilities
-from node.engines.demo import MODEL, build_app
+from node.engines.demo import build_app
+from node.engines.demo_answer import MODEL
 from node.engines.discover import DiscoveredEngine
 from node.engines.kinds import EngineKind
 from node.engines.probe import UNKNOWN_MODEL, may_generate, model_for_routes, probe

@@ -20,7 +20,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from node.engines.demo import MODEL, DemoEngine, Simulation
+from node.engines.demo import DemoEngine, Simulation
+from node.engines.demo_answer import MODEL
 from node.engines.discover import DiscoveredEngine
 from node.service import engine_pool
 from node.service.config import load_config
