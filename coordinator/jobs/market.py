@@ -107,7 +107,6 @@ class Market:
             jobs=store,
             store=report_store,
             find_ask=maker.find_ask,
-            is_listed=maker.is_listed,
             now=now,
             tick=tick,
         )

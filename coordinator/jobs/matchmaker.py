@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator,
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.decision_log import DecisionLog
 from coordinator.domain.exposure import Exposure
-from coordinator.domain.integrity_records import UNAUDITED, IntegrityRecords, ProductKey, product_key
+from coordinator.domain.integrity_records import UNAUDITED, IntegrityRecords, product_key
 from coordinator.domain.job_queue import JobQueue
 from coordinator.domain.limits import JobLimits
 from coordinator.domain.listed_ask import ConnectedNode, ListedAsk, SlotGroup
@@ -166,10 +166,6 @@ class Matchmaker:
     def _integrity_changed(self, provider: Address) -> None:
         self.book.refresh_standing(provider)
         self.book.set_reliability(provider, *self.quality(provider))
-
-    def is_listed(self, product: ProductKey) -> bool:
-        """Whether the provider lists an ask for this product now."""
-        return any(product_key(listed_ask.message) == product for listed_ask in self.book.of_provider(product.provider))
 
     def find_ask(self, digest: Hash) -> Ask | None:
         """Returns the ask with this digest, a listed one or one that was replaced lately, or None."""
