@@ -29,7 +29,9 @@ STOP_SECONDS = 60
 RESTART_SECONDS = 1.0
 """How long a part that died stays away."""
 NODES = ("node-a", "node-b")
-STATE = Path(tempfile.gettempdir()) / f"tallystick-cluster-{os.getuid()}.json"
+FOLDER = Path(tempfile.gettempdir()) / f"tallystick-cluster-{os.getuid()}"
+STATE = "cluster.json"
+"""The file in the folder that `status` reads, for as long as the cluster runs."""
 
 
 @dataclass
@@ -310,7 +312,7 @@ def show(parts: dict[str, dict[str, object]]) -> None:
 
 async def up(folder: Path, replicas: int, workers: int, *, as_json: bool) -> None:
     """Runs a cluster until Ctrl-C or SIGTERM, and keeps STATE current."""
-    stopped = asyncio.Event()
+    stopped, state = asyncio.Event(), folder / STATE
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     print(f"starting a cluster in {folder} ...", file=sys.stderr)
@@ -322,12 +324,12 @@ async def up(folder: Path, replicas: int, workers: int, *, as_json: bool) -> Non
             question = json.dumps({"model": running.model, "messages": [{"role": "user", "content": "Hello"}]})
             print(f"\ncurl {running.gateway}/chat/completions -H 'content-type: application/json' -d '{question}'", flush=True)
         while not stopped.is_set():
-            STATE.write_text(json.dumps(running.to_json()))
+            state.write_text(json.dumps(running.to_json()))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.5):
                     await stopped.wait()
         print("stopping ...", file=sys.stderr)
-    STATE.unlink(missing_ok=True)
+    state.unlink(missing_ok=True)
 
 
 def main() -> int:
@@ -336,18 +338,24 @@ def main() -> int:
     parser.add_argument("command", nargs="?", choices=("up", "status"), default="up")
     parser.add_argument("--replicas", type=int, default=3, help="coordinator processes, each a command of its own (default: 3)")
     parser.add_argument("--workers", type=int, default=1, help="instead: one command that runs so many replicas")
-    parser.add_argument("--folder", type=Path, help="for databases, configs, logs and keys; default: a temporary one")
+    parser.add_argument(
+        "--folder", type=Path, help=f"for databases, configs, logs and keys; default: {FOLDER}, deleted at the end"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     options = parser.parse_args()
+    folder = options.folder or FOLDER
     if options.command == "status":
-        if not STATE.exists():
-            print("no cluster runs: scripts/cluster up", file=sys.stderr)
+        if not (folder / STATE).exists():
+            print(f"no cluster runs in {folder}: start one with scripts/cluster", file=sys.stderr)
             return 1
-        parts = json.loads(STATE.read_text())
+        parts = json.loads((folder / STATE).read_text())
         print(json.dumps(parts)) if options.json else show(parts)
         return 0
-    folder = options.folder or Path(tempfile.mkdtemp(prefix="tallystick-cluster-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        print(f"{folder} exists: a cluster runs there, or ran; delete it, or name another with --folder", file=sys.stderr)
+        return 1
     try:
         asyncio.run(up(folder, options.replicas, options.workers, as_json=options.json))
     finally:
