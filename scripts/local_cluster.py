@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import pwd
 import shutil
 import signal
 import sys
@@ -44,6 +43,8 @@ class Service:
     url: str
     ready: Callable[[], Awaitable[bool]]
     user: str | None = None
+    data: Path | None = None
+    """A folder of its own, deleted with the cluster."""
     stop_signal: signal.Signals = signal.SIGTERM
     wanted: bool = False
     starts: int = 0
@@ -93,7 +94,7 @@ class Service:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=self.folder,
+                cwd=self.data or self.folder,
                 env=os.environ | environment(self.folder) | {"PYTHONPATH": str(Path(__file__).parent.parent)},
                 start_new_session=True,
                 **owner,  # type: ignore[arg-type]  # names of subprocess's parameters
@@ -160,17 +161,12 @@ def postgres_binary(name: str) -> str:
 
 
 async def _postgres(folder: Path) -> Service:
-    data, port = folder / "postgres", free_port(0)
+    """PostgreSQL with a new database, in a folder of its own: it runs as another user, who may not enter `folder`."""
+    data, port = Path(tempfile.mkdtemp(prefix="tallystick-postgres-")), free_port(0)
     user = None
     if not os.getuid():  # the server refuses to run as root
         user = "postgres"
-        pwd.getpwnam(user)
-    data.mkdir()
-    if user is not None:
         shutil.chown(data, user, user)
-        for parent in (folder, *folder.parents):
-            if not parent.stat().st_mode & 0o001:
-                parent.chmod(parent.stat().st_mode | 0o011)
     owner = {} if user is None else {"user": user, "group": user, "extra_groups": ()}
     init = (postgres_binary("initdb"), "--pgdata", str(data), "--auth", "trust", "--username", "tally")
     process = await asyncio.create_subprocess_exec(
@@ -189,6 +185,7 @@ async def _postgres(folder: Path) -> Service:
         ready=lambda: _accepts(port, postgres=True),
         user=user,
         stop_signal=signal.SIGINT,
+        data=data,
     )
 
 
@@ -289,6 +286,8 @@ async def cluster(folder: Path, *, replicas: int = 3, workers: int = 1) -> Async
     finally:
         for service in reversed(services.values()):
             await service.stop()
+            if service.data is not None:
+                shutil.rmtree(service.data, ignore_errors=True)
 
 
 def _engine(market: LocalMarket, name: str, port: int) -> Service:
