@@ -213,7 +213,7 @@ class ModelIndex:
         require, contexts = demand.require, self._contexts
         lengths = contexts.bisect_left(require.context_tokens), contexts.bisect_left(demand.input_tokens)
         names = require.region, require.tier, require.precision, require.engine, require.features
-        return demand.route, demand.needs.features, names, lengths
+        return demand.route, demand.needs.features, names, lengths, demand.batch
 
 
 def _fitting(demand: Demand, groups: Iterable[AskGroup]) -> list[AskGroup]:

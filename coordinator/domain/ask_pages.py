@@ -17,7 +17,7 @@ from coordinator.domain.listed_ask import ListedAsk
 from coordinator.domain.ranking import Ranked
 from coordinator.domain.resource_bounds import PAGE_BYTES
 from coordinator.domain.scoring import RequestShape, Score
-from tallystick.protocol.criteria import Reason
+from tallystick.protocol.criteria import Reason, is_batch_only
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import MAX_ASKS
 from tallystick.protocol.log_facts import INTEGRITY_STEPS
@@ -117,12 +117,14 @@ def _take_page(entries: Iterable[tuple[str, dict[str, Any]]], limit: int) -> Pag
 
 
 def model_entry(name: str, listed_asks: list[ListedAsk], score: Score) -> dict[str, Any]:
-    """Returns the JSON of a listed model. Prices are base units per 1,000,000 tokens, as text.
+    """Returns the JSON of a listed model. Prices are base units per 1,000,000 tokens, as text; those for batch jobs alone only
+    if there are no others.
 
     `integrity` and `availability`: the highest of its asks, in percent; `audits`: those of all.
     `routes` and `features`: what at least one of its asks sells and declares, at most MAX_LISTED of each.
     """
-    asks = [listed_ask.message for listed_ask in listed_asks]
+    every = [listed_ask.message for listed_ask in listed_asks]
+    asks = [ask for ask in every if not is_batch_only(ask)] or every
     speeds = [listed_ask.speed for listed_ask in listed_asks]
     products = {product_key(listed_ask.message): listed_ask.audits for listed_ask in listed_asks}
     return {

@@ -33,6 +33,8 @@ def no_match_error(
     `book`: where other models are found that could take it.
     """
     reasons = Counter(reason for reason, _ in rejected)
+    if len(reasons) > 1:
+        del reasons[Reason.BATCH_ONLY]  # nearly always a second ask of a provider that is judged by its first
     if not_requested:
         reasons[Reason.NOT_PINNED] += not_requested
     if not reasons:

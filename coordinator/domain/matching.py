@@ -24,7 +24,7 @@ from coordinator.domain.ranking import (
 )
 from coordinator.domain.scoring import ANY_REQUEST, RequestShape, Score, Scorer, ScoreTerms, shape_of
 from coordinator.domain.search import Search, perfect_score, rejection
-from tallystick.protocol.criteria import Demand, Reason
+from tallystick.protocol.criteria import Demand, Reason, is_batch_only
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.messages import UNKNOWN, Spec
 from tallystick.protocol.requirements import Requirements
@@ -164,11 +164,13 @@ def rank_candidates(
     shape: RequestShape = ANY_REQUEST,
     newcomer: IsNewcomer = _no_newcomer,
     chance: float = 1.0,
+    batch: bool = False,
 ) -> tuple[list[Ranked[tuple[ListedAsk, Candidate]]], dict[Address, str]]:
     """Returns the candidates of a job that can take it now, best first, and the reason against each of the others.
 
     `tried`: providers that failed this job. `ranked`: the candidates are in the client's own order, which is kept. `shape`: what
-    is known of the request. `chance`: a uniform draw from 0 to 1, see ranking.py. Raises Refusal (order_terms).
+    is known of the request. `chance`: a uniform draw from 0 to 1, see ranking.py. `batch`: the job's class. Raises Refusal
+    (order_terms).
     """
     fitting: list[tuple[ListedAsk, Candidate]] = []
     rejected: dict[Address, str] = {}
@@ -176,7 +178,7 @@ def rank_candidates(
         order, terms = candidate.order.message, candidate.terms
         listed_ask = book.find(terms.ask)
         if listed_ask is not None:
-            check_terms(candidate, listed_ask)
+            check_terms(candidate, listed_ask, batch=batch)
         reason = candidate_rejection(listed_ask, terms.model, order.deadline, now, tried=order.provider in tried)
         if listed_ask is not None and reason is None:
             fitting.append((listed_ask, candidate))
@@ -197,7 +199,7 @@ def candidate_rejection(listed_ask: ListedAsk | None, model: str, deadline: int,
 @lru_cache(maxsize=256)
 def _any_ask_of(model: str) -> Demand:
     """Returns the demand that each valid ask for a model meets: the client chose its candidates by its own."""
-    return Demand(model=model)
+    return Demand(model=model, batch=True)
 
 
 def rank_fitting(
@@ -217,9 +219,11 @@ def rank_fitting(
     return sorted(ranking, key=lambda entry: entry.listed_ask.slot_group.state)  # stable
 
 
-def check_terms(candidate: Candidate, listed_ask: ListedAsk) -> None:
-    """Checks an order's terms against the ask that they name. Raises Refusal (order_terms)."""
+def check_terms(candidate: Candidate, listed_ask: ListedAsk, *, batch: bool) -> None:
+    """Checks an order's terms against the ask that they name. `batch`: the class of its job. Raises Refusal (order_terms)."""
     terms, ask = candidate.terms, listed_ask.message
+    if is_batch_only(ask) and not batch:
+        raise Refusal(Code.ORDER_TERMS, "terms.ask: expected an ask for interactive jobs, got one for batch jobs alone")
     if ask.provider != candidate.order.message.provider or ask.model != terms.model:
         raise Refusal(Code.ORDER_TERMS, "terms.ask: the ask of another provider or model")
     offered = (ask.input_price, ask.cached_input_price, ask.output_price)

@@ -140,7 +140,7 @@ class ShortlistRequest(BaseModel):
     most output that it allows, in tokens, for which the asks' costs are compared. If any ask declares all that the request
     `needs`, only such asks are returned. Asks that declare that they lack an `essential` feature are left out. `concurrent`:
     other jobs for which the client looks for a slot of the model at this moment; the list begins at a slot that is drawn from as
-    many of the best free ones.
+    many of the best free ones. `batch`: the job waits behind interactive ones; asks for batch jobs alone are returned too.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -164,6 +164,7 @@ class ShortlistRequest(BaseModel):
     minIntegrity: Annotated[int, Field(ge=0, le=100), _WHOLE] = 0
     minStake: Price = 0
     sort: Sort = "price"
+    batch: bool = False
     limit: Annotated[int, Field(ge=1, le=MAX_CANDIDATES), _WHOLE] = DEFAULT_LIMIT
 
     def demand(self) -> Demand:
@@ -272,13 +273,17 @@ class SignedSeal(BaseModel):
 
 
 class AuditReportBody(BaseModel):
-    """A report of an audit, and the receipt of the job that was audited. `seal`: of a probe of the coordinator alone."""
+    """A report of an audit, and the receipt of the job that was audited. `seal`: of a probe of the coordinator alone.
+
+    `ask`: the signed ask of the job, as `GET /v1/asks` lists it; needed once it is not listed any more.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     report: SignedReport
     receipt: SignedReceipt
     seal: SignedSeal | None = None
+    ask: dict[str, Any] | None = None
 
 
 MAX_CANDIDATE = 16_384

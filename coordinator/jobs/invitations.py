@@ -86,7 +86,7 @@ class Invitations:
         orders, likely = job.orders, self._requirements(job)
         exclude = frozenset(job.tried) | {order.provider for order in orders}
         for require in dict.fromkeys((likely, NO_REQUIREMENTS)):
-            demand, dearer = Demand(job.model, require=require, exclude=exclude), Counter[int]()
+            demand, dearer = Demand(job.model, require=require, exclude=exclude, batch=job.submission.batch), Counter[int]()
             for listed_ask in islice(self._matchmaker.spare_asks(demand), _MAX_SPARE):
                 reliability = listed_ask.node.reliability
                 if dearer[reliability] >= _MAX_DEARER:
@@ -186,7 +186,7 @@ class Invitations:
         pending = {job_id for jobs in self._unanswered.values() for job_id in jobs}
         models, left = self._queue.models, _MAX_SCANNED
         for model in _from(models, self._turn):
-            if not any(True for _ in self._matchmaker.spare_asks(Demand(model))):
+            if not any(True for _ in self._matchmaker.spare_asks(Demand(model, batch=True))):
                 continue
             first = list(islice(self._queue.waiting_of(model), _MAX_SCANNED))
             for queued in _from(first, self._turn)[: min(left, _MAX_SWEPT)]:

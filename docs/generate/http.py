@@ -67,6 +67,7 @@ Requests and answers are those of OpenAI and Anthropic; this page lists what is 
 | `POST /v1/messages` | [Anthropic's Messages](../how-to/use-anthropic-clients.md), for every model: as it is, or translated |
 | `POST /v1/messages/count_tokens` | an estimate of the input tokens; no provider is asked |
 | `GET /v1/models`, `GET /v1/models/MODEL` | models and aliases with prices and speeds; to Anthropic's clients in their shape |
+| `GET /tally/spending`, `/tally/jobs`, `/tally/chat` | [pages for browsers](../how-to/budgets-and-api-keys.md) |
 | `GET /tally/jobs/ID` | state, provider, cost and receipt of a job of this wallet |
 | `GET /healthz`, `GET /readyz` | whether the gateway serves; the state of each dependency |
 | `GET /` | what this is, and the base URLs for clients |

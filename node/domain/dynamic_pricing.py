@@ -13,6 +13,7 @@ from tallystick.protocol.pricing import Prices
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-4]):([0-5]\d)")
+_DISCOUNT = re.compile(r"([1-9]?[0-9])%")
 _MINUTES = 24 * 60
 
 
@@ -68,6 +69,17 @@ class PriceRule:
                 return False
             day = local - timedelta(days=1) if after_midnight else local
         return (not self.days or DAYS[day.weekday()] in self.days) and load * 100 >= self.min_load_percent
+
+
+def batch_rule(discount: str, hours: str) -> PriceRule:
+    """The rule of a discount such as "50%" on jobs of the class `batch`, in these hours or always. Raises BadMessage."""
+    match = _DISCOUNT.fullmatch(discount)
+    if match is None:
+        raise BadMessage(f'config: batch_discount: expected "1%" to "99%", or "0%" for none, got {discount[:20]!r}')
+    try:
+        return PriceRule(percent=100 - int(match[1]), hours=hours)
+    except BadMessage:
+        raise BadMessage(f'config: batch_hours: expected a span such as "22:00-06:00", got {hours[:40]!r}') from None
 
 
 def apply_price_rules(prices: Prices, rules: Iterable[PriceRule], when: datetime, load: float) -> Prices:

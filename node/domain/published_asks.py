@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from node.domain.logprob_request import EvidenceSupport
 from tallystick.protocol.eip712 import Verified
-from tallystick.protocol.features import absent
+from tallystick.protocol.features import BATCH_ONLY, absent
 from tallystick.protocol.link import MAX_ASK_BYTES, MAX_ASKS, MAX_NODE_ASK_BYTES
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.pricing import Prices
@@ -49,6 +49,11 @@ def split_scoring(offer: Offer, prices: Prices) -> tuple[Offer, ...]:
     others = replace(offer.spec, features=tuple(feature for feature in features if feature != SCORES))
     alone = replace(offer.spec, features=(SCORES, *map(absent, ALWAYS)))
     return replace(offer, spec=others), replace(offer, spec=alone, prices=prices)
+
+
+def for_batch(offer: Offer, prices: Prices) -> Offer:
+    """The same offer at other prices, for batch jobs alone."""
+    return replace(offer, spec=replace(offer.spec, features=(*offer.spec.features, BATCH_ONLY)), prices=prices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from node.chain.claim_policy import ClaimPolicy
 from node.coordinator.link_settings import LinkSettings, node_url
 from node.domain.admission_rules import AdmissionRules
 from node.domain.credit_limits import CreditLimits
-from node.domain.dynamic_pricing import PriceRule, apply_price_rules
+from node.domain.dynamic_pricing import PriceRule, apply_price_rules, batch_rule
 from node.domain.payout_policy import PayoutPolicy
-from node.domain.published_asks import Offer, split_scoring
+from node.domain.published_asks import Offer, for_batch, split_scoring
 from node.engines.api_key import AUTHORIZATION, ApiKey
 from node.engines.capabilities import Capabilities
 from node.engines.engine_settings import EngineSettings
@@ -59,6 +59,8 @@ class ModelConfig:
     cached_input_price: Amount | None = None
     output_price: Amount | None = None
     score_price: Amount | None = None
+    batch_discount: str | None = None
+    batch_hours: str | None = None
     context_tokens: int | None = None
     max_output_tokens: int | None = None
     spec: Spec = field(default_factory=Spec)
@@ -100,6 +102,8 @@ class EngineConfig:
     cached_input_price: Amount | None = None
     output_price: Amount | None = None
     score_price: Amount | None = None
+    batch_discount: str = "0%"
+    batch_hours: str = ""
     output_limit_field: str | None = None
     supports_stream_usage: bool | None = None
     probe: bool = True
@@ -117,6 +121,9 @@ class EngineConfig:
             raise BadMessage(f"config: engines.max_slots: expected at least {least}, the value of slots, got {self.max_slots}")
         if not 0 <= self.queue_depth <= MAX_QUEUE_DEPTH:
             raise BadMessage(f"config: engines.queue_depth: expected 0 to {MAX_QUEUE_DEPTH}, got {self.queue_depth}")
+        for model in self.models:
+            self._batch_rule(model)
+        batch_rule(self.batch_discount, self.batch_hours)
         if self.output_limit_field not in (None, "max_tokens", "max_completion_tokens"):
             raise BadMessage(
                 "config: engines.output_limit_field: expected max_tokens or max_completion_tokens, got "
@@ -194,7 +201,17 @@ class EngineConfig:
         )
 
     def priced_offers(self, offer: Offer, model: ModelConfig, when: datetime, load: float) -> tuple[Offer, ...]:
-        """The offers of a model: one, or two if its scoring has a price of its own."""
+        """The offers of a model: one, and others for scoring and for batch jobs if these have prices of their own now."""
+        offers, rule = self._scored_offers(offer, model, when, load), self._batch_rule(model)
+        if rule.percent == 100 or not rule.applies(when, load):
+            return offers
+        return *offers, for_batch(offers[0], apply_price_rules(offers[0].prices, (rule,), when, load))
+
+    def _batch_rule(self, model: ModelConfig) -> PriceRule:
+        discount = self.batch_discount if model.batch_discount is None else model.batch_discount
+        return batch_rule(discount, self.batch_hours if model.batch_hours is None else model.batch_hours)
+
+    def _scored_offers(self, offer: Offer, model: ModelConfig, when: datetime, load: float) -> tuple[Offer, ...]:
         price = self.score_price if model.score_price is None else model.score_price
         if price is None:
             return (offer,)

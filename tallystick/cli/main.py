@@ -10,7 +10,7 @@ from tallystick import __version__
 from tallystick.cli import daemons
 from tallystick.cli.chain import chain, contract, coordinator_fee, coordinator_probe, deploy
 from tallystick.cli.chat import chat
-from tallystick.cli.jobs import audits, jobs, match_log, models, receipts
+from tallystick.cli.jobs import audits, batch, jobs, match_log, models, receipts
 from tallystick.cli.local import demo, engine, start
 from tallystick.cli.money import balance, funds, give_back, rotate, safe, spending, wallet
 from tallystick.cli.node import backup, collect, doctor, earnings, init, status, why
@@ -36,6 +36,7 @@ app.command("gateway", rich_help_panel=BUY)(daemons.gateway)
 app.command("models", rich_help_panel=BUY)(models.models)
 app.command("explain", rich_help_panel=BUY)(models.explain)
 app.add_typer(jobs.job, name="job", rich_help_panel=BUY)
+app.add_typer(batch.app, name="batch", rich_help_panel=BUY)
 app.add_typer(receipts.app, name="receipt", rich_help_panel=BUY)
 app.add_typer(audits.app, name="audit", rich_help_panel=BUY)
 app.add_typer(match_log.app, name="log", rich_help_panel=BUY)

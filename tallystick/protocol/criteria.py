@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any, Literal, get_args
 
 from tallystick.protocol.errors import BadMessage, Code, Refusal
-from tallystick.protocol.features import denied
+from tallystick.protocol.features import BATCH_ONLY, denied
 from tallystick.protocol.json_members import read_count, read_items
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.requirements import MAX_NAMES, NO_REQUIREMENTS, Requirements
@@ -55,6 +55,7 @@ class Reason(Enum):
     ENGINE = "it does not run on an engine asked for"
     FEATURES = "it lacks a feature asked for"
     CONTEXT = "its context is shorter than asked for"
+    BATCH_ONLY = "its ask is for batch jobs alone"
     UNSUPPORTED = "it declares that it lacks a feature that the request needs"
     TOO_LONG = "the request is longer than its context"
     UNDECLARED = "it does not declare what the request needs, and another provider does"
@@ -129,6 +130,9 @@ class Demand:
     """
     min_integrity: int = 0
     """Percent of the answers that are what was sold, at least, as far as the coordinator's audits vouch for it."""
+
+    batch: bool = False
+    """Whether the job is of the class `batch`, to which asks for batch jobs alone are offered too."""
 
     def __post_init__(self) -> None:
         """Raises BadMessage for a limit or a sort order that does not exist."""
@@ -215,6 +219,7 @@ _CHOSEN: tuple[tuple[Reason, _Predicate], ...] = (
 """Whether the client asks for this provider."""
 _ABLE: tuple[tuple[Reason, _Predicate], ...] = (
     (Reason.ROUTE, lambda demand, ask: demand.route is not None and not serves(ask.spec.features, demand.route)),
+    (Reason.BATCH_ONLY, lambda demand, ask: not demand.batch and is_batch_only(ask)),
     (Reason.UNSUPPORTED, lambda demand, ask: bool(demand.essential and denied(ask.spec.features, demand.essential))),
     (Reason.TOO_LONG, lambda demand, ask: 0 < ask.context_tokens < demand.input_tokens),
 )
@@ -262,6 +267,11 @@ def _too_expensive(demand: Demand, ask: Ask) -> Reason | None:
     return None
 
 
+def is_batch_only(ask: Ask) -> bool:
+    """Whether an ask is for jobs of the class `batch` alone."""
+    return BATCH_ONLY in ask.spec.features
+
+
 def context_refusal(model: str, longest: int, least: int) -> Refusal:
     """The error of a request of at least `least` input tokens, for a model whose longest context on offer is `longest` tokens.
 
@@ -300,6 +310,7 @@ _MEMBERS: dict[str, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "minIntegrity": ("min_integrity", int, int),
     "minStake": ("min_stake", int, int),
     "sort": ("sort", str, str),
+    "batch": ("batch", bool, bool),
     "providers": ("pin", sorted, _read_addresses),
     "exclude": ("exclude", _write_addresses, _read_addresses),
 }

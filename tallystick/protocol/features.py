@@ -21,6 +21,8 @@ FILES: Final = "files"
 EMBEDDINGS_FEATURE: Final = "embeddings"
 EVIDENCE: Final = "evidence"
 """Receipts commit to log-probabilities of the answer, by which it can be audited (token_evidence.py)."""
+BATCH_ONLY: Final = "batch_only"
+"""The ask is for jobs of the class `batch` alone, such as one at a discount. Interactive jobs are not offered it."""
 MEANINGS: Final = {
     TOOLS: "calls of tools or functions",
     JSON_SCHEMA: "output by a JSON schema",
@@ -31,6 +33,7 @@ MEANINGS: Final = {
     VIDEO: "video input",
     FILES: "file input",
     EVIDENCE: "evidence for audits",
+    BATCH_ONLY: "a price for batch jobs alone",
 }
 """What a feature means, for people."""
 _NOT = "-"

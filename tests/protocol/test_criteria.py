@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick.protocol.criteria import DEFAULT_LIMIT, MAX_CANDIDATES, SORTS, Demand, Facts, Reason, context_refusal
+from tallystick.protocol.criteria import (
+    DEFAULT_LIMIT,
+    MAX_CANDIDATES,
+    SORTS,
+    Demand,
+    Facts,
+    Reason,
+    context_refusal,
+    is_batch_only,
+)
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.requirements import Requirements
@@ -44,6 +53,16 @@ def test_each_criterion_has_its_reason(reason: Reason, criteria: dict[str, Any],
     """An ask that misses one criterion is refused for that criterion."""
     demand = replace(Demand(MODEL), **criteria)
     assert demand.objection(ASK, replace(Facts(START), **facts)) is reason
+
+
+def test_asks_for_batch_jobs_alone() -> None:
+    """They are offered to batch jobs, as all others are, and to no interactive one."""
+    ask = replace(ASK, spec=Spec(features=("tools", "batch_only")))
+    assert is_batch_only(ask)
+    assert not is_batch_only(ASK)
+    assert Demand(MODEL).objection(ask, Facts(START)) is Reason.BATCH_ONLY
+    assert Demand(MODEL, batch=True).objection(ask, Facts(START)) is None
+    assert Demand(MODEL, batch=True).objection(ASK, Facts(START)) is None
 
 
 def test_unknown_facts_exclude_nobody() -> None:
@@ -136,6 +155,7 @@ requirements = st.builds(
         needs=requirements,
         essential=st.lists(st.text(max_size=4), max_size=2).map(tuple),
         input_tokens=st.integers(0, 1 << 31),
+        batch=st.booleans(),
     )
 )
 def test_the_coordinator_reads_what_the_client_writes(demand: Demand) -> None:
@@ -178,6 +198,7 @@ def test_every_criterion_is_on_the_wire() -> None:
         "weights": Weights(Amount(1), Amount(2), Amount(3)),
         "concurrent": 1,
         "min_integrity": 1,
+        "batch": True,
     }
     assert values.keys() == {field.name for field in fields(Demand)} - {"model", "limit", "prefer"}
     whole = replace(Demand(MODEL), **values)

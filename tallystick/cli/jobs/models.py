@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -120,6 +121,9 @@ def explain(
             help="Worth of a second to the first token (first_token) or of output (speed), or of a failed job (loss).",
         ),
     ] = None,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="As a job of the class `batch`, with asks for batch jobs alone.")
+    ] = False,
     config: Config = None,
     wallet: Wallet = DEFAULT_WALLET,
     coordinator_url: CoordinatorUrl = None,
@@ -161,6 +165,7 @@ def explain(
                     upstreams.append(model)
                     continue
                 demand = demand_of(loaded, model, route, choice)
+                demand = replace(demand, batch=True) if batch else demand
                 if asked is not None:
                     demand = demand_for(demand, asked.summary)
                 listed = await coordinator.explain(demand.to_json(ZERO_ADDRESS if ledger is None else ledger.payer))

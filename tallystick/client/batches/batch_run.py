@@ -23,6 +23,7 @@ from tallystick.client.batches.ports import KeyState, LineAnswer, LineAnswerer, 
 from tallystick.client.batches.records import Batch, InputLine, LineState, Usage
 from tallystick.client.batches.sealed_stream import SealedReader
 from tallystick.client.batches.store import BatchStore, LineResult
+from tallystick.client.batches.window import elapsed_step
 
 log = structlog.get_logger()
 PAGE_LINES = 256
@@ -182,9 +183,11 @@ class BatchRun:
 
     async def _run_line(self, line: InputLine, request: LineRequest) -> None:
         batch, key = self._batch, self._key(self._batch.id, line.number, line.attempt)
-        options = self._options_at(batch, self._now())
+        now = self._now()
+        step, options = elapsed_step(now, batch.created_at, batch.expires_at), self._options_at(batch, now)
+        job = LineJob(batch.caller, batch.endpoint, key, options, request.model, step, request.body)
         try:
-            answer = await self._answerer.answer(LineJob(batch.caller, batch.endpoint, key, options, request.body))
+            answer = await self._answerer.answer(job)
         except Exception:  # a bug must not stop the other lines
             log.exception("a line of a batch failed", batch=batch.id, line=line.number)
             answer = LineAnswer(500, "", b"", code="internal_error", message="the gateway failed; its log says why")

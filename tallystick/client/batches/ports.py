@@ -13,13 +13,16 @@ from tallystick.protocol.types import Amount
 class LineJob:
     """One request to be answered. `key`: its idempotency key, with which it is one job however often it is sent.
 
-    `caller`: the label of the API key that created the batch; empty without one. `options`: X-Tally-Options, as JSON.
+    `caller`: the label of the API key that created the batch; empty without one. `options`: X-Tally-Options, as JSON. `step`: of
+    the batch's window, see `window.price_limit`.
     """
 
     caller: str
     endpoint: str
     key: str
     options: str
+    model: str
+    step: int
     body: bytes = field(repr=False)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import json
+from typing import Any, cast
 
 from starlette.types import Message, Scope
 
 from tallystick.client.batches.ports import KeyState, LineAnswer, LineJob
+from tallystick.client.batches.window import price_limit
 from tallystick.client.config import ApiKey
 from tallystick.client.gateway.auth import CALLER_KEY
 from tallystick.client.gateway.handler import OWN_KEY, RequestHandler
@@ -15,12 +17,14 @@ from tallystick.client.ledger.schema import COLLECTABLE, JobState
 from tallystick.client.openai.errors import error_words, render_error
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.sdk.market import Market, maintenance_of
-from tallystick.client.selection.options import HEADER
-from tallystick.protocol.errors import Code, Refusal
+from tallystick.client.selection.options import HEADER, ProviderCriteria, read_options, smallest_limit
+from tallystick.protocol.errors import Code, Refusal, TallyError
 from tallystick.protocol.lenient_json import load_lenient
 from tallystick.protocol.routes import JSON
-from tallystick.protocol.types import Amount
+from tallystick.protocol.types import Amount, format_amount
 
+_PRICES = {"max_input_price": "input_price", "max_output_price": "output_price"}
+"""Options that limit a price, and the price of an ask that each limits."""
 _UNRESOLVED = (JobState.OPEN, JobState.LOST)
 
 
@@ -44,8 +48,28 @@ class BatchAnswers:
                 error = render_error(Refusal(Code.UNAUTHENTICATED, text))
                 return LineAnswer(error.status, "", error.body, code=Code.UNAUTHENTICATED.value, message=text)
         exchange = _Exchange(job.body)
-        await self._handler(_scope(job, caller), exchange.receive, exchange.send)
+        options = await self._priced_options(job, caller)
+        await self._handler(_scope(job, caller, options), exchange.receive, exchange.send)
         return exchange.answer()
+
+    async def _priced_options(self, job: LineJob, caller: ApiKey | None) -> str:
+        """The options of a job with the price limits of this step of its window, if its caller sets any."""
+        config, (options, _) = self._market.config, read_options(job.options)
+        caps = {
+            name: smallest_limit(getattr(config, name), getattr(caller, name, None), cast("int | None", options.get(name)))
+            for name in _PRICES
+        }
+        known = {name: cap for name, cap in caps.items() if cap is not None}
+        if not known:
+            return job.options
+        criteria = {name: value for name, value in options.items() if name in ProviderCriteria.__annotations__}
+        try:
+            asks = await self._market.shortlist(job.model, route=job.endpoint, **cast("ProviderCriteria", criteria | known))
+        except TallyError:  # an alias, or nobody sells it at these prices
+            return job.options
+        best = asks[0].message
+        limits = {name: price_limit(cap, getattr(best, _PRICES[name]), job.step) for name, cap in known.items()}
+        return json.dumps(json.loads(job.options) | {name: format_amount(Amount(limit)) for name, limit in limits.items()})
 
     async def key_state(self, key: str) -> KeyState:
         """See LineAnswerer."""
@@ -62,7 +86,7 @@ class BatchAnswers:
         await self._maintenance.ledger.forget_key(key)
 
 
-def _scope(job: LineJob, caller: ApiKey | None) -> Scope:
+def _scope(job: LineJob, caller: ApiKey | None, options: str) -> Scope:
     return {
         "type": "http",
         "http_version": "1.1",
@@ -70,7 +94,7 @@ def _scope(job: LineJob, caller: ApiKey | None) -> Scope:
         "path": job.endpoint,
         "raw_path": job.endpoint.encode(),
         "query_string": b"",
-        "headers": [(b"content-type", JSON.encode()), (HEADER.encode(), job.options.encode())],
+        "headers": [(b"content-type", JSON.encode()), (HEADER.encode(), options.encode())],
         CALLER_KEY: caller,
         OWN_KEY: job.key,
     }

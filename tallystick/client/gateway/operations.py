@@ -167,7 +167,8 @@ def _json(document: object) -> Response:
 
 def _page(url: str, *, known: bool) -> str:
     links = (
-        '<ul><li><a href="v1/models">models on offer</a><li><a href="readyz">state of its dependencies</a>'
+        '<ul><li><a href="tally/spending">what was spent</a><li><a href="tally/jobs">jobs</a><li><a href="tally/chat">a chat</a>'
+        '<li><a href="v1/models">models on offer</a><li><a href="readyz">state of its dependencies</a>'
         '<li><a href="metrics">metrics</a></ul>'
         f"<p>Base URL for OpenAI's clients: <code>{escape(url)}v1</code>, "
         f"for Anthropic's: <code>{escape(url.rstrip('/'))}</code></p>"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, cast
 
-from tallystick.client.config import MAX_HEDGE_SECONDS, MAX_LABEL, MAX_WAIT_SECONDS, ApiKey, ClientConfig, read_priority
+from tallystick.client.config import BATCH, MAX_HEDGE_SECONDS, MAX_LABEL, MAX_WAIT_SECONDS, ApiKey, ClientConfig, read_priority
 from tallystick.client.openai.needs import bucket, round_down
 from tallystick.client.openai.requests import RequestSummary
 from tallystick.client.selection.shortlist import objection
@@ -94,6 +94,7 @@ def demand_of(config: ClientConfig, model: str, route: str, criteria: ProviderCr
         prefer=tuple(parse_address(address, "prefer") for address in criteria.get("prefer", config.prefer)),
         sort=criteria.get("sort", config.sort),
         weights=Weights.of(criteria.get("weights", config.weights)),
+        batch=config.priority == BATCH,
         **_narrowed(config, criteria),
     )
 

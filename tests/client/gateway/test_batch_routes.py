@@ -393,3 +393,28 @@ async def test_a_window_that_ends(fake: FakeMarket, wallet: Signer, config: Clie
             assert batch.request_counts.model_dump() == {"total": 3, "completed": 0, "failed": 3}
             assert [line["error"]["code"] for line in await content(sdk, batch.error_file_id)] == ["batch_expired"] * 3
             assert batch.output_file_id is None
+
+
+async def test_prices_rise_towards_the_cap(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """At first a line may cost what the cheapest provider asks for, and towards the end of its window what its caller allows."""
+    clock = [1_900_000_000.0]
+    async with Market(fake.url, wallet, replace(config, batch_concurrency=1)) as market:
+        handler = RequestHandler(market)
+        async with (
+            open_batches(market, handler, now=lambda: clock[0]) as batches,
+            serving(build_app(market, None, handler, batches), "127.0.0.1", 0) as port,
+            openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=0) as sdk,
+        ):
+
+            async def passes_time(session: Session) -> None:
+                await honest(session)
+                clock[0] += 1_900
+
+            fake.script = passes_time
+            options = {"x-tally-options": json.dumps({"max_output_price": "1.40"})}
+            lines = jsonl(*(request_line(number) for number in range(2)))
+            batch = await ended(sdk, (await start(sdk, lines, window="1h", extra_headers=options)).id)
+            assert batch.request_counts is not None
+            assert batch.request_counts.completed == 2
+    limits = [demand["maxOutputPrice"] for demand in fake.shortlists if demand.get("batch")]
+    assert limits == [400_000, 400_000 + 10 * 1_000_000 // 15]

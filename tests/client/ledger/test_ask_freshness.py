@@ -80,12 +80,12 @@ async def test_two_asks_with_one_seq_are_not_both_believed(ledger: Ledger) -> No
 
 
 async def test_asks_of_other_products_are_not_stale(ledger: Ledger) -> None:
-    """Asks of other models, providers, deployments, precision classes, regions and tiers, and of equal engines at one price,
-    are not stale.
+    """Asks of other models, providers, deployments, precision classes, regions and tiers, for batch jobs alone, and of equal
+    engines at one price, are not stale.
     """
     assert await refused(ledger, signed(seq=9)) == [False]
     dear: dict[str, Any] = {"seq": 1, "output_price": 900_000}
-    specs = (Spec(precision="x"), Spec(kv_precision="x"), Spec(region="x"), Spec(tier="x"))
+    specs = (Spec(precision="x"), Spec(kv_precision="x"), Spec(region="x"), Spec(tier="x"), Spec(features=("batch_only",)))
     others = (
         signed(model="other", **dear),
         signed(BOB, **dear),

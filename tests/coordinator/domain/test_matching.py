@@ -68,6 +68,36 @@ def test_each_predicate_has_a_reason(reason: Reason, demand: dict[str, Any], ask
     assert rejection(_standing(**ask), Demand(model=MODEL, **demand), START) is reason
 
 
+def test_a_discount_for_batch_jobs() -> None:
+    """A batch job gets the provider's cheaper ask, an interactive one the other; the index does not mix them up. An order of an
+    interactive job on the cheaper ask is refused.
+    """
+    book, cheap = AskBook(), make_ask(ANN, output_price=5, spec=Spec(features=("batch_only",)))
+    full = make_ask(ANN, seq=9)
+    book.replace(ANN.address, [full, cheap], Capacity(1, 4))
+    for _ in range(2):
+        assert [entry.digest for entry in shortlist(book, Demand(MODEL), START)] == [full.digest]
+        assert [entry.digest for entry in shortlist(book, Demand(MODEL, batch=True), START)] == [cheap.digest]
+    candidates = make_submission(cheap).candidates
+    fitting, _ = rank_candidates(candidates, book, tried=(), score=lambda _: 100.0, now=START, batch=True)
+    assert [ranked.listed_ask.digest for ranked in fitting] == [cheap.digest]
+    with pytest.raises(Refusal, match="one for batch jobs alone") as caught:
+        rank_candidates(candidates, book, tried=(), score=lambda _: 100.0, now=START)
+    assert caught.value.code is Code.ORDER_TERMS
+
+
+def test_a_discount_does_not_hide_why_an_ask_is_too_dear() -> None:
+    """An interactive job is told of the price of asks for all jobs; alone, an ask for batch jobs is named as such."""
+    cheap = make_ask(ANN, output_price=5, spec=Spec(features=("batch_only",)))
+    book = AskBook()
+    book.replace(ANN.address, [make_ask(ANN, seq=9), cheap], Capacity(1, 4))
+    assert _refusal(book, max_output_price=1).code is Code.PRICE_ABOVE_CAP
+    book.replace(ANN.address, [cheap], Capacity(1, 4))
+    refusal = _refusal(book)
+    assert refusal.code is Code.NO_PROVIDER
+    assert Reason.BATCH_ONLY.value in str(refusal)
+
+
 def test_a_busy_node_has_its_own_reason() -> None:
     """A node without a free slot is refused with exactly that reason."""
     assert rejection(_standing(free=0), Demand(model=MODEL), START) is Reason.BUSY

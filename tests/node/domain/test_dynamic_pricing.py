@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from node.domain.dynamic_pricing import PriceRule, apply_price_rules
+from node.domain.dynamic_pricing import PriceRule, apply_price_rules, batch_rule
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.pricing import Prices
 
@@ -72,3 +72,20 @@ def test_invalid_rules_are_refused(rule: dict[str, Any]) -> None:
     """The error names the wrong member when the config is read."""
     with pytest.raises(BadMessage, match=r"config: price_rules[.]"):
         PriceRule(**({"percent": 50} | rule))
+
+
+def test_discounts_for_batch_jobs() -> None:
+    """A discount takes its percentage off, in its hours or always."""
+    assert batch_rule("50%", "").percent == 50
+    assert batch_rule("0%", "").percent == 100
+    assert batch_rule("99%", "22:00-06:00").hours == "22:00-06:00"
+
+
+@pytest.mark.parametrize(
+    ("discount", "hours", "member"),
+    [(text, "", "batch_discount") for text in ("", "50", "100%", "-1%", "1.5%", "050%", "٣%")] + [("50%", "8-12", "batch_hours")],
+)
+def test_invalid_discounts_are_refused(discount: str, hours: str, member: str) -> None:
+    """The error names the wrong setting."""
+    with pytest.raises(BadMessage, match=rf"config: {member}: expected"):
+        batch_rule(discount, hours)

@@ -14,6 +14,7 @@ from node.domain.logprob_request import EvidenceSupport, TokenIds
 from node.engines.capabilities import Capabilities
 from node.service.config import EngineConfig, ModelConfig, NodeConfig, load_config, merge_specs
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.features import BATCH_ONLY
 from tallystick.protocol.messages import Spec
 from tallystick.protocol.pricing import Prices
 from tallystick.protocol.routes import ALWAYS, SCORES, sold_routes
@@ -247,3 +248,23 @@ def test_scoring_may_have_a_price_of_its_own() -> None:
     unpriced = replace(engine, score_price=None)
     offer = unpriced.offer(ModelConfig(name="m"), None, Spec(), when, 0.0, capabilities=found)
     assert unpriced.priced_offers(offer, ModelConfig(name="m"), when, 0.0) == (offer,)
+
+
+def test_batch_jobs_may_have_a_price_of_their_own() -> None:
+    """A discount is an ask of its own, for batch jobs alone, in its hours; the model's setting wins over the engine's."""
+    engine = EngineConfig(url="http://e", batch_discount="50%")
+    night, day = datetime(2026, 1, 5, 23).astimezone(), datetime(2026, 1, 5, 12).astimezone()
+
+    def sold(model: ModelConfig, when: datetime) -> list[tuple[int, bool]]:
+        offer = engine.offer(model, None, Spec(), when, 0.0, capabilities=Capabilities(True, True, "usage"))
+        offers = engine.priced_offers(offer, model, when, 0.0)
+        return [(offer.prices.output, BATCH_ONLY in offer.spec.features) for offer in offers]
+
+    plain = ModelConfig(name="m", output_price=Amount(9))
+    assert sold(plain, day) == sold(plain, night) == [(9, False), (5, True)]
+    at_night = replace(plain, batch_discount="90%", batch_hours="22:00-06:00")
+    assert sold(at_night, day) == [(9, False)]
+    assert sold(at_night, night) == [(9, False), (1, True)]
+    assert sold(replace(plain, batch_discount="0%"), day) == [(9, False)]
+    with pytest.raises(BadMessage, match="batch_discount"):
+        EngineConfig(url="http://e", models=(ModelConfig(name="m", batch_discount="half"),))
