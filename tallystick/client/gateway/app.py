@@ -65,6 +65,8 @@ def build_app(
     `handler`; None if it has none.
     """
     operations, handler = operations or Operations(market), handler or RequestHandler(market)
+    if batches is not None:
+        operations.watch_batches(batches)
     models = _ModelRoutes(market)
 
     async def job(request: Request) -> Response:

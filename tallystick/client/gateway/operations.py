@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from tallystick.client.audits.auditor import OUTCOMES
+from tallystick.client.batches.service import BatchService
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.gateway.auth import ANONYMOUS
@@ -62,6 +63,11 @@ class Operations:
         self.metrics = ServerMetrics(PREFIX, lambda: self.health.last)
         self.metrics.gauge(f"{PREFIX}_jobs_live", "Running jobs", lambda: market.running)
         self.metrics.registry.register(_AuditCollector(market))
+
+    def watch_batches(self, batches: BatchService) -> None:
+        """Adds the metrics of batches."""
+        self.metrics.gauge(f"{PREFIX}_batches_open", "Batches that run", lambda: batches.open_batches)
+        self.metrics.gauge(f"{PREFIX}_batch_requests_live", "Running requests of batches", lambda: batches.running_lines)
 
     async def run(self) -> None:
         """Watches the dependencies and the ledger's transactions until cancelled."""
