@@ -6,7 +6,7 @@ one other request; a fair queue makes it about 2. `closed_loop_ratio_N`: answers
 request under way, through the market, over those of N such clients at the engine itself; the median of rounds that alternate, so
 that what else the machine does falls on both. `closed_loop_refused`: requests of these loops that failed.
 `closed_loop_answers_per_s_N`: at the engine itself. `waiting_bytes_per_job`: what the coordinator's resident memory grows by for
-each job of the first burst while it waits, its connection included.
+each of 10,000 jobs that wait (`--waiting`), in a market of its own. Of fewer jobs, each has a larger share of what is there once.
 
 The node declares that its engine queues, as `tally node init` does for llama.cpp. Engine and market have a core each, if there
 are two. `--engine stand-in` takes a mock engine whose answers take a fixed time, where llama.cpp cannot be installed.
@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -29,12 +28,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import aiohttp
 import openai
 import uvloop
 
 from node.engines.kinds import QUEUE_DEPTH
-from scripts.relay import llama_cpp, mock, processes
+from scripts.relay import llama_cpp, mock, processes, waiting
 from scripts.relay.processes import Site
 from tallystick.client.config import ClientConfig
 from tallystick.client.sdk.market import Market
@@ -52,7 +50,6 @@ GOALS: dict[str, Callable[[float], bool]] = {
     "closed_loop_refused": lambda number: number == 0,
     "closed_loop_answers_per_s": lambda _rate: True,
 }
-_WAITING = "tallystick_jobs_waiting "
 Ask = Callable[[], Awaitable[object]]
 
 
@@ -102,26 +99,6 @@ async def _answered_share(ask: Ask, number: int) -> float:
     """Returns the share of `number` requests at once that are answered."""
     results = await asyncio.gather(*(ask() for _ in range(number)), return_exceptions=True)
     return sum(not isinstance(result, BaseException) for result in results) / number
-
-
-async def _waiting_bytes(site: Site, ask: Ask, number: int) -> tuple[float, float]:
-    """Returns the coordinator's memory for each waiting job of a burst, in bytes, and the share of the burst that is answered."""
-    pid = site.pids["coordinator"]
-    before, most, waiting = _resident_bytes(pid), 0, 1
-    burst = asyncio.create_task(_answered_share(ask, number))
-    async with aiohttp.ClientSession() as session:
-        while not burst.done():
-            async with session.get(f"{site.coordinator}/metrics") as response:
-                text = await response.text()
-            now_waiting = next(int(float(line.split()[1])) for line in text.splitlines() if line.startswith(_WAITING))
-            if now_waiting > waiting:
-                most, waiting = _resident_bytes(pid), now_waiting
-            await asyncio.wait({burst}, timeout=0.2)
-    return max(0, most - before) / waiting, await burst
-
-
-def _resident_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 async def run_clients(ask: Ask, clients: int, answers: int) -> tuple[float, int]:
@@ -215,6 +192,9 @@ async def _engine(folder: Path, installed: Path | None) -> AsyncIterator[str]:
 
 async def _measure(folder: Path, installed: Path | None, options: argparse.Namespace) -> dict[str, float]:
     figures: dict[str, float] = {}
+    if options.waiting:
+        async with processes.upstream() as url:
+            figures["waiting_bytes_per_job"] = await waiting.waiting_bytes(folder / "w", url, options.waiting)
     load = STAND_IN if installed is None else LLAMA_CPP
     async with contextlib.AsyncExitStack() as stack:
         url = await stack.enter_async_context(_engine(folder, installed))
@@ -227,8 +207,7 @@ async def _measure(folder: Path, installed: Path | None, options: argparse.Names
         single = _asker(once, load, load.burst_tokens)
         await single()
         if options.burst:
-            memory = await _waiting_bytes(site, single, options.burst)
-            figures["waiting_bytes_per_job"], figures["burst_answered_share"] = memory
+            figures["burst_answered_share"] = await _answered_share(single, options.burst)
             many = _asker(usual, load, load.burst_tokens)
             figures["sdk_default_answered_share"] = await _answered_share(many, min(options.burst, 50))
             figures["flood_other_wait_ratio"] = await _flood_ratio(site, load, single, min(options.burst, 50))
@@ -244,6 +223,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--engine", choices=("llama.cpp", "stand-in"), default="llama.cpp", help="the engine behind the node")
     parser.add_argument("--burst", type=int, default=200, metavar="N", help="requests at once; 0 leaves the bursts out")
+    parser.add_argument("--waiting", type=int, default=10_000, metavar="N", help="jobs that wait at once; 0 leaves this out")
     parser.add_argument("--answers", type=int, default=8, metavar="N", help="answers a slot in each closed loop")
     parser.add_argument("--rounds", type=int, default=6, metavar="N", help="closed loops of each kind, which alternate")
     options = parser.parse_args()

@@ -174,10 +174,6 @@ class IntegrityRecords:
         """The record of a product, an empty one without audits."""
         return self._records.get(key, IntegrityRecord())
 
-    def is_recorded(self, key: ProductKey) -> bool:
-        """Whether audits of a product count here."""
-        return key in self._records
-
     def apply(self, leaf: ReportLeaf, index: int) -> RecordChange:
         """Counts the report that the match log has as leaf `index`. A report that counts nothing begins no record."""
         key = ProductKey(leaf.provider, leaf.model, leaf.precision)

@@ -147,14 +147,16 @@ class SlotGroup:
     """
 
     __slots__ = (
-        "_leads", "_queue", "_reported_free", "assigned", "changes", "first_token_ms", "known_since", "node", "number", "slots",
-        "state", "tokens_per_second",
+        "_key", "_leads", "_queue", "_reported_free", "assigned", "changes", "first_token_ms", "known_since", "node", "number",
+        "slots", "state", "tokens_per_second",
     )  # fmt: skip
 
     def __init__(self, node: ConnectedNode, number: int, capacity: Capacity, known_since: int = 0) -> None:
         self.node, self.number, self.known_since = node, number, known_since
         self.assigned, self.state, self.changes = 0, NO_PLACE, tuple[int, ...]()
         self._leads: _Asks = ()
+        self._key: SlotKey | None = None
+        """Held once for all jobs that wait for the group."""
         self.capacity = capacity
 
     @property
@@ -187,7 +189,9 @@ class SlotGroup:
     @property
     def key(self) -> SlotKey:
         """Identifies the group, also after its node connected again."""
-        return self.node.provider, self.number
+        if self._key is None:
+            self._key = self.node.provider, self.number
+        return self._key
 
     @property
     def places(self) -> int:

@@ -56,6 +56,7 @@ class ClientHub:
         self._links_by_address: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._jobs: set[asyncio.Task[None]] = set()
+        self._job_done = self._jobs.discard
         self._sweeping: asyncio.TimerHandle | None = None
         self._stopping = False
 
@@ -156,7 +157,7 @@ class ClientHub:
     def _submit(self, stream: LinkStream, body: bytes) -> asyncio.Task[None]:
         task = asyncio.create_task(self._serve_job(stream, [body]), name="job")
         self._jobs.add(task)
-        task.add_done_callback(self._jobs.discard)
+        task.add_done_callback(self._job_done)
         if self._sweeping is None:
             self._sweep()
         return task

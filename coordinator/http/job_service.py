@@ -135,8 +135,9 @@ class JobService:
         submission, reservation = request.take()
         market = self.market
         try:
-            job = await market.place_order(submission)
-            del submission
+            placing = market.place_order(submission)
+            del submission  # the job replaces it by a smaller one before it waits
+            job = await placing
             if sink.abandoned:
                 market.cancel(job.id)
             await market.run(job, sink, None if kept is None else partial(self._keep, job.id, kept))

@@ -273,13 +273,17 @@ class SignedSeal(BaseModel):
 
 
 class AuditReportBody(BaseModel):
-    """A report of an audit, and the receipt of the job that was audited. `seal`: of a probe of the coordinator alone."""
+    """A report of an audit, and the receipt of the job that was audited. `seal`: of a probe of the coordinator alone.
+
+    `ask`: the signed ask of the job, as `GET /v1/asks` lists it; needed once it is not listed any more.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     report: SignedReport
     receipt: SignedReceipt
     seal: SignedSeal | None = None
+    ask: dict[str, Any] | None = None
 
 
 MAX_CANDIDATE = 16_384

@@ -41,8 +41,6 @@ SOURCES = ("payer", "probe")
 REFUSED = ("refused", "")
 FindAsk = Callable[[Hash], Ask | None]
 """Returns the ask with this digest while it is listed."""
-IsListed = Callable[[ProductKey], bool]
-"""Whether a provider lists an ask for this product now."""
 
 
 class AuditReports:
@@ -56,12 +54,11 @@ class AuditReports:
         jobs: JobStore,
         store: ReportStore,
         find_ask: FindAsk,
-        is_listed: IsListed,
         now: Callable[[], float],
         tick: Callable[[], float],
     ) -> None:
         self._match_log, self._integrity, self._jobs, self._store = match_log, integrity, jobs, store
-        self._find_ask, self._is_listed, self._now, self._tick = find_ask, is_listed, now, tick
+        self._find_ask, self._now, self._tick = find_ask, now, tick
         self._rate = TokenBucket(REPORTS_PER_SECOND, REPORTS_BURST)
         self._aliases = JobAliases(match_log.signer.secret)
         self._turn = asyncio.Lock()
@@ -144,21 +141,23 @@ class AuditReports:
             )
         if message.model != attempt.terms.model:
             raise BadMessage(f"report.model: expected {attempt.terms.model!r}, as the job's terms say, got {message.model!r:.80}")
-        self._check_precision(checked, self._find_ask(attempt.terms.ask))
+        self._check_precision(checked, attempt.terms.ask)
 
-    def _check_precision(self, checked: CheckedReport, ask: Ask | None) -> None:
-        """Checks what was sold. The ask may be withdrawn by now: then the product must be one that is listed, or has a record."""
-        message = checked.report.message
-        sold = message.precision if ask is None else precision_class(ask.spec.precision)
-        if message.precision != sold:
-            raise BadMessage(f"report.precision: expected {sold!r}, as the ask says, got {message.precision!r}")
-        product = ProductKey(message.provider, message.model, message.precision)
-        known = checked.is_probe or ask is not None or self._is_listed(product) or self._integrity.is_recorded(product)
-        if not known:
-            raise BadMessage(
-                f"report.precision: expected one that {message.provider} sells of the model, because the job's ask is "
-                f"not listed any more, got {message.precision!r}"
-            )
+    def _check_precision(self, checked: CheckedReport, digest: Hash) -> None:
+        """Checks that the report names the precision of the job's ask. `digest`: of that ask, by the job's terms.
+
+        If the ask is withdrawn by now, the report must bring it: the payer's word would let it choose among products.
+        """
+        given, precision = checked.ask, checked.report.message.precision
+        if given is not None and given.digest != digest:
+            raise BadMessage(f"ask: expected the one that the job's terms name, {digest.hex()}, got {given.digest.hex()}")
+        ask = self._find_ask(digest) or (None if given is None else given.message)
+        if ask is not None:
+            sold = precision_class(ask.spec.precision)
+            if precision != sold:
+                raise BadMessage(f"report.precision: expected {sold!r}, as the ask says, got {precision!r}")
+        elif not checked.is_probe:
+            raise BadMessage("ask: expected the job's ask in the request, because it is not listed any more, got none")
 
     async def _stored(self, finding: Finding) -> StoredReport | None:
         unstored = self._unstored.get(finding)

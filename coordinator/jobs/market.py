@@ -107,7 +107,6 @@ class Market:
             jobs=store,
             store=report_store,
             find_ask=maker.find_ask,
-            is_listed=maker.is_listed,
             now=now,
             tick=tick,
         )
@@ -223,6 +222,20 @@ class Market:
 
         Raises TallyError. Nothing was dispatched and nothing is owed then.
         """
+        job = self._admit(submission)
+        del submission  # which must not be held while the job waits for the chain
+        try:
+            await self._slot_queue.match_or_enter(job)
+        except BaseException:
+            self._seen.discard(job.id)
+            self._count_out(job.payer)
+            raise
+        self._live[job.id] = job
+        self._idle.clear()
+        return job
+
+    def _admit(self, submission: Submission) -> LiveJob:
+        """Returns a new job, which is counted. Raises TallyError."""
         now = int(self._now())
         if self._relay.stopping or self._writes.pending or self.match_log.blocked:
             why = "is stopping" if self._relay.stopping else self.match_log.conflict or "cannot write to its database"
@@ -240,14 +253,6 @@ class Market:
         job = LiveJob(submission, created_at=now, started=self._tick(), last_frame_at=self._tick())
         self._seen.add(job.id, now)
         self._running[job.payer] += 1
-        try:
-            await self._slot_queue.match_or_enter(job)
-        except BaseException:
-            self._seen.discard(job.id)
-            self._count_out(job.payer)
-            raise
-        self._live[job.id] = job
-        self._idle.clear()
         return job
 
     async def add_orders(self, job_id: JobId, candidates: Sequence[Candidate]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator,
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.decision_log import DecisionLog
 from coordinator.domain.exposure import Exposure
-from coordinator.domain.integrity_records import UNAUDITED, IntegrityRecords, ProductKey, product_key
+from coordinator.domain.integrity_records import UNAUDITED, IntegrityRecords, product_key
 from coordinator.domain.job_queue import JobQueue
 from coordinator.domain.limits import JobLimits
 from coordinator.domain.listed_ask import ConnectedNode, ListedAsk, SlotGroup
@@ -33,7 +33,7 @@ from tallystick.protocol.link import Capacities, Capacity
 from tallystick.protocol.match_log import Verdict, draw_of
 from tallystick.protocol.messages import Ask, Order, Terms
 from tallystick.protocol.ranking_hints import NO_HINTS
-from tallystick.protocol.types import Address, Hash, JobId
+from tallystick.protocol.types import Address, Amount, Hash, JobId
 
 _BYTES_PER_TOKEN = 4
 """Bytes of a sealed request that count as one input token, if its client does not say more."""
@@ -167,10 +167,6 @@ class Matchmaker:
         self.book.refresh_standing(provider)
         self.book.set_reliability(provider, *self.quality(provider))
 
-    def is_listed(self, product: ProductKey) -> bool:
-        """Whether the provider lists an ask for this product now."""
-        return any(product_key(listed_ask.message) == product for listed_ask in self.book.of_provider(product.provider))
-
     def find_ask(self, digest: Hash) -> Ask | None:
         """Returns the ask with this digest, a listed one or one that was replaced lately, or None."""
         listed_ask = self.book.find(digest)
@@ -296,7 +292,7 @@ class Matchmaker:
             self.queue.use_grant(group, job.queued)
             self.book.assign(group)
             try:
-                await self._admit(order.message, candidate.terms)
+                await self._admit(order.message.payer, order.message.provider, candidate.terms.max_cost)
             except BaseException as error:
                 self.book.release(group)
                 if not isinstance(error, Refusal):
@@ -337,43 +333,45 @@ class Matchmaker:
     async def check_waiting(self, job: LiveJob, busy: Collection[Address]) -> None:
         """Checks that the payer signed the orders of a job that is to wait, and could pay one of these providers now.
 
-        Raises BadSignature, Refusal, Unavailable: strangers and other payers' names get no place in the queue.
+        Raises BadSignature, Refusal, Unavailable: strangers and other payers' names get no place in the queue. The job is packed,
+        since thousands of jobs may come while the chain is read.
         """
         refused: Refusal | None = None
-        for candidate in job.candidates:
-            order, terms = candidate.order.verify(self.domain).message, candidate.terms
+        for place, order in enumerate(job.orders):
+            job.candidates[place].order.verify(self.domain)
             if order.provider not in busy:
                 continue
+            job.pack()
             try:
-                await self._admit(order, terms)
+                await self._admit(job.payer, order.provider, order.max_cost)
             except Refusal as error:
                 refused = refused or error
                 if isinstance(error, _NoPurse):
                     break
             else:
-                self.exposure.release(order.payer, order.provider, terms.max_cost)
+                self.exposure.release(job.payer, order.provider, order.max_cost)
                 return
         if refused is not None:
             raise job.last_error or refused
 
     async def check_order(self, order: Order, terms: Terms) -> None:
         """Checks that the payer could pay one more order now. Raises Refusal, Unavailable."""
-        await self._admit(order, terms)
+        await self._admit(order.payer, order.provider, terms.max_cost)
         self.exposure.release(order.payer, order.provider, terms.max_cost)
 
-    async def _admit(self, order: Order, terms: Terms) -> None:
-        """Counts the job against the payer's funds. Raises Refusal, after a fresh read: the payer may just have deposited."""
+    async def _admit(self, payer: Address, provider: Address, max_cost: Amount) -> None:
+        """Counts a job against the payer's funds. Raises Refusal, after a fresh read: the payer may just have deposited."""
         for fresh in (False, True):
-            backing = await self._funds.backing(order.payer, order.provider, fresh=fresh)
+            backing = await self._funds.backing(payer, provider, fresh=fresh)
             if not backing.opened:
                 continue
-            await self.before_admission(order.payer)
-            self.exposure.observe(order.payer, order.provider, settled=backing.settled, reserved=backing.reserved)
+            await self.before_admission(payer)
+            self.exposure.observe(payer, provider, settled=backing.settled, reserved=backing.reserved)
             try:
-                self.exposure.admit(order.payer, order.provider, terms.max_cost, backing.free)
+                self.exposure.admit(payer, provider, max_cost, backing.free)
             except Refusal:
                 if fresh:
                     raise
             else:
                 return
-        raise _NoPurse(Code.INSUFFICIENT_FUNDS, f"{order.payer} has no purse yet. Deposit with: tally deposit AMOUNT")
+        raise _NoPurse(Code.INSUFFICIENT_FUNDS, f"{payer} has no purse yet. Deposit with: tally deposit AMOUNT")

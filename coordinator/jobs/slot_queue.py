@@ -6,7 +6,7 @@ leaves, when its time is up, or when no candidate is connected any more. Nothing
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 
 from coordinator.domain.job_queue import MAX_RETRY_SECONDS, QueuedJob
@@ -46,15 +46,25 @@ class SlotQueue:
 
     async def match_or_enter(self, job: LiveJob) -> None:
         """Begins the job's next attempt, or lets it enter the queue if only slots are missing. Raises TallyError."""
+        busy = await self._match(job)
+        if busy is not None:
+            await self._matchmaker.check_waiting(job, busy)
+            if self._closing is not None:
+                raise self._closing
+            self._enter(job, busy)
+
+    async def _match(self, job: LiveJob) -> frozenset[Address] | None:
+        """Begins the job's next attempt, or returns the providers that miss only a slot. Raises TallyError.
+
+        It does not return the error itself, whose traceback holds all that the match looked at.
+        """
         try:
             await self._matchmaker.match(job)
         except SlotsBusy as busy:
             if self._seconds_left(job) <= 0:
                 raise job.last_error or busy from None  # of a job that failed, why it failed tells its client more
-            await self._matchmaker.check_waiting(job, busy.busy)
-            if self._closing is not None:
-                raise self._closing from busy
-            self._enter(job, busy)
+            return busy.busy
+        return None
 
     async def wait(self, job: LiveJob, tell: Tell) -> None:
         """Waits until the job's next attempt began, and tells its client its place meanwhile.
@@ -127,10 +137,10 @@ class SlotQueue:
             self._queue.join(job.queued, (key,))
             self._offer(key)
 
-    def _enter(self, job: LiveJob, busy: SlotsBusy) -> None:
+    def _enter(self, job: LiveJob, busy: Collection[Address]) -> None:
         groups = self._waited_for(job, busy)
         if job.served is None:
-            job.queued = self._place_in_queue(job, groups, busy)
+            job.queued = self._place_in_queue(job, groups)
         else:
             self._queue.enter_again(job.served, groups)
             job.queued = job.served
@@ -141,27 +151,23 @@ class SlotQueue:
             self._offer(key)
         self._invitations.invite_to_spare(job.queued, job)
 
-    def _place_in_queue(self, job: LiveJob, groups: Sequence[SlotKey], busy: SlotsBusy) -> QueuedJob:
+    def _place_in_queue(self, job: LiveJob, groups: Sequence[SlotKey]) -> QueuedJob:
         """Lets a job enter the queue. Its payer's weight is what it reserved for the providers that the job waits for."""
         exposure, providers = self._matchmaker.exposure, {provider for provider, _ in groups}
-        candidates = [candidate for candidate in job.candidates if candidate.order.message.provider in providers]
         tabs = (exposure.known(job.payer, provider) for provider in providers)
-        try:
-            return self._queue.enter(
-                job.model,
-                job.payer,
-                groups,
-                cost=max(candidate.terms.max_cost for candidate in candidates),
-                weight=sum(tab.reserved for tab in tabs if tab is not None),
-                tick=self._tick(),
-                wake=job.woken.set,
-                batch=job.submission.batch,
-                size=len(job.submission.sealed),
-            )
-        except Unavailable as full:
-            raise full from busy
+        return self._queue.enter(
+            job.model,
+            job.payer,
+            groups,
+            cost=max(order.max_cost for order in job.orders if order.provider in providers),
+            weight=sum(tab.reserved for tab in tabs if tab is not None),
+            tick=self._tick(),
+            wake=job.woken.set,
+            batch=job.submission.batch,
+            size=len(job.submission.sealed),
+        )
 
-    def _waited_for(self, job: LiveJob, busy: SlotsBusy) -> list[SlotKey]:
+    def _waited_for(self, job: LiveJob, busy: Collection[Address]) -> list[SlotKey]:
         """Returns the slot groups that may take the job later: busy ones, and those of providers that may come back.
 
         Others would be granted to the job in vain, in place of jobs that can use them.
@@ -172,9 +178,9 @@ class SlotQueue:
             if provider in job.tried:
                 continue
             listed_ask = book.find(order.ask)
-            if provider in busy.busy and listed_ask is not None:
+            if provider in busy and listed_ask is not None:
                 groups.append(listed_ask.slot_group.key)
-            elif provider in busy.busy or book.node(provider) is None:
+            elif provider in busy or book.node(provider) is None:
                 groups.append((provider, None))
         return groups
 
@@ -218,7 +224,7 @@ class SlotQueue:
             await self._matchmaker.match(job)
         except SlotsBusy as busy:
             job.pack()
-            self._queue.enter_again(queued, self._waited_for(job, busy))
+            self._queue.enter_again(queued, self._waited_for(job, busy.busy))
             if granted is not None:
                 self._offer(granted)
         else:

@@ -8,8 +8,8 @@ connection with a log message, never the process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -124,7 +124,7 @@ class NodeLink:
         self.problem = "not connected yet"
 
     def announce_capacity(self) -> None:
-        """Sends the changed capacity to the coordinator at once."""
+        """Sends the changed capacity to the coordinator: at once if it has more free slots, otherwise soon."""
         self._capacity_changed.set()
 
     def announce_asks(self) -> None:
@@ -141,11 +141,10 @@ class NodeLink:
         warn_if_plaintext(self.url, "which account buys which model here, when, in which sizes, at which price")
         pause = self._settings.min_backoff_seconds
         while not self._closing.is_set() and not self.retired:
-            began = time.monotonic()
-            await self._run_connection()
+            served = await self._run_connection()
             if self._closing.is_set() or self.retired or self.is_impostor:
                 return
-            if time.monotonic() - began > self._settings.max_backoff_seconds:
+            if served:
                 pause = self._settings.min_backoff_seconds
             wait = pause * (0.5 + self._jitter() / 2)
             log.warning("no connection to the coordinator", url=self.url, reason=self.problem, retry_seconds=round(wait, 2))
@@ -160,9 +159,13 @@ class NodeLink:
             await session.flush(_CLOSE_SECONDS)
             await session.end("the node is stopping")
 
-    async def _run_connection(self) -> None:
-        """Runs one connection from opening to end; `problem` says why it ended."""
-        settings = self._settings
+    async def _run_connection(self) -> bool:
+        """Runs one connection from opening to end; `problem` says why it ended.
+
+        Returns whether the coordinator took this node, and neither refused it afterwards nor broke the protocol. Such a
+        connection ends because the coordinator or the network went away, so the next attempt may be soon, however short it was.
+        """
+        settings, served = self._settings, False
         try:
             socket = await open_websocket(
                 self.url,
@@ -177,6 +180,7 @@ class NodeLink:
                 session = await self._handshake(socket)
                 self.problem = ""
                 await self._serve(session)
+                served = not session.refused
                 self.problem = session.problem or "the coordinator closed the connection"
             finally:
                 await socket.close()
@@ -190,6 +194,7 @@ class NodeLink:
             self.problem = f"the coordinator did not respond within {settings.connect_seconds} s"
         except (OSError, WebSocketException) as error:
             self.problem = str(error) or type(error).__name__
+        return served
 
     async def _handshake(self, socket: FastPathConnection) -> LinkSession:
         async with asyncio.timeout(self._settings.connect_seconds):
@@ -234,7 +239,7 @@ class NodeLink:
             await self._read(session)
         except TallyError as error:
             log.warning("the coordinator broke the protocol", url=self.url, error=str(error))
-            session.problem = str(error)
+            session.problem, session.refused = str(error), True
             await session.end(str(error)[:100], code=1002)
         except WebSocketException as error:
             session.problem = session.problem or str(error)
@@ -277,7 +282,7 @@ class NodeLink:
         elif kind is Kind.REPLICAS:
             self._observer.replicas_listed(self, session.coordinator, read_replica_urls(loads(payload, "replicas"), "replicas"))
         elif kind is Kind.ERROR:
-            session.problem = str(error_from_json(loads(payload, "error"), 502))
+            session.problem, session.refused = str(error_from_json(loads(payload, "error"), 502)), True
             log.error("the coordinator refuses this node", url=self.url, reason=session.problem)
         elif kind is not Kind.BEAT:
             raise BadMessage(f"link: expected a frame that coordinators send, got {kind.name}")
@@ -285,19 +290,39 @@ class NodeLink:
     async def _send_heartbeats(self, session: LinkSession) -> None:
         while True:
             self._report(session)
-            await asyncio.sleep(_MIN_BEAT_SECONDS)
-            await wait_for(self._capacity_changed, self._settings.heartbeat_seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.heartbeat_seconds):
+                    await self._wait_for_change(session)
+
+    async def _wait_for_change(self, session: LinkSession) -> None:
+        """Waits until the coordinator must hear of a changed capacity: at once of free slots, which it could use.
+
+        It counts the jobs that it sends here itself. So it hears of one that began a little later, and of a short one not at all.
+        """
+        await asyncio.sleep(_MIN_BEAT_SECONDS)
+        while True:
+            await self._capacity_changed.wait()
             self._capacity_changed.clear()
+            changed = self._changed(session)
+            if any(capacity.free > session.reported[group].free for group, capacity in changed.items()):
+                return
+            await asyncio.sleep(_MIN_BEAT_SECONDS)
+            if self._changed(session):
+                return
+
+    def _changed(self, session: LinkSession) -> Capacities:
+        """The announced slot groups whose capacity is not the one that the coordinator knows."""
+        current = self._capacities()
+        now = {group: current.get(group, _GONE) for group in session.reported}
+        return {group: capacity for group, capacity in now.items() if capacity != session.reported[group]}
 
     def _report(self, session: LinkSession) -> None:
         """Sends the capacity of the announced slot groups in which it changed, and the newest head of the match log if it is new.
 
         An empty report is a sign of life.
         """
-        current = self._capacities()
-        now = {group: current.get(group, _GONE) for group in session.reported}
-        changed = {group: capacity for group, capacity in now.items() if capacity != session.reported[group]}
-        session.reported = now
+        changed = self._changed(session)
+        session.reported |= changed
         head = self._log_head(session.coordinator)
         beat = Beat(changed, b"" if head == session.told_head else head)
         session.told_head = head

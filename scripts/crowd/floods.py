@@ -27,7 +27,8 @@ SOURCE = "127.0.0.66"
 """The address of the strangers: the limits per address are theirs, not those of the honest."""
 CONNECTIONS_PER_SECOND, HELD_CONNECTIONS = 200, 500
 POSTS_PER_SECOND = 100
-SLOW_READERS, SLOW_SENDERS = 100, 200
+SLOW_READERS, SLOW_SENDERS, SLOW_PER_SECOND = 150, 200, 20
+"""At most so many, and so many new ones a second. A slow reader gets a megabyte before its job waits for it."""
 SLOW_CHUNKS, SLOW_CHUNK_BYTES = 200, 16_384
 SLOW_BYTES, SLOW_BODY = 64, 1 << 20
 """What a slow sender sends each second, of a body of this length."""
@@ -145,14 +146,17 @@ class Flood:
             if (streams := await self._connect()) is not None:
                 streams[0]._transport.pause_reading()  # type: ignore[attr-defined]  # noqa: SLF001 - nothing is ever read
                 streams[1].write(_head(len(body)) + body)
+            await asyncio.sleep(1 / SLOW_PER_SECOND)
 
     async def _slow_senders(self) -> None:
-        for _ in range(SLOW_SENDERS):
-            if (streams := await self._connect()) is not None:
-                streams[1].write(_head(SLOW_BODY))
+        begun = 0
         while True:
             for writer in self._open:
                 writer.write(bytes(SLOW_BYTES))
+            for _ in range(min(SLOW_PER_SECOND, SLOW_SENDERS - begun)):
+                begun += 1
+                if (streams := await self._connect()) is not None:
+                    streams[1].write(_head(SLOW_BODY))
             await asyncio.sleep(1)
 
 

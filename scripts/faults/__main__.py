@@ -26,7 +26,8 @@ from scripts.faults.site import NotReady, Site, open_site
 from scripts.faults.strikes import PhaseMissing, Striker
 
 DISK_MIB = 64
-DATABASES = ("sqlite", "postgres")
+DATABASES = ("sqlite", "postgres", "replicas")
+"""The coordinator's database; the last is PostgreSQL for three replicas, with NATS between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,11 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="the first of them; default 0")
     parser.add_argument("--only", default="", metavar="PROCESS/PHASE", help="faults of this process, this phase, or both")
     parser.add_argument("--fault", action="append", type=Fault, choices=list(Fault), metavar="FAULT", help=_list_faults())
-    parser.add_argument("--database", choices=DATABASES, help="the coordinator's database; default: both, one after the other")
+    parser.add_argument(
+        "--database",
+        choices=DATABASES,
+        help="the coordinator's database, or three replicas on PostgreSQL and NATS; default: each",
+    )
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep databases and logs in this new folder")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args()
@@ -108,7 +113,8 @@ def _no_disk(folder: Path) -> str:
 
 
 async def _run_database(plan: Plan, faults: Sequence[Fault], database: str, folder: Path, report: Report) -> None:
-    site = await open_site(folder, on_postgres=database == "postgres", disk_mib=DISK_MIB if Fault.FULL_DISK in faults else 0)
+    disk_mib = DISK_MIB if Fault.FULL_DISK in faults else 0
+    site = await open_site(folder, on_postgres=database == "postgres", replicas=database == "replicas", disk_mib=disk_mib)
     try:
         for seed in plan.seeds:
             violations = await _run_seed(site, seed, faults, plan.only, report)
@@ -123,8 +129,13 @@ async def _run_database(plan: Plan, faults: Sequence[Fault], database: str, fold
 
 async def _run_seed(site: Site, seed: int, faults: Sequence[Fault], only: str, report: Report) -> list[str]:
     """Runs one schedule, and returns what does not hold after it."""
-    processes = [process for process in Process if process is not Process.POSTGRES or site.on_postgres]
-    entries = schedule(seed, processes, faults, only)
+    absent = {process for process in (Process.POSTGRES, Process.NATS) if process.value not in site.processes}
+    processes = [process for process in Process if process not in absent]
+    impossible = [(Process.COORDINATOR, Fault.FULL_DISK)] if site.on_postgres else []
+    impossible += [
+        (process, Fault.PARTITION) for process in (Process.GATEWAY, Process.NODE) if process.value not in site.partitioned
+    ]
+    entries = schedule(seed, processes, faults, only, impossible)
     clients = Clients(site, f"seed-{seed}", random.Random(f"clients {seed}"))
     striker = Striker(site, clients, random.Random(f"strikes {seed}"))
     starts = {name: process.starts for name, process in site.processes.items()}
@@ -145,6 +156,7 @@ async def _run_seed(site: Site, seed: int, faults: Sequence[Fault], only: str, r
         findings = await check(site, clients)
         violations = findings.violations
         report.not_kept += findings.not_kept
+        report.unreleased = findings.unreleased
     except (PhaseMissing, NotReady) as error:
         violations = [str(error)]
     finally:

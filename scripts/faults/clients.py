@@ -15,6 +15,8 @@ from scripts.relay.mock import MODEL
 
 CLIENTS = 3
 RETRY_SECONDS = 0.1
+THINK_SECONDS = 0.15
+"""Between a client's answer and its next request. Without it they would use up the refusals that a node grants one payer."""
 REQUEST_SECONDS = 120.0
 CHUNKS = (4, 40)
 GAP_SECONDS = 0.01
@@ -87,8 +89,7 @@ class Clients:
             if request.answer is not None:
                 self.last_answers[client] = time.monotonic()
                 self._answered.set()
-            if request.refusal:  # what the market refuses for good is asked no more often than a person would
-                await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(THINK_SECONDS)
 
     async def ask(self, request: Request) -> None:
         """Sends a request until its answer is final."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -39,5 +40,10 @@ class SmallDisk:
         (self._folder / _BALLAST).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Unmounts it."""
+        """Unmounts it. The folder keeps its files."""
+        kept = self._folder.with_name(f"{self._folder.name}.kept")
+        self.empty()
+        shutil.copytree(self._folder, kept)
         subprocess.run(["umount", "--lazy", str(self._folder)], capture_output=True, check=False)
+        shutil.copytree(kept, self._folder, dirs_exist_ok=True)
+        shutil.rmtree(kept)

@@ -25,14 +25,15 @@ _PAYER_RECEIPTS = "SELECT j.job, r.receipt_doc FROM receipts r JOIN orders o ON 
 
 @dataclass(slots=True)
 class Findings:
-    """Violations in words, and answers that came whole but were not kept.
+    """Violations in words; answers that came whole but were not kept; and orders that no receipt has released, by node.
 
-    Those are answers whose stream broke between their last byte and their receipt. They are paid once, their clients have them,
-    and a repeated request is told so.
+    Answers are not kept whose stream broke between their last byte and their receipt. They are paid once, their clients have
+    them, and a repeated request is told so.
     """
 
     violations: list[str] = field(default_factory=list)
     not_kept: int = 0
+    unreleased: dict[str, int] = field(default_factory=dict)
 
 
 async def check(site: Site, clients: Clients) -> Findings:
@@ -45,6 +46,7 @@ async def check(site: Site, clients: Clients) -> Findings:
         findings.violations += await _double_charges(site)
         findings.violations += await _unequal_books(site)
         findings.violations += await _faulty_log(site)
+        findings.unreleased = await _unreleased(site)
         await until(lambda: _is_settled(site), "the chain pays the sum of the receipts", END_SECONDS)
     except NotReady as error:
         findings.violations.append(str(error))
@@ -135,6 +137,15 @@ async def _unequal_books(site: Site) -> list[str]:
         for provider, reason in await site.rows("gateway", "SELECT provider, blocked_reason FROM tabs WHERE blocked_reason != ''")
     ]
     return violations
+
+
+async def _unreleased(site: Site) -> dict[str, int]:
+    """Orders of ended jobs that wait for a receipt. The client stops to sign orders for a provider with eight of them."""
+    query = (
+        "SELECT t.provider, count(*) FROM orders o JOIN tabs t ON t.id = o.tab WHERE o.state = 'dispatched' GROUP BY t.provider"
+    )
+    counts = dict(await site.rows("gateway", query))
+    return {node: counts.get(site.signers[node].address, 0) for node in NODES}
 
 
 async def _total(site: Site, node: str) -> int:

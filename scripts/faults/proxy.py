@@ -16,6 +16,8 @@ Hold = Callable[[Awaitable[None]], Awaitable[None]]
 """Runs with the awaitable that passes the held bytes on."""
 Reader = Callable[[bool, bytes], Hold | None]
 """Sees whether a message goes to the server, and the message. Returns what must run instead of passing it on."""
+MakeReader = Callable[[], Reader]
+"""Makes the reader of a new connection."""
 
 
 class MessageSplitter:
@@ -80,8 +82,8 @@ class MessageSplitter:
 class Proxy:
     """Listens on a port of 127.0.0.1 and connects to another one."""
 
-    def __init__(self, port: int, target: int, reader: Reader) -> None:
-        self._port, self._target, self._reader = port, target, reader
+    def __init__(self, port: int, target: int, make_reader: MakeReader) -> None:
+        self._port, self._target, self._make_reader = port, target, make_reader
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._passing = asyncio.Event()
@@ -119,15 +121,15 @@ class Proxy:
         connection.add_done_callback(self._connections.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers = [writer]
+        writers, read = [writer], self._make_reader()
         ended = False
         try:
             await self._passing.wait()
             server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target, limit=READ_BYTES)
             writers.append(server_writer)
             async with asyncio.TaskGroup() as pumps:
-                pumps.create_task(self._pump(reader, server_writer, to_server=True))
-                pumps.create_task(self._pump(server_reader, writer, to_server=False))
+                pumps.create_task(self._pump(reader, server_writer, read, to_server=True))
+                pumps.create_task(self._pump(server_reader, writer, read, to_server=False))
         except* (OSError, _Ended):
             ended = True
         finally:
@@ -137,10 +139,10 @@ class Proxy:
                 else:
                     each.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, to_server: bool) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, read: Reader, *, to_server: bool) -> None:
         splitter = MessageSplitter()
         while data := await reader.read(READ_BYTES):
-            holds = [hold for message in splitter.feed(data) if (hold := self._reader(to_server, message)) is not None]
+            holds = [hold for message in splitter.feed(data) if (hold := read(to_server, message)) is not None]
             await self._passing.wait()
             if holds:
                 await holds[0](_write(writer, data))

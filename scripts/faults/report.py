@@ -30,7 +30,7 @@ class Violation:
 @dataclass(slots=True)
 class Report:
     """What happened so far. `skipped`: what this machine does not allow, with the reason. `exits`: how often a process ended
-    without a kill, such as a coordinator whose database was lost. `not_kept`: see `Findings`.
+    without a kill, such as a coordinator whose database was lost. `not_kept`, `unreleased`: see `Findings`.
     """
 
     struck: list[Struck] = field(default_factory=list)
@@ -38,6 +38,7 @@ class Report:
     skipped: list[str] = field(default_factory=list)
     answers: int = 0
     not_kept: int = 0
+    unreleased: dict[str, int] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)
     exits: dict[str, int] = field(default_factory=dict)
 
@@ -57,6 +58,7 @@ class Report:
             },
             "answers": self.answers,
             "answers_whole_but_not_kept": self.not_kept,
+            "orders_without_receipt": self.unreleased,
             "refused_requests": len(self.refusals),
             "refusals": sorted(set(self.refusals))[:20],
             "own_exits": self.exits,
@@ -77,7 +79,14 @@ class Report:
             table.add_row(phase.value, *(f"{len(cell)}  {_longest(cell):.1f}" if cell else "" for cell in cells))
         console.print(table)
         rest = self.to_json()
-        for name in ("other_faults", "answers", "answers_whole_but_not_kept", "refused_requests", "own_exits"):
+        for name in (
+            "other_faults",
+            "answers",
+            "answers_whole_but_not_kept",
+            "orders_without_receipt",
+            "refused_requests",
+            "own_exits",
+        ):
             console.print(f"{name}: {rest[name]}")
         for line in self.skipped:
             console.print(f"skipped: {line}")

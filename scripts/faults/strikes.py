@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 from scripts.faults.clients import Clients
 from scripts.faults.launch import write_offset
+from scripts.faults.proxy import Proxy
 from scripts.faults.schedule import Entry, Fault, Phase, Process
 from scripts.faults.site import NODES, POLL_SECONDS, Site, kill, until
+from scripts.faults.watching import Seen
 
 PHASE_SECONDS = 300.0
 """How long a phase may take to come, and a client without an answer after a fault."""
@@ -50,10 +52,10 @@ class Striker:
         Raises PhaseMissing, or NotReady if the process does not come back.
         """
 
-        async def hit(seen_at: str, pass_on: Awaitable[None] | None) -> None:
+        async def hit(seen: Seen, pass_on: Awaitable[None] | None) -> None:
             if pass_on is not None and not entry.before:
                 await pass_on
-            self._name, self._at = self._process(entry, seen_at), time.monotonic()
+            self._name, self._at = self._process(entry, seen), time.monotonic()
             await self._apply(entry, self._name)
             if pass_on is not None and entry.before:
                 await pass_on
@@ -77,10 +79,20 @@ class Striker:
         await until(lambda: self.site.serves(name), f"{name} serves again")
         return Struck(entry, name, outage)
 
-    def _process(self, entry: Entry, seen_at: str) -> str:
-        if entry.process is not Process.NODE:
-            return str(entry.process.value)
-        return seen_at if seen_at in NODES else self.chance.choice(NODES)
+    def _process(self, entry: Entry, seen: Seen) -> str:
+        if entry.process is Process.NODE:
+            return seen.node or self.chance.choice(NODES)
+        if entry.process is Process.COORDINATOR:
+            return seen.coordinator or self.chance.choice(self.site.coordinators)
+        return str(entry.process.value)
+
+    def _cut(self, name: str) -> list[Proxy]:
+        """The proxies between a process and the others."""
+        if name in self.site.proxies:
+            return [self.site.proxies[name]]
+        if name in self.site.coordinators:
+            return [self.site.proxies[link] for link in self.site.links]
+        return []
 
     async def _watch_kept_answers(self) -> None:
         """Polls for a new kept answer of the coordinator: no message marks it."""
@@ -93,7 +105,7 @@ class Striker:
         before = await newest()
         while await newest() <= before:  # noqa: ASYNC110 - what is waited for is in another process
             await asyncio.sleep(POLL_SECONDS / 5)
-        hold = self.site.watch.reached(Phase.ANSWER_KEPT, "")
+        hold = self.site.watch.reached(Phase.ANSWER_KEPT, Seen())
         if hold is not None:
             await hold(_nothing())
 
@@ -121,7 +133,8 @@ class Striker:
         elif entry.fault is Fault.PAUSE:
             site.processes["chain" if name == "rpc" else name].signal(signal.SIGSTOP)
         elif entry.fault is Fault.PARTITION:
-            site.proxies[name].lose()
+            for proxy in self._cut(name):
+                proxy.lose()
         elif entry.fault is Fault.CLOCK:
             write_offset(site.clock(name), entry.shift)
         else:
@@ -134,7 +147,8 @@ class Striker:
         elif entry.fault is Fault.PAUSE:
             site.processes["chain" if name == "rpc" else name].signal(signal.SIGCONT)
         elif entry.fault is Fault.PARTITION:
-            site.proxies[name].heal()
+            for proxy in self._cut(name):
+                proxy.heal()
         elif entry.fault is Fault.CLOCK:
             write_offset(site.clock(name), 0.0)
         else:

@@ -113,12 +113,13 @@ async def market(
     queue_depth: int = 0,
     core: int | None = TESTED,
     engine_table: str = "",
+    coordinator: Mapping[str, object] | None = None,
 ) -> AsyncIterator[Site]:
     """Runs chain, coordinator, gateway and a node that serves an engine, each as a process of the `tally` command.
 
     `engine`: its base URL. `proxy_port`: the port at which node and gateway reach the coordinator, if a proxy is between them.
     `slots`, `queue_depth`: of the engine. `engine_table`: more of its TOML.
-    `core`: the one that coordinator, node and gateway share; None for any.
+    `core`: the one that coordinator, node and gateway share; None for any. `coordinator`: more of its settings.
     """
     (folder / "keys").mkdir(parents=True)
     write_private(folder / "password", b"bench")
@@ -137,6 +138,7 @@ async def market(
             "public_urls": [coordinator_url],
             "db": f"sqlite:///{folder}/coordinator.db",
             "log_level": log_level,
+            **(coordinator or {}),
         }
         health = f"{urls['coordinator']}/healthz"
         await _start(

@@ -18,7 +18,7 @@ from typing import Any
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.json_members import read_members
-from tallystick.protocol.messages import AuditReport, ProbeSeal, Receipt, ReportAck
+from tallystick.protocol.messages import Ask, AuditReport, ProbeSeal, Receipt, ReportAck
 from tallystick.protocol.precisions import MAX_PRECISION, precision_class
 from tallystick.protocol.types import ZERO_HASH, Address, Hash, JobId
 
@@ -42,26 +42,32 @@ class AuditVerdict(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReportRequest:
-    """The body of POST /v1/reports: a report, the receipt that it is about, and the seal of a probe."""
+    """The body of POST /v1/reports: a report, the receipt that it is about, the seal of a probe, and the ask of the job.
+
+    The ask says in which precision the model was sold. A coordinator needs it if it does not list it any more.
+    """
 
     report: Signed[AuditReport]
     receipt: Signed[Receipt]
     seal: Signed[ProbeSeal] | None = None
+    ask: Signed[Ask] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The JSON body."""
         seal = None if self.seal is None else self.seal.to_json()
-        return {"report": self.report.to_json(), "receipt": self.receipt.to_json(), "seal": seal}
+        ask = None if self.ask is None else self.ask.to_json()
+        return {"report": self.report.to_json(), "receipt": self.receipt.to_json(), "seal": seal, "ask": ask}
 
     @classmethod
     def from_json(cls, raw: object, field: str = "report") -> ReportRequest:
         """Reads the JSON body. Raises BadMessage."""
         report, receipt = read_members(raw, field, "report", "receipt")
-        seal = raw.get("seal") if isinstance(raw, dict) else None
+        seal, ask = (raw.get("seal"), raw.get("ask")) if isinstance(raw, dict) else (None, None)
         return cls(
             read_signed(AuditReport, report, "report"),
             read_signed(Receipt, receipt, "receipt"),
             None if seal is None else read_signed(ProbeSeal, seal, "seal"),
+            None if ask is None else read_signed(Ask, ask, "ask"),
         )
 
 
@@ -72,6 +78,7 @@ class CheckedReport:
     report: Verified[AuditReport]
     receipt: Verified[Receipt]
     is_probe: bool
+    ask: Verified[Ask] | None = None
 
     @property
     def verdict(self) -> AuditVerdict:
@@ -127,7 +134,8 @@ def check_report(request: ReportRequest, domain: Domain, coordinator: Address, n
     if now > paid.finished_at + REPORT_SECONDS:
         text = f"report: its job ended more than {REPORT_SECONDS // 86_400} days ago; reports are accepted until then"
         raise Refusal(Code.ORDER_EXPIRED, text)
-    return CheckedReport(report, receipt, _is_sealed(request.seal, report, domain, coordinator))
+    ask = None if request.ask is None else request.ask.verify(domain)
+    return CheckedReport(report, receipt, _is_sealed(request.seal, report, domain, coordinator), ask)
 
 
 def _check_members(message: AuditReport, coordinator: Address) -> None:

@@ -15,10 +15,11 @@ from tallystick.protocol.audit_reports import (
     check_report,
     read_ack,
 )
-from tallystick.protocol.eip712 import Domain, Signer, Verified
+from tallystick.protocol.eip712 import Domain, Signed, Signer, Verified
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Refusal
 from tallystick.protocol.messages import AuditReport, ProbeSeal, Receipt, ReportAck
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
+from tests.builders import build_ask
 
 DOMAIN = Domain(31_337, Address("0x" + "5f" * 20))
 PAYER, PROVIDER, COORDINATOR, STRANGER = (Signer(bytes((0,) * 31 + (n,))) for n in (1, 2, 3, 4))
@@ -194,3 +195,17 @@ def test_an_acknowledgement_is_of_this_report_and_of_this_coordinator() -> None:
     forged = replace(signed, signature=STRANGER.sign_digest(signed.digest))
     with pytest.raises(BadSignature):
         read_ack({"ack": forged.to_json()}, asked, DOMAIN)
+
+
+def test_the_ask_survives_the_wire_and_its_signature_is_checked() -> None:
+    """A coordinator that does not list it any more reads from it what was sold."""
+    ask = PROVIDER.sign(build_ask(PROVIDER.address), DOMAIN)
+    asked = replace(request(), ask=ask)
+    checked = check_report(ReportRequest.from_json(asked.to_json()), DOMAIN, COORDINATOR.address, NOW)
+    assert checked.ask is not None
+    assert (checked.ask.message, checked.ask.digest) == (ask.message, ask.digest)
+    of_another = PROVIDER.sign(build_ask(PROVIDER.address, model="another"), DOMAIN).signature
+    with pytest.raises(BadSignature):
+        check(replace(asked, ask=Signed(ask.message, of_another)))
+    with pytest.raises(BadMessage, match="ask"):
+        ReportRequest.from_json(asked.to_json() | {"ask": {"message": 7}})

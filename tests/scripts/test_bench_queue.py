@@ -10,7 +10,7 @@ from scripts.bench_queue import CLIENTS, run_clients
 
 def test_a_quick_run_has_every_figure() -> None:
     """The benchmark runs completely on real processes, and every request is answered."""
-    options = ("--engine", "stand-in", "--burst", "12", "--answers", "1", "--rounds", "1", "--json")
+    options = ("--engine", "stand-in", "--burst", "12", "--waiting", "100", "--answers", "1", "--rounds", "1", "--json")
     command = [sys.executable, "-m", "scripts.bench_queue", *options]
     figures = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=600).stdout)
     loops = {f"closed_loop_{name}_{clients}" for clients in CLIENTS for name in ("ratio", "answers_per_s")}
@@ -18,6 +18,7 @@ def test_a_quick_run_has_every_figure() -> None:
     assert figures.keys() == bursts | loops | {"closed_loop_refused"}
     assert (figures["burst_answered_share"], figures["sdk_default_answered_share"]) == (1, 1)
     assert figures["closed_loop_refused"] == 0
+    assert figures["waiting_bytes_per_job"] > 0
 
 
 async def test_each_client_has_one_request_under_way() -> None:

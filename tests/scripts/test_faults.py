@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from scripts.faults import launch
 from scripts.faults.proxy import Hold, MessageSplitter, Proxy
 from scripts.faults.schedule import CLOCK_SECONDS, FAULTS_A_SEED, KILLS_A_SEED, POSSIBLE, Fault, Phase, Process, schedule
-from scripts.faults.watching import Watch
+from scripts.faults.watching import Seen, Watch
 from tallystick.cli.local.processes import free_port
 from tallystick.protocol.job_link import pack_record, pack_submit
 from tallystick.protocol.types import JobId
@@ -63,6 +63,16 @@ def test_only_some_cells() -> None:
     assert {entry.cell for entry in schedule(3, list(Process), [Fault.KILL], "rpc/batch sent")} == {"rpc/batch sent"}
     with pytest.raises(ValueError, match="expected PROCESS/PHASE"):
         schedule(3, [Process.NODE], list(Fault), "gateway")
+
+
+def test_what_a_market_does_not_have_is_left_out() -> None:
+    """No schedule strikes a process with a fault that this market does not have."""
+    impossible = [(Process.COORDINATOR, Fault.FULL_DISK)]
+    cells = {
+        (entry.process, entry.fault) for seed in range(40) for entry in schedule(seed, list(Process), list(Fault), "", impossible)
+    }
+    assert (Process.GATEWAY, Fault.FULL_DISK) in cells
+    assert not cells & set(impossible)
 
 
 def _frame(payload: bytes, *, masked: bool, last: bool = True, opcode: int = 2) -> bytes:
@@ -122,7 +132,7 @@ async def test_the_proxy_holds_loses_and_dies() -> None:
     """Messages pass; one is held until its hold lets it pass; lost packets arrive once the link heals; a close resets links."""
     order = list[str]()
 
-    def reader(to_server: bool, message: bytes) -> Hold | None:
+    def read(to_server: bool, message: bytes) -> Hold | None:
         if message != b"hold me" or not to_server:
             return None
 
@@ -134,7 +144,7 @@ async def test_the_proxy_holds_loses_and_dies() -> None:
 
     async with serve(_echo, "127.0.0.1", 0) as server:
         port, target = free_port(0), int(server.sockets[0].getsockname()[1])
-        proxy = Proxy(port, target, reader)
+        proxy = Proxy(port, target, lambda: read)
         await proxy.open()
         async with asyncio.timeout(TIMEOUT_SECONDS), connect(f"ws://127.0.0.1:{port}", proxy=None, compression=None) as client:
             for message in (b"first", b"hold me", b""):
@@ -171,14 +181,15 @@ NODE_MESSAGES = [
 @pytest.mark.parametrize(("phase", "to_server", "kind"), NODE_MESSAGES)
 async def test_phases_on_the_node_link(phase: Phase, to_server: bool, kind: Kind) -> None:
     """Each phase is marked by its frame, in its direction, once, and only while it is waited for."""
-    watch, struck = Watch(), list[str]()
+    watch, struck = Watch(), list[Seen]()
 
-    async def strike(process: str, pass_on: Awaitable[None] | None) -> None:
-        struck.append(process)
+    async def strike(seen: Seen, pass_on: Awaitable[None] | None) -> None:
+        struck.append(seen)
         if pass_on is not None:
             await pass_on
 
-    read, frame = watch.node_link("node-b"), pack_link(kind, JOB, b"x")
+    read, frame = watch.links("replica", {"0xAB": "node-a", "0xCD": "node-b"})(), pack_link(kind, JOB, b"x")
+    assert read(True, pack_link(Kind.HELLO, payload=b'{"provider":"0xcd"}')) is None
     assert read(to_server, frame) is None
     watch.arm(phase, strike)
     assert read(not to_server, frame) is None
@@ -191,7 +202,7 @@ async def test_phases_on_the_node_link(phase: Phase, to_server: bool, kind: Kind
         passed.set()
 
     await hold(pass_on())
-    assert (struck, passed.is_set(), watch.struck.is_set(), watch.armed) == (["node-b"], True, True, None)
+    assert (struck, passed.is_set(), watch.struck.is_set(), watch.armed) == ([Seen("node-b", "replica")], True, True, None)
     assert read(to_server, frame) is None
 
 
@@ -199,12 +210,12 @@ async def test_phases_elsewhere() -> None:
     """A submission on the gateway's link, a batch that is sent to the chain, and the receipt of one that was mined."""
     watch = Watch()
 
-    async def strike(_process: str, _pass_on: Awaitable[None] | None) -> None:
+    async def strike(_seen: Seen, _pass_on: Awaitable[None] | None) -> None:
         return
 
     submit = pack_record(1, Kind.SUBMIT, pack_submit(b"sealed", None))
     cases = (
-        (Phase.BEFORE_MATCH, watch.gateway_link(), True, submit),
+        (Phase.BEFORE_MATCH, watch.links("replica", {})(), True, submit),
         (Phase.BATCH_SENT, watch.rpc(), True, b'POST / HTTP/1.1\r\n\r\n{"method":"eth_sendRawTransaction"}'),
         (Phase.BATCH_MINED, watch.rpc(), False, b'{"result":{"cumulativeGasUsed":"0x1"}}'),
     )
@@ -216,7 +227,7 @@ async def test_phases_elsewhere() -> None:
         assert read(to_server, message) is not None
     assert pack_record(1, Kind.CANCEL) != submit
     watch.arm(Phase.BEFORE_MATCH, strike)
-    assert watch.gateway_link()(True, pack_record(1, Kind.CANCEL)) is None
+    assert watch.links("replica", {})()(True, pack_record(1, Kind.CANCEL)) is None
 
 
 def test_a_shifted_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

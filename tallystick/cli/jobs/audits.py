@@ -111,7 +111,7 @@ async def _why_not_kept(market: Market, job: str) -> Refusal:
     known = await market.find(parse_job_id(job))
     whose = "this wallet's ledger does not have it either" if known is None else f"its ledger has it, as a job of {known.path}"
     text = (
-        f"JOB: {job} is not kept on this machine, and {whose}; chats and completions that ended with a receipt are kept for "
+        f"JOB: {job} is not kept on this machine, and {whose}; answers in text that ended with a receipt are kept for "
         f"{settings.keep_hours} hours, up to {settings.keep_mib} MiB"
     )
     return Refusal(Code.UNKNOWN_JOB, text)

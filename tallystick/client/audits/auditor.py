@@ -16,11 +16,11 @@ from typing import Final
 
 import structlog
 
-from tallystick.client.audits.auditability import can_be_audited, needs_no_referee, shape_of
+from tallystick.client.audits.auditability import KEPT_ROUTES, as_chat, can_be_audited, needs_no_referee, shape_of
 from tallystick.client.audits.conduct import Conclusion, Conductor, NoReferee
 from tallystick.client.audits.consent_file import read_answer
 from tallystick.client.audits.consequences import Consequences
-from tallystick.client.audits.kept_job import AUDITABLE_ROUTES, KeptJob
+from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.kept_jobs import KeptJobs
 from tallystick.client.audits.planning import MAX_RATE, draw, is_drawn, may_show
 from tallystick.client.audits.records import KnownAudit, NewAudit
@@ -213,7 +213,7 @@ class Auditor:
             return
         kind, packed, job, delay = AuditKind.JOB, kept.pack() if self._is_auditable(kept) else b"", kept.job.hex(), 0
         if not 0 < len(packed) <= MAX_PACKED:
-            if not self._settings.synthetic or not can_be_audited(kept.request()[1]):
+            if not self._settings.synthetic or not can_be_audited(as_chat(kept)[1]):
                 return
             kind, packed, job = AuditKind.SYNTHETIC, shape_of(kept).pack(), ""
             delay = int(draw(self._ports.random) * SYNTHETIC_SECONDS)  # after the real request, so that nothing joins the two
@@ -323,6 +323,7 @@ class Auditor:
             coordinator=ports.coordinator,
             reports=await self._reports(),
             now=ports.now,
+            report_delay=self._settings.report_delay,
             random=ports.random,
         )
 
@@ -404,11 +405,13 @@ class Auditor:
         async with self._busy:
             if (queue := await self._reports()) is not None:
                 await queue.send_due()
+        if self._settings.report_delay:
+            self.resume()  # what waits is sent in its time
         return conclusion
 
     def auditable(self, path: str) -> bool:
         """Whether answers of a route are kept."""
-        return self._settings.keeps_jobs and path in AUDITABLE_ROUTES
+        return self._settings.keeps_jobs and path in KEPT_ROUTES
 
 
 def _log_bug(event: str, error: Exception, **values: object) -> None:

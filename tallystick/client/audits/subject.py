@@ -19,6 +19,7 @@ from tallystick.client.audits.sampling_terms import SamplingTerms, read_sampling
 from tallystick.protocol.errors import BadMessage, Fault
 from tallystick.protocol.features import EVIDENCE
 from tallystick.protocol.messages import UNKNOWN, Outcome
+from tallystick.protocol.routes import MESSAGES, RESPONSES
 from tallystick.protocol.token_evidence import TOP, EvidenceRow, evidence_root
 from tallystick.protocol.token_scores import MAX_TOKENS, ScoreRequest, ScoreResponse
 
@@ -81,7 +82,11 @@ class Subject:
         path, request = kept.request()
         receipt = kept.proof.receipt.message
         if path not in AUDITABLE_ROUTES:
-            raise BadMessage(f"an answer of {path} cannot be audited: expected one of {', '.join(AUDITABLE_ROUTES)}")
+            text = f"an answer of {path} cannot be audited: expected one of {', '.join(AUDITABLE_ROUTES)}"
+            remedy = (
+                "; send the request as a chat to have its answer audited. Some made-up chats of its shape are: tally audit list"
+            )
+            raise BadMessage(text + (remedy if path in (RESPONSES, MESSAGES) else ""))
         if receipt.outcome not in _WHOLE:
             raise BadMessage(f"the job ended as {Outcome(receipt.outcome).name.lower()}: a broken-off answer is not audited")
         rows = kept.rows

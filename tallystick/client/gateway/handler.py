@@ -303,6 +303,7 @@ class RequestHandler:
                 try:
                     async with sender.telling_place(job):
                         head = await job.start()
+                    sender.translations[job.id] = form.translation  # the job may be another one now (Job.resubmit)
                     if media_type(head.content_type) != EVENT_STREAM:
                         return await job.result()
                 except TallyError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from tallystick.client.audits.schema import AuditKind, AuditState
 from tallystick.client.audits.subject import Subject
 from tallystick.client.sdk.audits import MarketAudits
 from tallystick.protocol.eip712 import Signed
-from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Unavailable
 from tallystick.protocol.lenient_json import load_lenient
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.routes import CHAT
@@ -284,3 +285,61 @@ async def test_a_draw_waits_for_its_file_and_for_nothing_else(world: World, monk
     assert await auditor.work_once() == 1
     (audit,) = await (await auditor.store()).latest(5)
     assert audit.job == kept[1].job.hex()
+
+
+NATIVE = {
+    "/v1/responses": {
+        "model": MODEL,
+        "instructions": "Be brief.",
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": "secret " * 40}]}],
+        "max_output_tokens": 200,
+        "temperature": 0.5,
+    },
+    "/v1/messages": {
+        "model": MODEL,
+        "system": "Be brief.",
+        "messages": [{"role": "user", "content": "secret " * 40}],
+        "max_tokens": 200,
+        "temperature": 0.5,
+    },
+}
+
+
+def native(path: str, **changes: Any) -> KeptJob:
+    """A job of a route that is not a chat's."""
+    proof = prove(ALICE, path, orjson.dumps(NATIVE[path] | changes), b'{"output":[]}', usage=Usage(5, 0, 60))
+    return KeptJob(proof, b"", Signed(ALICE.ask.message, ALICE.ask.signature), "", SHARED, NOW_S)
+
+
+@pytest.mark.parametrize("path", NATIVE)
+async def test_other_apis_are_audited_by_chats_of_their_shape(world: World, path: str) -> None:
+    """A provider does not escape because its caller speaks another API. No word of the request is used."""
+    auditor, kept = world.auditor(), native(path)
+    assert auditor.auditable(path)
+    with pytest.raises(BadMessage, match=f"{path} cannot be audited.*as a chat"):
+        await auditor.audit(kept)
+    world.draws = bytes
+    auditor.offer(kept)
+    await auditor._take_drawn()
+    world.now += 3_600
+    world.draws = random.Random(7).randbytes
+    assert await auditor.work_once() == 1
+    (placed,) = world.market.placed
+    assert (placed["model"], placed["temperature"]) == (MODEL, 0.5)
+    assert {placed.get("max_tokens"), placed.get("max_completion_tokens")} == {None, 200}
+    assert [message["role"] for message in placed["messages"]] == ["system", "user"]
+    assert 200 < len(placed["messages"][1]["content"]) < 400
+    assert "secret" not in repr(placed)
+    (audit,) = await (await auditor.store()).latest(9)
+    assert (audit.kind, audit.state) == (AuditKind.SYNTHETIC, AuditState.DONE)
+
+
+@pytest.mark.parametrize("changes", [{"max_output_tokens": 3}, {"tools": [{"type": "web_search"}]}, {"input": 7}])
+async def test_what_no_chat_can_ask_is_left_out(world: World, changes: dict[str, Any]) -> None:
+    """Such as a tool that runs at OpenAI; the audits after it go on."""
+    auditor = world.auditor()
+    world.draws = bytes
+    auditor.offer(native("/v1/responses", **changes))
+    auditor.offer(native("/v1/responses"))
+    await auditor._take_drawn()
+    assert len(await (await auditor.store()).latest(9)) == 1

@@ -246,6 +246,10 @@ async def test_cancel_keeps_what_is_done(fake: FakeMarket, wallet: Signer, confi
             await held.wait()
         cancelling = await sdk.batches.cancel(batch.id)
         assert cancelling.status == "cancelling"
+        async with httpx.AsyncClient(base_url=url) as http:
+            metrics = (await http.get("/metrics")).text
+        assert "tallystick_gateway_batches_open 1.0" in metrics
+        assert "tallystick_gateway_batch_requests_live 1.0" in metrics
         assert (await sdk.batches.cancel(batch.id)).status == "cancelling"
         released.set()
         batch = await ended(sdk, batch.id)

@@ -25,12 +25,12 @@ from coordinator.http.metrics import CoordinatorMetrics
 from coordinator.jobs.audit_reports import REPORTS_BURST
 from coordinator.jobs.report_store import MemoryReportStore, StoredReport
 from tallystick.protocol.audit_reports import AuditVerdict, ReportRequest, build_report
-from tallystick.protocol.eip712 import Signer, Verified
+from tallystick.protocol.eip712 import Signed, Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.log_leaves import ReportLeaf
 from tallystick.protocol.match_log import MatchLeaf, draw_of, load_leaf
 from tallystick.protocol.merkle import leaf_hash
-from tallystick.protocol.messages import ProbeSeal, Receipt, ReportAck
+from tallystick.protocol.messages import ProbeSeal, Receipt, ReportAck, Spec
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tests.coordinator.harness import COORDINATOR, DOMAIN, MODEL, PAYER, FakeNode, World, person, quiet
 
@@ -268,18 +268,28 @@ async def test_one_payer_counts_less_with_each_report(world: World) -> None:
     assert [leaf.weight for leaf in await report_leaves(world)] == [5_000, 2_500, 1_666]
 
 
-async def test_products_that_nobody_sold_wash_nobody_clean(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once its ask is withdrawn, a provider's own payer cannot invent products whose records push out the damning one."""
+async def test_an_ask_that_is_gone_must_come_with_the_report(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once its ask is withdrawn, a provider's own payer can choose no product: neither an invented one nor another real one."""
     await world.market.start()
     node = world.node("ann")
     pay(world, person("bob").address)
     paid = [await paid_job(world, node) for _ in range(3)]
     await world.market.audit_reports.accept(request(paid[0], CONFIRMED, seals=True))
+    (listed_ask,) = world.market.book.of_provider(node.address)
+    sold = Signed(listed_ask.message, listed_ask.signature)
+    other = node.signer.sign(replace(sold.message, spec=Spec(precision="fp8")), DOMAIN)
+    forged = Signed(sold.message, other.signature)
     monkeypatch.setattr(AskBook, "find", lambda _book, _digest: None)
-    assert "is not listed any more" in str(await refusal(world, request(paid[1], PASS, precision="made-up")))
-    await world.market.audit_reports.accept(request(paid[1], SUSPECT))  # an ask of this product is still listed
-    monkeypatch.setattr(AskBook, "of_provider", lambda _book, _provider: ())
-    await world.market.audit_reports.accept(request(paid[2], SUSPECT))  # it has a record
+    for precision in ("made-up", "fp8", "unknown"):
+        assert "ask: expected the job's ask in the request" in str(
+            await refusal(world, request(paid[1], PASS, precision=precision))
+        )
+    wrong = replace(request(paid[1], PASS, precision="fp8"), ask=other)
+    assert "ask: expected the one that the job's terms name" in str(await refusal(world, wrong))
+    assert "report.precision" in str(await refusal(world, replace(request(paid[1], PASS, precision="fp8"), ask=sold)))
+    assert (await refusal(world, replace(request(paid[1]), ask=forged))).code is Code.BAD_SIGNATURE
+    await world.market.audit_reports.accept(replace(request(paid[1], SUSPECT), ask=sold))
+    await world.market.audit_reports.accept(request(paid[2], SUSPECT, seals=True))  # the coordinator believes itself
     assert standing(world, node) == (0, 3)
 
 
