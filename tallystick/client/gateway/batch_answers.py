@@ -53,7 +53,7 @@ class BatchAnswers:
                 return LineAnswer(error.status, "", error.body, code=Code.UNAUTHENTICATED.value, message=text)
         exchange = _Exchange(job.body)
         options = await self._priced_options(job, caller)
-        scope = _scope(job, caller, options) | {RUNS_ON: lambda: self._leaving}
+        scope = {**_scope(job, caller, options), RUNS_ON: lambda: self._leaving}
         await self._handler(scope, exchange.receive, exchange.send)
         return exchange.answer()
 
