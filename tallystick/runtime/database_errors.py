@@ -19,6 +19,13 @@ BUSY_SECONDS = 5.0
 """The time for which a transaction waits for another process to release SQLite's write lock."""
 MAX_REASON = 300
 _REVISION = re.compile(r"Can't locate revision identified by '([^']{1,80})'")
+_SERVER_STATES = frozenset(
+    {"PostgresConnectionError", "OperatorInterventionError", "InsufficientResourcesError", "ReadOnlySQLTransactionError"}
+)
+"""asyncpg's classes of errors that the server's state causes and not the work: it starts, stops, is full, or became a standby.
+
+SQLSTATE classes 08, 57 and 53, and 25006 (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+"""
 _CALL_FAILED = "Connect call failed"
 """asyncio's text if a host has several addresses and none accepts the connection."""
 
@@ -65,7 +72,7 @@ def is_gone(error: BaseException) -> bool:
     if isinstance(error, OperationalError | PoolTimeout | OSError):
         return True
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated
+        return error.connection_invalidated or not _names(error).isdisjoint(_SERVER_STATES)
     return not _names(error).isdisjoint({"PostgresError", "InterfaceError"})  # raised by a new connection, outside of any work
 
 

@@ -8,16 +8,21 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from coordinator.storage.store import Store
 from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.runtime.database_errors import explain
+from tallystick.runtime.database_url import parse_database_url
 from tallystick.runtime.single_instance import instance_lock
 from tallystick.runtime.storage import Database
 from tests.runtime.test_storage import MIGRATIONS, POSTGRES, opened
 
 SECRET = "s3cret"
+POSTGRES_URL = parse_database_url("postgresql+asyncpg://tally@127.0.0.1/market", "db")
 
 
 async def failure(url: str | sa.URL, setting: str = "db") -> Unavailable:
@@ -165,3 +170,31 @@ async def test_what_a_server_refuses_at_the_start(sqlstate: str, hint: str, retr
         error = await failure(f"postgres://tally:{SECRET}@127.0.0.1:{port}/market?sslmode=disable")
     assert hint.format(port=port) in str(error)
     assert (error.retry, error.fault) == (retry, Fault.NOBODY if retry else Fault.CLIENT)
+
+
+def _wrapped(cause: Exception) -> DBAPIError:
+    """The cause as SQLAlchemy raises it out of a running program."""
+    driver = Exception(str(cause))
+    driver.__cause__ = cause
+    return DBAPIError("SELECT 1", {}, driver)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("CannotConnectNowError", "AdminShutdownError", "CrashShutdownError", "TooManyConnectionsError", "DiskFullError"),
+        *("ConnectionDoesNotExistError", "ConnectionFailureError", "ReadOnlySQLTransactionError", "OutOfMemoryError"),
+    ],
+)
+def test_a_server_that_starts_stops_or_is_full_does_not_answer(name: str) -> None:
+    """An error of the server's state is told as such, whatever was asked of it, and the request may be sent again."""
+    error = explain(_wrapped(getattr(asyncpg.exceptions, name)("the words of the server")), POSTGRES_URL, "db")
+    assert error is not None
+    assert (error.code, error.retry) == (Code.DATABASE_UNAVAILABLE, True)
+    assert "the words of the server" in str(error)
+
+
+@pytest.mark.parametrize("name", ["UniqueViolationError", "UndefinedTableError", "DataError", "NotNullViolationError"])
+def test_an_error_of_the_work_is_no_state_of_the_server(name: str) -> None:
+    """What the program itself did wrong stays the error that it is."""
+    assert explain(_wrapped(getattr(asyncpg.exceptions, name)("wrong")), POSTGRES_URL, "db") is None
