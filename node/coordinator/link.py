@@ -8,6 +8,7 @@ connection with a log message, never the process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from typing import Protocol
@@ -123,7 +124,7 @@ class NodeLink:
         self.problem = "not connected yet"
 
     def announce_capacity(self) -> None:
-        """Sends the changed capacity to the coordinator at once."""
+        """Sends the changed capacity to the coordinator: at once if it has more free slots, otherwise soon."""
         self._capacity_changed.set()
 
     def announce_asks(self) -> None:
@@ -289,19 +290,39 @@ class NodeLink:
     async def _send_heartbeats(self, session: LinkSession) -> None:
         while True:
             self._report(session)
-            await asyncio.sleep(_MIN_BEAT_SECONDS)
-            await wait_for(self._capacity_changed, self._settings.heartbeat_seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.heartbeat_seconds):
+                    await self._wait_for_change(session)
+
+    async def _wait_for_change(self, session: LinkSession) -> None:
+        """Waits until the coordinator must hear of a changed capacity: at once of free slots, which it could use.
+
+        It counts the jobs that it sends here itself. So it hears of one that began a little later, and of a short one not at all.
+        """
+        await asyncio.sleep(_MIN_BEAT_SECONDS)
+        while True:
+            await self._capacity_changed.wait()
             self._capacity_changed.clear()
+            changed = self._changed(session)
+            if any(capacity.free > session.reported[group].free for group, capacity in changed.items()):
+                return
+            await asyncio.sleep(_MIN_BEAT_SECONDS)
+            if self._changed(session):
+                return
+
+    def _changed(self, session: LinkSession) -> Capacities:
+        """The announced slot groups whose capacity is not the one that the coordinator knows."""
+        current = self._capacities()
+        now = {group: current.get(group, _GONE) for group in session.reported}
+        return {group: capacity for group, capacity in now.items() if capacity != session.reported[group]}
 
     def _report(self, session: LinkSession) -> None:
         """Sends the capacity of the announced slot groups in which it changed, and the newest head of the match log if it is new.
 
         An empty report is a sign of life.
         """
-        current = self._capacities()
-        now = {group: current.get(group, _GONE) for group in session.reported}
-        changed = {group: capacity for group, capacity in now.items() if capacity != session.reported[group]}
-        session.reported = now
+        changed = self._changed(session)
+        session.reported |= changed
         head = self._log_head(session.coordinator)
         beat = Beat(changed, b"" if head == session.told_head else head)
         session.told_head = head

@@ -15,13 +15,16 @@ from tallystick.runtime.websocket_client import FastPathConnection
 
 _NOTHING = Listing((), (), {})
 MAX_OUTBOX_FACTOR = 16
+HOLD_SECONDS = 0.02
+"""Deadlines of coordinators that an ACCEPT meets are seconds."""
 
 
 class LinkSession:
     """One connected session (ports.Link).
 
-    Posted frames leave at once, those of one turn of the event loop in one write. While the coordinator does not read, they wait
-    in order and one task writes them. `drain` slows down a sender that posts more than the coordinator reads.
+    Posted frames leave at once, those of one turn of the event loop in one write. An ACCEPT waits HOLD_SECONDS for another frame,
+    so that the coordinator wakes up once for both. While the coordinator does not read, frames wait in order and one task writes
+    them. `drain` slows down a sender that posts more than the coordinator reads.
     """
 
     def __init__(
@@ -40,6 +43,10 @@ class LinkSession:
         self.refused = False
         """Whether the coordinator sent an error, or broke the protocol."""
         self._limit = outbox_frames
+        self._loop = asyncio.get_running_loop()
+        self._held: list[JobId] = []
+        """Jobs whose ACCEPT waits for another frame."""
+        self._holding: asyncio.TimerHandle | None = None
         self._outbox: deque[bytes] = deque()
         self._posted, self._room, self._empty = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._room.set()
@@ -53,6 +60,25 @@ class LinkSession:
         The queue is limited by `drain` and by the credit of running jobs. The connection ends if answers to a coordinator that
         does not read fill the queue MAX_OUTBOX_FACTOR times over.
         """
+        if kind is Kind.ACCEPT and len(self._held) < self._limit:
+            self._held.append(job)
+            if self._holding is None:
+                self._holding = self._loop.call_later(HOLD_SECONDS, self._release)
+            return
+        if self._held:
+            self._release()
+        self._send(kind, job, payload)
+
+    def _release(self) -> None:
+        """Sends the ACCEPT frames that were held."""
+        if self._holding is not None:
+            self._holding.cancel()
+            self._holding = None
+        held, self._held = self._held, []
+        for job in held:
+            self._send(Kind.ACCEPT, job, b"")
+
+    def _send(self, kind: Kind, job: JobId, payload: bytes) -> None:
         if self._closed:
             return
         if not self._outbox and not self.socket.paused:
@@ -103,6 +129,7 @@ class LinkSession:
 
     async def flush(self, seconds: float) -> None:
         """Waits until everything posted was sent, for at most `seconds`."""
+        self._release()
         await wait_for(self._empty, seconds)
 
     def end_soon(self, reason: str, code: int) -> None:
@@ -117,6 +144,7 @@ class LinkSession:
     def close(self) -> None:
         """Marks the session as closed and wakes up waiting senders."""
         self._closed = True
+        self._release()
         self._room.set()
         self._empty.set()
 

@@ -18,6 +18,10 @@ MAX_AUDITED_POSITIONS = 255
 """Positions of an answer that one audit looks at."""
 
 
+MAX_REPORT_DELAY = 86_400
+"""Seconds. A coordinator takes reports for days after their jobs."""
+
+
 def is_below(label: str, labels: Iterable[str]) -> bool:
     """Whether a workload is one of `labels` or below one: "research/papers" is below "research"."""
     return any(label == other or label.startswith(f"{other}/") for other in labels)
@@ -37,6 +41,7 @@ class AuditSettings:
     planted_percent: float = 5.0
     synthetic: bool = True
     report: bool = True
+    report_delay: int = 0
     keep_mib: int = 256
     keep_hours: int = 24
     thresholds: Path | None = None
@@ -51,6 +56,7 @@ class AuditSettings:
             ("positions", 16, MAX_AUDITED_POSITIONS),
             ("keep_mib", 0, 1 << 20),
             ("keep_hours", 1, 24 * 30),
+            ("report_delay", 0, MAX_REPORT_DELAY),
         ):
             if not least <= getattr(self, name) <= most:
                 raise BadMessage(f"config: audits.{name}: expected {least} to {most}, got {getattr(self, name)}")

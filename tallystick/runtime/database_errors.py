@@ -19,12 +19,10 @@ BUSY_SECONDS = 5.0
 """The time for which a transaction waits for another process to release SQLite's write lock."""
 MAX_REASON = 300
 _REVISION = re.compile(r"Can't locate revision identified by '([^']{1,80})'")
-_SERVER_STATES = frozenset(
-    {"PostgresConnectionError", "OperatorInterventionError", "InsufficientResourcesError", "ReadOnlySQLTransactionError"}
-)
-"""asyncpg's classes of errors that the server's state causes and not the work: it starts, stops, is full, or became a standby.
-
-SQLSTATE classes 08, 57 and 53, and 25006 (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+_SERVER_FAILS = ("08", "25006", "40001", "40P01", "53", "57", "58")
+"""How PostgreSQL's codes begin for what another attempt may not meet: connection, a standby that takes no writes, transactions in
+each other's way, resources such as disk and connections, a server that starts, stops or cancels, and its system (appendix A of
+PostgreSQL's documentation).
 """
 _CALL_FAILED = "Connect call failed"
 """asyncio's text if a host has several addresses and none accepts the connection."""
@@ -72,8 +70,13 @@ def is_gone(error: BaseException) -> bool:
     if isinstance(error, OperationalError | PoolTimeout | OSError):
         return True
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated or not _names(error).isdisjoint(_SERVER_STATES)
+        return error.connection_invalidated or _sqlstate(error).startswith(_SERVER_FAILS)
     return not _names(error).isdisjoint({"PostgresError", "InterfaceError"})  # raised by a new connection, outside of any work
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    """The server's code of an error, five characters; empty without one."""
+    return str(getattr(error.orig, "sqlstate", None) or "")
 
 
 def is_damaged(error: BaseException) -> bool:

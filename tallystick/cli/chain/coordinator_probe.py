@@ -27,7 +27,10 @@ def probe(
     coordinator_wallet: Annotated[str, typer.Option(help="Wallet of the coordinator, which seals the reports.")],
     per_day: Annotated[str, typer.Option(help="The most that probes may cost in a UTC day, in dollars.")] = "1",
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two probes.")] = 300,
-    once: Annotated[bool, typer.Option("--once", help="Probe one provider and exit.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Probe one provider, report at once, and exit.")] = False,
+    report_delay: Annotated[
+        int, typer.Option(min=0, max=86_400, help="Seconds that a report waits at most; how long is drawn.")
+    ] = 900,
     config: Config = None,
     password_file: PasswordFile = None,
     coordinator_password_file: Annotated[
@@ -40,7 +43,9 @@ def probe(
 
     A probe is an ordinary job of another wallet than the coordinator's, so that providers cannot tell it from traffic: use a key
     that nothing links to you, and change it now and then (tally wallet rotate). Referees are other providers that sell scoring,
-    and the engines under [[referees]] in the config. Each verdict is a leaf of the match log, and counts in full.
+    and the engines under [[referees]] in the config. Each verdict is a leaf of the match log, and counts in full. Its report
+    waits for a random time, because the log would tell a provider with few jobs which one was a probe; what waits when the
+    command ends is sent when it runs again.
     """
     from tallystick.client.config import Budget, load_config
 
@@ -49,7 +54,8 @@ def probe(
         raise BadMessage("--wallet: expected another wallet than the coordinator's, by which providers would know a probe")
     loaded = load_config(config, {"coordinator": coordinator_url})
     budget = Budget(per_day=parse_amount(per_day, field="--per-day"))
-    loaded = replace(loaded, budgets=(*loaded.budgets, budget))
+    audits = replace(loaded.audits, report_delay=0 if once else report_delay)
+    loaded = replace(loaded, budgets=(*loaded.budgets, budget), audits=audits)
     asyncio.run(_run(loaded, payer, coordinator, every=None if once else every, as_json=as_json))
 
 

@@ -323,6 +323,7 @@ class Auditor:
             coordinator=ports.coordinator,
             reports=await self._reports(),
             now=ports.now,
+            report_delay=self._settings.report_delay,
             random=ports.random,
         )
 
@@ -404,6 +405,8 @@ class Auditor:
         async with self._busy:
             if (queue := await self._reports()) is not None:
                 await queue.send_due()
+        if self._settings.report_delay:
+            self.resume()  # what waits is sent in its time
         return conclusion
 
     def auditable(self, path: str) -> bool:

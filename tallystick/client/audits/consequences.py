@@ -50,6 +50,8 @@ class Consequences:
     coordinator: Callable[[], Awaitable[Address]]
     reports: ReportQueue | None
     now: Callable[[], int]
+    report_delay: int
+    """Seconds that a report waits at most, so that its time does not tell which job was audited."""
     random: Callable[[int], bytes]
 
     async def draw(self, conclusion: Conclusion, kept: KeptJob) -> None:
@@ -152,7 +154,7 @@ class Consequences:
             request = ReportRequest(
                 Signed(signed.message, signed.signature), Signed(receipt.message, receipt.signature), ask=kept.ask
             )
-            await self.reports.add(audit.id, request)
+            await self.reports.add(audit.id, request, int(draw(self.random) * (self.report_delay + 1)))
         except TallyError as error:
             log.info("an audit was not reported", audit=audit.id, reason=str(error))
 

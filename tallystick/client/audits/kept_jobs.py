@@ -2,6 +2,9 @@
 
 Keeping a job costs its caller nothing but a reference: a thread writes what came in the last FLUSH_SECONDS. A crash loses that
 much. Files that are too old or too many are deleted, the oldest first.
+
+A file's first record is a job as it is packed. It is the dictionary by which those after it are compressed (RFC 1950): jobs of
+one wallet have an ask, a deployment and much of their documents in common. Records of earlier versions are not compressed.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import os
 import re
 import secrets
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +31,12 @@ FLUSH_SECONDS = 0.25
 MAX_PENDING_BYTES = 32 << 20
 """Bytes of plaintext that wait for the thread; further jobs are not kept."""
 MAX_ASKS = 256
+MAX_JOB_BYTES = 2 * MAX_PENDING_BYTES
+"""Bytes of a job that is read: its plaintexts and its documents."""
+_WINDOW_BITS = 13
+"""Of zlib data with a window of 8 KiB. To allocate the usual one takes longer than to compress a short job."""
+_COMPRESSED = b"\1"
+"""The first byte of a compressed record. A packed job begins with 0: its first part has less than 2^24 bytes."""
 _HEADER = struct.Struct(">16sI")
 _NAME = re.compile(r"([0-9]{1,12})-[0-9a-f]{8}\.jobs")
 _HOUR = 3_600
@@ -41,6 +51,8 @@ class KeptJobs:
         self._pending: list[KeptJob] = []
         self._pending_bytes = 0
         self._asks: dict[bytes, bytes] = {}
+        self._dictionary = b""
+        """The first record of the file that is written."""
         self._flushing: asyncio.Task[None] | None = None
         self.dropped = 0
         """Jobs that were not kept because the disk was too slow or refused them."""
@@ -78,28 +90,35 @@ class KeptJobs:
             await asyncio.to_thread(self._write, batch)
         except OSError as error:
             self.dropped += len(batch)
+            self._token = secrets.token_hex(4)  # what follows a record that was cut off could not be read
             log.warning("jobs could not be kept for audits", folder=str(self.folder), error=str(error))
 
     def _write(self, batch: list[KeptJob]) -> None:
-        data = bytearray()
         if len(self._asks) > MAX_ASKS:
             self._asks.clear()
-        for kept in batch:
-            body = kept.pack(self._asks)
-            data += _HEADER.pack(kept.job, len(body)) + body
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self.folder / f"{self._now() // _HOUR}-{self._token}.jobs"
-        is_new = not path.exists()
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
+            is_new = not os.fstat(descriptor).st_size
+            _write_all(descriptor, self._records(batch, is_new=is_new))
             size = os.fstat(descriptor).st_size
         finally:
             os.close(descriptor)
         if is_new or size > self._limit // 16:
             self._prune()
+
+    def _records(self, batch: list[KeptJob], *, is_new: bool) -> bytes:
+        """The records of some jobs. `is_new`: the first of them is the first of its file."""
+        data = bytearray()
+        for kept in batch:
+            body = kept.pack(self._asks)
+            if is_new and not data:
+                self._dictionary = body
+            else:
+                body = _compress(body, self._dictionary)
+            data += _HEADER.pack(kept.job, len(body)) + body
+        return bytes(data)
 
     def _files(self) -> list[tuple[int, Path, int]]:
         """The hour, path and bytes of each file, oldest first."""
@@ -135,9 +154,10 @@ class KeptJobs:
 
     def _find(self, job: JobId) -> KeptJob | None:
         for _, path, _ in reversed(self._files()):
-            for record in _index(path):
+            records = _index(path)
+            for record in records:
                 if record.job == job:
-                    body = record.read()
+                    body = record.read(records[0])
                     return None if body is None else KeptJob.unpack(body)
         return None
 
@@ -148,10 +168,11 @@ class KeptJobs:
     def _latest(self, limit: int) -> list[KeptJob]:
         jobs: list[KeptJob] = []
         for _, path, _ in reversed(self._files()):
-            for record in reversed(_index(path)):
-                body = record.read() if len(jobs) < limit else None
-                if body is not None:
-                    with contextlib.suppress(BadMessage):
+            records = _index(path)
+            for record in reversed(records[max(0, len(records) - limit + len(jobs)) :]):
+                with contextlib.suppress(BadMessage):
+                    body = record.read(records[0])
+                    if body is not None:
                         jobs.append(KeptJob.unpack(body))
         return jobs
 
@@ -165,8 +186,17 @@ class _Record:
     at: int
     size: int
 
-    def read(self) -> bytes | None:
-        """The record's bytes. None if the file was deleted meanwhile, or if a crash cut it off."""
+    def read(self, first: _Record) -> bytes | None:
+        """The packed job; `first` is the first record of the file. None if the file was deleted meanwhile, or if a crash cut it
+        off. Raises BadMessage for a damaged record.
+        """
+        body = self._read()
+        if body is None or not body.startswith(_COMPRESSED):
+            return body
+        dictionary = first._read()
+        return None if dictionary is None else _decompress(body, dictionary)
+
+    def _read(self) -> bytes | None:
         try:
             with self.path.open("rb") as file:
                 file.seek(self.at)
@@ -174,6 +204,29 @@ class _Record:
         except FileNotFoundError:
             return None
         return body if len(body) == self.size else None
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _compress(body: bytes, dictionary: bytes) -> bytes:
+    deflate = zlib.compressobj(1, zlib.DEFLATED, _WINDOW_BITS, zdict=dictionary)
+    return _COMPRESSED + deflate.compress(body) + deflate.flush()
+
+
+def _decompress(record: bytes, dictionary: bytes) -> bytes:
+    """Reads what `_compress` returns. Raises BadMessage."""
+    inflate = zlib.decompressobj(_WINDOW_BITS, zdict=dictionary)
+    try:
+        body = inflate.decompress(record[len(_COMPRESSED) :], MAX_JOB_BYTES)
+    except zlib.error as error:
+        raise BadMessage(f"kept job: {error}") from None
+    if not inflate.eof:
+        raise BadMessage(f"kept job: expected at most {MAX_JOB_BYTES} bytes, whole")
+    return body
 
 
 def _index(path: Path) -> list[_Record]:

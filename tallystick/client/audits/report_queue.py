@@ -29,9 +29,9 @@ class ReportQueue:
     send: SendReport
     now: Callable[[], int]
 
-    async def add(self, audit: int, request: ReportRequest) -> None:
-        """Stores a report to be sent."""
-        await self.store.add_report(audit, dumps(request.to_json()).decode(), self.now())
+    async def add(self, audit: int, request: ReportRequest, delay: int = 0) -> None:
+        """Stores a report to be sent after `delay` seconds, also if this process ends meanwhile."""
+        await self.store.add_report(audit, dumps(request.to_json()).decode(), self.now() + delay)
 
     async def send_due(self, limit: int = 16) -> None:
         """Sends the reports that are due. Never raises for a coordinator that refuses, or does not answer."""

@@ -355,9 +355,9 @@ class AuditStore:
 
     # Reports
 
-    async def add_report(self, audit: int, body: str, now: int) -> None:
-        """Adds a report to be sent. Beyond MAX_REPORTS, the oldest that wait are given up."""
-        values = {"audit": audit, "body": body, "state": "pending", "answer": "", "attempts": 0, "due_at": now}
+    async def add_report(self, audit: int, body: str, due_at: int) -> None:
+        """Adds a report to be sent from a time on. Beyond MAX_REPORTS, the oldest that wait are given up."""
+        values = {"audit": audit, "body": body, "state": "pending", "answer": "", "attempts": 0, "due_at": due_at}
 
         def work(c: Connection) -> None:
             c.execute(sa.insert(reports).values(values))

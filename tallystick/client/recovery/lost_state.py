@@ -16,7 +16,8 @@ from pathlib import Path
 import structlog
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo
+from tallystick.client.coordinator.http_client import CoordinatorClient
+from tallystick.client.coordinator.info import CoordinatorInfo
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.queries import KnownJob, KnownOrder
 from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryResult

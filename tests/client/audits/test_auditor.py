@@ -389,3 +389,31 @@ async def test_an_audit_that_cost_nothing_needs_no_word(world: World) -> None:
         else:
             await end(number, AuditEnd(Verdict.PASS, ""), NOW_S)
         await auditor.check_unpaid(kept.job)
+
+
+async def test_a_report_waits_for_a_random_time(tmp_path: Path) -> None:
+    """At most as long as the config says, in the background and by hand, also over a restart."""
+    world = World(tmp_path, honest_market(), report_delay=900)
+    await world.open()
+    try:
+        sent_at = list[int]()
+        for number in range(12):
+            auditor = world.auditor()
+            if number % 2:
+                await auditor.audit(sold(ALICE, HONEST))
+            else:
+                offer(world, auditor, sold(ALICE, HONEST))
+                await auditor.work_once()
+            world.draws = random.Random(number).randbytes
+            assert len(world.reports) == number, "nothing was sent yet"
+            await auditor.close()
+            began, auditor = world.now, world.auditor()
+            while len(world.reports) == number:
+                world.now += 60
+                assert world.now <= began + 960
+                await auditor.work_once()
+            sent_at.append(world.now - began)
+            await auditor.close()
+        assert len(set(sent_at)) > 2
+    finally:
+        await world.close()

@@ -10,13 +10,14 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.asyncio.server import ServerConnection, serve
 
+from node.coordinator import link, link_session
 from node.coordinator.link import NodeLink
 from node.coordinator.link_session import MAX_OUTBOX_FACTOR, LinkSession
 from node.coordinator.link_settings import LinkSettings, node_url
 from node.ports import Link, LinkLost
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadMessage, Code, Refusal
-from tallystick.protocol.link import Beat, Capacity, Listing, read_asks
+from tallystick.protocol.link import Beat, Capacities, Capacity, Listing, read_asks
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads, pack_link
@@ -62,9 +63,8 @@ class Node:
             handler=self.handler,
             listing=lambda _: Listing.of_one_group(self.asks, self.capacity),
             capacities=lambda: {0: self.capacity},
-            settings=QUICK,
             jitter=lambda: 0.5,
-            **settings,
+            **{"settings": QUICK, **settings},
         )
 
     async def next_event(self) -> tuple[str, Any]:
@@ -124,14 +124,43 @@ async def test_frames_go_both_ways_in_order() -> None:
 
 
 async def test_heartbeats_follow_the_free_slots() -> None:
-    """A BEAT carries the capacity of a slot group, at once after a change; without a change it is a sign of life alone."""
+    """A BEAT carries the capacity of a slot group that changed, in either direction. What changed back meanwhile is not told."""
     async with connected() as (node, connection):
-        assert Beat.from_json(loads(await connection.until(Kind.BEAT), "beat")).capacities == {}
+
+        async def beat(number: int) -> Capacities:
+            return Beat.from_json(loads(await connection.until(Kind.BEAT, number), "beat")).capacities
+
+        assert await beat(1) == {}, "a sign of life"
         node.capacity = Capacity(1, 3)
         node.link.announce_capacity()
-        assert Beat.from_json(loads(await connection.until(Kind.BEAT, 2), "beat")).capacities == {0: Capacity(1, 3)}
+        assert await beat(2) == {0: Capacity(1, 3)}, "a job took a slot"
+        node.capacity = Capacity(0, 3)
         node.link.announce_capacity()
-        assert Beat.from_json(loads(await connection.until(Kind.BEAT, 3), "beat")).capacities == {}
+        await asyncio.sleep(0)
+        node.capacity = Capacity(1, 3)  # a short job
+        node.link.announce_capacity()
+        node.link.announce_capacity()
+        node.capacity = Capacity(2, 3)
+        node.link.announce_capacity()
+        assert await beat(3) == {0: Capacity(2, 3)}, "a slot is free again"
+
+
+async def test_a_free_slot_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The coordinator may have jobs for it, while it counts the jobs that it sends here itself."""
+    async with connected() as (node, connection):
+        node.capacity = Capacity(0, 3)
+        node.link.announce_capacity()
+        await connection.until(Kind.BEAT, 2)
+        monkeypatch.setattr(link, "_MIN_BEAT_SECONDS", 3_600.0)
+        node.capacity = Capacity(1, 3)
+        node.link.announce_capacity()
+        assert Beat.from_json(loads(await connection.until(Kind.BEAT, 3), "beat")).capacities == {0: Capacity(1, 3)}
+
+
+async def test_a_node_without_news_gives_signs_of_life() -> None:
+    """Empty beats come at the interval of the settings."""
+    async with connected(settings=replace(QUICK, heartbeat_seconds=0.05)) as (_, connection):
+        assert Beat.from_json(loads(await connection.until(Kind.BEAT, 4), "beat")).capacities == {}
 
 
 async def test_a_beat_passes_a_new_head_of_the_match_log_on_once() -> None:
@@ -142,13 +171,50 @@ async def test_a_beat_passes_a_new_head_of_the_match_log_on_once() -> None:
         connection,
     ):
 
-        async def head_of_beat(number: int) -> bytes:
+        async def next_head() -> bytes:
+            beats = len(connection.of(Kind.BEAT))
+            node.capacity = Capacity(node.capacity.free + 1, 30)
             node.link.announce_capacity()
-            return Beat.from_json(loads(await connection.until(Kind.BEAT, number), "beat")).log_head
+            beat = Beat.from_json(loads(await connection.until(Kind.BEAT, beats + 1), "beat"))
+            assert beat.capacities == {0: node.capacity}
+            return beat.log_head
 
-        assert [await head_of_beat(number) for number in (1, 2)] == [b"first", b""]
+        assert Beat.from_json(loads(await connection.until(Kind.BEAT), "beat")).log_head == b"first"
+        assert await next_head() == b""
         heads.append(b"second")
-        assert [await head_of_beat(number) for number in (3, 4)] == [b"second", b""]
+        assert [await next_head() for _ in range(2)] == [b"second", b""]
+
+
+async def test_an_accept_leaves_with_the_next_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for one, whatever job that is of, but not for long, and goes first."""
+    other = JobId(b"o" * 16)
+    async with connected() as (node, connection):
+        _, session = await node.next_event()
+        session.post(Kind.ACCEPT, JOB)
+        await connection.until(Kind.ACCEPT)
+        monkeypatch.setattr(link_session, "HOLD_SECONDS", 3_600.0)
+        session.post(Kind.ACCEPT, JOB)
+        session.post(Kind.ACCEPT, other)
+        session.post(Kind.CHUNK, other, b"sealed")
+        await connection.until(Kind.CHUNK)
+        assert [(kind, job) for kind, job, _ in connection.frames if kind is not Kind.BEAT][-3:] == [
+            (Kind.ACCEPT, JOB),
+            (Kind.ACCEPT, other),
+            (Kind.CHUNK, other),
+        ]
+        session.post(Kind.ACCEPT, other)
+        await node.link.close()
+        await connection.until(Kind.ACCEPT, 3)
+
+
+async def test_only_so_many_accepts_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many jobs begin at once."""
+    monkeypatch.setattr(link_session, "HOLD_SECONDS", 3_600.0)
+    async with connected() as (node, connection):
+        _, session = await node.next_event()
+        for _ in range(QUICK.outbox_frames + 1):
+            session.post(Kind.ACCEPT, JOB)
+        await connection.until(Kind.ACCEPT, QUICK.outbox_frames)
 
 
 async def test_changed_asks_are_announced() -> None:
