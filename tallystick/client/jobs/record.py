@@ -149,7 +149,8 @@ class JobRecord:
         state = JobState.CANCELLED if self.cancelling else JobState.FAILED
         deliveries = self._delivered_by_order()
         await context.ledger.end_job(response.job, state, failure.public_text, context.now(), deliveries=deliveries)
-        if self._keyed and failure.code in _NEVER_RAN and response.head is None:  # its key may place a new job
+        never_ran = failure.code in _NEVER_RAN or (failure.retry and response.match is None)
+        if self._keyed and never_ran and response.head is None:  # its key may place a new job; the coordinator keeps this failure
             await context.ledger.forget_key_of(response.job)
         if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger does not have
             context.reconciler.wake()
