@@ -26,8 +26,8 @@ MAX_PAGES = 16
 time.
 """
 _BATCH_SECONDS = 1.0
-RETRY_SECONDS = 0.5
-"""The first pause between two rounds to a coordinator of which a replica was lost. Each further one is twice as long.
+RETRY_SECONDS, RETRY_GROWTH = 0.5, 1.25
+"""The first pause between two rounds to a coordinator of which a replica was lost. Each further one is longer by a quarter.
 
 The other replicas take a lost one's receipts once they know that it is gone, which takes some seconds.
 """
@@ -122,7 +122,7 @@ class ReceiptSender:
                         self._lengthen_pause(coordinator, done=not count)
 
     def _lengthen_pause(self, coordinator: Address, *, done: bool) -> None:
-        pause = 2 * self._pauses.pop(coordinator, self._resend_seconds)
+        pause = RETRY_GROWTH * self._pauses.pop(coordinator, self._resend_seconds)
         if pause < self._resend_seconds and not done:
             self._pauses[coordinator] = pause
 
