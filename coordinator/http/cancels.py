@@ -17,7 +17,7 @@ async def cancel_job(market: Market, jobs: JobStore, replicas: ReplicaView, job:
     (unauthenticated) for the job of another payer, Unavailable.
     """
     payer, runs_elsewhere = market.payer_of(job), False
-    if payer is None and len(replicas.listed) > 1:
+    if payer is None and not replicas.alone:
         known = await jobs.job(job)
         if known is not None:
             payer, runs_elsewhere = known.record.payer, known.record.state not in TERMINAL

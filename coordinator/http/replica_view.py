@@ -17,7 +17,12 @@ class ReplicaView(Protocol):
 
     @property
     def listed(self) -> tuple[Replica, ...]:
-        """The replicas that take jobs, by id; none for a lone coordinator."""
+        """The replicas that clients may use, by id; none for a lone coordinator."""
+        ...
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other replica lives."""
         ...
 
     @property
@@ -38,6 +43,7 @@ class Alone:
     """A lone coordinator: implements ReplicaView."""
 
     listed: tuple[Replica, ...] = ()
+    alone = True
     bus_connected = False
     dropped: Mapping[str, int] = {}
 

@@ -72,8 +72,13 @@ class ReplicaSet:
 
     @property
     def listed(self) -> tuple[Replica, ...]:
-        """The replicas that take jobs, by id."""
+        """The replicas that clients may use, by id."""
         return self.membership.listed
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other replica lives."""
+        return len(self.membership.known) <= 1
 
     @property
     def bus_connected(self) -> bool:
@@ -98,7 +103,7 @@ class ReplicaSet:
         self._publish(TabNotice(payer, provider, total))
 
     def _publish(self, notice: Notice) -> None:
-        if len(self.membership.listed) > 1 or isinstance(notice, MembersNotice):
+        if not self.alone or isinstance(notice, MembersNotice):
             self._bus.publish(*pack_notice(notice, self.membership.id))
 
     def _connected(self) -> None:
@@ -135,7 +140,7 @@ class ReplicaSet:
 
     async def check_replicas(self) -> dict[str, CheckResult]:
         """Returns whether the list of replicas is current."""
-        count = len(self.membership.listed)
+        count = len(self.membership.known)
         if self.membership.clash is not None:
             text = "another live process has this replica's URL, so clients reach one of the two only"
             return {"replicas": CheckResult(Health.WARN, text, "give each replica its own `replica_url`", count)}

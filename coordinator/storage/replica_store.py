@@ -36,16 +36,18 @@ class SqlReplicaStore:
         self._connection: AsyncConnection | None = None
         self._busy = asyncio.Lock()
 
-    async def beat(self, own: Replica, gone_seconds: float) -> list[Replica]:
+    async def beat(self, own: tuple[Replica, bool], gone_seconds: float) -> list[tuple[Replica, bool]]:
         """See ReplicaStore."""
-        insert = inserting("postgresql", replicas).values(id=own.id, url=own.url, beat_at=_NOW)
-        beat = insert.on_conflict_do_update(index_elements=("id",), set_={"url": own.url, "beat_at": _NOW})
+        replica, ready = own
+        row = {"url": replica.url, "beat_at": _NOW, "ready": ready}
+        insert = inserting("postgresql", replicas).values(id=replica.id, **row)
+        beat = insert.on_conflict_do_update(index_elements=("id",), set_=row)
         columns, age = replicas.c, _NOW - replicas.c.beat_at
-        live = sa.select(columns.id, columns.url).where(age <= gone_seconds).order_by(columns.beat_at)
+        live = sa.select(columns.id, columns.url, columns.ready).where(age <= gone_seconds).order_by(columns.beat_at)
         async with self._connected() as connection:
             await connection.execute(beat)
             await connection.execute(sa.delete(replicas).where(age > FORGET_SECONDS))
-            return [Replica(number, url) for number, url in await connection.execute(live)]
+            return [(Replica(number, url), ready) for number, url, ready in await connection.execute(live)]
 
     async def remove(self, replica: str) -> None:
         """See ReplicaStore."""

@@ -183,8 +183,9 @@ replicas = sa.Table(
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("url", sa.Text),
     sa.Column("beat_at", sa.Float(53)),
+    sa.Column("ready", sa.Boolean),
 )
-"""The coordinator's replicas. `beat_at`: Unix seconds of the database's clock."""
+"""The coordinator's replicas. `beat_at`: Unix seconds of the database's clock; `ready`: whether clients may use it."""
 placed_jobs = sa.Table(
     "placed_jobs",
     metadata,

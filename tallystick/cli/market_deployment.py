@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tallystick.chain.deployment import Deployment
     from tallystick.chain.escrow import EscrowRules
     from tallystick.client.config import ClientConfig
-    from tallystick.client.coordinator.http_client import CoordinatorInfo
+    from tallystick.client.coordinator.info import CoordinatorInfo
 
 LOCAL_RPC = "http://127.0.0.1:8545"
 

@@ -278,6 +278,7 @@ class ClientConfig:
     """
 
     coordinator: str = "http://127.0.0.1:8420"
+    coordinator_urls: tuple[str, ...] = ()
     deployment: Path | None = None
     rpc: str | None = None
     use_deployment_rpc: bool = False
@@ -356,8 +357,9 @@ class ClientConfig:
     max_answer_bytes: int = 32 * MIB
 
     def __post_init__(self) -> None:
-        if not self.coordinator.startswith(("http://", "https://")):
-            raise BadMessage(f"config: coordinator: expected an http:// or https:// address, got {self.coordinator!r}")
+        for name, url in (("coordinator", self.coordinator), *(("coordinator_urls", url) for url in self.coordinator_urls)):
+            if not url.startswith(("http://", "https://")):
+                raise BadMessage(f"config: {name}: expected an http:// or https:// address, got {url!r}")
         if not 1 <= self.shortlist_size <= MAX_CANDIDATES:
             raise BadMessage(f"config: shortlist_size: expected 1 to {MAX_CANDIDATES}, got {self.shortlist_size}")
         read_sort(self.sort, "config: sort")

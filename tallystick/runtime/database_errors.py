@@ -19,6 +19,11 @@ BUSY_SECONDS = 5.0
 """The time for which a transaction waits for another process to release SQLite's write lock."""
 MAX_REASON = 300
 _REVISION = re.compile(r"Can't locate revision identified by '([^']{1,80})'")
+_SERVER_FAILS = ("08", "25006", "40001", "40P01", "53", "57", "58")
+"""How PostgreSQL's codes begin for what another attempt may not meet: connection, a standby that takes no writes, transactions in
+each other's way, resources such as disk and connections, a server that starts, stops or cancels, and its system (appendix A of
+PostgreSQL's documentation).
+"""
 _CALL_FAILED = "Connect call failed"
 """asyncio's text if a host has several addresses and none accepts the connection."""
 
@@ -65,8 +70,13 @@ def is_gone(error: BaseException) -> bool:
     if isinstance(error, OperationalError | PoolTimeout | OSError):
         return True
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated
+        return error.connection_invalidated or _sqlstate(error).startswith(_SERVER_FAILS)
     return not _names(error).isdisjoint({"PostgresError", "InterfaceError"})  # raised by a new connection, outside of any work
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    """The server's code of an error, five characters; empty without one."""
+    return str(getattr(error.orig, "sqlstate", None) or "")
 
 
 def is_damaged(error: BaseException) -> bool:

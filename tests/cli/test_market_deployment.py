@@ -13,7 +13,7 @@ import pytest
 from tallystick.chain.deployment import Deployment
 from tallystick.cli.market_deployment import fetch_deployment, pinned_deployment
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.http_client import CoordinatorInfo
+from tallystick.client.coordinator.info import CoordinatorInfo
 from tallystick.protocol.errors import BadMessage, TallyError
 from tests.chain.harness import World
 from tests.cli.conftest import Tally, on_chain

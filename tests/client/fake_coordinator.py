@@ -272,6 +272,9 @@ class FakeMarket:
             "protocol": 2,
         }
         self.url = ""
+        self.requests: list[str] = []
+        """The paths of all requests, oldest first."""
+        self._runner: web.AppRunner | None = None
         self.forgets = False
         self.shows: list[LateReceipt] = []
         self.crash: Exception | None = None
@@ -293,7 +296,7 @@ class FakeMarket:
 
     @contextlib.asynccontextmanager
     async def serve(self) -> AsyncIterator[FakeMarket]:
-        app = web.Application(client_max_size=64 << 20)
+        app = web.Application(client_max_size=64 << 20, middlewares=[self._note])
         app.add_routes(
             [
                 web.get("/v1/info", self._info),
@@ -306,7 +309,7 @@ class FakeMarket:
                 web.post("/v1/jobs/{job}/orders", self._further_orders),
             ]
         )
-        runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+        self._runner = runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
@@ -318,6 +321,23 @@ class FakeMarket:
             await runner.cleanup()
         if self.crash is not None:
             raise self.crash
+
+    async def kill(self) -> None:
+        """Drops all connections and accepts no more."""
+        assert self._runner is not None
+        assert self._runner.server is not None
+        for site in list(self._runner.sites):
+            await site.stop()
+        for handler in list(self._runner.server.connections):
+            if handler.transport is not None:
+                handler.transport.abort()
+
+    @web.middleware
+    async def _note(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        self.requests.append(request.path)
+        return await handler(request)
 
     async def _info(self, _request: web.Request) -> web.Response:
         return web.json_response(self.info)

@@ -13,8 +13,9 @@ import sqlalchemy as sa
 
 from coordinator.storage.store import Store
 from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.runtime.database_errors import is_gone
 from tallystick.runtime.single_instance import instance_lock
-from tallystick.runtime.storage import Database
+from tallystick.runtime.storage import Database, postgres_engine
 from tests.runtime.test_storage import MIGRATIONS, POSTGRES, opened
 
 SECRET = "s3cret"
@@ -165,3 +166,33 @@ async def test_what_a_server_refuses_at_the_start(sqlstate: str, hint: str, retr
         error = await failure(f"postgres://tally:{SECRET}@127.0.0.1:{port}/market?sslmode=disable")
     assert hint.format(port=port) in str(error)
     assert (error.retry, error.fault) == (retry, Fault.NOBODY if retry else Fault.CLIENT)
+
+
+_SERVER_FAILS = ("08006", "25006", "40001", "40P01", "53100", "53300", "57014", "57P01", "57P02", "57P03", "58030")
+
+
+@pytest.mark.skipif(not POSTGRES, reason="TALLYSTICK_TEST_POSTGRES is not set")
+@pytest.mark.parametrize(("sqlstate", "gone"), [*((code, True) for code in _SERVER_FAILS), ("23505", False), ("42P01", False)])
+async def test_what_a_server_answers_while_it_is_in_use(sqlstate: str, gone: bool) -> None:
+    """A server that stops, starts, is full or cancels makes the work Unavailable; a fault of the work itself stays as it is."""
+    raising = sa.text(f"DO $$ BEGIN RAISE EXCEPTION 'no luck' USING ERRCODE = '{sqlstate}'; END $$")
+    async with opened(POSTGRES) as database:
+        for run in (database.read, database.write):
+            with pytest.raises(Unavailable if gone else sa.exc.DBAPIError, match="no luck") as caught:
+                await run(lambda connection: connection.execute(raising))
+            if gone:
+                assert isinstance(caught.value, Unavailable)
+                assert (caught.value.code, caught.value.retry) == (Code.DATABASE_UNAVAILABLE, True)
+
+
+@pytest.mark.skipif(not POSTGRES, reason="TALLYSTICK_TEST_POSTGRES is not set")
+async def test_a_server_that_takes_no_new_connection_while_it_is_in_use() -> None:
+    """A server that is starting up refuses new connections with an error of its own, which makes the work Unavailable too."""
+    fields = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0"
+    async with server(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields) as port:
+        engine = postgres_engine(sa.make_url(f"postgresql+asyncpg://tally@127.0.0.1:{port}/d?sslmode=disable"))
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            async with engine.connect():
+                pass
+        await engine.dispose()
+    assert is_gone(caught.value)

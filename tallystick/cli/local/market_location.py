@@ -22,7 +22,7 @@ from tallystick.runtime.ports import describe_holder
 if TYPE_CHECKING:
     from tallystick.chain.deployment import Deployment
     from tallystick.chain.endpoint import Rpc
-    from tallystick.client.coordinator.http_client import CoordinatorInfo
+    from tallystick.client.coordinator.info import CoordinatorInfo
 
 CONNECT_SECONDS = 2
 OTHER_COORDINATOR_PORT = 8430
@@ -121,7 +121,7 @@ async def is_deployed(rpc: Rpc, deployment: Deployment) -> bool:
 
 async def coordinator_info(url: str) -> CoordinatorInfo | None:
     """What the coordinator at a URL says about itself; None if none answers there."""
-    from tallystick.client.coordinator.http_client import CoordinatorInfo
+    from tallystick.client.coordinator.info import CoordinatorInfo
 
     try:
         return CoordinatorInfo.from_json(await get_json(f"{url}/v1/info"))

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from node.service.config import EngineConfig, NodeConfig
     from node.storage.state_folder import StateFolder
     from tallystick.chain.escrow import Escrow
-    from tallystick.client.coordinator.http_client import CoordinatorInfo
+    from tallystick.client.coordinator.info import CoordinatorInfo
 
 MAX_CHAIN_SKEW_SECONDS = 300
 MIN_DISK_BYTES = 500 << 20

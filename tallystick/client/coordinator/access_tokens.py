@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from tallystick.client.coordinator.http_client import CoordinatorInfo
+from tallystick.client.coordinator.info import CoordinatorInfo
 from tallystick.protocol.access import dump_access
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.messages import Access

@@ -332,15 +332,16 @@ class JobLink:
         await self._connection.close()
 
 
-async def open_link(url: str, config: ClientConfig) -> JobLink:
-    """Opens a link to the coordinator at this URL, http or https.
+async def open_link(url: str, config: ClientConfig, open_seconds: float | None = None) -> JobLink:
+    """Opens a link to the coordinator at this URL, http or https, within `open_seconds` (None: the config's `connect_seconds`).
 
     Raises OSError, TimeoutError or WebSocketException if there is no such link, and the coordinator's refusal.
     """
+    seconds = config.connect_seconds if open_seconds is None else open_seconds
     connection = await open_websocket(
         "ws" + url.removeprefix("http") + LINK_PATH,
         max_size=MAX_COORDINATOR_MESSAGE,
-        open_seconds=config.connect_seconds,
+        open_seconds=seconds,
         ping_seconds=PING_SECONDS,
         close_seconds=CLOSE_SECONDS,
         user_agent=SOFTWARE,
@@ -349,7 +350,7 @@ async def open_link(url: str, config: ClientConfig) -> JobLink:
     link = JobLink(connection, config)
     try:
         link.post(pack_record(LINK_STREAM, Kind.HELLO, pack_greeting(SOFTWARE)))
-        async with asyncio.timeout(config.connect_seconds):
+        async with asyncio.timeout(seconds):
             await link.welcomed
     except BaseException:
         connection.transport.abort()
@@ -366,14 +367,22 @@ class JobLinks:
         self._opening: asyncio.Task[JobLink | None] | None = None
         self._without_until = 0.0
 
-    async def find(self, size: int) -> JobLink | None:
-        """The link for a submission of `size` bytes; None if it goes by HTTP. Raises BadMessage for another protocol."""
+    @property
+    def in_use(self) -> bool:
+        """Whether a job is read on the link."""
+        return self._link is not None and bool(self._link.streams)
+
+    async def find(self, size: int, open_seconds: float | None = None) -> JobLink | None:
+        """The link for a submission of `size` bytes; None if it goes by HTTP. Raises BadMessage for another protocol.
+
+        `open_seconds`: see `open_link`.
+        """
         if self._link is not None and self._link.usable and size <= MAX_SUBMISSION:
             return self._link
         if size > MAX_SUBMISSION or asyncio.get_running_loop().time() < self._without_until:
             return None
         if self._opening is None:
-            self._opening = asyncio.create_task(self._open(), name="open link")
+            self._opening = asyncio.create_task(self._open(open_seconds), name="open link")
             self._opening.add_done_callback(self._opened)
         return await asyncio.shield(self._opening)
 
@@ -382,9 +391,9 @@ class JobLinks:
         if not task.cancelled() and task.exception() is None:
             self._link = task.result()
 
-    async def _open(self) -> JobLink | None:
+    async def _open(self, open_seconds: float | None) -> JobLink | None:
         try:
-            return await open_link(self._url, self._config)
+            return await open_link(self._url, self._config, open_seconds)
         except Unavailable as error:
             self._go_without(error, BUSY_SECONDS)
         except (WebSocketException, TimeoutError, ImportError) as error:  # ImportError: of a SOCKS proxy

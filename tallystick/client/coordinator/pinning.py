@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tallystick.chain.deployment import Deployment
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.http_client import CoordinatorInfo
+from tallystick.client.coordinator.info import CoordinatorInfo
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal
 from tallystick.protocol.types import Address
 

@@ -27,7 +27,7 @@ from tallystick.client.coordinator.model_offers import ModelOffer
 from tallystick.client.dialects.messages_models import model_entry, models_page
 from tallystick.client.dialects.registry import VERSION_HEADER
 from tallystick.client.gateway.aliases import AliasRouter
-from tallystick.client.gateway.auth import CALLER_KEY, Authenticator, check_public_access
+from tallystick.client.gateway.auth import ANONYMOUS, CALLER_KEY, Authenticator, check_public_access
 from tallystick.client.gateway.batch_answers import BatchAnswers
 from tallystick.client.gateway.batch_routes import batch_routes
 from tallystick.client.gateway.dispatcher import JOB_ROUTES, Dispatcher
@@ -40,6 +40,7 @@ from tallystick.client.gateway.response_routes import stored_response_routes
 from tallystick.client.gateway.response_sender import ERROR_HEADERS, TALLY_HEADERS, error_response, send_error
 from tallystick.client.jobs.export import job_json
 from tallystick.client.ledger.spending import DAY_SECONDS
+from tallystick.client.pages.payer_pages import PayerPages
 from tallystick.client.sdk.market import Market, audits_of, maintenance_of
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, TallyError
@@ -65,7 +66,10 @@ def build_app(
     `handler`; None if it has none.
     """
     operations, handler = operations or Operations(market), handler or RequestHandler(market)
-    models = _ModelRoutes(market)
+    if batches is not None:
+        operations.watch_batches(lambda: batches.open_batches, lambda: batches.running_lines)
+    models, authenticator = _ModelRoutes(market), Authenticator(market.config)
+    pages = PayerPages(market, may_see=_may_see_all, log_in=authenticator.log_in)
 
     async def job(request: Request) -> Response:
         known = await market.find(parse_job_id(request.path_params["job"]))
@@ -78,6 +82,7 @@ def build_app(
         Route("/v1/models", models.list_models),
         Route("/v1/models/{model:path}", models.get_model),
         Route("/tally/jobs/{job}", job),
+        *pages.routes(),
         *stored_response_routes(handler.responses),
         *([] if batches is None else [*file_routes(batches, market.config), *batch_routes(batches)]),
         Route("/v1/{path:path}", _Sold(handler)),  # routes besides JOB_ROUTES that providers may sell
@@ -85,10 +90,15 @@ def build_app(
     handlers: dict[Any, Callable[..., Any]] = {TallyError: _show_error, 404: _no_route, 405: _no_route}
     router = Starlette(routes=routes, exception_handlers=handlers)
     router.router.redirect_slashes = False  # paths come without slashes at their end
-    app, origins = Dispatcher(handler, router, Authenticator(market.config), send_error), market.config.allow_origins
+    app, origins = Dispatcher(handler, router, authenticator, send_error), market.config.allow_origins
     targets = frozenset(route.encode() for route in JOB_ROUTES)
     direct = DirectRoutes(targets, app.serve, bool(origins), operations.observe, SEND_TIMEOUT_SECONDS)
     return DirectApp(AccessLog(_with_cors(app, origins) if origins else app, operations.observe), direct)
+
+
+def _may_see_all(request: Request) -> bool:
+    """Whether the caller holds the gateway's own key, or none is needed. A key of [[api_keys]] opens no page."""
+    return not request.scope.get(ANONYMOUS) and request.scope.get(CALLER_KEY) is None
 
 
 def _with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:

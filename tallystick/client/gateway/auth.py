@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import time
+from collections.abc import Callable
 
 from starlette.types import Scope
 
 from tallystick.client.config import ANY_ORIGIN, ApiKey, ClientConfig
 from tallystick.client.gateway.request_headers import RequestHeaders, headers_of
+from tallystick.client.gateway.sessions import Sessions
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.health import LIVENESS_PATH, READINESS_PATH
 from tallystick.runtime.plaintext import is_loopback
@@ -28,6 +31,10 @@ ANONYMOUS = "tally.anonymous"
 """Scope member that is set for a request to OPEN_PATHS if the caller may use nothing else."""
 OPEN_PATHS = frozenset({"/", LIVENESS_PATH, READINESS_PATH, "/health", "/ready"})
 """Paths that answer every caller, and tell strangers only that the gateway is up."""
+
+PAGE_PATHS = ("/tally/spending", "/tally/jobs", "/tally/chat", "/tally/login")
+PAGE_FOLDERS = ("/tally/pages/", "/static/")
+"""Paths of pages and their files. With API keys, they answer every caller too, who is shown the form to log in."""
 
 MAX_HOSTS = 64
 """Values of the header Host that are remembered: one for each port, or name, by which local programs reach this gateway."""
@@ -46,7 +53,8 @@ def caller_label(scope: Scope) -> str:
 class Authenticator:
     """Authenticates requests. Raises BadMessage for keys that are easy to guess, and for allow_origins "*" without a key."""
 
-    def __init__(self, config: ClientConfig) -> None:
+    def __init__(self, config: ClientConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: monotonic seconds, for sessions."""
         self._origins = frozenset(origin.lower() for origin in config.allow_origins)
         _check_secrets(config)
         _check_origins(config)
@@ -54,6 +62,8 @@ class Authenticator:
         master = ((config.api_key, None),) if config.api_key else ()
         callers = ((api_key.value, api_key) for api_key in config.api_keys)
         self._keys: dict[bytes, ApiKey | None] = {self._digest(key.encode()): caller for key, caller in (*master, *callers)}
+        self._master = self._digest(config.api_key.encode()) if config.api_key else None
+        self.sessions = Sessions(clock)
         self._own_name = config.host.lower()
         self._own_hosts: set[str] = set()
         """Values of the header Host that name this machine, of those seen last."""
@@ -72,13 +82,24 @@ class Authenticator:
             digest = self._digest(key)
             if digest in self._keys:
                 return self._keys[digest]
+        if _is_same_origin(headers) and self.sessions.is_open(headers.get("cookie")):
+            return None
         text = f"this gateway requires an API key: send Authorization: Bearer KEY, or the header {' or '.join(KEY_HEADERS)}"
         raise Refusal(Code.UNAUTHENTICATED, text)
+
+    def is_page(self, path: str) -> bool:
+        """Whether callers without a key are passed on to this path, to log in. Without keys, nobody need log in."""
+        return bool(self._keys) and (path in PAGE_PATHS or path.startswith(PAGE_FOLDERS))
+
+    def log_in(self, key: str) -> str | None:
+        """Opens a session for the holder of `api_key`. Returns the value of its cookie; None for any other key."""
+        known = self._master is not None and self._digest(key.strip().encode(errors="surrogatepass")) == self._master
+        return self.sessions.open() if known else None
 
     def _check_local(self, headers: RequestHeaders, http_version: str) -> None:
         origins, hosts = headers.all("origin"), headers.all("host")
         for origin in origins:
-            if origin.lower() not in self._origins:
+            if origin.lower() not in self._origins and not _is_same_origin(headers):
                 text = f"web pages of {origin[:200]} may not spend from this wallet; to allow them, set allow_origins"
                 raise Refusal(Code.UNAUTHENTICATED, text)
         if not origins and any(site not in _OWN_SITES for site in headers.all("sec-fetch-site")):
@@ -101,6 +122,14 @@ class Authenticator:
             self._own_hosts.clear()
         self._own_hosts.add(host)
         return True
+
+
+def _is_same_origin(headers: RequestHeaders) -> bool:
+    """Whether a request is of this gateway's own pages, or of no page. Host must be checked besides."""
+    origins, hosts = headers.all("origin"), headers.all("host")
+    own = {f"{scheme}://{host.lower()}" for host in hosts for scheme in ("http", "https")}
+    sites = headers.all("sec-fetch-site")
+    return len(hosts) == 1 and {origin.lower() for origin in origins} <= own and all(site in _OWN_SITES for site in sites)
 
 
 def _presented(headers: RequestHeaders) -> list[bytes]:

@@ -40,8 +40,8 @@ class Dispatcher:
     """Authenticates requests, and passes them on to `handler` if they are for JOB_ROUTES, else to `app`.
 
     It is an ASGI app; `serve` takes a request that comes without ASGI.
-    Each request's path is replaced by that of the route that it stands for. Requests to OPEN_PATHS are passed on for every
-    caller, marked ANONYMOUS. `refuse` sends an error.
+    Each request's path is replaced by that of the route that it stands for. Requests to OPEN_PATHS, and to pages where one can
+    log in, are passed on for every caller, marked ANONYMOUS. `refuse` sends an error.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Dispatcher:
         try:
             scope[CALLER_KEY] = self._authenticator.authenticate(scope)
         except TallyError as error:
-            if scope["path"] not in OPEN_PATHS:
+            if scope["path"] not in OPEN_PATHS and not self._authenticator.is_page(scope["path"]):
                 await self._refuse(scope, send, error)
                 return
             scope[ANONYMOUS] = True

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, NoReturn, Self
+
+import structlog
 
 from tallystick.client.audit_settings import PromptConsent
 from tallystick.client.config import ClientConfig
@@ -39,6 +41,8 @@ from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.token_evidence import EvidenceRow
 from tallystick.protocol.types import Address, Hash, JobId, format_amount
 from tallystick.protocol.wire import Kind
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +98,8 @@ class Job:
         self.further_orders: Callable[[], FurtherOrders] | None = None
         """Gives the orders on asks that its coordinator names while it waits; None if it waits for its first orders alone."""
         self._further_orders: FurtherOrders | None = None
+        self.resubmit: Callable[[Job], Awaitable[Job]] | None = None
+        """Submits its request anew, after its coordinator's replica was lost before the answer began. None: not any more."""
         self.asks: Sequence[Verified[Ask]] = ()
         """The asks that it was offered to at first."""
         self.label = request.label
@@ -103,6 +109,8 @@ class Job:
         """Called with the job's place in the queue while it waits for a free slot."""
         self.reads_whole = False
         """Whether its reader has no use for a part of the answer, so that it need not be woken for each."""
+        self.runs_on: Callable[[], bool] = lambda: False
+        """Whether leaving its block lets a job with an idempotency key run on, for a process that asks for it again."""
         self._outlet: Outlet | None = None
         """What takes the body's pieces while the reader waits for the next one."""
 
@@ -262,6 +270,9 @@ class Job:
             return
         if self._context.read_elsewhere(self):  # a retry with the same key reads it now
             self._finish_reading()
+        elif self._keyed and self.runs_on():
+            await self._abandon()
+            self._finish_reading()
         else:
             await self.cancel()
 
@@ -410,6 +421,8 @@ class Job:
             report = str(error)
             if not response.complete:
                 await self._abandon()
+        if receipt is None and await self._move():
+            return
         if response.complete:
             response.receipt = receipt
             self._finish_reading()
@@ -418,6 +431,29 @@ class Job:
             report += f", billed {format_amount(receipt.message.cost)} dollars"
         text = f"the stream from the coordinator broke ({reason}) after {received}; {report}"
         self._end_with(StreamInterrupted(text, receipt, retry=self._keyed or over))
+
+    async def _move(self) -> bool:
+        """Submits the request anew, if nothing of the answer came, the job may cost nothing, and there is another replica.
+
+        Returns whether it did; then this is the new job.
+        """
+        resubmit, self.resubmit = self.resubmit, None
+        response, record = self._response, self._record
+        if resubmit is None or response.head is not None or response.chunks or record.cancelling:
+            return False
+        if not await self._context.reconciler.await_free_end(self.id) or record.cancelling:
+            return False
+        try:
+            other = await resubmit(self)
+        except TallyError as error:
+            self._end_with(error)
+        if self._done or record.cancelling:
+            await other.cancel()
+            return False
+        log.info("the replica of a job was lost; its request was submitted anew", job=self.id.hex(), successor=other.id.hex())
+        self._response, self._stream, self._record, self._frames = other._response, other._stream, other._record, other._frames  # noqa: SLF001
+        self.tags, self.asks, self.further_orders, self._further_orders = other.tags, other.asks, other.further_orders, None
+        return True
 
     async def _finish(self) -> None:
         error = await self._record.end()

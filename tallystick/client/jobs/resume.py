@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tallystick.client.coordinator.http_client import ConnectionLost, NotSent
 from tallystick.client.coordinator.job_stream import JobStream
+from tallystick.client.coordinator.transport import ConnectionLost, NotSent
 from tallystick.client.jobs.job import Job, JobContext
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.ledger.idempotency import IdempotencyKey

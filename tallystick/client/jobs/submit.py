@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.http_client import ConnectionLost, CoordinatorClient, CoordinatorInfo
+from tallystick.client.coordinator.http_client import CoordinatorClient
+from tallystick.client.coordinator.info import CoordinatorInfo
 from tallystick.client.coordinator.job_stream import JobStream
+from tallystick.client.coordinator.transport import ConnectionLost
 from tallystick.client.jobs.candidates import draft_orders, drafts_within_budget, wrap_keys
 from tallystick.client.jobs.further_orders import FurtherOrders
 from tallystick.client.jobs.key_sessions import KeySessions
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.ledger import Ledger
+from tallystick.client.ledger.order_writes import NewJob, SignOrder
 from tallystick.client.ledger.schema import JobState
-from tallystick.client.ledger.writes import NewJob, SignOrder
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.orders.signing import OrderPolicy, PlacedOrder, sign_order
 from tallystick.client.orders.tab import Tab
@@ -33,6 +35,13 @@ from tallystick.protocol.ranking_hints import RankingHints
 from tallystick.protocol.sealing import ContentKey, commit_request
 from tallystick.protocol.types import Address, Amount, Hash, JobId, new_job_id
 from tallystick.protocol.wire import Submission
+
+
+class ReplicaLost(Unavailable):
+    """The coordinator's replica was lost while it had a job that never began. It costs nothing and may be submitted anew."""
+
+    def __init__(self) -> None:
+        super().__init__(Code.COORDINATOR_UNAVAILABLE, "the coordinator's replica was lost; the job ended without a charge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +210,8 @@ class JobSubmitter:
             if idempotency_key is None:
                 if isinstance(error, ConnectionLost):
                     error.retry = False  # the job may have been admitted, and another request would buy it twice
+                    if self.coordinator.replicas.has_several and await self.reconciler.await_free_end(job):
+                        raise ReplicaLost from error
                 self.reconciler.abandon(job)
             return
         if idempotency_key is not None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import structlog
 
-from tallystick.client.coordinator.http_client import CoordinatorClient, RemoteJob
+from tallystick.client.coordinator.http_client import CoordinatorClient
+from tallystick.client.coordinator.info import RemoteJob
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.open_orders import NO_DELIVERIES, Deliveries
 from tallystick.client.ledger.queries import KnownJob
-from tallystick.client.ledger.schema import JobState
-from tallystick.client.ledger.writes import IncomingReceipt
+from tallystick.client.ledger.receipt_writes import IncomingReceipt
+from tallystick.client.ledger.schema import JobState, OrderState
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.token_audit import AuditFinding
 from tallystick.client.recovery.lost_state import TabRecovery
@@ -28,6 +29,9 @@ from tallystick.protocol.types import Address, JobId
 log = structlog.get_logger()
 POLLS = (0.1, 0.3, 1.0, 3.0, 5.0)
 """Seconds between queries about a job that is still running."""
+
+REPLICA_POLLS = (0.05, 0.1, 0.2, 0.4, *[0.75] * 12)
+"""Seconds between queries about a job whose replica was lost: until the others know that it is gone, and what its nodes did."""
 
 MAX_BATCHES = 200
 """Batches of old jobs that one round deletes: more than a gateway adds meanwhile."""
@@ -142,6 +146,34 @@ class Reconciler:
         if error is not None:
             raise error
         return verified
+
+    async def await_free_end(self, job: JobId) -> bool:
+        """Waits for the end of a job whose replica was lost, after which the request may be submitted anew.
+
+        Returns whether it ended, or was cancelled, and can cost nothing any more: the ledger has receipts at no cost for all
+        orders that a provider had. Returns False if that does not become known in time.
+        """
+        with contextlib.suppress(TallyError):
+            await self._coordinator.cancel(job)
+        for pause in REPLICA_POLLS:
+            with contextlib.suppress(TallyError):
+                remote, _ = await self.reconcile(job)
+                if await self._is_free(job, remote):
+                    return True
+                if remote.receipt is not None:
+                    return False  # it is charged, or its receipt is disputed
+            await asyncio.sleep(pause)
+        return False
+
+    async def _is_free(self, job: JobId, remote: RemoteJob) -> bool:
+        """Whether no order that a provider had may cost anything, after `reconcile`."""
+        tried, known = {attempt.get("provider") for attempt in _attempts(remote)}, await self._ledger.find_job(job)
+        if known is None or not (tried or remote.state in TERMINAL):
+            return False
+        free = {OrderState.RELEASED, OrderState.CLOSED}
+        if known.receipt is not None and known.receipt.message.cost == 0:
+            free.add(OrderState.RECORDED)
+        return all(order.state in free for order in known.orders if order.order.message.provider in tried)
 
     # Jobs that this process abandoned
 

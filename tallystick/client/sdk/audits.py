@@ -14,7 +14,8 @@ from tallystick.client.audits.consent_file import read_answer
 from tallystick.client.audits.kept_job import KeptJob
 from tallystick.client.audits.report_queue import SendReport
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo
+from tallystick.client.coordinator.http_client import CoordinatorClient
+from tallystick.client.coordinator.info import CoordinatorInfo
 from tallystick.client.jobs.job import Job, audit_proof, evidence_of
 from tallystick.client.ledger.audit_spending import AUDIT_LABEL
 from tallystick.client.ledger.ledger import Ledger

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import structlog
 
 from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.http_client import CoordinatorInfo
+from tallystick.client.coordinator.info import CoordinatorInfo
 from tallystick.client.jobs.job import Job
 from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.ledger import Ledger

@@ -21,13 +21,14 @@ from weakref import WeakValueDictionary
 from tallystick.client.audit_settings import NO_CONSENT, PromptConsent
 from tallystick.client.config import BATCH, MAX_LABEL, MAX_WAIT_SECONDS, ClientConfig, read_priority
 from tallystick.client.coordinator.access_tokens import AccessTokens
-from tallystick.client.coordinator.http_client import CoordinatorClient, CoordinatorInfo, SealReport
+from tallystick.client.coordinator.http_client import CoordinatorClient, SealReport
+from tallystick.client.coordinator.info import CoordinatorInfo
 from tallystick.client.coordinator.model_offers import ModelOffer
 from tallystick.client.coordinator.pinning import DeploymentPin
 from tallystick.client.jobs.job import Job, JobContext, keep_for_audit, matches_of
 from tallystick.client.jobs.key_sessions import KeySessions
 from tallystick.client.jobs.resume import resume_job
-from tallystick.client.jobs.submit import JobSubmitter, KeyedRequest
+from tallystick.client.jobs.submit import JobSubmitter, KeyedRequest, ReplicaLost
 from tallystick.client.ledger import idempotency
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.queries import KnownJob
@@ -106,7 +107,7 @@ class Market(ConvenienceMethods):
         config = replace(config or ClientConfig(), coordinator=coordinator_url)
         self.config, self.wallet = config, wallet
         self._clock, self._random = clock, random
-        self._coordinator = CoordinatorClient(coordinator_url, config, AccessTokens(wallet, self.info, self._now))
+        self._coordinator = CoordinatorClient(coordinator_url, config, AccessTokens(wallet, self.info, self._now), wallet.address)
         self._shortlists = ShortlistCache(
             self._coordinator,
             wallet.address,
@@ -424,6 +425,23 @@ class Market(ConvenienceMethods):
             raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
 
     async def _submit_to_shortlist(self, request: ApiRequest, demand: Demand, options: _JobOptions) -> Job:
+        """Submits to the shortlist of a demand, and once more if a replica of the coordinator was lost meanwhile."""
+        try:
+            job = await self._submit_to_current(request, demand, options)
+        except ReplicaLost:
+            return await self._submit_to_current(request, demand, options)
+        if options.idempotency_key is None and self._coordinator.replicas.has_several:
+            job.resubmit = partial(self._resubmit, request, demand, options)
+        return job
+
+    async def _resubmit(self, request: ApiRequest, demand: Demand, options: _JobOptions, job: Job) -> Job:
+        """Submits the request of a job anew whose replica was lost. The job takes the place of the new one."""
+        other = await self._submit_to_current(request, demand, options)
+        if not job.done:
+            self._live.discard(other)
+        return other
+
+    async def _submit_to_current(self, request: ApiRequest, demand: Demand, options: _JobOptions) -> Job:
         """Submits to the shortlist of a demand, and once more with a fresh shortlist or fee if either was out of date.
 
         A job does not wait for the providers of a cached shortlist: others may have free slots meanwhile.
@@ -436,6 +454,8 @@ class Market(ConvenienceMethods):
                 if error.code is not Code.ORDER_TERMS or not await self._fee_changed():
                     raise
                 asks, _ = await self._shortlists.get(demand)
+            except ReplicaLost:
+                raise
             except Unavailable as error:
                 self._shortlists.forget(demand)
                 if not cached or error.code not in _STALE_SHORTLIST:

@@ -22,7 +22,8 @@ from aiohttp import web
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.access_tokens import REUSE_SECONDS, AccessTokens
 from tallystick.client.coordinator.bounded_json import MAX_CONTROL, MAX_ITEM, MAX_ITEMS, MAX_RAW, MAX_TOKENS, BoundedJsonReader
-from tallystick.client.coordinator.http_client import MAX_PAGES, CoordinatorClient, CoordinatorInfo
+from tallystick.client.coordinator.http_client import MAX_PAGES, CoordinatorClient
+from tallystick.client.coordinator.info import CoordinatorInfo
 from tallystick.client.gateway.app import build_app
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.access import load_access

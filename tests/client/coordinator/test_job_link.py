@@ -14,9 +14,10 @@ from websockets.exceptions import ConnectionClosed
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator import job_link
-from tallystick.client.coordinator.http_client import ConnectionLost, CoordinatorClient, NotSent
+from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.coordinator.job_link import JobLinks, LinkJobStream
 from tallystick.client.coordinator.job_stream import JobStream, Sink, StreamLost
+from tallystick.client.coordinator.transport import ConnectionLost, NotSent
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.job_link import (
     CREDIT_BYTES,
@@ -132,7 +133,7 @@ async def test_jobs_share_one_connection() -> None:
 
     async with _coordinator(script) as client:
         await asyncio.gather(*(one_job(client, number) for number in range(100)))
-        link = client._links._link
+        link = client._links_of(client.url)._link
         assert link is not None
         assert link.streams == {}
     assert len(opened) == 1
@@ -236,7 +237,7 @@ async def test_a_link_lost_in_the_middle() -> None:
 
     async with _coordinator(lose, _answer) as client:
         streams = [await client.submit(b"x"), await client.submit(b"y")]
-        link = client._links._link
+        link = client._links_of(client.url)._link
         assert link is not None
         link.post(pack_record(1, Kind.CREDIT, bytes(4)))
         for stream in streams:
@@ -309,7 +310,7 @@ async def test_chunks_go_to_the_sink_while_the_reader_waits() -> None:
         assert list(await stream.read(sink=sink)) == [(Kind.MATCH, b"")]  # it had come, and nothing waited
         reading = asyncio.create_task(_read_with(stream, sink))
         await asyncio.sleep(0)
-        link = client._links._link
+        link = client._links_of(client.url)._link
         assert link is not None
         link.post(pack_record(1, Kind.CREDIT, bytes(4)))
         frames = await asyncio.wait_for(reading, 60)
@@ -351,7 +352,7 @@ async def test_a_whole_answer_that_ends_early_is_read_at_once(end: str) -> None:
         if end == "cancelled here":
             assert stream.cancel()
         else:
-            link = client._links._link
+            link = client._links_of(client.url)._link
             assert link is not None
             link.post(pack_record(1, Kind.CREDIT, bytes(4)))
         assert await asyncio.wait_for(reading, 60) == [(Kind.MATCH, b""), (Kind.CHUNK, b"part")]
@@ -408,7 +409,7 @@ async def test_a_coordinator_that_sends_more_than_was_granted() -> None:
 
     async with _coordinator(script) as client:
         stream = await client.submit(b"x")
-        link = client._links._link
+        link = client._links_of(client.url)._link
         assert link is not None
         await until(lambda: not link.streams)
         await stream.read()
@@ -438,7 +439,7 @@ async def test_a_coordinator_that_breaks_the_rules(message: str | bytes) -> None
         assert stream.cancel()
         with pytest.raises(StreamLost):
             await stream.read()
-        link = client._links._link
+        link = client._links_of(client.url)._link
         assert link is not None
         assert not link.usable
 
@@ -481,7 +482,7 @@ async def test_a_submission_that_is_given_up() -> None:
     async with _coordinator(script) as client:
         call = asyncio.create_task(client.submit(b"x"))
         await submitted.wait()
-        await until(lambda: client._links._link is not None and client._links._link.streams)
+        await until(lambda: client._links_of(client.url).in_use)
         call.cancel()
         await left.wait()
         await asyncio.gather(call, return_exceptions=True)
@@ -568,9 +569,9 @@ async def test_a_coordinator_without_room_for_a_link() -> None:
         await _stay(peer)
 
     async with _coordinator(full) as client:
-        assert await client._links.find(1) is None
-        assert client._links._without_until > asyncio.get_running_loop().time()
-        assert await client._links.find(1) is None
+        assert await client._links_of(client.url).find(1) is None
+        assert client._links_of(client.url)._without_until > asyncio.get_running_loop().time()
+        assert await client._links_of(client.url).find(1) is None
 
 
 async def test_nobody_there_and_large_submissions() -> None:
@@ -581,7 +582,7 @@ async def test_nobody_there_and_large_submissions() -> None:
         for _ in range(2):
             with pytest.raises(NotSent):
                 await client.submit(b"x")
-        assert client._links._without_until == 0
+        assert client._links_of(client.url)._without_until == 0
     assert await JobLinks("http://127.0.0.1:1", CONFIG).find(MAX_SUBMISSION + 1) is None
 
 

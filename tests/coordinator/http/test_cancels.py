@@ -21,7 +21,7 @@ class Two:
 
     def __init__(self) -> None:
         self.listed = (Replica("a", "http://a"), Replica("b", "http://b"))
-        self.bus_connected, self.dropped = True, dict[str, int]()
+        self.alone, self.bus_connected, self.dropped = False, True, dict[str, int]()
         self.passed: list[tuple[JobId, Address]] = []
 
     def cancel(self, job: JobId, payer: Address) -> None:

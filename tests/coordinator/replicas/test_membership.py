@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from structlog.testing import capture_logs
 
-from coordinator.replicas.membership import GONE_SECONDS, Membership
+from coordinator.replicas.membership import GONE_SECONDS, READY_SECONDS, Membership
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.replicas import MAX_REPLICAS, Replica
 from tests.coordinator.harness import Clock
@@ -21,16 +21,16 @@ class Table:
     """The table of replicas, on the test's clock. `down`: whether the database is away."""
 
     clock: Clock
-    beats: dict[str, tuple[Replica, float]] = field(default_factory=dict)
+    beats: dict[str, tuple[tuple[Replica, bool], float]] = field(default_factory=dict)
     down: bool = False
     read: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def beat(self, own: Replica, gone_seconds: float) -> list[Replica]:
+    async def beat(self, own: tuple[Replica, bool], gone_seconds: float) -> list[tuple[Replica, bool]]:
         self._check()
-        self.beats[own.id] = own, self.clock.seconds
+        self.beats[own[0].id] = own, self.clock.seconds
         self.read.set()
-        live = [(at, replica) for replica, at in self.beats.values() if self.clock.seconds - at <= gone_seconds]
-        return [replica for _, replica in sorted(live, key=lambda pair: pair[0])]
+        live = [(at, row) for row, at in self.beats.values() if self.clock.seconds - at <= gone_seconds]
+        return [row for _, row in sorted(live, key=lambda pair: pair[0])]
 
     async def remove(self, replica: str) -> None:
         self._check()
@@ -61,17 +61,17 @@ def _member(table: Table, name: str, changes: list[list[str]] | None = None) -> 
 
 
 def _ids(member: Membership) -> list[str]:
-    return [replica.id for replica in member.listed]
+    return [replica.id for replica in member.known]
 
 
 async def test_replicas_find_each_other(table: Table) -> None:
     """Whoever joins is on everybody's list after a beat, in the order of the ids; each change is told once."""
     changes: list[list[str]] = []
     bob, ann = _member(table, "bob", changes), _member(table, "ann")
-    assert bob.listed == ()
+    assert bob.known == ()
     await bob.join("http://bob")
     await ann.join("http://ann")
-    assert ann.listed == (Replica("ann", "http://ann"), Replica("bob", "http://bob"))
+    assert ann.known == (Replica("ann", "http://ann"), Replica("bob", "http://bob"))
     for _ in range(2):
         await bob.beat()
     assert _ids(bob) == ["ann", "bob"]
@@ -110,10 +110,10 @@ async def test_a_beat_that_meets_the_leave(table: Table) -> None:
     await ann.join("http://ann")
 
     class Slow(Table):
-        async def beat(self, own: Replica, gone_seconds: float) -> list[Replica]:
+        async def beat(self, own: tuple[Replica, bool], gone_seconds: float) -> list[tuple[Replica, bool]]:
             live = await table.beat(own, gone_seconds)
             await ann.leave()
-            table.beats[own.id] = own, 0.0
+            table.beats[own[0].id] = own, 0.0
             return live
 
         async def remove(self, replica: str) -> None:
@@ -183,13 +183,48 @@ async def test_two_replicas_with_one_url_are_noticed(table: Table) -> None:
     assert ann.clash is None
 
 
+async def test_clients_learn_of_a_replica_when_nodes_had_time(table: Table, clock: Clock) -> None:
+    """The first replica is for clients at once. A further one is for nodes at once, and for clients READY_SECONDS later."""
+    ann, bob = _member(table, "ann"), _member(table, "bob")
+    await ann.join("http://ann")
+    assert ann.listed == ann.known
+    await bob.join("http://bob")
+    for member in (ann, bob):
+        await member.beat()
+        assert [replica.id for replica in member.known] == ["ann", "bob"]
+        assert [replica.id for replica in member.listed] == ["ann"]
+    clock.seconds += 2
+    await ann.beat()
+    await bob.beat()
+    clock.seconds += READY_SECONDS - 2
+    await bob.beat()
+    await ann.beat()
+    assert ann.listed == bob.listed == ann.known
+    await ann.beat()
+
+
+async def test_a_new_replica_takes_over_when_it_is_alone(table: Table, clock: Clock) -> None:
+    """If no other replica is ready any more, clients may use the new one at once."""
+    ann, bob = _member(table, "ann"), _member(table, "bob")
+    await ann.join("http://ann")
+    await bob.join("http://bob")
+    assert [replica.id for replica in bob.listed] == ["ann"]
+    await ann.leave()
+    await bob.beat()
+    assert [replica.id for replica in bob.listed] == ["bob"]
+    assert bob._changed.is_set(), "its next beat says so at once"
+    await bob.beat()
+    await ann.join("http://ann")
+    assert [replica.id for replica in ann.listed] == ["bob"], "and the one that comes back waits"
+
+
 async def test_the_list_is_bounded(table: Table) -> None:
     """However many rows the table has, at most MAX_REPLICAS are listed."""
     for number in range(MAX_REPLICAS + 5):
         await _member(table, f"{number:03}").join(f"http://r{number}")
     last = _member(table, "zzz")
     await last.join("http://last")
-    assert len(last.listed) == MAX_REPLICAS
+    assert len(last.known) == MAX_REPLICAS
 
 
 async def test_join_needs_the_database(table: Table) -> None:
@@ -198,7 +233,7 @@ async def test_join_needs_the_database(table: Table) -> None:
     ann = _member(table, "ann")
     with pytest.raises(Unavailable, match="away"):
         await ann.join("http://ann")
-    assert ann.listed == ()
+    assert ann.known == ()
 
 
 async def test_leaving_without_the_database(table: Table) -> None:
@@ -207,7 +242,7 @@ async def test_leaving_without_the_database(table: Table) -> None:
     await ann.join("http://ann")
     table.down = True
     await ann.leave()
-    assert ann.listed == ()
+    assert ann.known == ann.listed == ()
 
 
 async def test_the_loop_beats_and_looks_when_told(table: Table) -> None:

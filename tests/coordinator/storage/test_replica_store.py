@@ -18,7 +18,7 @@ from tallystick.protocol.replicas import Replica
 from tests.coordinator.storage.test_store import POSTGRES, empty_database
 
 pytestmark = pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
-ANN, BOB = Replica("ann", "http://ann"), Replica("bob", "http://bob")
+ANN, BOB = (Replica("ann", "http://ann"), True), (Replica("bob", "http://bob"), False)
 
 
 @pytest.fixture

@@ -1,0 +1,143 @@
+"""The routes of the gateway's pages: what `tally spending` and `tally job` show, for holders of the gateway's key."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from tallystick.client.jobs.export import job_json
+from tallystick.client.ledger.queries import KnownJob
+from tallystick.client.ledger.spending import DAY_SECONDS
+from tallystick.client.pages.spending_view import GROUPINGS, PERIODS, bars_of, lines_of, read_query
+from tallystick.client.sdk.market import Market, maintenance_of
+from tallystick.protocol.errors import TallyError
+from tallystick.protocol.types import Amount, JobId, format_amount, parse_job_id
+from tallystick.web.rendering import Pages
+from tallystick.web.static_files import STATIC_PATH, serve_static
+
+SECTIONS = {"/tally/spending": "Spending", "/tally/jobs": "Jobs", "/tally/chat": "Chat"}
+LOGIN_PATH = "/tally/login"
+JOB_ROWS = 100
+Access = Callable[[Request], bool]
+"""Whether the caller may see what the whole wallet did."""
+
+
+class PayerPages:
+    """See the module's docstring. `may_see` decides for each request; others are shown the form to log in.
+
+    `log_in` takes the key of the form, and returns the value of a session cookie, or None for a wrong key. `now`: Unix time.
+    """
+
+    def __init__(
+        self, market: Market, *, may_see: Access, log_in: Callable[[str], str | None], now: Callable[[], float] = time.time
+    ) -> None:
+        self._market, self._may_see, self._log_in, self._now = market, may_see, log_in, now
+        self._pages = Pages(Path(__file__).parent / "templates", product="Tallystick gateway", sections=SECTIONS)
+
+    def routes(self) -> list[Route]:
+        """The routes, of which LOGIN_PATH and those of static files are for everybody."""
+        return [
+            Route("/tally/spending", self._guarded(self._spending)),
+            Route("/tally/jobs", self._guarded(self._jobs)),
+            Route("/tally/pages/jobs/{job}", self._guarded(self._job)),
+            Route("/tally/chat", self._guarded(self._chat)),
+            Route(LOGIN_PATH, self._login, methods=["GET", "POST"]),
+            Route(f"{STATIC_PATH}/{{name}}", serve_static),
+        ]
+
+    def _guarded(self, page: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        async def guarded(request: Request) -> Response:
+            if not self._may_see(request):
+                return self._pages.render("login.html", 401, section="", problem="", target=request.url.path)
+            try:
+                response: Response = await page(request)
+            except TallyError as error:
+                return self._pages.render("problem.html", 503, section="", problem=str(error))
+            return response
+
+        return guarded
+
+    async def _login(self, request: Request) -> Response:
+        if request.method == "GET":
+            return self._pages.render("login.html", section="", problem="", target="/tally/spending")
+        form = await request.form(max_files=0, max_fields=4)
+        target = form.get("target")
+        session = self._log_in(str(form.get("key", "")))
+        if session is None:
+            problem = "This is not the gateway's api_key (TALLY_GATEWAY_API_KEY)."
+            return self._pages.render("login.html", 401, section="", problem=problem, target="/tally/spending")
+        response = RedirectResponse(target if isinstance(target, str) and target in SECTIONS else "/tally/spending", 303)
+        response.set_cookie("tally_session", session, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+        return response
+
+    async def _spending(self, request: Request) -> Response:
+        query, now = read_query(request.query_params), int(self._now())
+        ledger = maintenance_of(self._market).ledger
+        since = now - (query.days - 1) * DAY_SECONDS
+        rows = await ledger.spending(since, (query.by,))
+        by_day = rows if query.by == "day" else await ledger.spending(since, ("day",))
+        budgets = [await ledger.budget_status(budget, now) for budget in self._market.config.budgets]
+        total = Amount(sum(int(row.cost) for row in rows))
+        return self._pages.render(
+            "spending.html",
+            section="/tally/spending",
+            query=query,
+            periods=PERIODS,
+            groupings=GROUPINGS,
+            lines=lines_of(rows, query.by),
+            bars=bars_of(by_day, query.days, now // DAY_SECONDS),
+            total=total,
+            requests=sum(row.requests for row in rows),
+            failed=sum(row.failed for row in rows),
+            running=self._market.running,
+            purse=await self._purse(),
+            budgets=budgets,
+            payer=self._market.address,
+            coordinator=self._market.config.coordinator,
+        )
+
+    async def _purse(self) -> str:
+        """The purse's free money in dollars; empty if the chain does not answer or is not known."""
+        onchain = maintenance_of(self._market).onchain
+        if onchain is None:
+            return ""
+        try:
+            purse = await onchain.purse()
+        except TallyError:
+            return ""
+        return format_amount(max(0, purse.free - purse.thawing))
+
+    async def _jobs(self, _request: Request) -> Response:
+        jobs = await maintenance_of(self._market).ledger.latest_jobs(JOB_ROWS)
+        return self._pages.render("jobs.html", section="/tally/jobs", rows=[self._row(job) for job in jobs])
+
+    def _row(self, job: KnownJob) -> dict[str, Any]:
+        shown, now = job_json(job), self._now()
+        ended = job.finished_at
+        return shown | {
+            "age": max(0.0, now - job.created_at),
+            "seconds": None if ended is None else max(0, ended - job.created_at),
+        }
+
+    async def _job(self, request: Request) -> Response:
+        try:
+            job_id: JobId = parse_job_id(request.path_params["job"])
+        except TallyError as error:
+            return self._pages.render("problem.html", 404, section="/tally/jobs", problem=str(error))
+        job = await self._market.find(job_id)
+        if job is None:
+            problem = f"This wallet's ledger has no job {job_id.hex()}."
+            return self._pages.render("problem.html", 404, section="/tally/jobs", problem=problem)
+        return self._pages.render("job.html", section="/tally/jobs", job=self._row(job))
+
+    async def _chat(self, _request: Request) -> Response:
+        offers = await self._market.models()
+        aliases = sorted(alias.name for alias in self._market.config.aliases)
+        models = [*aliases, *sorted(offer.id for offer in offers)]
+        return self._pages.render("chat.html", section="/tally/chat", models=models)

@@ -1,0 +1,125 @@
+"""The gateway's pages over HTTP: what a wallet did, for those who may see it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from tallystick.client.config import ApiKey, Budget, ClientConfig
+from tallystick.client.pages.payer_pages import SECTIONS
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.types import Amount
+from tests.client.fake_coordinator import BODY, CHAT, FakeMarket
+from tests.client.gateway.test_app import gateway, http, url
+
+__all__ = ["http", "url"]
+PAGES = [*SECTIONS, "/tally/pages/jobs/" + "00" * 16]
+KEY = "secret of sixteen or more"
+
+
+async def test_what_was_spent(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """Tiles, rows by each group, budgets; the prompt is on no page."""
+    budgets = (Budget(label="<b>team</b>", per_day=Amount(1_000_000)),)
+    async with gateway(fake, wallet, replace(config, budgets=budgets)) as base, httpx.AsyncClient(base_url=base) as http:
+        empty = await http.get("/tally/spending")
+        assert (empty.status_code, "Nothing was spent" in empty.text) == (200, True)
+        answers = [await http.post(CHAT, json=BODY) for _ in range(3)]
+        cost = answers[0].headers["x-tally-cost"]
+        for by in ("day", "model", "label", "provider"):
+            for days in ("1", "7", "30", "365"):
+                page = await http.get("/tally/spending", params={"by": by, "days": days})
+                assert page.status_code == 200
+                assert "<rect" in page.text
+                assert wallet.address in page.text
+        models = (await http.get("/tally/spending?by=model")).text
+        assert BODY["model"] in models
+        assert "&lt;b&gt;team&lt;/b&gt;" in models
+        jobs = (await http.get("/tally/jobs")).text
+        job = answers[0].headers["x-tally-job"]
+        assert f"/tally/pages/jobs/{job}" in jobs
+        assert cost in jobs
+        shown = (await http.get(f"/tally/pages/jobs/{job}")).text
+        for text in (job, cost, BODY["model"], answers[0].headers["x-tally-provider"], "recorded"):
+            assert text in shown
+        assert str(BODY["messages"][0]["content"]) not in models + jobs + shown
+
+
+async def test_what_is_not_there(http: httpx.AsyncClient) -> None:
+    """A job that the ledger does not have, and what is no job's id."""
+    for job in ("00" * 16, "x", "%3Cb%3E"):
+        page = await http.get(f"/tally/pages/jobs/{job}")
+        assert (page.status_code, "That did not work" in page.text, "<b>" in page.text) == (404, True, False)
+
+
+async def test_the_chat_names_models_and_aliases(http: httpx.AsyncClient) -> None:
+    """A model is chosen from what is on offer."""
+    page = await http.get("/tally/chat")
+    assert (page.status_code, f"<option>{BODY['model']}</option>" in page.text) == (200, True)
+
+
+@pytest.mark.parametrize("path", PAGES)
+async def test_other_sites_see_nothing(http: httpx.AsyncClient, path: str) -> None:
+    """Without a key, pages are for this machine: not for other sites, their frames, or other names of this machine."""
+    for headers in (
+        {"origin": "https://evil.example"},
+        {"sec-fetch-site": "cross-site"},
+        {"host": "evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:1"},
+    ):
+        assert (await http.get(path, headers=headers)).status_code == 401
+    page = await http.get(path, headers={"sec-fetch-site": "none"})
+    assert page.status_code in {200, 404}
+    assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+
+
+async def test_the_pages_own_requests_are_served(url: str, http: httpx.AsyncClient) -> None:
+    """The chat's requests have the gateway's own origin. That of another port or scheme is foreign."""
+    own = {"origin": url, "sec-fetch-site": "same-origin"}
+    assert (await http.post(CHAT, json=BODY, headers=own)).status_code == 200
+    for origin in (url + "0", url.replace("127.0.0.1", "localhost"), "https://evil.example", url + ".evil.example"):
+        assert (await http.post(CHAT, json=BODY, headers=own | {"origin": origin})).status_code == 401
+    assert (await http.post(CHAT, json=BODY, headers=own | {"sec-fetch-site": "cross-site"})).status_code == 401
+
+
+async def test_logging_in(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """With keys, a stranger gets the form on every page; the gateway's own key opens a session, no other key does."""
+    keys = (ApiKey(label="team", secret="another secret of a team"),)
+    config = replace(config, api_key=KEY, api_keys=keys)
+    async with gateway(fake, wallet, config) as base, httpx.AsyncClient(base_url=base) as http:
+        for path in PAGES:
+            page = await http.get(path)
+            assert (page.status_code, 'name="key"' in page.text, wallet.address in page.text) == (401, True, False)
+            page = await http.get(path, headers={"authorization": f"Bearer {keys[0].value}"})
+            assert page.status_code == 401, "a team's key opens no page of the whole wallet"
+        for wrong in ("", "x", keys[0].value, "\N{SNOWMAN}", KEY + "x"):
+            answer = await http.post("/tally/login", data={"key": wrong, "target": "/tally/jobs"})
+            assert (answer.status_code, "set-cookie" in answer.headers) == (401, False)
+        for target, place in (
+            ("/tally/jobs", "/tally/jobs"),
+            ("https://evil.example", "/tally/spending"),
+            ("//x", "/tally/spending"),
+        ):
+            answer = await http.post("/tally/login", data={"key": KEY, "target": target})
+            assert (answer.status_code, answer.headers["location"]) == (303, place)
+            cookie = answer.headers["set-cookie"].lower()
+            assert "httponly" in cookie
+            assert "samesite=strict" in cookie
+        assert (await http.get("/tally/spending")).status_code == 200
+        assert (await http.post(CHAT, json=BODY, headers={"origin": base})).status_code == 200
+        for foreign in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
+            assert (await http.post(CHAT, json=BODY, headers=foreign)).status_code == 401
+        http.cookies.clear()
+        assert (await http.get("/tally/spending")).status_code == 401
+
+
+async def test_static_files_are_for_everybody(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """The form to log in has its style."""
+    async with gateway(fake, wallet, replace(config, api_key=KEY)) as base, httpx.AsyncClient(base_url=base) as http:
+        page = (await http.get("/tally/login")).text
+        style = page.split('rel="stylesheet" href="')[1].split('"')[0]
+        assert (await http.get(style)).headers["content-type"].startswith("text/css")
+        assert (await http.get("/static/../v1/models")).status_code in {401, 404}
+        assert (await http.get("/v1/models")).status_code == 401

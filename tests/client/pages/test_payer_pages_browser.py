@@ -1,0 +1,74 @@
+"""The gateway's pages in a real browser: accessible at two widths; a chat by keyboard, whose answers stay text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import httpx
+import pytest
+
+from tallystick.client.config import Budget, ClientConfig
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.types import Amount
+from tests.client.fake_coordinator import BODY, CHAT, EVENTS, FakeMarket, Session, event
+from tests.client.gateway.test_app import gateway
+from tests.web.browser import NARROW, WIDE, browsing, look_at, needs_browser
+
+pytestmark = needs_browser
+HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>alert(1)</script> **bold** \N{RIGHT-TO-LEFT OVERRIDE}abc"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(NARROW, "light"), (WIDE, "dark")])
+async def test_every_page(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, width: int, scheme: Literal["light", "dark"]
+) -> None:
+    """No complaint of the browser, no violation by axe-core, nothing wider than the window."""
+    budgets = (Budget(label="team", per_day=Amount(10)), Budget(per_day=Amount(1_000_000)))
+    async with (
+        gateway(fake, wallet, replace(config, budgets=budgets[1:])) as url,
+        httpx.AsyncClient(base_url=url) as http,
+        browsing(url, width=width, scheme=scheme) as page,
+    ):
+        jobs = [(await http.post(CHAT, json=BODY)).headers["x-tally-job"] for _ in range(3)]
+        paths = {
+            "spending": "/tally/spending?days=30",
+            "jobs": "/tally/jobs",
+            "job": f"/tally/pages/jobs/{jobs[0]}",
+            "chat": "/tally/chat",
+            "login": "/tally/login",
+        }
+        for name, path in paths.items():
+            answer = await page.goto(path)
+            assert answer is not None
+            assert answer.ok
+            assert len(await answer.body()) < 200_000
+            await look_at(page, f"gateway-{name}")
+
+
+async def test_a_chat(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A message by keyboard, its streamed answer as text, what it cost, and the job's page."""
+
+    async def answers(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        for place in range(0, len(HOSTILE), 7):
+            await session.chunk(event(HOSTILE[place : place + 7]))
+        await session.chunk(b"data: [DONE]\n\n", last=True)
+        await session.finish()
+
+    fake.script = answers
+    async with gateway(fake, wallet, config) as url, browsing(url) as page:
+        await page.goto("/tally/chat")
+        await page.locator("#prompt").focus()
+        await page.keyboard.type("hello")
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector(".message.assistant small a")
+        assert await page.locator(".message.assistant .text").inner_text() == HOSTILE
+        assert await page.locator(".message.assistant img").count() == 0
+        assert "taken" not in await page.title()
+        assert "dollars" in await page.locator(".message.assistant small").inner_text()
+        await look_at(page, "gateway-chat-answer")
+        await page.click(".message.assistant small a")
+        await page.wait_for_url("**/tally/pages/jobs/*")
+        assert "Job" in await page.inner_text("h1")

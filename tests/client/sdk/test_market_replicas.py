@@ -1,0 +1,389 @@
+"""A client of a coordinator with replicas: which one it uses, and what becomes of its jobs when one is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tallystick.client.config import ClientConfig
+from tallystick.client.jobs.result import StreamInterrupted
+from tallystick.client.recovery import reconciler
+from tallystick.client.sdk.market import Market
+from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
+from tallystick.protocol.jobs import State
+from tallystick.protocol.messages import Outcome
+from tallystick.protocol.pricing import Usage
+from tallystick.protocol.replicas import replica_order
+from tests.client.fake_coordinator import (
+    BODY,
+    CHAT,
+    EVENTS,
+    STREAM,
+    WORDS,
+    FakeMarket,
+    Script,
+    Session,
+    completion,
+    event,
+    eventually,
+    run,
+)
+from tests.client.parties import signer
+
+ANSWER = completion("".join(WORDS))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short intervals between queries."""
+    monkeypatch.setattr(reconciler, "POLLS", (0.01, 0.05))
+    monkeypatch.setattr(reconciler, "REPLICA_POLLS", (0.01,) * 20)
+
+
+class Replicas:
+    """The replicas of one coordinator, in the order in which the wallet uses them. They share what a database would hold."""
+
+    def __init__(self, served: list[FakeMarket], wallet: Signer) -> None:
+        urls = [market.url for market in served]
+        order = replica_order(wallet.address, urls)
+        self.served = sorted(served, key=lambda market: order.index(market.url))
+        first = served[0]
+        for market in served:
+            market.sessions, market.providers, market.submissions = first.sessions, first.providers, first.submissions
+        self.list(*served)
+
+    def list(self, *listed: FakeMarket) -> None:
+        """Changes the list that all of them give."""
+        entries = [{"id": str(i), "url": market.url} for i, market in enumerate(listed)]
+        for market in self.served:
+            market.info["replicas"] = entries
+
+    async def kill_first(self) -> None:
+        """Kills the replica that the wallet uses; the others notice."""
+        self.list(*self.served[1:])
+        await self.served[0].kill()
+
+    def script(self, script: Script) -> None:
+        """Plays a script at the first replica, and an honest one at the others."""
+        self.served[0].script = script
+
+
+@pytest.fixture
+async def replicas(wallet: Signer) -> AsyncIterator[Replicas]:
+    """Three replicas that serve."""
+    async with AsyncExitStack() as stack:
+        yield Replicas([await stack.enter_async_context(FakeMarket().serve()) for _ in range(3)], wallet)
+
+
+@asynccontextmanager
+async def client(replicas: Replicas, wallet: Signer, config: ClientConfig, seed: int = 2) -> AsyncIterator[Market]:
+    """A client whose config names the replica that it likes least."""
+    async with Market(replicas.served[seed].url, wallet, config) as market:
+        yield market
+
+
+async def test_a_payers_requests_go_to_one_replica(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """The configured URL gives the list; everything else goes to the replica that is first for the payer."""
+    async with client(replicas, wallet, config) as market:
+        for _ in range(2):
+            assert await run(market) == ANSWER
+    assert replicas.served[2].requests == ["/v1/info"]
+    assert not replicas.served[1].requests
+    assert replicas.served[0].requests[0] == "/v1/info"
+    assert replicas.served[0].requests.count("/v1/jobs") == 2
+
+
+async def test_a_replica_that_is_gone_before_the_job(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """The next one serves; when the first one is back and listed, it is used again."""
+    async with client(replicas, wallet, config) as market:
+        assert await run(market) == ANSWER
+        await replicas.kill_first()
+        assert await run(market) == ANSWER
+        assert replicas.served[1].requests.count("/v1/jobs") == 1
+        assert await run(market) == ANSWER
+
+
+async def test_a_replica_that_stops(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """A replica that refuses because it stops has no job: the same submission goes to the next one."""
+    async with client(replicas, wallet, config) as market:
+        await run(market)
+        replicas.served[0].refusals.append(Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator is stopping"))
+        assert await run(market) == ANSWER
+        assert len({submission.job for submission in replicas.served[0].submissions}) == 2
+        assert (await market.tab(replicas.served[0].providers[0].address)).open_caps == 0
+
+
+async def test_other_refusals_are_final(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """A refusal that is not about the replica goes to the caller and to no other replica."""
+    async with client(replicas, wallet, config) as market:
+        await run(market)
+        replicas.served[0].refusals.append(Refusal(Code.ORDER_TERMS, "no"))
+        with pytest.raises(Refusal, match="no"):
+            await run(market)
+    assert not replicas.served[1].requests
+
+
+# Lost in the middle of a job
+
+
+async def before_match(session: Session) -> None:
+    """The job waits in the queue."""
+    await session.send(0x05)  # type: ignore[arg-type]
+    await session.hang()
+
+
+async def after_dispatch(session: Session) -> None:
+    """A provider has the job and has sent nothing. It signs a receipt at no cost when the replica is gone."""
+    await session.match()
+    try:
+        await session.hang()
+    finally:
+        session.release(Outcome.PROVIDER_ERROR)
+
+
+async def after_dispatch_running(session: Session) -> None:
+    """The same, where the database says for long that the job runs."""
+    session.survives = True
+    session.state = State.STREAMING
+    await after_dispatch(session)
+
+
+@pytest.mark.parametrize("script", [before_match, after_dispatch, after_dispatch_running])
+@pytest.mark.parametrize("body", [BODY, STREAM], ids=["whole", "streamed"])
+async def test_a_replica_lost_before_the_answer(
+    replicas: Replicas, wallet: Signer, config: ClientConfig, script: Script, body: dict[str, Any]
+) -> None:
+    """The request is submitted anew to the next replica by itself: the caller sees one answer, and one job is paid."""
+    replicas.script(script)
+    async with client(replicas, wallet, config) as market:
+        async with await market.submit(CHAT, body) as job:
+            lost = job.id
+            reading = asyncio.create_task(job.result())
+            await eventually(lambda: script is before_match or replicas.served[0].last.attempts == 1)
+            await replicas.kill_first()
+            result = await reading
+            assert b"tally" in result.body
+            assert job.id == result.job != lost
+        assert market.running == 0
+        assert [submission.job for submission in replicas.served[0].submissions] == [lost, job.id]
+        assert lost in replicas.served[1].cancels
+        tab = await market.tab(replicas.served[0].providers[0].address)
+        assert (tab.accepted, tab.open_caps) == (3, 0)
+
+
+async def test_a_request_is_submitted_anew_once(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """A second loss is the caller's to know."""
+    for served in replicas.served:
+        served.script = before_match
+    async with client(replicas, wallet, config) as market, await market.submit(CHAT, BODY) as job:
+        reading = asyncio.create_task(job.result())
+        await replicas.kill_first()
+        await eventually(lambda: len(replicas.served[1].submissions) == 2)
+        await replicas.served[1].kill()
+        with pytest.raises(StreamInterrupted):
+            await reading
+
+
+async def test_a_job_that_may_still_cost_something(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """While a provider may still bill the lost job, no second job is bought; the caller is told not to retry."""
+
+    async def bills_later(session: Session) -> None:
+        session.survives = True
+        session.state = State.STREAMING
+        await session.match()
+        await session.hang()
+
+    replicas.script(bills_later)
+    async with client(replicas, wallet, config) as market, await market.submit(CHAT, BODY) as job:
+        reading = asyncio.create_task(job.result())
+        await eventually(lambda: bool(replicas.served[0].sessions and replicas.served[0].last.attempts))
+        await replicas.kill_first()
+        with pytest.raises(StreamInterrupted) as caught:
+            await reading
+        assert not caught.value.retry
+    assert len(replicas.served[0].submissions) == 1
+
+
+async def test_a_lost_job_that_was_billed(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """A job whose provider charges for it is not bought a second time."""
+
+    async def bills(session: Session) -> None:
+        await session.match()
+        try:
+            await session.hang()
+        finally:
+            session.bill(Usage(10, 0, 5), Outcome.CLIENT_CANCELLED)
+
+    replicas.script(bills)
+    async with client(replicas, wallet, config) as market, await market.submit(CHAT, BODY) as job:
+        reading = asyncio.create_task(job.result())
+        await eventually(lambda: bool(replicas.served[0].sessions and replicas.served[0].last.attempts))
+        await replicas.kill_first()
+        with pytest.raises(TallyError):
+            await reading
+    assert len(replicas.served[0].submissions) == 1
+
+
+async def test_a_replica_lost_after_the_first_chunk(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """What was streamed cannot be taken back: the caller learns at once what had come, and that it may send the request again."""
+
+    async def streams(session: Session) -> None:
+        await session.match()
+        await session.answer(200, EVENTS)
+        await session.chunk(event("A "))
+        try:
+            await session.hang()
+        finally:
+            session.release(Outcome.PROVIDER_ERROR)
+
+    replicas.script(streams)
+    async with client(replicas, wallet, config) as market:
+        async with await market.submit(CHAT, STREAM) as job:
+            pieces = aiter(job)
+            assert b"A " in await anext(pieces)
+            await replicas.kill_first()
+            with pytest.raises(StreamInterrupted) as caught:
+                await anext(pieces)
+            assert caught.value.retry
+        assert len(replicas.served[0].submissions) == 1
+        await eventually(lambda: _is_settled(market, replicas))
+        assert (await market.tab(replicas.served[0].providers[0].address)).accepted == 0
+
+
+async def _is_settled(market: Market, replicas: Replicas) -> bool:
+    return (await market.tab(replicas.served[0].providers[0].address)).open_caps == 0
+
+
+async def test_a_replica_lost_with_the_receipt(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """A whole answer is a success; its receipt comes from another replica."""
+
+    async def keeps_receipt(session: Session) -> None:
+        await session.match()
+        await session.answer()
+        await session.chunk(ANSWER, last=True)
+        try:
+            await session.hang()
+        finally:
+            session.bill()
+
+    replicas.script(keeps_receipt)
+    async with client(replicas, wallet, config) as market:
+        async with await market.submit(CHAT, BODY) as job:
+            reading = asyncio.create_task(job.result())
+            await eventually(lambda: bool(replicas.served[0].sessions and replicas.served[0].last.output_bytes))
+            await eventually(lambda: job._response.complete)
+            await replicas.kill_first()
+            assert (await reading).body == ANSWER
+        await eventually(lambda: _is_settled(market, replicas))
+        assert (await market.tab(replicas.served[0].providers[0].address)).accepted == 3
+
+
+async def test_a_submission_lost_after_it_was_admitted(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """If the next replica says that the job was admitted, its free end is awaited, and the request is submitted anew."""
+    async with client(replicas, wallet, config) as market:
+        await run(market)
+        replicas.served[0].drops, replicas.served[0].keeps = 2, True
+        assert await run(market) == ANSWER
+        jobs = [submission.job for submission in replicas.served[0].submissions]
+        assert len(set(jobs)) == 3
+        assert (await market.tab(replicas.served[0].providers[0].address)).open_caps == 0
+
+
+async def test_a_submission_lost_before_it_was_admitted(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """The same submission, with the same id, goes to the next replica."""
+    async with client(replicas, wallet, config) as market:
+        await run(market)
+        replicas.served[0].drops = 2
+        assert await run(market) == ANSWER
+    assert len({submission.job for submission in replicas.served[0].submissions}) == 2
+
+
+async def test_a_doubt_outlasts_another_replicas_refusal(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """A replica that refuses a job without knowing whether another one has it does not make the job free."""
+    async with client(replicas, wallet, config) as market:
+        await run(market)
+        replicas.served[0].drops = 2
+        replicas.served[1].refusals.append(Unavailable(Code.RATE_LIMITED, "too many"))
+        with pytest.raises(Unavailable) as caught:
+            await run(market)
+        assert (caught.value.code, caught.value.retry) == (Code.COORDINATOR_UNAVAILABLE, False)
+
+
+async def test_cancelling_while_the_replica_is_lost(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """A job that the caller gives up meanwhile is not submitted anew."""
+    replicas.script(before_match)
+    async with client(replicas, wallet, config) as market:
+        job = await market.submit(CHAT, BODY)
+        reading = asyncio.create_task(job.result())
+        await asyncio.sleep(0)
+        cancelling = asyncio.create_task(job.cancel())
+        await replicas.kill_first()
+        await asyncio.gather(reading, cancelling, return_exceptions=True)
+        assert job.done
+        assert market.running == 0
+    assert len(replicas.served[0].submissions) == 1
+
+
+# Which URLs are used
+
+
+async def test_a_listed_url_of_another_coordinator(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """A listed replica that is another coordinator's gets neither jobs nor access tokens."""
+    replicas.served[0].info = replicas.served[0].info | {"coordinator": signer("other").address}
+    with capture_logs() as logs:
+        async with client(replicas, wallet, config) as market:
+            for _ in range(2):
+                assert await run(market) == ANSWER
+    assert replicas.served[0].requests == ["/v1/info"]
+    assert any(entry["event"].startswith("a listed replica is another coordinator's") for entry in logs)
+
+
+async def test_all_listed_replicas_are_gone(wallet: Signer, config: ClientConfig) -> None:
+    """The configured URL, such as that of a load balancer, is the last resort."""
+    async with FakeMarket().serve() as balancer, FakeMarket().serve() as listed:
+        listed.sessions, listed.providers, listed.submissions = balancer.sessions, balancer.providers, balancer.submissions
+        for served in (balancer, listed):
+            served.info["replicas"] = [{"id": "a", "url": listed.url}]
+        async with Market(balancer.url, wallet, config) as market:
+            assert await run(market) == ANSWER
+            assert "/v1/jobs" not in balancer.requests
+            await listed.kill()
+            assert await run(market) == ANSWER
+            assert "/v1/jobs" in balancer.requests
+
+
+async def test_several_configured_urls(wallet: Signer, config: ClientConfig, unused_tcp_port: int) -> None:
+    """A client starts with any of the configured URLs that answers."""
+    async with FakeMarket().serve() as fake:
+        settings = replace(config, coordinator_urls=(fake.url,))
+        async with Market(f"http://127.0.0.1:{unused_tcp_port}", wallet, settings) as market:
+            assert await run(market) == ANSWER
+
+
+async def test_nobody_answers(wallet: Signer, config: ClientConfig, unused_tcp_port: int) -> None:
+    """The error names the URL that was tried last, and nothing is owed."""
+    settings = replace(config, coordinator_urls=(f"http://localhost:{unused_tcp_port}",))
+    async with Market(f"http://127.0.0.1:{unused_tcp_port}", wallet, settings) as market:
+        with pytest.raises(Unavailable, match=f"no coordinator answers at http://localhost:{unused_tcp_port}"):
+            await run(market)
+
+
+async def test_the_list_is_read_again(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """After a while, with the next request, a client learns of new replicas."""
+    replicas.list(replicas.served[2])
+    async with client(replicas, wallet, config) as market:
+        assert await run(market) == ANSWER
+        assert not replicas.served[0].requests
+        replicas.list(*replicas.served)
+        market._coordinator.replicas.read_at = float("-inf")
+        await market.models()
+        await eventually(lambda: market._coordinator.replicas.urls[0] == replicas.served[0].url)
+        assert await run(market) == ANSWER
+    assert replicas.served[0].requests.count("/v1/jobs") == 1
