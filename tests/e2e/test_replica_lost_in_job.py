@@ -50,7 +50,7 @@ async def _behave(running: Cluster, http: httpx.AsyncClient, **simulation: Any) 
 
 async def _have_seen(running: Cluster, http: httpx.AsyncClient, count: int) -> bool:
     answers = [await http.get(f"{running[engine].url}/demo/behaviour") for engine in ("engine-a", "engine-b")]
-    return sum(answer.json()["seen"] for answer in answers) >= count
+    return bool(sum(answer.json()["seen"] for answer in answers) >= count)
 
 
 async def _whole(running: Cluster) -> bool:
