@@ -14,8 +14,8 @@ from tallystick.client.coordinator.info import RemoteJob
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.open_orders import NO_DELIVERIES, Deliveries
 from tallystick.client.ledger.queries import KnownJob
+from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.schema import JobState, OrderState
-from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.token_audit import AuditFinding
 from tallystick.client.recovery.lost_state import TabRecovery
