@@ -20,6 +20,7 @@ from coordinator.domain.listed_ask import PROVEN, RELIABLE, ListedAsk
 from coordinator.domain.scoring import Scorer
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.messages import Ask
+from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.types import Address
 
 MAX_GROUPS = 256
@@ -37,7 +38,7 @@ def group_key(ask: Ask) -> GroupKey:
     """Returns a key that is equal for asks of one group."""
     spec = ask.spec
     features = frozenset(feature if feature.startswith("/") else feature.lower() for feature in spec.features)
-    names = spec.region.lower(), spec.tier.lower(), spec.precision.lower(), spec.engine.lower()
+    names = spec.region.lower(), spec.tier.lower(), precision_class(spec.precision), spec.engine.lower()
     return *names, features, ask.context_tokens, price_mix(ask)
 
 

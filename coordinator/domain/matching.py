@@ -27,7 +27,7 @@ from coordinator.domain.search import Search, perfect_score, rejection
 from tallystick.protocol.criteria import Demand, Reason, is_batch_only
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.messages import UNKNOWN, Spec
-from tallystick.protocol.requirements import Requirements
+from tallystick.protocol.requirements import Requirements, compared_name
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import Candidate
 
@@ -101,7 +101,7 @@ def likely_requirements(specs: Iterable[Spec]) -> Requirements:
     listed = list(specs)
 
     def names(member: str) -> tuple[str, ...]:
-        values = {str(getattr(spec, member)).lower() for spec in listed}
+        values = {compared_name(member, getattr(spec, member)) for spec in listed}
         return () if values & _UNDECLARED else tuple(sorted(values))
 
     common = set(listed[0].features).intersection(*(spec.features for spec in listed)) if listed else set[str]()

@@ -159,7 +159,7 @@ def read_details(kind: EngineKind, models: tuple[UpstreamModel, ...], answers: D
         return EngineDetails(_read_count(answers["/props"], "total_slots"), contexts, dict.fromkeys(names, spec))
     if kind is EngineKind.TGI:
         info = answers["/info"]
-        spec = Spec(precision=_read_text(info, "model_dtype"), revision=_read_text(info, "model_sha"))
+        spec = Spec(precision=precision_class(_read_text(info, "model_dtype")), revision=_read_text(info, "model_sha"))
         context = _read_count(info, "max_total_tokens")
         contexts = dict.fromkeys(names, context) if context else {}
         return EngineDetails(_read_count(info, "max_concurrent_requests"), contexts, dict.fromkeys(names, spec))
@@ -194,7 +194,7 @@ def _read_lm_studio(names: list[str], answers: Documents) -> EngineDetails:
         if context:
             contexts[name] = context
     specs = {
-        name: Spec(precision=_read_text(model, "quantization"), features=_lm_studio_features(model))
+        name: Spec(precision=precision_class(_read_text(model, "quantization")), features=_lm_studio_features(model))
         for name, model in known.items()
     }
     return EngineDetails(contexts=contexts, specs=specs)

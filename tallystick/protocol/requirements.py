@@ -8,7 +8,8 @@ from typing import Any
 
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.json_members import read_count, read_items, read_text
-from tallystick.protocol.messages import Ask
+from tallystick.protocol.messages import UNKNOWN, Ask
+from tallystick.protocol.precisions import precision_class
 
 MAX_NAMES = 64
 
@@ -17,8 +18,8 @@ MAX_NAMES = 64
 class Requirements:
     """Conditions on an ask's spec. Names are compared without case; empty tuples and zero do not restrict.
 
-    `precision`, `region`, `tier` and `engine` must be one of the names given; `features` must contain all of them;
-    `context_tokens` is a minimum. A spec member that is "unknown" meets no requirement.
+    `region`, `tier` and `engine` must be one of the names given, and `precision` of the class of one, however either is spelled;
+    `features` must contain all of them; `context_tokens` is a minimum. A member that is "unknown" meets no other name.
     """
 
     precision: tuple[str, ...] = ()
@@ -32,8 +33,8 @@ class Requirements:
         """The name of the first requirement that an ask does not meet; None if it meets all."""
         spec = ask.spec
         for name in ("region", "tier", "precision", "engine"):
-            wanted = _lower(getattr(self, name))
-            if wanted and str(getattr(spec, name)).lower() not in wanted:
+            wanted = getattr(self, name)
+            if wanted and compared_name(name, getattr(spec, name)) not in _compared(name, wanted):
                 return name
         if not _lower(self.features) <= _lower(spec.features):
             return "features"
@@ -47,7 +48,7 @@ class Requirements:
             allowed, requested = getattr(self, name), getattr(other, name)
             both = allowed or requested
             if allowed and requested:
-                both = tuple(value for value in requested if value.lower() in _lower(allowed))
+                both = tuple(value for value in requested if _compared(name, (value,)) & _compared(name, allowed))
             if (allowed or requested) and not both:
                 text = f"require.{name}: expected one of {', '.join(allowed)}, got {', '.join(requested)}"
                 raise Refusal(Code.NO_PROVIDER, text)
@@ -76,6 +77,17 @@ class Requirements:
 def _names(raw: object, where: str) -> tuple[str, ...]:
     listed = [raw] if isinstance(raw, str) else read_items(raw, where, MAX_NAMES)
     return tuple(read_text(name, where) for name in listed)
+
+
+def compared_name(member: str, name: str) -> str:
+    """What is compared of a name that a spec has in this member: precisions by their class, other names without case."""
+    return precision_class(name) if member == "precision" else name.lower()
+
+
+def _compared(member: str, names: Iterable[str]) -> frozenset[str]:
+    """What is compared of required names. A precision that is no class, such as an overlong one, is not the unknown one."""
+    compared = ((name, compared_name(member, name)) for name in names)
+    return frozenset(value for name, value in compared if member != "precision" or value != UNKNOWN or name.lower() == UNKNOWN)
 
 
 def _lower(names: Iterable[str]) -> frozenset[str]:

@@ -27,6 +27,10 @@ ASK = replace(make_ask(person("ann")).message, spec=SPEC)
         ({"region": ("eu",)}, "region"),
         ({"tier": ("edge",), "precision": ("fp8",)}, "precision"),
         ({"tier": ("cloud",), "precision": ("fp8",)}, "tier"),
+        ({"precision": ("bfloat16",)}, None),
+        ({"precision": ("fp8", "torch.bfloat16")}, None),
+        ({"precision": ("fp16",)}, "precision"),
+        ({"precision": ("unknown",)}, "precision"),
         ({"engine": ("sglang",)}, "engine"),
         ({"features": ("tools", "logprobs")}, None),
         ({"features": ("tools", "vision")}, "features"),
@@ -45,6 +49,27 @@ def test_unknown_meets_nothing() -> None:
     for name in ("region", "tier", "precision", "engine"):
         assert Requirements.from_json({name: ["eu"]}).first_unmet(silent) == name
     assert NO_REQUIREMENTS.first_unmet(silent) is None
+
+
+def test_a_precision_is_required_in_any_spelling() -> None:
+    """Of the ask and of the client. One that is no class, such as an overlong one, is met by nothing, not by the unknown one."""
+    for declared, required in (("Q4_K_M", "q4_k - medium"), ("F8_E4M3", "FP8"), ("half", "torch.float16"), ("4bit", "int4")):
+        ask = replace(ASK, spec=Spec(precision=declared))
+        assert Requirements(precision=(required,)).first_unmet(ask) is None
+        assert Requirements(precision=("q8_0",)).first_unmet(ask) == "precision"
+    silent = replace(ASK, spec=Spec())
+    assert Requirements(precision=("x" * 40,)).first_unmet(silent) == "precision"
+    assert Requirements(precision=("",)).first_unmet(silent) == "precision"
+    assert Requirements(precision=("fp8", "Unknown")).first_unmet(silent) is None
+    assert Requirements(precision=("fp8", "unknown")).first_unmet(ASK) == "precision"
+
+
+def test_narrowing_compares_classes_of_precisions() -> None:
+    """A key that allows bf16 allows a request for bfloat16, and none for another class."""
+    allowed = Requirements(precision=("bf16", "fp8"))
+    assert allowed.intersection(Requirements(precision=("int4", "bfloat16"))).precision == ("bfloat16",)
+    with pytest.raises(Refusal, match=r"require\.precision"):
+        allowed.intersection(Requirements(precision=("q8_0",)))
 
 
 def test_narrowing() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.domain.ask_book import AskBook
 from coordinator.domain.ask_group import price_mix
-from coordinator.domain.ask_index import MAX_GROUPS, ModelIndex
+from coordinator.domain.ask_index import MAX_GROUPS, ModelIndex, group_key
 from coordinator.domain.listed_ask import (
     CLASSES,
     FULL_QUALITY,
@@ -346,3 +346,15 @@ def test_a_route_in_capitals_hides_no_other_ask() -> None:
     assert index is not None
     found = _free(index, Demand(MODEL, route="/v1/messages"), OTHER)
     assert [entry.provider for entry in found] == [KEYS[1].address]
+
+
+def test_a_precision_is_one_whatever_its_spelling() -> None:
+    """Asks that spell a class differently are one group, which a demand in a third spelling finds."""
+    book = AskBook()
+    for key, precision in zip(KEYS, ("bf16", "bfloat16", "torch.BFloat16", "fp16"), strict=False):
+        book.replace(key.address, [make_ask(key, spec=Spec(precision=precision))], Capacity(1, 1))
+    index = book.index_of(MODEL)
+    for wanted, providers in (("BF16", KEYS[:3]), ("bfloat16", KEYS[:3]), ("half", KEYS[3:4]), ("fp8", [])):
+        demand = Demand(MODEL, require=Requirements(precision=(wanted,)))
+        assert {entry.provider for entry in _free(index, demand, OTHER)} == {key.address for key in providers}
+    assert len({group_key(entry.message) for entry in book.of_model(MODEL)}) == 2
