@@ -67,6 +67,10 @@ Requests and answers are those of OpenAI and Anthropic; this page lists what is 
 | `POST /v1/messages` | [Anthropic's Messages](../how-to/use-anthropic-clients.md), for every model: as it is, or translated |
 | `POST /v1/messages/count_tokens` | an estimate of the input tokens; no provider is asked |
 | `GET /v1/models`, `GET /v1/models/MODEL` | models and aliases with prices and speeds; to Anthropic's clients in their shape |
+| `POST`, `GET /v1/files` | [uploads a file](../how-to/run-a-batch.md#files); lists them: `limit`, `after`, `order`, `purpose` |
+| `GET`, `DELETE /v1/files/ID`, `GET /v1/files/ID/content` | a file, and its content |
+| `POST`, `GET /v1/batches` | [creates a batch](../how-to/run-a-batch.md); lists them: `limit`, `after` |
+| `GET /v1/batches/ID`, `POST /v1/batches/ID/cancel` | a batch; ends it |
 | `GET /tally/spending`, `/tally/jobs`, `/tally/chat` | [pages for browsers](../how-to/budgets-and-api-keys.md) |
 | `GET /tally/jobs/ID` | state, provider, cost and receipt of a job of this wallet |
 | `GET /healthz`, `GET /readyz` | whether the gateway serves; the state of each dependency |

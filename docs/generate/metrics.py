@@ -80,6 +80,7 @@ def _credit_summary() -> dict[str, int]:
 
 def _gateway() -> Iterator[Exported]:
     operations = Operations(Market.of(ClientConfig(), Signer(bytes(31) + b"\1")))
+    operations.watch_batches(lambda: 0, lambda: 0)
     yield from _exported(operations.metrics.registry)
     text, kind = re.findall(r"^# (?:HELP|TYPE) \S+ (.*)$", BUDGET_HEADER, re.MULTILINE)
     yield Exported(BUDGET_METRIC, text, kind, frozenset({"budget"}))

@@ -58,6 +58,10 @@ class LineAnswerer(Protocol):
         """Answers a request. Cancelling it cancels its job."""
         ...
 
+    def leave(self) -> None:
+        """From now on, cancelling an answer lets its job run on, for a later process."""
+        ...
+
     async def key_state(self, key: str) -> KeyState:
         """What became of a key's job."""
         ...

@@ -81,12 +81,13 @@ class BatchService:
         await self.store.close()
 
     async def stop(self, seconds: float) -> None:
-        """Begins no more lines, waits up to `seconds` for the running ones, and cancels the rest."""
+        """Begins no more lines, waits up to `seconds` for the running ones, and leaves the rest for the next process."""
         self._stopping = True
         for run in self._runs.values():
             run.stop(RunEnd.STOPPED)
         if self._tasks:
             await asyncio.wait(list(self._tasks.values()), timeout=seconds)
+        self._answerer.leave()
         self._main.cancel()
         tasks = [self._main, *self._tasks.values()]
         for task in tasks:

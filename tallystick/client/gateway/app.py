@@ -66,6 +66,8 @@ def build_app(
     `handler`; None if it has none.
     """
     operations, handler = operations or Operations(market), handler or RequestHandler(market)
+    if batches is not None:
+        operations.watch_batches(lambda: batches.open_batches, lambda: batches.running_lines)
     models, authenticator = _ModelRoutes(market), Authenticator(market.config)
     pages = PayerPages(market, may_see=_may_see_all, log_in=authenticator.log_in)
 

@@ -12,7 +12,7 @@ from tallystick.client.batches.ports import KeyState, LineAnswer, LineJob
 from tallystick.client.batches.window import price_limit
 from tallystick.client.config import ApiKey
 from tallystick.client.gateway.auth import CALLER_KEY
-from tallystick.client.gateway.handler import OWN_KEY, RequestHandler
+from tallystick.client.gateway.handler import OWN_KEY, RUNS_ON, RequestHandler
 from tallystick.client.ledger.schema import COLLECTABLE, JobState
 from tallystick.client.openai.errors import error_words, render_error
 from tallystick.client.sdk.maintenance import Maintenance
@@ -32,7 +32,11 @@ class BatchAnswers:
     """See LineAnswerer."""
 
     def __init__(self, market: Market, handler: RequestHandler) -> None:
-        self._market, self._handler = market, handler
+        self._market, self._handler, self._leaving = market, handler, False
+
+    def leave(self) -> None:
+        """See LineAnswerer."""
+        self._leaving = True
 
     @property
     def _maintenance(self) -> Maintenance:
@@ -49,7 +53,8 @@ class BatchAnswers:
                 return LineAnswer(error.status, "", error.body, code=Code.UNAUTHENTICATED.value, message=text)
         exchange = _Exchange(job.body)
         options = await self._priced_options(job, caller)
-        await self._handler(_scope(job, caller, options), exchange.receive, exchange.send)
+        scope = {**_scope(job, caller, options), RUNS_ON: lambda: self._leaving}
+        await self._handler(scope, exchange.receive, exchange.send)
         return exchange.answer()
 
     async def _priced_options(self, job: LineJob, caller: ApiKey | None) -> str:

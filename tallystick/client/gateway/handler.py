@@ -60,6 +60,8 @@ from tallystick.runtime.http_direct import ClientStalled, DirectRequest
 log = structlog.get_logger()
 OWN_KEY = "tally.key"
 """Scope member with the idempotency key of a request that the gateway makes by itself."""
+RUNS_ON = "tally.runs_on"
+"""Scope member beside it: a function that says whether the request's job is to run on if the request is cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class _GatewayRequest:
     options: RequestOptions
     extras: GatewayOptions
     caller: ApiKey | None
+    runs_on: Callable[[], bool] | None = None
 
     @property
     def dialect(self) -> Dialect | None:
@@ -107,6 +110,7 @@ class _GatewayRequest:
             restrict_to_key(caller, options),
             extras,
             caller,
+            scope.get(RUNS_ON),
         )
 
 
@@ -293,6 +297,7 @@ class RequestHandler:
             options["max_cost"] = Amount(max(limit - spent, 0))
         for may_repeat in (request.key is None, False):
             job, form = await self._submit(request, body, options)
+            job.runs_on = request.runs_on or job.runs_on
             sender.translations[job.id], job.reads_whole = form.translation, not job.streams
             async with job:
                 try:

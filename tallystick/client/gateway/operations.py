@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
 
@@ -62,6 +62,11 @@ class Operations:
         self.metrics = ServerMetrics(PREFIX, lambda: self.health.last)
         self.metrics.gauge(f"{PREFIX}_jobs_live", "Running jobs", lambda: market.running)
         self.metrics.registry.register(_AuditCollector(market))
+
+    def watch_batches(self, count_open: Callable[[], float], count_running: Callable[[], float]) -> None:
+        """Adds the metrics of batches: how many run, and how many of their requests do."""
+        self.metrics.gauge(f"{PREFIX}_batches_open", "Batches that run", count_open)
+        self.metrics.gauge(f"{PREFIX}_batch_requests_live", "Running requests of batches", count_running)
 
     async def run(self) -> None:
         """Watches the dependencies and the ledger's transactions until cancelled."""

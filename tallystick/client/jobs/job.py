@@ -109,6 +109,8 @@ class Job:
         """Called with the job's place in the queue while it waits for a free slot."""
         self.reads_whole = False
         """Whether its reader has no use for a part of the answer, so that it need not be woken for each."""
+        self.runs_on: Callable[[], bool] = lambda: False
+        """Whether leaving its block lets a job with an idempotency key run on, for a process that asks for it again."""
         self._outlet: Outlet | None = None
         """What takes the body's pieces while the reader waits for the next one."""
 
@@ -267,6 +269,9 @@ class Job:
         if self._done:
             return
         if self._context.read_elsewhere(self):  # a retry with the same key reads it now
+            self._finish_reading()
+        elif self._keyed and self.runs_on():
+            await self._abandon()
             self._finish_reading()
         else:
             await self.cancel()
