@@ -11,8 +11,8 @@ import structlog
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.jobs.result import build_proof, outcome_error
 from tallystick.client.ledger.ledger import Ledger
+from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.schema import JobState
-from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.client.receipts.file_store import ProofStore
