@@ -173,7 +173,7 @@ async def running(config: CoordinatorConfig, signer: Signer, shared: SharedPort 
         loops = (
             *(fees.run, partial(_sweep, market, app.pages), market.match_log.run, store.guard, health.monitor.run),
             *(partial(store.roles.run, _roles(config, settler, store)), *replication.loops),
-            *((settler.watch,) if replica else ()),
+            *((settler.watch, market.follow) if replica else ()),
         )
         async with server as port, _background(*loops):
             try:

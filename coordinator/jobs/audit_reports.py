@@ -17,7 +17,8 @@ from coordinator.domain.integrity_records import DAY_SECONDS, IntegrityRecords, 
 from coordinator.domain.job_aliases import JobAliases
 from coordinator.domain.token_bucket import TokenBucket
 from coordinator.jobs.match_log import MatchLog
-from coordinator.jobs.report_store import Finding, ReportStore, StoredReport
+from coordinator.jobs.report_store import Finding, ReportDraft, ReportFacts, ReportStore, StoredReport
+from coordinator.jobs.shared_store import SharedStore
 from coordinator.ports import JobStore, LogStore
 from tallystick.protocol.audit_reports import AuditVerdict, CheckedReport, ReportRequest, check_report
 from tallystick.protocol.eip712 import Verified
@@ -56,8 +57,11 @@ class AuditReports:
         find_ask: FindAsk,
         now: Callable[[], float],
         tick: Callable[[], float],
+        shared: SharedStore | None = None,
     ) -> None:
+        """`shared`: what a replica shares with others, which take reports too; None for a lone coordinator."""
         self._match_log, self._integrity, self._jobs, self._store = match_log, integrity, jobs, store
+        self._shared, self._next_leaf = shared, 0
         self._find_ask, self._now, self._tick = find_ask, now, tick
         self._rate = TokenBucket(REPORTS_PER_SECOND, REPORTS_BURST)
         self._aliases = JobAliases(match_log.signer.secret)
@@ -71,6 +75,7 @@ class AuditReports:
         """Loads all records, and counts the reports that a former process logged and could not count. Raises Unavailable."""
         records = await self._store.integrity()
         self._integrity.restore(records)
+        self._next_leaf = max((record.leaf + 1 for _, record in records), default=0)
         end = self._match_log.epoch
         begin = max([0, end - RECOVERED_LEAVES, *(record.leaf + 1 for _, record in records)])
         for row in await log_store.log_entries(begin, end) if begin < end else []:
@@ -78,6 +83,13 @@ class AuditReports:
                 leaf = load_leaf(row.leaf)
                 if isinstance(leaf, ReportLeaf):
                     await self._recover(leaf, row.number)
+
+    async def refresh(self) -> None:
+        """Takes what reports at other replicas changed. Does nothing for a lone coordinator. Raises Unavailable."""
+        if self._shared is not None:
+            changed = await self._shared.integrity_since(self._next_leaf)
+            self._integrity.restore(changed)
+            self._next_leaf = max((record.leaf + 1 for _, record in changed), default=self._next_leaf)
 
     async def _recover(self, leaf: ReportLeaf, index: int) -> None:
         job = self._aliases.job_of(leaf.job_alias)
@@ -113,7 +125,7 @@ class AuditReports:
             stored = await self._stored(finding)
             if stored is None:
                 stored = await self._count(checked, finding)
-            elif stored.report_hash != checked.report.digest:
+            if stored.report_hash != checked.report.digest:
                 text = f"report: the audit of job {message.job.hex()} was reported before, and counts once"
                 raise Refusal(Code.REPORT_REPLAYED, text)
         ack = ReportAck(
@@ -175,34 +187,56 @@ class AuditReports:
         if self._match_log.blocked:
             text = "this coordinator cannot log the report now; send it again later"
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, text, fault=Fault.COORDINATOR)
-        product = ProductKey(message.provider, message.model, message.precision)
-        settled = await self._store.settled_by(message.payer)
-        earlier = await self._store.count_reports(message.payer, product)
-        praises = checked.verdict is AuditVerdict.PASS
-        weight = report_weight(
-            checked.verdict,
-            message.provider,
-            settled,
-            earlier,
-            is_probe=checked.is_probe,
-            has_evidence=checked.receipt.message.evidence_root != ZERO_HASH,
-            day_effect=await self._store.sum_effects(product, int(self._now()) - DAY_SECONDS, praises=praises),
+        draft = self._draft(checked, finding)
+        if self._shared is not None:
+            report, is_new = await self._shared.log_report(draft, int(self._now()), KEPT_SECONDS)
+            if is_new:
+                self._note(checked)
+            await self.refresh()
+            return report
+        day_ago = int(self._now()) - DAY_SECONDS
+        facts = ReportFacts(
+            await self._store.settled_by(message.payer),
+            await self._store.count_reports(message.payer, draft.product),
+            await self._store.sum_effects(draft.product, day_ago, praises=draft.praises),
         )
-        members = (
-            self._aliases.alias_of(message.job),
-            *product,
-            int(checked.verdict),
-            checked.is_probe,
-            weight,
-            checked.report.digest,
-        )
-        index, leaf = self._match_log.append_report(ReportLeaf(0, 0, *members))
-        self.counts[checked.verdict.name.lower(), SOURCES[checked.is_probe]] += 1
+        index, leaf = self._match_log.append_report(draft.make(facts))
+        self._note(checked)
         change = self._integrity.apply(leaf, index)
-        report = _stored_report(message.job, message.payer, leaf, index)
+        report = draft.store(leaf, index)
         self._unstored[finding] = report, change
         await self._put(report, change)
         return report
+
+    def _note(self, checked: CheckedReport) -> None:
+        self.counts[checked.verdict.name.lower(), SOURCES[checked.is_probe]] += 1
+
+    def _draft(self, checked: CheckedReport, finding: Finding) -> ReportDraft:
+        message = checked.report.message
+        product = ProductKey(message.provider, message.model, message.precision)
+
+        def make(facts: ReportFacts) -> ReportLeaf:
+            weight = report_weight(
+                checked.verdict,
+                message.provider,
+                facts.settled,
+                facts.earlier,
+                is_probe=checked.is_probe,
+                has_evidence=checked.receipt.message.evidence_root != ZERO_HASH,
+                day_effect=facts.day_effect,
+            )
+            alias = self._aliases.alias_of(message.job)
+            return ReportLeaf(0, 0, alias, *product, int(checked.verdict), checked.is_probe, weight, checked.report.digest)
+
+        return ReportDraft(
+            finding,
+            message.payer,
+            product,
+            checked.verdict is AuditVerdict.PASS,
+            self._match_log.epoch,
+            make,
+            lambda leaf, index: _stored_report(message.job, message.payer, leaf, index),
+        )
 
     async def _put(self, report: StoredReport, change: RecordChange) -> None:
         await self._match_log.flush()

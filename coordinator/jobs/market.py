@@ -50,6 +50,7 @@ from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import CancelReason, Candidate, Kind, Submission, pack_link
 
 log = structlog.get_logger()
+FOLLOW_SECONDS = 1.0
 _CHANCE = random.SystemRandom().random
 
 
@@ -109,6 +110,7 @@ class Market:
             find_ask=maker.find_ask,
             now=now,
             tick=tick,
+            shared=shared,
         )
         self._relay = Relay(
             match_log=self.match_log,
@@ -158,6 +160,15 @@ class Market:
         await self.match_log.close()
 
     # Replicas
+
+    async def follow(self) -> None:
+        """Takes what other replicas found about providers, once a second, until cancelled."""
+        while True:
+            await asyncio.sleep(FOLLOW_SECONDS)
+            try:
+                await self.audit_reports.refresh()
+            except Unavailable as error:
+                log.warning("reports of audits at other replicas not read", error=str(error))
 
     def share_totals(self, load: LoadTotals, on_total: OnTotal) -> None:
         """Prepares for other replicas: reads a payer's totals with `load` when it comes, and calls `on_total` when one rose."""

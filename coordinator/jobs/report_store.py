@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from coordinator.domain.integrity_records import IntegrityRecord, ProductKey, RecordChange
+from tallystick.protocol.log_leaves import ReportLeaf
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 
 Finding = tuple[JobId, Address, bool]
@@ -30,6 +31,31 @@ class StoredReport:
     leaf_hash: Hash
     praises: bool = False
     effect: int = 0
+
+
+class ReportFacts(NamedTuple):
+    """What the weight of a report depends on. `settled`: base units that its payer settled on chain, by provider; `earlier`: its
+    reports on the product so far; `day_effect`: what payers' reports of the same direction added to the product in a day.
+    """
+
+    settled: Mapping[Address, Amount]
+    earlier: int
+    day_effect: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportDraft:
+    """A checked report before it is logged. `make` returns its leaf, without time and epoch; `store` how it is stored, given its
+    leaf and the number of that; `epoch`: of its leaf; `praises`: whether it found the answer good.
+    """
+
+    finding: Finding
+    payer: Address
+    product: ProductKey
+    praises: bool
+    epoch: int
+    make: Callable[[ReportFacts], ReportLeaf]
+    store: Callable[[ReportLeaf, int], StoredReport]
 
 
 class ReportStore(Protocol):

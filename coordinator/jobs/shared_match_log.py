@@ -18,9 +18,10 @@ from coordinator.ports import JobRecord, LogRow
 from tallystick.protocol import merkle
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import Code, Unavailable
-from tallystick.protocol.log_leaves import RestartLeaf
+from tallystick.protocol.log_leaves import ReportLeaf, RestartLeaf
 from tallystick.protocol.match_log import SECRET_SIZE, Match
 from tallystick.protocol.messages import LogHead, Order
+from tallystick.protocol.types import JobId
 
 PLACE_SECONDS = 10.0
 """How long a match may wait for its transaction."""
@@ -56,6 +57,14 @@ class SharedMatchLog(MatchLog):
         self._note(row)
         return Match(row.number, secret, order.digest, row.leaf or b"", replace(leaf, at=row.at))
 
+    def append(self, job: JobId, attempt: int, order: Verified[Order], draft: MatchDraft) -> Match:  # noqa: ARG002 - MatchLog has it
+        """A replica has no numbers to give: see `place`."""
+        raise RuntimeError("the leaf of a replica's match is appended by `place`")
+
+    def append_report(self, leaf: ReportLeaf) -> tuple[int, ReportLeaf]:  # noqa: ARG002 - MatchLog has it
+        """A replica has no numbers to give: see SharedStore.log_report."""
+        raise RuntimeError("the leaf of a report at a replica is appended by `SharedStore.log_report`")
+
     def _note(self, row: LogRow) -> None:
         self._recent.add_older({row.number: row.hashes})
 
@@ -79,16 +88,23 @@ class SharedMatchLog(MatchLog):
         self.head = head.verify(self.domain)
         return True
 
-    async def _is_own(self, head: LogHead) -> bool:
-        if head.size > self._newest().message.size:  # another replica may have signed it just now
+    async def _cover(self, size: int) -> None:
+        """Takes the newest head of any replica, if the one of this process is of less than `size` leaves. Raises Unavailable."""
+        if self.head is not None and size > self.head.message.size:
             self._adopt((await self.shared.log_state())[0])
+
+    async def _is_own(self, head: LogHead) -> bool:
+        await self._cover(head.size)  # another replica may have signed it just now
         return await super()._is_own(head)
 
     async def proof(
         self, since: Sequence[int], indexes: Sequence[int], size: int | None = None, span: merkle.Range | None = None
     ) -> dict[str, Any]:
         """See MatchLog. Leaves and sizes under a newer head of another replica are not beyond the head."""
-        sizes = (*since, *(index + 1 for index in indexes), size or 0, 0 if span is None else span[1])
-        if self.head is not None and max(sizes) > self.head.message.size:
-            self._adopt((await self.shared.log_state())[0])
+        await self._cover(max((*since, *(index + 1 for index in indexes), size or 0, 0 if span is None else span[1])))
         return await super().proof(since, indexes, size, span)
+
+    async def entries(self, start: int, limit: int) -> dict[str, Any]:
+        """See MatchLog."""
+        await self._cover(start + limit)
+        return await super().entries(start, limit)

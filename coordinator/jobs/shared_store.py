@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from coordinator.domain.integrity_records import IntegrityRecord, ProductKey
 from coordinator.domain.reputation import ProviderRecord, RecordChange
 from coordinator.domain.speeds import Key, SpeedRecord
+from coordinator.jobs.report_store import ReportDraft, StoredReport
 from coordinator.ports import JobRecord, LogRow
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.messages import LogHead
@@ -49,6 +51,16 @@ class SharedStore(Protocol):
         """Changes the reputation records of providers, and returns them: other replicas changed them too. Stores speeds, of which
         the last ones stay. Raises Unavailable.
         """
+        ...
+
+    async def log_report(self, draft: ReportDraft, at: int, keep_seconds: int) -> tuple[StoredReport, bool]:
+        """Weighs, logs, counts and stores a report in one transaction. Returns it, and whether it is new: another replica may
+        have stored one on the same finding. Deletes reports that are older than `keep_seconds`. Raises Unavailable.
+        """
+        ...
+
+    async def integrity_since(self, leaf: int) -> list[tuple[ProductKey, IntegrityRecord]]:
+        """Returns the integrity records that the report with this leaf, or a later one, changed last. Raises Unavailable."""
         ...
 
     async def is_placed(self, job: JobId) -> bool:

@@ -6,14 +6,19 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 
+from sqlalchemy import Connection
+
+from coordinator.domain.integrity_records import IntegrityRecord, ProductKey
 from coordinator.domain.reputation import ProviderRecord, RecordChange
 from coordinator.domain.speeds import Key, SpeedRecord
+from coordinator.jobs.report_store import ReportDraft, StoredReport
 from coordinator.jobs.shared_store import MakeHead, MakeLeaf
 from coordinator.ports import JobRecord, LogRow
 from coordinator.storage.job_codec import JobDoc, dump_job
 from coordinator.storage.job_store import SqlJobStore, StoredJob
 from coordinator.storage.provider_records import change_records
-from coordinator.storage.shared_log import After, SharedLog
+from coordinator.storage.report_store import integrity_since, log_report
+from coordinator.storage.shared_log import SharedLog
 from coordinator.storage.shared_rows import JobElsewhere, SharedJobRows
 from tallystick.protocol.eip712 import Signed, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
@@ -90,9 +95,9 @@ class SharedJobStore(SqlJobStore):
 
     # The match log
 
-    async def append(self, at: int, make: MakeLeaf, after: After | None = None) -> LogRow:
-        """See SharedStore. `after`: what is written with the leaf, in the same transaction."""
-        appended = await self._log.append(at, make, after=after)
+    async def append(self, at: int, make: MakeLeaf) -> LogRow:
+        """See SharedStore."""
+        appended = await self._log.append(at, make)
         if appended is None:
             raise RuntimeError("a leaf without a job was not appended")
         return appended.row
@@ -104,3 +109,18 @@ class SharedJobStore(SqlJobStore):
     async def log_state(self) -> tuple[Signed[LogHead] | None, int]:
         """See SharedStore."""
         return await self._log.state()
+
+    # Reports of audits
+
+    async def log_report(self, draft: ReportDraft, at: int, keep_seconds: int) -> tuple[StoredReport, bool]:
+        """See SharedStore."""
+
+        def work(connection: Connection, at: int, number: int) -> tuple[tuple[StoredReport, bool], bytes | None]:
+            report, leaf = log_report(connection, draft, at, number, since=at - keep_seconds)
+            return (report, leaf is not None), None if leaf is None else leaf.dumps()
+
+        return await self._log.decide(at, work)
+
+    async def integrity_since(self, leaf: int) -> list[tuple[ProductKey, IntegrityRecord]]:
+        """See SharedStore."""
+        return await self._db.read(lambda connection: integrity_since(connection, leaf))

@@ -39,8 +39,6 @@ MAX_WAITING = 4_096
 """Leaves that wait for a transaction."""
 MAX_TOGETHER = 256
 """Leaves of one transaction."""
-After = Callable[[Connection, LogRow], None]
-"""What is written with a leaf, in the same transaction."""
 _TAIL = "SELECT size, edge, last_at FROM log_tail WHERE id = 1 FOR UPDATE"
 
 
@@ -59,7 +57,6 @@ class _Append:
     at: int
     make: MakeLeaf
     doc: tuple[JobDoc, bytes] | None
-    after: After | None
     future: asyncio.Future[Appended | None]
 
 
@@ -73,9 +70,7 @@ class SharedLog:
         """Held during a transaction."""
         self._writing: asyncio.Task[None] | None = None
 
-    async def append(
-        self, at: int, make: MakeLeaf, doc: tuple[JobDoc, bytes] | None = None, after: After | None = None
-    ) -> Appended | None:
+    async def append(self, at: int, make: MakeLeaf, doc: tuple[JobDoc, bytes] | None = None) -> Appended | None:
         """Appends a leaf, and stores its job with it. Returns once both are synced; None if the job was placed or ended before.
 
         `at`: Unix seconds, at which the leaf is if no earlier one is later. Raises Unavailable. A caller that is cancelled cannot
@@ -84,10 +79,18 @@ class SharedLog:
         if len(self._waiting) >= MAX_WAITING:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, "the database is too slow: too many leaves of the match log wait for it")
         future: asyncio.Future[Appended | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Append(at, make, doc, after, future))
+        self._waiting.append(_Append(at, make, doc, future))
         if self._writing is None:
             self._writing = asyncio.create_task(self._write(), name="shared-log")
         return await future
+
+    async def decide(self, at: int, work: Callable[[Connection, int, int], tuple[R, bytes | None]]) -> R:
+        """Runs work that decides about one leaf while the tail is locked. Returns what it returns beside the leaf.
+
+        It gets the leaf's time and number, and returns its bytes; None for no leaf. Raises Unavailable.
+        """
+        async with self._turn:
+            return await self._db.write(partial(_decide, at=at, work=work))
 
     async def sign_head(self, make: MakeHead) -> Signed[LogHead] | None:
         """Stores a head for all leaves, unless there is one. Returns the newest head. Raises Unavailable."""
@@ -151,17 +154,10 @@ class SharedLog:
                 results.append(None)
                 continue
             last_at = max(last_at, item.at)
-            data = item.make(last_at)
-            place = edge.size
-            row = LogRow(place, last_at, b"".join(edge.append(leaf_hash(data))), data)
+            row = _append(edge, last_at, item.make(last_at))
             written.append(row)
             results.append(Appended(row, number))
-        if written:
-            insert_leaves(connection, written)
-            connection.execute(sa.update(log_tail), {"size": edge.size, "edge": b"".join(edge.roots), "last_at": last_at})
-        for item, result in zip(batch, results, strict=True):
-            if item.after is not None and result is not None:
-                item.after(connection, result.row)
+        _write_leaves(connection, edge, written)
         return results
 
 
@@ -171,6 +167,27 @@ def _lock_tail(connection: Connection) -> tuple[Edge, int]:
         raise Unavailable(Code.DATABASE_UNAVAILABLE, "db: the database has no tail of the match log: a lone coordinator used it")
     roots = bytes(tail.edge)
     return Edge(tail.size, [Hash(roots[at : at + HASH_SIZE]) for at in range(0, len(roots), HASH_SIZE)]), tail.last_at
+
+
+def _append(edge: Edge, at: int, data: bytes) -> LogRow:
+    number = edge.size
+    return LogRow(number, at, b"".join(edge.append(leaf_hash(data))), data)
+
+
+def _write_leaves(connection: Connection, edge: Edge, rows: Sequence[LogRow]) -> None:
+    """Writes the leaves after the last one, and the tail with them."""
+    if rows:
+        insert_leaves(connection, rows)
+        values = {"size": edge.size, "edge": b"".join(edge.roots), "last_at": rows[-1].at}
+        connection.execute(sa.update(log_tail), values)
+
+
+def _decide(connection: Connection, at: int, work: Callable[[Connection, int, int], tuple[R, bytes | None]]) -> R:
+    edge, last_at = _lock_tail(connection)
+    at = max(at, last_at)
+    result, data = work(connection, at, edge.size)
+    _write_leaves(connection, edge, [] if data is None else [_append(edge, at, data)])
+    return result
 
 
 def _sign_head(connection: Connection, make: MakeHead) -> Signed[LogHead] | None:

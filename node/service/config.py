@@ -31,6 +31,7 @@ from tallystick.protocol.routes import EVIDENCE_ROUTE
 from tallystick.protocol.sealing import SUITES, X25519
 from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.config import home, load
+from tallystick.runtime.plaintext import is_loopback
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -283,6 +284,11 @@ class NodeConfig:
     def all_coordinators(self) -> tuple[str, ...]:
         """The URLs of all coordinators, each once."""
         return tuple(dict.fromkeys((self.coordinator, *self.coordinators)))
+
+    @property
+    def serves_pages(self) -> bool:
+        """Whether pages are served beside the metrics: only where no other machine reaches them, since they need no login."""
+        return is_loopback(self.metrics_host)
 
     @property
     def claim_margin(self) -> int:

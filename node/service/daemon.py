@@ -32,6 +32,7 @@ from node.domain.tabs import Tabs
 from node.jobs.coordinator_credit import HOUR, HOURS, CoordinatorCredit
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.runner import JobRunner
+from node.pages.provider_pages import ProviderPages
 from node.service.ask_publisher import AskPublisher
 from node.service.config import NodeConfig
 from node.service.engine_pool import EnginePool
@@ -73,10 +74,9 @@ async def run(
         if read_config is not None:
             stack.enter_context(_on_hangup(lambda: node.reload(read_config)))
         if config.metrics_port is not None:
-            port = await stack.enter_async_context(
-                serving(node.metrics.app(partial(health, node), node.health), config.metrics_host, config.metrics_port)
-            )
-            log.info("metrics and health", host=config.metrics_host, port=port)
+            app = node.metrics.app(partial(health, node), node.health, node.pages.routes() if config.serves_pages else ())
+            port = await stack.enter_async_context(serving(app, config.metrics_host, config.metrics_port))
+            log.info("metrics, health and pages", host=config.metrics_host, port=port, pages=config.serves_pages)
         await stack.enter_async_context(serve_status(config.state, partial(status, node)))
         await node.run()
 
@@ -149,6 +149,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         match_watch=match_watch,
         record_pruner=RecordPruner(store, config.job_keep_seconds),
     )
+    node.pages = ProviderPages(partial(status, node), store, least=lambda: node.config.claims.direct_min_amount)
     node.health = watch(node, store, resources.chain_health)
     metrics.watch_health(lambda: node.health.last)
     stack.push_async_callback(node.health.close)
@@ -311,6 +312,7 @@ class Node:
     match_watch: MatchWatch
     record_pruner: RecordPruner
     health: HealthMonitor = field(init=False)
+    pages: ProviderPages = field(init=False)
     config_problem: str = ""
     """Why the config that was read last is not applied; empty if it is."""
     settings_for_restart: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ import importlib
 import time
 from collections import Counter as PlainCounter
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -166,8 +166,8 @@ class NodeMetrics:
         self.alarms = [*self.alarms[1 - _MAX_ALARMS :], alarm]
         log.error("alarm", what=event, coordinator=endpoint, unpaid=format_amount(cost))
 
-    def app(self, status: Status, health: HealthMonitor) -> Starlette:
-        """Returns the ASGI app that serves the metrics, the `status` and the state of each dependency."""
+    def app(self, status: Status, health: HealthMonitor, pages: Sequence[Route] = ()) -> Starlette:
+        """Returns the ASGI app that serves the metrics, the `status`, the state of each dependency, and `pages`."""
 
         async def metrics(_request: Request) -> Response:
             return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
@@ -180,7 +180,7 @@ class NodeMetrics:
             return JSONResponse(report.to_json(__version__), report.http_status, media_type=HEALTH_JSON)
 
         routes = {"/metrics": metrics, LIVENESS_PATH: healthz, READINESS_PATH: readyz}
-        return Starlette(routes=[Route(path, serve) for path, serve in routes.items()])
+        return Starlette(routes=[*(Route(path, serve) for path, serve in routes.items()), *pages])
 
 
 class _CreditCollector(Collector):

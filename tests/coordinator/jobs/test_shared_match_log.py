@@ -9,19 +9,24 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from coordinator.domain.integrity_records import HALF_WEIGHT, ProductKey
 from coordinator.domain.log_check import LogReplay
 from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.shared_match_log import SharedMatchLog
+from coordinator.ports import Cursor, Settlement
 from coordinator.storage.schema import log_heads
 from coordinator.storage.store import Store
 from tallystick.protocol.eip712 import Signed, read_signed
-from tallystick.protocol.errors import Code
+from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.match_log import Match, draw_of, pack_head
 from tallystick.protocol.merkle import includes, is_prefix
 from tallystick.protocol.messages import LogHead
+from tallystick.protocol.types import Amount, Hash
 from tallystick.protocol.wire import Dispatch, Kind
-from tests.coordinator.harness import COORDINATOR, DOMAIN, START, Client, FakeNode, World, hedged, quiet
+from tests.coordinator.harness import COORDINATOR, DOMAIN, MODEL, PAYER, START, Client, FakeNode, World, hedged, person, quiet
+from tests.coordinator.jobs.test_audit_reports import Paid
+from tests.coordinator.jobs.test_audit_reports import request as report_on
 from tests.coordinator.storage.replicas import POSTGRES, Job, beat, count, database, opened, shared
 
 pytestmark = pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
@@ -358,3 +363,70 @@ async def test_a_lost_replica_leaves_a_log_that_goes_on(url: str) -> None:
         sizes = sa.select(log_heads.c.size).order_by(log_heads.c.size)
         assert await second.database.read(lambda connection: list(connection.execute(sizes).scalars())) == [1, 3]
         assert shared(second) is second.shared
+
+
+async def paid_job(world: World, node: FakeNode, number: int) -> Paid:
+    """A job that ended with a receipt."""
+    world.number = number
+    world.market.matchmaker.draw = draw_of
+    client = await dispatched(world, node)
+    receipt = node.complete(client.job.id)
+    await done(client)
+    await until_ended(world, client)
+    return client.job.id, receipt
+
+
+async def test_reports_at_all_replicas_count_once_and_in_the_order_of_the_log(worlds: list[World]) -> None:
+    """Whichever replica takes a report, on whichever one's job: all weigh products alike, and so does a replay of the log."""
+    one, two, three = worlds
+    nodes = [world.node("ann") for world in worlds]
+    product = ProductKey(nodes[0].address, MODEL, "unknown")
+    tabs = nodes[0].tabs
+    for node in nodes:
+        node.tabs = tabs
+    paid = [await paid_job(world, node, 10 * place) for place, (world, node) in enumerate(zip(worlds, nodes, strict=True))]
+    payee = person("bob").address
+    assert isinstance(one.store, Store)
+    await one.store.put_settlements([Settlement(PAYER.address, payee, Amount(HALF_WEIGHT), "0x", 1)], Cursor(1))
+    reports = [report_on(each) for each in paid]
+    acks = await asyncio.gather(
+        *(world.market.audit_reports.accept(report) for world, report in zip((two, three, one), reports, strict=True))
+    )
+    again = await asyncio.gather(*(three.market.audit_reports.accept(report) for report in reports))
+    assert [ack.message for ack in again] == [ack.message for ack in acks]
+    assert len({ack.message.index for ack in acks}) == 3
+    for world in worlds:
+        with pytest.raises(Refusal, match="was reported before, and counts once"):
+            await world.market.audit_reports.accept(report_on(paid[0], salt=1))
+        await world.market.audit_reports.refresh()
+    standings = {world.market.matchmaker.integrity.standing(product) for world in worlds}
+    assert len(standings) == 1
+    assert standings.pop().audits == 3
+    await one.market.match_log.sign_head()
+    entries = (await two.market.match_log.entries(0, 99))["entries"]
+    replay = LogReplay()
+    found = [fault for entry in entries for fault in replay.add(Hash(bytes.fromhex(entry["hash"])), bytes.fromhex(entry["leaf"]))]
+    assert found == []
+    assert replay.integrity.record(product) == one.market.matchmaker.integrity.record(product)
+    assert replay.reports == 3
+
+
+async def test_two_replicas_do_not_count_one_job_twice(worlds: list[World]) -> None:
+    """Two reports of one job at two replicas at the same time: one is counted, the other one refused."""
+    node, *_ = [world.node("ann") for world in worlds]
+    paid = await paid_job(worlds[0], node, 1)
+    results = await asyncio.gather(
+        *(world.market.audit_reports.accept(report_on(paid, salt=place)) for place, world in enumerate(worlds)),
+        return_exceptions=True,
+    )
+    refused = [result for result in results if isinstance(result, Refusal)]
+    assert [refusal.code for refusal in refused] == [Code.REPORT_REPLAYED] * 2
+
+
+async def test_a_replica_has_no_numbers_of_its_own(worlds: list[World]) -> None:
+    """Nothing can append to the shared log without a transaction."""
+    log = worlds[0].market.match_log
+    with pytest.raises(RuntimeError, match="by `place`"):
+        log.append(*(None,) * 4)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="log_report"):
+        log.append_report(None)  # type: ignore[arg-type]

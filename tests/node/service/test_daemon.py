@@ -276,6 +276,11 @@ async def test_asks_follow_the_engine(site: Site) -> None:
                 async with session.get(metrics_url + "/healthz") as response:
                     assert (await response.json())["ok"]
                 assert (await _ready(session, metrics_url, engines="pass"))[1]["database"] == "pass"
+                async with session.get(metrics_url + "/") as response:
+                    assert "Ready to earn" in await response.text()
+                for path in ("/income", "/money"):
+                    async with session.get(metrics_url + path) as response:
+                        assert (response.status, response.content_type) == (200, "text/html")
                 async with session.get(metrics_url + "/metrics") as response:
                     assert "tallystick_node_unsecured_units" in await response.text()
         process.terminate()

@@ -1,0 +1,99 @@
+"""The routes of a node's pages: what `tally node status` and `tally node earnings --offline` show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from node.domain.earned_money import locate_money
+from node.pages.income_view import GROUPINGS, PERIODS, bars_of, read_query, rows_of
+from node.storage.earnings import read_lines, read_payouts, read_tab_money
+from node.storage.store import SqlStore
+from tallystick.web.local_access import local_only
+from tallystick.web.rendering import Pages
+from tallystick.web.static_files import STATIC_PATH, serve_static
+
+SECTIONS = {"/": "Node", "/income": "Income", "/money": "Money"}
+DAY_SECONDS = 86_400
+PAYOUT_ROWS = 20
+_PLACES = {
+    "accrued": "signed for, on tabs that hold less than a claim should bring",
+    "claimable": "the node claims it by itself; now: tally node collect",
+    "owed_on_trust": "signed for, but the payers' purses are empty",
+    "lost": "the orders behind it have expired",
+    "settled": "paid by the contract: credited, cashed out, and coordinators' fees; tally node earnings tells them apart",
+}
+
+
+class ProviderPages:
+    """See the module's docstring. `status` returns the status report; `least`: base units from which a tab is claimed. `now` is
+    Unix time.
+    """
+
+    def __init__(
+        self,
+        status: Callable[[], Mapping[str, Any]],
+        store: SqlStore,
+        *,
+        least: Callable[[], int],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._status, self._store, self._least, self._now = status, store, least, now
+        self._pages = Pages(Path(__file__).parent / "templates", product="Tallystick node", sections=SECTIONS)
+
+    def routes(self) -> list[Route]:
+        """The routes, for browsers on this machine."""
+        routes = {"/": self._overview, "/income": self._income, "/money": self._money, f"{STATIC_PATH}/{{name}}": serve_static}
+        return [Route(path, local_only(serve)) for path, serve in routes.items()]
+
+    async def _overview(self, _request: Request) -> Response:
+        report = self._status()
+        wrong = {name: check for name, check in report["checks"].items() if check["status"] != "pass"}
+        return self._pages.render("node.html", section="/", report=report, wrong=wrong)
+
+    async def _income(self, request: Request) -> Response:
+        query, now = read_query(request.query_params), self._now()
+        since = int(now) // DAY_SECONDS * DAY_SECONDS - (query.days - 1) * DAY_SECONDS
+        lines = await self._store.read(lambda c: read_lines(c, since))
+        rows = rows_of(lines, query.by)
+        return self._pages.render(
+            "income.html",
+            section="/income",
+            query=query,
+            periods=PERIODS,
+            groupings=GROUPINGS,
+            rows=rows,
+            bars=bars_of(lines, query.days, now),
+            jobs=sum(row.jobs for row in rows),
+            revenue=sum(row.revenue for row in rows),
+            tokens=sum(row.output_tokens for row in rows),
+        )
+
+    async def _money(self, _request: Request) -> Response:
+        now = int(self._now())
+        tabs = await self._store.read(lambda c: read_tab_money(c, now))
+        payouts = await self._store.read(lambda c: read_payouts(c, PAYOUT_ROWS))
+        money = locate_money(tabs, least=self._least())
+        settled = money.coordinator_fees + money.credited + money.cashed_out
+        amounts = {
+            "accrued": money.accrued,
+            "claimable": money.claimable,
+            "owed_on_trust": money.owed_on_trust,
+            "lost": money.lost,
+            "settled": settled,
+        }
+        return self._pages.render(
+            "money.html",
+            section="/money",
+            places=[(name.replace("_", " "), amount, _PLACES[name]) for name, amount in amounts.items()],
+            earned=money.earned,
+            owing=sorted((tab for tab in tabs if tab.signed), key=lambda tab: -tab.signed)[:PAYOUT_ROWS],
+            payouts=payouts,
+            now=now,
+        )
