@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from coordinator.domain.log_check import LogReplay
 from scripts.faults.clients import Clients
-from scripts.faults.site import NODES, NotReady, Site, until
+from scripts.faults.site import NODES, NotReady, NotYet, Site, until
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc
 from tallystick.protocol.access import dump_access
@@ -42,7 +42,8 @@ async def check(site: Site, clients: Clients) -> Findings:
     try:
         await until(site.all_serve, "every process serves again", END_SECONDS)
         await _repeat_answers(clients, findings)
-        await until(lambda: _all_ended(site, clients), "every job has an end on all sides", END_SECONDS)
+        open_jobs = await _jobs_of(site, clients)
+        await until(lambda: _all_ended(site, open_jobs), "every job has an end on all sides", END_SECONDS)
         findings.violations += await _double_charges(site)
         findings.violations += await _unequal_books(site)
         findings.violations += await _faulty_log(site)
@@ -69,23 +70,36 @@ async def _repeat_answers(clients: Clients, findings: Findings) -> None:
             findings.violations.append(f"request {request.key}: the answer of {request.answer} words is lost; again: {result}")
 
 
-async def _all_ended(site: Site, clients: Clients) -> bool:
-    for node in NODES:
-        if await site.rows(node, "SELECT 1 FROM open_orders WHERE receipt_id > 0"):
-            return False
+async def _jobs_of(site: Site, clients: Clients) -> dict[str, str]:
+    """The jobs that were placed for the clients' keys, each with nothing known of it."""
     keys = {request.key for request in clients.requests}
-    rows = await site.rows("gateway", "SELECT key, job FROM keys")
-    return all([await _has_ended(site, job) for key, job in rows if key in keys])
+    return {job: "" for key, job in await site.rows("gateway", "SELECT key, job FROM keys") if key in keys}
 
 
-async def _has_ended(site: Site, job: str) -> bool:
+async def _all_ended(site: Site, open_jobs: dict[str, str]) -> bool:
+    """Takes the jobs out that have ended on all sides. Raises NotYet if there are others."""
+    for node in NODES:
+        if rows := await site.rows(node, "SELECT hex(job) FROM open_orders WHERE receipt_id > 0"):
+            raise NotYet(f"{node} waits for the coordinator's acknowledgement of receipts of {rows}")
+    for job in list(open_jobs):
+        open_jobs[job] = await _where_open(site, job)
+        if not open_jobs[job]:
+            del open_jobs[job]
+    if open_jobs:
+        raise NotYet(str(open_jobs))
+    return True
+
+
+async def _where_open(site: Site, job: str) -> str:
+    """Where a job has no end, and its state there; empty if it has one everywhere."""
     async with site.session.get(f"{site.gateway}/tally/jobs/{job}") as response:
         payers = (await response.json()).get("state")
     if payers not in TERMINAL:
-        return False
+        return f"{payers} at the payer"
     headers = {"authorization": _access_token(site)}
     async with site.session.get(f"{site.coordinator}/v1/jobs/{job}", headers=headers) as response:
-        return response.status == 404 or (await response.json()).get("state") in TERMINAL
+        state = (await response.json()).get("state")
+        return "" if response.status == 404 or state in TERMINAL else f"{response.status} {state} at the coordinator"
 
 
 def _access_token(site: Site) -> str:

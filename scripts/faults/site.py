@@ -49,6 +49,14 @@ class NotReady(Exception):
     """A state that was waited for did not come in time."""
 
 
+class NotYet(Exception):
+    """A state that is waited for has not come yet. The text says what is missing."""
+
+
+_MEANWHILE = (aiohttp.ClientError, sqlite3.OperationalError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, NotYet)
+"""What a question raises while its answer is no."""
+
+
 async def until(condition: Callable[[], Awaitable[Any]], name: str, seconds: float = READY_SECONDS) -> Any:
     """Repeats a question until its answer is true, and returns the answer. Errors of connections and databases are a no.
 
@@ -61,14 +69,8 @@ async def until(condition: Callable[[], Awaitable[Any]], name: str, seconds: flo
                 try:
                     if last := await condition():
                         return last
-                except (
-                    aiohttp.ClientError,
-                    sqlite3.OperationalError,
-                    OSError,
-                    asyncpg.PostgresError,
-                    asyncpg.InterfaceError,
-                ) as e:
-                    last = e
+                except _MEANWHILE as error:
+                    last = error
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError:
         raise NotReady(f"{name}: not within {seconds:g} s; last seen: {last!r}") from None

@@ -195,7 +195,7 @@ def _judge_missing(evidence: LogEvidence, heads: Sequence[LogHead]) -> Judgement
     provider = order.message.provider
     signed_order = f"The order of {payer} on {provider} is signed. The match is not: that it came is the reporter's word"
     if head.size <= match.index:
-        if head.signed_at < match.decision.at + MERGE_SECONDS:
+        if is_early(match, head):
             raise BadMessage(f"evidence: the head was signed before the match was due ({MERGE_SECONDS} s after it)")
         return Judgement(False, f"the head has {head.size} leaves, and the match was to be number {match.index}. {signed_order}")
     if entry is None or not includes(head.root, head.size, match.index, entry.hash, entry.path):
@@ -206,6 +206,11 @@ def _judge_missing(evidence: LogEvidence, heads: Sequence[LogHead]) -> Judgement
     if contents is not None and not isinstance(contents, RestartLeaf) and contents.epoch > match.decision.epoch:
         signed_order += f". The coordinator restarted meanwhile (leaf {contents.epoch})"
     return Judgement(False, f"another leaf is number {match.index} in the log. {signed_order}")
+
+
+def is_early(match: Match, head: LogHead) -> bool:
+    """Whether the log need not have the match under this head yet, by the times that the coordinator itself signed."""
+    return head.size <= match.index and head.signed_at < match.decision.at + MERGE_SECONDS
 
 
 def read_hex(raw: object, where: str, size: int | None = None) -> bytes:

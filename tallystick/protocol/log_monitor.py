@@ -13,7 +13,7 @@ from typing import Any
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.json_members import read_count, read_members
-from tallystick.protocol.log_evidence import Fraud, LogEntry, LogEvidence, LogSpan, contradicts, read_path, read_paths
+from tallystick.protocol.log_evidence import Fraud, LogEntry, LogEvidence, LogSpan, contradicts, is_early, read_path, read_paths
 from tallystick.protocol.log_leaves import RestartLeaf
 from tallystick.protocol.match_log import MERGE_SECONDS, Match
 from tallystick.protocol.merkle import Range, includes, includes_span, is_prefix
@@ -46,6 +46,13 @@ class PendingMatch:
     received_at: int
     restart: int | None = None
     missed: bool = False
+    early_at: int | None = None
+    """When the match was due by the clock here for the first time, if it was not by the coordinator's head."""
+
+    @property
+    def due_at(self) -> int:
+        """When the match must be in the log, in Unix seconds of the clock here."""
+        return (self.received_at if self.early_at is None else self.early_at) + MERGE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +215,11 @@ class LogMonitor:
             del self._pending[match.leaf_hash]
             self.checked += 1
             return None
-        if not proven and now < pending.received_at + MERGE_SECONDS:
+        if not proven and now < pending.due_at:
             return None  # it may still come
+        if not proven and pending.early_at is None and is_early(match, head):
+            pending.early_at = now  # the clock here may have jumped: a head of the coordinator that is late too must come first
+            return None
         if pending.restart is None:
             pending.restart = self._restart_before(entry if proven else None, answer, match)
             if pending.restart is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tallystick.client.ledger.ledger import Ledger
-from tallystick.client.ledger.writes import NewJob
+from tallystick.client.ledger.order_writes import NewJob
 from tallystick.client.orders.signing import OrderPolicy, PlacedOrder, sign_order, terms_for
 from tallystick.client.orders.tab import Tab
 from tallystick.protocol.eip712 import Domain, Signer, Verified

@@ -157,6 +157,41 @@ def test_a_match_that_was_not_logged_is_evidence() -> None:
         assert watch.pending == []
 
 
+@pytest.mark.parametrize("jump", [MERGE_SECONDS, 300, 10**6])
+def test_a_clock_that_jumped_accuses_nobody(jump: int) -> None:
+    """A match that is due by the clock here alone is waited for, as long as the coordinator's own heads are early too."""
+    watch, coordinator = monitor(), Coordinator(signed_at=LATE - 1)
+    match, order = matched(1)
+    watch.add_match(match, order, NOW)
+    for now in (NOW + jump, NOW + jump + 1, NOW + jump + MERGE_SECONDS - 1, NOW + SETTLE_SECONDS):
+        assert ask(watch, coordinator, now) == []
+    coordinator.leaves.append(match.leaf)
+    assert ask(watch, coordinator, NOW + jump + 2) == []
+    assert (watch.checked, watch.pending) == (1, [])
+
+
+def test_a_head_that_stays_early_excuses_for_a_minute_only() -> None:
+    """A coordinator that signs no later head hides no match for ever: a minute by the clock here is enough to say so."""
+    watch, coordinator = monitor(), Coordinator(signed_at=LATE - 1)
+    match, order = matched(1)
+    watch.add_match(match, order, NOW)
+    assert ask(watch, coordinator, LATE) == []
+    assert ask(watch, coordinator, LATE + MERGE_SECONDS - 1) == []
+    (evidence,) = ask(watch, coordinator, LATE + MERGE_SECONDS)
+    assert (evidence.fraud, evidence.received_at) == (Fraud.MISSING, NOW)
+    with pytest.raises(BadMessage, match="signed before the match was due"):
+        judge(evidence)
+
+
+def test_a_match_that_is_late_by_both_clocks_is_not_waited_for() -> None:
+    """The second minute is only for heads that are early: any other head is evidence at once."""
+    watch, coordinator = monitor(), Coordinator(signed_at=LATE)
+    match, order = matched(1)
+    watch.add_match(match, order, NOW)
+    (evidence,) = ask(watch, coordinator, LATE)
+    assert not judge(reread(evidence)).proven
+
+
 def test_two_matches_of_one_number_do_not_hide_each_other() -> None:
     """A coordinator that gives one number to two matches has one of them not in its log."""
     watch, coordinator = monitor(), Coordinator(signed_at=LATE)

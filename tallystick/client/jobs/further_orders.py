@@ -20,7 +20,7 @@ from tallystick.client.jobs.candidates import draft_orders, wrap_keys
 from tallystick.client.jobs.key_sessions import KeySessions
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.ledger.ledger import Ledger
-from tallystick.client.ledger.writes import NewJob, SignOrder
+from tallystick.client.ledger.order_writes import NewJob, SignOrder
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.recovery.lost_state import TabRecovery
 from tallystick.client.selection.shortlist import usable_asks

@@ -11,8 +11,8 @@ import structlog
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.jobs.result import build_proof, outcome_error
 from tallystick.client.ledger.ledger import Ledger
+from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.schema import JobState
-from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.client.receipts.file_store import ProofStore
@@ -149,7 +149,8 @@ class JobRecord:
         state = JobState.CANCELLED if self.cancelling else JobState.FAILED
         deliveries = self._delivered_by_order()
         await context.ledger.end_job(response.job, state, failure.public_text, context.now(), deliveries=deliveries)
-        if self._keyed and failure.code in _NEVER_RAN and response.head is None:  # its key may place a new job
+        never_ran = failure.code in _NEVER_RAN or (failure.retry and response.match is None)
+        if self._keyed and never_ran and response.head is None:  # its key may place a new job; the coordinator keeps this failure
             await context.ledger.forget_key_of(response.job)
         if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger does not have
             context.reconciler.wake()

@@ -20,8 +20,8 @@ from tallystick.client.jobs.key_sessions import KeySessions
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.ledger import Ledger
+from tallystick.client.ledger.order_writes import NewJob, SignOrder
 from tallystick.client.ledger.schema import JobState
-from tallystick.client.ledger.writes import NewJob, SignOrder
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.orders.signing import OrderPolicy, PlacedOrder, sign_order
 from tallystick.client.orders.tab import Tab

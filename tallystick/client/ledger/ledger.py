@@ -23,26 +23,29 @@ from tallystick.client.ledger import (
     audit_spending,
     budgets,
     idempotency,
+    job_ends,
     open_orders,
+    order_writes,
     queries,
+    receipt_writes,
     repair,
     spending,
     upstream_spending,
-    writes,
 )
 from tallystick.client.ledger.accounts import Account, read_accounts
 from tallystick.client.ledger.budgets import BudgetStatus
 from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.open_orders import NO_DELIVERIES, Deliveries
+from tallystick.client.ledger.order_writes import NewJob, SignOrder
 from tallystick.client.ledger.process_locks import ProcessLock
 from tallystick.client.ledger.queries import KnownJob
+from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryResult
 from tallystick.client.ledger.retention import FORGOTTEN_AT_ONCE, forget_jobs
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.spending import DAY_SECONDS, CacheHit, SpendingRow
 from tallystick.client.ledger.tabs import read_tabs, tab_key
 from tallystick.client.ledger.upstream_spending import UpstreamBooking
-from tallystick.client.ledger.writes import IncomingReceipt, NewJob, SignOrder
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.delivery_check import UndeliveredCharge
@@ -118,7 +121,7 @@ class Ledger:
         reader = self._process.name
 
         def store(c: Connection, fitting: Sequence[tuple[Address, Terms]]) -> list[PlacedOrder]:
-            return writes.sign_orders(c, job, fitting, sign, reader)
+            return order_writes.sign_orders(c, job, fitting, sign, reader)
 
         return await self._sign(job, drafts, store, limits)
 
@@ -126,7 +129,7 @@ class Ledger:
         self, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: SignOrder, limits: Sequence[Budget] = ()
     ) -> list[PlacedOrder]:
         """Like `sign_orders`, for a job that has open orders. Signs nothing for a job that has ended."""
-        return await self._sign(job, drafts, lambda c, fitting: writes.sign_further_orders(c, job, fitting, sign), limits)
+        return await self._sign(job, drafts, lambda c, fitting: order_writes.sign_further_orders(c, job, fitting, sign), limits)
 
     async def _sign(
         self,
@@ -182,7 +185,7 @@ class Ledger:
         provider and is stored as evidence, also in a file for others. A receipt that charges for what did not arrive
         (UndeliveredCharge) counts against its provider; see `delivery_check.MAX_UNDELIVERED_QUARTERS`.
         """
-        error = await self._write(lambda c: writes.record_receipt(c, incoming))
+        error = await self._write(lambda c: receipt_writes.record_receipt(c, incoming))
         if isinstance(error, UndeliveredCharge):
             log.warning(
                 "a receipt charges for what did not arrive",
@@ -191,7 +194,9 @@ class Ledger:
                 reason=str(error),
             )
         if error is not None and error.fault is Fault.PROVIDER:
-            await self._database.write(lambda c: writes.touch_tab(c, incoming.tab_key))  # syncs the block and its evidence
+            await self._database.write(
+                lambda c: receipt_writes.touch_tab(c, incoming.tab_key)
+            )  # syncs the block and its evidence
             await self._write_evidence(incoming, str(error))
         return error
 
@@ -237,9 +242,9 @@ class Ledger:
         matched: Sequence[Hash] = (),
         keep_orders_open: bool = False,
     ) -> None:
-        """Ends a job without a receipt; see `writes.end_job`."""
+        """Ends a job without a receipt; see `job_ends.end_job`."""
         await self._write(
-            lambda c: writes.end_job(
+            lambda c: job_ends.end_job(
                 c, job, state, reason, now, deliveries=deliveries, matched=matched, keep_orders_open=keep_orders_open
             )
         )
@@ -318,7 +323,7 @@ class Ledger:
     async def block(self, domain: Domain, provider: Address, reason: str) -> bool:
         """Lets a provider have no more orders until a person unblocks it. Returns whether it could have some before."""
         key = tab_key(domain, self.payer, provider)
-        return await self._database.write(lambda c: writes.block_provider(c, key, reason))
+        return await self._database.write(lambda c: receipt_writes.block_provider(c, key, reason))
 
     async def spent_on_jobs(self, since: int) -> Amount:
         """See `audit_spending.spent_on_jobs`."""

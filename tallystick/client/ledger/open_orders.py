@@ -3,7 +3,7 @@ against.
 
 An order that a provider had counts with its whole cap until a receipt for it is recorded or its `claim_by` passes. What arrived
 for the order is stored with it, so a receipt that comes later may charge only for that. Functions of one connection, inside one
-transaction that holds the file's write lock, like those of writes.py.
+transaction that holds the file's write lock, like those of receipt_writes.py.
 """
 
 from __future__ import annotations

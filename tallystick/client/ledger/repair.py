@@ -1,6 +1,6 @@
 """Changes to a tab outside of jobs: merging what orders and the chain prove, payments without proof, and unblocking a provider.
 
-Functions of one connection, inside one transaction that holds the file's write lock, like those of writes.py.
+Functions of one connection, inside one transaction that holds the file's write lock, like those of receipt_writes.py.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from sqlalchemy import Connection, bindparam
 
 from tallystick.client.ledger import open_orders, spending
 from tallystick.client.ledger.queries import known_orders
+from tallystick.client.ledger.receipt_writes import IncomingReceipt, check_receipt, store_receipt
 from tallystick.client.ledger.schema import IS_COLLECTABLE, OrderState, domain_of, evidence, orders, tabs
 from tallystick.client.ledger.tabs import DEPLOYMENT_ID, INSERT_TAB, PAYER, SELECT_TAB, TAB_ID, THIS_TAB, read_tabs
-from tallystick.client.ledger.writes import IncomingReceipt, check_receipt, store_receipt
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.delivery_check import QUARTERS_UNDELIVERED, Delivery

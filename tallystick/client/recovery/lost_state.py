@@ -20,9 +20,9 @@ from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.coordinator.info import CoordinatorInfo
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.queries import KnownJob, KnownOrder
+from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryResult
 from tallystick.client.ledger.schema import JobState, OrderState
-from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.recovery.escrow import PayerEscrow
 from tallystick.protocol.eip712 import Signer

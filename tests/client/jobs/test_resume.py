@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from tallystick.client.sdk.market import Market
-from tallystick.protocol.errors import Code, Refusal
-from tests.client.fake_coordinator import BODY, CHAT, FakeMarket
+from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
+from tallystick.protocol.types import JobId
+from tests.client.fake_coordinator import BODY, CHAT, FakeMarket, Session
 from tests.client.parties import Provider
 
 
@@ -41,6 +42,38 @@ async def test_a_paid_job_that_the_coordinator_lost_is_not_bought_again(market: 
             await market.submit(CHAT, BODY, key="one")
         assert (refused.value.code, refused.value.retry) == (Code.ORDER_REPLAYED, False)
     assert len({submission.job for submission in fake.submissions}) == 1
+
+
+async def _no_database(session: Session) -> None:
+    await session.fail(Unavailable(Code.COORDINATOR_UNAVAILABLE, "the database does not answer"))
+
+
+async def _no_database_after_match(session: Session) -> None:
+    await session.match()
+    await session.fail(Unavailable(Code.COORDINATOR_UNAVAILABLE, "the database does not answer"))
+
+
+async def _failed_jobs(market: Market, fake: FakeMarket, script: Callable[[Session], Awaitable[None]]) -> set[JobId]:
+    """The jobs that one key places while each of them fails as the script says."""
+    fake.script = script
+    for _ in range(3):
+        with pytest.raises(TallyError):
+            async with await market.submit(CHAT, BODY, key="one") as job:
+                await job.result()
+    return {submission.job for submission in fake.submissions}
+
+
+async def test_a_failure_before_any_match_frees_its_key(market: Market, fake: FakeMarket) -> None:
+    """The coordinator keeps the failure of such a job for as long as an answer: a repeated request gets a new job instead."""
+    works = fake.script
+    assert len(await _failed_jobs(market, fake, _no_database)) == 3
+    fake.script = works
+    assert await _buy(market) > 0
+
+
+async def test_a_failure_after_a_match_keeps_its_key(market: Market, fake: FakeMarket) -> None:
+    """A provider may have run and may charge the job, so its key places no second one."""
+    assert len(await _failed_jobs(market, fake, _no_database_after_match)) == 1
 
 
 async def test_a_job_that_was_never_admitted_frees_its_key(market: Market, fake: FakeMarket) -> None:

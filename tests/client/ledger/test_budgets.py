@@ -11,9 +11,10 @@ from structlog.testing import capture_logs
 from tallystick.client.config import Budget, ClientConfig
 from tallystick.client.ledger.budgets import BudgetStatus, fit_budgets
 from tallystick.client.ledger.ledger import Ledger
+from tallystick.client.ledger.order_writes import NewJob
+from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.ledger.spending import DAY_SECONDS, GROUPS, CacheHit, SpendingRow, add_unproven
-from tallystick.client.ledger.writes import IncomingReceipt, NewJob
 from tallystick.client.orders.signing import PlacedOrder, terms_for
 from tallystick.client.receipts.delivery_check import Delivery
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal

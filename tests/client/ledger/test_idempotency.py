@@ -78,6 +78,13 @@ async def test_a_job_that_an_older_release_submitted(fake: FakeMarket, wallet: S
         with pytest.raises(Refusal, match=r"ended as completed, and [0-9.]+ dollars were billed"):
             await _ask(market, "mine")
         fake.sessions.clear()
+        with pytest.raises(Refusal, match=r"ended as completed, and [0-9.]+ dollars were billed"):
+            await _ask(market, "mine")
+    with closing(sqlite3.connect(config.ledger_path(wallet.address))) as database:  # as if no provider had ever had it
+        database.execute("DELETE FROM receipts")
+        database.execute("UPDATE jobs SET state = 'lost'")
+        database.commit()
+    async with Market(fake.url, wallet, config) as market:
         with pytest.raises(Unavailable, match="signed by another release and never arrived; send it again"):
             await _ask(market, "mine")
         assert len(fake.submissions) == 1

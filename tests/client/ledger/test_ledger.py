@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tallystick.client.ledger.ledger import Ledger
+from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.schema import JobState, OrderState
-from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.delivery_check import Delivery
 from tallystick.protocol.eip712 import Domain

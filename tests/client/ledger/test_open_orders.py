@@ -14,8 +14,8 @@ from sqlalchemy import Connection
 from tallystick.client.ledger import open_orders
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.open_orders import OrderKey, read_delivery
+from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.schema import JobState, OrderState, deployment_id, jobs, orders, tabs
-from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.delivery_check import (
     MAX_UNDELIVERED_QUARTERS,

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tallystick.client.ledger.ledger import Ledger
+from tallystick.client.ledger.order_writes import NewJob
+from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryResult
 from tallystick.client.ledger.schema import JobState, deployment_id, tabs
 from tallystick.client.ledger.spending import SpendingRow
-from tallystick.client.ledger.writes import IncomingReceipt, NewJob
 from tallystick.client.orders.signing import PlacedOrder, sign_order
 from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.delivery_check import QUARTERS_UNDELIVERED, Delivery

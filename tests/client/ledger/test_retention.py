@@ -12,9 +12,9 @@ import pytest
 
 from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.ledger import PAGE_SIZE, Ledger
+from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.repair import OrderEvidence, RecoveryResult
 from tallystick.client.ledger.schema import JobState
-from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.delivery_check import Delivery
 from tallystick.protocol.eip712 import Verified

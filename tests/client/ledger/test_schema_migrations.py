@@ -12,8 +12,8 @@ from alembic import command
 from alembic.config import Config
 
 from tallystick.client.ledger.ledger import MIGRATIONS, Ledger
+from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.schema import IS_COLLECTABLE, IS_UNRESOLVED, JobState, OrderState, metadata
-from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.sealing import ContentKey

@@ -11,9 +11,9 @@ import pytest
 
 from tallystick.client.config import Budget, ClientConfig
 from tallystick.client.ledger.ledger import Ledger
+from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.repair import OrderEvidence, PaidOrder, RecoveryResult
 from tallystick.client.ledger.schema import JobState, OrderState
-from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS, Tab
 from tallystick.client.receipts.delivery_check import QUARTERS_UNDELIVERED, Delivery
 from tallystick.client.recovery import lost_state

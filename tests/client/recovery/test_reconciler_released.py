@@ -13,8 +13,8 @@ import pytest
 from tallystick.client.config import Budget, ClientConfig
 from tallystick.client.gateway.app import build_app
 from tallystick.client.ledger.ledger import Ledger
+from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.schema import JobState, OrderState
-from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS
 from tallystick.client.recovery import reconciler
 from tallystick.client.sdk.market import Market

@@ -1,47 +1,23 @@
-"""The ledger's three writes of a job: `sign_orders`, `record_receipt` (which may end the job), and `end_job` without a receipt.
+"""Writes of receipts: each is checked against its order, the delivery and its tab, recorded, and may end its job (job_ends.py).
 
-Functions of one connection, inside one transaction that holds the file's write lock. They run once or twice for every job. Their
-statements are built once at import, because building a statement costs more than running it.
+Functions of one connection, inside one transaction that holds the file's write lock. Statements of jobs are built once at import,
+because building a statement costs more than running it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
-from sqlalchemy.dialects.sqlite import insert
 
-from tallystick.client.ledger import open_orders, spending
-from tallystick.client.ledger.open_orders import NO_DELIVERIES, Deliveries, OrderKey
-from tallystick.client.ledger.schema import (
-    IS_UNRESOLVED,
-    JOB_ID,
-    THIS_JOB,
-    THIS_ORDER,
-    JobState,
-    OrderState,
-    deployment_id,
-    evidence,
-    jobs,
-    orders,
-    receipts,
-    tabs,
-    workloads,
-)
-from tallystick.client.ledger.tabs import (
-    INSERT_TAB,
-    SELECT_TAB,
-    TAB_ID,
-    THIS_TAB,
-    read_tabs,
-    tab_key,
-    tab_of,
-)
+from tallystick.client.ledger import job_ends, open_orders, spending
+from tallystick.client.ledger.open_orders import Deliveries, OrderKey
+from tallystick.client.ledger.schema import THIS_ORDER, JobState, OrderState, deployment_id, evidence, orders, receipts, tabs
+from tallystick.client.ledger.tabs import SELECT_TAB, TAB_ID, THIS_TAB, tab_key, tab_of
 from tallystick.client.orders.signing import PlacedOrder
-from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.delivery_check import Delivery, UndeliveredCharge, undelivered_quarters
 from tallystick.client.receipts.price_check import check_against_order
 from tallystick.client.receipts.proof import Proof
@@ -50,15 +26,11 @@ from tallystick.client.receipts.token_audit import AuditFinding, check_audit
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadReceipt, Fault
 from tallystick.protocol.jobs import ENDS, Event
-from tallystick.protocol.messages import Outcome, Receipt, Terms
-from tallystick.protocol.stored import load_signed, pack_signed, pack_struct, store_signed, store_struct
-from tallystick.protocol.types import Address, Hash, JobId, format_amount
+from tallystick.protocol.messages import Outcome, Receipt
+from tallystick.protocol.stored import load_signed, pack_signed, store_signed, store_struct
+from tallystick.protocol.types import JobId, format_amount
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.sqlite_statement import SqliteStatement
-
-SignOrder = Callable[[Tab, Address, Terms], PlacedOrder]
-MAX_REASON = 1_000
-"""Characters of a job's reason that are stored."""
 
 _STATE_AFTER: dict[Event, JobState] = {
     Event.FINISH: JobState.COMPLETED,
@@ -70,23 +42,6 @@ _AWAITING_END = (JobState.OPEN, JobState.LOST, JobState.COMPLETED)
 """States in which a receipt at no cost may still end the job. A completed job was delivered whole and awaits its receipt."""
 _END_UNKNOWN = (JobState.OPEN, JobState.LOST)
 _COUNTED_AS_FAILED = (JobState.FAILED, JobState.DISPUTED)
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """A job about to be submitted.
-
-    `commitment_key` opens the job's commitments, `created_at` is Unix seconds, and `label` names the job's workload.
-    """
-
-    domain: Domain
-    payer: Address
-    job: JobId
-    model: str
-    path: str
-    commitment_key: bytes = field(repr=False)
-    created_at: int
-    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,37 +81,6 @@ class IncomingReceipt:
         return OrderKey(self.job, self.placed.order.digest)
 
 
-_RAISE_TAB = SqliteStatement(
-    INSERT_TAB.on_conflict_do_update(
-        index_elements=[tabs.c.deployment_id, tabs.c.payer, tabs.c.provider],
-        set_={"ceiling": sa.func.max(tabs.c.ceiling, INSERT_TAB.excluded.ceiling), "order_seq": INSERT_TAB.excluded.order_seq},
-    ),
-    "deployment_id payer provider accepted total total_order_seq ceiling order_seq blocked_reason",
-)
-_WORKLOAD = ("deployment_id", "payer", "model", "path", "label")
-_ADD_WORKLOAD = SqliteStatement(insert(workloads).on_conflict_do_nothing(), " ".join(_WORKLOAD))
-_INSERT_JOB = SqliteStatement(
-    sa.insert(jobs).from_select(
-        ["job", "workload", "state", "reason", "commitment_key", "created_at", "reader"],
-        sa.select(
-            bindparam("to_job", type_=sa.LargeBinary),
-            workloads.c.id,
-            sa.literal(JobState.OPEN.value),
-            sa.literal(""),
-            bindparam("to_commitment_key", type_=sa.LargeBinary),
-            bindparam("to_created_at", type_=sa.BigInteger),
-            bindparam("to_reader", type_=sa.String),
-        ).where(*(workloads.c[name] == bindparam(name) for name in _WORKLOAD)),
-    )
-)
-_INSERT_ORDER = SqliteStatement(
-    sa.insert(orders).values(
-        job=JOB_ID,
-        tab=TAB_ID,
-        state=OrderState.OPEN.value,
-        **{name: bindparam(f"to_{name}") for name in ("seq", "cap", "claim_by", "digest", "order_doc", "terms_doc")},
-    )
-)
 _INSERT_RECEIPT = SqliteStatement(
     sa.insert(receipts).values(
         order_id=sa.select(orders.c.id).where(THIS_ORDER).scalar_subquery(),
@@ -189,107 +113,6 @@ _DISPUTE = (
     sa.update(orders).where(THIS_ORDER, orders.c.state != OrderState.RECORDED.value).values(state=OrderState.DISPUTED.value)
 )
 _SET_ORDER_STATE = SqliteStatement(sa.update(orders).where(THIS_ORDER).values(state=bindparam("to_state")))
-_END_JOB = (
-    sa.update(jobs)
-    .where(THIS_JOB)
-    .values(
-        state=bindparam("to_state"),
-        reason=bindparam("to_reason"),
-        finished_at=bindparam("to_finished_at"),
-        duration_ms=bindparam("to_duration_ms"),
-    )
-)
-_IS_OPEN = sa.select(jobs.c.job).where(THIS_JOB, jobs.c.state == JobState.OPEN.value)
-_END_ANY_JOB = SqliteStatement(_END_JOB)
-_END_OPEN_JOB = SqliteStatement(_END_JOB.where(jobs.c.state == JobState.OPEN.value))
-_END_UNKNOWN_JOB = SqliteStatement(_END_JOB.where(IS_UNRESOLVED))
-_CLOSE_ORDERS = SqliteStatement(
-    sa.update(orders).where(orders.c.job == JOB_ID, orders.c.state == OrderState.OPEN.value).values(state=OrderState.CLOSED.value)
-)
-
-
-def sign_orders(
-    c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: SignOrder, reader: str = ""
-) -> list[PlacedOrder]:
-    """Signs an order for each draft whose provider is not excluded (see `Tab.exclusion_reason`), and stores the orders as open.
-
-    `reader` names the process that will read the answer; see process_locks.py.
-    """
-    placed_orders = _sign(c, job, drafts, sign)
-    if placed_orders:
-        row = _job_row(job, reader)
-        if not _INSERT_JOB.run(c, row):
-            _ADD_WORKLOAD.run(c, row)
-            _INSERT_JOB.run(c, row)
-        _store_orders(c, job, placed_orders)
-    return placed_orders
-
-
-def sign_further_orders(
-    c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: SignOrder
-) -> list[PlacedOrder]:
-    """Like `sign_orders`, for a job that is stored. Signs nothing for a job that is not open any more."""
-    if c.execute(_IS_OPEN, {"of_job": bytes(job.job)}).first() is None:
-        return []
-    placed_orders = _sign(c, job, drafts, sign)
-    if placed_orders:
-        _store_orders(c, job, placed_orders)
-    return placed_orders
-
-
-def _sign(c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: SignOrder) -> list[PlacedOrder]:
-    payer_tabs = read_tabs(c, job.domain, job.payer, [provider for provider, _ in drafts], job.created_at)
-    return [
-        sign(payer_tabs[provider], provider, terms) for provider, terms in drafts if not payer_tabs[provider].exclusion_reason
-    ]
-
-
-def _store_orders(c: Connection, job: NewJob, placed_orders: Sequence[PlacedOrder]) -> None:
-    deployment = deployment_id(job.domain)
-    _RAISE_TAB.run_many(c, [_tab_row(deployment, placed) for placed in placed_orders])
-    _INSERT_ORDER.run_many(c, [_order_row(job, placed) for placed in placed_orders])
-
-
-def _job_row(job: NewJob, reader: str) -> dict[str, object]:
-    return {
-        "deployment_id": deployment_id(job.domain),
-        "payer": job.payer,
-        "model": job.model,
-        "path": job.path,
-        "label": job.label,
-        "to_job": bytes(job.job),
-        "to_commitment_key": job.commitment_key,
-        "to_created_at": job.created_at,
-        "to_reader": reader,
-    }
-
-
-def _order_row(job: NewJob, placed: PlacedOrder) -> dict[str, object]:
-    order = placed.order.message
-    return tab_key(job.domain, order.payer, order.provider) | {
-        "of_job": bytes(job.job),
-        "to_seq": order.seq,
-        "to_cap": int(placed.terms.max_cost),
-        "to_claim_by": order.claim_by,
-        "to_digest": bytes(placed.order.digest),
-        "to_order_doc": pack_signed(placed.order),
-        "to_terms_doc": pack_struct(placed.terms),
-    }
-
-
-def _tab_row(deployment: str, placed: PlacedOrder) -> dict[str, object]:
-    order = placed.order.message
-    return {
-        "deployment_id": deployment,
-        "payer": order.payer,
-        "provider": order.provider,
-        "accepted": 0,
-        "total": 0,
-        "total_order_seq": 0,
-        "ceiling": int(order.ceiling),
-        "order_seq": order.seq,
-        "blocked_reason": "",
-    }
 
 
 def record_receipt(c: Connection, incoming: IncomingReceipt) -> BadReceipt | None:
@@ -305,7 +128,7 @@ def record_receipt(c: Connection, incoming: IncomingReceipt) -> BadReceipt | Non
     except UndeliveredCharge as error:
         open_orders.refuse_receipt(c, incoming.tab_key, incoming.order_key, incoming.delivery, error, now=incoming.now)
         if incoming.final:
-            end_job(c, incoming.job, JobState.FAILED, str(error), incoming.now, deliveries=incoming.other_deliveries)
+            job_ends.end_job(c, incoming.job, JobState.FAILED, str(error), incoming.now, deliveries=incoming.other_deliveries)
         return error
     except BadReceipt as error:
         if error.fault is Fault.PROVIDER:
@@ -404,16 +227,9 @@ def _end_with_receipt(c: Connection, incoming: IncomingReceipt, *, counted: bool
     reason = "" if state is JobState.COMPLETED else outcome.name.lower()
     if incoming.audit_finding is not None:
         reason = f"flagged: {incoming.audit_finding.reason}"
-    open_orders.store_deliveries(c, incoming.job, incoming.other_deliveries)
-    open_orders.mark_dispatched(c, incoming.job, incoming.other_deliveries)
-    change = {
-        "to_state": state.value,
-        "to_reason": reason[:MAX_REASON],
-        "to_finished_at": incoming.now,
-        "to_duration_ms": incoming.duration_ms,
-    }
-    _END_ANY_JOB.run(c, {**change, "of_job": bytes(incoming.job)})
-    _CLOSE_ORDERS.run(c, {"of_job": bytes(incoming.job)})
+    job_ends.end_with_receipt(
+        c, incoming.job, state, reason, incoming.now, deliveries=incoming.other_deliveries, duration_ms=incoming.duration_ms
+    )
 
 
 def touch_tab(c: Connection, key: Mapping[str, object]) -> None:
@@ -445,33 +261,4 @@ def _block(c: Connection, incoming: IncomingReceipt, other_docs: list[str | byte
     c.execute(_BLOCK, incoming.tab_key | {"to_blocked_reason": reason})
     c.execute(_DISPUTE, incoming.order_key.parameters)
     if incoming.final:
-        end_job(c, incoming.job, JobState.DISPUTED, reason, incoming.now, deliveries=incoming.other_deliveries)
-
-
-def end_job(
-    c: Connection,
-    job: JobId,
-    state: JobState,
-    reason: str,
-    now: int,
-    *,
-    deliveries: Deliveries = NO_DELIVERIES,
-    matched: Sequence[Hash] = (),
-    keep_orders_open: bool = False,
-) -> None:
-    """Ends a job without a receipt, unless its end is already known.
-
-    Its orders in `deliveries` and `matched` were dispatched: they count until a receipt for them arrives or their `claim_by`
-    passes. The other orders were never matched and stop counting. If the job is lost, or with `keep_orders_open`, nobody knows
-    which orders were matched, so all of them go on counting. `now` is Unix seconds.
-    """
-    if state in (JobState.FAILED, JobState.DISPUTED):
-        spending.add_failed(c, job, now)
-    open_orders.store_deliveries(c, job, deliveries)
-    open_orders.mark_dispatched(c, job, [*deliveries, *matched])
-    key = {"of_job": bytes(job)}
-    statement = {JobState.LOST: _END_OPEN_JOB, JobState.DISPUTED: _END_ANY_JOB}.get(state, _END_UNKNOWN_JOB)
-    change = {"to_state": state.value, "to_reason": reason[:MAX_REASON], "to_finished_at": now, "to_duration_ms": None}
-    statement.run(c, {**change, **key})
-    if state is not JobState.LOST and not keep_orders_open:
-        _CLOSE_ORDERS.run(c, key)
+        job_ends.end_job(c, incoming.job, JobState.DISPUTED, reason, incoming.now, deliveries=incoming.other_deliveries)

@@ -16,8 +16,8 @@ from tallystick.chain.deployment import Deployment
 from tallystick.client.config import ClientConfig
 from tallystick.client.jobs.candidates import draft_orders, estimate_cost
 from tallystick.client.ledger.ledger import Ledger
+from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.schema import JobState
-from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.orders.signing import cap_for
 from tallystick.client.receipts.delivery_check import UndeliveredCharge

@@ -15,8 +15,8 @@ from openai import APIStatusError, OpenAI
 from tallystick.client.config import ClientConfig
 from tallystick.client.gateway.app import build_app
 from tallystick.client.ledger.ledger import Ledger
+from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.schema import JobState, OrderState
-from tallystick.client.ledger.writes import IncomingReceipt
 from tallystick.client.receipts.delivery_check import (
     IN_FLIGHT_TOKENS,
     OUTPUT_ALLOWANCE,
