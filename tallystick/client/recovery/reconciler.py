@@ -30,7 +30,7 @@ log = structlog.get_logger()
 POLLS = (0.1, 0.3, 1.0, 3.0, 5.0)
 """Seconds between queries about a job that is still running."""
 
-REPLICA_POLLS = (0.05, 0.1, 0.2, 0.4, *[0.75] * 12)
+REPLICA_POLLS = (0.05, 0.1, 0.2, *[0.4] * 45)
 """Seconds between queries about a job whose replica was lost: until the others know that it is gone, and what its nodes did."""
 
 MAX_BATCHES = 200
