@@ -147,6 +147,11 @@ class Market(ConvenienceMethods):
         """The number of running jobs."""
         return len(self._live)
 
+    @property
+    def coordinator_urls(self) -> tuple[str, ...]:
+        """Where the coordinator is reached: the replicas that it listed last, then the configured URLs."""
+        return self._coordinator.replicas.urls
+
     def __repr__(self) -> str:
         return f"Market({self.config.coordinator}, {self.address})"
 

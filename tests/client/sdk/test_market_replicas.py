@@ -12,12 +12,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from tallystick.client.config import ClientConfig
+from tallystick.client.gateway.operations import Operations
 from tallystick.client.jobs.job import MAX_MOVES
 from tallystick.client.jobs.result import StreamInterrupted
 from tallystick.client.recovery import reconciler
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.health import Health
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
@@ -437,6 +439,16 @@ async def test_all_listed_replicas_are_gone(wallet: Signer, config: ClientConfig
             await listed.kill()
             assert await run(market) == ANSWER
             assert "/v1/jobs" in balancer.requests
+
+
+async def test_a_gateway_is_well_without_the_configured_replica(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """The gateway's check of its coordinator passes while any replica answers."""
+    async with client(replicas, wallet, config) as market:
+        await run(market)
+        assert market.coordinator_urls == tuple(served.url for served in replicas.served)
+        await replicas.served[2].kill()
+        checks = await Operations(market)._check_coordinator()
+        assert checks["coordinator"].status is Health.PASS
 
 
 async def test_several_configured_urls(wallet: Signer, config: ClientConfig, unused_tcp_port: int) -> None:
