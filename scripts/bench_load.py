@@ -3,6 +3,9 @@
 `rss_mib`: its resident memory with all nodes connected, all their asks listed and all streams open. `honest_p99_ratio_FLOOD`: the
 p99 of an honest client's jobs during a flood, over that without it, in rounds that alternate within this run.
 
+`coordinator_core_share_of_FLOOD`: CPU seconds that the flood cost the coordinator, per second; unlike the latencies, it does not
+depend on what else the machine does.
+
 All limits are those of the default settings: nodes, streams and strangers have addresses of their own out of 127.0.0.0/8.
 Coordinator and load have a core each, if there are two. A flood is a process of low priority on the core of the load, so the
 ratio includes some of what the flood takes from the clients. The floods' rates are in scripts/crowd/floods.py.
@@ -264,9 +267,12 @@ async def _honest(crowd: Crowd, count: int) -> list[float]:
 async def _flood(crowd: Crowd, name: str, folder: Path) -> Figures:
     """The p99 of honest jobs in rounds without and with a flood, and what became of the flood."""
     calm, flooded, seen, size = list[float](), list[float](), dict[str, int](), crowd.size
-    before = processes.cpu_seconds(crowd.site.pids["coordinator"])
+    pid = crowd.site.pids["coordinator"]
+    calm_cpu = flooded_cpu = 0.0
     for number in range(size.rounds):
+        before = processes.cpu_seconds(pid)
         calm += await _honest(crowd, size.jobs)
+        calm_cpu += processes.cpu_seconds(pid) - before
         file = folder / f"{name}-{number}"
         await _prepare(crowd, name, file)
         command = (sys.executable, "-m", "scripts.crowd.floods", name, str(crowd.port), str(size.seconds + 2), str(file))
@@ -274,7 +280,9 @@ async def _flood(crowd: Crowd, name: str, folder: Path) -> Figures:
         processes.pin(process.pid, processes.LOAD)
         async with asyncio.timeout(READY_SECONDS):
             await process.stdout.readline()  # type: ignore[union-attr]  # it is a pipe
+        before = processes.cpu_seconds(pid)
         flooded += await _honest(crowd, size.jobs)
+        flooded_cpu += processes.cpu_seconds(pid) - before
         output, _ = await process.communicate()
         for key, count in json.loads(output).items():
             seen[key] = seen.get(key, 0) + count
@@ -285,7 +293,8 @@ async def _flood(crowd: Crowd, name: str, folder: Path) -> Figures:
         f"honest_p99_ratio_{name}": round(p99[1] / p99[0], 2),
         f"honest_p50_ratio_{name}": round(percentile(flooded, 0.5) / percentile(calm, 0.5), 2),
         f"flood_{name}": seen,
-        f"coordinator_cpu_s_{name}": round(processes.cpu_seconds(crowd.site.pids["coordinator"]) - before, 2),
+        f"coordinator_cpu_ms_per_honest_job_without_{name}": round(1_000 * calm_cpu / (size.rounds * size.jobs), 2),
+        f"coordinator_core_share_of_{name}": round((flooded_cpu - calm_cpu) / (size.rounds * size.seconds), 3),
     }
 
 

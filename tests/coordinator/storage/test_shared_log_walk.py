@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which sc
 JOBS = 60
 REPLICA = """
 import asyncio, sys
-from tests.coordinator.storage.test_shared_walk import walk
+from tests.coordinator.storage.test_shared_log_walk import walk
 asyncio.run(walk(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 """
 
