@@ -15,7 +15,7 @@ from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.open_orders import NO_DELIVERIES, Deliveries
 from tallystick.client.ledger.queries import KnownJob
 from tallystick.client.ledger.receipt_writes import IncomingReceipt
-from tallystick.client.ledger.schema import JobState, OrderState
+from tallystick.client.ledger.schema import COLLECTABLE, JobState, OrderState
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.token_audit import AuditFinding
 from tallystick.client.recovery.lost_state import TabRecovery
@@ -164,6 +164,12 @@ class Reconciler:
                     return False  # it is charged, or its receipt is disputed
             await asyncio.sleep(pause)
         return False
+
+    async def costs_nothing(self, job: JobId) -> bool:
+        """Whether no order of a job can be collected any more, nor was."""
+        known = await self._ledger.find_job(job)
+        charged = known is not None and known.receipt is not None and known.receipt.message.cost > 0
+        return known is not None and not charged and all(order.state not in COLLECTABLE for order in known.orders)
 
     async def _is_free(self, job: JobId, remote: RemoteJob) -> bool:
         """Whether no order that a provider had may cost anything, after `reconcile`."""
