@@ -124,6 +124,7 @@ class Market:
             limits=limits,
             now=now,
             tick=tick,
+            count_out=self._count_out,
         )
         self.job_totals = JobTotals()
         self._totals: PayerTotals | None = None
@@ -239,7 +240,7 @@ class Market:
             await self._slot_queue.match_or_enter(job)
         except BaseException:
             self._seen.discard(job.id)
-            self._count_out(job.payer)
+            self._count_out(job)
             raise
         self._live[job.id] = job
         self._idle.clear()
@@ -264,6 +265,7 @@ class Market:
         job = LiveJob(submission, created_at=now, started=self._tick(), last_frame_at=self._tick())
         self._seen.add(job.id, now)
         self._running[job.payer] += 1
+        job.counted = True
         return job
 
     async def add_orders(self, job_id: JobId, candidates: Sequence[Candidate]) -> None:
@@ -292,15 +294,18 @@ class Market:
             if not job.ended:
                 self._relay.end(job, not_relayed())
             del self._live[job.id]
-            self._count_out(job.payer)
+            self._count_out(job)
             self.job_totals.add(job)
             if not self._live:
                 self._idle.set()
 
-    def _count_out(self, payer: Address) -> None:
-        self._running[payer] -= 1
-        if not self._running[payer]:
-            del self._running[payer]
+    def _count_out(self, job: LiveJob) -> None:
+        """Counts a job out, once, when it has ended."""
+        if job.counted:
+            job.counted = False
+            self._running[job.payer] -= 1
+            if not self._running[job.payer]:
+                del self._running[job.payer]
 
     async def _next_attempt(self, job: LiveJob) -> None:
         """Begins the next attempt of a job, which may wait for a slot meanwhile, as its client gets to know.
