@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import pwd
 import shutil
 import signal
 import sys
@@ -29,7 +28,9 @@ STOP_SECONDS = 60
 RESTART_SECONDS = 1.0
 """How long a part that died stays away."""
 NODES = ("node-a", "node-b")
-STATE = Path(tempfile.gettempdir()) / f"tallystick-cluster-{os.getuid()}.json"
+FOLDER = Path(tempfile.gettempdir()) / f"tallystick-cluster-{os.getuid()}"
+STATE = "cluster.json"
+"""The file in the folder that `status` reads, for as long as the cluster runs."""
 
 
 @dataclass
@@ -42,6 +43,8 @@ class Service:
     url: str
     ready: Callable[[], Awaitable[bool]]
     user: str | None = None
+    data: Path | None = None
+    """A folder of its own, deleted with the cluster."""
     stop_signal: signal.Signals = signal.SIGTERM
     wanted: bool = False
     starts: int = 0
@@ -91,7 +94,7 @@ class Service:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=self.folder,
+                cwd=self.data or self.folder,
                 env=os.environ | environment(self.folder) | {"PYTHONPATH": str(Path(__file__).parent.parent)},
                 start_new_session=True,
                 **owner,  # type: ignore[arg-type]  # names of subprocess's parameters
@@ -158,17 +161,12 @@ def postgres_binary(name: str) -> str:
 
 
 async def _postgres(folder: Path) -> Service:
-    data, port = folder / "postgres", free_port(0)
+    """PostgreSQL with a new database, in a folder of its own: it runs as another user, who may not enter `folder`."""
+    data, port = Path(tempfile.mkdtemp(prefix="tallystick-postgres-")), free_port(0)
     user = None
     if not os.getuid():  # the server refuses to run as root
         user = "postgres"
-        pwd.getpwnam(user)
-    data.mkdir()
-    if user is not None:
         shutil.chown(data, user, user)
-        for parent in (folder, *folder.parents):
-            if not parent.stat().st_mode & 0o001:
-                parent.chmod(parent.stat().st_mode | 0o011)
     owner = {} if user is None else {"user": user, "group": user, "extra_groups": ()}
     init = (postgres_binary("initdb"), "--pgdata", str(data), "--auth", "trust", "--username", "tally")
     process = await asyncio.create_subprocess_exec(
@@ -187,6 +185,7 @@ async def _postgres(folder: Path) -> Service:
         ready=lambda: _accepts(port, postgres=True),
         user=user,
         stop_signal=signal.SIGINT,
+        data=data,
     )
 
 
@@ -287,6 +286,8 @@ async def cluster(folder: Path, *, replicas: int = 3, workers: int = 1) -> Async
     finally:
         for service in reversed(services.values()):
             await service.stop()
+            if service.data is not None:
+                shutil.rmtree(service.data, ignore_errors=True)
 
 
 def _engine(market: LocalMarket, name: str, port: int) -> Service:
@@ -310,7 +311,7 @@ def show(parts: dict[str, dict[str, object]]) -> None:
 
 async def up(folder: Path, replicas: int, workers: int, *, as_json: bool) -> None:
     """Runs a cluster until Ctrl-C or SIGTERM, and keeps STATE current."""
-    stopped = asyncio.Event()
+    stopped, state = asyncio.Event(), folder / STATE
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     print(f"starting a cluster in {folder} ...", file=sys.stderr)
@@ -322,12 +323,12 @@ async def up(folder: Path, replicas: int, workers: int, *, as_json: bool) -> Non
             question = json.dumps({"model": running.model, "messages": [{"role": "user", "content": "Hello"}]})
             print(f"\ncurl {running.gateway}/chat/completions -H 'content-type: application/json' -d '{question}'", flush=True)
         while not stopped.is_set():
-            STATE.write_text(json.dumps(running.to_json()))
+            state.write_text(json.dumps(running.to_json()))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.5):
                     await stopped.wait()
         print("stopping ...", file=sys.stderr)
-    STATE.unlink(missing_ok=True)
+    state.unlink(missing_ok=True)
 
 
 def main() -> int:
@@ -336,18 +337,24 @@ def main() -> int:
     parser.add_argument("command", nargs="?", choices=("up", "status"), default="up")
     parser.add_argument("--replicas", type=int, default=3, help="coordinator processes, each a command of its own (default: 3)")
     parser.add_argument("--workers", type=int, default=1, help="instead: one command that runs so many replicas")
-    parser.add_argument("--folder", type=Path, help="for databases, configs, logs and keys; default: a temporary one")
+    parser.add_argument(
+        "--folder", type=Path, help=f"for databases, configs, logs and keys; default: {FOLDER}, deleted at the end"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     options = parser.parse_args()
+    folder = options.folder or FOLDER
     if options.command == "status":
-        if not STATE.exists():
-            print("no cluster runs: scripts/cluster up", file=sys.stderr)
+        if not (folder / STATE).exists():
+            print(f"no cluster runs in {folder}: start one with scripts/cluster", file=sys.stderr)
             return 1
-        parts = json.loads(STATE.read_text())
+        parts = json.loads((folder / STATE).read_text())
         print(json.dumps(parts)) if options.json else show(parts)
         return 0
-    folder = options.folder or Path(tempfile.mkdtemp(prefix="tallystick-cluster-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        print(f"{folder} exists: a cluster runs there, or ran; delete it, or name another with --folder", file=sys.stderr)
+        return 1
     try:
         asyncio.run(up(folder, options.replicas, options.workers, as_json=options.json))
     finally:

@@ -2,8 +2,9 @@
 
 A slot that is free, and that no waiting job has an order on, is offered to the first jobs that wait for its model, to one job a
 slot. So is a slot that is free already when a job begins to wait, as in a burst of jobs that all ordered on the same providers.
-What a job does not answer within ANSWER_SECONDS goes to the next one. Asks that have in common what the job's orders have in
-common come first. Only half of a job's invitations go to others, since its client probably refuses them.
+What a job does not answer within ANSWER_SECONDS goes to the next one. A client says what it requires and needs of an ask
+(ranking_hints.py), and is invited to no other; of one that does not, asks that have in common what its orders have in common come
+first. Only half of a job's invitations go to asks that it may refuse.
 
 A job that is about to be overtaken is invited too: it has no order on a busy slot that will go to a job behind it in the fair
 order. Each slot that is freed invites one such job at most, so a long queue costs no more invitations than a short one. A job is
@@ -85,7 +86,7 @@ class Invitations:
             return False
         orders, likely = job.orders, self._requirements(job)
         exclude = frozenset(job.tried) | {order.provider for order in orders}
-        for require in dict.fromkeys((likely, NO_REQUIREMENTS)):
+        for require in dict.fromkeys((likely, _required(job))):
             demand, dearer = Demand(job.model, require=require, exclude=exclude, batch=job.submission.batch), Counter[int]()
             for listed_ask in islice(self._matchmaker.spare_asks(demand), _MAX_SPARE):
                 reliability = listed_ask.node.reliability
@@ -110,7 +111,10 @@ class Invitations:
         return True
 
     def _requirements(self, job: LiveJob) -> Requirements:
-        """Returns what the job's client may require, as its orders show."""
+        """Returns what an ask meets that the job's client probably accepts: as it said, or else as its orders show."""
+        said = None if job.submission.hints is None else job.submission.hints.likely
+        if said is not None:
+            return said
         asks = (self._matchmaker.book.find(order.ask) for order in job.orders)
         return likely_requirements(ask.message.spec for ask in asks if ask is not None)
 
@@ -232,7 +236,7 @@ class Invitations:
         orders = job.orders
         if digest in invited.asks or len(invited.asks) >= most or ask.provider in job.tried:
             return False
-        if ask.model != job.model or _is_dearer(ask, orders):
+        if ask.model != job.model or _is_dearer(ask, orders) or _required(job).first_unmet(ask) is not None:
             return False
         if any(order.provider == ask.provider and self._is_usable(order) for order in orders):
             return False
@@ -245,6 +249,12 @@ class Invitations:
         """Whether a provider that is connected could still take this order."""
         book = self._matchmaker.book
         return order.deadline > self._now() and (book.find(order.ask) is not None or book.node(order.provider) is None)
+
+
+def _required(job: LiveJob) -> Requirements:
+    """What a job's client requires, as far as it said so: it orders on no other ask."""
+    hints = job.submission.hints
+    return NO_REQUIREMENTS if hints is None or hints.require is None else hints.require
 
 
 def _is_dearer(ask: Ask, orders: Iterable[OrderFacts]) -> bool:

@@ -24,10 +24,17 @@ from tallystick.protocol.errors import TallyError
 from tallystick.protocol.health import HealthReport
 from tallystick.protocol.types import Address, format_amount, parse_address
 from tallystick.runtime.health_monitor import HealthMonitor
+from tallystick.web.receipt_page import TEMPLATE, receipt_values
 from tallystick.web.rendering import Pages
 from tallystick.web.static_files import STATIC_PATH, serve_static
 
-SECTIONS = {"/market": "Models", "/market/log": "Match log", "/market/status": "Status", "/docs": "API"}
+SECTIONS = {
+    "/market": "Models",
+    "/market/log": "Match log",
+    "/market/receipt": "Receipt",
+    "/market/status": "Status",
+    "/docs": "API",
+}
 MAX_MODELS = 5_000
 """Models that one page considers."""
 ASK_ROWS, DECISION_ROWS, LOG_ROWS = 200, 100, 50
@@ -58,6 +65,7 @@ class MarketPages:
             "/market/models/{model:path}": self._model,
             "/market/providers/{provider}": self._provider,
             "/market/log": self._log,
+            "/market/receipt": self._receipt,
             "/market/status": self._status,
             f"{STATIC_PATH}/{{name}}": serve_static,
         }
@@ -183,6 +191,9 @@ class MarketPages:
             rows=rows_of(listed, now),
             model_link=_model_link,
         )
+
+    async def _receipt(self, _request: Request) -> Response:
+        return self._pages.render(TEMPLATE, section="/market/receipt", **receipt_values())
 
     async def _status(self, _request: Request) -> Response:
         report: HealthReport = await self._health.report()

@@ -1,15 +1,15 @@
 """Ends the open jobs of replicas that are gone: the work of the role `recovery`.
 
-A replica is gone if it has not beaten for GONE_SECONDS and its connection for roles has ended, at two looks in a row. One that
-stops beats no more while its last jobs end. After an outage of the database all beats are old and all connections have ended; by
-the second look, those that live are back.
+A replica is gone if its connection for roles has ended, and it has not beaten for GONE_SECONDS either. One that stops beats no
+more while its last jobs end, and has its connection. After an outage of the database all connections have ended and all beats are
+old: so a replica counts as gone only once its connection was missed for MISSED_SECONDS, in which those that live come back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 
 import structlog
@@ -21,45 +21,51 @@ from tallystick.protocol.errors import Unavailable
 from tallystick.runtime.storage import Database
 
 log = structlog.get_logger()
-LOOK_SECONDS = 1.2
-"""Longer than the time between two beats of a replica."""
+LOOK_SECONDS = 0.5
+MISSED_SECONDS = 2.0
+"""Longer than the time between two beats. A replica that dies is missed for so long before its last beat is old."""
 REASON = "the replica of the coordinator that ran the job is gone"
 
 
 class Recovery:
-    """See the module's docstring. `now`: Unix time in seconds; `sleep` waits for some seconds."""
+    """See the module's docstring. `now`: Unix time, `tick`: a monotonic clock, both in seconds."""
 
     def __init__(
         self,
         database: Database,
         rows: SharedJobRows,
         now: Callable[[], float] = time.time,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        tick: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._db, self._rows, self._now, self._sleep = database, rows, now, sleep
-        self._gone = set[str]()
-        """The replicas that were gone at the last look."""
+        self._db, self._rows, self._now, self._tick = database, rows, now, tick
+        self._missed: dict[str, float] = {}
+        """When replicas were missed first, of those that were missed at each look since."""
 
     async def run(self) -> None:
         """Looks until cancelled."""
-        self._gone = set()
+        self._missed = {}
         while True:
             try:
                 await self.look()
             except Unavailable as error:
-                self._gone = set()
+                self._missed = {}
                 log.warning("jobs of lost replicas not ended", error=str(error))
-            await self._sleep(LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def look(self) -> None:
-        """Ends the open jobs of the replicas that were gone at the last look, and are now. Raises Unavailable."""
-        gone = await self._db.read(self._rows.abandoned)
-        for replica in sorted(gone & self._gone):
-            rows = 0
-            while count := await self._db.write(partial(self._rows.end_abandoned, owner=replica, end=self._end)):
-                rows += count
-            log.info("jobs of a lost replica ended", replica=replica, rows=rows)
-        self._gone = gone
+        """Ends the open jobs of the replicas that are gone. Raises Unavailable."""
+        missed = await self._db.read(self._rows.missed_owners)
+        tick = self._tick()
+        self._missed = {replica: self._missed.get(replica, tick) for replica in missed}
+        for replica, is_silent in sorted(missed.items()):
+            if is_silent and tick - self._missed[replica] >= MISSED_SECONDS:
+                await self._end_jobs(replica)
+
+    async def _end_jobs(self, replica: str) -> None:
+        rows = 0
+        while count := await self._db.write(partial(self._rows.end_abandoned, owner=replica, end=self._end)):
+            rows += count
+        log.info("jobs of a lost replica ended", replica=replica, rows=rows)
 
     def _end(self, record: JobRecord) -> JobRecord:
         return ended(record, int(self._now()), REASON)

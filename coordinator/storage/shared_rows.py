@@ -62,9 +62,9 @@ ON CONFLICT (provider, payer) DO UPDATE SET
 RETURNING provider, payer, tab"""
 GONE_SECONDS = 3.0
 """A replica whose last beat is so old is gone."""
-_ABANDONED = """
-SELECT DISTINCT owner FROM open_jobs WHERE owner IS NOT NULL AND owner <> $1::text AND owner NOT IN
-    (SELECT id FROM replicas WHERE beat_at > extract(epoch FROM clock_timestamp()) - $2::float8)"""
+_OWNERS = """
+SELECT owner, owner NOT IN (SELECT id FROM replicas WHERE beat_at > extract(epoch FROM clock_timestamp()) - $2::float8)
+FROM (SELECT DISTINCT owner FROM open_jobs WHERE owner IS NOT NULL AND owner <> $1::text) AS owners"""
 
 
 class JobElsewhere(Exception):
@@ -198,10 +198,11 @@ class SharedJobRows(JobRows):
 
     # Jobs of replicas that are gone
 
-    def abandoned(self, connection: Connection) -> set[str]:
-        """Returns the owners of open jobs that are gone: they have not beaten by the database's clock, and hold no lock."""
-        silent = set(connection.exec_driver_sql(_ABANDONED, (self._owner, GONE_SECONDS)).scalars())
-        return silent - living(connection, silent) if silent else silent
+    def missed_owners(self, connection: Connection) -> dict[str, bool]:
+        """Returns the other owners of open jobs whose connection for roles has ended, and whether they have not beaten either."""
+        silent = {owner: bool(is_silent) for owner, is_silent in connection.exec_driver_sql(_OWNERS, (self._owner, GONE_SECONDS))}
+        alive = living(connection, silent) if silent else set()
+        return {owner: is_silent for owner, is_silent in silent.items() if owner not in alive}
 
     def end_abandoned(self, connection: Connection, owner: str, end: Callable[[JobRecord], JobRecord]) -> int:
         """Ends some of the open jobs of a replica that is gone, and deletes their rows. Returns how many rows there were."""

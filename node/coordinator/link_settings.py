@@ -20,7 +20,7 @@ class LinkSettings:
     heartbeat_seconds: float = 5.0
     ping_seconds: float = 20.0
     min_backoff_seconds: float = 0.5
-    max_backoff_seconds: float = 30.0
+    max_backoff_seconds: float = 10.0
     outbox_frames: int = 1_024
     max_replicas: int = 8
     replica_grace_seconds: float = 600.0

@@ -26,6 +26,11 @@ MAX_PAGES = 16
 time.
 """
 _BATCH_SECONDS = 1.0
+RETRY_SECONDS, RETRY_GROWTH = 0.5, 1.25
+"""The first pause between two rounds to a coordinator of which a replica was lost. Each further one is longer by a quarter.
+
+The other replicas take a lost one's receipts once they know that it is gone, which takes some seconds.
+"""
 MAX_UNSAVED = 8_192
 """Acknowledgements of one coordinator that wait to be saved. The receipts of further ones are sent once more."""
 
@@ -38,6 +43,8 @@ class ReceiptSender:
         self._links: dict[Address, list[Link]] = {}
         """The open links to each coordinator, one for each replica, oldest first."""
         self._fresh: set[Address] = set()
+        self._pauses: dict[Address, float] = {}
+        """The next pause, for each coordinator of which a replica was lost, until it has confirmed all receipts."""
         self._next_page: dict[Address, int] = {}
         self._unsaved: dict[Address, set[JobId]] = {}
         self._has_fresh, self._has_unsaved = asyncio.Event(), asyncio.Event()
@@ -52,6 +59,7 @@ class ReceiptSender:
     def resend_now(self) -> None:
         """Sends all unconfirmed receipts to every coordinator, because some were never sent."""
         for coordinator in self._links:
+            self._pauses[coordinator] = RETRY_SECONDS
             self._resend(coordinator)
 
     def _resend(self, coordinator: Address) -> None:
@@ -64,9 +72,11 @@ class ReceiptSender:
         if link in links:
             links.remove(link)
         if links:
+            self._pauses[link.coordinator] = RETRY_SECONDS
             self._resend(link.coordinator)
         else:
             self._links.pop(link.coordinator, None)
+            self._pauses.pop(link.coordinator, None)
 
     def acknowledged(self, link: Link, job: JobId) -> None:
         """Notes that the coordinator stored this job's receipt. The note is saved soon; if it is lost, the receipt is sent once
@@ -100,29 +110,39 @@ class ReceiptSender:
     async def _send_forever(self) -> None:
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._resend_seconds):
+                async with asyncio.timeout(min(self._pauses.values(), default=self._resend_seconds)):
                     await self._has_fresh.wait()
             self._has_fresh.clear()
-            fresh, self._fresh = self._fresh, set()
+            fresh, self._fresh = self._fresh | self._pauses.keys(), set()
             for coordinator, links in list(self._links.items()):
                 before = int(self._now()) + 1 if coordinator in fresh else int(self._now() - self._resend_seconds)
                 if links:
                     with suppress(LinkLost):
-                        await self._send(links[0], before)
+                        count = await self._send(links[0], before)
+                        self._lengthen_pause(coordinator, done=not count)
 
-    async def _send(self, link: Link, before: int) -> None:
+    def _lengthen_pause(self, coordinator: Address, *, done: bool) -> None:
+        pause = RETRY_GROWTH * self._pauses.pop(coordinator, self._resend_seconds)
+        if pause < self._resend_seconds and not done:
+            self._pauses[coordinator] = pause
+
+    async def _send(self, link: Link, before: int) -> int:
+        """Sends receipts made before `before`. Returns how many were not confirmed."""
         await self.save_acknowledgements()
+        count = 0
         first = self._next_page.pop(link.coordinator, 0)
         for page in range(first, first + MAX_PAGES):
             entries = await self._store.unacknowledged(link.coordinator, before, page, PAGE_SIZE)
             for entry in entries:
                 link.post(Kind.LATE_RECEIPT, entry.job, dumps(entry.late_receipt.to_json()))
+            count += len(entries)
             if entries:
                 log.info("receipts resent", count=len(entries))
                 await link.drain()
             if len(entries) < PAGE_SIZE:
-                return
+                return count
         self._next_page[link.coordinator] = first + MAX_PAGES
+        return count
 
     async def _save_forever(self) -> None:
         while True:

@@ -171,7 +171,9 @@ def read_details(kind: EngineKind, models: tuple[UpstreamModel, ...], answers: D
         return _read_lm_studio(names, answers)
     if kind is EngineKind.SGLANG:
         server = answers["/get_server_info"]
-        spec = Spec(precision=_read_text(server, "dtype"), kv_precision=_read_text(server, "kv_cache_dtype"))
+        quantized, stored = precision_class(_read_text(server, "quantization")), precision_class(_read_text(server, "dtype"))
+        precision = stored if quantized == UNKNOWN else quantized
+        spec = Spec(precision=precision, kv_precision=_read_text(server, "kv_cache_dtype"))
         return EngineDetails(_read_count(server, "max_running_requests"), specs=dict.fromkeys(names, spec))
     return EngineDetails()
 

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import random
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ def main() -> int:
         options.only,
         options.keep,
     )
-    report = asyncio.run(run(plan))
+    report = asyncio.run(_run_until_stopped(plan))
     if options.json:
         print(json.dumps(report.to_json(), indent=2))
     else:
@@ -81,6 +82,13 @@ def main() -> int:
 
 def _list_faults() -> str:
     return f"faults of this kind, out of {', '.join(fault.value for fault in Fault)}; may be repeated; default: all"
+
+
+async def _run_until_stopped(plan: Plan) -> Report:
+    """As `run`, and ends everything that it started if it gets SIGTERM."""
+    running = asyncio.ensure_future(run(plan))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+    return await running
 
 
 async def run(plan: Plan) -> Report:

@@ -88,7 +88,10 @@ def cut(engine: ServedEngine) -> Cheat:
         choice["logprobs"]["content"] = kept
         choice["message"]["content"] = "".join(entry["token"] for entry in kept)
         choice["finish_reason"] = "stop"
-        answer["usage"]["completion_tokens"] = len(kept)
+        usage = answer["usage"]
+        usage["completion_tokens"] = len(kept)
+        # A larger total would be reasoning, of which there are no rows: then no evidence fits the count.
+        usage["total_tokens"] = usage["prompt_tokens"] + len(kept)
         return answer
 
     return chat

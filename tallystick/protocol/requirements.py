@@ -66,12 +66,16 @@ class Requirements:
         """Reads the wire form. A single name is read as a list of one. Raises BadMessage."""
         if not isinstance(raw, dict):
             raise BadMessage(f"{where}: expected a JSON object")
-        known = {field.name for field in fields(cls)} - {"context_tokens"}
-        unknown = sorted(map(str, raw.keys() - known - {"contextTokens"}))
+        known = MEMBERS - {"contextTokens"}
+        unknown = sorted(map(str, raw.keys() - MEMBERS))
         if unknown:
             raise BadMessage(f"{where}: unknown members: {', '.join(unknown)[:200]}")
         names = {name: _names(raw[name], f"{where}.{name}") for name in known & raw.keys()}
         return cls(**names, context_tokens=read_count(raw.get("contextTokens", 0), f"{where}.contextTokens"))
+
+
+MEMBERS = frozenset(field.name for field in fields(Requirements)) - {"context_tokens"} | {"contextTokens"}
+"""The members of the wire form."""
 
 
 def _names(raw: object, where: str) -> tuple[str, ...]:

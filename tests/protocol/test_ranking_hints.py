@@ -12,6 +12,7 @@ from tallystick.protocol.criteria import SORTS
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.options import IGNORABLE
 from tallystick.protocol.ranking_hints import MAX_HINTS, NO_HINTS, RankingHints
+from tallystick.protocol.requirements import NO_REQUIREMENTS, Requirements
 from tallystick.protocol.types import Amount
 from tallystick.protocol.weights import MAX_WEIGHT, Weights
 from tallystick.protocol.wire import SUBMISSION_OPTIONS, dumps
@@ -37,6 +38,17 @@ def test_malformed_hints_refuse_a_submission(value: bytes) -> None:
     assert option.number >= IGNORABLE, "an older coordinator ranks without them"
 
 
+def test_requirements_survive_as_they_are() -> None:
+    """Those that require nothing are told apart from none; members of a later release are ignored."""
+    for require in (None, NO_REQUIREMENTS, Requirements(region=("eu",), precision=("bf16",), context_tokens=9)):
+        hints = RankingHints(require=require, needs=("tools",))
+        assert RankingHints.from_json(hints.to_json()) == hints
+    read = RankingHints.from_json({"require": {"region": ["eu"], "later": 1}, "needs": ["tools"]})
+    assert read == RankingHints(require=Requirements(region=("eu",)), needs=("tools",))
+    assert read.likely == Requirements(region=("eu",), features=("tools",))
+    assert RankingHints(needs=("tools",)).likely is None
+
+
 def test_hints_that_say_nothing_are_empty() -> None:
     """A plain request has no members; those that a later release adds are ignored."""
     assert NO_HINTS.to_json() == {}
@@ -55,6 +67,11 @@ def test_hints_that_say_nothing_are_empty() -> None:
         ({"holder": 1}, "submission.hints.holder"),
         ({"weights": {"speed": "1"}}, "submission.hints.weights.speed"),
         ({"weights": {"first_token": 1}}, "unknown weights: first_token"),
+        ({"require": []}, "submission.hints.require: expected a JSON object"),
+        ({"require": {"region": 1}}, "submission.hints.require.region"),
+        ({"require": {"contextTokens": -1}}, "submission.hints.require.contextTokens"),
+        ({"needs": "tools"}, "submission.hints.needs: expected a list"),
+        ({"needs": [1]}, "submission.hints.needs"),
     ],
 )
 def test_a_malformed_hint_is_named(raw: Any, text: str) -> None:

@@ -12,6 +12,7 @@ import stat
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -550,3 +551,34 @@ async def test_others_do_not_read_an_old_database_any_more(sqlite: str, tmp_path
             assert set(_modes(tmp_path / "state").values()) == {0o600}
         await database.write(insert(2))
         assert await database.read(ids) == [0, 1, 2]
+
+
+@pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+@pytest.mark.parametrize("state", ["40P01", "40001"])
+async def test_a_transaction_that_met_another_process_is_repeated(url: str, state: str) -> None:
+    """PostgreSQL undoes one of two transactions that wait for each other. It runs again, a few times; other errors are not
+    repeated.
+    """
+    runs = 0
+
+    def work(connection: Connection, errors: list[str]) -> int:
+        nonlocal runs
+        runs += 1
+        insert(1_000 + len(errors))(connection)
+        if errors:
+            connection.exec_driver_sql(f"DO $$ BEGIN RAISE EXCEPTION 'met' USING ERRCODE = '{errors.pop()}'; END $$")
+        return runs
+
+    async with opened(url) as database:
+        assert await database.write(partial(work, errors=[state] * 4)) == 5
+        runs = 0
+        with pytest.raises(Unavailable, match="met"):
+            await database.write(partial(work, errors=[state] * 9))
+        assert runs == 5
+        runs = 0
+        with pytest.raises(sa.exc.DBAPIError):
+            await database.write(partial(work, errors=["22012"]))
+        assert runs == 1
+        query = sa.text("SELECT id FROM facts WHERE id >= 1000")
+        assert await database.read(lambda connection: list(connection.execute(query).scalars())) == [1_000]

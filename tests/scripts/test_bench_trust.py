@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from scripts.trust import cheaters
+from scripts.trust.engine import Document, ServedEngine
 from scripts.trust.figures import MAX_JOBS, Detection, detection_figures, figures, served_share
 from scripts.trust.live import FULL, SMALL, make_requests
 from scripts.trust.observations import Observation, read_observations, write_observations
 from tallystick.protocol.token_evidence import EvidenceRow
 from tallystick.protocol.token_scores import ScoreResponse, ScoreRow
+from tallystick.protocol.usage_reports import read_usage
+from tallystick.scoring.engine_api import EngineApi
 from tests.audit.models import VOCABULARY, ToyModel
 
 RIGHT = ToyModel(1)
@@ -117,3 +123,21 @@ def test_plans_and_requests() -> None:
     texts = [request["messages"][0]["content"] for request in make_requests(60)]
     assert len(set(texts)) == 60
     assert make_requests(3) == make_requests(3)
+
+
+async def test_a_cut_answer_fits_its_counts() -> None:
+    """A node commits to rows only if there are as many as its engine counts, and takes a larger total for reasoning."""
+    words = [{"id": number, "token": f" {number}", "logprob": -0.1, "top_logprobs": []} for number in range(9)]
+
+    class Engine(ServedEngine):
+        async def chat(self, body: Mapping[str, Any]) -> Document:
+            choice = {"message": {"content": "all"}, "logprobs": {"content": words}, "finish_reason": "length"}
+            return {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}}
+
+    async with EngineApi.open("http://127.0.0.1:9") as api:
+        answer = await cheaters.cut(Engine(api, "m"))({"messages": []})
+    (choice,) = answer["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (" 0 1 2 3", "stop")
+    usage = read_usage(answer["usage"])
+    assert usage is not None
+    assert usage.output == len(choice["logprobs"]["content"]) == 4

@@ -91,7 +91,8 @@ class Operations:
         return (await probe_peer(self._market.config.coordinator)).checks()
 
     async def _check_coordinator(self) -> dict[str, CheckResult]:
-        config = ClientConfig(connect_seconds=CONNECT_SECONDS, request_seconds=REQUEST_SECONDS)
+        urls = self._market.coordinator_urls
+        config = ClientConfig(connect_seconds=CONNECT_SECONDS, request_seconds=REQUEST_SECONDS, coordinator_urls=urls)
         async with CoordinatorClient(self._market.config.coordinator, config) as coordinator:
             await coordinator.info()
         return {"coordinator": CheckResult(Health.PASS)}

@@ -43,6 +43,8 @@ from tallystick.protocol.types import Address, Hash, JobId, format_amount
 from tallystick.protocol.wire import Kind
 
 log = structlog.get_logger()
+MAX_MOVES = 3
+"""How often the request of one job is submitted anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +101,10 @@ class Job:
         """Gives the orders on asks that its coordinator names while it waits; None if it waits for its first orders alone."""
         self._further_orders: FurtherOrders | None = None
         self.resubmit: Callable[[Job], Awaitable[Job]] | None = None
-        """Submits its request anew, after its coordinator's replica was lost before the answer began. None: not any more."""
+        """Submits its request anew, after its coordinator's replica was lost before the answer began, or after all its providers
+        had no free slot, because replicas give them jobs at the same time. None for a coordinator without replicas.
+        """
+        self._moves = 0
         self.asks: Sequence[Verified[Ask]] = ()
         """The asks that it was offered to at first."""
         self.label = request.label
@@ -421,7 +426,7 @@ class Job:
             report = str(error)
             if not response.complete:
                 await self._abandon()
-        if receipt is None and await self._move():
+        if receipt is None and await self._move(self._context.reconciler.await_free_end):
             return
         if response.complete:
             response.receipt = receipt
@@ -432,17 +437,17 @@ class Job:
         text = f"the stream from the coordinator broke ({reason}) after {received}; {report}"
         self._end_with(StreamInterrupted(text, receipt, retry=self._keyed or over))
 
-    async def _move(self) -> bool:
-        """Submits the request anew, if nothing of the answer came, the job may cost nothing, and there is another replica.
+    async def _move(self, is_free: Callable[[JobId], Awaitable[bool]]) -> bool:
+        """Submits the request anew, if nothing of the answer came and the job can cost nothing, as `is_free` says.
 
-        Returns whether it did; then this is the new job.
+        Returns whether it did; then this is the new job. It does so MAX_MOVES times at most.
         """
-        resubmit, self.resubmit = self.resubmit, None
-        response, record = self._response, self._record
-        if resubmit is None or response.head is not None or response.chunks or record.cancelling:
+        response, record, resubmit = self._response, self._record, self.resubmit
+        if resubmit is None or self._moves >= MAX_MOVES or response.head is not None or response.chunks or record.cancelling:
             return False
-        if not await self._context.reconciler.await_free_end(self.id) or record.cancelling:
+        if not await is_free(self.id) or record.cancelling:
             return False
+        self._moves += 1
         try:
             other = await resubmit(self)
         except TallyError as error:
@@ -450,7 +455,7 @@ class Job:
         if self._done or record.cancelling:
             await other.cancel()
             return False
-        log.info("the replica of a job was lost; its request was submitted anew", job=self.id.hex(), successor=other.id.hex())
+        log.info("a job did not begin; its request was submitted anew", job=self.id.hex(), successor=other.id.hex())
         self._response, self._stream, self._record, self._frames = other._response, other._stream, other._record, other._frames  # noqa: SLF001
         self.tags, self.asks, self.further_orders, self._further_orders = other.tags, other.asks, other.further_orders, None
         return True
@@ -458,6 +463,9 @@ class Job:
     async def _finish(self) -> None:
         error = await self._record.end()
         if error is not None:
+            refused = error.code is Code.NODE_BUSY and self._response.match is not None
+            if refused and await self._move(self._context.reconciler.costs_nothing):
+                return
             self._end_with(error)
         self._finish_reading()
 

@@ -18,10 +18,11 @@ from tallystick.client.pages.spending_view import GROUPINGS, PERIODS, bars_of, l
 from tallystick.client.sdk.market import Market, maintenance_of
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Amount, JobId, format_amount, parse_job_id
+from tallystick.web.receipt_page import TEMPLATE, receipt_values
 from tallystick.web.rendering import Pages
 from tallystick.web.static_files import STATIC_PATH, serve_static
 
-SECTIONS = {"/tally/spending": "Spending", "/tally/jobs": "Jobs", "/tally/chat": "Chat"}
+SECTIONS = {"/tally/spending": "Spending", "/tally/jobs": "Jobs", "/tally/receipt": "Receipt", "/tally/chat": "Chat"}
 LOGIN_PATH = "/tally/login"
 JOB_ROWS = 100
 Access = Callable[[Request], bool]
@@ -46,6 +47,7 @@ class PayerPages:
             Route("/tally/spending", self._guarded(self._spending)),
             Route("/tally/jobs", self._guarded(self._jobs)),
             Route("/tally/pages/jobs/{job}", self._guarded(self._job)),
+            Route("/tally/receipt", self._guarded(self._receipt)),
             Route("/tally/chat", self._guarded(self._chat)),
             Route(LOGIN_PATH, self._login, methods=["GET", "POST"]),
             Route(f"{STATIC_PATH}/{{name}}", serve_static),
@@ -135,6 +137,9 @@ class PayerPages:
             problem = f"This wallet's ledger has no job {job_id.hex()}."
             return self._pages.render("problem.html", 404, section="/tally/jobs", problem=problem)
         return self._pages.render("job.html", section="/tally/jobs", job=self._row(job))
+
+    async def _receipt(self, _request: Request) -> Response:
+        return self._pages.render(TEMPLATE, section="/tally/receipt", **receipt_values())
 
     async def _chat(self, _request: Request) -> Response:
         offers = await self._market.models()

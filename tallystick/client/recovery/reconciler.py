@@ -15,7 +15,7 @@ from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.open_orders import NO_DELIVERIES, Deliveries
 from tallystick.client.ledger.queries import KnownJob
 from tallystick.client.ledger.receipt_writes import IncomingReceipt
-from tallystick.client.ledger.schema import JobState, OrderState
+from tallystick.client.ledger.schema import COLLECTABLE, JobState, OrderState
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.token_audit import AuditFinding
 from tallystick.client.recovery.lost_state import TabRecovery
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 POLLS = (0.1, 0.3, 1.0, 3.0, 5.0)
 """Seconds between queries about a job that is still running."""
 
-REPLICA_POLLS = (0.05, 0.1, 0.2, 0.4, *[0.75] * 12)
+REPLICA_POLLS = (0.05, 0.1, 0.2, *[0.4] * 45)
 """Seconds between queries about a job whose replica was lost: until the others know that it is gone, and what its nodes did."""
 
 MAX_BATCHES = 200
@@ -164,6 +164,12 @@ class Reconciler:
                     return False  # it is charged, or its receipt is disputed
             await asyncio.sleep(pause)
         return False
+
+    async def costs_nothing(self, job: JobId) -> bool:
+        """Whether no order of a job can be collected any more, nor was."""
+        known = await self._ledger.find_job(job)
+        charged = known is not None and known.receipt is not None and known.receipt.message.cost > 0
+        return known is not None and not charged and all(order.state not in COLLECTABLE for order in known.orders)
 
     async def _is_free(self, job: JobId, remote: RemoteJob) -> bool:
         """Whether no order that a provider had may cost anything, after `reconcile`."""

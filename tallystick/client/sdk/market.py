@@ -147,6 +147,11 @@ class Market(ConvenienceMethods):
         """The number of running jobs."""
         return len(self._live)
 
+    @property
+    def coordinator_urls(self) -> tuple[str, ...]:
+        """Where the coordinator is reached: the replicas that it listed last, then the configured URLs."""
+        return self._coordinator.replicas.urls
+
     def __repr__(self) -> str:
         return f"Market({self.config.coordinator}, {self.address})"
 
@@ -435,7 +440,8 @@ class Market(ConvenienceMethods):
         return job
 
     async def _resubmit(self, request: ApiRequest, demand: Demand, options: _JobOptions, job: Job) -> Job:
-        """Submits the request of a job anew whose replica was lost. The job takes the place of the new one."""
+        """Submits the request of a job anew that did not begin. The job takes the place of the new one, which may wait."""
+        self._shortlists.forget(demand)
         other = await self._submit_to_current(request, demand, options)
         if not job.done:
             self._live.discard(other)

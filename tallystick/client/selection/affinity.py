@@ -8,7 +8,8 @@ Neither the key nor a tag leaves this machine; docs/explanation/decisions/affini
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -21,8 +22,9 @@ from tallystick.client.selection.prefix_tags import PrefixTag, derive_tags
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.messages import Ask, Receipt
-from tallystick.protocol.ranking_hints import RankingHints
+from tallystick.protocol.ranking_hints import MAX_HINTS, RankingHints
 from tallystick.protocol.types import Address
+from tallystick.protocol.wire import dumps
 
 KEPT = 10
 _PURPOSE = b"tallystick affinity 1"
@@ -132,11 +134,21 @@ def put_first(
 
 
 def ranking_hints(demand: Demand, holder: Preference | None) -> RankingHints:
-    """What the coordinator gets to know to rank the candidates of a request."""
-    if holder is None:
-        return RankingHints(demand.likely_tokens, demand.sort, demand.weights)
-    cached = demand.likely_tokens * holder.cached_percent // 100
-    return RankingHints(demand.likely_tokens, demand.sort, demand.weights, holder.provider, cached)
+    """What the coordinator gets to know to rank the candidates of a request.
+
+    Requirements that are too long for hints are left out: the coordinator then guesses them from the orders.
+    """
+    hints = RankingHints(demand.likely_tokens, demand.sort, demand.weights)
+    if holder is not None:
+        cached = demand.likely_tokens * holder.cached_percent // 100
+        hints = replace(hints, holder=holder.provider, cached_tokens=cached)
+    told = replace(hints, require=demand.require, needs=demand.needs.features)
+    return told if _fits(told) else hints
+
+
+@lru_cache(512)
+def _fits(hints: RankingHints) -> bool:
+    return len(dumps(hints.to_json())) <= MAX_HINTS
 
 
 def _price(ask: Ask, cached_percent: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Literal
 
@@ -9,10 +10,12 @@ import httpx
 import pytest
 
 from tallystick.client.config import Budget, ClientConfig
+from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.types import Amount
 from tests.client.fake_coordinator import BODY, CHAT, EVENTS, FakeMarket, Session, event
 from tests.client.gateway.test_app import gateway
+from tests.client.receipts.test_proof import _altered
 from tests.web.browser import NARROW, WIDE, browsing, look_at, needs_browser
 
 pytestmark = needs_browser
@@ -72,3 +75,30 @@ async def test_a_chat(fake: FakeMarket, wallet: Signer, config: ClientConfig) ->
         await page.click(".message.assistant small a")
         await page.wait_for_url("**/tally/pages/jobs/*")
         assert "Job" in await page.inner_text("h1")
+
+
+async def test_a_proof_is_checked_in_the_browser(market: Market, fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A true proof file is valid; with any signed value changed, whichever, it is not, and the page says why."""
+    async with await market.submit(CHAT, BODY, keep=True) as job:
+        result = await job.result()
+    assert result.proof is not None
+    text = result.proof.dumps().decode()
+    plaintexts = ("proof.request", "proof.response", "proof.evidence", "proof.commitmentKey")
+    altered = [(name, raw) for name, raw in _altered(json.loads(text)) if not name.startswith(plaintexts)]
+    assert len(altered) > 30
+    async with gateway(fake, wallet, config) as url, browsing(url, width=NARROW) as page:
+        await page.goto("/tally/receipt")
+        await page.fill("#text", text)
+        await page.click("#proof button")
+        await page.wait_for_selector("#findings[data-result='valid']")
+        found = await page.inner_text("#findings")
+        for shown in (wallet.address, result.provider, "at most", "as the terms allow"):
+            assert shown in found
+        await look_at(page, "gateway-receipt")
+        for name, raw in (*altered, ("no JSON", "{"), ("other", {"tallystick": "x"}), ("null", None), ("list", [])):
+            await page.evaluate("document.getElementById('findings').removeAttribute('data-result')")
+            await page.fill("#text", raw if isinstance(raw, str) else json.dumps(raw))
+            await page.click("#proof button")
+            await page.wait_for_selector("#findings[data-result]")
+            assert await page.get_attribute("#findings", "data-result") == "invalid", name
+        await look_at(page, "gateway-receipt-wrong")

@@ -12,11 +12,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from tallystick.client.config import ClientConfig
+from tallystick.client.gateway.operations import Operations
+from tallystick.client.jobs.job import MAX_MOVES
 from tallystick.client.jobs.result import StreamInterrupted
 from tallystick.client.recovery import reconciler
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
+from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.health import Health
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
@@ -33,6 +36,7 @@ from tests.client.fake_coordinator import (
     completion,
     event,
     eventually,
+    honest,
     run,
 )
 from tests.client.parties import signer
@@ -178,17 +182,95 @@ async def test_a_replica_lost_before_the_answer(
         assert (tab.accepted, tab.open_caps) == (3, 0)
 
 
-async def test_a_request_is_submitted_anew_once(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
-    """A second loss is the caller's to know."""
-    for served in replicas.served:
+async def test_replicas_that_are_lost_one_after_the_other(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """The request moves on each time."""
+    for served in replicas.served[:2]:
         served.script = before_match
     async with client(replicas, wallet, config) as market, await market.submit(CHAT, BODY) as job:
         reading = asyncio.create_task(job.result())
         await replicas.kill_first()
         await eventually(lambda: len(replicas.served[1].submissions) == 2)
         await replicas.served[1].kill()
-        with pytest.raises(StreamInterrupted):
-            await reading
+        assert (await reading).body == ANSWER
+
+
+async def test_a_request_is_submitted_anew_a_few_times(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """After that the loss is the caller's to know, who may send the request again."""
+
+    async def breaks_off(session: Session) -> None:
+        await session.match()
+        session.release(Outcome.PROVIDER_ERROR)
+        await session.cut()
+
+    for served in replicas.served:
+        served.script = breaks_off
+    async with client(replicas, wallet, config) as market, await market.submit(CHAT, BODY) as job:
+        with pytest.raises(StreamInterrupted) as caught:
+            await job.result()
+        assert caught.value.retry
+    assert len(replicas.served[0].submissions) == 1 + MAX_MOVES
+
+
+# Slots that two replicas gave away at once
+
+
+async def refuses_as_busy(session: Session) -> None:
+    """Each provider's slot was taken by a job of another replica; each signs a receipt at no cost."""
+    for index in range(len(session.submission.candidates)):
+        await session.match(index)
+        await session.void()
+    await session.fail(Unavailable(Code.NODE_BUSY, "all slots are taken", fault=Fault.PROVIDER))
+
+
+async def test_slots_that_were_given_away_twice(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """A job that all its providers refused as busy is submitted anew, and waits for a slot; the caller sees one answer."""
+    scripts = [refuses_as_busy, honest]
+
+    async def script(session: Session) -> None:
+        await scripts.pop(0)(session)
+
+    replicas.script(script)
+    async with client(replicas, wallet, config) as market:
+        assert await run(market) == ANSWER
+        assert len(replicas.served[0].submissions) == 2
+        assert replicas.served[0].submissions[1].wait
+        tab = await market.tab(replicas.served[0].providers[0].address)
+        assert (tab.accepted, tab.open_caps) == (3, 0)
+
+
+async def test_a_wait_that_ended_without_a_slot(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """The end of the wait is the caller's to know: the job was offered to nobody."""
+
+    async def waits_in_vain(session: Session) -> None:
+        await session.fail(Unavailable(Code.NODE_BUSY, "no slot became free", fault=Fault.PROVIDER))
+
+    replicas.script(waits_in_vain)
+    async with client(replicas, wallet, config) as market:
+        with pytest.raises(Unavailable, match="no slot became free"):
+            await run(market)
+    assert len(replicas.served[0].submissions) == 1
+
+
+async def test_busy_providers_without_their_receipts(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """While an order may still be billed, the request is not submitted anew."""
+
+    async def keeps_receipts(session: Session) -> None:
+        await session.match()
+        await session.fail(Unavailable(Code.NODE_BUSY, "all slots are taken", fault=Fault.PROVIDER))
+
+    replicas.script(keeps_receipts)
+    async with client(replicas, wallet, config) as market:
+        with pytest.raises(Unavailable, match="all slots are taken"):
+            await run(market)
+    assert len(replicas.served[0].submissions) == 1
+
+
+async def test_a_lone_coordinator_knows_its_slots(market: Market, fake: FakeMarket) -> None:
+    """Without replicas, a job that was refused as busy fails."""
+    fake.script = refuses_as_busy
+    with pytest.raises(Unavailable, match="all slots are taken"):
+        await run(market)
+    assert len(fake.submissions) == 1
 
 
 async def test_a_job_that_may_still_cost_something(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
@@ -357,6 +439,16 @@ async def test_all_listed_replicas_are_gone(wallet: Signer, config: ClientConfig
             await listed.kill()
             assert await run(market) == ANSWER
             assert "/v1/jobs" in balancer.requests
+
+
+async def test_a_gateway_is_well_without_the_configured_replica(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """The gateway's check of its coordinator passes while any replica answers."""
+    async with client(replicas, wallet, config) as market:
+        await run(market)
+        assert market.coordinator_urls == tuple(served.url for served in replicas.served)
+        await replicas.served[2].kill()
+        checks = await Operations(market)._check_coordinator()
+        assert checks["coordinator"].status is Health.PASS
 
 
 async def test_several_configured_urls(wallet: Signer, config: ClientConfig, unused_tcp_port: int) -> None:

@@ -13,10 +13,14 @@ import pytest
 from tallystick.client.config import ClientConfig
 from tallystick.client.gateway.app import build_app
 from tallystick.client.sdk.market import Market
+from tallystick.client.selection.affinity import Preference, ranking_hints
+from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
+from tallystick.protocol.ranking_hints import RankingHints
+from tallystick.protocol.requirements import NO_REQUIREMENTS, Requirements
 from tallystick.protocol.routes import CHAT, MESSAGES, RESPONSES
 from tallystick.protocol.types import Address
 from tallystick.runtime.serving import serving
@@ -258,3 +262,16 @@ async def test_every_dialect_of_the_gateway_keeps_its_provider(
             answering.by = None if number else bob
             before = await _turns_of(http, dialect, question, before)
             assert number == 0 or answering.wanted[-1] == bob
+
+
+def test_hints_say_what_the_client_requires() -> None:
+    """As the demand has it, beside a holder too; requirements that are too long for hints are left out, and nothing else is."""
+    holder = Preference(Address("0x" + "11" * 20), 50, shared=False)
+    needs = Requirements(features=("tools",), context_tokens=900)
+    for require in (NO_REQUIREMENTS, Requirements(region=("eu",), precision=("bf16",))):
+        hints = ranking_hints(Demand("m", require=require, needs=needs, likely_tokens=400), holder)
+        assert (hints.require, hints.needs, hints.holder, hints.cached_tokens) == (require, ("tools",), holder.provider, 200)
+        assert ranking_hints(Demand("m", require=require), None) == RankingHints(require=require)
+    long = Requirements(region=tuple(f"region-{number}" for number in range(30)))
+    hints = ranking_hints(Demand("m", require=long, needs=needs, likely_tokens=400), holder)
+    assert hints == RankingHints(400, holder=holder.provider, cached_tokens=200)

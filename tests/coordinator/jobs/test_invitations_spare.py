@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import pytest
@@ -16,6 +16,8 @@ from tallystick.protocol.criteria import Demand
 from tallystick.protocol.link import read_ask
 from tallystick.protocol.messages import Ask, Spec
 from tallystick.protocol.queue_place import MAX_INVITATIONS, QueuePlace
+from tallystick.protocol.ranking_hints import RankingHints
+from tallystick.protocol.requirements import NO_REQUIREMENTS, Requirements
 from tallystick.protocol.types import Address, Amount
 from tallystick.protocol.wire import Kind
 from tests.coordinator.harness import CAP, MODEL, PAYER, Client, FakeNode, World, quiet
@@ -265,3 +267,42 @@ async def test_a_sweep_looks_at_few_jobs_however_many_wait(world: World) -> None
     assert seen.keys() == set(models)
     for client in world.clients:
         world.market.cancel(client.job.id)
+
+
+async def _waiting(world: World, *nodes: FakeNode, hints: RankingHints) -> Client:
+    """A job that says what it requires, and waits."""
+    return world.read(await world.market.place_order(replace(world.submission(*nodes), hints=hints)))
+
+
+async def test_a_client_that_says_what_it_requires_is_invited_to_nothing_else(world: World) -> None:
+    """Neither to a free slot nor to one that is freed, whatever its orders have in common."""
+    ann = world.node("ann", slots=1, spec=EU)
+    await world.started(ann)
+    world.node("bob", slots=1, spec=US)
+    client = await _waiting(world, ann, hints=RankingHints(require=Requirements(region=("eu",))))
+    await _pass_seconds(world)
+    carl = world.node("carl", slots=1, spec=EU_FP8)
+    await _pass_seconds(world)
+    assert _providers(client) == [carl.address]
+
+
+async def test_what_orders_have_in_common_by_chance_is_not_required(world: World) -> None:
+    """A client that requires nothing is invited to slots of other regions as to any: each of them is kept in mind for it."""
+    ann = world.node("ann", slots=1, spec=EU)
+    await world.started(ann)
+    others = [world.node(f"other {number}", slots=1, spec=US) for number in range(MAX_INVITATIONS)]
+    client = await _waiting(world, ann, hints=RankingHints(require=NO_REQUIREMENTS))
+    for _ in range(MAX_INVITATIONS):
+        await _pass_seconds(world)
+    assert set(_providers(client)) == {other.address for other in others}
+
+
+async def test_what_a_request_needs_comes_first(world: World) -> None:
+    """An ask that declares it, before one that does not and is cheaper: the client may still accept that one."""
+    ann = world.node("ann", slots=1)
+    await world.started(ann)
+    plain = world.node("bob", slots=1, input_price=1, output_price=1)
+    able = world.node("carl", slots=1, spec=Spec(features=("tools",)))
+    client = await _waiting(world, ann, hints=RankingHints(require=NO_REQUIREMENTS, needs=("tools",)))
+    await _pass_seconds(world)
+    assert _providers(client)[:2] == [able.address, plain.address]

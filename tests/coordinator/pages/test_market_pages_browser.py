@@ -49,6 +49,7 @@ async def test_every_page(at: Served, width: int, scheme: Literal["light", "dark
         "model": "/market/models/llama-3.3-70b-instruct",
         "provider": f"/market/providers/{node.address}",
         "log": "/market/log",
+        "receipt": "/market/receipt",
         "status": "/market/status",
     }
     async with browsing(at.url, width=width, scheme=scheme) as page:

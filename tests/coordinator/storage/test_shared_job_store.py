@@ -12,7 +12,7 @@ from coordinator.domain.reputation import ProviderRecord, RecordChange
 from coordinator.domain.speeds import SpeedRecord
 from coordinator.ports import StoredResponse
 from coordinator.storage import job_store
-from coordinator.storage.recovery import REASON, Recovery
+from coordinator.storage.recovery import MISSED_SECONDS, REASON, Recovery
 from coordinator.storage.schema import jobs, open_jobs, placed_jobs, tab_receipts, tabs
 from coordinator.storage.store import Store
 from tallystick.protocol.errors import Code, Refusal, Unavailable
@@ -39,10 +39,11 @@ async def pair(url: str) -> AsyncIterator[tuple[Store, Store]]:
         yield first, second
 
 
-async def recover(store: Store, looks: int = 2) -> None:
-    """Looks for jobs of lost replicas as the role does."""
-    recovery = Recovery(store.database, shared(store).shared_rows, now=lambda: START + 50.0)
-    for _ in range(looks):
+async def recover(store: Store, *ticks: float) -> None:
+    """Looks for jobs of lost replicas as the role does, at these times."""
+    clock = iter(ticks or (0.0, MISSED_SECONDS))
+    recovery = Recovery(store.database, shared(store).shared_rows, now=lambda: START + 50.0, tick=lambda: next(clock))
+    for _ in ticks or range(2):
         await recovery.look()
 
 
@@ -155,8 +156,8 @@ async def test_jobs_of_a_lost_replica_are_ended_and_those_of_a_live_one_are_not(
         await recover(three)
         assert await count(three, jobs) == 0
         await beat(three, "two", "three")
-        await recover(three, looks=1)
-        assert await count(three, jobs) == 0, "one look proves nothing: all beats are old after an outage of the database"
+        await recover(three, 0.0, 0.5, 1.1)
+        assert await count(three, jobs) == 0, "a moment proves nothing: all beats are old after an outage of the database"
         await recover(three)
         known = await three.job(lost.id)
         assert known is not None
@@ -186,14 +187,14 @@ async def test_the_jobs_of_a_stopping_replica_end_by_themselves(pair: tuple[Stor
     roles = asyncio.create_task(first.roles.run({}))
     rows = shared(second).shared_rows
     async with asyncio.timeout(120):
-        while await second.database.read(rows.abandoned):  # noqa: ASYNC110 - the server has no event for it
+        while await second.database.read(rows.missed_owners):  # noqa: ASYNC110 - the server has no event for it
             await asyncio.sleep(0.02)
     await recover(second)
     assert await count(second, jobs) == 0
     roles.cancel()
     await asyncio.wait({roles})
     async with asyncio.timeout(120):
-        while not await second.database.read(rows.abandoned):  # noqa: ASYNC110 - the server has no event for it
+        while not await second.database.read(rows.missed_owners):  # noqa: ASYNC110 - the server has no event for it
             await asyncio.sleep(0.02)
     await recover(second)
     assert await count(second, jobs) == 1

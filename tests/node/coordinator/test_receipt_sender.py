@@ -177,3 +177,28 @@ async def test_the_loss_of_a_replica_that_was_not_written_to() -> None:
         await first.until(Kind.LATE_RECEIPT, record.matched.job)
         sender.disconnected(first)
         assert not sender._links
+
+
+async def test_replicas_that_do_not_take_a_lost_ones_receipts_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the other replicas do not know that one is gone they confirm nothing: the receipts come again, ever less often."""
+    monkeypatch.setattr(courier_module, "RETRY_SECONDS", 0.01)
+    store, client = MemoryStore(), Client()
+    async with running(ReceiptSender(store, resend_seconds=3_600, now=lambda: NOW)) as sender:
+        first, second = MemoryLink(COORDINATOR.address), MemoryLink(COORDINATOR.address)
+        sender.connected(first)
+        sender.connected(second)
+        record = await finish(store, client, at=NOW)
+        sender.disconnected(second)
+        await first.until(Kind.LATE_RECEIPT, record.matched.job, 4)
+        assert sender._pauses[COORDINATOR.address] > 0.015
+        sender.acknowledged(first, record.matched.job)
+        await sender.save_acknowledgements()
+        while sender._pauses:  # noqa: ASYNC110 - a round that sends nothing tells nobody
+            await asyncio.sleep(0.005)
+        sent = len(first.frames)
+        other = await finish(store, client, 1, at=NOW)
+        sender.resend_now()
+        await first.until(Kind.LATE_RECEIPT, other.matched.job)
+        assert len(first.payloads(record.matched.job)) == sent
+        sender.disconnected(first)
+        assert not sender._pauses

@@ -107,6 +107,9 @@ async def test_engines_are_identified(owner: str, said: dict[str, Any], kind: En
         ({"/info": INFO | {"max_total_tokens": 8_192}}, 128, 8_192, "bf16"),
         ({"/get_model_info": SGLANG, "/get_server_info": {"max_running_requests": 64, "dtype": "fp8"}}, 64, 4_096, "fp8"),
         ({"/get_model_info": SGLANG, "/get_server_info": {"max_running_requests": True}}, None, 4_096, "unknown"),
+        ({"/get_model_info": SGLANG, "/get_server_info": {"dtype": "auto", "quantization": None}}, None, 4_096, "unknown"),
+        ({"/get_model_info": SGLANG, "/get_server_info": {"dtype": "bfloat16", "quantization": None}}, None, 4_096, "bf16"),
+        ({"/get_model_info": SGLANG, "/get_server_info": {"dtype": "bfloat16", "quantization": "fp8"}}, None, 4_096, "fp8"),
     ],
 )
 async def test_engine_settings(said: dict[str, Any], slots: int | None, context: int, precision: str) -> None:

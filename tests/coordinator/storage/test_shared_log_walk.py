@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from coordinator.ports import LogRow
-from coordinator.storage.recovery import Recovery
+from coordinator.storage.recovery import MISSED_SECONDS, Recovery
 from coordinator.storage.schema import jobs, log_heads, match_log, open_jobs, placed_jobs, tab_receipts, tabs
 from coordinator.storage.store import Store
 from tallystick.protocol.eip712 import Signed, loads_signed
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which sc
 JOBS = 60
 REPLICA = """
 import asyncio, sys
-from tests.coordinator.storage.test_shared_walk import walk
+from tests.coordinator.storage.test_shared_log_walk import walk
 asyncio.run(walk(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 """
 
@@ -172,7 +172,8 @@ async def test_killed_processes(url: str, seed: int) -> None:
         assert said.count(("done", 0, 0)) >= 1
         await check(store, said)
         await beat(store, "check")
-        recovery = Recovery(store.database, shared(store).shared_rows, now=lambda: START + 50.0)
+        ticks = iter((0.0, MISSED_SECONDS))
+        recovery = Recovery(store.database, shared(store).shared_rows, now=lambda: START + 50.0, tick=lambda: next(ticks))
         for _ in range(2):
             await recovery.look()
         await check(store, said)
