@@ -276,13 +276,19 @@ class Market:
             terms.decode()
             check_order(order, terms, coordinator=self.address, limits=self.limits, now=now)
         if self._running[submission.candidates[0].order.message.payer] >= self.limits.jobs_per_payer:
-            text = f"this payer already runs {self.limits.jobs_per_payer} jobs here, the maximum per payer; wait for one to end"
-            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
+            raise self._too_many(submission)
         job = LiveJob(submission, created_at=now, started=self._tick(), last_frame_at=self._tick())
         self._seen.add(job.id, now)
         self._running[job.payer] += 1
         job.counted = True
         return job
+
+    def _too_many(self, submission: Submission) -> Unavailable:
+        text = f"this payer has {self.limits.jobs_per_payer} jobs here, those that wait included, the maximum per payer"
+        error = Unavailable(Code.RATE_LIMITED, f"{text} (max_jobs_per_payer); wait for one to end", fault=Fault.CLIENT)
+        model = submission.candidates[0].terms.model
+        error.retry_after = self.matchmaker.queue.retry_after(model, self._tick(), batch=submission.batch)
+        return error
 
     async def add_orders(self, job_id: JobId, candidates: Sequence[Candidate]) -> None:
         """Adds orders to a job that waits for a free slot; see `SlotQueue.add_orders`. Raises TallyError."""
