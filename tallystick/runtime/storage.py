@@ -93,8 +93,8 @@ class _Sqlite:
         # memory has a single one, which its writer uses for reads too. Parameters may contain secrets: no error or log has them.
         self._in_memory = url.database in {None, "", ":memory:"}
         # The writer's is used in two threads and closed in either, which a pool of one connection a thread cannot keep track of.
-        self._engine = _sqlite_engine(url, pool.StaticPool if self._in_memory else pool.SingletonThreadPool, page_size)
-        self._writer_engine = self._engine if self._in_memory else _sqlite_engine(url, pool.NullPool, page_size)
+        self._engine = _sqlite_engine(url, pool.StaticPool if self._in_memory else pool.NullPool, page_size)
+        self._readers = self._engine if self._in_memory else _sqlite_engine(url, pool.SingletonThreadPool, page_size)
         self.commits = ThreadCommit(self._write, self._write_at_once, translate)
         self._reader = ThreadPoolExecutor(1, "sqlite-reader")
         self._writing: Connection | None = None
@@ -120,7 +120,7 @@ class _Sqlite:
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._transact, work, "BEGIN")
 
     def _transact(self, work: Work[R], begin: str) -> R:
-        with self._engine.begin() as connection:
+        with self._readers.begin() as connection:
             connection.exec_driver_sql(begin)
             return _run(work, connection)
 
@@ -133,7 +133,7 @@ class _Sqlite:
 
     def _commit(self, work: Work[Any], mode: _Mode) -> None:
         if self._writing is None:
-            self._writing = self._writer_engine.connect()
+            self._writing = self._engine.connect()
         connection = self._writing
         try:
             with connection.begin():
@@ -152,7 +152,7 @@ class _Sqlite:
         if self._writing is not None:
             self._writing.close()
         await asyncio.to_thread(self._engine.dispose)
-        await asyncio.to_thread(self._writer_engine.dispose)
+        await asyncio.to_thread(self._readers.dispose)
 
 
 def _sqlite_engine(url: URL, pool_class: type[pool.Pool], page_size: int) -> Engine:
