@@ -19,6 +19,7 @@ import argparse
 import json
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def main() -> int:
     if options.save:
         write_observations(options.save, (observation for jobs in observed.values() for observation in jobs))
     runs, audits = (20, 200) if options.small else (options.runs, options.audits)
-    result = figures(observed, runs=runs, audits=audits)
+    with ProcessPoolExecutor() as pool:
+        result = figures(observed, runs=runs, audits=audits, pool=pool)
     if options.json:
         print(json.dumps(result, indent=2))
     else:

@@ -54,6 +54,11 @@ FOLLOW_SECONDS = 1.0
 _CHANCE = random.SystemRandom().random
 
 
+def replayed(job_id: JobId) -> Refusal:
+    """Returns the refusal of a job that was placed before."""
+    return Refusal(Code.ORDER_REPLAYED, f"job {job_id.hex()} was placed before; GET /v1/jobs/ID shows its state")
+
+
 class Market:
     """See the module's docstring. One instance per process. `chance` draws uniformly from 0 to 1, `draw` for a match; `later`
     calls a function after some seconds.
@@ -90,6 +95,7 @@ class Market:
         )
         self._now, self._tick = now, tick
         self._slot_queue = SlotQueue(maker, limits, address=self.address, now=now, tick=tick)
+        self._slot_queue.before_waiting = self._check_placed_elsewhere
         self._live: dict[JobId, LiveJob] = {}
         self._running: Counter[Address] = Counter()
         self._seen = SeenJobs(limits.max_order_seconds)
@@ -124,6 +130,7 @@ class Market:
             limits=limits,
             now=now,
             tick=tick,
+            count_out=self._count_out,
         )
         self.job_totals = JobTotals()
         self._totals: PayerTotals | None = None
@@ -237,13 +244,23 @@ class Market:
         del submission  # which must not be held while the job waits for the chain
         try:
             await self._slot_queue.match_or_enter(job)
-        except BaseException:
+        except BaseException as error:
             self._seen.discard(job.id)
-            self._count_out(job.payer)
+            self._count_out(job)
+            if isinstance(error, TallyError):
+                await self._check_placed_elsewhere(job.id)  # which then is why it cannot be placed here
             raise
         self._live[job.id] = job
         self._idle.clear()
         return job
+
+    async def _check_placed_elsewhere(self, job_id: JobId) -> None:
+        """Raises Refusal (order_replayed) for a job that another replica has, or had; Unavailable.
+
+        Jobs that are matched at once are checked by the transaction that stores the match.
+        """
+        if self._shared is not None and await self._shared.is_placed(job_id):
+            raise replayed(job_id)
 
     def _admit(self, submission: Submission) -> LiveJob:
         """Returns a new job, which is counted. Raises TallyError."""
@@ -252,19 +269,26 @@ class Market:
             why = "is stopping" if self._relay.stopping else self.match_log.conflict or "cannot write to its database"
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"this coordinator {why}", fault=Fault.COORDINATOR)
         if submission.job in self._seen:
-            raise Refusal(Code.ORDER_REPLAYED, f"job {submission.job.hex()} was placed before; GET /v1/jobs/ID shows its state")
+            raise replayed(submission.job)
         for candidate in submission.candidates:
             order, terms = candidate.order.message, candidate.terms
             order.decode()
             terms.decode()
             check_order(order, terms, coordinator=self.address, limits=self.limits, now=now)
         if self._running[submission.candidates[0].order.message.payer] >= self.limits.jobs_per_payer:
-            text = f"this payer already runs {self.limits.jobs_per_payer} jobs here, the maximum per payer; wait for one to end"
-            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
+            raise self._too_many(submission)
         job = LiveJob(submission, created_at=now, started=self._tick(), last_frame_at=self._tick())
         self._seen.add(job.id, now)
         self._running[job.payer] += 1
+        job.counted = True
         return job
+
+    def _too_many(self, submission: Submission) -> Unavailable:
+        text = f"this payer has {self.limits.jobs_per_payer} jobs here, those that wait included, the maximum per payer"
+        error = Unavailable(Code.RATE_LIMITED, f"{text} (max_jobs_per_payer); wait for one to end", fault=Fault.CLIENT)
+        model = submission.candidates[0].terms.model
+        error.retry_after = self.matchmaker.queue.retry_after(model, self._tick(), batch=submission.batch)
+        return error
 
     async def add_orders(self, job_id: JobId, candidates: Sequence[Candidate]) -> None:
         """Adds orders to a job that waits for a free slot; see `SlotQueue.add_orders`. Raises TallyError."""
@@ -292,15 +316,18 @@ class Market:
             if not job.ended:
                 self._relay.end(job, not_relayed())
             del self._live[job.id]
-            self._count_out(job.payer)
+            self._count_out(job)
             self.job_totals.add(job)
             if not self._live:
                 self._idle.set()
 
-    def _count_out(self, payer: Address) -> None:
-        self._running[payer] -= 1
-        if not self._running[payer]:
-            del self._running[payer]
+    def _count_out(self, job: LiveJob) -> None:
+        """Counts a job out, once, when it has ended."""
+        if job.counted:
+            job.counted = False
+            self._running[job.payer] -= 1
+            if not self._running[job.payer]:
+                del self._running[job.payer]
 
     async def _next_attempt(self, job: LiveJob) -> None:
         """Begins the next attempt of a job, which may wait for a slot meanwhile, as its client gets to know.

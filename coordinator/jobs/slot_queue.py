@@ -19,13 +19,17 @@ from coordinator.jobs.matchmaker import Matchmaker, SlotsBusy
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.match_log import MAX_CONSIDERED
 from tallystick.protocol.queue_place import QueuePlace
-from tallystick.protocol.types import Address
+from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import Candidate
 
 BEAT_SECONDS = 5.0
 """Between two messages about a job's place."""
 Tell = Callable[[LiveJob, bytes], Awaitable[None]]
 """Gives the client of a job the payload of a BEAT frame."""
+
+
+async def _nothing_to_check(_job: JobId) -> None:
+    pass
 
 
 class SlotQueue:
@@ -43,12 +47,16 @@ class SlotQueue:
         self._matchmaker, self._queue, self._limits, self._tick = matchmaker, matchmaker.queue, limits, tick
         self._closing: Unavailable | None = None
         self._address, self._now, self._invitations = address, now, Invitations(matchmaker, now, tick)
+        self.before_waiting: Callable[[JobId], Awaitable[None]] = _nothing_to_check
+        """Awaited before a job without an attempt begins to wait. May raise TallyError."""
 
     async def match_or_enter(self, job: LiveJob) -> None:
         """Begins the job's next attempt, or lets it enter the queue if only slots are missing. Raises TallyError."""
         busy = await self._match(job)
         if busy is not None:
             await self._matchmaker.check_waiting(job, busy)
+            if not job.attempts:
+                await self.before_waiting(job.id)
             if self._closing is not None:
                 raise self._closing
             self._enter(job, busy)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from scripts.trust.observations import Observation
@@ -204,13 +205,23 @@ def cheaters_of(observed: Mapping[str, Sequence[Observation]]) -> dict[str, Jobs
     return jobs
 
 
-def figures(observed: Mapping[str, Sequence[Observation]], *, runs: int, audits: int, seed: int = 1) -> dict[str, object]:
-    """All figures. `runs`: clients a cheater; `audits`: of honest providers."""
-    draws, thresholds = random.Random(seed), Thresholds()
-    honest = [*observed["honest_a"], *observed["honest_b"]]
-    cheaters = {}
-    for name, jobs in cheaters_of(observed).items():
-        found = detection_figures([detect(jobs(draws), draws, thresholds) for _ in range(runs)])
-        cheaters[name] = found | {"served_share": served_share(found)}
-    shared = honest_figures(honest, draws, thresholds, audits)
-    return {"cheaters": cheaters, **shared, "audit_cost_share": cost_share(honest)}
+def cheater_figures(observed: Mapping[str, Sequence[Observation]], name: str, runs: int, seed: int) -> dict[str, float | None]:
+    """The figures of one cheater, by so many clients."""
+    draws, thresholds, jobs = random.Random(f"{seed} {name}"), Thresholds(), cheaters_of(observed)[name]
+    found = detection_figures([detect(jobs(draws), draws, thresholds) for _ in range(runs)])
+    return found | {"served_share": served_share(found)}
+
+
+def figures(
+    observed: Mapping[str, Sequence[Observation]], *, runs: int, audits: int, seed: int = 1, pool: Executor | None = None
+) -> dict[str, object]:
+    """All figures, the same ones for a seed. `runs`: clients a cheater; `audits`: of honest providers; `pool`: computes them."""
+    honest, names = [*observed["honest_a"], *observed["honest_b"]], list(cheaters_of(observed))
+    arguments = honest, random.Random(seed), Thresholds(), audits
+    each = [observed] * len(names), names, [runs] * len(names), [seed] * len(names)
+    if pool is None:
+        found, shared = list(map(cheater_figures, *each)), honest_figures(*arguments)
+    else:
+        future = pool.submit(honest_figures, *arguments)
+        found, shared = list(pool.map(cheater_figures, *each)), future.result()
+    return {"cheaters": dict(zip(names, found, strict=True)), **shared, "audit_cost_share": cost_share(honest)}

@@ -231,7 +231,8 @@ def postgres_engine(url: URL, **options: Any) -> AsyncEngine:
 
 
 class _Postgres:
-    def __init__(self, url: URL, translate: Callable[[Exception], Exception]) -> None:
+    def __init__(self, url: URL, translate: Callable[[Exception], Exception], *, sync_all: bool) -> None:
+        self._sync_all = sync_all
         self._engine = postgres_engine(url, pool_size=4, pool_pre_ping=True)
         self.commits = LoopCommit(self._write, translate)
 
@@ -261,7 +262,7 @@ class _Postgres:
 
     async def _write_once(self, work: Work[Any], synced: bool) -> None:
         async with self._engine.begin() as connection:
-            if not synced:
+            if not (synced or self._sync_all):
                 await connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
             await connection.run_sync(functools.partial(_run, work))
 
@@ -272,15 +273,17 @@ class _Postgres:
 class Database:
     """A database with its writer. Call `start` before use and `close` after it; `close` finishes the queued writes."""
 
-    def __init__(self, url: str | URL, setting: str = "db", *, page_size: int = 4_096) -> None:
+    def __init__(self, url: str | URL, setting: str = "db", *, page_size: int = 4_096, sync_all: bool = False) -> None:
         """`setting`: the one that has the address, for errors. `page_size`: bytes of a page of an SQLite file that is new.
+        `sync_all`: whether PostgreSQL syncs each write. It forgets others of the last half second if its server dies, and a
+        process that lives on would never know.
 
         Raises BadMessage for an address that is not understood.
         """
         self.url, self._setting = parse_database_url(url, setting) if isinstance(url, str) else url, setting
         sqlite = self.url.drivername.startswith("sqlite")
         self._backend: _Backend = (
-            _Sqlite(self.url, self._translate, page_size) if sqlite else _Postgres(self.url, self._translate)
+            _Sqlite(self.url, self._translate, page_size) if sqlite else _Postgres(self.url, self._translate, sync_all=sync_all)
         )
         self._closed = False
         self._file_identity: tuple[int, int] | None = None

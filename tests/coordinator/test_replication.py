@@ -18,10 +18,11 @@ from coordinator.app import running
 from coordinator.config import CoordinatorConfig
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.health import Health
+from tallystick.protocol.link import Capacity
 from tallystick.protocol.replicas import read_replicas
-from tallystick.protocol.wire import Kind, loads
+from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads
 from tests.coordinator.fake_escrow import DEPLOYMENT, FakeEscrow
-from tests.coordinator.harness import COORDINATOR, PAYER, make_ask, make_submission, person
+from tests.coordinator.harness import COORDINATOR, DOMAIN, LAST_CHUNK, PAYER, make_ask, make_claim, make_submission, person
 from tests.coordinator.http.test_api import access
 from tests.coordinator.live_server import TIMEOUT_SECONDS, LinkNode, frames_of
 from tests.coordinator.storage.test_store import POSTGRES, empty_database
@@ -171,3 +172,73 @@ async def test_a_replica_and_a_lone_coordinator_exclude_each_other(cluster: Clus
     with pytest.raises(TallyError, match="run all with `bus`"):
         async with running(replace(cluster.config, bus=None), COORDINATOR):
             pass
+
+
+async def test_a_job_is_known_at_every_replica(cluster: Cluster) -> None:
+    """Its state and receipt are read at any replica, and whoever sends the order again elsewhere learns that it was placed."""
+    first, second = await cluster.start(), await cluster.start()
+    node = await first.node()
+    submission = make_submission(make_ask(ANN), now=int(time.time()))
+    path = f"/v1/jobs/{submission.job.hex()}"
+    response = asyncio.create_task(first.http.post("/v1/jobs", content=submission.dumps()))
+    job, receipt = await node.take_job()
+    await until(_state(second, path), "matched")
+    for capacity in (None, Capacity(0, 1)):  # without a node, and with one that has no free slot
+        if capacity is not None:
+            await second.node(capacity=capacity)
+        again = await second.http.post("/v1/jobs", content=submission.dumps())
+        assert (again.status_code, again.json()["error"]["code"]) == (409, "order_replayed")
+    idle = await second.node()
+    async with second.http.stream("POST", "/v1/jobs", content=submission.dumps()) as again:
+        assert [kind async for kind, payload in frames_of(again) if b"order_replayed" in payload] == [Kind.FAIL]
+    assert all(kind is not Kind.DISPATCH for kind, _, _ in idle.seen)
+    await node.finish(job, receipt)
+    assert (await response).status_code == 200
+    await until(_state(second, path), "completed")
+    shown = (await second.http.get(path, headers=access(issued_at=int(time.time())))).json()
+    assert shown["receipt"]["signature"] == "0x" + receipt.signature.hex()
+    last = await second.http.post("/v1/jobs", content=submission.dumps())
+    assert (last.status_code, last.json()["error"]["code"]) == (409, "order_replayed")
+
+
+async def test_an_answer_is_had_again_at_another_replica(cluster: Cluster) -> None:
+    """A client whose replica is gone posts the same bytes at the next one, and gets the answer that was kept."""
+    first, second = await cluster.start(), await cluster.start()
+    node = await first.node()
+    submission = make_submission(make_ask(ANN), now=int(time.time()))
+    headers = {"x-tally-linger": "60"}
+    response = asyncio.create_task(first.http.post("/v1/jobs", content=submission.dumps(), headers=headers))
+    job, receipt = await node.take_job()
+    await node.finish(job, receipt)
+    answer = (await response).content
+    await first.stop.aclose()
+    again = await second.http.post("/v1/jobs", content=submission.dumps(), headers=headers)
+    assert (again.status_code, again.content) == (200, answer)
+
+
+async def test_a_receipt_comes_in_at_any_replica(cluster: Cluster) -> None:
+    """A node whose replica is gone hands in the receipt at another one, where the claim on it is settled."""
+    first, second = await cluster.start(), await cluster.start()
+    node = await first.node()
+    submission = make_submission(make_ask(ANN), now=int(time.time()))
+    path = f"/v1/jobs/{submission.job.hex()}"
+    async with first.http.stream("POST", "/v1/jobs", content=submission.dumps()) as response:
+        job, receipt = await node.take_job()
+        await node.send(Kind.CHUNK, job, LAST_CHUNK)
+        async for kind, _ in frames_of(response):
+            if kind is Kind.CHUNK:
+                break
+        await first.stop.aclose()
+    other = await second.node()
+    await other.send(Kind.RECEIPT, job, receipt.to_bytes())
+    await other.expect(Kind.RECEIPT_ACK)
+    order = submission.candidates[0].order.verify(DOMAIN)
+    claim = make_claim(ANN, (order, 1, receipt.message.cumulative_cost))
+    await other.send(Kind.CLAIM, NO_JOB, dumps(claim.to_json()))
+
+    async def settled() -> bool:
+        shown = (await second.http.get(path, headers=access(issued_at=int(time.time())))).json()
+        return shown["settlement"] is not None
+
+    await until(settled)
+    assert cluster.escrow.settled == {(PAYER.address, ANN.address): receipt.message.cost}

@@ -121,6 +121,17 @@ def durability(connection: Connection) -> str:
     return str(connection.exec_driver_sql(query).scalar_one())
 
 
+@pytest.mark.skipif(not POSTGRES, reason="TALLYSTICK_TEST_POSTGRES is not set")
+async def test_a_database_that_must_survive_its_server_syncs_each_write() -> None:
+    """PostgreSQL has then no write that it acknowledged and would lose if its server died."""
+    database = Database(POSTGRES, sync_all=True)
+    await database.start(MIGRATIONS)
+    try:
+        assert [await database.write(durability, synced=synced) for synced in (False, True)] == ["on", "on"]
+    finally:
+        await database.close()
+
+
 async def test_only_synced_writes_sync(url: str) -> None:
     """A transaction syncs if one of its writes must be synced. Queued writes need no sync."""
     async with opened(url) as database:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -15,10 +15,18 @@ import structlog
 
 from tallystick.audit.referee_record import dispute_losers
 from tallystick.audit.token_counts import PooledCounts
-from tallystick.audit.verdicts import Audit, Finding, Referees, Verdict, judge, judge_job, needs_opinion
+from tallystick.audit.verdicts import Finding, Referees, Verdict, judge, judge_job
 from tallystick.client.audit_settings import AuditSettings, OwnReferee
-from tallystick.client.audits.findings import DIVERGENCE
 from tallystick.client.audits.kept_job import KeptJob
+from tallystick.client.audits.opinion_rules import (
+    are_several,
+    can_compare,
+    describe,
+    is_unscorable,
+    votes_of,
+    wants_comparison,
+    wants_more,
+)
 from tallystick.client.audits.planning import (
     Random,
     RefereeChoice,
@@ -45,14 +53,13 @@ from tallystick.protocol.token_scores import ScoreRequest
 from tallystick.protocol.types import ZERO_ADDRESS, Address, Amount
 
 log = structlog.get_logger()
-MAX_ASKED: Final = 12
-"""Referees that one job is shown to at most."""
 EVIDENCE_ATTEMPTS: Final = 3
 """How often a provider is asked for the evidence of a job, before its answer is audited without."""
 PLANTED_SECONDS: Final = 6 * 86_400
 """How long the check of a referee waits for an answer that can be planted."""
-MAX_SILENT: Final = 3
-"""Referees of one job that may have nothing to say."""
+INCOMPARABLE: Final = (
+    "the referee's numbers could not be compared with the evidence, and the text alone clears nobody who has more to show"
+)
 UNSCORABLE: Final = "no referee could read the tokens that the provider committed to, and the answer has no text to read instead"
 
 
@@ -113,7 +120,7 @@ class Conductor:
             return await self._check_referee(audit, subject)
         rules = self.referees_for(audit.model, audit.precision)
         opinions = await self.store.opinions(audit.id)
-        while _wants_more(opinions, audit, rules):
+        while wants_more(opinions, audit, rules) or wants_comparison(subject, opinions):
             choice = await self._choose(audit, kept, opinions)
             if choice is None:
                 if not opinions:
@@ -223,11 +230,14 @@ class Conductor:
         votes = votes_of(audit, opinions)
         verdict = judge_job(votes, rules)
         reason = describe(opinions, verdict)
-        withheld = subject.withheld or (WITHHELD if kept.has_root and not _compares(opinions) else "")
-        if verdict is Verdict.PASS and withheld:
-            verdict, reason = Verdict.INCONCLUSIVE, withheld
-        else:
-            withheld = UNSCORABLE if _is_unscorable(subject, opinions) else ""
+        withheld = ""
+        if verdict is Verdict.PASS and subject.withheld:
+            verdict, withheld = Verdict.INCONCLUSIVE, subject.withheld
+        elif verdict is Verdict.PASS and kept.has_root and not can_compare(opinions):
+            verdict, reason = Verdict.INCONCLUSIVE, INCOMPARABLE
+            withheld = WITHHELD if are_several(opinions) else ""
+        elif is_unscorable(subject, opinions):
+            withheld = UNSCORABLE
         keep = verdict is Verdict.SUSPECT
         tokens = pack_tokens([row.token for row in subject.rows]) if subject.rows else None
         end = AuditEnd(verdict, withheld or reason, tokens, keep, subject.coverage, unverifiable=bool(withheld))
@@ -348,37 +358,5 @@ class Conductor:
         return f"nobody can judge this answer: {engines} {model}, and no other provider that is trusted sells scoring of it now"
 
 
-def votes_of(audit: KnownAudit, opinions: Sequence[Opinion]) -> list[Audit]:
-    """The opinions as votes on the audit's job."""
-    return [Audit(audit.job.encode(), opinion.referee.encode(), opinion.verdict) for opinion in opinions]
-
-
-def _wants_more(opinions: Sequence[Opinion], audit: KnownAudit, rules: Referees) -> bool:
-    if len(opinions) >= MAX_ASKED:
-        return False
-    if all(opinion.verdict is Verdict.INCONCLUSIVE for opinion in opinions):
-        return len(opinions) < MAX_SILENT
-    return needs_opinion(votes_of(audit, opinions), rules)
-
-
-def _compares(opinions: Sequence[Opinion]) -> bool:
-    """Whether a referee's numbers could be compared with those that the provider committed to."""
-    return any(finding.test == DIVERGENCE and finding.conclusive for opinion in opinions for finding in opinion.findings)
-
-
-def _is_unscorable(subject: Subject, opinions: Sequence[Opinion]) -> bool:
-    """Whether an answer consists of rows alone that several referees could not score. One referee may be at fault itself."""
-    return not subject.text and len(opinions) > 1 and not any(opinion.findings for opinion in opinions)
-
-
 def _own_left(own: Sequence[OwnReferee], audit: KnownAudit, asked: set[str]) -> bool:
     return any(referee.serves(audit.model, audit.precision) and f"own:{referee.name}" not in asked for referee in own)
-
-
-def describe(opinions: Sequence[Opinion], verdict: Verdict) -> str:
-    """What the referees found, in words."""
-    deciding = [finding for opinion in opinions for finding in opinion.findings if finding.verdict is verdict]
-    worst: Mapping[str, Finding] = {finding.test: finding for finding in sorted(deciding, key=lambda item: item.statistic)}
-    tests = ", ".join(f"{test} {finding.statistic:.4g} of {finding.threshold:.4g}" for test, finding in worst.items())
-    said = f"{sum(opinion.verdict is verdict for opinion in opinions)} of {len(opinions)} referees"
-    return f"{said}: {tests}" if tests else said

@@ -17,7 +17,7 @@ import structlog
 
 from tallystick.client.batches.file_folder import FileFolder
 from tallystick.client.batches.input_lines import LineRequest
-from tallystick.client.batches.line_policy import Decision, decide, wait_seconds
+from tallystick.client.batches.line_policy import Decision, decide, shows_sale, wait_seconds
 from tallystick.client.batches.output_lines import answered_line, read_usage
 from tallystick.client.batches.ports import KeyState, LineAnswer, LineAnswerer, LineJob
 from tallystick.client.batches.records import Batch, InputLine, LineState, Usage
@@ -83,6 +83,8 @@ class BatchRun:
         self._deferred: list[tuple[float, int, InputLine]] = []
         self._tries: dict[int, int] = {}
         self._pauses: dict[str, _Pause] = {}
+        self._sold = {batch.model} if batch.completed and batch.model is not None else set[str]()
+        """Models that were sold since the batch began: if nobody sells one now, its providers are away."""
         self._running: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
         self._end: RunEnd | None = None
@@ -193,7 +195,9 @@ class BatchRun:
             answer = LineAnswer(500, "", b"", code="internal_error", message="the gateway failed; its log says why")
         state = KeyState.UNUSED if answer.status < 400 else await self._answerer.key_state(key)
         tries = self._tries.get(line.number, 0)
-        decision = decide(answer, state, line.attempt, tries)
+        if shows_sale(answer):
+            self._sold.add(request.model)
+        decision = decide(answer, state, line.attempt, 0 if request.model in self._sold else tries)
         if decision in (Decision.COMPLETE, Decision.FAIL):
             await self._end_line(line, request, answer, key, decision)
             return

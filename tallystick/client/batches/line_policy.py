@@ -12,7 +12,7 @@ from tallystick.protocol.errors import Code
 MAX_ATTEMPTS: Final = 10
 """Jobs of one line that providers took and did not answer, at no cost. After them the line fails."""
 MAX_UNKNOWN: Final = 5
-"""Tries of a line whose model nobody sells."""
+"""Tries of a line whose model nobody has sold since the batch began."""
 FIRST_WAIT_SECONDS: Final = 1.0
 LONGEST_WAIT_SECONDS: Final = 60.0
 
@@ -30,6 +30,11 @@ _UNCLEAR: Final = frozenset({Code.ORDER_REPLAYED.value, Code.CANCELLED.value})
 """Ends of a job whose answer can no longer be had. What it cost decides whether there may be another."""
 
 _PASSING: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
+
+
+_SOLD: Final = frozenset(
+    {Code.NO_PROVIDER.value, Code.NODE_BUSY.value, Code.NODE_GONE.value, Code.PROVIDER_FAILED.value, Code.PRICE_ABOVE_CAP.value}
+)
 
 
 class Decision(Enum):
@@ -50,8 +55,16 @@ def may_retry(answer: LineAnswer) -> bool:
     return answer.retry or passing or answer.code in _WAITS_FOR or answer.code in _UNCLEAR
 
 
+def shows_sale(answer: LineAnswer) -> bool:
+    """Whether an answer shows that its model is sold, by somebody, at some time."""
+    return answer.status < HTTPStatus.BAD_REQUEST or answer.code in _SOLD
+
+
 def decide(answer: LineAnswer, state: KeyState, attempt: int, tries: int) -> Decision:
-    """What follows. `attempt`: jobs of the line before this one; `tries`: how often it waited. A billed line has no other job."""
+    """What follows. `attempt`: jobs of the line before this one; `tries`: how often it waited, 0 if its model was sold before.
+
+    A billed line has no other job.
+    """
     if answer.status < HTTPStatus.BAD_REQUEST:
         return Decision.COMPLETE
     if answer.code == Code.UNKNOWN_MODEL.value:

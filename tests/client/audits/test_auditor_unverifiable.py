@@ -22,7 +22,7 @@ from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable
 from tallystick.protocol.features import EVIDENCE
 from tallystick.protocol.routes import SCORES
 from tallystick.protocol.token_evidence import EvidenceRow, evidence_root, pack_evidence
-from tallystick.protocol.token_scores import ScoreRequest, ScoreResponse
+from tallystick.protocol.token_scores import ScoreRequest, ScoreResponse, ScoreRow
 from tests.client.audits.parties import ALICE, HONEST, REQUEST, SPEC, Referees, sold
 from tests.client.audits.test_auditor import World, offer
 from tests.client.audits.test_auditor_hostile import answer_of, bare, request_of
@@ -254,5 +254,42 @@ async def test_referees_that_are_silent_for_all_name_nobody(tmp_path: Path) -> N
             offer(world, auditor, sold(ALICE, HONEST))
             await auditor.work_once()
         assert (await provider_audits(world)).counts == AuditCounts(inconclusive=3)
+    finally:
+        await world.close()
+
+
+def splits_otherwise(request: ScoreRequest) -> ScoreResponse:
+    """A referee that passes every text, with tokens of its own, so that no evidence can be compared."""
+    response = HONEST.score(request)
+    if not isinstance(request.completion, str):
+        return response
+    rows = [
+        row and ScoreRow(row.position, None if row.token is None else row.token + 100, row.logprob, _moved(row.top))
+        for row in response.rows
+    ]
+    return replace(response, tokens=tuple(token + 100 for token in response.tokens), rows=tuple(rows))
+
+
+def _moved(top: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+    return tuple((token + 100, value) for token, value in top)
+
+
+@pytest.mark.parametrize("honest", [0, 2])
+async def test_one_referee_cannot_get_a_rival_named(tmp_path: Path, honest: int) -> None:
+    """Another one is asked; if there is none, the audit is inconclusive and says nothing of the provider."""
+    market = honest_market(honest)
+    market.add("rival", splits_otherwise)
+    world = World(tmp_path, market)
+    await world.open()
+    try:
+        auditor, draws = world.auditor(), random.Random(5).randbytes
+        for _ in range(16):
+            offer(world, auditor, sold(ALICE, HONEST))
+            world.draws = draws
+            await auditor.work_once()
+        counts = (await provider_audits(world)).counts
+        assert (counts.unverifiable, counts.suspect, counts.total) == (0, 0, 16)
+        assert counts.inconclusive == 0 if honest else counts.inconclusive > 0
+        assert not (await (await auditor.store()).all_provider_audits())[0].is_named
     finally:
         await world.close()

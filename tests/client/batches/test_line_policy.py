@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tallystick.client.batches.line_policy import MAX_ATTEMPTS, MAX_UNKNOWN, Decision, decide, wait_seconds
+from tallystick.client.batches.line_policy import MAX_ATTEMPTS, MAX_UNKNOWN, Decision, decide, shows_sale, wait_seconds
 from tallystick.client.batches.ports import KeyState, LineAnswer
 
 
@@ -81,3 +81,13 @@ def test_a_cost_above_the_cap_is_final() -> None:
 def test_waits_double() -> None:
     """From a second to a minute."""
     assert [wait_seconds(tries) for tries in (0, 1, 2, 5, 6, 10_000)] == [1, 2, 4, 32, 60, 60]
+
+
+def test_what_shows_that_a_model_is_sold() -> None:
+    """An answer, and refusals that speak of its providers; not a fault of the request or of the model's name."""
+    assert all(
+        shows_sale(shown) for shown in (answer(200), UNAVAILABLE, answer(503, "node_busy"), answer(402, "price_above_cap"))
+    )
+    assert not any(
+        shows_sale(shown) for shown in (answer(404, "unknown_model"), answer(400, "bad_message"), answer(503, "client_busy"))
+    )

@@ -425,3 +425,33 @@ async def test_prices_rise_towards_the_cap(fake: FakeMarket, wallet: Signer, con
             assert batch.request_counts.completed == 2
     limits = [demand["maxOutputPrice"] for demand in fake.shortlists if demand.get("batch")]
     assert limits == [400_000, 400_000 + 10 * 1_000_000 // 15]
+
+
+async def test_providers_that_are_away_are_waited_for(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that was sold to the batch before is no unknown one: its lines wait until its providers are back."""
+    monkeypatch.setattr("tallystick.client.batches.line_policy.MAX_UNKNOWN", 1)
+    providers = list(fake.providers)
+
+    async def leaves(session: Session) -> None:
+        await honest(session)
+        fake.providers.clear()
+        fake.script = honest
+
+    fake.script = leaves
+    short = replace(config, batch_concurrency=1, shortlist_seconds=0.0)
+    async with (
+        gateway(fake, wallet, short) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as sdk,
+    ):
+        batch_id = (await start(sdk, jsonl(*map(request_line, range(2))))).id
+        asked = 0
+        async with asyncio.timeout(120):
+            while asked < 3:
+                asked = len(fake.shortlists) - 1 if not fake.providers else 0
+                await asyncio.sleep(0.02)
+        fake.providers.extend(providers)
+        batch = await ended(sdk, batch_id)
+    assert batch.request_counts is not None
+    assert batch.request_counts.model_dump() == {"total": 2, "completed": 2, "failed": 0}
