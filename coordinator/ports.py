@@ -137,6 +137,10 @@ class FrameSink(Protocol):
         """Takes a frame. Returns whether the job must `wait` before the next one. `more`: the next frame is there already."""
         ...
 
+    def put_last(self, kind: Kind, payload: bytes) -> bool:
+        """Takes the last frame and ends, while the job goes on. Returns False if it cannot: then `put` it at the job's end."""
+        ...
+
     async def wait(self) -> None:
         """Waits until there is room for another frame."""
 

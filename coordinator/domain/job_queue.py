@@ -236,19 +236,24 @@ class JobQueue:
         of_model, bytes_of_model = sum(len(each.jobs) for each in classes), sum(each.size for each in classes)
         of_class = 0 if queue is None else len(queue.jobs)
         if self._waiting >= self._max_waiting:
-            text = f"this coordinator's queue is full: {self._waiting} jobs wait for a provider"
+            text = f"this coordinator's queue is full: {self._waiting} jobs wait for a provider (max_waiting_jobs)"
         elif of_model >= self._max_per_model:
-            text = f"the queue of {model!r} is full: {of_model} jobs wait for a provider"
+            text = f"the queue of {model!r} is full: {of_model} jobs wait for a provider (max_waiting_jobs_per_model)"
         elif batch and of_class >= max(1, self._max_per_model // 2):
-            text = f"the queue of {model!r} is full for batch jobs: {of_class} of them wait for a provider"
+            text = f"the queue of {model!r} is full for batch jobs: {of_class} of them wait (half of max_waiting_jobs_per_model)"
         elif self._bytes + size > self._max_bytes or bytes_of_model + size > max(1, self._max_bytes // 2):
-            text = f"the requests that wait for {model!r} and for other models fill this coordinator's memory for them"
+            text = f"the requests that wait for {model!r} and for other models fill this coordinator's memory (max_waiting_mib)"
         else:
             return
-        error = Unavailable(Code.RATE_LIMITED, text, fault=Fault.COORDINATOR)
-        pace = None if queue is None else queue.seconds_per_grant(tick)
-        error.retry_after = 1 if pace is None else min(max(1, round(pace * of_class / 2)), MAX_RETRY_SECONDS)
+        error = Unavailable(Code.RATE_LIMITED, f"{text}; send it again later", fault=Fault.COORDINATOR)
+        error.retry_after = self.retry_after(model, tick, batch=batch)
         raise error
+
+    def retry_after(self, model: str, tick: float, *, batch: bool) -> int:
+        """Returns the seconds in which half of the jobs that wait in a class of a model are served, as far as was measured."""
+        queue = self._models.get((model, batch))
+        pace = None if queue is None else queue.seconds_per_grant(tick)
+        return 1 if queue is None or pace is None else min(max(1, round(pace * len(queue.jobs) / 2)), MAX_RETRY_SECONDS)
 
     def enter_again(self, job: QueuedJob, groups: Iterable[SlotKey]) -> None:
         """Returns a job to its place, after it could not use the slot that it was granted. It waits for these groups."""

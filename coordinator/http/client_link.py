@@ -16,7 +16,6 @@ from coordinator.domain.resource_bounds import LOOKUP_UNITS
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.job_link import (
     CREDIT_BYTES,
-    LAST_FRAMES,
     LINK_STREAM,
     RECORD_HEAD,
     WINDOW_BYTES,
@@ -82,10 +81,13 @@ class LinkStream:
         """See FrameSink."""
         if self.abandoned:
             return False
-        full = self._sent(len(payload), record_head(self.number, kind, len(payload)), payload)
-        if kind in LAST_FRAMES:
-            self.end()  # in the same message, although the job may go on until its receipt is stored
-        return full
+        return self._sent(len(payload), record_head(self.number, kind, len(payload)), payload)
+
+    def put_last(self, kind: Kind, payload: bytes) -> bool:
+        """See FrameSink."""
+        self.put(kind, payload)
+        self.end()
+        return True
 
     def take_frame(self, frame: bytes) -> bool:
         """Sends a packed frame if that keeps nobody waiting. Returns whether it was sent."""

@@ -47,8 +47,10 @@ class CoordinatorMetrics(ServerMetrics):
 
     def watch_replicas(self, replicas: ReplicaView) -> None:
         """Adds the number of replicas, the state of the bus between them, and the notices that were dropped."""
-        self.gauge(f"{PREFIX}_replicas", "Replicas on the list; 0 for a lone coordinator", lambda: len(replicas.listed))
-        self.gauge(f"{PREFIX}_bus_connected", "Whether this replica is connected to NATS", lambda: replicas.bus_connected)
+        count, text = "tallystick_coordinator_replicas", "Replicas that clients may use; 0 for a lone coordinator"
+        self.gauge(count, text, lambda: len(replicas.listed))
+        bus, text = "tallystick_coordinator_bus_connected", "Whether this replica is connected to NATS"
+        self.gauge(bus, text, lambda: replicas.bus_connected)
         self.registry.register(_NoticeCollector(replicas))
 
     def settled(self, claims: int, gas: int, fee: int) -> None:
@@ -121,7 +123,7 @@ class _NoticeCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client."""
         text = "Notices between replicas that were dropped, by the reason"
-        dropped = CounterMetricFamily(f"{PREFIX}_notices_dropped", text, labels=["reason"])
+        dropped = CounterMetricFamily("tallystick_coordinator_notices_dropped", text, labels=["reason"])
         counts = self._replicas.dropped
         for reason in NOTICE_FAULTS:
             dropped.add_metric([reason], counts.get(reason, 0))

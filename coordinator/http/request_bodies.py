@@ -62,8 +62,8 @@ class RequestBodies:
         """Opens a reservation. Raises Unavailable (rate_limited) if the address has too many jobs under way."""
         key = address_key(address)
         if self._open[key] >= self._limits.jobs_per_address:
-            text = f"{address} has {self._limits.jobs_per_address} jobs under way, the maximum per address; wait for one to end"
-            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
+            text = f"{address} has {self._limits.jobs_per_address} jobs here, those that wait included, the maximum per address"
+            raise Unavailable(Code.RATE_LIMITED, f"{text} (max_jobs_per_address); wait for one to end", fault=Fault.CLIENT)
         self._open[key] += 1
         return BodyReservation(key)
 
@@ -88,7 +88,8 @@ class RequestBodies:
 
     def _check_share(self, reservation: BodyReservation) -> None:
         if self._bytes[reservation.address] > self._limits.address_bytes:
-            text = f"bodies of {reservation.address}: expected at most {self._limits.address_bytes} bytes; wait for a job to end"
+            bound = f"expected at most {self._limits.address_bytes} bytes (max_bodies_mib_per_address)"
+            text = f"bodies of {reservation.address}: {bound}; wait for a job to end"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
 
     def hold_body(self, reservation: BodyReservation, size: int, limit: int, what: str) -> None:
@@ -157,5 +158,5 @@ class RequestBodies:
 
     @staticmethod
     def _full() -> Unavailable:
-        text = "this coordinator holds as many request bodies as it can; try again later"
+        text = "this coordinator holds as many request bodies as it may (max_bodies_mib); try again later"
         return Unavailable(Code.RATE_LIMITED, text, fault=Fault.COORDINATOR)

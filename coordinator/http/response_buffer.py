@@ -146,6 +146,10 @@ class ResponseBuffer:
         """See FrameSink."""
         return self.put_frame(pack_frame(kind, payload), more=more)
 
+    def put_last(self, kind: Kind, payload: bytes) -> bool:  # noqa: ARG002 - an HTTP response ends with its job
+        """See FrameSink. A client that read the last frame before the end would close its connection."""
+        return False
+
     def put_frame(self, frame: bytes, *, more: bool = False) -> bool:
         """Adds a packed frame. Returns whether the job must `wait` for the reader, since the response is too long to be kept.
 

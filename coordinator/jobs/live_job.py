@@ -46,6 +46,8 @@ class LiveJob:
     """The attempts that hold a slot and exposure: at most two, and at most one that another one did not outrun has output."""
     finished_at: int | None = None
     cancelled: bool = False
+    counted: bool = False
+    """Whether it counts among the jobs that its payer runs."""
     reading_since: float | None = None
     """Since when the reader has had no room for the next frame. This is the reader's time, not the provider's."""
     reader_waits: float = 0.0
@@ -191,11 +193,8 @@ class LiveJob:
             self._note_read(tick())
 
     def put_last(self, kind: Kind, payload: bytes) -> bool:
-        """Gives the reader the frame that ends the job. Returns False if something must be done before: then `put` gives it."""
-        if self.sink is None or self.before_receipt is not None:
-            return False
-        self.sink.put(kind, payload)
-        return True
+        """Gives the reader the frame that ends the job. Returns False if it must wait for the job's end: then `put` gives it."""
+        return self.sink is not None and self.before_receipt is None and self.sink.put_last(kind, payload)
 
     def _note_read(self, tick: float) -> None:
         """Notes that the reader has room again."""

@@ -130,6 +130,7 @@ class Market:
             limits=limits,
             now=now,
             tick=tick,
+            count_out=self._count_out,
         )
         self.job_totals = JobTotals()
         self._totals: PayerTotals | None = None
@@ -245,7 +246,7 @@ class Market:
             await self._slot_queue.match_or_enter(job)
         except BaseException as error:
             self._seen.discard(job.id)
-            self._count_out(job.payer)
+            self._count_out(job)
             if isinstance(error, TallyError):
                 await self._check_placed_elsewhere(job.id)  # which then is why it cannot be placed here
             raise
@@ -275,12 +276,19 @@ class Market:
             terms.decode()
             check_order(order, terms, coordinator=self.address, limits=self.limits, now=now)
         if self._running[submission.candidates[0].order.message.payer] >= self.limits.jobs_per_payer:
-            text = f"this payer already runs {self.limits.jobs_per_payer} jobs here, the maximum per payer; wait for one to end"
-            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
+            raise self._too_many(submission)
         job = LiveJob(submission, created_at=now, started=self._tick(), last_frame_at=self._tick())
         self._seen.add(job.id, now)
         self._running[job.payer] += 1
+        job.counted = True
         return job
+
+    def _too_many(self, submission: Submission) -> Unavailable:
+        text = f"this payer has {self.limits.jobs_per_payer} jobs here, those that wait included, the maximum per payer"
+        error = Unavailable(Code.RATE_LIMITED, f"{text} (max_jobs_per_payer); wait for one to end", fault=Fault.CLIENT)
+        model = submission.candidates[0].terms.model
+        error.retry_after = self.matchmaker.queue.retry_after(model, self._tick(), batch=submission.batch)
+        return error
 
     async def add_orders(self, job_id: JobId, candidates: Sequence[Candidate]) -> None:
         """Adds orders to a job that waits for a free slot; see `SlotQueue.add_orders`. Raises TallyError."""
@@ -308,15 +316,18 @@ class Market:
             if not job.ended:
                 self._relay.end(job, not_relayed())
             del self._live[job.id]
-            self._count_out(job.payer)
+            self._count_out(job)
             self.job_totals.add(job)
             if not self._live:
                 self._idle.set()
 
-    def _count_out(self, payer: Address) -> None:
-        self._running[payer] -= 1
-        if not self._running[payer]:
-            del self._running[payer]
+    def _count_out(self, job: LiveJob) -> None:
+        """Counts a job out, once, when it has ended."""
+        if job.counted:
+            job.counted = False
+            self._running[job.payer] -= 1
+            if not self._running[job.payer]:
+                del self._running[job.payer]
 
     async def _next_attempt(self, job: LiveJob) -> None:
         """Begins the next attempt of a job, which may wait for a slot meanwhile, as its client gets to know.

@@ -94,10 +94,22 @@ class Receipts:
             raise BadReceipt(f"receipt.seq: expected 1 to {MAX_SEQ}, got {receipt.message.seq}")
         return receipt
 
-    async def put(self, job: JobId, order: Signed[Order], receipt: Verified[Receipt], record: JobRecord | None = None) -> None:
-        """Counts, stores and acknowledges a checked receipt, together with the job's final state. Raises Unavailable."""
+    async def put(
+        self,
+        job: JobId,
+        order: Signed[Order],
+        receipt: Verified[Receipt],
+        record: JobRecord | None = None,
+        *,
+        counted: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Counts, stores and acknowledges a checked receipt, together with the job's final state. Raises Unavailable.
+
+        `counted` is called once its total counts, before it is stored.
+        """
         message = receipt.message
         total = self._exposure.record_receipt(message.payer, message.provider, message.cumulative_cost, order.message.ceiling)
+        counted()
         await self._store.put_receipt(job, receipt, total, record)
         self.on_total(message.payer, message.provider, total)
         self._acknowledge(message.provider, job)

@@ -58,7 +58,10 @@ class Relay:
         limits: JobLimits,
         now: Callable[[], float],
         tick: Callable[[], float],
+        count_out: Callable[[LiveJob], None],
     ) -> None:
+        """`count_out`: no longer counts a job, which ended, among those that its payer runs."""
+        self._count_out = count_out
         self._match_log, self._shared_log, self._bus, self._store = match_log, shared_log, bus, store
         self._matchmaker, self._receipts, self._writes, self._hedging = matchmaker, receipts, writes, hedging
         self._reputation = matchmaker.reputation
@@ -347,8 +350,14 @@ class Relay:
         self._hedging.ended(job, attempt, receipt.message)
         record = job.record()
         is_sent = job.put_last(Kind.RECEIPT, payload)
+
+        def counted() -> None:
+            if is_sent:  # its client may order the next job, which must find its slot free
+                self._release(job, attempt)
+                self._count_out(job)
+
         try:
-            await self._receipts.put(job.id, attempt.order, receipt, record)
+            await self._receipts.put(job.id, attempt.order, receipt, record, counted=counted)
         except Unavailable as error:  # not acknowledged, so its node will send it again
             log.warning("receipt not stored", job=job.id.hex(), provider=attempt.provider, error=str(error))
             self._writes.save_end(record)

@@ -255,6 +255,10 @@ class Client:
     def takes(self, _size: int) -> bool:
         return False
 
+    def put_last(self, kind: Kind, payload: bytes) -> bool:
+        self.put(kind, payload)
+        return True
+
     def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:
         self.frames.append((kind, payload))
         return True
@@ -295,6 +299,10 @@ class Frames:
 
     def takes(self, _size: int) -> bool:
         return False
+
+    def put_last(self, kind: Kind, payload: bytes) -> bool:
+        self.put(kind, payload)
+        return True
 
     def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:
         self._frames.append((kind, payload))

@@ -41,6 +41,7 @@ from tallystick.client.receipts.token_audit import TokenAuditor
 from tallystick.client.recovery.escrow import PayerEscrow
 from tallystick.client.recovery.lost_state import TabRecovery
 from tallystick.client.recovery.reconciler import Reconciler
+from tallystick.client.sdk.admission_turns import AdmissionTurns
 from tallystick.client.sdk.audits import JobAudits, MarketAudits
 from tallystick.client.sdk.convenience import ConvenienceMethods
 from tallystick.client.sdk.maintenance import Maintenance
@@ -127,6 +128,7 @@ class Market(ConvenienceMethods):
         self._log_watch: LogWatch | None = None
         self._info: CoordinatorInfo | None = None
         self._live: set[Job] = set()
+        self._turns = AdmissionTurns(time.monotonic, self.config.max_jobs)
         self._submitting: set[JobId] = set()
         self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._idle = asyncio.Event()
@@ -177,6 +179,7 @@ class Market(ConvenienceMethods):
     async def _open(self, opened: contextlib.AsyncExitStack) -> None:
         self._auditor = TokenAuditor(self.config)
         self._pin, self._job_context, self._draining = DeploymentPin.of(self.config), None, False
+        self._turns = AdmissionTurns(time.monotonic, self.config.max_jobs)
         self._ledger = await Ledger.open(
             self.config.ledger_path(self.address), self.address, lambda: len(self._submitting) + len(self._live)
         )
@@ -232,6 +235,7 @@ class Market(ConvenienceMethods):
     async def drain(self, seconds: float) -> None:
         """Accepts no more jobs, waits up to `seconds` for the running ones, then cancels them and waits for their receipts."""
         self._draining = True
+        self._turns.close()
         if self._live:
             self._idle.clear()
             with contextlib.suppress(TimeoutError):
@@ -295,6 +299,7 @@ class Market(ConvenienceMethods):
 
     def _job_finished(self, job: Job) -> None:
         self._live.discard(job)
+        self._turns.job_ended()
         if not self._live:
             self._idle.set()
         if self._log_watch is not None:
@@ -430,7 +435,18 @@ class Market(ConvenienceMethods):
             raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
 
     async def _submit_to_shortlist(self, request: ApiRequest, demand: Demand, options: _JobOptions) -> Job:
-        """Submits to the shortlist of a demand, and once more if a replica of the coordinator was lost meanwhile."""
+        """Submits to the shortlist of a demand as soon as the coordinator takes more of this client.
+
+        It submits once more if a replica of the coordinator was lost meanwhile.
+        """
+
+        async def submit(wait: int) -> Job:
+            self._check_room()
+            return await self._submit_to_one(request, demand, replace(options, wait=wait))
+
+        return await self._turns.take(submit, options.wait)
+
+    async def _submit_to_one(self, request: ApiRequest, demand: Demand, options: _JobOptions) -> Job:
         try:
             job = await self._submit_to_current(request, demand, options)
         except ReplicaLost:

@@ -124,6 +124,7 @@ def test_the_schema_has_every_criterion(document: Any) -> None:
         weights=Weights(Amount(1)),
         min_integrity=1,
         concurrent=1,
+        batch=True,
     )
     members = document.raw_schema["components"]["schemas"]["ShortlistRequest"]["properties"]
     assert whole.to_json(COORDINATOR.address).keys() == members.keys()

@@ -119,7 +119,7 @@ async def test_too_long_a_body_and_too_many_requests() -> None:
     assert isinstance(error, Refusal)
     assert error.code is Code.BODY_TOO_LARGE
     bodies.begin("::ffff:10.0.0.1")
-    with pytest.raises(Unavailable, match="2 jobs under way"):
+    with pytest.raises(Unavailable, match=r"2 jobs here.*\(max_jobs_per_address\)"):
         bodies.begin("10.0.0.1")
     bodies.close(long.reservation)
     bodies.begin("10.0.0.1")

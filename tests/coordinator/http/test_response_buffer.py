@@ -16,6 +16,7 @@ from coordinator.http.response_buffer import (
 )
 from tallystick.protocol.errors import Code, Refusal, Unavailable
 from tallystick.protocol.types import JobId
+from tallystick.protocol.wire import Kind
 
 ONE, TWO, THREE = (JobId(bytes([n]) * 16) for n in (1, 2, 3))
 SHARE = 1_000
@@ -280,3 +281,11 @@ async def test_a_reader_that_left_takes_nothing() -> None:
     buffer.end(0.0)
     assert taker.at_once == []
     assert await _read_all(buffer) == b"01"
+
+
+async def test_an_http_response_ends_with_its_job() -> None:
+    """It takes no last frame while the job goes on: its client would read that and close the connection."""
+    buffer = ResponseBuffers(Retention(10, SHARE, 3 * SHARE, 1), lambda: 0.0).begin(ONE, b"")
+    size = buffer.size
+    assert not buffer.put_last(Kind.RECEIPT, b"signed")
+    assert buffer.size == size

@@ -111,8 +111,9 @@ async def test_a_payer_runs_only_so_many_jobs() -> None:
     node = world.node("ann", slots=8)
     world.funds.free[person("other").address] = Amount(10 * CAP)
     clients = [await world.started(node) for _ in range(2)]
-    with pytest.raises(Unavailable, match="2 jobs") as caught:
+    with pytest.raises(Unavailable, match=r"2 jobs here.*\(max_jobs_per_payer\)") as caught:
         await world.market.place_order(world.submission(node))
+    assert caught.value.retry_after == 1
     assert (caught.value.code, caught.value.status, caught.value.fault) == (Code.RATE_LIMITED, 429, Fault.CLIENT)
     clients.append(await world.started(node, payer=person("other")))
     node.complete(clients[0].job.id)
@@ -122,6 +123,23 @@ async def test_a_payer_runs_only_so_many_jobs() -> None:
         node.complete(client.job.id)
     await quiet()
     world.assert_idle()
+
+
+async def test_a_payer_with_too_many_jobs_is_told_when_to_come_again() -> None:
+    """When half of those that wait are served, at the pace that was measured."""
+    world = World(limits=JobLimits(jobs_per_payer=5))
+    world.funds.free[PAYER.address] = Amount(100 * CAP)
+    node = world.node("ann", slots=1)
+    clients = [await world.started(node) for _ in range(5)]
+    for _ in range(2):
+        await world.pass_time(8)
+        running = next(client for client in clients if client.job.at_node)
+        node.complete(running.job.id)
+        await quiet()
+        clients.append(await world.started(node))
+    with pytest.raises(Unavailable) as caught:
+        await world.market.place_order(world.submission(node))
+    assert caught.value.retry_after == 8, "4 jobs wait, and two slots became free in 8 s after the first"
 
 
 async def test_a_node_is_given_only_so_many_jobs() -> None:

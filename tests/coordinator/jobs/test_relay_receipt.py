@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from coordinator.domain.limits import JobLimits
 from coordinator.ports import JobRecord
 from coordinator.storage.memory import MemoryStore
 from tallystick.protocol.eip712 import Verified
@@ -15,7 +16,7 @@ from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.types import Amount, JobId
 from tallystick.protocol.wire import Kind
-from tests.coordinator.harness import World, quiet, unchecked
+from tests.coordinator.harness import COST, PAYER, World, quiet, unchecked
 from tests.coordinator.live_server import LinkClient, served, until
 
 
@@ -45,12 +46,32 @@ async def test_the_client_waits_for_no_disk() -> None:
     await quiet()
     assert client.frames[-1] == (Kind.RECEIPT, receipt.to_bytes())
     assert node.got(Kind.RECEIPT_ACK) == []
-    assert world.market.live == 1, "its funds and its slot are not free yet"
+    assert world.market.live == 1
     store.open.set()
     await quiet()
     assert client.kinds.count(Kind.RECEIPT) == 1
     assert node.got(Kind.RECEIPT_ACK) == [b""]
     assert await world.stored(client) is State.COMPLETED
+    world.assert_idle()
+
+
+async def test_the_next_job_finds_its_slot_free() -> None:
+    """A client that has its receipt may order again at once: slot, funds and its count of jobs are free, and the total counts."""
+    store = SlowStore()
+    world = World(store=store, limits=JobLimits(jobs_per_payer=1))
+    node = world.node("ann", slots=1)
+    for number in range(1, 4):
+        client = await world.started(node)
+        node.complete(client.job.id)
+        await quiet()
+        assert client.kinds[-1] is Kind.RECEIPT
+        tab = world.market.exposure.known(PAYER.address, node.address)
+        assert tab is not None
+        assert tab.cumulative == number * COST
+    assert node.got(Kind.RECEIPT_ACK) == []
+    store.open.set()
+    await quiet()
+    assert len(node.got(Kind.RECEIPT_ACK)) == 3
     world.assert_idle()
 
 

@@ -31,6 +31,10 @@ class Sink:
         self.asked = self.open
         return self.open
 
+    def put_last(self, kind: Kind, payload: bytes) -> bool:
+        self.put(kind, payload)
+        return True
+
     def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:
         self.frames.append((kind, payload))
         at_once, self.asked = self.asked, False
