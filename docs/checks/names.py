@@ -19,13 +19,14 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from coordinator.config import CoordinatorConfig
 from docs.checks.markdown import ROOT, Block, Page, pages
 from docs.generate.cli import commands, option_names
+from docs.generate.metrics import exported_metrics
 from node.service.config import NodeConfig
 from tallystick.client.config import ClientConfig
 
 CONFIGS = {"client": ClientConfig, "node": NodeConfig, "coordinator": CoordinatorConfig}
 SHELLS = {"sh", "bash", "console"}
 MADE_BY_BUILD = ("docs/reference/", "contracts/node_modules", "build/")
-_PATH = re.compile(r"(?<![\w./~-])(?:\.ci|contracts|coordinator|docs|node|scripts|tallystick|tests)/[\w./*-]*[\w*/]")
+_PATH = re.compile(r"(?<![\w./~'-])(?:\.ci|contracts|coordinator|docs|node|scripts|tallystick|tests)/[\w./*-]*[\w*/]")
 _VARIABLE = re.compile(r"\bTALLY(?:STICK)?_[A-Z][A-Z_]*[A-Z]\b")
 _COMMAND = re.compile(
     r"(?:^|[|;&(]|\$ |\.venv/bin/)\s*tally(?= [a-z-])((?: +(?:\"[^\"]*\"|'[^']*'|[^\s|;&#`)]+))+)", re.MULTILINE
@@ -101,7 +102,7 @@ def _unknown_words(span: str) -> Iterator[str]:
     A benchmark's key that ends with a number, such as `answers_4`, is `answers_N` there.
     """
     names = {span, span.removesuffix("_total"), re.sub(r"_\d+$", "_N", span)}
-    if re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", span) and not names & _words_in_code():
+    if re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", span) and not names & (_words_in_code() | exported_metrics().keys()):
         yield f"no such name in the code: {span}"
     table = re.fullmatch(r"\[{1,2}([a-z_.]+)\]{1,2}", span)
     if table and not any(_has_table(config, table[1].split(".")) for config in CONFIGS.values()):

@@ -72,6 +72,10 @@ def main() -> int:
         options.only,
         options.keep,
     )
+    try:
+        schedule(plan.seeds[0], list(Process), plan.faults, plan.only)
+    except (ValueError, IndexError) as error:
+        parser.error(str(error) if isinstance(error, ValueError) else f"--seeds: expected at least 1, got {options.seeds}")
     report = asyncio.run(_run_until_stopped(plan))
     if options.json:
         print(json.dumps(report.to_json(), indent=2))

@@ -45,6 +45,7 @@ async def check(site: Site, clients: Clients) -> Findings:
         open_jobs = await _jobs_of(site, clients)
         await until(lambda: _all_ended(site, open_jobs), "every job has an end on all sides", END_SECONDS)
         findings.violations += await _double_charges(site)
+        await until(lambda: _charges_are_known(site), "the payer's ledger has each receipt", END_SECONDS)
         findings.violations += await _unequal_books(site)
         findings.violations += await _faulty_log(site)
         findings.unreleased = await _unreleased(site)
@@ -111,17 +112,24 @@ def _access_token(site: Site) -> str:
 
 async def _double_charges(site: Site) -> list[str]:
     charges = await _provider_charges(site)
+    return [
+        f"job {job}: charged {len(costs)} times: {costs} base units"
+        for job, costs in charges.items()
+        if len(list(filter(None, costs))) > 1
+    ]
+
+
+async def _charges_are_known(site: Site) -> bool:
+    """Whether the payer's ledger has what the providers charge, job by job. Raises NotYet: the payer asks for what it lacks."""
+    charges = await _provider_charges(site)
     payments: dict[str, list[int]] = defaultdict(list)
     for job, doc in await site.rows("gateway", _PAYER_RECEIPTS):
         payments[bytes(job).hex()].append(int(load_signed(Receipt, doc).message.cost))
-    violations = []
     for job in charges.keys() | payments.keys():
         costs, paid = sorted(filter(None, charges[job])), sorted(filter(None, payments[job]))
-        if len(costs) > 1:
-            violations.append(f"job {job}: charged {len(costs)} times: {costs} base units")
         if costs != paid:
-            violations.append(f"job {job}: the providers charge {costs} base units, the payer's ledger has {paid}")
-    return violations
+            raise NotYet(f"job {job}: the providers charge {costs} base units, the payer's ledger has {paid}")
+    return True
 
 
 async def _provider_charges(site: Site) -> dict[str, list[int]]:

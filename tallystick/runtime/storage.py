@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
 
 import structlog
-from sqlalchemy import URL, Connection, create_engine, event, pool
+from sqlalchemy import URL, Connection, Engine, create_engine, event, pool
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tallystick.protocol.errors import Code, Unavailable
@@ -92,10 +92,9 @@ class _Sqlite:
         # Each thread has its own connection; `close` disposes of both from another thread after they have ended. A database in
         # memory has a single one, which its writer uses for reads too. Parameters may contain secrets: no error or log has them.
         self._in_memory = url.database in {None, "", ":memory:"}
-        pool_class = pool.StaticPool if self._in_memory else pool.SingletonThreadPool
-        connect = {"check_same_thread": False, "timeout": BUSY_SECONDS}
-        self._engine = create_engine(url, poolclass=pool_class, connect_args=connect, hide_parameters=True)
-        event.listen(self._engine, "connect", functools.partial(_pragmas, page_size=page_size))
+        # The writer's is used in two threads and closed in either, which a pool of one connection a thread cannot keep track of.
+        self._engine = _sqlite_engine(url, pool.StaticPool if self._in_memory else pool.NullPool, page_size)
+        self._readers = self._engine if self._in_memory else _sqlite_engine(url, pool.SingletonThreadPool, page_size)
         self.commits = ThreadCommit(self._write, self._write_at_once, translate)
         self._reader = ThreadPoolExecutor(1, "sqlite-reader")
         self._writing: Connection | None = None
@@ -121,7 +120,7 @@ class _Sqlite:
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._transact, work, "BEGIN")
 
     def _transact(self, work: Work[R], begin: str) -> R:
-        with self._engine.begin() as connection:
+        with self._readers.begin() as connection:
             connection.exec_driver_sql(begin)
             return _run(work, connection)
 
@@ -153,6 +152,14 @@ class _Sqlite:
         if self._writing is not None:
             self._writing.close()
         await asyncio.to_thread(self._engine.dispose)
+        await asyncio.to_thread(self._readers.dispose)
+
+
+def _sqlite_engine(url: URL, pool_class: type[pool.Pool], page_size: int) -> Engine:
+    connect = {"check_same_thread": False, "timeout": BUSY_SECONDS}
+    engine = create_engine(url, poolclass=pool_class, connect_args=connect, hide_parameters=True)
+    event.listen(engine, "connect", functools.partial(_pragmas, page_size=page_size))
+    return engine
 
 
 def _run(work: Work[R], connection: Connection) -> R:

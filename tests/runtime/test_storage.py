@@ -121,6 +121,25 @@ def durability(connection: Connection) -> str:
     return str(connection.exec_driver_sql(query).scalar_one())
 
 
+@pytest.mark.parametrize("first_brief", [True, False])
+async def test_a_write_that_failed_in_one_thread_stops_none_in_the_other(tmp_path: Path, first_brief: bool) -> None:
+    """Brief writes run in the event loop and others in the writer's thread, on one connection, which a failure closes."""
+
+    def fail(connection: Connection) -> None:
+        connection.execute(sa.text("INSERT INTO facts (id, word) VALUES (1, 'a'), (1, 'b')"))
+
+    failures = list[BaseException]()  # what holds an error, such as a log, holds what was closed with it
+    async with opened(f"sqlite:///{tmp_path}/facts.db") as database:
+        for number in range(10, 20):
+            brief = first_brief is (number % 2 == 0)
+            await database.write(insert(number), synced=False, brief=brief)
+            with pytest.raises(sa.exc.IntegrityError) as caught:
+                await database.write(fail, synced=False, brief=not brief)
+            failures.append(caught.value)
+            await database.write(insert(number + 100), synced=False, brief=brief)
+        assert len(await database.read(ids)) == 21
+
+
 @pytest.mark.skipif(not POSTGRES, reason="TALLYSTICK_TEST_POSTGRES is not set")
 async def test_a_database_that_must_survive_its_server_syncs_each_write() -> None:
     """PostgreSQL has then no write that it acknowledged and would lose if its server died."""

@@ -32,7 +32,7 @@ Authorize = Callable[[], Awaitable[str]]
 KEEPALIVE_SECONDS = 4
 """Seconds for which an idle connection is kept open. A coordinator closes its end after five seconds."""
 
-REPLICA_CONNECT_SECONDS = 1.5
+REPLICA_CONNECT_SECONDS = 2.0
 """Seconds within which a replica must take a connection, if there are others."""
 T = TypeVar("T")
 

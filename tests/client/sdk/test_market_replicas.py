@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tallystick.client.config import ClientConfig
+from tallystick.client.coordinator import transport
 from tallystick.client.gateway.operations import Operations
 from tallystick.client.jobs.job import MAX_MOVES
 from tallystick.client.jobs.result import StreamInterrupted
@@ -46,9 +47,10 @@ ANSWER = completion("".join(WORDS))
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short intervals between queries."""
+    """Short intervals between queries, and replicas that are slow but not lost."""
+    monkeypatch.setattr(transport, "REPLICA_CONNECT_SECONDS", 60.0)
     monkeypatch.setattr(reconciler, "POLLS", (0.01, 0.05))
-    monkeypatch.setattr(reconciler, "REPLICA_POLLS", (0.01,) * 20)
+    monkeypatch.setattr(reconciler, "REPLICA_POLLS", (0.02,) * 3_000)
 
 
 class Replicas:
@@ -273,8 +275,11 @@ async def test_a_lone_coordinator_knows_its_slots(market: Market, fake: FakeMark
     assert len(fake.submissions) == 1
 
 
-async def test_a_job_that_may_still_cost_something(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+async def test_a_job_that_may_still_cost_something(
+    replicas: Replicas, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a provider may still bill the lost job, no second job is bought; the caller is told not to retry."""
+    monkeypatch.setattr(reconciler, "REPLICA_POLLS", (0.01,) * 5)
 
     async def bills_later(session: Session) -> None:
         session.survives = True
