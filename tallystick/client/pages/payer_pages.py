@@ -161,6 +161,7 @@ async def _read_form(request: Request) -> dict[str, str]:
                 body += piece
                 if len(body) > MAX_FORM:
                     return {}
-    except (TimeoutError, ClientDisconnect):
+        fields = parse_qs(body.decode(errors="replace"), max_num_fields=8)
+    except (TimeoutError, ClientDisconnect, ValueError):  # ValueError: too many fields
         return {}
-    return {name: values[-1] for name, values in parse_qs(body.decode(errors="replace"), max_num_fields=8).items()}
+    return {name: values[-1] for name, values in fields.items()}

@@ -78,7 +78,6 @@ def test_filters(parameters: dict[str, str], names: list[str]) -> None:
         {"context": "\N{ARABIC-INDIC DIGIT ONE}"},
         {"context": "9" * 5_000},
         {"context": "0" * 20 + "1" * 5_000},
-        {"price": "0." + "0" * 5_000 + "1e" + "9" * 300},
         {"integrity": "101"},
         {"page": "0"},
     ],
