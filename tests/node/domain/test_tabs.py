@@ -205,7 +205,7 @@ def test_a_tab_continues_from_a_stored_receipt_only_forward() -> None:
 
 @pytest.mark.parametrize("replicas", [1, 2, 64])
 def test_jobs_from_several_replicas_count_together(replicas: int) -> None:
-    """Each replica may count the payer's whole purse; the node risks its credit for the payer, however many replicas send jobs."""
+    """A replica may count the whole purse; the node risks its credit for the payer, however many replicas send jobs."""
     purse, reserved, credit = 1_000, 300, 50
     tabs = Tabs(CreditLimits(per_payer=Amount(credit)))
     funds = Funds(Amount(0), Amount(reserved), Amount(purse), known=True)
