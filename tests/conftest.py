@@ -4,6 +4,7 @@ TALLYSTICK_REQUIRE_SERVICES is set, as in CI.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -14,8 +15,30 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any_machine")
+_POSTGRES = "TALLYSTICK_TEST_POSTGRES"
+"""The environment variable with the URL of the tests' database, if there is one."""
 _skipped: Counter[str] = Counter()
 """Skipped tests by reason."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives each process of a run a PostgreSQL database of its own: tests empty it, and hold its lock."""
+    url, worker = os.environ.get(_POSTGRES), getattr(config, "workerinput", {}).get("workerid")
+    if url and worker:
+        os.environ[_POSTGRES] = asyncio.run(_own_database(url, worker))
+
+
+async def _own_database(url: str, worker: str) -> str:
+    import asyncpg
+
+    name = f"tests_{worker}"
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await connection.execute(f"CREATE DATABASE {name}")
+    finally:
+        await connection.close()
+    return f"{url.rpartition('/')[0]}/{name}"
 
 
 @pytest.fixture(autouse=True)

@@ -183,10 +183,10 @@ class Market:
         self.matchmaker.before_admission = self._totals.refresh
         self._receipts.on_total = on_total
 
-    def forget_loaded_totals(self) -> None:
-        """Has the payers' totals read again, since notices of other replicas may have been lost."""
+    def forget_loaded_totals(self, payer: Address | None = None) -> None:
+        """Has the payers' totals read again, since notices of other replicas may be lost; those of one payer soon."""
         if self._totals is not None:
-            self._totals.forget()
+            self._totals.forget() if payer is None else self._totals.hint(payer)
 
     # Nodes
 

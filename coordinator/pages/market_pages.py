@@ -37,6 +37,8 @@ SECTIONS = {
 }
 MAX_MODELS = 5_000
 """Models that one page considers."""
+LIST_SECONDS = 2.0
+"""How old the list of models may be. To read all of 5,000 takes the event loop some 100 ms."""
 ASK_ROWS, DECISION_ROWS, LOG_ROWS = 200, 100, 50
 
 
@@ -55,6 +57,8 @@ class MarketPages:
     ) -> None:
         self._market, self._health, self._connected, self._now, self._tick = market, health, connected, now, tick
         self._entries, self._name = ModelEntries(), name
+        self._listed: list[Mapping[str, Any]] = []
+        self._listed_until = float("-inf")
         self.history = ModelHistory()
         self._pages = Pages(Path(__file__).parent / "templates", product=f"Market {name}", sections=SECTIONS)
 
@@ -79,10 +83,14 @@ class MarketPages:
             self.history.add(((name, len(asks), _sample(at, asks)) for name, asks in self._market.book.models()), tick)
 
     def _all(self) -> list[Mapping[str, Any]]:
+        """All models, read at most once in LIST_SECONDS, however many ask."""
         market, tick = self._market, self._tick()
-        score, waiting = market.reputation.score, market.matchmaker.queue.count_waiting
-        models = islice(market.book.models(), MAX_MODELS)
-        return [self._entries.entry(name, asks, score, tick) | {"waiting": waiting(name)} for name, asks in models]
+        if tick >= self._listed_until:
+            score, waiting = market.reputation.score, market.matchmaker.queue.count_waiting
+            models = islice(market.book.models(), MAX_MODELS)
+            self._listed = [self._entries.entry(name, asks, score, tick) | {"waiting": waiting(name)} for name, asks in models]
+            self._listed_until = tick + LIST_SECONDS
+        return self._listed
 
     async def _models(self, request: Request) -> Response:
         wanted, entries = read_filter(request.query_params), self._all()

@@ -12,7 +12,7 @@ from coordinator.domain.model_history import Sample
 PAGE_ROWS = 100
 MAX_TEXT = 200
 """Characters of a filter that count."""
-_MAX_NUMBER = 10**12
+_MAX_NUMBER, _DIGITS = 10**12, 20
 CHART_WIDTH, CHART_HEIGHT = 600, 120
 
 Entry = Mapping[str, Any]
@@ -60,7 +60,7 @@ def read_filter(parameters: Mapping[str, str]) -> ModelFilter:
         text = parameters.get(name, "").strip()
         if not text:
             return default
-        if text.isascii() and text.isdecimal() and low <= int(text[:20]) <= high:
+        if len(text) <= _DIGITS and text.isascii() and text.isdecimal() and low <= int(text) <= high:
             return int(text)
         problems.append(f"{label}: expected a whole number from {low} to {high}")
         return default

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import structlog
 
-from coordinator.domain.exposure import Exposure
 from coordinator.jobs.market import Market
 from coordinator.jobs.payer_totals import LoadTotals
 from coordinator.replicas.membership import Membership
@@ -125,7 +124,9 @@ class ReplicaSet:
             if self._market.payer_of(notice.job) == notice.payer:
                 self._market.cancel(notice.job)
         elif isinstance(notice, TabNotice):
-            raise_total(self._market.exposure, notice)
+            tab = self._market.exposure.known(notice.payer, notice.provider)
+            if tab is None or tab.cumulative < notice.total:
+                self._market.forget_loaded_totals(notice.payer)
         else:
             self.membership.look()
 
@@ -148,9 +149,3 @@ class ReplicaSet:
             text = "the list of replicas cannot be read; the last known one stays"
             return {"replicas": CheckResult(Health.WARN, text, "check `db` and the database server", count)}
         return {"replicas": CheckResult(Health.PASS, value=count)}
-
-
-def raise_total(exposure: Exposure, notice: TabNotice) -> None:
-    """Raises the total of a tab that this replica counts; others are read from the database when their payer comes."""
-    if exposure.known(notice.payer, notice.provider) is not None:
-        exposure.record_receipt(notice.payer, notice.provider, notice.total, notice.total)

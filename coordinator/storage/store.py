@@ -64,10 +64,7 @@ class Store:
         Raises BadMessage for an address that is not understood, or for a replica whose database is not PostgreSQL.
         """
         self._replica = replica
-        self._db, self._instance_lock = (
-            Database(url, sync_all=bool(replica)),
-            instance_lock(url, "coordinator", shared=bool(replica)),
-        )
+        self._db, self._instance_lock = Database(url), instance_lock(url, "coordinator", shared=bool(replica))
         self.roles: Roles = ReplicaRoles(self._db.url, replica) if replica else AllRoles()
         self._log_db = Database(url) if replica else None
         self._shared = None if self._log_db is None else SharedJobStore(self._db, self._log_db, replica)

@@ -21,7 +21,7 @@ import structlog
 from node.coordinator.link import NodeLink
 from node.coordinator.link_settings import LinkSettings, node_url
 from node.ports import Link
-from tallystick.protocol.replicas import replica_order, split_allowed
+from tallystick.protocol.replicas import Reach, replica_order, split_allowed
 from tallystick.protocol.types import Address
 
 log = structlog.get_logger()
@@ -44,6 +44,8 @@ class _Group:
     seed: str
     account: Address | None = None
     listed: tuple[str, ...] = ()
+    reach: Reach = Reach.ANYWHERE
+    """Of the address at which the configured URL was reached last: a replica is not nearer."""
     impostors: set[str] = field(default_factory=set)
     """Listed URLs at which another coordinator answers."""
 
@@ -149,6 +151,8 @@ class CoordinatorLinks:
     def replicas_listed(self, link: NodeLink, coordinator: Address, urls: tuple[str, ...]) -> None:
         """See link.LinkObserver. A replica that is no longer listed changes nothing: its list is out of date."""
         if not link.retired:
+            if link.url == link.seed:
+                self._groups[link.seed].reach = link.reach
             self._unapplied[link.seed] = coordinator, urls
             self._changed.set()
 
@@ -170,9 +174,14 @@ class CoordinatorLinks:
         known = bool(group.listed)
         group.account, group.listed = account, urls
         group.impostors &= set(map(node_url, urls))
+        for link in self._links.values():
+            if link.seed == group.seed:
+                link.limit = group.reach
         _, refused = split_allowed(group.seed, urls)
         if refused:
-            text = "replicas not used: plain http after a https coordinator, or an address of this machine"
+            text = (
+                "replicas not used: plain http after a https coordinator, another path, or an address of this machine or network"
+            )
             log.warning(text, coordinator=group.seed, urls=refused)
         if urls or known:
             log.info("replicas of a coordinator", coordinator=group.seed, listed=len(urls), dialled=len(self._chosen(group)))
@@ -224,6 +233,7 @@ class CoordinatorLinks:
             raise RuntimeError("links open only while `run` runs, and once `make_link` is set")
         listed = url != group.seed
         link = self.make_link(url, seed=group.seed if listed else None, coordinator=group.account if listed else None)
+        link.limit = group.reach
         self._links[url] = link
         task = self._tasks[url] = self._running.create_task(link.run(), name=f"link to {url}")
         task.add_done_callback(lambda _task: self._changed.set())

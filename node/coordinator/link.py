@@ -25,7 +25,7 @@ from tallystick.protocol.errors import BadMessage, TallyError, error_from_json
 from tallystick.protocol.link import Beat, Capacities, Capacity, Challenge, Hello, Listing, endpoint_of
 from tallystick.protocol.messages import Connect
 from tallystick.protocol.proxies import uses_proxy
-from tallystick.protocol.replicas import read_replica_urls, read_welcome
+from tallystick.protocol.replicas import Reach, reach_of, read_replica_urls, read_welcome
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import MAX_BODY, MAX_FRAME, NO_JOB, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.plaintext import warn_if_plaintext
@@ -117,6 +117,8 @@ class NodeLink:
         self._listing, self._capacities, self._settings = listing, capacities, settings or LinkSettings()
         self._coordinator, self._jitter, self._log_head = coordinator, jitter, log_head
         self._closing = asyncio.Event()
+        self.limit, self.reach = Reach.ANYWHERE, Reach.ANYWHERE
+        """`limit`: the nearest address that a listed replica may have; `reach`: that of the server connected to last."""
         self.retired = self.is_impostor = False
         """`retired`: it is not connected again. `is_impostor`: the listed replica is not one of its coordinator."""
         self._capacity_changed = asyncio.Event()
@@ -166,6 +168,7 @@ class NodeLink:
         connection ends because the coordinator or the network went away, so the next attempt may be soon, however short it was.
         """
         settings, served = self._settings, False
+        self.reach = Reach.ANYWHERE
         try:
             socket = await open_websocket(
                 self.url,
@@ -175,6 +178,7 @@ class NodeLink:
                 close_seconds=_CLOSE_SECONDS,
                 user_agent=f"tallystick-node/{__version__}",
                 use_proxy=uses_proxy(self.url),
+                check_peer=self._check_peer,
             )
             try:
                 session = await self._handshake(socket)
@@ -195,6 +199,11 @@ class NodeLink:
         except (OSError, WebSocketException) as error:
             self.problem = str(error) or type(error).__name__
         return served
+
+    def _check_peer(self, address: str) -> None:
+        self.reach = reach_of(address)
+        if self._listed and self.reach > self.limit:
+            raise OSError(f"{address} is nearer to this machine than the coordinator that listed it, so it is not used")
 
     async def _handshake(self, socket: FastPathConnection) -> LinkSession:
         async with asyncio.timeout(self._settings.connect_seconds):

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +27,13 @@ from tallystick.protocol.types import Address
 MAX_REPLICAS = 64
 MAX_REPLICA_URL = 512
 MAX_REPLICA_ID = 64
+_THIS_HOST = ipaddress.IPv4Network("0.0.0.0/8")
+_COMPATIBLE, _NAT64 = ipaddress.IPv6Network("::/96"), ipaddress.IPv6Network("64:ff9b::/96")
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_NAME = re.compile(r"[a-z0-9_.-]+")
+_OWN_NAMES = ("localhost", "localdomain", "localdomain4", "localdomain6")
+_LOCALHOST = re.compile(r"(localhost[46]?|ip6-(localhost|loopback))(\.|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,30 +94,91 @@ def replica_order(account: Address, urls: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(urls), key=lambda url: (hashlib.sha256(seed + url.encode()).digest(), url), reverse=True)
 
 
-def split_allowed(seed: str, urls: Sequence[str]) -> tuple[list[str], list[str]]:
+class Reach(IntEnum):
+    """From where an address can be reached: the lower, the wider."""
+
+    ANYWHERE = 0
+    NETWORK = 1
+    LINK = 2
+    MACHINE = 3
+
+
+def reach_of(address: str) -> Reach:
+    """From where an IP address can be reached; for IPv6 also by the IPv4 address in it. MACHINE for what is no IP address.
+
+    Sources: the special-purpose registries of IANA (RFC 6890); RFC 4291, 3056, 4380, 6052 and 8215 for IPv4 in IPv6.
+    """
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return Reach.MACHINE
+    if isinstance(ip, ipaddress.IPv6Address):
+        return max(_reach(ip), *map(_reach, _inner(ip)), Reach.ANYWHERE)
+    return _reach(ip)
+
+
+def _reach(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Reach:
+    if ip.is_loopback or ip.is_unspecified or (isinstance(ip, ipaddress.IPv4Address) and ip in _THIS_HOST):
+        return Reach.MACHINE
+    if ip.is_link_local or ip.is_multicast:
+        return Reach.LINK
+    if isinstance(ip, ipaddress.IPv6Address) and (ip.ipv4_mapped is not None or ip in _NAT64):
+        return Reach.ANYWHERE  # the address in it decides
+    return Reach.ANYWHERE if ip.is_global and ip not in _LOCAL_NAT64 else Reach.NETWORK
+
+
+def _inner(ip: ipaddress.IPv6Address) -> Iterator[ipaddress.IPv4Address]:
+    """Yields the IPv4 addresses to which a packet to this address may come."""
+    if ip.ipv4_mapped is not None:
+        yield ip.ipv4_mapped
+    if ip.sixtofour is not None:
+        yield ip.sixtofour
+    if ip.teredo is not None:
+        yield from ip.teredo
+    if (ip in _COMPATIBLE and int(ip) > 1) or ip in _NAT64 or ip in _LOCAL_NAT64:
+        yield ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
+
+
+def split_allowed(seed: str, urls: Sequence[str], reach: Reach = Reach.MACHINE) -> tuple[list[str], list[str]]:
     """Splits the URLs that the coordinator at `seed` listed into those that may be dialled, and those that may not.
 
-    A coordinator cannot lower the protection that was configured: an https seed allows https replicas only. Nor can a coordinator
-    elsewhere send its peers to services of their own machine or link.
+    A coordinator cannot lower the protection that was configured: an https seed allows https replicas only. Nor can it choose
+    the path of a request: a replica has the path of the seed, or none. Nor can a coordinator elsewhere send its peers to services
+    of their own machine, link or network. This judges what a URL shows; whoever connects also compares `reach_of` the address
+    that the name led to. `reach`: that of the address at which the seed was reached, if it is known.
     """
-    encrypted, local = urlsplit(seed).scheme in ("https", "wss"), not uses_proxy(seed)
+    encrypted, path = urlsplit(seed).scheme in ("https", "wss"), _base_path(seed)
+    limit = min(_seed_reach(seed), reach)
     allowed: list[str] = []
     refused: list[str] = []
     for url in urls:
-        secure = url.startswith("https://") or not encrypted
-        (allowed if secure and (local or not _is_near(url)) else refused).append(url)
+        fits = (url.startswith("https://") or not encrypted) and _base_path(url) in ("", path)
+        (allowed if fits and _named_reach(url) <= limit else refused).append(url)
     return allowed, refused
 
 
-def _is_near(url: str) -> bool:
-    """Whether a URL names the machine or the link of whoever dials it."""
-    host = (urlsplit(url).hostname or "").rstrip(".")
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
+def _base_path(url: str) -> str:
+    return urlsplit(url).path.rstrip("/").removesuffix("/v1/node").rstrip("/")
+
+
+def _seed_reach(seed: str) -> Reach:
+    """The nearest address that the coordinator at this URL may list, as far as the URL shows it."""
+    if not uses_proxy(seed):
+        return Reach.MACHINE
     try:
-        address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(host.partition("%")[0])
+        return reach_of(str(ipaddress.ip_address(urlsplit(seed).hostname or "")))
     except ValueError:
-        return host.replace(".", "").isdigit() or host.startswith("0x")  # such as 2130706433, which resolvers read as 127.0.0.1
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return address.is_loopback or address.is_link_local or address.is_unspecified
+        return Reach.NETWORK
+
+
+def _named_reach(url: str) -> Reach:
+    """From where the host of a URL can be reached, as far as the URL shows it."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    try:
+        return reach_of(str(ipaddress.ip_address(host.partition("%")[0])))
+    except ValueError:
+        pass
+    label = host.rpartition(".")[2]
+    if _NUMBER.fullmatch(label) or not _NAME.fullmatch(host):  # such as 127.1 or 0x7f000001: some resolvers read IPv4 addresses
+        return Reach.MACHINE
+    return Reach.MACHINE if label in _OWN_NAMES or _LOCALHOST.match(host) else Reach.ANYWHERE

@@ -238,8 +238,11 @@ def postgres_engine(url: URL, **options: Any) -> AsyncEngine:
 
 
 class _Postgres:
-    def __init__(self, url: URL, translate: Callable[[Exception], Exception], *, sync_all: bool) -> None:
-        self._sync_all = sync_all
+    """PostgreSQL syncs each write. If it did not, it would forget those of the last half second when its server is killed, and
+    the daemon, which lives on and has acknowledged them, would never know.
+    """
+
+    def __init__(self, url: URL, translate: Callable[[Exception], Exception]) -> None:
         self._engine = postgres_engine(url, pool_size=4, pool_pre_ping=True)
         self.commits = LoopCommit(self._write, translate)
 
@@ -257,20 +260,18 @@ class _Postgres:
         async with self._engine.begin() as connection:
             return await connection.run_sync(functools.partial(_run, work))
 
-    async def _write(self, work: Work[Any], synced: bool) -> None:
+    async def _write(self, work: Work[Any], synced: bool) -> None:  # noqa: ARG002 - all are
         for _ in range(_ATTEMPTS - 1):
             try:
-                return await self._write_once(work, synced)
+                return await self._write_once(work)
             except DBAPIError as error:
                 if getattr(error.orig, "sqlstate", None) not in _CONFLICTS:
                     raise
                 log.info("transaction repeated: it met another process's", reason=type(error.orig).__name__)
-        return await self._write_once(work, synced)
+        return await self._write_once(work)
 
-    async def _write_once(self, work: Work[Any], synced: bool) -> None:
+    async def _write_once(self, work: Work[Any]) -> None:
         async with self._engine.begin() as connection:
-            if not (synced or self._sync_all):
-                await connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
             await connection.run_sync(functools.partial(_run, work))
 
     async def close(self) -> None:
@@ -280,17 +281,15 @@ class _Postgres:
 class Database:
     """A database with its writer. Call `start` before use and `close` after it; `close` finishes the queued writes."""
 
-    def __init__(self, url: str | URL, setting: str = "db", *, page_size: int = 4_096, sync_all: bool = False) -> None:
+    def __init__(self, url: str | URL, setting: str = "db", *, page_size: int = 4_096) -> None:
         """`setting`: the one that has the address, for errors. `page_size`: bytes of a page of an SQLite file that is new.
-        `sync_all`: whether PostgreSQL syncs each write. It forgets others of the last half second if its server dies, and a
-        process that lives on would never know.
 
         Raises BadMessage for an address that is not understood.
         """
         self.url, self._setting = parse_database_url(url, setting) if isinstance(url, str) else url, setting
         sqlite = self.url.drivername.startswith("sqlite")
         self._backend: _Backend = (
-            _Sqlite(self.url, self._translate, page_size) if sqlite else _Postgres(self.url, self._translate, sync_all=sync_all)
+            _Sqlite(self.url, self._translate, page_size) if sqlite else _Postgres(self.url, self._translate)
         )
         self._closed = False
         self._file_identity: tuple[int, int] | None = None

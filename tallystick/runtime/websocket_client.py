@@ -14,6 +14,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.frames import Opcode
 from websockets.protocol import CLOSED, OPEN
+from websockets.proxy import get_proxy
 
 from tallystick.runtime.buffered_transport import buffered
 from tallystick.runtime.websocket import MAX_FRAGMENTS, PartialFrame, message_head
@@ -130,8 +131,25 @@ class FastPathConnection(ClientConnection):
         return data[at:] if at else data
 
 
+CheckPeer = Callable[[str], None]
+"""Takes the IP address that a connection led to. Raises OSError if it may not be used."""
+
+
 class DirectConnect(connect):
     """websockets' `connect` without redirects: what is sent is meant for the configured server alone."""
+
+    check_peer: CheckPeer | None = None
+
+    async def open_tcp_connection(self) -> ClientConnection:
+        """See websockets. Checks the peer's address before anything is sent; behind a proxy, it is the proxy that resolves."""
+        connection = await super().open_tcp_connection()
+        if self.check_peer is not None and (self.proxy is None or get_proxy(self.ws_uri) is None):
+            try:
+                self.check_peer((connection.transport.get_extra_info("peername") or ("",))[0])
+            except OSError:
+                connection.transport.abort()
+                raise
+        return connection
 
     def process_redirect(self, exc: Exception) -> Exception:
         """See websockets."""
@@ -147,12 +165,15 @@ async def open_websocket(
     close_seconds: float,
     user_agent: str,
     use_proxy: bool,
+    check_peer: CheckPeer | None = None,
 ) -> FastPathConnection:
     """Opens a connection. `use_proxy`: whether the environment's proxy settings apply. Times are seconds, sizes bytes.
 
+    `check_peer` is called with the server's address, unless a proxy resolves its name, before the handshake.
+
     Raises OSError, TimeoutError, and WebSocketException if the server does not open a WebSocket.
     """
-    connection = await DirectConnect(
+    opening = DirectConnect(
         url,
         create_connection=FastPathConnection,
         open_timeout=open_seconds,
@@ -164,6 +185,8 @@ async def open_websocket(
         proxy=True if use_proxy else None,
         user_agent_header=user_agent,
     )
+    opening.check_peer = check_peer
+    connection = await opening
     if not isinstance(connection, FastPathConnection):
         raise TypeError("websockets made a connection of another class")
     return connection

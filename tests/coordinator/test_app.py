@@ -201,7 +201,10 @@ async def _cut(key: int) -> None:
     """Makes the server end the session that holds an advisory lock."""
     engine = create_async_engine(POSTGRES, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
-        kill = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key AND granted"
+        kill = (
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key AND granted"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
         await connection.execute(sa.text(kill), {"key": key})
     await engine.dispose()
 

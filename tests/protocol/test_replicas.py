@@ -14,7 +14,9 @@ from tallystick.protocol.replicas import (
     MAX_REPLICA_ID,
     MAX_REPLICA_URL,
     MAX_REPLICAS,
+    Reach,
     Replica,
+    reach_of,
     read_replica_url,
     read_replica_urls,
     read_replicas,
@@ -150,29 +152,107 @@ def test_an_encrypted_coordinator_cannot_ask_for_plaintext(seed: str) -> None:
     assert split_allowed(seed, ["https://b.example", "http://b.example"]) == (["https://b.example"], ["http://b.example"])
 
 
+NEAR = [
+    "localhost:9",
+    "LOCALHOST.:9",
+    "x.localhost",
+    "localhost.localdomain",
+    "localhost4",
+    "localhost6.localdomain6",
+    "ip6-localhost",
+    "ip6-loopback",
+    "box.localdomain",
+    "127.0.0.1:9",
+    "127.1.2.3",
+    "[::1]:9",
+    "[::ffff:127.0.0.1]:9",
+    "[::7f00:1]",
+    "[64:ff9b::7f00:1]",
+    "[64:ff9b:1::7f00:1]",
+    "[2002:7f00:1::]",
+    "0.0.0.0",
+    "0.1.2.3",
+    "[::]",
+    "169.254.169.254",
+    "[64:ff9b::a9fe:a9fe]",
+    "[fe80::1]",
+    "224.0.0.1",
+    "2130706433",
+    "127.1",
+    "127.1.",
+    "0x7f000001",
+    "0X7F.1",
+    "127.0x0.0x0.0x1",
+    "127.0.0.01",
+    "0177.0.0.1",
+    "127.0.0.1%2e",
+    "127%2e0.0.1",
+    "%31.example",
+    "a.0x",
+]
+
+
+@pytest.mark.parametrize("host", NEAR)
+def test_a_distant_coordinator_cannot_send_its_peers_home(host: str) -> None:
+    """Replicas on the peer's own machine or link are dialled only if the configured coordinator is on this machine."""
+    url = f"http://{host}"
+    for seed in ("http://coordinator.example", "http://8.8.8.8", "http://10.0.0.1"):
+        assert split_allowed(seed, [url]) == ([], [url])
+    assert split_allowed("http://127.0.0.1:8420", [url]) == ([url], [])
+
+
+@pytest.mark.parametrize("host", ["10.1.2.3", "172.16.0.1", "192.168.1.1", "100.100.100.200", "[fd00::2]", "[64:ff9b::a00:1]"])
+def test_a_public_coordinator_cannot_send_its_peers_into_their_network(host: str) -> None:
+    """Private addresses are dialled only for a coordinator at a private address; a name is judged when it is dialled."""
+    url = f"http://{host}:8420"
+    for seed in ("http://8.8.8.8", "http://[2a00::1]"):
+        assert split_allowed(seed, [url]) == ([], [url])
+    for seed in ("http://10.0.0.1", "http://coordinator-1:8420", "http://localhost"):
+        assert split_allowed(seed, [url]) == ([url], [])
+
+
 @pytest.mark.parametrize(
-    "url",
+    ("seed", "path"),
     [
-        "http://localhost:9",
-        "http://LOCALHOST.:9",
-        "http://x.localhost",
-        "http://127.0.0.1:9",
-        "http://127.1.2.3",
-        "http://[::1]:9",
-        "http://[::ffff:127.0.0.1]:9",
-        "http://0.0.0.0",
-        "http://[::]",
-        "http://169.254.169.254/latest",
-        "http://[fe80::1]",
-        "http://2130706433",
-        "http://127.1",
-        "http://0x7f000001",
+        ("http://c.example", ""),
+        ("ws://c.example/v1/node", ""),
+        ("http://c.example/market/", "/market"),
+        ("ws://c/m/v1/node", "/m"),
     ],
 )
-def test_a_distant_coordinator_cannot_send_its_peers_home(url: str) -> None:
-    """Replicas on the peer's own machine or link are dialled only if the configured coordinator is on this machine."""
-    assert split_allowed("http://coordinator.example", [url]) == ([], [url])
-    assert split_allowed("http://127.0.0.1:8420", [url]) == ([url], [])
+def test_the_path_is_the_configured_one(seed: str, path: str) -> None:
+    """A replica has the path of the configured coordinator, or none: the coordinator chooses no path of another service."""
+    good = [f"http://r.example{path}", "http://r.example"]
+    bad = [f"http://r.example{path}{more}" for more in ("/admin/delete", "/x/v1/node")] + ["http://r.example/%61"]
+    assert split_allowed(seed, good + bad) == (good, bad)
+
+
+@pytest.mark.parametrize(
+    ("address", "reach"),
+    [
+        ("8.8.8.8", Reach.ANYWHERE),
+        ("2a00::1", Reach.ANYWHERE),
+        ("::ffff:8.8.8.8", Reach.ANYWHERE),
+        ("64:ff9b::808:808", Reach.ANYWHERE),
+        ("10.0.0.1", Reach.NETWORK),
+        ("fd00::1", Reach.NETWORK),
+        ("::ffff:10.0.0.1", Reach.NETWORK),
+        ("240.0.0.1", Reach.NETWORK),
+        ("64:ff9b:1::808:808", Reach.NETWORK),
+        ("169.254.169.254", Reach.LINK),
+        ("fe80::1%eth0", Reach.LINK),
+        ("127.9.9.9", Reach.MACHINE),
+        ("::ffff:127.0.0.1", Reach.MACHINE),
+        ("::1", Reach.MACHINE),
+        ("::7f00:1", Reach.MACHINE),
+        ("0.0.0.0", Reach.MACHINE),
+        ("/run/socket", Reach.MACHINE),
+        ("", Reach.MACHINE),
+    ],
+)
+def test_from_where_an_address_can_be_reached(address: str, reach: Reach) -> None:
+    """An address is as near as the nearest one in it; what is no address is nearest."""
+    assert reach_of(address) is reach
 
 
 def test_replicas_in_a_private_network() -> None:

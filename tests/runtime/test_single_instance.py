@@ -102,7 +102,10 @@ async def test_a_lost_lock_is_not_taken_for_held(monkeypatch: pytest.MonkeyPatch
     assert not watching.done()
     engine = create_async_engine(POSTGRES, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
-        kill = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key"
+        kill = (
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
         await connection.execute(sa.text(kill), {"key": 0x7A14})
     await engine.dispose()
     await asyncio.wait_for(watching, 60)

@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
 from tallystick.runtime.websocket import MAX_FRAGMENTS
-from tallystick.runtime.websocket_client import FastPathConnection, open_websocket
+from tallystick.runtime.websocket_client import CheckPeer, FastPathConnection, open_websocket
 
 MAX_MESSAGE = 200_000
 TIMEOUT_SECONDS = 60
@@ -30,7 +30,7 @@ async def _connected(script: Callable[[ServerConnection], Awaitable[None]]) -> A
             await connection.close()
 
 
-async def _open(port: int) -> FastPathConnection:
+async def _open(port: int, check_peer: CheckPeer | None = None) -> FastPathConnection:
     return await open_websocket(
         f"ws://127.0.0.1:{port}",
         max_size=MAX_MESSAGE,
@@ -39,6 +39,7 @@ async def _open(port: int) -> FastPathConnection:
         close_seconds=1,
         user_agent="test",
         use_proxy=False,
+        check_peer=check_peer,
     )
 
 
@@ -189,3 +190,23 @@ async def test_a_connection_that_is_lost() -> None:
         with pytest.raises(ConnectionClosed):
             await connection.recv()
     assert lost == [None]
+
+
+async def test_a_refused_address_gets_nothing() -> None:
+    """The address is checked before the handshake: a server at a refused one sees a connection without a byte."""
+    received: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            received.put_nowait(await reader.read(1))
+        except ConnectionError:
+            received.put_nowait(b"")
+        writer.close()
+
+    def refuse(address: str) -> None:
+        raise OSError(f"not {address}")
+
+    async with asyncio.timeout(TIMEOUT_SECONDS), await asyncio.start_server(take, "127.0.0.1", 0) as server:
+        with pytest.raises(OSError, match=r"not 127\.0\.0\.1"):
+            await _open(server.sockets[0].getsockname()[1], refuse)
+        assert await received.get() == b""

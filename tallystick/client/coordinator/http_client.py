@@ -92,7 +92,7 @@ class CoordinatorClient(CoordinatorTransport):
         if url not in self._links:
             from tallystick.client.coordinator.job_link import JobLinks  # noqa: PLC0415 - slow to import, and most commands place no job
 
-            self._links[url] = JobLinks(url, self._config)
+            self._links[url] = JobLinks(url, self._config, None if url in self.replicas.seeds else self.check_listed)
         return self._links[url]
 
     async def _list_changed(self) -> None:

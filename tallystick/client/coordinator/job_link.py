@@ -38,7 +38,7 @@ from tallystick.protocol.job_link import (
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.wire import MAX_FRAME, Candidate, Kind, loads
 from tallystick.runtime.lean_event import LeanEvent
-from tallystick.runtime.websocket_client import FastPathConnection, open_websocket
+from tallystick.runtime.websocket_client import CheckPeer, FastPathConnection, open_websocket
 from tallystick.version import __version__
 
 log = structlog.get_logger()
@@ -332,9 +332,12 @@ class JobLink:
         await self._connection.close()
 
 
-async def open_link(url: str, config: ClientConfig, open_seconds: float | None = None) -> JobLink:
+async def open_link(
+    url: str, config: ClientConfig, open_seconds: float | None = None, check_peer: CheckPeer | None = None
+) -> JobLink:
     """Opens a link to the coordinator at this URL, http or https, within `open_seconds` (None: the config's `connect_seconds`).
 
+    `check_peer` is called with the address of the server before anything is sent.
     Raises OSError, TimeoutError or WebSocketException if there is no such link, and the coordinator's refusal.
     """
     seconds = config.connect_seconds if open_seconds is None else open_seconds
@@ -346,6 +349,7 @@ async def open_link(url: str, config: ClientConfig, open_seconds: float | None =
         close_seconds=CLOSE_SECONDS,
         user_agent=SOFTWARE,
         use_proxy=uses_proxy(url),
+        check_peer=check_peer,
     )
     link = JobLink(connection, config)
     try:
@@ -361,8 +365,8 @@ async def open_link(url: str, config: ClientConfig, open_seconds: float | None =
 class JobLinks:
     """The link of one client to its coordinator, which is opened when a job needs it, and again after it was lost."""
 
-    def __init__(self, url: str, config: ClientConfig) -> None:
-        self._url, self._config = url, config
+    def __init__(self, url: str, config: ClientConfig, check_peer: CheckPeer | None = None) -> None:
+        self._url, self._config, self._check_peer = url, config, check_peer
         self._link: JobLink | None = None
         self._opening: asyncio.Task[JobLink | None] | None = None
         self._without_until = 0.0
@@ -393,7 +397,7 @@ class JobLinks:
 
     async def _open(self, open_seconds: float | None) -> JobLink | None:
         try:
-            return await open_link(self._url, self._config, open_seconds)
+            return await open_link(self._url, self._config, open_seconds, self._check_peer)
         except Unavailable as error:
             self._go_without(error, BUSY_SECONDS)
         except (WebSocketException, TimeoutError, ImportError) as error:  # ImportError: of a SOCKS proxy

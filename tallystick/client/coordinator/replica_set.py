@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tallystick.protocol.replicas import Replica, replica_order, split_allowed
+from tallystick.protocol.replicas import Reach, Replica, replica_order, split_allowed
 from tallystick.protocol.types import Address
 
 DOWN_SECONDS = 10.0
@@ -46,9 +46,9 @@ class ReplicaSet:
         """Whether the coordinator lists replicas."""
         return bool(self._listed)
 
-    def learn(self, replicas: Iterable[Replica]) -> list[str]:
-        """Takes the coordinator's list. Returns the URLs in it that may not be dialled."""
-        allowed, refused = split_allowed(self.seeds[0], [replica.url for replica in replicas])
+    def learn(self, replicas: Iterable[Replica], reach: Reach = Reach.MACHINE) -> list[str]:
+        """Takes the coordinator's list. Returns the URLs in it that may not be dialled. `reach`: see split_allowed."""
+        allowed, refused = split_allowed(self.seeds[0], [replica.url for replica in replicas], reach)
         self._listed = tuple(replica_order(self._account, allowed))
         self._refused &= set(self._listed)
         self._down = {url: until for url, until in self._down.items() if url in self.urls}

@@ -19,6 +19,7 @@ import structlog
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.bounded_json import BoundedJsonReader
 from tallystick.client.coordinator.info import CoordinatorInfo
+from tallystick.client.coordinator.replica_resolver import ReplicaResolver
 from tallystick.client.coordinator.replica_set import ReplicaSet
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError, Unavailable, error_from_json
@@ -83,10 +84,11 @@ class CoordinatorTransport:
         """Listed replicas that said that they are this coordinator."""
         self._refreshing: asyncio.Task[None] | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._resolver = ReplicaResolver(self.replicas.seeds)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS, resolver=self._resolver),
             timeout=aiohttp.ClientTimeout(total=self._config.request_seconds, connect=self._config.connect_seconds),
             read_bufsize=1 << 18,
             auto_decompress=False,
@@ -174,10 +176,16 @@ class CoordinatorTransport:
             self._identity = identity
             self._verified.clear()
         self.replicas.read_at = asyncio.get_running_loop().time()
-        if refused := self.replicas.learn(info.replicas):
-            text = "replicas not used: plain http after a https coordinator, or an address of this machine"
+        if refused := self.replicas.learn(info.replicas, self._resolver.limit):
+            text = (
+                "replicas not used: plain http after a https coordinator, another path, or an address of this machine or network"
+            )
             log.warning(text, coordinator=self.url, urls=refused)
         self._verified &= set(self.replicas.urls)
+
+    def check_listed(self, address: str) -> None:
+        """Raises OSError for an address that a listed replica may not have."""
+        self._resolver.check(address)
 
     def transport_error(self, url: str, error: Exception) -> Unavailable:
         """Converts an error of the transport: NotSent if nothing was sent, otherwise Unavailable."""

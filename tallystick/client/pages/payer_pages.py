@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
@@ -25,6 +27,8 @@ from tallystick.web.static_files import STATIC_PATH, serve_static
 SECTIONS = {"/tally/spending": "Spending", "/tally/jobs": "Jobs", "/tally/receipt": "Receipt", "/tally/chat": "Chat"}
 LOGIN_PATH = "/tally/login"
 JOB_ROWS = 100
+MAX_FORM, LOGIN_SECONDS = 8_192, 10.0
+"""Bytes of the form to log in, and how long it may take to arrive: anybody may send it."""
 Access = Callable[[Request], bool]
 """Whether the caller may see what the whole wallet did."""
 
@@ -68,13 +72,13 @@ class PayerPages:
     async def _login(self, request: Request) -> Response:
         if request.method == "GET":
             return self._pages.render("login.html", section="", problem="", target="/tally/spending")
-        form = await request.form(max_files=0, max_fields=4)
+        form = await _read_form(request)
         target = form.get("target")
-        session = self._log_in(str(form.get("key", "")))
+        session = self._log_in(form.get("key", ""))
         if session is None:
             problem = "This is not the gateway's api_key (TALLY_GATEWAY_API_KEY)."
             return self._pages.render("login.html", 401, section="", problem=problem, target="/tally/spending")
-        response = RedirectResponse(target if isinstance(target, str) and target in SECTIONS else "/tally/spending", 303)
+        response = RedirectResponse(target if target in SECTIONS else "/tally/spending", 303)
         response.set_cookie("tally_session", session, httponly=True, samesite="strict", secure=request.url.scheme == "https")
         return response
 
@@ -146,3 +150,18 @@ class PayerPages:
         aliases = sorted(alias.name for alias in self._market.config.aliases)
         models = [*aliases, *sorted(offer.id for offer in offers)]
         return self._pages.render("chat.html", section="/tally/chat", models=models)
+
+
+async def _read_form(request: Request) -> dict[str, str]:
+    """The fields of a form (application/x-www-form-urlencoded). None of a body that is too long or too slow."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(LOGIN_SECONDS):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > MAX_FORM:
+                    return {}
+        fields = parse_qs(body.decode(errors="replace"), max_num_fields=8)
+    except (TimeoutError, ClientDisconnect, ValueError):  # ValueError: too many fields
+        return {}
+    return {name: values[-1] for name, values in fields.items()}

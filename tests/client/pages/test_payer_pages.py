@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import httpx
 import pytest
 
 from tallystick.client.config import ApiKey, Budget, ClientConfig
+from tallystick.client.pages import payer_pages
 from tallystick.client.pages.payer_pages import SECTIONS
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.types import Amount
@@ -113,6 +115,29 @@ async def test_logging_in(fake: FakeMarket, wallet: Signer, config: ClientConfig
             assert (await http.post(CHAT, json=BODY, headers=foreign)).status_code == 401
         http.cookies.clear()
         assert (await http.get("/tally/spending")).status_code == 401
+
+
+@pytest.mark.parametrize("body", [b"", b"key=" + b"x" * 100_000, b"\xff=&;" * 50, b"a=1&" * 500, b"key=%zz"])
+async def test_forms_of_strangers(fake: FakeMarket, wallet: Signer, config: ClientConfig, body: bytes) -> None:
+    """Whatever is sent to log in is answered with the form."""
+    async with gateway(fake, wallet, replace(config, api_key=KEY)) as base, httpx.AsyncClient(base_url=base) as http:
+        answer = await http.post("/tally/login", content=body, headers={"content-type": "multipart/form-data; boundary=x"})
+        assert (answer.status_code, 'name="key"' in answer.text) == (401, True)
+
+
+async def test_a_form_that_never_comes(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger cannot hold the route open."""
+    monkeypatch.setattr(payer_pages, "LOGIN_SECONDS", 0.05)
+    async with gateway(fake, wallet, replace(config, api_key=KEY)) as base:
+        host, port = base.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"POST /tally/login HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 100\r\n\r\nkey=".encode())
+        await writer.drain()
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n"), 60)
+        assert b"401" in answer
+        writer.close()
 
 
 async def test_static_files_are_for_everybody(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:

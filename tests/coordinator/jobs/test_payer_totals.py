@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 import pytest
 
 from coordinator.domain.exposure import Exposure
 from coordinator.jobs import payer_totals as module
-from coordinator.jobs.payer_totals import RELOAD_SECONDS, PayerTotals
+from coordinator.jobs.payer_totals import HINT_SECONDS, RELOAD_SECONDS, PayerTotals
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.types import Address, Amount
 from tests.coordinator.harness import Clock, person
@@ -80,3 +81,71 @@ async def test_remembered_payers_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     for payer in (*payers, payers[2], payers[1], payers[0]):
         await totals.refresh(payer)
     assert database.reads == [*payers, payers[0]]
+
+
+async def test_a_hint_makes_the_next_read_sooner() -> None:
+    """A payer of whom a notice came is read HINT_SECONDS after its last read, once for all notices; nobody else is."""
+    clock, database = Clock(), Database()
+    totals = PayerTotals(Exposure(), database.load, clock.tick)
+    totals.hint(PAYER)
+    assert totals._hinted == set(), "it has not come yet"
+    for payer in (PAYER, OTHER):
+        await totals.refresh(payer)
+    for _ in range(3):
+        totals.hint(PAYER)
+    clock.seconds += HINT_SECONDS - 0.1
+    await totals.refresh(PAYER)
+    assert database.reads == [PAYER, OTHER]
+    clock.seconds += 0.1
+    for payer in (PAYER, OTHER, PAYER):
+        await totals.refresh(payer)
+    assert database.reads == [PAYER, OTHER, PAYER]
+    clock.seconds += HINT_SECONDS
+    await totals.refresh(PAYER)
+    assert len(database.reads) == 3
+
+
+async def test_a_hint_outlives_a_failed_read() -> None:
+    """A read that failed is repeated with the next job."""
+    clock, database = Clock(), Database()
+    totals = PayerTotals(Exposure(), database.load, clock.tick)
+    await totals.refresh(PAYER)
+    totals.hint(PAYER)
+    clock.seconds, database.down = clock.seconds + HINT_SECONDS, True
+    with pytest.raises(Unavailable):
+        await totals.refresh(PAYER)
+    database.down = False
+    await totals.refresh(PAYER)
+    assert database.reads == [PAYER, PAYER]
+
+
+async def test_jobs_of_one_payer_share_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many jobs at once cause one read; a hint that comes while it goes on causes another one later."""
+    clock, database, started, done = Clock(), Database(), asyncio.Event(), asyncio.Event()
+
+    async def load(payer: Address) -> Iterable[tuple[Address, Amount, Amount]]:
+        result = await database.load(payer)
+        started.set()
+        await done.wait()
+        return result
+
+    monkeypatch.setattr(module, "MAX_PAYERS", 1)
+    totals = PayerTotals(Exposure(), load, clock.tick)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        done.set()
+        await totals.refresh(PAYER)
+        done.clear()
+        started.clear()
+        clock.seconds += RELOAD_SECONDS
+        for _ in range(5):
+            group.create_task(totals.refresh(PAYER))
+        await started.wait()
+        totals.hint(PAYER)
+        done.set()
+    assert database.reads == [PAYER, PAYER]
+    clock.seconds += HINT_SECONDS
+    await totals.refresh(PAYER)
+    assert len(database.reads) == 3
+    totals.hint(PAYER)
+    await totals.refresh(OTHER)
+    assert totals._hinted == set(), "the payer is forgotten"

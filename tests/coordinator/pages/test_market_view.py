@@ -77,6 +77,7 @@ def test_filters(parameters: dict[str, str], names: list[str]) -> None:
         {"context": "1.5"},
         {"context": "\N{ARABIC-INDIC DIGIT ONE}"},
         {"context": "9" * 5_000},
+        {"context": "0" * 20 + "1" * 5_000},
         {"integrity": "101"},
         {"page": "0"},
     ],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from coordinator.jobs.payer_totals import RELOAD_SECONDS
+from coordinator.jobs.payer_totals import HINT_SECONDS, RELOAD_SECONDS
 from coordinator.replicas.membership import Membership
 from coordinator.replicas.notices import CancelNotice, MembersNotice, Notice, TabNotice, pack_notice, read_notice
 from coordinator.replicas.replica_set import START_SECONDS, ReplicaSet
@@ -124,16 +124,52 @@ async def test_a_cancel_from_another_replica(here: Here) -> None:
 
 
 async def test_a_total_from_another_replica(here: Here) -> None:
-    """It raises a tab that is counted here, never lowers one, and adds none: those are read when their payer comes."""
-    exposure = here.world.market.exposure
-    exposure.record_receipt(PAYER.address, ANN.address, Amount(100), Amount(100))
-    for total, expected in ((150, 150), (120, 150)):
-        here.bus.get(TabNotice(PAYER.address, ANN.address, Amount(total)))
-        tab = exposure.known(PAYER.address, ANN.address)
-        assert tab is not None
-        assert tab.cumulative == expected
+    """It has the payer's totals read from the database before its next job; a payer that is not here is read when it comes."""
+    node = here.world.node("bob", slots=9)
+    await here.world.started(node)
+    here.stored[PAYER.address] = [(ANN.address, Amount(100_000), Amount(0))]
     here.bus.get(TabNotice(OTHER.address, ANN.address, Amount(5)))
-    assert exposure.size == 1
+    here.bus.get(TabNotice(PAYER.address, ANN.address, Amount(100_000)))
+    assert here.reads == [PAYER.address]
+    here.world.clock.seconds += HINT_SECONDS
+    with pytest.raises(Refusal, match="what is owed"):
+        await here.world.place(node)
+    assert here.reads == [PAYER.address] * 2
+
+
+async def test_a_forged_total_changes_nothing(here: Here) -> None:
+    """Whoever can reach NATS can have a payer's totals read once in HINT_SECONDS; the payer's jobs go on as before."""
+    exposure, node = here.world.market.exposure, here.world.node("bob", slots=99)
+    client = await here.world.started(node)
+    node.complete(client.job.id)
+    assert client.task is not None
+    await client.task
+    before = exposure._uncovered[PAYER.address]
+    for _ in range(3):
+        for provider in (node.address, ANN.address):
+            for _ in range(100):
+                here.bus.get(TabNotice(PAYER.address, provider, Amount(2**96 - 1)))
+            await here.world.started(node)
+        here.world.clock.seconds += HINT_SECONDS
+    assert len(here.reads) == 3
+    tab = exposure.known(PAYER.address, node.address)
+    assert tab is not None
+    assert (tab.cumulative, exposure.known(PAYER.address, ANN.address)) == (Amount(COST), None)
+    assert exposure._uncovered[PAYER.address] == before + 6_000
+
+
+async def test_a_total_that_is_known_is_not_read(here: Here) -> None:
+    """The notice of a total that is counted here already, or is lower, causes no read."""
+    node = here.world.node("bob", slots=9)
+    client = await here.world.started(node)
+    node.complete(client.job.id)
+    assert client.task is not None
+    await client.task
+    for total in (COST, COST - 1):
+        here.bus.get(TabNotice(PAYER.address, node.address, Amount(total)))
+    here.world.clock.seconds += HINT_SECONDS
+    await here.world.started(node)
+    assert len(here.reads) == 1
 
 
 async def test_what_it_sent_itself_and_what_is_malformed_change_nothing(here: Here) -> None:

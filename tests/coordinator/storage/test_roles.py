@@ -109,7 +109,10 @@ async def test_a_cut_connection_ends_the_work(role: str) -> None:
     holder.begun.clear()
     engine = create_async_engine(POSTGRES, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
-        kill = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key"
+        kill = (
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
         await connection.execute(sa.text(kill), {"key": lock_key(role)})
     await engine.dispose()
     await reached(holder.ended)

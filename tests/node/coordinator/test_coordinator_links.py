@@ -15,7 +15,7 @@ from node.coordinator.link import NodeLink
 from node.coordinator.link_settings import LinkSettings, node_url
 from node.ports import Link
 from tallystick.protocol.link import Capacity, Listing
-from tallystick.protocol.replicas import replica_order
+from tallystick.protocol.replicas import Reach, replica_order
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import NO_JOB, Kind, dumps
 from tests.node.fake_coordinator import Connection, FakeCoordinator
@@ -297,3 +297,32 @@ async def test_capacity_and_asks_go_to_every_replica() -> None:
         node.links.announce_asks()
         for coordinator in served:
             await (await coordinator.connections.get()).until(Kind.ASKS)
+
+
+@pytest.mark.parametrize("reach", [Reach.ANYWHERE, Reach.NETWORK, Reach.LINK])
+async def test_a_replica_is_no_nearer_than_its_coordinator(reach: Reach) -> None:
+    """A name that leads to this machine is not used for a coordinator elsewhere: the service there gets no request."""
+    async with FakeCoordinator().serving() as coordinator:
+        node = Node()
+        node.links = CoordinatorLinks(PROVIDER.address, ["http://coordinator.invalid"], QUICK)
+        link = node._make(coordinator.url, seed="http://coordinator.invalid", coordinator=COORDINATOR.address)
+        link.limit = reach
+        assert not await link._run_connection()
+        assert "127.0.0.1 is nearer to this machine than the coordinator that listed it" in link.problem
+        assert coordinator.connections.empty()
+
+
+async def test_the_limit_is_the_address_of_the_configured_link() -> None:
+    """Links to listed replicas get the reach at which the configured URL was connected."""
+    async with replicas(2) as served, Node(served[0].url).running() as node:
+        await node.until_connected(*served)
+        assert {link.limit for link in node.links} == {Reach.MACHINE}
+        assert {link.reach for link in node.links} == {Reach.MACHINE}
+    node = Node("http://coordinator.invalid")
+    async with node.running():
+        await until(lambda: len(node.made) == 1)
+        (link,) = node.links
+        link.reach = Reach.NETWORK
+        node.links.replicas_listed(link, COORDINATOR.address, ("http://replica.invalid",))
+        await until(lambda: len(node.made) == 2)
+        assert {other.limit for other in node.links} == {Reach.NETWORK}
