@@ -19,6 +19,7 @@ from tallystick.client.batches.file_folder import FileFolder
 from tallystick.client.batches.input_lines import LineRequest
 from tallystick.client.batches.line_policy import Decision, decide, shows_sale, wait_seconds
 from tallystick.client.batches.output_lines import answered_line, read_usage
+from tallystick.client.batches.paused_models import PausedModels
 from tallystick.client.batches.ports import KeyState, LineAnswer, LineAnswerer, LineJob
 from tallystick.client.batches.records import Batch, InputLine, LineState, Usage
 from tallystick.client.batches.sealed_stream import SealedReader
@@ -44,19 +45,12 @@ class RunEnd(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RunLimits:
-    """`share`: the lines of one batch that may run now. `max_bytes`: of all files and results. `grace`: seconds that lines which
-    run may take once the batch was cancelled or its window is over.
+    """`share`: the lines of one batch that may run now. `grace`: seconds that lines which run may take once the batch was
+    cancelled or its window is over.
     """
 
     share: Callable[[], int]
-    max_bytes: int
     grace: float
-
-
-@dataclass(slots=True)
-class _Pause:
-    until: float = 0.0
-    tries: int = 0
 
 
 class BatchRun:
@@ -82,7 +76,7 @@ class BatchRun:
         self._page, self._cursor, self._exhausted = deque[InputLine](), 0, False
         self._deferred: list[tuple[float, int, InputLine]] = []
         self._tries: dict[int, int] = {}
-        self._pauses: dict[str, _Pause] = {}
+        self._paused = PausedModels()
         self._sold = {batch.model} if batch.completed and batch.model is not None else set[str]()
         """Models that were sold since the batch began: if nobody sells one now, its providers are away."""
         self._running: set[asyncio.Task[None]] = set()
@@ -127,7 +121,7 @@ class BatchRun:
 
     @property
     def _is_done(self) -> bool:
-        return self._exhausted and not (self._page or self._deferred or self._running)
+        return self._exhausted and not (self._page or self._deferred or self._paused or self._running)
 
     def _over(self) -> RunEnd | None:
         if self._end is None and self._now() >= self._batch.expires_at:
@@ -143,7 +137,8 @@ class BatchRun:
 
     async def _wait(self) -> None:
         """Waits for the end of a line, a wake-up, or the next moment at which a line may begin."""
-        due = self._deferred[0][0] - self._tick() if self._deferred else POLL_SECONDS
+        moments = [self._paused.due, *(until for until, _, _ in self._deferred[:1])]
+        due = min(moments) - self._tick()
         woken = asyncio.ensure_future(self._woken.wait())
         try:
             timeout = min(POLL_SECONDS, max(due, 0.01))
@@ -154,27 +149,38 @@ class BatchRun:
 
     async def _begin_lines(self, reader: SealedReader) -> None:
         share = self._limits.share()
-        while len(self._running) < share and self._end is None and self._tick() >= self._full_until:
+        while len(self._running) < share and self._end is None and not await self._is_full():
             line = await self._next_line()
             if line is None:
                 return
             content = await asyncio.to_thread(reader.read, line.offset, line.length)
             request = LineRequest.of(content, self._batch.endpoint)
-            pause = self._pauses.get(request.model)
-            if pause is not None and pause.until > self._tick():
-                self._defer(line, pause.until)
+            if self._paused.until(request.model) > self._tick():
+                self._paused.park(request.model, line)
                 continue
             task = asyncio.create_task(self._run_line(line, request), name=f"{self._batch.id}:{line.number}")
             self._running.add(task)
 
+    async def _is_full(self) -> bool:
+        """Whether the results of running lines are the last for which there may be room."""
+        if self._tick() < self._full_until:
+            return True
+        if await self._store.used_bytes() < self._store.max_bytes:
+            return False
+        self._full_until = self._tick() + FULL_SECONDS
+        self.waiting = "the files of this gateway use all bytes that batches_mib allows; delete some, or raise it"
+        return True
+
     async def _next_line(self) -> InputLine | None:
         if self._deferred and self._deferred[0][0] <= self._tick():
             return heapq.heappop(self._deferred)[2]
+        parked = self._paused.next(self._tick())
+        if parked is not None:
+            return parked
+        model = self._batch.model  # if all lines name one model, a pause of it is one of all
+        if model is not None and self._paused.until(model) > self._tick():
+            return None
         if not self._page and not self._exhausted:
-            if await self._store.used_bytes() >= self._limits.max_bytes:
-                self._full_until = self._tick() + FULL_SECONDS
-                self.waiting = "the files of this gateway use all bytes that batches_mib allows; delete some, or raise it"
-                return None
             self._page.extend(await self._store.pending(self._batch.id, self._cursor, PAGE_LINES))
             self._exhausted = not self._page
             self._cursor = self._page[-1].number if self._page else self._cursor
@@ -203,8 +209,9 @@ class BatchRun:
             return
         self._tries[line.number] = tries + 1
         if decision is Decision.WAIT:
-            self._pause(request.model, answer)
-            self._defer(line, self._pauses[request.model].until)
+            self._paused.pause(request.model, self._tick())
+            self._paused.park(request.model, line, first=True)
+            self.waiting = f"{request.model}: {answer.message}"[:500]
         elif decision is Decision.RESUME:
             self._defer(line, self._tick() + wait_seconds(tries))
         else:
@@ -213,19 +220,11 @@ class BatchRun:
             self._defer(again, self._tick() + wait_seconds(line.attempt))
         self._woken.set()
 
-    def _pause(self, model: str, answer: LineAnswer) -> None:
-        """Begins no line of a model for a while. Lines that fail during a pause do not lengthen it."""
-        pause = self._pauses.setdefault(model, _Pause())
-        if pause.until <= self._tick():
-            pause.until = self._tick() + wait_seconds(pause.tries)
-            pause.tries += 1
-        self.waiting = f"{model}: {answer.message}"[:500]
-
     async def _end_line(self, line: InputLine, request: LineRequest, answer: LineAnswer, key: str, decision: Decision) -> None:
         batch, completed = self._batch, decision is Decision.COMPLETE
         if completed:
             self.waiting = ""
-            self._pauses.pop(request.model, None)
+            self._paused.end(request.model)
         self._tries.pop(line.number, None)
         written = answered_line(batch.id, line.number, request.custom_id, answer)
         sealed = self._folder.seal_result(batch.id, line.number, written)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tallystick.client.batches.records import StoredFile
 from tallystick.client.batches.sealed_stream import SealedReader, SealedWriter, derive_key
-from tallystick.client.batches.store import BatchStore, new_id
+from tallystick.client.batches.store import BatchStore, new_id, storage_full
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 
 PIECE_BYTES = 1 << 20
@@ -73,15 +74,36 @@ class FileFolder:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, text, fault=Fault.CLIENT) from None
 
 
+@dataclass(slots=True)
+class UploadRoom:
+    """Bytes that uploads may take, all together. `used`: by files and results, as last seen; `held`: by the uploads that run."""
+
+    max_bytes: int
+    used: int = 0
+    held: int = 0
+
+    def take(self, size: int) -> None:
+        """Takes bytes for an upload. Raises Refusal (storage_full)."""
+        if self.used + self.held + size > self.max_bytes:
+            raise storage_full()
+        self.held += size
+
+    def give_back(self, size: int, *, kept: bool) -> None:
+        """Ends what an upload held. `kept`: it is a file now."""
+        self.held -= size
+        self.used += size if kept else 0
+
+
 class Upload:
     """A file that is being uploaded. `add` takes its content; `flush` writes it to the disk now and then; `finish` keeps it.
 
-    `limit`: the most bytes of one file; `room`: the bytes that all files leave for it.
+    `limit`: the most bytes of one file; `room`: for all uploads.
     """
 
-    def __init__(self, folder: FileFolder, limit: int, room: int) -> None:
+    def __init__(self, folder: FileFolder, limit: int, room: UploadRoom) -> None:
         self._limit, self._room, self.id = limit, room, new_id("file-")
         self._folder, self._held, self.size = folder, bytearray(), 0
+        self._taken, self._kept = 0, False
         self._writer: SealedWriter | None = None
 
     def add(self, data: bytes) -> None:
@@ -89,9 +111,8 @@ class Upload:
         self.size += len(data)
         if self.size > self._limit:
             raise Refusal(Code.BODY_TOO_LARGE, f"file: expected at most {self._limit} bytes (batch_file_mib)")
-        if self.size > self._room:
-            text = "the files of this gateway would have more bytes than batches_mib allows; delete some, or raise it"
-            raise Refusal(Code.STORAGE_FULL, text)
+        self._room.take(len(data))
+        self._taken += len(data)
         self._held += data
 
     async def flush(self, *, at_least: int = PIECE_BYTES) -> None:
@@ -114,9 +135,12 @@ class Upload:
         except BaseException:
             await self._folder.delete(self.id)
             raise
+        self._kept = True
 
     async def discard(self) -> None:
-        """Deletes what was written, unless it was finished."""
+        """Deletes what was written, unless it was finished, and gives its room back."""
+        self._room.give_back(self._taken, kept=self._kept)
+        self._taken = 0
         if self._writer is not None:
             await asyncio.to_thread(self._writer.discard)
 

@@ -15,10 +15,7 @@ from tallystick.client.batches.store import BatchStore, StoredLine, new_id
 PAGE_LINES = 512
 PAGE_BYTES = 4 << 20
 """Bytes of results that are read at a time, unless one line alone has more."""
-_LEFT_OUT = {
-    BatchStatus.EXPIRED: ("batch_expired", "This request could not be executed before the completion window expired."),
-    BatchStatus.CANCELLED: ("batch_cancelled", "This request was not executed, because the batch was cancelled."),
-}
+_LEFT_OUT = {BatchStatus.EXPIRED: "batch_expired", BatchStatus.CANCELLED: "batch_cancelled"}
 
 
 class _Outputs:
@@ -44,7 +41,7 @@ class _Outputs:
             return self._folder.open_result(self._batch.id, line.number, stored.sealed)
         self.left_out += 1
         request = LineRequest.of(self._reader.read(line.offset, line.length), self._batch.endpoint)
-        return unanswered_line(self._batch.id, line.number, request.custom_id, *_LEFT_OUT[self._end])
+        return unanswered_line(self._batch.id, line.number, request.custom_id, _LEFT_OUT[self._end])
 
 
 async def finalise(batch: Batch, store: BatchStore, folder: FileFolder, *, cancelled: bool, now: int, keep_seconds: int) -> None:
@@ -52,6 +49,8 @@ async def finalise(batch: Batch, store: BatchStore, folder: FileFolder, *, cance
 
     Raises TallyError or OSError; the batch can then be finalised again.
     """
+    if not batch.total:  # cancelled before it was validated
+        await store.clear_lines(batch.id)
     waits = bool(await store.pending(batch.id, 0, 1))
     end = BatchStatus.CANCELLED if cancelled else BatchStatus.EXPIRED if waits else BatchStatus.COMPLETED
     reader = await asyncio.to_thread(folder.read, batch.input_file)

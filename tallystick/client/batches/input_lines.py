@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tallystick.client.batches.output_lines import longest_unanswered
 from tallystick.client.batches.records import InputLine, LineError
 from tallystick.client.openai.requests import MAX_MODEL_NAME
 from tallystick.protocol.errors import BadMessage
@@ -91,12 +92,16 @@ class LineSplitter:
 
 @dataclass(slots=True)
 class InputCheck:
-    """Checks the lines of one batch. `errors`: what is wrong; `models`: up to two of the models that it names."""
+    """Checks the lines of one batch. `errors`: what is wrong; `models`: up to two of the models that it names; `output_bytes`: of
+    its error file if no line is answered.
+    """
 
     endpoint: str
+    batch: str = ""
     errors: list[LineError] = field(default_factory=list)
     models: set[str] = field(default_factory=set)
     count: int = 0
+    output_bytes: int = 0
     _seen: dict[bytes, int] = field(default_factory=dict)
 
     @property
@@ -173,6 +178,7 @@ class InputCheck:
         digest = hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         first = self._seen.setdefault(digest, number)
         if first == number:
+            self.output_bytes += longest_unanswered(self.batch, number, custom_id)
             return None
         text = f"The custom_id {custom_id[:100]!r} is that of line {first} already; each request needs one of its own."
         return LineError("duplicate_custom_id", text, number, "custom_id")

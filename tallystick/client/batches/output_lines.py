@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from http import HTTPStatus
+from typing import Any, Final
 
 from tallystick.client.batches.ports import LineAnswer
 from tallystick.client.batches.records import Usage
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient
+
+MAX_ERROR_BODY: Final = 16 << 10
+"""Bytes of an error's body that are kept; nobody paid for more."""
+UNANSWERED: Final = {
+    "batch_expired": "This request could not be executed before the completion window expired.",
+    "batch_cancelled": "This request was not executed, because the batch was cancelled.",
+}
+"""Why a request has no answer, by error code."""
 
 
 def request_id(batch: str, line: int) -> str:
@@ -17,13 +26,23 @@ def request_id(batch: str, line: int) -> str:
 
 def answered_line(batch: str, line: int, custom_id: str, answer: LineAnswer) -> bytes:
     """The line of a request that was answered, also with an error."""
-    response = {"status_code": answer.status, "request_id": answer.id, "body": _document(answer.body)}
+    failed = answer.status >= HTTPStatus.BAD_REQUEST
+    body = answer.body[:MAX_ERROR_BODY] if failed else answer.body
+    response = {"status_code": answer.status, "request_id": answer.id, "body": _document(body)}
     return _line(batch, line, custom_id, response, None)
 
 
-def unanswered_line(batch: str, line: int, custom_id: str, code: str, message: str) -> bytes:
-    """The line of a request that has no answer."""
-    return _line(batch, line, custom_id, None, {"code": code, "message": message})
+def unanswered_line(batch: str, line: int, custom_id: str, code: str) -> bytes:
+    """The line of a request that has no answer. `code`: one of UNANSWERED."""
+    return _line(batch, line, custom_id, None, {"code": code, "message": UNANSWERED[code]})
+
+
+def longest_unanswered(batch: str, line: int, custom_id: str) -> int:
+    """Bytes of the longest line that a request without an answer may have."""
+    return _LONGEST + len(_line(batch, line, custom_id, None, None))
+
+
+_LONGEST: Final = max(len(dump_lenient({"code": code, "message": text})) for code, text in UNANSWERED.items())
 
 
 def _line(batch: str, line: int, custom_id: str, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:

@@ -14,7 +14,7 @@ from typing import Self
 import structlog
 
 from tallystick.client.batches.batch_run import BatchRun, RunEnd, RunLimits
-from tallystick.client.batches.file_folder import FileFolder, Upload
+from tallystick.client.batches.file_folder import FileFolder, Upload, UploadRoom
 from tallystick.client.batches.finalising import finalise
 from tallystick.client.batches.ports import LineAnswerer
 from tallystick.client.batches.records import Batch, BatchStatus
@@ -67,10 +67,10 @@ class BatchService:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._woken, self._stopping = asyncio.Event(), False
         self._validating = asyncio.Semaphore(1)
-        self._uploads = set[str]()
+        self._uploads, self._room = set[str](), UploadRoom(config.batches_mib * MIB)
 
     async def __aenter__(self) -> Self:
-        self.store = await BatchStore.open(self._path / DATABASE)
+        self.store = await BatchStore.open(self._path / DATABASE, self._config.batches_mib * MIB)
         self._lock = instance_lock(sqlite_url(self._path / DATABASE), "gateway", "batches_folder")
         self._main = asyncio.create_task(self._serve(), name="batches")
         return self
@@ -111,9 +111,13 @@ class BatchService:
         if len(self._uploads) >= MAX_UPLOADS:
             text = f"{MAX_UPLOADS} files are being uploaded already; try again later"
             raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
-        room = self._config.batches_mib * MIB - await self.store.used_bytes()
-        upload = Upload(self.folder, self._config.batch_file_mib * MIB, room)
-        self._uploads.add(upload.id)
+        upload = Upload(self.folder, self._config.batch_file_mib * MIB, self._room)
+        self._uploads.add(upload.id)  # before the await: others may come meanwhile
+        try:
+            self._room.used = await self.store.used_bytes()
+        except BaseException:
+            self._uploads.discard(upload.id)
+            raise
         return upload
 
     async def end_upload(self, upload: Upload) -> None:
@@ -203,7 +207,7 @@ class BatchService:
             log.info("batch ended", batch=batch.id, completed=batch.completed, failed=batch.failed, cost=int(batch.cost))
 
     def _make_run(self, batch: Batch) -> BatchRun:
-        limits = RunLimits(self._share, self._config.batches_mib * MIB, self._grace)
+        limits = RunLimits(self._share, self._grace)
         return BatchRun(
             batch,
             self.store,

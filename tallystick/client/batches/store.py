@@ -17,11 +17,11 @@ from tallystick.client.batches.records import (
     Batch,
     BatchStatus,
     InputLine,
-    LineError,
     LineState,
     StoredFile,
     Usage,
 )
+from tallystick.client.batches.rows import batch_row, file_row, read_batch, read_file
 from tallystick.client.batches.schema import batches, files, lines
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.types import Amount
@@ -35,6 +35,8 @@ MAX_OPEN = 100
 """Batches of a wallet that are not at their end."""
 MAX_ENDED = 10_000
 """Ended batches that are kept; the oldest go first."""
+FILES_OF_BATCH = 2
+"""Files that each open batch has a place for: its output and its error file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +60,17 @@ class StoredLine:
 
 
 class BatchStore:
-    """Open with `BatchStore.open`, close with `close`."""
+    """Open with `BatchStore.open`, close with `close`. `max_bytes`: of all files, results, and places kept for results."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, max_bytes: int) -> None:
+        self._database, self.max_bytes = database, max_bytes
 
     @classmethod
-    async def open(cls, path: Path) -> BatchStore:
+    async def open(cls, path: Path, max_bytes: int) -> BatchStore:
         """Opens or creates the file, with mode 0600. Raises Unavailable if that fails."""
         database = Database(sqlite_url(path), "batches_folder")
         await database.start(MIGRATIONS)
-        return cls(database)
+        return cls(database, max_bytes)
 
     async def close(self) -> None:
         """Finishes queued writes and closes the file."""
@@ -77,12 +79,12 @@ class BatchStore:
     # Files
 
     async def add_file(self, file: StoredFile) -> None:
-        """Adds a file whose content is on the disk. Raises Refusal if there are too many."""
+        """Adds a file whose content is on the disk. Raises Refusal if there is no room for it."""
 
         def work(c: Connection) -> None:
-            if c.execute(sa.select(sa.func.count()).select_from(files)).scalar_one() >= MAX_FILES:
-                raise Refusal(Code.STORAGE_FULL, f"this gateway keeps at most {MAX_FILES} files; delete one")
-            c.execute(sa.insert(files).values(_file_row(file)))
+            _check_places(c, 1)
+            self._check_bytes(c, file.bytes)
+            c.execute(sa.insert(files).values(file_row(file)))
 
         await self._database.write(work)
 
@@ -92,7 +94,7 @@ class BatchStore:
         row = await self._database.read(lambda c: c.execute(query).first())
         if row is None:
             raise Refusal(Code.FILE_NOT_FOUND, f"No such File object: {file_id[:100]}")
-        return _read_file(row)
+        return read_file(row)
 
     async def list_files(
         self, caller: str, *, limit: int, after: str | None, purpose: str | None, newest_first: bool
@@ -100,7 +102,7 @@ class BatchStore:
         """A page of a caller's files, and whether more follow. Raises BadMessage for an unknown `after`."""
         own = [files.c.caller == caller, *([] if purpose is None else [files.c.purpose == purpose])]
         rows, more = await self._database.read(lambda c: _page(c, files, own, limit, after, newest_first=newest_first))
-        return [_read_file(row) for row in rows], more
+        return [read_file(row) for row in rows], more
 
     async def delete_file(self, caller: str, file_id: str) -> None:
         """Forgets a file. Raises Refusal for an unknown one, or one that an open batch reads."""
@@ -132,26 +134,33 @@ class BatchStore:
         return await self._database.read(lambda c: set(c.execute(sa.select(files.c.id)).scalars()))
 
     async def used_bytes(self) -> int:
-        """Bytes of all files and of results that are not in files yet."""
-        of_files = sa.select(sa.func.coalesce(sa.func.sum(files.c.bytes), 0))
-        results = sa.select(sa.func.coalesce(sa.func.sum(batches.c.result_bytes), 0))
-        return await self._database.read(lambda c: int(c.execute(of_files).scalar_one()) + int(c.execute(results).scalar_one()))
+        """Bytes of all files, of results that are not in files yet, and of the places kept for results."""
+        return await self._database.read(_used_bytes)
+
+    def _check_bytes(self, c: Connection, added: int) -> None:
+        if _used_bytes(c) + added > self.max_bytes:
+            raise storage_full()
 
     # Batches
 
     async def create(self, batch: Batch, create_key: str | None) -> Batch:
-        """Adds a batch, or returns the one that was created with this key before. Raises Refusal if too many are open."""
+        """Adds a batch, or returns the one that was created with this key before.
+
+        Raises Refusal if too many are open, or no room is left for its output and its error file.
+        """
 
         def work(c: Connection) -> Batch:
             if create_key is not None:
                 known = sa.select(batches).where(batches.c.caller == batch.caller, batches.c.create_key == create_key)
                 row = c.execute(known).first()
                 if row is not None:
-                    return _read_batch(row)
+                    return read_batch(row)
             count = sa.select(sa.func.count()).select_from(batches).where(batches.c.status.in_(OPEN))
             if c.execute(count).scalar_one() >= MAX_OPEN:
                 raise Refusal(Code.RATE_LIMITED, f"this gateway runs at most {MAX_OPEN} batches at a time; wait for one to end")
-            c.execute(sa.insert(batches).values(_batch_row(batch) | {"create_key": create_key, "result_bytes": 0}))
+            _check_places(c, FILES_OF_BATCH)
+            self._check_bytes(c, 1)
+            c.execute(sa.insert(batches).values(batch_row(batch) | {"create_key": create_key, "result_bytes": 0}))
             return batch
 
         return await self._database.write(work)
@@ -162,25 +171,25 @@ class BatchStore:
         row = await self._database.read(lambda c: c.execute(query).first())
         if row is None:
             raise Refusal(Code.BATCH_NOT_FOUND, f"No such Batch object: {batch_id[:100]}")
-        return _read_batch(row)
+        return read_batch(row)
 
     async def list_batches(self, caller: str, *, limit: int, after: str | None) -> tuple[list[Batch], bool]:
         """A page of a caller's batches, newest first, and whether more follow. Raises BadMessage for an unknown `after`."""
         own = [batches.c.caller == caller]
         rows, more = await self._database.read(lambda c: _page(c, batches, own, limit, after, newest_first=True))
-        return [_read_batch(row) for row in rows], more
+        return [read_batch(row) for row in rows], more
 
     async def open_batches(self) -> list[Batch]:
         """All callers' batches that are not at their end, oldest first."""
         query = sa.select(batches).where(batches.c.status.in_(OPEN)).order_by(batches.c.number)
-        return await self._database.read(lambda c: [_read_batch(row) for row in c.execute(query)])
+        return await self._database.read(lambda c: [read_batch(row) for row in c.execute(query)])
 
     async def cancel(self, caller: str, batch_id: str, now: int) -> Batch:
         """Asks for the end of a batch. Raises Refusal for an unknown one, BadMessage for one that can no longer be cancelled."""
         await self.batch(caller, batch_id)
 
         def work(c: Connection) -> Batch:
-            batch = _read_batch(c.execute(sa.select(batches).where(batches.c.id == batch_id)).one())
+            batch = read_batch(c.execute(sa.select(batches).where(batches.c.id == batch_id)).one())
             if batch.status in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):
                 return batch
             if batch.status not in CANCELLABLE:
@@ -203,12 +212,26 @@ class BatchStore:
 
         return await self._database.write(work)
 
+    async def begin(self, batch_id: str, now: int, kept_bytes: int, **values: Any) -> Batch:
+        """Puts a validated batch in progress, unless it was cancelled meanwhile. Returns what it is now.
+
+        `kept_bytes`: the place that its files need if no line is answered. Raises Refusal (storage_full) if there is none.
+        """
+
+        def work(c: Connection) -> Batch:
+            self._check_bytes(c, kept_bytes)
+            current = c.execute(sa.select(batches.c.status).where(batches.c.id == batch_id)).scalar_one()
+            status = BatchStatus.CANCELLING if current == BatchStatus.CANCELLING else BatchStatus.IN_PROGRESS
+            return _update(c, batch_id, status, now, {**values, "result_bytes": kept_bytes})
+
+        return await self._database.write(work)
+
     async def finish(self, batch_id: str, status: BatchStatus, now: int, outputs: Sequence[StoredFile], **values: Any) -> None:
-        """Ends a batch with its output files, all at once."""
+        """Ends a batch with its output files, all at once. Their places were kept since it began."""
 
         def work(c: Connection) -> None:
             for file in outputs:
-                c.execute(sa.insert(files).values(_file_row(file)))
+                c.execute(sa.insert(files).values(file_row(file)))
             _update(c, batch_id, status, now, values)
 
         await self._database.write(work)
@@ -310,6 +333,26 @@ def new_id(prefix: str) -> str:
     return prefix + secrets.token_hex(16)
 
 
+def storage_full() -> Refusal:
+    """The refusal of what would exceed `batches_mib`."""
+    text = "the files and batches of this gateway would have more bytes than batches_mib allows; delete files, or raise it"
+    return Refusal(Code.STORAGE_FULL, text)
+
+
+def _used_bytes(c: Connection) -> int:
+    sums = (sa.func.sum(files.c.bytes), sa.func.sum(batches.c.result_bytes))
+    return sum(int(c.execute(sa.select(sa.func.coalesce(total, 0))).scalar_one()) for total in sums)
+
+
+def _check_places(c: Connection, added: int) -> None:
+    """Raises Refusal if this many more files would take places that are kept for those of open batches."""
+    kept = c.execute(sa.select(sa.func.count()).select_from(files)).scalar_one()
+    running = c.execute(sa.select(sa.func.count()).select_from(batches).where(batches.c.status.in_(OPEN))).scalar_one()
+    if kept + FILES_OF_BATCH * running + added > MAX_FILES:
+        text = f"this gateway keeps at most {MAX_FILES} files, {FILES_OF_BATCH} of them for each open batch; delete one"
+        raise Refusal(Code.STORAGE_FULL, text)
+
+
 def _number(c: Connection, batch_id: str) -> int:
     return int(c.execute(sa.select(batches.c.number).where(batches.c.id == batch_id)).scalar_one())
 
@@ -322,7 +365,7 @@ def _update(c: Connection, batch_id: str, status: BatchStatus, now: int, values:
         c.execute(sa.delete(lines).where(lines.c.batch == _number(c, batch_id)))
         written["result_bytes"] = 0
     c.execute(sa.update(batches).where(batches.c.id == batch_id).values(written))
-    return _read_batch(c.execute(sa.select(batches).where(batches.c.id == batch_id)).one())
+    return read_batch(c.execute(sa.select(batches).where(batches.c.id == batch_id)).one())
 
 
 def _page(
@@ -336,58 +379,3 @@ def _page(
         query = query.where(number < place if newest_first else number > place)
     rows = list(c.execute(query.order_by(number.desc() if newest_first else number).limit(limit + 1)))
     return rows[:limit], len(rows) > limit
-
-
-def _file_row(file: StoredFile) -> dict[str, Any]:
-    return {name: getattr(file, name) for name in StoredFile.__dataclass_fields__}
-
-
-def _read_file(row: Any) -> StoredFile:
-    return StoredFile(row.id, row.caller, row.filename, row.purpose, row.bytes, row.created_at, row.expires_at)
-
-
-_PLAIN = (
-    "id",
-    "caller",
-    "endpoint",
-    "input_file",
-    "window",
-    "created_at",
-    "expires_at",
-    "metadata",
-    "options",
-    "model",
-    "total",
-    "completed",
-    "failed",
-    "output_file",
-    "error_file",
-    "output_seconds",
-)
-"""Columns of a batch that are members of its record, unchanged."""
-
-
-def _batch_row(batch: Batch) -> dict[str, Any]:
-    usage = batch.usage
-    return {name: getattr(batch, name) for name in _PLAIN} | {
-        "status": batch.status.value,
-        "stamps": dict(batch.stamps),
-        "input_tokens": usage.input,
-        "cached_tokens": usage.cached,
-        "output_tokens": usage.output,
-        "reasoning_tokens": usage.reasoning,
-        "cost": int(batch.cost),
-        "errors": [error.to_json() for error in batch.errors],
-    }
-
-
-def _read_batch(row: Any) -> Batch:
-    values = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for it
-    return Batch(
-        **{name: values[name] for name in _PLAIN},
-        status=BatchStatus(row.status),
-        stamps=row.stamps,
-        usage=Usage(row.input_tokens, row.cached_tokens, row.output_tokens, row.reasoning_tokens),
-        cost=Amount(row.cost),
-        errors=tuple(LineError.of(error) for error in row.errors),
-    )

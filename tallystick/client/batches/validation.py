@@ -9,7 +9,7 @@ from tallystick.client.batches.file_folder import FileFolder
 from tallystick.client.batches.input_lines import InputCheck, LineSplitter
 from tallystick.client.batches.records import Batch, BatchStatus, InputLine, LineError
 from tallystick.client.batches.store import BatchStore
-from tallystick.protocol.errors import Unavailable
+from tallystick.protocol.errors import Refusal, Unavailable
 
 _BLOCKS_AT_ONCE = 16
 
@@ -17,7 +17,7 @@ _BLOCKS_AT_ONCE = 16
 async def validate(batch: Batch, store: BatchStore, folder: FileFolder, longest_line: int, now: int) -> Batch:
     """Reads the whole input. Returns the batch, which is then in progress, failed, or cancelled meanwhile."""
     await store.clear_lines(batch.id)
-    check = InputCheck(batch.endpoint)
+    check = InputCheck(batch.endpoint, batch.id)
     try:
         await _read(batch, store, folder, check, longest_line)
         check.finish()
@@ -25,11 +25,14 @@ async def validate(batch: Batch, store: BatchStore, folder: FileFolder, longest_
         if error.retry:
             raise
         check.errors = [LineError("invalid_input_file", str(error))]
-    if check.errors:
-        errors = [error.to_json() for error in check.errors]
-        return await store.advance(batch.id, BatchStatus.FAILED, now, errors=errors)
-    model = check.models.pop() if len(check.models) == 1 else None
-    return await store.advance(batch.id, BatchStatus.IN_PROGRESS, now, total=check.count, model=model)
+    if not check.errors:
+        model = check.models.pop() if len(check.models) == 1 else None
+        try:
+            return await store.begin(batch.id, now, check.output_bytes, total=check.count, model=model)
+        except Refusal as error:
+            check.errors = [LineError(error.code.value, str(error))]
+    errors = [error.to_json() for error in check.errors]
+    return await store.advance(batch.id, BatchStatus.FAILED, now, errors=errors)
 
 
 async def _read(batch: Batch, store: BatchStore, folder: FileFolder, check: InputCheck, longest_line: int) -> None:

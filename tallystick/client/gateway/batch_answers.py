@@ -69,7 +69,9 @@ class BatchAnswers:
             return job.options
         criteria = {name: value for name, value in options.items() if name in ProviderCriteria.__annotations__}
         try:
-            asks = await self._market.shortlist(job.model, route=job.endpoint, **cast("ProviderCriteria", criteria | known))
+            asks = await self._market.shortlist(
+                job.model, route=job.endpoint, priority=options.get("priority"), **cast("ProviderCriteria", criteria | known)
+            )
         except TallyError:  # an alias, or nobody sells it at these prices
             return job.options
         best = asks[0].message

@@ -332,12 +332,17 @@ class Market(ConvenienceMethods):
         """The models on offer, as the coordinator lists them."""
         return await self._coordinator.models()
 
-    async def shortlist(self, model: str, *, route: str = CHAT, **choice: Unpack[ProviderCriteria]) -> list[Verified[Ask]]:
-        """The verified asks that a job would be offered to, best first. The config completes `choice`.
+    async def shortlist(
+        self, model: str, *, route: str = CHAT, priority: str | None = None, **choice: Unpack[ProviderCriteria]
+    ) -> list[Verified[Ask]]:
+        """The verified asks that a job would be offered to, best first. The config completes `choice` and `priority`.
 
         Raises Refusal or Unavailable, whose text says why there are none.
         """
-        asks, _ = await self._shortlists.get(demand_of(self.config, model, route, choice))
+        demand = demand_of(self.config, model, route, choice)
+        if priority is not None:
+            demand = replace(demand, batch=read_priority(priority, "priority") == BATCH)
+        asks, _ = await self._shortlists.get(demand)
         return asks
 
     async def explain(self, model: str, *, route: str = CHAT, **choice: Unpack[ProviderCriteria]) -> list[AskExplanation]:

@@ -21,9 +21,11 @@ from tallystick.client.gateway.handler import RequestHandler
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, Unavailable
+from tallystick.protocol.features import BATCH_ONLY
+from tallystick.protocol.messages import Spec
 from tallystick.runtime.serving import serving
 from tests.client.fake_coordinator import CHAT, WORDS, FakeMarket, Session, honest
-from tests.client.parties import MODEL
+from tests.client.parties import MODEL, Provider
 
 TEXT = "".join(WORDS)
 ENDED = {"completed", "failed", "expired", "cancelled"}
@@ -423,8 +425,25 @@ async def test_prices_rise_towards_the_cap(fake: FakeMarket, wallet: Signer, con
             batch = await ended(sdk, (await start(sdk, lines, window="1h", extra_headers=options)).id)
             assert batch.request_counts is not None
             assert batch.request_counts.completed == 2
-    limits = [demand["maxOutputPrice"] for demand in fake.shortlists if demand.get("batch")]
+    assert all(demand["batch"] for demand in fake.shortlists)
+    limits = [demand["maxOutputPrice"] for demand in fake.shortlists if demand["maxOutputPrice"] != 1_400_000]
     assert limits == [400_000, 400_000 + 10 * 1_000_000 // 15]
+
+
+async def test_prices_begin_at_an_ask_for_batches(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """The cheapest ask may be one for batch jobs alone; the first step of a window takes its price."""
+    cheap = Provider.make("alice", output_price=200_000, spec=Spec(features=(BATCH_ONLY,)))
+    fake.providers[0] = cheap
+    options = {"x-tally-options": json.dumps({"max_output_price": "1.40"})}
+    async with (
+        gateway(fake, wallet, config) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as sdk,
+    ):
+        batch = await ended(sdk, (await start(sdk, jsonl(request_line(1)), extra_headers=options)).id)
+    assert batch.request_counts is not None
+    assert batch.request_counts.completed == 1
+    assert fake.shortlists[-1]["maxOutputPrice"] == 200_000
+    assert fake.last.provider is cheap
 
 
 async def test_providers_that_are_away_are_waited_for(

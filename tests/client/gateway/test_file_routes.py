@@ -187,7 +187,7 @@ async def test_a_damaged_file_is_named(http: httpx.AsyncClient, config: ClientCo
 
 async def test_expired_files_and_old_batches_go(config: ClientConfig, wallet: Signer) -> None:
     """What is too old is forgotten, except for an input that an open batch reads."""
-    store = await BatchStore.open(config.batches_path(wallet.address) / "batches.db")
+    store = await BatchStore.open(config.batches_path(wallet.address) / "batches.db", 1 << 20)
     try:
         for number in range(3):
             await store.add_file(StoredFile(f"file-{number}", "", "x", "batch", 1, 0, 100 * (number + 1)))
