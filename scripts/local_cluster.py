@@ -279,6 +279,9 @@ async def cluster(folder: Path, *, replicas: int = 3, workers: int = 1) -> Async
         model = models["data"][0]["id"]
         for name in NODES:
             services[name].ready = _offered(listed[0].url, model, market.signers[name].address)
+        async with asyncio.timeout(READY_SECONDS):  # the gateway reads the list when it starts, and then only now and then
+            while len((await get_json(f"{listed[0].url}/v1/info") or {}).get("replicas", ())) < len(listed):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
         seeds: dict[str, object] = {"coordinator": listed[0].url, "port": market.ports.gateway}
         gateway = services["gateway"] = _tally(market, "gateway", "payer", "gateway", port=market.ports.gateway, settings=seeds)
         await asyncio.gather(*(service.start() for service in services.values()))
