@@ -67,6 +67,15 @@ class JobRecord:
         """Returns the attempts that have not ended: at most two."""
         return tuple(attempt for attempt in self.attempts if attempt.state not in TERMINAL)
 
+    def unseen_attempts(self) -> tuple[AttemptRecord, ...]:
+        """Returns the attempts that were ended as failed since nobody saw their ends; none if the job's end is known."""
+        return tuple(a for a in self.attempts if a.unseen and a.state is self.state is State.FAILED)
+
+    def is_corrected_by(self, later: JobRecord | None) -> bool:
+        """Whether a later record says how this job ended, which nobody saw: it ended otherwise than as failed."""
+        ends = () if later is None else (later.attempt_of(attempt.provider) for attempt in self.unseen_attempts())
+        return any(end is not None and end.state in TERMINAL - {State.FAILED} for end in ends)
+
     def attempt_of(self, provider: Address) -> AttemptRecord | None:
         """Returns this provider's attempt, or None."""
         return next((attempt for attempt in self.attempts if attempt.provider == provider), None)
@@ -181,7 +190,8 @@ class JobStore(Protocol):
     async def put_receipt(self, job: JobId, receipt: Verified[Receipt], total: Amount, record: JobRecord | None = None) -> None:
         """Stores a receipt, the total of its tab, and the job's final state if given, in one transaction.
 
-        The first receipt of an attempt is never replaced. Raises Unavailable, also if the job is not stored and none is given.
+        The first receipt of an attempt is never replaced; a final state only if `is_corrected_by`. Raises Unavailable, also
+        if the job is not stored and none is given.
         """
 
     async def job(self, job: JobId) -> KnownJob | None:

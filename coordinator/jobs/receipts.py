@@ -7,7 +7,8 @@ A receipt is also checked against what this coordinator relayed. A receipt that 
 receipt that reports a cancel by the client needs that cancel. Refusing a receipt means that it is neither stored nor vouched
 for. It takes no money: a provider that did deliver can collect on chain with the order and its own signature until `claimBy`.
 What an attempt relayed is stored when it ends. If the process died before, nobody knows. The receipt is then stored without
-effect on the provider's reputation, and the client checks it against what arrived.
+effect on the provider's reputation, and the client checks it against what arrived. A job that was ended as failed only because
+nobody saw its end then ends as the receipt says, so that coordinator and client tell the same.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ UNKNOWN_JOBS_PER_SECOND, UNKNOWN_JOBS_BURST = 0.1, 100
 ALL_UNKNOWN_JOBS_PER_SECOND, ALL_UNKNOWN_JOBS_BURST = 2, 1_000
 """Receipts of all providers for unknown jobs that payer and provider signed: each costs two chain reads and may be stored."""
 _ALL = "all"
+_REPORTED = "reported by its provider, after this coordinator had lost it"
 OnTotal = Callable[[Address, Address, Amount], None]
 """Takes payer, provider and total of a tab, in base units."""
 
@@ -181,23 +183,26 @@ class Receipts:
             text = f"this coordinator does not know the job, and {payer} has no purse that could pay for it"
             raise Refusal(Code.INSUFFICIENT_FUNDS, text)
         state = step(State.RUNNING, ENDS[Outcome(receipt.message.outcome)])
-        why = "reported by its provider, after this coordinator had lost it"
-        attempt = AttemptRecord(late.order, late.terms, state, why, unseen=True)
+        attempt = AttemptRecord(late.order, late.terms, state, _REPORTED, unseen=True)
         at = receipt.message.finished_at
         await self.put(job, late.order, receipt, JobRecord(job, payer, state, at, at, (attempt,)))
 
     def _ended(self, record: JobRecord, receipt: Receipt) -> JobRecord | None:
-        """Returns the end of a job that the store has as open, because it could not store the end at the time."""
-        open_attempts = record.open_attempts()
+        """Returns the end of a job that the store has as open, or as failed, because the end was not stored, or not seen."""
+        is_open = record.state not in TERMINAL
+        open_attempts = record.open_attempts() if is_open else record.unseen_attempts()
         ended = next((attempt for attempt in open_attempts if attempt.provider == receipt.provider), None)
         undecided = len(open_attempts) > 1 and not receipt.cost
-        if record.state in TERMINAL or ended is None or undecided:
+        if ended is None or undecided:
             return None
-        state = step(record.state, ENDS[Outcome(receipt.outcome)])
+        state = step(record.state if is_open else State.RUNNING, ENDS[Outcome(receipt.outcome)])
+        if state is record.state:
+            return None
         ends = {attempt.provider: replace(attempt, state=State.CANCELLED, outrun=True, unseen=True) for attempt in open_attempts}
-        ends[ended.provider] = replace(ended, state=state, unseen=True)
+        ends[ended.provider] = replace(ended, state=state, unseen=True, reason=ended.reason if is_open else _REPORTED)
         attempts = tuple(ends.get(attempt.provider, attempt) for attempt in record.attempts)
-        return replace(record, state=state, finished_at=int(self._now()), attempts=attempts)
+        at = int(self._now()) if is_open else record.finished_at
+        return replace(record, state=state, finished_at=at, attempts=attempts)
 
     def _acknowledge(self, provider: Address, job: JobId) -> None:
         self._bus.send(node_subject(provider), pack_link(Kind.RECEIPT_ACK, job))

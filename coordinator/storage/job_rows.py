@@ -100,7 +100,7 @@ class JobRows:
     # Writing
 
     def write(self, connection: Connection, writes: Sequence[JobWrite]) -> None:
-        """Stores jobs and receipts. A terminal state, and the first receipt of an attempt, are never replaced.
+        """Stores jobs and receipts. A terminal state that somebody saw, and an attempt's first receipt, are never replaced.
 
         Raises JobUnknown for a receipt alone whose job is not stored.
         """
@@ -140,7 +140,7 @@ class JobRows:
                 raise JobUnknown(f"job {write.job.hex()} is not stored")
             return JobDoc(write.record, write.receipts), None
         record = known.doc.record
-        if record.state not in TERMINAL:
+        if record.state not in TERMINAL or record.is_corrected_by(write.record):
             record = write.record or record
         return JobDoc(record, dict(write.receipts) | dict(known.doc.receipts)), known
 

@@ -102,7 +102,7 @@ class MemoryStore(MemoryLogStore):
     def enqueue_job(self, record: JobRecord) -> None:
         """See ports.JobStore."""
         known = self.jobs.get(record.job)
-        if known is None or known.state not in TERMINAL:
+        if known is None or known.state not in TERMINAL or known.is_corrected_by(record):
             self.jobs[record.job] = record
 
     async def put_receipt(self, job: JobId, receipt: Verified[Receipt], total: Amount, record: JobRecord | None = None) -> None:

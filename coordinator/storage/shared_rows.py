@@ -2,7 +2,7 @@
 
 `placed_jobs` has a row for each job. Its key is the guard against replays, and whoever writes the job holds the row's lock. An
 open job is written by its owner alone: the replica that placed it, or, once that is gone, the one that has the role `recovery`.
-An ended job may get receipts from any replica; its end is never replaced.
+An ended job may get receipts from any replica. Its end is replaced only if nobody saw it, and a receipt says what it was.
 
 Locks are taken in one order, jobs before tabs and each by key, so that no two replicas wait for each other.
 """
@@ -266,7 +266,8 @@ def _read_open(connection: Connection, names: Sequence[JobId]) -> dict[JobId, Jo
 
 
 def _merge(write: JobWrite, known: JobDoc | None, *, ended: bool) -> JobDoc:
-    record: JobRecord | None = known.record if known is not None and (ended or write.record is None) else write.record
+    stays = known is not None and (write.record is None or (ended and not known.record.is_corrected_by(write.record)))
+    record: JobRecord | None = known.record if known is not None and stays else write.record
     if record is None:
         raise JobUnknown(f"job {write.job.hex()} is not stored")
     return JobDoc(record, dict(write.receipts) | ({} if known is None else dict(known.receipts)))

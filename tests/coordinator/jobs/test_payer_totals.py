@@ -10,7 +10,7 @@ import pytest
 from coordinator.domain.exposure import Exposure
 from coordinator.jobs import payer_totals as module
 from coordinator.jobs.payer_totals import HINT_SECONDS, RELOAD_SECONDS, PayerTotals
-from tallystick.protocol.errors import Code, Unavailable
+from tallystick.protocol.errors import Code, Refusal, Unavailable
 from tallystick.protocol.types import Address, Amount
 from tests.coordinator.harness import Clock, person
 
@@ -149,3 +149,33 @@ async def test_jobs_of_one_payer_share_a_read(monkeypatch: pytest.MonkeyPatch) -
     totals.hint(PAYER)
     await totals.refresh(OTHER)
     assert totals._hinted == set(), "the payer is forgotten"
+
+
+async def test_what_a_payer_has_in_flight_at_several_replicas() -> None:
+    """Each replica admits the purse once, and no more; once the receipts are stored, every replica refuses the next job."""
+    purse, stored = Amount(100), dict[Address, Amount]()
+
+    async def load(_payer: Address) -> Iterable[tuple[Address, Amount, Amount]]:
+        return [(provider, total, Amount(0)) for provider, total in stored.items()]
+
+    clock, replicas = Clock(), [Exposure() for _ in range(3)]
+    readers = [PayerTotals(exposure, load, clock.tick) for exposure in replicas]
+    providers = [person(f"provider {number}").address for number in range(3)]
+    for exposure, reader, provider in zip(replicas, readers, providers, strict=True):
+        await reader.refresh(PAYER)
+        exposure.admit(PAYER, provider, purse, purse)
+        for other in providers:
+            with pytest.raises(Refusal, match="what is owed"):
+                exposure.admit(PAYER, other, Amount(1), purse)
+    assert sum(exposure.in_flight for exposure in replicas) == 3 * purse
+    for exposure, provider in zip(replicas, providers, strict=True):
+        stored[provider] = purse
+        exposure.release(PAYER, provider, purse)
+    for reader in readers:
+        reader.hint(PAYER)
+    clock.seconds += HINT_SECONDS
+    for exposure, reader in zip(replicas, readers, strict=True):
+        await reader.refresh(PAYER)
+        assert exposure._uncovered[PAYER] == 3 * purse
+        with pytest.raises(Refusal, match="what is owed"):
+            exposure.admit(PAYER, ANN, Amount(1), purse)

@@ -36,6 +36,8 @@ from tests.coordinator.harness import (
     unchecked,
 )
 
+_REPORTED = "reported by its provider, after this coordinator had lost it"
+
 
 async def _receipts(world: World, client: Client) -> list[Signed[Receipt]]:
     known = await world.store.job(client.job.id)
@@ -338,6 +340,52 @@ async def test_a_receipt_after_a_restart(world: World) -> None:
     assert node.got(Kind.RECEIPT_ACK, client.job.id) == [b""]
 
 
+@pytest.mark.parametrize(
+    ("outcome", "state"),
+    [
+        (Outcome.COMPLETED, State.COMPLETED),
+        (Outcome.LENGTH, State.COMPLETED),
+        (Outcome.CLIENT_CANCELLED, State.CANCELLED),
+        (Outcome.TIMED_OUT, State.EXPIRED),
+        (Outcome.UPSTREAM_ERROR, State.FAILED),
+    ],
+)
+async def test_a_job_whose_end_nobody_saw_ends_as_its_receipt_says(world: World, outcome: Outcome, state: State) -> None:
+    """After a restart the state is failed until the receipt comes; then coordinator and client tell the same, for good."""
+    node = world.node("ann")
+    client = await world.started(node)
+    receipt = node.receipt(client.job.id, outcome=outcome)
+    await world.restart()
+    ended_at = int(world.clock.now())
+    world.clock.seconds += 100
+    for _ in range(2):
+        assert await node.hand_in_late(client.job.id, receipt)
+        known = await world.store.job(client.job.id)
+        assert known is not None
+        record, (attempt,) = known.record, known.record.attempts
+        assert (record.state, record.finished_at, attempt.state, attempt.unseen) == (state, ended_at, state, True)
+        failed = state is State.FAILED
+        assert attempt.reason == ("the coordinator was restarted" if failed else _REPORTED)
+        assert (record.unseen_attempts() == (attempt,)) is failed
+
+
+async def test_an_end_that_was_seen_stays(world: World) -> None:
+    """A receipt that comes after a failure that the coordinator saw changes no state, before a restart and after it."""
+    node = world.node("ann")
+    client = await world.started(node)
+    node.chunk(client.job.id)
+    receipt = node.receipt(client.job.id, outcome=Outcome.UPSTREAM_ERROR)
+    world.market.node_gone(node.address)
+    await quiet()
+    assert await world.stored(client) is State.FAILED
+    await world.restart()
+    known = await world.store.job(client.job.id)
+    assert known is not None
+    assert known.record.unseen_attempts() == ()
+    assert await node.hand_in_late(client.job.id, receipt)
+    assert await world.store.job(client.job.id) == replace(known, receipts={node.address: unchecked(receipt)})
+
+
 async def test_models_are_unavailable_right_after_a_restart(world: World) -> None:
     """After a restart, a model without asks is unavailable for a while, since its provider may reconnect."""
     node = world.node("ann")
@@ -513,3 +561,26 @@ async def test_the_replica_that_runs_a_job_checks_its_receipt() -> None:
     await world.store.load_state(START, 0)
     assert await node.hand_in_late(job, receipt)
     assert node.got(Kind.RECEIPT_ACK, job) == [b""]
+
+
+async def test_the_end_of_a_hedged_job_that_nobody_saw() -> None:
+    """After a restart, a free receipt of one provider decides nothing while the other may have won; one with a cost does."""
+    store = MemoryStore()
+    world = World(store=store, limits=JobLimits(hedge_share=1.0))
+    ann, bob = world.node("ann"), world.node("bob", output_price=9_000_000)
+    client = world.read(await world.market.place_order(hedged(world.submission(ann, bob), 2.0)))
+    await quiet()
+    ann.accept(client.job.id)
+    await world.pass_time(2.0)
+    bob.accept(client.job.id)
+    free = ann.receipt(client.job.id, outcome=Outcome.PROVIDER_ERROR, input_tokens=0, output_tokens=0, cost=Amount(0))
+    paid = bob.receipt(client.job.id)
+    await world.restart()
+    assert len(store.jobs[client.job.id].unseen_attempts()) == 2
+    await ann.hand_in_late(client.job.id, free)
+    assert store.jobs[client.job.id].state is State.FAILED
+    await bob.hand_in_late(client.job.id, paid)
+    record = store.jobs[client.job.id]
+    states = [(attempt.provider, attempt.state, attempt.outrun) for attempt in record.attempts]
+    assert states == [(ann.address, State.CANCELLED, True), (bob.address, State.COMPLETED, False)]
+    assert (record.state, record.last.provider) == (State.COMPLETED, bob.address)

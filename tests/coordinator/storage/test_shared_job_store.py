@@ -168,10 +168,15 @@ async def test_jobs_of_a_lost_replica_are_ended_and_those_of_a_live_one_are_not(
         assert running is not None
         assert (running.record, running.replica) == (live.begun, "two")
         await three.put_receipt(lost.id, lost.receipt, lost.total)
-        await lost.finish(one)  # it was only silent, and the end that it knows comes too late
+        await lost.finish(one)  # it was only silent, and knows the end
         known = await two.job(lost.id)
         assert known is not None
-        assert (known.record.state, known.receipt) == (State.FAILED, unchecked(lost.receipt))
+        assert (known.record, known.receipt) == (lost.ended, unchecked(lost.receipt))
+        late = replace(lost.ended, state=State.CANCELLED, attempts=(replace(lost.ended.attempts[0], state=State.CANCELLED),))
+        await three.put_receipt(lost.id, lost.receipt, lost.total, late)
+        known = await two.job(lost.id)
+        assert known is not None
+        assert known.record == lost.ended, "a known end stays"
         assert await count(three, tab_receipts) == 1
         assert await count(three, open_jobs) == 1
         with pytest.raises(Unavailable, match="was ended by another replica"):

@@ -249,6 +249,28 @@ async def test_open_jobs_are_ended(store: AnyStore, reopen: Reopen) -> None:
     assert await _known(store, OTHER) == ended
 
 
+async def test_an_end_that_nobody_saw_is_corrected_once(store: AnyStore, reopen: Reopen) -> None:
+    """A receipt's end replaces the failure that a restart assumed, also on disk; a seen or a corrected end stays."""
+    store.enqueue_job(_record())
+    seen = _record(_attempt(ANN, OTHER, State.FAILED, "away"), job=OTHER, state=State.FAILED)
+    store.enqueue_job(seen)
+    store = await reopen()
+    await store.load_state(START + 99, START)
+    failed = await _known(store)
+    for state in (State.COMPLETED, State.CANCELLED):
+        attempt = replace(failed.attempts[0], state=state, reason="told")
+        late = replace(failed, state=state, attempts=(attempt,))
+        await store.put_receipt(late.job, _receipt(), Amount(5), late)
+        if state is State.COMPLETED:
+            corrected = late
+    end = replace(seen, state=State.COMPLETED, attempts=(replace(seen.attempts[0], state=State.COMPLETED),))
+    await store.put_receipt(OTHER, _receipt(job=OTHER), Amount(6), end)
+    for _ in range(2):
+        assert (await _known(store), await _known(store, OTHER)) == (corrected, seen)
+        store = await reopen()
+        assert (await store.load_state(START + 200, START)).totals == {(PAYER.address, ANN.address): 6}
+
+
 async def test_what_an_attempt_relayed_is_kept(store: AnyStore, reopen: Reopen) -> None:
     """The flags delivered and cancelled are read back as stored; the end of an attempt that a process left open is unseen."""
     marked = replace(_attempt(ANN, state=State.FAILED), delivered=True, cancelled=True)

@@ -201,3 +201,23 @@ def test_a_tab_continues_from_a_stored_receipt_only_forward() -> None:
         assert tabs.account(PAYER.address).tab == tab
     tabs.continue_from(PAYER.address, 4, Amount(81))
     assert (tabs.account(PAYER.address).tab.seq, tabs.account(PAYER.address).tab.cumulative) == (4, 81)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 64])
+def test_jobs_from_several_replicas_count_together(replicas: int) -> None:
+    """A replica may count the whole purse; the node risks its credit for the payer, however many replicas send jobs."""
+    purse, reserved, credit = 1_000, 300, 50
+    tabs = Tabs(CreditLimits(per_payer=Amount(credit)))
+    funds = Funds(Amount(0), Amount(reserved), Amount(purse), known=True)
+    admitted = 0
+    for _ in range(replicas):
+        for cap in (purse, 100, 10, 1):  # of one replica, which admits up to the purse and the reservation
+            for _ in range((purse + reserved) // cap):
+                try:
+                    tabs.admit(order(10**6), Amount(cap), funds, NOW)
+                except Refusal as error:
+                    assert error.code is Code.UNSECURED  # noqa: PT017 - most are admitted
+                    break
+                admitted += cap
+    assert admitted == reserved + credit
+    assert tabs.unsecured == credit
