@@ -114,7 +114,7 @@ def cancel(batch_id: BatchId, config: Config = None, gateway: Gateway = None, as
 @app.command("download")
 def download(
     batch_id: BatchId,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the answers; default: standard output.")] = None,
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="File for the answers; default: standard output.")] = None,
     errors: Annotated[bool, typer.Option("--errors", help="Download the error file instead of the answers.")] = False,
     config: Config = None,
     gateway: Gateway = None,

@@ -10,8 +10,9 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from http import HTTPStatus
 
 import structlog
 
@@ -205,6 +206,8 @@ class BatchRun:
             self._sold.add(request.model)
         decision = decide(answer, state, line.attempt, 0 if request.model in self._sold else tries)
         if decision in (Decision.COMPLETE, Decision.FAIL):
+            if state is KeyState.BILLED:
+                answer = replace(answer, cost=max(answer.cost, await self._answerer.key_cost(key)))
             await self._end_line(line, request, answer, key, decision)
             return
         self._tries[line.number] = tries + 1
@@ -221,14 +224,17 @@ class BatchRun:
         self._woken.set()
 
     async def _end_line(self, line: InputLine, request: LineRequest, answer: LineAnswer, key: str, decision: Decision) -> None:
-        batch, completed = self._batch, decision is Decision.COMPLETE
-        if completed:
+        if decision is Decision.COMPLETE:
             self.waiting = ""
             self._paused.end(request.model)
         self._tries.pop(line.number, None)
-        written = answered_line(batch.id, line.number, request.custom_id, answer)
-        sealed = self._folder.seal_result(batch.id, line.number, written)
-        usage = read_usage(answer.body) if completed else Usage()
-        state = LineState.COMPLETED if completed else LineState.FAILED
-        await self._store.end_line(batch.id, LineResult(line.number, state, sealed, usage, answer.cost))
+        await self._store.end_line(self._batch.id, line_result(self._folder, self._batch, line, request, answer))
         await self._answerer.forget(key)
+
+
+def line_result(folder: FileFolder, batch: Batch, line: InputLine, request: LineRequest, answer: LineAnswer) -> LineResult:
+    """How a line ended by an answer, or by its last error."""
+    completed = answer.status < HTTPStatus.BAD_REQUEST
+    sealed = folder.seal_result(batch.id, line.number, answered_line(batch.id, line.number, request.custom_id, answer))
+    state = LineState.COMPLETED if completed else LineState.FAILED
+    return LineResult(line.number, state, sealed, read_usage(answer.body) if completed else Usage(), answer.cost)

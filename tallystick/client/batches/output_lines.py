@@ -15,6 +15,8 @@ MAX_ERROR_BODY: Final = 16 << 10
 UNANSWERED: Final = {
     "batch_expired": "This request could not be executed before the completion window expired.",
     "batch_cancelled": "This request was not executed, because the batch was cancelled.",
+    "answer_lost": "The job of this request was billed, but its answer did not arrive and can no longer be had.",
+    "answer_unresolved": "The job of this request was placed, gave no answer in time, and may still be billed.",
 }
 """Why a request has no answer, by error code."""
 

@@ -66,6 +66,10 @@ class LineAnswerer(Protocol):
         """What became of a key's job."""
         ...
 
+    async def key_cost(self, key: str) -> Amount:
+        """What a key's job was billed, in base units; 0 if nothing."""
+        ...
+
     async def forget(self, key: str) -> None:
         """Forgets a key whose answer is stored."""
         ...

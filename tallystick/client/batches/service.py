@@ -16,6 +16,7 @@ import structlog
 from tallystick.client.batches.batch_run import BatchRun, RunEnd, RunLimits
 from tallystick.client.batches.file_folder import FileFolder, Upload, UploadRoom
 from tallystick.client.batches.finalising import finalise
+from tallystick.client.batches.late_answers import LateAnswers
 from tallystick.client.batches.ports import LineAnswerer
 from tallystick.client.batches.records import Batch, BatchStatus
 from tallystick.client.batches.store import BatchStore
@@ -203,6 +204,9 @@ class BatchService:
         if batch.status in (BatchStatus.CANCELLING, BatchStatus.FINALIZING):
             cancelled, keep = batch.status is BatchStatus.CANCELLING, self._config.batches_days * DAY_SECONDS
             now = int(self.now())
+            if batch.total:
+                await self._late_answers(batch).collect()
+                batch = await self.store.batch(batch.caller, batch.id)
             await finalise(batch, self.store, self.folder, cancelled=cancelled, now=now, keep_seconds=keep)
             log.info("batch ended", batch=batch.id, completed=batch.completed, failed=batch.failed, cost=int(batch.cost))
 
@@ -218,6 +222,18 @@ class BatchService:
             options_at=line_options,
             now=self.now,
             tick=self._tick,
+        )
+
+    def _late_answers(self, batch: Batch) -> LateAnswers:
+        return LateAnswers(
+            batch,
+            self.store,
+            self.folder,
+            self._answerer,
+            key=batch_key,
+            options=line_options(batch, self.now()),
+            share=self._share(),
+            grace=self._grace,
         )
 
     def _share(self) -> int:

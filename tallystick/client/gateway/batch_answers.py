@@ -13,6 +13,7 @@ from tallystick.client.batches.window import price_limit
 from tallystick.client.config import ApiKey
 from tallystick.client.gateway.auth import CALLER_KEY
 from tallystick.client.gateway.handler import OWN_KEY, RUNS_ON, RequestHandler
+from tallystick.client.ledger.queries import KnownJob
 from tallystick.client.ledger.schema import COLLECTABLE, JobState
 from tallystick.client.openai.errors import error_words, render_error
 from tallystick.client.sdk.maintenance import Maintenance
@@ -80,13 +81,21 @@ class BatchAnswers:
 
     async def key_state(self, key: str) -> KeyState:
         """See LineAnswerer."""
-        keyed = await self._maintenance.find_key(key)
-        known = None if keyed is None else await self._market.find(keyed.job)
+        known = await self._job_of(key)
         if known is None:
             return KeyState.UNUSED
         if known.state in _UNRESOLVED or any(order.state in COLLECTABLE for order in known.orders):
             return KeyState.BILLED if known.state is JobState.DISPUTED else KeyState.OPEN
         return KeyState.FREE if known.receipt is None or not known.receipt.message.cost else KeyState.BILLED
+
+    async def key_cost(self, key: str) -> Amount:
+        """See LineAnswerer."""
+        known = await self._job_of(key)
+        return Amount(0) if known is None or known.receipt is None else known.receipt.message.cost
+
+    async def _job_of(self, key: str) -> KnownJob | None:
+        keyed = await self._maintenance.find_key(key)
+        return None if keyed is None else await self._market.find(keyed.job)
 
     async def forget(self, key: str) -> None:
         """See LineAnswerer."""

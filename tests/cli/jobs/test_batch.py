@@ -54,7 +54,7 @@ def test_a_batch_from_file_to_answers(tally: Tally, url: str, tmp_path: Path) ->
     assert [listed["id"] for listed in tally("batch", "list", "--gateway", url)] == [batch["id"]]
     assert batch["id"] in tally.says("batch", "list", "--gateway", url)
     assert tally("batch", "wait", batch["id"], "--gateway", url) == batch
-    tally.says("batch", "download", batch["id"], "--output", str(answers), "--gateway", url)
+    tally.says("batch", "download", batch["id"], "--out", str(answers), "--gateway", url)
     assert [json.loads(line)["custom_id"] for line in answers.read_text().splitlines()] == ["id-0", "id-1", "id-2"]
     assert "has no errors" in tally.says("batch", "download", batch["id"], "--errors", "--gateway", url, code=1)
     assert "Cannot cancel" in tally.says("batch", "cancel", batch["id"], "--gateway", url, code=1)
