@@ -187,6 +187,11 @@ class SyncMarket(SyncWrapper[Market]):
         return self._inner.address
 
     @property
+    def coordinator_urls(self) -> tuple[str, ...]:
+        """See `Market.coordinator_urls`."""
+        return self._inner.coordinator_urls
+
+    @property
     def running(self) -> int:
         """See `Market.running`."""
         return self._inner.running
