@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from tallystick.protocol.types import Address, Amount
+from tallystick.web.day_chart import DEFAULT_DAYS, read_days
 
-PERIODS = {"1": "today", "7": "7 days", "30": "30 days", "365": "a year"}
 GROUPINGS = ("day", "model", "payer")
-CHART_WIDTH, CHART_HEIGHT = 600, 120
 
 
 class Earned(Protocol):
@@ -57,14 +55,14 @@ class Earned(Protocol):
 class IncomeQuery:
     """The days back, including today, and what the rows stand for."""
 
-    days: int = 7
+    days: int = DEFAULT_DAYS
     by: str = "model"
 
 
 def read_query(parameters: Mapping[str, str]) -> IncomeQuery:
     """Reads the parameters of the page's address; what is not one of the choices is the default."""
-    days, by = parameters.get("days", ""), parameters.get("by", "")
-    return IncomeQuery(int(days) if days in PERIODS else 7, by if by in GROUPINGS else "model")
+    by = parameters.get("by", "")
+    return IncomeQuery(read_days(parameters.get("days", "")), by if by in GROUPINGS else "model")
 
 
 @dataclass(slots=True)
@@ -91,31 +89,3 @@ def rows_of(lines: Iterable[Earned], by: str) -> list[Row]:
     if by == "day":
         return sorted(rows.values(), key=lambda row: row.name, reverse=True)
     return sorted(rows.values(), key=lambda row: (-row.revenue, row.name))
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """One day of the chart: its place and size in SVG units, and what it stands for, in base units."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    day: str
-    revenue: int
-
-
-def bars_of(lines: Sequence[Earned], days: int, now: float) -> list[Bar]:
-    """Returns a bar for each of the last `days` days; none without income. `now`: Unix seconds."""
-    by_day = {row.name: row.revenue for row in rows_of(lines, "day")}
-    top = max(by_day.values(), default=0)
-    if not top:
-        return []
-    today, step = datetime.fromtimestamp(now, UTC).date(), CHART_WIDTH / days
-    names = [f"{today - timedelta(days=days - 1 - place):%F}" for place in range(days)]
-    return [
-        Bar(round(place * step, 1), round(CHART_HEIGHT - height, 1), round(0.8 * step, 1), round(height, 1), name, revenue)
-        for place, name in enumerate(names)
-        for revenue in [by_day.get(name, 0)]
-        for height in [CHART_HEIGHT * revenue / top]
-    ]

@@ -12,9 +12,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from node.domain.earned_money import locate_money
-from node.pages.income_view import GROUPINGS, PERIODS, bars_of, read_query, rows_of
+from node.pages.income_view import GROUPINGS, read_query, rows_of
 from node.storage.earnings import read_lines, read_payouts, read_tab_money
 from node.storage.store import SqlStore
+from tallystick.web.day_chart import PERIODS, bars_of
 from tallystick.web.local_access import local_only
 from tallystick.web.rendering import Pages
 from tallystick.web.static_files import STATIC_PATH, serve_static
@@ -69,7 +70,7 @@ class ProviderPages:
             periods=PERIODS,
             groupings=GROUPINGS,
             rows=rows,
-            bars=bars_of(lines, query.days, now),
+            bars=bars_of({row.name: row.revenue for row in rows_of(lines, "day")}, query.days, now),
             jobs=sum(row.jobs for row in rows),
             revenue=sum(row.revenue for row in rows),
             tokens=sum(row.output_tokens for row in rows),

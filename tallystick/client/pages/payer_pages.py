@@ -16,10 +16,11 @@ from starlette.routing import Route
 from tallystick.client.jobs.export import job_json
 from tallystick.client.ledger.queries import KnownJob
 from tallystick.client.ledger.spending import DAY_SECONDS
-from tallystick.client.pages.spending_view import GROUPINGS, PERIODS, bars_of, lines_of, read_query
+from tallystick.client.pages.spending_view import GROUPINGS, amounts_of, lines_of, read_query
 from tallystick.client.sdk.market import Market, maintenance_of
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Amount, JobId, format_amount, parse_job_id
+from tallystick.web.day_chart import PERIODS, bars_of
 from tallystick.web.receipt_page import TEMPLATE, receipt_values
 from tallystick.web.rendering import Pages
 from tallystick.web.static_files import STATIC_PATH, serve_static
@@ -97,7 +98,7 @@ class PayerPages:
             periods=PERIODS,
             groupings=GROUPINGS,
             lines=lines_of(rows, query.by),
-            bars=bars_of(by_day, query.days, now // DAY_SECONDS),
+            bars=bars_of(amounts_of(by_day), query.days, now),
             total=total,
             requests=sum(row.requests for row in rows),
             failed=sum(row.failed for row in rows),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick.client.ledger.spending import SpendingRow
-from tallystick.client.pages.spending_view import CHART_HEIGHT, CHART_WIDTH, bars_of, lines_of, read_query
+from tallystick.client.pages.spending_view import amounts_of, lines_of, read_query
 from tallystick.protocol.types import Amount
 
 
@@ -34,13 +33,6 @@ def test_rows() -> None:
     assert lines_of([_row("a", 0)], "model")[0].share == 0
 
 
-@pytest.mark.parametrize("days", [1, 7, 30, 365])
-def test_bars(days: int) -> None:
-    """One a day, all within the chart; the highest is as high as it; days beyond the period are left out."""
-    bars = bars_of([_row(100, 5), _row(100 - days + 1, 10), _row(100 - days, 99)], days, today=100)
-    assert len(bars) == days
-    assert bars[-1].day == "1970-04-11"
-    for bar in bars:
-        assert 0 <= bar.x <= bar.x + bar.width <= CHART_WIDTH
-        assert 0 <= bar.y <= bar.y + bar.height <= CHART_HEIGHT + 0.1
-    assert not bars_of([], days, today=100)
+def test_amounts() -> None:
+    """By date, as the chart takes them."""
+    assert amounts_of([_row(0, 10), _row(100, 5)]) == {"1970-01-01": 10, "1970-04-11": 5}

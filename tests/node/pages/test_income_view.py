@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.pages.income_view import CHART_HEIGHT, CHART_WIDTH, bars_of, read_query, rows_of
+from node.pages.income_view import read_query, rows_of
 from node.storage.earnings import EarningsLine
 from tallystick.protocol.types import Address, Amount
 
@@ -16,8 +16,6 @@ LINES = [
     EarningsLine("2026-01-02", "n", BOB, 1, 1, 2, Amount(500)),
     EarningsLine("2026-01-01", "m", BOB, 4, 5, 6, Amount(400)),
 ]
-NOON = 1_767_355_200.0
-"""2026-01-02 12:00 UTC."""
 
 
 @pytest.mark.parametrize(
@@ -39,14 +37,3 @@ def test_any_address_is_a_query(parameters: dict[str, str]) -> None:
     """What is no choice is the default."""
     query = read_query(parameters)
     assert (query.days in {1, 7, 30, 365}, query.by in {"day", "model", "payer"}) == (True, True)
-
-
-@pytest.mark.parametrize("days", [1, 7, 30, 365])
-def test_bars(days: int) -> None:
-    """One a day up to today, all within the chart; none without income."""
-    bars = bars_of(LINES, days, NOON)
-    assert len(bars) == days
-    assert (bars[-1].day, bars[-1].revenue, bars[-1].height) == ("2026-01-02", 800, CHART_HEIGHT)
-    assert all(0 <= bar.x <= bar.x + bar.width <= CHART_WIDTH for bar in bars)
-    assert all(0 <= bar.y <= bar.y + bar.height <= CHART_HEIGHT + 0.1 for bar in bars)
-    assert not bars_of([], days, NOON)
