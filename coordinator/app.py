@@ -58,6 +58,7 @@ from tallystick.runtime import logs
 from tallystick.runtime.access_log import Access, AccessLog
 from tallystick.runtime.disk_space import check_disk
 from tallystick.runtime.health_monitor import Check, HealthMonitor
+from tallystick.runtime.peer_probe import check_certificate, probe_peer
 from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import SharedPort, serving, wait_for_stop_signal
 from tallystick.runtime.storage import sqlite_file
@@ -155,7 +156,10 @@ async def running(config: CoordinatorConfig, signer: Signer, shared: SharedPort 
             endpoints=config.endpoints,
         )
         replication = Replication(config, replica, market, store.load_totals)
-        health = _health(store, Rpc(config.rpc or deployment.rpc, attempts=1), deployment, signer.address, replication.checks)
+        further: dict[str, Check] = {"claims": settler.check, "certificate": partial(_check_certificate, config)}
+        health = _health(
+            store, Rpc(config.rpc or deployment.rpc, attempts=1), deployment, signer.address, {**replication.checks, **further}
+        )
         metrics = CoordinatorMetrics(lambda: health.monitor.last)
         settler.on_settled, store.database.on_commit = metrics.settled, metrics.committed
         metrics.gauge("tallystick_coordinator_database_queue", "Writes that wait for a transaction", lambda: store.queued)
@@ -258,6 +262,14 @@ def _health(store: Store, rpc: Rpc, deployment: Deployment, account: Address, fu
         "chain": "check `rpc` and the chain's endpoint",
     }
     return _HealthChecks(HealthMonitor(checks, remedies), rpc)
+
+
+async def _check_certificate(config: CoordinatorConfig) -> dict[str, CheckResult]:
+    """The state of `certificate`, if clients reach this coordinator by https."""
+    urls = [url for url in config.public_urls if url.startswith("https://")]
+    valid = (await probe_peer(urls[0])).certificate if urls else None
+    whose, remedy = "this coordinator's", "renew it where TLS ends: in the proxy before this coordinator"
+    return {} if valid is None else {"certificate": check_certificate(valid, whose, remedy)}
 
 
 @contextlib.asynccontextmanager
