@@ -27,14 +27,17 @@ from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.web.receipt_page import TEMPLATE, receipt_values
 from tallystick.web.rendering import Pages
 from tallystick.web.static_files import STATIC_PATH, serve_static
+from tallystick.web.wallet_page import MEANING, WalletPage, unavailable
 
 SECTIONS = {
     "/market": "Models",
     "/market/log": "Match log",
+    "/market/wallet": "Wallet",
     "/market/receipt": "Receipt",
     "/market/status": "Status",
     "/docs": "API",
 }
+WALLET_PATH = "/market/wallet"
 MAX_MODELS = 5_000
 """Models that one page considers."""
 LIST_SECONDS = 2.0
@@ -52,11 +55,12 @@ class MarketPages:
         *,
         name: str,
         connected: Callable[[], int],
+        wallet: WalletPage | None = None,
         now: Callable[[], float] = time.time,
         tick: Callable[[], float] = time.monotonic,
     ) -> None:
         self._market, self._health, self._connected, self._now, self._tick = market, health, connected, now, tick
-        self._entries, self._name = ModelEntries(), name
+        self._entries, self._name, self._wallet = ModelEntries(), name, wallet
         self._listed: list[Mapping[str, Any]] = []
         self._listed_until = float("-inf")
         self.history = ModelHistory()
@@ -71,6 +75,8 @@ class MarketPages:
             "/market/log": self._log,
             "/market/receipt": self._receipt,
             "/market/status": self._status,
+            WALLET_PATH: self._wallet_page,
+            **({} if self._wallet is None else {f"{WALLET_PATH}/{MEANING}": self._wallet.meaning}),
             f"{STATIC_PATH}/{{name}}": serve_static,
         }
         for path, serve in routes.items():
@@ -202,6 +208,11 @@ class MarketPages:
 
     async def _receipt(self, _request: Request) -> Response:
         return self._pages.render(TEMPLATE, section="/market/receipt", **receipt_values())
+
+    async def _wallet_page(self, _request: Request) -> Response:
+        if self._wallet is None:
+            return unavailable(self._pages, WALLET_PATH, "This coordinator does not use the chain.")
+        return await self._wallet.render(self._pages, WALLET_PATH)
 
     async def _status(self, _request: Request) -> Response:
         report: HealthReport = await self._health.report()
