@@ -27,12 +27,11 @@ from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.web.receipt_page import TEMPLATE, receipt_values
 from tallystick.web.rendering import Pages
 from tallystick.web.static_files import STATIC_PATH, serve_static
-from tallystick.web.wallet_page import MEANING, WalletPage, unavailable
+from tallystick.web.wallet_page import MEANING, WalletPage
 
 SECTIONS = {
     "/market": "Models",
     "/market/log": "Match log",
-    "/market/wallet": "Wallet",
     "/market/receipt": "Receipt",
     "/market/status": "Status",
     "/docs": "API",
@@ -64,7 +63,8 @@ class MarketPages:
         self._listed: list[Mapping[str, Any]] = []
         self._listed_until = float("-inf")
         self.history = ModelHistory()
-        self._pages = Pages(Path(__file__).parent / "templates", product=f"Market {name}", sections=SECTIONS)
+        sections = SECTIONS if wallet is None else SECTIONS | {WALLET_PATH: "Wallet"}
+        self._pages = Pages(Path(__file__).parent / "templates", product=f"Market {name}", sections=sections)
 
     def add_to(self, api: FastAPI) -> None:
         """Adds the routes, none of which is in the API's document."""
@@ -75,10 +75,10 @@ class MarketPages:
             "/market/log": self._log,
             "/market/receipt": self._receipt,
             "/market/status": self._status,
-            WALLET_PATH: self._wallet_page,
-            **({} if self._wallet is None else {f"{WALLET_PATH}/{MEANING}": self._wallet.meaning}),
             f"{STATIC_PATH}/{{name}}": serve_static,
         }
+        if (wallet := self._wallet) is not None:
+            routes |= {WALLET_PATH: wallet.shown(self._pages), f"{WALLET_PATH}/{MEANING}": wallet.meaning}
         for path, serve in routes.items():
             api.add_route(path, serve, methods=["GET", "HEAD"], include_in_schema=False)
 
@@ -208,11 +208,6 @@ class MarketPages:
 
     async def _receipt(self, _request: Request) -> Response:
         return self._pages.render(TEMPLATE, section="/market/receipt", **receipt_values())
-
-    async def _wallet_page(self, _request: Request) -> Response:
-        if self._wallet is None:
-            return unavailable(self._pages, WALLET_PATH, "This coordinator does not use the chain.")
-        return await self._wallet.render(self._pages, WALLET_PATH)
 
     async def _status(self, _request: Request) -> Response:
         report: HealthReport = await self._health.report()

@@ -19,9 +19,9 @@ from tallystick.web.day_chart import PERIODS, bars_of
 from tallystick.web.local_access import local_only
 from tallystick.web.rendering import Pages
 from tallystick.web.static_files import STATIC_PATH, serve_static
-from tallystick.web.wallet_page import MEANING, WalletPage, unavailable
+from tallystick.web.wallet_page import MEANING, WalletPage
 
-SECTIONS = {"/": "Node", "/income": "Income", "/money": "Money", "/wallet": "Wallet"}
+SECTIONS = {"/": "Node", "/income": "Income", "/money": "Money"}
 WALLET_PATH = "/wallet"
 DAY_SECONDS = 86_400
 PAYOUT_ROWS = 20
@@ -49,7 +49,8 @@ class ProviderPages:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._status, self._store, self._least, self._wallet, self._now = status, store, least, wallet, now
-        self._pages = Pages(Path(__file__).parent / "templates", product="Tallystick node", sections=SECTIONS)
+        sections = SECTIONS if wallet is None else SECTIONS | {WALLET_PATH: "Wallet"}
+        self._pages = Pages(Path(__file__).parent / "templates", product="Tallystick node", sections=sections)
 
     def routes(self) -> list[Route]:
         """The routes, for browsers on this machine."""
@@ -57,16 +58,11 @@ class ProviderPages:
             "/": self._overview,
             "/income": self._income,
             "/money": self._money,
-            WALLET_PATH: self._wallet_page,
-            **({} if self._wallet is None else {f"{WALLET_PATH}/{MEANING}": self._wallet.meaning}),
             f"{STATIC_PATH}/{{name}}": serve_static,
         }
+        if (wallet := self._wallet) is not None:
+            routes |= {WALLET_PATH: wallet.shown(self._pages), f"{WALLET_PATH}/{MEANING}": wallet.meaning}
         return [Route(path, local_only(serve)) for path, serve in routes.items()]
-
-    async def _wallet_page(self, _request: Request) -> Response:
-        if self._wallet is None:
-            return unavailable(self._pages, WALLET_PATH, "This node does not use the chain.")
-        return await self._wallet.render(self._pages, WALLET_PATH)
 
     async def _overview(self, _request: Request) -> Response:
         report = self._status()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -98,9 +98,17 @@ class WalletPage:
         self._failure = None
         return facts
 
-    async def render(self, pages: Pages, section: str) -> Response:
+    def shown(self, pages: Pages) -> Callable[[Request], Awaitable[Response]]:
+        """GET: the page, among these pages."""
+
+        async def show(_request: Request) -> Response:
+            return await self.render(pages)
+
+        return show
+
+    async def render(self, pages: Pages) -> Response:
         """The page, or one that says why it cannot be shown: status 503."""
-        deployment = self._escrow.deployment
+        section, deployment = self._path, self._escrow.deployment
         try:
             rules, code_hash = await self._facts()
         except TallyError as error:

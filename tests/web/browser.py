@@ -17,7 +17,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 SCREENSHOTS = os.environ.get("TALLYSTICK_SCREENSHOTS", "")
 """A folder for the pictures of pages, to be looked at."""
 NARROW, WIDE = 390, 1_280
-TIMEOUT_MS = 25_000
+TIMEOUT_MS = 120_000
 
 needs_browser = pytest.mark.skipif(not (CHROMIUM or os.environ.get("TALLYSTICK_REQUIRE_SERVICES")), reason="needs Chromium")
 

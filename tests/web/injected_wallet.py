@@ -30,7 +30,7 @@ _PROVIDER = """(([name, rdns, call]) => {
         on: (event, listener) => (listeners[event] ??= []).push(listener),
     };
     window[`${call}Emit`] = (event, value) => (listeners[event] ?? []).forEach((listener) => listener(value));
-    const icon = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 1 1'><rect width='1' height='1'/></svg>";
+    const icon = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 1 1'><path d='M0 0h1v1'/></svg>";
     const info = Object.freeze({uuid: call, name, icon, rdns});
     const announce = () => window.dispatchEvent(
         new CustomEvent("eip6963:announceProvider", {detail: Object.freeze({info, provider})}));
@@ -115,7 +115,7 @@ class InjectedWallet:
 
     async def _forward(self, method: str, params: list[Any]) -> Any:
         """The node's answer, with the bytes of a revert where most nodes put them."""
-        import httpx  # noqa: PLC0415
+        import httpx
 
         async with httpx.AsyncClient(timeout=120, trust_env=False) as http:
             request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
@@ -171,7 +171,7 @@ class InjectedWallet:
     @staticmethod
     def rpc_checksum(address: str) -> str:
         """An address as eth-account wants it."""
-        from eth_utils.address import to_checksum_address  # noqa: PLC0415
+        from eth_utils.address import to_checksum_address
 
         return str(to_checksum_address(address))
 

@@ -1,13 +1,14 @@
-"""The wallet page in a real browser, with an injected wallet on a real chain: every operation, and each way in which it can fail."""
+"""The wallet page in a real browser, with an injected wallet on a real chain: every operation, and each way it can fail."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import pytest
 from playwright.async_api import Page, expect
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -18,6 +19,7 @@ from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.messages import Bind
 from tallystick.protocol.types import Address
 from tallystick.runtime.serving import serving
+from tallystick.web import static_files
 from tallystick.web.rendering import Pages
 from tallystick.web.static_files import STATIC_PATH, serve_static
 from tallystick.web.wallet_page import MEANING, Parties, WalletPage
@@ -27,6 +29,8 @@ from tests.web.injected_wallet import REJECTED, InjectedWallet, answers
 
 pytestmark = needs_browser
 PATH = "/wallet"
+_LOADED = sum((Path(static_files.__file__).parent / "static" / name).stat().st_size for name in ("site.css", "wallet_page.js"))
+"""Bytes of the files that the page loads."""
 
 
 @dataclass
@@ -86,7 +90,13 @@ class Desk:
 
 @asynccontextmanager
 async def desk(
-    world: World, *, key: Signer | None = None, width: int = WIDE, scheme: Literal["light", "dark"] = "light", money: int = 100
+    world: World,
+    *,
+    key: Signer | None = None,
+    width: int = WIDE,
+    scheme: Literal["light", "dark"] = "light",
+    money: int = 100,
+    installed: bool = True,
 ) -> AsyncIterator[Desk]:
     """A served page for the purse of a key, with a wallet whose owner has money."""
     owner = person(f"owner {id(world)}")
@@ -102,11 +112,8 @@ async def desk(
     served = WalletPage(world.escrow, PATH, parties)
     pages = Pages(Path(__file__).parent, product="Test", sections={PATH: "Wallet"})
 
-    async def show(_request: Request) -> Response:
-        return await served.render(pages, PATH)
-
     routes = [
-        Route(PATH, show),
+        Route(PATH, served.shown(pages)),
         Route(f"{PATH}/{MEANING}", served.meaning),
         Route(f"{PATH}/bind", bind, methods=["POST"]),
         Route(f"{STATIC_PATH}/{{name}}", serve_static),
@@ -116,7 +123,8 @@ async def desk(
         serving(Starlette(routes=routes), "127.0.0.1", 0) as port,
         browsing(f"http://127.0.0.1:{port}", width=width, scheme=scheme) as page,
     ):
-        await wallet.install(page)
+        if installed:
+            await wallet.install(page)
         yield Desk(world, page, wallet, owner, purse_key)
 
 
@@ -167,3 +175,42 @@ async def test_declined(world: World) -> None:
         await at.agree()
         await at.says("You declined in the wallet")
         assert not at.wallet.sent
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(NARROW, "dark"), (WIDE, "light")])
+async def test_every_state(world: World, width: int, scheme: Literal["light", "dark"]) -> None:
+    """No complaint of the browser, no violation by axe-core, nothing wider than the window: in each state, and in the review."""
+    async with desk(world, key=person(f"hot {width}"), width=width, scheme=scheme) as at:
+        answer = await at.page.goto(PATH)
+        assert answer is not None
+        assert len(await answer.body()) + _LOADED < 200_000
+        await look_at(at.page, "wallet-choose")
+        await at.connect()
+        await look_at(at.page, "wallet-unopened")
+        await at.do("open")
+        await at.start("deposit", "12.50")
+        await at.page.wait_for_selector("#review[open]")
+        await look_at(at.page, "wallet-review")
+        await at.agree()
+        await at.says("Done.")
+        await at.idle()
+        await at.do("thaw", "2")
+        await at.do("stake", "20")
+        await at.do("unstake", "5")
+        await at.page.fill("#provider", person("some provider").address)
+        await at.page.click("#provider-form button")
+        await at.do("reserve", "3")
+        await look_at(at.page, "wallet-all")
+        at.wallet.chain_id = 1
+        await at.wallet.emit(at.page, "chainChanged", "0x1")
+        await at.says("is on chain 1, but this market is on", "#connection")
+        await look_at(at.page, "wallet-wrong-chain")
+
+
+async def test_without_a_wallet(world: World) -> None:
+    """A browser without a wallet is told what one is, and what to do without one."""
+    async with desk(world, installed=False) as at:
+        await at.open()
+        await at.says("This browser has no wallet", "#connection")
+        assert "tally deposit" in await at.page.inner_text("#no-wallet")
+        await look_at(at.page, "wallet-none")

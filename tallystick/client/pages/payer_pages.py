@@ -175,7 +175,7 @@ class PayerPages:
             pass
         except TallyError as error:
             return unavailable(self._pages, WALLET_PATH, str(error))
-        return await self._wallet.render(self._pages, WALLET_PATH)
+        return await self._wallet.render(self._pages)
 
     async def _meaning(self, request: Request) -> Response:
         if self._wallet is None:
