@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -98,7 +98,7 @@ class WalletPage:
         self._failure = None
         return facts
 
-    def shown(self, pages: Pages) -> Callable[[Request], Awaitable[Response]]:
+    def shown(self, pages: Pages) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """GET: the page, among these pages."""
 
         async def show(_request: Request) -> Response:
