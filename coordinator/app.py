@@ -41,7 +41,7 @@ from coordinator.http.response_buffer import Retention
 from coordinator.http.schemas import Info
 from coordinator.jobs.job_retention import JobRetention
 from coordinator.jobs.market import Market
-from coordinator.pages.market_pages import MarketPages
+from coordinator.pages.market_pages import WALLET_PATH, MarketPages
 from coordinator.ports import ResponseStore
 from coordinator.replication import Replication
 from coordinator.storage.store import Store
@@ -63,6 +63,7 @@ from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import SharedPort, serving, wait_for_stop_signal
 from tallystick.runtime.storage import sqlite_file
 from tallystick.version import __version__
+from tallystick.web.wallet_page import WalletPage
 
 log = structlog.get_logger()
 SWEEP_SECONDS = 1
@@ -83,6 +84,7 @@ class App:
         retention: Retention | None = None,
         intake: IntakeLimits | None = None,
         rate_limiter: RateLimiter | None = None,
+        wallet: WalletPage | None = None,
     ) -> None:
         """`rate_limiter`: the limits per address, shared with the node hub."""
         limits = intake or IntakeLimits()
@@ -92,7 +94,7 @@ class App:
         self._hub = hub
         api = build_control_plane(context)
         name, connected = context.info.name, context.connected
-        self.pages = MarketPages(context.market, context.health, name=name, connected=connected, now=context.now)
+        self.pages = MarketPages(context.market, context.health, name=name, connected=connected, wallet=wallet, now=context.now)
         self.pages.add_to(api)
         control_plane = LogProofRoute(api, context.market.match_log)
         self._control = RequestLimiter(control_plane, shared, bodies)
@@ -167,7 +169,13 @@ async def running(config: CoordinatorConfig, signer: Signer, shared: SharedPort 
         context = ApiContext(
             *(market, lambda: hub.connected, store, store, store, info, health.monitor, metrics), replicas=replication.view
         )
-        app = App(context, hub, store, retention=config.retention, intake=config.intake_limits, rate_limiter=rate_limiter)
+        app = App(
+            *(context, hub, store),
+            retention=config.retention,
+            intake=config.intake_limits,
+            rate_limiter=rate_limiter,
+            wallet=WalletPage(escrow, WALLET_PATH),
+        )
         server = serving(
             *(app, config.host, config.port),
             limits=config.connection_limits,

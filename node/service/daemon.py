@@ -33,7 +33,7 @@ from node.domain.tabs import Tabs
 from node.jobs.coordinator_credit import HOUR, HOURS, CoordinatorCredit
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.runner import JobRunner
-from node.pages.provider_pages import ProviderPages
+from node.pages.provider_pages import WALLET_PATH, ProviderPages
 from node.service.ask_publisher import AskPublisher
 from node.service.config import NodeConfig
 from node.service.engine_pool import EnginePool
@@ -50,6 +50,7 @@ from tallystick.protocol.types import Address
 from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.logs import configure
 from tallystick.runtime.serving import serving, wait_for_stop_signal
+from tallystick.web.wallet_page import Parties, WalletPage
 
 log = structlog.get_logger()
 _LAST_CLAIM_SECONDS = 10.0
@@ -151,7 +152,8 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         ratings=_ratings(asks, links),
         record_pruner=RecordPruner(store, config.job_keep_seconds),
     )
-    node.pages = ProviderPages(partial(status, node), store, least=lambda: node.config.claims.direct_min_amount)
+    wallet = WalletPage(resources.escrow, WALLET_PATH, Parties(account=signer.address))
+    node.pages = ProviderPages(partial(status, node), store, least=lambda: node.config.claims.direct_min_amount, wallet=wallet)
     node.health = watch(node, store, resources.chain_health)
     metrics.watch_health(lambda: node.health.last)
     metrics.watch_integrity(node.ratings.integrity)
