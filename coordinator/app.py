@@ -43,7 +43,7 @@ from coordinator.http.schemas import Info
 from coordinator.jobs.accounts import AccessTiers
 from coordinator.jobs.job_retention import JobRetention
 from coordinator.jobs.market import Market
-from coordinator.pages.market_pages import MarketPages
+from coordinator.pages.market_pages import WALLET_PATH, MarketPages
 from coordinator.ports import ResponseStore
 from coordinator.replication import Replication
 from coordinator.storage.store import Store
@@ -61,10 +61,12 @@ from tallystick.runtime import logs
 from tallystick.runtime.access_log import Access, AccessLog
 from tallystick.runtime.disk_space import check_disk
 from tallystick.runtime.health_monitor import Check, HealthMonitor
+from tallystick.runtime.peer_probe import check_certificate, probe_peer
 from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import SharedPort, serving, wait_for_stop_signal
 from tallystick.runtime.storage import sqlite_file
 from tallystick.version import __version__
+from tallystick.web.wallet_page import WalletPage
 from tallystick.web.wallet_sign_in import WalletSignIn
 
 log = structlog.get_logger()
@@ -87,6 +89,7 @@ class App:
         retention: Retention | None = None,
         intake: IntakeLimits | None = None,
         rate_limiter: RateLimiter | None = None,
+        wallet: WalletPage | None = None,
     ) -> None:
         """`rate_limiter`: the limits per address, shared with the node hub."""
         limits = intake or IntakeLimits()
@@ -105,7 +108,12 @@ class App:
         api = build_control_plane(context)
         name, connected = context.info.name, context.connected
         self.pages = MarketPages(
-            context.market, context.health, name=name, connected=connected, views=context.views, now=context.now
+            *(context.market, context.health),
+            name=name,
+            connected=connected,
+            views=context.views,
+            wallet=wallet,
+            now=context.now,
         )
         self.pages.add_to(api)
         control_plane = LogProofRoute(api, context.market.match_log)
@@ -170,7 +178,10 @@ async def running(config: CoordinatorConfig, signer: Signer, shared: SharedPort 
             endpoints=config.endpoints,
         )
         replication = Replication(config, replica, market, store.load_totals)
-        health = _health(store, Rpc(config.rpc or deployment.rpc, attempts=1), deployment, signer.address, replication.checks)
+        further: dict[str, Check] = {"claims": settler.check, "certificate": partial(_check_certificate, config)}
+        health = _health(
+            store, Rpc(config.rpc or deployment.rpc, attempts=1), deployment, signer.address, {**replication.checks, **further}
+        )
         metrics = CoordinatorMetrics(lambda: health.monitor.last)
         settler.on_settled, store.database.on_commit = metrics.settled, metrics.committed
         metrics.gauge("tallystick_coordinator_database_queue", "Writes that wait for a transaction", lambda: store.queued)
@@ -180,7 +191,13 @@ async def running(config: CoordinatorConfig, signer: Signer, shared: SharedPort 
             _accounts(config, deployment, signer, rpc, store),
             replicas=replication.view,
         )
-        app = App(context, hub, store, retention=config.retention, intake=config.intake_limits, rate_limiter=rate_limiter)
+        app = App(
+            *(context, hub, store),
+            retention=config.retention,
+            intake=config.intake_limits,
+            rate_limiter=rate_limiter,
+            wallet=WalletPage(escrow, WALLET_PATH),
+        )
         server = serving(
             *(app, config.host, config.port),
             limits=config.connection_limits,
@@ -288,6 +305,14 @@ def _health(store: Store, rpc: Rpc, deployment: Deployment, account: Address, fu
         "chain": "check `rpc` and the chain's endpoint",
     }
     return _HealthChecks(HealthMonitor(checks, remedies), rpc)
+
+
+async def _check_certificate(config: CoordinatorConfig) -> dict[str, CheckResult]:
+    """The state of `certificate`, if clients reach this coordinator by https."""
+    urls = [url for url in config.public_urls if url.startswith("https://")]
+    valid = (await probe_peer(urls[0])).certificate if urls else None
+    whose, remedy = "this coordinator's", "renew it where TLS ends: in the proxy before this coordinator"
+    return {} if valid is None else {"certificate": check_certificate(valid, whose, remedy)}
 
 
 @contextlib.asynccontextmanager

@@ -29,6 +29,7 @@ from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.web.receipt_page import TEMPLATE, receipt_values
 from tallystick.web.rendering import Pages
 from tallystick.web.static_files import STATIC_PATH, serve_static
+from tallystick.web.wallet_page import MEANING, WalletPage
 
 SECTIONS = {
     "/market": "Models",
@@ -38,6 +39,7 @@ SECTIONS = {
     ACCOUNT_PATH: "Account",
     "/docs": "API",
 }
+WALLET_PATH = "/market/wallet"
 MAX_MODELS = 5_000
 """Models that one page considers."""
 LIST_SECONDS = 2.0
@@ -56,15 +58,17 @@ class MarketPages:
         name: str,
         connected: Callable[[], int],
         views: AccountViews,
+        wallet: WalletPage | None = None,
         now: Callable[[], float] = time.time,
         tick: Callable[[], float] = time.monotonic,
     ) -> None:
         self._market, self._health, self._connected, self._now, self._tick = market, health, connected, now, tick
-        self._entries, self._name = ModelEntries(), name
+        self._entries, self._name, self._wallet = ModelEntries(), name, wallet
         self._listed: list[Mapping[str, Any]] = []
         self._listed_until = float("-inf")
         self.history = ModelHistory()
-        self._pages = Pages(Path(__file__).parent / "templates", product=f"Market {name}", sections=SECTIONS)
+        sections = SECTIONS if wallet is None else SECTIONS | {WALLET_PATH: "Wallet"}
+        self._pages = Pages(Path(__file__).parent / "templates", product=f"Market {name}", sections=sections)
         self._account = AccountPage(views, self._pages, now)
 
     def add_to(self, api: FastAPI) -> None:
@@ -78,6 +82,8 @@ class MarketPages:
             "/market/status": self._status,
             f"{STATIC_PATH}/{{name}}": serve_static,
         }
+        if (wallet := self._wallet) is not None:
+            routes |= {WALLET_PATH: wallet.shown(self._pages), f"{WALLET_PATH}/{MEANING}": wallet.meaning}
         for path, serve in routes.items():
             api.add_route(path, serve, methods=["GET", "HEAD"], include_in_schema=False)
         api.router.routes += self._account.routes()
