@@ -1,32 +1,19 @@
-"""The `tally` command: assembles the sub-commands and turns errors into exit codes."""
+"""The `tally` command with all its sub-commands."""
 
 from __future__ import annotations
 
-import sys
-
-import typer
-
-from tallystick import __version__
 from tallystick.cli import daemons
 from tallystick.cli.chain import chain, contract, coordinator_fee, coordinator_probe, deploy
 from tallystick.cli.chat import chat
+from tallystick.cli.entry import main, new_app
 from tallystick.cli.jobs import audits, batch, jobs, match_log, models, receipts
 from tallystick.cli.local import demo, engine, start
 from tallystick.cli.money import balance, funds, give_back, rotate, safe, spending, wallet
 from tallystick.cli.node import backup, collect, doctor, earnings, init, status, why
-from tallystick.cli.output import exit_with_error
-from tallystick.protocol.errors import BadMessage, TallyError
 
-app = typer.Typer(
-    name="tally",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Tallystick, a decentralised marketplace for inference jobs. **First steps:** `tally start` sets up everything for a "
-    "first paid answer; `tally demo` runs a whole market on this machine; `tally gateway` serves an OpenAI-compatible API; "
-    "`tally node run` sells the capacity of your engine.",
-)
+__all__ = ["app", "main"]
+
+app = new_app()
 BUY, MONEY, SELL, CHAIN = "Buy inference", "Wallets and money", "Sell inference, run a coordinator", "Chain and contracts"
 
 app.command("start")(start.start)
@@ -76,36 +63,3 @@ app.add_typer(daemons.coordinator, name="coordinator", rich_help_panel=SELL)
 app.add_typer(chain.app, name="chain", rich_help_panel=CHAIN)
 app.command("deploy", rich_help_panel=CHAIN)(deploy.deploy)
 app.add_typer(contract.app, name="contract", rich_help_panel=CHAIN)
-
-
-def _print_version(requested: bool) -> None:
-    if requested:
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: bool = typer.Option(  # noqa: ARG001 - its callback prints it
-        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
-    ),
-) -> None:
-    """See the help of the application."""
-    from tallystick.runtime.optional_import import without_module
-
-    with without_module("pygments"):  # by which structlog would colour tracebacks: 4 MiB, and the slowest of all imports
-        from tallystick.runtime.logs import configure_quiet
-
-    configure_quiet()
-
-
-def main() -> None:
-    """The console script: a TallyError, or a file that cannot be used, becomes one message (JSON with --json) and exit code 1."""
-    try:
-        app()
-    except TallyError as error:
-        exit_with_error(error, as_json="--json" in sys.argv)
-    except OSError as error:
-        if error.filename is None:  # no file of the user
-            raise
-        exit_with_error(BadMessage(f"{error.filename}: {error.strerror}"), as_json="--json" in sys.argv)
