@@ -44,7 +44,7 @@ def shift_clock(file: Path) -> None:
 def main() -> None:
     """Runs the command line of Tallystick."""
     shift_clock(Path(sys.argv.pop(1)))
-    from tallystick.cli.entry import main as tally  # noqa: PLC0415 - after the clock
+    from tallystick.cli.main import main as tally  # noqa: PLC0415 - after the clock
 
     tally()
 

@@ -1,5 +1,5 @@
 """`python -m tallystick.cli` is `tally`."""
 
-from tallystick.cli.entry import main
+from tallystick.cli.main import main
 
 main()

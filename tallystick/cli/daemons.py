@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from tallystick.cli.entry import new_app
 from tallystick.cli.market_deployment import ensure_deployment_file, pinned_deployment
 from tallystick.cli.options import (
     DEFAULT_WALLET,
@@ -23,6 +22,7 @@ from tallystick.cli.options import (
     deployment_path,
     unlock,
 )
+from tallystick.cli.root import new_app
 
 node = typer.Typer(no_args_is_help=True, help="Sell inference: run and operate a provider's node.")
 coordinator = typer.Typer(

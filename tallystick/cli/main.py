@@ -1,65 +1,44 @@
-"""The `tally` command with all its sub-commands."""
+"""The console script: picks the sub-commands to load, and turns errors into exit codes.
+
+A process that becomes a daemon loads its own command alone: the others would take 5 MiB for as long as it runs.
+"""
 
 from __future__ import annotations
 
-from tallystick.cli import daemons
-from tallystick.cli.chain import chain, contract, coordinator_fee, coordinator_probe, deploy
-from tallystick.cli.chat import chat
-from tallystick.cli.entry import main, new_app
-from tallystick.cli.jobs import audits, batch, jobs, match_log, models, receipts
-from tallystick.cli.local import demo, engine, start
-from tallystick.cli.money import balance, funds, give_back, rotate, safe, spending, wallet
-from tallystick.cli.node import backup, collect, doctor, earnings, init, status, why
+import sys
+from collections.abc import Sequence
 
-__all__ = ["app", "main"]
+import typer
 
-app = new_app()
-BUY, MONEY, SELL, CHAIN = "Buy inference", "Wallets and money", "Sell inference, run a coordinator", "Chain and contracts"
+from tallystick.protocol.errors import BadMessage, TallyError
 
-app.command("start")(start.start)
-app.command("demo")(demo.demo)
-app.command("chat", rich_help_panel=BUY)(chat.chat)
-app.command("gateway", rich_help_panel=BUY)(daemons.gateway)
-app.command("models", rich_help_panel=BUY)(models.models)
-app.command("explain", rich_help_panel=BUY)(models.explain)
-app.add_typer(jobs.job, name="job", rich_help_panel=BUY)
-app.add_typer(batch.app, name="batch", rich_help_panel=BUY)
-app.add_typer(receipts.app, name="receipt", rich_help_panel=BUY)
-app.add_typer(audits.app, name="audit", rich_help_panel=BUY)
-app.add_typer(match_log.app, name="log", rich_help_panel=BUY)
-app.command("spending", rich_help_panel=BUY)(spending.spending)
+_DAEMONS = (("gateway",), ("node", "run"), ("coordinator", "run"))
 
-wallet.app.command("rotate")(rotate.rotate)
-app.add_typer(wallet.app, name="wallet", rich_help_panel=MONEY)
-app.command("deposit", rich_help_panel=MONEY)(balance.deposit)
-app.command("balance", rich_help_panel=MONEY)(balance.balance)
-for command in (
-    funds.thaw,
-    funds.withdraw,
-    funds.reserve,
-    funds.release,
-    give_back.give_back,
-    funds.cash_out,
-    funds.stake,
-    funds.unstake,
-):
-    app.command(command.__name__.replace("_", "-"), rich_help_panel=MONEY)(command)
-app.add_typer(safe.app, name="safe", rich_help_panel=MONEY)
 
-daemons.node.command("init")(init.init)
-daemons.node.command("doctor")(doctor.doctor)
-daemons.node.command("status")(status.status)
-daemons.node.command("why")(why.why)
-daemons.node.command("earnings")(earnings.earnings)
-daemons.node.command("collect")(collect.collect)
-daemons.node.command("backup")(backup.backup)
-daemons.node.command("restore")(backup.restore)
-app.add_typer(daemons.node, name="node", rich_help_panel=SELL)
-app.command("engine", rich_help_panel=SELL)(engine.engine)
-daemons.coordinator.command("fee")(coordinator_fee.fee)
-daemons.coordinator.command("probe")(coordinator_probe.probe)
-app.add_typer(daemons.coordinator, name="coordinator", rich_help_panel=SELL)
+def _app_for(arguments: Sequence[str]) -> typer.Typer:
+    """The command with those sub-commands that these arguments may name. Where they name a daemon, it is the only one."""
+    if any(tuple(arguments[: len(names)]) == names for names in _DAEMONS):
+        from tallystick.cli.daemons import daemon_app
 
-app.add_typer(chain.app, name="chain", rich_help_panel=CHAIN)
-app.command("deploy", rich_help_panel=CHAIN)(deploy.deploy)
-app.add_typer(contract.app, name="contract", rich_help_panel=CHAIN)
+        return daemon_app()
+    from tallystick.cli.commands import app
+
+    return app
+
+
+def main() -> None:
+    """The console script: a TallyError, or a file that cannot be used, becomes one message (JSON with --json) and exit code 1."""
+    try:
+        _app_for(sys.argv[1:])()
+    except TallyError as error:
+        _exit_with(error)
+    except OSError as error:
+        if error.filename is None:  # no file of the user
+            raise
+        _exit_with(BadMessage(f"{error.filename}: {error.strerror}"))
+
+
+def _exit_with(error: TallyError) -> None:
+    from tallystick.cli.output import exit_with_error
+
+    exit_with_error(error, as_json="--json" in sys.argv)

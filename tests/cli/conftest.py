@@ -14,7 +14,7 @@ from tallystick.chain.deployment import Deployment
 from tallystick.chain.devnet import dev_accounts
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
-from tallystick.cli.entry import main
+from tallystick.cli.main import main
 from tallystick.runtime.keystore import create_keystore
 from tests.chain.conftest import anvil_url, chain_url, either_url, proxies, proxy
 from tests.chain.harness import World, person

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tallystick.cli.commands import app as app_of_all
 from tallystick.cli.daemons import daemon_app
-from tallystick.cli.main import app as app_of_all
 from tallystick.runtime.keystore import create_keystore
 
 SERVERS = {"uvicorn", "fastapi", "starlette", "websockets"}
@@ -63,7 +63,7 @@ def test_a_command_loads_what_it_needs(tmp_path: Path, command: str) -> None:
     create_keystore(tmp_path / "keys" / "main.json", "pass", cost=1 << 12)
     for _ in range(1 if COMMANDS[command] >= DATABASE else 2):  # the first run with a ledger makes it, by a migration
         loaded = _loaded("-m", "tallystick.cli", *command.split(), home=tmp_path)
-    assert "tallystick.cli.main" in loaded
+    assert "tallystick.cli.commands" in loaded
     assert {name.partition(".")[0] for name in loaded} & COMMANDS[command] == set()
     if "typer.rich_utils" not in loaded:  # which prints help, and errors of usage, with colours
         assert "pygments.token" not in loaded  # an import that fails is listed by its name alone
@@ -74,7 +74,7 @@ def test_a_daemon_loads_no_other_command(tmp_path: Path, command: str) -> None:
     """A process that becomes a daemon has its own command alone."""
     loaded = _loaded("-m", "tallystick.cli", *command.split(), "--config", "nowhere.toml", home=tmp_path)
     assert "tallystick.cli.daemons" in loaded
-    assert "tallystick.cli.main" not in loaded
+    assert "tallystick.cli.commands" not in loaded
     assert {name for name in loaded if name.startswith("tallystick.cli.") and name.count(".") > 2} == set()
 
 
