@@ -60,7 +60,7 @@ from tallystick.runtime.disk_space import check_disk
 from tallystick.runtime.health_monitor import Check, HealthMonitor
 from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import SharedPort, serving, wait_for_stop_signal
-from tallystick.runtime.storage import sqlite_file
+from tallystick.runtime.sqlite_backend import sqlite_file
 from tallystick.version import __version__
 
 log = structlog.get_logger()
