@@ -33,6 +33,11 @@ class FakeConnection:
             raise self.failure
         self.sent.put_nowait((subject, payload))
 
+    async def ping(self) -> None:
+        await self.open.wait()
+        if self.failure is not None:
+            raise self.failure
+
     async def closed(self) -> None:
         await self.gone.wait()
 
@@ -183,3 +188,17 @@ async def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> N
         await connected.wait()
         await late.ended.wait()
         assert bus.connected
+
+
+async def test_the_round_trip() -> None:
+    """A ping takes the time of the server's answer; there is none without a connection, or if the server fails."""
+    nats = FakeNats()
+    assert await NatsBus(SERVERS, "t", dial=nats).round_trip() is None
+    async with _running(nats) as (bus, _):
+        connection = await nats.dialled.get()
+        while not bus.connected:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
+        assert (await bus.round_trip() or -1) >= 0
+        connection.failure = ConnectionError("gone")
+        assert await bus.round_trip() is None
+    assert await bus.round_trip() is None
