@@ -142,9 +142,7 @@ def test_a_flood_of_refusals_does_not_fill_the_log(written: Callable[[], str]) -
         log.info("connection refused", reason="x" * 100_000)
         logging.getLogger("library").warning("connection refused")
     log.info("coordinator ready")
-    most = (
-        logs.EVENTS_AT_ONCE + (time.monotonic() - begin + 1) * logs.EVENTS_PER_SECOND
-    )  # of each; the library's errors repeat it
+    most = logs.EVENTS_AT_ONCE + (time.monotonic() - begin + 1) * logs.EVENTS_PER_SECOND  # of each; errors repeat it
     output = written()
     assert output.count("connection refused") <= 4 * most
     assert len(output) < 3 * most * (logs.MAX_TEXT + 1_000)
