@@ -101,7 +101,7 @@ def _post(origin: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 def _origin_of(url: str) -> str:
     """Scheme, host and port of a URL that a person wrote. Raises BadMessage."""
-    from tallystick.web.wallet_sign_in import read_origin
+    from tallystick.protocol.origins import read_origin
 
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
