@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -40,6 +41,9 @@ class Connection(Protocol):
     async def publish(self, subject: str, payload: bytes) -> None:
         """Sends a message. Raises any error if the connection is gone."""
 
+    async def ping(self) -> None:
+        """Waits for the server's answer. Raises any error without one."""
+
     async def closed(self) -> None:
         """Waits for the end of the connection."""
 
@@ -63,6 +67,7 @@ class NatsBus:
         self._outbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(OUTBOX)
         self._dropped: Counter[str] = Counter()
         self._connected = False
+        self._connection: Connection | None = None
         self.on_message: Receiver = lambda *_: None
         """Called with the topic and payload of each message of another replica."""
         self.on_connected: Callable[[], None] = lambda: None
@@ -126,18 +131,31 @@ class NatsBus:
         sender = asyncio.create_task(self._send(connection), name="NATS sender")
         closed = asyncio.create_task(connection.closed(), name="NATS connection")
         try:
-            self._connected = True
+            self._connected, self._connection = True, connection
             log.info("connected to NATS", server=describe_nats(self._servers))
             self.on_connected()
             await asyncio.wait({sender, closed}, return_when=asyncio.FIRST_COMPLETED)
             if sender.done():
                 sender.result()
         finally:
+            self._connection = None
             sender.cancel()
             closed.cancel()
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(CONNECT_SECONDS):
                     await connection.close()
+
+    async def round_trip(self) -> float | None:
+        """The seconds until the server's answer to a ping; None without a connection or an answer."""
+        connection, began = self._connection, time.monotonic()
+        if connection is None:
+            return None
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await connection.ping()
+        except Exception:  # noqa: BLE001 - whatever it is, the connection is closed and opened again for it
+            return None
+        return time.monotonic() - began
 
     async def _send(self, connection: Connection) -> None:
         while True:
@@ -168,6 +186,10 @@ class _NatsConnection:
     async def publish(self, subject: str, payload: bytes) -> None:
         """See Connection."""
         await self._client.publish(subject, payload)
+
+    async def ping(self) -> None:
+        """See Connection."""
+        await asyncio.create_task(self._client.flush(int(CONNECT_SECONDS)), name="NATS ping")  # its wait_for swallows a cancel
 
     async def closed(self) -> None:
         """See Connection."""

@@ -32,6 +32,11 @@ class FakeConnection:
             raise self.failure
         self.sent.put_nowait((subject, payload))
 
+    async def ping(self) -> None:
+        await self.open.wait()
+        if self.failure is not None:
+            raise self.failure
+
     async def closed(self) -> None:
         await self.gone.wait()
 
@@ -141,3 +146,17 @@ async def test_one_warning_for_one_outage_without_secrets(monkeypatch: pytest.Mo
     assert [entry["server"] for entry in warnings] == ["bus.example:4222"] * 2
     assert "cancels and tab totals do not reach other replicas" in warnings[0]["event"]
     assert "s3cret" not in str(logs)
+
+
+async def test_the_round_trip() -> None:
+    """A ping takes the time of the server's answer; there is none without a connection, or if the server fails."""
+    nats = FakeNats()
+    assert await NatsBus(SERVERS, "t", dial=nats).round_trip() is None
+    async with _running(nats) as (bus, _):
+        connection = await nats.dialled.get()
+        while not bus.connected:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
+        assert (await bus.round_trip() or -1) >= 0
+        connection.failure = ConnectionError("gone")
+        assert await bus.round_trip() is None
+    assert await bus.round_trip() is None
