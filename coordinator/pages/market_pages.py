@@ -17,7 +17,9 @@ from starlette.responses import Response
 from coordinator.domain.ask_pages import ModelEntries, percent
 from coordinator.domain.listed_ask import ListedAsk
 from coordinator.domain.model_history import ModelHistory, Sample
+from coordinator.http.account_routes import AccountViews
 from coordinator.jobs.market import Market
+from coordinator.pages.account_page import ACCOUNT_PATH, AccountPage
 from coordinator.pages.log_view import rows_of
 from coordinator.pages.market_view import PAGE_ROWS, SORTS, Chart, chart, fitting, read_filter
 from tallystick.protocol.errors import TallyError
@@ -34,6 +36,7 @@ SECTIONS = {
     "/market/log": "Match log",
     "/market/receipt": "Receipt",
     "/market/status": "Status",
+    ACCOUNT_PATH: "Account",
     "/docs": "API",
 }
 WALLET_PATH = "/market/wallet"
@@ -54,6 +57,7 @@ class MarketPages:
         *,
         name: str,
         connected: Callable[[], int],
+        views: AccountViews,
         wallet: WalletPage | None = None,
         now: Callable[[], float] = time.time,
         tick: Callable[[], float] = time.monotonic,
@@ -65,6 +69,7 @@ class MarketPages:
         self.history = ModelHistory()
         sections = SECTIONS if wallet is None else SECTIONS | {WALLET_PATH: "Wallet"}
         self._pages = Pages(Path(__file__).parent / "templates", product=f"Market {name}", sections=sections)
+        self._account = AccountPage(views, self._pages, now)
 
     def add_to(self, api: FastAPI) -> None:
         """Adds the routes, none of which is in the API's document."""
@@ -81,6 +86,7 @@ class MarketPages:
             routes |= {WALLET_PATH: wallet.shown(self._pages), f"{WALLET_PATH}/{MEANING}": wallet.meaning}
         for path, serve in routes.items():
             api.add_route(path, serve, methods=["GET", "HEAD"], include_in_schema=False)
+        api.router.routes += self._account.routes()
 
     def sample(self) -> None:
         """Adds to the history of the models, if it is time; called every second."""
