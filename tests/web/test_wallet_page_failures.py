@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from eth_abi.abi import encode
 
 from tallystick.chain.codec import load_abi
 from tallystick.protocol.codecs import keccak
+from tallystick.protocol.types import Amount
 from tests.chain.harness import DOLLAR, World, person
 from tests.web.browser import needs_browser
 from tests.web.injected_wallet import REJECTED, InjectedWallet, WalletError, answers
@@ -23,6 +25,10 @@ async def _opened(world: World, at: Desk) -> None:
     """Opens the owner's own purse, and connects."""
     await world.purse(at.owner, at.owner, 0)
     await at.connect()
+
+
+def _always(result: Any, _params: list[Any]) -> Any:
+    return result
 
 
 def _nested(error: dict[str, Any]) -> list[dict[str, Any]]:
@@ -289,7 +295,7 @@ async def test_another_contract(world: World) -> None:
     """If the wallet's node shows other code at the address, as a fork with the same chain id does, nothing can be signed."""
     async with desk(world) as at:
         for code, why in (("0x", "has no contract at"), ("0x6001", "its code differs")):
-            at.wallet.behaviours["eth_getCode"] = lambda _params, code=code: code
+            at.wallet.behaviours["eth_getCode"] = partial(_always, code)
             await at.open()
             await at.page.click("#wallets button")
             await at.says(why, "#connection")
@@ -363,7 +369,7 @@ async def test_failed_on_chain(world: World) -> None:
     """A transaction that was mined but failed names the contract's reason."""
     async with desk(world) as at:
         await world.purse(at.owner, at.owner, 5 * DOLLAR)
-        await world.escrow.thaw(world.senders[at.owner.address], at.owner.address, DOLLAR)
+        await world.escrow.thaw(world.senders[at.owner.address], at.owner.address, Amount(DOLLAR))
         await at.connect()
         at.wallet.gate = asyncio.Event()
         at.wallet.gas = 200_000
