@@ -9,7 +9,7 @@ from tallystick.client.coordinator.access_tier import MAX_TEXT, AccessTier
 
 def test_a_tier() -> None:
     """Its name, its refusal and what lifts it; no refusal is null."""
-    raw = {"name": "new", "refusal": None, "next": "tier 'known' needs 2 dollars", "models": []}
+    raw: dict[str, object] = {"name": "new", "refusal": None, "next": "tier 'known' needs 2 dollars", "models": []}
     tier = AccessTier.from_json(raw)
     assert tier == AccessTier("new", "", "tier 'known' needs 2 dollars")
     assert tier.to_json() == {"name": "new", "refusal": None, "next": "tier 'known' needs 2 dollars"}
