@@ -67,6 +67,8 @@ class NatsBus:
         self._outbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(OUTBOX)
         self._dropped: Counter[str] = Counter()
         self._connected = False
+        self._closing: set[asyncio.Future[None]] = set()
+        """Connections that came too late; a reference keeps each from being collected before it is closed."""
         self._connection: Connection | None = None
         self.on_message: Receiver = lambda *_: None
         """Called with the topic and payload of each message of another replica."""
@@ -126,8 +128,7 @@ class NatsBus:
 
     async def _serve(self) -> None:
         """Serves one connection. Returns, or raises any error, when it has ended."""
-        async with asyncio.timeout(CONNECT_SECONDS):
-            connection = await self._dial(self._servers, f"{self._prefix}.*", self._receive)
+        connection = await self._connect()
         sender = asyncio.create_task(self._send(connection), name="NATS sender")
         closed = asyncio.create_task(connection.closed(), name="NATS connection")
         try:
@@ -144,6 +145,26 @@ class NatsBus:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(CONNECT_SECONDS):
                     await connection.close()
+
+    async def _connect(self) -> Connection:
+        """Dials in a task of its own: NATS's client can swallow the cancellation of a deadline, or of the process's end."""
+        dialling = asyncio.ensure_future(self._dial(self._servers, f"{self._prefix}.*", self._receive))
+        try:
+            done, _ = await asyncio.wait({dialling}, timeout=CONNECT_SECONDS)
+        finally:
+            if not dialling.done():
+                dialling.cancel()
+                dialling.add_done_callback(self._close_late)
+        if not done:
+            raise TimeoutError(f"no connection within {CONNECT_SECONDS:g} s")
+        return dialling.result()
+
+    def _close_late(self, dialling: asyncio.Future[Connection]) -> None:
+        """Closes a connection that nobody waits for any more."""
+        if not dialling.cancelled() and dialling.exception() is None:
+            closing = asyncio.ensure_future(dialling.result().close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def round_trip(self) -> float | None:
         """The seconds until the server's answer to a ping; None without a connection or an answer."""
