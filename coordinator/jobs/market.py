@@ -96,7 +96,7 @@ class Market:
         self._now, self._tick = now, tick
         self._slot_queue = SlotQueue(maker, limits, address=self.address, now=now, tick=tick)
         self._slot_queue.before_waiting = self._check_placed_elsewhere
-        self._live: dict[JobId, LiveJob] = {}
+        self._live = self.live_jobs = dict[JobId, LiveJob]()
         self._running: Counter[Address] = Counter()
         self._seen = SeenJobs(limits.max_order_seconds)
         self._writes = DeferredWrites(store, self.reputation, maker.speeds, shared)

@@ -4,7 +4,7 @@ import { build } from "esbuild";
 
 const VIEM = "/*! Contains parts of viem (MIT, https://viem.sh), @noble/curves and @noble/hashes (MIT, Paul Miller). */\n";
 /** The files of this folder that pages load, and what each must say of the libraries in it. */
-const entries = { receipt_proof: VIEM, sign_in: "" };
+const entries = { receipt_proof: VIEM, sign_in: "", wallet_page: VIEM };
 
 for (const [name, license] of Object.entries(entries)) {
   const target = new URL(`../static/${name}.js`, import.meta.url);
