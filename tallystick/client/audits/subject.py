@@ -108,8 +108,8 @@ class Subject:
             limits = [request.get(member) for member in ("max_tokens", "max_completion_tokens")]
             kind = BadMessage if any(isinstance(limit, int) and limit < MIN_LIMIT for limit in limits) else ShortAnswer
             raise kind(f"the answer is too short for an audit: expected about {MIN_TOKENS} tokens or more")
-        may_end = answer is not None and answer.finish != _FILTERED and not request.get("stop")
-        ended = may_end and (answer.finish == "stop" or _is_below_limits(kept, request))
+        finish = _FILTERED if answer is None or request.get("stop") else answer.finish
+        ended = finish == "stop" or (finish != _FILTERED and _is_below_limits(kept, request))
         return cls(kept, request, rows, text, read_sampling(request), ended)
 
     @property
@@ -134,9 +134,10 @@ class Subject:
     def is_covered(self) -> bool:
         """Whether the rows are those of the whole answer: as many as its billed tokens, but perhaps for its end token.
 
-        An honest node's rows end before the first token that its engine gave no row for.
+        An honest node's rows end before the first token that its engine gave no row for. A text of ASCII has no such token.
         """
-        return self._missing <= (1 if self.kept.proof.receipt.message.outcome == Outcome.COMPLETED else 0)
+        may_lack_end = self.kept.proof.receipt.message.outcome == Outcome.COMPLETED and self.text.isascii()
+        return self._missing <= may_lack_end
 
     @property
     def coverage(self) -> float:

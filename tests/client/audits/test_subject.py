@@ -66,6 +66,16 @@ def test_a_referee_that_saw_a_part_says_nothing_of_the_whole() -> None:
     assert subject.counts(text, with_end(text)).counted == subject.counts(text, with_end(text)).billed
 
 
+@pytest.mark.parametrize(("text", "rows", "covered"), [("a", 63, True), ("é", 63, False), ("é", 64, True), ("a", 62, False)])
+def test_a_character_of_several_tokens_may_be_what_lacks_a_row(text: str, rows: int, *, covered: bool) -> None:
+    """Where a row is missing, it is that of the end only if no character can have several tokens. Else the text is shown."""
+    subject = Subject.of(sold(ALICE, HONEST, keep=lambda kept: kept[:rows]))
+    subject = replace(subject, text=text + subject.text)
+    assert subject.is_covered is covered
+    questions = [subject.question(80, random.Random(seed).randbytes) for seed in range(40)]
+    assert any(not isinstance(question.completion, str) for question in questions) is covered
+
+
 @pytest.mark.parametrize(("billed", "surplus"), [(LENGTH, 0), (LENGTH + 1, 0), (LENGTH + 2, 1), (LENGTH - 1, -1)])
 def test_an_end_token_may_be_billed(billed: int, surplus: int) -> None:
     """It is in no text. In short answers it alone would be more than the share that convicts."""
