@@ -22,8 +22,8 @@ temperature.
 WEIGHTS = (0.2, 0.1, 0.05, 0.05, 0.2, 0.4)
 """How the stake is divided among the bets. The strong ones get most: what they see shows in answers of ordinary length."""
 LOOSE = 1.1
-"""Positions at which the bounds add up to more are left out. The row of likely tokens says too little there for a bet to gain: the
-bound of all others is far above their probability. So half as many answers of a smaller model convict it
+"""Positions at which the bounds add up to more are left out. The row of likely tokens says too little there for a bet to gain:
+the bound of all others is far above their probability. So half as many answers of a smaller model convict it
 (docs/explanation/trust.md).
 """
 

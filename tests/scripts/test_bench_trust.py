@@ -157,7 +157,8 @@ async def test_a_replayed_answer_is_not_that_of_a_trial() -> None:
         async def score(
             self, body: Mapping[str, Any], tokens: Sequence[int], positions: Sequence[int], top: int = 5
         ) -> ScoreResponse:
-            rows = tuple(ScoreRow.of(position, tokens[position], {tokens[position]: -0.5}, top) for position in positions)
+            scored = [(position, tokens[position]) for position in positions]
+            rows = tuple(ScoreRow.of(position, token, {token: -0.5}, top) for position, token in scored)
             return ScoreResponse(body["model"], PROMPT, tuple(tokens), rows)
 
     async with EngineApi.open("http://127.0.0.1:9") as api:
