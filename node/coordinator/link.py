@@ -39,8 +39,6 @@ _JITTER = random.SystemRandom().random
 _CLOSE_SECONDS = 3.0
 _MIN_BEAT_SECONDS = 0.02
 """Changes of the free slots within this time are reported once."""
-
-
 _SHARED_BEAT_SECONDS = 0.05
 """If several links compete for the slots, each tells of a free one after a random part of this time. Whoever hears first may take
 it, so without the draw the nearest coordinator would get all slots that others wait for too.
