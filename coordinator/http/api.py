@@ -227,8 +227,10 @@ def _add_job_routes(api: FastAPI, context: ApiContext) -> None:
         chain has paid the receipt; then it has the transaction (`tx`), the block, and what the tab has paid in all (base units).
         While the job waits for a free slot, `queue` has its `position`, 1 for the next, and the expected wait (`waitMs`).
         """
-        caller, job_id = await context.views.caller(request, token), parse_job_id(job)
+        caller, job_id, shared = await context.views.caller(request, token), parse_job_id(job), context.market.shared
         known, queued = await context.jobs.job(job_id), context.market.queued_job(job_id)
+        if known is not None and known.replica and shared is not None and await shared.end_lost(job_id, known.replica):
+            known = await context.jobs.job(job_id)
         if queued is not None and queued[0].payer == caller:
             return queued_view(known, *queued)
         if known is None:

@@ -103,7 +103,9 @@ class Market:
         self.hedging = Hedging(maker, limits.hedge_share, tick, later)
         self._decision_keeper = DecisionKeeper(self.decision_log, log_store)
         heads, keep = limits.match_log_seconds, limits.match_log_keep_seconds
-        self._shared = shared
+        self.shared = shared
+        if shared is not None:
+            self._receipts.end_lost = shared.end_lost
         log_options: dict[str, Any] = {"head_seconds": heads, "keep_seconds": keep, "lost": limits.match_log_lost}
         shared_log = None if shared is None else SharedMatchLog(log_store, signer, domain, now, shared=shared, **log_options)
         self.match_log = shared_log or MatchLog(log_store, signer, domain, now, **log_options)
@@ -210,7 +212,7 @@ class Market:
 
     async def was_placed(self, job_id: JobId) -> bool:
         """Whether a job with this id was placed recently: here, by a former process, or at a replica. Raises Unavailable."""
-        if job_id not in self._seen and self._shared is not None and await self._shared.is_placed(job_id):
+        if job_id not in self._seen and self.shared is not None and await self.shared.is_placed(job_id):
             self._seen.add(job_id, int(self._now()))
         return job_id in self._seen
 
@@ -259,7 +261,7 @@ class Market:
 
         Jobs that are matched at once are checked by the transaction that stores the match.
         """
-        if self._shared is not None and await self._shared.is_placed(job_id):
+        if self.shared is not None and await self.shared.is_placed(job_id):
             raise replayed(job_id)
 
     def _admit(self, submission: Submission) -> LiveJob:

@@ -31,7 +31,6 @@ from coordinator.storage.account_store import SqlAccountStore
 from coordinator.storage.job_store import SEGMENT_JOBS, SqlJobStore
 from coordinator.storage.log_store import SqlLogStore
 from coordinator.storage.provider_records import write_records
-from coordinator.storage.recovery import Recovery
 from coordinator.storage.report_store import SqlReportStore
 from coordinator.storage.roles import AllRoles, ReplicaRoles, Roles
 from coordinator.storage.schema import claims, cursors, responses, settlements, tabs
@@ -102,7 +101,7 @@ class Store:
         if self._shared is None:
             await asyncio.Event().wait()
         else:
-            await Recovery(self._db, self._shared.shared_rows).run()
+            await self._shared.recovery.run()
 
     @property
     def database(self) -> Database:

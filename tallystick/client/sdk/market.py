@@ -447,7 +447,8 @@ class Market(ConvenienceMethods):
 
         async def submit(wait: int) -> Job:
             self._check_room()
-            return await self._submit_to_one(request, demand, replace(options, wait=wait))
+            waiting = options if wait == options.wait else replace(options, wait=wait)
+            return await self._submit_to_one(request, demand, waiting)
 
         return await self._turns.take(submit, options.wait)
 
@@ -501,7 +502,7 @@ class Market(ConvenienceMethods):
         asks, holder = await self._affinity.arrange(tags, asks, partial(self._shortlists.of_provider, demand))
         asks = asks[: self.config.shortlist_size]
         await self._reconciler.recovery.recover_unknown(ask.message.provider for ask in asks)
-        response, stream = await self._submitter.submit(
+        submitted = await self._submitter.submit(
             info,
             request,
             asks,
@@ -515,10 +516,12 @@ class Market(ConvenienceMethods):
             hints=ranking_hints(demand, holder),
         )
         keyed = options.idempotency_key is not None
-        job = Job(context, response, stream, request, keyed=keyed, began=began)
+        job = Job(context, submitted.response, submitted.stream, request, keyed=keyed, began=began)
         job.tags, job.asks = tags, asks
         self._prepare_audit(job, request, options)
-        job.further_orders = partial(self._submitter.further_orders, info, request, demand, response, wait)
+        job.further_orders = partial(self._submitter.further_orders, info, request, demand, submitted.response, wait)
+        if self._coordinator.replicas.has_several:
+            job.send_again = submitted.send_again
         self._live.add(job)
         return job
 
