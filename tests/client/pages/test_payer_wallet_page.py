@@ -82,7 +82,7 @@ async def test_what_is_not_signed(site: Site, fake: FakeMarket, wallet: Signer) 
             ({"origin": url}, 200),
         ):
             assert (await http.post(BIND_PATH, json=good, headers=headers)).status_code == status, headers
-    keyed = replace(site.config, api_key="k" * 20, api_keys=(ApiKey("team", "t" * 20),))
+    keyed = replace(site.config, api_key="k" * 20, api_keys=(ApiKey(label="team", secret="t" * 20),))
     async with gateway(fake, wallet, keyed) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
         assert (await http.post(BIND_PATH, json=good)).status_code == 401
         for key, status in (("t" * 20, 401), ("k" * 20, 200)):
