@@ -64,7 +64,7 @@ from tallystick.runtime.health_monitor import Check, HealthMonitor
 from tallystick.runtime.peer_probe import check_certificate, probe_peer
 from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import SharedPort, serving, wait_for_stop_signal
-from tallystick.runtime.storage import sqlite_file
+from tallystick.runtime.sqlite_backend import sqlite_file
 from tallystick.version import __version__
 from tallystick.web.wallet_page import WalletPage
 from tallystick.web.wallet_sign_in import WalletSignIn

@@ -409,6 +409,7 @@ class JobRunner:
                 first_seconds=first,
                 total_seconds=total,
                 engine_fault=result.error is not None and result.error.fault is Fault.ENGINE,
+                fault="" if result.error is None else result.error.fault.value,
                 endpoint=job.link.endpoint,
                 written_off=written_off,
             )

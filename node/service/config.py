@@ -25,6 +25,7 @@ from node.jobs.deadlines import Deadlines
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.features import EVIDENCE, absent, opposite
 from tallystick.protocol.messages import UNKNOWN, Spec
+from tallystick.protocol.origins import check_urls
 from tallystick.protocol.pricing import Prices
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.routes import EVIDENCE_ROUTE
@@ -44,6 +45,8 @@ DEFAULT_OUTPUT_TOKENS = 4_096
 DEFAULT_SLOTS = 4
 MAX_QUEUE_DEPTH = 1_024
 MIN_KEEP_SECONDS = 86_400
+MIN_KEY = 16
+"""The fewest characters of `page_key`."""
 SETTLEMENT_SECONDS = 300
 """Seconds that a transaction of this node may take to be mined and seen, after the coordinator's time for a claim has passed."""
 _JOB_PHASES = frozenset({"total", "reader", "first_credit"})
@@ -240,6 +243,9 @@ class NodeConfig:
     shutdown_grace: float = 60.0
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
+    page_urls: tuple[str, ...] = ()
+    page_wallets: tuple[Address, ...] = ()
+    page_key: str | None = field(default=None, repr=False)
     gpus: int = 0
     gpu_hour_cost: Amount | None = None
     log_json: bool | None = None
@@ -262,6 +268,9 @@ class NodeConfig:
             raise BadMessage(
                 f"config: job_keep_seconds: expected at least {MIN_KEEP_SECONDS} (a day), got {self.job_keep_seconds}"
             )
+        check_urls(self.page_urls, "page_urls")
+        if self.page_key is not None and len(self.page_key) < MIN_KEY:
+            raise BadMessage(f"config: page_key: expected at least {MIN_KEY} characters, got {len(self.page_key)}")
         labels = [engine.label for engine in self.engines]
         if len(set(labels)) != len(labels):
             raise BadMessage(f"config: engines.name: expected a different name for each engine, got {', '.join(labels)}")
@@ -286,8 +295,8 @@ class NodeConfig:
         return tuple(dict.fromkeys((self.coordinator, *self.coordinators)))
 
     @property
-    def serves_pages(self) -> bool:
-        """Whether pages are served beside the metrics: only where no other machine reaches them, since they need no login."""
+    def open_pages(self) -> bool:
+        """Whether the pages beside the metrics need no login, since no other machine reaches them."""
         return is_loopback(self.metrics_host)
 
     @property

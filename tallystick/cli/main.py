@@ -12,7 +12,7 @@ from tallystick.cli.chain import chain, contract, coordinator_fee, coordinator_p
 from tallystick.cli.chat import chat
 from tallystick.cli.jobs import audits, batch, jobs, match_log, models, receipts
 from tallystick.cli.local import demo, engine, start
-from tallystick.cli.money import balance, funds, give_back, rotate, safe, spending, wallet
+from tallystick.cli.money import balance, funds, give_back, rotate, safe, sign_in, spending, wallet
 from tallystick.cli.node import backup, collect, doctor, earnings, init, status, why
 from tallystick.cli.output import exit_with_error
 from tallystick.protocol.errors import BadMessage, TallyError
@@ -58,6 +58,7 @@ for command in (
 ):
     app.command(command.__name__.replace("_", "-"), rich_help_panel=MONEY)(command)
 app.add_typer(safe.app, name="safe", rich_help_panel=MONEY)
+app.command("sign-in", rich_help_panel=MONEY)(sign_in.sign_in)
 
 daemons.node.command("init")(init.init)
 daemons.node.command("doctor")(doctor.doctor)
