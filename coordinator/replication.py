@@ -36,9 +36,8 @@ class Replication:
             return
         self._store = SqlReplicaStore(config.db)
         bus = NatsBus(parse_nats_address(config.bus, "config: bus"), f"tallystick.{market.address.lower()}")
-        self._set = ReplicaSet(
-            Membership(replica, self._store, time.monotonic), bus, market, load_totals, time.monotonic, self.load
-        )
+        membership = Membership(replica, self._store, time.monotonic)
+        self._set = ReplicaSet(membership, bus, market, load_totals, time.monotonic, load=self.load)
 
     @property
     def view(self) -> ReplicaView:
