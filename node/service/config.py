@@ -30,6 +30,7 @@ from tallystick.protocol.pricing import Prices
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.routes import EVIDENCE_ROUTE
 from tallystick.protocol.sealing import SUITES, X25519
+from tallystick.protocol.tiers import Tier, Tiers
 from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.config import home, load
 from tallystick.runtime.plaintext import is_loopback
@@ -251,6 +252,7 @@ class NodeConfig:
     log_json: bool | None = None
     """Whether the log is JSON; None: text at a terminal, JSON elsewhere."""
     log_level: str = "info"
+    tiers: tuple[Tier, ...] = ()
     admission: AdmissionRules = field(default_factory=AdmissionRules)
     credit: CreditLimits = field(default_factory=CreditLimits)
     deadlines: Deadlines = field(default_factory=Deadlines)
@@ -268,9 +270,7 @@ class NodeConfig:
             raise BadMessage(
                 f"config: job_keep_seconds: expected at least {MIN_KEEP_SECONDS} (a day), got {self.job_keep_seconds}"
             )
-        check_urls(self.page_urls, "page_urls")
-        if self.page_key is not None and len(self.page_key) < MIN_KEY:
-            raise BadMessage(f"config: page_key: expected at least {MIN_KEY} characters, got {len(self.page_key)}")
+        self._check_access()
         labels = [engine.label for engine in self.engines]
         if len(set(labels)) != len(labels):
             raise BadMessage(f"config: engines.name: expected a different name for each engine, got {', '.join(labels)}")
@@ -280,6 +280,16 @@ class NodeConfig:
             for setting in fields(part):
                 if getattr(part, setting.name) <= 0:
                     raise BadMessage(f"config: {setting.name}: expected more than 0, got {getattr(part, setting.name)}")
+
+    def _check_access(self) -> None:
+        check_urls(self.page_urls, "page_urls")
+        for tier in self.tiers:
+            if tier.jobs_per_minute is not None:
+                text = "only a coordinator counts the jobs of a minute; set jobs_in_flight"
+                raise BadMessage(f"config: tiers: {tier.name}: jobs_per_minute: {text}")
+        Tiers(self.tiers)
+        if self.page_key is not None and len(self.page_key) < MIN_KEY:
+            raise BadMessage(f"config: page_key: expected at least {MIN_KEY} characters, got {len(self.page_key)}")
 
     def _check_coordinators(self) -> None:
         for url in self.all_coordinators:
@@ -320,6 +330,11 @@ class NodeConfig:
     def admission_rules(self) -> AdmissionRules:
         """`admission` with the claim window that the deadlines need."""
         return replace(self.admission, claim_window=max(self.admission.claim_window, self.claim_margin + 1))
+
+    @property
+    def access(self) -> Tiers:
+        """The access tiers. What counts is what a payer settled with this node."""
+        return Tiers(self.tiers, "on chain with this provider")
 
     @property
     def database(self) -> URL:

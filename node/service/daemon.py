@@ -122,6 +122,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         on_match=match_watch.on_match,
         on_client_head=match_watch.on_client_head,
         on_stranded_receipt=receipt_sender.resend_now,
+        tiers=config.access,
     )
     router = LinkRouter(runner, receipt_sender, state_recovery, match_watch)
     listing = _listing_for(asks, resources.engine_pool, runner, state_recovery, coordinator_credit)
@@ -286,7 +287,7 @@ def _on_hangup(act: Callable[[], None]) -> Iterator[None]:
 
 
 RELOADABLE = frozenset(
-    {"engines", "admission", "credit", "deadlines", "claims", "payout", "shutdown_grace", "log_json", "log_level"}
+    {"engines", "tiers", "admission", "credit", "deadlines", "claims", "payout", "shutdown_grace", "log_json", "log_level"}
 )
 """Settings that apply while the node runs; all others apply at the next start."""
 
@@ -368,7 +369,7 @@ class Node:
         self.settings_for_restart = tuple(name for name, value in unchanged.items() if getattr(new, name) != value)
         if self.settings_for_restart:
             log.warning("these settings need a restart", settings=list(self.settings_for_restart))
-        self.runner.reconfigure(new.admission_rules, new.deadlines)
+        self.runner.reconfigure(new.admission_rules, new.deadlines, new.access)
         self.tabs.set_limits(new.credit_limits)
         self.collector.policy, self.payouts.policy = new.claims, new.payout
         configure(json=new.log_json, level=new.log_level)

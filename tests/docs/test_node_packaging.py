@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from node.service.config import NodeConfig
-from tallystick.cli.main import app
+from tallystick.cli.commands import app
 
 ROOT = Path(__file__).parents[2]
 PACKAGING = ROOT / "node" / "packaging"
