@@ -61,6 +61,8 @@ from tallystick.runtime.health_monitor import Check, HealthMonitor
 from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import SharedPort, serving, wait_for_stop_signal
 from tallystick.runtime.storage import sqlite_file
+from tallystick.tracing.export import SpanExport, exporting
+from tallystick.tracing.spans import Tracer
 from tallystick.version import __version__
 
 log = structlog.get_logger()
@@ -131,6 +133,18 @@ async def running(config: CoordinatorConfig, signer: Signer, shared: SharedPort 
 
     `shared`: a second port, on which other replicas on this machine listen too.
     """
+    async with (
+        exporting(config.tracing, "tallystick-coordinator", trusts_parent=False) as export,
+        _serving(config, signer, shared, export) as port,
+    ):
+        yield port
+
+
+@contextlib.asynccontextmanager
+async def _serving(
+    config: CoordinatorConfig, signer: Signer, shared: SharedPort | None, export: SpanExport | None
+) -> AsyncIterator[int]:
+    """Runs the coordinator, whose spans go to `export`."""
     deployment = _deployment(config)
     rpc = Rpc(config.rpc or deployment.rpc)
     replica = secrets.token_hex(8) if config.bus else ""
@@ -141,7 +155,8 @@ async def running(config: CoordinatorConfig, signer: Signer, shared: SharedPort 
         fees = FeeCheck(escrow, signer.address, config.fee_bps)
         await fees.check_at_start()
         bus, funds = InProcessBus(), EscrowCache(escrow, config.funds_ttl)
-        market = _market(config, deployment, signer, bus=bus, store=store, funds=funds)
+        tracer = None if export is None else export.tracer
+        market = _market(config, deployment, signer, bus=bus, store=store, funds=funds, tracer=tracer)
         await market.start()
         settler = _settler(config, escrow, Sender(rpc, signer, confirmations=config.confirmations), store, market)
         rate_limiter = RateLimiter(config.intake_limits, time.monotonic)
@@ -195,7 +210,14 @@ async def running(config: CoordinatorConfig, signer: Signer, shared: SharedPort 
 
 
 def _market(
-    config: CoordinatorConfig, deployment: Deployment, signer: Signer, *, bus: InProcessBus, store: Store, funds: EscrowCache
+    config: CoordinatorConfig,
+    deployment: Deployment,
+    signer: Signer,
+    *,
+    bus: InProcessBus,
+    store: Store,
+    funds: EscrowCache,
+    tracer: Tracer | None,
 ) -> Market:
     return Market(
         domain=deployment.domain,
@@ -207,6 +229,7 @@ def _market(
         funds=funds,
         limits=config.job_limits,
         shared=store.shared,
+        tracer=tracer,
     )
 
 

@@ -380,7 +380,7 @@ class JobReport(NamedTuple):
     """How a job ended, for metrics and logs. Durations are seconds. `outcome` is None if the job has no receipt.
 
     `endpoint`: where its coordinator was dialled; `written_off`: the cost of work that the coordinator left unpaid, in base
-    units.
+    units; `trace_id`: of its trace, in hex, if it has one.
     """
 
     job: JobId
@@ -396,6 +396,7 @@ class JobReport(NamedTuple):
     engine_fault: bool = False
     endpoint: str = ""
     written_off: Amount = Amount(0)
+    trace_id: str = ""
 
 
 class Observer(Protocol):

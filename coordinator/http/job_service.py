@@ -20,6 +20,7 @@ from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.http.request_bodies import BodyReservation, RequestBodies
 from coordinator.http.response_buffer import ResponseBuffer, ResponseBuffers, Retention
+from coordinator.jobs.job_trace import JobTrace
 from coordinator.jobs.market import Market
 from coordinator.ports import FrameSink, ResponseStore, StoredResponse
 from tallystick.protocol.errors import TallyError, Unavailable
@@ -135,7 +136,10 @@ class JobService:
         submission, reservation = request.take()
         market = self.market
         try:
-            placing = market.place_order(submission)
+            trace = None if market.tracer is None else JobTrace.begin(market.tracer, submission)
+            if trace is not None:
+                record(trace_id=trace.trace_id)
+            placing = market.place_order(submission, trace)
             del submission  # the job replaces it by a smaller one before it waits
             job = await placing
             if sink.abandoned:
