@@ -26,6 +26,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import MAX_LINK_FRAME
+from coordinator.http.account_routes import Accounts
 from coordinator.http.api import ApiContext, build_control_plane
 from coordinator.http.client_hub import METHOD as LINK_METHOD
 from coordinator.http.client_hub import ClientHub
@@ -39,13 +40,15 @@ from coordinator.http.request_bodies import RequestBodies
 from coordinator.http.request_limiter import RequestLimiter
 from coordinator.http.response_buffer import Retention
 from coordinator.http.schemas import Info
+from coordinator.jobs.accounts import AccessTiers
 from coordinator.jobs.job_retention import JobRetention
 from coordinator.jobs.market import Market
-from coordinator.pages.market_pages import MarketPages
+from coordinator.pages.market_pages import WALLET_PATH, MarketPages
 from coordinator.ports import ResponseStore
 from coordinator.replication import Replication
 from coordinator.storage.store import Store
 from tallystick.chain.chain_health import ChainHealth
+from tallystick.chain.contract_signature import is_contract_signature
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
@@ -58,15 +61,19 @@ from tallystick.runtime import logs
 from tallystick.runtime.access_log import Access, AccessLog
 from tallystick.runtime.disk_space import check_disk
 from tallystick.runtime.health_monitor import Check, HealthMonitor
+from tallystick.runtime.peer_probe import check_certificate, probe_peer
 from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import SharedPort, serving, wait_for_stop_signal
 from tallystick.runtime.storage import sqlite_file
 from tallystick.tracing.export import SpanExport, exporting
 from tallystick.tracing.spans import Tracer
 from tallystick.version import __version__
+from tallystick.web.wallet_page import WalletPage
+from tallystick.web.wallet_sign_in import WalletSignIn
 
 log = structlog.get_logger()
 SWEEP_SECONDS = 1
+SIGN_IN_STATEMENT = "Sign in to this Tallystick coordinator. This sends no transaction and spends nothing."
 NODE_PATH = "/v1/node"
 _JOBS = frozenset({(JOBS_PATH, "POST"), (LINK_PATH, LINK_METHOD)})
 """Path and method of jobs in the access log."""
@@ -84,16 +91,32 @@ class App:
         retention: Retention | None = None,
         intake: IntakeLimits | None = None,
         rate_limiter: RateLimiter | None = None,
+        wallet: WalletPage | None = None,
     ) -> None:
         """`rate_limiter`: the limits per address, shared with the node hub."""
         limits = intake or IntakeLimits()
         shared, bodies = rate_limiter or RateLimiter(limits, time.monotonic), RequestBodies(limits)
-        service = JobService(context.market, responses, intake=limits, retention=retention, rate_limiter=shared, bodies=bodies)
+        service = JobService(
+            *(context.market, responses),
+            intake=limits,
+            retention=retention,
+            rate_limiter=shared,
+            bodies=bodies,
+            tiers=context.accounts.tiers,
+            refusals=context.accounts.refusals,
+        )
         self._jobs, self.clients = JobsRoute(service), ClientHub(service, self._observe)
         self._hub = hub
         api = build_control_plane(context)
         name, connected = context.info.name, context.connected
-        self.pages = MarketPages(context.market, context.health, name=name, connected=connected, now=context.now)
+        self.pages = MarketPages(
+            *(context.market, context.health),
+            name=name,
+            connected=connected,
+            views=context.views,
+            wallet=wallet,
+            now=context.now,
+        )
         self.pages.add_to(api)
         control_plane = LogProofRoute(api, context.market.match_log)
         self._control = RequestLimiter(control_plane, shared, bodies)
@@ -170,15 +193,26 @@ async def _serving(
             endpoints=config.endpoints,
         )
         replication = Replication(config, replica, market, store.load_totals)
-        health = _health(store, Rpc(config.rpc or deployment.rpc, attempts=1), deployment, signer.address, replication.checks)
+        further: dict[str, Check] = {"claims": settler.check, "certificate": partial(_check_certificate, config)}
+        health = _health(
+            store, Rpc(config.rpc or deployment.rpc, attempts=1), deployment, signer.address, {**replication.checks, **further}
+        )
         metrics = CoordinatorMetrics(lambda: health.monitor.last)
         settler.on_settled, store.database.on_commit = metrics.settled, metrics.committed
         metrics.gauge("tallystick_coordinator_database_queue", "Writes that wait for a transaction", lambda: store.queued)
         info = _info(config, deployment, signer)
         context = ApiContext(
-            *(market, lambda: hub.connected, store, store, store, info, health.monitor, metrics), replicas=replication.view
+            *(market, lambda: hub.connected, store, store, store, info, health.monitor, metrics),
+            _accounts(config, deployment, signer, rpc, store),
+            replicas=replication.view,
         )
-        app = App(context, hub, store, retention=config.retention, intake=config.intake_limits, rate_limiter=rate_limiter)
+        app = App(
+            *(context, hub, store),
+            retention=config.retention,
+            intake=config.intake_limits,
+            rate_limiter=rate_limiter,
+            wallet=WalletPage(escrow, WALLET_PATH),
+        )
         server = serving(
             *(app, config.host, config.port),
             limits=config.connection_limits,
@@ -246,6 +280,19 @@ def _settler(config: CoordinatorConfig, escrow: Escrow, sender: Sender, store: S
     )
 
 
+def _accounts(config: CoordinatorConfig, deployment: Deployment, signer: Signer, rpc: Rpc, store: Store) -> Accounts:
+    sign_in = WalletSignIn(
+        origins=config.public_urls,
+        chain_id=deployment.chain_id,
+        key=signer.secret,
+        statement=SIGN_IN_STATEMENT,
+        store=store.sessions,
+        check_contract=partial(is_contract_signature, rpc),
+    )
+    tiers = AccessTiers(config.access, store.accounts, time.monotonic) if config.tiers else None
+    return Accounts(sign_in, store.accounts, tiers=tiers)
+
+
 def _roles(config: CoordinatorConfig, settler: Settler, store: Store) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
     """Returns what one replica does for all, by role. A lone coordinator does all of it."""
     retention = JobRetention(store, config.job_keep_seconds, time.time)
@@ -281,6 +328,14 @@ def _health(store: Store, rpc: Rpc, deployment: Deployment, account: Address, fu
         "chain": "check `rpc` and the chain's endpoint",
     }
     return _HealthChecks(HealthMonitor(checks, remedies), rpc)
+
+
+async def _check_certificate(config: CoordinatorConfig) -> dict[str, CheckResult]:
+    """The state of `certificate`, if clients reach this coordinator by https."""
+    urls = [url for url in config.public_urls if url.startswith("https://")]
+    valid = (await probe_peer(urls[0])).certificate if urls else None
+    whose, remedy = "this coordinator's", "renew it where TLS ends: in the proxy before this coordinator"
+    return {} if valid is None else {"certificate": check_certificate(valid, whose, remedy)}
 
 
 @contextlib.asynccontextmanager

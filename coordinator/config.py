@@ -14,6 +14,7 @@ from coordinator.http.response_buffer import Retention
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.match_log import MERGE_SECONDS
 from tallystick.protocol.replicas import MAX_REPLICAS, read_replica_url
+from tallystick.protocol.tiers import Tier, Tiers
 from tallystick.protocol.types import Amount
 from tallystick.runtime.config import home, load
 from tallystick.runtime.connection_limiter import ConnectionLimits
@@ -143,6 +144,8 @@ class CoordinatorConfig:
     refused_requests_per_second: float = 2
     """Refused requests of one address (unreadable, badly signed, unfunded), after a burst of `refused_requests_burst`."""
     refused_requests_burst: int = 100
+    tiers: tuple[Tier, ...] = ()
+    """[[tiers]]: limits by a payer's wallet, or by what it settled; see docs/how-to/access-tiers.md."""
     log_json: bool | None = None
     """Whether the log is JSON; None: text at a terminal, JSON elsewhere."""
     log_level: str = "info"
@@ -162,6 +165,7 @@ class CoordinatorConfig:
             raise BadMessage(f"config: hedge_share: expected a share from 0 to 1, got {self.hedge_share}")
         self._check_match_log()
         self._check_retention()
+        Tiers(self.tiers)
         self._check_replicas()
         if not 0 <= self.fee_bps <= 10_000:
             raise BadMessage(f"config: fee_bps: expected 0 to 10000 hundredths of a percent, got {self.fee_bps}")
@@ -233,6 +237,11 @@ class CoordinatorConfig:
         if keep < least:
             text = f"expected at least {least}, the longer of max_order_seconds and response_seconds, got {keep}"
             raise BadMessage(f"config: job_keep_seconds: {text}")
+
+    @property
+    def access(self) -> Tiers:
+        """The access tiers."""
+        return Tiers(self.tiers)
 
     @property
     def retention(self) -> Retention:

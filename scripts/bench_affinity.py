@@ -28,6 +28,8 @@ import httpx
 import uvloop
 
 from scripts.relay import llama_cpp, processes
+from tallystick.cli.output import note
+from tallystick.cli.progress import activity
 from tallystick.protocol.routes import CHAT
 from tallystick.protocol.types import Address
 
@@ -155,10 +157,11 @@ async def _measure(engine: Path, folder: Path, size: Size) -> dict[str, float]:
         ]
         for policy in POLICIES:
             began = time.monotonic()
-            usage = await _replay(policy, size, providers, gateways)
+            with activity(f"replaying conversations, policy {policy}"):
+                usage = await _replay(policy, size, providers, gateways)
             figures[f"cached_share_{policy}"] = usage.cached / usage.prompt
             figures[f"seconds_{policy}"] = time.monotonic() - began
-            print(policy, dict(usage.requests_by_provider), usage.prompt, usage.cached, file=sys.stderr)
+            note(f"{policy} {dict(usage.requests_by_provider)} {usage.prompt} {usage.cached}")
     return figures | {"cached_share_possible": possible_share(size)}
 
 

@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from tallystick.cli.progress import activity
 from tests.contracts import gas
 
 SNAPSHOT = Path(__file__).parent.parent / "contracts" / "gas.json"
@@ -34,9 +35,12 @@ def main() -> int:
     parser.add_argument("--floor", action="store_true", help="only show what makes up the gas of a row in a dense batch")
     options = parser.parse_args()
     if options.floor:
-        _table("gas of a row, 20 payers x 20 providers", gas.floor())
+        with activity("measuring the gas of a row"):
+            floor = gas.floor()
+        _table("gas of a row, 20 payers x 20 providers", floor)
         return 0
-    figures = gas.settling() | {"max_rows": gas.largest_batch()} | gas.calls()
+    with activity("measuring the gas of each call"):
+        figures = gas.settling() | {"max_rows": gas.largest_batch()} | gas.calls()
     if options.json:
         print(json.dumps(figures | gas.QUOTED, indent=2))
     else:

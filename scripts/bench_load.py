@@ -33,6 +33,7 @@ from scripts.crowd.floods import Purse, write_submissions
 from scripts.relay import processes
 from scripts.relay.load import EnginelessNode, percentile, sign_jobs
 from scripts.relay.processes import Site
+from tallystick.cli.progress import activity
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.protocol.eip712 import Signer
@@ -137,14 +138,16 @@ async def _measure(folder: Path, size: Size, floods: Sequence[str]) -> Figures:
     ):
         pid = site.pids["coordinator"]
         figures: Figures = {"rss_mib_start": round(processes.rss_mib(pid), 1)}
-        await _join_nodes(crowd)
-        asks = await _count_asks(crowd)
+        with activity(f"connecting {size.nodes} nodes"):
+            await _join_nodes(crowd)
+            asks = await _count_asks(crowd)
         figures |= {"nodes": len(crowd.nodes), "asks": asks, "rss_mib_asks": round(processes.rss_mib(pid), 1)}
         async with _open_streams(crowd) as streams:
             figures |= {"streams": streams, "rss_mib": round(processes.rss_mib(pid), 1), "rss_mib_goal": RSS_GOAL_MIB}
             await _honest(crowd, 20)  # warms up
-            for flood in floods:
-                figures |= await _flood(crowd, flood, folder)
+            for number, flood in enumerate(floods, 1):
+                with activity(f"flood {number} of {len(floods)}: {flood}"):
+                    figures |= await _flood(crowd, flood, folder)
             figures["honest_failed"] = crowd.failed
             figures["rss_mib_after_floods"] = round(processes.rss_mib(pid), 1)
     return figures

@@ -21,6 +21,7 @@ from coordinator.domain.integrity_records import UNAUDITED
 from coordinator.domain.matching import shortlist
 from coordinator.domain.ranking import quality_bound, reliability
 from coordinator.domain.reputation import UNKNOWN_PROVIDER, Reputation
+from tallystick.cli.progress import activity
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.link import Capacity
@@ -130,16 +131,17 @@ def _bytes_per_ask(number: int) -> float:
 def measure(sizes: tuple[int, ...], rounds: int) -> dict[str, float]:
     """Returns all figures by key."""
     figures: dict[str, float] = {}
-    for number in sizes:
-        for case in CASES:
-            if case.models > number or case.excluded >= number:
-                continue
+    cases = [(number, case) for number in sizes for case in CASES if case.models <= number and case.excluded < number]
+    with activity("matching", len(cases)) as shown:
+        for number, case in cases:
+            shown.update(f"matching among {number:,} asks: {case.name}")
             book, providers = _book(case, number)
             gc.collect()
             key = f"{number}_{case.name}"
             figures[f"match_us_p50_{key}"], figures[f"match_us_p99_{key}"] = _match_us(case, book, providers, rounds)
             if case is CASES[0]:
                 figures[f"update_us_{number}"] = _update_us(book, providers, rounds)
+            shown.advance()
     figures["bytes_per_ask"] = _bytes_per_ask(min(sizes[-1], 20_000))
     return {name: round(value, 1) for name, value in figures.items()}
 

@@ -34,6 +34,8 @@ import uvloop
 from node.engines.kinds import QUEUE_DEPTH
 from scripts.relay import llama_cpp, mock, processes, waiting
 from scripts.relay.processes import Site
+from tallystick.cli.output import note
+from tallystick.cli.progress import activity
 from tallystick.client.config import ClientConfig
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
@@ -149,7 +151,7 @@ async def _closed_loops(direct: Ask, market: Ask, answers: int, rounds: int) -> 
                 figures["closed_loop_refused"] += failed
             ratios.append(rate[market] / rate[direct])
             rates.append(rate[direct])
-        print(f"closed loop, clients {clients}: {[round(ratio, 3) for ratio in ratios]}", file=sys.stderr)
+        note(f"closed loop, clients {clients}: {[round(ratio, 3) for ratio in ratios]}")
         figures[f"closed_loop_ratio_{clients}"] = median(ratios)
         figures[f"closed_loop_answers_per_s_{clients}"] = median(rates)
     return figures
@@ -232,7 +234,7 @@ def main() -> int:
         print("without llama.cpp: scripts/bench queue --engine stand-in", file=sys.stderr)
         return 1
     processes.pin(os.getpid(), processes.TESTED)
-    with tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder, activity("measuring the queue"):
         figures = uvloop.run(_measure(Path(folder), installed, options))
     if options.json:
         print(json.dumps(figures, indent=2))

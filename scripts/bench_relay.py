@@ -26,6 +26,7 @@ from rich.table import Table
 from scripts.peers import LITELLM, SGLANG_ROUTER, install
 from scripts.relay import llama_cpp, load, processes
 from scripts.relay.load import Latencies, percentile
+from tallystick.cli.progress import activity
 from tallystick.protocol.eip712 import Signer
 
 STREAMS, CHUNKS = 64, 200
@@ -63,7 +64,7 @@ def main() -> int:
     peers = Peers() if options.no_peers or options.quick else Peers.installed()
     os.environ.setdefault("PYTHONHASHSEED", "0")
     processes.pin(os.getpid(), processes.LOAD)
-    with tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tallystick-bench-") as folder, activity("measuring the relay"):
         figures = uvloop.run(_measure(Path(folder), size, peers, options.soak))
     if options.json:
         print(json.dumps({name: None if value is None else round(value, 3) for name, value in figures.items()}, indent=2))

@@ -29,6 +29,7 @@ from scripts.relay import llama_cpp
 from scripts.trust.figures import figures
 from scripts.trust.live import FULL, SMALL, Plan, by_provider, make_variants, observe
 from scripts.trust.observations import read_observations, write_observations
+from tallystick.cli.progress import activity
 
 
 def main() -> int:
@@ -56,7 +57,7 @@ def main() -> int:
     if options.save:
         write_observations(options.save, (observation for jobs in observed.values() for observation in jobs))
     runs, audits = (20, 200) if options.small else (options.runs, options.audits)
-    with ProcessPoolExecutor() as pool:
+    with activity("drawing clients from what was observed"), ProcessPoolExecutor() as pool:
         result = figures(observed, runs=runs, audits=audits, pool=pool)
     if options.json:
         print(json.dumps(result, indent=2))

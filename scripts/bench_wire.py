@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable
 
+from tallystick.cli.progress import activity
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Domain, Signer, read_signed_bytes
 from tallystick.protocol.messages import Order, Receipt, Terms
@@ -28,7 +29,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench wire", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    figures = measure()
+    with activity("measuring signed frames"):
+        figures = measure()
     if arguments.json:
         print(json.dumps(figures, indent=2))
         return

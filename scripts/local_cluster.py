@@ -22,6 +22,8 @@ from pathlib import Path
 from tallystick.cli.local.demo import deploy_and_fund
 from tallystick.cli.local.processes import free_port, log_tail
 from tallystick.cli.local.services import LocalMarket, Ports, environment, get_json, is_healthy, prepare, to_toml
+from tallystick.cli.output import note
+from tallystick.cli.progress import activity
 
 READY_SECONDS = 240
 STOP_SECONDS = 60
@@ -72,9 +74,10 @@ class Service:
     async def until_ready(self) -> None:
         """Waits until the process serves. Raises as `start`."""
         try:
-            async with asyncio.timeout(READY_SECONDS):
-                while not (self.pid and await self.ready()):  # noqa: ASYNC110 - another process, which reports nothing
-                    await asyncio.sleep(0.1)
+            with activity(f"starting {self.name}"):
+                async with asyncio.timeout(READY_SECONDS):
+                    while not (self.pid and await self.ready()):  # noqa: ASYNC110 - another process, which reports nothing
+                        await asyncio.sleep(0.1)
         except TimeoutError:
             raise RuntimeError(f"{self.name} does not serve; the end of {self.log}:\n{log_tail(self.log)}") from None
 
@@ -267,7 +270,8 @@ async def cluster(folder: Path, *, replicas: int = 3, workers: int = 1) -> Async
         services = {"postgres": postgres, "nats": nats}
         services["chain"] = Service("chain", chain, folder, chain_url, ready=lambda: is_healthy(f"{chain_url}/health"))
         await asyncio.gather(*(service.start() for service in services.values()))
-        await deploy_and_fund(market)
+        with activity("deploying the contracts"):
+            await deploy_and_fund(market)
         listed = _replicas(market, postgres.url, nats.url, replicas, workers)
         services |= {service.name: service for service in listed}
         for name, port in engines.items():
@@ -288,7 +292,8 @@ async def cluster(folder: Path, *, replicas: int = 3, workers: int = 1) -> Async
         yield Cluster(folder, services, tuple(service.name for service in listed), f"{gateway.url}/v1", model)
     finally:
         for service in reversed(services.values()):
-            await service.stop()
+            with activity(f"stopping {service.name}"):
+                await service.stop()
             if service.data is not None:
                 shutil.rmtree(service.data, ignore_errors=True)
 
@@ -317,7 +322,7 @@ async def up(folder: Path, replicas: int, workers: int, *, as_json: bool) -> Non
     stopped, state = asyncio.Event(), folder / STATE
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    print(f"starting a cluster in {folder} ...", file=sys.stderr)
+    note(f"starting a cluster in {folder} …")
     async with cluster(folder, replicas=replicas, workers=workers) as running:
         if as_json:
             print(json.dumps({"parts": running.to_json(), "gateway": running.gateway, "model": running.model}), flush=True)
@@ -330,7 +335,7 @@ async def up(folder: Path, replicas: int, workers: int, *, as_json: bool) -> Non
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.5):
                     await stopped.wait()
-        print("stopping ...", file=sys.stderr)
+        note("stopping …")
     state.unlink(missing_ok=True)
 
 

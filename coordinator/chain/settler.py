@@ -38,6 +38,7 @@ from tallystick.chain.event_reader import DeepReorg, read_events
 from tallystick.chain.events import Released, ReleaseStarted, Settled
 from tallystick.chain.rpc import MAX_TRANSACTION_GAS, Sender
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.health import CheckResult, Health
 from tallystick.protocol.link import ClaimRequest
 from tallystick.protocol.types import Address, Amount
 
@@ -76,6 +77,7 @@ class Settler:
         self._min_claim, self._min_claim_row = min_claim, min_claim_row
         self.on_settled: Callable[[int, int, int], None] = lambda *_: None
         """Called with the number of settled claims, their gas, and what it cost in wei."""
+        self._is_delayed = False
         self._wasted_reads = TokenBucket(WASTED_READS_PER_SECOND, WASTED_READS_BURST)
         self._claim_rate = TokenBucket(CLAIMS_PER_SECOND, CLAIMS_BURST)
 
@@ -103,9 +105,23 @@ class Settler:
             for step in (self.follow_events, self.settle, self.follow_events):
                 try:
                     await step()
+                    if step == self.settle:
+                        self._is_delayed = False
                 except TallyError as error:
+                    self._is_delayed = True
                     log.warning("settlement delayed: the chain does not answer", step=step.__name__, error=str(error))
             await asyncio.sleep(self._interval)
+
+    async def check(self) -> dict[str, CheckResult]:
+        """The state of `claims`: a warning while claims wait for a chain that takes none, since they expire with their orders."""
+        pending = await self._store.pending_claims(BATCH_CLAIMS) if self._is_delayed else []
+        if not pending:
+            return {"claims": CheckResult(Health.PASS, value=0)}
+        left = min(order.message.claim_by for claim in pending for order in claim.request.orders) - round(self._now())
+        when = f"the first expires in {left // 60} min" if left > 0 else "the first has expired"
+        count = f"{BATCH_CLAIMS} or more" if len(pending) >= BATCH_CLAIMS else len(pending)
+        remedy = "check `rpc`, and the coins for gas: tally chain fund " + self._sender.address
+        return {"claims": CheckResult(Health.WARN, f"{count} claims wait for the chain; {when}", remedy, len(pending))}
 
     async def settle(self) -> None:
         """Sends all pending claims that are worth their gas. Raises TallyError if the chain takes none; they stay pending."""

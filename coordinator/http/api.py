@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from coordinator.domain.ask_pages import ModelEntries, ask_entry, asks_page, explained_entry, models_page, rating_entry
 from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.resource_bounds import DEFAULT_PAGE_ENTRIES
+from coordinator.http.account_routes import Accounts, AccountViews, add_account_routes, read_token
 from coordinator.http.cancels import cancel_job
 from coordinator.http.job_views import job_view, queued_view, settlement_view
 from coordinator.http.log_routes import add_log_routes
@@ -43,13 +44,12 @@ from coordinator.http.schemas import (
 )
 from coordinator.jobs.market import Market
 from coordinator.ports import ClaimStore, JobStore, TabStore
-from tallystick.protocol.access import load_access
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Inquiry
-from tallystick.protocol.types import Address, parse_address, parse_job_id
+from tallystick.protocol.types import parse_address, parse_job_id
 from tallystick.protocol.wire import Candidate, dumps
 from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.version import __version__
@@ -75,8 +75,14 @@ class ApiContext:
     info: Info
     health: HealthMonitor
     metrics: CoordinatorMetrics
+    accounts: Accounts
     now: Callable[[], float] = time.time
     replicas: ReplicaView = field(default_factory=Alone)
+
+    @property
+    def views(self) -> AccountViews:
+        """What single accounts may read."""
+        return AccountViews(self.accounts, self.market, self.now)
 
 
 def build_control_plane(context: ApiContext) -> FastAPI:
@@ -106,6 +112,7 @@ def build_control_plane(context: ApiContext) -> FastAPI:
     _add_tab_routes(api, context)
     add_log_routes(api, context.market.match_log)
     add_report_routes(api, context.market.audit_reports)
+    add_account_routes(api, context.views)
     add_operations_routes(api, context.market, context.connected, context.health, context.metrics)
     context.metrics.watch_replicas(context.replicas)
     _add_pages(api, context)
@@ -165,15 +172,19 @@ def _add_market_routes(api: FastAPI, context: ApiContext) -> None:
         which asks are ranked for this request, and their `total`, in dollars; `expected` has the tokens that they are for.
         `tokensPerSecond` and `firstTokenMs` are this coordinator's measurements if `measured` is true, else the node's own word.
         `integrity`, by `audits`, and `availability`, by jobs, are percentages; `reputation` is another name of the latter.
+        `tier` is the payer's access tier, with the `refusal` of this model, if any, and what would lift it; null without tiers.
         """
         demand, maker = await _demand(context, request), context.market.matchmaker
-        explained, shape = maker.explain(demand), maker.shape_of(demand)
-        return {"asks": [explained_entry(ranked, reason, shape) for ranked, reason in explained]}
+        explained, shape, tiers = maker.explain(demand), maker.shape_of(demand), context.accounts.tiers
+        tier = None if tiers is None else await tiers.explain(parse_address(request.payer), demand.model)
+        return {"asks": [explained_entry(ranked, reason, shape) for ranked, reason in explained], "tier": tier}
 
     @api.post("/v1/shortlist")
     async def shortlist(request: ShortlistRequest) -> dict[str, Any]:
         """Returns the best signed asks for a demand in `asks`, best first. If there is none, the error says why."""
         demand, score = await _demand(context, request), context.market.reputation.score
+        if context.accounts.tiers is not None:
+            await context.accounts.tiers.check_model(parse_address(request.payer), demand.model)
         return {"asks": [ask_entry(listed_ask, score) for listed_ask in context.market.matchmaker.shortlist(demand)]}
 
 
@@ -211,15 +222,17 @@ def _add_provider_routes(api: FastAPI, context: ApiContext) -> None:
 
 def _add_job_routes(api: FastAPI, context: ApiContext) -> None:
     @api.get("/v1/jobs/{job}")
-    async def show(job: Hex32, token: Token = None) -> dict[str, Any]:
+    async def show(request: Request, job: Hex32, token: Token = None) -> dict[str, Any]:
         """Returns a job's state, its attempts, its receipt and its settlement on chain.
 
         The payer reads everything. A provider of one of the attempts reads that attempt alone. `settlement` is null until the
         chain has paid the receipt; then it has the transaction (`tx`), the block, and what the tab has paid in all (base units).
         While the job waits for a free slot, `queue` has its `position`, 1 for the next, and the expected wait (`waitMs`).
         """
-        caller, job_id = _caller(context, token), parse_job_id(job)
+        caller, job_id, shared = await context.views.caller(request, token), parse_job_id(job), context.market.shared
         known, queued = await context.jobs.job(job_id), context.market.queued_job(job_id)
+        if known is not None and known.replica and shared is not None and await shared.end_lost(job_id, known.replica):
+            known = await context.jobs.job(job_id)
         if queued is not None and queued[0].payer == caller:
             return queued_view(known, *queued)
         if known is None:
@@ -249,7 +262,7 @@ def _add_job_routes(api: FastAPI, context: ApiContext) -> None:
 
         `cancelling` is false if no such job runs.
         """
-        caller, job_id = _caller(context, token), parse_job_id(job)
+        caller, job_id = read_token(token, context.market, context.now()), parse_job_id(job)
         return {"cancelling": await cancel_job(context.market, context.jobs, context.replicas, job_id, caller)}
 
 
@@ -258,14 +271,6 @@ def _read_candidate(text: str, where: str) -> Candidate:
         return Candidate.from_bytes(base64.b64decode(text, validate=True), where)
     except ValueError:
         raise BadMessage(f"{where}: expected base64") from None
-
-
-def _caller(context: ApiContext, token: str | None) -> Address:
-    """Returns the account whose key signed the token. Raises Refusal (unauthenticated) or BadSignature."""
-    try:
-        return load_access(token, context.market.domain, context.market.address, context.now())
-    except BadMessage as error:
-        raise Refusal(Code.UNAUTHENTICATED, str(error)) from error
 
 
 def _add_tab_routes(api: FastAPI, context: ApiContext) -> None:

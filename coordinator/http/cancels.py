@@ -14,16 +14,18 @@ async def cancel_job(market: Market, jobs: JobStore, replicas: ReplicaView, job:
     """Cancels a job of `caller`. Returns whether such a job runs, as far as this replica knows.
 
     The replica that runs the job checks the payer again: a job that waits for a slot is in no database. Raises Refusal
-    (unauthenticated) for the job of another payer, Unavailable.
+    (unauthenticated) for the job of another payer, Unavailable. If that replica is gone, the job has ended on return.
     """
-    payer, runs_elsewhere = market.payer_of(job), False
-    if payer is None and not replicas.alone:
+    payer, runs_elsewhere, replica = market.payer_of(job), False, ""
+    if payer is None and (market.shared is not None or not replicas.alone):
         known = await jobs.job(job)
         if known is not None:
-            payer, runs_elsewhere = known.record.payer, known.record.state not in TERMINAL
+            payer, runs_elsewhere, replica = known.record.payer, known.record.state not in TERMINAL, known.replica
     if payer not in {None, caller}:
         raise Refusal(Code.UNAUTHENTICATED, f"{caller} is not the payer of job {job.hex()}; only its payer cancels a job")
     if market.cancel(job):
         return True
+    if replica and market.shared is not None and await market.shared.end_lost(job, replica, cancelled=True):
+        return False
     replicas.cancel(job, caller)
     return runs_elsewhere

@@ -18,12 +18,15 @@ import structlog
 
 from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.rate_limiter import RateLimiter
+from coordinator.domain.refusal_log import RefusalLog
 from coordinator.http.request_bodies import BodyReservation, RequestBodies
 from coordinator.http.response_buffer import ResponseBuffer, ResponseBuffers, Retention
-from coordinator.jobs.job_trace import JobTrace
+from coordinator.jobs.accounts import AccessTiers
+from coordinator.jobs.job_trace import JobTrace, recorded_job
 from coordinator.jobs.market import Market
 from coordinator.ports import FrameSink, ResponseStore, StoredResponse
-from tallystick.protocol.errors import TallyError, Unavailable
+from tallystick.protocol.errors import Code, TallyError, Unavailable
+from tallystick.protocol.jobs import State
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import Kind, Submission, pack_frame
 from tallystick.runtime.access_log import record
@@ -33,6 +36,10 @@ STORE_AGAIN_SECONDS = 1.0
 """How often responses are stored again that the store could not take."""
 STALL_SECONDS = 45
 """A client that takes nothing for this long counts as gone. A provider may stay silent for longer, so it is not at fault."""
+
+
+_SIGNED = frozenset({Code.TIER_LIMIT, Code.INSUFFICIENT_FUNDS, Code.UNSECURED})
+"""Refusals that follow the check of the order's signature, so that they are the payer's own."""
 
 
 class ClientSink(FrameSink, Protocol):
@@ -78,11 +85,15 @@ class JobService:
         retention: Retention | None = None,
         rate_limiter: RateLimiter | None = None,
         bodies: RequestBodies | None = None,
+        tiers: AccessTiers | None = None,
+        refusals: RefusalLog | None = None,
         store_again_seconds: float = STORE_AGAIN_SECONDS,
     ) -> None:
         """`store`: keeps responses beyond the process; None keeps them in memory only. `rate_limiter` and `bodies` may be shared
-        with other routes. `store_again_seconds`: when responses are stored again that the store could not take.
+        with other routes. `store_again_seconds`: when responses are stored again that the store could not take. `tiers`: limits
+        by wallet; `refusals`: where payers find why their jobs came to nothing.
         """
+        self._tiers, self._refusals = tiers, refusals or RefusalLog()
         self.market, self._store, self.intake = market, store, intake or IntakeLimits()
         self.rate_limiter = rate_limiter or RateLimiter(self.intake, time.monotonic)
         self.bodies = bodies or RequestBodies(self.intake)
@@ -128,17 +139,29 @@ class JobService:
     # One job
 
     async def run(self, request: JobRequest, sink: ClientSink, *, kept: ResponseBuffer | None = None) -> None:
+        """Runs a job; see `_run`. Records it if this coordinator has a tracer."""
+        if self.market.tracer is None or request.submission is None:
+            await self._run(request, sink, kept, None)
+            return
+        with recorded_job(self.market.tracer, request.submission) as trace:
+            record(trace_id=trace.trace_id)
+            await self._run(request, sink, kept, trace)
+
+    async def _run(self, request: JobRequest, sink: ClientSink, kept: ResponseBuffer | None, trace: JobTrace | None) -> None:
         """Runs a job from its order to its end, whether anybody reads or not. Its body counts until then.
 
         `kept`: the response as it is kept, for a job that lingers. The market counts the waits for the sink as the reader's time.
         Raises TallyError for a job that was not admitted. If cancelled, the job fails at once.
         """
         submission, reservation = request.take()
-        market = self.market
+        market, first = self.market, submission.candidates[0]
+        payer, model, job_id, tiers, entered = first.order.message.payer, first.terms.model, submission.job, self._tiers, False
         try:
-            trace = None if market.tracer is None else JobTrace.begin(market.tracer, submission)
-            if trace is not None:
-                record(trace_id=trace.trace_id)
+            if tiers is not None:
+                first.order.verify(market.domain)  # nobody else may use up what the payer's tier allows
+                await tiers.enter(payer, model)
+                entered = True
+            del first
             placing = market.place_order(submission, trace)
             del submission  # the job replaces it by a smaller one before it waits
             job = await placing
@@ -148,7 +171,15 @@ class JobService:
             record(outcome=job.state.value)
             if job.attempt is not None:  # a job that waited for a slot in vain never had a provider
                 record(provider=job.provider)
+            if job.last_error is not None and job.state in (State.FAILED, State.EXPIRED):
+                self._refusals.note(payer, job_id, model, job.last_error, int(time.time()))
+        except TallyError as error:
+            if error.code in _SIGNED or (tiers is not None and not entered and error.code is Code.RATE_LIMITED):
+                self._refusals.note(payer, job_id, model, error, int(time.time()))
+            raise
         finally:
+            if tiers is not None and entered:
+                tiers.leave(payer)
             if reservation is not None:
                 self.bodies.close(reservation)
 

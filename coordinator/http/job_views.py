@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from coordinator.domain.refusal_log import RefusedJob
+from coordinator.jobs.accounts import AccountTab
 from coordinator.jobs.live_job import LiveJob
 from coordinator.ports import ClaimStore, KnownJob
 from tallystick.protocol.eip712 import Signed
@@ -59,3 +61,22 @@ async def settlement_view(claims: ClaimStore, receipt: Signed[Receipt] | None) -
     if settled is None or settled.settled < receipt.message.cumulative_cost:
         return None
     return {"tx": settled.tx, "settled": str(int(settled.settled)), "block": settled.block}
+
+
+def live_view(job: LiveJob) -> dict[str, Any]:
+    """Returns the JSON of a job that has not ended, for the list of its payer's jobs."""
+    provider = None if job.attempt is None else job.provider
+    entry = {"job": job.id.hex(), "model": job.model, "state": job.state.value, "createdAt": job.created_at}
+    return entry | {"attempts": len(job.attempts), "provider": provider}
+
+
+def tab_view(tab: AccountTab) -> dict[str, Any]:
+    """Returns the JSON of a tab; `unsettled` is what the chain has not paid yet."""
+    amounts = {"total": tab.total, "settled": tab.settled, "unsettled": max(0, tab.total - tab.settled)}
+    shown = {name: str(int(amount)) for name, amount in amounts.items()}
+    return {"payer": tab.payer, "provider": tab.provider} | shown | {"tx": tab.tx or None, "block": tab.block}
+
+
+def refusal_view(refused: RefusedJob) -> dict[str, Any]:
+    """Returns the JSON of a job that came to nothing."""
+    return {"at": refused.at, "job": refused.job.hex(), "model": refused.model, "code": refused.code, "reason": refused.text}

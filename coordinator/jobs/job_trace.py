@@ -5,6 +5,9 @@ They have what the coordinator knows of every job. It cannot read prompts or ans
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from coordinator.jobs.attempt import Attempt
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.jobs import State
@@ -88,21 +91,38 @@ class JobTrace:
         """Begins the write of the receipt."""
         return self.span.child("commit receipt")
 
-    def refused(self, error: BaseException) -> None:
+    def refused(self, error: TallyError) -> None:
         """The job was not admitted."""
-        self._chosen()
         self.span.set(OUTCOME, "refused")
         self.span.fail(error_type(error))
-        self.span.end()
+        self.end()
 
     def ended(self, state: State, error: TallyError | None, attempts: int) -> None:
         """The job has ended."""
-        self._chosen()
-        for span in self._attempts.values():
-            span.end()
-        self._attempts.clear()
         self.span.set(OUTCOME, state.value)
         self.span.set("tallystick.attempts", attempts)
         if state in _FAILED:
             self.span.fail("unknown" if error is None else error_type(error))
+        self.end()
+
+    def end(self) -> None:
+        """Ends all spans, if they have not ended."""
+        self._chosen()
+        for span in self._attempts.values():
+            span.end()
+        self._attempts.clear()
         self.span.end()
+
+
+@contextlib.contextmanager
+def recorded_job(tracer: Tracer, submission: Submission) -> Iterator[JobTrace]:
+    """The trace of a job that is served within the block, whose error is that of a job that was not admitted."""
+    trace = JobTrace.begin(tracer, submission)
+    del submission  # which must not be held while the job waits
+    try:
+        yield trace
+    except TallyError as error:
+        trace.refused(error)
+        raise
+    finally:
+        trace.end()

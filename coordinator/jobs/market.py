@@ -102,14 +102,16 @@ class Market:
         self._now, self._tick = now, tick
         self._slot_queue = SlotQueue(maker, limits, address=self.address, now=now, tick=tick)
         self._slot_queue.before_waiting = self._check_placed_elsewhere
-        self._live: dict[JobId, LiveJob] = {}
+        self._live = self.live_jobs = dict[JobId, LiveJob]()
         self._running: Counter[Address] = Counter()
         self._seen = SeenJobs(limits.max_order_seconds)
         self._writes = DeferredWrites(store, self.reputation, maker.speeds, shared)
         self.hedging = Hedging(maker, limits.hedge_share, tick, later)
         self._decision_keeper = DecisionKeeper(self.decision_log, log_store)
         heads, keep = limits.match_log_seconds, limits.match_log_keep_seconds
-        self._shared = shared
+        self.shared = shared
+        if shared is not None:
+            self._receipts.end_lost = shared.end_lost
         log_options: dict[str, Any] = {"head_seconds": heads, "keep_seconds": keep, "lost": limits.match_log_lost}
         shared_log = None if shared is None else SharedMatchLog(log_store, signer, domain, now, shared=shared, **log_options)
         self.match_log = shared_log or MatchLog(log_store, signer, domain, now, **log_options)
@@ -221,7 +223,7 @@ class Market:
 
     async def was_placed(self, job_id: JobId) -> bool:
         """Whether a job with this id was placed recently: here, by a former process, or at a replica. Raises Unavailable."""
-        if job_id not in self._seen and self._shared is not None and await self._shared.is_placed(job_id):
+        if job_id not in self._seen and self.shared is not None and await self.shared.is_placed(job_id):
             self._seen.add(job_id, int(self._now()))
         return job_id in self._seen
 
@@ -251,14 +253,6 @@ class Market:
 
         Raises TallyError. Nothing was dispatched and nothing is owed then.
         """
-        try:
-            return await self._place_order(submission, trace)
-        except BaseException as error:
-            if trace is not None:
-                trace.refused(error)
-            raise
-
-    async def _place_order(self, submission: Submission, trace: JobTrace | None) -> LiveJob:
         job = self._admit(submission)
         job.trace = trace
         del submission  # which must not be held while the job waits for the chain
@@ -279,7 +273,7 @@ class Market:
 
         Jobs that are matched at once are checked by the transaction that stores the match.
         """
-        if self._shared is not None and await self._shared.is_placed(job_id):
+        if self.shared is not None and await self.shared.is_placed(job_id):
             raise replayed(job_id)
 
     def _admit(self, submission: Submission) -> LiveJob:

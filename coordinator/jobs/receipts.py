@@ -13,7 +13,7 @@ nobody saw its end then ends as the receipt says, so that coordinator and client
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from coordinator.domain.exposure import Exposure
@@ -35,6 +35,8 @@ ALL_UNKNOWN_JOBS_PER_SECOND, ALL_UNKNOWN_JOBS_BURST = 2, 1_000
 """Receipts of all providers for unknown jobs that payer and provider signed: each costs two chain reads and may be stored."""
 _ALL = "all"
 _REPORTED = "reported by its provider, after this coordinator had lost it"
+EndLost = Callable[[JobId, str], Awaitable[bool]]
+"""Ends a job that another replica, which is named, ran, if that one is gone. Returns whether it did."""
 OnTotal = Callable[[Address, Address, Amount], None]
 """Takes payer, provider and total of a tab, in base units."""
 
@@ -60,6 +62,7 @@ class Receipts:
         self._all_unknown_jobs = TokenBucket(ALL_UNKNOWN_JOBS_PER_SECOND, ALL_UNKNOWN_JOBS_BURST)
         self.on_total: OnTotal = lambda *_: None
         """Called after a receipt was stored."""
+        self.end_lost: EndLost = _runs_on
 
     def read(self, attempt: AttemptRecord, order: Verified[Order], payload: bytes) -> Verified[Receipt]:
         """Reads a provider's receipt for this attempt. Raises BadReceipt for any fault in it."""
@@ -127,6 +130,8 @@ class Receipts:
         if known is None:
             self._unknown_jobs.try_spend(provider, self._tick())
             return False
+        if known.replica and await self.end_lost(job, known.replica):
+            known = await self._store.job(job) or known
         if known.replica:
             text = f"another replica of this coordinator runs job {job.hex()}; send it there, or again when the job has ended"
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, text, fault=Fault.COORDINATOR)
@@ -206,6 +211,11 @@ class Receipts:
 
     def _acknowledge(self, provider: Address, job: JobId) -> None:
         self._bus.send(node_subject(provider), pack_link(Kind.RECEIPT_ACK, job))
+
+
+async def _runs_on(_job: JobId, _replica: str) -> bool:
+    """What a lone coordinator says of a job that another replica runs."""
+    return False
 
 
 def _check_free(receipt: Verified[Receipt], member: str) -> Verified[Receipt]:

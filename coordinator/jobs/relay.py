@@ -219,6 +219,7 @@ class Relay:
                 job.trace.attempt_ended(attempt)
             if attempt.handler is not None:
                 self._bus.detach(attempt.subject, attempt.handler)
+                attempt.handler = None  # which refers to the attempt: no cycle is left for the collector
             self._matchmaker.release(attempt)
 
     async def _handle(self, job: LiveJob, attempt: Attempt, frame: bytes) -> Sequence[Frame]:

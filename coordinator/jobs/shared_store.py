@@ -66,3 +66,10 @@ class SharedStore(Protocol):
     async def is_placed(self, job: JobId) -> bool:
         """Whether any replica placed this job. Raises Unavailable."""
         ...
+
+    async def end_lost(self, job: JobId, replica: str, *, cancelled: bool = False) -> bool:
+        """Ends a job that another replica ran, if that one is gone. Returns whether it did. Raises Unavailable.
+
+        It has to be gone for some seconds, in which questions come again and again; unless the payer cancels the job.
+        """
+        ...

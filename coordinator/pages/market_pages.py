@@ -17,7 +17,9 @@ from starlette.responses import Response
 from coordinator.domain.ask_pages import ModelEntries, percent
 from coordinator.domain.listed_ask import ListedAsk
 from coordinator.domain.model_history import ModelHistory, Sample
+from coordinator.http.account_routes import AccountViews
 from coordinator.jobs.market import Market
+from coordinator.pages.account_page import ACCOUNT_PATH, AccountPage
 from coordinator.pages.log_view import rows_of
 from coordinator.pages.market_view import PAGE_ROWS, SORTS, Chart, chart, fitting, read_filter
 from tallystick.protocol.errors import TallyError
@@ -27,14 +29,17 @@ from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.web.receipt_page import TEMPLATE, receipt_values
 from tallystick.web.rendering import Pages
 from tallystick.web.static_files import STATIC_PATH, serve_static
+from tallystick.web.wallet_page import MEANING, WalletPage
 
 SECTIONS = {
     "/market": "Models",
     "/market/log": "Match log",
     "/market/receipt": "Receipt",
     "/market/status": "Status",
+    ACCOUNT_PATH: "Account",
     "/docs": "API",
 }
+WALLET_PATH = "/market/wallet"
 MAX_MODELS = 5_000
 """Models that one page considers."""
 LIST_SECONDS = 2.0
@@ -52,15 +57,19 @@ class MarketPages:
         *,
         name: str,
         connected: Callable[[], int],
+        views: AccountViews,
+        wallet: WalletPage | None = None,
         now: Callable[[], float] = time.time,
         tick: Callable[[], float] = time.monotonic,
     ) -> None:
         self._market, self._health, self._connected, self._now, self._tick = market, health, connected, now, tick
-        self._entries, self._name = ModelEntries(), name
+        self._entries, self._name, self._wallet = ModelEntries(), name, wallet
         self._listed: list[Mapping[str, Any]] = []
         self._listed_until = float("-inf")
         self.history = ModelHistory()
-        self._pages = Pages(Path(__file__).parent / "templates", product=f"Market {name}", sections=SECTIONS)
+        sections = SECTIONS if wallet is None else SECTIONS | {WALLET_PATH: "Wallet"}
+        self._pages = Pages(Path(__file__).parent / "templates", product=f"Market {name}", sections=sections)
+        self._account = AccountPage(views, self._pages, now)
 
     def add_to(self, api: FastAPI) -> None:
         """Adds the routes, none of which is in the API's document."""
@@ -73,8 +82,11 @@ class MarketPages:
             "/market/status": self._status,
             f"{STATIC_PATH}/{{name}}": serve_static,
         }
+        if (wallet := self._wallet) is not None:
+            routes |= {WALLET_PATH: wallet.shown(self._pages), f"{WALLET_PATH}/{MEANING}": wallet.meaning}
         for path, serve in routes.items():
             api.add_route(path, serve, methods=["GET", "HEAD"], include_in_schema=False)
+        api.router.routes += self._account.routes()
 
     def sample(self) -> None:
         """Adds to the history of the models, if it is time; called every second."""

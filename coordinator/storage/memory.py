@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from coordinator.domain.reputation import ProviderRecord
 from coordinator.domain.speeds import Key, SpeedRecord
+from coordinator.jobs.accounts import AccountTab
 from coordinator.ports import (
     WAITING_CLAIMS,
     Backing,
@@ -260,3 +261,35 @@ class MemoryFunds:
         zero, pair = Amount(0), (payer, provider)
         opened = payer in self.free or pair in self.reserved or pair in self.settled
         return Backing(self.free.get(payer, zero), self.reserved.get(pair, zero), self.settled.get(pair, zero), opened)
+
+
+@dataclass
+class MemoryAccountStore:
+    """Implements AccountStore on a MemoryStore."""
+
+    store: MemoryStore
+
+    async def jobs_of(self, account: Address, limit: int) -> list[KnownJob]:
+        """See AccountStore."""
+        known = [await self.store.job(job) for job in reversed(self.store.jobs) if self.store.receipts.get(job)]
+        mine = [job for job in known if job is not None and account in {job.record.payer, *job.receipts}]
+        return mine[:limit]
+
+    async def tabs_of(self, account: Address, limit: int) -> list[AccountTab]:
+        """See AccountStore."""
+        totals: dict[tuple[Address, Address], Amount] = {}
+        for receipts in self.store.receipts.values():
+            for provider, (receipt, total) in receipts.items():
+                tab = receipt.message.payer, provider
+                totals[tab] = Amount(max(total, totals.get(tab, 0)))
+        tabs = []
+        for (payer, provider), total in totals.items():
+            paid = self.store.settlements.get((payer, provider))
+            settled, tx, block = (Amount(0), "", None) if paid is None else (paid.settled, paid.tx, paid.block)
+            if account in {payer, provider}:
+                tabs.append(AccountTab(payer, provider, total, settled, tx, block))
+        return tabs[:limit]
+
+    async def settled_by(self, payer: Address) -> Amount:
+        """See AccountStore."""
+        return Amount(sum(int(paid.settled) for (owner, _), paid in self.store.settlements.items() if owner == payer))

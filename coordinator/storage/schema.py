@@ -204,3 +204,14 @@ log_tail = sa.Table(
     sa.Column("last_at", sa.BigInteger),
 )
 """The end of the match log, one row, which replicas lock to append leaves. `edge`: the roots of its complete subtrees."""
+wallet_sessions = sa.Table(
+    "wallet_sessions",
+    metadata,
+    sa.Column("nonce", sa.String(128), primary_key=True),
+    sa.Column("digest", sa.LargeBinary),
+    sa.Column("account", sa.String(42)),
+    sa.Column("origin", sa.Text),
+    sa.Column("opened_at", sa.Float(53)),
+    sa.Column("until", sa.Float(53)),
+)
+"""Sign-ins with a wallet, by the nonce that each used. `digest`: of the session's secret value, NULL once it was closed."""

@@ -17,6 +17,7 @@ from coordinator.ports import JobRecord, LogRow
 from coordinator.storage.job_codec import JobDoc, dump_job
 from coordinator.storage.job_store import SqlJobStore, StoredJob
 from coordinator.storage.provider_records import change_records
+from coordinator.storage.recovery import Recovery
 from coordinator.storage.report_store import integrity_since, log_report
 from coordinator.storage.shared_log import SharedLog
 from coordinator.storage.shared_rows import JobElsewhere, SharedJobRows
@@ -33,6 +34,7 @@ class SharedJobStore(SqlJobStore):
     def __init__(self, database: Database, log_database: Database, replica: str) -> None:
         self.shared_rows = SharedJobRows(replica)
         super().__init__(database, rows=self.shared_rows)
+        self.recovery = Recovery(database, self.shared_rows)
         self._log = SharedLog(log_database, self.shared_rows)
         self._placing: dict[JobId, asyncio.Event] = {}
         """Jobs whose next attempt is being stored: receipts of the former ones wait for that."""
@@ -92,6 +94,10 @@ class SharedJobStore(SqlJobStore):
     async def is_placed(self, job: JobId) -> bool:
         """See SharedStore."""
         return job in self._jobs or await self._db.read(lambda connection: self.shared_rows.is_placed(connection, job))
+
+    async def end_lost(self, job: JobId, replica: str, *, cancelled: bool = False) -> bool:
+        """See SharedStore."""
+        return job not in self._jobs and await self.recovery.end_job(job, replica, cancelled=cancelled)
 
     # The match log
 

@@ -66,6 +66,9 @@ _OWNERS = """
 SELECT owner, owner NOT IN (SELECT id FROM replicas WHERE beat_at > extract(epoch FROM clock_timestamp()) - $2::float8)
 FROM (SELECT DISTINCT owner FROM open_jobs WHERE owner IS NOT NULL AND owner <> $1::text) AS owners"""
 
+_OWNER = """
+SELECT NOT EXISTS (SELECT FROM replicas WHERE id = $1::text AND beat_at > extract(epoch FROM clock_timestamp()) - $2::float8)"""
+
 
 class JobElsewhere(Exception):
     """A receipt of a job that another replica runs."""
@@ -204,9 +207,21 @@ class SharedJobRows(JobRows):
         alive = living(connection, silent) if silent else set()
         return {owner: is_silent for owner, is_silent in silent.items() if owner not in alive}
 
-    def end_abandoned(self, connection: Connection, owner: str, end: Callable[[JobRecord], JobRecord]) -> int:
-        """Ends some of the open jobs of a replica that is gone, and deletes their rows. Returns how many rows there were."""
+    def missed_owner(self, connection: Connection, owner: str) -> bool | None:
+        """Whether another replica has not beaten either; None if its connection for roles has not ended."""
+        if owner == self._owner or living(connection, [owner]):
+            return None
+        return bool(connection.exec_driver_sql(_OWNER, (owner, GONE_SECONDS)).scalar_one())
+
+    def end_abandoned(
+        self, connection: Connection, owner: str, end: Callable[[JobRecord], JobRecord], only: JobId | None = None
+    ) -> int:
+        """Ends some of the open jobs of a replica that is gone, and deletes their rows. Returns how many rows there were.
+
+        `only`: ends this job alone.
+        """
         query = sa.select(open_jobs.c.number, open_jobs.c.job).where(open_jobs.c.owner == owner).order_by(open_jobs.c.number)
+        query = query if only is None else query.where(open_jobs.c.job == only)
         listed = connection.execute(query.limit(FORGOTTEN_AT_ONCE)).all()
         names = {JobId(bytes(job)) for _, job in listed}
         placed = _lock(connection, list(names))

@@ -27,13 +27,14 @@ from coordinator.ports import (
     StoredState,
     too_many_claims,
 )
+from coordinator.storage.account_store import SqlAccountStore
 from coordinator.storage.job_store import SEGMENT_JOBS, SqlJobStore
 from coordinator.storage.log_store import SqlLogStore
 from coordinator.storage.provider_records import write_records
-from coordinator.storage.recovery import Recovery
 from coordinator.storage.report_store import SqlReportStore
 from coordinator.storage.roles import AllRoles, ReplicaRoles, Roles
 from coordinator.storage.schema import claims, cursors, responses, settlements, tabs
+from coordinator.storage.session_store import SqlSessionStore
 from coordinator.storage.shared_job_store import SharedJobStore
 from coordinator.storage.upserts import inserting, upsert, upserting
 from tallystick.protocol.eip712 import Verified
@@ -70,7 +71,8 @@ class Store:
         self._shared = None if self._log_db is None else SharedJobStore(self._db, self._log_db, replica)
         self._jobs = self._shared or SqlJobStore(self._db, segment_jobs)
         self.match_log = SqlLogStore(self._db, self._jobs.writer)
-        self.reports = SqlReportStore(self._db)
+        self.reports, self.sessions = SqlReportStore(self._db), SqlSessionStore(self._db)
+        self.accounts = SqlAccountStore(self._db, self._jobs.writer.flush)
         self._put = 0
 
     async def start(self) -> None:
@@ -99,7 +101,7 @@ class Store:
         if self._shared is None:
             await asyncio.Event().wait()
         else:
-            await Recovery(self._db, self._shared.shared_rows).run()
+            await self._shared.recovery.run()
 
     @property
     def database(self) -> Database:

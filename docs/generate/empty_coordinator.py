@@ -26,4 +26,4 @@ def api_context() -> ApiContext:
     """What `build_control_plane` is given to write its OpenAPI document and its metrics."""
     info = Info.model_construct()
     part = cast("Any", Anything())
-    return ApiContext(part, lambda: 0, part, part, part, info, part, CoordinatorMetrics(lambda: None))
+    return ApiContext(part, lambda: 0, part, part, part, info, part, CoordinatorMetrics(lambda: None), part)

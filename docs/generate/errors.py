@@ -265,6 +265,11 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "client",
         "Wait a moment and send fewer at a time.",
     ),
+    Code.TIER_LIMIT: (
+        "The wallet's access tier does not include the model, or any job at all.",
+        "client",
+        "The message names the tier, and what would lift the limit; see {doc}`/how-to/access-tiers`.",
+    ),
     Code.CANCELLED: (
         "The job was cancelled by its caller, or because its caller left.",
         "client",

@@ -90,14 +90,24 @@ def base_url(url: str) -> str:
     return f"{scheme}://{parts.netloc}{parts.path.removesuffix('/v1/node')}"
 
 
+def base_of(url: str) -> str:
+    """A URL's scheme and host, for messages."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+
+
 async def ask_proof(url: str, question: LogQuestion) -> object:
     """Asks a coordinator for proofs. Raises Unavailable, and the coordinator's own error."""
-    address = f"{url}/v1/log/proof?{urlencode(question.query)}"
+    return await fetch_json(f"{url}/v1/log/proof?{urlencode(question.query)}", "no proof from its match log")
+
+
+async def fetch_json(url: str, problem: str = "no answer") -> object:
+    """A coordinator's answer of at most MAX_ANSWER bytes. Raises Unavailable, and the coordinator's own error."""
     timeout = aiohttp.ClientTimeout(total=ASK_SECONDS)
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout, trust_env=uses_proxy(url)) as session,
-            session.get(address, allow_redirects=False) as response,
+            session.get(url, allow_redirects=False) as response,
         ):
             body = await response.content.read(MAX_ANSWER)
             while len(body) < MAX_ANSWER and (more := await response.content.read(MAX_ANSWER - len(body))):
@@ -107,5 +117,5 @@ async def ask_proof(url: str, question: LogQuestion) -> object:
                 raise error_from_json(raw, response.status)
             return raw
     except (aiohttp.ClientError, TimeoutError, OSError, orjson.JSONDecodeError) as error:
-        text = f"coordinator {url}: no proof from its match log: {str(error) or type(error).__name__}"
+        text = f"coordinator {base_of(url)}: {problem}: {str(error) or type(error).__name__}"
         raise Unavailable(Code.COORDINATOR_UNAVAILABLE, text) from error

@@ -26,10 +26,11 @@ MAX_PAGES = 16
 time.
 """
 _BATCH_SECONDS = 1.0
-RETRY_SECONDS, RETRY_GROWTH = 0.5, 1.25
+RETRY_SECONDS, RETRY_GROWTH = 0.2, 1.25
 """The first pause between two rounds to a coordinator of which a replica was lost. Each further one is longer by a quarter.
 
-The other replicas take a lost one's receipts once they know that it is gone, which takes some seconds.
+The other replicas take a lost one's receipts as soon as the payer cancels the job there, or once they know that it is gone, which
+takes some seconds.
 """
 MAX_UNSAVED = 8_192
 """Acknowledgements of one coordinator that wait to be saved. The receipts of further ones are sent once more."""

@@ -19,8 +19,10 @@ from tallystick.web.day_chart import PERIODS, bars_of
 from tallystick.web.local_access import local_only
 from tallystick.web.rendering import Pages
 from tallystick.web.static_files import STATIC_PATH, serve_static
+from tallystick.web.wallet_page import MEANING, WalletPage
 
 SECTIONS = {"/": "Node", "/income": "Income", "/money": "Money"}
+WALLET_PATH = "/wallet"
 DAY_SECONDS = 86_400
 PAYOUT_ROWS = 20
 _PLACES = {
@@ -43,14 +45,23 @@ class ProviderPages:
         store: SqlStore,
         *,
         least: Callable[[], int],
+        wallet: WalletPage | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._status, self._store, self._least, self._now = status, store, least, now
-        self._pages = Pages(Path(__file__).parent / "templates", product="Tallystick node", sections=SECTIONS)
+        self._status, self._store, self._least, self._wallet, self._now = status, store, least, wallet, now
+        sections = SECTIONS if wallet is None else SECTIONS | {WALLET_PATH: "Wallet"}
+        self._pages = Pages(Path(__file__).parent / "templates", product="Tallystick node", sections=sections)
 
     def routes(self) -> list[Route]:
         """The routes, for browsers on this machine."""
-        routes = {"/": self._overview, "/income": self._income, "/money": self._money, f"{STATIC_PATH}/{{name}}": serve_static}
+        routes = {
+            "/": self._overview,
+            "/income": self._income,
+            "/money": self._money,
+            f"{STATIC_PATH}/{{name}}": serve_static,
+        }
+        if (wallet := self._wallet) is not None:
+            routes |= {WALLET_PATH: wallet.shown(self._pages), f"{WALLET_PATH}/{MEANING}": wallet.meaning}
         return [Route(path, local_only(serve)) for path, serve in routes.items()]
 
     async def _overview(self, _request: Request) -> Response:

@@ -24,6 +24,7 @@ from node.coordinator.coordinator_links import CoordinatorLinks, LinkMaker
 from node.coordinator.link import NodeLink
 from node.coordinator.link_settings import node_url
 from node.coordinator.match_watch import MatchWatch
+from node.coordinator.ratings import Ratings
 from node.coordinator.receipt_sender import ReceiptSender
 from node.coordinator.router import LinkRouter
 from node.coordinator.state_recovery import StateRecovery
@@ -32,7 +33,7 @@ from node.domain.tabs import Tabs
 from node.jobs.coordinator_credit import HOUR, HOURS, CoordinatorCredit
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.runner import JobRunner
-from node.pages.provider_pages import ProviderPages
+from node.pages.provider_pages import WALLET_PATH, ProviderPages
 from node.service.ask_publisher import AskPublisher
 from node.service.config import NodeConfig
 from node.service.engine_pool import EnginePool
@@ -51,6 +52,7 @@ from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.logs import configure
 from tallystick.runtime.serving import serving, wait_for_stop_signal
 from tallystick.tracing.export import exporting
+from tallystick.web.wallet_page import Parties, WalletPage
 
 log = structlog.get_logger()
 _LAST_CLAIM_SECONDS = 10.0
@@ -151,13 +153,25 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         engine_suspected=engine_suspected,
         coordinator_credit=coordinator_credit,
         match_watch=match_watch,
+        ratings=_ratings(asks, links),
         record_pruner=RecordPruner(store, config.job_keep_seconds),
     )
-    node.pages = ProviderPages(partial(status, node), store, least=lambda: node.config.claims.direct_min_amount)
+    wallet = WalletPage(resources.escrow, WALLET_PATH, Parties(account=signer.address))
+    node.pages = ProviderPages(partial(status, node), store, least=lambda: node.config.claims.direct_min_amount, wallet=wallet)
     node.health = watch(node, store, resources.chain_health)
     metrics.watch_health(lambda: node.health.last)
+    metrics.watch_integrity(node.ratings.integrity)
     stack.push_async_callback(node.health.close)
     return node
+
+
+def _ratings(asks: PublishedAsks, links: CoordinatorLinks) -> Ratings:
+    """Makes the component that watches how coordinators rate this node."""
+    return Ratings(
+        asks.provider,
+        lambda: (link.url for link in links if link.session is not None),
+        lambda: (offer.model for offer in asks.offers),
+    )
 
 
 def _published_asks(config: NodeConfig, resources: Resources) -> PublishedAsks:
@@ -315,6 +329,7 @@ class Node:
     engine_suspected: asyncio.Event
     coordinator_credit: CoordinatorCredit
     match_watch: MatchWatch
+    ratings: Ratings
     record_pruner: RecordPruner
     health: HealthMonitor = field(init=False)
     pages: ProviderPages = field(init=False)

@@ -1,8 +1,11 @@
-"""The node's dependencies, each with a check: its coordinators, engines, state, disk, chain, debts, clock and certificates."""
+"""The node's dependencies, each with a check: its coordinators, engines, state, disk, chain, debts, asks, integrity, clock and
+certificates.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from node.service.status import StatusSources
@@ -14,15 +17,19 @@ from tallystick.runtime.health_monitor import Check, HealthMonitor
 from tallystick.runtime.peer_probe import probe_peer
 
 
-def watch(node: StatusSources, store: SqlStore, chain: ChainHealth) -> HealthMonitor:
-    """The monitor of a node's dependencies."""
+def watch(node: StatusSources, store: SqlStore, chain: ChainHealth, now: Callable[[], float] = time.time) -> HealthMonitor:
+    """The monitor of a node's dependencies. `now` is Unix seconds."""
     remedies = {"database": "check the folder `state` and its disk", "disk": "check the folder `state`"}
-    return HealthMonitor(_Checks(node, store, chain).by_name(), remedies)
+    return HealthMonitor(_Checks(node, store, chain, now).by_name(), remedies)
+
+
+ASK_RENEWAL_SHARE = 0.25
+"""Less of its validity left is a warning."""
 
 
 class _Checks:
-    def __init__(self, node: StatusSources, store: SqlStore, chain: ChainHealth) -> None:
-        self._node, self._store, self._chain = node, store, chain
+    def __init__(self, node: StatusSources, store: SqlStore, chain: ChainHealth, now: Callable[[], float]) -> None:
+        self._node, self._store, self._chain, self._now = node, store, chain, now
 
     def by_name(self) -> dict[str, Check]:
         return {
@@ -32,6 +39,8 @@ class _Checks:
             "disk": self._check_disk,
             "chain": self._check_chain,
             "debts": self._check_debts,
+            "asks": self._check_asks,
+            "integrity": self._node.ratings.check,
             "peer": self._check_peer,
         }
 
@@ -48,7 +57,7 @@ class _Checks:
         return {"coordinator": CheckResult(status, text if status is Health.WARN else "", remedy if text else "", len(served))}
 
     async def _check_engines(self) -> dict[str, CheckResult]:
-        """Fails if nothing can be sold. Asks never expire meanwhile: they are signed anew at half of their time."""
+        """Fails if nothing can be sold."""
         engines = self._node.engine_pool.engines
         down = sorted(name for name, engine in engines.items() if not engine.up)
         remedy = "start the engine; `tally node doctor` shows what it answers"
@@ -85,12 +94,20 @@ class _Checks:
         kinds = ", ".join(sorted({event for event, _ in events}))
         return {"debts": CheckResult(Health.WARN, f"{len(events)} payers: {kinds}", "tally node collect", len(events))}
 
+    async def _check_asks(self) -> dict[str, CheckResult]:
+        """Asks are signed anew at half of their validity; one that is much older was not, because the checks of engines hang."""
+        asks = self._node.asks.current
+        if not asks:
+            return {}
+        left = min(ask.message.valid_until for ask in asks) - round(self._now())
+        if left > self._node.config.ask_validity * ASK_RENEWAL_SHARE:
+            return {"asks": CheckResult(Health.PASS, value=left, unit="s")}
+        text = f"an ask expires in {left} s and was not signed anew" if left > 0 else "an ask has expired and was not signed anew"
+        remedy = "restart the node; if that does not help, `tally node doctor` shows which engine hangs"
+        return {"asks": CheckResult(Health.WARN, text, remedy, left, "s")}
+
     async def _check_peer(self) -> dict[str, CheckResult]:
         """The states of `clock` and `certificate`, as far as the answer of one coordinator tells them."""
         links = list(self._node.links)
         link = next((link for link in links if link.session), next(iter(links), None))
         return {} if link is None else (await probe_peer(link.url)).checks()
-
-
-def _at_worst_warn(status: Health) -> Health:
-    return Health.WARN if status is Health.FAIL else status

@@ -77,6 +77,10 @@ class NodeMetrics:
         """Adds the state of each dependency; `last` returns the latest report."""
         self.registry.register(HealthCollector("tallystick_node", last))
 
+    def watch_integrity(self, read: Callable[[], Mapping[tuple[str, str], float]]) -> None:
+        """Adds the integrity of each product; `read` returns percentages by model and precision class."""
+        self.registry.register(_IntegrityCollector(read))
+
     def _add_gpu_gauges(self, gpus: int, gpu_hour_cost: Amount | None) -> None:
         if gpus:
             Gauge("tallystick_node_gpus", "Number of GPUs behind this node", registry=self.registry).set(gpus)
@@ -183,6 +187,21 @@ class NodeMetrics:
 
         routes = {"/metrics": metrics, LIVENESS_PATH: healthz, READINESS_PATH: readyz}
         return Starlette(routes=[*(Route(path, serve) for path, serve in routes.items()), *pages])
+
+
+class _IntegrityCollector(Collector):
+    """How coordinators rate what this node sells, by audits."""
+
+    def __init__(self, read: Callable[[], Mapping[tuple[str, str], float]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        text = "Integrity by audits, in percent, as the strictest coordinator counts it; models without audits have none"
+        integrity = GaugeMetricFamily("tallystick_node_integrity_percent", text, labels=["model", "precision"])
+        for product, percent in sorted(self._read().items()):
+            integrity.add_metric(product, percent)
+        yield integrity
 
 
 class _CreditCollector(Collector):

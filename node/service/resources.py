@@ -39,6 +39,7 @@ class Resources:
     engine_pool: EnginePool
     sealing_key: SealingKey
     chain_health: ChainHealth
+    escrow: Escrow
 
 
 async def open_resources(config: NodeConfig, signer: Signer, stack: AsyncExitStack, config_file: Path | None = None) -> Resources:
@@ -65,7 +66,9 @@ async def open_resources(config: NodeConfig, signer: Signer, stack: AsyncExitSta
     health_rpc = Rpc(config.rpc or deployment.rpc, attempts=1)
     stack.push_async_callback(health_rpc.close)
     health = ChainHealth(health_rpc, deployment, signer.address)
-    return Resources(signer, deployment.domain, store, chain, settlement, payouts, engine_pool, _sealing_key(config), health)
+    return Resources(
+        signer, deployment.domain, store, chain, settlement, payouts, engine_pool, _sealing_key(config), health, escrow
+    )
 
 
 def _deployment(path: Path) -> Deployment:

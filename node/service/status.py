@@ -11,6 +11,7 @@ from node.chain.escrow_view import EscrowView
 from node.chain.payouts import Payouts
 from node.chain.watcher import ChainWatcher
 from node.coordinator.coordinator_links import CoordinatorLinks
+from node.coordinator.ratings import Ratings
 from node.coordinator.state_recovery import StateRecovery
 from node.domain.published_asks import PublishedAsks
 from node.domain.tabs import Tabs
@@ -58,6 +59,8 @@ class StatusSources(Protocol):
     def health(self) -> HealthMonitor: ...
     @property
     def collector(self) -> Collector: ...
+    @property
+    def ratings(self) -> Ratings: ...
 
 
 def health(node: StatusSources) -> dict[str, Any]:

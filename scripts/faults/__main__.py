@@ -25,6 +25,8 @@ from scripts.faults.report import Report, Violation
 from scripts.faults.schedule import FAULTS_A_SEED, Fault, Process, schedule
 from scripts.faults.site import NotReady, Site, open_site
 from scripts.faults.strikes import PhaseMissing, Striker
+from tallystick.cli.output import note
+from tallystick.cli.progress import activity
 
 DISK_MIB = 64
 DATABASES = ("sqlite", "postgres", "replicas")
@@ -126,12 +128,13 @@ def _no_disk(folder: Path) -> str:
 
 async def _run_database(plan: Plan, faults: Sequence[Fault], database: str, folder: Path, report: Report) -> None:
     disk_mib = DISK_MIB if Fault.FULL_DISK in faults else 0
-    site = await open_site(folder, on_postgres=database == "postgres", replicas=database == "replicas", disk_mib=disk_mib)
+    with activity(f"starting a market, database {database}"):
+        site = await open_site(folder, on_postgres=database == "postgres", replicas=database == "replicas", disk_mib=disk_mib)
     try:
         for seed in plan.seeds:
             violations = await _run_seed(site, seed, faults, plan.only, report)
             for text in violations:
-                print(f"seed {seed}, {database}: VIOLATION: {text}", file=sys.stderr, flush=True)
+                note(f"seed {seed}, {database}: VIOLATION: {text}")
             report.violations += [Violation(seed, database, text, plan.repeat(seed, database)) for text in violations]
             if violations:  # what is broken stays broken, so the next seed would report it again
                 break
@@ -154,18 +157,17 @@ async def _run_seed(site: Site, seed: int, faults: Sequence[Fault], only: str, r
     clients.start()
     kills: list[str] = []
     try:
-        for entry in entries:
-            struck = await striker.strike(entry)
+        for number, entry in enumerate(entries, 1):
+            text = f"seed {seed}, fault {number} of {len(entries)}: {entry.fault.value}, {entry.phase.value}"
+            with activity(text):
+                struck = await striker.strike(entry)
             report.struck.append(struck)
             if entry.fault is Fault.KILL and struck.name != "rpc":
                 kills.append(struck.name)
-            print(
-                f"seed {seed}: {entry.fault.value} {struck.name}, {entry.phase.value}: {struck.outage:.1f} s",
-                file=sys.stderr,
-                flush=True,
-            )
-        await clients.stop()
-        findings = await check(site, clients)
+            note(f"seed {seed}: {entry.fault.value} {struck.name}, {entry.phase.value}: {struck.outage:.1f} s")
+        with activity(f"seed {seed}: checking what holds after the faults"):
+            await clients.stop()
+            findings = await check(site, clients)
         violations = findings.violations
         report.not_kept += findings.not_kept
         report.unreleased = findings.unreleased

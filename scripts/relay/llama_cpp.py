@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from node.engines.embedded import MODEL, MODEL_FILE, embedded_folder, install, is_installed, server_command
+from node.engines.embedded import INSTALL_BYTES, MODEL, MODEL_FILE, embedded_folder, install, is_installed, server_command
 from node.engines.embedded_server import CONTEXT_TOKENS, SLOTS
 from scripts.peers import BUILD
 from scripts.relay import processes
 from tallystick.cli.local.processes import free_port
+from tallystick.cli.output import note
+from tallystick.cli.progress import Unit, activity
 from tallystick.protocol.errors import Unavailable
 
 __all__ = ["CONTEXT_TOKENS", "MODEL", "MODEL_FILE", "SLOTS", "install_engine", "server"]
@@ -26,11 +27,12 @@ def install_engine() -> Path | None:
     """
     folder = embedded_folder(BUILD)
     if not is_installed(folder):
-        print(f"installing llama.cpp and {MODEL} into {folder} (once) …", file=sys.stderr)
+        note(f"installing llama.cpp and {MODEL} into {folder} (once) …")
         try:
-            install(folder)
+            with activity("downloading", INSTALL_BYTES, Unit.BYTES) as shown:
+                install(folder, lambda size: shown.update(done=min(size, INSTALL_BYTES)))
         except Unavailable as error:
-            print(error, file=sys.stderr)
+            note(str(error))
             return None
     return folder
 

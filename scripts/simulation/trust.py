@@ -1,7 +1,8 @@
 """Agents in a market whose answers are audited: what cheating earns against honest work.
 
 Time runs in rounds. In each, payers send jobs to the providers that are cheapest with their expected loss, up to their capacity,
-and a share to newcomers. Verdicts and integrity are those of `tallystick.audit`; its tests are represented by their error rates.
+and a share to newcomers. The coordinator probes providers that have few audits, or any, by the rule of `tally coordinator probe`.
+Verdicts and integrity are those of `tallystick.audit`; its tests are represented by their error rates.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 from tallystick.audit.integrity import NEWCOMER_JOBS, Integrity, audit_rate
 from tallystick.audit.referee_record import RefereeRecord, dispute_losers
 from tallystick.audit.verdicts import FALSE_SUSPECT, Audit, Referees, Verdict, judge_job, judge_provider, needs_opinion
+from tallystick.client.audits.probes import ProbeTarget, choose_target
+from tallystick.protocol.types import Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,8 @@ class TrustScenario:
     probability that an audit sees that. `cost`, `cheap_cost`: of an honest job and of a cheated one. `new_key`: what a cheater
     pays to return under a new key, when its integrity is ruined. `demand`: jobs a round as a share of capacity. `audit_price`:
     of one referee's opinion. `second_look`: the share of first opinions that another referee checks. `exploration`: the share of
-    jobs that newcomers get. `aversion`: how much of a job's price an expected bad answer costs.
+    jobs that newcomers get. `probes`: the coordinator's jobs, as a share of those of payers, each of which it audits. `aversion`:
+    how much of a job's price an expected bad answer costs.
     """
 
     providers: int = 100
@@ -42,6 +46,7 @@ class TrustScenario:
     audit_price: float = 0.3
     second_look: float = 0.1
     exploration: float = 0.05
+    probes: float = 0.01
     aversion: float = 2.0
     seed: int = 1
 
@@ -86,6 +91,7 @@ class TrustSimulation:
         ring = set(share[: round(scenario.captured * count)])
         self.providers = [Provider(number, number in cheaters, number in ring) for number in range(count)]
         self.payers = [Payer() for _ in range(scenario.payers)]
+        self._coordinator = Payer()
         self._referees = Referees(captured=max(scenario.captured, 0.1))
         self.spent = self.audit_cost = 0.0
         self.honest_confirmed = 0
@@ -93,10 +99,13 @@ class TrustSimulation:
 
     def run(self) -> None:
         """Runs all rounds."""
+        demand = round(self._scenario.demand * self._scenario.capacity * len(self.providers))
         for _ in range(self._scenario.rounds):
             room = {provider.number: self._scenario.capacity for provider in self.providers}
+            for _ in range(round(self._scenario.probes * demand)):
+                self._probe(room)
             ranked = sorted(self.providers, key=lambda provider: (self._expected_price(provider), self._draws.random()))
-            for _ in range(round(self._scenario.demand * self._scenario.capacity * len(self.providers))):
+            for _ in range(demand):
                 payer = self._draws.choice(self.payers)
                 provider = self._choose(payer, ranked, room)
                 if provider is not None:
@@ -120,14 +129,32 @@ class TrustSimulation:
         return next((provider for provider in ranked if room[provider.number] and provider.name not in payer.blocked), None)
 
     def _serve(self, payer: Payer, provider: Provider) -> None:
-        scenario, name = self._scenario, provider.name
-        cheated = provider.cheats and self._draws.random() < scenario.cheat_rate
+        name, cheated = provider.name, self._do_job(provider)
         self.spent += 1
-        provider.jobs += 1
-        provider.income += 1 - (scenario.cheap_cost if cheated else scenario.cost)
         payer.jobs[name] = payer.jobs.get(name, 0) + 1
         if self._draws.random() < audit_rate(provider.integrity, payer.jobs[name]):
             self._audit(payer, provider, cheated=cheated)
+
+    def _probe(self, room: dict[int, int]) -> None:
+        """The coordinator's job at a provider, which cannot tell it from others. It is audited like those of payers."""
+        targets = [
+            ProbeTarget(Address(f"{provider.number}"), "", provider.integrity.audits, room[provider.number])
+            for provider in self.providers
+            if room[provider.number] and provider.name not in self._coordinator.blocked
+        ]
+        target = choose_target(targets, self._draws.randbytes)
+        if target is not None:
+            provider = self.providers[int(target.provider)]
+            room[provider.number] -= 1
+            self.audit_cost += 1
+            self._audit(self._coordinator, provider, cheated=self._do_job(provider))
+
+    def _do_job(self, provider: Provider) -> bool:
+        """Pays a provider for a job. Returns whether it cheats on it."""
+        cheated = provider.cheats and self._draws.random() < self._scenario.cheat_rate
+        provider.jobs += 1
+        provider.income += 1 - (self._scenario.cheap_cost if cheated else self._scenario.cost)
+        return cheated
 
     def _audit(self, payer: Payer, provider: Provider, *, cheated: bool) -> None:
         """Audits a job by one referee, and by further ones while it is suspect by too few."""

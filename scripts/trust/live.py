@@ -19,6 +19,8 @@ from scripts.trust import cheaters
 from scripts.trust.cheaters import Cheat
 from scripts.trust.engine import ServedEngine
 from scripts.trust.observations import Observation
+from tallystick.cli.output import note
+from tallystick.cli.progress import activity
 from tallystick.client.config import ClientConfig
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.routes import CHAT
@@ -68,10 +70,11 @@ def make_variants(engine: Path) -> Path | None:
     if commands is None:
         return None
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"making variants of {MODEL} in {folder} (once) …", file=sys.stderr)
+    note(f"making variants of {MODEL} in {folder} (once) …")
     script = Path(__file__).with_name("gguf_variants.py")
     source = engine / llama_cpp.MODEL_FILE
-    done = subprocess.run([commands / "python", script, source, folder], check=False, capture_output=True, text=True)
+    with activity("making variants of the model"):
+        done = subprocess.run([commands / "python", script, source, folder], check=False, capture_output=True, text=True)
     if done.returncode != 0:
         print(f"the variants cannot be made: {done.stderr[-500:]}", file=sys.stderr)
         return None
@@ -141,12 +144,13 @@ async def _ask_all(
 ) -> dict[str, list[Observation]]:
     observed: dict[str, list[Observation]] = {name: [] for name in plan.providers}
     bodies = make_requests(plan.jobs)
-    for number, body in enumerate(bodies):
-        asked = [_observe(client, name, providers[name], body, referees[name]) for name in plan.providers]
-        for observation in await asyncio.gather(*asked):
-            if observation is not None:
-                observed[observation.provider].append(observation)
-        print(f"{number + 1} of {len(bodies)} jobs of each provider", file=sys.stderr)
+    with activity("asking each provider", len(bodies)) as shown:
+        for body in bodies:
+            asked = [_observe(client, name, providers[name], body, referees[name]) for name in plan.providers]
+            for observation in await asyncio.gather(*asked):
+                if observation is not None:
+                    observed[observation.provider].append(observation)
+            shown.advance()
     return observed
 
 

@@ -20,6 +20,8 @@ LOCAL_CHAIN_ID = 31_337
 OLD_BLOCK_SECONDS, STALE_BLOCK_SECONDS = 300, 1_800
 SETTLEMENT_GAS = BATCH_GAS + CLAIM_GAS + ROW_GAS
 """The gas of the smallest settlement."""
+FUTURE_BLOCK_SECONDS = 30
+"""A last block that is further ahead of this machine's clock is a warning."""
 RESERVE_SETTLEMENTS = 100
 """Fewer settlements than the coins can pay for raise a warning."""
 
@@ -33,7 +35,10 @@ class ChainHealth:
         self._code: bytes | None = None
 
     async def check(self) -> dict[str, CheckResult]:
-        """The states of `chain`, `block_age`, `contract` and `gas`. Raises TallyError if the endpoint does not answer."""
+        """The states of `chain`, `block_age`, `contract` and `gas`, and of `clock` if it is off.
+
+        Raises TallyError if the endpoint does not answer.
+        """
         chain, block, balance, price, code = await self._rpc.batch(
             ("eth_chainId",),
             ("eth_getBlockByNumber", "latest", False),
@@ -47,19 +52,32 @@ class ChainHealth:
             return {"chain": CheckResult(Health.FAIL, problem, "set `rpc` to an endpoint of the deployment's chain", chain_id)}
         return {
             "chain": CheckResult(Health.PASS, value=chain_id),
-            "block_age": self._block_age(block),
+            **self._block_age(block),
             "contract": self._contract(code),
             "gas": self._gas(self._quantity("eth_getBalance", balance), self._quantity("eth_gasPrice", price)),
         }
 
-    def _block_age(self, raw: object) -> CheckResult:
+    def _block_age(self, raw: object) -> dict[str, CheckResult]:
+        """The state of `block_age`, and of `clock` if the last block is of the future: a chain's blocks never are."""
         block = self._rpc.read_block(_value(raw))
-        age = 0 if block is None else max(0, round(self._now() - block.timestamp))
+        age = 0 if block is None else round(self._now() - block.timestamp)
+        if -age <= FUTURE_BLOCK_SECONDS or self._deployment.chain_id == LOCAL_CHAIN_ID:
+            return {"block_age": self._checked_age(max(0, age))}
+        text = f"this machine's clock is {-age} s behind the chain's last block"
+        remedy = "set the clock (`timedatectl set-ntp true`), or use another endpoint (`rpc`)"
+        return {
+            "block_age": CheckResult(Health.PASS, value=0, unit="s"),
+            "clock": CheckResult(Health.WARN, text, remedy, -age, "s"),
+        }
+
+    def _checked_age(self, age: int) -> CheckResult:
         status = Health.FAIL if age > STALE_BLOCK_SECONDS else Health.WARN if age > OLD_BLOCK_SECONDS else Health.PASS
         if self._deployment.chain_id == LOCAL_CHAIN_ID or status is Health.PASS:
             return CheckResult(Health.PASS, value=age, unit="s")
-        problem = f"the last block is {age} s old: the endpoint does not follow the chain"
-        return CheckResult(status, problem, "use another endpoint (`rpc`)", age, "s")
+        problem = f"the last block is {age} s old: the endpoint does not follow the chain, or this machine's clock is ahead"
+        return CheckResult(
+            status, problem, "use another endpoint (`rpc`), or set the clock (`timedatectl set-ntp true`)", age, "s"
+        )
 
     def _contract(self, raw: object) -> CheckResult:
         code = str(_value(raw) or "0x").removeprefix("0x")

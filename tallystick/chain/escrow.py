@@ -89,6 +89,24 @@ class TxResult:
         return tuple(event for event in self.events if isinstance(event, event_class))
 
 
+def purse_of(values: tuple[Any, ...]) -> Purse:
+    """The purse that the contract's `purse` returned."""
+    owner, free, thawing, thaw_at = values
+    return Purse(None if owner == ZERO_ADDRESS else owner, Amount(free), Amount(thawing), Seconds(thaw_at))
+
+
+def tab_of(values: tuple[Any, ...]) -> TabState:
+    """The tab that the contract's `tab` returned."""
+    settled, reserved, release_at = values
+    return TabState(Amount(settled), Amount(reserved), Seconds(release_at))
+
+
+def provider_of(account: tuple[Any, ...], stake_of: tuple[Any, ...]) -> ProviderAccount:
+    """The account that the contract's `account` and `stakeOf` returned."""
+    (credit, payout, fee_bps), (stake, unstaking, unstake_at) = account, stake_of
+    return ProviderAccount(Amount(credit), payout, Amount(stake), Amount(unstaking), Seconds(unstake_at), fee_bps)
+
+
 class Escrow:
     """One deployed escrow. The first call raises WrongChain if the endpoint serves another chain."""
 
@@ -125,20 +143,18 @@ class Escrow:
 
     async def purse(self, key: Address, *, block: str = "latest") -> Purse:
         """The purse of a signing key."""
-        owner, free, thawing, thaw_at = await self.read("purse", key, block=block)
-        return Purse(None if owner == ZERO_ADDRESS else owner, Amount(free), Amount(thawing), Seconds(thaw_at))
+        return purse_of(await self.read("purse", key, block=block))
 
     async def tab(self, payer: Address, provider: Address, *, block: str = "latest") -> TabState:
         """The tab of a payer's key with a provider; all zero if it was never used."""
-        settled, reserved, release_at = await self.read("tab", payer, provider, block=block)
-        return TabState(Amount(settled), Amount(reserved), Seconds(release_at))
+        return tab_of(await self.read("tab", payer, provider, block=block))
 
     async def provider(self, address: Address, *, block: str = "latest") -> ProviderAccount:
         """Credit, stake and fee rate of any account, also of a coordinator."""
-        (credit, payout, fee_bps), (stake, unstaking, unstake_at) = await asyncio.gather(
+        account, stake = await asyncio.gather(
             self.read("account", address, block=block), self.read("stakeOf", address, block=block)
         )
-        return ProviderAccount(Amount(credit), payout, Amount(stake), Amount(unstaking), Seconds(unstake_at), fee_bps)
+        return provider_of(account, stake)
 
     async def fee_bps(self, coordinator: Address) -> int:
         """The rate that a coordinator has registered, in basis points of what is paid: the contract takes this or what the order

@@ -84,6 +84,7 @@ class Code(str, Enum):
     CLIENT_BUSY = "client_busy"
     UNAUTHENTICATED = "unauthenticated"
     RATE_LIMITED = "rate_limited"
+    TIER_LIMIT = "tier_limit"
     CANCELLED = "cancelled"
 
 
@@ -144,6 +145,7 @@ PUBLIC: dict[Code, Public] = {
     Code.CLIENT_BUSY: Public(503, _SERVER),
     Code.UNAUTHENTICATED: Public(401, "authentication_error"),
     Code.RATE_LIMITED: Public(429, "rate_limit_error"),
+    Code.TIER_LIMIT: Public(403, "permission_error"),
     Code.CANCELLED: Public(499, _SERVER),
 }
 """One row per code; a test proves that none is missing."""

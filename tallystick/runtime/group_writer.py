@@ -79,7 +79,8 @@ class Entry:
         if self._settled:
             return
         self._settled, self._error = True, error
-        for note in self._notes:
+        notes, self._notes = self._notes, []  # most refer to the entry: no cycle is left for the collector
+        for note in notes:
             try:
                 note(error)
             except Exception:  # a bug in one must not keep the others waiting

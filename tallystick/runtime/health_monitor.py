@@ -23,6 +23,7 @@ DEADLINE_SECONDS = 8.0
 Check = Callable[[], Awaitable[Mapping[str, CheckResult]]]
 """Returns the states of one or several dependencies, by name. May raise anything: then the check's own name fails."""
 log = structlog.get_logger()
+_SEVERITY = {Health.PASS: 0, Health.WARN: 1, Health.FAIL: 2}
 
 
 class HealthMonitor:
@@ -85,7 +86,10 @@ class HealthMonitor:
     async def _check_all(self) -> HealthReport:
         try:
             groups = await asyncio.gather(*(self._check_one(name, check) for name, check in self._checks.items()))
-            results = {name: result for group in groups for name, result in group.items()}
+            results: dict[str, CheckResult] = {}
+            for name, result in (named for group in groups for named in group.items()):
+                if name not in results or _SEVERITY[result.status] > _SEVERITY[results[name].status]:
+                    results[name] = result  # two checks may tell of one dependency, such as of the clock: the worse counts
             self._last, self._last_at = HealthReport(results, self._now()), self._clock()
             self._raise_alarms(results)
             return self._last

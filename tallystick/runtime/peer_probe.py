@@ -22,6 +22,7 @@ SKEW_SECONDS = 20
 CERTIFICATE_DAYS = 14
 """Certificates that expire sooner get a warning."""
 _DAY = 86_400
+TELL_OPERATOR = "tell the coordinator's operator to renew it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class PeerState:
         if self.ahead is not None:
             results["clock"] = _clock(self.ahead)
         if self.certificate is not None:
-            results["certificate"] = _certificate(self.certificate)
+            results["certificate"] = check_certificate(self.certificate)
         return results
 
 
@@ -53,12 +54,13 @@ def _clock(ahead: float) -> CheckResult:
     return CheckResult(Health.WARN, text, remedy, seconds, "s")
 
 
-def _certificate(valid: float) -> CheckResult:
+def check_certificate(valid: float, whose: str = "the coordinator's", remedy: str = TELL_OPERATOR) -> CheckResult:
+    """The state of a certificate that is valid for so many seconds more."""
     days = int(valid // _DAY)
     if days >= CERTIFICATE_DAYS:
         return CheckResult(Health.PASS, value=days, unit="days")
-    text = f"the coordinator's certificate expires in {days} days"
-    return CheckResult(Health.WARN, text, "tell the coordinator's operator to renew it", days, "days")
+    text = f"{whose} certificate expires in {days} days"
+    return CheckResult(Health.WARN, text, remedy, days, "days")
 
 
 async def probe_peer(url: str, *, now: Callable[[], float] = time.time, context: ssl.SSLContext | None = None) -> PeerState:

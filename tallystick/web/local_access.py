@@ -19,7 +19,7 @@ _OWN_SITES = {"", "none", "same-origin"}
 def objection(request: Request) -> str:
     """Why a request may not see local pages; empty if it may."""
     host = request.headers.get("host", "")
-    if not _is_this_machine(host):
+    if not is_this_machine(host):
         return f"Host: expected localhost or a loopback address, got {host[:100]!r}: these pages are for this machine alone"
     origin = request.headers.get("origin")
     if origin is not None and origin.lower() != f"{request.url.scheme}://{host.lower()}":
@@ -39,7 +39,8 @@ def local_only(serve: Callable[[Request], Awaitable[Response]]) -> Callable[[Req
     return guarded
 
 
-def _is_this_machine(host: str) -> bool:
+def is_this_machine(host: str) -> bool:
+    """Whether a Host header names this machine: localhost, a name below it, or a loopback address."""
     try:
         name = (urlsplit("//" + host).hostname or "").removesuffix(".")
     except ValueError:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tallystick.chain.chain_health import (
+    FUTURE_BLOCK_SECONDS,
     OLD_BLOCK_SECONDS,
     RESERVE_SETTLEMENTS,
     SETTLEMENT_GAS,
@@ -83,7 +84,7 @@ async def test_another_contract_or_none(world: World, own: Rpc) -> None:
     ("age", "status"),
     [
         (0, Health.PASS),
-        (-50, Health.PASS),
+        (-20, Health.PASS),
         (OLD_BLOCK_SECONDS, Health.PASS),
         (OLD_BLOCK_SECONDS + 1, Health.WARN),
         (STALE_BLOCK_SECONDS, Health.WARN),
@@ -94,9 +95,23 @@ async def test_the_age_of_the_last_block(world: World, own: Rpc, age: int, statu
     """An endpoint whose last block is old does not follow its chain. A local chain has no blocks without transactions."""
     block = await own.request("eth_getBlockByNumber", "latest", False)
     time = int(block["timestamp"], 16) + age
-    result = ChainHealth(own, replace(world.deployment, chain_id=8453), NOBODY, lambda: time)._block_age(block)
+    result = ChainHealth(own, replace(world.deployment, chain_id=8453), NOBODY, lambda: time)._block_age(block)["block_age"]
     assert (result.status, result.value) == (status, max(0, age))
-    assert ChainHealth(own, world.deployment, NOBODY, lambda: time)._block_age(block).status is Health.PASS
+    assert ChainHealth(own, world.deployment, NOBODY, lambda: time)._block_age(block)["block_age"].status is Health.PASS
+
+
+@pytest.mark.parametrize(("behind", "warns"), [(FUTURE_BLOCK_SECONDS, False), (FUTURE_BLOCK_SECONDS + 1, True)])
+async def test_a_clock_behind_the_chain(world: World, own: Rpc, behind: int, warns: bool) -> None:
+    """A last block of the future shows that this machine's clock is behind; a local chain may be moved ahead on purpose."""
+    block = await own.request("eth_getBlockByNumber", "latest", False)
+    time = int(block["timestamp"], 16) - behind
+    results = ChainHealth(own, replace(world.deployment, chain_id=8453), NOBODY, lambda: time)._block_age(block)
+    assert results["block_age"].status is Health.PASS
+    assert ("clock" in results) is warns
+    if warns:
+        assert (results["clock"].status, results["clock"].value) == (Health.WARN, behind)
+        assert "timedatectl" in results["clock"].remedy
+    assert "clock" not in ChainHealth(own, world.deployment, NOBODY, lambda: time)._block_age(block)
 
 
 async def test_another_chain(world: World, own: Rpc) -> None:

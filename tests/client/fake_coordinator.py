@@ -254,6 +254,7 @@ class FakeMarket:
         self.inquiries: list[Inquiry] = []
         self.submissions: list[Submission] = []
         self.cancels: list[JobId] = []
+        self.killed = False
         self.refuses_further: TallyError | None = None
         """The answer to further orders, instead of taking them."""
         self.refusals: list[TallyError] = []
@@ -324,6 +325,7 @@ class FakeMarket:
 
     async def kill(self) -> None:
         """Drops all connections and accepts no more."""
+        self.killed = True
         assert self._runner is not None
         assert self._runner.server is not None
         for site in list(self._runner.sites):
@@ -477,7 +479,10 @@ class FakeMarket:
             return refused
         self.cancels.append(job)
         if job in self.sessions:
-            self.sessions[job].cancelled.set()
+            session = self.sessions[job]
+            session.cancelled.set()
+            if session.market.killed and session.state not in TERMINAL:  # as a replica does for one that is gone
+                session.state = State.FAILED
         return web.json_response({}, status=202)
 
 

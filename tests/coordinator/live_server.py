@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -18,21 +18,25 @@ from coordinator.app import App
 from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import MAX_LINK_FRAME
+from coordinator.http.account_routes import Accounts
 from coordinator.http.api import ApiContext
 from coordinator.http.metrics import CoordinatorMetrics
 from coordinator.http.node_hub import NodeHub
 from coordinator.http.schemas import Info
-from coordinator.storage.memory import MemoryStore
+from coordinator.jobs.accounts import AccessTiers
+from coordinator.storage.memory import MemoryAccountStore, MemoryStore
 from tallystick.protocol.eip712 import Signed, Signer, Verified
 from tallystick.protocol.errors import TallyError, error_from_json
 from tallystick.protocol.health import CheckResult, Health
 from tallystick.protocol.job_link import LINK_PATH, LINK_STREAM, pack_greeting, pack_record, pack_submit, read_records
 from tallystick.protocol.link import Beat, Capacity, Challenge, Hello, Listing, endpoint_of
 from tallystick.protocol.messages import Ask, Connect, Receipt
+from tallystick.protocol.tiers import Tier, Tiers
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import NO_JOB, Dispatch, FrameReader, Kind, Submission, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.serving import serving
+from tallystick.web.wallet_sign_in import WalletSignIn
 from tests.coordinator.fake_escrow import FakeEscrow, make_settler
 from tests.coordinator.harness import COORDINATOR, DOMAIN, LAST_CHUNK, World, make_ask, make_receipt, unchecked
 
@@ -70,7 +74,12 @@ async def _passes() -> dict[str, CheckResult]:
 
 @asynccontextmanager
 async def served(
-    world: World | None = None, max_nodes: int = 100, *, intake: IntakeLimits | None = None, **hub_settings: Any
+    world: World | None = None,
+    max_nodes: int = 100,
+    *,
+    intake: IntakeLimits | None = None,
+    tiers: Sequence[Tier] = (),
+    **hub_settings: Any,
 ) -> AsyncIterator[Served]:
     """Serves a market on a free port; `hub_settings` are the hub's."""
     world = world or World()
@@ -91,7 +100,11 @@ async def served(
     )
     store, health = world.store, HealthMonitor({"always": _passes})
     metrics = CoordinatorMetrics(lambda: health.last)
-    context = ApiContext(world.market, lambda: hub.connected, store, store, store, info, health, metrics, world.clock.now)
+    accounts = MemoryAccountStore(world.store)
+    sign_in = WalletSignIn(origins=(), chain_id=DOMAIN.chain_id, key=b"test", statement="Sign in.", now=world.clock.now)
+    limited = AccessTiers(Tiers(tiers), accounts, world.clock.tick) if tiers else None
+    own = Accounts(sign_in, accounts, tiers=limited)
+    context = ApiContext(world.market, lambda: hub.connected, store, store, store, info, health, metrics, own, world.clock.now)
     app = App(context, hub, world.store, intake=limits, rate_limiter=rate_limiter)
     async with (
         serving(app, "127.0.0.1", 0, ws_max_size=MAX_LINK_FRAME) as port,

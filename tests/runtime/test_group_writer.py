@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -225,3 +226,11 @@ async def test_a_group_is_synced_if_one_of_its_writes_must_be(writer: _Writer) -
     assert await group(False, False, False) == [False]
     assert await group(False, True, False) == [True]
     assert await group(False, True, False, items="xbc") == [True, False, True, False]
+
+
+async def test_a_committed_write_refers_to_nothing_that_refers_to_it(writer: _Writer) -> None:
+    """Whoever wants to know of a write usually holds it: such a cycle would live until the garbage collector runs."""
+    entry = writer.writer.add(writer.apply, "a", waited=True)
+    entry.then(lambda _: None)
+    await entry.done
+    assert not [kept for kept in gc.get_referents(entry) if isinstance(kept, list) and kept]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from structlog.testing import capture_logs
 
 from tallystick.protocol.health import CheckResult, Health, HealthReport
-from tallystick.runtime.health_monitor import FRESH_SECONDS, HealthMonitor
+from tallystick.runtime.health_monitor import FRESH_SECONDS, Check, HealthMonitor
 
 GOOD, LOW, BAD = (
     CheckResult(Health.PASS),
@@ -102,6 +103,21 @@ async def test_it_checks_without_being_asked() -> None:
         await asyncio.sleep(0)
     running.cancel()
     assert monitor.last.results == {"part": BAD}
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+async def test_two_checks_of_one_dependency(names: str) -> None:
+    """Two checks may tell of one dependency, such as of the clock: the worse state counts, in whatever order they come."""
+    results = {"a": {"clock": GOOD}, "b": {"clock": LOW}}
+
+    def check_of(name: str) -> Check:
+        async def check() -> dict[str, CheckResult]:
+            return results[name]
+
+        return check
+
+    report = await HealthMonitor({name: check_of(name) for name in names}).report()
+    assert report.results == {"clock": LOW}
 
 
 def test_the_format() -> None:

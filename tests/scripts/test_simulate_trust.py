@@ -30,6 +30,17 @@ def test_cheating_does_not_pay(cheat_rate: float, captured: float) -> None:
     assert figures["honest_confirmed"] == 0
 
 
+def test_no_cheater_earns_as_much_as_honest_work() -> None:
+    """Not even the most successful one, in the worst case of the published range. That takes the coordinator's probes."""
+    worst = {"providers": 100, "rounds": 400, "payers": 10, "cheaters": 0.3, "cheat_rate": 0.2, "captured": 0.3}
+    figures = report(**worst)
+    assert figures["cheater_income_max"] < figures["honest_income_mean"]
+    assert figures["honest_confirmed"] == 0
+    unprobed = report(**worst, probes=0)
+    assert unprobed["cheater_income_max"] > figures["cheater_income_max"]
+    assert unprobed["audit_cost_share"] < figures["audit_cost_share"]
+
+
 def test_it_would_pay_without_audits_that_see_it() -> None:
     """The simulation can tell: where audits see nothing, cheaters earn more."""
     figures = report(cheaters=0.2, power=0.001)

@@ -180,12 +180,12 @@ def fund(
 
     Uses the chain of the deployment file; --rpc names any other.
     """
-    from tallystick.chain.sender import Sender
+    from tallystick.cli.transactions import ShownSender
 
     address, value = parse_account(account, "ACCOUNT"), int(parse_amount(coins, COIN_DECIMALS, "--coins"))
 
     async def act(endpoint: Rpc) -> None:
-        mined = await Sender(endpoint, dev_account(dev)).send(address, b"", value=value)
+        mined = await ShownSender(endpoint, dev_account(dev)).send(address, b"", value=value)
         total = await endpoint.balance(address)
         if as_json:
             show_json({"account": address, "coins": str(total), "tx": mined.hash})

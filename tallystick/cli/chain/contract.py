@@ -13,6 +13,7 @@ import typer
 from tallystick.cli.onchain import open_escrow, parse_account
 from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, Provider, Rpc
 from tallystick.cli.output import json_fields, out, show_fields, show_json, show_table
+from tallystick.cli.progress import run_shown
 from tallystick.protocol.types import Address, Amount, format_amount
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _show(kind: str, read: Reader, deployment: Path | None, rpc: str | None, *, 
             fields, meaning = await read(escrow, explain)
             return fields, meaning, {"id": escrow.deployment.chain_id, "block": block, "now": now}, decimals
 
-    fields, meaning, chain, decimals = asyncio.run(run())
+    fields, meaning, chain, decimals = run_shown("asking the chain", run())
     if as_json:
         steps = [step.to_json() for step in meaning.next_steps]
         document = {kind: json_fields(fields), "state": meaning.state, "says": list(meaning.sentences)}

@@ -37,7 +37,7 @@ def fee(
     path, endpoint = deployment or (loaded.deployment if loaded else None), rpc or (loaded.rpc if loaded else None)
 
     async def run() -> None:
-        from tallystick.chain.sender import Sender
+        from tallystick.cli.transactions import ShownSender
 
         signer = unlock(wallet, password_file) if bps is not None else None
         coordinator = signer.address if signer else parse_account(wallet, "--wallet")
@@ -45,7 +45,7 @@ def fee(
             tx = None
             if signer and bps is not None and await escrow.fee_bps(coordinator) != bps:
                 await require_gas(escrow, coordinator)
-                tx = (await escrow.set_fee(Sender(escrow.rpc, signer), bps)).hash
+                tx = (await escrow.set_fee(ShownSender(escrow.rpc, signer), bps)).hash
             registered = await escrow.fee_bps(coordinator)
         configured = loaded.fee_bps if loaded else None
         if as_json:

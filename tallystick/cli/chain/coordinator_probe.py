@@ -13,6 +13,7 @@ import typer
 
 from tallystick.cli.options import Config, CoordinatorUrl, Json, PasswordFile, unlock
 from tallystick.cli.output import note, show_json, step
+from tallystick.cli.progress import activity
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.types import parse_amount
 
@@ -69,7 +70,8 @@ async def _run(loaded: ClientConfig, payer: Signer, coordinator: Signer, *, ever
         prober = Prober(market, client, coordinator, lambda: int(time.time()), os.urandom)
         while True:
             try:
-                result = await prober.probe()
+                with activity("auditing a provider"):
+                    result = await prober.probe()
             except TallyError as error:
                 if every is None:
                     raise

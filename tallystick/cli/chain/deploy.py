@@ -14,6 +14,7 @@ from tallystick.cli.market_deployment import LOCAL_RPC
 from tallystick.cli.onchain import dev_account, held_by_escrow, parse_account, parse_duration, with_rpc
 from tallystick.cli.options import DEFAULT_WALLET, Json, PasswordFile, Wallet, unlock
 from tallystick.cli.output import note, show_fields, show_json, step
+from tallystick.cli.progress import activity
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.public_url import has_secret, public_url
 from tallystick.protocol.types import Address, format_amount, parse_address, parse_amount
@@ -153,17 +154,18 @@ def _waits(rules: EscrowRules) -> list[tuple[str, object]]:
 async def _deploy(rpc: Rpc, signer: Signer, rules: EscrowRules, token: Address | None, gifts: list[Address]) -> Deployment:
     """Deploys the contracts and pays the gifts, with a line of progress for each. Raises Refusal, Unavailable."""
     from tallystick.chain.deploy import deploy as deploy_contracts
-    from tallystick.chain.sender import Sender
     from tallystick.chain.token import Token
+    from tallystick.cli.transactions import ShownSender
 
-    sender, coins = Sender(rpc, signer), await rpc.balance(signer.address)
+    sender, coins = ShownSender(rpc, signer), await rpc.balance(signer.address)
     step(f"chain {await rpc.chain_id()} at {rpc.shown_url}; {signer.address} has {format_amount(coins, COIN_DECIMALS)} coins")
     if coins == 0:
         raise Refusal(
             Code.INSUFFICIENT_FUNDS,
             f"{signer.address} has no coins of the chain to pay for gas; send it some, or use --dev-account 0 on a local chain",
         )
-    deployment = await deploy_contracts(rpc, sender, rules=rules, token=token)
+    with activity("deploying the contracts"):
+        deployment = await deploy_contracts(rpc, sender, rules=rules, token=token)
     step(f"escrow at {deployment.escrow}, settling in {'the token' if token else 'a test dollar'} at {deployment.token}")
     gift = parse_amount(GIFT_DOLLARS)
     for account in gifts:

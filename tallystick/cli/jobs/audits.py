@@ -18,6 +18,7 @@ from tallystick.cli.jobs.jobs import show_time, with_ledger
 from tallystick.cli.onchain import parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, PasswordFile, Provider, Wallet, unlock
 from tallystick.cli.output import counted, dollars, note, show_fields, show_json, show_table, step
+from tallystick.cli.progress import activity
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.types import Amount, format_amount, parse_job_id
 
@@ -90,7 +91,9 @@ def audit_job(
                 raise await _why_not_kept(market, job.hex())
             if not again:
                 await auditor.check_unpaid(job)
-            conclusion = await auditor.audit(_with_consent(kept, loaded, share=share, as_json=as_json), again=again)
+            consented = _with_consent(kept, loaded, share=share, as_json=as_json)
+            with activity("waiting for the referees of the answer"):
+                conclusion = await auditor.audit(consented, again=again)
             return conclusion, await _context(await auditor.store(), conclusion.audit)
 
     conclusion, context = asyncio.run(run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tallystick.cli.options import Config, Json
-from tallystick.cli.output import err, note, show_fields, show_json, show_table, strip_control
+from tallystick.cli.output import note, show_fields, show_json, show_table, strip_control
+from tallystick.cli.progress import Activity, Unit, activity
 from tallystick.protocol.errors import BadMessage, Code, Fault, Unavailable, error_from_json
 from tallystick.protocol.routes import CHAT
 
@@ -57,15 +59,12 @@ def create(
     if not file.is_file():
         raise BadMessage(f"FILE: expected a file of requests, got {file}")
     with _gateway(config, gateway) as http:
-        with file.open("rb") as content:
-            uploaded = _call(
-                http, "POST", "/v1/files", files={"file": (file.name, content)}, data={"purpose": "batch"}, timeout=UPLOAD_SECONDS
-            )
+        uploaded = _upload(http, file)
         body = {"input_file_id": uploaded["id"], "endpoint": endpoint or _endpoint_of(file), "completion_window": window}
         headers = {} if options is None else {"x-tally-options": options}
         batch = _call(http, "POST", "/v1/batches", json=body, headers=headers)
         if wait:
-            batch = _wait(http, batch, quiet=as_json)
+            batch = _wait(http, batch)
     _show(batch, as_json=as_json, title="batch")
     _exit_for(batch, waited=wait)
 
@@ -98,7 +97,7 @@ def show(batch_id: BatchId, config: Config = None, gateway: Gateway = None, as_j
 def wait(batch_id: BatchId, config: Config = None, gateway: Gateway = None, as_json: Json = False) -> None:
     """Wait for the end of a batch, with a progress bar at a terminal. Exit status 1 unless it completed."""
     with _gateway(config, gateway) as http:
-        batch = _wait(http, _call(http, "GET", f"/v1/batches/{_checked(batch_id)}"), quiet=as_json)
+        batch = _wait(http, _call(http, "GET", f"/v1/batches/{_checked(batch_id)}"))
     _show(batch, as_json=as_json)
     _exit_for(batch, waited=True)
 
@@ -131,23 +130,25 @@ def download(
             if answer.status_code != 200:
                 answer.read()
                 raise error_from_json(_json_of(answer), answer.status_code)
-            _save(answer.iter_bytes(), output)
+            _save(answer, output)
     if output is not None:
         note(f"{name.removesuffix('_file_id')} file of {batch_id}: {output}")
 
 
-def _save(pieces: Iterator[bytes], output: Path | None) -> None:
+def _save(answer: httpx.Response, output: Path | None) -> None:
     """Writes to a file, which is complete or not there, or to standard output."""
     if output is None:
-        for piece in pieces:
+        for piece in answer.iter_bytes():
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
         return
     part = output.with_name(f".{output.name}.part")
     try:
-        with part.open("wb") as file:
-            for piece in pieces:
+        size = int(answer.headers.get("content-length", 0)) or None
+        with part.open("wb") as file, activity(f"downloading {output.name}", size, Unit.BYTES) as shown:
+            for piece in answer.iter_bytes():
                 file.write(piece)
+                shown.advance(len(piece))
         part.replace(output)
     finally:
         part.unlink(missing_ok=True)
@@ -208,28 +209,47 @@ def _endpoint_of(file: Path) -> str:
     return url if isinstance(url, str) else CHAT
 
 
-def _wait(
-    http: httpx.Client, batch: dict[str, Any], *, quiet: bool, sleep: Callable[[float], None] = time.sleep
-) -> dict[str, Any]:
+def _upload(http: httpx.Client, file: Path) -> dict[str, Any]:
+    """Uploads an input file; shows how much of it was read. Returns the gateway's description of it."""
+    from rich.filesize import decimal
+
+    size = file.stat().st_size
+    with activity(f"uploading {decimal(size)}", size, Unit.BYTES) as shown, _WatchedFile(file, shown) as content:
+        named = {"file": (file.name, content)}
+        return _call(http, "POST", "/v1/files", files=named, data={"purpose": "batch"}, timeout=UPLOAD_SECONDS)
+
+
+class _WatchedFile(io.FileIO):
+    """A file that shows how much of it was read."""
+
+    def __init__(self, path: Path, shown: Activity) -> None:
+        super().__init__(path)
+        self._shown = shown
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """See `io.FileIO`."""
+        data = super().read(-1 if size is None else size) or b""
+        self._shown.advance(len(data))
+        return data
+
+
+def _wait(http: httpx.Client, batch: dict[str, Any], *, sleep: Callable[[float], None] = time.sleep) -> dict[str, Any]:
     """Polls until the batch has ended. The gateway may be restarted meanwhile."""
     import httpx
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, disable=quiet or not err.is_terminal) as progress:
-        bar = progress.add_task("batch", total=None)
+    with activity("batch") as shown:
         while True:
             counts, tally = batch["request_counts"], batch["tally"]
             done, waiting = counts["completed"] + counts["failed"], tally["waiting"]
             text = f"{batch['status']}, {tally['cost']} dollars" + (f", waits: {strip_control(waiting)[:80]}" if waiting else "")
-            progress.update(bar, total=counts["total"] or None, completed=done, description=text)
+            shown.update(text, total=counts["total"] or None, done=done)
             if batch["status"] in ENDED:
                 return batch
             sleep(POLL_SECONDS)
             try:
                 batch = _call(http, "GET", f"/v1/batches/{batch['id']}")
             except httpx.TransportError:
-                progress.update(bar, description="the gateway does not answer; the batch goes on once it is back")
+                shown.update("the gateway does not answer; the batch goes on once it is back")
 
 
 def _row(batch: dict[str, Any]) -> tuple[object, ...]:

@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from tallystick.cli.options import Json
-from tallystick.cli.output import note, show_fields, show_json, step
+from tallystick.cli.output import show_fields, show_json, step
+from tallystick.cli.progress import activity
 from tallystick.protocol.errors import BadMessage
-
-_PROGRESS_STEP = 10
 
 
 def calibrate(
@@ -52,16 +51,13 @@ def calibrate(
     if api_key_env is not None and not key:
         raise BadMessage(f"--api-key-env: expected the environment variable {api_key_env} to be set")
 
-    def progress(done: int) -> None:
-        if done % _PROGRESS_STEP == 0:
-            note(f"{done} of {2 * answers} answers")
-
     async def run() -> HonestPairs:
         async with AsyncExitStack() as stack:
             apis = [await stack.enter_async_context(EngineApi.open(url, key)) for url in engines]
             name = served_model or model
             honest = [await HonestEngine.of(api, name, f"--engine {url}") for api, url in zip(apis, engines, strict=True)]
-            return await compare(honest, answers, progress)
+            with activity("comparing answers", 2 * answers) as shown:
+                return await compare(honest, answers, lambda done: shown.update(done=done))
 
     pairs = asyncio.run(run())
     try:

@@ -12,6 +12,7 @@ import typer
 
 from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, Wallet
 from tallystick.cli.output import counted, out, show_json, show_table
+from tallystick.cli.progress import Activity, activity
 from tallystick.protocol.errors import BadMessage, Fault
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ def verify(
         return
 
     async def read(client: CoordinatorClient) -> tuple[LogReplay, list[LogFault], int]:
-        return await _replay(client, await _promises(config, wallet))
+        promises = await _promises(config, wallet)
+        with activity("replaying the match log") as shown:
+            return await _replay(client, promises, shown)
 
     replay, faults, size = asyncio.run(_with_coordinator(config, coordinator_url, read))
     if as_json:
@@ -192,10 +195,13 @@ async def _promises(config: Path | None, wallet: str) -> list[Signed[ReportAck]]
         await store.close()
 
 
-async def _replay(client: CoordinatorClient, promises: Iterable[Signed[ReportAck]] = ()) -> tuple[LogReplay, list[LogFault], int]:
+async def _replay(
+    client: CoordinatorClient, promises: Iterable[Signed[ReportAck]] = (), shown: Activity | None = None
+) -> tuple[LogReplay, list[LogFault], int]:
     from coordinator.domain.log_check import Fault as LogFault
     from coordinator.domain.log_check import LogReplay
 
+    shown = shown or Activity()
     info, head = await client.info(), (await _head(client)).message
     own = {promise.message.index: promise.message for promise in promises if promise.message.coordinator == info.coordinator}
     replay, faults = LogReplay(promises=own), list[LogFault]()
@@ -204,12 +210,15 @@ async def _replay(client: CoordinatorClient, promises: Iterable[Signed[ReportAck
         for digest, data in _entries(await client.log_entries(start), start):
             if replay.edge.size < head.size:
                 faults += replay.add(digest, data)
+        shown.update(done=replay.edge.size, total=head.size)
         if replay.edge.size == start:
             raise BadMessage(f"entries: expected leaf {start} of {head.size}, got none", fault=Fault.COORDINATOR)
     if replay.edge.root() != head.root:
         faults.append(LogFault(head.size - 1, "the leaves do not have the root that the coordinator signed"))
     faults += replay.check_missing(head)
-    for model in sorted(replay.models)[:MAX_MODELS]:
+    models = sorted(replay.models)[:MAX_MODELS]
+    for number, model in enumerate(models):
+        shown.update("checking the asks of each model", done=number, total=len(models))
         for ask in await client.asks(model):
             faults += replay.check_ask(ask.verify(info.domain))
     return replay, faults[:SHOWN_FAULTS], head.size

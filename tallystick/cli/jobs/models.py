@@ -17,6 +17,7 @@ from tallystick.cli.jobs.jobs import with_ledger
 from tallystick.cli.onchain import parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, Wallet
 from tallystick.cli.output import out, short_decimal, show_json, show_table, strip_control
+from tallystick.cli.progress import run_shown
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.features import EVIDENCE
 from tallystick.protocol.types import ZERO_ADDRESS, format_amount, parse_amount
@@ -50,7 +51,7 @@ def models(
         async with CoordinatorClient(loaded.coordinator, loaded) as coordinator:
             return await coordinator.models()
 
-    offers = asyncio.run(ask())
+    offers = run_shown("asking the coordinator", ask())
     audited = _own_audits(loaded, wallet)
     if as_json:
         show_json([offer.to_json() | _own_audits_json(audited, offer.id) for offer in offers])

@@ -80,10 +80,10 @@ def _reason_for_none(
 async def slash(escrow: Escrow, signer: Signer, overclaims: Sequence[Overclaim], *, as_json: bool) -> None:
     """Submits each overclaim to the contract and prints the result. Raises Refusal (also if the provider has no stake)."""
     from tallystick.chain.events import Slashed
-    from tallystick.chain.sender import Sender
+    from tallystick.cli.transactions import ShownSender
 
     await require_gas(escrow, signer.address)
-    sender, provider, slashed, documents = Sender(escrow.rpc, signer), overclaims[0].claim.message.provider, 0, []
+    sender, provider, slashed, documents = ShownSender(escrow.rpc, signer), overclaims[0].claim.message.provider, 0, []
     for overclaim in overclaims:
         tx = await escrow.slash_overclaim(sender, overclaim.claim, overclaim.row, overclaim.receipt)
         penalty = sum(event.amount for event in tx.of(Slashed))

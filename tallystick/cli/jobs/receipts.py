@@ -13,6 +13,7 @@ from tallystick.cli.jobs.jobs import show_time, with_ledger
 from tallystick.cli.onchain import open_escrow, parse_account, require_gas
 from tallystick.cli.options import DEFAULT_WALLET, Config, DeploymentFile, Json, PasswordFile, Provider, Rpc, Wallet, unlock
 from tallystick.cli.output import show_fields, show_json, step
+from tallystick.cli.progress import activity
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 
 if TYPE_CHECKING:
@@ -205,11 +206,11 @@ async def _slash_equivocation(
     escrow: Escrow, signer: Signer, receipt: Signed[Receipt], other: Signed[Receipt], *, as_json: bool
 ) -> None:
     from tallystick.chain.events import Slashed
-    from tallystick.chain.sender import Sender
     from tallystick.cli.jobs.overclaims import report_slashed
+    from tallystick.cli.transactions import ShownSender
 
     await require_gas(escrow, signer.address)
-    tx = await escrow.slash_equivocation(Sender(escrow.rpc, signer), receipt, other)
+    tx = await escrow.slash_equivocation(ShownSender(escrow.rpc, signer), receipt, other)
     slashed, provider = sum(event.amount for event in tx.of(Slashed)), receipt.message.provider
     if as_json:
         show_json({"provider": provider, "slashed": str(slashed), "tx": tx.hash, "block": tx.block})
@@ -258,7 +259,8 @@ def find_overclaims(
             if not receipts:
                 raise Refusal(Code.BAD_MESSAGE, f"PROVIDER: this wallet's ledger has no receipt of {address} to compare with")
             try:
-                overclaim_list = await overclaims.find(escrow, receipts, claim)
+                with activity("reading the provider's claims on chain"):
+                    overclaim_list = await overclaims.find(escrow, receipts, claim)
             except overclaims.NoOverclaim as none:
                 if report_them or claim is not None:
                     raise

@@ -30,6 +30,7 @@ from tallystick.cli.local.services import (
     start_node,
 )
 from tallystick.cli.output import step
+from tallystick.cli.progress import activity
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Unavailable
 from tallystick.runtime.config import home
@@ -50,12 +51,12 @@ async def deploy_contracts(rpc: Rpc, location: MarketLocation) -> Deployment:
     """Deploys the contracts of a local market and writes the deployment file. Raises TallyError."""
     from tallystick.chain.deploy import LOCAL_RULES, deploy
     from tallystick.chain.devnet import dev_accounts
-    from tallystick.chain.sender import Sender
+    from tallystick.cli.transactions import ShownSender
 
     # A new account gives each chain's escrow another address: the client's ledgers are kept by that address.
     deployer = Signer(os.urandom(32))
-    await Sender(rpc, dev_accounts()[0]).send(deployer.address, b"", value=GAS_MONEY)
-    deployment = await deploy(rpc, Sender(rpc, deployer), rules=LOCAL_RULES)
+    await ShownSender(rpc, dev_accounts()[0]).send(deployer.address, b"", value=GAS_MONEY)
+    deployment = await deploy(rpc, ShownSender(rpc, deployer), rules=LOCAL_RULES)
     write_deployment(deployment, location.deployment)
     return deployment
 
@@ -131,19 +132,20 @@ async def spawn(location: MarketLocation, embedded: Path | None) -> None:
     with log.open("wb") as file:
         process = await spawn_tally(*arguments, log=file)
     deadline, shown = time.monotonic() + START_SECONDS, 0
-    while True:
-        done, exited = ready.exists(), process.returncode is not None
-        lines = log.read_text(errors="replace").splitlines()
-        for line in lines[shown:]:
-            if line.startswith("✓"):
-                step(line[2:])
-        shown = len(lines)
-        if done:
-            return
-        if exited or time.monotonic() > deadline:
-            text = f"the local market did not start; the end of its log {log}:\n{log_tail(log)}"
-            raise Unavailable(Code.PROCESS_FAILED, text)
-        await asyncio.sleep(0.1)
+    with activity("starting the local market"):
+        while True:
+            done, exited = ready.exists(), process.returncode is not None
+            lines = log.read_text(errors="replace").splitlines()
+            for line in lines[shown:]:
+                if line.startswith("✓"):
+                    step(line[2:])
+            shown = len(lines)
+            if done:
+                return
+            if exited or time.monotonic() > deadline:
+                text = f"the local market did not start; the end of its log {log}:\n{log_tail(log)}"
+                raise Unavailable(Code.PROCESS_FAILED, text)
+            await asyncio.sleep(0.1)
 
 
 def _try_lock(file: TextIO) -> bool:
@@ -225,7 +227,7 @@ async def _start_rest(
     """Deploys the contracts unless they exist, and starts engine, coordinator and node."""
     from tallystick.chain.devnet import dev_accounts
     from tallystick.chain.endpoint import Rpc
-    from tallystick.chain.sender import Sender
+    from tallystick.cli.transactions import ShownSender
 
     rpc = Rpc(location.rpc if state.deployment is not None else market.url(market.ports.chain))
     try:
@@ -233,7 +235,7 @@ async def _start_rest(
             await deploy_contracts(rpc, location)
         engines = asyncio.create_task(start_engines(market, processes, embedded))
         if state.coordinator is None:
-            await Sender(rpc, dev_accounts()[0]).send(market.signers["coordinator"].address, b"", value=GAS_MONEY)
+            await ShownSender(rpc, dev_accounts()[0]).send(market.signers["coordinator"].address, b"", value=GAS_MONEY)
             await start_coordinator(market, processes)
         await start_node(market, processes, "node", await engines)
     finally:

@@ -36,6 +36,7 @@ from tallystick.cli.local.services import (
 )
 from tallystick.cli.options import Json, StandIn
 from tallystick.cli.output import err, json_fields, note, out, show_fields, show_json, step
+from tallystick.cli.progress import activity
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Amount, format_amount
 from tallystick.runtime.ports import describe_holder
@@ -151,7 +152,8 @@ async def _start_market(market: LocalMarket, processes: ProcessGroup, embedded: 
     ports = market.ports
     ports.chain = _still_free("chain", ports.chain)
     await start_chain(market, processes)
-    deployment = await deploy_and_fund(market)
+    with activity("deploying the contracts"):
+        deployment = await deploy_and_fund(market)
     step(f"contracts deployed, payer's purse funded with {format_amount(DEPOSIT)} test dollars")
     ports.engines.update({name: _still_free("engine", port) for name, port in ports.engines.items()})
     ports.coordinator = _still_free("coordinator", ports.coordinator)
@@ -167,18 +169,19 @@ async def deploy_and_fund(market: LocalMarket) -> Deployment:
     from tallystick.chain.deploy import LOCAL_RULES, deploy
     from tallystick.chain.devnet import dev_accounts
     from tallystick.chain.escrow import Escrow
-    from tallystick.chain.rpc import Rpc, Sender
+    from tallystick.chain.rpc import Rpc
     from tallystick.cli.money.purse import fund_purse
+    from tallystick.cli.transactions import ShownSender
 
     rpc = Rpc(market.url(market.ports.chain))
     try:
-        funder = Sender(rpc, dev_accounts()[0])
+        funder = ShownSender(rpc, dev_accounts()[0])
         deployment = await deploy(rpc, funder, rules=LOCAL_RULES)
         deployment.save(market.deployment)
         for name in ("coordinator", "payer"):
             await funder.send(market.signers[name].address, b"", value=GAS_MONEY)
         payer = market.signers["payer"]
-        await fund_purse(Escrow(rpc, deployment), Sender(rpc, payer), payer, DEPOSIT, mint=True)
+        await fund_purse(Escrow(rpc, deployment), ShownSender(rpc, payer), payer, DEPOSIT, mint=True)
     finally:
         await rpc.close()
     return deployment

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-from tallystick.cli.output import err, step
+from tallystick.cli.output import step
+from tallystick.cli.progress import Unit, activity
 from tallystick.runtime.config import home
 
 
@@ -21,9 +20,7 @@ def install_embedded_engine() -> Path:
     if is_installed(folder):
         verify_model(folder)
         return folder
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
-        task = progress.add_task(f"installing llama.cpp and {MODEL} (once)", total=INSTALL_BYTES)
-        install(folder, lambda size: progress.update(task, completed=min(size, INSTALL_BYTES)))
+    with activity(f"installing llama.cpp and {MODEL} (once)", INSTALL_BYTES, Unit.BYTES) as shown:
+        install(folder, lambda size: shown.update(done=min(size, INSTALL_BYTES)))
     step(f"installed llama.cpp and {MODEL} into {folder}")
     return folder

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tallystick.cli.progress import activity
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Address, format_amount, parse_job_id
 
@@ -41,7 +42,8 @@ async def audit_traced_job(
             kept = await _find(auditor.kept_jobs, job)
             if kept is None:
                 return _not_audited("the gateway does not keep it")
-            conclusion = await auditor.audit(replace(kept, consent=PromptConsent(may_share=True)))
+            with activity("waiting for the audit of the answer"):
+                conclusion = await auditor.audit(replace(kept, consent=PromptConsent(may_share=True)))
     except TimeoutError:
         return _not_audited(f"the referee took longer than {AUDIT_SECONDS:g} s")
     except TallyError as error:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tallystick.cli.local.job_audit import audit_words
 from tallystick.cli.output import show_fields
+from tallystick.cli.progress import activity
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.types import Address, Amount, format_amount, parse_address, parse_job_id
 
@@ -48,7 +49,8 @@ class JobTracer:
         order, signed_receipt = record["order"], record["receipt"]
         receipt = signed_receipt["typedData"]["message"]
         provider = parse_address(receipt["provider"])
-        settlement = await self._settlement(job)
+        with activity("waiting until the chain has paid the job"):
+            settlement = await self._settlement(job)
         return {
             "model": model,
             "text": text,

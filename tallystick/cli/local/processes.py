@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from tallystick.cli.progress import activity
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.runtime.ports import describe_holder
 from tallystick.runtime.supervision import MAX_REPORT_BYTES, PARENT_SOCKET_ENV, parse_report
@@ -93,9 +94,10 @@ class ProcessGroup:
         managed = ManagedProcess(name, process, log, link)
         self._running.append(managed)
         try:
-            async with asyncio.timeout(READY_SECONDS):
-                if (port is None or await _listens(managed, port)) and await _becomes_ready(managed, ready):
-                    return managed
+            with activity(f"starting {name}"):
+                async with asyncio.timeout(READY_SECONDS):
+                    if (port is None or await _listens(managed, port)) and await _becomes_ready(managed, ready):
+                        return managed
         except TimeoutError:
             pass
         raise Unavailable(Code.PROCESS_FAILED, _start_failure(managed, port))

@@ -27,6 +27,7 @@ from tallystick.cli.options import (
     unlock,
 )
 from tallystick.cli.output import dollars, err, note, show_json, show_table, step
+from tallystick.cli.progress import activity, run_shown
 from tallystick.cli.prompts import choose_password
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.public_url import public_url
@@ -86,7 +87,7 @@ def start(
     if supervise:
         asyncio.run(background.supervise(location, embedded_engine))
         return
-    prerequisites, foreign = asyncio.run(check(location, wallet))
+    prerequisites, foreign = run_shown("looking at the market", check(location, wallet))
     if not location.is_local:
         _show_remote(prerequisites, as_json=as_json)
         return
@@ -108,7 +109,9 @@ def _stop(location: MarketLocation, *, as_json: bool) -> None:
 
     started = background.started_services()
     held = asyncio.run(held_by_escrow(location.load_deployment())) if background.running() is not None else None
-    if not background.stop():
+    with activity("stopping the local market"):
+        stopped = background.stop()
+    if not stopped:
         if as_json:
             show_json({"stopped": False})
         else:
@@ -313,19 +316,19 @@ async def _join(location: MarketLocation) -> MarketState:
 async def _fund(escrow: Escrow, signer: Signer, location: MarketLocation) -> None:
     """Gives the wallet coins for gas and test dollars in its purse. Raises TallyError."""
     from tallystick.chain.devnet import dev_accounts
-    from tallystick.chain.sender import Sender
     from tallystick.cli.money.purse import fund_purse
+    from tallystick.cli.transactions import ShownSender
 
     if not location.is_local:  # the deployment file may have changed since the check
         raise BadMessage(f"{location.deployment}: no longer a local market with play money; run `tally start` again")
     rpc = escrow.rpc
     if await rpc.balance(signer.address) == 0:
-        await Sender(rpc, dev_accounts()[0]).send(signer.address, b"", value=GAS_MONEY)
+        await ShownSender(rpc, dev_accounts()[0]).send(signer.address, b"", value=GAS_MONEY)
         step(f"{signer.address} has coins for gas")
     purse = await escrow.purse(signer.address)
     free = purse.free - purse.thawing
     if free < MIN_PURSE:
-        await fund_purse(escrow, Sender(rpc, signer), signer, Amount(TARGET_PURSE - free), mint=True)
+        await fund_purse(escrow, ShownSender(rpc, signer), signer, Amount(TARGET_PURSE - free), mint=True)
         step(f"the purse has {format_amount(TARGET_PURSE)} test dollars")
 
 

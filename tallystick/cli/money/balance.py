@@ -50,7 +50,7 @@ def deposit(
     The wallet can spend no more than its purse has. `--top-up-to 5`, run daily, limits a hot key to five dollars. Without a
     deployment file, the market's contract is asked of its coordinator and checked on the chain.
     """
-    from tallystick.chain.rpc import Sender
+    from tallystick.cli.transactions import ShownSender
 
     if (amount is None) is (top_up_to is None):
         raise BadMessage("expected either AMOUNT or --top-up-to")
@@ -63,7 +63,7 @@ def deposit(
             value = requested
             if top_up_to is not None:
                 value = Amount(max(0, requested - await spendable(escrow, key.address)))
-            tx = await fund_purse(escrow, Sender(escrow.rpc, payer), key, value, mint=mint) if value else None
+            tx = await fund_purse(escrow, ShownSender(escrow.rpc, payer), key, value, mint=mint) if value else None
             purse = await escrow.purse(key.address)
             if as_json:
                 fields = {"key": key.address, "deposited": value, "free": purse.free, "owner": purse.owner, "tx": tx}

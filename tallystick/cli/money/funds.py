@@ -304,13 +304,13 @@ def _send(
     as_json: bool,
 ) -> None:
     """Runs `act` with the escrow and a wallet that pays the gas, then prints the outcome. Raises TallyError."""
-    from tallystick.chain.sender import Sender
+    from tallystick.cli.transactions import ShownSender
 
     async def run() -> None:
         async with open_escrow(deployment, rpc) as escrow:
             signer = unlock(wallet, password_file)
             await require_gas(escrow, signer.address)
-            text, fields = await act(escrow, Sender(escrow.rpc, signer))
+            text, fields = await act(escrow, ShownSender(escrow.rpc, signer))
         if as_json:
             show_json(fields)
         else:

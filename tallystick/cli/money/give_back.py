@@ -44,7 +44,7 @@ def give_back(
     seconds = parse_duration(valid, "--valid")
 
     async def run() -> None:
-        from tallystick.chain.sender import Sender
+        from tallystick.cli.transactions import ShownSender
 
         async with open_escrow(deployment, rpc) as escrow:
             signer = unlock(wallet, password_file)
@@ -67,7 +67,7 @@ def give_back(
                 text = f"wrote {consent}, with which the payer frees {dollars(freed)} within {valid}: {command}"
             else:
                 await require_gas(escrow, signer.address)
-                tx = await escrow.give_back(Sender(escrow.rpc, signer), account, floor)
+                tx = await escrow.give_back(ShownSender(escrow.rpc, signer), account, floor)
                 fields |= {"tx": tx.hash, "block": tx.block}
                 text = f"{dollars(freed)} are free again for {account}; {dollars(floor)} stay reserved"
         if as_json:

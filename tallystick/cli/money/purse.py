@@ -112,11 +112,11 @@ async def fund_purse(escrow: Escrow, sender: Sender, key: Signer, amount: Amount
 
 async def _gas_payer(escrow: Escrow, owner: Sender, key: Signer) -> Sender:
     """The wallet that sends a deposit: the owner's, or the purse's key if only that one has coins for gas."""
-    from tallystick.chain.sender import Sender
+    from tallystick.cli.transactions import ShownSender
 
     if key.address == owner.address or await escrow.rpc.balance(owner.address) or not await escrow.rpc.balance(key.address):
         return owner
-    return Sender(escrow.rpc, key)
+    return ShownSender(escrow.rpc, key)
 
 
 async def require_tokens(escrow: Escrow, holder: Address, amount: Amount) -> None:

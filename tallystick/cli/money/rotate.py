@@ -67,13 +67,13 @@ def rotate(
         raise BadMessage("NEW: expected another key than OLD, got the same key")
 
     async def run() -> tuple[Progress, int]:
-        from tallystick.chain.sender import Sender
+        from tallystick.cli.transactions import ShownSender
 
         async with open_escrow(deployment, rpc) as escrow:
             await _check_owner(escrow, old_key, parse_account(owner, "--owner"))
             payer, signer = unlock(owner, password_file), unlock(new, password_file)
             await require_gas(escrow, payer.address)
-            return await _advance(escrow, Sender(escrow.rpc, payer), old_key, signer), await escrow.rpc.now()
+            return await _advance(escrow, ShownSender(escrow.rpc, payer), old_key, signer), await escrow.rpc.now()
 
     progress, now = asyncio.run(run())
     if as_json:

@@ -9,6 +9,7 @@ import typer
 
 from tallystick.cli.options import Config, Json
 from tallystick.cli.output import show_json, step
+from tallystick.cli.progress import activity
 
 
 def backup(
@@ -23,7 +24,8 @@ def backup(
     from node.service.config import load_config
     from node.storage.backup import back_up
 
-    summary = back_up(load_config(config).state, file)
+    with activity("copying the state"):
+        summary = back_up(load_config(config).state, file)
     if as_json:
         show_json({"file": str(file)} | summary)
     else:
@@ -45,7 +47,8 @@ def restore(
     from node.storage.backup import restore as restore_state
 
     state = load_config(config).state
-    summary = restore_state(file, state, force=force)
+    with activity("putting the state in place"):
+        summary = restore_state(file, state, force=force)
     if as_json:
         show_json({"state": str(state)} | summary)
     else:

@@ -166,13 +166,13 @@ async def _settle(store: SqlStore, escrow: Escrow, signer: Signer, tabs: list[Cl
     """Signs claims for these tabs and sends them to the contract. Raises Refusal, Unavailable."""
     from tallystick.chain.claims import ClaimBatch, SettleRow
     from tallystick.chain.events import RowSkipped, Settled
-    from tallystick.chain.rpc import Sender
+    from tallystick.cli.transactions import ShownSender
 
     await require_gas(escrow, signer.address)
     rows = tuple(SettleRow(tab.order, tab.seq, tab.cumulative) for tab in tabs)
     settlement = Settlement()
     batch = ClaimBatch.sign(signer, rows, escrow.deployment.domain)
-    for result in await escrow.settle_all(Sender(escrow.rpc, signer), batch):
+    for result in await escrow.settle_all(ShownSender(escrow.rpc, signer), batch):
         settlement.transactions.append(result.hash)
         await store.record_gas(result.hash, int(time.time()), result.gas_used, result.fee)
         settlement.paid |= {event.payer: int(event.paid) for event in result.of(Settled)}

@@ -24,6 +24,7 @@ from tallystick.cli.node.money_report import payout_text
 from tallystick.cli.onchain import LOCAL_CHAIN_ID, open_escrow, parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
 from tallystick.cli.output import counted, dollars, show_checks, show_json, step
+from tallystick.cli.progress import run_shown
 from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address
@@ -77,7 +78,7 @@ def doctor(
     market. The exit code is 1 if there is a problem.
     """
     diagnosis = Diagnosis()
-    asyncio.run(_examine(diagnosis, config, wallet))
+    run_shown("examining the node", _examine(diagnosis, config, wallet))
     if as_json:
         names = ("check", "ok", "found", "remedy")
         checks = [dict(zip(names, result, strict=True)) for result in diagnosis.results]

@@ -18,7 +18,8 @@ from tallystick.cli.node.init_file import ModelPlan, NodeSetup, PayoutSetup, des
 from tallystick.cli.node.init_identity import choose_deployment, choose_identity, open_wallet_address
 from tallystick.cli.onchain import parse_account
 from tallystick.cli.options import DEFAULT_WALLET, DeploymentFile, Json, PasswordFile
-from tallystick.cli.output import counted, err, note, show_json, show_table, step
+from tallystick.cli.output import counted, note, show_json, show_table, step
+from tallystick.cli.progress import activity, run_shown
 from tallystick.cli.prompts import ask
 from tallystick.protocol.errors import BadMessage, TallyError, Unavailable
 from tallystick.protocol.types import Address, Amount, format_amount, parse_amount
@@ -116,7 +117,7 @@ def init(
     if rpc is None and not quiet and deployment is None and not is_local(coordinator):
         rpc = ask("RPC endpoint of the market's chain (empty: later)", "", _optional_url, instead="name it with --rpc")
     findings = _find_engines(tuple(engine or ()), quiet=quiet)
-    market = asyncio.run(_market_offers(coordinator))
+    market = run_shown(f"asking {coordinator} for prices", _market_offers(coordinator))
     abilities = {} if no_probe else asyncio.run(_probe(findings))
     if not quiet:
         _show(findings, abilities)
@@ -236,12 +237,13 @@ async def _discover(urls: tuple[str, ...]) -> list[DiscoveredEngine]:
 
     key = os.environ.get("OPENAI_API_KEY")
     if urls:
-        with err.status(f"asking {', '.join(urls)} for models …"):
+        with activity(f"asking {', '.join(urls)} for models"):
             return list(await asyncio.gather(*(inspect_engine(url, key, seconds=10) for url in urls)))
     named = os.environ.get("OPENAI_BASE_URL", "").strip()
     ports = ", ".join(str(urlsplit(url).port) for url in DEFAULT_URLS)
     note(f"looking for engines at {named or f'this machine, ports {ports}'}")
-    return await discover(os.environ)
+    with activity("looking for engines"):
+        return await discover(os.environ)
 
 
 async def _probe(findings: list[DiscoveredEngine]) -> dict[tuple[str, str], Capabilities]:
@@ -254,7 +256,7 @@ async def _probe(findings: list[DiscoveredEngine]) -> dict[tuple[str, str], Capa
             note(f"{engine.url} lists {len(engine.models)} models, too many to test: declare their features in the config")
             continue
         for model in engine.models:
-            with err.status(f"testing what {model.name} can do …"):
+            with activity(f"testing what {model.name} can do"):
                 abilities[engine.url, model.name] = await probe(
                     engine.url, model.name, engine.api_key, routes_of=model_for_routes(engine, model.name)
                 )

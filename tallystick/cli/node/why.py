@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from datetime import datetime
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from tallystick.cli.onchain import parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, Json, Wallet
 from tallystick.cli.output import out, short_decimal, show_json, show_table
+from tallystick.cli.progress import run_shown
 
 
 def why(
@@ -32,7 +32,7 @@ def why(
 
     loaded, provider = load_config(config), parse_account(wallet, "--wallet")
     query = f"limit={limit}" + ("" if at is None else _price_query(at))
-    answer = asyncio.run(fetch_decisions(loaded.coordinator, provider, query))
+    answer = run_shown("asking the coordinator", fetch_decisions(loaded.coordinator, provider, query))
     if as_json:
         show_json(answer)
         return

@@ -315,7 +315,9 @@ class RequestHandler:
                         head = await job.start()
                     sender.translations[job.id] = form.translation  # the job may be another one now (Job.resubmit)
                     if media_type(head.content_type) != EVENT_STREAM:
-                        return await job.result()
+                        result = await job.result()
+                        sender.translations[job.id] = form.translation
+                        return result
                 except TallyError as error:
                     possible_cost = await self._maintenance.possible_cost(job.id)
                     attempts.record_failure(job, error, possible_cost)

@@ -14,12 +14,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from tallystick.client.audits.audit_health import check_audits
 from tallystick.client.audits.auditor import OUTCOMES
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.gateway.auth import ANONYMOUS
 from tallystick.client.sdk.maintenance import Maintenance
-from tallystick.client.sdk.market import Market, audit_counts, maintenance_of
+from tallystick.client.sdk.market import Market, audit_counts, audits_of, maintenance_of
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.health import HEALTH_JSON, LIVENESS_PATH, READINESS_PATH, CheckResult, Health
 from tallystick.protocol.routes import JSON
@@ -49,6 +50,7 @@ class Operations:
             "ledger": "check `ledger_file` and the disk's free space",
             "disk": "check the folder of `ledger_file`",
             "coordinator": "check `coordinator`, or ask its operator",
+            "audits": "check the folder of `ledger_file`",
             "purse": "check `rpc` and the chain's endpoint",
         }
         checks = {
@@ -56,6 +58,7 @@ class Operations:
             "disk": self._check_disk,
             "coordinator": self._check_coordinator,
             "peer": self._check_peer,
+            "audits": self._check_audits,
             "purse": self._check_purse,
         }
         self.health = HealthMonitor(checks, remedies)
@@ -96,6 +99,19 @@ class Operations:
         async with CoordinatorClient(self._market.config.coordinator, config) as coordinator:
             await coordinator.info()
         return {"coordinator": CheckResult(Health.PASS)}
+
+    async def _check_audits(self) -> dict[str, CheckResult]:
+        """Nothing if audits are off. A file that cannot be read is a warning: jobs need none."""
+        config = self._market.config
+        if not config.audits.enabled:
+            return {}
+        if not config.audits_path(self._market.address).exists():  # nothing was audited yet
+            return {"audits": CheckResult(Health.PASS, value=0, unit="audits")}
+        try:
+            return {"audits": await check_audits(await audits_of(self._market).auditor.store(), int(time.time()))}
+        except TallyError:
+            text, remedy = "the file of audits cannot be read", "check the folder of `ledger_file`"
+            return {"audits": CheckResult(Health.WARN, text, remedy)}
 
     async def _check_purse(self) -> dict[str, CheckResult]:
         """A purse without free money still pays with reservations, so that is no failure; nor is a chain that does not answer."""

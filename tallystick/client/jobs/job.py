@@ -18,6 +18,7 @@ import structlog
 from tallystick.client.audit_settings import PromptConsent
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
+from tallystick.client.coordinator.info import RemoteJob
 from tallystick.client.coordinator.job_stream import JobStream, StreamLost
 from tallystick.client.jobs.further_orders import FurtherOrders
 from tallystick.client.jobs.job_trace import JobTrace
@@ -102,12 +103,19 @@ class Job:
         """Gives the orders on asks that its coordinator names while it waits; None if it waits for its first orders alone."""
         self._further_orders: FurtherOrders | None = None
         self.resubmit: Callable[[Job], Awaitable[Job]] | None = None
-        """Submits its request anew, after its coordinator's replica was lost before the answer began, or after all its providers
-        had no free slot, because replicas give them jobs at the same time. None for a coordinator without replicas.
+        """Submits its request anew, after its coordinator's replica was lost before its reader got a part of the answer, or after
+        all its providers had no free slot, because replicas give them jobs at the same time. None for a coordinator without
+        replicas.
+        """
+        self.send_again: Callable[[], Awaitable[JobStream]] | None = None
+        """Posts the same job again, after its coordinator's replica was lost where it waited for a free slot. None for a
+        coordinator without replicas.
         """
         self._moves = 0
         self.trace: JobTrace | None = None
         """Its spans, if they are recorded."""
+        self._may_restart = True
+        """Whether no part of the answer has left this job, so that another one may take its place."""
         self.asks: Sequence[Verified[Ask]] = ()
         """The asks that it was offered to at first."""
         self.label = request.label
@@ -201,6 +209,7 @@ class Job:
         while not self._done:
             chunk = await self._next_frame()
             if chunk:
+                self._may_restart = False
                 yield chunk
         self._raise_end()
 
@@ -221,10 +230,12 @@ class Job:
     async def result(self) -> Result:
         """Reads to the end and returns the result. An engine's error answer is a result too. Raises TallyError."""
         parts: list[bytes] = []
-        size = 0
+        size, job = 0, self.id
         self.reads_whole = True
         while not self._done:
             chunk = await self._next_frame(joined=True)
+            if job != self.id:  # another job took its place, whose answer begins anew
+                parts, size, job = [], 0, self.id
             parts.append(chunk)
             size += len(chunk)
             if size > self._context.config.max_answer_bytes:
@@ -366,6 +377,7 @@ class Job:
             chunk = self._response.accept(Kind.CHUNK, payload)
         except PeerError:  # a chunk that does not open changes nothing: the reader gets it again, and this error
             return False
+        self._may_restart = False
         outlet.put(chunk)
         return True
 
@@ -412,29 +424,31 @@ class Job:
 
     async def _recover_from_lost_stream(self, reason: str) -> None:
         """The stream was lost: asks the coordinator what became of the job. Raises an error that says how much had arrived,
-        unless the whole answer had.
+        unless the whole answer had, or another replica took the job or its request.
         """
+        if await self._wait_elsewhere():
+            return
         response = self._response
         received = f"{response.chunks} chunks with {response.body_bytes} bytes of the answer"
         receipt: Verified[Receipt] | None = None
-        over = False
+        remote: RemoteJob | None = None
         try:
             deliveries = await self._record.arrived(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
             if response.complete:
                 await self._record.whole_answer(deliveries)
+            elif self.resubmit is not None:
+                await self._context.reconciler.end_lost(self.id)
             remote, receipt = await self._context.reconciler.reconcile(self.id, deliveries, self._record.doubt)
             report = f"the coordinator reports the job as {remote.state.value}"
-            over = remote.state in TERMINAL
-            if receipt is None and remote.receipt is None and not response.complete:
-                await self._abandon()
         except BadReceipt as error:
             self._end_with(error)
         except TallyError as error:
             report = str(error)
-            if not response.complete:
-                await self._abandon()
-        if receipt is None and await self._move(self._context.reconciler.await_free_end):
+        over = await self._is_over(remote, receipt)
+        if over and not response.complete and await self._move(self._context.reconciler.costs_nothing):
             return
+        if not response.complete and (remote is None or (receipt is None and remote.receipt is None)) and not self._keyed:
+            self._context.reconciler.abandon(self.id)
         if response.complete:
             response.receipt = receipt
             self._finish_reading()
@@ -444,13 +458,44 @@ class Job:
         text = f"the stream from the coordinator broke ({reason}) after {received}; {report}"
         self._end_with(StreamInterrupted(text, receipt, retry=self._keyed or over))
 
+    async def _is_over(self, remote: RemoteJob | None, receipt: Verified[Receipt] | None) -> bool:
+        """Whether the job has ended, so that a caller may send its request again. At a lost replica it must cost nothing too."""
+        billed = receipt is not None and receipt.message.cost > 0
+        if billed or self._response.complete or self.resubmit is None or self._record.cancelling:
+            return remote is not None and remote.state in TERMINAL
+        return await self._context.reconciler.await_free_end(self.id, remote, brief=not self._may_move)
+
+    async def _wait_elsewhere(self) -> bool:
+        """Posts a job again that waited for a free slot at a replica which was lost, and of which no match is known.
+
+        Returns whether another replica took it, which it does unless a provider had it.
+        """
+        if self.send_again is None or self._moves >= MAX_MOVES or self._response.matches or self._record.cancelling:
+            return False
+        try:
+            self._stream = await self.send_again()
+        except TallyError as error:
+            log.debug("a job could not go to another replica", job=self.id.hex(), reason=str(error))
+            return False
+        self._moves += 1
+        self._frames.clear()
+        self._response.place, self._further_orders = None, None
+        log.info("a waiting job went to another replica", job=self.id.hex())
+        return True
+
+    @property
+    def _may_move(self) -> bool:
+        """Whether another job may take the place of this one: no part of the answer left it, and it has not moved too often."""
+        response, kept = self._response, self._may_restart and self.reads_whole
+        return self._moves < MAX_MOVES and (kept or not (response.head is not None or response.chunks))
+
     async def _move(self, is_free: Callable[[JobId], Awaitable[bool]]) -> bool:
-        """Submits the request anew, if nothing of the answer came and the job can cost nothing, as `is_free` says.
+        """Submits the request anew, if nothing of the answer left this job and it can cost nothing, as `is_free` says.
 
         Returns whether it did; then this is the new job. It does so MAX_MOVES times at most.
         """
-        response, record, resubmit = self._response, self._record, self.resubmit
-        if resubmit is None or self._moves >= MAX_MOVES or response.head is not None or response.chunks or record.cancelling:
+        record, resubmit = self._record, self.resubmit
+        if resubmit is None or not self._may_move or record.cancelling:
             return False
         if not await is_free(self.id) or record.cancelling:
             return False
@@ -467,6 +512,7 @@ class Job:
         log.info("a job did not begin; its request was submitted anew", job=self.id.hex(), successor=other.id.hex())
         self._response, self._stream, self._record, self._frames = other._response, other._stream, other._record, other._frames  # noqa: SLF001
         self.tags, self.asks, self.further_orders, self._further_orders = other.tags, other.asks, other.further_orders, None
+        self.send_again = other.send_again
         return True
 
     async def _finish(self) -> None:
@@ -496,6 +542,7 @@ async def arrivals_of(job: Job, outlet: Outlet | None = None) -> AsyncIterator[b
         while not job.done:
             chunk = await job._next_frame(joined=True)  # noqa: SLF001 - see above
             if chunk:
+                job._may_restart = False  # noqa: SLF001 - see above
                 yield chunk
     finally:
         job._outlet = None  # noqa: SLF001 - see above

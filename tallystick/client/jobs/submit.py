@@ -6,8 +6,9 @@ If that fails, its orders do not stay open longer than they must.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
@@ -53,6 +54,18 @@ class KeyedRequest:
     fingerprint: str
 
 
+class Submitted(NamedTuple):
+    """A job that was posted: its response, still without frames, and the open stream of them.
+
+    `send_again` posts the same bytes once more, after a replica was lost where the job waited for a free slot. The job's id keeps
+    it from running twice.
+    """
+
+    response: JobResponse
+    stream: JobStream
+    send_again: Callable[[], Awaitable[JobStream]]
+
+
 @dataclass(frozen=True, slots=True)
 class JobSubmitter:
     """Submits the jobs of one market. `clock` is Unix time in nanoseconds; `submitting` holds the jobs that are being posted."""
@@ -82,8 +95,8 @@ class JobSubmitter:
         batch: bool,
         hints: RankingHints,
         trace: TraceContext | None = None,
-    ) -> tuple[JobResponse, JobStream]:
-        """Posts a job. Returns its response, still without frames, and the open stream of them.
+    ) -> Submitted:
+        """Posts a job.
 
         `max_cost` bounds the cap of each order, in base units. `ranked`: the coordinator must try the asks in this order.
         `wait`: seconds that the job may wait for a free slot. `hedge_after`: seconds without output after which a second provider
@@ -111,7 +124,11 @@ class JobSubmitter:
                 await self._store_key(
                     IdempotencyKey(idempotency_key.key, idempotency_key.fingerprint, job, key.secret, header, now)
                 )
-            stream = await self.coordinator.submit(header + key.seal_request(job, request.plaintext), linger=linger)
+
+            async def post() -> JobStream:
+                return await self.coordinator.submit(header + key.seal_request(job, request.plaintext), linger=linger)
+
+            stream = await post()
         except (TallyError, asyncio.CancelledError) as error:
             await self._close_orders(request, key, job, error, signed=orders, idempotency_key=idempotency_key)
             raise
@@ -121,7 +138,7 @@ class JobSubmitter:
         response = JobResponse(
             job, key, by_digest, info.domain, info.coordinator, keep_bytes=keep_bytes, may_hedge=late is not None
         )
-        return response, stream
+        return Submitted(response, stream, post)
 
     async def _store_key(self, keyed: IdempotencyKey) -> None:
         """Stores an idempotency key. Raises Unavailable if another process has just stored it for a job of its own."""
@@ -213,8 +230,10 @@ class JobSubmitter:
             if idempotency_key is None:
                 if isinstance(error, ConnectionLost):
                     error.retry = False  # the job may have been admitted, and another request would buy it twice
-                    if self.coordinator.replicas.has_several and await self.reconciler.await_free_end(job):
-                        raise ReplicaLost from error
+                    if self.coordinator.replicas.has_several:
+                        await self.reconciler.end_lost(job)
+                        if await self.reconciler.await_free_end(job, None):
+                            raise ReplicaLost from error
                 self.reconciler.abandon(job)
             return
         if idempotency_key is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from tallystick.client.jobs.export import job_json
@@ -18,15 +19,29 @@ from tallystick.client.ledger.queries import KnownJob
 from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.client.pages.spending_view import GROUPINGS, amounts_of, lines_of, read_query
 from tallystick.client.sdk.market import Market, maintenance_of
-from tallystick.protocol.errors import TallyError
-from tallystick.protocol.types import Amount, JobId, format_amount, parse_job_id
+from tallystick.protocol.errors import TallyError, Unavailable
+from tallystick.protocol.routes import JSON
+from tallystick.protocol.types import Amount, JobId, format_amount, parse_address, parse_job_id
 from tallystick.web.day_chart import PERIODS, bars_of
 from tallystick.web.receipt_page import TEMPLATE, receipt_values
 from tallystick.web.rendering import Pages
 from tallystick.web.static_files import STATIC_PATH, serve_static
+from tallystick.web.wallet_page import MEANING, Parties, WalletPage, unavailable
 
-SECTIONS = {"/tally/spending": "Spending", "/tally/jobs": "Jobs", "/tally/receipt": "Receipt", "/tally/chat": "Chat"}
+SECTIONS = {
+    "/tally/spending": "Spending",
+    "/tally/jobs": "Jobs",
+    "/tally/wallet": "Wallet",
+    "/tally/receipt": "Receipt",
+    "/tally/chat": "Chat",
+}
 LOGIN_PATH = "/tally/login"
+WALLET_PATH = "/tally/wallet"
+BIND_PATH = f"{WALLET_PATH}/bind"
+NO_CHAIN = (
+    "This gateway does not use the chain: its config names no deployment file, or no RPC address that it may trust. Set "
+    "`deployment` and `rpc`, and start it again."
+)
 JOB_ROWS = 100
 MAX_FORM, LOGIN_SECONDS = 8_192, 10.0
 """Bytes of the form to log in, and how long it may take to arrive: anybody may send it."""
@@ -45,6 +60,8 @@ class PayerPages:
     ) -> None:
         self._market, self._may_see, self._log_in, self._now = market, may_see, log_in, now
         self._pages = Pages(Path(__file__).parent / "templates", product="Tallystick gateway", sections=SECTIONS)
+        onchain, parties = maintenance_of(market).onchain, Parties(key=market.address, bind=BIND_PATH)
+        self._wallet = None if onchain is None else WalletPage(onchain.escrow, WALLET_PATH, parties)
 
     def routes(self) -> list[Route]:
         """The routes, of which LOGIN_PATH and those of static files are for everybody."""
@@ -53,6 +70,9 @@ class PayerPages:
             Route("/tally/jobs", self._guarded(self._jobs)),
             Route("/tally/pages/jobs/{job}", self._guarded(self._job)),
             Route("/tally/receipt", self._guarded(self._receipt)),
+            Route(WALLET_PATH, self._guarded(self._wallet_page)),
+            Route(f"{WALLET_PATH}/{MEANING}", self._guarded(self._meaning)),
+            Route(BIND_PATH, self._guarded(self._bind), methods=["POST"]),
             Route("/tally/chat", self._guarded(self._chat)),
             Route(LOGIN_PATH, self._login, methods=["GET", "POST"]),
             Route(f"{STATIC_PATH}/{{name}}", serve_static),
@@ -146,6 +166,36 @@ class PayerPages:
     async def _receipt(self, _request: Request) -> Response:
         return self._pages.render(TEMPLATE, section="/tally/receipt", **receipt_values())
 
+    async def _wallet_page(self, _request: Request) -> Response:
+        if self._wallet is None:
+            return unavailable(self._pages, WALLET_PATH, NO_CHAIN)
+        try:
+            await self._market.info()  # compares the coordinator's contract with the deployment file's
+        except Unavailable:
+            pass
+        except TallyError as error:
+            return unavailable(self._pages, WALLET_PATH, str(error))
+        return await self._wallet.render(self._pages)
+
+    async def _meaning(self, request: Request) -> Response:
+        if self._wallet is None:
+            return JSONResponse({"error": NO_CHAIN}, 503)
+        return await self._wallet.meaning(request)
+
+    async def _bind(self, request: Request) -> Response:
+        """POST: the key's signature that an account may own its purse, which a browser wallet then opens."""
+        onchain = maintenance_of(self._market).onchain
+        if onchain is None:
+            return JSONResponse({"error": NO_CHAIN}, 503)
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
+            return JSONResponse({"error": f"content-type: expected {JSON}"}, 415)  # forms of other sites cannot send it
+        try:
+            raw = json.loads(await _read_body(request) or b"null")
+            owner = parse_address(raw.get("owner") if isinstance(raw, dict) else None, "owner")
+        except (ValueError, TallyError) as error:
+            return JSONResponse({"error": str(error)}, 400)
+        return JSONResponse({"key": self._market.address, "owner": owner, "signature": "0x" + onchain.bind(owner).hex()})
+
     async def _chat(self, _request: Request) -> Response:
         offers = await self._market.models()
         aliases = sorted(alias.name for alias in self._market.config.aliases)
@@ -153,16 +203,24 @@ class PayerPages:
         return self._pages.render("chat.html", section="/tally/chat", models=models)
 
 
-async def _read_form(request: Request) -> dict[str, str]:
-    """The fields of a form (application/x-www-form-urlencoded). None of a body that is too long or too slow."""
+async def _read_body(request: Request) -> bytes:
+    """The body of a request; nothing if it is too long or too slow."""
     body = bytearray()
     try:
         async with asyncio.timeout(LOGIN_SECONDS):
             async for piece in request.stream():
                 body += piece
                 if len(body) > MAX_FORM:
-                    return {}
-        fields = parse_qs(body.decode(errors="replace"), max_num_fields=8)
-    except (TimeoutError, ClientDisconnect, ValueError):  # ValueError: too many fields
+                    return b""
+    except (TimeoutError, ClientDisconnect):
+        return b""
+    return bytes(body)
+
+
+async def _read_form(request: Request) -> dict[str, str]:
+    """The fields of a form (application/x-www-form-urlencoded). None of a body that is too long or too slow."""
+    try:
+        fields = parse_qs((await _read_body(request)).decode(errors="replace"), max_num_fields=8)
+    except ValueError:  # too many fields
         return {}
     return {name: values[-1] for name, values in fields.items()}

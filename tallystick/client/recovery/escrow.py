@@ -27,6 +27,7 @@ from tallystick.client.orders.signing import RESERVE_MULTIPLE, PlacedOrder, rese
 from tallystick.client.orders.tab import Tab
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Fault, TallyError, Unavailable
+from tallystick.protocol.messages import Bind
 from tallystick.protocol.public_url import public_url
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Seconds, format_amount
 
@@ -60,6 +61,16 @@ class PayerEscrow:
         self._top_up_lock = asyncio.Lock()
         self._warned_of = 0
         """The end of the thaw that was last warned of, in Unix seconds."""
+
+    @property
+    def escrow(self) -> Escrow:
+        """The contract's typed calls."""
+        return self._escrow
+
+    def bind(self, owner: Address) -> bytes:
+        """The wallet's signature that `owner` may open and own its purse. Useless once the purse has an owner."""
+        bind = Bind(key=self._wallet.address, owner=owner)
+        return self._wallet.sign(bind, self._escrow.deployment.domain).signature
 
     async def purse(self) -> Purse:
         """The wallet's purse on chain. Raises Unavailable."""

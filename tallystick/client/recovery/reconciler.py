@@ -30,8 +30,10 @@ log = structlog.get_logger()
 POLLS = (0.1, 0.3, 1.0, 3.0, 5.0)
 """Seconds between queries about a job that is still running."""
 
-REPLICA_POLLS = (0.05, 0.1, 0.2, *[0.4] * 45)
-"""Seconds between queries about a job whose replica was lost: until the others know that it is gone, and what its nodes did."""
+REPLICA_POLLS = (0.05, 0.1, *[0.2] * 10, *[0.4] * 40)
+"""Seconds between queries about a job whose replica was lost: until another one ended it, and knows what its nodes did."""
+BRIEF_POLLS = 12
+"""The first of them, which take two seconds."""
 
 MAX_BATCHES = 200
 """Batches of old jobs that one round deletes: more than a gateway adds meanwhile."""
@@ -147,22 +149,29 @@ class Reconciler:
             raise error
         return verified
 
-    async def await_free_end(self, job: JobId) -> bool:
-        """Waits for the end of a job whose replica was lost, after which the request may be submitted anew.
-
-        Returns whether it ended, or was cancelled, and can cost nothing any more: the ledger has receipts at no cost for all
-        orders that a provider had. Returns False if that does not become known in time.
-        """
+    async def end_lost(self, job: JobId) -> None:
+        """Cancels a job whose replica was lost: another replica ends it at once if the former one is gone."""
         with contextlib.suppress(TallyError):
             await self._coordinator.cancel(job)
-        for pause in REPLICA_POLLS:
+
+    async def await_free_end(self, job: JobId, remote: RemoteJob | None, *, brief: bool = False) -> bool:
+        """Waits for the end of a job whose replica was lost, after which the request may be submitted anew.
+
+        `remote`: what `reconcile` has just returned; None if it raised. Returns whether the job ended and can cost nothing any
+        more: the ledger has receipts at no cost for all orders that a provider had. Returns False if that does not become known
+        in time. `brief`: the caller waits for nothing but the word whether it may send the request again.
+        """
+        for pause in REPLICA_POLLS[:BRIEF_POLLS] if brief else REPLICA_POLLS:
+            is_over = remote is not None and remote.state in TERMINAL
+            if remote is not None and is_over and await self._is_free(job, remote):
+                return True
+            if remote is not None and remote.receipt is not None and remote.receipt.message.cost:
+                return False  # it is charged, or its receipt is disputed
+            await asyncio.sleep(pause)
+            if not is_over:  # the database may not have noticed yet that the replica is gone
+                await self.end_lost(job)
             with contextlib.suppress(TallyError):
                 remote, _ = await self.reconcile(job)
-                if await self._is_free(job, remote):
-                    return True
-                if remote.receipt is not None:
-                    return False  # it is charged, or its receipt is disputed
-            await asyncio.sleep(pause)
         return False
 
     async def costs_nothing(self, job: JobId) -> bool:
@@ -172,9 +181,9 @@ class Reconciler:
         return known is not None and not charged and all(order.state not in COLLECTABLE for order in known.orders)
 
     async def _is_free(self, job: JobId, remote: RemoteJob) -> bool:
-        """Whether no order that a provider had may cost anything, after `reconcile`."""
+        """Whether no order that a provider had may cost anything, after `reconcile` of a job that has ended."""
         tried, known = {attempt.get("provider") for attempt in _attempts(remote)}, await self._ledger.find_job(job)
-        if known is None or not (tried or remote.state in TERMINAL):
+        if known is None:
             return False
         free = {OrderState.RELEASED, OrderState.CLOSED}
         if known.receipt is not None and known.receipt.message.cost == 0:

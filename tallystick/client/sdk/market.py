@@ -542,7 +542,7 @@ class Market(ConvenienceMethods):
         trace = options.trace
         if trace is not None:
             trace.submitting(len(asks))
-        response, stream = await self._submitter.submit(
+        submitted = await self._submitter.submit(
             info,
             request,
             asks,
@@ -557,12 +557,14 @@ class Market(ConvenienceMethods):
             trace=None if trace is None else trace.shared_context,
         )
         keyed = options.idempotency_key is not None
-        job = Job(context, response, stream, request, keyed=keyed, began=began)
+        job = Job(context, submitted.response, submitted.stream, request, keyed=keyed, began=began)
         job.tags, job.asks, job.trace = tags, asks, trace
         if trace is not None:
             trace.submitted(job.id)
         self._prepare_audit(job, request, options)
-        job.further_orders = partial(self._submitter.further_orders, info, request, demand, response, wait)
+        job.further_orders = partial(self._submitter.further_orders, info, request, demand, submitted.response, wait)
+        if self._coordinator.replicas.has_several:
+            job.send_again = submitted.send_again
         self._live.add(job)
         return job
 

@@ -18,7 +18,7 @@ from tests.client.fake_coordinator import BODY, CHAT, FakeMarket
 from tests.client.gateway.test_app import gateway, http, url
 
 __all__ = ["http", "url"]
-WELL = dict.fromkeys(("ledger", "disk", "coordinator", "clock"), "pass")
+WELL = dict.fromkeys(("ledger", "disk", "coordinator", "clock", "audits"), "pass")
 
 
 async def test_readiness(http: httpx.AsyncClient, fake: FakeMarket) -> None:

@@ -73,7 +73,7 @@ async def test_other_sites_see_nothing(http: httpx.AsyncClient, path: str) -> No
     ):
         assert (await http.get(path, headers=headers)).status_code == 401
     page = await http.get(path, headers={"sec-fetch-site": "none"})
-    assert page.status_code in {200, 404}
+    assert page.status_code in {200, 404, 503}  # 503: this gateway uses no chain, so it has no wallet page
     assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
 
 

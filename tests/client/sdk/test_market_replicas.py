@@ -161,7 +161,16 @@ async def after_dispatch_running(session: Session) -> None:
     await after_dispatch(session)
 
 
-@pytest.mark.parametrize("script", [before_match, after_dispatch, after_dispatch_running])
+async def after_dispatch_void(session: Session) -> None:
+    """The same, where the receipt at no cost is known before the client asks."""
+    await session.match()
+    try:
+        await session.hang()
+    finally:
+        session.bill(Usage(10, 0, 0), Outcome.PROVIDER_ERROR)
+
+
+@pytest.mark.parametrize("script", [before_match, after_dispatch, after_dispatch_running, after_dispatch_void])
 @pytest.mark.parametrize("body", [BODY, STREAM], ids=["whole", "streamed"])
 async def test_a_replica_lost_before_the_answer(
     replicas: Replicas, wallet: Signer, config: ClientConfig, script: Script, body: dict[str, Any]
@@ -180,6 +189,72 @@ async def test_a_replica_lost_before_the_answer(
         assert market.running == 0
         assert [submission.job for submission in replicas.served[0].submissions] == [lost, job.id]
         assert lost in replicas.served[1].cancels
+        tab = await market.tab(replicas.served[0].providers[0].address)
+        assert (tab.accepted, tab.open_caps) == (3, 0)
+
+
+@pytest.mark.parametrize("words", [1, 30])
+async def test_a_whole_answer_of_which_a_part_came(replicas: Replicas, wallet: Signer, config: ClientConfig, words: int) -> None:
+    """Its caller has seen nothing of it yet, so the request is submitted anew, and the answer is the second one alone."""
+
+    async def breaks_off(session: Session) -> None:
+        await session.match()
+        await session.answer()
+        for _ in range(words):
+            await session.chunk(b"lost ")
+        try:
+            await session.hang()
+        finally:
+            session.release(Outcome.PROVIDER_ERROR)
+
+    replicas.script(breaks_off)
+    async with client(replicas, wallet, config) as market, await market.submit(CHAT, BODY) as job:
+        reading = asyncio.create_task(job.result())
+        await eventually(lambda: job.head is not None)
+        await replicas.kill_first()
+        result = await reading
+        assert (result.body, result.job) == (ANSWER, job.id)
+        assert len(replicas.served[0].submissions) == 2
+        tab = await market.tab(replicas.served[0].providers[0].address)
+        assert (tab.accepted, tab.open_caps) == (3, 0)
+
+
+async def test_a_part_that_its_reader_has_is_not_replaced(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """Not even if the rest is read as a whole."""
+
+    async def breaks_off(session: Session) -> None:
+        await session.match()
+        await session.answer()
+        await session.chunk(b"seen ")
+        try:
+            await session.hang()
+        finally:
+            session.release(Outcome.PROVIDER_ERROR)
+
+    replicas.script(breaks_off)
+    async with client(replicas, wallet, config) as market, await market.submit(CHAT, BODY) as job:
+        assert await anext(aiter(job)) == b"seen "
+        reading = asyncio.create_task(job.result())
+        await replicas.kill_first()
+        with pytest.raises(StreamInterrupted) as caught:
+            await reading
+        assert caught.value.retry
+    assert len(replicas.served[0].submissions) == 1
+
+
+async def test_a_job_that_waits_goes_to_the_next_replica(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """A job that no provider had is in no database. The next replica gets the same job: the same id, and the same orders."""
+    replicas.script(before_match)
+    async with client(replicas, wallet, config) as market, await market.submit(CHAT, BODY) as job:
+        first, reading = job.id, asyncio.create_task(job.result())
+        await eventually(lambda: bool(replicas.served[0].sessions))
+        replicas.served[0].sessions.clear()
+        await replicas.kill_first()
+        assert (await reading).body == ANSWER
+        assert job.id == first
+        submitted = replicas.served[0].submissions
+        assert [submission.job for submission in submitted] == [first, first]
+        assert submitted[0].candidates == submitted[1].candidates
         tab = await market.tab(replicas.served[0].providers[0].address)
         assert (tab.accepted, tab.open_caps) == (3, 0)
 

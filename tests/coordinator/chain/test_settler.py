@@ -16,11 +16,12 @@ from tallystick.chain.event_reader import DeepReorg
 from tallystick.chain.events import LogPosition, ReleaseStarted
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, PeerError, Refusal, Unavailable
+from tallystick.protocol.health import Health
 from tallystick.protocol.link import ClaimRequest
 from tallystick.protocol.messages import Order
 from tallystick.protocol.types import Amount, JobId, Seconds
 from tests.coordinator.fake_escrow import DEPLOYMENT, FakeEscrow, make_settler
-from tests.coordinator.harness import PAYER, START, Clock, make_ask, make_claim, make_order, make_terms, person
+from tests.coordinator.harness import COORDINATOR, PAYER, START, Clock, make_ask, make_claim, make_order, make_terms, person
 
 ANN, BOB = person("ann"), person("bob")
 
@@ -159,6 +160,28 @@ async def test_no_gas_for_unpayable_claims(store: MemoryStore, escrow: FakeEscro
     await settler.accept_claim(ANN.address, _claim(total=20))
     await settler.settle()
     assert len(escrow.sent) == 1
+
+
+async def test_claims_that_wait_for_the_chain(store: MemoryStore, escrow: FakeEscrow) -> None:
+    """While the chain takes no claims, those that wait are a warning, with their number and the time of the first to expire."""
+    clock = Clock()
+    settler = make_settler(escrow, store, clock)
+    await settler.accept_claim(ANN.address, _claim(ANN, claim_by=Seconds(START + 7_230)))
+    await settler.accept_claim(BOB.address, _claim(BOB, claim_by=Seconds(START + 90_000)))
+    assert (await settler.check())["claims"].status is Health.PASS
+    escrow.down = True
+    running = asyncio.create_task(settler.run())
+    while (result := (await settler.check())["claims"]).status is Health.PASS:  # noqa: ASYNC110 - what is waited for has no event
+        await asyncio.sleep(0)
+    assert (result.value, result.output) == (2, "2 claims wait for the chain; the first expires in 120 min")
+    assert f"tally chain fund {COORDINATOR.address}" in result.remedy
+    clock.seconds += 7_230
+    assert (await settler.check())["claims"].output.endswith("the first has expired")
+    escrow.down = False
+    while (await settler.check())["claims"].status is not Health.PASS:  # noqa: ASYNC110 - as above
+        await asyncio.sleep(0)
+    running.cancel()
+    assert escrow.sent
 
 
 async def test_nothing_waits(settler: Settler, escrow: FakeEscrow) -> None:

@@ -290,6 +290,7 @@ async def test_the_docs(at: Served) -> None:
     routes = {(path, method): route for path, methods in described["paths"].items() for method, route in methods.items()}
     assert set(routes) == {
         ("/v1/info", "get"),
+        ("/v1/account", "get"),
         ("/v1/models", "get"),
         ("/v1/providers/{provider}/why", "get"),
         ("/v1/asks", "get"),

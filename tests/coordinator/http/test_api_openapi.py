@@ -54,6 +54,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 ROUTES = [
     ("GET", "/v1/info"),
+    ("GET", "/v1/account"),
     ("GET", "/v1/models"),
     ("GET", "/v1/asks"),
     ("POST", "/v1/explain"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from coordinator.http.cancels import cancel_job
 from coordinator.http.replica_view import Alone
+from coordinator.ports import KnownJob
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.replicas import Replica
 from tallystick.protocol.types import Address, JobId
@@ -77,3 +79,29 @@ async def test_a_lone_coordinator_asks_nobody(world: World) -> None:
     dropped: Mapping[str, int] = Alone().dropped
     assert dropped == {}
     assert not await cancel_job(world.market, Unread(), Alone(), UNKNOWN, PAYER.address)  # type: ignore[arg-type]  # a part of the port
+
+
+async def test_a_job_of_a_replica_that_is_gone(world: World, elsewhere: World) -> None:
+    """Its payer's cancel ends it, also if no other replica is left on the list; nothing is passed on then."""
+    client = await world.started(world.node("ann"))
+    asked: list[tuple[JobId, str, bool]] = []
+
+    class Shared:
+        async def end_lost(self, job: JobId, replica: str, *, cancelled: bool = False) -> bool:
+            asked.append((job, replica, cancelled))
+            return True
+
+    class Stored:
+        async def job(self, job: JobId) -> KnownJob | None:
+            known = await world.store.job(job)
+            return None if known is None else replace(known, replica="gone")
+
+    elsewhere.market.shared = Shared()  # type: ignore[assignment]  # a part of the port
+    replicas = Two()
+    replicas.alone = True
+    with pytest.raises(Refusal, match="not the payer"):
+        await cancel_job(elsewhere.market, Stored(), replicas, client.job.id, OTHER)  # type: ignore[arg-type]  # a part of the port
+    assert asked == []
+    assert not await cancel_job(elsewhere.market, Stored(), replicas, client.job.id, PAYER.address)  # type: ignore[arg-type]
+    assert asked == [(client.job.id, "gone", True)]
+    assert replicas.passed == []

@@ -34,11 +34,26 @@ def _link(*, connected: bool = True, problem: str = "") -> Any:
     )
 
 
+NOW = 1_800_000_000
+
+
+def _ask(left: int = 3_600) -> Any:
+    return SimpleNamespace(message=SimpleNamespace(valid_until=NOW + left))
+
+
+def _rated(results: dict[str, CheckResult]) -> Any:
+    async def check() -> dict[str, CheckResult]:
+        return results
+
+    return check
+
+
 async def _checks(tmp_path: Path, chain: Any = None, store: Any = None, **changes: Any) -> dict[str, CheckResult]:
     parts: dict[str, Any] = {
-        "config": SimpleNamespace(state=tmp_path),
+        "config": SimpleNamespace(state=tmp_path, ask_validity=3_600),
         "links": [_link()],
-        "asks": SimpleNamespace(current=("ask",)),
+        "asks": SimpleNamespace(current=(_ask(),)),
+        "ratings": SimpleNamespace(check=_rated({})),
         "engine_pool": SimpleNamespace(engines={"a": SimpleNamespace(up=True)}),
         "state_recovery": SimpleNamespace(problem=""),
         "coordinator_credit": SimpleNamespace(serves=lambda _endpoint: True, problems=lambda: ()),
@@ -47,7 +62,7 @@ async def _checks(tmp_path: Path, chain: Any = None, store: Any = None, **change
     node: Any = SimpleNamespace(**parts | changes)
     of_store: Any = store or _Store()
     of_chain: Any = chain or _Chain({"chain": CheckResult(Health.PASS)})
-    report = await watch(node, of_store, of_chain).report()
+    report = await watch(node, of_store, of_chain, lambda: NOW).report()
     return dict(report.results)
 
 
@@ -55,7 +70,7 @@ async def test_a_node_that_is_well(tmp_path: Path) -> None:
     """Every dependency is named and passes."""
     checks = await _checks(tmp_path)
     assert {name: check.status for name, check in checks.items()} == dict.fromkeys(
-        ("coordinator", "engines", "database", "disk", "chain", "debts"), Health.PASS
+        ("coordinator", "engines", "database", "disk", "chain", "debts", "asks"), Health.PASS
     )
 
 
@@ -76,6 +91,14 @@ ILL: dict[str, tuple[str, Health, dict[str, Any], str]] = {
         Health.FAIL,
         {"engine_pool": SimpleNamespace(engines={"a": DOWN}), "asks": SimpleNamespace(current=())},
         "a does not answer",
+    ),
+    "an ask that was not renewed": ("asks", Health.WARN, {"asks": SimpleNamespace(current=(_ask(), _ask(900)))}, "in 900 s"),
+    "an expired ask": ("asks", Health.WARN, {"asks": SimpleNamespace(current=(_ask(-5),))}, "has expired"),
+    "integrity": (
+        "integrity",
+        Health.WARN,
+        {"ratings": SimpleNamespace(check=_rated({"integrity": CheckResult(Health.WARN, "it fell", "tally node why")}))},
+        "it fell",
     ),
     "no model": ("engines", Health.FAIL, {"asks": SimpleNamespace(current=())}, "no engine lists a model"),
     "one engine of two": (

@@ -1,0 +1,149 @@
+"""What the coordinator keeps for single accounts: the port to their jobs and tabs, and their access tiers."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from coordinator.domain.token_bucket import TokenBucket
+from coordinator.ports import KnownJob
+from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
+from tallystick.protocol.tiers import Tier, Tiers
+from tallystick.protocol.types import Address, Amount, format_amount
+
+SETTLED_SECONDS = 60.0
+"""How old a payer's settled total may be when it decides on its tier."""
+MAX_PAYERS = 10_000
+"""Payers whose settled total is remembered; that of others is read again with their next job."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountTab:
+    """A tab of an account. `total`: the highest total of its receipts here; `settled`: what the chain has paid of it, in base
+    units; `tx` and `block`: of the last settlement, empty and None without one.
+    """
+
+    payer: Address
+    provider: Address
+    total: Amount
+    settled: Amount
+    tx: str
+    block: int | None
+
+
+class AccountStore(Protocol):
+    """Jobs and tabs by account."""
+
+    async def jobs_of(self, account: Address, limit: int) -> list[KnownJob]:
+        """Returns jobs with a receipt of which an account is the payer or a provider, newest first. Raises Unavailable."""
+        ...
+
+    async def tabs_of(self, account: Address, limit: int) -> list[AccountTab]:
+        """Returns the tabs of an account, as payer or provider, those with the newest jobs first. Raises Unavailable."""
+        ...
+
+    async def settled_by(self, payer: Address) -> Amount:
+        """Returns what the chain has paid from a payer's purse, to all providers. Raises Unavailable."""
+        ...
+
+
+class AccessTiers:
+    """Applies the tiers of the config to jobs. `tick` is a monotonic clock in seconds.
+
+    What a payer has settled is what the settler read from the chain: no job makes this coordinator ask the chain.
+    """
+
+    def __init__(self, tiers: Tiers, store: AccountStore, tick: Callable[[], float]) -> None:
+        self._tiers, self._store, self._tick = tiers, store, tick
+        self._settled: OrderedDict[Address, tuple[float, Amount]] = OrderedDict()
+        self._running: Counter[Address] = Counter()
+        self._rates = {
+            tier.name: TokenBucket(tier.jobs_per_minute / 60, float(tier.jobs_per_minute))
+            for tier in tiers.tiers
+            if tier.jobs_per_minute is not None
+        }
+
+    def __bool__(self) -> bool:
+        return bool(self._tiers)
+
+    async def tier_of(self, payer: Address) -> tuple[Tier, Amount] | None:
+        """Returns a payer's tier, and what it has settled; None without tiers. Raises Unavailable."""
+        settled = await self._settled_by(payer) if self._tiers.count_settled else Amount(0)
+        tier = self._tiers.of(payer, settled)
+        return None if tier is None else (tier, settled)
+
+    async def _settled_by(self, payer: Address) -> Amount:
+        known = self._settled.get(payer)
+        if known is not None and self._tick() - known[0] < SETTLED_SECONDS:
+            return known[1]
+        began = self._tick()
+        settled = await self._store.settled_by(payer)
+        self._settled[payer] = began, settled
+        self._settled.move_to_end(payer)
+        while len(self._settled) > MAX_PAYERS:
+            self._settled.popitem(last=False)
+        return settled
+
+    async def check_model(self, payer: Address, model: str) -> None:
+        """Raises Refusal (tier_limit) if a payer's tier does not have a model, or no job at all; Unavailable."""
+        found = await self.tier_of(payer)
+        if found is not None:
+            self._check(*found, model)
+
+    def _check(self, tier: Tier, settled: Amount, model: str) -> None:
+        if tier.jobs_in_flight == 0:
+            text = f"wallets of tier {tier.name!r} may send no jobs here; {self._tiers.lifts(tier, settled)}"
+            raise Refusal(Code.TIER_LIMIT, text)
+        self._tiers.check_model(tier, settled, model)
+
+    async def enter(self, payer: Address, model: str) -> None:
+        """Counts a job in, until `leave`. Raises Refusal (tier_limit), Unavailable (rate_limited), and then counts nothing."""
+        found = await self.tier_of(payer)
+        if found is not None:
+            tier, settled = found
+            self._check(tier, settled, model)
+            lift = f"of tier {tier.name!r}; {self._tiers.lifts(tier, settled)}"
+            if tier.jobs_in_flight is not None and self._running[payer] >= tier.jobs_in_flight:
+                text = f"this payer has {tier.jobs_in_flight} jobs here, the maximum (jobs_in_flight) {lift}"
+                raise _limited(text, 1)
+            bucket = self._rates.get(tier.name)
+            if bucket is not None and not bucket.try_spend(payer, self._tick()):
+                text = f"this payer sends more than {tier.jobs_per_minute} jobs a minute, the maximum (jobs_per_minute) {lift}"
+                raise _limited(text, max(1, round(bucket.delay(payer, self._tick()))))
+        self._running[payer] += 1
+
+    def leave(self, payer: Address) -> None:
+        """Counts a job out."""
+        self._running[payer] -= 1
+        if self._running[payer] <= 0:
+            del self._running[payer]
+
+    async def explain(self, payer: Address, model: str | None = None) -> dict[str, Any] | None:
+        """Returns the tier of a payer as JSON, with what would lift it, and what it has against a model; None without tiers."""
+        found = await self.tier_of(payer)
+        if found is None:
+            return None
+        tier, settled = found
+        refusal = None
+        try:
+            if model is not None:
+                self._check(tier, settled, model)
+        except Refusal as error:
+            refusal = str(error)
+        return {
+            "name": tier.name,
+            "models": list(tier.models),
+            "jobsInFlight": tier.jobs_in_flight,
+            "jobsPerMinute": tier.jobs_per_minute,
+            "settled": format_amount(settled),
+            "next": self._tiers.lifts(tier, settled),
+            "refusal": refusal,
+        }
+
+
+def _limited(text: str, retry_after: int) -> Unavailable:
+    error = Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
+    error.retry_after = retry_after
+    return error

@@ -1,0 +1,147 @@
+"""The routes of signing in with a wallet: a page for people, and JSON for programs (`tally sign-in`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from tallystick.protocol.errors import BadMessage, TallyError
+from tallystick.protocol.sign_in import MAX_MESSAGE
+from tallystick.protocol.signatures import checksum
+from tallystick.protocol.types import parse_address
+from tallystick.protocol.wire import loads
+from tallystick.web.rendering import Pages
+from tallystick.web.sessions import SESSION_SECONDS, cookie_name
+from tallystick.web.wallet_sign_in import MAX_SIGNATURE, WalletSignIn
+
+SIGN_IN_PATH = "/sign-in"
+SIGN_IN_PATHS = (SIGN_IN_PATH, f"{SIGN_IN_PATH}/challenge", "/sign-out")
+"""The paths of `SignInRoutes`, which everybody may ask for."""
+MAX_BODY, BODY_SECONDS = 2 * MAX_SIGNATURE + MAX_MESSAGE + 1_024, 10.0
+"""Bytes of a request to sign in, and how long it may take to arrive: anybody may send it."""
+Serve = Callable[[Request], Awaitable[Response]]
+
+
+class SignInRoutes:
+    """The routes of one daemon. `pages`: its templates; `targets`: the pages that a sign-in may lead to, the first by default.
+
+    `notice`: what a person gets by signing in.
+    """
+
+    def __init__(self, sign_in: WalletSignIn, pages: Pages, *, targets: tuple[str, ...], notice: str) -> None:
+        self._sign_in, self._pages, self._targets, self._notice = sign_in, pages, targets, notice
+
+    def routes(self) -> list[Route]:
+        """The routes of SIGN_IN_PATHS."""
+        page, challenge, out = SIGN_IN_PATHS
+        return [
+            Route(page, self._show, methods=["GET"]),
+            Route(page, _answering(self._open), methods=["POST"]),
+            Route(challenge, _answering(self._challenge), methods=["POST"]),
+            Route(out, _answering(self._close), methods=["POST"]),
+        ]
+
+    async def _show(self, request: Request) -> Response:
+        try:
+            origin = self._sign_in.origin_of(request)
+            session = await self._sign_in.session_of(request)
+        except TallyError as error:
+            return self.page(request, problem=str(error), status=error.status)
+        return self.page(request, origin=origin, account="" if session is None else checksum(session.account))
+
+    def page(self, request: Request, *, problem: str = "", status: int = 200, origin: str = "", account: str = "") -> Response:
+        """The page to sign in. `account`: the one that is signed in, in EIP-55 mixed case."""
+        wanted = request.query_params.get("to", "")
+        target = wanted if wanted in self._targets else self._targets[0]
+        values = {"origin": origin, "account": account, "target": target, "notice": self._notice, "problem": problem}
+        return self._pages.render("sign_in.html", status, section=SIGN_IN_PATH, minutes=SESSION_SECONDS // 60, **values)
+
+    async def _challenge(self, request: Request) -> Response:
+        origin = self._sign_in.origin_of(request)
+        self._sign_in.check_own_page(request, origin)
+        body = await _read_json(request, {"account"})
+        account = body.get("account")
+        return _json(self._sign_in.challenge(origin, None if account is None else parse_address(account, "account")))
+
+    async def _open(self, request: Request) -> Response:
+        origin = self._sign_in.origin_of(request)
+        self._sign_in.check_own_page(request, origin)
+        body = await _read_json(request, {"message", "signature", "bearer"})
+        text, bearer = body.get("message"), body.get("bearer", False)
+        if not isinstance(text, str) or not isinstance(bearer, bool):
+            raise BadMessage("sign-in: expected a message, and whether a bearer token is wanted")
+        value, session = await self._sign_in.sign_in(origin, text, _read_signature(body.get("signature")))
+        answer = {"account": session.account, "expiresAt": int(session.until)}
+        if bearer:
+            return _json(answer | {"token": value})
+        await self._sign_in.sign_out(request)  # the session that this one replaces
+        response = _json(answer)
+        secure = origin.startswith("https:")
+        response.set_cookie(
+            cookie_name(origin), value, max_age=SESSION_SECONDS, path="/", httponly=True, samesite="strict", secure=secure
+        )
+        return response
+
+    async def _close(self, request: Request) -> Response:
+        """Ends the session. It answers a form of the page, and programs."""
+        origin = self._sign_in.origin_of(request)
+        self._sign_in.check_own_page(request, origin)
+        await self._sign_in.sign_out(request)
+        is_form = request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+        response: Response = RedirectResponse(SIGN_IN_PATH, 303) if is_form else _json({"signedOut": True})
+        response.delete_cookie(
+            cookie_name(origin), path="/", httponly=True, samesite="strict", secure=origin.startswith("https:")
+        )
+        return response
+
+
+def _answering(serve: Serve) -> Serve:
+    """A route that answers errors as JSON."""
+
+    async def answering(request: Request) -> Response:
+        try:
+            return await serve(request)
+        except TallyError as error:
+            return JSONResponse(error.as_json(), error.status, {"cache-control": "no-store"})
+
+    return answering
+
+
+def _json(value: dict[str, Any]) -> Response:
+    return JSONResponse(value, headers={"cache-control": "no-store"})
+
+
+async def _read_json(request: Request, members: set[str]) -> dict[str, Any]:
+    """The body, a JSON object with some of these members. Raises BadMessage.
+
+    Forms of other sites cannot send this media type without asking first, which no route here allows.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise BadMessage("sign-in: expected content-type: application/json")
+    data = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for piece in request.stream():
+                data += piece
+                if len(data) > MAX_BODY:
+                    raise BadMessage(f"sign-in: expected a body of at most {MAX_BODY} bytes")
+    except (TimeoutError, ClientDisconnect):
+        raise BadMessage(f"sign-in: expected the whole body within {BODY_SECONDS:.0f} s") from None
+    body = loads(bytes(data), "sign-in")
+    if not isinstance(body, dict) or body.keys() - members:
+        raise BadMessage(f"sign-in: expected a JSON object with none but {', '.join(sorted(members))}")
+    return body
+
+
+def _read_signature(text: object) -> bytes:
+    try:
+        if isinstance(text, str) and text.startswith("0x") and len(text) <= 2 * MAX_SIGNATURE + 2 and text.isalnum():
+            return bytes.fromhex(text[2:])
+    except ValueError:
+        pass
+    raise BadMessage(f"signature: expected 0x and the hex digits of at most {MAX_SIGNATURE} bytes")
