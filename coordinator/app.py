@@ -64,7 +64,7 @@ from tallystick.runtime.health_monitor import Check, HealthMonitor
 from tallystick.runtime.peer_probe import check_certificate, probe_peer
 from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import SharedPort, serving, wait_for_stop_signal
-from tallystick.runtime.storage import sqlite_file
+from tallystick.runtime.sqlite_backend import sqlite_file
 from tallystick.tracing.export import SpanExport, exporting
 from tallystick.tracing.spans import Tracer
 from tallystick.version import __version__

@@ -379,6 +379,8 @@ class FeeRateView(Protocol):
 class JobReport(NamedTuple):
     """How a job ended, for metrics and logs. Durations are seconds. `outcome` is None if the job has no receipt.
 
+    `fault`: whose fault its failure is; empty if it did not fail.
+
     `endpoint`: where its coordinator was dialled; `written_off`: the cost of work that the coordinator left unpaid, in base
     units; `trace_id`: of its trace, in hex, if it has one.
     """
@@ -394,6 +396,7 @@ class JobReport(NamedTuple):
     first_seconds: float | None = None
     total_seconds: float = 0.0
     engine_fault: bool = False
+    fault: str = ""
     endpoint: str = ""
     written_off: Amount = Amount(0)
     trace_id: str = ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -40,6 +41,9 @@ class Connection(Protocol):
     async def publish(self, subject: str, payload: bytes) -> None:
         """Sends a message. Raises any error if the connection is gone."""
 
+    async def ping(self) -> None:
+        """Waits for the server's answer. Raises any error without one."""
+
     async def closed(self) -> None:
         """Waits for the end of the connection."""
 
@@ -63,6 +67,9 @@ class NatsBus:
         self._outbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(OUTBOX)
         self._dropped: Counter[str] = Counter()
         self._connected = False
+        self._closing: set[asyncio.Future[None]] = set()
+        """Connections that came too late; a reference keeps each from being collected before it is closed."""
+        self._connection: Connection | None = None
         self.on_message: Receiver = lambda *_: None
         """Called with the topic and payload of each message of another replica."""
         self.on_connected: Callable[[], None] = lambda: None
@@ -121,23 +128,55 @@ class NatsBus:
 
     async def _serve(self) -> None:
         """Serves one connection. Returns, or raises any error, when it has ended."""
-        async with asyncio.timeout(CONNECT_SECONDS):
-            connection = await self._dial(self._servers, f"{self._prefix}.*", self._receive)
+        connection = await self._connect()
         sender = asyncio.create_task(self._send(connection), name="NATS sender")
         closed = asyncio.create_task(connection.closed(), name="NATS connection")
         try:
-            self._connected = True
+            self._connected, self._connection = True, connection
             log.info("connected to NATS", server=describe_nats(self._servers))
             self.on_connected()
             await asyncio.wait({sender, closed}, return_when=asyncio.FIRST_COMPLETED)
             if sender.done():
                 sender.result()
         finally:
+            self._connection = None
             sender.cancel()
             closed.cancel()
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(CONNECT_SECONDS):
                     await connection.close()
+
+    async def _connect(self) -> Connection:
+        """Dials in a task of its own: NATS's client can swallow the cancellation of a deadline, or of the process's end."""
+        dialling = asyncio.ensure_future(self._dial(self._servers, f"{self._prefix}.*", self._receive))
+        try:
+            done, _ = await asyncio.wait({dialling}, timeout=CONNECT_SECONDS)
+        finally:
+            if not dialling.done():
+                dialling.cancel()
+                dialling.add_done_callback(self._close_late)
+        if not done:
+            raise TimeoutError(f"no connection within {CONNECT_SECONDS:g} s")
+        return dialling.result()
+
+    def _close_late(self, dialling: asyncio.Future[Connection]) -> None:
+        """Closes a connection that nobody waits for any more."""
+        if not dialling.cancelled() and dialling.exception() is None:
+            closing = asyncio.ensure_future(dialling.result().close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    async def round_trip(self) -> float | None:
+        """The seconds until the server's answer to a ping; None without a connection or an answer."""
+        connection, began = self._connection, time.monotonic()
+        if connection is None:
+            return None
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await connection.ping()
+        except Exception:  # noqa: BLE001 - whatever it is, the connection is closed and opened again for it
+            return None
+        return time.monotonic() - began
 
     async def _send(self, connection: Connection) -> None:
         while True:
@@ -168,6 +207,10 @@ class _NatsConnection:
     async def publish(self, subject: str, payload: bytes) -> None:
         """See Connection."""
         await self._client.publish(subject, payload)
+
+    async def ping(self) -> None:
+        """See Connection."""
+        await asyncio.create_task(self._client.flush(int(CONNECT_SECONDS)), name="NATS ping")  # its wait_for swallows a cancel
 
     async def closed(self) -> None:
         """See Connection."""

@@ -19,8 +19,10 @@ from tallystick.protocol.errors import TallyError
 from tallystick.protocol.types import Address, Amount, Seconds
 
 _CACHED_PAIRS = 100_000
-_MAX_STALE_TTLS = 10
-"""Balances older than so many times `ttl` are used only if the chain does not answer."""
+_STALE_TTLS = 120
+"""Balances older than so many times `ttl` are used only if the chain does not answer: ten minutes by default. A payer that was
+idle does not wait for the chain then. Nodes, which bear the risk, decide for themselves how old a balance may be.
+"""
 _STAKE_SECONDS = 60
 """Age in seconds up to which a cached stake is used. Withdrawing a stake takes hours."""
 _NO_TAB = TabState(Amount(0), Amount(0), Seconds(0))
@@ -30,7 +32,7 @@ log = structlog.get_logger()
 class EscrowCache:
     """ports.Funds over the escrow contract.
 
-    Balances of at most `ttl` seconds are used as they are. Balances of at most ten times that age are used too, while new ones
+    Balances of at most `ttl` seconds are used as they are. Balances of at most 120 times that age are used too, while new ones
     are read. Older ones are used only if the chain does not answer; the chain is then asked again after another `ttl` seconds.
     """
 
@@ -45,7 +47,7 @@ class EscrowCache:
         if fresh:
             return await self._backings.refresh(pair)
         try:
-            return await self._backings.get(pair, max_age=self._ttl, max_stale=_MAX_STALE_TTLS * self._ttl)
+            return await self._backings.get(pair, max_age=self._ttl, max_stale=_STALE_TTLS * self._ttl)
         except TallyError:
             last = self._backings.last(pair)
             if last is None:

@@ -51,6 +51,8 @@ class CoordinatorMetrics(ServerMetrics):
         self.gauge(count, text, lambda: len(replicas.listed))
         bus, text = "tallystick_coordinator_bus_connected", "Whether this replica is connected to NATS"
         self.gauge(bus, text, lambda: replicas.bus_connected)
+        trip, text = "tallystick_coordinator_bus_round_trip_seconds", "Time of the last round trip to NATS; 0 without an answer"
+        self.gauge(trip, text, lambda: replicas.bus_seconds or 0.0)
         self.registry.register(_NoticeCollector(replicas))
 
     def settled(self, claims: int, gas: int, fee: int) -> None:

@@ -31,6 +31,11 @@ class ReplicaView(Protocol):
         ...
 
     @property
+    def bus_seconds(self) -> float | None:
+        """The time of the last round trip to the bus; None if it did not answer."""
+        ...
+
+    @property
     def dropped(self) -> Mapping[str, int]:
         """The number of notices that were dropped, by reason."""
         ...
@@ -45,6 +50,7 @@ class Alone:
     listed: tuple[Replica, ...] = ()
     alone = True
     bus_connected = False
+    bus_seconds: float | None = None
     dropped: Mapping[str, int] = {}
 
     def cancel(self, job: JobId, payer: Address) -> None:

@@ -90,28 +90,21 @@ class AccessTiers:
         """Raises Refusal (tier_limit) if a payer's tier does not have a model, or no job at all; Unavailable."""
         found = await self.tier_of(payer)
         if found is not None:
-            self._check(*found, model)
-
-    def _check(self, tier: Tier, settled: Amount, model: str) -> None:
-        if tier.jobs_in_flight == 0:
-            text = f"wallets of tier {tier.name!r} may send no jobs here; {self._tiers.lifts(tier, settled)}"
-            raise Refusal(Code.TIER_LIMIT, text)
-        self._tiers.check_model(tier, settled, model)
+            self._tiers.check(*found, model)
 
     async def enter(self, payer: Address, model: str) -> None:
         """Counts a job in, until `leave`. Raises Refusal (tier_limit), Unavailable (rate_limited), and then counts nothing."""
         found = await self.tier_of(payer)
         if found is not None:
             tier, settled = found
-            self._check(tier, settled, model)
-            lift = f"of tier {tier.name!r}; {self._tiers.lifts(tier, settled)}"
-            if tier.jobs_in_flight is not None and self._running[payer] >= tier.jobs_in_flight:
-                text = f"this payer has {tier.jobs_in_flight} jobs here, the maximum (jobs_in_flight) {lift}"
-                raise _limited(text, 1)
+            self._tiers.check(tier, settled, model)
+            self._tiers.check_running(tier, settled, self._running[payer])
             bucket = self._rates.get(tier.name)
             if bucket is not None and not bucket.try_spend(payer, self._tick()):
-                text = f"this payer sends more than {tier.jobs_per_minute} jobs a minute, the maximum (jobs_per_minute) {lift}"
-                raise _limited(text, max(1, round(bucket.delay(payer, self._tick()))))
+                text = f"tier {tier.name!r} allows {tier.jobs_per_minute} jobs a minute (jobs_per_minute)"
+                error = Unavailable(Code.RATE_LIMITED, f"{text}; {self._tiers.lifts(tier, settled)}", fault=Fault.CLIENT)
+                error.retry_after = max(1, round(bucket.delay(payer, self._tick())))
+                raise error
         self._running[payer] += 1
 
     def leave(self, payer: Address) -> None:
@@ -129,7 +122,7 @@ class AccessTiers:
         refusal = None
         try:
             if model is not None:
-                self._check(tier, settled, model)
+                self._tiers.check(tier, settled, model)
         except Refusal as error:
             refusal = str(error)
         return {
@@ -141,9 +134,3 @@ class AccessTiers:
             "next": self._tiers.lifts(tier, settled),
             "refusal": refusal,
         }
-
-
-def _limited(text: str, retry_after: int) -> Unavailable:
-    error = Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
-    error.retry_after = retry_after
-    return error

@@ -42,6 +42,10 @@ class NoticeBus(Protocol):
     def publish(self, topic: str, payload: bytes) -> None:
         """Sends a message, or drops it."""
 
+    async def round_trip(self) -> float | None:
+        """Returns the seconds until the bus answers; None if it does not."""
+        ...
+
     async def run(self) -> None:
         """Keeps the connection until cancelled."""
 
@@ -55,6 +59,7 @@ class ReplicaSet:
         """`tick` is a monotonic clock in seconds."""
         self.membership, self._bus, self._market, self._tick = membership, bus, market, tick
         self._began = tick()
+        self.bus_seconds: float | None = None
         self._malformed: Counter[str] = Counter()
         bus.on_message, bus.on_connected = self._receive, self._connected
         market.share_totals(load_totals, self._total_rose)
@@ -134,6 +139,9 @@ class ReplicaSet:
 
     async def check_bus(self) -> dict[str, CheckResult]:
         """Returns the state of the bus. Without it jobs go on, so it is a warning."""
+        self.bus_seconds = await self._bus.round_trip()
+        if self.bus_seconds is not None:
+            return {"bus": CheckResult(Health.PASS, value=round(1_000 * self.bus_seconds, 1), unit="ms")}
         if self._bus.connected or self._tick() - self._began < START_SECONDS:
             return {"bus": CheckResult(Health.PASS)}
         text = "no connection to NATS: cancels and tab totals do not reach the other replicas; jobs go on"

@@ -23,6 +23,7 @@ KEPT_HEADS = 1_024
 FORGOTTEN_AT_ONCE = 500
 """Leaves whose contents one write deletes."""
 _ROWS_A_QUERY = 500
+_LAST_LEAF = sa.select(sa.func.max(match_log.c.number))
 _INSERT_LEAF = Prepared(sa.insert(match_log), ("number", "at", "hashes", "leaf"))
 
 
@@ -136,7 +137,7 @@ def _run_all(connection: Connection, works: Sequence[Callable[[Connection], None
 
 def _append(connection: Connection, rows: Sequence[LogRow]) -> None:
     """Appends leaves. Those that are stored already, because an answer was lost, must be the same. Raises LogGap."""
-    last = connection.execute(sa.select(sa.func.max(match_log.c.number))).scalar_one()
+    last = connection.execute(_LAST_LEAF).scalar_one()
     size = 0 if last is None else last + 1
     if rows[0].number > size:
         raise LogGap(f"leaf {rows[0].number}: the log has {size} leaves")

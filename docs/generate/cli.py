@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from docs.generate.markdown import code, fence, table
-from tallystick.cli.main import app
+from tallystick.cli.commands import app
 
 INTRODUCTION = """# Command line
 

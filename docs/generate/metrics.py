@@ -14,7 +14,9 @@ from coordinator.http.api import build_control_plane
 from docs.generate.empty_coordinator import api_context
 from docs.generate.markdown import code, table
 from node.domain import tabs
+from node.domain.gas_totals import GasTotals
 from node.service.metrics import NodeMetrics
+from node.service.operation_metrics import SLOT_STATES, OperationCollector
 from tallystick.client.config import ClientConfig
 from tallystick.client.gateway.operations import BUDGET_HEADER, BUDGET_METRIC, Operations
 from tallystick.client.sdk.market import Market
@@ -69,6 +71,8 @@ def _node() -> Iterator[Exported]:
     metrics = NodeMetrics(lambda: {payer: 0}, gpus=1, gpu_hour_cost=Amount(1), credit_summary=_credit_summary)
     metrics.watch_health(lambda: HealthReport({"disk": CheckResult(Health.PASS)}, 0.0))
     metrics.watch_integrity(lambda: {("model", "q4"): 100.0})
+    slots = {"engine": dict.fromkeys(SLOT_STATES, 0)}
+    metrics.registry.register(OperationCollector(lambda: slots, lambda: 0, GasTotals))
     return _exported(metrics.registry)
 
 

@@ -30,9 +30,11 @@ is left for the claim."""
 class EscrowView:
     """ports.ChainView over the escrow contract. All times are seconds.
 
-    Balances are used for `fresh` seconds; then, until `stale`, they are still used while new ones are read. Both are shorter if
-    the deployment's waits are short. The chain has `timeout` to answer, and after a failure it is not asked for `pause`. One
-    payer is refreshed at most once in `refresh_interval`, one coordinator's rate at most once in `rate_seconds`.
+    Balances are used for `fresh` seconds; then, until `stale`, they are still used while new ones are read, so that a payer that
+    was idle does not wait for the chain. A payer can spend elsewhere what it has between two reads, however soon they follow each
+    other; what it can take back is bounded by the deployment's waits. Both times are shorter if the waits are short. The chain
+    has `timeout` to answer, and after a failure it is not asked for `pause`. One payer is refreshed at most once in
+    `refresh_interval`, one coordinator's rate at most once in `rate_seconds`.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class EscrowView:
         provider: Address,
         *,
         fresh: float = 3.0,
-        stale: float = 60.0,
+        stale: float = 600.0,
         timeout: float = 3.0,
         pause: float = 5.0,
         refresh_interval: float = 0.5,

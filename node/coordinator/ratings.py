@@ -52,19 +52,19 @@ class _Rated:
 class Ratings:
     """How each coordinator rates what this provider sells. `urls` returns the node links' URLs that are connected.
 
-    `models` returns the models that this node offers: others in an answer are ignored. `now` is Unix seconds.
+    `products` returns what this node offers: others in an answer are ignored. `now` is Unix seconds.
     """
 
     def __init__(
         self,
         provider: Address,
         urls: Callable[[], Iterable[str]],
-        models: Callable[[], Iterable[str]],
+        products: Callable[[], Iterable[Product]],
         *,
         fetch: Fetch | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._provider, self._urls, self._models = provider, urls, models
+        self._provider, self._urls, self._products = provider, urls, products
         self._fetch, self._now = fetch or fetch_json, now
         self._rated: dict[tuple[str, Product], _Rated] = {}
         self._missed: dict[str, tuple[int, int]] = {}
@@ -108,13 +108,13 @@ class Ratings:
         urls = list(dict.fromkeys(base_url(url) for url in self._urls()))
         former, self._rated, self._missed = self._rated, {}, {}
         answers = await asyncio.gather(*(self._ask(url) for url in urls))
-        wanted = frozenset(self._models())
+        wanted = frozenset(self._products())
         for url, answer in zip(urls, answers, strict=True):
             if answer is None:
                 continue
             ratings, self._missed[url] = answer
             for product, integrity, audits in ratings:
-                if product[0] in wanted:
+                if product in wanted:
                     rated = self._rated[url, product] = former.get((url, product), _Rated())
                     rated.audits = audits
                     rated.readings.append((now, integrity))

@@ -30,7 +30,24 @@ _SECRETS = re.compile(
     re.IGNORECASE,
 )
 """Keys, private addresses and paths of the provider's machine."""
+_TYPES = frozenset(
+    f"{kind}/{name}"
+    for kind, names in {
+        "text": ("html", "plain", "event-stream", "xml", "csv", "markdown"),
+        "application": ("json", "xml", "octet-stream", "x-ndjson", "jsonl", "problem+json", "x-www-form-urlencoded", "pdf"),
+        "audio": ("mpeg", "wav", "ogg", "flac"),
+        "image": ("png", "jpeg", "webp"),
+    }.items()
+    for name in names
+)
+"""Content types that are named in logs and errors. Others are the engine's own text, which may quote the request."""
 _MESSAGES = ("message", "detail", "error_message", "msg", "error_msg", "errorMessage", "title", "errors", "error", "reason")
+
+
+def describe_type(content_type: str) -> str:
+    """A content type for a message that anybody may read: its name if it is a common one."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return f"the content type {kind!r}" if kind in _TYPES else "an unknown content type" if kind else "no content type"
 
 
 @dataclass(frozen=True, slots=True)

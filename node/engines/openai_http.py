@@ -28,7 +28,7 @@ from node.engines.addresses import base_addresses
 from node.engines.api_key import auth_headers
 from node.engines.bodies import read_on, read_start
 from node.engines.engine_settings import EngineSettings
-from node.engines.error_words import Censor, error_body, read_document, words_of
+from node.engines.error_words import Censor, describe_type, error_body, read_document, words_of
 from node.engines.framing import answer_form, as_document, as_stream
 from node.engines.http_client import EngineClient
 from node.engines.http_connection import EngineResponse, MalformedResponse
@@ -135,7 +135,7 @@ class OpenAIEngine:
             form = answer_form(response.content_type, start, request)
             if form is None:
                 expected = EVENT_STREAM if request.stream else JSON
-                raise EngineBroken(f"the content type {response.content_type[:60]!r} instead of {expected}")
+                raise EngineBroken(f"{describe_type(response.content_type)} instead of {expected}")
             if form == JSON:
                 body = start + await self._read_all(response, self._settings.max_answer_bytes * _growth(request))
                 for event in self._read_whole(body, request):

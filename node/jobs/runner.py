@@ -37,6 +37,7 @@ from tallystick.protocol.link import Capacities
 from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Order, Receipt
 from tallystick.protocol.sealing import SealingKey
+from tallystick.protocol.tiers import Tiers
 from tallystick.protocol.trace_context import TraceContext
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import MAX_HEADER, CancelReason, Dispatch, Failure, Kind
@@ -91,6 +92,7 @@ class JobRunner:
         on_stranded_receipt: Callable[[], None] = lambda: None,
         kept_evidence: KeptEvidence | None = None,
         tracing: JobTracing | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         self._provider, self.domain, self._sealing_key = provider, domain, sealing_key
         self._engines, self._tabs, self._store, self._chain = engines, tabs, store, chain
@@ -101,7 +103,7 @@ class JobRunner:
         self._on_capacity_change, self._may_take_jobs = on_capacity_change, may_take_jobs
         self._consumed_orders = dict(consumed_orders or {})
         self._prune_at = _PRUNE_SIZE
-        self._kept_evidence = kept_evidence or KeptEvidence()
+        self._kept_evidence, self._tiers = kept_evidence or KeptEvidence(), tiers or Tiers(())
         self._on_match, self._on_client_head, self._on_stranded_receipt = on_match, on_client_head, on_stranded_receipt
         self._admission = Admission(
             asks, rules or AdmissionRules(), lambda order, job: order in self._consumed_orders or job in self._jobs
@@ -197,8 +199,9 @@ class JobRunner:
         if self._receipt_signer.unfinished:
             self._start(self._refusing, self._close_unfinished(then), "unfinished orders")
 
-    def reconfigure(self, rules: AdmissionRules, deadlines: Deadlines) -> None:
-        """Applies new rules and deadlines to later jobs."""
+    def reconfigure(self, rules: AdmissionRules, deadlines: Deadlines, tiers: Tiers) -> None:
+        """Applies new rules, deadlines and tiers to later jobs."""
+        self._tiers = tiers
         self._admission.rules = self._coordinator_credit.rules = rules
         self._deadlines = deadlines
 
@@ -304,10 +307,11 @@ class JobRunner:
         self._coordinator_credit.require_served(link.endpoint)
         admitted = self._admission.admit(matched, now)
         self._engine_for(admitted)  # a full engine costs no chain read
-        await self._admit_to_tab(admitted, now)
+        settled = await self._admit_to_tab(admitted, now)
         try:
+            self._check_tier(admitted, settled)
             pool = self._engine_for(admitted)
-        except Unavailable:
+        except (Refusal, Unavailable):
             self._tabs.drop(admitted.payer, admitted.max_cost)
             raise
         self._remember(admitted, now)
@@ -332,6 +336,15 @@ class JobRunner:
         link.post(Kind.ACCEPT, admitted.job)
         self._on_capacity_change()
         return job
+
+    def _check_tier(self, admitted: AdmittedJob, settled: Amount) -> None:
+        """Raises Refusal (tier_limit) or Unavailable (rate_limited) for a job beyond what the payer's access tier allows."""
+        tier = self._tiers.of(admitted.payer, settled)
+        if tier is not None:
+            self._tiers.check(tier, settled, admitted.offer.model)
+            if tier.jobs_in_flight is not None:
+                running = sum(job.admitted.payer == admitted.payer for job in self._jobs.values())
+                self._tiers.check_running(tier, settled, running)
 
     def _engine_for(self, admitted: AdmittedJob) -> PooledEngine:
         """Returns the engine of an admitted job. Raises Unavailable (`node_busy`) if it takes no further job, or is gone."""
@@ -359,9 +372,9 @@ class JobRunner:
             self._consumed_orders = {digest: deadline for digest, deadline in self._consumed_orders.items() if deadline > now}
             self._prune_at = max(_PRUNE_SIZE, 2 * len(self._consumed_orders))
 
-    async def _admit_to_tab(self, admitted: AdmittedJob, now: int) -> None:
-        """Admits the job to the payer's tab. Known funds may be seconds old, so a refusal for lack of funds asks the chain once
-        more.
+    async def _admit_to_tab(self, admitted: AdmittedJob, now: int) -> Amount:
+        """Admits the job to the payer's tab, and returns what the payer has settled on it. Known funds may be seconds old, so a
+        refusal for lack of funds asks the chain once more.
         """
         refused: Refusal | None = None
         for read_funds in (self._chain.funds, self._chain.refresh):
@@ -376,9 +389,8 @@ class JobRunner:
                     raise
                 refused = refusal
             else:
-                return
-        if refused is not None:
-            raise refused
+                return funds.settled
+        raise refused or RuntimeError("neither admitted nor refused")
 
     async def _settle(self, job: Job, result: JobResult) -> None:
         """Signs and stores the receipt, then sends it with the last chunk."""
@@ -447,6 +459,7 @@ class JobRunner:
                 first_seconds=first,
                 total_seconds=total,
                 engine_fault=result.error is not None and result.error.fault is Fault.ENGINE,
+                fault="" if result.error is None else result.error.fault.value,
                 endpoint=job.link.endpoint,
                 written_off=written_off,
                 trace_id="" if job.trace is None else job.trace.trace_id,

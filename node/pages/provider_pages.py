@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from node.domain.earned_money import locate_money
 from node.pages.income_view import GROUPINGS, read_query, rows_of
+from node.pages.page_login import PageLogin
 from node.storage.earnings import read_lines, read_payouts, read_tab_money
 from node.storage.store import SqlStore
 from tallystick.web.day_chart import PERIODS, bars_of
 from tallystick.web.local_access import local_only
 from tallystick.web.rendering import Pages
+from tallystick.web.sign_in_routes import SIGN_IN_PATH
 from tallystick.web.static_files import STATIC_PATH, serve_static
 from tallystick.web.wallet_page import MEANING, WalletPage
 
@@ -25,6 +28,7 @@ SECTIONS = {"/": "Node", "/income": "Income", "/money": "Money"}
 WALLET_PATH = "/wallet"
 DAY_SECONDS = 86_400
 PAYOUT_ROWS = 20
+Serve = Callable[[Request], Awaitable[Response]]
 _PLACES = {
     "accrued": "signed for, on tabs that hold less than a claim should bring",
     "claimable": "the node claims it by itself; now: tally node collect",
@@ -35,8 +39,8 @@ _PLACES = {
 
 
 class ProviderPages:
-    """See the module's docstring. `status` returns the status report; `least`: base units from which a tab is claimed. `now` is
-    Unix time.
+    """See the module's docstring. `status` returns the status report; `least`: base units from which a tab is claimed. `login`:
+    None if the pages need none. `now` is Unix time.
     """
 
     def __init__(
@@ -46,23 +50,35 @@ class ProviderPages:
         *,
         least: Callable[[], int],
         wallet: WalletPage | None = None,
+        login: PageLogin | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._status, self._store, self._least, self._wallet, self._now = status, store, least, wallet, now
+        self._status, self._store, self._least, self._now = status, store, least, now
+        self._wallet, self._login = wallet, login
         sections = SECTIONS if wallet is None else SECTIONS | {WALLET_PATH: "Wallet"}
         self._pages = Pages(Path(__file__).parent / "templates", product="Tallystick node", sections=sections)
 
     def routes(self) -> list[Route]:
-        """The routes, for browsers on this machine."""
-        routes = {
-            "/": self._overview,
-            "/income": self._income,
-            "/money": self._money,
-            f"{STATIC_PATH}/{{name}}": serve_static,
-        }
+        """The routes, for browsers on this machine, or for those that signed in."""
+        routes = {"/": self._overview, "/income": self._income, "/money": self._money}
         if (wallet := self._wallet) is not None:
             routes |= {WALLET_PATH: wallet.shown(self._pages), f"{WALLET_PATH}/{MEANING}": wallet.meaning}
-        return [Route(path, local_only(serve)) for path, serve in routes.items()]
+        static = f"{STATIC_PATH}/{{name}}"
+        if self._login is None:
+            return [Route(path, local_only(serve)) for path, serve in (routes | {static: serve_static}).items()]
+        guarded = [Route(path, self._signed_in(serve)) for path, serve in routes.items()]
+        return [*guarded, Route(static, serve_static), *self._login.routes(self._pages, tuple(SECTIONS))]
+
+    def _signed_in(self, serve: Serve) -> Serve:
+        """A route that leads those who are not signed in to the page that does it."""
+
+        async def guarded(request: Request) -> Response:
+            if self._login is not None and await self._login.sign_in.session_of(request) is not None:
+                return await serve(request)
+            to = urlencode({"to": request.url.path})
+            return RedirectResponse(f"{SIGN_IN_PATH}?{to}", 303, {"cache-control": "no-store"})
+
+        return guarded
 
     async def _overview(self, _request: Request) -> Response:
         report = self._status()

@@ -25,10 +25,12 @@ from node.jobs.deadlines import Deadlines
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.features import EVIDENCE, absent, opposite
 from tallystick.protocol.messages import UNKNOWN, Spec
+from tallystick.protocol.origins import check_urls
 from tallystick.protocol.pricing import Prices
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.routes import EVIDENCE_ROUTE
 from tallystick.protocol.sealing import SUITES, X25519
+from tallystick.protocol.tiers import Tier, Tiers
 from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.config import home, load
 from tallystick.runtime.plaintext import is_loopback
@@ -45,6 +47,8 @@ DEFAULT_OUTPUT_TOKENS = 4_096
 DEFAULT_SLOTS = 4
 MAX_QUEUE_DEPTH = 1_024
 MIN_KEEP_SECONDS = 86_400
+MIN_KEY = 16
+"""The fewest characters of `page_key`."""
 SETTLEMENT_SECONDS = 300
 """Seconds that a transaction of this node may take to be mined and seen, after the coordinator's time for a claim has passed."""
 _JOB_PHASES = frozenset({"total", "reader", "first_credit"})
@@ -241,12 +245,16 @@ class NodeConfig:
     shutdown_grace: float = 60.0
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
+    page_urls: tuple[str, ...] = ()
+    page_wallets: tuple[Address, ...] = ()
+    page_key: str | None = field(default=None, repr=False)
     gpus: int = 0
     gpu_hour_cost: Amount | None = None
     log_json: bool | None = None
     """Whether the log is JSON; None: text at a terminal, JSON elsewhere."""
     log_level: str = "info"
     tracing: NodeTracing = field(default_factory=NodeTracing)
+    tiers: tuple[Tier, ...] = ()
     admission: AdmissionRules = field(default_factory=AdmissionRules)
     credit: CreditLimits = field(default_factory=CreditLimits)
     deadlines: Deadlines = field(default_factory=Deadlines)
@@ -264,6 +272,7 @@ class NodeConfig:
             raise BadMessage(
                 f"config: job_keep_seconds: expected at least {MIN_KEEP_SECONDS} (a day), got {self.job_keep_seconds}"
             )
+        self._check_access()
         labels = [engine.label for engine in self.engines]
         if len(set(labels)) != len(labels):
             raise BadMessage(f"config: engines.name: expected a different name for each engine, got {', '.join(labels)}")
@@ -273,6 +282,16 @@ class NodeConfig:
             for setting in fields(part):
                 if getattr(part, setting.name) <= 0:
                     raise BadMessage(f"config: {setting.name}: expected more than 0, got {getattr(part, setting.name)}")
+
+    def _check_access(self) -> None:
+        check_urls(self.page_urls, "page_urls")
+        for tier in self.tiers:
+            if tier.jobs_per_minute is not None:
+                text = "only a coordinator counts the jobs of a minute; set jobs_in_flight"
+                raise BadMessage(f"config: tiers: {tier.name}: jobs_per_minute: {text}")
+        Tiers(self.tiers)
+        if self.page_key is not None and len(self.page_key) < MIN_KEY:
+            raise BadMessage(f"config: page_key: expected at least {MIN_KEY} characters, got {len(self.page_key)}")
 
     def _check_coordinators(self) -> None:
         for url in self.all_coordinators:
@@ -288,8 +307,8 @@ class NodeConfig:
         return tuple(dict.fromkeys((self.coordinator, *self.coordinators)))
 
     @property
-    def serves_pages(self) -> bool:
-        """Whether pages are served beside the metrics: only where no other machine reaches them, since they need no login."""
+    def open_pages(self) -> bool:
+        """Whether the pages beside the metrics need no login, since no other machine reaches them."""
         return is_loopback(self.metrics_host)
 
     @property
@@ -313,6 +332,11 @@ class NodeConfig:
     def admission_rules(self) -> AdmissionRules:
         """`admission` with the claim window that the deadlines need."""
         return replace(self.admission, claim_window=max(self.admission.claim_window, self.claim_margin + 1))
+
+    @property
+    def access(self) -> Tiers:
+        """The access tiers. What counts is what a payer settled with this node."""
+        return Tiers(self.tiers, "on chain with this provider")
 
     @property
     def database(self) -> URL:

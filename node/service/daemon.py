@@ -33,13 +33,14 @@ from node.domain.tabs import Tabs
 from node.jobs.coordinator_credit import HOUR, HOURS, CoordinatorCredit
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.runner import JobRunner
-from node.pages.provider_pages import WALLET_PATH, ProviderPages
+from node.pages.provider_pages import ProviderPages
 from node.service.ask_publisher import AskPublisher
 from node.service.config import NodeConfig
 from node.service.engine_pool import EnginePool
-from node.service.health_checks import watch
 from node.service.job_tracing import job_tracing
-from node.service.metrics import NodeMetrics, count_gpus
+from node.service.metrics import NodeMetrics
+from node.service.observing import make_metrics, observe
+from node.service.pages import make_pages
 from node.service.record_pruner import RecordPruner
 from node.service.resources import Resources, open_resources
 from node.service.status import health, status
@@ -47,12 +48,12 @@ from node.service.status_socket import serve_status
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.link import Listing, endpoint_of
+from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.types import Address
 from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.logs import configure
 from tallystick.runtime.serving import serving, wait_for_stop_signal
 from tallystick.tracing.export import exporting
-from tallystick.web.wallet_page import Parties, WalletPage
 
 log = structlog.get_logger()
 _LAST_CLAIM_SECONDS = 10.0
@@ -78,9 +79,9 @@ async def run(
         if read_config is not None:
             stack.enter_context(_on_hangup(lambda: node.reload(read_config)))
         if config.metrics_port is not None:
-            app = node.metrics.app(partial(health, node), node.health, node.pages.routes() if config.serves_pages else ())
+            app = node.metrics.app(partial(health, node), node.health, node.pages.routes())
             port = await stack.enter_async_context(serving(app, config.metrics_host, config.metrics_port))
-            log.info("metrics, health and pages", host=config.metrics_host, port=port, pages=config.serves_pages)
+            log.info("metrics, health and pages", host=config.metrics_host, port=port)
         await stack.enter_async_context(serve_status(config.state, partial(status, node)))
         await node.run()
 
@@ -95,7 +96,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
     tabs = Tabs(config.credit_limits, await store.tabs(now))
     tabs.expire(now)
     asks = _published_asks(config, resources)
-    metrics = _metrics(config, tabs, engine_suspected)
+    metrics = make_metrics(config, tabs, engine_suspected)
     links = CoordinatorLinks(signer.address, config.all_coordinators, config.link)
     match_watch = MatchWatch(domain, config.state / "match-log", links.url_of)
     state_recovery = await _state_recovery(config, signer, resources, tabs, links)
@@ -125,6 +126,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         on_client_head=match_watch.on_client_head,
         on_stranded_receipt=receipt_sender.resend_now,
         tracing=job_tracing(export, config.tracing, resources.engine_pool),
+        tiers=config.access,
     )
     router = LinkRouter(runner, receipt_sender, state_recovery, match_watch)
     listing = _listing_for(asks, resources.engine_pool, runner, state_recovery, coordinator_credit)
@@ -156,11 +158,9 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         ratings=_ratings(asks, links),
         record_pruner=RecordPruner(store, config.job_keep_seconds),
     )
-    wallet = WalletPage(resources.escrow, WALLET_PATH, Parties(account=signer.address))
-    node.pages = ProviderPages(partial(status, node), store, least=lambda: node.config.claims.direct_min_amount, wallet=wallet)
-    node.health = watch(node, store, resources.chain_health)
-    metrics.watch_health(lambda: node.health.last)
-    metrics.watch_integrity(node.ratings.integrity)
+    least = lambda: node.config.claims.direct_min_amount  # noqa: E731 - a reload changes it
+    node.pages = make_pages(config, signer.address, resources.escrow, status=partial(status, node), store=store, least=least)
+    node.health = observe(node, store, resources.chain_health)
     stack.push_async_callback(node.health.close)
     return node
 
@@ -170,7 +170,7 @@ def _ratings(asks: PublishedAsks, links: CoordinatorLinks) -> Ratings:
     return Ratings(
         asks.provider,
         lambda: (link.url for link in links if link.session is not None),
-        lambda: (offer.model for offer in asks.offers),
+        lambda: ((ask.message.model, precision_class(ask.message.spec.precision)) for ask in asks.current),
     )
 
 
@@ -179,17 +179,6 @@ def _published_asks(config: NodeConfig, resources: Resources) -> PublishedAsks:
     signer, domain = resources.signer, resources.domain
     seller = Seller(signer.address, config.sealing_suite, resources.sealing_key.public, config.ask_validity)
     return PublishedAsks(seller, lambda ask: signer.sign(ask, domain))
-
-
-def _metrics(config: NodeConfig, tabs: Tabs, engine_suspected: asyncio.Event) -> NodeMetrics:
-    """Makes the node's metrics."""
-    return NodeMetrics(
-        tabs.unsecured_by_payer,
-        engine_suspected.set,
-        gpus=config.gpus or count_gpus(),
-        gpu_hour_cost=config.gpu_hour_cost,
-        credit_summary=lambda: tabs.credit_summary(int(time.time())),
-    )
 
 
 async def _state_recovery(
@@ -303,7 +292,7 @@ def _on_hangup(act: Callable[[], None]) -> Iterator[None]:
 
 
 RELOADABLE = frozenset(
-    {"engines", "admission", "credit", "deadlines", "claims", "payout", "shutdown_grace", "log_json", "log_level"}
+    {"engines", "tiers", "admission", "credit", "deadlines", "claims", "payout", "shutdown_grace", "log_json", "log_level"}
 )
 """Settings that apply while the node runs; all others apply at the next start."""
 
@@ -385,7 +374,7 @@ class Node:
         self.settings_for_restart = tuple(name for name, value in unchanged.items() if getattr(new, name) != value)
         if self.settings_for_restart:
             log.warning("these settings need a restart", settings=list(self.settings_for_restart))
-        self.runner.reconfigure(new.admission_rules, new.deadlines)
+        self.runner.reconfigure(new.admission_rules, new.deadlines, new.access)
         self.tabs.set_limits(new.credit_limits)
         self.collector.policy, self.payouts.policy = new.claims, new.payout
         configure(json=new.log_json, level=new.log_level)

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 from node.ports import JobReport
+from tallystick.protocol.errors import Fault
 
 _FIRST_OUTPUT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _JOB_BUCKETS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -51,6 +52,7 @@ class JobTotals(Collector):
 
     def __init__(self) -> None:
         self._models: dict[str, _ModelTotals] = {}
+        self._faults: Counter[str] = Counter()
 
     def add(self, report: JobReport, outcome: str) -> None:
         """Adds an ended job."""
@@ -58,6 +60,8 @@ class JobTotals(Collector):
         if totals is None:
             totals = self._models[report.model] = _ModelTotals()
         totals.outcomes[outcome] += 1
+        if report.fault:
+            self._faults[report.fault] += 1
         totals.input_tokens += report.input_tokens
         totals.output_tokens += report.output_tokens
         totals.revenue += int(report.cost)
@@ -84,7 +88,10 @@ class JobTotals(Collector):
             totals.first.add_to(first, model)
             totals.total.add_to(total, model)
             totals.per_token.add_to(per_token, model)
-        yield from (jobs, tokens, revenue, first, total, per_token)
+        failures = CounterMetricFamily("tallystick_node_failed_jobs", "Jobs that failed, by the party at fault", labels=["fault"])
+        for fault in Fault:
+            failures.add_metric([fault.value], self._faults[fault.value])
+        yield from (jobs, failures, tokens, revenue, first, total, per_token)
 
 
 def _seconds(name: str, text: str) -> HistogramMetricFamily:

@@ -81,10 +81,7 @@ def health(node: StatusSources) -> dict[str, Any]:
         "chain_reachable": node.chain.reachable,
         "models": sorted({offer.model for offer in node.asks.offers}),
         "engines": {name: "up" if engine.up else "down" for name, engine in engines.items()},
-        "slots": {
-            name: {"taken": engine.assigned, "of": engine.slots, "queue": engine.queue, "free": capacities[engine.number].free}
-            for name, engine in engines.items()
-        },
+        "slots": slots(node),
         "running": node.runner.running,
         "free_slots": sum(capacity.free for capacity in capacities.values()),
         "tokens_per_second": max((capacity.tokens_per_second for capacity in capacities.values()), default=0),
@@ -99,6 +96,15 @@ def health(node: StatusSources) -> dict[str, Any]:
         "settings_for_restart": list(node.settings_for_restart),
         "alarms": node.metrics.alarms,
         "checks": _checks(node.health.peek()),
+    }
+
+
+def slots(node: StatusSources) -> dict[str, dict[str, int]]:
+    """By engine: the jobs that it runs, its slots, the places in its own queue, and the jobs that the node takes now."""
+    capacities = node.runner.capacities()
+    return {
+        name: {"taken": engine.assigned, "of": engine.slots, "queue": engine.queue, "free": capacities[engine.number].free}
+        for name, engine in node.engine_pool.engines.items()
     }
 
 

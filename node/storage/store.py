@@ -16,6 +16,7 @@ import sqlalchemy as sa
 import sqlalchemy.dialects.sqlite
 from sqlalchemy import Connection
 
+from node.domain.gas_totals import GasTotals
 from node.domain.order_admission import AdmittedJob, MatchedOrder
 from node.domain.signed_ceilings import SignedCeiling
 from node.domain.tabs import Funds, StoredTab
@@ -74,6 +75,7 @@ class SqlStore:
         self._next_order = self._next_receipt = 1
         self._running: dict[Hash, int] = {}
         """The number of each order that has no receipt yet."""
+        self.gas_totals = GasTotals()
         self._jobs = JobWriter(self._db, lambda: len(self._running))
 
     async def start(self) -> None:
@@ -99,6 +101,10 @@ class SqlStore:
     async def ping(self) -> float:
         """Waits for the database; returns the seconds that its answer took. Raises Unavailable."""
         return await self._db.ping()
+
+    def observe_commits(self, observe: Callable[[float], None]) -> None:
+        """From now on, `observe` gets the seconds of each transaction."""
+        self._db.on_commit = observe
 
     async def read(self, work: Callable[[Connection], R]) -> R:
         """Runs `work` on one consistent snapshot and returns its result."""
@@ -250,6 +256,7 @@ class SqlStore:
     async def record_gas(self, tx: str, at: int, gas_used: int, fee: int) -> None:
         """Stores the gas that this provider paid for a transaction; `fee` is in wei."""
         row = {"tx": tx, "at": at, "gas_used": gas_used, "fee": fee}
+        self.gas_totals.add(gas_used, fee)
         await self._db.write(lambda c: c.execute(sa.dialects.sqlite.insert(gas).on_conflict_do_nothing(), row))
 
     async def record_payout(self, payout: PayoutRecord) -> None:

@@ -51,7 +51,8 @@ class Supervised:
             self.signal(signal.SIGCONT)
             self.process.send_signal(self.stop_signal)
             try:
-                await asyncio.wait_for(self.process.wait(), STOP_SECONDS)
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self.process.wait()
             except TimeoutError:
                 self.signal(signal.SIGKILL)
                 await self.process.wait()

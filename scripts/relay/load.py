@@ -201,7 +201,8 @@ class EnginelessNode:
             await credit.acquire()
             await send(pack_link(Kind.CHUNK, job, sealer.seal(_PIECE)))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.holding.wait(), HOLD_SECONDS)
+                async with asyncio.timeout(HOLD_SECONDS):
+                    await self.holding.wait()
         for remaining in range(self.chunks - 1, -1, -1):
             await credit.acquire()
             await send(pack_link(Kind.CHUNK, job, sealer.seal(self.piece if self.chunks > 1 else _REPLY, last=remaining == 0)))

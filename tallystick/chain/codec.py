@@ -13,10 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from eth_abi.abi import decode, encode
-from eth_abi.exceptions import DecodingError
-from eth_utils.abi import abi_to_signature
-
+from tallystick.chain.abi_values import AbiError, decode, encode
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 
@@ -24,8 +21,6 @@ _BUILT_IN = [
     {"type": "error", "name": "Error", "inputs": [{"name": "message", "type": "string"}]},
     {"type": "error", "name": "Panic", "inputs": [{"name": "code", "type": "uint256"}]},
 ]
-DECODING_ERRORS = (DecodingError, OverflowError, UnicodeDecodeError)
-"""The exceptions of decoding untrusted bytes, including offsets beyond all memory and strings that are not UTF-8."""
 _CODES = {
     "BadSignature": Code.BAD_SIGNATURE,
     "BadAuthorization": Code.BAD_SIGNATURE,
@@ -94,8 +89,8 @@ class Abi:
     def result(self, function: str, output: bytes) -> tuple[Any, ...]:
         """Decodes the values that a function returned. Raises WrongContract if another contract, or none, returned them."""
         try:
-            return tuple(decode(self._functions[function].outputs, output))
-        except DECODING_ERRORS as error:
+            return decode(self._functions[function].outputs, output)
+        except AbiError as error:
             raise WrongContract(f"{function}: another contract is at this address: {error}") from None
 
     def log(self, topics: Sequence[bytes], data: bytes) -> tuple[str, dict[str, Any]] | None:
@@ -111,12 +106,12 @@ class Abi:
 
 def _entry(raw: Mapping[str, Any]) -> AbiEntry:
     inputs = raw.get("inputs", [])
-    signature = abi_to_signature(raw) if raw["type"] != "constructor" else ""  # type: ignore[arg-type]  # wants its own TypedDict
+    name, types = raw.get("name", ""), tuple(map(_type, inputs))
     return AbiEntry(
-        name=raw.get("name", ""),
-        id=keccak(signature.encode()),
+        name=name,
+        id=keccak(f"{name}({','.join(types)})".encode()),
         names=tuple(item["name"] for item in inputs),
-        types=tuple(map(_type, inputs)),
+        types=types,
         indexed=tuple(bool(item.get("indexed")) for item in inputs),
         outputs=tuple(map(_type, raw.get("outputs", []))),
     )
@@ -149,7 +144,7 @@ def revert_error(data: bytes, reason: str = "") -> TallyError:
     try:
         if entry is not None:
             return ContractError(entry.name, dict(zip(entry.names, decode(entry.types, data[4:]), strict=True)))
-    except DECODING_ERRORS:
+    except AbiError:
         pass  # only the selector is one of ours
     return Refusal(Code.CHAIN_REFUSED, f"the contract reverted: {data.hex()[:80] or reason or 'without a reason'}")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, get_type_hints
 
-from tallystick.chain.codec import DECODING_ERRORS, load_abi, snake_case
+from tallystick.chain.codec import load_abi, snake_case
 from tallystick.chain.endpoint import MAX_NUMBER, is_hash
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.types import Address, Amount, Hash, Seconds
@@ -257,7 +257,7 @@ def read_logs(logs: Iterable[Mapping[str, Any]], escrow: Address) -> tuple[Event
     """Reads the escrow's events in logs of any contracts. Raises Unavailable for malformed logs."""
     try:
         by_log = [read_log(log) for log in logs if log["address"].lower() == escrow and not log.get("removed")]
-    except (TypeError, AttributeError, LookupError, ValueError, StopIteration, *DECODING_ERRORS) as error:
+    except (TypeError, AttributeError, LookupError, ValueError, StopIteration) as error:
         raise Unavailable(Code.CHAIN_UNAVAILABLE, f"the chain returned malformed logs: {error!r}") from None
     return tuple(event for events in by_log for event in events)
 

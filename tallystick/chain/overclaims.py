@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from eth_abi.abi import encode
-
+from tallystick.chain.abi_values import encode
 from tallystick.chain.settlements import SettlingClaim
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.eip712 import Signed, Verified

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from eth_abi.abi import encode
-
+from tallystick.chain.abi_values import encode
 from tallystick.chain.codec import WrongContract, load_abi
 from tallystick.chain.endpoint import Rpc
 from tallystick.chain.sender import MinedTransaction, Sender

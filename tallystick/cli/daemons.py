@@ -22,11 +22,20 @@ from tallystick.cli.options import (
     deployment_path,
     unlock,
 )
+from tallystick.cli.root import new_app
 
 node = typer.Typer(no_args_is_help=True, help="Sell inference: run and operate a provider's node.")
 coordinator = typer.Typer(
     no_args_is_help=True, help="Run a coordinator, which matches jobs, relays ciphertext and settles claims."
 )
+
+
+def load_server() -> None:
+    """Loads uvicorn without what it would reload changed code with: 1 MiB of a daemon, as long as it runs."""
+    from tallystick.runtime.optional_import import without_module
+
+    with without_module("watchfiles"):
+        import uvicorn  # noqa: F401 - the daemon uses it
 
 
 def run_daemon(daemon: Coroutine[Any, Any, None], *, json_log: bool | None = False, log_level: str = "info") -> None:
@@ -62,6 +71,7 @@ def node_run(
     On SIGTERM the node finishes running jobs, submits its claims and stops. On SIGHUP it reads its config again. The config (see
     node/example.toml, or run `tally node init`) names the coordinator, the deployment file and the engine.
     """
+    load_server()
     from node.service.config import load_config
     from node.service.daemon import run
 
@@ -108,6 +118,7 @@ def coordinator_run(
     With --bus, any number of processes with one wallet and one PostgreSQL database serve together. Every option can also stand in
     the config (see coordinator/example.toml); options win over the config.
     """
+    load_server()
     from coordinator.app import run
     from coordinator.config import load_config
 
@@ -136,9 +147,19 @@ def gateway(
 
     Settings come from the config (see tallystick/client/example.toml); options win over the config.
     """
+    load_server()
     from tallystick.client.config import load_config
     from tallystick.client.gateway.app import run_gateway
 
     loaded = load_config(config, {"coordinator": coordinator_url, "host": host, "port": port})
     loaded = replace(loaded, deployment=asyncio.run(pinned_deployment(loaded)))
     run_daemon(run_gateway(loaded, unlock(wallet, password_file)), json_log=loaded.log_json, log_level=loaded.log_level)
+
+
+def daemon_app() -> typer.Typer:
+    """Returns the `tally` command with the sub-commands of this module alone."""
+    app = new_app()
+    app.command("gateway")(gateway)
+    app.add_typer(node, name="node")
+    app.add_typer(coordinator, name="coordinator")
+    return app

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from tallystick.client.audit_settings import AuditSettings, OwnReferee, check_referees
 from tallystick.protocol.criteria import MAX_CANDIDATES, read_sort
 from tallystick.protocol.errors import BadMessage
+from tallystick.protocol.origins import check_urls
 from tallystick.protocol.requirements import Requirements
 from tallystick.protocol.types import Address, Amount
 from tallystick.protocol.weights import NO_WEIGHTS, Weights
@@ -354,6 +355,8 @@ class ClientConfig:
     api_key: str | None = field(default=None, repr=False)
     api_keys: tuple[ApiKey, ...] = ()
     allow_origins: tuple[str, ...] = ()
+    page_urls: tuple[str, ...] = ()
+    page_wallets: tuple[Address, ...] = ()
     max_body_bytes: int = 16 * MIB
     max_total_body_bytes: int = 256 * MIB
     max_answer_bytes: int = 32 * MIB
@@ -373,6 +376,7 @@ class ClientConfig:
             if origin != ANY_ORIGIN and not _ORIGIN.fullmatch(origin):
                 text = f'expected origins such as "http://localhost:3000", without a path, or "*" for all, got {origin!r}'
                 raise BadMessage(f"config: allow_origins: {text}")
+        check_urls(self.page_urls, "page_urls")
         self._check_numbers()
         self._check_upstreams()
         check_referees(self.referees)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tallystick.protocol.errors import BadReceipt
 from tallystick.protocol.jobs import CHARGES, Charge
@@ -64,7 +64,7 @@ def worst_case(body_bytes: int, max_output_tokens: int, prices: Prices, context_
     of the two input prices, because only the provider knows which tokens were cached. No input is longer than the ask's context
     (`context_tokens`; zero: not known), however many bytes it has: a picture of 200 KB may be 1,400 tokens.
     """
-    highest = replace(prices, input=max(prices.input, prices.cached_input))
+    highest = Prices(max(prices.input, prices.cached_input), prices.cached_input, prices.output)
     longest = body_bytes + TEMPLATE_ALLOWANCE
     return cost(Usage(min(longest, context_tokens or longest), 0, max_output_tokens), highest)
 

@@ -17,11 +17,13 @@ from tallystick.protocol.errors import BadMessage
 
 M = TypeVar("M", bound=Message)
 _ZEROS, _RUN = re.compile(rb"\0{1,255}"), re.compile(rb"\0(.)", re.DOTALL)
+_PACKED = tuple(bytes((0, count)) for count in range(256))
+"""A run of so many zeros, packed."""
 
 
 def pack(data: bytes) -> bytes:
     """Packs runs of zeros; see the module's docstring."""
-    return _ZEROS.sub(lambda run: bytes((0, len(run[0]))), data)
+    return _ZEROS.sub(lambda run: _PACKED[run.end() - run.start()], data)
 
 
 def unpack(data: bytes) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.types import Address, Amount, format_amount
 
 MAX_TIERS, MAX_WALLETS, MAX_MODELS = 16, 10_000, 1_000
@@ -59,9 +59,13 @@ class Tier:
 
 
 class Tiers:
-    """The tiers of a config, from the lowest to the highest. Raises BadMessage for a list that leaves a wallet without one."""
+    """The tiers of a config, from the lowest to the highest. Raises BadMessage for a list that leaves a wallet without one.
 
-    def __init__(self, tiers: Sequence[Tier]) -> None:
+    `where`: what counts as settled, in words.
+    """
+
+    def __init__(self, tiers: Sequence[Tier], where: str = "on chain") -> None:
+        self._where = where
         if len(tiers) > MAX_TIERS:
             raise BadMessage(f"config: tiers: expected at most {MAX_TIERS}, got {len(tiers)}")
         names = [tier.name for tier in tiers]
@@ -118,10 +122,25 @@ class Tiers:
         if priced:
             needed = priced[0].settled_at_least or Amount(0)
             missing = format_amount(max(0, needed - settled))
-            return f"tier {priced[0].name!r} needs {format_amount(needed)} dollars settled on chain, {missing} more than now"
+            return f"tier {priced[0].name!r} needs {format_amount(needed)} dollars settled {self._where}, {missing} more than now"
         if better:
             return f"tier {better[0].name!r} is for wallets that its operator lists; ask the operator"
         return "no tier lifts this limit"
+
+    def check(self, tier: Tier, settled: Amount, model: str) -> None:
+        """Raises Refusal (tier_limit) for a model that a tier does not sell, or for any job if it has none."""
+        if tier.jobs_in_flight == 0:
+            text = f"wallets of tier {tier.name!r} may send no jobs here; {self.lifts(tier, settled)}"
+            raise Refusal(Code.TIER_LIMIT, text)
+        self.check_model(tier, settled, model)
+
+    def check_running(self, tier: Tier, settled: Amount, running: int) -> None:
+        """Raises Unavailable (rate_limited) if a payer has as many jobs already as its tier allows at the same time."""
+        if tier.jobs_in_flight is not None and running >= tier.jobs_in_flight:
+            text = f"this payer has {running} jobs here; tier {tier.name!r} allows {tier.jobs_in_flight} at the same time"
+            error = Unavailable(Code.RATE_LIMITED, f"{text} (jobs_in_flight); {self.lifts(tier, settled)}", fault=Fault.CLIENT)
+            error.retry_after = 1
+            raise error
 
     def check_model(self, tier: Tier, settled: Amount, model: str) -> None:
         """Raises Refusal (tier_limit) for a model that a tier does not sell."""

@@ -12,11 +12,13 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tallystick.protocol.errors import Code, Fault, Unavailable
-from tallystick.runtime.database_migration import MigrationFailed
+from tallystick.runtime.database_migration import ForeignDatabase, MigrationFailed
 from tallystick.runtime.database_url import describe_database, describe_server
 
-BUSY_SECONDS = 5.0
+BUSY_SECONDS = 15.0
 """The time for which a transaction waits for another process to release SQLite's write lock."""
+START_SECONDS = 60.0
+"""The same for the start: another process may be migrating the database, which takes long on a slow disk."""
 MAX_REASON = 300
 _REVISION = re.compile(r"Can't locate revision identified by '([^']{1,80})'")
 _SERVER_FAILS = ("08", "25006", "40001", "40P01", "53", "57", "58")
@@ -30,8 +32,15 @@ _CALL_FAILED = "Connect call failed"
 
 def explain_failed_start(error: BaseException, url: URL, setting: str) -> Unavailable:
     """The error for a database that cannot be opened or migrated. If the operator must change something, it is not retried."""
-    if is_locked(error) or is_damaged(error):
+    if is_locked(error):
+        return _locked(url, START_SECONDS)
+    if is_damaged(error):
         return explain(error, url, setting) or _unavailable(f"{setting}: {error}")
+    if isinstance(error, ForeignDatabase):
+        return _unavailable(
+            f"{setting}: {describe_database(url)} is in use by another program of Tallystick ({error.owner}); each needs a "
+            "database of its own: name another one"
+        )
     newer = _REVISION.search(str(error)) if isinstance(error, MigrationFailed) else None
     if newer is not None:
         return _unavailable(
@@ -47,12 +56,7 @@ def explain_failed_start(error: BaseException, url: URL, setting: str) -> Unavai
 def explain(error: BaseException, url: URL, setting: str) -> Unavailable | None:
     """The error for a database that fails while it is in use; None for an error of the work itself."""
     if is_locked(error):
-        path = url.database
-        text = (
-            f"another process has held the lock of {path} for more than {BUSY_SECONDS:g} s; nothing was written. It hangs or was "
-            f"stopped: find it with `fuser -v {path}`, then let it continue or end it"
-        )
-        return Unavailable(Code.DATABASE_UNAVAILABLE, text)
+        return _locked(url, BUSY_SECONDS)
     if is_damaged(error):
         text = (
             f"{setting}: {url.database} is damaged, or is no SQLite database ({getattr(error, 'orig', error)}). If it is this "
@@ -63,6 +67,15 @@ def explain(error: BaseException, url: URL, setting: str) -> Unavailable | None:
     return (
         Unavailable(Code.DATABASE_UNAVAILABLE, f"the database does not answer: {_reason(error, url)}") if is_gone(error) else None
     )
+
+
+def _locked(url: URL, seconds: float) -> Unavailable:
+    path = url.database
+    text = (
+        f"another process has held the lock of {path} for more than {seconds:g} s; nothing was written. It hangs or was "
+        f"stopped: find it with `fuser -v {path}`, then let it continue or end it"
+    )
+    return Unavailable(Code.DATABASE_UNAVAILABLE, text)
 
 
 def is_gone(error: BaseException) -> bool:

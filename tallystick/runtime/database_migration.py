@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, select, text
 
 from tallystick.runtime.optional_import import without_module
 
@@ -15,14 +15,32 @@ _REVISION = re.compile(r"^revision\b[^=\n]*= *[\"']([^\"']+)", re.MULTILINE)
 _DOWN_REVISION = re.compile(r"^down_revision\b[^=\n]*= *[\"']([^\"']+)", re.MULTILINE)
 
 
+schema_owner = Table("schema_owner", MetaData(), Column("program", String(32), primary_key=True))
+"""One row: the program whose tables the database has. All programs number their revisions alike, so without it one program
+would migrate the tables of another.
+"""
+
+
 class MigrationFailed(Exception):
     """Alembic cannot migrate the database; the message has its words."""
 
 
+class ForeignDatabase(MigrationFailed):
+    """The database has the tables of another program."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(f"it has the tables of {owner}")
+        self.owner = owner
+
+
 def migrate(connection: Connection, migrations: Path) -> None:
-    """Migrates to the head of `migrations`/versions, in the connection's transaction. Raises MigrationFailed, SQLAlchemyError."""
+    """Migrates to the head of `migrations`/versions, in the connection's transaction. Raises MigrationFailed, SQLAlchemyError.
+
+    The folder that `migrations` lies in names the program.
+    """
     if connection.dialect.name == "postgresql":  # SQLite's write lock is held already
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
+    _claim(connection, migrations.parent.name)
     if _current(connection) == _heads(migrations):
         return
     with without_module("pygments"):  # by which its templates would colour source code: 3 MiB of a daemon, as long as it runs
@@ -39,6 +57,17 @@ def migrate(connection: Connection, migrations: Path) -> None:
         command.upgrade(config, "head")
     except CommandError as error:
         raise MigrationFailed(str(error)) from error
+
+
+def _claim(connection: Connection, program: str) -> None:
+    """Makes the database this program's. Raises ForeignDatabase."""
+    if inspect(connection).has_table(schema_owner.name):
+        owner = connection.execute(select(schema_owner.c.program)).scalar_one()
+        if owner != program:
+            raise ForeignDatabase(owner)
+    else:
+        schema_owner.create(connection)
+        connection.execute(schema_owner.insert(), {"program": program})
 
 
 def _heads(migrations: Path) -> set[str]:

@@ -181,7 +181,8 @@ class _Server(uvicorn.Server):
         """Renews the date of answers each second until `stop`. uvicorn's own wakes the process ten times a second to look."""
         while not await self.on_tick(0):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), _DATE_SECONDS)
+                async with asyncio.timeout(_DATE_SECONDS):
+                    await self._stopping.wait()
 
     def leave_shared_port(self) -> None:
         """Stops listening on all ports but the first."""

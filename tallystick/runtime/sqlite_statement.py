@@ -40,12 +40,10 @@ class SqliteStatement:
         """Runs it for its effect. Returns the number of rows that it wrote."""
         return self._execute(c, parameters).rowcount
 
-    def run_many(self, c: Connection, rows: Sequence[Parameters]) -> None:
-        """Runs it once for each of the rows."""
-        try:
-            _driver(c).executemany(self.sql, [self._constants | dict(row) for row in rows] if self._constants else rows)
-        except sqlite3.Error as error:
-            raise self._translated(error) from error
+    def insert(self, c: Connection, parameters: Parameters) -> int:
+        """Runs an INSERT of one row. Returns the row's number; 0 if nothing was inserted."""
+        cursor = self._execute(c, parameters)
+        return (cursor.lastrowid or 0) if cursor.rowcount > 0 else 0
 
     def all(self, c: Connection, parameters: Parameters) -> list[Any]:
         """Returns the rows, each with its columns as attributes."""

@@ -14,39 +14,33 @@ thread, PostgreSQL through asyncpg with `run_sync`. It must have no effects exce
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import functools
-import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
-from sqlalchemy import URL, Connection, Engine, create_engine, event, pool
+from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tallystick.protocol.errors import Code, Unavailable
-from tallystick.runtime.database_errors import BUSY_SECONDS, explain, explain_failed_start
+from tallystick.runtime.database_errors import START_SECONDS, explain, explain_failed_start, is_locked
 from tallystick.runtime.database_migration import MigrationFailed, migrate
 from tallystick.runtime.database_url import parse_database_url, postgres_dsn
-from tallystick.runtime.group_commit import GroupCommit, LoopCommit, Rows, ThreadCommit, Write
+from tallystick.runtime.group_commit import GroupCommit, LoopCommit, Rows, Write
+from tallystick.runtime.sqlite_backend import R, SqliteBackend, Work, file_identity, run_work
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-R = TypeVar("R")
-Work = Callable[[Connection], R]
 _ATTEMPTS = 5
 """Of a transaction that PostgreSQL undid because of another process's."""
+_LOCKED_PAUSE = 0.05
+"""Seconds before the next attempt to start a database that another process has locked."""
 _CONFLICTS = frozenset({"40001", "40P01"})
 """SQLSTATEs of a serialization failure and a deadlock."""
-CHECKPOINT_PAGES = 1_000
-"""Pages of SQLite's write-ahead log from which on a commit copies them into the database."""
 _MIGRATING = threading.Lock()
 """Held during a migration. Alembic keeps its state in module globals, so a process migrates one database at a time."""
 log = structlog.get_logger()
@@ -61,166 +55,6 @@ class _Backend(Protocol):
     async def migrate(self, work: Work[None]) -> None: ...
     async def read(self, work: Work[R]) -> R: ...
     async def close(self) -> None: ...
-
-
-class _Mode(NamedTuple):
-    """How the writer's connection commits: whether with a sync, and whether it waits for locks and makes checkpoints."""
-
-    synced: bool
-    waits: bool
-
-    def set(self, connection: Connection) -> None:
-        """Sets the mode, outside a transaction. In WAL mode, NORMAL commits without a sync."""
-        driver: Any = connection.connection.dbapi_connection
-        driver.execute(f"PRAGMA synchronous={'FULL' if self.synced else 'NORMAL'}")
-        driver.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1_000 if self.waits else 0:.0f}")
-        driver.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES if self.waits else 0}")
-
-
-_SYNCED, _COMMITTED, _AT_ONCE = _Mode(synced=True, waits=True), _Mode(synced=False, waits=True), _Mode(synced=False, waits=False)
-
-
-class _Sqlite:
-    """SQLite with one writer thread, one reader thread, and a fully synced write-ahead log.
-
-    The driver would begin a transaction only at the first change, and none for DDL. It is begun here instead: a write holds the
-    file's write lock before it reads, so processes that share the file do not overwrite each other, and a read sees one snapshot.
-    """
-
-    def __init__(self, url: URL, translate: Callable[[Exception], Exception], page_size: int) -> None:
-        self._file = sqlite_file(url)
-        # Each thread has its own connection; `close` disposes of both from another thread after they have ended. A database in
-        # memory has a single one, which its writer uses for reads too. Parameters may contain secrets: no error or log has them.
-        self._in_memory = url.database in {None, "", ":memory:"}
-        # The writer's is used in two threads and closed in either, which a pool of one connection a thread cannot keep track of.
-        self._engine = _sqlite_engine(url, pool.StaticPool if self._in_memory else pool.NullPool, page_size)
-        self._readers = self._engine if self._in_memory else _sqlite_engine(url, pool.SingletonThreadPool, page_size)
-        self.commits = ThreadCommit(self._write, self._write_at_once, translate)
-        self._reader = ThreadPoolExecutor(1, "sqlite-reader")
-        self._writing: Connection | None = None
-        """The writer's connection, which stays open from one transaction to the next."""
-        self._mode: _Mode | None = None
-        """The mode of the writer's connection; None: not known."""
-
-    async def prepare(self) -> None:
-        """Creates the file and its folders, readable by their owner alone. Raises OSError."""
-        if self._file is not None:
-            await asyncio.to_thread(_create_for_owner, self._file)
-
-    async def migrate(self, work: Work[None]) -> None:
-        """Runs `work` in a synced transaction, before the writer starts."""
-        await asyncio.get_running_loop().run_in_executor(self._reader, self._transact, work, "BEGIN IMMEDIATE")
-
-    async def read(self, work: Work[R]) -> R:
-        """Runs `work` on one snapshot."""
-        if self._in_memory:
-            future = asyncio.get_running_loop().create_future()
-            await self.commits.put_in_turn(Write(work, future, synced=False))
-            return await future  # type: ignore[no-any-return]  # the result of `work`
-        return await asyncio.get_running_loop().run_in_executor(self._reader, self._transact, work, "BEGIN")
-
-    def _transact(self, work: Work[R], begin: str) -> R:
-        with self._readers.begin() as connection:
-            connection.exec_driver_sql(begin)
-            return _run(work, connection)
-
-    def _write(self, work: Work[Any], synced: bool) -> None:
-        self._commit(work, _SYNCED if synced else _COMMITTED)
-
-    def _write_at_once(self, work: Work[Any]) -> None:
-        """Raises an error where it would have to wait for another process. It leaves checkpoints to `_write`."""
-        self._commit(work, _AT_ONCE)
-
-    def _commit(self, work: Work[Any], mode: _Mode) -> None:
-        if self._writing is None:
-            self._writing = self._engine.connect()
-        connection = self._writing
-        try:
-            with connection.begin():
-                if mode is not self._mode:
-                    mode.set(connection)
-                    self._mode = mode
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-                _run(work, connection)
-        except BaseException:
-            self._writing = self._mode = None
-            connection.close()
-            raise
-
-    async def close(self) -> None:
-        await asyncio.to_thread(self._reader.shutdown)
-        if self._writing is not None:
-            self._writing.close()
-        await asyncio.to_thread(self._engine.dispose)
-        await asyncio.to_thread(self._readers.dispose)
-
-
-def _sqlite_engine(url: URL, pool_class: type[pool.Pool], page_size: int) -> Engine:
-    connect = {"check_same_thread": False, "timeout": BUSY_SECONDS}
-    engine = create_engine(url, poolclass=pool_class, connect_args=connect, hide_parameters=True)
-    event.listen(engine, "connect", functools.partial(_pragmas, page_size=page_size))
-    return engine
-
-
-def _run(work: Work[R], connection: Connection) -> R:
-    try:
-        return work(connection)
-    except StopIteration as error:  # a future cannot hold it, and its awaiter would never wake
-        raise RuntimeError("StopIteration out of a transaction") from error
-
-
-def sqlite_file(url: URL) -> Path | None:
-    """The file of an SQLite database, given by its path or as a URI (file:PATH with uri=true).
-
-    None for a database in memory, and for other database systems.
-    """
-    path = url.database or ""
-    if "uri" in url.query and path.startswith("file:"):
-        path = unquote(path.removeprefix("file:"))
-        if path.startswith("//"):  # an authority, which is empty or localhost for SQLite
-            path = "/" + path[2:].partition("/")[2]
-    in_memory = path in {"", ":memory:"} or url.query.get("mode") == "memory"
-    return None if in_memory or not url.drivername.startswith("sqlite") else Path(path)
-
-
-def _file_identity(url: URL) -> tuple[int, int] | None:
-    """Device and inode of an SQLite file; None if there is no file. SQLite makes a new one where the file was deleted."""
-    file = sqlite_file(url)
-    try:
-        status = None if file is None else file.stat()
-    except OSError:
-        return None
-    return None if status is None else (status.st_dev, status.st_ino)
-
-
-def _create_for_owner(path: Path) -> None:
-    """Creates a database's file and folders if they are missing. Its files get mode 0600, also existing ones, new folders 0700.
-
-    SQLite creates the write-ahead log with the mode of its database. Existing folders keep their mode.
-    """
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    for folder in (*reversed(path.parent.parents), path.parent):
-        if not folder.exists():
-            folder.mkdir(mode=0o700, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    for suffix in ("", "-wal", "-shm", "-journal"):  # not opened here: closing a file would drop SQLite's locks on it
-        file = path.with_name(path.name + suffix)
-        try:
-            if file.stat().st_mode & 0o077:
-                file.chmod(0o600)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            log.warning("database file can be read by others", path=str(file), error=str(error))
-
-
-def _pragmas(connection: Any, _record: object, *, page_size: int) -> None:
-    cursor = connection.cursor()
-    for pragma in (f"page_size={page_size}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
 
 
 def postgres_engine(url: URL, **options: Any) -> AsyncEngine:
@@ -258,7 +92,7 @@ class _Postgres:
     async def read(self, work: Work[R]) -> R:
         """Runs `work` in a transaction of its own."""
         async with self._engine.begin() as connection:
-            return await connection.run_sync(functools.partial(_run, work))
+            return await connection.run_sync(functools.partial(run_work, work))
 
     async def _write(self, work: Work[Any], synced: bool) -> None:  # noqa: ARG002 - all are
         for _ in range(_ATTEMPTS - 1):
@@ -272,7 +106,7 @@ class _Postgres:
 
     async def _write_once(self, work: Work[Any]) -> None:
         async with self._engine.begin() as connection:
-            await connection.run_sync(functools.partial(_run, work))
+            await connection.run_sync(functools.partial(run_work, work))
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -289,7 +123,7 @@ class Database:
         self.url, self._setting = parse_database_url(url, setting) if isinstance(url, str) else url, setting
         sqlite = self.url.drivername.startswith("sqlite")
         self._backend: _Backend = (
-            _Sqlite(self.url, self._translate, page_size) if sqlite else _Postgres(self.url, self._translate)
+            SqliteBackend(self.url, self._translate, page_size) if sqlite else _Postgres(self.url, self._translate)
         )
         self._closed = False
         self._file_identity: tuple[int, int] | None = None
@@ -312,13 +146,30 @@ class Database:
         while not _MIGRATING.acquire(blocking=False):  # noqa: ASYNC110 - other loops may hold it, and no event crosses loops
             await asyncio.sleep(0.01)
         try:
-            await self._backend.migrate(lambda c: migrate(c, migrations))
+            await self._migrate(migrations)
         except (SQLAlchemyError, OSError, MigrationFailed) as error:
             raise explain_failed_start(error, self.url, self._setting) from error
         finally:
             _MIGRATING.release()
-        self._file_identity = await asyncio.to_thread(_file_identity, self.url)
+        self._file_identity = await asyncio.to_thread(file_identity, self.url)
         self._backend.commits.start()
+
+    async def _migrate(self, migrations: Path) -> None:
+        """Migrates, and waits meanwhile for other processes that do. SQLite itself waits for no lock while two processes change
+        the journal's mode of a new file.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        waits = False
+        while True:
+            try:
+                return await self._backend.migrate(lambda c: migrate(c, migrations))
+            except SQLAlchemyError as error:
+                if not is_locked(error) or time.monotonic() >= deadline:
+                    raise
+            if not waits:
+                waits = True
+                log.info("waiting for another process that has locked the database", path=self.url.database)
+            await asyncio.sleep(_LOCKED_PAUSE)
 
     async def write(self, work: Work[R], *, synced: bool = True, brief: bool = False) -> R:
         """Runs `work` and returns its result once it is durable, see above. Raises the error of `work`, or Unavailable; then
@@ -383,7 +234,7 @@ class Database:
     async def ping(self) -> float:
         """Waits for the writer and an empty transaction; returns the seconds that it took. Raises Unavailable."""
         begin = time.monotonic()
-        if await asyncio.to_thread(_file_identity, self.url) != self._file_identity:
+        if await asyncio.to_thread(file_identity, self.url) != self._file_identity:
             raise Unavailable(Code.DATABASE_UNAVAILABLE, f"{self._setting}: the file {self.url.database} was deleted or replaced")
         await self.write(lambda connection: connection.exec_driver_sql("SELECT 1"), synced=False)
         return time.monotonic() - begin

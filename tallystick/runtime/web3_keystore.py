@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from Crypto.Protocol.KDF import scrypt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from tallystick.protocol.codecs import keccak
@@ -127,14 +126,23 @@ def _derive(crypto: Mapping[str, Any], password: bytes) -> bytes:
             raise KeystoreError(
                 f"crypto.kdfparams: n={n}, r={r}, p={p} would take {memory >> 20} MiB or too long; 1024 MiB allowed"
             )
-        # hashlib's refuses n >= 2**(16 * r) (RFC 7914), which geth does not.
-        derive: Any = scrypt  # its type stubs do not know that it takes bytes
-        return bytes(derive(password, salt, length, n, r, p))
+        return _scrypt(password, salt, length, n=n, r=r, p=p)
     if kdf == "pbkdf2":
         if str(parameters.get("prf", "hmac-sha256")).lower() != "hmac-sha256":
             raise KeystoreError(f"crypto.kdfparams.prf: expected hmac-sha256, got {_short(parameters.get('prf'))}")
         return hashlib.pbkdf2_hmac("sha256", password, salt, _number(parameters, "c", 1, MAX_PBKDF2_ROUNDS), length)
     raise KeystoreError(f"crypto.kdf: expected scrypt or pbkdf2, got {_short(crypto.get('kdf'))}")
+
+
+def _scrypt(password: bytes, salt: bytes, length: int, *, n: int, r: int, p: int) -> bytes:
+    if n.bit_length() <= 16 * r:
+        memory = 128 * r * (n + p + 2) + (1 << 16)
+        return hashlib.scrypt(password, salt=salt, n=n, r=r, p=p, maxmem=memory, dklen=length)
+    # RFC 7914 forbids such n, so hashlib refuses them; geth does not. The import takes 2 MiB of a daemon, as long as it runs.
+    from Crypto.Protocol.KDF import scrypt  # noqa: PLC0415 - see above
+
+    derive: Any = scrypt  # its type stubs do not know that it takes bytes
+    return bytes(derive(password, salt, length, n, r, p))
 
 
 def _lower(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,6 +81,10 @@ class MemorySessions:
 
     async def find(self, digest: bytes) -> Session | None:
         """See SessionStore."""
+        return self.get(digest)
+
+    def get(self, digest: bytes) -> Session | None:
+        """Returns a session at once, as `find` does."""
         return self._sessions.get(digest)
 
     async def close(self, digest: bytes) -> None:

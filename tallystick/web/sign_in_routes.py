@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import parse_qs, urlencode
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from tallystick.protocol.errors import BadMessage, TallyError
+from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
 from tallystick.protocol.sign_in import MAX_MESSAGE
 from tallystick.protocol.signatures import checksum
-from tallystick.protocol.types import parse_address
+from tallystick.protocol.types import Address, parse_address
 from tallystick.protocol.wire import loads
 from tallystick.web.rendering import Pages
 from tallystick.web.sessions import SESSION_SECONDS, cookie_name
 from tallystick.web.wallet_sign_in import MAX_SIGNATURE, WalletSignIn
 
 SIGN_IN_PATH = "/sign-in"
-SIGN_IN_PATHS = (SIGN_IN_PATH, f"{SIGN_IN_PATH}/challenge", "/sign-out")
+SIGN_IN_PATHS = (SIGN_IN_PATH, f"{SIGN_IN_PATH}/challenge", "/sign-out", f"{SIGN_IN_PATH}/key")
 """The paths of `SignInRoutes`, which everybody may ask for."""
 MAX_BODY, BODY_SECONDS = 2 * MAX_SIGNATURE + MAX_MESSAGE + 1_024, 10.0
 """Bytes of a request to sign in, and how long it may take to arrive: anybody may send it."""
@@ -30,16 +31,28 @@ Serve = Callable[[Request], Awaitable[Response]]
 class SignInRoutes:
     """The routes of one daemon. `pages`: its templates; `targets`: the pages that a sign-in may lead to, the first by default.
 
-    `notice`: what a person gets by signing in.
+    `notice`: what a person gets by signing in. `find_holder` returns the account that a key of the config stands for, or None;
+    without it, no key signs in.
     """
 
-    def __init__(self, sign_in: WalletSignIn, pages: Pages, *, targets: tuple[str, ...], notice: str) -> None:
+    def __init__(
+        self,
+        sign_in: WalletSignIn,
+        pages: Pages,
+        *,
+        targets: tuple[str, ...],
+        notice: str,
+        find_holder: Callable[[str], Address | None] | None = None,
+    ) -> None:
         self._sign_in, self._pages, self._targets, self._notice = sign_in, pages, targets, notice
+        self._find_holder = find_holder
 
     def routes(self) -> list[Route]:
         """The routes of SIGN_IN_PATHS."""
-        page, challenge, out = SIGN_IN_PATHS
+        page, challenge, out, key = SIGN_IN_PATHS
+        by_key = [] if self._find_holder is None else [Route(key, self._open_by_key, methods=["POST"])]
         return [
+            *by_key,
             Route(page, self._show, methods=["GET"]),
             Route(page, _answering(self._open), methods=["POST"]),
             Route(challenge, _answering(self._challenge), methods=["POST"]),
@@ -59,6 +72,7 @@ class SignInRoutes:
         wanted = request.query_params.get("to", "")
         target = wanted if wanted in self._targets else self._targets[0]
         values = {"origin": origin, "account": account, "target": target, "notice": self._notice, "problem": problem}
+        values["by_key"] = "" if self._find_holder is None else f"{SIGN_IN_PATH}/key?{urlencode({'to': target})}"
         return self._pages.render("sign_in.html", status, section=SIGN_IN_PATH, minutes=SESSION_SECONDS // 60, **values)
 
     async def _challenge(self, request: Request) -> Response:
@@ -79,13 +93,33 @@ class SignInRoutes:
         answer = {"account": session.account, "expiresAt": int(session.until)}
         if bearer:
             return _json(answer | {"token": value})
-        await self._sign_in.sign_out(request)  # the session that this one replaces
-        response = _json(answer)
+        return await self._give(request, origin, value, _json(answer))
+
+    async def _give(self, request: Request, origin: str, value: str, response: Response) -> Response:
+        """The response with the cookie of a new session, which replaces the one that the request has."""
+        await self._sign_in.sign_out(request)
         secure = origin.startswith("https:")
         response.set_cookie(
             cookie_name(origin), value, max_age=SESSION_SECONDS, path="/", httponly=True, samesite="strict", secure=secure
         )
         return response
+
+    async def _open_by_key(self, request: Request) -> Response:
+        """Signs in with a key, by the form of the page."""
+        try:
+            origin = self._sign_in.origin_of(request)
+            self._sign_in.check_own_page(request, origin)
+            form = parse_qs((await _read_body(request)).decode(errors="replace"), max_num_fields=4)
+            account = None if self._find_holder is None else self._find_holder(form.get("key", [""])[-1])
+            if account is None:
+                raise Refusal(Code.UNAUTHENTICATED, "This is not the key of the config (page_key).")
+            value, _ = await self._sign_in.open(origin, account)
+        except (TallyError, ValueError) as error:  # ValueError: too many fields
+            status = error.status if isinstance(error, TallyError) else 400
+            return self.page(request, problem=str(error), status=status)
+        target = request.query_params.get("to", "")
+        response = RedirectResponse(target if target in self._targets else self._targets[0], 303, {"cache-control": "no-store"})
+        return await self._give(request, origin, value, response)
 
     async def _close(self, request: Request) -> Response:
         """Ends the session. It answers a form of the page, and programs."""
@@ -123,6 +157,14 @@ async def _read_json(request: Request, members: set[str]) -> dict[str, Any]:
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise BadMessage("sign-in: expected content-type: application/json")
+    body = loads(await _read_body(request), "sign-in")
+    if not isinstance(body, dict) or body.keys() - members:
+        raise BadMessage(f"sign-in: expected a JSON object with none but {', '.join(sorted(members))}")
+    return body
+
+
+async def _read_body(request: Request) -> bytes:
+    """Raises BadMessage for a body that is too long or too slow."""
     data = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -132,10 +174,7 @@ async def _read_json(request: Request, members: set[str]) -> dict[str, Any]:
                     raise BadMessage(f"sign-in: expected a body of at most {MAX_BODY} bytes")
     except (TimeoutError, ClientDisconnect):
         raise BadMessage(f"sign-in: expected the whole body within {BODY_SECONDS:.0f} s") from None
-    body = loads(bytes(data), "sign-in")
-    if not isinstance(body, dict) or body.keys() - members:
-        raise BadMessage(f"sign-in: expected a JSON object with none but {', '.join(sorted(members))}")
-    return body
+    return bytes(data)
 
 
 def _read_signature(text: object) -> bytes:

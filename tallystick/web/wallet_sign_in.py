@@ -13,11 +13,11 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Fault, Refusal, Unavailable
+from tallystick.protocol.origins import read_origin
 from tallystick.protocol.sign_in import CHALLENGE_SECONDS, SignIn, parse_sign_in, recover_text, text_digest
 from tallystick.protocol.signatures import SIGNATURE
 from tallystick.protocol.types import Address, Hash
@@ -66,7 +66,8 @@ class WalletSignIn:
         self.origins = tuple(dict.fromkeys(map(read_origin, origins)))
         self._chain_id, self._statement, self._now = chain_id, statement, now
         self._key = hashlib.blake2b(b"tallystick sign-in", key=hashlib.sha256(key).digest()).digest()
-        self._store: SessionStore = store or MemorySessions()
+        self._memory = MemorySessions()
+        self._store: SessionStore = store or self._memory
         self._may_enter, self._check_contract = may_enter, check_contract
         self._contract_checks = asyncio.Semaphore(CONTRACT_CHECKS)
 
@@ -102,7 +103,14 @@ class WalletSignIn:
         value = self._presented(request)
         if value is None:
             return None
-        session = await self._store.find(session_digest(value))
+        return self._valid(request, await self._store.find(session_digest(value)))
+
+    def session_at_hand(self, request: Request) -> Session | None:
+        """The same as `session_of`, at once; for sessions in memory alone."""
+        value = self._presented(request)
+        return None if value is None else self._valid(request, self._memory.get(session_digest(value)))
+
+    def _valid(self, request: Request, session: Session | None) -> Session | None:
         if session is None or self._now() >= session.until or not self._may_enter(session.account):
             return None
         try:
@@ -151,9 +159,13 @@ class WalletSignIn:
         if not self._may_enter(message.account):
             raise _refusal(f"{message.account} may not sign in here; the config lists the wallets that may (page_wallets)")
         await self._check_signature(message, text, signature)
-        value = secrets.token_urlsafe(32)
-        opened = self._now()
-        session = Session(session_digest(value), message.nonce, message.account, origin, opened, opened + SESSION_SECONDS)
+        return await self.open(origin, message.account, message.nonce)
+
+    async def open(self, origin: str, account: Address, nonce: str = "") -> tuple[str, Session]:
+        """Opens a session for an account that was proven. Returns its secret value and the session. Raises as `sign_in`."""
+        value, opened = secrets.token_urlsafe(32), self._now()
+        nonce = nonce or secrets.token_hex(_RANDOM)
+        session = Session(session_digest(value), nonce, account, origin, opened, opened + SESSION_SECONDS)
         await self._store.open(session)
         return value, session
 
@@ -221,13 +233,6 @@ def message_of(challenge: dict[str, Any], account: Address) -> SignIn:
         issued_at=challenge["issuedAt"],
         expires_at=challenge["expiresAt"],
     )
-
-
-def read_origin(url: str) -> str:
-    """Scheme, host and port of a public URL, as a browser writes them: in small letters, and without the scheme's own port."""
-    parts = urlsplit(url.lower())
-    own = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
-    return f"{parts.scheme}://{parts.netloc.removesuffix(own) if own else parts.netloc}"
 
 
 def _refusal(text: str) -> Refusal:

@@ -48,6 +48,6 @@ def test_completion_script(shell: str) -> None:
 def test_completion_loads_few_modules(tally: Tally) -> None:
     """Completion loads neither chain libraries nor a web server."""
     heavy = ("web3", "eth_tester", "uvicorn", "fastapi", "sqlalchemy", "openai", "prompt_toolkit", "eth_account", "aiohttp")
-    code = f"import sys, tallystick.cli.main; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, tallystick.cli.commands; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,7 +8,7 @@ from typing import Any
 
 from typer.main import get_command
 
-from tallystick.cli.main import app
+from tallystick.cli.commands import app
 
 
 def _options(command: Any, path: tuple[str, ...] = ("tally",)) -> Iterator[tuple[str, Any]]:

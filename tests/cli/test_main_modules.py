@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from tallystick.cli.commands import app as app_of_all
+from tallystick.cli.daemons import daemon_app
 from tallystick.runtime.keystore import create_keystore
 
 SERVERS = {"uvicorn", "fastapi", "starlette", "websockets"}
@@ -60,10 +63,36 @@ def test_a_command_loads_what_it_needs(tmp_path: Path, command: str) -> None:
     create_keystore(tmp_path / "keys" / "main.json", "pass", cost=1 << 12)
     for _ in range(1 if COMMANDS[command] >= DATABASE else 2):  # the first run with a ledger makes it, by a migration
         loaded = _loaded("-m", "tallystick.cli", *command.split(), home=tmp_path)
-    assert "tallystick.cli.main" in loaded
+    assert "tallystick.cli.commands" in loaded
     assert {name.partition(".")[0] for name in loaded} & COMMANDS[command] == set()
     if "typer.rich_utils" not in loaded:  # which prints help, and errors of usage, with colours
         assert "pygments.token" not in loaded  # an import that fails is listed by its name alone
+
+
+@pytest.mark.parametrize("command", ["gateway", "node run", "coordinator run"])
+def test_a_daemon_loads_no_other_command(tmp_path: Path, command: str) -> None:
+    """A process that becomes a daemon has its own command alone."""
+    loaded = _loaded("-m", "tallystick.cli", *command.split(), "--config", "nowhere.toml", home=tmp_path)
+    assert "tallystick.cli.daemons" in loaded
+    assert "tallystick.cli.commands" not in loaded
+    assert {name for name in loaded if name.startswith("tallystick.cli.") and name.count(".") > 2} == set()
+
+
+def test_a_daemon_loads_nothing_that_it_never_uses(tmp_path: Path) -> None:
+    """The server comes without what watches code for changes, and a keystore of ours is opened by the standard library."""
+    create_keystore(tmp_path / "keys" / "main.json", "pass", cost=1 << 12)
+    imports = "from tallystick.cli.daemons import load_server; from tallystick.cli.options import unlock"
+    code = f"{imports}; load_server(); unlock('main', None)"
+    loaded = _loaded("-c", code, home=tmp_path)
+    assert {"uvicorn.main", "tallystick.runtime.web3_keystore"} <= loaded
+    assert not {"watchfiles.main", "pycparser.c_ast", "Crypto.Protocol.KDF"} & loaded
+
+
+def test_help_of_a_daemon_is_that_of_the_whole_command() -> None:
+    """`tally node run --help` says the same, whether or not the other sub-commands are loaded."""
+    daemon, whole = (CliRunner().invoke(app, ["node", "run", "--help"]).output for app in (daemon_app(), app_of_all))
+    assert "--skip-recovery" in daemon
+    assert daemon == whole
 
 
 def test_the_package_loads_next_to_nothing() -> None:

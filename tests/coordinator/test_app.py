@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -29,8 +28,7 @@ from tests.coordinator.fake_escrow import DEPLOYMENT, FakeEscrow
 from tests.coordinator.harness import COORDINATOR, DOMAIN, PAYER, make_ask, make_claim, make_submission, person
 from tests.coordinator.http.test_api import access
 from tests.coordinator.live_server import TIMEOUT_SECONDS, LinkNode
-
-POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
+from tests.postgres import POSTGRES, empty_database
 
 
 @pytest.fixture
@@ -185,21 +183,23 @@ async def test_a_coordinator_that_lost_its_lock_does_not_go_on(
     monkeypatch.setattr(single_instance, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(single_instance, "ADVISORY_LOCK", 0x7A15)
 
+    shared = replace(config, db=await empty_database())
+
     async def run_until_cut() -> None:
-        async with running(replace(config, db=POSTGRES), COORDINATOR):
+        async with running(shared, COORDINATOR):
             with pytest.raises(Unavailable, match="runs a coordinator"):
-                async with running(replace(config, db=POSTGRES), COORDINATOR):
+                async with running(shared, COORDINATOR):
                     pass
-            await _cut(0x7A15)
+            await _cut(shared.db, 0x7A15)
             await asyncio.wait_for(asyncio.Event().wait(), 60)
 
     with pytest.raises(Unavailable, match="connection that held this coordinator's database was lost"):
         await run_until_cut()
 
 
-async def _cut(key: int) -> None:
+async def _cut(url: str, key: int) -> None:
     """Makes the server end the session that holds an advisory lock."""
-    engine = create_async_engine(POSTGRES, isolation_level="AUTOCOMMIT")
+    engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
         kill = (
             "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key AND granted"

@@ -25,8 +25,8 @@ from tests.coordinator.fake_escrow import DEPLOYMENT, FakeEscrow
 from tests.coordinator.harness import COORDINATOR, DOMAIN, LAST_CHUNK, PAYER, make_ask, make_claim, make_submission, person
 from tests.coordinator.http.test_api import access
 from tests.coordinator.live_server import TIMEOUT_SECONDS, LinkNode, frames_of
-from tests.coordinator.storage.test_store import POSTGRES, empty_database
 from tests.nats_server import NatsServer, nats_server
+from tests.postgres import POSTGRES, empty_database
 
 pytestmark = pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
 ANN = person("ann")

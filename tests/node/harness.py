@@ -28,6 +28,7 @@ from tallystick.protocol.plaintext_heads import RequestHead, ResponseHead, join_
 from tallystick.protocol.pricing import Prices, worst_case
 from tallystick.protocol.sealing import X25519, ContentKey, Opener, SealingKey, Transcript, commit_request, is_evidence, wrap_key
 from tallystick.protocol.tab import check_receipt
+from tallystick.protocol.tiers import Tiers
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import Candidate, Dispatch, Failure, Kind, dumps
 from tests.builders import build_match, build_order, terms_of
@@ -167,6 +168,7 @@ class RunnerHarness:
         offer: Offer = OFFER,
         sealing: SealingKey = SEALING,
         rules: AdmissionRules | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         self.now = NOW
         self.asks = make_asks(offer, sealing=sealing)
@@ -192,6 +194,7 @@ class RunnerHarness:
             rules=rules,
             deadlines=deadlines or Deadlines(),
             now=clock,
+            tiers=tiers,
             on_capacity_change=self._changes.set,
             on_stranded_receipt=self._strand,
         )

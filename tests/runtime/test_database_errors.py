@@ -16,7 +16,8 @@ from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.runtime.database_errors import is_gone
 from tallystick.runtime.single_instance import instance_lock
 from tallystick.runtime.storage import Database, postgres_engine
-from tests.runtime.test_storage import MIGRATIONS, POSTGRES, opened
+from tests.postgres import POSTGRES, empty_database
+from tests.runtime.test_storage import MIGRATIONS, ids, insert, opened
 
 SECRET = "s3cret"
 
@@ -171,12 +172,45 @@ async def test_what_a_server_refuses_at_the_start(sqlstate: str, hint: str, retr
 _SERVER_FAILS = ("08006", "25006", "40001", "40P01", "53100", "53300", "57014", "57P01", "57P02", "57P03", "58030")
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+async def test_the_database_of_another_program(kind: str, tmp_path: Path) -> None:
+    """Programs number their revisions alike. One that is given another's database says so and leaves it as it was."""
+    if kind == "postgres" and not POSTGRES:
+        pytest.skip("needs PostgreSQL, which scripts/test starts")
+    url = await empty_database() if kind == "postgres" else f"sqlite:///{tmp_path}/state.db"
+    for _ in range(2):
+        store = Store(url)
+        await store.start()
+        await store.close()
+        error = await failure(url)
+        assert "in use by another program of Tallystick (coordinator)" in str(error)
+        assert not error.retry
+    foreign = Store(url := f"sqlite:///{tmp_path}/facts.db")
+    async with opened(url) as database:
+        before = await database.read(lambda c: set(sa.inspect(c).get_table_names()))
+        with pytest.raises(Unavailable, match=r"another program of Tallystick \(runtime\)"):
+            await foreign.start()
+        assert await database.read(lambda c: set(sa.inspect(c).get_table_names())) == before
+    await foreign.close()
+
+
+async def test_a_database_from_before_the_mark(tmp_path: Path) -> None:
+    """A database without the mark of its program gets it, and keeps its rows."""
+    url = f"sqlite:///{tmp_path}/facts.db"
+    async with opened(url) as database:
+        await database.write(insert(7))
+        await database.write(lambda c: c.execute(sa.text("DROP TABLE schema_owner")))
+    async with opened(url) as database:
+        assert await database.read(ids) == [0, 7]
+        assert await database.read(lambda c: c.execute(sa.text("SELECT program FROM schema_owner")).scalar_one()) == "runtime"
+
+
 @pytest.mark.skipif(not POSTGRES, reason="TALLYSTICK_TEST_POSTGRES is not set")
 @pytest.mark.parametrize(("sqlstate", "gone"), [*((code, True) for code in _SERVER_FAILS), ("23505", False), ("42P01", False)])
 async def test_what_a_server_answers_while_it_is_in_use(sqlstate: str, gone: bool) -> None:
     """A server that stops, starts, is full or cancels makes the work Unavailable; a fault of the work itself stays as it is."""
     raising = sa.text(f"DO $$ BEGIN RAISE EXCEPTION 'no luck' USING ERRCODE = '{sqlstate}'; END $$")
-    async with opened(POSTGRES) as database:
+    async with opened(await empty_database()) as database:
         for run in (database.read, database.write):
             with pytest.raises(Unavailable if gone else sa.exc.DBAPIError, match="no luck") as caught:
                 await run(lambda connection: connection.execute(raising))

@@ -9,7 +9,7 @@ import pytest
 from coordinator.config import CoordinatorConfig
 from tallystick.protocol.errors import BadMessage
 from tallystick.runtime.database_url import describe_database, parse_database_url, postgres_dsn, sqlite_url
-from tallystick.runtime.storage import sqlite_file
+from tallystick.runtime.sqlite_backend import sqlite_file
 
 SECRET = "s3cret"
 

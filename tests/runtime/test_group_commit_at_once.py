@@ -16,7 +16,8 @@ from sqlalchemy.exc import IntegrityError
 from tallystick.protocol.errors import Unavailable
 from tallystick.runtime import group_commit
 from tallystick.runtime.group_commit import MAX_AT_ONCE, MAX_AT_ONCE_IN_A_ROW, SLOW_PAUSE_SECONDS, SLOW_SECONDS, ThreadCommit
-from tallystick.runtime.storage import CHECKPOINT_PAGES, Database
+from tallystick.runtime.sqlite_backend import CHECKPOINT_PAGES
+from tallystick.runtime.storage import Database
 from tests.runtime.test_storage import durability, ids, insert, opened, sqlite, stuck, url
 
 __all__ = ["sqlite", "url"]  # fixtures

@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -136,14 +137,15 @@ def test_half_a_surrogate_pair_does_not_break_the_log() -> None:
 
 def test_a_flood_of_refusals_does_not_fill_the_log(written: Callable[[], str]) -> None:
     """An event that occurs thousands of times is logged about a hundred times, with values cut; other events are still logged."""
-    log = structlog.get_logger()
+    log, begin = structlog.get_logger(), time.monotonic()
     for _ in range(5_000):
         log.info("connection refused", reason="x" * 100_000)
         logging.getLogger("library").warning("connection refused")
     log.info("coordinator ready")
+    most = logs.EVENTS_AT_ONCE + (time.monotonic() - begin + 1) * logs.EVENTS_PER_SECOND  # of each; errors repeat it
     output = written()
-    assert output.count("connection refused") < 2 * (logs.EVENTS_AT_ONCE + 20 * logs.EVENTS_PER_SECOND)
-    assert len(output) < 3 * logs.EVENTS_AT_ONCE * (logs.MAX_TEXT + 1_000)
+    assert output.count("connection refused") <= 4 * most
+    assert len(output) < 3 * most * (logs.MAX_TEXT + 1_000)
     assert "coordinator ready" in output
 
 

@@ -14,10 +14,10 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from tallystick.protocol.errors import BadMessage, Fault, Unavailable
 from tallystick.runtime import single_instance
 from tallystick.runtime.single_instance import instance_lock
-from tallystick.runtime.storage import sqlite_file
+from tallystick.runtime.sqlite_backend import sqlite_file
+from tests.postgres import POSTGRES
 from tests.runtime.processes import line, script
 
-POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
 HOLDER = """
 import asyncio, sys
 from tallystick.runtime.single_instance import instance_lock

@@ -21,17 +21,16 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.runtime import group_commit
 from tallystick.runtime.group_commit import MAX_GROUP, MAX_QUEUED, LoopCommit, ThreadCommit
 from tallystick.runtime.storage import Database
+from tests.postgres import POSTGRES, empty_database
 from tests.runtime.processes import line, script
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 IN_TIME = 120
-POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
 
 
 @pytest.fixture
@@ -47,14 +46,7 @@ async def url(request: pytest.FixtureRequest, sqlite: str) -> str:
         return sqlite
     if not POSTGRES:
         pytest.skip("needs PostgreSQL, which scripts/test starts")
-    named = sa.make_url(POSTGRES)
-    name = f"{named.database}_storage_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
-    engine = create_async_engine(named, isolation_level="AUTOCOMMIT")
-    async with engine.connect() as connection:
-        await connection.execute(sa.text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
-        await connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
-    await engine.dispose()
-    return named.set(database=name).render_as_string(hide_password=False)
+    return await empty_database()
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ import uuid
 from typing import Any
 
 import pytest
+from Crypto.Protocol import KDF
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from eth_account import Account
 from hypothesis import given
@@ -203,11 +204,11 @@ def test_costly_but_usual_parameters_are_allowed(monkeypatch: pytest.MonkeyPatch
     """The standard costs of geth, and twice the memory of them twice over, are within the limits."""
     asked: list[tuple[int, ...]] = []
 
-    def scrypt(_password: bytes, _salt: bytes, length: int, n: int, r: int, p: int) -> bytes:
+    def scrypt(_password: bytes, _salt: bytes, length: int, *, n: int, r: int, p: int) -> bytes:
         asked.append((length, n, r, p))
         return bytes(length)
 
-    monkeypatch.setattr(web3_keystore, "scrypt", scrypt)
+    monkeypatch.setattr(web3_keystore, "_scrypt", scrypt)
     for n, r, p in ((1 << 18, 8, 1), (1 << 20, 8, 1), (1 << 18, 1, 8), (8_192, 8, 1), (1 << 12, 8, 6)):
         parameters = {"n": n, "r": r, "p": p, "dklen": 64, "salt": SALT.hex()}
         with pytest.raises(WrongPassword):
@@ -251,3 +252,12 @@ def test_other_json_is_refused(store: object) -> None:
     """JSON that is no keystore is refused."""
     with pytest.raises(KeystoreError):
         decrypt_keystore(store, "pass")
+
+
+@pytest.mark.parametrize(
+    ("n", "r", "p"), [(2, 1, 1), (1 << 15, 1, 2), (1 << 16, 1, 1), (1 << 17, 1, 3), (2, 5_000, 1), (64, 8, 7)]
+)
+def test_both_implementations_of_scrypt_agree(n: int, r: int, p: int) -> None:
+    """What hashlib computes, and what it leaves to pycryptodome, is the same function, at the boundary too (RFC 7914)."""
+    derive: Any = KDF.scrypt  # its type stubs do not know that it takes bytes
+    assert web3_keystore._scrypt(b"pass", SALT, 64, n=n, r=r, p=p) == derive(b"pass", SALT, 64, n, r, p)

@@ -71,6 +71,8 @@ class InjectedWallet:
     chain_id: int | None = None
     connected: bool = False
     gas_price_factor: int = 2
+    gas: int = 0
+    """The gas limit of transactions; 0 if it is estimated."""
     behaviours: dict[str, Callable[[list[Any]], Any]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     sent: list[dict[str, Any]] = field(default_factory=list)
@@ -111,9 +113,9 @@ class InjectedWallet:
             result = self.behaviours[method](params)
             return await result if asyncio.iscoroutine(result) else result
         own = getattr(self, f"_{method}", None)
-        return await own(params) if own is not None else await self._forward(method, params)
+        return await own(params) if own is not None else await self.forward(method, params)
 
-    async def _forward(self, method: str, params: list[Any]) -> Any:
+    async def forward(self, method: str, params: list[Any]) -> Any:
         """The node's answer, with the bytes of a revert where most nodes put them."""
         import httpx
 
@@ -132,7 +134,7 @@ class InjectedWallet:
         return [account.address for account in self.accounts] if self.connected else []
 
     async def _eth_chainId(self, _params: list[Any]) -> str:  # noqa: N802 - the method's name
-        return hex(self.chain_id) if self.chain_id is not None else str(await self._forward("eth_chainId", []))
+        return hex(self.chain_id) if self.chain_id is not None else str(await self.forward("eth_chainId", []))
 
     def account(self, address: str) -> Signer:
         """The account with an address, of any case."""
@@ -154,15 +156,16 @@ class InjectedWallet:
         """Signs a transaction as the page gave it. Returns its raw bytes and its hash, as hex. Nothing is sent."""
         signer = self.account(transaction["from"])
         if nonce is None:
-            nonce = int(await self._forward("eth_getTransactionCount", [signer.address, "latest"]), 16)
-        gas = int(await self._forward("eth_estimateGas", [{name: transaction[name] for name in ("from", "to", "data")}]), 16)
+            nonce = int(await self.forward("eth_getTransactionCount", [signer.address, "latest"]), 16)
+        call = {name: transaction[name] for name in ("from", "to", "data")}
+        gas = self.gas or int(await self.forward("eth_estimateGas", [call]), 16) * 3 // 2
         fields = {
             "to": self.rpc_checksum(transaction["to"]),
             "data": transaction["data"],
             "value": 0,
             "nonce": nonce,
-            "gas": gas * 3 // 2,
-            "gasPrice": self.gas_price_factor * int(await self._forward("eth_gasPrice", []), 16),
+            "gas": gas,
+            "gasPrice": self.gas_price_factor * int(await self.forward("eth_gasPrice", []), 16),
             "chainId": int(transaction["chainId"], 16),
         }
         made = Account.sign_transaction(fields, signer.secret)
@@ -178,4 +181,4 @@ class InjectedWallet:
     async def _eth_sendTransaction(self, params: list[Any]) -> str:  # noqa: N802 - the method's name
         raw, _ = await self.signed(params[0])
         self.sent.append(params[0])
-        return str(await self._forward("eth_sendRawTransaction", [raw]))
+        return str(await self.forward("eth_sendRawTransaction", [raw]))

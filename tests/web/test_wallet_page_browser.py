@@ -1,131 +1,21 @@
-"""The wallet page in a real browser, with an injected wallet on a real chain: every operation, and each way it can fail."""
+"""The wallet page in a real browser, with an injected wallet on a real chain: every operation, in each state."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
-from playwright.async_api import Page, expect
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.messages import Bind
-from tallystick.protocol.types import Address
-from tallystick.runtime.serving import serving
+from tallystick.protocol.types import Amount
 from tallystick.web import static_files
-from tallystick.web.rendering import Pages
-from tallystick.web.static_files import STATIC_PATH, serve_static
-from tallystick.web.wallet_page import MEANING, Parties, WalletPage
 from tests.chain.harness import DOLLAR, RULES, World, person
-from tests.web.browser import NARROW, TIMEOUT_MS, WIDE, browsing, look_at, needs_browser
-from tests.web.injected_wallet import REJECTED, InjectedWallet, answers
+from tests.web.browser import NARROW, WIDE, look_at, needs_browser
+from tests.web.wallet_desk import PATH, desk
 
 pytestmark = needs_browser
-PATH = "/wallet"
 _LOADED = sum((Path(static_files.__file__).parent / "static" / name).stat().st_size for name in ("site.css", "wallet_page.js"))
 """Bytes of the files that the page loads."""
-
-
-@dataclass
-class Desk:
-    """A page with an owner's wallet, and what tests do with it."""
-
-    world: World
-    page: Page
-    wallet: InjectedWallet
-    owner: Signer
-    key: Signer
-
-    async def open(self) -> None:
-        """Loads the page."""
-        answer = await self.page.goto(PATH)
-        assert answer is not None
-        assert answer.ok
-
-    async def connect(self) -> None:
-        """Loads the page and chooses the wallet."""
-        await self.open()
-        await self.page.click(f"#wallets button:has-text('{self.wallet.name}')")
-        await self.page.wait_for_selector("#state:not([hidden])")
-
-    async def start(self, call: str, amount: str = "", **fields: str) -> None:
-        """Fills a form and submits it."""
-        form = f"form[data-call='{call}']:not([hidden])"
-        await self.page.wait_for_selector(f"{form} button:enabled")
-        for name, value in ({"amount": amount} if amount else {} | fields).items():
-            await self.page.fill(f"{form} [name='{name}']", value)
-        await self.page.click(f"{form} button")
-
-    async def agree(self) -> str:
-        """Agrees in the review. Returns what it showed."""
-        await self.page.wait_for_selector("#review[open]")
-        shown = await self.page.inner_text("#review")
-        await self.page.click("#review button[value='agreed']")
-        return shown
-
-    async def says(self, text: str, place: str = "#progress") -> str:
-        """Waits until the page says something. Returns all of it."""
-        await expect(self.page.locator(place)).to_contain_text(text, timeout=TIMEOUT_MS)
-        return await self.page.inner_text(place)
-
-    async def idle(self) -> None:
-        """Waits until nothing is under way."""
-        await self.page.wait_for_selector("body:not([data-busy='true'])")
-
-    async def do(self, call: str, amount: str = "") -> str:
-        """Does an operation to its end. Returns what the review showed."""
-        await self.start(call, amount)
-        shown = await self.agree()
-        await self.says("Done.")
-        await self.idle()
-        return shown
-
-
-@asynccontextmanager
-async def desk(
-    world: World,
-    *,
-    key: Signer | None = None,
-    width: int = WIDE,
-    scheme: Literal["light", "dark"] = "light",
-    money: int = 100,
-    installed: bool = True,
-) -> AsyncIterator[Desk]:
-    """A served page for the purse of a key, with a wallet whose owner has money."""
-    owner = person(f"owner {id(world)}")
-    purse_key = key or owner
-    await world.sender(owner)
-    await world.give(owner.address, money * DOLLAR)
-
-    async def bind(request: Request) -> Response:
-        signed = purse_key.sign(Bind(key=purse_key.address, owner=Address((await request.json())["owner"].lower())), world.domain)
-        return JSONResponse({"signature": "0x" + signed.signature.hex()})
-
-    parties = Parties() if key is None else Parties(key=key.address, bind=f"{PATH}/bind")
-    served = WalletPage(world.escrow, PATH, parties)
-    pages = Pages(Path(__file__).parent, product="Test", sections={PATH: "Wallet"})
-
-    routes = [
-        Route(PATH, served.shown(pages)),
-        Route(f"{PATH}/{MEANING}", served.meaning),
-        Route(f"{PATH}/bind", bind, methods=["POST"]),
-        Route(f"{STATIC_PATH}/{{name}}", serve_static),
-    ]
-    wallet = InjectedWallet(world.rpc, [owner])
-    async with (
-        serving(Starlette(routes=routes), "127.0.0.1", 0) as port,
-        browsing(f"http://127.0.0.1:{port}", width=width, scheme=scheme) as page,
-    ):
-        if installed:
-            await wallet.install(page)
-        yield Desk(world, page, wallet, owner, purse_key)
 
 
 async def test_a_purse_from_its_opening_to_its_end(either: World) -> None:
@@ -154,27 +44,6 @@ async def test_a_purse_from_its_opening_to_its_end(either: World) -> None:
         await at.do("withdraw")
         assert await either.escrow.token.balance_of(at.owner.address) == 89_500_000
         assert len(at.wallet.sent) == 4
-
-
-async def test_declined(world: World) -> None:
-    """Declining in the review, in the wallet's connection, at the permit and at the transaction moves nothing, and says so."""
-    async with desk(world) as at:
-        at.wallet.behaviours["eth_requestAccounts"] = answers(**REJECTED)
-        await at.open()
-        await at.page.click("#wallets button")
-        await at.says("You declined in the wallet", "#connection")
-        at.wallet.behaviours.clear()
-        await at.connect()
-        await at.start("open")
-        await at.page.wait_for_selector("#review[open]")
-        await at.page.keyboard.press("Escape")
-        await at.says("Nothing was signed or sent")
-        await at.idle()
-        at.wallet.behaviours["eth_sendTransaction"] = answers(**REJECTED)
-        await at.start("open")
-        await at.agree()
-        await at.says("You declined in the wallet")
-        assert not at.wallet.sent
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(NARROW, "dark"), (WIDE, "light")])
@@ -214,3 +83,78 @@ async def test_without_a_wallet(world: World) -> None:
         await at.says("This browser has no wallet", "#connection")
         assert "tally deposit" in await at.page.inner_text("#no-wallet")
         await look_at(at.page, "wallet-none")
+
+
+async def test_stake_and_earnings(either: World) -> None:
+    """Stake by an exact approval, let it leave, withdraw it; set the payout address and cash out what a payer paid."""
+    payer = person("payer of the desk")
+    async with desk(either) as at:
+        await either.purse(payer, payer, 10 * DOLLAR)
+        await at.connect()
+        shown = await at.do("stake", "20")
+        assert "Allow exactly 20 dollars" in shown
+        assert await either.escrow.token.allowance(at.owner.address, either.deployment.escrow) == 0
+        assert (await either.escrow.provider(at.owner.address)).stake == 20 * DOLLAR
+        await at.do("unstake", "5")
+        await at.says("5 dollars more is leaving", "#account-says")
+        await at.do("cancelUnstake")
+        await at.do("unstake", "20")
+        await either.advance(RULES.unstake + 1)
+        await at.page.click("#subject-form button")
+        await at.do("withdrawStake")
+        assert await either.escrow.token.balance_of(at.owner.address) == 100 * DOLLAR
+        row = either.row(payer, at.owner.address, 3 * DOLLAR)
+        await either.settle(either.senders[at.owner.address], row)
+        cold = person("cold wallet").address
+        await at.page.fill("#setPayout-payout", cold)
+        await at.do("setPayout")
+        await at.do("cashOut")
+        assert await either.escrow.token.balance_of(cold) == 3 * DOLLAR
+
+
+async def test_reservations(world: World) -> None:
+    """Reserve for a provider, release, and take it back after the wait."""
+    provider = person("provider of the desk").address
+    async with desk(world) as at:
+        await world.purse(at.owner, at.owner, 0)
+        await at.connect()
+        await at.do("deposit", "10")
+        await at.page.fill("#provider", provider)
+        await at.page.click("#provider-form button")
+        await at.do("reserve", "4")
+        await at.says("4 dollars is reserved", "#tab-says")
+        await at.do("release")
+        await world.advance(RULES.release + 1)
+        await at.page.click("#provider-form button")
+        await at.do("finishRelease")
+        assert (await world.escrow.purse(at.owner.address)).free == 10 * DOLLAR
+        await world.escrow.token.approve(world.senders[at.owner.address], world.deployment.escrow, Amount(2 * DOLLAR))
+        await at.do("deposit", "2")
+        assert at.wallet.asked.count("eth_signTypedData_v4") == 1, "an allowance that is there is used"
+
+
+async def test_by_keyboard(world: World) -> None:
+    """From the address bar to a mined transaction without a mouse."""
+    async with desk(world) as at:
+        await at.open()
+        await at.page.wait_for_selector("#wallets button")
+
+        async def tab_to(selector: str) -> None:
+            for _ in range(60):
+                await at.page.keyboard.press("Tab")
+                if await at.page.evaluate("(selector) => document.activeElement.matches(selector)", selector):
+                    return
+            raise AssertionError(selector)
+
+        await tab_to("#wallets button")
+        await at.page.keyboard.press("Enter")
+        await at.page.wait_for_selector("#state:not([hidden])")
+        await at.page.wait_for_selector("form[data-call='open'] button:enabled")
+        await tab_to("form[data-call='open'] button")
+        await at.page.keyboard.press("Enter")
+        await at.page.wait_for_selector("#review[open]")
+        assert await at.page.evaluate("document.activeElement.id") == "review-title"
+        await tab_to("#review button[value='agreed']")
+        await at.page.keyboard.press("Enter")
+        await at.says("Done.")
+        assert (await world.escrow.purse(at.owner.address)).owner == at.owner.address

@@ -15,7 +15,7 @@ from tallystick.protocol.errors import BadMessage, Refusal
 from tallystick.protocol.sign_in import CHALLENGE_SECONDS, parse_sign_in
 from tallystick.protocol.types import Address, Hash
 from tallystick.web.sessions import SESSION_SECONDS
-from tallystick.web.wallet_sign_in import message_of, read_origin
+from tallystick.web.wallet_sign_in import message_of
 from tests.web.sign_in_site import ALICE, CHAIN, MALLORY, NOW, ORIGIN, Site, account_of, challenge, enter, signed
 
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
@@ -220,21 +220,6 @@ async def test_origins() -> None:
         async with site.client(origin) as client:
             answer = await client.post("/sign-in/challenge", json={"account": ALICE.address})
             assert (answer.status_code, "Host" in answer.text) == (401, True)
-
-
-@pytest.mark.parametrize(
-    ("url", "origin"),
-    [
-        ("https://A.example", "https://a.example"),
-        ("https://a.example:443/path", "https://a.example"),
-        ("http://a.example:80", "http://a.example"),
-        ("http://a.example:443", "http://a.example:443"),
-        ("https://[::1]:8420", "https://[::1]:8420"),
-    ],
-)
-def test_origin_of_a_public_url(url: str, origin: str) -> None:
-    """Public URLs are compared as browsers write origins."""
-    assert read_origin(url) == origin
 
 
 def test_strange_challenges() -> None:

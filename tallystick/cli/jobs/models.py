@@ -24,8 +24,11 @@ from tallystick.protocol.types import ZERO_ADDRESS, format_amount, parse_amount
 from tallystick.runtime.keystore import keystore_path
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tallystick.client.audits.provider_audits import ProviderAudits
     from tallystick.client.config import ClientConfig
+    from tallystick.client.coordinator.access_tier import AccessTier
     from tallystick.client.ledger.ledger import Ledger
     from tallystick.client.openai.requests import ApiRequest
     from tallystick.client.selection.options import AskExplanation, ProviderCriteria
@@ -157,6 +160,7 @@ def explain(
 
     async def ask(ledger: Ledger | None, loaded: ClientConfig) -> None:
         answers: list[tuple[str, AskExplanation, ApiRequest | None]] = []
+        tiers: dict[str, AccessTier] = {}
         upstreams: list[str] = []
         async with CoordinatorClient(loaded.coordinator, loaded) as coordinator:
             domain = (await coordinator.info()).domain
@@ -169,9 +173,11 @@ def explain(
                 demand = replace(demand, batch=True) if batch else demand
                 if asked is not None:
                     demand = demand_for(demand, asked.summary)
-                listed = await coordinator.explain(demand.to_json(ZERO_ADDRESS if ledger is None else ledger.payer))
+                payer = ZERO_ADDRESS if ledger is None else ledger.payer
+                listed, access = await coordinator.explain_access(demand.to_json(payer))
+                tiers |= {} if access is None else {model: access}
                 answers += [(model, provider, asked) for provider in explain_asks(listed, demand, blocked, int(time.time()))]
-        _show(answers, request, loaded, as_json=as_json)
+        _show(answers, request, loaded, tiers, as_json=as_json)
         if upstreams and not as_json:
             names = ", ".join(upstreams)
             out.print(f"then, without the market: {names} (unsealed, unsigned)", highlight=False, soft_wrap=True, markup=False)
@@ -222,7 +228,12 @@ def _requests(request: str, route: str, config: ClientConfig) -> list[tuple[str,
 
 
 def _show(
-    answers: list[tuple[str, AskExplanation, ApiRequest | None]], request: str, config: ClientConfig, *, as_json: bool
+    answers: list[tuple[str, AskExplanation, ApiRequest | None]],
+    request: str,
+    config: ClientConfig,
+    tiers: Mapping[str, AccessTier],
+    *,
+    as_json: bool,
 ) -> None:
     from tallystick.client.jobs.candidates import estimate_cost
 
@@ -233,8 +244,10 @@ def _show(
         max_cost, too_dear = (None, "")
         if asked is not None:
             max_cost, too_dear = estimate_cost(asked, provider.ask, config.default_max_output_tokens, config.max_cost)
-        why = provider.reason or too_dear
-        documents.append({"model": model, "atMost": None if max_cost is None else str(int(max_cost))} | _json(provider, why))
+        access = tiers.get(model)
+        why = (access.refusal if access is not None else "") or provider.reason or too_dear
+        shown = {"model": model, "atMost": None if max_cost is None else str(int(max_cost))}
+        documents.append(shown | _json(provider, why) | {"accessTier": None if access is None else access.to_json()})
         row = {"provider": provider.ask.provider, "model": model, "offered": "no" if why else "yes"}
         rows.append(row | {"at most": "" if max_cost is None else format_amount(max_cost)} | _row(provider))
         refusals += [f"{provider.ask.provider} ({model}): {why}"] if why else []
@@ -251,6 +264,9 @@ def _show(
     _show_scores([provider for _, provider, _ in answers], names=[model for model, _, _ in answers])
     for line in refusals:
         out.print(f"no: {strip_control(line)}", highlight=False, soft_wrap=True, markup=False)
+    for access in dict.fromkeys(tiers.values()):
+        line = f"this wallet's access tier: {access.name}; {access.next}"
+        out.print(strip_control(line), highlight=False, soft_wrap=True, markup=False)
 
 
 def _show_scores(explained: list[AskExplanation], names: list[str]) -> None:

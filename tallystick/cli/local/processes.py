@@ -152,7 +152,8 @@ async def _stop(managed: ManagedProcess) -> None:
     if managed.process.returncode is None:
         managed.process.send_signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(managed.process.wait(), STOP_SECONDS)
+            async with asyncio.timeout(STOP_SECONDS):
+                await managed.process.wait()
         except TimeoutError:
             managed.process.kill()
             await managed.process.wait()

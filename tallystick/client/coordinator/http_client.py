@@ -18,6 +18,7 @@ import aiohttp
 import structlog
 
 from tallystick.client.config import ClientConfig
+from tallystick.client.coordinator.access_tier import AccessTier
 from tallystick.client.coordinator.bounded_json import MAX_RAW
 from tallystick.client.coordinator.info import RemoteJob
 from tallystick.client.coordinator.job_stream import HttpJobStream, JobStream, LinkLost, StreamLost
@@ -151,8 +152,13 @@ class CoordinatorClient(CoordinatorTransport):
 
     async def explain(self, demand: dict[str, Any]) -> list[dict[str, Any]]:
         """POST /v1/explain: every ask for a model, with the reason if it is not shortlisted. Non-objects are left out."""
-        listed = _listed(await self.request_json("POST", "/v1/explain", demand), "asks")
-        return [entry for entry in listed if isinstance(entry, dict)][:MAX_EXPLAINED]
+        return (await self.explain_access(demand))[0]
+
+    async def explain_access(self, demand: dict[str, Any]) -> tuple[list[dict[str, Any]], AccessTier | None]:
+        """What `explain` returns, and the payer's access tier at this coordinator; None if it has none."""
+        answer = await self.request_json("POST", "/v1/explain", demand)
+        listed = [entry for entry in _listed(answer, "asks") if isinstance(entry, dict)][:MAX_EXPLAINED]
+        return listed, AccessTier.from_json(answer.get("tier") if isinstance(answer, dict) else None)
 
     async def log_proof(self, question: LogQuestion) -> object:
         """GET /v1/log/proof: the newest head of the match log, with proofs. Unchecked; LogMonitor checks it."""

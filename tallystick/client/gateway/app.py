@@ -41,6 +41,7 @@ from tallystick.client.gateway.response_sender import ERROR_HEADERS, TALLY_HEADE
 from tallystick.client.jobs.export import job_json
 from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.client.pages.payer_pages import PayerPages
+from tallystick.client.pages.wallet_login import make_sign_in
 from tallystick.client.sdk.market import Market, audits_of, maintenance_of
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, Refusal, TallyError
@@ -70,7 +71,8 @@ def build_app(
     if batches is not None:
         operations.watch_batches(lambda: batches.open_batches, lambda: batches.running_lines)
     models, authenticator = _ModelRoutes(market), Authenticator(market.config)
-    pages = PayerPages(market, may_see=_may_see_all, log_in=authenticator.log_in)
+    authenticator.sign_in = make_sign_in(market)
+    pages = PayerPages(market, may_see=_may_see_all, log_in=authenticator.log_in, sign_in=authenticator.sign_in)
 
     async def job(request: Request) -> Response:
         known = await market.find(parse_job_id(request.path_params["job"]))

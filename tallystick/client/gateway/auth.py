@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable
 
+from starlette.requests import Request
 from starlette.types import Scope
 
 from tallystick.client.config import ANY_ORIGIN, ApiKey, ClientConfig
@@ -20,6 +21,8 @@ from tallystick.client.gateway.sessions import Sessions
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.health import LIVENESS_PATH, READINESS_PATH
 from tallystick.runtime.plaintext import is_loopback
+from tallystick.web.sign_in_routes import SIGN_IN_PATHS
+from tallystick.web.wallet_sign_in import WalletSignIn
 
 MIN_SECRET = 16
 """The fewest characters of a key in [[api_keys]]."""
@@ -32,7 +35,8 @@ ANONYMOUS = "tally.anonymous"
 OPEN_PATHS = frozenset({"/", LIVENESS_PATH, READINESS_PATH, "/health", "/ready"})
 """Paths that answer every caller, and tell strangers only that the gateway is up."""
 
-PAGE_PATHS = ("/tally/spending", "/tally/jobs", "/tally/receipt", "/tally/chat", "/tally/wallet", "/tally/login")
+_PAYER_PATHS = ("/tally/spending", "/tally/jobs", "/tally/receipt", "/tally/chat", "/tally/wallet", "/tally/login")
+PAGE_PATHS = (*_PAYER_PATHS, *SIGN_IN_PATHS)
 PAGE_FOLDERS = ("/tally/pages/", "/static/")
 """Paths of pages and their files. With API keys, they answer every caller too, who is shown the form to log in."""
 
@@ -64,6 +68,8 @@ class Authenticator:
         self._keys: dict[bytes, ApiKey | None] = {self._digest(key.encode()): caller for key, caller in (*master, *callers)}
         self._master = self._digest(config.api_key.encode()) if config.api_key else None
         self.sessions = Sessions(clock)
+        self.sign_in: WalletSignIn | None = None
+        """Whose sessions open what the gateway's own key does."""
         self._own_name = config.host.lower()
         self._own_hosts: set[str] = set()
         """Values of the header Host that name this machine, of those seen last."""
@@ -82,10 +88,13 @@ class Authenticator:
             digest = self._digest(key)
             if digest in self._keys:
                 return self._keys[digest]
-        if _is_same_origin(headers) and self.sessions.is_open(headers.get("cookie")):
+        if _is_same_origin(headers) and (self.sessions.is_open(headers.get("cookie")) or self._has_wallet_session(scope)):
             return None
         text = f"this gateway requires an API key: send Authorization: Bearer KEY, or the header {' or '.join(KEY_HEADERS)}"
         raise Refusal(Code.UNAUTHENTICATED, text)
+
+    def _has_wallet_session(self, scope: Scope) -> bool:
+        return self.sign_in is not None and self.sign_in.session_at_hand(Request(scope)) is not None
 
     def is_page(self, path: str) -> bool:
         """Whether callers without a key are passed on to this path, to log in. Without keys, nobody need log in."""

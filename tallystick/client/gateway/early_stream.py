@@ -80,7 +80,7 @@ class EarlyStream:
 
     async def fail(self, error: TallyError, *, retry: bool) -> None:
         """Ends a stream that began early with an error."""
-        record(outcome=error.code.value)
+        record(outcome=error.code.value, fault=error.fault.value)
         await self._end(self._errors.render_error_event(error, request_id=self._request_id, retry=retry))
 
     async def _end(self, event: bytes) -> None:

@@ -55,6 +55,7 @@ from tallystick.protocol.plaintext_heads import RequestHead, join_request
 from tallystick.protocol.routes import FORM, JSON, RESPONSES, media_type
 from tallystick.protocol.sse import EVENT_STREAM
 from tallystick.protocol.types import Amount
+from tallystick.runtime.access_log import record
 from tallystick.runtime.content_encoding import read_codings
 from tallystick.runtime.http_direct import ClientStalled, DirectRequest
 
@@ -241,6 +242,7 @@ class RequestHandler:
         first_error: TallyError | None = None
         for number, body in enumerate(plan.bodies):
             remaining, target = plan.bodies[number + 1 :], plan.upstreams.get(body)
+            record(**_retries(number))
             try:
                 is_sent, result = await self._run_model(request, body, target, sender, plan if remaining else None)
             except TallyError as error:
@@ -354,6 +356,11 @@ class RequestHandler:
         if isinstance(error, TabRecovered):
             return True
         return error.code is Code.UNSECURED and await self._maintenance.top_up(job)
+
+
+def _retries(number: int) -> dict[str, object]:
+    """What the line of the request says of models that were tried before."""
+    return {"retries": number} if number else {}
 
 
 def _form_of_key(request: _GatewayRequest, body: bytes, keyed: IdempotencyKey) -> Form | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import Any
 
@@ -21,7 +22,7 @@ from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.gateway.auth import ANONYMOUS
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.sdk.market import Market, audit_counts, audits_of, maintenance_of
-from tallystick.protocol.errors import TallyError
+from tallystick.protocol.errors import Fault, TallyError
 from tallystick.protocol.health import HEALTH_JSON, LIVENESS_PATH, READINESS_PATH, CheckResult, Health
 from tallystick.protocol.routes import JSON
 from tallystick.protocol.types import Amount, format_amount
@@ -65,6 +66,8 @@ class Operations:
         self.metrics = ServerMetrics(PREFIX, lambda: self.health.last)
         self.metrics.gauge(f"{PREFIX}_jobs_live", "Running jobs", lambda: market.running)
         self.metrics.registry.register(_AuditCollector(market))
+        self._attempts = _AttemptCollector()
+        self.metrics.registry.register(self._attempts)
 
     def watch_batches(self, count_open: Callable[[], float], count_running: Callable[[], float]) -> None:
         """Adds the metrics of batches: how many run, and how many of their requests do."""
@@ -131,6 +134,7 @@ class Operations:
         """Counts an answered request, if it was for a job."""
         if access.method == "POST" and access.fields:
             self.metrics.job_ended(access.outcome, access.seconds, access.first_seconds, access.sent_bytes)
+            self._attempts.add(access.fields)
 
     def routes(self) -> list[Route]:
         """The routes."""
@@ -197,6 +201,30 @@ def _page(url: str, *, known: bool) -> str:
     )
     begin = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Tallystick gateway</title><h1>Tallystick gateway</h1>'
     return f"{begin}<p>{escape(ABOUT)}</p>{links if known else ''}"
+
+
+class _AttemptCollector(Collector):
+    """Failed jobs by the party at fault, and the further models that requests were sent to."""
+
+    def __init__(self) -> None:
+        self._faults: Counter[str] = Counter()
+        self._retries = 0
+
+    def add(self, fields: Mapping[str, object]) -> None:
+        """Counts what the line of an answered request says."""
+        if fault := fields.get("fault"):
+            self._faults[str(fault)] += 1
+        retries = fields.get("retries", 0)
+        self._retries += retries if isinstance(retries, int) else 0
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        failures = CounterMetricFamily(f"{PREFIX}_failed_jobs", "Jobs that failed, by the party at fault", labels=["fault"])
+        for fault in Fault:
+            failures.add_metric([fault.value], self._faults[fault.value])
+        yield failures
+        text = "Further models that requests were sent to, after one failed or its answer was not accepted"
+        yield CounterMetricFamily(f"{PREFIX}_retries", text, self._retries)
 
 
 class _AuditCollector(Collector):

@@ -132,6 +132,7 @@ class ResponseSender:
             self.attempts.record_failure(job, error, await possible_cost(job.id))
             retry = self.attempts.may_retry(error, keyed=keyed)
             event = self._errors.render_error_event(error, request_id=job.id.hex(), retry=retry)
+            record(fault=error.fault.value)
             if stream is None or not stream.failed:  # one error ends a stream
                 await sent.add(sent.gap + event)
         receipt = None if job.receipt is None else job.receipt.message
@@ -355,7 +356,7 @@ def error_response(scope: Scope, error: TallyError, *, retry: bool | None = None
     """An error in the form of the caller's API, with an id by which the log has it too. `retry`: see `render_error`."""
     errors, request_id = error_format(scope), f"req_{secrets.token_hex(12)}"
     response = errors.render_error(error, request_id=request_id, retry=retry)
-    record(outcome=error.code.value)
+    record(outcome=error.code.value, fault=error.fault.value)
     log.info("request refused", status=response.status, code=error.code.value, reason=error.public_text, request=request_id)
     headers = {"content-type": JSON, errors.id_header: request_id, "x-request-id": request_id} | response.headers
     return ErrorResponse(response.status, response.body, headers)

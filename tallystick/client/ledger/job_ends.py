@@ -38,14 +38,25 @@ _CLOSE_ORDERS = SqliteStatement(
 
 
 def end_with_receipt(
-    c: Connection, job: JobId, state: JobState, reason: str, now: int, *, deliveries: Deliveries, duration_ms: int | None
+    c: Connection,
+    job: JobId,
+    state: JobState,
+    reason: str,
+    now: int,
+    *,
+    deliveries: Deliveries,
+    duration_ms: int | None,
+    others_open: bool,
 ) -> None:
-    """Ends a job whose receipt is recorded. `deliveries`: what arrived for its other orders. `now` is Unix seconds."""
+    """Ends a job whose receipt is recorded. `deliveries`: what arrived for its other orders, of which `others_open` says whether
+    any is open. `now` is Unix seconds.
+    """
     open_orders.store_deliveries(c, job, deliveries)
     open_orders.mark_dispatched(c, job, deliveries)
     key = {"of_job": bytes(job)}
     _END_ANY_JOB.run(c, _change(state, reason, now, duration_ms) | key)
-    _CLOSE_ORDERS.run(c, key)
+    if others_open:
+        _CLOSE_ORDERS.run(c, key)
 
 
 def end_job(

@@ -155,9 +155,9 @@ def count_undelivered(
 ) -> None:
     """Counts an order as so many quarters of an undelivered answer; see `delivery_check.QUARTERS_UNDELIVERED`.
 
-    Replaces what the order counted before. Blocks the provider if the sum reaches the limit; `reason` describes the last event.
-    Streams that were lost together (say this machine's network failed under many jobs) count together as the largest of them.
-    Therefore what was counted since the order's job was placed is subtracted. `now` is Unix seconds.
+    Replaces what the order counted before. Blocks the provider if the sum reaches the limit; `reason`
+    describes the last event. Streams that were lost together (say this machine's network failed under many jobs) count together
+    as the largest of them. Therefore what was counted since the order's job was placed is subtracted. `now` is Unix seconds.
     """
     key = order.parameters
     row = _SELECT_ORDER.first(c, key)

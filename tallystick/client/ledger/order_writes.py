@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 from sqlalchemy.dialects.sqlite import insert
 
-from tallystick.client.ledger.schema import JOB_ID, THIS_JOB, JobState, OrderState, deployment_id, jobs, orders, tabs, workloads
-from tallystick.client.ledger.tabs import INSERT_TAB, TAB_ID, read_tabs, tab_key
+from tallystick.client.ledger.schema import THIS_JOB, JobState, OrderState, deployment_id, jobs, orders, tabs, workloads
+from tallystick.client.ledger.tabs import INSERT_TAB, read_stored_tabs
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.orders.tab import Tab
 from tallystick.protocol.eip712 import Domain
@@ -43,12 +43,13 @@ class NewJob:
     label: str = ""
 
 
+_OPEN_TAB = SqliteStatement(
+    INSERT_TAB, "deployment_id payer provider accepted total total_order_seq ceiling order_seq blocked_reason"
+)
 _RAISE_TAB = SqliteStatement(
-    INSERT_TAB.on_conflict_do_update(
-        index_elements=[tabs.c.deployment_id, tabs.c.payer, tabs.c.provider],
-        set_={"ceiling": sa.func.max(tabs.c.ceiling, INSERT_TAB.excluded.ceiling), "order_seq": INSERT_TAB.excluded.order_seq},
-    ),
-    "deployment_id payer provider accepted total total_order_seq ceiling order_seq blocked_reason",
+    sa.update(tabs)
+    .where(tabs.c.id == bindparam("of_tab"))
+    .values(ceiling=sa.func.max(tabs.c.ceiling, bindparam("to_ceiling")), order_seq=bindparam("to_order_seq"))
 )
 _WORKLOAD = ("deployment_id", "payer", "model", "path", "label")
 _ADD_WORKLOAD = SqliteStatement(insert(workloads).on_conflict_do_nothing(), " ".join(_WORKLOAD))
@@ -68,13 +69,13 @@ _INSERT_JOB = SqliteStatement(
 )
 _INSERT_ORDER = SqliteStatement(
     sa.insert(orders).values(
-        job=JOB_ID,
-        tab=TAB_ID,
         state=OrderState.OPEN.value,
-        **{name: bindparam(f"to_{name}") for name in ("seq", "cap", "claim_by", "digest", "order_doc", "terms_doc")},
+        **{
+            name: bindparam(f"to_{name}") for name in ("job", "tab", "seq", "cap", "claim_by", "digest", "order_doc", "terms_doc")
+        },
     )
 )
-_IS_OPEN = sa.select(jobs.c.job).where(THIS_JOB, jobs.c.state == JobState.OPEN.value)
+_OPEN_JOB = sa.select(jobs.c.id).where(THIS_JOB, jobs.c.state == JobState.OPEN.value)
 
 
 def sign_orders(
@@ -84,39 +85,51 @@ def sign_orders(
 
     `reader` names the process that will read the answer; see process_locks.py.
     """
-    placed_orders = _sign(c, job, drafts, sign)
-    if placed_orders:
+    signed = _sign(c, job, drafts, sign)
+    if signed:
         row = _job_row(job, reader)
-        if not _INSERT_JOB.run(c, row):
+        number = _INSERT_JOB.insert(c, row)
+        if not number:
             _ADD_WORKLOAD.run(c, row)
-            _INSERT_JOB.run(c, row)
-        _store_orders(c, job, placed_orders)
-    return placed_orders
+            number = _INSERT_JOB.insert(c, row)
+        _store_orders(c, job, number, signed)
+    return [placed for placed, _ in signed]
 
 
 def sign_further_orders(
     c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: SignOrder
 ) -> list[PlacedOrder]:
     """Like `sign_orders`, for a job that is stored. Signs nothing for a job that is not open any more."""
-    if c.execute(_IS_OPEN, {"of_job": bytes(job.job)}).first() is None:
+    number = c.execute(_OPEN_JOB, {"of_job": bytes(job.job)}).scalar()
+    if number is None:
         return []
-    placed_orders = _sign(c, job, drafts, sign)
-    if placed_orders:
-        _store_orders(c, job, placed_orders)
-    return placed_orders
+    signed = _sign(c, job, drafts, sign)
+    _store_orders(c, job, number, signed)
+    return [placed for placed, _ in signed]
 
 
-def _sign(c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: SignOrder) -> list[PlacedOrder]:
-    payer_tabs = read_tabs(c, job.domain, job.payer, [provider for provider, _ in drafts], job.created_at)
-    return [
-        sign(payer_tabs[provider], provider, terms) for provider, terms in drafts if not payer_tabs[provider].exclusion_reason
-    ]
+def _sign(c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: SignOrder) -> list[tuple[PlacedOrder, int]]:
+    """Signs orders. Returns each with the row of its tab, which is 0 for a new tab."""
+    stored_tabs = read_stored_tabs(c, job.domain, job.payer, [provider for provider, _ in drafts], job.created_at)
+    signed: list[tuple[PlacedOrder, int]] = []
+    for provider, terms in drafts:
+        row, tab = stored_tabs[provider]
+        if not tab.exclusion_reason:
+            signed.append((sign(tab, provider, terms), row))
+    return signed
 
 
-def _store_orders(c: Connection, job: NewJob, placed_orders: Sequence[PlacedOrder]) -> None:
-    deployment = deployment_id(job.domain)
-    _RAISE_TAB.run_many(c, [_tab_row(deployment, placed) for placed in placed_orders])
-    _INSERT_ORDER.run_many(c, [_order_row(job, placed) for placed in placed_orders])
+def _store_orders(c: Connection, job: NewJob, number: int, signed: Sequence[tuple[PlacedOrder, int]]) -> None:
+    """Stores the signed orders of a job, whose row has this number, and raises their tabs."""
+    opened: dict[Address, int] = {}
+    for placed, stored_row in signed:
+        order = placed.order.message
+        row = stored_row or opened.get(order.provider, 0)
+        if row:
+            _RAISE_TAB.run(c, {"of_tab": row, "to_ceiling": int(order.ceiling), "to_order_seq": order.seq})
+        else:
+            row = opened[order.provider] = _OPEN_TAB.insert(c, _tab_row(deployment_id(job.domain), placed))
+        _INSERT_ORDER.run(c, _order_row(number, row, placed))
 
 
 def _job_row(job: NewJob, reader: str) -> dict[str, object]:
@@ -133,10 +146,11 @@ def _job_row(job: NewJob, reader: str) -> dict[str, object]:
     }
 
 
-def _order_row(job: NewJob, placed: PlacedOrder) -> dict[str, object]:
+def _order_row(job: int, tab: int, placed: PlacedOrder) -> dict[str, object]:
     order = placed.order.message
-    return tab_key(job.domain, order.payer, order.provider) | {
-        "of_job": bytes(job.job),
+    return {
+        "to_job": job,
+        "to_tab": tab,
         "to_seq": order.seq,
         "to_cap": int(placed.terms.max_cost),
         "to_claim_by": order.claim_by,

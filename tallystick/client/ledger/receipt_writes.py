@@ -15,13 +15,14 @@ from sqlalchemy import Connection, bindparam
 
 from tallystick.client.ledger import job_ends, open_orders, spending
 from tallystick.client.ledger.open_orders import Deliveries, OrderKey
+from tallystick.client.ledger.receipt_context import adjacent, parse, read_context, remember
 from tallystick.client.ledger.schema import THIS_ORDER, JobState, OrderState, deployment_id, evidence, orders, receipts, tabs
-from tallystick.client.ledger.tabs import SELECT_TAB, TAB_ID, THIS_TAB, tab_key, tab_of
+from tallystick.client.ledger.tabs import TAB_ID, THIS_TAB, tab_key
 from tallystick.client.orders.signing import PlacedOrder
-from tallystick.client.receipts.delivery_check import Delivery, UndeliveredCharge, undelivered_quarters
+from tallystick.client.receipts.delivery_check import QUARTERS_DELIVERED, Delivery, UndeliveredCharge, undelivered_quarters
 from tallystick.client.receipts.price_check import check_against_order
 from tallystick.client.receipts.proof import Proof
-from tallystick.client.receipts.sequence_check import AdjacentReceipts, check_sequence
+from tallystick.client.receipts.sequence_check import check_sequence
 from tallystick.client.receipts.token_audit import AuditFinding, check_audit
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.errors import BadReceipt, Fault
@@ -40,7 +41,7 @@ _STATE_AFTER: dict[Event, JobState] = {
 }
 _AWAITING_END = (JobState.OPEN, JobState.LOST, JobState.COMPLETED)
 """States in which a receipt at no cost may still end the job. A completed job was delivered whole and awaits its receipt."""
-_END_UNKNOWN = (JobState.OPEN, JobState.LOST)
+_END_UNKNOWN = (JobState.OPEN.value, JobState.LOST.value)
 _COUNTED_AS_FAILED = (JobState.FAILED, JobState.DISPUTED)
 
 
@@ -83,9 +84,7 @@ class IncomingReceipt:
 
 _INSERT_RECEIPT = SqliteStatement(
     sa.insert(receipts).values(
-        order_id=sa.select(orders.c.id).where(THIS_ORDER).scalar_subquery(),
-        tab=TAB_ID,
-        **{name: bindparam(f"to_{name}") for name in ("seq", "receipt_doc", "whole", "recorded_at")},
+        {name: bindparam(f"to_{name}") for name in ("order_id", "tab", "seq", "receipt_doc", "whole", "recorded_at")}
     )
 )
 _INSERT_EVIDENCE = sa.insert(evidence)
@@ -104,7 +103,7 @@ _SAME_ORDER = SqliteStatement(
 
 _ACCEPT = SqliteStatement(
     sa.update(tabs)
-    .where(THIS_TAB)
+    .where(tabs.c.id == bindparam("of_tab_id"))
     .values(accepted=bindparam("to_accepted"), total=bindparam("to_total"), total_order_seq=bindparam("to_total_order_seq"))
 )
 _BLOCK = sa.update(tabs).where(THIS_TAB, tabs.c.blocked_reason == "").values(blocked_reason=bindparam("to_blocked_reason"))
@@ -112,7 +111,15 @@ _TOUCH_TAB = sa.update(tabs).where(THIS_TAB).values(blocked_reason=tabs.c.blocke
 _DISPUTE = (
     sa.update(orders).where(THIS_ORDER, orders.c.state != OrderState.RECORDED.value).values(state=OrderState.DISPUTED.value)
 )
-_SET_ORDER_STATE = SqliteStatement(sa.update(orders).where(THIS_ORDER).values(state=bindparam("to_state")))
+_SET_STATE_OF_ORDER = SqliteStatement(
+    sa.update(orders).where(orders.c.id == bindparam("of_order_id")).values(state=bindparam("to_state"))
+)
+
+_SET_DELIVERED = SqliteStatement(
+    sa.update(orders)
+    .where(orders.c.id == bindparam("of_order_id"))
+    .values(state=bindparam("to_state"), undelivered_quarters=bindparam("to_quarters"), undelivered_at=0)
+)
 
 
 def record_receipt(c: Connection, incoming: IncomingReceipt) -> BadReceipt | None:
@@ -122,9 +129,11 @@ def record_receipt(c: Connection, incoming: IncomingReceipt) -> BadReceipt | Non
     blocks the provider and is stored as evidence.
     """
     receipt = incoming.receipt.message
-    incoming = replace(incoming, delivery=open_orders.read_delivery(c, incoming.job, receipt, incoming.delivery))
+    delivery = open_orders.read_delivery(c, incoming.job, receipt, incoming.delivery)
+    if delivery is not incoming.delivery:
+        incoming = replace(incoming, delivery=delivery)
     try:
-        known, tab_row = check_receipt(c, incoming)
+        known, context = check_receipt(c, incoming)
     except UndeliveredCharge as error:
         open_orders.refuse_receipt(c, incoming.tab_key, incoming.order_key, incoming.delivery, error, now=incoming.now)
         if incoming.final:
@@ -136,11 +145,11 @@ def record_receipt(c: Connection, incoming: IncomingReceipt) -> BadReceipt | Non
             _block(c, incoming, _adjacent_docs(c, incoming, same_order), str(error))
         return error
     if not known:
-        store_receipt(c, incoming, tab_row)
-    elif incoming.final and open_orders.job_state(c, incoming.job) in _END_UNKNOWN:
+        store_receipt(c, incoming, context)
+    elif incoming.final and context.job_state in _END_UNKNOWN:
         # It came as the receipt at no cost of an attempt. The job's end was lost with its stream: no other attempt followed.
-        _SET_ORDER_STATE.run(c, incoming.order_key.parameters | {"to_state": OrderState.RECORDED.value})
-        _end_with_receipt(c, incoming, counted=False)
+        _SET_STATE_OF_ORDER.run(c, {"of_order_id": context.order_id, "to_state": OrderState.RECORDED.value})
+        _end_with_receipt(c, incoming, context, counted=False)
     elif incoming.delivery is not None and incoming.delivery.finished:
         # The receipt was recorded when the stream was lost; now the whole answer was fetched.
         _count_undelivered(c, incoming)
@@ -163,20 +172,20 @@ def _count_undelivered(c: Connection, incoming: IncomingReceipt) -> None:
         )
 
 
-def check_receipt(c: Connection, incoming: IncomingReceipt) -> tuple[bool, Any | None]:
+def check_receipt(c: Connection, incoming: IncomingReceipt) -> tuple[bool, Any]:
     """Checks a receipt against its order, the delivery, its tab and the audit.
 
-    Returns whether the receipt was recorded before, and the row of its tab. Raises BadReceipt if it must not be recorded.
+    Returns whether the receipt was recorded before, and its context (`read_context`). Raises BadReceipt if it must not be
+    recorded.
     """
     receipt = incoming.receipt.message
     check_against_order(incoming.placed, receipt, incoming.delivery)
-    recorded = _SAME_ORDER.first(c, OrderKey(incoming.job, receipt.order_hash).parameters)
-    if recorded is not None and load_signed(Receipt, recorded.receipt_doc).message == receipt:
-        return True, None
-    adjacent = (load_signed(Receipt, doc).message for doc in _adjacent_docs(c, incoming, recorded))
-    check_sequence(receipt, AdjacentReceipts.of(receipt, adjacent))
+    context = read_context(c, incoming.tab_key, incoming.order_key, receipt.seq)
+    if context.of_order is not None and parse(context.of_order) == receipt:
+        return True, context
+    check_sequence(receipt, adjacent(context, receipt))
     check_audit(incoming.audit_finding)
-    return False, SELECT_TAB.first(c, incoming.tab_key)
+    return False, context
 
 
 def _adjacent_docs(c: Connection, incoming: IncomingReceipt, same_order: Any | None) -> list[str | bytes]:
@@ -186,49 +195,78 @@ def _adjacent_docs(c: Connection, incoming: IncomingReceipt, same_order: Any | N
     return docs if same_order is None or same_order.receipt_doc in docs else [*docs, same_order.receipt_doc]
 
 
-def store_receipt(c: Connection, incoming: IncomingReceipt, tab_row: Any | None) -> None:
-    """Stores a receipt that passed `check_receipt`, and ends its job if it is final; `tab_row` is the row of its tab."""
-    receipt, delivery, tab = incoming.receipt.message, incoming.delivery, tab_of(tab_row)
-    values = {
-        "to_seq": receipt.seq,
-        "to_receipt_doc": pack_signed(incoming.receipt),
-        "to_whole": delivery is not None and delivery.finished,
-        "to_recorded_at": incoming.now,
-    }
-    _INSERT_RECEIPT.run(c, {**incoming.tab_key, **incoming.order_key.parameters, **values})
-    total, total_order_seq = (tab.total, tab_row.total_order_seq if tab_row is not None else 0)
-    if tab.total < receipt.cumulative_cost <= tab.ceiling:  # a total above every ceiling known here proves nothing
-        total, total_order_seq = receipt.cumulative_cost, tab.order_seq
-    change = {"to_accepted": int(tab.accepted + receipt.cost), "to_total": int(total), "to_total_order_seq": total_order_seq}
-    _ACCEPT.run(c, incoming.tab_key | change)
-    state_before = open_orders.job_state(c, incoming.job)
+def store_receipt(c: Connection, incoming: IncomingReceipt, context: Any) -> None:
+    """Stores a receipt that passed `check_receipt`, which returned the context, and ends its job if it is final."""
+    receipt, delivery, doc = incoming.receipt.message, incoming.delivery, pack_signed(incoming.receipt)
+    _INSERT_RECEIPT.run(
+        c,
+        {
+            "to_order_id": context.order_id,
+            "to_tab": context.tab_id,
+            "to_seq": receipt.seq,
+            "to_receipt_doc": doc,
+            "to_whole": delivery is not None and delivery.finished,
+            "to_recorded_at": incoming.now,
+        },
+    )
+    remember(doc, receipt)
+    _accept(c, context, receipt)
+    state_before = None if context.job_state is None else JobState(context.job_state)
     final = receipt.cost > 0 or (incoming.final and state_before in _AWAITING_END)
     order_state = OrderState.RECORDED if final else OrderState.RELEASED
-    _SET_ORDER_STATE.run(c, incoming.order_key.parameters | {"to_state": order_state.value})
-    _count_undelivered(c, incoming)
+    _settle_order(c, incoming, context, order_state)
     if final:
-        _end_with_receipt(c, incoming, counted=state_before in _COUNTED_AS_FAILED)
+        _end_with_receipt(c, incoming, context, counted=state_before in _COUNTED_AS_FAILED)
 
 
-def _end_with_receipt(c: Connection, incoming: IncomingReceipt, *, counted: bool) -> None:
+def _settle_order(c: Connection, incoming: IncomingReceipt, context: Any, state: OrderState) -> None:
+    """Sets the state of a receipt's order, and counts whether its answer was delivered."""
+    change = {"of_order_id": context.order_id, "to_state": state.value}
+    delivered = undelivered_quarters(incoming.receipt.message, incoming.delivery) == QUARTERS_DELIVERED
+    if not delivered or context.undelivered_quarters or context.order_quarters != 0:
+        _SET_STATE_OF_ORDER.run(c, change)
+        _count_undelivered(c, incoming)
+    else:  # of a tab that counts nothing undelivered, nothing can be subtracted
+        _SET_DELIVERED.run(c, change | {"to_quarters": QUARTERS_DELIVERED})
+
+
+def _accept(c: Connection, context: Any, receipt: Receipt) -> None:
+    """Adds a receipt to the row of its tab."""
+    total, total_order_seq = context.total, context.total_order_seq
+    if total < receipt.cumulative_cost <= context.ceiling:  # a total above every ceiling known here proves nothing
+        total, total_order_seq = int(receipt.cumulative_cost), context.order_seq
+    accepted = context.accepted + int(receipt.cost)
+    change = {"to_accepted": accepted, "to_total": total, "to_total_order_seq": total_order_seq}
+    _ACCEPT.run(c, {"of_tab_id": context.tab_id, **change})
+
+
+def _end_with_receipt(c: Connection, incoming: IncomingReceipt, context: Any, *, counted: bool) -> None:
     """Ends the job of a recorded receipt. `counted`: the job already counts as a failed request."""
     receipt = incoming.receipt.message
     outcome = Outcome(receipt.outcome)
     state = _STATE_AFTER[ENDS[outcome]]
-    spending.add_receipt(
-        c,
-        incoming.job,
-        receipt,
-        incoming.now,
-        failed=state is JobState.FAILED,
-        counted=counted,
-        hedge_cost=incoming.hedge_cost,
-    )
+    if context.job_id is not None:
+        spending.add_receipt(
+            c,
+            spending.Workload(context.workload_payer, context.label, context.model),
+            receipt,
+            incoming.now,
+            failed=state is JobState.FAILED,
+            counted=counted,
+            hedge_cost=incoming.hedge_cost,
+        )
     reason = "" if state is JobState.COMPLETED else outcome.name.lower()
     if incoming.audit_finding is not None:
         reason = f"flagged: {incoming.audit_finding.reason}"
     job_ends.end_with_receipt(
-        c, incoming.job, state, reason, incoming.now, deliveries=incoming.other_deliveries, duration_ms=incoming.duration_ms
+        c,
+        incoming.job,
+        state,
+        reason,
+        incoming.now,
+        deliveries=incoming.other_deliveries,
+        duration_ms=incoming.duration_ms,
+        others_open=bool(context.others_open),
     )
 
 

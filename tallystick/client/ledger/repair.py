@@ -208,9 +208,9 @@ def unblock(c: Connection, payer: Address, provider: Address, now: int) -> bool:
         delivery = None if row.delivered_doc is None else Delivery.from_json(loads(row.delivered_doc, "delivered"))
         incoming = IncomingReceipt(domain, JobId(bytes.fromhex(row.job)), placed, receipt, delivery, now)
         with contextlib.suppress(BadReceipt):
-            known, tab_row = check_receipt(c, incoming)
+            known, context = check_receipt(c, incoming)
             if not known:
-                store_receipt(c, incoming, tab_row)
+                store_receipt(c, incoming, context)
     return True
 
 

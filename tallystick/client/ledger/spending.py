@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
@@ -46,9 +46,14 @@ def _add_from(source: sa.Select[Any]) -> SqliteStatement:
     )
 
 
-_ADD_RECEIPT = _add_from(_JOB_ROW)
 _ADD_FAILED = _add_from(_JOB_ROW.where(IS_UNRESOLVED))
 _INSERT = insert(spent)
+_ADD_RECEIPT = SqliteStatement(
+    _INSERT.on_conflict_do_update(
+        index_elements=["payer", *GROUPS], set_={name: spent.c[name] + _INSERT.excluded[name] for name in _SUMS}
+    ),
+    " ".join(_COLUMNS),
+)
 _ADD_CACHE_HIT = _INSERT.on_conflict_do_update(
     index_elements=["payer", *GROUPS],
     set_={"hits": spent.c.hits + _INSERT.excluded.hits, "saved": spent.c.saved + _INSERT.excluded.saved},
@@ -90,9 +95,17 @@ class SpendingRow:
     """Time from the request to the receipt: p50, p95, p99 (nearest rank). None if it is not known for any request."""
 
 
+class Workload(NamedTuple):
+    """What a job's spending is counted under."""
+
+    payer: str
+    label: str
+    model: str
+
+
 def add_receipt(
     c: Connection,
-    job: JobId,
+    workload: Workload,
     receipt: Receipt,
     now: int,
     *,
@@ -100,23 +113,27 @@ def add_receipt(
     counted: bool = False,
     hedge_cost: int | None = None,
 ) -> None:
-    """Adds a recorded receipt. `counted`: its request already counts, as a failed one. `hedge_cost`: see `SpendingRow`; None if
-    the job ran at one provider.
+    """Adds a recorded receipt of a job. `counted`: its request already counts, as a failed one. `hedge_cost`: see `SpendingRow`;
+    None if the job ran at one provider.
     """
     _ADD_RECEIPT.run(
         c,
         {
-            "of_job": bytes(job),
-            "to_day": now // DAY_SECONDS,
-            "to_provider": receipt.provider,
-            "to_requests": int(not counted),
-            "to_failed": int(failed and not counted),
-            "to_cost": int(receipt.cost),
-            "to_input_tokens": receipt.input_tokens,
-            "to_cached_tokens": receipt.cached_input_tokens,
-            "to_output_tokens": receipt.output_tokens,
-            "to_hedged": int(hedge_cost is not None),
-            "to_hedge_cost": hedge_cost or 0,
+            "payer": workload.payer,
+            "day": now // DAY_SECONDS,
+            "label": workload.label,
+            "model": workload.model,
+            "provider": receipt.provider,
+            "requests": int(not counted),
+            "failed": int(failed and not counted),
+            "cost": int(receipt.cost),
+            "input_tokens": receipt.input_tokens,
+            "cached_tokens": receipt.cached_input_tokens,
+            "output_tokens": receipt.output_tokens,
+            "hits": 0,
+            "saved": 0,
+            "hedged": int(hedge_cost is not None),
+            "hedge_cost": hedge_cost or 0,
         },
     )
 

@@ -6,7 +6,7 @@ Functions of one connection. Bound parameters that select rows start with `of_`,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
@@ -33,14 +33,32 @@ def _sum_where(condition: sa.ColumnElement[bool], value: sa.ColumnElement[int]) 
     return sa.func.coalesce(sa.func.sum(sa.case((condition, value), else_=0)), 0)
 
 
-_SELECT_CAPS = SqliteStatement(
+_SELECT_TAB_AND_CAPS = SqliteStatement(
     sa.select(
+        tabs.c.id,
+        tabs.c.accepted,
+        tabs.c.total,
+        tabs.c.ceiling,
+        tabs.c.order_seq,
+        tabs.c.blocked_reason,
+        tabs.c.undelivered_quarters,
+        tabs.c.recovered,
         _sum_where(_NOT_EXPIRED, orders.c.cap).label("open"),
         _sum_where(_NOT_EXPIRED & (orders.c.state == OrderState.DISPATCHED.value), sa.literal(1)).label("awaiting_receipts"),
-        _sum_where(_NOT_EXPIRED & (orders.c.seq <= bindparam("of_total_order_seq")), orders.c.cap).label("early"),
+        _sum_where(_NOT_EXPIRED & (orders.c.seq <= tabs.c.total_order_seq), orders.c.cap).label("early"),
         _sum_where(~_NOT_EXPIRED, orders.c.cap).label("expired"),
-    ).where(orders.c.tab == bindparam("of_tab"), IS_COLLECTABLE)
+    )
+    .select_from(tabs.outerjoin(orders, (orders.c.tab == tabs.c.id) & IS_COLLECTABLE))
+    .where(THIS_TAB)
+    .group_by(tabs.c.id)
 )
+
+
+class StoredTab(NamedTuple):
+    """A tab and the id of its row; 0 for a tab that has none."""
+
+    row: int
+    tab: Tab
 
 
 def tab_key(domain: Domain, payer: Address, provider: Address) -> dict[str, object]:
@@ -50,36 +68,32 @@ def tab_key(domain: Domain, payer: Address, provider: Address) -> dict[str, obje
 
 def read_tabs(c: Connection, domain: Domain, payer: Address, providers: Sequence[Address], now: int) -> dict[Address, Tab]:
     """The payer's tabs with these providers. Orders whose `claim_by` is not after `now` (Unix seconds) count as expired."""
-    read: dict[Address, Tab] = {}
+    return {provider: stored.tab for provider, stored in read_stored_tabs(c, domain, payer, providers, now).items()}
+
+
+def read_stored_tabs(
+    c: Connection, domain: Domain, payer: Address, providers: Sequence[Address], now: int
+) -> dict[Address, StoredTab]:
+    """Like `read_tabs`, with the ids of the tabs' rows."""
+    read: dict[Address, StoredTab] = {}
     for provider in providers:
-        key = tab_key(domain, payer, provider)
-        row = SELECT_TAB.first(c, key)
-        if row is None:
-            read[provider] = Tab()
-        else:
-            caps = _SELECT_CAPS.first(c, {"of_tab": row.id, "of_now": now, "of_total_order_seq": row.total_order_seq})
-            read[provider] = tab_of(row, caps)
+        row = _SELECT_TAB_AND_CAPS.first(c, tab_key(domain, payer, provider) | {"of_now": now})
+        read[provider] = StoredTab(0, Tab()) if row is None else StoredTab(row.id, _tab_of(row))
     return read
 
 
-def tab_of(row: Any | None, caps: Any | None = None) -> Tab:
-    """Builds a Tab from the row of SELECT_TAB and from the sums over its collectable orders, which are zero without `caps`."""
-    if row is None:
-        return Tab()
-    if caps is None:
-        open_caps, early_caps, expired, awaiting_receipts = 0, 0, 0, 0
-    else:
-        open_caps, early_caps, expired, awaiting_receipts = caps.open, caps.early, caps.expired, caps.awaiting_receipts
+def _tab_of(row: Any) -> Tab:
+    """Builds a Tab from its row and from the sums over its collectable orders."""
     return Tab(
         accepted=Amount(row.accepted),
         total=Amount(row.total),
-        open_caps=Amount(open_caps),
-        early_caps=Amount(early_caps),
+        open_caps=Amount(row.open),
+        early_caps=Amount(row.early),
         ceiling=Amount(row.ceiling),
         order_seq=row.order_seq,
         blocked_reason=row.blocked_reason,
-        awaiting_receipts=awaiting_receipts,
+        awaiting_receipts=row.awaiting_receipts,
         undelivered_quarters=row.undelivered_quarters,
-        expired_caps=Amount(expired),
+        expired_caps=Amount(row.expired),
         recovered=Amount(row.recovered),
     )

@@ -84,13 +84,16 @@ class ApiRequest:
         """The request with a head of the match log for its provider, which the coordinator can neither read nor leave out."""
         if not packed:
             return self
-        return replace(self, head=replace(self.head, log_head=packed))
+        return self._with_head(RequestHead(self.head.path, self.head.content_type, packed, self.head.evidence))
 
     def with_evidence(self) -> ApiRequest:
         """The request, which asks for the rows of evidence with its answer, if its route has answers with rows."""
         if self.head.path not in (CHAT, COMPLETIONS):
             return self
-        return replace(self, head=replace(self.head, evidence=True))
+        return self._with_head(RequestHead(self.head.path, self.head.content_type, self.head.log_head, evidence=True))
+
+    def _with_head(self, head: RequestHead) -> ApiRequest:
+        return ApiRequest(head, self.body, self.summary, self.label, self.json)
 
     @property
     def plaintext(self) -> bytes:

@@ -25,8 +25,10 @@ from tallystick.protocol.types import Amount, JobId, format_amount, parse_addres
 from tallystick.web.day_chart import PERIODS, bars_of
 from tallystick.web.receipt_page import TEMPLATE, receipt_values
 from tallystick.web.rendering import Pages
+from tallystick.web.sign_in_routes import SignInRoutes
 from tallystick.web.static_files import STATIC_PATH, serve_static
 from tallystick.web.wallet_page import MEANING, Parties, WalletPage, unavailable
+from tallystick.web.wallet_sign_in import WalletSignIn
 
 SECTIONS = {
     "/tally/spending": "Spending",
@@ -45,6 +47,7 @@ NO_CHAIN = (
 JOB_ROWS = 100
 MAX_FORM, LOGIN_SECONDS = 8_192, 10.0
 """Bytes of the form to log in, and how long it may take to arrive: anybody may send it."""
+_NOTICE = "See what this gateway's wallet did, and spend from it. Its own wallet may, and those of page_wallets in the config."
 Access = Callable[[Request], bool]
 """Whether the caller may see what the whole wallet did."""
 
@@ -52,14 +55,22 @@ Access = Callable[[Request], bool]
 class PayerPages:
     """See the module's docstring. `may_see` decides for each request; others are shown the form to log in.
 
-    `log_in` takes the key of the form, and returns the value of a session cookie, or None for a wrong key. `now`: Unix time.
+    `log_in` takes the key of the form, and returns the value of a session cookie, or None for a wrong key. `sign_in`: for
+    wallets. `now`: Unix time.
     """
 
     def __init__(
-        self, market: Market, *, may_see: Access, log_in: Callable[[str], str | None], now: Callable[[], float] = time.time
+        self,
+        market: Market,
+        *,
+        may_see: Access,
+        log_in: Callable[[str], str | None],
+        sign_in: WalletSignIn | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._market, self._may_see, self._log_in, self._now = market, may_see, log_in, now
         self._pages = Pages(Path(__file__).parent / "templates", product="Tallystick gateway", sections=SECTIONS)
+        self._sign_in = None if sign_in is None else SignInRoutes(sign_in, self._pages, targets=tuple(SECTIONS), notice=_NOTICE)
         onchain, parties = maintenance_of(market).onchain, Parties(key=market.address, bind=BIND_PATH)
         self._wallet = None if onchain is None else WalletPage(onchain.escrow, WALLET_PATH, parties)
 
@@ -75,6 +86,7 @@ class PayerPages:
             Route(BIND_PATH, self._guarded(self._bind), methods=["POST"]),
             Route("/tally/chat", self._guarded(self._chat)),
             Route(LOGIN_PATH, self._login, methods=["GET", "POST"]),
+            *([] if self._sign_in is None else self._sign_in.routes()),
             Route(f"{STATIC_PATH}/{{name}}", serve_static),
         ]
 

@@ -21,7 +21,8 @@ class AdjacentReceipts:
     @classmethod
     def of(cls, receipt: Receipt, recorded: Iterable[Receipt]) -> AdjacentReceipts:
         """Selects them from receipts of the same tab. The receipt itself is skipped."""
-        others = [other for other in recorded if other != receipt]
+        words = receipt.words()  # which differ if any field does
+        others = [other for other in recorded if other.words() != words]
         return cls(
             same_seq=next((other for other in others if other.seq == receipt.seq), None),
             below=max((other for other in others if other.seq < receipt.seq), key=lambda other: other.seq, default=None),

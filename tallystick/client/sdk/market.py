@@ -485,7 +485,8 @@ class Market(ConvenienceMethods):
 
         async def submit(wait: int) -> Job:
             self._check_room()
-            return await self._submit_to_one(request, demand, replace(options, wait=wait))
+            waiting = options if wait == options.wait else replace(options, wait=wait)
+            return await self._submit_to_one(request, demand, waiting)
 
         return await self._turns.take(submit, options.wait)
 

@@ -138,12 +138,11 @@ def ranking_hints(demand: Demand, holder: Preference | None) -> RankingHints:
 
     Requirements that are too long for hints are left out: the coordinator then guesses them from the orders.
     """
-    hints = RankingHints(demand.likely_tokens, demand.sort, demand.weights)
+    likely, provider, cached = demand.likely_tokens, None, 0
     if holder is not None:
-        cached = demand.likely_tokens * holder.cached_percent // 100
-        hints = replace(hints, holder=holder.provider, cached_tokens=cached)
-    told = replace(hints, require=demand.require, needs=demand.needs.features)
-    return told if _fits(told) else hints
+        provider, cached = holder.provider, likely * holder.cached_percent // 100
+    hints = RankingHints(likely, demand.sort, demand.weights, provider, cached, demand.require, demand.needs.features)
+    return hints if _fits(hints) else replace(hints, require=None, needs=())
 
 
 @lru_cache(512)

@@ -30,6 +30,8 @@ MAX_REASON = 500
 MAX_TERM = 60
 SCORE_TERMS = ("price", "loss", "integrity", "firstToken", "speed", "load", "total")
 """The terms of an ask's score and their sum, as the coordinator names them."""
+_NAME = re.compile(r"[a-z]+(_[a-z]+){0,5}")
+"""What a name of an option looks like. Other text may be anything, and is not repeated in errors and logs."""
 _DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 
@@ -198,7 +200,8 @@ def read_options(header: str | None) -> tuple[RequestOptions, GatewayOptions]:
         raise BadMessage(f"{HEADER}: expected a JSON object")
     unknown = sorted(map(str, raw.keys() - _READERS.keys()))
     if unknown:
-        raise BadMessage(f"{HEADER}: unknown options: {', '.join(unknown)[:200]}; known options: {', '.join(_READERS)}")
+        named = ", ".join(name if _NAME.fullmatch(name) else "one that is no name" for name in unknown)[:200]
+        raise BadMessage(f"{HEADER}: unknown options: {named}; known options: {', '.join(_READERS)}")
     options: dict[str, Any] = {name: _READERS[name](value, f"{HEADER}.{name}") for name, value in raw.items()}
     gateway_options = GatewayOptions(
         options.pop("fallbacks", ()), options.pop("cache", None), market=options.pop("market", False)

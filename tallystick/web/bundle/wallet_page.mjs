@@ -276,8 +276,8 @@ async function run(steps) {
       if (!unusable) throw error;
       return new Problem("The token did not take the permit.");
     }
-    say(`Waiting for ${state.wallet.name}: ${step.title}${place}. Compare what it shows with what you agreed to.`);
-    await wait(await submit(chain, account, step, data), place);
+    const asking = () => say(`Waiting for ${state.wallet.name}: ${step.title}${place}. Compare what it shows with what you agreed to.`);
+    await wait(await submit(chain, account, step, data, asking), place);
   }
   say("Done.", "good");
   return null;
@@ -298,13 +298,13 @@ async function wait(pending, place = "") {
 }
 
 /** Does one thing at a time, and says how it ended. */
-async function busily(work) {
+async function busily(work, inTurn = alone) {
   if (state.busy) return;
   [state.busy, state.changed] = [true, ""];
   document.body.dataset.busy = "true";
   if (state.purse) showForms(state.purse);
   try {
-    await alone(work);
+    await inTurn(work);
   } catch (error) {
     const problem = error instanceof BadInput ? error : explain(error, facts.decimals);
     say(problem.message, "bad");
@@ -327,16 +327,8 @@ async function operate(form) {
   const { chain, account } = state;
   const agree = async (steps, note = "") => {
     const [first] = steps;
-    let gas = null;
-    if (first.data) {
-      await chain.call(first.to, first.data, { from: account });
-      gas = await chain.gas({ from: account, to: first.to, data: first.data, value: "0x0" });
-      if (gas && gas.balance < gas.fee) {
-        throw new Problem(
-          `The account has too little ${facts.coin || "of the chain's coin"} to pay for gas. Send it some, and try again.`,
-        );
-      }
-    }
+    if (first.data) await chain.call(first.to, first.data, { from: account });
+    const gas = await chain.gas(account, first.data && { from: account, to: first.to, data: first.data, value: "0x0" });
     say("Check what will be signed.");
     if (await review(operation.name, { steps, note, gas, account, facts })) return true;
     say(state.changed ? `Stopped, because ${state.changed}. Nothing was signed or sent.` : "Nothing was signed or sent.");
@@ -363,7 +355,7 @@ async function resume() {
     say(`The page was left while the wallet asked: ${pending.title}. The wallet's activity tells whether it was sent.`);
     return;
   }
-  await busily(() => wait(pending));
+  await busily(() => wait(pending), (work) => work()); // it only reads, so another tab may be at work
 }
 
 function lookUp(form, id, name, place) {

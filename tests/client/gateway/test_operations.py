@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import httpx
@@ -69,6 +70,9 @@ async def test_metrics(fake: FakeMarket, wallet: Signer, config: ClientConfig) -
         'tallystick_gateway_dependency_state{dependency="ledger"} 1.0',
         'tallystick_gateway_budget_used_ratio{budget="',
         "tallystick_gateway_jobs_live 0.0",
+        'tallystick_gateway_failed_jobs_total{fault="client"} 1.0',
+        'tallystick_gateway_failed_jobs_total{fault="provider"} 0.0',
+        "tallystick_gateway_retries_total 0.0",
     ):
         assert expected in text
     assert all(line.startswith("tallystick_gateway_") for line in text.splitlines() if line[0] != "#")
@@ -78,6 +82,18 @@ async def test_metrics(fake: FakeMarket, wallet: Signer, config: ClientConfig) -
         assert (line["model"], line["outcome"], len(line["job"])) == (BODY["model"], "completed", 32)
         assert float(line["cost"]) > 0
     assert str(BODY["messages"]) not in str(lines)
+
+
+async def test_another_model_is_a_retry(http: httpx.AsyncClient) -> None:
+    """A request whose first model nobody sells goes to its next one: one retry, and no failed job."""
+    options = {"x-tally-options": json.dumps({"fallbacks": [BODY["model"]]})}
+    with capture_logs() as lines:
+        assert (await http.post(CHAT, json=BODY | {"model": "none"}, headers=options)).status_code == 200
+    text = (await http.get("/metrics")).text
+    assert "tallystick_gateway_retries_total 1.0" in text
+    assert 'tallystick_gateway_failed_jobs_total{fault="client"} 0.0' in text
+    (request,) = [line for line in lines if line["event"] == "request"]
+    assert request["retries"] == 1
 
 
 @pytest.mark.parametrize("path", ["/", "/readyz", "/healthz", "/ready", "/health", "/metrics"])

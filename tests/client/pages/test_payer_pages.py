@@ -15,6 +15,7 @@ from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.types import Amount
 from tests.client.fake_coordinator import BODY, CHAT, FakeMarket
 from tests.client.gateway.test_app import gateway, http, url
+from tests.web.sign_in_site import challenge, enter, signed
 
 __all__ = ["http", "url"]
 PAGES = [*SECTIONS, "/tally/pages/jobs/" + "00" * 16]
@@ -148,3 +149,37 @@ async def test_static_files_are_for_everybody(fake: FakeMarket, wallet: Signer, 
         assert (await http.get(style)).headers["content-type"].startswith("text/css")
         assert (await http.get("/static/../v1/models")).status_code in {401, 404}
         assert (await http.get("/v1/models")).status_code == 401
+
+
+async def test_logging_in_with_a_wallet(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """With a key set, the gateway's own wallet and those that the config lists sign in too; their session is the owner's."""
+    friend, stranger = Signer(b"\x05" * 32), Signer(b"\x06" * 32)
+    locked = replace(config, api_key=KEY, page_wallets=(friend.address,))
+    async with gateway(fake, wallet, locked) as base:
+        for key, status in ((wallet, 200), (friend, 200), (stranger, 401)):
+            async with httpx.AsyncClient(base_url=base) as http:
+                assert 'href="/sign-in?to=/tally/spending"' in (await http.get("/tally/spending")).text
+                answer = await enter(http, key)
+                assert answer.status_code == status, answer.text
+                assert (await http.get("/tally/spending")).status_code == status
+                assert (await http.post(CHAT, json=BODY)).status_code == status
+                assert (await http.post(CHAT, json=BODY, headers={"sec-fetch-site": "same-site"})).status_code == 401
+                assert (await http.post("/sign-out")).status_code == 200
+                assert (await http.get("/tally/spending")).status_code == 401
+        async with httpx.AsyncClient(base_url=base) as script:
+            answer = await script.post(
+                "/sign-in", json=signed(await challenge(script, wallet.address), wallet) | {"bearer": True}
+            )
+            bearer = {"authorization": f"Bearer {answer.json()['token']}"}
+            assert (await script.post(CHAT, json=BODY, headers=bearer)).status_code == 200
+            assert (await script.post(CHAT, json=BODY)).status_code == 401
+
+
+async def test_a_gateway_at_another_name(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A message for a name that the config does not list is not even offered for signing."""
+    locked = replace(config, api_key=KEY, page_urls=("https://gateway.example",))
+    async with gateway(fake, wallet, locked) as base, httpx.AsyncClient(base_url=base) as http:
+        answer = await http.post("/sign-in/challenge", json={"account": wallet.address}, headers={"host": "gateway.example"})
+        assert answer.json()["message"].startswith("gateway.example wants you to sign in")
+        answer = await http.post("/sign-in/challenge", json={"account": wallet.address}, headers={"host": "evil.example"})
+        assert (answer.status_code, "page_urls" in answer.text) == (401, True)

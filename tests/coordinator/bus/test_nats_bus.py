@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from coordinator.bus import nats_bus as module
-from coordinator.bus.nats_bus import MAX_MESSAGE, OUTBOX, NatsBus, Receiver
+from coordinator.bus.nats_bus import MAX_MESSAGE, OUTBOX, Dial, NatsBus, Receiver
 
 SECONDS = 120
 SERVERS = ("nats://ann:s3cret@bus.example:4222",)
@@ -22,7 +23,7 @@ class FakeConnection:
     def __init__(self, receive: Receiver) -> None:
         self.receive, self.sent = receive, asyncio.Queue[tuple[str, bytes]]()
         self.gone, self.open = asyncio.Event(), asyncio.Event()
-        self.was_closed = False
+        self.was_closed, self.ended = False, asyncio.Event()
         self.open.set()
         self.failure: Exception | None = None
 
@@ -32,11 +33,17 @@ class FakeConnection:
             raise self.failure
         self.sent.put_nowait((subject, payload))
 
+    async def ping(self) -> None:
+        await self.open.wait()
+        if self.failure is not None:
+            raise self.failure
+
     async def closed(self) -> None:
         await self.gone.wait()
 
     async def close(self) -> None:
         self.was_closed = True
+        self.ended.set()
 
 
 class FakeNats:
@@ -57,7 +64,7 @@ class FakeNats:
 
 
 @asynccontextmanager
-async def _running(nats: FakeNats) -> AsyncIterator[tuple[NatsBus, asyncio.Event]]:
+async def _running(nats: Dial) -> AsyncIterator[tuple[NatsBus, asyncio.Event]]:
     bus, connected = NatsBus(SERVERS, "tallystick.0xab", dial=nats), asyncio.Event()
     bus.on_connected = connected.set
     runner = asyncio.create_task(bus.run())
@@ -141,3 +148,57 @@ async def test_one_warning_for_one_outage_without_secrets(monkeypatch: pytest.Mo
     assert [entry["server"] for entry in warnings] == ["bus.example:4222"] * 2
     assert "cancels and tab totals do not reach other replicas" in warnings[0]["event"]
     assert "s3cret" not in str(logs)
+
+
+async def test_a_client_that_swallows_the_cancellation() -> None:
+    """A bus that is stopped while it dials ends at once, and a connection that comes all the same is closed."""
+    begun, made = asyncio.Event(), FakeConnection(lambda *_: None)
+
+    async def dial(servers: tuple[str, ...], subject: str, receive: Receiver) -> FakeConnection:
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return made
+
+    bus = NatsBus(SERVERS, "tallystick.0xab", dial=dial)
+    runner = asyncio.create_task(bus.run())
+    async with asyncio.timeout(SECONDS):
+        await begun.wait()
+        runner.cancel()
+        await asyncio.wait({runner})
+        await made.ended.wait()
+    assert runner.cancelled()
+
+
+async def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt ends in time even if the client swallows its cancellation, and the next one is made."""
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(module, "FIRST_RETRY_SECONDS", 0.001)
+    nats, late = FakeNats(), FakeConnection(lambda *_: None)
+    answers = [late]
+
+    async def dial(servers: tuple[str, ...], subject: str, receive: Receiver) -> FakeConnection:
+        if not answers:
+            return await nats(servers, subject, receive)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return answers.pop()
+
+    async with _running(dial) as (bus, connected):
+        await connected.wait()
+        await late.ended.wait()
+        assert bus.connected
+
+
+async def test_the_round_trip() -> None:
+    """A ping takes the time of the server's answer; there is none without a connection, or if the server fails."""
+    nats = FakeNats()
+    assert await NatsBus(SERVERS, "t", dial=nats).round_trip() is None
+    async with _running(nats) as (bus, _):
+        connection = await nats.dialled.get()
+        while not bus.connected:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
+        assert (await bus.round_trip() or -1) >= 0
+        connection.failure = ConnectionError("gone")
+        assert await bus.round_trip() is None
+    assert await bus.round_trip() is None

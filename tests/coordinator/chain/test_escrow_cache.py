@@ -177,18 +177,18 @@ async def test_a_purse_that_thaws_whole_covers_nothing() -> None:
 
 
 async def test_old_figures_do_not_serve_for_ever() -> None:
-    """Figures ten times older than `ttl` are read again before a job is admitted on them, if the chain answers."""
+    """Figures 120 times older than `ttl` are read again before a job is admitted on them, if the chain answers."""
     funds, escrow, clock = _make()
     await _free(funds)
     escrow.free[PAYER.address] = 0
-    clock.seconds = 49
+    clock.seconds = 599
     assert await _free(funds) == 100
     await quiet()
     escrow.free[PAYER.address] = 7
-    clock.seconds += 50.1
+    clock.seconds += 600.1
     assert await _free(funds) == 7
     escrow.down = True
-    clock.seconds += 50.1
+    clock.seconds += 600.1
     assert await _free(funds) == 7
 
 

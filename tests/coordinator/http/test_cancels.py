@@ -24,6 +24,7 @@ class Two:
     def __init__(self) -> None:
         self.listed = (Replica("a", "http://a"), Replica("b", "http://b"))
         self.alone, self.bus_connected, self.dropped = False, True, dict[str, int]()
+        self.bus_seconds: float | None = 0.001
         self.passed: list[tuple[JobId, Address]] = []
 
     def cancel(self, job: JobId, payer: Address) -> None:

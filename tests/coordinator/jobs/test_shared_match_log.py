@@ -27,7 +27,8 @@ from tallystick.protocol.wire import Dispatch, Kind
 from tests.coordinator.harness import COORDINATOR, DOMAIN, MODEL, PAYER, START, Client, FakeNode, World, hedged, person, quiet
 from tests.coordinator.jobs.test_audit_reports import Paid
 from tests.coordinator.jobs.test_audit_reports import request as report_on
-from tests.coordinator.storage.replicas import POSTGRES, Job, beat, count, database, opened, shared
+from tests.coordinator.storage.replicas import Job, beat, count, database, opened, shared
+from tests.postgres import POSTGRES
 
 pytestmark = pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
 

@@ -29,6 +29,9 @@ class FakeBus:
         self.on_message: Callable[[str, bytes], None] = lambda *_: None
         self.on_connected: Callable[[], None] = lambda: None
 
+    async def round_trip(self) -> float | None:
+        return 0.0025 if self.connected else None
+
     def publish(self, topic: str, payload: bytes) -> None:
         sender, notice = read_notice(topic, payload)
         assert sender == "here"
@@ -241,7 +244,8 @@ async def test_totals_are_read_again(here: Here) -> None:
 
 async def test_the_state_of_the_bus_and_of_the_list(here: Here) -> None:
     """Both are warnings that say what does not work: jobs go on without either."""
-    assert (await here.replicas.check_bus())["bus"].status is Health.PASS
+    bus = (await here.replicas.check_bus())["bus"]
+    assert (bus.status, bus.value, bus.unit, here.replicas.bus_seconds) == (Health.PASS, 2.5, "ms", 0.0025)
     assert (await here.replicas.check_replicas())["replicas"].value == 2
     here.bus.connected = False
     assert (await here.replicas.check_bus())["bus"].status is Health.PASS, "it has just begun"

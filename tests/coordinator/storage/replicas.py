@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,8 +19,8 @@ from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import Amount, JobId
 from tests.coordinator.harness import PAYER, START, make_ask, make_order, make_receipt, make_terms, person, unchecked
+from tests.postgres import POSTGRES
 
-POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
 ANN, BOB = person("ann"), person("bob")
 
 

@@ -15,7 +15,7 @@ from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.jobs import State
 from tallystick.protocol.types import Amount, JobId
 from tests.coordinator.harness import PAYER, START, make_ask, make_order, make_receipt, make_terms, person, unchecked
-from tests.coordinator.storage.test_store import POSTGRES, empty_database
+from tests.postgres import POSTGRES, empty_database
 
 ANN, BOB, OTHER = person("ann"), person("bob"), person("other payer")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +10,17 @@ import pytest
 import sqlalchemy as sa
 
 from coordinator.ports import AttemptRecord, JobRecord
-from coordinator.storage.schema import job_index, job_segments, jobs, kept_receipts, open_jobs, tab_receipts, tabs
+from coordinator.storage.schema import job_index, jobs, kept_receipts, tab_receipts
 from coordinator.storage.store import Store
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.jobs import State
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.types import Amount, JobId
 from tests.coordinator.harness import PAYER, START, make_ask, make_order, make_receipt, make_terms, person, unchecked
+from tests.postgres import POSTGRES, empty_database
 
-POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
 ANN, BOB = person("ann"), person("bob")
 SEGMENT = 8
-_TABLES = (jobs, open_jobs, job_segments, job_index, tabs, tab_receipts, kept_receipts)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -30,14 +28,9 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     """An empty store with short segments."""
     if request.param == "postgres" and not POSTGRES:
         pytest.skip("needs PostgreSQL, which scripts/test starts")
-    url = POSTGRES if request.param == "postgres" else f"sqlite:///{tmp_path}/coordinator.db"
+    url = await empty_database() if request.param == "postgres" else f"sqlite:///{tmp_path}/coordinator.db"
     opened = Store(url, segment_jobs=SEGMENT)
     await opened.start()
-    if request.param == "postgres":
-        await opened.database.write(lambda c: [c.execute(sa.delete(table)) for table in _TABLES])
-        await opened.close()
-        opened = Store(url, segment_jobs=SEGMENT)
-        await opened.start()
     yield opened
     await opened.close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,14 +11,13 @@ import sqlalchemy as sa
 from coordinator.domain.decision_log import MAX_DECISIONS
 from coordinator.ports import LogRow
 from coordinator.storage.log_store import FORGOTTEN_AT_ONCE, KEPT_HEADS, LogGap
-from coordinator.storage.schema import decisions, log_heads, match_log
+from coordinator.storage.schema import decisions, log_heads
 from coordinator.storage.store import Store
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.merkle import Edge, leaf_hash
 from tallystick.protocol.messages import LogHead
 from tests.coordinator.harness import COORDINATOR, DOMAIN
-
-POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
+from tests.postgres import POSTGRES, empty_database
 
 
 def rows(count: int) -> list[LogRow]:
@@ -35,19 +33,13 @@ def head(size: int) -> Signed[LogHead]:
     return Signed(signed.message, signed.signature)
 
 
-def _empty(connection: sa.Connection) -> None:
-    for table in (match_log, log_heads):
-        connection.execute(sa.delete(table))
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
     """An empty store."""
     if request.param == "postgres" and not POSTGRES:
         pytest.skip("needs PostgreSQL, which scripts/test starts")
-    opened = Store(POSTGRES if request.param == "postgres" else f"sqlite:///{tmp_path}/coordinator.db")
+    opened = Store(await empty_database() if request.param == "postgres" else f"sqlite:///{tmp_path}/coordinator.db")
     await opened.start()
-    await opened.database.write(_empty)
     yield opened
     await opened.close()
 

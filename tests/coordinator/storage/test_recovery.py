@@ -15,7 +15,8 @@ from coordinator.storage.store import Store
 from tallystick.protocol.errors import Unavailable
 from tallystick.protocol.jobs import State
 from tests.coordinator.harness import START, unchecked
-from tests.coordinator.storage.replicas import BOB, POSTGRES, Job, beat, count, database, opened, shared
+from tests.coordinator.storage.replicas import BOB, Job, beat, count, database, opened, shared
+from tests.postgres import POSTGRES
 
 pytestmark = pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
 

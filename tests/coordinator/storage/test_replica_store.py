@@ -15,7 +15,7 @@ from coordinator.storage.schema import replicas
 from coordinator.storage.store import Store
 from tallystick.protocol.errors import Unavailable
 from tallystick.protocol.replicas import Replica
-from tests.coordinator.storage.test_store import POSTGRES, empty_database
+from tests.postgres import POSTGRES, empty_database
 
 pytestmark = pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
 ANN, BOB = (Replica("ann", "http://ann"), True), (Replica("bob", "http://bob"), False)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
-from sqlalchemy import Connection
 
 from coordinator.domain.integrity_records import IntegrityRecord, ProductKey, RecordChange
 from coordinator.jobs.report_store import StoredReport
 from coordinator.ports import Cursor, Settlement
-from coordinator.storage.schema import audit_reports, integrity, settlements
 from coordinator.storage.store import Store
 from tallystick.audit.integrity import Integrity
 from tallystick.protocol.types import Amount, Hash, JobId
 from tests.coordinator.harness import PAYER, person
+from tests.postgres import POSTGRES, empty_database
 
-POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
 ANN, BOB = person("ann").address, person("bob").address
 PRODUCT = ProductKey(ANN, "model/€", "fp8")
 REPORT = StoredReport(
@@ -30,17 +26,12 @@ RECORD = IntegrityRecord(Integrity(12.123456789012345, 0.1, 13), 2, 7)
 CHANGE = RecordChange(PRODUCT, RECORD)
 
 
-def _empty(connection: Connection) -> None:
-    for table in (audit_reports, integrity, settlements):
-        connection.execute(sa.delete(table))
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database."""
     if request.param == "postgres" and not POSTGRES:
         pytest.skip("needs PostgreSQL, which scripts/test starts")
-    return POSTGRES if request.param == "postgres" else f"sqlite:///{tmp_path}/coordinator.db"
+    return await empty_database() if request.param == "postgres" else f"sqlite:///{tmp_path}/coordinator.db"
 
 
 @pytest.fixture
@@ -48,7 +39,6 @@ async def store(url: str) -> AsyncIterator[Store]:
     """An empty store."""
     opened = Store(url)
     await opened.start()
-    await opened.database.write(_empty)
     yield opened
     await opened.close()
 

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from coordinator.storage.roles import AllRoles, ReplicaRoles, Roles, lock_key
+from tests.postgres import POSTGRES
 from tests.runtime.processes import line, script
 
-POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
 needs_postgres = pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
 HOLDER = """
 import asyncio, sys

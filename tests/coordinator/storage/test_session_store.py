@@ -16,7 +16,7 @@ from tallystick.protocol.errors import Refusal, TallyError, Unavailable
 from tallystick.protocol.types import Address
 from tallystick.runtime.storage import Database
 from tallystick.web.sessions import MAX_OF_ACCOUNT, NONCE_SECONDS, Session, session_digest
-from tests.coordinator.storage.test_store import POSTGRES, empty_database
+from tests.postgres import POSTGRES, empty_database
 
 ALICE, BOB = Address("0x" + "01" * 20), Address("0x" + "02" * 20)
 NOW = 1_700_000_000.25

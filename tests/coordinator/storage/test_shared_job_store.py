@@ -20,7 +20,8 @@ from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Amount
 from tests.coordinator.harness import PAYER, START, person, unchecked
-from tests.coordinator.storage.replicas import ANN, BOB, POSTGRES, Job, beat, count, database, opened, shared
+from tests.coordinator.storage.replicas import ANN, BOB, Job, beat, count, database, opened, shared
+from tests.postgres import POSTGRES
 
 pytestmark = pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
 

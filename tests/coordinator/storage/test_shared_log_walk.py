@@ -25,7 +25,8 @@ from tallystick.protocol.merkle import HASH_SIZE, Edge, leaf_hash
 from tallystick.protocol.messages import LogHead
 from tallystick.protocol.types import Amount, Hash
 from tests.coordinator.harness import COORDINATOR, DOMAIN, PAYER, START
-from tests.coordinator.storage.replicas import ANN, BOB, POSTGRES, Job, beat, count, database, opened, shared
+from tests.coordinator.storage.replicas import ANN, BOB, Job, beat, count, database, opened, shared
+from tests.postgres import POSTGRES
 
 pytestmark = pytest.mark.skipif(not POSTGRES, reason="needs PostgreSQL, which scripts/test starts")
 JOBS = 60

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from coordinator.domain.reputation import ProviderRecord
 from coordinator.domain.speeds import SpeedRecord
@@ -46,8 +44,8 @@ from tests.coordinator.harness import (
     person,
     unchecked,
 )
+from tests.postgres import POSTGRES, empty_database
 
-POSTGRES = os.environ.get("TALLYSTICK_TEST_POSTGRES", "")
 MOST = Amount((1 << 96) - 1)
 ANN, BOB = person("ann"), person("bob")
 JOB, OTHER = JobId(b"\x01" * 16), JobId(b"\xff" * 16)
@@ -58,18 +56,6 @@ class AnyStore(JobStore, TabStore, ResponseStore, ClaimStore, Protocol):
 
 
 Reopen = Callable[[], Awaitable[AnyStore]]
-
-
-async def empty_database() -> str:
-    """An empty database of this test process, beside the named one."""
-    url = sa.make_url(POSTGRES)
-    name = f"{url.database}_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
-    engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
-    async with engine.connect() as connection:
-        await connection.execute(sa.text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
-        await connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
-    await engine.dispose()
-    return url.set(database=name).render_as_string(hide_password=False)
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])

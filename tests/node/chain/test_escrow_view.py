@@ -81,7 +81,7 @@ async def test_an_answer_is_good_for_a_while() -> None:
     assert (await world.view.funds(PAYER.address)).free == 7
     await asyncio.gather(*world.view._funds._reads.values(), return_exceptions=True)
     assert (await world.view.funds(PAYER.address)).free == 8
-    world.tick, world.escrow.free = 100.0, 9
+    world.tick, world.escrow.free = 700.0, 9
     assert (await world.view.funds(PAYER.address)).free == 9
 
 
@@ -163,6 +163,21 @@ async def test_nothing_old_is_believed_where_payers_wait_for_seconds_only() -> N
         assert (await world.view.funds(PAYER.address)).free == 7
         world.tick = 2.1
         assert (await world.view.funds(PAYER.address)).free == 8
+
+
+async def test_a_payer_that_was_idle_does_not_wait() -> None:
+    """Where payers wait for hours, an answer of ten minutes is used while a new one is read; an older one is not."""
+    world = World()
+    world.escrow.waits = (86_400, 86_400)
+    await world.view.funds(PAYER.address)
+    world.escrow.free = 8
+    world.tick = 600.0
+    assert (await world.view.funds(PAYER.address)).free == 7
+    await asyncio.gather(*world.view._funds._reads.values())
+    assert (await world.view.funds(PAYER.address)).free == 8
+    world.escrow.free = 9
+    world.tick += 600.1
+    assert (await world.view.funds(PAYER.address)).free == 9
 
 
 async def test_a_silent_chain_keeps_no_reservation_for_ever() -> None:

@@ -23,7 +23,7 @@ class World:
         self.now = 1_800_000_000.0
         self.answers: dict[str, Any] = {}
         self.asked: list[str] = []
-        self.ratings = Ratings(NODE, lambda: urls or (URL,), lambda: ("m",), fetch=self._fetch, now=lambda: self.now)
+        self.ratings = Ratings(NODE, lambda: urls or (URL,), lambda: (("m", "q4"),), fetch=self._fetch, now=lambda: self.now)
 
     async def _fetch(self, url: str) -> object:
         self.asked.append(url)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from node.engines.error_words import MAX_WORDS, REDACTED, Censor, error_body, read_document, words_of
+from node.engines.error_words import MAX_WORDS, REDACTED, Censor, describe_type, error_body, read_document, words_of
 
 CENSOR = Censor.of("https://gpu7.example.org:8000/v1", "my-own-engine-key")
 
@@ -98,3 +98,19 @@ def test_the_body_is_kept_if_it_can_be() -> None:
     other = orjson.loads(error_body({"detail": "m", "code": "c"}, 400, CENSOR, b""))
     assert other["detail"] == "m"
     assert other["error"] == {"message": "m", "type": "invalid_request_error", "param": None, "code": "c"}
+
+
+@pytest.mark.parametrize(
+    ("content_type", "said"),
+    [
+        ("text/html", "the content type 'text/html'"),
+        ("Application/JSON; charset=sk-secret", "the content type 'application/json'"),
+        ("text/what-the-prompt-says", "an unknown content type"),
+        ("nonsense", "an unknown content type"),
+        ("text/html\x1b[2J", "an unknown content type"),
+        ("", "no content type"),
+    ],
+)
+def test_content_types_in_messages(content_type: str, said: str) -> None:
+    """Only common content types are named: another one is the engine's own text, which may quote the request."""
+    assert describe_type(content_type) == said

@@ -11,12 +11,15 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
+from node.pages.page_login import PageLogin
 from node.pages.provider_pages import SECTIONS, ProviderPages
 from node.storage.store import SqlStore
 from tallystick.protocol.types import Address
 from tallystick.runtime.serving import serving
+from tallystick.web.wallet_sign_in import WalletSignIn
 from tests.node.harness import DOMAIN, PAYER, PROVIDER
 from tests.web.browser import NARROW, WIDE, browsing, look_at, needs_browser
+from tests.web.sign_in_site import enter
 
 HOSTILE = "<script>alert(1)</script>"
 REPORT: dict[str, Any] = {
@@ -63,11 +66,11 @@ REPORT: dict[str, Any] = {
 
 
 @asynccontextmanager
-async def _served(folder: Path, **changes: Any) -> AsyncIterator[str]:
+async def _served(folder: Path, login: PageLogin | None = None, **changes: Any) -> AsyncIterator[str]:
     store = SqlStore(f"sqlite:///{folder}/node.db", PROVIDER.address, DOMAIN)
     await store.start()
     try:
-        pages = ProviderPages(lambda: REPORT | changes, store, least=lambda: 1)
+        pages = ProviderPages(lambda: REPORT | changes, store, least=lambda: 1, login=login)
         async with serving(Starlette(routes=pages.routes()), "127.0.0.1", 0) as port:
             yield f"http://127.0.0.1:{port}"
     finally:
@@ -116,3 +119,59 @@ async def test_in_a_browser(tmp_path: Path, width: int, scheme: Literal["light",
             assert answer is not None
             assert answer.ok
             await look_at(page, f"node-{name.lower()}")
+
+
+KEY = "a key of sixteen or more"
+
+
+def _login(*, key: str | None = None) -> PageLogin:
+    """A login for PROVIDER, and for the key."""
+    sign_in = WalletSignIn(
+        origins=("https://node.example",),
+        chain_id=1,
+        key=b"secret",
+        statement="Sign in.",
+        may_enter=frozenset({PROVIDER.address}).__contains__,
+    )
+    return PageLogin(sign_in, PROVIDER.address, key)
+
+
+async def test_a_login_is_needed_elsewhere(tmp_path: Path) -> None:
+    """Where other machines reach the pages, nobody sees any without a login, whatever name of a host it claims to use."""
+    async with _served(tmp_path, login=_login()) as url, httpx.AsyncClient(base_url=url) as http:
+        for path in SECTIONS:
+            for headers in ({}, {"host": "localhost"}, {"host": "node.example"}, {"host": "evil.example"}):
+                page = await http.get(path, headers=headers)
+                assert (page.status_code, page.headers["location"].startswith("/sign-in?to=")) == (303, True)
+        assert (await http.post("/sign-in/key", data={"key": KEY})).status_code == 404
+        assert (await enter(http, PAYER)).status_code == 401
+        assert (await enter(http, PROVIDER)).status_code == 200
+        for path in SECTIONS:
+            assert (await http.get(path)).status_code == 200
+        assert (await http.post("/sign-out")).status_code == 200
+        assert (await http.get("/")).status_code == 303
+
+
+async def test_a_login_by_key(tmp_path: Path) -> None:
+    """The key of the config signs in by the form of this site's own page, and leads to the page that was asked for."""
+    async with _served(tmp_path, login=_login(key=KEY)) as url, httpx.AsyncClient(base_url=url) as http:
+        assert 'action="/sign-in/key?to=%2Fmoney"' in (await http.get("/sign-in?to=/money")).text
+        for key in ("", "wrong", KEY + "x", "\udcff"):
+            answer = await http.post("/sign-in/key", data={"key": key.encode(errors="replace")})
+            assert (answer.status_code, "page_key" in answer.text) == (401, True)
+        foreign = await http.post("/sign-in/key", data={"key": KEY}, headers={"origin": "https://evil.example"})
+        assert (foreign.status_code, "set-cookie" in foreign.headers) == (401, False)
+        answer = await http.post("/sign-in/key?to=/money", data={"key": KEY})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/money")
+        assert (await http.get("/money")).status_code == 200
+
+
+@needs_browser
+async def test_the_login_in_a_browser(tmp_path: Path) -> None:
+    """The form of the key is usable and accessible, in dark colours at a phone's width."""
+    async with _served(tmp_path, login=_login(key=KEY)) as url, browsing(url, width=NARROW, scheme="dark") as page:
+        await page.goto("/income")
+        await page.get_by_label("Key (page_key)").fill(KEY)
+        await look_at(page, "node-sign-in")
+        await page.keyboard.press("Enter")
+        await page.wait_for_url("**/income")

@@ -41,7 +41,9 @@ async def test_metrics_and_health() -> None:
             total_seconds=1.0,
         )
     )
-    metrics.job_ended(JobReport(job=JOB, payer=PAYER.address, model="m", outcome=None, reason="engine down", engine_fault=True))
+    metrics.job_ended(
+        JobReport(job=JOB, payer=PAYER.address, model="m", outcome=None, reason="engine down", engine_fault=True, fault="engine")
+    )
     assert suspected == [True]
     state: dict[str, Any] = {"ok": True}
     results = {"disk": CheckResult(Health.PASS, value=9), "engines": CheckResult(Health.PASS)}
@@ -60,6 +62,8 @@ async def test_metrics_and_health() -> None:
             'tallystick_node_tokens_total{direction="output",model="m"} 20.0',
             'tallystick_node_revenue_units_total{model="m"} 70.0',
             'tallystick_node_first_output_seconds_count{model="m"} 1.0',
+            'tallystick_node_failed_jobs_total{fault="engine"} 1.0',
+            'tallystick_node_failed_jobs_total{fault="provider"} 0.0',
             "tallystick_node_unsecured_units 42.0",
             "tallystick_node_written_off_units 7.0",
             "tallystick_node_newcomers_today_units 9.0",

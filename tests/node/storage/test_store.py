@@ -389,6 +389,6 @@ async def test_the_schema_is_the_migrations(tmp_path: Path) -> None:
         records = {
             table: {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
             for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            if table not in ("alembic_version", "sqlite_sequence")
+            if table not in ("alembic_version", "schema_owner", "sqlite_sequence")
         }
     assert records == {table.name: {column.name for column in table.columns} for table in metadata.tables.values()}

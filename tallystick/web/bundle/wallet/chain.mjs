@@ -2,7 +2,7 @@
 import { decodeFunctionResult, encodeFunctionData, hashDomain, keccak256 } from "viem";
 import { abi as escrowAbi } from "../../../chain/abi/Escrow.json";
 import { abi as tokenAbi } from "../../../chain/abi/TestUSD.json";
-import { Problem, Reverted, explain } from "./failures.mjs";
+import { Poor, Problem, Reverted, explain } from "./failures.mjs";
 
 export { escrowAbi, tokenAbi };
 const REQUEST_MS = 60_000;
@@ -122,18 +122,24 @@ export class Chain {
     return null;
   }
 
-  /** What a transaction will cost at most about, in wei, and what the account has. Null if the wallet's node does not tell. */
-  async gas(transaction) {
+  /**
+   * About what a transaction will cost, in wei; null if the wallet's node does not tell. Throws Problem if the account has less.
+   * Without `transaction`, what will be sent is not known yet, and an account without any coin is refused.
+   */
+  async gas(account, transaction) {
+    const poor = `The account has too little ${this.facts.coin || "of the chain's coin"} to pay for gas. Send it some, and try again.`;
     try {
       const [gas, price, balance] = await Promise.all([
-        this.request("eth_estimateGas", [transaction]),
+        transaction ? this.request("eth_estimateGas", [transaction]) : "0x1",
         this.request("eth_gasPrice"),
-        this.request("eth_getBalance", [transaction.from, "latest"]),
+        this.request("eth_getBalance", [account, "latest"]),
       ]);
-      return { fee: BigInt(gas) * BigInt(price), balance: BigInt(balance) };
+      const fee = BigInt(gas) * BigInt(price);
+      if (BigInt(balance) < fee) throw new Poor(poor);
+      return transaction ? fee : null;
     } catch (error) {
       const problem = explain(error, this.facts.decimals);
-      if (/gas/.test(problem.message) && !(problem instanceof Reverted)) throw problem;
+      if (problem instanceof Poor) throw problem;
       if (problem instanceof Reverted && problem.error) throw problem;
       return null;
     }

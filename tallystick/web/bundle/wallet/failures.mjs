@@ -8,6 +8,9 @@ import { dollars } from "./amounts.mjs";
 /** A problem that is already in words. */
 export class Problem extends Error {}
 
+/** An account that cannot pay for gas. */
+export class Poor extends Problem {}
+
 /** A call that the chain refuses. `name` is the contract's error, or empty. */
 export class Reverted extends Problem {
   constructor(message, name) {
@@ -102,7 +105,7 @@ export function explain(error, decimals) {
   if (data) return readRevert(data, decimals);
   const text = [...layers(error)].map((layer) => layer.message).filter((message) => typeof message === "string").join(" ");
   if (/insufficient (funds|balance) for (gas|transfer)|insufficient funds|doesn't have enough funds|gas required exceeds allowance/i.test(text)) {
-    return new Problem("The account has too little of the chain's coin to pay for gas. Send it some, and try again.");
+    return new Poor("The account has too little of the chain's coin to pay for gas. Send it some, and try again.");
   }
   if (/nonce too low|already known|replacement transaction underpriced|known transaction/i.test(text)) {
     return new Problem("The wallet has another transaction of this account under way. Wait for it, or cancel it in the wallet.");

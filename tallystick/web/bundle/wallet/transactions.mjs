@@ -31,6 +31,9 @@ function keep(pending) {
 
 export const forget = () => keep(null);
 
+/** A transaction whose place another one took. */
+class Replaced extends Problem {}
+
 /** Runs `work` unless another tab of this page is at work. Throws Problem if one is. */
 export async function alone(work) {
   if (!navigator.locks) return work(); // only pages over TLS and of this machine have locks
@@ -42,14 +45,15 @@ export async function alone(work) {
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Asks the wallet to send a transaction. Returns what is pending, with its hash. */
-export async function submit(chain, account, step, data) {
+/** Asks the wallet to send a transaction, of which it tells `asking`. Returns what is pending, with its hash. */
+export async function submit(chain, account, step, data, asking) {
   const transaction = { from: account, to: step.to, data, value: "0x0", chainId: toHex(chain.facts.chainId) };
   const { number } = await chain.head();
   const nonce = Number(BigInt(await chain.request("eth_getTransactionCount", [account, "latest"])));
   const { chainId, escrow } = chain.facts;
   const pending = { title: step.title, again: step.again, account, to: step.to, data, chainId, escrow, nonce, block: number, hash: null };
   keep(pending);
+  asking();
   try {
     const hash = await chain.provider.request({ method: "eth_sendTransaction", params: [transaction] });
     if (typeof hash !== "string" || !/^0x[0-9a-fA-F]{64}$/.test(hash)) throw new Problem("The wallet gave no transaction hash. Look into its activity.");
@@ -93,7 +97,8 @@ async function failure(chain, pending, receipt) {
  * known meanwhile; `stopped` tells whether the owner no longer wants to wait.
  */
 export async function follow(chain, pending, tell, stopped) {
-  let [missing, polls, nonce] = [0, 0, pending.nonce];
+  // The wallet may have chosen a later nonce than the next one, so only a node that knows the transaction makes sure of it.
+  let [missing, polls, nonce, sure] = [0, 0, pending.nonce, false];
   for (;;) {
     if (stopped()) return false;
     let receipt = null;
@@ -101,10 +106,10 @@ export async function follow(chain, pending, tell, stopped) {
       receipt = await chain.request("eth_getTransactionReceipt", [pending.hash]);
       if (!receipt) {
         const known = await nonceOf(chain, pending.hash);
-        if (known !== null) [nonce, missing] = [known, 0];
+        if (known !== null) [nonce, missing, sure] = [known, 0, true];
         else missing += 1;
         const next = Number(BigInt(await chain.request("eth_getTransactionCount", [pending.account, "latest"])));
-        if (next > nonce) {
+        if (next > nonce && (sure || missing > MISSING_POLLS)) {
           receipt = await chain.request("eth_getTransactionReceipt", [pending.hash]); // it may have been mined in between
           const other = receipt ? null : await minedWith(chain, pending.account, nonce, pending.block);
           if (other && same(other.hash, pending.hash)) continue;
@@ -114,9 +119,9 @@ export async function follow(chain, pending, tell, stopped) {
             keep(pending);
             continue;
           }
-          if (other || (!receipt && missing > MISSING_POLLS)) {
+          if (!receipt) {
             forget();
-            throw new Problem(
+            throw new Replaced(
               "It was replaced or cancelled in the wallet: another transaction" +
                 `${other ? ` (${other.hash})` : ""} took its place. What is shown below is the state now.`,
             );
@@ -126,7 +131,7 @@ export async function follow(chain, pending, tell, stopped) {
         }
       }
     } catch (error) {
-      if (error instanceof Problem && readPending() === null) throw error;
+      if (error instanceof Replaced) throw error;
       tell(`No news: ${explain(error, chain.facts.decimals).message} Trying again.`);
     }
     if (receipt) {

@@ -32,7 +32,7 @@ export function review(title, { steps, note, gas, account, facts }) {
     ["From your account", account],
     ["On", `${facts.chainName} (chain ${facts.chainId})`],
     ["Sends coins", "none"],
-    ["Gas", gas ? `about ${formatUnits(gas.fee, 18).slice(0, 14)} ${facts.coin || "coins"}; the wallet decides` : "the wallet shows it"],
+    ["Gas", gas ? `about ${formatUnits(gas, 18).slice(0, 14)} ${facts.coin || "coins"}; the wallet decides` : "the wallet shows it"],
   ]);
   const parts = steps.map((step) => {
     const list = element("dl");
