@@ -79,6 +79,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--speedup", type=float, default=scenario.speedup, metavar="X", help="how fast that pattern runs")
     parser.add_argument("--load", type=float, default=scenario.load, metavar="SHARE", help="traffic as a share of all slots")
     parser.add_argument("--seed", type=int, default=scenario.seed, metavar="N", help="the same seed gives the same figures")
+    parser.add_argument("--replicas", type=int, default=scenario.replicas, metavar="N", help="processes of the coordinator")
     parser.add_argument("--policy", nargs="+", default=DEFAULT_POLICIES, choices=sorted(BY_NAME), metavar="NAME")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="another value of a default, for each policy")
     parser.add_argument(
@@ -103,7 +104,9 @@ def _options() -> argparse.Namespace:
 def main() -> int:
     """Runs the command."""
     options = _options()
-    sizes = {name: getattr(options, name) for name in ("nodes", "models", "payers", "hours", "speedup", "load", "seed")}
+    sizes = {
+        name: getattr(options, name) for name in ("nodes", "models", "payers", "hours", "speedup", "load", "seed", "replicas")
+    }
     scenario = Scenario(**sizes)
     variants = [Variant(name, options.constants) for name in options.policy]
     if options.sweep is not None:

@@ -85,6 +85,11 @@ class CoordinatorLinks:
         """The number of links."""
         return len(self._links)
 
+    @property
+    def shares_slots(self) -> bool:
+        """See link.LinkObserver."""
+        return len(self._links) > 1
+
     def announce_capacity(self) -> None:
         """Reports the changed capacity on every link."""
         for link in self._links.values():

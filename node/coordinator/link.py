@@ -39,6 +39,10 @@ _JITTER = random.SystemRandom().random
 _CLOSE_SECONDS = 3.0
 _MIN_BEAT_SECONDS = 0.02
 """Changes of the free slots within this time are reported once."""
+_SHARED_BEAT_SECONDS = 0.05
+"""If several links compete for the slots, each tells of a free one after a random part of this time. Whoever hears first may take
+it, so without the draw the nearest coordinator would get all slots that others wait for too.
+"""
 
 
 class LinkHandler(Protocol):
@@ -64,6 +68,11 @@ class WrongCoordinator(BadMessage):
 class LinkObserver(Protocol):
     """Watches a link for whoever keeps the links of a coordinator."""
 
+    @property
+    def shares_slots(self) -> bool:
+        """Whether jobs of other links compete for the node's slots."""
+        ...
+
     def replicas_listed(self, link: NodeLink, coordinator: Address, urls: tuple[str, ...]) -> None:
         """The coordinator listed its replicas; none if it is alone."""
         ...
@@ -75,6 +84,8 @@ class LinkObserver(Protocol):
 
 class _Unobserved:
     """Observes nothing."""
+
+    shares_slots = False
 
     def replicas_listed(self, link: NodeLink, coordinator: Address, urls: tuple[str, ...]) -> None:
         """See LinkObserver."""
@@ -319,7 +330,12 @@ class NodeLink:
             self._capacity_changed.clear()
             changed = self._changed(session)
             if any(capacity.free > session.reported[group].free for group, capacity in changed.items()):
-                return
+                if not self._observer.shares_slots:
+                    return
+                await asyncio.sleep(_SHARED_BEAT_SECONDS * self._jitter())
+                if self._changed(session):
+                    return
+                continue
             await asyncio.sleep(_MIN_BEAT_SECONDS)
             if self._changed(session):
                 return

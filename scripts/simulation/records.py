@@ -72,6 +72,8 @@ class Recorder:
     """Jobs that had not ended when the day was over."""
     answered: int = 0
     attempts: int = 0
+    refused: int = 0
+    """Jobs that a node had no slot for, because another replica's job had just taken it."""
     waiting_jobs: int = 0
     beside_free: int = 0
     """Those of them that began to wait although a slot was free."""
@@ -206,6 +208,7 @@ class Recorder:
             "jobs": self.ended_jobs,
             "answered_share": self.honest_answered / max(self.honest_jobs, 1),
             "failed_attempt_share": 1 - self.answered / max(self.attempts, 1),
+            "refused_share": self.refused / ended,
             "waited_share": self.waiting_jobs / ended,
             "waited_beside_free_share": self.beside_free / max(self.waiting_jobs, 1),
             "utilisation": sum(self._busy) / max(sum(self._online), 1e-9),

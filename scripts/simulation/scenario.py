@@ -29,6 +29,8 @@ class Scenario:
     speedup: float = 144.0
     load: float = 0.6
     seed: int = 1
+    replicas: int = 1
+    """Processes of the coordinator. Each node is connected to all, each payer uses the one that rendezvous hashing gives it."""
     flood: bool = True
     """Whether a payer floods one model for a twelfth of the day, from the middle of it."""
     stalled_share: float = 0.01

@@ -46,6 +46,7 @@ from tallystick.protocol.link import read_ask
 from tallystick.protocol.messages import Ask, Outcome
 from tallystick.protocol.pricing import Usage, charge, cost, prices_of
 from tallystick.protocol.queue_place import QueuePlace
+from tallystick.protocol.replicas import replica_order
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import Candidate, Submission
 
@@ -61,6 +62,8 @@ CRASHES = 0.3
 """The share of connections that are lost with jobs under way."""
 LARGEST_PAYER = 0.2
 """The largest mean number of jobs of a payer, as a share of those that it may have at once: a larger one has several wallets."""
+SHARED_BEAT_SECONDS, WAY_SECONDS = 0.05, 0.02
+"""A node with several links tells each of a changed slot after a random part of the first; the second is the way of the news."""
 ACTIVE, SILENT = 60.0, 90.0
 """Mean seconds that a payer sends requests, and that it does not."""
 
@@ -75,17 +78,20 @@ class Simulation:
         self.payers = payers_of(scenario, self.models)
         self.flooder = self.payers[-1]
         self.by_provider = {node.provider: node for node in self.nodes}
-        random = scenario.random("coordinator")
-        self.replicas = [Replica(self.clock, self.payers, random.random, policy.queue())]
+        chances = [scenario.random("coordinator", *([number] if number else [])) for number in range(scenario.replicas)]
+        self.replicas = [Replica(self.clock, self.payers, random.random, policy.queue()) for random in chances]
+        by_url = {f"https://r{number}.example": replica for number, replica in enumerate(self.replicas)}
+        self._beats = scenario.random("beats")
+        self._replica_of = {payer.number: by_url[replica_order(payer.address, by_url)[0]] for payer in self.payers}
         self._affinity = Affinity(b"", PrefixTable(BytesIO(), self.replicas[0].unix_time))
         self._select = None if policy.selection is None else policy.selection(scenario.random("policy"))
         self.records = Recorder(scenario)
         self._conversations, self._jobs = count(1), count(1)
         self._shortlists: dict[tuple[int, Demand], tuple[float, list[ListedAsk]]] = {}
 
-    def replica_of(self, _payer: Payer) -> Replica:
-        """Returns the coordinator that serves a payer."""
-        return self.replicas[0]
+    def replica_of(self, payer: Payer) -> Replica:
+        """Returns the replica that serves a payer."""
+        return self._replica_of[payer.number]
 
     def run(self, progress: Callable[[float], None] = lambda _share: None) -> None:
         """Runs the whole day. `progress` is called with the share that is done."""
@@ -305,6 +311,9 @@ class Simulation:
         replica, turn, result = self.replica_of(request.payer), request.turn, request.result
         node, attempt, began = self.by_provider[job.provider], job.current, self.clock.now
         session = self._occupy(node)
+        if session is None:
+            await self._refuse(replica, job, node)
+            return False
         result.attempts += 1
         if result.wait is None:
             result.wait = began - result.at
@@ -330,15 +339,48 @@ class Simulation:
             self.records.busy(node, began, self.clock.now)
             job.open_attempts.remove(attempt)
             replica.matchmaker.release(attempt)
+            self._beat(node)
 
-    def _occupy(self, node: SimulatedNode) -> Session:
-        """Takes one of a node's slots. Raises RuntimeError if it has none: the coordinator must know."""
+    def _occupy(self, node: SimulatedNode) -> Session | None:
+        """Takes one of a node's slots. Returns None if another replica's job has the last one.
+
+        Raises RuntimeError if there is only one coordinator, which must know.
+        """
         session = node.session
         if session is None or session.running == node.capacity.slots:
-            raise RuntimeError(f"{node.provider} got a job without a free slot")
+            if len(self.replicas) == 1:
+                raise RuntimeError(f"{node.provider} got a job without a free slot")
+            return None
         session.running += 1
         node.attempts += 1
+        self._beat(node)
         return session
+
+    def _beat(self, node: SimulatedNode) -> None:
+        """Tells the replicas soon how many slots a node has free. A lone coordinator counts its own jobs and needs no beat."""
+        if len(self.replicas) > 1:
+            for replica in self.replicas:
+                delay = SHARED_BEAT_SECONDS * self._beats.random()
+                self.clock.call_at(self.clock.now + WAY_SECONDS + delay, partial(self._report, node, replica))
+
+    def _report(self, node: SimulatedNode, replica: Replica) -> None:
+        if node.session is not None:
+            capacity = replace(node.capacity, free=node.capacity.slots - node.session.running)
+            replica.matchmaker.set_capacity(node.provider, capacity)
+
+    async def _refuse(self, replica: Replica, job: LiveJob, node: SimulatedNode) -> None:
+        """Plays a node that has no slot for a job of this replica: the refusal tells it so, and the job is matched again."""
+        attempt = job.current
+        await sleep(WAY_SECONDS)
+        self.records.refused += 1
+        error = Unavailable(Code.NODE_BUSY, "all slots are taken", fault=Fault.PROVIDER)
+        count_failure(replica.reputation, job, attempt, error)
+        attempt.close(State.FAILED, str(error))
+        job.last_error = error
+        job.move(Event.ATTEMPT_FAILED)
+        job.open_attempts.remove(attempt)
+        self._report(node, replica)
+        replica.matchmaker.release(attempt)
 
     def _fail(self, replica: Replica, job: LiveJob, turn: Turn, error: TallyError) -> None:
         """Ends a failed attempt. Raises the error if output began: no other provider may continue then."""

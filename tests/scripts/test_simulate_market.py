@@ -61,6 +61,26 @@ def test_every_job_ends_once_and_nothing_stays_taken(policy: str) -> None:
     assert all(payer.live == 0 for payer in simulation.payers)
 
 
+def test_replicas_share_the_nodes() -> None:
+    """Several replicas never use a slot twice, leave nothing taken, and lose little of what one coordinator serves.
+
+    A job that meets a slot which another replica's job has just taken goes on to another one.
+    """
+    one, three = finished(), Simulation(replace(SMALL, replicas=3), BY_NAME["as_shipped"])
+    three.run()
+    used = {id(three.replica_of(payer)) for payer in three.payers}
+    assert used == {id(replica) for replica in three.replicas}
+    spent, earned = sum(payer.spent for payer in three.payers), sum(node.income for node in three.nodes)
+    assert spent == earned == three.records.paid > 0
+    for replica in three.replicas:
+        queue = replica.matchmaker.queue
+        assert (len(queue), len(queue.granted_jobs), replica.matchmaker.exposure.in_flight) == (0, 0, 0)
+    assert all(node.session is None or node.session.running == 0 for node in three.nodes)
+    figures, alone = (simulation.records.report()["figures"] for simulation in (three, one))
+    assert alone["refused_share"] == 0 < figures["refused_share"] < 0.2
+    assert figures["answered_share"] > alone["answered_share"] - 0.02
+
+
 def test_a_seed_decides_everything() -> None:
     """The same seed gives the same report, another seed another one."""
     first, again = finished().records.report(), run_variant(SMALL, Variant("as_shipped"))

@@ -106,6 +106,17 @@ async def announce(connection: Connection, *coordinators: FakeCoordinator) -> No
     await connection.send(Kind.REPLICAS, NO_JOB, dumps([coordinator.url for coordinator in coordinators]))
 
 
+async def test_whether_links_compete_for_slots() -> None:
+    """Links of several replicas do, and so do those of several coordinators; the only link does not."""
+    async with replicas(2) as served, Node(served[0].url).running() as node:
+        await node.until_connected(*served)
+        assert node.links.shares_slots
+    assert Node("http://a.example", "http://b.example").links.shares_slots is False, "before they run"
+    async with FakeCoordinator().serving() as alone, Node(alone.url).running() as node:
+        await node.until_connected(alone)
+        assert not node.links.shares_slots
+
+
 async def test_a_lone_coordinator_has_one_link() -> None:
     """A coordinator that lists no replicas is dialled where it was configured."""
     async with FakeCoordinator().serving() as coordinator, Node(coordinator.url).running() as node:

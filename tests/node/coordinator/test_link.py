@@ -63,8 +63,7 @@ class Node:
             handler=self.handler,
             listing=lambda _: Listing.of_one_group(self.asks, self.capacity),
             capacities=lambda: {0: self.capacity},
-            jitter=lambda: 0.5,
-            **{"settings": QUICK, **settings},
+            **{"settings": QUICK, "jitter": lambda: 0.5, **settings},
         )
 
     async def next_event(self) -> tuple[str, Any]:
@@ -155,6 +154,48 @@ async def test_a_free_slot_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         node.capacity = Capacity(1, 3)
         node.link.announce_capacity()
         assert Beat.from_json(loads(await connection.until(Kind.BEAT, 3), "beat")).capacities == {0: Capacity(1, 3)}
+
+
+class _Shared:
+    """An observer of a link that is not the only one."""
+
+    shares_slots = True
+
+    def replicas_listed(self, link: NodeLink, coordinator: Address, urls: tuple[str, ...]) -> None:
+        """Nothing follows."""
+
+    def link_changed(self) -> None:
+        """Nothing follows."""
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["it stays free", "a job of another link takes it"])
+async def test_several_links_tell_of_a_free_slot_at_random_times(monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
+    """Who hears of it first may take it, so the times are drawn. A link does not tell of a slot that was taken meanwhile."""
+    monkeypatch.setattr(link, "_SHARED_BEAT_SECONDS", 0.2)
+    drawn = asyncio.Event()
+
+    def draw() -> float:
+        drawn.set()
+        return 0.5
+
+    async with connected(observer=_Shared(), jitter=draw) as (node, connection):
+        node.capacity = Capacity(0, 3)
+        node.link.announce_capacity()
+        await connection.until(Kind.BEAT, 2)
+        drawn.clear()
+        node.capacity = Capacity(1, 3)
+        node.link.announce_capacity()
+        await drawn.wait()
+        assert len(connection.of(Kind.BEAT)) == 2
+        if taken:
+            node.capacity = Capacity(0, 3)
+            node.link.announce_capacity()
+            await asyncio.sleep(0.3)  # what does not happen has no event
+            assert len(connection.of(Kind.BEAT)) == 2
+            node.capacity = Capacity(2, 3)
+            node.link.announce_capacity()
+        beat = Beat.from_json(loads(await connection.until(Kind.BEAT, 3), "beat"))
+        assert beat.capacities == {0: node.capacity}
 
 
 async def test_a_node_without_news_gives_signs_of_life() -> None:
