@@ -43,6 +43,7 @@ from coordinator.http.schemas import Info
 from coordinator.jobs.accounts import AccessTiers
 from coordinator.jobs.job_retention import JobRetention
 from coordinator.jobs.market import Market
+from coordinator.jobs.market_load import MarketLoad
 from coordinator.pages.market_pages import WALLET_PATH, MarketPages
 from coordinator.ports import ResponseStore
 from coordinator.replication import Replication
@@ -92,8 +93,9 @@ class App:
         intake: IntakeLimits | None = None,
         rate_limiter: RateLimiter | None = None,
         wallet: WalletPage | None = None,
+        load: MarketLoad | None = None,
     ) -> None:
-        """`rate_limiter`: the limits per address, shared with the node hub."""
+        """`rate_limiter`: the limits per address, shared with the node hub. `load`: the jobs of all replicas."""
         limits = intake or IntakeLimits()
         shared, bodies = rate_limiter or RateLimiter(limits, time.monotonic), RequestBodies(limits)
         service = JobService(
@@ -115,6 +117,7 @@ class App:
             connected=connected,
             views=context.views,
             wallet=wallet,
+            load=load,
             now=context.now,
         )
         self.pages.add_to(api)
@@ -211,6 +214,7 @@ async def _serving(
             retention=config.retention,
             intake=config.intake_limits,
             rate_limiter=rate_limiter,
+            load=replication.load,
             wallet=WalletPage(escrow, WALLET_PATH),
         )
         server = serving(

@@ -236,7 +236,7 @@ class NodeHub:
             self._bus.detach(subject, enqueue)
             if self._links.get(provider) is link:
                 del self._links[provider]
-                self._market.node_gone(provider)
+                self._market.node_gone(provider, cut_off=self._stopping)
                 log.info("node gone", provider=provider)
 
     def _fail_busy(self, provider: Address, frame: bytes) -> None:

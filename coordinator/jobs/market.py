@@ -198,13 +198,14 @@ class Market:
 
     # Nodes
 
-    def node_gone(self, provider: Address) -> None:
-        """Removes the asks of a node that disconnected, and interrupts its jobs."""
+    def node_gone(self, provider: Address, *, cut_off: bool = False) -> None:
+        """Removes the asks of a node that disconnected, and interrupts its jobs. `cut_off`: this process ended the connection."""
         self.matchmaker.drop(provider)
         self._relay.trace_takers.discard(provider)
         for job in self._live.values():
             for attempt in job.open_attempts:
                 if attempt.provider == provider:
+                    attempt.cut_off = cut_off
                     job.interrupt(attempt, pack_link(GONE, job.id))
 
     def node_takes_trace(self, provider: Address) -> None:

@@ -291,7 +291,7 @@ class Relay:
             return told
         error = self._failure(job, attempt, kind, payload)
         second = self._has_rival(job, attempt)
-        if job.state is State.STREAMING or job.cancelled or (error.code in REQUEST_FAULTS and not second):
+        if attempt.cut_off or job.state is State.STREAMING or job.cancelled or (error.code in REQUEST_FAULTS and not second):
             return (*told, self._end(job, attempt, error))
         log.info("attempt failed", job=job.id.hex(), provider=attempt.provider, reason=str(error))
         count_failure(self._reputation, job, attempt, error)
@@ -312,7 +312,7 @@ class Relay:
         if kind == Kind.RECEIPT:
             text = f"provider {attempt.provider} ended the job without output"
             return Unavailable(Code.PROVIDER_FAILED, text, fault=Fault.PROVIDER)
-        if self.stopping:
+        if self.stopping or attempt.cut_off:
             return Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator is stopping", fault=Fault.COORDINATOR)
         return Unavailable(Code.NODE_GONE, f"the connection to provider {attempt.provider} was lost", fault=Fault.PROVIDER)
 
