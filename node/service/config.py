@@ -34,6 +34,7 @@ from tallystick.protocol.tiers import Tier, Tiers
 from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.config import home, load
 from tallystick.runtime.plaintext import is_loopback
+from tallystick.tracing.settings import NodeTracing
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -252,6 +253,7 @@ class NodeConfig:
     log_json: bool | None = None
     """Whether the log is JSON; None: text at a terminal, JSON elsewhere."""
     log_level: str = "info"
+    tracing: NodeTracing = field(default_factory=NodeTracing)
     tiers: tuple[Tier, ...] = ()
     admission: AdmissionRules = field(default_factory=AdmissionRules)
     credit: CreditLimits = field(default_factory=CreditLimits)

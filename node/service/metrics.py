@@ -114,6 +114,8 @@ class NodeMetrics:
             "tokens": [report.input_tokens, report.output_tokens],
             "seconds": round(report.total_seconds, 3),
         }
+        if report.trace_id:
+            fields["trace_id"] = report.trace_id
         log_frequent("info", "job ended", fields)
 
     def _add_to_summary(self, report: JobReport, outcome: str) -> None:

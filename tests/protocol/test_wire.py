@@ -219,6 +219,7 @@ def test_the_numbers_of_the_kinds_are_the_wire() -> None:
         "ADDED": 34,
         "END": 35,
         "REPLICAS": 36,
+        "TRACE": 37,
     }
 
 

@@ -201,6 +201,9 @@ class PayerPages:
             return JSONResponse({"error": NO_CHAIN}, 503)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
             return JSONResponse({"error": f"content-type: expected {JSON}"}, 415)  # forms of other sites cannot send it
+        origin, host = request.headers.get("origin"), request.headers.get("host", "").lower()
+        if origin is not None and origin.lower() not in {f"http://{host}", f"https://{host}"}:  # allow_origins says who may spend
+            return JSONResponse({"error": f"Origin: pages of {origin[:100]} may not choose the purse's owner"}, 403)
         try:
             raw = json.loads(await _read_body(request) or b"null")
             owner = parse_address(raw.get("owner") if isinstance(raw, dict) else None, "owner")
