@@ -83,7 +83,7 @@ class ProviderPages:
         if self._login is None:
             return [Route(path, local_only(serve)) for path, serve in (routes | {static: serve_static}).items()]
         guarded = [Route(path, self._signed_in(serve)) for path, serve in routes.items()]
-        return [*guarded, Route(static, serve_static), *self._login.routes(self._pages, tuple(SECTIONS))]
+        return [*guarded, Route(static, serve_static), *self._login.routes(self._pages, (*SECTIONS, WALLET_PATH))]
 
     def _signed_in(self, serve: Serve) -> Serve:
         """A route that leads those who are not signed in to the page that does it."""
