@@ -69,7 +69,7 @@ def _exported(registry: CollectorRegistry) -> Iterator[Exported]:
 
 def _node() -> Iterator[Exported]:
     payer = Address("0x" + "00" * 20)
-    metrics = NodeMetrics(lambda: {payer: 0}, gpus=1, gpu_hour_cost=Amount(1), credit_summary=_credit_summary)
+    metrics = NodeMetrics(lambda: {payer: 0}, gpus=1, gpu_hour_cost=Amount(1), watts=1, credit_summary=_credit_summary)
     metrics.watch_health(lambda: HealthReport({"disk": CheckResult(Health.PASS)}, 0.0))
     metrics.watch_integrity(lambda: {("model", "q4"): 100.0})
     slots = {"engine": dict.fromkeys(SLOT_STATES, 0)}

@@ -250,6 +250,8 @@ class NodeConfig:
     page_key: str | None = field(default=None, repr=False)
     gpus: int = 0
     gpu_hour_cost: Amount | None = None
+    watts: int = 0
+    """The electric power behind this node, for its revenue per kWh; 0 if it is not known."""
     log_json: bool | None = None
     """Whether the log is JSON; None: text at a terminal, JSON elsewhere."""
     log_level: str = "info"
@@ -272,6 +274,8 @@ class NodeConfig:
             raise BadMessage(
                 f"config: job_keep_seconds: expected at least {MIN_KEEP_SECONDS} (a day), got {self.job_keep_seconds}"
             )
+        if min(self.gpus, self.watts) < 0:
+            raise BadMessage(f"config: gpus, watts: expected 0 or more, got {self.gpus} and {self.watts}")
         self._check_access()
         labels = [engine.label for engine in self.engines]
         if len(set(labels)) != len(labels):

@@ -160,7 +160,15 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         record_pruner=RecordPruner(store, config.job_keep_seconds),
     )
     least = lambda: node.config.claims.direct_min_amount  # noqa: E731 - a reload changes it
-    node.pages = make_pages(config, signer.address, resources.escrow, status=partial(status, node), store=store, least=least)
+    node.pages = make_pages(
+        config,
+        signer.address,
+        resources.escrow,
+        status=partial(status, node),
+        store=store,
+        least=least,
+        ask=node.ratings.ask_decisions,
+    )
     node.health = observe(node, store, resources.chain_health)
     stack.push_async_callback(node.health.close)
     return node
