@@ -13,6 +13,7 @@ from coordinator.domain.endpoints import endpoints_of
 from coordinator.http.node_hub import NodeHub
 from coordinator.http.replica_view import Alone, ReplicaView
 from coordinator.jobs.market import Market
+from coordinator.jobs.market_load import MarketLoad
 from coordinator.jobs.payer_totals import LoadTotals
 from coordinator.replicas.membership import Membership
 from coordinator.replicas.replica_set import ReplicaSet
@@ -28,13 +29,15 @@ class Replication:
     def __init__(self, config: CoordinatorConfig, replica: str, market: Market, load_totals: LoadTotals) -> None:
         """`replica`: the id of this process, new at each start."""
         self._config = config
+        self.load = MarketLoad(market, market.matchmaker.queue, time.monotonic)
         self._store: SqlReplicaStore | None = None
         self._set: ReplicaSet | None = None
         if config.bus is None:
             return
         self._store = SqlReplicaStore(config.db)
         bus = NatsBus(parse_nats_address(config.bus, "config: bus"), f"tallystick.{market.address.lower()}")
-        self._set = ReplicaSet(Membership(replica, self._store, time.monotonic), bus, market, load_totals, time.monotonic)
+        membership = Membership(replica, self._store, time.monotonic)
+        self._set = ReplicaSet(membership, bus, market, load_totals, time.monotonic, load=self.load)
 
     @property
     def view(self) -> ReplicaView:

@@ -30,6 +30,7 @@ from scripts.trust.figures import figures
 from scripts.trust.live import FULL, SMALL, Plan, by_provider, make_variants, observe
 from scripts.trust.observations import read_observations, write_observations
 from tallystick.cli.progress import activity
+from tallystick.runtime.logs import configure_quiet
 
 
 def main() -> int:
@@ -43,6 +44,7 @@ def main() -> int:
     parser.add_argument("--save", type=Path, metavar="FILE", help="keep what was observed")
     parser.add_argument("--load", type=Path, metavar="FILE", help="use what was observed before, without a market")
     options = parser.parse_args()
+    configure_quiet()
     if options.load:
         observed = by_provider(read_observations(options.load))
     else:

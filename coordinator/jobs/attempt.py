@@ -61,6 +61,8 @@ class Attempt:
     """Whether the last chunk of its response was relayed."""
     cancelled: bool = False
     """Whether its node was told that the client cancelled."""
+    cut_off: bool = False
+    """Whether this process ended its node's connection, so that nobody knows what the node had sent."""
     hedged: bool = False
     """Whether it began beside another attempt."""
     outrun: bool = False
@@ -84,6 +86,7 @@ class Attempt:
             self.reason,
             delivered=self.delivered,
             cancelled=self.cancelled,
+            unseen=self.cut_off and not self.delivered,
             hedged=self.hedged,
             outrun=self.outrun,
         )

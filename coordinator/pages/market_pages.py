@@ -19,6 +19,7 @@ from coordinator.domain.listed_ask import ListedAsk
 from coordinator.domain.model_history import ModelHistory, Sample
 from coordinator.http.account_routes import AccountViews
 from coordinator.jobs.market import Market
+from coordinator.jobs.market_load import MarketLoad
 from coordinator.pages.account_page import ACCOUNT_PATH, AccountPage
 from coordinator.pages.log_view import rows_of
 from coordinator.pages.market_view import PAGE_ROWS, SORTS, Chart, chart, fitting, read_filter
@@ -59,10 +60,12 @@ class MarketPages:
         connected: Callable[[], int],
         views: AccountViews,
         wallet: WalletPage | None = None,
+        load: MarketLoad | None = None,
         now: Callable[[], float] = time.time,
         tick: Callable[[], float] = time.monotonic,
     ) -> None:
         self._market, self._health, self._connected, self._now, self._tick = market, health, connected, now, tick
+        self._load = load or MarketLoad(market, market.matchmaker.queue, tick)
         self._entries, self._name, self._wallet = ModelEntries(), name, wallet
         self._listed: list[Mapping[str, Any]] = []
         self._listed_until = float("-inf")
@@ -98,7 +101,7 @@ class MarketPages:
         """All models, read at most once in LIST_SECONDS, however many ask."""
         market, tick = self._market, self._tick()
         if tick >= self._listed_until:
-            score, waiting = market.reputation.score, market.matchmaker.queue.count_waiting
+            score, waiting = market.reputation.score, self._load.waiting_for
             models = islice(market.book.models(), MAX_MODELS)
             self._listed = [self._entries.entry(name, asks, score, tick) | {"waiting": waiting(name)} for name, asks in models]
             self._listed_until = tick + LIST_SECONDS
@@ -127,8 +130,8 @@ class MarketPages:
                 "nodes": self._connected(),
                 "models": len(entries),
                 "free slots": market.book.free_slots,
-                "running jobs": market.live,
-                "waiting jobs": market.waiting,
+                "running jobs": self._load.jobs,
+                "waiting jobs": self._load.waiting,
             },
         )
 
@@ -151,7 +154,7 @@ class MarketPages:
             entry=entry,
             rows=[self._ask_row(listed_ask) for listed_ask in asks[:ASK_ROWS]],
             total=len(asks),
-            waiting=self._market.matchmaker.queue.count_waiting(name),
+            waiting=self._load.waiting_for(name),
             charts=[drawn for drawn in charts if drawn is not None],
         )
 

@@ -4,6 +4,7 @@ A notice is a JSON object with its version, the id of its sender and the members
 
 - `cancel`: {"job", "payer"}: the payer cancelled a job that the sender does not run.
 - `tab`: {"payer", "provider", "total"}: a receipt raised the total of a tab, in base units.
+- `load`: {"model", "jobs", "waiting"}: how many jobs the sender has, and how many of them wait; of one model, or of all ("").
 - `members`: {}: a replica joined or left, so the list in the database is to be read now.
 
 A reader ignores members that it does not know, and a notice of another version or topic: replicas may be one release apart.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from coordinator.jobs.market_load import MAX_NAME, Load
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.json_members import read_count, read_members, read_text
 from tallystick.protocol.replicas import MAX_REPLICA_ID
@@ -21,6 +23,7 @@ from tallystick.protocol.types import Address, Amount, JobId, parse_address, par
 from tallystick.protocol.wire import dumps, loads
 
 VERSION = 1
+MAX_JOBS = 1_000_000
 MAX_TOTAL = (1 << 96) - 1
 """The highest total of a tab, which the contract stores in 96 bits."""
 
@@ -47,8 +50,8 @@ class MembersNotice:
     """The list of replicas changed."""
 
 
-Notice = CancelNotice | TabNotice | MembersNotice
-TOPICS: dict[type[Notice], str] = {CancelNotice: "cancel", TabNotice: "tab", MembersNotice: "members"}
+Notice = CancelNotice | TabNotice | MembersNotice | Load
+TOPICS: dict[type[Notice], str] = {CancelNotice: "cancel", TabNotice: "tab", MembersNotice: "members", Load: "load"}
 
 
 def pack_notice(notice: Notice, sender: str) -> tuple[str, bytes]:
@@ -58,6 +61,8 @@ def pack_notice(notice: Notice, sender: str) -> tuple[str, bytes]:
         members |= {"job": notice.job.hex(), "payer": notice.payer}
     elif isinstance(notice, TabNotice):
         members |= {"payer": notice.payer, "provider": notice.provider, "total": str(notice.total)}
+    elif isinstance(notice, Load):
+        members |= notice._asdict()
     return TOPICS[type(notice)], dumps(members)
 
 
@@ -79,6 +84,10 @@ def _read(topic: str, raw: Any) -> Notice:
         return TabNotice(_address(payer, "notice.payer"), _address(provider, "notice.provider"), _total(total))
     if topic == "members":
         return MembersNotice()
+    if topic == "load":
+        model, jobs, waiting = read_members(raw, "notice", "model", "jobs", "waiting")
+        counts = (read_count(count, f"notice.{name}", high=MAX_JOBS) for name, count in (("jobs", jobs), ("waiting", waiting)))
+        return Load(read_text(model, "notice.model", MAX_NAME), *counts)
     raise BadMessage(f"notice: unknown topic {topic[:40]!r}")
 
 

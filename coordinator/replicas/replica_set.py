@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import structlog
 
 from coordinator.jobs.market import Market
+from coordinator.jobs.market_load import Load, MarketLoad
 from coordinator.jobs.payer_totals import LoadTotals
 from coordinator.replicas.membership import Membership
 from coordinator.replicas.notices import CancelNotice, MembersNotice, Notice, TabNotice, pack_notice, read_notice
@@ -19,6 +21,7 @@ from tallystick.protocol.replicas import Replica
 from tallystick.protocol.types import Address, Amount, JobId
 
 log = structlog.get_logger()
+LOAD_SECONDS = 1.0
 START_SECONDS = 5.0
 """How long a process may take to its first connection to NATS before that is reported."""
 
@@ -54,11 +57,19 @@ class ReplicaSet:
     """See the module's docstring."""
 
     def __init__(
-        self, membership: Membership, bus: NoticeBus, market: Market, load_totals: LoadTotals, tick: Callable[[], float]
+        self,
+        membership: Membership,
+        bus: NoticeBus,
+        market: Market,
+        load_totals: LoadTotals,
+        tick: Callable[[], float],
+        *,
+        load: MarketLoad,
     ) -> None:
-        """`tick` is a monotonic clock in seconds."""
+        """`tick` is a monotonic clock in seconds. `load`: the jobs of all replicas, which is kept current."""
         self.membership, self._bus, self._market, self._tick = membership, bus, market, tick
-        self._began = tick()
+        self._began, self._load = tick(), load
+        load.members = lambda: {replica.id for replica in membership.known} - {membership.id}
         self.bus_seconds: float | None = None
         self._malformed: Counter[str] = Counter()
         bus.on_message, bus.on_connected = self._receive, self._connected
@@ -67,7 +78,7 @@ class ReplicaSet:
     @property
     def loops(self) -> tuple[Callable[[], Coroutine[Any, Any, None]], ...]:
         """What runs in the background while this replica serves."""
-        return self._bus.run, self.membership.run
+        return self._bus.run, self.membership.run, self._tell_load
 
     @property
     def dropped(self) -> Mapping[str, int]:
@@ -110,6 +121,17 @@ class ReplicaSet:
         if not self.alone or isinstance(notice, MembersNotice):
             self._bus.publish(*pack_notice(notice, self.membership.id))
 
+    async def _tell_load(self) -> None:
+        """Tells the other replicas once a second how many jobs this one has."""
+        while True:
+            await asyncio.sleep(LOAD_SECONDS)
+            self.tell_load()
+
+    def tell_load(self) -> None:
+        """Tells the other replicas what changed of this one's load."""
+        for load in self._load.news():
+            self._publish(load)
+
     def _connected(self) -> None:
         """Announces this replica. Totals that rose while there was no connection are read again from the database."""
         self._market.forget_loaded_totals()
@@ -132,6 +154,8 @@ class ReplicaSet:
             tab = self._market.exposure.known(notice.payer, notice.provider)
             if tab is None or tab.cumulative < notice.total:
                 self._market.forget_loaded_totals(notice.payer)
+        elif isinstance(notice, Load):
+            self._load.note(sender, notice)
         else:
             self.membership.look()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from tallystick.protocol.types import Hash
 
 END_SECONDS = 180.0
 """How long after the last fault a job may be without an end."""
+ASKED_AT_ONCE = 16
+"""Jobs whose ends are asked for at the same time: one after the other, hundreds of them take minutes on a busy machine."""
 TERMINAL = frozenset({"completed", "cancelled", "failed", "expired", "disputed"})
 _NOT_KEPT = ("order_replayed", "dollars were billed", "no longer has its answer")
 _PAYER_RECEIPTS = "SELECT j.job, r.receipt_doc FROM receipts r JOIN orders o ON o.id = r.order_id JOIN jobs j ON j.id = o.job"
@@ -82,10 +85,13 @@ async def _all_ended(site: Site, open_jobs: dict[str, str]) -> bool:
     for node in NODES:
         if rows := await site.rows(node, "SELECT hex(job) FROM open_orders WHERE receipt_id > 0"):
             raise NotYet(f"{node} waits for the coordinator's acknowledgement of receipts of {rows}")
-    for job in list(open_jobs):
-        open_jobs[job] = await _where_open(site, job)
-        if not open_jobs[job]:
-            del open_jobs[job]
+    names = list(open_jobs)
+    for at in range(0, len(names), ASKED_AT_ONCE):
+        asked = names[at : at + ASKED_AT_ONCE]
+        for job, where in zip(asked, await asyncio.gather(*(_where_open(site, job) for job in asked)), strict=True):
+            open_jobs[job] = where
+            if not where:
+                del open_jobs[job]
     if open_jobs:
         raise NotYet(str(open_jobs))
     return True

@@ -24,6 +24,7 @@ PADDING = 0.05
 CHEATED_SHARE = 5
 HONEST_JOBS = 10
 MIN_TEMPERATURE = 0.05
+MIN_REPLAYED = 32
 
 Cheat = Callable[[Document], Awaitable[Document]]
 """Answers a chat request."""
@@ -63,15 +64,20 @@ def prefill(engine: ServedEngine, writer: ServedEngine) -> Cheat:
 
 
 def replay(engine: ServedEngine) -> Cheat:
-    """Answers every request with the first answer, and reads it with the right model for the evidence."""
+    """Answers every request with the first answer of some length, and reads it with the right model for the evidence.
+
+    A node tries its engine out with requests of a few tokens.
+    """
     first: list[Document] = []
     lock = asyncio.Lock()
 
     async def chat(body: Document) -> Document:
         async with lock:
             if not first:
-                first.append(await engine.chat(body))
-                return first[0]
+                answer = await engine.chat(body)
+                if answer["usage"]["completion_tokens"] >= MIN_REPLAYED:
+                    first.append(answer)
+                return answer
         return await _with_evidence_of(engine, body, first[0])
 
     return chat

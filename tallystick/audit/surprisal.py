@@ -19,11 +19,18 @@ TILTS = (-0.3, -0.15, -0.05, 0.05, 0.15, 0.3)
 """The bets. A positive tilt wins by unlikely tokens, such as another model's; a negative one by likely ones, as at a low
 temperature.
 """
+WEIGHTS = (0.2, 0.1, 0.05, 0.05, 0.2, 0.4)
+"""How the stake is divided among the bets. The strong ones get most: what they see shows in answers of ordinary length."""
+LOOSE = 1.1
+"""Positions at which the bounds add up to more are left out. The row of likely tokens says too little there for a bet to gain:
+the bound of all others is far above their probability. So half as many answers of a smaller model convict it
+(docs/explanation/trust.md).
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Surprisal:
-    """The logarithm of each tilt's wealth, in nats, after `positions` positions. Add those of several answers to pool them."""
+    """The logarithm of each tilt's wealth, in nats, after bets on `positions` positions. Add those of answers to pool them."""
 
     wealth: tuple[float, ...] = (0.0,) * len(TILTS)
     positions: int = 0
@@ -36,19 +43,25 @@ class Surprisal:
     def log_evidence(self) -> float:
         """The logarithm of the mixture over the tilts, in nats. ln(1,000) = 6.9 is reached by 1 in 1,000 honest providers."""
         best = max(self.wealth)
-        return best + math.log(math.fsum(math.exp(value - best) for value in self.wealth) / len(TILTS))
+        shares = zip(WEIGHTS, self.wealth, strict=True)
+        return best + math.log(math.fsum(weight * math.exp(value - best) for weight, value in shares))
 
 
 def measure_surprisal(referee: Answer, sampling: Sampling) -> Surprisal:
-    """Bets on every position that the referee scored. The positions must have been chosen without looking at the text."""
-    wealth = [0.0] * len(TILTS)
-    rows = [row for row in referee.values() if row.logprobs]
-    for row in rows:
-        bounds = outcome_bounds(row, sampling)
+    """Bets on every position that the referee scored, unless its row says too little (LOOSE), whatever the token is.
+
+    The positions must have been chosen without looking at the text.
+    """
+    wealth, positions = [0.0] * len(TILTS), 0
+    for row in referee.values():
+        bounds = outcome_bounds(row, sampling) if row.logprobs else {}
+        if not bounds or math.fsum(bounds.values()) > LOOSE:
+            continue
+        positions += 1
         outcome = row.token if row.token in row.logprobs else OTHER
         for index, tilt in enumerate(TILTS):
             wealth[index] += _log_ratio(bounds, outcome, tilt)
-    return Surprisal(tuple(wealth), len(rows))
+    return Surprisal(tuple(wealth), positions)
 
 
 def _log_ratio(bounds: Mapping[int, float], outcome: int, tilt: float) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import sys
+import threading
 from pathlib import Path
 
 from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, select, text
@@ -19,6 +22,13 @@ schema_owner = Table("schema_owner", MetaData(), Column("program", String(32), p
 """One row: the program whose tables the database has. All programs number their revisions alike, so without it one program
 would migrate the tables of another.
 """
+
+
+MIGRATING = threading.Lock()
+"""Held during a migration. Alembic keeps its state in module globals, so a process migrates one database at a time."""
+_kept = threading.Event()
+"""Set while the process may migrate further databases soon."""
+_kept.set()
 
 
 class MigrationFailed(Exception):
@@ -57,6 +67,9 @@ def migrate(connection: Connection, migrations: Path) -> None:
         command.upgrade(config, "head")
     except CommandError as error:
         raise MigrationFailed(str(error)) from error
+    finally:
+        if not _kept.is_set():
+            _unload()
 
 
 def _claim(connection: Connection, program: str) -> None:
@@ -68,6 +81,24 @@ def _claim(connection: Connection, program: str) -> None:
     else:
         schema_owner.create(connection)
         connection.execute(schema_owner.insert(), {"program": program})
+
+
+def unload_migrations() -> None:
+    """Lets go of Alembic, and of mako, its only user: a daemon that has started seldom needs them. After a later migration, which
+    loads them again, they go at once. Does nothing during a migration.
+    """
+    if MIGRATING.acquire(blocking=False):
+        try:
+            _kept.clear()
+            _unload()
+        finally:
+            MIGRATING.release()
+
+
+def _unload() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in {"alembic", "mako"}]:
+        del sys.modules[name]
+    gc.collect()
 
 
 def _heads(migrations: Path) -> set[str]:

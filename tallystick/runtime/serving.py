@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import gc
 import signal
@@ -111,9 +112,17 @@ def server_config(
     )
 
 
-def _tune_garbage_collector() -> None:
-    """Exempts the objects of a started daemon from garbage collection and makes it rarer, since requests leave few cycles."""
+def _settle_memory() -> None:
+    """Frees what only the start of a daemon needed, and exempts what is left from garbage collection, which becomes rarer, since
+    requests leave few cycles.
+    """
+    if "alembic" in sys.modules:
+        from tallystick.runtime.database_migration import unload_migrations  # noqa: PLC0415 - a server may have no database
+
+        unload_migrations()
     gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it; it returns free pages to the system
+        ctypes.CDLL(None).malloc_trim(0)
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
 
@@ -201,7 +210,7 @@ class _Server(uvicorn.Server):
 
 async def wait_for_stop_signal() -> None:
     """Returns on the first SIGTERM or SIGINT. After that the default handlers are back, so a second signal ends the process."""
-    _tune_garbage_collector()
+    _settle_memory()
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

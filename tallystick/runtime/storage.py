@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tallystick.protocol.errors import Code, Unavailable
 from tallystick.runtime.database_errors import START_SECONDS, explain, explain_failed_start, is_locked
-from tallystick.runtime.database_migration import MigrationFailed, migrate
+from tallystick.runtime.database_migration import MIGRATING, MigrationFailed, migrate
 from tallystick.runtime.database_url import parse_database_url, postgres_dsn
 from tallystick.runtime.group_commit import GroupCommit, LoopCommit, Rows, Write
 from tallystick.runtime.sqlite_backend import R, SqliteBackend, Work, file_identity, run_work
@@ -41,8 +40,6 @@ _LOCKED_PAUSE = 0.05
 """Seconds before the next attempt to start a database that another process has locked."""
 _CONFLICTS = frozenset({"40001", "40P01"})
 """SQLSTATEs of a serialization failure and a deadlock."""
-_MIGRATING = threading.Lock()
-"""Held during a migration. Alembic keeps its state in module globals, so a process migrates one database at a time."""
 log = structlog.get_logger()
 
 
@@ -143,14 +140,14 @@ class Database:
             await self._backend.prepare()
         except Exception as error:  # drivers raise errors of many kinds if they cannot connect
             raise explain_failed_start(error, self.url, self._setting) from error
-        while not _MIGRATING.acquire(blocking=False):  # noqa: ASYNC110 - other loops may hold it, and no event crosses loops
+        while not MIGRATING.acquire(blocking=False):  # noqa: ASYNC110 - other loops may hold it, and no event crosses loops
             await asyncio.sleep(0.01)
         try:
             await self._migrate(migrations)
         except (SQLAlchemyError, OSError, MigrationFailed) as error:
             raise explain_failed_start(error, self.url, self._setting) from error
         finally:
-            _MIGRATING.release()
+            MIGRATING.release()
         self._file_identity = await asyncio.to_thread(file_identity, self.url)
         self._backend.commits.start()
 

@@ -7,7 +7,7 @@ import pytest
 
 from tallystick.audit.sampling import EDGE_NOISE, NOISE, OTHER, Sampling, outcome_bounds
 from tallystick.audit.scores import Row
-from tallystick.audit.surprisal import Surprisal, measure_surprisal
+from tallystick.audit.surprisal import LOOSE, TILTS, WEIGHTS, Surprisal, measure_surprisal
 from tests.audit.models import VOCABULARY, ToyModel
 
 MODEL, OTHER_MODEL = ToyModel(1), ToyModel(2)
@@ -105,6 +105,35 @@ def test_rows_without_numbers_are_left_out() -> None:
     """Rows without numbers are left out."""
     assert measure_surprisal({0: Row(1, {})}, Sampling()) == Surprisal()
     assert Surprisal().log_evidence == 0
+
+
+def row_of(token: int, likely: float) -> Row:
+    """A row of two tokens. The others have the rest."""
+    return Row(token, {1: math.log(likely), 2: math.log(min(0.1, 1 - likely) / 2)})
+
+
+def test_nobody_bets_where_a_row_says_too_little() -> None:
+    """Whatever the token is: the choice must not depend on it. A low temperature makes rows loose that are tight at 1."""
+    for token in (1, 2, 3):
+        loose, tight = row_of(token, 0.3), row_of(token, 0.9)
+        assert math.fsum(outcome_bounds(loose, Sampling(0.7)).values()) > LOOSE
+        assert math.fsum(outcome_bounds(tight, Sampling(0.7)).values()) <= LOOSE
+        assert measure_surprisal({0: loose}, Sampling(0.7)) == Surprisal()
+        assert measure_surprisal({0: loose}, Sampling()).positions == 1
+        bet = measure_surprisal({0: loose, 1: tight}, Sampling(0.7))
+        assert bet == measure_surprisal({1: tight}, Sampling(0.7))
+        assert bet.positions == 1
+        assert all(bet.wealth)
+
+
+def test_the_stake_is_one_and_is_divided_among_the_bets() -> None:
+    """So the mixture of fair bets is a fair bet, and what one of them gains counts by its share."""
+    assert len(WEIGHTS) == len(TILTS)
+    assert math.fsum(WEIGHTS) == pytest.approx(1)
+    assert min(WEIGHTS) > 0
+    for index, weight in enumerate(WEIGHTS):
+        alone = tuple(20.0 if other == index else -1e3 for other in range(len(TILTS)))
+        assert Surprisal(alone, 1).log_evidence == pytest.approx(20 + math.log(weight))
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import rlp
 from eth_account import Account
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallystick.chain.transactions import Call, Fees, Nonces, sign
+from tallystick.chain.transactions import Call, Fees, Nonces, _rlp, sign
 from tallystick.protocol.types import Address
 from tests.chain.harness import person
 
@@ -30,6 +31,16 @@ def test_a_transaction_is_signed_as_everybody_signs_it(to: bytes | None, data: b
     fields |= {"maxPriorityFeePerGas": fees.tip, "maxFeePerGas": fees.maximum} | ({"to": to} if to else {})
     reference = Account.sign_transaction(fields, KEY.secret)
     assert (made.raw, made.hash) == ("0x" + reference.raw_transaction.hex(), "0x" + reference.hash.hex())
+
+
+sizes = st.sampled_from([0, 1, 2, 54, 55, 56, 57, 255, 256, 257, 65_535, 65_536])
+items = st.recursive(wei | st.integers(0, 257) | sizes.map(bytes) | st.binary(max_size=3), st.lists, max_leaves=8)
+
+
+@given(items)
+def test_numbers_bytes_and_lists_are_encoded_as_everybody_encodes_them(item: Any) -> None:
+    """RLP of every kind of item, at each boundary of its heads, equals that of the package rlp."""
+    assert _rlp(item) == rlp.encode(item)
 
 
 @given(wei, wei, wei, wei)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -92,3 +94,46 @@ async def test_jobs_whose_answers_had_not_begun(tmp_path: Path) -> None:
             assert "error" not in answer.json() if number % 2 == 0 else answer.text.rstrip().endswith("[DONE]")
         await _until(lambda: _whole(running))  # the one that was killed is back
         assert (await _ask(running, http, 0)).status_code == 200
+
+
+def _charges(running: Cluster) -> list[bytes]:
+    """The jobs that the nodes charge for, one entry for each receipt."""
+    jobs: list[bytes] = []
+    for node in ("node-a", "node-b"):
+        (file,) = (running.folder / node).glob("*.db")
+        with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=60)) as database:
+            query = "SELECT o.job FROM receipts r JOIN orders o ON o.id = r.order_id WHERE r.cost > 0"
+            jobs += [job for (job,) in database.execute(query)]
+    return jobs
+
+
+async def test_a_replica_that_was_paused_while_others_ended_its_jobs(tmp_path: Path) -> None:
+    """It comes back and relays the answers to their ends. Each caller gets one answer, and pays for it once."""
+    check_freshness()
+    async with (
+        cluster(tmp_path, replicas=2) as running,
+        httpx.AsyncClient(timeout=DEADLINE, trust_env=False) as http,
+        asyncio.timeout(2 * DEADLINE),
+    ):
+        await _until(lambda: _whole(running))
+        assert (await _ask(running, http, 0)).status_code == 200
+        before = await _behave(running, http, token_seconds=1.5)
+        asking = [asyncio.create_task(_ask(running, http, number)) for number in range(JOBS)]
+        await _until(lambda: _have_seen(running, http, before + JOBS))
+        busy = await _busy(running, http)
+        others = [running[name].log for name in running.replicas if name != busy]
+        running[busy].kill(signal.SIGSTOP)
+
+        async def has_ended_jobs() -> bool:
+            return any("jobs of a lost replica ended" in log.read_text() for log in others)
+
+        await _until(has_ended_jobs)
+        await _behave(running, http)
+        running[busy].kill(signal.SIGCONT)
+        for number, answer in enumerate(await asyncio.gather(*asking)):
+            assert answer.status_code == 200, answer.text
+            assert "error" not in answer.json() if number % 2 == 0 else answer.text.rstrip().endswith("[DONE]")
+        await _until(lambda: _whole(running))
+        assert (await _ask(running, http, 0)).status_code == 200
+        jobs = _charges(running)
+        assert len(jobs) == len(set(jobs)) == JOBS + 2

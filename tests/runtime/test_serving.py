@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -295,3 +296,35 @@ async def test_a_shared_port_can_be_left_alone() -> None:
                 async with serving(echo, LOOPBACK, 0, shared=other):
                     assert (await newcomer.get(f"{url}/new")).text == "/new"
                 assert (await client.get(f"http://{LOOPBACK}:{port}/own")).text == "/own"
+
+
+LETS_GO = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from tallystick.runtime.serving import wait_for_stop_signal
+from tallystick.runtime.storage import Database
+
+async def main():
+    first = Database(f"sqlite:///{sys.argv[1]}/first.db")
+    await first.start(Path(sys.argv[2]))
+    assert "alembic.command" in sys.modules
+    asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
+    await wait_for_stop_signal()
+    assert not [name for name in sys.modules if name.partition(".")[0] in {"alembic", "mako"}]
+    for name in ("second", "third"):
+        database = Database(f"sqlite:///{sys.argv[1]}/{name}.db")
+        await database.start(Path(sys.argv[2]))
+        await database.close()
+        assert "alembic.command" not in sys.modules
+    await first.close()
+    print("migrated", flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_a_started_daemon_lets_go_of_what_migrates(tmp_path: Path) -> None:
+    """Once a daemon waits for its end, the migration tool is unloaded. One opened later is migrated all the same."""
+    arguments = [sys.executable, "-c", LETS_GO, str(tmp_path), str(Path(__file__).parent / "migrations")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "migrated\n", done.stderr

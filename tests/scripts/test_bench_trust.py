@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +141,30 @@ async def test_a_cut_answer_fits_its_counts() -> None:
     usage = read_usage(answer["usage"])
     assert usage is not None
     assert usage.output == len(choice["logprobs"]["content"]) == 4
+
+
+async def test_a_replayed_answer_is_not_that_of_a_trial() -> None:
+    """A node asks its engine for a token or two before it sells. That text would be too short to be found again."""
+    asked: list[int] = []
+
+    class Engine(ServedEngine):
+        async def chat(self, body: Mapping[str, Any]) -> Document:
+            asked.append(body["max_tokens"])
+            entries = [{"id": number, "token": f" {number}", "logprob": -0.1} for number in range(body["max_tokens"])]
+            choice = {"message": {"content": f"answer {len(asked)}"}, "logprobs": {"content": entries}}
+            return {"choices": [choice], "usage": {"completion_tokens": body["max_tokens"]}}
+
+        async def score(
+            self, body: Mapping[str, Any], tokens: Sequence[int], positions: Sequence[int], top: int = 5
+        ) -> ScoreResponse:
+            scored = [(position, tokens[position]) for position in positions]
+            rows = tuple(ScoreRow.of(position, token, {token: -0.5}, top) for position, token in scored)
+            return ScoreResponse(body["model"], PROMPT, tuple(tokens), rows)
+
+    async with EngineApi.open("http://127.0.0.1:9") as api:
+        cheat = cheaters.replay(Engine(api, "m"))
+        texts = [
+            (await cheat({"model": "m", "max_tokens": limit}))["choices"][0]["message"]["content"] for limit in (1, 64, 64, 2)
+        ]
+    assert asked == [1, 64]
+    assert texts == ["answer 1", "answer 2", "answer 2", "answer 2"]

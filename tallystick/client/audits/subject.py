@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ MAX_SHORT_ROWS = 0.25
 """The share of rows with fewer than TOP tokens up to which the rows say what their provider's engine computed."""
 MIN_LIMIT = 32
 """A limit of output tokens below which an honest answer may be too short for an audit."""
+LIMIT_SLACK = 8
+"""Tokens by which an answer may miss the limit that it is said to have reached: engines count ends and templates differently."""
+_FILTERED = "content_filter"
+"""The finish of an answer whose engine says openly that it left something out."""
 _WHOLE = (Outcome.COMPLETED, Outcome.LENGTH)
 _OWN_ROWS = ("tools", "functions", "logprobs", "top_logprobs", "post_sampling_probs", "response_format", "best_of")
 """Members of a request to which an honest engine may give no evidence; see docs/explanation/evidence.md."""
@@ -66,7 +71,7 @@ def is_unverifiable(error: BadMessage) -> bool:
 class Subject:
     """An answer that can be audited. `text`: scored if there is no evidence, or if that is not of the whole answer.
 
-    `ended`: whether the model itself ended it, by what its provider says.
+    `ended`: whether the model itself ended it, by what its provider says: it names the end, or a limit that was not reached.
     """
 
     kept: KeptJob
@@ -103,7 +108,8 @@ class Subject:
             limits = [request.get(member) for member in ("max_tokens", "max_completion_tokens")]
             kind = BadMessage if any(isinstance(limit, int) and limit < MIN_LIMIT for limit in limits) else ShortAnswer
             raise kind(f"the answer is too short for an audit: expected about {MIN_TOKENS} tokens or more")
-        ended = answer is not None and answer.finish == "stop" and not request.get("stop")
+        finish = _FILTERED if answer is None or request.get("stop") else answer.finish
+        ended = finish == "stop" or (finish != _FILTERED and _is_below_limits(kept, request))
         return cls(kept, request, rows, text, read_sampling(request), ended)
 
     @property
@@ -128,9 +134,10 @@ class Subject:
     def is_covered(self) -> bool:
         """Whether the rows are those of the whole answer: as many as its billed tokens, but perhaps for its end token.
 
-        An honest node's rows end before the first token that its engine gave no row for.
+        An honest node's rows end before the first token that its engine gave no row for. A text of ASCII has no such token.
         """
-        return self._missing <= (1 if self.kept.proof.receipt.message.outcome == Outcome.COMPLETED else 0)
+        may_lack_end = self.kept.proof.receipt.message.outcome == Outcome.COMPLETED and self.text.isascii()
+        return self._missing <= may_lack_end
 
     @property
     def coverage(self) -> float:
@@ -202,6 +209,16 @@ class Subject:
         if receipt.outcome == Outcome.COMPLETED and receipt.output_tokens > counted:
             counted += 1
         return PooledCounts(receipt.input_tokens + receipt.output_tokens, response.prompt_tokens + counted)
+
+
+def _is_below_limits(kept: KeptJob, request: Mapping[str, Any]) -> bool:
+    """Whether an answer reached neither the request's limit of output, nor the order's, nor the context that the ask promises."""
+    receipt, declared = kept.proof.receipt.message, [request.get("max_tokens"), request.get("max_completion_tokens")]
+    limits = [limit for limit in declared if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0]
+    output = min(kept.proof.terms.max_output_tokens, *limits, math.inf)
+    context = kept.ask.message.context_tokens if kept.ask is not None else 0
+    used = receipt.input_tokens + receipt.output_tokens
+    return receipt.output_tokens + LIMIT_SLACK < output and used + LIMIT_SLACK < context
 
 
 def _is_text(request: ScoreRequest) -> bool:

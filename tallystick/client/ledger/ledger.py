@@ -337,12 +337,12 @@ class Ledger:
         """Lets a provider have orders again, in every deployment; see `repair.unblock`. Returns whether it was blocked."""
         return await self._database.write(lambda c: repair.unblock(c, self.payer, provider, now))
 
-    async def unresolved_jobs(self, before: int, limit: int = 1_000) -> list[JobId]:
-        """Returns the jobs created until `before` (Unix seconds) whose end is unknown, oldest first.
+    async def unresolved_jobs(self, limit: int = 1_000) -> list[JobId]:
+        """Returns the jobs whose end is unknown, oldest first.
 
         Jobs that another living process reads are left out.
         """
-        jobs = await self._database.read(lambda c: queries.unresolved_jobs(c, self.payer, before, limit))
+        jobs = await self._database.read(lambda c: queries.unresolved_jobs(c, self.payer, limit))
         living = {reader for reader in {reader for _, reader in jobs} if self._process.other_is_alive(reader)}
         return [job for job, reader in jobs if reader not in living]
 

@@ -293,7 +293,7 @@ class Reconciler:
                     await self._wake.wait()
 
     async def _settle_open(self) -> None:
-        for job in await self._ledger.unresolved_jobs(self._now()):
+        for job in await self._ledger.unresolved_jobs():
             if job not in self._live():
                 await self._settle(job)
 

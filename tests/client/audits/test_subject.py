@@ -12,6 +12,7 @@ from tallystick.audit.token_counts import PooledCounts
 from tallystick.audit.verdicts import Verdict
 from tallystick.client.audits.store import AuditStore
 from tallystick.client.audits.subject import Subject
+from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.token_evidence import EvidenceRow
 from tallystick.protocol.token_scores import ScoreRequest, ScoreResponse
 from tests.client.audits.parties import ALICE, HONEST, REQUEST, Referees, build_bench, sold
@@ -65,6 +66,16 @@ def test_a_referee_that_saw_a_part_says_nothing_of_the_whole() -> None:
     assert subject.counts(text, with_end(text)).counted == subject.counts(text, with_end(text)).billed
 
 
+@pytest.mark.parametrize(("text", "rows", "covered"), [("a", 63, True), ("é", 63, False), ("é", 64, True), ("a", 62, False)])
+def test_a_character_of_several_tokens_may_be_what_lacks_a_row(text: str, rows: int, *, covered: bool) -> None:
+    """Where a row is missing, it is that of the end only if no character can have several tokens. Else the text is shown."""
+    subject = Subject.of(sold(ALICE, HONEST, keep=lambda kept: kept[:rows]))
+    subject = replace(subject, text=text + subject.text)
+    assert subject.is_covered is covered
+    questions = [subject.question(80, random.Random(seed).randbytes) for seed in range(40)]
+    assert any(not isinstance(question.completion, str) for question in questions) is covered
+
+
 @pytest.mark.parametrize(("billed", "surplus"), [(LENGTH, 0), (LENGTH + 1, 0), (LENGTH + 2, 1), (LENGTH - 1, -1)])
 def test_an_end_token_may_be_billed(billed: int, surplus: int) -> None:
     """It is in no text. In short answers it alone would be more than the share that convicts."""
@@ -72,6 +83,37 @@ def test_an_end_token_may_be_billed(billed: int, surplus: int) -> None:
     request = subject.question(80, random.Random(1).randbytes)
     counts = subject.counts(request, HONEST.score(request))
     assert counts.billed - counts.counted == surplus
+
+
+@pytest.mark.parametrize(
+    ("limit", "context", "finish", "claims_an_end"),
+    [
+        (200, 8_192, "length", True),
+        (LENGTH + 9, 8_192, "length", True),
+        (LENGTH + 8, 8_192, "length", False),
+        (LENGTH, 8_192, "length", False),
+        (LENGTH, 8_192, "stop", True),
+        (None, 8_192, "length", True),
+        (200, LENGTH + 9, "length", False),
+        (200, 8_192, "content_filter", False),
+        (200, 8_192, "abort", True),
+        (True, 8_192, "length", True),
+        (200, None, "length", False),
+    ],
+)
+def test_a_limit_that_was_not_reached_is_no_excuse(
+    limit: int | None, context: int | None, finish: str, *, claims_an_end: bool
+) -> None:
+    """Who cuts an answer and calls that the limit of its length is judged like one who calls it complete."""
+    for member in ("max_tokens", "max_completion_tokens"):
+        base = {name: value for name, value in REQUEST.items() if name not in ("max_tokens", "max_completion_tokens")}
+        kept = sold(ALICE, HONEST, request=base if limit is None else base | {member: limit}, finish=finish)
+        ask = ALICE.ask
+        kept = replace(kept, ask=None if context is None else Signed(replace(ask.message, context_tokens=context), ask.signature))
+        subject = Subject.of(kept)
+        assert subject.ended is claims_an_end
+        request = subject.question(LENGTH + 1, random.Random(1).randbytes)
+        assert (subject.pool(request, with_end(request)).cut != 0) is claims_an_end
 
 
 def tops(kept: int, every: int = 1) -> Callable[[Rows], Rows]:

@@ -343,12 +343,12 @@ async def test_a_gateway_does_not_record_a_job_that_another_process_reads(config
     path = config.ledger_path(wallet.address)
     reader, other = await Ledger.open(path, wallet.address), await Ledger.open(path, wallet.address)
     job, _ = await take(reader)
-    assert await reader.unresolved_jobs(NOW_S) == [job]
-    assert await other.unresolved_jobs(NOW_S) == []
+    assert await reader.unresolved_jobs() == [job]
+    assert await other.unresolved_jobs() == []
     await other.set_reader(job)
-    assert (await reader.unresolved_jobs(NOW_S), await other.unresolved_jobs(NOW_S)) == ([], [job])
+    assert (await reader.unresolved_jobs(), await other.unresolved_jobs()) == ([], [job])
     await other.close()
-    assert await reader.unresolved_jobs(NOW_S) == [job]
+    assert await reader.unresolved_jobs() == [job]
     await reader.close()
     assert not list(path.parent.glob("*.alive"))
 

@@ -129,7 +129,7 @@ async def test_a_ledger_from_before_rows_were_compact(tmp_path: Path) -> None:
 
     async def contents() -> list[object]:
         tabs = [await ledger.tab(DOMAIN, provider.address, NOW_S) for provider in (ALICE, BOB)]
-        lists = [await ledger.latest_jobs(9), await ledger.receipts(DOMAIN, ALICE.address), await ledger.unresolved_jobs(NOW_S)]
+        lists = [await ledger.latest_jobs(9), await ledger.receipts(DOMAIN, ALICE.address), await ledger.unresolved_jobs()]
         late = await ledger.jobs_awaiting_receipts(NOW_S + 60, 60)
         return [*tabs, *lists, late, await ledger.spending(0, ("day", "model", "provider"))]
 

@@ -452,6 +452,19 @@ async def test_closing_the_hub() -> None:
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith(("to 0x", "farewell", "funds"))] == []
 
 
+@pytest.mark.parametrize("stops", [True, False])
+async def test_who_ended_the_link_of_a_running_job(*, stops: bool) -> None:
+    """A process that stops, also because of an error, knows that it cut off its nodes; a node that left did so itself."""
+    async with served() as at:
+        ann = await LinkNode.join(at, ANN)
+        client = at.world.read(await at.world.market.place_order(make_submission(ann.asks[0])))
+        await ann.take_job()
+        await (at.hub.close() if stops else ann.socket.close())
+        await until(lambda: client.ended)
+        assert client.failure.code is (Code.COORDINATOR_UNAVAILABLE if stops else Code.NODE_GONE)
+        assert client.job.attempts[0].record.unseen is stops
+
+
 async def test_a_payer_is_no_node(at: Served) -> None:
     """Any key may connect; without asks it gets no jobs."""
     node = await LinkNode.open(at, PAYER)

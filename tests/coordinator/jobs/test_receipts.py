@@ -386,6 +386,55 @@ async def test_an_end_that_was_seen_stays(world: World) -> None:
     assert await world.store.job(client.job.id) == replace(known, receipts={node.address: unchecked(receipt)})
 
 
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_stop_that_cut_off_a_node_lets_its_receipt_tell_the_end(world: World, *, streams: bool) -> None:
+    """The node may have sent its last chunk, which this process never read. So its charge is not refused: the payer gets it, and
+    checks it against what came. No other node has the job meanwhile, and no provider is to blame.
+    """
+    node, other = world.node("ann"), world.node("bob", output_price=9_000_000)
+    client = await world.started(node, other)
+    if streams:
+        node.chunk(client.job.id)
+    receipt = node.receipt(client.job.id)
+    world.market.node_gone(node.address, cut_off=True)
+    await quiet()
+    assert client.failure.code is Code.COORDINATOR_UNAVAILABLE
+    assert other.sent == []
+    assert world.market.reputation.score(node.address) == UNKNOWN_PROVIDER.score
+    assert await world.stored(client) is State.FAILED
+    await world.restart()
+    assert await node.hand_in_late(client.job.id, receipt)
+    known = await world.store.job(client.job.id)
+    assert known is not None
+    assert (known.record.state, known.receipt) == (State.COMPLETED, unchecked(receipt))
+
+
+async def test_a_lost_node_is_not_cut_off(world: World) -> None:
+    """Whatever broke its connection, the last chunk did not come, so it is not charged for through this coordinator."""
+    node = world.node("ann")
+    client = await world.started(node)
+    node.chunk(client.job.id)
+    receipt = node.receipt(client.job.id)
+    world.market.node_gone(node.address)
+    await quiet()
+    with pytest.raises(BadReceipt, match="the last chunk of the response never reached this coordinator"):
+        await node.hand_in_late(client.job.id, receipt)
+
+
+async def test_a_whole_answer_that_the_stop_cut_off_was_seen(world: World) -> None:
+    """Its last chunk was relayed, so nothing about it is unknown."""
+    node = world.node("ann")
+    client = await world.started(node)
+    node.last_chunk(client.job.id)
+    await quiet()
+    world.market.node_gone(node.address, cut_off=True)
+    await quiet()
+    known = await world.store.job(client.job.id)
+    assert known is not None
+    (attempt,) = known.record.attempts
+    assert (attempt.delivered, attempt.unseen) == (True, False)
+
+
 async def test_models_are_unavailable_right_after_a_restart(world: World) -> None:
     """After a restart, a model without asks is unavailable for a while, since its provider may reconnect."""
     node = world.node("ann")

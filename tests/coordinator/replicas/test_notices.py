@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.bus.nats_bus import MAX_MESSAGE
+from coordinator.jobs.market_load import MAX_NAME, Load
 from coordinator.replicas.notices import (
+    MAX_JOBS,
     MAX_TOTAL,
     TOPICS,
     VERSION,
@@ -34,6 +36,9 @@ NOTICES: tuple[Notice, ...] = (
     TabNotice(PAYER.address, ANN, Amount(0)),
     TabNotice(PAYER.address, ANN, Amount(MAX_TOTAL)),
     MembersNotice(),
+    Load("", MAX_JOBS, 0),
+    Load("m" * MAX_NAME, 0, 7),
+    Load('"' * MAX_NAME, 0, 7),
 )
 
 

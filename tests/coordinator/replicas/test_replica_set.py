@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from coordinator.jobs.market_load import REPEAT_SECONDS, Load, MarketLoad
 from coordinator.jobs.payer_totals import HINT_SECONDS, RELOAD_SECONDS
 from coordinator.replicas.membership import Membership
 from coordinator.replicas.notices import CancelNotice, MembersNotice, Notice, TabNotice, pack_notice, read_notice
@@ -55,6 +56,7 @@ class Here:
     table: Table
     stored: dict[Address, list[tuple[Address, Amount, Amount]]]
     reads: list[Address]
+    jobs: MarketLoad
 
 
 @pytest.fixture
@@ -68,11 +70,12 @@ async def here() -> Here:
         return stored.get(payer, [])
 
     membership = Membership("here", table, world.clock.tick)
-    replicas = ReplicaSet(membership, bus, world.market, load, world.clock.tick)
+    jobs = MarketLoad(world.market, world.market.matchmaker.queue, world.clock.tick)
+    replicas = ReplicaSet(membership, bus, world.market, load, world.clock.tick, load=jobs)
     await Membership("there", table, world.clock.tick).join("http://there")
     await replicas.join("http://here")
     bus.sent.clear()
-    return Here(world, bus, replicas, membership, table, stored, reads)
+    return Here(world, bus, replicas, membership, table, stored, reads, jobs)
 
 
 # What it tells
@@ -96,6 +99,31 @@ async def test_a_stored_receipt_is_told(here: Here) -> None:
     assert client.task is not None
     await client.task
     assert here.bus.sent == [TabNotice(PAYER.address, node.address, Amount(COST))]
+
+
+async def test_its_load_is_told_when_it_changes_and_now_and_then(here: Here) -> None:
+    """Others add it to their own, for the pages of the market."""
+    here.replicas.tell_load()
+    assert here.bus.sent == [Load("", 0, 0)]
+    await here.world.started(here.world.node("ann"))
+    here.bus.sent.clear()
+    for _ in range(3):
+        here.replicas.tell_load()
+    assert here.bus.sent == [Load("", 1, 0)]
+    here.world.clock.seconds += REPEAT_SECONDS
+    here.replicas.tell_load()
+    assert here.bus.sent == [Load("", 1, 0)] * 2
+
+
+async def test_the_load_of_others_counts(here: Here) -> None:
+    """That of replicas on the list; what others say, on whose behalf ever, does not."""
+    here.bus.get(Load("", 3, 2))
+    here.bus.get(Load("m", 0, 2))
+    here.bus.get(Load("", 9, 9), "nobody")
+    assert (here.jobs.jobs, here.jobs.waiting, here.jobs.waiting_for("m"), here.jobs.waiting_for("n")) == (3, 2, 2, 0)
+    await here.table.remove("there")
+    await here.membership.beat()
+    assert (here.jobs.jobs, here.jobs.waiting, here.jobs.waiting_for("m")) == (0, 0, 0)
 
 
 async def test_a_lone_replica_tells_nobody(here: Here) -> None:

@@ -50,6 +50,43 @@ def test_rows_end_before_the_first_text_without_a_row(parts: tuple[tuple[list[To
     assert rows_of(*parts).commit(99, truncated=False).tokens == kept
 
 
+OWL = "🦉".encode()
+WHOLE_CHARACTER = (([report(1, b"a")], b"a"), ([report(4, OWL)], OWL), ([report(5, b"b")], b"b"))
+
+
+@pytest.mark.parametrize("end_row", [False, True])
+@pytest.mark.parametrize(
+    ("missing", "truncated", "kept"),
+    [(0, True, 3), (0, False, 3), (1, True, 1), (2, True, 1), (2, False, 1), (3, False, 1), (-1, False, 0)],
+)
+def test_the_row_of_a_part_may_have_the_whole_character(missing: int, truncated: bool, kept: int, end_row: bool) -> None:
+    """As with llama.cpp, which leaves out the rows of the other parts: every later row would be one of another position.
+
+    The count alone shows it, so the rows before the first such character are all that is sure.
+    """
+    end = [([report(2, b"")], b"")] if end_row else []
+    rows = rows_of(*WHOLE_CHARACTER, *end)
+    committed = rows.commit(3 + end_row + missing, truncated=truncated)
+    assert committed.tokens == (4 if kept == 3 and end_row else kept)
+    if kept == 1:
+        first = [EvidenceRow.of(1, [(1, -0.5), (2, -1.0)])]
+        assert committed == (pack_evidence(first), evidence_root(first), 1)
+
+
+@pytest.mark.parametrize(("end", "kept"), [(b"", 1), (b"</s>", 1), (None, 4), (b"b", 4)])
+def test_an_end_that_has_its_row_explains_no_missing_one(end: bytes | None, kept: int) -> None:
+    """A single missing row is then that of a part of a character. Without a row of the end, it is the end's."""
+    rows = rows_of(*WHOLE_CHARACTER, ([report(2, end)], b"b" if end == b"b" else b""))
+    assert rows.commit(5, truncated=False).tokens == kept
+    assert rows.commit(4, truncated=False).tokens == 4
+
+
+def test_a_character_at_the_beginning_leaves_no_sure_rows() -> None:
+    """Nor do marks, whose rows may be missing anywhere."""
+    assert rows_of(*WHOLE_CHARACTER[1:]).commit(9, truncated=False) == NO_ROWS
+    assert rows_of(*WHOLE_CHARACTER, marks=True).commit(9, truncated=False) == NO_ROWS
+
+
 def test_text_that_an_engine_withholds_is_no_gap() -> None:
     """A stop sequence, an end token or a blank may be in the rows and not in the text."""
     assert (
