@@ -34,7 +34,7 @@ from coordinator.http.job_service import JobService
 from coordinator.http.jobs_route import PATH as JOBS_PATH
 from coordinator.http.jobs_route import JobsRoute
 from coordinator.http.log_proof_route import LogProofRoute
-from coordinator.http.metrics import CoordinatorMetrics
+from coordinator.http.metrics import PREFIX, CoordinatorMetrics
 from coordinator.http.node_hub import NodeHub
 from coordinator.http.request_bodies import RequestBodies
 from coordinator.http.request_limiter import RequestLimiter
@@ -66,6 +66,9 @@ from tallystick.runtime.peer_probe import check_certificate, probe_peer
 from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import SharedPort, serving, wait_for_stop_signal
 from tallystick.runtime.sqlite_backend import sqlite_file
+from tallystick.tracing.export import SpanExport, exporting
+from tallystick.tracing.metrics import SpanCollector
+from tallystick.tracing.spans import Tracer
 from tallystick.version import __version__
 from tallystick.web.wallet_page import WalletPage
 from tallystick.web.wallet_sign_in import WalletSignIn
@@ -157,6 +160,18 @@ async def running(config: CoordinatorConfig, signer: Signer, shared: SharedPort 
 
     `shared`: a second port, on which other replicas on this machine listen too.
     """
+    async with (
+        exporting(config.tracing, "tallystick-coordinator", trusts_parent=False) as export,
+        _serving(config, signer, shared, export) as port,
+    ):
+        yield port
+
+
+@contextlib.asynccontextmanager
+async def _serving(
+    config: CoordinatorConfig, signer: Signer, shared: SharedPort | None, export: SpanExport | None
+) -> AsyncIterator[int]:
+    """Runs the coordinator, whose spans go to `export`."""
     deployment = _deployment(config)
     rpc = Rpc(config.rpc or deployment.rpc)
     replica = secrets.token_hex(8) if config.bus else ""
@@ -167,7 +182,8 @@ async def running(config: CoordinatorConfig, signer: Signer, shared: SharedPort 
         fees = FeeCheck(escrow, signer.address, config.fee_bps)
         await fees.check_at_start()
         bus, funds = InProcessBus(), EscrowCache(escrow, config.funds_ttl)
-        market = _market(config, deployment, signer, bus=bus, store=store, funds=funds)
+        tracer = None if export is None else export.tracer
+        market = _market(config, deployment, signer, bus=bus, store=store, funds=funds, tracer=tracer)
         await market.start()
         settler = _settler(config, escrow, Sender(rpc, signer, confirmations=config.confirmations), store, market)
         rate_limiter = RateLimiter(config.intake_limits, time.monotonic)
@@ -187,6 +203,8 @@ async def running(config: CoordinatorConfig, signer: Signer, shared: SharedPort 
         )
         metrics = CoordinatorMetrics(lambda: health.monitor.last)
         settler.on_settled, store.database.on_commit = metrics.settled, metrics.committed
+        if export is not None:
+            metrics.registry.register(SpanCollector(PREFIX, export.counts.by_outcome))
         metrics.gauge("tallystick_coordinator_database_queue", "Writes that wait for a transaction", lambda: store.queued)
         info = _info(config, deployment, signer)
         context = ApiContext(
@@ -233,7 +251,14 @@ async def running(config: CoordinatorConfig, signer: Signer, shared: SharedPort 
 
 
 def _market(
-    config: CoordinatorConfig, deployment: Deployment, signer: Signer, *, bus: InProcessBus, store: Store, funds: EscrowCache
+    config: CoordinatorConfig,
+    deployment: Deployment,
+    signer: Signer,
+    *,
+    bus: InProcessBus,
+    store: Store,
+    funds: EscrowCache,
+    tracer: Tracer | None,
 ) -> Market:
     return Market(
         domain=deployment.domain,
@@ -245,6 +270,7 @@ def _market(
         funds=funds,
         limits=config.job_limits,
         shared=store.shared,
+        tracer=tracer,
     )
 
 

@@ -19,6 +19,7 @@ from tallystick.protocol.types import Amount
 from tallystick.runtime.config import home, load
 from tallystick.runtime.connection_limiter import ConnectionLimits
 from tallystick.runtime.database_url import parse_database_url
+from tallystick.tracing.settings import TracingSettings
 
 ENV_PREFIX = "TALLY_COORDINATOR_"
 MIN_HEAD_SECONDS = 0.1
@@ -148,6 +149,8 @@ class CoordinatorConfig:
     log_json: bool | None = None
     """Whether the log is JSON; None: text at a terminal, JSON elsewhere."""
     log_level: str = "info"
+    tracing: TracingSettings = field(default_factory=TracingSettings)
+    """Where traces of jobs go; nowhere by default."""
 
     def __post_init__(self) -> None:
         """Raises BadMessage that names the setting, what was expected, and the value."""

@@ -382,7 +382,7 @@ class JobReport(NamedTuple):
     `fault`: whose fault its failure is; empty if it did not fail.
 
     `endpoint`: where its coordinator was dialled; `written_off`: the cost of work that the coordinator left unpaid, in base
-    units.
+    units; `trace_id`: of its trace, in hex, if it has one.
     """
 
     job: JobId
@@ -399,6 +399,7 @@ class JobReport(NamedTuple):
     fault: str = ""
     endpoint: str = ""
     written_off: Amount = Amount(0)
+    trace_id: str = ""
 
 
 class Observer(Protocol):

@@ -20,6 +20,7 @@ PACKAGES = {
     "protocol": "tallystick/protocol",
     "runtime": "tallystick/runtime",
     "scoring": "tallystick/scoring",
+    "tracing": "tallystick/tracing",
     "web": "tallystick/web",
 }
 """Each folder of tests, and the package that it mirrors."""

@@ -98,6 +98,8 @@ def build_control_plane(context: ApiContext) -> FastAPI:
             "4XX": {"model": ErrorBody, "description": "The request cannot be met; the error says why."},
             "5XX": {"model": ErrorBody, "description": "No provider, or this coordinator, can meet it now."},
         },
+        # traces are of jobs (job_trace.py); FastAPI's own would be of lists, and its logs could quote requests
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     api.openapi = functools.partial(_document, api)  # type: ignore[method-assign]  # FastAPI documents this way of changing the document
     api.add_exception_handler(TallyError, _tally_error)

@@ -22,6 +22,7 @@ from coordinator.domain.refusal_log import RefusalLog
 from coordinator.http.request_bodies import BodyReservation, RequestBodies
 from coordinator.http.response_buffer import ResponseBuffer, ResponseBuffers, Retention
 from coordinator.jobs.accounts import AccessTiers
+from coordinator.jobs.job_trace import JobTrace, recorded_job
 from coordinator.jobs.market import Market
 from coordinator.ports import FrameSink, ResponseStore, StoredResponse
 from tallystick.protocol.errors import Code, TallyError, Unavailable
@@ -138,6 +139,15 @@ class JobService:
     # One job
 
     async def run(self, request: JobRequest, sink: ClientSink, *, kept: ResponseBuffer | None = None) -> None:
+        """Runs a job; see `_run`. Records it if this coordinator has a tracer."""
+        if self.market.tracer is None or request.submission is None:
+            await self._run(request, sink, kept, None)
+            return
+        with recorded_job(self.market.tracer, request.submission) as trace:
+            record(trace_id=trace.trace_id)
+            await self._run(request, sink, kept, trace)
+
+    async def _run(self, request: JobRequest, sink: ClientSink, kept: ResponseBuffer | None, trace: JobTrace | None) -> None:
         """Runs a job from its order to its end, whether anybody reads or not. Its body counts until then.
 
         `kept`: the response as it is kept, for a job that lingers. The market counts the waits for the sink as the reader's time.
@@ -152,7 +162,7 @@ class JobService:
                 await tiers.enter(payer, model)
                 entered = True
             del first
-            placing = market.place_order(submission)
+            placing = market.place_order(submission, trace)
             del submission  # the job replaces it by a smaller one before it waits
             job = await placing
             if sink.abandoned:

@@ -10,6 +10,7 @@ from coordinator.domain.packed_orders import OrderFacts, PackedOrders
 from coordinator.domain.resource_bounds import INBOX_FRAMES
 from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.inbox import Inbox
+from coordinator.jobs.job_trace import JobTrace
 from coordinator.ports import FrameSink, JobRecord
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.jobs import TERMINAL, Event, State, step
@@ -68,6 +69,8 @@ class LiveJob:
     """The inbox. A job that waits for its first slot has none, since there may be thousands of them."""
 
     packed: PackedOrders | None = field(default=None, repr=False)
+    trace: JobTrace | None = field(default=None, repr=False)
+    """Its spans, if this coordinator records them."""
     id: JobId = field(init=False)
     """The job's id."""
     payer: Address = field(init=False)

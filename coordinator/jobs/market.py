@@ -29,6 +29,7 @@ from coordinator.jobs.decision_keeper import DecisionKeeper
 from coordinator.jobs.deferred_writes import DeferredWrites
 from coordinator.jobs.hedging import CallLater, Hedging, call_later
 from coordinator.jobs.job_totals import JobTotals
+from coordinator.jobs.job_trace import JobTrace
 from coordinator.jobs.live_job import BeforeReceipt, LiveJob
 from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.matchmaker import Matchmaker
@@ -48,6 +49,7 @@ from tallystick.protocol.match_log import draw_of
 from tallystick.protocol.queue_place import QueuePlace
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import CancelReason, Candidate, Kind, Submission, pack_link
+from tallystick.tracing.spans import Tracer
 
 log = structlog.get_logger()
 FOLLOW_SECONDS = 1.0
@@ -81,8 +83,12 @@ class Market:
         later: CallLater = call_later,
         draw: Callable[[JobId, int], float] = draw_of,
         shared: SharedStore | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
-        """`shared`: what this process shares with the other replicas of its coordinator; None for a lone one."""
+        """`shared`: what this process shares with the other replicas of its coordinator; None for a lone one. `tracer`: what
+        records jobs; None if nothing does.
+        """
+        self.tracer = tracer
         self.domain, self.address, self.limits = domain, signer.address, limits
         self.matchmaker = maker = Matchmaker(domain=domain, funds=funds, limits=limits, now=now, tick=tick, chance=chance)
         maker.draw = draw
@@ -195,11 +201,16 @@ class Market:
     def node_gone(self, provider: Address, *, cut_off: bool = False) -> None:
         """Removes the asks of a node that disconnected, and interrupts its jobs. `cut_off`: this process ended the connection."""
         self.matchmaker.drop(provider)
+        self._relay.trace_takers.discard(provider)
         for job in self._live.values():
             for attempt in job.open_attempts:
                 if attempt.provider == provider:
                     attempt.cut_off = cut_off
                     job.interrupt(attempt, pack_link(GONE, job.id))
+
+    def node_takes_trace(self, provider: Address) -> None:
+        """Notes that a connected node takes TRACE frames."""
+        self._relay.trace_takers.add(provider)
 
     @property
     def live(self) -> int:
@@ -238,12 +249,13 @@ class Market:
 
     # Orders
 
-    async def place_order(self, submission: Submission) -> LiveJob:
-        """Admits a job and makes its first match. The caller must then `run` it.
+    async def place_order(self, submission: Submission, trace: JobTrace | None = None) -> LiveJob:
+        """Admits a job and makes its first match. The caller must then `run` it. `trace`: records it.
 
         Raises TallyError. Nothing was dispatched and nothing is owed then.
         """
         job = self._admit(submission)
+        job.trace = trace
         del submission  # which must not be held while the job waits for the chain
         try:
             await self._slot_queue.match_or_enter(job)
@@ -321,6 +333,8 @@ class Market:
             del self._live[job.id]
             self._count_out(job)
             self.job_totals.add(job)
+            if job.trace is not None:
+                job.trace.ended(job.state, job.last_error, len(job.attempts))
             if not self._live:
                 self._idle.set()
 

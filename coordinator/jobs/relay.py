@@ -30,6 +30,7 @@ from tallystick.protocol.jobs import ENDS, Event, State
 from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.sealing import is_last
+from tallystick.protocol.types import Address
 from tallystick.protocol.wire import CancelReason, Dispatch, Kind, dumps, pack_link
 
 log = structlog.get_logger()
@@ -66,6 +67,8 @@ class Relay:
         self._matchmaker, self._receipts, self._writes, self._hedging = matchmaker, receipts, writes, hedging
         self._reputation = matchmaker.reputation
         self._limits, self._now, self._tick = limits, now, tick
+        self.trace_takers: set[Address] = set()
+        """The connected providers whose nodes take TRACE frames."""
         self.stopping = False
         """Whether this coordinator is stopping, which excuses nodes whose connections are lost."""
 
@@ -117,6 +120,8 @@ class Relay:
         """
         self.decide(job, attempt)
         self._bus.send(node_subject(attempt.provider), pack_link(Kind.CREDIT, job.id, bytes(4)))
+        if job.trace is not None:
+            job.trace.output(attempt)
 
     def _pass_on(self, job: LiveJob, attempt: Attempt, frame: bytes, tick: float) -> bool:
         """Gives a chunk to the client's sink while the job's task waits for a frame. Returns False if the task must have it.
@@ -197,6 +202,9 @@ class Relay:
         self._attach(job, attempt)
         attempt.sent_at = self._tick()
         attempt.match = match.dumps()
+        context = job.submission.trace if job.trace is None else job.trace.dispatch(attempt)
+        if context is not None and attempt.provider in self.trace_takers:
+            self._bus.send(node_subject(attempt.provider), pack_link(Kind.TRACE, job.id, context.pack()))
         frame = Dispatch(match, attempt.candidate, job.submission.sealed).frame(job.id)
         if attempt.interrupted or not self._bus.send(node_subject(attempt.provider), frame):
             job.interrupt(attempt, pack_link(GONE, job.id))
@@ -207,6 +215,8 @@ class Relay:
         if not attempt.released:
             attempt.released = True
             job.open_attempts.remove(attempt)
+            if job.trace is not None:
+                job.trace.attempt_ended(attempt)
             if attempt.handler is not None:
                 self._bus.detach(attempt.subject, attempt.handler)
                 attempt.handler = None  # which refers to the attempt: no cycle is left for the collector
@@ -292,6 +302,8 @@ class Relay:
             return told if rival is job.attempt else (*told, self._choose(job, rival))
         job.last_error = error
         job.move(Event.ATTEMPT_FAILED)
+        if job.trace is not None:
+            job.trace.choosing()
         return told
 
     def _failure(self, job: LiveJob, attempt: Attempt, kind: int, payload: bytes) -> TallyError:
@@ -357,11 +369,14 @@ class Relay:
                 self._release(job, attempt)
                 self._count_out(job)
 
+        commit = None if job.trace is None else job.trace.commit()
         try:
             await self._receipts.put(job.id, attempt.order, receipt, record, counted=counted)
         except Unavailable as error:  # not acknowledged, so its node will send it again
             log.warning("receipt not stored", job=job.id.hex(), provider=attempt.provider, error=str(error))
             self._writes.save_end(record)
+        if commit is not None:
+            commit.end()
         return () if is_sent else ((Kind.RECEIPT, payload),)
 
     def _end(self, job: LiveJob, attempt: Attempt, error: TallyError) -> Frame:

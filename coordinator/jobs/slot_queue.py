@@ -154,6 +154,8 @@ class SlotQueue:
             job.queued = job.served
         job.pack()
         job.woken.clear()
+        if job.trace is not None:
+            job.trace.queued()
         self._invitations.add(job.queued, job)
         for key in job.queued.groups:  # a slot may be free that no earlier job waits for
             self._offer(key)

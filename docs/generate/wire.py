@@ -9,7 +9,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from docs.generate.markdown import code, table
-from tallystick.protocol import job_link, link, options, plaintext_heads, queue_place, replicas, sealing, versions, wire
+from tallystick.protocol import (
+    job_link,
+    link,
+    options,
+    plaintext_heads,
+    queue_place,
+    replicas,
+    sealing,
+    trace_context,
+    versions,
+    wire,
+)
 
 INTRODUCTION = """# Wire protocol
 
@@ -65,6 +76,8 @@ def pages() -> dict[str, str]:
         *_structures(queue_place),
         *_structures(link),
         *_structures(replicas),
+        "### TraceContext\n",
+        (inspect.getdoc(trace_context) or "") + "\n",
         "## Sealing\n",
         (inspect.getdoc(sealing) or "") + "\n",
     ]
@@ -81,6 +94,7 @@ def _protocol() -> str:
 
 def _options() -> Iterator[tuple[str, str, str]]:
     docs = {"ranked": "nothing: the option is there or not", "hints": "JSON of at most 255 bytes: `RankingHints`"}
+    docs |= {"batch": docs["ranked"], "trace": "25 bytes: trace id (16), span id (8), flags (1), of W3C Trace Context"}
     for option in wire.SUBMISSION_OPTIONS:
         yield str(option.number), code(option.name), docs.get(option.field, "4 bytes, a whole number")
 

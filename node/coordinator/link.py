@@ -53,7 +53,7 @@ class LinkHandler(Protocol):
         ...
 
     def frame_received(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
-        """A DISPATCH, CANCEL, CREDIT, RECEIPT_ACK, RECEIPT_REFUSED or RECALLED frame came. Must not wait."""
+        """A DISPATCH, TRACE, CANCEL, CREDIT, RECEIPT_ACK, RECEIPT_REFUSED or RECALLED frame came. Must not wait."""
         ...
 
     def disconnected(self, link: Link) -> None:
@@ -94,7 +94,9 @@ class _Unobserved:
         """See LinkObserver."""
 
 
-_FOR_HANDLER = frozenset({Kind.DISPATCH, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK, Kind.RECEIPT_REFUSED, Kind.RECALLED})
+_FOR_HANDLER = frozenset(
+    {Kind.DISPATCH, Kind.TRACE, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK, Kind.RECEIPT_REFUSED, Kind.RECALLED}
+)
 
 
 class NodeLink:
@@ -115,16 +117,18 @@ class NodeLink:
         jitter: Callable[[], float] = _JITTER,
         observer: LinkObserver | None = None,
         seed: str | None = None,
+        takes_trace: bool = False,
     ) -> None:
         """`listing` returns what is offered to a coordinator, `capacities` the current capacity of each slot group.
         `coordinator`: the only account to accept, if it is known. `log_head` returns the newest known head of a coordinator's
         match log, which is told to that coordinator once. `jitter` returns numbers from 0 to 1. `seed`: the configured URL of the
-        coordinator that listed this replica; None for a configured URL itself.
+        coordinator that listed this replica; None for a configured URL itself. `takes_trace`: whether the coordinator may send
+        the trace context of jobs.
         """
         self.url = node_url(url)
         self.seed, self._listed = node_url(seed or url), seed is not None
         self._observer: LinkObserver = _Unobserved() if observer is None else observer
-        self._signer, self._domain, self._handler = signer, domain, handler
+        self._signer, self._domain, self._handler, self._takes_trace = signer, domain, handler, takes_trace
         self._listing, self._capacities, self._settings = listing, capacities, settings or LinkSettings()
         self._coordinator, self._jitter, self._log_head = coordinator, jitter, log_head
         self._closing = asyncio.Event()
@@ -227,7 +231,8 @@ class NodeLink:
                 endpoint=endpoint_of(self.url),
             )
             listing = self._listing(challenge.coordinator)
-            hello = Hello(self._signer.sign(answer, self._domain), listing, f"tallystick-node/{__version__}", replicas=True)
+            signed, software = self._signer.sign(answer, self._domain), f"tallystick-node/{__version__}"
+            hello = Hello(signed, listing, software, replicas=True, trace=self._takes_trace)
             await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
             replicas = read_welcome(loads(await _expect(socket, Kind.WELCOME), "welcome"))
         self._observer.replicas_listed(self, challenge.coordinator, replicas)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from node.coordinator.match_watch import base_url, fetch_json
 from tallystick.protocol.criteria import Reason
-from tallystick.protocol.errors import BadMessage, Fault, TallyError
+from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError, Unavailable
 from tallystick.protocol.health import CheckResult, Health
 from tallystick.protocol.json_members import read_items, read_members
 from tallystick.protocol.types import Address
@@ -77,6 +77,13 @@ class Ratings:
             if rated.audits:
                 lowest[product] = min(rated.integrity, lowest.get(product, 100.0))
         return lowest
+
+    async def ask_decisions(self, query: str) -> object:
+        """What a coordinator that is connected says of its decisions about this node. Raises Unavailable, and its own error."""
+        url = next(iter(self._urls()), None)
+        if url is None:
+            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "no coordinator is connected")
+        return await self._fetch(f"{base_url(url)}/v1/providers/{self._provider}/why?{query}")
 
     async def check(self) -> dict[str, CheckResult]:
         """The state of `integrity`; nothing before a coordinator that audits anything has answered."""

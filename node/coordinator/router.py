@@ -39,6 +39,8 @@ class LinkRouter:
         """See link.LinkHandler."""
         if kind is Kind.DISPATCH:
             self.runner.dispatch(link, job, payload)
+        elif kind is Kind.TRACE:
+            self.runner.note_trace(link, job, payload)
         elif kind is Kind.CANCEL:
             self.runner.cancel(link, job, CancelReason.loads(payload))
         elif kind is Kind.CREDIT:

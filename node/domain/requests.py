@@ -72,6 +72,7 @@ class EngineRequest:
     logprobs: LogprobRequest | None = None
     rows: AnswerRows = field(default_factory=AnswerRows, repr=False, compare=False)
     shape: tuple[object, ...] = ()
+    traceparent: str = ""
 
     def without_logprobs(self) -> EngineRequest:
         """The same request without what was added for log-probabilities, which gives no rows."""

@@ -122,6 +122,8 @@ class OpenAIEngine:
     async def _ask(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         accept = EVENT_STREAM if request.stream else JSON if request.is_completion or request.path == EMBEDDINGS else "*/*"
         headers = {"content-type": request.content_type, "accept": accept}
+        if request.traceparent:
+            headers["traceparent"] = request.traceparent
         with self._faults():
             request, posted = await self._post_with_logprobs(request, headers)
         with self._faults(), posted as response:

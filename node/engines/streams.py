@@ -8,6 +8,7 @@ from typing import Any
 from node.domain.requests import EngineRequest
 from node.engines.framing import incomplete_response
 from node.engines.logprobs import Changes, is_changed, rewrite, take_logprobs
+from node.engines.repeated_events import RepeatedEvents
 from node.ports import ResponseEnd, ResponsePart
 from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.protocol.openai_wire import (
@@ -49,6 +50,11 @@ class _EventBatch:
             self.has_output = True
         self.text += document.text_bytes
 
+    def add_text(self, event: bytes, text_bytes: int) -> None:
+        self.data += event
+        self.has_output = True
+        self.text += text_bytes
+
     def piece(self) -> ResponsePart:
         return ResponsePart(bytes(self.data), self.has_output, self.text, self.usage)
 
@@ -62,6 +68,8 @@ class StreamReader:
     def __init__(self, request: EngineRequest, max_event_bytes: int) -> None:
         self._request = request
         self._events = EventReader(max_event_bytes)
+        plain = request.is_completion and request.cut_after is None and not request.logprobs
+        self._repeated = RepeatedEvents() if plain else None
         self._read = read_completion if request.is_completion else read_other_answer
         self._finish: str | None = None
         self._usage: ReportedUsage | None = None
@@ -75,7 +83,13 @@ class StreamReader:
     def feed(self, data: bytes) -> ResponsePart | None:
         """The part of the events that `data` completes; None if it completes none. Raises MalformedAnswer and EngineBroken."""
         batch = _EventBatch()
+        read_repeated = self._repeated.read if self._repeated is not None else _read_nothing
         for event in self._events.feed(data):
+            known = read_repeated(event)
+            if known is not None:
+                batch.add_text(*known)
+                batch.usage, self.has_output = self._usage, True
+                continue
             self._add(event, batch)
             if self.ended:
                 break
@@ -120,9 +134,14 @@ class StreamReader:
         self._is_last = self._is_last or document.is_last
         changes = take_logprobs(document.members, self._request.logprobs, self._request.rows) if self._request.logprobs else ()
         if not (document.usage_only and self._request.strip_usage):
-            batch.add(_render(event, document, self._request, changes), document)
+            self._show(event, _render(event, document, self._request, changes), document, batch)
         batch.usage = self._usage
         self.has_output = self.has_output or batch.has_output
+
+    def _show(self, event: bytes, shown: bytes, document: AnswerDocument, batch: _EventBatch) -> None:
+        batch.add(shown, document)
+        if self._repeated is not None:
+            self._repeated.learn(event, shown, document)
 
     def _is_beyond_order(self, document: AnswerDocument) -> bool:
         """Whether this is output that nobody pays for. Each event with text is at least one token."""
@@ -160,6 +179,10 @@ class StreamReader:
             complete = self.has_output and without_reason and self._finish is None
         if not complete:
             raise EngineBroken("a stream that was cut off" if self.has_output else "a stream without an answer")
+
+
+def _read_nothing(_event: bytes) -> None:
+    return None
 
 
 def _render(event: bytes, document: AnswerDocument, request: EngineRequest, changes: Changes = ()) -> bytes:

@@ -24,6 +24,7 @@ from node.jobs.deadlines import Deadlines
 from node.jobs.delivery import Delivery, ReaderTimer
 from node.jobs.endings import BY_COORDINATOR, JobResult, StopReason, classify, is_expected
 from node.jobs.job_timeout import JobTimeout
+from node.jobs.job_trace import JobTrace
 from node.jobs.kept_evidence import KeptEvidence
 from node.jobs.pooled_engine import PooledEngine
 from node.ports import EngineEvent, Link, ResponseEnd, ResponsePart, ResponseStart
@@ -63,10 +64,11 @@ class Job:
         deadlines: Deadlines,
         queue_seconds: float,
         kept_evidence: KeptEvidence,
+        trace: JobTrace | None = None,
     ) -> None:
         self.link, self.admitted, self.engine, self.order_stored = link, admitted, engine, order_stored
         self._sealing_key, self._deadlines, self._queue_seconds = sealing_key, deadlines, queue_seconds
-        self._kept_evidence = kept_evidence
+        self._kept_evidence, self.trace = kept_evidence, trace
         self._clock = asyncio.get_running_loop().time
         self._dispatch: Dispatch | None = dispatch
         self._content_key: ContentKey | None = None
@@ -243,6 +245,8 @@ class Job:
             self._phase, self._slot_at, self._engine_asked = "waiting for the first output", self._clock(), True
             self._queued_at_engine = self.engine.slot_limiter.running > self.engine.slots
             timeout.renew(first_token)
+            if self.trace is not None:
+                request = replace(request, traceparent=self.trace.engine_asked(self.admitted))
             async with aclosing(self._events(request)) as events:
                 status = 200
                 async for event in events:
@@ -310,6 +314,8 @@ class Job:
         if self._first_output_at is None:
             self._first_output_at = self._clock()
             self._phase = "waiting for the next output"
+            if self.trace is not None:
+                self.trace.first_output(self.engine_seconds)
             if not self.order_stored.done():
                 await asyncio.shield(self.order_stored)
             self.order_stored.result()

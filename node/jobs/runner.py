@@ -25,6 +25,7 @@ from node.jobs.coordinator_credit import CoordinatorCredit
 from node.jobs.deadlines import Deadlines
 from node.jobs.endings import JobResult, StopReason
 from node.jobs.job import Job
+from node.jobs.job_trace import JobTrace, JobTracing
 from node.jobs.kept_evidence import KeptEvidence
 from node.jobs.pooled_engine import PooledEngine
 from node.jobs.receipt_signer import ReceiptSigner
@@ -37,6 +38,7 @@ from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Order, Receipt
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.tiers import Tiers
+from tallystick.protocol.trace_context import TraceContext
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import MAX_HEADER, CancelReason, Dispatch, Failure, Kind
 
@@ -89,12 +91,15 @@ class JobRunner:
         on_client_head: Callable[[Link, bytes], None] = lambda _link, _head: None,
         on_stranded_receipt: Callable[[], None] = lambda: None,
         kept_evidence: KeptEvidence | None = None,
+        tracing: JobTracing | None = None,
         tiers: Tiers | None = None,
     ) -> None:
         self._provider, self.domain, self._sealing_key = provider, domain, sealing_key
         self._engines, self._tabs, self._store, self._chain = engines, tabs, store, chain
         self._receipt_signer, self._coordinator_credit, self._observer = receipt_signer, coordinator_credit, observer
-        self._deadlines, self._now = deadlines or Deadlines(), now
+        self._deadlines, self._now, self._tracing = deadlines or Deadlines(), now, tracing
+        self._next_trace: tuple[Link, JobId, TraceContext] | None = None
+        """The trace context that came last, which is of the job that its link sends next."""
         self._on_capacity_change, self._may_take_jobs = on_capacity_change, may_take_jobs
         self._consumed_orders = dict(consumed_orders or {})
         self._prune_at = _PRUNE_SIZE
@@ -115,6 +120,23 @@ class JobRunner:
 
     # Frames of the link
 
+    def note_trace(self, link: Link, job: JobId, payload: bytes) -> None:
+        """Notes the trace context of a job whose DISPATCH follows. One that is not valid is ignored."""
+        context = None if self._tracing is None else TraceContext.unpack(payload)
+        self._next_trace = None if context is None else (link, job, context)
+
+    @property
+    def takes_trace(self) -> bool:
+        """Whether the trace context of a job is of use here."""
+        return self._tracing is not None
+
+    def _begin_trace(self, link: Link, job: JobId) -> JobTrace | None:
+        if self._tracing is None:
+            return None
+        announced, self._next_trace = self._next_trace, None
+        is_own = announced is not None and announced[0] is link and announced[1] == job
+        return JobTrace(self._tracing, job, announced[2] if announced is not None and is_own else None)
+
     def dispatch(self, link: Link, job: JobId, payload: bytes) -> None:
         """Starts a job, or refuses it with FAIL. Returns at once."""
         overload = self._overload(len(payload))
@@ -123,7 +145,8 @@ class JobRunner:
             self._fail(link, job, Unavailable(Code.NODE_BUSY, text, fault=Fault.PROVIDER))
         elif overload is None:
             self._held_bytes += len(payload)
-            self._start(self._tasks, self._run(link, job, payload), f"job {job.hex()}")
+            trace = self._begin_trace(link, job)
+            self._start(self._tasks, self._run(link, job, payload, trace), f"job {job.hex()}")
         elif len(self._refusing) < _MAX_REFUSING:
             self._start(self._refusing, self._refuse_unread(link, job, payload[:MAX_HEADER], overload), f"refusal {job.hex()}")
         else:
@@ -213,16 +236,20 @@ class JobRunner:
 
     # One job
 
-    async def _run(self, link: Link, job_id: JobId, payload: bytes) -> None:
+    async def _run(self, link: Link, job_id: JobId, payload: bytes, trace: JobTrace | None) -> None:
         self._pending[job_id] = link
         size = len(payload)
         try:
             dispatch = Dispatch.loads(payload)
             del payload  # a request may be large: keeps one copy only
             matched = self._match(link, job_id, dispatch)
+            if trace is not None:
+                trace.matched(matched)
             try:
-                job = await self._admit(link, matched, dispatch)
+                job = await self._admit(link, matched, dispatch, trace)
             except TallyError as error:
+                if trace is not None:
+                    trace.refused(error)
                 await self._refuse(link, matched, error)
                 return
             finally:
@@ -239,7 +266,11 @@ class JobRunner:
         except TallyError as error:
             log.info("dispatch refused", job=job_id.hex(), code=error.code.value, reason=str(error))
             self._fail(link, job_id, error)
+            if trace is not None:
+                trace.refused(error)
         finally:
+            if trace is not None:
+                trace.end()
             self._held_bytes -= size
             if self._pending.get(job_id) is link:
                 del self._pending[job_id]
@@ -267,7 +298,7 @@ class JobRunner:
         if receipt is not None and link.is_lost:
             self._on_stranded_receipt()
 
-    async def _admit(self, link: Link, matched: MatchedOrder, dispatch: Dispatch) -> Job:
+    async def _admit(self, link: Link, matched: MatchedOrder, dispatch: Dispatch, trace: JobTrace | None) -> Job:
         """Admits a job. Raises TallyError.
 
         Nothing waits after the last check, so two dispatches cannot both pass on one order or on the same funds.
@@ -296,7 +327,10 @@ class JobRunner:
             deadlines=self._deadlines,
             queue_seconds=queue,
             kept_evidence=self._kept_evidence,
+            trace=trace,
         )
+        if trace is not None:
+            trace.admitted()
         self._jobs[admitted.job] = job
         pool.assigned += 1
         link.post(Kind.ACCEPT, admitted.job)
@@ -360,6 +394,8 @@ class JobRunner:
 
     async def _settle(self, job: Job, result: JobResult) -> None:
         """Signs and stores the receipt, then sends it with the last chunk."""
+        if job.trace is not None:
+            job.trace.answered(result.outcome)
         result = await confirm_charge(job, result)
         admitted, unpaid = job.admitted, unpaid_work(job) if result.unpaid else Amount(0)
         if unpaid:  # recorded at once, because other jobs wait for this job's slot
@@ -382,6 +418,8 @@ class JobRunner:
         if receipt is not None and job.link.is_lost:
             self._on_stranded_receipt()
         self._report(job, result, receipt.message if receipt is not None else None, unpaid)
+        if job.trace is not None:
+            job.trace.settled(receipt.message if receipt is not None else None)
         if receipt is not None and end.rows.packed and not end.rows_sent:
             self._kept_evidence.keep(admitted.job, admitted.payer, end.rows.packed)
         if receipt is not None:
@@ -424,6 +462,7 @@ class JobRunner:
                 fault="" if result.error is None else result.error.fault.value,
                 endpoint=job.link.endpoint,
                 written_off=written_off,
+                trace_id="" if job.trace is None else job.trace.trace_id,
             )
         )
 

@@ -15,8 +15,19 @@ from starlette.routing import Route
 from node.domain.earned_money import locate_money
 from node.pages.income_view import GROUPINGS, read_query, rows_of
 from node.pages.page_login import PageLogin
-from node.storage.earnings import read_lines, read_payouts, read_tab_money
+from node.pages.price_view import (
+    MAX_DECISIONS,
+    Offers,
+    PaidJob,
+    PriceQuestion,
+    earnings_at,
+    likely,
+    offers_of,
+    read_question,
+)
+from node.storage.earnings import read_lines, read_paid_jobs, read_payouts, read_tab_money
 from node.storage.store import SqlStore
+from tallystick.protocol.errors import TallyError
 from tallystick.web.day_chart import PERIODS, bars_of
 from tallystick.web.local_access import local_only
 from tallystick.web.rendering import Pages
@@ -24,10 +35,14 @@ from tallystick.web.sign_in_routes import SIGN_IN_PATH
 from tallystick.web.static_files import STATIC_PATH, serve_static
 from tallystick.web.wallet_page import MEANING, WalletPage
 
-SECTIONS = {"/": "Node", "/income": "Income", "/money": "Money"}
+SECTIONS = {"/": "Node", "/income": "Income", "/prices": "Prices", "/money": "Money"}
 WALLET_PATH = "/wallet"
 DAY_SECONDS = 86_400
 PAYOUT_ROWS = 20
+PRICED_JOBS = 5_000
+"""Jobs of the last day that the page of prices counts, the latest ones: each receipt is unpacked for it."""
+Ask = Callable[[str], Awaitable[object]]
+"""Asks a coordinator for its decisions about this node. Takes more of the query; raises TallyError."""
 Serve = Callable[[Request], Awaitable[Response]]
 _PLACES = {
     "accrued": "signed for, on tabs that hold less than a claim should bring",
@@ -39,8 +54,8 @@ _PLACES = {
 
 
 class ProviderPages:
-    """See the module's docstring. `status` returns the status report; `least`: base units from which a tab is claimed. `login`:
-    None if the pages need none. `now` is Unix time.
+    """See the module's docstring. `status` returns the status report; `least`: base units from which a tab is claimed. `ask`
+    asks a coordinator for its decisions. `login`: None if the pages need none. `now` is Unix time.
     """
 
     def __init__(
@@ -49,25 +64,26 @@ class ProviderPages:
         store: SqlStore,
         *,
         least: Callable[[], int],
+        ask: Ask,
         wallet: WalletPage | None = None,
         login: PageLogin | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._status, self._store, self._least, self._now = status, store, least, now
+        self._ask, self._status, self._store, self._least, self._now = ask, status, store, least, now
         self._wallet, self._login = wallet, login
         sections = SECTIONS if wallet is None else SECTIONS | {WALLET_PATH: "Wallet"}
         self._pages = Pages(Path(__file__).parent / "templates", product="Tallystick node", sections=sections)
 
     def routes(self) -> list[Route]:
         """The routes, for browsers on this machine, or for those that signed in."""
-        routes = {"/": self._overview, "/income": self._income, "/money": self._money}
+        routes = {"/": self._overview, "/income": self._income, "/prices": self._prices, "/money": self._money}
         if (wallet := self._wallet) is not None:
             routes |= {WALLET_PATH: wallet.shown(self._pages), f"{WALLET_PATH}/{MEANING}": wallet.meaning}
         static = f"{STATIC_PATH}/{{name}}"
         if self._login is None:
             return [Route(path, local_only(serve)) for path, serve in (routes | {static: serve_static}).items()]
         guarded = [Route(path, self._signed_in(serve)) for path, serve in routes.items()]
-        return [*guarded, Route(static, serve_static), *self._login.routes(self._pages, tuple(SECTIONS))]
+        return [*guarded, Route(static, serve_static), *self._login.routes(self._pages, (*SECTIONS, WALLET_PATH))]
 
     def _signed_in(self, serve: Serve) -> Serve:
         """A route that leads those who are not signed in to the page that does it."""
@@ -102,6 +118,32 @@ class ProviderPages:
             revenue=sum(row.revenue for row in rows),
             tokens=sum(row.output_tokens for row in rows),
         )
+
+    async def _prices(self, request: Request) -> Response:
+        """What the last day would have brought at other prices, by this node's receipts and a coordinator's decisions."""
+        asks = self._status()["asks"]
+        question = read_question(request.query_params, asks)
+        values: dict[str, Any] = {"question": question, "models": list(dict.fromkeys(ask["model"] for ask in asks))}
+        if question is None:
+            return self._pages.render("prices.html", section="/prices", **values)
+        since = int(self._now()) - DAY_SECONDS
+        jobs = await self._store.read(lambda c: read_paid_jobs(c, question.model, since, PRICED_JOBS))
+        earnings, offers = earnings_at((PaidJob(*job) for job in jobs), question.prices), await self._offers(question)
+        values |= {"earnings": earnings, "cut": len(jobs) == PRICED_JOBS, "unknown": ""}
+        values |= dict.fromkeys(("now", "then", "likely"))
+        if isinstance(offers, str):
+            values["unknown"] = offers
+        else:
+            values |= {"now": offers[0], "then": offers[1], "likely": likely(earnings, *offers)}
+        return self._pages.render("prices.html", section="/prices", **values)
+
+    async def _offers(self, question: PriceQuestion) -> tuple[Offers, Offers] | str:
+        """How a coordinator judged the ask as it was, and at other prices; text that says why this is not known."""
+        try:
+            now, then = await self._ask(f"limit={MAX_DECISIONS}"), await self._ask(f"limit={MAX_DECISIONS}{question.query}")
+            return offers_of(now, question.model), offers_of(then, question.model)
+        except TallyError as error:
+            return f"Not known: {error}"
 
     async def _money(self, _request: Request) -> Response:
         now = int(self._now())

@@ -34,6 +34,7 @@ from tallystick.protocol.tiers import Tier, Tiers
 from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.config import home, load
 from tallystick.runtime.plaintext import is_loopback
+from tallystick.tracing.settings import NodeTracing
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -249,9 +250,12 @@ class NodeConfig:
     page_key: str | None = field(default=None, repr=False)
     gpus: int = 0
     gpu_hour_cost: Amount | None = None
+    watts: int = 0
+    """The electric power behind this node, for its revenue per kWh; 0 if it is not known."""
     log_json: bool | None = None
     """Whether the log is JSON; None: text at a terminal, JSON elsewhere."""
     log_level: str = "info"
+    tracing: NodeTracing = field(default_factory=NodeTracing)
     tiers: tuple[Tier, ...] = ()
     admission: AdmissionRules = field(default_factory=AdmissionRules)
     credit: CreditLimits = field(default_factory=CreditLimits)
@@ -270,6 +274,8 @@ class NodeConfig:
             raise BadMessage(
                 f"config: job_keep_seconds: expected at least {MIN_KEEP_SECONDS} (a day), got {self.job_keep_seconds}"
             )
+        if min(self.gpus, self.watts) < 0:
+            raise BadMessage(f"config: gpus, watts: expected 0 or more, got {self.gpus} and {self.watts}")
         self._check_access()
         labels = [engine.label for engine in self.engines]
         if len(set(labels)) != len(labels):

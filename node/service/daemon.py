@@ -37,6 +37,7 @@ from node.pages.provider_pages import ProviderPages
 from node.service.ask_publisher import AskPublisher
 from node.service.config import NodeConfig
 from node.service.engine_pool import EnginePool
+from node.service.job_tracing import job_tracing
 from node.service.metrics import NodeMetrics
 from node.service.observing import make_metrics, observe
 from node.service.pages import make_pages
@@ -52,6 +53,7 @@ from tallystick.protocol.types import Address
 from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.logs import configure
 from tallystick.runtime.serving import serving, wait_for_stop_signal
+from tallystick.tracing.export import exporting
 
 log = structlog.get_logger()
 _LAST_CLAIM_SECONDS = 10.0
@@ -86,6 +88,7 @@ async def run(
 
 async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, config_file: Path | None = None) -> Node:
     """Makes and wires the components of a node; the stack closes them. Raises TallyError."""
+    export = await stack.enter_async_context(exporting(config.tracing, "tallystick-node", trusts_parent=False))
     resources = await open_resources(config, signer, stack, config_file)
     domain, store, chain = resources.domain, resources.store, resources.chain
     engine_suspected = asyncio.Event()
@@ -94,6 +97,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
     tabs.expire(now)
     asks = _published_asks(config, resources)
     metrics = make_metrics(config, tabs, engine_suspected)
+    tracing = job_tracing(export, config.tracing, resources.engine_pool, metrics)
     links = CoordinatorLinks(signer.address, config.all_coordinators, config.link)
     match_watch = MatchWatch(domain, config.state / "match-log", links.url_of)
     state_recovery = await _state_recovery(config, signer, resources, tabs, links)
@@ -122,6 +126,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         on_match=match_watch.on_match,
         on_client_head=match_watch.on_client_head,
         on_stranded_receipt=receipt_sender.resend_now,
+        tracing=tracing,
         tiers=config.access,
     )
     router = LinkRouter(runner, receipt_sender, state_recovery, match_watch)
@@ -155,7 +160,15 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         record_pruner=RecordPruner(store, config.job_keep_seconds),
     )
     least = lambda: node.config.claims.direct_min_amount  # noqa: E731 - a reload changes it
-    node.pages = make_pages(config, signer.address, resources.escrow, status=partial(status, node), store=store, least=least)
+    node.pages = make_pages(
+        config,
+        signer.address,
+        resources.escrow,
+        status=partial(status, node),
+        store=store,
+        least=least,
+        ask=node.ratings.ask_decisions,
+    )
     node.health = observe(node, store, resources.chain_health)
     stack.push_async_callback(node.health.close)
     return node
@@ -267,6 +280,7 @@ def _link_maker(
             log_head=router.match_watch.head_of,
             observer=links,
             seed=seed,
+            takes_trace=router.runner.takes_trace,
         )
 
     return make_link

@@ -49,6 +49,11 @@ class EnginePool:
         self._missing: set[str] = set()
         self.reconfigure(engines)
 
+    def url_of(self, label: str) -> str:
+        """The configured URL of an engine; "" for one that was removed."""
+        config = self._configs.get(label)
+        return "" if config is None else config.url
+
     def reconfigure(self, engines: Sequence[EngineConfig]) -> None:
         """Replaces the engines; jobs under way end on their former engine. Raises BadMessage if the config is wrong; nothing
         changes then.

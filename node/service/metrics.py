@@ -46,14 +46,16 @@ class NodeMetrics:
         *,
         gpus: int = 0,
         gpu_hour_cost: Amount | None = None,
+        watts: int = 0,
         credit_summary: Callable[[], Mapping[str, int]] = dict,
         tick: Callable[[], float] = time.monotonic,
     ) -> None:
         """`unsecured_by_payer` returns what each payer could owe beyond its reservation, in base units. `on_engine_fault` is
-        called when an engine failed a job. `gpus`: number of GPUs; `gpu_hour_cost`: cost of one GPU per hour, in base units.
+        called when an engine failed a job. `gpus`: number of GPUs; `gpu_hour_cost`: cost of one GPU per hour, in base units;
+        `watts`: the power behind the node, 0 if it is not known.
         `credit_summary` returns named credit totals of all payers, in base units.
         """
-        self._on_engine_fault, self._gpus, self._tick = on_engine_fault, gpus, tick
+        self._on_engine_fault, self._gpus, self._watts, self._tick = on_engine_fault, gpus, watts, tick
         self._recent_revenue: deque[tuple[float, int]] = deque()
         self._started_at = tick()
         self._outcomes: PlainCounter[str] = PlainCounter()
@@ -90,6 +92,9 @@ class NodeMetrics:
                 registry=self.registry,
             )
             hour.set_function(self.revenue_per_gpu_hour)
+        if self._watts:
+            text = "Revenue per kWh in the last hour, in base units, had the node drawn its `watts` all the time"
+            Gauge("tallystick_node_revenue_per_kwh_units", text, registry=self.registry).set_function(self.revenue_per_kwh)
         if gpu_hour_cost is not None:
             cost = Gauge("tallystick_node_gpu_hour_cost_units", "Cost of one GPU per hour, in base units", registry=self.registry)
             cost.set(int(gpu_hour_cost))
@@ -114,6 +119,8 @@ class NodeMetrics:
             "tokens": [report.input_tokens, report.output_tokens],
             "seconds": round(report.total_seconds, 3),
         }
+        if report.trace_id:
+            fields["trace_id"] = report.trace_id
         log_frequent("info", "job ended", fields)
 
     def _add_to_summary(self, report: JobReport, outcome: str) -> None:
@@ -139,6 +146,10 @@ class NodeMetrics:
         sums = {name: str(value) for name, value in self._sums.items()}
         hour = round(self.revenue_per_gpu_hour() * max(1, self._gpus))
         up = {"upSeconds": round(self._tick() - self._started_at), "revenueLastHour": str(hour)}
+        if self._gpus:
+            up["revenuePerGpuHour"] = str(round(self.revenue_per_gpu_hour()))
+        if self._watts:
+            up["revenuePerKwh"] = str(round(self.revenue_per_kwh()))
         return up | sums | {"jobs": dict(self._outcomes), "last": list(self._last_jobs)}
 
     def _add_revenue(self, cost: int) -> None:
@@ -153,6 +164,10 @@ class NodeMetrics:
         self._add_revenue(0)
         uptime = min(_HOUR, max(1.0, self._tick() - self._started_at))
         return sum(cost for _, cost in self._recent_revenue) * (_HOUR / uptime) / max(1, self._gpus)
+
+    def revenue_per_kwh(self) -> float:
+        """Returns the revenue of the last hour per kWh that the node's `watts` draw in it, in base units."""
+        return 1_000 * self.revenue_per_gpu_hour() * max(1, self._gpus) / self._watts
 
     def alarm(self, event: str, payer: Address, debt: DebtAlarm) -> None:
         """Logs, counts and reports an event that the operator should see."""

@@ -23,6 +23,7 @@ def make_metrics(config: NodeConfig, tabs: Tabs, engine_suspected: asyncio.Event
         engine_suspected.set,
         gpus=config.gpus or count_gpus(),
         gpu_hour_cost=config.gpu_hour_cost,
+        watts=config.watts,
         credit_summary=lambda: tabs.credit_summary(int(time.time())),
     )
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from node.pages.page_login import PageLogin
-from node.pages.provider_pages import WALLET_PATH, ProviderPages
+from node.pages.provider_pages import WALLET_PATH, Ask, ProviderPages
 from node.service.config import NodeConfig
 from node.storage.store import SqlStore
 from tallystick.chain.contract_signature import is_contract_signature
@@ -29,10 +29,11 @@ def make_pages(
     status: Callable[[], Mapping[str, Any]],
     store: SqlStore,
     least: Callable[[], int],
+    ask: Ask,
 ) -> ProviderPages:
     """Returns the pages; see ProviderPages. `account`: the node's own."""
     wallet = WalletPage(escrow, WALLET_PATH, Parties(account=account))
-    return ProviderPages(status, store, least=least, wallet=wallet, login=_login(config, account, escrow))
+    return ProviderPages(status, store, least=least, ask=ask, wallet=wallet, login=_login(config, account, escrow))
 
 
 def _login(config: NodeConfig, account: Address, escrow: Escrow) -> PageLogin | None:

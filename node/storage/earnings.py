@@ -10,10 +10,11 @@ from sqlalchemy import Connection
 from node.domain.earned_money import TabMoney
 from node.domain.tabs import Funds
 from node.ports import PayoutRecord
-from node.storage.rows import read_address
+from node.storage.rows import read_address, read_receipt
 from node.storage.schema import ceilings, earned_days, gas, payouts, receipts, tabs
 from node.storage.store import has_best_order
 from tallystick.protocol.messages import Outcome
+from tallystick.protocol.pricing import Usage, usage_of
 from tallystick.protocol.types import Address, Amount
 
 
@@ -95,6 +96,18 @@ def read_lines(c: Connection, since: int) -> list[EarningsLine]:
         EarningsLine(row.day, row.model, read_address(row.payer), row.jobs, row.input, row.output, Amount(row.revenue))
         for row in c.execute(query)
     ]
+
+
+def read_paid_jobs(c: Connection, model: str, since: int, limit: int) -> list[tuple[Usage, int]]:
+    """Returns usage and cost in base units of a model's receipts since `since` (Unix seconds), the newest ones."""
+    query = (
+        sa.select(receipts.c.document)
+        .where(receipts.c.model == model, receipts.c.finished_at >= since, receipts.c.document.is_not(None))
+        .order_by(receipts.c.id.desc())
+        .limit(limit)
+    )
+    messages = (read_receipt(document).message for document in c.execute(query).scalars())
+    return [(usage_of(message), int(message.cost)) for message in messages]
 
 
 def read_tab_money(c: Connection, now: int) -> list[TabMoney]:

@@ -18,6 +18,7 @@ from tallystick.protocol.weights import NO_WEIGHTS, Weights
 from tallystick.protocol.wire import MAX_HEDGE_MS
 from tallystick.runtime.config import home, load
 from tallystick.runtime.plaintext import is_loopback
+from tallystick.tracing.settings import ClientTracing
 
 MIB = 1024 * 1024
 ENV_PREFIX = "TALLY_GATEWAY_"
@@ -326,6 +327,7 @@ class ClientConfig:
     log_json: bool | None = None
     """Whether the gateway's log is JSON; None: text at a terminal, JSON elsewhere."""
     log_level: str = "info"
+    tracing: ClientTracing = field(default_factory=ClientTracing)
     shutdown_seconds: float = 10.0
     evidence: bool = True
     linger_seconds: int = 30

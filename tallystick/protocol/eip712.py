@@ -70,7 +70,10 @@ class Message:
 
     def to_bytes(self) -> bytes:
         """The binary form. Raises BadMessage if a value does not fit its type, or is longer than readers accept."""
-        return b"".join([self.words(), *(tail.pack(getattr(self, name)) for name, _, _, tail in self.SCHEMA.tails)])
+        tails = self.SCHEMA.tails
+        if not tails:
+            return self.words()
+        return b"".join([self.words(), *[tail.pack(getattr(self, name)) for name, _, _, tail in tails]])
 
     @classmethod
     def from_bytes(cls, data: bytes, field: str = "") -> Self:

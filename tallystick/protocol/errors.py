@@ -145,7 +145,7 @@ PUBLIC: dict[Code, Public] = {
     Code.CLIENT_BUSY: Public(503, _SERVER),
     Code.UNAUTHENTICATED: Public(401, "authentication_error"),
     Code.RATE_LIMITED: Public(429, "rate_limit_error"),
-    Code.TIER_LIMIT: Public(403, "permission_error"),
+    Code.TIER_LIMIT: Public(403, _INVALID),
     Code.CANCELLED: Public(499, _SERVER),
 }
 """One row per code; a test proves that none is missing."""

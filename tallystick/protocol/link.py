@@ -233,14 +233,15 @@ class Listing:
 class Hello:
     """A node's first frame: the signed answer to the challenge, its asks with their capacity, and its software version.
 
-    `replicas`: whether the node takes REPLICAS frames, which older nodes do not know. On the wire, the members of `listing` stand
-    beside the others.
+    `replicas` and `trace`: whether the node takes REPLICAS and TRACE frames, which older nodes do not know. On the wire, the
+    members of `listing` stand beside the others.
     """
 
     connect: Signed[Connect]
     listing: Listing
     software: str
     replicas: bool = False
+    trace: bool = False
 
     @property
     def asks(self) -> tuple[Signed[Ask], ...]:
@@ -250,7 +251,8 @@ class Hello:
     def to_json(self) -> dict[str, Any]:
         """The wire form."""
         own = {"connect": self.connect.to_json(), "software": self.software, "protocol": PROTOCOL}
-        return own | ({"replicas": True} if self.replicas else {}) | self.listing.to_json()
+        announced = {name: True for name in ("replicas", "trace") if getattr(self, name)}
+        return own | announced | self.listing.to_json()
 
     @classmethod
     def from_json(cls, raw: Any) -> Hello:
@@ -262,6 +264,7 @@ class Hello:
             Listing.from_json(raw, "hello"),
             read_text(software, "hello.software"),
             read_flag(raw.get("replicas", False), "hello.replicas"),
+            read_flag(raw.get("trace", False), "hello.trace"),
         )
 
 

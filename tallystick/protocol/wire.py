@@ -32,6 +32,7 @@ from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.options import IGNORABLE, Option, flag, pack_options, unpack_options, whole_number
 from tallystick.protocol.ranking_hints import RankingHints
+from tallystick.protocol.trace_context import TraceContext
 from tallystick.protocol.types import JobId
 from tallystick.protocol.versions import PROTOCOL, check_first_byte
 
@@ -56,12 +57,17 @@ def _read_hints(value: bytes, where: str) -> RankingHints:
     return RankingHints.from_json(loads(value, where), where)
 
 
+def _read_trace(value: bytes, _where: str) -> TraceContext | None:
+    return TraceContext.unpack(value)
+
+
 SUBMISSION_OPTIONS = (
     flag(1, "ranked", "ranked"),
     whole_number(2, "wait", "wait"),
     whole_number(3, "hedge_after_ms", "hedgeAfterMs", 1, MAX_HEDGE_MS),
     Option(IGNORABLE, "hints", "hints", _write_hints, _read_hints),
     flag(IGNORABLE + 1, "batch", "batch"),
+    Option(IGNORABLE + 2, "trace", "trace", TraceContext.pack, _read_trace),
 )
 """The members of a submission that may be absent. Each keeps its number for ever."""
 _OPTIONS = {option.number: option for option in SUBMISSION_OPTIONS}
@@ -110,6 +116,7 @@ class Kind(IntEnum):
     END = 35  # coordinator -> client: empty; the stream has ended
 
     REPLICAS = 36  # coordinator -> node that announced `replicas`: [URL]; the coordinator's replicas have changed
+    TRACE = 37  # coordinator -> node that announced `trace`: the TraceContext of the job whose DISPATCH follows
 
 
 class CancelReason(str, Enum):
@@ -192,6 +199,8 @@ class Submission:
     """What the coordinator may rank the candidates by, if the client leaves their order to it."""
     batch: bool = False
     """Whether the job waits behind interactive ones. At least one slot in eight goes to batch jobs while some wait."""
+    trace: TraceContext | None = None
+    """The span of the client that the job belongs to; None unless the client shares it. No job depends on it."""
 
     def dumps(self) -> bytes:
         """The wire form. Raises BadMessage."""

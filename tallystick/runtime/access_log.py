@@ -7,7 +7,7 @@ has a query, a header or a body, so neither prompts nor keys.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -47,6 +47,11 @@ def record(**fields: object) -> None:
     current = _fields.get()
     if current is not None:
         current.update(fields)
+
+
+def recorded() -> Mapping[str, object]:
+    """The fields so far of the line of the request that the caller serves; none outside of a request."""
+    return _fields.get() or {}
 
 
 def begin_access(method: str, path: str) -> Access:

@@ -1,9 +1,9 @@
 """Loads the config of a process, a frozen dataclass, from a TOML file, environment variables and command-line flags.
 
 `load(CoordinatorConfig, Path("c.toml"), prefix="TALLY_COORDINATOR_", flags={"port": 9000})`: flags override environment
-variables, which override the file. An environment variable is named by the prefix and the field's name in upper case. Supported
-field types are str, int, bool, float, Path, Amount (as a decimal string), Address, `X | None`, tuples of these, and tuples of
-nested config dataclasses (TOML tables).
+variables, which override the file. An environment variable is named by the prefix and the field's name in upper case; that of a
+member of a table, by both names: TALLY_NODE_TRACING_ENDPOINT. Supported field types are str, int, bool, float, Path, Amount (as a
+decimal string), Address, `X | None`, tuples of these, and tuples of nested config dataclasses (TOML tables).
 """
 
 from __future__ import annotations
@@ -54,10 +54,28 @@ def load(
         variable = prefix + field.name.upper()
         if prefix and variable in environ:
             values[field.name], sources[field.name] = environ[variable], f"environment variable {variable}"
+    if prefix:
+        _read_members(cls, values, sources, prefix, environ)
     for name, value in (flags or {}).items():
         if value is not None:
             values[name], sources[name] = value, f"flag {name}"
     return _build(cls, values, str(path or "config"), sources)
+
+
+def _read_members(
+    cls: type[Any], values: dict[str, Any], sources: dict[str, str], prefix: str, environ: Mapping[str, str]
+) -> None:
+    """Reads the variables of the members of tables."""
+    fields = {field.name for field in dataclasses.fields(cls)}
+    for name, hint in get_type_hints(cls).items():
+        table = values.get(name, {})
+        if not dataclasses.is_dataclass(hint) or not isinstance(table, Mapping):
+            continue
+        for member in dataclasses.fields(hint):
+            variable = f"{prefix}{name}_{member.name}".upper()
+            if variable in environ and f"{name}_{member.name}" not in fields:
+                table = {**table, member.name: environ[variable]}
+                values[name], sources[f"{name}.{member.name}"] = table, f"environment variable {variable}"
 
 
 def _build(cls: type[C], values: Mapping[str, Any], where: str, sources: Mapping[str, str] = MappingProxyType({})) -> C:
@@ -68,7 +86,10 @@ def _build(cls: type[C], values: Mapping[str, Any], where: str, sources: Mapping
         known = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(fields))}"
         raise BadMessage(f"{where}: unknown setting {', '.join(sorted(unknown))}; {known}")
     hints = get_type_hints(cls)
-    converted = {name: _convert(hints[name], value, sources.get(name) or f"{where}: {name}") for name, value in values.items()}
+    converted = {
+        name: _convert(hints[name], value, sources.get(name) or f"{where}: {name}", _of_members(sources, name))
+        for name, value in values.items()
+    }
     required = (dataclasses.MISSING, dataclasses.MISSING)
     missing = [n for n, f in fields.items() if n not in converted and (f.default, f.default_factory) == required]
     if missing:
@@ -76,7 +97,11 @@ def _build(cls: type[C], values: Mapping[str, Any], where: str, sources: Mapping
     return cls(**converted)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _of_members(sources: Mapping[str, str], table: str) -> Mapping[str, str]:
+    return {name.removeprefix(f"{table}."): source for name, source in sources.items() if name.startswith(f"{table}.")}
+
+
+def _convert(hint: Any, value: Any, where: str, sources: Mapping[str, str] = MappingProxyType({})) -> Any:
     if get_origin(hint) in (UnionType, Union):  # `Address | None` is the latter: Address is a NewType
         inner = next(h for h in get_args(hint) if h is not NoneType)
         return None if value is None or value == "" else _convert(inner, value, where)
@@ -90,7 +115,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return value
         if not isinstance(value, Mapping):
             raise BadMessage(f"{where}: expected a table")
-        return _build(hint, value, where)
+        return _build(hint, value, where, sources)
     return _scalar(hint, value, where)
 
 

@@ -116,6 +116,11 @@ class DirectRequest:
         self._left = False
         self._on_left: Callable[[], None] | None = None
 
+    @property
+    def status(self) -> int:
+        """The status of the answer; that of a client who left before one began."""
+        return self._access.status
+
     # Called by the connection
 
     async def run_asgi(self, _app: object) -> None:

@@ -36,6 +36,7 @@ from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import NO_JOB, Dispatch, FrameReader, Kind, Submission, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.serving import serving
+from tallystick.web.wallet_page import WalletPage
 from tallystick.web.wallet_sign_in import WalletSignIn
 from tests.coordinator.fake_escrow import FakeEscrow, make_settler
 from tests.coordinator.harness import COORDINATOR, DOMAIN, LAST_CHUNK, World, make_ask, make_receipt, unchecked
@@ -79,6 +80,7 @@ async def served(
     *,
     intake: IntakeLimits | None = None,
     tiers: Sequence[Tier] = (),
+    wallet: WalletPage | None = None,
     **hub_settings: Any,
 ) -> AsyncIterator[Served]:
     """Serves a market on a free port; `hub_settings` are the hub's."""
@@ -105,7 +107,7 @@ async def served(
     limited = AccessTiers(Tiers(tiers), accounts, world.clock.tick) if tiers else None
     own = Accounts(sign_in, accounts, tiers=limited)
     context = ApiContext(world.market, lambda: hub.connected, store, store, store, info, health, metrics, own, world.clock.now)
-    app = App(context, hub, world.store, intake=limits, rate_limiter=rate_limiter)
+    app = App(context, hub, world.store, intake=limits, rate_limiter=rate_limiter, wallet=wallet)
     async with (
         serving(app, "127.0.0.1", 0, ws_max_size=MAX_LINK_FRAME) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=TIMEOUT_SECONDS) as http,

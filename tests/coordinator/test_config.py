@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ def test_the_example_shows_the_defaults() -> None:
     """example.toml loads, names every setting, and shows its default."""
     assert load_config(EXAMPLE) == DEFAULTS
     text = EXAMPLE.read_text()
-    assert [name for name in CoordinatorConfig.__dataclass_fields__ if f"\n{name} = " not in text] == []
+    shown = ("\n{} = ", "\n[{}]", "\n# [[{}]]\n")
+    names = CoordinatorConfig.__dataclass_fields__
+    assert [name for name in names if not any(form.format(name) in text for form in shown)] == []
 
 
 def test_job_limits_have_the_same_defaults() -> None:
@@ -162,3 +165,14 @@ def test_half_of_a_replica_is_refused(flags: dict[str, object], words: str) -> N
 def test_each_replica_has_its_own_url(settings: dict[str, object], url: str) -> None:
     """It is `replica_url`, else the first public one, with the port of the process where one command runs several."""
     assert load_config(EXAMPLE, REPLICA | settings).own_url(8421) == url
+
+
+def test_the_tiers_of_the_example_can_be_used(tmp_path: Path) -> None:
+    """Without their comment signs, the example's tiers load, and swallow no other setting."""
+    lines = EXAMPLE.read_text().splitlines()
+    start = lines.index("# [[tiers]]")
+    file = tmp_path / "coordinator.toml"
+    file.write_text("\n".join([*lines[:start], *(line.removeprefix("# ") for line in lines[start:])]))
+    config = load_config(file)
+    assert [tier.name for tier in config.tiers] == ["new", "known"]
+    assert replace(config, tiers=()) == DEFAULTS

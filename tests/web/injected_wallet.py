@@ -56,6 +56,16 @@ def answers(**error: Any) -> Callable[[list[Any]], Any]:
     return behave
 
 
+def nested(error: dict[str, Any]) -> list[dict[str, Any]]:
+    """An error as wallets and nodes wrap it."""
+    return [
+        error,
+        {"code": -32603, "message": "Internal JSON-RPC error.", "data": error},
+        {"code": -32603, "message": "Internal JSON-RPC error.", "data": {"originalError": error}},
+        {"code": -32000, "message": "wrapped", "error": {"cause": error}},
+    ]
+
+
 @dataclass
 class InjectedWallet:
     """A wallet of these accounts, the first of which is selected, on the chain at `rpc`.

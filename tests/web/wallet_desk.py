@@ -37,10 +37,11 @@ class Desk:
     wallet: InjectedWallet
     owner: Signer
     key: Signer
+    path: str = PATH
 
     async def open(self) -> None:
         """Loads the page."""
-        answer = await self.page.goto(PATH)
+        answer = await self.page.goto(self.path)
         assert answer is not None
         assert answer.ok
 

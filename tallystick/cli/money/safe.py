@@ -193,6 +193,38 @@ def release(
     _write(key, None, plan, file, deployment, rpc, as_json=as_json)
 
 
+@app.command()
+def bind(
+    owner: Annotated[str, typer.Argument(help="Account that will own the purse for ever: a Safe, or one of a browser wallet.")],
+    wallet: Wallet = DEFAULT_WALLET,
+    password_file: PasswordFile = None,
+    deployment: DeploymentFile = None,
+    rpc: Rpc = None,
+    as_json: Json = False,
+) -> None:
+    """Sign that the wallet's purse belongs to an owner. A coordinator's wallet page takes this signature to open the purse."""
+    account, key = parse_address(owner, "OWNER"), parse_account(wallet, "--wallet")
+
+    async def run() -> tuple[bytes, int]:
+        async with open_escrow(deployment, rpc) as escrow:
+            purse = await escrow.purse(key)
+            if purse.owner is not None:
+                raise Refusal(
+                    Code.CHAIN_REFUSED,
+                    f"the purse of {key} belongs to {purse.owner} for ever; use another wallet (tally wallet new)",
+                )
+            domain = escrow.deployment.domain
+            return unlock(wallet, password_file).sign(Bind(key=key, owner=account), domain).signature, domain.chain_id
+
+    signature, chain_id = asyncio.run(run())
+    if as_json:
+        fields = {"key": checksum(key), "owner": checksum(account), "chainId": chain_id}
+        show_json(fields | {"signature": f"0x{signature.hex()}"})
+        return
+    note(f"{checksum(account)} can now open the purse of {checksum(key)}, and owns it then for ever:")
+    out.print(f"0x{signature.hex()}", highlight=False, soft_wrap=True)
+
+
 # -------------------------------------------------------------------------------------------------------------------- shared
 
 

@@ -25,8 +25,8 @@ def sign_in(
     wallet: Wallet = DEFAULT_WALLET,
     password_file: PasswordFile = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the link in the browser of this machine.")] = False,
-    token: Annotated[
-        bool, typer.Option("--token", help="Print a bearer token for scripts instead: Authorization: Bearer TOKEN.")
+    bearer: Annotated[
+        bool, typer.Option("--bearer", help="Print a bearer token for scripts instead: Authorization: Bearer TOKEN.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -35,13 +35,13 @@ def sign_in(
     The wallet signs a message for this site alone. It sends no transaction, and the key stays here. Whoever opens the link is
     signed in as the wallet's account, so give it to nobody. A session lasts an hour.
     """
-    if open_browser and token:
-        raise BadMessage("expected one of --open and --token, got both")
+    if open_browser and bearer:
+        raise BadMessage("expected one of --open and --bearer, got both")
     origin = _origin_of(url)
     signer = unlock(wallet, password_file)
     signed = _sign(origin, signer)
     account = checksum(signer.address)
-    if token:
+    if bearer:
         session = _post(origin, "/sign-in", signed | {"bearer": True})
         if as_json:
             show_json({"account": account, "token": session.get("token"), "expiresAt": session.get("expiresAt")})

@@ -51,6 +51,7 @@ from tallystick.protocol.wire import dumps
 from tallystick.runtime.access_log import AccessLog
 from tallystick.runtime.http_direct import DirectApp, DirectRoutes
 from tallystick.runtime.serving import serving, wait_for_stop_signal
+from tallystick.tracing.export import exporting
 
 log = structlog.get_logger()
 
@@ -234,8 +235,13 @@ async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[
     for an unusable ledger file or port.
     """
     check_public_access(config)
-    async with Market.of(config, signer) as market:
-        await _serve(market, Operations(market), ready)
+    async with exporting(config.tracing, "tallystick-gateway") as export:
+        tracer = None if export is None else export.tracer
+        async with Market.of(config, signer, tracer) as market:
+            operations = Operations(market)
+            if export is not None:
+                operations.watch_traces(export.counts.by_outcome)
+            await _serve(market, operations, ready)
 
 
 @contextlib.asynccontextmanager

@@ -35,7 +35,15 @@ ANONYMOUS = "tally.anonymous"
 OPEN_PATHS = frozenset({"/", LIVENESS_PATH, READINESS_PATH, "/health", "/ready"})
 """Paths that answer every caller, and tell strangers only that the gateway is up."""
 
-_PAYER_PATHS = ("/tally/spending", "/tally/jobs", "/tally/receipt", "/tally/chat", "/tally/wallet", "/tally/login")
+_PAYER_PATHS = (
+    "/tally/spending",
+    "/tally/money",
+    "/tally/jobs",
+    "/tally/receipt",
+    "/tally/chat",
+    "/tally/wallet",
+    "/tally/login",
+)
 PAGE_PATHS = (*_PAYER_PATHS, *SIGN_IN_PATHS)
 PAGE_FOLDERS = ("/tally/pages/", "/static/")
 """Paths of pages and their files. With API keys, they answer every caller too, who is shown the form to log in."""

@@ -26,6 +26,7 @@ from tallystick.client.gateway.early_stream import EarlyStream
 from tallystick.client.gateway.forms import Form, translated_after
 from tallystick.client.gateway.request_bodies import RequestBodies, with_send_timeout
 from tallystick.client.gateway.request_headers import headers_of
+from tallystick.client.gateway.request_trace import served_request
 from tallystick.client.gateway.response_cache import CachedResponse, ResponseCache
 from tallystick.client.gateway.response_recorder import ResponseRecorder
 from tallystick.client.gateway.response_sender import ResponseSender, error_format, send_cached, send_error, send_json
@@ -39,7 +40,7 @@ from tallystick.client.ledger.spending import CacheHit
 from tallystick.client.openai.requests import strip_bom, with_model
 from tallystick.client.recovery.lost_state import TabRecovered
 from tallystick.client.sdk.maintenance import Maintenance
-from tallystick.client.sdk.market import Market, maintenance_of
+from tallystick.client.sdk.market import Market, maintenance_of, tracer_of
 from tallystick.client.selection.options import (
     HEADER,
     GatewayOptions,
@@ -123,7 +124,7 @@ class RequestHandler:
 
     def __init__(self, market: Market) -> None:
         """Raises BadMessage for routing rules that cannot be loaded."""
-        self._market = market
+        self._market, self._tracer = market, tracer_of(market)
         aliases = market.config.aliases
         self._aliases = AliasRouter(aliases, {alias.name: load_rule(alias.rule) for alias in aliases if alias.rule is not None})
         self._upstreams = UpstreamRouter(market)
@@ -147,6 +148,15 @@ class RequestHandler:
         self, scope: Scope, receive: Receive, send: Send, watch: Watch, take: Callable[[], bytes | None] | None = None
     ) -> None:
         """`take`: gives the whole body if it is here already."""
+        if self._tracer is None:
+            await self._serve_request(scope, receive, send, watch, take)
+            return
+        with served_request(self._tracer, scope, send) as observed:
+            await self._serve_request(scope, receive, observed, watch, take)
+
+    async def _serve_request(
+        self, scope: Scope, receive: Receive, send: Send, watch: Watch, take: Callable[[], bytes | None] | None
+    ) -> None:
         try:
             codings = read_codings(headers_of(scope).all("content-encoding"))
             async with self._bodies.read(receive, codings, take) as body:

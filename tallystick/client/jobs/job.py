@@ -21,6 +21,7 @@ from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.coordinator.info import RemoteJob
 from tallystick.client.coordinator.job_stream import JobStream, StreamLost
 from tallystick.client.jobs.further_orders import FurtherOrders
+from tallystick.client.jobs.job_trace import JobTrace
 from tallystick.client.jobs.record import JobRecord, RecordContext
 from tallystick.client.jobs.response import JobResponse
 from tallystick.client.jobs.result import Result, StreamInterrupted, require_success
@@ -111,6 +112,8 @@ class Job:
         coordinator without replicas.
         """
         self._moves = 0
+        self.trace: JobTrace | None = None
+        """Its spans, if they are recorded."""
         self._may_restart = True
         """Whether no part of the answer has left this job, so that another one may take its place."""
         self.asks: Sequence[Verified[Ask]] = ()
@@ -359,6 +362,10 @@ class Job:
             if response.place.asks and self._further_orders is not None:
                 await self._further_orders.order(response.place.asks, response, self._stream)
             self.on_place(response.place)
+            if self.trace is not None:
+                self.trace.queued(response.place.position)
+        elif self.trace is not None:
+            self.trace.frame_taken(kind, response)
         return chunk
 
     def _let_out(self, payload: bytes) -> bool:
@@ -493,6 +500,8 @@ class Job:
         if not await is_free(self.id) or record.cancelling:
             return False
         self._moves += 1
+        if self.trace is not None:
+            self.trace.moved()
         try:
             other = await resubmit(self)
         except TallyError as error:
@@ -507,6 +516,8 @@ class Job:
         return True
 
     async def _finish(self) -> None:
+        if self.trace is not None:
+            self.trace.checking()
         error = await self._record.end()
         if error is not None:
             refused = error.code is Code.NODE_BUSY and self._response.match is not None
@@ -541,6 +552,13 @@ async def arrivals_of(job: Job, outlet: Outlet | None = None) -> AsyncIterator[b
 def keep_for_audit(job: Job) -> None:
     """Keeps the answer of a job for a possible audit alone: the job itself has no proof."""
     job._record.for_audit_only = True  # noqa: SLF001 - part of the same class in all but name
+
+
+def trace_ended(job: Job) -> None:
+    """Ends the spans of a job that has ended."""
+    if job.trace is not None:
+        state = "accepted" if job.receipt_accepted else "outstanding" if job.receipt_outstanding else "none"
+        job.trace.ended(job._response, "disputed" if job.disputed else state, job._error)  # noqa: SLF001 - see above
 
 
 def audit_proof(job: Job) -> Proof | None:

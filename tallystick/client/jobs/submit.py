@@ -34,6 +34,7 @@ from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavail
 from tallystick.protocol.messages import Ask, Terms
 from tallystick.protocol.ranking_hints import RankingHints
 from tallystick.protocol.sealing import ContentKey, commit_request
+from tallystick.protocol.trace_context import TraceContext
 from tallystick.protocol.types import Address, Amount, Hash, JobId, new_job_id
 from tallystick.protocol.wire import Submission
 
@@ -93,12 +94,14 @@ class JobSubmitter:
         hedge_after: float,
         batch: bool,
         hints: RankingHints,
+        trace: TraceContext | None = None,
     ) -> Submitted:
         """Posts a job.
 
         `max_cost` bounds the cap of each order, in base units. `ranked`: the coordinator must try the asks in this order.
         `wait`: seconds that the job may wait for a free slot. `hedge_after`: seconds without output after which a second provider
         may get the job too; 0 for never. `batch`: it waits behind interactive jobs. `hints`: by which it ranks otherwise.
+        `trace`: what the coordinator and the provider learn of its trace.
         Raises TallyError, after which nothing is owed.
         """
         job, key = new_job_id(self.clock(), self.random), ContentKey.new(self.random)
@@ -113,7 +116,7 @@ class JobSubmitter:
         try:
             orders = await self._sign(info, new, within_budget, wait)
             header = Submission(
-                job, wrap_keys(job, key, orders, asks, self.sessions), b"", ranked, wait, late, hints, batch
+                job, wrap_keys(job, key, orders, asks, self.sessions), b"", ranked, wait, late, hints, batch, trace
             ).dumps()
             linger = None
             if idempotency_key is not None:

@@ -27,7 +27,7 @@ _OTHERS = orders.alias("others")
 _ON_TAB = sa.select(receipts.c.receipt_doc).where(receipts.c.tab == tabs.c.id).correlate(tabs).limit(1)
 _OF_ORDER = sa.select(receipts.c.receipt_doc).where(receipts.c.order_id == orders.c.id).correlate(orders).limit(1)
 _OTHERS_OPEN = sa.exists().where(
-    _OTHERS.c.job == jobs.c.id, _OTHERS.c.state == OrderState.OPEN.value, _OTHERS.c.id != orders.c.id
+    _OTHERS.c.job == jobs.c.id, _OTHERS.c.state == OrderState.OPEN.value, _OTHERS.c.id.is_distinct_from(orders.c.id)
 )
 _CONTEXT = SqliteStatement(
     sa.select(

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from tallystick.client.jobs.export import job_json
 from tallystick.client.ledger.queries import KnownJob
 from tallystick.client.ledger.spending import DAY_SECONDS
+from tallystick.client.pages.money_view import TabMoney, as_dollars, places_of
 from tallystick.client.pages.spending_view import GROUPINGS, amounts_of, lines_of, read_query
 from tallystick.client.sdk.market import Market, maintenance_of
 from tallystick.protocol.errors import TallyError, Unavailable
@@ -32,6 +33,7 @@ from tallystick.web.wallet_sign_in import WalletSignIn
 
 SECTIONS = {
     "/tally/spending": "Spending",
+    "/tally/money": "Money",
     "/tally/jobs": "Jobs",
     "/tally/wallet": "Wallet",
     "/tally/receipt": "Receipt",
@@ -45,6 +47,8 @@ NO_CHAIN = (
     "`deployment` and `rpc`, and start it again."
 )
 JOB_ROWS = 100
+MAX_TABS = 200
+"""Tabs that the page of money reads from the chain, those that were used last."""
 MAX_FORM, LOGIN_SECONDS = 8_192, 10.0
 """Bytes of the form to log in, and how long it may take to arrive: anybody may send it."""
 _NOTICE = "See what this gateway's wallet did, and spend from it. Its own wallet may, and those of page_wallets in the config."
@@ -78,6 +82,7 @@ class PayerPages:
         """The routes, of which LOGIN_PATH and those of static files are for everybody."""
         return [
             Route("/tally/spending", self._guarded(self._spending)),
+            Route("/tally/money", self._guarded(self._money)),
             Route("/tally/jobs", self._guarded(self._jobs)),
             Route("/tally/pages/jobs/{job}", self._guarded(self._job)),
             Route("/tally/receipt", self._guarded(self._receipt)),
@@ -141,6 +146,23 @@ class PayerPages:
             coordinator=self._market.config.coordinator,
         )
 
+    async def _money(self, _request: Request) -> Response:
+        """Reads the chain now. Without it, there is nothing to show: the ledger alone does not know what is where."""
+        maintenance = maintenance_of(self._market)
+        onchain = maintenance.onchain
+        if onchain is None:
+            return unavailable(self._pages, "/tally/money", NO_CHAIN)
+        domain, now = onchain.escrow.deployment.domain, int(self._now())
+        accounts = await maintenance.ledger.accounts(domain, now)
+        purse, tabs = await onchain.purse(), await onchain.tabs([account.provider for account in accounts[:MAX_TABS]])
+        money = [
+            TabMoney(account.provider, int(tab.reserved), int(tab.settled), account)
+            for account, tab in zip(accounts, tabs, strict=False)
+        ]
+        places = places_of(int(purse.free), int(purse.thawing), money)
+        values = {"places": places, "rows": as_dollars(places), "hidden": len(accounts) > MAX_TABS}
+        return self._pages.render("money.html", section="/tally/money", **values)
+
     async def _purse(self) -> str:
         """The purse's free money in dollars; empty if the chain does not answer or is not known."""
         onchain = maintenance_of(self._market).onchain
@@ -201,6 +223,9 @@ class PayerPages:
             return JSONResponse({"error": NO_CHAIN}, 503)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
             return JSONResponse({"error": f"content-type: expected {JSON}"}, 415)  # forms of other sites cannot send it
+        origin, host = request.headers.get("origin"), request.headers.get("host", "").lower()
+        if origin is not None and origin.lower() not in {f"http://{host}", f"https://{host}"}:  # allow_origins says who may spend
+            return JSONResponse({"error": f"Origin: pages of {origin[:100]} may not choose the purse's owner"}, 403)
         try:
             raw = json.loads(await _read_body(request) or b"null")
             owner = parse_address(raw.get("owner") if isinstance(raw, dict) else None, "owner")

@@ -32,7 +32,7 @@ from tallystick.protocol.public_url import public_url
 from tallystick.protocol.types import ZERO_HASH, Address, Amount, Seconds, format_amount
 
 if TYPE_CHECKING:
-    from tallystick.chain.escrow import Escrow, Purse
+    from tallystick.chain.escrow import Escrow, Purse, TabState
 
 log = structlog.get_logger()
 STAKE_SECONDS = 60
@@ -42,6 +42,7 @@ MAX_DEBTS = 64
 """Accounts, the most recently used ones, whose debts are looked up when a thaw is noticed."""
 REPEAT_SECONDS = 5.0
 """For so long after a top-up, another request that the same reservation covers starts no second one."""
+READS_AT_ONCE = 16
 LOCK_TRIES, LOCK_PAUSE = 100, 0.2
 MAX_SETTLED = 1 << 62
 """Base units. No honest chain has paid more on a tab."""
@@ -75,6 +76,16 @@ class PayerEscrow:
     async def purse(self) -> Purse:
         """The wallet's purse on chain. Raises Unavailable."""
         return await self._escrow.purse(self._wallet.address)
+
+    async def tabs(self, providers: Sequence[Address]) -> list[TabState]:
+        """The wallet's tabs with these providers, a few reads at a time. Raises Unavailable."""
+        gate = asyncio.Semaphore(READS_AT_ONCE)
+
+        async def read(provider: Address) -> TabState:
+            async with gate:
+                return await self._escrow.tab(self._wallet.address, provider)
+
+        return await asyncio.gather(*map(read, providers))
 
     @classmethod
     def of(cls, config: ClientConfig, wallet: Signer) -> PayerEscrow | None:

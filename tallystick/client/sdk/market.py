@@ -16,6 +16,7 @@ from functools import partial
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self, Unpack
+from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from tallystick.client.audit_settings import NO_CONSENT, PromptConsent
@@ -25,7 +26,8 @@ from tallystick.client.coordinator.http_client import CoordinatorClient, SealRep
 from tallystick.client.coordinator.info import CoordinatorInfo
 from tallystick.client.coordinator.model_offers import ModelOffer
 from tallystick.client.coordinator.pinning import DeploymentPin
-from tallystick.client.jobs.job import Job, JobContext, keep_for_audit, matches_of
+from tallystick.client.jobs.job import Job, JobContext, keep_for_audit, matches_of, trace_ended
+from tallystick.client.jobs.job_trace import JobTrace
 from tallystick.client.jobs.key_sessions import KeySessions
 from tallystick.client.jobs.resume import resume_job
 from tallystick.client.jobs.submit import JobSubmitter, KeyedRequest, ReplicaLost
@@ -66,6 +68,8 @@ from tallystick.protocol.routes import CHAT, JSON
 from tallystick.protocol.types import Address, Amount, JobId, parse_address
 from tallystick.runtime.log_watch import LogWatch
 from tallystick.runtime.plaintext import warn_if_plaintext
+from tallystick.tracing.export import application_tracer, exporting
+from tallystick.tracing.spans import Tracer
 
 MAX_AUDITED_BYTES = 1 << 20
 """Bytes of the longest answer that is kept for audits."""
@@ -87,6 +91,7 @@ class _JobOptions:
     hedge_after: float
     batch: bool
     consent: PromptConsent
+    trace: JobTrace | None
 
 
 class Market(ConvenienceMethods):
@@ -104,7 +109,10 @@ class Market(ConvenienceMethods):
         *,
         clock: Callable[[], int] = time.time_ns,
         random: Callable[[int], bytes] = os.urandom,
+        tracer: Tracer | None = None,
     ) -> None:
+        """`tracer`: what records jobs, in place of the config's own export and of the application's OpenTelemetry."""
+        self._tracer = self._given_tracer = tracer
         config = replace(config or ClientConfig(), coordinator=coordinator_url)
         self.config, self.wallet = config, wallet
         self._clock, self._random = clock, random
@@ -135,9 +143,9 @@ class Market(ConvenienceMethods):
         self._draining = False
 
     @classmethod
-    def of(cls, config: ClientConfig, wallet: Signer) -> Market:
+    def of(cls, config: ClientConfig, wallet: Signer, tracer: Tracer | None = None) -> Market:
         """A market whose coordinator also comes from the config."""
-        return cls(config.coordinator, wallet, config)
+        return cls(config.coordinator, wallet, config, tracer=tracer)
 
     @property
     def address(self) -> Address:
@@ -177,6 +185,9 @@ class Market(ConvenienceMethods):
         return self
 
     async def _open(self, opened: contextlib.AsyncExitStack) -> None:
+        if self._given_tracer is None:
+            export = await opened.enter_async_context(exporting(self.config.tracing, "tallystick-client", environment={}))
+            self._tracer = application_tracer() if export is None else export.tracer
         self._auditor = TokenAuditor(self.config)
         self._pin, self._job_context, self._draining = DeploymentPin.of(self.config), None, False
         self._turns = AdmissionTurns(time.monotonic, self.config.max_jobs)
@@ -289,6 +300,8 @@ class Market(ConvenienceMethods):
         return info, self._job_context
 
     def _answer_began(self, job: Job) -> None:
+        if job.trace is not None:
+            job.trace.first_output()
         if not job.reads_whole:  # else it ends in the same moment
             self._note_holder(job)
 
@@ -299,6 +312,7 @@ class Market(ConvenienceMethods):
 
     def _job_finished(self, job: Job) -> None:
         self._live.discard(job)
+        trace_ended(job)
         self._turns.job_ended()
         if not self._live:
             self._idle.set()
@@ -413,7 +427,28 @@ class Market(ConvenienceMethods):
         seconds = self.config.wait_seconds if wait is None else read_count(wait, "wait", high=MAX_WAIT_SECONDS)
         late = self.config.hedge_after if hedge_after is None else read_hedge_after(hedge_after, "hedge_after")
         consent = self._audits.consent(label, share=share_prompt, private=private) if self._audits.keeps(request) else NO_CONSENT
-        options = _JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds, late, batch, consent)
+        trace = self._begin_trace(request)
+        options = _JobOptions(
+            None if limit is None else Amount(limit), keep, None, affinity, seconds, late, batch, consent, trace
+        )
+        if trace is None:
+            return await self._submit_once(request, demand, options, key)
+        try:
+            return await self._submit_once(request, demand, options, key)
+        except BaseException as error:
+            trace.refused(error)
+            raise
+
+    def _begin_trace(self, request: ApiRequest) -> JobTrace | None:
+        if self._tracer is None:
+            return None
+        parts, settings = urlsplit(self.config.coordinator), self.config.tracing
+        server, clock = (parts.hostname or "", parts.port), time.monotonic
+        shares, captures = settings.share_trace_ids, settings.capture_content
+        return JobTrace.begin(self._tracer, request, server, clock, shares=shares, captures=captures)
+
+    async def _submit_once(self, request: ApiRequest, demand: Demand, options: _JobOptions, key: str | None) -> Job:
+        """Submits a job, or resumes that of an idempotency key."""
         fingerprint = "" if key is None else idempotency.fingerprint(request.plaintext)
         request = request.with_evidence() if self.config.evidence else request
         if key is None:
@@ -425,9 +460,12 @@ class Market(ConvenienceMethods):
                 return await self._submit_to_shortlist(request, demand, options)
             idempotency.check_same(keyed, fingerprint)
             info, context = await self._open_context()
-            kept = self._bytes_to_keep(request, keep)
+            kept = self._bytes_to_keep(request, options)
             job = await resume_job(context, info.coordinator, keyed, request, keep_bytes=kept)
             self._prepare_audit(job, request, options)
+            if options.trace is not None:
+                job.trace = options.trace
+                options.trace.submitted(job.id)
             self._live.add(job)
             return job
 
@@ -502,22 +540,28 @@ class Market(ConvenienceMethods):
         asks, holder = await self._affinity.arrange(tags, asks, partial(self._shortlists.of_provider, demand))
         asks = asks[: self.config.shortlist_size]
         await self._reconciler.recovery.recover_unknown(ask.message.provider for ask in asks)
+        trace = options.trace
+        if trace is not None:
+            trace.submitting(len(asks))
         submitted = await self._submitter.submit(
             info,
             request,
             asks,
             options.max_cost,
-            keep_bytes=self._bytes_to_keep(request, options.keep),
+            keep_bytes=self._bytes_to_keep(request, options),
             idempotency_key=options.idempotency_key,
             ranked=demand.ranked,
             wait=wait,
             hedge_after=options.hedge_after,
             batch=options.batch,
             hints=ranking_hints(demand, holder),
+            trace=None if trace is None else trace.shared_context,
         )
         keyed = options.idempotency_key is not None
         job = Job(context, submitted.response, submitted.stream, request, keyed=keyed, began=began)
-        job.tags, job.asks = tags, asks
+        job.tags, job.asks, job.trace = tags, asks, trace
+        if trace is not None:
+            trace.submitted(job.id)
         self._prepare_audit(job, request, options)
         job.further_orders = partial(self._submitter.further_orders, info, request, demand, submitted.response, wait)
         if self._coordinator.replicas.has_several:
@@ -526,20 +570,22 @@ class Market(ConvenienceMethods):
         return job
 
     def _prepare_audit(self, job: Job, request: ApiRequest, options: _JobOptions) -> None:
-        if self._audits.keeps(request):
+        keeps = self._audits.keeps(request)
+        if keeps:
             job.audit_consent = options.consent
-            if not self._gives_proof(request, options.keep):
-                keep_for_audit(job)
+        if (keeps or options.trace is not None) and not self._gives_proof(request, options.keep):
+            keep_for_audit(job)
 
     def _gives_proof(self, request: ApiRequest, keep: bool) -> bool:
         counted = self._auditor.counts(request.summary.model, request.head.path)
         return keep or counted or self.config.proof_folder is not None
 
-    def _bytes_to_keep(self, request: ApiRequest, keep: bool) -> int:
-        """Bytes of the answer to keep in memory, for its proof, its token audit or an audit; 0 if none of them is wanted."""
-        if self._gives_proof(request, keep):
+    def _bytes_to_keep(self, request: ApiRequest, options: _JobOptions) -> int:
+        """Bytes of the answer to keep in memory, for its proof, its token audit, an audit or its span; 0 if none is wanted."""
+        if self._gives_proof(request, options.keep):
             return self.config.max_answer_bytes
-        return MAX_AUDITED_BYTES if self._audits.keeps(request) else 0
+        captured = 0 if options.trace is None else options.trace.keep_bytes
+        return max(captured, MAX_AUDITED_BYTES if self._audits.keeps(request) else 0)
 
     # Reading the ledger
 
@@ -558,6 +604,11 @@ class Market(ConvenienceMethods):
     async def evidence(self) -> list[Evidence]:
         """The dishonest receipts in the ledger, kept for third parties."""
         return await self._ledger.evidence()
+
+
+def tracer_of(market: Market) -> Tracer | None:
+    """What records the jobs of a market; None if nothing does."""
+    return market._tracer  # noqa: SLF001 - part of the same class in all but name
 
 
 def maintenance_of(market: Market) -> Maintenance:

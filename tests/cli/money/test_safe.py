@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tallystick.chain.codec import load_abi
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.cli.money.safe import batch_checksum
@@ -141,3 +142,16 @@ def test_impossible_transactions_are_refused(market: Tally, arguments: tuple[str
 def test_key_without_a_purse(market: Tally) -> None:
     """The error says how to open a purse."""
     assert "tally safe deposit" in market("safe", "withdraw", "--wallet", "hot", fails=True)["message"]
+
+
+def test_the_key_signs_for_its_owner(market: Tally) -> None:
+    """Another account opens the purse with the printed signature. Once it is open, nothing is signed."""
+    signed = market("safe", "bind", OWNER.address, "--wallet", "hot")
+    assert (parse_address(signed["key"]), parse_address(signed["owner"])) == (HOT.address, OWNER.address)
+    assert signed["signature"] in market.says("safe", "bind", OWNER.address, "--wallet", "hot")
+    arguments = (HOT.address, OWNER.address, bytes.fromhex(signed["signature"][2:]))
+    data = load_abi("Escrow").call("open", *arguments)
+    escrow = Deployment.load(market.home / "deployment.json").escrow
+    _execute(market, {"transactions": [{"to": escrow, "value": "0", "data": "0x" + data.hex()}]})
+    assert market("contract", "inspect", "purse", "hot")["purse"]["owner"] == OWNER.address
+    assert "for ever" in market("safe", "bind", NODE.address, "--wallet", "hot", fails=True)["message"]

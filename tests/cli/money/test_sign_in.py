@@ -45,10 +45,10 @@ def test_a_link(payer: Tally, site: str) -> None:
 
 def test_a_token(payer: Tally, site: str) -> None:
     """Scripts get a bearer token, which is all that goes to standard output."""
-    token = payer.says("sign-in", site.removeprefix("http://"), "--token")
+    token = payer.says("sign-in", site.removeprefix("http://"), "--bearer")
     headers = {"authorization": f"Bearer {token}"}
     assert httpx.get(f"{site}/mine", headers=headers, trust_env=False).json()["account"] == ACCOUNT.lower()
-    assert payer("sign-in", site, "--token").keys() == {"account", "token", "expiresAt"}
+    assert payer("sign-in", site, "--bearer").keys() == {"account", "token", "expiresAt"}
 
 
 def test_another_wallet(payer: Tally, site: str) -> None:
@@ -86,4 +86,4 @@ def test_what_is_no_site(payer: Tally) -> None:
     assert "does not answer" in payer("sign-in", "http://127.0.0.1:9", fails=True)["message"]
     for wrong in ("ftp://a", "http://", "http://user@host", "http://host:99999999", "http://[::1"):
         assert "URL: expected" in payer("sign-in", wrong, fails=True)["message"], wrong
-    assert "got both" in payer("sign-in", "http://a", "--open", "--token", fails=True)["message"]
+    assert "got both" in payer("sign-in", "http://a", "--open", "--bearer", fails=True)["message"]

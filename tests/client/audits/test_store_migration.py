@@ -17,7 +17,7 @@ COLUMNS = "kind, origin, state, job, provider, model, precision, verdict, reason
 
 async def test_a_file_of_an_earlier_release_is_read(tmp_path: Path) -> None:
     """Its audits count as they did: with evidence in full, and without a quarter; none of them is unverifiable."""
-    former, path = tmp_path / "migrations", tmp_path / "audits.db"
+    former, path = tmp_path / MIGRATIONS.parent.name / MIGRATIONS.name, tmp_path / "audits.db"
     shutil.copytree(MIGRATIONS, former, ignore=shutil.ignore_patterns("0002_*", "__pycache__"))
     database = Database(sqlite_url(path), "ledger_file")
     await database.start(former)

@@ -53,6 +53,8 @@ async def test_what_the_ledger_lacks_is_none(ledger: Ledger) -> None:
     unknown = await _context(ledger, JobId(bytes(16)), placed.order.digest, 1)
     assert unknown.tab_id == context.tab_id
     assert (unknown.job_id, unknown.order_id, unknown.others_open) == (None, None, 0)
+    without_order = await _context(ledger, job, Hash(bytes(32)), 1)
+    assert (without_order.job_id, without_order.order_id, without_order.others_open) == (context.job_id, None, 1)
 
 
 async def test_the_receipts_next_to_it(ledger: Ledger) -> None:

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Sequence
 from dataclasses import replace
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
 
+from tallystick.chain.escrow import Purse, TabState
 from tallystick.client.config import ApiKey, Budget, ClientConfig
+from tallystick.client.gateway.app import build_app
 from tallystick.client.pages import payer_pages
 from tallystick.client.pages.payer_pages import SECTIONS
+from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.types import Amount
+from tallystick.protocol.errors import Code, TallyError, Unavailable
+from tallystick.protocol.types import Address, Amount, Seconds
+from tallystick.runtime.serving import serving
 from tests.client.fake_coordinator import BODY, CHAT, FakeMarket
 from tests.client.gateway.test_app import gateway, http, url
+from tests.client.parties import DOMAIN
 from tests.web.sign_in_site import challenge, enter, signed
 
 __all__ = ["http", "url"]
@@ -47,6 +58,47 @@ async def test_what_was_spent(fake: FakeMarket, wallet: Signer, config: ClientCo
         for text in (job, cost, BODY["model"], answers[0].headers["x-tally-provider"], "recorded"):
             assert text in shown
         assert str(BODY["messages"][0]["content"]) not in models + jobs + shown
+
+
+class FakeChain:
+    """The escrow as the page of money reads it; `fails` instead, if it is set."""
+
+    def __init__(self, tab: TabState, fails: TallyError | None = None) -> None:
+        self.escrow, self._tab, self.fails = SimpleNamespace(deployment=SimpleNamespace(domain=DOMAIN)), tab, fails
+        self.read: list[Address] = []
+
+    async def purse(self) -> Purse:
+        if self.fails is not None:
+            raise self.fails
+        return Purse(None, Amount(7_000_000), Amount(1_000_000), Seconds(9))
+
+    async def tabs(self, providers: Sequence[Address]) -> list[TabState]:
+        self.read += providers
+        return [self._tab for _ in providers]
+
+
+async def test_where_the_money_is(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """The chain's amounts, divided by what the ledger knows; a chain that does not answer says so."""
+    async with (
+        Market(fake.url, wallet, config) as market,
+        serving(build_app(market), "127.0.0.1", 0) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http,
+    ):
+        assert "does not use the chain" in (await http.get("/tally/money")).text
+        provider = (await http.post(CHAT, json=BODY)).headers["x-tally-provider"]
+        chain = FakeChain(TabState(Amount(0), Amount(3_000_000), Seconds(0)))
+        market._onchain = cast("Any", chain)
+        page = await http.get("/tally/money")
+        assert page.status_code == 200
+        rows = dict(re.findall(r'<th scope="row">([^<]*)</th><td class="number">([^<]*)</td>', page.text))
+        assert provider in chain.read
+        assert provider in page.text
+        assert (rows["total"], rows["thawing"], rows["free"]) == (str(7 + 3 * len(chain.read)), "1", "6")
+        assert Decimal(rows["owed"]) > 0
+        assert sum(Decimal(rows.pop(name)) for name in list(rows) if name != "total") == Decimal(rows["total"])
+        chain.fails = Unavailable(Code.CHAIN_UNAVAILABLE, "the chain does not answer")
+        away = await http.get("/tally/money")
+        assert (away.status_code, "the chain does not answer" in away.text) == (503, True)
 
 
 async def test_what_is_not_there(http: httpx.AsyncClient) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, cast
 
 import httpx
 import pytest
 
+from tallystick.chain.escrow import TabState
 from tallystick.client.config import Budget, ClientConfig
+from tallystick.client.gateway.app import build_app
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.types import Amount
+from tallystick.protocol.types import Amount, Seconds
+from tallystick.runtime.serving import serving
 from tests.client.fake_coordinator import BODY, CHAT, EVENTS, FakeMarket, Session, event
 from tests.client.gateway.test_app import gateway
+from tests.client.pages.test_payer_pages import FakeChain
 from tests.client.receipts.test_proof import _altered
 from tests.web.browser import NARROW, WIDE, browsing, look_at, needs_browser
 
@@ -102,3 +106,22 @@ async def test_a_proof_is_checked_in_the_browser(market: Market, fake: FakeMarke
             await page.wait_for_selector("#findings[data-result]")
             assert await page.get_attribute("#findings", "data-result") == "invalid", name
         await look_at(page, "gateway-receipt-wrong")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(NARROW, "dark"), (WIDE, "light")])
+async def test_the_page_of_money(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, width: int, scheme: Literal["light", "dark"]
+) -> None:
+    """Accessible, and no wider than the window, with the wallet's money in every place."""
+    async with (
+        Market(fake.url, wallet, config) as market,
+        serving(build_app(market), "127.0.0.1", 0) as port,
+        browsing(f"http://127.0.0.1:{port}", width=width, scheme=scheme) as page,
+    ):
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+            await http.post(CHAT, json=BODY)
+        market._onchain = cast("Any", FakeChain(TabState(Amount(0), Amount(3_000_000), Seconds(0))))
+        answer = await page.goto("/tally/money")
+        assert answer is not None
+        assert answer.ok
+        await look_at(page, "gateway-money")

@@ -141,7 +141,7 @@ async def test_a_client_that_leaves_before_its_job_is_admitted(at: Served, monke
     node, client = at.world.node("ann"), await LinkClient.join(at)
     submission, admitted, place_order = at.world.submission(node), asyncio.Event(), at.world.market.place_order
 
-    async def slow(placed: Submission) -> Any:
+    async def slow(placed: Submission, _trace: object) -> Any:
         await admitted.wait()
         return await place_order(placed)
 
@@ -262,7 +262,7 @@ async def test_a_bug_in_one_job_is_told_logged_and_counted(at: Served, monkeypat
     """Its client is told whose fault it is, the log has the error and its status, and the link serves the next job."""
     node, client, place_order = at.world.node("ann"), await LinkClient.join(at), at.world.market.place_order
 
-    async def broken(_placed: Submission) -> Any:
+    async def broken(_placed: Submission, _trace: object) -> Any:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(at.world.market, "place_order", broken)

@@ -575,7 +575,7 @@ async def test_a_client_that_leaves_before_its_job_is_admitted(world: World, mon
     admitted, gone = asyncio.Event(), asyncio.Event()
     place_order = world.market.place_order
 
-    async def slow(placed: Submission) -> LiveJob:
+    async def slow(placed: Submission, _trace: object) -> LiveJob:
         await admitted.wait()
         return await place_order(placed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from starlette.applications import Starlette
 
 from node.pages.page_login import PageLogin
-from node.pages.provider_pages import SECTIONS, ProviderPages
+from node.pages.provider_pages import SECTIONS, Ask, ProviderPages
 from node.storage.store import SqlStore
+from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.types import Address
 from tallystick.runtime.serving import serving
 from tallystick.web.wallet_sign_in import WalletSignIn
@@ -65,12 +67,20 @@ REPORT: dict[str, Any] = {
 }
 
 
+async def _decisions(query: str) -> object:
+    """A coordinator that would have offered the node twice as often at other prices."""
+    told = ["offered to the client, place 1 of 2", f"dear {HOSTILE}"]
+    then = ["would have been offered to the client at this price"] * 2
+    decisions = [{"model": HOSTILE, "stage": "shortlist", "why": why} for why in (then if "Price" in query else told)]
+    return {"decisions": [*decisions, {"model": "another", "stage": "shortlist", "why": told[0]}]}
+
+
 @asynccontextmanager
-async def _served(folder: Path, login: PageLogin | None = None, **changes: Any) -> AsyncIterator[str]:
+async def _served(folder: Path, login: PageLogin | None = None, ask: Ask | None = None, **changes: Any) -> AsyncIterator[str]:
     store = SqlStore(f"sqlite:///{folder}/node.db", PROVIDER.address, DOMAIN)
     await store.start()
     try:
-        pages = ProviderPages(lambda: REPORT | changes, store, least=lambda: 1, login=login)
+        pages = ProviderPages(lambda: REPORT | changes, store, least=lambda: 1, ask=ask or _decisions, login=login)
         async with serving(Starlette(routes=pages.routes()), "127.0.0.1", 0) as port:
             yield f"http://127.0.0.1:{port}"
     finally:
@@ -107,6 +117,28 @@ async def test_an_empty_store(tmp_path: Path, path: str) -> None:
         assert "unsafe" not in page.headers["content-security-policy"]
         for headers in ({"host": "evil.example"}, {"sec-fetch-site": "cross-site"}, {"origin": "https://evil.example"}):
             assert (await http.get(path, headers=headers)).status_code == 403
+
+
+async def test_what_other_prices_would_have_brought(tmp_path: Path) -> None:
+    """The last day's receipts at the form's prices, and how often a coordinator would have offered the node; names are text."""
+    async with _served(tmp_path) as url, httpx.AsyncClient(base_url=url) as http:
+        page = (await http.get("/prices", params={"model": HOSTILE, "input": "0.5", "output": "1"})).text
+        assert 'value="0.5"' in page
+        rows = [re.findall(r"<td[^>]*>([^<]*)", row) for row in re.findall(r"<tr>.*?</tr>", page) if 'scope="row"' in row]
+        assert rows == [["2", "1", "50"], ["2", "2", "100"]]
+        assert HOSTILE not in page
+        wrong = (await http.get("/prices", params={"input": HOSTILE})).text
+        assert ("Input: expected" in wrong, HOSTILE in wrong) == (True, False)
+    async with _served(tmp_path, asks=[]) as url, httpx.AsyncClient(base_url=url) as http:
+        assert "Nothing is offered now" in (await http.get("/prices")).text
+
+    async def away(_query: str) -> object:
+        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, "no coordinator is connected")
+
+    async with _served(tmp_path, ask=away) as url, httpx.AsyncClient(base_url=url) as http:
+        page = (await http.get("/prices")).text
+        assert "Not known: no coordinator is connected" in page
+        assert "dollars, as their receipts say" in page
 
 
 @needs_browser

@@ -175,6 +175,8 @@ def test_keys_stay_secret() -> None:
         {"coordinator": "ftp://x"},
         {"sealing_suite": "rot13"},
         {"ask_validity": 1},
+        {"watts": -1},
+        {"gpus": -1},
         {"job_keep_seconds": 86_399},
         {"deadlines": {"total": 0.0}},
         {"credit": {"percent_of_paid": 101}},

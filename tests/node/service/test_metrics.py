@@ -25,7 +25,13 @@ async def test_metrics_and_health() -> None:
     suspect = lambda: suspected.append(True)  # noqa: E731
     trust = {"written_off": 7, "newcomers_today": 9}
     metrics = NodeMetrics(
-        lambda: owed, suspect, gpus=2, gpu_hour_cost=Amount(900_000), credit_summary=lambda: trust, tick=lambda: clock
+        lambda: owed,
+        suspect,
+        gpus=2,
+        gpu_hour_cost=Amount(900_000),
+        watts=450,
+        credit_summary=lambda: trust,
+        tick=lambda: clock,
     )
     metrics.job_ended(
         JobReport(
@@ -70,6 +76,7 @@ async def test_metrics_and_health() -> None:
             f'tallystick_node_payer_unsecured_units{{payer="{PAYER.address}"}} 40.0',
             'tallystick_node_token_seconds_count{model="m"} 1.0',
             "tallystick_node_gpus 2.0",
+            "tallystick_node_revenue_per_kwh_units ",
             "tallystick_node_gpu_hour_cost_units 900000.0",
         ):
             assert line in text
@@ -107,6 +114,18 @@ def test_alarms() -> None:
         metrics.alarm(f"trouble {number}", PAYER.address, DebtAlarm(400, 0))
     assert [alarm["what"] for alarm in metrics.alarms] == [f"trouble {number}" for number in range(10, 30)]
     assert metrics.alarms[0]["due"] == "0.0004"
+
+
+def test_revenue_per_kwh() -> None:
+    """An hour at 500 W is half a kWh. Without `watts` and GPUs nothing is said of either."""
+    clock = 0.0
+    metrics = NodeMetrics(dict, gpus=2, watts=500, tick=lambda: clock)
+    clock = 3_600.0
+    metrics.job_ended(JobReport(job=JOB, payer=STRANGER, model="m", outcome=Outcome.COMPLETED, reason="", cost=Amount(800_000)))
+    assert metrics.revenue_per_kwh() == 1_600_000
+    shown = metrics.since_start()
+    assert (shown["revenueLastHour"], shown["revenuePerGpuHour"], shown["revenuePerKwh"]) == ("800000", "400000", "1600000")
+    assert not {"revenuePerGpuHour", "revenuePerKwh"} & NodeMetrics(dict, tick=lambda: clock).since_start().keys()
 
 
 def test_gpus_are_counted_if_nvml_is_available() -> None:
