@@ -34,7 +34,7 @@ from coordinator.http.job_service import JobService
 from coordinator.http.jobs_route import PATH as JOBS_PATH
 from coordinator.http.jobs_route import JobsRoute
 from coordinator.http.log_proof_route import LogProofRoute
-from coordinator.http.metrics import CoordinatorMetrics
+from coordinator.http.metrics import PREFIX, CoordinatorMetrics
 from coordinator.http.node_hub import NodeHub
 from coordinator.http.request_bodies import RequestBodies
 from coordinator.http.request_limiter import RequestLimiter
@@ -67,6 +67,7 @@ from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import SharedPort, serving, wait_for_stop_signal
 from tallystick.runtime.sqlite_backend import sqlite_file
 from tallystick.tracing.export import SpanExport, exporting
+from tallystick.tracing.metrics import SpanCollector
 from tallystick.tracing.spans import Tracer
 from tallystick.version import __version__
 from tallystick.web.wallet_page import WalletPage
@@ -202,6 +203,8 @@ async def _serving(
         )
         metrics = CoordinatorMetrics(lambda: health.monitor.last)
         settler.on_settled, store.database.on_commit = metrics.settled, metrics.committed
+        if export is not None:
+            metrics.registry.register(SpanCollector(PREFIX, export.counts.by_outcome))
         metrics.gauge("tallystick_coordinator_database_queue", "Writes that wait for a transaction", lambda: store.queued)
         info = _info(config, deployment, signer)
         context = ApiContext(

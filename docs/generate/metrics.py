@@ -23,6 +23,7 @@ from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.health import CheckResult, Health, HealthReport
 from tallystick.protocol.types import Address, Amount
+from tallystick.tracing.metrics import SpanCollector
 
 INTRODUCTION = """# Metrics
 
@@ -73,6 +74,7 @@ def _node() -> Iterator[Exported]:
     metrics.watch_integrity(lambda: {("model", "q4"): 100.0})
     slots = {"engine": dict.fromkeys(SLOT_STATES, 0)}
     metrics.registry.register(OperationCollector(lambda: slots, lambda: 0, GasTotals))
+    metrics.registry.register(SpanCollector("tallystick_node", dict))
     return _exported(metrics.registry)
 
 
@@ -86,6 +88,7 @@ def _credit_summary() -> dict[str, int]:
 def _gateway() -> Iterator[Exported]:
     operations = Operations(Market.of(ClientConfig(), Signer(bytes(31) + b"\1")))
     operations.watch_batches(lambda: 0, lambda: 0)
+    operations.watch_traces(dict)
     yield from _exported(operations.metrics.registry)
     text, kind = re.findall(r"^# (?:HELP|TYPE) \S+ (.*)$", BUDGET_HEADER, re.MULTILINE)
     yield Exported(BUDGET_METRIC, text, kind, frozenset({"budget"}))
@@ -94,4 +97,5 @@ def _gateway() -> Iterator[Exported]:
 def _coordinator() -> Iterator[Exported]:
     context = api_context()
     build_control_plane(context)
+    context.metrics.registry.register(SpanCollector("tallystick_coordinator", dict))
     return _exported(context.metrics.registry)

@@ -60,7 +60,7 @@ def _page(process: Process) -> str:
         f"`{process.example}` has the same text. Environment variables win over the file, command-line flags over both.\n",
         *_body(lines),
         "## All settings\n",
-        f"An environment variable is `{process.prefix}` and the setting's name in upper case.\n",
+        f"An environment variable is `{process.prefix}` and the setting's name in upper case, with `_` for the dot of a table.\n",
         table(("setting", "type", "default"), _fields(process.config, "")),
     ]
     return "\n".join(parts)

@@ -97,6 +97,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
     tabs.expire(now)
     asks = _published_asks(config, resources)
     metrics = make_metrics(config, tabs, engine_suspected)
+    tracing = job_tracing(export, config.tracing, resources.engine_pool, metrics)
     links = CoordinatorLinks(signer.address, config.all_coordinators, config.link)
     match_watch = MatchWatch(domain, config.state / "match-log", links.url_of)
     state_recovery = await _state_recovery(config, signer, resources, tabs, links)
@@ -125,7 +126,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         on_match=match_watch.on_match,
         on_client_head=match_watch.on_client_head,
         on_stranded_receipt=receipt_sender.resend_now,
-        tracing=job_tracing(export, config.tracing, resources.engine_pool),
+        tracing=tracing,
         tiers=config.access,
     )
     router = LinkRouter(runner, receipt_sender, state_recovery, match_watch)

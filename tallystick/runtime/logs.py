@@ -36,6 +36,9 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066
 """Control characters (C0, DEL, C1), bidirectional formatting characters, line separators, and lone surrogates."""
 
 
+_URL = re.compile(r"\b([a-z][a-z0-9+.-]{1,20}://)(?:[^\s/'\"<>@]*@)?([^\s/'\"<>?#@]+)[/?#][^\s'\"<>)]*", re.IGNORECASE)
+_URL_PATH = re.compile(r"(\burl: )/[^\s'\"<>)]*", re.IGNORECASE)
+"""How urllib3 names the path of a request."""
 _UNCHANGED = (bool, int, float, list, tuple, dict, type(None))
 """Types of values that renderers write safely."""
 
@@ -62,6 +65,19 @@ def _sanitise(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDi
         elif name not in {"exc_info", "stack_info"}:
             text = value if isinstance(value, str) else str(value)
             event[name] = printable(text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}… ({len(text)} characters)")
+    return event
+
+
+def redact_urls(text: str) -> str:
+    """The text with the URLs in it cut after their hosts, and without users and passwords: a path or a query may be a key."""
+    return _URL_PATH.sub(r"\1/…", _URL.sub(r"\1\2/…", text))
+
+
+def _redact_urls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """A structlog processor for the records of libraries, which quote the URLs that they were given."""
+    for name in ("event", "exception"):
+        if isinstance(text := event.get(name), str):
+            event[name] = redact_urls(text)
     return event
 
 
@@ -143,7 +159,8 @@ def configure(*, json: bool | None, level: str = "info") -> None:
     global _frequent  # noqa: PLW0603 - one of the process, as structlog's own configuration is
     _frequent = _Frequent(processors, limiter, renderer, number) if json else None
     formatter = structlog.stdlib.ProcessorFormatter(
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer], foreign_pre_chain=shared
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        foreign_pre_chain=[*shared, _redact_urls],
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)

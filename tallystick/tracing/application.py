@@ -55,17 +55,18 @@ class OtelSpan:
 
     def child(self, name: str, role: Role = Role.INTERNAL, attributes: Attributes = NO_ATTRIBUTES) -> Span:
         """See Span."""
-        return OtelSpan(self._tracer, self._tracer.start_span(name, self._within, _KINDS[role], attributes))
+        span = self._tracer.start_span(_text(name), self._within, _KINDS[role], _clean(attributes))
+        return OtelSpan(self._tracer, span)
 
     def set(self, name: str, value: Value) -> None:
         """See Span."""
         if self._span.is_recording():
-            self._span.set_attribute(name, value)
+            self._span.set_attribute(name, _text(value) if isinstance(value, str) else value)
 
     def event(self, name: str, attributes: Attributes = NO_ATTRIBUTES) -> None:
         """See Span."""
         if self._span.is_recording():
-            self._span.add_event(name, attributes)
+            self._span.add_event(_text(name), _clean(attributes))
 
     def link(self, other: TraceContext) -> None:
         """See Span."""
@@ -96,7 +97,7 @@ class OtelTracer:
     ) -> Span:
         """See Tracer."""
         within = None if parent is None else _within(parent)
-        return OtelSpan(self._tracer, self._tracer.start_span(name, within, _KINDS[role], attributes))
+        return OtelSpan(self._tracer, self._tracer.start_span(_text(name), within, _KINDS[role], _clean(attributes)))
 
     def start_of_job(self, name: str, job: bytes, parent: TraceContext | None, attributes: Attributes, *, first: bool) -> Span:
         """See Tracer."""
@@ -108,7 +109,7 @@ class OtelTracer:
             ids.trace_id = int.from_bytes(own.trace_id, "big")
             ids.span_id = int.from_bytes(own.span_id, "big") if first else None
         try:
-            return OtelSpan(self._tracer, self._tracer.start_span(name, _ROOT, SpanKind.SERVER, attributes))
+            return OtelSpan(self._tracer, self._tracer.start_span(_text(name), _ROOT, SpanKind.SERVER, _clean(attributes)))
         finally:
             if ids is not None:
                 ids.trace_id = ids.span_id = None
@@ -116,7 +117,8 @@ class OtelTracer:
     @contextlib.contextmanager
     def serve(self, name: str, traceparents: Sequence[str], tracestates: Sequence[str], attributes: Attributes) -> Iterator[Span]:
         """See Tracer."""
-        span = self._tracer.start_span(name, _caller(traceparents, tracestates), SpanKind.SERVER, attributes)
+        within = _caller(traceparents, tracestates)
+        span = self._tracer.start_span(_text(name), within, SpanKind.SERVER, _clean(attributes))
         served = OtelSpan(self._tracer, span)
         with trace.use_span(span, record_exception=False, set_status_on_exception=False):
             try:
@@ -134,6 +136,15 @@ def application_tracer() -> OtelTracer | None:
     if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
         return None
     return OtelTracer(provider.get_tracer("tallystick", __version__))
+
+
+def _text(text: str) -> str:
+    """The text without lone surrogates, which JSON may contain and UTF-8 may not: one of them would lose a whole export."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _clean(attributes: Attributes) -> Attributes:
+    return {name: _text(value) if isinstance(value, str) else value for name, value in attributes.items()}
 
 
 def _caller(traceparents: Sequence[str], tracestates: Sequence[str]) -> Context:

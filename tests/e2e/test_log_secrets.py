@@ -26,8 +26,9 @@ API_KEY = "gatewaykey-77aa88bb99cc00dd11ee22ff33"
 WRONG_KEY = "wrongkey-00ff11ee22dd33cc44bb55aa66"
 ENGINE_KEY = "enginekey-5e6f7a8b9c0d1e2f3a4b5c6d7e8f"
 PASSWORD = "bench-password-1f2e3d4c5b6a"
+TRACES_KEY = "traceskey-2b3c4d5e6f708192a3b4"
 QUERY = "querytoken-9a8b7c6d5e4f3a2b1c0d"
-SECRETS = (PROMPT, ANSWER, RPC_KEY, API_KEY, WRONG_KEY, ENGINE_KEY, PASSWORD, QUERY)
+SECRETS = (PROMPT, ANSWER, RPC_KEY, API_KEY, WRONG_KEY, ENGINE_KEY, PASSWORD, TRACES_KEY, QUERY)
 SECONDS = 120
 
 _WORDS = json.dumps({"choices": [{"delta": {"content": ANSWER}}]}).encode()
@@ -140,6 +141,8 @@ async def test_no_log_has_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(f"TALLY_{daemon}_RPC", f"http://127.0.0.1:{port}/{RPC_KEY}")
     monkeypatch.setenv("TALLY_GATEWAY_API_KEY", API_KEY)
     monkeypatch.setenv("ENGINE_KEY", ENGINE_KEY)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:1/{TRACES_KEY}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"authorization=Bearer {TRACES_KEY}")
     async with scripted_engine(SCRIPTS) as engine, contextlib.AsyncExitStack() as stack:
         endpoint = await stack.enter_async_context(contextlib.AsyncExitStack())
         await endpoint.enter_async_context(_keyed_endpoint(port, folder))

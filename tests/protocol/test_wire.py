@@ -23,6 +23,7 @@ from tallystick.protocol.eip712 import Domain, Signed, Signer
 from tallystick.protocol.errors import BadMessage, Code, Unavailable
 from tallystick.protocol.link import MAX_CHAIN_ID, Beat, Capacity, Challenge, ClaimRequest, Hello, Listing, read_asks
 from tallystick.protocol.messages import Claim, ClaimRow, Connect, Order, Terms
+from tallystick.protocol.options import IGNORABLE
 from tallystick.protocol.plaintext_heads import (
     RequestHead,
     ResponseHead,
@@ -32,6 +33,7 @@ from tallystick.protocol.plaintext_heads import (
     split_request,
 )
 from tallystick.protocol.ranking_hints import RankingHints
+from tallystick.protocol.trace_context import TraceContext
 from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
 from tallystick.protocol.wire import (
     COPIED_BYTES,
@@ -697,3 +699,35 @@ def test_hints_are_read_as_they_were_written_each_time(hints: RankingHints) -> N
     for _ in range(2):
         with pytest.raises(BadMessage, match=r"submission\.hints"):
             Submission.loads(packed.replace(b"123456", b"-12345"))
+
+
+TRACE = TraceContext(b"\1" * 16, b"\2" * 8)
+
+
+def test_a_submission_may_carry_a_trace_context() -> None:
+    """As an option that older coordinators ignore."""
+    submission = replace(SUBMISSION, trace=TRACE)
+    assert Submission.loads(submission.dumps()).trace == TRACE
+    assert Submission.loads(SUBMISSION.dumps()).trace is None
+    packed = submission.dumps()
+    at = packed.index(TRACE.pack())
+    assert packed[at - 2] == IGNORABLE + 2
+    assert submission.without_candidates().trace == TRACE
+
+
+@pytest.mark.parametrize("value", [b"", bytes(25), b"\1" * 24, b"\1" * 26, b"\1" * 255, bytes(16) + b"\1" * 9])
+def test_a_trace_context_that_is_not_valid_is_left_out(value: bytes) -> None:
+    """No job is refused because of its trace."""
+    packed = replace(SUBMISSION, trace=TRACE).dumps()
+    odd = packed.replace(bytes((25,)) + TRACE.pack(), bytes((len(value),)) + value)
+    assert odd != packed
+    assert Submission.loads(odd) == SUBMISSION
+
+
+def test_a_node_announces_that_it_takes_traces() -> None:
+    """Nodes that do not say so get none."""
+    assert Hello.from_json(replace(HELLO, trace=True).to_json()).trace
+    assert not Hello.from_json(HELLO.to_json()).trace
+    assert "trace" not in HELLO.to_json()
+    with pytest.raises(BadMessage, match=r"^hello\.trace"):
+        Hello.from_json(HELLO.to_json() | {"trace": 1})

@@ -315,3 +315,28 @@ def test_plain_numbers_are_read() -> None:
     environment = {"T_WHOLE": " 7 ", "T_REAL": "2.5e1"}
     assert load(Numbers, prefix="T_", environment=environment) == Numbers(7, 25.0)
     assert load(Numbers, flags={"whole": -3, "real": 2}) == Numbers(-3, 2.0)
+
+
+@dataclass(frozen=True)
+class _Table:
+    ratio: float = 1.0
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class _WithTable:
+    table: _Table = field(default_factory=_Table)
+    table_name: str = ""
+
+
+def test_a_variable_sets_a_member_of_a_table(tmp_path: Path) -> None:
+    """It wins over the file, and leaves the other members. A setting of the same name goes first."""
+    file = tmp_path / "c.toml"
+    file.write_text('[table]\nratio = 0.5\nname = "x"\n')
+    loaded = load(_WithTable, file, prefix="T_", environment={"T_TABLE_RATIO": "0.25", "T_TABLE_NAME": "y"})
+    assert loaded == _WithTable(_Table(0.25, "x"), "y")
+    assert load(_WithTable, prefix="T_", environment={"T_TABLE_RATIO": "0.25"}).table == _Table(0.25)
+    with pytest.raises(BadMessage, match=r"^environment variable T_TABLE_RATIO: expected float"):
+        load(_WithTable, file, prefix="T_", environment={"T_TABLE_RATIO": "half"})
+    with pytest.raises(BadMessage, match="T_TABLE: expected a table"):
+        load(_WithTable, prefix="T_", environment={"T_TABLE": "x", "T_TABLE_RATIO": "1"})

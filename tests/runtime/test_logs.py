@@ -215,3 +215,43 @@ def test_no_control_character_counts_as_printable() -> None:
     controls = [chr(code) for code in range(sys.maxunicode + 1) if logs._CONTROLS.match(chr(code))]
     assert len(controls) > 2_000
     assert not any(control in logs.printable(f"a{control}b") for control in controls)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "Max retries exceeded with url: /v1/KEY/traces?token=KEY (Caused by x)",
+            "Max retries exceeded with url: /… (Caused by x)",
+        ),
+        ("GET https://user:KEY@host.example:8443/v3/KEY failed", "GET https://host.example:8443/… failed"),
+        ("'postgresql+asyncpg://a:KEY@db/x' is away", "'postgresql+asyncpg://db/…' is away"),
+        ("see http://host?key=KEY.", "see http://host/…"),
+        ("http://127.0.0.1:8420 answers, as does a/b", "http://127.0.0.1:8420 answers, as does a/b"),
+    ],
+)
+def test_urls_of_libraries_are_cut(text: str, shown: str) -> None:
+    """What a library logs of a URL is its host: users, passwords, paths and queries may be keys."""
+    assert logs.redact_urls(text) == shown
+
+
+LIBRARY = """
+import logging
+from tallystick.runtime import logs
+logs.configure(json=True)
+def fail():
+    raise OSError("no answer from https://host.example/v3/KEY")
+try:
+    fail()
+except OSError:
+    logging.getLogger("library").exception("Transient error with url: %s", "/v1/KEY")
+"""
+
+
+def test_a_record_of_a_library() -> None:
+    """Both its text and its traceback are cut."""
+    ended = subprocess.run([sys.executable, "-c", LIBRARY], capture_output=True, text=True, check=True, timeout=120)
+    line = json.loads(ended.stderr)
+    assert "KEY" not in ended.stderr
+    assert line["event"] == "Transient error with url: /…"
+    assert "https://host.example/…" in line["exception"]

@@ -145,3 +145,20 @@ def test_long_values_are_cut() -> None:
         assert max(len(str(value)) for value in arrived.attributes.values()) <= 65_536
         assert len(arrived.events) <= 128
         assert len(arrived.attributes) <= 64
+
+
+def test_text_that_is_no_unicode_loses_no_span() -> None:
+    """A caller may name a model by a lone surrogate, as JSON allows. Other spans of the export arrive too."""
+    with collecting() as collector:
+        export = _open(collector.url)
+        odd = export.tracer.start("chat \ud800", attributes={"model": "\udfff é"})
+        odd.child("step \ud800", attributes={"a": "\ud800"}).end()
+        odd.set("later", "\ud83d")
+        odd.event("event \ud800", {"b": "\ud800"})
+        odd.end()
+        with export.tracer.serve("GET \ud800", [], [], {"path": "\ud800"}):
+            export.tracer.start_of_job("job \ud800", bytes(range(16)), None, {"c": "\ud800"}, first=True).end()
+        export.shut_down()
+        assert sorted(span.name for span in collector.spans) == ["GET ?", "chat ?", "job ?", "step ?"]
+        (chat,) = collector.named("chat")
+        assert chat.attributes == {"model": "? é", "later": "?"}

@@ -238,7 +238,10 @@ async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[
     async with exporting(config.tracing, "tallystick-gateway") as export:
         tracer = None if export is None else export.tracer
         async with Market.of(config, signer, tracer) as market:
-            await _serve(market, Operations(market), ready)
+            operations = Operations(market)
+            if export is not None:
+                operations.watch_traces(export.counts.by_outcome)
+            await _serve(market, operations, ready)
 
 
 @contextlib.asynccontextmanager

@@ -32,6 +32,7 @@ from tallystick.runtime.disk_space import check_disk
 from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.peer_probe import probe_peer
 from tallystick.runtime.server_metrics import ServerMetrics
+from tallystick.tracing.metrics import SpanCollector
 from tallystick.version import __version__
 
 PREFIX = "tallystick_gateway"
@@ -73,6 +74,10 @@ class Operations:
         """Adds the metrics of batches: how many run, and how many of their requests do."""
         self.metrics.gauge(f"{PREFIX}_batches_open", "Batches that run", count_open)
         self.metrics.gauge(f"{PREFIX}_batch_requests_live", "Running requests of batches", count_running)
+
+    def watch_traces(self, read: Callable[[], Mapping[str, int]]) -> None:
+        """Adds the counts of spans by outcome; `read` returns them."""
+        self.metrics.registry.register(SpanCollector(PREFIX, read))
 
     async def run(self) -> None:
         """Watches the dependencies and the ledger's transactions until cancelled."""
