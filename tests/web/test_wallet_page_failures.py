@@ -97,6 +97,7 @@ async def test_changed_meanwhile(world: World) -> None:
         await at.wallet.select(at.page, at.owner)
         await at.says(at.owner.address, "#connection")
         await at.start("deposit", "1")
+        await at.page.wait_for_selector("#review[open]")
         at.wallet.chain_id = 5  # without an event: some wallets send none
         await at.agree()
         await at.says("the wallet is on chain 5 now")
