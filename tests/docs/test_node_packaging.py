@@ -153,11 +153,11 @@ def test_the_entry_point(machine: dict[str, str], tmp_path: Path) -> None:
     assert failed.returncode != 0
     assert "NODE_INIT: name the engine and the market" in failed.stderr
     for _ in range(2):
-        assert _start(machine | {"NODE_INIT": "--engine http://vllm:8000/v1"}).returncode == 0
+        assert _start(machine | {"NODE_INIT": "--engine http://vllm:8000/v1 --slots *"}).returncode == 0
     assert _start(machine, "status").returncode == 0
     run = f"node run --config {config} --wallet node"
     assert (tmp_path / "calls").read_text().splitlines() == [
-        f"node init --yes --wallet node --out {config} --engine http://vllm:8000/v1",
+        f"node init --yes --wallet node --out {config} --engine http://vllm:8000/v1 --slots *",
         run,
         run,
         f"node status --config {config} --json",
