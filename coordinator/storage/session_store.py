@@ -83,7 +83,7 @@ def _open_session(connection: Connection, session: Session, limit: int | None) -
 
 
 def _make_room(connection: Connection, limit: int, now: float) -> int:
-    """Counts the rows, and ends the oldest sessions if there are `limit`. Returns for how many there is room. Raises Unavailable."""
+    """Counts the rows, and ends the oldest sessions if there are `limit`. Returns how many more fit. Raises Unavailable."""
     columns = wallet_sessions.c
     rows: int = connection.execute(sa.select(sa.func.count()).select_from(wallet_sessions)).scalar_one()
     if rows >= limit:

@@ -37,6 +37,8 @@ MAX_SIGNATURE = 8_192
 """Bytes of a smart account's signature."""
 CONTRACT_CHECKS, CHECK_SECONDS = 4, 10.0
 """Smart accounts that are asked at the same time, and how long one may take."""
+CHECKS_PER_SECOND, CHECKS_BURST = 1.0, 20.0
+"""How often the chain is asked about signatures: anybody may have it asked, and the operator pays for the answers."""
 _TIME, _RANDOM, _CODE = 10, 24, 32
 """Hex digits of a nonce's parts."""
 _OWN_SITES = ("", "none", "same-origin")
@@ -70,6 +72,7 @@ class WalletSignIn:
         self._store: SessionStore = store or self._memory
         self._may_enter, self._check_contract = may_enter, check_contract
         self._contract_checks = asyncio.Semaphore(CONTRACT_CHECKS)
+        self._checks_left, self._checks_counted = CHECKS_BURST, now()
 
     # Who asks
 
@@ -201,7 +204,7 @@ class WalletSignIn:
         problem = other or BadSignature(f"signature: expected that of {message.account}, the account that the message names")
         if self._check_contract is None or not 0 < len(signature) <= MAX_SIGNATURE:
             raise problem
-        if self._contract_checks.locked():
+        if self._contract_checks.locked() or not self._may_ask_chain():
             raise Unavailable(Code.RATE_LIMITED, "too many smart accounts sign in; try again in a second", fault=Fault.NOBODY)
         async with self._contract_checks:
             try:
@@ -211,6 +214,16 @@ class WalletSignIn:
                 raise Unavailable(Code.CHAIN_UNAVAILABLE, "the chain did not say whether the account signed this") from None
         if not is_valid:
             raise problem
+
+    def _may_ask_chain(self) -> bool:
+        """Whether the chain may be asked once more; counts it."""
+        now = self._now()
+        refilled = max(0.0, now - self._checks_counted) * CHECKS_PER_SECOND
+        self._checks_left, self._checks_counted = min(CHECKS_BURST, self._checks_left + refilled), now
+        if self._checks_left < 1:
+            return False
+        self._checks_left -= 1
+        return True
 
     # Nonces
 

@@ -15,7 +15,7 @@ from tallystick.protocol.errors import BadMessage, Refusal
 from tallystick.protocol.sign_in import CHALLENGE_SECONDS, parse_sign_in
 from tallystick.protocol.types import Address, Hash
 from tallystick.web.sessions import SESSION_SECONDS
-from tallystick.web.wallet_sign_in import message_of
+from tallystick.web.wallet_sign_in import CHECKS_BURST, CHECKS_PER_SECOND, message_of
 from tests.web.sign_in_site import ALICE, CHAIN, MALLORY, NOW, ORIGIN, Site, account_of, challenge, enter, signed
 
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
@@ -207,6 +207,28 @@ async def test_smart_accounts() -> None:
         await enter(client)
         assert len(asked) == seen, "a key's signature needs no chain"
         assert {account for account, _ in asked} == {safe}
+
+
+async def test_floods_of_unknown_signatures() -> None:
+    """Whatever strangers send, the chain is asked at a bounded rate; keys sign in all the while, and smart accounts after it."""
+    asked, safe = list[bytes](), Signer(b"\x03" * 32).address
+
+    async def check(_account: Address, _digest: Hash, signature: bytes) -> bool:
+        asked.append(signature)
+        return signature == b"\x07" * 130
+
+    site = Site(settings={"check_contract": check})
+    async with site.client() as client:
+        message = await challenge(client, safe)
+        bad, good = ({"message": message, "signature": "0x" + two * 130} for two in ("08", "07"))
+        answers = [(await client.post("/sign-in", json=bad)).status_code for _ in range(100)]
+        assert len(asked) == CHECKS_BURST
+        assert answers == [401] * len(asked) + [429] * (100 - len(asked))
+        assert (await client.post("/sign-in", json=good)).status_code == 429
+        assert (await enter(client)).status_code == 200
+        site.clock.seconds += 1 / CHECKS_PER_SECOND
+        assert (await client.post("/sign-in", json=good)).status_code == 200
+        assert len(asked) == CHECKS_BURST + 1
 
 
 async def test_origins() -> None:
