@@ -31,6 +31,8 @@ RESTART_SECONDS = 1.0
 """How long a part that died stays away."""
 NODES = ("node-a", "node-b")
 FOLDER = Path(tempfile.gettempdir()) / f"tallystick-cluster-{os.getuid()}"
+PROMETHEUS = "prometheus.yml"
+"""The file in the folder with a configuration of Prometheus for all parts."""
 STATE = "cluster.json"
 """The file in the folder that `status` reads, for as long as the cluster runs."""
 
@@ -248,12 +250,26 @@ def _replicas(market: LocalMarket, db: str, bus: str, replicas: int, workers: in
 
 
 def _node(market: LocalMarket, name: str, coordinator: str, engine: Service) -> Service:
-    settings: dict[str, object] = {"coordinator": coordinator, "state": str(market.folder / name)}
+    port = free_port(0)
+    settings: dict[str, object] = {"metrics_port": port, "coordinator": coordinator, "state": str(market.folder / name)}
     claims = to_toml({"check_interval": 0.5, "max_age": 0.5})
     tables = f"[claims]\n{claims}[[engines]]\n{to_toml({'url': f'{engine.url}/v1'})}"
-    service = _tally(market, name, name, "node", "run", port=0, settings=settings, tables=tables)
-    service.url = coordinator
-    return service
+    return _tally(market, name, name, "node", "run", port=port, settings=settings, tables=tables)
+
+
+def write_scrapes(path: Path, services: dict[str, Service], replicas: list[Service], workers: int) -> None:
+    """Writes a configuration of Prometheus, with the alert rules. Each process of `--workers` has a port of its own."""
+    ports = [int(replica.url.rpartition(":")[2]) for replica in replicas]
+    own = [port + number for port in ports for number in (range(1, workers + 1) if workers > 1 else (0,))]
+    targets = {
+        "tallystick-coordinator": [f"127.0.0.1:{port}" for port in own],
+        "tallystick-node": [services[name].url.removeprefix("http://") for name in NODES],
+        "tallystick-gateway": [services["gateway"].url.removeprefix("http://")],
+    }
+    scrapes = [{"job_name": job, "static_configs": [{"targets": names}]} for job, names in targets.items()]
+    rules = Path(__file__).resolve().parent.parent / "docs/monitoring/alerts.yml"
+    config = {"global": {"scrape_interval": "5s"}, "rule_files": [str(rules)], "scrape_configs": scrapes}
+    path.write_text(json.dumps(config, indent=2))  # JSON is YAML
 
 
 @contextlib.asynccontextmanager
@@ -288,6 +304,7 @@ async def cluster(folder: Path, *, replicas: int = 3, workers: int = 1) -> Async
                 await asyncio.sleep(0.1)
         seeds: dict[str, object] = {"coordinator": listed[0].url, "port": market.ports.gateway}
         gateway = services["gateway"] = _tally(market, "gateway", "payer", "gateway", port=market.ports.gateway, settings=seeds)
+        write_scrapes(folder / PROMETHEUS, services, listed, workers)
         await asyncio.gather(*(service.start() for service in services.values()))
         yield Cluster(folder, services, tuple(service.name for service in listed), f"{gateway.url}/v1", model)
     finally:
@@ -329,7 +346,8 @@ async def up(folder: Path, replicas: int, workers: int, *, as_json: bool) -> Non
         else:
             show(running.to_json())
             question = json.dumps({"model": running.model, "messages": [{"role": "user", "content": "Hello"}]})
-            print(f"\ncurl {running.gateway}/chat/completions -H 'content-type: application/json' -d '{question}'", flush=True)
+            print(f"\ncurl {running.gateway}/chat/completions -H 'content-type: application/json' -d '{question}'")
+            print(f"prometheus --config.file={folder / PROMETHEUS} --storage.tsdb.path={folder / 'prometheus'}", flush=True)
         while not stopped.is_set():
             state.write_text(json.dumps(running.to_json()))
             with contextlib.suppress(TimeoutError):
@@ -358,10 +376,9 @@ def main() -> int:
         parts = json.loads((folder / STATE).read_text())
         print(json.dumps(parts)) if options.json else show(parts)
         return 0
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        print(f"{folder} exists: a cluster runs there, or ran; delete it, or name another with --folder", file=sys.stderr)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        print(f"{folder} is not empty: a cluster runs there, or ran; delete it, or name another with --folder", file=sys.stderr)
         return 1
     try:
         asyncio.run(up(folder, options.replicas, options.workers, as_json=options.json))

@@ -42,6 +42,11 @@ class TokenBucket:
             self._levels.popitem(last=False)
         return max(0.0, -level / self.rate)
 
+    def refund(self, key: str, now: float, tokens: float = 1) -> None:
+        """Puts tokens back that were taken for nothing. No key has more than `burst` thereby."""
+        if key in self._levels:  # any other key has all of them
+            self._levels[key] = (min(self.burst, self._level(key, now) + tokens), now)
+
     def _level(self, key: str, now: float) -> float:
         level, counted_at = self._levels.get(key, (self.burst, now))
         return min(self.burst, level + (now - counted_at) * self.rate)

@@ -155,16 +155,19 @@ class JobService:
         """
         submission, reservation = request.take()
         market, first = self.market, submission.candidates[0]
-        payer, model, job_id, tiers, entered = first.order.message.payer, first.terms.model, submission.job, self._tiers, False
+        payer, model, job_id, tiers = first.order.message.payer, first.terms.model, submission.job, self._tiers
+        tier, entered, placed = None, False, False
         try:
             if tiers is not None:
                 first.order.verify(market.domain)  # nobody else may use up what the payer's tier allows
-                await tiers.enter(payer, model)
+                await market.check_new(submission)  # nor with orders that the payer once signed
+                tier = await tiers.enter(payer, model)
                 entered = True
             del first
             placing = market.place_order(submission, trace)
             del submission  # the job replaces it by a smaller one before it waits
             job = await placing
+            placed = True
             if sink.abandoned:
                 market.cancel(job.id)
             await market.run(job, sink, None if kept is None else partial(self._keep, job.id, kept))
@@ -179,7 +182,10 @@ class JobService:
             raise
         finally:
             if tiers is not None and entered:
-                tiers.leave(payer)
+                if placed:
+                    tiers.leave(payer)
+                else:
+                    tiers.give_back(payer, tier)
             if reservation is not None:
                 self.bodies.close(reservation)
 

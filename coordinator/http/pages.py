@@ -25,7 +25,7 @@ _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
     "code,pre{font-family:ui-monospace,monospace;background:#8882;border-radius:4px;padding:.1em .3em}"
     "pre{padding:1em;overflow:auto}h2{border-top:1px solid #8886;padding-top:1rem;font-size:1.1rem}"
-    "table{border-collapse:collapse;margin:.7rem 0}"
+    "table{border-collapse:collapse;margin:.7rem 0}body{overflow-wrap:anywhere}"
     "td,th{border:1px solid #8886;padding:.3em .6em;text-align:left;vertical-align:top}"
     ":root{color-scheme:light dark}"
 )

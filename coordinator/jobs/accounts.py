@@ -92,9 +92,12 @@ class AccessTiers:
         if found is not None:
             self._tiers.check(*found, model)
 
-    async def enter(self, payer: Address, model: str) -> None:
-        """Counts a job in, until `leave`. Raises Refusal (tier_limit), Unavailable (rate_limited), and then counts nothing."""
-        found = await self.tier_of(payer)
+    async def enter(self, payer: Address, model: str) -> Tier | None:
+        """Counts a job in, until `leave` or `give_back`. Returns the tier that counts it.
+
+        Raises Refusal (tier_limit), Unavailable (rate_limited), and then counts nothing.
+        """
+        found, tier = await self.tier_of(payer), None
         if found is not None:
             tier, settled = found
             self._tiers.check(tier, settled, model)
@@ -106,6 +109,14 @@ class AccessTiers:
                 error.retry_after = max(1, round(bucket.delay(payer, self._tick())))
                 raise error
         self._running[payer] += 1
+        return tier
+
+    def give_back(self, payer: Address, tier: Tier | None) -> None:
+        """Counts a job out that was not placed, which uses up nothing of a minute. `tier`: what `enter` returned."""
+        bucket = None if tier is None else self._rates.get(tier.name)
+        if bucket is not None:
+            bucket.refund(payer, self._tick())
+        self.leave(payer)
 
     def leave(self, payer: Address) -> None:
         """Counts a job out."""

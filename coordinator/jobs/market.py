@@ -277,9 +277,16 @@ class Market:
         if self.shared is not None and await self.shared.is_placed(job_id):
             raise replayed(job_id)
 
-    def _admit(self, submission: Submission) -> LiveJob:
-        """Returns a new job, which is counted. Raises TallyError."""
-        now = int(self._now())
+    async def check_new(self, submission: Submission) -> None:
+        """Raises TallyError for a submission that no payer can mean now: a replay, or orders that are expired or misdirected.
+
+        What counts against a payer is counted after this check, since others may keep its orders and post them again.
+        """
+        self._check(submission, int(self._now()))
+        if await self.was_placed(submission.job):
+            raise replayed(submission.job)
+
+    def _check(self, submission: Submission, now: int) -> None:
         if self._relay.stopping or self._writes.pending or self.match_log.blocked:
             why = "is stopping" if self._relay.stopping else self.match_log.conflict or "cannot write to its database"
             raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"this coordinator {why}", fault=Fault.COORDINATOR)
@@ -290,6 +297,11 @@ class Market:
             order.decode()
             terms.decode()
             check_order(order, terms, coordinator=self.address, limits=self.limits, now=now)
+
+    def _admit(self, submission: Submission) -> LiveJob:
+        """Returns a new job, which is counted. Raises TallyError."""
+        now = int(self._now())
+        self._check(submission, now)
         if self._running[submission.candidates[0].order.message.payer] >= self.limits.jobs_per_payer:
             raise self._too_many(submission)
         job = LiveJob(submission, created_at=now, started=self._tick(), last_frame_at=self._tick())

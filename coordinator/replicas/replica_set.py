@@ -111,14 +111,14 @@ class ReplicaSet:
         self._publish(MembersNotice())
 
     def cancel(self, job: JobId, payer: Address) -> None:
-        """Passes on a cancel of a job that this replica does not run."""
+        """Passes on a cancel of a job that this replica does not run, also if the list has no other one: it may miss one."""
         self._publish(CancelNotice(job, payer))
 
     def _total_rose(self, payer: Address, provider: Address, total: Amount) -> None:
         self._publish(TabNotice(payer, provider, total))
 
     def _publish(self, notice: Notice) -> None:
-        if not self.alone or isinstance(notice, MembersNotice):
+        if not self.alone or isinstance(notice, MembersNotice | CancelNotice):
             self._bus.publish(*pack_notice(notice, self.membership.id))
 
     async def _tell_load(self) -> None:

@@ -72,10 +72,12 @@ class HealthMonitor:
         return self._running
 
     async def run(self) -> None:
-        """Checks until cancelled, so that alarms are raised without a request."""
+        """Checks until cancelled, so that alarms are raised without a request. What fails is soon checked again: much fails only
+        for a second, at a daemon's start.
+        """
         while True:
-            await self.report()
-            await asyncio.sleep(CHECK_SECONDS)
+            report = await self.report()
+            await asyncio.sleep(FRESH_SECONDS if report.status is Health.FAIL else CHECK_SECONDS)
 
     async def close(self) -> None:
         """Ends a check that still runs."""

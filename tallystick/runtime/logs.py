@@ -36,8 +36,14 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066
 """Control characters (C0, DEL, C1), bidirectional formatting characters, line separators, and lone surrogates."""
 
 
-_URL = re.compile(r"\b([a-z][a-z0-9+.-]{1,20}://)(?:[^\s/'\"<>@]*@)?([^\s/'\"<>?#@]+)[/?#][^\s'\"<>)]*", re.IGNORECASE)
-_URL_PATH = re.compile(r"(\burl: )/[^\s'\"<>)]*", re.IGNORECASE)
+_TOKEN = re.compile(r"\S+")
+_HOST = r"(?:[\w.-]+|\[[\w:.%]+\])(?::\d+)?"
+_AFTER_HOSTS = r"(?=[/?#'\"<>()\[\]{},;\\]|:?$)"
+_NO_HOST = r"(?=[/?#]|['\")>\]},;:]*$)"
+_URL = re.compile(rf"://(?:({_HOST}(?:,{_HOST})*{_AFTER_HOSTS}|{_NO_HOST})([/?#].*)?|(.*))")
+"""A URL without a user: its hosts, if they are followed by what may follow a host, and its path; or what is no host."""
+_CLOSERS = "'\")>]},;:"
+_URL_PATH = re.compile(r"(\burl: )(/\S*)", re.IGNORECASE)
 """How urllib3 names the path of a request."""
 _UNCHANGED = (bool, int, float, list, tuple, dict, type(None))
 """Types of values that renderers write safely."""
@@ -69,8 +75,35 @@ def _sanitise(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDi
 
 
 def redact_urls(text: str) -> str:
-    """The text with the URLs in it cut after their hosts, and without users and passwords: a path or a query may be a key."""
-    return _URL_PATH.sub(r"\1/…", _URL.sub(r"\1\2/…", text))
+    """The text with the URLs in it cut after their hosts, and without users and passwords: a path or a query may be a key.
+
+    Up to the next blank, whatever may be of a URL is cut. A host is shown only where no other reading makes it a password.
+    """
+    if "://" in text:
+        text = _TOKEN.sub(_redact_token, text)
+    return _URL_PATH.sub(lambda match: f"{match[1]}/…{_closing(match[2])}", text)
+
+
+def _redact_token(match: re.Match[str]) -> str:
+    token = match[0]
+    scheme, separator, rest = token.partition("://")
+    if not separator:
+        return token
+    user, _, tail = rest.rpartition("@")
+    if any(character in user for character in "/?#"):  # of a password that is not escaped, or an @ in a path
+        return f"{scheme}://…{_closing(tail)}"
+    return scheme + _URL.sub(_redact_url, f"://{tail}")
+
+
+def _redact_url(match: re.Match[str]) -> str:
+    hosts, path, unknown = match.groups()
+    if unknown is not None:
+        return f"://…{_closing(unknown)}"
+    return f"://{hosts}" if path is None else f"://{hosts}/…{_closing(path)}"
+
+
+def _closing(text: str) -> str:
+    return text[len(text.rstrip(_CLOSERS)) :]
 
 
 def _redact_urls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -6,16 +6,19 @@ are dropped and counted.
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
 
 from tallystick.tracing.application import OtelTracer
 from tallystick.tracing.settings import TRACES_PATH, TracingSettings, has_endpoint, headers_in, read_headers
@@ -113,14 +116,29 @@ class JobIds(RandomIdGenerator):
         return super().generate_span_id() if given is None else given
 
 
+class _RandomShare(TraceIdRatioBased):
+    """Records a share of the decisions, each drawn anew.
+
+    Strangers choose the ids of their traces and jobs. A choice by the id, as TraceIdRatioBased makes it, would be theirs. Even a
+    keyed hash would let them repeat an id that was once recorded, which the sampled flag shows to the node that has the job.
+    """
+
+    def should_sample(
+        self, parent_context: Context | None, trace_id: int, name: str, *positional: Any, **keywords: Any
+    ) -> SamplingResult:
+        """See Sampler."""
+        del trace_id
+        return super().should_sample(parent_context, secrets.randbits(64), name, *positional, **keywords)
+
+
 def make_sampler(ratio: float, *, trusts_parent: bool) -> Sampler:
     """Records the share `ratio` of traces. What a caller does not record is not recorded here either.
 
     `trusts_parent`: what the caller records is, for callers that are the user's own. Strangers could make others record all.
     """
-    share = TraceIdRatioBased(ratio)
     if trusts_parent:
-        return ParentBased(share)
+        return ParentBased(TraceIdRatioBased(ratio))
+    share = _RandomShare(ratio)
     return ParentBased(share, remote_parent_sampled=share, remote_parent_not_sampled=ALWAYS_OFF)
 
 

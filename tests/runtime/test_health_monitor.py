@@ -8,7 +8,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from tallystick.protocol.health import CheckResult, Health, HealthReport
-from tallystick.runtime.health_monitor import FRESH_SECONDS, Check, HealthMonitor
+from tallystick.runtime.health_monitor import CHECK_SECONDS, FRESH_SECONDS, Check, HealthMonitor
+from tests.virtual_time import on_virtual_time
 
 GOOD, LOW, BAD = (
     CheckResult(Health.PASS),
@@ -103,6 +104,23 @@ async def test_it_checks_without_being_asked() -> None:
         await asyncio.sleep(0)
     running.cancel()
     assert monitor.last.results == {"part": BAD}
+
+
+@on_virtual_time
+async def test_a_failure_is_soon_checked_again() -> None:
+    """What failed for a moment, as at a daemon's start, is not shown as failing for CHECK_SECONDS. A warning can wait."""
+    dependency, loop = Dependency(BAD), asyncio.get_running_loop()
+    monitor = HealthMonitor({"part": dependency.check}, clock=loop.time)
+    running = asyncio.create_task(monitor.run())
+    start = loop.time()
+    await asyncio.sleep(FRESH_SECONDS / 2)
+    dependency.result = LOW
+    await asyncio.sleep(FRESH_SECONDS)
+    assert (monitor.last and monitor.last.results, dependency.asked) == ({"part": LOW}, 2)
+    await asyncio.sleep(CHECK_SECONDS / 2)
+    assert (dependency.asked, loop.time() - start < CHECK_SECONDS) == (2, True)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 @pytest.mark.parametrize("names", ["ab", "ba"])

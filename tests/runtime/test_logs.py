@@ -228,11 +228,52 @@ def test_no_control_character_counts_as_printable() -> None:
         ("'postgresql+asyncpg://a:KEY@db/x' is away", "'postgresql+asyncpg://db/…' is away"),
         ("see http://host?key=KEY.", "see http://host/…"),
         ("http://127.0.0.1:8420 answers, as does a/b", "http://127.0.0.1:8420 answers, as does a/b"),
+        ("cannot reach https://user:KEY@host.example", "cannot reach https://host.example"),
+        ("nats://KEY@one.example:4222: timeout", "nats://one.example:4222: timeout"),
+        ("nats://u:KEY@a:4222,nats://u:KEY@b:4222 are away", "nats://… are away"),
+        ("http://a:1,http://b:2/KEY", "http://a:1,http://b:2/…"),
+        ("postgresql://u:KE@Y@db:5432/x, then", "postgresql://db:5432/…, then"),
+        ("postgres://u:KEY@[::1]:5432,db2:5433/x?password=KEY", "postgres://[::1]:5432,db2:5433/…"),
+        ("postgres://u:KEY/KEY@db/x", "postgres://…"),
+        ("postgres://u:K@KEY/KEY@db", "postgres://…"),
+        ("postgresql:///x?user=u&password=KEY", "postgresql:///…"),
+        ("DATABASE_URL=mysql://u:KEY'KEY@db", "DATABASE_URL=mysql://db"),
+        ("https://user:KEY", "https://…"),
+        ("https://{host}/KEY", "https://…"),
+        ("(see 'https://host/(KEY)'KEY')", "(see 'https://host/…')"),
+        ("x://", "x://"),
     ],
 )
 def test_urls_of_libraries_are_cut(text: str, shown: str) -> None:
     """What a library logs of a URL is its host: users, passwords, paths and queries may be keys."""
     assert logs.redact_urls(text) == shown
+
+
+_LETTERS = st.text(st.characters(exclude_characters="\N{NO-BREAK SPACE}", exclude_categories=["Z", "C"]), max_size=12).filter(
+    lambda text: not any(character.isspace() for character in text) and "KEY" not in text
+)
+
+
+@given(
+    scheme=st.sampled_from(["http", "https", "nats", "tls", "postgresql", "postgresql+asyncpg", "redis", "a-scheme.of+mine"]),
+    login=st.tuples(_LETTERS, _LETTERS, _LETTERS),
+    host=st.sampled_from(["host.example", "127.0.0.1:8420", "[::1]:5432", "a:1,b:2"]),
+    path=st.none() | st.tuples(st.sampled_from("/?#"), _LETTERS, _LETTERS),
+    around=st.sampled_from([("", ""), ("'", "'"), ("url=", ""), ("(", ")"), ('["', '"]'), ("Cannot reach ", ", as said")]),
+)
+def test_no_part_of_a_url_but_its_host_is_shown(
+    scheme: str, login: tuple[str, str, str], host: str, path: tuple[str, str, str] | None, around: tuple[str, str]
+) -> None:
+    """Whatever characters a password, a path or a query has, escaped or not. The host stays where it cannot be a password."""
+    user, before, after = login
+    rest = "" if path is None else f"{path[0]}{path[1]}KEY{path[2]}"
+    for secret in (f"{user}:{before}KEY{after}@", f"{before}KEY{after}@", ""):
+        shown = logs.redact_urls(f"{around[0]}{scheme}://{secret}{host}{rest}{around[1]}")
+        assert "KEY" not in shown
+        assert shown.startswith(f"{around[0]}{scheme}://")
+        assert logs.redact_urls(shown) == shown
+        if "@" not in rest and not any(character in secret for character in "/?#"):
+            assert host in shown
 
 
 LIBRARY = """

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 
 import pytest
 from opentelemetry import trace
@@ -118,6 +119,40 @@ def test_strangers_cannot_make_a_service_record_all() -> None:
     own = Recorder(make_sampler(0.0, trusts_parent=True))
     own.tracer.start("job", parent=sampled).end()
     assert len(own.spans) == 1
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("kind", ["low half small", "high half small", "all small", "the same again"])
+def test_no_choice_of_ids_makes_a_service_record_more(kind: str, shared: bool) -> None:
+    """Callers choose the ids of jobs and of traces that they share. About 2 of 2,000 are recorded at a ratio of 0.001."""
+    recorder, known = Recorder(make_sampler(0.001, trusts_parent=False)), secrets.token_bytes(16)
+    for number in range(1, 2_001):
+        small, any_half = number.to_bytes(8, "big"), secrets.token_bytes(8)
+        chosen = {
+            "low half small": any_half + small,
+            "high half small": small + any_half,
+            "all small": bytes(8) + small,
+            "the same again": known,
+        }[kind]
+        parent = TraceContext(chosen, known[:8]) if shared else None
+        recorder.tracer.start_of_job("job", chosen, parent, {}, first=True).end()
+    assert len(recorder.spans) < 60
+
+
+def test_the_share_of_strangers_jobs_is_the_ratio() -> None:
+    """Ids that are equal are no reason to record all of them or none, and a trace that goes on keeps its tracestate."""
+    recorder = Recorder(make_sampler(0.5, trusts_parent=False))
+    for _ in range(1_000):
+        recorder.tracer.start_of_job("job", JOB, TraceContext(JOB, JOB[8:]), {"a": 1}, first=True).end()
+    assert 300 < len(recorder.spans) < 700
+    assert attributes(recorder.spans[0]) == {"a": 1}
+    always = Recorder(make_sampler(1.0, trusts_parent=False))
+    with always.tracer.serve("request", [PARENT], ["vendor=1"], {}):
+        always.tracer.start("inner").end()
+    request = always.only("request")
+    assert request.context is not None
+    assert dict(request.context.trace_state) == {"vendor": "1"}
+    assert is_child(always.only("inner"), request)
 
 
 def test_the_spans_of_a_job_have_its_own_trace_unless_it_carries_one() -> None:

@@ -190,6 +190,7 @@ def fund(
         if as_json:
             show_json({"account": address, "coins": str(total), "tx": mined.hash})
         else:
-            step(f"{address} has {format_amount(total, COIN_DECIMALS)} coins on {endpoint.shown_url}")
+            shown = format_amount(total, COIN_DECIMALS)
+            step(f"{address} has {shown} {'coin' if shown == '1' else 'coins'} on {endpoint.shown_url}")
 
     asyncio.run(_with_market_chain(rpc, deployment, act, check_contracts=False))

@@ -207,6 +207,8 @@ def _show_addresses(market: LocalMarket, deployment: Deployment, model: str) -> 
     request = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
     rows = [
         ("OpenAI API", f"{gateway}/v1"),
+        ("chat and spending", f"{gateway}/tally/chat"),
+        ("market", f"{coordinator}/market"),
         ("coordinator", f"{coordinator}/docs"),
         ("chain", deployment.rpc),
         ("escrow", deployment.escrow),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from node.domain.earned_money import TabMoney
+    from node.domain.payout_policy import PayoutPolicy
     from node.ports import ClaimableTab
     from node.storage.store import SqlStore
     from tallystick.chain.escrow import Escrow
@@ -65,7 +67,7 @@ def collect(
         if as_json:
             show_json(plan.to_json(provider, settlement))
         else:
-            _show(plan, settlement)
+            _show(plan, settlement, credit_advice(loaded.payout, wallet))
 
     asyncio.run(run())
 
@@ -149,13 +151,20 @@ class Settlement:
         return f"skipped: {self.skipped[payer]}" if payer in self.skipped else "not sent"
 
 
-def _show(plan: CollectionPlan, settlement: Settlement) -> None:
+def credit_advice(payout: PayoutPolicy, wallet: str) -> str:
+    """What becomes of the collected credit: the node pays it out by itself, or a command of this wallet does."""
+    return (
+        f"next: tally cash-out --wallet {shlex.quote(wallet)}" if payout.min_amount is None else "the node pays it out by itself"
+    )
+
+
+def _show(plan: CollectionPlan, settlement: Settlement, advice: str) -> None:
     if plan.worthwhile:
         rows = ((tab.payer, format_amount(Amount(tab.collectable)), settlement.outcome(tab.payer)) for tab in plan.worthwhile)
         show_table(("payer", "collectable, dollars", "collected, dollars"), rows)
         if settlement.transactions:
             collected = dollars(sum(settlement.paid.values()))
-            step(f"collected {collected} in {counted(len(settlement.transactions), 'transaction')}; next: tally cash-out")
+            step(f"collected {collected} in {counted(len(settlement.transactions), 'transaction')}; {advice}")
     else:
         note("nothing was collected, and nothing was sent" + ("" if plan.remarks else ": no payer owes anything"))
     for remark in plan.remarks:

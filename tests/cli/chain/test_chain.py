@@ -76,7 +76,8 @@ def test_fund(tally: Tally, either_url: str) -> None:
     before = int(tally("chain", "fund", address, "--coins", "0.5", "--rpc", either_url)["coins"])
     after = tally("chain", "fund", address, "--coins", "1.5", "--dev-account", "1", "--rpc", either_url)
     assert int(after["coins"]) == before + 15 * 10**17
-    assert "coins" in tally.says("chain", "fund", "poor", "--rpc", either_url)
+    assert " coins on " in tally.says("chain", "fund", "poor", "--rpc", either_url)
+    assert " has 1 coin on " in tally.says("chain", "fund", tally.wallet("poorer"), "--rpc", either_url)
     for arguments in (("nobody",), ("0x12",), ("poor", "--coins", "much"), ("poor", "--dev-account", "99")):
         assert tally("chain", "fund", *arguments, "--rpc", either_url, fails=True)["code"] == "bad_message"
     assert tally("chain", "fund", "poor", "--coins", "99999999", "--rpc", either_url, fails=True)["code"] == "insufficient_funds"

@@ -51,3 +51,15 @@ def test_a_debt_is_refilled() -> None:
     assert bucket.overdraw("ann", 0, 4) == 2
     assert bucket.overdraw("ann", 0, 4) == 4
     assert bucket.overdraw("ann", 4, 0) == 0
+
+
+def test_refunds() -> None:
+    """What was taken for nothing can be taken again, but nothing beyond the burst."""
+    bucket = TokenBucket(rate=1, burst=2)
+    bucket.refund("ann", 0)
+    assert [bucket.try_spend("ann", 0) for _ in range(3)] == [True, True, False]
+    bucket.refund("ann", 0)
+    assert [bucket.try_spend("ann", 0) for _ in range(2)] == [True, False]
+    bucket.refund("ann", 5)
+    assert bucket.delay("bob", 5) == 0
+    assert [bucket.try_spend("ann", 5) for _ in range(3)] == [True, True, False]

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from coordinator.domain.resource_bounds import SIGN_INS_BURST
 from coordinator.ports import Settlement
 from tallystick.protocol.access import dump_access
 from tallystick.protocol.eip712 import Signed, Signer
@@ -191,3 +192,14 @@ async def test_jobs_in_flight() -> None:
             again = make_submission(node.asks[0], terms={"max_output_tokens": 8})
             async with http.stream("POST", "/v1/jobs", content=again.dumps()) as response:
                 assert response.status_code == 200
+
+
+async def test_bad_sign_ins_stop_no_orders() -> None:
+    """Requests to sign in that are nonsense end in a limit of their own: the address's other requests are served."""
+    async with served(World()) as at:
+        paths = ("/sign-in", "/sign-in/challenge")
+        seen = [(await at.http.post(paths[number % 2], content=b"x")).status_code for number in range(SIGN_INS_BURST * 4)]
+        assert seen[:SIGN_INS_BURST] == [400] * SIGN_INS_BURST
+        assert set(seen) <= {400, 429}
+        at.rate_limiter.check_address("127.0.0.1")
+        assert (await at.http.get("/v1/info")).status_code == 200

@@ -10,7 +10,7 @@ import pytest
 from coordinator.http.cancels import cancel_job
 from coordinator.http.replica_view import Alone
 from coordinator.ports import KnownJob
-from tallystick.protocol.errors import Code, Refusal
+from tallystick.protocol.errors import Code, Refusal, Unavailable
 from tallystick.protocol.replicas import Replica
 from tallystick.protocol.types import Address, JobId
 from tests.coordinator.harness import PAYER, World, person
@@ -83,14 +83,17 @@ async def test_a_lone_coordinator_asks_nobody(world: World) -> None:
 
 
 async def test_a_job_of_a_replica_that_is_gone(world: World, elsewhere: World) -> None:
-    """Its payer's cancel ends it, also if no other replica is left on the list; nothing is passed on then."""
+    """Its payer's cancel ends it, also if no other replica is left on the list.
+
+    It is passed on all the same: a replica that lost only its connection to the database runs the job on.
+    """
     client = await world.started(world.node("ann"))
     asked: list[tuple[JobId, str, bool]] = []
 
     class Shared:
         async def end_lost(self, job: JobId, replica: str, *, cancelled: bool = False) -> bool:
             asked.append((job, replica, cancelled))
-            return True
+            return cancelled
 
     class Stored:
         async def job(self, job: JobId) -> KnownJob | None:
@@ -105,4 +108,18 @@ async def test_a_job_of_a_replica_that_is_gone(world: World, elsewhere: World) -
     assert asked == []
     assert not await cancel_job(elsewhere.market, Stored(), replicas, client.job.id, PAYER.address)  # type: ignore[arg-type]
     assert asked == [(client.job.id, "gone", True)]
-    assert replicas.passed == []
+    assert replicas.passed == [(client.job.id, PAYER.address)]
+
+
+async def test_a_cancel_while_the_database_is_away(world: World, elsewhere: World) -> None:
+    """It reaches the replica that runs the job, which knows the payer; the caller learns that nothing more is known."""
+    client = await world.started(world.node("ann"))
+
+    class Away:
+        async def job(self, job: JobId) -> None:
+            raise Unavailable(Code.DATABASE_UNAVAILABLE, "away")
+
+    replicas = Two()
+    with pytest.raises(Unavailable, match="away"):
+        await cancel_job(elsewhere.market, Away(), replicas, client.job.id, PAYER.address)  # type: ignore[arg-type]  # a part of the port
+    assert replicas.passed == [(client.job.id, PAYER.address)]

@@ -101,6 +101,24 @@ async def test_jobs_of_a_minute() -> None:
     await tiers.enter(ANN, "m")
 
 
+async def test_a_job_that_was_not_placed() -> None:
+    """It is given back: in flight, and of the minute of the tier that counted it."""
+    tiers = AccessTiers(Tiers((Tier(name="slow", jobs_per_minute=1, jobs_in_flight=1),)), Settled(), Clock().tick)
+    for _ in range(3):
+        tiers.give_back(ANN, await tiers.enter(ANN, "m"))
+    tier = await tiers.enter(ANN, "m")
+    assert tier is not None
+    assert tier.name == "slow"
+    with pytest.raises(Unavailable, match="1 at the same time"):
+        await tiers.enter(ANN, "m")
+    tiers.leave(ANN)
+    with pytest.raises(Unavailable, match="1 jobs a minute"):
+        await tiers.enter(ANN, "m")
+    none = AccessTiers(Tiers(()), Settled(), Clock().tick)
+    none.give_back(ANN, await none.enter(ANN, "m"))
+    assert not none._running
+
+
 async def test_a_database_that_does_not_answer() -> None:
     """Nobody is let in by a guess: the job may come again."""
     store = Settled()
