@@ -25,6 +25,7 @@ class RateLimiter:
         request_burst = intake.requests_per_second * resource_bounds.CONTROL_BURST_SECONDS
         self._requests = TokenBucket(intake.requests_per_second, request_burst)
         self._funds = TokenBucket(resource_bounds.UNFUNDED_ORDERS_PER_SECOND, resource_bounds.UNFUNDED_ORDERS_BURST)
+        self._sign_ins = TokenBucket(resource_bounds.SIGN_INS_PER_SECOND, resource_bounds.SIGN_INS_BURST)
         self._asks = TokenBucket(resource_bounds.ASKS_PER_SECOND, resource_bounds.ASKS_BURST)
         self._frames = TokenBucket(resource_bounds.FRAMES_PER_SECOND, resource_bounds.FRAMES_BURST)
 
@@ -55,6 +56,12 @@ class RateLimiter:
         self.check_address(address)
         if not self._requests.try_spend(address_key(address), self._tick()):
             text = f"{address} makes more than {self._requests.rate:g} requests per second; try again in a second"
+            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
+
+    def count_sign_in(self, address: str) -> None:
+        """Counts a request to sign in or out, apart from all others. Raises Unavailable (rate_limited) for too many."""
+        if not self._sign_ins.try_spend(address_key(address), self._tick()):
+            text = f"{address} signs in more than {self._sign_ins.rate:g} times per second; try again in a second"
             raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
 
     def count_response(self, address: str, status: int, size: int) -> None:

@@ -98,5 +98,7 @@ MAX_LOG_ENTRIES = 256
 BODY_GRACE_SECONDS = 15.0
 BODY_RATE = 64 * 1024
 """A body must arrive within the grace period plus the time that it takes at this rate, in bytes per second."""
+SIGN_INS_PER_SECOND, SIGN_INS_BURST = 2, 60
+"""Requests of one address to sign in or out, which may make the coordinator ask the chain and write to the database."""
 UNFUNDED_ORDERS_PER_SECOND, UNFUNDED_ORDERS_BURST = 1, 30
 """Orders of one signer that are refused for lack of funds; each costs chain reads."""

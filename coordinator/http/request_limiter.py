@@ -20,6 +20,7 @@ from coordinator.http.request_bodies import RequestBodies, refuse_codings
 from tallystick.protocol.errors import Code, TallyError
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.connection_limiter import address_key
+from tallystick.web.sign_in_routes import SIGN_IN_PATHS
 
 _RETRY_SOON = (Code.RATE_LIMITED, Code.NODE_BUSY)
 
@@ -39,15 +40,20 @@ class RequestLimiter:
             return
         address = (scope.get("client") or ("",))[0]
         measured = _MeasuredSend(send)
+        signs_in = scope["method"] == "POST" and scope["path"] in SIGN_IN_PATHS
         try:
-            self._rate_limiter.count_request(address)
+            if signs_in:
+                self._rate_limiter.count_sign_in(address)
+            else:
+                self._rate_limiter.count_request(address)
             async with self._slot(address_key(address)):
                 await self._serve(scope, receive, measured, address)
         except TallyError as error:
             await send_error(measured, error)
         except ConnectionResetError:
             return
-        self._rate_limiter.count_response(address, measured.status, measured.size)
+        if not signs_in:
+            self._rate_limiter.count_response(address, measured.status, measured.size)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, address: str) -> None:
         if scope["method"] in {"GET", "HEAD", "OPTIONS"}:

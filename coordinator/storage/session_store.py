@@ -12,18 +12,28 @@ from tallystick.runtime.storage import Database
 from tallystick.web.sessions import MAX_OF_ACCOUNT, NONCE_SECONDS, Session, nonce_used, too_many_sessions
 
 MAX_SESSION_ROWS = 20_000
-"""Sessions of all accounts, and used nonces. One that is over is deleted with the next that is opened."""
+"""Sessions of all accounts, and used nonces. One that is over is deleted with the next that is opened; if there are too many, the
+oldest ones end."""
+_COUNTED_ALONE, _ENDED_AT_ONCE = 100, 100
+"""Sessions that a process opens between two counts of the rows, and those that end to make room."""
 
 
 class SqlSessionStore:
     """Sessions that all replicas of a coordinator know. Implements web's SessionStore."""
 
-    def __init__(self, database: Database) -> None:
-        self._db = database
+    def __init__(self, database: Database, max_rows: int = MAX_SESSION_ROWS) -> None:
+        self._db, self._max_rows = database, max_rows
+        self._room = 0
+        """Sessions that may be opened before the rows are counted again."""
 
     async def open(self, session: Session) -> None:
         """See SessionStore."""
-        if not await self._db.write(lambda connection: _open_session(connection, session)):
+        self._room -= 1
+        limit = None if self._room >= 0 else self._max_rows
+        opened, room = await self._db.write(lambda connection: _open_session(connection, session, limit))
+        if room is not None:
+            self._room = room - 1
+        if not opened:
             raise nonce_used()
 
     async def find(self, digest: bytes) -> Session | None:
@@ -37,21 +47,29 @@ class SqlSessionStore:
 
     async def close(self, digest: bytes) -> None:
         """See SessionStore. The row stays: its nonce was used."""
-        query = sa.update(wallet_sessions).where(wallet_sessions.c.digest == digest).values(digest=None)
+        ended = {"digest": None, "until": wallet_sessions.c.opened_at + NONCE_SECONDS}
+        query = sa.update(wallet_sessions).where(wallet_sessions.c.digest == digest).values(ended)
         await self._db.write(lambda connection: connection.execute(query))
 
 
-def _open_session(connection: Connection, session: Session) -> bool:
-    """Stores a session. Returns False if its nonce was used before. Raises Unavailable."""
+def delete_over(now: float) -> sa.Delete:
+    """Deletes the sessions that are over, and whose nonces can no longer be used. An index leads to them."""
+    return sa.delete(wallet_sessions).where(wallet_sessions.c.until <= now, wallet_sessions.c.opened_at + NONCE_SECONDS < now)
+
+
+def _open_session(connection: Connection, session: Session, limit: int | None) -> tuple[bool, int | None]:
+    """Stores a session. `limit`: the most rows that there may be; None if they need not be counted. Raises Unavailable.
+
+    Returns whether the nonce is new, and for how many sessions there is room, if the rows were counted.
+    """
     columns, now = wallet_sessions.c, session.opened_at
-    over = sa.or_(columns.digest.is_(None), columns.until <= now)
-    connection.execute(sa.delete(wallet_sessions).where(columns.opened_at < now - NONCE_SECONDS, over))
+    connection.execute(delete_over(now))
     own = sa.select(columns.nonce).where(columns.account == session.account, columns.digest.is_not(None))
     oldest = connection.execute(own.order_by(columns.opened_at.desc()).offset(MAX_OF_ACCOUNT - 1)).scalars().all()
     if oldest:
-        connection.execute(sa.update(wallet_sessions).where(columns.nonce.in_(oldest)).values(digest=None))
-    if connection.execute(sa.select(sa.func.count()).select_from(wallet_sessions)).scalar_one() >= MAX_SESSION_ROWS:
-        raise too_many_sessions()
+        ended = {"digest": None, "until": columns.opened_at + NONCE_SECONDS}
+        connection.execute(sa.update(wallet_sessions).where(columns.nonce.in_(oldest)).values(ended))
+    room = None if limit is None else _make_room(connection, limit, now)
     row = {
         "nonce": session.nonce,
         "digest": session.digest,
@@ -61,4 +79,17 @@ def _open_session(connection: Connection, session: Session) -> bool:
         "until": session.until,
     }
     insert = inserting(connection.dialect.name, wallet_sessions).on_conflict_do_nothing(index_elements=("nonce",))
-    return connection.execute(insert, row).rowcount == 1
+    return connection.execute(insert, row).rowcount == 1, room
+
+
+def _make_room(connection: Connection, limit: int, now: float) -> int:
+    """Counts the rows, and ends the oldest sessions if there are `limit`. Returns how many more fit. Raises Unavailable."""
+    columns = wallet_sessions.c
+    rows: int = connection.execute(sa.select(sa.func.count()).select_from(wallet_sessions)).scalar_one()
+    if rows >= limit:
+        old = sa.select(columns.nonce).where(columns.opened_at < now - NONCE_SECONDS).order_by(columns.opened_at)
+        ended = old.limit(min(rows - limit + _ENDED_AT_ONCE, max(rows - limit + 1, limit // 10)))
+        rows -= connection.execute(sa.delete(wallet_sessions).where(columns.nonce.in_(ended.scalar_subquery()))).rowcount
+        if rows >= limit:
+            raise too_many_sessions(limit)
+    return min(_COUNTED_ALONE, limit - rows)

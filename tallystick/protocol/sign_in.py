@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from tallystick.protocol.codecs import keccak
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Refusal
+from tallystick.protocol.origins import read_origin, same_host
 from tallystick.protocol.signatures import SIGNATURE, checksum, recover
 from tallystick.protocol.types import Address, Hash
 
@@ -95,7 +96,7 @@ class SignIn:
         Raises Refusal (unauthenticated) that names the member. The nonce is for the server to check.
         """
         scheme, _, host = origin.partition("://")
-        if self.domain.lower() != host:
+        if same_host(scheme, self.domain) != host:
             raise _refusal(f"domain: expected {host}, got {self.domain}: this message is for another site")
         if self.scheme and self.scheme.lower() != scheme:
             raise _refusal(f"scheme: expected {scheme}, got {self.scheme}")
@@ -233,4 +234,4 @@ def _origin_of(uri: str) -> str:
         parts = urlsplit(uri)
     except ValueError:
         return ""
-    return f"{parts.scheme}://{parts.netloc.lower()}" if parts.netloc and "@" not in parts.netloc else ""
+    return read_origin(uri) if parts.netloc and "@" not in parts.netloc else ""

@@ -6,12 +6,12 @@ Host and Sec-Fetch-Site (https://www.w3.org/TR/fetch-metadata/).
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+
+from tallystick.protocol.origins import is_loopback_name
 
 _OWN_SITES = {"", "none", "same-origin"}
 
@@ -19,7 +19,7 @@ _OWN_SITES = {"", "none", "same-origin"}
 def objection(request: Request) -> str:
     """Why a request may not see local pages; empty if it may."""
     host = request.headers.get("host", "")
-    if not is_this_machine(host):
+    if not is_loopback_name(host):
         return f"Host: expected localhost or a loopback address, got {host[:100]!r}: these pages are for this machine alone"
     origin = request.headers.get("origin")
     if origin is not None and origin.lower() != f"{request.url.scheme}://{host.lower()}":
@@ -37,17 +37,3 @@ def local_only(serve: Callable[[Request], Awaitable[Response]]) -> Callable[[Req
         return PlainTextResponse(problem, 403) if problem else await serve(request)
 
     return guarded
-
-
-def is_this_machine(host: str) -> bool:
-    """Whether a Host header names this machine: localhost, a name below it, or a loopback address."""
-    try:
-        name = (urlsplit("//" + host).hostname or "").removesuffix(".")
-    except ValueError:
-        return False
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HEADERS: Mapping[str, str] = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src"
     " 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # without referrers, forms over plain http name no origin, as if another site sent them
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
 }

@@ -17,7 +17,7 @@ SESSION_SECONDS = 3_600
 NONCE_SECONDS = CHALLENGE_SECONDS + 2 * SKEW_SECONDS
 """How long a used nonce is remembered: longer than any message with it can be used."""
 MAX_SESSIONS, MAX_OF_ACCOUNT = 4_096, 16
-"""Open sessions of all accounts and of one. A further one ends the oldest of its account, or is refused."""
+"""Open sessions of all accounts and of one. A further one ends the oldest of its account, or of all."""
 MAX_COOKIES = 4_096
 """Characters of a Cookie header that are read."""
 
@@ -41,9 +41,9 @@ class SessionStore(Protocol):
     """Keeps sessions, and the nonces that opened them."""
 
     async def open(self, session: Session) -> None:
-        """Keeps a session; the oldest of its account ends beyond MAX_OF_ACCOUNT.
+        """Keeps a session. The oldest of its account ends beyond MAX_OF_ACCOUNT, and the oldest of all if the store is full.
 
-        Raises Refusal (unauthenticated) if its nonce was used before, Unavailable if there are too many sessions.
+        Raises Refusal (unauthenticated) if its nonce was used before, Unavailable if too many were opened in NONCE_SECONDS.
         """
 
     async def find(self, digest: bytes) -> Session | None:
@@ -74,8 +74,10 @@ class MemorySessions:
         own = [digest for digest, known in self._sessions.items() if known.account == session.account]
         if len(own) >= MAX_OF_ACCOUNT:
             del self._sessions[own[0]]
-        if len(self._sessions) >= MAX_SESSIONS or len(self._nonces) >= MAX_SESSIONS:
-            raise too_many_sessions()
+        if len(self._nonces) >= MAX_SESSIONS:
+            raise too_many_sessions(MAX_SESSIONS)
+        if len(self._sessions) >= MAX_SESSIONS:
+            self._sessions.popitem(last=False)
         self._nonces[session.nonce] = now
         self._sessions[session.digest] = session
 
@@ -97,9 +99,10 @@ def nonce_used() -> Refusal:
     return Refusal(Code.UNAUTHENTICATED, "sign-in: Nonce: this message was used before; sign a new one")
 
 
-def too_many_sessions() -> Unavailable:
-    """Returns the error of a server with MAX_SESSIONS sessions."""
-    return Unavailable(Code.RATE_LIMITED, f"{MAX_SESSIONS} sessions are open, the maximum; try again later", fault=Fault.NOBODY)
+def too_many_sessions(limit: int) -> Unavailable:
+    """Returns the error of a server at which `limit` sessions were opened within NONCE_SECONDS, whose nonces it has to know."""
+    text = f"{limit:,} sessions were opened in the last {NONCE_SECONDS // 60} minutes, the maximum; try again in a minute"
+    return Unavailable(Code.RATE_LIMITED, text, fault=Fault.NOBODY)
 
 
 def session_digest(value: str) -> bytes:

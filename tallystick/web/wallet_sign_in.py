@@ -17,11 +17,10 @@ from typing import Any
 from starlette.requests import Request
 
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Fault, Refusal, Unavailable
-from tallystick.protocol.origins import read_origin
+from tallystick.protocol.origins import is_loopback_name, read_origin, same_host
 from tallystick.protocol.sign_in import CHALLENGE_SECONDS, SignIn, parse_sign_in, recover_text, text_digest
 from tallystick.protocol.signatures import SIGNATURE
 from tallystick.protocol.types import Address, Hash
-from tallystick.web.local_access import is_this_machine
 from tallystick.web.sessions import (
     SESSION_SECONDS,
     MemorySessions,
@@ -38,6 +37,8 @@ MAX_SIGNATURE = 8_192
 """Bytes of a smart account's signature."""
 CONTRACT_CHECKS, CHECK_SECONDS = 4, 10.0
 """Smart accounts that are asked at the same time, and how long one may take."""
+CHECKS_PER_SECOND, CHECKS_BURST = 1.0, 20.0
+"""How often the chain is asked about signatures: anybody may have it asked, and the operator pays for the answers."""
 _TIME, _RANDOM, _CODE = 10, 24, 32
 """Hex digits of a nonce's parts."""
 _OWN_SITES = ("", "none", "same-origin")
@@ -46,9 +47,9 @@ _OWN_SITES = ("", "none", "same-origin")
 class WalletSignIn:
     """See the module's docstring.
 
-    `origins`: the sites that this server is, such as https://market.example; without any, it is what a browser of this machine
-    calls it. `key`: secret bytes, the same in all processes that serve these sites. `may_enter`: the accounts that may sign in.
-    `now`: Unix seconds.
+    `origins`: the sites that this server is, such as https://market.example. Without any, or with loopback ones alone, it is also
+    whatever a browser of its machine calls it. `key`: secret bytes, the same in all processes that serve these sites.
+    `may_enter`: the accounts that may sign in. `now`: Unix seconds.
     """
 
     def __init__(
@@ -64,36 +65,46 @@ class WalletSignIn:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.origins = tuple(dict.fromkeys(map(read_origin, origins)))
+        self._is_local = all(is_loopback_name(origin.partition("://")[2]) for origin in self.origins)
         self._chain_id, self._statement, self._now = chain_id, statement, now
         self._key = hashlib.blake2b(b"tallystick sign-in", key=hashlib.sha256(key).digest()).digest()
         self._memory = MemorySessions()
         self._store: SessionStore = store or self._memory
         self._may_enter, self._check_contract = may_enter, check_contract
         self._contract_checks = asyncio.Semaphore(CONTRACT_CHECKS)
+        self._checks_left, self._checks_counted = CHECKS_BURST, now()
 
     # Who asks
 
     def origin_of(self, request: Request) -> str:
-        """The site that a request is for. Raises Refusal for one that this server is not."""
+        """The site that a request is for. Raises Refusal for one that this server is not.
+
+        A loopback name is another machine to each visitor. A server that others reach does not go by one: a program on a
+        visitor's machine could have the visitor sign for its own address, and use that here.
+        """
         hosts = request.headers.getlist("host")
-        host = hosts[0].lower() if len(hosts) == 1 else ""
+        host = hosts[0] if len(hosts) == 1 else ""
         for origin in self.origins:
-            if origin.partition("://")[2] == host:
+            scheme, _, own = origin.partition("://")
+            if same_host(scheme, host) == own:
                 return origin
-        if host and is_this_machine(host):
-            return f"http://{host}"
-        known = f"one of {', '.join(self.origins)}" if self.origins else "localhost or a loopback address"
+        local = same_host("http", host)
+        if self._is_local and local and is_loopback_name(local):
+            return f"http://{local}"
+        local_names = ["localhost", "a loopback address"] if self._is_local else []
+        known = f"one of {', '.join([*self.origins, *local_names])}"
         raise _refusal(f"Host: expected {known}, got {host[:100]!r}; other names need public_urls (page_urls) in the config")
 
     def check_own_page(self, request: Request, origin: str) -> None:
         """Raises Refusal for a request that a page of another site, or of another port, sent.
 
-        The forms of pages without referrers have no origin (https://fetch.spec.whatwg.org/#append-a-request-origin-header), but
-        browsers say that they are of the same one.
+        The forms of pages without referrers have no origin (https://fetch.spec.whatwg.org/#append-a-request-origin-header). Where
+        browsers say that such a form is of the same site, it is taken; over plain http to another machine they do not say so.
         """
         sites = [site.lower() for site in request.headers.getlist("sec-fetch-site")]
         own = {origin, "null"} if sites == ["same-origin"] else {origin}
-        if not own.issuperset(given.lower() for given in request.headers.getlist("origin")):
+        given = (text.lower().partition("://") for text in request.headers.getlist("origin"))
+        if not own.issuperset(f"{scheme}{mark}{same_host(scheme, host)}" if mark else scheme for scheme, mark, host in given):
             raise _refusal(f"Origin: expected {origin}: pages of other sites cannot sign in or out here")
         if any(site not in _OWN_SITES for site in sites):
             raise _refusal("Sec-Fetch-Site: another site sent this request")
@@ -155,6 +166,10 @@ class WalletSignIn:
         """
         message, now = parse_sign_in(text), self._now()
         message.check(origin=origin, chain_id=self._chain_id, now=now)
+        if message.statement != self._statement:
+            raise _refusal(
+                f"statement: expected {self._statement!r}, got {message.statement[:200]!r}; sign what the challenge says"
+            )
         self._check_nonce(message.nonce, now)
         if not self._may_enter(message.account):
             raise _refusal(f"{message.account} may not sign in here; the config lists the wallets that may (page_wallets)")
@@ -189,7 +204,7 @@ class WalletSignIn:
         problem = other or BadSignature(f"signature: expected that of {message.account}, the account that the message names")
         if self._check_contract is None or not 0 < len(signature) <= MAX_SIGNATURE:
             raise problem
-        if self._contract_checks.locked():
+        if self._contract_checks.locked() or not self._may_ask_chain():
             raise Unavailable(Code.RATE_LIMITED, "too many smart accounts sign in; try again in a second", fault=Fault.NOBODY)
         async with self._contract_checks:
             try:
@@ -199,6 +214,16 @@ class WalletSignIn:
                 raise Unavailable(Code.CHAIN_UNAVAILABLE, "the chain did not say whether the account signed this") from None
         if not is_valid:
             raise problem
+
+    def _may_ask_chain(self) -> bool:
+        """Whether the chain may be asked once more; counts it."""
+        now = self._now()
+        refilled = max(0.0, now - self._checks_counted) * CHECKS_PER_SECOND
+        self._checks_left, self._checks_counted = min(CHECKS_BURST, self._checks_left + refilled), now
+        if self._checks_left < 1:
+            return False
+        self._checks_left -= 1
+        return True
 
     # Nonces
 

@@ -23,11 +23,17 @@ needs_browser = pytest.mark.skipif(not (CHROMIUM or os.environ.get("TALLYSTICK_R
 
 
 @asynccontextmanager
-async def browsing(url: str, *, width: int = WIDE, scheme: Literal["light", "dark"] = "light") -> AsyncIterator[Page]:
-    """A page of a browser whose addresses begin with `url`. Whatever the browser complains about fails the test at the end."""
+async def browsing(
+    url: str, *, width: int = WIDE, scheme: Literal["light", "dark"] = "light", at: str = ""
+) -> AsyncIterator[Page]:
+    """A page of a browser whose addresses begin with `url`. Whatever the browser complains about fails the test at the end.
+
+    `at`: the host and port that all names lead to. Browsers trust plain http of loopback names more than that of others.
+    """
     complaints: list[str] = []
+    args = ["--no-sandbox", *([f"--host-resolver-rules=MAP * {at}"] if at else [])]
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=TIMEOUT_MS)
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=args, timeout=TIMEOUT_MS)
         try:
             context = await browser.new_context(base_url=url, viewport={"width": width, "height": 900}, color_scheme=scheme)
             context.set_default_timeout(TIMEOUT_MS)

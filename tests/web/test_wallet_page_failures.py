@@ -248,6 +248,54 @@ async def test_reload_meanwhile(world: World) -> None:
         at.wallet.gate.set()
 
 
+async def test_an_error_that_came_after_the_sending(world: World) -> None:
+    """The owner is told to look before trying again, also after a reload and in the next review, until a transaction is mined."""
+    async with desk(world) as at:
+        await _opened(world, at)
+        kinds: list[Any] = [
+            answers(code=-32603, message="Internal JSON-RPC error."),
+            answers(code=4900, message="disconnected"),
+            answers(code=-32000, message="timeout"),
+            answers(message="x"),
+            partial(_always, None),
+            partial(_always, "0x12"),
+        ]
+        doubt = "It may have been sent: look into the wallet's activity before you try again."
+        for behave in kinds:
+
+            async def sends(params: list[Any], behave: Any = behave) -> Any:
+                await at.wallet.forward("eth_sendRawTransaction", [(await at.wallet.signed(params[0]))[0]])
+                return behave(params)
+
+            at.wallet.behaviours = {"eth_sendTransaction": sends}
+            await at.start("setPayout", payout=person("cold").address)
+            await at.agree()
+            assert "Set the payout address: The wallet" in await at.says(doubt)
+            await at.idle()
+        at.wallet.behaviours = {"eth_sendTransaction": answers(**REJECTED)}
+        await at.start("setPayout", payout=person("cold").address)
+        assert doubt in await at.agree()
+        await at.says("You declined in the wallet")
+        await at.idle()
+        at.wallet.behaviours.clear()
+        await at.page.reload()
+        await at.says(doubt)
+        await at.start("setPayout", payout=person("colder").address)
+        assert doubt in await at.agree()
+        await at.says("Done.")
+        await at.idle()
+        await at.start("setPayout", payout=person("cold").address)
+        assert doubt not in await at.agree()
+
+
+async def test_a_page_for_anyone_says_that_it_vouches_for_itself(world: World) -> None:
+    """The page of the owner's own gateway needs no such warning."""
+    for key, shown in ((None, 1), (person("hot"), 0)):
+        async with desk(world, key=key) as at:
+            await at.open()
+            assert await at.page.locator("#stranger").count() == shown
+
+
 @pytest.mark.parametrize("kind", ["faster", "cancelled", "stopped"])
 async def test_replaced(world: World, kind: str) -> None:
     """A transaction that the wallet sent again is followed; one that it cancelled is told; the owner may stop waiting."""

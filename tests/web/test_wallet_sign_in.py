@@ -15,7 +15,7 @@ from tallystick.protocol.errors import BadMessage, Refusal
 from tallystick.protocol.sign_in import CHALLENGE_SECONDS, parse_sign_in
 from tallystick.protocol.types import Address, Hash
 from tallystick.web.sessions import SESSION_SECONDS
-from tallystick.web.wallet_sign_in import message_of
+from tallystick.web.wallet_sign_in import CHECKS_BURST, CHECKS_PER_SECOND, message_of
 from tests.web.sign_in_site import ALICE, CHAIN, MALLORY, NOW, ORIGIN, Site, account_of, challenge, enter, signed
 
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
@@ -209,17 +209,91 @@ async def test_smart_accounts() -> None:
         assert {account for account, _ in asked} == {safe}
 
 
+async def test_floods_of_unknown_signatures() -> None:
+    """Whatever strangers send, the chain is asked at a bounded rate; keys sign in all the while, and smart accounts after it."""
+    asked, safe = list[bytes](), Signer(b"\x03" * 32).address
+
+    async def check(_account: Address, _digest: Hash, signature: bytes) -> bool:
+        asked.append(signature)
+        return signature == b"\x07" * 130
+
+    site = Site(settings={"check_contract": check})
+    async with site.client() as client:
+        message = await challenge(client, safe)
+        bad, good = ({"message": message, "signature": "0x" + two * 130} for two in ("08", "07"))
+        answers = [(await client.post("/sign-in", json=bad)).status_code for _ in range(100)]
+        assert len(asked) == CHECKS_BURST
+        assert answers == [401] * len(asked) + [429] * (100 - len(asked))
+        assert (await client.post("/sign-in", json=good)).status_code == 429
+        assert (await enter(client)).status_code == 200
+        site.clock.seconds += 1 / CHECKS_PER_SECOND
+        assert (await client.post("/sign-in", json=good)).status_code == 200
+        assert len(asked) == CHECKS_BURST + 1
+
+
 async def test_origins() -> None:
-    """A server that has public addresses is these and this machine; another name is refused before anything is signed."""
+    """A server that has public addresses is these; another name is refused before anything is signed."""
     site = Site(settings={"origins": ("https://Market.example:443/", "http://10.0.0.5:8420")})
-    for origin in ("https://market.example", "http://10.0.0.5:8420", "http://127.0.0.1:9", "http://[::1]:8420"):
+    for origin in ("https://market.example", "https://MARKET.example", "https://market.example.", "http://10.0.0.5:8420"):
         async with site.client(origin) as client:
             assert (await enter(client)).status_code == 200
             assert await account_of(client) == ALICE.address
-    for origin in ("https://evil.example", "https://market.example:444", "http://10.0.0.6:8420"):
+    loopback = ("http://127.0.0.1:9", "http://[::1]:8420", "http://localhost:9999", "http://a.localhost:1", "http://localhost.:1")
+    for origin in ("https://evil.example", "https://market.example:444", "http://10.0.0.6:8420", *loopback):
         async with site.client(origin) as client:
             answer = await client.post("/sign-in/challenge", json={"account": ALICE.address})
             assert (answer.status_code, "Host" in answer.text) == (401, True)
+
+
+@pytest.mark.parametrize("origins", [(), ("http://127.0.0.1:8420",), ("http://localhost:1", "http://[::1]:2")])
+async def test_origins_of_a_local_server(origins: tuple[str, ...]) -> None:
+    """A server that no other machine can name is whatever a browser of its machine calls it."""
+    site = Site(settings={"origins": origins})
+    for origin in ("http://127.0.0.1:9", "http://[::1]:8420", "http://localhost:8420", "http://a.localhost", "http://localhost."):
+        async with site.client(origin) as client:
+            assert (await enter(client)).status_code == 200, origin
+            assert await account_of(client) == ALICE.address
+    async with site.client("http://10.0.0.5:8420") as client:
+        assert (await client.post("/sign-in/challenge", json={})).status_code == 401
+
+
+async def test_a_listed_loopback_name() -> None:
+    """A server with public addresses goes by a loopback name that its config lists, and by no other."""
+    site = Site(settings={"origins": ("https://market.example", "http://localhost:8420")})
+    for origin, status in (("http://localhost:8420", 200), ("http://localhost:9999", 401), ("http://127.0.0.1:8420", 401)):
+        async with site.client(origin) as client:
+            assert (await client.post("/sign-in/challenge", json={"account": ALICE.address})).status_code == status
+
+
+@pytest.mark.parametrize("host", ["market.example", "market.example:443", "market.example.", "MARKET.example.:443"])
+async def test_one_host_in_several_forms(host: str) -> None:
+    """A client may write the scheme's own port, the dot of the root domain and capitals, in headers and in the message."""
+    site = Site(settings={"origins": ("https://market.example",)})
+    async with site.client("https://market.example", host=host) as client:
+        client.headers["origin"] = f"https://{host}"
+        message = (await challenge(client)).replace("market.example wants", f"{host} wants", 1)
+        message = message.replace("https://market.example/", f"https://{host}/", 1)
+        answer = await client.post("/sign-in", json=signed(message))
+        assert (answer.status_code, answer.json().get("account")) == (200, ALICE.address)
+
+
+async def test_statements_of_others() -> None:
+    """What a person read in the wallet is what this server says, or the signature counts for nothing."""
+    async with Site().client() as client:
+        for text in ("Sign in to your own node.", "Sign in to the test. Really.", "sign in to the test."):
+            message = (await challenge(client)).replace("Sign in to the test.", text)
+            answer = await client.post("/sign-in", json=signed(message))
+            assert (answer.status_code, "statement" in answer.text) == (401, True)
+        without = (await challenge(client)).replace("Sign in to the test.\n", "", 1)
+        assert "statement" in (await client.post("/sign-in", json=signed(without))).text
+
+
+async def test_domains_that_are_none() -> None:
+    """A domain that the ABNF allows and no URL has is refused, not an error of the server."""
+    async with Site().client() as client:
+        for domain in ("[dead]:1", "[::::]", "localhost:99999", "..", "-"):
+            message = (await challenge(client)).replace("localhost:8420 wants", f"{domain} wants", 1)
+            assert (await client.post("/sign-in", json=signed(message))).status_code in {400, 401}
 
 
 def test_strange_challenges() -> None:

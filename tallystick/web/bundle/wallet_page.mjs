@@ -5,7 +5,7 @@ import { BadInput, dollars } from "./wallet/amounts.mjs";
 import { Chain, escrowAbi, same, toHex } from "./wallet/chain.mjs";
 import { Problem, Reverted, codes, explain, rejected } from "./wallet/failures.mjs";
 import { OPERATIONS, deposit, readAddress, readFields, readSignature } from "./wallet/operations.mjs";
-import { alone, follow, forget, readPending, submit } from "./wallet/transactions.mjs";
+import { alone, follow, forget, readDoubt, readPending, submit } from "./wallet/transactions.mjs";
 import { element, fill, review, showSteps } from "./wallet/view.mjs";
 
 const get = (id) => document.getElementById(id);
@@ -330,7 +330,7 @@ async function operate(form) {
     if (first.data) await chain.call(first.to, first.data, { from: account });
     const gas = await chain.gas(account, first.data && { from: account, to: first.to, data: first.data, value: "0x0" });
     say("Check what will be signed.");
-    if (await review(operation.name, { steps, note, gas, account, facts })) return true;
+    if (await review(operation.name, { steps, note: `${readDoubt(facts)} ${note}`.trim(), gas, account, facts })) return true;
     say(state.changed ? `Stopped, because ${state.changed}. Nothing was signed or sent.` : "Nothing was signed or sent.");
     return false;
   };
@@ -350,11 +350,7 @@ async function operate(form) {
 async function resume() {
   const pending = readPending();
   if (!pending || state.busy || pending.chainId !== facts.chainId || !same(pending.escrow, facts.escrow)) return;
-  if (!pending.hash) {
-    forget();
-    say(`The page was left while the wallet asked: ${pending.title}. The wallet's activity tells whether it was sent.`);
-    return;
-  }
+  if (!pending.hash) return say(readDoubt(facts), "bad");
   await busily(() => wait(pending), (work) => work()); // it only reads, so another tab may be at work
 }
 

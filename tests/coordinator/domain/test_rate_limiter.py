@@ -57,3 +57,21 @@ def test_a_network_has_one_share() -> None:
         with pytest.raises(Unavailable):
             rate_limiter.check_address(host)
     rate_limiter.check_address("2001:db8:0:1::1")
+
+
+def test_sign_ins_count_apart() -> None:
+    """An address that signs in too often may still send orders; one whose orders were refused may still sign in."""
+    now = [0.0]
+    rate_limiter = RateLimiter(IntakeLimits(refused_per_second=0.001, refused_burst=2), lambda: now[0])
+    for _ in range(resource_bounds.SIGN_INS_BURST):
+        rate_limiter.count_sign_in("10.0.0.1")
+    assert _refused(lambda: rate_limiter.count_sign_in("10.0.0.1"))
+    rate_limiter.count_sign_in("10.0.0.2")
+    rate_limiter.check_address("10.0.0.1")
+    rate_limiter.count_request("10.0.0.1")
+    now[0] = 1 / resource_bounds.SIGN_INS_PER_SECOND
+    rate_limiter.count_sign_in("10.0.0.1")
+    for _ in range(2):
+        rate_limiter.count_refusal("10.0.0.3", BadMessage("nonsense"))
+    assert _refused(lambda: rate_limiter.check_address("10.0.0.3"))
+    rate_limiter.count_sign_in("10.0.0.3")

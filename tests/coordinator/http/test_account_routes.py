@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from coordinator.domain.resource_bounds import ACCOUNT_READS_BURST, ACCOUNT_READS_PER_SECOND
+from coordinator.domain.resource_bounds import ACCOUNT_READS_BURST, ACCOUNT_READS_PER_SECOND, SIGN_INS_BURST
 from coordinator.http.account_routes import Accounts, AccountViews
 from coordinator.ports import Settlement
 from coordinator.storage.memory import MemoryAccountStore
@@ -212,3 +212,14 @@ async def test_reads_of_an_account_are_bounded() -> None:
         await views.read(STRANGER.address, 1)
         tick = 1 / ACCOUNT_READS_PER_SECOND
         await views.read(PAYER.address, 1)
+
+
+async def test_bad_sign_ins_stop_no_orders() -> None:
+    """Requests to sign in that are nonsense end in a limit of their own: the address's other requests are served."""
+    async with served(World()) as at:
+        paths = ("/sign-in", "/sign-in/challenge")
+        seen = [(await at.http.post(paths[number % 2], content=b"x")).status_code for number in range(SIGN_INS_BURST * 4)]
+        assert seen[:SIGN_INS_BURST] == [400] * SIGN_INS_BURST
+        assert set(seen) <= {400, 429}
+        at.rate_limiter.check_address("127.0.0.1")
+        assert (await at.http.get("/v1/info")).status_code == 200

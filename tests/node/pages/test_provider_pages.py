@@ -156,10 +156,10 @@ async def test_in_a_browser(tmp_path: Path, width: int, scheme: Literal["light",
 KEY = "a key of sixteen or more"
 
 
-def _login(*, key: str | None = None) -> PageLogin:
+def _login(*origins: str, key: str | None = None) -> PageLogin:
     """A login for PROVIDER, and for the key."""
     sign_in = WalletSignIn(
-        origins=("https://node.example",),
+        origins=origins,
         chain_id=1,
         key=b"secret",
         statement="Sign in.",
@@ -207,3 +207,25 @@ async def test_the_login_in_a_browser(tmp_path: Path) -> None:
         await look_at(page, "node-sign-in")
         await page.keyboard.press("Enter")
         await page.wait_for_url("**/income")
+
+
+@needs_browser
+async def test_the_forms_over_plain_http(tmp_path: Path) -> None:
+    """At another machine's name without https, browsers send no Sec-Fetch-Site; the key still signs in, and the button out."""
+    site = "http://node.test"
+    async with (
+        _served(tmp_path, login=_login(site, key=KEY)) as url,
+        browsing(site, at=url.partition("://")[2]) as page,
+    ):
+        await page.goto("/income")
+        assert await page.evaluate("isSecureContext") is False
+        await page.get_by_label("Key (page_key)").fill(KEY)
+        await page.keyboard.press("Enter")
+        await page.wait_for_url("**/income")
+        await page.goto("/sign-in")
+        async with page.expect_response("**/sign-out") as answer:
+            await page.get_by_role("button", name="Sign out").click()
+        assert (await answer.value).status == 303
+        await page.get_by_label("Key (page_key)").wait_for()
+        await page.goto("/income")
+        await page.wait_for_url("**/sign-in?**")

@@ -1,6 +1,6 @@
 // Sends one transaction and follows it to its end, also over a reload of the page: mined, failed, replaced, or dropped.
 import { toHex, same } from "./chain.mjs";
-import { Problem, Reverted, explain } from "./failures.mjs";
+import { Problem, Reverted, explain, rejected } from "./failures.mjs";
 
 const KEY = "tallystick-wallet-transaction";
 const LOCK = "tallystick-wallet";
@@ -45,23 +45,39 @@ export async function alone(work) {
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Asks the wallet to send a transaction, of which it tells `asking`. Returns what is pending, with its hash. */
+/** Whether a transaction was sent is unknown: what to tell of it, or empty. */
+export function readDoubt({ chainId, escrow }) {
+  const pending = readPending();
+  if (!pending || pending.hash || pending.chainId !== chainId || !same(pending.escrow, escrow)) return "";
+  const before = typeof pending.problem === "string" ? pending.problem : "The page was left while the wallet asked.";
+  return `${pending.title}: ${before} It may have been sent: look into the wallet's activity before you try again.`;
+}
+
+/**
+ * Asks the wallet to send a transaction, of which it tells `asking`. Returns what is pending, with its hash. Any error but the
+ * owner's refusal may come after the wallet sent it, so the attempt is remembered until a later transaction is mined.
+ */
 export async function submit(chain, account, step, data, asking) {
   const transaction = { from: account, to: step.to, data, value: "0x0", chainId: toHex(chain.facts.chainId) };
   const { number } = await chain.head();
   const nonce = Number(BigInt(await chain.request("eth_getTransactionCount", [account, "latest"])));
   const { chainId, escrow } = chain.facts;
   const pending = { title: step.title, again: step.again, account, to: step.to, data, chainId, escrow, nonce, block: number, hash: null };
+  const earlier = readPending();
   keep(pending);
   asking();
   try {
     const hash = await chain.provider.request({ method: "eth_sendTransaction", params: [transaction] });
-    if (typeof hash !== "string" || !/^0x[0-9a-fA-F]{64}$/.test(hash)) throw new Problem("The wallet gave no transaction hash. Look into its activity.");
+    if (typeof hash !== "string" || !/^0x[0-9a-fA-F]{64}$/.test(hash)) throw new Problem("The wallet gave no transaction hash.");
     keep({ ...pending, hash });
     return { ...pending, hash };
   } catch (error) {
-    forget();
-    throw error;
+    if (rejected(error)) {
+      keep(earlier);
+      throw error;
+    }
+    keep({ ...pending, problem: explain(error, chain.facts.decimals).message });
+    throw new Problem(readDoubt(chain.facts));
   }
 }
 
