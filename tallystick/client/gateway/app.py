@@ -237,7 +237,7 @@ async def run_gateway(config: ClientConfig, signer: Signer, *, ready: Callable[[
     check_public_access(config)
     async with exporting(config.tracing, "tallystick-gateway") as export:
         tracer = None if export is None else export.tracer
-        async with Market.of(config, signer, tracer) as market:
+        async with Market(config.coordinator, signer, config, tracer=tracer) as market:
             operations = Operations(market)
             if export is not None:
                 operations.watch_traces(export.counts.by_outcome)

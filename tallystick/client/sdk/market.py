@@ -143,9 +143,9 @@ class Market(ConvenienceMethods):
         self._draining = False
 
     @classmethod
-    def of(cls, config: ClientConfig, wallet: Signer, tracer: Tracer | None = None) -> Market:
+    def of(cls, config: ClientConfig, wallet: Signer) -> Market:
         """A market whose coordinator also comes from the config."""
-        return cls(config.coordinator, wallet, config, tracer=tracer)
+        return cls(config.coordinator, wallet, config)
 
     @property
     def address(self) -> Address:

@@ -612,6 +612,30 @@ async def test_the_replica_that_runs_a_job_checks_its_receipt() -> None:
     assert node.got(Kind.RECEIPT_ACK, job) == [b""]
 
 
+async def test_a_receipt_ends_the_job_of_a_lost_replica() -> None:
+    """If the replica that ran a job is gone, its job is ended for the receipt, which counts at once; own jobs are left alone."""
+    world = World(store=_OtherReplicas())
+    node = world.node("ann")
+    client = await world.started(node)
+    receipt = node.receipt(client.job.id)
+    job, world.market = client.job.id, world.make_market()
+    node.market, asked = world.market, list[tuple[JobId, str]]()
+
+    async def end_lost(job: JobId, replica: str) -> bool:
+        asked.append((job, replica))
+        if len(asked) == 2:  # it was alive when it was asked first
+            await world.store.load_state(START, 0)
+        return len(asked) == 2
+
+    world.market._receipts.end_lost = end_lost
+    with pytest.raises(Unavailable, match="another replica of this coordinator runs job"):
+        await node.hand_in_late(job, receipt)
+    for _ in range(2):
+        assert await node.hand_in_late(job, receipt)
+    assert node.got(Kind.RECEIPT_ACK, job) == [b"", b""]
+    assert asked == [(job, "two"), (job, "two")], "an ended job is no other replica's"
+
+
 async def test_the_end_of_a_hedged_job_that_nobody_saw() -> None:
     """After a restart, a free receipt of one provider decides nothing while the other may have won; one with a cost does."""
     store = MemoryStore()
