@@ -75,6 +75,8 @@ ASKS_PER_SECOND, ASKS_BURST = 100, 4_000
 """Asks of one address whose signatures are checked; a HELLO counts as one more."""
 CHANGES_PER_SECOND, CHANGES_BURST = 2, 60
 """How often one node may change its asks, or ask for its receipts."""
+ACCOUNT_READS_PER_SECOND, ACCOUNT_READS_BURST = 2, 60
+"""How often one account may read its jobs and tabs."""
 FRAMES_PER_SECOND, FRAMES_BURST = 1_000, 4_000
 """Units of link frames of one address that no running job asked for. A frame costs one unit, and one more per KiB."""
 LOOKUP_UNITS = 5

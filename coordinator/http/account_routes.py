@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 
+from coordinator.domain import resource_bounds
 from coordinator.domain.refusal_log import RefusalLog
+from coordinator.domain.token_bucket import TokenBucket
 from coordinator.http.job_views import job_view, live_view, refusal_view, tab_view
 from coordinator.http.schemas import Token
 from coordinator.jobs.accounts import AccessTiers, AccountStore
 from coordinator.jobs.market import Market
 from tallystick.protocol.access import SCHEME, load_access
-from tallystick.protocol.errors import BadMessage, Code, Refusal
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.types import Address
 from tallystick.web.wallet_sign_in import WalletSignIn
 
@@ -34,10 +37,13 @@ class Accounts:
 
 
 class AccountViews:
-    """Reads what is of an account, for the API and for its page. `now`: Unix seconds."""
+    """Reads what is of an account, for the API and for its page. `now`: Unix seconds; `tick`: a monotonic clock in seconds."""
 
-    def __init__(self, accounts: Accounts, market: Market, now: Callable[[], float]) -> None:
-        self.accounts, self._market, self._now = accounts, market, now
+    def __init__(
+        self, accounts: Accounts, market: Market, now: Callable[[], float], tick: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.accounts, self._market, self._now, self._tick = accounts, market, now, tick
+        self._reads = TokenBucket(resource_bounds.ACCOUNT_READS_PER_SECOND, resource_bounds.ACCOUNT_READS_BURST)
 
     async def caller(self, request: Request, token: str | None) -> Address:
         """Returns the account of a request, by its session or by the token that it signed.
@@ -56,7 +62,12 @@ class AccountViews:
         return session.account
 
     async def read(self, account: Address, limit: int) -> dict[str, Any]:
-        """Returns what is of an account as JSON. Raises Unavailable."""
+        """Returns what is of an account as JSON. Raises Unavailable: rate_limited if it is read too often."""
+        if not self._reads.try_spend(account, self._tick()):
+            text = (
+                f"{account} reads its account more than {resource_bounds.ACCOUNT_READS_PER_SECOND} times a second; wait a second"
+            )
+            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
         accounts = self.accounts
         jobs = await accounts.store.jobs_of(account, limit)
         live = [job for job in reversed(self._market.live_jobs.values()) if job.payer == account]

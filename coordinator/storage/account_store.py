@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -14,6 +15,8 @@ from coordinator.storage.schema import jobs, settlements, tab_receipts, tabs
 from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.storage import Database
 
+FIRST_RECEIPTS = 8
+"""Receipts of each tab that are read first."""
 RECENT_TABS = 100
 """Tabs of an account whose jobs are listed: those with the newest jobs."""
 
@@ -42,19 +45,37 @@ class SqlAccountStore:
 
 
 def _read_jobs(connection: Connection, account: Address, limit: int) -> list[KnownJob]:
-    columns = tab_receipts.c
     mine = sa.or_(tabs.c.payer == account, tabs.c.provider == account)
     recent = connection.execute(sa.select(tabs.c.tab).where(mine).order_by(tabs.c.number.desc()).limit(RECENT_TABS)).scalars()
-    numbers = set[int]()
-    for tab in recent.all():
-        newest = sa.select(columns.number).where(columns.tab == tab).order_by(columns.total.desc(), columns.seq.desc())
-        numbers.update(connection.execute(newest.limit(limit)).scalars())
-    wanted = sorted(numbers, reverse=True)[:limit]
+    wanted = _newest_numbers(connection, recent.all(), limit)
     docs = connection.execute(sa.select(jobs.c.doc).where(jobs.c.number.in_(wanted)).order_by(jobs.c.number.desc())).scalars()
     return [
         KnownJob(read.record, {provider: receipt for provider, (receipt, _) in read.receipts.items()})
         for read in (load_job(bytes(doc)) for doc in docs)
     ]
+
+
+_OF_TAB = (
+    sa.select(tab_receipts.c.number)
+    .where(tab_receipts.c.tab == sa.bindparam("of_tab"))
+    .order_by(tab_receipts.c.total.desc(), tab_receipts.c.seq.desc())
+    .limit(sa.bindparam("most"))
+)
+
+
+def _newest_numbers(connection: Connection, of_tabs: Sequence[int], limit: int) -> list[int]:
+    """Returns the numbers of the newest jobs of these tabs, newest first.
+
+    It reads a few receipts of each tab, and more only of a tab whose every receipt so far is among the newest.
+    """
+    newest, most, left = list[int](), FIRST_RECEIPTS, list(of_tabs)
+    while left:
+        read = {tab: connection.execute(_OF_TAB, {"of_tab": tab, "most": most}).scalars().all() for tab in left}
+        newest = sorted({*newest, *itertools.chain.from_iterable(read.values())}, reverse=True)[:limit]
+        oldest = newest[-1] if newest else 0
+        left = [tab for tab, numbers in read.items() if len(numbers) == most < limit and min(numbers) >= oldest]
+        most = min(2 * most, limit)
+    return newest
 
 
 def _read_tabs(connection: Connection, account: Address, limit: int) -> list[AccountTab]:

@@ -195,9 +195,8 @@ def _attempt_row(attempt: dict[str, Any]) -> tuple[object, ...]:
 
 
 def _row(known: KnownJob) -> tuple[object, ...]:
-    receipt = known.receipt.message if known.receipt else None
     at = f"{datetime.fromtimestamp(known.created_at).astimezone():%m-%d %H:%M}"
-    return known.job.hex(), at, known.model, known.state.value, format_amount(receipt.cost) if receipt else ""
+    return known.job.hex(), at, known.model, known.state.value, format_amount(known.cost) if known.receipt else ""
 
 
 def show_time(at: int | None) -> str:

@@ -86,12 +86,12 @@ class BatchAnswers:
             return KeyState.UNUSED
         if known.state in _UNRESOLVED or any(order.state in COLLECTABLE for order in known.orders):
             return KeyState.BILLED if known.state is JobState.DISPUTED else KeyState.OPEN
-        return KeyState.FREE if known.receipt is None or not known.receipt.message.cost else KeyState.BILLED
+        return KeyState.BILLED if known.cost else KeyState.FREE
 
     async def key_cost(self, key: str) -> Amount:
         """See LineAnswerer."""
         known = await self._job_of(key)
-        return Amount(0) if known is None or known.receipt is None else known.receipt.message.cost
+        return Amount(0) if known is None else known.cost
 
     async def _job_of(self, key: str) -> KnownJob | None:
         keyed = await self._maintenance.find_key(key)

@@ -32,7 +32,7 @@ from tallystick.client.receipts.evidence import Evidence
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed
 from tallystick.protocol.messages import Order, Receipt, Terms
 from tallystick.protocol.stored import load_signed, load_struct
-from tallystick.protocol.types import Address, Hash, JobId
+from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import loads
 
 
@@ -50,7 +50,8 @@ class KnownOrder:
 class KnownJob:
     """A job in the ledger, with its orders in the order of the shortlist, and the receipt that ended it, if it came.
 
-    Times are Unix seconds.
+    `cost`: of all its receipts, in base units, since a provider whose attempt failed may have charged too; `receipt` is then one
+    that charges. Times are Unix seconds.
     """
 
     job: JobId
@@ -63,6 +64,7 @@ class KnownJob:
     finished_at: int | None
     orders: tuple[KnownOrder, ...]
     receipt: Signed[Receipt] | None
+    cost: Amount
 
 
 _IS_OF_WORKLOAD = workloads.c.id == jobs.c.workload
@@ -186,7 +188,8 @@ def find_job(c: Connection, payer: Address, job: JobId) -> KnownJob | None:
         return None
     listed = c.execute(sa.select(orders).where(orders.c.job == row.id).order_by(orders.c.id)).all()
     recorded = [entry.id for entry in listed if entry.state == OrderState.RECORDED.value]
-    receipt = c.execute(sa.select(receipts.c.receipt_doc).where(receipts.c.order_id.in_(recorded))).scalar()
+    docs = c.execute(sa.select(receipts.c.receipt_doc).where(receipts.c.order_id.in_(recorded)).order_by(receipts.c.id)).scalars()
+    signed = [load_signed(Receipt, doc) for doc in docs]
     return KnownJob(
         job=job,
         domain=domain_of(row.deployment_id),
@@ -197,7 +200,8 @@ def find_job(c: Connection, payer: Address, job: JobId) -> KnownJob | None:
         created_at=row.created_at,
         finished_at=row.finished_at,
         orders=tuple(_known_order(entry) for entry in listed),
-        receipt=None if receipt is None else load_signed(Receipt, receipt),
+        receipt=next((each for each in signed if each.message.cost), signed[-1] if signed else None),
+        cost=Amount(sum(each.message.cost for each in signed)),
     )
 
 

@@ -177,17 +177,14 @@ class Reconciler:
     async def costs_nothing(self, job: JobId) -> bool:
         """Whether no order of a job can be collected any more, nor was."""
         known = await self._ledger.find_job(job)
-        charged = known is not None and known.receipt is not None and known.receipt.message.cost > 0
-        return known is not None and not charged and all(order.state not in COLLECTABLE for order in known.orders)
+        return known is not None and not known.cost and all(order.state not in COLLECTABLE for order in known.orders)
 
     async def _is_free(self, job: JobId, remote: RemoteJob) -> bool:
         """Whether no order that a provider had may cost anything, after `reconcile` of a job that has ended."""
         tried, known = {attempt.get("provider") for attempt in _attempts(remote)}, await self._ledger.find_job(job)
-        if known is None:
+        if known is None or known.cost:
             return False
-        free = {OrderState.RELEASED, OrderState.CLOSED}
-        if known.receipt is not None and known.receipt.message.cost == 0:
-            free.add(OrderState.RECORDED)
+        free = {OrderState.RELEASED, OrderState.CLOSED, OrderState.RECORDED}
         return all(order.state in free for order in known.orders if order.order.message.provider in tried)
 
     # Jobs that this process abandoned

@@ -11,12 +11,14 @@ import httpx
 import pytest
 
 from tallystick.client.config import Budget, ClientConfig
+from tallystick.client.coordinator.info import RemoteJob
 from tallystick.client.gateway.app import build_app
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.schema import JobState, OrderState
 from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS
 from tallystick.client.recovery import reconciler
+from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer, read_signed
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Fault, TallyError, Unavailable
@@ -39,7 +41,7 @@ from tests.client.fake_coordinator import (
     honest,
     run,
 )
-from tests.client.parties import ALICE, BOB, DOMAIN, MODEL, NOW_S, PAYER, Provider, bill, signer, take
+from tests.client.parties import ALICE, BOB, DOMAIN, MODEL, NOW_S, PAYER, SOME, Provider, bill, signer, take
 
 BUSY = Unavailable(Code.NODE_BUSY, "busy", fault=Fault.PROVIDER)
 NONE = Usage(0, 0, 0)
@@ -282,6 +284,26 @@ async def test_a_receipt_at_no_cost_ends_no_job_that_goes_on(ledger: Ledger) -> 
     assert complaint is not None
     assert complaint.fault is Fault.PROVIDER
     assert (await ledger.tab(DOMAIN, ALICE.address, NOW_S)).open_caps == alice.terms.max_cost, "it counts again"
+
+
+@pytest.mark.parametrize("charging", [0, 1])
+async def test_no_job_is_free_for_which_one_provider_charged(ledger: Ledger, charging: int) -> None:
+    """A receipt at no cost from the last provider says nothing about that of the one before it, whichever order is first."""
+    parties = (ALICE, BOB)
+    job, placed = await take(ledger, *parties)
+    settler = Reconciler(ledger, None, now=lambda: NOW_S, live=dict, limit=1, every=60, keep=60, recovery=None)  # type: ignore[arg-type]  # nothing is asked
+    for index, usage, outcome in ((charging, SOME, Outcome.COMPLETED), (1 - charging, NONE, Outcome.REFUSED)):
+        receipt = parties[index].signer.sign(bill(placed[index], usage, outcome), DOMAIN)
+        final = index != charging
+        assert await ledger.record_receipt(IncomingReceipt(DOMAIN, job, placed[index], receipt, None, NOW_S, final=final)) is None
+    known = await ledger.find_job(job)
+    assert known is not None
+    assert known.receipt is not None
+    assert [order.state for order in known.orders] == [OrderState.RECORDED] * 2
+    assert known.cost == known.receipt.message.cost > 0
+    assert not await settler.costs_nothing(job)
+    remote = RemoteJob(State.FAILED, None, {"attempts": [{"provider": party.address} for party in parties]})
+    assert not await settler._is_free(job, remote)
 
 
 # Whole answers

@@ -8,10 +8,13 @@ from typing import Any
 import httpx
 import pytest
 
-from coordinator.domain.resource_bounds import SIGN_INS_BURST
+from coordinator.domain.resource_bounds import ACCOUNT_READS_BURST, ACCOUNT_READS_PER_SECOND, SIGN_INS_BURST
+from coordinator.http.account_routes import Accounts, AccountViews
 from coordinator.ports import Settlement
+from coordinator.storage.memory import MemoryAccountStore
 from tallystick.protocol.access import dump_access
 from tallystick.protocol.eip712 import Signed, Signer
+from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.messages import Access
 from tallystick.protocol.sign_in import text_digest
 from tallystick.protocol.tiers import Tier
@@ -192,6 +195,23 @@ async def test_jobs_in_flight() -> None:
             again = make_submission(node.asks[0], terms={"max_output_tokens": 8})
             async with http.stream("POST", "/v1/jobs", content=again.dumps()) as response:
                 assert response.status_code == 200
+
+
+async def test_reads_of_an_account_are_bounded() -> None:
+    """One that reads itself again and again waits for a moment; another one does not."""
+    world = World()
+    async with served(world) as at:
+        tick = 0.0
+        market = at.world.market
+        views = AccountViews(Accounts(None, MemoryAccountStore(at.store)), market, world.clock.now, lambda: tick)  # type: ignore[arg-type]  # nobody signs in
+        for _ in range(ACCOUNT_READS_BURST):
+            await views.read(PAYER.address, 1)
+        with pytest.raises(Unavailable) as limited:
+            await views.read(PAYER.address, 1)
+        assert limited.value.code is Code.RATE_LIMITED
+        await views.read(STRANGER.address, 1)
+        tick = 1 / ACCOUNT_READS_PER_SECOND
+        await views.read(PAYER.address, 1)
 
 
 async def test_bad_sign_ins_stop_no_orders() -> None:

@@ -69,6 +69,18 @@ async def test_jobs_of_an_account(store: Store) -> None:
     assert known.receipt.message.cumulative_cost == 60
 
 
+async def test_the_newest_jobs_of_many_tabs(store: Store) -> None:
+    """However the newest jobs spread over the tabs, they are those that are listed: one tab may have them all."""
+    jobs = []
+    for number in range(1, 71):
+        provider = BOB if number > 45 else person(f"provider {number % 5}")
+        jobs.append(await put_job(store, number, provider))
+    newest = jobs[::-1]
+    for limit in (1, 7, 8, 9, 16, 17, 24, 25, 26, 33, 60, 69, 70, 200):
+        listed = [known.record.job for known in await store.accounts.jobs_of(PAYER.address, limit)]
+        assert listed == newest[:limit]
+
+
 async def test_tabs_of_an_account(store: Store) -> None:
     """Each has its total and what the chain has paid; a payer's settled total adds up all its providers."""
     await put_job(store, 1, ANN)
