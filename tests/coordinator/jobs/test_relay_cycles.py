@@ -9,7 +9,6 @@ import pytest
 
 from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.live_job import LiveJob
-from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import Submission
 from tests.coordinator.harness import World, quiet
 
@@ -23,7 +22,11 @@ def uncollected() -> Iterator[None]:
     gc.enable()
 
 
-async def _complete(world: World) -> JobId:
+def _kept() -> list[object]:
+    return [kept for kept in gc.get_objects() if isinstance(kept, LiveJob | Attempt | Submission)]
+
+
+async def _complete(world: World) -> None:
     node = world.node("ann")
     client = await world.started(node)
     job = client.job.id
@@ -32,10 +35,9 @@ async def _complete(world: World) -> JobId:
     node.complete(job)
     await quiet()
     assert client.ended
-    return job
 
 
-async def _fail_over(world: World) -> JobId:
+async def _fail_over(world: World) -> None:
     first, second = world.node("ann"), world.node("bob", output_price=9_000_000)
     client = await world.started(first, second)
     job = client.job.id
@@ -45,22 +47,16 @@ async def _fail_over(world: World) -> JobId:
     second.complete(job)
     await quiet()
     assert client.ended
-    return job
 
 
 @pytest.mark.usefixtures("uncollected")
 @pytest.mark.parametrize("run", [_complete, _fail_over])
-async def test_an_ended_job_is_freed_at_once(run: Callable[[World], Awaitable[JobId]], world: World) -> None:
+async def test_an_ended_job_is_freed_at_once(run: Callable[[World], Awaitable[None]], world: World) -> None:
     """Neither the job, nor its attempts, nor what the client posted is left."""
-    job = await run(world)
+    before = _kept()  # what other tests left
+    await run(world)
     while world.clients:
         del world.clients.pop().job  # the test's own reader is the job's sink
     await quiet()
-    left = [
-        type(kept).__name__
-        for kept in gc.get_objects()
-        if (isinstance(kept, LiveJob) and kept.id == job)
-        or (isinstance(kept, Attempt) and kept.candidate.terms.job == job)
-        or (isinstance(kept, Submission) and kept.job == job)
-    ]
-    assert left == []
+    known = {id(kept) for kept in before}
+    assert [type(kept).__name__ for kept in _kept() if id(kept) not in known] == []
