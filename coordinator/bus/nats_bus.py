@@ -66,7 +66,6 @@ class NatsBus:
         self._servers, self._prefix, self._dial = servers, prefix, dial or dial_nats
         self._outbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(OUTBOX)
         self._dropped: Counter[str] = Counter()
-        self._connected = False
         self._closing: set[asyncio.Future[None]] = set()
         """Connections that came too late; a reference keeps each from being collected before it is closed."""
         self._connection: Connection | None = None
@@ -78,7 +77,7 @@ class NatsBus:
     @property
     def connected(self) -> bool:
         """Whether there is a connection now."""
-        return self._connected
+        return self._connection is not None
 
     @property
     def dropped(self) -> Mapping[str, int]:
@@ -89,7 +88,7 @@ class NatsBus:
         """Sends a message to the other replicas soon, or drops it."""
         if len(payload) > MAX_MESSAGE:
             self._dropped["too_long"] += 1
-        elif not self._connected:
+        elif self._connection is None:
             self._dropped["disconnected"] += 1
         else:
             try:
@@ -107,7 +106,7 @@ class NatsBus:
                 reason = f"{type(error).__name__}: {error}"[:200]
             else:
                 reason = "the connection was lost"
-            if self._connected:
+            if self._connection is not None:
                 delay, warned = FIRST_RETRY_SECONDS, False
             self._disconnect()
             if not warned:
@@ -121,7 +120,7 @@ class NatsBus:
             delay = min(2 * delay, LAST_RETRY_SECONDS)
 
     def _disconnect(self) -> None:
-        self._connected = False
+        self._connection = None
         while not self._outbox.empty():
             self._outbox.get_nowait()
             self._dropped["disconnected"] += 1
@@ -132,14 +131,13 @@ class NatsBus:
         sender = asyncio.create_task(self._send(connection), name="NATS sender")
         closed = asyncio.create_task(connection.closed(), name="NATS connection")
         try:
-            self._connected, self._connection = True, connection
+            self._connection = connection
             log.info("connected to NATS", server=describe_nats(self._servers))
             self.on_connected()
             await asyncio.wait({sender, closed}, return_when=asyncio.FIRST_COMPLETED)
             if sender.done():
                 sender.result()
         finally:
-            self._connection = None
             sender.cancel()
             closed.cancel()
             with contextlib.suppress(Exception):

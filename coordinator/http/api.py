@@ -62,7 +62,7 @@ MAX_INQUIRY_AGE = 300
 """Seconds that a payer's clock may differ from this coordinator's clock in an inquiry."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ApiContext:
     """The parts of the coordinator that the API serves."""
 
@@ -79,9 +79,9 @@ class ApiContext:
     now: Callable[[], float] = time.time
     replicas: ReplicaView = field(default_factory=Alone)
 
-    @property
+    @functools.cached_property
     def views(self) -> AccountViews:
-        """What single accounts may read."""
+        """What single accounts may read: one object, so that the API and the page count in one limit."""
         return AccountViews(self.accounts, self.market, self.now)
 
 

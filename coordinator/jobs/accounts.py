@@ -65,9 +65,6 @@ class AccessTiers:
             if tier.jobs_per_minute is not None
         }
 
-    def __bool__(self) -> bool:
-        return bool(self._tiers)
-
     async def tier_of(self, payer: Address) -> tuple[Tier, Amount] | None:
         """Returns a payer's tier, and what it has settled; None without tiers. Raises Unavailable."""
         settled = await self._settled_by(payer) if self._tiers.count_settled else Amount(0)

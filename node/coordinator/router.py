@@ -40,7 +40,7 @@ class LinkRouter:
         if kind is Kind.DISPATCH:
             self.runner.dispatch(link, job, payload)
         elif kind is Kind.TRACE:
-            self.runner.note_trace(link, job, payload)
+            self.runner.traces.announce(link, job, payload)
         elif kind is Kind.CANCEL:
             self.runner.cancel(link, job, CancelReason.loads(payload))
         elif kind is Kind.CREDIT:

@@ -117,3 +117,30 @@ class JobTrace:
         if self._step is not None:
             self._step.end()
             self._step = None
+
+
+class JobTraces:
+    """Begins the trace of each job, in the context that its link announced before it. Without `tracing`, there are no traces."""
+
+    def __init__(self, tracing: JobTracing | None) -> None:
+        self._tracing = tracing
+        self._announced: tuple[object, JobId, TraceContext] | None = None
+        """The context that came last, which is of the job that its link sends next."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the context of a job is of use here."""
+        return self._tracing is not None
+
+    def announce(self, link: object, job: JobId, payload: bytes) -> None:
+        """Notes the context of a job that the link sends next. One that is not valid is ignored."""
+        context = None if self._tracing is None else TraceContext.unpack(payload)
+        self._announced = None if context is None else (link, job, context)
+
+    def begin(self, link: object, job: JobId) -> JobTrace | None:
+        """Begins the trace of a job."""
+        announced, self._announced = self._announced, None
+        if self._tracing is None:
+            return None
+        is_own = announced is not None and announced[0] is link and announced[1] == job
+        return JobTrace(self._tracing, job, announced[2] if announced is not None and is_own else None)

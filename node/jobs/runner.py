@@ -25,7 +25,7 @@ from node.jobs.coordinator_credit import CoordinatorCredit
 from node.jobs.deadlines import Deadlines
 from node.jobs.endings import JobResult, StopReason
 from node.jobs.job import Job
-from node.jobs.job_trace import JobTrace, JobTracing
+from node.jobs.job_trace import JobTrace, JobTraces, JobTracing
 from node.jobs.kept_evidence import KeptEvidence
 from node.jobs.pooled_engine import PooledEngine
 from node.jobs.receipt_signer import ReceiptSigner
@@ -38,7 +38,6 @@ from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Order, Receipt
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.tiers import Tiers
-from tallystick.protocol.trace_context import TraceContext
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.protocol.wire import MAX_HEADER, CancelReason, Dispatch, Failure, Kind
 
@@ -97,9 +96,7 @@ class JobRunner:
         self._provider, self.domain, self._sealing_key = provider, domain, sealing_key
         self._engines, self._tabs, self._store, self._chain = engines, tabs, store, chain
         self._receipt_signer, self._coordinator_credit, self._observer = receipt_signer, coordinator_credit, observer
-        self._deadlines, self._now, self._tracing = deadlines or Deadlines(), now, tracing
-        self._next_trace: tuple[Link, JobId, TraceContext] | None = None
-        """The trace context that came last, which is of the job that its link sends next."""
+        self._deadlines, self._now, self.traces = deadlines or Deadlines(), now, JobTraces(tracing)
         self._on_capacity_change, self._may_take_jobs = on_capacity_change, may_take_jobs
         self._consumed_orders = dict(consumed_orders or {})
         self._prune_at = _PRUNE_SIZE
@@ -120,23 +117,6 @@ class JobRunner:
 
     # Frames of the link
 
-    def note_trace(self, link: Link, job: JobId, payload: bytes) -> None:
-        """Notes the trace context of a job whose DISPATCH follows. One that is not valid is ignored."""
-        context = None if self._tracing is None else TraceContext.unpack(payload)
-        self._next_trace = None if context is None else (link, job, context)
-
-    @property
-    def takes_trace(self) -> bool:
-        """Whether the trace context of a job is of use here."""
-        return self._tracing is not None
-
-    def _begin_trace(self, link: Link, job: JobId) -> JobTrace | None:
-        if self._tracing is None:
-            return None
-        announced, self._next_trace = self._next_trace, None
-        is_own = announced is not None and announced[0] is link and announced[1] == job
-        return JobTrace(self._tracing, job, announced[2] if announced is not None and is_own else None)
-
     def dispatch(self, link: Link, job: JobId, payload: bytes) -> None:
         """Starts a job, or refuses it with FAIL. Returns at once."""
         overload = self._overload(len(payload))
@@ -145,8 +125,8 @@ class JobRunner:
             self._fail(link, job, Unavailable(Code.NODE_BUSY, text, fault=Fault.PROVIDER))
         elif overload is None:
             self._held_bytes += len(payload)
-            trace = self._begin_trace(link, job)
-            self._start(self._tasks, self._run(link, job, payload, trace), f"job {job.hex()}")
+            work = self._run(link, job, payload, self.traces.begin(link, job))
+            self._start(self._tasks, work, f"job {job.hex()}")
         elif len(self._refusing) < _MAX_REFUSING:
             self._start(self._refusing, self._refuse_unread(link, job, payload[:MAX_HEADER], overload), f"refusal {job.hex()}")
         else:

@@ -280,7 +280,7 @@ def _link_maker(
             log_head=router.match_watch.head_of,
             observer=links,
             seed=seed,
-            takes_trace=router.runner.takes_trace,
+            takes_trace=router.runner.traces.enabled,
         )
 
     return make_link

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
@@ -17,14 +16,15 @@ from tallystick.protocol.signatures import checksum
 from tallystick.protocol.types import Address, parse_address
 from tallystick.protocol.wire import loads
 from tallystick.web.rendering import Pages
+from tallystick.web.request_body import read_body
 from tallystick.web.sessions import SESSION_SECONDS, cookie_name
 from tallystick.web.wallet_sign_in import MAX_SIGNATURE, WalletSignIn
 
 SIGN_IN_PATH = "/sign-in"
 SIGN_IN_PATHS = (SIGN_IN_PATH, f"{SIGN_IN_PATH}/challenge", "/sign-out", f"{SIGN_IN_PATH}/key")
 """The paths of `SignInRoutes`, which everybody may ask for."""
-MAX_BODY, BODY_SECONDS = 2 * MAX_SIGNATURE + MAX_MESSAGE + 1_024, 10.0
-"""Bytes of a request to sign in, and how long it may take to arrive: anybody may send it."""
+MAX_BODY = 2 * MAX_SIGNATURE + MAX_MESSAGE + 1_024
+"""Bytes of a request to sign in."""
 Serve = Callable[[Request], Awaitable[Response]]
 
 
@@ -109,7 +109,7 @@ class SignInRoutes:
         try:
             origin = self._sign_in.origin_of(request)
             self._sign_in.check_own_page(request, origin)
-            form = parse_qs((await _read_body(request)).decode(errors="replace"), max_num_fields=4)
+            form = parse_qs((await read_body(request, "sign-in", MAX_BODY)).decode(errors="replace"), max_num_fields=4)
             account = None if self._find_holder is None else self._find_holder(form.get("key", [""])[-1])
             if account is None:
                 raise Refusal(Code.UNAUTHENTICATED, "This is not the key of the config (page_key).")
@@ -157,24 +157,10 @@ async def _read_json(request: Request, members: set[str]) -> dict[str, Any]:
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise BadMessage("sign-in: expected content-type: application/json")
-    body = loads(await _read_body(request), "sign-in")
+    body = loads(await read_body(request, "sign-in", MAX_BODY), "sign-in")
     if not isinstance(body, dict) or body.keys() - members:
         raise BadMessage(f"sign-in: expected a JSON object with none but {', '.join(sorted(members))}")
     return body
-
-
-async def _read_body(request: Request) -> bytes:
-    """Raises BadMessage for a body that is too long or too slow."""
-    data = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for piece in request.stream():
-                data += piece
-                if len(data) > MAX_BODY:
-                    raise BadMessage(f"sign-in: expected a body of at most {MAX_BODY} bytes")
-    except (TimeoutError, ClientDisconnect):
-        raise BadMessage(f"sign-in: expected the whole body within {BODY_SECONDS:.0f} s") from None
-    return bytes(data)
 
 
 def _read_signature(text: object) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
@@ -26,6 +25,7 @@ from tallystick.protocol.types import Amount, JobId, format_amount, parse_addres
 from tallystick.web.day_chart import PERIODS, bars_of
 from tallystick.web.receipt_page import TEMPLATE, receipt_values
 from tallystick.web.rendering import Pages
+from tallystick.web.request_body import read_body
 from tallystick.web.sign_in_routes import SignInRoutes
 from tallystick.web.static_files import STATIC_PATH, serve_static
 from tallystick.web.wallet_page import MEANING, Parties, WalletPage, unavailable
@@ -49,8 +49,8 @@ NO_CHAIN = (
 JOB_ROWS = 100
 MAX_TABS = 200
 """Tabs that the page of money reads from the chain, those that were used last."""
-MAX_FORM, LOGIN_SECONDS = 8_192, 10.0
-"""Bytes of the form to log in, and how long it may take to arrive: anybody may send it."""
+MAX_FORM = 8_192
+"""Bytes of the form to log in."""
 _NOTICE = "See what this gateway's wallet did, and spend from it. Its own wallet may, and those of page_wallets in the config."
 Access = Callable[[Request], bool]
 """Whether the caller may see what the whole wallet did."""
@@ -227,7 +227,7 @@ class PayerPages:
         if origin is not None and origin.lower() not in {f"http://{host}", f"https://{host}"}:  # allow_origins says who may spend
             return JSONResponse({"error": f"Origin: pages of {origin[:100]} may not choose the purse's owner"}, 403)
         try:
-            raw = json.loads(await _read_body(request) or b"null")
+            raw = json.loads(await read_body(request, "owner", MAX_FORM) or b"null")
             owner = parse_address(raw.get("owner") if isinstance(raw, dict) else None, "owner")
         except (ValueError, TallyError) as error:
             return JSONResponse({"error": str(error)}, 400)
@@ -240,24 +240,10 @@ class PayerPages:
         return self._pages.render("chat.html", section="/tally/chat", models=models)
 
 
-async def _read_body(request: Request) -> bytes:
-    """The body of a request; nothing if it is too long or too slow."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(LOGIN_SECONDS):
-            async for piece in request.stream():
-                body += piece
-                if len(body) > MAX_FORM:
-                    return b""
-    except (TimeoutError, ClientDisconnect):
-        return b""
-    return bytes(body)
-
-
 async def _read_form(request: Request) -> dict[str, str]:
     """The fields of a form (application/x-www-form-urlencoded). None of a body that is too long or too slow."""
     try:
-        fields = parse_qs((await _read_body(request)).decode(errors="replace"), max_num_fields=8)
-    except ValueError:  # too many fields
+        fields = parse_qs((await read_body(request, "form", MAX_FORM)).decode(errors="replace"), max_num_fields=8)
+    except (ValueError, TallyError):  # ValueError: too many fields
         return {}
     return {name: values[-1] for name, values in fields.items()}

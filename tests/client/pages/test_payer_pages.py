@@ -16,13 +16,13 @@ import pytest
 from tallystick.chain.escrow import Purse, TabState
 from tallystick.client.config import ApiKey, Budget, ClientConfig
 from tallystick.client.gateway.app import build_app
-from tallystick.client.pages import payer_pages
 from tallystick.client.pages.payer_pages import SECTIONS
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import Code, TallyError, Unavailable
 from tallystick.protocol.types import Address, Amount, Seconds
 from tallystick.runtime.serving import serving
+from tallystick.web import request_body
 from tests.client.fake_coordinator import BODY, CHAT, FakeMarket
 from tests.client.gateway.test_app import gateway, http, url
 from tests.client.parties import DOMAIN
@@ -182,7 +182,7 @@ async def test_a_form_that_never_comes(
     fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stranger cannot hold the route open."""
-    monkeypatch.setattr(payer_pages, "LOGIN_SECONDS", 0.05)
+    monkeypatch.setattr(request_body, "BODY_SECONDS", 0.05)
     async with gateway(fake, wallet, replace(config, api_key=KEY)) as base:
         host, port = base.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))

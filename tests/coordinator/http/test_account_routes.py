@@ -10,6 +10,7 @@ import pytest
 
 from coordinator.domain.resource_bounds import ACCOUNT_READS_BURST, ACCOUNT_READS_PER_SECOND, SIGN_INS_BURST
 from coordinator.http.account_routes import Accounts, AccountViews
+from coordinator.pages.account_page import ACCOUNT_PATH
 from coordinator.ports import Settlement
 from coordinator.storage.memory import MemoryAccountStore
 from tallystick.protocol.access import dump_access
@@ -212,6 +213,16 @@ async def test_reads_of_an_account_are_bounded() -> None:
         await views.read(STRANGER.address, 1)
         tick = 1 / ACCOUNT_READS_PER_SECOND
         await views.read(PAYER.address, 1)
+
+
+async def test_the_page_and_the_api_share_a_limit(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an account reads by one, it cannot read again by the other."""
+    monkeypatch.setattr("coordinator.domain.resource_bounds.ACCOUNT_READS_BURST", 1)
+    monkeypatch.setattr("coordinator.domain.resource_bounds.ACCOUNT_READS_PER_SECOND", 1e-9)
+    async with served(at.world) as limited:
+        headers = await session(limited, PAYER)
+        seen = [(await limited.http.get(path, headers=headers)).status_code for path in ("/v1/account", ACCOUNT_PATH)]
+        assert seen == [200, 429]
 
 
 async def test_bad_sign_ins_stop_no_orders() -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from node.jobs.job_trace import JobTracing
+from node.jobs.job_trace import JobTraces, JobTracing
 from node.ports import ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import ScriptedEngine
 from tallystick.protocol.errors import Code, Fault, Unavailable
@@ -25,7 +25,7 @@ PARENT = TraceContext(b"\xaa" * 16, b"\xbb" * 8)
 
 def _harness(recorder: Recorder, engine: ScriptedEngine, *, engine_header: bool = False) -> RunnerHarness:
     harness = RunnerHarness(engine)
-    harness.runner._tracing = JobTracing(recorder.tracer, engine_header, lambda _engine: "http://10.0.0.7:8000/v1")
+    harness.runner.traces = JobTraces(JobTracing(recorder.tracer, engine_header, lambda _engine: "http://10.0.0.7:8000/v1"))
     return harness
 
 
@@ -69,12 +69,12 @@ async def test_the_context_that_was_announced_is_continued_once() -> None:
     other = harness.client.order(harness.asks.current[0])
     third = harness.client.order(harness.asks.current[0])
     runner, link = harness.runner, harness.link
-    runner.note_trace(link, other.job, PARENT._replace(trace_id=b"\xcc" * 16).pack())
-    runner.note_trace(link, placed.job, PARENT.pack())
+    runner.traces.announce(link, other.job, PARENT._replace(trace_id=b"\xcc" * 16).pack())
+    runner.traces.announce(link, placed.job, PARENT.pack())
     harness.dispatch_again(placed)
     harness.dispatch_again(other)
-    runner.note_trace(link, third.job, PARENT.pack())
-    runner.note_trace(link, third.job, b"not a context")
+    runner.traces.announce(link, third.job, PARENT.pack())
+    runner.traces.announce(link, third.job, b"not a context")
     harness.dispatch_again(third)
     await _ended(harness)
     roots = {trace_id(span): span for span in recorder.all("serve job")}
@@ -89,7 +89,7 @@ async def test_a_context_of_another_link_is_not_taken() -> None:
     recorder = Recorder()
     harness = _harness(recorder, ScriptedEngine(HEAD, ONE, END))
     placed = harness.client.order(harness.asks.current[0])
-    harness.runner.note_trace(harness.connect(), placed.job, PARENT.pack())
+    harness.runner.traces.announce(harness.connect(), placed.job, PARENT.pack())
     harness.dispatch_again(placed)
     await _ended(harness)
     assert trace_id(recorder.only("serve job")) == placed.job
@@ -98,8 +98,8 @@ async def test_a_context_of_another_link_is_not_taken() -> None:
 async def test_a_node_that_records_nothing_ignores_contexts() -> None:
     """A coordinator that sends one all the same is no error."""
     harness = RunnerHarness(ScriptedEngine(HEAD, ONE, END))
-    assert not harness.runner.takes_trace
-    harness.runner.note_trace(harness.link, JobId(bytes(16)), PARENT.pack())
+    assert not harness.runner.traces.enabled
+    harness.runner.traces.announce(harness.link, JobId(bytes(16)), PARENT.pack())
     harness.dispatch()
     await _ended(harness)
     assert harness.observer.reports[-1].trace_id == ""
