@@ -28,6 +28,7 @@ from scripts.relay import llama_cpp, load, processes
 from scripts.relay.load import Latencies, percentile
 from tallystick.cli.progress import activity
 from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.token_evidence import TOP
 
 STREAMS, CHUNKS = 64, 200
 SHORT_TOKENS, SHORT_ROUNDS = 16, 10
@@ -203,8 +204,12 @@ async def _peer(
 
 
 async def _short_answers(figures: Figures, folder: Path, engine: Path | None) -> None:
-    """Measures the time that the market adds to a whole short answer of a real engine, one request in flight."""
-    figures["added_ms_whole"] = None
+    """Measures the time that the market adds to a whole short answer of a real engine, one request in flight.
+
+    A node asks for log-probabilities, so that answers can be audited: `evidence_ms_whole` is the time that the engine itself
+    takes longer for that, and is a part of `added_ms_whole`.
+    """
+    figures["added_ms_whole"] = figures["evidence_ms_whole"] = None
     if engine is None:
         return
     async with (
@@ -212,14 +217,17 @@ async def _short_answers(figures: Figures, folder: Path, engine: Path | None) ->
         processes.market(folder / "short", url, model=llama_cpp.MODEL, slots=llama_cpp.SLOTS) as site,
     ):
         options = {"model": llama_cpp.MODEL, "max_tokens": SHORT_TOKENS, "temperature": 0}
-        direct, ours = Latencies(), Latencies()
+        evidence = options | {"logprobs": True, "top_logprobs": TOP}
+        cases = {"direct": (url, options), "evidence": (url, evidence), "ours": (site.gateway, options)}
+        seconds: dict[str, list[float]] = {name: [] for name in cases}
         for number in range(SHORT_ROUNDS + 1):
-            theirs = await load.ask(url, requests=10, concurrency=1, options=options)
-            through = await load.ask(site.gateway, requests=10, concurrency=1, options=options)
-            if number:  # the first round warms up
-                direct.whole += theirs.whole
-                ours.whole += through.whole
-        figures["added_ms_whole"] = (percentile(ours.whole, 0.5) - percentile(direct.whole, 0.5)) * 1_000
+            for name, (base, asked) in cases.items():
+                measured = await load.ask(base, requests=10, concurrency=1, options=asked)
+                if number:  # the first round warms up
+                    seconds[name] += measured.whole
+        middle = {name: percentile(values, 0.5) * 1_000 for name, values in seconds.items()}
+        figures["added_ms_whole"] = middle["ours"] - middle["direct"]
+        figures["evidence_ms_whole"] = middle["evidence"] - middle["direct"]
 
 
 _DATABASES = {"coordinator": "coordinator.db", "node": "node/*.db", "gateway": "client/*.db"}
