@@ -29,6 +29,7 @@ from scripts.relay.load import Latencies, percentile
 from tallystick.cli.progress import activity
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.token_evidence import TOP
+from tallystick.protocol.types import Address
 
 STREAMS, CHUNKS = 64, 200
 SHORT_TOKENS, SHORT_ROUNDS = 16, 10
@@ -100,8 +101,8 @@ async def _measure(folder: Path, size: RunSize, peers: Peers, soak: int) -> Figu
                 figures |= {f"disk_mib_{room}": _database_bytes(site, room) / 2**20 for room in ROOMS}
             figures["rss_mib"] = processes.rss_mib(site.pids["coordinator"])
             figures |= {f"rss_mib_{room}": processes.rss_mib(site.pids[room]) for room in ROOMS}
-        await _peer(figures, "litellm", peers.litellm and processes.litellm(folder, mock, peers.litellm), mock, size)
-        router = peers.sglang_router and processes.sglang_router(folder, mock, peers.sglang_router)
+        await _peer(figures, "litellm", processes.litellm(folder, mock, peers.litellm) if peers.litellm else None, mock, size)
+        router = processes.sglang_router(folder, mock, peers.sglang_router) if peers.sglang_router else None
         await _peer(figures, "sglang", router, mock, size)
     await _short_answers(figures, folder, peers.llama_cpp)
     _ratios(figures)
@@ -164,7 +165,7 @@ async def _coordinator_alone(figures: Figures, site: processes.Site, size: RunSi
     serving = asyncio.create_task(node.run())
     info = await _get(f"{site.coordinator}/v1/info")
     total = size.jobs // 4 + size.jobs * 2 + size.streams * 3
-    jobs = load.sign_jobs(total, payer=site.payer, coordinator=info["coordinator"], domain=domain, ask=node.ask)
+    jobs = load.sign_jobs(total, payer=site.payer, coordinator=Address(info["coordinator"]), domain=domain, ask=node.ask)
     pids = {"coordinator": site.pids["coordinator"]}
     try:
         for at_once in (1, 16, 64):

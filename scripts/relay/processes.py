@@ -254,7 +254,7 @@ async def litellm(folder: Path, mock: str, commands: Path) -> AsyncIterator[tupl
 async def sglang_router(folder: Path, mock: str, commands: Path) -> AsyncIterator[tuple[str, int]]:
     """Runs SGLang's router, which is written in Rust, on the same mock engine; yields its base URL and its pid."""
     port, metrics = free_port(0), free_port(0)
-    options = ("launch", "--host", "127.0.0.1", "--port", str(port), "--worker-urls", mock)
+    options = ["launch", "--host", "127.0.0.1", "--port", str(port), "--worker-urls", mock]
     options += ("--policy", "round_robin", "--log-level", "error", "--prometheus-port", str(metrics))
     async with _peer(folder, commands / "sglang-router", options, f"http://127.0.0.1:{port}", "/readiness") as peer:
         yield peer
