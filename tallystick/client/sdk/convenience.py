@@ -25,7 +25,11 @@ class ConvenienceMethods(ABC):
 
     config: ClientConfig
     _random: Callable[[int], bytes]
-    _draining: bool
+
+    @property
+    @abstractmethod
+    def _draining(self) -> bool:
+        """Whether it accepts no more jobs."""
 
     @abstractmethod
     async def submit(

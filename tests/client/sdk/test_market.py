@@ -339,7 +339,7 @@ async def test_a_request_passes_the_head_of_the_match_log_on(market: Market, fak
     """The provider learns, sealed, which log this wallet was shown. A request with a key has none: it may be sealed again."""
     await run(market)
     assert fake.last.head.log_head == b""
-    watch = market._log_watch
+    watch = market._follow_up.log_watch
     assert watch is not None
     coordinator = signer("coordinator")
     head = coordinator.sign(LogHead(coordinator=coordinator.address, size=3, root=Hash(b"r" * 32), signed_at=1), DOMAIN)
