@@ -147,9 +147,8 @@ async def _run_seed(site: Site, seed: int, faults: Sequence[Fault], only: str, r
     absent = {process for process in (Process.POSTGRES, Process.NATS) if process.value not in site.processes}
     processes = [process for process in Process if process not in absent]
     impossible = [(Process.COORDINATOR, Fault.FULL_DISK)] if site.on_postgres else []
-    impossible += [
-        (process, Fault.PARTITION) for process in (Process.GATEWAY, Process.NODE) if process.value not in site.partitioned
-    ]
+    alone = [process for process in (Process.GATEWAY, Process.NODE) if process.value not in site.partitioned]
+    impossible += [(process, fault) for process in alone for fault in (Fault.PARTITION, Fault.RESET)]
     entries = schedule(seed, processes, faults, only, impossible)
     clients = Clients(site, f"seed-{seed}", random.Random(f"clients {seed}"))
     striker = Striker(site, clients, random.Random(f"strikes {seed}"))

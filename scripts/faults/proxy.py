@@ -86,6 +86,7 @@ class Proxy:
         self._port, self._target, self._make_reader = port, target, make_reader
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._resets = 0
         self._passing = asyncio.Event()
         self._passing.set()
 
@@ -104,6 +105,11 @@ class Proxy:
         if self._server is not None:
             self._server.close()
             self._server = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Resets all connections. May be called by a reader of this proxy; a message that it holds is lost."""
+        self._resets += 1
         for connection in self._connections:
             connection.cancel()
 
@@ -145,12 +151,17 @@ class Proxy:
             holds = [hold for message in splitter.feed(data) if (hold := read(to_server, message)) is not None]
             await self._passing.wait()
             if holds:
-                await holds[0](_write(writer, data))
+                await holds[0](self._pass_on(writer, data, self._resets))
             else:
                 await _write(writer, data)
         with contextlib.suppress(OSError):
             writer.write_eof()
         raise _Ended
+
+    async def _pass_on(self, writer: asyncio.StreamWriter, data: bytes, resets: int) -> None:
+        """Passes a message on that was held, unless the connection was reset meanwhile."""
+        if self._resets == resets:
+            await _write(writer, data)
 
 
 class _Ended(Exception):

@@ -20,6 +20,7 @@ class Phase(str, Enum):
     BEFORE_MATCH = "before match"
     AFTER_DISPATCH = "after dispatch"
     FIRST_CHUNK = "after first chunk"
+    LAST_CHUNK = "last chunk"
     RECEIPT_SENT = "receipt sent"
     RECEIPT_STORED = "receipt stored"
     ANSWER_KEPT = "answer kept"
@@ -37,6 +38,8 @@ class Fault(str, Enum):
     """SIGSTOP, and SIGCONT later."""
     PARTITION = "partition"
     """Its packets vanish for a while, both ways; the connections stay open."""
+    RESET = "reset"
+    """Its connections are reset, and what is on its way in them is lost."""
     CLOCK = "clock"
     """Its clock is off by minutes for a while."""
     FULL_DISK = "full disk"
@@ -58,6 +61,7 @@ POSSIBLE: dict[Fault, frozenset[Process]] = {
     Fault.KILL: frozenset(Process),
     Fault.PAUSE: frozenset(Process),
     Fault.PARTITION: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR, Process.RPC}),
+    Fault.RESET: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR}),
     Fault.CLOCK: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR}),
     Fault.FULL_DISK: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR}),
 }

@@ -113,6 +113,10 @@ class Striker:
         if entry.fault is Fault.KILL and name != "rpc":
             kill(self.site, name)
             return
+        if entry.fault is Fault.RESET:
+            for proxy in self._cut(name):
+                proxy.reset()
+            return
         begin, end = self._begin, self._end
         await begin(entry, name)
 

@@ -168,6 +168,52 @@ async def test_the_proxy_holds_loses_and_dies() -> None:
         await proxy.close()
 
 
+async def test_a_reset_loses_the_message_that_is_held() -> None:
+    """Both sides see their connection end, the other side never gets the message, and a new connection works."""
+    arrived = list[bytes | str]()
+
+    async def receive(connection: ServerConnection) -> None:
+        async for message in connection:
+            arrived.append(message)
+            await connection.send(message)
+
+    def read(_to_server: bool, message: bytes) -> Hold | None:
+        async def hold(pass_on: Awaitable[None]) -> None:
+            proxy.reset()
+            await pass_on
+
+        return hold if message == b"lose me" else None
+
+    async with serve(receive, "127.0.0.1", 0) as server:
+        port = free_port(0)
+        proxy = Proxy(port, int(server.sockets[0].getsockname()[1]), lambda: read)
+        await proxy.open()
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            async with connect(f"ws://127.0.0.1:{port}", proxy=None, compression=None) as client:
+                await client.send(b"lose me")
+                with pytest.raises(ConnectionClosed):
+                    await client.recv()
+            async with connect(f"ws://127.0.0.1:{port}", proxy=None, compression=None) as client:
+                await client.send(b"again")
+                assert await client.recv() == b"again"
+        await proxy.close()
+    assert arrived == [b"again"]
+
+
+async def test_the_last_chunk_is_a_phase() -> None:
+    """Chunks before it do not mark it."""
+    watch = Watch()
+
+    async def strike(_seen: Seen, _pass_on: Awaitable[None] | None) -> None:
+        pass
+
+    read = watch.links("replica", {"0xCD": "node-b"})()
+    assert read(True, pack_link(Kind.HELLO, payload=b'{"provider":"0xcd"}')) is None
+    watch.arm(Phase.LAST_CHUNK, strike)
+    assert read(True, pack_link(Kind.CHUNK, JOB, b"\0sealed")) is None
+    assert read(True, pack_link(Kind.CHUNK, JOB, b"\1sealed")) is not None
+
+
 JOB = JobId(b"j" * 16)
 NODE_MESSAGES = [
     (Phase.AFTER_DISPATCH, False, Kind.DISPATCH),
