@@ -80,10 +80,11 @@ class MessageSplitter:
 
 
 class Proxy:
-    """Listens on a port of 127.0.0.1 and connects to another one."""
+    """Listens on a port of 127.0.0.1 and connects to another one, from the address `source`, which is of the loopback too."""
 
-    def __init__(self, port: int, target: int, make_reader: MakeReader) -> None:
-        self._port, self._target, self._make_reader = port, target, make_reader
+    def __init__(self, port: int, target: int, make_reader: MakeReader, source: str = "127.0.0.1") -> None:
+        self.port, self.source = port, source
+        self._target, self._make_reader = target, make_reader
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._resets = 0
@@ -92,7 +93,7 @@ class Proxy:
 
     async def open(self) -> None:
         """Begins to listen."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port, limit=READ_BYTES)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=READ_BYTES)
 
     async def close(self) -> None:
         """Closes the port and resets all connections, as the death of the process does."""
@@ -131,7 +132,9 @@ class Proxy:
         ended = False
         try:
             await self._passing.wait()
-            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target, limit=READ_BYTES)
+            server_reader, server_writer = await asyncio.open_connection(
+                "127.0.0.1", self._target, limit=READ_BYTES, local_addr=(self.source, 0)
+            )
             writers.append(server_writer)
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(self._pump(reader, server_writer, read, to_server=True))

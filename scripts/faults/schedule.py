@@ -38,6 +38,8 @@ class Fault(str, Enum):
     """SIGSTOP, and SIGCONT later."""
     PARTITION = "partition"
     """Its packets vanish for a while, both ways; the connections stay open."""
+    PACKET_LOSS = "packet loss"
+    """As PARTITION, but the kernel drops them, so TCP gets no acknowledgement and sends again."""
     RESET = "reset"
     """Its connections are reset, and what is on its way in them is lost."""
     CLOCK = "clock"
@@ -61,6 +63,7 @@ POSSIBLE: dict[Fault, frozenset[Process]] = {
     Fault.KILL: frozenset(Process),
     Fault.PAUSE: frozenset(Process),
     Fault.PARTITION: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR, Process.RPC}),
+    Fault.PACKET_LOSS: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR, Process.RPC}),
     Fault.RESET: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR}),
     Fault.CLOCK: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR}),
     Fault.FULL_DISK: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR}),
