@@ -1,6 +1,7 @@
 """The composition root: builds the coordinator's parts from the config, starts them in order and stops them in reverse.
 
-At a stop, live jobs have `drain_seconds` to end. If a background task fails, the whole coordinator stops with its error.
+At a stop, live jobs have `drain_seconds` to end. If a background task fails, the whole coordinator stops with its error. Either
+way, the nodes of jobs that are left are told to stop, and have DISMISS_SECONDS to say how those ended.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ from tallystick.web.wallet_sign_in import WalletSignIn
 
 log = structlog.get_logger()
 SWEEP_SECONDS = 1
+DISMISS_SECONDS = 2
+"""A node that is told to stop answers at once. One that does not answer is cut off."""
 SIGN_IN_STATEMENT = "Sign in to this Tallystick coordinator. This sends no transaction and spends nothing."
 NODE_PATH = "/v1/node"
 _JOBS = frozenset({(JOBS_PATH, "POST"), (LINK_PATH, LINK_METHOD)})
@@ -240,6 +243,7 @@ async def _serving(
                     shared.leave()
                 await market.drain(config.drain_seconds)
             finally:
+                await market.dismiss_nodes(DISMISS_SECONDS)
                 await hub.close()
                 await app.clients.close()
         await replication.close()

@@ -221,10 +221,9 @@ class NodeHub:
                 )
             self._replace_asks(provider, hello.listing)
             link.takes_replicas = hello.replicas
-            if hello.trace:
-                self._market.node_takes_trace(provider)
             welcome = {"replicas": list(self._replicas)} if self._replicas else {}
             link.enqueue(pack_link(Kind.WELCOME, payload=dumps(welcome)))
+            self._market.node_connected(provider, trace=hello.trace, resume=hello.resume)
             log.info("node connected", provider=provider, asks=len(hello.asks), software=hello.software)
             while True:
                 frame = await link.receive(watchdog)

@@ -53,7 +53,7 @@ class LinkHandler(Protocol):
         ...
 
     def frame_received(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
-        """A DISPATCH, TRACE, CANCEL, CREDIT, RECEIPT_ACK, RECEIPT_REFUSED or RECALLED frame came. Must not wait."""
+        """A frame came that is not of the link itself, such as DISPATCH or CREDIT. Must not wait."""
         ...
 
     def disconnected(self, link: Link) -> None:
@@ -95,7 +95,7 @@ class _Unobserved:
 
 
 _FOR_HANDLER = frozenset(
-    {Kind.DISPATCH, Kind.TRACE, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK, Kind.RECEIPT_REFUSED, Kind.RECALLED}
+    (Kind.DISPATCH, Kind.TRACE, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK, Kind.RECEIPT_REFUSED, Kind.RECALLED, Kind.RESUME)
 )
 
 
@@ -232,7 +232,7 @@ class NodeLink:
             )
             listing = self._listing(challenge.coordinator)
             signed, software = self._signer.sign(answer, self._domain), f"tallystick-node/{__version__}"
-            hello = Hello(signed, listing, software, replicas=True, trace=self._takes_trace)
+            hello = Hello(signed, listing, software, replicas=True, trace=self._takes_trace, resume=True)
             await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
             replicas = read_welcome(loads(await _expect(socket, Kind.WELCOME), "welcome"))
         self._observer.replicas_listed(self, challenge.coordinator, replicas)

@@ -233,8 +233,8 @@ class Listing:
 class Hello:
     """A node's first frame: the signed answer to the challenge, its asks with their capacity, and its software version.
 
-    `replicas` and `trace`: whether the node takes REPLICAS and TRACE frames, which older nodes do not know. On the wire, the
-    members of `listing` stand beside the others.
+    `replicas`, `trace` and `resume`: whether the node takes REPLICAS, TRACE and RESUME frames, which older nodes do not know. On
+    the wire, the members of `listing` stand beside the others.
     """
 
     connect: Signed[Connect]
@@ -242,6 +242,7 @@ class Hello:
     software: str
     replicas: bool = False
     trace: bool = False
+    resume: bool = False
 
     @property
     def asks(self) -> tuple[Signed[Ask], ...]:
@@ -251,7 +252,7 @@ class Hello:
     def to_json(self) -> dict[str, Any]:
         """The wire form."""
         own = {"connect": self.connect.to_json(), "software": self.software, "protocol": PROTOCOL}
-        announced = {name: True for name in ("replicas", "trace") if getattr(self, name)}
+        announced = {name: True for name in ("replicas", "trace", "resume") if getattr(self, name)}
         return own | announced | self.listing.to_json()
 
     @classmethod
@@ -265,6 +266,7 @@ class Hello:
             read_text(software, "hello.software"),
             read_flag(raw.get("replicas", False), "hello.replicas"),
             read_flag(raw.get("trace", False), "hello.trace"),
+            read_flag(raw.get("resume", False), "hello.resume"),
         )
 
 
