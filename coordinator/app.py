@@ -41,7 +41,7 @@ from coordinator.http.request_bodies import RequestBodies
 from coordinator.http.request_limiter import RequestLimiter
 from coordinator.http.response_buffer import Retention
 from coordinator.http.schemas import Info
-from coordinator.jobs.accounts import AccessTiers
+from coordinator.jobs.accounts import AccessTiers, SettledAmounts
 from coordinator.jobs.job_retention import JobRetention
 from coordinator.jobs.market import Market
 from coordinator.jobs.market_load import MarketLoad
@@ -300,8 +300,9 @@ def _accounts(config: CoordinatorConfig, deployment: Deployment, signer: Signer,
         store=store.sessions,
         check_contract=partial(is_contract_signature, rpc),
     )
-    tiers = AccessTiers(config.access, store.accounts, time.monotonic) if config.tiers else None
-    return Accounts(sign_in, store.accounts, tiers=tiers)
+    settled = SettledAmounts(store.accounts, time.monotonic)
+    tiers = AccessTiers(config.access, settled, time.monotonic) if config.tiers else None
+    return Accounts(sign_in, store.accounts, settled, tiers=tiers)
 
 
 def _roles(config: CoordinatorConfig, settler: Settler, store: Store) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:

@@ -188,7 +188,7 @@ class NodeHub:
     async def _authenticate(self, link: NodeLink, scope: Scope, watchdog: Watchdog) -> tuple[Address, Hello]:
         market = self._market
         challenge = Hash(secrets.token_bytes(32))
-        offer = Challenge(challenge, market.address, market.domain.chain_id, market.domain.contract)
+        offer = Challenge(challenge, market.address, market.domain.chain_id, market.domain.contract, payer_asks=True)
         await link.send_now(pack_link(Kind.CHALLENGE, payload=dumps(offer.to_json())))
         kind, _, payload = unpack_link(await link.receive(watchdog))
         if kind is not Kind.HELLO:

@@ -37,6 +37,7 @@ from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyEr
 from tallystick.protocol.link import Capacities
 from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Order, Receipt
+from tallystick.protocol.payer_rules import payer_rule
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.tiers import Tiers
 from tallystick.protocol.types import Address, Amount, Hash, JobId
@@ -320,7 +321,12 @@ class JobRunner:
         return job
 
     def _check_tier(self, admitted: AdmittedJob, settled: Amount) -> None:
-        """Raises Refusal (tier_limit) or Unavailable (rate_limited) for a job beyond what the payer's access tier allows."""
+        """Raises Refusal (tier_limit) or Unavailable (rate_limited) for a job beyond what the payer's access tier allows, or at a
+        price for others.
+        """
+        rule = payer_rule(admitted.offer.spec.features)
+        if rule is not None:
+            rule.check(admitted.payer, settled)
         tier = self._tiers.of(admitted.payer, settled)
         if tier is not None:
             self._tiers.check(tier, settled, admitted.offer.model)

@@ -30,6 +30,7 @@ from node.coordinator.router import LinkRouter
 from node.coordinator.state_recovery import StateRecovery
 from node.domain.published_asks import PublishedAsks, Seller
 from node.domain.tabs import Tabs
+from node.domain.tier_prices import TierPrices
 from node.jobs.coordinator_credit import HOUR, HOURS, CoordinatorCredit
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.runner import JobRunner
@@ -384,6 +385,7 @@ class Node:
         if self.settings_for_restart:
             log.warning("these settings need a restart", settings=list(self.settings_for_restart))
         self.runner.reconfigure(new.admission_rules, new.deadlines, new.access)
+        self.engine_pool.tier_prices = TierPrices(new.access)
         self.tabs.set_limits(new.credit_limits)
         self.collector.policy, self.payouts.policy = new.claims, new.payout
         configure(json=new.log_json, level=new.log_level)

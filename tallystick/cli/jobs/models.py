@@ -18,6 +18,7 @@ from tallystick.cli.onchain import parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, Wallet
 from tallystick.cli.output import out, short_decimal, show_json, show_table, strip_control
 from tallystick.cli.progress import run_shown
+from tallystick.protocol.criteria import audience
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.features import EVIDENCE
 from tallystick.protocol.types import ZERO_ADDRESS, format_amount, parse_amount
@@ -293,6 +294,7 @@ def _row(provider: AskExplanation) -> dict[str, object]:
     return {
         "input": format_amount(ask.input_price),
         "output": format_amount(ask.output_price),
+        "price for": audience(ask),
         "region": spec.region,
         "tier": spec.tier,
         "precision": spec.precision,
@@ -319,5 +321,6 @@ def _json(provider: AskExplanation, why: str) -> dict[str, Any]:
         "measured": provider.measured,
         "score": dict(provider.score),
         "expected": dict(zip(("inputTokens", "outputTokens"), provider.expected, strict=True)),
+        "audience": audience(provider.ask),
         "ask": provider.ask.to_json(),
     }
