@@ -18,6 +18,7 @@ from tallystick.protocol.weights import NO_WEIGHTS, Weights
 from tallystick.protocol.wire import MAX_HEDGE_MS
 from tallystick.runtime.config import home, load
 from tallystick.runtime.plaintext import is_loopback
+from tallystick.runtime.trusted_proxies import TrustedProxies
 from tallystick.tracing.settings import ClientTracing
 
 MIB = 1024 * 1024
@@ -355,6 +356,7 @@ class ClientConfig:
     api_key: str | None = field(default=None, repr=False)
     api_keys: tuple[ApiKey, ...] = ()
     allow_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     page_urls: tuple[str, ...] = ()
     page_wallets: tuple[Address, ...] = ()
     max_body_bytes: int = 16 * MIB
@@ -377,6 +379,7 @@ class ClientConfig:
                 text = f'expected origins such as "http://localhost:3000", without a path, or "*" for all, got {origin!r}'
                 raise BadMessage(f"config: allow_origins: {text}")
         check_urls(self.page_urls, "page_urls")
+        TrustedProxies.parse(self.trusted_proxies)
         self._check_numbers()
         self._check_upstreams()
         check_referees(self.referees)
