@@ -104,8 +104,8 @@ class Job:
         self._further_orders: FurtherOrders | None = None
         self.resubmit: Callable[[Job], Awaitable[Job]] | None = None
         """Submits its request anew, after its coordinator's replica was lost before its reader got a part of the answer, or after
-        all its providers had no free slot, because replicas give them jobs at the same time. None for a coordinator without
-        replicas.
+        all its providers had no free slot, because replicas give them jobs at the same time. With an idempotency key it resumes
+        the key's job if that goes on, or is another one by now. None for a coordinator without replicas.
         """
         self.send_again: Callable[[], Awaitable[JobStream]] | None = None
         """Posts the same job again, after its coordinator's replica was lost where it waited for a free slot. None for a
@@ -230,12 +230,12 @@ class Job:
     async def result(self) -> Result:
         """Reads to the end and returns the result. An engine's error answer is a result too. Raises TallyError."""
         parts: list[bytes] = []
-        size, job = 0, self.id
+        size, response = 0, self._response
         self.reads_whole = True
         while not self._done:
             chunk = await self._next_frame(joined=True)
-            if job != self.id:  # another job took its place, whose answer begins anew
-                parts, size, job = [], 0, self.id
+            if response is not self._response:  # another answer took its place, which begins anew
+                parts, size, response = [], 0, self._response
             parts.append(chunk)
             size += len(chunk)
             if size > self._context.config.max_answer_bytes:
@@ -426,7 +426,7 @@ class Job:
         """The stream was lost: asks the coordinator what became of the job. Raises an error that says how much had arrived,
         unless the whole answer had, or another replica took the job or its request.
         """
-        if await self._wait_elsewhere():
+        if await self._wait_elsewhere() or (self._keyed and await self._ask_again()):
             return
         response = self._response
         received = f"{response.chunks} chunks with {response.body_bytes} bytes of the answer"
@@ -436,7 +436,7 @@ class Job:
             deliveries = await self._record.arrived(StreamEnd.RESUMABLE if self._keyed else StreamEnd.ABANDONED)
             if response.complete:
                 await self._record.whole_answer(deliveries)
-            elif self.resubmit is not None:
+            elif self.resubmit is not None and not self._keyed:
                 await self._context.reconciler.end_lost(self.id)
             remote, receipt = await self._context.reconciler.reconcile(self.id, deliveries, self._record.doubt)
             report = f"the coordinator reports the job as {remote.state.value}"
@@ -461,7 +461,7 @@ class Job:
     async def _is_over(self, remote: RemoteJob | None, receipt: Verified[Receipt] | None) -> bool:
         """Whether the job has ended, so that a caller may send its request again. At a lost replica it must cost nothing too."""
         billed = receipt is not None and receipt.message.cost > 0
-        if billed or self._response.complete or self.resubmit is None or self._record.cancelling:
+        if billed or self._response.complete or self.resubmit is None or self._record.cancelling or self._keyed:
             return remote is not None and remote.state in TERMINAL
         return await self._context.reconciler.await_free_end(self.id, remote, brief=not self._may_move)
 
@@ -483,21 +483,31 @@ class Job:
         log.info("a waiting job went to another replica", job=self.id.hex())
         return True
 
+    async def _ask_again(self) -> bool:
+        """Asks for the job of its idempotency key again, of which no part has left this job. Returns whether one took its place.
+
+        Other processes may read the job, so it is not cancelled: `resubmit` finds out whether it goes on, or costs nothing.
+        """
+        if self.resubmit is None or self._response.complete or not self._may_move or self._record.cancelling:
+            return False
+        await self._record.arrived(StreamEnd.RESUMABLE)
+        return await self._move(None)
+
     @property
     def _may_move(self) -> bool:
         """Whether another job may take the place of this one: no part of the answer left it, and it has not moved too often."""
         response, kept = self._response, self._may_restart and self.reads_whole
         return self._moves < MAX_MOVES and (kept or not (response.head is not None or response.chunks))
 
-    async def _move(self, is_free: Callable[[JobId], Awaitable[bool]]) -> bool:
+    async def _move(self, is_free: Callable[[JobId], Awaitable[bool]] | None) -> bool:
         """Submits the request anew, if nothing of the answer left this job and it can cost nothing, as `is_free` says.
 
-        Returns whether it did; then this is the new job. It does so MAX_MOVES times at most.
+        `is_free`: None if `resubmit` finds that out. Returns whether it did; then this is the new job. At most MAX_MOVES times.
         """
         record, resubmit = self._record, self.resubmit
         if resubmit is None or not self._may_move or record.cancelling:
             return False
-        if not await is_free(self.id) or record.cancelling:
+        if is_free is not None and (not await is_free(self.id) or record.cancelling):
             return False
         self._moves += 1
         if self.trace is not None:
