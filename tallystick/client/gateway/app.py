@@ -72,6 +72,7 @@ def build_app(
     operations, handler = operations or Operations(market), handler or RequestHandler(market)
     if batches is not None:
         operations.watch_batches(lambda: batches.open_batches, lambda: batches.running_lines)
+    operations.watch_keys(handler.shares)
     models, authenticator = _ModelRoutes(market), Authenticator(market.config)
     authenticator.sign_in = make_sign_in(market)
     pages = PayerPages(market, may_see=_may_see_all, log_in=authenticator.log_in, sign_in=authenticator.sign_in)
