@@ -35,6 +35,7 @@ from tallystick.protocol.tiers import Tier, Tiers
 from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.config import home, load
 from tallystick.runtime.plaintext import is_loopback
+from tallystick.runtime.trusted_proxies import TrustedProxies
 from tallystick.tracing.settings import NodeTracing
 
 if TYPE_CHECKING:
@@ -246,6 +247,7 @@ class NodeConfig:
     shutdown_grace: float = 60.0
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
+    trusted_proxies: tuple[str, ...] = ()
     page_urls: tuple[str, ...] = ()
     page_wallets: tuple[Address, ...] = ()
     page_key: str | None = field(default=None, repr=False)
@@ -290,6 +292,7 @@ class NodeConfig:
 
     def _check_access(self) -> None:
         check_urls(self.page_urls, "page_urls")
+        TrustedProxies.parse(self.trusted_proxies)
         for tier in self.tiers:
             if tier.jobs_per_minute is not None:
                 text = "only a coordinator counts the jobs of a minute; set jobs_in_flight"

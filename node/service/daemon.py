@@ -51,9 +51,11 @@ from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.link import Listing, endpoint_of
 from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.types import Address
+from tallystick.runtime.connection_limiter import ConnectionLimits
 from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.logs import configure
 from tallystick.runtime.serving import serving, wait_for_stop_signal
+from tallystick.runtime.trusted_proxies import TrustedProxies
 from tallystick.tracing.export import exporting
 
 log = structlog.get_logger()
@@ -81,7 +83,8 @@ async def run(
             stack.enter_context(_on_hangup(lambda: node.reload(read_config)))
         if config.metrics_port is not None:
             app = node.metrics.app(partial(health, node), node.health, node.pages.routes())
-            port = await stack.enter_async_context(serving(app, config.metrics_host, config.metrics_port))
+            limits = ConnectionLimits(proxies=TrustedProxies.parse(config.trusted_proxies))
+            port = await stack.enter_async_context(serving(app, config.metrics_host, config.metrics_port, limits=limits))
             log.info("metrics, health and pages", host=config.metrics_host, port=port)
         await stack.enter_async_context(serve_status(config.state, partial(status, node)))
         await node.run()
