@@ -91,8 +91,8 @@ class Peers:
 
 async def _measure(folder: Path, size: RunSize, peers: Peers, soak: int) -> Figures:
     figures: Figures = {}
-    async with processes.upstream() as mock:
-        async with processes.market(folder / "market", mock) as site:
+    async with processes.upstream(processes.LOAD) as mock:
+        async with processes.market(folder / "market", mock, core=processes.TESTED) as site:
             figures |= {f"rss_mib_start_{room}": processes.rss_mib(site.pids[room]) for room in ROOMS}
             await _whole_path(figures, site, mock, size)
             await _coordinator_alone(figures, site, size)
@@ -215,7 +215,7 @@ async def _short_answers(figures: Figures, folder: Path, engine: Path | None) ->
         return
     async with (
         llama_cpp.server(engine, folder / "llama.log", processes.LOAD) as url,
-        processes.market(folder / "short", url, model=llama_cpp.MODEL, slots=llama_cpp.SLOTS) as site,
+        processes.market(folder / "short", url, model=llama_cpp.MODEL, slots=llama_cpp.SLOTS, core=processes.TESTED) as site,
     ):
         options = {"model": llama_cpp.MODEL, "max_tokens": SHORT_TOKENS, "temperature": 0}
         evidence = options | {"logprobs": True, "top_logprobs": TOP}

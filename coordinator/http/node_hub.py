@@ -29,7 +29,6 @@ from coordinator.domain.resource_bounds import (
     MAX_HELLO,
     MAX_LINK_FRAME,
 )
-from coordinator.domain.token_bucket import TokenBucket
 from coordinator.http.node_link import LinkClosed, NodeLink, queue_all
 from coordinator.http.watchdog import Watchdog
 from coordinator.jobs.live_job import InboxOverrun
@@ -51,6 +50,7 @@ from tallystick.protocol.replicas import MAX_REPLICAS
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import LINK_HEAD, Failure, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.connection_limiter import address_key
+from tallystick.runtime.token_bucket import TokenBucket
 from tallystick.runtime.websocket import FILTER_EXTENSION, FRAME_LIMIT_EXTENSION, WRITE_EXTENSION
 
 log = structlog.get_logger()

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from coordinator.domain.token_bucket import TokenBucket
 from coordinator.ports import KnownJob
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.tiers import Tier, Tiers
 from tallystick.protocol.types import Address, Amount, format_amount
+from tallystick.runtime.token_bucket import TokenBucket
 
 SETTLED_SECONDS = 60.0
 """How old a payer's settled amounts may be when they decide on its tier and its prices."""

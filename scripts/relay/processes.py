@@ -87,14 +87,15 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def upstream() -> AsyncIterator[str]:
-    """Runs the mock engine; yields its base URL."""
+async def upstream(core: int | None = None) -> AsyncIterator[str]:
+    """Runs the mock engine, on this core if one is given; yields its base URL."""
     port = free_port(0)
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "scripts.relay.mock", str(port))
     try:
         url = f"http://127.0.0.1:{port}"
         await until_answers(f"{url}/v1/models", process)
-        pin(process.pid, LOAD)
+        if core is not None:
+            pin(process.pid, core)
         yield url
     finally:
         await stop(process)
@@ -111,7 +112,7 @@ async def market(
     log_level: str = "info",
     slots: int = 256,
     queue_depth: int = 0,
-    core: int | None = TESTED,
+    core: int | None = None,
     engine_table: str = "",
     coordinator: Mapping[str, object] | None = None,
 ) -> AsyncIterator[Site]:
