@@ -229,7 +229,7 @@ class Market:
         self.matchmaker.drop(provider)
         for job, attempt in self._attempts_of(provider):
             attempt.cut_off = cut_off
-            if cut_off or not self._returns.wait_for(attempt):
+            if self._relay.stopping or cut_off or not self._returns.wait_for(attempt):
                 job.interrupt(attempt, pack_link(GONE, job.id))
         self._relay.trace_takers.discard(provider)
         self._returns.resumers.discard(provider)

@@ -137,6 +137,7 @@ class LinkNode:
     endpoint: str
     seen: list[tuple[Kind, JobId, bytes]] = field(default_factory=list)
     takes_replicas: bool = False
+    resumes: bool = False
 
     @classmethod
     async def open(cls, at: Served | str, signer: Signer, *asks: Verified[Ask]) -> Self:
@@ -146,9 +147,10 @@ class LinkNode:
         return cls(signer, socket, asks or (make_ask(signer),), endpoint_of(url))
 
     @classmethod
-    async def join(cls, at: Served | str, signer: Signer, *asks: Verified[Ask], slots: int = 4) -> Self:
+    async def join(cls, at: Served | str, signer: Signer, *asks: Verified[Ask], slots: int = 4, resumes: bool = False) -> Self:
         """Opens a connection and completes its handshake."""
         node = await cls.open(at, signer, *asks)
+        node.resumes = resumes
         await node.hello(capacity=Capacity(slots, slots))
         await node.expect(Kind.WELCOME)
         return node
@@ -171,7 +173,8 @@ class LinkNode:
 
     async def greet(self, signed: Signed[Connect], capacity: Capacity = ROOMY) -> None:
         """Sends HELLO."""
-        hello = Hello(signed, Listing.of_one_group(tuple(map(unchecked, self.asks)), capacity), "test", self.takes_replicas)
+        listing = Listing.of_one_group(tuple(map(unchecked, self.asks)), capacity)
+        hello = Hello(signed, listing, "test", self.takes_replicas, resume=self.resumes)
         await self.send(Kind.HELLO, NO_JOB, dumps(hello.to_json()))
 
     async def send(self, kind: Kind, job: JobId = NO_JOB, payload: bytes = b"") -> None:

@@ -76,6 +76,9 @@ async def _explain_refusal(context: JobContext, keyed: IdempotencyKey, refused: 
             return _answer_gone(job, known.state.value, known.receipt)
         await context.ledger.end_job(job, JobState.FAILED, str(refused), context.now(), keep_orders_open=True)
         await context.ledger.forget_key_of(job)
+        if refused.code is Code.ORDER_EXPIRED:  # its caller did nothing wrong: the coordinator was away for too long
+            text = "the orders of this idempotency key expired before the coordinator had them; send the request again"
+            return Unavailable(Code.COORDINATOR_UNAVAILABLE, text, fault=Fault.COORDINATOR)
         return refused
     if remote.state is not State.CANCELLED and context.coordinator.replicas.has_several:
         if await context.reconciler.await_free_end(job, remote, cancels=False):  # another process may read it

@@ -219,6 +219,25 @@ async def test_more_chunks_than_credit(at: Served) -> None:
     at.world.assert_idle()
 
 
+@pytest.mark.parametrize("replaces", [True, False], ids=["before the old link ends", "after it"])
+async def test_a_node_that_comes_back_sends_the_rest_of_its_answer(at: Served, *, replaces: bool) -> None:
+    """It is asked for that right after its WELCOME, and its receipt ends the job."""
+    node = await LinkNode.join(at, ANN, resumes=True)
+    client = at.world.read(await at.world.market.place_order(make_submission(node.asks[0])))
+    job, receipt = await node.take_job()
+    await node.send(Kind.CHUNK, job, b"first")
+    await until(lambda: Kind.CHUNK in client.kinds)
+    if not replaces:
+        node.socket.transport.abort()
+        await until(lambda: at.hub.connected == 0)
+    back = await LinkNode.join(at, ANN, resumes=True)
+    assert await back.expect(Kind.RESUME) == (1).to_bytes(4, "big")
+    await back.finish(job, receipt)
+    await until(lambda: client.ended)
+    assert client.kinds == [Kind.MATCH, Kind.CHUNK, Kind.CHUNK, Kind.RECEIPT]
+    at.world.assert_idle()
+
+
 async def test_a_node_that_does_not_read(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that does not read is disconnected, although it still beats, and its jobs fail over."""
     monkeypatch.setattr(node_link, "OUTBOX_FRAMES", 4)

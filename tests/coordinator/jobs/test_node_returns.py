@@ -179,3 +179,14 @@ async def test_a_stop_waits_for_no_node_that_is_away(world: World) -> None:
     assert client.failure.code is Code.COORDINATOR_UNAVAILABLE
     await world.restart()
     assert await node.hand_in_late(client.job.id, receipt)
+
+
+async def test_a_coordinator_that_stops_waits_for_no_return(world: World) -> None:
+    """A node that is lost after it was told to stop ends its job at once."""
+    node, client = await _began(world)
+    stopping = asyncio.create_task(world.market.dismiss_nodes(60))
+    await quiet()
+    node.leave()
+    await quiet()
+    assert stopping.done()
+    assert client.failure.code is Code.COORDINATOR_UNAVAILABLE

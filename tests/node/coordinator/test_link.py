@@ -105,6 +105,7 @@ async def test_the_handshake_proves_the_account() -> None:
         assert connection.hello.asks == tuple(Signed(ask.message, ask.signature) for ask in node.asks)
         assert connection.hello.listing.capacities == {0: Capacity(2, 3)}
         assert connection.hello.software.startswith("tallystick-node/")
+        assert (connection.hello.replicas, connection.hello.resume) == (True, True)
         event, link = await node.next_event()
         assert (event, link.coordinator) == ("connected", COORDINATOR.address)
 
@@ -136,7 +137,7 @@ async def test_frames_go_both_ways_in_order() -> None:
             await link.drain()
         await connection.until(Kind.CHUNK, 100)
         assert connection.of(Kind.CHUNK) == [bytes((number,)) for number in range(100)]
-        for kind in (Kind.DISPATCH, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK):
+        for kind in (Kind.DISPATCH, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK, Kind.RESUME):
             await connection.send(kind, JOB, b"payload")
             assert await node.next_event() == (kind.name, (JOB, b"payload"))
 
