@@ -263,7 +263,7 @@ class CoordinatorClient(CoordinatorTransport):
         await self.fetch("POST", f"/v1/jobs/{job.hex()}/orders", {"candidates": listed}, self._homes.get(job))
 
     async def _submit_once(self, url: str, submission: bytes, linger: int | None) -> JobStream:
-        link = await self._links_of(url).find(len(submission), self.timeout().connect)
+        link = await self._links_of(url).find(len(submission), self.connect_seconds)
         if link is not None:
             return await link.submit(submission, linger)
         return HttpJobStream(await self._post(url, submission, linger))
