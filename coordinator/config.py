@@ -19,6 +19,7 @@ from tallystick.protocol.types import Amount
 from tallystick.runtime.config import home, load
 from tallystick.runtime.connection_limiter import ConnectionLimits
 from tallystick.runtime.database_url import parse_database_url
+from tallystick.runtime.trusted_proxies import TrustedProxies
 from tallystick.tracing.settings import TracingSettings
 
 ENV_PREFIX = "TALLY_COORDINATOR_"
@@ -123,6 +124,8 @@ class CoordinatorConfig:
     """Concurrent connections of clients and nodes together."""
     max_connections_per_address: int = 1_000
     """An address is an IPv4 address or the /64 network of an IPv6 address."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks of the reverse proxies that name their clients in X-Forwarded-For."""
     max_nodes_per_address: int = 64
     max_jobs_per_address: int = 256
     max_jobs_per_payer: int = 256
@@ -165,7 +168,8 @@ class CoordinatorConfig:
             raise BadMessage(f"config: hedge_share: expected a share from 0 to 1, got {self.hedge_share}")
         self._check_match_log()
         self._check_retention()
-        Tiers(self.tiers)
+        self._check_tiers()
+        TrustedProxies.parse(self.trusted_proxies)
         self._check_replicas()
         if not 0 <= self.fee_bps <= 10_000:
             raise BadMessage(f"config: fee_bps: expected 0 to 10000 hundredths of a percent, got {self.fee_bps}")
@@ -221,6 +225,12 @@ class CoordinatorConfig:
             name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
             url = f"{parts.scheme}://{name}:{port}"
         return read_replica_url(url, "config: public_urls[0]")
+
+    def _check_tiers(self) -> None:
+        Tiers(self.tiers)
+        for tier in self.tiers:
+            if tier.discount is not None:
+                raise BadMessage(f"config: tiers: {tier.name}: discount: providers set the prices; a node's config may have it")
 
     def _check_match_log(self) -> None:
         between, keep = self.match_log_seconds, self.match_log_keep_seconds
@@ -282,7 +292,11 @@ class CoordinatorConfig:
     @property
     def connection_limits(self) -> ConnectionLimits:
         """Limits of the HTTP server."""
-        return ConnectionLimits(connections=self.max_connections, per_address=self.max_connections_per_address)
+        return ConnectionLimits(
+            connections=self.max_connections,
+            per_address=self.max_connections_per_address,
+            proxies=TrustedProxies.parse(self.trusted_proxies),
+        )
 
     @property
     def intake_limits(self) -> IntakeLimits:

@@ -18,6 +18,7 @@ from node.domain.credit_limits import CreditLimits
 from node.domain.dynamic_pricing import PriceRule, apply_price_rules, batch_rule
 from node.domain.payout_policy import PayoutPolicy
 from node.domain.published_asks import Offer, for_batch, split_scoring
+from node.domain.tier_prices import TierPrices
 from node.engines.api_key import AUTHORIZATION, ApiKey
 from node.engines.capabilities import Capabilities
 from node.engines.engine_settings import EngineSettings
@@ -34,6 +35,7 @@ from tallystick.protocol.tiers import Tier, Tiers
 from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.config import home, load
 from tallystick.runtime.plaintext import is_loopback
+from tallystick.runtime.trusted_proxies import TrustedProxies
 from tallystick.tracing.settings import NodeTracing
 
 if TYPE_CHECKING:
@@ -245,6 +247,7 @@ class NodeConfig:
     shutdown_grace: float = 60.0
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
+    trusted_proxies: tuple[str, ...] = ()
     page_urls: tuple[str, ...] = ()
     page_wallets: tuple[Address, ...] = ()
     page_key: str | None = field(default=None, repr=False)
@@ -289,11 +292,12 @@ class NodeConfig:
 
     def _check_access(self) -> None:
         check_urls(self.page_urls, "page_urls")
+        TrustedProxies.parse(self.trusted_proxies)
         for tier in self.tiers:
             if tier.jobs_per_minute is not None:
                 text = "only a coordinator counts the jobs of a minute; set jobs_in_flight"
                 raise BadMessage(f"config: tiers: {tier.name}: jobs_per_minute: {text}")
-        Tiers(self.tiers)
+        TierPrices(self.access)
         if self.page_key is not None and len(self.page_key) < MIN_KEY:
             raise BadMessage(f"config: page_key: expected at least {MIN_KEY} characters, got {len(self.page_key)}")
 

@@ -18,6 +18,7 @@ from tallystick.protocol.weights import NO_WEIGHTS, Weights
 from tallystick.protocol.wire import MAX_HEDGE_MS
 from tallystick.runtime.config import home, load
 from tallystick.runtime.plaintext import is_loopback
+from tallystick.runtime.trusted_proxies import TrustedProxies
 from tallystick.tracing.settings import ClientTracing
 
 MIB = 1024 * 1024
@@ -39,6 +40,8 @@ def read_priority(value: object, member: str) -> str:
 MAX_WAIT_SECONDS = 1_800
 MAX_HEDGE_SECONDS = MAX_HEDGE_MS / 1_000
 """The longest wait for a free slot that a request may ask for. A coordinator may allow less."""
+MAX_WEIGHT = 1_000
+"""The most that one API key may weigh."""
 MAX_LABEL = 64
 """The most characters of a workload's label."""
 ANY_ORIGIN = "*"
@@ -50,6 +53,7 @@ _AT_LEAST_ONE = (
     "idempotency_seconds",
     "default_max_output_tokens",
     "max_jobs",
+    "key_slots",
     "proof_folder_mib",
     "cache_folder_mib",
     "responses_count",
@@ -96,7 +100,7 @@ class ApiKey:
 
     The workload of its jobs is `label`, or a workload below it that a request names. `models`: the models and aliases that it may
     use, all if empty. A named alias may be used with all its models, and those not by their own names. `share_prompts`: whether
-    audits may show its prompts to other providers; see `audits.consent`. Raises BadMessage.
+    audits may show its prompts to other providers; see `audits.consent`. `weight`: its share of `key_slots`. Raises BadMessage.
     """
 
     label: str
@@ -111,10 +115,13 @@ class ApiKey:
     min_stake: Amount = Amount(0)
     require: Requirements = field(default_factory=Requirements)
     share_prompts: bool | None = None
+    weight: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < len(self.label) <= MAX_LABEL:
             raise BadMessage(f"config: api_keys: label: expected 1 to {MAX_LABEL} characters, got {len(self.label)}")
+        if not 1 <= self.weight <= MAX_WEIGHT:
+            raise BadMessage(f"config: api_keys: {self.label}: weight: expected 1 to {MAX_WEIGHT}, got {self.weight}")
         if (self.secret is None) is (self.secret_env is None):
             raise BadMessage(f"config: api_keys: {self.label}: expected one of secret and secret_env")
 
@@ -354,7 +361,9 @@ class ClientConfig:
     port: int = 8421
     api_key: str | None = field(default=None, repr=False)
     api_keys: tuple[ApiKey, ...] = ()
+    key_slots: int = 256
     allow_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     page_urls: tuple[str, ...] = ()
     page_wallets: tuple[Address, ...] = ()
     max_body_bytes: int = 16 * MIB
@@ -377,6 +386,7 @@ class ClientConfig:
                 text = f'expected origins such as "http://localhost:3000", without a path, or "*" for all, got {origin!r}'
                 raise BadMessage(f"config: allow_origins: {text}")
         check_urls(self.page_urls, "page_urls")
+        TrustedProxies.parse(self.trusted_proxies)
         self._check_numbers()
         self._check_upstreams()
         check_referees(self.referees)

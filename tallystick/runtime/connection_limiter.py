@@ -21,6 +21,7 @@ from tallystick.protocol.wire import dumps
 from tallystick.runtime.buffered_transport import buffered
 from tallystick.runtime.http_direct import DirectRoutes
 from tallystick.runtime.http_protocol import HttpProtocol
+from tallystick.runtime.trusted_proxies import NO_PROXIES, TrustedProxies, forwarded_scheme
 from tallystick.runtime.websocket import FastPathWebSocket
 
 _LINGER_SECONDS = 1.0
@@ -32,6 +33,8 @@ MIN_READ_BYTES = 64 * 1024
 """Bytes that a client must read within `stall_seconds` while more than that waits for it."""
 MAX_UNREAD_PONG_BYTES = 64 * 1024
 """Unread bytes of a WebSocket above which its pings get no answer."""
+_PROXIES = "trusted proxies"
+"""The key under which their connections are counted."""
 log = structlog.get_logger()
 _REASONS = {
     400: "Bad Request",
@@ -62,10 +65,12 @@ def address_key(host: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """The limits of one server. Behind a proxy, `per_address` counts the proxy's address.
+    """The limits of one server.
 
     `connections`, `per_address`: open connections. `head_seconds`, `head_bytes`: duration and size of a request's head.
     `stall_seconds`: the time in which a client must read MIN_READ_BYTES, and must finish sending an answered request.
+    `proxies`: their connections are no client's, so only `connections` bounds them. A WebSocket counts as its client's, and a
+    request has its client's address.
     """
 
     connections: int = 10_000
@@ -73,6 +78,7 @@ class ConnectionLimits:
     head_seconds: float = 15
     head_bytes: int = 64 * 1024
     stall_seconds: float = 45
+    proxies: TrustedProxies = NO_PROXIES
 
 
 class ConnectionLimiter:
@@ -91,23 +97,32 @@ class ConnectionLimiter:
 
     def acquire(self, address: str) -> tuple[int, TallyError] | None:
         """Counts a new connection. Returns None, or the HTTP status and the error if a limit is reached. See `address_key`."""
-        limits, address = self.limits, address_key(address)
-        if self._open[address] >= limits.per_address:
-            text = f"{address}: expected at most {limits.per_address} open connections of one address; close one and try again"
+        refused = self.check(address)
+        if refused is None:
+            self._open[self._key(address)] += 1
+        return refused
+
+    def check(self, address: str) -> tuple[int, TallyError] | None:
+        """Returns what `acquire` would, and counts nothing."""
+        limits, key = self.limits, self._key(address)
+        if key != _PROXIES and self._open[key] >= limits.per_address:
+            text = f"{key}: expected at most {limits.per_address} open connections of one address; close one and try again"
             return 429, Unavailable(Code.RATE_LIMITED, text)
         if self.open_connections >= limits.connections:
             return 503, Unavailable(
                 Code.RATE_LIMITED, f"this server has all {limits.connections} connections in use; try again later"
             )
-        self._open[address] += 1
         return None
 
     def release(self, address: str) -> None:
         """Counts a closed connection."""
-        address = address_key(address)
-        self._open[address] -= 1
-        if not self._open[address]:
-            del self._open[address]
+        key = self._key(address)
+        self._open[key] -= 1
+        if not self._open[key]:
+            del self._open[key]
+
+    def _key(self, address: str) -> str:
+        return _PROXIES if self.limits.proxies.trust(address) else address_key(address)
 
     def protocols(self) -> tuple[type[HttpProtocol], type[FastPathWebSocket]]:
         """Subclasses of uvicorn's protocols whose connections this limiter counts and limits."""
@@ -190,7 +205,7 @@ class _Http(_WatchedProtocol, HttpProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(buffered(transport))
-        address = self.client[0] if self.client else ""
+        address = _host(self.client)
         refused = self.LIMITER.acquire(address)
         if refused is not None:
             self._refuse(*refused)
@@ -229,6 +244,7 @@ class _Http(_WatchedProtocol, HttpProtocol):
         if sum(map(len, chain.from_iterable(self.headers))) + len(self.url) > self.LIMITER.limits.head_bytes:
             self._refuse_large()
             raise ValueError("head too long")  # the parser stops here
+        self._name_client()
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
@@ -247,7 +263,18 @@ class _Http(_WatchedProtocol, HttpProtocol):
     def handle_websocket_upgrade(self) -> None:
         self._end_head()
         self._release()  # from here on the WebSocket protocol counts the connection
+        refused = self.LIMITER.check(_host(self.scope["client"]))
+        if refused is not None:  # the client of a proxy, whose own connection is not the client's
+            self._refuse(*refused)
+            return
         super().handle_websocket_upgrade()
+
+    def _name_client(self) -> None:
+        """Puts the client and scheme of a request that came from a trusted proxy in its scope."""
+        proxies, peer = self.LIMITER.limits.proxies, _host(self.client)
+        if proxies.trust(peer):
+            self.scope["client"] = proxies.client_address(peer, self.headers), 0
+            self.scope["scheme"] = forwarded_scheme(self.headers) or self.scope["scheme"]
 
     def _begin_head(self) -> None:
         self._head = 0
@@ -284,7 +311,7 @@ class _Http(_WatchedProtocol, HttpProtocol):
             f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
             f"{'retry-after: 1' if error.retry else 'x-should-retry: false'}\r\nconnection: close\r\n\r\n"
         )
-        log.info("connection refused", address=self.client and self.client[0], status=status, reason=str(error))
+        log.info("connection refused", address=_host(self.client), status=status, reason=str(error))
         self._refused = True
         self.transport.write(head.encode() + body)
         if self.LIMITER.lingering >= LINGERING:
@@ -301,7 +328,7 @@ class _Http(_WatchedProtocol, HttpProtocol):
 
 
 class _WebSocket(_WatchedProtocol, FastPathWebSocket):
-    """One WebSocket connection. The limiter counted it as an HTTP connection before, so there is room for it."""
+    """One WebSocket connection. Its HTTP connection has asked the limiter, so there is room for it."""
 
     LIMITER: ConnectionLimiter
     _address: str | None = None
@@ -309,9 +336,16 @@ class _WebSocket(_WatchedProtocol, FastPathWebSocket):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(buffered(transport))
         self._stall = _StallWatch(self.transport, self.LIMITER.limits.stall_seconds)
-        address = self.client[0] if self.client else ""
+
+    def handle_connect(self, event: Any) -> None:
+        proxies, address = self.LIMITER.limits.proxies, _host(self.client)
+        if proxies.trust(address):
+            headers = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in event.headers.raw_items()]
+            address = proxies.client_address(address, headers)
+            self.client = address, 0
         if self.LIMITER.acquire(address) is None:
             self._address = address
+        super().handle_connect(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._address is not None:
@@ -327,3 +361,8 @@ class _WebSocket(_WatchedProtocol, FastPathWebSocket):
             super().handle_ping()
         else:
             self.conn.data_to_send()
+
+
+def _host(client: Any) -> str:
+    """The host of an ASGI scope's client."""
+    return client[0] if client else ""

@@ -105,6 +105,7 @@ def server_config(
         lifespan="off",
         timeout_graceful_shutdown=GRACE_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        proxy_headers=False,  # uvicorn would trust each program on this machine; see trusted_proxies.py
         http=http,
         ws="none" if ws_max_size is None else websocket,
         ws_max_size=ws_max_size or 0,

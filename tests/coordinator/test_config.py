@@ -72,6 +72,15 @@ def test_invalid_values_are_refused_at_start(name: str, value: float) -> None:
         load_config(EXAMPLE, {name: value})
 
 
+def test_trusted_proxies_reach_the_server() -> None:
+    """The setting is that of the HTTP server; a name, which may change, is refused at start."""
+    proxies = load_config(EXAMPLE, {"trusted_proxies": ["10.0.0.0/8"]}).connection_limits.proxies
+    assert proxies.trust("10.1.2.3")
+    assert not load_config(EXAMPLE).connection_limits.proxies.networks
+    with pytest.raises(BadMessage, match="trusted_proxies"):
+        load_config(EXAMPLE, {"trusted_proxies": ["proxy.example"]})
+
+
 def test_the_match_log_is_signed_and_kept_as_configured() -> None:
     """Both times reach the market. Any head interval allowed leaves a match time to be under a head when it is due."""
     limits = load_config(EXAMPLE, {"match_log_seconds": 30, "match_log_keep_seconds": 86_400, "match_log_lost": True}).job_limits

@@ -18,7 +18,7 @@ from tallystick.cli.local.services import get_json
 from tests.contracts.freshness import check_freshness
 
 DEADLINE = 240
-JOBS = 3
+JOBS = 4
 
 
 def _installed() -> bool:
@@ -37,8 +37,10 @@ async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def _ask(running: Cluster, http: httpx.AsyncClient, number: int) -> httpx.Response:
+    """Sends a request. Each second one is streamed, and those from the third on have idempotency keys."""
     body = {"model": running.model, "messages": [{"role": "user", "content": f"Hello {number}"}], "stream": number % 2 == 1}
-    return await http.post(f"{running.gateway}/chat/completions", json=body)
+    headers = {"idempotency-key": f"key-{number}"} if number >= 2 else {}
+    return await http.post(f"{running.gateway}/chat/completions", json=body, headers=headers)
 
 
 async def _behave(running: Cluster, http: httpx.AsyncClient, **simulation: Any) -> int:
@@ -75,7 +77,9 @@ async def _busy(running: Cluster, http: httpx.AsyncClient) -> str:
 
 
 async def test_jobs_whose_answers_had_not_begun(tmp_path: Path) -> None:
-    """They are answered by the other replica, streamed or not, without an error that a caller would see."""
+    """They are answered by the other replica, streamed or not, without an error that a caller would see. Each is paid once, also
+    if its request is sent again with its key.
+    """
     check_freshness()
     async with (
         cluster(tmp_path, replicas=2) as running,
@@ -93,7 +97,10 @@ async def test_jobs_whose_answers_had_not_begun(tmp_path: Path) -> None:
             assert answer.status_code == 200, answer.text
             assert "error" not in answer.json() if number % 2 == 0 else answer.text.rstrip().endswith("[DONE]")
         await _until(lambda: _whole(running))  # the one that was killed is back
-        assert (await _ask(running, http, 0)).status_code == 200
+        for number in range(JOBS):
+            assert (await _ask(running, http, number)).status_code == 200
+        jobs = _charges(running)
+        assert len(jobs) == len(set(jobs)) == 1 + JOBS + 2  # the last two requests without a key were new ones
 
 
 def _charges(running: Cluster) -> list[bytes]:

@@ -49,8 +49,10 @@ from tallystick.protocol.routes import JSON
 from tallystick.protocol.types import parse_job_id
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.access_log import AccessLog
+from tallystick.runtime.connection_limiter import ConnectionLimits
 from tallystick.runtime.http_direct import DirectApp, DirectRoutes
 from tallystick.runtime.serving import serving, wait_for_stop_signal
+from tallystick.runtime.trusted_proxies import TrustedProxies
 from tallystick.tracing.export import exporting
 
 log = structlog.get_logger()
@@ -70,6 +72,7 @@ def build_app(
     operations, handler = operations or Operations(market), handler or RequestHandler(market)
     if batches is not None:
         operations.watch_batches(lambda: batches.open_batches, lambda: batches.running_lines)
+    operations.watch_keys(handler.shares)
     models, authenticator = _ModelRoutes(market), Authenticator(market.config)
     authenticator.sign_in = make_sign_in(market)
     pages = PayerPages(market, may_see=_may_see_all, log_in=authenticator.log_in, sign_in=authenticator.sign_in)
@@ -261,9 +264,12 @@ async def open_batches(
 
 async def _serve(market: Market, operations: Operations, ready: Callable[[int], None] | None) -> None:
     config, handler = market.config, RequestHandler(market)
+    limits = ConnectionLimits(proxies=TrustedProxies.parse(config.trusted_proxies))
     async with (
         open_batches(market, handler) as batches,
-        serving(build_app(market, operations, handler, batches), config.host, config.port, ws_max_size=None) as port,
+        serving(
+            *(build_app(market, operations, handler, batches), config.host, config.port), limits=limits, ws_max_size=None
+        ) as port,
     ):
         host = f"[{config.host}]" if ":" in config.host else config.host
         log.info("gateway ready", url=f"http://{host}:{port}/v1", payer=market.address, coordinator=config.coordinator)

@@ -24,6 +24,7 @@ from tallystick.client.gateway.disconnects import DisconnectWatch, Watch, watch_
 from tallystick.client.gateway.dispatcher import PATH_MODEL
 from tallystick.client.gateway.early_stream import EarlyStream
 from tallystick.client.gateway.forms import Form, translated_after
+from tallystick.client.gateway.key_shares import OWN_KEY_LABEL, KeyShares
 from tallystick.client.gateway.request_bodies import RequestBodies, with_send_timeout
 from tallystick.client.gateway.request_headers import headers_of
 from tallystick.client.gateway.request_trace import served_request
@@ -130,6 +131,7 @@ class RequestHandler:
         self._upstreams = UpstreamRouter(market)
         self._cache = ResponseCache.of(market.config, market.wallet)
         self.responses = ResponseState(ResponseStore.of(market.config, market.wallet), market.config.max_body_bytes)
+        self.shares = KeyShares.of(market.config)
         self._bodies = RequestBodies(market.config.max_body_bytes, market.config.max_total_body_bytes)
 
     @property
@@ -290,7 +292,11 @@ class RequestHandler:
         `judge`: accepts an upstream's answer or not; None accepts every answer.
         """
         if target is None:
-            result = await self._run_job(request, body, sender, sender.attempts)
+            wait = request.options.get("wait", self._market.config.wait_seconds)
+            async with self.shares.slot(OWN_KEY_LABEL if request.caller is None else request.caller.label, wait) as left:
+                if left != wait:
+                    request = replace(request, options=RequestOptions(**{**request.options, "wait": left}))
+                result = await self._run_job(request, body, sender, sender.attempts)
             return result is None, result
         form = Form(request.path, body) if request.dialect is None else Form.translated(request.dialect, body)
         accepts = None if judge is None else judge.accepts

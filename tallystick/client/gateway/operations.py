@@ -20,6 +20,7 @@ from tallystick.client.audits.auditor import OUTCOMES
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.gateway.auth import ANONYMOUS
+from tallystick.client.gateway.key_shares import KeyShareCollector, KeyShares
 from tallystick.client.sdk.maintenance import Maintenance
 from tallystick.client.sdk.market import Market, audit_counts, audits_of, maintenance_of
 from tallystick.protocol.errors import Fault, TallyError
@@ -74,6 +75,10 @@ class Operations:
         """Adds the metrics of batches: how many run, and how many of their requests do."""
         self.metrics.gauge(f"{PREFIX}_batches_open", "Batches that run", count_open)
         self.metrics.gauge(f"{PREFIX}_batch_requests_live", "Running requests of batches", count_running)
+
+    def watch_keys(self, shares: KeyShares) -> None:
+        """Adds the metrics of what each API key runs and waits for."""
+        self.metrics.registry.register(KeyShareCollector(PREFIX, shares))
 
     def watch_traces(self, read: Callable[[], Mapping[str, int]]) -> None:
         """Adds the counts of spans by outcome; `read` returns them."""

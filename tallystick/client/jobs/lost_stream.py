@@ -33,6 +33,7 @@ async def find_out(placed: PlacedJob, reconciler: Reconciler, *, replicated: boo
 
     `replicated`: its coordinator has replicas. `may_move`: another job may take its place. Raises BadReceipt.
     """
+    replicated = replicated and not placed.keyed  # others may read a job with an idempotency key: it is not ended here
     response, record, received = placed.response, placed.record, _received(placed)
     remote: RemoteJob | None = None
     receipt: Verified[Receipt] | None = None

@@ -13,11 +13,19 @@ from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
-from tallystick.protocol.jobs import TERMINAL
+from tallystick.protocol.jobs import TERMINAL, State
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.sealing import ContentKey
 from tallystick.protocol.types import Address, JobId, format_amount
 from tallystick.protocol.versions import PROTOCOL
+
+
+class KeyFreed(Unavailable):
+    """The job of an idempotency key was lost with its coordinator's replica and costs nothing. The key may place another job."""
+
+    def __init__(self) -> None:
+        text = "the job of this idempotency key was lost with its replica and costs nothing; send the request again"
+        super().__init__(Code.COORDINATOR_UNAVAILABLE, text)
 
 
 async def resume_job(
@@ -25,8 +33,9 @@ async def resume_job(
 ) -> RunningJob:
     """The job of an idempotency key, read from its first frame on. It costs what it cost before, and nothing more.
 
-    A key whose job was never admitted is forgotten, so that the next request with it places a new job. A job that a release with
-    another protocol submitted cannot be resumed, since its bytes would be refused. Raises TallyError.
+    A key whose job was never admitted, or was lost with its replica and costs nothing, is forgotten, so that the next request
+    with it places a new job. A job that a release with another protocol submitted cannot be resumed, since its bytes would be
+    refused. Raises TallyError.
     """
     if keyed.header[:1] != bytes((PROTOCOL,)):
         text = "the request of this idempotency key was signed by another release and never arrived; send it again"
@@ -66,8 +75,13 @@ async def _explain_refusal(context: JobContext, keyed: IdempotencyKey, refused: 
         if known is not None and known.receipt is not None:  # the coordinator lost a job that was paid for: not to be paid twice
             return _answer_gone(job, known.state.value, known.receipt)
         await context.ledger.end_job(job, JobState.FAILED, str(refused), context.now(), keep_orders_open=True)
-        await context.ledger.forget_key(keyed.key)
+        await context.ledger.forget_key_of(job)
         return refused
+    if remote.state is not State.CANCELLED and context.coordinator.replicas.has_several:
+        if await context.reconciler.await_free_end(job, remote, cancels=False):  # another process may read it
+            await context.ledger.forget_key_of(job)
+            return KeyFreed()
+        remote, receipt = await context.reconciler.reconcile(job)
     if remote.state not in TERMINAL:
         return Unavailable(Code.COORDINATOR_UNAVAILABLE, f"job {job.hex()} is {remote.state.value}; send the request again later")
     return _answer_gone(job, remote.state.value, receipt)

@@ -68,8 +68,8 @@ class RunningJob:
         """The error that ended it."""
         self.resubmit: Callable[[RunningJob], Awaitable[RunningJob]] | None = None
         """Submits its request anew, after its coordinator's replica was lost before its reader got a part of the answer, or after
-        all its providers had no free slot, because replicas give them jobs at the same time. None for a coordinator without
-        replicas.
+        all its providers had no free slot, because replicas give them jobs at the same time. With an idempotency key it resumes
+        the key's job if that goes on, or is another one by now. None for a coordinator without replicas.
         """
         self._moves = 0
         self._may_restart = True
@@ -171,7 +171,7 @@ class RunningJob:
         async with self._turn:
             while not self.done and size <= limit:
                 chunk = await self._take_chunk(joined=True)
-                if placed is not self.placed:  # another job took its place, whose answer begins anew
+                if placed is not self.placed:  # another answer took its place, which begins anew
                     parts, size, placed = [], 0, self.placed
                 parts.append(chunk)
                 size += len(chunk)
@@ -281,6 +281,8 @@ class RunningJob:
         if self._moves < MAX_MOVES and await placed.send_elsewhere():
             self._moves += 1
             return
+        if placed.keyed and await self._ask_again():
+            return
         try:
             lost = await find_out(placed, reconciler, replicated=self.resubmit is not None, may_move=self._may_move)
         except BadReceipt as error:
@@ -297,21 +299,31 @@ class RunningJob:
         text = f"the stream from the coordinator broke ({reason}) after {lost.report}"
         self._end_with(StreamInterrupted(text, lost.receipt, retry=placed.keyed or lost.over))
 
+    async def _ask_again(self) -> bool:
+        """Asks for the job of its idempotency key again, of which no part has left this job. Returns whether one took its place.
+
+        Other processes may read the job, so it is not cancelled: `resubmit` finds out whether it goes on, or costs nothing.
+        """
+        if self.resubmit is None or self.placed.response.complete or not self._may_move or self.placed.record.cancelling:
+            return False
+        await self.placed.left()
+        return await self._move(None)
+
     @property
     def _may_move(self) -> bool:
         """Whether another job may take the place of this one: no part of the answer left it, and it has not moved too often."""
         response, kept = self.placed.response, self._may_restart and self.reads_whole
         return self._moves < MAX_MOVES and (kept or not (response.head is not None or response.chunks))
 
-    async def _move(self, is_free: Callable[[JobId], Awaitable[bool]]) -> bool:
+    async def _move(self, is_free: Callable[[JobId], Awaitable[bool]] | None) -> bool:
         """Submits the request anew, if nothing of the answer left this job and it can cost nothing, as `is_free` says.
 
-        Returns whether it did; then this is the new job. It does so MAX_MOVES times at most.
+        `is_free`: None if `resubmit` finds that out. Returns whether it did; then this is the new job. At most MAX_MOVES times.
         """
         record, resubmit = self.placed.record, self.resubmit
         if resubmit is None or not self._may_move or record.cancelling:
             return False
-        if not await is_free(self.id) or record.cancelling:
+        if is_free is not None and (not await is_free(self.id) or record.cancelling):
             return False
         self._moves += 1
         if self.trace is not None:

@@ -46,6 +46,14 @@ class ReplicaLost(Unavailable):
         super().__init__(Code.COORDINATOR_UNAVAILABLE, "the coordinator's replica was lost; the job ended without a charge")
 
 
+class KeyTaken(Unavailable):
+    """Another process stored a job of its own for an idempotency key meanwhile. Nothing was posted here."""
+
+    def __init__(self) -> None:
+        text = "another process of this wallet just submitted a job with this idempotency key; send the request again"
+        super().__init__(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
+
+
 @dataclass(frozen=True, slots=True)
 class KeyedRequest:
     """An idempotency key and the fingerprint of its request."""
@@ -141,10 +149,9 @@ class JobSubmitter:
         return Submitted(response, stream, post)
 
     async def _store_key(self, keyed: IdempotencyKey) -> None:
-        """Stores an idempotency key. Raises Unavailable if another process has just stored it for a job of its own."""
+        """Stores an idempotency key. Raises KeyTaken."""
         if (await self.ledger.store_key(keyed, keyed.made_at - self.config.idempotency_seconds)).job != keyed.job:
-            text = "another process of this wallet just submitted a job with this idempotency key; send the request again"
-            raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
+            raise KeyTaken
 
     async def _sign(
         self, info: CoordinatorInfo, job: NewJob, drafts: Sequence[tuple[Address, Terms]], wait: int
@@ -237,9 +244,7 @@ class JobSubmitter:
                 self.reconciler.abandon(job)
             return
         if idempotency_key is not None:
-            keyed = await self.ledger.find_key(idempotency_key.key)
-            if keyed is not None and keyed.job == job:
-                await self.ledger.forget_key(idempotency_key.key)
+            await self.ledger.forget_key_of(job)
         await self.ledger.end_job(job, JobState.FAILED, str(error), self.clock() // 1_000_000_000)
 
 

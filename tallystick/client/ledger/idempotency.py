@@ -118,5 +118,5 @@ def forget_key(c: Connection, payer: Address, key: str) -> None:
 
 
 def forget_key_of(c: Connection, payer: Address, job: JobId) -> None:
-    """Deletes the key, if any, of a job that its providers refused; the key may be used again."""
+    """Deletes the key, if any, of a job that costs nothing; the key may be used again. That of another job stays."""
     c.execute(sa.delete(keys).where(keys.c.payer == payer, keys.c.job == job.hex()))

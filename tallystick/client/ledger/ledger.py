@@ -295,7 +295,7 @@ class Ledger:
         await self._database.write(lambda c: idempotency.forget_key(c, self.payer, key), synced=False)
 
     async def forget_key_of(self, job: JobId) -> None:
-        """Deletes the key, if any, of a job that no provider accepted; the key may be used again."""
+        """Deletes the key, if any, of a job that costs nothing; the key may be used again. That of another job stays."""
         await self._database.write(lambda c: idempotency.forget_key_of(c, self.payer, job), synced=False)
 
     async def tab(self, domain: Domain, provider: Address, now: int) -> Tab:

@@ -154,12 +154,13 @@ class Reconciler:
         with contextlib.suppress(TallyError):
             await self._coordinator.cancel(job)
 
-    async def await_free_end(self, job: JobId, remote: RemoteJob | None, *, brief: bool = False) -> bool:
+    async def await_free_end(self, job: JobId, remote: RemoteJob | None, *, brief: bool = False, cancels: bool = True) -> bool:
         """Waits for the end of a job whose replica was lost, after which the request may be submitted anew.
 
         `remote`: what `reconcile` has just returned; None if it raised. Returns whether the job ended and can cost nothing any
         more: the ledger has receipts at no cost for all orders that a provider had. Returns False if that does not become known
-        in time. `brief`: the caller waits for nothing but the word whether it may send the request again.
+        in time. `brief`: the caller waits for nothing but the word whether it may send the request again. `cancels`: a job that
+        goes on may be cancelled, which ends it sooner.
         """
         for pause in REPLICA_POLLS[:BRIEF_POLLS] if brief else REPLICA_POLLS:
             is_over = remote is not None and remote.state in TERMINAL
@@ -168,7 +169,7 @@ class Reconciler:
             if remote is not None and remote.receipt is not None and remote.receipt.message.cost:
                 return False  # it is charged, or its receipt is disputed
             await asyncio.sleep(pause)
-            if not is_over:  # the database may not have noticed yet that the replica is gone
+            if not is_over and cancels:  # the database may not have noticed yet that the replica is gone
                 await self.end_lost(job)
             with contextlib.suppress(TallyError):
                 remote, _ = await self.reconcile(job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from weakref import WeakValueDictionary
@@ -13,12 +13,14 @@ from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.checked_info import CheckedInfo
 from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.coordinator.info import CoordinatorInfo
+from tallystick.client.coordinator.transport import ConnectionLost
 from tallystick.client.jobs.job_trace import JobTrace
 from tallystick.client.jobs.placed_job import PlacedJob
-from tallystick.client.jobs.resume import resume_job
+from tallystick.client.jobs.resume import KeyFreed, resume_job
 from tallystick.client.jobs.running_job import JobContext, RunningJob
-from tallystick.client.jobs.submit import JobSubmitter, KeyedRequest, ReplicaLost
+from tallystick.client.jobs.submit import JobSubmitter, KeyedRequest, KeyTaken, ReplicaLost
 from tallystick.client.ledger import idempotency
+from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.receipts.file_store import ProofStore
@@ -36,6 +38,8 @@ from tallystick.protocol.types import Amount
 
 MAX_AUDITED_BYTES = 1 << 20
 """Bytes of the longest answer that is kept for audits."""
+KEY_TRIES = 4
+"""How often one request looks up the job of its idempotency key."""
 _STALE_SHORTLIST = (Code.NO_PROVIDER, Code.NODE_BUSY)
 """Refusals after which a fresh shortlist may succeed."""
 
@@ -83,21 +87,41 @@ class ShortlistSubmitter:
         request = request.with_evidence() if self.config.evidence else request
         if key is None:
             return await self._submit_to_shortlist(request, demand, options)
-        async with self._keys.setdefault(idempotency.check_key(key), asyncio.Lock()):
-            keyed = await self.ledger.find_key(key)
-            if keyed is None:
-                options = replace(options, idempotency_key=KeyedRequest(key, fingerprint))
-                return await self._submit_to_shortlist(request, demand, options)
-            idempotency.check_same(keyed, fingerprint)
-            info, context = await self._open_context()
-            kept = self._bytes_to_keep(request, options)
-            job = await resume_job(context, info.coordinator, keyed, request, keep_bytes=kept)
-            self._prepare_audit(job, request, options)
-            job.trace = options.trace
-            if job.trace is not None:
-                job.trace.submitted(job.id)
-            self.running.add(job)
-            return job
+        keyed = KeyedRequest(idempotency.check_key(key), fingerprint)
+        options = replace(options, idempotency_key=keyed)
+        submit = partial(self._submit_to_shortlist, request, demand, options)
+        job = await self._submit_keyed(keyed, submit, request, options)
+        if self.coordinator.replicas.has_several:
+            job.resubmit = partial(self._resubmit_keyed, keyed, request, demand, options)
+        return job
+
+    async def _submit_keyed(
+        self, key: KeyedRequest, submit: Callable[[], Awaitable[RunningJob]], request: ApiRequest, options: JobOptions
+    ) -> RunningJob:
+        """Resumes the job of an idempotency key, or submits one for a key without. Requests of one key go one after the other.
+
+        A key that is another job's by now, or none's any more, or whose replica was lost meanwhile, is looked up again.
+        """
+        async with self._keys.setdefault(key.key, asyncio.Lock()):
+            for tries_left in reversed(range(KEY_TRIES)):
+                keyed = await self.ledger.find_key(key.key)
+                try:
+                    return await (submit() if keyed is None else self._resume(keyed, key, request, options))
+                except (KeyTaken, KeyFreed, ConnectionLost) as error:
+                    if not tries_left or (isinstance(error, ConnectionLost) and not self.coordinator.replicas.has_several):
+                        raise
+        raise RuntimeError("an idempotency key was not tried")
+
+    async def _resume(self, keyed: IdempotencyKey, key: KeyedRequest, request: ApiRequest, options: JobOptions) -> RunningJob:
+        idempotency.check_same(keyed, key.fingerprint)
+        info, context = await self._open_context()
+        job = await resume_job(context, info.coordinator, keyed, request, keep_bytes=self._bytes_to_keep(request, options))
+        self._prepare_audit(job, request, options)
+        job.trace = options.trace
+        if job.trace is not None:
+            job.trace.submitted(job.id)
+        self.running.add(job)
+        return job
 
     async def _open_context(self) -> tuple[CoordinatorInfo, JobContext]:
         info = await self.info.get()
@@ -143,7 +167,17 @@ class ShortlistSubmitter:
     async def _resubmit(self, request: ApiRequest, demand: Demand, options: JobOptions, job: RunningJob) -> RunningJob:
         """Submits the request of a job anew that did not begin. The job takes the place of the new one, which may wait."""
         self.shortlists.forget(demand)
-        other = await self._submit_to_current(request, demand, options)
+        return self._replaced(job, await self._submit_to_current(request, demand, options))
+
+    async def _resubmit_keyed(
+        self, key: KeyedRequest, request: ApiRequest, demand: Demand, options: JobOptions, job: RunningJob
+    ) -> RunningJob:
+        """The same for a job with an idempotency key, which may go on, or be another one by now."""
+        self.shortlists.forget(demand)
+        submit = partial(self._submit_to_current, request, demand, options)
+        return self._replaced(job, await self._submit_keyed(key, submit, request, options))
+
+    def _replaced(self, job: RunningJob, other: RunningJob) -> RunningJob:
         if not job.done:
             self.running.forget(other)
         return other

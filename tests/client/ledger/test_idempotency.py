@@ -120,3 +120,16 @@ async def test_keys_are_forgotten(tmp_path: Path, wallet: Signer, monkeypatch: p
     assert (await ledger.store_key(other, 0)).job == JobId(b"\3" * 16)
     assert [await ledger.find_key(key) is not None for key in "0123"] == [False, False, False, True]
     await ledger.close()
+
+
+async def test_a_job_frees_its_own_key_alone(tmp_path: Path, wallet: Signer) -> None:
+    """A process that learns late that a job cost nothing leaves the key to the job that another process placed since."""
+    ledger = await Ledger.open(tmp_path / "state.db", wallet.address)
+    lost, newer = (IdempotencyKey("k", "f", JobId(bytes([at]) * 16), b"c" * 32, b"h", 1) for at in (1, 2))
+    assert await ledger.store_key(lost, 0) == lost
+    assert await ledger.store_key(newer, 0) == lost, "a key has one job"
+    await ledger.forget_key_of(lost.job)
+    assert await ledger.store_key(newer, 0) == newer
+    await ledger.forget_key_of(lost.job)
+    assert await ledger.find_key("k") == newer
+    await ledger.close()

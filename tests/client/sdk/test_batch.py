@@ -49,6 +49,23 @@ async def say(session: Session) -> None:
     await session.finish()
 
 
+async def test_a_map_of_class_batch(market: Market, fake: FakeMarket) -> None:
+    """All its jobs wait behind interactive ones, retries too. Each request has one result, also if it found no slot at first."""
+
+    async def busy_at_first(session: Session) -> None:
+        if len(fake.sessions) <= 2:
+            await session.fail(Unavailable(Code.NODE_BUSY, "no slot became free", fault=Fault.PROVIDER))
+        else:
+            await session.match()
+            await say(session)
+
+    fake.script = busy_at_first
+    found = [done async for done in market.map(numbered(4), priority="batch", wait=600, concurrency=2, ordered=False)]
+    assert sorted((done.index, done.unwrap().text) for done in found) == [(at, str(at)) for at in range(4)]
+    assert sum(done.attempts for done in found) == len(fake.submissions) == 6
+    assert all(submission.batch for submission in fake.submissions)
+
+
 async def test_results_in_order_or_as_they_end(market: Market, fake: FakeMarket) -> None:
     """Each request has exactly one result with its receipt, in the order of the requests or as they end."""
     fake.script = echo

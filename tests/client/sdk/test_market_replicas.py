@@ -26,6 +26,7 @@ from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.pricing import Usage
 from tallystick.protocol.replicas import replica_order
+from tallystick.protocol.types import JobId
 from tests.client.fake_coordinator import (
     BODY,
     CHAT,
@@ -287,6 +288,141 @@ async def test_a_request_is_submitted_anew_a_few_times(replicas: Replicas, walle
             await job.result()
         assert caught.value.retry
     assert len(replicas.served[0].submissions) == 1 + MAX_MOVES
+
+
+# Lost in the middle of a job with an idempotency key
+
+
+def _jobs(replicas: Replicas) -> list[JobId]:
+    """The jobs that were posted, each once."""
+    return list(dict.fromkeys(submission.job for submission in replicas.served[0].submissions))
+
+
+async def _until_dispatched(replicas: Replicas) -> None:
+    await eventually(lambda: bool(replicas.served[0].sessions and replicas.served[0].last.attempts))
+
+
+@pytest.mark.parametrize("script", [after_dispatch, after_dispatch_void])
+@pytest.mark.parametrize("body", [BODY, STREAM], ids=["whole", "streamed"])
+async def test_a_keyed_job_lost_before_the_answer(
+    replicas: Replicas, wallet: Signer, config: ClientConfig, script: Script, body: dict[str, Any]
+) -> None:
+    """It is submitted anew as any other, once the lost one can cost nothing. Its key is then the new job's."""
+    replicas.script(script)
+    async with client(replicas, wallet, config) as market:
+        async with await market.submit(CHAT, body, key="one") as job:
+            lost, reading = job.id, asyncio.create_task(job.result())
+            await _until_dispatched(replicas)
+            await replicas.kill_first()
+            assert b"tally" in (await reading).body
+            assert _jobs(replicas) == [lost, job.id]
+        assert market.running == 0
+        assert lost not in replicas.served[1].cancels  # another process may read it
+        tab = await market.tab(replicas.served[0].providers[0].address)
+        assert (tab.accepted, tab.open_caps) == (3, 0)
+        with pytest.raises(Refusal, match="ended as completed"):  # the fake keeps no answers
+            await market.submit(CHAT, body, key="one")
+        assert len(_jobs(replicas)) == 2
+
+
+async def test_processes_that_share_the_key_of_a_lost_job(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """Of several that all find that it costs nothing, one buys the answer; the others look for that one's job."""
+    replicas.script(after_dispatch)
+    async with AsyncExitStack() as stack:
+        markets = [await stack.enter_async_context(client(replicas, wallet, config)) for _ in range(3)]
+        job = await markets[0].submit(CHAT, BODY, key="one")
+        await _until_dispatched(replicas)
+        await replicas.kill_first()
+
+        async def again(market: Market) -> bytes:
+            async with await market.submit(CHAT, BODY, key="one") as job:
+                return (await job.result()).body
+
+        answers = await asyncio.gather(job.result(), *map(again, markets[1:]), return_exceptions=True)
+        assert any(ANSWER in (answer, getattr(answer, "body", None)) for answer in answers)
+        assert len(_jobs(replicas)) == 2
+        for answer in answers:  # the fake keeps no answers for the others
+            assert not isinstance(answer, BaseException) or "ended as completed" in str(answer) or "running" in str(answer)
+        tab = await markets[0].tab(replicas.served[0].providers[0].address)
+        assert (tab.accepted, tab.open_caps) == (3, 0)
+
+
+async def test_a_keyed_job_whose_client_was_gone(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """A later process that sends the request again gets an answer, without an error in between."""
+    replicas.script(after_dispatch)
+    async with client(replicas, wallet, config) as market:
+        job = await market.submit(CHAT, BODY, key="one")
+        job.runs_on = lambda: True
+        async with job:
+            await _until_dispatched(replicas)
+    await replicas.kill_first()
+    async with client(replicas, wallet, config) as market, await market.submit(CHAT, BODY, key="one") as job:
+        assert (await job.result()).body == ANSWER
+    assert len(_jobs(replicas)) == 2
+
+
+async def test_a_keyed_job_whose_connection_alone_was_lost(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """The job goes on. Its reader asks for it again, and gets the answer once, from its beginning."""
+
+    async def cut_once(session: Session) -> None:
+        tab = replicas.served[0].providers[0].tab
+        await session.match()
+        await session.answer()
+        await session.chunk(ANSWER[:5])
+        replicas.served[0].script = honest
+        del replicas.served[0].sessions[session.job]  # so that the fake takes the job up again, as a real one resumes it
+        replicas.served[0].providers[0].tab = tab
+        await session.cut()
+
+    replicas.script(cut_once)
+    async with client(replicas, wallet, config) as market, await market.submit(CHAT, BODY, key="one") as job:
+        first = job.id
+        assert (await job.result()).body == ANSWER
+        assert (job.id, _jobs(replicas)) == (first, [first])
+
+
+@pytest.mark.parametrize("billed", [True, False])
+async def test_a_lost_keyed_job_that_costs_something(
+    replicas: Replicas, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch, billed: bool
+) -> None:
+    """While a provider may bill it, or once it did, its key buys no other job, however often it is used."""
+    monkeypatch.setattr(reconciler, "REPLICA_POLLS", (0.01,) * 5)
+
+    async def script(session: Session) -> None:
+        session.survives = not billed
+        session.state = State.STREAMING
+        await session.match()
+        try:
+            await session.hang()
+        finally:
+            if billed:
+                session.bill(Usage(10, 0, 5), Outcome.CLIENT_CANCELLED)
+
+    replicas.script(script)
+    async with client(replicas, wallet, config) as market:
+        async with await market.submit(CHAT, BODY, key="one") as job:
+            reading = asyncio.create_task(job.result())
+            await _until_dispatched(replicas)
+            await replicas.kill_first()
+            with pytest.raises(TallyError):
+                await reading
+        for _ in range(2):
+            with pytest.raises(TallyError, match="were billed" if billed else "send the request again later"):
+                await market.submit(CHAT, BODY, key="one")
+    assert len(_jobs(replicas)) == 1
+
+
+async def test_a_key_whose_slots_were_given_away_twice(replicas: Replicas, wallet: Signer, config: ClientConfig) -> None:
+    """It is submitted anew as a request without a key is."""
+    scripts = [refuses_as_busy, honest]
+
+    async def script(session: Session) -> None:
+        await scripts.pop(0)(session)
+
+    replicas.script(script)
+    async with client(replicas, wallet, config) as market, await market.submit(CHAT, BODY, key="one") as job:
+        assert (await job.result()).body == ANSWER
+    assert len(_jobs(replicas)) == 2
 
 
 # Slots that two replicas gave away at once
