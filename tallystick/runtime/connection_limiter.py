@@ -11,6 +11,7 @@ import functools
 import ipaddress
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import structlog
@@ -240,7 +241,7 @@ class _Http(_WatchedProtocol, HttpProtocol):
 
     def on_headers_complete(self) -> None:
         self._end_head()
-        if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > self.LIMITER.limits.head_bytes:
+        if sum(map(len, chain.from_iterable(self.headers))) + len(self.url) > self.LIMITER.limits.head_bytes:
             self._refuse_large()
             raise ValueError("head too long")  # the parser stops here
         self._name_client()

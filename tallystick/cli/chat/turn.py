@@ -58,6 +58,7 @@ class Turns:
         return stopped
 
     async def _answer(self, question: str) -> tuple[str, bool]:
+        from tallystick.client.jobs.job import run_of
         from tallystick.client.jobs.result import require_success
 
         options = self.options
@@ -66,7 +67,7 @@ class Turns:
         parts: list[str] = []
         stopped = False
         async with await self.market.submit(CHAT, body, keep=options.proof_file is not None) as job:
-            job.on_place = _show_place
+            run_of(job).on_place = _show_place
             try:
                 if options.as_json:
                     result: Result | None = require_success(await job.result())

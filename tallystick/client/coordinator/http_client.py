@@ -43,7 +43,7 @@ from tallystick.protocol.types import ZERO_ADDRESS, Address, JobId
 from tallystick.protocol.wire import Candidate
 
 if TYPE_CHECKING:
-    from tallystick.client.coordinator.job_link import JobLinks
+    from tallystick.client.coordinator.job_links import JobLinks
 
 log = structlog.get_logger()
 JOB_TYPE = "application/vnd.tallystick.job"
@@ -91,7 +91,7 @@ class CoordinatorClient(CoordinatorTransport):
 
     def _links_of(self, url: str) -> JobLinks:
         if url not in self._links:
-            from tallystick.client.coordinator.job_link import JobLinks  # noqa: PLC0415 - slow to import, and most commands place no job
+            from tallystick.client.coordinator.job_links import JobLinks  # noqa: PLC0415 - slow to import, and most commands place no job
 
             self._links[url] = JobLinks(url, self._config, None if url in self.replicas.seeds else self.check_listed)
         return self._links[url]
@@ -263,7 +263,7 @@ class CoordinatorClient(CoordinatorTransport):
         await self.fetch("POST", f"/v1/jobs/{job.hex()}/orders", {"candidates": listed}, self._homes.get(job))
 
     async def _submit_once(self, url: str, submission: bytes, linger: int | None) -> JobStream:
-        link = await self._links_of(url).find(len(submission), self.timeout().connect)
+        link = await self._links_of(url).find(len(submission), self.connect_seconds)
         if link is not None:
             return await link.submit(submission, linger)
         return HttpJobStream(await self._post(url, submission, linger))

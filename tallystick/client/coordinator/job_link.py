@@ -1,33 +1,24 @@
 """The client's end of the link to its coordinator: one WebSocket that carries all its jobs (tallystick/protocol/job_link.py).
 
 Frames come as calls and go to the stream of their job, which holds at most what was granted. One timer watches all streams.
-A coordinator without such a link, or a proxy in between that opens no WebSocket, gets each job by HTTP instead.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
-
-import structlog
-from websockets.exceptions import WebSocketException
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.job_stream import Frame, LinkLost, Sink, StreamLost
-from tallystick.protocol.errors import BadMessage, Fault, TallyError, Unavailable, error_from_json
+from tallystick.protocol.errors import BadMessage, Fault, TallyError, error_from_json
 from tallystick.protocol.job_link import (
     CREDIT_BYTES,
     FRAME_HEAD,
     LAST_FRAMES,
-    LINK_PATH,
     LINK_STREAM,
     MAX_CLIENT_MESSAGE,
-    MAX_COORDINATOR_MESSAGE,
     MAX_STREAM,
-    MAX_SUBMISSION,
     WINDOW_BYTES,
-    pack_greeting,
     pack_number,
     pack_orders,
     pack_record,
@@ -35,27 +26,15 @@ from tallystick.protocol.job_link import (
     read_greeting,
     read_records,
 )
-from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.wire import MAX_FRAME, Candidate, Kind, loads
 from tallystick.runtime.lean_event import LeanEvent
-from tallystick.runtime.websocket_client import CheckPeer, FastPathConnection, open_websocket
-from tallystick.version import __version__
+from tallystick.runtime.websocket_client import FastPathConnection
 
-log = structlog.get_logger()
-SOFTWARE = f"tallystick/{__version__}"
-PING_SECONDS = 20.0
-CLOSE_SECONDS = 3.0
 SWEEP_SECONDS = 1.0
-WITHOUT_LINK_SECONDS = 60.0
-"""Seconds for which jobs go by HTTP after a link could not be opened."""
-BUSY_SECONDS = 5.0
-"""The same, after a coordinator that has no room for a link now."""
 MAX_BUFFERED = WINDOW_BYTES + MAX_FRAME
 """Bytes of one stream that are held, for a coordinator that keeps the rules: what was granted, and one frame beyond it."""
 _QUIET = frozenset((Kind.MATCH, Kind.HEDGE, Kind.CHUNK))
 """Frames that a reader who wants the whole answer need not see at once."""
-
-
 _LEFT = StreamLost("this client stopped reading")
 """Why nothing more comes on a stream that its reader has closed. It is never raised: nobody reads any more."""
 
@@ -211,7 +190,7 @@ class LinkJobStream:
 
 
 class JobLink:
-    """One connection. Open it with `open_link`."""
+    """One connection. Open it with `job_links.open_link`."""
 
     def __init__(self, connection: FastPathConnection, config: ClientConfig) -> None:
         self._connection, self._config = connection, config
@@ -330,92 +309,3 @@ class JobLink:
         self._flush()
         self.problem = self.problem or StreamLost("this client closed the link")
         await self._connection.close()
-
-
-async def open_link(
-    url: str, config: ClientConfig, open_seconds: float | None = None, check_peer: CheckPeer | None = None
-) -> JobLink:
-    """Opens a link to the coordinator at this URL, http or https, within `open_seconds` (None: the config's `connect_seconds`).
-
-    `check_peer` is called with the address of the server before anything is sent.
-    Raises OSError, TimeoutError or WebSocketException if there is no such link, and the coordinator's refusal.
-    """
-    seconds = config.connect_seconds if open_seconds is None else open_seconds
-    connection = await open_websocket(
-        "ws" + url.removeprefix("http") + LINK_PATH,
-        max_size=MAX_COORDINATOR_MESSAGE,
-        open_seconds=seconds,
-        ping_seconds=PING_SECONDS,
-        close_seconds=CLOSE_SECONDS,
-        user_agent=SOFTWARE,
-        use_proxy=uses_proxy(url),
-        check_peer=check_peer,
-    )
-    link = JobLink(connection, config)
-    try:
-        link.post(pack_record(LINK_STREAM, Kind.HELLO, pack_greeting(SOFTWARE)))
-        async with asyncio.timeout(seconds):
-            await link.welcomed
-    except BaseException:
-        connection.transport.abort()
-        raise
-    return link
-
-
-class JobLinks:
-    """The link of one client to its coordinator, which is opened when a job needs it, and again after it was lost."""
-
-    def __init__(self, url: str, config: ClientConfig, check_peer: CheckPeer | None = None) -> None:
-        self._url, self._config, self._check_peer = url, config, check_peer
-        self._link: JobLink | None = None
-        self._opening: asyncio.Task[JobLink | None] | None = None
-        self._without_until = 0.0
-
-    @property
-    def in_use(self) -> bool:
-        """Whether a job is read on the link."""
-        return self._link is not None and bool(self._link.streams)
-
-    async def find(self, size: int, open_seconds: float | None = None) -> JobLink | None:
-        """The link for a submission of `size` bytes; None if it goes by HTTP. Raises BadMessage for another protocol.
-
-        `open_seconds`: see `open_link`.
-        """
-        if self._link is not None and self._link.usable and size <= MAX_SUBMISSION:
-            return self._link
-        if size > MAX_SUBMISSION or asyncio.get_running_loop().time() < self._without_until:
-            return None
-        if self._opening is None:
-            self._opening = asyncio.create_task(self._open(open_seconds), name="open link")
-            self._opening.add_done_callback(self._opened)
-        return await asyncio.shield(self._opening)
-
-    def _opened(self, task: asyncio.Task[JobLink | None]) -> None:
-        self._opening = None
-        if not task.cancelled() and task.exception() is None:
-            self._link = task.result()
-
-    async def _open(self, open_seconds: float | None) -> JobLink | None:
-        try:
-            return await open_link(self._url, self._config, open_seconds, self._check_peer)
-        except Unavailable as error:
-            self._go_without(error, BUSY_SECONDS)
-        except (WebSocketException, TimeoutError, ImportError) as error:  # ImportError: of a SOCKS proxy
-            self._go_without(error, WITHOUT_LINK_SECONDS)
-        except OSError:
-            pass  # nobody answers, as the request by HTTP will say
-        return None
-
-    def _go_without(self, error: Exception, seconds: float) -> None:
-        """Sends jobs by HTTP for a while."""
-        self._without_until = asyncio.get_running_loop().time() + seconds
-        log.info("no link to the coordinator; jobs go by HTTP", url=self._url, reason=str(error), retry_seconds=seconds)
-
-    async def close(self) -> None:
-        """Closes the link."""
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.gather(self._opening, return_exceptions=True)
-        if self._link is not None:
-            with contextlib.suppress(OSError, WebSocketException):
-                await self._link.close()

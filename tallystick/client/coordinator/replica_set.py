@@ -26,15 +26,12 @@ class ReplicaSet:
         """`seeds`: the configured URLs; `account`: the payer."""
         self.seeds, self._account = tuple(dict.fromkeys(url.rstrip("/") for url in seeds)), account
         self._listed: tuple[str, ...] = ()
+        self.urls = self.seeds
+        """All URLs, the listed replicas first."""
         self._refused: set[str] = set()
         self._down: dict[str, float] = {}
         self.read_at = float("-inf")
         """When the list was read last, or the reading of it began."""
-
-    @property
-    def urls(self) -> tuple[str, ...]:
-        """All URLs, the listed replicas first."""
-        return tuple(dict.fromkeys((*(url for url in self._listed if url not in self._refused), *self.seeds)))
 
     @property
     def has_several(self) -> bool:
@@ -51,12 +48,17 @@ class ReplicaSet:
         allowed, refused = split_allowed(self.seeds[0], [replica.url for replica in replicas], reach)
         self._listed = tuple(replica_order(self._account, allowed))
         self._refused &= set(self._listed)
+        self._list_urls()
         self._down = {url: until for url, until in self._down.items() if url in self.urls}
         return refused
 
     def refuse(self, url: str) -> None:
         """Leaves out a listed URL, as long as it is listed: another coordinator answers there."""
         self._refused.add(url)
+        self._list_urls()
+
+    def _list_urls(self) -> None:
+        self.urls = tuple(dict.fromkeys((*(url for url in self._listed if url not in self._refused), *self.seeds)))
 
     def lose(self, url: str, now: float) -> None:
         """Notes that a URL did not answer."""

@@ -227,11 +227,15 @@ class CoordinatorTransport:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self.transport_error(url, error) from error
 
+    @property
+    def connect_seconds(self) -> float:
+        """Seconds to connect within. A replica that does not answer is left soon if there are others."""
+        seconds = self._config.connect_seconds
+        return min(seconds, REPLICA_CONNECT_SECONDS) if self.replicas.has_several else seconds
+
     def timeout(self, **changes: float) -> aiohttp.ClientTimeout:
-        """The deadlines of a request. A replica that does not answer is left soon if there are others."""
-        connect = self._config.connect_seconds
-        connect = min(connect, REPLICA_CONNECT_SECONDS) if self.replicas.has_several else connect
-        return aiohttp.ClientTimeout(**({"total": self._config.request_seconds, "connect": connect} | changes))
+        """The deadlines of a request."""
+        return aiohttp.ClientTimeout(**({"total": self._config.request_seconds, "connect": self.connect_seconds} | changes))
 
     def check_direct(self, url: str, response: aiohttp.ClientResponse) -> None:
         """Raises BadMessage for a redirect, because tokens and jobs may go only to the configured coordinator."""

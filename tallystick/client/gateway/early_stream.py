@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from starlette.types import Message, Send
 
 from tallystick.client.dialects.dialect import ErrorFormat
-from tallystick.client.jobs.job import Job
+from tallystick.client.jobs.job import Job, run_of
 from tallystick.client.openai.errors import read_engine_error
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.lenient_json import dump_lenient, load_lenient
@@ -122,7 +122,7 @@ async def telling_place(stream: EarlyStream, job: Job, headers: Callable[[], Map
     A message to the caller is never cut off: leaving the block waits until it is sent.
     """
     notices = _Notices(stream, job, headers)
-    job.on_place = notices.moved
+    run_of(job).on_place = notices.moved
     telling = asyncio.create_task(notices.run(), name="queue-notices")
     try:
         yield

@@ -34,7 +34,7 @@ from tallystick.client.gateway.response_sender import ResponseSender, error_form
 from tallystick.client.gateway.response_state import ResponseState, ResponseStore
 from tallystick.client.gateway.routing_rules import load_rule
 from tallystick.client.gateway.upstream_router import UpstreamRouter
-from tallystick.client.jobs.job import Job
+from tallystick.client.jobs.job import Job, run_of
 from tallystick.client.jobs.result import Result
 from tallystick.client.ledger.idempotency import IdempotencyKey, fingerprint, scope_key
 from tallystick.client.ledger.spending import CacheHit
@@ -316,7 +316,7 @@ class RequestHandler:
         for may_repeat in (request.key is None, False):
             job, form = await self._submit(request, body, options)
             job.runs_on = request.runs_on or job.runs_on
-            sender.translations[job.id], job.reads_whole = form.translation, not job.streams
+            sender.translations[job.id], run_of(job).reads_whole = form.translation, not job.streams
             async with job:
                 try:
                     async with sender.telling_place(job):

@@ -94,28 +94,10 @@ class Job:
         """Whether it ended with a dishonest receipt."""
         return self._run.disputed
 
-    @property
-    def on_place(self) -> Callable[[QueuePlace], None]:
-        """Called with the job's place in the queue while it waits for a free slot."""
-        return self._run.on_place
-
-    @on_place.setter
-    def on_place(self, notify: Callable[[QueuePlace], None]) -> None:
-        self._run.on_place = notify
-
-    @property
-    def reads_whole(self) -> bool:
-        """Whether its reader has no use for a part of the answer, so that it need not be woken for each."""
-        return self._run.reads_whole
-
-    @reads_whole.setter
-    def reads_whole(self, reads_whole: bool) -> None:
-        self._run.reads_whole = reads_whole
-
     async def start(self) -> ResponseHead:
         """Waits for the response head and returns it. Raises TallyError if the job fails before."""
         while self.head is None and not self._run.done:
-            await self._run.next_frame()
+            await self._run.next_chunk()
         if self.head is None or self._run.error is not None:
             self._run.raise_end()
         if self.head is None:

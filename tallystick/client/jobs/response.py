@@ -73,6 +73,8 @@ class JobResponse:
         """The job's last known place in the coordinator's queue, while it waits for a free slot."""
         self.body_bytes = 0
         self.chunks = 0
+        self.complete = False
+        """Whether the last chunk came."""
         self._rows: bytearray | None = bytearray()
         """Packed rows of evidence so far; None once they are more than the order allows."""
         self._evidence: AnswerEvidence | None = None
@@ -137,11 +139,6 @@ class JobResponse:
             return None
         receipt = self.receipt.message
         return receipt.cost - charge(self.hedged_from.terms, usage_of(receipt), Outcome(receipt.outcome))
-
-    @property
-    def complete(self) -> bool:
-        """Whether the last chunk came."""
-        return self._opener is not None and self._opener.finished
 
     @property
     def candidates(self) -> tuple[PlacedOrder, ...]:
@@ -236,6 +233,7 @@ class JobResponse:
         if self.match is not None and self.match.order.digest in self._voided:
             raise BadMessage("frame: expected no chunk after the receipt at no cost of its attempt")
         chunk = self._opener.open(payload)
+        self.complete = self._opener.finished
         if is_evidence(payload):
             return self._take_evidence(chunk)
         self._transcript.add(chunk)
@@ -294,7 +292,7 @@ class JobResponse:
         if not second:
             self._add_attempt(match)
         self.match, self.place = self._placed[match.order_hash], None
-        self._opener = Opener(self.key, self.job, match.order_hash)
+        self._opener, self.complete = Opener(self.key, self.job, match.order_hash), False
         self._transcript = Transcript(self.key.commitment_key, match.order_hash)
 
     def _take_receipt(self, payload: bytes) -> None:

@@ -77,9 +77,9 @@ class RunningJob:
         self.audit_consent: PromptConsent | None = None
         """Who may see it because of an audit; None for a job that is not kept for audits."""
         self.on_place: Callable[[QueuePlace], None] = lambda _place: None
-        """See `Job.on_place`."""
+        """Called with the job's place in the queue while it waits for a free slot."""
         self.reads_whole = False
-        """See `Job.reads_whole`."""
+        """Whether its reader has no use for a part of the answer, so that it need not be woken for each."""
         self._outlet: Outlet | None = None
         """What takes the body's pieces while the reader waits for the next one."""
 
@@ -129,7 +129,7 @@ class RunningJob:
                     if placed.keyed or not placed.stream.cancel():
                         await context.coordinator.cancel(self.id)
                 while not self.done:
-                    await self.next_frame()
+                    await self.next_chunk()
         except (TimeoutError, TallyError):
             if not self.done:
                 await self.placed.record.arrived(StreamEnd.ABANDONED)
@@ -155,7 +155,7 @@ class RunningJob:
         self._outlet = outlet
         try:
             while not self.done:
-                chunk = await self.next_frame(joined=joined)
+                chunk = await self.next_chunk(joined=joined)
                 if chunk:
                     self._may_restart = False
                     yield chunk
@@ -166,61 +166,50 @@ class RunningJob:
     async def read_whole(self) -> bytes:
         """Reads to the end and returns the body. Raises TallyError."""
         parts: list[bytes] = []
-        size, placed = 0, self.placed
+        size, placed, limit = 0, self.placed, self.context.config.max_answer_bytes
         self.reads_whole = True
-        while not self.done:
-            chunk = await self.next_frame(joined=True)
-            if placed is not self.placed:  # another answer took its place, which begins anew
-                parts, size, placed = [], 0, self.placed
-            parts.append(chunk)
-            size += len(chunk)
-            if size > self.context.config.max_answer_bytes:
-                await self.cancel()
-                limit = self.context.config.max_answer_bytes
-                text = f"the answer has more than {limit} bytes (max_answer_bytes); stream it, or raise that setting"
-                raise Refusal(Code.BODY_TOO_LARGE, text)
+        async with self._turn:
+            while not self.done and size <= limit:
+                chunk = await self._take_chunk(joined=True)
+                if placed is not self.placed:  # another answer took its place, which begins anew
+                    parts, size, placed = [], 0, self.placed
+                parts.append(chunk)
+                size += len(chunk)
+        if size > limit:
+            await self.cancel()
+            text = f"the answer has more than {limit} bytes (max_answer_bytes); stream it, or raise that setting"
+            raise Refusal(Code.BODY_TOO_LARGE, text)
         self.raise_end()
         return b"".join(parts)
 
-    async def next_frame(self, *, joined: bool = False) -> bytes:
-        """Reads one frame and returns the body bytes in it, which are often none. `joined`: with those of the chunks that arrived
-        with it.
+    async def next_chunk(self, *, joined: bool = False) -> bytes:
+        """Reads to the next chunk, or to the end, and returns the body bytes in it, which may be none.
+
+        `joined`: with those of the chunks that arrived with it.
 
         Raises the error that ended the job, if any.
         """
         async with self._turn:
-            if self.done:
-                return b""
-            response = self.placed.response
-            if response.voids:
-                await self.placed.record.voids()
-            if self.placed.broken is not None:
-                await self._break_off(self.placed.broken)
-            if response.ended:  # an earlier reader was cancelled while it recorded the end
-                await self._finish()
-                return b""
-            kind, chunk = await self._take_next()
-            if kind is None:
-                return b""
-            if kind is Kind.CHUNK:  # which ends no attempt and no job
-                return self.placed.join_following(chunk) if joined and chunk and self.placed.frames else chunk
-            if response.voids:
-                await self.placed.record.voids()
-            if response.ended:
-                await self._finish()
-            return chunk
+            return await self._take_chunk(joined=joined)
 
-    async def _take_next(self) -> tuple[Kind | None, bytes]:
-        """Takes frames until one is no match. Returns its kind, None if there was none, and the body bytes in it."""
-        while True:
-            while not self.placed.frames:
+    async def _take_chunk(self, *, joined: bool) -> bytes:
+        """See `next_chunk`. An earlier reader may have been cancelled at any step, so each is looked for anew."""
+        while not self.done:
+            placed = self.placed
+            if placed.response.voids:
+                await placed.record.voids()
+            if placed.broken is not None:
+                await self._break_off(placed.broken)
+            if placed.response.ended:
+                await self._finish()
+            elif not placed.frames:
                 await self._read_frames()
-                if self.done:
-                    return None, b""
-            kind, payload = self.placed.frames.popleft()
-            chunk = await self._take_frame(kind, payload)
-            if kind is not Kind.MATCH and kind is not Kind.HEDGE:
-                return kind, chunk
+            else:
+                kind, payload = placed.frames.popleft()
+                chunk = await self._take_frame(kind, payload)
+                if kind is Kind.CHUNK:
+                    return placed.join_following(chunk) if joined and chunk and placed.frames else chunk
+        return b""
 
     async def _take_frame(self, kind: Kind, payload: bytes) -> bytes:
         response, waited = self.placed.response, self.placed.response.head is None

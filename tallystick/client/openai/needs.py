@@ -303,5 +303,5 @@ def _collect_texts(value: Any, depth: int, into: list[str | int]) -> None:
 
 def _likely_tools(request: Mapping[str, Any]) -> int:
     """Tokens that the definitions of tools are likely to be."""
-    defined = (request.get(name) for name in ("tools", "functions"))
-    return sum(len(str(tools)) for tools in defined if isinstance(tools, list)) // LIKELY_BYTES_PER_TOKEN
+    defined = map(request.get, ("tools", "functions"))
+    return sum([len(str(tools)) for tools in defined if isinstance(tools, list)]) // LIKELY_BYTES_PER_TOKEN

@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 from urllib.parse import urlsplit
 
-from tallystick.client.audit_settings import NO_CONSENT
 from tallystick.client.config import BATCH, MAX_LABEL, MAX_WAIT_SECONDS, ClientConfig, read_priority
 from tallystick.client.coordinator.access_tokens import AccessTokens
 from tallystick.client.coordinator.checked_info import CheckedInfo
@@ -207,7 +206,6 @@ class Market(ConvenienceMethods):
             running,
             self._shortlists,
             self._affinity,
-            self._audits,
             TokenAuditor(self.config),
             self._follow_up,
             self._now,
@@ -335,7 +333,7 @@ class Market(ConvenienceMethods):
         limit = smallest_limit(self.config.max_cost, max_cost)
         seconds = self.config.wait_seconds if wait is None else read_count(wait, "wait", high=MAX_WAIT_SECONDS)
         late = self.config.hedge_after if hedge_after is None else read_hedge_after(hedge_after, "hedge_after")
-        consent = self._audits.consent(label, share=share_prompt, private=private) if self._audits.keeps(request) else NO_CONSENT
+        consent = self._audits.consent(label, share=share_prompt, private=private) if self._audits.keeps(request) else None
         trace = self._begin_trace(request)
         options = JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds, late, batch, consent, trace)
         if trace is None:

@@ -26,7 +26,6 @@ from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.receipts.file_store import ProofStore
 from tallystick.client.receipts.token_audit import TokenAuditor
 from tallystick.client.recovery.reconciler import Reconciler
-from tallystick.client.sdk.audits import JobAudits
 from tallystick.client.sdk.job_followup import JobFollowUp
 from tallystick.client.sdk.running_jobs import RunningJobs
 from tallystick.client.selection.affinity import Affinity, ranking_hints
@@ -48,7 +47,7 @@ _STALE_SHORTLIST = (Code.NO_PROVIDER, Code.NODE_BUSY)
 @dataclass(frozen=True, slots=True)
 class JobOptions:
     """Options of one job beside its request; see `Market.submit`. `max_cost` is in base units, `wait` in seconds. `hedge_after`:
-    seconds; 0 for never.
+    seconds; 0 for never. `consent`: who may see it because of an audit; None for a job that is not kept for audits.
     """
 
     max_cost: Amount | None
@@ -58,7 +57,7 @@ class JobOptions:
     wait: int
     hedge_after: float
     batch: bool
-    consent: PromptConsent
+    consent: PromptConsent | None
     trace: JobTrace | None
 
 
@@ -75,7 +74,6 @@ class ShortlistSubmitter:
     running: RunningJobs
     shortlists: ShortlistCache
     affinity: Affinity
-    audits: JobAudits
     auditor: TokenAuditor
     follow_up: JobFollowUp
     now: Callable[[], int]
@@ -248,10 +246,8 @@ class ShortlistSubmitter:
         return job
 
     def _prepare_audit(self, job: RunningJob, request: ApiRequest, options: JobOptions) -> None:
-        keeps = self.audits.keeps(request)
-        if keeps:
-            job.audit_consent = options.consent
-        if (keeps or options.trace is not None) and not self._gives_proof(request, options.keep):
+        job.audit_consent = options.consent
+        if (options.consent is not None or options.trace is not None) and not self._gives_proof(request, options.keep):
             job.placed.record.for_audit_only = True
 
     def _gives_proof(self, request: ApiRequest, keep: bool) -> bool:
@@ -263,4 +259,4 @@ class ShortlistSubmitter:
         if self._gives_proof(request, options.keep):
             return self.config.max_answer_bytes
         captured = 0 if options.trace is None else options.trace.keep_bytes
-        return max(captured, MAX_AUDITED_BYTES if self.audits.keeps(request) else 0)
+        return max(captured, MAX_AUDITED_BYTES if options.consent is not None else 0)

@@ -75,7 +75,7 @@ def _derive(key: bytes, request: ApiRequest, body: Mapping[str, Any], name: str 
     named = named if isinstance(named, str) else None
     state, whole, messages = hashlib.blake2b(digest_size=TAG_BYTES, key=key), 0, _messages(body)
     opened = 0 if messages is None else _count_opening(messages)
-    shared = messages is not None and (opened > 0 or any(body.get(name) for name in _SHARED_MEMBERS))
+    shared = messages is not None and (opened > 0 or any(map(body.get, _SHARED_MEMBERS)))
     _add(state, dump_lenient([request.head.path, request.summary.model, named]))
     tagged = [(state.copy().digest(), 0)]
     for part, ends in _parts(body, messages, opened, shared=shared):

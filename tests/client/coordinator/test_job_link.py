@@ -15,7 +15,8 @@ from websockets.exceptions import ConnectionClosed
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator import job_link
 from tallystick.client.coordinator.http_client import CoordinatorClient
-from tallystick.client.coordinator.job_link import JobLinks, LinkJobStream
+from tallystick.client.coordinator.job_link import LinkJobStream
+from tallystick.client.coordinator.job_links import JobLinks
 from tallystick.client.coordinator.job_stream import JobStream, Sink, StreamLost
 from tallystick.client.coordinator.transport import ConnectionLost, NotSent
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tallystick.client.config import ClientConfig
+from tallystick.client.jobs.job import run_of
 from tallystick.client.jobs.result import StreamInterrupted
 from tallystick.client.ledger.schema import JobState, OrderState
 from tallystick.client.sdk.market import Market
@@ -57,7 +58,7 @@ async def test_a_waiting_job_tells_its_place(market: Market, fake: FakeMarket) -
 
     fake.script = queued
     async with await market.submit(CHAT, BODY) as job:
-        job.on_place = places.append
+        run_of(job).on_place = places.append
         assert (await job.start()).status == 200
         assert (places, job.place) == ([QueuePlace(2), QueuePlace(1, 4_000)], None)
         await job.result()
