@@ -20,6 +20,7 @@ from node.chain.collector import Collector
 from node.chain.escrow_view import EscrowView
 from node.chain.payouts import Payouts, check_policy
 from node.chain.watcher import ChainWatcher
+from node.coordinator.coordinator_http import CoordinatorHttp
 from node.coordinator.coordinator_links import CoordinatorLinks, LinkMaker
 from node.coordinator.link import NodeLink
 from node.coordinator.link_settings import node_url
@@ -102,7 +103,8 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
     metrics = make_metrics(config, tabs, engine_suspected)
     tracing = job_tracing(export, config.tracing, resources.engine_pool, metrics)
     links = CoordinatorLinks(signer.address, config.all_coordinators, config.link)
-    match_watch = MatchWatch(domain, config.state / "match-log", links.url_of)
+    http = CoordinatorHttp(links.limit_of)
+    match_watch = MatchWatch(domain, config.state / "match-log", links.url_of, http)
     state_recovery = await _state_recovery(config, signer, resources, tabs, links)
     hours = await store.coordinator_hours(now // HOUR - HOURS)
     coordinator_credit = CoordinatorCredit(store, config.admission, hours, alarm=metrics.coordinator_suspended)
@@ -159,7 +161,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         engine_suspected=engine_suspected,
         coordinator_credit=coordinator_credit,
         match_watch=match_watch,
-        ratings=_ratings(asks, links),
+        ratings=_ratings(asks, links, http),
         record_pruner=RecordPruner(store, config.job_keep_seconds),
     )
     least = lambda: node.config.claims.direct_min_amount  # noqa: E731 - a reload changes it
@@ -177,12 +179,13 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
     return node
 
 
-def _ratings(asks: PublishedAsks, links: CoordinatorLinks) -> Ratings:
+def _ratings(asks: PublishedAsks, links: CoordinatorLinks, http: CoordinatorHttp) -> Ratings:
     """Makes the component that watches how coordinators rate this node."""
     return Ratings(
         asks.provider,
         lambda: (link.url for link in links if link.session is not None),
         lambda: ((ask.message.model, precision_class(ask.message.spec.precision)) for ask in asks.current),
+        fetch=http.fetch_json,
     )
 
 
