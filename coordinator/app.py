@@ -1,6 +1,7 @@
 """The composition root: builds the coordinator's parts from the config, starts them in order and stops them in reverse.
 
-At a stop, live jobs have `drain_seconds` to end. If a background task fails, the whole coordinator stops with its error.
+At a stop, live jobs have `drain_seconds` to end. If a background task fails, the whole coordinator stops with its error. Either
+way, the nodes of jobs that are left are told to stop, and have DISMISS_SECONDS to say how those ended.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.domain.limits import IntakeLimits
 from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import MAX_LINK_FRAME
+from coordinator.health_checks import HealthChecks, health_checks
 from coordinator.http.account_routes import Accounts
 from coordinator.http.api import ApiContext, build_control_plane
 from coordinator.http.client_hub import METHOD as LINK_METHOD
@@ -40,7 +42,7 @@ from coordinator.http.request_bodies import RequestBodies
 from coordinator.http.request_limiter import RequestLimiter
 from coordinator.http.response_buffer import Retention
 from coordinator.http.schemas import Info
-from coordinator.jobs.accounts import AccessTiers
+from coordinator.jobs.accounts import AccessTiers, SettledAmounts
 from coordinator.jobs.job_retention import JobRetention
 from coordinator.jobs.market import Market
 from coordinator.jobs.market_load import MarketLoad
@@ -48,24 +50,17 @@ from coordinator.pages.market_pages import WALLET_PATH, MarketPages
 from coordinator.ports import ResponseStore
 from coordinator.replication import Replication
 from coordinator.storage.store import Store
-from tallystick.chain.chain_health import ChainHealth
 from tallystick.chain.contract_signature import is_contract_signature
 from tallystick.chain.deployment import Deployment
 from tallystick.chain.escrow import Escrow
 from tallystick.chain.rpc import Rpc, Sender
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, TallyError
-from tallystick.protocol.health import CheckResult, Health
 from tallystick.protocol.job_link import LINK_PATH
-from tallystick.protocol.types import Address
 from tallystick.runtime import logs
 from tallystick.runtime.access_log import Access, AccessLog
-from tallystick.runtime.disk_space import check_disk
-from tallystick.runtime.health_monitor import Check, HealthMonitor
-from tallystick.runtime.peer_probe import check_certificate, probe_peer
 from tallystick.runtime.plaintext import is_loopback
 from tallystick.runtime.serving import SharedPort, serving, wait_for_stop_signal
-from tallystick.runtime.sqlite_backend import sqlite_file
 from tallystick.tracing.export import SpanExport, exporting
 from tallystick.tracing.metrics import SpanCollector
 from tallystick.tracing.spans import Tracer
@@ -74,7 +69,10 @@ from tallystick.web.wallet_page import WalletPage
 from tallystick.web.wallet_sign_in import WalletSignIn
 
 log = structlog.get_logger()
+Loop = Callable[[], Coroutine[Any, Any, None]]
 SWEEP_SECONDS = 1
+DISMISS_SECONDS = 2
+"""A node that is told to stop answers at once. One that does not answer is cut off."""
 SIGN_IN_STATEMENT = "Sign in to this Tallystick coordinator. This sends no transaction and spends nothing."
 NODE_PATH = "/v1/node"
 _JOBS = frozenset({(JOBS_PATH, "POST"), (LINK_PATH, LINK_METHOD)})
@@ -174,80 +172,102 @@ async def _serving(
     """Runs the coordinator, whose spans go to `export`."""
     deployment = _deployment(config)
     rpc = Rpc(config.rpc or deployment.rpc)
-    replica = secrets.token_hex(8) if config.bus else ""
-    store = Store(config.db, replica=replica)
+    store = Store(config.db, replica=secrets.token_hex(8) if config.bus else "")
     try:
         await store.start()
-        escrow = Escrow(rpc, deployment)
-        fees = FeeCheck(escrow, signer.address, config.fee_bps)
-        await fees.check_at_start()
-        bus, funds = InProcessBus(), EscrowCache(escrow, config.funds_ttl)
-        tracer = None if export is None else export.tracer
-        market = _market(config, deployment, signer, bus=bus, store=store, funds=funds, tracer=tracer)
-        await market.start()
-        settler = _settler(config, escrow, Sender(rpc, signer, confirmations=config.confirmations), store, market)
-        rate_limiter = RateLimiter(config.intake_limits, time.monotonic)
-        hub = NodeHub(
-            market,
-            bus,
-            store,
-            settler.accept_claim,
-            per_address=config.max_nodes_per_address,
-            rate_limiter=rate_limiter,
-            endpoints=config.endpoints,
-        )
-        replication = Replication(config, replica, market, store.load_totals)
-        further: dict[str, Check] = {"claims": settler.check, "certificate": partial(_check_certificate, config)}
-        health = _health(
-            store, Rpc(config.rpc or deployment.rpc, attempts=1), deployment, signer.address, {**replication.checks, **further}
-        )
-        metrics = CoordinatorMetrics(lambda: health.monitor.last)
-        settler.on_settled, store.database.on_commit = metrics.settled, metrics.committed
-        if export is not None:
-            metrics.registry.register(SpanCollector(PREFIX, export.counts.by_outcome))
-        metrics.gauge("tallystick_coordinator_database_queue", "Writes that wait for a transaction", lambda: store.queued)
-        info = _info(config, deployment, signer)
-        context = ApiContext(
-            *(market, lambda: hub.connected, store, store, store, info, health.monitor, metrics),
-            _accounts(config, deployment, signer, rpc, store),
-            replicas=replication.view,
-        )
-        app = App(
-            *(context, hub, store),
-            retention=config.retention,
-            intake=config.intake_limits,
-            rate_limiter=rate_limiter,
-            load=replication.load,
-            wallet=WalletPage(escrow, WALLET_PATH),
-        )
+        parts = await _build(config, deployment, signer, rpc, store, export=export)
         server = serving(
-            *(app, config.host, config.port),
+            *(parts.app, config.host, config.port),
             limits=config.connection_limits,
             ws_max_size=MAX_LINK_FRAME,
             shared=shared,
         )
-        loops = (
-            *(fees.run, partial(_sweep, market, app.pages), market.match_log.run, store.guard, health.monitor.run),
-            *(partial(store.roles.run, _roles(config, settler, store)), *replication.loops),
-            *((settler.watch, market.follow) if replica else ()),
-        )
-        async with server as port, _background(*loops):
+        async with server as port, _background(*parts.loops):
             try:
-                await replication.join(hub, port)
+                await parts.replication.join(parts.hub, port)
                 yield port
-                await replication.leave()
+                await parts.replication.leave()
                 if shared is not None:
                     shared.leave()
-                await market.drain(config.drain_seconds)
+                await parts.market.drain(config.drain_seconds)
             finally:
-                await hub.close()
-                await app.clients.close()
-        await replication.close()
-        await funds.close()
-        await health.close()
+                await parts.market.dismiss_nodes(DISMISS_SECONDS)
+                await parts.hub.close()
+                await parts.app.clients.close()
+        await parts.replication.close()
+        await parts.funds.close()
+        await parts.health.close()
     finally:
         await store.close()
         await rpc.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a coordinator consists of besides its store and its connection to the chain. `loops` run while it serves."""
+
+    market: Market
+    hub: NodeHub
+    app: App
+    replication: Replication
+    funds: EscrowCache
+    health: HealthChecks
+    loops: Sequence[Loop]
+
+
+async def _build(
+    config: CoordinatorConfig, deployment: Deployment, signer: Signer, rpc: Rpc, store: Store, *, export: SpanExport | None
+) -> _Parts:
+    """Makes and wires the parts, and reads what a start needs from the store and the chain. Raises TallyError."""
+    escrow = Escrow(rpc, deployment)
+    fees = FeeCheck(escrow, signer.address, config.fee_bps)
+    await fees.check_at_start()
+    bus, funds = InProcessBus(), EscrowCache(escrow, config.funds_ttl)
+    tracer = None if export is None else export.tracer
+    market = _market(config, deployment, signer, bus=bus, store=store, funds=funds, tracer=tracer)
+    await market.start()
+    settler = _settler(config, escrow, Sender(rpc, signer, confirmations=config.confirmations), store, market)
+    rate_limiter = RateLimiter(config.intake_limits, time.monotonic)
+    hub = NodeHub(
+        market,
+        bus,
+        store,
+        settler.accept_claim,
+        per_address=config.max_nodes_per_address,
+        rate_limiter=rate_limiter,
+        endpoints=config.endpoints,
+    )
+    replication = Replication(config, store.replica, market, store.load_totals)
+    health = health_checks(config, deployment, signer.address, store, {**replication.checks, "claims": settler.check})
+    metrics = _metrics(store, settler, health, export)
+    context = ApiContext(
+        *(market, lambda: hub.connected, store, store, store, _info(config, deployment, signer), health.monitor, metrics),
+        _accounts(config, deployment, signer, rpc, store),
+        replicas=replication.view,
+    )
+    app = App(
+        *(context, hub, store),
+        retention=config.retention,
+        intake=config.intake_limits,
+        rate_limiter=rate_limiter,
+        load=replication.load,
+        wallet=WalletPage(escrow, WALLET_PATH),
+    )
+    loops = (
+        *(fees.run, partial(_sweep, market, app.pages), market.match_log.run, store.guard, health.monitor.run),
+        *(partial(store.roles.run, _roles(config, settler, store)), *replication.loops),
+        *((settler.watch, market.follow) if store.replica else ()),
+    )
+    return _Parts(market, hub, app, replication, funds, health, loops)
+
+
+def _metrics(store: Store, settler: Settler, health: HealthChecks, export: SpanExport | None) -> CoordinatorMetrics:
+    metrics = CoordinatorMetrics(lambda: health.monitor.last)
+    settler.on_settled, store.database.on_commit = metrics.settled, metrics.committed
+    if export is not None:
+        metrics.registry.register(SpanCollector(PREFIX, export.counts.by_outcome))
+    metrics.gauge("tallystick_coordinator_database_queue", "Writes that wait for a transaction", lambda: store.queued)
+    return metrics
 
 
 def _market(
@@ -296,57 +316,19 @@ def _accounts(config: CoordinatorConfig, deployment: Deployment, signer: Signer,
         store=store.sessions,
         check_contract=partial(is_contract_signature, rpc),
     )
-    tiers = AccessTiers(config.access, store.accounts, time.monotonic) if config.tiers else None
-    return Accounts(sign_in, store.accounts, tiers=tiers)
+    settled = SettledAmounts(store.accounts, time.monotonic)
+    tiers = AccessTiers(config.access, settled, time.monotonic) if config.tiers else None
+    return Accounts(sign_in, store.accounts, settled, tiers=tiers)
 
 
-def _roles(config: CoordinatorConfig, settler: Settler, store: Store) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
+def _roles(config: CoordinatorConfig, settler: Settler, store: Store) -> Mapping[str, Loop]:
     """Returns what one replica does for all, by role. A lone coordinator does all of it."""
     retention = JobRetention(store, config.job_keep_seconds, time.time)
     return {"settler": settler.run, "retention": retention.run, "recovery": store.recover}
 
 
-@dataclass(frozen=True, slots=True)
-class _HealthChecks:
-    """The monitor of the coordinator's dependencies, and the endpoint that it asks."""
-
-    monitor: HealthMonitor
-    rpc: Rpc
-
-    async def close(self) -> None:
-        """Ends the checks."""
-        await self.monitor.close()
-        await self.rpc.close()
-
-
-def _health(store: Store, rpc: Rpc, deployment: Deployment, account: Address, further: Mapping[str, Check]) -> _HealthChecks:
-    file = sqlite_file(store.database.url)
-
-    async def database() -> dict[str, CheckResult]:
-        return {"database": CheckResult(Health.PASS, value=round(1_000 * await store.ping(), 1), unit="ms")}
-
-    async def disk() -> dict[str, CheckResult]:
-        return {} if file is None else {"disk": await check_disk(file)}
-
-    checks = {"database": database, "disk": disk, "chain": ChainHealth(rpc, deployment, account).check, **further}
-    remedies = {
-        "database": "check `db` and the database server",
-        "disk": "check the folder of `db`",
-        "chain": "check `rpc` and the chain's endpoint",
-    }
-    return _HealthChecks(HealthMonitor(checks, remedies), rpc)
-
-
-async def _check_certificate(config: CoordinatorConfig) -> dict[str, CheckResult]:
-    """The state of `certificate`, if clients reach this coordinator by https."""
-    urls = [url for url in config.public_urls if url.startswith("https://")]
-    valid = (await probe_peer(urls[0])).certificate if urls else None
-    whose, remedy = "this coordinator's", "renew it where TLS ends: in the proxy before this coordinator"
-    return {} if valid is None else {"certificate": check_certificate(valid, whose, remedy)}
-
-
 @contextlib.asynccontextmanager
-async def _background(*loops: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+async def _background(*loops: Loop) -> AsyncIterator[None]:
     """Runs endless loops while the context lasts. A loop that fails ends the context with its error."""
     try:
         async with asyncio.TaskGroup() as group:

@@ -168,7 +168,7 @@ class CoordinatorConfig:
             raise BadMessage(f"config: hedge_share: expected a share from 0 to 1, got {self.hedge_share}")
         self._check_match_log()
         self._check_retention()
-        Tiers(self.tiers)
+        self._check_tiers()
         TrustedProxies.parse(self.trusted_proxies)
         self._check_replicas()
         if not 0 <= self.fee_bps <= 10_000:
@@ -225,6 +225,12 @@ class CoordinatorConfig:
             name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
             url = f"{parts.scheme}://{name}:{port}"
         return read_replica_url(url, "config: public_urls[0]")
+
+    def _check_tiers(self) -> None:
+        Tiers(self.tiers)
+        for tier in self.tiers:
+            if tier.discount is not None:
+                raise BadMessage(f"config: tiers: {tier.name}: discount: providers set the prices; a node's config may have it")
 
     def _check_match_log(self) -> None:
         between, keep = self.match_log_seconds, self.match_log_keep_seconds

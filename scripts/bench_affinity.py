@@ -144,7 +144,7 @@ async def _measure(engine: Path, folder: Path, size: Size) -> dict[str, float]:
         servers = [llama_cpp.server(engine, folder / f"engine{number}.log", core) for number, core in enumerate(cores)]
         engines = [await stack.enter_async_context(server) for server in servers]
         slots = llama_cpp.SLOTS
-        market = processes.market(folder / "m", engines[0], model=llama_cpp.MODEL, slots=slots, core=None)
+        market = processes.market(folder / "m", engines[0], model=llama_cpp.MODEL, slots=slots)
         site = await stack.enter_async_context(market)
         added = [
             await processes.add_node(site, f"node{n}", engines[n], model=llama_cpp.MODEL, slots=slots)

@@ -132,8 +132,8 @@ class Crowd:
 
 async def _measure(folder: Path, size: Size, floods: Sequence[str]) -> Figures:
     async with (
-        processes.upstream() as mock,
-        processes.market(folder / "market", mock) as site,
+        processes.upstream(processes.LOAD) as mock,
+        processes.market(folder / "market", mock, core=processes.TESTED) as site,
         _crowd(site, size) as crowd,
     ):
         pid = site.pids["coordinator"]

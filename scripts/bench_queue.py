@@ -185,7 +185,7 @@ async def _flood_ratio(site: Site, load: Load, flood: Ask, number: int) -> float
 @contextlib.asynccontextmanager
 async def _engine(folder: Path, installed: Path | None) -> AsyncIterator[str]:
     if installed is None:
-        async with processes.upstream() as url:
+        async with processes.upstream(processes.LOAD) as url:
             yield url
     else:
         async with llama_cpp.server(installed, folder / "engine.log", processes.LOAD) as url:
@@ -195,13 +195,13 @@ async def _engine(folder: Path, installed: Path | None) -> AsyncIterator[str]:
 async def _measure(folder: Path, installed: Path | None, options: argparse.Namespace) -> dict[str, float]:
     figures: dict[str, float] = {}
     if options.waiting:
-        async with processes.upstream() as url:
+        async with processes.upstream(processes.LOAD) as url:
             figures["waiting_bytes_per_job"] = await waiting.waiting_bytes(folder / "w", url, options.waiting)
     load = STAND_IN if installed is None else LLAMA_CPP
     async with contextlib.AsyncExitStack() as stack:
         url = await stack.enter_async_context(_engine(folder, installed))
         depth = QUEUE_DEPTH if load.queues else 0
-        market = processes.market(folder / "m", url, model=load.model, slots=SLOTS, queue_depth=depth)
+        market = processes.market(folder / "m", url, model=load.model, slots=SLOTS, queue_depth=depth, core=processes.TESTED)
         site = await stack.enter_async_context(market)
         once = await stack.enter_async_context(_client(site.gateway, max_retries=0))
         usual = await stack.enter_async_context(_client(site.gateway))

@@ -28,6 +28,8 @@ from scripts.relay import llama_cpp, load, processes
 from scripts.relay.load import Latencies, percentile
 from tallystick.cli.progress import activity
 from tallystick.protocol.eip712 import Signer
+from tallystick.protocol.token_evidence import TOP
+from tallystick.protocol.types import Address
 
 STREAMS, CHUNKS = 64, 200
 SHORT_TOKENS, SHORT_ROUNDS = 16, 10
@@ -89,8 +91,8 @@ class Peers:
 
 async def _measure(folder: Path, size: RunSize, peers: Peers, soak: int) -> Figures:
     figures: Figures = {}
-    async with processes.upstream() as mock:
-        async with processes.market(folder / "market", mock) as site:
+    async with processes.upstream(processes.LOAD) as mock:
+        async with processes.market(folder / "market", mock, core=processes.TESTED) as site:
             figures |= {f"rss_mib_start_{room}": processes.rss_mib(site.pids[room]) for room in ROOMS}
             await _whole_path(figures, site, mock, size)
             await _coordinator_alone(figures, site, size)
@@ -99,8 +101,8 @@ async def _measure(folder: Path, size: RunSize, peers: Peers, soak: int) -> Figu
                 figures |= {f"disk_mib_{room}": _database_bytes(site, room) / 2**20 for room in ROOMS}
             figures["rss_mib"] = processes.rss_mib(site.pids["coordinator"])
             figures |= {f"rss_mib_{room}": processes.rss_mib(site.pids[room]) for room in ROOMS}
-        await _peer(figures, "litellm", peers.litellm and processes.litellm(folder, mock, peers.litellm), mock, size)
-        router = peers.sglang_router and processes.sglang_router(folder, mock, peers.sglang_router)
+        await _peer(figures, "litellm", processes.litellm(folder, mock, peers.litellm) if peers.litellm else None, mock, size)
+        router = processes.sglang_router(folder, mock, peers.sglang_router) if peers.sglang_router else None
         await _peer(figures, "sglang", router, mock, size)
     await _short_answers(figures, folder, peers.llama_cpp)
     _ratios(figures)
@@ -163,7 +165,7 @@ async def _coordinator_alone(figures: Figures, site: processes.Site, size: RunSi
     serving = asyncio.create_task(node.run())
     info = await _get(f"{site.coordinator}/v1/info")
     total = size.jobs // 4 + size.jobs * 2 + size.streams * 3
-    jobs = load.sign_jobs(total, payer=site.payer, coordinator=info["coordinator"], domain=domain, ask=node.ask)
+    jobs = load.sign_jobs(total, payer=site.payer, coordinator=Address(info["coordinator"]), domain=domain, ask=node.ask)
     pids = {"coordinator": site.pids["coordinator"]}
     try:
         for at_once in (1, 16, 64):
@@ -203,23 +205,30 @@ async def _peer(
 
 
 async def _short_answers(figures: Figures, folder: Path, engine: Path | None) -> None:
-    """Measures the time that the market adds to a whole short answer of a real engine, one request in flight."""
-    figures["added_ms_whole"] = None
+    """Measures the time that the market adds to a whole short answer of a real engine, one request in flight.
+
+    A node asks for log-probabilities, so that answers can be audited: `evidence_ms_whole` is the time that the engine itself
+    takes longer for that, and is a part of `added_ms_whole`.
+    """
+    figures["added_ms_whole"] = figures["evidence_ms_whole"] = None
     if engine is None:
         return
     async with (
         llama_cpp.server(engine, folder / "llama.log", processes.LOAD) as url,
-        processes.market(folder / "short", url, model=llama_cpp.MODEL, slots=llama_cpp.SLOTS) as site,
+        processes.market(folder / "short", url, model=llama_cpp.MODEL, slots=llama_cpp.SLOTS, core=processes.TESTED) as site,
     ):
         options = {"model": llama_cpp.MODEL, "max_tokens": SHORT_TOKENS, "temperature": 0}
-        direct, ours = Latencies(), Latencies()
+        evidence = options | {"logprobs": True, "top_logprobs": TOP}
+        cases = {"direct": (url, options), "evidence": (url, evidence), "ours": (site.gateway, options)}
+        seconds: dict[str, list[float]] = {name: [] for name in cases}
         for number in range(SHORT_ROUNDS + 1):
-            theirs = await load.ask(url, requests=10, concurrency=1, options=options)
-            through = await load.ask(site.gateway, requests=10, concurrency=1, options=options)
-            if number:  # the first round warms up
-                direct.whole += theirs.whole
-                ours.whole += through.whole
-        figures["added_ms_whole"] = (percentile(ours.whole, 0.5) - percentile(direct.whole, 0.5)) * 1_000
+            for name, (base, asked) in cases.items():
+                measured = await load.ask(base, requests=10, concurrency=1, options=asked)
+                if number:  # the first round warms up
+                    seconds[name] += measured.whole
+        middle = {name: percentile(values, 0.5) * 1_000 for name, values in seconds.items()}
+        figures["added_ms_whole"] = middle["ours"] - middle["direct"]
+        figures["evidence_ms_whole"] = middle["evidence"] - middle["direct"]
 
 
 _DATABASES = {"coordinator": "coordinator.db", "node": "node/*.db", "gateway": "client/*.db"}

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import cast
 
 _COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -148,5 +147,5 @@ def _replacements(node: ast.stmt | ast.expr) -> Iterator[ast.stmt | ast.expr]:
 def _is_text(node: ast.BinOp) -> bool:
     sides = (node.left, node.right)
     return any(isinstance(side, ast.JoinedStr) or isinstance(getattr(side, "value", None), str | bytes) for side in sides) or any(
-        _is_text(cast("ast.BinOp", side)) for side in sides if isinstance(side, ast.BinOp)
+        _is_text(side) for side in sides if isinstance(side, ast.BinOp)
     )

@@ -29,7 +29,6 @@ import structlog
 
 from coordinator.chain.claim_value import ClaimValuer
 from coordinator.domain.exposure import Exposure
-from coordinator.domain.token_bucket import TokenBucket
 from coordinator.ports import ClaimStore, Cursor, PendingClaim, Settlement
 from tallystick.chain.claims import BATCH_GAS, CLAIM_GAS, ROW_GAS, ClaimBatch
 from tallystick.chain.codec import ContractError
@@ -41,6 +40,7 @@ from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyEr
 from tallystick.protocol.health import CheckResult, Health
 from tallystick.protocol.link import ClaimRequest
 from tallystick.protocol.types import Address, Amount
+from tallystick.runtime.token_bucket import TokenBucket
 
 log = structlog.get_logger()
 BATCH_CLAIMS = 64

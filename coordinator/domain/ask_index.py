@@ -20,6 +20,7 @@ from coordinator.domain.listed_ask import PROVEN, RELIABLE, ListedAsk
 from coordinator.domain.scoring import Scorer
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.messages import Ask
+from tallystick.protocol.payer_rules import payer_rule
 from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.types import Address
 
@@ -92,9 +93,11 @@ def _bound(offer: Offer) -> tuple[int, float]:
 class ModelIndex:
     """The groups of one model."""
 
-    __slots__ = ("_contexts", "_groups", "_in_order", "_orders", "_reputable", "_selected")
+    __slots__ = ("_contexts", "_groups", "_in_order", "_orders", "_reputable", "_selected", "payer_groups")
 
     def __init__(self) -> None:
+        self.payer_groups = 0
+        """The groups of asks that are for some payers alone."""
         self._orders = ["price"]
         self._groups: dict[GroupKey, AskGroup] = {}
         self._in_order: list[AskGroup] = []
@@ -115,6 +118,7 @@ class ModelIndex:
             group.place = len(self._in_order)
             self._in_order.append(group)
             self._contexts.add(ask.context_tokens)
+            self.payer_groups += payer_rule(ask.spec.features) is not None
             self._selected.clear()
         group.size += 1
         self._add(group, listed_ask)
@@ -131,6 +135,7 @@ class ModelIndex:
             if last is not group:
                 self._in_order[group.place], last.place = last, group.place
             self._contexts.remove(group.example.context_tokens)
+            self.payer_groups -= payer_rule(group.example.spec.features) is not None
             self._selected.clear()
 
     def unlist(self, listed_ask: ListedAsk) -> None:

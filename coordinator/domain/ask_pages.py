@@ -17,10 +17,11 @@ from coordinator.domain.listed_ask import ListedAsk
 from coordinator.domain.ranking import Ranked
 from coordinator.domain.resource_bounds import PAGE_BYTES
 from coordinator.domain.scoring import RequestShape, Score
-from tallystick.protocol.criteria import Reason, is_batch_only
+from tallystick.protocol.criteria import Reason, audience, is_batch_only
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.link import MAX_ASKS
 from tallystick.protocol.log_facts import INTEGRITY_STEPS
+from tallystick.protocol.payer_rules import payer_rule
 from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.routes import sold_routes
 from tallystick.protocol.wire import dumps
@@ -117,14 +118,14 @@ def _take_page(entries: Iterable[tuple[str, dict[str, Any]]], limit: int) -> Pag
 
 
 def model_entry(name: str, listed_asks: list[ListedAsk], score: Score) -> dict[str, Any]:
-    """Returns the JSON of a listed model. Prices are base units per 1,000,000 tokens, as text; those for batch jobs alone only
-    if there are no others.
+    """Returns the JSON of a listed model. Prices are base units per 1,000,000 tokens, as text; those for batch jobs or for
+    some payers alone only if there are no others.
 
     `integrity` and `availability`: the highest of its asks, in percent; `audits`: those of all.
     `routes` and `features`: what at least one of its asks sells and declares, at most MAX_LISTED of each.
     """
     every = [listed_ask.message for listed_ask in listed_asks]
-    asks = [ask for ask in every if not is_batch_only(ask)] or every
+    asks = [ask for ask in every if not is_batch_only(ask) and payer_rule(ask.spec.features) is None] or every
     speeds = [listed_ask.speed for listed_ask in listed_asks]
     products = {product_key(listed_ask.message): listed_ask.audits for listed_ask in listed_asks}
     return {
@@ -173,16 +174,22 @@ def ask_entry(listed_ask: ListedAsk, score: Score) -> dict[str, Any]:
 
 
 def rating_entry(listed_ask: ListedAsk) -> dict[str, Any]:
-    """Returns the JSON of how this coordinator rates what an ask sells: its integrity by audits in percent, and its speed."""
-    speed = listed_ask.speed
+    """Returns the JSON of how this coordinator rates what an ask sells: its integrity by audits in percent, and its speed.
+
+    With its prices, in base units per 1,000,000 tokens, and whom they are for, in words; "" for everybody.
+    """
+    speed, ask = listed_ask.speed, listed_ask.message
     return {
-        "model": listed_ask.message.model,
-        "precision": precision_class(listed_ask.message.spec.precision),
+        "model": ask.model,
+        "precision": precision_class(ask.spec.precision),
         "integrity": percent(listed_ask.integrity),
         "audits": listed_ask.audits,
         "tokensPerSecond": speed.tokens_per_second,
         "firstTokenMs": speed.first_token_ms,
         "measured": listed_ask.measured is not None,
+        "inputPrice": str(ask.input_price),
+        "outputPrice": str(ask.output_price),
+        "audience": audience(ask),
     }
 
 

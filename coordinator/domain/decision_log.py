@@ -17,6 +17,7 @@ from coordinator.domain.scoring import ANY_REQUEST, RequestShape, ScoreTerms, pr
 from tallystick.protocol.criteria import Demand, Facts, Reason
 from tallystick.protocol.log_facts import INTEGRITY_STEPS
 from tallystick.protocol.messages import Ask
+from tallystick.protocol.payer_rules import STRANGER
 from tallystick.protocol.types import Address
 
 Prices = tuple[int | None, int | None]
@@ -222,7 +223,9 @@ def _repriced(ask: Ask, prices: Prices | None) -> Ask:
 
 
 def _slim(demand: Demand) -> Demand:
-    """Returns a demand that is small enough to keep, without long lists of providers."""
+    """Returns a demand that is small enough to keep, without long lists of providers, and without its payer."""
+    if demand.payer is not None:
+        demand = replace(demand, payer=STRANGER)
     if len(demand.pin) + len(demand.exclude) <= _MAX_KEPT_ADDRESSES:
         return demand
     pin, exclude = (frozenset(sorted(names)[:_MAX_KEPT_ADDRESSES]) for names in (demand.pin, demand.exclude))

@@ -28,6 +28,8 @@ class JobLimits:
     """How long a client may keep its job waiting, in all."""
     cancel: float = 15
     """From a cancel to the node's receipt."""
+    node_return: float = 3
+    """From the loss of a node's connection to its return, for a job whose output had begun."""
     beat: float = 10
     """Between two signs of life for a client whose job is silent."""
     wait: float = 120

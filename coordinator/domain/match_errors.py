@@ -20,6 +20,8 @@ _MAX_SCANNED = 5_000
 _PRICE = frozenset({Reason.INPUT_PRICE, Reason.OUTPUT_PRICE})
 _CHOICE = frozenset({Reason.NOT_PINNED, Reason.EXCLUDED})
 _UNABLE = frozenset({Reason.ROUTE, Reason.UNSUPPORTED, Reason.TOO_LONG})
+_FURTHER = frozenset({Reason.BATCH_ONLY, Reason.PAYER})
+"""Reasons that are nearly always against a second ask of a provider that is judged by its first."""
 _MAX_NAMED = 5
 """Models that an error names."""
 
@@ -33,8 +35,9 @@ def no_match_error(
     `book`: where other models are found that could take it.
     """
     reasons = Counter(reason for reason, _ in rejected)
-    if len(reasons) > 1:
-        del reasons[Reason.BATCH_ONLY]  # nearly always a second ask of a provider that is judged by its first
+    if reasons.keys() - _FURTHER:
+        for reason in _FURTHER:
+            del reasons[reason]
     if not_requested:
         reasons[Reason.NOT_PINNED] += not_requested
     if not reasons:

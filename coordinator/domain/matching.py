@@ -27,6 +27,7 @@ from coordinator.domain.search import Search, perfect_score, rejection
 from tallystick.protocol.criteria import Demand, Reason, is_batch_only
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.messages import UNKNOWN, Spec
+from tallystick.protocol.payer_rules import is_for
 from tallystick.protocol.requirements import Requirements, compared_name
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import Candidate
@@ -117,11 +118,13 @@ def likely_requirements(specs: Iterable[Spec]) -> Requirements:
 def spare_asks(book: AskBook, demand: Demand, score: Score, chance: float) -> Iterator[ListedAsk]:
     """Yields the asks with a free slot whose spec meets a demand: the most reliable class first, in each the cheapest first."""
     index, scorer = book.index_of(demand.model), Scorer(shape_of_demand(demand), score)
+    payer = None if index is None or not index.payer_groups else demand.payer
     for reliability in () if index is None else CLASSES:
         offers = None if index is None else index.free_asks(demand, reliability, scorer, chance)
         for _, _, lead in offers or ():
-            yield lead
-            yield from lead.siblings
+            if payer is None or is_for(lead.message, payer):
+                yield lead
+                yield from lead.siblings
 
 
 def explain(

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from coordinator.domain import resource_bounds
 from coordinator.domain.limits import IntakeLimits
-from coordinator.domain.token_bucket import TokenBucket
 from tallystick.protocol.errors import PUBLIC, Code, Fault, PeerError, Refusal, TallyError, Unavailable
 from tallystick.protocol.types import Address
 from tallystick.runtime.connection_limiter import address_key
+from tallystick.runtime.token_bucket import TokenBucket
 
 _FUNDS = frozenset({Code.INSUFFICIENT_FUNDS, Code.UNSECURED})
 _COSTLY = frozenset(PUBLIC[code].status for code in (Code.BAD_MESSAGE, Code.BAD_SIGNATURE, Code.BODY_TOO_LARGE))

@@ -17,12 +17,13 @@ from coordinator.domain.scoring import Score, Scorer
 from tallystick.protocol.criteria import MAX_ADDRESSES, Demand, Facts, Reason
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.log_facts import INTEGRITY_STEPS
+from tallystick.protocol.payer_rules import is_for
 from tallystick.protocol.types import Address
 
 _LEAST = 4
 """Fitting providers that a shortlist considers, at least, and that it takes from the last class, which has the newcomers."""
 _MAX_JUDGED = 512
-"""Suitable asks that one shortlist judges by price, validity and provider. Excluded providers do not count."""
+"""Suitable asks that one shortlist judges by price, validity and provider. Those of excluded providers do not count."""
 _MAX_SCANNED = 5_000
 """Asks that one shortlist looks at in one class, those of excluded providers and further ones of a provider that fits too."""
 _MAX_SCORED = 48
@@ -123,7 +124,12 @@ class Search:
         A provider that fits hides no other, however many asks it has.
         """
         fitting: dict[Address, ListedAsk] = {}
-        others = (entry for entry in islice(listed_asks, _MAX_SCANNED) if entry.provider not in fitting)
+        payer = demand.payer
+        others = (
+            entry
+            for entry in islice(listed_asks, _MAX_SCANNED)
+            if entry.provider not in fitting and (payer is None or is_for(entry.message, payer))
+        )
         for listed_ask in islice(others, _MAX_EXPLAINED):
             if self._fits_when_free(listed_ask, demand):
                 fitting[listed_ask.provider] = listed_ask
@@ -158,11 +164,12 @@ class Search:
         """Adds fitting asks of one class to the pool: until it has as many as wanted, and no ask that follows may win."""
         demand, fitting, left = self.demand, pool.fitting, _MAX_JUDGED
         exclude, most, best_quality = demand.exclude, len(fitting) + _MAX_SCORED, offers.best_quality
+        payer = demand.payer
         simple = None if demand.min_stake or demand.min_reputation or demand.min_integrity else Facts(self.now)
         add, objection, is_open = pool.unscored.append, demand.offer_objection, self.is_open
         for bound, _, lead in islice(offers, _MAX_SCANNED):
             provider = lead.provider
-            if provider in fitting or provider in exclude:
+            if provider in fitting or provider in exclude or (payer is not None and not is_for(lead.message, payer)):
                 continue
             if len(fitting) >= wanted and (bound >= pool.limit(best_quality) or len(fitting) >= most):
                 return

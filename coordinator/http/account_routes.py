@@ -11,14 +11,14 @@ from fastapi import FastAPI, Query, Request
 
 from coordinator.domain import resource_bounds
 from coordinator.domain.refusal_log import RefusalLog
-from coordinator.domain.token_bucket import TokenBucket
 from coordinator.http.job_views import job_view, live_view, refusal_view, tab_view
 from coordinator.http.schemas import Token
-from coordinator.jobs.accounts import AccessTiers, AccountStore
+from coordinator.jobs.accounts import AccessTiers, AccountStore, SettledAmounts
 from coordinator.jobs.market import Market
 from tallystick.protocol.access import SCHEME, load_access
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
 from tallystick.protocol.types import Address
+from tallystick.runtime.token_bucket import TokenBucket
 from tallystick.web.wallet_sign_in import WalletSignIn
 
 MAX_ACCOUNT_JOBS = 200
@@ -32,6 +32,7 @@ class Accounts:
 
     sign_in: WalletSignIn
     store: AccountStore
+    settled: SettledAmounts
     refusals: RefusalLog = field(default_factory=RefusalLog)
     tiers: AccessTiers | None = None
 

@@ -6,7 +6,7 @@ import base64
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
@@ -49,6 +49,7 @@ from tallystick.protocol.eip712 import read_signed
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Inquiry
+from tallystick.protocol.payer_rules import Payer
 from tallystick.protocol.types import parse_address, parse_job_id
 from tallystick.protocol.wire import Candidate, dumps
 from tallystick.runtime.health_monitor import HealthMonitor
@@ -189,10 +190,14 @@ def _add_market_routes(api: FastAPI, context: ApiContext) -> None:
 
 
 async def _demand(context: ApiContext, request: ShortlistRequest) -> Demand:
-    """Returns the demand, after reading the stakes that it asks for."""
+    """Returns the demand, after reading the stakes that it asks for, and what its payer settled if a price depends on that."""
     if request.minStake:
         await context.market.matchmaker.load_stakes(request.model)
-    return request.demand()
+    demand, index = request.demand(), context.market.book.index_of(request.model)
+    if index is None or not index.payer_groups:
+        return demand
+    payer = parse_address(request.payer)
+    return replace(demand, payer=Payer(payer, await context.accounts.settled.of(payer)))
 
 
 def _add_provider_routes(api: FastAPI, context: ApiContext) -> None:

@@ -29,7 +29,6 @@ from coordinator.domain.resource_bounds import (
     MAX_HELLO,
     MAX_LINK_FRAME,
 )
-from coordinator.domain.token_bucket import TokenBucket
 from coordinator.http.node_link import LinkClosed, NodeLink, queue_all
 from coordinator.http.watchdog import Watchdog
 from coordinator.jobs.live_job import InboxOverrun
@@ -51,6 +50,7 @@ from tallystick.protocol.replicas import MAX_REPLICAS
 from tallystick.protocol.types import Address, Hash, JobId
 from tallystick.protocol.wire import LINK_HEAD, Failure, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.connection_limiter import address_key
+from tallystick.runtime.token_bucket import TokenBucket
 from tallystick.runtime.websocket import FILTER_EXTENSION, FRAME_LIMIT_EXTENSION, WRITE_EXTENSION
 
 log = structlog.get_logger()
@@ -188,7 +188,7 @@ class NodeHub:
     async def _authenticate(self, link: NodeLink, scope: Scope, watchdog: Watchdog) -> tuple[Address, Hello]:
         market = self._market
         challenge = Hash(secrets.token_bytes(32))
-        offer = Challenge(challenge, market.address, market.domain.chain_id, market.domain.contract)
+        offer = Challenge(challenge, market.address, market.domain.chain_id, market.domain.contract, payer_asks=True)
         await link.send_now(pack_link(Kind.CHALLENGE, payload=dumps(offer.to_json())))
         kind, _, payload = unpack_link(await link.receive(watchdog))
         if kind is not Kind.HELLO:
@@ -221,10 +221,9 @@ class NodeHub:
                 )
             self._replace_asks(provider, hello.listing)
             link.takes_replicas = hello.replicas
-            if hello.trace:
-                self._market.node_takes_trace(provider)
             welcome = {"replicas": list(self._replicas)} if self._replicas else {}
             link.enqueue(pack_link(Kind.WELCOME, payload=dumps(welcome)))
+            self._market.node_connected(provider, trace=hello.trace, resume=hello.resume)
             log.info("node connected", provider=provider, asks=len(hello.asks), software=hello.software)
             while True:
                 frame = await link.receive(watchdog)

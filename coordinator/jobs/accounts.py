@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from coordinator.domain.token_bucket import TokenBucket
 from coordinator.ports import KnownJob
 from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
 from tallystick.protocol.tiers import Tier, Tiers
 from tallystick.protocol.types import Address, Amount, format_amount
+from tallystick.runtime.token_bucket import TokenBucket
 
 SETTLED_SECONDS = 60.0
-"""How old a payer's settled total may be when it decides on its tier."""
-MAX_PAYERS = 10_000
-"""Payers whose settled total is remembered; that of others is read again with their next job."""
+"""How old a payer's settled amounts may be when they decide on its tier and its prices."""
+MAX_REMEMBERED = 100_000
+"""Payers, and providers with which they settled, that are remembered; others are read again with their next job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +44,47 @@ class AccountStore(Protocol):
         """Returns the tabs of an account, as payer or provider, those with the newest jobs first. Raises Unavailable."""
         ...
 
-    async def settled_by(self, payer: Address) -> Amount:
-        """Returns what the chain has paid from a payer's purse, to all providers. Raises Unavailable."""
+    async def settled_by(self, payer: Address) -> Mapping[Address, Amount]:
+        """Returns what the chain has paid from a payer's purse, by provider. Raises Unavailable."""
         ...
 
 
-class AccessTiers:
-    """Applies the tiers of the config to jobs. `tick` is a monotonic clock in seconds.
+class SettledAmounts:
+    """What payers have settled, as the settler read it from the chain: no job makes this coordinator ask the chain.
 
-    What a payer has settled is what the settler read from the chain: no job makes this coordinator ask the chain.
+    `tick` is a monotonic clock in seconds.
     """
 
-    def __init__(self, tiers: Tiers, store: AccountStore, tick: Callable[[], float]) -> None:
-        self._tiers, self._store, self._tick = tiers, store, tick
-        self._settled: OrderedDict[Address, tuple[float, Amount]] = OrderedDict()
+    def __init__(self, store: AccountStore, tick: Callable[[], float]) -> None:
+        self._store, self._tick = store, tick
+        self._known: OrderedDict[Address, tuple[float, Mapping[Address, Amount]]] = OrderedDict()
+        self._size = 0
+
+    async def of(self, payer: Address) -> Mapping[Address, Amount]:
+        """Returns what a payer has settled, by provider; SETTLED_SECONDS old at most. Raises Unavailable."""
+        known = self._known.get(payer)
+        if known is not None and self._tick() - known[0] < SETTLED_SECONDS:
+            return known[1]
+        began = self._tick()
+        settled = await self._store.settled_by(payer)
+        self._forget(payer)
+        self._known[payer] = began, settled
+        self._size += 1 + len(settled)
+        while self._size > MAX_REMEMBERED:
+            self._forget(next(iter(self._known)))
+        return settled
+
+    def _forget(self, payer: Address) -> None:
+        known = self._known.pop(payer, None)
+        if known is not None:
+            self._size -= 1 + len(known[1])
+
+
+class AccessTiers:
+    """Applies the tiers of the config to jobs. `tick` is a monotonic clock in seconds."""
+
+    def __init__(self, tiers: Tiers, settled: SettledAmounts, tick: Callable[[], float]) -> None:
+        self._tiers, self._settled, self._tick = tiers, settled, tick
         self._running: Counter[Address] = Counter()
         self._rates = {
             tier.name: TokenBucket(tier.jobs_per_minute / 60, float(tier.jobs_per_minute))
@@ -67,21 +94,10 @@ class AccessTiers:
 
     async def tier_of(self, payer: Address) -> tuple[Tier, Amount] | None:
         """Returns a payer's tier, and what it has settled; None without tiers. Raises Unavailable."""
-        settled = await self._settled_by(payer) if self._tiers.count_settled else Amount(0)
+        amounts = await self._settled.of(payer) if self._tiers.count_settled else {}
+        settled = Amount(sum(amounts.values()))
         tier = self._tiers.of(payer, settled)
         return None if tier is None else (tier, settled)
-
-    async def _settled_by(self, payer: Address) -> Amount:
-        known = self._settled.get(payer)
-        if known is not None and self._tick() - known[0] < SETTLED_SECONDS:
-            return known[1]
-        began = self._tick()
-        settled = await self._store.settled_by(payer)
-        self._settled[payer] = began, settled
-        self._settled.move_to_end(payer)
-        while len(self._settled) > MAX_PAYERS:
-            self._settled.popitem(last=False)
-        return settled
 
     async def check_model(self, payer: Address, model: str) -> None:
         """Raises Refusal (tier_limit) if a payer's tier does not have a model, or no job at all; Unavailable."""

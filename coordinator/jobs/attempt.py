@@ -63,6 +63,10 @@ class Attempt:
     """Whether its node was told that the client cancelled."""
     cut_off: bool = False
     """Whether this process ended its node's connection, so that nobody knows what the node had sent."""
+    return_by: float | None = None
+    """Until when the job waits for the rest of its answer, since its node's connection was lost; on a monotonic clock."""
+    dismissed: bool = False
+    """Whether its node was told to stop because this process stops."""
     hedged: bool = False
     """Whether it began beside another attempt."""
     outrun: bool = False
@@ -95,6 +99,7 @@ class Attempt:
         """Notes when a chunk of its response arrived."""
         self.chunks += 1
         self.last_at = tick
+        self.return_by = None
         if self.chunks == 2:
             self.body_at = tick
 

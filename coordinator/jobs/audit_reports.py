@@ -15,7 +15,6 @@ import structlog
 
 from coordinator.domain.integrity_records import DAY_SECONDS, IntegrityRecords, ProductKey, RecordChange, effect_of, report_weight
 from coordinator.domain.job_aliases import JobAliases
-from coordinator.domain.token_bucket import TokenBucket
 from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.report_store import Finding, ReportDraft, ReportFacts, ReportStore, StoredReport
 from coordinator.jobs.shared_store import SharedStore
@@ -29,6 +28,7 @@ from tallystick.protocol.merkle import leaf_hash
 from tallystick.protocol.messages import Ask, ReportAck
 from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.types import ZERO_HASH, Address, Hash, JobId
+from tallystick.runtime.token_bucket import TokenBucket
 
 log = structlog.get_logger()
 REPORTS_PER_SECOND, REPORTS_BURST = 1, 60

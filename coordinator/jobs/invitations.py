@@ -27,9 +27,10 @@ from coordinator.domain.matching import likely_requirements
 from coordinator.domain.packed_orders import OrderFacts
 from coordinator.jobs.live_job import LiveJob
 from coordinator.jobs.matchmaker import Matchmaker
-from tallystick.protocol.criteria import Demand
+from tallystick.protocol.criteria import Demand, is_batch_only
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.messages import Ask
+from tallystick.protocol.payer_rules import STRANGER, is_for
 from tallystick.protocol.queue_place import MAX_INVITATIONS
 from tallystick.protocol.requirements import NO_REQUIREMENTS, Requirements
 from tallystick.protocol.types import Address, Hash, JobId
@@ -87,7 +88,8 @@ class Invitations:
         orders, likely = job.orders, self._requirements(job)
         exclude = frozenset(job.tried) | {order.provider for order in orders}
         for require in dict.fromkeys((likely, _required(job))):
-            demand, dearer = Demand(job.model, require=require, exclude=exclude, batch=job.submission.batch), Counter[int]()
+            demand = Demand(job.model, require=require, exclude=exclude, batch=job.submission.batch, payer=STRANGER)
+            dearer = Counter[int]()
             for listed_ask in islice(self._matchmaker.spare_asks(demand), _MAX_SPARE):
                 reliability = listed_ask.node.reliability
                 if dearer[reliability] >= _MAX_DEARER:
@@ -237,6 +239,8 @@ class Invitations:
         if digest in invited.asks or len(invited.asks) >= most or ask.provider in job.tried:
             return False
         if ask.model != job.model or _is_dearer(ask, orders) or _required(job).first_unmet(ask) is not None:
+            return False
+        if not is_for(ask, STRANGER) or (is_batch_only(ask) and not job.submission.batch):
             return False
         if any(order.provider == ask.provider and self._is_usable(order) for order in orders):
             return False

@@ -13,6 +13,7 @@ However node, client and store behave, a job ends in one terminal state, and its
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ import structlog
 
 from coordinator.domain.limits import JobLimits, check_order
 from coordinator.domain.seen_jobs import SeenJobs
+from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.audit_reports import AuditReports
 from coordinator.jobs.deadlines import enforce_deadlines
 from coordinator.jobs.decision_keeper import DecisionKeeper
@@ -33,6 +35,7 @@ from coordinator.jobs.job_trace import JobTrace
 from coordinator.jobs.live_job import BeforeReceipt, LiveJob
 from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.matchmaker import Matchmaker
+from coordinator.jobs.node_returns import NodeReturns
 from coordinator.jobs.payer_totals import LoadTotals, PayerTotals
 from coordinator.jobs.receipts import OnTotal, Receipts
 from coordinator.jobs.relay import GONE, Relay, not_relayed
@@ -140,6 +143,7 @@ class Market:
             tick=tick,
             count_out=self._count_out,
         )
+        self._returns = NodeReturns(bus, tick, limits.node_return)
         self.job_totals = JobTotals()
         self._totals: PayerTotals | None = None
         self._idle = asyncio.Event()
@@ -162,17 +166,36 @@ class Market:
         await self.audit_reports.start(self._log_store)
 
     async def drain(self, seconds: float) -> None:
-        """Refuses new orders and waits for the live jobs. Jobs left after `seconds` end when their nodes' links are closed."""
-        self._relay.stopping = True
-        self._slot_queue.close(Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator is stopping", fault=Fault.COORDINATOR))
-        try:
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
-        except TimeoutError:
+        """Refuses new orders and waits for the live jobs, for `seconds` at most; `dismiss_nodes` ends those that are left."""
+        if not await self._wait_until_idle(seconds):
             log.warning("jobs still running at shutdown", count=len(self._live))
         await self._writes.close()
         self._decision_keeper.save()
         await self.match_log.close()
+
+    async def dismiss_nodes(self, seconds: float) -> None:
+        """Tells the nodes of the live jobs to stop, and waits for their answers, for `seconds` at most.
+
+        What they had sent before is read with that. A last chunk that nobody read would be charged, and not be delivered. Jobs
+        whose nodes do not answer end when their links are closed.
+        """
+        for job in self._live.values():
+            for attempt in job.rivals:
+                if attempt.return_by is None:
+                    self._relay.dismiss(attempt)
+                else:  # its node is away; nobody knows what it had sent
+                    attempt.cut_off, attempt.return_by = True, None
+                    job.interrupt(attempt, pack_link(GONE, job.id))
+        await self._wait_until_idle(seconds)
+
+    async def _wait_until_idle(self, seconds: float) -> bool:
+        """Refuses new orders, ends jobs that no node has, and waits for the others. Returns whether all have ended in time."""
+        self._relay.stopping = True
+        self._slot_queue.close(Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator is stopping", fault=Fault.COORDINATOR))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        return self._idle.is_set()
 
     # Replicas
 
@@ -199,18 +222,30 @@ class Market:
     # Nodes
 
     def node_gone(self, provider: Address, *, cut_off: bool = False) -> None:
-        """Removes the asks of a node that disconnected, and interrupts its jobs. `cut_off`: this process ended the connection."""
-        self.matchmaker.drop(provider)
-        self._relay.trace_takers.discard(provider)
-        for job in self._live.values():
-            for attempt in job.open_attempts:
-                if attempt.provider == provider:
-                    attempt.cut_off = cut_off
-                    job.interrupt(attempt, pack_link(GONE, job.id))
+        """Removes the asks of a node that disconnected. Its jobs end, or wait for its return.
 
-    def node_takes_trace(self, provider: Address) -> None:
-        """Notes that a connected node takes TRACE frames."""
-        self._relay.trace_takers.add(provider)
+        `cut_off`: this process ended the connection.
+        """
+        self.matchmaker.drop(provider)
+        for job, attempt in self._attempts_of(provider):
+            attempt.cut_off = cut_off
+            if cut_off or not self._returns.wait_for(attempt):
+                job.interrupt(attempt, pack_link(GONE, job.id))
+        self._relay.trace_takers.discard(provider)
+        self._returns.resumers.discard(provider)
+
+    def node_connected(self, provider: Address, *, trace: bool, resume: bool) -> None:
+        """Notes which frames a connected node takes, and goes on with its jobs that wait for its return."""
+        if trace:
+            self._relay.trace_takers.add(provider)
+        if resume:
+            self._returns.resumers.add(provider)
+        for job, attempt in self._attempts_of(provider):
+            self._returns.resume(job, attempt)
+
+    def _attempts_of(self, provider: Address) -> list[tuple[LiveJob, Attempt]]:
+        """The open attempts of a provider, each with its job."""
+        return [(job, attempt) for job in self._live.values() for attempt in job.open_attempts if attempt.provider == provider]
 
     @property
     def live(self) -> int:
@@ -419,6 +454,8 @@ class Market:
         for job in list(self._live.values()):
             if job.at_node:
                 enforce_deadlines(job, tick, self.limits, cancel=self.cancel, stop=self._relay.stop)
+                for attempt in filter(self._returns.is_over, job.open_attempts):
+                    job.interrupt(attempt, pack_link(GONE, job.id))
         self._slot_queue.sweep()
         self._seen.sweep(int(self._now()))
         self._writes.retry()

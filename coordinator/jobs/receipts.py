@@ -18,7 +18,6 @@ from dataclasses import replace
 
 from coordinator.domain.exposure import Exposure
 from coordinator.domain.reputation import Reputation
-from coordinator.domain.token_bucket import TokenBucket
 from coordinator.ports import AttemptRecord, Bus, Funds, JobRecord, JobStore, node_subject
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed_bytes
 from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature, Code, Fault, Refusal, Unavailable
@@ -28,6 +27,7 @@ from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
 from tallystick.protocol.tab import MAX_SEQ, check_receipt
 from tallystick.protocol.types import Address, Amount, JobId, format_amount
 from tallystick.protocol.wire import Failure, Kind, pack_link
+from tallystick.runtime.token_bucket import TokenBucket
 
 UNKNOWN_JOBS_PER_SECOND, UNKNOWN_JOBS_BURST = 0.1, 100
 """Receipts of one provider for unknown jobs: each costs a lookup and up to two signature checks."""

@@ -155,6 +155,11 @@ class Relay:
         frame = pack_link(Kind.CANCEL, attempt.candidate.terms.job, reason.value.encode())
         return self._bus.send(node_subject(attempt.provider), frame)
 
+    def dismiss(self, attempt: Attempt) -> None:
+        """Tells a node to stop because this process stops. Its answer is the last that is read of it."""
+        attempt.dismissed = True
+        self.stop(attempt, CancelReason.COORDINATOR)
+
     # One attempt
 
     async def _begin(self, job: LiveJob, attempt: Attempt) -> Sequence[Frame]:
@@ -229,7 +234,8 @@ class Relay:
             return self._relay_chunk(job, attempt, payload)
         if kind == BEGIN:
             return await self._begin_second(job)
-        if kind == Kind.RECEIPT and not (attempt.outrun or self._has_rival(job, attempt)):
+        unfinished = attempt.dismissed and not attempt.delivered
+        if kind == Kind.RECEIPT and not (attempt.outrun or unfinished or self._has_rival(job, attempt)):
             return await self._finish(job, attempt, payload)
         if kind in (Kind.FAIL, Kind.RECEIPT, GONE):
             return await self._fail(job, attempt, kind, payload)
@@ -307,12 +313,12 @@ class Relay:
         return told
 
     def _failure(self, job: LiveJob, attempt: Attempt, kind: int, payload: bytes) -> TallyError:
-        if kind == Kind.FAIL:
+        if kind == Kind.FAIL and not attempt.dismissed:
             return read_failure(job, attempt, payload)
-        if kind == Kind.RECEIPT:
+        if kind == Kind.RECEIPT and not attempt.dismissed:
             text = f"provider {attempt.provider} ended the job without output"
             return Unavailable(Code.PROVIDER_FAILED, text, fault=Fault.PROVIDER)
-        if self.stopping or attempt.cut_off:
+        if self.stopping or attempt.cut_off or attempt.dismissed:
             return Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator is stopping", fault=Fault.COORDINATOR)
         return Unavailable(Code.NODE_GONE, f"the connection to provider {attempt.provider} was lost", fault=Fault.PROVIDER)
 
@@ -351,6 +357,8 @@ class Relay:
         try:
             receipt = self._receipts.read(attempt.record, attempt.order, payload)
         except BadReceipt as error:
+            if attempt.return_by is not None:
+                return ()  # its node sends it again after the chunks that were lost
             self._refuse(job, attempt, error)
             return (self._end(job, attempt, error),)
         outcome = Outcome(receipt.message.outcome)

@@ -23,6 +23,7 @@ from coordinator.jobs.market_load import MarketLoad
 from coordinator.pages.account_page import ACCOUNT_PATH, AccountPage
 from coordinator.pages.log_view import rows_of
 from coordinator.pages.market_view import PAGE_ROWS, SORTS, Chart, chart, fitting, read_filter
+from tallystick.protocol.criteria import audience
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.health import HealthReport
 from tallystick.protocol.types import Address, format_amount, parse_address
@@ -170,6 +171,7 @@ class MarketPages:
             "speed": listed_ask.speed,
             "measured": listed_ask.measured is not None,
             "model_link": _model_link(listed_ask.message.model),
+            "audience": audience(listed_ask.message),
         }
 
     async def _provider(self, request: Request) -> Response:

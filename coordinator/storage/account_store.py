@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -12,6 +12,7 @@ from coordinator.jobs.accounts import AccountTab
 from coordinator.ports import KnownJob
 from coordinator.storage.job_codec import load_job
 from coordinator.storage.schema import jobs, settlements, tab_receipts, tabs
+from coordinator.storage.settled_rows import read_settled
 from tallystick.protocol.types import Address, Amount
 from tallystick.runtime.storage import Database
 
@@ -37,11 +38,9 @@ class SqlAccountStore:
         await self._flush()
         return await self._db.read(lambda connection: _read_tabs(connection, account, limit))
 
-    async def settled_by(self, payer: Address) -> Amount:
+    async def settled_by(self, payer: Address) -> Mapping[Address, Amount]:
         """See jobs.accounts.AccountStore."""
-        query = sa.select(settlements.c.settled).where(settlements.c.payer == payer)
-        amounts = await self._db.read(lambda connection: connection.execute(query).scalars().all())
-        return Amount(sum(map(int, amounts)))
+        return await self._db.read(lambda connection: read_settled(connection, payer))
 
 
 def _read_jobs(connection: Connection, account: Address, limit: int) -> list[KnownJob]:

@@ -290,6 +290,6 @@ class MemoryAccountStore:
                 tabs.append(AccountTab(payer, provider, total, settled, tx, block))
         return tabs[:limit]
 
-    async def settled_by(self, payer: Address) -> Amount:
+    async def settled_by(self, payer: Address) -> dict[Address, Amount]:
         """See AccountStore."""
-        return Amount(sum(int(paid.settled) for (owner, _), paid in self.store.settlements.items() if owner == payer))
+        return {provider: paid.settled for (owner, provider), paid in self.store.settlements.items() if owner == payer}

@@ -18,15 +18,14 @@ from coordinator.domain.integrity_records import (
     RecordChange,
 )
 from coordinator.jobs.report_store import Finding, ReportDraft, ReportFacts, StoredReport
-from coordinator.storage.schema import audit_reports, integrity, settlements
+from coordinator.storage.schema import audit_reports, integrity
+from coordinator.storage.settled_rows import read_settled
 from coordinator.storage.upserts import upsert
 from tallystick.audit.integrity import Integrity
 from tallystick.protocol.log_leaves import ReportLeaf
 from tallystick.protocol.types import Address, Amount, Hash, JobId
 from tallystick.runtime.storage import Database
 
-_MAX_SETTLEMENTS = 10_000
-"""Tabs of one payer that its weight is read from."""
 _PRODUCT = ("provider", "model", "precision")
 
 
@@ -54,7 +53,7 @@ class SqlReportStore:
 
     async def settled_by(self, payer: Address) -> Mapping[Address, Amount]:
         """See ReportStore."""
-        return await self._db.read(lambda connection: _settled_by(connection, payer))
+        return await self._db.read(lambda connection: read_settled(connection, payer))
 
     async def integrity(self) -> list[tuple[ProductKey, IntegrityRecord]]:
         """See ReportStore."""
@@ -76,7 +75,7 @@ def log_report(
     known = _read_report(connection, draft.finding)
     if known is not None:
         return known, None
-    settled, earlier = _settled_by(connection, draft.payer), _count_reports(connection, draft.payer, draft.product)
+    settled, earlier = read_settled(connection, draft.payer), _count_reports(connection, draft.payer, draft.product)
     day_effect = _sum_effects(connection, draft.product, at - DAY_SECONDS, praises=draft.praises)
     leaf = replace(draft.make(ReportFacts(settled, earlier, day_effect)), at=at, epoch=draft.epoch)
     records = IntegrityRecords()
@@ -137,12 +136,6 @@ def _sum_effects(connection: Connection, product: ProductKey, since: int, *, pra
     effects = sa.func.coalesce(sa.func.sum(columns.effect), 0)
     query = sa.select(effects).where(same, columns.at >= since, columns.praises == praises)
     return int(connection.execute(query).scalar_one())
-
-
-def _settled_by(connection: Connection, payer: Address) -> dict[Address, Amount]:
-    columns = settlements.c
-    query = sa.select(columns.provider, columns.settled).where(columns.payer == payer).limit(_MAX_SETTLEMENTS)
-    return {Address(provider): Amount(int(settled)) for provider, settled in connection.execute(query)}
 
 
 def _read_records(connection: Connection, query: sa.Select[Any]) -> list[tuple[ProductKey, IntegrityRecord]]:

@@ -64,7 +64,7 @@ class Store:
 
         Raises BadMessage for an address that is not understood, or for a replica whose database is not PostgreSQL.
         """
-        self._replica = replica
+        self.replica = replica
         self._db, self._instance_lock = Database(url), instance_lock(url, "coordinator", shared=bool(replica))
         self.roles: Roles = ReplicaRoles(self._db.url, replica) if replica else AllRoles()
         self._log_db = Database(url) if replica else None
@@ -124,7 +124,7 @@ class Store:
         """
         while True:
             await self._instance_lock.lost()
-            if not self._replica:
+            if not self.replica:
                 log.error("database lock lost: another coordinator may take it, so this one stops")
                 raise Unavailable(Code.DATABASE_UNAVAILABLE, "the connection that held this coordinator's database was lost")
             log.warning("database lock lost: this replica takes it again when the database answers")

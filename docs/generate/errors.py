@@ -266,7 +266,7 @@ ADVICE: dict[Code, tuple[str, str, str]] = {
         "Wait a moment and send fewer at a time.",
     ),
     Code.TIER_LIMIT: (
-        "The wallet's access tier does not include the model, or any job at all.",
+        "The wallet's access tier does not include the model, or any job at all; or the ask's price is for other wallets.",
         "client",
         "The message names the tier, and what would lift the limit; see {doc}`/how-to/access-tiers`.",
     ),

@@ -54,7 +54,7 @@ class LinkHandler(Protocol):
         ...
 
     def frame_received(self, link: Link, kind: Kind, job: JobId, payload: bytes) -> None:
-        """A DISPATCH, TRACE, CANCEL, CREDIT, RECEIPT_ACK, RECEIPT_REFUSED or RECALLED frame came. Must not wait."""
+        """A frame came that is not of the link itself, such as DISPATCH or CREDIT. Must not wait."""
         ...
 
     def disconnected(self, link: Link) -> None:
@@ -96,7 +96,7 @@ class _Unobserved:
 
 
 _FOR_HANDLER = frozenset(
-    {Kind.DISPATCH, Kind.TRACE, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK, Kind.RECEIPT_REFUSED, Kind.RECALLED}
+    (Kind.DISPATCH, Kind.TRACE, Kind.CANCEL, Kind.CREDIT, Kind.RECEIPT_ACK, Kind.RECEIPT_REFUSED, Kind.RECALLED, Kind.RESUME)
 )
 
 
@@ -148,7 +148,7 @@ class NodeLink:
     def announce_asks(self) -> None:
         """Sends the changed asks to the coordinator."""
         if self.session is not None:
-            listing = self._listing(self.session.coordinator)
+            listing = self._offered(self.session.coordinator, payer_asks=self.session.payer_asks)
             self.session.post(Kind.ASKS, NO_JOB, dumps(listing.to_json()))
             self.session.announced = listing
             self.session.reported = dict(listing.capacities)
@@ -235,13 +235,18 @@ class NodeLink:
                 challenge=challenge.challenge,
                 endpoint=endpoint_of(self.url),
             )
-            listing = self._listing(challenge.coordinator)
+            listing = self._offered(challenge.coordinator, payer_asks=challenge.payer_asks)
             signed, software = self._signer.sign(answer, self._domain), f"tallystick-node/{__version__}"
-            hello = Hello(signed, listing, software, replicas=True, trace=self._takes_trace)
+            hello = Hello(signed, listing, software, replicas=True, trace=self._takes_trace, resume=True)
             await socket.send(pack_link(Kind.HELLO, payload=dumps(hello.to_json())))
             replicas = read_welcome(loads(await _expect(socket, Kind.WELCOME), "welcome"))
         self._observer.replicas_listed(self, challenge.coordinator, replicas)
-        return LinkSession(socket, challenge.coordinator, self._settings.outbox_frames, listing, endpoint_of(self.seed))
+        outbox, endpoint = self._settings.outbox_frames, endpoint_of(self.seed)
+        return LinkSession(socket, challenge.coordinator, outbox, listing, endpoint, payer_asks=challenge.payer_asks)
+
+    def _offered(self, coordinator: Address, *, payer_asks: bool) -> Listing:
+        listing = self._listing(coordinator)
+        return listing if payer_asks else listing.for_everybody()
 
     def _check_challenge(self, challenge: Challenge) -> None:
         if self._coordinator is not None and challenge.coordinator != self._coordinator:
@@ -264,7 +269,7 @@ class NodeLink:
         try:
             self._handler.connected(session)
             self._observer.link_changed()
-            if self._listing(session.coordinator).asks != session.announced.asks:
+            if self._offered(session.coordinator, payer_asks=session.payer_asks).asks != session.announced.asks:
                 self.announce_asks()
             await self._read(session)
         except TallyError as error:

@@ -34,8 +34,11 @@ class LinkSession:
         outbox_frames: int,
         announced: Listing = _NOTHING,
         endpoint: str = "",
+        *,
+        payer_asks: bool = False,
     ) -> None:
-        """`announced`: what HELLO carried, or ASKS later; `endpoint`: see ports.Link."""
+        """`announced`: what HELLO carried, or ASKS later; `endpoint`: see ports.Link; `payer_asks`: see link.Challenge."""
+        self.payer_asks = payer_asks
         self.socket, self.coordinator, self.announced, self.endpoint = socket, coordinator, announced, endpoint
         self.reported = dict(announced.capacities)
         """The capacities that the coordinator knows."""

@@ -45,12 +45,16 @@ class LinkRouter:
             self.runner.cancel(link, job, CancelReason.loads(payload))
         elif kind is Kind.CREDIT:
             self.runner.grant_credit(link, job, payload)
+        elif kind is Kind.RESUME:
+            self.runner.resumable.resume(link, job, payload)
         elif kind is Kind.RECALLED:
             self.state_recovery.page_received(link, payload)
         elif kind is Kind.RECEIPT_REFUSED:
             self.receipt_sender.refused(link, job, error_from_json(loads(payload, "refusal"), 502))
+            self.runner.resumable.forget(job)
         else:
             self.receipt_sender.acknowledged(link, job)
+            self.runner.resumable.forget(job)
 
     def disconnected(self, link: Link) -> None:
         """See link.LinkHandler."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -71,13 +71,19 @@ class PriceRule:
         return (not self.days or DAYS[day.weekday()] in self.days) and load * 100 >= self.min_load_percent
 
 
-def batch_rule(discount: str, hours: str) -> PriceRule:
-    """The rule of a discount such as "50%" on jobs of the class `batch`, in these hours or always. Raises BadMessage."""
+def percent_off(discount: str, where: str) -> PriceRule:
+    """The rule of a discount such as "50%". `where`: the setting. Raises BadMessage."""
     match = _DISCOUNT.fullmatch(discount)
     if match is None:
-        raise BadMessage(f'config: batch_discount: expected "1%" to "99%", or "0%" for none, got {discount[:20]!r}')
+        raise BadMessage(f'config: {where}: expected "1%" to "99%", or "0%" for none, got {discount[:20]!r}')
+    return PriceRule(percent=100 - int(match[1]))
+
+
+def batch_rule(discount: str, hours: str) -> PriceRule:
+    """The rule of a discount such as "50%" on jobs of the class `batch`, in these hours or always. Raises BadMessage."""
+    rule = percent_off(discount, "batch_discount")
     try:
-        return PriceRule(percent=100 - int(match[1]), hours=hours)
+        return replace(rule, hours=hours)
     except BadMessage:
         raise BadMessage(f'config: batch_hours: expected a span such as "22:00-06:00", got {hours[:40]!r}') from None
 

@@ -13,6 +13,7 @@ from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.features import BATCH_ONLY, absent
 from tallystick.protocol.link import MAX_ASK_BYTES, MAX_ASKS, MAX_NODE_ASK_BYTES
 from tallystick.protocol.messages import Ask, Spec
+from tallystick.protocol.payer_rules import PayerRule
 from tallystick.protocol.pricing import Prices
 from tallystick.protocol.routes import ALWAYS, SCORES
 from tallystick.protocol.types import Address, Hash
@@ -54,6 +55,11 @@ def split_scoring(offer: Offer, prices: Prices) -> tuple[Offer, ...]:
 def for_batch(offer: Offer, prices: Prices) -> Offer:
     """The same offer at other prices, for batch jobs alone."""
     return replace(offer, spec=replace(offer.spec, features=(*offer.spec.features, BATCH_ONLY)), prices=prices)
+
+
+def for_payers(offer: Offer, prices: Prices, rule: PayerRule) -> Offer:
+    """The same offer at other prices, for some payers alone."""
+    return replace(offer, spec=replace(offer.spec, features=(*offer.spec.features, *rule.to_features())), prices=prices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 
 from node.domain.usage_meter import UsageMeter
 from node.jobs.job_timeout import JobTimeout
+from node.jobs.resumable_answers import SentChunks
 from node.ports import Link, ResponseStart
 from tallystick.protocol.plaintext_heads import ResponseHead, dump_response_head
 from tallystick.protocol.sealing import Sealer
@@ -95,12 +96,15 @@ class Delivery:
         self._held = bytearray()
         self._tail: tuple[bytes, int] | None = None
         self.started = False
+        self.sent = SentChunks()
+        """The chunks that the coordinator may not have."""
 
     def grant_credit(self, chunks: int) -> None:
         """Adds credit for `chunks` chunks. It also confirms that the coordinator has output, so that it cannot start another
         attempt.
         """
         self._credit += chunks
+        self.sent.confirm(chunks)
         self._granted.set()
         self._resolve(taken=True)
 
@@ -211,6 +215,7 @@ class Delivery:
 
     def _post(self, sealed: bytes) -> None:
         self._credit -= 1
+        self.sent.add(sealed)
         self._link.post(Kind.CHUNK, self._job, sealed)
 
     async def _wait_for_first_credit(self) -> None:

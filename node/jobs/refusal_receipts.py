@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 
 from node.domain.order_admission import MatchedOrder
@@ -20,6 +19,7 @@ from node.ports import ChainView
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import Address, Amount
+from tallystick.runtime.token_bucket import TokenBucket
 
 BURST, RATE = 256, 1.0
 MAX_CONCURRENT = 64
@@ -51,8 +51,8 @@ class RefusalReceipts:
             consume_order,
             now,
         )
-        self._left_by_endpoint: dict[str, tuple[float, float]] = {}
-        self._left_by_payer: OrderedDict[Address, tuple[float, float]] = OrderedDict()
+        self._by_endpoint = TokenBucket(RATE, BURST)
+        self._by_payer = TokenBucket(RATE / PAYER_SHARE, BURST / PAYER_SHARE, MAX_PAYERS)
         self._in_progress = 0
 
     async def issue(self, endpoint: str, matched: MatchedOrder) -> Verified[Receipt] | None:
@@ -85,24 +85,11 @@ class RefusalReceipts:
 
     def _take_allowance(self, endpoint: str, payer: Address) -> bool:
         now = self._now()
-        for_payer, for_endpoint = (
-            _refilled(self._left_by_payer.get(payer), PAYER_SHARE, now),
-            _refilled(self._left_by_endpoint.get(endpoint), 1, now),
-        )
-        if min(for_payer, for_endpoint) < 1:
+        if self._by_payer.delay(payer, now) or self._by_endpoint.delay(endpoint, now):
             return False
-        self._left_by_endpoint[endpoint] = for_endpoint - 1, now
-        self._left_by_payer[payer] = for_payer - 1, now
-        self._left_by_payer.move_to_end(payer)
-        if len(self._left_by_payer) > MAX_PAYERS:
-            self._left_by_payer.popitem(last=False)
+        self._by_payer.overdraw(payer, now)
+        self._by_endpoint.overdraw(endpoint, now)
         return True
-
-
-def _refilled(left: tuple[float, float] | None, part: int, now: float) -> float:
-    """Returns the number of receipts allowed at `now`; `left`: the number left and the time when one was last issued."""
-    burst, (amount, at) = BURST / part, left or (BURST / part, now)
-    return min(burst, amount + max(0.0, now - at) * RATE / part)
 
 
 def releases(claim_by: int, funds: Funds, cumulative: Amount, now: int) -> bool:

@@ -30,12 +30,14 @@ from node.jobs.kept_evidence import KeptEvidence
 from node.jobs.pooled_engine import PooledEngine
 from node.jobs.receipt_signer import ReceiptSigner
 from node.jobs.refusal_receipts import RefusalReceipts
+from node.jobs.resumable_answers import ResumableAnswers
 from node.ports import ChainView, JobReport, JobStore, Link, Observer
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import Capacities
 from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Order, Receipt
+from tallystick.protocol.payer_rules import payer_rule
 from tallystick.protocol.sealing import SealingKey
 from tallystick.protocol.tiers import Tiers
 from tallystick.protocol.types import Address, Amount, Hash, JobId
@@ -108,6 +110,7 @@ class JobRunner:
         self._refusals = RefusalReceipts(
             receipt_signer=receipt_signer, tabs=tabs, chain=chain, consume_order=self._consume_order, now=now
         )
+        self.resumable = ResumableAnswers()
         self._pending: dict[JobId, Link] = {}
         self._jobs: dict[JobId, Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -318,7 +321,12 @@ class JobRunner:
         return job
 
     def _check_tier(self, admitted: AdmittedJob, settled: Amount) -> None:
-        """Raises Refusal (tier_limit) or Unavailable (rate_limited) for a job beyond what the payer's access tier allows."""
+        """Raises Refusal (tier_limit) or Unavailable (rate_limited) for a job beyond what the payer's access tier allows, or at a
+        price for others.
+        """
+        rule = payer_rule(admitted.offer.spec.features)
+        if rule is not None:
+            rule.check(admitted.payer, settled)
         tier = self._tiers.of(admitted.payer, settled)
         if tier is not None:
             self._tiers.check(tier, settled, admitted.offer.model)
@@ -385,18 +393,7 @@ class JobRunner:
         receipt = await self._receipt_signer.sign_for_job(
             admitted, job.order_stored, end.usage, result.outcome, end.commitment, evidence_root=end.rows.root
         )
-        if receipt is None:
-            self._tabs.drop(admitted.payer, admitted.max_cost)
-            fallback = Unavailable(Code.PROVIDER_FAILED, "the node could not store the receipt", fault=Fault.PROVIDER)
-            self._fail(job.link, admitted.job, result.error or fallback)
-        elif end.last or job.has_output:
-            job.delivery.post(*end.last)
-            job.link.post(Kind.RECEIPT, admitted.job, receipt.to_bytes())
-        else:
-            fallback = Unavailable(Code.PROVIDER_FAILED, result.reason, fault=Fault.PROVIDER)
-            self._fail(job.link, admitted.job, result.error or fallback, receipt)
-        if receipt is not None and job.link.is_lost:
-            self._on_stranded_receipt()
+        self._send_end(job, result, end.last, receipt)
         self._report(job, result, receipt.message if receipt is not None else None, unpaid)
         if job.trace is not None:
             job.trace.settled(receipt.message if receipt is not None else None)
@@ -406,6 +403,25 @@ class JobRunner:
             self._coordinator_credit.record_earned(job.link.endpoint, receipt.message.cost)
         if unpaid:
             await self._coordinator_credit.save()
+
+    def _send_end(self, job: Job, result: JobResult, last: tuple[bytes, ...], receipt: Verified[Receipt] | None) -> None:
+        """Sends the last chunks of a job with its receipt, or its failure."""
+        admitted, link = job.admitted, job.link
+        if receipt is None:
+            self._tabs.drop(admitted.payer, admitted.max_cost)
+            fallback = Unavailable(Code.PROVIDER_FAILED, "the node could not store the receipt", fault=Fault.PROVIDER)
+            self._fail(link, admitted.job, result.error or fallback)
+            return
+        if last or job.has_output:
+            job.delivery.post(*last)
+            link.post(Kind.RECEIPT, admitted.job, receipt.to_bytes())
+            if last:
+                self.resumable.keep(link, admitted.job, job.delivery.sent, receipt.to_bytes())
+        else:
+            fallback = Unavailable(Code.PROVIDER_FAILED, result.reason, fault=Fault.PROVIDER)
+            self._fail(link, admitted.job, result.error or fallback, receipt)
+        if link.is_lost:
+            self._on_stranded_receipt()
 
     def _stop_queued_jobs(self, endpoint: str) -> None:
         """Stops jobs that wait for a slot if their coordinator is suspended."""

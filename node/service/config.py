@@ -18,6 +18,7 @@ from node.domain.credit_limits import CreditLimits
 from node.domain.dynamic_pricing import PriceRule, apply_price_rules, batch_rule
 from node.domain.payout_policy import PayoutPolicy
 from node.domain.published_asks import Offer, for_batch, split_scoring
+from node.domain.tier_prices import TierPrices
 from node.engines.api_key import AUTHORIZATION, ApiKey
 from node.engines.capabilities import Capabilities
 from node.engines.engine_settings import EngineSettings
@@ -296,7 +297,7 @@ class NodeConfig:
             if tier.jobs_per_minute is not None:
                 text = "only a coordinator counts the jobs of a minute; set jobs_in_flight"
                 raise BadMessage(f"config: tiers: {tier.name}: jobs_per_minute: {text}")
-        Tiers(self.tiers)
+        TierPrices(self.access)
         if self.page_key is not None and len(self.page_key) < MIN_KEY:
             raise BadMessage(f"config: page_key: expected at least {MIN_KEY} characters, got {len(self.page_key)}")
 

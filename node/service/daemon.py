@@ -1,6 +1,4 @@
-"""The daemon: the node's composition root. It makes the components, wires them, runs them until SIGTERM, and stops them in
-order.
-"""
+"""The daemon: the node's composition root. It makes the components, wires them, and runs them until SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,15 +8,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
 import structlog
 
 from node.chain.collector import Collector
-from node.chain.escrow_view import EscrowView
-from node.chain.payouts import Payouts, check_policy
 from node.chain.watcher import ChainWatcher
 from node.coordinator.coordinator_http import CoordinatorHttp
 from node.coordinator.coordinator_links import CoordinatorLinks, LinkMaker
@@ -40,6 +35,7 @@ from node.service.config import NodeConfig
 from node.service.engine_pool import EnginePool
 from node.service.job_tracing import job_tracing
 from node.service.metrics import NodeMetrics
+from node.service.node import Node
 from node.service.observing import make_metrics, observe
 from node.service.pages import make_pages
 from node.service.record_pruner import RecordPruner
@@ -47,19 +43,16 @@ from node.service.resources import Resources, open_resources
 from node.service.status import health, status
 from node.service.status_socket import serve_status
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.errors import BadMessage, TallyError
 from tallystick.protocol.link import Listing, endpoint_of
 from tallystick.protocol.precisions import precision_class
 from tallystick.protocol.types import Address
 from tallystick.runtime.connection_limiter import ConnectionLimits
-from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.logs import configure
-from tallystick.runtime.serving import serving, wait_for_stop_signal
+from tallystick.runtime.serving import serving
 from tallystick.runtime.trusted_proxies import TrustedProxies
-from tallystick.tracing.export import exporting
+from tallystick.tracing.export import SpanExport, exporting
 
 log = structlog.get_logger()
-_LAST_CLAIM_SECONDS = 10.0
 ListingFor = Callable[[str, Address], Listing]
 """Returns what is offered to a coordinator, given its dialled address and its account."""
 
@@ -96,63 +89,47 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
     resources = await open_resources(config, signer, stack, config_file)
     domain, store, chain = resources.domain, resources.store, resources.chain
     engine_suspected = asyncio.Event()
-    now = int(time.time())
-    tabs = Tabs(config.credit_limits, await store.tabs(now))
-    tabs.expire(now)
+    tabs = await _tabs(config, resources)
     asks = _published_asks(config, resources)
     metrics = make_metrics(config, tabs, engine_suspected)
-    tracing = job_tracing(export, config.tracing, resources.engine_pool, metrics)
     links = CoordinatorLinks(signer.address, config.all_coordinators, config.link)
     http = CoordinatorHttp(links.limit_of)
     match_watch = MatchWatch(domain, config.state / "match-log", links.url_of, http)
     state_recovery = await _state_recovery(config, signer, resources, tabs, links)
-    hours = await store.coordinator_hours(now // HOUR - HOURS)
-    coordinator_credit = CoordinatorCredit(store, config.admission, hours, alarm=metrics.coordinator_suspended)
-    unfinished = await store.unfinished_orders(now)
-    receipt_signer = ReceiptSigner(signer=signer, domain=domain, tabs=tabs, store=store, unfinished=unfinished)
+    coordinator_credit = await _coordinator_credit(config, resources, metrics)
     receipt_sender = ReceiptSender(store, config.receipt_resend_interval)
-    runner = JobRunner(
-        provider=signer.address,
-        domain=domain,
-        sealing_key=resources.sealing_key,
+    runner = await _job_runner(
+        config,
+        resources,
         asks=asks,
-        engines=resources.engine_pool.engines,
-        receipt_signer=receipt_signer,
         tabs=tabs,
-        store=store,
-        chain=chain,
-        observer=metrics,
+        metrics=metrics,
+        links=links,
+        match_watch=match_watch,
+        state_recovery=state_recovery,
         coordinator_credit=coordinator_credit,
-        rules=config.admission_rules,
-        deadlines=config.deadlines,
-        consumed_orders=dict(await store.consumed_orders(now)),
-        on_capacity_change=links.announce_capacity,
-        may_take_jobs=lambda link: state_recovery.is_complete(link.coordinator),
-        on_match=match_watch.on_match,
-        on_client_head=match_watch.on_client_head,
-        on_stranded_receipt=receipt_sender.resend_now,
-        tracing=tracing,
-        tiers=config.access,
+        receipt_sender=receipt_sender,
+        export=export,
     )
     router = LinkRouter(runner, receipt_sender, state_recovery, match_watch)
     listing = _listing_for(asks, resources.engine_pool, runner, state_recovery, coordinator_credit)
     links.make_link = _link_maker(config, signer, links, router, listing)
     resources.engine_pool.on_change = links.announce_capacity
-    asks_changed = links.announce_asks
     state_recovery.on_complete = partial(_on_recovery_complete, links, router)
-    tabs.on_stale_state, coordinator_credit.on_change = asks_changed, asks_changed
+    tabs.on_stale_state, coordinator_credit.on_change = links.announce_asks, links.announce_asks
+    watcher = ChainWatcher(
+        chain, chain, tabs, connected=links.coordinators, max_fee_bps=lambda: node.config.admission.max_fee_bps
+    )
     node = Node(
         config=config,
         runner=runner,
         receipt_sender=receipt_sender,
         state_recovery=state_recovery,
-        chain_watcher=ChainWatcher(
-            chain, chain, tabs, connected=links.coordinators, max_fee_bps=lambda: node.config.admission.max_fee_bps
-        ),
+        chain_watcher=watcher,
         links=links,
         collector=_collector(config, resources, tabs, metrics, links),
         payouts=resources.payouts,
-        ask_publisher=_ask_publisher(config, resources.engine_pool, asks, asks_changed, engine_suspected),
+        ask_publisher=_ask_publisher(config, resources.engine_pool, asks, links.announce_asks, engine_suspected),
         metrics=metrics,
         asks=asks,
         engine_pool=resources.engine_pool,
@@ -164,19 +141,65 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         ratings=_ratings(asks, links, http),
         record_pruner=RecordPruner(store, config.job_keep_seconds),
     )
-    least = lambda: node.config.claims.direct_min_amount  # noqa: E731 - a reload changes it
-    node.pages = make_pages(
-        config,
-        signer.address,
-        resources.escrow,
-        status=partial(status, node),
-        store=store,
-        least=least,
-        ask=node.ratings.ask_decisions,
-    )
+    node.pages = _pages(node, resources)
     node.health = observe(node, store, resources.chain_health)
     stack.push_async_callback(node.health.close)
     return node
+
+
+async def _job_runner(
+    config: NodeConfig,
+    resources: Resources,
+    *,
+    asks: PublishedAsks,
+    tabs: Tabs,
+    metrics: NodeMetrics,
+    links: CoordinatorLinks,
+    match_watch: MatchWatch,
+    state_recovery: StateRecovery,
+    coordinator_credit: CoordinatorCredit,
+    receipt_sender: ReceiptSender,
+    export: SpanExport | None,
+) -> JobRunner:
+    """Makes what runs jobs, with the orders that it has seen before and those that it left unfinished."""
+    signer, domain, store, now = resources.signer, resources.domain, resources.store, int(time.time())
+    unfinished = await store.unfinished_orders(now)
+    return JobRunner(
+        provider=signer.address,
+        domain=domain,
+        sealing_key=resources.sealing_key,
+        asks=asks,
+        engines=resources.engine_pool.engines,
+        receipt_signer=ReceiptSigner(signer=signer, domain=domain, tabs=tabs, store=store, unfinished=unfinished),
+        tabs=tabs,
+        store=store,
+        chain=resources.chain,
+        observer=metrics,
+        coordinator_credit=coordinator_credit,
+        rules=config.admission_rules,
+        deadlines=config.deadlines,
+        consumed_orders=dict(await store.consumed_orders(now)),
+        on_capacity_change=links.announce_capacity,
+        may_take_jobs=lambda link: state_recovery.is_complete(link.coordinator),
+        on_match=match_watch.on_match,
+        on_client_head=match_watch.on_client_head,
+        on_stranded_receipt=receipt_sender.resend_now,
+        tracing=job_tracing(export, config.tracing, resources.engine_pool, metrics),
+        tiers=config.access,
+    )
+
+
+def _pages(node: Node, resources: Resources) -> ProviderPages:
+    """Makes the provider's pages."""
+    return make_pages(
+        node.config,
+        resources.signer.address,
+        resources.escrow,
+        status=partial(status, node),
+        store=resources.store,
+        least=lambda: node.config.claims.direct_min_amount,
+        ask=node.ratings.ask_decisions,
+    )
 
 
 def _ratings(asks: PublishedAsks, links: CoordinatorLinks, http: CoordinatorHttp) -> Ratings:
@@ -189,11 +212,25 @@ def _ratings(asks: PublishedAsks, links: CoordinatorLinks, http: CoordinatorHttp
     )
 
 
+async def _tabs(config: NodeConfig, resources: Resources) -> Tabs:
+    """Loads what each payer owes."""
+    now = int(time.time())
+    tabs = Tabs(config.credit_limits, await resources.store.tabs(now))
+    tabs.expire(now)
+    return tabs
+
+
 def _published_asks(config: NodeConfig, resources: Resources) -> PublishedAsks:
     """Makes the asks of this node, none published yet."""
     signer, domain = resources.signer, resources.domain
     seller = Seller(signer.address, config.sealing_suite, resources.sealing_key.public, config.ask_validity)
     return PublishedAsks(seller, lambda ask: signer.sign(ask, domain))
+
+
+async def _coordinator_credit(config: NodeConfig, resources: Resources, metrics: NodeMetrics) -> CoordinatorCredit:
+    """Makes the component that bounds what each coordinator can have this node do for nothing."""
+    hours = await resources.store.coordinator_hours(int(time.time()) // HOUR - HOURS)
+    return CoordinatorCredit(resources.store, config.admission, hours, alarm=metrics.coordinator_suspended)
 
 
 async def _state_recovery(
@@ -304,105 +341,3 @@ def _on_hangup(act: Callable[[], None]) -> Iterator[None]:
     finally:
         if number is not None:
             loop.remove_signal_handler(number)
-
-
-RELOADABLE = frozenset(
-    {"engines", "tiers", "admission", "credit", "deadlines", "claims", "payout", "shutdown_grace", "log_json", "log_level"}
-)
-"""Settings that apply while the node runs; all others apply at the next start."""
-
-
-@dataclass(slots=True)
-class Node:
-    """The components of a node."""
-
-    config: NodeConfig
-    runner: JobRunner
-    receipt_sender: ReceiptSender
-    state_recovery: StateRecovery
-    chain_watcher: ChainWatcher
-    links: CoordinatorLinks
-    collector: Collector
-    payouts: Payouts
-    ask_publisher: AskPublisher
-    metrics: NodeMetrics
-    asks: PublishedAsks
-    engine_pool: EnginePool
-    chain: EscrowView
-    tabs: Tabs
-    engine_suspected: asyncio.Event
-    coordinator_credit: CoordinatorCredit
-    match_watch: MatchWatch
-    ratings: Ratings
-    record_pruner: RecordPruner
-    health: HealthMonitor = field(init=False)
-    pages: ProviderPages = field(init=False)
-    config_problem: str = ""
-    """Why the config that was read last is not applied; empty if it is."""
-    settings_for_restart: tuple[str, ...] = ()
-    """Settings whose change in the config waits for the next start."""
-
-    async def run(self) -> None:
-        """Runs until SIGTERM or SIGINT, then stops in order."""
-        await asyncio.gather(self.ask_publisher.check_engines(first=True), self.chain_watcher.compare_tabs())
-        if self.state_recovery.problem:
-            log.warning("nothing is offered yet", reason=self.state_recovery.problem)
-        if not self.asks.current:
-            log.warning("nothing to offer yet: no engine lists a model", engines=sorted(self.engine_pool.engines))
-        async with asyncio.TaskGroup() as group:
-            services = (
-                self.ask_publisher.run(),
-                self.receipt_sender.run(),
-                self.collector.run(),
-                self.payouts.run(),
-                self.chain_watcher.run(),
-                self.coordinator_credit.run(),
-                self.record_pruner.run(),
-                self.health.run(),
-            )
-            tasks = [group.create_task(part) for part in (self.links.run(), *services)]
-            await wait_for_stop_signal()
-            log.info("stopping", running=self.runner.running, grace_seconds=self.config.shutdown_grace)
-            await self._drain()
-            for task in tasks:
-                task.cancel()
-        log.info("stopped")
-
-    def reload(self, read: Callable[[], NodeConfig]) -> None:
-        """Applies the RELOADABLE settings of another config. A wrong config changes nothing; settings that need a restart are
-        logged.
-        """
-        try:
-            new = read()
-            if not new.engines:
-                raise BadMessage("config: engines: expected at least one; engines are discovered only at the start")
-            check_policy(new.payout, self.payouts.chain_id)
-            self.engine_pool.reconfigure(new.engines)
-        except (TallyError, OSError) as error:
-            self.config_problem = str(error)
-            log.warning("config not applied; the former config stays in effect", reason=self.config_problem)
-            return
-        self.config_problem = ""
-        unchanged = {
-            setting.name: getattr(self.config, setting.name) for setting in fields(new) if setting.name not in RELOADABLE
-        }
-        self.settings_for_restart = tuple(name for name, value in unchanged.items() if getattr(new, name) != value)
-        if self.settings_for_restart:
-            log.warning("these settings need a restart", settings=list(self.settings_for_restart))
-        self.runner.reconfigure(new.admission_rules, new.deadlines, new.access)
-        self.tabs.set_limits(new.credit_limits)
-        self.collector.policy, self.payouts.policy = new.claims, new.payout
-        configure(json=new.log_json, level=new.log_level)
-        self.config = replace(new, **unchanged)
-        self.engine_suspected.set()
-        log.info("config applied", engines=sorted(self.engine_pool.engines))
-
-    async def _drain(self) -> None:
-        await self.runner.drain(self.config.shutdown_grace)
-        try:
-            async with asyncio.timeout(_LAST_CLAIM_SECONDS):
-                await self.collector.claim_due(everything=True)
-        except (TallyError, TimeoutError) as error:
-            log.warning("claims not submitted; they will be after the next start", error=str(error) or "timed out")
-        await self.receipt_sender.save_acknowledgements()
-        await asyncio.gather(self.links.close(), self.match_watch.close())

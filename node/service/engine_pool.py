@@ -14,6 +14,7 @@ import structlog
 
 from node.domain.published_asks import Offer, PublishedAsks
 from node.domain.slot_limiter import SlotLimiter
+from node.domain.tier_prices import TierPrices
 from node.domain.upstream_models import UpstreamModel
 from node.engines.discover import discover
 from node.engines.kinds import slots_in_environment
@@ -23,6 +24,7 @@ from node.service.config import EngineConfig
 from node.service.engine_findings import EngineFindings
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.link import Capacities, Listing
+from tallystick.protocol.tiers import Tiers
 from tallystick.runtime.plaintext import is_loopback
 
 log = structlog.get_logger()
@@ -47,6 +49,7 @@ class EnginePool:
         self._findings = EngineFindings() if findings is None else findings
         self._reported_slots: dict[str, int | None] = {}
         self._missing: set[str] = set()
+        self.tier_prices = TierPrices(Tiers(()))
         self.reconfigure(engines)
 
     def url_of(self, label: str) -> str:
@@ -136,7 +139,8 @@ class EnginePool:
                 load,
                 capabilities=findings.capabilities.get(model.name),
             )
-            offers += engine.priced_offers(offer, model, when, load)
+            priced = engine.priced_offers(offer, model, when, load)
+            offers += *priced, *self.tier_prices.offers(priced[0], when, load)
         return offers
 
     def listing(self, asks: PublishedAsks, capacities: Capacities) -> Listing:

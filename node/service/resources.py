@@ -10,6 +10,7 @@ from pathlib import Path
 from node.chain.direct_settlement import DirectSettlement
 from node.chain.escrow_view import EscrowView
 from node.chain.payouts import Payouts, check_policy
+from node.domain.tier_prices import TierPrices
 from node.service.config import NodeConfig
 from node.service.engine_pool import EnginePool, discover_engines
 from node.storage.state_folder import lock_state
@@ -54,6 +55,7 @@ async def open_resources(config: NodeConfig, signer: Signer, stack: AsyncExitSta
     await store.start()
     stack.push_async_callback(store.close)
     engine_pool = EnginePool(config.engines or await discover_engines(os.environ), os.environ)
+    engine_pool.tier_prices = TierPrices(config.access)
     stack.push_async_callback(engine_pool.close)
     rpc = Rpc(config.rpc or deployment.rpc)
     stack.push_async_callback(rpc.close)

@@ -15,8 +15,10 @@ async def main() -> None:
         async for text in stream:
             print(text, end="", flush=True)
         result = await stream.result()
-        receipt = result.receipt.message
-        print(f"\nreceipt {receipt.seq} of this tab: {receipt.output_tokens} output tokens, {format_amount(result.cost)} dollars")
+        print(f"\n{format_amount(result.cost)} dollars")
+        if result.receipt:  # an upstream of your own signs none
+            receipt = result.receipt.message
+            print(f"receipt {receipt.seq} of this tab: {receipt.output_tokens} output tokens")
 
 
 asyncio.run(main())

@@ -20,6 +20,7 @@ from pathlib import Path
 from scripts.faults.clients import Clients
 from scripts.faults.full_disk import NoSmallDisk, SmallDisk
 from scripts.faults.invariants import check
+from scripts.faults.packet_loss import NoNamespace, enter_namespace
 from scripts.faults.postgres import NoPostgres
 from scripts.faults.report import Report, Violation
 from scripts.faults.schedule import FAULTS_A_SEED, Fault, Process, schedule
@@ -105,6 +106,12 @@ async def run(plan: Plan) -> Report:
         if Fault.FULL_DISK in faults and (reason := _no_disk(folder)):
             report.skipped.append(f"full disk: {reason}")
             faults.remove(Fault.FULL_DISK)
+        if Fault.PACKET_LOSS in faults:
+            try:
+                enter_namespace()
+            except NoNamespace as error:
+                report.skipped.append(f"packet loss: {error}")
+                faults.remove(Fault.PACKET_LOSS)
         for database in plan.databases:
             try:
                 await _run_database(plan, faults, database, folder / database, report)
@@ -129,7 +136,13 @@ def _no_disk(folder: Path) -> str:
 async def _run_database(plan: Plan, faults: Sequence[Fault], database: str, folder: Path, report: Report) -> None:
     disk_mib = DISK_MIB if Fault.FULL_DISK in faults else 0
     with activity(f"starting a market, database {database}"):
-        site = await open_site(folder, on_postgres=database == "postgres", replicas=database == "replicas", disk_mib=disk_mib)
+        site = await open_site(
+            folder,
+            on_postgres=database == "postgres",
+            replicas=database == "replicas",
+            disk_mib=disk_mib,
+            loses_packets=Fault.PACKET_LOSS in faults,
+        )
     try:
         for seed in plan.seeds:
             violations = await _run_seed(site, seed, faults, plan.only, report)
@@ -147,9 +160,8 @@ async def _run_seed(site: Site, seed: int, faults: Sequence[Fault], only: str, r
     absent = {process for process in (Process.POSTGRES, Process.NATS) if process.value not in site.processes}
     processes = [process for process in Process if process not in absent]
     impossible = [(Process.COORDINATOR, Fault.FULL_DISK)] if site.on_postgres else []
-    impossible += [
-        (process, Fault.PARTITION) for process in (Process.GATEWAY, Process.NODE) if process.value not in site.partitioned
-    ]
+    alone = [process for process in (Process.GATEWAY, Process.NODE) if process.value not in site.partitioned]
+    impossible += [(process, fault) for process in alone for fault in (Fault.PARTITION, Fault.PACKET_LOSS, Fault.RESET)]
     entries = schedule(seed, processes, faults, only, impossible)
     clients = Clients(site, f"seed-{seed}", random.Random(f"clients {seed}"))
     striker = Striker(site, clients, random.Random(f"strikes {seed}"))

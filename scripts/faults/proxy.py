@@ -80,18 +80,20 @@ class MessageSplitter:
 
 
 class Proxy:
-    """Listens on a port of 127.0.0.1 and connects to another one."""
+    """Listens on a port of 127.0.0.1 and connects to another one, from the address `source`, which is of the loopback too."""
 
-    def __init__(self, port: int, target: int, make_reader: MakeReader) -> None:
-        self._port, self._target, self._make_reader = port, target, make_reader
+    def __init__(self, port: int, target: int, make_reader: MakeReader, source: str = "127.0.0.1") -> None:
+        self.port, self.source = port, source
+        self._target, self._make_reader = target, make_reader
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._resets = 0
         self._passing = asyncio.Event()
         self._passing.set()
 
     async def open(self) -> None:
         """Begins to listen."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port, limit=READ_BYTES)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=READ_BYTES)
 
     async def close(self) -> None:
         """Closes the port and resets all connections, as the death of the process does."""
@@ -104,6 +106,11 @@ class Proxy:
         if self._server is not None:
             self._server.close()
             self._server = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Resets all connections. May be called by a reader of this proxy; a message that it holds is lost."""
+        self._resets += 1
         for connection in self._connections:
             connection.cancel()
 
@@ -125,7 +132,9 @@ class Proxy:
         ended = False
         try:
             await self._passing.wait()
-            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target, limit=READ_BYTES)
+            server_reader, server_writer = await asyncio.open_connection(
+                "127.0.0.1", self._target, limit=READ_BYTES, local_addr=(self.source, 0)
+            )
             writers.append(server_writer)
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(self._pump(reader, server_writer, read, to_server=True))
@@ -145,12 +154,17 @@ class Proxy:
             holds = [hold for message in splitter.feed(data) if (hold := read(to_server, message)) is not None]
             await self._passing.wait()
             if holds:
-                await holds[0](_write(writer, data))
+                await holds[0](self._pass_on(writer, data, self._resets))
             else:
                 await _write(writer, data)
         with contextlib.suppress(OSError):
             writer.write_eof()
         raise _Ended
+
+    async def _pass_on(self, writer: asyncio.StreamWriter, data: bytes, resets: int) -> None:
+        """Passes a message on that was held, unless the connection was reset meanwhile."""
+        if self._resets == resets:
+            await _write(writer, data)
 
 
 class _Ended(Exception):

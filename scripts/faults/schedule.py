@@ -20,6 +20,7 @@ class Phase(str, Enum):
     BEFORE_MATCH = "before match"
     AFTER_DISPATCH = "after dispatch"
     FIRST_CHUNK = "after first chunk"
+    LAST_CHUNK = "last chunk"
     RECEIPT_SENT = "receipt sent"
     RECEIPT_STORED = "receipt stored"
     ANSWER_KEPT = "answer kept"
@@ -37,6 +38,10 @@ class Fault(str, Enum):
     """SIGSTOP, and SIGCONT later."""
     PARTITION = "partition"
     """Its packets vanish for a while, both ways; the connections stay open."""
+    PACKET_LOSS = "packet loss"
+    """As PARTITION, but the kernel drops them, so TCP gets no acknowledgement and sends again."""
+    RESET = "reset"
+    """Its connections are reset, and what is on its way in them is lost."""
     CLOCK = "clock"
     """Its clock is off by minutes for a while."""
     FULL_DISK = "full disk"
@@ -58,6 +63,8 @@ POSSIBLE: dict[Fault, frozenset[Process]] = {
     Fault.KILL: frozenset(Process),
     Fault.PAUSE: frozenset(Process),
     Fault.PARTITION: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR, Process.RPC}),
+    Fault.PACKET_LOSS: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR, Process.RPC}),
+    Fault.RESET: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR}),
     Fault.CLOCK: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR}),
     Fault.FULL_DISK: frozenset({Process.GATEWAY, Process.NODE, Process.COORDINATOR}),
 }

@@ -91,6 +91,8 @@ class Site:
     postgres_folder: Path | None = None
     coordinators: tuple[str, ...] = ("coordinator",)
     """The coordinator's processes: itself, or its replicas."""
+    loses_packets: bool = False
+    """Whether the market is in a network namespace, where each proxy connects from an address of its own."""
 
     @property
     def on_postgres(self) -> bool:
@@ -197,9 +199,11 @@ def _query(file: Path, query: str) -> list[tuple[Any, ...]]:
         return database.execute(query).fetchall()
 
 
-async def open_site(folder: Path, *, on_postgres: bool, replicas: bool = False, disk_mib: int = 0) -> Site:
+async def open_site(
+    folder: Path, *, on_postgres: bool, replicas: bool = False, disk_mib: int = 0, loses_packets: bool = False
+) -> Site:
     """Starts a market in a folder. `replicas`: whether its coordinator has three, on PostgreSQL and NATS. `disk_mib`: size of
-    each party's file system; 0: the folder's own.
+    each party's file system; 0: the folder's own. `loses_packets`: see `Site`.
 
     Raises NoPostgres, NoSmallDisk, or NotReady.
     """
@@ -213,7 +217,7 @@ async def open_site(folder: Path, *, on_postgres: bool, replicas: bool = False, 
     links = coordinators if replicas else ("gateway", *NODES)
     ports = {name: free_port(0) for name in (*names, *(f"{link}-link" for link in links))}
     session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20))
-    site = Site(folder, Watch(), session, signers, ports, coordinators=coordinators)
+    site = Site(folder, Watch(), session, signers, ports, coordinators=coordinators, loses_packets=loses_packets)
     try:
         for party in site.parties:
             (folder / party).mkdir()
@@ -245,11 +249,13 @@ async def _start(site: Site) -> None:
     engine = (sys.executable, "-m", "scripts.relay.mock", str(ports["engine"]))
     site.processes["engine"] = Supervised("engine", engine, site.folder / "engine.log")
     await site.processes["engine"].start()
-    site.proxies["rpc"] = Proxy(ports["rpc"], ports["chain"], watch.rpc)
+    proxied = ("rpc", *site.links)
+    sources = {name: f"127.0.1.{number}" if site.loses_packets else "127.0.0.1" for number, name in enumerate(proxied, 1)}
+    site.proxies["rpc"] = Proxy(ports["rpc"], ports["chain"], watch.rpc, sources["rpc"])
     nodes = {str(site.signers[node].address): node for node in NODES}
     for name in site.links:
         coordinator = name if name in REPLICAS else "coordinator"
-        site.proxies[name] = Proxy(ports[f"{name}-link"], ports[coordinator], watch.links(coordinator, nodes))
+        site.proxies[name] = Proxy(ports[f"{name}-link"], ports[coordinator], watch.links(coordinator, nodes), sources[name])
     for proxy in site.proxies.values():
         await proxy.open()
     await until(lambda: site.serves("rpc"), "the chain")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from scripts.faults.clients import Clients
 from scripts.faults.launch import write_offset
+from scripts.faults.packet_loss import deliver, drop
 from scripts.faults.proxy import Proxy
 from scripts.faults.schedule import Entry, Fault, Phase, Process
 from scripts.faults.site import NODES, POLL_SECONDS, Site, kill, until
@@ -113,6 +114,10 @@ class Striker:
         if entry.fault is Fault.KILL and name != "rpc":
             kill(self.site, name)
             return
+        if entry.fault is Fault.RESET:
+            for proxy in self._cut(name):
+                proxy.reset()
+            return
         begin, end = self._begin, self._end
         await begin(entry, name)
 
@@ -135,6 +140,9 @@ class Striker:
         elif entry.fault is Fault.PARTITION:
             for proxy in self._cut(name):
                 proxy.lose()
+        elif entry.fault is Fault.PACKET_LOSS:
+            for proxy in self._cut(name):
+                drop(proxy.port, proxy.source)
         elif entry.fault is Fault.CLOCK:
             write_offset(site.clock(name), entry.shift)
         else:
@@ -149,6 +157,9 @@ class Striker:
         elif entry.fault is Fault.PARTITION:
             for proxy in self._cut(name):
                 proxy.heal()
+        elif entry.fault is Fault.PACKET_LOSS:
+            for proxy in self._cut(name):
+                deliver(proxy.port, proxy.source)
         elif entry.fault is Fault.CLOCK:
             write_offset(site.clock(name), 0.0)
         else:

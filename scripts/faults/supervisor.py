@@ -33,14 +33,25 @@ class Supervised:
     stop_signal: signal.Signals = signal.SIGTERM
     starts: int = 0
     process: asyncio.subprocess.Process | None = None
+    _may_start: asyncio.Event = field(default_factory=asyncio.Event)
     _loop: asyncio.Task[None] | None = None
     _link: socket.socket | None = None
     """The child ends when this end is closed, however this process ends."""
 
     async def start(self) -> None:
         """Starts the process, and starts it again whenever it ends."""
+        self._may_start.set()
         await self._spawn()
         self._loop = asyncio.create_task(self._restart())
+
+    def hold_down(self) -> None:
+        """Kills the process, and does not start it again before `let_up`."""
+        self._may_start.clear()
+        self.signal(signal.SIGKILL)
+
+    def let_up(self) -> None:
+        """Starts the process again."""
+        self._may_start.set()
 
     async def stop(self) -> None:
         """Ends the process for good: with its stop signal, and with SIGKILL if that takes too long."""
@@ -90,6 +101,7 @@ class Supervised:
         while self.process is not None:
             await self.process.wait()
             await asyncio.sleep(RESTART_SECONDS)
+            await self._may_start.wait()
             await self._spawn()
 
 

@@ -13,7 +13,8 @@ from scripts.faults.proxy import Hold, MakeReader, Reader
 from scripts.faults.schedule import Phase
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.job_link import read_records
-from tallystick.protocol.wire import Kind
+from tallystick.protocol.sealing import is_last
+from tallystick.protocol.wire import LINK_HEAD, Kind
 
 _NODE_PHASES: dict[tuple[bool, int], Phase] = {
     (False, Kind.DISPATCH): Phase.AFTER_DISPATCH,
@@ -96,6 +97,8 @@ class Watch:
 
     def _node_phase(self, to_server: bool, message: bytes) -> Phase | None:
         phase = _NODE_PHASES.get((to_server, message[0]))
+        if phase is Phase.FIRST_CHUNK and self._phase is Phase.LAST_CHUNK:
+            return Phase.LAST_CHUNK if is_last(message[LINK_HEAD:]) else None
         if phase is Phase.FIRST_CHUNK:
             job = message[1:17]
             if job in self._chunked:

@@ -87,14 +87,15 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def upstream() -> AsyncIterator[str]:
-    """Runs the mock engine; yields its base URL."""
+async def upstream(core: int | None = None) -> AsyncIterator[str]:
+    """Runs the mock engine, on this core if one is given; yields its base URL."""
     port = free_port(0)
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "scripts.relay.mock", str(port))
     try:
         url = f"http://127.0.0.1:{port}"
         await until_answers(f"{url}/v1/models", process)
-        pin(process.pid, LOAD)
+        if core is not None:
+            pin(process.pid, core)
         yield url
     finally:
         await stop(process)
@@ -111,7 +112,7 @@ async def market(
     log_level: str = "info",
     slots: int = 256,
     queue_depth: int = 0,
-    core: int | None = TESTED,
+    core: int | None = None,
     engine_table: str = "",
     coordinator: Mapping[str, object] | None = None,
 ) -> AsyncIterator[Site]:
@@ -254,7 +255,7 @@ async def litellm(folder: Path, mock: str, commands: Path) -> AsyncIterator[tupl
 async def sglang_router(folder: Path, mock: str, commands: Path) -> AsyncIterator[tuple[str, int]]:
     """Runs SGLang's router, which is written in Rust, on the same mock engine; yields its base URL and its pid."""
     port, metrics = free_port(0), free_port(0)
-    options = ("launch", "--host", "127.0.0.1", "--port", str(port), "--worker-urls", mock)
+    options = ["launch", "--host", "127.0.0.1", "--port", str(port), "--worker-urls", mock]
     options += ("--policy", "round_robin", "--log-level", "error", "--prometheus-port", str(metrics))
     async with _peer(folder, commands / "sglang-router", options, f"http://127.0.0.1:{port}", "/readiness") as peer:
         yield peer

@@ -48,7 +48,8 @@ async def waiting_bytes(folder: Path, engine: str, jobs: int, seconds: float = 6
     """
     limits = dict.fromkeys(("max_jobs_per_payer", "max_jobs_per_address", "max_waiting_jobs"), 2 * jobs)
     limits |= {"max_waiting_jobs_per_model": 2 * jobs, "max_order_seconds": _HOUR, "job_timeout": _HOUR}
-    async with processes.market(folder, engine, slots=1, coordinator=limits) as site, aiohttp.ClientSession() as session:
+    market = processes.market(folder, engine, slots=1, core=processes.TESTED, coordinator=limits)
+    async with market as site, aiohttp.ClientSession() as session:
         names = [f"node{number}" for number in range(1, DEFAULT_LIMIT)]
         await asyncio.gather(*(processes.add_node(site, name, engine, slots=1) for name in names))
         async with asyncio.timeout(seconds), _slots_taken(site, session), _links(site, session) as links:

@@ -98,9 +98,7 @@ async def observe(engine: Path, models: Path, folder: Path, plan: Plan) -> dict[
             if name in plan.providers:
                 addresses[name] = await stack.enter_async_context(cheaters.served(cheat, MODEL))
         spec = f'[engines.spec]\nprecision = "{PRECISION}"\n'
-        market = processes.market(
-            folder / "market", addresses["honest_a"], model=MODEL, slots=llama_cpp.SLOTS, core=None, engine_table=spec
-        )
+        market = processes.market(folder / "market", addresses["honest_a"], model=MODEL, slots=llama_cpp.SLOTS, engine_table=spec)
         site = await stack.enter_async_context(market)
         providers = {"honest_a": processes.provider_of(site, "node")}
         for name in plan.providers[1:]:

@@ -17,6 +17,7 @@ from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.features import BATCH_ONLY, denied
 from tallystick.protocol.json_members import read_count, read_items
 from tallystick.protocol.messages import Ask
+from tallystick.protocol.payer_rules import Payer, is_for, payer_rule
 from tallystick.protocol.requirements import MAX_NAMES, NO_REQUIREMENTS, Requirements
 from tallystick.protocol.routes import check_route, serves
 from tallystick.protocol.types import Address, parse_address
@@ -56,6 +57,7 @@ class Reason(Enum):
     FEATURES = "it lacks a feature asked for"
     CONTEXT = "its context is shorter than asked for"
     BATCH_ONLY = "its ask is for batch jobs alone"
+    PAYER = "its ask is for other payers"
     UNSUPPORTED = "it declares that it lacks a feature that the request needs"
     TOO_LONG = "the request is longer than its context"
     UNDECLARED = "it does not declare what the request needs, and another provider does"
@@ -133,6 +135,8 @@ class Demand:
 
     batch: bool = False
     """Whether the job is of the class `batch`, to which asks for batch jobs alone are offered too."""
+    payer: Payer | None = None
+    """Who pays, if some asks may be for other payers. None: unknown, and excludes nobody. Not part of the JSON."""
 
     def __post_init__(self) -> None:
         """Raises BadMessage for a limit or a sort order that does not exist."""
@@ -180,6 +184,7 @@ class Demand:
             or self._first(_CHOSEN, ask)
             or self._first(_ABLE, ask)
             or self._first_unmet(ask)
+            or (Reason.PAYER if self.payer is not None and not is_for(ask, self.payer) else None)
             or _unacceptable(self, ask, facts)
         )
 
@@ -196,6 +201,8 @@ class Demand:
             chosen = self._first(_CHOSEN, ask)
             if chosen is not None:
                 return chosen
+        if self.payer is not None and not is_for(ask, self.payer):
+            return Reason.PAYER
         return _unacceptable(self, ask, facts)
 
     def _first(self, predicates: tuple[tuple[Reason, _Predicate], ...], ask: Ask) -> Reason | None:
@@ -270,6 +277,13 @@ def _too_expensive(demand: Demand, ask: Ask) -> Reason | None:
 def is_batch_only(ask: Ask) -> bool:
     """Whether an ask is for jobs of the class `batch` alone."""
     return BATCH_ONLY in ask.spec.features
+
+
+def audience(ask: Ask) -> str:
+    """Whom the price of an ask is for, for people; "" for everybody."""
+    rule = payer_rule(ask.spec.features)
+    parts = ("batch jobs" if is_batch_only(ask) else "", "" if rule is None else rule.words)
+    return " of ".join(filter(None, parts))
 
 
 def context_refusal(model: str, longest: int, least: int) -> Refusal:

@@ -11,6 +11,7 @@ from tallystick.protocol.eip712 import Signed, read_signed
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.json_members import read_count, read_flag, read_items, read_members, read_text
 from tallystick.protocol.messages import Ask, Claim, Connect, Order, Receipt, Terms
+from tallystick.protocol.payer_rules import STRANGER, is_for
 from tallystick.protocol.plaintext_heads import read_log_head
 from tallystick.protocol.types import Address, Hash, parse_address
 from tallystick.protocol.versions import PROTOCOL, check_protocol
@@ -38,22 +39,28 @@ def endpoint_of(url: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """The coordinator's first message: random bytes to sign, and its address, chain and contract."""
+    """The coordinator's first message: random bytes to sign, and its address, chain and contract.
+
+    `payer_asks`: whether it offers asks for some payers (payer_rules.py) to these alone. Older coordinators do not, and do not
+    say it: they get no such ask.
+    """
 
     challenge: Hash
     coordinator: Address
     chain_id: int
     contract: Address
+    payer_asks: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The wire form."""
+        announced = {"payerAsks": True} if self.payer_asks else {}
         return {
             "challenge": self.challenge.hex(),
             "coordinator": self.coordinator,
             "chainId": self.chain_id,
             "contract": self.contract,
             "protocol": PROTOCOL,
-        }
+        } | announced
 
     @classmethod
     def from_json(cls, raw: Any) -> Challenge:
@@ -73,6 +80,7 @@ class Challenge:
             parse_address(coordinator, "challenge.coordinator"),
             read_count(chain, "challenge.chainId", high=MAX_CHAIN_ID),
             parse_address(contract, "challenge.contract"),
+            read_flag(raw.get("payerAsks", False), "challenge.payerAsks"),
         )
 
 
@@ -201,6 +209,12 @@ class Listing:
         """The listing of a node whose asks all share the same slots."""
         return cls(asks, (0,) * len(asks), {0: capacity} if asks else {})
 
+    def for_everybody(self) -> Listing:
+        """The listing without the asks that are for some payers alone."""
+        kept = [(ask, group) for ask, group in zip(self.asks, self.groups, strict=True) if is_for(ask.message, STRANGER)]
+        groups = tuple(group for _, group in kept)
+        return Listing(tuple(ask for ask, _ in kept), groups, {group: self.capacities[group] for group in groups})
+
     def to_json(self) -> dict[str, Any]:
         """The wire form."""
         return {
@@ -233,8 +247,8 @@ class Listing:
 class Hello:
     """A node's first frame: the signed answer to the challenge, its asks with their capacity, and its software version.
 
-    `replicas` and `trace`: whether the node takes REPLICAS and TRACE frames, which older nodes do not know. On the wire, the
-    members of `listing` stand beside the others.
+    `replicas`, `trace` and `resume`: whether the node takes REPLICAS, TRACE and RESUME frames, which older nodes do not know. On
+    the wire, the members of `listing` stand beside the others.
     """
 
     connect: Signed[Connect]
@@ -242,6 +256,7 @@ class Hello:
     software: str
     replicas: bool = False
     trace: bool = False
+    resume: bool = False
 
     @property
     def asks(self) -> tuple[Signed[Ask], ...]:
@@ -251,7 +266,7 @@ class Hello:
     def to_json(self) -> dict[str, Any]:
         """The wire form."""
         own = {"connect": self.connect.to_json(), "software": self.software, "protocol": PROTOCOL}
-        announced = {name: True for name in ("replicas", "trace") if getattr(self, name)}
+        announced = {name: True for name in ("replicas", "trace", "resume") if getattr(self, name)}
         return own | announced | self.listing.to_json()
 
     @classmethod
@@ -265,6 +280,7 @@ class Hello:
             read_text(software, "hello.software"),
             read_flag(raw.get("replicas", False), "hello.replicas"),
             read_flag(raw.get("trace", False), "hello.trace"),
+            read_flag(raw.get("resume", False), "hello.resume"),
         )
 
 

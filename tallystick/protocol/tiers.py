@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
+from tallystick.protocol.payer_rules import PayerRule
 from tallystick.protocol.types import Address, Amount, format_amount
 
 MAX_TIERS, MAX_WALLETS, MAX_MODELS = 16, 10_000, 1_000
@@ -21,7 +22,8 @@ class Tier:
     """One table of [[tiers]]. A wallet meets it if it is one of `wallets`, or if it settled `settled_at_least` base units.
 
     `models`: the models that it may use, all if empty. `jobs_in_flight`: its jobs at the same time, 0 for none;
-    `jobs_per_minute`: its jobs in a minute. None limits nothing beyond the general limits. Raises BadMessage.
+    `jobs_per_minute`: its jobs in a minute. None limits nothing beyond the general limits. `discount`: what a node takes off
+    its prices, such as "10%". Raises BadMessage.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Tier:
     models: tuple[str, ...] = ()
     jobs_in_flight: int | None = None
     jobs_per_minute: int | None = None
+    discount: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 < len(self.name) <= _NAME or not self.name.isprintable():
@@ -100,6 +103,13 @@ class Tiers:
 
     def __bool__(self) -> bool:
         return bool(self.tiers)
+
+    def rule_of(self, tier: Tier) -> PayerRule:
+        """Whom an ask is for that is priced for a tier: its wallets, and those of the tiers above it."""
+        upwards = self.tiers[self.tiers.index(tier) :]
+        amounts = [other.settled_at_least for other in upwards if other.settled_at_least is not None]
+        wallets = frozenset(wallet for other in upwards for wallet in other.wallets)
+        return PayerRule(wallets, min(amounts, default=None))
 
     @property
     def count_settled(self) -> bool:

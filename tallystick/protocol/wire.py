@@ -117,6 +117,7 @@ class Kind(IntEnum):
 
     REPLICAS = 36  # coordinator -> node that announced `replicas`: [URL]; the coordinator's replicas have changed
     TRACE = 37  # coordinator -> node that announced `trace`: the TraceContext of the job whose DISPATCH follows
+    RESUME = 38  # coordinator -> node that announced `resume`: 4 bytes big-endian, the number of the job's chunks that came
 
 
 class CancelReason(str, Enum):

@@ -21,6 +21,7 @@ from tallystick.protocol.origins import is_loopback_name, read_origin, same_host
 from tallystick.protocol.sign_in import CHALLENGE_SECONDS, SignIn, parse_sign_in, recover_text, text_digest
 from tallystick.protocol.signatures import SIGNATURE
 from tallystick.protocol.types import Address, Hash
+from tallystick.runtime.token_bucket import TokenBucket
 from tallystick.web.sessions import (
     SESSION_SECONDS,
     MemorySessions,
@@ -41,6 +42,8 @@ CHECKS_PER_SECOND, CHECKS_BURST = 1.0, 20.0
 """How often the chain is asked about signatures: anybody may have it asked, and the operator pays for the answers."""
 _TIME, _RANDOM, _CODE = 10, 24, 32
 """Hex digits of a nonce's parts."""
+_EVERYBODY = ""
+"""The one key of the rate of checks, which all share: an account costs a stranger nothing."""
 _OWN_SITES = ("", "none", "same-origin")
 
 
@@ -72,7 +75,7 @@ class WalletSignIn:
         self._store: SessionStore = store or self._memory
         self._may_enter, self._check_contract = may_enter, check_contract
         self._contract_checks = asyncio.Semaphore(CONTRACT_CHECKS)
-        self._checks_left, self._checks_counted = CHECKS_BURST, now()
+        self._check_rate = TokenBucket(CHECKS_PER_SECOND, CHECKS_BURST)
 
     # Who asks
 
@@ -204,7 +207,7 @@ class WalletSignIn:
         problem = other or BadSignature(f"signature: expected that of {message.account}, the account that the message names")
         if self._check_contract is None or not 0 < len(signature) <= MAX_SIGNATURE:
             raise problem
-        if self._contract_checks.locked() or not self._may_ask_chain():
+        if self._contract_checks.locked() or not self._check_rate.try_spend(_EVERYBODY, self._now()):
             raise Unavailable(Code.RATE_LIMITED, "too many smart accounts sign in; try again in a second", fault=Fault.NOBODY)
         async with self._contract_checks:
             try:
@@ -214,16 +217,6 @@ class WalletSignIn:
                 raise Unavailable(Code.CHAIN_UNAVAILABLE, "the chain did not say whether the account signed this") from None
         if not is_valid:
             raise problem
-
-    def _may_ask_chain(self) -> bool:
-        """Whether the chain may be asked once more; counts it."""
-        now = self._now()
-        refilled = max(0.0, now - self._checks_counted) * CHECKS_PER_SECOND
-        self._checks_left, self._checks_counted = min(CHECKS_BURST, self._checks_left + refilled), now
-        if self._checks_left < 1:
-            return False
-        self._checks_left -= 1
-        return True
 
     # Nonces
 

@@ -23,7 +23,7 @@ from coordinator.http.api import ApiContext
 from coordinator.http.metrics import CoordinatorMetrics
 from coordinator.http.node_hub import NodeHub
 from coordinator.http.schemas import Info
-from coordinator.jobs.accounts import AccessTiers
+from coordinator.jobs.accounts import AccessTiers, SettledAmounts
 from coordinator.storage.memory import MemoryAccountStore, MemoryStore
 from tallystick.protocol.eip712 import Signed, Signer, Verified
 from tallystick.protocol.errors import TallyError, error_from_json
@@ -104,8 +104,9 @@ async def served(
     metrics = CoordinatorMetrics(lambda: health.last)
     accounts = MemoryAccountStore(world.store)
     sign_in = WalletSignIn(origins=(), chain_id=DOMAIN.chain_id, key=b"test", statement="Sign in.", now=world.clock.now)
-    limited = AccessTiers(Tiers(tiers), accounts, world.clock.tick) if tiers else None
-    own = Accounts(sign_in, accounts, tiers=limited)
+    settled = SettledAmounts(accounts, world.clock.tick)
+    limited = AccessTiers(Tiers(tiers), settled, world.clock.tick) if tiers else None
+    own = Accounts(sign_in, accounts, settled, tiers=limited)
     context = ApiContext(world.market, lambda: hub.connected, store, store, store, info, health, metrics, own, world.clock.now)
     app = App(context, hub, world.store, intake=limits, rate_limiter=rate_limiter, wallet=wallet)
     async with (

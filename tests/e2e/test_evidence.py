@@ -90,7 +90,7 @@ async def market(folder: Path) -> AsyncIterator[tuple[processes.Site, str]]:
     app = Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/models", models)])
     async with serving(app, "127.0.0.1", 0) as port:
         engine = f"http://127.0.0.1:{port}"
-        async with processes.market(folder, engine, model=MODEL, slots=4, core=None) as site:
+        async with processes.market(folder, engine, model=MODEL, slots=4) as site:
             await sells(site, MODEL)
             yield site, engine
 

@@ -18,7 +18,7 @@ from tests.e2e.extra_node import node_beside
 EXAMPLES = Path(__file__).parent.parent.parent / "scripts" / "examples"
 SAID = {
     "hello.py": ("stand-in", "tokens from 0x", "cost 0.0000"),
-    "stream.py": ("stand-in", "of this tab", "output tokens, 0.0000"),
+    "stream.py": ("stand-in", "dollars", "of this tab", "output tokens"),
     "cancel.py": ("stand-in", "client_cancelled: ", "output tokens, 0.0000"),
     "many.py": ("24 of 24 answered for 0.00", "100%"),
     "choose.py": ("in eu-west: qualifies", "answered for 0.0000"),

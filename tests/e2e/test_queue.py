@@ -66,7 +66,7 @@ async def _until(site: processes.Site, metric: str, number: int) -> None:
 
 async def test_a_new_node_serves_the_jobs_that_wait(tmp_path: Path) -> None:
     """Jobs wait for a node that is busy for long; one that is started meanwhile answers them all."""
-    async with processes.upstream() as mock, processes.market(tmp_path / "m", mock, slots=1, core=None) as site:
+    async with processes.upstream() as mock, processes.market(tmp_path / "m", mock, slots=1) as site:
         async with _occupied(site, 1):
             waiting = [asyncio.create_task(_ask(site)) for _ in range(3)]
             await _until(site, "tallystick_jobs_waiting", 3)
@@ -80,7 +80,7 @@ async def test_a_killed_coordinator_keeps_nobody_hanging(tmp_path: Path) -> None
     """Twenty requests wait while the coordinator is killed: each fails at once with an error that may be retried, and is answered
     when it is sent again with its key.
     """
-    async with processes.upstream() as mock, processes.market(tmp_path / "m", mock, slots=2, core=None) as site:
+    async with processes.upstream() as mock, processes.market(tmp_path / "m", mock, slots=2) as site:
         async with _occupied(site, 2):
             waiting = [asyncio.create_task(_ask(site, f"key {number}")) for number in range(20)]
             await _until(site, "tallystick_jobs_waiting", 20)

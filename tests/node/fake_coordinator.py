@@ -80,6 +80,8 @@ class FakeCoordinator:
     recalls: bool = True
     replicas: list[str] = field(default_factory=list)
     """What WELCOME lists."""
+    payer_asks: bool = False
+    """Whether it says that it offers asks for some payers to these alone."""
     port: int = 0
     connections: asyncio.Queue[Connection] = field(default_factory=asyncio.Queue)
     remembered: list[LateReceipt] = field(default_factory=list)
@@ -106,7 +108,7 @@ class FakeCoordinator:
     async def _attend(self, socket: ServerConnection) -> None:
         assert socket.request is not None
         assert socket.request.path == ROUTE
-        challenge = Challenge(NONCE, self.account, self.domain.chain_id, self.domain.contract)
+        challenge = Challenge(NONCE, self.account, self.domain.chain_id, self.domain.contract, payer_asks=self.payer_asks)
         await socket.send(pack_link(Kind.CHALLENGE, payload=dumps(challenge.to_json())))
         try:
             kind, _, payload = unpack_link(await socket.recv())

@@ -179,7 +179,7 @@ def test_preferences_stay_with_the_client() -> None:
 
 
 def test_every_criterion_is_on_the_wire() -> None:
-    """JSON contains every field except the preferences."""
+    """JSON contains every field except the preferences and the payer, whom the coordinator looks up."""
     values: dict[str, Any] = {
         "max_input_price": 1,
         "max_output_price": 1,
@@ -200,7 +200,7 @@ def test_every_criterion_is_on_the_wire() -> None:
         "min_integrity": 1,
         "batch": True,
     }
-    assert values.keys() == {field.name for field in fields(Demand)} - {"model", "limit", "prefer"}
+    assert values.keys() == {field.name for field in fields(Demand)} - {"model", "limit", "prefer", "payer"}
     whole = replace(Demand(MODEL), **values)
     assert Demand.from_json(whole.to_json(PAYER)) == whole
 

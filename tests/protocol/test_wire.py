@@ -222,6 +222,7 @@ def test_the_numbers_of_the_kinds_are_the_wire() -> None:
         "END": 35,
         "REPLICAS": 36,
         "TRACE": 37,
+        "RESUME": 38,
     }
 
 

@@ -14,7 +14,15 @@ BY_ROOM = (
     "path_stream_cpu_us_per_chunk_flat_out",
 )
 OF_PEERS = {
-    *("litellm_cpu_us_per_request", "cpu_ratio", "path_cpu_ratio", "path_rate_ratio", "ttft_ratio", "added_ms_whole"),
+    *(
+        "litellm_cpu_us_per_request",
+        "cpu_ratio",
+        "path_cpu_ratio",
+        "path_rate_ratio",
+        "ttft_ratio",
+        "added_ms_whole",
+        "evidence_ms_whole",
+    ),
     *("sglang_cpu_us_per_request", "sglang_cpu_ratio"),
 }
 PROMISED = {

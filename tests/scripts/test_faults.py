@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable
@@ -17,8 +19,10 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from scripts.faults import launch
+from scripts.faults.packet_loss import NoNamespace, enter_namespace
 from scripts.faults.proxy import Hold, MessageSplitter, Proxy
 from scripts.faults.schedule import CLOCK_SECONDS, FAULTS_A_SEED, KILLS_A_SEED, POSSIBLE, Fault, Phase, Process, schedule
+from scripts.faults.supervisor import RESTART_SECONDS, Supervised
 from scripts.faults.watching import Seen, Watch
 from tallystick.cli.local.processes import free_port
 from tallystick.protocol.job_link import pack_record, pack_submit
@@ -166,6 +170,84 @@ async def test_the_proxy_holds_loses_and_dies() -> None:
             await client.send(b"again")
             assert await client.recv() == b"again"
         await proxy.close()
+
+
+async def test_a_reset_loses_the_message_that_is_held() -> None:
+    """Both sides see their connection end, the other side never gets the message, and a new connection works."""
+    arrived = list[bytes | str]()
+
+    async def receive(connection: ServerConnection) -> None:
+        async for message in connection:
+            arrived.append(message)
+            await connection.send(message)
+
+    def read(_to_server: bool, message: bytes) -> Hold | None:
+        async def hold(pass_on: Awaitable[None]) -> None:
+            proxy.reset()
+            await pass_on
+
+        return hold if message == b"lose me" else None
+
+    async with serve(receive, "127.0.0.1", 0) as server:
+        port = free_port(0)
+        proxy = Proxy(port, int(server.sockets[0].getsockname()[1]), lambda: read)
+        await proxy.open()
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            async with connect(f"ws://127.0.0.1:{port}", proxy=None, compression=None) as client:
+                await client.send(b"lose me")
+                with pytest.raises(ConnectionClosed):
+                    await client.recv()
+            async with connect(f"ws://127.0.0.1:{port}", proxy=None, compression=None) as client:
+                await client.send(b"again")
+                assert await client.recv() == b"again"
+        await proxy.close()
+    assert arrived == [b"again"]
+
+
+def test_dropped_packets_are_not_acknowledged() -> None:
+    """A connection in a network namespace gets nothing while its packets are dropped, and everything afterwards."""
+    done = subprocess.run([sys.executable, "-m", "scripts.faults.packet_loss"], capture_output=True, text=True, check=False)
+    if done.returncode and "came that should have been dropped" not in done.stdout:
+        pytest.skip(f"no network namespace here: {done.stdout.strip()}")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_market_without_namespaces_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the right or the tools, nothing changes for this process, and the reason is the report's."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(NoNamespace, match=r"ip: No such file|unshare: |it needs Linux"):
+        enter_namespace()
+
+
+async def test_a_process_that_is_held_down_stays_down(tmp_path: Path) -> None:
+    """It is started again only when it may."""
+    process = Supervised("sleep", [sys.executable, "-c", "import time; time.sleep(600)"], tmp_path / "log")
+    await process.start()
+    first = process.process
+    assert first is not None
+    process.hold_down()
+    await first.wait()
+    await asyncio.sleep(2 * RESTART_SECONDS)
+    assert process.starts == 1
+    process.let_up()
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        while process.starts < 2:  # noqa: ASYNC110 - what is waited for is another process
+            await asyncio.sleep(0.01)
+    await process.stop()
+
+
+async def test_the_last_chunk_is_a_phase() -> None:
+    """Chunks before it do not mark it."""
+    watch = Watch()
+
+    async def strike(_seen: Seen, _pass_on: Awaitable[None] | None) -> None:
+        pass
+
+    read = watch.links("replica", {"0xCD": "node-b"})()
+    assert read(True, pack_link(Kind.HELLO, payload=b'{"provider":"0xcd"}')) is None
+    watch.arm(Phase.LAST_CHUNK, strike)
+    assert read(True, pack_link(Kind.CHUNK, JOB, b"\0sealed")) is None
+    assert read(True, pack_link(Kind.CHUNK, JOB, b"\1sealed")) is not None
 
 
 JOB = JobId(b"j" * 16)

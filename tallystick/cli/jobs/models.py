@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,14 +18,13 @@ from tallystick.cli.onchain import parse_account
 from tallystick.cli.options import DEFAULT_WALLET, Config, CoordinatorUrl, Json, Wallet
 from tallystick.cli.output import out, short_decimal, show_json, show_table, strip_control
 from tallystick.cli.progress import run_shown
+from tallystick.protocol.criteria import audience
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.features import EVIDENCE
 from tallystick.protocol.types import ZERO_ADDRESS, format_amount, parse_amount
 from tallystick.runtime.keystore import keystore_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from tallystick.client.audits.provider_audits import ProviderAudits
     from tallystick.client.config import ClientConfig
     from tallystick.client.coordinator.access_tier import AccessTier
@@ -137,9 +136,8 @@ def explain(
 
     Needs no wallet. If there is one, the providers that its ledger blocks are shown as such; no password is needed.
     """
-    from tallystick.client.config import UpstreamTarget, load_config
-    from tallystick.client.coordinator.http_client import CoordinatorClient
-    from tallystick.client.selection.options import ProviderCriteria, demand_for, demand_of, explain_asks
+    from tallystick.client.config import load_config
+    from tallystick.client.selection.options import ProviderCriteria
     from tallystick.protocol.requirements import Requirements
     from tallystick.protocol.weights import Weights
 
@@ -150,42 +148,67 @@ def explain(
         features=tuple(feature or ()),
         context_tokens=min_context,
     )
-    choice = ProviderCriteria(pin=pin or (), exclude=exclude or (), require=require)
+    choice = ProviderCriteria(pin=pin or (), exclude=exclude or (), require=require, min_integrity=min_integrity)
     _add_amounts(choice, max_input_price, max_output_price, min_stake)
-    choice["min_integrity"] = min_integrity
     if sort is not None:
         choice["sort"] = sort
     if weight:
         choice["weights"] = Weights.from_dollars(_pairs(weight), "--weight")
 
     async def ask(ledger: Ledger | None, loaded: ClientConfig) -> None:
-        answers: list[tuple[str, AskExplanation, ApiRequest | None]] = []
-        tiers: dict[str, AccessTier] = {}
-        upstreams: list[str] = []
-        async with CoordinatorClient(loaded.coordinator, loaded) as coordinator:
-            domain = (await coordinator.info()).domain
-            blocked = {} if ledger is None else await ledger.excluded(domain, int(time.time()))
-            for model, asked in _requests(request, route, loaded):
-                if UpstreamTarget.parse(model) is not None:
-                    upstreams.append(model)
-                    continue
-                demand = demand_of(loaded, model, route, choice)
-                demand = replace(demand, batch=True) if batch else demand
-                if asked is not None:
-                    demand = demand_for(demand, asked.summary)
-                payer = ZERO_ADDRESS if ledger is None else ledger.payer
-                listed, access = await coordinator.explain_access(demand.to_json(payer))
-                tiers |= {} if access is None else {model: access}
-                answers += [(model, provider, asked) for provider in explain_asks(listed, demand, blocked, int(time.time()))]
-        _show(answers, request, loaded, tiers, as_json=as_json)
-        if upstreams and not as_json:
-            names = ", ".join(upstreams)
-            out.print(f"then, without the market: {names} (unsealed, unsigned)", highlight=False, soft_wrap=True, markup=False)
+        explained = await _explain(_requests(request, route, loaded), route, choice, ledger, loaded, batch=batch)
+        _show(explained, request, loaded, as_json=as_json)
 
     if wallet == DEFAULT_WALLET and not keystore_path(wallet).exists():  # without a wallet, no provider is blocked
         asyncio.run(ask(None, load_config(config, {"coordinator": coordinator_url})))
     else:
         with_ledger(config, wallet, coordinator_url, ask)
+
+
+@dataclass(slots=True)
+class _Explained:
+    """What each provider would be told, by the models of a request in their order."""
+
+    answers: list[tuple[str, AskExplanation, ApiRequest | None]] = field(default_factory=list)
+    tiers: dict[str, AccessTier] = field(default_factory=dict)
+    """The wallet's access tier, by the models for which a coordinator has tiers."""
+    upstreams: list[str] = field(default_factory=list)
+    """Models of other services, which no provider sells."""
+
+
+async def _explain(
+    requests: list[tuple[str, ApiRequest | None]],
+    route: str,
+    choice: ProviderCriteria,
+    ledger: Ledger | None,
+    config: ClientConfig,
+    *,
+    batch: bool,
+) -> _Explained:
+    """Asks the coordinator who would be offered the requests. Raises TallyError."""
+    from tallystick.client.config import UpstreamTarget
+    from tallystick.client.coordinator.http_client import CoordinatorClient
+    from tallystick.client.selection.options import demand_for, demand_of, explain_asks
+
+    explained = _Explained()
+    async with CoordinatorClient(config.coordinator, config) as coordinator:
+        domain = (await coordinator.info()).domain
+        blocked = {} if ledger is None else await ledger.excluded(domain, int(time.time()))
+        for model, asked in requests:
+            if UpstreamTarget.parse(model) is not None:
+                explained.upstreams.append(model)
+                continue
+            demand = demand_of(config, model, route, choice)
+            demand = replace(demand, batch=True) if batch else demand
+            if asked is not None:
+                demand = demand_for(demand, asked.summary)
+            payer = ZERO_ADDRESS if ledger is None else ledger.payer
+            listed, access = await coordinator.explain_access(demand.to_json(payer))
+            if access is not None:
+                explained.tiers[model] = access
+            asks = explain_asks(listed, demand, blocked, int(time.time()))
+            explained.answers += [(model, provider, asked) for provider in asks]
+    return explained
 
 
 def _pairs(settings: list[str]) -> dict[str, str]:
@@ -227,24 +250,17 @@ def _requests(request: str, route: str, config: ClientConfig) -> list[tuple[str,
     return [(asked.summary.model, asked if is_body else None) for asked in planned]
 
 
-def _show(
-    answers: list[tuple[str, AskExplanation, ApiRequest | None]],
-    request: str,
-    config: ClientConfig,
-    tiers: Mapping[str, AccessTier],
-    *,
-    as_json: bool,
-) -> None:
+def _show(explained: _Explained, request: str, config: ClientConfig, *, as_json: bool) -> None:
     from tallystick.client.jobs.candidates import estimate_cost
 
     documents: list[dict[str, Any]] = []
     rows: list[dict[str, object]] = []
     refusals: list[str] = []
-    for model, provider, asked in answers:
+    for model, provider, asked in explained.answers:
         max_cost, too_dear = (None, "")
         if asked is not None:
             max_cost, too_dear = estimate_cost(asked, provider.ask, config.default_max_output_tokens, config.max_cost)
-        access = tiers.get(model)
+        access = explained.tiers.get(model)
         why = (access.refusal if access is not None else "") or provider.reason or too_dear
         shown = {"model": model, "atMost": None if max_cost is None else str(int(max_cost))}
         documents.append(shown | _json(provider, why) | {"accessTier": None if access is None else access.to_json()})
@@ -257,16 +273,20 @@ def _show(
         show_json(documents)
         return
     omitted = {name for name in rows[0] if name not in ("provider", "offered") and {row[name] for row in rows} <= {"", "unknown"}}
-    omitted |= {"model"} if len({model for model, _, _ in answers}) == 1 else set()
+    omitted |= {"model"} if len({model for model, _, _ in explained.answers}) == 1 else set()
     columns = [name for name in rows[0] if name not in omitted]
     title = f"{request}; prices in dollars per million tokens, `at most` in dollars"
     show_table(columns, [[row[name] for name in columns] for row in rows], title=title)
+    answers = explained.answers
     _show_scores([provider for _, provider, _ in answers], names=[model for model, _, _ in answers])
     for line in refusals:
         out.print(f"no: {strip_control(line)}", highlight=False, soft_wrap=True, markup=False)
-    for access in dict.fromkeys(tiers.values()):
+    for access in dict.fromkeys(explained.tiers.values()):
         line = f"this wallet's access tier: {access.name}; {access.next}"
         out.print(strip_control(line), highlight=False, soft_wrap=True, markup=False)
+    if explained.upstreams:
+        names = ", ".join(explained.upstreams)
+        out.print(f"then, without the market: {names} (unsealed, unsigned)", highlight=False, soft_wrap=True, markup=False)
 
 
 def _show_scores(explained: list[AskExplanation], names: list[str]) -> None:
@@ -293,6 +313,7 @@ def _row(provider: AskExplanation) -> dict[str, object]:
     return {
         "input": format_amount(ask.input_price),
         "output": format_amount(ask.output_price),
+        "price for": audience(ask),
         "region": spec.region,
         "tier": spec.tier,
         "precision": spec.precision,
@@ -319,5 +340,6 @@ def _json(provider: AskExplanation, why: str) -> dict[str, Any]:
         "measured": provider.measured,
         "score": dict(provider.score),
         "expected": dict(zip(("inputTokens", "outputTokens"), provider.expected, strict=True)),
+        "audience": audience(provider.ask),
         "ask": provider.ask.to_json(),
     }

@@ -117,17 +117,7 @@ def init(
     if rpc is None and not quiet and deployment is None and not is_local(coordinator):
         rpc = ask("RPC endpoint of the market's chain (empty: later)", "", _optional_url, instead="name it with --rpc")
     findings = _find_engines(tuple(engine or ()), quiet=quiet)
-    market = run_shown(f"asking {coordinator} for prices", _market_offers(coordinator))
-    abilities = {} if no_probe else asyncio.run(_probe(findings))
-    if not quiet:
-        _show(findings, abilities)
-    plans = {
-        engine.url: [
-            replace(_plan(model, market, *given, quiet=quiet), abilities=abilities.get((engine.url, model.name)))
-            for model in engine.models
-        ]
-        for engine in findings
-    }
+    plans = _plan_engines(findings, coordinator, given, probe=not no_probe, quiet=quiet)
     source = context.get_parameter_source("wallet")
     named = source is not None and source.name != "DEFAULT"
     identity = choose_identity(file, wallet, contract, named=named, quiet=quiet)
@@ -143,6 +133,28 @@ def init(
     step(f"wrote {file}; provider {address}, state {setup.state}")
     options = f"--config {file}" + ("" if identity.wallet == DEFAULT_WALLET else f" --wallet {identity.wallet}")
     step(f"next: tally node doctor {options}; then: tally node run {options}")
+
+
+def _plan_engines(
+    findings: list[DiscoveredEngine],
+    coordinator: str,
+    given: tuple[Amount | None, Amount | None],
+    *,
+    probe: bool,
+    quiet: bool,
+) -> dict[str, list[ModelPlan]]:
+    """How the models are to be sold, by the engine's URL: at the given prices, or at those of the market."""
+    market = run_shown(f"asking {coordinator} for prices", _market_offers(coordinator))
+    abilities = asyncio.run(_probe(findings)) if probe else {}
+    if not quiet:
+        _show(findings, abilities)
+    return {
+        engine.url: [
+            replace(_plan(model, market, *given, quiet=quiet), abilities=abilities.get((engine.url, model.name)))
+            for model in engine.models
+        ]
+        for engine in findings
+    }
 
 
 def _payout(address: str | None, min_amount: str, coin_price: str | None) -> PayoutSetup | None:

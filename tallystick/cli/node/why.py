@@ -73,6 +73,8 @@ def _show_scores(decisions: list[dict[str, Any]]) -> None:
 
 def show_ratings(answer: dict[str, Any], rater: str = "the coordinator") -> None:
     """Shows how a coordinator rates a provider: integrity by audits, availability by jobs, and speed, each by itself."""
+    from tallystick.protocol.types import format_amount
+
     if not answer.get("ratings"):
         return
     rows = [
@@ -90,6 +92,14 @@ def show_ratings(answer: dict[str, Any], rater: str = "the coordinator") -> None
     ]
     columns = ("model", "precision", "integrity %", "audits", "available %", "tokens/s", "first token, ms", "speed measured by")
     show_table(columns, rows, title=f"How {rater} rates this node")
+    priced = [rating for rating in answer["ratings"] if rating.get("audience")]
+    if priced:  # an older coordinator does not tell
+        prices = [
+            (rating["model"], *(format_amount(int(rating[name])) for name in ("inputPrice", "outputPrice")), rating["audience"])
+            for rating in priced
+        ]
+        title = "Prices that are not for everybody, in dollars per million tokens"
+        show_table(("model", "input", "output", "price for"), prices, title=title)
 
 
 def _price_query(prices: str) -> str:

@@ -15,8 +15,9 @@ from tallystick.client.gateway.attempts import Attempts
 from tallystick.client.gateway.early_stream import STREAM_HEADERS, EarlyStream, telling_place
 from tallystick.client.gateway.request_headers import headers_of
 from tallystick.client.gateway.response_cache import MAX_CACHED_BYTES, CachedResponse, ResponseCache
-from tallystick.client.jobs.job import Job, Outlet, arrivals_of
+from tallystick.client.jobs.job import Job, arrivals_of
 from tallystick.client.jobs.result import Result
+from tallystick.client.jobs.running_job import Outlet
 from tallystick.client.ledger.upstream_spending import UPSTREAM_PREFIX
 from tallystick.client.openai.errors import ErrorResponse
 from tallystick.client.upstreams.caller import UpstreamAnswer

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from tallystick.client.coordinator.job_stream import JobStream
 from tallystick.client.coordinator.transport import ConnectionLost, NotSent
-from tallystick.client.jobs.job import Job, JobContext
+from tallystick.client.jobs.placed_job import PlacedJob
 from tallystick.client.jobs.response import JobResponse
+from tallystick.client.jobs.running_job import JobContext, RunningJob
 from tallystick.client.ledger.idempotency import IdempotencyKey
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.openai.requests import ApiRequest
@@ -29,7 +30,7 @@ class KeyFreed(Unavailable):
 
 async def resume_job(
     context: JobContext, coordinator: Address, keyed: IdempotencyKey, request: ApiRequest, *, keep_bytes: int
-) -> Job:
+) -> RunningJob:
     """The job of an idempotency key, read from its first frame on. It costs what it cost before, and nothing more.
 
     A key whose job was never admitted, or was lost with its replica and costs nothing, is forgotten, so that the next request
@@ -47,7 +48,8 @@ async def resume_job(
     stream = await _post(context, keyed, keyed.header + key.seal_request(keyed.job, plaintext))
     by_digest = {order.order.digest: order for order in placed}
     response = JobResponse(keyed.job, key, by_digest, context.domain, coordinator, keep_bytes=keep_bytes, may_hedge=True)
-    return Job(context, response, stream, request, keyed=True, resumed=True)
+    placed_job = PlacedJob(context, response, stream, request, keyed=True, resumed=True)
+    return RunningJob(context, placed_job, request)
 
 
 async def _post(context: JobContext, keyed: IdempotencyKey, submission: bytes) -> JobStream:

@@ -1,10 +1,10 @@
 """Detects stale asks: a coordinator could keep showing a provider's older, more expensive ask while that ask is still valid.
 
 The ledger remembers the newest ask of each provider for each product. A product is a model in one precision class, region and
-tier, for batch jobs alone or for all: a node with several engines sells each of them under its own ask. An ask with a lower seq
-is refused if one of its prices is higher or its sealing key differs. Engines that sell the same product at the same price may
-each keep their ask. An ask with the newest seq but other content is always refused. Functions of one connection, except
-`find_stale`, which is pure.
+tier, for batch jobs alone or for all, and for some payers or for all: a node with several engines sells each of them under an ask
+of its own. An ask with a lower seq is refused if one of its prices is higher or its sealing key differs. Engines that sell the
+same product at the same price may each keep their ask. An ask with the newest seq but other content is always refused. Functions
+of one connection, except `find_stale`, which is pure.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tallystick.protocol.criteria import is_batch_only
 from tallystick.protocol.eip712 import Domain, Verified
 from tallystick.protocol.features import BATCH_ONLY
 from tallystick.protocol.messages import Ask
+from tallystick.protocol.payer_rules import rule_features
 from tallystick.protocol.types import Address, Hash
 from tallystick.protocol.wire import dumps, loads
 
@@ -79,7 +80,8 @@ def product_of(ask: Ask) -> ProductKey:
     """The provider and a hash of the product that an ask sells; asks with the same key replace each other."""
     spec = ask.spec
     members = [ask.model, spec.precision, spec.kv_precision, spec.region, spec.tier]
-    product = dumps([*members, BATCH_ONLY] if is_batch_only(ask) else members)  # a discount makes no other ask stale
+    members += [BATCH_ONLY] if is_batch_only(ask) else []  # a discount makes no other ask stale
+    product = dumps([*members, *rule_features(spec.features)])
     return ask.provider, hashlib.sha256(product).hexdigest()
 
 

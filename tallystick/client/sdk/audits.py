@@ -16,7 +16,8 @@ from tallystick.client.audits.report_queue import SendReport
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.coordinator.info import CoordinatorInfo
-from tallystick.client.jobs.job import Job, audit_proof, evidence_of
+from tallystick.client.jobs.job import Job, run_of
+from tallystick.client.jobs.running_job import RunningJob
 from tallystick.client.ledger.audit_spending import AUDIT_LABEL
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.openai.requests import ApiRequest
@@ -90,7 +91,7 @@ class MarketAudits:
         job = await self._submit(path, body, label=AUDIT_LABEL, keep=True)
         async with job:
             _proof_of(await job.result())
-        kept = kept_job(job, self._now(), consent=PromptConsent(may_share=True), label=AUDIT_LABEL, synthetic=True)
+        kept = kept_job(run_of(job), self._now(), consent=PromptConsent(may_share=True), label=AUDIT_LABEL, synthetic=True)
         if kept is None:
             raise Unavailable(Code.PROVIDER_FAILED, "the made-up request of an audit has no receipt", fault=Fault.PROVIDER)
         return kept
@@ -117,16 +118,17 @@ def _proof_of(result: Result) -> Proof:
     return result.proof
 
 
-def kept_job(job: Job, now: int, *, consent: PromptConsent, label: str, synthetic: bool = False) -> KeptJob | None:
+def kept_job(job: RunningJob, now: int, *, consent: PromptConsent, label: str, synthetic: bool = False) -> KeptJob | None:
     """A finished job as it is kept for audits. None if it has no honest receipt, or if its answer was too long to keep."""
     if not job.receipt_accepted:
         return None
-    proof = audit_proof(job)
+    placed = job.placed
+    proof = placed.record.audit_proof
     if proof is None:
         return None
-    ask = next((ask for ask in job.asks if ask.digest == proof.terms.ask), None)
+    ask = next((ask for ask in placed.asks if ask.digest == proof.terms.ask), None)
     sold = None if ask is None else Signed(ask.message, ask.signature)
-    return KeptJob(proof, evidence_of(job), sold, label, consent, now, synthetic)
+    return KeptJob(proof, placed.response.evidence.packed, sold, label, consent, now, synthetic)
 
 
 class JobAudits:
@@ -167,10 +169,10 @@ class JobAudits:
         """Whether the answer to a request is kept for audits."""
         return self.auditor.auditable(request.head.path) and request.label != AUDIT_LABEL
 
-    def finished(self, job: Job) -> None:
+    def finished(self, job: RunningJob) -> None:
         """Keeps a job that ended, and perhaps draws it for an audit. Never waits."""
         if job.audit_consent is None:
             return
-        kept = kept_job(job, self._now(), consent=job.audit_consent, label=job.label)
+        kept = kept_job(job, self._now(), consent=job.audit_consent, label=job.request.label)
         if kept is not None:
             self.auditor.offer(kept)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 from tallystick.client.coordinator.info import CoordinatorInfo
-from tallystick.client.jobs.job import Job, matches_of, trace_ended
+from tallystick.client.jobs.running_job import RunningJob
 from tallystick.client.sdk.audits import JobAudits
 from tallystick.client.sdk.running_jobs import RunningJobs
 from tallystick.client.selection.affinity import Affinity
@@ -42,32 +42,34 @@ class JobFollowUp:
             await self.log_watch.close()
             self.log_watch = None
 
-    def answer_began(self, job: Job) -> None:
+    def answer_began(self, job: RunningJob) -> None:
         """The first part of the answer came."""
         if job.trace is not None:
             job.trace.first_output()
         if not job.reads_whole:  # else it ends in the same moment
             self._note_holder(job)
 
-    def _note_holder(self, job: Job) -> None:
+    def _note_holder(self, job: RunningJob) -> None:
         """Records that the provider of an answer has read the request."""
         if job.provider is not None and job.head is not None and job.head.status == HTTPStatus.OK:
-            self._affinity.begin(job.tags, job.provider)
+            self._affinity.begin(job.placed.tags, job.provider)
 
-    def job_finished(self, job: Job) -> None:
+    def job_finished(self, job: RunningJob) -> None:
         """The job has ended, successfully or not."""
         self._running.end(job)
-        trace_ended(job)
+        if job.trace is not None:
+            state = "accepted" if job.receipt_accepted else "outstanding" if job.receipt_outstanding else "none"
+            job.trace.ended(job.placed.response, "disputed" if job.disputed else state, job.error)
         if self.log_watch is not None:
-            for match, order in matches_of(job):
+            for match, order in job.placed.response.logged_matches:
                 self.log_watch.add_match(match, order)
             self.log_watch.add_head(b"" if job.head is None else job.head.log_head)
         self._audits.finished(job)
         if job.disputed:
             self._shortlists.forget()
-        if job.receipt is not None and job.receipt_accepted:
-            self._affinity.end(job.tags, job.receipt.message)
+        if job.receipt_accepted and (receipt := job.placed.response.receipt) is not None:
+            self._affinity.end(job.placed.tags, receipt.message)
         elif job.receipt_outstanding:
             self._note_holder(job)
         elif job.provider is not None:
-            self._affinity.forget(job.tags, job.provider)
+            self._affinity.forget(job.placed.tags, job.provider)

@@ -339,9 +339,9 @@ class Market(ConvenienceMethods):
         trace = self._begin_trace(request)
         options = JobOptions(None if limit is None else Amount(limit), keep, None, affinity, seconds, late, batch, consent, trace)
         if trace is None:
-            return await self._submitter.submit(request, demand, options, key)
+            return Job(await self._submitter.submit(request, demand, options, key))
         try:
-            return await self._submitter.submit(request, demand, options, key)
+            return Job(await self._submitter.submit(request, demand, options, key))
         except BaseException as error:
             trace.refused(error)
             raise

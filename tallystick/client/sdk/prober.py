@@ -17,6 +17,7 @@ from tallystick.client.audits.probes import ProbeTarget, choose_target, read_tar
 from tallystick.client.audits.synthetic import make_up_request
 from tallystick.client.audits.texts import load_texts
 from tallystick.client.coordinator.http_client import CoordinatorClient
+from tallystick.client.jobs.job import run_of
 from tallystick.client.ledger.audit_spending import AUDIT_LABEL
 from tallystick.client.sdk.audits import kept_job
 from tallystick.client.sdk.market import Market, audits_of
@@ -64,7 +65,7 @@ class Prober:
         job = await self.market.submit(CHAT, body, pin=(target.provider,), label=AUDIT_LABEL, keep=True)
         async with job:
             await job.result()
-        kept = kept_job(job, self.now(), consent=PromptConsent(may_share=True), label=AUDIT_LABEL, synthetic=True)
+        kept = kept_job(run_of(job), self.now(), consent=PromptConsent(may_share=True), label=AUDIT_LABEL, synthetic=True)
         if kept is None:
             raise Unavailable(Code.PROVIDER_FAILED, f"the probe of {target.provider} has no receipt", fault=Fault.PROVIDER)
         conclusion = await audits_of(self.market).auditor.audit(kept)

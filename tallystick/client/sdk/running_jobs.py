@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 
-from tallystick.client.jobs.job import Job
+from tallystick.client.jobs.running_job import RunningJob
 from tallystick.client.sdk.admission_turns import AdmissionTurns
 from tallystick.protocol.errors import Code, Fault, Unavailable
 from tallystick.protocol.types import JobId
@@ -20,7 +20,7 @@ class RunningJobs:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._jobs: set[Job] = set()
+        self._jobs: set[RunningJob] = set()
         self._idle = asyncio.Event()
         self.turns = AdmissionTurns(time.monotonic, most)
         self.submitting: set[JobId] = set()
@@ -47,23 +47,23 @@ class RunningJobs:
             text = f"this client already runs {len(self._jobs)} jobs (max_jobs); send the request again later"
             raise Unavailable(Code.CLIENT_BUSY, text, fault=Fault.CLIENT)
 
-    def add(self, job: Job) -> None:
+    def add(self, job: RunningJob) -> None:
         """Counts a job until it ends."""
         self._jobs.add(job)
 
-    def forget(self, job: Job) -> None:
+    def forget(self, job: RunningJob) -> None:
         """No longer counts a job whose place another one has taken."""
         self._jobs.discard(job)
 
-    def end(self, job: Job) -> None:
+    def end(self, job: RunningJob) -> None:
         """Notes that a job has ended, and lets others take its place."""
         self._jobs.discard(job)
         self.turns.job_ended()
         if not self._jobs:
             self._idle.set()
 
-    def read_elsewhere(self, job: Job) -> bool:
-        """Whether another `Job` object reads the same job now."""
+    def read_elsewhere(self, job: RunningJob) -> bool:
+        """Whether another one reads the same job now."""
         return any(other is not job and other.id == job.id for other in self._jobs)
 
     async def drain(self, seconds: float) -> None:

@@ -14,9 +14,10 @@ from tallystick.client.coordinator.checked_info import CheckedInfo
 from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.coordinator.info import CoordinatorInfo
 from tallystick.client.coordinator.transport import ConnectionLost
-from tallystick.client.jobs.job import Job, JobContext, keep_for_audit
 from tallystick.client.jobs.job_trace import JobTrace
+from tallystick.client.jobs.placed_job import PlacedJob
 from tallystick.client.jobs.resume import KeyFreed, resume_job
+from tallystick.client.jobs.running_job import JobContext, RunningJob
 from tallystick.client.jobs.submit import JobSubmitter, KeyedRequest, KeyTaken, ReplicaLost
 from tallystick.client.ledger import idempotency
 from tallystick.client.ledger.idempotency import IdempotencyKey
@@ -82,7 +83,7 @@ class ShortlistSubmitter:
     _keys: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     """Locks of the idempotency keys whose requests are being submitted."""
 
-    async def submit(self, request: ApiRequest, demand: Demand, options: JobOptions, key: str | None) -> Job:
+    async def submit(self, request: ApiRequest, demand: Demand, options: JobOptions, key: str | None) -> RunningJob:
         """Submits a job, or resumes that of an idempotency key."""
         fingerprint = "" if key is None else idempotency.fingerprint(request.plaintext)
         request = request.with_evidence() if self.config.evidence else request
@@ -97,8 +98,8 @@ class ShortlistSubmitter:
         return job
 
     async def _submit_keyed(
-        self, key: KeyedRequest, submit: Callable[[], Awaitable[Job]], request: ApiRequest, options: JobOptions
-    ) -> Job:
+        self, key: KeyedRequest, submit: Callable[[], Awaitable[RunningJob]], request: ApiRequest, options: JobOptions
+    ) -> RunningJob:
         """Resumes the job of an idempotency key, or submits one for a key without. Requests of one key go one after the other.
 
         A key that is another job's by now, or none's any more, or whose replica was lost meanwhile, is looked up again.
@@ -113,14 +114,14 @@ class ShortlistSubmitter:
                         raise
         raise RuntimeError("an idempotency key was not tried")
 
-    async def _resume(self, keyed: IdempotencyKey, key: KeyedRequest, request: ApiRequest, options: JobOptions) -> Job:
+    async def _resume(self, keyed: IdempotencyKey, key: KeyedRequest, request: ApiRequest, options: JobOptions) -> RunningJob:
         idempotency.check_same(keyed, key.fingerprint)
         info, context = await self._open_context()
         job = await resume_job(context, info.coordinator, keyed, request, keep_bytes=self._bytes_to_keep(request, options))
         self._prepare_audit(job, request, options)
-        if options.trace is not None:
-            job.trace = options.trace
-            options.trace.submitted(job.id)
+        job.trace = options.trace
+        if job.trace is not None:
+            job.trace.submitted(job.id)
         self.running.add(job)
         return job
 
@@ -143,20 +144,20 @@ class ShortlistSubmitter:
             )
         return info, self._context
 
-    async def _submit_to_shortlist(self, request: ApiRequest, demand: Demand, options: JobOptions) -> Job:
+    async def _submit_to_shortlist(self, request: ApiRequest, demand: Demand, options: JobOptions) -> RunningJob:
         """Submits to the shortlist of a demand as soon as the coordinator takes more of this client.
 
         It submits once more if a replica of the coordinator was lost meanwhile.
         """
 
-        async def submit(wait: int) -> Job:
+        async def submit(wait: int) -> RunningJob:
             self.running.check_room()
             waiting = options if wait == options.wait else replace(options, wait=wait)
             return await self._submit_to_one(request, demand, waiting)
 
         return await self.running.turns.take(submit, options.wait)
 
-    async def _submit_to_one(self, request: ApiRequest, demand: Demand, options: JobOptions) -> Job:
+    async def _submit_to_one(self, request: ApiRequest, demand: Demand, options: JobOptions) -> RunningJob:
         try:
             job = await self._submit_to_current(request, demand, options)
         except ReplicaLost:
@@ -165,23 +166,25 @@ class ShortlistSubmitter:
             job.resubmit = partial(self._resubmit, request, demand, options)
         return job
 
-    async def _resubmit(self, request: ApiRequest, demand: Demand, options: JobOptions, job: Job) -> Job:
+    async def _resubmit(self, request: ApiRequest, demand: Demand, options: JobOptions, job: RunningJob) -> RunningJob:
         """Submits the request of a job anew that did not begin. The job takes the place of the new one, which may wait."""
         self.shortlists.forget(demand)
         return self._replaced(job, await self._submit_to_current(request, demand, options))
 
-    async def _resubmit_keyed(self, key: KeyedRequest, request: ApiRequest, demand: Demand, options: JobOptions, job: Job) -> Job:
+    async def _resubmit_keyed(
+        self, key: KeyedRequest, request: ApiRequest, demand: Demand, options: JobOptions, job: RunningJob
+    ) -> RunningJob:
         """The same for a job with an idempotency key, which may go on, or be another one by now."""
         self.shortlists.forget(demand)
         submit = partial(self._submit_to_current, request, demand, options)
         return self._replaced(job, await self._submit_keyed(key, submit, request, options))
 
-    def _replaced(self, job: Job, other: Job) -> Job:
+    def _replaced(self, job: RunningJob, other: RunningJob) -> RunningJob:
         if not job.done:
             self.running.forget(other)
         return other
 
-    async def _submit_to_current(self, request: ApiRequest, demand: Demand, options: JobOptions) -> Job:
+    async def _submit_to_current(self, request: ApiRequest, demand: Demand, options: JobOptions) -> RunningJob:
         """Submits to the shortlist of a demand, and once more with a fresh shortlist or fee if either was out of date.
 
         A job does not wait for the providers of a cached shortlist: others may have free slots meanwhile.
@@ -205,7 +208,7 @@ class ShortlistSubmitter:
 
     async def _submit_to(
         self, request: ApiRequest, asks: Sequence[Verified[Ask]], demand: Demand, options: JobOptions, wait: int
-    ) -> Job:
+    ) -> RunningJob:
         began = asyncio.get_running_loop().time()
         info, context = await self._open_context()
         if options.idempotency_key is None:  # one with a key may be sealed again, the same
@@ -232,23 +235,24 @@ class ShortlistSubmitter:
             trace=None if trace is None else trace.shared_context,
         )
         keyed = options.idempotency_key is not None
-        job = Job(context, submitted.response, submitted.stream, request, keyed=keyed, began=began)
-        job.tags, job.asks, job.trace = tags, asks, trace
+        placed = PlacedJob(context, submitted.response, submitted.stream, request, keyed=keyed, began=began)
+        placed.tags, placed.asks = tags, asks
+        placed.further_orders = partial(self.jobs.further_orders, info, request, demand, submitted.response, wait)
+        if self.coordinator.replicas.has_several:
+            placed.send_again = submitted.send_again
+        job = RunningJob(context, placed, request, trace)
         if trace is not None:
             trace.submitted(job.id)
         self._prepare_audit(job, request, options)
-        job.further_orders = partial(self.jobs.further_orders, info, request, demand, submitted.response, wait)
-        if self.coordinator.replicas.has_several:
-            job.send_again = submitted.send_again
         self.running.add(job)
         return job
 
-    def _prepare_audit(self, job: Job, request: ApiRequest, options: JobOptions) -> None:
+    def _prepare_audit(self, job: RunningJob, request: ApiRequest, options: JobOptions) -> None:
         keeps = self.audits.keeps(request)
         if keeps:
             job.audit_consent = options.consent
         if (keeps or options.trace is not None) and not self._gives_proof(request, options.keep):
-            keep_for_audit(job)
+            job.placed.record.for_audit_only = True
 
     def _gives_proof(self, request: ApiRequest, keep: bool) -> bool:
         counted = self.auditor.counts(request.summary.model, request.head.path)

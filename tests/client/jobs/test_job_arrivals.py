@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tallystick.client.coordinator.job_stream import Frame, JobStream, Sink
-from tallystick.client.jobs.job import Job, Outlet, arrivals_of
+from tallystick.client.jobs.job import Job, arrivals_of, run_of
+from tallystick.client.jobs.running_job import Outlet
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.errors import BadMessage, BadSeal, Fault, TallyError
@@ -117,7 +118,7 @@ class Reader:
     async def read(self, job: Job) -> None:
         """Reads to the end."""
         await job.start()
-        job._stream = Sinking(job._stream)
+        run_of(job).placed.stream = Sinking(run_of(job).placed.stream)
         async for piece in arrivals_of(job, self.outlet):
             self.log.append(("reader", piece))
 
@@ -173,4 +174,4 @@ async def test_a_bad_chunk_is_not_let_out(fake: FakeMarket, market: Market) -> N
         with pytest.raises(BadSeal) as caught:
             await reader.read(job)
         assert (reader.body, caught.value.fault) == (b"".join(PIECES[:2]), Fault.COORDINATOR)
-        assert job._response.body_bytes == len(reader.body)
+        assert run_of(job).placed.response.body_bytes == len(reader.body)

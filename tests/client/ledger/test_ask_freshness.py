@@ -43,6 +43,16 @@ async def refused(ledger: Ledger, *asks: Verified[Ask], domain: Domain = DOMAIN,
     return [ask.digest in reasons for ask in asks]
 
 
+def test_a_price_for_some_payers_makes_no_other_ask_stale() -> None:
+    """A provider's ask for everybody may be dearer and older than its ask for some, which is a product of its own."""
+    full = signed(seq=1)
+    cheap = signed(seq=2, input_price=1, spec=replace(full.message.spec, features=("for_settled:5",)))
+    other = signed(seq=3, input_price=2, spec=replace(full.message.spec, features=("for_settled:7",)))
+    assert find_stale([full, cheap, other], {})[0] == {}
+    older = signed(seq=1, input_price=9, spec=replace(full.message.spec, features=("FOR_SETTLED:5",)))
+    assert list(find_stale([cheap, older], {})[0]) == [older.digest]
+
+
 @pytest.mark.parametrize(
     "changes",
     [

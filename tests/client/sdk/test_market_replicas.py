@@ -14,8 +14,9 @@ from structlog.testing import capture_logs
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator import transport
 from tallystick.client.gateway.operations import Operations
-from tallystick.client.jobs.job import MAX_MOVES
+from tallystick.client.jobs.job import run_of
 from tallystick.client.jobs.result import StreamInterrupted
+from tallystick.client.jobs.running_job import MAX_MOVES
 from tallystick.client.recovery import reconciler
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
@@ -576,7 +577,7 @@ async def test_a_replica_lost_with_the_receipt(replicas: Replicas, wallet: Signe
         async with await market.submit(CHAT, BODY) as job:
             reading = asyncio.create_task(job.result())
             await eventually(lambda: bool(replicas.served[0].sessions and replicas.served[0].last.output_bytes))
-            await eventually(lambda: job._response.complete)
+            await eventually(lambda: run_of(job).placed.response.complete)
             await replicas.kill_first()
             assert (await reading).body == ANSWER
         await eventually(lambda: _is_settled(market, replicas))

@@ -7,15 +7,16 @@ import pytest
 
 from coordinator.domain.ask_book import AskBook, ListedAsk
 from coordinator.domain.listed_ask import OTHER, PROVEN, RELIABLE
-from coordinator.domain.matching import explain, rank_candidates, shortlist
+from coordinator.domain.matching import explain, rank_candidates, shortlist, spare_asks
 from coordinator.domain.search import rejection
 from tallystick.protocol.criteria import MAX_CANDIDATES, Demand, Reason
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Ask, Spec
+from tallystick.protocol.payer_rules import STRANGER, Payer, PayerRule
 from tallystick.protocol.requirements import Requirements
-from tallystick.protocol.types import Address
+from tallystick.protocol.types import Address, Amount
 from tallystick.protocol.wire import Submission
 from tests.coordinator.harness import MODEL, START, make_ask, make_submission, person
 
@@ -96,6 +97,33 @@ def test_a_discount_does_not_hide_why_an_ask_is_too_dear() -> None:
     refusal = _refusal(book)
     assert refusal.code is Code.NO_PROVIDER
     assert Reason.BATCH_ONLY.value in str(refusal)
+
+
+def test_a_price_for_some_payers() -> None:
+    """Any number of cheap asks for others hides no ask, and alone they are named as such; a payer they are for gets them."""
+    features = PayerRule(settled=Amount(5)).to_features()
+    book, full = AskBook(), make_ask(BOB, seq=9)
+    book.replace(BOB.address, [full], Capacity(1, 4))
+    for number in range(600):
+        stranger = person(f"stranger {number}")
+        book.replace(stranger.address, [make_ask(stranger, output_price=5, spec=Spec(features=features))], Capacity(1, 1))
+    demand = Demand(MODEL, payer=STRANGER)
+    assert [entry.digest for entry in shortlist(book, demand, START)] == [full.digest]
+    assert [entry.digest for entry in spare_asks(book, demand, lambda _: 1.0, 0.5)] == [full.digest]
+    first = person("stranger 1").address
+    payer = Payer(ANN.address, {first: Amount(5)})
+    assert [entry.provider for entry in shortlist(book, Demand(MODEL, payer=payer), START)] == [first, BOB.address]
+    book.set_capacity(BOB.address, Capacity(0, 4))
+    assert [entry.digest for entry in shortlist(book, demand, START)] == [full.digest]
+    book.drop(BOB.address)
+    refusal = _refusal(book, payer=STRANGER)
+    assert Reason.PAYER.value in str(refusal)
+    for number in range(600):
+        book.drop(person(f"stranger {number}").address)
+    book.replace(BOB.address, [full], Capacity(1, 4))
+    index = book.index_of(MODEL)
+    assert index is not None
+    assert index.payer_groups == 0
 
 
 def test_a_busy_node_has_its_own_reason() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from coordinator.domain.resource_bounds import ACCOUNT_READS_BURST, ACCOUNT_READS_PER_SECOND, SIGN_INS_BURST
 from coordinator.http.account_routes import Accounts, AccountViews
+from coordinator.jobs.accounts import SettledAmounts
 from coordinator.pages.account_page import ACCOUNT_PATH
 from coordinator.ports import Settlement
 from coordinator.storage.memory import MemoryAccountStore
@@ -204,7 +205,9 @@ async def test_reads_of_an_account_are_bounded() -> None:
     async with served(world) as at:
         tick = 0.0
         market = at.world.market
-        views = AccountViews(Accounts(None, MemoryAccountStore(at.store)), market, world.clock.now, lambda: tick)  # type: ignore[arg-type]  # nobody signs in
+        store = MemoryAccountStore(at.store)
+        settled = SettledAmounts(store, lambda: tick)
+        views = AccountViews(Accounts(None, store, settled), market, world.clock.now, lambda: tick)  # type: ignore[arg-type]  # nobody signs in
         for _ in range(ACCOUNT_READS_BURST):
             await views.read(PAYER.address, 1)
         with pytest.raises(Unavailable) as limited:

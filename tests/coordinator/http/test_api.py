@@ -12,6 +12,7 @@ import pytest
 from coordinator.domain.resource_bounds import PAGE_BYTES
 from coordinator.http.api import TAB_RECEIPTS
 from coordinator.http.pages import api_page, home_page
+from coordinator.jobs.accounts import SETTLED_SECONDS
 from coordinator.ports import Cursor, Settlement
 from tallystick import __version__
 from tallystick.protocol.access import ACCESS_SECONDS, dump_access
@@ -20,8 +21,9 @@ from tallystick.protocol.eip712 import Signed, Signer, read_signed
 from tallystick.protocol.errors import Code
 from tallystick.protocol.link import MAX_ASK_BYTES, Capacity, LateReceipt
 from tallystick.protocol.messages import Access, Ask, Inquiry, Outcome, Receipt, Spec
+from tallystick.protocol.payer_rules import PayerRule
 from tallystick.protocol.tab import check_receipt
-from tallystick.protocol.types import Amount
+from tallystick.protocol.types import ZERO_ADDRESS, Amount
 from tallystick.protocol.wire import Kind
 from tests.coordinator.harness import (
     COORDINATOR,
@@ -215,6 +217,38 @@ async def test_a_shortlist(at: Served) -> None:
     assert await ask(providers=[listed[5].upper().replace("0X", "0x")]) == [listed[5]]
     assert await ask(maxOutputPrice=2_100_000) == listed[:2]
     assert await ask(maxInputPrice=1_000_000, maxOutputPrice="2000000") == listed[:1]
+
+
+async def test_a_price_for_some_payers(at: Served) -> None:
+    """The cheaper ask of a provider is offered to a payer that settled enough with it, the other ask to everybody else; whom a
+    price is for is told, and the model's lowest price is one for everybody.
+    """
+    known = PayerRule(settled=Amount(10)).to_features()
+    ann = at.world.node("ann", output_price=2_000_000)
+    cheap = make_ask(ann.signer, output_price=1_000_000, spec=Spec(features=known), seq=9)
+    at.world.market.matchmaker.replace_asks(ann.address, [*ann.asks, cheap], Capacity(4, 4))
+
+    async def offered(payer: str) -> list[tuple[str, str | None]]:
+        asked = DEMAND | {"payer": payer}
+        listed = (await at.http.post("/v1/shortlist", json=asked)).json()["asks"]
+        why = {}
+        for entry in (await at.http.post("/v1/explain", json=asked)).json()["asks"]:
+            why[entry["ask"]["signature"]] = entry["why"]
+        return [(entry["ask"]["message"]["outputPrice"], why[cheap.to_json()["signature"]]) for entry in listed]
+
+    others = [("2000000", Reason.PAYER.value)]
+    assert await offered(PAYER.address) == await offered(ZERO_ADDRESS) == others
+    for settled, price in ((9, others), (10, [("1000000", None)])):
+        paid = Settlement(PAYER.address, ann.address, Amount(settled), "0x", 1)
+        await at.store.put_settlements([paid], Cursor(1))
+        at.world.clock.seconds += SETTLED_SECONDS
+        assert await offered(PAYER.address) == price
+    assert (await at.http.get("/v1/models")).json()["data"][0]["outputPrice"] == "2000000"
+    ratings = (await at.http.get(f"/v1/providers/{ann.address}/why")).json()["ratings"]
+    assert {rating["outputPrice"]: rating["audience"] for rating in ratings} == {
+        "2000000": "",
+        "1000000": "payers that settled 0.00001 dollars with this provider",
+    }
 
 
 async def test_a_model_that_was_for_sale_a_moment_ago(at: Served) -> None:

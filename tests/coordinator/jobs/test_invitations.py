@@ -9,6 +9,8 @@ import pytest
 from coordinator.jobs.invitations import ANSWER_SECONDS
 from tallystick.protocol.errors import Code, Refusal, TallyError, Unavailable
 from tallystick.protocol.link import read_ask
+from tallystick.protocol.messages import Spec
+from tallystick.protocol.payer_rules import PayerRule
 from tallystick.protocol.queue_place import MAX_INVITATIONS, QueuePlace
 from tallystick.protocol.types import Address, Amount
 from tallystick.protocol.wire import Candidate, Kind
@@ -113,6 +115,21 @@ async def test_a_new_ask_of_the_same_provider(world: World) -> None:
     await quiet()
     assert waiting.job.provider == ann.address
     await _finish(waiting, ann)
+    world.assert_idle()
+
+
+@pytest.mark.parametrize("features", [("batch_only",), PayerRule(settled=Amount(1)).to_features()])
+async def test_no_invitation_to_an_ask_for_others(world: World, features: tuple[str, ...]) -> None:
+    """A job that waits is not invited to an ask for batch jobs or for other payers, whose order would be refused."""
+    ann = world.node("ann", slots=1)
+    first, waiting = await world.started(ann), await world.started(ann)
+    bob = world.node("bob", slots=1, spec=Spec(features=features))
+    await world.pass_time(2)
+    await quiet()
+    assert (_invited(waiting), waiting.ended) == ([], False)
+    await _finish(first, ann)
+    await _finish(waiting, ann)
+    bob.leave()
     world.assert_idle()
 
 

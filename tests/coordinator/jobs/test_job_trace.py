@@ -29,7 +29,7 @@ async def test_a_job_has_a_trace_of_its_own_whose_id_is_the_jobs() -> None:
     """With spans for its match, its attempt and the write of its receipt; the node gets the context of its attempt."""
     world, recorder = World(), Recorder()
     node = world.node("ann")
-    world.market.node_takes_trace(node.address)
+    world.market.node_connected(node.address, trace=True, resume=False)
     client = await _placed(world, recorder, node)
     job = client.job.id
     (context,) = node.got(Kind.TRACE, job)
@@ -57,7 +57,7 @@ async def test_a_job_that_carries_a_context_continues_its_clients_trace() -> Non
     """And so does its node."""
     world, recorder = World(), Recorder()
     node = world.node("ann")
-    world.market.node_takes_trace(node.address)
+    world.market.node_connected(node.address, trace=True, resume=False)
     client = await _placed(world, recorder, node, trace=CALLER)
     (context,) = node.got(Kind.TRACE, client.job.id)
     node.complete(client.job.id)
@@ -76,7 +76,7 @@ async def test_a_coordinator_that_records_nothing_passes_the_context_on(trace: T
     """As it came, and nothing if nothing came. A node that did not ask for it gets nothing in any case."""
     world = World()
     new, old = world.node("ann"), world.node("bob")
-    world.market.node_takes_trace(new.address)
+    world.market.node_connected(new.address, trace=True, resume=False)
     for node in (new, old):
         client = world.read(await world.market.place_order(replace(world.submission(node), trace=trace)))
         await quiet()

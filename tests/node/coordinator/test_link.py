@@ -14,13 +14,15 @@ from node.coordinator import link, link_session
 from node.coordinator.link import NodeLink
 from node.coordinator.link_session import MAX_OUTBOX_FACTOR, LinkSession
 from node.coordinator.link_settings import LinkSettings, node_url
+from node.domain.published_asks import for_payers
 from node.ports import Link, LinkLost
 from tallystick.protocol.eip712 import Signed
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.link import Beat, Capacities, Capacity, Listing, read_asks
 from tallystick.protocol.messages import Ask
-from tallystick.protocol.types import Address, JobId
-from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads, pack_link
+from tallystick.protocol.payer_rules import PayerRule
+from tallystick.protocol.types import Address, Amount, JobId
+from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads, pack_link, unpack_link
 from tests.node.fake_coordinator import Connection, FakeCoordinator
 from tests.node.harness import COORDINATOR, DOMAIN, OFFER, PROVIDER, make_asks
 
@@ -105,6 +107,23 @@ async def test_the_handshake_proves_the_account() -> None:
         assert connection.hello.software.startswith("tallystick-node/")
         event, link = await node.next_event()
         assert (event, link.coordinator) == ("connected", COORDINATOR.address)
+
+
+@pytest.mark.parametrize("payer_asks", [True, False])
+async def test_asks_for_some_payers(payer_asks: bool) -> None:
+    """A coordinator that would offer them to everybody gets the others alone, at the handshake and later."""
+    asks = make_asks(OFFER, for_payers(OFFER, OFFER.prices, PayerRule(settled=Amount(1)))).current
+    listed = [ask.digest for ask in (asks if payer_asks else asks[:1])]
+    async with FakeCoordinator(payer_asks=payer_asks).serving() as coordinator:
+        node = Node(coordinator.url)
+        node.asks = asks
+        async with node.running():
+            connection = await coordinator.connections.get()
+            assert [ask.verify(DOMAIN).digest for ask in connection.hello.asks] == listed
+            await node.next_event()
+            node.link.announce_asks()
+            _, _, payload = unpack_link(await connection.socket.recv())
+            assert [ask.verify(DOMAIN).digest for ask in Listing.from_json(loads(payload, "asks")).asks] == listed
 
 
 async def test_frames_go_both_ways_in_order() -> None:

@@ -7,15 +7,17 @@ from collections.abc import Awaitable
 from dataclasses import replace
 
 from node.domain.admission_rules import AdmissionRules
+from node.domain.published_asks import for_payers
 from node.jobs.deadlines import Deadlines
 from node.ports import ResponseEnd, ResponsePart, ResponseStart
 from node.testing.memory import MemoryChain, ScriptedEngine
 from tallystick.protocol.messages import Outcome
+from tallystick.protocol.payer_rules import PayerRule
 from tallystick.protocol.tiers import Tier, Tiers
 from tallystick.protocol.types import Amount
 from tallystick.protocol.usage_reports import ReportedUsage
 from tallystick.protocol.wire import Kind
-from tests.node.harness import OFFER, PAYER, RunnerHarness
+from tests.node.harness import NOW, OFFER, PAYER, RunnerHarness
 
 STEPS = (
     ResponseStart(200, "text/event-stream"),
@@ -47,6 +49,22 @@ async def test_what_a_payer_settled_here() -> None:
     text = await refused(harness, "tier_limit")
     assert f"{OFFER.model!r} is not for wallets of tier 'new'" in text
     assert "dollars settled on chain with this provider, 0.000001 more than now" in text
+    chain.cached[PAYER.address] = replace(chain.default, settled=cost)
+    assert (await harness.receipt(harness.dispatch())).outcome == Outcome.COMPLETED
+    await harness.ended()
+
+
+async def test_a_price_for_some_payers() -> None:
+    """The node has the last word: its cheaper ask is for those that settled enough here, at the very amount."""
+    chain = MemoryChain()
+    harness = RunnerHarness(ScriptedEngine(*STEPS), chain=chain)
+    cost = (await harness.receipt(harness.dispatch())).cost
+    await harness.ended()
+    harness.asks.publish([for_payers(OFFER, OFFER.prices, PayerRule(settled=cost))], NOW)
+    chain.cached[PAYER.address] = replace(chain.default, settled=Amount(cost - 1))
+    text = await refused(harness, "tier_limit")
+    assert "this price is for payers that settled " in text
+    assert "with this provider; 0.000001 dollars more than now" in text
     chain.cached[PAYER.address] = replace(chain.default, settled=cost)
     assert (await harness.receipt(harness.dispatch())).outcome == Outcome.COMPLETED
     await harness.ended()

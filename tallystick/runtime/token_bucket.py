@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-_MAX_KEYS = 10_000
-
 
 @dataclass(slots=True)
 class TokenBucket:
     """One token bucket per key: `burst` tokens at first, refilled by `rate` tokens per second.
 
-    Only the 10,000 keys that were used last are remembered. `now` is a clock in seconds.
+    Only the `max_keys` keys that were used last are remembered. `now` is a clock in seconds; setting it back takes no tokens.
     """
 
     rate: float
     burst: float
+    max_keys: int = 10_000
     _levels: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict)
     """Tokens left, and when they were counted."""
 
@@ -38,7 +37,7 @@ class TokenBucket:
         level = self._level(key, now) - tokens
         self._levels[key] = (level, now)
         self._levels.move_to_end(key)
-        if len(self._levels) > _MAX_KEYS:
+        if len(self._levels) > self.max_keys:
             self._levels.popitem(last=False)
         return max(0.0, -level / self.rate)
 
@@ -49,4 +48,4 @@ class TokenBucket:
 
     def _level(self, key: str, now: float) -> float:
         level, counted_at = self._levels.get(key, (self.burst, now))
-        return min(self.burst, level + (now - counted_at) * self.rate)
+        return min(self.burst, level + max(0.0, now - counted_at) * self.rate)
