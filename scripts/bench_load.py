@@ -188,7 +188,7 @@ async def _open_streams(crowd: Crowd) -> AsyncIterator[int]:
     size, released = crowd.size, asyncio.Event()
     payers = [Signer(secrets.token_bytes(32)) for _ in range(-(-size.streams // STREAMS_PER_PAYER))]
     for payer in payers:
-        await processes.fund(crowd.site, payer)
+        await processes.fund(crowd.site.deployment, payer)
     begun = list[asyncio.Future[None]]()
     reading = list[asyncio.Task[None]]()
     async with contextlib.AsyncExitStack() as stack:
@@ -311,7 +311,7 @@ async def _prepare(crowd: Crowd, flood: str, file: Path) -> None:
             write_submissions(file, [_forged(body) for body in await crowd.sign(count, crowd.site.payer, node)])
     elif flood == "slow_readers":
         secret = secrets.token_bytes(32)
-        await processes.fund(crowd.site, Signer(secret))
+        await processes.fund(crowd.site.deployment, Signer(secret))
         site = crowd.site
         purse = Purse(
             site.coordinator, processes.provider_of(site, "coordinator"), str(site.folder / "deployment.json"), secret.hex()

@@ -162,7 +162,7 @@ async def _flood_ratio(site: Site, load: Load, flood: Ask, number: int) -> float
     engine answers faster if it has nothing else to do.
     """
     other = Signer(bytes(31) + b"\x07")
-    await processes.fund(site, other)
+    await processes.fund(site.deployment, other)
     deployment, ledger = site.folder / "deployment.json", site.folder / "other.db"
     config = ClientConfig(coordinator=site.coordinator, ledger_file=ledger, deployment=deployment)
     async with Market.of(config, other) as market:

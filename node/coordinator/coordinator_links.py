@@ -18,6 +18,7 @@ from typing import Protocol
 
 import structlog
 
+from node.coordinator.coordinator_http import base_url
 from node.coordinator.link import NodeLink
 from node.coordinator.link_settings import LinkSettings, node_url
 from node.ports import Link
@@ -116,6 +117,12 @@ class CoordinatorLinks:
     def url_of(self, coordinator: Address) -> str:
         """The URL of an open connection to a coordinator; empty without one."""
         return next((link.url for link in self._connected(coordinator)), "")
+
+    def limit_of(self, url: str) -> Reach:
+        """The nearest address to which an HTTP URL of a coordinator may lead: any for a configured one."""
+        known = [(link.url, link.nearest) for link in self._links.values()]
+        known += [(seed, Reach.MACHINE) for seed in self._groups]
+        return max((nearest for link, nearest in known if url.startswith(f"{base_url(link)}/")), default=Reach.ANYWHERE)
 
     def _connected(self, coordinator: Address) -> Iterator[NodeLink]:
         for link in self._links.values():

@@ -29,6 +29,7 @@ from tallystick.protocol.replicas import Reach, reach_of, read_replica_urls, rea
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import MAX_BODY, MAX_FRAME, NO_JOB, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.plaintext import warn_if_plaintext
+from tallystick.runtime.replica_resolver import check_reach
 from tallystick.runtime.websocket_client import FastPathConnection, open_websocket
 from tallystick.version import __version__
 
@@ -215,10 +216,14 @@ class NodeLink:
             self.problem = str(error) or type(error).__name__
         return served
 
+    @property
+    def nearest(self) -> Reach:
+        """The nearest address to which its URL may lead; a configured one may have any."""
+        return self.limit if self._listed else Reach.MACHINE
+
     def _check_peer(self, address: str) -> None:
         self.reach = reach_of(address)
-        if self._listed and self.reach > self.limit:
-            raise OSError(f"{address} is nearer to this machine than the coordinator that listed it, so it is not used")
+        check_reach(address, self.nearest)
 
     async def _handshake(self, socket: FastPathConnection) -> LinkSession:
         async with asyncio.timeout(self._settings.connect_seconds):

@@ -10,33 +10,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlencode, urlsplit
 
-import aiohttp
-import orjson
-
+from node.coordinator.coordinator_http import CoordinatorHttp, base_url
 from node.ports import Link
 from tallystick.protocol.eip712 import Domain, Signed
-from tallystick.protocol.errors import Code, Unavailable, error_from_json
 from tallystick.protocol.log_monitor import LogQuestion
 from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Order
-from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import Address
 from tallystick.runtime.log_watch import LogWatch
-
-ASK_SECONDS = 20.0
-MAX_ANSWER = 1 << 20
-"""Bytes of an answer with proofs. An honest one has some 100 KiB."""
 
 
 class MatchWatch:
     """See the module's docstring. `url_of`: the URL of an open link to a coordinator; empty without one. `folder`: where
-    evidence is kept.
+    evidence is kept. `http`: asks for proofs.
     """
 
-    def __init__(self, domain: Domain, folder: Path, url_of: Callable[[Address], str]) -> None:
-        self._domain, self._folder, self._url_of = domain, folder, url_of
+    def __init__(self, domain: Domain, folder: Path, url_of: Callable[[Address], str], http: CoordinatorHttp) -> None:
+        self._domain, self._folder, self._url_of, self._http = domain, folder, url_of, http
         self._watches: dict[Address, LogWatch] = {}
         self._urls: dict[Address, str] = {}
 
@@ -72,7 +63,7 @@ class MatchWatch:
     async def _ask(self, coordinator: Address, question: LogQuestion) -> object:
         """Asks the coordinator over any open link to it, or where it was last. Raises TallyError."""
         self._remember_url(coordinator)
-        return await ask_proof(self._urls[coordinator], question)
+        return await self._http.ask_proof(self._urls[coordinator], question)
 
     def _remember_url(self, coordinator: Address) -> None:
         if url := self._url_of(coordinator):
@@ -81,41 +72,3 @@ class MatchWatch:
     async def close(self) -> None:
         """Stops watching; matches that were not checked yet are checked by the next process."""
         await asyncio.gather(*(watch.close() for watch in self._watches.values()))
-
-
-def base_url(url: str) -> str:
-    """The HTTP address of a coordinator, given that of its node link."""
-    parts = urlsplit(url)
-    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
-    return f"{scheme}://{parts.netloc}{parts.path.removesuffix('/v1/node')}"
-
-
-def base_of(url: str) -> str:
-    """A URL's scheme and host, for messages."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
-
-
-async def ask_proof(url: str, question: LogQuestion) -> object:
-    """Asks a coordinator for proofs. Raises Unavailable, and the coordinator's own error."""
-    return await fetch_json(f"{url}/v1/log/proof?{urlencode(question.query)}", "no proof from its match log")
-
-
-async def fetch_json(url: str, problem: str = "no answer") -> object:
-    """A coordinator's answer of at most MAX_ANSWER bytes. Raises Unavailable, and the coordinator's own error."""
-    timeout = aiohttp.ClientTimeout(total=ASK_SECONDS)
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout, trust_env=uses_proxy(url)) as session,
-            session.get(url, allow_redirects=False) as response,
-        ):
-            body = await response.content.read(MAX_ANSWER)
-            while len(body) < MAX_ANSWER and (more := await response.content.read(MAX_ANSWER - len(body))):
-                body += more
-            raw: object = orjson.loads(body)
-            if response.status != 200:
-                raise error_from_json(raw, response.status)
-            return raw
-    except (aiohttp.ClientError, TimeoutError, OSError, orjson.JSONDecodeError) as error:
-        text = f"coordinator {base_of(url)}: {problem}: {str(error) or type(error).__name__}"
-        raise Unavailable(Code.COORDINATOR_UNAVAILABLE, text) from error

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from node.coordinator.match_watch import base_url, fetch_json
+from node.coordinator.coordinator_http import base_url
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError, Unavailable
 from tallystick.protocol.health import CheckResult, Health
@@ -61,11 +61,11 @@ class Ratings:
         urls: Callable[[], Iterable[str]],
         products: Callable[[], Iterable[Product]],
         *,
-        fetch: Fetch | None = None,
+        fetch: Fetch,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._provider, self._urls, self._products = provider, urls, products
-        self._fetch, self._now = fetch or fetch_json, now
+        self._fetch, self._now = fetch, now
         self._rated: dict[tuple[str, Product], _Rated] = {}
         self._missed: dict[str, tuple[int, int]] = {}
         self._read_at: float | None = None

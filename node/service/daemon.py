@@ -15,6 +15,7 @@ import structlog
 
 from node.chain.collector import Collector
 from node.chain.watcher import ChainWatcher
+from node.coordinator.coordinator_http import CoordinatorHttp
 from node.coordinator.coordinator_links import CoordinatorLinks, LinkMaker
 from node.coordinator.link import NodeLink
 from node.coordinator.link_settings import node_url
@@ -92,7 +93,8 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
     asks = _published_asks(config, resources)
     metrics = make_metrics(config, tabs, engine_suspected)
     links = CoordinatorLinks(signer.address, config.all_coordinators, config.link)
-    match_watch = MatchWatch(domain, config.state / "match-log", links.url_of)
+    http = CoordinatorHttp(links.limit_of)
+    match_watch = MatchWatch(domain, config.state / "match-log", links.url_of, http)
     state_recovery = await _state_recovery(config, signer, resources, tabs, links)
     coordinator_credit = await _coordinator_credit(config, resources, metrics)
     receipt_sender = ReceiptSender(store, config.receipt_resend_interval)
@@ -136,7 +138,7 @@ async def build(config: NodeConfig, signer: Signer, stack: AsyncExitStack, confi
         engine_suspected=engine_suspected,
         coordinator_credit=coordinator_credit,
         match_watch=match_watch,
-        ratings=_ratings(asks, links),
+        ratings=_ratings(asks, links, http),
         record_pruner=RecordPruner(store, config.job_keep_seconds),
     )
     node.pages = _pages(node, resources)
@@ -200,12 +202,13 @@ def _pages(node: Node, resources: Resources) -> ProviderPages:
     )
 
 
-def _ratings(asks: PublishedAsks, links: CoordinatorLinks) -> Ratings:
+def _ratings(asks: PublishedAsks, links: CoordinatorLinks, http: CoordinatorHttp) -> Ratings:
     """Makes the component that watches how coordinators rate this node."""
     return Ratings(
         asks.provider,
         lambda: (link.url for link in links if link.session is not None),
         lambda: ((ask.message.model, precision_class(ask.message.spec.precision)) for ask in asks.current),
+        fetch=http.fetch_json,
     )
 
 

@@ -23,7 +23,7 @@ from tallystick.protocol.messages import Ask, Connect, Order, Outcome, Receipt, 
 from tallystick.protocol.plaintext_heads import RequestHead, ResponseHead, dump_response_head, join_request
 from tallystick.protocol.pricing import Usage, charge
 from tallystick.protocol.sealing import X25519, ContentKey, Sealer, SealingKey, commit_request, wrap_key
-from tallystick.protocol.types import ZERO_HASH, Address, Amount, Hash, JobId
+from tallystick.protocol.types import ZERO_ADDRESS, ZERO_HASH, Address, Amount, Hash, JobId
 from tallystick.protocol.wire import (
     INITIAL_CREDIT,
     MAX_BODY,
@@ -272,10 +272,13 @@ def sign_jobs(
     return submissions
 
 
-async def post(url: str, jobs: list[bytes], *, concurrency: int) -> Latencies:
-    """Submits signed jobs on one link to a coordinator, as a gateway does, and reads their frames to the receipt."""
+async def post(url: str, jobs: list[bytes], *, concurrency: int, account: Address = ZERO_ADDRESS) -> Latencies:
+    """Submits signed jobs on one link to a coordinator, as a gateway does, and reads their frames to the receipt.
+
+    `account`: the payer, if the coordinator has several replicas.
+    """
     latencies, remaining = Latencies(), iter(jobs)
-    async with CoordinatorClient(url, ClientConfig(coordinator=url)) as client:
+    async with CoordinatorClient(url, ClientConfig(coordinator=url), account=account) as client:
         began = time.perf_counter()
         await asyncio.gather(*(_submitter(client, remaining, latencies) for _ in range(concurrency)))
         latencies.seconds = time.perf_counter() - began

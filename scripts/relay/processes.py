@@ -208,12 +208,12 @@ async def restart(site: Site, name: str, *command: str, ready: str) -> None:
     site.pids[name] = child.process.pid
 
 
-async def fund(site: Site, payer: Signer) -> None:
+async def fund(deployment: Deployment, payer: Signer) -> None:
     """Opens the purse of another payer."""
-    rpc = Rpc(site.deployment.rpc or "")
+    rpc = Rpc(deployment.rpc or "")
     try:
         await Sender(rpc, dev_accounts()[0]).send(payer.address, b"", value=10**18)
-        await fund_purse(Escrow(rpc, site.deployment), Sender(rpc, payer), payer, PURSE, mint=True)
+        await fund_purse(Escrow(rpc, deployment), Sender(rpc, payer), payer, PURSE, mint=True)
     finally:
         await rpc.close()
 

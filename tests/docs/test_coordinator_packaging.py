@@ -131,6 +131,8 @@ def test_a_coordinator_takes_the_environment(environment: Callable[[], dict[str,
     assert config.bus
     assert config.own_url(config.port) in {"https://market-0.coordinator.example", "http://localhost:8422"}
     assert config.drain_seconds == 120
+    behind_ingress = config.own_url(config.port).startswith("https")
+    assert config.connection_limits.proxies.trust("10.1.2.3") is behind_ingress, "an ingress is trusted, and nothing by default"
 
 
 def test_jobs_have_their_time_before_a_stop() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.jobs.match_log import MatchLog
+from node.coordinator.coordinator_http import CoordinatorHttp
 from node.coordinator.match_watch import MatchWatch
 from node.testing.memory import MemoryLink
 from tallystick.client.config import ClientConfig
@@ -19,6 +20,7 @@ from tallystick.protocol.log_evidence import Fraud, LogEvidence, judge
 from tallystick.protocol.match_log import MERGE_SECONDS, Match, draw_of
 from tallystick.protocol.messages import Order
 from tallystick.protocol.plaintext_heads import ResponseHead, dump_response_head, load_response_head, split_request
+from tallystick.protocol.replicas import Reach
 from tallystick.protocol.wire import Dispatch, Kind
 from tallystick.runtime.log_watch import LogWatch
 from tests.coordinator.harness import COORDINATOR, DOMAIN, START, FakeNode, World
@@ -60,7 +62,7 @@ async def _parties(at: Served, node_at: Served, folder: Path) -> AsyncIterator[t
     """The watches of a client and of a node, each of which asks the coordinator at its own address."""
     async with CoordinatorClient(at.url, ClientConfig(coordinator=at.url)) as api:
         client = LogWatch(DOMAIN, COORDINATOR.address, folder / "client", api.log_proof, now=lambda: START + 100)
-        node = MatchWatch(DOMAIN, folder / "node", lambda _link: node_at.url)
+        node = MatchWatch(DOMAIN, folder / "node", lambda _link: node_at.url, CoordinatorHttp(lambda _url: Reach.MACHINE))
         try:
             yield client, node
         finally:

@@ -140,7 +140,7 @@ async def test_evidence_through_the_market(tmp_path: Path) -> None:
 async def _stranger_gets_nothing(site: processes.Site, config: ClientConfig, job: bytes) -> None:
     """Another payer that knows the job's id does not get its rows."""
     stranger = create_keystore(site.folder / "keys" / "stranger.json", "bench", cost=1 << 12)
-    await processes.fund(site, stranger)
+    await processes.fund(site.deployment, stranger)
     async with Market.of(replace(config, ledger_file=site.folder / "stranger.db"), stranger) as market:
         asked = {"model": MODEL, "job": job.hex()}
         result = await (await market.submit("/v1/evidence", asked)).result()

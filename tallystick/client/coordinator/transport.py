@@ -19,12 +19,12 @@ import structlog
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.bounded_json import BoundedJsonReader
 from tallystick.client.coordinator.info import CoordinatorInfo
-from tallystick.client.coordinator.replica_resolver import ReplicaResolver
 from tallystick.client.coordinator.replica_set import ReplicaSet
 from tallystick.protocol.eip712 import Domain
 from tallystick.protocol.errors import BadMessage, Code, Fault, TallyError, Unavailable, error_from_json
 from tallystick.protocol.proxies import uses_proxy
 from tallystick.protocol.types import ZERO_ADDRESS, Address
+from tallystick.runtime.replica_resolver import ReplicaResolver
 
 log = structlog.get_logger()
 Authorize = Callable[[], Awaitable[str]]

@@ -337,3 +337,15 @@ async def test_the_limit_is_the_address_of_the_configured_link() -> None:
         node.links.replicas_listed(link, COORDINATOR.address, ("http://replica.invalid",))
         await until(lambda: len(node.made) == 2)
         assert {other.limit for other in node.links} == {Reach.NETWORK}
+
+
+async def test_http_requests_go_no_nearer_than_links() -> None:
+    """A question to a listed replica has its link's limit; one to the configured URL none; one to another address the widest."""
+    async with replicas(2) as served, Node(served[0].url).running() as node:
+        await node.until_connected(*served)
+        (listed,) = (link for link in node.links if link.url != node_url(served[0].url))
+        listed.limit = Reach.NETWORK
+        limits = [
+            node.links.limit_of(f"{url}/v1/log/proof?since=1") for url in (served[0].url, served[1].url, f"{served[1].url}1")
+        ]
+        assert limits == [Reach.MACHINE, Reach.NETWORK, Reach.ANYWHERE]

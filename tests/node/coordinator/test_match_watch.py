@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from node.coordinator.match_watch import MatchWatch, ask_proof, base_url
+from node.coordinator.coordinator_http import CoordinatorHttp, base_url
+from node.coordinator.match_watch import MatchWatch
 from node.testing.memory import MemoryLink
 from tallystick.protocol.errors import Refusal, Unavailable
 from tallystick.protocol.log_evidence import Fraud, LogEvidence, judge
 from tallystick.protocol.log_monitor import LogQuestion
 from tallystick.protocol.match_log import pack_head
+from tallystick.protocol.replicas import Reach
 from tests.protocol.test_log_monitor import COORDINATOR, DOMAIN, Coordinator, matched
+
+HTTP = CoordinatorHttp(lambda _url: Reach.MACHINE)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +65,7 @@ async def test_an_order_that_was_not_logged_leaves_evidence(tmp_path: Path) -> N
     coordinator.leaves += [match.leaf, matched(9)[0].leaf]
     runner, url = await _serve(coordinator)
     link = MemoryLink(COORDINATOR.address)
-    watch = MatchWatch(DOMAIN, tmp_path, lambda _link: f"ws{url.removeprefix('http')}/v1/node")
+    watch = MatchWatch(DOMAIN, tmp_path, lambda _link: f"ws{url.removeprefix('http')}/v1/node", HTTP)
     try:
         watch.on_match(link, match, order)
         watch.on_match(link, hidden, hidden_order)
@@ -88,7 +92,7 @@ async def test_a_client_that_was_shown_another_log_leaves_evidence(tmp_path: Pat
     shown_to_client.leaves.append(other.leaf)
     runner, url = await _serve(coordinator)
     link = MemoryLink(COORDINATOR.address)
-    watch = MatchWatch(DOMAIN, tmp_path, lambda _link: url)
+    watch = MatchWatch(DOMAIN, tmp_path, lambda _link: url, HTTP)
     try:
         watch.on_match(link, match, order)
         inner = watch._watches[COORDINATOR.address]
@@ -116,7 +120,7 @@ async def test_a_head_is_kept_over_a_restart_of_the_node(tmp_path: Path) -> None
     coordinator.leaves.append(match.leaf)
     runner, url = await _serve(coordinator)
     link = MemoryLink(COORDINATOR.address)
-    first, second = (MatchWatch(DOMAIN, tmp_path, lambda _link: url) for _ in range(2))
+    first, second = (MatchWatch(DOMAIN, tmp_path, lambda _link: url, HTTP) for _ in range(2))
     try:
         first.on_match(link, match, order)
         first._watches[COORDINATOR.address].monitor.pending[0].received_at = 0
@@ -136,7 +140,7 @@ async def test_a_head_is_kept_over_a_restart_of_the_node(tmp_path: Path) -> None
 async def test_an_ended_link_does_not_change_the_logs_address(tmp_path: Path) -> None:
     """A job may end after its link; proofs are still asked for where the link was dialled."""
     urls = ["http://c.example", ""]
-    watch, link = MatchWatch(DOMAIN, tmp_path, lambda _link: urls.pop(0)), MemoryLink(COORDINATOR.address)
+    watch, link = MatchWatch(DOMAIN, tmp_path, lambda _link: urls.pop(0), HTTP), MemoryLink(COORDINATOR.address)
     watch.on_match(link, *matched(1))
     watch.on_client_head(link, b"x")
     assert watch._urls == {COORDINATOR.address: "http://c.example"}
@@ -148,8 +152,8 @@ async def test_a_coordinator_without_a_log_is_no_evidence() -> None:
     runner, url = await _serve(Coordinator(), 404)
     try:
         with pytest.raises(Refusal):
-            await ask_proof(url, LogQuestion((), (1,)))
+            await HTTP.ask_proof(url, LogQuestion((), (1,)))
     finally:
         await runner.cleanup()
     with pytest.raises(Unavailable, match="no proof from its match log"):
-        await ask_proof(url, LogQuestion((), (1,)))
+        await HTTP.ask_proof(url, LogQuestion((), (1,)))

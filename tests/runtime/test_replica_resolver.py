@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from tallystick.client.config import ClientConfig
-from tallystick.client.coordinator.http_client import CoordinatorClient
-from tallystick.client.coordinator.replica_resolver import ReplicaResolver
-from tallystick.client.coordinator.transport import NotSent
 from tallystick.protocol.replicas import Reach
+from tallystick.runtime.replica_resolver import ReplicaResolver
 
 SEED = "https://seed.test"
 
@@ -91,6 +85,14 @@ def test_configured_addresses_set_the_limit() -> None:
     assert ReplicaResolver(["http://127.0.0.1", "http://8.8.8.8"]).limit is Reach.ANYWHERE
 
 
+async def test_a_limit_that_is_known_already() -> None:
+    """It holds for every name, whatever is resolved."""
+    resolver = ReplicaResolver((), Names(replica=["10.0.0.1", "1.1.1.1"], near=["127.0.0.1"]), limit=Reach.NETWORK)
+    assert await _addresses(resolver, "replica.test") == ["10.0.0.1", "1.1.1.1"]
+    with pytest.raises(OSError, match="nearer"):
+        await resolver.resolve("near.test")
+
+
 async def test_a_proxy_of_the_environment_may_be_near(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy was configured, not listed."""
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")
@@ -98,34 +100,3 @@ async def test_a_proxy_of_the_environment_may_be_near(monkeypatch: pytest.Monkey
     assert await _addresses(resolver, "proxy.test") == ["10.0.0.1"]
     with pytest.raises(OSError, match="nearer"):
         await resolver.resolve("replica.test")
-
-
-@asynccontextmanager
-async def _service() -> AsyncIterator[tuple[int, list[bytes]]]:
-    """A service of this machine, and what each connection to it sent first."""
-    got: list[bytes] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        line = await reader.readline()
-        got.append(line)
-        if line:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
-        writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1], got
-
-
-async def test_a_client_sends_nothing_to_a_service_of_its_own_machine() -> None:
-    """Neither requests nor the job link of a listed replica reach it; those of the configured URL do."""
-    async with asyncio.timeout(60), _service() as (port, got):
-        seed = f"http://seed.test:{port}"
-        async with CoordinatorClient(seed, ClientConfig()) as client:
-            client._resolver._resolver = Names(seed=["127.0.0.1", "8.8.8.8"], replica=["127.0.0.1"])
-            assert await client.fetch_at(seed, "GET", "/v1/info") == ({}, 2)
-            with pytest.raises(NotSent):
-                await client.fetch_at(f"http://replica.test:{port}", "GET", "/v1/info")
-            assert await client._links_of(f"http://127.0.0.1:{port}").find(1) is None
-            assert await client.fetch_at(seed, "GET", "/v1/info") == ({}, 2)
-        assert [line for line in got if line] == [b"GET /v1/info HTTP/1.1\r\n"] * 2

@@ -19,9 +19,9 @@ class ReplicaResolver(AbstractResolver):
     Configured hosts may have any address, and so may the proxies of the environment.
     """
 
-    def __init__(self, seeds: Sequence[str], resolver: AbstractResolver | None = None) -> None:
-        """`seeds`: the configured URLs."""
-        self._resolver = resolver
+    def __init__(self, seeds: Sequence[str], resolver: AbstractResolver | None = None, *, limit: Reach | None = None) -> None:
+        """`seeds`: the configured URLs. `limit`: the nearest reach of a listed replica, if it is known already."""
+        self._resolver, self._limit = resolver, limit
         self._seeds = {_host(url) for url in seeds}
         self._exempt = self._seeds | {_host(url) for url in getproxies().values()}
         self._seen = {host: reach_of(host) for host in self._seeds if _is_address(host)}
@@ -30,12 +30,13 @@ class ReplicaResolver(AbstractResolver):
     @property
     def limit(self) -> Reach:
         """The nearest reach that a listed replica may have; ANYWHERE while no configured host was resolved here."""
+        if self._limit is not None:
+            return self._limit
         return min(self._seen.values(), default=Reach.ANYWHERE)
 
     def check(self, address: str) -> None:
         """Raises OSError if a listed replica may not have this address."""
-        if reach_of(address) > self.limit:
-            raise OSError(f"{address} is nearer to this machine than the coordinator that listed it, so it is not used")
+        check_reach(address, self.limit)
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
         """See aiohttp. Raises OSError if no permitted address is left."""
@@ -55,6 +56,12 @@ class ReplicaResolver(AbstractResolver):
         """See aiohttp."""
         if self._resolver is not None:
             await self._resolver.close()
+
+
+def check_reach(address: str, limit: Reach) -> None:
+    """Raises OSError if an address is nearer to this machine than a coordinator may list one."""
+    if reach_of(address) > limit:
+        raise OSError(f"{address} is nearer to this machine than the coordinator that listed it, so it is not used")
 
 
 def _host(url: str) -> str:
