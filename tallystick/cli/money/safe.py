@@ -82,9 +82,7 @@ def deposit(
 
     async def plan(escrow: Escrow, purse: Purse) -> Sequence[SafeTransaction]:
         if purse.owner not in (None, safe):
-            raise Refusal(
-                Code.CHAIN_REFUSED, f"the purse of {key} belongs to {purse.owner} for ever; use another wallet (tally wallet new)"
-            )
+            raise _owned_for_ever(key, purse.owner)
         if await escrow.rpc.request("eth_getCode", safe, "latest") in ("0x", None):
             note(f"note: there is no contract at {safe} on this chain; is it the right address?")
         if (held := await escrow.token.balance_of(safe)) < value:
@@ -209,10 +207,7 @@ def bind(
         async with open_escrow(deployment, rpc) as escrow:
             purse = await escrow.purse(key)
             if purse.owner is not None:
-                raise Refusal(
-                    Code.CHAIN_REFUSED,
-                    f"the purse of {key} belongs to {purse.owner} for ever; use another wallet (tally wallet new)",
-                )
+                raise _owned_for_ever(key, purse.owner)
             domain = escrow.deployment.domain
             return unlock(wallet, password_file).sign(Bind(key=key, owner=account), domain).signature, domain.chain_id
 
@@ -230,6 +225,10 @@ def bind(
 
 def _transaction(escrow: Escrow, summary: str, function: str, *arguments: object) -> SafeTransaction:
     return SafeTransaction(summary, escrow.deployment.escrow, escrow.calldata(function, *arguments))
+
+
+def _owned_for_ever(key: Address, owner: Address) -> Refusal:
+    return Refusal(Code.CHAIN_REFUSED, f"the purse of {key} belongs to {owner} for ever; use another wallet (tally wallet new)")
 
 
 async def _note_wait(escrow: Escrow, at: int) -> None:

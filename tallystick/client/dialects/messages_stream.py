@@ -12,15 +12,13 @@ from typing import Any
 
 from tallystick.client.dialects import messages_errors
 from tallystick.client.dialects.chat_completion import calls_of, function_of, reasoning_of, refusal_of, text_of
+from tallystick.client.dialects.chat_stream import ChatStreamTranslator, is_whole_call
 from tallystick.client.dialects.messages_request import ChatRequest
 from tallystick.client.dialects.messages_response import SIGNATURE, message_envelope, stop_reason, tool_id, usage_members
-from tallystick.client.openai.answers import MAX_EVENT_BYTES
-from tallystick.protocol.engine_errors import error_status, has_error
-from tallystick.protocol.lenient_json import dump_lenient, load_lenient
-from tallystick.protocol.openai_wire import choices_of
+from tallystick.protocol.engine_errors import error_status
+from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.protocol.pricing import Usage
-from tallystick.protocol.sse import DONE, EventReader, MalformedAnswer, event_data
-from tallystick.protocol.usage_reports import ReportedUsage, find_usage
+from tallystick.protocol.usage_reports import find_usage
 
 _EMPTY = {"thinking": {"thinking": "", "signature": ""}, "text": {"text": ""}}
 _DELTAS = {
@@ -44,12 +42,7 @@ class _Block:
     @property
     def finished(self) -> bool:
         """Whether nothing can follow: text is finished once another block begins, a call once its arguments are JSON."""
-        if self.kind != "tool_use":
-            return True
-        try:
-            return isinstance(load_lenient(self.arguments.encode(errors="surrogatepass")), dict)
-        except ValueError:
-            return False
+        return self.kind != "tool_use" or is_whole_call(self.arguments)
 
     def start(self) -> dict[str, Any]:
         if self.kind == "tool_use":
@@ -57,75 +50,21 @@ class _Block:
         return {"type": self.kind, **_EMPTY[self.kind]}
 
 
-class MessageStream:
+class MessageStream(ChatStreamTranslator):
     """See `StreamTranslator`."""
 
     def __init__(self, request: ChatRequest, *, job: str) -> None:
-        self.failed = False
+        super().__init__()
         self._request, self._job = request, job
-        self._events = EventReader(MAX_EVENT_BYTES)
         self._blocks: list[_Block] = []
         self._current = 0
         """The block that is being sent: its place among all blocks."""
         self._open = False
-        self._started = self._ended = self._refused = False
-        self._choice: dict[str, Any] = {}
-        self._usage: ReportedUsage | None = None
+        self._started = self._refused = False
         self._calls = 0
 
-    def feed(self, data: bytes) -> bytes:
-        """See StreamTranslator."""
-        out: list[bytes] = []
-        if self._ended:
-            return b""
-        try:
-            for event in self._events.feed(data):
-                self._read_event(event, out)
-        except MalformedAnswer as error:
-            self._fail(out, {"message": str(error)})
-        return b"".join(out)
-
-    def finish(self, billed: Usage | None) -> bytes:
-        """See StreamTranslator."""
-        out: list[bytes] = []
-        rest = self._events.finish()
-        if rest is not None:
-            self._read_event(rest, out)
-        self._end(out, billed)
-        return b"".join(out)
-
-    def _read_event(self, event: bytes, out: list[bytes]) -> None:
-        if self._ended:
-            return
-        payload = event_data(event)
-        if not payload:  # a comment, which keeps the connection alive
-            self._emit(out, "ping", {})
-            return
-        if payload == DONE:
-            if self._usage is not None and not self._usage.is_empty:
-                self._end(out, None)
-            return
-        try:
-            document = load_lenient(payload)
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            self._fail(out, {"message": "the engine sent an event that is not a JSON object"})
-        elif has_error(document):
-            self._fail(out, document)
-        else:
-            self._read_document(document, out)
-
-    def _read_document(self, document: dict[str, Any], out: list[bytes]) -> None:
-        self._start(document, out)
-        reported = find_usage(document)
-        if reported is not None:
-            self._usage = reported if self._usage is None else self._usage.updated(reported)
-        for choice in choices_of(document):
-            if choice.get("index", 0) == 0:
-                self._choice |= {name: value for name, value in choice.items() if value is not None}
-                delta = choice.get("delta") or choice.get("message")
-                self._read_delta(delta if isinstance(delta, dict) else {}, out)
+    def _keep_alive(self, out: list[bytes]) -> None:
+        self._emit(out, "ping", {})
 
     def _start(self, document: Mapping[str, Any], out: list[bytes]) -> None:
         if not self._started:
@@ -134,12 +73,12 @@ class MessageStream:
             self._emit(out, "message_start", {"message": message | {"usage": usage_members(find_usage(document), None)}})
             self._emit(out, "ping", {})
 
-    def _read_delta(self, delta: dict[str, Any], out: list[bytes]) -> None:
+    def _read_delta(self, delta: dict[str, Any], _choice: Mapping[str, Any], out: list[bytes]) -> None:
         reasoning, text = reasoning_of(delta), text_of(delta)
         if refusal := refusal_of(delta):
             self._refused, text = True, text + refusal
         if reasoning and not self._request.shows_thinking:
-            self._emit(out, "ping", {})  # the caller sees that the model works
+            self._keep_alive(out)  # the caller sees that the model works
         elif reasoning:
             self._add(self._block("thinking"), reasoning, out)
         if text:
@@ -197,7 +136,7 @@ class MessageStream:
             self._open = False
             self._current += 1
 
-    def _end(self, out: list[bytes], billed: Usage | None) -> None:
+    def _end(self, billed: Usage | None, out: list[bytes]) -> None:
         if self._ended:
             return
         self._start({}, out)
@@ -208,7 +147,7 @@ class MessageStream:
         self._emit(out, "message_stop", {})
         self._ended = True
 
-    def _fail(self, out: list[bytes], document: dict[str, Any]) -> None:
+    def _fail(self, document: dict[str, Any], out: list[bytes]) -> None:
         self.failed = self._ended = True
         out.append(messages_errors.render_engine_event(document, error_status(document) or 502))
 

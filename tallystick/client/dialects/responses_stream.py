@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tallystick.client.dialects.chat_completion import calls_of, function_of, reasoning_of, refusal_of, text_of
+from tallystick.client.dialects.chat_stream import ChatStreamTranslator, is_whole_call
 from tallystick.client.dialects.messages_errors import message_of
 from tallystick.client.dialects.responses_request import ChatRequest
 from tallystick.client.dialects.responses_response import (
@@ -25,13 +26,8 @@ from tallystick.client.dialects.responses_response import (
     text_part,
     usage_members,
 )
-from tallystick.client.openai.answers import MAX_EVENT_BYTES
-from tallystick.protocol.engine_errors import has_error
-from tallystick.protocol.lenient_json import dump_lenient, load_lenient
-from tallystick.protocol.openai_wire import choices_of
+from tallystick.protocol.lenient_json import dump_lenient
 from tallystick.protocol.pricing import Usage
-from tallystick.protocol.sse import DONE, EventReader, MalformedAnswer, event_data
-from tallystick.protocol.usage_reports import ReportedUsage, find_usage
 
 _PREFIXES = {"reasoning": "rs", "text": "msg", "refusal": "msg", "call": "fc"}
 
@@ -53,12 +49,7 @@ class _Item:
     @property
     def finished(self) -> bool:
         """Whether nothing can follow: text is finished once another item begins, a call once its arguments are JSON."""
-        if self.kind != "call":
-            return True
-        try:
-            return isinstance(load_lenient(self.text.encode(errors="surrogatepass")), dict)
-        except ValueError:
-            return False
+        return self.kind != "call" or is_whole_call(self.text)
 
     def part(self) -> dict[str, Any]:
         """The part that holds the text so far."""
@@ -75,75 +66,21 @@ class _Item:
         return message_item(self.id, [] if begun else [self.part()], status)
 
 
-class ResponseStream:
+class ResponseStream(ChatStreamTranslator):
     """See `StreamTranslator`."""
 
     def __init__(self, request: ChatRequest, *, job: str) -> None:
-        self.failed = False
+        super().__init__()
         self._request, self._job = request, job
-        self._events = EventReader(MAX_EVENT_BYTES)
         self._items: list[_Item] = []
         self._current = 0
         """The item that is being sent: its place among all items."""
-        self._open = self._ended = False
+        self._open = False
         self._response: dict[str, Any] = {}
-        self._choice: dict[str, Any] = {}
-        self._usage: ReportedUsage | None = None
-        self._usage_document: dict[str, Any] = {}
         self._sequence = 0
 
-    def feed(self, data: bytes) -> bytes:
-        """See StreamTranslator."""
-        out: list[bytes] = []
-        try:
-            for event in self._events.feed(data):
-                self._read_event(event, out)
-        except MalformedAnswer as error:
-            self._fail(out, str(error))
-        return b"".join(out)
-
-    def finish(self, billed: Usage | None) -> bytes:
-        """See StreamTranslator."""
-        out: list[bytes] = []
-        rest = self._events.finish()
-        if rest is not None:
-            self._read_event(rest, out)
-        self._end(out, billed)
-        return b"".join(out)
-
-    def _read_event(self, event: bytes, out: list[bytes]) -> None:
-        if self._ended:
-            return
-        payload = event_data(event)
-        if not payload:  # a comment, which keeps the connection alive
-            out.append(b": keep-alive\n\n")
-            return
-        if payload == DONE:
-            if self._usage is not None and not self._usage.is_empty:
-                self._end(out, None)
-            return
-        try:
-            document = load_lenient(payload)
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            self._fail(out, "the engine sent an event that is not a JSON object")
-        elif has_error(document):
-            self._fail(out, message_of(document))
-        else:
-            self._read_document(document, out)
-
-    def _read_document(self, document: dict[str, Any], out: list[bytes]) -> None:
-        self._start(document, out)
-        reported = find_usage(document)
-        if reported is not None:
-            self._usage = reported if self._usage is None else self._usage.updated(reported)
-            self._usage_document = document if not reported.is_empty else self._usage_document
-        for choice in choices_of(document):
-            if choice.get("index", 0) == 0:
-                self._choice |= {name: value for name, value in choice.items() if value is not None}
-                delta = choice.get("delta") or choice.get("message")
-                self._read_delta(delta if isinstance(delta, dict) else {}, logprobs_of(choice), out)
+    def _keep_alive(self, out: list[bytes]) -> None:
+        out.append(b": keep-alive\n\n")
 
     def _start(self, document: Mapping[str, Any], out: list[bytes]) -> None:
         if not self._response:
@@ -151,7 +88,8 @@ class ResponseStream:
             self._emit(out, "response.created", {"response": self._response})
             self._emit(out, "response.in_progress", {"response": self._response})
 
-    def _read_delta(self, delta: dict[str, Any], logprobs: list[Any], out: list[bytes]) -> None:
+    def _read_delta(self, delta: dict[str, Any], choice: Mapping[str, Any], out: list[bytes]) -> None:
+        logprobs = logprobs_of(choice)
         for kind, text in (("reasoning", reasoning_of(delta)), ("text", text_of(delta)), ("refusal", refusal_of(delta))):
             if text:
                 item = self._text_item(kind)
@@ -255,7 +193,7 @@ class ResponseStream:
         place: dict[str, Any] = {"item_id": item.id, "output_index": self._current}
         return place if index is None else place | {index: 0}
 
-    def _end(self, out: list[bytes], billed: Usage | None) -> None:
+    def _end(self, billed: Usage | None, out: list[bytes]) -> None:
         if self._ended:
             return
         self._start({}, out)
@@ -267,10 +205,10 @@ class ResponseStream:
         self._emit(out, f"response.{response['status']}", {"response": response})
         self._ended = True
 
-    def _fail(self, out: list[bytes], message: str) -> None:
+    def _fail(self, document: dict[str, Any], out: list[bytes]) -> None:
         self._start({}, out)
         self.failed = self._ended = True
-        error = {"code": "server_error", "message": message}
+        error = {"code": "server_error", "message": message_of(document)}
         output = [item.item(summarises=self._request.summarises) for item in self._items[: self._current]]
         self._emit(out, "response.failed", {"response": self._response | {"status": "failed", "error": error, "output": output}})
 
