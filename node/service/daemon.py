@@ -55,6 +55,7 @@ from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.runtime.logs import configure
 from tallystick.runtime.serving import serving, wait_for_stop_signal
 from tallystick.tracing.export import exporting
+from tallystick.web.error_pages import ErrorPages
 
 log = structlog.get_logger()
 _LAST_CLAIM_SECONDS = 10.0
@@ -80,7 +81,7 @@ async def run(
         if read_config is not None:
             stack.enter_context(_on_hangup(lambda: node.reload(read_config)))
         if config.metrics_port is not None:
-            app = node.metrics.app(partial(health, node), node.health, node.pages.routes())
+            app = ErrorPages(node.metrics.app(partial(health, node), node.health, node.pages.routes()), node.pages.pages)
             port = await stack.enter_async_context(serving(app, config.metrics_host, config.metrics_port))
             log.info("metrics, health and pages", host=config.metrics_host, port=port)
         await stack.enter_async_context(serve_status(config.state, partial(status, node)))
