@@ -207,7 +207,7 @@ async def _serving(
         settler.on_settled, store.database.on_commit = metrics.settled, metrics.committed
         if export is not None:
             metrics.registry.register(SpanCollector(PREFIX, export.counts.by_outcome))
-        metrics.gauge("tallystick_coordinator_database_queue", "Writes that wait for a transaction", lambda: store.queued)
+        metrics.watch_writes(lambda: store.queued)
         info = _info(config, deployment, signer)
         context = ApiContext(
             *(market, lambda: hub.connected, store, store, store, info, health.monitor, metrics),
