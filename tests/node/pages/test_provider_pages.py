@@ -48,6 +48,7 @@ REPORT: dict[str, Any] = {
             "outputPrice": "2000000",
             "contextTokens": 8_192,
             "evidence": True,
+            "audience": "batch jobs",
         }
     ],
     "last": [
@@ -97,6 +98,7 @@ async def test_what_it_does_now(tmp_path: Path) -> None:
             "Ready to earn",
             "1.5",
             "vllm",
+            "price for batch jobs",
             "it does not answer",
             "tally node collect",
             "client cancelled",
