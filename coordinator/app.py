@@ -65,6 +65,7 @@ from tallystick.tracing.export import SpanExport, exporting
 from tallystick.tracing.metrics import SpanCollector
 from tallystick.tracing.spans import Tracer
 from tallystick.version import __version__
+from tallystick.web.error_pages import ErrorPages
 from tallystick.web.wallet_page import WalletPage
 from tallystick.web.wallet_sign_in import WalletSignIn
 
@@ -121,7 +122,8 @@ class App:
         )
         self.pages.add_to(api)
         control_plane = LogProofRoute(api, context.market.match_log)
-        self._control = RequestLimiter(control_plane, shared, bodies)
+        self._limiter = RequestLimiter(control_plane, shared, bodies)
+        self._control = ErrorPages(self._limiter, self.pages.pages)
         self._metrics, self._logged = context.metrics, AccessLog(self._route, self._observe)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -266,7 +268,7 @@ def _metrics(store: Store, settler: Settler, health: HealthChecks, export: SpanE
     settler.on_settled, store.database.on_commit = metrics.settled, metrics.committed
     if export is not None:
         metrics.registry.register(SpanCollector(PREFIX, export.counts.by_outcome))
-    metrics.gauge("tallystick_coordinator_database_queue", "Writes that wait for a transaction", lambda: store.queued)
+    metrics.watch_writes(lambda: store.queued)
     return metrics
 
 

@@ -147,7 +147,7 @@ class DecisionLog:
     def verdicts(self, provider: Address, book: AskBook, limit: int, prices: Prices | None = None) -> list[Verdict]:
         """Returns the last decisions that named the provider or concerned a model that it offers, newest first.
 
-        With `prices`, returns what the shortlists would have said of its asks at these prices.
+        With `prices`, returns what the shortlists would have said of its asks at these prices, of those where that can be said.
         """
         return [verdict for verdict, _ in zip(self._verdicts(provider, book, prices), range(limit), strict=False)]
 
@@ -167,7 +167,8 @@ class DecisionLog:
                 if left < 0:
                     return
                 former = decision.number < self._restored
-                judged = max((_judge(listed_ask, decision, prices, former=former) for listed_ask in listed_asks), default=None)
+                all_judged = (_judge(listed_ask, decision, prices, former=former) for listed_ask in listed_asks)
+                judged = max(filter(None, all_judged), default=None)
             if judged is not None:
                 stage = "match" if decision.match else "shortlist"
                 own = None if prices else decision.scores.get(provider)
@@ -186,13 +187,13 @@ def _outcome(provider: Address, decision: Decision) -> tuple[bool, str] | None:
     return None if reason is None else (False, reason)
 
 
-def _judge(listed_ask: ListedAsk, decision: Decision, prices: Prices | None, *, former: bool) -> tuple[bool, str]:
+def _judge(listed_ask: ListedAsk, decision: Decision, prices: Prices | None, *, former: bool) -> tuple[bool, str] | None:
     """Returns what a shortlist's demand means for an ask that a provider has now. `former`: it is not known whether a slot was
-    free then.
+    free then. Returns None for other prices if it is not known what they would have meant, as before the node connected.
     """
     ask, was_free = _repriced(listed_ask.message, prices), listed_ask.slot_group.was_free(decision.number)
     if decision.demand is None or (was_free is None and not former):
-        return False, _NOT_LISTED
+        return None if prices else (False, _NOT_LISTED)
     integrity = 100 * listed_ask.integrity / INTEGRITY_STEPS
     facts = Facts(decision.at, listed_ask.node.stake, None if was_free is None else int(was_free), None, integrity)
     reason = decision.demand.objection(ask, facts)

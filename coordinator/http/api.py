@@ -212,7 +212,8 @@ def _add_provider_routes(api: FastAPI, context: ApiContext) -> None:
 
         `tally node why` shows them. `availability` (by jobs) and `integrity` (by `audits` of each product) are percentages.
         No decision names a payer. With `inputPrice` or `outputPrice`, in base units per 1,000,000
-        tokens, the answer says what the shortlists among these decisions would have been for its present asks at these prices.
+        tokens, the answer says what the shortlists among these decisions would have been for its present asks at these prices,
+        and leaves out those of which that is not known, as of the time before the node connected.
         """
         address, market = parse_address(provider), context.market
         prices = None if input_price is None and output_price is None else (input_price, output_price)

@@ -41,6 +41,10 @@ class CoordinatorMetrics(ServerMetrics):
         """Adds what the market counts of ended jobs."""
         self.registry.register(_JobCollector(totals))
 
+    def watch_writes(self, queued: Callable[[], int]) -> None:
+        """Adds the number of writes that wait for a transaction."""
+        self.gauge(f"{PREFIX}_database_queue", "Writes that wait for a transaction", queued)
+
     def watch_reports(self, read: Callable[[], Mapping[tuple[str, str], int]]) -> None:
         """Adds the counts of reports of audits; `read` returns them, see `AuditReports.counts`."""
         self.registry.register(_ReportCollector(read))

@@ -27,6 +27,7 @@ _STYLE = (
     "pre{padding:1em;overflow:auto}h2{border-top:1px solid #8886;padding-top:1rem;font-size:1.1rem}"
     "table{border-collapse:collapse;margin:.7rem 0}body{overflow-wrap:anywhere}"
     "td,th{border:1px solid #8886;padding:.3em .6em;text-align:left;vertical-align:top}"
+    "td:first-child{min-width:3.5rem}"
     ":root{color-scheme:light dark}"
 )
 _CODE = re.compile(r"`([^`]+)`")

@@ -72,8 +72,8 @@ class MarketPages:
         self._listed_until = float("-inf")
         self.history = ModelHistory()
         sections = SECTIONS if wallet is None else SECTIONS | {WALLET_PATH: "Wallet"}
-        self._pages = Pages(Path(__file__).parent / "templates", product=f"Market {name}", sections=sections)
-        self._account = AccountPage(views, self._pages, now)
+        self.pages = Pages(Path(__file__).parent / "templates", product=f"Market {name}", sections=sections)
+        self._account = AccountPage(views, self.pages, now)
 
     def add_to(self, api: FastAPI) -> None:
         """Adds the routes, none of which is in the API's document."""
@@ -87,7 +87,7 @@ class MarketPages:
             f"{STATIC_PATH}/{{name}}": serve_static,
         }
         if (wallet := self._wallet) is not None:
-            routes |= {WALLET_PATH: wallet.shown(self._pages), f"{WALLET_PATH}/{MEANING}": wallet.meaning}
+            routes |= {WALLET_PATH: wallet.shown(self.pages), f"{WALLET_PATH}/{MEANING}": wallet.meaning}
         for path, serve in routes.items():
             api.add_route(path, serve, methods=["GET", "HEAD"], include_in_schema=False)
         api.router.routes += self._account.routes()
@@ -115,7 +115,7 @@ class MarketPages:
         page = min(wanted.page, pages)
         others = {name: value for name, value in request.query_params.items() if name != "page"}
         market = self._market
-        return self._pages.render(
+        return self.pages.render(
             "models.html",
             section="/market",
             rows=rows[PAGE_ROWS * (page - 1) : PAGE_ROWS * page],
@@ -148,7 +148,7 @@ class MarketPages:
             chart("Free slots", samples, lambda sample: sample.free, "{:,}".format),
         ]
         entry = self._entries.entry(name, asks, self._market.reputation.score, self._tick()) if asks else None
-        return self._pages.render(
+        return self.pages.render(
             "model.html",
             section="/market",
             name=name,
@@ -183,7 +183,7 @@ class MarketPages:
         market, now = self._market, self._now()
         asks = market.book.of_provider(provider)
         verdicts = market.decision_log.verdicts(provider, market.book, DECISION_ROWS)
-        return self._pages.render(
+        return self.pages.render(
             "provider.html",
             section="/market",
             provider=provider,
@@ -203,10 +203,10 @@ class MarketPages:
             start = max(0, end - LOG_ROWS)
             listed = (await match_log.entries(start, end - start))["entries"] if end > start else []
         except TallyError as error:
-            return self._pages.render(
+            return self.pages.render(
                 "missing.html", 503, section="/market/log", problem=str(error), remedy="Try again in a second."
             )
-        return self._pages.render(
+        return self.pages.render(
             "log.html",
             section="/market/log",
             head=head,
@@ -218,16 +218,16 @@ class MarketPages:
         )
 
     async def _receipt(self, _request: Request) -> Response:
-        return self._pages.render(TEMPLATE, section="/market/receipt", **receipt_values())
+        return self.pages.render(TEMPLATE, section="/market/receipt", **receipt_values())
 
     async def _status(self, _request: Request) -> Response:
         report: HealthReport = await self._health.report()
         age = max(0.0, self._now() - report.at)
         values = {"report": report, "age": age, "coordinator": self._market.address}
-        return self._pages.render("status.html", section="/market/status", **values)
+        return self.pages.render("status.html", section="/market/status", **values)
 
     def _missing(self, problem: str, remedy: str) -> Response:
-        return self._pages.render("missing.html", 404, section="/market", problem=problem, remedy=remedy)
+        return self.pages.render("missing.html", 404, section="/market", problem=problem, remedy=remedy)
 
 
 def _model_link(name: str) -> str:

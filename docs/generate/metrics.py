@@ -97,5 +97,6 @@ def _gateway() -> Iterator[Exported]:
 def _coordinator() -> Iterator[Exported]:
     context = api_context()
     build_control_plane(context)
+    context.metrics.watch_writes(lambda: 0)
     context.metrics.registry.register(SpanCollector("tallystick_coordinator", dict))
     return _exported(context.metrics.registry)

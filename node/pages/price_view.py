@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tallystick.protocol.errors import TallyError
-from tallystick.protocol.json_members import read_items, read_members, read_text
+from tallystick.protocol.json_members import read_count, read_items, read_members, read_text
 from tallystick.protocol.pricing import Prices, Usage, cost
 from tallystick.protocol.types import Amount, format_amount, parse_amount
 
@@ -89,20 +89,39 @@ class Offers:
         return 100 * self.offered // self.decisions if self.decisions else 0
 
 
-def offers_of(raw: object, model: str) -> Offers:
-    """Reads a coordinator's answer about the shortlists of one model. Raises BadMessage."""
+@dataclass(frozen=True, slots=True)
+class OfferComparison:
+    """The same requests with the asks as they were, and at other prices. `unknown`: requests that only the first can be told of,
+    as of the time before this node connected; they are in neither.
+    """
+
+    now: Offers
+    then: Offers
+    unknown: int
+
+
+def compare_offers(now: object, then: object, model: str) -> OfferComparison:
+    """Compares a coordinator's two answers about the shortlists of one model, from when both begin. Raises BadMessage."""
+    as_were, at_prices = _shortlists(now, model), _shortlists(then, model)
+    begin = max(min((at for at, _ in listed), default=1 << 62) for listed in (as_were, at_prices))
+    return OfferComparison(_offers(as_were, begin), _offers(at_prices, begin), sum(at < begin for at, _ in as_were))
+
+
+def _shortlists(raw: object, model: str) -> list[tuple[int, str]]:
+    """The time and the reason of each shortlist of a model, newest first."""
     (listed,) = read_members(raw, "why", "decisions")
-    offered, reasons = 0, Counter[str]()
+    shortlists = []
     for entry in read_items(listed, "why.decisions", MAX_DECISIONS):
-        of_model, stage, text = read_members(entry, "why.decisions", "model", "stage", "why")
-        if of_model != model or stage != "shortlist":
-            continue
-        reason = read_text(text, "why.decisions.why", 500)
-        if reason.startswith(OFFERED):
-            offered += 1
-        else:
-            reasons[reason] += 1
-    return Offers(offered + reasons.total(), offered, tuple(reasons.most_common(MAX_REASONS)))
+        at, of_model, stage, text = read_members(entry, "why.decisions", "at", "model", "stage", "why")
+        if of_model == model and stage == "shortlist":
+            shortlists.append((read_count(at, "why.decisions.at"), read_text(text, "why.decisions.why", 500)))
+    return shortlists
+
+
+def _offers(shortlists: Iterable[tuple[int, str]], begin: int) -> Offers:
+    told = [reason for at, reason in shortlists if at >= begin]
+    reasons = Counter(reason for reason in told if not reason.startswith(OFFERED))
+    return Offers(len(told), len(told) - reasons.total(), tuple(reasons.most_common(MAX_REASONS)))
 
 
 def likely(earnings: Earnings, now: Offers, then: Offers) -> Amount | None:

@@ -17,12 +17,12 @@ from node.pages.income_view import GROUPINGS, read_query, rows_of
 from node.pages.page_login import PageLogin
 from node.pages.price_view import (
     MAX_DECISIONS,
-    Offers,
+    OfferComparison,
     PaidJob,
     PriceQuestion,
+    compare_offers,
     earnings_at,
     likely,
-    offers_of,
     read_question,
 )
 from node.storage.earnings import read_lines, read_paid_jobs, read_payouts, read_tab_money
@@ -72,18 +72,18 @@ class ProviderPages:
         self._ask, self._status, self._store, self._least, self._now = ask, status, store, least, now
         self._wallet, self._login = wallet, login
         sections = SECTIONS if wallet is None else SECTIONS | {WALLET_PATH: "Wallet"}
-        self._pages = Pages(Path(__file__).parent / "templates", product="Tallystick node", sections=sections)
+        self.pages = Pages(Path(__file__).parent / "templates", product="Tallystick node", sections=sections)
 
     def routes(self) -> list[Route]:
         """The routes, for browsers on this machine, or for those that signed in."""
         routes = {"/": self._overview, "/income": self._income, "/prices": self._prices, "/money": self._money}
         if (wallet := self._wallet) is not None:
-            routes |= {WALLET_PATH: wallet.shown(self._pages), f"{WALLET_PATH}/{MEANING}": wallet.meaning}
+            routes |= {WALLET_PATH: wallet.shown(self.pages), f"{WALLET_PATH}/{MEANING}": wallet.meaning}
         static = f"{STATIC_PATH}/{{name}}"
         if self._login is None:
             return [Route(path, local_only(serve)) for path, serve in (routes | {static: serve_static}).items()]
         guarded = [Route(path, self._signed_in(serve)) for path, serve in routes.items()]
-        return [*guarded, Route(static, serve_static), *self._login.routes(self._pages, (*SECTIONS, WALLET_PATH))]
+        return [*guarded, Route(static, serve_static), *self._login.routes(self.pages, (*SECTIONS, WALLET_PATH))]
 
     def _signed_in(self, serve: Serve) -> Serve:
         """A route that leads those who are not signed in to the page that does it."""
@@ -99,14 +99,14 @@ class ProviderPages:
     async def _overview(self, _request: Request) -> Response:
         report = self._status()
         wrong = {name: check for name, check in report["checks"].items() if check["status"] != "pass"}
-        return self._pages.render("node.html", section="/", report=report, wrong=wrong)
+        return self.pages.render("node.html", section="/", report=report, wrong=wrong)
 
     async def _income(self, request: Request) -> Response:
         query, now = read_query(request.query_params), self._now()
         since = int(now) // DAY_SECONDS * DAY_SECONDS - (query.days - 1) * DAY_SECONDS
         lines = await self._store.read(lambda c: read_lines(c, since))
         rows = rows_of(lines, query.by)
-        return self._pages.render(
+        return self.pages.render(
             "income.html",
             section="/income",
             query=query,
@@ -125,23 +125,22 @@ class ProviderPages:
         question = read_question(request.query_params, asks)
         values: dict[str, Any] = {"question": question, "models": list(dict.fromkeys(ask["model"] for ask in asks))}
         if question is None:
-            return self._pages.render("prices.html", section="/prices", **values)
+            return self.pages.render("prices.html", section="/prices", **values)
         since = int(self._now()) - DAY_SECONDS
         jobs = await self._store.read(lambda c: read_paid_jobs(c, question.model, since, PRICED_JOBS))
         earnings, offers = earnings_at((PaidJob(*job) for job in jobs), question.prices), await self._offers(question)
-        values |= {"earnings": earnings, "cut": len(jobs) == PRICED_JOBS, "unknown": ""}
-        values |= dict.fromkeys(("now", "then", "likely"))
+        values |= {"earnings": earnings, "cut": len(jobs) == PRICED_JOBS, "problem": "", "offers": None, "likely": None}
         if isinstance(offers, str):
-            values["unknown"] = offers
+            values["problem"] = offers
         else:
-            values |= {"now": offers[0], "then": offers[1], "likely": likely(earnings, *offers)}
-        return self._pages.render("prices.html", section="/prices", **values)
+            values |= {"offers": offers, "likely": likely(earnings, offers.now, offers.then)}
+        return self.pages.render("prices.html", section="/prices", **values)
 
-    async def _offers(self, question: PriceQuestion) -> tuple[Offers, Offers] | str:
+    async def _offers(self, question: PriceQuestion) -> OfferComparison | str:
         """How a coordinator judged the ask as it was, and at other prices; text that says why this is not known."""
         try:
             now, then = await self._ask(f"limit={MAX_DECISIONS}"), await self._ask(f"limit={MAX_DECISIONS}{question.query}")
-            return offers_of(now, question.model), offers_of(then, question.model)
+            return compare_offers(now, then, question.model)
         except TallyError as error:
             return f"Not known: {error}"
 
@@ -158,7 +157,7 @@ class ProviderPages:
             "lost": money.lost,
             "settled": settled,
         }
-        return self._pages.render(
+        return self.pages.render(
             "money.html",
             section="/money",
             places=[(name.replace("_", " "), amount, _PLACES[name]) for name, amount in amounts.items()],

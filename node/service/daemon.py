@@ -51,6 +51,7 @@ from tallystick.runtime.logs import configure
 from tallystick.runtime.serving import serving
 from tallystick.runtime.trusted_proxies import TrustedProxies
 from tallystick.tracing.export import SpanExport, exporting
+from tallystick.web.error_pages import ErrorPages
 
 log = structlog.get_logger()
 ListingFor = Callable[[str, Address], Listing]
@@ -75,7 +76,7 @@ async def run(
         if read_config is not None:
             stack.enter_context(_on_hangup(lambda: node.reload(read_config)))
         if config.metrics_port is not None:
-            app = node.metrics.app(partial(health, node), node.health, node.pages.routes())
+            app = ErrorPages(node.metrics.app(partial(health, node), node.health, node.pages.routes()), node.pages.pages)
             limits = ConnectionLimits(proxies=TrustedProxies.parse(config.trusted_proxies))
             port = await stack.enter_async_context(serving(app, config.metrics_host, config.metrics_port, limits=limits))
             log.info("metrics, health and pages", host=config.metrics_host, port=port)

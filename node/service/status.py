@@ -20,6 +20,7 @@ from node.jobs.runner import JobRunner
 from node.service.config import NodeConfig
 from node.service.engine_pool import EnginePool
 from node.service.metrics import NodeMetrics
+from tallystick.protocol.criteria import audience
 from tallystick.protocol.health import HealthReport
 from tallystick.runtime.health_monitor import HealthMonitor
 
@@ -127,7 +128,8 @@ def status(node: StatusSources) -> dict[str, Any]:
             "outputPrice": str(offer.prices.output),
             "contextTokens": offer.context_tokens,
             "evidence": offer.evidence is not None,
+            "audience": audience(ask.message),
         }
-        for offer in node.asks.offers
+        for ask, offer in node.asks.listed
     ]
     return health(node) | {"asks": asks} | node.metrics.since_start()

@@ -80,8 +80,10 @@ def test_every_metric_of_a_role_is_on_its_dashboard(role: str) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_the_panels(role: str) -> None:
-    """Panels have titles and do not overlap; the data source and the instances are variables."""
+    """Panels have ids, titles and units, and do not overlap; the data source and the instances are variables."""
     document = json.loads((FOLDER / f"{role}.json").read_text())
+    assert (document["uid"], type(document["schemaVersion"])) == (f"tallystick-{role}", int)
+    assert len({panel["id"] for panel in _panels(role)}) == len(_panels(role))
     assert [variable["name"] for variable in document["templating"]["list"]] == ["datasource", "instance"]
     cells = set[tuple[int, int]]()
     for panel in _panels(role):
@@ -91,7 +93,11 @@ def test_the_panels(role: str) -> None:
         assert not cells & taken
         assert max(x for x, _ in taken) < 24
         cells |= taken
-        assert all("$instance" in target["expr"] for target in panel["targets"])
+        targets = panel["targets"]
+        assert all("$instance" in target["expr"] for target in targets)
+        assert len({target["refId"] for target in targets}) == len(targets)
+        assert all(part["datasource"] == {"type": "prometheus", "uid": "${datasource}"} for part in (panel, *targets))
+        assert panel["fieldConfig"]["defaults"]["unit"]
 
 
 @pytest.mark.skipif(not (shutil.which("promtool") or os.environ.get("TALLYSTICK_REQUIRE_SERVICES")), reason="needs promtool")

@@ -175,9 +175,10 @@ def _asks(report: dict[str, Any]) -> Table:
         "model", "engine", "input", "output", "context", "evidence", title="Asks; prices in dollars per million tokens"
     )
     for ask in report["asks"]:
+        model = escape(ask["model"]) + (f" (for {escape(ask['audience'])})" if ask.get("audience") else "")
         prices = (_dollars(ask["inputPrice"]), _dollars(ask["outputPrice"]))
         evidence = {True: "yes", False: "no"}.get(ask.get("evidence"), "")
-        table.add_row(escape(ask["model"]), escape(ask["engine"]), *prices, str(ask["contextTokens"]), evidence)
+        table.add_row(model, escape(ask["engine"]), *prices, str(ask["contextTokens"]), evidence)
     return table
 
 

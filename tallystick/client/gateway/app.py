@@ -54,6 +54,7 @@ from tallystick.runtime.http_direct import DirectApp, DirectRoutes
 from tallystick.runtime.serving import serving, wait_for_stop_signal
 from tallystick.runtime.trusted_proxies import TrustedProxies
 from tallystick.tracing.export import exporting
+from tallystick.web.error_pages import ErrorPages
 
 log = structlog.get_logger()
 
@@ -96,9 +97,10 @@ def build_app(
     handlers: dict[Any, Callable[..., Any]] = {TallyError: _show_error, 404: _no_route, 405: _no_route}
     router = Starlette(routes=routes, exception_handlers=handlers)
     router.router.redirect_slashes = False  # paths come without slashes at their end
-    app, origins = Dispatcher(handler, router, authenticator, send_error), market.config.allow_origins
+    dispatcher, origins = Dispatcher(handler, router, authenticator, send_error), market.config.allow_origins
+    app = ErrorPages(dispatcher, pages.pages)
     targets = frozenset(route.encode() for route in JOB_ROUTES)
-    direct = DirectRoutes(targets, app.serve, bool(origins), operations.observe, SEND_TIMEOUT_SECONDS)
+    direct = DirectRoutes(targets, dispatcher.serve, bool(origins), operations.observe, SEND_TIMEOUT_SECONDS)
     return DirectApp(AccessLog(_with_cors(app, origins) if origins else app, operations.observe), direct)
 
 

@@ -35,6 +35,8 @@ from tallystick.runtime.peer_probe import probe_peer
 from tallystick.runtime.server_metrics import ServerMetrics
 from tallystick.tracing.metrics import SpanCollector
 from tallystick.version import __version__
+from tallystick.web.rendering import HEADERS
+from tallystick.web.static_files import versioned
 
 PREFIX = "tallystick_gateway"
 BUDGET_METRIC = f"{PREFIX}_budget_used_ratio"
@@ -159,7 +161,7 @@ class Operations:
         """What this is, for browsers as a page. The links are relative, so that they work behind a proxy."""
         url, known = str(request.base_url), not request.scope.get(ANONYMOUS)
         if "text/html" in request.headers.get("accept", ""):
-            return HTMLResponse(_page(url, known=bool(known)), headers={"content-security-policy": "default-src 'none'"})
+            return HTMLResponse(_page(url, known=bool(known)), headers=dict(HEADERS))
         if not known:
             return _json({"message": ABOUT})
         clients = {"OPENAI_BASE_URL": f"{url}v1", "ANTHROPIC_BASE_URL": url.rstrip("/")}
@@ -203,14 +205,21 @@ def _json(document: object) -> Response:
 
 def _page(url: str, *, known: bool) -> str:
     links = (
-        '<ul><li><a href="tally/spending">what was spent</a><li><a href="tally/jobs">jobs</a><li><a href="tally/chat">a chat</a>'
+        '<ul><li><a href="tally/spending">what was spent</a><li><a href="tally/money">where the money is</a>'
+        '<li><a href="tally/jobs">jobs</a><li><a href="tally/wallet">a wallet of this browser</a>'
+        '<li><a href="tally/receipt">check a receipt</a><li><a href="tally/chat">a chat</a>'
         '<li><a href="v1/models">models on offer</a><li><a href="readyz">state of its dependencies</a>'
         '<li><a href="metrics">metrics</a></ul>'
         f"<p>Base URL for OpenAI's clients: <code>{escape(url)}v1</code>, "
         f"for Anthropic's: <code>{escape(url.rstrip('/'))}</code></p>"
     )
-    begin = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Tallystick gateway</title><h1>Tallystick gateway</h1>'
-    return f"{begin}<p>{escape(ABOUT)}</p>{links if known else ''}"
+    begin = (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Tallystick gateway</title>'
+        f'<link rel="stylesheet" href="static/{versioned("site.css")}"><link rel="icon" href="data:,">'
+        "<main><h1>Tallystick gateway</h1>"
+    )
+    return f"{begin}<p>{escape(ABOUT)}</p>{links if known else ''}</main>"
 
 
 class _AttemptCollector(Collector):

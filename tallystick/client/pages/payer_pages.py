@@ -73,8 +73,8 @@ class PayerPages:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._market, self._may_see, self._log_in, self._now = market, may_see, log_in, now
-        self._pages = Pages(Path(__file__).parent / "templates", product="Tallystick gateway", sections=SECTIONS)
-        self._sign_in = None if sign_in is None else SignInRoutes(sign_in, self._pages, targets=tuple(SECTIONS), notice=_NOTICE)
+        self.pages = Pages(Path(__file__).parent / "templates", product="Tallystick gateway", sections=SECTIONS)
+        self._sign_in = None if sign_in is None else SignInRoutes(sign_in, self.pages, targets=tuple(SECTIONS), notice=_NOTICE)
         onchain, parties = maintenance_of(market).onchain, Parties(key=market.address, bind=BIND_PATH)
         self._wallet = None if onchain is None else WalletPage(onchain.escrow, WALLET_PATH, parties)
 
@@ -98,24 +98,24 @@ class PayerPages:
     def _guarded(self, page: Callable[[Request], Any]) -> Callable[[Request], Any]:
         async def guarded(request: Request) -> Response:
             if not self._may_see(request):
-                return self._pages.render("login.html", 401, section="", problem="", target=request.url.path)
+                return self.pages.render("login.html", 401, section="", problem="", target=request.url.path)
             try:
                 response: Response = await page(request)
             except TallyError as error:
-                return self._pages.render("problem.html", 503, section="", problem=str(error))
+                return self.pages.render("problem.html", 503, section="", problem=str(error))
             return response
 
         return guarded
 
     async def _login(self, request: Request) -> Response:
         if request.method == "GET":
-            return self._pages.render("login.html", section="", problem="", target="/tally/spending")
+            return self.pages.render("login.html", section="", problem="", target="/tally/spending")
         form = await _read_form(request)
         target = form.get("target")
         session = self._log_in(form.get("key", ""))
         if session is None:
             problem = "This is not the gateway's api_key (TALLY_GATEWAY_API_KEY)."
-            return self._pages.render("login.html", 401, section="", problem=problem, target="/tally/spending")
+            return self.pages.render("login.html", 401, section="", problem=problem, target="/tally/spending")
         response = RedirectResponse(target if target in SECTIONS else "/tally/spending", 303)
         response.set_cookie("tally_session", session, httponly=True, samesite="strict", secure=request.url.scheme == "https")
         return response
@@ -128,7 +128,7 @@ class PayerPages:
         by_day = rows if query.by == "day" else await ledger.spending(since, ("day",))
         budgets = [await ledger.budget_status(budget, now) for budget in self._market.config.budgets]
         total = Amount(sum(int(row.cost) for row in rows))
-        return self._pages.render(
+        return self.pages.render(
             "spending.html",
             section="/tally/spending",
             query=query,
@@ -151,7 +151,7 @@ class PayerPages:
         maintenance = maintenance_of(self._market)
         onchain = maintenance.onchain
         if onchain is None:
-            return unavailable(self._pages, "/tally/money", NO_CHAIN)
+            return unavailable(self.pages, "/tally/money", NO_CHAIN)
         domain, now = onchain.escrow.deployment.domain, int(self._now())
         accounts = await maintenance.ledger.accounts(domain, now)
         purse, tabs = await onchain.purse(), await onchain.tabs([account.provider for account in accounts[:MAX_TABS]])
@@ -161,7 +161,7 @@ class PayerPages:
         ]
         places = places_of(int(purse.free), int(purse.thawing), money)
         values = {"places": places, "rows": as_dollars(places), "hidden": len(accounts) > MAX_TABS}
-        return self._pages.render("money.html", section="/tally/money", **values)
+        return self.pages.render("money.html", section="/tally/money", **values)
 
     async def _purse(self) -> str:
         """The purse's free money in dollars; empty if the chain does not answer or is not known."""
@@ -176,7 +176,7 @@ class PayerPages:
 
     async def _jobs(self, _request: Request) -> Response:
         jobs = await maintenance_of(self._market).ledger.latest_jobs(JOB_ROWS)
-        return self._pages.render("jobs.html", section="/tally/jobs", rows=[self._row(job) for job in jobs])
+        return self.pages.render("jobs.html", section="/tally/jobs", rows=[self._row(job) for job in jobs])
 
     def _row(self, job: KnownJob) -> dict[str, Any]:
         shown, now = job_json(job), self._now()
@@ -190,26 +190,26 @@ class PayerPages:
         try:
             job_id: JobId = parse_job_id(request.path_params["job"])
         except TallyError as error:
-            return self._pages.render("problem.html", 404, section="/tally/jobs", problem=str(error))
+            return self.pages.render("problem.html", 404, section="/tally/jobs", problem=str(error))
         job = await self._market.find(job_id)
         if job is None:
             problem = f"This wallet's ledger has no job {job_id.hex()}."
-            return self._pages.render("problem.html", 404, section="/tally/jobs", problem=problem)
-        return self._pages.render("job.html", section="/tally/jobs", job=self._row(job))
+            return self.pages.render("problem.html", 404, section="/tally/jobs", problem=problem)
+        return self.pages.render("job.html", section="/tally/jobs", job=self._row(job))
 
     async def _receipt(self, _request: Request) -> Response:
-        return self._pages.render(TEMPLATE, section="/tally/receipt", **receipt_values())
+        return self.pages.render(TEMPLATE, section="/tally/receipt", **receipt_values())
 
     async def _wallet_page(self, _request: Request) -> Response:
         if self._wallet is None:
-            return unavailable(self._pages, WALLET_PATH, NO_CHAIN)
+            return unavailable(self.pages, WALLET_PATH, NO_CHAIN)
         try:
             await self._market.info()  # compares the coordinator's contract with the deployment file's
         except Unavailable:
             pass
         except TallyError as error:
-            return unavailable(self._pages, WALLET_PATH, str(error))
-        return await self._wallet.render(self._pages)
+            return unavailable(self.pages, WALLET_PATH, str(error))
+        return await self._wallet.render(self.pages)
 
     async def _meaning(self, request: Request) -> Response:
         if self._wallet is None:
@@ -237,7 +237,7 @@ class PayerPages:
         offers = await self._market.models()
         aliases = sorted(alias.name for alias in self._market.config.aliases)
         models = [*aliases, *sorted(offer.id for offer in offers)]
-        return self._pages.render("chat.html", section="/tally/chat", models=models)
+        return self.pages.render("chat.html", section="/tally/chat", models=models)
 
 
 async def _read_form(request: Request) -> dict[str, str]:

@@ -57,6 +57,23 @@ async def http(url: str) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+async def test_errors_for_a_browser(http: httpx.AsyncClient, fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:
+    """A refused navigation is a page with links to what there is, and OpenAI's error for programs; also without the API key."""
+    html = {"accept": "text/html,*/*;q=0.8"}
+    for path in ("/v1/chat/completions", "/nothing", "/v1/models/never", "/tally/jobs/00"):
+        answer, plain = await http.get(path, headers=html), await http.get(path)
+        assert answer.status_code == plain.status_code >= 400
+        assert 'href="/tally/spending"' in answer.text
+        assert plain.json()["error"]["message"]
+    async with (
+        gateway(fake, wallet, replace(config, api_key="a key of some length")) as url,
+        httpx.AsyncClient(base_url=url) as closed,
+    ):
+        answer = await closed.get("/v1/models", headers=html)
+        assert (answer.status_code, "Log in first" in answer.text) == (401, True)
+        assert (await closed.get("/v1/models")).json()["error"]["code"] == "unauthenticated"
+
+
 async def test_stream_that_fails_before_output_is_an_http_error(http: httpx.AsyncClient, fake: FakeMarket) -> None:
     """A streamed request that fails before its first byte gets an error status, not an empty stream."""
 

@@ -94,6 +94,20 @@ async def test_decisions_at_other_prices(world: World) -> None:
     assert won(499_999) == [True, True, True]
 
 
+async def test_other_prices_are_not_judged_for_the_time_before_a_node_connected(world: World) -> None:
+    """A node that came back learns what it was told before. What other prices would have meant then is not known, nor told."""
+    ann, maker, log = world.node("ann"), world.market.matchmaker, world.market.decision_log
+    maker.shortlist(Demand(MODEL))
+    ann.leave()
+    world.node("bob")
+    maker.shortlist(Demand(MODEL))
+    ann.connect()
+    assert [verdict.won for verdict in log.verdicts(ann.address, world.market.book, 9)] == [False, True]
+    assert log.verdicts(ann.address, world.market.book, 9, (1, 1)) == []
+    maker.shortlist(Demand(MODEL))
+    assert [verdict.won for verdict in log.verdicts(ann.address, world.market.book, 9, (1, 1))] == [True]
+
+
 async def test_matches_say_why(world: World) -> None:
     """The log shows which provider got the job, and why the others did not, for a second attempt too."""
     ann, bob = world.node("ann"), world.node("bob", output_price=3_000_000)

@@ -273,7 +273,7 @@ async def test_answers_that_are_not_read_wait_their_turn(at: Served) -> None:
         assert (await http.get("/v1/info")).status_code == 200
     for _, writer in lazy:
         writer.transport.abort()
-    await until(lambda: not at.app._control._slots)
+    await until(lambda: not at.app._limiter._slots)
 
 
 # Jobs

@@ -683,6 +683,13 @@ async def test_an_unknown_route(at: Served, method: str, path: str, status: int)
     assert "/docs" in response.text
 
 
+async def test_errors_for_a_browser(at: Served) -> None:
+    """A refused navigation is a page with links to what there is."""
+    for path, status in (("/v2/info", 404), ("/v1/shortlist", 405), ("/v1/jobs/nothing", 400)):
+        answer = await at.http.get(path, headers={"accept": "text/html,*/*;q=0.8"})
+        assert (answer.status_code, 'href="/market"' in answer.text) == (status, True)
+
+
 async def test_the_first_page(at: Served) -> None:
     """/ says what this is: JSON for programs, a page without foreign resources for browsers; each link works."""
     document = (await at.http.get("/")).json()

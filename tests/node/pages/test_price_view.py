@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from node.pages.price_view import Earnings, Offers, PaidJob, earnings_at, likely, offers_of, read_question
+from node.pages.price_view import Earnings, OfferComparison, Offers, PaidJob, compare_offers, earnings_at, likely, read_question
 from tallystick.protocol.errors import BadMessage
 from tallystick.protocol.pricing import Prices, Usage
 from tallystick.protocol.types import Amount
@@ -41,29 +41,45 @@ def test_earnings() -> None:
     assert earnings_at([], Prices(1, 1, 1)) == Earnings(0, Amount(0), Amount(0))
 
 
-def _decisions(*entries: tuple[str, str, str]) -> dict[str, Any]:
-    return {"decisions": [{"model": model, "stage": stage, "why": why} for model, stage, why in entries]}
+def _decisions(*entries: tuple[int, str, str, str]) -> dict[str, Any]:
+    return {"decisions": [{"at": at, "model": model, "stage": stage, "why": why} for at, model, stage, why in entries]}
+
+
+OFFERED, WOULD = "offered to the client, place 1 of 3", "would have been offered to the client at this price"
 
 
 def test_offers() -> None:
     """Shortlists of the model count; matches, and those of other models, do not."""
     raw = _decisions(
-        ("a", "shortlist", "offered to the client, place 1 of 3"),
-        ("a", "shortlist", "would have been offered to the client at this price"),
-        ("a", "shortlist", "all slots are taken"),
-        ("a", "match", "got the job"),
-        ("b", "shortlist", "all slots are taken"),
+        (9, "a", "shortlist", OFFERED),
+        (8, "a", "shortlist", WOULD),
+        (8, "a", "shortlist", "all slots are taken"),
+        (7, "a", "match", "got the job"),
+        (6, "b", "shortlist", "all slots are taken"),
     )
-    offers = offers_of(raw, "a")
-    assert offers == Offers(3, 2, (("all slots are taken", 1),))
+    offers = Offers(3, 2, (("all slots are taken", 1),))
+    assert compare_offers(raw, raw, "a") == OfferComparison(offers, offers, 0)
     assert offers.percent == 66
     assert Offers(0, 0, ()).percent == 0
-    too_many = _decisions(*[("a", "shortlist", "x")] * 501)
-    no_text = {"decisions": [{"model": "a", "stage": "shortlist", "why": 3}]}
+    too_many = _decisions(*[(1, "a", "shortlist", "x")] * 501)
+    no_text = {"decisions": [{"at": 1, "model": "a", "stage": "shortlist", "why": 3}]}
     malformed: list[Any] = [None, [], {"decisions": [{}]}, too_many, no_text]
     for bad in malformed:
         with pytest.raises(BadMessage):
-            offers_of(bad, "a")
+            compare_offers(raw, bad, "a")
+
+
+def test_requests_from_before_the_node_connected() -> None:
+    """They count on neither side, since only the asks as they were can be told of; their number is said."""
+    now = _decisions((9, "a", "shortlist", OFFERED), (8, "a", "shortlist", "too dear"), (3, "a", "shortlist", OFFERED))
+    then = _decisions((9, "a", "shortlist", WOULD), (8, "a", "shortlist", WOULD))
+    assert compare_offers(now, then, "a") == OfferComparison(Offers(2, 1, (("too dear", 1),)), Offers(2, 2, ()), 1)
+    none = Offers(0, 0, ())
+    assert compare_offers(now, _decisions(), "a") == OfferComparison(none, none, 3)
+    further = _decisions((9, "a", "shortlist", WOULD), (8, "a", "shortlist", WOULD), (1, "a", "shortlist", WOULD))
+    shorter = {"decisions": now["decisions"][:2]}
+    assert compare_offers(shorter, further, "a").then == Offers(2, 2, ())
+    assert compare_offers(shorter, further, "a").unknown == 0
 
 
 @pytest.mark.parametrize(("now", "then", "expected"), [(2, 4, 200), (4, 2, 50), (3, 1, 33), (0, 5, None), (5, 0, 0)])

@@ -48,6 +48,7 @@ REPORT: dict[str, Any] = {
             "outputPrice": "2000000",
             "contextTokens": 8_192,
             "evidence": True,
+            "audience": "batch jobs",
         }
     ],
     "last": [
@@ -71,8 +72,10 @@ async def _decisions(query: str) -> object:
     """A coordinator that would have offered the node twice as often at other prices."""
     told = ["offered to the client, place 1 of 2", f"dear {HOSTILE}"]
     then = ["would have been offered to the client at this price"] * 2
-    decisions = [{"model": HOSTILE, "stage": "shortlist", "why": why} for why in (then if "Price" in query else told)]
-    return {"decisions": [*decisions, {"model": "another", "stage": "shortlist", "why": told[0]}]}
+    decisions = [{"at": 9, "model": HOSTILE, "stage": "shortlist", "why": why} for why in (then if "Price" in query else told)]
+    before = {"at": 8, "model": HOSTILE, "stage": "shortlist", "why": told[0]}
+    another = {"at": 9, "model": "another", "stage": "shortlist", "why": told[0]}
+    return {"decisions": [*decisions, another, *([] if "Price" in query else [before])]}
 
 
 @asynccontextmanager
@@ -95,6 +98,7 @@ async def test_what_it_does_now(tmp_path: Path) -> None:
             "Ready to earn",
             "1.5",
             "vllm",
+            "price for batch jobs",
             "it does not answer",
             "tally node collect",
             "client cancelled",
@@ -127,6 +131,7 @@ async def test_what_other_prices_would_have_brought(tmp_path: Path) -> None:
         rows = [re.findall(r"<td[^>]*>([^<]*)", row) for row in re.findall(r"<tr>.*?</tr>", page) if 'scope="row"' in row]
         assert rows == [["2", "1", "50"], ["2", "2", "100"]]
         assert HOSTILE not in page
+        assert "1 earlier requests are not counted" in page
         wrong = (await http.get("/prices", params={"input": HOSTILE})).text
         assert ("Input: expected" in wrong, HOSTILE in wrong) == (True, False)
     async with _served(tmp_path, asks=[]) as url, httpx.AsyncClient(base_url=url) as http:

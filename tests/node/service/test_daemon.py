@@ -264,6 +264,8 @@ async def test_asks_follow_the_engine(site: Site) -> None:
                 assert response.status == 200
                 state = await response.json()
                 assert (state["ok"], list(state["engines"].values())) == (False, ["down"])
+            async with session.get(metrics_url + "/nothing", headers={"accept": "text/html"}) as response:
+                assert (response.status, 'href="/income"' in await response.text()) == (404, True)
             status, checks = await _ready(session, metrics_url, engines="fail")
             assert status == 503
             assert {"coordinator", "database", "disk", "chain", "debts", "clock"} <= checks.keys()
