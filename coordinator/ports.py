@@ -138,8 +138,8 @@ Handler = Callable[[bytes], None]
 class FrameSink(Protocol):
     """Takes the frames of a job on their way to its client."""
 
-    def takes(self, size: int) -> bool:
-        """Whether a chunk of `size` bytes can be put now and leaves room for another, so that nobody needs to wait."""
+    def take_chunk(self, payload: bytes) -> bool:
+        """Takes a chunk if that leaves room for another, so that nobody needs to wait. Returns whether it was taken."""
         ...
 
     def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:
@@ -159,13 +159,8 @@ def node_subject(provider: Address) -> str:
     return f"node.{provider}"
 
 
-def job_subject(job: JobId, provider: Address) -> str:
-    """Returns the bus subject of a node's frames for a job. Two nodes may have one job at the same time."""
-    return f"job.{job.hex()}.{provider}"
-
-
 class Bus(Protocol):
-    """Delivers frames between jobs and nodes; see bus.py."""
+    """Delivers frames to nodes; see bus.py."""
 
     def attach(self, subject: str, handler: Handler) -> None:
         """Registers the handler of a subject."""

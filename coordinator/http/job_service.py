@@ -160,7 +160,7 @@ class JobService:
         try:
             if tiers is not None:
                 first.order.verify(market.domain)  # nobody else may use up what the payer's tier allows
-                await market.check_new(submission)  # nor with orders that the payer once signed
+                await market.admission.check_new(submission)  # nor with orders that the payer once signed
                 tier = await tiers.enter(payer, model)
                 entered = True
             del first
@@ -251,7 +251,7 @@ class JobService:
 
     async def _restore(self, job: JobId, fingerprint: bytes) -> ResponseBuffer | None:
         """Returns a stored response, or None. Raises Refusal if the job was posted with other bytes; Unavailable."""
-        if self._store is None or not await self.market.was_placed(job):
+        if self._store is None or not await self.market.admission.was_placed(job):
             return None
         stored = await self._store.response(job, self._horizon())
         known = self.buffers.find(job, fingerprint)  # another request may have been faster

@@ -48,13 +48,14 @@ from tallystick.protocol.errors import (
 from tallystick.protocol.link import Beat, Challenge, ClaimRequest, Hello, LateReceipt, Listing
 from tallystick.protocol.replicas import MAX_REPLICAS
 from tallystick.protocol.types import Address, Hash, JobId
-from tallystick.protocol.wire import LINK_HEAD, Failure, Kind, dumps, loads, pack_link, unpack_link
+from tallystick.protocol.wire import Failure, Kind, dumps, loads, pack_link, unpack_link
 from tallystick.runtime.connection_limiter import address_key
 from tallystick.runtime.token_bucket import TokenBucket
 from tallystick.runtime.websocket import FILTER_EXTENSION, FRAME_LIMIT_EXTENSION, WRITE_EXTENSION
 
 log = structlog.get_logger()
 _FOR_RUNNING_JOBS = frozenset({Kind.CHUNK, Kind.ACCEPT, Kind.FAIL, Kind.RECEIPT})
+"""A frame of these kinds may be late, when its job has ended."""
 _NEED_LOOKUP = frozenset({Kind.RECEIPT, Kind.FAIL, Kind.LATE_RECEIPT, Kind.RECALL})
 RECALL_PAGE = 200
 """Receipts in one answer to a node that recovers its state."""
@@ -125,7 +126,7 @@ class NodeHub:
                     provider, hello = await self._authenticate(link, scope, watchdog)
                 set_limit(MAX_LINK_FRAME)
                 set_filter = extensions.get(FILTER_EXTENSION, id)
-                set_filter(lambda frame: self._deliver(link, provider, frame))
+                set_filter(lambda frames: self._take(link, provider, frames))
                 with contextlib.closing(Watchdog(SILENCE_SECONDS)) as watchdog:
                     await self._serve_node(link, provider, hello, watchdog)
         except LinkClosed:
@@ -212,7 +213,6 @@ class NodeHub:
                 self._fail_busy(provider, frame)
 
         self._bus.attach(subject, enqueue)
-        writer = asyncio.create_task(link.write(), name=f"to {provider}")
         try:
             if former is not None:
                 self._market.node_gone(provider)
@@ -231,8 +231,8 @@ class NodeHub:
                     raise LinkClosed
                 await self._handle(link, provider, frame)
         finally:
-            writer.cancel()
             self._bus.detach(subject, enqueue)
+            link.discard_queue()
             if self._links.get(provider) is link:
                 del self._links[provider]
                 self._market.node_gone(provider, cut_off=self._stopping)
@@ -241,28 +241,26 @@ class NodeHub:
     def _fail_busy(self, provider: Address, frame: bytes) -> None:
         """Fails the attempt of a job that does not fit into the queue of its node, without effect on the node's reputation."""
         _, job, _ = unpack_link(frame)
-        if subject := self._market.subject_of(job, provider):
-            text = f"too many bytes are queued for provider {provider} and other nodes at its address"
-            error = Unavailable(Code.NODE_BUSY, text, fault=Fault.PROVIDER)
-            self._bus.send(subject, pack_link(Kind.FAIL, job, dumps(error.as_json())))
+        text = f"too many bytes are queued for provider {provider} and other nodes at its address"
+        error = Unavailable(Code.NODE_BUSY, text, fault=Fault.PROVIDER)
+        self._market.node_frames.take(provider, (pack_link(Kind.FAIL, job, dumps(error.as_json())),))
 
-    def _deliver(self, link: NodeLink, provider: Address, frame: bytes) -> bool:
-        """Delivers a frame of a running job at once. Returns False for any other frame, which the link's task handles."""
-        if len(frame) < LINK_HEAD or frame[0] not in _FOR_RUNNING_JOBS or self._links.get(provider) is not link:
-            return False
-        subject = self._market.subject_of(JobId(frame[1:LINK_HEAD]), provider)
-        if subject is None:
-            return False
-        link.heard = True
+    def _take(self, link: NodeLink, provider: Address, frames: Sequence[bytes]) -> Sequence[bytes]:
+        """Takes the frames of running jobs at once. Returns all others, which the link's task handles."""
+        if link.failed or self._links.get(provider) is not link:
+            return frames
         try:
-            return link.failed or self._bus.send(subject, frame) or frame[0] != Kind.RECEIPT
+            others = self._market.node_frames.take(provider, frames)
         except InboxOverrun as error:
             link.fail(error)
-            return True
+            return ()
+        if len(others) < len(frames):
+            link.heard = True
+        return others
 
     async def _handle(self, link: NodeLink, provider: Address, frame: bytes) -> None:
         kind, job, payload = unpack_link(frame)
-        if self._deliver(link, provider, frame):
+        if not self._take(link, provider, (frame,)):
             return
         await self._throttle(link, frame, self._units(kind, provider))
         if kind is Kind.RECEIPT or (kind is Kind.FAIL and (payload := _void(payload))):
@@ -335,8 +333,7 @@ class NodeHub:
     async def _take_late_receipt(self, provider: Address, job: JobId, payload: bytes) -> None:
         try:
             late = LateReceipt.from_json(loads(payload, "late receipt"))
-            subject = self._market.subject_of(job, provider)
-            if subject and self._bus.send(subject, pack_link(Kind.RECEIPT, job, late.receipt.to_bytes())):
+            if not self._market.node_frames.take(provider, (pack_link(Kind.RECEIPT, job, late.receipt.to_bytes()),)):
                 return
             await self._market.accept_late(provider, job, late)
         except (PeerError, Refusal) as error:

@@ -1,10 +1,13 @@
-"""A node's WebSocket connection: bounded frames in, a bounded queue of frames out. No sender waits for a slow node."""
+"""A node's WebSocket connection: bounded frames in, a bounded queue of frames out. No sender waits for a slow node.
+
+Nearly all nodes are idle or read at once, so a link has a queue, and a task that sends from it, only while frames wait.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +50,8 @@ class NodeLink:
         self.address = address
         self._receive, self._send, self._try_send = receive, send, try_send
         self._key, self._queued, self._waiting = address_key(address), queued, 0
-        self._outbox: asyncio.Queue[bytes] = asyncio.Queue(OUTBOX_FRAMES)
+        self._outbox: deque[bytes] | None = None
+        self._writer: asyncio.Task[None] | None = None
         self._closed = self._overflowed = False
         self._watchdog: Watchdog | None = None
         self.heard = False
@@ -69,12 +73,18 @@ class NodeLink:
             if frame[0] == Kind.DISPATCH:
                 return False
             self._overflow()
-        elif self._outbox.full():
+        elif self._outbox is not None and len(self._outbox) >= OUTBOX_FRAMES:
             self._overflow()
         else:
-            self._outbox.put_nowait(frame)
-            self._count(len(frame))
+            self._queue(frame)
         return True
+
+    def _queue(self, frame: bytes) -> None:
+        if self._outbox is None:
+            self._outbox = deque()
+            self._writer = asyncio.create_task(self._write(self._outbox), name=f"to {self.address}")
+        self._outbox.append(frame)
+        self._count(len(frame))
 
     def _overflow(self) -> None:
         self._overflowed = True
@@ -102,15 +112,19 @@ class NodeLink:
 
     def discard_queue(self) -> None:
         """Discards all queued frames, after the link has ended."""
-        self._outbox = asyncio.Queue(OUTBOX_FRAMES)
+        if self._writer is not None:
+            self._writer.cancel()
+        self._outbox = self._writer = None
         self._count(-self._waiting)
 
-    async def write(self) -> None:
-        """Sends queued frames until cancelled."""
-        while not self._closed:
-            frame = await self._outbox.get()
+    async def _write(self, outbox: deque[bytes]) -> None:
+        """Sends the queued frames. A frame counts as queued until it is sent, so no later one overtakes it."""
+        while outbox and not self._closed:
+            frame = outbox.popleft()
             await self.send_now(frame)
-            self._count(-min(len(frame), self._waiting))
+            self._count(-len(frame))
+        if not self._closed:
+            self._outbox = self._writer = None
 
     async def send_now(self, frame: bytes) -> None:
         """Sends a frame past the queue. A lost connection shows in `receive`."""

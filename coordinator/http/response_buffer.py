@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from tallystick.protocol.errors import Code, Refusal, TallyError
+from tallystick.protocol.job_link import FRAME_HEAD
 from tallystick.protocol.types import JobId
 from tallystick.protocol.wire import Kind, pack_frame
 
@@ -138,9 +139,12 @@ class ResponseBuffer:
         self._waiting.append(future)
         await future
 
-    def takes(self, size: int) -> bool:
+    def take_chunk(self, payload: bytes) -> bool:
         """See FrameSink. Once the response is not kept, its reader is waited for."""
-        return self.whole and self.size + size + FRAME_OVERHEAD_BYTES <= self._max_bytes
+        if not self.whole or self.size + len(payload) + FRAME_HEAD + FRAME_OVERHEAD_BYTES > self._max_bytes:
+            return False
+        self.put(Kind.CHUNK, payload)
+        return True
 
     def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:
         """See FrameSink."""

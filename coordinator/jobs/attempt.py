@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from coordinator.domain.listed_ask import SlotGroup
 from coordinator.jobs.match_log import MatchDraft
-from coordinator.ports import AttemptRecord, Handler, job_subject
+from coordinator.ports import AttemptRecord
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Order
@@ -45,8 +45,6 @@ class Attempt:
     """Whether it was counted for its provider's reputation."""
     released: bool = False
     """Whether it holds no slot and no exposure any more."""
-    handler: Handler | None = field(default=None, repr=False)
-    """What takes its node's frames from the bus."""
     sent_at: float = 0.0
     """When its node was sent the job, on a monotonic clock."""
     body_at: float = 0.0
@@ -71,14 +69,11 @@ class Attempt:
     """Whether it began beside another attempt."""
     outrun: bool = False
     """Whether the job goes on with another attempt beside this one, which must end without a charge."""
-    subject: str = field(init=False)
-    """The bus subject of its node's frames."""
     provider: Address = field(init=False)
     """The provider that the order names."""
 
     def __post_init__(self) -> None:
         self.provider = self.order.message.provider
-        self.subject = job_subject(self.candidate.terms.job, self.provider)
 
     @property
     def record(self) -> AttemptRecord:

@@ -9,14 +9,15 @@ from coordinator.domain.job_queue import QueuedJob
 from coordinator.domain.packed_orders import OrderFacts, PackedOrders
 from coordinator.domain.resource_bounds import INBOX_FRAMES
 from coordinator.jobs.attempt import Attempt
-from coordinator.jobs.inbox import Inbox
 from coordinator.jobs.job_trace import JobTrace
 from coordinator.ports import FrameSink, JobRecord
 from tallystick.protocol.errors import TallyError
 from tallystick.protocol.jobs import TERMINAL, Event, State, step
+from tallystick.protocol.sealing import is_last
 from tallystick.protocol.types import Address, JobId
 from tallystick.protocol.wire import LINK_HEAD, Candidate, Kind, Submission
 from tallystick.runtime.lean_event import LeanEvent
+from tallystick.runtime.lean_queue import LeanQueue
 
 BeforeReceipt = Callable[[bytes], Awaitable[None]]
 """Takes the payload of the frame with the receipt."""
@@ -34,7 +35,9 @@ class LiveJob:
     """
 
     submission: Submission
-    """What the client posted. While the job waits for a slot, its candidates are in `packed`."""
+    """What the client posted. While the job waits for a slot, its candidates are in `packed`. Once a chunk of its response went
+    to the client, no other provider gets the job, so the request and the candidates are held no longer.
+    """
     created_at: int
     started: float
     last_frame_at: float
@@ -65,7 +68,7 @@ class LiveJob:
     """Takes the job's frames: chunks at once while the job's task waits for a frame, all others from the task."""
     before_receipt: BeforeReceipt | None = field(default=None, repr=False)
     """What must be done before the receipt goes to the client."""
-    frames: Inbox[tuple[Attempt, bytes]] | None = field(default=None, repr=False)
+    frames: LeanQueue[tuple[Attempt, bytes]] | None = field(default=None, repr=False)
     """The inbox. A job that waits for its first slot has none, since there may be thousands of them."""
 
     packed: PackedOrders | None = field(default=None, repr=False)
@@ -114,10 +117,10 @@ class LiveJob:
         return {attempt.provider for attempt in self.attempts}
 
     @property
-    def inbox(self) -> Inbox[tuple[Attempt, bytes]]:
+    def inbox(self) -> LeanQueue[tuple[Attempt, bytes]]:
         """Frames, each with its attempt, of which an attempt may have INBOX_FRAMES."""
         if self.frames is None:
-            self.frames = Inbox()
+            self.frames = LeanQueue()
         return self.frames
 
     @property
@@ -181,6 +184,17 @@ class LiveJob:
         """Returns how long the job has taken so far, without its reader's time."""
         return tick - self.started - self.reader_seconds(tick)
 
+    def note_chunk(self, attempt: Attempt, payload: bytes, tick: float, deadline: float) -> None:
+        """Notes that a chunk of an attempt goes to the client. `deadline`: by when the next one must have arrived."""
+        if self.state is not State.STREAMING:
+            self.move(Event.OUTPUT)
+            self.submission = replace(self.submission, candidates=(), sealed=b"")
+        if is_last(payload):
+            attempt.mark_delivered()
+        self.last_frame_at = tick
+        if not self.cancelled:
+            attempt.deadline = deadline
+
     def extend(self, attempt: Attempt, deadline: float) -> None:
         """Moves an attempt's deadline after a sign of life, unless its node was told to stop."""
         if not self.cancelled:
@@ -236,13 +250,13 @@ class LiveJob:
     def post(self, attempt: Attempt, frame: bytes) -> None:
         """Queues a frame for an attempt."""
         attempt.unread += 1
-        self.inbox.put((attempt, frame))
+        self.inbox.put_nowait((attempt, frame))
 
     async def next_frame(self) -> tuple[Attempt, bytes]:
         """Waits for a frame of an open attempt. Late frames of former attempts are not taken for a later one's."""
         inbox = self.inbox
         while True:
-            attempt, frame = inbox.take() if inbox else await inbox.get()
+            attempt, frame = await inbox.get()
             attempt.unread -= 1
             if not attempt.released:
                 return attempt, frame

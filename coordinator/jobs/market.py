@@ -16,14 +16,13 @@ import asyncio
 import contextlib
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 
-from coordinator.domain.limits import JobLimits, check_order
-from coordinator.domain.seen_jobs import SeenJobs
+from coordinator.domain.limits import JobLimits
+from coordinator.jobs.admission import Admission
 from coordinator.jobs.attempt import Attempt
 from coordinator.jobs.audit_reports import AuditReports
 from coordinator.jobs.deadlines import enforce_deadlines
@@ -57,11 +56,6 @@ from tallystick.tracing.spans import Tracer
 log = structlog.get_logger()
 FOLLOW_SECONDS = 1.0
 _CHANCE = random.SystemRandom().random
-
-
-def replayed(job_id: JobId) -> Refusal:
-    """Returns the refusal of a job that was placed before."""
-    return Refusal(Code.ORDER_REPLAYED, f"job {job_id.hex()} was placed before; GET /v1/jobs/ID shows its state")
 
 
 class Market:
@@ -104,10 +98,11 @@ class Market:
         )
         self._now, self._tick = now, tick
         self._slot_queue = SlotQueue(maker, limits, address=self.address, now=now, tick=tick)
-        self._slot_queue.before_waiting = self._check_placed_elsewhere
+        self.admission = Admission(
+            maker, limits, coordinator=self.address, shared=shared, blocked=self._blocked, now=now, tick=tick
+        )
+        self._slot_queue.before_waiting = self.admission.check_placed_elsewhere
         self._live = self.live_jobs = dict[JobId, LiveJob]()
-        self._running: Counter[Address] = Counter()
-        self._seen = SeenJobs(limits.max_order_seconds)
         self._writes = DeferredWrites(store, self.reputation, maker.speeds, shared)
         self.hedging = Hedging(maker, limits.hedge_share, tick, later)
         self._decision_keeper = DecisionKeeper(self.decision_log, log_store)
@@ -141,8 +136,9 @@ class Market:
             limits=limits,
             now=now,
             tick=tick,
-            count_out=self._count_out,
+            count_out=self.admission.count_out,
         )
+        self.node_frames = self._relay.frames
         self._returns = NodeReturns(bus, tick, limits.node_return)
         self.job_totals = JobTotals()
         self._totals: PayerTotals | None = None
@@ -153,7 +149,7 @@ class Market:
         """Loads the store's state: recent jobs, to detect replays, the totals of all tabs, and the providers' reputation."""
         now = int(self._now())
         stored = await self._store.load_state(now, now - self.limits.max_order_seconds)
-        self._seen.restore(stored.jobs, now)
+        self.admission.restore(stored.jobs)
         if stored.follows:
             self.matchmaker.restarted()
         for (payer, provider), total in stored.totals.items():
@@ -196,6 +192,14 @@ class Market:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
         return self._idle.is_set()
+
+    def _blocked(self) -> str | None:
+        """Why no order is taken now; None if orders are taken."""
+        if self._relay.stopping:
+            return "is stopping"
+        if self._writes.pending or self.match_log.blocked:
+            return self.match_log.conflict or "cannot write to its database"
+        return None
 
     # Replicas
 
@@ -257,12 +261,6 @@ class Market:
         """The number of jobs that wait for a free slot."""
         return len(self.matchmaker.queue)
 
-    async def was_placed(self, job_id: JobId) -> bool:
-        """Whether a job with this id was placed recently: here, by a former process, or at a replica. Raises Unavailable."""
-        if job_id not in self._seen and self.shared is not None and await self.shared.is_placed(job_id):
-            self._seen.add(job_id, int(self._now()))
-        return job_id in self._seen
-
     def payer_of(self, job_id: JobId) -> Address | None:
         """Returns the payer of a live job, or None."""
         job = self._live.get(job_id)
@@ -273,15 +271,6 @@ class Market:
         job = self._live.get(job_id)
         return None if job is None or job.state is not State.QUEUED else (job, self._slot_queue.place_of(job))
 
-    def subject_of(self, job_id: JobId, provider: Address) -> str | None:
-        """Returns the bus subject of a live job that this provider has now, or None."""
-        job = self._live.get(job_id)
-        if job is not None:
-            for attempt in job.open_attempts:
-                if attempt.provider == provider:
-                    return attempt.subject
-        return None
-
     # Orders
 
     async def place_order(self, submission: Submission, trace: JobTrace | None = None) -> LiveJob:
@@ -289,68 +278,19 @@ class Market:
 
         Raises TallyError. Nothing was dispatched and nothing is owed then.
         """
-        job = self._admit(submission)
+        job = self.admission.admit(submission)
         job.trace = trace
         del submission  # which must not be held while the job waits for the chain
         try:
             await self._slot_queue.match_or_enter(job)
         except BaseException as error:
-            self._seen.discard(job.id)
-            self._count_out(job)
+            self.admission.withdraw(job)
             if isinstance(error, TallyError):
-                await self._check_placed_elsewhere(job.id)  # which then is why it cannot be placed here
+                await self.admission.check_placed_elsewhere(job.id)  # which then is why it cannot be placed here
             raise
         self._live[job.id] = job
         self._idle.clear()
         return job
-
-    async def _check_placed_elsewhere(self, job_id: JobId) -> None:
-        """Raises Refusal (order_replayed) for a job that another replica has, or had; Unavailable.
-
-        Jobs that are matched at once are checked by the transaction that stores the match.
-        """
-        if self.shared is not None and await self.shared.is_placed(job_id):
-            raise replayed(job_id)
-
-    async def check_new(self, submission: Submission) -> None:
-        """Raises TallyError for a submission that no payer can mean now: a replay, or orders that are expired or misdirected.
-
-        What counts against a payer is counted after this check, since others may keep its orders and post them again.
-        """
-        self._check(submission, int(self._now()))
-        if await self.was_placed(submission.job):
-            raise replayed(submission.job)
-
-    def _check(self, submission: Submission, now: int) -> None:
-        if self._relay.stopping or self._writes.pending or self.match_log.blocked:
-            why = "is stopping" if self._relay.stopping else self.match_log.conflict or "cannot write to its database"
-            raise Unavailable(Code.COORDINATOR_UNAVAILABLE, f"this coordinator {why}", fault=Fault.COORDINATOR)
-        if submission.job in self._seen:
-            raise replayed(submission.job)
-        for candidate in submission.candidates:
-            order, terms = candidate.order.message, candidate.terms
-            order.decode()
-            terms.decode()
-            check_order(order, terms, coordinator=self.address, limits=self.limits, now=now)
-
-    def _admit(self, submission: Submission) -> LiveJob:
-        """Returns a new job, which is counted. Raises TallyError."""
-        now = int(self._now())
-        self._check(submission, now)
-        if self._running[submission.candidates[0].order.message.payer] >= self.limits.jobs_per_payer:
-            raise self._too_many(submission)
-        job = LiveJob(submission, created_at=now, started=self._tick(), last_frame_at=self._tick())
-        self._seen.add(job.id, now)
-        self._running[job.payer] += 1
-        job.counted = True
-        return job
-
-    def _too_many(self, submission: Submission) -> Unavailable:
-        text = f"this payer has {self.limits.jobs_per_payer} jobs here, those that wait included, the maximum per payer"
-        error = Unavailable(Code.RATE_LIMITED, f"{text} (max_jobs_per_payer); wait for one to end", fault=Fault.CLIENT)
-        model = submission.candidates[0].terms.model
-        error.retry_after = self.matchmaker.queue.retry_after(model, self._tick(), batch=submission.batch)
-        return error
 
     async def add_orders(self, job_id: JobId, candidates: Sequence[Candidate]) -> None:
         """Adds orders to a job that waits for a free slot; see `SlotQueue.add_orders`. Raises TallyError."""
@@ -378,20 +318,12 @@ class Market:
             if not job.ended:
                 self._relay.end(job, not_relayed())
             del self._live[job.id]
-            self._count_out(job)
+            self.admission.count_out(job)
             self.job_totals.add(job)
             if job.trace is not None:
                 job.trace.ended(job.state, job.last_error, len(job.attempts))
             if not self._live:
                 self._idle.set()
-
-    def _count_out(self, job: LiveJob) -> None:
-        """Counts a job out, once, when it has ended."""
-        if job.counted:
-            job.counted = False
-            self._running[job.payer] -= 1
-            if not self._running[job.payer]:
-                del self._running[job.payer]
 
     async def _next_attempt(self, job: LiveJob) -> None:
         """Begins the next attempt of a job, which may wait for a slot meanwhile, as its client gets to know.
@@ -446,7 +378,7 @@ class Market:
         if (late.order.message.coordinator, late.order.message.provider) != (self.address, provider):
             raise BadReceipt(f"receipt: expected an order on {provider} through {self.address}, got another party")
         await self._receipts.accept_unknown(job_id, late)
-        self._seen.add(job_id, int(self._now()))
+        self.admission.note_placed(job_id)
 
     def sweep(self) -> None:
         """Runs once a second: ends overdue jobs, sends signs of life for silent ones, forgets old ids, retries failed writes."""
@@ -457,6 +389,6 @@ class Market:
                 for attempt in filter(self._returns.is_over, job.open_attempts):
                     job.interrupt(attempt, pack_link(GONE, job.id))
         self._slot_queue.sweep()
-        self._seen.sweep(int(self._now()))
+        self.admission.sweep()
         self._writes.retry()
         self._decision_keeper.save()

@@ -20,6 +20,7 @@ from coordinator.jobs.hedging import BEGIN, Hedging
 from coordinator.jobs.live_job import LiveJob, link_payload
 from coordinator.jobs.match_log import MatchLog
 from coordinator.jobs.matchmaker import Matchmaker
+from coordinator.jobs.node_frames import CREDIT_STEP, NodeFrames
 from coordinator.jobs.receipts import Receipts
 from coordinator.jobs.reputation_updates import count_failure, count_receipt, read_failure
 from coordinator.jobs.shared_match_log import SharedMatchLog
@@ -29,12 +30,10 @@ from tallystick.protocol.errors import BadReceipt, Code, Fault, Refusal, TallyEr
 from tallystick.protocol.jobs import ENDS, Event, State
 from tallystick.protocol.match_log import Match
 from tallystick.protocol.messages import Outcome, Receipt
-from tallystick.protocol.sealing import is_last
 from tallystick.protocol.types import Address
 from tallystick.protocol.wire import CancelReason, Dispatch, Kind, dumps, pack_link
 
 log = structlog.get_logger()
-CREDIT_STEP = 32
 REQUEST_FAULTS = frozenset({Code.BAD_MESSAGE, Code.BODY_TOO_LARGE, Code.UNKNOWN_ROUTE, Code.CANCELLED})
 """Codes of errors in the request itself: every other provider would answer the same."""
 GONE = Kind.ERROR
@@ -67,6 +66,7 @@ class Relay:
         self._matchmaker, self._receipts, self._writes, self._hedging = matchmaker, receipts, writes, hedging
         self._reputation = matchmaker.reputation
         self._limits, self._now, self._tick = limits, now, tick
+        self.frames = NodeFrames(limits, tick, accepted=self._note_accept, begun=self._begin_output, grant=self._grant_credit)
         self.trace_takers: set[Address] = set()
         """The connected providers whose nodes take TRACE frames."""
         self.stopping = False
@@ -84,6 +84,7 @@ class Relay:
                 for kind, payload in await self._handle(job, attempt, frame):
                     await job.put(kind, payload, tick)
                     if kind is Kind.CHUNK:
+                        attempt.uncredited += 1
                         self._grant_credit(job, attempt)
         finally:
             self._hedging.disarm(job)
@@ -91,26 +92,6 @@ class Relay:
                 self._abort(job)
             for attempt in tuple(job.open_attempts):
                 self._release(job, attempt)
-
-    # Frames of the bus
-
-    def _attach(self, job: LiveJob, attempt: Attempt) -> None:
-        def deliver(frame: bytes) -> None:
-            if attempt.outrun and frame[0] not in (Kind.FAIL, Kind.RECEIPT):
-                return
-            kind = frame[0]
-            if kind == Kind.CHUNK:
-                attempt.chunk_arrived(tick := self._tick())
-                if self._pass_on(job, attempt, frame, tick):
-                    return
-            elif kind == Kind.ACCEPT and job.inbox.awaited:
-                self._note_accept(job, attempt)
-                return
-            if job.deliver(attempt, frame):
-                self._begin_output(job, attempt)
-
-        attempt.handler = deliver
-        self._bus.attach(attempt.subject, deliver)
 
     def _begin_output(self, job: LiveJob, attempt: Attempt) -> None:
         """Decides for an attempt, whose first output arrived.
@@ -122,25 +103,6 @@ class Relay:
         self._bus.send(node_subject(attempt.provider), pack_link(Kind.CREDIT, job.id, bytes(4)))
         if job.trace is not None:
             job.trace.output(attempt)
-
-    def _pass_on(self, job: LiveJob, attempt: Attempt, frame: bytes, tick: float) -> bool:
-        """Gives a chunk to the client's sink while the job's task waits for a frame. Returns False if the task must have it.
-
-        The task must, if the chunk has to wait for the reader or for a frame before it, or if the client must learn more than it.
-        """
-        sink = job.sink
-        if sink is None or job.attempt is not attempt or attempt.delivered or not job.inbox.awaited or not sink.takes(len(frame)):
-            return False
-        if job.state is not State.STREAMING:
-            job.move(Event.OUTPUT)
-        if not attempt.output_seen:
-            attempt.output_seen = True
-            self._begin_output(job, attempt)
-        payload = link_payload(frame)
-        self._note_chunk(job, attempt, payload, tick)
-        sink.put(Kind.CHUNK, payload)
-        self._grant_credit(job, attempt)
-        return True
 
     def decide(self, job: LiveJob, winner: Attempt) -> None:
         """Tells the node of every other attempt to stop, without a charge."""
@@ -204,7 +166,7 @@ class Relay:
         return ((Kind.HEDGE, self._dispatch(job, attempt, match)),)
 
     def _dispatch(self, job: LiveJob, attempt: Attempt, match: Match) -> bytes:
-        self._attach(job, attempt)
+        self.frames.attach(job, attempt)
         attempt.sent_at = self._tick()
         attempt.match = match.dumps()
         context = job.submission.trace if job.trace is None else job.trace.dispatch(attempt)
@@ -222,9 +184,7 @@ class Relay:
             job.open_attempts.remove(attempt)
             if job.trace is not None:
                 job.trace.attempt_ended(attempt)
-            if attempt.handler is not None:
-                self._bus.detach(attempt.subject, attempt.handler)
-                attempt.handler = None  # which refers to the attempt: no cycle is left for the collector
+            self.frames.detach(job, attempt)
             self._matchmaker.release(attempt)
 
     async def _handle(self, job: LiveJob, attempt: Attempt, frame: bytes) -> Sequence[Frame]:
@@ -254,17 +214,10 @@ class Relay:
     def _relay_chunk(self, job: LiveJob, attempt: Attempt, payload: bytes) -> Sequence[Frame]:
         if attempt.delivered or attempt.outrun:
             return ()  # the response has ended, or is not this one's; no client could open the chunk
-        if job.state is not State.STREAMING:
-            job.move(Event.OUTPUT)
-        self._note_chunk(job, attempt, payload, self._tick())
+        tick = self._tick()
+        job.note_chunk(attempt, payload, tick, tick + self._limits.idle)
         chunk = Kind.CHUNK, payload
         return (chunk,) if job.attempt is attempt else (self._choose(job, attempt), chunk)
-
-    def _note_chunk(self, job: LiveJob, attempt: Attempt, payload: bytes, tick: float) -> None:
-        if is_last(payload):
-            attempt.mark_delivered()
-        job.last_frame_at = tick
-        job.extend(attempt, tick + self._limits.idle)
 
     def _choose(self, job: LiveJob, attempt: Attempt) -> Frame:
         """Makes a second attempt the current one, and returns the MATCH that tells the client so."""
@@ -275,8 +228,7 @@ class Relay:
         return any(rival is not attempt for rival in job.rivals)
 
     def _grant_credit(self, job: LiveJob, attempt: Attempt) -> None:
-        attempt.uncredited += 1
-        if attempt.uncredited == CREDIT_STEP:
+        if attempt.uncredited >= CREDIT_STEP:
             attempt.uncredited = 0
             credit = pack_link(Kind.CREDIT, job.id, CREDIT_STEP.to_bytes(4, "big"))
             self._bus.send(node_subject(attempt.provider), credit)

@@ -49,10 +49,10 @@ CREDIT_BYTES = WINDOW_BYTES // 4
 """Bytes that a client reads before it grants more."""
 MAX_SOFTWARE = 64
 _RECORD, _FRAME, _ONE_FRAME, _SUBMIT = struct.Struct(">II"), struct.Struct(">BI"), struct.Struct(">IIBI"), struct.Struct(">I")
-RECORD_HEAD, FRAME_HEAD = _RECORD.size, _FRAME.size
+RECORD_HEAD, FRAME_HEAD, ONE_FRAME_HEAD = _RECORD.size, _FRAME.size, _ONE_FRAME.size
 
 
-def record_head(stream: int, kind: Kind, size: int) -> bytes:
+def record_head(stream: int, kind: int, size: int) -> bytes:
     """What precedes the payload of `size` bytes of a record of one frame."""
     return _ONE_FRAME.pack(stream, FRAME_HEAD + size, kind, size)
 

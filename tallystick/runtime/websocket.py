@@ -9,11 +9,15 @@ queue and no turn of a task.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.protocol import OPEN
+
+from tallystick.runtime.lean_event import LeanEvent
+from tallystick.runtime.lean_queue import LeanQueue
 
 try:
     from websockets.speedups import apply_mask
@@ -23,20 +27,23 @@ except ImportError:  # a platform without the compiled part
 _WHOLE_BINARY = 0x82
 """FIN and opcode 2, no extension bits (RFC 6455, 5.2)."""
 _MASKED = 0x80
+_HEAD, _SHORTEST = struct.Struct(">HH"), 6
+_SHORT, _MEDIUM, _LONG = 0x8280, 0x82FE, 0x82FF
+"""The first two bytes of a whole, masked, binary message: without a payload, and with a length of 2 or of 8 bytes after them."""
 MAX_FRAGMENTS = 64
 """Fragments of one message. Our clients send none. Empty fragments count for no size limit, so their number is limited."""
 FRAME_LIMIT_EXTENSION = "tallystick.frame_limit"
 """The ASGI extension that sets the maximum message size of one connection: a function that takes the number of bytes."""
 FILTER_EXTENSION = "tallystick.filter"
-"""The ASGI extension that shows each whole binary message to the app before it becomes an event: a function that takes a
+"""The ASGI extension that shows whole binary messages to the app before they are events. It is a function that takes a
 MessageFilter.
 """
 WRITE_EXTENSION = "tallystick.write"
 """The ASGI extension that sends a binary message at once: a function that takes it and returns whether it was sent. It is not if
 the peer reads more slowly than it is written to, or the connection is closing; then only the app's `send` may send it.
 """
-MessageFilter = Callable[[bytes], bool]
-"""Returns whether it took the message, which then becomes no event. It must not raise."""
+MessageFilter = Callable[[Sequence[bytes]], Sequence[bytes]]
+"""Gets the messages that came together. Returns those that it did not take, which become events. It must not raise."""
 DIRECT_EXTENSION = "tallystick.direct"
 """The ASGI extension that gives a connection's messages to a MessageHandler: a function that takes it and returns a DirectSocket.
 From then on, the app's `receive` returns nothing but the disconnect.
@@ -122,6 +129,9 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._partial = PartialFrame()
+        self.queue = LeanQueue[Any]()  # type: ignore[assignment]  # has what uvicorn uses of it
+        self.writable = LeanEvent()  # type: ignore[assignment]  # likewise
+        self.writable.set()
 
     def handle_connect(self, event: Any) -> None:
         """Lets the app set this connection's maximum message size. Before that the server's maximum applies."""
@@ -198,7 +208,7 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
         if handler is None:
             if self._filter is not None and self.curr_msg_data_type == "bytes" and not self.close_sent:
                 self.frames = [b"".join(self.frames)]
-                if self._filter(self.frames[0]):
+                if not self._filter(self.frames):
                     self.frames = []
                     return
             super().send_receive_event_to_app()
@@ -221,37 +231,52 @@ class FastPathWebSocket(WebSocketsSansIOProtocol):
 
     def _take_messages(self, data: bytes) -> bytes:
         """Takes the whole binary messages at the start of the data. Returns the rest, unless it only lacks the end of one."""
-        at, end, limit, queued = 0, len(data), self._limit, False
-        while end - at >= 2 and data[at] == _WHOLE_BINARY and data[at + 1] & _MASKED:
-            size, head = data[at + 1] & 0x7F, at + 2
-            if size == 126:
-                size, head = int.from_bytes(data[head : head + 2], "big"), head + 2
-            elif size == 127:
-                size, head = int.from_bytes(data[head : head + 8], "big"), head + 8
-            stop = head + 4 + size
-            if head > end:  # the length is not complete
-                size, stop = 0, head
-            if size > limit:
+        at, end, limit = 0, len(data), self._limit
+        messages = list[bytes]()
+        while end - at >= _SHORTEST:
+            first, size = _HEAD.unpack_from(data, at)
+            if first == _MEDIUM:
+                start = at + 8
+            elif _SHORT <= first < _MEDIUM:
+                size, start = first - _SHORT, at + 6
+            elif first == _LONG:
+                size, start = int.from_bytes(data[at + 2 : at + 10], "big"), at + 14
+            else:
                 break
-            if stop > end:
-                self._partial.hold(data[at:], stop - at)
-                at = end
+            stop = start + size
+            if size > limit or stop > end:
                 break
-            payload = apply_mask(data[head + 4 : stop], data[head : head + 4])
+            messages.append(apply_mask(data[start:stop], data[start - 4 : start]))
             at = stop
-            queued = self._pass_on(payload) or queued
-        if queued and not self.read_paused:
+        if messages:
+            self._pass_on(messages)
+        rest = data[at:] if at else data
+        return b"" if self._hold(rest) else rest
+
+    def _hold(self, data: bytes) -> bool:
+        """Holds the data if it is the incomplete frame of a whole binary message."""
+        if len(data) < 2 or data[0] != _WHOLE_BINARY or not data[1] & _MASKED:
+            return False
+        size, head = data[1] & 0x7F, 2
+        if size >= 126:
+            head = 4 if size == 126 else 10
+            size = 0 if len(data) < head else int.from_bytes(data[2:head], "big")
+        if size > self._limit:
+            return False
+        self._partial.hold(data, head + 4 + size)
+        return True
+
+    def _pass_on(self, messages: Sequence[bytes]) -> None:
+        """Gives messages to the app. While any of them are events that it has not received, no more is read."""
+        if self._handler is not None:
+            for message in messages:
+                if not self.close_sent:
+                    self._handler.message_received(message)
+            return
+        if self._filter is not None:
+            messages = self._filter(messages)
+        for message in messages:
+            self.queue.put_nowait({"type": "websocket.receive", "bytes": message})
+        if messages and not self.read_paused:
             self.read_paused = True
             self.transport.pause_reading()
-        return data[at:] if at else data
-
-    def _pass_on(self, message: bytes) -> bool:
-        """Gives a message to the app. Returns whether it became an event."""
-        if self._handler is not None:
-            if not self.close_sent:
-                self._handler.message_received(message)
-            return False
-        if self._filter is not None and self._filter(message):
-            return False
-        self.queue.put_nowait({"type": "websocket.receive", "bytes": message})
-        return True

@@ -182,8 +182,12 @@ class FakeNode:
         return dispatch.candidate.order.verify(DOMAIN), dispatch.candidate.terms
 
     def send(self, kind: Kind, job: JobId, payload: bytes = b"") -> None:
-        if subject := self.market.subject_of(job, self.address):
-            self.bus.send(subject, pack_link(kind, job, payload))
+        self.market.node_frames.take(self.address, (pack_link(kind, job, payload),))
+
+    def has(self, job: JobId) -> bool:
+        """Whether it has an attempt at a job now."""
+        live = self.market.live_jobs.get(job)
+        return live is not None and any(attempt.provider == self.address for attempt in live.open_attempts)
 
     def accept(self, job: JobId) -> None:
         self.send(Kind.ACCEPT, job)
@@ -252,7 +256,7 @@ class Client:
     def ended(self) -> bool:
         return self.task is not None and self.task.done()
 
-    def takes(self, _size: int) -> bool:
+    def take_chunk(self, _payload: bytes) -> bool:
         return False
 
     def put_last(self, kind: Kind, payload: bytes) -> bool:
@@ -297,7 +301,7 @@ class Frames:
             self._task.cancel()
             await asyncio.wait({self._task})
 
-    def takes(self, _size: int) -> bool:
+    def take_chunk(self, _payload: bytes) -> bool:
         return False
 
     def put_last(self, kind: Kind, payload: bytes) -> bool:

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 from coordinator.bus.in_process import InProcessBus
-from coordinator.ports import job_subject, node_subject
-from tallystick.protocol.types import JobId
+from coordinator.ports import node_subject
 from tests.coordinator.harness import PAYER
 
 
@@ -33,6 +32,5 @@ def test_the_last_handler_has_the_subject() -> None:
 
 
 def test_subjects_are_distinct() -> None:
-    """Nodes have subjects of their own, and so have the jobs of each."""
+    """Each node has a subject of its own."""
     assert node_subject(PAYER.address) == f"node.{PAYER.address}"
-    assert job_subject(JobId(bytes(16)), PAYER.address) == f"job.{'00' * 16}.{PAYER.address}"

@@ -169,7 +169,7 @@ async def test_bad_hellos_are_rate_limited(small: Served) -> None:
     assert codes == [Code.BAD_SIGNATURE] * 5 + [Code.RATE_LIMITED] * 3
 
 
-def test_one_address_has_only_so_many_bytes_wait_for_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_address_has_only_so_many_bytes_wait_for_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes queued for all nodes of an address are bounded: another job is not queued, other frames end the link."""
     monkeypatch.setattr(node_link, "OUTBOX_BYTES", 10_000)
     queued: Counter[str] = Counter()
@@ -188,7 +188,7 @@ def test_one_address_has_only_so_many_bytes_wait_for_its_nodes(monkeypatch: pyte
     assert not queued
 
 
-def test_a_queue_full_of_jobs_does_not_close_the_link_of_a_node_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_queue_full_of_jobs_does_not_close_the_link_of_a_node_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """Credit and cancels are queued even if jobs, or another link that does not read, use up the bytes of the address."""
     monkeypatch.setattr(node_link, "OUTBOX_BYTES", 10_000)
     queued: Counter[str] = Counter()

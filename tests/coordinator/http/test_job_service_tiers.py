@@ -78,7 +78,7 @@ async def test_a_job_of_another_replica() -> None:
             async def is_placed(self, job: object) -> bool:
                 return job == submission.job
 
-        world.market.shared = Shared()  # type: ignore[assignment]  # a part of the port
+        world.market.admission.shared = Shared()  # type: ignore[assignment]  # a part of the port
         for _ in range(3):
             assert (await at.post(submission)).json()["error"]["code"] == "order_replayed"
         await place(at, make_submission(node.asks[0], terms={"max_output_tokens": 9}))

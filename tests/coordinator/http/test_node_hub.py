@@ -346,12 +346,12 @@ async def test_a_store_that_is_down_closes_nobody() -> None:
 async def test_bad_late_receipts_are_refused(at: Served) -> None:
     """An invalid late receipt is refused with the reason, so it is not sent again; the node stays, its next one is accepted."""
     node = await LinkNode.join(at, ANN)
-    client = at.world.read(await at.world.market.place_order(make_submission(node.asks[0])))
+    submission = make_submission(node.asks[0])
+    client = at.world.read(await at.world.market.place_order(submission))
     job, receipt = await node.take_job()
     await node.finish(job, receipt)
     await until(lambda: client.ended)
-    order, terms = client.job.submission.candidates[0].order, client.job.submission.candidates[0].terms
-    late_receipt = LateReceipt(receipt, order, terms)
+    late_receipt = LateReceipt(receipt, submission.candidates[0].order, submission.candidates[0].terms)
     await node.send(Kind.LATE_RECEIPT, JOB, dumps(late_receipt.to_json()))
     for payload in (b"nonsense", b"{}"):
         await node.send(Kind.RECEIPT, job, payload)

@@ -55,7 +55,6 @@ async def test_no_frame_overtakes_a_queued_one() -> None:
     assert wire.link.enqueue(_frame(2))
     assert wire.sent == []
     assert wire.queued.total() == len(_frame(1)) + len(_frame(2))
-    writer = asyncio.create_task(wire.link.write())
     await asyncio.sleep(0)
     assert wire.link.enqueue(_frame(3))  # the writer holds the first one now
     assert wire.sent == []
@@ -63,7 +62,34 @@ async def test_no_frame_overtakes_a_queued_one() -> None:
     await until(lambda: not wire.queued)
     assert wire.link.enqueue(_frame(4))
     assert wire.sent == [_frame(number) for number in (1, 2, 3, 4)]
-    writer.cancel()
+
+
+async def test_a_link_of_which_no_frame_waits_has_no_queue() -> None:
+    """Neither the queue nor the task that sends from it outlives the frames that waited."""
+    wire = Wire()
+    before = asyncio.all_tasks()
+    wire.link.enqueue(_frame(1))
+    assert asyncio.all_tasks() == before
+    wire.reads = False
+    wire.link.enqueue(_frame(2))
+    assert len(asyncio.all_tasks() - before) == 1
+    wire.room.set()
+    await until(lambda: not wire.queued and asyncio.all_tasks() == before)
+    assert wire.link._outbox is None
+
+
+async def test_a_link_that_ends_sends_nothing_more() -> None:
+    """What it had queued is not counted any more."""
+    wire = Wire()
+    before = asyncio.all_tasks()
+    wire.reads = False
+    wire.link.enqueue(_frame(1))
+    await asyncio.sleep(0)
+    wire.link.enqueue(_frame(2))
+    wire.link.discard_queue()
+    assert not wire.queued
+    await until(lambda: asyncio.all_tasks() == before)
+    assert (wire.sent, wire.queued.total()) == ([], 0)
 
 
 async def test_nothing_is_sent_after_the_close() -> None:

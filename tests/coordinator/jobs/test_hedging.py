@@ -14,7 +14,7 @@ from tallystick.protocol.jobs import State
 from tallystick.protocol.link import Capacity
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import Amount
-from tallystick.protocol.wire import Kind
+from tallystick.protocol.wire import Kind, pack_link
 from tests.coordinator.harness import COST, PAYER, Client, FakeNode, World, hedged, quiet
 
 LATE = 2.0
@@ -113,8 +113,7 @@ async def test_the_first_provider_wins_after_all(world: World, ann: FakeNode, bo
 async def test_the_output_of_both_never_mixes(world: World, ann: FakeNode, bob: FakeNode) -> None:
     """Output that both had before either was told to stop: the client gets the chunks of one."""
     client = await _hedged(world, ann, bob)
-    subject = world.market.subject_of(client.job.id, ann.address)
-    assert subject is not None
+    assert ann.has(client.job.id)
     bob.chunk(client.job.id, b"bob 1")
     ann.chunk(client.job.id, b"ann 1")
     bob.chunk(client.job.id, b"bob 2")
@@ -493,11 +492,12 @@ async def test_a_queued_job_is_hedged_from_its_match_on(world: World, ann: FakeN
 
 
 async def test_frames_of_a_third_provider_do_not_reach_it(world: World, ann: FakeNode, bob: FakeNode) -> None:
-    """A provider that has no attempt at the job has no subject for it."""
+    """What a provider without an attempt at the job sends for it is left to the link's task, as if the job had ended."""
     cat = world.node("cat")
     client = await _hedged(world, ann, bob)
-    assert world.market.subject_of(client.job.id, cat.address) is None
-    assert world.market.subject_of(client.job.id, ann.address) != world.market.subject_of(client.job.id, bob.address)
+    frame = pack_link(Kind.CHUNK, client.job.id, b"cat")
+    assert world.market.node_frames.take(cat.address, (frame,)) == (frame,)
+    assert not client.job.current.chunks
     bob.complete(client.job.id)
     await quiet()
     world.assert_idle()

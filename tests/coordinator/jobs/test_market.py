@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from coordinator.domain.reputation import UNKNOWN_PROVIDER
-from coordinator.jobs.relay import CREDIT_STEP
+from coordinator.jobs.node_frames import CREDIT_STEP
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import read_signed_bytes
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Unavailable

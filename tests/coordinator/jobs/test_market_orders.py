@@ -183,17 +183,19 @@ async def test_two_at_the_same_time_are_one(world: World) -> None:
 async def test_replays_are_remembered_as_long_as_an_order_can_live(world: World) -> None:
     """A replay is refused for as long as its order's deadline may lie ahead; then the id is forgotten."""
     node = world.node("ann")
-    client = await world.started(node, deadline=START + 3_600)
-    node.complete(client.job.id)
+    submission = world.submission(node, deadline=START + 3_600)
+    world.read(await world.market.place_order(submission))
+    await quiet()
+    node.complete(submission.job)
     await world.pass_time(3_599)
     with pytest.raises(Refusal) as caught:
-        await world.market.place_order(client.job.submission)
+        await world.market.place_order(submission)
     assert caught.value.code is Code.ORDER_REPLAYED
     await world.pass_time(3_600 // 8)
     with pytest.raises(Refusal) as caught:
-        await world.market.place_order(client.job.submission)
+        await world.market.place_order(submission)
     assert caught.value.code is Code.ORDER_EXPIRED
-    assert len(world.market._seen) == 0
+    assert world.market.admission.known == 0
 
 
 async def test_a_refused_job_may_be_placed_again(world: World) -> None:

@@ -91,7 +91,7 @@ class Walk:
     def _given(self) -> tuple[FakeNode, JobId] | None:
         """A node and a job that it was given at some time, more often one that it has now."""
         given = [(node, job) for node in self.world.nodes for kind, job, _ in node.sent if kind is Kind.DISPATCH]
-        live = [(node, job) for node, job in given if self.world.market.subject_of(job, node.address)]
+        live = [(node, job) for node, job in given if node.has(job)]
         if live and self.random.random() < 0.7:
             given = live
         return self.random.choice(given) if given else None
@@ -116,7 +116,7 @@ class Walk:
         node, job = given
         changes = {"cost": Amount(7)} if self.random.random() < 0.1 else {}
         receipt = node.receipt(job, outcome=self.random.choice(list(Outcome)), **changes)
-        if self.world.market.subject_of(job, node.address):
+        if node.has(job):
             node.hand_in(job, receipt)
             return
         try:

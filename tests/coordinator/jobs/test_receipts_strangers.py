@@ -71,7 +71,7 @@ async def test_a_payer_without_a_purse_leaves_no_trace() -> None:
     refused = await _hand_in(world, person("ann"), person("nobody"), 1)
     assert isinstance(refused, Refusal)
     assert refused.code is Code.INSUFFICIENT_FUNDS
-    assert (world.market.exposure.size, store.jobs, store.receipts, len(world.market._seen)) == (0, {}, {}, 0)
+    assert (world.market.exposure.size, store.jobs, store.receipts, world.market.admission.known) == (0, {}, {}, 0)
 
 
 @pytest.mark.parametrize("funded", [False, True])

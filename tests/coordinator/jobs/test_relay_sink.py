@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.domain.limits import JobLimits
 from coordinator.jobs.live_job import LiveJob
-from coordinator.jobs.relay import CREDIT_STEP
+from coordinator.jobs.node_frames import CREDIT_STEP
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome
 from tallystick.protocol.wire import Kind, pack_link
@@ -16,19 +16,19 @@ from tests.coordinator.harness import FakeNode, World, hedged, quiet
 
 
 class Sink:
-    """Takes chunks at once while `open`, and all that the job's task gives it. `asked`: the next one is such a chunk."""
+    """Takes chunks at once while `open`, and all that the job's task gives it."""
 
     def __init__(self) -> None:
         self.open = True
-        self.asked = False
         self.frames: list[tuple[Kind, bytes]] = []
         self.direct: list[bytes] = []
         self.reads = asyncio.Event()
         self.reads.set()
 
-    def takes(self, size: int) -> bool:
-        assert size > 0
-        self.asked = self.open
+    def take_chunk(self, payload: bytes) -> bool:
+        if self.open:
+            self.frames.append((Kind.CHUNK, payload))
+            self.direct.append(payload)
         return self.open
 
     def put_last(self, kind: Kind, payload: bytes) -> bool:
@@ -37,11 +37,7 @@ class Sink:
 
     def put(self, kind: Kind, payload: bytes, *, more: bool = False) -> bool:
         self.frames.append((kind, payload))
-        at_once, self.asked = self.asked, False
-        if at_once:
-            assert (kind, more) == (Kind.CHUNK, False)
-            self.direct.append(payload)
-        return not at_once
+        return True
 
     async def wait(self) -> None:
         await self.reads.wait()

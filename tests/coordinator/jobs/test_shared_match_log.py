@@ -206,10 +206,10 @@ async def test_a_replay_at_another_replica_fails_and_ends_nothing(worlds: list[W
     assert again.failure.code is Code.ORDER_REPLAYED
     assert other.sent == []
     worlds[1].assert_idle()
-    assert await worlds[1].market.was_placed(submission.job)
+    assert await worlds[1].market.admission.was_placed(submission.job)
     with pytest.raises(Exception, match="placed before"):
         await worlds[1].market.place_order(submission)
-    assert not await worlds[2].market.was_placed(Job(77).id)
+    assert not await worlds[2].market.admission.was_placed(Job(77).id)
     node.complete(submission.job)
     await until(lambda: client.ended)
     assert client.kinds[-1] is Kind.RECEIPT

@@ -169,7 +169,7 @@ async def test_a_payers_jobs_count_while_the_chain_is_read() -> None:
         node.complete(client.job.id)
     await quiet()
     world.assert_idle()
-    assert world.market._running == {}
+    assert world.market.admission.jobs_by_payer == {}
 
 
 async def test_a_job_that_enters_while_the_coordinator_stops_does_not_wait() -> None:

@@ -141,4 +141,4 @@ async def test_no_slot_is_idle_and_nothing_leaks(seed: int) -> None:
     walk.world.assert_idle()
     queue = walk.world.market.matchmaker.queue
     assert (len(queue), queue.granted_jobs, queue._models, queue._by_group, queue._granted) == (0, set(), {}, {}, {})
-    assert walk.world.market._running == {}
+    assert walk.world.market.admission.jobs_by_payer == {}
