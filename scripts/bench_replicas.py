@@ -29,6 +29,7 @@ from tallystick.cli.local.services import get_json, is_healthy, to_toml
 from tallystick.cli.progress import activity
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.replicas import replica_order
+from tallystick.protocol.types import Address
 
 REPLICAS, IN_FLIGHT = 3, 64
 IDLE_SECONDS = 5.0
@@ -118,7 +119,7 @@ class Lane:
     payer: Signer
     node: load.EnginelessNode
     deployment: Deployment
-    coordinator: str
+    coordinator: Address
     signed: int = 0
 
     @classmethod
