@@ -23,7 +23,7 @@ ASKED_AT_ONCE = 16
 """Jobs whose ends are asked for at the same time: one after the other, hundreds of them take minutes on a busy machine."""
 TERMINAL = frozenset({"completed", "cancelled", "failed", "expired", "disputed"})
 _NOT_KEPT = ("order_replayed", "dollars were billed", "no longer has its answer")
-_PAYER_RECEIPTS = "SELECT j.job, r.receipt_doc FROM receipts r JOIN orders o ON o.id = r.order_id JOIN jobs j ON j.id = o.job"
+_PAYER_RECEIPTS = "SELECT o.job, r.receipt_doc FROM receipts r JOIN orders o ON o.receipt = r.id"
 
 
 @dataclass(slots=True)

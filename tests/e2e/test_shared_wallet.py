@@ -187,19 +187,20 @@ async def _all_settled(cluster: SharedWalletCluster) -> bool:
     """Whether the wallet knows the end of all its jobs, and the nodes have delivered all receipts."""
     query = "SELECT 1 FROM open_orders WHERE receipt_id > 0"
     undelivered = [row for name in cluster.market.providers for row in cluster.rows(name, query)]
-    return not undelivered and not cluster.rows("payer", "SELECT job FROM jobs WHERE state IN ('open', 'lost')")
+    return not undelivered and not cluster.rows("payer", "SELECT job FROM orders WHERE job_state IN ('open', 'lost')")
 
 
 def _check_records(cluster: SharedWalletCluster) -> dict[str, int]:
     """Checks the records of payer and nodes after any kills. Returns the totals by provider."""
     totals = _check_tabs(cluster)
-    cost = {job: _check_job(cluster, job.hex()) for (job,) in cluster.rows("payer", "SELECT job FROM jobs")}
+    cost = {job: _check_job(cluster, job.hex()) for (job,) in cluster.rows("payer", "SELECT DISTINCT job FROM orders")}
     assert sum(cost.values()) == sum(totals.values())
     for name, provider in cluster.market.providers.items():
         on_tab = f"tab = (SELECT id FROM tabs WHERE provider = '{provider}')"
         seqs = cluster.rows("payer", f"SELECT seq FROM orders WHERE {on_tab}")
         assert len(set(seqs)) == len(seqs)
-        orders = [load_signed(Order, doc) for (doc,) in cluster.rows("payer", f"SELECT order_doc FROM orders WHERE {on_tab}")]
+        query = f"SELECT order_doc FROM order_docs JOIN orders USING (id) WHERE {on_tab}"
+        orders = [load_signed(Order, doc) for (doc,) in cluster.rows("payer", query)]
         ceiling = max((order.message.ceiling for order in orders), default=0)
         highest = cluster.rows(name, "SELECT max(CAST(cumulative AS INTEGER)) FROM tabs")[0][0] or 0
         assert highest <= ceiling

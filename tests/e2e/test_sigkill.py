@@ -144,11 +144,7 @@ def _check_job(cluster: Cluster, job: str) -> int:
             name, f"SELECT r.cost FROM receipts r JOIN orders o ON o.id = r.order_id WHERE o.job = x'{job}'"
         )
     ]
-    paid = cluster.rows(
-        "payer",
-        "SELECT r.receipt_doc FROM receipts r JOIN orders o ON o.id = r.order_id JOIN jobs j ON j.id = o.job "
-        f"WHERE j.job = x'{job}'",
-    )
+    paid = cluster.rows("payer", f"SELECT r.receipt_doc FROM receipts r JOIN orders o ON o.receipt = r.id WHERE o.job = x'{job}'")
     assert sum(cost > 0 for cost in charged) <= 1, f"job {job} is charged twice: {charged}"
     costs = [load_signed(Receipt, doc).message.cost for (doc,) in paid]
     assert sum(cost > 0 for cost in costs) <= 1, f"job {job} is recorded twice: {costs}"

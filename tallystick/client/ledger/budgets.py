@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
 from tallystick.client.config import Budget
-from tallystick.client.ledger.schema import IS_COLLECTABLE, jobs, orders, spent, tabs, workloads
+from tallystick.client.ledger.schema import IS_COLLECTABLE, orders, spent, tabs, workloads
 from tallystick.client.ledger.spending import DAY_SECONDS
 from tallystick.protocol.errors import Code, Refusal
 from tallystick.protocol.messages import Terms
@@ -27,8 +27,7 @@ _SPENT_TODAY = sa.select(sa.func.coalesce(sa.func.sum(spent.c.cost), 0).label("a
 _OPEN_CAPS = (
     sa.select(orders.c.cap, workloads.c.label)
     .join(tabs, tabs.c.id == orders.c.tab)
-    .join(jobs, jobs.c.id == orders.c.job)
-    .join(workloads, workloads.c.id == jobs.c.workload)
+    .join(workloads, workloads.c.id == orders.c.workload)
     .where(
         tabs.c.payer == bindparam("of_payer"),
         IS_COLLECTABLE,

@@ -63,8 +63,8 @@ from tallystick.runtime.storage import Database
 
 log = structlog.get_logger()
 R = TypeVar("R")
-PAGE_SIZE = 2_048
-"""Bytes. A job changes few bytes on many pages, and a transaction writes whole pages: half of SQLite's usual size writes less."""
+PAGE_SIZE = 1_024
+"""Bytes, of a new file. A job changes few bytes on many pages, and a transaction writes whole pages: small ones are best."""
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
-from tallystick.client.ledger.schema import THIS_JOB, THIS_ORDER, JobState, OrderState, jobs, orders, tabs
+from tallystick.client.ledger.schema import THIS_JOB, THIS_ORDER, JobState, OrderState, orders, tabs
 from tallystick.client.ledger.tabs import TAB_ID, THIS_TAB
 from tallystick.client.receipts.delivery_check import (
     MAX_UNDELIVERED_QUARTERS,
@@ -62,8 +62,8 @@ _STORE_DELIVERY = SqliteStatement(
 _SELECT_ORDER = SqliteStatement(
     sa.select(orders.c.delivered_doc, orders.c.undelivered_quarters, orders.c.state).where(THIS_ORDER)
 )
-_SELECT_JOB = SqliteStatement(sa.select(jobs.c.state, jobs.c.cancelled).where(THIS_JOB))
-_MARK_CANCELLED = sa.update(jobs).where(THIS_JOB).values(cancelled=True)
+_SELECT_JOB = SqliteStatement(sa.select(orders.c.job_state, orders.c.cancelled).where(THIS_JOB).limit(1))
+_MARK_CANCELLED = sa.update(orders).where(THIS_JOB).values(cancelled=True)
 _SET_QUARTERS = SqliteStatement(
     sa.update(orders)
     .where(THIS_ORDER)
@@ -87,7 +87,7 @@ _QUARTERS_SINCE = sa.select(sa.func.coalesce(sa.func.sum(orders.c.undelivered_qu
     sa.text("orders.undelivered_at > 0"),  # the condition of the partial index
     orders.c.undelivered_at > bindparam("of_since"),
 )
-_JOB_CREATED_AT = sa.select(jobs.c.created_at).where(THIS_JOB)
+_JOB_CREATED_AT = sa.select(orders.c.created_at).where(THIS_JOB).limit(1)
 
 
 def store_deliveries(c: Connection, job: JobId, deliveries: Deliveries) -> None:
@@ -112,7 +112,7 @@ def mark_cancelled(c: Connection, job: JobId) -> None:
 
 def set_reader(c: Connection, job: JobId, reader: str) -> None:
     """Stores the name of the process that reads a job; see process_locks.py."""
-    c.execute(sa.update(jobs).where(THIS_JOB).values(reader=reader), {"of_job": bytes(job)})
+    c.execute(sa.update(orders).where(THIS_JOB).values(reader=reader), {"of_job": bytes(job)})
 
 
 def read_delivery(c: Connection, job: JobId, receipt: Receipt, delivery: Delivery | None) -> Delivery | None:
@@ -140,7 +140,7 @@ def _read_stored(c: Connection, order: OrderKey) -> Delivery | None:
 def job_state(c: Connection, job: JobId) -> JobState | None:
     """Returns the state of a job; None if the ledger does not have it."""
     row = _SELECT_JOB.first(c, {"of_job": bytes(job)})
-    return None if row is None else JobState(row.state)
+    return None if row is None else JobState(row.job_state)
 
 
 def count_undelivered(

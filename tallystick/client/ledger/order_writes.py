@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 from sqlalchemy.dialects.sqlite import insert
 
-from tallystick.client.ledger.schema import THIS_JOB, JobState, OrderState, deployment_id, jobs, orders, tabs, workloads
+from tallystick.client.ledger.schema import THIS_JOB, JobState, OrderState, deployment_id, order_docs, orders, tabs, workloads
 from tallystick.client.ledger.tabs import INSERT_TAB, read_stored_tabs
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.orders.tab import Tab
@@ -53,29 +53,23 @@ _RAISE_TAB = SqliteStatement(
 )
 _WORKLOAD = ("deployment_id", "payer", "model", "path", "label")
 _ADD_WORKLOAD = SqliteStatement(insert(workloads).on_conflict_do_nothing(), " ".join(_WORKLOAD))
-_INSERT_JOB = SqliteStatement(
-    sa.insert(jobs).from_select(
-        ["job", "workload", "state", "reason", "commitment_key", "created_at", "reader"],
+_OF_ORDER = ("job", "created_at", "cancelled", "reader", "tab", "seq", "cap", "claim_by", "digest")
+_INSERT_ORDER = SqliteStatement(
+    sa.insert(orders).from_select(
+        ["workload", "job_state", "reason", "state", *_OF_ORDER],
         sa.select(
-            bindparam("to_job", type_=sa.LargeBinary),
             workloads.c.id,
             sa.literal(JobState.OPEN.value),
             sa.literal(""),
-            bindparam("to_commitment_key", type_=sa.LargeBinary),
-            bindparam("to_created_at", type_=sa.BigInteger),
-            bindparam("to_reader", type_=sa.String),
+            sa.literal(OrderState.OPEN.value),
+            *(bindparam(f"to_{name}", type_=orders.c[name].type) for name in _OF_ORDER),
         ).where(*(workloads.c[name] == bindparam(name) for name in _WORKLOAD)),
     )
 )
-_INSERT_ORDER = SqliteStatement(
-    sa.insert(orders).values(
-        state=OrderState.OPEN.value,
-        **{
-            name: bindparam(f"to_{name}") for name in ("job", "tab", "seq", "cap", "claim_by", "digest", "order_doc", "terms_doc")
-        },
-    )
+_INSERT_DOCS = SqliteStatement(sa.insert(order_docs), "id commitment_key order_doc terms_doc")
+_OPEN_JOB = SqliteStatement(
+    sa.select(orders.c.reader, orders.c.cancelled).where(THIS_JOB, orders.c.job_state == JobState.OPEN.value).limit(1)
 )
-_OPEN_JOB = sa.select(jobs.c.id).where(THIS_JOB, jobs.c.state == JobState.OPEN.value)
 
 
 def sign_orders(
@@ -86,13 +80,7 @@ def sign_orders(
     `reader` names the process that will read the answer; see process_locks.py.
     """
     signed = _sign(c, job, drafts, sign)
-    if signed:
-        row = _job_row(job, reader)
-        number = _INSERT_JOB.insert(c, row)
-        if not number:
-            _ADD_WORKLOAD.run(c, row)
-            number = _INSERT_JOB.insert(c, row)
-        _store_orders(c, job, number, signed)
+    _store_orders(c, job, signed, reader)
     return [placed for placed, _ in signed]
 
 
@@ -100,11 +88,11 @@ def sign_further_orders(
     c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: SignOrder
 ) -> list[PlacedOrder]:
     """Like `sign_orders`, for a job that is stored. Signs nothing for a job that is not open any more."""
-    number = c.execute(_OPEN_JOB, {"of_job": bytes(job.job)}).scalar()
-    if number is None:
+    stored = _OPEN_JOB.first(c, {"of_job": bytes(job.job)})
+    if stored is None:
         return []
     signed = _sign(c, job, drafts, sign)
-    _store_orders(c, job, number, signed)
+    _store_orders(c, job, signed, stored.reader, cancelled=bool(stored.cancelled))
     return [placed for placed, _ in signed]
 
 
@@ -119,20 +107,29 @@ def _sign(c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], s
     return signed
 
 
-def _store_orders(c: Connection, job: NewJob, number: int, signed: Sequence[tuple[PlacedOrder, int]]) -> None:
-    """Stores the signed orders of a job, whose row has this number, and raises their tabs."""
+def _store_orders(
+    c: Connection, job: NewJob, signed: Sequence[tuple[PlacedOrder, int]], reader: str, *, cancelled: bool = False
+) -> None:
+    """Stores the signed orders of a job and raises their tabs."""
+    of_job = _job_columns(job, reader, cancelled=cancelled)
     opened: dict[Address, int] = {}
     for placed, stored_row in signed:
         order = placed.order.message
-        row = stored_row or opened.get(order.provider, 0)
-        if row:
-            _RAISE_TAB.run(c, {"of_tab": row, "to_ceiling": int(order.ceiling), "to_order_seq": order.seq})
+        tab = stored_row or opened.get(order.provider, 0)
+        if tab:
+            _RAISE_TAB.run(c, {"of_tab": tab, "to_ceiling": int(order.ceiling), "to_order_seq": order.seq})
         else:
-            row = opened[order.provider] = _OPEN_TAB.insert(c, _tab_row(deployment_id(job.domain), placed))
-        _INSERT_ORDER.run(c, _order_row(number, row, placed))
+            tab = opened[order.provider] = _OPEN_TAB.insert(c, _tab_row(deployment_id(job.domain), placed))
+        row = of_job | _order_columns(tab, placed)
+        number = _INSERT_ORDER.insert(c, row)
+        if not number:
+            _ADD_WORKLOAD.run(c, row)
+            number = _INSERT_ORDER.insert(c, row)
+        docs = {"order_doc": pack_signed(placed.order), "terms_doc": pack_struct(placed.terms)}
+        _INSERT_DOCS.run(c, docs | {"id": number, "commitment_key": job.commitment_key})
 
 
-def _job_row(job: NewJob, reader: str) -> dict[str, object]:
+def _job_columns(job: NewJob, reader: str, *, cancelled: bool) -> dict[str, object]:
     return {
         "deployment_id": deployment_id(job.domain),
         "payer": job.payer,
@@ -140,23 +137,20 @@ def _job_row(job: NewJob, reader: str) -> dict[str, object]:
         "path": job.path,
         "label": job.label,
         "to_job": bytes(job.job),
-        "to_commitment_key": job.commitment_key,
         "to_created_at": job.created_at,
         "to_reader": reader,
+        "to_cancelled": cancelled,
     }
 
 
-def _order_row(job: int, tab: int, placed: PlacedOrder) -> dict[str, object]:
+def _order_columns(tab: int, placed: PlacedOrder) -> dict[str, object]:
     order = placed.order.message
     return {
-        "to_job": job,
         "to_tab": tab,
         "to_seq": order.seq,
         "to_cap": int(placed.terms.max_cost),
         "to_claim_by": order.claim_by,
         "to_digest": bytes(placed.order.digest),
-        "to_order_doc": pack_signed(placed.order),
-        "to_terms_doc": pack_struct(placed.terms),
     }
 
 

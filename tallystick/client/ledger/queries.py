@@ -20,7 +20,7 @@ from tallystick.client.ledger.schema import (
     deployment_id,
     domain_of,
     evidence,
-    jobs,
+    order_docs,
     orders,
     receipts,
     tabs,
@@ -67,8 +67,20 @@ class KnownJob:
     cost: Amount
 
 
-_IS_OF_WORKLOAD = workloads.c.id == jobs.c.workload
-_OWN_JOBS = sa.select(jobs.c.job).join(workloads, _IS_OF_WORKLOAD)
+_OWN_JOBS = (
+    sa.select(orders.c.job).join(workloads, workloads.c.id == orders.c.workload).where(workloads.c.payer == bindparam("of_payer"))
+)
+_earlier = orders.alias("earlier")
+_IS_FIRST = ~sa.exists().where(_earlier.c.job == orders.c.job, _earlier.c.id < orders.c.id)
+"""Whether an order is the first one of its job."""
+_JOB = (
+    sa.select(orders, order_docs.c.order_doc, order_docs.c.terms_doc)
+    .add_columns(workloads.c.deployment_id, workloads.c.model, workloads.c.path)
+    .join(order_docs, order_docs.c.id == orders.c.id)
+    .join(workloads, workloads.c.id == orders.c.workload)
+    .where(THIS_JOB, workloads.c.payer == bindparam("of_payer"))
+    .order_by(orders.c.id)
+)
 
 
 def blocked(c: Connection, payer: Address, domain: Domain | None = None) -> dict[Address, str]:
@@ -101,21 +113,19 @@ def jobs_awaiting_receipts(c: Connection, payer: Address, now: int, every: int, 
     its end, then each time after an interval as long as its age. `now` is Unix seconds.
     """
     undecided = orders.c.state.in_([OrderState.DISPATCHED.value, OrderState.OPEN.value])
-    waiting = sa.select(orders.c.job).where(IS_COLLECTABLE, undecided, orders.c.claim_by > now)
-    due = jobs.c.asked_at + sa.func.max(every, jobs.c.asked_at - jobs.c.created_at) <= now
-    ended = jobs.c.state.not_in([JobState.OPEN.value, JobState.LOST.value])
-    query = _OWN_JOBS.where(workloads.c.payer == payer, jobs.c.id.in_(waiting), ended, due)
-    rows = c.execute(query.order_by(jobs.c.asked_at).limit(limit)).scalars()
-    return [JobId(row) for row in rows]
+    due = orders.c.asked_at + sa.func.max(every, orders.c.asked_at - orders.c.created_at) <= now
+    ended = orders.c.job_state.not_in([JobState.OPEN.value, JobState.LOST.value])
+    waiting = _OWN_JOBS.where(IS_COLLECTABLE, undecided, orders.c.claim_by > now, ended, due).distinct()
+    rows = c.execute(waiting.add_columns(orders.c.asked_at).order_by(orders.c.asked_at).limit(limit), {"of_payer": payer})
+    return [JobId(row.job) for row in rows]
 
 
 def record_inquiry(c: Connection, job: JobId, now: int) -> None:
     """Stores when the coordinator was last asked about a job, in Unix seconds."""
-    c.execute(sa.update(jobs).where(THIS_JOB).values(asked_at=now), {"of_job": bytes(job)})
+    c.execute(sa.update(orders).where(THIS_JOB).values(asked_at=now), {"of_job": bytes(job)})
 
 
-_KNOWN_ORDERS = sa.select(orders.c.digest, jobs.c.job).where(
-    jobs.c.id == orders.c.job,
+_KNOWN_ORDERS = sa.select(orders.c.digest, orders.c.job).where(
     orders.c.seq.in_(bindparam("of_seqs", expanding=True)),
     orders.c.digest.in_(bindparam("of_orders", expanding=True)),
 )
@@ -136,8 +146,9 @@ def providers_with_tab(c: Connection, domain: Domain, payer: Address, providers:
 
 def unresolved_jobs(c: Connection, payer: Address, limit: int) -> list[tuple[JobId, str]]:
     """Returns the jobs whose end is unknown, with their readers, oldest first. The clock may have been ahead for some."""
-    query = _OWN_JOBS.add_columns(jobs.c.reader).where(workloads.c.payer == payer, IS_UNRESOLVED)
-    return [(JobId(row.job), row.reader) for row in c.execute(query.order_by(jobs.c.created_at).limit(limit))]
+    query = _OWN_JOBS.add_columns(orders.c.reader, orders.c.created_at).where(IS_UNRESOLVED).distinct()
+    rows = c.execute(query.order_by(orders.c.created_at).limit(limit), {"of_payer": payer})
+    return [(JobId(row.job), row.reader) for row in rows]
 
 
 def signed_receipts(c: Connection, domain: Domain, payer: Address, provider: Address) -> list[Signed[Receipt]]:
@@ -174,28 +185,26 @@ def _others(doc: str | None) -> tuple[Signed[Receipt], ...]:
 
 def latest_jobs(c: Connection, payer: Address, limit: int) -> list[KnownJob]:
     """Returns the last jobs, newest first."""
-    query = _OWN_JOBS.where(workloads.c.payer == payer)
-    rows = c.execute(query.order_by(jobs.c.id.desc()).limit(limit)).scalars()
+    rows = c.execute(_OWN_JOBS.where(_IS_FIRST).order_by(orders.c.id.desc()).limit(limit), {"of_payer": payer}).scalars()
     known_jobs = (find_job(c, payer, JobId(job)) for job in rows.all())
     return [known for known in known_jobs if known is not None]
 
 
 def find_job(c: Connection, payer: Address, job: JobId) -> KnownJob | None:
     """Returns a job with its orders and receipt; None if the ledger does not have it."""
-    query = sa.select(jobs, workloads.c.deployment_id, workloads.c.model, workloads.c.path).join(workloads, _IS_OF_WORKLOAD)
-    row = c.execute(query.where(THIS_JOB, workloads.c.payer == payer), {"of_job": bytes(job)}).first()
-    if row is None:
+    listed = c.execute(_JOB, {"of_job": bytes(job), "of_payer": payer}).all()
+    if not listed:
         return None
-    listed = c.execute(sa.select(orders).where(orders.c.job == row.id).order_by(orders.c.id)).all()
-    recorded = [entry.id for entry in listed if entry.state == OrderState.RECORDED.value]
-    docs = c.execute(sa.select(receipts.c.receipt_doc).where(receipts.c.order_id.in_(recorded)).order_by(receipts.c.id)).scalars()
+    row = listed[0]
+    recorded = [entry.receipt for entry in listed if entry.state == OrderState.RECORDED.value]
+    docs = c.execute(sa.select(receipts.c.receipt_doc).where(receipts.c.id.in_(recorded)).order_by(receipts.c.id)).scalars()
     signed = [load_signed(Receipt, doc) for doc in docs]
     return KnownJob(
         job=job,
         domain=domain_of(row.deployment_id),
         model=row.model,
         path=row.path,
-        state=JobState(row.state),
+        state=JobState(row.job_state),
         reason=row.reason,
         created_at=row.created_at,
         finished_at=row.finished_at,

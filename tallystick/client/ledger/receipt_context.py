@@ -1,4 +1,4 @@
-"""What the ledger has around a receipt that arrives: its job, its order, its tab, and the recorded receipts next to it.
+"""What the ledger has around a receipt that arrives: its order, its tab, and the recorded receipts next to it.
 
 One statement reads all of it, because each statement costs more than the rows that it reads.
 """
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
 from tallystick.client.ledger.open_orders import OrderKey
-from tallystick.client.ledger.schema import THIS_JOB, OrderState, jobs, orders, receipts, tabs, workloads
+from tallystick.client.ledger.schema import THIS_ORDER, orders, receipts, tabs, workloads
 from tallystick.client.ledger.tabs import THIS_TAB
 from tallystick.client.receipts.sequence_check import AdjacentReceipts
 from tallystick.protocol.messages import Receipt
@@ -23,12 +23,8 @@ MAX_PARSED = 256
 """Receipts whose parsed form is kept."""
 
 _SEQ: sa.BindParameter[int] = bindparam("of_seq")
-_OTHERS = orders.alias("others")
 _ON_TAB = sa.select(receipts.c.receipt_doc).where(receipts.c.tab == tabs.c.id).correlate(tabs).limit(1)
-_OF_ORDER = sa.select(receipts.c.receipt_doc).where(receipts.c.order_id == orders.c.id).correlate(orders).limit(1)
-_OTHERS_OPEN = sa.exists().where(
-    _OTHERS.c.job == jobs.c.id, _OTHERS.c.state == OrderState.OPEN.value, _OTHERS.c.id.is_distinct_from(orders.c.id)
-)
+_OF_ORDER = sa.select(receipts.c.receipt_doc).where(receipts.c.id == orders.c.receipt).correlate(orders).limit(1)
 _CONTEXT = SqliteStatement(
     sa.select(
         tabs.c.id.label("tab_id"),
@@ -38,14 +34,14 @@ _CONTEXT = SqliteStatement(
         tabs.c.ceiling,
         tabs.c.order_seq,
         tabs.c.undelivered_quarters,
-        jobs.c.id.label("job_id"),
-        jobs.c.state.label("job_state"),
+        orders.c.job_state,
         orders.c.id.label("order_id"),
+        orders.c.receipt.label("receipt_id"),
         orders.c.undelivered_quarters.label("order_quarters"),
+        orders.c.undelivered_at,
         workloads.c.payer.label("workload_payer"),
         workloads.c.label,
         workloads.c.model,
-        _OTHERS_OPEN.correlate(jobs, orders).label("others_open"),
         _OF_ORDER.scalar_subquery().label("of_order"),
         _ON_TAB.where(receipts.c.seq == _SEQ).scalar_subquery().label("same_seq"),
         _ON_TAB.where(receipts.c.seq < _SEQ).order_by(receipts.c.seq.desc()).scalar_subquery().label("below"),
@@ -54,9 +50,8 @@ _CONTEXT = SqliteStatement(
         sa.select(sa.literal(1).label("always"))
         .subquery("arrival")
         .outerjoin(tabs, THIS_TAB)
-        .outerjoin(jobs, THIS_JOB)
-        .outerjoin(workloads, workloads.c.id == jobs.c.workload)
-        .outerjoin(orders, (orders.c.job == jobs.c.id) & (orders.c.digest == bindparam("of_order")))
+        .outerjoin(orders, THIS_ORDER)
+        .outerjoin(workloads, workloads.c.id == orders.c.workload)
     )
 )
 _parsed: OrderedDict[str | bytes, Receipt] = OrderedDict()
@@ -66,10 +61,9 @@ _parsed: OrderedDict[str | bytes, Receipt] = OrderedDict()
 def read_context(c: Connection, tab_key: Parameters, order: OrderKey, seq: int) -> Any:
     """Reads what is stored around a receipt with this seq for an order. What the ledger lacks is None.
 
-    The row has `tab_id` and what a receipt changes of the tab, `job_id`, `job_state`, `order_id`, `order_quarters`, the
-    workload's `label`, `model` and `workload_payer`, and whether other orders of the job are open (`others_open`). `of_order`,
-    `same_seq`, `below` and `above` are the documents of the recorded receipts: of that order, with that seq, and with the next
-    lower and higher one.
+    The row has `tab_id` and what a receipt changes of the tab, `job_state`, `order_id`, the number of its receipt (`receipt_id`),
+    `order_quarters`, `undelivered_at`, and the workload's `label`, `model` and `workload_payer`. `of_order`, `same_seq`, `below`
+    and `above` are the documents of the recorded receipts: of that order, with that seq, and with the next lower and higher one.
     """
     return _CONTEXT.first(c, {**tab_key, **order.parameters, "of_seq": seq})
 

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 
 from tallystick.client.ledger import job_ends, open_orders, spending
+from tallystick.client.ledger.job_ends import RecordedOrder
 from tallystick.client.ledger.open_orders import Deliveries, OrderKey
 from tallystick.client.ledger.receipt_context import adjacent, parse, read_context, remember
 from tallystick.client.ledger.schema import THIS_ORDER, JobState, OrderState, deployment_id, evidence, orders, receipts, tabs
@@ -83,9 +84,7 @@ class IncomingReceipt:
 
 
 _INSERT_RECEIPT = SqliteStatement(
-    sa.insert(receipts).values(
-        {name: bindparam(f"to_{name}") for name in ("order_id", "tab", "seq", "receipt_doc", "whole", "recorded_at")}
-    )
+    sa.insert(receipts).values({name: bindparam(f"to_{name}") for name in ("tab", "seq", "receipt_doc", "whole", "recorded_at")})
 )
 _INSERT_EVIDENCE = sa.insert(evidence)
 
@@ -98,7 +97,7 @@ _BELOW_SEQ = SqliteStatement(
     sa.select(receipts.c.receipt_doc).where(_ON_TAB, receipts.c.seq < _SEQ).order_by(receipts.c.seq.desc()).limit(1)
 )
 _SAME_ORDER = SqliteStatement(
-    sa.select(receipts.c.receipt_doc).where(receipts.c.order_id.in_(sa.select(orders.c.id).where(THIS_ORDER)))
+    sa.select(receipts.c.receipt_doc).where(receipts.c.id == sa.select(orders.c.receipt).where(THIS_ORDER).scalar_subquery())
 )
 
 _ACCEPT = SqliteStatement(
@@ -111,14 +110,10 @@ _TOUCH_TAB = sa.update(tabs).where(THIS_TAB).values(blocked_reason=tabs.c.blocke
 _DISPUTE = (
     sa.update(orders).where(THIS_ORDER, orders.c.state != OrderState.RECORDED.value).values(state=OrderState.DISPUTED.value)
 )
-_SET_STATE_OF_ORDER = SqliteStatement(
-    sa.update(orders).where(orders.c.id == bindparam("of_order_id")).values(state=bindparam("to_state"))
-)
-
-_SET_DELIVERED = SqliteStatement(
+_RELEASE_ORDER = SqliteStatement(
     sa.update(orders)
     .where(orders.c.id == bindparam("of_order_id"))
-    .values(state=bindparam("to_state"), undelivered_quarters=bindparam("to_quarters"), undelivered_at=0)
+    .values(state=OrderState.RELEASED.value, receipt=bindparam("to_receipt"), undelivered_quarters=bindparam("to_quarters"))
 )
 
 
@@ -148,8 +143,8 @@ def record_receipt(c: Connection, incoming: IncomingReceipt) -> BadReceipt | Non
         store_receipt(c, incoming, context)
     elif incoming.final and context.job_state in _END_UNKNOWN:
         # It came as the receipt at no cost of an attempt. The job's end was lost with its stream: no other attempt followed.
-        _SET_STATE_OF_ORDER.run(c, {"of_order_id": context.order_id, "to_state": OrderState.RECORDED.value})
-        _end_with_receipt(c, incoming, context, counted=False)
+        recorded = RecordedOrder(context.order_id, context.receipt_id, context.order_quarters)
+        _end_with_receipt(c, incoming, context, recorded, counted=False)
     elif incoming.delivery is not None and incoming.delivery.finished:
         # The receipt was recorded when the stream was lost; now the whole answer was fetched.
         _count_undelivered(c, incoming)
@@ -198,10 +193,9 @@ def _adjacent_docs(c: Connection, incoming: IncomingReceipt, same_order: Any | N
 def store_receipt(c: Connection, incoming: IncomingReceipt, context: Any) -> None:
     """Stores a receipt that passed `check_receipt`, which returned the context, and ends its job if it is final."""
     receipt, delivery, doc = incoming.receipt.message, incoming.delivery, pack_signed(incoming.receipt)
-    _INSERT_RECEIPT.run(
+    number = _INSERT_RECEIPT.insert(
         c,
         {
-            "to_order_id": context.order_id,
             "to_tab": context.tab_id,
             "to_seq": receipt.seq,
             "to_receipt_doc": doc,
@@ -213,21 +207,17 @@ def store_receipt(c: Connection, incoming: IncomingReceipt, context: Any) -> Non
     _accept(c, context, receipt)
     state_before = None if context.job_state is None else JobState(context.job_state)
     final = receipt.cost > 0 or (incoming.final and state_before in _AWAITING_END)
-    order_state = OrderState.RECORDED if final else OrderState.RELEASED
-    _settle_order(c, incoming, context, order_state)
+    delivered = undelivered_quarters(receipt, delivery) == QUARTERS_DELIVERED
+    # of a tab that counts nothing undelivered, nothing can be subtracted
+    counts_nothing = not (context.undelivered_quarters or context.order_quarters or context.undelivered_at)
+    quarters = QUARTERS_DELIVERED if delivered and counts_nothing else context.order_quarters
     if final:
-        _end_with_receipt(c, incoming, context, counted=state_before in _COUNTED_AS_FAILED)
-
-
-def _settle_order(c: Connection, incoming: IncomingReceipt, context: Any, state: OrderState) -> None:
-    """Sets the state of a receipt's order, and counts whether its answer was delivered."""
-    change = {"of_order_id": context.order_id, "to_state": state.value}
-    delivered = undelivered_quarters(incoming.receipt.message, incoming.delivery) == QUARTERS_DELIVERED
-    if not delivered or context.undelivered_quarters or context.order_quarters != 0:
-        _SET_STATE_OF_ORDER.run(c, change)
+        recorded = RecordedOrder(context.order_id, number, quarters)
+        _end_with_receipt(c, incoming, context, recorded, counted=state_before in _COUNTED_AS_FAILED)
+    else:
+        _RELEASE_ORDER.run(c, {"of_order_id": context.order_id, "to_receipt": number, "to_quarters": quarters})
+    if not (delivered and counts_nothing):
         _count_undelivered(c, incoming)
-    else:  # of a tab that counts nothing undelivered, nothing can be subtracted
-        _SET_DELIVERED.run(c, change | {"to_quarters": QUARTERS_DELIVERED})
 
 
 def _accept(c: Connection, context: Any, receipt: Receipt) -> None:
@@ -240,12 +230,12 @@ def _accept(c: Connection, context: Any, receipt: Receipt) -> None:
     _ACCEPT.run(c, {"of_tab_id": context.tab_id, **change})
 
 
-def _end_with_receipt(c: Connection, incoming: IncomingReceipt, context: Any, *, counted: bool) -> None:
+def _end_with_receipt(c: Connection, incoming: IncomingReceipt, context: Any, recorded: RecordedOrder, *, counted: bool) -> None:
     """Ends the job of a recorded receipt. `counted`: the job already counts as a failed request."""
     receipt = incoming.receipt.message
     outcome = Outcome(receipt.outcome)
     state = _STATE_AFTER[ENDS[outcome]]
-    if context.job_id is not None:
+    if context.order_id is not None:
         spending.add_receipt(
             c,
             spending.Workload(context.workload_payer, context.label, context.model),
@@ -261,12 +251,12 @@ def _end_with_receipt(c: Connection, incoming: IncomingReceipt, context: Any, *,
     job_ends.end_with_receipt(
         c,
         incoming.job,
+        recorded,
         state,
         reason,
-        incoming.now,
+        now=incoming.now,
         deliveries=incoming.other_deliveries,
         duration_ms=incoming.duration_ms,
-        others_open=bool(context.others_open),
     )
 
 

@@ -1,8 +1,9 @@
 """The tables of the payer's ledger, which client/migrations creates. Signed documents are stored as they were received.
 
-What many rows would repeat is a row of its own: the parties of a tab, and the workload of a job. Rows are found by what grows
-with time: the number of their job, order or tab, and seqs. No index is ordered by a digest: each entry of such an index would
-take a page of its own to write.
+What many rows would repeat is a row of its own: the parties of a tab, and the workload of a job. An order and its job are one
+small row, which the end of the job changes: the rows of jobs in flight share few pages. Documents, which do not change, are
+appended to tables of their own. Rows are found by what grows with time: numbers, ids of jobs, and seqs. No index is ordered by a
+digest: each entry of such an index would take a page of its own to write.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ COLLECTABLE = (OrderState.OPEN, OrderState.DISPATCHED, OrderState.DISPUTED)
 """States in which an order counts against its tab and against budgets until its `claim_by`."""
 IS_COLLECTABLE = sa.text("orders.state IN ('open', 'dispatched', 'disputed')")
 """Whether an order is in one of these states. The condition of a partial index, verbatim."""
-IS_UNRESOLVED = sa.text("jobs.state IN ('open', 'lost')")
-"""Whether the end of a job is unknown. The condition of a partial index, verbatim."""
+IS_UNRESOLVED = sa.text("orders.job_state IN ('open', 'lost')")
+"""Whether the end of an order's job is unknown. The condition of a partial index, verbatim."""
 
 
 class JobState(str, Enum):
@@ -93,23 +94,6 @@ workloads = sa.Table(
     sa.Column("path", sa.Text),
     sa.Column("label", sa.String(64)),
 )
-jobs = sa.Table(
-    "jobs",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("job", sa.LargeBinary),
-    sa.Column("workload", sa.Integer),
-    sa.Column("state", sa.String(16)),
-    sa.Column("reason", sa.Text),
-    sa.Column("commitment_key", sa.LargeBinary),
-    sa.Column("created_at", sa.BigInteger),
-    sa.Column("finished_at", sa.BigInteger),
-    sa.Column("duration_ms", sa.BigInteger),
-    sa.Column("cancelled", sa.Boolean),
-    sa.Column("asked_at", sa.BigInteger),
-    sa.Column("reader", sa.String(16)),
-)
-"""`job`: the job's id; `workload`: a row of workloads."""
 spent = sa.Table(
     "spent",
     metadata,
@@ -133,32 +117,50 @@ orders = sa.Table(
     "orders",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("job", sa.Integer),
+    sa.Column("job", sa.LargeBinary),
+    sa.Column("workload", sa.Integer),
+    sa.Column("job_state", sa.String(16)),
+    sa.Column("reason", sa.Text),
+    sa.Column("created_at", sa.BigInteger),
+    sa.Column("finished_at", sa.BigInteger),
+    sa.Column("duration_ms", sa.BigInteger),
+    sa.Column("cancelled", sa.Boolean),
+    sa.Column("asked_at", sa.BigInteger),
+    sa.Column("reader", sa.String(16)),
     sa.Column("tab", sa.Integer),
     sa.Column("seq", sa.BigInteger),
     sa.Column("cap", sa.BigInteger),
     sa.Column("claim_by", sa.BigInteger),
     sa.Column("state", sa.String(16)),
     sa.Column("digest", sa.LargeBinary),
-    sa.Column("order_doc", sa.LargeBinary),
-    sa.Column("terms_doc", sa.LargeBinary),
+    sa.Column("receipt", sa.Integer),
     sa.Column("delivered_doc", sa.Text),
     sa.Column("undelivered_quarters", sa.Integer),
     sa.Column("undelivered_at", sa.BigInteger),
 )
-"""`job` and `tab`: rows of these tables."""
+"""`job` to `reader` are of the order's job, and equal in all of its orders; nearly every job has one. `job`: its id; `workload`,
+`tab` and `receipt`: rows of these tables. An order has one receipt at most.
+"""
+order_docs = sa.Table(
+    "order_docs",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("commitment_key", sa.LargeBinary),
+    sa.Column("order_doc", sa.LargeBinary),
+    sa.Column("terms_doc", sa.LargeBinary),
+)
+"""`id`: that of the order."""
 receipts = sa.Table(
     "receipts",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("order_id", sa.Integer),
     sa.Column("tab", sa.Integer),
     sa.Column("seq", sa.BigInteger),
     sa.Column("receipt_doc", sa.LargeBinary),
     sa.Column("whole", sa.Boolean),
     sa.Column("recorded_at", sa.BigInteger),
 )
-"""`order_id` and `tab`: rows of these tables."""
+"""`tab`: a row of tabs. The order of a receipt has its number."""
 evidence = sa.Table(
     "evidence",
     metadata,
@@ -197,8 +199,7 @@ asks = sa.Table(
 )
 
 _OF_JOB: sa.BindParameter[bytes] = sa.bindparam("of_job")
-THIS_JOB = jobs.c.job == _OF_JOB
-"""The job whose id is the parameter `of_job`."""
-JOB_ID = sa.select(jobs.c.id).where(THIS_JOB).scalar_subquery()
-THIS_ORDER = (orders.c.job == JOB_ID) & (orders.c.digest == sa.bindparam("of_order"))
+THIS_JOB = orders.c.job == _OF_JOB
+"""The orders of the job whose id is the parameter `of_job`."""
+THIS_ORDER = THIS_JOB & (orders.c.digest == sa.bindparam("of_order"))
 """The order of that job whose digest is the parameter `of_order`."""

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
 from sqlalchemy.dialects.sqlite import insert
 
-from tallystick.client.ledger.schema import IS_UNRESOLVED, THIS_JOB, OrderState, jobs, orders, receipts, spent, tabs, workloads
+from tallystick.client.ledger.schema import IS_UNRESOLVED, THIS_JOB, OrderState, orders, receipts, spent, tabs, workloads
 from tallystick.protocol.messages import Receipt
 from tallystick.protocol.types import Address, Amount, JobId
 from tallystick.runtime.sqlite_statement import SqliteStatement
@@ -33,7 +33,7 @@ _JOB_ROW = sa.select(
     bindparam("to_provider", type_=sa.String),
     bindparam("to_requests", type_=sa.BigInteger),
     *(sa.literal(0) if name in _CACHE_SUMS else bindparam(f"to_{name}", type_=sa.BigInteger) for name in _SUMS[1:]),
-).where(THIS_JOB, workloads.c.id == jobs.c.workload)
+).where(THIS_JOB, workloads.c.id == orders.c.workload)
 _COLUMNS = ("payer", *GROUPS, *_SUMS)
 
 
@@ -46,7 +46,7 @@ def _add_from(source: sa.Select[Any]) -> SqliteStatement:
     )
 
 
-_ADD_FAILED = _add_from(_JOB_ROW.where(IS_UNRESOLVED))
+_ADD_FAILED = _add_from(_JOB_ROW.where(IS_UNRESOLVED).limit(sa.literal_column("1")))
 _INSERT = insert(spent)
 _ADD_RECEIPT = SqliteStatement(
     _INSERT.on_conflict_do_update(
@@ -185,14 +185,13 @@ def _latencies(c: Connection, payer: Address, since: int, by: Sequence[str]) -> 
     day = receipts.c.recorded_at // DAY_SECONDS
     columns = {"day": day, "label": workloads.c.label, "model": workloads.c.model, "provider": tabs.c.provider}
     query = (
-        sa.select(*(columns[name] for name in by), jobs.c.duration_ms)
-        .join(workloads, workloads.c.id == jobs.c.workload)
-        .join(orders, orders.c.job == jobs.c.id)
-        .join(receipts, receipts.c.order_id == orders.c.id)
+        sa.select(*(columns[name] for name in by), orders.c.duration_ms)
+        .join(workloads, workloads.c.id == orders.c.workload)
+        .join(receipts, receipts.c.id == orders.c.receipt)
         .join(tabs, tabs.c.id == receipts.c.tab)
-        .where(workloads.c.payer == payer, day >= since // DAY_SECONDS, jobs.c.duration_ms.is_not(None))
+        .where(workloads.c.payer == payer, day >= since // DAY_SECONDS, orders.c.duration_ms.is_not(None))
         .where(orders.c.state == OrderState.RECORDED.value)
-        .order_by(jobs.c.duration_ms)
+        .order_by(orders.c.duration_ms)
     )
     durations: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for *group, duration in c.execute(query):

@@ -82,7 +82,7 @@ async def test_a_job_that_an_older_release_submitted(fake: FakeMarket, wallet: S
             await _ask(market, "mine")
     with closing(sqlite3.connect(config.ledger_path(wallet.address))) as database:  # as if no provider had ever had it
         database.execute("DELETE FROM receipts")
-        database.execute("UPDATE jobs SET state = 'lost'")
+        database.execute("UPDATE orders SET job_state = 'lost'")
         database.commit()
     async with Market(fake.url, wallet, config) as market:
         with pytest.raises(Unavailable, match="signed by another release and never arrived; send it again"):

@@ -15,7 +15,7 @@ from tallystick.client.ledger import open_orders
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.open_orders import OrderKey, read_delivery
 from tallystick.client.ledger.receipt_writes import IncomingReceipt
-from tallystick.client.ledger.schema import JobState, OrderState, deployment_id, jobs, orders, tabs
+from tallystick.client.ledger.schema import JobState, OrderState, deployment_id, orders, tabs
 from tallystick.client.orders.signing import PlacedOrder
 from tallystick.client.receipts.delivery_check import (
     MAX_UNDELIVERED_QUARTERS,
@@ -134,9 +134,8 @@ async def test_a_process_becomes_the_reader_of_one_job(harness: Harness) -> None
     job, _ = await take(harness.ledger)
     other, _ = await take(harness.ledger)
     await harness.do(lambda c: open_orders.set_reader(c, job, "another"))
-    readers = dict(
-        await harness.do(lambda c: [tuple(row) for row in c.execute(jobs.select().with_only_columns(jobs.c.job, jobs.c.reader))])
-    )
+    query = orders.select().with_only_columns(orders.c.job, orders.c.reader)
+    readers = dict(await harness.do(lambda c: [tuple(row) for row in c.execute(query)]))
     assert readers[job] == "another"
     assert readers[other] == harness.ledger._process.name
     await harness.ledger.end_job(other, JobState.CANCELLED, "", NOW_S)
