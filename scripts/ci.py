@@ -1,6 +1,6 @@
 """Everything that must pass before a change lands, in two lanes side by side: the suite, and all other steps one after the other.
 
-A step's output is in build/ci/STEP.log, and is printed if the step fails. The first failure ends the other lane, and its status
+A step's output is in build/ci/STEP.log; its last line is printed, or all of it if the step fails. The first failure ends the other lane, and its status
 is that of the run. SIGTERM and Ctrl-C end all steps. Run it with `.ci/run`, which installs what the steps need.
 """
 
@@ -99,8 +99,14 @@ async def _run_lane(lane: Sequence[Step], logs: Path) -> int:
         if status:
             print(f"{log.read_text(errors='replace')}\n✗ {step.name}: status {status} after {seconds:.0f} s", flush=True)
             return status
-        print(f"✓ {step.name}, {seconds:.0f} s", flush=True)
+        print(f"✓ {step.name}, {seconds:.0f} s: {_last_line(log)}", flush=True)
     return 0
+
+
+def _last_line(log: Path) -> str:
+    """What a step said at last, such as how many tests passed."""
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.strip("= ") for line in reversed(lines) if line.strip("= ")), "no output")
 
 
 async def _run(step: Step, log: Path) -> int:

@@ -41,16 +41,17 @@ def wait_until_gone(pid: int) -> None:
 
 
 async def test_lanes_run_side_by_side_and_their_steps_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each lane waits for the other here, so one after the other would never end; what succeeds is told in a line."""
+    """Each lane waits for the other here, so one after the other would never end; what succeeds is told in a line, with its last words."""
     meet = "mkfifo {0}/{1} 2>/dev/null; : "
-    first = shell("first", f"{meet.format(tmp_path, 'pipe')}; echo output; echo token >{tmp_path}/pipe")
+    first = shell("first", f"{meet.format(tmp_path, 'pipe')}; echo output; echo last; echo token >{tmp_path}/pipe")
     second = shell("second", f"{meet.format(tmp_path, 'pipe')}; cat {tmp_path}/pipe >{tmp_path}/read")
     third = shell("third", f"grep token {tmp_path}/read")
     assert await run_lanes([[first], [second, third]], tmp_path) == 0
     told = capsys.readouterr().out
     assert all(f"✓ {name}, " in told for name in ("first", "second", "third"))
-    assert "output" not in told
-    assert (tmp_path / "first.log").read_text() == "output\n"
+    assert " s: last\n" in told
+    assert "output" not in told.replace("no output", "")
+    assert (tmp_path / "first.log").read_text() == "output\nlast\n"
 
 
 async def test_a_failure_is_printed_and_ends_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

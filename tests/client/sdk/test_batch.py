@@ -81,7 +81,7 @@ async def test_results_in_order_or_as_they_end(market: Market, fake: FakeMarket)
 @pytest.mark.parametrize("ordered", [True, False])
 async def test_concurrency_is_bounded(market: Market, fake: FakeMarket, ordered: bool) -> None:
     """An endless iterator is read only as far ahead as the running jobs and the unread results allow."""
-    taken, most = 0, 0
+    taken, most, together = 0, 0, asyncio.Event()
 
     async def endless() -> AsyncIterator[dict[str, Any]]:
         nonlocal taken
@@ -92,6 +92,9 @@ async def test_concurrency_is_bounded(market: Market, fake: FakeMarket, ordered:
     async def watched(session: Session) -> None:
         nonlocal most
         most = max(most, market.running)
+        if market.running > 1:
+            together.set()
+        await together.wait()
         await echo(session)
 
     fake.script = watched
