@@ -1,7 +1,8 @@
 """Everything that must pass before a change lands, in two lanes side by side: the suite, and all other steps one after the other.
 
-A step's output is in build/ci/STEP.log; its last line is printed, or all of it if the step fails. The first failure ends the other lane, and its status
-is that of the run. SIGTERM and Ctrl-C end all steps. Run it with `.ci/run`, which installs what the steps need.
+A step's output is in build/ci/STEP.log. Its last line is printed, or all of it if the step fails. The first failure ends the
+other lane, and its status is that of the run. SIGTERM and Ctrl-C end all steps. Run it with `.ci/run`, which installs what the
+steps need.
 """
 
 from __future__ import annotations

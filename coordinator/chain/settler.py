@@ -36,7 +36,7 @@ from tallystick.chain.escrow import Escrow
 from tallystick.chain.event_reader import DeepReorg, read_events
 from tallystick.chain.events import Released, ReleaseStarted, Settled
 from tallystick.chain.rpc import MAX_TRANSACTION_GAS, Sender
-from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, rate_limited
 from tallystick.protocol.health import CheckResult, Health
 from tallystick.protocol.link import ClaimRequest
 from tallystick.protocol.types import Address, Amount
@@ -83,9 +83,10 @@ class Settler:
 
     async def accept_claim(self, provider: Address, request: ClaimRequest) -> None:
         """Stores a node's claim. Raises PeerError if it is invalid, Unavailable if it cannot be stored or too many arrive."""
-        if not self._claim_rate.try_spend(provider, self._tick()):
-            text = f"claims: {provider} sends more than {CLAIMS_PER_SECOND} per second; send the claim again later"
-            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.PROVIDER)
+        tick = self._tick()
+        if not self._claim_rate.try_spend(provider, tick):
+            text = f"claims: {provider} sends more than {CLAIMS_PER_SECOND} per second"
+            raise rate_limited(text, self._claim_rate.delay(provider, tick), fault=Fault.PROVIDER)
         claim = request.claim.verify(self._domain)
         if claim.message.provider != provider:
             raise BadMessage(f"claim.provider: expected {provider}, got {claim.message.provider}")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from coordinator.domain import resource_bounds
 from coordinator.domain.limits import IntakeLimits
-from tallystick.protocol.errors import PUBLIC, Code, Fault, PeerError, Refusal, TallyError, Unavailable
+from tallystick.protocol.errors import PUBLIC, Code, Fault, PeerError, Refusal, TallyError, rate_limited
 from tallystick.protocol.types import Address
 from tallystick.runtime.connection_limiter import address_key
 from tallystick.runtime.token_bucket import TokenBucket
@@ -32,14 +32,12 @@ class RateLimiter:
     def check_address(self, address: str) -> None:
         """Raises Unavailable (rate_limited) for an address that had too many requests refused lately."""
         if delay := self._refused.delay(address_key(address), self._tick()):
-            text = f"too many requests from {address} had to be refused; try again in {delay:.1f} s"
-            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
+            raise rate_limited(f"too many requests from {address} had to be refused", delay)
 
     def check_signer(self, signer: Address) -> None:
         """Raises Unavailable (rate_limited) for a signer that had too many orders refused for lack of funds lately."""
         if delay := self._funds.delay(signer, self._tick()):
-            text = f"the funds of {signer} did not cover its last orders; try again in {delay:.1f} s"
-            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
+            raise rate_limited(f"the funds of {signer} did not cover its last orders", delay)
 
     def count_refusal(self, address: str, error: TallyError, signer: Address | None = None) -> None:
         """Counts an error against the address that caused it, and a lack of funds against the signer of the order.
@@ -54,15 +52,17 @@ class RateLimiter:
     def count_request(self, address: str) -> None:
         """Counts a request to the control plane. Raises Unavailable (rate_limited) for an address that makes too many."""
         self.check_address(address)
-        if not self._requests.try_spend(address_key(address), self._tick()):
-            text = f"{address} makes more than {self._requests.rate:g} requests per second; try again in a second"
-            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
+        key, tick = address_key(address), self._tick()
+        if not self._requests.try_spend(key, tick):
+            text = f"{address} makes more than {self._requests.rate:g} requests per second"
+            raise rate_limited(text, self._requests.delay(key, tick))
 
     def count_sign_in(self, address: str) -> None:
         """Counts a request to sign in or out, apart from all others. Raises Unavailable (rate_limited) for too many."""
-        if not self._sign_ins.try_spend(address_key(address), self._tick()):
-            text = f"{address} signs in more than {self._sign_ins.rate:g} times per second; try again in a second"
-            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
+        key, tick = address_key(address), self._tick()
+        if not self._sign_ins.try_spend(key, tick):
+            text = f"{address} signs in more than {self._sign_ins.rate:g} times per second"
+            raise rate_limited(text, self._sign_ins.delay(key, tick))
 
     def count_response(self, address: str, status: int, size: int) -> None:
         """Counts what a response of the control plane cost: its bytes, a lookup of an unknown job, a refusal."""
@@ -75,9 +75,10 @@ class RateLimiter:
 
     def count_asks(self, address: str, count: int) -> None:
         """Counts asks whose signatures are about to be checked. Raises Unavailable (rate_limited) for too many."""
-        if not self._asks.try_spend(address_key(address), self._tick(), count + 1):
-            text = f"link: {address} sends more than {resource_bounds.ASKS_PER_SECOND} asks per second; send them again later"
-            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.PROVIDER)
+        key, tick = address_key(address), self._tick()
+        if not self._asks.try_spend(key, tick, count + 1):
+            text = f"link: {address} sends more than {resource_bounds.ASKS_PER_SECOND} asks per second"
+            raise rate_limited(text, self._asks.delay(key, tick), fault=Fault.PROVIDER)
 
     def count_frame(self, address: str, units: float) -> float:
         """Counts a frame of a node's link. Returns the seconds that the link must wait before its next frame is read."""

@@ -16,7 +16,7 @@ from coordinator.http.schemas import Token
 from coordinator.jobs.accounts import AccessTiers, AccountStore, SettledAmounts
 from coordinator.jobs.market import Market
 from tallystick.protocol.access import SCHEME, load_access
-from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Refusal, rate_limited
 from tallystick.protocol.types import Address
 from tallystick.runtime.token_bucket import TokenBucket
 from tallystick.web.wallet_sign_in import WalletSignIn
@@ -64,11 +64,10 @@ class AccountViews:
 
     async def read(self, account: Address, limit: int) -> dict[str, Any]:
         """Returns what is of an account as JSON. Raises Unavailable: rate_limited if it is read too often."""
-        if not self._reads.try_spend(account, self._tick()):
-            text = (
-                f"{account} reads its account more than {resource_bounds.ACCOUNT_READS_PER_SECOND} times a second; wait a second"
-            )
-            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
+        tick = self._tick()
+        if not self._reads.try_spend(account, tick):
+            text = f"{account} reads its account more than {resource_bounds.ACCOUNT_READS_PER_SECOND} times a second"
+            raise rate_limited(text, self._reads.delay(account, tick))
         accounts = self.accounts
         jobs = await accounts.store.jobs_of(account, limit)
         live = [job for job in reversed(self._market.live_jobs.values()) if job.payer == account]

@@ -46,7 +46,7 @@ from coordinator.jobs.market import Market
 from coordinator.ports import ClaimStore, JobStore, TabStore
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import read_signed
-from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable, retry_headers
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Inquiry
 from tallystick.protocol.payer_rules import Payer
@@ -328,7 +328,7 @@ async def _tally_error(_request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, TallyError):
         raise error
     error = error_for_peers(error)
-    return JSONResponse(error.as_json(), error.status)
+    return JSONResponse(error.as_json(), error.status, retry_headers(error))
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -44,6 +44,7 @@ from tallystick.protocol.errors import (
     Refusal,
     TallyError,
     Unavailable,
+    rate_limited,
 )
 from tallystick.protocol.link import Beat, Challenge, ClaimRequest, Hello, LateReceipt, Listing
 from tallystick.protocol.replicas import MAX_REPLICAS
@@ -314,12 +315,10 @@ class NodeHub:
 
     def _check_change_rate(self, provider: Address) -> None:
         """Raises Unavailable for a node that changes its asks, or asks for its receipts, too often."""
-        if not self._changes.try_spend(provider, time.monotonic()):
-            raise Unavailable(
-                Code.RATE_LIMITED,
-                f"link: expected at most {CHANGES_PER_SECOND} ASKS or RECALL frames per second",
-                fault=Fault.PROVIDER,
-            )
+        tick = time.monotonic()
+        if not self._changes.try_spend(provider, tick):
+            text = f"link: expected at most {CHANGES_PER_SECOND} ASKS or RECALL frames per second"
+            raise rate_limited(text, self._changes.delay(provider, tick), fault=Fault.PROVIDER)
 
     async def _take_receipt(self, provider: Address, job: JobId, payload: bytes) -> None:
         """Accepts a receipt of no live job. Without an answer, its node sends it again, together with the order."""

@@ -17,12 +17,10 @@ from coordinator.domain.peer_errors import error_for_peers
 from coordinator.domain.rate_limiter import RateLimiter
 from coordinator.domain.resource_bounds import CONTROL_CONCURRENCY, MAX_CONTROL_BODY
 from coordinator.http.request_bodies import RequestBodies, refuse_codings
-from tallystick.protocol.errors import Code, TallyError
+from tallystick.protocol.errors import TallyError, retry_headers
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.connection_limiter import address_key
 from tallystick.web.sign_in_routes import SIGN_IN_PATHS
-
-_RETRY_SOON = (Code.RATE_LIMITED, Code.NODE_BUSY)
 
 
 class RequestLimiter:
@@ -120,7 +118,6 @@ async def send_error(send: Send, error: TallyError) -> None:
     """Sends an error as the whole response to a request."""
     shown = error_for_peers(error)
     headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
-    if shown.code in _RETRY_SOON:
-        headers.append((b"retry-after", b"1"))
+    headers += [(name.encode(), value.encode()) for name, value in retry_headers(shown).items()]
     await send({"type": "http.response.start", "status": shown.status, "headers": headers})
     await send({"type": "http.response.body", "body": dumps(shown.as_json())})

@@ -21,7 +21,7 @@ from coordinator.jobs.shared_store import SharedStore
 from coordinator.ports import JobStore, LogStore
 from tallystick.protocol.audit_reports import AuditVerdict, CheckedReport, ReportRequest, check_report
 from tallystick.protocol.eip712 import Verified
-from tallystick.protocol.errors import BadMessage, Code, Fault, PeerError, Refusal, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Fault, PeerError, Refusal, Unavailable, rate_limited
 from tallystick.protocol.log_leaves import REPORT, ReportLeaf
 from tallystick.protocol.match_log import load_leaf
 from tallystick.protocol.merkle import leaf_hash
@@ -116,9 +116,8 @@ class AuditReports:
         checked = check_report(request, domain, coordinator, int(self._now()))
         message = checked.report.message
         if not self._rate.try_spend(message.payer, self._tick()):
-            delay = self._rate.delay(message.payer, self._tick())
-            text = f"{message.payer} reports more than {REPORTS_PER_SECOND} audits per second; try again in {delay:.0f} s"
-            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.CLIENT)
+            text = f"{message.payer} reports more than {REPORTS_PER_SECOND} audits per second"
+            raise rate_limited(text, self._rate.delay(message.payer, self._tick()))
         await self._check_job(checked)
         finding = (message.job, message.provider, checked.verdict is AuditVerdict.CONFIRMED)
         async with self._turn:

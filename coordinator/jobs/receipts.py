@@ -20,7 +20,7 @@ from coordinator.domain.exposure import Exposure
 from coordinator.domain.reputation import Reputation
 from coordinator.ports import AttemptRecord, Bus, Funds, JobRecord, JobStore, node_subject
 from tallystick.protocol.eip712 import Domain, Signed, Verified, read_signed_bytes
-from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature, Code, Fault, Refusal, Unavailable
+from tallystick.protocol.errors import BadMessage, BadReceipt, BadSignature, Code, Fault, Refusal, Unavailable, rate_limited
 from tallystick.protocol.jobs import CHARGES, ENDS, TERMINAL, Charge, State, step
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Order, Outcome, Receipt, Terms
@@ -161,8 +161,7 @@ class Receipts:
     def _check_rate(self, provider: Address) -> None:
         """Raises Unavailable for a provider that sent too many receipts for unknown jobs, accepted or not."""
         if delay := self._unknown_jobs.delay(provider, self._tick()):
-            text = f"too many receipts for unknown jobs; send them again in {delay:.0f} s"
-            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.PROVIDER)
+            raise rate_limited("too many receipts for unknown jobs", delay, fault=Fault.PROVIDER)
 
     async def accept_unknown(self, job: JobId, late: LateReceipt) -> None:
         """Accepts a receipt of a job that this coordinator lost before it was stored.
@@ -181,9 +180,10 @@ class Receipts:
             raise BadReceipt(str(error)) from None
         receipt = self._verify(order, late.terms, late.receipt)
         payer = order.message.payer
-        if not self._all_unknown_jobs.try_spend(_ALL, self._tick()):
-            text = "this coordinator got too many receipts for unknown jobs; send it again later"
-            raise Unavailable(Code.RATE_LIMITED, text, fault=Fault.COORDINATOR)
+        tick = self._tick()
+        if not self._all_unknown_jobs.try_spend(_ALL, tick):
+            text, delay = "this coordinator got too many receipts for unknown jobs", self._all_unknown_jobs.delay(_ALL, tick)
+            raise rate_limited(text, delay, fault=Fault.COORDINATOR)
         if not (await self._funds.backing(payer, receipt.message.provider)).opened:
             text = f"this coordinator does not know the job, and {payer} has no purse that could pay for it"
             raise Refusal(Code.INSUFFICIENT_FUNDS, text)

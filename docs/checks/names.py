@@ -16,17 +16,22 @@ from collections.abc import Iterator
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from coordinator.config import ENV_PREFIX as COORDINATOR_PREFIX
 from coordinator.config import CoordinatorConfig
 from docs.checks.markdown import ROOT, Block, Page, pages
 from docs.generate.cli import commands, option_names
 from docs.generate.metrics import exported_metrics
+from node.service.config import ENV_PREFIX as NODE_PREFIX
 from node.service.config import NodeConfig
+from tallystick.client.config import ENV_PREFIX as GATEWAY_PREFIX
 from tallystick.client.config import ClientConfig
 
 CONFIGS = {"client": ClientConfig, "node": NodeConfig, "coordinator": CoordinatorConfig}
 SHELLS = {"sh", "bash", "console"}
 MADE_BY_BUILD = ("docs/reference/", "contracts/node_modules", "build/")
 _PATH = re.compile(r"(?<![\w./~'-])(?:\.ci|contracts|coordinator|docs|node|scripts|tallystick|tests)/[\w./*-]*[\w*/]")
+_SETTINGS = {NODE_PREFIX: NodeConfig, COORDINATOR_PREFIX: CoordinatorConfig, GATEWAY_PREFIX: ClientConfig}
+"""The settings that environment variables of each prefix set."""
 _VARIABLE = re.compile(r"\bTALLY(?:STICK)?_[A-Z][A-Z_]*[A-Z]\b")
 _COMMAND = re.compile(
     r"(?:^|[|;&(]|\$ |\.venv/bin/)\s*tally(?= [a-z-])((?: +(?:\"[^\"]*\"|'[^']*'|[^\s|;&#`)]+))+)", re.MULTILINE
@@ -122,11 +127,7 @@ def _words_in_code() -> frozenset[str]:
 
 
 def _known_variable(name: str) -> bool:
-    for prefix, config in (
-        ("TALLY_NODE_", NodeConfig),
-        ("TALLY_COORDINATOR_", CoordinatorConfig),
-        ("TALLY_CLIENT_", ClientConfig),
-    ):
+    for prefix, config in _SETTINGS.items():
         if name.startswith(prefix) and name.removeprefix(prefix).lower() in {field.name for field in dataclasses.fields(config)}:
             return True
     return name in _variables_in_code()

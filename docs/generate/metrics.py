@@ -18,6 +18,7 @@ from node.domain.gas_totals import GasTotals
 from node.service.metrics import NodeMetrics
 from node.service.operation_metrics import SLOT_STATES, OperationCollector
 from tallystick.client.config import ClientConfig
+from tallystick.client.gateway.key_shares import KeyShares
 from tallystick.client.gateway.operations import BUDGET_HEADER, BUDGET_METRIC, Operations
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
@@ -88,6 +89,7 @@ def _credit_summary() -> dict[str, int]:
 def _gateway() -> Iterator[Exported]:
     operations = Operations(Market.of(ClientConfig(), Signer(bytes(31) + b"\1")))
     operations.watch_batches(lambda: 0, lambda: 0)
+    operations.watch_keys(KeyShares(1, {"label": 1}))
     operations.watch_traces(dict)
     yield from _exported(operations.metrics.registry)
     text, kind = re.findall(r"^# (?:HELP|TYPE) \S+ (.*)$", BUDGET_HEADER, re.MULTILINE)

@@ -14,12 +14,14 @@ Bugs are not in this tree: they crash the process, and its supervisor restarts i
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import NamedTuple, TypeVar
 
 E = TypeVar("E", bound=Enum)
 MAX_RETRY_AFTER = 3_600
 """The longest wait, in seconds, that an error may ask for."""
+_RETRY_STATUSES = (429, 503)
 MAX_SEALED_REASON = 16_384
 """The most characters of a sealed reason."""
 
@@ -258,6 +260,21 @@ class Unavailable(TallyError):
 
     def __init__(self, code: Code, message: str, *, fault: Fault | None = None) -> None:
         super().__init__(message, code=code, fault=fault)
+
+
+def rate_limited(text: str, delay: float, *, fault: Fault = Fault.CLIENT) -> Unavailable:
+    """The error of a peer that does something too often, as `text` says. `delay`: seconds until it may do so again."""
+    seconds = min(max(1, math.ceil(delay)), MAX_RETRY_AFTER)
+    error = Unavailable(Code.RATE_LIMITED, f"{text}; try again in {seconds} s", fault=fault)
+    error.retry_after = seconds
+    return error
+
+
+def retry_headers(error: TallyError) -> dict[str, str]:
+    """The header that says when a refused request may be sent again (RFC 9110, 10.2.3); none if that does not help soon."""
+    if not error.retry or error.status not in _RETRY_STATUSES:
+        return {}
+    return {"retry-after": str(error.retry_after or 1)}
 
 
 def error_from_json(body: object, status: int) -> TallyError:

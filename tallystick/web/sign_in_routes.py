@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError
+from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError, retry_headers
 from tallystick.protocol.sign_in import MAX_MESSAGE
 from tallystick.protocol.signatures import checksum
 from tallystick.protocol.types import Address, parse_address
@@ -141,7 +141,7 @@ def _answering(serve: Serve) -> Serve:
         try:
             return await serve(request)
         except TallyError as error:
-            return JSONResponse(error.as_json(), error.status, {"cache-control": "no-store"})
+            return JSONResponse(error.as_json(), error.status, {"cache-control": "no-store"} | retry_headers(error))
 
     return answering
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from tallystick.protocol.errors import BadMessage, BadSignature, Code, Fault, Refusal, Unavailable
+from tallystick.protocol.errors import BadMessage, BadSignature, Code, Fault, Refusal, Unavailable, rate_limited
 from tallystick.protocol.origins import is_loopback_name, read_origin, same_host
 from tallystick.protocol.sign_in import CHALLENGE_SECONDS, SignIn, parse_sign_in, recover_text, text_digest
 from tallystick.protocol.signatures import SIGNATURE
@@ -208,7 +208,8 @@ class WalletSignIn:
         if self._check_contract is None or not 0 < len(signature) <= MAX_SIGNATURE:
             raise problem
         if self._contract_checks.locked() or not self._check_rate.try_spend(_EVERYBODY, self._now()):
-            raise Unavailable(Code.RATE_LIMITED, "too many smart accounts sign in; try again in a second", fault=Fault.NOBODY)
+            delay = self._check_rate.delay(_EVERYBODY, self._now())
+            raise rate_limited("too many smart accounts sign in", delay, fault=Fault.NOBODY)
         async with self._contract_checks:
             try:
                 async with asyncio.timeout(CHECK_SECONDS):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tallystick.protocol import errors
 from tallystick.protocol.errors import (
+    MAX_RETRY_AFTER,
     PUBLIC,
     BadMessage,
     BadReceipt,
@@ -24,6 +25,8 @@ from tallystick.protocol.errors import (
     TallyError,
     Unavailable,
     error_from_json,
+    rate_limited,
+    retry_headers,
 )
 from tests.protocol.strategies import json_values, many, some
 
@@ -190,3 +193,19 @@ def test_an_unknown_code_does_not_hide_the_known_fault() -> None:
 def test_only_true_means_try_again(retry: object) -> None:
     """Only the boolean true in the retry member allows a retry."""
     assert not error_from_json({"error": {"message": "m", "code": "node_busy", "fault": "nobody", "retry": retry}}, 503).retry
+
+
+@pytest.mark.parametrize(("delay", "seconds"), [(0.0, 1), (0.2, 1), (1.0, 1), (41.3, 42), (1e9, MAX_RETRY_AFTER)])
+def test_a_rate_limit_tells_when_it_ends(delay: float, seconds: int) -> None:
+    """In words, to programs and to HTTP libraries, whose retries follow the header."""
+    error = rate_limited("too many requests", delay)
+    assert str(error) == f"too many requests; try again in {seconds} s"
+    assert retry_headers(error) == {"retry-after": str(seconds)}
+    assert error_from_json(error.as_json(), error.status).retry_after == seconds
+
+
+def test_no_header_asks_for_a_retry_that_does_not_help() -> None:
+    """Other temporary errors may be tried again after a second."""
+    assert retry_headers(Refusal(Code.ORDER_REPLAYED, "x")) == {}
+    assert retry_headers(BadMessage("x")) == {}
+    assert retry_headers(Unavailable(Code.COORDINATOR_UNAVAILABLE, "x")) == {"retry-after": "1"}

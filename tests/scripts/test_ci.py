@@ -41,7 +41,7 @@ def wait_until_gone(pid: int) -> None:
 
 
 async def test_lanes_run_side_by_side_and_their_steps_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each lane waits for the other here, so one after the other would never end; what succeeds is told in a line, with its last words."""
+    """Each lane waits for the other here, so one after the other would never end; what succeeds is told in a line."""
     meet = "mkfifo {0}/{1} 2>/dev/null; : "
     first = shell("first", f"{meet.format(tmp_path, 'pipe')}; echo output; echo last; echo token >{tmp_path}/pipe")
     second = shell("second", f"{meet.format(tmp_path, 'pipe')}; cat {tmp_path}/pipe >{tmp_path}/read")
