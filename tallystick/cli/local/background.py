@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from tallystick.chain.deployment import Deployment
     from tallystick.chain.endpoint import Rpc
 
-START_SECONDS = 120
+START_SECONDS = 600
+"""For all services together, each of which has READY_SECONDS."""
 STOP_SECONDS = 60
 LOCK_ATTEMPTS = 20
 GATEWAY_PORT = 8421
@@ -143,7 +144,8 @@ async def spawn(location: MarketLocation, embedded: Path | None) -> None:
             if done:
                 return
             if exited or time.monotonic() > deadline:
-                text = f"the local market did not start; the end of its log {log}:\n{log_tail(log)}"
+                late = "" if exited else f" within {START_SECONDS} s, and goes on starting (tally start --stop ends it)"
+                text = f"the local market did not start{late}; the end of its log {log}:\n{log_tail(log)}"
                 raise Unavailable(Code.PROCESS_FAILED, text)
             await asyncio.sleep(0.1)
 

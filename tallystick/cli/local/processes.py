@@ -23,7 +23,8 @@ from tallystick.runtime.ports import describe_holder
 from tallystick.runtime.supervision import MAX_REPORT_BYTES, PARENT_SOCKET_ENV, parse_report
 
 STOP_SECONDS = 15
-READY_SECONDS = 60
+READY_SECONDS = 180
+"""For a busy or slow machine. A process that ends by itself is noticed at once."""
 PORT_ATTEMPTS = 16
 LOG_TAIL_LINES = 15
 
@@ -144,7 +145,8 @@ async def _becomes_ready(managed: ManagedProcess, ready: Callable[[], Awaitable[
 
 def _start_failure(managed: ManagedProcess, port: int | None) -> str:
     holder = None if port is None or managed.process.returncode is None else describe_holder(port)
-    cause = f": {holder} listens on port {port}" if holder else ""
+    late = "" if managed.process.returncode is not None else f" within {READY_SECONDS} s"
+    cause = f": {holder} listens on port {port}" if holder else late
     return f"{managed.name} did not start{cause}; the end of its log {managed.log}:\n{log_tail(managed.log)}"
 
 

@@ -14,6 +14,7 @@ from threading import Thread
 
 import pytest
 
+from tallystick.cli.local import processes as processes_module
 from tallystick.cli.local.processes import ProcessGroup, free_port, still_free
 from tallystick.cli.local.services import is_healthy
 from tallystick.protocol.errors import Code, Unavailable
@@ -105,6 +106,19 @@ async def test_a_child_that_serves_another_port_is_not_ready(processes: ProcessG
     url = f"http://127.0.0.1:{taken_port}/health"
     with pytest.raises(Unavailable, match="chain did not start"):
         await processes.start("chain", "chain", "--port", "0", ready=lambda: is_healthy(url), port=taken_port)
+
+
+async def test_a_child_that_takes_too_long_is_told_from_one_that_ended(
+    processes: ProcessGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says how long it waited."""
+
+    async def never() -> bool:
+        return False
+
+    monkeypatch.setattr(processes_module, "READY_SECONDS", 0.2)
+    with pytest.raises(Unavailable, match=r"chain did not start within 0\.2 s; the end of its log"):
+        await processes.start("chain", "chain", "--port", "0", ready=never)
 
 
 @pytest.mark.parametrize("command", ["chain", "node demo-engine"])
