@@ -16,7 +16,7 @@ from tallystick.client.gateway.app import build_app
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.schema import JobState, OrderState
-from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS
+from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS, OWING_SECONDS
 from tallystick.client.recovery import reconciler
 from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.client.sdk.market import Market
@@ -221,9 +221,13 @@ async def test_no_provider_climbs_by_jobs_that_it_fails(market: Market, fake: Fa
     for _ in range(MAX_AWAITING_RECEIPTS):
         with suppress(Unavailable):
             await run(market)
-    with pytest.raises(TallyError) as caught:
-        await run(market)
-    assert (caught.value.code, len(fake.submissions)) == (Code.NO_PROVIDER, MAX_AWAITING_RECEIPTS)
+    for cached in (True, False):  # the exclusion shows as the orders are signed, or in the shortlist
+        if not cached:
+            market._shortlists.forget()
+        with pytest.raises(Unavailable) as caught:
+            await run(market)
+        assert (caught.value.code, len(fake.submissions)) == (Code.NO_PROVIDER, MAX_AWAITING_RECEIPTS)
+        assert (caught.value.retry, caught.value.retry_after) == (True, OWING_SECONDS), "receipts may come"
     tab = await market.tab(alice)
     assert (tab.blocked_reason, tab.awaiting_receipts) == ("", MAX_AWAITING_RECEIPTS)
     assert alice in await market._ledger.excluded(DOMAIN, market._now())
