@@ -21,7 +21,7 @@ from tallystick.client.recovery import reconciler
 from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer, read_signed
-from tallystick.protocol.errors import BadMessage, BadSignature, Code, Fault, TallyError, Unavailable
+from tallystick.protocol.errors import BadMessage, BadSignature, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.pricing import Usage
@@ -224,6 +224,7 @@ async def test_no_provider_climbs_by_jobs_that_it_fails(market: Market, fake: Fa
     for cached in (True, False):  # the exclusion shows as the orders are signed, or in the shortlist
         if not cached:
             market._shortlists.forget()
+            fake.refusals = [Refusal(Code.NO_PROVIDER, "none fits")]
         with pytest.raises(Unavailable) as caught:
             await run(market)
         assert (caught.value.code, len(fake.submissions)) == (Code.NO_PROVIDER, MAX_AWAITING_RECEIPTS)
