@@ -306,11 +306,14 @@ class Relay:
         The node's acknowledgement waits until the receipt is stored. The client does not: whatever happens to this process, the
         node sends the receipt again until it is acknowledged.
         """
+        if attempt.awaits_rest and payload == attempt.early_receipt:
+            return ()
         try:
             receipt = self._receipts.read(attempt.record, attempt.order, payload)
         except BadReceipt as error:
-            if attempt.return_by is not None:
-                return ()  # its node sends it again after the chunks that were lost
+            if attempt.awaits_rest and not attempt.early_receipt:
+                attempt.early_receipt = payload  # its node sends it again after the chunks that were lost
+                return ()
             self._refuse(job, attempt, error)
             return (self._end(job, attempt, error),)
         outcome = Outcome(receipt.message.outcome)
