@@ -204,6 +204,19 @@ async def test_a_node_that_is_told_to_stop_is_not_to_blame(world: World, *, bega
     world.assert_idle()
 
 
+async def test_a_job_that_its_node_does_not_have_yet_stays_here(world: World) -> None:
+    """Its node, which would be told to stop before it has the job, never gets it."""
+    node = world.node("ann")
+    job = await world.market.place_order(world.submission(node))
+    stopping = asyncio.create_task(world.market.dismiss_nodes(60))
+    await quiet()
+    client = world.read(job)
+    await quiet()
+    assert (node.got(Kind.DISPATCH), stopping.done()) == ([], True)
+    assert client.failure.code is Code.COORDINATOR_UNAVAILABLE
+    world.assert_idle()
+
+
 async def test_a_stop_waits_for_no_node_that_is_away(world: World) -> None:
     """Nobody knows what such a node had sent, so its receipt tells how the job ended."""
     node, client = await _began(world)
