@@ -18,6 +18,7 @@ from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
 from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import JobId
 from tests.client.fake_coordinator import BODY, CHAT, FakeMarket, Session, honest
 
@@ -90,6 +91,33 @@ async def test_a_busy_provider_that_may_still_bill_keeps_the_key(market: Market,
         with pytest.raises(TallyError):
             await _ask(market, "mine")
     assert len({submission.job for submission in fake.submissions}) == 1 + released
+
+
+async def test_a_lost_job_that_may_still_be_billed_keeps_its_key(market: Market, fake: FakeMarket) -> None:
+    """A provider had it, and the coordinator forgot it: its order may be collected on, so that no second job is bought. Once the
+    coordinator has the provider's receipt at no cost, the key buys an answer.
+    """
+
+    async def breaks(session: Session) -> None:
+        await session.match()
+        await session.answer()
+        await session.cut()
+
+    fake.script = breaks
+    with pytest.raises(StreamInterrupted):
+        await _ask(market, "mine")
+    ((job, session),) = fake.sessions.items()
+    fake.sessions.clear()
+    fake.script = honest
+    for _ in range(2):
+        fake.refusals = [Refusal(Code.ORDER_EXPIRED, "too late")]
+        with pytest.raises(Unavailable, match="may still bill it"):
+            await _ask(market, "mine")
+    assert {submission.job for submission in fake.submissions} == {job}
+    session.release(Outcome.PROVIDER_ERROR)
+    fake.sessions[job] = session
+    assert await _ask(market, "mine")
+    assert len({submission.job for submission in fake.submissions}) == 2
 
 
 async def test_a_billed_job_whose_stream_broke(market: Market, fake: FakeMarket) -> None:
