@@ -25,9 +25,10 @@ from tallystick.client.ledger.order_writes import NewJob, SignOrder
 from tallystick.client.ledger.schema import JobState
 from tallystick.client.openai.requests import ApiRequest
 from tallystick.client.orders.signing import OrderPolicy, PlacedOrder, sign_order
-from tallystick.client.orders.tab import OWING_SECONDS, Tab
+from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.client.recovery.reconciler import Reconciler
+from tallystick.client.selection.shortlist import OWING_SECONDS
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable

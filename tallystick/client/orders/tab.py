@@ -18,8 +18,6 @@ MAX_AWAITING_RECEIPTS = 8
 """Dispatched orders of ended jobs that may lack a receipt at the same time. At this number the provider gets no more orders until
 receipts arrive or the orders' `claim_by` passes, because each such order raises the ceilings of later orders by its cap.
 """
-OWING_SECONDS = 60
-"""When the receipts of such a provider may have come: ended jobs are asked for about as often."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import structlog
 
 from tallystick.client.coordinator.http_client import CoordinatorClient
-from tallystick.client.orders.tab import OWING_SECONDS
 from tallystick.protocol.criteria import MAX_CONCURRENT, Demand, Facts, Reason
 from tallystick.protocol.eip712 import Domain, Signed, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
@@ -23,6 +22,8 @@ from tallystick.protocol.types import Address, Hash
 log = structlog.get_logger()
 MAX_CACHED = 256
 """Demands whose shortlists are cached."""
+OWING_SECONDS = 60
+"""When the receipts that a provider owes may have come: ended jobs are asked for about as often."""
 
 FindStale = Callable[[Domain, Sequence[Verified[Ask]]], Awaitable[Mapping[Hash, str]]]
 """Returns why some asks must not be ordered on, by digest; see `ledger.ask_freshness`."""

@@ -16,10 +16,11 @@ from tallystick.client.gateway.app import build_app
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.ledger.receipt_writes import IncomingReceipt
 from tallystick.client.ledger.schema import JobState, OrderState
-from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS, OWING_SECONDS
+from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS
 from tallystick.client.recovery import reconciler
 from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.client.sdk.market import Market
+from tallystick.client.selection.shortlist import OWING_SECONDS
 from tallystick.protocol.eip712 import Signer, read_signed
 from tallystick.protocol.errors import BadMessage, BadSignature, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import State
