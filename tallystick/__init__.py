@@ -8,8 +8,8 @@
 `SyncMarket` is the same API without async. All errors are a `TallyError`, which names the party at fault (`fault`) and whether a
 retry can help (`retry`). A `PeerError` (BadMessage, BadSignature, BadReceipt, BadSeal) means that the other side broke a rule:
 keep the evidence and never retry. A `Refusal` is final for this request; its `code` is the reason. After `Unavailable` a retry
-may succeed; after `StreamInterrupted` only if nothing was billed. Names are loaded on first use, so the protocol can be imported
-without the client.
+may succeed; after `StreamInterrupted` only if nothing was billed, or with the same idempotency key. Names are loaded on first
+use, so the protocol can be imported without the client.
 """
 
 from __future__ import annotations

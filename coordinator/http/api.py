@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
@@ -50,7 +51,7 @@ from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyEr
 from tallystick.protocol.link import LateReceipt
 from tallystick.protocol.messages import Inquiry
 from tallystick.protocol.payer_rules import Payer
-from tallystick.protocol.types import parse_address, parse_job_id
+from tallystick.protocol.types import Address, Amount, parse_address, parse_job_id
 from tallystick.protocol.wire import Candidate, dumps
 from tallystick.runtime.health_monitor import HealthMonitor
 from tallystick.version import __version__
@@ -197,7 +198,10 @@ async def _demand(context: ApiContext, request: ShortlistRequest) -> Demand:
     if index is None or not index.payer_groups:
         return demand
     payer = parse_address(request.payer)
-    return replace(demand, payer=Payer(payer, await context.accounts.settled.of(payer)))
+    settled: Mapping[Address, Amount] = {}
+    with contextlib.suppress(Unavailable):  # the other asks are offered all the same
+        settled = await context.accounts.settled.of(payer)
+    return replace(demand, payer=Payer(payer, settled))
 
 
 def _add_provider_routes(api: FastAPI, context: ApiContext) -> None:

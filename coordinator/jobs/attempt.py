@@ -63,6 +63,10 @@ class Attempt:
     """Whether this process ended its node's connection, so that nobody knows what the node had sent."""
     return_by: float | None = None
     """Until when the job waits for the rest of its answer, since its node's connection was lost; on a monotonic clock."""
+    resuming: bool = False
+    """Whether its node, back after that, was asked for the rest of its answer."""
+    early_receipt: bytes = field(default=b"", repr=False)
+    """A receipt that came before the rest of its answer, which it needs."""
     dismissed: bool = False
     """Whether its node was told to stop because this process stops."""
     hedged: bool = False
@@ -97,6 +101,11 @@ class Attempt:
         self.return_by = None
         if self.chunks == 2:
             self.body_at = tick
+
+    @property
+    def awaits_rest(self) -> bool:
+        """Whether the rest of its answer may still come, since its node's connection was lost."""
+        return (self.return_by is not None or self.resuming) and not self.delivered
 
     def close(self, state: State, reason: str = "", *, outrun: bool = False) -> None:
         """Records how it ended. `outrun`: the job goes on with the attempt beside it."""

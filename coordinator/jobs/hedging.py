@@ -57,6 +57,8 @@ class Hedging:
         self.counts: Counter[str] = Counter()
         """Jobs that were hedged, that the second provider won, and that were not hedged, by the reason."""
         self._pending: dict[JobId, _Pending] = {}
+        self.stopped = False
+        """Whether no second attempt begins any more, because this process stops."""
 
     def arm(self, job: LiveJob) -> None:
         """Notes that an attempt was dispatched, and lets a second one follow if its output is late."""
@@ -84,7 +86,7 @@ class Hedging:
         attempt = None if pending is None else pending.attempt
         if pending is None or attempt is None:
             return None
-        if not job.undecided or job.cancelled:
+        if self.stopped or not job.undecided or job.cancelled:
             self.disarm(job)
             return None
         pending.attempt = None
@@ -94,7 +96,7 @@ class Hedging:
         return attempt
 
     def _start(self, job: LiveJob, pending: _Pending) -> None:
-        if not job.undecided or job.cancelled or self._pending.get(job.id) is not pending:
+        if self.stopped or not job.undecided or job.cancelled or self._pending.get(job.id) is not pending:
             return
         if not self.share.allows(job.payer):
             self._refuse(job, SHARE)

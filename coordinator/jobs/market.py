@@ -165,6 +165,7 @@ class Market:
         """Refuses new orders and waits for the live jobs, for `seconds` at most; `dismiss_nodes` ends those that are left."""
         if not await self._wait_until_idle(seconds):
             log.warning("jobs still running at shutdown", count=len(self._live))
+        self.hedging.stopped = True  # the log of matches gets no more
         await self._writes.close()
         self._decision_keeper.save()
         await self.match_log.close()
@@ -175,6 +176,7 @@ class Market:
         What they had sent before is read with that. A last chunk that nobody read would be charged, and not be delivered. Jobs
         whose nodes do not answer end when their links are closed.
         """
+        self.hedging.stopped = True
         for job in self._live.values():
             for attempt in job.rivals:
                 if attempt.return_by is None:

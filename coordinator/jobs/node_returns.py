@@ -3,7 +3,7 @@
 What was on its way when the connection broke is lost. Often that is the last chunk and the receipt alone, of an answer that the
 node has signed for and will collect. A node that announces `resume` keeps what it sent of such an answer. Once it is back, RESUME
 tells it how many chunks came, and it sends the others and the receipt. Meanwhile a receipt that lacks the last chunk is not
-refused. A node that does not come back in time has left the job.
+refused: the node sends it again after that chunk. A node that does not come back in time has left the job.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class NodeReturns:
     def resume(self, job: LiveJob, attempt: Attempt) -> None:
         """Asks a node that is back for the chunks of an attempt that did not come."""
         if attempt.return_by is not None and attempt.provider in self.resumers:
+            attempt.resuming = True
             self._bus.send(node_subject(attempt.provider), pack_link(Kind.RESUME, job.id, attempt.chunks.to_bytes(4, "big")))
 
     def is_over(self, attempt: Attempt) -> bool:

@@ -131,6 +131,8 @@ class Relay:
                 match = await self._record(job, attempt)
             if job.cancelled:
                 raise Refusal(Code.CANCELLED, "the job was cancelled before a provider had it")
+            if attempt.dismissed:
+                raise stops_now()
         except TallyError as error:
             return (self._end(job, attempt, error),)
         return ((Kind.MATCH, self._dispatch(job, attempt, match)),)
@@ -158,7 +160,7 @@ class Relay:
             attempt.close(State.FAILED, "the coordinator could not store the attempt", outrun=True)
             self._release(job, attempt)
             return ()
-        if attempt.outrun or job.cancelled:  # the first one had output meanwhile, or the client left
+        if attempt.outrun or attempt.dismissed or job.cancelled:  # the first one had output meanwhile, or the client left
             attempt.close(State.FAILED, "the job needed no second provider any more", outrun=True)
             self._release(job, attempt)
             return ()
@@ -271,7 +273,7 @@ class Relay:
             text = f"provider {attempt.provider} ended the job without output"
             return Unavailable(Code.PROVIDER_FAILED, text, fault=Fault.PROVIDER)
         if self.stopping or attempt.cut_off or attempt.dismissed:
-            return Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator is stopping", fault=Fault.COORDINATOR)
+            return stops_now()
         return Unavailable(Code.NODE_GONE, f"the connection to provider {attempt.provider} was lost", fault=Fault.PROVIDER)
 
     async def _void(self, job: LiveJob, attempt: Attempt, kind: int, payload: bytes) -> bytes | None:
@@ -306,11 +308,14 @@ class Relay:
         The node's acknowledgement waits until the receipt is stored. The client does not: whatever happens to this process, the
         node sends the receipt again until it is acknowledged.
         """
+        if attempt.awaits_rest and payload == attempt.early_receipt:
+            return ()
         try:
             receipt = self._receipts.read(attempt.record, attempt.order, payload)
         except BadReceipt as error:
-            if attempt.return_by is not None:
-                return ()  # its node sends it again after the chunks that were lost
+            if attempt.awaits_rest and not attempt.early_receipt:
+                attempt.early_receipt = payload  # its node sends it again after the chunks that were lost
+                return ()
             self._refuse(job, attempt, error)
             return (self._end(job, attempt, error),)
         outcome = Outcome(receipt.message.outcome)
@@ -363,6 +368,11 @@ class Relay:
             self.stop(attempt, CancelReason.COORDINATOR)
             count_failure(self._reputation, job, attempt, error)
         self.end(job, error)
+
+
+def stops_now() -> Unavailable:
+    """Returns the error of a job that this process cannot go on with."""
+    return Unavailable(Code.COORDINATOR_UNAVAILABLE, "this coordinator is stopping", fault=Fault.COORDINATOR)
 
 
 def not_relayed() -> TallyError:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from node.domain.logprob_request import EvidenceSupport
 from tallystick.protocol.eip712 import Verified
 from tallystick.protocol.features import BATCH_ONLY, absent
-from tallystick.protocol.link import MAX_ASK_BYTES, MAX_ASKS, MAX_NODE_ASK_BYTES
+from tallystick.protocol.link import MAX_ASK_BYTES, MAX_ASKS, MAX_FEATURE_CHARACTERS, MAX_FEATURES, MAX_NODE_ASK_BYTES
 from tallystick.protocol.messages import Ask, Spec
-from tallystick.protocol.payer_rules import PayerRule
+from tallystick.protocol.payer_rules import PayerRule, payer_rule
 from tallystick.protocol.pricing import Prices
 from tallystick.protocol.routes import ALWAYS, SCORES
 from tallystick.protocol.types import Address, Hash
@@ -167,14 +167,21 @@ class PublishedAsks:
 
 
 def _fitting(asks: tuple[PublishedAsk, ...]) -> tuple[tuple[PublishedAsk, ...], tuple[PublishedAsk, ...]]:
-    """Splits the asks into those within a coordinator's limits, in order, and the others."""
-    listed: list[PublishedAsk] = []
-    left_out: list[PublishedAsk] = []
+    """Splits the asks into those within a coordinator's limits and the others, each in order. Those for everybody come first
+    where not all have room.
+    """
+    fitting: set[Hash] = set()
     room = MAX_NODE_ASK_BYTES - len(b"[]")
-    for ask in asks:
-        if ask.size > MAX_ASK_BYTES or ask.size + len(b",") > room or len(listed) >= MAX_ASKS:
-            left_out.append(ask)
-        else:
-            listed.append(ask)
+    for ask in sorted(asks, key=lambda ask: payer_rule(ask.offer.spec.features) is not None):
+        if _is_readable(ask) and ask.size + len(b",") <= room and len(fitting) < MAX_ASKS:
+            fitting.add(ask.ask.digest)
             room -= ask.size + len(b",")
-    return tuple(listed), tuple(left_out)
+    listed = tuple(ask for ask in asks if ask.ask.digest in fitting)
+    return listed, tuple(ask for ask in asks if ask.ask.digest not in fitting)
+
+
+def _is_readable(ask: PublishedAsk) -> bool:
+    """Whether a coordinator reads the ask. For one that it does not, it would refuse the whole node."""
+    features = ask.offer.spec.features
+    short = all(len(feature) <= MAX_FEATURE_CHARACTERS for feature in features)
+    return short and len(features) <= MAX_FEATURES and ask.size <= MAX_ASK_BYTES

@@ -44,9 +44,14 @@ class ErrorPages:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
-        if scope["type"] == "http" and scope["method"] in _OF_FORMS and "text/html" in Headers(scope=scope).get("accept", ""):
+        if scope["type"] == "http" and scope["method"] in _OF_FORMS and _is_navigation(Headers(scope=scope)):
             send = _PageSend(send, self._pages)
         await self._app(scope, receive, send)
+
+
+def _is_navigation(headers: Headers) -> bool:
+    """Whether a request may be a browser's navigation. No form sends JSON, but Java's programs accept text/html by default."""
+    return "text/html" in headers.get("accept", "") and "json" not in headers.get("content-type", "").lower()
 
 
 class _PageSend:

@@ -65,6 +65,8 @@ async def test_programs_get_what_they_got_before(http: httpx.AsyncClient) -> Non
         assert (answer.status_code, answer.json()["error"]["message"]) == (404, HOSTILE)
         assert (await http.get("/403", params={"form": "plain"}, headers=headers)).text == HOSTILE
     assert (await http.head("/404", headers=BROWSER)).content == b""
+    java = {"accept": "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2"}
+    assert (await http.post("/404", json={}, headers=java)).json()["error"]["message"] == HOSTILE
 
 
 async def test_what_is_no_error_for_people_stays(http: httpx.AsyncClient) -> None:

@@ -92,10 +92,10 @@ class KeyShares:
             async with asyncio.timeout(wait):
                 await granted
         except BaseException as error:
-            if granted in share.waiting:
-                share.waiting.remove(granted)
-            else:
+            if granted.done() and not granted.cancelled():
                 self._release(share)
+            elif granted in share.waiting:
+                share.waiting.remove(granted)
             if isinstance(error, TimeoutError):
                 share.refused += 1
                 raise self._full(label, f"none became free within {wait} s (wait)") from None
@@ -104,6 +104,9 @@ class KeyShares:
     def _release(self, share: KeyShare) -> None:
         self._count()
         share.running -= 1
+        for other in self.shares.values():  # a request that gave up may not have had its turn to leave
+            while other.waiting and other.waiting[0].done():
+                other.waiting.popleft()
         following = min((other for other in self.shares.values() if other.waiting), key=lambda other: other.rank, default=None)
         if following is None:
             self._free += 1

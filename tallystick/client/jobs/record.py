@@ -150,12 +150,23 @@ class JobRecord:
         deliveries = self._delivered_by_order()
         await context.ledger.end_job(response.job, state, failure.public_text, context.now(), deliveries=deliveries)
         never_ran = failure.code in _NEVER_RAN or (failure.retry and response.match is None)
-        if self._keyed and never_ran and response.head is None:  # its key may place a new job; the coordinator keeps this failure
-            await context.ledger.forget_key_of(response.job)
+        if self._keyed and never_ran and response.head is None:
+            await self._free_key()
         if failure.code is Code.UNAUTHORISED_TAB:  # the provider has receipts that this ledger does not have
             context.reconciler.wake()
             return await context.reconciler.recovery.explain_refusal(response.job, failure)
         return failure
+
+    async def _free_key(self) -> None:
+        """Lets the key of a job that never ran place a new one: the coordinator keeps this failure.
+
+        Not while a provider that had the job may bill it. Then a later request with the key looks again.
+        """
+        job, reconciler = self._response.job, self._context.reconciler
+        if await reconciler.costs_nothing(job):
+            await self._context.ledger.forget_key_of(job)
+        else:
+            reconciler.fetch_void(job)
 
     async def _receipt(self, receipt: Verified[Receipt]) -> TallyError | None:
         """Records the receipt that ended the job. Returns what is wrong with it, if anything is."""

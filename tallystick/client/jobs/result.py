@@ -95,13 +95,15 @@ class StreamInterrupted(Unavailable):
     """The stream ended without a receipt or a failure: the coordinator's fault.
 
     `receipt` is the receipt that the coordinator had when it was asked afterwards. `retry` is False if that receipt bills
-    something or the job may still run, because another request could then buy the answer twice.
+    something or the job may still run, because another request could then buy the answer twice. It is always True for a job with
+    an idempotency key: a request with that key is the same job, and brings its answer.
     """
 
-    def __init__(self, message: str, receipt: Verified[Receipt] | None, *, retry: bool) -> None:
+    def __init__(self, message: str, receipt: Verified[Receipt] | None, *, keyed: bool, over: bool) -> None:
+        """`keyed`: the job has an idempotency key; `over`: it has ended."""
         super().__init__(Code.COORDINATOR_UNAVAILABLE, message, fault=Fault.COORDINATOR)
         self.receipt = receipt
-        self.retry = retry and (receipt is None or receipt.message.cost == 0)
+        self.retry = keyed or (over and (receipt is None or receipt.message.cost == 0))
 
 
 def require_success(result: Result) -> Result:

@@ -297,7 +297,7 @@ class RunningJob:
         if lost.may_run and not placed.keyed:
             reconciler.abandon(self.id)
         text = f"the stream from the coordinator broke ({reason}) after {lost.report}"
-        self._end_with(StreamInterrupted(text, lost.receipt, retry=placed.keyed or lost.over))
+        self._end_with(StreamInterrupted(text, lost.receipt, keyed=placed.keyed, over=lost.over))
 
     async def _ask_again(self) -> bool:
         """Asks for the job of its idempotency key again, of which no part has left this job. Returns whether one took its place.

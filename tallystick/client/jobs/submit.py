@@ -28,6 +28,7 @@ from tallystick.client.orders.signing import OrderPolicy, PlacedOrder, sign_orde
 from tallystick.client.orders.tab import Tab
 from tallystick.client.receipts.delivery_check import Delivery, StreamEnd
 from tallystick.client.recovery.reconciler import Reconciler
+from tallystick.client.selection.shortlist import OWING_SECONDS
 from tallystick.protocol.criteria import Demand
 from tallystick.protocol.eip712 import Signer, Verified
 from tallystick.protocol.errors import Code, Fault, Refusal, TallyError, Unavailable
@@ -163,7 +164,11 @@ class JobSubmitter:
             text = (
                 f"this wallet excludes every provider found for {job.model!r} ({reasons[:1_000]}); see `tally receipt evidence`"
             )
-            raise Refusal(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
+            if {provider for provider, _ in drafts} <= (await self.ledger.blocked(info.domain)).keys():
+                raise Refusal(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
+            error = Unavailable(Code.NO_PROVIDER, text, fault=Fault.PROVIDER)
+            error.retry_after = OWING_SECONDS
+            raise error
         return placed
 
     def _signer(self, info: CoordinatorInfo, wait: int) -> SignOrder:

@@ -7,7 +7,7 @@ because building a statement costs more than running it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam
@@ -68,7 +68,9 @@ _INSERT_ORDER = SqliteStatement(
 )
 _INSERT_DOCS = SqliteStatement(sa.insert(order_docs), "id commitment_key order_doc terms_doc")
 _OPEN_JOB = SqliteStatement(
-    sa.select(orders.c.reader, orders.c.cancelled).where(THIS_JOB, orders.c.job_state == JobState.OPEN.value).limit(1)
+    sa.select(orders.c.created_at, orders.c.reader, orders.c.cancelled)
+    .where(THIS_JOB, orders.c.job_state == JobState.OPEN.value)
+    .limit(1)
 )
 
 
@@ -87,12 +89,15 @@ def sign_orders(
 def sign_further_orders(
     c: Connection, job: NewJob, drafts: Sequence[tuple[Address, Terms]], sign: SignOrder
 ) -> list[PlacedOrder]:
-    """Like `sign_orders`, for a job that is stored. Signs nothing for a job that is not open any more."""
+    """Like `sign_orders`, for a job that is stored. Signs nothing for a job that is not open any more.
+
+    `job.created_at` is the time of these orders: the job itself began before.
+    """
     stored = _OPEN_JOB.first(c, {"of_job": bytes(job.job)})
     if stored is None:
         return []
     signed = _sign(c, job, drafts, sign)
-    _store_orders(c, job, signed, stored.reader, cancelled=bool(stored.cancelled))
+    _store_orders(c, replace(job, created_at=stored.created_at), signed, stored.reader, cancelled=bool(stored.cancelled))
     return [placed for placed, _ in signed]
 
 

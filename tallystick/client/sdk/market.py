@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -52,7 +52,7 @@ from tallystick.client.selection.options import (
     read_hedge_after,
     smallest_limit,
 )
-from tallystick.client.selection.shortlist import ShortlistCache
+from tallystick.client.selection.shortlist import Exclusions, ShortlistCache
 from tallystick.protocol.eip712 import Domain, Signer, Verified
 from tallystick.protocol.errors import BadMessage, Code, Refusal
 from tallystick.protocol.json_members import read_count, read_text
@@ -237,12 +237,13 @@ class Market(ConvenienceMethods):
         """The coordinator's identity and deployment, read once. Raises Refusal if the config requires others."""
         return await self._checked_info.get()
 
-    async def _shortlist_context(self) -> tuple[Domain, Iterable[Address]]:
+    async def _shortlist_context(self) -> tuple[Domain, Exclusions]:
         domain = (await self.info()).domain
-        excluded = await self._ledger.excluded(domain, self._now())
-        if excluded and (owing := excluded.keys() - await self._ledger.blocked(domain)):
+        excluded = frozenset(await self._ledger.excluded(domain, self._now()))
+        owing = excluded and excluded - (await self._ledger.blocked(domain)).keys()
+        if owing:
             self._reconciler.recover_tabs(sorted(owing))  # their receipts may have come meanwhile
-        return domain, excluded
+        return domain, Exclusions(excluded, owing)
 
     async def _stake_of(self, provider: Address) -> int | None:
         return None if self._onchain is None else await self._onchain.stake(provider)

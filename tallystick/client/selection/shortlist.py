@@ -7,7 +7,7 @@ import contextlib
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -22,6 +22,8 @@ from tallystick.protocol.types import Address, Hash
 log = structlog.get_logger()
 MAX_CACHED = 256
 """Demands whose shortlists are cached."""
+OWING_SECONDS = 60
+"""When the receipts that a provider owes may have come: ended jobs are asked for about as often."""
 
 FindStale = Callable[[Domain, Sequence[Verified[Ask]]], Awaitable[Mapping[Hash, str]]]
 """Returns why some asks must not be ordered on, by digest; see `ledger.ask_freshness`."""
@@ -64,6 +66,13 @@ class _CachedShortlist:
         return now < self.expires_at and (not _failed(self.task) or _is_unserved(self.task))
 
 
+class Exclusions(NamedTuple):
+    """The providers that a wallet excludes now. `owing`: those that get orders again once their receipts come."""
+
+    providers: frozenset[Address]
+    owing: frozenset[Address]
+
+
 class ShortlistCache:
     """Queries the coordinator once per demand in `seconds`; concurrent callers with the same demand share the query.
 
@@ -78,7 +87,7 @@ class ShortlistCache:
         *,
         limit: int,
         seconds: float,
-        context: Callable[[], Awaitable[tuple[Domain, Iterable[Address]]]],
+        context: Callable[[], Awaitable[tuple[Domain, Exclusions]]],
         now: Callable[[], int],
         stake_of: Callable[[Address], Awaitable[int | None]],
         find_stale: FindStale,
@@ -180,11 +189,11 @@ class ShortlistCache:
 
     async def _query(self, demand: Demand) -> list[Verified[Ask]]:
         domain, excluded = await self._context()
-        query = replace(demand, exclude=demand.exclude | frozenset(excluded), limit=self._limit)
+        query = replace(demand, exclude=demand.exclude | excluded.providers, limit=self._limit)
         try:
             listed = await self._coordinator.shortlist(query.to_json(self._payer))
         except (Refusal, Unavailable) as error:
-            raise _with_excluded(error, len(frozenset(excluded))) from error
+            raise _with_excluded(error, excluded) from error
         asks = (await self._best_asks(listed, query, domain))[: self._limit]
         asks += await self._preferred(query, domain, {ask.message.provider for ask in asks})
         asks = await self._with_stake(demand, asks)
@@ -196,12 +205,18 @@ class ShortlistCache:
         return asks
 
 
-def _with_excluded(error: Refusal | Unavailable, excluded: int) -> Refusal | Unavailable:
-    """Adds the number of providers that this wallet excludes to the coordinator's refusal."""
-    if not excluded or error.code not in (Code.NO_PROVIDER, Code.NODE_BUSY):
+def _with_excluded(error: Refusal | Unavailable, excluded: Exclusions) -> Refusal | Unavailable:
+    """Adds the providers that this wallet excludes to the coordinator's refusal, final unless some come back by themselves."""
+    if not excluded.providers or error.code not in (Code.NO_PROVIDER, Code.NODE_BUSY):
         return error
-    text = f"{error}; this wallet excludes {excluded} providers, tally receipt evidence lists them"
-    return type(error)(error.code, text, fault=error.fault)
+    text = f"{error}; this wallet excludes {len(excluded.providers)} providers, tally receipt evidence lists them"
+    if not excluded.owing:
+        told = type(error)(error.code, text, fault=error.fault)
+    else:
+        told = Unavailable(error.code, f"{text}; {len(excluded.owing)} of them until their receipts come", fault=error.fault)
+        told.retry_after = OWING_SECONDS
+    told.retry_after = error.retry_after or told.retry_after
+    return told
 
 
 def _failed(task: asyncio.Task[Any]) -> bool:

@@ -51,9 +51,13 @@ class Jobs:
         """Those of the running jobs."""
         return [label for label, _ in self._running.values()]
 
+    def begin_end(self, number: int | None = None) -> None:
+        """Lets a job end with its next turn."""
+        self._running.pop(min(self._running) if number is None else number)[1].set()
+
     async def end(self, *, number: int | None = None) -> None:
         """Ends the first running job, or that one."""
-        self._running.pop(min(self._running) if number is None else number)[1].set()
+        self.begin_end(number)
         for _ in range(4):
             await asyncio.sleep(0)
 
@@ -96,6 +100,26 @@ async def test_slots_are_shared_by_weight(slots: int, weights: tuple[int, int], 
             await jobs.end(number=number)
             ends |= {at: now + length[jobs.began[at]] for at in range(began, len(jobs.began))}
     assert used["a"] * weights[1] == pytest.approx(used["b"] * weights[0], rel=0.05)
+    await jobs.stop()
+
+
+async def test_a_request_that_gives_up_as_a_slot_becomes_free() -> None:
+    """It takes no slot, and the request whose slot it would have had ends as usual."""
+    jobs = Jobs(KeyShares(1, {"a": 1, "b": 1, "c": 1}))
+    await jobs.ask("a")
+    (first,) = jobs.waiting
+    await jobs.ask("b")
+    (leaving,) = jobs.waiting - {first}
+    await jobs.ask("c")
+    jobs.begin_end()
+    leaving.cancel()  # its turn comes after that of the job that ends
+    await asyncio.wait((first, leaving))
+    assert first.exception() is None
+    assert jobs.began == ["a", "c"]
+    await jobs.ask("b")
+    assert jobs.began == ["a", "c"], "there is one slot, as before"
+    await jobs.end()
+    assert jobs.began == ["a", "c", "b"]
     await jobs.stop()
 
 

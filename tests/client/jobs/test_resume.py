@@ -86,12 +86,11 @@ async def test_a_job_that_was_never_admitted_frees_its_key(market: Market, fake:
 
 async def test_a_job_whose_orders_expired_on_their_way_may_be_sent_again(market: Market, fake: FakeMarket) -> None:
     """A coordinator that was away for longer than its orders are valid never had it. That is no fault of its caller."""
-    works = fake.script
-    await _failed_jobs(market, fake, _no_database_after_match)
-    fake.sessions.clear()
+    fake.drops = 2
+    with pytest.raises(TallyError):
+        await market.submit(CHAT, BODY, key="one")
     fake.refusals = [Refusal(Code.ORDER_EXPIRED, "order.deadline: passed 11 s ago")]
     with pytest.raises(Unavailable, match="expired before the coordinator had them; send the request again") as failed:
         await market.submit(CHAT, BODY, key="one")
     assert (failed.value.retry, failed.value.fault) == (True, Fault.COORDINATOR)
-    fake.script = works
     assert await _buy(market) > 0

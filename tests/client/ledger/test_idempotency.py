@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from tallystick.client.config import ClientConfig
+from tallystick.client.jobs.result import StreamInterrupted
 from tallystick.client.ledger import idempotency
 from tallystick.client.ledger.idempotency import IdempotencyKey, scope_key
 from tallystick.client.ledger.ledger import Ledger
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
-from tallystick.protocol.errors import BadMessage, Code, Refusal, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Fault, Refusal, TallyError, Unavailable
+from tallystick.protocol.messages import Outcome
 from tallystick.protocol.types import JobId
 from tests.client.fake_coordinator import BODY, CHAT, FakeMarket, Session, honest
 
@@ -65,6 +67,76 @@ async def test_a_job_that_no_provider_took_frees_its_key(market: Market, fake: F
     fake.script = honest
     assert await _ask(market, "mine")
     assert len({submission.job for submission in fake.submissions}) > 1
+
+
+@pytest.mark.parametrize("released", [True, False])
+async def test_a_busy_provider_that_may_still_bill_keeps_the_key(market: Market, fake: FakeMarket, released: bool) -> None:
+    """A provider that had the job and says that it is busy frees the key with its receipt at no cost. Without it, the provider
+    could collect on the order, so that a second job could be paid for too.
+    """
+
+    async def busy(session: Session) -> None:
+        await session.match()
+        if released:
+            await session.void()
+        await session.fail(Unavailable(Code.NODE_BUSY, "all slots are taken", fault=Fault.PROVIDER))
+
+    fake.script = busy
+    with pytest.raises(Unavailable, match="all slots are taken"):
+        await _ask(market, "mine")
+    fake.script = honest
+    if released:
+        assert await _ask(market, "mine")
+    else:
+        with pytest.raises(TallyError):
+            await _ask(market, "mine")
+    assert len({submission.job for submission in fake.submissions}) == 1 + released
+
+
+async def test_a_lost_job_that_may_still_be_billed_keeps_its_key(market: Market, fake: FakeMarket) -> None:
+    """A provider had it, and the coordinator forgot it: its order may be collected on, so that no second job is bought. Once the
+    coordinator has the provider's receipt at no cost, the key buys an answer.
+    """
+
+    async def breaks(session: Session) -> None:
+        await session.match()
+        await session.answer()
+        await session.cut()
+
+    fake.script = breaks
+    with pytest.raises(StreamInterrupted):
+        await _ask(market, "mine")
+    ((job, session),) = fake.sessions.items()
+    fake.sessions.clear()
+    fake.script = honest
+    for _ in range(2):
+        fake.refusals = [Refusal(Code.ORDER_EXPIRED, "too late")]
+        with pytest.raises(Unavailable, match="may still bill it"):
+            await _ask(market, "mine")
+    assert {submission.job for submission in fake.submissions} == {job}
+    session.release(Outcome.PROVIDER_ERROR)
+    fake.sessions[job] = session
+    assert await _ask(market, "mine")
+    assert len({submission.job for submission in fake.submissions}) == 2
+
+
+async def test_a_billed_job_whose_stream_broke(market: Market, fake: FakeMarket) -> None:
+    """The key still brings its answer, at no further cost, so the request may be sent again."""
+
+    async def breaks(session: Session) -> None:
+        await session.match()
+        await session.answer()
+        await session.chunk(b"half ")
+        session.transcript.add(b"an answer")  # the last chunk is lost
+        session.bill()
+        await session.cut()
+
+    fake.script = breaks
+    with pytest.raises(StreamInterrupted) as caught:
+        await _ask(market, "mine")
+    assert caught.value.receipt is not None
+    assert caught.value.receipt.message.cost
+    assert caught.value.retry
 
 
 async def test_a_job_that_an_older_release_submitted(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:

@@ -30,7 +30,7 @@ async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
 
 
 async def _order_further(ledger: Ledger, job: JobId) -> list[PlacedOrder]:
-    new = NewJob(DOMAIN, PAYER.address, job, "model", "/v1/chat/completions", b"k" * 32, NOW_S)
+    new = NewJob(DOMAIN, PAYER.address, job, "model", "/v1/chat/completions", b"k" * 32, NOW_S + 5)
     terms = terms_for(BOB.ask, job=job, commitment=ZERO_HASH, output_tokens=100, body_bytes=200)
     return await ledger.sign_further_orders(new, [(BOB.address, terms)], sign)
 

@@ -20,8 +20,9 @@ from tallystick.client.orders.tab import MAX_AWAITING_RECEIPTS
 from tallystick.client.recovery import reconciler
 from tallystick.client.recovery.reconciler import Reconciler
 from tallystick.client.sdk.market import Market
+from tallystick.client.selection.shortlist import OWING_SECONDS
 from tallystick.protocol.eip712 import Signer, read_signed
-from tallystick.protocol.errors import BadMessage, BadSignature, Code, Fault, TallyError, Unavailable
+from tallystick.protocol.errors import BadMessage, BadSignature, Code, Fault, Refusal, TallyError, Unavailable
 from tallystick.protocol.jobs import State
 from tallystick.protocol.messages import Outcome, Receipt
 from tallystick.protocol.pricing import Usage
@@ -221,9 +222,14 @@ async def test_no_provider_climbs_by_jobs_that_it_fails(market: Market, fake: Fa
     for _ in range(MAX_AWAITING_RECEIPTS):
         with suppress(Unavailable):
             await run(market)
-    with pytest.raises(TallyError) as caught:
-        await run(market)
-    assert (caught.value.code, len(fake.submissions)) == (Code.NO_PROVIDER, MAX_AWAITING_RECEIPTS)
+    for cached in (True, False):  # the exclusion shows as the orders are signed, or in the shortlist
+        if not cached:
+            market._shortlists.forget()
+            fake.refusals = [Refusal(Code.NO_PROVIDER, "none fits")]
+        with pytest.raises(Unavailable) as caught:
+            await run(market)
+        assert (caught.value.code, len(fake.submissions)) == (Code.NO_PROVIDER, MAX_AWAITING_RECEIPTS)
+        assert (caught.value.retry, caught.value.retry_after) == (True, OWING_SECONDS), "receipts may come"
     tab = await market.tab(alice)
     assert (tab.blocked_reason, tab.awaiting_receipts) == ("", MAX_AWAITING_RECEIPTS)
     assert alice in await market._ledger.excluded(DOMAIN, market._now())

@@ -12,13 +12,13 @@ import pytest
 from coordinator.domain.resource_bounds import PAGE_BYTES
 from coordinator.http.api import TAB_RECEIPTS
 from coordinator.http.pages import api_page, home_page
-from coordinator.jobs.accounts import SETTLED_SECONDS
+from coordinator.jobs.accounts import SETTLED_SECONDS, SettledAmounts
 from coordinator.ports import Cursor, Settlement
 from tallystick import __version__
 from tallystick.protocol.access import ACCESS_SECONDS, dump_access
 from tallystick.protocol.criteria import Reason
 from tallystick.protocol.eip712 import Signed, Signer, read_signed
-from tallystick.protocol.errors import Code
+from tallystick.protocol.errors import Code, Unavailable
 from tallystick.protocol.link import MAX_ASK_BYTES, Capacity, LateReceipt
 from tallystick.protocol.messages import Access, Ask, Inquiry, Outcome, Receipt, Spec
 from tallystick.protocol.payer_rules import PayerRule
@@ -249,6 +249,23 @@ async def test_a_price_for_some_payers(at: Served) -> None:
         "2000000": "",
         "1000000": "payers that settled 0.00001 dollars with this provider",
     }
+
+
+async def test_prices_for_payers_while_the_database_is_away(at: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows then what a payer settled. It is offered what is for everybody, and what lists its wallet."""
+
+    async def away(_: object, __: object) -> None:
+        raise Unavailable(Code.DATABASE_UNAVAILABLE, "away")
+
+    monkeypatch.setattr(SettledAmounts, "of", away)
+    ann, bob = at.world.node("ann", output_price=2_000_000), at.world.node("bob", output_price=3_000_000)
+    for node, rule in ((ann, PayerRule(settled=Amount(1))), (bob, PayerRule(wallets=frozenset({PAYER.address})))):
+        cheap = make_ask(
+            node.signer, output_price=node.ask.message.output_price // 2, spec=Spec(features=rule.to_features()), seq=9
+        )
+        at.world.market.matchmaker.replace_asks(node.address, [*node.asks, cheap], Capacity(4, 4))
+    listed = (await at.http.post("/v1/shortlist", json=DEMAND)).json()["asks"]
+    assert {entry["ask"]["message"]["outputPrice"] for entry in listed} == {"2000000", "1500000"}
 
 
 async def test_a_model_that_was_for_sale_a_moment_ago(at: Served) -> None:

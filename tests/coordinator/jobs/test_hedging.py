@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -359,6 +360,21 @@ async def test_a_client_that_leaves_before_the_second_attempt(world: World, ann:
     assert bob.sent == []
     ann.fail(client.job.id)
     await quiet()
+    world.assert_idle()
+
+
+async def test_a_coordinator_that_stops_hedges_no_job(world: World, ann: FakeNode, bob: FakeNode) -> None:
+    """Its log of matches is closed, and the second provider would work for nothing."""
+    client = await _place(world, ann, bob)
+    ann.accept(client.job.id)
+    stopping = asyncio.create_task(world.market.dismiss_nodes(60))
+    await quiet()
+    await world.pass_time(LATE)
+    assert bob.got(Kind.DISPATCH) == []
+    ann.fail(client.job.id)
+    await quiet()
+    assert stopping.done()
+    assert client.failure.code is Code.COORDINATOR_UNAVAILABLE
     world.assert_idle()
 
 

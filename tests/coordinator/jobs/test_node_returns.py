@@ -63,6 +63,40 @@ async def test_a_receipt_that_overtakes_the_lost_chunks_is_not_refused(world: Wo
     assert await world.stored(client) is State.COMPLETED
 
 
+async def test_a_receipt_between_the_lost_chunks_is_not_refused(world: World) -> None:
+    """A node that sends its receipts again does so beside the lost chunks."""
+    node, client = await _began(world)
+    receipt = node.receipt(client.job.id)
+    node.leave()
+    _come_back(world, node)
+    for send in (node.chunk, node.last_chunk):
+        node.hand_in(client.job.id, receipt)
+        await quiet()
+        assert (client.ended, node.got(Kind.RECEIPT_REFUSED)) == (False, [])
+        send(client.job.id)
+        await quiet()
+    node.hand_in(client.job.id, receipt)
+    await quiet()
+    assert client.kinds == [Kind.MATCH, *[Kind.CHUNK] * 3, Kind.RECEIPT]
+    assert await world.stored(client) is State.COMPLETED
+
+
+async def test_a_node_that_is_back_has_one_receipt(world: World) -> None:
+    """Each one costs a check of its signature, so no node sends others without end."""
+    node, client = await _began(world)
+    receipts = [node.receipt(client.job.id) for _ in range(2)]
+    node.leave()
+    _come_back(world, node)
+    node.hand_in(client.job.id, receipts[0])
+    await quiet()
+    assert not client.ended
+    node.hand_in(client.job.id, receipts[1])
+    await quiet()
+    assert client.failure.code is Code.BAD_RECEIPT
+    assert node.got(Kind.RECEIPT_REFUSED, client.job.id)
+    world.assert_idle()
+
+
 async def test_a_node_that_stopped_the_job_says_so_when_it_is_back(world: World) -> None:
     """Its receipt at no cost ends the job, without waiting for more."""
     node, client = await _began(world)
@@ -167,6 +201,19 @@ async def test_a_node_that_is_told_to_stop_is_not_to_blame(world: World, *, bega
     assert node.got(Kind.RECEIPT_ACK, client.job.id)
     assert other.sent == []
     assert world.market.reputation.score(node.address) == UNKNOWN_PROVIDER.score
+    world.assert_idle()
+
+
+async def test_a_job_that_its_node_does_not_have_yet_stays_here(world: World) -> None:
+    """Its node, which would be told to stop before it has the job, never gets it."""
+    node = world.node("ann")
+    job = await world.market.place_order(world.submission(node))
+    stopping = asyncio.create_task(world.market.dismiss_nodes(60))
+    await quiet()
+    client = world.read(job)
+    await quiet()
+    assert (node.got(Kind.DISPATCH), stopping.done()) == ([], True)
+    assert client.failure.code is Code.COORDINATOR_UNAVAILABLE
     world.assert_idle()
 
 

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from node.domain.published_asks import Offer
+from node.domain.published_asks import Offer, for_payers
+from tallystick.protocol.link import MAX_FEATURES, read_asks
+from tallystick.protocol.payer_rules import MAX_RULE_WALLETS, PayerRule, payer_rule
 from tallystick.protocol.pricing import Prices
+from tallystick.protocol.types import Address
 from tests.node.harness import DOMAIN, NOW, OFFER, PROVIDER, SEALING, make_asks
 
 OTHER = replace(OFFER, model="other", engine="second", upstream="other")
@@ -54,3 +57,25 @@ def test_withdrawn_asks_are_gone_at_once() -> None:
 def test_seqs_grow_over_restarts() -> None:
     """A restarted node signs higher seqs without having stored any."""
     assert make_asks(now=NOW + 10).current[0].message.seq > make_asks(now=NOW).current[0].message.seq
+
+
+def test_an_ask_that_no_coordinator_reads_is_left_out() -> None:
+    """For it, a coordinator would refuse the whole node: such as one that lists many wallets beside many features."""
+    many = replace(OFFER.spec, features=tuple(f"feature-{number}" for number in range(MAX_FEATURES - 2)))
+    wallets = PayerRule(frozenset(Address(f"0x{number:040x}") for number in range(3)))
+    offer = replace(OFFER, spec=many)
+    asks = make_asks(offer, for_payers(offer, Prices(1, 1, 1), wallets))
+    assert asks.offers == (offer,)
+    read_asks([ask.to_json() for ask in asks.current])
+
+
+def test_asks_for_some_payers_take_no_room_of_others() -> None:
+    """What everybody may buy is listed first if not all asks have room."""
+    wallets = PayerRule(frozenset(Address(f"0x{number:040x}") for number in range(MAX_RULE_WALLETS)))
+    models = [replace(OFFER, model=f"model-{number}") for number in range(40)]
+    offers = [each for offer in models for each in (offer, for_payers(offer, Prices(1, 1, 1), wallets))]
+    asks = make_asks(*offers)
+    listed = [offer for offer in asks.offers if payer_rule(offer.spec.features) is None]
+    assert listed == models
+    assert len(models) < len(asks.offers) < len(offers)
+    read_asks([ask.to_json() for ask in asks.current])
