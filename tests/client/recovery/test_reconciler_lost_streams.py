@@ -55,7 +55,7 @@ async def test_no_answer_is_billed_for_ever_before_its_match(market: Market, fak
         with pytest.raises(TallyError) as caught:
             async with await market.submit(CHAT, BODY, key=f"key {number}" if keyed else None) as job:
                 await job.result()
-        assert not caught.value.retry
+        assert caught.value.retry is keyed, "a key is the same job, which costs nothing more"
         assert (await market.tab(mallory)).undelivered_quarters == number * QUARTERS_UNDELIVERED
     with pytest.raises(Refusal) as refused:
         await run(market)
