@@ -22,7 +22,7 @@ from tallystick.protocol.link import Beat, Capacities, Capacity, Listing, read_a
 from tallystick.protocol.messages import Ask
 from tallystick.protocol.payer_rules import PayerRule
 from tallystick.protocol.types import Address, Amount, JobId
-from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads, pack_link, unpack_link
+from tallystick.protocol.wire import NO_JOB, Kind, dumps, loads, pack_link
 from tests.node.fake_coordinator import Connection, FakeCoordinator
 from tests.node.harness import COORDINATOR, DOMAIN, OFFER, PROVIDER, make_asks
 
@@ -123,7 +123,8 @@ async def test_asks_for_some_payers(payer_asks: bool) -> None:
             assert [ask.verify(DOMAIN).digest for ask in connection.hello.asks] == listed
             await node.next_event()
             node.link.announce_asks()
-            _, _, payload = unpack_link(await connection.socket.recv())
+            await connection.until(Kind.ASKS, 1)
+            [payload] = connection.of(Kind.ASKS)
             assert [ask.verify(DOMAIN).digest for ask in Listing.from_json(loads(payload, "asks")).asks] == listed
 
 
