@@ -91,5 +91,5 @@ async def test_an_unknown_path_and_a_wrong_method(http: httpx.AsyncClient) -> No
     only_get = ErrorPages(Starlette(routes=[Route("/", lambda _: Response())]), PAGES)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(only_get), base_url="http://test") as client:
         answer = await client.post("/", headers=BROWSER)
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+    assert (answer.status_code, set(answer.headers["allow"].split(", "))) == (405, {"GET", "HEAD"})  # in any order
     assert TITLES[405] in answer.text
