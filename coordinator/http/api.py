@@ -215,9 +215,9 @@ def _add_provider_routes(api: FastAPI, context: ApiContext) -> None:
         """Returns the latest decisions about a provider, newest first: which jobs it got, and why it did not get others.
 
         `tally node why` shows them. `availability` (by jobs) and `integrity` (by `audits` of each product) are percentages.
-        No decision names a payer. With `inputPrice` or `outputPrice`, in base units per 1,000,000
-        tokens, the answer says what the shortlists among these decisions would have been for its present asks at these prices,
-        and leaves out those of which that is not known, as of the time before the node connected.
+        No decision names a payer. With `inputPrice` or `outputPrice`, in base units per 1,000,000 tokens, the answer is about
+        the shortlists among these decisions: what each would have been for its present asks at these prices. It leaves out
+        those of which that is not known, as of the time before the node connected.
         """
         address, market = parse_address(provider), context.market
         prices = None if input_price is None and output_price is None else (input_price, output_price)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from coordinator.ports import KnownJob
-from tallystick.protocol.errors import Code, Fault, Refusal, Unavailable
+from tallystick.protocol.errors import Refusal, rate_limited
 from tallystick.protocol.tiers import Tier, Tiers
 from tallystick.protocol.types import Address, Amount, format_amount
 from tallystick.runtime.token_bucket import TokenBucket
@@ -118,9 +118,7 @@ class AccessTiers:
             bucket = self._rates.get(tier.name)
             if bucket is not None and not bucket.try_spend(payer, self._tick()):
                 text = f"tier {tier.name!r} allows {tier.jobs_per_minute} jobs a minute (jobs_per_minute)"
-                error = Unavailable(Code.RATE_LIMITED, f"{text}; {self._tiers.lifts(tier, settled)}", fault=Fault.CLIENT)
-                error.retry_after = max(1, round(bucket.delay(payer, self._tick())))
-                raise error
+                raise rate_limited(f"{text}; {self._tiers.lifts(tier, settled)}", bucket.delay(payer, self._tick()))
         self._running[payer] += 1
         return tier
 

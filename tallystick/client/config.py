@@ -38,8 +38,8 @@ def read_priority(value: object, member: str) -> str:
 
 
 MAX_WAIT_SECONDS = 1_800
-MAX_HEDGE_SECONDS = MAX_HEDGE_MS / 1_000
 """The longest wait for a free slot that a request may ask for. A coordinator may allow less."""
+MAX_HEDGE_SECONDS = MAX_HEDGE_MS / 1_000
 MAX_WEIGHT = 1_000
 """The most that one API key may weigh."""
 MAX_LABEL = 64

@@ -68,7 +68,7 @@ class PayerRule:
 @lru_cache(maxsize=4_096)
 def payer_rule(features: tuple[str, ...]) -> PayerRule | None:
     """Returns whom an ask with these features is for; None: for everybody. A rule that cannot be read is for nobody."""
-    rules = [feature.lower() for feature in features if feature.lower().startswith((_WALLET, _SETTLED))]
+    rules = rule_features(features)
     if not rules:
         return None
     wallets = frozenset(Address(rule.removeprefix(_WALLET)) for rule in rules if rule.startswith(_WALLET))

@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError, Unavailable
+from tallystick.protocol.errors import BadMessage, Code, Refusal, TallyError, Unavailable, retry_headers
 from tallystick.protocol.wire import dumps
 from tallystick.runtime.buffered_transport import buffered
 from tallystick.runtime.http_direct import DirectRoutes
@@ -307,9 +307,10 @@ class _Http(_WatchedProtocol, HttpProtocol):
     def _refuse(self, status: int, error: TallyError) -> None:
         self._end_head()
         body = dumps(error.as_json())
+        ((name, value),) = (retry_headers(error) or {"x-should-retry": "false"}).items()
         head = (
             f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            f"{'retry-after: 1' if error.retry else 'x-should-retry: false'}\r\nconnection: close\r\n\r\n"
+            f"{name}: {value}\r\nconnection: close\r\n\r\n"
         )
         log.info("connection refused", address=_host(self.client), status=status, reason=str(error))
         self._refused = True

@@ -19,6 +19,7 @@ _MAX_BODY = 1 << 16
 _OF_FORMS = frozenset({"GET", "POST"})
 """Methods of a browser's navigation."""
 _REPLACED = frozenset({"application/json", "text/plain"})
+_OF_BODY = frozenset({b"content-type", b"content-length", b"content-encoding"})
 TITLES = {
     401: "Log in first",
     403: "Not allowed",
@@ -86,9 +87,6 @@ class _PageSend:
         headers.update(page.headers)
         await self._send({**start, "headers": headers.raw})
         await self._send({"type": "http.response.body", "body": page.body})
-
-
-_OF_BODY = frozenset({b"content-type", b"content-length", b"content-encoding"})
 
 
 def _is_replaced(start: Message) -> bool:

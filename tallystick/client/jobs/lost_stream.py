@@ -34,7 +34,8 @@ async def find_out(placed: PlacedJob, reconciler: Reconciler, *, replicated: boo
     `replicated`: its coordinator has replicas. `may_move`: another job may take its place. Raises BadReceipt.
     """
     replicated = replicated and not placed.keyed  # others may read a job with an idempotency key: it is not ended here
-    response, record, received = placed.response, placed.record, _received(placed)
+    response, record = placed.response, placed.record
+    received = f"{response.chunks} chunks with {response.body_bytes} bytes of the answer"
     remote: RemoteJob | None = None
     receipt: Verified[Receipt] | None = None
     try:
@@ -57,7 +58,3 @@ async def find_out(placed: PlacedJob, reconciler: Reconciler, *, replicated: boo
     if receipt is not None:
         report += f", billed {format_amount(receipt.message.cost)} dollars"
     return LostJob(remote, receipt, over, f"{received}; {report}")
-
-
-def _received(placed: PlacedJob) -> str:
-    return f"{placed.response.chunks} chunks with {placed.response.body_bytes} bytes of the answer"

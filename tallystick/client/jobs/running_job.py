@@ -39,7 +39,7 @@ class JobContext(RecordContext):
     """What a job needs from its market.
 
     `on_answer` is called once when an answer begins, `on_finished` once at the job's end. `read_elsewhere` returns whether
-    another `Job` object reads the same job now.
+    something else reads the same job now.
     """
 
     config: ClientConfig

@@ -103,14 +103,15 @@ class ShortlistSubmitter:
         A key that is another job's by now, or none's any more, or whose replica was lost meanwhile, is looked up again.
         """
         async with self._keys.setdefault(key.key, asyncio.Lock()):
-            for tries_left in reversed(range(KEY_TRIES)):
+            tries = 1
+            while True:
                 keyed = await self.ledger.find_key(key.key)
                 try:
                     return await (submit() if keyed is None else self._resume(keyed, key, request, options))
                 except (KeyTaken, KeyFreed, ConnectionLost) as error:
-                    if not tries_left or (isinstance(error, ConnectionLost) and not self.coordinator.replicas.has_several):
+                    if tries == KEY_TRIES or (isinstance(error, ConnectionLost) and not self.coordinator.replicas.has_several):
                         raise
-        raise RuntimeError("an idempotency key was not tried")
+                tries += 1
 
     async def _resume(self, keyed: IdempotencyKey, key: KeyedRequest, request: ApiRequest, options: JobOptions) -> RunningJob:
         idempotency.check_same(keyed, key.fingerprint)

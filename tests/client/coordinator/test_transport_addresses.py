@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
 from tallystick.client.config import ClientConfig
 from tallystick.client.coordinator.http_client import CoordinatorClient
 from tallystick.client.coordinator.transport import NotSent
+from tests.local_service import local_service
 from tests.runtime.test_replica_resolver import Names
-
-
-@asynccontextmanager
-async def _service() -> AsyncIterator[tuple[int, list[bytes]]]:
-    """A service of this machine, and what each connection to it sent first."""
-    got: list[bytes] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        line = await reader.readline()
-        got.append(line)
-        if line:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
-        writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1], got
 
 
 async def test_a_client_sends_nothing_to_a_service_of_its_own_machine() -> None:
     """Neither requests nor the job link of a listed replica reach it; those of the configured URL do."""
-    async with asyncio.timeout(60), _service() as (port, got):
+    async with asyncio.timeout(60), local_service() as (port, got):
         seed = f"http://seed.test:{port}"
         async with CoordinatorClient(seed, ClientConfig()) as client:
             client._resolver._resolver = Names(seed=["127.0.0.1", "8.8.8.8"], replica=["127.0.0.1"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tallystick.client.config import Budget, ClientConfig
+from tallystick.client.gateway import app as gateway_app
 from tallystick.client.gateway.app import build_app
 from tallystick.client.sdk.market import Market
 from tallystick.protocol.eip712 import Signer
@@ -52,6 +54,22 @@ async def test_a_coordinator_that_is_down(wallet: Signer, config: ClientConfig) 
         assert (stranger.status_code, stranger.json()) == (503, {"status": "fail"})
         alive = await http.get("/healthz", headers=key)
         assert (alive.status_code, alive.json()["status"]) == (200, "failing")
+
+
+@pytest.mark.parametrize("proxies", [(), ("127.0.0.1",)])
+async def test_only_a_trusted_proxy_names_the_scheme(
+    fake: FakeMarket, wallet: Signer, config: ClientConfig, monkeypatch: pytest.MonkeyPatch, proxies: tuple[str, ...]
+) -> None:
+    """The setting reaches the server that `tally gateway` starts."""
+    monkeypatch.setattr(gateway_app, "wait_for_stop_signal", asyncio.Event().wait)
+    ready = asyncio.get_running_loop().create_future()
+    settings = replace(config, coordinator=fake.url, port=0, trusted_proxies=proxies)
+    serving_it = asyncio.create_task(gateway_app.run_gateway(settings, wallet, ready=ready.set_result))
+    async with asyncio.timeout(60), httpx.AsyncClient() as http:
+        about = (await http.get(f"http://127.0.0.1:{await ready}/", headers={"x-forwarded-proto": "https"})).json()
+    assert about["clients"]["OPENAI_BASE_URL"].startswith("https://" if proxies else "http://")
+    serving_it.cancel()
+    await asyncio.gather(serving_it, return_exceptions=True)
 
 
 async def test_metrics(fake: FakeMarket, wallet: Signer, config: ClientConfig) -> None:

@@ -249,7 +249,7 @@ async def test_asks_follow_the_engine(site: Site) -> None:
         port = free.getsockname()[1]
     async with serving(DemoEngine().app, "127.0.0.1", 0) as other:
         site.engine_port = other
-        process = await site.start(metrics_port=port)
+        process = await site.start(metrics_port=port, trusted_proxies=["127.0.0.1"])
         connection = await site.coordinator.connections.get()
         assert len(await connection.asks()) == 1
         seen = len(connection.of(Kind.ASKS))
@@ -280,6 +280,9 @@ async def test_asks_follow_the_engine(site: Site) -> None:
                 assert (await _ready(session, metrics_url, engines="pass"))[1]["database"] == "pass"
                 async with session.get(metrics_url + "/") as response:
                     assert "Ready to earn" in await response.text()
+                forwarded = {"x-forwarded-proto": "https"}
+                async with session.get(metrics_url + "/income/", headers=forwarded, allow_redirects=False) as response:
+                    assert response.headers["location"] == f"https://127.0.0.1:{port}/income"
                 for path in ("/income", "/money"):
                     async with session.get(metrics_url + path) as response:
                         assert (response.status, response.content_type) == (200, "text/html")
